@@ -1,0 +1,76 @@
+"""Errors of use: one clear line, exit status 2, no traceback.
+
+Failures inside the toolkit keep their traceback; whatever a user can mend (a missing file, a mask of
+another backbone, a full disk) is raised as :class:`UseError` and ends in one line on standard error.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+# What the operating system refuses because of a path or a disk, not because of a mistake of ours.
+_SYSTEM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than this system allows",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.ENOENT: "no such file or folder",
+    errno.ENOTDIR: "a part of the path is not a folder",
+    errno.EISDIR: "it is a folder, not a file",
+    errno.EEXIST: "it exists already",
+}
+
+
+class UseError(Exception):
+    """Something the user can mend: says what is wrong, where, and what to do."""
+
+
+def one_line(text: object) -> str:
+    """Fold any text into one line."""
+    return " ".join(str(text).split())
+
+
+def describe(error: OSError) -> str | None:
+    """One line for an operating-system error a user can mend, None for any other."""
+    reason = _SYSTEM.get(error.errno or 0)
+    if reason is None:
+        return None
+    place = error.filename2 or error.filename
+    return f"{place}: {reason}" if place else reason
+
+
+def command(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Wrap a command's ``main(argv)``: errors of use exit 2 in one line, Ctrl-C exits 130, a closed pipe 0."""
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv) or 0
+        except UseError as error:
+            message = one_line(error)
+        except KeyboardInterrupt as stop:
+            print(f"\nstopped: {one_line(stop) or 'nothing half written was left'}", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except OSError as error:
+            message = describe(error)
+            if message is None:
+                raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+
+    return wrapped
+
+
+def choose(name: str, known: dict | list | tuple, what: str) -> None:
+    """Raise a UseError that lists the right names unless `name` is one of `known`."""
+    if name not in known:
+        raise UseError(f"unknown {what} '{name}'; known: {', '.join(sorted(map(str, known)))}")

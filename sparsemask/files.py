@@ -1,0 +1,98 @@
+"""Writing files so that a crash, a kill or a full disk never leaves half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from sparsemask.errors import UseError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open a binary file beside `path` and rename it into place when the block ends well.
+
+    On any error the temporary file is removed and whatever stood at `path` is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write UTF-8 `text` to `path` atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write `value` to `path` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """Read a JSON object; UseError when it is missing or torn."""
+    try:
+        value = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UseError(f"{path}: no such file") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UseError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UseError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def must_exist(path: str | os.PathLike, what: str, hint: str = "") -> Path:
+    """Return `path` as a Path; UseError naming `what` when nothing is there."""
+    path = Path(path)
+    if not path.exists():
+        raise UseError(f"{what} not found: {path}" + (f" ({hint})" if hint else ""))
+    return path
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself must reach the disk; some file systems refuse to open a folder: then it is their affair.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
