@@ -1,0 +1,1 @@
+"""PASCAL VOC 2012 and SBD: preparing, checking and reading them, and any data in the same layout."""

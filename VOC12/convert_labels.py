@@ -1,0 +1,79 @@
+"""Convert VOC labels, in colours or with a palette, to index PNG: PATH/NAME.png to NEW_PATH/NAME.png.
+
+    python VOC12/convert_labels.py VOC2012/SegmentationClass trainval.txt VOC2012/SegmentationIndex
+
+Decided file by file: a conversion that was stopped is completed by running it again.
+"""
+
+from __future__ import annotations
+
+if not __package__:  # run as a file: the repository's root takes the place of this folder on the path
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from sparsemask.errors import UseError, command
+from sparsemask.files import must_exist
+from VOC12.bulk import remove_leftovers
+from VOC12.convert import looks_whole, png_to_index
+from VOC12.lists import read_list
+from VOC12.workers import run_jobs
+
+
+def convert(
+    path: str | os.PathLike,
+    list_path: str | os.PathLike,
+    new_path: str | os.PathLike,
+    workers: int | None = None,
+) -> tuple[int, int]:
+    """Convert the listed labels not converted yet; returns (files written, files that were there)."""
+    source, target = must_exist(path, "label folder"), Path(new_path)
+    if target.resolve() == source.resolve():
+        raise UseError(
+            f"{target}: the new folder is the old one; give another, the originals stay as they are"
+        )
+    names = dict.fromkeys(name.removesuffix(".png") for name in read_list(list_path))
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UseError(f"{list_path}: '{name}' leads out of the folder; give names below {source}")
+    absent = [name for name in names if not (source / f"{name}.png").is_file()]
+    if absent:
+        raise UseError(
+            f"{list_path}: {len(absent)} of {len(names)} labels absent, first {source / absent[0]}.png"
+        )
+    jobs = [
+        (old, new, old)
+        for name in names
+        if not looks_whole(new := target / f"{name}.png")
+        for old in [source / f"{name}.png"]
+    ]
+    remove_leftovers(target)
+    for _ in run_jobs(png_to_index, jobs, len(jobs), "converting", workers):
+        pass
+    print(f"{target}: {len(jobs)} labels converted, {len(names) - len(jobs)} were there already")
+    return len(jobs), len(names) - len(jobs)
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", metavar="PATH", help="folder of the labels")
+    parser.add_argument("list", metavar="LIST", help="file with one name a line")
+    parser.add_argument("new_path", metavar="NEW_PATH", help="where the index PNG go")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
+    options = parser.parse_args(argv)
+    convert(options.path, options.list, options.new_path, options.workers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Pictures and labels as tensors: VOC, or any folder of pictures and index PNG with a list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from sparsemask.errors import UseError
+from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD, SCALES, augment, draw_view, pad
+from VOC12.images import read_picture
+from VOC12.lists import load_class_names
+from VOC12.palette import out_of_range, read_label
+
+
+class SegmentationDataset(Dataset):
+    """Pairs of a picture and its label.
+
+    Args:
+        pairs: (picture, label) files, as the functions of `VOC12.lists` return them.
+        n_class: number of classes, 1 to 255; labels are 0 to n_class - 1, and 255 to ignore.
+        classes: their names; the VOC names for 21 classes, else "class i".
+        crop_size: side of a training view; least side of an evaluation view, in pixels.
+        training: whether `dataset[i]` is a training view (from torch's random state) or the whole picture.
+        scales: the factors of which a training view takes one at random.
+        mean, std: of the normalisation, per channel, for values in [0, 1].
+
+    Raises:
+        UseError: no pairs, or impossible settings; at reading: a missing or truncated file, a label and a
+            picture of different sizes, a label beyond the classes, colours where indices are expected.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Path | str, Path | str]],
+        n_class: int = 21,
+        classes: Sequence[str] | None = None,
+        crop_size: int = 513,
+        training: bool = True,
+        scales: Sequence[float] = SCALES,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        if not len(pairs):
+            raise UseError("the data set is empty: its list names no pictures")
+        if not 1 <= n_class <= 255:
+            raise UseError(f"{n_class} classes: label files hold 1 to 255 of them")
+        if crop_size < 1 or not scales or min(scales) <= 0:
+            raise UseError(f"crop {crop_size}, scales {list(scales)}: both must be positive")
+        self.classes = list(classes) if classes is not None else load_class_names(None, n_class)
+        if len(self.classes) != n_class:
+            raise UseError(f"{len(self.classes)} class names for {n_class} classes")
+        self.pairs = [(str(picture), str(label)) for picture, label in pairs]
+        self.n_class = n_class
+        self.crop_size = crop_size
+        self.training = training
+        self.scales = tuple(scales)
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Training view (see :meth:`sample`) or whole picture (see :meth:`whole`), as `training` says."""
+        if not self.training:
+            return self.whole(index)
+        return self.sample(index, np.random.default_rng(int(torch.randint(2**62, ()))))
+
+    def name(self, index: int) -> str:
+        """Name of a picture: its file's, without suffix."""
+        return Path(self.pairs[index][0]).stem
+
+    def sample(self, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random scale, crop and flip, all from `rng`.
+
+        Returns:
+            image float32 (3, crop, crop), normalised; label int64 (crop, crop), 255 where padded.
+        """
+        picture, label = self.load(index)
+        view = draw_view(label.shape, self.crop_size, self.scales, rng)
+        return augment(picture, label, view, self.crop_size, self.mean, self.std)
+
+    def whole(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The picture unscaled, padded (centred; mean and 255) to at least the crop size on each side.
+
+        Returns:
+            image float32 (3, H, W), normalised; label int64 (H, W).
+        """
+        picture, label = self.load(index)
+        return pad(picture, label, self.crop_size, self.mean, self.std)
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read and check a pair: picture uint8 (H, W, 3), label uint8 (H, W)."""
+        picture_path, label_path = self.pairs[index]
+        picture, label = read_picture(picture_path), read_label(label_path)
+        if picture.shape[:2] != label.shape:
+            (height, width), (tall, wide) = picture.shape[:2], label.shape
+            raise UseError(
+                f"{label_path}: {wide}x{tall} pixels, but its picture {picture_path} has {width}x{height}"
+            )
+        wrong = out_of_range(label, self.n_class)
+        if wrong:
+            values = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+            raise UseError(f"{label_path}: label {values} beyond the {self.n_class} classes (255 is ignored)")
+        return picture, label

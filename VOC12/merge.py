@@ -1,0 +1,87 @@
+"""Merging VOC and SBD: whose names, pictures and labels go where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsemask.errors import UseError
+from VOC12.archives import Source
+from VOC12.convert import copy_picture, looks_whole, mat_to_png, png_to_index
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to write: `function(content of name, target, name)`."""
+
+    function: Callable
+    source: Source
+    name: str  # in the source
+    target: Path
+
+
+def merge_lists(voc: Source, sbd: Source, expect: tuple[int, int, int]) -> dict[str, list[str]]:
+    """Names by list; UseError unless train, val and train_aug have the sizes `expect`."""
+    train, val = (_read_names(voc, f"ImageSets/Segmentation/{name}.txt") for name in ("train", "val"))
+    extra = [name for part in ("train.txt", "val.txt") for name in _read_names(sbd, part)]
+    lists = {
+        "train": train,
+        "val": val,
+        "trainval": sorted({*train, *val}),
+        "train_aug": sorted({*extra, *train} - {*val}),
+    }
+    for name, wanted in zip(("train", "val", "train_aug"), expect, strict=True):
+        if len(lists[name]) != wanted:
+            raise UseError(
+                f"the archives give {len(lists[name])} names for {name}, expected {wanted}: other releases "
+                "than VOC 2012 trainval and SBD? if they are meant, say so with --expect TRAIN,VAL,TRAIN_AUG"
+            )
+    return lists
+
+
+def _read_names(source: Source, path: str) -> list[str]:
+    names = source.read(path).decode("utf-8", "replace").split()
+    for name in names:
+        if not _NAME.fullmatch(name):  # names become file names here: no path may hide in one
+            raise UseError(f"{path}: {name!r} is no picture name (letters, digits, '_', '-', '.')")
+    return list(dict.fromkeys(names))
+
+
+def plan(voc: Source, sbd: Source, lists: dict[str, list[str]], out: Path) -> tuple[list[Job], int]:
+    """Files still to be written, in the order that reads the archives fastest, and how many are there."""
+    wanted: dict[tuple[int, str], Job] = {}
+    absent: list[str] = []
+    in_voc, in_sbd = set(voc.names), set(sbd.names)
+    for name in sorted({*lists["train_aug"], *lists["val"]}):
+        picture, label = out / "img" / f"{name}.jpg", out / "gt" / f"{name}.png"
+        if (path := f"JPEGImages/{name}.jpg") in in_voc:
+            wanted[0, path] = Job(copy_picture, voc, path, picture)
+        elif (path := f"img/{name}.jpg") in in_sbd:
+            wanted[1, path] = Job(copy_picture, sbd, path, picture)
+        else:
+            absent.append(f"picture {name}.jpg")
+        if (path := f"SegmentationClass/{name}.png") in in_voc:
+            wanted[0, path] = Job(png_to_index, voc, path, label)
+        elif (path := f"cls/{name}.mat") in in_sbd:
+            wanted[1, path] = Job(mat_to_png, sbd, path, label)
+        else:
+            absent.append(f"label {name}")
+    if absent:
+        raise UseError(
+            f"{len(absent)} listed files are in neither archive, first {absent[0]}; are they complete?"
+        )
+    ordered = [
+        wanted[key] for i, s in enumerate((voc, sbd)) for name in s.names if (key := (i, name)) in wanted
+    ]
+    jobs = [job for job in ordered if not _there(job)]
+    return jobs, len(ordered) - len(jobs)
+
+
+def _there(job: Job) -> bool:
+    if job.function is copy_picture:
+        return job.target.is_file() and job.target.stat().st_size == job.source.size(job.name)
+    return looks_whole(job.target)

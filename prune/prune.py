@@ -1,0 +1,60 @@
+"""Prune: make the masks of a search hard.
+
+    python prune/prune.py --thres 0.001                    the newest search run
+    python prune/prune.py --thres 0.001 --run runs/NAME    another one
+    python prune/prune.py --checkpoint FILE                any checkpoint, public ones included
+
+Writes the mask into the run's folder and to --out, with a json beside each that says where it comes from.
+"""
+
+from __future__ import annotations
+
+if not __package__:  # run as a file: the repository's root takes the place of this folder on the path
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import spaces
+from sparsemask import flags, runs
+from sparsemask.errors import command
+from sparsemask.options import Parser
+
+
+def parser(space: str = "connectivity") -> Parser:
+    """The command's flags, the family's own included."""
+    made = Parser("prune", prog="prune/prune.py", description=__doc__)
+    made.add_argument("--config", help="YAML file of flags")
+    made.add_argument("--space", default="connectivity", help="the search space (default: connectivity)")
+    made.add_argument("--exp_path", default="runs", help="folder that holds the runs (default: runs)")
+    made.add_argument("--run", default=None, help="the search run (default: the newest)")
+    made.add_argument("--checkpoint", default=None, help="a checkpoint file instead of a run")
+    made.add_argument("--out", default=None, help="the mask file to write (default: mask.npy)")
+    _family(space).add_options(made)
+    return made
+
+
+def _family(space: str):
+    return importlib.import_module(f"prune.{spaces.get(space).family}")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    space = flags.peek_space(argv)
+    made = parser(space)
+    given = made.given(argv)
+    options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)
+    run = None
+    if options.checkpoint is None:
+        run = runs.find(options.run) if options.run else runs.newest(options.exp_path, "search", space)
+    _family(space).prune(options, run)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Connectivity networks: built from a mask, started from an encoder, evaluated, shared."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import spaces
+from spaces import backbones
+from spaces.connectivity.named_masks import available_masks, named_mask
+from spaces.encoder import encoder_weights
+from sparsemask import masks, runs, session
+from sparsemask.costs import format_count, measure
+from sparsemask.engine import checkpoint
+from sparsemask.engine.randomness import seed_all
+from sparsemask.engine.records import read_rows
+from sparsemask.errors import UseError
+from sparsemask.options import Parser, spoken
+from sparsemask.pictures import draw_architecture, draw_confusion, draw_curves
+from sparsemask.session import Session
+from sparsemask.weights import load_strictly, load_weights, save_safetensors
+
+FCN = "fcn"
+
+
+def add_eval_options(parser: Parser) -> None:
+    """Flags that both verbs of this family have."""
+    group = parser.add_argument_group("connectivity network")
+    group.add_argument(
+        "--mask_path",
+        default=None,
+        help=f"mask file, or a named mask: {', '.join(available_masks())}, or the baseline {FCN}",
+    )
+
+
+def add_options(parser: Parser) -> None:
+    """Flags of retraining."""
+    add_eval_options(parser)
+    group = parser.add_argument_group("where the weights start")
+    group.add_argument("--ft_model", default=None, help="fine-tune: weights of the whole network")
+    group.add_argument(
+        "--inherit",
+        choices=("none", "encoder", "all"),
+        default="none",
+        help="take the encoder, or all kept connections too, from the search (default: none, the pretrained encoder)",
+    )
+    group.add_argument("--search_checkpoint", default=None, help="checkpoint to inherit from (default: the mask's own)")
+
+
+def read_mask(path: str | None) -> np.ndarray | str:
+    """The mask a flag names: a file's, a named one (for nine features), or "fcn"."""
+    if path is None:
+        raise UseError("--mask_path is missing: a mask file (prune/prune.py writes one) or a named mask")
+    if path == FCN:
+        return FCN
+    if Path(path).suffix == ".npy" or Path(path).exists():
+        return masks.load_mask(path)
+    return path
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse an unusable mask or missing weights before a run folder is made."""
+    resolve_mask(options)
+    if options.ft_model:
+        load_weights(options.ft_model)
+
+
+def resolve_mask(options: argparse.Namespace) -> np.ndarray | str:
+    """The mask as an array for the backbone of the options, or "fcn"; UseError when they do not fit."""
+    mask = read_mask(options.mask_path)
+    with torch.device("meta"):  # only its end points are counted
+        features = len(backbones.create(options.backbone_name).channels)
+    if isinstance(mask, str):
+        return mask if mask == FCN else named_mask(mask, features, options.seed)
+    return masks.check_mask(mask, features, options.mask_path)
+
+
+def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
+    """The small network and what its checkpoints carry: its mask."""
+    options, run = opened.options, opened.run
+    space = spaces.get(options.space)
+    if opened.state is not None:
+        mask = _mask_of(opened.state)
+        return space.network(mask, options), {"mask": opened.state["mask"]}
+    mask = resolve_mask(options)
+    note = masks.mask_note(options.mask_path) if str(options.mask_path).endswith(".npy") else {}
+    inherited = _inherited(opened, mask, note)
+    weights = encoder_weights(opened) if inherited is None and not options.ft_model else None
+    seed_all(options.seed)
+    if isinstance(mask, np.ndarray):
+        if opened.main:
+            masks.save_mask(run.folder / "mask.npy", mask, {**note, "mask_path": str(options.mask_path)})
+        options.mask_path = str(run.folder / "mask.npy")
+    if options.ft_model:
+        state = load_weights(options.ft_model)
+        _settle_expansion(options, state)
+        model = space.network(mask, options)
+        load_strictly(model, state, options.ft_model)
+        opened.say(f"fine-tuning {options.ft_model}")
+    else:
+        if inherited is not None:
+            _settle_expansion(options, inherited)
+        model = space.network(mask, options)
+        if inherited is not None:
+            model.load_state_dict({**model.state_dict(), **inherited})
+        elif weights is not None:
+            load_strictly(model.backbone, weights.state, f"encoder '{options.backbone_name}'")
+    if opened.main:
+        session.rewrite_config(opened)
+    return model, {"mask": mask if isinstance(mask, str) else torch.from_numpy(mask)}
+
+
+def _mask_of(state: dict) -> np.ndarray | str:
+    mask = state.get("mask")
+    return mask.numpy() if isinstance(mask, torch.Tensor) else str(mask)
+
+
+def _inherited(opened: Session, mask, note: dict) -> dict | None:
+    """Weights out of the search, if they are wanted and there; one line either way."""
+    options = opened.options
+    if options.inherit == "none" or options.ft_model or options.pretrained_model:
+        return None
+    path = options.search_checkpoint or note.get("checkpoint")
+    if path is None or not Path(path).exists():
+        if options.search_checkpoint:
+            raise UseError(f"--search_checkpoint: no such file: {path}")
+        opened.say("nothing to inherit: the mask does not say which search it comes from")
+        return None
+    state = checkpoint.load(path, options.space)
+    opened.say(f"inherited from the search: {'the encoder' if options.inherit == 'encoder' else 'all that is kept'} ({path})")
+    return spaces.get(options.space).transfer(state["model"], mask, options, options.inherit)
+
+
+def _settle_expansion(options: argparse.Namespace, state: dict) -> None:
+    """Weights decide the form of the encoder's first stage."""
+    if options.backbone_name == "mobilenet_v2":
+        first = "backbone.bottlenecks.Bottlenecks_0.LinearBottleneck0_0.conv1.weight"
+        options.first_expansion = "yes" if first in state else "no"
+
+
+def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
+    """The network to share, its costs and pictures, and the line that says what to do next."""
+    options, run = opened.options, opened.run
+    mask = _mask_of(checkpoint.load(run.last))
+    fcn = isinstance(mask, str)
+    cost = measure(model, (1, 3, options.crop_size, options.crop_size))
+    meta = {"space": options.space, "backbone_name": options.backbone_name, "depth": options.depth}
+    meta |= {"n_class": options.n_class, "first_expansion": options.first_expansion}
+    if not fcn:
+        meta["connections"] = [list(map(int, c)) for c in np.argwhere(mask)]
+    save_safetensors(run.folder / "network.safetensors", model.state_dict(), {k: str(v) for k, v in meta.items()})
+    run.note(
+        network="network.safetensors",
+        connections=None if fcn else masks.count_connections(mask),
+        parameters=cost.parameters,
+        multiply_adds=cost.multiply_adds,
+        milliseconds=cost.milliseconds,
+        input_size=options.crop_size,
+    )
+    draw_curves(read_rows(run.metrics), run.pictures / "curves.png")
+    if not fcn:
+        draw_architecture(mask, run.pictures / "architecture.png", model.backbone.strides, model.backbone.channels)
+    task.draw(task.samples(model, opened.arithmetic, options), run.pictures / "samples.png")
+    kept = "fcn" if fcn else f"{masks.count_connections(mask)} connections"
+    opened.say(
+        f"retrained: {task.primary} {result.get(task.primary, float('nan')):.4f}; {kept}, "
+        f"{format_count(cost.parameters)} parameters, {format_count(cost.multiply_adds)} multiply-adds, "
+        f"{cost.milliseconds:.1f} ms at {options.crop_size}x{options.crop_size}"
+    )
+    opened.say(f"run: {run.folder} (network.safetensors, pictures in {run.pictures})")
+    opened.say(f"next: {spoken('eval')}")
+
+
+def restore(parser: Parser, given: dict, run: runs.Run | None):
+    """(options, network with its weights, arithmetic) for evaluation: of a run, or of any weights file."""
+    if run is not None:
+        given.setdefault("checkpoint", "last")
+        if given["checkpoint"] not in ("last", "best"):
+            raise UseError(f"--checkpoint {given['checkpoint']}: last or best")
+        state = checkpoint.load(run.checkpoints / f"{given['checkpoint']}.pt", given.get("space"))
+        saved = {k: v for k, v in state["config"].items() if k in parser.actions()}
+        options = parser.resolve(saved, given)
+        for name in ("backbone_name", "depth", "n_class"):
+            if getattr(options, name) != state["config"][name]:
+                raise UseError(f"--{name} {getattr(options, name)}: the run has {state['config'][name]}")
+        options.first_expansion = state["config"]["first_expansion"]
+        mask, weights, what = _mask_of(state), state["model"], run.last
+    else:
+        options, line = session.settle(parser, given)
+        if line:
+            print(line)
+        what = options.pretrained_model
+        weights = load_weights(what)
+        mask = resolve_mask(options)
+        _settle_expansion(options, weights)
+    where = session.device(options)
+    model = spaces.get(options.space).network(mask, options)
+    load_strictly(model, weights, what)
+    return options, model.to(where.device, where.parameters).eval(), where
+
+
+def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: runs.Run | None) -> None:
+    """Print mean IoU and the table by class; write predictions and the confusion matrix where asked for."""
+    from retrain.tables import class_table
+    from sparsemask import tasks
+    from sparsemask.pictures import save_prediction
+    from VOC12.palette import VOC_COLOURS
+
+    task = tasks.get(options.task, options)
+    each = None
+    if options.out:
+        folder = Path(options.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        each = lambda i, p: save_prediction(  # noqa: E731
+            folder / f"{task.eval_data.name(i)}.png", p.numpy().astype(np.uint8), VOC_COLOURS
+        )
+    scores = task.scores(
+        model, where, options, options.eval_limit, options.flips, tuple(options.eval_scales), each
+    )
+    print(class_table(scores, task.classes))
+    absent = scores.absent(task.classes)
+    if absent:
+        print(f"absent from these pictures: {', '.join(absent)}")
+    pictures = min(len(task.eval_data), options.eval_limit or len(task.eval_data))
+    print(f"mIoU {scores.miou:.4f}  pixel accuracy {scores.pixel_accuracy:.4f}  ({pictures} pictures)")
+    if options.out:
+        print(f"predictions in {options.out}")
+    if run is not None:
+        draw_confusion(scores.matrix, task.classes, run.pictures / "confusion.png")
+        run.note(eval={"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "pictures": pictures})
+
+
+def load_run(run: runs.Run) -> torch.nn.Module:
+    """The trained network of a run, in evaluation mode, on the CPU."""
+    state = checkpoint.load(run.last)
+    model = spaces.get(state["space"]).network(_mask_of(state), state["config"])
+    load_strictly(model, state["model"], run.last)
+    return model.eval()

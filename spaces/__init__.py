@@ -1,0 +1,51 @@
+"""The networks that can be searched, by name."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Protocol
+
+from torch import nn
+
+from sparsemask.errors import choose
+
+# Imported when asked for, so that one family's needs are no burden to another.
+_MODULES = {"connectivity": "spaces.connectivity.space"}
+_SPACES: dict[str, Space] = {}
+
+
+class Space(Protocol):
+    """What the commands ask of a space; `config` is a mapping or namespace of options."""
+
+    family: str
+
+    def supernet(self, config) -> nn.Module:
+        """The network with relaxed masks."""
+
+    def network(self, mask, config) -> nn.Module:
+        """The small network that a mask describes."""
+
+    def transfer(self, checkpoint, mask, config) -> dict:
+        """The state the small network starts from, out of the supernet's."""
+
+    def cost(self, net: nn.Module, input_shape: tuple[int, ...]):
+        """Parameters, executed multiply-adds and time of `net`."""
+
+
+def register(name: str, space: Space) -> Space:
+    """Make `space` known as `name` (a later one of the same name replaces it)."""
+    _SPACES[name] = space
+    return space
+
+
+def available() -> list[str]:
+    """Names of all spaces."""
+    return sorted(_MODULES.keys() | _SPACES.keys())
+
+
+def get(name: str) -> Space:
+    """The space called `name`; UseError listing the right names otherwise."""
+    choose(name, available(), "space")
+    if name not in _SPACES:
+        importlib.import_module(_MODULES[name])
+    return _SPACES[name]

@@ -1,0 +1,16 @@
+"""The connectivity space (SparseMask: Wu, Zhang, Huang 2019, arXiv 1904.07642)."""
+
+from spaces.connectivity.named_masks import available_masks, named_mask
+from spaces.connectivity.pruned_network import FCN, PrunedNetwork
+from spaces.connectivity.search_network import FullyDenseNetwork
+from spaces.connectivity.space import ConnectivityConfig, ConnectivitySpace
+
+__all__ = [
+    "FCN",
+    "ConnectivityConfig",
+    "ConnectivitySpace",
+    "FullyDenseNetwork",
+    "PrunedNetwork",
+    "available_masks",
+    "named_mask",
+]

@@ -1,0 +1,96 @@
+"""The decoder's schedule, shared by the supernet and the pruned networks.
+
+Two identities keep it cheap: a concatenation followed by a convolution is a sum of convolutions, and a 1x1
+convolution commutes with bilinear upsampling. So every feature is convolved once, at its own size, for all
+stages that take it, and what a stage gets of one size is summed before it is upsampled once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsemask.errors import UseError
+from sparsemask.masks import DOWN, UP
+
+# product(kind, j, x): the contributions (stage i, tensor of depth channels) of feature j, DOWN (E_j) or UP (u_j).
+Product = Callable[[int, int, Tensor], Iterable[tuple[int, Tensor]]]
+
+
+def decode(
+    end_points: Sequence[Tensor],
+    used: Callable[[int, int], bool],
+    product: Product,
+    finish: Callable[[int, Tensor], Tensor],
+) -> Tensor:
+    """Run the decoder stages from the deepest and return relu6 of the last one, (B, depth, H, W).
+
+    Args:
+        end_points: E_0 ... E_{L-1}, deepest first, before activation.
+        used: whether any stage takes feature j of a kind; features of no use are not computed.
+        product: convolves one activated feature for all stages that take it.
+        finish: what a stage does to the sum of its inputs (batch norm).
+    """
+    sums: list[dict[torch.Size, Tensor]] = [{} for _ in end_points]
+
+    def spread(kind: int, j: int, x: Tensor) -> None:
+        for stage, y in product(kind, j, x):
+            size = y.shape[-2:]
+            sums[stage][size] = sums[stage][size] + y if size in sums[stage] else y
+
+    if used(UP, 0):
+        spread(UP, 0, F.relu6(end_points[0].mean((2, 3), keepdim=True)))
+    output = None
+    for i, end_point in enumerate(end_points):
+        if used(DOWN, i):
+            spread(DOWN, i, F.relu6(end_point))
+        if sums[i]:
+            output = F.relu6(finish(i, _total(sums[i], end_point.shape[-2:])), inplace=True)
+            sums[i] = {}
+            if i + 1 < len(end_points) and used(UP, i + 1):
+                spread(UP, i + 1, output)
+    return output
+
+
+def _total(sums: dict[torch.Size, Tensor], size: torch.Size) -> Tensor:
+    """Sum of tensors of several sizes at `size`; a constant map joins the smallest before upsampling."""
+    by_area = sorted(sums.items(), key=lambda item: item[0].numel() and item[0][0] * item[0][1])
+    total = None
+    constant = None
+    for its_size, y in by_area:
+        if its_size == (1, 1) and len(by_area) > 1:
+            constant = y
+            continue
+        if constant is not None:
+            y, constant = y + constant, None
+        y = upsample(y, size)
+        total = y if total is None else total + y
+    return total
+
+
+def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear to `size`, corners aligned; nothing is done where the size is right."""
+    size = tuple(size)
+    if tuple(x.shape[-2:]) == size:
+        return x
+    if tuple(x.shape[-2:]) == (1, 1):
+        return x.expand(*x.shape[:2], *size)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+@contextlib.contextmanager
+def batch_norm_errors() -> Iterator[None]:
+    """Say in plain words that batch statistics of a single value per channel do not exist."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UseError(
+            "a batch of 1 has no batch statistics: batch norm needs two values per channel when training; "
+            "use --batch_size 2 or more, or --freeze_bn"
+        ) from None

@@ -1,0 +1,126 @@
+"""The networks that remain: the decoder a mask describes, and the fully convolutional baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemask.masks import DOWN, UP, check_mask
+from spaces.connectivity.fusion import batch_norm_errors, decode, upsample
+from spaces.connectivity.search_network import build_backbone, init_convolutions
+
+
+class Stage(nn.Module):
+    """Parameters of one decoder stage: a 1x1 convolution per kept connection, keyed by the feature's index."""
+
+    def __init__(self, down: dict[int, int], up: dict[int, int], depth: int, momentum: float):
+        super().__init__()
+        self.down_convs = nn.ModuleDict({str(j): nn.Conv2d(c, depth, 1, bias=False) for j, c in down.items()})
+        self.up_convs = nn.ModuleDict({str(j): nn.Conv2d(c, depth, 1, bias=False) for j, c in up.items()})
+        self.bn = nn.BatchNorm2d(depth, momentum=momentum)
+
+
+class PrunedNetwork(nn.Module):
+    """Encoder and the decoder of a connectivity mask (arXiv 1904.07642, section 3.3).
+
+    Args:
+        mask: bool (L, L, 2), see :mod:`sparsemask.masks`; L is the backbone's number of end points.
+        backbone_name: name of a registered backbone, or a backbone already built.
+        depth: channels of every decoder stage.
+        in_channels: channels of the input picture.
+        num_classes: channels of the output.
+        bn_momentum: of all running statistics.
+        backbone_options: further arguments of the backbone's builder, such as `first_expansion`.
+
+    Stages that do not reach the output keep their (frozen) parameters, so that public checkpoints load, but are
+    not computed.
+    """
+
+    def __init__(
+        self,
+        mask: np.ndarray,
+        backbone_name: str | nn.Module = "mobilenet_v2",
+        depth: int = 64,
+        in_channels: int = 3,
+        num_classes: int = 21,
+        bn_momentum: float = 0.0003,
+        **backbone_options,
+    ):
+        super().__init__()
+        self.backbone = build_backbone(backbone_name, in_channels, bn_momentum, backbone_options)
+        channels = list(self.backbone.channels)
+        self.mask = check_mask(mask, len(channels))
+        live = _reaching_output(self.mask)
+        stages = {}
+        for i, row in enumerate(self.mask):
+            if row.any():
+                down = {int(j): channels[j] for j in np.flatnonzero(row[:, DOWN])}
+                up = {int(j): depth if j else channels[0] for j in np.flatnonzero(row[:, UP])}
+                stages[f"Decoders_{i}"] = Stage(down, up, depth, bn_momentum).requires_grad_(i in live)
+        self.decoders = nn.ModuleDict(stages)
+        self.fc_conv = nn.Conv2d(depth, num_classes, 1)
+        init_convolutions(self.decoders, self.fc_conv)
+        # Stages that take feature j of a kind and matter to the output.
+        self._takers = {
+            (kind, j): [i for i in live if self.mask[i, j, kind]] for j in range(len(channels)) for kind in (DOWN, UP)
+        }
+
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """(B, C, H, W) -> class scores (B, classes, h, w) at the last stage's size, or upsampled to `size`."""
+
+        def used(kind: int, j: int) -> bool:
+            return bool(self._takers[kind, j])
+
+        def product(kind: int, j: int, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+            takers = self._takers[kind, j]
+            stages = [self.decoders[f"Decoders_{i}"] for i in takers]
+            convs = [(stage.up_convs if kind == UP else stage.down_convs)[str(j)] for stage in stages]
+            weights = [conv.weight for conv in convs]
+            products = F.conv2d(x, torch.cat(weights) if len(weights) > 1 else weights[0])
+            yield from zip(takers, products.split(convs[0].out_channels, 1), strict=True)
+
+        with batch_norm_errors():
+            features = decode(
+                self.backbone(x), used, product, lambda i, total: self.decoders[f"Decoders_{i}"].bn(total)
+            )
+        logits = self.fc_conv(features)
+        return logits if size is None else upsample(logits, size)
+
+
+def _reaching_output(mask: np.ndarray) -> list[int]:
+    """Stages that the output depends on, deepest first."""
+    live = {len(mask) - 1}
+    for i in range(len(mask) - 1, -1, -1):
+        if i in live:
+            live.update(int(j) - 1 for j in np.flatnonzero(mask[i, :, UP]) if j)
+    return sorted(live)
+
+
+class FCN(nn.Module):
+    """The baseline without a decoder: one 1x1 convolution classifies the deepest end point.
+
+    Arguments as :class:`PrunedNetwork`'s, less mask and depth.
+    """
+
+    def __init__(
+        self,
+        backbone_name: str | nn.Module = "mobilenet_v2",
+        in_channels: int = 3,
+        num_classes: int = 21,
+        bn_momentum: float = 0.0003,
+        **backbone_options,
+    ):
+        super().__init__()
+        self.backbone = build_backbone(backbone_name, in_channels, bn_momentum, backbone_options)
+        self.fc_conv = nn.Conv2d(self.backbone.channels[0], num_classes, 1)
+        init_convolutions(self.fc_conv)
+
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """(B, C, H, W) -> class scores (B, classes, h, w) at the deepest size, or upsampled to `size`."""
+        with batch_norm_errors():
+            logits = self.fc_conv(F.relu6(self.backbone(x)[0]))
+        return logits if size is None else upsample(logits, size)

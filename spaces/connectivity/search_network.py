@@ -1,0 +1,180 @@
+"""The Fully Dense Network: every possible connection, each with a weight to be learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparsemask.errors import UseError
+from sparsemask.masks import DOWN, UP
+from spaces.backbones import create
+from spaces.connectivity.fusion import batch_norm_errors, decode, upsample
+from spaces.connectivity.normalised import normalised_product
+
+
+class SearchStage(nn.Module):
+    """Parameters of one decoder stage; the arithmetic is shared, see :mod:`spaces.connectivity.normalised`.
+
+    `_weight_` is (i+1, 2): column 0 weighs E_0 ... E_i, column 1 weighs u_0 ... u_i.
+    """
+
+    def __init__(self, down_channels: Sequence[int], up_channels: Sequence[int], depth: int, momentum: float):
+        super().__init__()
+        self._weight_ = nn.Parameter(torch.ones(len(down_channels), 2))
+        self.down_convs = nn.ModuleList(_connection(c, depth, momentum) for c in down_channels)
+        self.up_convs = nn.ModuleList(_connection(c, depth, momentum) for c in up_channels)
+        self.bn = nn.BatchNorm2d(depth, momentum=momentum)
+
+
+def _connection(channels: int, depth: int, momentum: float) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, depth, 1, bias=False), nn.BatchNorm2d(depth, momentum=momentum))
+
+
+class FullyDenseNetwork(nn.Module):
+    """The supernet of the connectivity search (Wu, Zhang, Huang 2019, arXiv 1904.07642, section 3.1).
+
+    Args:
+        backbone_name: name of a registered backbone, or a backbone already built.
+        depth: channels of every decoder stage.
+        in_channels: channels of the input picture.
+        num_classes: channels of the output.
+        bn_momentum: of all running statistics (published: 0.0003; short runs want more).
+        noise_std: standard deviation of the noise on the connection weights when training.
+        backbone_options: further arguments of the backbone's builder, such as `first_expansion`.
+    """
+
+    def __init__(
+        self,
+        backbone_name: str | nn.Module = "mobilenet_v2",
+        depth: int = 64,
+        in_channels: int = 3,
+        num_classes: int = 21,
+        bn_momentum: float = 0.0003,
+        noise_std: float = 0.1,
+        **backbone_options,
+    ):
+        super().__init__()
+        self.backbone = build_backbone(backbone_name, in_channels, bn_momentum, backbone_options)
+        down = list(self.backbone.channels)
+        up = [down[0]] + [depth] * (len(down) - 1)
+        self.decoders = nn.ModuleDict(
+            {
+                f"Decoders_{i}": SearchStage(down[: i + 1], up[: i + 1], depth, bn_momentum)
+                for i in range(len(down))
+            }
+        )
+        self.fc_conv = nn.Conv2d(depth, num_classes, 1)
+        self.noise_std = noise_std
+        self._noise: list[Tensor] | None = None
+        self._last_weights: list[Tensor] | None = None
+        init_convolutions(self.decoders, self.fc_conv)
+        self.freeze_bn_affine()
+
+    @property
+    def stages(self) -> list[SearchStage]:
+        """Decoder stages, deepest first."""
+        return list(self.decoders.values())
+
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """(B, C, H, W) -> class scores (B, classes, h, w) at the last stage's size, or upsampled to `size`."""
+        stages = self.stages
+        weights = self._last_weights = self._sample_weights()
+        silent = self._silent(weights)
+
+        def product(kind: int, j: int, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+            takers = [i for i in range(j, len(stages)) if (i, j, kind) not in silent]
+            if not takers:
+                return
+            pairs = [(stages[i].up_convs if kind == UP else stages[i].down_convs)[j] for i in takers]
+            w = torch.stack([weights[i][j, kind] for i in takers])
+            products, constants = normalised_product(x, [p[0] for p in pairs], [p[1] for p in pairs], w)
+            depth = products.shape[1] // len(takers)
+            constants = constants.view(len(takers), 1, depth, 1, 1)
+            for i, y, constant in zip(takers, products.split(depth, 1), constants, strict=True):
+                yield i, y
+                yield i, constant
+
+        with batch_norm_errors():
+            features = decode(
+                self.backbone(x), lambda kind, j: True, product, lambda i, total: stages[i].bn(total)
+            )
+        logits = self.fc_conv(features)
+        return logits if size is None else upsample(logits, size)
+
+    def raw_weights(self) -> list[Tensor]:
+        """The raw weight parameters W_0 ... W_{L-1}, of shape (i+1, 2)."""
+        return [stage._weight_ for stage in self.stages]
+
+    def connection_weights(self) -> list[Tensor]:
+        """The clamped weights in [0, 2] of the last forward pass, the very noisy sample, with their graph."""
+        return self._sample_weights() if self._last_weights is None else self._last_weights
+
+    def sample_noise(self, generator: torch.Generator | None = None) -> list[Tensor]:
+        """Draw N(0, 1) noise on the CPU, keep it for the forward passes to come and return it.
+
+        One seeded generator on every process gives every process the same noise.
+        """
+        noise = [torch.randn(w.shape, generator=generator) for w in self.raw_weights()]
+        self.set_noise(noise)
+        return noise
+
+    def set_noise(self, noise: Sequence[Tensor] | None) -> None:
+        """Fix the N(0, 1) noise until it is set again; None: every training forward pass draws its own."""
+        if noise is not None and [n.shape for n in noise] != [w.shape for w in self.raw_weights()]:
+            raise ValueError("noise must have the shapes of raw_weights()")
+        self._noise = None if noise is None else list(noise)
+
+    @torch.no_grad()
+    def clamp_weights_(self) -> None:
+        """Clamp the raw weights to [0, 2]; due after every optimizer step."""
+        for w in self.raw_weights():
+            w.clamp_(0, 2)
+
+    def freeze_bn_affine(self) -> None:
+        """Freeze the scales and shifts of all batch norms; their statistics still move."""
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+
+    def _sample_weights(self) -> list[Tensor]:
+        raw = self.raw_weights()
+        if not self.training:
+            return [w.clamp(0, 2) for w in raw]
+        noise = self._noise or [torch.randn(w.shape) for w in raw]
+        return [(w + self.noise_std * n.to(w)).clamp(0, 2) for w, n in zip(raw, noise, strict=True)]
+
+    def _silent(self, weights: Sequence[Tensor]) -> set[tuple[int, int, int]]:
+        """Connections (i, j, kind) of weight zero that may be skipped: when nothing is learnt or tracked."""
+        if self.training or torch.is_grad_enabled():
+            return set()
+        return {
+            (i, j, kind)
+            for i, w in enumerate(weights)
+            for j, row in enumerate(w.tolist())
+            for kind in (DOWN, UP)
+            if row[kind] == 0
+        }
+
+
+def build_backbone(name: str | nn.Module, in_channels: int, momentum: float, options: dict) -> nn.Module:
+    """A backbone by name, or the module given; UseError unless it keeps the backbones' contract."""
+    if isinstance(name, str):
+        return create(name, in_channels, momentum=momentum, **options)
+    if len(getattr(name, "channels", ())) < 1 or len(name.channels) != len(getattr(name, "strides", ())):
+        raise UseError(
+            f"{type(name).__name__} is no backbone: it needs `channels` and `strides`, one per end point, "
+            "deepest first"
+        )
+    return name
+
+
+def init_convolutions(*modules: nn.Module) -> None:
+    """Kaiming normal (fan out) for convolutions, zero for their biases."""
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)

@@ -1,0 +1,110 @@
+"""The connectivity space: which features should each decoder stage fuse?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from sparsemask.errors import UseError, choose
+from spaces import backbones, register
+from spaces.connectivity.named_masks import named_mask
+from spaces.connectivity.pruned_network import FCN, PrunedNetwork
+from spaces.connectivity.search_network import FullyDenseNetwork
+from spaces.connectivity.transfer import inherit
+
+
+@dataclass(frozen=True)
+class ConnectivityConfig:
+    """What fixes the networks of this space, and nothing else."""
+
+    backbone_name: str = "mobilenet_v2"
+    depth: int = 64
+    in_channels: int = 3
+    n_class: int = 21
+    bn_momentum: float = 0.0003
+    noise_std: float = 0.1
+    first_expansion: bool = True  # the backbone's form; imported weights decide it
+
+    def __post_init__(self):
+        choose(self.backbone_name, backbones.available(), "backbone")
+        for name in ("depth", "in_channels", "n_class"):
+            if getattr(self, name) < 1:
+                raise UseError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.bn_momentum <= 1:
+            raise UseError(f"bn_momentum must be in (0, 1], got {self.bn_momentum:g}")
+        if self.noise_std < 0:
+            raise UseError(f"noise_std must not be negative, got {self.noise_std:g}")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | SimpleNamespace | ConnectivityConfig) -> ConnectivityConfig:
+        """Pick this space's options out of a mapping or namespace; foreign and None entries are passed over."""
+        if isinstance(options, cls):
+            return options
+        options = options if isinstance(options, Mapping) else vars(options)
+        known = {field.name for field in fields(cls)}
+        picked = {key: value for key, value in options.items() if key in known and value is not None}
+        if isinstance(picked.get("first_expansion"), str):  # the flag's words
+            picked["first_expansion"] = picked["first_expansion"] != "no"
+        return cls(**picked)
+
+    def network_options(self) -> dict[str, Any]:
+        """Keyword arguments common to all networks of the space."""
+        options = {
+            "backbone_name": self.backbone_name,
+            "in_channels": self.in_channels,
+            "num_classes": self.n_class,
+            "bn_momentum": self.bn_momentum,
+        }
+        # Only some backbones come in two forms.
+        return options if self.first_expansion else options | {"first_expansion": False}
+
+
+class ConnectivitySpace:
+    """SparseMask's space: 2^(L(L+1)) decoders on an encoder with L end points."""
+
+    family = "connectivity"
+    config = ConnectivityConfig
+
+    def supernet(self, config) -> FullyDenseNetwork:
+        """The Fully Dense Network."""
+        config = ConnectivityConfig.from_options(config)
+        return FullyDenseNetwork(depth=config.depth, noise_std=config.noise_std, **config.network_options())
+
+    def network(self, mask: np.ndarray | str, config) -> PrunedNetwork | FCN:
+        """The small network of a mask, of a named mask, or of `fcn`, the baseline without a decoder."""
+        config = ConnectivityConfig.from_options(config)
+        options = config.network_options()
+        if isinstance(mask, str):
+            if mask == "fcn":
+                return FCN(**options)
+            encoder = backbones.create(options.pop("backbone_name"), options.pop("in_channels"), **_encoder(options))
+            options |= {"backbone_name": encoder}
+            mask = named_mask(mask, len(encoder.channels))
+        return PrunedNetwork(mask, depth=config.depth, **options)
+
+    def transfer(
+        self, checkpoint: Mapping[str, Tensor], mask: np.ndarray | str, config, inherit_what: str = "encoder"
+    ) -> dict[str, Tensor]:
+        """The state a small network starts from, out of a supernet's bare state dict: its encoder, or `all`."""
+        return inherit(self.network(mask, config), checkpoint, inherit_what)
+
+    def cost(self, net: nn.Module, input_shape: tuple[int, ...]):
+        """Parameters, executed multiply-adds and milliseconds of `net` on input (B, C, H, W)."""
+        from sparsemask.costs import measure
+
+        return measure(net, input_shape)
+
+
+def _encoder(options: dict[str, Any]) -> dict[str, Any]:
+    encoder = {"momentum": options["bn_momentum"]}
+    if "first_expansion" in options:
+        encoder["first_expansion"] = options.pop("first_expansion")
+    return encoder
+
+
+register("connectivity", ConnectivitySpace())

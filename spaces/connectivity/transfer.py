@@ -1,0 +1,78 @@
+"""What a pruned network inherits from the supernet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sparsemask.errors import UseError, choose
+from spaces.connectivity.pruned_network import PrunedNetwork
+
+INHERIT = ("encoder", "all")
+
+
+def inherit(net, state: Mapping[str, Tensor], how: str = "encoder") -> dict[str, Tensor]:
+    """The state dict for `net` (PrunedNetwork or FCN) out of a supernet's `state`.
+
+    Args:
+        net: the small network; what is not inherited keeps its values.
+        state: state dict of the FullyDenseNetwork (bare keys).
+        how: `encoder` copies the backbone only, as published. `all` also carries over the classifier, the stages'
+            batch norms and the kept convolutions, with connection weight and inner batch norm folded in: in
+            evaluation the result equals the supernet without noise whose other connections have weight 0.
+    """
+    choose(how, INHERIT, "inheritance")
+    own = net.state_dict()
+    new = {key: _take(state, key, own) if key.startswith("backbone.") else value for key, value in own.items()}
+    if how == "encoder":
+        return new
+    if not isinstance(net, PrunedNetwork):
+        raise UseError("inherit 'all' needs a connectivity mask: the FCN baseline has no decoder to inherit")
+    new |= {key: _take(state, key, own) for key in own if key.startswith("fc_conv.")}
+    for name, stage in net.decoders.items():
+        prefix = f"decoders.{name}"
+        w = _get(state, f"{prefix}._weight_").clamp(0, 2)
+        offset = torch.zeros_like(_take(state, f"{prefix}.bn.running_mean", own))
+        for column, kind in enumerate(("down_convs", "up_convs")):
+            for j in getattr(stage, kind):
+                key = f"{prefix}.{kind}.{j}"
+                scale, constant = _folded(state, f"{key}.1", w[int(j), column], stage.bn.eps)
+                new[f"{key}.weight"] = _get(state, f"{key}.0.weight") * scale[:, None, None, None]
+                offset += constant
+        for key in own:
+            if key.startswith(f"{prefix}.bn."):
+                new[key] = _take(state, key, own)
+        # The constants of the inner batch norms are gone from the sum: its mean moves by as much.
+        new[f"{prefix}.bn.running_mean"] = new[f"{prefix}.bn.running_mean"] - offset
+    for key, value in new.items():
+        if value.shape != own[key].shape:
+            raise UseError(_misfit(key, value, own[key]))
+    return new
+
+
+def _folded(state: Mapping[str, Tensor], norm: str, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """w * BN(z) in evaluation as scale * z + constant."""
+    scale = w * _get(state, f"{norm}.weight") * torch.rsqrt(_get(state, f"{norm}.running_var") + eps)
+    return scale, w * _get(state, f"{norm}.bias") - scale * _get(state, f"{norm}.running_mean")
+
+
+def _get(state: Mapping[str, Tensor], key: str) -> Tensor:
+    if key not in state:
+        raise UseError(f"the search checkpoint has no {key}: it is not of this space and backbone")
+    return state[key]
+
+
+def _take(state: Mapping[str, Tensor], key: str, own: Mapping[str, Tensor]) -> Tensor:
+    value = _get(state, key)
+    if value.shape != own[key].shape:
+        raise UseError(_misfit(key, value, own[key]))
+    return value.clone()
+
+
+def _misfit(key: str, value: Tensor, own: Tensor) -> str:
+    return (
+        f"the search checkpoint does not fit: {key} is {tuple(value.shape)} there, {tuple(own.shape)} in the network "
+        "(other classes, depth or backbone)"
+    )

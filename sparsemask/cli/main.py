@@ -1,0 +1,50 @@
+"""The ``sparsemask`` command: the verbs, from any directory.
+
+    sparsemask search      learn the masks of a space
+    sparsemask prune       make them hard: a mask file
+    sparsemask retrain     build, train and evaluate the small network
+    sparsemask eval        evaluate it
+    sparsemask prepare     prepare PASCAL VOC 2012 + SBD from the public archives
+    sparsemask check       open every picture and label of a data set and say what is wrong
+    sparsemask sample      draw the embedded sample set
+    sparsemask demo        all of it on the sample set, in minutes, with a table and pictures
+
+`sparsemask VERB --help` lists a verb's flags.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from sparsemask._version import __version__
+from sparsemask.errors import UseError, choose, command
+
+# The verbs stand above this package; they are imported when asked for, and only here.
+VERBS = {
+    "search": "search.run",
+    "prune": "prune.prune",
+    "retrain": "retrain.train",
+    "eval": "retrain.eval",
+    "prepare": "VOC12.prepare",
+    "check": "VOC12.check",
+    "sample": "VOC12.sample",
+    "demo": "sparsemask.cli.demo",
+}
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        raise UseError(f"which verb? {', '.join(VERBS)} (sparsemask --help)")
+    if argv[0] in ("-h", "--help", "help"):
+        print(__doc__.strip())
+        return 0
+    if argv[0] == "--version":
+        print(f"sparsemask {__version__}")
+        return 0
+    choose(argv[0], VERBS, "verb")
+    return importlib.import_module(VERBS[argv[0]]).main(argv[1:])

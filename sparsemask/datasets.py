@@ -1,0 +1,116 @@
+"""Which pictures a command works on: the user's folders, a devkit, VOC where it was prepared, or the sample set."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from sparsemask.errors import UseError
+
+ROOT = Path(__file__).resolve().parents[1]
+PREPARE = "python VOC12/prepare.py --voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz"
+_FOLDERS = ("im_path", "gt_path", "training_list", "eval_list")
+
+
+def cache() -> Path:
+    """The toolkit's own folder for what it makes or finds once ($SPARSEMASK_HOME, or the user's cache folder)."""
+    named = os.environ.get("SPARSEMASK_HOME")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(base) / "sparsemask"
+
+
+def prepared() -> Path | None:
+    """Where VOC12/prepare.py has put VOC: below the working directory, or below the checkout."""
+    for base in (Path.cwd(), ROOT):
+        folder = base / "VOC12" / "data"
+        if all((folder / part).exists() for part in ("img", "gt", "train_aug.txt", "val.txt")):
+            return folder
+    return None
+
+
+def choose_data(given: dict) -> tuple[dict, str, str | None]:
+    """Settle the data flags: (flags to lay over the defaults, preset for the budget, a line to print or None)."""
+    if given.get("sample"):
+        return {"sample": True}, "sample", None
+    if given.get("voc_root"):
+        return {}, "short", None
+    if any(given.get(name) for name in _FOLDERS):
+        needed = [name for name in _FOLDERS if not given.get(name)]
+        folder = prepared()
+        if needed and folder is None:
+            raise UseError(f"one's own data needs {', '.join('--' + n for n in needed)} too")
+        return {name: str(_voc_paths(folder)[name]) for name in needed}, "short", None
+    folder = prepared()
+    if folder is not None:
+        return {name: str(path) for name, path in _voc_paths(folder).items()}, "short", None
+    line = (
+        f"PASCAL VOC 2012 is not prepared here ({PREPARE}): "
+        "going on with the embedded sample set and a short budget"
+    )
+    return {"sample": True}, "sample", line
+
+
+def _voc_paths(folder: Path) -> dict[str, Path]:
+    return {
+        "im_path": folder / "img",
+        "gt_path": folder / "gt",
+        "training_list": folder / "train_aug.txt",
+        "eval_list": folder / "val.txt",
+    }
+
+
+def sample_folder() -> Path:
+    """The embedded sample set, drawn on first use."""
+    from VOC12.sample import make_sample
+
+    folder = cache() / "sample"
+    if not (folder / "STAMP.json").exists():
+        print(f"drawing the sample set into {folder} ...", file=sys.stderr, flush=True)
+    make_sample(folder)
+    return folder
+
+
+def pairs(options: argparse.Namespace, which: str) -> list[tuple[Path, Path]]:
+    """(picture, label) paths of the "training" or the "eval" list."""
+    from VOC12 import lists
+
+    name = getattr(options, f"{which}_list")
+    if options.sample:
+        folder = sample_folder()
+        listed = folder / ("train.txt" if which == "training" else "val.txt")
+        return lists.pairs_from_lists(folder / "img", folder / "gt", listed)
+    if options.voc_root:
+        return lists.devkit_pairs(options.voc_root, name or ("train_aug" if which == "training" else "val"))
+    if not (options.im_path and options.gt_path and name):
+        raise UseError(f"no {which} pictures: give --im_path, --gt_path and --{which}_list, or --voc_root, or --sample")
+    return lists.pairs_from_lists(options.im_path, options.gt_path, name)
+
+
+def class_names(options: argparse.Namespace) -> list[str]:
+    """The names of the classes: from a file, the sample set, VOC's where there are 21, else numbers."""
+    from VOC12.dataset import load_class_names
+
+    path = options.class_names
+    if path is None and options.sample:
+        path = sample_folder() / "class_names.txt"
+    return load_class_names(path, options.n_class)
+
+
+def backbone_weights(name: str, given: str | None) -> Path | None:
+    """ImageNet weights of an encoder: the flag, $SPARSEMASK_WEIGHTS (a file or folder), the cache; None without."""
+    if given:
+        if not Path(given).is_file():
+            raise UseError(f"--pretrained_model: no such file: {given}")
+        return Path(given)
+    named = os.environ.get("SPARSEMASK_WEIGHTS")
+    if named and Path(named).is_file():
+        return Path(named)
+    if named and not Path(named).is_dir():
+        raise UseError(f"SPARSEMASK_WEIGHTS: no such file or folder: {named}")
+    for folder in [Path(named)] if named else [cache() / "weights"]:
+        found = sorted(p for p in folder.glob(f"{name}*") if p.suffix in (".pth", ".pt", ".tar", ".safetensors"))
+        if found:
+            return found[0]
+    return None

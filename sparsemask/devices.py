@@ -1,0 +1,49 @@
+"""Devices and arithmetic: what ``--gpu`` and ``--type`` mean."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from sparsemask.errors import UseError
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where and in what precision a network runs.
+
+    device: torch device. parameters: dtype of weights and inputs. autocast: dtype of mixed precision, or None.
+    """
+
+    device: torch.device
+    parameters: torch.dtype = torch.float32
+    autocast: torch.dtype | None = None
+
+    def context(self):
+        """Context manager for the forward pass."""
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaler: at work for float16 on CUDA, a no-op elsewhere."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
+
+
+def arithmetic(gpu: int = 0, kind: str = "float32", local_rank: int = 0) -> Arithmetic:
+    """Arithmetic for ``--gpu`` (a CUDA index; negative, or no CUDA at all: the CPU) and ``--type``."""
+    if gpu >= 0 and torch.cuda.is_available():
+        index = gpu + local_rank
+        if index >= torch.cuda.device_count():
+            raise UseError(f"--gpu {index}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    if kind == "float64":
+        return Arithmetic(device, torch.float64)
+    if kind in ("bfloat16", "float16"):
+        return Arithmetic(device, torch.float32, getattr(torch, kind))
+    return Arithmetic(device)

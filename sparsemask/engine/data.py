@@ -1,0 +1,110 @@
+"""Feeding a run: an endless, reproducible stream of full batches that can start at any step.
+
+Sample number n of a run is entry n mod N of the permutation of pass n // N, augmented by a generator that depends on
+the seed and n alone. Batches are consecutive samples, always full (a pass may end inside one). With several processes
+each takes its share of every batch, so that the batches do not depend on how many processes there are.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sparsemask.engine.randomness import draw_generator
+from sparsemask.errors import UseError
+
+ORDER, AUGMENT = 1, 2  # streams of randomness
+
+
+class SeededSamples(Dataset):
+    """Wraps ``source.sample(index, rng)`` so that a sample is a function of (seed, index, draw number)."""
+
+    def __init__(self, source, seed: int, stream: int = AUGMENT):
+        self.source, self.seed, self.stream = source, seed, stream
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]):
+        index, draw = key
+        return self.source.sample(index, draw_generator(self.seed, self.stream, draw))
+
+
+class StepSampler:
+    """Batches of (index, draw number) for the steps `start` to `stop`, this process's share of each, in `parts`."""
+
+    def __init__(
+        self, length: int, batch: int, start: int, stop: int, seed: int, rank: int = 0, world: int = 1, parts: int = 1
+    ):
+        self.length, self.batch, self.start, self.stop, self.seed = length, batch, start, stop, seed
+        self.rank, self.world, self.parts = rank, world, parts
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.parts
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, None
+        for step in range(self.start, self.stop):
+            keys = []
+            for draw in range(step * self.batch, (step + 1) * self.batch):
+                if draw // self.length != epoch:
+                    epoch = draw // self.length
+                    order = draw_generator(self.seed, ORDER, epoch).permutation(self.length)
+                keys.append((int(order[draw % self.length]), draw))
+            mine = keys[self.rank :: self.world]
+            share = len(mine) // self.parts
+            for part in range(self.parts):
+                yield mine[part * share : (part + 1) * share]
+
+
+def training_loader(source, sampler: StepSampler, seed: int, workers: int, pin: bool = False) -> DataLoader:
+    """Loader over a :class:`StepSampler`."""
+    return DataLoader(
+        SeededSamples(source, seed),
+        batch_sampler=sampler,
+        num_workers=workers,
+        worker_init_fn=quiet_worker,
+        pin_memory=pin,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def plainly(loader: DataLoader) -> Iterator:
+    """Iterate a loader; an error of use in a worker arrives as its own line, without the worker's traceback."""
+    try:
+        yield from loader
+    except UseError as error:
+        raise UseError(str(error).rpartition("UseError: ")[2].strip()) from None
+
+
+def quiet_worker(_: int) -> None:
+    """Workers leave Ctrl-C to the main process and keep to one thread."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def same_size_batches(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Collate samples of various sizes into one batch per run of equal sizes (order kept)."""
+    groups: list[list] = []
+    for image, label in samples:
+        if groups and groups[-1][-1][0].shape == image.shape:
+            groups[-1].append((image, label))
+        else:
+            groups.append([(image, label)])
+    return [(torch.stack([i for i, _ in g]), torch.stack([t for _, t in g])) for g in groups]
+
+
+def evaluation_loader(source, indices: np.ndarray | list[int], batch: int, workers: int) -> DataLoader:
+    """Loader over ``source[i]`` for `indices`; every item is a list of (images, labels) batches of equal size."""
+    return DataLoader(
+        torch.utils.data.Subset(source, [int(i) for i in indices]),
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=same_size_batches,
+        worker_init_fn=quiet_worker,
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,0 +1,264 @@
+"""The training loop, for every family: what is special about a family is a :class:`Method`, about data a task."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from pathlib import Path
+
+import torch
+
+from sparsemask.engine import batchnorm, checkpoint, data, distributed, randomness, schedules
+from sparsemask.engine.interrupt import Interrupt
+from sparsemask.engine.records import JsonLines, Progress, TensorBoard
+from sparsemask.errors import UseError
+from sparsemask.runs import Run
+
+
+class Method:
+    """How a family learns its masks. This base trains a plain network: no masks, no penalty."""
+
+    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
+        """Optimizer parameter groups: the encoder at --lr, all else at --lr times --last_layer_lr_mult."""
+        encoder = [p for n, p in model.named_parameters() if n.startswith("backbone.") and p.requires_grad]
+        rest = [p for n, p in model.named_parameters() if not n.startswith("backbone.") and p.requires_grad]
+        groups = [
+            {"name": "encoder", "params": encoder, "lr": options.lr},
+            {"name": "decoder", "params": rest, "lr": options.lr * options.last_layer_lr_mult},
+        ]
+        return [g for g in groups if g["params"]]
+
+    def before_step(self, model: torch.nn.Module, step: int) -> None:
+        """Called before the first forward pass of a step."""
+
+    def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor | None, dict]:
+        """What is added to the task's loss, and figures to log; called after each forward pass."""
+        return None, {}
+
+    def after_step(self, model: torch.nn.Module) -> None:
+        """Called after every optimizer update."""
+
+    def figures(self, model: torch.nn.Module) -> dict:
+        """Figures shown beside the loss."""
+        return {}
+
+    def history(self, model: torch.nn.Module) -> dict:
+        """What is remembered at every logged step (history.jsonl)."""
+        return {}
+
+
+def steps(options: argparse.Namespace, length: int) -> tuple[int, int]:
+    """(steps of the run, steps of an epoch) for a training list of `length` pictures."""
+    epoch = math.ceil(length / options.batch_size)
+    return options.max_iter or (options.max_epoch or 1) * epoch, epoch
+
+
+class Fit:
+    """One run of the loop. Use :func:`fit`."""
+
+    def __init__(self, model, method: Method, task, options, run: Run, arithmetic, extra: dict, state: dict | None):
+        self.model, self.method, self.task, self.options, self.run = model, method, task, options, run
+        self.arithmetic, self.extra = arithmetic, extra
+        self.rank, self.world = distributed.rank(), distributed.world()
+        share, rest = divmod(options.batch_size, self.world * options.accumulate)
+        if rest:
+            raise UseError(
+                f"--batch_size {options.batch_size} cannot be shared by {self.world} process(es) "
+                f"in {options.accumulate} part(s): it must be a multiple of {self.world * options.accumulate}"
+            )
+        if share < 2 and not options.freeze_bn:
+            raise UseError(
+                f"{share} picture in each forward pass: batch norm needs 2 or more; raise --batch_size or --freeze_bn"
+            )
+        self.max_iter, self.epoch = steps(options, len(task.train_data))
+        model.to(arithmetic.device, arithmetic.parameters)
+        if options.bn_momentum is not None:
+            batchnorm.set_momentum(model, options.bn_momentum)
+        self.optimizer = torch.optim.SGD(
+            method.groups(model, options), lr=options.lr, momentum=options.momentum, weight_decay=options.decay
+        )
+        self.base = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = arithmetic.scaler()
+        self.step, self.best = 0, {}
+        self.interrupt, self.leaving = Interrupt(), False
+        randomness.seed_all(options.seed)
+        if state is not None:
+            self._restore(state)
+        distributed.copy_from_first(model)
+
+    def _restore(self, state: dict) -> None:
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UseError(f"{self.run.last}: does not fit the network of its configuration ({error})") from None
+        self.scaler.load_state_dict(state["scaler"])
+        randomness.restore(state["random"])
+        self.step, self.best = int(state["step"]), dict(state["best"])
+
+    def save(self, path: Path | None = None) -> None:
+        """Write a checkpoint, unless the network is no longer finite."""
+        distributed.average_buffers(self.model)
+        if not checkpoint.finite(self.model):
+            raise UseError(f"the weights are no longer finite after step {self.step}; {self._kept()}")
+        if self.rank == 0:
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": {"name": self.options.schedule, "step": self.step, "max_iter": self.max_iter},
+                "scaler": self.scaler.state_dict(),
+                "step": self.step,
+                "best": self.best,
+                **self.extra,
+            }
+            checkpoint.save(path or self.run.last, state)
+        distributed.barrier()
+
+    def _kept(self) -> str:
+        last = self.run.last
+        kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint had been written yet"
+        return f"{kept}; a lower --lr or a --warmup usually helps"
+
+    def _batches(self):
+        o = self.options
+        sampler = data.StepSampler(
+            len(self.task.train_data), o.batch_size, self.step, self.max_iter, o.seed, self.rank, self.world, o.accumulate
+        )
+        cuda = self.arithmetic.device.type == "cuda"
+        return data.plainly(data.training_loader(self.task.train_data, sampler, o.seed, o.n_worker, pin=cuda))
+
+    def _to(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(self.arithmetic.device, self.arithmetic.parameters, non_blocking=True)
+
+    def train_step(self, parts: list) -> dict:
+        """Forward and backward over the parts of one batch, one update; returns the step's figures."""
+        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+            o = self.options
+            group["lr"] = base * schedules.factor(o.schedule, self.step, self.max_iter, o.gamma, o.milestones, o.warmup)
+        self.method.before_step(self.model, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        device = self.arithmetic.device
+        counted = sum(self.task.count(target) for _, target in parts)
+        counted = distributed.total(torch.tensor(float(counted), dtype=torch.float64, device=device)).clamp(min=1)
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        figures: dict = {}
+        for images, target in parts:
+            with self.arithmetic.context():
+                output = self.model(self._to(images))
+                loss = self.task.loss(output, target.to(device, non_blocking=True))
+                loss = loss / counted.to(loss.dtype)
+                penalty, figures = self.method.penalty(self.model, self.step)
+            sums[0] += loss.detach()
+            if penalty is not None:
+                penalty = penalty / (len(parts) * self.world)
+                sums[1] += penalty.detach()
+                loss = loss + penalty
+            self.scaler.scale(loss).backward()
+        # Processes must leave after the same step, whichever of them was told to stop.
+        sums[2] = float(self.interrupt.asked)
+        self.leaving = distributed.total(sums)[2].item() > 0
+        if not bool(torch.isfinite(sums).all()):
+            raise UseError(f"the loss is no longer finite at step {self.step + 1}; {self._kept()}")
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        distributed.sum_gradients(parameters)
+        if self.options.clip:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(parameters, self.options.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.method.after_step(self.model)
+        self.step += 1
+        task_loss, added, _ = sums.tolist()
+        row = {"step": self.step, "loss": task_loss + added}
+        if figures:
+            row["loss_task"] = task_loss
+        return {**row, **figures, "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def evaluate(self) -> dict:
+        """Validation figures of the network as it is, batch-norm statistics re-estimated if asked for."""
+        if self.options.bn_reestimate and not self.options.freeze_bn:
+            sampler = data.StepSampler(
+                len(self.task.train_data),
+                self.options.batch_size,
+                0,
+                self.options.bn_reestimate,
+                self.options.seed + 1,
+                self.rank,
+                self.world,
+                self.options.accumulate,
+            )
+            loader = data.training_loader(
+                self.task.train_data, sampler, self.options.seed + 1, self.options.n_worker
+            )
+            self.method.before_step(self.model, -1)
+            batchnorm.reestimate(self.model, (self._to(images) for images, _ in data.plainly(loader)))
+        distributed.average_buffers(self.model)
+        result = self.task.evaluate(self.model, self.arithmetic, self.options, limit=self.options.eval_limit)
+        batchnorm.set_training(self.model, self.options.freeze_bn)
+        return result
+
+    def run_all(self, title: str) -> dict:
+        """Train to the end; returns the last validation figures."""
+        o, main = self.options, self.rank == 0
+        interval = o.eval_interval or self.epoch
+        records = JsonLines(self.run.metrics, self.step) if main else None
+        history = JsonLines(self.run.history, self.step) if main else None
+        board = TensorBoard(self.run.tensorboard if main else None, self.step)
+        progress = Progress(self.max_iter, self.step, title, main)
+        result: dict = dict(self.best.get("latest", {}))
+        batchnorm.set_training(self.model, o.freeze_bn)
+        try:
+            with self.interrupt:
+                batches = self._batches()
+                while self.step < self.max_iter:
+                    row = self.train_step(list(itertools.islice(batches, o.accumulate)))
+                    shown = {"loss": row["loss"], **self.method.figures(self.model)}
+                    due = self.step % interval == 0 or self.step == self.max_iter
+                    if due:
+                        result = self.evaluate()
+                        row.update({f"val_{k}": v for k, v in result.items() if isinstance(v, float)})
+                        self._remember(result)
+                    if self.task.primary in result:
+                        shown[self.task.primary] = result[self.task.primary]
+                    if main and (due or self.step % o.log_interval == 0):
+                        records.add({**row, **self.method.figures(self.model)})
+                        board.scalars({**row, **self.method.figures(self.model)})
+                        remembered = self.method.history(self.model)
+                        if remembered:
+                            history.add({"step": self.step, **remembered})
+                    progress.update(self.step, shown)
+                    if due or self.step % o.checkpoint_interval == 0:
+                        self.save()
+                    if self.leaving and self.step < self.max_iter:
+                        self.save()
+                        self.interrupt.leave(f"step {self.step} is saved; go on with --resume {self.run.folder}")
+        finally:
+            progress.close()
+            board.close()
+            for file in (records, history):
+                if file is not None:
+                    file.close()
+        return result
+
+    def _remember(self, result: dict) -> None:
+        """Keep the newest figures in the checkpoint, and the best network beside it."""
+        value = result.get(self.task.primary)
+        self.best["latest"] = {k: v for k, v in result.items() if isinstance(v, (int, float, str))}
+        if value is not None and value > self.best.get("value", -math.inf):
+            self.best.update(value=value, step=self.step)
+            self.save(self.run.best)
+
+
+def fit(model, method: Method, task, options, run: Run, arithmetic, extra: dict, state: dict | None = None) -> dict:
+    """Train `model` on `task`.
+
+    extra: what checkpoints carry beside the state (space, config, mask). state: a checkpoint to go on from.
+    Returns the figures of the last evaluation. A killed run continued from its checkpoint ends in the same weights,
+    bit for bit on a CPU with the same number of threads, as one that was left alone.
+    """
+    loop = Fit(model, method, task, options, run, arithmetic, extra, state)
+    title = run.folder.name
+    if loop.step == 0:
+        loop.save()
+    return loop.run_all(title)

@@ -1,0 +1,59 @@
+"""Random states: one seed reaches everything, and a checkpoint holds all of it as tensors and integers.
+
+What must repeat exactly (augmentation, order, connection noise) is drawn from generators that are functions of the
+seed and of the position in the run, so that neither the number of workers nor a restart can change it.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """A CPU generator for one step of a run: equal on all processes, independent between streams."""
+    entropy = np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
+
+
+def draw_generator(seed: int, stream: int, draw: int) -> np.random.Generator:
+    """A NumPy generator for the `draw`-th sample of a stream."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, stream, draw])))
+
+
+def states() -> dict:
+    """All global random states, as tensors and integers (a checkpoint is read without pickle)."""
+    version, python, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": torch.tensor(python, dtype=torch.int64),
+        "python_version": version,
+        "python_gauss": gauss,
+        "numpy": torch.from_numpy(keys.astype(np.int64)),
+        "numpy_position": int(position),
+        "numpy_has_gauss": int(has_gauss),
+        "numpy_gauss": float(cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore(saved: dict) -> None:
+    """Put back what :func:`states` saved."""
+    random.setstate((saved["python_version"], tuple(saved["python"].tolist()), saved["python_gauss"]))
+    keys = saved["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(
+        ("MT19937", keys, saved["numpy_position"], saved["numpy_has_gauss"], saved["numpy_gauss"])
+    )
+    torch.set_rng_state(saved["torch"])
+    if saved["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(saved["cuda"][: torch.cuda.device_count()])

@@ -1,0 +1,123 @@
+"""What a run writes while it goes: metrics.jsonl, TensorBoard events, the progress line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+from sparsemask.errors import UseError
+from sparsemask.files import write_text
+
+
+class JsonLines:
+    """Rows of JSON, one a line, each with a ``step``; reopened at a step it forgets what lies after it."""
+
+    def __init__(self, path: str | Path, step: int = 0):
+        self.path = Path(path)
+        kept = [row for row in read_rows(self.path) if row["step"] <= step] if self.path.exists() else []
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = open(self.path, "a")  # noqa: SIM115 - open for the life of the run
+
+    def add(self, row: dict) -> None:
+        """Append one row."""
+        self._file.write(json.dumps({k: _plain(v) for k, v in row.items()}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    """Rows of a .jsonl file; a torn last line (a killed run) is dropped, any other is a UseError."""
+    rows, lines = [], Path(path).read_text().splitlines()
+    for number, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines) - 1:
+                raise UseError(f"{path}: line {number + 1} is not JSON") from None
+    return rows
+
+
+class TensorBoard:
+    """Scalars and pictures for TensorBoard; silent where `folder` is None."""
+
+    def __init__(self, folder: str | Path | None, step: int = 0):
+        if folder is None:
+            self._writer = None
+            return
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def scalars(self, row: dict) -> None:
+        """Write every number of a row at its step."""
+        if self._writer is None:
+            return
+        for name, value in row.items():
+            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
+                self._writer.add_scalar(name, value, row["step"])
+
+    def picture(self, name: str, rgb, step: int) -> None:
+        """Write one uint8 HxWx3 picture."""
+        if self._writer is not None:
+            self._writer.add_image(name, rgb, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Progress:
+    """A bar on a terminal; elsewhere one line at most every ten seconds."""
+
+    def __init__(self, total: int, start: int, title: str, show: bool = True):
+        self._title, self._total, self._show, self._bar = title, total, show, None
+        self._last, self._began, self._start = 0.0, time.monotonic(), start
+        if show and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            # tqdm measures the terminal; a width of its own would wrap on narrow ones.
+            self._bar = tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True)
+
+    def update(self, step: int, shown: dict) -> None:
+        """Step `step` is done; `shown` are the figures beside the bar."""
+        if not self._show:
+            return
+        figures = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(figures, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._last >= float(os.environ.get("SPARSEMASK_PROGRESS_SECONDS", 10)) or step == self._total:
+            self._last = now
+            rate = (now - self._began) / max(1, step - self._start)
+            left = f"{rate * (self._total - step):.0f} s left" if step < self._total else "done"
+            print(f"{self._title} {step}/{self._total}  {figures}  {left}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the bar."""
+        if not self._show:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _plain(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON knows no NaN
+    return value

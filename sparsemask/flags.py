@@ -1,0 +1,124 @@
+"""The flags the verbs share, in groups; each command adds the groups it needs. Names follow the public scripts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from sparsemask.options import Parser, natural, positive, rate
+
+
+def add_run(parser: Parser) -> None:
+    """Where a run lives and how it repeats."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--config", help="YAML file of flags, or a preset: published, short, sample")
+    group.add_argument("--exp_path", default="runs", help="folder that holds the runs (default: runs)")
+    group.add_argument("--name", default=None, help="the run's folder in it (default: verb and time)")
+    group.add_argument("--seed", type=natural, default=0, help="seed of everything random (default: 0)")
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        default=None,
+        metavar="RUN",
+        help="go on with a run, from its own configuration; without RUN: the run --name if it exists, else a new one",
+    )
+
+
+def add_data(parser: Parser) -> None:
+    """Which pictures; without any of these: VOC where it was prepared, else the embedded sample set."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--task", default="segmentation", help="what the network is for (default: segmentation)")
+    group.add_argument("--sample", action="store_true", help="use the embedded sample set")
+    group.add_argument("--voc_root", default=None, help="a VOC devkit folder instead of folders and lists")
+    group.add_argument("--im_path", default=None, help="folder of pictures (VOC: VOC12/data/img)")
+    group.add_argument("--gt_path", default=None, help="folder of index PNG labels (VOC: VOC12/data/gt)")
+    group.add_argument("--training_list", default=None, help="training names, a line each; with --voc_root a list's name")
+    group.add_argument("--eval_list", default=None, help="validation names, likewise")
+    group.add_argument("--n_class", type=positive, default=21, help="number of classes (default: 21)")
+    group.add_argument("--class_names", default=None, help="text file, one class name a line")
+    group.add_argument("--crop_size", type=positive, default=None, help="training crop and smallest evaluation size")
+    group.add_argument("--scales", type=rate, nargs="+", default=None, help="random scales of training pictures")
+    group.add_argument("--n_worker", type=natural, default=2, help="loader processes (default: 2)")
+
+
+def add_network(parser: Parser) -> None:
+    """Which network."""
+    group = parser.add_argument_group("network")
+    group.add_argument("--space", default="connectivity", help="the search space (default: connectivity)")
+    group.add_argument("--backbone_name", default="mobilenet_v2", help="the encoder (default: mobilenet_v2)")
+    group.add_argument("--depth", type=positive, default=64, help="decoder channels (default: 64)")
+    group.add_argument(
+        "--pretrained_model",
+        default=None,
+        help="ImageNet weights of the encoder (default: $SPARSEMASK_WEIGHTS/<backbone>.*, then the cache)",
+    )
+    group.add_argument(
+        "--first_expansion",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="MobileNetV2 with the public 1x1 expansion in its first stage; auto: as the weights have it (else no)",
+    )
+    group.add_argument("--bn_momentum", type=rate, default=None, help="batch-norm momentum (published: 0.0003)")
+
+
+def add_device(parser: Parser) -> None:
+    """Where it is computed."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    group.add_argument(
+        "--type",
+        choices=("float32", "float64", "bfloat16", "float16"),
+        default="float32",
+        help="arithmetic; bfloat16 and float16 mean mixed precision (default: float32)",
+    )
+
+
+def add_training(parser: Parser) -> None:
+    """The optimisation."""
+    group = parser.add_argument_group("training")
+    group.add_argument("--batch_size", type=positive, default=None, help="pictures a step, over all processes")
+    group.add_argument("--accumulate", type=positive, default=1, help="parts a batch is computed in (default: 1)")
+    group.add_argument("--max_epoch", type=positive, default=None, help="passes over the training list")
+    group.add_argument("--max_iter", type=positive, default=None, help="steps; wins over --max_epoch")
+    group.add_argument("--lr", type=rate, default=None, help="learning rate of the encoder")
+    group.add_argument("--last_layer_lr_mult", type=rate, default=None, help="factor on it for all else")
+    group.add_argument("--momentum", type=rate, default=0.9, help="SGD momentum (default: 0.9)")
+    group.add_argument("--decay", type=rate, default=4e-5, help="weight decay (default: 4e-5)")
+    group.add_argument("--schedule", choices=("poly", "step", "constant"), default="poly", help="(default: poly)")
+    group.add_argument("--gamma", type=rate, default=0.9, help="poly: exponent; step: factor (default: 0.9)")
+    group.add_argument("--milestones", type=rate, nargs="+", default=None, help="step: fractions of the run to drop at")
+    group.add_argument("--warmup", type=natural, default=0, help="steps of linear warm-up (default: 0)")
+    group.add_argument("--clip", type=rate, default=0.0, help="largest gradient norm, 0: no bound (default: 0)")
+    group.add_argument("--freeze_bn", action="store_true", help="batch norms keep their running statistics")
+    group.add_argument(
+        "--bn_reestimate", type=natural, default=None, help="batches to re-estimate BN statistics from before evaluating"
+    )
+    group.add_argument("--eval_interval", type=natural, default=None, help="steps between evaluations, 0: an epoch")
+    group.add_argument("--eval_limit", type=natural, default=0, help="validation pictures while training, 0: all")
+    group.add_argument("--checkpoint_interval", type=positive, default=100, help="steps between checkpoints")
+    group.add_argument("--log_interval", type=positive, default=None, help="steps between lines of metrics")
+
+
+def peek_space(argv: Sequence[str] | None) -> str:
+    """The space a command line is about, before its other flags are known: --space, a run's, or a file's."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--space", "--config"):
+        first.add_argument(name)
+    first.add_argument("--resume", nargs="?")
+    seen, _ = first.parse_known_args(argv)
+    files = [Path(seen.resume) / "config.yaml"] if seen.resume else []
+    if seen.config and Path(seen.config).is_file():
+        files.append(Path(seen.config))
+    for file in files:
+        if seen.space is None and file.is_file():
+            try:
+                content = yaml.safe_load(file.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError):
+                content = None  # reported where the file is read in earnest
+            if isinstance(content, dict) and isinstance(content.get("space"), str):
+                return content["space"]
+    return seen.space or "connectivity"

@@ -1,0 +1,107 @@
+"""Connectivity mask files: which feature feeds which decoder stage.
+
+A mask of L features is a boolean array (L, L, 2) in a `.npy` file (the public format): row i is decoder stage i,
+0 the deepest; `[i, j, 0]` says that end point E_j feeds stage i, `[i, j, 1]` that u_j does, where u_0 is the
+globally averaged E_0 and u_j = D_{j-1} the output of stage j-1. Nothing stands at j > i; the last row is the
+output stage. Beside it a json file of the same stem may say where the mask comes from.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sparsemask.errors import UseError, one_line
+from sparsemask.files import atomic_write, read_json, write_json
+
+DOWN, UP = 0, 1
+
+
+def save_mask(path: str | os.PathLike, mask: np.ndarray, note: dict | None = None) -> None:
+    """Write a checked mask to `path` (.npy) and, when given, `note` to the json file beside it, atomically.
+
+    The note goes first: a crash in between leaves no mask without its note.
+    """
+    path = _npy(path)
+    mask = check_mask(mask, what=str(path))
+    if note is not None:
+        write_json(path.with_suffix(".json"), note)
+    else:
+        path.with_suffix(".json").unlink(missing_ok=True)  # an older mask's note would speak of the wrong mask
+    with atomic_write(path) as file:
+        np.lib.format.write_array(file, mask, allow_pickle=False)
+
+
+def load_mask(path: str | os.PathLike) -> np.ndarray:
+    """Read a mask: bool (L, L, 2), checked by :func:`check_mask`; UseError in one line otherwise."""
+    path = _npy(path)
+    if path.is_dir():
+        raise UseError(f"{path}: is a folder, expected a mask file (.npy)")
+    if not path.exists():
+        raise UseError(f"mask not found: {path} (prune/prune.py writes one)")
+    try:
+        # Mapped, so that a header that claims terabytes is refused before anything is allocated.
+        mask = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+        raise UseError(f"{path}: truncated or not a mask file ({one_line(error)[:120]})") from None
+    if not isinstance(mask, np.ndarray):
+        raise UseError(f"{path}: holds several arrays, expected one mask (.npy)")
+    return check_mask(mask, what=str(path))
+
+
+def mask_note(path: str | os.PathLike) -> dict:
+    """What the json file beside a mask says; empty when there is none."""
+    note = Path(path).with_suffix(".json")
+    return read_json(note) if note.exists() else {}
+
+
+def check_mask(mask: np.ndarray, n_features: int | None = None, what: str = "mask") -> np.ndarray:
+    """Return `mask` as an array of its own; UseError naming `what` unless it describes a network that works.
+
+    Checked: dtype bool, shape (L, L, 2) with L >= 1 (L = `n_features` where given), nothing at j > i, the output
+    stage has inputs, no stage without inputs is used.
+    """
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        found = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise UseError(f"{what}: a mask holds booleans, found {found}")
+    if mask.ndim != 3 or mask.shape[0] != mask.shape[1] or mask.shape[2] != 2 or not mask.shape[0]:
+        raise UseError(f"{what}: a mask has shape (L, L, 2), found {mask.shape}")
+    length = len(mask)
+    if n_features is not None and length != n_features:
+        raise UseError(
+            f"{what}: the mask is for {length} features, this backbone has {n_features}; "
+            "take a mask searched with this backbone"
+        )
+    if mask[~np.tri(length, dtype=bool)].any():
+        raise UseError(f"{what}: a stage takes a feature of a later stage (true at j > i); not a connectivity mask")
+    problem = why_unusable(mask)
+    if problem:
+        raise UseError(f"{what}: unusable, {problem}")
+    return np.array(mask)
+
+
+def why_unusable(mask: np.ndarray) -> str:
+    """Why no network can be built from a well-formed mask; empty text when one can."""
+    inputs = mask.any(axis=(1, 2))
+    last = len(mask) - 1
+    if not inputs[last]:
+        return f"the output stage {last} has no inputs (a lower threshold would keep some)"
+    for stage in range(last):
+        users = np.flatnonzero(mask[:, stage + 1, UP])
+        if not inputs[stage] and len(users):
+            return f"stage {stage} has no inputs but feeds stage {users[0]}"
+    return ""
+
+
+def count_connections(mask: np.ndarray) -> int:
+    """Number of connections a mask keeps."""
+    return int(np.count_nonzero(mask))
+
+
+def _npy(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if path.suffix != ".npy":
+        raise UseError(f"{path}: a connectivity mask is a .npy file")
+    return path

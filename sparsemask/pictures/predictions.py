@@ -1,0 +1,145 @@
+"""Label maps in colours: single files, and grids of picture, truth and prediction."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sparsemask.errors import UseError
+from sparsemask.files import write_bytes
+from sparsemask.pictures import style
+
+VOID = 255
+_VOID_COLOUR = (224, 224, 192)  # the colour of VOC's own label files
+_LIGHT, _DARK = 226, 168  # the stripes of void in the grids
+_WIDE, _GAP = 2.3, 0.08  # inches
+_LONGEST = 640  # pixels; larger samples are drawn smaller
+
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def save_prediction(path: str | os.PathLike, index_map: np.ndarray, palette: np.ndarray) -> Path:
+    """Write a label map (H, W) of class indices (255 void) as a palette PNG and return the path.
+
+    The pixels of the file are the indices; `palette` (N, 3) in 0..255 only says in which colours it is shown.
+    Raises UseError for indices the palette does not have and for a suffix other than .png.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise UseError(f"{path}: label maps are written as .png")
+    index_map, palette = _checked(index_map, palette)
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    if len(palette) <= VOID:
+        colours[VOID] = _VOID_COLOUR
+    picture = Image.fromarray(index_map)
+    picture.putpalette(colours.tobytes())
+    data = io.BytesIO()
+    picture.save(data, "PNG", optimize=True)
+    write_bytes(path, data.getvalue())
+    return path
+
+
+def colourise(index_map: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Colours (H, W, 3) uint8 of a label map; void (255) in grey stripes."""
+    index_map, palette = _checked(index_map, palette)
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    picture = colours[index_map]
+    rows, columns = np.indices(index_map.shape)
+    stripe = max(2, max(index_map.shape) // 80)
+    void = index_map == VOID
+    picture[void] = np.where((rows + columns) // stripe % 2, _LIGHT, _DARK)[void][:, None]
+    return picture
+
+
+def draw_predictions(
+    samples: Sequence[Sample],
+    path: str | os.PathLike,
+    class_names: Sequence[str],
+    palette: np.ndarray,
+) -> Path:
+    """Draw a grid picture | truth | prediction with a legend of the classes that occur; return the path.
+
+    Args:
+        samples: (picture uint8 (H, W, 3), truth (H, W), prediction (H, W)); indices of classes, 255 = void.
+        path: the file to write (.png, .svg, .pdf).
+        class_names: name of each class.
+        palette: colours (N, 3) in 0..255, one per class at least.
+
+    Raises UseError for samples whose parts differ in size and for indices without a colour.
+    """
+    path = style.check_path(path)
+    if not samples:
+        raise UseError(f"{path}: no samples to draw")
+    rows = [_row(sample, palette, k) for k, sample in enumerate(samples)]
+    tall = [_WIDE * min(row[0].shape[0] / row[0].shape[1], 1.5) for row in rows]
+    occurring = sorted(set().union(*(np.unique(part).tolist() for _, *parts in samples for part in parts)))
+    width = 3 * _WIDE + 4 * _GAP + 0.1
+    columns = max(3, int(width / (0.5 + 0.075 * max(map(len, [*class_names, "void"])))))
+    legend = 0.2 * -(-len(occurring) // columns) + 0.15
+    height = 0.32 + sum(tall) + _GAP * len(tall) + legend
+    with style.drawing():
+        fig = style.figure(width, height)
+        top = height - 0.32
+        for number, (pictures, high) in enumerate(zip(rows, tall, strict=True)):
+            top -= high
+            for k, picture in enumerate(pictures):
+                axes = style.place(fig, 0.05 + _GAP + k * (_WIDE + _GAP), top, _WIDE, high)
+                axes.imshow(picture, interpolation="nearest" if k else "antialiased")
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set(visible=True, color=style.PALE, lw=0.6)
+                if number == 0:
+                    axes.set_title(("picture", "truth", "prediction")[k], loc="center", pad=5)
+            top -= _GAP
+        _legend(fig, occurring, class_names, np.asarray(palette), columns, legend / height)
+        return style.save(fig, path)
+
+
+def _row(sample: Sample, palette: np.ndarray, number: int) -> list[np.ndarray]:
+    picture, *maps = (np.asarray(part) for part in sample)
+    sizes = {part.shape[:2] for part in (picture, *maps)}
+    if picture.ndim != 3 or picture.shape[2] != 3 or len(sizes) != 1 or any(m.ndim != 2 for m in maps):
+        shapes = ", ".join(str(part.shape) for part in (picture, *maps))
+        raise UseError(
+            f"sample {number}: picture, truth and prediction have shapes {shapes}; expected one size"
+        )
+    step = -(-max(picture.shape[:2]) // _LONGEST)  # every step-th pixel: labels must not be mixed
+    return [picture[::step, ::step], *(colourise(m[::step, ::step], palette) for m in maps)]
+
+
+def _checked(index_map: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    index_map, palette = np.asarray(index_map), np.asarray(palette)
+    if index_map.ndim != 2 or index_map.dtype.kind not in "iub":
+        raise UseError(
+            f"a label map is a whole-number array (H, W), this one is {index_map.dtype} {index_map.shape}"
+        )
+    if palette.ndim != 2 or palette.shape[1] != 3 or not 0 < len(palette) <= 256:
+        raise UseError(f"a palette is an array (N, 3) with N up to 256, this one has shape {palette.shape}")
+    wrong = (index_map != VOID) & ((index_map < 0) | (index_map >= len(palette)))
+    if wrong.any():
+        raise UseError(f"label {int(index_map[wrong][0])} has no colour in a palette of {len(palette)}")
+    return index_map.astype(np.uint8), palette.astype(np.uint8)
+
+
+def _legend(
+    fig, occurring: list[int], class_names: Sequence[str], palette, columns: int, share: float
+) -> None:
+    from matplotlib.patches import Patch
+
+    patches = []
+    for index in occurring:
+        if index == VOID:
+            patches.append(Patch(fc="#E2E2E2", ec="#A8A8A8", hatch="//////", lw=0.5, label="void"))
+        else:
+            name = class_names[index] if index < len(class_names) else f"class {index}"
+            patches.append(Patch(fc=palette[index] / 255, ec=style.GREY, lw=0.5, label=name))
+    fig.legend(
+        handles=patches, loc="center", bbox_to_anchor=(0.5, share / 2), ncols=min(columns, len(patches)),
+        handlelength=1.2, handleheight=0.9, columnspacing=1.2, borderpad=0,
+    )  # fmt: skip

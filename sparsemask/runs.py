@@ -1,0 +1,100 @@
+"""Run folders: made once, found again, held by one process at a time.
+
+``<exp_path>/<name>/`` holds config.yaml (starts the same run again), run.json (what it is and how it ended),
+checkpoints/, metrics.jsonl, tensorboard/, pictures/ and the mask or network that came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import re
+import time
+from pathlib import Path
+
+from sparsemask import options as opt
+from sparsemask.errors import UseError
+from sparsemask.files import read_json, write_json
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class Run:
+    """One run's folder."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._lock = None
+
+    config = property(lambda self: self.folder / "config.yaml")
+    checkpoints = property(lambda self: self.folder / "checkpoints")
+    last = property(lambda self: self.checkpoints / "last.pt")
+    best = property(lambda self: self.checkpoints / "best.pt")
+    metrics = property(lambda self: self.folder / "metrics.jsonl")
+    history = property(lambda self: self.folder / "history.jsonl")
+    tensorboard = property(lambda self: self.folder / "tensorboard")
+    pictures = property(lambda self: self.folder / "pictures")
+    info_file = property(lambda self: self.folder / "run.json")
+
+    def info(self) -> dict:
+        """What run.json says; empty when there is none."""
+        return read_json(self.info_file) if self.info_file.exists() else {}
+
+    def note(self, **entries) -> None:
+        """Add entries to run.json."""
+        write_json(self.info_file, {**self.info(), **entries})
+
+    def hold(self) -> Run:
+        """Take the folder for this process; UseError when another one is at work in it. A kill releases it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held as long as the process lives
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UseError(f"{self.folder}: another process is at work in this run") from None
+        return self
+
+
+def create(options: argparse.Namespace, verb: str) -> Run:
+    """Make the folder of a new run and write its configuration; UseError when the name is taken."""
+    name = options.name or _free_name(Path(options.exp_path), f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if not _NAME.fullmatch(name):
+        raise UseError(f"--name '{name}': letters, digits and . _ + - only, not beginning with a sign")
+    options.name = name
+    run = Run(Path(options.exp_path) / name)
+    if run.config.exists():
+        raise UseError(f"run {run.folder} exists; take another --name, or go on with it by --resume {run.folder}")
+    run.hold()
+    opt.write_config(run.config, options)
+    write_json(
+        run.info_file,
+        {"verb": verb, "space": options.space, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "state": "running"},
+    )
+    return run
+
+
+def _free_name(folder: Path, name: str) -> str:
+    tries = [name, *(f"{name}-{i}" for i in range(2, 100))]
+    return next((n for n in tries if not (folder / n).exists()), name)
+
+
+def find(folder: str | Path) -> Run:
+    """An existing run by its folder; UseError when it is none."""
+    run = Run(folder)
+    if not run.config.is_file():
+        raise UseError(f"{folder}: no run here (no config.yaml)")
+    return run
+
+
+def newest(exp_path: str | Path, verb: str, space: str | None = None) -> Run:
+    """The newest run of a verb that has a checkpoint; UseError, naming the command that makes one, when none has."""
+    found = []
+    for config in Path(exp_path).glob("*/config.yaml"):
+        run = Run(config.parent)
+        info = run.info()
+        if info.get("verb") == verb and run.last.exists() and space in (None, info.get("space")):
+            found.append((info.get("started", ""), run.last.stat().st_mtime, run))
+    if not found:
+        made_by = opt.spoken(verb, "--mask_path mask.npy" if verb == "retrain" else "")
+        raise UseError(f"no finished or running {verb} with a checkpoint in '{exp_path}/'; make one: {made_by}")
+    return max(found, key=lambda entry: entry[:2])[2]

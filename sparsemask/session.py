@@ -1,0 +1,134 @@
+"""What every training verb does before it trains: flags, data, device, run folder, checkpoint to go on from."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sparsemask import datasets, options as opt, runs, tasks
+from sparsemask.devices import Arithmetic, arithmetic
+from sparsemask.engine import checkpoint, distributed
+from sparsemask.errors import UseError
+
+# What may differ when a run is resumed: where and how fast it is computed, not what.
+RUNTIME = ("gpu", "n_worker", "exp_path", "name", "resume", "config")
+
+
+@dataclass
+class Session:
+    """A verb's settled circumstances. `state` is the checkpoint to go on from, or None."""
+
+    options: argparse.Namespace
+    run: runs.Run | None
+    arithmetic: Arithmetic
+    state: dict | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return distributed.rank() == 0
+
+    def say(self, text: str) -> None:
+        """Print a line, once."""
+        if self.main:
+            print(text, flush=True)
+
+    def task(self):
+        """The task on the data of the options."""
+        return tasks.get(self.options.task, self.options)
+
+
+def settle(parser: opt.Parser, given: dict) -> tuple[argparse.Namespace, str | None]:
+    """Flags from the command line, ``--config`` and the preset for the data at hand; and a line to print."""
+    filed = parser.from_file(given["config"]) if given.get("config") else {}
+    data, preset, line = datasets.choose_data({**filed, **given})
+    layers = [parser.from_file(preset), data, filed, given]
+    return parser.resolve(*layers), line
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Draw the sample set, if it is wanted, in one process before the others read it."""
+    if options.sample:
+        if distributed.rank() == 0:
+            datasets.sample_folder()
+        distributed.barrier()
+
+
+def device(options: argparse.Namespace) -> Arithmetic:
+    """Join the process group and choose the device."""
+    if torch.backends.cudnn.is_available():
+        torch.backends.cudnn.deterministic = True
+    _, _, local = distributed.start(None if options.gpu >= 0 else False)
+    return arithmetic(options.gpu, options.type, local)
+
+
+def open_training(parser: opt.Parser, argv: Sequence[str] | None, check=None) -> Session:
+    """Begin or resume a run. check(options): raises UseError before anything is written for a new run."""
+    given = parser.given(argv)
+    wanted = given.get("resume")
+    if wanted == "auto":
+        if not given.get("name"):
+            raise UseError("--resume without a folder needs --name, to know which run is meant")
+        folder = Path(given.get("exp_path") or parser.get_default("exp_path")) / given["name"]
+        wanted = folder if (folder / "config.yaml").exists() else None
+    if wanted:
+        return _reopen(parser, given, runs.find(wanted))
+    options, line = settle(parser, given)
+    where = device(options)
+    if line and distributed.rank() == 0:
+        print(line, flush=True)
+    if check is not None:
+        check(options)
+    prepare(options)
+    run = _shared_run(options, parser.verb)
+    return Session(options, run, where)
+
+
+def _shared_run(options: argparse.Namespace, verb: str) -> runs.Run:
+    """The first process makes the folder; the others learn its name."""
+    if distributed.world() == 1:
+        return runs.create(options, verb)
+    names: list = [None]
+    if distributed.rank() == 0:
+        run = runs.create(options, verb)
+        names = [options.name]
+    torch.distributed.broadcast_object_list(names, 0)
+    options.name = names[0]
+    return run if distributed.rank() == 0 else runs.Run(Path(options.exp_path) / options.name)
+
+
+def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Session:
+    """Go on with a run from its own configuration; only where it is computed may change."""
+    state = checkpoint.load(run.last) if run.last.exists() else None
+    saved = dict(state["config"]) if state else parser.from_file(run.config)
+    unknown = set(saved) - set(parser.actions())
+    if unknown or (state and state.get("verb") != parser.verb):
+        made_by = state.get("verb", "another version") if state else "another version"
+        raise UseError(f"{run.folder}: a run of '{made_by}', which {parser.prog} cannot go on with")
+    other = sorted(k for k, v in given.items() if k not in RUNTIME and saved.get(k) != v)
+    options = parser.resolve(saved, {k: given[k] for k in ("gpu", "n_worker") if k in given})
+    options.exp_path, options.name = str(run.folder.parent), run.folder.name
+    where = device(options)
+    if distributed.rank() == 0:
+        run.hold()
+        if other:
+            print(f"note: resuming by the run's own configuration, not by {', '.join('--' + o for o in other)}")
+        print(f"resuming {run.folder} " + (f"after step {state['step']}" if state else "from the start"), flush=True)
+    prepare(options)
+    return Session(options, run, where, state)
+
+
+def rewrite_config(opened: Session) -> None:
+    """Write the run's configuration again, with what was settled since (weights found, the mask's copy)."""
+    opt.write_config(opened.run.config, opened.options)
+
+
+def warn(text: str) -> None:
+    """One line on standard error, from the first process only."""
+    if distributed.rank() == 0:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,137 @@
+"""Reading and writing weights: checkpoints of this toolkit, public ones, bare state dicts, safetensors.
+
+Files from strangers are data: pickles are read with ``weights_only=True``, so that none of them runs code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from sparsemask.errors import UseError, one_line
+from sparsemask.files import write_bytes
+
+# Where the tensors stand inside a checkpoint: ours, then the names public checkpoints use.
+_ENTRIES = ("model", "state_dict")
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """Everything a checkpoint holds, on the CPU: a torch file (zip or legacy) or a `.safetensors` file.
+
+    Raises UseError when it is missing, a folder, torn, no checkpoint, or asks for code to be run.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UseError(f"{path}: is a folder, expected a checkpoint file")
+    if not path.exists():
+        raise UseError(f"checkpoint not found: {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, ValueError) as error:
+            raise UseError(f"{path}: truncated or not a safetensors file ({_brief(error)})") from None
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        if error.errno is not None:  # the system's refusal (permission, disk), worded by errors.command
+            raise
+        raise UseError(f"{path}: truncated or not a checkpoint ({_brief(error)})") from None
+    except Exception as error:  # the unpickler raises whatever a damaged byte leads it to
+        raise UseError(_unreadable(path, error)) from None
+    if not isinstance(value, Mapping):
+        raise UseError(f"{path}: expected a checkpoint (a dictionary), found {type(value).__name__}")
+    return dict(value)
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    text = str(error)
+    asked = re.search(r"(?:GLOBAL|global:?)\s+`?([\w.]+\.[\w.]+)`?", text)
+    if asked or "nsupported class" in text or "Unsupported operand" in text:
+        what = f" ({asked.group(1)})" if asked else ""
+        return (
+            f"{path}: refused, it is a pickle that asks for code to be run{what}; nothing was run. "
+            "Save the bare state dict or a safetensors file instead"
+        )
+    if "TorchScript" in text:
+        return f"{path}: is a TorchScript archive, not a checkpoint; save the model's state dict instead"
+    return f"{path}: truncated or not a checkpoint ({_brief(error)})"
+
+
+def _brief(error: Exception) -> str:
+    text = one_line(error) or type(error).__name__
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The bare state dict inside any checkpoint, without a `module.` prefix.
+
+    Reads this toolkit's checkpoints (entry `model`), public ones (`state_dict`), bare state dicts and safetensors.
+    """
+    return bare_state(read_checkpoint(path), path)
+
+
+def bare_state(checkpoint: Mapping, what: object = "checkpoint") -> dict[str, Tensor]:
+    """The bare state dict inside a checkpoint already read; UseError naming `what` when there is none."""
+    for entry in _ENTRIES:
+        if isinstance(checkpoint.get(entry), Mapping):
+            checkpoint = checkpoint[entry]
+            break
+    state = {str(key): value for key, value in checkpoint.items()}
+    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if not state or strange:
+        found = f"found {', '.join(strange[:4])}" if strange else "it is empty"
+        raise UseError(f"{what}: no weights in it (entries {' or '.join(_ENTRIES)}, or bare tensors; {found})")
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
+    """Load `state` into `module`; UseError, with nothing loaded, unless names and shapes agree exactly."""
+    own = module.state_dict()
+    shapes = [key for key in own if key in state and state[key].shape != own[key].shape]
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    plain = _in_plain_words(own, state, shapes)
+    problems = [plain] if plain else [_shape_line(key, state, own) for key in shapes[:3]]
+    if missing:
+        problems.append(f"{len(missing)} tensors are missing ({_some(missing)})")
+    if unexpected:
+        problems.append(f"{len(unexpected)} do not belong here ({_some(unexpected)})")
+    if problems:
+        raise UseError(f"{what}: these weights do not fit the network: {'; '.join(problems)}")
+    module.load_state_dict(state)
+
+
+def _in_plain_words(own: Mapping[str, Tensor], state: Mapping[str, Tensor], shapes: list[str]) -> str:
+    """The usual causes of a wrong shape: another number of classes, another decoder depth."""
+    causes = []
+    key = "fc_conv.weight"
+    if key in shapes:
+        found, wanted = state[key].shape, own[key].shape
+        for axis, name in ((0, "classes"), (1, "decoder depth")):
+            if len(found) == len(wanted) and found[axis] != wanted[axis]:
+                causes.append(f"{name}: the file has {found[axis]}, the network {wanted[axis]}")
+    return ", ".join(causes)
+
+
+def _shape_line(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    return f"{key} is {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def save_safetensors(path: str | os.PathLike, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a state dict to share, atomically; `metadata` (text only) says where it comes from."""
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    write_bytes(path, to_safetensors(tensors, metadata=metadata))

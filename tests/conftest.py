@@ -1,0 +1,38 @@
+"""Shared fixtures: the golden results, and the folder of real samples beside the checkout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+def _shared_data() -> Path | None:
+    named = os.environ.get("SPARSEMASK_DATA")
+    folder = Path(named) if named else HERE.parents[1] / "shared" / "data"
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of recorded reference results (tests/golden)."""
+    return HERE / "golden"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real pictures, scans and weights; skips, saying so, where it is absent."""
+    folder = _shared_data()
+    if folder is None:
+        pytest.skip("shared data absent: put it beside the checkout as ../shared/data or set SPARSEMASK_DATA")
+    return folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Two cores are the machine we promise to run on; more threads than cores only slow small tests down.
+    import torch
+
+    torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))

@@ -1,0 +1,63 @@
+"""A data set and command lines small enough to train in seconds, for tests of whole verbs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make_data(folder: Path, n: int = 12, size: int = 40, n_class: int = 4, seed: int = 0) -> Path:
+    """Coloured rectangles on noise: img/, gt/, train.txt, val.txt."""
+    rng = np.random.default_rng(seed)
+    for part in ("img", "gt"):
+        (folder / part).mkdir(parents=True)
+    for i in range(n):
+        picture = rng.integers(0, 80, (size, size + 3, 3), dtype=np.uint8)
+        label = np.zeros((size, size + 3), np.uint8)
+        for c in range(1, n_class):
+            y, x = rng.integers(0, size // 2, 2)
+            picture[y : y + 14, x : x + 14] = 90 + 40 * c, 255 - 60 * c, 60 * c
+            label[y : y + 14, x : x + 14] = c
+        Image.fromarray(picture).save(folder / "img" / f"{i:03d}.png")
+        Image.fromarray(label).save(folder / "gt" / f"{i:03d}.png")
+    names = [f"{i:03d}" for i in range(n)]
+    (folder / "train.txt").write_text("\n".join(names[: n * 3 // 4]) + "\n")
+    (folder / "val.txt").write_text("\n".join(names[n * 3 // 4 :]) + "\n")
+    return folder
+
+
+def data_flags(folder: Path, n_class: int = 4) -> list[str]:
+    """The flags that name such a data set."""
+    return [
+        "--im_path", str(folder / "img"), "--gt_path", str(folder / "gt"),
+        "--training_list", str(folder / "train.txt"), "--eval_list", str(folder / "val.txt"),
+        "--n_class", str(n_class),
+    ]  # fmt: skip
+
+
+# Small in every dimension; batch norms get two pictures.
+SMALL = [
+    "--depth", "8", "--crop_size", "33", "--batch_size", "4", "--bn_reestimate", "2", "--checkpoint_interval", "3",
+    "--eval_interval", "5", "--log_interval", "1", "--lr", "0.01", "--last_layer_lr_mult", "1", "--n_worker", "0",
+]  # fmt: skip
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """Environment of a command: its own cache folder, two threads, no weights found by chance."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SPARSEMASK_", "PYTEST_"))}
+    return {**kept, "SPARSEMASK_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+
+
+def verb(script: str, argv: list[str], cwd: Path, **kwargs) -> subprocess.CompletedProcess:
+    """Run a command as a user would, from any folder; output is text."""
+    kwargs.setdefault("env", environment(cwd / "home"))
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *argv], cwd=cwd, capture_output=True, text=True, timeout=600, **kwargs
+    )
