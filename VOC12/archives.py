@@ -94,7 +94,7 @@ class TarSource:
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
         try:
-            self._tar = tarfile.open(path, "r:*")  # noqa: SIM115 - closed by close()
+            self._tar = tarfile.open(path, "r:*")
         except _TORN as error:
             raise UseError(f"{path}: not a readable tar archive ({error}); download it again") from None
         regular: dict[str, tarfile.TarInfo] = {}
@@ -103,9 +103,8 @@ class TarSource:
             for member in self._tar:
                 if name := _safe_name(member):
                     regular[name] = member
-                    if name.endswith(
-                        layout.lists
-                    ):  # now: going back in a compressed archive starts it afresh
+                    # At once, for going back in a compressed archive means reading it afresh.
+                    if name.endswith(layout.lists):
                         texts[name] = self._tar.extractfile(member).read()
         except (*_TORN, OSError) as error:
             self.close()

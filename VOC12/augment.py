@@ -51,7 +51,6 @@ class _Axis:
         place = np.arange(start, start + count)
         if flip:
             place, first = place[::-1], crop - first - count
-        self.size = size
         self.part = slice(first, first + count)
         # Twice the centre of output pixel i is the whole number 2 i + 1: whole numbers make nearest exact.
         nearest = (2 * place + 1) * size // (2 * scaled)

@@ -43,8 +43,8 @@ class Canvas:
     ) -> None:
         """Paint one object of class `index` and cast its shadow.
 
-        `distance(x, y)` gives the signed distance to the outline (negative inside), `colour(x, y)` the RGB, both
-        in the object's frame: centred on `place`, turned by `turn` radians, within `reach` of it. Pixels that
+        `distance(x, y)` is the signed distance to the outline (negative inside), `colour(x, y)` the RGB, in
+        the object's frame: centred on `place`, turned by `turn` radians, within `reach` of it. Pixels that
         the outline cuts become void, a border of about one pixel as in PASCAL VOC.
         """
         rows, columns, x, y = self._window(*place, reach + 8)

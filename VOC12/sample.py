@@ -3,9 +3,8 @@
     python VOC12/sample.py --out VOC12/data/sample
 
 Writes OUT/img/*.jpg, OUT/gt/*.png (class indices, 255 = ignore), OUT/class_names.txt, the lists
-OUT/{train,val,trainval,train_aug}.txt and, last, OUT/STAMP.json: the layout of prepared VOC. It
-stands in for PASCAL VOC in demonstrations and tests;
-`VOC12/scenes.py` says what its classes ask of a network. What is already there is not drawn again.
+OUT/{train,val,trainval,train_aug}.txt and, last, OUT/STAMP.json: the layout of prepared VOC, for which it
+stands in. `VOC12/scenes.py` says what its classes ask of a network. What is there is not drawn again.
 """
 
 from __future__ import annotations

@@ -12,23 +12,20 @@ from numpy.random import Generator
 Array = np.ndarray
 
 
-def _smooth_steps(size: int, cells: int) -> Array:
-    """(size, cells + 1) weights that interpolate `cells + 1` grid values with a smoothstep."""
+def _interpolate(grid: Array, size: int) -> Array:
+    """Stretch (cells + 1, n) grid values to (size, n), with a smoothstep between neighbours."""
+    cells = len(grid) - 1
     at = (np.arange(size) + 0.5) / size * cells
     low = np.minimum(at.astype(int), cells - 1)
     part = at - low
-    part = part * part * (3 - 2 * part)
-    weights = np.zeros((size, cells + 1))
-    rows = np.arange(size)
-    weights[rows, low] = 1 - part
-    weights[rows, low + 1] = part
-    return weights
+    part = (part * part * (3 - 2 * part))[:, None]
+    return grid[low] * (1 - part) + grid[low + 1] * part
 
 
 def value_noise(rng: Generator, size: int, rows: int, columns: int) -> Array:
     """(size, size) smooth noise in [0, 1] from a random grid of `rows` x `columns` cells."""
-    grid = rng.random((rows + 1, columns + 1))
-    return _smooth_steps(size, rows) @ grid @ _smooth_steps(size, columns).T
+    # No matrix products: their rounding, and their threads, are the machine's.
+    return _interpolate(_interpolate(rng.random((rows + 1, columns + 1)), size).T, size).T
 
 
 def fractal_noise(rng: Generator, size: int, rows: int, columns: int, octaves: int = 4) -> Array:

@@ -1,7 +1,7 @@
 """From connection weights to a connectivity mask (Wu, Zhang, Huang 2019, arXiv 1904.07642, section 3.3).
 
-Threshold; drop the stages that the output does not reach; then clean up: stages with the same inputs become one,
-and a stage whose inputs and uses another covers goes.
+Threshold; drop the stages that the output does not reach; then clean up: stages with the same inputs become
+one, and a stage whose inputs and uses another covers goes.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _drop_unreached(mask: np.ndarray, why: dict[int, str]) -> None:
 
 
 def _merge_duplicates(mask: np.ndarray, why: dict[int, str]) -> None:
-    """From the deepest stage up: stages with the same inputs are emptied, the deepest of them takes their uses.
+    """From the deepest stage up: of stages with the same inputs the deepest takes all uses, the others go.
 
     An emptied stage's own uses go when the loop comes to it.
     """
@@ -164,7 +164,7 @@ def _merge_duplicates(mask: np.ndarray, why: dict[int, str]) -> None:
 
 
 def _drop_subsets(mask: np.ndarray, why: dict[int, str]) -> None:
-    """From the shallowest stage down: deeper stages whose inputs and uses are subsets of its own are removed."""
+    """From the shallowest stage down: deeper stages with subsets of its inputs and uses are removed."""
     for stage in range(len(mask) - 2, 0, -1):
         if not mask[stage].any():
             continue
@@ -190,6 +190,11 @@ def add_options(parser: Parser) -> None:
 def prune(options: argparse.Namespace, run: Run | None) -> None:
     """Write the mask of a search run, or of any checkpoint, with its report and picture."""
     path = run.last if run else Path(options.checkpoint)
+    out = Path(options.out or "mask.npy")
+    if out.suffix != ".npy":
+        raise UseError(f"--out {out}: a connectivity mask is a .npy file")
+    if not out.parent.is_dir():
+        raise UseError(f"--out {out}: no such folder: {out.parent}")
     state = read_checkpoint(path)
     if state.get("space", options.space) != options.space:
         raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{options.space}'")
@@ -216,10 +221,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         "largest_dropped": report.largest_dropped,
         "backbone_name": state.get("config", {}).get("backbone_name"),
     }
-    out = Path(options.out or "mask.npy")
     targets = [run.folder / f"mask_thres_{options.thres:g}.npy"] if run else []
-    if not out.parent.is_dir():
-        raise UseError(f"--out {out}: no such folder: {out.parent}")
     for target in [*targets, out]:
         save_mask(target, report.mask, note)
     if run:

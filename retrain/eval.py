@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = parser(space)
     given = made.given(argv)
     given = {**(made.from_file(given["config"]) if given.get("config") else {}), **given}
+    given.setdefault("space", space)
     run = None
     if not given.get("pretrained_model"):
         run = runs.find(given["run"]) if given.get("run") else runs.newest(

@@ -47,10 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     family = _family(space)
     opened = session.open_training(parser(space), argv, family.check)
     options, run = opened.options, opened.run
-    task = opened.task()
-    model, extra = family.build(opened, task)
-    extra = {"verb": "retrain", "space": options.space, "config": plain(options), **extra}
-    result = fit(model, Method(), task, options, run, opened.arithmetic, extra, opened.state)
+    task = opened.task
+    with opened.clean():
+        model, extra = family.build(opened, task)
+        extra = {"verb": "retrain", "space": options.space, "config": plain(options), **extra}
+        result = fit(model, Method(), task, options, run, opened.arithmetic, extra, opened.state)
     if opened.main:
         run.note(state="finished", result=result)
         family.finish(opened, model, task, result)

@@ -30,7 +30,7 @@ from sparsemask.options import Parser, plain
 def parser(space: str = "connectivity") -> Parser:
     """The command's flags, the family's own included."""
     made = Parser("search", prog="search/run.py", description=__doc__)
-    made.add_argument("--search", action="store_true", help="search (the default here; kept for old command lines)")
+    made.add_argument("--search", dest="_search", action="store_true", help="search (the default here; kept for old command lines)")
     for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
         add(made)
     _family(space).add_options(made)
@@ -47,10 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     opened = session.open_training(parser(flags.peek_space(argv)), argv)
     options, run = opened.options, opened.run
     family = _family(options.space)
-    task = opened.task()
-    model = family.build(opened, task)
-    extra = {"verb": "search", "space": options.space, "config": plain(options)}
-    result = fit(model, family.method(options), task, options, run, opened.arithmetic, extra, opened.state)
+    task = opened.task
+    with opened.clean():
+        model = family.build(opened, task)
+        extra = {"verb": "search", "space": options.space, "config": plain(options)}
+        result = fit(model, family.method(options), task, options, run, opened.arithmetic, extra, opened.state)
     if opened.main:
         run.note(state="finished", result=result)
         family.finish(opened, model, task, result)

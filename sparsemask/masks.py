@@ -1,9 +1,9 @@
 """Connectivity mask files: which feature feeds which decoder stage.
 
-A mask of L features is a boolean array (L, L, 2) in a `.npy` file (the public format): row i is decoder stage i,
-0 the deepest; `[i, j, 0]` says that end point E_j feeds stage i, `[i, j, 1]` that u_j does, where u_0 is the
-globally averaged E_0 and u_j = D_{j-1} the output of stage j-1. Nothing stands at j > i; the last row is the
-output stage. Beside it a json file of the same stem may say where the mask comes from.
+A mask of L features is a boolean array (L, L, 2) in a `.npy` file (the public format): row i is decoder stage
+i, 0 the deepest; `[i, j, 0]` says that end point E_j feeds stage i, `[i, j, 1]` that u_j does, where u_0 is
+the globally averaged E_0 and u_j = D_{j-1} the output of stage j-1. Nothing stands at j > i; the last row is
+the output stage. Beside it a json file of the same stem may say where the mask comes from.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def save_mask(path: str | os.PathLike, mask: np.ndarray, note: dict | None = Non
     if note is not None:
         write_json(path.with_suffix(".json"), note)
     else:
-        path.with_suffix(".json").unlink(missing_ok=True)  # an older mask's note would speak of the wrong mask
+        path.with_suffix(".json").unlink(missing_ok=True)  # an older mask's note speaks of the older mask
     with atomic_write(path) as file:
         np.lib.format.write_array(file, mask, allow_pickle=False)
 
@@ -60,8 +60,8 @@ def mask_note(path: str | os.PathLike) -> dict:
 def check_mask(mask: np.ndarray, n_features: int | None = None, what: str = "mask") -> np.ndarray:
     """Return `mask` as an array of its own; UseError naming `what` unless it describes a network that works.
 
-    Checked: dtype bool, shape (L, L, 2) with L >= 1 (L = `n_features` where given), nothing at j > i, the output
-    stage has inputs, no stage without inputs is used.
+    Checked: dtype bool, shape (L, L, 2) with L >= 1 (L = `n_features` where given), nothing at j > i, the
+    output stage has inputs, no stage without inputs is used.
     """
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
         found = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
@@ -75,7 +75,9 @@ def check_mask(mask: np.ndarray, n_features: int | None = None, what: str = "mas
             "take a mask searched with this backbone"
         )
     if mask[~np.tri(length, dtype=bool)].any():
-        raise UseError(f"{what}: a stage takes a feature of a later stage (true at j > i); not a connectivity mask")
+        raise UseError(
+            f"{what}: not a connectivity mask, a stage takes a feature of a later one (true at j > i)"
+        )
     problem = why_unusable(mask)
     if problem:
         raise UseError(f"{what}: unusable, {problem}")

@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def actions(self) -> dict[str, argparse.Action]:
         """Every flag's action by its name in a configuration file."""
-        return {a.dest: a for a in self._actions if a.dest not in ("help", argparse.SUPPRESS)}
+        return {a.dest: a for a in self._actions if a.dest != "help" and not a.dest.startswith("_")}
 
     def given(self, argv: Sequence[str] | None) -> dict:
         """Only the flags that stand on the command line, parsed."""
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         try:
             for action in self._actions:
                 action.default, action.required = argparse.SUPPRESS, False
-            return vars(self.parse_args(argv))
+            return {k: v for k, v in vars(self.parse_args(argv)).items() if not k.startswith("_")}
         finally:
             for action, (default, required) in kept.items():
                 action.default, action.required = default, required

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ class Session:
     run: runs.Run | None
     arithmetic: Arithmetic
     state: dict | None = None
+    task: object = None
 
     @property
     def main(self) -> bool:
@@ -38,9 +41,15 @@ class Session:
         if self.main:
             print(text, flush=True)
 
-    def task(self):
-        """The task on the data of the options."""
-        return tasks.get(self.options.task, self.options)
+    @contextlib.contextmanager
+    def clean(self) -> Iterator[None]:
+        """Inside, an error of use that comes before the first checkpoint takes the new run's folder with it."""
+        try:
+            yield
+        except UseError:
+            if self.main and self.state is None and not self.run.last.exists():
+                shutil.rmtree(self.run.folder, ignore_errors=True)
+            raise
 
 
 def settle(parser: opt.Parser, given: dict) -> tuple[argparse.Namespace, str | None]:
@@ -84,9 +93,17 @@ def open_training(parser: opt.Parser, argv: Sequence[str] | None, check=None) ->
         print(line, flush=True)
     if check is not None:
         check(options)
-    prepare(options)
+    task = open_task(options)
     run = _shared_run(options, parser.verb)
-    return Session(options, run, where)
+    return Session(options, run, where, None, task)
+
+
+def open_task(options: argparse.Namespace):
+    """The task on the data of the options, its lists read and checked."""
+    prepare(options)
+    task = tasks.get(options.task, options)
+    task.check()
+    return task
 
 
 def _shared_run(options: argparse.Namespace, verb: str) -> runs.Run:
@@ -119,8 +136,7 @@ def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Session:
         if other:
             print(f"note: resuming by the run's own configuration, not by {', '.join('--' + o for o in other)}")
         print(f"resuming {run.folder} " + (f"after step {state['step']}" if state else "from the start"), flush=True)
-    prepare(options)
-    return Session(options, run, where, state)
+    return Session(options, run, where, state, open_task(options))
 
 
 def rewrite_config(opened: Session) -> None:

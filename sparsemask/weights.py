@@ -5,8 +5,11 @@ Files from strangers are data: pickles are read with ``weights_only=True``, so t
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickletools
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,7 +42,9 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         except (SafetensorError, ValueError) as error:
             raise UseError(f"{path}: truncated or not a safetensors file ({_brief(error)})") from None
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about pickles that it then refuses
+            warnings.simplefilter("ignore", UserWarning)
+            value = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         if error.errno is not None:  # the system's refusal (permission, disk), worded by errors.command
             raise
@@ -53,8 +58,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
 def _unreadable(path: Path, error: Exception) -> str:
     text = str(error)
-    asked = re.search(r"(?:GLOBAL|global:?)\s+`?([\w.]+\.[\w.]+)`?", text)
-    if asked or "nsupported class" in text or "Unsupported operand" in text:
+    asked = re.search(r"GLOBAL\s+([\w.]+\.[\w.]+)", text)
+    if asked or _calls(path):
         what = f" ({asked.group(1)})" if asked else ""
         return (
             f"{path}: refused, it is a pickle that asks for code to be run{what}; nothing was run. "
@@ -65,15 +70,26 @@ def _unreadable(path: Path, error: Exception) -> str:
     return f"{path}: truncated or not a checkpoint ({_brief(error)})"
 
 
+def _calls(path: Path) -> bool:
+    """Whether a bare pickle calls anything: disassembled, not run (torch reads old protocols only)."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 20)
+    calls = {"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
+    with contextlib.suppress(Exception):  # what ends the disassembly is no pickle
+        return head.startswith(b"\x80") and any(op.name in calls for op, _, _ in pickletools.genops(head))
+    return False
+
+
 def _brief(error: Exception) -> str:
-    text = one_line(error) or type(error).__name__
+    text = one_line(error).rpartition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0]
+    text = text or type(error).__name__
     return text if len(text) <= 120 else text[:117] + "..."
 
 
 def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     """The bare state dict inside any checkpoint, without a `module.` prefix.
 
-    Reads this toolkit's checkpoints (entry `model`), public ones (`state_dict`), bare state dicts and safetensors.
+    Reads this toolkit's checkpoints (entry `model`), public ones (`state_dict`), bare dicts and safetensors.
     """
     return bare_state(read_checkpoint(path), path)
 
@@ -88,7 +104,7 @@ def bare_state(checkpoint: Mapping, what: object = "checkpoint") -> dict[str, Te
     strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if not state or strange:
         found = f"found {', '.join(strange[:4])}" if strange else "it is empty"
-        raise UseError(f"{what}: no weights in it (entries {' or '.join(_ENTRIES)}, or bare tensors; {found})")
+        raise UseError(f"{what}: no weights in it, neither bare nor under {' or '.join(_ENTRIES)} ({found})")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state

@@ -1,5 +1,5 @@
-"""The connectivity networks by the letter of their formulas: every connection convolved, normalised, upsampled
-and weighed by itself. Slow on purpose; the efficient networks must agree with it."""
+"""The connectivity networks by the letter of their formulas: every connection convolved, normalised,
+upsampled and weighed by itself. Slow on purpose; the efficient networks must agree with it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ def supernet(net: FullyDenseNetwork, x: Tensor, weights: list[Tensor], checkpoin
                 def connection(feature, weight, layers=layers[j], size=size):
                     return weight * up(layers(F.relu6(feature)), size)
 
-                arguments = (source[j], w[j, column])
-                run = checkpoint(connection, *arguments, use_reentrant=False) if checkpointed else connection(*arguments)
-                total = total + run
+                if checkpointed:
+                    y = checkpoint(connection, source[j], w[j, column], use_reentrant=False)
+                else:
+                    y = connection(source[j], w[j, column])
+                total = total + y
         ups.append(stage.bn(total))
     return net.fc_conv(F.relu6(ups[-1]))
 

@@ -107,7 +107,7 @@ SEARCH = ["--search", *DATA, *SMALL, "--max_iter", "2", "--name", "new"]
 TRAIN = [*DATA, *SMALL, "--max_iter", "2", "--name", "new"]
 
 DATA_CASES = [
-    (missing_picture, ["1 of 9 pictures absent", "001.png"]),
+    (missing_picture, ["1 of 9 pictures absent", "img/001"]),
     (missing_label, ["1 of 9 labels absent", "002.png"]),
     (missing_list, ["list not found", "train.txt"]),
     (empty_list, ["train.txt", "empty"]),
@@ -300,7 +300,7 @@ def test_unusable_weights_write_no_mask(place, capfd, spoil, words):
 
 OTHER_CASES = [
     (prune.prune.main, ["--run", "runs/none"], ["runs/none: no run here"]),
-    (prune.prune.main, ["--exp_path", "empty"], ["no finished or running search", "search/run.py"]),
+    (prune.prune.main, ["--exp_path", "empty"], ["no finished or running search", "make one: "]),
     (prune.prune.main, ["--checkpoint", "no.pt"], ["checkpoint not found: no.pt"]),
     (prune.prune.main, ["--run", "runs/s", "--thres", "1.5"], ["[0, 1)"]),
     (prune.prune.main, ["--run", "runs/s", "--out", "no/where/mask.npy"], ["no such folder: no/where"]),

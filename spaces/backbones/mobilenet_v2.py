@@ -25,7 +25,9 @@ FIRST, LAST = 32, 1280
 class LinearBottleneck(nn.Module):
     """1x1 expansion, 3x3 depthwise, 1x1 linear projection; a shortcut where shapes agree."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, expand: bool, momentum):
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, expansion: int, expand: bool, momentum: float
+    ):
         super().__init__()
         middle = in_channels * expansion
         self.shortcut = stride == 1 and in_channels == out_channels
@@ -56,7 +58,7 @@ class MobileNetV2(nn.Module):
     Args:
         in_channels: channels of the input picture.
         first_expansion: whether the first stage has a 1x1 expansion although its factor is 1 (the form of the
-            public SparseMask weights: 2 224 960 parameters; torchvision's and timm's form lacks it: 2 223 872).
+            public SparseMask weights: 2 224 960 parameters; torchvision's and timm's lacks it: 2 223 872).
         momentum: of the running statistics.
     """
 

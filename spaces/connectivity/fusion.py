@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsemask.errors import UseError
 from sparsemask.masks import DOWN, UP
 
-# product(kind, j, x): the contributions (stage i, tensor of depth channels) of feature j, DOWN (E_j) or UP (u_j).
+# product(kind, j, x): what feature j, DOWN (E_j) or UP (u_j), gives: (stage i, tensor of depth channels)
 Product = Callable[[int, int, Tensor], Iterable[tuple[int, Tensor]]]
 
 
@@ -58,7 +58,7 @@ def decode(
 
 def _total(sums: dict[torch.Size, Tensor], size: torch.Size) -> Tensor:
     """Sum of tensors of several sizes at `size`; a constant map joins the smallest before upsampling."""
-    by_area = sorted(sums.items(), key=lambda item: item[0].numel() and item[0][0] * item[0][1])
+    by_area = sorted(sums.items(), key=lambda item: item[0].numel())
     total = None
     constant = None
     for its_size, y in by_area:

@@ -27,8 +27,8 @@ def named_mask(name: str, n_features: int, seed: int = 0) -> np.ndarray:
 
     - `dense`: every connection.
     - `unet`: stage 0 takes E_0, stage i takes E_i and the stage before it.
-    - `sparseacn`: in the sequence E_{L-1} ... E_0, G, D_0 ..., each stage takes the features 1, 2, 4, 8 and 16
-      places before it (Zhu et al. 2018, arXiv 1801.05895).
+    - `sparseacn`: in the sequence E_{L-1} ... E_0, G, D_0 ..., each stage takes the features 1, 2, 4, 8 and
+      16 places before it (Zhu et al. 2018, arXiv 1801.05895).
     - `sparsemask-voc`: the published result on PASCAL VOC 2012; 9 features only.
     - `random-15`: 15 random connections, the same for the same `seed`; every stage with inputs is used.
     """
@@ -73,8 +73,9 @@ def _acn_inputs(i: int) -> list[tuple[int, int, int]]:
 
 def _random(k: int, n_features: int, rng: np.random.Generator) -> np.ndarray:
     """Grow a decoder from its output stage: a stage comes to life with its first use and one input."""
-    if not 1 <= k <= n_features * (n_features + 1):
-        raise UseError(f"mask 'random-{k}': {n_features} features have 1 to {n_features * (n_features + 1)} connections")
+    most = n_features * (n_features + 1)
+    if not 1 <= k <= most:
+        raise UseError(f"mask 'random-{k}': {n_features} features have 1 to {most} connections")
     for _ in range(1000):
         mask = _grow(k, n_features, rng)
         if mask is not None:
@@ -98,8 +99,6 @@ def _grow(k: int, n_features: int, rng: np.random.Generator) -> np.ndarray | Non
         if not free:
             return None
         i, j, kind = free[rng.integers(len(free))]
-        if left == k and kind == UP and j and k == 1:
-            continue
         mask[i, j, kind] = True
         left -= 1
         if kind == UP and j and j - 1 not in alive:

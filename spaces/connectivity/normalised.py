@@ -1,9 +1,9 @@
 """Convolve, normalise and weigh all connections that start from one feature, without materialising them.
 
 Batch norm after a 1x1 convolution needs the mean and variance of W x over the batch. With the feature centred
-they follow from its covariance, var(W x)_c = W_c cov(x) W_c^T, so that normalisation and connection weight fold
-into the matrix and one product with the folded matrix is all that happens at the feature's size. Where a feature
-has more channels than the product (the 1280 of E_0), the variance is taken from the plain product instead.
+they follow from its covariance, var(W x)_c = W_c cov(x) W_c^T, so that normalisation and connection weight
+fold into the matrix, and one product with the folded matrix is all that happens at the feature's size. Where
+a feature has more channels than the product (the 1280 of E_0), the variance comes from the plain product.
 """
 
 from __future__ import annotations
@@ -27,23 +27,30 @@ def normalised_product(
 
     Returns:
         Products (B, K * depth, H, W), and the constants (K * depth,) to be added to them. Running statistics
-        move as the batch norms' own would. Raises ValueError, as torch does, where a batch has one value a channel.
+        move as the batch norms' own would. ValueError, as torch's, where a batch has one value a channel.
     """
     weight = torch.cat([conv.weight for conv in convs]).flatten(1)
     gamma = torch.cat([norm.weight for norm in norms])
     beta = torch.cat([norm.bias for norm in norms])
     w = w.repeat_interleave(convs[0].out_channels)
+    products = None
     with torch.autocast(x.device.type, enabled=False):  # statistics of half precision would be worth little
         if norms[0].training:
-            return _with_batch_statistics(x.to(weight.dtype), weight, gamma, norms, w, w * beta)
-        scale = w * gamma * torch.rsqrt(_running(norms, "running_var") + norms[0].eps)
-        constant = w * beta - scale * _running(norms, "running_mean")
-    return _conv(x, scale[:, None] * weight), constant
+            x, products, var = _statistics(x.to(weight.dtype), weight, norms)
+            scale = w * gamma * torch.rsqrt(var + norms[0].eps)
+            constant = w * beta
+        else:
+            scale = w * gamma * torch.rsqrt(_running(norms, "running_var") + norms[0].eps)
+            constant = w * beta - scale * _running(norms, "running_mean")
+    if products is None:
+        return _conv(x, scale[:, None] * weight), constant
+    return products * scale[:, None, None], constant
 
 
-def _with_batch_statistics(
-    x: Tensor, weight: Tensor, gamma: Tensor, norms: Sequence[nn.BatchNorm2d], w: Tensor, constant: Tensor
-) -> tuple[Tensor, Tensor]:
+def _statistics(
+    x: Tensor, weight: Tensor, norms: Sequence[nn.BatchNorm2d]
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The centred feature, its product where that was needed, the product's variance; statistics move."""
     count = x.numel() // x.shape[1]
     if count < 2:
         raise ValueError(f"expected more than 1 value per channel when training, got {tuple(x.shape)}")
@@ -57,12 +64,9 @@ def _with_batch_statistics(
     else:
         products = _conv(x, weight)
         var = products.square().mean((0, 2, 3))
-    scale = w * gamma * torch.rsqrt(var + norms[0].eps)
     with torch.no_grad():
         _move_running(norms, weight @ mean, var * (count / (count - 1)))
-    if products is None:
-        return _conv(x, scale[:, None] * weight), constant
-    return products * scale[:, None, None], constant
+    return x, products, var
 
 
 def _conv(x: Tensor, weight: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemask.masks import DOWN, UP, check_mask
 from spaces.connectivity.fusion import batch_norm_errors, decode, upsample
 from spaces.connectivity.search_network import build_backbone, init_convolutions
+from sparsemask.masks import DOWN, UP, check_mask
 
 
 class Stage(nn.Module):
-    """Parameters of one decoder stage: a 1x1 convolution per kept connection, keyed by the feature's index."""
+    """Parameters of one decoder stage: a 1x1 convolution per kept connection, keyed by its feature."""
 
     def __init__(self, down: dict[int, int], up: dict[int, int], depth: int, momentum: float):
         super().__init__()
@@ -36,8 +36,8 @@ class PrunedNetwork(nn.Module):
         bn_momentum: of all running statistics.
         backbone_options: further arguments of the backbone's builder, such as `first_expansion`.
 
-    Stages that do not reach the output keep their (frozen) parameters, so that public checkpoints load, but are
-    not computed.
+    Stages that do not reach the output keep their (frozen) parameters, so that public checkpoints load, but
+    are not computed.
     """
 
     def __init__(
@@ -66,11 +66,13 @@ class PrunedNetwork(nn.Module):
         init_convolutions(self.decoders, self.fc_conv)
         # Stages that take feature j of a kind and matter to the output.
         self._takers = {
-            (kind, j): [i for i in live if self.mask[i, j, kind]] for j in range(len(channels)) for kind in (DOWN, UP)
+            (kind, j): [i for i in live if self.mask[i, j, kind]]
+            for j in range(len(channels))
+            for kind in (DOWN, UP)
         }
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """(B, C, H, W) -> class scores (B, classes, h, w) at the last stage's size, or upsampled to `size`."""
+        """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or upsampled to `size`."""
 
         def used(kind: int, j: int) -> bool:
             return bool(self._takers[kind, j])
@@ -120,7 +122,7 @@ class FCN(nn.Module):
         init_convolutions(self.fc_conv)
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """(B, C, H, W) -> class scores (B, classes, h, w) at the deepest size, or upsampled to `size`."""
+        """(B, C, H, W) -> scores (B, classes, h, w) at the deepest size, or upsampled to `size`."""
         with batch_norm_errors():
             logits = self.fc_conv(F.relu6(self.backbone(x)[0]))
         return logits if size is None else upsample(logits, size)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from sparsemask.errors import UseError
-from sparsemask.masks import DOWN, UP
 from spaces.backbones import create
 from spaces.connectivity.fusion import batch_norm_errors, decode, upsample
 from spaces.connectivity.normalised import normalised_product
+from sparsemask.errors import UseError
+from sparsemask.masks import DOWN, UP
 
 
 class SearchStage(nn.Module):
@@ -78,7 +78,7 @@ class FullyDenseNetwork(nn.Module):
         return list(self.decoders.values())
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """(B, C, H, W) -> class scores (B, classes, h, w) at the last stage's size, or upsampled to `size`."""
+        """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or upsampled to `size`."""
         stages = self.stages
         weights = self._last_weights = self._sample_weights()
         silent = self._silent(weights)
@@ -91,7 +91,7 @@ class FullyDenseNetwork(nn.Module):
             w = torch.stack([weights[i][j, kind] for i in takers])
             products, constants = normalised_product(x, [p[0] for p in pairs], [p[1] for p in pairs], w)
             depth = products.shape[1] // len(takers)
-            constants = constants.view(len(takers), 1, depth, 1, 1)
+            constants = constants.to(products).view(len(takers), 1, depth, 1, 1)
             for i, y, constant in zip(takers, products.split(depth, 1), constants, strict=True):
                 yield i, y
                 yield i, constant
@@ -109,7 +109,9 @@ class FullyDenseNetwork(nn.Module):
 
     def connection_weights(self) -> list[Tensor]:
         """The clamped weights in [0, 2] of the last forward pass, the very noisy sample, with their graph."""
-        return self._sample_weights() if self._last_weights is None else self._last_weights
+        if self._last_weights is None:
+            return [w.clamp(0, 2) for w in self.raw_weights()]
+        return self._last_weights
 
     def sample_noise(self, generator: torch.Generator | None = None) -> list[Tensor]:
         """Draw N(0, 1) noise on the CPU, keep it for the forward passes to come and return it.
@@ -137,6 +139,9 @@ class FullyDenseNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.requires_grad_(False)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_last_weights": None}  # part of a graph: neither copied nor pickled
 
     def _sample_weights(self) -> list[Tensor]:
         raw = self.raw_weights()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from sparsemask.errors import UseError, choose
 from spaces import backbones, register
+from spaces.backbones.weights import has_first_expansion
 from spaces.connectivity.named_masks import named_mask
 from spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from spaces.connectivity.search_network import FullyDenseNetwork
-from spaces.connectivity.transfer import inherit
+from spaces.connectivity.transfer import inherited_state
+from sparsemask.errors import UseError, choose
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,19 @@ class ConnectivityConfig:
     def __post_init__(self):
         choose(self.backbone_name, backbones.available(), "backbone")
         for name in ("depth", "in_channels", "n_class"):
-            if getattr(self, name) < 1:
-                raise UseError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.bn_momentum <= 1:
-            raise UseError(f"bn_momentum must be in (0, 1], got {self.bn_momentum:g}")
-        if self.noise_std < 0:
-            raise UseError(f"noise_std must not be negative, got {self.noise_std:g}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UseError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name, low, high in (("bn_momentum", 0, 1), ("noise_std", 0, 2)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not low <= value <= high:
+                raise UseError(f"{name} must be a number in [{low}, {high}], got {value!r}")
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any] | SimpleNamespace | ConnectivityConfig) -> ConnectivityConfig:
-        """Pick this space's options out of a mapping or namespace; foreign and None entries are passed over."""
+    def from_options(
+        cls, options: Mapping[str, Any] | SimpleNamespace | ConnectivityConfig
+    ) -> ConnectivityConfig:
+        """Pick this space's options out of a mapping or namespace, passing over foreign and None entries."""
         if isinstance(options, cls):
             return options
         options = options if isinstance(options, Mapping) else vars(options)
@@ -82,16 +86,24 @@ class ConnectivitySpace:
         if isinstance(mask, str):
             if mask == "fcn":
                 return FCN(**options)
-            encoder = backbones.create(options.pop("backbone_name"), options.pop("in_channels"), **_encoder(options))
+            encoder = backbones.create(
+                options.pop("backbone_name"), options.pop("in_channels"), **_encoder(options)
+            )
             options |= {"backbone_name": encoder}
             mask = named_mask(mask, len(encoder.channels))
         return PrunedNetwork(mask, depth=config.depth, **options)
 
     def transfer(
-        self, checkpoint: Mapping[str, Tensor], mask: np.ndarray | str, config, inherit_what: str = "encoder"
+        self, checkpoint: Mapping[str, Tensor], mask: np.ndarray | str, config, inherit: str = "encoder"
     ) -> dict[str, Tensor]:
-        """The state a small network starts from, out of a supernet's bare state dict: its encoder, or `all`."""
-        return inherit(self.network(mask, config), checkpoint, inherit_what)
+        """The state a small network starts from, out of a supernet's bare state dict: its encoder, or `all`.
+
+        The backbone's form is the checkpoint's, whatever `config` says.
+        """
+        config = ConnectivityConfig.from_options(config)
+        form = has_first_expansion(checkpoint, config.backbone_name)
+        config = replace(config, first_expansion=form)
+        return inherited_state(self.network(mask, config), checkpoint, inherit)
 
     def cost(self, net: nn.Module, input_shape: tuple[int, ...]):
         """Parameters, executed multiply-adds and milliseconds of `net` on input (B, C, H, W)."""

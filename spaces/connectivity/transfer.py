@@ -7,25 +7,29 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from sparsemask.errors import UseError, choose
-from spaces.connectivity.pruned_network import PrunedNetwork
 
 INHERIT = ("encoder", "all")
 
 
-def inherit(net, state: Mapping[str, Tensor], how: str = "encoder") -> dict[str, Tensor]:
+def inherited_state(
+    net: PrunedNetwork | FCN, state: Mapping[str, Tensor], how: str = "encoder"
+) -> dict[str, Tensor]:
     """The state dict for `net` (PrunedNetwork or FCN) out of a supernet's `state`.
 
     Args:
         net: the small network; what is not inherited keeps its values.
         state: state dict of the FullyDenseNetwork (bare keys).
-        how: `encoder` copies the backbone only, as published. `all` also carries over the classifier, the stages'
-            batch norms and the kept convolutions, with connection weight and inner batch norm folded in: in
-            evaluation the result equals the supernet without noise whose other connections have weight 0.
+        how: `encoder` copies the backbone only. `all` also carries over the classifier, the stages' batch
+            norms and the kept convolutions, with connection weight and inner batch norm folded in: in
+            evaluation the result equals the supernet whose other connections have weight 0.
     """
     choose(how, INHERIT, "inheritance")
     own = net.state_dict()
-    new = {key: _take(state, key, own) if key.startswith("backbone.") else value for key, value in own.items()}
+    new = {
+        key: _take(state, key, own) if key.startswith("backbone.") else value for key, value in own.items()
+    }
     if how == "encoder":
         return new
     if not isinstance(net, PrunedNetwork):
@@ -73,6 +77,6 @@ def _take(state: Mapping[str, Tensor], key: str, own: Mapping[str, Tensor]) -> T
 
 def _misfit(key: str, value: Tensor, own: Tensor) -> str:
     return (
-        f"the search checkpoint does not fit: {key} is {tuple(value.shape)} there, {tuple(own.shape)} in the network "
-        "(other classes, depth or backbone)"
+        f"the search checkpoint does not fit: {key} is {tuple(value.shape)} there, {tuple(own.shape)} in the "
+        "network (other classes, depth or backbone)"
     )

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sparsemask.engine.randomness import draw_generator
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, one_line
 
 ORDER, AUGMENT = 1, 2  # streams of randomness
 
@@ -31,7 +31,28 @@ class SeededSamples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]):
         index, draw = key
-        return self.source.sample(index, draw_generator(self.seed, self.stream, draw))
+        return _one_line(self.source.sample, index, draw_generator(self.seed, self.stream, draw))
+
+
+class Listed(Dataset):
+    """``source[i]`` for the given indices, in order."""
+
+    def __init__(self, source, indices):
+        self.source, self.indices = source, [int(i) for i in indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int):
+        return _one_line(self.source.__getitem__, self.indices[position])
+
+
+def _one_line(function, *arguments):
+    """Call; errors of use become plain ones of one line, which is what :func:`plainly` can take apart."""
+    try:
+        return function(*arguments)
+    except UseError as error:
+        raise UseError(one_line(error)) from None
 
 
 class StepSampler:
@@ -78,7 +99,7 @@ def plainly(loader: DataLoader) -> Iterator:
     try:
         yield from loader
     except UseError as error:
-        raise UseError(str(error).rpartition("UseError: ")[2].strip()) from None
+        raise UseError(str(error).strip().rpartition("UseError: ")[2].strip()) from None
 
 
 def quiet_worker(_: int) -> None:
@@ -101,7 +122,7 @@ def same_size_batches(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> list[
 def evaluation_loader(source, indices: np.ndarray | list[int], batch: int, workers: int) -> DataLoader:
     """Loader over ``source[i]`` for `indices`; every item is a list of (images, labels) batches of equal size."""
     return DataLoader(
-        torch.utils.data.Subset(source, [int(i) for i in indices]),
+        Listed(source, indices),
         batch_size=batch,
         num_workers=workers,
         collate_fn=same_size_batches,

@@ -51,6 +51,10 @@ class SegmentationTask:
             self._eval = self._dataset("eval")
         return self._eval
 
+    def check(self) -> None:
+        """Read both lists; UseError for what is absent."""
+        _ = self.train_data, self.eval_data
+
     def count(self, target: torch.Tensor) -> int:
         """Labelled pixels in a batch (N,H,W)."""
         return int((target != IGNORE).sum())
