@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Protocol
 
-from torch import nn
+from sparsemask.errors import choose  # isort: skip  (before torch: it says how threads wait)
 
-from sparsemask.errors import choose
+from torch import nn
 
 # Imported when asked for, so that one family's needs are no burden to another.
 _MODULES = {"connectivity": "spaces.connectivity.space"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparsemask import datasets, session
 from spaces.backbones.weights import ImportedWeights, load_backbone_weights
+from sparsemask import datasets, session
 
 
 def encoder_weights(opened: session.Session) -> ImportedWeights | None:

@@ -86,6 +86,7 @@ def add_training(parser: Parser) -> None:
     group.add_argument("--max_iter", type=positive, default=None, help="steps; wins over --max_epoch")
     group.add_argument("--lr", type=rate, default=None, help="learning rate of the encoder")
     group.add_argument("--last_layer_lr_mult", type=rate, default=None, help="factor on it for all else")
+    group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: sgd, as published)")
     group.add_argument("--momentum", type=rate, default=0.9, help="SGD momentum (default: 0.9)")
     group.add_argument("--decay", type=rate, default=4e-5, help="weight decay (default: 4e-5)")
     group.add_argument("--schedule", choices=("poly", "step", "constant"), default="poly", help="(default: poly)")

@@ -54,6 +54,13 @@ def steps(options: argparse.Namespace, length: int) -> tuple[int, int]:
     return options.max_iter or (options.max_epoch or 1) * epoch, epoch
 
 
+def optimizer(groups: list[dict], options: argparse.Namespace) -> torch.optim.Optimizer:
+    """SGD with momentum, as published, or AdamW, which short runs from random weights need."""
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=options.lr, betas=(options.momentum, 0.999), weight_decay=options.decay)
+    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, weight_decay=options.decay)
+
+
 class Fit:
     """One run of the loop. Use :func:`fit`."""
 
@@ -75,9 +82,7 @@ class Fit:
         model.to(arithmetic.device, arithmetic.parameters)
         if options.bn_momentum is not None:
             batchnorm.set_momentum(model, options.bn_momentum)
-        self.optimizer = torch.optim.SGD(
-            method.groups(model, options), lr=options.lr, momentum=options.momentum, weight_decay=options.decay
-        )
+        self.optimizer = optimizer(method.groups(model, options), options)
         self.base = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = arithmetic.scaler()
         self.step, self.best = 0, {}
