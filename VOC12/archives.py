@@ -110,9 +110,7 @@ class TarSource:
             self.close()
             raise self._torn(error) from None
         root = _root(regular, layout)
-        self._members = {
-            name[len(root) :]: member for name, member in regular.items() if name.startswith(root)
-        }
+        self._members = {name[len(root) :]: member for name, member in regular.items() if name.startswith(root)}
         self._texts = {name[len(root) :]: text for name, text in texts.items() if name.startswith(root)}
         self.names = list(self._members)
 

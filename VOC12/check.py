@@ -54,9 +54,7 @@ def check_pairs(
 ) -> list[Fault]:
     """Decode every pair of a picture and its label; returns what is wrong, sorted by file."""
     jobs = list(dict.fromkeys((str(picture), str(label), n_class) for picture, label in pairs))
-    return sorted(
-        {fault for faults in run_jobs(check_pair, jobs, len(jobs), "checking", workers) for fault in faults}
-    )
+    return sorted({fault for faults in run_jobs(check_pair, jobs, len(jobs), "checking", workers) for fault in faults})
 
 
 def check_pair(picture_path: str, label_path: str, n_class: int) -> list[Fault]:
@@ -74,9 +72,7 @@ def check_pair(picture_path: str, label_path: str, n_class: int) -> list[Fault]:
             found.append(None)
     picture, label = found
     if label is not None and (wrong := out_of_range(label, n_class)):
-        faults.append(
-            Fault(label_path, "range", f"label {', '.join(map(str, wrong))} beyond {n_class} classes")
-        )
+        faults.append(Fault(label_path, "range", f"label {', '.join(map(str, wrong))} beyond {n_class} classes"))
     if picture is not None and label is not None and picture.shape[:2] != label.shape:
         (height, width), (tall, wide) = picture.shape[:2], label.shape
         faults.append(Fault(label_path, "sizes", f"{wide}x{tall} pixels, its picture {width}x{height}"))
@@ -86,12 +82,8 @@ def check_pair(picture_path: str, label_path: str, n_class: int) -> list[Fault]:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--im_path", default="VOC12/data/img", metavar="FOLDER", help="pictures (%(default)s)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--im_path", default="VOC12/data/img", metavar="FOLDER", help="pictures (%(default)s)")
     parser.add_argument("--gt_path", default="VOC12/data/gt", metavar="FOLDER", help="labels (%(default)s)")
     parser.add_argument(
         "--list",
@@ -99,12 +91,8 @@ def main(argv: list[str] | None = None) -> int:
         metavar="LIST",
         help="list files, or names of the devkit's lists (default: train_aug and val, beside the labels)",
     )
-    parser.add_argument(
-        "--n_class", type=int, default=21, metavar="N", help="number of classes (%(default)s)"
-    )
-    parser.add_argument(
-        "--voc_root", metavar="FOLDER", help="devkit folder, in place of --im_path and --gt_path"
-    )
+    parser.add_argument("--n_class", type=int, default=21, metavar="N", help="number of classes (%(default)s)")
+    parser.add_argument("--voc_root", metavar="FOLDER", help="devkit folder, in place of --im_path and --gt_path")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     options = parser.parse_args(argv)
 

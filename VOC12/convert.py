@@ -25,9 +25,7 @@ def read_mat_label(data: bytes, name: object) -> np.ndarray:
         reason = f"{type(error).__name__}: {error}"
         raise UseError(f"{name}: not readable as an SBD label, GTcls.Segmentation ({reason})") from None
     if label.ndim != 2 or label.dtype.kind not in "uif" or label.size == 0:
-        raise UseError(
-            f"{name}: GTcls.Segmentation is {label.shape} {label.dtype}, not a (H, W) map of classes"
-        )
+        raise UseError(f"{name}: GTcls.Segmentation is {label.shape} {label.dtype}, not a (H, W) map of classes")
     return label
 
 

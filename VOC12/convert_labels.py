@@ -35,18 +35,14 @@ def convert(
     """Convert the listed labels not converted yet; returns (files written, files that were there)."""
     source, target = must_exist(path, "label folder"), Path(new_path)
     if target.resolve() == source.resolve():
-        raise UseError(
-            f"{target}: the new folder is the old one; give another, the originals stay as they are"
-        )
+        raise UseError(f"{target}: the new folder is the old one; give another, the originals stay as they are")
     names = dict.fromkeys(name.removesuffix(".png") for name in read_list(list_path))
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UseError(f"{list_path}: '{name}' leads out of the folder; give names below {source}")
     absent = [name for name in names if not (source / f"{name}.png").is_file()]
     if absent:
-        raise UseError(
-            f"{list_path}: {len(absent)} of {len(names)} labels absent, first {source / absent[0]}.png"
-        )
+        raise UseError(f"{list_path}: {len(absent)} of {len(names)} labels absent, first {source / absent[0]}.png")
     jobs = [
         (old, new, old)
         for name in names
@@ -63,9 +59,7 @@ def convert(
 @command
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", metavar="PATH", help="folder of the labels")
     parser.add_argument("list", metavar="LIST", help="file with one name a line")
     parser.add_argument("new_path", metavar="NEW_PATH", help="where the index PNG go")

@@ -47,9 +47,7 @@ def convert(sbd_path: str | os.PathLike, workers: int | None = None) -> tuple[in
 @command
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sbd_path", required=True, metavar="PATH", help="folder benchmark_RELEASE of SBD")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     options = parser.parse_args(argv)

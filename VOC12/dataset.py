@@ -98,9 +98,7 @@ class SegmentationDataset(Dataset):
         picture, label = read_picture(picture_path), read_label(label_path)
         if picture.shape[:2] != label.shape:
             (height, width), (tall, wide) = picture.shape[:2], label.shape
-            raise UseError(
-                f"{label_path}: {wide}x{tall} pixels, but its picture {picture_path} has {width}x{height}"
-            )
+            raise UseError(f"{label_path}: {wide}x{tall} pixels, but its picture {picture_path} has {width}x{height}")
         wrong = out_of_range(label, self.n_class)
         if wrong:
             values = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")

@@ -46,15 +46,11 @@ def load_class_names(path: str | os.PathLike | None, n_class: int) -> list[str]:
         return list(VOC_CLASSES) if n_class == len(VOC_CLASSES) else [f"class {i}" for i in range(n_class)]
     names = read_list(path)
     if len(names) != n_class:
-        raise UseError(
-            f"{path}: {len(names)} class names for {n_class} classes; give one a line, background too"
-        )
+        raise UseError(f"{path}: {len(names)} class names for {n_class} classes; give one a line, background too")
     return names
 
 
-def find_pairs(
-    im_path: str | os.PathLike, gt_path: str | os.PathLike, list_path: str | os.PathLike
-) -> list[Pair]:
+def find_pairs(im_path: str | os.PathLike, gt_path: str | os.PathLike, list_path: str | os.PathLike) -> list[Pair]:
     """Like :func:`pairs_from_lists`, absent files included."""
     im_path, gt_path, list_path = Path(im_path), Path(gt_path), Path(list_path)
     entries = read_list(list_path)
@@ -112,15 +108,11 @@ def devkit_root(voc_root: str | os.PathLike) -> Path:
     raise UseError(f"{root}: no JPEGImages below it; give the folder VOC2012, VOCdevkit or the one above")
 
 
-def find_devkit_pairs(
-    voc_root: str | os.PathLike, list_name: str, gt_folder: str | None = None
-) -> list[Pair]:
+def find_devkit_pairs(voc_root: str | os.PathLike, list_name: str, gt_folder: str | None = None) -> list[Pair]:
     """Like :func:`devkit_pairs`, absent files included."""
     root = devkit_root(voc_root)
     lists = root / "ImageSets" / "Segmentation"
-    list_path = next(
-        (p for p in (lists / f"{list_name}.txt", lists / list_name) if p.is_file()), Path(list_name)
-    )
+    list_path = next((p for p in (lists / f"{list_name}.txt", lists / list_name) if p.is_file()), Path(list_name))
     if not list_path.is_file():
         known = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
         raise UseError(f"no list '{list_name}' in {lists}; there are: {known}")
@@ -129,9 +121,7 @@ def find_devkit_pairs(
         folders.reverse()
     folders = [gt_folder] if gt_folder else [name for name in folders if (root / name).is_dir()]
     if not folders:
-        raise UseError(
-            f"{root}: neither SegmentationClass nor SegmentationClassAug is there; name the label folder"
-        )
+        raise UseError(f"{root}: neither SegmentationClass nor SegmentationClassAug is there; name the label folder")
     best: tuple[int, list[Pair]] | None = None
     for name in folders:
         pairs = find_pairs(root / "JPEGImages", root / name, list_path)

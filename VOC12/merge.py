@@ -71,12 +71,8 @@ def plan(voc: Source, sbd: Source, lists: dict[str, list[str]], out: Path) -> tu
         else:
             absent.append(f"label {name}")
     if absent:
-        raise UseError(
-            f"{len(absent)} listed files are in neither archive, first {absent[0]}; are they complete?"
-        )
-    ordered = [
-        wanted[key] for i, s in enumerate((voc, sbd)) for name in s.names if (key := (i, name)) in wanted
-    ]
+        raise UseError(f"{len(absent)} listed files are in neither archive, first {absent[0]}; are they complete?")
+    ordered = [wanted[key] for i, s in enumerate((voc, sbd)) for name in s.names if (key := (i, name)) in wanted]
     jobs = [job for job in ordered if not _there(job)]
     return jobs, len(ordered) - len(jobs)
 

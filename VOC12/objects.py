@@ -215,10 +215,7 @@ class Kind(NamedTuple):
 KINDS = (
     *(Kind(partial(beaded, host=host), 34) for host in ("disc", "square")),
     *(Kind(partial(hoop, name=name), 25) for name in ("ring", "wheel")),
-    *(
-        Kind(partial(patch, name=name), 26)
-        for name in ("upright stripes", "level stripes", "checker", "grain")
-    ),
+    *(Kind(partial(patch, name=name), 26) for name in ("upright stripes", "level stripes", "checker", "grain")),
     Kind(lattice, 27),
     Kind(comb, 25),
     Kind(twig, 28),

@@ -104,8 +104,7 @@ def read_label(
     if mode in ("RGB", "RGBA"):
         if colours != "decode":
             raise ColourLabelError(
-                f"{name}: an RGB picture where class indices are expected; "
-                "VOC12/convert_labels.py converts VOC colours"
+                f"{name}: an RGB picture where class indices are expected; VOC12/convert_labels.py converts VOC colours"
             )
         return encode_colours(label[..., :3], name=name)
     if label.ndim != 2 or mode.startswith("F"):

@@ -123,12 +123,8 @@ def _three(text: str) -> tuple[int, int, int]:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--voc", required=True, metavar="PATH", help="VOCtrainval_11-May-2012.tar, or its folder"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--voc", required=True, metavar="PATH", help="VOCtrainval_11-May-2012.tar, or its folder")
     parser.add_argument("--sbd", required=True, metavar="PATH", help="benchmark.tgz, or its folder")
     parser.add_argument("--out", default="VOC12/data", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")

@@ -124,18 +124,12 @@ def _begin(out: Path, stamp: dict) -> None:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="VOC12/data/sample", metavar="FOLDER", help="default: %(default)s")
-    parser.add_argument(
-        "--train", type=int, default=240, metavar="N", help="training pictures (default: 240)"
-    )
+    parser.add_argument("--train", type=int, default=240, metavar="N", help="training pictures (default: 240)")
     parser.add_argument("--val", type=int, default=60, metavar="N", help="validation pictures (default: 60)")
     parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="of a side (default: 128)")
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="another seed, other pictures (default: 0)"
-    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other pictures (default: 0)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     options = parser.parse_args(argv)
     make_sample(**vars(options))

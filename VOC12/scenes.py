@@ -47,9 +47,7 @@ def sky(rng: Generator, size: int) -> np.ndarray:
     """(size, size, 3) pale sky with clouds."""
     top, bottom, cloud = (np.array(colour) for colour in _SKIES[rng.integers(len(_SKIES))])
     clouds = fractal_noise(rng, size, 4, 2)
-    return mix(
-        gradient(size, top, bottom, rng.uniform(-0.3, 0.3)), cloud, 0.9 * np.clip(2.6 * clouds - 1.2, 0, 1)
-    )
+    return mix(gradient(size, top, bottom, rng.uniform(-0.3, 0.3)), cloud, 0.9 * np.clip(2.6 * clouds - 1.2, 0, 1))
 
 
 def ground(rng: Generator, size: int) -> np.ndarray:

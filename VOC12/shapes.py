@@ -89,9 +89,7 @@ def lattice(reach: float, bars: int) -> list[Segment]:
 def comb(reach: float, teeth: int, length: float) -> list[Segment]:
     """Segments of a comb: a bar 2 * `reach` wide and `teeth` teeth of `length` below it."""
     top = -length / 2
-    return [(-reach, top, reach, top)] + [
-        (p, top, p, top + length) for p in np.linspace(-reach, reach, teeth)
-    ]
+    return [(-reach, top, reach, top)] + [(p, top, p, top + length) for p in np.linspace(-reach, reach, teeth)]
 
 
 def branch(rng: Generator, length: float, depth: int = 3) -> list[Segment]:

@@ -66,9 +66,7 @@ def dots(x: Array, y: Array, period: float) -> Array:
 
 def confetti(rng: Generator, x: Array, y: Array, side: float) -> Array:
     """Coloured grain: (H, W, 3) little squares of `side`, each of its own bright colour."""
-    table = np.array(
-        [[0.93, 0.26, 0.32], [0.22, 0.72, 0.42], [0.25, 0.42, 0.9], [0.97, 0.8, 0.25], [0.9, 0.9, 0.92]]
-    )
+    table = np.array([[0.93, 0.26, 0.32], [0.22, 0.72, 0.42], [0.25, 0.42, 0.9], [0.97, 0.8, 0.25], [0.9, 0.9, 0.92]])
     chosen = table[rng.integers(len(table), size=(64, 64))]
     return chosen[np.floor(y / side).astype(int) % 64, np.floor(x / side).astype(int) % 64]
 

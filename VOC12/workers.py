@@ -23,9 +23,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(
-    function: Callable, jobs: Iterable[tuple], total: int, text: str, workers: int | None = None
-) -> Iterator:
+def run_jobs(function: Callable, jobs: Iterable[tuple], total: int, text: str, workers: int | None = None) -> Iterator:
     """Yield `function(*job)` for every job, in the order they end, with a progress bar on standard error.
 
     `jobs` may be a generator of large arguments: no more than four a worker are held at a time. The first
@@ -64,9 +62,7 @@ def _results(function: Callable, jobs: Iterable[tuple], workers: int) -> Iterato
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
     except BrokenProcessPool:
-        raise UseError(
-            "a worker process died (out of memory?); run the command again with --workers 1"
-        ) from None
+        raise UseError("a worker process died (out of memory?); run the command again with --workers 1") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -130,7 +130,9 @@ def _inherited(opened: Session, mask, note: dict) -> dict | None:
         opened.say("nothing to inherit: the mask does not say which search it comes from")
         return None
     state = checkpoint.load(path, options.space)
-    opened.say(f"inherited from the search: {'the encoder' if options.inherit == 'encoder' else 'all that is kept'} ({path})")
+    opened.say(
+        f"inherited from the search: {'the encoder' if options.inherit == 'encoder' else 'all that is kept'} ({path})"
+    )
     return spaces.get(options.space).transfer(state["model"], mask, options, options.inherit)
 
 
@@ -217,9 +219,7 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
         each = lambda i, p: save_prediction(  # noqa: E731
             folder / f"{task.eval_data.name(i)}.png", p.numpy().astype(np.uint8), VOC_COLOURS
         )
-    scores = task.scores(
-        model, where, options, options.eval_limit, options.flips, tuple(options.eval_scales), each
-    )
+    scores = task.scores(model, where, options, options.eval_limit, options.flips, tuple(options.eval_scales), each)
     print(class_table(scores, task.classes))
     absent = scores.absent(task.classes)
     if absent:

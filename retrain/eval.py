@@ -55,8 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given.setdefault("space", space)
     run = None
     if not given.get("pretrained_model"):
-        run = runs.find(given["run"]) if given.get("run") else runs.newest(
-            given.get("exp_path", "runs"), "retrain", space
+        run = (
+            runs.find(given["run"])
+            if given.get("run")
+            else runs.newest(given.get("exp_path", "runs"), "retrain", space)
         )
     family = importlib.import_module(f"retrain.{spaces.get(space).family}")
     options, model, where = family.restore(made, given, run)

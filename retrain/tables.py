@@ -23,4 +23,6 @@ def class_table(scores: SegmentationScores, classes: list[str]) -> str:
                 "pixels": float(100 * truth[index] / max(1, truth.sum())),
             }
         )
-    return table(rows, {"class": "class", "IoU": ("IoU", ".3f"), "recall": ("recall", ".3f"), "pixels": ("% pixels", ".1f")})
+    return table(
+        rows, {"class": "class", "IoU": ("IoU", ".3f"), "recall": ("recall", ".3f"), "pixels": ("% pixels", ".1f")}
+    )

@@ -13,15 +13,15 @@ import torch
 import spaces
 from prune.connectivity import prune_report
 from search.losses import sparse_loss
+from spaces.encoder import encoder_weights
 from sparsemask import session
-from sparsemask.engine import Method
+from sparsemask.engine import Method, optimizer
 from sparsemask.engine.randomness import seed_all, step_generator
 from sparsemask.engine.records import read_rows
 from sparsemask.options import Parser, rate, spoken
 from sparsemask.pictures import draw_architecture, draw_curves, draw_weight_history, draw_weights
 from sparsemask.session import Session
 from sparsemask.weights import load_strictly
-from spaces.encoder import encoder_weights
 
 NOISE = 3  # stream of randomness
 
@@ -30,7 +30,9 @@ def add_options(parser: Parser) -> None:
     """Flags of the connectivity search."""
     group = parser.add_argument_group("connectivity search")
     group.add_argument("--sparse", type=rate, default=0.01, help="factor of the sparse loss (default: 0.01)")
-    group.add_argument("--noise", type=rate, default=0.1, help="standard deviation of the weights' noise (default: 0.1)")
+    group.add_argument(
+        "--noise", type=rate, default=0.1, help="standard deviation of the weights' noise (default: 0.1)"
+    )
     group.add_argument(
         "--mask_lr_mult", type=rate, default=10.0, help="factor on --lr for the connection weights (published: 10)"
     )
@@ -43,15 +45,23 @@ class ConnectivitySearch(Method):
     def __init__(self, options: argparse.Namespace):
         self.sparse, self.thres, self.seed = options.sparse, options.thres, options.seed
 
-    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
-        """As for any network, but the connection weights have a rate of their own."""
-        masks = model.raw_weights()
+    def optimizers(self, model: torch.nn.Module, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
+        """The network's optimizer, and SGD at a rate of their own for the connection weights.
+
+        Always SGD: a step of Adam has one length whatever the gradient's, so that the small but steady pull of the
+        sparse loss would drown in the noise of the task's.
+        """
+        masks = list(model.raw_weights())
         own = {id(p) for p in masks}
-        groups = super().groups(model, options)
+        groups = self.groups(model, options)
         for group in groups:
             group["params"] = [p for p in group["params"] if id(p) not in own]
-        groups.append({"name": "connections", "params": list(masks), "lr": options.lr * options.mask_lr_mult})
-        return groups
+        rate = options.lr * options.mask_lr_mult
+        decay = options.decay if options.optimizer == "sgd" else 0.0
+        return [
+            optimizer(groups, options),
+            torch.optim.SGD(masks, lr=rate, momentum=options.momentum, weight_decay=decay),
+        ]
 
     def before_step(self, model: torch.nn.Module, step: int) -> None:
         """Draw the step's noise: the same in every part of the batch and in every process; none outside steps."""

@@ -30,7 +30,9 @@ from sparsemask.options import Parser, plain
 def parser(space: str = "connectivity") -> Parser:
     """The command's flags, the family's own included."""
     made = Parser("search", prog="search/run.py", description=__doc__)
-    made.add_argument("--search", dest="_search", action="store_true", help="search (the default here; kept for old command lines)")
+    made.add_argument(
+        "--search", dest="_search", action="store_true", help="search (the default here; kept for old command lines)"
+    )
     for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
         add(made)
     _family(space).add_options(made)

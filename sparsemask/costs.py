@@ -152,7 +152,5 @@ class _Uncounted(TorchDispatchMode):
         custom = name.split(".")[0] not in _BUILTIN and packet not in flop_registry
         if (custom or name in _SILENT) and name not in _warned:
             _warned.add(name)
-            warnings.warn(
-                f"operator {name} has no formula for its cost, its multiply-adds are missing", stacklevel=2
-            )
+            warnings.warn(f"operator {name} has no formula for its cost, its multiply-adds are missing", stacklevel=2)
         return func(*args, **(kwargs or {}))

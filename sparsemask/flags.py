@@ -36,7 +36,9 @@ def add_data(parser: Parser) -> None:
     group.add_argument("--voc_root", default=None, help="a VOC devkit folder instead of folders and lists")
     group.add_argument("--im_path", default=None, help="folder of pictures (VOC: VOC12/data/img)")
     group.add_argument("--gt_path", default=None, help="folder of index PNG labels (VOC: VOC12/data/gt)")
-    group.add_argument("--training_list", default=None, help="training names, a line each; with --voc_root a list's name")
+    group.add_argument(
+        "--training_list", default=None, help="training names, a line each; with --voc_root a list's name"
+    )
     group.add_argument("--eval_list", default=None, help="validation names, likewise")
     group.add_argument("--n_class", type=positive, default=21, help="number of classes (default: 21)")
     group.add_argument("--class_names", default=None, help="text file, one class name a line")
@@ -96,7 +98,10 @@ def add_training(parser: Parser) -> None:
     group.add_argument("--clip", type=rate, default=0.0, help="largest gradient norm, 0: no bound (default: 0)")
     group.add_argument("--freeze_bn", action="store_true", help="batch norms keep their running statistics")
     group.add_argument(
-        "--bn_reestimate", type=natural, default=None, help="batches to re-estimate BN statistics from before evaluating"
+        "--bn_reestimate",
+        type=natural,
+        default=None,
+        help="batches to re-estimate BN statistics from before evaluating",
     )
     group.add_argument("--eval_interval", type=natural, default=None, help="steps between evaluations, 0: an epoch")
     group.add_argument("--eval_limit", type=natural, default=0, help="validation pictures while training, 0: all")

@@ -75,9 +75,7 @@ def check_mask(mask: np.ndarray, n_features: int | None = None, what: str = "mas
             "take a mask searched with this backbone"
         )
     if mask[~np.tri(length, dtype=bool)].any():
-        raise UseError(
-            f"{what}: not a connectivity mask, a stage takes a feature of a later one (true at j > i)"
-        )
+        raise UseError(f"{what}: not a connectivity mask, a stage takes a feature of a later one (true at j > i)")
     problem = why_unusable(mask)
     if problem:
         raise UseError(f"{what}: unusable, {problem}")

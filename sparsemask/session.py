@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from sparsemask import datasets, options as opt, runs, tasks
+from sparsemask import datasets, runs, tasks
+from sparsemask import options as opt
 from sparsemask.devices import Arithmetic, arithmetic
 from sparsemask.engine import checkpoint, distributed
 from sparsemask.errors import UseError

@@ -12,9 +12,7 @@ _NOTHING = "-"
 _UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 Rows = Sequence[Mapping[str, object]]
-Format = (
-    str | Callable[[object], str]
-)  # a format specification such as ".2f", or a function such as format_count
+Format = str | Callable[[object], str]  # a format specification such as ".2f", or a function such as format_count
 Columns = Sequence[str] | Mapping[str, str | tuple[str, Format]]
 
 

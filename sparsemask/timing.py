@@ -84,9 +84,7 @@ def compare(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def make_inputs(
-    inputs: Inputs, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> list[Tensor]:
+def make_inputs(inputs: Inputs, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> list[Tensor]:
     """Tensors for a shape, a tensor or a sequence of these; the noise is always the same."""
     if isinstance(inputs, Tensor) or (len(inputs) and all(isinstance(size, int) for size in inputs)):
         inputs = [inputs]

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import SMALL, data_flags, make_data, verb
 
 import prune.prune
 import retrain.eval
 import retrain.train
 import search.run
-from sparsemask.masks import save_mask
 from spaces.connectivity.named_masks import named_mask
-from tiny import SMALL, data_flags, make_data, verb
+from sparsemask.masks import save_mask
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,9 @@ def made(tmp_path_factory) -> Path:
     """A folder with data and one finished search, pruned."""
     folder = tmp_path_factory.mktemp("made")
     make_data(folder / "data")
-    run = verb("search/run.py", ["--search", *data_flags(folder / "data"), *SMALL, "--max_iter", "3", "--name", "s"], folder)
+    run = verb(
+        "search/run.py", ["--search", *data_flags(folder / "data"), *SMALL, "--max_iter", "3", "--name", "s"], folder
+    )
     assert run.returncode == 0, run.stderr
     save_mask(folder / "mask.npy", named_mask("unet", 9))
     return folder
@@ -318,7 +320,9 @@ OTHER_CASES = [
 ]
 
 
-@pytest.mark.parametrize(("main", "argv", "words"), OTHER_CASES, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+@pytest.mark.parametrize(
+    ("main", "argv", "words"), OTHER_CASES, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
+)
 def test_bad_paths_and_names(place, capfd, main, argv, words):
     before = listing(place)
     fails(capfd, main, argv, words)
@@ -344,7 +348,12 @@ def test_full_disk_keeps_the_last_good_checkpoint(place):
     kept = checkpoint.read_bytes()
     env = {**environment(place / "home"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code, "--resume", "runs/s"], cwd=place, env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, "--resume", "runs/s"],
+        cwd=place,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -107,9 +107,7 @@ def test_registry_and_configuration():
     assert spaces.get("connectivity").family == "connectivity"
     with pytest.raises(UseError, match="unknown space 'nas'; known: .*connectivity"):
         spaces.get("nas")
-    config = ConnectivityConfig.from_options(
-        {"depth": 8, "lr": 1, "bn_momentum": None, "first_expansion": "no"}
-    )
+    config = ConnectivityConfig.from_options({"depth": 8, "lr": 1, "bn_momentum": None, "first_expansion": "no"})
     assert config == ConnectivityConfig(depth=8, first_expansion=False)
     for wrong, words in (
         ({"depth": 0}, "depth must be a whole number"),

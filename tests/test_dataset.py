@@ -28,9 +28,7 @@ def reference(picture, label, view: View, crop: int) -> tuple[torch.Tensor, torc
     """The plain way, in float64: resize all, pad, crop, flip; the image in 0 to 255, not normalised."""
     height, width = (scaled_size(n, view.scale) for n in label.shape)
     values = torch.from_numpy(picture).permute(2, 0, 1)[None].double()
-    image = F.interpolate(
-        values, size=(height, width), mode="bilinear", align_corners=False, antialias=False
-    )[0]
+    image = F.interpolate(values, size=(height, width), mode="bilinear", align_corners=False, antialias=False)[0]
     # Nearest with half-pixel centres, by whole numbers: floor((i + 1/2) * in / out).
     rows, columns = (
         [(2 * i + 1) * old // (2 * new) for i in range(new)]
@@ -138,9 +136,7 @@ def test_sample(folder):
         assert image.shape == (3, 32, 32) and image.dtype == torch.float32 and image.is_contiguous()
         assert label.shape == (32, 32) and label.dtype == torch.int64
         again = data.sample(i, np.random.default_rng(5))
-        assert torch.equal(image, again[0]) and torch.equal(
-            label, again[1]
-        )  # the generator decides everything
+        assert torch.equal(image, again[0]) and torch.equal(label, again[1])  # the generator decides everything
         other = data.sample(i, np.random.default_rng(6))
         assert not torch.equal(image, other[0])
 

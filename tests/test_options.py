@@ -30,7 +30,9 @@ def test_command_line_beats_file_beats_preset(tmp_path):
 
 def test_written_configuration_gives_the_same_options(tmp_path):
     made = parser()
-    options, _ = settle(made, made.given(["--search", "--sample", "--scales", "0.5", "1.0", "--freeze_bn", "--sparse", "0.02"]))
+    options, _ = settle(
+        made, made.given(["--search", "--sample", "--scales", "0.5", "1.0", "--freeze_bn", "--sparse", "0.02"])
+    )
     write_config(tmp_path / "config.yaml", options)
     again = made.resolve(made.from_file(tmp_path / "config.yaml"))
     assert plain(again) == plain(options)

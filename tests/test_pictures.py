@@ -234,9 +234,7 @@ def test_predictions_name_the_classes_that_occur(tmp_path, drawn):
     picture = np.zeros((30, 40, 3), np.uint8)
     truth, guess = np.zeros((30, 40), np.uint8), np.full((30, 40), 2)
     truth[:5] = 255
-    pictures.draw_predictions(
-        [(picture, truth, guess)] * 2, tmp_path / "p.png", ["sky", "cat", "dog"], PALETTE
-    )
+    pictures.draw_predictions([(picture, truth, guess)] * 2, tmp_path / "p.png", ["sky", "cat", "dog"], PALETTE)
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["sky", "dog", "void"]
     assert len(drawn[0].axes) == 6
     assert_whole(drawn[0])

@@ -30,9 +30,7 @@ def content(folder) -> dict[str, bytes]:
 def test_layout_reads_as_a_dataset(tmp_path):
     stamp = sample.make_sample(tmp_path / "set", train=3, val=2, size=64)
     assert stamp == json.loads((tmp_path / "set/STAMP.json").read_text())
-    lists = {
-        name: (tmp_path / f"set/{name}.txt").read_text().split() for name in ("train", "val", "train_aug")
-    }
+    lists = {name: (tmp_path / f"set/{name}.txt").read_text().split() for name in ("train", "val", "train_aug")}
     assert lists == {"train": ["0000", "0001", "0002"], "val": ["0003", "0004"], "train_aug": lists["train"]}
     names = load_class_names(tmp_path / "set/class_names.txt", 21)
     pairs = pairs_from_lists(tmp_path / "set/img", tmp_path / "set/gt", tmp_path / "set/trainval.txt")
@@ -113,9 +111,7 @@ def test_every_class_occurs_often_enough(labels):
 
 def test_void_is_a_border(labels):
     inner = (labels == 255)[:, 1:-1, 1:-1]
-    neighbours = np.stack(
-        [labels[:, 1 + dy : 127 + dy, 1 + dx : 127 + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    )
+    neighbours = np.stack([labels[:, 1 + dy : 127 + dy, 1 + dx : 127 + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
     # One pixel wide: nearly every void pixel touches a labelled one.
     assert (neighbours.min(0)[inner] < 255).mean() > 0.98
 

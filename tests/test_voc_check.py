@@ -217,9 +217,7 @@ def test_devkit_pairs(part, list_name, gt_folder, used, devkit):
 def test_public_two_column_list_of_a_devkit(devkit):
     """Public train_aug lists write paths from the devkit's root, with a leading slash."""
     root = devkit / "VOCdevkit" / "VOC2012"
-    (root / "ImageSets" / "Segmentation" / "two.txt").write_text(
-        "/JPEGImages/sbd.jpg /SegmentationClassAug/sbd.png\n"
-    )
+    (root / "ImageSets" / "Segmentation" / "two.txt").write_text("/JPEGImages/sbd.jpg /SegmentationClassAug/sbd.png\n")
     assert devkit_pairs(root, "two") == [(root / "JPEGImages/sbd.jpg", root / "SegmentationClassAug/sbd.png")]
 
 

@@ -43,9 +43,7 @@ def test_archives(archives, tmp_path):
     sizes = prepare.prepare(*archives, tmp_path / "out", expect=EXPECT)
     assert sizes == {"train": 3, "val": 2, "trainval": 5, "train_aug": 6}
     check_output(tmp_path / "out")
-    assert (
-        len(pairs_from_lists(tmp_path / "out/img", tmp_path / "out/gt", tmp_path / "out/train_aug.txt")) == 6
-    )
+    assert len(pairs_from_lists(tmp_path / "out/img", tmp_path / "out/gt", tmp_path / "out/train_aug.txt")) == 6
 
 
 @pytest.mark.parametrize("voc_part", ["", "VOCdevkit", "VOCdevkit/VOC2012"])
@@ -59,9 +57,7 @@ def test_unpacked_folders_at_any_depth(voc_part, sbd_part, tmp_path):
 def test_sbd_pictures_may_be_absent_where_voc_has_them(tmp_path):
     voc, sbd = voc_files(), {name: data for name, data in sbd_files().items() if "/img/" not in name}
     voc |= {f"VOCdevkit/VOC2012/JPEGImages/{name}.jpg": picture(200) for name in OWN}
-    prepare.prepare(
-        pack(tmp_path / "v.tar", voc), unpack(tmp_path / "s", sbd), tmp_path / "out", expect=EXPECT
-    )
+    prepare.prepare(pack(tmp_path / "v.tar", voc), unpack(tmp_path / "s", sbd), tmp_path / "out", expect=EXPECT)
     check_output(tmp_path / "out")
 
 
@@ -92,9 +88,7 @@ def test_what_is_missing_or_torn_is_written_again(archives, tmp_path, capsys):
     prepare.prepare(*archives, out, expect=EXPECT)
     assert "2 files written, 14 were there already" in capsys.readouterr().out
     check_output(out)
-    untouched = [
-        path for path in before if path.endswith((".jpg", ".png")) and Path(path) not in (torn, gone)
-    ]
+    untouched = [path for path in before if path.endswith((".jpg", ".png")) and Path(path) not in (torn, gone)]
     after = state(out)
     assert len(untouched) == 14 and all(after[path] == before[path] for path in untouched)
 
@@ -129,9 +123,7 @@ def test_killed_run_is_completed(workers, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(list((out / "gt").iterdir())) == len(list((out / "img").iterdir())) == 408
     assert is_prepared(out) and not list(out.rglob("*.part"))
-    assert all(
-        path.stat().st_mtime_ns == time_ for path, time_ in before.items()
-    )  # completed, not begun again
+    assert all(path.stat().st_mtime_ns == time_ for path, time_ in before.items())  # completed, not begun again
     for name in (own[0], own[-1]):
         np.testing.assert_array_equal(read_label(out / "gt" / f"{name}.png"), label(FROM_SBD))
 

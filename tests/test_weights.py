@@ -39,9 +39,7 @@ def test_every_layout_gives_the_bare_state(name, legacy, tmp_path):
 def test_safetensors_round_trip_with_its_origin(tmp_path):
     path = tmp_path / "w.safetensors"
     shared = torch.ones(4, 4)
-    save_safetensors(
-        path, {"a": shared, "b": shared.t()[1:]}, {"run": "runs/a"}
-    )  # shared memory, not contiguous
+    save_safetensors(path, {"a": shared, "b": shared.t()[1:]}, {"run": "runs/a"})  # shared memory, not contiguous
     found = load_weights(path)
     assert torch.equal(found["b"], shared[1:])
     with safe_open(path, "pt") as file:

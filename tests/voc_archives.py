@@ -100,9 +100,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def check_output(out: Path) -> None:
-    names = {
-        name: (out / f"{name}.txt").read_text().split() for name in ("train", "val", "trainval", "train_aug")
-    }
+    names = {name: (out / f"{name}.txt").read_text().split() for name in ("train", "val", "trainval", "train_aug")}
     assert names["train"] == TRAIN and names["val"] == VAL and names["trainval"] == sorted(TRAIN + VAL)
     # (SBD train + SBD val + VOC train) - VOC val: SBD's own three and VOC's training three, no VAL.
     assert names["train_aug"] == sorted(TRAIN + OWN)

@@ -108,9 +108,7 @@ def _translate(found: dict[str, Tensor], name: str, path) -> tuple[str, dict[str
 def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], title: str, name: str, path) -> None:
     missing = [key for key in own if key not in state]
     unknown = [key for key in state if key not in own]
-    shapes = [
-        key for key in own if key in state and state[key].shape != own[key].shape and key != _INPUT[name]
-    ]
+    shapes = [key for key in own if key in state and state[key].shape != own[key].shape and key != _INPUT[name]]
     if missing or unknown or shapes or state[_INPUT[name]].dim() != 4:
         problems = [
             f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"

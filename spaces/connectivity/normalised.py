@@ -47,9 +47,7 @@ def normalised_product(
     return products * scale[:, None, None], constant
 
 
-def _statistics(
-    x: Tensor, weight: Tensor, norms: Sequence[nn.BatchNorm2d]
-) -> tuple[Tensor, Tensor | None, Tensor]:
+def _statistics(x: Tensor, weight: Tensor, norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor | None, Tensor]:
     """The centred feature, its product where that was needed, the product's variance; statistics move."""
     count = x.numel() // x.shape[1]
     if count < 2:

@@ -66,9 +66,7 @@ class PrunedNetwork(nn.Module):
         init_convolutions(self.decoders, self.fc_conv)
         # Stages that take feature j of a kind and matter to the output.
         self._takers = {
-            (kind, j): [i for i in live if self.mask[i, j, kind]]
-            for j in range(len(channels))
-            for kind in (DOWN, UP)
+            (kind, j): [i for i in live if self.mask[i, j, kind]] for j in range(len(channels)) for kind in (DOWN, UP)
         }
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:

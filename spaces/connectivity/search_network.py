@@ -60,10 +60,7 @@ class FullyDenseNetwork(nn.Module):
         down = list(self.backbone.channels)
         up = [down[0]] + [depth] * (len(down) - 1)
         self.decoders = nn.ModuleDict(
-            {
-                f"Decoders_{i}": SearchStage(down[: i + 1], up[: i + 1], depth, bn_momentum)
-                for i in range(len(down))
-            }
+            {f"Decoders_{i}": SearchStage(down[: i + 1], up[: i + 1], depth, bn_momentum) for i in range(len(down))}
         )
         self.fc_conv = nn.Conv2d(depth, num_classes, 1)
         self.noise_std = noise_std
@@ -97,9 +94,7 @@ class FullyDenseNetwork(nn.Module):
                 yield i, constant
 
         with batch_norm_errors():
-            features = decode(
-                self.backbone(x), lambda kind, j: True, product, lambda i, total: stages[i].bn(total)
-            )
+            features = decode(self.backbone(x), lambda kind, j: True, product, lambda i, total: stages[i].bn(total))
         logits = self.fc_conv(features)
         return logits if size is None else upsample(logits, size)
 
@@ -169,8 +164,7 @@ def build_backbone(name: str | nn.Module, in_channels: int, momentum: float, opt
         return create(name, in_channels, momentum=momentum, **options)
     if len(getattr(name, "channels", ())) < 1 or len(name.channels) != len(getattr(name, "strides", ())):
         raise UseError(
-            f"{type(name).__name__} is no backbone: it needs `channels` and `strides`, one per end point, "
-            "deepest first"
+            f"{type(name).__name__} is no backbone: it needs `channels` and `strides`, one per end point, deepest first"
         )
     return name
 

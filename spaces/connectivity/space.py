@@ -43,9 +43,7 @@ class ConnectivityConfig:
                 raise UseError(f"{name} must be a number in [{low}, {high}], got {value!r}")
 
     @classmethod
-    def from_options(
-        cls, options: Mapping[str, Any] | SimpleNamespace | ConnectivityConfig
-    ) -> ConnectivityConfig:
+    def from_options(cls, options: Mapping[str, Any] | SimpleNamespace | ConnectivityConfig) -> ConnectivityConfig:
         """Pick this space's options out of a mapping or namespace, passing over foreign and None entries."""
         if isinstance(options, cls):
             return options
@@ -86,9 +84,7 @@ class ConnectivitySpace:
         if isinstance(mask, str):
             if mask == "fcn":
                 return FCN(**options)
-            encoder = backbones.create(
-                options.pop("backbone_name"), options.pop("in_channels"), **_encoder(options)
-            )
+            encoder = backbones.create(options.pop("backbone_name"), options.pop("in_channels"), **_encoder(options))
             options |= {"backbone_name": encoder}
             mask = named_mask(mask, len(encoder.channels))
         return PrunedNetwork(mask, depth=config.depth, **options)

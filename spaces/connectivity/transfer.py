@@ -13,9 +13,7 @@ from sparsemask.errors import UseError, choose
 INHERIT = ("encoder", "all")
 
 
-def inherited_state(
-    net: PrunedNetwork | FCN, state: Mapping[str, Tensor], how: str = "encoder"
-) -> dict[str, Tensor]:
+def inherited_state(net: PrunedNetwork | FCN, state: Mapping[str, Tensor], how: str = "encoder") -> dict[str, Tensor]:
     """The state dict for `net` (PrunedNetwork or FCN) out of a supernet's `state`.
 
     Args:
@@ -27,9 +25,7 @@ def inherited_state(
     """
     choose(how, INHERIT, "inheritance")
     own = net.state_dict()
-    new = {
-        key: _take(state, key, own) if key.startswith("backbone.") else value for key, value in own.items()
-    }
+    new = {key: _take(state, key, own) if key.startswith("backbone.") else value for key, value in own.items()}
     if how == "encoder":
         return new
     if not isinstance(net, PrunedNetwork):

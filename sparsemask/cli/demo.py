@@ -7,6 +7,7 @@ Runs the same commands a user would type, then prints one table: the searched ne
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import time
@@ -76,7 +77,7 @@ def compare(runs_folder: Path) -> list[dict]:
         run = Run(runs_folder / name)
         info = run.info()
         model, size = load_run(run), info["input_size"]
-        calls[name] = lambda model=model, x=torch.randn(1, 3, size, size): model(x)
+        calls[name] = functools.partial(model, torch.randn(1, 3, size, size))
         rows.append({"name": name, "miou": info["result"]["miou"], "highlight": name == "searched", **info})
     with torch.inference_mode():
         times = in_turn(calls, rounds=30)

@@ -1,5 +1,5 @@
 """The training engine: one loop for every family."""
 
-from sparsemask.engine.loop import Method, fit
+from sparsemask.engine.loop import Method, fit, optimizer
 
-__all__ = ["Method", "fit"]
+__all__ = ["Method", "fit", "optimizer"]

@@ -29,6 +29,10 @@ class Method:
         ]
         return [g for g in groups if g["params"]]
 
+    def optimizers(self, model: torch.nn.Module, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
+        """The optimizers; the first one's first group is the one whose learning rate is logged."""
+        return [optimizer(self.groups(model, options), options)]
+
     def before_step(self, model: torch.nn.Module, step: int) -> None:
         """Called before the first forward pass of a step."""
 
@@ -82,8 +86,9 @@ class Fit:
         model.to(arithmetic.device, arithmetic.parameters)
         if options.bn_momentum is not None:
             batchnorm.set_momentum(model, options.bn_momentum)
-        self.optimizer = optimizer(method.groups(model, options), options)
-        self.base = [group["lr"] for group in self.optimizer.param_groups]
+        self.optimizers = method.optimizers(model, options)
+        self.groups = [group for one in self.optimizers for group in one.param_groups]
+        self.base = [group["lr"] for group in self.groups]
         self.scaler = arithmetic.scaler()
         self.step, self.best = 0, {}
         self.interrupt, self.leaving = Interrupt(), False
@@ -95,7 +100,8 @@ class Fit:
     def _restore(self, state: dict) -> None:
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for one, saved in zip(self.optimizers, state["optimizer"], strict=True):
+                one.load_state_dict(saved)
         except (RuntimeError, ValueError, KeyError) as error:
             raise UseError(f"{self.run.last}: does not fit the network of its configuration ({error})") from None
         self.scaler.load_state_dict(state["scaler"])
@@ -110,7 +116,7 @@ class Fit:
         if self.rank == 0:
             state = {
                 "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": [one.state_dict() for one in self.optimizers],
                 "scheduler": {"name": self.options.schedule, "step": self.step, "max_iter": self.max_iter},
                 "scaler": self.scaler.state_dict(),
                 "step": self.step,
@@ -128,7 +134,14 @@ class Fit:
     def _batches(self):
         o = self.options
         sampler = data.StepSampler(
-            len(self.task.train_data), o.batch_size, self.step, self.max_iter, o.seed, self.rank, self.world, o.accumulate
+            len(self.task.train_data),
+            o.batch_size,
+            self.step,
+            self.max_iter,
+            o.seed,
+            self.rank,
+            self.world,
+            o.accumulate,
         )
         cuda = self.arithmetic.device.type == "cuda"
         return data.plainly(data.training_loader(self.task.train_data, sampler, o.seed, o.n_worker, pin=cuda))
@@ -138,11 +151,12 @@ class Fit:
 
     def train_step(self, parts: list) -> dict:
         """Forward and backward over the parts of one batch, one update; returns the step's figures."""
-        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
-            o = self.options
+        o = self.options
+        for group, base in zip(self.groups, self.base, strict=True):
             group["lr"] = base * schedules.factor(o.schedule, self.step, self.max_iter, o.gamma, o.milestones, o.warmup)
         self.method.before_step(self.model, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        for one in self.optimizers:
+            one.zero_grad(set_to_none=True)
         device = self.arithmetic.device
         counted = sum(self.task.count(target) for _, target in parts)
         counted = distributed.total(torch.tensor(float(counted), dtype=torch.float64, device=device)).clamp(min=1)
@@ -165,12 +179,14 @@ class Fit:
         self.leaving = distributed.total(sums)[2].item() > 0
         if not bool(torch.isfinite(sums).all()):
             raise UseError(f"the loss is no longer finite at step {self.step + 1}; {self._kept()}")
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in self.groups for p in group["params"]]
         distributed.sum_gradients(parameters)
-        if self.options.clip:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, self.options.clip)
-        self.scaler.step(self.optimizer)
+        if o.clip:
+            for one in self.optimizers:
+                self.scaler.unscale_(one)
+            torch.nn.utils.clip_grad_norm_(parameters, o.clip)
+        for one in self.optimizers:
+            self.scaler.step(one)
         self.scaler.update()
         self.method.after_step(self.model)
         self.step += 1
@@ -178,7 +194,7 @@ class Fit:
         row = {"step": self.step, "loss": task_loss + added}
         if figures:
             row["loss_task"] = task_loss
-        return {**row, **figures, "lr": self.optimizer.param_groups[0]["lr"]}
+        return {**row, **figures, "lr": self.groups[0]["lr"]}
 
     def evaluate(self) -> dict:
         """Validation figures of the network as it is, batch-norm statistics re-estimated if asked for."""
@@ -193,9 +209,7 @@ class Fit:
                 self.world,
                 self.options.accumulate,
             )
-            loader = data.training_loader(
-                self.task.train_data, sampler, self.options.seed + 1, self.options.n_worker
-            )
+            loader = data.training_loader(self.task.train_data, sampler, self.options.seed + 1, self.options.n_worker)
             self.method.before_step(self.model, -1)
             batchnorm.reestimate(self.model, (self._to(images) for images, _ in data.plainly(loader)))
         distributed.average_buffers(self.model)

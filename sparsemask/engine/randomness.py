@@ -51,9 +51,7 @@ def restore(saved: dict) -> None:
     """Put back what :func:`states` saved."""
     random.setstate((saved["python_version"], tuple(saved["python"].tolist()), saved["python_gauss"]))
     keys = saved["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(
-        ("MT19937", keys, saved["numpy_position"], saved["numpy_has_gauss"], saved["numpy_gauss"])
-    )
+    np.random.set_state(("MT19937", keys, saved["numpy_position"], saved["numpy_has_gauss"], saved["numpy_gauss"]))
     torch.set_rng_state(saved["torch"])
     if saved["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(saved["cuda"][: torch.cuda.device_count()])

@@ -97,9 +97,7 @@ def draw_architecture(
 def _checked(mask: np.ndarray, *lists: Sequence[int] | None) -> np.ndarray:
     mask = np.asarray(mask)
     if mask.dtype != bool or mask.ndim != 3 or mask.shape != (len(mask), len(mask), 2) or not len(mask):
-        raise UseError(
-            f"a connectivity mask is a bool array (L, L, 2), this one is {mask.dtype} {mask.shape}"
-        )
+        raise UseError(f"a connectivity mask is a bool array (L, L, 2), this one is {mask.dtype} {mask.shape}")
     if any(mask[i, i + 1 :].any() for i in range(len(mask))):
         raise UseError("the mask connects a stage to a feature that comes after it (an entry with j > i)")
     for name, values in zip(("strides", "channels"), lists, strict=True):
@@ -158,9 +156,7 @@ def _arrows(axes, kept: list[Connection], start: float, end: float, y, below: fl
             x = end + _WIDE / 2
             points = [(x, y[source] + _TALL / 2), (x, y[stage] - _TALL / 2)]
         else:
-            x = (
-                edge + _bulge(stage - source) * 4 / 3
-            )  # a cubic goes three quarters of the way to its controls
+            x = edge + _bulge(stage - source) * 4 / 3  # a cubic goes three quarters of the way to its controls
             points = [
                 (edge, out_right[key]),
                 (x, out_right[key]),

@@ -39,9 +39,7 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | o
         axes = style.place(fig, left, floor, side, side)
         image = axes.imshow(np.ma.masked_invalid(shares), cmap=heat, vmin=0, vmax=1, aspect="auto")
         slant, upright = (45, "top") if count <= 30 else (90, "center")
-        axes.set_xticks(
-            range(count), class_names, rotation=slant, ha="right", va=upright, rotation_mode="anchor"
-        )
+        axes.set_xticks(range(count), class_names, rotation=slant, ha="right", va=upright, rotation_mode="anchor")
         axes.set_yticks(range(count), class_names)
         axes.tick_params(length=0, pad=3)
         axes.spines[:].set(visible=True, color=style.PALE)

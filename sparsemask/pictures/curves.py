@@ -29,9 +29,7 @@ _FEW = 30  # a series of fewer points is drawn as it is, point by point
 Series = tuple[np.ndarray, np.ndarray]
 
 
-def draw_curves(
-    rows: Iterable[Mapping[str, object]], path: str | os.PathLike, title: str | None = None
-) -> Path:
+def draw_curves(rows: Iterable[Mapping[str, object]], path: str | os.PathLike, title: str | None = None) -> Path:
     """Draw one panel per quantity over the steps and return the path.
 
     Args:

@@ -106,9 +106,7 @@ def _row(sample: Sample, palette: np.ndarray, number: int) -> list[np.ndarray]:
     sizes = {part.shape[:2] for part in (picture, *maps)}
     if picture.ndim != 3 or picture.shape[2] != 3 or len(sizes) != 1 or any(m.ndim != 2 for m in maps):
         shapes = ", ".join(str(part.shape) for part in (picture, *maps))
-        raise UseError(
-            f"sample {number}: picture, truth and prediction have shapes {shapes}; expected one size"
-        )
+        raise UseError(f"sample {number}: picture, truth and prediction have shapes {shapes}; expected one size")
     step = -(-max(picture.shape[:2]) // _LONGEST)  # every step-th pixel: labels must not be mixed
     return [picture[::step, ::step], *(colourise(m[::step, ::step], palette) for m in maps)]
 
@@ -116,9 +114,7 @@ def _row(sample: Sample, palette: np.ndarray, number: int) -> list[np.ndarray]:
 def _checked(index_map: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     index_map, palette = np.asarray(index_map), np.asarray(palette)
     if index_map.ndim != 2 or index_map.dtype.kind not in "iub":
-        raise UseError(
-            f"a label map is a whole-number array (H, W), this one is {index_map.dtype} {index_map.shape}"
-        )
+        raise UseError(f"a label map is a whole-number array (H, W), this one is {index_map.dtype} {index_map.shape}")
     if palette.ndim != 2 or palette.shape[1] != 3 or not 0 < len(palette) <= 256:
         raise UseError(f"a palette is an array (N, 3) with N up to 256, this one has shape {palette.shape}")
     wrong = (index_map != VOID) & ((index_map < 0) | (index_map >= len(palette)))
@@ -127,9 +123,7 @@ def _checked(index_map: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np
     return index_map.astype(np.uint8), palette.astype(np.uint8)
 
 
-def _legend(
-    fig, occurring: list[int], class_names: Sequence[str], palette, columns: int, share: float
-) -> None:
+def _legend(fig, occurring: list[int], class_names: Sequence[str], palette, columns: int, share: float) -> None:
     from matplotlib.patches import Patch
 
     patches = []

@@ -137,9 +137,7 @@ def draw_weight_history(
     path = style.check_path(path)
     steps, values = np.asarray(history[0], dtype=float), np.asarray(history[1], dtype=float)
     if values.ndim != 2 or steps.shape != values.shape[:1] or not len(steps):
-        raise UseError(
-            f"a weight history needs (T,) steps and (T, n) weights: got {steps.shape}, {values.shape}"
-        )
+        raise UseError(f"a weight history needs (T,) steps and (T, n) weights: got {steps.shape}, {values.shape}")
     names = connection_names(values.shape[1])
     halves = np.clip(np.abs(values), 0, 2) / 2
     with style.drawing():

@@ -1,8 +1,9 @@
 """Tasks: data, loss, metrics and pictures of what a network is for, by name.
 
-A task has ``check()`` (raises UseError for absent data), ``train_data`` (``len`` and ``sample(index, rng)``), ``count(target)``, ``loss(output, target)`` (a sum, to be
-divided by the count over all processes), ``evaluate(model, arithmetic, options, limit)`` -> figures, ``primary`` (the
-figure that decides), ``samples(model, arithmetic, options, n)`` and ``draw(samples, path)``.
+A task has ``check()`` (raises UseError for absent data), ``train_data`` (``len`` and ``sample(index, rng)``),
+``count(target)``, ``loss(output, target)`` (a sum, to be divided by the count over all processes),
+``evaluate(model, arithmetic, options, limit)`` -> figures, ``primary`` (the figure that decides),
+``samples(model, arithmetic, options, n)`` and ``draw(samples, path)``.
 """
 
 from __future__ import annotations
