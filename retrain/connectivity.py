@@ -87,6 +87,7 @@ def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
         return space.network(mask, options), {"mask": opened.state["mask"]}
     mask = resolve_mask(options)
     note = masks.mask_note(options.mask_path) if str(options.mask_path).endswith(".npy") else {}
+    seed_all(options.seed)  # what is not inherited is drawn
     inherited = _inherited(opened, mask, note)
     weights = encoder_weights(opened) if inherited is None and not options.ft_model else None
     seed_all(options.seed)

@@ -23,7 +23,7 @@ import spaces
 from sparsemask import flags, runs, session
 from sparsemask.engine import distributed
 from sparsemask.errors import command
-from sparsemask.options import Parser, positive, rate
+from sparsemask.options import Parser, natural, positive, rate
 
 
 def parser(space: str = "connectivity") -> Parser:
@@ -38,6 +38,7 @@ def parser(space: str = "connectivity") -> Parser:
     group.add_argument("--checkpoint", default="last", help="of the run: last or best (default: last)")
     group.add_argument("--eval_batch_size", type=positive, default=1, help="pictures of one size together (default: 1)")
     group.add_argument("--eval_limit", type=int, default=0, help="only the first pictures, 0: all (default: 0)")
+    group.add_argument("--seed", type=natural, default=0, help="of a random-k mask (default: 0)")
     group.add_argument("--flips", action="store_true", help="average over mirrored copies")
     group.add_argument("--eval_scales", type=rate, nargs="+", default=[1.0], help="average over scales (default: 1)")
     group.add_argument("--out", default=None, help="folder for the predictions in colours")

@@ -59,8 +59,11 @@ class Parser(argparse.ArgumentParser):
             values.update(layer)
         return argparse.Namespace(**values)
 
-    def from_file(self, path: str | Path) -> dict:
-        """Flags from a YAML file (or a preset's name), checked like the command line's."""
+    def from_file(self, path: str | Path, foreign: bool = False) -> dict:
+        """Flags from a YAML file (or a preset's name), checked like the command line's.
+
+        foreign: pass over flags that this verb does not have instead of refusing them.
+        """
         path = find_config(path)
         try:
             content = yaml.safe_load(path.read_text())
@@ -75,6 +78,8 @@ class Parser(argparse.ArgumentParser):
         if not isinstance(section, dict):
             raise UseError(f"{path}: section '{self.verb}' must be a mapping of flags")
         flat.update(section)
+        if foreign:
+            flat = {name: value for name, value in flat.items() if name in self.actions()}
         return {name: self._checked(name, value, path) for name, value in flat.items()}
 
     def _checked(self, name: str, value, path: Path):

@@ -57,7 +57,7 @@ def settle(parser: opt.Parser, given: dict) -> tuple[argparse.Namespace, str | N
     """Flags from the command line, ``--config`` and the preset for the data at hand; and a line to print."""
     filed = parser.from_file(given["config"]) if given.get("config") else {}
     data, preset, line = datasets.choose_data({**filed, **given})
-    layers = [parser.from_file(preset), data, filed, given]
+    layers = [parser.from_file(preset, foreign=True), data, filed, given]
     return parser.resolve(*layers), line
 
 
