@@ -18,7 +18,7 @@ from sparsemask import session
 from sparsemask.engine import Method, optimizer
 from sparsemask.engine.randomness import seed_all, step_generator
 from sparsemask.engine.records import read_rows
-from sparsemask.options import Parser, rate, spoken
+from sparsemask.options import Parser, natural, rate, spoken
 from sparsemask.pictures import draw_architecture, draw_curves, draw_weight_history, draw_weights
 from sparsemask.session import Session
 from sparsemask.weights import load_strictly
@@ -36,6 +36,12 @@ def add_options(parser: Parser) -> None:
     group.add_argument(
         "--mask_lr_mult", type=rate, default=10.0, help="factor on --lr for the connection weights (published: 10)"
     )
+    group.add_argument(
+        "--mask_warmup",
+        type=natural,
+        default=0,
+        help="steps before the connection weights move: a random decoder's gradients say nothing of them (default: 0)",
+    )
     group.add_argument("--thres", type=rate, default=0.001, help="threshold of the count shown (default: 0.001)")
 
 
@@ -44,6 +50,7 @@ class ConnectivitySearch(Method):
 
     def __init__(self, options: argparse.Namespace):
         self.sparse, self.thres, self.seed = options.sparse, options.thres, options.seed
+        self.warmup = options.mask_warmup
 
     def optimizers(self, model: torch.nn.Module, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
         """The network's optimizer, and SGD at a rate of their own for the connection weights.
@@ -65,6 +72,8 @@ class ConnectivitySearch(Method):
 
     def before_step(self, model: torch.nn.Module, step: int) -> None:
         """Draw the step's noise: the same in every part of the batch and in every process; none outside steps."""
+        for w in model.raw_weights():
+            w.requires_grad_(step >= self.warmup)
         if step < 0:
             model.set_noise([torch.zeros(w.shape) for w in model.raw_weights()])
         else:
@@ -73,7 +82,8 @@ class ConnectivitySearch(Method):
     def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor, dict]:
         """λ·Σ_i L_s(W_i) on the noisy weights of this forward pass."""
         loss = sum(sparse_loss(w) for w in model.connection_weights())
-        return self.sparse * loss, {"loss_sparse": float(loss.detach())}
+        figures = {"loss_sparse": float(loss.detach())}
+        return (self.sparse * loss if step >= self.warmup else None), figures
 
     def after_step(self, model: torch.nn.Module) -> None:
         """Keep the raw weights in [0, 2]."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spaces.connectivity.fusion import batch_norm_errors, decode, upsample
 from spaces.connectivity.search_network import build_backbone, init_convolutions
+from sparsemask.inference import fold_pairs
 from sparsemask.masks import DOWN, UP, check_mask
 
 
@@ -64,10 +65,45 @@ class PrunedNetwork(nn.Module):
         self.decoders = nn.ModuleDict(stages)
         self.fc_conv = nn.Conv2d(depth, num_classes, 1)
         init_convolutions(self.decoders, self.fc_conv)
+        self.merged = nn.ModuleDict()  # filled by fold()
         # Stages that take feature j of a kind and matter to the output.
         self._takers = {
             (kind, j): [i for i in live if self.mask[i, j, kind]] for j in range(len(channels)) for kind in (DOWN, UP)
         }
+
+    def _convs(self, kind: int, j: int) -> list[nn.Conv2d]:
+        """The convolutions of feature j, one per stage that takes it."""
+        stages = [self.decoders[f"Decoders_{i}"] for i in self._takers[kind, j]]
+        return [(stage.up_convs if kind == UP else stage.down_convs)[str(j)] for stage in stages]
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Turn into the evaluation form, in place: no batch norms, one convolution per feature. There is no way back.
+
+        A stage's batch norm scales all of its convolutions; its shift joins one of them (a constant commutes with
+        bilinear upsampling).
+        """
+        self.eval()
+        fold_pairs(self.backbone)
+        for stage in self.decoders.values():
+            convs = [*stage.down_convs.values(), *stage.up_convs.values()]
+            scale = stage.bn.weight * torch.rsqrt(stage.bn.running_var + stage.bn.eps)
+            for conv in convs:
+                conv.weight.mul_(scale.view(-1, 1, 1, 1))
+                conv.bias = nn.Parameter(torch.zeros_like(scale))
+            convs[0].bias.copy_(stage.bn.bias - stage.bn.running_mean * scale)
+            stage.bn = nn.Identity()
+        merged = {}
+        for (kind, j), takers in self._takers.items():
+            if takers:
+                convs = self._convs(kind, j)
+                weight = torch.cat([conv.weight for conv in convs])
+                merged[f"{kind}_{j}"] = one = nn.Conv2d(weight.shape[1], len(weight), 1).to(weight)
+                one.weight.copy_(weight)
+                one.bias.copy_(torch.cat([conv.bias for conv in convs]))
+        for stage in self.decoders.values():
+            stage.down_convs, stage.up_convs = nn.ModuleDict(), nn.ModuleDict()
+        self.merged.update(merged)
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or upsampled to `size`."""
@@ -77,11 +113,11 @@ class PrunedNetwork(nn.Module):
 
         def product(kind: int, j: int, x: Tensor) -> Iterator[tuple[int, Tensor]]:
             takers = self._takers[kind, j]
-            stages = [self.decoders[f"Decoders_{i}"] for i in takers]
-            convs = [(stage.up_convs if kind == UP else stage.down_convs)[str(j)] for stage in stages]
-            weights = [conv.weight for conv in convs]
-            products = F.conv2d(x, torch.cat(weights) if len(weights) > 1 else weights[0])
-            yield from zip(takers, products.split(convs[0].out_channels, 1), strict=True)
+            if self.merged:
+                products = self.merged[f"{kind}_{j}"](x)
+            else:
+                products = _together(self._convs(kind, j), x)
+            yield from zip(takers, products.split(self.fc_conv.in_channels, 1), strict=True)
 
         with batch_norm_errors():
             features = decode(
@@ -89,6 +125,13 @@ class PrunedNetwork(nn.Module):
             )
         logits = self.fc_conv(features)
         return logits if size is None else upsample(logits, size)
+
+
+def _together(convs: Sequence[nn.Conv2d], x: Tensor) -> Tensor:
+    """One product for several 1x1 convolutions of the same feature."""
+    if len(convs) == 1:
+        return convs[0](x)
+    return F.conv2d(x, torch.cat([conv.weight for conv in convs]))
 
 
 def _reaching_output(mask: np.ndarray) -> list[int]:
@@ -118,6 +161,11 @@ class FCN(nn.Module):
         self.backbone = build_backbone(backbone_name, in_channels, bn_momentum, backbone_options)
         self.fc_conv = nn.Conv2d(self.backbone.channels[0], num_classes, 1)
         init_convolutions(self.fc_conv)
+
+    def fold(self) -> None:
+        """Turn into the evaluation form, in place: no batch norms. There is no way back."""
+        self.eval()
+        fold_pairs(self.backbone)
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """(B, C, H, W) -> scores (B, classes, h, w) at the deepest size, or upsampled to `size`."""

@@ -1,0 +1,58 @@
+"""The fast form computes the same function."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from filling import fill, picture
+from sparsemask.inference import fold_batch_norm, optimize_for_inference
+from spaces.connectivity import FCN, PrunedNetwork, named_mask
+
+
+@pytest.mark.parametrize("mask", ["sparsemask-voc", "unet", "dense", "random-7", "fcn"])
+@pytest.mark.parametrize("first_expansion", [True, False])
+def test_folded_network_gives_the_same_logits(mask, first_expansion):
+    kind = {"first_expansion": first_expansion}
+    net = fill(FCN(**kind) if mask == "fcn" else PrunedNetwork(named_mask(mask, 9), **kind)).eval()
+    folded, x = copy.deepcopy(net), picture(2, 3, 65, 97)
+    folded.fold()
+    with torch.no_grad():
+        expected = net(x)
+        error = (folded(x) - expected).abs().max() / expected.abs().max()
+    assert error < 1e-4
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+
+
+@pytest.mark.parametrize("channels_last", [True, False, None])
+def test_optimised_form_and_its_source_do_not_share(channels_last):
+    net = fill(PrunedNetwork(named_mask("sparsemask-voc", 9))).eval()
+    before, x = copy.deepcopy(net.state_dict()), picture(1, 3, 65, 65)
+    with torch.no_grad():
+        expected = net(x)
+    fast = optimize_for_inference(net, x, compiled=False, channels_last=channels_last, rounds=2)
+    assert torch.allclose(fast(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert fast.form in ("contiguous", "channels last")
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_folding_one_pair_in_double_precision(bias):
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 4, 3, groups=1, bias=bias).double(), nn.BatchNorm2d(4).double()
+    norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.5, 2)
+    nn.init.uniform_(norm.weight), nn.init.uniform_(norm.bias)
+    norm.eval()
+    x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    expected = norm(conv(x))
+    fold_batch_norm(conv, norm)
+    assert torch.allclose(conv(x), expected, atol=1e-12)
+
+
+def test_module_without_a_fold_is_still_optimised():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    x = torch.randn(1, 3, 9, 9)
+    assert torch.allclose(optimize_for_inference(net, x, compiled=False, rounds=1)(x), net(x), atol=1e-6)
