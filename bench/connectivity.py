@@ -143,9 +143,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("step", "inference", "loader"))
-    parser.add_argument(
-        "--size", type=int, default=None, help="257 (step), 512 (inference), 513 (loader)"
-    )
+    parser.add_argument("--size", type=int, default=None, help="257 (step), 512 (inference), 513 (loader)")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--mask", default="sparsemask-voc")

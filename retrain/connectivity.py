@@ -231,7 +231,9 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
         print(f"predictions in {options.out}")
     if run is not None:
         draw_confusion(scores.matrix, task.classes, run.pictures / "confusion.png")
-        run.note(eval={"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "pictures": pictures})
+        iou = {c: None if v != v else float(v) for c, v in zip(task.classes, scores.iou, strict=True)}
+        figures = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
+        run.note(eval={**figures, "pictures": pictures, "iou": iou})
 
 
 def load_run(run: runs.Run) -> torch.nn.Module:
