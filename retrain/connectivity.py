@@ -10,6 +10,7 @@ import torch
 
 import spaces
 from spaces import backbones
+from spaces.connectivity.carry import PUBLIC, fit_mask
 from spaces.connectivity.named_masks import available_masks, named_mask
 from spaces.encoder import encoder_weights
 from sparsemask import masks, runs, session
@@ -23,7 +24,7 @@ from sparsemask.pictures import draw_architecture, draw_confusion, draw_curves
 from sparsemask.session import Session
 from sparsemask.weights import load_strictly, load_weights, save_safetensors
 
-FCN = "fcn"
+FCN, VOC_MASK = "fcn", "sparsemask-voc"
 
 
 def add_eval_options(parser: Parser) -> None:
@@ -63,19 +64,30 @@ def read_mask(path: str | None) -> np.ndarray | str:
 
 def check(options: argparse.Namespace) -> None:
     """Refuse an unusable mask or missing weights before a run folder is made."""
-    resolve_mask(options)
+    _, _, carried = _fitted(options)
+    if carried and options.inherit != "none":
+        raise UseError(f"--inherit {options.inherit}: the mask's search had another encoder; leave it out")
     if options.ft_model:
         load_weights(options.ft_model)
 
 
 def resolve_mask(options: argparse.Namespace) -> np.ndarray | str:
     """The mask as an array for the backbone of the options, or "fcn"; UseError when they do not fit."""
+    return _fitted(options)[0]
+
+
+def _fitted(options: argparse.Namespace) -> tuple[np.ndarray | str, dict, list[str]]:
+    """The mask for the backbone of the options, carried to it if need be, its note, and what was done in words."""
     mask = read_mask(options.mask_path)
-    with torch.device("meta"):  # only its end points are counted
-        features = len(backbones.create(options.backbone_name).channels)
-    if isinstance(mask, str):
-        return mask if mask == FCN else named_mask(mask, features, options.seed)
-    return masks.check_mask(mask, features, options.mask_path)
+    if mask == VOC_MASK:
+        mask, note = named_mask(mask, 9), {"backbone_name": PUBLIC}
+    elif isinstance(mask, str):
+        strides = backbones.strides(options.backbone_name)
+        mask = mask if mask == FCN else named_mask(mask, len(strides), options.seed)
+        return mask, {"backbone_name": options.backbone_name, "strides": strides}, []
+    else:
+        note = masks.mask_note(options.mask_path)
+    return fit_mask(mask, note, options.backbone_name, options.mask_path)
 
 
 def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
@@ -85,8 +97,9 @@ def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
     if opened.state is not None:
         mask = _mask_of(opened.state)
         return space.network(mask, options), {"mask": opened.state["mask"]}
-    mask = resolve_mask(options)
-    note = masks.mask_note(options.mask_path) if str(options.mask_path).endswith(".npy") else {}
+    mask, note, carried = _fitted(options)
+    for line in carried:
+        opened.say(line)
     seed_all(options.seed)  # what is not inherited is drawn
     inherited = _inherited(opened, mask, note)
     weights = encoder_weights(opened) if inherited is None and not options.ft_model else None
@@ -184,7 +197,8 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
         if given["checkpoint"] not in ("last", "best"):
             raise UseError(f"--checkpoint {given['checkpoint']}: last or best")
         state = checkpoint.load(run.checkpoints / f"{given['checkpoint']}.pt", given.get("space"))
-        saved = {k: v for k, v in state["config"].items() if k in parser.actions()}
+        # The run's limit was for validation while training; here it is for the asking.
+        saved = {k: v for k, v in state["config"].items() if k in parser.actions() and k != "eval_limit"}
         options = parser.resolve(saved, given)
         for name in ("backbone_name", "depth", "n_class"):
             if getattr(options, name) != state["config"][name]:

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from sparsemask.errors import UseError
+from sparsemask.options import spoken
 
 ROOT = Path(__file__).resolve().parents[1]
-PREPARE = "python VOC12/prepare.py --voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz"
+ARCHIVES = "--voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz"
 _FOLDERS = ("im_path", "gt_path", "training_list", "eval_list")
 
 

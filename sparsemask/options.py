@@ -114,6 +114,7 @@ _FILES = {
     "prune": "python prune/prune.py",
     "retrain": "python retrain/train.py",
     "eval": "python retrain/eval.py",
+    "prepare": "python VOC12/prepare.py",
 }
 
 

@@ -25,7 +25,7 @@ def test_command_line_beats_file_beats_preset(tmp_path):
     assert (options.lr, options.batch_size, options.sparse) == (0.25, 4, 0.3)
     assert options.crop_size == 97  # from the preset of the sample set
     assert options.momentum == 0.9  # a flag's default
-    assert "prepare.py" in line  # the line names the command that would prepare VOC
+    assert "prepare" in line  # the line names the command that would prepare VOC
 
 
 def test_written_configuration_gives_the_same_options(tmp_path):

@@ -1,4 +1,4 @@
-"""The ``sparsemask`` command: the verbs, from any directory.
+"""The sparsemask command: the verbs, from any directory.
 
     sparsemask search      learn the masks of a space
     sparsemask prune       make them hard: a mask file
