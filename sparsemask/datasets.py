@@ -46,7 +46,8 @@ def choose_data(given: dict) -> tuple[dict, str, str | None]:
     folder = prepared()
     if folder is not None:
         return {name: str(path) for name, path in _voc_paths(folder).items()}, "short", None
-    line = f"PASCAL VOC 2012 is not prepared here ({PREPARE}): going on with the embedded sample set and a short budget"
+    prepare = spoken("prepare", ARCHIVES)
+    line = f"PASCAL VOC 2012 is not prepared here ({prepare}): going on with the embedded sample set and a short budget"
     return {"sample": True}, "sample", line
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from filling import fill
 from skimage import data
 from skimage.transform import resize
 
+from filling import fill
 from spaces import backbones
 from spaces.backbones.weights import load_backbone_weights
 from sparsemask import UseError

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import SMALL, data_flags, make_data, verb
 
 import prune.prune
 import retrain.eval
@@ -19,6 +18,7 @@ import retrain.train
 import search.run
 from spaces.connectivity.named_masks import named_mask
 from sparsemask.masks import save_mask
+from tiny import SMALL, data_flags, make_data, verb
 
 
 @pytest.fixture(scope="module")

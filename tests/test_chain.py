@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from filling import fill
+from spaces.connectivity import FullyDenseNetwork, PrunedNetwork, named_mask
 from sparsemask.masks import load_mask
 from sparsemask.weights import load_weights
-from spaces.connectivity import FullyDenseNetwork, PrunedNetwork, named_mask
 from tiny import SMALL, data_flags, make_data, verb
 
 FLAGS = [*SMALL, "--eval_interval", "4", "--max_iter", "4"]

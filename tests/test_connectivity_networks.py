@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import json
 
-import literal_connectivity as literal
 import numpy as np
 import pytest
 import torch
-from filling import fill, picture
-from pyramid import Pyramid
 from torch import nn
 
+import literal_connectivity as literal
 import spaces
+from filling import fill, picture
+from pyramid import Pyramid
 from spaces.connectivity import FCN, FullyDenseNetwork, PrunedNetwork, named_mask
 from sparsemask import UseError
 from sparsemask.masks import UP

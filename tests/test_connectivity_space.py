@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from filling import fill
 from torch import nn
 
 import spaces
+from filling import fill
 from spaces.connectivity import ConnectivityConfig, FullyDenseNetwork, available_masks, named_mask
 from sparsemask import UseError
 from sparsemask.masks import UP, check_mask, count_connections

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tiny import ROOT, SMALL, data_flags, environment, make_data, verb
 
 

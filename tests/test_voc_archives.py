@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from sparsemask.errors import UseError
+from VOC12 import prepare
+from VOC12.lists import is_prepared
 from voc_archives import (
     EXPECT,
     FROM_SBD,
@@ -23,10 +27,6 @@ from voc_archives import (
     text,
     voc_files,
 )
-
-from sparsemask.errors import UseError
-from VOC12 import prepare
-from VOC12.lists import is_prepared
 
 
 @pytest.fixture

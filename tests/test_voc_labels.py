@@ -8,19 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import loadmat
-from voc_archives import (
-    FROM_SBD,
-    FROM_VOC,
-    OWN,
-    TRAIN,
-    VAL,
-    label,
-    mat,
-    sbd_files,
-    state,
-    unpack,
-    voc_files,
-)
 
 from sparsemask.errors import UseError
 from VOC12 import convert_labels, convert_mat_to_png
@@ -33,6 +20,19 @@ from VOC12.palette import (
     out_of_range,
     read_label,
     save_label,
+)
+from voc_archives import (
+    FROM_SBD,
+    FROM_VOC,
+    OWN,
+    TRAIN,
+    VAL,
+    label,
+    mat,
+    sbd_files,
+    state,
+    unpack,
+    voc_files,
 )
 
 

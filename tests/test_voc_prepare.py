@@ -11,6 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from VOC12 import prepare
+from VOC12.convert import looks_whole
+from VOC12.lists import is_prepared, pairs_from_lists
+from VOC12.palette import read_label
 from voc_archives import (
     EXPECT,
     FROM_SBD,
@@ -25,11 +30,6 @@ from voc_archives import (
     unpack,
     voc_files,
 )
-
-from VOC12 import prepare
-from VOC12.convert import looks_whole
-from VOC12.lists import is_prepared, pairs_from_lists
-from VOC12.palette import read_label
 
 ROOT = Path(__file__).resolve().parents[1]
 
