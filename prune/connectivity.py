@@ -7,6 +7,7 @@ one, and a stage whose inputs and uses another covers goes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spaces.connectivity.carry import mask_lines, origin
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
 from sparsemask.masks import UP, count_connections, save_mask, why_unusable
@@ -209,6 +211,10 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         print(line)
     if report.problem:
         raise UseError(f"no mask written: {report.problem}")
+    backbone_name = state.get("config", {}).get("backbone_name")
+    strides = _strides(backbone_name, len(report.mask))
+    for line in mask_lines(report.mask, strides):
+        print(line)
     note = {
         "space": options.space,
         "run": str(run.folder.resolve()) if run else None,
@@ -219,15 +225,23 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         "connections": report.connections,
         "smallest_kept": report.smallest_kept,
         "largest_dropped": report.largest_dropped,
-        "backbone_name": state.get("config", {}).get("backbone_name"),
+        "backbone_name": backbone_name,
+        "strides": strides,
     }
     targets = [run.folder / f"mask_thres_{options.thres:g}.npy"] if run else []
     for target in [*targets, out]:
         save_mask(target, report.mask, note)
     if run:
-        draw_architecture(report.mask, run.pictures / f"mask_thres_{options.thres:g}.png")
+        draw_architecture(report.mask, run.pictures / f"mask_thres_{options.thres:g}.png", strides)
     print(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
     print(f"next: {spoken('retrain', f'--mask_path {out}')}")
+
+
+def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:
+    """The strides of the search's backbone; None where they are not known, which is no reason not to prune."""
+    with contextlib.suppress(UseError):
+        return origin({"backbone_name": backbone_name}, n_features)[1]
+    return None
 
 
 def _stage_weights(state: dict, path: Path) -> list[np.ndarray]:

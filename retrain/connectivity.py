@@ -79,14 +79,14 @@ def resolve_mask(options: argparse.Namespace) -> np.ndarray | str:
 def _fitted(options: argparse.Namespace) -> tuple[np.ndarray | str, dict, list[str]]:
     """The mask for the backbone of the options, carried to it if need be, its note, and what was done in words."""
     mask = read_mask(options.mask_path)
-    if mask == VOC_MASK:
+    if isinstance(mask, np.ndarray):
+        note = masks.mask_note(options.mask_path)
+    elif mask == VOC_MASK:
         mask, note = named_mask(mask, 9), {"backbone_name": PUBLIC}
-    elif isinstance(mask, str):
+    else:
         strides = backbones.strides(options.backbone_name)
         mask = mask if mask == FCN else named_mask(mask, len(strides), options.seed)
         return mask, {"backbone_name": options.backbone_name, "strides": strides}, []
-    else:
-        note = masks.mask_note(options.mask_path)
     return fit_mask(mask, note, options.backbone_name, options.mask_path)
 
 

@@ -51,7 +51,11 @@ def add_network(parser: Parser) -> None:
     """Which network."""
     group = parser.add_argument_group("network")
     group.add_argument("--space", default="connectivity", help="the search space (default: connectivity)")
-    group.add_argument("--backbone_name", default="mobilenet_v2", help="the encoder (default: mobilenet_v2)")
+    group.add_argument(
+        "--backbone_name",
+        default="mobilenet_v2",
+        help="the encoder: mobilenet_v2 (the default), or with the extra timm any of its models: resnet50, vgg16, ...",
+    )
     group.add_argument("--depth", type=positive, default=64, help="decoder channels (default: 64)")
     group.add_argument(
         "--pretrained_model",

@@ -19,7 +19,7 @@ import yaml
 from sparsemask.errors import UseError
 from sparsemask.files import write_text
 
-SECTIONS = ("search", "prune", "retrain", "eval")
+SECTIONS = ("search", "prune", "retrain", "eval", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.
 TRANSIENT = {"config", "resume", "help"}
 

@@ -1,23 +1,25 @@
-"""Pretrained backbones: torchvision's and timm's layouts, public SparseMask checkpoints, our own."""
+"""Pretrained backbones: torchvision's and timm's layouts, public SparseMask checkpoints, our own. Files only."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from spaces.backbones import create
+from spaces.backbones import builder, create
 from spaces.backbones.mobilenet_v2_keys import timm_keys, torchvision_keys
-from sparsemask.errors import UseError, choose
+from spaces.backbones.timm_features import TimmLayout, timm_layout
+from sparsemask.errors import UseError
 from sparsemask.weights import load_weights
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Another project's names: a tensor that gives it away, its input convolution, layer names -> ours."""
+    """Another project's names: a tensor that gives it away, layer names -> ours."""
 
     title: str
     mark: str
@@ -31,7 +33,9 @@ _LAYOUTS = {
         Layout("timm", "conv_stem.weight", timm_keys, "classifier."),
     )
 }
-_INPUT = {"mobilenet_v2": "conv1.weight"}
+_INPUT = {"mobilenet_v2": ("conv1.weight",)}
+# Tops of classifiers that timm builds otherwise than torchvision's files name them.
+_TOPS = ("fc.", "classifier.", "head.", "pre_logits.")
 _FIRST_EXPANSION = {"mobilenet_v2": "bottlenecks.Bottlenecks_0.LinearBottleneck0_0.conv1.weight"}
 
 
@@ -51,23 +55,36 @@ def load_backbone_weights(path: str | os.PathLike, name: str, in_channels: int =
     For other than the file's input channels the first filters are repeated, scaled to keep their response.
     Strict: UseError when a tensor is missing, has a wrong shape or is not known.
     """
-    choose(name, _LAYOUTS, "backbone with known weight layouts")
+    builder(name)
     found = load_weights(path)
-    title, state, unused = _translate(found, name, path)
+    if name in _LAYOUTS:
+        inputs, layout = _INPUT[name], None
+    else:
+        layout = timm_layout(name)
+        inputs = layout.inputs
+    title, state, unused = _translate(found, name, path, layout)
     first_expansion = has_first_expansion(state, name)
-    own = create(name, first_expansion=first_expansion).state_dict()
+    with torch.device("meta"):
+        form = {"first_expansion": first_expansion} if has_two_forms(name) else {}
+        own = create(name, **form).state_dict()
     for key in own:
         if key.endswith("num_batches_tracked") and key not in state:
             state[key] = torch.zeros((), dtype=torch.long)  # older files lack the counters
-    _check(state, own, title, name, path)
+    _check(state, own, inputs, f"{path}: not weights of {name} ({title} layout)")
     state = {key: state[key] for key in own}
     message = f"backbone {name}: {len(state)} tensors from {path} ({title} layout"
     message += "" if first_expansion else ", no first expansion"
-    if in_channels != state[_INPUT[name]].shape[1]:
-        state[_INPUT[name]] = _adapt(state[_INPUT[name]], in_channels)
-        message += f", first filters adapted to {in_channels} channels"
+    others = [key for key in inputs if state[key].shape[1] != in_channels]
+    for key in others:
+        state[key] = _adapt(state[key], in_channels)
+    message += f", first filters adapted to {in_channels} channels" if others else ""
     message += "); not used: " + (", ".join(unused) if unused else "nothing")
     return ImportedWeights(state, first_expansion, message)
+
+
+def has_two_forms(name: str) -> bool:
+    """Whether backbone `name` exists with and without the first expansion."""
+    return name in _FIRST_EXPANSION
 
 
 def has_first_expansion(state: Mapping[str, Tensor], name: str) -> bool:
@@ -76,9 +93,11 @@ def has_first_expansion(state: Mapping[str, Tensor], name: str) -> bool:
     return key is None or key in state or f"backbone.{key}" in state
 
 
-def _translate(found: dict[str, Tensor], name: str, path) -> tuple[str, dict[str, Tensor], list[str]]:
+def _translate(
+    found: dict[str, Tensor], name: str, path, timm: TimmLayout | None
+) -> tuple[str, dict[str, Tensor], list[str]]:
     """Layout, tensors under our names, and what the backbone has no use for (as words)."""
-    for layout in _LAYOUTS[name]:
+    for layout in _LAYOUTS.get(name, ()):
         if layout.mark in found:
             keys = layout.keys()
             rest = [key for key in found if key.rpartition(".")[0] not in keys]
@@ -96,26 +115,36 @@ def _translate(found: dict[str, Tensor], name: str, path) -> tuple[str, dict[str
             return layout.title, state, [f"classifier ({len(rest)} tensors)"] if rest else []
     if any(key.startswith("backbone.") for key in found):
         state = {key.removeprefix("backbone."): v for key, v in found.items() if key.startswith("backbone.")}
-        parts: dict[str, int] = {}
-        for key in found:
-            if not key.startswith("backbone."):
-                part = key.partition(".")[0]
-                parts[part] = parts.get(part, 0) + 1
-        return "sparsemask", state, [f"{part} ({count} tensors)" for part, count in parts.items()]
+        return "sparsemask", state, _parts(key for key in found if not key.startswith("backbone."))
+    if timm is not None and not any(key.startswith("timm.") for key in found):
+        rest = [key for key in found if key in timm.rest or (key not in timm.keys and key.startswith(_TOPS))]
+        state = {timm.keys.get(key, key): value for key, value in found.items() if key not in rest}
+        return "timm", state, _parts(rest)
     return "sparsemask", dict(found), []
 
 
-def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], title: str, name: str, path) -> None:
+def _parts(keys: Iterable[str]) -> list[str]:
+    """What tensors there are, by the first component of their names, in words."""
+    return [f"{part} ({count} tensors)" for part, count in Counter(key.partition(".")[0] for key in keys).items()]
+
+
+def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], inputs: tuple[str, ...], what: str) -> None:
+    def misfit(key: str) -> bool:
+        found, wanted = list(state[key].shape), list(own[key].shape)
+        if key in inputs and len(found) == 4:
+            found[1] = wanted[1]  # of another number of channels, adapted later
+        return found != wanted
+
     missing = [key for key in own if key not in state]
     unknown = [key for key in state if key not in own]
-    shapes = [key for key in own if key in state and state[key].shape != own[key].shape and key != _INPUT[name]]
-    if missing or unknown or shapes or state[_INPUT[name]].dim() != 4:
-        problems = [
-            f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for keys, what in ((missing, "missing"), (unknown, "not known"), (shapes, "of another shape"))
-            if keys
-        ]
-        raise UseError(f"{path}: not weights of {name} ({title} layout): {'; '.join(problems)}")
+    shapes = [key for key in own if key in state and misfit(key)]
+    problems = [
+        f"{len(keys)} {words} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for keys, words in ((missing, "missing"), (unknown, "not known"), (shapes, "of another shape"))
+        if keys
+    ]
+    if problems:
+        raise UseError(f"{what}: {'; '.join(problems)}")
 
 
 def _adapt(filters: Tensor, in_channels: int) -> Tensor:

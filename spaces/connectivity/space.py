@@ -11,12 +11,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from spaces import backbones, register
-from spaces.backbones.weights import has_first_expansion
+from spaces.backbones.weights import has_first_expansion, has_two_forms
 from spaces.connectivity.named_masks import named_mask
 from spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from spaces.connectivity.search_network import FullyDenseNetwork
 from spaces.connectivity.transfer import inherited_state
-from sparsemask.errors import UseError, choose
+from sparsemask.errors import UseError
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ConnectivityConfig:
     first_expansion: bool = True  # the backbone's form; imported weights decide it
 
     def __post_init__(self):
-        choose(self.backbone_name, backbones.available(), "backbone")
+        backbones.builder(self.backbone_name)  # UseError for unknown names
         for name in ("depth", "in_channels", "n_class"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -63,7 +63,8 @@ class ConnectivityConfig:
             "bn_momentum": self.bn_momentum,
         }
         # Only some backbones come in two forms.
-        return options if self.first_expansion else options | {"first_expansion": False}
+        two_forms = has_two_forms(self.backbone_name) and not self.first_expansion
+        return options | {"first_expansion": False} if two_forms else options
 
 
 class ConnectivitySpace:

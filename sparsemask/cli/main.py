@@ -4,6 +4,7 @@
     sparsemask prune       make them hard: a mask file
     sparsemask retrain     build, train and evaluate the small network
     sparsemask eval        evaluate it
+    sparsemask study       search, prune and retrain many times; the Pareto front and its masks
     sparsemask prepare     prepare PASCAL VOC 2012 + SBD from the public archives
     sparsemask check       open every picture and label of a data set and say what is wrong
     sparsemask sample      draw the embedded sample set
@@ -27,6 +28,7 @@ VERBS = {
     "prune": "prune.prune",
     "retrain": "retrain.train",
     "eval": "retrain.eval",
+    "study": "search.study",
     "prepare": "VOC12.prepare",
     "check": "VOC12.check",
     "sample": "VOC12.sample",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -91,6 +92,7 @@ class Fit:
         self.base = [group["lr"] for group in self.groups]
         self.scaler = arithmetic.scaler()
         self.step, self.best = 0, {}
+        self.spent, self.began = 0.0, time.monotonic()  # seconds: before a resume, and since
         self.interrupt, self.leaving = Interrupt(), False
         randomness.seed_all(options.seed)
         if state is not None:
@@ -107,6 +109,12 @@ class Fit:
         self.scaler.load_state_dict(state["scaler"])
         randomness.restore(state["random"])
         self.step, self.best = int(state["step"]), dict(state["best"])
+        self.spent = float(state.get("seconds", 0.0))
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, all its resumed parts together."""
+        return self.spent + time.monotonic() - self.began
 
     def save(self, path: Path | None = None) -> None:
         """Write a checkpoint, unless the network is no longer finite."""
@@ -121,6 +129,7 @@ class Fit:
                 "scaler": self.scaler.state_dict(),
                 "step": self.step,
                 "best": self.best,
+                "seconds": self.seconds,
                 **self.extra,
             }
             checkpoint.save(path or self.run.last, state)
@@ -258,6 +267,8 @@ class Fit:
             for file in (records, history):
                 if file is not None:
                     file.close()
+        if main:
+            self.run.note(seconds=round(self.seconds))
         return result
 
     def _remember(self, result: dict) -> None:

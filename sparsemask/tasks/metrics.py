@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from sparsemask.tables import table
 
 
 def confusion(prediction: torch.Tensor, target: torch.Tensor, n_class: int) -> torch.Tensor:
@@ -51,3 +54,39 @@ class SegmentationScores:
     def absent(self, names: list[str]) -> list[str]:
         """Names of the classes that do not occur in the truth."""
         return [name for name, here in zip(names, self.present, strict=True) if not here]
+
+
+class ConfusionMeter:
+    """The confusion matrix of a validation set, picture by picture (see :class:`sparsemask.tasks.dense.Meter`)."""
+
+    def __init__(self, n_class: int):
+        self.n_class = n_class
+        self.total = torch.zeros(n_class, n_class, dtype=torch.int64)
+
+    def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
+        """Count one picture."""
+        self.total += confusion(prediction, target, self.n_class)
+
+    def scores(self) -> SegmentationScores:
+        """Scores of the matrix."""
+        return SegmentationScores(self.total.numpy())
+
+
+def class_table(scores: SegmentationScores, classes: list[str]) -> str:
+    """IoU, recall and share of the labelled pixels, a row a class; a dash where a class does not occur at all."""
+    truth = scores.matrix.sum(1)
+    rows = []
+    for index, name in enumerate(classes):
+        iou = scores.iou[index]
+        hit = scores.matrix[index, index]
+        rows.append(
+            {
+                "class": name,
+                "IoU": None if math.isnan(iou) else float(iou),
+                "recall": float(hit / truth[index]) if truth[index] else None,
+                "pixels": float(100 * truth[index] / max(1, truth.sum())),
+            }
+        )
+    return table(
+        rows, {"class": "class", "IoU": ("IoU", ".3f"), "recall": ("recall", ".3f"), "pixels": ("% pixels", ".1f")}
+    )

@@ -3,61 +3,44 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from sparsemask import datasets
-from sparsemask.engine import data, distributed
-from sparsemask.tasks.metrics import SegmentationScores, confusion
+from sparsemask.errors import UseError
+from sparsemask.tasks.dense import IGNORE, DenseTask, resize
+from sparsemask.tasks.metrics import ConfusionMeter, SegmentationScores, class_table
 from VOC12.dataset import SegmentationDataset
 
-IGNORE = 255
 
-
-class SegmentationTask:
+class SegmentationTask(DenseTask):
     """Segmentation of the pictures that the options name."""
 
     primary = "miou"
+    reads_voc = True
+    sample_folder = staticmethod(datasets.sample_folder)
 
     def __init__(self, options: argparse.Namespace):
-        self.n_class = options.n_class
-        self.classes = datasets.class_names(options)
-        self._options = options
-        self._train = self._eval = None
+        super().__init__(options)
+        self.classes = self.class_names()
+        self.n_class = self.n_output = len(self.classes)
 
-    def _dataset(self, which: str) -> SegmentationDataset:
-        o, more = self._options, {}
-        if o.scales:
-            more["scales"] = tuple(o.scales)
-        pairs = datasets.pairs(o, which)
-        return SegmentationDataset(
-            pairs, self.n_class, self.classes, crop_size=o.crop_size, training=which == "training", **more
-        )
+    def class_names(self) -> list[str]:
+        """The names of the classes, one an output channel."""
+        return datasets.class_names(self._options)
 
-    @property
-    def train_data(self) -> SegmentationDataset:
-        """Training pictures."""
-        if self._train is None:
-            self._train = self._dataset("training")
-        return self._train
+    def pairs(self, which: str) -> list[tuple[Path, Path]]:
+        """(picture, label) paths of the "training" or the "eval" set that the options name."""
+        if self._options.data_root:
+            raise UseError("--data_root is for the layouts of other tasks; segmentation has --voc_root, or --im_path")
+        return datasets.pairs(self._options, which)
 
-    @property
-    def eval_data(self) -> SegmentationDataset:
-        """Validation pictures."""
-        if self._eval is None:
-            self._eval = self._dataset("eval")
-        return self._eval
-
-    def check(self) -> None:
-        """Read both lists; UseError for what is absent."""
-        _ = self.train_data, self.eval_data
-
-    def count(self, target: torch.Tensor) -> int:
-        """Labelled pixels in a batch (N,H,W)."""
-        return int((target != IGNORE).sum())
+    def dataset(self, pairs: list[tuple[Path, Path]], **settings) -> SegmentationDataset:
+        """Pictures with their class indices."""
+        return SegmentationDataset(pairs, self.n_class, self.classes, **settings)
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Sum of the pixel cross-entropy; `output` (N,C,h,w) is resized to `target` (N,H,W), 255 is ignored."""
@@ -65,101 +48,55 @@ class SegmentationTask:
         kind = logits.dtype if logits.dtype == torch.float64 else torch.float32
         return F.cross_entropy(logits.to(kind), target, ignore_index=IGNORE, reduction="sum")
 
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Softmax over the classes."""
+        return logits.softmax(1)
+
+    def decide(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """The likeliest class."""
+        return probabilities.argmax(1)
+
     @torch.no_grad()
-    def scores(
-        self,
-        model: torch.nn.Module,
-        arithmetic,
-        options: argparse.Namespace,
-        limit: int = 0,
-        flips: bool = False,
-        scales: tuple[float, ...] = (1.0,),
-        each=None,
-    ) -> SegmentationScores:
-        """Confusion matrix of `model` on the validation pictures (the first `limit`), over all processes.
+    def predict(self, model, images, arithmetic, flips=False, scales=(1.0,)) -> torch.Tensor:
+        """(N,H,W) classes of images (N,3,H,W); see :meth:`DenseTask.predict`."""
+        if flips or tuple(scales) != (1.0,):
+            return super().predict(model, images, arithmetic, flips, scales)
+        with arithmetic.context():  # of one view the logits decide: no softmax
+            return resize(model(images), images.shape[-2:]).argmax(1)
 
-        flips, scales: average the probabilities over mirrored and rescaled copies. each(index, prediction): called
-        with every picture's (H,W) prediction, padding removed.
-        """
-        source = self.eval_data
-        indices = np.arange(len(source))[: limit or None][distributed.rank() :: distributed.world()]
-        batch = getattr(options, "eval_batch_size", 1)
-        loader = data.evaluation_loader(source, indices, batch, options.n_worker)
-        matrix = torch.zeros(self.n_class, self.n_class, dtype=torch.int64)
-        model.eval()
-        done = 0
-        for groups in data.plainly(loader):
-            for images, target in groups:
-                images = images.to(arithmetic.device, arithmetic.parameters)
-                prediction = predict(model, images, arithmetic, flips, scales).cpu()
-                matrix += confusion(prediction, target, self.n_class)
-                for one in prediction:
-                    if each is not None:
-                        each(int(indices[done]), self._unpad(int(indices[done]), one))
-                    done += 1
-        matrix = distributed.total(matrix.to(arithmetic.device)).cpu()
-        return SegmentationScores(matrix.numpy())
+    def meter(self, quick: bool) -> ConfusionMeter:
+        """A confusion matrix."""
+        return ConfusionMeter(self.n_class)
 
-    def evaluate(self, model, arithmetic, options, limit: int = 0) -> dict:
-        """Figures for the training loop."""
-        scores = self.scores(model, arithmetic, options, limit)
+    def figures(self, scores: SegmentationScores) -> dict[str, float]:
+        """Mean IoU and pixel accuracy."""
         return {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
 
-    def _unpad(self, index: int, padded: torch.Tensor) -> torch.Tensor:
-        """Cut the centred padding off a (H, W) map of a validation picture."""
-        with Image.open(self.eval_data.pairs[index][0]) as picture:  # the header alone is read
-            width, height = picture.size
-        top, left = ((have - size) // 2 for have, size in zip(padded.shape, (height, width), strict=True))
-        return padded[top : top + height, left : left + width]
+    def report(self, scores: SegmentationScores, pictures: int) -> str:
+        """The table by class, the absent classes, and the means."""
+        lines = [class_table(scores, self.classes)]
+        absent = scores.absent(self.classes)
+        if absent:
+            lines.append(f"absent from these pictures: {', '.join(absent)}")
+        lines.append(f"mIoU {scores.miou:.4f}  pixel accuracy {scores.pixel_accuracy:.4f}  ({pictures} pictures)")
+        return "\n".join(lines)
 
-    def samples(self, model, arithmetic, options, n: int = 6) -> list[tuple]:
-        """(picture, truth, prediction) of `n` validation pictures spread over the list."""
-        source, found = self.eval_data, []
-        model.eval()
-        for index in np.unique(np.linspace(0, len(source) - 1, min(n, len(source))).astype(int)):
-            images = source[int(index)][0][None].to(arithmetic.device, arithmetic.parameters)
-            with torch.no_grad():
-                prediction = predict(model, images, arithmetic)[0].cpu()
-            picture, truth = source.load(int(index))
-            found.append((picture, truth, self._unpad(int(index), prediction).numpy()))
-        return found
+    def draw_scores(self, scores: SegmentationScores, folder: Path) -> None:
+        """Draw the confusion matrix."""
+        from sparsemask.pictures import draw_confusion
 
-    def draw(self, samples: list[tuple], path) -> None:
+        draw_confusion(scores.matrix, self.classes, folder / "confusion.png")
+
+    def save(self, path: Path, prediction: torch.Tensor) -> None:
+        """Write class indices in colours."""
+        from sparsemask.pictures import save_prediction
+        from VOC12.palette import VOC_COLOURS
+
+        save_prediction(path, prediction.numpy().astype(np.uint8), VOC_COLOURS)
+
+    def draw(self, samples: list[tuple], path: Path) -> None:
         """Write the picture | truth | prediction grid."""
         from sparsemask.pictures.predictions import draw_predictions
         from VOC12.palette import VOC_COLOURS
 
         draw_predictions(samples, path, self.classes, VOC_COLOURS)
-
-
-def resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear with aligned corners, as published; skipped when the size is right already."""
-    if logits.shape[-2:] == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)
-
-
-def predict(
-    model: torch.nn.Module,
-    images: torch.Tensor,
-    arithmetic,
-    flips: bool = False,
-    scales: tuple[float, ...] = (1.0,),
-) -> torch.Tensor:
-    """(N,H,W) classes of a batch of images (N,3,H,W)."""
-    size = images.shape[-2:]
-    if not flips and tuple(scales) == (1.0,):
-        with arithmetic.context():
-            return resize(model(images), size).argmax(1)
-    total = torch.zeros((), device=images.device)
-    for scale in scales:
-        scaled = images
-        if scale != 1.0:
-            to = [max(1, round(s * scale)) for s in size]
-            scaled = F.interpolate(images, size=to, mode="bilinear", align_corners=False)
-        for mirrored in (False, True) if flips else (False,):
-            with arithmetic.context():
-                logits = model(scaled.flip(-1) if mirrored else scaled)
-            logits = resize(logits.flip(-1) if mirrored else logits, size)
-            total = total + logits.float().softmax(1)
-    return total.argmax(1)

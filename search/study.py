@@ -1,0 +1,220 @@
+"""Study: search, prune and retrain many times, varying λ, learning rates, depth and threshold, and keep the best.
+
+    python search/study.py --study first                      12 trials by two workers, mean IoU against multiply-adds
+    python search/study.py --study first --trials 40          go on with it: trials that are done count
+    python search/study.py --study first --objectives miou,milliseconds --grid ranges.yaml --max_iter 300
+    python search/study.py --study big --storage postgresql://user:password@host/database
+    optuna-dashboard runs/first/study.journal                 watch it in a browser (pip install optuna-dashboard);
+                                                              or optuna-dashboard URL, the one given as --storage
+
+Writes runs/<study>/: a folder a trial with its search, mask and retraining, and the Pareto front as front.md,
+front.png, front.json and masks/, ready for `python retrain/train.py --mask_path`.
+
+What is varied: a flag named in --grid, else `sparse`, `lr`, `mask_lr_mult`, `depth` and `thres` around the preset's or
+the configuration's values; a flag on the command line is fixed. --grid is a YAML file, for instance
+
+    sparse: {low: 0.003, high: 0.1, log: true}
+    search.mask_lr_mult: {low: 100, high: 10000, log: true}
+    depth: [32, 64]
+
+The same command again goes on with a study, after Ctrl-C or a crash too; on another machine with the same --storage it
+joins (both need the same pictures, and clocks that agree to within some seconds). Trials of workers that died are taken
+up again from their last checkpoint, twice at most. Hopeless trials are given up: see search/study_worker.py.
+"""
+
+from __future__ import annotations
+
+if not __package__:  # run as a file: the repository's root takes the place of this folder on the path
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import contextlib
+import importlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import spaces
+from search import study_plan
+from search.study_backend import check_url, is_database, shown_url
+from search.study_plan import Plan
+from sparsemask import flags, session
+from sparsemask.errors import UseError, command, one_line
+from sparsemask.files import read_json
+from sparsemask.options import Parser, natural, positive, rate
+
+_WORKER = "--as-worker"
+
+
+def parser(space: str = "connectivity") -> Parser:
+    """The command's flags, those of the family's search included."""
+    made = Parser("study", prog="search/study.py", description=__doc__)
+    group = made.add_argument_group("study")
+    group.add_argument("--study", default=None, help="the study's name, and its folder in --exp_path")
+    group.add_argument("--exp_path", default="runs", help="folder that holds the studies (default: runs)")
+    group.add_argument("--config", help="YAML file of flags, or a preset: published, short, sample")
+    group.add_argument("--trials", type=positive, default=12, help="finished trials wanted in all (default: 12)")
+    group.add_argument("--workers", type=positive, default=2, help="processes on this machine (default: 2)")
+    group.add_argument(
+        "--storage",
+        default=None,
+        help="an Optuna storage URL, or a journal file (default: study.journal in the folder)",
+    )
+    group.add_argument(
+        "--objectives",
+        default=None,
+        help=f"the task's figure, up, and one of {', '.join(study_plan.COSTS)}, down (default: miou,multiply_adds)",
+    )
+    group.add_argument("--grid", default=None, help="YAML file of the flags to vary and their ranges")
+    group.add_argument(
+        "--retrain_iter", type=positive, default=None, help="steps of every retraining (default: preset)"
+    )
+    group.add_argument(
+        "--max_connections", type=natural, default=0, help="give up masks with more, 0: no bound (default: 0)"
+    )
+    group.add_argument(
+        "--hopeless",
+        type=rate,
+        default=0.5,
+        help="give up below this fraction of the median after the search, 0: never (default: 0.5)",
+    )
+    group.add_argument(
+        "--heartbeat", type=positive, default=20, help="database: seconds between signs of life (default: 20)"
+    )
+    group.add_argument("--seed", type=natural, default=0, help="seed of the study and of every trial (default: 0)")
+    for add in (flags.add_data, flags.add_network, flags.add_device, flags.add_training):
+        add(made)
+    importlib.import_module(f"search.{spaces.get(space).family}").add_options(made)
+    return made
+
+
+def settle(argv: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
+    """The plan and the study's own options; UseError before anything is written."""
+    space = flags.peek_space(argv)
+    made = parser(space)
+    given = made.given(argv)
+    options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)
+    if not options.study:
+        raise UseError("--study is missing: the study's name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", options.study):
+        raise UseError(f"--study '{options.study}': letters, digits and . _ + - only, not beginning with a sign")
+    if is_database(options.storage):
+        check_url(options.storage)
+    fixed = {verb: study_plan.verb_flags(verb, space, given, given.get("config")) for verb in study_plan.VERBS}
+    if options.retrain_iter:
+        fixed["retrain"]["max_iter"] = options.retrain_iter
+    settled, line = session.settle(study_plan.verb_parser("search", space), fixed["search"])
+    if line:
+        print(line, flush=True)
+    task = session.open_task(settled)
+    plan = Plan(
+        study=options.study,
+        folder=str(Path(options.exp_path) / options.study),
+        storage=options.storage,
+        objectives=study_plan.objectives(options.objectives, task.primary),
+        ranges=study_plan.read_ranges(options.grid, space, given)
+        if options.grid
+        else study_plan.default_ranges(settled, given),
+        flags=fixed,
+        trials=options.trials,
+        seed=options.seed,
+        hopeless=options.hopeless,
+        max_connections=options.max_connections,
+        heartbeat=options.heartbeat,
+    )
+    plan.identity = study_plan.identity(plan, settled, len(task.train_data))
+    return plan, options
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv == [_WORKER]:
+        from search import study_worker
+
+        return study_worker.work(study_worker.read_plan())
+    plan, options = settle(argv)
+    from search.study_front import report
+    from search.study_storage import DONE, Store
+
+    store = Store(plan)
+    _own_folder(Path(plan.folder), store.study.user_attrs["id"])
+    done = sum(store.counts()[state] for state in DONE)
+    place = shown_url(store.place) if store.database else store.place
+    print(f"study {plan.study}: {done} of {plan.trials} trials done; watch it: optuna-dashboard {place}", flush=True)
+    statuses, stopped = [], False
+    if done < plan.trials:
+        workers = min(options.workers, plan.trials - done)
+        if workers > 1 and plan.objectives[1] == "milliseconds":
+            session.warn("note: times are measured while other workers compute; --workers 1 measures undisturbed")
+        statuses, stopped = _work(plan, workers)
+    with store.reachable():
+        print(report(plan, store.study), flush=True)
+        done = sum(store.counts()[state] for state in DONE)
+    if stopped:
+        raise KeyboardInterrupt("every trial is saved; go on with the same command")
+    if done >= plan.trials:
+        return 0
+    raise UseError(
+        f"{done} of {plan.trials} trials are done and no worker is left (exit statuses {one_line(statuses)}, their own "
+        "lines are above); go on with the same command"
+    )
+
+
+def _own_folder(folder: Path, study: str) -> None:
+    """UseError when trials in the folder belong to another study of the same name: they would be gone on with."""
+    for file in folder.glob("trial-*/trial.json"):
+        if read_json(file).get("id") != study:
+            raise UseError(f"{file.parent} is of another study named {folder.name}; remove it, or take another --study")
+
+
+def _work(plan: Plan, count: int) -> tuple[list[int], bool]:
+    """Start the workers and wait for them: (exit statuses, whether Ctrl-C stopped them)."""
+    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    # Groups of their own: a terminal's Ctrl-C is for this process, which tells each of them once. They get the plan
+    # by a pipe, since a URL may hold a password, and leave when it is closed.
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), _WORKER],
+            stdin=subprocess.PIPE,
+            env=environment,
+            process_group=0,
+        )
+        for _ in range(count)
+    ]
+    for worker in workers:
+        with contextlib.suppress(BrokenPipeError):  # dead already: its exit status tells
+            worker.stdin.write((plan.to_json() + "\n").encode())
+            worker.stdin.flush()
+    asked, left = 0, list(workers)
+    while left:
+        try:
+            time.sleep(0.2)
+            for worker in [one for one in left if one.poll() is not None]:
+                left.remove(worker)
+                if worker.returncode < 0:
+                    session.warn(f"worker {worker.pid} was killed by signal {-worker.returncode}")
+        except KeyboardInterrupt:
+            asked += 1
+            if asked == 1:
+                print("\nstopping after the running steps (again: at once) ...", file=sys.stderr, flush=True)
+            for worker in left:
+                if asked == 1:
+                    worker.stdin.close()
+                else:
+                    worker.send_signal(signal.SIGINT if asked == 2 else signal.SIGKILL)
+    return [worker.returncode for worker in workers], asked > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+from torch import nn
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Only asked about by isinstance."""

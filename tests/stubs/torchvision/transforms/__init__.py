@@ -1,0 +1,5 @@
+class ToTensor:
+    """Only derived from, as its like below."""
+
+
+PILToTensor = ToTensor
