@@ -13,14 +13,14 @@ from spaces import backbones
 from spaces.connectivity.carry import PUBLIC, fit_mask
 from spaces.connectivity.named_masks import available_masks, named_mask
 from spaces.encoder import encoder_weights
-from sparsemask import masks, runs, session
+from sparsemask import datasets, masks, runs, session, tasks
 from sparsemask.costs import format_count, measure
 from sparsemask.engine import checkpoint
 from sparsemask.engine.randomness import seed_all
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError
 from sparsemask.options import Parser, spoken
-from sparsemask.pictures import draw_architecture, draw_confusion, draw_curves
+from sparsemask.pictures import draw_architecture, draw_curves
 from sparsemask.session import Session
 from sparsemask.weights import load_strictly, load_weights, save_safetensors
 
@@ -199,8 +199,8 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
         state = checkpoint.load(run.checkpoints / f"{given['checkpoint']}.pt", given.get("space"))
         # The run's limit was for validation while training; here it is for the asking.
         saved = {k: v for k, v in state["config"].items() if k in parser.actions() and k != "eval_limit"}
-        options = parser.resolve(saved, given)
-        for name in ("backbone_name", "depth", "n_class"):
+        options = parser.resolve(datasets.without_replaced(saved, given), given)
+        for name in ("task", "backbone_name", "depth"):
             if getattr(options, name) != state["config"][name]:
                 raise UseError(f"--{name} {getattr(options, name)}: the run has {state['config'][name]}")
         options.first_expansion = state["config"]["first_expansion"]
@@ -214,40 +214,31 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
         mask = resolve_mask(options)
         _settle_expansion(options, weights)
     where = session.device(options)
+    session.prepare(options)
+    tasks.get(options.task, options)  # settles n_class
+    if run is not None and options.n_class != state["config"]["n_class"]:
+        raise UseError(f"--n_class {options.n_class}: the run has {state['config']['n_class']}")
     model = spaces.get(options.space).network(mask, options)
     load_strictly(model, weights, what)
     return options, model.to(where.device, where.parameters).eval(), where
 
 
 def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: runs.Run | None) -> None:
-    """Print mean IoU and the table by class; write predictions and the confusion matrix where asked for."""
-    from retrain.tables import class_table
-    from sparsemask import tasks
-    from sparsemask.pictures import save_prediction
-    from VOC12.palette import VOC_COLOURS
-
+    """Print the task's report; write predictions and the picture of the scores where asked for."""
     task = tasks.get(options.task, options)
     each = None
     if options.out:
         folder = Path(options.out)
         folder.mkdir(parents=True, exist_ok=True)
-        each = lambda i, p: save_prediction(  # noqa: E731
-            folder / f"{task.eval_data.name(i)}.png", p.numpy().astype(np.uint8), VOC_COLOURS
-        )
+        each = lambda i, p: task.save(folder / f"{task.eval_data.name(i)}.png", p)
     scores = task.scores(model, where, options, options.eval_limit, options.flips, tuple(options.eval_scales), each)
-    print(class_table(scores, task.classes))
-    absent = scores.absent(task.classes)
-    if absent:
-        print(f"absent from these pictures: {', '.join(absent)}")
     pictures = min(len(task.eval_data), options.eval_limit or len(task.eval_data))
-    print(f"mIoU {scores.miou:.4f}  pixel accuracy {scores.pixel_accuracy:.4f}  ({pictures} pictures)")
+    print(task.report(scores, pictures))
     if options.out:
         print(f"predictions in {options.out}")
     if run is not None:
-        draw_confusion(scores.matrix, task.classes, run.pictures / "confusion.png")
-        iou = {c: None if v != v else float(v) for c, v in zip(task.classes, scores.iou, strict=True)}
-        figures = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
-        run.note(eval={**figures, "pictures": pictures, "iou": iou})
+        task.draw_scores(scores, run.pictures)
+        run.note(eval={**task.record(scores), "pictures": pictures})
 
 
 def load_run(run: runs.Run) -> torch.nn.Module:

@@ -21,7 +21,7 @@ COSTS = ("multiply_adds", "milliseconds", "parameters")
 AROUND = {"sparse": 4.0, "lr": 3.0, "mask_lr_mult": 4.0, "thres": 10.0}
 # Where and how it is computed, not what: may differ between the machines of one study.
 _LOCAL = {"gpu", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "voc_root", "class_names"}
-_LOCAL |= {"pretrained_model"}
+_LOCAL |= {"data_root", "pretrained_model"}
 _OWN = {
     "exp_path",
     "name",

@@ -7,12 +7,14 @@ import os
 import sys
 from pathlib import Path
 
+from sparsemask import tasks
 from sparsemask.errors import UseError
 from sparsemask.options import spoken
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVES = "--voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz"
 _FOLDERS = ("im_path", "gt_path", "training_list", "eval_list")
+_WHOLE = ("sample", "data_root", "voc_root")  # flags that name all of the data by themselves
 
 
 def cache() -> Path:
@@ -35,20 +37,34 @@ def choose_data(given: dict) -> tuple[dict, str, str | None]:
     """Settle the data flags: (flags to lay over the defaults, preset for the budget, a line to print or None)."""
     if given.get("sample"):
         return {"sample": True}, "sample", None
-    if given.get("voc_root"):
+    if given.get("voc_root") or given.get("data_root"):
         return {}, "short", None
+    task = given.get("task") or "segmentation"
+    voc = prepared() if tasks.find(task).reads_voc else None
     if any(given.get(name) for name in _FOLDERS):
         needed = [name for name in _FOLDERS if not given.get(name)]
-        folder = prepared()
-        if needed and folder is None:
+        if needed and voc is None:
             raise UseError(f"one's own data needs {', '.join('--' + n for n in needed)} too")
-        return {name: str(_voc_paths(folder)[name]) for name in needed}, "short", None
-    folder = prepared()
-    if folder is not None:
-        return {name: str(path) for name, path in _voc_paths(folder).items()}, "short", None
+        return {name: str(_voc_paths(voc)[name]) for name in needed}, "short", None
+    if voc is not None:
+        return {name: str(path) for name, path in _voc_paths(voc).items()}, "short", None
+    if not tasks.find(task).reads_voc:
+        line = f"no data named for --task {task} (--data_root FOLDER): going on with drawn pictures and a short budget"
+        return {"sample": True}, "sample", line
     prepare = spoken("prepare", ARCHIVES)
     line = f"PASCAL VOC 2012 is not prepared here ({prepare}): going on with the embedded sample set and a short budget"
     return {"sample": True}, "sample", line
+
+
+def without_replaced(values: dict, given: dict) -> dict:
+    """Flags of a file or a run, without the data they name where `given` names other data."""
+    if any(given.get(name) for name in _WHOLE):
+        gone = (*_WHOLE, *_FOLDERS)
+    elif given.get("im_path") or given.get("gt_path"):
+        gone = _WHOLE
+    else:
+        return values
+    return {name: value for name, value in values.items() if name not in gone}
 
 
 def _voc_paths(folder: Path) -> dict[str, Path]:

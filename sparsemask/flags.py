@@ -34,6 +34,7 @@ def add_data(parser: Parser) -> None:
     group.add_argument("--task", default="segmentation", help="what the network is for (default: segmentation)")
     group.add_argument("--sample", action="store_true", help="use the embedded sample set")
     group.add_argument("--voc_root", default=None, help="a VOC devkit folder instead of folders and lists")
+    group.add_argument("--data_root", default=None, help="a data set's folder in its published layout (other tasks)")
     group.add_argument("--im_path", default=None, help="folder of pictures (VOC: VOC12/data/img)")
     group.add_argument("--gt_path", default=None, help="folder of index PNG labels (VOC: VOC12/data/gt)")
     group.add_argument(

@@ -56,6 +56,7 @@ class Session:
 def settle(parser: opt.Parser, given: dict) -> tuple[argparse.Namespace, str | None]:
     """Flags from the command line, ``--config`` and the preset for the data at hand; and a line to print."""
     filed = parser.from_file(given["config"]) if given.get("config") else {}
+    filed = datasets.without_replaced(filed, given)
     data, preset, line = datasets.choose_data({**filed, **given})
     layers = [parser.from_file(preset, foreign=True), data, filed, given]
     return parser.resolve(*layers), line
@@ -65,7 +66,7 @@ def prepare(options: argparse.Namespace) -> None:
     """Draw the sample set, if it is wanted, in one process before the others read it."""
     if options.sample:
         if distributed.rank() == 0:
-            datasets.sample_folder()
+            tasks.find(options.task).sample_folder()
         distributed.barrier()
 
 

@@ -1,9 +1,12 @@
 """Tasks: data, loss, metrics and pictures of what a network is for, by name.
 
-A task has ``check()`` (raises UseError for absent data), ``train_data`` (``len`` and ``sample(index, rng)``),
-``count(target)``, ``loss(output, target)`` (a sum, to be divided by the count over all processes),
-``evaluate(model, arithmetic, options, limit)`` -> figures, ``primary`` (the figure that decides),
-``samples(model, arithmetic, options, n)`` and ``draw(samples, path)``.
+A task has ``n_output`` (channels of the network's output), ``check()`` (raises UseError for absent data),
+``train_data`` (``len`` and ``sample(index, rng)``), ``count(target)``, ``loss(output, target)`` (a sum, to be divided
+by the count over all processes), ``evaluate(model, arithmetic, options, limit)`` -> figures, ``primary`` (the figure
+that decides), ``samples(model, arithmetic, options, n)`` and ``draw(samples, path)``. For evaluation it has
+``scores(...)``, ``figures(scores)``, ``record(scores)``, ``report(scores, pictures)``, ``draw_scores(scores, folder)``
+and ``save(path, prediction)``; its class has ``sample_folder()`` and ``reads_voc``.
+:class:`sparsemask.tasks.dense.DenseTask` gives most of it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,12 @@ import importlib
 
 from sparsemask.errors import choose
 
-_TASKS = {"segmentation": "sparsemask.tasks.segmentation:SegmentationTask"}
+_TASKS = {
+    "segmentation": "sparsemask.tasks.segmentation:SegmentationTask",
+    "saliency": "sparsemask.tasks.saliency:SaliencyTask",
+    "edges": "sparsemask.tasks.edges:EdgesTask",
+    "ade20k": "sparsemask.tasks.ade20k:Ade20kTask",
+}
 
 
 def available() -> list[str]:
@@ -21,8 +29,15 @@ def available() -> list[str]:
     return sorted(_TASKS)
 
 
-def get(name: str, options: argparse.Namespace):
-    """The task `name` on the data that `options` names."""
+def find(name: str) -> type:
+    """The class of the task `name`."""
     choose(name, _TASKS, "task")
     module, attribute = _TASKS[name].split(":")
-    return getattr(importlib.import_module(module), attribute)(options)
+    return getattr(importlib.import_module(module), attribute)
+
+
+def get(name: str, options: argparse.Namespace):
+    """The task `name` on the data that `options` names; it settles `options.n_class`, the network's output channels."""
+    task = find(name)(options)
+    options.n_class = task.n_output
+    return task

@@ -82,6 +82,10 @@ class DenseTask:
         """The figures of some scores by name."""
         raise NotImplementedError
 
+    def record(self, scores) -> dict:
+        """What run.json keeps of an evaluation: the figures, and what else is worth keeping."""
+        return self.figures(scores)
+
     def report(self, scores, pictures: int) -> str:
         """The scores over `pictures` pictures, for printing."""
         raise NotImplementedError

@@ -72,6 +72,11 @@ class SegmentationTask(DenseTask):
         """Mean IoU and pixel accuracy."""
         return {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
 
+    def record(self, scores: SegmentationScores) -> dict:
+        """The figures, and the IoU of every class (None: it occurs nowhere)."""
+        iou = {c: None if np.isnan(v) else float(v) for c, v in zip(self.classes, scores.iou, strict=True)}
+        return {**self.figures(scores), "iou": iou}
+
     def report(self, scores: SegmentationScores, pictures: int) -> str:
         """The table by class, the absent classes, and the means."""
         lines = [class_table(scores, self.classes)]
