@@ -11,11 +11,12 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch
 	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	# For its tests, alone: the torchvision it asks for does not import beside a torch for CPUs (tests have a stand-in).
+	@# For its tests, alone: the torchvision it asks for does not import beside a torch for CPUs (tests have a stand-in).
 	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps timm
 	touch $@
 
 demo: $(STAMP)
+	rm -rf demo
 	$(VENV)/bin/sparsemask demo --out demo
 
 lint: $(STAMP)
