@@ -95,12 +95,17 @@ class SegmentationDataset(Dataset):
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Read and check a pair: picture uint8 (H, W, 3), label uint8 (H, W)."""
         picture_path, label_path = self.pairs[index]
-        picture, label = read_picture(picture_path), read_label(label_path)
+        picture, label = read_picture(picture_path), self.read(label_path)
         if picture.shape[:2] != label.shape:
             (height, width), (tall, wide) = picture.shape[:2], label.shape
             raise UseError(f"{label_path}: {wide}x{tall} pixels, but its picture {picture_path} has {width}x{height}")
+        return picture, label
+
+    def read(self, path: str) -> np.ndarray:
+        """Read and check a label, uint8 (H, W); other formats override this."""
+        label = read_label(path)
         wrong = out_of_range(label, self.n_class)
         if wrong:
             values = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
-            raise UseError(f"{label_path}: label {values} beyond the {self.n_class} classes (255 is ignored)")
-        return picture, label
+            raise UseError(f"{path}: label {values} beyond the {self.n_class} classes (255 is ignored)")
+        return label

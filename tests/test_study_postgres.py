@@ -21,7 +21,7 @@ from search.study import main
 from search.study_backend import driver_url
 from search.study_storage import Store
 from sparsemask.errors import UseError
-from test_study import flags, made_plan, start, wait_for
+from studies import flags, made_plan, start, wait_for
 from tiny import make_data
 
 pytest.importorskip("psycopg", reason="the PostgreSQL driver is absent: pip install 'sparsemask[postgres]'")

@@ -140,8 +140,8 @@ def import_timm():
         raise UseError(f"timm does not import, it needs {error.name}: pip install {error.name}") from None
     except Exception as error:  # whatever a compiled dependency dies of
         raise UseError(
-            f"timm is installed but does not import ({one_line(error)[:160]}): most often a torchvision made for another "
-            f"torch; install the one that belongs to torch {torch.__version__}"
+            f"timm is installed but does not import ({one_line(error)[:160]}): most often a torchvision made for "
+            f"another torch; install the one that belongs to torch {torch.__version__}"
         ) from None
     return timm
 

@@ -6,6 +6,8 @@ from sparsemask.pictures.architecture import draw_architecture
 from sparsemask.pictures.comparison import draw_comparison
 from sparsemask.pictures.confusion import draw_confusion
 from sparsemask.pictures.curves import draw_curves
+from sparsemask.pictures.maps import draw_maps, save_map
+from sparsemask.pictures.precision_recall import draw_precision_recall
 from sparsemask.pictures.predictions import draw_predictions, save_prediction
 from sparsemask.pictures.weights import draw_weight_history, draw_weights
 
@@ -14,8 +16,11 @@ __all__ = [
     "draw_comparison",
     "draw_confusion",
     "draw_curves",
+    "draw_maps",
+    "draw_precision_recall",
     "draw_predictions",
     "draw_weight_history",
     "draw_weights",
+    "save_map",
     "save_prediction",
 ]

@@ -18,6 +18,7 @@ VOID = 255
 _VOID_COLOUR = (224, 224, 192)  # the colour of VOC's own label files
 _LIGHT, _DARK = 226, 168  # the stripes of void in the grids
 _WIDE, _GAP = 2.3, 0.08  # inches
+GRID_WIDTH = 3 * _WIDE + 4 * _GAP + 0.1
 _LONGEST = 640  # pixels; larger samples are drawn smaller
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -74,18 +75,26 @@ def draw_predictions(
 
     Raises UseError for samples whose parts differ in size and for indices without a colour.
     """
-    path = style.check_path(path)
-    if not samples:
-        raise UseError(f"{path}: no samples to draw")
     rows = [_row(sample, palette, k) for k, sample in enumerate(samples)]
-    tall = [_WIDE * min(row[0].shape[0] / row[0].shape[1], 1.5) for row in rows]
     occurring = sorted(set().union(*(np.unique(part).tolist() for _, *parts in samples for part in parts)))
-    width = 3 * _WIDE + 4 * _GAP + 0.1
-    columns = max(3, int(width / (0.5 + 0.075 * max(map(len, [*class_names, "void"])))))
-    legend = 0.2 * -(-len(occurring) // columns) + 0.15
-    height = 0.32 + sum(tall) + _GAP * len(tall) + legend
+    columns = max(3, int(GRID_WIDTH / (0.5 + 0.075 * max(map(len, [*class_names, "void"])))))
+    below = 0.2 * -(-len(occurring) // columns) + 0.15
+    legend = lambda fig, share: _legend(fig, occurring, class_names, np.asarray(palette), columns, share)
+    return draw_grid(rows, path, below, legend)
+
+
+def draw_grid(rows: Sequence[Sequence[np.ndarray]], path: str | os.PathLike, below: float = 0.0, finish=None) -> Path:
+    """Draw rows of picture | truth | prediction, (H, W, 3) each, and return the path.
+
+    below: inches left free under them, for finish(figure, their share of its height). Raises UseError without rows.
+    """
+    path = style.check_path(path)
+    if not rows:
+        raise UseError(f"{path}: no samples to draw")
+    tall = [_WIDE * min(row[0].shape[0] / row[0].shape[1], 1.5) for row in rows]
+    height = 0.32 + sum(tall) + _GAP * len(tall) + below
     with style.drawing():
-        fig = style.figure(width, height)
+        fig = style.figure(GRID_WIDTH, height)
         top = height - 0.32
         for number, (pictures, high) in enumerate(zip(rows, tall, strict=True)):
             top -= high
@@ -97,18 +106,25 @@ def draw_predictions(
                 if number == 0:
                     axes.set_title(("picture", "truth", "prediction")[k], loc="center", pad=5)
             top -= _GAP
-        _legend(fig, occurring, class_names, np.asarray(palette), columns, legend / height)
+        if finish is not None:
+            finish(fig, below / height)
         return style.save(fig, path)
 
 
-def _row(sample: Sample, palette: np.ndarray, number: int) -> list[np.ndarray]:
+def shrunk(sample: Sample, number: int) -> list[np.ndarray]:
+    """The parts of sample `number`, large ones smaller; UseError unless they are of one size."""
     picture, *maps = (np.asarray(part) for part in sample)
     sizes = {part.shape[:2] for part in (picture, *maps)}
     if picture.ndim != 3 or picture.shape[2] != 3 or len(sizes) != 1 or any(m.ndim != 2 for m in maps):
         shapes = ", ".join(str(part.shape) for part in (picture, *maps))
         raise UseError(f"sample {number}: picture, truth and prediction have shapes {shapes}; expected one size")
     step = -(-max(picture.shape[:2]) // _LONGEST)  # every step-th pixel: labels must not be mixed
-    return [picture[::step, ::step], *(colourise(m[::step, ::step], palette) for m in maps)]
+    return [part[::step, ::step] for part in (picture, *maps)]
+
+
+def _row(sample: Sample, palette: np.ndarray, number: int) -> list[np.ndarray]:
+    picture, *maps = shrunk(sample, number)
+    return [picture, *(colourise(m, palette) for m in maps)]
 
 
 def _checked(index_map: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,86 @@
+"""Small pieces of HTML. Every text passes through :func:`escape`; nothing here is safe that did not."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+_LARGEST = 30_000_000  # pixels of a picture that is still opened
+
+
+def escape(text: object) -> str:
+    """Any text for the inside of an element or a quoted attribute; what HTML forbids becomes a replacement mark."""
+    return html.escape(_CONTROL.sub("\ufffd", str(text)))
+
+
+def _class(kind: str) -> str:
+    return f' class="{kind}"' if kind else ""
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """A paragraph of plain text."""
+    return f"<p{_class(kind)}>{escape(text)}</p>"
+
+
+def absent(text: str) -> str:
+    """What stands where a part of the run is missing."""
+    return paragraph(text, "absent")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", kind: str = "") -> str:
+    """A table; `rows` hold markup, the first cell of each names the row. `head` and `caption` are plain text."""
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = "\n".join(
+        f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
+        for first, *rest in rows
+    )
+    said = f"<caption>{escape(caption)}</caption>" if caption else ""
+    top = f"<thead><tr>{top}</tr></thead>" if head else ""
+    return f'<div class="scroll"><table{_class(kind)}>{said}{top}<tbody>{body}</tbody></table></div>'
+
+
+def command(line: str) -> str:
+    """A command line to copy."""
+    return f"<pre><code>{escape(line)}</code></pre>"
+
+
+def figure(body: str, caption: str, kind: str = "") -> str:
+    """A figure with its caption (plain text)."""
+    return f"<figure{_class(kind)}>{body}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def picture(path: Path, alt: str, width: int = 820, limit: int = 800_000) -> str:
+    """An <img> that carries the picture inside, at most `width` pixels wide and about `limit` bytes.
+
+    It is decoded and written anew, so that nothing but pixels comes from the file. OSError or ValueError when it
+    is no picture, or one of an unreasonable size.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            opened = Image.open(path)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise ValueError(f"{path.name} is too large") from None
+    with opened:
+        if opened.width * opened.height > _LARGEST:
+            raise ValueError(f"{path.name} is too large")
+        shown = opened.convert("RGB")
+    while True:
+        if shown.width > width:
+            shown = shown.resize((width, max(1, round(shown.height * width / shown.width))), Image.Resampling.LANCZOS)
+        data = io.BytesIO()
+        shown.save(data, "PNG", optimize=True)
+        if data.tell() <= limit or width < 200:
+            break
+        width = int(width * 0.85)
+    code = base64.b64encode(data.getvalue()).decode()
+    size = f'width="{shown.width}" height="{shown.height}"'
+    return f'<img src="data:image/png;base64,{code}" {size} alt="{escape(alt)}">'

@@ -1,0 +1,123 @@
+"""The sections that say where a run comes from: configuration, and how to repeat it."""
+
+from __future__ import annotations
+
+import shlex
+
+import yaml
+
+from sparsemask.errors import UseError
+from sparsemask.files import sha256
+from sparsemask.options import find_config, spoken
+from sparsemask.report import html
+from sparsemask.report.contents import Contents
+
+_UNSAID = "–"
+
+
+def command_of(c: Contents, verb: str) -> str:
+    """The command line of the next verb for this run, as this user types it."""
+    folder = shlex.quote(str(c.run.folder))
+    rest = {
+        "prune": f"--thres {c.thres:g} --run {folder}",
+        "retrain": "--mask_path mask.npy",
+        "eval": f"--run {folder}",
+    }
+    return spoken(verb, rest[verb])
+
+
+def configuration(c: Contents) -> str:
+    """All flags; those that differ from the preset for this data are marked."""
+    name = "sample" if c.config.get("sample") is True else "short"
+    preset = _preset(name, c.verb)
+    rows, changed = [], 0
+    for flag in sorted(c.config):
+        value = c.config[flag]
+        differs = flag in preset and preset[flag] != value
+        changed += differs
+        cell = f"<mark>{html.escape(shown(value))}</mark>" if differs else html.escape(shown(value))
+        rows.append((html.escape(flag), cell, html.escape(shown(preset[flag])) if flag in preset else ""))
+    said = f"{len(rows)} flags; {changed} differ from the preset “{name}”"
+    table = html.table(("flag", "value", f"preset {name}"), rows, kind="flags")
+    return f"<details><summary>{html.escape(said)}</summary>{table}</details>"
+
+
+def _preset(name: str, verb: str) -> dict:
+    try:
+        content = yaml.safe_load(find_config(name).read_text())
+    except (UseError, OSError, yaml.YAMLError):
+        return {}
+    flat = {k: v for k, v in content.items() if not isinstance(v, dict)}
+    return {**flat, **(content.get(verb) or {})}
+
+
+def shown(value: object) -> str:
+    """A flag's value in words; only plain values and flat lists are spelled out."""
+    if value is None:
+        return _UNSAID
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return " ".join(str(v) if isinstance(v, (int, float, str)) else "…" for v in value[:50])
+    return str(value)[:500] if isinstance(value, (int, float, str)) else f"({type(value).__name__})"
+
+
+def reproduce(c: Contents) -> str:
+    """The commands that make this run again and go on from it, and on what it was computed."""
+    config = shlex.quote(str(c.run.config))
+    parts = []
+    if c.verb in ("search", "retrain"):
+        parts.append(html.paragraph("The same run again, from its configuration:"))
+        parts.append(html.command(spoken(c.verb, f"--config {config} --name again")))
+        if c.state.startswith("stopped"):
+            parts.append(html.paragraph("Going on with it from its last checkpoint:"))
+            parts.append(html.command(spoken(c.verb, f"--resume {shlex.quote(str(c.run.folder))}")))
+    if c.verb == "search":
+        parts.append(html.paragraph("And on from here:"))
+        parts += [html.command(command_of(c, "prune")), html.command(command_of(c, "retrain"))]
+    elif c.verb == "retrain":
+        parts.append(html.paragraph("Its evaluation:"))
+        parts.append(html.command(command_of(c, "eval")))
+    parts.append(html.paragraph("This page again:"))
+    parts.append(html.command(f"sparsemask report {shlex.quote(str(c.run.folder))}"))
+    repeat = (
+        "With the same versions, number of threads and data, a run repeats bit for bit on a CPU; paths are relative to "
+        "the folder it was started in."
+    )
+    parts.append(html.paragraph(repeat, "note"))
+    rows = [(html.escape(name), html.escape(value)) for name, value in _circumstances(c)]
+    parts.append(html.table((), rows, kind="plain"))
+    return "".join(parts)
+
+
+def _circumstances(c: Contents) -> list[tuple[str, str]]:
+    found = c.info.get("environment")
+    found = found if isinstance(found, dict) else {}
+    versions = [f"{name} {found[name]}" for name in ("sparsemask", "python", "torch", "numpy") if name in found]
+    machine = [str(found[name]) for name in ("processor", "system") if name in found]
+    cores = f"{found['cores']} cores, {found.get('threads', '?')} threads of torch" if "cores" in found else ""
+    rows = [
+        ("seed", shown(c.config.get("seed"))),
+        ("data", _data(c.config)),
+        ("versions", ", ".join(versions) or "not recorded by this run"),
+        ("machine", ", ".join([*machine, cores] if cores else machine) or "not recorded by this run"),
+        ("device", f"{found.get('device', _UNSAID)}, {shown(c.config.get('type'))}"),
+        ("encoder weights", shown(c.config.get("pretrained_model") or "none: from random weights")),
+    ]
+    if c.mask_file is not None:
+        rows.append(("mask", f"{c.mask_file.name}, SHA-256 {sha256(c.mask_file)}"))
+    named = c.note.get("mask_path") or c.config.get("mask_path")
+    if named:
+        rows.append(("mask given as", str(named)))
+    if c.note.get("checkpoint"):
+        digest = f", SHA-256 {c.note['sha256']}" if c.note.get("sha256") else ""
+        rows.append(("search checkpoint", f"{c.note['checkpoint']}{digest}"))
+    return rows
+
+
+def _data(config: dict) -> str:
+    if config.get("sample") is True:
+        return "the embedded sample set"
+    names = ("voc_root", "data_root", "im_path", "gt_path", "training_list", "eval_list")
+    said = [f"{name} {config[name]}" for name in names if config.get(name)]
+    return ", ".join(said) or _UNSAID

@@ -1,0 +1,98 @@
+"""The page: everything in one file, no request to anywhere, readable without scripts (it has none)."""
+
+from __future__ import annotations
+
+import time
+from importlib import resources
+from pathlib import Path
+
+from sparsemask._version import __version__
+from sparsemask.files import write_text
+from sparsemask.report import html, origin, quality, sections
+from sparsemask.report.contents import Contents, read_run
+from sparsemask.runs import Run
+
+FILE = "report.html"
+# Enforced by the browser: no script, nothing loaded but what the page carries.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+_SECTIONS = (
+    ("curves", "Curves", sections.curves),
+    ("connections", "Connection weights", sections.connections),
+    ("architecture", "Architecture", sections.architecture),
+    ("classes", "Quality by class", quality.classes),
+    ("confusion", "Confusion matrix", quality.confusion),
+    ("samples", "Sample predictions", sections.samples),
+    ("costs", "Costs", sections.costs),
+    ("configuration", "Configuration", origin.configuration),
+    ("reproduce", "How to reproduce", origin.reproduce),
+)
+
+
+def write_report(run: Run) -> Path:
+    """Write `report.html` into the run's folder, atomically, from the files that lie in it; return its path.
+
+    What is missing is named in the page. Raises UseError when the folder holds no run's configuration.
+    """
+    path = run.folder / FILE
+    write_text(path, build_page(read_run(run)))
+    return path
+
+
+def build_page(c: Contents) -> str:
+    """The page as text."""
+    name = html.escape(c.run.folder.resolve().name)
+    space = html.escape(c.info.get("space", c.config.get("space", "")))
+    started = html.escape(f" · started {_date(c.info['started'])}" if c.info.get("started") else "")
+    verb = html.escape(c.verb)
+    body = [
+        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{make(c)}</section>'
+        for key, title, make in _SECTIONS
+    ]
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in _SECTIONS)
+    state = html.escape(c.state)
+    problems = ""
+    if c.problems:
+        listed = "".join(f"<li>{html.escape(line)}</li>" for line in dict.fromkeys(c.problems))
+        said = "<p>Missing or not readable:</p>"
+        problems = f'<aside class="problems" aria-label="What is missing">{said}<ul>{listed}</ul></aside>'
+    style = resources.files("sparsemask.report").joinpath("style.css").read_text()
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{name} · {verb} · sparsemask</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header>
+<p class="kicker">{verb} · {space}</p>
+<h1>{name}</h1>
+<p class="state{" finished" if c.state == "finished" else ""}"><b>{state}</b>{started}</p>
+</header>
+<nav aria-label="Sections">{links}</nav>
+<main>
+{problems}
+<section aria-label="Key figures">{sections.tiles(c)}</section>
+{chr(10).join(body)}
+</main>
+<footer><p>Written {time.strftime("%Y-%m-%d %H:%M %z")} by sparsemask {__version__} from the files of
+<code>{html.escape(c.run.folder)}</code>. Method: SparseMask,
+<a href="https://arxiv.org/abs/1904.07642">arXiv 1904.07642</a>.</p></footer>
+</body>
+</html>
+"""
+
+
+def _date(text: object) -> str:
+    """'2026-11-20 06:17' of run.json's time stamp; any other text as it is."""
+    text = str(text or "")
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return text

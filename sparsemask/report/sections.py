@@ -1,0 +1,216 @@
+"""The sections of a report that show what a run learnt: key figures, curves, connections, drawings, costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sparsemask import masks
+from sparsemask.report import charts, drawings, html
+from sparsemask.report.contents import Contents, number
+from sparsemask.report.origin import command_of
+from sparsemask.tables import format_count
+
+TITLES = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
+_NOT_YET = "not measured"
+
+
+def tiles(c: Contents) -> str:
+    """The key figures, a tile each."""
+    size = number(c.info.get("input_size"))
+    at = f"at {size:.0f}×{size:.0f}" if size else ""
+    described = c.verb == "search"
+    shown = [_tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}", _where(c)) for k, v in list(c.figures.items())[:3]]
+    shown = shown or [_tile("quality", "–", _NOT_YET)]
+    count, said = _connections(c)
+    shown.append(_tile("connections", "–" if count is None else str(count), said))
+    network = "of the network found" if described else ""
+    for name, title in (("parameters", "parameters"), ("multiply_adds", "multiply-adds")):
+        value = number(c.info.get(name))
+        more = " ".join(filter(None, [at if name == "multiply_adds" else "", network]))
+        shown.append(_tile(title, "–", _NOT_YET) if value is None else _tile(title, format_count(value), more))
+    time = number(c.info.get("milliseconds"))
+    more = " ".join(filter(None, ["one picture", at, network]))
+    shown.append(_tile("milliseconds", "–", _NOT_YET) if time is None else _tile("milliseconds", f"{time:.1f}", more))
+    spent = number(c.info.get("seconds"))
+    done = f"{c.rows[-1]['step']:g} steps" if c.rows else ""
+    shown.append(_tile("time spent", "–" if spent is None else duration(spent), done or _NOT_YET))
+    return f'<ul class="tiles">{"".join(shown)}</ul>'
+
+
+def _tile(title: str, value: str, more: str = "") -> str:
+    small = f"<small>{html.escape(more)}</small>" if more else ""
+    return f"<li><span>{html.escape(title)}</span><strong>{html.escape(value)}</strong>{small}</li>"
+
+
+def _where(c: Contents) -> str:
+    pictures = number(c.evaluation.get("pictures"))
+    return f"evaluated on {pictures:.0f} pictures" if pictures else "last validation while training"
+
+
+def _connections(c: Contents) -> tuple[int | None, str]:
+    """How many connections, and which count that is."""
+    if c.mask is not None:
+        total = len(c.mask) * (len(c.mask) + 1)
+        return masks.count_connections(c.mask), f"of {total}" + (", pruned" if c.verb == "search" else "")
+    if c.info.get("connections") is None and "network" in c.info:
+        return None, "the baseline without a mask"
+    last = charts.last_value(c.rows, "connections")
+    if last is not None:
+        return int(last), f"above {c.thres:g}, not yet pruned"
+    return None, "no mask yet"
+
+
+def duration(seconds: float) -> str:
+    """'42 s', '5 min 12 s', '3 h 5 min'."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
+
+
+def curves(c: Contents) -> str:
+    """Loss, quality and all else of metrics.jsonl over the steps."""
+    panels = charts.curves(c.rows)
+    if not panels:
+        return html.absent("No curves: metrics.jsonl holds no numbers (a line is written every --log_interval steps).")
+    shown = "".join(html.figure(svg, title, "chart") for title, svg in panels)
+    legend = '<p class="legend"><span class="key train">training</span> <span class="key valid">validation</span></p>'
+    return f'{legend}<div class="panels">{shown}</div>'
+
+
+def connections(c: Contents) -> str:
+    """The way of every connection's weight, and where it ended."""
+    if c.weights is None:
+        if c.verb == "search":
+            return html.absent("No history of the weights: history.jsonl is missing or empty.")
+        return html.absent(
+            "A retrained network's connections are fixed; how they were learnt stands in the report of the search"
+            + (f" it comes from ({c.note['run']})." if c.note.get("run") else ".")
+        )
+    legend = "".join(f'<span class="key {kind}">from {said}</span> ' for kind, said in _KINDS.items())
+    history = charts.weight_history(c.steps, c.weights, c.thres)
+    caption = (
+        f"Half of each of the {c.weights.shape[1]} connections' weights; dashed: the threshold {c.thres:g}. "
+        "Pale lines end below it. Point at a line for its name."
+    )
+    return (
+        f'<p class="legend">{legend}</p>{html.figure(history, caption, "chart")}'
+        f"<h3>Where they ended</h3>{_heat_map(c.weights[-1], c.thres)}"
+    )
+
+
+_KINDS = {"encoder": "the encoder (E)", "global": "the global average (G)", "decoder": "earlier stages (D)"}
+
+
+def _heat_map(last: np.ndarray, thres: float) -> str:
+    """The final weights by stage: a table coloured by value."""
+    stages, start = [], 0
+    while start < len(last):
+        size = 2 * (len(stages) + 1)
+        stages.append(last[start : start + size].reshape(-1, 2))
+        start += size
+    depth, rows = len(stages), []
+    for i in reversed(range(depth)):
+        for column, kind in ((0, "E"), (1, "D")):
+            cells = [_heat_cell(v, thres) for v in stages[i][:, column]] + ["<td></td>"] * (depth - i - 1)
+            first = f'<th scope="rowgroup" rowspan="2">D<sub>{i}</sub></th>' if column == 0 else ""
+            rows.append(f'<tr>{first}<th scope="row" class="{kind}">{kind}</th>{"".join(cells)}</tr>')
+    sources = [f"E<sub>{j}</sub><br>{f'D<sub>{j - 1}</sub>' if j else 'G'}" for j in range(depth)]
+    head = "".join(f'<th scope="col">{name}</th>' for name in sources)
+    kept = int((last > thres).sum())
+    caption = (
+        f"Final weight / 2 of every possible input of each stage; {kept} of {len(last)} above {thres:g}, the rest ×"
+    )
+    head = f'<tr><th scope="col">stage</th><th scope="col">from</th>{head}</tr>'
+    return (
+        f'<div class="scroll"><table class="heat weights"><caption>{caption}</caption>'
+        f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _heat_cell(value: float, thres: float) -> str:
+    return heat(value, f"{value:.2f}") if value > thres else '<td class="gone">×</td>'
+
+
+def heat(share: float, text: str) -> str:
+    """A table's cell coloured by a share in [0, 1]."""
+    return f'<td{" class=hot" if share > 0.5 else ""} style="--v:{share:.2f}">{html.escape(text)}</td>'
+
+
+def architecture(c: Contents) -> str:
+    """The network that the mask describes."""
+    if c.mask is not None:
+        lists = [_whole(c.info.get(name) or c.note.get(name), len(c.mask)) for name in ("strides", "channels")]
+        if lists[0] and lists[0] != sorted(lists[0], reverse=True):
+            lists[0] = None
+        svg = drawings.architecture(c.mask, *lists)
+        source = c.mask_file.name if c.mask_file else f"the end of the search, cleaned at threshold {c.thres:g}"
+        return html.figure(svg, f"The network of {source}: {_count(c.mask)}", "drawing")
+    file = c.run.pictures / "architecture.png"
+    if file.exists():
+        return figure_of(c, file, "The network's encoder features, decoder stages and connections", 700)
+    if _connections(c)[1].startswith("the baseline"):
+        return html.absent("The baseline has no connections to draw: a classifier on the deepest feature, upsampled.")
+    return html.absent("No mask to draw yet." + (f" Make one: {command_of(c, 'prune')}" if c.verb == "search" else ""))
+
+
+def _count(mask: np.ndarray) -> str:
+    used = int(mask.any(axis=(1, 2)).sum())
+    return f"{masks.count_connections(mask)} connections, {used} of {len(mask)} stages"
+
+
+def _whole(values: object, count: int) -> list[int] | None:
+    """A list of `count` whole numbers, or None."""
+    if not isinstance(values, list) or len(values) != count or any(not isinstance(v, int) for v in values):
+        return None
+    return values
+
+
+def figure_of(c: Contents, file, alt: str, width: int = 820, limit: int = 800_000) -> str:
+    """A picture of the run's folder as a figure on white; a line where it cannot be read."""
+    try:
+        return html.figure(html.picture(file, alt, width, limit), alt, "paper")
+    except (OSError, ValueError, SyntaxError) as error:
+        c.problems.append(f"{file.name}: not readable as a picture")
+        return html.absent(f"{file.name} is not readable as a picture ({str(error)[:100]}).")
+
+
+def samples(c: Contents) -> str:
+    """Picture, truth and prediction side by side."""
+    file = c.run.pictures / "samples.png"
+    if not file.exists():
+        return html.absent("No sample predictions: they are drawn at the end of a run.")
+    return figure_of(c, file, "Validation pictures, their truth, and the network's predictions")
+
+
+def costs(c: Contents) -> str:
+    """Everything measured about size and time."""
+    info, rows = c.info, []
+    size = number(info.get("input_size"))
+    at = f"one picture of {size:.0f}×{size:.0f}" if size else "one picture"
+
+    def add(name: str, value: object, form, more: str = "") -> None:
+        if number(value) is not None:
+            rows.append((html.escape(name), html.escape(form(value)), html.escape(more)))
+
+    add("parameters", info.get("parameters"), lambda v: f"{format_count(v)} ({v:,})")
+    add("of these in the decoder", info.get("decoder_parameters"), lambda v: f"{format_count(v)} ({v:,})")
+    add("multiply-adds", info.get("multiply_adds"), lambda v: f"{format_count(v)} ({v:,})", f"executed, {at}")
+    timed = info.get("timed") if isinstance(info.get("timed"), Mapping) else {}
+    on = f", {timed.get('device')}, {timed.get('threads')} threads" if timed else ""
+    add("milliseconds", info.get("milliseconds"), lambda v: f"{v:.1f}", f"median, {at}{on}")
+    add("spread of the milliseconds", timed.get("spread"), lambda v: f"{v:.1f}", "between the quartiles")
+    add("time spent", info.get("seconds"), duration, "training and validation, resumed parts together")
+    last = number(c.rows[-1]["step"]) if c.rows else None
+    if last and number(info.get("seconds")):
+        add("seconds a step", info["seconds"] / last, lambda v: f"{v:.3g}", "validation included")
+    for file in (c.run.folder / "network.safetensors", c.run.last):
+        if file.is_file():
+            add(file.name, file.stat().st_size, lambda v: f"{v / 1e6:.1f} MB", "on disk")
+    if not rows:
+        return html.absent("Nothing was measured: costs are noted at the end of a run.")
+    said = html.paragraph("Parameters, multiply-adds and milliseconds are of the network that the mask describes.")
+    return (said if c.verb == "search" else "") + html.table(("", "", ""), rows, kind="plain")

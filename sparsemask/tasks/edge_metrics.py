@@ -1,0 +1,133 @@
+"""Scores of boundary detection as the Berkeley benchmark defines them (Arbeláez et al. 2011): ODS, OIS, AP, R50."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sparsemask.tasks.edge_matching import match, tolerance
+from sparsemask.tasks.thinning import thin_edges
+
+THRESHOLDS = np.arange(1, 100) / 100  # the benchmark's 99
+_QUICK = THRESHOLDS[9::10]  # 0.1, 0.2 … 0.9
+
+
+def picture_counts(strength: np.ndarray, truths: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
+    """Counts of one picture at every threshold.
+
+    Args:
+        strength: thinned edge strengths (H, W) in [0, 1].
+        truths: boundaries bool (H, W), one an annotator.
+
+    Returns:
+        (T, 4): true pixels matched, true pixels (both summed over the annotators), predicted pixels that a match
+        with any annotator has, predicted pixels.
+    """
+    from skimage.morphology import thin
+
+    away, total = tolerance(strength.shape), sum(int(truth.sum()) for truth in truths)
+    counts = np.zeros((len(thresholds), 4), np.int64)
+    before = -1
+    for k, threshold in enumerate(thresholds):
+        edges = strength >= threshold
+        size = int(edges.sum())
+        if size == before:  # thresholds only ever remove pixels: as many are the same ones
+            counts[k] = counts[k - 1]
+            continue
+        before = size
+        edges = thin(edges)
+        found, recalled = np.zeros_like(edges), 0
+        for truth in truths:
+            predicted, true = match(edges, truth, away)
+            found |= predicted
+            recalled += int(true.sum())
+        counts[k] = recalled, total, found.sum(), edges.sum()
+    return counts
+
+
+def precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall and their harmonic mean F of counts (…, 4); each 0 where nothing is there to divide by."""
+    counts = np.asarray(counts, np.float64)
+    recall = counts[..., 0] / np.maximum(counts[..., 1], 1)
+    precision = counts[..., 2] / np.maximum(counts[..., 3], 1)
+    total = precision + recall
+    return precision, recall, np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+
+
+@dataclass(frozen=True)
+class EdgeScores:
+    """Scores of a set: `counts` (T, 4) summed over its pictures, `best` (4,) at every picture's own best threshold."""
+
+    thresholds: np.ndarray
+    counts: np.ndarray
+    best: np.ndarray
+
+    @property
+    def precision(self) -> np.ndarray:
+        """At every threshold."""
+        return precision_recall(self.counts)[0]
+
+    @property
+    def recall(self) -> np.ndarray:
+        """At every threshold."""
+        return precision_recall(self.counts)[1]
+
+    @property
+    def ods(self) -> float:
+        """The best F of one threshold for the whole set (optimal dataset scale)."""
+        return float(precision_recall(self.counts)[2].max())
+
+    @property
+    def threshold(self) -> float:
+        """The threshold of the ODS."""
+        return float(self.thresholds[int(precision_recall(self.counts)[2].argmax())])
+
+    @property
+    def ois(self) -> float:
+        """F where every picture has its own best threshold (optimal image scale)."""
+        return float(precision_recall(self.best)[2])
+
+    @property
+    def ap(self) -> float:
+        """Mean precision over recalls 0, 0.01 … 1, interpolated between the thresholds.
+
+        As in the benchmark, it counts 0 where no threshold reaches so high or so low a recall.
+        """
+        recall, places = np.unique(self.recall, return_inverse=True)
+        precision = np.zeros(len(recall))
+        np.maximum.at(precision, places, self.precision)
+        return float(np.interp(np.arange(101) / 100, recall, precision, left=0, right=0).mean())
+
+    @property
+    def r50(self) -> float:
+        """Recall at a precision of one half, interpolated; 0 where no threshold is so precise."""
+        precision, places = np.unique(self.precision, return_inverse=True)
+        recall = np.zeros(len(precision))
+        np.maximum.at(recall, places, self.recall)
+        return float(np.interp(0.5, precision, recall, right=0))
+
+
+class EdgeMeter:
+    """Boundary counts of a validation set (see :class:`sparsemask.tasks.dense.Meter`).
+
+    truths(index): the annotators' boundaries of a validation picture. quick: nine thresholds instead of 99.
+    """
+
+    def __init__(self, truths: Callable[[int], Sequence[np.ndarray]], quick: bool = False):
+        self.truths, self.thresholds = truths, _QUICK if quick else THRESHOLDS
+        self.total = torch.zeros(len(self.thresholds) + 1, 4, dtype=torch.int64)
+
+    def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
+        """Count one picture."""
+        counts = picture_counts(thin_edges(prediction.numpy()), self.truths(index), self.thresholds)
+        # Of equally good thresholds the highest: where nothing is true, it predicts least.
+        best = len(counts) - 1 - int(precision_recall(counts)[2][::-1].argmax())
+        self.total += torch.from_numpy(np.vstack([counts, counts[best]]))
+
+    def scores(self) -> EdgeScores:
+        """Scores of the sums."""
+        total = self.total.numpy()
+        return EdgeScores(self.thresholds, total[:-1], total[-1])

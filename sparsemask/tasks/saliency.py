@@ -1,0 +1,123 @@
+"""Salient object detection: binary cross-entropy, F-beta and mean absolute error, on MSRA-B or ECSSD folders.
+
+--data_root is either layout:
+
+    ECSSD     images/*.jpg and ground_truth_mask/*.png
+    MSRA-B    *.jpg and *.png side by side, in the folder or in its Imgs/
+
+Masks are grey, salient from 128 on. --training_list and --eval_list are files of names, a line each, or the word
+`all`; what only one of them leaves over is the other's, and without both every tenth picture is for validation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sparsemask.errors import UseError
+from sparsemask.files import must_exist
+from sparsemask.tasks.folders import Pair, folder_pairs
+from sparsemask.tasks.maps import MapDataset, MapTask, read_grey
+from sparsemask.tasks.saliency_metrics import SaliencyMeter, SaliencyScores
+from VOC12.lists import read_list
+
+SALIENT = 128
+ALL = "all"
+
+
+class SaliencyDataset(MapDataset):
+    """Pictures with their masks."""
+
+    def read(self, path: str) -> np.ndarray:
+        """A mask, uint8 (H, W): 1 where salient."""
+        return (read_grey(path) >= SALIENT).astype(np.uint8)
+
+
+class SaliencyTask(MapTask):
+    """Which pixels belong to what catches the eye?"""
+
+    primary = "f_beta"
+
+    @staticmethod
+    def sample_folder() -> Path:
+        """Drawn pictures in ECSSD's layout."""
+        from sparsemask.tasks.shapes import saliency_sample
+
+        return saliency_sample()
+
+    def layout(self, root: Path, which: str) -> list[Pair]:
+        """The pairs below a folder in one of the layouts."""
+        o = self._options
+        return split(all_pairs(root), which, o.training_list, o.eval_list)
+
+    def dataset(self, pairs: list[Pair], **settings) -> SaliencyDataset:
+        """Pictures with their masks."""
+        return SaliencyDataset(pairs, ("background", "salient"), **settings)
+
+    def meter(self, quick: bool) -> SaliencyMeter:
+        """Curves over all thresholds; they cost little."""
+        return SaliencyMeter()
+
+    def figures(self, scores: SaliencyScores) -> dict[str, float]:
+        """The greatest F-beta, the adaptive one and the error."""
+        return {"f_beta": scores.max_f, "f_adaptive": scores.adaptive, "mae": scores.mae}
+
+    def report(self, scores: SaliencyScores, pictures: int) -> str:
+        """One line; a second one where masks are empty."""
+        line = (
+            f"F-beta {scores.max_f:.4f} (at {scores.threshold:.2f})  adaptive F-beta {scores.adaptive:.4f}  "
+            f"MAE {scores.mae:.4f}  ({pictures} pictures)"
+        )
+        if scores.empty:
+            line += f"\nnothing salient in {scores.empty} of them: they count for MAE only"
+        return line
+
+    def draw_scores(self, scores: SaliencyScores, folder: Path) -> None:
+        """Draw precision over recall."""
+        from sparsemask.pictures import draw_precision_recall
+        from sparsemask.tasks.saliency_metrics import f_beta
+
+        best = int(scores.f.argmax())
+        draw_precision_recall(
+            scores.precision,
+            scores.recall,
+            folder / "precision_recall.png",
+            f_beta,
+            (float(scores.recall[best]), float(scores.precision[best]), f"Fβ {scores.max_f:.3f}"),
+        )
+
+
+def all_pairs(root: Path) -> list[Pair]:
+    """Every (picture, mask) below a folder in ECSSD's or MSRA-B's layout."""
+    must_exist(root, "data folder")
+    if (root / "ground_truth_mask").is_dir() or (root / "images").is_dir():
+        return folder_pairs(root / "images", root / "ground_truth_mask")
+    inner = root / "Imgs" if (root / "Imgs").is_dir() else root
+    return folder_pairs(inner, inner)
+
+
+def split(pairs: list[Pair], which: str, training_list: str | None, eval_list: str | None) -> list[Pair]:
+    """The "training" or "eval" part of the pairs; see the module's docstring."""
+    given, other = (training_list, eval_list) if which == "training" else (eval_list, training_list)
+    if given:
+        return _named(pairs, given)
+    if other:
+        taken = set(_named(pairs, other))
+        rest = [pair for pair in pairs if pair not in taken]
+        if not rest:
+            raise UseError(f"'{other}' leaves no {which} pictures: name them by --{which}_list")
+        return rest
+    chosen = set(pairs[9::10] or pairs[-1:])
+    return [pair for pair in pairs if (pair in chosen) == (which == "eval")]
+
+
+def _named(pairs: list[Pair], name: str) -> list[Pair]:
+    if name == ALL:
+        return pairs
+    known = {picture.stem: (picture, mask) for picture, mask in pairs}
+    names = [Path(entry).stem for entry in read_list(name)]
+    absent = [entry for entry in names if entry not in known]
+    if absent:
+        raise UseError(f"{name}: {len(absent)} of {len(names)} pictures absent, first {absent[0]}")
+    return [known[entry] for entry in names]
