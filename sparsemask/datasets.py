@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -125,7 +126,13 @@ def backbone_weights(name: str, given: str | None) -> Path | None:
     if named and not Path(named).is_dir():
         raise UseError(f"SPARSEMASK_WEIGHTS: no such file or folder: {named}")
     for folder in [Path(named)] if named else [cache() / "weights"]:
-        found = sorted(p for p in folder.glob(f"{name}*") if p.suffix in (".pth", ".pt", ".tar", ".safetensors"))
+        # "mobilenet_v2-b0353104.pth" is such a file; "vgg16_bn-6c64b313.pth" is not one of vgg16.
+        named_so = re.compile(re.escape(name) + r"([-.]|_imagenet|_ra|$)")
+        found = sorted(
+            p
+            for p in folder.glob("*")
+            if p.suffix in (".pth", ".pt", ".tar", ".safetensors") and named_so.match(p.stem)
+        )
         if found:
             return found[0]
     return None

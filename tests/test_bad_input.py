@@ -18,7 +18,7 @@ import retrain.train
 import search.run
 from spaces.connectivity.named_masks import named_mask
 from sparsemask.masks import save_mask
-from tiny import SMALL, data_flags, make_data, verb
+from tiny import SMALL, data_flags, fails, make_data, verb
 
 
 @pytest.fixture(scope="module")
@@ -119,18 +119,6 @@ DATA_CASES = [
     (label_size, ["data/gt", "43x41", "43x40"]),
     (colour_labels, ["data/gt", "colour"]),
 ]
-
-
-def fails(capfd, main, argv: list[str], words: list[str]) -> None:
-    """The command ends with status 2 and one line that holds the words."""
-    status = main(argv)
-    error = capfd.readouterr().err
-    assert status == 2, error
-    lines = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, error
-    assert "Traceback" not in error
-    for word in words:
-        assert word in lines[0], error
 
 
 @pytest.mark.parametrize(("spoil", "words"), DATA_CASES, ids=lambda v: getattr(v, "__name__", ""))
@@ -357,6 +345,6 @@ def test_full_disk_keeps_the_last_good_checkpoint(place):
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert "last.pt" in done.stderr
+    assert ".pt: the file would be larger than this system allows" in done.stderr
     assert checkpoint.read_bytes() == kept
     assert not list((place / "runs/s/checkpoints").glob("*.part"))
