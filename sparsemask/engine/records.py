@@ -45,7 +45,7 @@ def read_rows(path: str | Path) -> list[dict]:
 
 
 class TensorBoard:
-    """Scalars and pictures for TensorBoard; silent where `folder` is None."""
+    """Scalars for TensorBoard; silent where `folder` is None."""
 
     def __init__(self, folder: str | Path | None, step: int = 0):
         if folder is None:
@@ -62,11 +62,6 @@ class TensorBoard:
         for name, value in row.items():
             if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
                 self._writer.add_scalar(name, value, row["step"])
-
-    def picture(self, name: str, rgb, step: int) -> None:
-        """Write one uint8 HxWx3 picture."""
-        if self._writer is not None:
-            self._writer.add_image(name, rgb, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close."""
