@@ -113,6 +113,8 @@ def find_devkit_pairs(voc_root: str | os.PathLike, list_name: str, gt_folder: st
     root = devkit_root(voc_root)
     lists = root / "ImageSets" / "Segmentation"
     list_path = next((p for p in (lists / f"{list_name}.txt", lists / list_name) if p.is_file()), Path(list_name))
+    if not list_path.is_file() and list_name == "train_aug" and (lists / "train.txt").is_file():
+        list_path = lists / "train.txt"  # the original devkit has no augmented labels
     if not list_path.is_file():
         known = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
         raise UseError(f"no list '{list_name}' in {lists}; there are: {known}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from spaces.connectivity.carry import mask_lines, origin
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
 from sparsemask.masks import UP, count_connections, save_mask, why_unusable
-from sparsemask.options import Parser, rate, spoken
+from sparsemask.options import Parser, fraction, spoken
 from sparsemask.pictures import draw_architecture
 from sparsemask.runs import Run
 from sparsemask.weights import bare_state, read_checkpoint
@@ -183,7 +184,9 @@ def _drop_subsets(mask: np.ndarray, why: dict[int, str]) -> None:
 def add_options(parser: Parser) -> None:
     """Flags of pruning connectivity weights; the names are the public script's."""
     group = parser.add_argument_group("connectivity")
-    group.add_argument("--thres", type=rate, default=0.001, help="keep weights above it, in [0, 1) (default: 0.001)")
+    group.add_argument(
+        "--thres", type=fraction, default=0.001, help="keep weights above it (default: 0.001)"
+    )
     group.add_argument("--keep_duplicate", action="store_true", help="do not merge stages with the same inputs")
     group.add_argument("--keep_subset", action="store_true", help="do not remove stages that another one covers")
     group.add_argument("--repeat", action="store_true", help="clean until nothing changes (published: once)")
@@ -234,7 +237,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
     if run:
         draw_architecture(report.mask, run.pictures / f"mask_thres_{options.thres:g}.png", strides)
     print(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-    print(f"next: {spoken('retrain', f'--mask_path {out}')}")
+    print(f"next: {spoken('retrain', f'--mask_path {shlex.quote(str(out))}')}")
 
 
 def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:

@@ -12,17 +12,20 @@ import spaces
 from spaces import backbones
 from spaces.connectivity.carry import PUBLIC, fit_mask
 from spaces.connectivity.named_masks import available_masks, named_mask
+from spaces.connectivity.shared import save_network
 from spaces.encoder import encoder_weights
 from sparsemask import datasets, masks, runs, session, tasks
+from sparsemask import report as page
 from sparsemask.costs import format_count, measure
-from sparsemask.engine import checkpoint
+from sparsemask.engine import checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.engine.records import read_rows
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, describe, say
+from sparsemask.files import sha256
 from sparsemask.options import Parser, spoken
 from sparsemask.pictures import draw_architecture, draw_curves
 from sparsemask.session import Session
-from sparsemask.weights import load_strictly, load_weights, save_safetensors
+from sparsemask.weights import load_strictly, load_weights
 
 FCN, VOC_MASK = "fcn", "sparsemask-voc"
 
@@ -123,6 +126,7 @@ def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
         elif weights is not None:
             load_strictly(model.backbone, weights.state, f"encoder '{options.backbone_name}'")
     if opened.main:
+        run.note(environment=page.environment(opened.arithmetic.device))
         session.rewrite_config(opened)
     return model, {"mask": mask if isinstance(mask, str) else torch.from_numpy(mask)}
 
@@ -138,11 +142,15 @@ def _inherited(opened: Session, mask, note: dict) -> dict | None:
     if options.inherit == "none" or options.ft_model or options.pretrained_model:
         return None
     path = options.search_checkpoint or note.get("checkpoint")
-    if path is None or not Path(path).exists():
-        if options.search_checkpoint:
-            raise UseError(f"--search_checkpoint: no such file: {path}")
+    if path is None:
         opened.say("nothing to inherit: the mask does not say which search it comes from")
         return None
+    if not Path(path).exists():
+        raise UseError(f"the search to inherit from is gone: {path}; give --search_checkpoint, or --inherit none")
+    if not options.search_checkpoint and sha256(path) != note.get("sha256"):
+        raise UseError(
+            f"{path} is not as it was when the mask was pruned from it: prune again, or give --search_checkpoint {path}"
+        )
     state = checkpoint.load(path, options.space)
     opened.say(
         f"inherited from the search: {'the encoder' if options.inherit == 'encoder' else 'all that is kept'} ({path})"
@@ -163,18 +171,13 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
     mask = _mask_of(checkpoint.load(run.last))
     fcn = isinstance(mask, str)
     cost = measure(model, (1, 3, options.crop_size, options.crop_size))
-    meta = {"space": options.space, "backbone_name": options.backbone_name, "depth": options.depth}
-    meta |= {"n_class": options.n_class, "first_expansion": options.first_expansion}
-    if not fcn:
-        meta["connections"] = [list(map(int, c)) for c in np.argwhere(mask)]
-    save_safetensors(run.folder / "network.safetensors", model.state_dict(), {k: str(v) for k, v in meta.items()})
+    save_network(run.folder / "network.safetensors", model, options, options.n_class)
     run.note(
         network="network.safetensors",
         connections=None if fcn else masks.count_connections(mask),
-        parameters=cost.parameters,
-        multiply_adds=cost.multiply_adds,
-        milliseconds=cost.milliseconds,
-        input_size=options.crop_size,
+        strides=[int(s) for s in model.backbone.strides],
+        channels=[int(c) for c in model.backbone.channels],
+        **page.cost_entries(cost, options.crop_size),
     )
     draw_curves(read_rows(run.metrics), run.pictures / "curves.png")
     if not fcn:
@@ -187,6 +190,7 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
         f"{cost.milliseconds:.1f} ms at {options.crop_size}x{options.crop_size}"
     )
     opened.say(f"run: {run.folder} (network.safetensors, pictures in {run.pictures})")
+    opened.say(f"report: {page.write_report(run)}")
     opened.say(f"next: {spoken('eval')}")
 
 
@@ -204,11 +208,11 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
             if getattr(options, name) != state["config"][name]:
                 raise UseError(f"--{name} {getattr(options, name)}: the run has {state['config'][name]}")
         options.first_expansion = state["config"]["first_expansion"]
-        mask, weights, what = _mask_of(state), state["model"], run.last
+        mask, weights, what = _mask_of(state), state["model"], run.checkpoints / f"{given['checkpoint']}.pt"
     else:
-        options, line = session.settle(parser, given)
+        options, line = session.settle(parser, given, training=False)
         if line:
-            print(line)
+            say(line)
         what = options.pretrained_model
         weights = load_weights(what)
         mask = resolve_mask(options)
@@ -233,12 +237,20 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
         each = lambda i, p: task.save(folder / f"{task.eval_data.name(i)}.png", p)
     scores = task.scores(model, where, options, options.eval_limit, options.flips, tuple(options.eval_scales), each)
     pictures = min(len(task.eval_data), options.eval_limit or len(task.eval_data))
-    print(task.report(scores, pictures))
+    if distributed.rank():
+        return
+    say(task.report(scores, pictures))
     if options.out:
-        print(f"predictions in {options.out}")
+        say(f"predictions in {options.out}")
     if run is not None:
-        task.draw_scores(scores, run.pictures)
-        run.note(eval={**task.record(scores), "pictures": pictures})
+        try:
+            task.draw_scores(scores, run.pictures)
+            run.note(eval={**task.record(scores), "pictures": pictures})
+            if hasattr(scores, "matrix"):
+                page.record_confusion(run, task.classes, scores.matrix)
+            say(f"report: {page.write_report(run)}")
+        except OSError as error:  # the figures are out; a folder that may not be written is not worth failing for
+            session.warn(f"not written into {run.folder}: {describe(error) or error}")
 
 
 def load_run(run: runs.Run) -> torch.nn.Module:

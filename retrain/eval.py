@@ -4,7 +4,7 @@
     python retrain/eval.py --run runs/NAME                             another one
     python retrain/eval.py --pretrained_model FILE --mask_path M       any weights, public ones included
 
-Prints mean IoU and a table by class; --out FOLDER writes every prediction in colours.
+Prints the task's figures (segmentation: mean IoU and a table by class); --out FOLDER writes every prediction.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from collections.abc import Sequence
 import spaces
 from sparsemask import flags, runs, session
 from sparsemask.engine import distributed
-from sparsemask.errors import command
-from sparsemask.options import Parser, natural, positive, rate
+from sparsemask.errors import UseError, command
+from sparsemask.options import Parser, factor, natural, positive
 
 
 def parser(space: str = "connectivity") -> Parser:
@@ -37,11 +37,11 @@ def parser(space: str = "connectivity") -> Parser:
     group = made.add_argument_group("evaluation")
     group.add_argument("--checkpoint", default="last", help="of the run: last or best (default: last)")
     group.add_argument("--eval_batch_size", type=positive, default=1, help="pictures of one size together (default: 1)")
-    group.add_argument("--eval_limit", type=int, default=0, help="only the first pictures, 0: all (default: 0)")
+    group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
     group.add_argument("--seed", type=natural, default=0, help="of a random-k mask (default: 0)")
     group.add_argument("--flips", action="store_true", help="average over mirrored copies")
-    group.add_argument("--eval_scales", type=rate, nargs="+", default=[1.0], help="average over scales (default: 1)")
-    group.add_argument("--out", default=None, help="folder for the predictions in colours")
+    group.add_argument("--eval_scales", type=factor, nargs="+", default=[1.0], help="average over scales (default: 1)")
+    group.add_argument("--out", default=None, help="folder for the predictions, as PNG (in colours, or grey)")
     importlib.import_module(f"retrain.{spaces.get(space).family}").add_eval_options(made)
     return made
 
@@ -52,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     space = flags.peek_space(argv)
     made = parser(space)
     given = made.given(argv)
-    given = {**(made.from_file(given["config"]) if given.get("config") else {}), **given}
+    given = {**(made.from_file(given["config"], foreign=True) if given.get("config") else {}), **given}
+    if given.get("run"):
+        for name in ("pretrained_model", "mask_path"):
+            if name in given:
+                raise UseError(f"--run {given['run']} and --{name} {given[name]}: give the one or the other")
     given.setdefault("space", space)
     run = None
     if not given.get("pretrained_model"):

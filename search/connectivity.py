@@ -14,11 +14,13 @@ import spaces
 from prune.connectivity import prune_report
 from search.losses import sparse_loss
 from spaces.encoder import encoder_weights
+from sparsemask import report as page
 from sparsemask import session
+from sparsemask.costs import measure
 from sparsemask.engine import Method, optimizer
 from sparsemask.engine.randomness import seed_all, step_generator
 from sparsemask.engine.records import read_rows
-from sparsemask.options import Parser, natural, rate, spoken
+from sparsemask.options import Parser, fraction, natural, rate, spoken
 from sparsemask.pictures import draw_architecture, draw_curves, draw_weight_history, draw_weights
 from sparsemask.session import Session
 from sparsemask.weights import load_strictly
@@ -42,7 +44,7 @@ def add_options(parser: Parser) -> None:
         default=0,
         help="steps before the connection weights move: a random decoder's gradients say nothing of them (default: 0)",
     )
-    group.add_argument("--thres", type=rate, default=0.001, help="threshold of the count shown (default: 0.001)")
+    group.add_argument("--thres", type=fraction, default=0.001, help="threshold of the count shown (default: 0.001)")
 
 
 class ConnectivitySearch(Method):
@@ -112,13 +114,15 @@ def build(opened: Session, task) -> torch.nn.Module:
     if weights is not None:
         load_strictly(model.backbone, weights.state, f"encoder '{options.backbone_name}'")
     model.noise_std = options.noise  # the published 0.1 unless --noise says otherwise
-    if opened.main and opened.state is None:
-        session.rewrite_config(opened)
+    if opened.main:
+        opened.run.note(environment=page.environment(opened.arithmetic.device))
+        if opened.state is None:
+            session.rewrite_config(opened)
     return model
 
 
 def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
-    """Pictures of the search, and the line that says what to do next."""
+    """Pictures and report of the search, and the line that says what to do next."""
     options, run = opened.options, opened.run
     weights = [w.detach().cpu().numpy() for w in model.raw_weights()]
     report = prune_report(weights, options.thres)
@@ -130,7 +134,17 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
     if not report.problem:
         strides, channels = model.backbone.strides, model.backbone.channels
         draw_architecture(report.mask, run.pictures / "architecture.png", strides, channels)
+        network = spaces.get(options.space).network(report.mask, options)
+        network.to(opened.arithmetic.device, opened.arithmetic.parameters)
+        cost = measure(network, (1, 3, options.crop_size, options.crop_size), repeats=10)
+        run.note(
+            kept=page.names_of(report.mask),
+            strides=[int(s) for s in strides],
+            channels=[int(c) for c in channels],
+            **page.cost_entries(cost, options.crop_size),
+        )
     task.draw(task.samples(model, opened.arithmetic, options), run.pictures / "samples.png")
     opened.say(f"searched: {task.primary} {result.get(task.primary, float('nan')):.4f}; {report.lines()[0]}")
     opened.say(f"run: {run.folder} (pictures in {run.pictures})")
+    opened.say(f"report: {page.write_report(run)}")
     opened.say(f"next: {spoken('prune', f'--thres {options.thres:g}')}")

@@ -28,7 +28,7 @@ class Arithmetic:
         return torch.autocast(self.device.type, dtype=self.autocast)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Loss scaler: at work for float16 on CUDA, a no-op elsewhere."""
+        """Loss scaler: at work for float16, a no-op otherwise. It skips steps until its scale fits the gradients."""
         return torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
 
 

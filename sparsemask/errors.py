@@ -11,6 +11,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 # What the operating system refuses because of a path or a disk, not because of a mistake of ours.
 _SYSTEM = {
@@ -24,6 +25,10 @@ _SYSTEM = {
     errno.ENOTDIR: "a part of the path is not a folder",
     errno.EISDIR: "it is a folder, not a file",
     errno.EEXIST: "it exists already",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its links go round in a circle",
+    errno.ENOTEMPTY: "the folder is not empty",
+    errno.EMFILE: "too many files are open",
 }
 
 
@@ -46,7 +51,10 @@ def describe(error: OSError) -> str | None:
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Wrap a command's ``main(argv)``: errors of use exit 2 in one line, Ctrl-C exits 130, a closed pipe 0."""
+    """Wrap a command's ``main(argv)``: errors of use exit 2 in one line, Ctrl-C exits 130, a closed pipe 0.
+
+    What trains prints by :func:`say`, which a closed pipe does not stop.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
@@ -55,7 +63,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
         except UseError as error:
             message = one_line(error)
         except KeyboardInterrupt as stop:
-            print(f"\nstopped: {one_line(stop) or 'nothing half written was left'}", file=sys.stderr)
+            print(f"\nstopped: {one_line(stop) or 'nothing was lost'}", file=sys.stderr)
             return 130
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,6 +76,15 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
         return 2
 
     return wrapped
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line; where nobody reads any more (a closed pipe) work goes on in silence."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def choose(name: str, known: dict | list | tuple, what: str) -> None:

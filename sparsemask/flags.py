@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from sparsemask.options import Parser, natural, positive, rate
+from sparsemask import tasks
+from sparsemask.options import Parser, factor, fraction, natural, positive, rate
 
 
 def add_run(parser: Parser) -> None:
@@ -31,10 +32,10 @@ def add_run(parser: Parser) -> None:
 def add_data(parser: Parser) -> None:
     """Which pictures; without any of these: VOC where it was prepared, else the embedded sample set."""
     group = parser.add_argument_group("data")
-    group.add_argument("--task", default="segmentation", help="what the network is for (default: segmentation)")
-    group.add_argument("--sample", action="store_true", help="use the embedded sample set")
+    group.add_argument("--task", default="segmentation", help=f"{', '.join(tasks.available())} (default: segmentation)")
+    group.add_argument("--sample", action="store_true", help="use the embedded sample set, or the task's drawn one")
     group.add_argument("--voc_root", default=None, help="a VOC devkit folder instead of folders and lists")
-    group.add_argument("--data_root", default=None, help="a data set's folder in its published layout (other tasks)")
+    group.add_argument("--data_root", default=None, help="other tasks: an MSRA-B, ECSSD, BSDS500 or ADE20K folder")
     group.add_argument("--im_path", default=None, help="folder of pictures (VOC: VOC12/data/img)")
     group.add_argument("--gt_path", default=None, help="folder of index PNG labels (VOC: VOC12/data/gt)")
     group.add_argument(
@@ -44,7 +45,7 @@ def add_data(parser: Parser) -> None:
     group.add_argument("--n_class", type=positive, default=21, help="number of classes (default: 21)")
     group.add_argument("--class_names", default=None, help="text file, one class name a line")
     group.add_argument("--crop_size", type=positive, default=None, help="training crop and smallest evaluation size")
-    group.add_argument("--scales", type=rate, nargs="+", default=None, help="random scales of training pictures")
+    group.add_argument("--scales", type=factor, nargs="+", default=None, help="random scales of training pictures")
     group.add_argument("--n_worker", type=natural, default=2, help="loader processes (default: 2)")
 
 
@@ -94,7 +95,7 @@ def add_training(parser: Parser) -> None:
     group.add_argument("--lr", type=rate, default=None, help="learning rate of the encoder")
     group.add_argument("--last_layer_lr_mult", type=rate, default=None, help="factor on it for all else")
     group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: sgd, as published)")
-    group.add_argument("--momentum", type=rate, default=0.9, help="SGD momentum (default: 0.9)")
+    group.add_argument("--momentum", type=fraction, default=0.9, help="SGD momentum (default: 0.9)")
     group.add_argument("--decay", type=rate, default=4e-5, help="weight decay (default: 4e-5)")
     group.add_argument("--schedule", choices=("poly", "step", "constant"), default="poly", help="(default: poly)")
     group.add_argument("--gamma", type=rate, default=0.9, help="poly: exponent; step: factor (default: 0.9)")

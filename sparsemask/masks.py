@@ -8,6 +8,7 @@ the output stage. Beside it a json file of the same stem may say where the mask 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def save_mask(path: str | os.PathLike, mask: np.ndarray, note: dict | None = Non
     if note is not None:
         write_json(path.with_suffix(".json"), note)
     else:
-        path.with_suffix(".json").unlink(missing_ok=True)  # an older mask's note speaks of the older mask
+        _forget_note(path.with_suffix(".json"))
     with atomic_write(path) as file:
         np.lib.format.write_array(file, mask, allow_pickle=False)
 
@@ -98,6 +99,14 @@ def why_unusable(mask: np.ndarray) -> str:
 def count_connections(mask: np.ndarray) -> int:
     """Number of connections a mask keeps."""
     return int(np.count_nonzero(mask))
+
+
+def _forget_note(note: Path) -> None:
+    """Remove an older mask's note, which would speak of the wrong mask; any other json file is not ours."""
+    if note.exists():
+        with contextlib.suppress(UseError):
+            if "connections" in read_json(note) or "mask_path" in read_json(note):
+                note.unlink()
 
 
 def _npy(path: str | os.PathLike) -> Path:

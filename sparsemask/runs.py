@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import fcntl
 import re
+import sys
 import time
 from pathlib import Path
 
 from sparsemask import options as opt
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, say
 from sparsemask.files import read_json, write_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -25,6 +26,7 @@ class Run:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._lock = None
+        self.fresh = False  # made by this process: its own to take away again
 
     config = property(lambda self: self.folder / "config.yaml")
     checkpoints = property(lambda self: self.folder / "checkpoints")
@@ -49,7 +51,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held as long as the process lives
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Of the kind that loader workers do not inherit: it must go with this process, not with its children.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UseError(f"{self.folder}: another process is at work in this run") from None
         return self
@@ -64,7 +67,10 @@ def create(options: argparse.Namespace, verb: str) -> Run:
     run = Run(Path(options.exp_path) / name)
     if run.config.exists():
         raise UseError(f"run {run.folder} exists; take another --name, or go on with it by --resume {run.folder}")
+    if run.folder.exists() and any(run.folder.iterdir()):
+        raise UseError(f"--name {name}: {run.folder} is there already and is no run; take another name")
     run.hold()
+    run.fresh = True
     opt.write_config(run.config, options)
     write_json(
         run.info_file,
@@ -91,10 +97,17 @@ def newest(exp_path: str | Path, verb: str, space: str | None = None) -> Run:
     found = []
     for config in Path(exp_path).glob("*/config.yaml"):
         run = Run(config.parent)
-        info = run.info()
+        try:
+            info = run.info()
+        except UseError as error:
+            say(f"passed over: {error}", sys.stderr)
+            continue
         if info.get("verb") == verb and run.last.exists() and space in (None, info.get("space")):
             found.append((info.get("started", ""), run.last.stat().st_mtime, run))
     if not found:
         made_by = opt.spoken(verb, "--mask_path mask.npy" if verb == "retrain" else "")
         raise UseError(f"no finished or running {verb} with a checkpoint in '{exp_path}/'; make one: {made_by}")
-    return max(found, key=lambda entry: entry[:2])[2]
+    run = max(found, key=lambda entry: entry[:2])[2]
+    unfinished = "" if run.info().get("state") == "finished" else " (not finished)"
+    say(f"run: {run.folder}{unfinished}")
+    return run

@@ -16,8 +16,10 @@ from sparsemask import datasets, runs, tasks
 from sparsemask import options as opt
 from sparsemask.devices import Arithmetic, arithmetic
 from sparsemask.engine import checkpoint, distributed
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, say
 
+_PATHS = ("voc_root", "data_root", "im_path", "gt_path", "training_list", "eval_list", "class_names")
+_PATHS += ("pretrained_model", "ft_model", "search_checkpoint")
 # What may differ when a run is resumed: where and how fast it is computed, not what.
 RUNTIME = ("gpu", "n_worker", "exp_path", "name", "resume", "config")
 
@@ -40,26 +42,42 @@ class Session:
     def say(self, text: str) -> None:
         """Print a line, once."""
         if self.main:
-            print(text, flush=True)
+            say(text)
 
     @contextlib.contextmanager
     def clean(self) -> Iterator[None]:
-        """Inside, an error of use that comes before the first checkpoint takes the new run's folder with it."""
+        """Inside, what stops a run before its first checkpoint takes the folder this process made with it."""
         try:
             yield
-        except UseError:
-            if self.main and self.state is None and not self.run.last.exists():
+        except BaseException:
+            if self.main and self.run.fresh and not self.run.last.exists():
                 shutil.rmtree(self.run.folder, ignore_errors=True)
             raise
 
 
-def settle(parser: opt.Parser, given: dict) -> tuple[argparse.Namespace, str | None]:
-    """Flags from the command line, ``--config`` and the preset for the data at hand; and a line to print."""
+def settle(parser: opt.Parser, given: dict, training: bool = True) -> tuple[argparse.Namespace, str | None]:
+    """Flags from the command line, ``--config`` and the preset for the data at hand; and a line to print.
+
+    training: False for evaluation, which has no budget: of a preset only the sample set's size counts, and other
+    pictures are padded to 513 as published.
+    """
     filed = parser.from_file(given["config"]) if given.get("config") else {}
     filed = datasets.without_replaced(filed, given)
     data, preset, line = datasets.choose_data({**filed, **given})
+    if given.get("config") in opt.presets():  # its budget is the whole budget
+        preset = given["config"]
     layers = [parser.from_file(preset, foreign=True), data, filed, given]
-    return parser.resolve(*layers), line
+    if not training:
+        layers[0] = {"crop_size": layers[0]["crop_size"] if preset == "sample" else 513}
+    for low, high in ((layers[0], filed), ({**layers[0], **filed}, given)):
+        if high.get("max_epoch") and not high.get("max_iter") and low.get("max_iter"):
+            high.setdefault("max_iter", None)  # epochs that are asked for win over a lower layer's steps
+    options = parser.resolve(*layers)
+    for name in _PATHS:  # a run must find its files from any folder
+        value = getattr(options, name, None)
+        if value and Path(value).exists():
+            setattr(options, name, str(Path(value).resolve()))
+    return options, line
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -92,7 +110,7 @@ def open_training(parser: opt.Parser, argv: Sequence[str] | None, check=None) ->
     options, line = settle(parser, given)
     where = device(options)
     if line and distributed.rank() == 0:
-        print(line, flush=True)
+        say(line)
     if check is not None:
         check(options)
     task = open_task(options)
@@ -137,7 +155,12 @@ def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Session:
         run.hold()
         if other:
             print(f"note: resuming by the run's own configuration, not by {', '.join('--' + o for o in other)}")
-        print(f"resuming {run.folder} " + (f"after step {state['step']}" if state else "from the start"), flush=True)
+        done = (
+            ", which is finished: only its last words are written again"
+            if run.info().get("state") == "finished"
+            else ""
+        )
+        say(f"resuming {run.folder} " + (f"after step {state['step']}" if state else "from the start") + done)
     return Session(options, run, where, state, open_task(options))
 
 
@@ -149,4 +172,4 @@ def rewrite_config(opened: Session) -> None:
 def warn(text: str) -> None:
     """One line on standard error, from the first process only."""
     if distributed.rank() == 0:
-        print(text, file=sys.stderr, flush=True)
+        say(text, sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,30 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
 
     torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A folder with data, one finished search (runs/s) and a mask; not to be touched."""
+    from spaces.connectivity.named_masks import named_mask
+    from sparsemask.masks import save_mask
+    from tiny import SMALL, data_flags, make_data, verb
+
+    folder = tmp_path_factory.mktemp("made")
+    make_data(folder / "data")
+    flags = ["--search", *data_flags(folder / "data"), *SMALL, "--max_iter", "3", "--name", "s"]
+    run = verb("search/run.py", flags, folder)
+    assert run.returncode == 0, run.stderr
+    save_mask(folder / "mask.npy", named_mask("unet", 9))
+    return folder
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch) -> Path:
+    """A copy of it that a test may spoil, as working directory."""
+    folder = tmp_path / "place"
+    shutil.copytree(made, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
+    return folder

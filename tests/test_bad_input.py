@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import prune.prune
@@ -18,46 +14,8 @@ import retrain.train
 import search.run
 from spaces.connectivity.named_masks import named_mask
 from sparsemask.masks import save_mask
-from tiny import SMALL, data_flags, fails, make_data, verb
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A folder with data and one finished search, pruned."""
-    folder = tmp_path_factory.mktemp("made")
-    make_data(folder / "data")
-    run = verb(
-        "search/run.py", ["--search", *data_flags(folder / "data"), *SMALL, "--max_iter", "3", "--name", "s"], folder
-    )
-    assert run.returncode == 0, run.stderr
-    save_mask(folder / "mask.npy", named_mask("unet", 9))
-    return folder
-
-
-@pytest.fixture
-def place(made, tmp_path, monkeypatch) -> Path:
-    """A copy of it that a test may spoil, as working directory."""
-    folder = tmp_path / "place"
-    shutil.copytree(made, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
-    return folder
-
-
-def listing(folder: Path) -> set[str]:
-    """Every file below a folder but the data, which a case may have spoiled on purpose."""
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "data" not in p.parts}
-
-
-class Code:
-    def __reduce__(self):
-        return os.system, ("touch executed",)
-
-
-def _truncate(path: Path, keep: float = 0.5) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * keep)])
+from spoilt import SEARCH, TRAIN, Code, listing, truncate
+from tiny import fails
 
 
 def missing_picture(p):
@@ -82,7 +40,7 @@ def binary_list(p):
 
 def torn_picture(p):
     for path in (p / "data/img").iterdir():
-        _truncate(path, 0.6)
+        truncate(path, 0.6)
 
 
 def label_beyond(p):
@@ -103,10 +61,6 @@ def colour_labels(p):
 def nothing(p):
     pass
 
-
-DATA = data_flags(Path("data"))
-SEARCH = ["--search", *DATA, *SMALL, "--max_iter", "2", "--name", "new"]
-TRAIN = [*DATA, *SMALL, "--max_iter", "2", "--name", "new"]
 
 DATA_CASES = [
     (missing_picture, ["1 of 9 pictures absent", "img/001"]),
@@ -152,6 +106,27 @@ def test_bad_flags(place, capfd, flags, words):
     assert (place / "runs/s/checkpoints/last.pt").read_bytes() == kept
 
 
+def test_folder_that_is_no_run_is_left_alone(place, capfd):
+    # Even an error that comes later must not take a folder away that the run did not make.
+    (place / "runs/mine").mkdir()
+    (place / "runs/mine/thesis.txt").write_text("years of work")
+    fails(capfd, search.run.main, [*SEARCH, "--name", "mine", "--batch_size", "1"], ["is no run"])
+    assert (place / "runs/mine/thesis.txt").read_text() == "years of work"
+
+
+def test_new_run_that_fails_early_leaves_no_folder(place, capfd):
+    fails(capfd, search.run.main, [*SEARCH, "--name", "new", "--batch_size", "1"], ["batch norm needs 2"])
+    assert not (place / "runs/new").exists()
+
+
+def test_resumed_run_is_never_taken_away(place, capfd):
+    (place / "runs/s/checkpoints/last.pt").unlink()
+    config = place / "runs/s/config.yaml"
+    config.write_text(config.read_text() + "pretrained_model: gone.pth\n")
+    fails(capfd, search.run.main, ["--resume", "runs/s"], ["gone.pth"])
+    assert config.exists()
+
+
 def other_length(p):
     save_mask(p / "mask.npy", named_mask("unet", 5))
 
@@ -173,7 +148,7 @@ def above_diagonal(p):
 
 
 def torn_mask(p):
-    _truncate(p / "mask.npy")
+    truncate(p / "mask.npy")
 
 
 def pickled_mask(p):
@@ -210,84 +185,6 @@ def test_bad_masks(place, capfd, spoil, words):
     assert not (place / "executed").exists()
 
 
-def torn_checkpoint(p):
-    _truncate(p / "runs/s/checkpoints/last.pt")
-
-
-def evil_checkpoint(p):
-    (p / "runs/s/checkpoints/last.pt").write_bytes(pickle.dumps({"model": Code()}))
-
-
-def evil_zip_checkpoint(p):
-    torch.save({"model": Code()}, p / "runs/s/checkpoints/last.pt")
-
-
-def other_space(p):
-    path = p / "runs/s/checkpoints/last.pt"
-    state = torch.load(path, weights_only=True)
-    torch.save({**state, "space": "smsr"}, path)
-
-
-def other_depth(p):
-    path = p / "runs/s/checkpoints/last.pt"
-    state = torch.load(path, weights_only=True)
-    state["config"]["depth"] = 16
-    torch.save(state, path)
-
-
-def weights_diverged(p):
-    path = p / "runs/s/checkpoints/last.pt"
-    state = torch.load(path, weights_only=True)
-    state["model"]["decoders.Decoders_3._weight_"][0, 0] = float("nan")
-    torch.save(state, path)
-
-
-def all_weights_small(p):
-    path = p / "runs/s/checkpoints/last.pt"
-    state = torch.load(path, weights_only=True)
-    for key, value in state["model"].items():
-        if key.endswith("_weight_"):
-            value.zero_()
-    torch.save(state, path)
-
-
-CHECKPOINT_CASES = [
-    (torn_checkpoint, ["last.pt", "truncated"]),
-    (evil_checkpoint, ["last.pt", "code"]),
-    (evil_zip_checkpoint, ["last.pt", "code"]),
-    (other_space, ["space 'smsr'", "'connectivity'"]),
-]
-
-
-@pytest.mark.parametrize(("spoil", "words"), CHECKPOINT_CASES, ids=lambda v: getattr(v, "__name__", ""))
-def test_bad_checkpoints(place, capfd, spoil, words):
-    spoil(place)
-    before = listing(place)
-    fails(capfd, prune.prune.main, ["--run", "runs/s"], words)
-    inherit = ["--inherit", "encoder", "--search_checkpoint", "runs/s/checkpoints/last.pt"]
-    fails(capfd, retrain.train.main, ["--mask_path", "mask.npy", *inherit, *TRAIN], words)
-    fails(capfd, retrain.eval.main, ["--run", "runs/s"], words)
-    assert not (place / "executed").exists()
-    assert {f for f in listing(place) - before if "checkpoints" in f} == set()
-
-
-def test_checkpoint_of_another_depth(place, capfd):
-    other_depth(place)
-    fails(capfd, search.run.main, ["--resume", "runs/s"], ["last.pt", "does not fit"])
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [(weights_diverged, ["not finite"]), (all_weights_small, ["no mask written", "no inputs"])],
-    ids=lambda v: getattr(v, "__name__", ""),
-)
-def test_unusable_weights_write_no_mask(place, capfd, spoil, words):
-    spoil(place)
-    (place / "mask.npy").unlink()
-    fails(capfd, prune.prune.main, ["--run", "runs/s"], words)
-    assert not (place / "mask.npy").exists()
-
-
 OTHER_CASES = [
     (prune.prune.main, ["--run", "runs/none"], ["runs/none: no run here"]),
     (prune.prune.main, ["--exp_path", "empty"], ["no finished or running search", "make one: "]),
@@ -315,36 +212,3 @@ def test_bad_paths_and_names(place, capfd, main, argv, words):
     before = listing(place)
     fails(capfd, main, argv, words)
     assert listing(place) == before
-
-
-def test_full_disk_keeps_the_last_good_checkpoint(place):
-    # The system refuses files beyond a size, as a full disk does: the run cannot write its next checkpoint.
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
-        "import search.run; sys.exit(search.run.main(sys.argv[1:]))"
-    )
-    import subprocess
-    import sys
-
-    from tiny import ROOT, environment
-
-    checkpoint = place / "runs/s/checkpoints/last.pt"
-    state = torch.load(checkpoint, weights_only=True)
-    state["config"]["max_iter"] = 9
-    torch.save(state, checkpoint)
-    kept = checkpoint.read_bytes()
-    env = {**environment(place / "home"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--resume", "runs/s"],
-        cwd=place,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert ".pt: the file would be larger than this system allows" in done.stderr
-    assert checkpoint.read_bytes() == kept
-    assert not list((place / "runs/s/checkpoints").glob("*.part"))

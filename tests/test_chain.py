@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from filling import fill
-from spaces.connectivity import FullyDenseNetwork, PrunedNetwork, named_mask
+from spaces.connectivity import FullyDenseNetwork, PrunedNetwork, load_network, named_mask
 from sparsemask.masks import load_mask
 from sparsemask.weights import load_weights
-from tiny import SMALL, data_flags, make_data, verb
+from tiny import MASKS, SMALL, data_flags, make_data, verb
 
 FLAGS = [*SMALL, "--eval_interval", "4", "--max_iter", "4"]
 
@@ -35,7 +35,7 @@ def run(script: str, argv: list[str], place: Path) -> str:
 @pytest.mark.slow
 def test_search_prune_retrain_finetune_evaluate(place):
     data = data_flags(Path("data"))  # relative paths must do: a run's files are found again from the same folder
-    said = run("search/run.py", ["--search", *data, *FLAGS], place)
+    said = run("search/run.py", ["--search", *data, *FLAGS, *MASKS], place)
     assert "starts from random weights" in said
     assert "next: python prune/prune.py --thres 0.001" in said
     said = run("prune/prune.py", ["--thres", "0.001"], place)
@@ -49,6 +49,8 @@ def test_search_prune_retrain_finetune_evaluate(place):
     run("retrain/train.py", ["--mask_path", "mask.npy", "--inherit", "encoder", *data, *FLAGS], place)
     first = next((place / "runs").glob("retrain-*"))
     network = load_weights(first / "network.safetensors")
+    shared = load_network(first / "network.safetensors")  # the file alone says what to build
+    assert shared(torch.zeros(1, 3, 33, 33)).shape == (1, 4, 17, 17)
     assert network.keys() == load_weights(first / "checkpoints" / "last.pt").keys()
 
     tune = ["--mask_path", "mask.npy", "--ft_model", str(first / "checkpoints" / "last.pt"), "--name", "tuned"]
@@ -93,6 +95,7 @@ def test_public_network_checkpoint_is_evaluated(place):
     argv = ["--pretrained_model", "network.pth.tar", "--mask_path", "sparsemask-voc", *data, "--crop_size", "65"]
     said = run("retrain/eval.py", [*argv, "--flips", "--eval_scales", "0.75", "1", "--n_worker", "0"], place)
     assert "mIoU 0." in said
+    assert "(3 pictures)" in said
     assert "absent from these pictures" in said
     done = verb("retrain/eval.py", [*argv, "--n_class", "20"], place)
     assert done.returncode == 2

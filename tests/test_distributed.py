@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import ROOT, SMALL, data_flags, environment, make_data, verb
+from tiny import MASKS, ROOT, SMALL, data_flags, environment, make_data, verb
 
 
 def losses(folder: Path) -> list[float]:
@@ -29,8 +29,9 @@ def test_two_processes_equal_one_over_twenty_steps(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         flags = [
-            "--search", *data_flags(data), *SMALL, "--freeze_bn", "--max_iter", "20", "--eval_interval", "20",
-            "--gpu", "-1", "--exp_path", str(folder / "runs"), "--name", "a", "--lr", "0.001", *more,
+            "--search", *data_flags(data), *SMALL, *MASKS, "--freeze_bn", "--max_iter", "20", "--eval_interval", "20",
+            "--gpu", "-1", "--exp_path", str(folder / "runs"), "--name", "a",
+            "--lr", "0.001", "--mask_lr_mult", "500", *more,
         ]  # fmt: skip
         if launch:
             done = subprocess.run(

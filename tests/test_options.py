@@ -85,6 +85,26 @@ def test_published_preset_is_the_published_protocol():
     assert yaml.safe_load(presets()["published"].read_text())["search"]["sparse"] == 0.01
 
 
+@pytest.mark.parametrize("argv", [["--config", "published"], ["--config", "published", "--voc_root", "x"]])
+def test_published_protocol_is_what_is_settled(argv):
+    from sparsemask.engine.loop import steps
+
+    made = parser()
+    options, _ = settle(made, made.given(argv))
+    # No other preset may shine through: these are the published figures.
+    expected = {"optimizer": "sgd", "lr": 0.005, "decay": 4e-5, "warmup": 0, "mask_warmup": 0, "eval_limit": 0}
+    assert {k: getattr(options, k) for k in expected} == expected
+    assert steps(options, 10582) == (33100, 662)
+
+
+def test_epochs_asked_for_win_over_the_presets_steps():
+    made = parser()
+    options, _ = settle(made, made.given(["--sample", "--max_epoch", "3"]))
+    assert (options.max_epoch, options.max_iter) == (3, None)
+    options, _ = settle(made, made.given(["--sample", "--max_epoch", "3", "--max_iter", "5"]))
+    assert options.max_iter == 5
+
+
 def test_unknown_flag_and_abbreviation_are_refused():
     for argv in (["--learning_rate", "1"], ["--batch", "4"]):
         with pytest.raises(UseError, match="unrecognized arguments"):

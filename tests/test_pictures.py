@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sparsemask
-from sparsemask import pictures
+from sparsemask import UseError, pictures
 from sparsemask.pictures import architecture, comparison, curves, predictions, style, weights
 
 STRIDES = [32, 32, 32, 16, 16, 8, 4, 2, 2]
@@ -296,3 +296,24 @@ def test_spread_keeps_order_and_distance(wanted):
     gaps = np.diff([placed[k] for k in order])
     assert (gaps >= 0.05 - 1e-9).all()
     assert min(placed) >= -1e-9 and max(placed) <= 1 + 1e-9
+
+
+def test_maps_in_grey(tmp_path):
+    values = np.array([[0.0, 0.5, 1.0]])
+    picture = Image.open(pictures.save_map(tmp_path / "m.png", values))
+    assert picture.mode == "L" and np.array(picture).tolist() == [[0, 128, 255]]
+    rgb, truth = np.zeros((1, 3, 3), np.uint8), np.array([[0, 255, 1]])
+    assert Image.open(pictures.draw_maps([(rgb, truth, values)] * 2, tmp_path / "g.png")).size[0] > 500
+    for bad in (values * 2, values - 1, values[0], values * np.nan):
+        with pytest.raises(UseError, match="a map is an array"):
+            pictures.save_map(tmp_path / "bad.png", bad)
+    with pytest.raises(UseError, match="no samples"):
+        pictures.draw_maps([], tmp_path / "none.png")
+
+
+def test_precision_over_recall_draws_even_when_nothing_was_found(tmp_path):
+    f = lambda p, r: 2 * p * r / np.maximum(p + r, 1e-9)
+    for scale in (1.0, 0.0):
+        curve = np.linspace(0, 1, 5) * scale
+        path = pictures.draw_precision_recall(1 - curve if scale else curve, curve, tmp_path / "c.png", f, (0, 0, "F"))
+        assert Image.open(path).size == (540, 525)

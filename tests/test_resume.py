@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny import ROOT, SMALL, data_flags, environment, make_data, verb
+from tiny import MASKS, ROOT, SMALL, data_flags, environment, make_data, verb
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,10 @@ def data(tmp_path_factory) -> Path:
     return make_data(tmp_path_factory.mktemp("data"))
 
 
-def search_flags(data: Path, cwd: Path, steps: int) -> list[str]:
+def search_flags(data: Path, cwd: Path, steps: int, more: tuple[str, ...] = ()) -> list[str]:
     return [
-        "--search", *data_flags(data), *SMALL, "--n_worker", "2", "--max_iter", str(steps),
-        "--exp_path", str(cwd / "runs"), "--name", "a", "--resume",
+        "--search", *data_flags(data), *SMALL, *MASKS, "--n_worker", "2", "--max_iter", str(steps),
+        "--exp_path", str(cwd / "runs"), "--name", "a", "--resume", *more,
     ]  # fmt: skip
 
 
@@ -36,39 +36,88 @@ def same(a: dict, b: dict) -> list[str]:
     return [k for k in a["model"] if not torch.equal(a["model"][k], b["model"][k])]
 
 
+def logged(folder: Path) -> int:
+    """The last step in a run's metrics, 0 without any."""
+    file = folder / "runs" / "a" / "metrics.jsonl"
+    try:
+        return json.loads(file.read_text().splitlines()[-1])["step"]
+    except (OSError, IndexError, ValueError):  # not there yet, empty, or the last line half written
+        return 0
+
+
+def kill_after(folder: Path, flags: list[str], steps: int) -> int:
+    """Start (or resume) a run and SIGKILL it once it has logged so many more steps; the step it had logged."""
+    before = logged(folder)
+    child = subprocess.Popen(
+        [sys.executable, str(ROOT / "search/run.py"), *flags],
+        cwd=folder, env=environment(folder / "home"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    seen_start = False  # resuming cuts the metrics back to the checkpoint first
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and child.poll() is None:
+        now = logged(folder)
+        seen_start = seen_start or now < before or before == 0
+        if now >= before + steps or (seen_start and now >= steps + before - 3):
+            break
+        time.sleep(0.005)
+    assert child.poll() is None, child.stderr.read()  # it was at work: neither finished nor failed
+    child.kill()
+    child.communicate()
+    return logged(folder)
+
+
 @pytest.mark.slow
-def test_sigkill_at_twenty_random_moments_changes_nothing(data, tmp_path):
-    steps, kills = 40, 20
+@pytest.mark.parametrize(
+    ("kills", "more"), [(20, ()), (4, ("--optimizer", "adamw", "--accumulate", "2"))], ids=["sgd", "adamw, in parts"]
+)
+def test_sigkill_at_random_moments_changes_nothing(data, tmp_path, kills, more):
+    rng, steps = random.Random(7), 4 * kills + 10
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     for folder in (alone, killed):
         folder.mkdir()
-    began = time.monotonic()
-    assert verb("search/run.py", search_flags(data, alone, steps), alone).returncode == 0
-    whole = time.monotonic() - began
-    rng, survived = random.Random(7), 0
+    done = verb("search/run.py", search_flags(data, alone, steps, more), alone)
+    assert done.returncode == 0, done.stderr
     for _ in range(kills):
-        child = subprocess.Popen(
-            [sys.executable, str(ROOT / "search/run.py"), *search_flags(data, killed, steps)],
-            cwd=killed, env=environment(killed / "home"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            child.wait(timeout=rng.uniform(0.3, 0.9) * whole)
-            survived += 1
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-    assert survived < kills  # the kills did hit it at work
-    done = verb("search/run.py", search_flags(data, killed, steps), killed)
+        assert kill_after(killed, search_flags(data, killed, steps, more), rng.randint(1, 4)) < steps
+    done = verb("search/run.py", search_flags(data, killed, steps, more), killed)
     assert done.returncode == 0, done.stderr
     a, b = final(alone), final(killed)
     assert a["step"] == b["step"] == steps
     assert same(a, b) == []
+    # The masks did learn, or equal ones would prove little.
+    assert any((v != 1).any() for k, v in a["model"].items() if k.endswith("_weight_"))
     for one, other in zip(a["optimizer"], b["optimizer"], strict=True):
-        for k, v in one["state"].items():
-            assert torch.equal(v["momentum_buffer"], other["state"][k]["momentum_buffer"])
+        assert one["param_groups"] == other["param_groups"]
+        for k, state in one["state"].items():
+            assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(other["state"][k][n])) for n, v in state.items())
     # The metrics read as if nothing had happened, too.
     rows = [(f / "runs" / "a" / "metrics.jsonl").read_text() for f in (alone, killed)]
     assert rows[0] == rows[1]
+
+
+def test_rates_after_a_resume_are_the_logged_ones(data, tmp_path, monkeypatch):
+    # Loading an optimizer's state replaces its groups: the schedule must write into the new ones.
+    import search.run
+    from sparsemask.engine.loop import Fit
+
+    monkeypatch.chdir(tmp_path)
+    used = []
+
+    def step(self, parts, plain=Fit.train_step):
+        row = plain(self, parts)
+        used.append((row["lr"], self.optimizers[0].param_groups[0]["lr"]))
+        if self.step == 4 and len(used) == 4:
+            raise RuntimeError("as if killed")
+        return row
+
+    monkeypatch.setattr(Fit, "train_step", step)
+    flags = [*search_flags(data, tmp_path, 9), "--n_worker", "0"]
+    with pytest.raises(RuntimeError):
+        search.run.main(flags)
+    assert search.run.main(flags) == 0
+    assert len(used) == 4 + 6  # the checkpoint at step 3, then steps 4 to 9
+    assert all(logged_rate == real for logged_rate, real in used)
+    assert len({rate for rate, _ in used}) == 9
 
 
 def test_ctrl_c_saves_says_so_and_exits_130(data, tmp_path):

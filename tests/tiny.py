@@ -49,6 +49,10 @@ SMALL = [
 ]  # fmt: skip
 
 
+# The search's own, so that its masks do move: SGD from the first step, at a rate that shows within a few.
+MASKS = ["--optimizer", "sgd", "--warmup", "0", "--mask_warmup", "0", "--mask_lr_mult", "50", "--sparse", "0.1"]
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     """Environment of a command: its own cache folder, two threads, no weights found by chance."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SPARSEMASK_", "PYTEST_"))}
@@ -61,3 +65,15 @@ def verb(script: str, argv: list[str], cwd: Path, **kwargs) -> subprocess.Comple
     return subprocess.run(
         [sys.executable, str(ROOT / script), *argv], cwd=cwd, capture_output=True, text=True, timeout=600, **kwargs
     )
+
+
+def fails(capfd, main, argv: list[str], words: list[str]) -> None:
+    """The command ends with status 2 and one line that holds the words."""
+    status = main(argv)
+    error = capfd.readouterr().err
+    assert status == 2, error
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    for word in words:
+        assert word in lines[0], error

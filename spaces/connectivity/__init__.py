@@ -3,6 +3,7 @@
 from spaces.connectivity.named_masks import available_masks, named_mask
 from spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from spaces.connectivity.search_network import FullyDenseNetwork
+from spaces.connectivity.shared import load_network, save_network
 from spaces.connectivity.space import ConnectivityConfig, ConnectivitySpace
 
 __all__ = [
@@ -12,5 +13,7 @@ __all__ = [
     "FullyDenseNetwork",
     "PrunedNetwork",
     "available_masks",
+    "load_network",
     "named_mask",
+    "save_network",
 ]

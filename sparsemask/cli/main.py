@@ -5,6 +5,7 @@
     sparsemask retrain     build, train and evaluate the small network
     sparsemask eval        evaluate it
     sparsemask study       search, prune and retrain many times; the Pareto front and its masks
+    sparsemask report      one page on a run, report.html in its folder, written anew
     sparsemask prepare     prepare PASCAL VOC 2012 + SBD from the public archives
     sparsemask check       open every picture and label of a data set and say what is wrong
     sparsemask sample      draw the embedded sample set
@@ -29,6 +30,7 @@ VERBS = {
     "retrain": "retrain.train",
     "eval": "retrain.eval",
     "study": "search.study",
+    "report": "sparsemask.cli.report",
     "prepare": "VOC12.prepare",
     "check": "VOC12.check",
     "sample": "VOC12.sample",

@@ -13,7 +13,7 @@ from sparsemask.files import write_bytes
 from sparsemask.weights import read_checkpoint
 
 FORMAT = 1
-_NEEDED = ("model", "optimizer", "step", "random", "config", "space")
+_NEEDED = ("model", "optimizer", "scaler", "best", "step", "random", "config", "space", "verb")
 
 
 def save(path: str | Path, state: dict) -> None:

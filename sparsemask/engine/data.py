@@ -103,8 +103,9 @@ def plainly(loader: DataLoader) -> Iterator:
 
 
 def quiet_worker(_: int) -> None:
-    """Workers leave Ctrl-C to the main process and keep to one thread."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Workers leave Ctrl-C and SIGTERM (sent to the whole group) to the main process, and keep to one thread."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

@@ -88,7 +88,6 @@ class Fit:
         if options.bn_momentum is not None:
             batchnorm.set_momentum(model, options.bn_momentum)
         self.optimizers = method.optimizers(model, options)
-        self.groups = [group for one in self.optimizers for group in one.param_groups]
         self.base = [group["lr"] for group in self.groups]
         self.scaler = arithmetic.scaler()
         self.step, self.best = 0, {}
@@ -104,12 +103,17 @@ class Fit:
             self.model.load_state_dict(state["model"])
             for one, saved in zip(self.optimizers, state["optimizer"], strict=True):
                 one.load_state_dict(saved)
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.scaler.load_state_dict(state["scaler"])
+            randomness.restore(state["random"])
+            self.step, self.best = int(state["step"]), dict(state["best"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UseError(f"{self.run.last}: does not fit the network of its configuration ({error})") from None
-        self.scaler.load_state_dict(state["scaler"])
-        randomness.restore(state["random"])
-        self.step, self.best = int(state["step"]), dict(state["best"])
         self.spent = float(state.get("seconds", 0.0))
+
+    @property
+    def groups(self) -> list[dict]:
+        """The optimizers' parameter groups as they are now: loading a state replaces them."""
+        return [group for one in self.optimizers for group in one.param_groups]
 
     @property
     def seconds(self) -> float:
@@ -122,6 +126,8 @@ class Fit:
         if not checkpoint.finite(self.model):
             raise UseError(f"the weights are no longer finite after step {self.step}; {self._kept()}")
         if self.rank == 0:
+            if not self.run.config.exists():
+                raise UseError(f"{self.run.folder}: the run's folder was taken away while it ran; nothing is saved")
             state = {
                 "model": self.model.state_dict(),
                 "optimizer": [one.state_dict() for one in self.optimizers],
@@ -190,11 +196,15 @@ class Fit:
             raise UseError(f"the loss is no longer finite at step {self.step + 1}; {self._kept()}")
         parameters = [p for group in self.groups for p in group["params"]]
         distributed.sum_gradients(parameters)
+        # Connection weights that are held still have no gradients, and the scaler takes no optimizer without any.
+        moving = [
+            one for one in self.optimizers if any(p.grad is not None for g in one.param_groups for p in g["params"])
+        ]
         if o.clip:
-            for one in self.optimizers:
+            for one in moving:
                 self.scaler.unscale_(one)
             torch.nn.utils.clip_grad_norm_(parameters, o.clip)
-        for one in self.optimizers:
+        for one in moving:
             self.scaler.step(one)
         self.scaler.update()
         self.method.after_step(self.model)

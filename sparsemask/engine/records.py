@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, say
 from sparsemask.files import write_text
 
 
@@ -37,10 +37,13 @@ def read_rows(path: str | Path) -> list[dict]:
     rows, lines = [], Path(path).read_text().splitlines()
     for number, line in enumerate(lines):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError
+            rows.append(row)
         except ValueError:
             if number < len(lines) - 1:
-                raise UseError(f"{path}: line {number + 1} is not JSON") from None
+                raise UseError(f"{path}: line {number + 1} is not a row of metrics") from None
     return rows
 
 
@@ -95,16 +98,7 @@ class Progress:
             self._last = now
             rate = (now - self._began) / max(1, step - self._start)
             left = f"{rate * (self._total - step):.0f} s left" if step < self._total else "done"
-            print(f"{self._title} {step}/{self._total}  {figures}  {left}", file=sys.stderr, flush=True)
-
-    def say(self, text: str) -> None:
-        """Print a line without tearing the bar."""
-        if not self._show:
-            return
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            print(text, file=sys.stderr, flush=True)
+            say(f"{self._title} {step}/{self._total}  {figures}  {left}", sys.stderr)
 
     def close(self) -> None:
         """End the bar."""

@@ -12,9 +12,9 @@ from PIL import Image
 
 from sparsemask.errors import UseError
 from sparsemask.files import write_bytes
-from sparsemask.pictures.predictions import VOID, Sample, colourise, draw_grid, shrunk
+from sparsemask.pictures.predictions import VOID, Sample, draw_grid, shrunk
 
-_BLACK_WHITE = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
+_OPEN = 0.5  # grey of what is ignored: stripes would not show on lines one pixel wide
 
 
 def save_map(path: str | os.PathLike, values: np.ndarray) -> Path:
@@ -43,8 +43,8 @@ def draw_maps(samples: Sequence[Sample], path: str | os.PathLike) -> Path:
     rows = []
     for number, sample in enumerate(samples):
         picture, truth, prediction = shrunk(sample, number)
-        grey = np.repeat(_grey(prediction)[..., None], 3, axis=2)
-        rows.append([picture, colourise(truth, _BLACK_WHITE), grey])
+        maps = (_grey(one)[..., None].repeat(3, axis=2) for one in (np.where(truth == VOID, _OPEN, truth), prediction))
+        rows.append([picture, *maps])
     void = any((sample[1] == VOID).any() for sample in samples)
     return draw_grid(rows, path, 0.3 if void else 0.05, _say_void if void else None)
 
@@ -57,4 +57,5 @@ def _grey(values: np.ndarray) -> np.ndarray:
 
 
 def _say_void(fig, share: float) -> None:
-    fig.text(0.5, share / 2, "striped: not labelled, or the annotators disagree", ha="center", va="center", size=7.5)
+    said = "grey in the truth: not labelled, or the annotators disagree"
+    fig.text(0.5, share / 2, said, ha="center", va="center", size=7.5)

@@ -55,15 +55,18 @@ class Frame:
     def axes(self, count: int = 4) -> str:
         """Grid lines and numbers."""
         out = []
-        for value in ticks(*self.y, count):
+        marks = ticks(*self.y, count)
+        for value, text in zip(marks, _labels(marks), strict=True):
             at = self.up(value)
             out.append(f'<line class="grid" x1="{self.left}" x2="{self.right}" y1="{at:.1f}" y2="{at:.1f}"/>')
             out.append(
-                f'<text class="tick" x="{self.left - 6}" y="{at:.1f}" dy=".35em" text-anchor="end">{value:.3g}</text>'
+                f'<text class="tick" x="{self.left - 6}" y="{at:.1f}" dy=".35em" text-anchor="end">{text}</text>'
             )
         for value in ticks(*self.x, count):
             at = self.across(value)
-            out.append(f'<text class="tick" x="{at:.1f}" y="{self.bottom + 16}" text-anchor="middle">{value:g}</text>')
+            out.append(
+                f'<text class="tick below" x="{at:.1f}" y="{self.bottom + 7}" text-anchor="middle">{value:g}</text>'
+            )
         return "".join(out)
 
 
@@ -74,6 +77,12 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     step = next(size * k for k in (1, 2, 2.5, 5, 10) if size * k >= step * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _labels(marks: Sequence[float]) -> list[str]:
+    """The numbers with as many digits as it takes to tell them apart."""
+    digits = next((d for d in range(2, 12) if len({f"{v:.{d}g}" for v in marks}) == len(marks)), 12)
+    return [f"{v:.{digits}g}" if abs(v) > 1e-12 else "0" for v in marks]
 
 
 def curves(rows: Sequence[dict]) -> list[tuple[str, str]]:
@@ -103,7 +112,7 @@ def _panel(name: str, series: dict[str, Series]) -> str:
     low = 0.0 if name in _STEADY else low
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     frame = Frame(52, 12, 308, 158, _span(steps), (low if low == 0 else low - room, high + room))
-    out = [frame.axes(3)]
+    out = [frame.axes()]
     if "training" in series:
         steps, values = _thinned(*series["training"])
         if name in _STEADY or len(steps) < _FEW:
@@ -140,9 +149,11 @@ def weight_history(steps: np.ndarray, halves: np.ndarray, thres: float) -> str:
     """Every connection's weight over the search; the pointer brings out a line and its name."""
     names = plain_names(halves.shape[1])
     kept = halves[-1] > thres
-    frame = Frame(56, 44, 830 if 0 < kept.sum() <= _NAMED else 908, 400, _span(steps), (0, 1))
+    frame = Frame(56, 44, 830 if 0 < kept.sum() <= _NAMED else 900, 520, _span(steps), (0, 1))
     out = [frame.axes(5)]
-    out.append(f'<text class="tick" x="{(frame.left + frame.right) / 2}" y="438" text-anchor="middle">step</text>')
+    out.append(
+        f'<text class="tick label" x="{(frame.left + frame.right) / 2}" y="560" text-anchor="middle">step</text>'
+    )
     few, lines = _thinned(steps, halves)
     for k in sorted(range(len(names)), key=lambda k: kept[k]):
         (kind, name), path = names[k], frame.path(few, lines[:, k])
@@ -159,7 +170,7 @@ def weight_history(steps: np.ndarray, halves: np.ndarray, thres: float) -> str:
     said = f"{kept.sum()} of {len(names)} connections end above {thres:g}: " + ", ".join(
         f"{names[k][1]} {halves[-1, k]:.2f}" for k in np.flatnonzero(kept)
     )
-    return f'<svg class="history" viewBox="0 0 920 450" role="img" aria-label="{escape(said)}">{"".join(out)}</svg>'
+    return f'<svg class="history" viewBox="0 0 920 570" role="img" aria-label="{escape(said)}">{"".join(out)}</svg>'
 
 
 def _ends(frame: Frame, last: np.ndarray, kept: np.ndarray, names: list[tuple[str, str]]) -> list[str]:

@@ -19,7 +19,8 @@ _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 def architecture(mask: np.ndarray, strides: Sequence[int] | None, channels: Sequence[int] | None) -> str:
     """The network a mask describes as inline SVG. At most one to a page: its parts are named inside it."""
     with tempfile.TemporaryDirectory() as folder:
-        svg = draw_architecture(mask, Path(folder) / "architecture.svg", strides, channels).read_text()
+        file = Path(folder) / "architecture.svg"
+        svg = draw_architecture(mask, file, strides, channels, "Encoder and decoder").read_text()
     return inline(svg, "architecture", f"The network: {int(mask.sum())} connections between encoder and decoder stages")
 
 

@@ -1,4 +1,4 @@
-"""On what a run was computed: versions and machine, noted in its run.json when it begins."""
+"""What a run notes in its run.json for its report: on what it was computed, and what its network costs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sparsemask._version import __version__
+from sparsemask.costs import Cost
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, str | int]:
@@ -22,6 +23,18 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str | int]:
     found["threads"] = torch.get_num_threads()
     found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return found
+
+
+def cost_entries(cost: Cost, size: int) -> dict:
+    """Entries of run.json for the cost of a network on one picture of `size` × `size`."""
+    return {
+        "parameters": cost.parameters,
+        "decoder_parameters": cost.decoder_parameters,
+        "multiply_adds": cost.multiply_adds,
+        "milliseconds": cost.milliseconds,
+        "input_size": size,
+        "timed": {"device": cost.device, "threads": cost.threads, "spread": cost.spread},
+    }
 
 
 def _processor() -> str:

@@ -35,16 +35,15 @@ def absent(text: str) -> str:
     return paragraph(text, "absent")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", kind: str = "") -> str:
-    """A table; `rows` hold markup, the first cell of each names the row. `head` and `caption` are plain text."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    """A table; `rows` hold markup, the first cell of each names the row. `head` is plain text, or empty."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "\n".join(
         f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
         for first, *rest in rows
     )
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
     top = f"<thead><tr>{top}</tr></thead>" if head else ""
-    return f'<div class="scroll"><table{_class(kind)}>{said}{top}<tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table{_class(kind)}>{top}<tbody>{body}</tbody></table></div>'
 
 
 def command(line: str) -> str:

@@ -95,7 +95,7 @@ def _circumstances(c: Contents) -> list[tuple[str, str]]:
     found = found if isinstance(found, dict) else {}
     versions = [f"{name} {found[name]}" for name in ("sparsemask", "python", "torch", "numpy") if name in found]
     machine = [str(found[name]) for name in ("processor", "system") if name in found]
-    cores = f"{found['cores']} cores, {found.get('threads', '?')} threads of torch" if "cores" in found else ""
+    cores = f"cores: {found['cores']}, threads of torch: {found.get('threads', _UNSAID)}" if "cores" in found else ""
     rows = [
         ("seed", shown(c.config.get("seed"))),
         ("data", _data(c.config)),
@@ -104,7 +104,7 @@ def _circumstances(c: Contents) -> list[tuple[str, str]]:
         ("device", f"{found.get('device', _UNSAID)}, {shown(c.config.get('type'))}"),
         ("encoder weights", shown(c.config.get("pretrained_model") or "none: from random weights")),
     ]
-    if c.mask_file is not None:
+    if c.mask_file is not None and c.mask is not None:
         rows.append(("mask", f"{c.mask_file.name}, SHA-256 {sha256(c.mask_file)}"))
     named = c.note.get("mask_path") or c.config.get("mask_path")
     if named:

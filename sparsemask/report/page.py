@@ -20,12 +20,12 @@ _SECTIONS = (
     ("curves", "Curves", sections.curves),
     ("connections", "Connection weights", sections.connections),
     ("architecture", "Architecture", sections.architecture),
-    ("classes", "Quality by class", quality.classes),
-    ("confusion", "Confusion matrix", quality.confusion),
     ("samples", "Sample predictions", sections.samples),
     ("costs", "Costs", sections.costs),
-    ("configuration", "Configuration", origin.configuration),
+    ("classes", "Quality by class", quality.classes),
+    ("confusion", "Confusion matrix", quality.confusion),
     ("reproduce", "How to reproduce", origin.reproduce),
+    ("configuration", "Configuration", origin.configuration),
 )
 
 

@@ -41,11 +41,11 @@ def _rows(c: Contents) -> tuple[tuple[str, ...], list] | None:
                 _bar(scores.iou[k]),
                 _share(hit[k], truth[k]),
                 _share(hit[k], guessed[k]),
-                f"{100 * truth[k] / total:.1f} %",
+                f"{100 * truth[k] / total:.1f}",
             )
             for k, name in enumerate(c.classes)
         ]
-        return ("class", "IoU", "recall", "precision", "of the pixels"), rows
+        return ("class", "IoU", "recall", "precision", "% pixels"), rows
     iou = c.evaluation.get("iou")
     if isinstance(iou, dict) and iou:
         return ("class", "IoU"), [(html.escape(name), _bar(number(value))) for name, value in iou.items()]
@@ -59,7 +59,7 @@ def _share(part: float, whole: float) -> str:
 def _bar(value: float | None) -> str:
     if value is None or value != value:
         return "–"
-    return f'{value:.3f}<span class="bar"><i style="width:{100 * min(max(value, 0), 1):.1f}%"></i></span>'
+    return f'<span class="bar" style="--v:{min(max(value, 0), 1):.3f}">{value:.3f}</span>'
 
 
 def confusion(c: Contents) -> str:
@@ -75,7 +75,7 @@ def confusion(c: Contents) -> str:
     elif not c.evaluation:
         parts.append(html.absent(f"Not evaluated yet: {command_of(c, 'eval')}"))
     others = [p for p in sorted(c.run.pictures.glob("*.png")) if not p.stem.startswith((*_ELSEWHERE, "mask"))]
-    parts += [figure_of(c, p, p.stem.replace("_", " "), 800, 300_000) for p in others[:4]]
+    parts += [figure_of(c, p, p.stem.replace("_", " "), 800, 200_000) for p in others[:4]]
     return "".join(parts) or html.absent("None: this task's evaluation has no confusion matrix.")
 
 
@@ -92,7 +92,7 @@ def _matrix(c: Contents) -> str:
         rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>')
     caption = "Per cent of each true class (rows) by what was predicted (columns); what rounds to 0 is left out"
     return (
-        f'<div class="scroll"><table class="heat confusion"><caption>{caption}</caption>'
+        f'<p class="note">{caption}.</p><div class="scroll"><table class="heat confusion">'
         f'<thead><tr><th scope="col">truth</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 

@@ -20,18 +20,17 @@ def tiles(c: Contents) -> str:
     """The key figures, a tile each."""
     size = number(c.info.get("input_size"))
     at = f"at {size:.0f}×{size:.0f}" if size else ""
-    described = c.verb == "search"
     shown = [_tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}", _where(c)) for k, v in list(c.figures.items())[:3]]
     shown = shown or [_tile("quality", "–", _NOT_YET)]
     count, said = _connections(c)
     shown.append(_tile("connections", "–" if count is None else str(count), said))
-    network = "of the network found" if described else ""
+    network = "network found" if c.verb == "search" else ""
     for name, title in (("parameters", "parameters"), ("multiply_adds", "multiply-adds")):
         value = number(c.info.get(name))
-        more = " ".join(filter(None, [at if name == "multiply_adds" else "", network]))
+        more = ", ".join(filter(None, [at if name == "multiply_adds" else "", network]))
         shown.append(_tile(title, "–", _NOT_YET) if value is None else _tile(title, format_count(value), more))
     time = number(c.info.get("milliseconds"))
-    more = " ".join(filter(None, ["one picture", at, network]))
+    more = ", ".join(filter(None, [f"one picture {at}".strip(), network]))
     shown.append(_tile("milliseconds", "–", _NOT_YET) if time is None else _tile("milliseconds", f"{time:.1f}", more))
     spent = number(c.info.get("seconds"))
     done = f"{c.rows[-1]['step']:g} steps" if c.rows else ""
@@ -63,12 +62,14 @@ def _connections(c: Contents) -> tuple[int | None, str]:
 
 
 def duration(seconds: float) -> str:
-    """'42 s', '5 min 12 s', '3 h 5 min'."""
+    """'42 s', '5 min 12 s', '34 min', '3 h 5 min'."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 1:
         return f"{seconds:.0f} s"
-    hours, left = divmod(minutes, 60)
-    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
+    if minutes < 10:
+        return f"{minutes} min {rest} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def curves(c: Contents) -> str:
@@ -97,8 +98,8 @@ def connections(c: Contents) -> str:
         "Pale lines end below it. Point at a line for its name."
     )
     return (
-        f'<p class="legend">{legend}</p>{html.figure(history, caption, "chart")}'
-        f"<h3>Where they ended</h3>{_heat_map(c.weights[-1], c.thres)}"
+        f'<div class="beside"><div><p class="legend">{legend}</p>{html.figure(history, caption, "chart")}</div>'
+        f"<div><h3>Where they ended</h3>{_heat_map(c.weights[-1], c.thres)}</div></div>"
     )
 
 
@@ -126,7 +127,7 @@ def _heat_map(last: np.ndarray, thres: float) -> str:
     )
     head = f'<tr><th scope="col">stage</th><th scope="col">from</th>{head}</tr>'
     return (
-        f'<div class="scroll"><table class="heat weights"><caption>{caption}</caption>'
+        f'<p class="note">{caption}.</p><div class="scroll"><table class="heat weights">'
         f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -137,7 +138,7 @@ def _heat_cell(value: float, thres: float) -> str:
 
 def heat(share: float, text: str) -> str:
     """A table's cell coloured by a share in [0, 1]."""
-    return f'<td{" class=hot" if share > 0.5 else ""} style="--v:{share:.2f}">{html.escape(text)}</td>'
+    return f'<td{" class=hot" if share > 0.66 else ""} style="--v:{share:.2f}">{html.escape(text)}</td>'
 
 
 def architecture(c: Contents) -> str:
@@ -196,11 +197,16 @@ def costs(c: Contents) -> str:
         if number(value) is not None:
             rows.append((html.escape(name), html.escape(form(value)), html.escape(more)))
 
-    add("parameters", info.get("parameters"), lambda v: f"{format_count(v)} ({v:,})")
-    add("of these in the decoder", info.get("decoder_parameters"), lambda v: f"{format_count(v)} ({v:,})")
-    add("multiply-adds", info.get("multiply_adds"), lambda v: f"{format_count(v)} ({v:,})", f"executed, {at}")
+    for name, title, more in (
+        ("parameters", "parameters", ""),
+        ("decoder_parameters", "of these in the decoder", ""),
+        ("multiply_adds", "multiply-adds", f", executed for {at}"),
+    ):
+        value = number(info.get(name))
+        if value is not None:
+            add(title, value, format_count, f"{value:,.0f}{more}")
     timed = info.get("timed") if isinstance(info.get("timed"), Mapping) else {}
-    on = f", {timed.get('device')}, {timed.get('threads')} threads" if timed else ""
+    on = f", {timed.get('device')}, threads: {timed.get('threads')}" if timed else ""
     add("milliseconds", info.get("milliseconds"), lambda v: f"{v:.1f}", f"median, {at}{on}")
     add("spread of the milliseconds", timed.get("spread"), lambda v: f"{v:.1f}", "between the quartiles")
     add("time spent", info.get("seconds"), duration, "training and validation, resumed parts together")
@@ -212,5 +218,5 @@ def costs(c: Contents) -> str:
             add(file.name, file.stat().st_size, lambda v: f"{v / 1e6:.1f} MB", "on disk")
     if not rows:
         return html.absent("Nothing was measured: costs are noted at the end of a run.")
-    said = html.paragraph("Parameters, multiply-adds and milliseconds are of the network that the mask describes.")
-    return (said if c.verb == "search" else "") + html.table(("", "", ""), rows, kind="plain")
+    said = html.paragraph(f"Of the network found when the search ended, at threshold {c.thres:g}; time: of the search.")
+    return (said if c.verb == "search" else "") + html.table((), rows, kind="plain costs")

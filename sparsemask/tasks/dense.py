@@ -132,8 +132,9 @@ class DenseTask:
         return self._eval
 
     def check(self) -> None:
-        """Read both lists; UseError for what is absent."""
-        _ = self.train_data, self.eval_data
+        """Read both lists and the first pair of each; UseError for what is absent or of another kind."""
+        for data_set in (self.train_data, self.eval_data):
+            data_set.load(0)
 
     def count(self, target: torch.Tensor) -> float:
         """What the loss of a batch (N,H,W) is to be divided by: its labelled pixels."""

@@ -96,18 +96,25 @@ class EdgeScores:
 
         As in the benchmark, it counts 0 where no threshold reaches so high or so low a recall.
         """
-        recall, places = np.unique(self.recall, return_inverse=True)
-        precision = np.zeros(len(recall))
-        np.maximum.at(precision, places, self.precision)
+        recall, precision = self._curve()
         return float(np.interp(np.arange(101) / 100, recall, precision, left=0, right=0).mean())
 
     @property
     def r50(self) -> float:
-        """Recall at a precision of one half, interpolated; 0 where no threshold is so precise."""
-        precision, places = np.unique(self.precision, return_inverse=True)
-        recall = np.zeros(len(precision))
-        np.maximum.at(recall, places, self.recall)
-        return float(np.interp(0.5, precision, recall, right=0))
+        """The greatest recall at a precision of one half, interpolated between the thresholds; 0 without any."""
+        recall, precision = self._curve()
+        good = np.flatnonzero(precision >= 0.5)
+        if not len(good):
+            return 0.0
+        last = slice(good[-1], good[-1] + 2)
+        return float(np.interp(-0.5, -precision[last], recall[last]))
+
+    def _curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """Recall, ascending, and precision, of equal recalls the greatest."""
+        recall, places = np.unique(self.recall, return_inverse=True)
+        precision = np.zeros(len(recall))
+        np.maximum.at(precision, places, self.precision)
+        return recall, precision
 
 
 class EdgeMeter:
