@@ -184,9 +184,7 @@ def _drop_subsets(mask: np.ndarray, why: dict[int, str]) -> None:
 def add_options(parser: Parser) -> None:
     """Flags of pruning connectivity weights; the names are the public script's."""
     group = parser.add_argument_group("connectivity")
-    group.add_argument(
-        "--thres", type=fraction, default=0.001, help="keep weights above it (default: 0.001)"
-    )
+    group.add_argument("--thres", type=fraction, default=0.001, help="keep weights above it (default: 0.001)")
     group.add_argument("--keep_duplicate", action="store_true", help="do not merge stages with the same inputs")
     group.add_argument("--keep_subset", action="store_true", help="do not remove stages that another one covers")
     group.add_argument("--repeat", action="store_true", help="clean until nothing changes (published: once)")
