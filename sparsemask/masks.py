@@ -18,6 +18,7 @@ from sparsemask.errors import UseError, one_line
 from sparsemask.files import atomic_write, read_json, write_json
 
 DOWN, UP = 0, 1
+_NOTED = {"run", "checkpoint", "connections", "mask_path", "carried_from"}  # what the notes beside masks say
 
 
 def save_mask(path: str | os.PathLike, mask: np.ndarray, note: dict | None = None) -> None:
@@ -105,7 +106,7 @@ def _forget_note(note: Path) -> None:
     """Remove an older mask's note, which would speak of the wrong mask; any other json file is not ours."""
     if note.exists():
         with contextlib.suppress(UseError):
-            if "connections" in read_json(note) or "mask_path" in read_json(note):
+            if _NOTED & read_json(note).keys():
                 note.unlink()
 
 

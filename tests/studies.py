@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 
 from search.study_plan import Plan
-from tiny import ROOT, SMALL, data_flags, environment
+from tiny import ROOT, SMALL, data_flags, environment, interruptible
 
 FEW = ["--max_iter", "3", "--retrain_iter", "2", "--hopeless", "0"]
 
@@ -23,6 +23,7 @@ def start(argv: list[str], cwd: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "search/study.py"), *argv],
         cwd=cwd, env=environment(cwd / "home"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=interruptible,
     )  # fmt: skip
 
 

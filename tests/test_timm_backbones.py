@@ -271,7 +271,8 @@ def test_the_verbs_chain_on_a_timm_encoder_and_on_to_another(timm, tmp_path, mon
     env = environment(tmp_path / "home", **standin)
     searched = ["--backbone_name", "resnet18", "--pretrained_model", "r.pth", "--name", "s"]
     done = verb("search/run.py", ["--search", *common, *searched], tmp_path, env=env)
-    assert "backbone resnet18: 120 tensors from r.pth (sparsemask layout); not used: nothing" in done.stdout
+    assert "backbone resnet18: 120 tensors from " in done.stdout
+    assert "r.pth (sparsemask layout); not used: nothing" in done.stdout
     assert done.returncode == 0, done.stderr
     done = verb("search/run.py", ["--resume", "runs/s", "--gpu", "-1"], tmp_path, env=env)
     assert done.returncode == 0 and "resuming runs/s after step 3" in done.stdout

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tiny import interruptible
 from VOC12 import prepare
 from VOC12.convert import looks_whole
 from VOC12.lists import is_prepared, pairs_from_lists
@@ -135,7 +136,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_nothing_torn(workers, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "VOC12" / "prepare.py"), "--voc", voc, "--sbd", sbd, "--out", out]
     command += ["--expect", "3,2,406", "--workers", str(workers)]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=interruptible)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and run.poll() is None and len(list(out.glob("gt/[0-9]*"))) < 20:
         time.sleep(0.002)

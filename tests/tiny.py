@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,11 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     """Environment of a command: its own cache folder, two threads, no weights found by chance."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SPARSEMASK_", "PYTEST_"))}
     return {**kept, "SPARSEMASK_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+
+
+def interruptible() -> None:
+    """For Popen's preexec_fn: hear Ctrl-C even where the test run itself was started in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def verb(script: str, argv: list[str], cwd: Path, **kwargs) -> subprocess.CompletedProcess:
