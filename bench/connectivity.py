@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -62,10 +61,16 @@ def _stepper(kind: str, size: int, batch: int):
 
 def _peak(kind: str, size: int, batch: int, answer) -> None:
     step = _stepper(kind, size, batch)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water()
     for _ in range(3):
         step()
-    answer.put((before / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    answer.put((before, _high_water()))
+
+
+def _high_water() -> float:
+    """Peak resident megabytes of this process image (getrusage would hand down the parent's)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def step(options: argparse.Namespace) -> None:
