@@ -6,7 +6,9 @@ by the count over all processes), ``evaluate(model, arithmetic, options, limit)`
 that decides), ``samples(model, arithmetic, options, n)`` and ``draw(samples, path)``. For evaluation it has
 ``scores(...)``, ``figures(scores)``, ``record(scores)``, ``report(scores, pictures)``, ``draw_scores(scores, folder)``
 and ``save(path, prediction)``; its class has ``sample_folder()`` and ``reads_voc``.
-:class:`sparsemask.tasks.dense.DenseTask` gives most of it.
+:class:`sparsemask.tasks.dense.DenseTask` gives most of it. A task whose data are not pictures with labels has flags of
+its own instead of those of the others: its class has ``add_options(group)`` and ``data_flags``, the names of the flags
+that name data.
 """
 
 from __future__ import annotations
@@ -21,12 +23,25 @@ _TASKS = {
     "saliency": "sparsemask.tasks.saliency:SaliencyTask",
     "edges": "sparsemask.tasks.edges:EdgesTask",
     "ade20k": "sparsemask.tasks.ade20k:Ade20kTask",
+    "super_resolution": "sparsemask.tasks.super_resolution:SuperResolutionTask",
 }
+DEFAULT = "segmentation"
+_OWN_FLAGS = {"super_resolution"}
 
 
 def available() -> list[str]:
     """Names of the tasks."""
     return sorted(_TASKS)
+
+
+def own_flags(name: str) -> bool:
+    """Whether the task has data flags of its own."""
+    return name in _OWN_FLAGS
+
+
+def siblings(name: str) -> list[str]:
+    """Names of the tasks that a command line with this task's data flags may name."""
+    return [name] if own_flags(name) else [task for task in available() if not own_flags(task)]
 
 
 def find(name: str) -> type:
@@ -37,7 +52,8 @@ def find(name: str) -> type:
 
 
 def get(name: str, options: argparse.Namespace):
-    """The task `name` on the data that `options` names; it settles `options.n_class`, the network's output channels."""
+    """The task `name` on the data that `options` names; `options.n_class`, if there, is set to its channels."""
     task = find(name)(options)
-    options.n_class = task.n_output
+    if hasattr(options, "n_class"):
+        options.n_class = task.n_output
     return task

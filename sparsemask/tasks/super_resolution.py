@@ -1,0 +1,241 @@
+"""Super-resolution: a picture from its bicubic reduction, by L1; PSNR and SSIM as published.
+
+Where pictures lie: :mod:`sparsemask.tasks.super_resolution_folders`. Networks take and give RGB of 0 to 255, float32
+(N, 3, H, W), and enlarge by --scale. Scores are of luma for test sets and of RGB for DIV2K's validation
+pictures (Lim et al., "Enhanced deep residual networks for single image super-resolution", 2017; Wang et al.,
+"Exploring sparsity in image super-resolution for efficient inference", CVPR 2021).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sparsemask.engine import data, distributed
+from sparsemask.errors import UseError, say
+from sparsemask.files import write_bytes
+from sparsemask.tasks import super_resolution_folders as folders
+from sparsemask.tasks.image_metrics import quantise
+from sparsemask.tasks.super_resolution_data import SuperResolutionDataset, repeats
+from sparsemask.tasks.super_resolution_options import LOSSES, add_options, parse_loss, settle_folders
+from sparsemask.tasks.super_resolution_scores import Protocol, SuperResolutionMeter, SuperResolutionScores, enlarged
+
+
+class SuperResolutionTask:
+    """Enlarge pictures."""
+
+    primary = "psnr"
+    n_output = 3
+    reads_voc = False
+    data_flags = ("hr_path", "dir_data", "data_test")
+
+    def __init__(self, options: argparse.Namespace):
+        if getattr(options, "scale", None) is None:
+            raise UseError("--task super_resolution needs a network that enlarges pictures: --space smsr")
+        for name in ("data_root", "voc_root", "im_path", "gt_path"):
+            if getattr(options, name, None):
+                raise UseError(
+                    f"--{name} is for other tasks; super_resolution has --hr_path, --dir_data and --data_test"
+                )
+        if options.rgb_range != 255:
+            raise UseError(f"--rgb_range {options.rgb_range}: pictures have values of 0 to 255 here, and no others")
+        self._options = options
+        self._terms = parse_loss(options.loss)
+        self._train = self._eval = None
+        self._sources: dict[str, folders.Source] = {}
+        settle_folders(options)
+
+    add_options = staticmethod(add_options)
+
+    @staticmethod
+    def sample_folder() -> Path:
+        """The pictures that --sample stands for: photographs that come with scikit-image."""
+        return folders.sample_folder()
+
+    def source(self, which: str) -> folders.Source:
+        """The "training" or the "eval" pictures that the options name."""
+        if which not in self._sources:
+            self._sources[which] = folders.find_source(self._options, which)
+        return self._sources[which]
+
+    @property
+    def train_data(self) -> SuperResolutionDataset:
+        """Training patches."""
+        if self._train is None:
+            o = self._options
+            made = SuperResolutionDataset(self.source("training").pairs, o.scale, o.patch_size, kind=o.ext)
+            made.repeat = repeats(len(made.store), getattr(o, "batch_size", None) or 16, o.test_every)
+            made.store.fill()
+            self._train = made
+        return self._train
+
+    @property
+    def eval_data(self) -> SuperResolutionDataset:
+        """Validation pictures, whole."""
+        if self._eval is None:
+            o = self._options
+            made = SuperResolutionDataset(self.source("eval").pairs, o.scale, None, crop_even=o.crop_even, kind=o.ext)
+            made.store.fill()
+            self._eval = made
+        return self._eval
+
+    @property
+    def protocol(self) -> Protocol:
+        """How the validation pictures are scored."""
+        o = self._options
+        return Protocol(o.scale, self.source("eval").benchmark, o.ssim_divisor, o.crop_even)
+
+    def check(self) -> None:
+        """Read all headers and, where they fit into memory, all pictures; UseError for what is absent or broken.
+
+        Says what is not as one might think: pictures left out, low-resolution ones made.
+        """
+        for which, data_set in (("training", self.train_data), ("validation", self.eval_data)):
+            data_set.load(0)
+            said = []
+            if data_set.left_out:
+                whole = data_set.left_out + len(data_set.store)
+                said.append(f"{data_set.left_out} of {whole} are smaller than --patch_size and left out")
+            if any(pair.lr is None and pair.hr.parent.name.endswith("HR") for pair in data_set.pairs):
+                said.append(f"no LR_bicubic/X{self._options.scale} beside them: made by bicubic")
+            if data_set.store.kind == "img" and self._options.ext == "auto" and which == "training":
+                size = data_set.store.bytes / 1e9
+                said.append(f"{size:.1f} GB, decoded for every patch; --ext sep keeps them decoded on the disk")
+            if said and distributed.rank() == 0:
+                say(f"{which} pictures: {'; '.join(said)}", sys.stderr)
+
+    def count(self, target: torch.Tensor) -> float:
+        """What the loss of a batch (N,3,H,W) is to be divided by: its values."""
+        return target.numel()
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Sum over all values of `output` and `target` (N,3,H,W) of 0 to 255, of the terms of --loss."""
+        if output.shape != target.shape:
+            raise UseError(
+                f"the network makes {tuple(output.shape)} where the pictures are {tuple(target.shape)}: "
+                f"is --scale {self._options.scale} its scale?"
+            )
+        kind = torch.float64 if output.dtype == torch.float64 else torch.float32
+        output, target = output.to(kind), target.to(kind)
+        return sum(weight * LOSSES[name](output, target) for weight, name in self._terms)
+
+    @torch.no_grad()
+    def predict(self, model, images: torch.Tensor, arithmetic) -> torch.Tensor:
+        """Quantised pictures, float32 (N,3,sH,sW) on the CPU, of images (N,3,H,W) of 0 to 255."""
+        with arithmetic.context():
+            output = model(images.to(arithmetic.device, arithmetic.parameters))
+        return quantise(output.float()).cpu()
+
+    @torch.no_grad()
+    def scores(
+        self, model, arithmetic, options: argparse.Namespace, limit: int = 0, each=None, quick: bool = False
+    ) -> SuperResolutionScores:
+        """Scores of `model` on the validation pictures (the first `limit`), one by one, over all processes.
+
+        model: a module, or any function of images (1,3,H,W), such as one that works on tiles.
+        each(index, prediction): called after every picture, with the quantised prediction (3,sH,sW).
+        quick: without bicubic's figures.
+        """
+        source = self.eval_data
+        count = min(limit or len(source), len(source))
+        indices = np.arange(count)[distributed.rank() :: distributed.world()]
+        workers = 0 if source.store.kind == "memory" else options.n_worker
+        loader = data.evaluation_loader(source, indices, 1, workers)
+        meter = SuperResolutionMeter([source.name(i) for i in range(count)], self.protocol, not quick)
+        if isinstance(model, torch.nn.Module):
+            model.eval()
+        for index, [(images, target)] in zip(indices.tolist(), data.plainly(loader), strict=True):
+            prediction = self.predict(model, images, arithmetic)[0]
+            self._fits(prediction, target[0])
+            meter.add(index, prediction, target[0], images[0])
+            if each is not None:
+                each(index, prediction)
+        meter.total = distributed.total(meter.total.to(arithmetic.device)).cpu()
+        return meter.scores()
+
+    def evaluate(self, model, arithmetic, options, limit: int = 0) -> dict[str, float]:
+        """Figures for the training loop."""
+        return self.figures(self.scores(model, arithmetic, options, limit, quick=True))
+
+    def figures(self, scores: SuperResolutionScores) -> dict[str, float]:
+        """Mean PSNR in dB and mean SSIM."""
+        return {"psnr": scores.psnr, "ssim": scores.ssim}
+
+    def record(self, scores: SuperResolutionScores) -> dict:
+        """The figures, bicubic's, how they were taken, and those of each picture."""
+        *each, mean = [{k: _known(v) for k, v in row.items()} for row in scores.rows()]
+        figures = {k: v for k, v in mean.items() if k not in ("picture", "size")}
+        return {**figures, "protocol": str(scores.protocol), "each": each}
+
+    def report(self, scores: SuperResolutionScores, pictures: int) -> str:
+        """The table by picture with bicubic beside it, and a line of the means."""
+        lines = [scores.text(), ""]
+        if scores.equal:
+            lines.append(f"{scores.equal} equal to the truth (PSNR infinite): not in the mean PSNR")
+        gain = scores.psnr - scores.bicubic_psnr
+        lines.append(
+            f"PSNR {scores.psnr:.3f} dB  SSIM {scores.ssim:.4f}  {gain:+.3f} dB to bicubic  "
+            f"({self.source('eval').title}, {pictures} pictures; {scores.protocol})"
+        )
+        return "\n".join(lines)
+
+    def draw_scores(self, scores: SuperResolutionScores, folder: Path) -> None:
+        """Draw the PSNR of every picture beside bicubic's."""
+        from sparsemask.pictures.super_resolution import draw_psnr
+
+        draw_psnr(scores.names, scores.bicubic_psnrs, scores.psnrs, folder / "psnr.png")
+
+    def save(self, path: Path, prediction: torch.Tensor) -> None:
+        """Write a prediction (3,H,W) of 0 to 255 as a PNG."""
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise UseError(f"{path}: predictions are written as .png")
+        buffer = io.BytesIO()
+        Image.fromarray(_picture(quantise(prediction))).save(buffer, "PNG")
+        write_bytes(path, buffer.getvalue())
+
+    @torch.no_grad()
+    def samples(self, model, arithmetic, options, n: int = 4) -> list[tuple]:
+        """(name, bicubic, prediction, truth, bicubic's PSNR, PSNR) of `n` validation pictures spread over the list.
+
+        The pictures are uint8 (H,W,3).
+        """
+        source, found, protocol = self.eval_data, [], self.protocol
+        if isinstance(model, torch.nn.Module):
+            model.eval()
+        for index in np.unique(np.linspace(0, len(source) - 1, min(n, len(source))).astype(int)).tolist():
+            images, truth = source[index]
+            prediction = self.predict(model, images[None], arithmetic)[0]
+            self._fits(prediction, truth)
+            bicubic = enlarged(images, protocol.scale)
+            figures = [protocol(one, truth)[0] for one in (bicubic, prediction)]
+            found.append((source.name(index), *map(_picture, (bicubic, prediction, truth)), *figures))
+        return found
+
+    def draw(self, samples: list[tuple], path: Path) -> None:
+        """Write the grid of crops, bicubic | prediction | truth."""
+        from sparsemask.pictures.super_resolution import draw_super_resolution
+
+        draw_super_resolution(samples, path)
+
+    def _fits(self, prediction: torch.Tensor, truth: torch.Tensor) -> None:
+        """Raise a UseError unless both are of one size."""
+        if prediction.shape != truth.shape:
+            made, wanted = (f"{one.shape[-1]}x{one.shape[-2]}" for one in (prediction, truth))
+            raise UseError(f"the network makes {made} of a picture to become {wanted}: is --scale its scale?")
+
+
+def _picture(image: torch.Tensor) -> np.ndarray:
+    """(3,H,W) of whole numbers as uint8 (H,W,3)."""
+    return np.ascontiguousarray(image.to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def _known(value):
+    """JSON knows neither NaN nor infinity."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,172 @@
+"""Where pictures for super-resolution lie, and which low-resolution picture belongs to which.
+
+    DIV2K        DIR/DIV2K/HR/0001.png, DIR/DIV2K/LR_bicubic/X2/0001.png (or 0001x2.png);
+                 or as it is published: DIR/DIV2K/DIV2K_{train,valid}_HR, DIV2K_{train,valid}_LR_bicubic/X2
+    test sets    DIR/benchmark/Set5/HR/baby.png, DIR/benchmark/Set5/LR_bicubic/X2/baby.png (or babyx2.png)
+    pictures     any folder of pictures; the low-resolution ones are made by MATLAB's bicubic
+
+A name stands for a folder, or for one of that name (large or small letters) below --dir_data or $SPARSEMASK_DATA, in
+benchmark/ or beside it. A folder without pictures for a scale gets them made likewise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from sparsemask.errors import UseError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+DIV2K = "DIV2K"
+_FORMS = (("HR", "LR_bicubic"), ("DIV2K_train_HR", "DIV2K_train_LR_bicubic"))
+_VALID = ("DIV2K_valid_HR", "DIV2K_valid_LR_bicubic")
+# Photographs that scikit-image carries in its wheel; what else it knows it would download.
+_SAMPLE = {
+    "training": (
+        "astronaut.png", "brick.png", "coins.png", "grass.png", "gravel.png", "ihc.png", "motorcycle_left.png",
+        "motorcycle_right.png", "rocket.jpg",
+    ),
+    "eval": ("camera.png", "chelsea.png", "coffee.png"),
+}  # fmt: skip
+
+
+class Pair(NamedTuple):
+    """A high-resolution picture and its low-resolution one, None where that is to be made."""
+
+    hr: Path
+    lr: Path | None
+
+
+class Source(NamedTuple):
+    """Pictures to work on. benchmark: whether they are scored on luma, as the published test sets are."""
+
+    title: str
+    pairs: list[Pair]
+    benchmark: bool = True
+
+
+def find_source(options: argparse.Namespace, which: str) -> Source:
+    """The "training" or the "eval" pictures that the options name.
+
+    Without --data_test every tenth picture of --hr_path is for validation, and of DIV2K the second --data_range.
+    """
+    o = options
+    if which == "eval" and o.data_test:
+        if o.data_test.lower() == DIV2K.lower():
+            return div2k(o.dir_data, o.scale, o.data_range, which)
+        folder = find_folder(o.data_test, o.dir_data, "--data_test")
+        return Source(folder.name, read_folder(folder, o.scale))
+    if o.sample:
+        return Source("sample", sample_pairs(which))
+    if o.hr_path:
+        folder = find_folder(o.hr_path, o.dir_data, "--hr_path")
+        pairs = read_folder(folder, o.scale)
+        held = set() if o.data_test else set(pairs[9::10] or pairs[-1:])
+        chosen = [pair for pair in pairs if (pair in held) == (which == "eval")]
+        if not chosen:
+            raise UseError(f"{folder}: its one picture is needed for validation: add pictures, or give --data_test")
+        return Source(folder.name, chosen)
+    if o.dir_data:
+        return div2k(o.dir_data, o.scale, o.data_range, which)
+    flags = "--hr_path or --dir_data FOLDER" if which == "training" else "--data_test NAME or FOLDER"
+    raise UseError(f"no {which} pictures: give {flags}, or --sample")
+
+
+def find_folder(name: str, dir_data: str | None, flag: str) -> Path:
+    """The folder that `name` stands for, see the module's docstring; UseError naming the flag where there is none."""
+    if Path(name).is_dir():
+        return Path(name)
+    bases = [Path(base) for base in (dir_data, os.environ.get("SPARSEMASK_DATA")) if base]
+    if Path(name).name == name:
+        for place in [place for base in bases for place in (base / "benchmark", base) if place.is_dir()]:
+            found = sorted(p for p in place.iterdir() if p.name.lower() == name.lower() and p.is_dir())
+            if found:
+                return found[0]
+    hint = "names are looked for below --dir_data and $SPARSEMASK_DATA"
+    if bases:
+        hint = f"nor one of that name below {' or '.join(map(str, bases))}"
+    raise UseError(f"{flag} {name}: no such folder ({hint})")
+
+
+def div2k(dir_data: str | None, scale: int, data_range: str, which: str) -> Source:
+    """The part of DIV2K that a range "1-800/801-810" (training/validation, from 1, ends included) names."""
+    base = dir_data or os.environ.get("SPARSEMASK_DATA")
+    if not base:
+        raise UseError("DIV2K needs --dir_data, the folder that DIV2K lies in")
+    root = find_folder(DIV2K, str(base), "--dir_data")
+    form = next((f for f in _FORMS if (root / f[0]).is_dir()), None)
+    if form is None:
+        raise UseError(f"{root}: no pictures of DIV2K: expected {' or '.join(f[0] for f in _FORMS)} in this folder")
+    pairs = pair_up(root / form[0], root / form[1] / f"X{scale}", scale)
+    if form != _FORMS[0] and (root / _VALID[0]).is_dir():
+        pairs += pair_up(root / _VALID[0], root / _VALID[1] / f"X{scale}", scale)
+    first, last = parse_range(data_range)[which == "eval"]
+    if last > len(pairs):
+        raise UseError(f"--data_range {data_range}: picture {last}, but {root / form[0]} has {len(pairs)}")
+    return Source(DIV2K, pairs[first - 1 : last], which == "training")
+
+
+def parse_range(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((first, last) of training, of validation) of a --data_range."""
+    found = re.fullmatch(r"(\d+)-(\d+)/(\d+)-(\d+)", str(text).strip())
+    parts = tuple(map(int, found.groups())) if found else ()
+    if not found or not 1 <= parts[0] <= parts[1] or not 1 <= parts[2] <= parts[3]:
+        raise UseError(f"--data_range {text}: expected training and validation like 1-800/801-810, counted from 1")
+    return parts[:2], parts[2:]
+
+
+def read_folder(folder: Path, scale: int) -> list[Pair]:
+    """The pairs of a folder: of its HR/ and LR_bicubic/X{scale}/, or of all its pictures."""
+    if (folder / "HR").is_dir():
+        return pair_up(folder / "HR", folder / "LR_bicubic" / f"X{scale}", scale)
+    return [Pair(picture, None) for picture in pictures(folder)]
+
+
+def pair_up(hr: Path, lr: Path, scale: int) -> list[Pair]:
+    """Pictures of a folder with those of the same name, or the name and "x{scale}", in another, if that is there.
+
+    Raises UseError for no pictures, and where some of the low-resolution ones are absent.
+    """
+    found = pictures(hr)
+    if not lr.is_dir():
+        return [Pair(picture, None) for picture in found]
+    known = {path.stem: path for path in pictures(lr)}
+    names = [(picture.stem, f"{picture.stem}x{scale}") for picture in found]
+    pairs = [
+        Pair(picture, known.get(plain) or known.get(long)) for picture, (plain, long) in zip(found, names, strict=True)
+    ]
+    absent = [pair.hr.name for pair in pairs if pair.lr is None]
+    if absent:
+        raise UseError(f"{lr}: {len(absent)} of {len(pairs)} low-resolution pictures absent, first of {absent[0]}")
+    return pairs
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder, sorted by name; UseError where there are none."""
+    if not folder.is_dir():
+        raise UseError(f"picture folder not found: {folder}")
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not found:
+        raise UseError(f"{folder}: no pictures ({', '.join(SUFFIXES)}) in this folder")
+    return found
+
+
+def sample_folder() -> Path:
+    """The folder of the pictures that come with scikit-image."""
+    return Path(importlib.util.find_spec("skimage").origin).parent / "data"
+
+
+def sample_pairs(which: str) -> list[Pair]:
+    """Those of scikit-image's photographs that are there: nine to train on, three to validate.
+
+    Raises UseError where a scikit-image carries none of them.
+    """
+    folder = sample_folder()
+    found = [folder / name for name in _SAMPLE[which] if (folder / name).is_file()]
+    if not found:
+        raise UseError(f"{folder}: this scikit-image carries none of its pictures: give --hr_path and --data_test")
+    return [Pair(path, None) for path in found]
