@@ -29,11 +29,11 @@ def parser(space: str = "connectivity") -> Parser:
     """The command's flags, the family's own included."""
     made = Parser("prune", prog="prune/prune.py", description=__doc__)
     made.add_argument("--config", help="YAML file of flags")
-    made.add_argument("--space", default="connectivity", help="the search space (default: connectivity)")
+    flags.add_space(made, spaces.get(space))
     made.add_argument("--exp_path", default="runs", help="folder that holds the runs (default: runs)")
     made.add_argument("--run", default=None, help="the search run (default: the newest)")
     made.add_argument("--checkpoint", default=None, help="a checkpoint file instead of a run")
-    made.add_argument("--out", default=None, help="the mask file to write (default: mask.npy)")
+    made.add_argument("--out", default=None, help="the mask file to write (default: mask.npy, or mask.npz)")
     _family(space).add_options(made)
     return made
 
@@ -45,7 +45,7 @@ def _family(space: str):
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    space = flags.peek_space(argv)
+    space = flags.peek_space(argv, newest="search")
     made = parser(space)
     given = made.given(argv)
     options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)

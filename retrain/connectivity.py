@@ -17,7 +17,7 @@ from spaces.encoder import encoder_weights
 from sparsemask import datasets, masks, runs, session, tasks
 from sparsemask import report as page
 from sparsemask.costs import format_count, measure
-from sparsemask.engine import checkpoint, distributed
+from sparsemask.engine import Method, checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError, describe, say
@@ -91,6 +91,11 @@ def _fitted(options: argparse.Namespace) -> tuple[np.ndarray | str, dict, list[s
         mask = mask if mask == FCN else named_mask(mask, len(strides), options.seed)
         return mask, {"backbone_name": options.backbone_name, "strides": strides}, []
     return fit_mask(mask, note, options.backbone_name, options.mask_path)
+
+
+def method(options: argparse.Namespace) -> Method:
+    """A plain network is trained."""
+    return Method()
 
 
 def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:

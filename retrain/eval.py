@@ -33,7 +33,7 @@ def parser(space: str = "connectivity") -> Parser:
     made.add_argument("--run", default=None, help="the retrain run (default: the newest)")
     made.add_argument("--exp_path", default="runs", help="folder that holds the runs (default: runs)")
     for add in (flags.add_data, flags.add_network, flags.add_device):
-        add(made)
+        add(made, spaces.get(space))
     group = made.add_argument_group("evaluation")
     group.add_argument("--checkpoint", default="last", help="of the run: last or best (default: last)")
     group.add_argument("--eval_batch_size", type=positive, default=1, help="pictures of one size together (default: 1)")
@@ -49,7 +49,7 @@ def parser(space: str = "connectivity") -> Parser:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    space = flags.peek_space(argv)
+    space = flags.peek_space(argv, newest="retrain")
     made = parser(space)
     given = made.given(argv)
     given = {**(made.from_file(given["config"], foreign=True) if given.get("config") else {}), **given}

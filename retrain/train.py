@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import spaces
 from sparsemask import flags, session
-from sparsemask.engine import Method, distributed, fit
+from sparsemask.engine import distributed, fit
 from sparsemask.errors import command
 from sparsemask.options import Parser, plain
 
@@ -31,7 +31,7 @@ def parser(space: str = "connectivity") -> Parser:
     """The command's flags, the family's own included."""
     made = Parser("retrain", prog="retrain/train.py", description=__doc__)
     for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
-        add(made)
+        add(made, spaces.get(space))
     _family(space).add_options(made)
     return made
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with opened.clean():
         model, extra = family.build(opened, task)
         extra = {"verb": "retrain", "space": options.space, "config": plain(options), **extra}
-        result = fit(model, Method(), task, options, run, opened.arithmetic, extra, opened.state)
+        result = fit(model, family.method(options), task, options, run, opened.arithmetic, extra, opened.state)
     if opened.main:
         run.note(state="finished", result=result)
         family.finish(opened, model, task, result)

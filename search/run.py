@@ -34,7 +34,7 @@ def parser(space: str = "connectivity") -> Parser:
         "--search", dest="_search", action="store_true", help="search (the default here; kept for old command lines)"
     )
     for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
-        add(made)
+        add(made, spaces.get(space))
     _family(space).add_options(made)
     return made
 

@@ -91,7 +91,7 @@ def parser(space: str = "connectivity") -> Parser:
     )
     group.add_argument("--seed", type=natural, default=0, help="seed of the study and of every trial (default: 0)")
     for add in (flags.add_data, flags.add_network, flags.add_device, flags.add_training):
-        add(made)
+        add(made, spaces.get(space))
     importlib.import_module(f"search.{spaces.get(space).family}").add_options(made)
     return made
 

@@ -15,7 +15,8 @@ from sparsemask.options import spoken
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVES = "--voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz"
 _FOLDERS = ("im_path", "gt_path", "training_list", "eval_list")
-_WHOLE = ("sample", "data_root", "voc_root")  # flags that name all of the data by themselves
+# Flags that name all of the data by themselves, the last two those of super-resolution.
+_WHOLE = ("sample", "data_root", "voc_root", "hr_path", "dir_data")
 
 
 def cache() -> Path:
@@ -34,11 +35,11 @@ def prepared() -> Path | None:
     return None
 
 
-def choose_data(given: dict) -> tuple[dict, str, str | None]:
+def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | None]:
     """Settle the data flags: (flags to lay over the defaults, preset for the budget, a line to print or None)."""
     if given.get("sample"):
         return {"sample": True}, "sample", None
-    if given.get("voc_root") or given.get("data_root"):
+    if any(given.get(name) for name in _WHOLE) or (given.get("data_test") and not training):
         return {}, "short", None
     task = given.get("task") or "segmentation"
     voc = prepared() if tasks.find(task).reads_voc else None
@@ -50,7 +51,9 @@ def choose_data(given: dict) -> tuple[dict, str, str | None]:
     if voc is not None:
         return {name: str(path) for name, path in _voc_paths(voc).items()}, "short", None
     if not tasks.find(task).reads_voc:
-        line = f"no data named for --task {task} (--data_root FOLDER): going on with drawn pictures and a short budget"
+        own = getattr(tasks.find(task), "data_flags", None)
+        line = f"no data named for --task {task} (--{own[0] if own else 'data_root'} FOLDER): going on with "
+        line += f"{'the embedded' if own else 'drawn'} pictures and a short budget"
         return {"sample": True}, "sample", line
     prepare = spoken("prepare", ARCHIVES)
     line = f"PASCAL VOC 2012 is not prepared here ({prepare}): going on with the embedded sample set and a short budget"
@@ -60,7 +63,7 @@ def choose_data(given: dict) -> tuple[dict, str, str | None]:
 def without_replaced(values: dict, given: dict) -> dict:
     """Flags of a file or a run, without the data they name where `given` names other data."""
     if any(given.get(name) for name in _WHOLE):
-        gone = (*_WHOLE, *_FOLDERS)
+        gone = (*_WHOLE, *_FOLDERS, *(("data_test",) if given.get("sample") else ()))
     elif given.get("im_path") or given.get("gt_path"):
         gone = _WHOLE
     else:

@@ -1,18 +1,27 @@
-"""The flags the verbs share, in groups; each command adds the groups it needs. Names follow the public scripts."""
+"""The flags the verbs share, in groups; each command adds the groups it needs. Names follow the public scripts.
+
+Each group's function takes the parser and the space it is for: a space may have network flags of its own
+(``add_options(group)``) and a task (``task``) whose data has.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from sparsemask import tasks
+from sparsemask import fine_masks, runs, tasks
+from sparsemask.errors import UseError
 from sparsemask.options import Parser, factor, fraction, natural, positive, rate
+from sparsemask.weights import file_space
+
+DEFAULT_SPACE = "connectivity"
 
 
-def add_run(parser: Parser) -> None:
+def add_run(parser: Parser, space=None) -> None:
     """Where a run lives and how it repeats."""
     group = parser.add_argument_group("run")
     group.add_argument("--config", help="YAML file of flags, or a preset: published, short, sample")
@@ -29,11 +38,28 @@ def add_run(parser: Parser) -> None:
     )
 
 
-def add_data(parser: Parser) -> None:
+def add_data(parser: Parser, space=None) -> None:
     """Which pictures; without any of these: VOC where it was prepared, else the embedded sample set."""
     group = parser.add_argument_group("data")
-    group.add_argument("--task", default="segmentation", help=f"{', '.join(tasks.available())} (default: segmentation)")
+    task = getattr(space, "task", tasks.DEFAULT)
+    group.add_argument("--task", default=task, help=f"{', '.join(tasks.siblings(task))} (default: {task})")
     group.add_argument("--sample", action="store_true", help="use the embedded sample set, or the task's drawn one")
+    group.add_argument("--n_worker", type=natural, default=2, help="loader processes (default: 2)")
+    if tasks.own_flags(task):
+        tasks.find(task).add_options(group)
+    else:
+        _add_labelled(group)
+
+
+def check_task(options: argparse.Namespace, default: str) -> None:
+    """Raise a UseError for a task whose data this command line's flags, those of task `default`, cannot name."""
+    known = tasks.siblings(default)
+    if options.task in tasks.available() and options.task not in known:
+        raise UseError(f"--task {options.task}: space '{options.space}' is for --task {' or '.join(known)}")
+
+
+def _add_labelled(group) -> None:
+    """The data flags of tasks with a label for every pixel."""
     group.add_argument("--voc_root", default=None, help="a VOC devkit folder instead of folders and lists")
     group.add_argument("--data_root", default=None, help="other tasks: an MSRA-B, ECSSD, BSDS500 or ADE20K folder")
     group.add_argument("--im_path", default=None, help="folder of pictures (VOC: VOC12/data/img)")
@@ -46,13 +72,26 @@ def add_data(parser: Parser) -> None:
     group.add_argument("--class_names", default=None, help="text file, one class name a line")
     group.add_argument("--crop_size", type=positive, default=None, help="training crop and smallest evaluation size")
     group.add_argument("--scales", type=factor, nargs="+", default=None, help="random scales of training pictures")
-    group.add_argument("--n_worker", type=natural, default=2, help="loader processes (default: 2)")
 
 
-def add_network(parser: Parser) -> None:
+def add_network(parser: Parser, space=None) -> None:
     """Which network."""
     group = parser.add_argument_group("network")
-    group.add_argument("--space", default="connectivity", help="the search space (default: connectivity)")
+    add_space(group, space)
+    if hasattr(space, "add_options"):
+        space.add_options(group)
+    else:
+        _add_encoder(group)
+
+
+def add_space(group, space=None) -> None:
+    """The flag --space, with the space of this command line as its default: what is settled is written down."""
+    name = getattr(space, "name", None) or DEFAULT_SPACE
+    group.add_argument("--space", default=name, help=f"the search space (default: {DEFAULT_SPACE}, or a file's own)")
+
+
+def _add_encoder(group) -> None:
+    """The network flags of spaces that stand on an encoder."""
     group.add_argument(
         "--backbone_name",
         default="mobilenet_v2",
@@ -73,7 +112,7 @@ def add_network(parser: Parser) -> None:
     group.add_argument("--bn_momentum", type=rate, default=None, help="batch-norm momentum (published: 0.0003)")
 
 
-def add_device(parser: Parser) -> None:
+def add_device(parser: Parser, space=None) -> None:
     """Where it is computed."""
     group = parser.add_argument_group("device")
     group.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
@@ -85,7 +124,7 @@ def add_device(parser: Parser) -> None:
     )
 
 
-def add_training(parser: Parser) -> None:
+def add_training(parser: Parser, space=None) -> None:
     """The optimisation."""
     group = parser.add_argument_group("training")
     group.add_argument("--batch_size", type=positive, default=None, help="pictures a step, over all processes")
@@ -115,22 +154,37 @@ def add_training(parser: Parser) -> None:
     group.add_argument("--log_interval", type=positive, default=None, help="steps between lines of metrics")
 
 
-def peek_space(argv: Sequence[str] | None) -> str:
-    """The space a command line is about, before its other flags are known: --space, a run's, or a file's."""
+def peek_space(argv: Sequence[str] | None, newest: str | None = None) -> str:
+    """The space a command line is about, before its other flags are known.
+
+    --space says it; else a run (--resume, --run), a file of flags, a mask file, a checkpoint; else, with `newest`, the
+    newest run of that verb. A file that cannot be read is passed over here: the verb reports it when it reads it.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--space", "--config"):
+    for name in ("--space", "--config", "--run", "--mask_path", "--checkpoint", "--pretrained_model"):
         first.add_argument(name)
+    first.add_argument("--exp_path", default="runs")
     first.add_argument("--resume", nargs="?")
     seen, _ = first.parse_known_args(argv)
-    files = [Path(seen.resume) / "config.yaml"] if seen.resume else []
-    if seen.config and Path(seen.config).is_file():
-        files.append(Path(seen.config))
-    for file in files:
-        if seen.space is None and file.is_file():
-            try:
-                content = yaml.safe_load(file.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError):
-                content = None  # reported where the file is read in earnest
-            if isinstance(content, dict) and isinstance(content.get("space"), str):
-                return content["space"]
-    return seen.space or "connectivity"
+    if seen.space is not None:
+        return seen.space
+    found = None
+    for file in [Path(run) / "config.yaml" for run in (seen.resume, seen.run) if run] + [Path(seen.config or "")]:
+        found = found or _space_in_config(file)
+    with contextlib.suppress(UseError, OSError):
+        found = found or (fine_masks.load_masks(seen.mask_path).space if fine_masks.is_fine(seen.mask_path) else None)
+    for path in (seen.checkpoint, seen.pretrained_model):
+        found = found or (file_space(path) if path else None)
+    named = any((seen.resume, seen.run, seen.mask_path, seen.checkpoint, seen.pretrained_model))
+    if found is None and newest and not named:
+        found = runs.newest_space(seen.exp_path, newest)
+    return found or DEFAULT_SPACE
+
+
+def _space_in_config(file: Path) -> str | None:
+    content = None
+    if file.is_file():
+        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, OSError):
+            content = yaml.safe_load(file.read_text())
+    space = content.get("space") if isinstance(content, dict) else None
+    return space if isinstance(space, str) else None

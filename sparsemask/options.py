@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 
         foreign: pass over flags that this verb does not have instead of refusing them.
         """
-        path = find_config(path)
+        path = find_config(path, self.get_default("space"))
         try:
             content = yaml.safe_load(path.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -133,11 +133,12 @@ def presets() -> dict[str, Path]:
     return {Path(str(f)).stem: Path(str(f)) for f in folder.iterdir() if str(f).endswith(".yaml")}
 
 
-def find_config(path: str | Path) -> Path:
-    """A configuration file by path, or a preset by name."""
+def find_config(path: str | Path, space: str | None = None) -> Path:
+    """A configuration file by path, or a preset by name: `short` is `smsr_short` for space smsr, if there is one."""
     known = presets()
-    if str(path) in known:
-        return known[str(path)]
+    for name in (f"{space}_{path}", str(path)):
+        if name in known:
+            return known[name]
     if not Path(path).is_file():
         raise UseError(f"configuration not found: {path} (a file, or one of: {', '.join(sorted(known))})")
     return Path(path)

@@ -94,20 +94,32 @@ def find(folder: str | Path) -> Run:
 
 def newest(exp_path: str | Path, verb: str, space: str | None = None) -> Run:
     """The newest run of a verb that has a checkpoint; UseError, naming the command that makes one, when none has."""
+    run = _newest(exp_path, verb, space)
+    if run is None:
+        made_by = opt.spoken(verb, "--mask_path mask.npy" if verb == "retrain" else "")
+        raise UseError(f"no finished or running {verb} with a checkpoint in '{exp_path}/'; make one: {made_by}")
+    unfinished = "" if run.info().get("state") == "finished" else " (not finished)"
+    say(f"run: {run.folder}{unfinished}")
+    return run
+
+
+def newest_space(exp_path: str | Path, verb: str) -> str | None:
+    """The space of the newest run of a verb that has a checkpoint; None without any."""
+    run = _newest(exp_path, verb, None, quiet=True)
+    space = run.info().get("space") if run else None
+    return space if isinstance(space, str) else None
+
+
+def _newest(exp_path: str | Path, verb: str, space: str | None, quiet: bool = False) -> Run | None:
     found = []
     for config in Path(exp_path).glob("*/config.yaml"):
         run = Run(config.parent)
         try:
             info = run.info()
         except UseError as error:
-            say(f"passed over: {error}", sys.stderr)
+            if not quiet:
+                say(f"passed over: {error}", sys.stderr)
             continue
         if info.get("verb") == verb and run.last.exists() and space in (None, info.get("space")):
             found.append((info.get("started", ""), run.last.stat().st_mtime, run))
-    if not found:
-        made_by = opt.spoken(verb, "--mask_path mask.npy" if verb == "retrain" else "")
-        raise UseError(f"no finished or running {verb} with a checkpoint in '{exp_path}/'; make one: {made_by}")
-    run = max(found, key=lambda entry: entry[:2])[2]
-    unfinished = "" if run.info().get("state") == "finished" else " (not finished)"
-    say(f"run: {run.folder}{unfinished}")
-    return run
+    return max(found, key=lambda entry: entry[:2])[2] if found else None

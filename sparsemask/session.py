@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from sparsemask import datasets, runs, tasks
+from sparsemask import datasets, flags, runs, tasks
 from sparsemask import options as opt
 from sparsemask.devices import Arithmetic, arithmetic
 from sparsemask.engine import checkpoint, distributed
 from sparsemask.errors import UseError, say
 
 _PATHS = ("voc_root", "data_root", "im_path", "gt_path", "training_list", "eval_list", "class_names")
-_PATHS += ("pretrained_model", "ft_model", "search_checkpoint")
+_PATHS += ("pretrained_model", "ft_model", "search_checkpoint", "hr_path", "dir_data")
 # What may differ when a run is resumed: where and how fast it is computed, not what.
 RUNTIME = ("gpu", "n_worker", "exp_path", "name", "resume", "config")
 
@@ -63,16 +63,18 @@ def settle(parser: opt.Parser, given: dict, training: bool = True) -> tuple[argp
     """
     filed = parser.from_file(given["config"]) if given.get("config") else {}
     filed = datasets.without_replaced(filed, given)
-    data, preset, line = datasets.choose_data({**filed, **given})
+    asked = {"task": parser.get_default("task"), **filed, **given}
+    data, preset, line = datasets.choose_data(asked, training)
     if given.get("config") in opt.presets():  # its budget is the whole budget
         preset = given["config"]
     layers = [parser.from_file(preset, foreign=True), data, filed, given]
     if not training:
-        layers[0] = {"crop_size": layers[0]["crop_size"] if preset == "sample" else 513}
+        layers[0] = {k: v if preset == "sample" else 513 for k, v in layers[0].items() if k == "crop_size"}
     for low, high in ((layers[0], filed), ({**layers[0], **filed}, given)):
         if high.get("max_epoch") and not high.get("max_iter") and low.get("max_iter"):
             high.setdefault("max_iter", None)  # epochs that are asked for win over a lower layer's steps
     options = parser.resolve(*layers)
+    flags.check_task(options, parser.get_default("task"))
     for name in _PATHS:  # a run must find its files from any folder
         value = getattr(options, name, None)
         if value and Path(value).exists():

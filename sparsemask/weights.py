@@ -6,6 +6,7 @@ Files from strangers are data: pickles are read with ``weights_only=True``, so t
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickletools
 import re
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
@@ -84,6 +85,29 @@ def _brief(error: Exception) -> str:
     text = one_line(error).rpartition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0]
     text = text or type(error).__name__
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def file_space(path: str | os.PathLike) -> str | None:
+    """The space that a checkpoint of a run, or a network's safetensors file, says it is of; None where none does."""
+    path = Path(path)
+    if not path.is_file():
+        return None
+    with contextlib.suppress(UseError, OSError, SafetensorError):
+        found = metadata(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+        space = found.get("space")
+        return space if isinstance(space, str) else None
+    return None
+
+
+def metadata(path: str | os.PathLike) -> dict:
+    """What a safetensors file says about its network: JSON values by name; others are passed over."""
+    with safe_open(path, framework="pt") as file:
+        said = file.metadata() or {}
+    values = {}
+    for key, text in said.items():
+        with contextlib.suppress(ValueError):
+            values[key] = json.loads(text)
+    return values
 
 
 def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:

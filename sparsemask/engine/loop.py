@@ -44,6 +44,10 @@ class Method:
     def after_step(self, model: torch.nn.Module) -> None:
         """Called after every optimizer update."""
 
+    def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
+        """Validation figures: the task's, and what a family has to add."""
+        return task.evaluate(model, arithmetic, options, limit=options.eval_limit)
+
     def figures(self, model: torch.nn.Module) -> dict:
         """Figures shown beside the loss."""
         return {}
@@ -79,13 +83,13 @@ class Fit:
                 f"--batch_size {options.batch_size} cannot be shared by {self.world} process(es) "
                 f"in {options.accumulate} part(s): it must be a multiple of {self.world * options.accumulate}"
             )
-        if share < 2 and not options.freeze_bn:
+        if share < 2 and not options.freeze_bn and batchnorm.norms(model):
             raise UseError(
                 f"{share} picture in each forward pass: batch norm needs 2 or more; raise --batch_size or --freeze_bn"
             )
         self.max_iter, self.epoch = steps(options, len(task.train_data))
         model.to(arithmetic.device, arithmetic.parameters)
-        if options.bn_momentum is not None:
+        if getattr(options, "bn_momentum", None) is not None:  # networks without batch norm lack the flag
             batchnorm.set_momentum(model, options.bn_momentum)
         self.optimizers = method.optimizers(model, options)
         self.base = [group["lr"] for group in self.groups]
@@ -232,7 +236,7 @@ class Fit:
             self.method.before_step(self.model, -1)
             batchnorm.reestimate(self.model, (self._to(images) for images, _ in data.plainly(loader)))
         distributed.average_buffers(self.model)
-        result = self.task.evaluate(self.model, self.arithmetic, self.options, limit=self.options.eval_limit)
+        result = self.method.evaluate(self.model, self.task, self.arithmetic, self.options)
         batchnorm.set_training(self.model, self.options.freeze_bn)
         return result
 

@@ -1,0 +1,186 @@
+"""Files of fine-grained masks: where a network computes, and in which channels.
+
+A `.npz` file of plain arrays (no pickle): format version, space, task, the connectivity mask (L, L, 2) or none, a
+channel mask for each module, the threshold of the data masks on P(keep), the kept fractions that were measured with
+the data they were measured on, and the SHA-256 of the checkpoint that holds the weights, mask branches included. Data
+masks depend on the picture and are no part of the file: the branches that predict them are in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sparsemask.errors import UseError, one_line
+from sparsemask.files import sha256, write_bytes
+from sparsemask.masks import check_mask
+
+FORMAT = 1
+SUFFIX = ".npz"
+_CHANNELS, _KEPT = "channels/", "kept/"
+_LARGEST = 1 << 26  # bytes of one array; a mask file holds kilobytes
+
+
+@dataclass(frozen=True)
+class FineMasks:
+    """Hard masks of a network, and where they come from."""
+
+    space: str
+    task: str
+    channels: Mapping[str, np.ndarray]
+    """Module name -> bool (layers, channels) or (channels,): True is dense, computed everywhere."""
+    sha256: str
+    """Of the checkpoint file that holds the weights."""
+    threshold: float = 0.5
+    """A location is kept where P(keep) is above it; 0.5 is the argmax."""
+    kept: Mapping[str, float] = field(default_factory=dict)
+    """Module name -> measured share of channels x locations that is computed, in [0, 1]."""
+    measured_on: str = ""
+    """The data on which `kept` was measured, in words."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """What the space needs to build the network: plain numbers and words by name."""
+    checkpoint: str | None = None
+    """Where the checkpoint lay when the masks were made."""
+    connectivity: np.ndarray | None = None
+    """(L, L, 2) bool where the network's connections were searched too."""
+
+    @property
+    def mean_kept(self) -> float | None:
+        """Mean measured kept fraction over the modules; None where nothing was measured."""
+        return float(np.mean(list(self.kept.values()))) if self.kept else None
+
+    def check_weights(self, path: str | os.PathLike, what: str = "mask") -> None:
+        """Raise UseError unless `path` is the checkpoint the masks were made from, byte for byte."""
+        if not Path(path).is_file():
+            raise UseError(f"checkpoint not found: {path}")
+        found = sha256(path)
+        if found != self.sha256:
+            raise UseError(
+                f"{what}: made from another checkpoint than {path} (SHA-256 {self.sha256[:12]}..., this one has "
+                f"{found[:12]}...); masks and weights belong together: prune that checkpoint"
+            )
+
+
+def save_masks(path: str | os.PathLike, masks: FineMasks) -> None:
+    """Write checked masks to `path` (.npz), atomically."""
+    path = _npz(path)
+    _check(masks, str(path))
+    arrays: dict[str, np.ndarray] = {
+        "format": np.array(FORMAT),
+        "space": np.array(masks.space),
+        "task": np.array(masks.task),
+        "threshold": np.array(float(masks.threshold)),
+        "sha256": np.array(masks.sha256),
+        "measured_on": np.array(masks.measured_on),
+        "config": np.array(json.dumps(dict(masks.config), sort_keys=True)),
+    }
+    if masks.checkpoint is not None:
+        arrays["checkpoint"] = np.array(str(masks.checkpoint))
+    if masks.connectivity is not None:
+        arrays["connectivity"] = masks.connectivity
+    arrays |= {f"{_CHANNELS}{name}": np.asarray(mask) for name, mask in masks.channels.items()}
+    arrays |= {f"{_KEPT}{name}": np.array(float(value)) for name, value in masks.kept.items()}
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays)
+    write_bytes(path, data.getvalue())
+
+
+def load_masks(path: str | os.PathLike) -> FineMasks:
+    """Read masks; UseError in one line when the file is missing, torn, of another kind or of a newer version."""
+    path = _npz(path)
+    if path.is_dir():
+        raise UseError(f"{path}: is a folder, expected a mask file ({SUFFIX})")
+    if not path.exists():
+        raise UseError(f"mask not found: {path} (prune/prune.py writes one)")
+    arrays = _read(path)
+    missing = [name for name in ("format", "space", "task", "threshold", "sha256", "config") if name not in arrays]
+    if missing:
+        raise UseError(f"{path}: not a file of fine-grained masks (no {', '.join(missing)})")
+    try:
+        version = int(arrays["format"])
+        if version > FORMAT:
+            raise UseError(f"{path}: written by a newer version (format {version}, known: {FORMAT})")
+        config = json.loads(str(arrays["config"]))
+        masks = FineMasks(
+            space=str(arrays["space"]),
+            task=str(arrays["task"]),
+            channels={k.removeprefix(_CHANNELS): v for k, v in arrays.items() if k.startswith(_CHANNELS)},
+            sha256=str(arrays["sha256"]),
+            threshold=float(arrays["threshold"]),
+            kept={k.removeprefix(_KEPT): float(v) for k, v in arrays.items() if k.startswith(_KEPT)},
+            measured_on=str(arrays.get("measured_on", "")),
+            config=config,
+            checkpoint=str(arrays["checkpoint"]) if "checkpoint" in arrays else None,
+            connectivity=arrays.get("connectivity"),
+        )
+    except (ValueError, TypeError) as error:
+        raise UseError(f"{path}: not a file of fine-grained masks ({one_line(error)[:120]})") from None
+    _check(masks, str(path))
+    return masks
+
+
+def is_fine(path: str | os.PathLike | None) -> bool:
+    """Whether a path names a file of this kind (by its suffix)."""
+    return path is not None and Path(path).suffix == SUFFIX
+
+
+def _check(masks: FineMasks, what: str) -> None:
+    if not masks.channels:
+        raise UseError(f"{what}: no channel masks in it")
+    for name, mask in masks.channels.items():
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim not in (1, 2) or not mask.size:
+            found = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise UseError(f"{what}: the channel mask of {name} must be booleans (layers, channels), found {found}")
+    if not 0 <= masks.threshold < 1:
+        raise UseError(f"{what}: the data masks' threshold must be in [0, 1), found {masks.threshold:g}")
+    wrong = [name for name, value in masks.kept.items() if not 0 <= value <= 1]
+    if wrong:
+        raise UseError(f"{what}: the kept fraction of {wrong[0]} must be in [0, 1], found {masks.kept[wrong[0]]:g}")
+    if not isinstance(masks.config, Mapping):
+        raise UseError(f"{what}: its configuration is no mapping")
+    if masks.connectivity is not None:
+        check_mask(masks.connectivity, what=f"{what}: connectivity")
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Every array of an archive; what its headers claim is checked before anything of that size is allocated."""
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.file_size > _LARGEST:
+                    raise UseError(f"{path}: not a file of fine-grained masks ({entry.filename} is too large)")
+                data = archive.read(entry)
+                if len(data) != entry.file_size:
+                    raise ValueError("torn")
+                arrays[entry.filename.removesuffix(".npy")] = _array(data)
+    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise UseError(f"{path}: truncated or not a mask file ({one_line(error)[:120]})") from None
+    return arrays
+
+
+def _array(data: bytes) -> np.ndarray:
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds objects, which would need pickle")
+    if np.prod(shape, dtype=object) * dtype.itemsize > len(data):
+        raise ValueError("its header claims more than there is")
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
+def _npz(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise UseError(f"{path}: fine-grained masks are a {SUFFIX} file")
+    return path

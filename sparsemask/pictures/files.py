@@ -1,0 +1,125 @@
+"""Any picture file as an array, and back: grey or colour, 8 or 16 bits, palette, alpha, camera orientation."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sparsemask.errors import UseError, one_line
+from sparsemask.files import write_bytes
+
+# Formats that are written, by suffix; and which of them have room for alpha and for 16 bits of grey.
+_WRITTEN = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"
+}  # fmt: skip
+_ALPHA, _DEEP = {"PNG", "WEBP", "TIFF"}, {"PNG", "TIFF"}
+
+
+@dataclass
+class Picture:
+    """A decoded picture; colours are not multiplied by alpha."""
+
+    colour: np.ndarray
+    """float32 (H, W, 3), 0 to 255; of a grey picture three times the same."""
+    alpha: np.ndarray | None = None
+    """uint8 (H, W), or None without."""
+    grey: bool = False
+    deep: bool = False
+    """16 bits a value (grey only: the decoder has no deep colours)."""
+    notes: dict = field(default_factory=dict)
+    """What is written back with it: colour profile, resolution."""
+
+    @property
+    def size(self) -> str:
+        """'640x480'."""
+        return f"{self.colour.shape[1]}x{self.colour.shape[0]}"
+
+
+def read_picture(path: str | os.PathLike) -> Picture:
+    """Read a picture of any kind; UseError when it is missing, torn, no picture, or unreasonably large."""
+    path = Path(path)
+    if path.is_dir():
+        raise UseError(f"{path}: is a folder, expected a picture")
+    if not path.exists():
+        raise UseError(f"picture not found: {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are large but possible
+            with Image.open(path) as opened:
+                opened.load()
+                return _decoded(opened)
+    except UnidentifiedImageError:
+        raise UseError(f"{path}: not a picture that can be read") from None
+    except Image.DecompressionBombError as error:
+        raise UseError(f"{path}: {one_line(error).split(',')[0]}") from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UseError(f"{path}: truncated or not a picture ({one_line(error)[:100]})") from None
+
+
+def _decoded(opened: Image.Image) -> Picture:
+    notes = {k: opened.info[k] for k in ("icc_profile", "dpi") if opened.info.get(k)}
+    shown = ImageOps.exif_transpose(opened)
+    if shown.mode.startswith("I;16") or shown.mode in ("I", "F"):
+        values = np.asarray(shown, dtype=np.float32)
+        deep = shown.mode != "F"
+        return Picture(_tripled(values / 257 if deep else values), grey=True, deep=deep, notes=notes)
+    alpha = None
+    if "A" in shown.getbands() or "a" in shown.getbands() or "transparency" in shown.info:
+        shown = shown.convert("RGBA")  # palettes with a transparent colour too
+        alpha = np.array(shown.getchannel("A"))
+    grey = opened.mode in ("1", "L", "LA", "La")
+    if opened.mode == "CMYK":
+        notes.pop("icc_profile", None)  # of inks; the colours are RGB from here
+    return Picture(np.asarray(shown.convert("RGB"), dtype=np.float32), alpha, grey, notes=notes)
+
+
+def _tripled(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values[..., None].repeat(3, axis=2))
+
+
+def check_output(path: str | os.PathLike) -> Path:
+    """Return the path if a picture can be written there; UseError before any work otherwise."""
+    path = Path(path)
+    if path.suffix.lower() not in _WRITTEN:
+        raise UseError(f"{path}: a picture's name must end in one of {', '.join(_WRITTEN)}")
+    if path.is_dir():
+        raise UseError(f"{path}: is a folder, expected the name of the picture to write")
+    if not path.parent.is_dir():
+        raise UseError(f"{path}: no such folder: {path.parent}")
+    return path
+
+
+def write_picture(path: str | os.PathLike, picture: Picture) -> list[str]:
+    """Write a picture atomically in the format of its suffix; what that format could not hold is returned in words."""
+    path = check_output(path)
+    form, lost = _WRITTEN[path.suffix.lower()], []
+    deep = picture.deep and form in _DEEP and picture.alpha is None
+    if picture.deep and not deep:
+        lost.append("16 bits became 8")
+    if picture.grey:
+        values = picture.colour.mean(axis=2)
+    else:
+        values = picture.colour
+    if deep:
+        made = Image.fromarray(np.clip(np.rint(values * 257), 0, 65535).astype(np.uint16))
+    else:
+        made = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    if picture.alpha is not None:
+        if form in _ALPHA:
+            made.putalpha(Image.fromarray(picture.alpha))
+        else:
+            lost.append(f"{form} has no transparency")
+    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(form, {})
+    notes = {k: v for k, v in picture.notes.items() if k != "dpi" or form != "WEBP"}
+    data = io.BytesIO()
+    made.save(data, form, **options, **notes)
+    write_bytes(path, data.getvalue())
+    return lost

@@ -1,0 +1,85 @@
+"""Data masks over the picture they were made for: kept places bright, dropped ones dark."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sparsemask.errors import UseError
+from sparsemask.pictures import style
+
+_DIM, _TINT = 0.28, np.array([0.05, 0.10, 0.24])  # of dropped places: a share of their grey, and a colour of night
+_LUMA = np.array([0.299, 0.587, 0.114])
+_ACROSS, _WIDE, _GAP, _CAPTION = 3, 2.6, 0.1, 0.27  # panels a row, and inches
+_LONGEST = 720  # pixels; larger pictures are drawn smaller
+
+
+def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The picture where the mask keeps it, a dark blue shade of it elsewhere.
+
+    Args:
+        picture: uint8 (H, W, 3) or (H, W).
+        mask: bool (H, W), or of a size that divides the picture's.
+
+    Returns:
+        uint8 (H, W, 3). Raises UseError where the sizes do not fit.
+    """
+    picture, mask = np.asarray(picture), np.asarray(mask, bool)
+    picture = picture if picture.ndim == 3 else picture[..., None].repeat(3, 2)
+    across = [a // b if b and a % b == 0 else 0 for a, b in zip(picture.shape[:2], mask.shape, strict=True)]
+    if 0 in across:
+        raise UseError(f"a mask of {mask.shape} does not fit a picture of {picture.shape[:2]}")
+    mask = mask.repeat(across[0], 0).repeat(across[1], 1)
+    dark = _DIM * (picture @ _LUMA)[..., None] + 255 * _TINT
+    return np.where(mask[..., None], picture, dark.round()).astype(np.uint8)
+
+
+def draw_masks(
+    picture: np.ndarray, masks: Sequence[np.ndarray], path: str | os.PathLike, title: str | None = None
+) -> Path:
+    """Draw the picture and, module by module, its data mask over it, the kept share below each; return the path.
+
+    Args:
+        picture: uint8 (H, W, 3) or (H, W).
+        masks: bool (H, W) of each module.
+        path: the file to write (.png, .svg, .pdf).
+        title: a headline.
+
+    Raises UseError without masks and where the sizes do not fit.
+    """
+    path = style.check_path(path)
+    if not len(masks):
+        raise UseError(f"{path}: no masks to draw")
+    picture = np.asarray(picture)
+    panels = [(picture if picture.ndim == 3 else picture[..., None].repeat(3, 2), "picture")]
+    for number, mask in enumerate(masks, 1):
+        panels.append((overlay(picture, mask), f"module {number}: {_percent(np.mean(mask))} kept"))
+    step = -(-max(picture.shape[:2]) // _LONGEST)
+    across = min(_ACROSS, len(panels))
+    down = math.ceil(len(panels) / across)
+    tall = _WIDE * min(picture.shape[0] / picture.shape[1], 2.0)
+    head = 0.34 if title else 0.0
+    width, height = across * _WIDE + (across + 1) * _GAP, down * (tall + _CAPTION) + _GAP + head
+    with style.drawing():
+        fig = style.figure(width, height)
+        for k, (shown, caption) in enumerate(panels):
+            left = _GAP + (k % across) * (_WIDE + _GAP)
+            bottom = height - head - _GAP - tall - (k // across) * (tall + _CAPTION)
+            axes = style.place(fig, left, bottom, _WIDE, tall)
+            axes.imshow(shown[::step, ::step], interpolation="nearest" if k else "antialiased")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(visible=True, color=style.PALE, lw=0.6)
+            axes.set_xlabel(caption, labelpad=3, color=style.INK)
+        if title:
+            fig.text(_GAP / width, 1 - 0.1 / height, title, va="top", size=style.TITLE, weight="bold")
+        return style.save(fig, path)
+
+
+def _percent(share: float) -> str:
+    """'48 %', '0.3 %': no share but 0 and 1 reads as one of them."""
+    hundred = 100 * float(share)
+    return f"{hundred:.0f} %" if hundred in (0, 100) or 1 <= hundred <= 99 else f"{hundred:.1f} %"
