@@ -1,0 +1,169 @@
+"""Choose a backend for every call: by a cost model measured on this machine, and by trying where the model is close.
+
+The model says what a backend's call costs in seconds: a fixed part, one for every executed multiply-add and one for
+every number moved, measured once a machine and kept in the cache. Backends it puts near the best one are tried on the
+first calls of each configuration (layer, size, share of kept locations); from then on the fastest serves. The dense
+form is among them, so that nothing sparse stays in use where it does not pay. Which backend serves may differ from run
+to run, and with it the last bits of the result: :func:`sparsemask.sparse.set_backend` with a name fixes it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sparsemask.sparse import backends
+from sparsemask.sparse.calibration import Model, model
+
+NEAR = 2.5  # tried if predicted to take at most this many times the best one's time
+TRIALS = 3  # calls of each near backend, the first of which only warms up
+MARGIN = 1.03  # the dense form serves unless another is faster by this much
+_DENSE = "reference"
+_MOST = 4096  # configurations remembered
+
+
+class Auto:
+    """The backend `auto`; see :mod:`sparsemask.sparse.backends` for what its methods take."""
+
+    name = "auto"
+
+    def __init__(self):
+        self._seen: OrderedDict[tuple, _Race] = OrderedDict()
+        self._lock = threading.Lock()
+        self._told = False
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """None: there is always one that can."""
+        return None
+
+    def conv(self, x, weight, bias, mask, in_dense, out_dense, geometry, activation) -> Tensor:
+        """One sparse mask convolution by the backend of choice."""
+        kept = _share(mask)
+        key = ("conv", _form(x, weight), geometry, int(in_dense.sum()), int(out_dense.sum()), activation, _bucket(kept))
+        outputs = mask.numel()
+        work = [_Work.of(outputs, kept, weight, in_dense, out_dense, geometry)]
+        call = lambda b: b.conv(x, weight, bias, mask, in_dense, out_dense, geometry, activation)
+        return self._serve(key, x, work, call)
+
+    def block(self, x, mask, weights, dense, collect_weight, collect_bias, activation, *more) -> Tensor:
+        """A module by the backend of choice."""
+        kept = _share(mask)
+        key = ("block", _form(x, weights[0]), len(weights), tuple(dense.sum(1).tolist()), bool(more), _bucket(kept))
+        outputs, everything = mask.numel(), torch.ones(x.shape[1], dtype=torch.bool)
+        work, before = [], everything
+        for weight, mine in zip(weights, dense, strict=True):
+            work.append(_Work.of(outputs, kept, weight, before, mine, None))
+            before = mine
+        work.append(_Work.of(outputs, kept, collect_weight, dense.flatten(), everything, None))
+        call = lambda b: backends.block_of(b)(x, mask, weights, dense, collect_weight, collect_bias, activation, *more)
+        return self._serve(key, x, work, call)
+
+    def _serve(self, key: tuple, x: Tensor, work: list[_Work], call: Callable) -> Tensor:
+        key = (*key, x.device, x.dtype, torch.get_num_threads())
+        with self._lock:
+            race = self._seen.get(key)
+            if race is None:
+                race = self._seen[key] = _Race(self._near(x, work))
+                while len(self._seen) > _MOST:
+                    self._seen.popitem(last=False)
+        chosen = race.next()
+        backend = backends.find(chosen)
+        if race.over:
+            return call(backend)
+        begun = time.perf_counter()
+        out = call(backend)
+        if x.device.type != "cpu":
+            torch.accelerator.synchronize(x.device)
+        race.record(chosen, time.perf_counter() - begun)
+        return out
+
+    def _near(self, x: Tensor, work: list[_Work]) -> list[str]:
+        """Backends worth trying, the one predicted to be fastest first."""
+        able = {n: backends.find(n).why_not(x.device, x.dtype) for n in ("reference", "gather", "native", "triton")}
+        self._tell(x, able)
+        costs = {}
+        for name, reason in able.items():
+            if reason is None:
+                known: Model = model(name, x.device, x.dtype)
+                costs[name] = sum(known.seconds(*(one.dense if name == _DENSE else one.sparse)) for one in work)
+        best = min(costs.values())
+        return sorted((n for n in costs if costs[n] <= NEAR * best), key=costs.get)
+
+    def _tell(self, x: Tensor, able: dict[str, str | None]) -> None:
+        if x.device.type == "cpu" and x.dtype == torch.float32 and able["native"] and not self._told:
+            self._told = True
+            print(f"sparse kernels in C++ are not to be had, pure PyTorch computes: {able['native']}", file=sys.stderr)
+
+    def forget(self) -> None:
+        """Forget every choice made so far."""
+        with self._lock:
+            self._seen.clear()
+
+    def choices(self) -> dict[tuple, str]:
+        """The choice for every configuration met so far, as far as it is made."""
+        with self._lock:
+            return {key: race.next() for key, race in self._seen.items() if race.over}
+
+
+class _Race:
+    """Takes turns among backends until each was tried, then stays with the fastest."""
+
+    def __init__(self, names: list[str]):
+        self.times: dict[str, list[float]] = {name: [] for name in names}
+        self.winner = names[0] if len(names) == 1 else None
+
+    @property
+    def over(self) -> bool:
+        return self.winner is not None
+
+    def next(self) -> str:
+        """Whose turn it is: the least tried, in the order of the prediction."""
+        return self.winner or min(self.times, key=lambda n: len(self.times[n]))
+
+    def record(self, name: str, seconds: float) -> None:
+        self.times[name].append(seconds)
+        if all(len(t) >= TRIALS for t in self.times.values()):
+            cost = {n: statistics.median(t[1:]) * (1.0 if n == _DENSE else MARGIN) for n, t in self.times.items()}
+            self.winner = min(cost, key=cost.get)
+
+
+class _Work:
+    """(multiply-adds, numbers moved) of a layer in its dense and in its sparse form."""
+
+    def __init__(self, dense: tuple[float, float, int], sparse: tuple[float, float, int]):
+        self.dense, self.sparse = dense, sparse
+
+    @classmethod
+    def of(cls, outputs: int, kept: float, weight: Tensor, in_dense: Tensor, out_dense: Tensor, geometry) -> _Work:
+        transposed, groups = (geometry.transposed, geometry.groups) if geometry is not None else (False, 1)
+        taps = weight[0, 0].numel() / (torch.tensor(geometry.stride).prod().item() if transposed else 1)
+        n_in, n_out = len(in_dense), len(out_dense)
+        d_in, d_out = int(in_dense.sum()), int(out_dense.sum())
+        full, part = taps * n_in * n_out / groups, taps * d_in * d_out / groups
+        again = part if 0 < d_out and d_in < n_in else 0.0
+        moved = outputs * (n_in + n_out)
+        narrow = min(n_in, n_out) // groups
+        sparse = outputs * (kept * full + (1 - kept) * part)
+        return cls((outputs * (full + again), moved, narrow), (sparse, moved * (0.3 + 0.7 * kept), narrow))
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.sum()) / max(mask.numel(), 1)
+
+
+def _bucket(kept: float) -> int:
+    return round(kept * 16)
+
+
+def _form(x: Tensor, weight: Tensor) -> tuple:
+    return (*x.shape, *weight.shape, x.is_contiguous())
+
+
+BACKEND = Auto()

@@ -1,0 +1,54 @@
+"""Sparse mask convolution by indirect products in C++: rows are read where they lie, nothing is gathered first.
+
+Built on first use (:mod:`sparsemask.sparse.native.build`) for every vector width of the processor family, chosen at run
+time. Threads are torch's. float32; other types are computed by other backends.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+__all__ = ["BACKEND", "Native"]
+
+
+@lru_cache(maxsize=1)
+def _absent() -> str | None:
+    from sparsemask.sparse.native import build, library
+
+    try:
+        library.lib()
+    except (build.NoCompiler, OSError) as error:
+        return str(error)
+    return None
+
+
+class Native:
+    """The backend `native`; see :mod:`sparsemask.sparse.backends` for what its methods take."""
+
+    name = "native"
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it cannot compute on this device in this type; None where it can."""
+        if torch.device(device).type != "cpu":
+            return "native kernels are for CPUs"
+        if dtype != torch.float32:
+            return f"native kernels compute in float32, not {str(dtype).removeprefix('torch.')}"
+        return _absent()
+
+    def conv(self, x, weight, bias, mask, in_dense, out_dense, geometry, activation) -> Tensor:
+        """One sparse mask convolution."""
+        from sparsemask.sparse.native.conv import conv
+
+        return conv(x, weight, bias, mask, in_dense, out_dense, geometry, activation)
+
+    def block(self, x, mask, weights, dense, collect_weight, collect_bias, activation) -> Tensor:
+        """A module's layers and their fusion."""
+        from sparsemask.sparse.native.block import block
+
+        return block(x, mask, weights, dense, collect_weight, collect_bias, activation)
+
+
+BACKEND = Native()

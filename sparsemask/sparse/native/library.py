@@ -1,0 +1,179 @@
+"""The compiled kernels as Python functions on tensors; what they do stands in src/kernels.cpp and src/problem.h."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sparsemask.sparse.native import build
+
+LONGEST = 4096  # channels of a segment, columns of a depth-wise product
+_P, _I = ctypes.c_void_p, ctypes.c_int64
+
+
+class _Segment(ctypes.Structure):
+    _fields_ = [("base", _P), ("map", _P), ("stride", _I), ("offset", _I), ("length", _I)]
+
+
+class _Product(ctypes.Structure):
+    _fields_ = [
+        ("rows", _I),
+        ("pos", _P),
+        ("n_segments", _I),
+        ("segments", _P),
+        ("depth", _I),
+        ("columns", _I),
+        ("packed", _P),
+        ("bias", _P),
+        ("activation", _I),
+        ("slope", ctypes.c_double),
+        ("split", _I),
+        ("out0", _P),
+        ("at0", _P),
+        ("stride0", _I),
+        ("out1", _P),
+        ("at1", _P),
+        ("stride1", _I),
+        ("add", _P),
+        ("add_stride", _I),
+        ("sums", _P),
+        ("threads", _I),
+    ]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Channels that every output row reads: row map[pos + offset] of `rows` (R, C) float32, its first `length` ones."""
+
+    rows: Tensor
+    map: Tensor | None
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where columns of the output go: row at[r] (or r) of `rows` (R, C) float32, from its column 0 on."""
+
+    rows: Tensor
+    at: Tensor | None = None
+
+
+@lru_cache(maxsize=1)
+def lib() -> ctypes.CDLL:
+    """The library, built on first use."""
+    found = build.library()
+    for name, arguments in (
+        ("sm_width", [_I]),
+        ("sm_pack", [_P, _I, _I, _P]),
+        ("sm_split", [_P, _I, _P, _P, _P]),
+        ("sm_lookup", [_P, _I, _P, _P]),
+        ("sm_fill", [_P, _I, _I, _P, _I, _P, _P, _I]),
+        ("sm_product", [_P]),
+        ("sm_depthwise", [_P]),
+    ):
+        function = getattr(found, name)
+        function.argtypes, function.restype = arguments, (_I if name in ("sm_width", "sm_split") else None)
+    return found
+
+
+def width(widest: int = 16) -> int:
+    """Floats of the vectors in use after limiting them to `widest`."""
+    return lib().sm_width(widest)
+
+
+def pack(weights: Tensor) -> Tensor:
+    """Weights (depth, columns) float32 in the order the kernels read them."""
+    weights = weights.to(torch.float32).contiguous()
+    depth, columns = weights.shape
+    rest = columns % 16
+    packed = torch.empty(depth * (columns - rest + (0 if not rest else 8 if rest <= 8 else 16)))
+    lib().sm_pack(weights.data_ptr(), depth, columns, packed.data_ptr())
+    return packed
+
+
+def split(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(kept, dropped, compact) of a mask bool (n,): indices of both; each entry's place among the kept, or -1."""
+    n = mask.numel()
+    kept, dropped, compact = (torch.empty(n + 1, dtype=torch.int32) for _ in range(3))
+    count = lib().sm_split(mask.data_ptr(), n, kept.data_ptr(), dropped.data_ptr(), compact.data_ptr())
+    return kept[:count], dropped[: n - count], compact[:n]
+
+
+def lookup(index: Tensor, values: Tensor) -> Tensor:
+    """values[index] where index >= 0, else -1; int32."""
+    out = torch.empty_like(index)
+    lib().sm_lookup(index.data_ptr(), index.numel(), values.data_ptr(), out.data_ptr())
+    return out
+
+
+def fill(out: Tensor, at: Tensor, values: Tensor | None = None, places: Tensor | None = None) -> None:
+    """Zero the rows `at` (n,) int32 of out (R, C), and put values (n, k) into their columns `places` (k,) int32."""
+    lib().sm_fill(
+        out.data_ptr(),
+        out.stride(0),
+        out.shape[1],
+        at.data_ptr(),
+        len(at),
+        values.data_ptr() if values is not None else None,
+        places.data_ptr() if places is not None else None,
+        len(places) if places is not None else 0,
+    )
+
+
+def product(
+    pos: Tensor,
+    segments: Sequence[Segment],
+    packed: Tensor,
+    columns: int,
+    out: Target,
+    rest: Target | None = None,
+    *,
+    bias: Tensor | None = None,
+    activation: tuple[int, float] = (0, 0.0),
+    add: Tensor | None = None,
+    sums: Tensor | None = None,
+    depthwise: bool = False,
+) -> None:
+    """Write act(rows · weights + bias + add) for the output rows at `pos` (n,) int32.
+
+    The first `out.rows.shape[1]` columns go to `out`, what is left to `rest`. add: (R, columns), read at the rows that
+    `out` is written at. sums: (threads, columns) float64, to which the outputs are added.
+    """
+    if not len(pos):
+        return
+    listed = (_Segment * max(len(segments), 1))()
+    for one, given in zip(listed, segments, strict=False):
+        one.base, one.stride = given.rows.data_ptr(), given.rows.stride(0)
+        one.map = given.map.data_ptr() if given.map is not None else None
+        one.offset, one.length = given.offset, given.length
+    said = _Product(
+        rows=len(pos),
+        pos=pos.data_ptr(),
+        n_segments=len(segments),
+        segments=ctypes.addressof(listed),
+        depth=sum(s.length for s in segments),
+        columns=columns,
+        packed=packed.data_ptr(),
+        bias=bias.data_ptr() if bias is not None else None,
+        activation=activation[0],
+        slope=activation[1],
+        split=min(columns, out.rows.shape[1]),
+        out0=out.rows.data_ptr(),
+        at0=out.at.data_ptr() if out.at is not None else None,
+        stride0=out.rows.stride(0),
+        threads=torch.get_num_threads(),
+    )
+    if rest is not None:
+        said.out1, said.stride1 = rest.rows.data_ptr(), rest.rows.stride(0)
+        said.at1 = rest.at.data_ptr() if rest.at is not None else None
+    if add is not None:
+        said.add, said.add_stride = add.data_ptr(), add.stride(0)
+    if sums is not None:
+        said.sums = sums.data_ptr()
+    (lib().sm_depthwise if depthwise else lib().sm_product)(ctypes.addressof(said))

@@ -1,0 +1,2 @@
+// One instruction set's kernels: compiled once for each, with its flags and its name.
+#include "rows.h"

@@ -1,0 +1,127 @@
+// The library's entry points: choose the vector width of this processor, share rows among threads.
+#include <omp.h>
+
+#include <atomic>
+#include <cstring>
+#include <vector>
+
+#include "problem.h"
+
+#define SM_DECLARE(name)                                                                                  \
+    namespace name {                                                                                      \
+    void chunk(const sm::Product&, int64_t, int64_t, const float**, double*);                             \
+    void depthwise(const sm::Product&, int64_t, int64_t);                                                 \
+    }
+
+SM_DECLARE(sm_plain)
+#ifdef SM_X86
+SM_DECLARE(sm_avx2)
+SM_DECLARE(sm_avx512)
+#endif
+
+namespace {
+
+constexpr int64_t CHUNK = 48;
+
+using Chunk = void (*)(const sm::Product&, int64_t, int64_t, const float**, double*);
+using Depthwise = void (*)(const sm::Product&, int64_t, int64_t);
+
+struct Choice {
+    Chunk chunk;
+    Depthwise depthwise;
+    int64_t width;
+};
+
+Choice best(int64_t widest) {
+#ifdef SM_X86
+    __builtin_cpu_init();
+    if (widest >= 16 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"))
+        return {sm_avx512::chunk, sm_avx512::depthwise, 16};
+    if (widest >= 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return {sm_avx2::chunk, sm_avx2::depthwise, 8};
+#endif
+    return {sm_plain::chunk, sm_plain::depthwise, 4};
+}
+
+Choice chosen = best(16);
+
+}  // namespace
+
+extern "C" {
+
+// Floats of the vectors in use, after limiting them to `widest` (for tests of the narrower ones).
+int64_t sm_width(int64_t widest) {
+    chosen = best(widest);
+    return chosen.width;
+}
+
+// weights (depth, columns), row-major, to panels of 16 columns, the last of 8 where 8 or fewer are left.
+void sm_pack(const float* weights, int64_t depth, int64_t columns, float* packed) {
+    for (int64_t first = 0; first < columns;) {
+        const int64_t left = columns - first, width = left > 8 ? sm::PANEL : 8;
+        for (int64_t k = 0; k < depth; k++)
+            for (int64_t j = 0; j < width; j++) *packed++ = j < left ? weights[k * columns + first + j] : 0.0f;
+        first += width;
+    }
+}
+
+// kept, dropped: indices of true and false entries; compact: index among the kept, or -1. Returns how many are kept.
+int64_t sm_split(const uint8_t* mask, int64_t n, int32_t* kept, int32_t* dropped, int32_t* compact) {
+    int64_t k = 0, d = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const bool keep = mask[i] != 0;
+        kept[k] = static_cast<int32_t>(i);  // room for one entry more in both
+        dropped[d] = static_cast<int32_t>(i);
+        compact[i] = keep ? static_cast<int32_t>(k) : -1;
+        k += keep;
+        d += !keep;
+    }
+    return k;
+}
+
+// out[i] = index[i] < 0 ? -1 : values[index[i]]
+void sm_lookup(const int32_t* index, int64_t n, const int32_t* values, int32_t* out) {
+    for (int64_t i = 0; i < n; i++) out[i] = index[i] < 0 ? -1 : values[index[i]];
+}
+
+// Zero the rows `at` of out and put values (n, k) into their columns `places`.
+void sm_fill(float* out, int64_t stride, int64_t columns, const int32_t* at, int64_t n, const float* values,
+             const int32_t* places, int64_t k) {
+    for (int64_t i = 0; i < n; i++) {
+        float* row = out + at[i] * stride;
+        std::memset(row, 0, columns * sizeof(float));
+        for (int64_t j = 0; j < k; j++) row[places[j]] = values[i * k + j];
+    }
+}
+
+void sm_product(const sm::Product* given) {
+    const sm::Product& p = *given;
+    const int64_t chunks = (p.rows + CHUNK - 1) / CHUNK;
+    std::atomic<int64_t> next{0};
+    const int threads = static_cast<int>(std::min<int64_t>(p.threads, chunks));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        std::vector<const float*> rows(p.n_segments * CHUNK + 1);
+        std::vector<double> sums(p.sums ? p.columns : 0);
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks;)
+            chosen.chunk(p, i * CHUNK, std::min(CHUNK, p.rows - i * CHUNK), rows.data(),
+                         p.sums ? sums.data() : nullptr);
+        if (p.sums) {
+            double* mine = p.sums + omp_get_thread_num() * p.columns;
+            for (int64_t j = 0; j < p.columns; j++) mine[j] += sums[j];
+        }
+    }
+}
+
+void sm_depthwise(const sm::Product* given) {
+    const sm::Product& p = *given;
+    const int64_t chunks = (p.rows + CHUNK - 1) / CHUNK;
+    const int threads = static_cast<int>(std::min<int64_t>(p.threads, chunks));
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 4)
+    for (int64_t i = 0; i < chunks; i++)
+        chosen.depthwise(p, i * CHUNK, std::min(CHUNK, p.rows - i * CHUNK));
+}
+
+int64_t sm_version() { return 1; }
+
+}  // extern "C"

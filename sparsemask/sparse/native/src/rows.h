@@ -1,0 +1,208 @@
+// The product of gathered rows with packed weights, written once for every vector width.
+//
+// A block of MR output rows times NV vectors of columns lives in registers; input rows are read through pointers, so
+// that nothing is gathered into memory first. Included with SM_NAMESPACE and SM_WIDTH (floats of a vector) defined.
+#include <algorithm>
+#include <cstring>
+
+#include "problem.h"
+
+namespace SM_NAMESPACE {
+
+using sm::PANEL;
+using sm::Product;
+using sm::Segment;
+
+template <int W>
+struct Vector {
+    typedef float type __attribute__((vector_size(W * 4), aligned(4), may_alias));
+};
+
+constexpr int CHUNK = 48;  // rows whose pointers are kept while all panels pass by; a multiple of every block's rows
+constexpr int64_t NEAREST = 3072;  // floats of weights that stay in the nearest cache beside the rows
+constexpr int MAX_ZEROS = 4096;
+
+alignas(64) static const float zeros[MAX_ZEROS] = {};
+
+// tile (MR, NV * W) += rows . weights over the segments [from, to); from 0 on it starts at zero.
+// rows: pointers, (segments, CHUNK), from this block's first row on.
+template <int W, int MR, int NV>
+static void block(const float* const* rows, const Product& p, int64_t from, int64_t to, const float* w,
+                  int64_t panel_stride, int64_t width, float* tile) {
+    using V = typename Vector<W>::type;
+    constexpr int PER = W >= PANEL ? 1 : PANEL / W;  // vectors of a panel
+    V sum[MR][NV];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; j++) sum[i][j] = from ? *reinterpret_cast<V*>(tile + (i * NV + j) * W) : V{};
+    for (int64_t s = from; s < to; s++) {
+        const float* x[MR];
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; i++) x[i] = rows[s * CHUNK + i];
+        const int64_t length = p.segments[s].length;
+        for (int64_t k = 0; k < length; k++, w += width) {
+            V b[NV];
+#pragma GCC unroll 8
+            for (int j = 0; j < NV; j++)
+                b[j] = *reinterpret_cast<const V*>(w + (j / PER) * panel_stride + (j % PER) * W);
+#pragma GCC unroll 16
+            for (int i = 0; i < MR; i++) {
+                const V a = x[i][k] - V{};
+#pragma GCC unroll 8
+                for (int j = 0; j < NV; j++) sum[i][j] += a * b[j];
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; j++) *reinterpret_cast<V*>(tile + (i * NV + j) * W) = sum[i][j];
+}
+
+static inline float activate(const Product& p, float v) {
+    if (p.activation == 1) return v > 0 ? v : 0;
+    return p.activation == 2 && v < 0 ? v * static_cast<float>(p.slope) : v;
+}
+
+// Bias, addition, activation, and the way to the outputs, of columns [first, first + count) of one row.
+static void finish(const Product& p, int64_t r, int64_t first, int64_t count, const float* v, double* sums) {
+    const int64_t row0 = p.at0 ? p.at0[r] : r;
+    for (int64_t j = first; j < first + count; j++) {
+        float value = v[j - first] + (p.bias ? p.bias[j] : 0);
+        if (p.add) value += p.add[row0 * p.add_stride + j];
+        value = activate(p, value);
+        if (sums) sums[j] += value;
+        if (j < p.split)
+            p.out0[row0 * p.stride0 + j] = value;
+        else
+            p.out1[(p.at1 ? p.at1[r] : r) * p.stride1 + j - p.split] = value;
+    }
+}
+
+// The same for `count` rows whose NV * W columns from `first` on all go to one output.
+template <int W, int NV>
+static void finish_all(const Product& p, int64_t start, int64_t count, int64_t first, const float* tiles, double* sums) {
+    using V = typename Vector<W>::type;
+    const bool left = first < p.split;
+    float* out = left ? p.out0 + first : p.out1 + (first - p.split);
+    const int32_t* at = left ? p.at0 : p.at1;
+    const int64_t stride = left ? p.stride0 : p.stride1;
+    const V zero = {}, slope = static_cast<float>(p.activation == 2 ? p.slope : p.activation == 1 ? 0.0 : 1.0) - zero;
+    V bias[NV], sum[NV];
+    for (int j = 0; j < NV; j++) {
+        bias[j] = p.bias ? *reinterpret_cast<const V*>(p.bias + first + j * W) : zero;
+        sum[j] = zero;
+    }
+    for (int64_t i = 0; i < count; i++, tiles += NV * W) {
+        const int64_t r = start + i;
+        float* to = out + (at ? at[r] : r) * stride;
+        const float* more = p.add ? p.add + (p.at0 ? p.at0[r] : r) * p.add_stride + first : nullptr;
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; j++) {
+            V v = *reinterpret_cast<const V*>(tiles + j * W) + bias[j];
+            if (more) v += *reinterpret_cast<const V*>(more + j * W);
+            v = v > zero ? v : (p.activation == 1 ? zero : v * slope);
+            sum[j] += v;
+            *reinterpret_cast<V*>(to + j * W) = v;
+        }
+    }
+    if (sums)
+        for (int j = 0; j < NV; j++)
+            for (int k = 0; k < W; k++) sums[first + j * W + k] += sum[j][k];
+}
+
+// All rows of a chunk times the NV vectors of columns from `first` on. Segments are taken in groups whose weights fit
+// the nearest cache, the sums waiting in `tiles` meanwhile; rows are asked for while the ones before are computed.
+template <int W, int MR, int NV>
+static void columns(const float* const* rows, const Product& p, int64_t start, int64_t count, int64_t first,
+                    const float* panel, int64_t panel_stride, int64_t width, double* sums) {
+    alignas(64) float tiles[CHUNK * NV * W];
+    constexpr int64_t GROUP = NEAREST / (NV * W);  // depth of a group
+    const int64_t wide = std::min<int64_t>(NV * W, p.columns - first);
+    int64_t from = 0;
+    do {
+        int64_t to = from, depth = 0;
+        do {
+            depth += to < p.n_segments ? p.segments[to].length : 0;
+            to++;
+        } while (to < p.n_segments && depth + p.segments[to].length <= GROUP);
+        to = std::min(to, p.n_segments);
+        for (int64_t i = 0; i < count; i += MR) {
+            if (first == 0 && i + MR < count)
+                for (int64_t s = from; s < to; s++)
+                    for (int64_t j = i + MR; j < i + 2 * MR; j++)
+                        for (int64_t k = 0; k < p.segments[s].length; k += 16)
+                            __builtin_prefetch(rows[s * CHUNK + j] + k);
+            block<W, MR, NV>(rows + i, p, from, to, panel, panel_stride, width, tiles + i * NV * W);
+        }
+        panel += depth * width;
+        from = to;
+    } while (from < p.n_segments);
+    if (wide == NV * W && (first + wide <= p.split || first >= p.split))
+        finish_all<W, NV>(p, start, count, first, tiles, sums);
+    else
+        for (int64_t i = 0; i < count; i++) finish(p, start + i, first, wide, tiles + i * NV * W, sums);
+}
+
+// Rows [start, start + count), count <= CHUNK. rows: room for (segments, CHUNK) pointers.
+void chunk(const Product& p, int64_t start, int64_t count, const float** rows, double* sums) {
+    for (int64_t s = 0; s < p.n_segments; s++) {
+        const Segment& one = p.segments[s];
+        for (int64_t i = 0; i < CHUNK; i++) {
+            const float* row = zeros;
+            if (i < count) {
+                const int64_t at = p.pos[start + i] + one.offset;
+                const int64_t found = one.map ? one.map[at] : at;
+                if (found >= 0) row = one.base + found * one.stride;
+            }
+            rows[s * CHUNK + i] = row;
+        }
+    }
+    int64_t first = 0;
+    const int64_t stride = p.depth * PANEL;
+    const float* panel = p.packed;
+#if SM_WIDTH == 16
+    for (; p.columns - first > 3 * PANEL; first += 4 * PANEL, panel += 4 * stride)
+        columns<16, 6, 4>(rows, p, start, count, first, panel, stride, PANEL, sums);
+    for (; p.columns - first > PANEL; first += 2 * PANEL, panel += 2 * stride)
+        columns<16, 12, 2>(rows, p, start, count, first, panel, stride, PANEL, sums);
+    for (; p.columns - first > 8; first += PANEL, panel += stride)
+        columns<16, 12, 1>(rows, p, start, count, first, panel, stride, PANEL, sums);
+    if (first < p.columns) columns<8, 12, 1>(rows, p, start, count, first, panel, stride, 8, sums);
+#elif SM_WIDTH == 8
+    for (; p.columns - first > 8; first += PANEL, panel += stride)
+        columns<8, 6, 2>(rows, p, start, count, first, panel, stride, PANEL, sums);
+    if (first < p.columns) columns<8, 12, 1>(rows, p, start, count, first, panel, stride, 8, sums);
+#else
+    for (; p.columns - first > 8; first += PANEL, panel += stride)
+        columns<4, 4, 4>(rows, p, start, count, first, panel, stride, PANEL, sums);
+    if (first < p.columns) columns<4, 6, 2>(rows, p, start, count, first, panel, stride, 8, sums);
+#endif
+}
+
+// Depth-wise: every column has its own weight in every segment; packed is (segments, columns).
+void depthwise(const Product& p, int64_t start, int64_t count) {
+    constexpr int W = SM_WIDTH;
+    using V = typename Vector<W>::type;
+    alignas(64) float v[MAX_ZEROS];
+    for (int64_t r = start; r < start + count; r++) {
+        std::memset(v, 0, p.columns * sizeof(float));
+        for (int64_t s = 0; s < p.n_segments; s++) {
+            const Segment& one = p.segments[s];
+            const int64_t at = p.pos[r] + one.offset;
+            const int64_t found = one.map ? one.map[at] : at;
+            if (found < 0) continue;
+            const float* x = one.base + found * one.stride;
+            const float* w = p.packed + s * p.columns;
+            int64_t k = 0;
+            for (; k + W <= p.columns; k += W)
+                *reinterpret_cast<V*>(v + k) +=
+                    *reinterpret_cast<const V*>(x + k) * *reinterpret_cast<const V*>(w + k);
+            for (; k < p.columns; k++) v[k] += x[k] * w[k];
+        }
+        finish(p, r, 0, p.columns, v, nullptr);
+    }
+}
+
+}  // namespace SM_NAMESPACE

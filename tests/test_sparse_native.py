@@ -1,0 +1,153 @@
+"""The compiled kernels: building them, healing what is broken, and that every vector width gives the same numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sparsemask.sparse.geometry import Geometry
+from sparsemask.sparse.native import BACKEND, build
+
+ROOT = Path(__file__).resolve().parents[1]
+needs_compiler = pytest.mark.skipif(
+    BACKEND.why_not(torch.device("cpu"), torch.float32) is not None, reason="no C++ compiler here"
+)
+
+PROGRAM = """
+import torch
+from sparsemask.sparse.native import BACKEND
+print(BACKEND.why_not(torch.device("cpu"), torch.float32))
+"""
+
+
+def fresh(home: Path, **more: str) -> subprocess.CompletedProcess:
+    """A new process with a kernel cache of its own."""
+    env = {**os.environ, "SPARSEMASK_HOME": str(home), "PYTHONPATH": str(ROOT), **more}
+    return subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=120)
+
+
+def built(home: Path) -> list[Path]:
+    return sorted((home / "kernels").glob("*/libsparsemask.so"))
+
+
+@needs_compiler
+def test_it_is_built_once_with_a_line_of_progress(tmp_path):
+    first, second = fresh(tmp_path), fresh(tmp_path)
+    assert first.stdout.strip() == second.stdout.strip() == "None"
+    assert "building the sparse kernels" in first.stderr  # seconds pass: say why
+    assert "building" not in second.stderr  # the cache serves
+    assert len(built(tmp_path)) == 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF" + bytes(100)])
+def test_a_broken_library_is_built_again(tmp_path, content):
+    # A full disk or a crash may leave anything under the right name.
+    fresh(tmp_path)
+    (library,) = built(tmp_path)
+    library.write_bytes(content)
+    again = fresh(tmp_path)
+    assert again.stdout.strip() == "None" and "broken" in again.stderr
+    assert built(tmp_path)[0].stat().st_size > 10000
+
+
+@needs_compiler
+def test_a_killed_build_leaves_nothing_in_the_way(tmp_path):
+    # The real thing: a compiler that hangs, its process killed, its lock and its half-built folder left behind.
+    slow = tmp_path / "slow-g++"
+    slow.write_text('#!/bin/sh\ncase "$1" in --version) g++ --version;; *) exec sleep 60;; esac\n')
+    slow.chmod(0o755)
+    env = {**os.environ, "SPARSEMASK_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "CXX": str(slow)}
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], env=env, stderr=subprocess.PIPE, start_new_session=True)
+    process.stderr.readline()  # it says that it builds
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("kernels/*/build-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert list(tmp_path.glob("kernels/*/build-*"))  # the half-built folder is there
+    slow.write_text('#!/bin/sh\nexec g++ "$@"\n')  # the same command, and so the same folder
+    assert fresh(tmp_path, CXX=str(slow)).stdout.strip() == "None"
+
+
+def test_without_a_compiler_it_says_so(tmp_path):
+    done = fresh(tmp_path, CXX="/nowhere/g++")
+    assert "no C++ compiler found (CXX=/nowhere/g++)" in done.stdout
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_reported_in_one_line(tmp_path):
+    failing = tmp_path / "failing"
+    failing.write_text('#!/bin/sh\necho "x.cpp:1: error: out of luck" >&2\nexit 1\n')
+    failing.chmod(0o755)
+    done = fresh(tmp_path, CXX=str(failing))
+    assert "could not build the sparse kernels" in done.stdout and "out of luck" in done.stdout
+
+
+def test_other_processors_get_the_portable_kernels_only():
+    # What is not an x86 gets no x86 flags.
+    calls = build.commands(["g++"], Path("/x/lib.so"), "aarch64")
+    assert not any("-mavx2" in part for call in calls for part in call)
+    assert sum("isa.cpp" in part for call in calls for part in call) == 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("widest", [4, 8, 16])
+@pytest.mark.parametrize("channels", [(1, 1), (3, 8), (16, 9), (24, 40), (64, 64), (70, 130)])
+def test_every_vector_width_gives_the_same(widest, channels):
+    from sparsemask.sparse.native import library
+
+    torch.manual_seed(0)
+    n_in, n_out = channels
+    x, w, b = torch.randn(2, n_in, 9, 11), torch.randn(n_out, n_in, 3, 3) / 3, torch.randn(n_out)
+    mask, ins, outs = torch.rand(2, 1, 9, 11) < 0.4, torch.rand(n_in) < 0.5, torch.rand(n_out) < 0.5
+    try:
+        assert library.width(widest) <= widest
+        got = BACKEND.conv(x, w, b, mask, ins, outs, Geometry.of(2, 3), "leaky_relu:0.1")
+    finally:
+        library.width(16)
+    act = lambda v: F.leaky_relu(v, 0.1)
+    whole = act(F.conv2d(x.double(), w.double(), b.double(), padding=1))
+    part = act(F.conv2d(x.double() * ins.view(1, -1, 1, 1), w.double(), b.double(), padding=1))
+    want = torch.where(mask, whole, part * outs.view(1, -1, 1, 1))
+    assert torch.allclose(got.double(), want, atol=1e-5, rtol=1e-5)
+
+
+@needs_compiler
+def test_threads_give_the_same_bits():
+    # Rows are shared out, sums are not: the number of threads must not show.
+    torch.manual_seed(0)
+    x, w = torch.randn(1, 32, 40, 40), torch.randn(32, 32, 3, 3)
+    mask, none = torch.rand(1, 1, 40, 40) < 0.5, torch.zeros(32, dtype=torch.bool)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(BACKEND.conv(x, w, None, mask, none, none, Geometry.of(2, 3), "relu"))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@needs_compiler
+def test_attention_through_means_equals_attention_on_the_output():
+    # The fusion is linear: the mean of its output is the fusion of the means.
+    from sparsemask.sparse.native.block import block
+
+    torch.manual_seed(0)
+    x, mask = torch.randn(1, 8, 7, 9), torch.rand(1, 1, 7, 9) < 0.4
+    weights, dense = [torch.randn(8, 8, 3, 3) / 4 for _ in range(3)], torch.rand(3, 8) < 0.3
+    collect, bias = torch.randn(8, 24, 1, 1), torch.randn(8)
+    y = block(x, mask, weights, dense, collect, bias, "relu")
+    want = x + y * torch.sigmoid(y.mean((2, 3), keepdim=True))
+    got = block(x, mask, weights, dense, collect, bias, "relu", lambda mean: torch.sigmoid(mean))
+    assert torch.allclose(got, want, atol=1e-5)
