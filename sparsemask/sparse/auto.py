@@ -52,18 +52,16 @@ class Auto:
         call = lambda b: b.conv(x, weight, bias, mask, in_dense, out_dense, geometry, activation)
         return self._serve(key, x, work, call)
 
-    def block(self, x, mask, weights, dense, collect_weight, collect_bias, activation, *more) -> Tensor:
+    def block(self, x, mask, weights, dense, collect_weight, collect_bias, activation) -> Tensor:
         """A module by the backend of choice."""
-        kept = _share(mask)
-        key = ("block", _form(x, weights[0]), len(weights), tuple(dense.sum(1).tolist()), bool(more), _bucket(kept))
-        outputs, everything = mask.numel(), torch.ones(x.shape[1], dtype=torch.bool)
-        work, before = [], everything
-        for weight, mine in zip(weights, dense, strict=True):
-            work.append(_Work.of(outputs, kept, weight, before, mine, None))
-            before = mine
-        work.append(_Work.of(outputs, kept, collect_weight, dense.flatten(), everything, None))
-        call = lambda b: backends.block_of(b)(x, mask, weights, dense, collect_weight, collect_bias, activation, *more)
-        return self._serve(key, x, work, call)
+        call = lambda b: backends.block_of(b)(x, mask, weights, dense, collect_weight, collect_bias, activation)
+        return self._serve(*_module("block", x, mask, weights, dense, collect_weight), call)
+
+    def attended_block(self, x, mask, weights, dense, collect_weight, collect_bias, activation, attention) -> Tensor:
+        """A module with its attention by the backend of choice."""
+        rest = (mask, weights, dense, collect_weight, collect_bias, activation, attention)
+        call = lambda b: backends.attended_of(b)(x, *rest)
+        return self._serve(*_module("attended", x, mask, weights, dense, collect_weight), call)
 
     def _serve(self, key: tuple, x: Tensor, work: list[_Work], call: Callable) -> Tensor:
         key = (*key, x.device, x.dtype, torch.get_num_threads())
@@ -152,6 +150,19 @@ class _Work:
         narrow = min(n_in, n_out) // groups
         sparse = outputs * (kept * full + (1 - kept) * part)
         return cls((outputs * (full + again), moved, narrow), (sparse, moved * (0.3 + 0.7 * kept), narrow))
+
+
+def _module(kind: str, x, mask, weights, dense, collect_weight) -> tuple[tuple, Tensor, list[_Work]]:
+    """A module's configuration, input and work."""
+    kept = _share(mask)
+    key = (kind, _form(x, weights[0]), len(weights), tuple(dense.sum(1).tolist()), _bucket(kept))
+    everything, work = dense.new_ones(x.shape[1]), []
+    before = everything
+    for weight, mine in zip(weights, dense, strict=True):
+        work.append(_Work.of(mask.numel(), kept, weight, before, mine, None))
+        before = mine
+    work.append(_Work.of(mask.numel(), kept, collect_weight, dense.flatten(), everything, None))
+    return key, x, work
 
 
 def _share(mask: Tensor) -> float:

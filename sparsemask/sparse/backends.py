@@ -2,7 +2,8 @@
 
 A backend has a `name`; ``why_not(device, dtype)``, None where it can compute and else the reason; ``conv(x, weight,
 bias, mask, in_dense, out_dense, geometry, activation)`` for one layer; and perhaps ``block(x, mask, weights, dense,
-collect_weight, collect_bias, activation)`` for a module's layers with their fusion (composed of layers where absent).
+collect_weight, collect_bias, activation)`` for a module's layers with their fusion (composed of layers where absent),
+and ``attended_block`` with the attention's four tensors more (composed likewise).
 
     reference  convolutions of everything, times the masks: the judge of the others, and the dense form
     gather     kept rows gathered, one matrix product a layer: pure PyTorch
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError, choose
+from sparsemask.sparse.functional import channel_attention
 from sparsemask.sparse.geometry import Geometry
 
 _MODULES = {
@@ -95,6 +97,23 @@ def run_conv(name: str, x: Tensor, *rest) -> Tensor:
 def run_block(name: str, x: Tensor, *rest) -> Tensor:
     """A module's layers and their fusion by the backend `name`."""
     return block_of(usable(name, x))(x, *rest)
+
+
+def run_attended(name: str, x: Tensor, *rest) -> Tensor:
+    """A module with channel attention and its input added, by the backend `name`."""
+    return attended_of(usable(name, x))(x, *rest)
+
+
+def attended_of(found):
+    """A backend's attended block, or one composed of its block."""
+    return getattr(found, "attended_block", None) or (lambda *args: composed_attention(found, *args))
+
+
+def composed_attention(found, x: Tensor, *rest) -> Tensor:
+    """x + a·block(x) with the attention a from the mean of the block's output."""
+    y = block_of(found)(x, *rest[:-1])
+    factors = channel_attention(y.flatten(2).mean(2), rest[-1])
+    return y.mul_(factors.view(*factors.shape, *[1] * (x.ndim - 2))).add_(x)
 
 
 def block_of(found):

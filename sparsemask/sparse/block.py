@@ -55,9 +55,25 @@ class SparseMaskBlock(nn.Module):
             dense = soft_dense(self.ch_mask, tau) if self.mask_mode == "soft" else self.dense
             return self.masked(x, mask, dense), kept_fraction(mask, dense)
         dense = self.dense
-        if mask.dtype != torch.bool or torch.is_grad_enabled() and self._wants_gradients(x):
-            return self.masked(x, mask, dense), kept_fraction(mask, dense)
-        return self.skipping(x, mask, dense), kept_fraction(mask, dense)
+        form = self.skipping if self.skips(x, mask) else self.masked
+        return form(x, mask, dense), kept_fraction(mask, dense)
+
+    def attended(self, x: Tensor, mask: Tensor, attention: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """x + a·(the block's output), a from its mean by the `attention`'s four tensors; only where :meth:`skips`.
+
+        See ``sparsemask::attended_block``. Returns the kept fractions too.
+        """
+        dense, weights = self.dense, [layer.weight for layer in self.body]
+        out = torch.ops.sparsemask.attended_block(
+            x, mask, weights, dense, self.collect.weight, self.collect.bias, *attention, self.activation, self.backend
+        )
+        return out, kept_fraction(mask, dense)
+
+    def skips(self, x: Tensor, mask: Tensor) -> bool:
+        """Whether the operator computes: in evaluation, with a hard mask, where nobody asks for gradients."""
+        if self.training or mask.dtype != torch.bool:
+            return False
+        return not (torch.is_grad_enabled() and self._wants_gradients(x))
 
     def masked(self, x: Tensor, mask: Tensor, dense: Tensor) -> Tensor:
         """The training form of all layers; dense (L, C) soft or bool."""

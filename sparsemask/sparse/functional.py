@@ -71,3 +71,10 @@ def dense_part(
         return activate(flat + along_channels(kept_bias, x.ndim) if bias is not None else flat, activation)
     pick = weight[in_dense][:, out_dense] if geometry.transposed else weight[out_dense][:, in_dense]
     return activate(convolve(x[:, in_dense], pick, kept_bias, geometry), activation)
+
+
+def channel_attention(mean: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    """Factors (N, C) in (0, 1) from means (N, C); weights: squeezing and exciting, each with its bias."""
+    squeeze, squeeze_bias, excite, excite_bias = weights
+    narrow = F.relu(F.linear(mean, squeeze.flatten(1), squeeze_bias))
+    return torch.sigmoid(F.linear(narrow, excite.flatten(1), excite_bias))

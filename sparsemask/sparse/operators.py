@@ -1,4 +1,5 @@
-"""The operators that compile, export and the FLOP counter see: ``sparsemask::conv`` and ``sparsemask::block``.
+"""The operators that compile, export and the FLOP counter see: ``sparsemask::conv``, ``::block`` and
+``::attended_block``.
 
 Executed multiply-adds are counted from the masks themselves. ``mask`` and the channel flags are hard (bool).
 """
@@ -94,6 +95,39 @@ def _(x, mask, weights, dense, collect_weight, collect_bias, activation, backend
     return _laid_out(x.new_empty((x.shape[0], collect_weight.shape[0], *x.shape[2:])), x)
 
 
+@torch.library.custom_op("sparsemask::attended_block", mutates_args=())
+def attended_block(
+    x: Tensor,
+    mask: Tensor,
+    weights: list[Tensor],
+    dense: Tensor,
+    collect_weight: Tensor,
+    collect_bias: Tensor | None,
+    squeeze_weight: Tensor,
+    squeeze_bias: Tensor,
+    excite_weight: Tensor,
+    excite_bias: Tensor,
+    activation: str,
+    backend: str,
+) -> Tensor:
+    """x + a·block(x): a module with channel attention a = sigmoid(excite(relu(squeeze(mean of the block's output)))).
+
+    squeeze_weight (r, C), excite_weight (C, r), or with trailing ones as 1×1 convolutions have them. RCAN (arXiv
+    1807.02758).
+    """
+    attention = (squeeze_weight, squeeze_bias, excite_weight, excite_bias)
+    with torch.no_grad():
+        out = backends.run_attended(
+            backends.chosen(backend), x, mask, weights, dense, collect_weight, collect_bias, activation, attention
+        )
+    return _owned(out, x)
+
+
+@attended_block.register_fake
+def _attended_fake(x, mask, weights, dense, collect_weight, collect_bias, *_):
+    return _laid_out(x.new_empty((x.shape[0], collect_weight.shape[0], *x.shape[2:])), x)
+
+
 def _geometry(weight, stride, padding, dilation, output_padding, transposed, groups) -> Geometry:
     return Geometry(
         tuple(weight.shape[2:]),
@@ -135,6 +169,14 @@ def _conv_flop(x, weight, bias, mask, in_dense, out_dense, *more, out_val=None, 
 @register_flop_formula(torch.ops.sparsemask.block, get_raw=True)
 def _block_flop(x, mask, weights, dense, collect_weight, *_, out_val=None, **__) -> int:
     return 2 * block_multiply_adds(mask, weights, dense, collect_weight, x.shape[1])
+
+
+@register_flop_formula(torch.ops.sparsemask.attended_block, get_raw=True)
+def _attended_flop(
+    x, mask, weights, dense, collect_weight, collect_bias, squeeze_weight, *_, out_val=None, **__
+) -> int:
+    attention = 2 * squeeze_weight.numel() * x.shape[0]
+    return 2 * (block_multiply_adds(mask, weights, dense, collect_weight, x.shape[1]) + attention)
 
 
 def conv_multiply_adds(x, weight, mask, in_dense, out_dense, transposed: bool, groups: int) -> int:
