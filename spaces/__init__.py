@@ -10,14 +10,19 @@ from sparsemask.errors import choose  # isort: skip  (before torch: it says how 
 from torch import nn
 
 # Imported when asked for, so that one family's needs are no burden to another.
-_MODULES = {"connectivity": "spaces.connectivity.space"}
+_MODULES = {"connectivity": "spaces.connectivity.space", "smsr": "spaces.sparse_conv.space"}
 _SPACES: dict[str, Space] = {}
 
 
 class Space(Protocol):
-    """What the commands ask of a space; `config` is a mapping or namespace of options."""
+    """What the commands ask of a space; `config` is a mapping or namespace of options.
+
+    A space may have network flags of its own, ``add_options(group)`` (else it has those of an encoder), and ``task``,
+    the task its networks are for (else segmentation).
+    """
 
     family: str
+    name: str  # as registered
 
     def supernet(self, config) -> nn.Module:
         """The network with relaxed masks."""
@@ -34,6 +39,7 @@ class Space(Protocol):
 
 def register(name: str, space: Space) -> Space:
     """Make `space` known as `name` (a later one of the same name replaces it)."""
+    space.name = name
     _SPACES[name] = space
     return space
 

@@ -14,7 +14,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ import numpy as np
 from sparsemask.errors import UseError, one_line
 from sparsemask.files import sha256, write_bytes
 from sparsemask.masks import check_mask
+
+__all__ = ["FORMAT", "SUFFIX", "FineMasks", "is_fine", "load_masks", "replace", "save_masks"]
 
 FORMAT = 1
 SUFFIX = ".npz"

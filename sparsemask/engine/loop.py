@@ -20,6 +20,9 @@ from sparsemask.runs import Run
 class Method:
     """How a family learns its masks. This base trains a plain network: no masks, no penalty."""
 
+    steps = 0
+    """Steps of the whole run; the loop sets it before the first."""
+
     def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
         """Optimizer parameter groups: the encoder at --lr, all else at --lr times --last_layer_lr_mult."""
         encoder = [p for n, p in model.named_parameters() if n.startswith("backbone.") and p.requires_grad]
@@ -88,6 +91,7 @@ class Fit:
                 f"{share} picture in each forward pass: batch norm needs 2 or more; raise --batch_size or --freeze_bn"
             )
         self.max_iter, self.epoch = steps(options, len(task.train_data))
+        method.steps = self.max_iter
         model.to(arithmetic.device, arithmetic.parameters)
         if getattr(options, "bn_momentum", None) is not None:  # networks without batch norm lack the flag
             batchnorm.set_momentum(model, options.bn_momentum)

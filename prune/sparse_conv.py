@@ -1,0 +1,130 @@
+"""From learnt fine-grained masks to a mask file: argmax over channels, a threshold on the data masks.
+
+The network keeps all its weights: masks say what is computed. The report says how much is kept on validation pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import spaces
+from spaces.sparse_conv.masking import hard_masks, set_threshold
+from spaces.sparse_conv.measuring import COLUMNS, Watch
+from sparsemask import datasets, devices, flags, session, tasks
+from sparsemask import fine_masks as files
+from sparsemask.errors import UseError, say
+from sparsemask.files import sha256, write_json
+from sparsemask.options import Parser, fraction, natural, spoken
+from sparsemask.runs import Run
+from sparsemask.tables import format_count, table
+from sparsemask.weights import bare_state, read_checkpoint
+
+
+def add_options(parser: Parser) -> None:
+    """Flags of making fine-grained masks hard."""
+    flags.add_data(parser, spaces.get(parser.get_default("space")))
+    flags.add_device(parser)
+    group = parser.add_argument_group("fine-grained masks")
+    group.add_argument(
+        "--thres", type=fraction, default=0.5, help="keep a location where P(keep) is above it (default: 0.5, argmax)"
+    )
+    group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
+
+
+def prune(options: argparse.Namespace, run: Run | None) -> None:
+    """Write the masks of a search run, or of any checkpoint, with what they keep on validation pictures."""
+    path = run.last if run else Path(options.checkpoint)
+    out = Path(options.out or f"mask{files.SUFFIX}")
+    if out.suffix != files.SUFFIX:
+        raise UseError(f"--out {out}: fine-grained masks are a {files.SUFFIX} file")
+    if not out.parent.is_dir():
+        raise UseError(f"--out {out}: no such folder: {out.parent}")
+    found = read_checkpoint(path)
+    if found.get("space", options.space) != options.space:
+        raise UseError(f"{path}: a checkpoint of space '{found['space']}', not of '{options.space}'")
+    space = spaces.get(options.space)
+    network = space.build(bare_state(found, path), path)
+    config = space.config_of(network)
+    settle_data(options, found.get("config") or {}, config)
+    task = tasks.get(options.task, options)
+    where = devices.arithmetic(options.gpu, options.type)
+    set_threshold(network.to(where.device, where.parameters), options.thres)
+    watch = Watch(space, network, where)
+    scores = task.scores(watch, where, options, options.eval_limit, quick=True)
+    measured_on = f"{task.source('eval').title}, {len(watch.rows)} pictures"
+    by_module = watch.by_module()
+    masks = files.FineMasks(
+        space=options.space,
+        task=options.task,
+        channels=hard_masks(network),
+        sha256=sha256(path),
+        threshold=options.thres,
+        kept={name: shares["kept"] for name, shares in by_module.items()},
+        measured_on=measured_on,
+        config=config,
+        checkpoint=str(path.resolve()),
+    )
+    means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
+    figures = {name: float(value) for name, value in task.figures(scores).items()}
+    for line in report(masks, by_module, means, figures):
+        say(line)
+    note = {
+        "space": options.space,
+        "run": str(run.folder.resolve()) if run else None,
+        "checkpoint": masks.checkpoint,
+        "sha256": masks.sha256,
+        "step": found.get("step"),
+        "rule": {"thres": options.thres},
+        "kept_fraction": masks.mean_kept,
+        "measured_on": measured_on,
+        **figures,
+    }
+    targets = [run.folder / f"mask_thres_{options.thres:g}{files.SUFFIX}"] if run else []
+    for target in [*targets, out]:
+        files.save_masks(target, masks)
+        write_json(target.with_suffix(".json"), note)
+    say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
+    say(f"next: {spoken('retrain', f'--mask_path {out}')}")
+
+
+def settle_data(options: argparse.Namespace, saved: dict, config: dict) -> None:
+    """The search's own validation pictures where the command line names no others; the network's scale."""
+    data_flags = ("scale", "data_test", "hr_path", "dir_data", "data_range", "sample", "ssim_divisor", "crop_even")
+    named = any(getattr(options, name, None) for name in ("data_test", "hr_path", "dir_data", "sample"))
+    for name in data_flags if not named else ():
+        if name in saved and hasattr(options, name):
+            setattr(options, name, saved[name])
+    if "scale" in config and hasattr(options, "scale"):
+        options.scale = config["scale"]
+    chosen, _, line = datasets.choose_data({k: v for k, v in vars(options).items() if v}, training=False)
+    for name, value in chosen.items():
+        setattr(options, name, value)
+    if line:
+        say(line)
+    session.prepare(options)
+
+
+def report(masks: files.FineMasks, by_module: dict, means: dict, figures: dict) -> list[str]:
+    """The masks in words: a table by module, and what they keep in all."""
+    rows = []
+    for name, channels in masks.channels.items():
+        width = channels.shape[-1]
+        dense = " ".join(str(int(count)) for count in channels.reshape(-1, width).sum(1))
+        shares = by_module[name]
+        rows.append(
+            {"module": name, "dense": f"{dense} of {width}", "locations": shares["locations"], "kept": shares["kept"]}
+        )
+    columns = {
+        "module": "module",
+        "dense": "dense channels by layer",
+        "locations": ("kept locations", ".3f"),
+        "kept": ("kept fraction", ".3f"),
+    }
+    said = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    return [
+        table(rows, columns),
+        f"kept fraction {masks.mean_kept:.3f} at threshold {masks.threshold:g}; multiply-adds "
+        f"{format_count(means['executed'])} of {format_count(means['dense'])} "
+        f"({100 * means['executed'] / means['dense']:.0f} %); {said} ({masks.measured_on})",
+    ]

@@ -1,0 +1,24 @@
+"""How temperature and weight of the loss on fine-grained masks go over a run (SMSR, arXiv 2006.09603, section 4.1).
+
+Published schedules are in epochs of a run of 1000. Here an epoch is a thousandth of the run, whatever its length, so
+that they keep their shape; for the published run it is the same arithmetic.
+"""
+
+from __future__ import annotations
+
+PUBLISHED_EPOCHS = 1000
+
+
+def published_epoch(step: int, steps: int) -> int:
+    """The published run's epoch, from 1 to 1000, that step 0 … steps-1 of a run falls into."""
+    return 1 + PUBLISHED_EPOCHS * step // max(steps, 1)
+
+
+def temperature(epoch: int, epochs: float = 500.0, end: float = 0.4) -> float:
+    """τ = max(1 - (epoch - 1) / epochs, end)."""
+    return max(1 - (epoch - 1) / epochs, end)
+
+
+def sparse_weight(epoch: int, epochs: int = 50) -> float:
+    """The share of λ that holds: min((epoch - 1) / epochs, 1)."""
+    return min((epoch - 1) / epochs, 1.0) if epochs else 1.0

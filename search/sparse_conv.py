@@ -1,0 +1,148 @@
+"""How fine-grained masks are learnt: Gumbel-softmax over keep and drop, and a loss on the kept fraction.
+
+SMSR (Wang et al., CVPR 2021, arXiv 2006.09603), section 3. Two losses: the published λ·η, which presses for less until
+the task's loss presses back, and with --keep κ a budget, λ·(η - κ)².
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import torch
+
+import spaces
+from search.schedules import published_epoch, sparse_weight, temperature
+from spaces.sparse_conv.masking import blocks, hard_masks, set_threshold
+from spaces.sparse_conv.records import begin, conclude, evaluate_kept
+from sparsemask import report as page
+from sparsemask.engine import Method, distributed
+from sparsemask.engine.randomness import seed_all, step_generator
+from sparsemask.options import Parser, factor, fraction, natural, rate, spoken
+from sparsemask.session import Session
+from sparsemask.sparse import budget_loss
+from sparsemask.weights import load_strictly, load_weights
+
+NOISE = 4  # stream of randomness
+
+
+def add_options(parser: Parser) -> None:
+    """Flags of learning fine-grained masks."""
+    group = parser.add_argument_group("sparse mask search")
+    group.add_argument(
+        "--sparse", type=rate, default=0.1, help="factor λ of the loss on the kept fraction (default: 0.1)"
+    )
+    group.add_argument(
+        "--keep",
+        type=fraction,
+        default=None,
+        help="kept fraction to end with: the loss is λ·(kept - keep)² (default: none, the published λ·kept)",
+    )
+    group.add_argument(
+        "--sparse_epochs",
+        type=natural,
+        default=50,
+        help="λ rises linearly over so many thousandths of the run, the published run's epochs (default: 50)",
+    )
+    group.add_argument(
+        "--tau_epochs", type=factor, default=500.0, help="thousandths in which τ falls by 1 (default: 500)"
+    )
+    group.add_argument("--tau_end", type=factor, default=0.4, help="where τ stops falling (default: 0.4)")
+    group.add_argument(
+        "--constant_tau", action="store_true", help="τ stays 1, as in the public code, which never sets it"
+    )
+    group.add_argument(
+        "--mask_lr_mult", type=rate, default=1.0, help="factor on --lr for the channel masks (default: 1, as published)"
+    )
+    group.add_argument("--thres", type=fraction, default=0.5, help="of the data masks' P(keep) (default: 0.5, argmax)")
+
+
+class SparseConvSearch(Method):
+    """Train a network and its masks together."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.seed = options, options.seed
+        self.last_step, self.soft = 0, math.nan
+
+    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
+        """The network at --lr, the channel masks at --lr times --mask_lr_mult and without weight decay."""
+        masks = [block.ch_mask for block in blocks(model).values()]
+        own = {id(p) for p in masks}
+        rest = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
+        channels = {"name": "channel masks", "params": masks, "lr": options.lr * options.mask_lr_mult}
+        return [{"name": "network", "params": rest, "lr": options.lr}, {**channels, "weight_decay": 0.0}]
+
+    def before_step(self, model: torch.nn.Module, step: int) -> None:
+        """Set the temperature, and the generator that the masks' noise is drawn from."""
+        self.last_step = step
+        model.tau = self._tau(step)
+        # The masks' Gumbel noise is the library's own, from the global generator: a function of seed, step and process.
+        stream = NOISE + distributed.rank() * 1000
+        torch.manual_seed(int(step_generator(self.seed, max(step, 0), stream).initial_seed()))
+
+    def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor, dict]:
+        """λ·η, or λ·(η - κ)², on the soft masks of this forward pass."""
+        o = self.options
+        kept = budget_loss(model.kept)
+        loss = kept if o.keep is None else (kept - o.keep).square()
+        weight = o.sparse * sparse_weight(self._epoch(step), o.sparse_epochs)
+        self.soft = float(kept.detach())
+        figures = {"loss_sparse": float(loss.detach()), "kept": self.soft, "tau": model.tau, "lambda": weight}
+        return weight * loss, figures
+
+    def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
+        """The task's figures and the kept fraction of the hard masks, over the same pictures."""
+        return evaluate_kept(model, task, arithmetic, options)
+
+    def figures(self, model: torch.nn.Module) -> dict:
+        """The soft masks' kept fraction."""
+        return {"kept": self.soft}
+
+    def history(self, model: torch.nn.Module) -> dict:
+        """Dense channels of every layer as the masks stand."""
+        return {"dense_channels": [mask.sum(1).tolist() for mask in hard_masks(model).values()]}
+
+    def _epoch(self, step: int) -> int:
+        return published_epoch(step, self.steps)
+
+    def _tau(self, step: int) -> float:
+        o = self.options
+        return 1.0 if o.constant_tau else temperature(self._epoch(max(step, 0)), o.tau_epochs, o.tau_end)
+
+
+def method(options: argparse.Namespace) -> SparseConvSearch:
+    """The family's method for the training loop."""
+    return SparseConvSearch(options)
+
+
+def build(opened: Session, task) -> torch.nn.Module:
+    """The network with soft masks: from its checkpoint's configuration, from weights, or from random ones."""
+    options = opened.options
+    seed_all(options.seed)
+    space = spaces.get(options.space)
+    model = space.supernet(options)
+    if opened.state is None and options.pretrained_model:
+        load_strictly(model, load_weights(options.pretrained_model), options.pretrained_model)
+        opened.say(f"starting from {options.pretrained_model}")
+    set_threshold(model, options.thres)
+    begin(opened)
+    return model
+
+
+def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
+    """Pictures, costs and report of the search, and the line that says what to do next."""
+    options = opened.options
+    found = conclude(opened, model, task)
+    wanted = "" if options.keep is None else f" (budget {options.keep:g}{missed(found['kept_fraction'], options.keep)})"
+    figure = result.get(task.primary, float("nan"))
+    opened.say(f"searched: {task.primary} {figure:.4f}; kept fraction {found['kept_fraction']:.3f}{wanted}")
+    opened.say(f"run: {opened.run.folder} (pictures in {opened.run.pictures})")
+    opened.say(f"report: {page.write_report(opened.run)}")
+    opened.say(f"next: {spoken('prune', f'--thres {options.thres:g}')}")
+
+
+def missed(kept: float, budget: float) -> str:
+    """What to say of a budget that a finished run did not meet."""
+    if abs(kept - budget) <= 0.05:
+        return ""
+    return ", missed: a longer run, a larger --sparse or --mask_lr_mult would come nearer"

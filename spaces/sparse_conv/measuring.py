@@ -1,0 +1,85 @@
+"""What a network of sparse mask convolutions computes on given pictures, and how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spaces.sparse_conv.masking import blocks, mean_kept
+from sparsemask.engine import distributed
+from sparsemask.timing import compare
+
+COLUMNS = ("kept", "executed", "dense", "ms", "dense_ms")
+
+
+class Watch:
+    """Calls a network picture by picture and remembers, of each, what was kept, computed and how long it took.
+
+    Args:
+        space: the network's space.
+        network: in evaluation mode; after a call it has `kept` and `masks`.
+        arithmetic: where and in which precision (:class:`sparsemask.devices.Arithmetic`).
+        rounds: timed calls of the sparse and of the dense form in turn, after one that is not; 0: no times.
+        run: the call itself where it is not the network's own (tiles, ensembles); times are of that too.
+        run_dense: likewise of the dense form.
+        alone: whether this process sees all pictures, whatever other processes there are.
+    """
+
+    def __init__(
+        self,
+        space,
+        network: nn.Module,
+        arithmetic,
+        rounds: int = 0,
+        run: Callable[[Tensor], Tensor] | None = None,
+        run_dense: Callable[[Tensor], Tensor] | None = None,
+        alone: bool = False,
+    ):
+        self.space, self.network, self.arithmetic, self.rounds = space, network, arithmetic, rounds
+        self.alone = alone
+        self.run = run or network
+        self.run_dense = run_dense or space.dense_form(network)
+        self.rows: list[list[float]] = []
+        self.modules: list[list[list[float]]] = []
+        """Of each picture, each module's (share of kept locations, kept fraction)."""
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """The network's output."""
+        with FlopCounterMode(display=False) as counter:
+            out = self.run(pictures)
+        locations = [float(mask.float().mean()) for mask in self.network.masks]
+        fractions = [float(one.float().mean()) for one in self.network.kept]
+        self.modules.append([list(pair) for pair in zip(locations, fractions, strict=True)])
+        times = [float("nan")] * 2
+        if self.rounds:
+            calls = {"sparse": lambda: self.run(pictures), "dense": lambda: self.run_dense(pictures)}
+            with self.arithmetic.context():
+                found = compare(calls, self.rounds, warmup=1, device=pictures.device)
+            times = [found["sparse"], found["dense"]]
+        executed, dense = counter.get_total_flops() // 2, self.space.dense_cost(self.network, pictures)
+        self.rows.append([mean_kept(self.network.kept), executed, dense, *times])
+        return out
+
+    def table(self) -> Tensor:
+        """(pictures, 5) float64: COLUMNS of each picture in the task's order, over all processes."""
+        return self._whole(torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(COLUMNS)))
+
+    def by_module(self) -> dict[str, dict[str, float]]:
+        """Module name -> means over the pictures: share of kept `locations`, and kept fraction `kept`."""
+        names = list(blocks(self.network))
+        values = self._whole(torch.tensor(self.modules, dtype=torch.float64).reshape(len(self.rows), -1))
+        means = values.mean(0).reshape(len(names), 2).tolist()
+        return {name: {"locations": a, "kept": b} for name, (a, b) in zip(names, means, strict=True)}
+
+    def _whole(self, mine: Tensor) -> Tensor:
+        """Every process has every world()-th picture, from its own number on."""
+        if self.alone:
+            return mine
+        count = distributed.total(torch.tensor(len(mine), device=self.arithmetic.device)).item()
+        whole = torch.zeros(int(count), mine.shape[1], dtype=mine.dtype, device=self.arithmetic.device)
+        whole[distributed.rank() :: distributed.world()] = mine.to(whole)
+        return distributed.total(whole).cpu()

@@ -1,0 +1,101 @@
+"""What a run of this family notes: kept fractions, costs, pictures of the masks."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import nn
+
+import spaces
+from spaces.sparse_conv.masking import hard_masks, mean_kept
+from spaces.sparse_conv.measuring import COLUMNS, Watch
+from sparsemask import report as page
+from sparsemask import session
+from sparsemask.costs import count_parameters
+from sparsemask.engine import distributed
+from sparsemask.engine.records import read_rows
+from sparsemask.errors import UseError
+from sparsemask.pictures import draw_curves
+
+_MEASURED = 8  # validation pictures measured at the end of a run
+_ROUNDS = 3
+
+
+def evaluate_kept(model: nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
+    """The task's figures of a network with masks, and `kept`, the mean kept fraction of its hard masks."""
+    found = []
+    hook = model.register_forward_hook(lambda module, *_: found.append(mean_kept(module.kept)))
+    try:
+        figures = task.evaluate(model, arithmetic, options, limit=options.eval_limit)
+    finally:
+        hook.remove()
+    sums = torch.tensor([sum(found), len(found)], dtype=torch.float64, device=arithmetic.device)
+    total, count = distributed.total(sums).tolist()
+    return {**figures, "kept": total / max(count, 1)}
+
+
+def begin(opened: session.Session) -> None:
+    """Note what a run is, and write what was settled since its flags were."""
+    if opened.main:
+        opened.run.note(family="sparse_conv", environment=page.environment(opened.arithmetic.device))
+        if opened.state is None:
+            session.rewrite_config(opened)
+
+
+def entries(model: nn.Module, watch: Watch, measured_on: str) -> dict:
+    """Entries of run.json: means over the pictures a watch has seen."""
+    means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
+    channels = hard_masks(model)
+    return {
+        "kept_fraction": means["kept"],
+        "masks": {
+            name: {**shares, "dense_channels": channels[name].sum(1).tolist(), "channels": int(channels[name].shape[1])}
+            for name, shares in watch.by_module().items()
+        },
+        "measured_on": measured_on,
+        "parameters": count_parameters(model),
+        "multiply_adds": round(means["executed"]),
+        "multiply_adds_dense": round(means["dense"]),
+        "milliseconds": means["ms"],
+        "milliseconds_dense": means["dense_ms"],
+        "timed": {"device": str(watch.arithmetic.device), "threads": torch.get_num_threads()},
+    }
+
+
+def conclude(opened: session.Session, model: nn.Module, task) -> dict:
+    """Measure the finished network on validation pictures, draw what there is to see; returns what is noted."""
+    options, run = opened.options, opened.run
+    space = spaces.get(options.space)
+    count = min(_MEASURED, options.eval_limit or _MEASURED, len(task.eval_data))
+    watch = Watch(space, model.eval(), opened.arithmetic, _ROUNDS, alone=True)
+    for index in range(count):  # not by task.scores: only one process is here
+        with opened.arithmetic.context():
+            watch(_pictures(task, index, opened.arithmetic))
+    found = entries(model, watch, f"{task.source('eval').title}, {count} pictures")
+    run.note(**found)
+    draw_curves(read_rows(run.metrics), run.pictures / "curves.png")
+    task.draw(task.samples(model, opened.arithmetic, options), run.pictures / "samples.png")
+    draw(space, model, task, opened.arithmetic, run.pictures / "masks.png")
+    return found
+
+
+def draw(space, model: nn.Module, task, arithmetic, path) -> None:
+    """The masks of the validation picture in which most is to tell: where modules differ most in what they keep."""
+    best = None
+    for index in range(min(len(task.eval_data), _MEASURED)):
+        pictures = _pictures(task, index, arithmetic)
+        with torch.no_grad(), arithmetic.context():
+            model(pictures)
+        shares = torch.stack([mask.float().mean() for mask in model.masks])
+        spread = float((shares * (1 - shares)).sum())
+        if best is None or spread > best[0]:
+            best = spread, task.eval_data.name(index), pictures, [mask[0, 0].cpu().numpy() for mask in model.masks]
+    if best is None:
+        raise UseError("no validation pictures")
+    _, name, pictures, masks = best
+    space.draw_masks(pictures[0].float().cpu(), masks, path, f"Where each module computes: {name}")
+
+
+def _pictures(task, index: int, arithmetic) -> torch.Tensor:
+    return task.eval_data[index][0][None].to(arithmetic.device, arithmetic.parameters)

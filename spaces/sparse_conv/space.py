@@ -1,0 +1,103 @@
+"""The space of SMSR networks: which locations and which channels need to be computed?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from spaces import register
+from spaces.sparse_conv import shared
+from spaces.sparse_conv.masking import apply_masks
+from spaces.sparse_conv.smsr import SMSR
+from spaces.sparse_conv.tiles import self_ensemble, upscale
+from sparsemask.errors import UseError
+from sparsemask.fine_masks import FineMasks
+from sparsemask.options import positive
+
+_FIXED = ("scale", "n_feats", "n_modules", "n_layers", "reduction")
+
+
+class SMSRSpace:
+    """Super-resolution networks whose masks are learnt with their weights (Wang et al., CVPR 2021)."""
+
+    family = "sparse_conv"
+    task = "super_resolution"
+    weights_name = "smsr_x{scale}"  # files of weights are looked for by it
+
+    def add_options(self, group) -> None:
+        """The network's flags."""
+        group.add_argument("--n_feats", type=positive, default=64, help="channels (default: 64, as published)")
+        group.add_argument("--n_modules", type=positive, default=5, help="sparse mask modules (default: 5)")
+        group.add_argument(
+            "--pretrained_model", default=None, help="weights of the whole network: any checkpoint or safetensors file"
+        )
+
+    def supernet(self, config) -> SMSR:
+        """The network with soft masks."""
+        options = config if isinstance(config, Mapping) else vars(config)
+        return SMSR(**{name: options[name] for name in _FIXED if options.get(name) is not None})
+
+    def network(self, mask: FineMasks, config=None) -> SMSR:
+        """The network of a mask file, its masks hard; the weights are still random."""
+        if mask.space != self.name:
+            raise UseError(f"a mask of space '{mask.space}', not of '{self.name}'")
+        network = self.supernet(mask.config)
+        apply_masks(network, mask.channels, mask.threshold)
+        return network.eval()
+
+    def transfer(self, checkpoint: Mapping[str, Tensor], mask: FineMasks, config=None) -> dict[str, Tensor]:
+        """The same weights: masks select what is computed, nothing is cut out."""
+        return dict(checkpoint)
+
+    def cost(self, net: nn.Module, input_shape: tuple[int, ...]):
+        """Parameters, multiply-adds executed on a picture of noise and milliseconds of `net` on input (N, 3, H, W)."""
+        from sparsemask.costs import measure
+
+        return measure(net, input_shape)
+
+    def config_of(self, network: SMSR) -> dict[str, int]:
+        """What a mask file says of the network."""
+        return network.config
+
+    def build(self, state: Mapping[str, Tensor], what: object) -> SMSR:
+        """The network of a state dict, in evaluation mode; the weights say what to build."""
+        return shared.build(state, what)
+
+    def load(self, path) -> SMSR:
+        """The network of a file, in evaluation mode."""
+        return shared.load_smsr(path)
+
+    def save(self, path, network: SMSR, mask: FineMasks | None = None) -> None:
+        """Write a network to share."""
+        shared.save_smsr(path, network, mask)
+
+    def dense_cost(self, network: SMSR, picture: Tensor, published: bool = False) -> int:
+        """Multiply-adds on a picture (N, 3, H, W) with everything kept."""
+        from spaces.sparse_conv.dense import multiply_adds
+
+        return multiply_adds(network, *picture.shape[-2:], published) * len(picture)
+
+    def dense_form(self, network: SMSR) -> nn.Module:
+        """The same weights without masks, to be timed against."""
+        from spaces.sparse_conv.dense import DenseForm
+
+        return DenseForm(network)
+
+    def run(self, network: SMSR, pictures: Tensor, tile: int = 0, ensemble: bool = False) -> Tensor:
+        """The network on pictures, in tiles and as the mean over flips where asked for."""
+        return upscale(network, pictures, tile, ensemble)
+
+    def run_dense(self, network: SMSR, pictures: Tensor, ensemble: bool = False) -> Tensor:
+        """The same of the dense form (whole pictures)."""
+        form = self.dense_form(network)
+        return self_ensemble(form, pictures) if ensemble else form(pictures)
+
+    def draw_masks(self, picture: Tensor, masks: list, path, title: str | None = None) -> None:
+        """Draw data masks, bool arrays (H, W), over their picture (3, H, W) of 0 to 255."""
+        from sparsemask.pictures.overlay import draw_masks
+
+        draw_masks(picture.clamp(0, 255).round().byte().permute(1, 2, 0).numpy(), masks, path, title)
+
+
+register("smsr", SMSRSpace())
