@@ -1,211 +1,170 @@
-"""The operators that compile, export and the FLOP counter see: ``sparsemask::conv``, ``::block`` and
-``::attended_block``.
+"""The operators `sparsemask::conv` and `sparsemask::block`: what torch.compile, torch.export and FLOP counters see.
 
-Executed multiply-adds are counted from the masks themselves. ``mask`` and the channel flags are hard (bool).
+`sparsemask::conv`, with y = act(conv(x) + b) and a hard mask on the output grid: dense output channels are computed
+everywhere, at kept locations from all input channels and elsewhere from the dense ones; sparse output channels at kept
+locations only, and are exactly 0 elsewhere (Wang et al. 2021, section 3.2). `sparsemask::block` is a module's layers,
+each fed by the one before, and the 1×1 convolution over all their outputs. Results are channels-last in memory where x
+is, else contiguous.
+
+Gradients reach x, weights and biases (masks are hard: none to them), computed densely.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsemask.sparse import backends
+from sparsemask.errors import UseError
+from sparsemask.sparse import backends, flops, gradients
 from sparsemask.sparse.geometry import Geometry
+from sparsemask.sparse.layout import empty_like, laid_out_like
+
+_library = torch.library.Library("sparsemask", "DEF")
+_tags = (torch.Tag.pt2_compliant_tag,)
+_library.define(
+    "conv(Tensor x, Tensor weight, Tensor? bias, Tensor mask, Tensor in_dense, Tensor out_dense, int[] stride, "
+    "int[] padding, int[] dilation, int[] output_padding, bool transposed, int groups, str activation, "
+    "str backend) -> Tensor",
+    tags=_tags,
+)
+_library.define(
+    "block(Tensor x, Tensor mask, Tensor[] weights, Tensor dense, Tensor collect_weight, Tensor? collect_bias, "
+    "str activation, str backend) -> Tensor",
+    tags=_tags,
+)
 
 
-@torch.library.custom_op("sparsemask::conv", mutates_args=())
-def conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor,
-    in_dense: Tensor,
-    out_dense: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    output_padding: list[int],
-    transposed: bool,
-    groups: int,
-    activation: str,
-    backend: str,
-) -> Tensor:
-    """One sparse mask convolution with hard masks (SMSR, Wang et al. 2021, section 3.2).
-
-    x (N, C_in, *spatial); weight as torch's convolutions have it; mask bool (N, 1, *out spatial); in_dense (C_in,),
-    out_dense (C_out,) bool. Dense outputs are computed everywhere from the dense inputs and at kept locations from
-    all; sparse outputs at kept locations, and are 0 elsewhere.
-    """
-    geometry = _geometry(weight, stride, padding, dilation, output_padding, transposed, groups)
-    with torch.no_grad():
-        out = backends.run_conv(
-            backends.chosen(backend), x, weight, bias, mask, in_dense, out_dense, geometry, activation
-        )
-    return _owned(out, x)
+@lru_cache(maxsize=256)
+def _geometry(kernel, stride, padding, dilation, output_padding, transposed, groups) -> Geometry:
+    return Geometry.of(len(kernel), kernel, stride, padding, dilation, output_padding, transposed, groups)
 
 
-@conv.register_fake
-def _conv_fake(
-    x,
-    weight,
-    bias,
-    mask,
-    in_dense,
-    out_dense,
-    stride,
-    padding,
-    dilation,
-    output_padding,
-    transposed,
-    groups,
-    activation,
-    backend,
-):
-    geometry = _geometry(weight, stride, padding, dilation, output_padding, transposed, groups)
-    channels = weight.shape[1] * groups if transposed else weight.shape[0]
-    out = x.new_empty((x.shape[0], channels, *geometry.output_size(x.shape[2:])))
-    return _laid_out(out, x)
+def geometry_of(weight, stride, padding, dilation, output_padding, transposed, groups) -> Geometry:
+    """The geometry of the operator's arguments."""
+    each = (tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding))
+    return _geometry(*each, transposed, groups)
 
 
-@torch.library.custom_op("sparsemask::block", mutates_args=())
-def block(
-    x: Tensor,
-    mask: Tensor,
-    weights: list[Tensor],
-    dense: Tensor,
-    collect_weight: Tensor,
-    collect_bias: Tensor | None,
-    activation: str,
-    backend: str,
-) -> Tensor:
-    """A module's chain of "same" convolutions without bias, and the 1×1 fusion of all their outputs to dense channels.
-
-    x (N, C, *spatial), mask bool (N, 1, *spatial), dense bool (L, C): each layer's dense channels. SMSR, section 3.2.
-    """
-    with torch.no_grad():
-        out = backends.run_block(
-            backends.chosen(backend), x, mask, weights, dense, collect_weight, collect_bias, activation
-        )
-    return _owned(out, x)
+def conv(x, weight, bias, mask, in_dense, out_dense, stride, padding, dilation, output_padding, transposed, groups,
+         activation, backend) -> Tensor:  # fmt: skip
+    """What `sparsemask::conv` runs."""
+    g = geometry_of(weight, stride, padding, dilation, output_padding, transposed, groups)
+    spatial = g.output_size(x.shape[2:])
+    _check_conv(x, weight, mask, in_dense, out_dense, g, spatial)
+    weight, bias = weight.to(x.dtype), bias if bias is None else bias.to(x.dtype)
+    if not mask.numel():
+        return empty_like(x, len(out_dense), spatial)
+    server = backends.able(backend, x)
+    return laid_out_like(server.conv(x, weight, bias, mask, in_dense, out_dense, g, activation), x)
 
 
-@block.register_fake
-def _(x, mask, weights, dense, collect_weight, collect_bias, activation, backend):
-    return _laid_out(x.new_empty((x.shape[0], collect_weight.shape[0], *x.shape[2:])), x)
+def block(x, mask, weights, dense, collect_weight, collect_bias, activation, backend) -> Tensor:
+    """What `sparsemask::block` runs."""
+    _check_block(x, mask, weights, dense, collect_weight)
+    if not mask.numel():
+        return empty_like(x, len(collect_weight), x.shape[2:])
+    weights = [weight.to(x.dtype) for weight in weights]
+    collect_weight = collect_weight.to(x.dtype)
+    collect_bias = collect_bias if collect_bias is None else collect_bias.to(x.dtype)
+    server = backends.able(backend, x)
+    arguments = (x, mask, weights, dense, collect_weight, collect_bias, activation)
+    own = getattr(server, "block", None)
+    return laid_out_like(own(*arguments) if own else backends.compose_block(server, *arguments), x)
 
 
-@torch.library.custom_op("sparsemask::attended_block", mutates_args=())
-def attended_block(
-    x: Tensor,
-    mask: Tensor,
-    weights: list[Tensor],
-    dense: Tensor,
-    collect_weight: Tensor,
-    collect_bias: Tensor | None,
-    squeeze_weight: Tensor,
-    squeeze_bias: Tensor,
-    excite_weight: Tensor,
-    excite_bias: Tensor,
-    activation: str,
-    backend: str,
-) -> Tensor:
-    """x + a·block(x): a module with channel attention a = sigmoid(excite(relu(squeeze(mean of the block's output)))).
-
-    squeeze_weight (r, C), excite_weight (C, r), or with trailing ones as 1×1 convolutions have them. RCAN (arXiv
-    1807.02758).
-    """
-    attention = (squeeze_weight, squeeze_bias, excite_weight, excite_bias)
-    with torch.no_grad():
-        out = backends.run_attended(
-            backends.chosen(backend), x, mask, weights, dense, collect_weight, collect_bias, activation, attention
-        )
-    return _owned(out, x)
+_library.impl("conv", conv, "CompositeExplicitAutograd")
+_library.impl("block", block, "CompositeExplicitAutograd")
 
 
-@attended_block.register_fake
-def _attended_fake(x, mask, weights, dense, collect_weight, collect_bias, *_):
-    return _laid_out(x.new_empty((x.shape[0], collect_weight.shape[0], *x.shape[2:])), x)
+@torch.library.register_fake("sparsemask::conv")
+def _fake_conv(x, weight, bias, mask, in_dense, out_dense, stride, padding, dilation, output_padding, transposed,
+               groups, activation, backend) -> Tensor:  # fmt: skip
+    g = geometry_of(weight, stride, padding, dilation, output_padding, transposed, groups)
+    return empty_like(x, out_dense.shape[0], g.output_size(x.shape[2:]))
 
 
-def _geometry(weight, stride, padding, dilation, output_padding, transposed, groups) -> Geometry:
-    return Geometry(
-        tuple(weight.shape[2:]),
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        tuple(output_padding),
-        transposed,
-        groups,
-    )
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    """Channels last where x is; else contiguous. What both at once is (one channel, one place) counts as contiguous."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    if last is None or x.is_contiguous() or not x.is_contiguous(memory_format=last):
-        return torch.contiguous_format
-    return last
-
-
-def _laid_out(out: Tensor, x: Tensor) -> Tensor:
-    return torch.empty_like(out, memory_format=_format(x))
-
-
-def _owned(out: Tensor, x: Tensor) -> Tensor:
-    """In the memory order that the fake promised, and nobody else's memory."""
-    wanted = _format(x)
-    if wanted == torch.contiguous_format:
-        return out.contiguous()
-    return out.contiguous(memory_format=wanted)
+@torch.library.register_fake("sparsemask::block")
+def _fake_block(x, mask, weights, dense, collect_weight, collect_bias, activation, backend) -> Tensor:
+    return empty_like(x, collect_weight.shape[0], x.shape[2:])
 
 
 @register_flop_formula(torch.ops.sparsemask.conv, get_raw=True)
-def _conv_flop(x, weight, bias, mask, in_dense, out_dense, *more, out_val=None, **__) -> int:
-    _stride, _padding, _dilation, _output_padding, transposed, groups = more[:6]
-    return 2 * conv_multiply_adds(x, weight, mask, in_dense, out_dense, transposed, groups)
+def _conv_flops(x, weight, bias, mask, in_dense, out_dense, stride, padding, dilation, output_padding, transposed,
+                groups, activation, backend, *, out_val=None) -> int:  # fmt: skip
+    g = geometry_of(weight, stride, padding, dilation, output_padding, transposed, groups)
+    return 2 * flops.conv_multiply_adds(weight, mask, in_dense, out_dense, g)
 
 
 @register_flop_formula(torch.ops.sparsemask.block, get_raw=True)
-def _block_flop(x, mask, weights, dense, collect_weight, *_, out_val=None, **__) -> int:
-    return 2 * block_multiply_adds(mask, weights, dense, collect_weight, x.shape[1])
+def _block_flops(x, mask, weights, dense, collect_weight, *_, out_val=None) -> int:
+    return 2 * flops.block_multiply_adds(mask, weights, dense, collect_weight)
 
 
-@register_flop_formula(torch.ops.sparsemask.attended_block, get_raw=True)
-def _attended_flop(
-    x, mask, weights, dense, collect_weight, collect_bias, squeeze_weight, *_, out_val=None, **__
-) -> int:
-    attention = 2 * squeeze_weight.numel() * x.shape[0]
-    return 2 * (block_multiply_adds(mask, weights, dense, collect_weight, x.shape[1]) + attention)
+def _save_conv(ctx, inputs, output) -> None:
+    x, weight, bias, mask, in_dense, out_dense, *geometry, ctx.activation, _ = inputs
+    ctx.geometry = geometry_of(weight, *geometry)
+    ctx.biased = bias is not None
+    ctx.save_for_backward(x, weight, mask, in_dense, out_dense, output)
 
 
-def conv_multiply_adds(x, weight, mask, in_dense, out_dense, transposed: bool, groups: int) -> int:
-    """Multiply-adds that a layer executes, padding counted as torch counts it (every tap of every output).
-
-    A transposed convolution counts every tap once an input location, shared evenly by the outputs.
-    """
-    places, kept = mask.numel(), int(mask.sum())
-    taps = weight[0, 0].numel()
-    n_in, n_out = len(in_dense), len(out_dense)
-    if groups > 1:
-        per = in_dense.view(groups, -1).sum(1) * out_dense.view(groups, -1).sum(1)
-        part = int(per.sum())
-    else:
-        part = int(in_dense.sum()) * int(out_dense.sum())
-    full = n_in * n_out // groups
-    total = taps * (kept * full + (places - kept) * part)
-    if transposed:
-        total = total * (x.shape[0] * x[0, 0].numel()) // max(places, 1)
-    return total
+def _backward_conv(ctx, grad):
+    x, weight, mask, in_dense, out_dense, output = ctx.saved_tensors
+    found = gradients.conv(grad, x, weight, mask, in_dense, out_dense, output, ctx.geometry, ctx.activation)
+    return *found[:2], found[2] if ctx.biased else None, *[None] * 11
 
 
-def block_multiply_adds(mask, weights, dense, collect_weight, channels: int) -> int:
-    """Multiply-adds that a module executes."""
-    places, kept = mask.numel(), int(mask.sum())
-    total, before, n_in = 0, channels, channels
-    for weight, mine in zip(weights, dense, strict=True):
-        taps, n_dense = weight[0, 0].numel(), int(mine.sum())
-        total += taps * (kept * n_in * len(mine) + (places - kept) * before * n_dense)
-        before, n_in = n_dense, len(mine)
-    n_out = collect_weight.shape[0]
-    return total + kept * dense.numel() * n_out + (places - kept) * int(dense.sum()) * n_out
+def _save_block(ctx, inputs, output) -> None:
+    x, mask, weights, dense, collect_weight, collect_bias, ctx.activation, _ = inputs
+    ctx.biased = collect_bias is not None
+    ctx.save_for_backward(x, mask, dense, collect_weight, *weights)
+
+
+def _backward_block(ctx, grad):
+    x, mask, dense, collect_weight, *weights = ctx.saved_tensors
+    to_x, to_weights, to_collect, to_bias = gradients.block(
+        grad, x, mask, weights, dense, collect_weight, ctx.activation
+    )
+    return to_x, None, to_weights, None, to_collect, to_bias if ctx.biased else None, None, None
+
+
+torch.library.register_autograd("sparsemask::conv", _backward_conv, setup_context=_save_conv, lib=_library)
+torch.library.register_autograd("sparsemask::block", _backward_block, setup_context=_save_block, lib=_library)
+
+
+def _check_conv(x, weight, mask, in_dense, out_dense, g: Geometry, spatial) -> None:
+    if x.ndim != g.dims + 2:
+        raise UseError(f"features of {x.ndim - 2} dimensions given to a convolution of {g.dims}")
+    ins, outs = (0, 1) if g.transposed else (1, 0)
+    n_in = weight.shape[ins] * (1 if g.transposed else g.groups)
+    n_out = weight.shape[outs] * (g.groups if g.transposed else 1)
+    if x.shape[1] != n_in:
+        raise UseError(f"features have {x.shape[1]} channels, the weights take {n_in}")
+    _check_mask(mask, x, spatial)
+    for one, wanted, what in ((in_dense, n_in, "input"), (out_dense, n_out, "output")):
+        if one.dtype != torch.bool or tuple(one.shape) != (wanted,):
+            raise UseError(f"the {what} channel mask must be bool ({wanted},), got {one.dtype} {tuple(one.shape)}")
+
+
+def _check_block(x, mask, weights, dense, collect_weight) -> None:
+    _check_mask(mask, x, x.shape[2:])
+    if dense.dtype != torch.bool or tuple(dense.shape) != (len(weights), weights[0].shape[0]):
+        wanted = (len(weights), weights[0].shape[0])
+        raise UseError(f"the channel masks must be bool {wanted}, got {dense.dtype} {tuple(dense.shape)}")
+    n_in = x.shape[1]
+    for weight in weights:
+        if weight.ndim != x.ndim or weight.shape[1] != n_in or any(k % 2 == 0 for k in weight.shape[2:]):
+            raise UseError(f"weights {tuple(weight.shape)} do not fit a block of {n_in} channels and odd kernels")
+        n_in = weight.shape[0]
+    if collect_weight.shape[1] != dense.numel():
+        raise UseError(f"the 1×1 convolution takes {collect_weight.shape[1]} channels, the layers have {dense.numel()}")
+
+
+def _check_mask(mask: Tensor, x: Tensor, spatial) -> None:
+    if mask.dtype != torch.bool:
+        raise UseError(f"the operator takes a hard mask (bool), got {mask.dtype}")
+    if tuple(mask.shape) != (x.shape[0], 1, *spatial):
+        wanted = (x.shape[0], 1, *spatial)
+        raise UseError(f"the mask must have the output's shape {wanted}, got {tuple(mask.shape)}")
