@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-from sparsemask.sparse import operators  # noqa: F401  registers sparsemask::conv and sparsemask::block
 from sparsemask.sparse.backends import available_backends, backend, register_backend, set_backend
+from sparsemask.sparse.block import SparseMaskBlock
+from sparsemask.sparse.budget import budget_loss, harden_channels, kept_fraction
+from sparsemask.sparse.channel_mask import ChannelMask
+from sparsemask.sparse.data_mask import DataMask
 from sparsemask.sparse.derived import Derived
 from sparsemask.sparse.geometry import Geometry
+from sparsemask.sparse.gumbel import gumbel_mask
+from sparsemask.sparse.layer import SparseMaskConv
+from sparsemask.sparse.modes import set_mask_mode
 
-__all__ = ["Derived", "Geometry", "available_backends", "backend", "register_backend", "set_backend"]
+__all__ = [
+    "ChannelMask",
+    "DataMask",
+    "Derived",
+    "Geometry",
+    "SparseMaskBlock",
+    "SparseMaskConv",
+    "available_backends",
+    "backend",
+    "budget_loss",
+    "gumbel_mask",
+    "harden_channels",
+    "kept_fraction",
+    "register_backend",
+    "set_backend",
+    "set_mask_mode",
+]

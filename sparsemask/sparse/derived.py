@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_ALIKE = 4  # values kept for one weight, as for a few channel masks in turn
+_ALIKE = 4  # values kept for one address, as for a few channel masks in turn
+_SEARCHED = 64  # values looked through for weights that were moved
 
 
 class _Entry(NamedTuple):
+    address: int
     saved: tuple[Tensor, ...]
     value: Any
     size: int
@@ -24,13 +26,16 @@ class Derived:
 
     Every look-up compares the tensors' contents with copies saved when the value was made: tens of microseconds for a
     layer's weights, and no way of changing them (an optimizer, `load_state_dict`, writing to `.data`, another tensor at
-    the same address) goes unnoticed, as it would with version counters.
+    the same address) goes unnoticed, as it would with version counters. Values of tensors of the same address are
+    compared first, so that layers of one shape do not search each other's.
     """
 
     def __init__(self, entries: int = 1024, size: int = 1 << 28):
         """At most `entries` values whose tensors together hold `size` bytes; the least recently used go first."""
         self._entries, self._size, self._held = entries, size, 0
-        self._kept: OrderedDict[Hashable, list[_Entry]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[Hashable, _Entry]] = OrderedDict()
+        self._by_form: dict[Hashable, list[int]] = {}
+        self._next = 0
         self._lock = threading.Lock()
 
     def get(self, sources: Sequence[Tensor], make: Callable[[], Any], key: Hashable = ()) -> Any:
@@ -41,35 +46,53 @@ class Derived:
             make: called without gradients and outside inference mode, so that its tensors serve everywhere.
             key: whatever else the value depends on.
         """
-        slot = (key, sources[0].data_ptr(), tuple((one.shape, one.dtype, one.device) for one in sources))
+        form = (key, tuple((one.shape, one.dtype, one.device) for one in sources))
+        address = sources[0].data_ptr()
         with self._lock:
-            found = self._kept.get(slot, [])
-            if found:
-                self._kept.move_to_end(slot)
-            found = list(found)
-        for entry in found:
+            known = [(number, self._kept[number][1]) for number in reversed(self._by_form.get(form, []))]
+        known = [one for one in known if one[1].address == address] + [
+            one for one in known[:_SEARCHED] if one[1].address != address
+        ]
+        for number, entry in known:
             if all(torch.equal(a, b) for a, b in zip(entry.saved, sources, strict=True)):
+                with self._lock:
+                    if number in self._kept:
+                        self._kept.move_to_end(number)
                 return entry.value
         with torch.inference_mode(False), torch.no_grad():
             saved = tuple(one.detach().clone() for one in sources)
-            entry = _Entry(saved, make(), sum(one.numel() * one.element_size() for one in saved))
+            entry = _Entry(address, saved, make(), sum(one.numel() * one.element_size() for one in saved))
         with self._lock:
-            kept = self._kept.setdefault(slot, [])
-            kept.insert(0, entry)
-            self._held += entry.size
-            while len(kept) > _ALIKE:
-                self._held -= kept.pop().size
-            self._kept.move_to_end(slot)
-            while len(self._kept) > 1 and (len(self._kept) > self._entries or self._held > self._size):
-                self._held -= sum(one.size for one in self._kept.popitem(last=False)[1])
+            self._add(form, entry)
         return entry.value
+
+    def _add(self, form: Hashable, entry: _Entry) -> None:
+        numbers = self._by_form.setdefault(form, [])
+        alike = [number for number in numbers if self._kept[number][1].address == entry.address]
+        for number in alike[: max(0, len(alike) - _ALIKE + 1)]:  # the weights have changed since
+            self._drop(number)
+        numbers = self._by_form.setdefault(form, [])
+        numbers.append(self._next)
+        self._kept[self._next] = (form, entry)
+        self._next += 1
+        self._held += entry.size
+        while len(self._kept) > 1 and (len(self._kept) > self._entries or self._held > self._size):
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, number: int) -> None:
+        form, entry = self._kept.pop(number)
+        self._held -= entry.size
+        self._by_form[form].remove(number)
+        if not self._by_form[form]:
+            del self._by_form[form]
 
     def __len__(self) -> int:
         with self._lock:
-            return sum(map(len, self._kept.values()))
+            return len(self._kept)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._kept.clear()
+            self._by_form.clear()
             self._held = 0

@@ -1,121 +1,152 @@
-"""Sparse mask convolution as a module: the training form with soft masks, the operator with hard ones."""
+"""One sparse mask convolution as a module."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.sparse import operators  # noqa: F401  (registers the operators)
-from sparsemask.sparse.functional import activate, along_channels, check_activation, convolve
-from sparsemask.sparse.geometry import Geometry, Sizes
+from sparsemask.sparse import activation as act
+from sparsemask.sparse import backends, operators  # noqa: F401  registers the operator
+from sparsemask.sparse.derived import Derived
+from sparsemask.sparse.geometry import Geometry
+from sparsemask.sparse.training_form import masked_conv
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = {"batch": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)}
+_folded = Derived()
 
 
 class SparseMaskConv(nn.Module):
-    """A convolution whose output channels are dense (everywhere) or sparse (at important locations).
+    """A convolution that computes dense channels everywhere and sparse ones at kept locations only.
+
+    Wang et al., CVPR 2021 (arXiv 2006.09603), section 3.2. `weight` and `bias` lie as in torch's convolutions.
 
     Args:
-        in_channels, out_channels: C_in, C_out.
-        kernel_size, stride, padding, dilation, output_padding, groups, transposed: as torch's convolutions; padding
-        None keeps the size
-            of odd kernels at stride 1.
-        dims: 1 (points), 2 or 3.
-        bias: whether there is one; it acts before the mask, as the activation does.
-        activation: "none", "relu", "leaky_relu" or "leaky_relu:0.1".
+        in_channels, out_channels, kernel_size, stride, padding, dilation, output_padding, groups, bias: as torch's;
+            numbers or one entry a dimension. padding None: dilation·(kernel − 1)/2, which keeps the size at stride 1.
+        dims: 1 (points with kernel 1, or sequences), 2 or 3.
+        transposed: a transposed convolution.
+        activation: "none", "relu" or "leaky_relu:SLOPE".
+        norm: None, or "batch": batch normalisation (attribute `norm`) before the activation, folded in evaluation.
 
-    `weight` and `bias` are laid out as torch lays them out. Source: SMSR (arXiv 2006.09603), section 3.2.
+    Raises UseError for what is none of these.
     """
+
+    backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Sizes,
+        kernel_size: int | Sequence[int],
         *,
         dims: int = 2,
-        stride: Sizes = 1,
-        padding: Sizes | None = None,
-        dilation: Sizes = 1,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | None = None,
+        dilation: int | Sequence[int] = 1,
         transposed: bool = False,
-        output_padding: Sizes = 0,
+        output_padding: int | Sequence[int] = 0,
         groups: int = 1,
         bias: bool = False,
         activation: str = "relu",
+        norm: str | None = None,
     ):
         super().__init__()
-        if in_channels % groups or out_channels % groups:
-            raise UseError(f"groups {groups} must divide the channels, {in_channels} and {out_channels}")
-        self.geometry = Geometry.of(dims, kernel_size, stride, padding, dilation, output_padding, transposed, groups)
+        g = Geometry.of(dims, kernel_size, stride, padding, dilation, output_padding, transposed, groups)
+        for channels in (in_channels, out_channels):
+            if channels < 1 or channels % groups:
+                raise UseError(f"{channels} channels do not fall into {groups} groups")
+        act.parse(activation)
+        self.geometry, self.activation = g, activation
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.activation, self.backend = check_activation(activation), "auto"
-        first = (in_channels, out_channels // groups) if transposed else (out_channels, in_channels // groups)
-        self.weight = nn.Parameter(torch.empty(*first, *self.geometry.kernel))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
-        self.reset_parameters()
+        options = dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=groups, bias=bias)
+        if transposed:
+            made = _TRANSPOSED[dims - 1](
+                in_channels, out_channels, g.kernel, output_padding=g.output_padding, **options
+            )
+        else:
+            made = _CONV[dims - 1](in_channels, out_channels, g.kernel, **options)
+        self.weight = made.weight  # initialised as torch does
+        self.register_parameter("bias", made.bias)
+        if norm is not None and norm not in _NORMS:
+            raise UseError(f"unknown norm '{norm}'; known: {', '.join(_NORMS)}, or None")
+        self.norm = _NORMS[norm][dims - 1](out_channels) if norm else None
 
-    def reset_parameters(self) -> None:
-        """As torch's convolutions begin."""
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        if self.bias is not None:
-            bound = 1 / math.sqrt(self.weight[0].numel())
-            nn.init.uniform_(self.bias, -bound, bound)
+    def forward(
+        self, x: Tensor, mask: Tensor, in_dense: Tensor | None = None, out_dense: Tensor | None = None
+    ) -> Tensor:
+        """The masked convolution of x.
 
-    def forward(self, x: Tensor, mask: Tensor, in_dense: Tensor, out_dense: Tensor) -> Tensor:
-        """x (N, C_in, *spatial) -> (N, C_out, *out spatial).
+        Args:
+            x: (N, C_in, *spatial).
+            mask: data mask (N, 1, *out spatial) on the output grid, soft in [0, 1] or bool.
+            in_dense: (C_in,), the channel mask of whatever made x, soft or bool; None: all dense.
+            out_dense: (C_out,), this layer's own channel mask, likewise.
 
-        mask (N, 1, *out spatial); in_dense (C_in,) and out_dense (C_out,): weights as dense channels. Soft masks, or
-        training: the formula that gives every location gradients; bool masks in evaluation: the operator, which skips.
+        Returns:
+            (N, C_out, *out spatial). In evaluation with bool masks locations are skipped (the operator
+            `sparsemask::conv`); in training or with a soft mask everything is computed, differentiable in the masks.
+
+        Raises UseError where shapes do not fit.
         """
-        if self.training or mask.dtype != torch.bool:
-            return self.masked(x, mask, in_dense, out_dense)
+        soft = any(one is not None and one.is_floating_point() for one in (mask, in_dense, out_dense))
+        if self.training or soft:
+            self._check(x, mask)
+            return masked_conv(
+                x, self.weight, self.bias, mask, in_dense, out_dense, self.geometry, self.activation, self.norm
+            )
+        weight, bias = self.folded()
+        in_dense = _all(self.in_channels, x) if in_dense is None else in_dense
+        out_dense = _all(self.out_channels, x) if out_dense is None else out_dense
         g = self.geometry
         return torch.ops.sparsemask.conv(
-            x,
-            self.weight,
-            self.bias,
-            mask,
-            in_dense,
-            out_dense,
-            list(g.stride),
-            list(g.padding),
-            list(g.dilation),
-            list(g.output_padding),
-            g.transposed,
-            g.groups,
-            self.activation,
-            self.backend,
-        )
+            x, weight, bias, mask, in_dense, out_dense, g.stride, g.padding, g.dilation, g.output_padding, g.transposed,
+            g.groups, self.activation, backends.current(self.backend),
+        )  # fmt: skip
 
-    def masked(self, x: Tensor, mask: Tensor, in_dense: Tensor, out_dense: Tensor) -> Tensor:
-        """The training form, with D = W∗(c_d·F), S = W∗(c_s·F): act((o_d + o_s·M)·(D + bias) + M·S).
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with the batch norm in evaluation mode folded in."""
+        norm = self.norm
+        if norm is None:
+            return self.weight, self.bias
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._fold()
+        found = [self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        return _folded.get([one for one in found if one is not None], self._fold, (self.geometry, norm.eps))
 
-        The formula's four terms by two convolutions, or by one where nothing dense or nothing sparse comes in, or
-        nothing dense goes out.
-        """
-        kind = x.dtype
-        m, o = mask.to(kind), along_channels(out_dense.to(kind), x.ndim)
-        share = o + (1 - o) * m
-        hard = in_dense.dtype == torch.bool
-        if hard and bool(in_dense.all()):
-            return self._act(share * convolve(x, self.weight, self.bias, self.geometry))
-        if out_dense.dtype == torch.bool and not bool(out_dense.any()):
-            return self._act(m * convolve(x, self.weight, self.bias, self.geometry))
-        bias = along_channels(self.bias, x.ndim) if self.bias is not None else 0.0
-        if hard and not bool(in_dense.any()):
-            return self._act(share * bias + m * convolve(x, self.weight, None, self.geometry))
-        c = along_channels(in_dense.to(kind), x.ndim)
-        dense = convolve(x * c, self.weight, None, self.geometry)
-        sparse = convolve(x * (1 - c), self.weight, None, self.geometry)
-        return self._act(share * (dense + bias) + m * sparse)
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        norm, g = self.norm, self.geometry
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias = norm.running_mean.new_zeros(()) if self.bias is None else self.bias
+        if g.transposed:  # (in, out / groups, ...): the inputs of a group stand together
+            each = scale.view(g.groups, 1, -1).expand(-1, self.in_channels // g.groups, -1).flatten(0, 1)
+        else:
+            each = scale.view(-1, 1)
+        weight = self.weight * each.reshape(*each.shape, *[1] * (self.weight.ndim - 2))
+        return weight, (bias - norm.running_mean) * scale + norm.bias
 
-    def _act(self, y: Tensor) -> Tensor:
-        return activate(y, self.activation)
+    def _check(self, x: Tensor, mask: Tensor) -> None:
+        if x.ndim != self.geometry.dims + 2 or x.shape[1] != self.in_channels:
+            raise UseError(
+                f"features {tuple(x.shape)} given to a layer of {self.in_channels} channels, {self.geometry}"
+            )
+        wanted = (x.shape[0], 1, *self.geometry.output_size(x.shape[2:]))
+        if tuple(mask.shape) != wanted:
+            raise UseError(f"the mask must have the output's shape {wanted}, got {tuple(mask.shape)}")
 
     def extra_repr(self) -> str:
         g = self.geometry
         return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={g.kernel}, stride={g.stride}, "
-            f"padding={g.padding}, groups={g.groups}, activation={self.activation}"
+            f"{self.in_channels}, {self.out_channels}, kernel={g.kernel}, stride={g.stride}, padding={g.padding}"
+            + (f", transposed, output_padding={g.output_padding}" if g.transposed else "")
+            + (f", groups={g.groups}" if g.groups > 1 else "")
+            + f", activation={self.activation}"
         )
+
+
+def _all(channels: int, like: Tensor) -> Tensor:
+    return torch.ones(channels, dtype=torch.bool, device=like.device)

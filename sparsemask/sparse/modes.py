@@ -1,27 +1,25 @@
-"""Whether a model's masks are being learnt or are fixed."""
+"""Masks that are still learnt, and masks that are fixed."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from sparsemask.errors import choose
-from sparsemask.sparse.masks import DataMask
 
 MODES = ("soft", "hard")
 
 
 def set_mask_mode(model: nn.Module, mode: str) -> nn.Module:
-    """Soft: masks are learnt, relaxed in training. hard: masks are fixed. Returns the model.
+    """Say how a model's masks behave in training; in evaluation they are always hard.
 
-    Fixed masks are hard in training too, the channel logits and the branches that predict the data masks frozen, while
-    all other weights go on learning.
+    "soft", as modules are made: relaxed by Gumbel-softmax, and learnt. "hard", masks fixed: channel logits and the
+    branches that predict data masks are frozen and their masks are hard; the other weights still train. Raises UseError
+    for any other mode.
     """
     choose(mode, MODES, "mask mode")
     for module in model.modules():
-        if hasattr(module, "mask_mode"):
+        if hasattr(type(module), "mask_mode"):
             module.mask_mode = mode
-        if isinstance(module, DataMask):
-            module.requires_grad_(mode == "soft")
-        elif hasattr(module, "ch_mask"):
-            module.ch_mask.requires_grad_(mode == "soft")
+            for parameter in module.mask_parameters():
+                parameter.requires_grad_(mode == "soft")
     return model
