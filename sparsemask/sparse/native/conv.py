@@ -115,7 +115,7 @@ class Product:
                 chosen = one.member[listed.long()]
                 mine = listed[chosen]
                 there = (at if at is not None else torch.arange(len(listed), dtype=torch.int32))[chosen]
-            pos = tables.position[mine.long()]
+            pos = library.lookup(mine.contiguous(), tables.position)
             for g in range(self.groups):
                 part = rows[:, g * deep : (g + 1) * deep]
                 segments = [Segment(part, tables.interior, offset, deep) for _, offset in one.taps]

@@ -73,7 +73,7 @@ def lib() -> ctypes.CDLL:
         ("sm_pack", [_P, _I, _I, _P]),
         ("sm_split", [_P, _I, _P, _P, _P]),
         ("sm_lookup", [_P, _I, _P, _P]),
-        ("sm_fill", [_P, _I, _I, _P, _I, _P, _P, _I]),
+        ("sm_fill", [_P, _I, _I, _P, _I, _P, _P, _I, _I]),
         ("sm_product", [_P]),
         ("sm_depthwise", [_P]),
     ):
@@ -123,6 +123,7 @@ def fill(out: Tensor, at: Tensor, values: Tensor | None = None, places: Tensor |
         values.data_ptr() if values is not None else None,
         places.data_ptr() if places is not None else None,
         len(places) if places is not None else 0,
+        torch.get_num_threads(),
     )
 
 

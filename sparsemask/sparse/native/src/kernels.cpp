@@ -86,7 +86,9 @@ void sm_lookup(const int32_t* index, int64_t n, const int32_t* values, int32_t* 
 
 // Zero the rows `at` of out and put values (n, k) into their columns `places`.
 void sm_fill(float* out, int64_t stride, int64_t columns, const int32_t* at, int64_t n, const float* values,
-             const int32_t* places, int64_t k) {
+             const int32_t* places, int64_t k, int64_t threads) {
+    const int shared = static_cast<int>(n * columns > (1 << 16) ? threads : 1);
+#pragma omp parallel for num_threads(shared) if (shared > 1) schedule(static)
     for (int64_t i = 0; i < n; i++) {
         float* row = out + at[i] * stride;
         std::memset(row, 0, columns * sizeof(float));
