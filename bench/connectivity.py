@@ -61,13 +61,13 @@ def _stepper(kind: str, size: int, batch: int):
 
 def _peak(kind: str, size: int, batch: int, answer) -> None:
     step = _stepper(kind, size, batch)
-    before = _high_water()
+    before = high_water()
     for _ in range(3):
         step()
-    answer.put((before, _high_water()))
+    answer.put((before, high_water()))
 
 
-def _high_water() -> float:
+def high_water() -> float:
     """Peak resident megabytes of this process image (getrusage would hand down the parent's)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))

@@ -1,0 +1,71 @@
+"""Is `auto` ever slower than the dense layer? Random layers, paired, dense against dense as the noise floor."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+
+from bench.sparse_layers import mask_of
+from sparsemask.sparse import Geometry
+from sparsemask.sparse.backends import find
+
+
+def configurations(count: int, seed: int = 0) -> list[dict]:
+    """Kernel, channels, dense shares, size, share kept and kind of mask, drawn at random."""
+    draw = random.Random(seed)
+    return [
+        {
+            "kernel": draw.choice([1, 3, 3, 3, 5]),
+            "c_in": draw.choice([8, 16, 32, 48, 64, 96, 128]),
+            "c_out": draw.choice([8, 16, 32, 48, 64, 96, 128]),
+            "size": draw.choice([16, 24, 32, 48, 64, 96, 128, 192]),
+            "kept": draw.uniform(0.05, 1.0),
+            "dense": draw.choice([0.0, 0.0, 0.1, 0.25]),
+            "kind": draw.choice(["random", "blob"]),
+        }
+        for _ in range(count)
+    ]
+
+
+@torch.inference_mode()
+def ratios(one: dict, rounds: int, seed: int) -> tuple[float, float]:
+    """(dense / auto, dense / dense again): medians over paired rounds, after auto has made up its mind."""
+    torch.manual_seed(seed)
+    kernel, size = one["kernel"], one["size"]
+    x = torch.randn(1, one["c_in"], size, size).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(one["c_out"], one["c_in"], kernel, kernel).contiguous(memory_format=torch.channels_last)
+    mask = mask_of(one["kind"], size, one["kept"], seed)
+    ins, outs = torch.rand(one["c_in"]) < one["dense"], torch.rand(one["c_out"]) < one["dense"]
+    geometry, auto = Geometry.of(2, kernel), find("auto")
+    dense = lambda: F.relu_(F.conv2d(x, weight, padding=kernel // 2))
+    sparse = lambda: auto.conv(x, weight, None, mask, ins, outs, geometry, "relu")
+    for _ in range(20):
+        sparse()
+    dense()
+    times = [[_timed(call) for call in (dense, sparse, dense)] for _ in range(rounds)]
+    return (
+        statistics.median(d / s for d, s, _ in times),
+        statistics.median(d / again for d, _, again in times),
+    )
+
+
+def _timed(call) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def run(count: int, rounds: int, seed: int = 0) -> dict:
+    """Shares of configurations at or above 0.95 and 0.9, and the worst, for auto and for the noise floor."""
+    found = [ratios(one, rounds, seed + i) for i, one in enumerate(configurations(count, seed))]
+    told = {"configurations": count}
+    for name, values in zip(("auto", "floor"), zip(*found, strict=True), strict=True):
+        told[f"{name} at least 0.95"] = sum(v >= 0.95 for v in values) / count
+        told[f"{name} at least 0.9"] = sum(v >= 0.9 for v in values) / count
+        told[f"{name} worst"], told[f"{name} median"] = min(values), statistics.median(values)
+    worst = sorted(zip(found, configurations(count, seed), strict=True), key=lambda p: p[0][0])[:10]
+    return told | {"worst": [{**one, "ratio": round(r[0], 3), "floor": round(r[1], 3)} for r, one in worst]}

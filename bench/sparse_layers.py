@@ -1,0 +1,76 @@
+"""One layer over kernels, channels, sizes and shares kept, with scattered and with blobby masks."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+
+from sparsemask.costs import compare
+from sparsemask.sparse import Geometry, available_backends
+from sparsemask.sparse.backends import find
+
+
+def mask_of(kind: str, size: int, kept: float, seed: int = 0) -> torch.Tensor:
+    """bool (1, 1, size, size) with a share `kept` true: `random` places, or `blob`s as networks make them."""
+    generator = torch.Generator().manual_seed(seed)
+    field = torch.rand(1, 1, size, size, generator=generator)
+    if kind == "blob":
+        for _ in range(3):
+            field = F.avg_pool2d(F.pad(field, (4, 4, 4, 4), mode="circular"), 9, 1)
+    count = round(kept * size * size)
+    order = field.flatten().argsort()
+    mask = torch.zeros(size * size, dtype=torch.bool)
+    mask[order[:count]] = True
+    return mask.view(1, 1, size, size)
+
+
+@torch.inference_mode()
+def layer(kernel: int, channels: int, size: int, kept: float, kind: str, rounds: int) -> dict:
+    """Medians of one configuration: the dense layer, every backend's operator, and the kernels inside a module."""
+    torch.manual_seed(0)
+    x = torch.randn(1, channels, size, size).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, kernel, kernel) / kernel / channels**0.5
+    last = weight.contiguous(memory_format=torch.channels_last)
+    mask, none = mask_of(kind, size, kept), torch.zeros(channels, dtype=torch.bool)
+    geometry = Geometry.of(2, kernel)
+    calls = {"dense": lambda: F.relu_(F.conv2d(x, last, padding=kernel // 2))}
+    usable = [n for n, why in available_backends().items() if why is None and n not in ("reference", "auto")]
+    want = F.relu(F.conv2d(x, weight, padding=kernel // 2)) * mask
+    for name in [*usable, "auto"]:
+        calls[name] = lambda name=name: find(name).conv(x, weight, None, mask, none, none, geometry, "relu")
+        assert torch.allclose(calls[name](), want, atol=1e-4), f"{name} is wrong"
+    if "native" in usable:
+        calls["in a module"] = inside(x, weight, mask, geometry)
+    for _ in range(12):
+        calls["auto"]()
+    times = compare(calls, rounds=rounds, warmup=2)
+    share = float(mask.float().mean())
+    row = {"kernel": kernel, "channels": channels, "size": size, "mask": kind, "kept": share}
+    row |= {f"ms {n}": t for n, t in times.items()}
+    row |= {f"gain {n}": times["dense"] / t for n, t in times.items()}
+    return row | {f"efficiency {n}": times["dense"] / t * share for n, t in times.items()}
+
+
+def inside(x, weight, mask, geometry):
+    """The layer as it runs between two others of a module: compact rows in, compact rows out, the lists made before."""
+    from sparsemask.sparse.native import library
+    from sparsemask.sparse.native.grid import grid
+    from sparsemask.sparse.native.rows import to_rows
+
+    tables = grid(1, tuple(x.shape[2:]), geometry)
+    kept, _, compact = library.split(mask)
+    way, at = library.lookup(tables.interior, compact), library.lookup(kept, tables.position)
+    rows = to_rows(x)[kept.long()].contiguous()
+    channels, out = x.shape[1], torch.empty(len(kept), weight.shape[0])
+    packed = library.pack(weight.flatten(2).permute(2, 1, 0).reshape(-1, weight.shape[0]))
+    segments = [library.Segment(rows, way, offset, channels) for _, offset in tables.classes[0].taps]
+    target = library.Target(out)
+    return lambda: library.product(at, segments, packed, weight.shape[0], target, activation=(1, 0.0))
+
+
+def sweep(kernels, channels, sizes, shares, kinds, rounds: int) -> list[dict]:
+    """All combinations."""
+    every = itertools.product(kernels, channels, sizes, shares, kinds)
+    return [layer(*one, rounds) for one in every]
