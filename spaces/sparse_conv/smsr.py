@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.sparse import DataMask, SparseMaskBlock
+from sparsemask.sparse import DataMask, SparseMaskBlock, gumbel_mask, kept_fraction
 
 SCALES = (2, 3, 4)
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
@@ -28,7 +28,7 @@ class SMSR(nn.Module):
     (see :func:`sparsemask.sparse.set_mask_mode`) and `tau` is the softmax's temperature.
 
     After a forward pass `kept` holds, module by module, the (L,) kept fractions of its layers (differentiable in
-    training), and `masks` the data masks (N, 1, H, W).
+    training), `masks` the data masks (N, 1, H, W), and `hard_kept` the kept fractions of hard masks in their place.
     """
 
     def __init__(self, scale: int = 2, n_feats: int = 64, n_modules: int = 5, n_layers: int = 4, reduction: int = 16):
@@ -44,6 +44,7 @@ class SMSR(nn.Module):
         self.n_layers, self.reduction = n_layers, reduction
         self.tau = 1.0
         self.kept: list[Tensor] = []
+        self.hard_kept: list[Tensor] = []
         self.masks: list[Tensor] = []
         conv = lambda a, b, k: nn.Conv2d(a, b, k, padding=k // 2)
         self.sub_mean = MeanShift(-1)
@@ -61,6 +62,7 @@ class SMSR(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W), any H and W; not clamped."""
         out, self.kept, self.masks = self.compute(x)
+        self.hard_kept = [k if m.hard_kept is None else m.hard_kept for m, k in zip(self.body, self.kept, strict=True)]
         return out
 
     def compute(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -108,10 +110,11 @@ class SparseMaskModule(nn.Module):
         self.spa_mask = DataMask(channels)
         self.body = SparseMaskBlock(channels, layers)
         self.ca = ChannelAttention(channels, reduction)
+        self.hard_kept: Tensor | None = None
 
     def forward(self, x: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """Features (N, C, H, W) -> (features, kept fractions (L,), data mask (N, 1, H, W))."""
-        mask = self.spa_mask(x, tau)
+        mask = self.locate(x, tau)
         if self.body.skips(x, mask):
             squeeze, _, excite, _ = self.ca.conv_du
             attention = (squeeze.weight, squeeze.bias, excite.weight, excite.bias)
@@ -121,9 +124,19 @@ class SparseMaskModule(nn.Module):
 
     def fuse(self, x: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """Everything up to the channel attention, which alone looks at the whole picture."""
-        mask = self.spa_mask(x, tau)
+        mask = self.locate(x, tau)
         y, kept = self.body(x, mask, tau)
         return y, kept, mask
+
+    def locate(self, x: Tensor, tau: float = 1.0) -> Tensor:
+        """The data mask (N, 1, H, W). Where it is soft, what a hard one would keep is noted, for budgets."""
+        self.hard_kept = None
+        if not self.training or self.spa_mask.mask_mode != "soft":
+            return self.spa_mask(x, tau)
+        logits = self.spa_mask.logits(x)
+        drop, keep = logits.detach().split(1, 1)
+        self.hard_kept = kept_fraction(torch.sigmoid(keep - drop) > self.spa_mask.threshold, self.body.ch_mask.detach())
+        return gumbel_mask(logits, tau)[:, 1:]
 
     def attend(self, x: Tensor, y: Tensor, mean: Tensor) -> Tensor:
         """x + a·y, the attention a from the mean (N, C, 1, 1) of y over the picture; without gradients it takes y."""

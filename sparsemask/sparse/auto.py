@@ -9,7 +9,6 @@ to run, and with it the last bits of the result: :func:`sparsemask.sparse.set_ba
 
 from __future__ import annotations
 
-import statistics
 import sys
 import threading
 import time
@@ -19,11 +18,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparsemask.sparse import backends
+from sparsemask.sparse import attended, backends
 from sparsemask.sparse.calibration import Model, model
 
-NEAR = 2.5  # tried if predicted to take at most this many times the best one's time
-TRIALS = 3  # calls of each near backend, the first of which only warms up
+NEAR = 2.0  # tried if predicted to take at most this many times the best one's time
+TRIALS = 4  # calls of each near backend, the first of which only warms up
+BEHIND = 1.5  # out of the race after two calls if slower than the best by this
 MARGIN = 1.03  # the dense form serves unless another is faster by this much
 _DENSE = "reference"
 _MOST = 4096  # configurations remembered
@@ -54,13 +54,22 @@ class Auto:
 
     def block(self, x, mask, weights, dense, collect_weight, collect_bias, activation) -> Tensor:
         """A module by the backend of choice."""
-        call = lambda b: backends.block_of(b)(x, mask, weights, dense, collect_weight, collect_bias, activation)
+        rest = (mask, weights, dense, collect_weight, collect_bias, activation)
+
+        def call(backend) -> Tensor:
+            own = getattr(backend, "block", None)
+            return own(x, *rest) if own else backends.compose_block(backend, x, *rest)
+
         return self._serve(*_module("block", x, mask, weights, dense, collect_weight), call)
 
     def attended_block(self, x, mask, weights, dense, collect_weight, collect_bias, activation, attention) -> Tensor:
         """A module with its attention by the backend of choice."""
         rest = (mask, weights, dense, collect_weight, collect_bias, activation, attention)
-        call = lambda b: backends.attended_of(b)(x, *rest)
+
+        def call(backend) -> Tensor:
+            own = getattr(backend, "attended_block", None)
+            return own(x, *rest) if own else attended.compose(backend, x, *rest)
+
         return self._serve(*_module("attended", x, mask, weights, dense, collect_weight), call)
 
     def _serve(self, key: tuple, x: Tensor, work: list[_Work], call: Callable) -> Tensor:
@@ -111,7 +120,7 @@ class Auto:
 
 
 class _Race:
-    """Takes turns among backends until each was tried, then stays with the fastest."""
+    """Takes turns among backends until the fastest is known; those that fall far behind leave early."""
 
     def __init__(self, names: list[str]):
         self.times: dict[str, list[float]] = {name: [] for name in names}
@@ -126,10 +135,20 @@ class _Race:
         return self.winner or min(self.times, key=lambda n: len(self.times[n]))
 
     def record(self, name: str, seconds: float) -> None:
+        if name not in self.times:  # another thread's call ended the race meanwhile
+            return
         self.times[name].append(seconds)
-        if all(len(t) >= TRIALS for t in self.times.values()):
-            cost = {n: statistics.median(t[1:]) * (1.0 if n == _DENSE else MARGIN) for n, t in self.times.items()}
-            self.winner = min(cost, key=cost.get)
+        counts = [len(t) for t in self.times.values()]
+        if min(counts) < 2:
+            return
+        cost = {n: min(t[1:]) * (1.0 if n == _DENSE else MARGIN) for n, t in self.times.items()}
+        best = min(cost, key=cost.get)
+        if min(counts) >= TRIALS:
+            self.winner = best
+            return
+        self.times = {n: t for n, t in self.times.items() if cost[n] <= BEHIND * cost[best]}
+        if len(self.times) == 1:
+            self.winner = best
 
 
 class _Work:

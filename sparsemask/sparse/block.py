@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.sparse import backends
+from sparsemask.sparse import attended, backends  # noqa: F401  registers the operator
 from sparsemask.sparse.budget import kept_fraction
 from sparsemask.sparse.channel_mask import ChannelMask
 from sparsemask.sparse.layer import SparseMaskConv
@@ -65,3 +67,22 @@ class SparseMaskBlock(ChannelMask):
             outputs.append(features)
             before = mine
         return self.collect(torch.cat(outputs, 1)), kept
+
+    def skips(self, x: Tensor, mask: Tensor) -> bool:
+        """Whether :meth:`attended` may serve: in evaluation, under a hard mask, where nobody asks for gradients."""
+        if self.training or mask.is_floating_point():
+            return False
+        return not torch.is_grad_enabled() or not (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+
+    def attended(self, x: Tensor, mask: Tensor, attention: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """(x + a·y, kept fractions (L,)) with y as :meth:`forward` gives it and a = factors of its mean, where
+        :meth:`skips`.
+
+        attention: weight and bias of the squeezing and of the exciting layer, see `sparsemask::attended_block`.
+        """
+        dense = self.channels()
+        out = torch.ops.sparsemask.attended_block(
+            x, mask, [layer.weight for layer in self.body], dense, self.collect.weight, self.collect.bias,
+            list(attention), self.activation, backends.current(self.backend),
+        )  # fmt: skip
+        return out, kept_fraction(mask, dense)

@@ -52,10 +52,10 @@ class Native:
 
     def attended_block(self, x, mask, weights, dense, collect_weight, collect_bias, activation, attention) -> Tensor:
         """A module with its channel attention, and its input added."""
-        from sparsemask.sparse.functional import channel_attention
+        from sparsemask.sparse import attended
         from sparsemask.sparse.native.block import block
 
-        factors = lambda mean: channel_attention(mean, attention)
+        factors = lambda mean: attended.factors(mean, attention)
         one = lambda i: block(x[i], mask[i], weights, dense, collect_weight, collect_bias, activation, factors)
         if len(x) == 1:
             return one(slice(None))
