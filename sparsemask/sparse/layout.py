@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -32,3 +33,10 @@ def empty_like(x: Tensor, channels: int, spatial: Sequence[int]) -> Tensor:
     if channels_last(x):
         return x.new_empty(x.shape[0], *spatial, channels).movedim(-1, 1)
     return x.new_empty(x.shape[0], channels, *spatial)
+
+
+def last_weight(weight: Tensor) -> Tensor:
+    """Channels-last weights, which convolutions of channels-last features ask for."""
+    if weight.ndim == 4:
+        return weight.contiguous(memory_format=torch.channels_last)
+    return weight.contiguous(memory_format=torch.channels_last_3d) if weight.ndim == 5 else weight.contiguous()
