@@ -9,12 +9,14 @@ to run, and with it the last bits of the result: :func:`sparsemask.sparse.set_ba
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,9 +48,10 @@ class Auto:
     def conv(self, x, weight, bias, mask, in_dense, out_dense, geometry, activation) -> Tensor:
         """One sparse mask convolution by the backend of choice."""
         kept = _share(mask)
-        key = ("conv", _form(x, weight), geometry, int(in_dense.sum()), int(out_dense.sum()), activation, _bucket(kept))
-        outputs = mask.numel()
-        work = [_Work.of(outputs, kept, weight, in_dense, out_dense, geometry)]
+        dense = (_count(in_dense), _count(out_dense))
+        key = ("conv", _form(x, weight), geometry, *dense, activation, _bucket(kept))
+        ins, outs = (len(in_dense), dense[0]), (len(out_dense), dense[1])
+        work = lambda: [_Work.of(mask.numel(), kept, _taps(geometry), ins, outs, geometry.groups)]
         call = lambda b: b.conv(x, weight, bias, mask, in_dense, out_dense, geometry, activation)
         return self._serve(key, x, work, call)
 
@@ -72,12 +75,12 @@ class Auto:
 
         return self._serve(*_module("attended", x, mask, weights, dense, collect_weight), call)
 
-    def _serve(self, key: tuple, x: Tensor, work: list[_Work], call: Callable) -> Tensor:
+    def _serve(self, key: tuple, x: Tensor, work: Callable[[], list[_Work]], call: Callable) -> Tensor:
         key = (*key, x.device, x.dtype, torch.get_num_threads())
         with self._lock:
             race = self._seen.get(key)
             if race is None:
-                race = self._seen[key] = _Race(self._near(x, work))
+                race = self._seen[key] = _Race(self._near(x, work()))
                 while len(self._seen) > _MOST:
                     self._seen.popitem(last=False)
         chosen = race.next()
@@ -158,34 +161,47 @@ class _Work:
         self.dense, self.sparse = dense, sparse
 
     @classmethod
-    def of(cls, outputs: int, kept: float, weight: Tensor, in_dense: Tensor, out_dense: Tensor, geometry) -> _Work:
-        transposed, groups = (geometry.transposed, geometry.groups) if geometry is not None else (False, 1)
-        taps = weight[0, 0].numel() / (torch.tensor(geometry.stride).prod().item() if transposed else 1)
-        n_in, n_out = len(in_dense), len(out_dense)
-        d_in, d_out = int(in_dense.sum()), int(out_dense.sum())
-        full, part = taps * n_in * n_out / groups, taps * d_in * d_out / groups
-        again = part if 0 < d_out and d_in < n_in else 0.0
-        moved = outputs * (n_in + n_out)
-        narrow = min(n_in, n_out) // groups
+    def of(
+        cls, outputs: int, kept: float, taps: float, ins: tuple[int, int], outs: tuple[int, int], groups: int = 1
+    ) -> _Work:
+        """taps: read by an output. ins, outs: (channels, dense ones among them)."""
+        full, part = taps * ins[0] * outs[0] / groups, taps * ins[1] * outs[1] / groups
+        again = part if outs[1] and ins[1] < ins[0] else 0.0
+        moved, narrow = outputs * (ins[0] + outs[0]), min(ins[0], outs[0]) // groups
         sparse = outputs * (kept * full + (1 - kept) * part)
         return cls((outputs * (full + again), moved, narrow), (sparse, moved * (0.3 + 0.7 * kept), narrow))
 
 
-def _module(kind: str, x, mask, weights, dense, collect_weight) -> tuple[tuple, Tensor, list[_Work]]:
+def _module(kind: str, x, mask, weights, dense, collect_weight) -> tuple[tuple, Tensor, Callable[[], list[_Work]]]:
     """A module's configuration, input and work."""
-    kept = _share(mask)
-    key = (kind, _form(x, weights[0]), len(weights), tuple(dense.sum(1).tolist()), _bucket(kept))
-    everything, work = dense.new_ones(x.shape[1]), []
-    before = everything
-    for weight, mine in zip(weights, dense, strict=True):
-        work.append(_Work.of(mask.numel(), kept, weight, before, mine, None))
-        before = mine
-    work.append(_Work.of(mask.numel(), kept, collect_weight, dense.flatten(), everything, None))
+    kept, counts = _share(mask), dense.sum(1).tolist()
+    key = (kind, _form(x, weights[0]), len(weights), tuple(counts), _bucket(kept))
+
+    def work() -> list[_Work]:
+        layers, before = [], (x.shape[1], x.shape[1])
+        for weight, count in zip(weights, counts, strict=True):
+            mine = (weight.shape[0], count)
+            layers.append(_Work.of(mask.numel(), kept, weight[0, 0].numel(), before, mine))
+            before = mine
+        channels = collect_weight.shape[0]
+        return [*layers, _Work.of(mask.numel(), kept, 1, (dense.numel(), sum(counts)), (channels, channels))]
+
     return key, x, work
 
 
+def _taps(geometry) -> float:
+    """Taps that an output reads, on average."""
+    taps = math.prod(geometry.kernel)
+    return taps / math.prod(geometry.stride) if geometry.transposed else taps
+
+
+def _count(flags: Tensor) -> int:
+    """How many are true; by NumPy on a CPU, whose overhead is the smaller one."""
+    return int(np.count_nonzero(flags.numpy())) if flags.device.type == "cpu" else int(flags.sum())
+
+
 def _share(mask: Tensor) -> float:
-    return float(mask.sum()) / max(mask.numel(), 1)
+    return _count(mask) / max(mask.numel(), 1)
 
 
 def _bucket(kept: float) -> int:
