@@ -55,7 +55,7 @@ class Reference:
             if n_out < len(out_dense):
                 whole.masked_fill_(~(mask | along_channels(out_dense, whole)), 0)
             return whole
-        part = dense_conv(x * along_channels(in_dense, x), weight, bias, geometry)
+        part = dense_conv(x.masked_fill(~along_channels(in_dense, x), 0), weight, bias, geometry)
         part = act.apply_(activation, part)
         if n_out < len(out_dense):
             part.masked_fill_(~along_channels(out_dense, part), 0)
