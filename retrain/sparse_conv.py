@@ -228,3 +228,9 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
             say(f"report: {page.write_report(run)}")
         except OSError as error:  # the figures are out; a folder that may not be written is not worth failing for
             session.warn(f"not written into {run.folder}: {describe(error) or error}")
+
+
+def load_run(run: runs.Run) -> torch.nn.Module:
+    """The network of a run, of a search too, in evaluation mode, on the CPU."""
+    state = checkpoint.load(run.last)
+    return spaces.get(state["space"]).load(run.last)

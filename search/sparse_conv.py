@@ -13,14 +13,14 @@ import torch
 
 import spaces
 from search.schedules import published_epoch, sparse_weight, temperature
-from spaces.sparse_conv.masking import blocks, hard_masks, set_threshold
+from spaces.sparse_conv.masking import blocks, set_threshold
 from spaces.sparse_conv.records import begin, conclude, evaluate_kept
 from sparsemask import report as page
 from sparsemask.engine import Method, distributed
 from sparsemask.engine.randomness import seed_all, step_generator
 from sparsemask.options import Parser, factor, fraction, natural, rate, spoken
 from sparsemask.session import Session
-from sparsemask.sparse import budget_loss
+from sparsemask.sparse import budget_loss, harden_channels
 from sparsemask.weights import load_strictly, load_weights
 
 NOISE = 4  # stream of randomness
@@ -62,7 +62,7 @@ class SparseConvSearch(Method):
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.seed = options, options.seed
-        self.last_step, self.soft = 0, math.nan
+        self.kept = math.nan
 
     def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
         """The network at --lr, the channel masks at --lr times --mask_lr_mult and without weight decay."""
@@ -74,33 +74,32 @@ class SparseConvSearch(Method):
 
     def before_step(self, model: torch.nn.Module, step: int) -> None:
         """Set the temperature, and the generator that the masks' noise is drawn from."""
-        self.last_step = step
         model.tau = self._tau(step)
         # The masks' Gumbel noise is the library's own, from the global generator: a function of seed, step and process.
         stream = NOISE + distributed.rank() * 1000
         torch.manual_seed(int(step_generator(self.seed, max(step, 0), stream).initial_seed()))
 
     def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor, dict]:
-        """λ·η, or λ·(η - κ)², on the soft masks of this forward pass."""
+        """λ·η of the soft masks, or λ·(η - κ)² with η as the masks would be hard, of this forward pass."""
         o = self.options
-        kept = budget_loss(model.kept)
-        loss = kept if o.keep is None else (kept - o.keep).square()
+        kept, hard = budget_loss(model.kept), budget_loss(model.hard_kept)
+        if o.keep is None:
+            loss = kept
+        else:  # the budget is for hard masks: their value, with the soft masks' gradient
+            loss = (kept + (hard - kept).detach() - o.keep).square()
         weight = o.sparse * sparse_weight(self._epoch(step), o.sparse_epochs)
-        self.soft = float(kept.detach())
-        figures = {"loss_sparse": float(loss.detach()), "kept": self.soft, "tau": model.tau, "lambda": weight}
-        return weight * loss, figures
+        self.kept = float(hard)
+        figures = {"loss_sparse": float(loss.detach()), "kept": self.kept, "kept_soft": float(kept.detach())}
+        return weight * loss, {**figures, "tau": model.tau, "lambda": weight}
 
     def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
         """The task's figures and the kept fraction of the hard masks, over the same pictures."""
         return evaluate_kept(model, task, arithmetic, options)
 
     def figures(self, model: torch.nn.Module) -> dict:
-        """The soft masks' kept fraction."""
-        return {"kept": self.soft}
-
-    def history(self, model: torch.nn.Module) -> dict:
-        """Dense channels of every layer as the masks stand."""
-        return {"dense_channels": [mask.sum(1).tolist() for mask in hard_masks(model).values()]}
+        """The kept fraction, were the masks hard, and how large a share of the channels is dense."""
+        dense = [harden_channels(block.ch_mask.detach()).float().mean() for block in blocks(model).values()]
+        return {"kept": self.kept, "dense_channels": float(torch.stack(dense).mean())}
 
     def _epoch(self, step: int) -> int:
         return published_epoch(step, self.steps)

@@ -1,4 +1,4 @@
-"""The same weights without masks: what the sparse network is timed against, and its multiply-adds in closed form."""
+"""The same weights as plain dense layers: without masks, which the sparse network is timed against, or times them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spaces.sparse_conv.smsr import SMSR, SparseMaskModule
+from sparsemask.sparse import harden_channels
 
 
 class DenseForm(nn.Module):
@@ -35,6 +36,52 @@ class DenseForm(nn.Module):
         outputs = []
         for layer in module.body.body:
             x = F.relu(F.conv2d(x, layer.weight, padding=layer.weight.shape[-1] // 2))
+            outputs.append(x)
+        return module.body.collect(torch.cat(outputs, 1))
+
+
+class MaskedForm(nn.Module):
+    """An SMSR whose hard masks multiply and skip nothing, made of operators that every framework has.
+
+    It shares the weights of `network`, gives its numbers and does all of the dense work twice over: for export, and to
+    look at features, since every layer is called as a module.
+
+    open: keep every location and channel instead.
+    """
+
+    def __init__(self, network: SMSR, open: bool = False):
+        super().__init__()
+        self.network, self.open = network, open
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W)."""
+        net = self.network
+        _, base, head = net.begin(x)
+        features, outputs = head, []
+        for module in net.body:
+            mask = None if self.open else self._mask(module, features)
+            y = self._fuse(module, features, mask)
+            features = features + module.ca(y.mean((2, 3), keepdim=True)) * y
+            outputs.append(features)
+        return net.end(net.collect[0](torch.cat(outputs, 1)), head, base)
+
+    @staticmethod
+    def _mask(module: SparseMaskModule, x: Tensor) -> Tensor:
+        drop, keep = module.spa_mask.logits(x).split(1, 1)
+        kept = (
+            keep > drop if module.spa_mask.threshold == 0.5 else torch.sigmoid(keep - drop) > module.spa_mask.threshold
+        )
+        return kept.to(x.dtype)
+
+    @staticmethod
+    def _fuse(module: SparseMaskModule, x: Tensor, mask: Tensor | None) -> Tensor:
+        dense = harden_channels(module.body.ch_mask.detach()).to(x.dtype)
+        before, outputs = None, []
+        for layer, mine in zip(module.body.body, dense.unbind(), strict=True):
+            if mask is None:
+                x = layer(x, torch.ones_like(x[:, :1]), None, None)
+            else:
+                x, before = layer(x, mask, before, mine), mine
             outputs.append(x)
         return module.body.collect(torch.cat(outputs, 1))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.sparse import DataMask, SparseMaskBlock, set_mask_mode
+from sparsemask.sparse import DataMask, SparseMaskBlock, harden_channels, set_mask_mode
 
 
 def blocks(network: nn.Module) -> dict[str, SparseMaskBlock]:
@@ -19,11 +19,10 @@ def blocks(network: nn.Module) -> dict[str, SparseMaskBlock]:
 
 def hard_masks(network: nn.Module) -> dict[str, np.ndarray]:
     """Every block's channel masks, bool (layers, channels), True is dense; ties are dense."""
-    found = {}
-    for name, block in blocks(network).items():
-        logits = block.ch_mask.detach()[0].cpu()
-        found[name] = np.ascontiguousarray((logits[..., 0] >= logits[..., 1]).numpy().T)
-    return found
+    return {
+        name: np.ascontiguousarray(harden_channels(block.ch_mask.detach()).cpu().numpy())
+        for name, block in blocks(network).items()
+    }
 
 
 def apply_masks(network: nn.Module, channels: Mapping[str, np.ndarray], threshold: float = 0.5) -> None:

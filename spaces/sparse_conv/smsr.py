@@ -108,6 +108,7 @@ class SparseMaskModule(nn.Module):
     def __init__(self, channels: int, layers: int = 4, reduction: int = 16):
         super().__init__()
         self.spa_mask = DataMask(channels)
+        begin_smoothly(self.spa_mask[-1])
         self.body = SparseMaskBlock(channels, layers)
         self.ca = ChannelAttention(channels, reduction)
         self.hard_kept: Tensor | None = None
@@ -142,6 +143,17 @@ class SparseMaskModule(nn.Module):
         """x + a·y, the attention a from the mean (N, C, 1, 1) of y over the picture; without gradients it takes y."""
         a = self.ca(mean)
         return torch.addcmul(x, y, a) if torch.is_grad_enabled() else y.mul_(a).add_(x)
+
+
+@torch.no_grad()
+def begin_smoothly(up: nn.ConvTranspose2d) -> None:
+    """Start a transposed 3×3 convolution of stride 2 as bilinear upsampling of random channels.
+
+    Drawn freely its four phases differ more than the picture's places do, and short trainings end with masks that are
+    a checkerboard over everything.
+    """
+    line = up.weight.new_tensor([0.5, 1.0, 0.5])
+    up.weight.copy_(up.weight[:, :, 1:2, 1:2] * line[:, None] * line)
 
 
 class ChannelAttention(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from spaces import register
@@ -83,6 +85,16 @@ class SMSRSpace:
         from spaces.sparse_conv.dense import DenseForm
 
         return DenseForm(network)
+
+    def spelled_out(self, network: SMSR, masked: bool) -> nn.Module:
+        """The network made of plain layers, with its masks or keeping everything: every layer's features are seen."""
+        from spaces.sparse_conv.dense import MaskedForm
+
+        return MaskedForm(network, open=not masked)
+
+    def prepare(self, colour: np.ndarray) -> Tensor:
+        """Colours (H, W, 3) of 0 to 255 as the network's input."""
+        return torch.from_numpy(colour).permute(2, 0, 1)[None]
 
     def run(self, network: SMSR, pictures: Tensor, tile: int = 0, ensemble: bool = False) -> Tensor:
         """The network on pictures, in tiles and as the mean over flips where asked for."""

@@ -83,7 +83,7 @@ def tiled(network: SMSR, pictures: Tensor, tile: int) -> Tensor:
         features = module.attend(features, y, y.mean((2, 3), keepdim=True))
         for box in boxes:
             total[..., *box] = network.gather(number, features[..., *box], total[..., *box])
-        network.kept.append(kept_fraction(mask, module.body.dense))
+        network.kept.append(kept_fraction(mask, module.body.ch_mask))
         network.masks.append(mask)
     out = network.skip(x)
     for box in boxes:

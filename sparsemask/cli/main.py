@@ -4,6 +4,8 @@
     sparsemask prune       make them hard: a mask file
     sparsemask retrain     build, train and evaluate the small network
     sparsemask eval        evaluate it
+    sparsemask upscale     enlarge a picture by a super-resolution network, and show where it computed
+    sparsemask analyse     how many activations of a network are zero, channel by channel
     sparsemask study       search, prune and retrain many times; the Pareto front and its masks
     sparsemask report      one page on a run, report.html in its folder, written anew
     sparsemask prepare     prepare PASCAL VOC 2012 + SBD from the public archives
@@ -29,6 +31,8 @@ VERBS = {
     "prune": "prune.prune",
     "retrain": "retrain.train",
     "eval": "retrain.eval",
+    "upscale": "sparsemask.cli.upscale",
+    "analyse": "sparsemask.cli.analyse",
     "study": "search.study",
     "report": "sparsemask.cli.report",
     "prepare": "VOC12.prepare",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,13 @@ class Picture:
     def size(self) -> str:
         """'640x480'."""
         return f"{self.colour.shape[1]}x{self.colour.shape[0]}"
+
+    def enlarged(self, colour: np.ndarray) -> Picture:
+        """The same picture with the colours (s·H, s·W, 3) of a larger one, its alpha enlarged by bicubic."""
+        alpha = self.alpha
+        if alpha is not None:
+            alpha = np.asarray(Image.fromarray(alpha).resize(colour.shape[1::-1], Image.Resampling.BICUBIC))
+        return replace(self, colour=colour, alpha=alpha)
 
 
 def read_picture(path: str | os.PathLike) -> Picture:
@@ -119,7 +126,12 @@ def write_picture(path: str | os.PathLike, picture: Picture) -> list[str]:
             lost.append(f"{form} has no transparency")
     options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(form, {})
     notes = {k: v for k, v in picture.notes.items() if k != "dpi" or form != "WEBP"}
-    data = io.BytesIO()
-    made.save(data, form, **options, **notes)
-    write_bytes(path, data.getvalue())
+    write_bytes(path, encoded(made, form, **options, **notes))
     return lost
+
+
+def encoded(image: Image.Image, form: str, **options) -> bytes:
+    """The file's content of an image."""
+    data = io.BytesIO()
+    image.save(data, form, **options)
+    return data.getvalue()

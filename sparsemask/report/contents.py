@@ -49,6 +49,11 @@ class Contents:
         return str(self.info.get("verb", "run"))
 
     @property
+    def fine(self) -> bool:
+        """Whether the run's masks are fine-grained, over locations and channels, and not over connections."""
+        return self.info.get("family") == "sparse_conv"
+
+    @property
     def state(self) -> str:
         """finished, running, or stopped (a killed run still says running, but nobody holds it)."""
         state = str(self.info.get("state", "unknown"))
@@ -135,7 +140,7 @@ def _has_step(row: object) -> bool:
 
 
 def _history(found: Contents) -> None:
-    if found.verb != "search" and not found.run.history.exists():
+    if found.fine or (found.verb != "search" and not found.run.history.exists()):
         return
     rows = [r for r in found_or(found, found.run.history, read_rows, []) if _has_step(r) and _weights(r) is not None]
     rows = [r for r in rows if len(r["weights"]) == len(rows[-1]["weights"])]
@@ -154,6 +159,9 @@ def _weights(row: dict) -> list[float] | None:
 
 def _mask(found: Contents) -> None:
     """The newest mask file of the folder; before a pruning, what the end of the search noted."""
+    if found.fine:
+        found.mask_file = max(found.run.folder.glob("mask*.npz"), key=lambda p: p.stat().st_mtime, default=None)
+        return
     files = sorted(found.run.folder.glob("mask*.npy"), key=lambda p: p.stat().st_mtime)
     if files:
         found.mask_file = files[-1]

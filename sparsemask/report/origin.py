@@ -20,7 +20,7 @@ def command_of(c: Contents, verb: str) -> str:
     folder = shlex.quote(str(c.run.folder))
     rest = {
         "prune": f"--thres {c.thres:g} --run {folder}",
-        "retrain": "--mask_path mask.npy",
+        "retrain": f"--mask_path mask.{'npz' if c.fine else 'npy'}",
         "eval": f"--run {folder}",
     }
     return spoken(verb, rest[verb])
@@ -29,7 +29,7 @@ def command_of(c: Contents, verb: str) -> str:
 def configuration(c: Contents) -> str:
     """All flags; those that differ from the preset for this data are marked."""
     name = "sample" if c.config.get("sample") is True else "short"
-    preset = _preset(name, c.verb)
+    preset = _preset(name, c.verb, str(c.config.get("space")))
     rows, changed = [], 0
     for flag in sorted(c.config):
         value = c.config[flag]
@@ -42,9 +42,9 @@ def configuration(c: Contents) -> str:
     return f"<details><summary>{html.escape(said)}</summary>{table}</details>"
 
 
-def _preset(name: str, verb: str) -> dict:
+def _preset(name: str, verb: str, space: str) -> dict:
     try:
-        content = yaml.safe_load(find_config(name).read_text())
+        content = yaml.safe_load(find_config(name, space).read_text())
     except (UseError, OSError, yaml.YAMLError):
         return {}
     flat = {k: v for k, v in content.items() if not isinstance(v, dict)}
@@ -102,9 +102,10 @@ def _circumstances(c: Contents) -> list[tuple[str, str]]:
         ("versions", ", ".join(versions) or "not recorded by this run"),
         ("machine", ", ".join([*machine, cores] if cores else machine) or "not recorded by this run"),
         ("device", f"{found.get('device', _UNSAID)}, {shown(c.config.get('type'))}"),
-        ("encoder weights", shown(c.config.get("pretrained_model") or "none: from random weights")),
     ]
-    if c.mask_file is not None and c.mask is not None:
+    start = c.config.get("pretrained_model") or (c.fine and c.config.get("search_checkpoint"))
+    rows.append(("weights" if c.fine else "encoder weights", shown(start or "none: from random weights")))
+    if c.mask_file is not None and (c.fine or c.mask is not None):
         rows.append(("mask", f"{c.mask_file.name}, SHA-256 {sha256(c.mask_file)}"))
     named = c.note.get("mask_path") or c.config.get("mask_path")
     if named:
@@ -119,5 +120,6 @@ def _data(config: dict) -> str:
     if config.get("sample") is True:
         return "the embedded sample set"
     names = ("voc_root", "data_root", "im_path", "gt_path", "training_list", "eval_list")
+    names += ("hr_path", "dir_data", "data_test", "scale")
     said = [f"{name} {config[name]}" for name in names if config.get(name)]
     return ", ".join(said) or _UNSAID

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsemask._version import __version__
 from sparsemask.files import write_text
-from sparsemask.report import html, origin, quality, sections
+from sparsemask.report import fine, html, origin, quality, sections
 from sparsemask.report.contents import Contents, read_run
 from sparsemask.runs import Run
 
@@ -27,6 +27,16 @@ _SECTIONS = (
     ("reproduce", "How to reproduce", origin.reproduce),
     ("configuration", "Configuration", origin.configuration),
 )
+_FINE_SECTIONS = (
+    ("curves", "Curves", sections.curves),
+    ("masks", "Masks", fine.masks),
+    ("samples", "Sample predictions", sections.samples),
+    ("costs", "Costs", fine.costs),
+    ("quality", "Quality by picture", fine.quality),
+    ("reproduce", "How to reproduce", origin.reproduce),
+    ("configuration", "Configuration", origin.configuration),
+)
+_PAPER = "SparseMask", "https://arxiv.org/abs/1904.07642", "arXiv 1904.07642"
 
 
 def write_report(run: Run) -> Path:
@@ -45,11 +55,13 @@ def build_page(c: Contents) -> str:
     space = html.escape(c.info.get("space", c.config.get("space", "")))
     started = html.escape(f" · started {_date(c.info['started'])}" if c.info.get("started") else "")
     verb = html.escape(c.verb)
+    shown, tiles, paper = (_FINE_SECTIONS, fine.tiles, fine.PAPER) if c.fine else (_SECTIONS, sections.tiles, _PAPER)
+    method, address, number = paper
     body = [
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{make(c)}</section>'
-        for key, title, make in _SECTIONS
+        for key, title, make in shown
     ]
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in _SECTIONS)
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in shown)
     state = html.escape(c.state)
     problems = ""
     if c.problems:
@@ -78,12 +90,12 @@ def build_page(c: Contents) -> str:
 <nav aria-label="Sections">{links}</nav>
 <main>
 {problems}
-<section aria-label="Key figures">{sections.tiles(c)}</section>
+<section aria-label="Key figures">{tiles(c)}</section>
 {chr(10).join(body)}
 </main>
 <footer><p>Written {time.strftime("%Y-%m-%d %H:%M %z")} by sparsemask {__version__} from the files of
-<code>{html.escape(c.run.folder)}</code>. Method: SparseMask,
-<a href="https://arxiv.org/abs/1904.07642">arXiv 1904.07642</a>.</p></footer>
+<code>{html.escape(c.run.folder)}</code>. Method: {method},
+<a href="{address}">{number}</a>.</p></footer>
 </body>
 </html>
 """

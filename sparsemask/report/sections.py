@@ -20,30 +20,30 @@ def tiles(c: Contents) -> str:
     """The key figures, a tile each."""
     size = number(c.info.get("input_size"))
     at = f"at {size:.0f}×{size:.0f}" if size else ""
-    shown = [_tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}", _where(c)) for k, v in list(c.figures.items())[:3]]
-    shown = shown or [_tile("quality", "–", _NOT_YET)]
+    shown = [tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}", where(c)) for k, v in list(c.figures.items())[:3]]
+    shown = shown or [tile("quality", "–", _NOT_YET)]
     count, said = _connections(c)
-    shown.append(_tile("connections", "–" if count is None else str(count), said))
+    shown.append(tile("connections", "–" if count is None else str(count), said))
     network = "network found" if c.verb == "search" else ""
     for name, title in (("parameters", "parameters"), ("multiply_adds", "multiply-adds")):
         value = number(c.info.get(name))
         more = ", ".join(filter(None, [at if name == "multiply_adds" else "", network]))
-        shown.append(_tile(title, "–", _NOT_YET) if value is None else _tile(title, format_count(value), more))
+        shown.append(tile(title, "–", _NOT_YET) if value is None else tile(title, format_count(value), more))
     time = number(c.info.get("milliseconds"))
     more = ", ".join(filter(None, [f"one picture {at}".strip(), network]))
-    shown.append(_tile("milliseconds", "–", _NOT_YET) if time is None else _tile("milliseconds", f"{time:.1f}", more))
+    shown.append(tile("milliseconds", "–", _NOT_YET) if time is None else tile("milliseconds", f"{time:.1f}", more))
     spent = number(c.info.get("seconds"))
     done = f"{c.rows[-1]['step']:g} steps" if c.rows else ""
-    shown.append(_tile("time spent", "–" if spent is None else duration(spent), done or _NOT_YET))
+    shown.append(tile("time spent", "–" if spent is None else duration(spent), done or _NOT_YET))
     return f'<ul class="tiles">{"".join(shown)}</ul>'
 
 
-def _tile(title: str, value: str, more: str = "") -> str:
+def tile(title: str, value: str, more: str = "") -> str:
     small = f"<small>{html.escape(more)}</small>" if more else ""
     return f"<li><span>{html.escape(title)}</span><strong>{html.escape(value)}</strong>{small}</li>"
 
 
-def _where(c: Contents) -> str:
+def where(c: Contents) -> str:
     pictures = number(c.evaluation.get("pictures"))
     return f"evaluated on {pictures:.0f} pictures" if pictures else "last validation while training"
 

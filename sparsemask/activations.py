@@ -1,0 +1,95 @@
+"""How sparse features are: the share of zeros after every ReLU of a network, channel by channel.
+
+That many activations are zero, and that some channels hold most of them, is what motivates masks over locations and
+channels (Wang et al., "Exploring sparsity in image super-resolution for efficient inference", CVPR 2021, section 3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsemask.timing import evaluating
+
+_aten = torch.ops.aten
+# Everything that cuts off at 0: ReLU, and ReLU6 in its two forms.
+_CUTS = {_aten.relu, _aten.relu_, _aten.relu6, _aten.hardtanh, _aten.hardtanh_, _aten.clamp_min, _aten.clamp_min_}
+
+
+@dataclass
+class LayerZeros:
+    """Zeros after one ReLU."""
+
+    name: str
+    """Of the module that computes it."""
+    zeros: Tensor
+    """(C,) float64: the share of zero activations of each channel, over all places and pictures."""
+    count: int = 0
+    """Places over which it was taken."""
+
+    @property
+    def mean(self) -> float:
+        """Over the channels."""
+        return float(self.zeros.mean())
+
+    def above(self, share: float) -> int:
+        """Channels with a larger share of zeros."""
+        return int((self.zeros > share).sum())
+
+
+def zero_shares(network: nn.Module, pictures: Iterable[Tensor]) -> list[LayerZeros]:
+    """Every ReLU's zeros on inputs (N, C, *spatial), in the order of computation; the network in evaluation mode.
+
+    Features of a single place (an attention's means) are passed over. What stands in custom operators is not seen:
+    give a form of the network that spells them out.
+    """
+    counter = _Counter()
+    with evaluating(network), _named(network, counter.stack):
+        for one in pictures:
+            counter.seen.clear()
+            with counter:
+                network(one)
+    return [LayerZeros(name, zeros / count, count) for name, (zeros, count) in counter.found.items()]
+
+
+class _Counter(TorchDispatchMode):
+    """Sees every operator and counts the zeros of those that cut off."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack: list[str] = []
+        self.seen: dict[str, int] = {}
+        self.found: dict[str, tuple[Tensor, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if getattr(func, "_overloadpacket", None) in _CUTS and out.ndim >= 3 and out[0, 0].numel() > 1:
+            self._count(out)
+        return out
+
+    def _count(self, out: Tensor) -> None:
+        name = self.stack[-1] if self.stack else ""
+        self.seen[name] = number = self.seen.get(name, 0) + 1
+        name = name if number == 1 else f"{name} ({number})"
+        zeros = (out == 0).transpose(0, 1).flatten(1).sum(1).double().cpu()
+        before, places = self.found.get(name, (0, 0))
+        self.found[name] = before + zeros, places + out.numel() // out.shape[1]
+
+
+@contextlib.contextmanager
+def _named(network: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Inside, the stack holds the names of the modules at work."""
+    hooks = []
+    for name, module in network.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
+        hooks.append(module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,138 @@
+"""Upscale: a larger picture out of a picture, by a super-resolution network that computes only where it must.
+
+    sparsemask upscale IN.png OUT.png                      by the scale of the weights that are found
+    sparsemask upscale IN.png OUT.png --scale 3 --weights FILE
+    sparsemask upscale IN.png OUT.png --show-masks DIR     also draw where each module computed
+    sparsemask upscale IN.png OUT.png --ensemble           mean over eight flips: a little better, eight times as long
+    sparsemask upscale IN.png OUT.png --tile 256           in tiles, for pictures that memory is too small for
+
+Grey pictures stay grey (PNG and TIFF: 16 bits too), transparency is enlarged by bicubic, palettes become colours.
+Weights: --weights (a public checkpoint, a run's, or its network.safetensors), else smsr_x2*.pt and the like in
+$SPARSEMASK_WEIGHTS or the cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sparsemask.errors import UseError, command
+from sparsemask.options import Parser, natural, positive
+
+LARGE = 1_000_000  # input pixels above which tiles are the default: about 2.5 GB in one piece
+TILE = 512
+
+
+def parser() -> Parser:
+    """The command's flags."""
+    made = Parser("upscale", prog="sparsemask upscale", description=__doc__)
+    made.add_argument("picture", metavar="IN", help="the picture: PNG, JPEG, WebP, TIFF, BMP, ...")
+    made.add_argument("out", metavar="OUT", help="the picture to write: .png, .jpg, .webp, .tif or .bmp")
+    made.add_argument("--scale", type=positive, default=None, help="2, 3 or 4 (default: that of the weights)")
+    made.add_argument("--weights", default=None, help="the network's weights (default: looked for, see above)")
+    made.add_argument("--show-masks", "--show_masks", metavar="DIR", default=None, help="draw the masks into a folder")
+    made.add_argument("--ensemble", action="store_true", help="mean over the eight flips and transpositions")
+    made.add_argument(
+        "--tile", type=natural, default=None, help=f"input pixels, 0: none (default: {TILE} for large pictures, else 0)"
+    )
+    made.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
+    made.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    return made
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    options = parser().parse_args(argv)
+    from sparsemask.pictures.files import check_output, read_picture, write_picture
+
+    out = check_output(options.out)
+    picture = read_picture(options.picture)
+    network, source = find_network(options.weights, options.scale)
+
+    import torch
+
+    from sparsemask.devices import arithmetic
+    from sparsemask.sparse import set_backend
+
+    where = arithmetic(options.gpu)
+    set_backend(network.to(where.device), options.backend)
+    height, width = picture.colour.shape[:2]
+    tile = options.tile if options.tile is not None else TILE if height * width > LARGE else 0
+    began = time.perf_counter()
+    pixels = torch.from_numpy(picture.colour).permute(2, 0, 1)[None].to(where.device)
+    made = run(network, pixels, tile, options.ensemble)
+    spent = time.perf_counter() - began
+    larger = picture.enlarged(made[0].permute(1, 2, 0).cpu().numpy())
+    lost = write_picture(out, larger)
+    shares = [float(one.float().mean()) for one in network.kept]
+    print(
+        f"{options.picture} {picture.size} -> {out} {larger.size}, {spent:.2f} s; computed "
+        f"{100 * np.mean(shares):.0f} % of channels x places ({source})"
+    )
+    for line in lost:
+        print(f"note: {line}")
+    if options.show_masks:
+        for path in show(picture, network, Path(options.picture).stem, Path(options.show_masks)):
+            print(f"masks: {path}")
+    return 0
+
+
+def find_network(weights: str | None, scale: int | None):
+    """(the network, the file it comes from): of `weights`, or of what lies in $SPARSEMASK_WEIGHTS or the cache.
+
+    Raises UseError where there is none, or one of another scale.
+    """
+    from spaces.sparse_conv import load_smsr
+    from sparsemask import datasets
+
+    path = weights
+    if path is None:
+        for name in [f"smsr_x{scale}"] if scale else ["smsr_x2", "smsr_x3", "smsr_x4"]:
+            path = path or datasets.backbone_weights(name, None)
+    if path is None:
+        raise UseError(
+            f"no weights for x{scale or 2}: give --weights FILE, or put smsr_x{scale or 2}.pt into "
+            f"$SPARSEMASK_WEIGHTS or {datasets.cache() / 'weights'}"
+        )
+    network = load_smsr(path)
+    if scale not in (None, network.scale):
+        raise UseError(f"--scale {scale}: the weights {path} magnify by {network.scale}")
+    return network, path
+
+
+def run(network, pixels, tile: int, ensemble: bool):
+    """The picture (1, 3, s·H, s·W); UseError where memory is too small for it in one piece."""
+    from spaces.sparse_conv import upscale
+
+    try:
+        return upscale(network, pixels, tile, ensemble)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        size = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
+        raise UseError(
+            f"not enough memory for {size} pixels: try --tile {max(64, tile // 2) if tile else 256}"
+        ) from None
+
+
+def show(picture, network, name: str, folder: Path) -> list[Path]:
+    """Draw the masks: all of them with their kept shares on one page, and each over the picture, pixel by pixel."""
+    from PIL import Image
+
+    from sparsemask.files import write_bytes
+    from sparsemask.pictures.files import encoded
+    from sparsemask.pictures.overlay import draw_masks, overlay
+
+    pixels = np.clip(np.rint(picture.colour), 0, 255).astype(np.uint8)
+    masks = [mask[0, 0].cpu().numpy() for mask in network.masks]
+    folder.mkdir(parents=True, exist_ok=True)
+    made = [draw_masks(pixels, masks, folder / f"{name}_masks.png", f"Where each module computes: {name}")]
+    for number, mask in enumerate(masks, 1):
+        path = folder / f"{name}_module{number}.png"
+        write_bytes(path, encoded(Image.fromarray(overlay(pixels, mask)), "PNG"))
+        made.append(path)
+    return made
