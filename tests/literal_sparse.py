@@ -1,12 +1,12 @@
 """Sparse mask convolution by the letter of its formula, in float64 and without any convolution of torch's: location by
-location, tap by tap. Slow on purpose; every form and every backend must agree with it. Problems for both to solve, too."""
+location, tap by tap. Every form and every backend must agree with it. Problems for both to solve, too."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ def numbers(value: Tensor | None) -> np.ndarray | None:
     return None if value is None else value.detach().cpu().double().numpy()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _places(form: Form, spatial: tuple[int, ...]) -> dict[tuple[int, ...], tuple[list[int], list[int]]]:
     """Of every tap, the flat output places and the flat input places that they read."""
     found: dict = {tap: ([], []) for tap in itertools.product(*map(range, form.kernel))}
@@ -126,7 +126,7 @@ def layer(x, weight, bias, mask, in_dense, out_dense, form: Form, activation: st
 
 
 def block(x, mask, weights, dense, collect_weight, collect_bias, activation: str = "relu") -> np.ndarray:
-    """Layers in a chain, each split by the channel masks before and after it; a plain 1×1 convolution of all outputs."""
+    """Layers in a chain, each split by the channel masks before and after it; a plain 1×1 convolution of all."""
     dims = x.ndim - 2
     y, before, outputs = numbers(x), torch.ones(x.shape[1]), []
     for weight, mine in zip(weights, dense, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def name(request) -> str:
     return request.param
 
 
-@lru_cache(maxsize=None)
+@cache
 def solved(case: Case):
     """A problem and its solution by the letter, shared by all backends."""
     given = problem(case, seed=zlib.crc32(repr(case).encode()))
