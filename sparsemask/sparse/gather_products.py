@@ -15,7 +15,7 @@ from sparsemask.sparse import activation as act
 from sparsemask.sparse.gather_reads import Reads
 from sparsemask.sparse.geometry import Geometry
 
-_PIECE = {"cpu": 1 << 21}  # bytes gathered at a time; elsewhere launches cost more than caches save
+_PIECE = {"cpu": 1 << 20}  # bytes gathered at a time; elsewhere launches cost more than caches save
 _PIECE_ELSEWHERE = 1 << 28
 
 
