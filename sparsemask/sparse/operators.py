@@ -44,7 +44,8 @@ def _geometry(kernel, stride, padding, dilation, output_padding, transposed, gro
 
 def geometry_of(weight, stride, padding, dilation, output_padding, transposed, groups) -> Geometry:
     """The geometry of the operator's arguments."""
-    each = (tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding))
+    kernel = tuple(int(size) for size in weight.shape[2:])  # a number also where a graph is traced with open sizes
+    each = (kernel, tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding))
     return _geometry(*each, transposed, groups)
 
 
