@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +12,6 @@ _KINDS = ("none", "relu", "leaky_relu")
 # All of them commute with positive factors, which the training form and the backward rely on.
 
 
-@lru_cache(maxsize=64)
 def parse(name: str) -> tuple[str, float]:
     """(kind, slope below zero) of an activation's name; "leaky_relu" alone has torch's slope 0.01.
 
