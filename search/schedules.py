@@ -19,6 +19,7 @@ def temperature(epoch: int, epochs: float = 500.0, end: float = 0.4) -> float:
     return max(1 - (epoch - 1) / epochs, end)
 
 
-def sparse_weight(epoch: int, epochs: int = 50) -> float:
-    """The share of λ that holds: min((epoch - 1) / epochs, 1)."""
-    return min((epoch - 1) / epochs, 1.0) if epochs else 1.0
+def sparse_weight(epoch: int, epochs: int = 50, start: int = 0) -> float:
+    """The share of λ that holds: min((epoch - 1 - start) / epochs, 1), and 0 before; published is start 0."""
+    passed = epoch - 1 - start
+    return max(0.0, min(passed / epochs, 1.0)) if epochs else float(passed >= 0)

@@ -45,6 +45,12 @@ def add_options(parser: Parser) -> None:
         help="λ rises linearly over so many thousandths of the run, the published run's epochs (default: 50)",
     )
     group.add_argument(
+        "--sparse_start",
+        type=natural,
+        default=0,
+        help="thousandths before that, in which only the task's loss moves the masks (default: 0)",
+    )
+    group.add_argument(
         "--tau_epochs", type=factor, default=500.0, help="thousandths in which τ falls by 1 (default: 500)"
     )
     group.add_argument("--tau_end", type=factor, default=0.4, help="where τ stops falling (default: 0.4)")
@@ -87,7 +93,7 @@ class SparseConvSearch(Method):
             loss = kept
         else:  # the budget is for hard masks: their value, with the soft masks' gradient
             loss = (kept + (hard - kept).detach() - o.keep).square()
-        weight = o.sparse * sparse_weight(self._epoch(step), o.sparse_epochs)
+        weight = o.sparse * sparse_weight(self._epoch(step), o.sparse_epochs, o.sparse_start)
         self.kept = float(hard)
         figures = {"loss_sparse": float(loss.detach()), "kept": self.kept, "kept_soft": float(kept.detach())}
         return weight * loss, {**figures, "tau": model.tau, "lambda": weight}

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.sparse import DataMask, SparseMaskBlock, gumbel_mask, kept_fraction
+from sparsemask.sparse import DataMask, SparseMaskBlock, gumbel_mask, joined_conv, kept_fraction
 
 SCALES = (2, 3, 4)
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
@@ -68,16 +68,17 @@ class SMSR(nn.Module):
     def compute(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """As :meth:`forward`, without a trace in the module: (pictures, kept fractions, data masks)."""
         x, base, head = self.begin(x)
-        features, total, outputs, kept, masks = head, None, [], [], []
-        for number, module in enumerate(self.body):
+        features, outputs, kept, masks = head, [], [], []
+        for module in self.body:
             features, one, mask = module(features, self.tau)
+            outputs.append(features)
             kept.append(one)
             masks.append(mask)
-            if torch.is_grad_enabled():
-                outputs.append(features)
-            else:  # a concatenation of all modules would be the largest tensor of the network
-                total = self.gather(number, features, total)
-        total = self.collect[0](torch.cat(outputs, 1)) if outputs else total
+        if torch.is_grad_enabled():
+            total = self.collect[0](torch.cat(outputs, 1))
+        else:  # a concatenation of all modules would be the largest tensor of the network
+            total = joined_conv(outputs, self.collect[0].weight, self.collect[0].bias)
+        del outputs, features
         return self.end(total, head, base), kept, masks
 
     def begin(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,7 +99,8 @@ class SMSR(nn.Module):
 
     def end(self, total: Tensor, head: Tensor, base: Tensor) -> Tensor:
         """From the gathered features to the picture."""
-        features = self.collect[2](self.collect[1](total)) + head
+        total = self.collect[1](total) if torch.is_grad_enabled() else F.relu_(total)
+        features = self.collect[2](total) + head
         return self.add_mean(self.tail(features) + base)
 
 
