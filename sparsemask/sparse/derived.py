@@ -43,7 +43,8 @@ class Derived:
 
         Args:
             sources: all tensors that `make` reads.
-            make: called without gradients and outside inference mode, so that its tensors serve everywhere.
+            make: called without gradients and outside inference mode, so that its tensors serve everywhere. What it
+                returns must not share memory with `sources`: the same contents elsewhere get it too.
             key: whatever else the value depends on.
         """
         form = (key, tuple((one.shape, one.dtype, one.device) for one in sources))

@@ -55,7 +55,7 @@ class Plan:
 
     def __init__(self, weights, dense, collect_weight, collect_bias):
         dims, channels = weights[0].ndim - 2, dense.shape[1]
-        self.channels, self.bias = channels, collect_bias
+        self.channels, self.bias = channels, collect_bias.clone() if collect_bias is not None else None
         self.layers, self.collect = [], []
         fuse = collect_weight.flatten(1).T  # (L·C, C)
         before, ins = torch.arange(weights[0].shape[1], device=dense.device), weights[0].shape[1]

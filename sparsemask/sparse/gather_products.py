@@ -56,7 +56,7 @@ class Product:
 
     def __init__(self, taps: Tensor, bias: Tensor | None, groups: int, classes: Sequence[tuple[int, ...]]):
         """taps: (T, C_in / groups, C_out); classes: the taps that outputs of each class read."""
-        self.bias, self.groups = bias, groups
+        self.bias, self.groups = bias.clone() if bias is not None else None, groups
         self.depthwise = groups > 1 and taps.shape[1] == 1 and groups == taps.shape[2]
         self._weights = {}
         for one in classes:
