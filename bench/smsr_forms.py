@@ -59,14 +59,14 @@ class _Split:
     """A module's kernels by where their inputs and outputs are computed."""
 
     def __init__(self, body: nn.Module):
-        before = torch.ones(body.dense.shape[1], dtype=torch.bool)
+        before = torch.ones(body.channels().shape[1], dtype=torch.bool)
         self.layers = []
-        for layer, dense in zip(body.body, body.dense, strict=True):
+        for layer, dense in zip(body.body, body.channels(), strict=True):
             self.layers.append(_Kernels(layer.weight.detach(), None, before, dense))
             before = dense
         everything = torch.ones(body.collect.out_channels, dtype=torch.bool)
         weight, bias = body.collect.weight.detach(), body.collect.bias.detach()
-        self.fuse = _Kernels(weight, bias, body.dense.flatten(), everything)
+        self.fuse = _Kernels(weight, bias, body.channels().flatten(), everything)
 
     def run(self, x: Tensor, mask: Tensor) -> Tensor:
         height, width = x.shape[2:]

@@ -10,6 +10,7 @@ from sparsemask.sparse.data_mask import DataMask
 from sparsemask.sparse.derived import Derived
 from sparsemask.sparse.geometry import Geometry
 from sparsemask.sparse.gumbel import gumbel_mask
+from sparsemask.sparse.joined import joined_conv
 from sparsemask.sparse.layer import SparseMaskConv
 from sparsemask.sparse.modes import set_mask_mode
 
@@ -25,6 +26,7 @@ __all__ = [
     "budget_loss",
     "gumbel_mask",
     "harden_channels",
+    "joined_conv",
     "kept_fraction",
     "register_backend",
     "set_backend",

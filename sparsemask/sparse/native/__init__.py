@@ -61,5 +61,11 @@ class Native:
             return one(slice(None))
         return torch.cat([one(slice(i, i + 1)) for i in range(len(x))])
 
+    def joined_conv(self, xs, weight, bias, add, activation) -> Tensor:
+        """An unmasked convolution over several features as if they were concatenated."""
+        from sparsemask.sparse.native.joined import joined_conv
+
+        return joined_conv(xs, weight, bias, add, activation)
+
 
 BACKEND = Native()

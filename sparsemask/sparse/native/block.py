@@ -51,7 +51,7 @@ def block(
         layers = [_Layer(rows, None)]
         for one in plan.layers:
             layers.append(_run(layers[-1], one, places, activation_code(activation), space, attention is not None))
-        result = rows.new_empty(len(rows), plan.columns)
+        result = library.empty(len(rows), plan.columns)
         collect, dropped, bias, add = plan.collect, plan.collect_dropped, plan.bias, None
         if attention is not None:
             collect, dropped, bias = plan.attended(attention, layers[1:], len(rows))

@@ -37,7 +37,7 @@ def conv(
         return _Parts(weight, bias, in_dense, out_dense, geometry, tables, depthwise)
 
     parts = _derived.get(sources, make, (geometry, spatial))
-    out = rows.new_empty(len(tables.position), len(out_dense))
+    out = library.empty(len(tables.position), len(out_dense))
     act = activation_code(activation)
     parts.full.run(rows, tables, kept, out, kept, act)
     if parts.dense is None:

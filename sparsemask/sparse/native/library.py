@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparsemask.sparse.native import build
 
+LARGE = 1 << 20  # numbers from which memory is worth asking for large pages
 LONGEST = 4096  # channels of a segment, columns of a depth-wise product
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
@@ -74,6 +75,7 @@ def lib() -> ctypes.CDLL:
         ("sm_split", [_P, _I, _P, _P, _P]),
         ("sm_lookup", [_P, _I, _P, _P]),
         ("sm_fill", [_P, _I, _I, _P, _I, _P, _P, _I, _I]),
+        ("sm_advise", [_P, _I]),
         ("sm_product", [_P]),
         ("sm_depthwise", [_P]),
     ):
@@ -95,6 +97,14 @@ def pack(weights: Tensor) -> Tensor:
     packed = torch.empty(depth * (columns - rest + (0 if not rest else 8 if rest <= 8 else 16)))
     lib().sm_pack(weights.data_ptr(), depth, columns, packed.data_ptr())
     return packed
+
+
+def empty(rows: int, columns: int) -> Tensor:
+    """Uninitialised float32 (rows, columns), on large pages where it is large and the system has them."""
+    made = torch.empty(rows, columns)
+    if made.numel() >= LARGE:
+        lib().sm_advise(made.data_ptr(), 4 * made.numel())
+    return made
 
 
 def split(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,8 @@
 // The library's entry points: choose the vector width of this processor, share rows among threads.
 #include <omp.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <atomic>
 #include <cstring>
@@ -94,6 +97,16 @@ void sm_fill(float* out, int64_t stride, int64_t columns, const int32_t* at, int
         std::memset(row, 0, columns * sizeof(float));
         for (int64_t j = 0; j < k; j++) row[places[j]] = values[i * k + j];
     }
+}
+
+// Ask for large pages where memory is fresh: a feature map's worth of small ones costs as much as filling it does.
+void sm_advise(float* memory, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t PAGE = 4096;
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + PAGE - 1) / PAGE * PAGE;
+    const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes) / PAGE * PAGE;
+    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
 }
 
 void sm_product(const sm::Product* given) {
