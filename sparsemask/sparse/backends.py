@@ -92,7 +92,10 @@ def available_backends(device: torch.device | str = "cpu", dtype: torch.dtype = 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within the `with`, backend `name` computes everything, whatever :func:`set_backend` chose."""
+    """Within the `with`, backend `name` computes everything in this process, whatever :func:`set_backend` chose.
+
+    Raises UseError, listing the names, for an unknown one.
+    """
     global _chosen
     choose(name, names(), "backend")
     before, _chosen = _chosen, name
@@ -109,7 +112,7 @@ def set_backend(model: nn.Module, name: str) -> nn.Module:
     """
     choose(name, names(), "backend")
     for module in model.modules():
-        if hasattr(type(module), "backend"):
+        if getattr(type(module), "backend", None) == "auto":  # not a module of somebody else's
             module.backend = name
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from sparsemask.errors import UseError
 
@@ -99,7 +100,7 @@ class Geometry:
 
 
 def _each(value: int | Sequence[int], dims: int, what: str) -> tuple[int, ...]:
-    values = (value,) * dims if isinstance(value, int) else tuple(int(v) for v in value)
+    values = (int(value),) * dims if isinstance(value, Integral) else tuple(int(v) for v in value)
     if len(values) != dims:
         raise UseError(f"{what} {values} has {len(values)} entries for {dims} dimensions")
     if any(v < _LEAST[what] for v in values):

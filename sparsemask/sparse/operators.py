@@ -113,6 +113,7 @@ def _save_conv(ctx, inputs, output) -> None:
 
 def _backward_conv(ctx, grad):
     x, weight, mask, in_dense, out_dense, output = ctx.saved_tensors
+    weight = weight.to(x.dtype)  # as the forward had it, under autocast
     found = gradients.conv(grad, x, weight, mask, in_dense, out_dense, output, ctx.geometry, ctx.activation)
     return *found[:2], found[2] if ctx.biased else None, *[None] * 11
 
@@ -124,7 +125,8 @@ def _save_block(ctx, inputs, output) -> None:
 
 
 def _backward_block(ctx, grad):
-    x, mask, dense, collect_weight, *weights = ctx.saved_tensors
+    x, mask, dense, *weights = ctx.saved_tensors
+    collect_weight, *weights = (weight.to(x.dtype) for weight in weights)
     to_x, to_weights, to_collect, to_bias = gradients.block(
         grad, x, mask, weights, dense, collect_weight, ctx.activation
     )
