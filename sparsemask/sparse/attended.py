@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from sparsemask.sparse import backends, flops, operators
+from sparsemask.sparse.checks import check_attention, check_block
 from sparsemask.sparse.layout import empty_like, laid_out_like
 
 Attention = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -48,7 +49,8 @@ operators._library.define(
 
 def attended_block(x, mask, weights, dense, collect_weight, collect_bias, attention, activation, backend) -> Tensor:
     """What `sparsemask::attended_block` runs; attention: see :func:`factors`."""
-    operators._check_block(x, mask, weights, dense, collect_weight)
+    check_block(x, mask, weights, dense, collect_weight, collect_bias, activation)
+    check_attention(x, collect_weight, attention)
     if not mask.numel():
         return empty_like(x, len(collect_weight), x.shape[2:])
     server = backends.able(backend, x)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparsemask.errors import UseError
 from sparsemask.sparse import activation as act
 from sparsemask.sparse import backends, operators  # noqa: F401  registers the operator
+from sparsemask.sparse.checks import check_flags
 from sparsemask.sparse.derived import Derived
 from sparsemask.sparse.geometry import Geometry
 from sparsemask.sparse.training_form import masked_conv
@@ -95,7 +96,7 @@ class SparseMaskConv(nn.Module):
         """
         soft = any(one is not None and one.is_floating_point() for one in (mask, in_dense, out_dense))
         if self.training or soft:
-            self._check(x, mask)
+            self._check(x, mask, in_dense, out_dense)
             return masked_conv(
                 x, self.weight, self.bias, mask, in_dense, out_dense, self.geometry, self.activation, self.norm
             )
@@ -129,7 +130,7 @@ class SparseMaskConv(nn.Module):
         weight = self.weight * each.reshape(*each.shape, *[1] * (self.weight.ndim - 2))
         return weight, (bias - norm.running_mean) * scale + norm.bias
 
-    def _check(self, x: Tensor, mask: Tensor) -> None:
+    def _check(self, x: Tensor, mask: Tensor, in_dense: Tensor | None, out_dense: Tensor | None) -> None:
         if x.ndim != self.geometry.dims + 2 or x.shape[1] != self.in_channels:
             raise UseError(
                 f"features {tuple(x.shape)} given to a layer of {self.in_channels} channels, {self.geometry}"
@@ -137,6 +138,9 @@ class SparseMaskConv(nn.Module):
         wanted = (x.shape[0], 1, *self.geometry.output_size(x.shape[2:]))
         if tuple(mask.shape) != wanted:
             raise UseError(f"the mask must have the output's shape {wanted}, got {tuple(mask.shape)}")
+        for flags, channels, what in ((in_dense, self.in_channels, "input"), (out_dense, self.out_channels, "output")):
+            if flags is not None:
+                check_flags(flags, channels, what, soft=True)
 
     def extra_repr(self) -> str:
         g = self.geometry

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsemask.errors import UseError
 from sparsemask.sparse import backends, flops, gradients
+from sparsemask.sparse.checks import check_block, check_conv
 from sparsemask.sparse.geometry import Geometry
 from sparsemask.sparse.layout import empty_like, laid_out_like
 
@@ -53,8 +53,7 @@ def conv(x, weight, bias, mask, in_dense, out_dense, stride, padding, dilation, 
          activation, backend) -> Tensor:  # fmt: skip
     """What `sparsemask::conv` runs."""
     g = geometry_of(weight, stride, padding, dilation, output_padding, transposed, groups)
-    spatial = g.output_size(x.shape[2:])
-    _check_conv(x, weight, mask, in_dense, out_dense, g, spatial)
+    spatial = check_conv(x, weight, bias, mask, in_dense, out_dense, g, activation)
     weight, bias = weight.to(x.dtype), bias if bias is None else bias.to(x.dtype)
     if not mask.numel():
         return empty_like(x, len(out_dense), spatial)
@@ -64,7 +63,7 @@ def conv(x, weight, bias, mask, in_dense, out_dense, stride, padding, dilation, 
 
 def block(x, mask, weights, dense, collect_weight, collect_bias, activation, backend) -> Tensor:
     """What `sparsemask::block` runs."""
-    _check_block(x, mask, weights, dense, collect_weight)
+    check_block(x, mask, weights, dense, collect_weight, collect_bias, activation)
     if not mask.numel():
         return empty_like(x, len(collect_weight), x.shape[2:])
     weights = [weight.to(x.dtype) for weight in weights]
@@ -135,39 +134,3 @@ def _backward_block(ctx, grad):
 
 torch.library.register_autograd("sparsemask::conv", _backward_conv, setup_context=_save_conv, lib=_library)
 torch.library.register_autograd("sparsemask::block", _backward_block, setup_context=_save_block, lib=_library)
-
-
-def _check_conv(x, weight, mask, in_dense, out_dense, g: Geometry, spatial) -> None:
-    if x.ndim != g.dims + 2:
-        raise UseError(f"features of {x.ndim - 2} dimensions given to a convolution of {g.dims}")
-    ins, outs = (0, 1) if g.transposed else (1, 0)
-    n_in = weight.shape[ins] * (1 if g.transposed else g.groups)
-    n_out = weight.shape[outs] * (g.groups if g.transposed else 1)
-    if x.shape[1] != n_in:
-        raise UseError(f"features have {x.shape[1]} channels, the weights take {n_in}")
-    _check_mask(mask, x, spatial)
-    for one, wanted, what in ((in_dense, n_in, "input"), (out_dense, n_out, "output")):
-        if one.dtype != torch.bool or tuple(one.shape) != (wanted,):
-            raise UseError(f"the {what} channel mask must be bool ({wanted},), got {one.dtype} {tuple(one.shape)}")
-
-
-def _check_block(x, mask, weights, dense, collect_weight) -> None:
-    _check_mask(mask, x, x.shape[2:])
-    if dense.dtype != torch.bool or tuple(dense.shape) != (len(weights), weights[0].shape[0]):
-        wanted = (len(weights), weights[0].shape[0])
-        raise UseError(f"the channel masks must be bool {wanted}, got {dense.dtype} {tuple(dense.shape)}")
-    n_in = x.shape[1]
-    for weight in weights:
-        if weight.ndim != x.ndim or weight.shape[1] != n_in or any(k % 2 == 0 for k in weight.shape[2:]):
-            raise UseError(f"weights {tuple(weight.shape)} do not fit a block of {n_in} channels and odd kernels")
-        n_in = weight.shape[0]
-    if collect_weight.shape[1] != dense.numel():
-        raise UseError(f"the 1×1 convolution takes {collect_weight.shape[1]} channels, the layers have {dense.numel()}")
-
-
-def _check_mask(mask: Tensor, x: Tensor, spatial) -> None:
-    if mask.dtype != torch.bool:
-        raise UseError(f"the operator takes a hard mask (bool), got {mask.dtype}")
-    if tuple(mask.shape) != (x.shape[0], 1, *spatial):
-        wanted = (x.shape[0], 1, *spatial)
-        raise UseError(f"the mask must have the output's shape {wanted}, got {tuple(mask.shape)}")
