@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -49,11 +50,13 @@ def model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
 @lru_cache(maxsize=64)
 def _model(name: str, device: str, dtype: torch.dtype, threads: int) -> Model:
     path = _path(name, device, dtype, threads)
-    with contextlib.suppress(UseError, KeyError, TypeError, ValueError):
+    with contextlib.suppress(UseError, OSError, KeyError, TypeError, ValueError, OverflowError):
         if path.exists():
             kept = read_json(path)
             found = Model(float(kept["fixed"]), tuple(map(float, kept["rates"])), float(kept["bandwidth"]))
-            if len(found.rates) == len(_CHANNELS) and min(*found.rates, found.bandwidth) > 0:
+            figures = (*found.rates, found.bandwidth)
+            sound = math.isfinite(found.fixed) and found.fixed >= 0 and all(0 < f < math.inf for f in figures)
+            if len(found.rates) == len(_CHANNELS) and sound:
                 return found
     found = _measure(name, torch.device(device), dtype)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs a second at every start
