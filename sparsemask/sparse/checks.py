@@ -88,6 +88,27 @@ def check_attention(x: Tensor, collect_weight: Tensor, attention: Sequence[Tenso
     raise UseError(f"attention weights {given} do not squeeze {channels} channels and excite them again")
 
 
+def check_joined(
+    xs: Sequence[Tensor], weight: Tensor, bias: Tensor | None, add: Tensor | None, activation: str
+) -> None:
+    """UseError for arguments of `sparsemask::joined_conv` that do not fit."""
+    if not xs:
+        raise UseError("a joined convolution needs at least one feature map")
+    first, channels = xs[0], sum(x.shape[1] for x in xs)
+    for x in xs:
+        if x.shape[:1] != first.shape[:1] or x.shape[2:] != first.shape[2:] or x.dtype != first.dtype:
+            raise UseError(
+                f"features do not go together: {tuple(first.shape)} {first.dtype}, {tuple(x.shape)} {x.dtype}"
+            )
+    if weight.ndim != first.ndim or weight.shape[1] != channels or any(k % 2 == 0 for k in weight.shape[2:]):
+        raise UseError(f"weights {tuple(weight.shape)} do not fit {channels} channels and odd kernels")
+    _check_bias(bias, weight.shape[0])
+    wanted = (first.shape[0], weight.shape[0], *first.shape[2:])
+    if add is not None and (tuple(add.shape) != wanted or add.dtype != first.dtype):
+        raise UseError(f"what is added must be {wanted} {first.dtype}, got {tuple(add.shape)} {add.dtype}")
+    _check_kind(first, activation, (*xs, weight, bias, add))
+
+
 def check_flags(flags: Tensor, channels: int, what: str, soft: bool = False) -> None:
     """UseError unless flags are (channels,), and bool or, where `soft`, floating point."""
     kind = flags.dtype == torch.bool or soft and flags.is_floating_point()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsemask.errors import UseError
 from sparsemask.sparse import activation as act
 from sparsemask.sparse import backends, operators
+from sparsemask.sparse.checks import check_joined
 from sparsemask.sparse.layout import empty_like, laid_out_like
 
 _CONV = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -36,14 +36,13 @@ def joined_conv(
 
 
 def _run(xs, weight, bias, add, activation, backend) -> Tensor:
-    if sum(x.shape[1] for x in xs) != weight.shape[1] or any(k % 2 == 0 for k in weight.shape[2:]):
-        raise UseError(
-            f"weights {tuple(weight.shape)} do not fit {sum(x.shape[1] for x in xs)} channels and odd kernels"
-        )
+    check_joined(xs, weight, bias, add, activation)
+    kind = xs[0].dtype
+    weight, bias = weight.to(kind), bias if bias is None else bias.to(kind)
     name = "native" if backend == "auto" else backend
     server = backends.find(name)
     own = getattr(server, "joined_conv", None)
-    if own and server.why_not(xs[0].device, xs[0].dtype) is None:
+    if own and server.why_not(xs[0].device, kind) is None:
         return laid_out_like(own(xs, weight, bias, add, activation), xs[0])
     y = _CONV[xs[0].ndim - 3](torch.cat(list(xs), 1), weight, bias, padding="same")
     return laid_out_like(act.apply(activation, y if add is None else y.add_(add)), xs[0])
