@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from sparsemask.sparse import activation as act
+from sparsemask.sparse.dense_part import dense_conv
 from sparsemask.sparse.derived import Derived
 from sparsemask.sparse.gather_products import Product, by_taps, pieces
 from sparsemask.sparse.gather_reads import Reads, reads, taps_of_classes
 from sparsemask.sparse.geometry import Geometry
 from sparsemask.sparse.layout import from_rows, last_weight, to_rows
 from sparsemask.sparse.reference import BACKEND as REFERENCE
-from sparsemask.sparse.reference import dense_conv
 
 _STRIP = 4096  # rows of the result that stay in the cache while the layers' shares are added up
 _derived = Derived()

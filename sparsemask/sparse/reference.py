@@ -1,26 +1,16 @@
-"""The dense form: whole convolutions times masks. Skips nothing; what every other backend must equal."""
+"""The dense form: whole convolutions times masks. Skips no location; what every other backend must equal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemask.sparse import activation as act
+from sparsemask.sparse.dense_part import DensePart, dense_conv
 from sparsemask.sparse.geometry import Geometry
-
-_PLAIN = (F.conv1d, F.conv2d, F.conv3d)
-_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-
-
-def dense_conv(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
-    """torch's own convolution of a geometry."""
-    if g.transposed:
-        run = _TRANSPOSED[g.dims - 1]
-        return run(x, weight, bias, g.stride, g.padding, g.output_padding, g.groups, g.dilation)
-    return _PLAIN[g.dims - 1](x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
+from sparsemask.sparse.layout import from_rows
 
 
 def along_channels(values: Tensor, like: Tensor) -> Tensor:
@@ -48,18 +38,17 @@ class Reference:
         geometry: Geometry,
         activation: str,
     ) -> Tensor:
-        """One sparse mask convolution: one dense convolution, and a second where dense inputs are some but not all."""
+        """One sparse mask convolution: the whole one, and a narrow one of dense channels where some are not dense."""
         whole = act.apply_(activation, dense_conv(x, weight, bias, geometry))
-        n_in, n_out = int(in_dense.sum()), int(out_dense.sum())
-        if n_out == 0 or (n_in == len(in_dense)):
-            if n_out < len(out_dense):
-                whole.masked_fill_(~(mask | along_channels(out_dense, whole)), 0)
+        if bool(out_dense.all() & in_dense.all()) or bool(mask.all()):
             return whole
-        part = dense_conv(x.masked_fill(~along_channels(in_dense, x), 0), weight, bias, geometry)
-        part = act.apply_(activation, part)
-        if n_out < len(out_dense):
-            part.masked_fill_(~along_channels(out_dense, part), 0)
-        return torch.where(mask, whole, part)
+        if not bool(out_dense.any()):
+            return torch.where(mask, whole, whole.new_zeros(()))
+        if bool(in_dense.all()):
+            keep = (mask.movedim(1, -1) | out_dense).movedim(-1, 1)  # in channels-last order
+            return torch.where(keep, whole, whole.new_zeros(()))
+        part = DensePart(weight, bias, in_dense, out_dense, geometry).rows(x, whole.shape[2:], activation)
+        return torch.where(mask, whole, from_rows(part, len(whole), whole.shape[2:]))
 
     def block(
         self,

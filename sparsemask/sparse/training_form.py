@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sparsemask.sparse import activation as act
+from sparsemask.sparse.dense_part import dense_conv
 from sparsemask.sparse.geometry import Geometry
-from sparsemask.sparse.reference import along_channels, dense_conv
+from sparsemask.sparse.reference import along_channels
 
 
 def masked_conv(
