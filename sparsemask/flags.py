@@ -53,9 +53,8 @@ def add_data(parser: Parser, space=None) -> None:
 
 def check_task(options: argparse.Namespace, default: str) -> None:
     """Raise a UseError for a task whose data this command line's flags, those of task `default`, cannot name."""
-    known = tasks.siblings(default)
-    if options.task in tasks.available() and options.task not in known:
-        raise UseError(f"--task {options.task}: space '{options.space}' is for --task {' or '.join(known)}")
+    if tasks.own_flags(default) and options.task in tasks.available() and options.task != default:
+        raise UseError(f"--task {options.task}: space '{options.space}' is for --task {default}")
 
 
 def _add_labelled(group) -> None:

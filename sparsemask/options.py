@@ -21,7 +21,7 @@ from sparsemask.files import write_text
 
 SECTIONS = ("search", "prune", "retrain", "eval", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.
-TRANSIENT = {"config", "resume", "help"}
+TRANSIENT = {"config", "resume", "help", "given"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -74,6 +74,7 @@ def settle(parser: opt.Parser, given: dict, training: bool = True) -> tuple[argp
         if high.get("max_epoch") and not high.get("max_iter") and low.get("max_iter"):
             high.setdefault("max_iter", None)  # epochs that are asked for win over a lower layer's steps
     options = parser.resolve(*layers)
+    options.given = given  # what stands on the command line, for those who must know whether a value was asked for
     flags.check_task(options, parser.get_default("task"))
     for name in _PATHS:  # a run must find its files from any folder
         value = getattr(options, name, None)

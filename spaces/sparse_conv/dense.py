@@ -63,7 +63,7 @@ class MaskedForm(nn.Module):
             y = self._fuse(module, features, mask)
             features = features + module.ca(y.mean((2, 3), keepdim=True)) * y
             outputs.append(features)
-        return net.end(net.collect[0](torch.cat(outputs, 1)), head, base)
+        return net.add_mean(net.tail(net.collect(torch.cat(outputs, 1)) + head) + base)
 
     @staticmethod
     def _mask(module: SparseMaskModule, x: Tensor) -> Tensor:

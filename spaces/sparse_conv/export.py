@@ -1,13 +1,16 @@
 """Networks of sparse mask convolutions for other programs: torch.export with the sparse operator, ONNX without it.
 
 `torch.export` keeps `sparsemask::attended_block`, so that the exported program skips what the masks drop wherever this
-package is installed. ONNX has no such operator: there the masks multiply, the numbers are the same and nothing is saved.
+package is installed. ONNX has no such operator: there the masks multiply, with the same numbers, and nothing is saved.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -32,7 +35,9 @@ class _Pure(nn.Module):
         return self.network.compute(picture)[0]
 
 
-def export_program(network: SMSR, size: tuple[int, int] = (64, 64), dynamic: bool = True) -> torch.export.ExportedProgram:
+def export_program(
+    network: SMSR, size: tuple[int, int] = (64, 64), dynamic: bool = True
+) -> torch.export.ExportedProgram:
     """The network as an exported program from pictures (1, 3, H, W) to (1, 3, s·H, s·W), the sparse operator in it.
 
     Args:
@@ -45,9 +50,7 @@ def export_program(network: SMSR, size: tuple[int, int] = (64, 64), dynamic: boo
         return torch.export.export(_Pure(network).eval(), (picture,), dynamic_shapes=_dynamic(dynamic), strict=False)
 
 
-def export_onnx(
-    network: SMSR, path: str | os.PathLike, size: tuple[int, int] = (64, 64), dynamic: bool = True
-) -> Path:
+def export_onnx(network: SMSR, path: str | os.PathLike, size: tuple[int, int] = (64, 64), dynamic: bool = True) -> Path:
     """Write the network's dense-masked form as an ONNX file, atomically; return the path.
 
     Args: as for :func:`export_program`; input "picture", output "larger".
@@ -61,14 +64,27 @@ def export_onnx(
     except ImportError as error:
         raise UseError(f"ONNX export needs {error.name}: pip install 'sparsemask[onnx]'") from None
     picture = torch.zeros(1, 3, *size)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             MaskedForm(network).eval(), (picture,), dynamo=True, dynamic_shapes=_dynamic(dynamic), verbose=False,
             input_names=[INPUT], output_names=[OUTPUT],
         )  # fmt: skip
     write_bytes(path, program.model_proto.SerializeToString())
     return path
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's remarks on operators that are not in this network are nobody's concern."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _dynamic(dynamic: bool):

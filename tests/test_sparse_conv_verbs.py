@@ -1,0 +1,320 @@
+"""The verbs on the space smsr: search, prune, retrain, evaluate; resumed exactly; masks and weights belong together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import prune.prune
+import retrain.eval
+import retrain.train
+import search.run
+from small_pictures import make_folder
+from spaces.sparse_conv import load_smsr
+from sparsemask import flags
+from sparsemask.engine.loop import Fit
+from sparsemask.errors import UseError
+from sparsemask.files import sha256
+from sparsemask.fine_masks import load_masks
+from sparsemask.sparse import backend
+from sparsemask.tasks.super_resolution import SuperResolutionTask
+from sparsemask.weights import load_weights
+from spoilt import listing
+from tiny import fails
+
+SMALL = [
+    "--n_feats", "8", "--n_modules", "2", "--patch_size", "8", "--batch_size", "2", "--test_every", "4", "--n_worker",
+    "0", "--checkpoint_interval", "2", "--eval_interval", "3", "--log_interval", "1", "--lr", "0.01",
+]  # fmt: skip
+DATA = ["--hr_path", "data"]
+SEARCH = ["--search", "--space", "smsr", *DATA, *SMALL]
+TRAIN = [*DATA, *[a for a in SMALL if a not in ("--n_feats", "--n_modules")][2:]]
+
+
+@pytest.fixture(autouse=True)
+def one_backend():
+    """Resumed runs are compared bit by bit, so the arithmetic must not be whichever is fastest at the moment."""
+    with backend("reference"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory) -> Path:
+    """A folder with pictures and a finished search (runs/s); not to be touched."""
+    folder = tmp_path_factory.mktemp("searched")
+    make_folder(folder / "data", 4, (32, 40))
+    with pytest.MonkeyPatch.context() as patch, backend("reference"):
+        patch.chdir(folder)
+        patch.setenv("SPARSEMASK_HOME", str(folder / "home"))
+        assert search.run.main([*SEARCH, "--max_iter", "6", "--keep", "0.5", "--name", "s"]) == 0
+        assert prune.prune.main(["--run", "runs/s"]) == 0
+    return folder
+
+
+@pytest.fixture
+def place(searched, tmp_path, monkeypatch) -> Path:
+    """A copy of it as working directory."""
+    folder = tmp_path / "place"
+    shutil.copytree(searched, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
+    # The copy is another folder: its mask must point into it.
+    assert prune.prune.main(["--run", "runs/s"]) == 0
+    return folder
+
+
+def test_search_leaves_what_a_run_leaves(place):
+    run = place / "runs/s"
+    info = json.loads((run / "run.json").read_text())
+    assert info["state"] == "finished"
+    assert 0 < info["kept_fraction"] < 1
+    assert 0 < info["multiply_adds"] < info["multiply_adds_dense"]
+    assert info["milliseconds"] > 0 and info["milliseconds_dense"] > 0
+    assert set(info["masks"]) == {"body.0.body", "body.1.body"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["space"] == "smsr"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert {"kept", "kept_soft", "tau", "lambda", "dense_channels", "val_psnr", "val_kept"} <= rows[-1].keys()
+    for name in ("curves", "samples", "masks"):
+        assert (run / "pictures" / f"{name}.png").stat().st_size > 5000
+
+
+def test_masks_move_with_the_budget(place):
+    # A low and a high budget pull the kept fraction apart, from the same start.
+    found = []
+    for keep in ("0.05", "0.95"):
+        more = ["--keep", keep, "--sparse", "50", "--sparse_epochs", "0", "--mask_lr_mult", "10", "--max_iter", "12"]
+        assert search.run.main([*SEARCH, *more, "--eval_interval", "12", "--name", f"k{keep}"]) == 0
+        rows = (place / f"runs/k{keep}/metrics.jsonl").read_text().splitlines()
+        found.append(json.loads(rows[-1])["kept"])
+    assert found[0] < found[1] - 0.1
+
+
+def test_the_published_loss_is_the_default_and_tau_can_stay(place):
+    assert search.run.main([*SEARCH, "--config", "published", "--max_iter", "4", "--constant_tau", "--name", "p"]) == 0
+    rows = [json.loads(line) for line in (place / "runs/p/metrics.jsonl").read_text().splitlines()]
+    assert all(row["tau"] == 1 for row in rows)
+    assert all(row["loss_sparse"] == row["kept_soft"] for row in rows)
+    # λ = min((epoch - 1) / 50, 1) · 0.1, epochs being thousandths of the run: step 1 of 4 is epoch 251.
+    assert [row["lambda"] for row in rows] == pytest.approx([0, 0.1, 0.1, 0.1])
+    assert yaml.safe_load((place / "runs/p/config.yaml").read_text())["milestones"][0] == 0.199
+
+
+def test_pruning_writes_masks_with_where_they_come_from(place, capfd):
+    assert prune.prune.main([]) == 0  # the newest run's space is found
+    said = capfd.readouterr().out
+    masks = load_masks(place / "mask.npz")
+    last = place / "runs/s/checkpoints/last.pt"
+    assert masks.sha256 == sha256(last) and Path(masks.checkpoint) == last
+    assert (masks.space, masks.task, masks.threshold) == ("smsr", "super_resolution", 0.5)
+    assert masks.config["n_feats"] == 8 and masks.channels["body.0.body"].shape == (4, 8)
+    assert f"kept fraction {masks.mean_kept:.3f}" in said and "retrain --mask_path mask.npz" in said
+    note = json.loads((place / "mask.json").read_text())
+    assert note["sha256"] == masks.sha256 and note["kept_fraction"] == pytest.approx(masks.mean_kept)
+    assert (place / "runs/s/mask_thres_0.5.npz").exists()
+    info = json.loads((place / "runs/s/run.json").read_text())
+    assert masks.mean_kept == pytest.approx(info["kept_fraction"], abs=1e-6)  # the same masks, the same pictures
+
+
+def test_a_higher_threshold_keeps_less(place):
+    kept = []
+    for thres in ("0.01", "0.5", "0.99"):
+        assert prune.prune.main(["--run", "runs/s", "--thres", thres, "--out", f"m{thres}.npz"]) == 0
+        kept.append(load_masks(place / f"m{thres}.npz").mean_kept)
+    assert kept[0] >= kept[1] >= kept[2] and kept[0] > kept[2]
+
+
+def test_retraining_moves_the_weights_and_not_the_masks(place, capfd):
+    assert retrain.train.main(["--mask_path", "mask.npz", *TRAIN, "--max_iter", "4", "--name", "r"]) == 0
+    said = capfd.readouterr().out
+    assert "retrained: psnr" in said and "next: " in said
+    run = place / "runs/r"
+    before, after = load_weights(place / "runs/s/checkpoints/last.pt"), load_weights(run / "network.safetensors")
+    masked = [name for name in before if "spa_mask" in name or "ch_mask" in name]
+    assert all(torch.equal(before[name], after[name]) for name in masked)
+    assert not torch.equal(before["head.0.weight"], after["head.0.weight"])
+    # The run's own mask file belongs to its own network.
+    masks = load_masks(run / "mask.npz")
+    masks.check_weights(run / "network.safetensors")
+    assert yaml.safe_load((run / "config.yaml").read_text())["n_feats"] == 8  # the mask's, not the preset's
+    assert load_smsr(run / "network.safetensors").config["n_modules"] == 2
+
+
+def test_evaluation_prints_quality_beside_cost(place, capfd):
+    assert retrain.train.main(["--mask_path", "mask.npz", *TRAIN, "--max_iter", "2", "--name", "r"]) == 0
+    capfd.readouterr()
+    assert retrain.eval.main(["--rounds", "1", "--out", "larger"]) == 0  # the newest retraining, space and all
+    said = capfd.readouterr().out
+    for word in ("PSNR dB", "SSIM", "kept", "dense ms", "multiply-adds", "at 1280x720", "dense channels by layer"):
+        assert word in said
+    info = json.loads((place / "runs/r/run.json").read_text())
+    found = info["eval"]
+    assert found["psnr"] == pytest.approx(info["result"]["psnr"], abs=1e-6)
+    assert found["each"][0].keys() >= {"picture", "psnr", "ssim", "kept", "executed", "dense", "ms", "dense_ms", "gain"}
+    assert 0 < found["share"] < 1
+    assert len(list((place / "larger").glob("*.png"))) == len(found["each"])
+    report = (place / "runs/r/report.html").read_text()
+    for word in ("Quality by picture", "Masks", "kept fraction", "arxiv.org/abs/2006.09603"):
+        assert word in report
+    assert "Connection weights" not in report
+
+
+def test_evaluation_of_files_and_of_tiles(place, capfd):
+    path = "runs/s/checkpoints/last.pt"
+    figures = []
+    for more in ([], ["--tile", "32"], ["--flips"]):
+        argv = ["--pretrained_model", path, "--mask_path", "mask.npz", "--data_test", "data", "--rounds", "0", *more]
+        assert retrain.eval.main(argv) == 0
+        lines = capfd.readouterr().out.splitlines()
+        figures.append(next(float(line.split()[1]) for line in lines if line.startswith("PSNR")))
+    assert figures[0] == pytest.approx(figures[1], abs=2e-3)  # tiles are the whole
+    assert figures[2] != figures[0]
+
+
+@pytest.mark.parametrize("verb", ["search", "retrain"])
+def test_a_stopped_run_resumes_bit_for_bit(place, monkeypatch, verb):
+    main, argv = {
+        "search": (search.run.main, [*SEARCH, "--keep", "0.5"]),
+        "retrain": (retrain.train.main, ["--mask_path", "mask.npz", *TRAIN]),
+    }[verb]
+    argv = [*argv, "--max_iter", "7"]
+    assert main([*argv, "--name", "alone"]) == 0
+    plain = Fit.train_step
+
+    def step(self, parts):
+        if self.step == 5:
+            raise RuntimeError("as if killed")
+        return plain(self, parts)
+
+    monkeypatch.setattr(Fit, "train_step", step)
+    with pytest.raises(RuntimeError, match="as if killed"):
+        main([*argv, "--name", "stopped"])
+    monkeypatch.setattr(Fit, "train_step", plain)
+    assert main(["--resume", "runs/stopped"]) == 0
+    a, b = (torch.load(place / f"runs/{n}/checkpoints/last.pt", weights_only=True) for n in ("alone", "stopped"))
+    assert a["step"] == b["step"] == 7
+    assert all(torch.equal(value, b["model"][name]) for name, value in a["model"].items())
+    rows = [(place / f"runs/{n}/metrics.jsonl").read_text() for n in ("alone", "stopped")]
+    assert rows[0] == rows[1]
+
+
+def test_a_runs_own_configuration_repeats_it(place):
+    config = yaml.safe_load((place / "runs/s/config.yaml").read_text())
+    config["name"] = "again"
+    (place / "again.yaml").write_text(yaml.safe_dump(config))
+    assert search.run.main(["--config", "again.yaml"]) == 0
+    a, b = (load_weights(place / f"runs/{n}/checkpoints/last.pt") for n in ("s", "again"))
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.mark.parametrize(
+    ("argv", "newest"),
+    [
+        (["--space", "smsr"], None),
+        (["--resume", "runs/s"], None),
+        (["--run", "runs/s"], None),
+        (["--config", "runs/s/config.yaml"], None),
+        (["--mask_path", "mask.npz"], None),
+        (["--checkpoint", "runs/s/checkpoints/last.pt"], None),
+        (["--pretrained_model", "runs/s/checkpoints/last.pt"], None),
+        ([], "search"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_the_space_is_found(place, argv, newest):
+    assert flags.peek_space(argv, newest) == "smsr"
+
+
+def test_the_space_is_connectivity_where_nothing_says_otherwise(place):
+    for argv in ([], ["--mask_path", "unet"], ["--mask_path", "gone.npz"], ["--run", "gone"], ["--checkpoint", "x"]):
+        assert flags.peek_space(argv) == "connectivity"
+    assert flags.peek_space([], "retrain") == "connectivity"  # no such run
+
+
+def other_checkpoint(place):
+    state = torch.load("runs/s/checkpoints/last.pt", weights_only=True)
+    state["model"]["head.0.weight"] += 1
+    torch.save(state, "runs/s/checkpoints/last.pt")
+
+
+def gone_checkpoint(place):
+    (place / "runs/s/checkpoints/last.pt").unlink()
+
+
+def torn_mask(place):
+    (place / "mask.npz").write_bytes((place / "mask.npz").read_bytes()[:300])
+
+
+def nothing(place):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("spoil", "more", "words"),
+    [
+        (other_checkpoint, [], ["made from another checkpoint", "last.pt"]),
+        (gone_checkpoint, [], ["is gone", "--search_checkpoint"]),
+        (torn_mask, ["--space", "smsr"], ["mask.npz", "truncated"]),
+        (nothing, ["--scale", "3"], ["--scale 3", "has 2"]),
+        (nothing, ["--task", "edges"], ["--task edges", "super_resolution"]),
+        (nothing, ["--search_checkpoint", "data/0001.png"], ["another checkpoint"]),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_what_does_not_belong_together_is_refused(place, capfd, spoil, more, words):
+    spoil(place)
+    before = listing(place)
+    fails(capfd, retrain.train.main, ["--mask_path", "mask.npz", *TRAIN, *more, "--name", "new"], words)
+    assert listing(place) == before
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "words"),
+    [
+        (search.run.main, [*SEARCH, "--n_feats", "2"], ["n_feats", "at least 4"]),
+        (search.run.main, [*SEARCH, "--keep", "1.5"], ["[0, 1)"]),
+        (search.run.main, [*SEARCH, "--pretrained_model", "no.pt"], ["no.pt"]),
+        (search.run.main, [*SEARCH, "--backbone_name", "vgg16"], ["--backbone_name"]),
+        (search.run.main, ["--search", "--task", "super_resolution", "--sample"], ["smsr"]),
+        (prune.prune.main, ["--run", "runs/s", "--out", "mask.npy"], [".npz"]),
+        (retrain.train.main, ["--space", "smsr", *TRAIN], ["--mask_path is missing"]),
+        (retrain.eval.main, ["--run", "runs/s", "--backend", "abacus"], ["unknown backend 'abacus'", "gather"]),
+        (retrain.eval.main, ["--run", "runs/s", "--scale", "4"], ["--scale 4", "has 2"]),
+        (retrain.eval.main, ["--run", "runs/s", "--tile", "5"], ["32 is the least"]),
+        (retrain.eval.main, ["--space", "smsr", "--pretrained_model", "data/0001.png"], ["0001.png"]),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_bad_input(place, capfd, main, argv, words):
+    before = listing(place)
+    fails(capfd, main, [*argv, "--name", "new"] if main is search.run.main else argv, words)
+    assert listing(place) == before
+
+
+def test_a_task_of_its_own_has_flags_of_its_own():
+    actions = search.run.parser("smsr").actions()
+    assert {"scale", "hr_path", "patch_size", "n_feats", "keep"} <= set(actions)
+    assert not {"crop_size", "n_class", "backbone_name"} & set(actions)
+    assert SuperResolutionTask.primary == "psnr"
+    with pytest.raises(UseError, match="unknown space"):
+        search.run.parser("galaxy")
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_issue_s_line_prints_the_published_row(tmp_path, monkeypatch, capfd, shared_data):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPARSEMASK_DATA", str(shared_data))
+    weights = str(shared_data / "smsr_x2.pt")
+    argv = ["--space", "smsr", "--pretrained_model", weights, "--data_test", "set5", "--rounds", "0"]
+    assert retrain.eval.main(argv) == 0
+    said = capfd.readouterr().out
+    assert "PSNR 37.991 dB  SSIM 0.9601" in said
+    assert "985 k parameters" in said and "224.1 G as published papers count" in said and "223.8 G dense" in said
+    assert "24 9 3 0 of 64" in said
