@@ -126,6 +126,31 @@ def test_memory_order_goes_through(name, spatial):
     assert difference(run((wide[..., ::2], *rest), name), expected) < 1e-5
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kept", [0.1, 0.7])
+def test_pictures_larger_than_any_piece(name, threads, kept):
+    # Work is cut into pieces, strips and shares of threads; small problems see only one of each.
+    given = block_problem(n=2, channels=24, spatial=(97, 90), dense=("random", "one", "none"), kept=kept)
+    x, mask, weights, dense, collect, bias = given
+    before, features, outputs = torch.ones(24, dtype=torch.bool), x.double(), []
+    for weight, mine in zip(weights, dense, strict=True):
+        part = torch.conv2d(features * before.view(1, -1, 1, 1), weight.double(), padding=1)
+        whole = torch.conv2d(features, weight.double(), padding=1)
+        features = torch.relu(torch.where(mask, whole, part * mine.view(1, -1, 1, 1)))
+        outputs.append(features)
+        before = mine
+    expected = torch.conv2d(torch.cat(outputs, 1), collect.double(), bias.double())
+    torch.set_num_threads(threads)
+    for features in (x, x.contiguous(memory_format=torch.channels_last)):
+        y = run((features, *given[1:]), name)
+        assert torch.allclose(y.double(), expected, atol=1e-5)
+    gates = attention(24)
+    y = torch.ops.sparsemask.attended_block(*given, gates, "relu", name)
+    a = torch.relu(expected.mean((2, 3)) @ gates[0].double().flatten(1).T + gates[1])
+    a = torch.sigmoid(a @ gates[2].double().flatten(1).T + gates[3])[..., None, None]
+    assert torch.allclose(y.double(), x + a * expected, atol=1e-5)
+
+
 def attention(channels: int, narrow: int = 3, seed: int = 1) -> list[torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     shapes = [(narrow, channels, 1, 1), (narrow,), (channels, narrow, 1, 1), (channels,)]

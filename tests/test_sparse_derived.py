@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -292,7 +293,7 @@ def test_what_is_kept_shares_no_memory_with_the_weights(name, kind, monkeypatch)
         return value
 
     monkeypatch.setattr(Derived, "get", get)
-    torch.manual_seed(0)
+    torch.manual_seed(zlib.crc32(kind.encode()))  # weights that nobody had before
     x, mask = torch.randn(1, 6, 5, 4), torch.rand(1, 1, 5, 4) < 0.5
     form = {"1x1 layer": dict(kernel_size=1), "transposed": dict(transposed=True), "depth-wise": dict(groups=6),
             "groups": dict(groups=2), "norm": dict(norm="batch")}.get(kind, {})  # fmt: skip

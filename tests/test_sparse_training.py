@@ -248,6 +248,21 @@ def test_mixed_precision_trains():
     assert (low.float() - full).abs().max() < 0.1 * full.abs().max()
 
 
+def test_fine_tuning_under_autocast_in_evaluation_mode():
+    # Features come in bfloat16, weights stay in float32, and so must their gradients.
+    torch.manual_seed(0)
+    head, block, layer = nn.Conv2d(3, 8, 3, padding=1), SparseMaskBlock(8, 2).eval(), SparseMaskConv(8, 8, 3).eval()
+    x, mask = torch.randn(1, 3, 6, 6), torch.rand(1, 1, 6, 6) < 0.5
+    flags = torch.arange(8) < 3
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = block(head(x), mask)
+        y = layer(y, mask, None, flags)
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    learnt = [p for m in (head, block.body, block.collect, layer) for p in m.parameters()]
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in learnt)
+
+
 @pytest.mark.parametrize("case", [Case(), Case(activation="leaky_relu:0.1")], ids=str)
 def test_a_mask_nobody_keeps_sends_no_gradient(case):
     given = problem(case)
