@@ -99,6 +99,8 @@ def parser(space: str = "connectivity") -> Parser:
 def settle(argv: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
     """The plan and the study's own options; UseError before anything is written."""
     space = flags.peek_space(argv)
+    if spaces.get(space).family != "connectivity":
+        raise UseError(f"--space {space}: a study is about connectivity masks; search, prune and retrain it one by one")
     made = parser(space)
     given = made.given(argv)
     options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)

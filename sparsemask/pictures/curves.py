@@ -20,9 +20,16 @@ _TITLES = {
     "miou": "mean IoU",
     "connections": "connections",
     "lr": "learning rate",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "kept": "kept fraction",
+    "kept_soft": "kept fraction, soft masks",
+    "dense_channels": "dense channels (share)",
+    "tau": "τ",
+    "lambda": "λ",
 }
 _NOT_CURVES = ("step", "epoch", "time", "seconds")
-_EXACT = ("lr", "connections")  # without noise: a smoothed line would only be wrong
+_EXACT = ("lr", "connections", "tau", "lambda")  # without noise: a smoothed line would only be wrong
 _VALIDATION = ("val_", "val/", "valid_", "validation_")
 _FEW = 30  # a series of fewer points is drawn as it is, point by point
 

@@ -12,7 +12,7 @@ from sparsemask.report.contents import Contents, number
 from sparsemask.report.origin import command_of
 from sparsemask.tables import format_count
 
-TITLES = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
+TITLES = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 _NOT_YET = "not measured"
 
 
