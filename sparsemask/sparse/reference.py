@@ -43,10 +43,10 @@ class Reference:
         if bool(out_dense.all() & in_dense.all()) or bool(mask.all()):
             return whole
         if not bool(out_dense.any()):
-            return torch.where(mask, whole, whole.new_zeros(()))
+            return whole.masked_fill_(~mask, 0)
         if bool(in_dense.all()):
-            keep = (mask.movedim(1, -1) | out_dense).movedim(-1, 1)  # in channels-last order
-            return torch.where(keep, whole, whole.new_zeros(()))
+            drop = ~(mask.movedim(1, -1) | out_dense).movedim(-1, 1)  # in channels-last order
+            return whole.masked_fill_(drop, 0)
         part = DensePart(weight, bias, in_dense, out_dense, geometry).rows(x, whole.shape[2:], activation)
         return torch.where(mask, whole, from_rows(part, len(whole), whole.shape[2:]))
 
