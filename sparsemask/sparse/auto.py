@@ -138,18 +138,19 @@ class _Race:
         return self.winner or min(self.times, key=lambda n: len(self.times[n]))
 
     def record(self, name: str, seconds: float) -> None:
-        if name not in self.times:  # another thread's call ended the race meanwhile
+        times = self.times  # another thread may replace it meanwhile
+        if name not in times:
             return
-        self.times[name].append(seconds)
-        counts = [len(t) for t in self.times.values()]
+        times[name].append(seconds)
+        counts = [len(t) for t in times.values()]
         if min(counts) < 2:
             return
-        cost = {n: min(t[1:]) * (1.0 if n == _DENSE else MARGIN) for n, t in self.times.items()}
+        cost = {n: min(t[1:]) * (1.0 if n == _DENSE else MARGIN) for n, t in times.items()}
         best = min(cost, key=cost.get)
         if min(counts) >= TRIALS:
             self.winner = best
             return
-        self.times = {n: t for n, t in self.times.items() if cost[n] <= BEHIND * cost[best]}
+        self.times = {n: t for n, t in times.items() if cost[n] <= BEHIND * cost[best]}
         if len(self.times) == 1:
             self.winner = best
 

@@ -152,7 +152,7 @@ class _Plan:
         self._order = torch.cat(everywhere + here)
         self._fuse = fuse[self._order]
         self.collect, self.collect_dropped = library.pack(self._fuse), library.pack(self._fuse[: self._everywhere])
-        self.bias = collect_bias.detach().to(torch.float32).contiguous() if collect_bias is not None else None
+        self.bias = collect_bias.detach().to(torch.float32).clone() if collect_bias is not None else None
 
     def attended(self, attention, layers: list[_Layer], locations: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """The fusion's packed weights and bias times the factors of its own mean."""

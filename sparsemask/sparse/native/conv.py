@@ -36,7 +36,8 @@ def conv(
     def make():
         return _Parts(weight, bias, in_dense, out_dense, geometry, tables, depthwise)
 
-    parts = _derived.get(sources, make, (geometry, spatial))
+    # Of the size matters only which classes of outputs there are.
+    parts = _derived.get(sources, make, (geometry, tuple(map(min, outputs, geometry.stride))))
     out = library.empty(len(tables.position), len(out_dense))
     act = activation_code(activation)
     parts.full.run(rows, tables, kept, out, kept, act)
@@ -90,7 +91,7 @@ class Product:
     def __init__(self, taps: Tensor, bias: Tensor | None, groups: int, depthwise: bool, tables: Grid):
         self.groups = 1 if depthwise else groups
         self.depth, self.columns, self.depthwise = taps.shape[1], taps.shape[2], depthwise
-        self.bias = bias.contiguous() if bias is not None else None
+        self.bias = bias.clone() if bias is not None else None  # not the live parameter
         self.packed = []
         for one in tables.classes:
             chosen = taps[[index for index, _ in one.taps]]  # (taps of the class, depth, columns)
