@@ -37,9 +37,10 @@ def draw_efficiency(rows: list[dict], path: Path) -> None:
     panels = sorted({(r["kernel"], r["channels"]) for r in rows})
     names = [k.removeprefix("efficiency ") for k in rows[0] if k.startswith("efficiency") and k != "efficiency dense"]
     with style.drawing():
-        figure = style.figure(3.2 * len(panels) + 1.2, 3.8)
+        wide = max(5.5, 2.8 * len(panels) + 1.0)
+        figure = style.figure(wide, 3.8)
         every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        figure.subplots_adjust(left=0.08, right=0.98, bottom=0.15, top=0.84, wspace=0.08)
+        figure.subplots_adjust(left=0.7 / wide, right=0.98, bottom=0.15, top=0.84, wspace=0.08)
         for axes, (kernel, channels) in zip(every, panels, strict=True):
             mine = [r for r in rows if (r["kernel"], r["channels"]) == (kernel, channels)]
             for name in names:
@@ -55,5 +56,5 @@ def draw_efficiency(rows: list[dict], path: Path) -> None:
         every[0].set_ylabel("time gain / FLOP gain")
         every[0].set_ylim(bottom=0)
         every[-1].legend(frameon=False, fontsize=8, loc="lower right")
-        figure.suptitle("Efficiency of skipping (mean over sizes and masks)", x=0.08, ha="left", weight="bold")
+        figure.suptitle("Efficiency of skipping, mean over sizes and masks", x=0.7 / wide, ha="left", fontsize=10)
         style.save(figure, path)

@@ -9,7 +9,7 @@ from sparsemask.sparse.derived import Derived
 from sparsemask.sparse.native import library
 from sparsemask.sparse.native.grid import Grid, grid
 from sparsemask.sparse.native.library import Segment, Target
-from sparsemask.sparse.native.rows import from_rows, narrowed, to_rows
+from sparsemask.sparse.native.rows import from_rows, to_rows
 
 _derived = Derived()
 
@@ -47,7 +47,9 @@ def conv(
         parts.dense.run(rows, tables, dropped, out, dropped, act)
     else:
         values = rows.new_empty(len(dropped), parts.dense.columns)
-        parts.dense.run(narrowed(rows, in_dense), tables, dropped, values, None, act)
+        parts.dense.run(
+            rows if parts.ins is None else library.narrow(rows, parts.ins), tables, dropped, values, None, act
+        )
         library.fill(out, dropped, values, parts.places)
     return from_rows(out, batch, outputs, x)
 
@@ -71,7 +73,7 @@ class _Parts:
             taps = taps.permute(2, 1, 0)
         bias = bias.detach().to(torch.float32) if bias is not None else None
         self.full = Product(taps, bias, groups, depthwise, tables)
-        self.dense, self.places = None, None
+        self.dense, self.places, self.ins = None, None, None
         if not bool(out_dense.any()):
             return
         if groups > 1:
@@ -81,6 +83,8 @@ class _Parts:
             self.dense = Product(taps * per * out_dense, dense_bias, groups, depthwise, tables)
         else:
             self.places = out_dense.nonzero().flatten().to(torch.int32)
+            if not bool(in_dense.all()):
+                self.ins = in_dense.nonzero().flatten().to(torch.int32)
             dense = taps[:, in_dense][:, :, out_dense]
             self.dense = Product(dense, bias[out_dense] if bias is not None else None, 1, False, tables)
 

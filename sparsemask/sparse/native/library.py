@@ -75,6 +75,7 @@ def lib() -> ctypes.CDLL:
         ("sm_split", [_P, _I, _P, _P, _P]),
         ("sm_lookup", [_P, _I, _P, _P]),
         ("sm_fill", [_P, _I, _I, _P, _I, _P, _P, _I, _I]),
+        ("sm_narrow", [_P, _I, _I, _P, _I, _P, _I]),
         ("sm_advise", [_P, _I]),
         ("sm_product", [_P]),
         ("sm_depthwise", [_P]),
@@ -119,6 +120,13 @@ def lookup(index: Tensor, values: Tensor) -> Tensor:
     """values[index] where index >= 0, else -1; int32."""
     out = torch.empty_like(index)
     lib().sm_lookup(index.data_ptr(), index.numel(), values.data_ptr(), out.data_ptr())
+    return out
+
+
+def narrow(rows: Tensor, places: Tensor) -> Tensor:
+    """The columns `places` (k,) int32 of rows (R, C), contiguous."""
+    out, threads = empty(len(rows), len(places)), torch.get_num_threads()
+    lib().sm_narrow(rows.data_ptr(), rows.stride(0), len(rows), places.data_ptr(), len(places), out.data_ptr(), threads)
     return out
 
 

@@ -23,8 +23,3 @@ def channels_last(x: Tensor) -> bool:
     if x.ndim not in (4, 5):
         return False
     return x.is_contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
-
-
-def narrowed(rows: Tensor, channels: Tensor) -> Tensor:
-    """The columns `channels` (bool) of rows; the rows themselves where that is all of them."""
-    return rows if bool(channels.all()) else rows[:, channels]

@@ -99,6 +99,15 @@ void sm_fill(float* out, int64_t stride, int64_t columns, const int32_t* at, int
     }
 }
 
+// out[i, j] = rows[i, places[j]]
+void sm_narrow(const float* rows, int64_t stride, int64_t n, const int32_t* places, int64_t k, float* out,
+               int64_t threads) {
+    const int shared = static_cast<int>(n * k > (1 << 15) ? threads : 1);
+#pragma omp parallel for num_threads(shared) if (shared > 1) schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < k; j++) out[i * k + j] = rows[i * stride + places[j]];
+}
+
 // Ask for large pages where memory is fresh: a feature map's worth of small ones costs as much as filling it does.
 void sm_advise(float* memory, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
