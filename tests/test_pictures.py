@@ -208,7 +208,7 @@ def test_curves_fit_their_sheet_with_gaps_and_tiny_numbers(tmp_path, drawn):
     pictures.draw_curves(rows, tmp_path / "c.png", "a run")
     assert_whole(drawn[0])
     titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
-    assert titles == ["loss", "learning rate (×1e-6)", "big (×1e9)", "psnr"]
+    assert titles == ["loss", "learning rate (×1e-6)", "big (×1e9)", "PSNR (dB)"]
 
 
 def test_smoothing_keeps_a_constant_and_passes_over_gaps():

@@ -22,8 +22,8 @@ import numpy as np
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser, natural, positive
 
-LARGE = 1_000_000  # input pixels above which tiles are the default: about 2.5 GB in one piece
-TILE = 512
+LARGE = 300_000  # input pixels above which tiles are the default: one piece takes 3.6 kB a pixel, tiles 1.3 kB
+TILE = 256
 
 
 def parser() -> Parser:

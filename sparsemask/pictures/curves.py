@@ -127,7 +127,10 @@ def _panel(axes, name: str, train: Series | None, validation: Series | None) -> 
         steps, values = validation[0], validation[1] / 10.0**exponent
         line = dict(color=style.ORANGE, lw=1.2, marker="o", ms=3.5, mec=style.PAPER, mew=0.5, zorder=4)
         axes.plot(steps, values, **line, label="validation")
-        last = dict(xytext=(0, 5), textcoords="offset points", ha="right", size=6.5, color=style.ORANGE)
+        below = train is not None and train[1][-1] / 10.0**exponent > values[-1]  # away from the other line
+        last = dict(
+            xytext=(0, -10 if below else 5), textcoords="offset points", ha="right", size=6.5, color=style.ORANGE
+        )
         axes.annotate(f"{values[-1]:.3g}", (steps[-1], values[-1]), **last)
     title = _TITLES.get(name, name.replace("_", " "))
     axes.set_title(f"{title} (×1e{exponent})" if exponent else title)

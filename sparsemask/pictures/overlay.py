@@ -14,7 +14,7 @@ from sparsemask.pictures import style
 
 _DIM, _TINT = 0.28, np.array([0.05, 0.10, 0.24])  # of dropped places: a share of their grey, and a colour of night
 _LUMA = np.array([0.299, 0.587, 0.114])
-_ACROSS, _WIDE, _GAP, _CAPTION = 3, 2.6, 0.1, 0.27  # panels a row, and inches
+_ACROSS, _WIDE, _GAP, _CAPTION = (3, 4), 2.6, 0.1, 0.27  # panels a row, and inches
 _LONGEST = 720  # pixels; larger pictures are drawn smaller
 
 
@@ -59,7 +59,7 @@ def draw_masks(
     for number, mask in enumerate(masks, 1):
         panels.append((overlay(picture, mask), f"module {number}: {_percent(np.mean(mask))} kept"))
     step = -(-max(picture.shape[:2]) // _LONGEST)
-    across = min(_ACROSS, len(panels))
+    across = min(min(_ACROSS, key=lambda n: -len(panels) % n), len(panels))  # the fewest empty places
     down = math.ceil(len(panels) / across)
     tall = _WIDE * min(picture.shape[0] / picture.shape[1], 2.0)
     head = 0.34 if title else 0.0
