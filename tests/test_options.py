@@ -73,8 +73,11 @@ def test_missing_configuration_names_the_presets():
 def test_presets_are_valid_for_both_trainings(name):
     from retrain.train import parser as retrain_parser
 
-    assert parser().from_file(name)["crop_size"] > 0
-    assert retrain_parser().from_file(name)["batch_size"] > 1
+    space = name.rpartition("_")[0] or "connectivity"  # "smsr_short" is space smsr's "short"
+    size = "crop_size" if space == "connectivity" else "patch_size"
+    assert parser(space).from_file(name)[size] > 0
+    assert retrain_parser(space).from_file(name)["batch_size"] > 1
+    assert parser(space).from_file(name.removeprefix(f"{space}_")) == parser(space).from_file(name)
 
 
 def test_published_preset_is_the_published_protocol():
