@@ -135,8 +135,12 @@ def add_training(parser: Parser, space=None) -> None:
     group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: sgd, as published)")
     group.add_argument("--momentum", type=fraction, default=0.9, help="SGD momentum (default: 0.9)")
     group.add_argument("--decay", type=rate, default=4e-5, help="weight decay (default: 4e-5)")
-    group.add_argument("--schedule", choices=("poly", "step", "constant"), default="poly", help="(default: poly)")
-    group.add_argument("--gamma", type=rate, default=0.9, help="poly: exponent; step: factor (default: 0.9)")
+    group.add_argument(
+        "--schedule", choices=("poly", "step", "exponential", "constant"), default="poly", help="(default: poly)"
+    )
+    group.add_argument(
+        "--gamma", type=rate, default=0.9, help="poly: exponent; step: factor; exponential: an epoch's (default: 0.9)"
+    )
     group.add_argument("--milestones", type=rate, nargs="+", default=None, help="step: fractions of the run to drop at")
     group.add_argument("--warmup", type=natural, default=0, help="steps of linear warm-up (default: 0)")
     group.add_argument("--clip", type=rate, default=0.0, help="largest gradient norm, 0: no bound (default: 0)")

@@ -80,10 +80,13 @@ def test_random_states_survive_a_file(tmp_path):
         ("step", 50, 0.9),
         ("step", 99, 0.81),
         ("constant", 99, 1.0),
+        ("exponential", 9, 1.0),
+        ("exponential", 10, 0.9),
+        ("exponential", 99, 0.9**9),
     ],
 )
 def test_schedules(name, step, expected):
-    assert schedules.factor(name, step, 100) == pytest.approx(expected)
+    assert schedules.factor(name, step, 100, epoch=10) == pytest.approx(expected)
 
 
 def test_warmup_rises_linearly_to_the_schedule():

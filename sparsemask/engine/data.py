@@ -3,6 +3,10 @@
 Sample number n of a run is entry n mod N of the permutation of pass n // N, augmented by a generator that depends on
 the seed and n alone. Batches are consecutive samples, always full (a pass may end inside one). With several processes
 each takes its share of every batch, so that the batches do not depend on how many processes there are.
+
+A source whose samples do depend on what was sampled before brings its own ``planner(batch, start, stop, seed, rank,
+world, parts, state)``: a batch sampler like :class:`StepSampler`, whose keys carry all that a worker needs, and whose
+``state(step)`` goes into checkpoints. A source whose samples are no tensors brings ``collate(samples)``.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from sparsemask.engine.randomness import draw_generator
 from sparsemask.errors import UseError, one_line
@@ -67,6 +71,13 @@ class StepSampler:
     def __len__(self) -> int:
         return (self.stop - self.start) * self.parts
 
+    def consumed(self, step: int) -> None:
+        """Hear that the run has passed `step`: nothing here depends on it."""
+
+    def state(self, step: int) -> dict | None:
+        """What a checkpoint after `step` needs of the sampler: nothing."""
+        return None
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = -1, None
         for step in range(self.start, self.stop):
@@ -76,18 +87,38 @@ class StepSampler:
                     epoch = draw // self.length
                     order = draw_generator(self.seed, ORDER, epoch).permutation(self.length)
                 keys.append((int(order[draw % self.length]), draw))
-            mine = keys[self.rank :: self.world]
-            share = len(mine) // self.parts
-            for part in range(self.parts):
-                yield mine[part * share : (part + 1) * share]
+            yield from shares(keys, self.rank, self.world, self.parts)
+
+
+def shares(keys: list, rank: int, world: int, parts: int) -> Iterator[list]:
+    """One process's share of a batch, in parts."""
+    mine = keys[rank::world]
+    share = len(mine) // parts
+    for part in range(parts):
+        yield mine[part * share : (part + 1) * share]
+
+
+def step_sampler(
+    source, batch: int, start: int, stop: int, seed: int, rank: int = 0, world: int = 1, parts: int = 1, state=None
+) -> StepSampler:
+    """The source's own planner, going on from the `state` of a checkpoint, or a :class:`StepSampler`."""
+    if hasattr(source, "planner"):
+        return source.planner(batch, start, stop, seed, rank, world, parts, state)
+    return StepSampler(len(source), batch, start, stop, seed, rank, world, parts)
+
+
+def collate(source, samples: list):
+    """One batch (inputs, targets) of a source's samples, by its own ``collate`` or torch's."""
+    return getattr(source, "collate", default_collate)(samples)
 
 
 def training_loader(source, sampler: StepSampler, seed: int, workers: int, pin: bool = False) -> DataLoader:
-    """Loader over a :class:`StepSampler`."""
+    """Loader over a :func:`step_sampler`."""
     return DataLoader(
         SeededSamples(source, seed),
         batch_sampler=sampler,
         num_workers=workers,
+        collate_fn=getattr(source, "collate", None),
         worker_init_fn=quiet_worker,
         pin_memory=pin,
         generator=torch.Generator().manual_seed(seed),

@@ -86,7 +86,9 @@ class Fit:
                 f"--batch_size {options.batch_size} cannot be shared by {self.world} process(es) "
                 f"in {options.accumulate} part(s): it must be a multiple of {self.world * options.accumulate}"
             )
-        if share < 2 and not options.freeze_bn and batchnorm.norms(model):
+        # A picture can be one pixel at the deepest layer, which has no variance; a source may know that it has more.
+        least = getattr(task, "least_share", 2)
+        if share < least and not options.freeze_bn and batchnorm.norms(model):
             raise UseError(
                 f"{share} picture in each forward pass: batch norm needs 2 or more; raise --batch_size or --freeze_bn"
             )
@@ -99,6 +101,7 @@ class Fit:
         self.base = [group["lr"] for group in self.groups]
         self.scaler = arithmetic.scaler()
         self.step, self.best = 0, {}
+        self.sampler, self.planned = None, (state or {}).get("data")  # of the run's batches, and what it goes on from
         self.spent, self.began = 0.0, time.monotonic()  # seconds: before a resume, and since
         self.interrupt, self.leaving = Interrupt(), False
         randomness.seed_all(options.seed)
@@ -146,6 +149,9 @@ class Fit:
                 "seconds": self.seconds,
                 **self.extra,
             }
+            planned = self.planned if self.sampler is None else self.sampler.state(self.step)
+            if planned is not None:
+                state["data"] = planned
             checkpoint.save(path or self.run.last, state)
         distributed.barrier()
 
@@ -154,29 +160,25 @@ class Fit:
         kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint had been written yet"
         return f"{kept}; a lower --lr or a --warmup usually helps"
 
+    def _sampler(self, start: int, stop: int, seed: int, state: dict | None = None) -> data.StepSampler:
+        o, source = self.options, self.task.train_data
+        return data.step_sampler(source, o.batch_size, start, stop, seed, self.rank, self.world, o.accumulate, state)
+
     def _batches(self):
         o = self.options
-        sampler = data.StepSampler(
-            len(self.task.train_data),
-            o.batch_size,
-            self.step,
-            self.max_iter,
-            o.seed,
-            self.rank,
-            self.world,
-            o.accumulate,
-        )
+        self.sampler = self._sampler(self.step, self.max_iter, o.seed, self.planned)
         cuda = self.arithmetic.device.type == "cuda"
-        return data.plainly(data.training_loader(self.task.train_data, sampler, o.seed, o.n_worker, pin=cuda))
+        return data.plainly(data.training_loader(self.task.train_data, self.sampler, o.seed, o.n_worker, pin=cuda))
 
-    def _to(self, images: torch.Tensor) -> torch.Tensor:
+    def _to(self, images):
         return images.to(self.arithmetic.device, self.arithmetic.parameters, non_blocking=True)
 
     def train_step(self, parts: list) -> dict:
         """Forward and backward over the parts of one batch, one update; returns the step's figures."""
         o = self.options
+        factor = schedules.factor(o.schedule, self.step, self.max_iter, o.gamma, o.milestones, o.warmup, self.epoch)
         for group, base in zip(self.groups, self.base, strict=True):
-            group["lr"] = base * schedules.factor(o.schedule, self.step, self.max_iter, o.gamma, o.milestones, o.warmup)
+            group["lr"] = base * factor
         self.method.before_step(self.model, self.step)
         for one in self.optimizers:
             one.zero_grad(set_to_none=True)
@@ -226,16 +228,7 @@ class Fit:
     def evaluate(self) -> dict:
         """Validation figures of the network as it is, batch-norm statistics re-estimated if asked for."""
         if self.options.bn_reestimate and not self.options.freeze_bn:
-            sampler = data.StepSampler(
-                len(self.task.train_data),
-                self.options.batch_size,
-                0,
-                self.options.bn_reestimate,
-                self.options.seed + 1,
-                self.rank,
-                self.world,
-                self.options.accumulate,
-            )
+            sampler = self._sampler(0, self.options.bn_reestimate, self.options.seed + 1)
             loader = data.training_loader(self.task.train_data, sampler, self.options.seed + 1, self.options.n_worker)
             self.method.before_step(self.model, -1)
             batchnorm.reestimate(self.model, (self._to(images) for images, _ in data.plainly(loader)))
@@ -259,6 +252,7 @@ class Fit:
                 batches = self._batches()
                 while self.step < self.max_iter:
                     row = self.train_step(list(itertools.islice(batches, o.accumulate)))
+                    self.sampler.consumed(self.step)
                     shown = {"loss": row["loss"], **self.method.figures(self.model)}
                     due = self.step % interval == 0 or self.step == self.max_iter
                     if due:
