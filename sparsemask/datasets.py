@@ -42,19 +42,22 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
     if any(given.get(name) for name in _WHOLE) or (given.get("data_test") and not training):
         return {}, "short", None
     task = given.get("task") or "segmentation"
-    voc = prepared() if tasks.find(task).reads_voc else None
-    if any(given.get(name) for name in _FOLDERS):
+    kind = tasks.find(task)
+    voc = prepared() if kind.reads_voc else None
+    if not tasks.own_flags(task) and any(given.get(name) for name in _FOLDERS):
         needed = [name for name in _FOLDERS if not given.get(name)]
         if needed and voc is None:
             raise UseError(f"one's own data needs {', '.join('--' + n for n in needed)} too")
         return {name: str(_voc_paths(voc)[name]) for name in needed}, "short", None
     if voc is not None:
         return {name: str(path) for name, path in _voc_paths(voc).items()}, "short", None
-    if not tasks.find(task).reads_voc:
-        own = getattr(tasks.find(task), "data_flags", None)
-        line = f"no data named for --task {task} (--{own[0] if own else 'data_root'} FOLDER): going on with "
-        line += f"{'the embedded' if own else 'drawn'} pictures and a short budget"
-        return {"sample": True}, "sample", line
+    if not kind.reads_voc:
+        flag = getattr(kind, "data_flags", ("data_root",))[0]
+        line = f"no data named for --task {task} (--{flag} FOLDER)"
+        words = getattr(kind, "sample_words", "drawn pictures")
+        if words is None:
+            raise UseError(f"{line}, and none comes with the toolkit")
+        return {"sample": True}, "sample", f"{line}: going on with {words} and a short budget"
     prepare = spoken("prepare", ARCHIVES)
     line = f"PASCAL VOC 2012 is not prepared here ({prepare}): going on with the embedded sample set and a short budget"
     return {"sample": True}, "sample", line

@@ -53,8 +53,9 @@ def add_data(parser: Parser, space=None) -> None:
 
 def check_task(options: argparse.Namespace, default: str) -> None:
     """Raise a UseError for a task whose data this command line's flags, those of task `default`, cannot name."""
-    if tasks.own_flags(default) and options.task in tasks.available() and options.task != default:
-        raise UseError(f"--task {options.task}: space '{options.space}' is for --task {default}")
+    fitting = tasks.siblings(default)
+    if tasks.own_flags(default) and options.task in tasks.available() and options.task not in fitting:
+        raise UseError(f"--task {options.task}: space '{options.space}' is for --task {' or '.join(fitting)}")
 
 
 def _add_labelled(group) -> None:

@@ -136,12 +136,21 @@ def presets() -> dict[str, Path]:
 def find_config(path: str | Path, space: str | None = None) -> Path:
     """A configuration file by path, or a preset by name: `short` is `smsr_short` for space smsr, if there is one."""
     known = presets()
-    for name in (f"{space}_{path}", str(path)):
-        if name in known:
-            return known[name]
+    if (name := preset_name(path, space)) is not None:
+        return known[name]
     if not Path(path).is_file():
-        raise UseError(f"configuration not found: {path} (a file, or one of: {', '.join(sorted(known))})")
+        own = [name.removeprefix(f"{space}_") for name in known if name.startswith(f"{space}_")]
+        raise UseError(f"configuration not found: {path} (a file, or one of: {', '.join(sorted(own or known))})")
     return Path(path)
+
+
+def preset_name(path: str | Path, space: str | None = None) -> str | None:
+    """The preset that `path` names for a space; None where it names none: another space's is none of this one's."""
+    known = presets()
+    if f"{space}_{path}" in known:
+        return f"{space}_{path}"
+    of_others = any(name.startswith(f"{space}_") for name in known)
+    return str(path) if str(path) in known and (not of_others or str(path).startswith(f"{space}_")) else None
 
 
 def plain(options: argparse.Namespace | dict) -> dict:

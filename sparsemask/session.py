@@ -65,7 +65,8 @@ def settle(parser: opt.Parser, given: dict, training: bool = True) -> tuple[argp
     filed = datasets.without_replaced(filed, given)
     asked = {"task": parser.get_default("task"), **filed, **given}
     data, preset, line = datasets.choose_data(asked, training)
-    if given.get("config") in opt.presets():  # its budget is the whole budget
+    # A preset's budget is the whole budget.
+    if given.get("config") and opt.preset_name(given["config"], parser.get_default("space")):
         preset = given["config"]
     layers = [parser.from_file(preset, foreign=True), data, filed, given]
     if not training:

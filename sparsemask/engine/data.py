@@ -35,7 +35,7 @@ class SeededSamples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]):
         index, draw = key
-        return _one_line(self.source.sample, index, draw_generator(self.seed, self.stream, draw))
+        return one_line_errors(self.source.sample, index, draw_generator(self.seed, self.stream, draw))
 
 
 class Listed(Dataset):
@@ -48,10 +48,10 @@ class Listed(Dataset):
         return len(self.indices)
 
     def __getitem__(self, position: int):
-        return _one_line(self.source.__getitem__, self.indices[position])
+        return one_line_errors(self.source.__getitem__, self.indices[position])
 
 
-def _one_line(function, *arguments):
+def one_line_errors(function, *arguments):
     """Call; errors of use become plain ones of one line, which is what :func:`plainly` can take apart."""
     try:
         return function(*arguments)

@@ -24,9 +24,12 @@ _TASKS = {
     "edges": "sparsemask.tasks.edges:EdgesTask",
     "ade20k": "sparsemask.tasks.ade20k:Ade20kTask",
     "super_resolution": "sparsemask.tasks.super_resolution:SuperResolutionTask",
+    "s3dis": "sparsemask.tasks.points_s3dis:S3DISTask",
+    "semantickitti": "sparsemask.tasks.points_kitti:SemanticKITTITask",
+    "sample": "sparsemask.tasks.points_s3dis:SampleTask",
 }
 DEFAULT = "segmentation"
-_OWN_FLAGS = {"super_resolution"}
+_OWN_FLAGS = {"super_resolution": "enlarge", **dict.fromkeys(("s3dis", "semantickitti", "sample"), "points")}
 
 
 def available() -> list[str]:
@@ -41,7 +44,7 @@ def own_flags(name: str) -> bool:
 
 def siblings(name: str) -> list[str]:
     """Names of the tasks that a command line with this task's data flags may name."""
-    return [name] if own_flags(name) else [task for task in available() if not own_flags(task)]
+    return [task for task in available() if _OWN_FLAGS.get(task) == _OWN_FLAGS.get(name)]
 
 
 def find(name: str) -> type:

@@ -72,7 +72,7 @@ class ConfusionMeter:
         return SegmentationScores(self.total.numpy())
 
 
-def class_table(scores: SegmentationScores, classes: list[str]) -> str:
+def class_table(scores: SegmentationScores, classes: list[str], what: str = "pixels") -> str:
     """IoU, recall and share of the labelled pixels, a row a class; a dash where a class does not occur at all."""
     truth = scores.matrix.sum(1)
     rows = []
@@ -84,9 +84,9 @@ def class_table(scores: SegmentationScores, classes: list[str]) -> str:
                 "class": name,
                 "IoU": None if math.isnan(iou) else float(iou),
                 "recall": float(hit / truth[index]) if truth[index] else None,
-                "pixels": float(100 * truth[index] / max(1, truth.sum())),
+                "share": float(100 * truth[index] / max(1, truth.sum())),
             }
         )
     return table(
-        rows, {"class": "class", "IoU": ("IoU", ".3f"), "recall": ("recall", ".3f"), "pixels": ("% pixels", ".1f")}
+        rows, {"class": "class", "IoU": ("IoU", ".3f"), "recall": ("recall", ".3f"), "share": (f"% {what}", ".1f")}
     )

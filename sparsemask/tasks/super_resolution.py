@@ -34,6 +34,8 @@ class SuperResolutionTask:
     n_output = 3
     reads_voc = False
     data_flags = ("hr_path", "dir_data", "data_test")
+    score_flags = ("scale", "data_range", "ssim_divisor", "crop_even")
+    sample_words = "the embedded pictures"
 
     def __init__(self, options: argparse.Namespace):
         if getattr(options, "scale", None) is None:

@@ -1,0 +1,245 @@
+"""Labels for points: crops of prepared clouds, weighted cross-entropy, votes, mean IoU over full clouds.
+
+Networks take a :class:`sparsemask.points.batch.PointBatch` and give logits (B, C, N); targets are (B, N), -1 ignored.
+Sampling, augmentation, loss and votes as in SMPointSeg (Wang et al., "Sparse mask CNNs", TPAMI 2022) and RandLA-Net
+(Hu et al., CVPR 2020). Validation while training differs from the public code: its crops are the same every time, so
+that figures of several steps compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sparsemask.engine import distributed
+from sparsemask.engine.data import plainly
+from sparsemask.errors import UseError
+from sparsemask.points.clouds import IGNORED, CloudFile
+from sparsemask.tasks.points_data import (
+    Clouds,
+    CropSettings,
+    EvaluationCrops,
+    PossibilityCrops,
+    TrainingCrops,
+)
+from sparsemask.tasks.points_options import add_options
+from sparsemask.tasks.points_scores import PointScores, count_matches, score_text
+from sparsemask.tasks.points_voting import probabilities_of, vote
+
+
+class PointsTask:
+    """Segment clouds. Subclasses say whose: `classes`, `defaults`, and what raises NotImplementedError."""
+
+    primary = "miou"
+    reads_voc = False
+    data_flags = ("data_root",)
+    score_flags = (
+        "test_area",
+        "train_scans",
+        "eval_scans",
+        "grid",
+        "n_points",
+        "val_steps",
+        "vote_smooth",
+        "vote_until",
+    )
+    least_share = 1  # a crop has enough points for batch norm
+    add_options = staticmethod(add_options)
+
+    classes: Sequence[str]
+    d_in = 3
+    title: str
+    noise = 0.0  # metres, on centres of crops
+    tilt = 0.0  # degrees
+    centred = False
+    hold = True  # all clouds in memory
+    sample_words = "the generated rooms (sparsemask prepare-points prepares real ones)"
+    defaults: dict = {}
+    """What flags are that nobody has set: the published numbers."""
+
+    def __init__(self, options: argparse.Namespace):
+        self._options = options
+        self.n_output = len(self.classes)
+        self.settle(options)
+        self._made: dict = {}
+
+    @classmethod
+    def settle(cls, options: argparse.Namespace) -> None:
+        """Give every flag that is still None the task's own value."""
+        own = {**cls.defaults, "d_in": cls.d_in, "n_class": len(cls.classes)}
+        for name, value in own.items():
+            if hasattr(options, name) and getattr(options, name) is None:
+                setattr(options, name, value)
+
+    @staticmethod
+    def sample_folder() -> Path:
+        """The rooms that --sample stands for."""
+        from sparsemask.tasks.points_rooms import sample_folder
+
+        return sample_folder()
+
+    def files(self, which: str) -> list[CloudFile]:
+        """The "training" or the "eval" clouds that the options name."""
+        raise NotImplementedError
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """(C,) weights of the classes in the loss."""
+        raise NotImplementedError
+
+    @property
+    def settings(self) -> CropSettings:
+        """How crops are made."""
+        o = self._options
+        return CropSettings(
+            o.n_points, o.n_neighbors, o.ratio, len(o.channels), self.d_in == 6, self.centred, self.tilt
+        )
+
+    def _once(self, name: str, make):
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def clouds(self, which: str) -> Clouds:
+        """The "training" or the "eval" clouds."""
+        return self._once(which, lambda: Clouds(self.files(which), self.hold))
+
+    @property
+    def _batch(self) -> int:
+        return getattr(self._options, "batch_size", None) or 1
+
+    @property
+    def train_data(self) -> TrainingCrops:
+        """Training crops; an epoch has --train_steps batches."""
+        length = self._options.train_steps * self._batch
+        return self._once("train", lambda: self._training(self.clouds("training"), self.settings, length))
+
+    def _training(self, clouds: Clouds, settings: CropSettings, length: int) -> TrainingCrops:
+        return PossibilityCrops(clouds, settings, length, self.noise)
+
+    @property
+    def eval_data(self) -> EvaluationCrops:
+        """Validation crops."""
+        length = self._options.val_steps * self._batch
+        return self._once("crops", lambda: EvaluationCrops(self.clouds("eval"), self.settings, length, self.noise))
+
+    def check(self) -> None:
+        """Read the first cloud of each part and cut a crop; UseError for what is absent or does not fit."""
+        self.eval_data[0]
+        self.clouds("training")[0]
+
+    def measured_on(self) -> str:
+        """The validation data in words."""
+        return self.title
+
+    def count(self, target: torch.Tensor) -> float:
+        """What the loss of a batch (B, N) is to be divided by: the weights of its labelled points."""
+        return float(self.weights[target[target >= 0]].sum(dtype=torch.float64))
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Sum of the cross-entropy of `output` (B, C, N), weighted by class; -1 in `target` is ignored."""
+        kind = output.dtype if output.dtype == torch.float64 else torch.float32
+        weights = self.weights.to(output.device, kind)
+        return F.cross_entropy(output.to(kind), target, weights, ignore_index=IGNORED, reduction="sum")
+
+    @torch.no_grad()
+    def scores(
+        self, model, arithmetic, options: argparse.Namespace, limit: int = 0, each=None, quick: bool = False
+    ) -> PointScores:
+        """Scores of `model` on the validation clouds, over all processes.
+
+        quick: of --val_steps batches of crops (at most `limit`), as while training. Else by votes on every cloud (the
+        first `limit`, or --vote_limit), of all original points.
+        each(index, prediction): called with the classes (N_original,) of every cloud, an int64 array.
+        """
+        if isinstance(model, torch.nn.Module):
+            model.eval()
+        rows = (
+            self._quick(model, arithmetic, options, limit)
+            if quick
+            else self._full(model, arithmetic, options, limit, each)
+        )
+        matrix = sum((count_matches(*row, self.n_output) for row in rows), np.zeros((self.n_output,) * 2, np.int64))
+        return PointScores(distributed.total(torch.from_numpy(matrix).to(arithmetic.device)).cpu().numpy())
+
+    def _quick(self, model, arithmetic, options, limit: int):
+        source = self.eval_data
+        mine = islice(source.picks(), distributed.rank(), limit or None, distributed.world())
+        batch = getattr(options, "eval_batch_size", None) or 1
+        for crops, labels, _, _ in plainly(source.loader(mine, batch, options.n_worker)):
+            found = probabilities_of(model, crops, arithmetic).argmax(2)
+            yield labels.numpy().ravel(), found.numpy().ravel()
+
+    def _full(self, model, arithmetic, options, limit: int, each):
+        source, o = self.eval_data, self._options
+        count = min(limit or o.vote_limit or len(source.clouds), len(source.clouds))
+        mine = list(range(count))[distributed.rank() :: distributed.world()]
+        batch = getattr(options, "eval_batch_size", None) or 1
+        for number, cloud, found in vote(
+            model, source, mine, arithmetic, self.n_output, o.vote_smooth, o.vote_until, batch, options.n_worker
+        ):
+            if each is not None:
+                each(number, found)
+            truth = self._truth(cloud)
+            if truth is not None:
+                if len(truth) != len(found):
+                    raise UseError(f"{cloud.name}: {len(truth)} labels for {len(found)} points")
+                yield truth, found
+
+    @staticmethod
+    def _truth(cloud) -> np.ndarray | None:
+        """Labels of the original points; of the thinned-out ones where that is all there is."""
+        return cloud.labels if cloud.projection is None else cloud.full_labels
+
+    def evaluate(self, model, arithmetic, options, limit: int = 0) -> dict[str, float]:
+        """Figures for the training loop."""
+        return self.figures(self.scores(model, arithmetic, options, limit, quick=True))
+
+    def figures(self, scores: PointScores) -> dict[str, float]:
+        """mIoU, overall accuracy, mean accuracy."""
+        return scores.figures
+
+    def record(self, scores: PointScores) -> dict:
+        """The figures, and the IoU of every class (None: it does not occur)."""
+        iou = {c: None if np.isnan(v) else float(v) for c, v in zip(self.classes, scores.iou, strict=True)}
+        return {**scores.figures, "iou": iou, "points": int(scores.matrix.sum())}
+
+    def report(self, scores: PointScores, pictures: int = 0) -> str:
+        """The table by class and the means."""
+        return score_text(scores, list(self.classes), self.measured_on())
+
+    def draw_scores(self, scores: PointScores, folder: Path) -> None:
+        """Draw the confusion matrix."""
+        from sparsemask.pictures import draw_confusion
+
+        draw_confusion(scores.matrix, list(self.classes), folder / "confusion.png")
+
+    def write(self, folder: Path, index: int, prediction: np.ndarray) -> Path:
+        """Write the classes (N_original,) of validation cloud `index` below a folder; returns the file."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def samples(self, model, arithmetic, options, n: int = 1) -> list[tuple]:
+        """(name, xyz, colours or None, truth, prediction) of `n` validation crops, arrays of their points."""
+        found, source = [], self.eval_data
+        model.eval()
+        for key in range(min(n, len(source))):
+            crops, labels = source[key]
+            prediction = probabilities_of(model, crops, arithmetic)[0].argmax(1)
+            features = crops.features[0].numpy().T
+            colours = features[:, 3:6] if self.d_in == 6 else None
+            found.append((source.name(key), features[:, :3], colours, labels.numpy(), prediction.numpy()))
+        return found
+
+    def draw(self, samples: list[tuple], path: Path) -> None:
+        """Write truth | prediction of the first sample."""
+        from sparsemask.pictures.points import draw_clouds
+
+        _, xyz, _, truth, prediction = samples[0]
+        draw_clouds(path, xyz, {"truth": truth, "prediction": prediction}, list(self.classes), self.palette)
