@@ -1,2 +1,3 @@
 // One instruction set's kernels: compiled once for each, with its flags and its name.
 #include "rows.h"
+#include "points.h"

@@ -4,7 +4,9 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -14,6 +16,9 @@
     namespace name {                                                                                      \
     void chunk(const sm::Product&, int64_t, int64_t, const float**, double*);                             \
     void depthwise(const sm::Product&, int64_t, int64_t);                                                 \
+    void point_rows(const sm::Points&, int64_t, int64_t, const float**, const float**, float*);           \
+    void point_centres(const sm::PointGrads&, int64_t, int64_t, float*);                                  \
+    void point_neighbours(const sm::PointGrads&, int64_t, int64_t);                                       \
     }
 
 SM_DECLARE(sm_plain)
@@ -22,6 +27,9 @@ SM_DECLARE(sm_avx2)
 SM_DECLARE(sm_avx512)
 #endif
 
+#define SM_CHOICE(name, width) \
+    {name::chunk, name::depthwise, name::point_rows, name::point_centres, name::point_neighbours, width}
+
 namespace {
 
 constexpr int64_t CHUNK = 48;
@@ -29,9 +37,16 @@ constexpr int64_t CHUNK = 48;
 using Chunk = void (*)(const sm::Product&, int64_t, int64_t, const float**, double*);
 using Depthwise = void (*)(const sm::Product&, int64_t, int64_t);
 
+using PointRows = void (*)(const sm::Points&, int64_t, int64_t, const float**, const float**, float*);
+using PointCentres = void (*)(const sm::PointGrads&, int64_t, int64_t, float*);
+using PointNeighbours = void (*)(const sm::PointGrads&, int64_t, int64_t);
+
 struct Choice {
     Chunk chunk;
     Depthwise depthwise;
+    PointRows point_rows;
+    PointCentres point_centres;
+    PointNeighbours point_neighbours;
     int64_t width;
 };
 
@@ -39,11 +54,11 @@ Choice best(int64_t widest) {
 #ifdef SM_X86
     __builtin_cpu_init();
     if (widest >= 16 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"))
-        return {sm_avx512::chunk, sm_avx512::depthwise, 16};
+        return SM_CHOICE(sm_avx512, 16);
     if (widest >= 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return {sm_avx2::chunk, sm_avx2::depthwise, 8};
+        return SM_CHOICE(sm_avx2, 8);
 #endif
-    return {sm_plain::chunk, sm_plain::depthwise, 4};
+    return SM_CHOICE(sm_plain, 4);
 }
 
 Choice chosen = best(16);
@@ -144,6 +159,87 @@ void sm_depthwise(const sm::Product* given) {
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 4)
     for (int64_t i = 0; i < chunks; i++)
         chosen.depthwise(p, i * CHUNK, std::min(CHUNK, p.rows - i * CHUNK));
+}
+
+void sm_points(const sm::Points* given) {
+    const sm::Points& p = *given;
+    const int64_t chunks = (p.rows + CHUNK - 1) / CHUNK;
+    std::atomic<int64_t> next{0};
+    const int threads = static_cast<int>(std::min<int64_t>(p.threads, chunks));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        std::vector<const float*> near(p.k), look(p.k);
+        std::vector<float> row(p.columns);
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks;)
+            chosen.point_rows(p, i * CHUNK, std::min(CHUNK, p.rows - i * CHUNK), near.data(), look.data(), row.data());
+    }
+}
+
+// Shares are fixed by the number of threads, so that sums repeat bit for bit.
+void sm_point_gradients(const sm::PointGrads* given) {
+    const sm::PointGrads& p = *given;
+    const int64_t share = (p.rows + p.threads - 1) / p.threads;
+#pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(static, 1)
+    for (int64_t t = 0; t < p.threads; t++) {
+        const int64_t start = std::min(p.rows, t * share), count = std::min(share, p.rows - start);
+        chosen.point_centres(p, start, count, p.to_table + t * p.bins_count * p.columns);
+    }
+#pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(static, 1)
+    for (int64_t t = 0; t < p.threads; t++) {
+        const int64_t start = std::min(p.rows, t * share), count = std::min(share, p.rows - start);
+        chosen.point_neighbours(p, start, count);
+    }
+}
+
+// bins[i, k]: the cell of a cube of size^3, axes z, y, x, that neighbour k lies in; neighbours beyond `radius` count
+// to the outermost cells. Rounding towards zero, or to nearest.
+void sm_point_bins(const float* xyz, const int32_t* neighbours, int64_t n, int64_t k, float radius, int64_t size,
+                   int64_t nearest, uint8_t* bins, int64_t threads) {
+    const float half = static_cast<float>(size) / 2;
+    const int middle = static_cast<int>(size / 2), wide = static_cast<int>(size);
+#pragma omp parallel for num_threads(static_cast<int>(threads)) if (threads > 1) schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < k; c++) {
+            const float* to = xyz + 3 * static_cast<int64_t>(neighbours[i * k + c]);
+            int cell[3];
+            for (int a = 0; a < 3; a++) {
+                const float u = half * std::min(std::max((to[a] - xyz[3 * i + a]) / radius, -0.99999f), 0.99999f);
+                cell[a] = static_cast<int>(nearest ? std::nearbyint(u) : u) + middle;
+            }
+            bins[i * k + c] = static_cast<uint8_t>((cell[2] * wide + cell[1]) * wide + cell[0]);
+        }
+}
+
+// Who reads a point as a neighbour (columns 1 to k-1): lists in order of the readers. offsets (n + 1).
+void sm_point_readers(const int32_t* neighbours, const uint8_t* bins, int64_t n, int64_t k, int64_t* offsets,
+                      int32_t* readers, uint8_t* reader_bins) {
+    std::memset(offsets, 0, (n + 1) * sizeof(int64_t));
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 1; c < k; c++) offsets[neighbours[i * k + c] + 1]++;
+    for (int64_t j = 0; j < n; j++) offsets[j + 1] += offsets[j];
+    std::vector<int64_t> next(offsets, offsets + n);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 1; c < k; c++) {
+            const int64_t to = next[neighbours[i * k + c]]++;
+            readers[to] = static_cast<int32_t>(i);
+            reader_bins[to] = bins[i * k + c];
+        }
+}
+
+// out[i] = mean over k of rows[neighbours[i, k]]
+void sm_point_means(const float* rows, int64_t columns, const int32_t* neighbours, int64_t n, int64_t k, float* out,
+                    int64_t threads) {
+    const float share = 1.0f / static_cast<float>(k);
+#pragma omp parallel for num_threads(static_cast<int>(threads)) if (threads > 1) schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        float* to = out + i * columns;
+        std::memset(to, 0, columns * sizeof(float));
+        for (int64_t c = 0; c < k; c++) {
+            const float* from = rows + static_cast<int64_t>(neighbours[i * k + c]) * columns;
+            for (int64_t j = 0; j < columns; j++) to[j] += from[j];
+        }
+        for (int64_t j = 0; j < columns; j++) to[j] *= share;
+    }
 }
 
 int64_t sm_version() { return 1; }

@@ -40,6 +40,54 @@ struct Product {
     int64_t threads;
 };
 
+// One point convolution after its 1x1 part, see points.h. Rows are points; `columns` channels each.
+struct Points {
+    int64_t rows;
+    const int32_t* points;  // the points that are computed, or null: all
+    int64_t k;
+    const int32_t* neighbours;  // (points, k), column 0 the point itself
+    const uint8_t* bins;        // (points, k), rows of the table
+    const float* g;
+    int64_t stride;
+    const int32_t* map;  // row of g that holds a point, or null: its own
+    const float* xyz;    // (points, 3)
+    const float* rel;    // (3, rel_stride)
+    int64_t rel_stride;
+    const float* table;
+    int64_t table_stride;
+    const float* bias;  // or null
+    int64_t relu;
+    int64_t columns;
+    // Columns [0, split) go to row i of out0 for point i, the rest of the r-th output to row r of out1.
+    int64_t split;
+    float* out0;
+    int64_t stride0;
+    float* out1;
+    int64_t stride1;
+    int64_t threads;
+};
+
+// Its gradients; all rows are `columns` apart.
+struct PointGrads {
+    int64_t rows;
+    int64_t k;
+    const int32_t* neighbours;
+    const uint8_t* bins;
+    const int64_t* offsets;  // (points + 1): who reads a point as a neighbour, in `readers` with the bin it does so in
+    const int32_t* readers;
+    const uint8_t* reader_bins;
+    const float* g;
+    const float* xyz;
+    const float* rel;
+    const float* table;
+    const float* grad;
+    int64_t columns;
+    int64_t bins_count;
+    float* to_g;
+    float* to_table;  // (threads, bins_count, columns), zeros
+    int64_t threads;
+};
+
 constexpr int64_t PANEL = 16;  // columns of a panel of packed weights; the last may have 8
 
 }  // namespace sm

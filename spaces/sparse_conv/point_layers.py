@@ -1,0 +1,128 @@
+"""Layers of SMPointSeg on rows, one row a point, under the public checkpoints' names."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemask.sparse.point_conv import SIZE, Level, mixed_point_conv, point_conv
+
+
+class RowNorm(nn.BatchNorm1d):
+    """Batch norm of rows (R, C), which torch normalises fastest as a channels-last picture."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        return
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows (R, C) to rows."""
+        picture = rows[None, :, None].permute(0, 3, 1, 2)
+        return super().forward(picture).permute(0, 2, 3, 1).reshape(rows.shape)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift (C,) in evaluation."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
+
+
+class PointConv(nn.Module):
+    """A point convolution (K > 1 neighbours) or a 1×1 convolution, without activation.
+
+    Args:
+        inputs, outputs: channels.
+        neighbours: K; 1 makes it a 1×1 convolution of features alone.
+        bias: of the 1×1 convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, neighbours: int = 1, bias: bool = False):
+        super().__init__()
+        self.neighbours = neighbours
+        if neighbours > 1:
+            bound = math.sqrt(6 / neighbours)
+            self.conv_dw = nn.Parameter(torch.empty(1, outputs, SIZE, SIZE, SIZE).uniform_(-bound, bound))
+        self.conv_1x1 = nn.Conv1d(inputs + 3 * (neighbours > 1), outputs, 1, bias=bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """(C_out, C_in), or with the three coordinates behind the features (C_out, C_in + 3)."""
+        return self.conv_1x1.weight[:, :, 0]
+
+    @property
+    def table(self) -> Tensor:
+        """(cells, C_out)."""
+        return self.conv_dw.flatten(2)[0].t()
+
+    def forward(self, rows: Tensor, level: Level | None = None, mixed: int = 1, coordinates: bool = True) -> Tensor:
+        """Rows (R, C_in) to (R, C_out).
+
+        mixed: the batch size, for the public code's mistake; 1: without it. coordinates: False for features alone.
+        """
+        weight = self.weight
+        if self.neighbours == 1:
+            return F.linear(rows, weight, self.conv_1x1.bias)
+        if not coordinates:
+            weight = F.pad(weight[:, :-3], (0, 3))
+        if mixed > 1:
+            return mixed_point_conv(rows, weight, self.table, level, mixed)
+        return point_conv(rows, weight, self.table, level)
+
+
+class BasicConv(nn.Module):
+    """A point convolution without bias, batch norm, ReLU; the last two by choice."""
+
+    def __init__(self, inputs: int, outputs: int, neighbours: int = 1, norm: bool = True, relu: bool = True):
+        super().__init__()
+        self.body = nn.Sequential(PointConv(inputs, outputs, neighbours), *([RowNorm(outputs)] if norm else []))
+        self.relu = relu
+
+    @property
+    def conv(self) -> PointConv:
+        """The convolution."""
+        return self.body[0]
+
+    @property
+    def norm(self) -> RowNorm | None:
+        """The batch norm, or None."""
+        return self.body[1] if len(self.body) > 1 else None
+
+    def forward(self, rows: Tensor, level: Level | None = None, mixed: int = 1) -> Tensor:
+        """Rows to rows."""
+        rows = self.conv(rows, level, mixed)
+        rows = rows if self.norm is None else self.norm(rows)
+        return F.relu(rows) if self.relu else rows
+
+    def folded(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Weight (C_out, C_in [+ 3]), table (cells, C_out) or None, and bias (C_out,) with the batch norm in them.
+
+        They are copies.
+        """
+        weight = self.conv.weight
+        scale, shift = (1.0, weight.new_zeros(len(weight))) if self.norm is None else self.norm.factors()
+        if self.conv.neighbours > 1:
+            return weight.clone(), (self.conv.table * scale).contiguous(), shift
+        return weight * (scale if self.norm is None else scale[:, None]), None, shift
+
+
+class Join(BasicConv):
+    """A decoder's stage: coarser features copied to the nearest finer points, joined with those, 1×1, norm, ReLU.
+
+    The copies are made after the convolution: it is linear, and there are fewer coarser points.
+    """
+
+    def forward(self, coarse: Tensor, nearest: Tensor, skip: Tensor) -> Tensor:
+        """coarse (R_c, C_c), nearest (R_f,) int32 rows of it, skip (R_f, C_f) to (R_f, C_f)."""
+        return F.relu(self.norm(self._joined(coarse, nearest, skip, self.conv.weight)))
+
+    def infer(self, coarse: Tensor, nearest: Tensor, skip: Tensor) -> Tensor:
+        """The same in evaluation."""
+        weight, _, bias = self.folded()
+        return self._joined(coarse, nearest, skip, weight, bias).relu_()
+
+    @staticmethod
+    def _joined(coarse: Tensor, nearest: Tensor, skip: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        width = coarse.shape[1]
+        copies = F.linear(coarse, weight[:, :width], bias)[nearest]
+        return torch.addmm(copies, skip, weight[:, width:].t())

@@ -1,0 +1,143 @@
+"""The native kernels of point convolution on tensors of rows; what they do stands in src/points.h."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sparsemask.sparse.native import library
+
+_P, _I = ctypes.c_void_p, ctypes.c_int64
+
+
+def _struct(name: str, fields: str) -> type:
+    """Pointers are written with a star."""
+    listed = [(field.lstrip("*"), _P if field[0] == "*" else _I) for field in fields.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": listed})
+
+
+_Points = _struct(
+    "_Points",
+    "rows *points k *neighbours *bins *g stride *map *xyz *rel rel_stride *table table_stride *bias relu columns split "
+    "*out0 stride0 *out1 stride1 threads",
+)
+_PointGrads = _struct(
+    "_PointGrads",
+    "rows k *neighbours *bins *offsets *readers *reader_bins *g *xyz *rel *table *grad columns bins_count *to_g "
+    "*to_table threads",
+)
+
+
+@lru_cache(maxsize=1)
+def _lib() -> ctypes.CDLL:
+    found = library.lib()
+    for name, arguments in (
+        ("sm_points", [_P]),
+        ("sm_point_gradients", [_P]),
+        ("sm_point_bins", [_P, _P, _I, _I, ctypes.c_float, _I, _I, _P, _I]),
+        ("sm_point_readers", [_P, _P, _I, _I, _P, _P, _P]),
+        ("sm_point_means", [_P, _I, _P, _I, _I, _P, _I]),
+    ):
+        function = getattr(found, name)
+        function.argtypes, function.restype = arguments, None
+    return found
+
+
+def bins(xyz: Tensor, neighbours: Tensor, radius: float, size: int, nearest: bool) -> Tensor:
+    """uint8 (R, K) cells of float32 xyz (R, 3) under int32 neighbours (R, K)."""
+    out = torch.empty(neighbours.shape, dtype=torch.uint8)
+    n, k = neighbours.shape
+    _lib().sm_point_bins(
+        xyz.data_ptr(), neighbours.data_ptr(), n, k, radius, size, nearest, out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+def readers(neighbours: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(offsets, readers, bins) of who reads a point as a neighbour, for :func:`gradients`."""
+    n, k = neighbours.shape
+    offsets = torch.empty(n + 1, dtype=torch.int64)
+    who, cells = torch.empty(n * (k - 1), dtype=torch.int32), torch.empty(n * (k - 1), dtype=torch.uint8)
+    _lib().sm_point_readers(
+        neighbours.data_ptr(), bins.data_ptr(), n, k, offsets.data_ptr(), who.data_ptr(), cells.data_ptr()
+    )
+    return offsets, who, cells
+
+
+def means(rows: Tensor, neighbours: Tensor) -> Tensor:
+    """(n, C): the mean of rows (R, C) over each line of neighbours (n, K)."""
+    n, k = neighbours.shape
+    out = library.empty(n, rows.shape[1])
+    _lib().sm_point_means(
+        rows.data_ptr(), rows.shape[1], neighbours.data_ptr(), n, k, out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+def aggregate(
+    g: Tensor,
+    xyz: Tensor,
+    rel: Tensor,
+    table: Tensor,
+    neighbours: Tensor,
+    bins: Tensor,
+    out: Tensor,
+    *,
+    columns: int | None = None,
+    points: Tensor | None = None,
+    map: Tensor | None = None,
+    bias: Tensor | None = None,
+    relu: bool = False,
+    rest: Tensor | None = None,
+) -> None:
+    """Compute the first `columns` channels of `points` (n,) int32 (None: all) into their rows of `out`.
+
+    g: rows, found by `map` (R,) int32 where given; rel (3, C) and table (V, C) contiguous in C. Channels beyond the
+    width of `out` go to row r of `rest` for the r-th of the points.
+    """
+    columns = g.shape[1] if columns is None else columns
+    said = _Points(
+        rows=len(neighbours) if points is None else len(points),
+        points=None if points is None else points.data_ptr(),
+        k=neighbours.shape[1],
+        neighbours=neighbours.data_ptr(),
+        bins=bins.data_ptr(),
+        g=g.data_ptr(),
+        stride=g.stride(0),
+        map=None if map is None else map.data_ptr(),
+        xyz=xyz.data_ptr(),
+        rel=rel.data_ptr(),
+        rel_stride=rel.stride(0),
+        table=table.data_ptr(),
+        table_stride=table.stride(0),
+        bias=None if bias is None else bias.data_ptr(),
+        relu=relu,
+        columns=columns,
+        split=min(columns, out.shape[1]),
+        out0=out.data_ptr(),
+        stride0=out.stride(0),
+        threads=torch.get_num_threads(),
+    )
+    if rest is not None:
+        said.out1, said.stride1 = rest.data_ptr(), rest.stride(0)
+    _lib().sm_points(ctypes.addressof(said))
+
+
+def gradients(
+    grad: Tensor, g: Tensor, xyz: Tensor, rel: Tensor, table: Tensor, neighbours: Tensor, bins: Tensor, read: tuple
+) -> tuple[Tensor, Tensor]:
+    """(gradient of g, of table), all of them contiguous rows; `read` as :func:`readers` gave it."""
+    threads = torch.get_num_threads()
+    to_g, to_table = torch.empty_like(g), torch.zeros(threads, *table.shape)
+    offsets, who, cells = read
+    said = _PointGrads(
+        rows=len(g), k=neighbours.shape[1], neighbours=neighbours.data_ptr(), bins=bins.data_ptr(),
+        offsets=offsets.data_ptr(), readers=who.data_ptr(), reader_bins=cells.data_ptr(), g=g.data_ptr(),
+        xyz=xyz.data_ptr(), rel=rel.data_ptr(), table=table.data_ptr(), grad=grad.data_ptr(), columns=g.shape[1],
+        bins_count=len(table), to_g=to_g.data_ptr(), to_table=to_table.data_ptr(), threads=threads,
+    )  # fmt: skip
+    _lib().sm_point_gradients(ctypes.addressof(said))
+    return to_g, to_table.sum(0)

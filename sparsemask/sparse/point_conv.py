@@ -1,0 +1,181 @@
+"""Point convolution: features of a point's neighbours, weighted by where they lie (Wang et al., TPAMI 2022).
+
+g = W·[features; coordinates] is computed at the points, not at their K neighbours: a 1×1 convolution is linear, so that
+differences of features and of coordinates may be taken afterwards. What is left is one pass over the neighbours,
+
+    out_i = D[cell(i, 0)]·(g_i - W_rel·xyz_i) + sum over k > 0 of D[cell(i, k)]·(g_{j_k} - g_i),
+
+natively where that serves, else in plain PyTorch. All of it works on rows, one a point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+SIZE = 5  # cells of the kernel's cube along an axis
+
+
+def cells(xyz: Tensor, neighbours: Tensor, radius: float, rule: str = "trunc", size: int = SIZE) -> Tensor:
+    """The cell of a cube of size³, axes z, y, x, that each neighbour lies in.
+
+    Args:
+        xyz: (R, 3), metres.
+        neighbours: (R, K) int32, rows of xyz.
+        radius: half the cube's edge; what lies beyond counts to the outermost cells.
+        rule: "trunc" (towards zero: shares 0.1, 0.2, 0.4, 0.2, 0.1 of the edge) or "round" (equal shares).
+
+    Returns:
+        (R, K) uint8.
+    """
+    if native(xyz):
+        from sparsemask.sparse.native import points
+
+        return points.bins(xyz.contiguous(), neighbours, radius, size, rule == "round")
+    rel = xyz[neighbours.long()] - xyz[:, None]
+    u = size / 2 * (rel / radius).clamp(-0.99999, 0.99999)
+    x, y, z = ((u.round() if rule == "round" else u.trunc()).long() + size // 2).unbind(-1)
+    return ((z * size + y) * size + x).to(torch.uint8)
+
+
+@dataclass
+class Level:
+    """The points of one level of a batch as rows: coordinates, neighbours' rows, and the kernel's cells."""
+
+    xyz: Tensor
+    """(R, 3) relative to the middle of their cloud, so that differences of products lose little."""
+    neighbours: Tensor
+    """(R, K) int32."""
+    cells: Tensor
+    """(R, K) uint8."""
+    _readers: tuple | None = field(default=None, repr=False)
+
+    @property
+    def readers(self) -> tuple:
+        """Who reads a point as a neighbour; made once, for the native gradients."""
+        if self._readers is None:
+            from sparsemask.sparse.native import points
+
+            self._readers = points.readers(self.neighbours, self.cells)
+        return self._readers
+
+
+def native(x: Tensor) -> bool:
+    """Whether the native kernels serve tensors like x."""
+    from sparsemask.sparse import backends
+
+    chosen = backends.current("auto")
+    if chosen not in ("auto", "native") or x.dtype is not torch.float32 or x.device.type != "cpu":
+        return False
+    return backends.find("native").why_not(x.device, x.dtype) is None
+
+
+def point_conv(features: Tensor, weight: Tensor, table: Tensor, level: Level) -> Tensor:
+    """The point convolution of features, without bias.
+
+    Args:
+        features: (R, C_in), one row a point.
+        weight: (C_out, C_in + 3), coordinates last.
+        table: (size³, C_out), the depth-wise spatial kernel.
+        level: where the points are.
+
+    Returns:
+        (R, C_out); differentiable in features, weight and table.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        weight, table = weight.to(features.dtype), table.to(features.dtype)
+        g, rel = _products(features, weight, level.xyz.to(features.dtype))
+        return _Aggregate.apply(g, rel, table.contiguous(), level)
+
+
+def _products(features: Tensor, weight: Tensor, xyz: Tensor) -> tuple[Tensor, Tensor]:
+    rel = weight[:, -3:].t().contiguous()
+    return torch.addmm(features @ weight[:, :-3].t(), xyz, rel), rel
+
+
+def mixed_point_conv(features: Tensor, weight: Tensor, table: Tensor, level: Level, batch: int) -> Tensor:
+    """As :func:`point_conv`, with the public code's mistake about batches of B > 1, for weights trained with it.
+
+    There sample b's channel c is weighted by channel q // B of the table, at the cells of sample q mod B, with
+    q = b·C + c.
+    """
+    count = len(features) // batch
+    xyz = level.xyz.to(features.dtype)
+    g, rel = _products(features, weight, xyz)
+    cells = level.cells.view(batch, count, -1).long()
+    out = 0
+    for k in range(cells.shape[2]):
+        kernel = table[cells[:, :, k]].permute(2, 0, 1).reshape(batch, -1, count).transpose(1, 2).reshape(g.shape)
+        out = out + kernel * (g[level.neighbours[:, k].long()] - g if k else g - xyz @ rel)
+    return out
+
+
+class _Aggregate(torch.autograd.Function):
+    """The pass over the neighbours, and its gradients."""
+
+    @staticmethod
+    def forward(ctx, g: Tensor, rel: Tensor, table: Tensor, level: Level) -> Tensor:
+        ctx.save_for_backward(g, rel, table)
+        ctx.level, ctx.native = level, native(g)
+        return torch.ops.sparsemask.point_aggregate(g, level.xyz.to(g.dtype), rel, table, level.neighbours, level.cells)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        g, rel, table = ctx.saved_tensors
+        level, grad = ctx.level, grad.contiguous()
+        xyz = level.xyz.to(g.dtype)
+        first = table[SIZE**3 // 2]  # the point itself lies in the middle cell
+        to_rel = -(xyz.t() @ grad) * first
+        if ctx.native:
+            from sparsemask.sparse.native import points
+
+            found = points.gradients(grad, g, xyz, rel, table, level.neighbours, level.cells, level.readers)
+        else:
+            found = _gradients(grad, g, xyz, rel, table, level.neighbours, level.cells)
+        return found[0], to_rel, found[1], None
+
+
+@torch.library.custom_op("sparsemask::point_aggregate", mutates_args=())
+def _aggregate(g: Tensor, xyz: Tensor, rel: Tensor, table: Tensor, neighbours: Tensor, cells: Tensor) -> Tensor:
+    if native(g):
+        from sparsemask.sparse.native import library, points
+
+        out = library.empty(*g.shape)
+        points.aggregate(g.contiguous(), xyz.contiguous(), rel, table, neighbours, cells, out)
+        return out
+    return aggregate_rows(g, xyz, rel, table, neighbours, cells)
+
+
+def aggregate_rows(g: Tensor, xyz: Tensor, rel: Tensor, table: Tensor, neighbours: Tensor, cells: Tensor) -> Tensor:
+    """The pass in plain PyTorch, neighbour by neighbour so that nothing of (R, K, C) is ever held."""
+    out = table[cells[:, 0].long()] * (g - xyz @ rel)
+    for k in range(1, neighbours.shape[1]):
+        out.addcmul_(table[cells[:, k].long()], g[neighbours[:, k].long()] - g)
+    return out
+
+
+@_aggregate.register_fake
+def _(g, xyz, rel, table, neighbours, cells):
+    return torch.empty_like(g)
+
+
+@register_flop_formula(torch.ops.sparsemask.point_aggregate)
+def _flops(g, xyz, rel, table, neighbours, cells, *, out_shape=None) -> int:
+    return 2 * neighbours[0] * neighbours[1] * g[1]
+
+
+def _gradients(grad, g, xyz, rel, table, neighbours, cells) -> tuple[Tensor, Tensor]:
+    to_g, to_table = torch.zeros_like(g), torch.zeros_like(table)
+    for k in range(neighbours.shape[1]):
+        cell, near = cells[:, k].long(), neighbours[:, k].long()
+        mine = grad * table[cell]
+        if k:
+            to_g.index_add_(0, near, mine).sub_(mine)
+        else:
+            to_g += mine
+        read = g[near] - g if k else g - xyz @ rel
+        to_table.index_add_(0, cell, grad * read)
+    return to_g, to_table
