@@ -23,7 +23,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(function: Callable, jobs: Iterable[tuple], total: int, text: str, workers: int | None = None) -> Iterator:
+def run_jobs(
+    function: Callable,
+    jobs: Iterable[tuple],
+    total: int,
+    text: str,
+    workers: int | None = None,
+    few: int = _FEW,
+) -> Iterator:
     """Yield `function(*job)` for every job, in the order they end, with a progress bar on standard error.
 
     `jobs` may be a generator of large arguments: no more than four a worker are held at a time. The first
@@ -34,10 +41,11 @@ def run_jobs(function: Callable, jobs: Iterable[tuple], total: int, text: str, w
         total: number of jobs.
         text: what the bar says.
         workers: processes; 1 runs everything in this one; all cores by default.
+        few: jobs a further process must be worth.
     """
     if workers is not None and workers < 1:
         raise UseError(f"{workers} workers: give at least 1")
-    workers = min(workers or usable_cores(), 1 + total // _FEW)
+    workers = min(workers or usable_cores(), 1 + total // few)
     with tqdm(total=total, desc=text, unit="file", disable=None) as bar:
         for result in _results(function, jobs, workers):
             bar.update()

@@ -40,7 +40,9 @@ class PointBatch:
     def __len__(self) -> int:
         return len(self.features)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None, non_blocking: bool = False) -> PointBatch:
+    def to(
+        self, device: torch.device | str, dtype: torch.dtype | None = None, non_blocking: bool = False
+    ) -> PointBatch:
         """On another device, the features in another type; indices stay integers."""
         return replace(
             self,

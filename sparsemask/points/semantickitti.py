@@ -81,12 +81,18 @@ def read_labels(path: str | os.PathLike, points: int | None = None) -> np.ndarra
 
 
 def sequences_folder(root: str | os.PathLike, name: str) -> Path:
-    """The folder `name` that holds the sequences: `root`, or in it, or in its folder dataset; UseError without."""
+    """The folder `name` that holds the sequences: `root`, or in it, its folder dataset, or beside sequences/.
+
+    Raises:
+        UseError: there is none.
+    """
     root = Path(root)
-    for folder in (root / name, root / "dataset" / name, root):
+    beside = [root.parent / name] if root.name == "sequences" else []
+    for folder in (root / name, root / "dataset" / name, *beside, root):
         if any(folder.glob("[0-9][0-9]/velodyne")):
             return folder
-    raise UseError(f"{root}: no folder {name}/NN/velodyne")
+    hint = "" if name == "sequences" else "; run sparsemask prepare-points semantickitti FOLDER"
+    raise UseError(f"{root}: no folder {name}/NN/velodyne{hint}")
 
 
 def list_clouds(
