@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from pathlib import Path
@@ -18,7 +19,8 @@ from sparsemask.points.prepare_items import Item, whole
 from sparsemask.points.s3dis import GRID, class_of, read_original, read_prepared
 
 OUT = "S3DIS_ply"
-_FOREIGN = bytes(range(256)).translate(None, b"0123456789.+-eE \t\r\n")
+_PLAIN = b"0123456789.+-eE \t\r\n"
+_FOREIGN = re.compile(b"[^" + re.escape(_PLAIN) + b"]")
 _TORN = 8  # damaged lines of a file that may be mended; more mean that it is no such file
 
 
@@ -117,30 +119,27 @@ def read_annotation(path: Path) -> tuple[np.ndarray, list[str]]:
     """
     data = path.read_bytes()
     mended = []
-    if data.translate(None, b"0123456789.+-eE \t\r\n"):
+    if data.translate(None, _PLAIN):
         data, mended = _mend(path, data)
     if not data.strip():
         return np.empty((0, 6)), mended
-    lines = data.count(b"\n") + (not data.endswith(b"\n"))
     try:
-        values = np.fromstring(data, sep=" ")
-        if len(values) == 6 * lines:
-            return values.reshape(lines, 6), mended
-        # Empty lines or a torn one: the careful reader tells which line.
-        return np.loadtxt(data.decode("ascii").splitlines(), ndmin=2, usecols=range(6)), mended
+        table = np.loadtxt(io.BytesIO(data), ndmin=2, encoding="ascii")
     except ValueError as error:
         raise UseError(f"{path}: not a table of x y z r g b ({error})") from None
+    if table.shape[1] != 6:
+        raise UseError(f"{path}: not a table of x y z r g b, but of {table.shape[1]} columns")
+    return table, mended
 
 
 def _mend(path: Path, data: bytes) -> tuple[bytes, list[str]]:
     lines, mended = data.split(b"\n"), []
-    damaged = re.compile(b"[" + re.escape(_FOREIGN) + b"]")
     for number, line in enumerate(lines):
-        if not damaged.search(line):
+        if not _FOREIGN.search(line):
             continue
         if re.search(rb"(?i)\b(nan|inf)", line):  # numbers after all, though useless ones: counted by the caller
             continue
-        fits = [fixed for filler in (b" ", b"0") if len((fixed := damaged.sub(filler, line)).split()) == 6]
+        fits = [fixed for filler in (b" ", b"0") if len((fixed := _FOREIGN.sub(filler, line)).split()) == 6]
         if not fits or len(mended) == _TORN:
             raise UseError(f"{path}: line {number + 1} is not x y z r g b: {line[:60].decode('ascii', 'replace')!r}")
         lines[number] = fits[0]
