@@ -57,7 +57,7 @@ def draw_masks(
     picture = np.asarray(picture)
     panels = [(picture if picture.ndim == 3 else picture[..., None].repeat(3, 2), "picture")]
     for number, mask in enumerate(masks, 1):
-        panels.append((overlay(picture, mask), f"module {number}: {_percent(np.mean(mask))} kept"))
+        panels.append((overlay(picture, mask), f"module {number}: {percent(np.mean(mask))} kept"))
     step = -(-max(picture.shape[:2]) // _LONGEST)
     across = min(min(_ACROSS, key=lambda n: -len(panels) % n), len(panels))  # the fewest empty places
     down = math.ceil(len(panels) / across)
@@ -79,7 +79,7 @@ def draw_masks(
         return style.save(fig, path)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """'48 %', '0.3 %': no share but 0 and 1 reads as one of them."""
     hundred = 100 * float(share)
     return f"{hundred:.0f} %" if hundred in (0, 100) or 1 <= hundred <= 99 else f"{hundred:.1f} %"
