@@ -10,7 +10,7 @@ import pytest
 
 from sparsemask.errors import UseError
 from sparsemask.points import Cloud, read_cloud, s3dis, semantickitti, write_ply
-from sparsemask.points.labels import class_weights
+from sparsemask.points.labels import class_counts, class_weights
 from sparsemask.points.restricted import read_arrays
 
 XYZ = np.array([[0, 1, 2], [3, 4, 5], [3, 4, 5], [-1, 0, 0.5]], np.float32)
@@ -135,7 +135,11 @@ def test_class_weights_are_the_published_ones():
     np.testing.assert_allclose(s3dis.WEIGHTS, rooms, atol=6e-4)
     np.testing.assert_allclose(semantickitti.WEIGHTS, streets, atol=6e-4)
     assert len(s3dis.NAMES) == 13 and len(semantickitti.NAMES) == 19
-    np.testing.assert_allclose(class_weights([3, 1, 0]), [1 / 0.77, 1 / 0.27, 50], rtol=1e-6)
+    counted = class_counts(
+        [Cloud("a", XYZ, labels=np.array([0, -1, 0, 1])), Cloud("b", XYZ[:1], labels=np.zeros(1, int))], 3
+    )
+    np.testing.assert_array_equal(counted, [3, 1, 0])
+    np.testing.assert_allclose(class_weights(counted), [1 / 0.77, 1 / 0.27, 50], rtol=1e-6)
 
 
 def test_label_maps_there_and_back(tmp_path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparsemask.errors import UseError
+
+if TYPE_CHECKING:
+    from sparsemask.points.clouds import Cloud
 
 _FLOOR = 0.02  # keeps the weight of a class that hardly occurs below 50
 
@@ -18,6 +22,14 @@ def class_weights(counts: Sequence[int]) -> np.ndarray:
     """
     counts = np.asarray(counts, np.float64)
     return (1 / (counts / max(counts.sum(), 1) + _FLOOR)).astype(np.float32)
+
+
+def class_counts(clouds: Iterable[Cloud], classes: int) -> np.ndarray:
+    """Points of every class in labelled clouds, int64 (classes,); ignored ones are not counted."""
+    total = np.zeros(classes, np.int64)
+    for cloud in clouds:
+        total += np.bincount(cloud.labels[cloud.labels >= 0], minlength=classes)
+    return total
 
 
 def checked_classes(labels: np.ndarray, classes: int, where: object) -> np.ndarray:

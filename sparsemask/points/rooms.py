@@ -22,7 +22,7 @@ from VOC12.bulk import write_bulk
 VERSION = 1  # of the rooms: raise it when any point changes, so that old folders are made anew
 STAMP, _STARTED = "STAMP.json", "STARTED.json"
 RAW = "raw"
-_LIMITS = {"seed": (0, 2**32 - 1), "areas": (1, 99), "rooms": (1, 999), "points": (200, 10_000_000)}
+_LIMITS = {"seed": (0, 2**32 - 1), "areas": (1, 99), "rooms": (1, 999), "points": (200, 10**7), "grid": (0.001, 10)}
 
 
 def make_rooms(
