@@ -10,7 +10,11 @@ from sparsemask.errors import choose  # isort: skip  (before torch: it says how 
 from torch import nn
 
 # Imported when asked for, so that one family's needs are no burden to another.
-_MODULES = {"connectivity": "spaces.connectivity.space", "smsr": "spaces.sparse_conv.space"}
+_MODULES = {
+    "connectivity": "spaces.connectivity.space",
+    "smsr": "spaces.sparse_conv.space",
+    "smpointseg": "spaces.sparse_conv.points_space",
+}
 _SPACES: dict[str, Space] = {}
 
 

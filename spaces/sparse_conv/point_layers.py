@@ -124,5 +124,5 @@ class Join(BasicConv):
     @staticmethod
     def _joined(coarse: Tensor, nearest: Tensor, skip: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         width = coarse.shape[1]
-        copies = F.linear(coarse, weight[:, :width], bias)[nearest]
+        copies = F.linear(coarse, weight[:, :width], bias).index_select(0, nearest)
         return torch.addmm(copies, skip, weight[:, width:].t())

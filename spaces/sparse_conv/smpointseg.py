@@ -58,8 +58,8 @@ class SMPointSeg(nn.Module):
         super().__init__()
         if d_in < 3 or n_class < 2 or not channels or min(channels) < 1 or n_neighbors < 2 or ratio < 1 or layers < 1:
             raise UseError(
-                f"SMPointSeg needs 3 or more input channels, 2 or more classes and neighbours, and channels: got {d_in}, "
-                f"{n_class}, {n_neighbors}, {tuple(channels)}"
+                f"SMPointSeg needs 3 or more input channels, 2 or more classes and neighbours, and channels: got "
+                f"{d_in}, {n_class}, {n_neighbors}, {tuple(channels)}"
             )
         if not radius > 0:
             raise UseError(f"SMPointSeg's radius must be above 0 metres, got {radius}")
@@ -138,7 +138,8 @@ class SMPointSeg(nn.Module):
     def _levels(self, batch: PointBatch) -> tuple[list[Level], list[Level]]:
         """Every level's points as rows: for the mask branches, and as the point convolutions read them."""
         xyz = batch.features[:, :3].transpose(1, 2)
-        xyz = xyz - xyz.mean(1, keepdim=True)  # only differences matter, and they are the more exact the smaller xyz
+        # Only differences matter, and they are the more exact the smaller the coordinates.
+        xyz = (xyz - xyz.mean(1, keepdim=True)).contiguous()
         levels, body = [], []
         rule = "trunc" if self.training else self.reading.index_rule
         for number, neighbours in enumerate(batch.neighbours):

@@ -1,7 +1,7 @@
 """A sparse block of point convolutions in evaluation: dense channels at all points, sparse ones at kept points only.
 
-With hard masks a layer's weights fall into parts (Wang et al., TPAMI 2022): dense inputs to all outputs, computed at all
-points since kept points read them as neighbours, and sparse inputs to all outputs, which there are at kept points only.
+With hard masks a layer's weights fall into parts (Wang et al., TPAMI 2022): dense inputs to all outputs, computed at
+all points since kept points read them as neighbours, and sparse inputs to all outputs, which only kept points have.
 """
 
 from __future__ import annotations
@@ -138,15 +138,13 @@ def _conv(
     rows: Tensor, weight: Tensor, table: Tensor, bias: Tensor, xyz: Tensor, neighbours: Tensor, cells: Tensor,
     relu: bool,
 ) -> Tensor:  # fmt: skip
-    rel = weight[:, -3:].t().contiguous()
-    xyz = xyz.to(rows.dtype)
-    g = torch.addmm(xyz @ rel, rows, weight[:, :-3].t())
+    xyz = xyz.to(rows.dtype).contiguous()
     if native(rows):
-        from sparsemask.sparse.native import library, points
+        from sparsemask.sparse.native.point_block import conv
 
-        out = library.empty(*g.shape)
-        points.aggregate(g, xyz, rel, table.contiguous(), neighbours, cells, out, bias=bias, relu=relu)
-        return out
+        return conv(rows, weight, table, bias, xyz, neighbours, cells, relu)
+    rel = weight[:, -3:].t().contiguous()
+    g = torch.addmm(xyz @ rel, rows, weight[:, :-3].t())
     out = aggregate_rows(g, xyz, rel, table, neighbours, cells) + bias
     return F.relu(out) if relu else out
 

@@ -126,7 +126,7 @@ class _Aggregate(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         g, rel, table = ctx.saved_tensors
         level, grad = ctx.level, grad.contiguous()
-        xyz = level.xyz.to(g.dtype)
+        xyz = level.xyz.to(g.dtype).contiguous()
         first = table[SIZE**3 // 2]  # the point itself lies in the middle cell
         to_rel = -(xyz.t() @ grad) * first
         if ctx.native:

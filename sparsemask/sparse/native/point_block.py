@@ -1,8 +1,9 @@
 """A sparse block of point convolutions by the native kernels.
 
 A layer's products lie in one buffer: a row for every point, what dense inputs give, and behind them a row for every
-kept point with what sparse inputs give added; kept outputs read kept neighbours there. Dense channels of the outputs lie
-in a buffer of all points, sparse ones in a compact buffer of kept points, as in :mod:`sparsemask.sparse.native.block`.
+kept point with what sparse inputs give added; kept outputs read kept neighbours there. Dense channels of the outputs
+lie in a buffer of all points, sparse ones in a compact buffer of kept points, as in
+:mod:`sparsemask.sparse.native.block`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemask.sparse.derived import Derived
@@ -18,6 +20,7 @@ from sparsemask.sparse.native.library import Segment, Target
 from sparsemask.sparse.native.workspace import Workspace
 
 _derived = Derived()
+FEWEST = 8  # columns: fewer are not computed faster
 
 
 class _Layer(NamedTuple):
@@ -75,6 +78,32 @@ def block(rows: Tensor, level, mask: Tensor, dense: Tensor, folded, gated: bool)
                 listed, segments + ends, packed, wide, Target(out, listed), bias=bias, activation=(1, 0.0), add=add
             )
     return out
+
+
+def conv(
+    rows: Tensor, weight: Tensor, table: Tensor, bias: Tensor, xyz: Tensor, neighbours: Tensor, cells: Tensor,
+    relu: bool,
+) -> Tensor:  # fmt: skip
+    """One point convolution at all points, (R, C_out)."""
+    wide = len(weight)
+    layer = _derived.get([weight, table, bias], lambda: _whole(weight, table, bias))
+    padded = len(layer.bias)
+    rows, every = rows.contiguous(), torch.arange(len(rows), dtype=torch.int32)
+    out = library.empty(len(rows), padded)
+    with Workspace() as space:
+        g = space.take(len(rows), padded)
+        segments = [Segment(rows, None, 0, rows.shape[1]), Segment(xyz, None, 0, 3)]
+        library.product(every, segments, layer.from_dense, padded, Target(g))
+        points.aggregate(g, xyz, layer.rel, layer.table, neighbours, cells, out, bias=layer.bias, relu=relu)
+    return out if padded == wide else out[:, :wide].clone()  # an operator's result is no view
+
+
+def _whole(weight: Tensor, table: Tensor, bias: Tensor) -> _Layer:
+    """All outputs, no fewer than fill a vector."""
+    more = max(0, FEWEST - len(weight))
+    weight, table, bias = F.pad(weight, (0, 0, 0, more)), F.pad(table, (0, more)), F.pad(bias, (0, more))
+    rel = weight[:, -3:].t().contiguous()
+    return _Layer(len(bias), 0, library.pack(weight.t().contiguous()), None, rel, table.contiguous(), bias.clone())
 
 
 def _layer(space, layer: _Layer, x, sparse, xyz, level, kept, dropped, compact, every, behind, gated):

@@ -14,8 +14,9 @@ _P, _I = ctypes.c_void_p, ctypes.c_int64
 
 
 def _struct(name: str, fields: str) -> type:
-    """Pointers are written with a star."""
-    listed = [(field.lstrip("*"), _P if field[0] == "*" else _I) for field in fields.split()]
+    """Pointers are written with a star, floating-point numbers with a tilde."""
+    kinds = {"*": _P, "~": ctypes.c_double}
+    listed = [(field.lstrip("*~"), kinds.get(field[0], _I)) for field in fields.split()]
     return type(name, (ctypes.Structure,), {"_fields_": listed})
 
 
@@ -24,6 +25,7 @@ _Points = _struct(
     "rows *points k *neighbours *bins *g stride *map *xyz *rel rel_stride *table table_stride *bias relu columns split "
     "*out0 stride0 *out1 stride1 threads",
 )
+_PointBins = _struct("_PointBins", "rows k *xyz *neighbours ~radius size nearest *bins threads")
 _PointGrads = _struct(
     "_PointGrads",
     "rows k *neighbours *bins *offsets *readers *reader_bins *g *xyz *rel *table *grad columns bins_count *to_g "
@@ -37,7 +39,7 @@ def _lib() -> ctypes.CDLL:
     for name, arguments in (
         ("sm_points", [_P]),
         ("sm_point_gradients", [_P]),
-        ("sm_point_bins", [_P, _P, _I, _I, ctypes.c_float, _I, _I, _P, _I]),
+        ("sm_point_bins", [_P]),
         ("sm_point_readers", [_P, _P, _I, _I, _P, _P, _P]),
         ("sm_point_means", [_P, _I, _P, _I, _I, _P, _I]),
     ):
@@ -50,9 +52,11 @@ def bins(xyz: Tensor, neighbours: Tensor, radius: float, size: int, nearest: boo
     """uint8 (R, K) cells of float32 xyz (R, 3) under int32 neighbours (R, K)."""
     out = torch.empty(neighbours.shape, dtype=torch.uint8)
     n, k = neighbours.shape
-    _lib().sm_point_bins(
-        xyz.data_ptr(), neighbours.data_ptr(), n, k, radius, size, nearest, out.data_ptr(), torch.get_num_threads()
-    )
+    said = _PointBins(
+        rows=n, k=k, xyz=xyz.data_ptr(), neighbours=neighbours.data_ptr(), radius=radius, size=size, nearest=nearest,
+        bins=out.data_ptr(), threads=torch.get_num_threads(),
+    )  # fmt: skip
+    _lib().sm_point_bins(ctypes.addressof(said))
     return out
 
 

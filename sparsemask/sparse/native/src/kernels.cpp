@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -17,6 +16,7 @@
     void chunk(const sm::Product&, int64_t, int64_t, const float**, double*);                             \
     void depthwise(const sm::Product&, int64_t, int64_t);                                                 \
     void point_rows(const sm::Points&, int64_t, int64_t, const float**, const float**, float*);           \
+    void point_bins(const sm::PointBins&, int64_t, int64_t, float*);                                      \
     void point_centres(const sm::PointGrads&, int64_t, int64_t, float*);                                  \
     void point_neighbours(const sm::PointGrads&, int64_t, int64_t);                                       \
     }
@@ -28,7 +28,8 @@ SM_DECLARE(sm_avx512)
 #endif
 
 #define SM_CHOICE(name, width) \
-    {name::chunk, name::depthwise, name::point_rows, name::point_centres, name::point_neighbours, width}
+    {name::chunk,         name::depthwise,        name::point_rows, name::point_bins, \
+     name::point_centres, name::point_neighbours, width}
 
 namespace {
 
@@ -38,6 +39,7 @@ using Chunk = void (*)(const sm::Product&, int64_t, int64_t, const float**, doub
 using Depthwise = void (*)(const sm::Product&, int64_t, int64_t);
 
 using PointRows = void (*)(const sm::Points&, int64_t, int64_t, const float**, const float**, float*);
+using PointBins = void (*)(const sm::PointBins&, int64_t, int64_t, float*);
 using PointCentres = void (*)(const sm::PointGrads&, int64_t, int64_t, float*);
 using PointNeighbours = void (*)(const sm::PointGrads&, int64_t, int64_t);
 
@@ -45,6 +47,7 @@ struct Choice {
     Chunk chunk;
     Depthwise depthwise;
     PointRows point_rows;
+    PointBins point_bins;
     PointCentres point_centres;
     PointNeighbours point_neighbours;
     int64_t width;
@@ -191,23 +194,17 @@ void sm_point_gradients(const sm::PointGrads* given) {
     }
 }
 
-// bins[i, k]: the cell of a cube of size^3, axes z, y, x, that neighbour k lies in; neighbours beyond `radius` count
-// to the outermost cells. Rounding towards zero, or to nearest.
-void sm_point_bins(const float* xyz, const int32_t* neighbours, int64_t n, int64_t k, float radius, int64_t size,
-                   int64_t nearest, uint8_t* bins, int64_t threads) {
-    const float half = static_cast<float>(size) / 2;
-    const int middle = static_cast<int>(size / 2), wide = static_cast<int>(size);
-#pragma omp parallel for num_threads(static_cast<int>(threads)) if (threads > 1) schedule(static)
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t c = 0; c < k; c++) {
-            const float* to = xyz + 3 * static_cast<int64_t>(neighbours[i * k + c]);
-            int cell[3];
-            for (int a = 0; a < 3; a++) {
-                const float u = half * std::min(std::max((to[a] - xyz[3 * i + a]) / radius, -0.99999f), 0.99999f);
-                cell[a] = static_cast<int>(nearest ? std::nearbyint(u) : u) + middle;
-            }
-            bins[i * k + c] = static_cast<uint8_t>((cell[2] * wide + cell[1]) * wide + cell[0]);
-        }
+void sm_point_bins(const sm::PointBins* given) {
+    const sm::PointBins& p = *given;
+    const int64_t chunks = (p.rows + CHUNK - 1) / CHUNK;
+    const int threads = static_cast<int>(std::min<int64_t>(p.threads, chunks));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        std::vector<float> rel(3 * p.k);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < chunks; i++)
+            chosen.point_bins(p, i * CHUNK, std::min(CHUNK, p.rows - i * CHUNK), rel.data());
+    }
 }
 
 // Who reads a point as a neighbour (columns 1 to k-1): lists in order of the readers. offsets (n + 1).

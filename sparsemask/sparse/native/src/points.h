@@ -3,6 +3,7 @@
 // out[i] = table[bin(i,0)] . (g[i] - xyz_i . rel) + sum over k > 0 of table[bin(i,k)] . (g[j_k] - g[i]), channel by
 // channel, where g holds the 1x1 convolution of features and coordinates and `rel` its three rows of coordinates.
 // Included with SM_NAMESPACE and SM_WIDTH defined, after rows.h.
+#include <cmath>
 #include <type_traits>
 
 #include "problem.h"
@@ -39,6 +40,30 @@ static inline void point_block(const Points& p, const float* const* near, const 
         if (p.bias) sum[v] += load(p.bias + c + v * W);
         if (p.relu) sum[v] = sum[v] > zero ? sum[v] : zero;
         *reinterpret_cast<V*>(to + c + v * W) = sum[v];
+    }
+}
+
+// The cells of the neighbours of points [start, start + count), axes z, y, x of a cube of `size` cells an axis;
+// neighbours beyond `radius` count to the outermost ones. Rounding towards zero, or to nearest. rel: room for 3 k.
+void point_bins(const sm::PointBins& p, int64_t start, int64_t count, float* rel) {
+    const float half = static_cast<float>(p.size) / 2, radius = p.radius;
+    const int middle = static_cast<int>(p.size / 2), wide = static_cast<int>(p.size);
+    for (int64_t i = start; i < start + count; i++) {
+        const int32_t* j = p.neighbours + i * p.k;
+        for (int64_t c = 0; c < p.k; c++)
+            for (int a = 0; a < 3; a++) rel[a * p.k + c] = p.xyz[3 * static_cast<int64_t>(j[c]) + a] - p.xyz[3 * i + a];
+        for (int64_t c = 0; c < 3 * p.k; c++) {
+            float u = rel[c] / radius;
+            u = u > -0.99999f ? u : -0.99999f;
+            rel[c] = half * (u < 0.99999f ? u : 0.99999f);
+        }
+        if (p.nearest)
+            for (int64_t c = 0; c < 3 * p.k; c++) rel[c] = std::nearbyint(rel[c]);
+        uint8_t* to = p.bins + i * p.k;
+        for (int64_t c = 0; c < p.k; c++) {
+            const int x = static_cast<int>(rel[c]) + middle, y = static_cast<int>(rel[p.k + c]) + middle;
+            to[c] = static_cast<uint8_t>(((static_cast<int>(rel[2 * p.k + c]) + middle) * wide + y) * wide + x);
+        }
     }
 }
 

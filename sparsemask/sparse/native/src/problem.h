@@ -67,6 +67,19 @@ struct Points {
     int64_t threads;
 };
 
+// The cells of a kernel's cube that neighbours lie in.
+struct PointBins {
+    int64_t rows;
+    int64_t k;
+    const float* xyz;
+    const int32_t* neighbours;
+    double radius;
+    int64_t size;
+    int64_t nearest;
+    uint8_t* bins;
+    int64_t threads;
+};
+
 // Its gradients; all rows are `columns` apart.
 struct PointGrads {
     int64_t rows;

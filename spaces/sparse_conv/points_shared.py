@@ -1,0 +1,72 @@
+"""SMPointSeg from files: public checkpoints, checkpoints of runs, networks to share. The weights say what to build."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from spaces.sparse_conv.masking import apply_masks, hard_masks
+from spaces.sparse_conv.smpointseg import CONFIGS, SMPointSeg
+from sparsemask import weights
+from sparsemask.errors import UseError
+from sparsemask.fine_masks import FineMasks
+
+FIXED = ("d_in", "n_class", "channels", "n_neighbors", "radius", "ratio", "layers")
+_TOLD = ("n_neighbors", "radius", "ratio")  # what no weight tells
+_SPACE = "smpointseg"
+
+
+def config_of(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mapping | None = None) -> dict:
+    """The arguments of the :class:`SMPointSeg` that a state dict belongs to; UseError naming `what` if it is of none.
+
+    said: its numbers of neighbours, radius and ratio; what is missing is that of the published network of these widths,
+    else of S3DIS's.
+    """
+    numbers = {int(found[1]) for key in state if (found := re.match(r"encoder\.(\d+)\.ch_mask$", key))}
+    try:
+        channels = [int(state[f"encoder.{level}.ch_mask"].shape[1]) for level in range(len(numbers))]
+        layers = int(state["encoder.0.ch_mask"].shape[0])
+        d_in = int(state["init.body.0.conv_1x1.weight"].shape[1])
+        n_class = int(state["tail.2.body.0.conv_1x1.weight"].shape[0])
+    except (KeyError, IndexError):
+        raise UseError(f"{what}: no weights of an SMPointSeg network") from None
+    if not channels or numbers != set(range(len(numbers))):
+        raise UseError(f"{what}: no weights of an SMPointSeg network (blocks missing)")
+    known = next((c for c in CONFIGS.values() if list(c["channels"]) == channels), CONFIGS["s3dis"])
+    told = {"ratio": 4, **{name: known[name] for name in ("n_neighbors", "radius")}}
+    told |= {name: said[name] for name in _TOLD if said and isinstance(said.get(name), int | float)}
+    return {"d_in": d_in, "n_class": n_class, "channels": channels, "layers": layers, **told}
+
+
+def build(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mapping | None = None) -> SMPointSeg:
+    """The network of a state dict, strictly loaded, in evaluation mode; UseError naming `what` if it does not fit."""
+    network = SMPointSeg(**config_of(state, what, said))
+    weights.load_strictly(network, state, what)
+    return network.eval()
+
+
+def load_smpointseg(path: str | os.PathLike) -> SMPointSeg:
+    """The network of a file, in evaluation mode on the CPU: public checkpoint, run's checkpoint, safetensors.
+
+    The threshold of its point masks is the file's, if it says one. Raises UseError when it is missing, torn, or none.
+    """
+    found = weights.read_checkpoint(path)
+    shared = Path(path).suffix == ".safetensors"
+    said = weights.metadata(path) if shared else found.get("config")
+    network = build(weights.bare_state(found, path), path, said if isinstance(said, Mapping) else None)
+    masks = said if shared else found.get("mask")
+    if isinstance(masks, Mapping) and isinstance(masks.get("threshold"), float):
+        apply_masks(network, hard_masks(network), masks["threshold"])
+    return network
+
+
+def save_smpointseg(path: str | os.PathLike, network: SMPointSeg, masks: FineMasks | None = None) -> None:
+    """Write a network to share: safetensors whose metadata says the space, its numbers and the masks' threshold."""
+    threshold = 0.5 if masks is None else masks.threshold
+    said = {"space": _SPACE, "threshold": float(threshold), **network.config}
+    weights.save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in said.items()})

@@ -1,0 +1,200 @@
+"""The space of SMPointSeg networks: which points, and which of their channels, need to be computed?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+
+import numpy as np
+from torch import Tensor, nn
+
+from spaces import register
+from spaces.sparse_conv import points_shared as shared
+from spaces.sparse_conv.masking import apply_masks, hard_masks
+from spaces.sparse_conv.point_block import Reading
+from spaces.sparse_conv.smpointseg import SMPointSeg
+from sparsemask.costs import count_parameters
+from sparsemask.errors import UseError
+from sparsemask.fine_masks import FineMasks
+from sparsemask.options import factor, positive
+from sparsemask.points.batch import PointBatch
+from sparsemask.tables import format_count
+
+_PAPER_POINTS = 50_000  # the size at which the paper counts
+
+
+class SMPointSegSpace:
+    """Point-cloud segmentation networks whose masks are learnt with their weights (Wang et al., TPAMI 2022)."""
+
+    family = "sparse_conv"
+    task = "sample"
+    weights_name = "smpointseg"
+    # Epochs of the published run and its schedules, in them; the loss has no ramp.
+    published = {"epochs": 100, "sparse": 0.04, "sparse_epochs": 0, "tau_epochs": 30.0, "tau_end": 0.1}
+
+    def add_options(self, group) -> None:
+        """The network's flags. What is None is settled by the task: as published."""
+        group.add_argument("--d_in", type=positive, default=None, help="channels of a point (default: the task's)")
+        group.add_argument("--n_class", type=positive, default=None, help="classes (default: the task's)")
+        group.add_argument(
+            "--channels", type=positive, nargs="+", default=None, help="of the levels (default: as published)"
+        )
+        group.add_argument("--n_neighbors", type=positive, default=16, help="of a point, itself included (default: 16)")
+        group.add_argument(
+            "--radius", type=factor, default=None, help="half the kernel's edge, in metres (default: as published)"
+        )
+        group.add_argument("--ratio", type=positive, default=4, help="points of a level over the next (default: 4)")
+        group.add_argument(
+            "--pretrained_model", default=None, help="weights of the whole network: any checkpoint or safetensors file"
+        )
+        self.add_reading_options(group)
+
+    @staticmethod
+    def add_reading_options(group) -> None:
+        """How weights are read: the public code's ways, for weights that were trained with it."""
+        group.add_argument(
+            "--kernel_batch_mix", action="store_true", help="public code's: samples read each other's kernel cells"
+        )
+        group.add_argument(
+            "--index_rule", choices=("trunc", "round"), default="trunc", help="cells in evaluation (default: trunc)"
+        )
+        group.add_argument(
+            "--tail_bias_count", type=int, choices=(1, 2), default=1, help="public code's: 2 in evaluation (default: 1)"
+        )
+        group.add_argument(
+            "--point_mask", choices=("argmax", "all"), default="argmax", help="public code's: all (default: argmax)"
+        )
+        group.add_argument(
+            "--s2d",
+            choices=("gated", "full"),
+            default="gated",
+            help="sparse inputs to dense outputs at kept points, or everywhere as in public training (default: gated)",
+        )
+
+    def supernet(self, config) -> SMPointSeg:
+        """The network with soft masks."""
+        options = config if isinstance(config, Mapping) else vars(config)
+        chosen = {name: options[name] for name in shared.FIXED if options.get(name) is not None}
+        return SMPointSeg(**chosen, reading=reading_of(options))
+
+    def network(self, mask: FineMasks, config=None) -> SMPointSeg:
+        """The network of a mask file, its masks hard; the weights are still random."""
+        if mask.space != self.name:
+            raise UseError(f"a mask of space '{mask.space}', not of '{self.name}'")
+        options = {} if config is None else config if isinstance(config, Mapping) else vars(config)
+        network = self.supernet({**options, **mask.config})
+        apply_masks(network, mask.channels, mask.threshold)
+        return network.eval()
+
+    def transfer(self, checkpoint: Mapping[str, Tensor], mask: FineMasks, config=None) -> dict[str, Tensor]:
+        """The same weights: masks select what is computed, nothing is cut out."""
+        return dict(checkpoint)
+
+    def cost(self, net: nn.Module, inputs: PointBatch):
+        """Parameters, multiply-adds executed on a crop and milliseconds of `net`."""
+        from sparsemask.costs import measure
+
+        return measure(net, inputs)
+
+    def config_of(self, network: SMPointSeg) -> dict[str, object]:
+        """What a mask file says of the network."""
+        return network.config
+
+    def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMPointSeg:
+        """The network of a state dict, in evaluation mode. said: numbers that no weight tells, such as the radius."""
+        return shared.build(state, what, said)
+
+    def load(self, path) -> SMPointSeg:
+        """The network of a file, in evaluation mode."""
+        return shared.load_smpointseg(path)
+
+    def save(self, path, network: SMPointSeg, mask: FineMasks | None = None) -> None:
+        """Write a network to share."""
+        shared.save_smpointseg(path, network, mask)
+
+    def set_reading(self, network: SMPointSeg, options) -> None:
+        """Read the weights as the options say."""
+        network.reading = reading_of(vars(options))
+
+    def dense_cost(self, network: SMPointSeg, batch: PointBatch, published: bool = False) -> int:
+        """Multiply-adds on crops with everything kept; `published`: of the masked layers alone, as the paper counts."""
+        return multiply_adds(network, batch.sizes, published) * len(batch)
+
+    def published_row(self, network: SMPointSeg, share: float) -> str:
+        """Size and cost as the paper gives them: parameters, and multiply-adds of a crop of 50 000 points."""
+        sizes = [_PAPER_POINTS // network.ratio**level for level in range(len(network.channels))]
+        dense, printed = (multiply_adds(network, sizes, published) for published in (False, True))
+        count = count_parameters(network) - sum(2 * mask.size for mask in hard_masks(network).values())
+        return (
+            f"at {_PAPER_POINTS} points: {format_count(count, 'k')} parameters, multiply-adds {dense / 1e9:.2f} G "
+            f"with everything kept (by convolving neighbours one by one, as published, {printed / 1e9:.2f} G), "
+            f"{share * dense / 1e9:.2f} G at these crops' share"
+        )
+
+    def dense_form(self, network: SMPointSeg) -> nn.Module:
+        """The same weights without masks, to be timed against."""
+        return DensePoints(network)
+
+    def run(self, network: SMPointSeg, batch: PointBatch) -> Tensor:
+        """The network on crops."""
+        return network(batch)
+
+    def run_dense(self, network: SMPointSeg, batch: PointBatch) -> Tensor:
+        """The same of the dense form."""
+        return DensePoints(network)(batch)
+
+    def draw_masks(self, inputs: PointBatch, masks: list[np.ndarray], path, title: str | None = None) -> None:
+        """Draw the kept points of every level of one crop, masks bool (1, N_l) or (N_l,)."""
+        from sparsemask.pictures.points import draw_kept
+
+        xyz = inputs.features[0, :3].t().float().numpy()
+        draw_kept(path, xyz, [np.asarray(mask).reshape(-1) for mask in masks], title=title)
+
+
+class DensePoints(nn.Module):
+    """A network's weights without its masks: every point and channel computed, no mask branch."""
+
+    def __init__(self, network: SMPointSeg):
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: PointBatch) -> Tensor:
+        """Crops to logits (B, n_class, N), in evaluation."""
+        return self.network.compute(batch, masked=False)[0]
+
+
+def reading_of(options: Mapping) -> Reading:
+    """How the options say that weights are read."""
+    return Reading(**{one.name: options[one.name] for one in fields(Reading) if options.get(one.name) is not None})
+
+
+def reading_words(reading: Reading) -> str:
+    """What differs from the method, in words; empty where nothing does."""
+    usual = asdict(Reading())
+    return ", ".join(f"{name} {value}" for name, value in asdict(reading).items() if value != usual[name])
+
+
+def multiply_adds(network: SMPointSeg, sizes: list[int], published: bool = False) -> int:
+    """Multiply-adds on one crop with `sizes` points on its levels when every point and channel is kept.
+
+    Executed ones, without the mask branches; biases, pooling and products with masks are not counted. `published`
+    counts the masked layers alone and as the paper does, K·(C_in + 1)·C_out a point: 6.65 G for S3DIS's configuration
+    and 6.85 G for SemanticKITTI's at 50 000 points.
+    """
+    if published:
+        return sum(sum(block.costs(n)) for block, n in zip(network.encoder, sizes, strict=True))
+    plain = [network.init, network.tail[0], network.tail[2]]
+    count = sum(layer.conv.weight.numel() for layer in plain) * sizes[0]
+    for block, n in zip(network.encoder, sizes, strict=True):
+        for layer in block.body:
+            count += n * (layer.conv.weight.numel() + block.neighbours * block.outputs)
+        count += n * block.tail[0].weight.numel()
+        count += n * block.shortcut[0].weight.numel() if block.inputs != block.outputs else 0
+    for stage, n in zip(network.decoder, reversed(sizes[:-1]), strict=True):
+        outputs, width = stage.conv.weight.shape
+        coarse = width - outputs  # joined before they are copied to the finer points
+        count += outputs * (outputs * n + coarse * (n // network.ratio))
+    return count
+
+
+register("smpointseg", SMPointSegSpace())
