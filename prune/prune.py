@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = parser(space)
     given = made.given(argv)
     options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)
+    options.given = given
     run = None
     if options.checkpoint is None:
         run = runs.find(options.run) if options.run else runs.newest(options.exp_path, "search", space)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import spaces
 from spaces.sparse_conv.masking import hard_masks, set_threshold
-from spaces.sparse_conv.measuring import COLUMNS, Watch
+from spaces.sparse_conv.measuring import COLUMNS, Watch, module_table
 from sparsemask import datasets, devices, flags, session, tasks
 from sparsemask import fine_masks as files
 from sparsemask.errors import UseError, say
 from sparsemask.files import sha256, write_json
 from sparsemask.options import Parser, fraction, natural, spoken
 from sparsemask.runs import Run
-from sparsemask.tables import format_count, table
+from sparsemask.tables import format_count
 from sparsemask.weights import bare_state, read_checkpoint
 
 
@@ -52,8 +52,9 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
     set_threshold(network.to(where.device, where.parameters), options.thres)
     watch = Watch(space, network, where)
     scores = task.scores(watch, where, options, options.eval_limit, quick=True)
-    measured_on = f"{task.source('eval').title}, {len(watch.rows)} pictures"
+    measured_on = f"{task.measured_on()}, {len(watch.rows)} {task.items}"
     by_module = watch.by_module()
+    means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
     masks = files.FineMasks(
         space=options.space,
         task=options.task,
@@ -61,11 +62,11 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         sha256=sha256(path),
         threshold=options.thres,
         kept={name: shares["kept"] for name, shares in by_module.items()},
+        kept_whole=means["kept"],
         measured_on=measured_on,
         config=config,
         checkpoint=str(path.resolve()),
     )
-    means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
     figures = {name: float(value) for name, value in task.figures(scores).items()}
     for line in report(masks, by_module, means, figures):
         say(line)
@@ -89,14 +90,16 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
 
 
 def settle_data(options: argparse.Namespace, saved: dict, config: dict) -> None:
-    """The search's own validation pictures where the command line names no others; the network's scale."""
-    data_flags = ("scale", "data_test", "hr_path", "dir_data", "data_range", "sample", "ssim_divisor", "crop_even")
-    named = any(getattr(options, name, None) for name in ("data_test", "hr_path", "dir_data", "sample"))
-    for name in data_flags if not named else ():
-        if name in saved and hasattr(options, name):
-            setattr(options, name, saved[name])
-    if "scale" in config and hasattr(options, "scale"):
-        options.scale = config["scale"]
+    """The search's own validation data where the command line names no others; the network's numbers."""
+    given = getattr(options, "given", {})
+    if saved.get("task") in tasks.siblings(options.task) and "task" not in given:
+        options.task = saved["task"]
+    kind = tasks.find(options.task)
+    if not any(getattr(options, name, None) for name in (*kind.data_flags, "sample")):
+        for name in (*kind.data_flags, *kind.score_flags, "sample"):
+            if name in saved and name not in given:
+                setattr(options, name, saved[name])
+    vars(options).update(config)
     chosen, _, line = datasets.choose_data({k: v for k, v in vars(options).items() if v}, training=False)
     for name, value in chosen.items():
         setattr(options, name, value)
@@ -107,23 +110,9 @@ def settle_data(options: argparse.Namespace, saved: dict, config: dict) -> None:
 
 def report(masks: files.FineMasks, by_module: dict, means: dict, figures: dict) -> list[str]:
     """The masks in words: a table by module, and what they keep in all."""
-    rows = []
-    for name, channels in masks.channels.items():
-        width = channels.shape[-1]
-        dense = " ".join(str(int(count)) for count in channels.reshape(-1, width).sum(1))
-        shares = by_module[name]
-        rows.append(
-            {"module": name, "dense": f"{dense} of {width}", "locations": shares["locations"], "kept": shares["kept"]}
-        )
-    columns = {
-        "module": "module",
-        "dense": "dense channels by layer",
-        "locations": ("kept locations", ".3f"),
-        "kept": ("kept fraction", ".3f"),
-    }
     said = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
     return [
-        table(rows, columns),
+        module_table(masks.channels, by_module),
         f"kept fraction {masks.mean_kept:.3f} at threshold {masks.threshold:g}; multiply-adds "
         f"{format_count(means['executed'])} of {format_count(means['dense'])} "
         f"({100 * means['executed'] / means['dense']:.0f} %); {said} ({masks.measured_on})",

@@ -41,8 +41,10 @@ def add_eval_options(parser: Parser) -> None:
     group = parser.add_argument_group("fine-grained masks")
     group.add_argument("--mask_path", default=None, help="mask file (.npz) of these weights (default: their argmax)")
     group.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
-    group.add_argument("--tile", type=natural, default=0, help="large pictures in tiles of so many pixels (default: 0)")
-    group.add_argument("--rounds", type=natural, default=5, help="timed calls of each picture, 0: none (default: 5)")
+    group.add_argument("--rounds", type=natural, default=5, help="timed calls of each input, 0: none (default: 5)")
+    space = spaces.get(parser.get_default("space"))
+    if hasattr(space, "add_eval_options"):
+        space.add_eval_options(group)
 
 
 class MasksFixed(Method):
@@ -142,6 +144,7 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
         sha256="",
         threshold=saved["threshold"],
         kept={name: shares["kept"] for name, shares in found["masks"].items()},
+        kept_whole=found["kept_fraction"],
         measured_on=found["measured_on"],
         config=space.config_of(model),
         checkpoint=str(network.resolve()),
@@ -201,19 +204,15 @@ def _settle_backend(model: torch.nn.Module, name: str) -> None:
 
 
 def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: runs.Run | None) -> None:
-    """Print the table by picture: quality, time of the sparse and the dense form, what was kept and computed."""
+    """Print quality, time of the sparse and the dense form, what was kept and computed."""
     task = tasks.get(options.task, options)
     space = spaces.get(options.space)
     each = None
     if options.out:
         folder = Path(options.out)
         folder.mkdir(parents=True, exist_ok=True)
-        each = lambda i, p: task.save(folder / f"{task.eval_data.name(i)}.png", p)
-    calls = {}
-    if options.tile or options.flips:
-        form = functools.partial(space.run, model, tile=options.tile, ensemble=options.flips)
-        calls = {"run": form, "run_dense": functools.partial(space.run_dense, model, ensemble=options.flips)}
-    watch = Watch(space, model, where, options.rounds, **calls)
+        each = functools.partial(task.write, folder)
+    watch = Watch(space, model, where, options.rounds, **_calls(space, model, options))
     scores = task.scores(watch, where, options, options.eval_limit, each)
     table, by_module = watch.table(), watch.by_module()
     if distributed.rank():
@@ -228,6 +227,17 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
             say(f"report: {page.write_report(run)}")
         except OSError as error:  # the figures are out; a folder that may not be written is not worth failing for
             session.warn(f"not written into {run.folder}: {describe(error) or error}")
+
+
+def _calls(space, model: torch.nn.Module, options: argparse.Namespace) -> dict:
+    """How a :class:`Watch` calls the network, where not as it is: in tiles, over flips."""
+    views = {"tile": getattr(options, "tile", 0), "ensemble": options.flips}
+    if not any(views.values()):
+        return {}
+    if not hasattr(space, "run"):
+        raise UseError(f"--flips is not for space '{options.space}'")
+    dense = functools.partial(space.run_dense, model, ensemble=options.flips)
+    return {"run": functools.partial(space.run, model, **views), "run_dense": dense}
 
 
 def load_run(run: runs.Run) -> torch.nn.Module:

@@ -1,17 +1,15 @@
 """How temperature and weight of the loss on fine-grained masks go over a run (SMSR, arXiv 2006.09603, section 4.1).
 
-Published schedules are in epochs of a run of 1000. Here an epoch is a thousandth of the run, whatever its length, so
-that they keep their shape; for the published run it is the same arithmetic.
+Published schedules are in epochs, of a run of 1000 (SMSR) or 100 (SMPointSeg). Here an epoch is that share of the run,
+whatever its length, so that they keep their shape; for the published run it is the same arithmetic.
 """
 
 from __future__ import annotations
 
-PUBLISHED_EPOCHS = 1000
 
-
-def published_epoch(step: int, steps: int) -> int:
-    """The published run's epoch, from 1 to 1000, that step 0 … steps-1 of a run falls into."""
-    return 1 + PUBLISHED_EPOCHS * step // max(steps, 1)
+def published_epoch(step: int, steps: int, epochs: int = 1000) -> int:
+    """The epoch, from 1 to `epochs` of the published run, that step 0 … steps-1 of a run falls into."""
+    return 1 + epochs * step // max(steps, 1)
 
 
 def temperature(epoch: int, epochs: float = 500.0, end: float = 0.4) -> float:

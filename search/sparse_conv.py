@@ -1,7 +1,7 @@
 """How fine-grained masks are learnt: Gumbel-softmax over keep and drop, and a loss on the kept fraction.
 
-SMSR (Wang et al., CVPR 2021, arXiv 2006.09603), section 3. Two losses: the published λ·η, which presses for less until
-the task's loss presses back, and with --keep κ a budget, λ·(η - κ)².
+SMSR (Wang et al., CVPR 2021, arXiv 2006.09603), section 3; for points SMPointSeg (TPAMI 2022). Two losses: the
+published λ·η, which presses for less until the task's loss presses back, and with --keep κ a budget, λ·(η - κ)².
 """
 
 from __future__ import annotations
@@ -13,24 +13,32 @@ import torch
 
 import spaces
 from search.schedules import published_epoch, sparse_weight, temperature
-from spaces.sparse_conv.masking import blocks, set_threshold
+from spaces.sparse_conv.masking import blocks, hard_masks, mean_kept, set_threshold
 from spaces.sparse_conv.records import begin, conclude, evaluate_kept
 from sparsemask import report as page
 from sparsemask.engine import Method, distributed
 from sparsemask.engine.randomness import seed_all, step_generator
 from sparsemask.options import Parser, factor, fraction, natural, rate, spoken
 from sparsemask.session import Session
-from sparsemask.sparse import budget_loss, harden_channels
 from sparsemask.weights import load_strictly, load_weights
 
 NOISE = 4  # stream of randomness
+# Schedules in epochs of the published run; a space may have others (`published`).
+PUBLISHED = {"epochs": 1000, "sparse": 0.1, "sparse_epochs": 50, "tau_epochs": 500.0, "tau_end": 0.4}
+
+
+def published(space: str) -> dict:
+    """The published numbers of a space: epochs of the run, weight of the loss and schedules."""
+    return {**PUBLISHED, **getattr(spaces.get(space), "published", {})}
 
 
 def add_options(parser: Parser) -> None:
     """Flags of learning fine-grained masks."""
+    own = published(parser.get_default("space"))
+    epochs = f"epochs of {own['epochs']}, whatever the run's own length"
     group = parser.add_argument_group("sparse mask search")
     group.add_argument(
-        "--sparse", type=rate, default=0.1, help="factor λ of the loss on the kept fraction (default: 0.1)"
+        "--sparse", type=rate, default=own["sparse"], help=f"factor λ of the kept fraction (default: {own['sparse']})"
     )
     group.add_argument(
         "--keep",
@@ -41,19 +49,24 @@ def add_options(parser: Parser) -> None:
     group.add_argument(
         "--sparse_epochs",
         type=natural,
-        default=50,
-        help="λ rises linearly over so many thousandths of the run, the published run's epochs (default: 50)",
+        default=own["sparse_epochs"],
+        help=f"λ rises linearly over so many {epochs} (default: {own['sparse_epochs']})",
     )
     group.add_argument(
         "--sparse_start",
         type=natural,
         default=0,
-        help="thousandths before that, in which only the task's loss moves the masks (default: 0)",
+        help="epochs before that, in which only the task's loss moves the masks (default: 0)",
     )
     group.add_argument(
-        "--tau_epochs", type=factor, default=500.0, help="thousandths in which τ falls by 1 (default: 500)"
+        "--tau_epochs",
+        type=factor,
+        default=own["tau_epochs"],
+        help=f"epochs in which τ falls by 1 (default: {own['tau_epochs']:g})",
     )
-    group.add_argument("--tau_end", type=factor, default=0.4, help="where τ stops falling (default: 0.4)")
+    group.add_argument(
+        "--tau_end", type=factor, default=own["tau_end"], help=f"where τ stops falling (default: {own['tau_end']})"
+    )
     group.add_argument(
         "--constant_tau", action="store_true", help="τ stays 1, as in the public code, which never sets it"
     )
@@ -68,6 +81,7 @@ class SparseConvSearch(Method):
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.seed = options, options.seed
+        self.epochs = published(options.space)["epochs"]
         self.kept = math.nan
 
     def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
@@ -88,7 +102,7 @@ class SparseConvSearch(Method):
     def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor, dict]:
         """λ·η of the soft masks, or λ·(η - κ)² with η as the masks would be hard, of this forward pass."""
         o = self.options
-        kept, hard = budget_loss(model.kept), budget_loss(model.hard_kept)
+        kept, hard = mean_kept(model), mean_kept(model, hard=True)
         if o.keep is None:
             loss = kept
         else:  # the budget is for hard masks: their value, with the soft masks' gradient
@@ -104,11 +118,11 @@ class SparseConvSearch(Method):
 
     def figures(self, model: torch.nn.Module) -> dict:
         """The kept fraction, were the masks hard, and how large a share of the channels is dense."""
-        dense = [harden_channels(block.ch_mask.detach()).float().mean() for block in blocks(model).values()]
-        return {"kept": self.kept, "dense_channels": float(torch.stack(dense).mean())}
+        dense = [mask.mean() for mask in hard_masks(model).values()]
+        return {"kept": self.kept, "dense_channels": float(sum(dense) / len(dense))}
 
     def _epoch(self, step: int) -> int:
-        return published_epoch(step, self.steps)
+        return published_epoch(step, self.steps, self.epochs)
 
     def _tau(self, step: int) -> float:
         o = self.options

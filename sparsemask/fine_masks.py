@@ -53,10 +53,14 @@ class FineMasks:
     """Where the checkpoint lay when the masks were made."""
     connectivity: np.ndarray | None = None
     """(L, L, 2) bool where the network's connections were searched too."""
+    kept_whole: float | None = None
+    """`kept` of the whole network, where modules count by their cost; None: they count alike."""
 
     @property
     def mean_kept(self) -> float | None:
-        """Mean measured kept fraction over the modules; None where nothing was measured."""
+        """Measured kept fraction of the network; None where nothing was measured."""
+        if self.kept_whole is not None:
+            return self.kept_whole
         return float(np.mean(list(self.kept.values()))) if self.kept else None
 
     def check_weights(self, path: str | os.PathLike, what: str = "mask") -> None:
@@ -84,6 +88,8 @@ def save_masks(path: str | os.PathLike, masks: FineMasks) -> None:
         "measured_on": np.array(masks.measured_on),
         "config": np.array(json.dumps(dict(masks.config), sort_keys=True)),
     }
+    if masks.kept_whole is not None:
+        arrays["kept_whole"] = np.array(float(masks.kept_whole))
     if masks.checkpoint is not None:
         arrays["checkpoint"] = np.array(str(masks.checkpoint))
     if masks.connectivity is not None:
@@ -118,6 +124,7 @@ def load_masks(path: str | os.PathLike) -> FineMasks:
             sha256=str(arrays["sha256"]),
             threshold=float(arrays["threshold"]),
             kept={k.removeprefix(_KEPT): float(v) for k, v in arrays.items() if k.startswith(_KEPT)},
+            kept_whole=float(arrays["kept_whole"]) if "kept_whole" in arrays else None,
             measured_on=str(arrays.get("measured_on", "")),
             config=config,
             checkpoint=str(arrays["checkpoint"]) if "checkpoint" in arrays else None,
@@ -143,9 +150,10 @@ def _check(masks: FineMasks, what: str) -> None:
             raise UseError(f"{what}: the channel mask of {name} must be booleans (layers, channels), found {found}")
     if not 0 <= masks.threshold < 1:
         raise UseError(f"{what}: the data masks' threshold must be in [0, 1), found {masks.threshold:g}")
-    wrong = [name for name, value in masks.kept.items() if not 0 <= value <= 1]
+    shares = {**masks.kept, **({} if masks.kept_whole is None else {"the network": masks.kept_whole})}
+    wrong = [name for name, value in shares.items() if not 0 <= value <= 1]
     if wrong:
-        raise UseError(f"{what}: the kept fraction of {wrong[0]} must be in [0, 1], found {masks.kept[wrong[0]]:g}")
+        raise UseError(f"{what}: the kept fraction of {wrong[0]} must be in [0, 1], found {shares[wrong[0]]:g}")
     if not isinstance(masks.config, Mapping):
         raise UseError(f"{what}: its configuration is no mapping")
     if masks.connectivity is not None:

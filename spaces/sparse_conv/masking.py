@@ -9,20 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.sparse import DataMask, SparseMaskBlock, harden_channels, set_mask_mode
+from sparsemask.sparse import budget_loss, set_mask_mode
 
 
-def blocks(network: nn.Module) -> dict[str, SparseMaskBlock]:
-    """The network's sparse mask blocks by module name, in order."""
-    return {name: one for name, one in network.named_modules() if isinstance(one, SparseMaskBlock)}
+def blocks(network: nn.Module) -> dict[str, nn.Module]:
+    """The network's sparse mask blocks, those with channel logits `ch_mask`, by module name, in order."""
+    return {name: one for name, one in network.named_modules() if "ch_mask" in one._parameters}
+
+
+def channel_logits(block: nn.Module) -> Tensor:
+    """A block's channel logits as a view (layers, channels, 2), index 0 dense, however its checkpoints lay them out."""
+    logits = block.ch_mask
+    return logits[0].transpose(0, 1) if logits.ndim == 4 else logits
 
 
 def hard_masks(network: nn.Module) -> dict[str, np.ndarray]:
     """Every block's channel masks, bool (layers, channels), True is dense; ties are dense."""
-    return {
-        name: np.ascontiguousarray(harden_channels(block.ch_mask.detach()).cpu().numpy())
-        for name, block in blocks(network).items()
-    }
+    found = {}
+    for name, block in blocks(network).items():
+        dense, sparse = channel_logits(block).detach().unbind(-1)
+        found[name] = np.ascontiguousarray((dense >= sparse).cpu().numpy())
+    return found
 
 
 def apply_masks(network: nn.Module, channels: Mapping[str, np.ndarray], threshold: float = 0.5) -> None:
@@ -35,13 +42,12 @@ def apply_masks(network: nn.Module, channels: Mapping[str, np.ndarray], threshol
         odd = sorted(set(known) ^ set(channels))
         raise UseError(f"these masks are of another network: {len(channels)} modules for {len(known)} ({odd[0]})")
     for name, block in known.items():
-        wanted = torch.as_tensor(np.ascontiguousarray(np.atleast_2d(channels[name]).T))
-        if wanted.shape != block.ch_mask.shape[1:3]:
-            found = " x ".join(map(str, reversed(wanted.shape)))
-            expected = " x ".join(map(str, reversed(block.ch_mask.shape[1:3])))
+        wanted = torch.as_tensor(np.ascontiguousarray(np.atleast_2d(channels[name])))
+        logits = channel_logits(block).detach()
+        if wanted.shape != logits.shape[:2]:
+            found, expected = (" x ".join(map(str, shape)) for shape in (wanted.shape, logits.shape[:2]))
             raise UseError(f"these masks are of another network: {name} has {found} layers x channels for {expected}")
         with torch.no_grad():
-            logits = block.ch_mask[0]
             wrong = (logits[..., 0] >= logits[..., 1]) != wanted.to(logits.device)
             logits[wrong] = torch.stack([wanted, ~wanted], -1).to(logits)[wrong]
     set_threshold(network, threshold)
@@ -50,7 +56,7 @@ def apply_masks(network: nn.Module, channels: Mapping[str, np.ndarray], threshol
 def set_threshold(network: nn.Module, threshold: float) -> None:
     """Keep a location where P(keep) is above `threshold`, in all data masks; 0.5 is the argmax."""
     for module in network.modules():
-        if isinstance(module, DataMask):
+        if hasattr(module, "threshold") and hasattr(module, "logits"):
             module.threshold = float(threshold)
 
 
@@ -59,6 +65,14 @@ def fix_masks(network: nn.Module) -> None:
     set_mask_mode(network, "hard")
 
 
-def mean_kept(kept: list[Tensor]) -> float:
-    """Mean kept fraction over all modules and layers, of a network's `kept` after a forward pass."""
-    return float(torch.stack([one.detach().float().mean() for one in kept]).mean())
+def mean_kept(network: nn.Module, hard: bool = False) -> Tensor:
+    """Kept fraction of a network by its last forward pass, differentiable in soft masks. hard: as if they were hard.
+
+    The mean over all modules and layers; where the network says what share of the multiply-adds each layer has
+    (`kept_weights`), weighted by it.
+    """
+    kept = network.hard_kept if hard else network.kept
+    weights = getattr(network, "kept_weights", None)
+    if not weights:
+        return budget_loss(kept)
+    return torch.stack([(share * one).sum() for share, one in zip(weights, kept, strict=True)]).sum()

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spaces.sparse_conv.masking import blocks, mean_kept
 from sparsemask.engine import distributed
+from sparsemask.tables import table
 from sparsemask.timing import compare
 
 COLUMNS = ("kept", "executed", "dense", "ms", "dense_ms")
+
+
+def module_table(channels: dict[str, np.ndarray], by_module: dict[str, dict[str, float]]) -> str:
+    """What each module keeps, as text: dense channels of every layer, kept locations, kept fraction.
+
+    channels: hard channel masks (layers, channels). by_module: as :meth:`Watch.by_module` gives it.
+    """
+    rows = [
+        {**by_module[name], "module": name, "dense": f"{' '.join(map(str, mask.sum(1).tolist()))} of {mask.shape[1]}"}
+        for name, mask in channels.items()
+    ]
+    columns = {"module": "module", "dense": "dense channels by layer"}
+    return table(rows, {**columns, "locations": ("kept locations", ".3f"), "kept": ("kept fraction", ".3f")})
 
 
 class Watch:
@@ -20,7 +35,7 @@ class Watch:
 
     Args:
         space: the network's space.
-        network: in evaluation mode; after a call it has `kept` and `masks`.
+        network: in evaluation mode; after a call it has `kept` and `masks`. Pictures may be crops of clouds.
         arithmetic: where and in which precision (:class:`sparsemask.devices.Arithmetic`).
         rounds: timed calls of the sparse and of the dense form in turn, after one that is not; 0: no times.
         run: the call itself where it is not the network's own (tiles, ensembles); times are of that too.
@@ -61,7 +76,7 @@ class Watch:
                 found = compare(calls, self.rounds, warmup=1, device=pictures.device)
             times = [found["sparse"], found["dense"]]
         executed, dense = counter.get_total_flops() // 2, self.space.dense_cost(self.network, pictures)
-        self.rows.append([mean_kept(self.network.kept), executed, dense, *times])
+        self.rows.append([float(mean_kept(self.network)), executed, dense, *times])
         return out
 
     def table(self) -> Tensor:

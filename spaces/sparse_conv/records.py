@@ -13,7 +13,7 @@ from spaces.sparse_conv.measuring import COLUMNS, Watch
 from sparsemask import report as page
 from sparsemask import session
 from sparsemask.costs import count_parameters
-from sparsemask.engine import distributed
+from sparsemask.engine import data, distributed
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError
 from sparsemask.pictures import draw_curves
@@ -25,7 +25,7 @@ _ROUNDS = 3
 def evaluate_kept(model: nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
     """The task's figures of a network with masks, and `kept`, the mean kept fraction of its hard masks."""
     found = []
-    hook = model.register_forward_hook(lambda module, *_: found.append(mean_kept(module.kept)))
+    hook = model.register_forward_hook(lambda module, *_: found.append(float(mean_kept(module).detach())))
     try:
         figures = task.evaluate(model, arithmetic, options, limit=options.eval_limit)
     finally:
@@ -71,8 +71,8 @@ def conclude(opened: session.Session, model: nn.Module, task) -> dict:
     watch = Watch(space, model.eval(), opened.arithmetic, _ROUNDS, alone=True)
     for index in range(count):  # not by task.scores: only one process is here
         with opened.arithmetic.context():
-            watch(_pictures(task, index, opened.arithmetic))
-    found = entries(model, watch, f"{task.source('eval').title}, {count} pictures")
+            watch(_inputs(task, index, opened.arithmetic))
+    found = entries(model, watch, f"{task.measured_on()}, {count} {task.items}")
     run.note(**found)
     draw_curves(read_rows(run.metrics), run.pictures / "curves.png")
     task.draw(task.samples(model, opened.arithmetic, options), run.pictures / "samples.png")
@@ -81,21 +81,24 @@ def conclude(opened: session.Session, model: nn.Module, task) -> dict:
 
 
 def draw(space, model: nn.Module, task, arithmetic, path) -> None:
-    """The masks of the validation picture in which most is to tell: where modules differ most in what they keep."""
+    """The masks of the validation item in which most is to tell: where modules differ most in what they keep."""
     best = None
     for index in range(min(len(task.eval_data), _MEASURED)):
-        pictures = _pictures(task, index, arithmetic)
+        inputs = _inputs(task, index, arithmetic)
         with torch.no_grad(), arithmetic.context():
-            model(pictures)
+            model(inputs)
         shares = torch.stack([mask.float().mean() for mask in model.masks])
         spread = float((shares * (1 - shares)).sum())
         if best is None or spread > best[0]:
-            best = spread, task.eval_data.name(index), pictures, [mask[0, 0].cpu().numpy() for mask in model.masks]
+            masks = [mask[0, 0].cpu().numpy() for mask in model.masks]
+            best = spread, task.eval_data.name(index), inputs, masks
     if best is None:
-        raise UseError("no validation pictures")
-    _, name, pictures, masks = best
-    space.draw_masks(pictures[0].float().cpu(), masks, path, f"Where each module computes: {name}")
+        raise UseError(f"no validation {task.items}")
+    _, name, inputs, masks = best
+    space.draw_masks(inputs.to("cpu", torch.float32), masks, path, f"Where each module computes: {name}")
 
 
-def _pictures(task, index: int, arithmetic) -> torch.Tensor:
-    return task.eval_data[index][0][None].to(arithmetic.device, arithmetic.parameters)
+def _inputs(task, index: int, arithmetic):
+    """A batch of one."""
+    inputs, _ = data.collate(task.eval_data, [task.eval_data[index]])
+    return inputs.to(arithmetic.device, arithmetic.parameters)

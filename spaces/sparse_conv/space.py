@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from spaces import register
 from spaces.sparse_conv import shared
-from spaces.sparse_conv.masking import apply_masks
+from spaces.sparse_conv.masking import apply_masks, hard_masks
 from spaces.sparse_conv.smsr import SMSR
 from spaces.sparse_conv.tiles import self_ensemble, upscale
+from sparsemask.costs import count_parameters
 from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
-from sparsemask.options import positive
+from sparsemask.options import natural, positive
+from sparsemask.tables import format_count
 
 _FIXED = ("scale", "n_feats", "n_modules", "n_layers", "reduction")
 
@@ -33,6 +35,12 @@ class SMSRSpace:
         group.add_argument("--n_modules", type=positive, default=5, help="sparse mask modules (default: 5)")
         group.add_argument(
             "--pretrained_model", default=None, help="weights of the whole network: any checkpoint or safetensors file"
+        )
+
+    def add_eval_options(self, group) -> None:
+        """Flags of evaluation."""
+        group.add_argument(
+            "--tile", type=natural, default=0, help="large pictures in tiles of so many pixels (default: 0)"
         )
 
     def supernet(self, config) -> SMSR:
@@ -80,6 +88,18 @@ class SMSRSpace:
 
         return multiply_adds(network, *picture.shape[-2:], published) * len(picture)
 
+    def published_row(self, network: SMSR, share: float) -> str:
+        """Size and cost as papers give them: parameters, and multiply-adds of an output of 1280 × 720."""
+        scale = network.config["scale"]
+        picture = torch.empty(1, 3, 720 // scale, 1280 // scale, device="meta")
+        dense, printed = (self.dense_cost(network, picture, published) for published in (False, True))
+        count = count_parameters(network) - sum(2 * mask.size for mask in hard_masks(network).values())
+        return (
+            f"at 1280x720: {format_count(count, 'k')} parameters, multiply-adds "
+            f"{dense / 1e9:.1f} G dense ({printed / 1e9:.1f} G as published papers count), "
+            f"{share * dense / 1e9:.1f} G at these pictures' share"
+        )
+
     def dense_form(self, network: SMSR) -> nn.Module:
         """The same weights without masks, to be timed against."""
         from spaces.sparse_conv.dense import DenseForm
@@ -105,11 +125,11 @@ class SMSRSpace:
         form = self.dense_form(network)
         return self_ensemble(form, pictures) if ensemble else form(pictures)
 
-    def draw_masks(self, picture: Tensor, masks: list, path, title: str | None = None) -> None:
-        """Draw data masks, bool arrays (H, W), over their picture (3, H, W) of 0 to 255."""
+    def draw_masks(self, inputs: Tensor, masks: list, path, title: str | None = None) -> None:
+        """Draw data masks, bool arrays (H, W), over their picture (1, 3, H, W) of 0 to 255."""
         from sparsemask.pictures.overlay import draw_masks
 
-        draw_masks(picture.clamp(0, 255).round().byte().permute(1, 2, 0).numpy(), masks, path, title)
+        draw_masks(inputs[0].clamp(0, 255).round().byte().permute(1, 2, 0).numpy(), masks, path, title)
 
 
 register("smsr", SMSRSpace())

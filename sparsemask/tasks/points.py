@@ -49,6 +49,7 @@ class PointsTask:
         "vote_smooth",
         "vote_until",
     )
+    items = "crops"
     least_share = 1  # a crop has enough points for batch norm
     add_options = staticmethod(add_options)
 

@@ -44,6 +44,12 @@ class PointScores(SegmentationScores):
         """Mean recall of the classes that occur."""
         return float(self.recall[self.present].mean()) if self.present.any() else float("nan")
 
+    protocol = "of labelled points"
+
+    def summary(self) -> str:
+        """The means in a line."""
+        return f"mIoU {self.miou:.4f}  OA {self.oa:.4f}  mAcc {self.macc:.4f}"
+
     @property
     def figures(self) -> dict[str, float]:
         """mIoU, overall accuracy, mean accuracy."""
@@ -63,8 +69,7 @@ def score_text(scores: PointScores, classes: list[str], measured_on: str) -> str
     absent = scores.absent(classes)
     if absent:
         lines.append(f"absent from these clouds, and left out of the means: {', '.join(absent)}")
-    said = f"mIoU {scores.miou:.4f}  OA {scores.oa:.4f}  mAcc {scores.macc:.4f}  "
-    lines.append(f"{said}({measured_on}, {int(scores.matrix.sum())} points)")
+    lines.append(f"{scores.summary()}  ({measured_on}, {int(scores.matrix.sum())} points)")
     return "\n".join(lines)
 
 

@@ -36,6 +36,7 @@ class SuperResolutionTask:
     data_flags = ("hr_path", "dir_data", "data_test")
     score_flags = ("scale", "data_range", "ssim_divisor", "crop_even")
     sample_words = "the embedded pictures"
+    items = "pictures"
 
     def __init__(self, options: argparse.Namespace):
         if getattr(options, "scale", None) is None:
@@ -111,6 +112,10 @@ class SuperResolutionTask:
                 said.append(f"{size:.1f} GB, decoded for every patch; --ext sep keeps them decoded on the disk")
             if said and distributed.rank() == 0:
                 say(f"{which} pictures: {'; '.join(said)}", sys.stderr)
+
+    def measured_on(self) -> str:
+        """The validation pictures in words."""
+        return self.source("eval").title
 
     def count(self, target: torch.Tensor) -> float:
         """What the loss of a batch (N,3,H,W) is to be divided by: its values."""
@@ -192,6 +197,10 @@ class SuperResolutionTask:
         from sparsemask.pictures.super_resolution import draw_psnr
 
         draw_psnr(scores.names, scores.bicubic_psnrs, scores.psnrs, folder / "psnr.png")
+
+    def write(self, folder: Path, index: int, prediction: torch.Tensor) -> None:
+        """Write the prediction (3,H,W) of a validation picture into a folder, under its name."""
+        self.save(folder / f"{self.eval_data.name(index)}.png", prediction)
 
     def save(self, path: Path, prediction: torch.Tensor) -> None:
         """Write a prediction (3,H,W) of 0 to 255 as a PNG."""

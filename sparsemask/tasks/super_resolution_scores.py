@@ -50,6 +50,15 @@ class SuperResolutionScores:
     bicubic_ssims: np.ndarray
     protocol: Protocol = field(default_factory=lambda: Protocol(2))
 
+    columns = {
+        "picture": "picture", "size": "size", "bicubic_psnr": ("bicubic dB", ".2f"), "psnr": ("PSNR dB", ".3f"),
+        "ssim": ("SSIM", ".4f"),
+    }  # fmt: skip
+
+    def summary(self) -> str:
+        """The means in a line."""
+        return f"PSNR {self.psnr:.3f} dB  SSIM {self.ssim:.4f}"
+
     @property
     def psnr(self) -> float:
         """Mean PSNR of the pictures that differ from the truth; infinite if all are equal to it."""
