@@ -61,6 +61,8 @@ def test_every_kind_of_file(name, has, save, tmp_path):
         ("a.npy", lambda path: np.save(path, XYZ[:, :2]), "expected"),
         ("a.npy", lambda path: np.save(path, np.array([None, 1], object)), "not readable as an array"),
         ("a.npy", lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v"), "not readable as an array"),
+        ("a.npy", lambda path: np.save(path, np.column_stack([XYZ, -XYZ])), "colours that are negative"),
+        ("a.npy", lambda path: np.save(path, np.column_stack([XYZ, XYZ * np.nan])), "not finite"),
         ("a.npz", lambda path: path.write_bytes(b"PK\x03\x04"), "not readable as an archive"),
         ("a.npz", lambda path: np.savez(path, what=XYZ), "no array 'xyz' in it, but what"),
         ("a.npz", lambda path: np.savez(path, xyz=XYZ, labels=np.zeros(3, int)), "3 labels for 4 points"),

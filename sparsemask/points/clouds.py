@@ -85,6 +85,8 @@ def read_cloud(path: str | os.PathLike) -> Cloud:
     for what, values in (("colours", colours), ("labels", labels)):
         if values is not None and len(values) != len(xyz):
             raise UseError(f"{path}: {len(values)} {what} for {len(xyz)} points")
+    if colours is not None and not colours.min() >= 0:
+        raise UseError(f"{path}: colours that are negative or not finite")
     if labels is not None:
         labels = labels.astype(np.int32)
     return Cloud(path.stem, xyz, None if colours is None else unit_colours(colours), labels)
