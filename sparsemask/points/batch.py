@@ -67,5 +67,5 @@ class PointBatch:
         return PointBatch(
             torch.cat([one.features for one in samples]),
             [torch.cat([one.neighbours[level] for one in samples]) for level in levels],
-            [torch.cat([one.upsample[level] for one in samples]) for level in levels[1:]],
+            [torch.cat([one.upsample[level] for one in samples]) for level in levels[:-1]],
         )
