@@ -44,7 +44,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
     if found.get("space", options.space) != options.space:
         raise UseError(f"{path}: a checkpoint of space '{found['space']}', not of '{options.space}'")
     space = spaces.get(options.space)
-    network = space.build(bare_state(found, path), path)
+    network = space.build(bare_state(found, path), path, found.get("config"))
     config = space.config_of(network)
     settle_data(options, found.get("config") or {}, config)
     task = tasks.get(options.task, options)

@@ -38,7 +38,8 @@ def evaluation_text(
     found = cost_rows(costs)
     mean = found[-1]
     timed = {k: v for k, v in _COSTS.items() if options.rounds or k not in _TIMES}
-    if hasattr(scores, "rows"):  # a row a picture, and one of the means
+    by_picture = hasattr(scores, "rows")  # and one of the means
+    if by_picture:
         rows = [{**quality, **cost} for quality, cost in zip(scores.rows(), found, strict=True)]
         lines = [table(rows, {**scores.columns, **timed})]
     else:
@@ -48,7 +49,8 @@ def evaluation_text(
             table([{"on": f"mean of {task.items}", **mean}], {"on": "on", **timed}),
         ]
     lines += ["", module_table(hard_masks(model), by_module), ""]
-    said = f"{scores.summary()}  kept {mean['kept']:.3f}  multiply-adds {100 * mean['share']:.1f} % of dense"
+    said = f"{scores.summary()}  " if by_picture else ""
+    said += f"kept {mean['kept']:.3f}  multiply-adds {100 * mean['share']:.1f} % of dense"
     if options.rounds:
         said += f"  {mean['gain']:.2f} times as fast as dense"
     lines.append(said)

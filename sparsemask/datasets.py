@@ -53,7 +53,7 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
         return {name: str(path) for name, path in _voc_paths(voc).items()}, "short", None
     if not kind.reads_voc:
         flag = getattr(kind, "data_flags", ("data_root",))[0]
-        line = f"no data named for --task {task} (--{flag} FOLDER)"
+        line = getattr(kind, "no_data", f"no data named for --task {task} (--{flag} FOLDER)")
         words = getattr(kind, "sample_words", "drawn pictures")
         if words is None:
             raise UseError(f"{line}, and none comes with the toolkit")

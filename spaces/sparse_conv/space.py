@@ -70,8 +70,8 @@ class SMSRSpace:
         """What a mask file says of the network."""
         return network.config
 
-    def build(self, state: Mapping[str, Tensor], what: object) -> SMSR:
-        """The network of a state dict, in evaluation mode; the weights say what to build."""
+    def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMSR:
+        """The network of a state dict, in evaluation mode; the weights say what to build, whatever else is said."""
         return shared.build(state, what)
 
     def load(self, path) -> SMSR:

@@ -60,7 +60,8 @@ class PointsTask:
     tilt = 0.0  # degrees
     centred = False
     hold = True  # all clouds in memory
-    sample_words = "the generated rooms (sparsemask prepare-points prepares real ones)"
+    sample_words = "the generated rooms"
+    no_data = "no clouds named (--task s3dis or semantickitti, --data_root FOLDER; sparsemask prepare-points makes it)"
     defaults: dict = {}
     """What flags are that nobody has set: the published numbers."""
 
@@ -243,4 +244,4 @@ class PointsTask:
         from sparsemask.pictures.points import draw_clouds
 
         _, xyz, _, truth, prediction = samples[0]
-        draw_clouds(path, xyz, {"truth": truth, "prediction": prediction}, list(self.classes), self.palette)
+        draw_clouds(path, xyz, {"truth": truth, "prediction": prediction}, list(self.classes))

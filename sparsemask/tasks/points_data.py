@@ -19,6 +19,7 @@ from sparsemask.errors import UseError
 from sparsemask.points.batch import PointBatch
 from sparsemask.points.clouds import IGNORED, Cloud, CloudFile
 from sparsemask.points.graph import build_graph
+from sparsemask.points.order import shell_order
 from sparsemask.tasks.points_sampling import Pick, Planner, Possibilities, nearest, squared_distances
 
 SHUFFLE = 13  # stream of randomness
@@ -107,6 +108,7 @@ def cut(
     if len(indices) < settings.n_points:
         indices = np.concatenate([indices, rng.choice(indices, settings.n_points - len(indices))])
     indices = indices[rng.permutation(len(indices))]
+    indices = indices[shell_order(cloud.xyz[indices], settings.ratio, settings.levels)]
     xyz = cloud.xyz[indices]
     if settings.centred:
         xyz = xyz - pick.centre
