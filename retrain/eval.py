@@ -3,6 +3,7 @@
     python retrain/eval.py                                             the newest retrain run
     python retrain/eval.py --run runs/NAME                             another one
     python retrain/eval.py --pretrained_model FILE --mask_path M       any weights, public ones included
+    python retrain/eval.py --space smpointseg --six_fold FOLDER ...    written predictions of all areas as one
 
 Prints the task's figures (segmentation: mean IoU and a table by class); --out FOLDER writes every prediction.
 """
@@ -58,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name in given:
                 raise UseError(f"--run {given['run']} and --{name} {given[name]}: give the one or the other")
     given.setdefault("space", space)
+    family = importlib.import_module(f"retrain.{spaces.get(space).family}")
+    if given.get("six_fold"):
+        family.pool_predictions(made.resolve(given))
+        return 0
     run = None
     if not given.get("pretrained_model"):
         run = (
@@ -65,7 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             if given.get("run")
             else runs.newest(given.get("exp_path", "runs"), "retrain", space)
         )
-    family = importlib.import_module(f"retrain.{spaces.get(space).family}")
     options, model, where = family.restore(made, given, run)
     session.prepare(options)
     family.evaluate(options, model, where, run)

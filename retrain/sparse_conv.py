@@ -185,6 +185,8 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
         what = Path(options.pretrained_model)
     options.given = given
     model = space.load(what)
+    if hasattr(space, "set_reading"):
+        space.set_reading(model, options)
     settle_config(options, space.config_of(model), what)
     if options.mask_path:
         masks = files.load_masks(options.mask_path)
@@ -227,6 +229,11 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
             say(f"report: {page.write_report(run)}")
         except OSError as error:  # the figures are out; a folder that may not be written is not worth failing for
             session.warn(f"not written into {run.folder}: {describe(error) or error}")
+
+
+def pool_predictions(options: argparse.Namespace) -> None:
+    """Print the scores of the predictions of several evaluations as one."""
+    say(tasks.find(options.task).pooled_text(options.six_fold))
 
 
 def _calls(space, model: torch.nn.Module, options: argparse.Namespace) -> dict:

@@ -5,10 +5,12 @@
     sparsemask retrain     build, train and evaluate the small network
     sparsemask eval        evaluate it
     sparsemask upscale     enlarge a picture by a super-resolution network, and show where it computed
+    sparsemask segment-points  a class for every point of a cloud, with pictures and a page to turn it in
     sparsemask analyse     how many activations of a network are zero, channel by channel
     sparsemask study       search, prune and retrain many times; the Pareto front and its masks
     sparsemask report      one page on a run, report.html in its folder, written anew
     sparsemask prepare     prepare PASCAL VOC 2012 + SBD from the public archives
+    sparsemask prepare-points  prepare S3DIS, SemanticKITTI or generated rooms
     sparsemask check       open every picture and label of a data set and say what is wrong
     sparsemask sample      draw the embedded sample set
     sparsemask demo        all of it on the sample set, in minutes, with a table and pictures
@@ -32,10 +34,12 @@ VERBS = {
     "retrain": "retrain.train",
     "eval": "retrain.eval",
     "upscale": "sparsemask.cli.upscale",
+    "segment-points": "sparsemask.cli.segment_points",
     "analyse": "sparsemask.cli.analyse",
     "study": "search.study",
     "report": "sparsemask.cli.report",
     "prepare": "VOC12.prepare",
+    "prepare-points": "sparsemask.points.prepare",
     "check": "VOC12.check",
     "sample": "VOC12.sample",
     "demo": "sparsemask.cli.demo",

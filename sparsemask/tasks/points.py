@@ -222,6 +222,11 @@ class PointsTask:
 
         draw_confusion(scores.matrix, list(self.classes), folder / "confusion.png")
 
+    @classmethod
+    def pooled_text(cls, folders: list[str]) -> str:
+        """The scores of several evaluations' predictions as one."""
+        raise UseError("--six_fold is for --task s3dis")
+
     def write(self, folder: Path, index: int, prediction: np.ndarray) -> Path:
         """Write the classes (N_original,) of validation cloud `index` below a folder; returns the file."""
         raise NotImplementedError
@@ -242,6 +247,10 @@ class PointsTask:
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write truth | prediction of the first sample."""
         from sparsemask.pictures.points import draw_clouds
+        from sparsemask.pictures.points_layers import error_layer
 
-        _, xyz, _, truth, prediction = samples[0]
-        draw_clouds(path, xyz, {"truth": truth, "prediction": prediction}, list(self.classes))
+        name, xyz, colours, truth, prediction = samples[0]
+        panels = {"truth": truth, "prediction": prediction, "errors": error_layer(prediction, truth)}
+        if colours is not None:
+            panels = {"colours": np.rint(255 * colours).astype(np.uint8), **panels}
+        draw_clouds(path, xyz, panels, list(self.classes), title=name)

@@ -52,9 +52,14 @@ class SemanticKITTITask(PointsTask):
         """As published, from the training sequences' counts."""
         return torch.from_numpy(kitti.WEIGHTS)
 
+    @staticmethod
+    def raw_labels(prediction: np.ndarray) -> bytes:
+        """Classes (N,) as a `.label` file holds them: raw labels, uint32."""
+        return kitti.raw_labels(prediction).astype("<u4").tobytes()
+
     def write(self, folder: Path, index: int, prediction: np.ndarray) -> Path:
         """sequences/NN/predictions/SCAN.label with raw labels, uint32, as the benchmark takes them."""
         sequence, scan = self.clouds("eval").names[index].split("/")
         path = Path(folder) / "sequences" / sequence / "predictions" / f"{scan}.label"
-        write_bytes(path, kitti.raw_labels(prediction).astype("<u4").tobytes())
+        write_bytes(path, self.raw_labels(prediction))
         return path

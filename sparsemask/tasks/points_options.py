@@ -39,5 +39,12 @@ def add_options(group) -> None:
         help="evaluation: vote until the least possibility is above it (default: 0.5, as published)",
     )
     group.add_argument(
+        "--six_fold",
+        nargs="+",
+        default=None,
+        metavar="FOLDER",
+        help="s3dis: evaluation prints the pooled scores of all predictions below these folders, and does nothing else",
+    )
+    group.add_argument(
         "--vote_limit", type=natural, default=0, help="evaluation: only the first clouds, 0: all (default: 0)"
     )

@@ -12,7 +12,7 @@ from sparsemask.points import s3dis
 from sparsemask.points.clouds import CloudFile
 from sparsemask.points.labels import class_weights
 from sparsemask.tasks.points import PointsTask
-from sparsemask.tasks.points_scores import write_pair
+from sparsemask.tasks.points_scores import pooled_text, write_pair
 
 
 class S3DISTask(PointsTask):
@@ -54,6 +54,11 @@ class S3DISTask(PointsTask):
 
         return self._once("weights", counted)
 
+    @classmethod
+    def pooled_text(cls, folders: list[str]) -> str:
+        """The scores of the predictions of all areas as one table."""
+        return pooled_text(folders, list(cls.classes), s3dis.ROOMS)
+
     def write(self, folder: Path, index: int, prediction: np.ndarray) -> Path:
         """ROOM.ply with the properties pred and label."""
         clouds = self.clouds("eval")
@@ -64,6 +69,11 @@ class S3DISTask(PointsTask):
 
 class SampleTask(S3DISTask):
     """The generated rooms."""
+
+    @classmethod
+    def pooled_text(cls, folders: list[str]) -> str:
+        """The scores of the predictions of all areas as one table; how many rooms there are is not known."""
+        return pooled_text(folders, list(cls.classes), {})
 
     def __init__(self, options):
         if options.data_root:

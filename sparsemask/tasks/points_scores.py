@@ -81,6 +81,18 @@ def write_pair(path: Path, prediction: np.ndarray, truth: np.ndarray | None) -> 
     write_ply(path, columns)
 
 
+def pooled_text(folders: Iterable[str | Path], classes: list[str], expected: dict[int, int]) -> str:
+    """The scores of all predictions below some folders as a table, and how many rooms of each area are missing.
+
+    expected: rooms of every area.
+    """
+    scores, rooms = pooled(folders, len(classes))
+    said = ", ".join(f"area {area}: {count}" for area, count in sorted(rooms.items()))
+    missing = [f"area {a}: {n - rooms.get(a, 0)} of {n}" for a, n in expected.items() if rooms.get(a, 0) < n]
+    note = f"\nnote: rooms that are not there: {', '.join(missing)}" if missing else ""
+    return score_text(scores, classes, f"rooms of {said}") + note
+
+
 def pooled(folders: Iterable[str | Path], n_class: int) -> tuple[PointScores, dict[int, int]]:
     """The scores of all points in the prediction files Area_a_room.ply below some folders; and rooms by area.
 

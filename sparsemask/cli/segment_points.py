@@ -1,0 +1,157 @@
+"""Segment points: a class for every point of a cloud, by a network that computes only where it must.
+
+    sparsemask segment-points IN.bin OUT.label --weights FILE      a LiDAR scan, raw SemanticKITTI labels
+    sparsemask segment-points IN.ply OUT.ply --weights FILE        a room with colours; any of .ply .bin .npy .npz
+    sparsemask segment-points IN OUT --weights FILE --show DIR     also draw classes and kept points
+    sparsemask segment-points IN OUT --weights FILE --web P.html   also a page in which the cloud is turned by mouse
+
+OUT.ply holds x, y, z, pred and the classes' colours, OUT.npz xyz, pred and names. Weights: a public checkpoint, a
+run's, or its network.safetensors; a run's own configuration says how its clouds were thinned out and cut, else they are
+as published. Scans go through in one pass, rooms crop by crop with votes; --votes and --whole choose.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sparsemask.errors import UseError, command
+from sparsemask.options import Parser, factor, positive
+
+SUFFIXES = (".ply", ".label", ".npz")
+
+
+def parser() -> Parser:
+    """The command's flags."""
+    made = Parser("segment-points", prog="sparsemask segment-points", description=__doc__)
+    made.add_argument("cloud", metavar="IN", help="the cloud: .bin (float32 x, y, z, remission), .ply, .npy or .npz")
+    made.add_argument("out", metavar="OUT", help="the file to write: .ply, .label or .npz")
+    made.add_argument("--weights", required=True, help="the network's weights")
+    made.add_argument("--show", metavar="DIR", default=None, help="draw classes and kept points into a folder")
+    made.add_argument("--web", metavar="HTML", default=None, help="write a page that shows the cloud")
+    made.add_argument("--grid", type=factor, default=None, help="side of the voxels in metres (default: as trained)")
+    made.add_argument("--n_points", type=positive, default=None, help="points of a crop (default: as trained)")
+    way = made.add_mutually_exclusive_group()
+    way.add_argument("--votes", action="store_true", default=None, help="by votes of overlapping crops, as published")
+    way.add_argument("--whole", action="store_true", help="the whole cloud in one pass")
+    made.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
+    made.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    return made
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    options = parser().parse_args(argv)
+    out = check_output(Path(options.out), options.show, options.web)
+
+    from spaces.sparse_conv.masking import mean_kept
+    from sparsemask.devices import arithmetic
+    from sparsemask.points.clouds import read_cloud
+    from sparsemask.sparse import set_backend
+    from sparsemask.tasks.points_whole import recipe, segment
+
+    network, said = load(Path(options.weights))
+    where = arithmetic(options.gpu)
+    set_backend(network.to(where.device), options.backend)
+    made = recipe(network, said, options.weights, n_points=options.n_points, grid=options.grid)
+    if out.suffix == ".label" and not hasattr(made.task, "raw_labels"):
+        raise UseError(f"{out}: .label files hold SemanticKITTI's labels, and these weights are of other classes: .ply")
+    began = time.perf_counter()
+    cloud = read_cloud(options.cloud)
+    read = time.perf_counter() - began
+    found = segment(
+        cloud, network, made, where, False if options.whole else options.votes, lambda one: float(mean_kept(one))
+    )
+    write(out, cloud, found.classes, made)
+    steps = {"read": read, **found.seconds}
+    said = ", ".join(f"{name} {spent:.2f}" for name, spent in steps.items())
+    print(
+        f"{options.cloud} ({len(cloud)} points) -> {out}: {sum(steps.values()):.2f} s ({said}); {len(found.thin)} "
+        f"points {made.grid:g} m apart; kept {100 * found.kept:.0f} % ({options.weights})"
+    )
+    for path in show(cloud, found, made, options.show, options.web):
+        print(f"written: {path}")
+    return 0
+
+
+def check_output(out: Path, show: str | None, web: str | None) -> Path:
+    """The file to write; UseError, before any work, where something could not be written."""
+    if out.suffix.lower() not in SUFFIXES:
+        raise UseError(f"{out}: written are {', '.join(SUFFIXES)}")
+    if web is not None and Path(web).suffix.lower() not in (".html", ".htm"):
+        raise UseError(f"--web {web}: a page is written as .html")
+    for path in filter(None, (out, Path(web) if web else None)):
+        if not path.parent.is_dir():
+            raise UseError(f"{path}: no such folder: {path.parent}")
+    if show is not None and Path(show).exists() and not Path(show).is_dir():
+        raise UseError(f"--show {show}: is a file, expected a folder")
+    return out
+
+
+def load(path: Path) -> tuple[object, Mapping]:
+    """(the network, the configuration of the run it comes from or an empty one)."""
+    import yaml
+
+    import spaces
+    from sparsemask.weights import file_space, read_checkpoint
+
+    name = file_space(path) or "smpointseg"
+    if name != "smpointseg":
+        raise UseError(f"{path}: weights of space '{name}', not of 'smpointseg'")
+    network = spaces.get(name).load(path)
+    said = read_checkpoint(path).get("config") if path.suffix != ".safetensors" else None
+    beside = path.parent / "config.yaml"
+    if said is None and beside.is_file():
+        try:
+            said = yaml.safe_load(beside.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UseError(f"{beside}: not readable as YAML ({error})") from None
+    return network, said if isinstance(said, Mapping) else {}
+
+
+def write(path: Path, cloud, classes: np.ndarray, made) -> None:
+    """Write the classes (N,) of a cloud's points."""
+    from sparsemask.files import write_bytes
+    from sparsemask.pictures.points_layers import class_colours
+    from sparsemask.points.ply import write_ply
+
+    kind = path.suffix.lower()
+    if kind == ".label":
+        write_bytes(path, made.task.raw_labels(classes))
+        return
+    if kind == ".npz":
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, xyz=cloud.xyz, pred=classes.astype(np.uint8), names=np.array(made.names))
+        write_bytes(path, buffer.getvalue())
+        return
+    columns = dict(zip("xyz", cloud.xyz.T, strict=True)) | {"pred": classes.astype(np.uint8)}
+    colours = class_colours(made.names)[classes]
+    columns |= dict(zip(("red", "green", "blue"), colours.T, strict=True))
+    if cloud.labels is not None:
+        columns["label"] = cloud.labels
+    write_ply(path, columns, comment="classes: " + " ".join(made.names))
+
+
+def show(cloud, found, made, folder: str | None, web: str | None) -> list[Path]:
+    """Draw what was asked for; returns the files."""
+    from sparsemask.pictures.points import draw_clouds, draw_kept
+    from sparsemask.pictures.points_viewer import write_viewer
+
+    files = []
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for view in ("perspective", "bird"):
+            path = Path(folder) / f"{cloud.name}_{view}.png"
+            files.append(draw_clouds(path, cloud.xyz, {"prediction": found.classes}, made.names, view=view))
+        files.append(draw_kept(Path(folder) / f"{cloud.name}_kept.png", found.crop, found.masks))
+    if web is not None:
+        layers = {"prediction": found.classes}
+        if cloud.colours is not None:
+            layers["colours"] = np.rint(255 * cloud.colours).astype(np.uint8)
+        files.append(write_viewer(web, cloud.xyz, layers, made.names, title=cloud.name))
+    return files
