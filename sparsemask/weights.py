@@ -24,7 +24,7 @@ from sparsemask.errors import UseError, one_line
 from sparsemask.files import write_bytes
 
 # Where the tensors stand inside a checkpoint: ours, then the names public checkpoints use.
-_ENTRIES = ("model", "state_dict")
+_ENTRIES = ("model", "state_dict", "model_state_dict")
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:

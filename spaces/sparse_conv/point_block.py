@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.sparse_conv.point_layers import BasicConv, PointConv, RowNorm
+from spaces.sparse_conv.point_layers import BasicConv, PointConv, RowNorm, folded_of, numbers
 from sparsemask.errors import UseError
 from sparsemask.sparse import backends, gumbel_mask, kept_fraction
 from sparsemask.sparse.derived import Derived
-from sparsemask.sparse.point_block import Folded, sparse_block
+from sparsemask.sparse.point_block import Folded, row_linear, sparse_block
 from sparsemask.sparse.point_conv import Level
 
 _folded = Derived()
@@ -136,9 +136,9 @@ class SparsePointBlock(nn.Module):
         """The mask branch's logits in evaluation."""
         x = rows
         for layer in self.pt_mask:
-            weight, table, bias = _folded.get(_tensors(layer), layer.folded, "layer")
+            weight, table, bias = folded_of(layer)
             if table is None:
-                x = F.linear(x, weight, bias).relu_()
+                x = row_linear(x, weight, bias)
             else:
                 x = torch.ops.sparsemask.point_conv(
                     x, weight, table, bias, level.xyz, level.neighbours, level.cells, layer.relu
@@ -147,7 +147,10 @@ class SparsePointBlock(nn.Module):
 
     def _skip(self, rows: Tensor, level: Level, mask: Tensor, dense: Tensor, reading: Reading) -> Tensor:
         """The block in evaluation, skipping what the hard masks drop."""
-        folded = _folded.get(_tensors(self), lambda: self.folded(reading.tail_bias_count), reading.tail_bias_count)
+        parts = [*self.body, self.tail, *([self.shortcut] if self.inputs != self.outputs else [])]
+        sources = [t.detach() for part in parts for t in numbers(part)]
+        count = reading.tail_bias_count
+        folded = _folded.get(sources, lambda: self.folded(count), count)
         return sparse_block(rows, level, mask[:, 0], dense, folded, reading.s2d == "gated")
 
     def folded(self, bias_count: int = 1) -> Folded:
@@ -197,9 +200,3 @@ class SparsePointBlock(nn.Module):
         if self.inputs != self.outputs:
             rows = self.shortcut[1](F.linear(rows, self.shortcut[0].weight[:, :, 0]))
         return F.relu(y + rows)
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    """All of a module's numbers that evaluation depends on, but the masks'."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    return [t.detach() for name, t in named if t.is_floating_point() and not name.startswith(("pt_mask", "ch_mask"))]

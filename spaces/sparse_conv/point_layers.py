@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsemask.sparse.derived import Derived
+from sparsemask.sparse.point_block import row_linear
 from sparsemask.sparse.point_conv import SIZE, Level, mixed_point_conv, point_conv
+
+_folded = Derived()
 
 
 class RowNorm(nn.BatchNorm1d):
@@ -114,15 +119,26 @@ class Join(BasicConv):
 
     def forward(self, coarse: Tensor, nearest: Tensor, skip: Tensor) -> Tensor:
         """coarse (R_c, C_c), nearest (R_f,) int32 rows of it, skip (R_f, C_f) to (R_f, C_f)."""
-        return F.relu(self.norm(self._joined(coarse, nearest, skip, self.conv.weight)))
+        width = coarse.shape[1]
+        copies = F.linear(coarse, self.conv.weight[:, :width]).index_select(0, nearest)
+        return F.relu(self.norm(torch.addmm(copies, skip, self.conv.weight[:, width:].t())))
 
     def infer(self, coarse: Tensor, nearest: Tensor, skip: Tensor) -> Tensor:
         """The same in evaluation."""
-        weight, _, bias = self.folded()
-        return self._joined(coarse, nearest, skip, weight, bias).relu_()
+        left, right, bias = folded_of(self, lambda: self._halves(coarse.shape[1]))
+        return row_linear(skip, right, bias, row_linear(coarse, left, relu=False), nearest)
 
-    @staticmethod
-    def _joined(coarse: Tensor, nearest: Tensor, skip: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        width = coarse.shape[1]
-        copies = F.linear(coarse, weight[:, :width], bias).index_select(0, nearest)
-        return torch.addmm(copies, skip, weight[:, width:].t())
+    def _halves(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        weight, _, bias = self.folded()
+        return weight[:, :width].contiguous(), weight[:, width:].contiguous(), bias
+
+
+def folded_of(module: nn.Module, make=None):
+    """What `make`, or the layer's `folded`, makes of a module's weights and statistics, kept until they change."""
+    return _folded.get([t.detach() for t in numbers(module)], make or module.folded, type(module).__name__)
+
+
+def numbers(module: nn.Module) -> Iterator[Tensor]:
+    """All of a module's floating-point numbers."""
+    yield from module.parameters()
+    yield from (buffer for buffer in module.buffers() if buffer.is_floating_point())

@@ -12,17 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spaces.sparse_conv.point_block import Reading, SparsePointBlock
-from spaces.sparse_conv.point_layers import BasicConv, Join
+from spaces.sparse_conv.point_layers import BasicConv, Join, folded_of
 from sparsemask.errors import UseError
 from sparsemask.points.batch import PointBatch
-from sparsemask.sparse.derived import Derived
+from sparsemask.sparse.point_block import row_linear
 from sparsemask.sparse.point_conv import Level, cells, native
 
 CONFIGS = {
     "s3dis": {"d_in": 6, "n_class": 13, "channels": (32, 64, 128, 256, 512), "n_neighbors": 16, "radius": 0.05},
     "semantickitti": {"d_in": 3, "n_class": 19, "channels": (36, 72, 144, 288), "n_neighbors": 16, "radius": 0.1},
 }
-_folded = Derived()
 
 
 class SMPointSeg(nn.Module):
@@ -123,17 +122,15 @@ class SMPointSeg(nn.Module):
         for stage, nearest, skip in zip(self.decoder, batch.upsample, reversed(skips[:-1]), strict=True):
             at = _global(nearest, len(rows) // count).view(-1)
             rows = stage(rows, at, skip) if self.training else stage.infer(rows, at, skip)
-        hidden = self._plain(self.tail[0], rows)
-        logits = F.linear(self.tail[1](hidden), self.tail[2].conv.weight)
+        logits = self._plain(self.tail[2], self.tail[1](self._plain(self.tail[0], rows)))
         return logits.view(count, size, self.n_class).transpose(1, 2), kept, hard_kept, masks
 
     def _plain(self, layer: BasicConv, rows: Tensor) -> Tensor:
         """A 1×1 layer; in evaluation with the batch norm folded in."""
         if self.training:
             return layer(rows)
-        sources = [t.detach() for t in (*layer.parameters(), *layer.buffers()) if t.is_floating_point()]
-        weight, _, bias = _folded.get(sources, layer.folded)
-        return F.linear(rows, weight, bias).relu_()
+        weight, _, bias = folded_of(layer)
+        return row_linear(rows, weight, bias, relu=layer.relu)
 
     def _levels(self, batch: PointBatch) -> tuple[list[Level], list[Level]]:
         """Every level's points as rows: for the mask branches, and as the point convolutions read them."""

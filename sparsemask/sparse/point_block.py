@@ -157,3 +157,42 @@ def _(rows, weight, table, bias, xyz, neighbours, cells, relu):
 @register_flop_formula(torch.ops.sparsemask.point_conv)
 def _conv_flops(rows, weight, table, bias, xyz, neighbours, cells, relu, *, out_shape=None) -> int:
     return 2 * (rows[0] * weight[0] * weight[1] + neighbours[0] * neighbours[1] * weight[0])
+
+
+@torch.library.custom_op("sparsemask::point_linear", mutates_args=())
+def _linear(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, add_map: Tensor | None, relu: bool
+) -> Tensor:
+    if native(rows):
+        from sparsemask.sparse.native.point_block import linear
+
+        return linear(rows, weight, bias, add, add_map, relu)
+    out = F.linear(rows, weight, bias)
+    if add is not None:
+        out += add if add_map is None else add.index_select(0, add_map)
+    return out.relu_() if relu else out
+
+
+@_linear.register_fake
+def _(rows, weight, bias, add, add_map, relu):
+    return rows.new_empty(rows.shape[0], weight.shape[0])
+
+
+@register_flop_formula(torch.ops.sparsemask.point_linear)
+def _linear_flops(rows, weight, bias, add, add_map, relu, *, out_shape=None) -> int:
+    return 2 * rows[0] * weight[0] * weight[1]
+
+
+def row_linear(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    add: Tensor | None = None,
+    add_map: Tensor | None = None,
+    relu: bool = True,
+) -> Tensor:
+    """rows (R, C_in) · weight (C_out, C_in) + bias + add, then ReLU, in one pass; in evaluation.
+
+    add: (R, C_out), or any rows of which add_map (R,) int32 says which one is added.
+    """
+    return torch.ops.sparsemask.point_linear(rows, weight, bias, add, add_map, relu)

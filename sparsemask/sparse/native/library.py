@@ -42,6 +42,7 @@ class _Product(ctypes.Structure):
         ("stride1", _I),
         ("add", _P),
         ("add_stride", _I),
+        ("add_map", _P),
         ("sums", _P),
         ("threads", _I),
     ]
@@ -156,13 +157,15 @@ def product(
     bias: Tensor | None = None,
     activation: tuple[int, float] = (0, 0.0),
     add: Tensor | None = None,
+    add_map: Tensor | None = None,
     sums: Tensor | None = None,
     depthwise: bool = False,
 ) -> None:
     """Write act(rows · weights + bias + add) for the output rows at `pos` (n,) int32.
 
     The first `out.rows.shape[1]` columns go to `out`, what is left to `rest`. add: (R, columns), read at the rows that
-    `out` is written at. sums: (threads, columns) float64, to which the outputs are added.
+    `out` is written at, or at those that add_map (R,) int32 says of them. sums: (threads, columns) float64, to which the
+    outputs are added.
     """
     if not len(pos):
         return
@@ -193,6 +196,7 @@ def product(
         said.at1 = rest.at.data_ptr() if rest.at is not None else None
     if add is not None:
         said.add, said.add_stride = add.data_ptr(), add.stride(0)
+        said.add_map = add_map.data_ptr() if add_map is not None else None
     if sums is not None:
         said.sums = sums.data_ptr()
     (lib().sm_depthwise if depthwise else lib().sm_product)(ctypes.addressof(said))

@@ -98,6 +98,20 @@ def conv(
     return out if padded == wide else out[:, :wide].clone()  # an operator's result is no view
 
 
+def linear(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, add_map: Tensor | None, relu: bool
+) -> Tensor:
+    """See :func:`sparsemask.sparse.point_block.row_linear`."""
+    packed = _derived.get([weight], lambda: library.pack(weight.t()), "linear")
+    rows, every = rows.contiguous(), torch.arange(len(rows), dtype=torch.int32)
+    out = library.empty(len(rows), len(weight))
+    library.product(
+        every, [Segment(rows, None, 0, rows.shape[1])], packed, len(weight), Target(out), bias=bias,
+        activation=(1 if relu else 0, 0.0), add=add, add_map=add_map,
+    )  # fmt: skip
+    return out
+
+
 def _whole(weight: Tensor, table: Tensor, bias: Tensor) -> _Layer:
     """All outputs, no fewer than fill a vector."""
     more = max(0, FEWEST - len(weight))

@@ -34,8 +34,9 @@ struct Product {
     float* out1;
     const int32_t* at1;
     int64_t stride1;
-    const float* add;  // or null: row at0[r] (or r), all columns
+    const float* add;  // or null: row at0[r] (or r), or what add_map says of it, all columns
     int64_t add_stride;
+    const int32_t* add_map;
     double* sums;  // or null: (threads, columns), to which the outputs are added
     int64_t threads;
 };

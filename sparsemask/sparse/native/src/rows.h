@@ -67,10 +67,10 @@ static inline float activate(const Product& p, float v) {
 
 // Bias, addition, activation, and the way to the outputs, of columns [first, first + count) of one row.
 static void finish(const Product& p, int64_t r, int64_t first, int64_t count, const float* v, double* sums) {
-    const int64_t row0 = p.at0 ? p.at0[r] : r;
+    const int64_t row0 = p.at0 ? p.at0[r] : r, more = p.add_map ? p.add_map[row0] : row0;
     for (int64_t j = first; j < first + count; j++) {
         float value = v[j - first] + (p.bias ? p.bias[j] : 0);
-        if (p.add) value += p.add[row0 * p.add_stride + j];
+        if (p.add) value += p.add[more * p.add_stride + j];
         value = activate(p, value);
         if (sums) sums[j] += value;
         if (j < p.split)
@@ -97,7 +97,8 @@ static void finish_all(const Product& p, int64_t start, int64_t count, int64_t f
     for (int64_t i = 0; i < count; i++, tiles += NV * W) {
         const int64_t r = start + i;
         float* to = out + (at ? at[r] : r) * stride;
-        const float* more = p.add ? p.add + (p.at0 ? p.at0[r] : r) * p.add_stride + first : nullptr;
+        const int64_t row0 = p.at0 ? p.at0[r] : r;
+        const float* more = p.add ? p.add + (p.add_map ? p.add_map[row0] : row0) * p.add_stride + first : nullptr;
 #pragma GCC unroll 8
         for (int j = 0; j < NV; j++) {
             V v = *reinterpret_cast<const V*>(tiles + j * W) + bias[j];
