@@ -50,11 +50,7 @@ def draw_clouds(
     path, xyz = style.check_path(path), checked(xyz)
     if not panels:
         raise UseError(f"{path}: no panels to draw")
-    layers = {caption: as_layer(values, names, colours) for caption, values in panels.items()}
-    for caption, layer in layers.items():
-        count = len(layer.index if isinstance(layer, Layer) else layer)
-        if count != len(xyz):
-            raise UseError(f"{caption}: {count} values for a cloud of {len(xyz)} points")
+    layers = panel_layers(panels, len(xyz), names, colours)
     return _draw(path, xyz, layers, view, title)
 
 
@@ -84,6 +80,18 @@ def draw_kept(
         share = percent(np.mean(mask)) if np.size(mask) else "nothing"
         layers[f"level {level}: {share} of {np.size(mask)} points kept"] = kept_layer(mask, len(xyz))
     return _draw(path, xyz, layers, view, title)
+
+
+def panel_layers(
+    panels: Mapping[str, Panel], points: int, names: Sequence[str] | None, colours: np.ndarray | None
+) -> dict[str, Panel]:
+    """A layer, or colours, for every panel; UseError for one of another number of points."""
+    layers = {caption: as_layer(values, names, colours) for caption, values in panels.items()}
+    for caption, layer in layers.items():
+        count = len(layer.index if isinstance(layer, Layer) else layer)
+        if count != points:
+            raise UseError(f"{caption}: {count} values for a cloud of {points} points")
+    return layers
 
 
 def _draw(path: Path, xyz: np.ndarray, layers: Mapping[str, Panel], view: str, title: str | None) -> Path:

@@ -55,7 +55,7 @@ class Layer:
     def occurring(self) -> list[tuple[int, int]]:
         """(number of the name, how many points have it) of those that occur."""
         counts = np.bincount(self.index, minlength=len(self.names))
-        return [(k, int(counts[k])) for k in np.flatnonzero(counts)]
+        return [(k, count) for k, count in enumerate(counts.tolist()) if count]
 
 
 def class_colours(names: Sequence[str]) -> np.ndarray:

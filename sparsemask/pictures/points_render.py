@@ -17,7 +17,7 @@ VIEWS = ("bird", "perspective")
 _AZIMUTH, _ELEVATION = np.radians(-118.0), np.radians(38.0)  # from where the perspective looks at the cloud
 _TANGENT = np.tan(np.radians(40.0) / 2)  # of half its field of view, up and down
 _ROOF, _WALL = 0.12, 0.04  # shares of a room's height and width that are cut away
-_FAR, _WIDE = 3.0, 0.2  # percent of points that may fall off each side: of scans, dense at their middle, and of others
+_FAR, _WIDE = 3.0, 0.02  # percent of points that may fall off each side: of scans, dense at their middle, and of others
 _FINER = 2  # drawn that much larger, then reduced: smooth edges
 _DOME, _REACH = 26.0, 2  # strength of the shading, pixels between a point and those that shade it
 
@@ -46,22 +46,30 @@ def checked(xyz: np.ndarray) -> np.ndarray:
     return xyz
 
 
-def laid_open(xyz: np.ndarray, view: str) -> np.ndarray:
-    """bool (N,): the points to draw so that the inside of a room is seen; all of what is no room.
+def roof(xyz: np.ndarray) -> float | None:
+    """The height in metres above which a room's ceiling hides what is inside; None of what is no room.
 
-    A room is what has a ceiling: most columns of half a metre end near the top of the cloud. It is left out, and in
-    perspective the walls before the onlooker too.
+    A room has a ceiling: most columns of half a metre end near the top of the cloud.
     """
     z = xyz[:, 2]
     low, top = np.percentile(z, (0.5, 99.8))
     columns, number = np.unique(np.floor(xyz[:, :2] / 0.5).astype(np.int64), axis=0, return_inverse=True)
     high = np.full(len(columns), -np.inf, np.float32)
     np.maximum.at(high, number.ravel(), z)
-    roof = top - _ROOF * (top - low)
-    if top - low < 1.5 or (high > roof).mean() < 0.6:
+    height = top - _ROOF * (top - low)
+    return float(height) if top - low >= 1.5 and (high > height).mean() >= 0.6 else None
+
+
+def laid_open(xyz: np.ndarray, view: str) -> np.ndarray:
+    """bool (N,): the points to draw so that the inside of a room is seen; all of what is no room.
+
+    The ceiling is left out, and in perspective the walls before the onlooker too.
+    """
+    height = roof(xyz)
+    if height is None:
         return np.ones(len(xyz), bool)
-    shown = z < roof
-    if view == "perspective" and shown.any():
+    shown = xyz[:, 2] < height
+    if view == "perspective":
         sides, corner = np.percentile(xyz[shown, :2], (0.2, 99.8), axis=0)
         shown &= (xyz[:, :2] > sides + _WALL * (corner - sides)).all(1)  # the camera stands towards -x and -y
     return shown if shown.any() else np.ones(len(xyz), bool)
@@ -72,7 +80,7 @@ def aspect(xyz: np.ndarray, view: str) -> float:
     choose(view, VIEWS, "view")
     if view == "perspective":
         return 1.45
-    across, up = np.maximum(np.ptp(_box(xyz), axis=0)[:2], 1e-3)
+    across, up = np.maximum(np.ptp(whole_box(xyz), axis=0)[:2], 1e-3)
     return float(np.clip(across / up, 0.75, 1.7))
 
 
@@ -80,7 +88,7 @@ def project(xyz: np.ndarray, view: str, size: tuple[int, int]) -> Projected:
     """Where points float32 (N, 3) fall on a picture of `size` (height, width): from above, or from beside and above."""
     choose(view, VIEWS, "view")
     high, wide = size
-    low, top = _box(xyz)
+    low, top = whole_box(xyz)
     if view == "bird":
         middle, span = (low + top)[:2] / 2, np.maximum((top - low)[:2], 1e-3) * 1.04
         zoom = min(wide / span[0], high / span[1])
@@ -114,7 +122,7 @@ class Scene:
     def __init__(self, xyz: np.ndarray, view: str, size: tuple[int, int]):
         self._size = size
         self._places = project(xyz, view, (size[0] * _FINER, size[1] * _FINER))
-        self._spacing = _spacing(xyz)
+        self._spacing = spacing(xyz)
         self._by_height = _by_height(xyz[:, 2])
         self._whole = self._seen(np.ones(len(xyz), bool), 1.0)
 
@@ -192,13 +200,13 @@ def _stray(xyz: np.ndarray) -> float:
     return _FAR if most > 3 * half else _WIDE
 
 
-def _box(xyz: np.ndarray) -> np.ndarray:
+def whole_box(xyz: np.ndarray) -> np.ndarray:
     """(2, 3): the corners of a box around all but a few far points."""
     stray = _stray(xyz)
     return np.percentile(xyz, (stray, 100 - stray), axis=0)
 
 
-def _spacing(xyz: np.ndarray) -> float:
+def spacing(xyz: np.ndarray) -> float:
     """Metres that a splat should cover, for surfaces without holes: by the neighbours of a few points."""
     some = xyz[:: max(1, len(xyz) // 1500)]
     distance = cKDTree(xyz, compact_nodes=False, balanced_tree=False).query(some, k=min(4, len(xyz)))[0]
