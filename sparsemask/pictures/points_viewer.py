@@ -7,6 +7,7 @@ from anywhere, which a content policy in the page enforces, together with the sc
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -52,10 +53,7 @@ def write_viewer(
 
     Raises UseError without the package trimesh, without layers, for layers of another number of points.
     """
-    path = Path(path)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise UseError(f"{path}: a viewer's page is written as .html")
-    xyz, library = checked(xyz), _library()
+    path, xyz, library = check_viewer(path), checked(xyz), _library()
     if not layers:
         raise UseError(f"{path}: no layers to show")
     painted = panel_layers(layers, len(xyz), names, colours)
@@ -65,6 +63,16 @@ def write_viewer(
     return path
 
 
+def check_viewer(path: str | os.PathLike) -> Path:
+    """Return the path if a page can be written there; UseError before any work otherwise."""
+    path = Path(path)
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UseError(f"{path}: a viewer's page is written as .html")
+    _library()
+    return path
+
+
+@functools.cache
 def _library() -> str:
     """The text of three.js and its controls."""
     try:
