@@ -225,6 +225,8 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
     if run is not None:
         try:
             task.draw_scores(scores, run.pictures)
+            if hasattr(scores, "matrix"):
+                page.record_confusion(run, task.classes, scores.matrix)
             run.note(eval=record(model, task, scores, table, by_module))
             say(f"report: {page.write_report(run)}")
         except OSError as error:  # the figures are out; a folder that may not be written is not worth failing for

@@ -22,6 +22,8 @@ _TITLES = {
     "lr": "learning rate",
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
+    "oa": "overall accuracy",
+    "macc": "mean accuracy",
     "kept": "kept fraction",
     "kept_soft": "kept fraction, soft masks",
     "dense_channels": "dense channels (share)",

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from sparsemask.report import html
 from sparsemask.report.contents import Contents, number
 from sparsemask.report.origin import command_of
+from sparsemask.report.quality import classes, confusion
 from sparsemask.report.sections import TITLES, duration, figure_of, heat, tile, where
 from sparsemask.tables import format_count
 
-PAPER = "SMSR", "https://arxiv.org/abs/2006.09603", "arXiv 2006.09603"
+PAPERS = {
+    "smsr": ("SMSR", "https://arxiv.org/abs/2006.09603", "arXiv 2006.09603"),
+    "smpointseg": ("SMPointSeg", "https://github.com/LongguangWang/SparseMask", "Wang et al., TPAMI 2022"),
+}
 _NOT_YET = "not measured"
 _PICTURES = ("psnr",)  # pictures an evaluation draws, by name
 
@@ -20,7 +24,7 @@ def tiles(c: Contents) -> str:
     shown = [
         tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}" if abs(v) < 10 else f"{v:.2f}", where(c))
         for k, v in c.figures.items()
-        if k in ("psnr", "ssim", "miou", "epe")
+        if k in ("psnr", "ssim", "miou", "oa", "macc", "epe")
     ] or [tile("quality", "–", _NOT_YET)]
     kept, budget = number(c.info.get("kept_fraction")), number(c.config.get("keep"))
     on = str(c.info.get("measured_on") or "")
@@ -128,7 +132,9 @@ _COLUMNS = {
 
 
 def quality(c: Contents) -> str:
-    """The evaluation, picture by picture."""
+    """The evaluation, class by class or picture by picture."""
+    if by_class(c):
+        return classes(c) + confusion(c)
     each = c.evaluation.get("each")
     rows = [row for row in each if isinstance(row, Mapping)] if isinstance(each, list) else []
     if not rows:
@@ -149,6 +155,11 @@ def quality(c: Contents) -> str:
         if file.exists():
             parts.append(figure_of(c, file, "PSNR of every picture, bicubic's and the network's", 800, 200_000))
     return "".join(parts)
+
+
+def by_class(c: Contents) -> bool:
+    """Whether the evaluation scored classes."""
+    return c.confusion is not None or isinstance(c.evaluation.get("iou"), Mapping)
 
 
 def _shown(row: Mapping, name: str) -> str | None:

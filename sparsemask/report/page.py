@@ -32,7 +32,7 @@ _FINE_SECTIONS = (
     ("masks", "Masks", fine.masks),
     ("samples", "Sample predictions", sections.samples),
     ("costs", "Costs", fine.costs),
-    ("quality", "Quality by picture", fine.quality),
+    ("quality", "Quality", fine.quality),
     ("reproduce", "How to reproduce", origin.reproduce),
     ("configuration", "Configuration", origin.configuration),
 )
@@ -55,7 +55,11 @@ def build_page(c: Contents) -> str:
     space = html.escape(c.info.get("space", c.config.get("space", "")))
     started = html.escape(f" · started {_date(c.info['started'])}" if c.info.get("started") else "")
     verb = html.escape(c.verb)
-    shown, tiles, paper = (_FINE_SECTIONS, fine.tiles, fine.PAPER) if c.fine else (_SECTIONS, sections.tiles, _PAPER)
+    shown, tiles, paper = _SECTIONS, sections.tiles, _PAPER
+    if c.fine:
+        by = "by class" if fine.by_class(c) else "by picture"
+        shown = [(key, f"{title} {by}" if key == "quality" else title, make) for key, title, make in _FINE_SECTIONS]
+        tiles, paper = fine.tiles, fine.PAPERS.get(str(c.info.get("space")), fine.PAPERS["smsr"])
     method, address, number = paper
     body = [
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{make(c)}</section>'

@@ -18,7 +18,8 @@ def classes(c: Contents) -> str:
     """The evaluation's figures, and each class's IoU, recall and share of the pixels."""
     said = "; ".join(f"{TITLES.get(k, k.replace('_', ' '))} {v:.4f}" for k, v in c.figures.items())
     pictures = number(c.evaluation.get("pictures"))
-    head = html.paragraph(f"On {pictures:.0f} validation pictures: {said}." if pictures else f"While training: {said}.")
+    things = "crops" if c.fine else "pictures"
+    head = html.paragraph(f"On {pictures:.0f} validation {things}: {said}." if pictures else f"While training: {said}.")
     head = head if said else ""
     rows = _rows(c)
     if rows:
@@ -45,7 +46,7 @@ def _rows(c: Contents) -> tuple[tuple[str, ...], list] | None:
             )
             for k, name in enumerate(c.classes)
         ]
-        return ("class", "IoU", "recall", "precision", "% pixels"), rows
+        return ("class", "IoU", "recall", "precision", f"% {'points' if c.fine else 'pixels'}"), rows
     iou = c.evaluation.get("iou")
     if isinstance(iou, dict) and iou:
         return ("class", "IoU"), [(html.escape(name), _bar(number(value))) for name, value in iou.items()]

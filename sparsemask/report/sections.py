@@ -13,6 +13,7 @@ from sparsemask.report.origin import command_of
 from sparsemask.tables import format_count
 
 TITLES = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "psnr": "PSNR (dB)", "ssim": "SSIM"}
+TITLES |= {"oa": "overall accuracy", "macc": "mean accuracy"}
 _NOT_YET = "not measured"
 
 

@@ -39,16 +39,8 @@ class PointsTask:
     primary = "miou"
     reads_voc = False
     data_flags = ("data_root",)
-    score_flags = (
-        "test_area",
-        "train_scans",
-        "eval_scans",
-        "grid",
-        "n_points",
-        "val_steps",
-        "vote_smooth",
-        "vote_until",
-    )
+    score_flags = ("test_area", "train_scans", "eval_scans", "grid", "n_points", "val_steps", "batch_size")
+    score_flags += ("vote_smooth", "vote_until")
     items = "crops"
     least_share = 1  # a crop has enough points for batch norm
     add_options = staticmethod(add_options)
