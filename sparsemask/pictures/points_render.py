@@ -102,9 +102,16 @@ def project(xyz: np.ndarray, view: str, size: tuple[int, int]) -> Projected:
         [np.cos(_ELEVATION) * np.cos(_AZIMUTH), np.cos(_ELEVATION) * np.sin(_AZIMUTH), np.sin(_ELEVATION)]
     )
     right = np.array([-np.sin(_AZIMUTH), np.cos(_AZIMUTH), 0.0])
-    away = xyz - (np.median(xyz, axis=0) if _stray(xyz) == _FAR else (low + top) / 2)
+    stray = _stray(xyz)
+    away = xyz - (np.median(xyz, axis=0) if stray == _FAR else (low + top) / 2)
     x, y, near = away @ right, away @ np.cross(towards, right), away @ towards
-    distance = np.percentile(np.maximum(np.abs(x) * high / wide, np.abs(y)) / _TANGENT + near, 100 - 4 * _stray(xyz))
+    for _ in range(4):
+        reach = np.maximum(np.abs(x) * high / wide, np.abs(y)) / _TANGENT + near
+        distance = 1.03 * np.percentile(reach, 100 - 4 * stray)
+        if stray == _FAR:
+            break
+        for one in (x, y):  # what is seen moves to the middle of the picture, so that the camera can come nearer
+            one -= distance * np.percentile(one / np.maximum(distance - near, 1e-6), (stray, 100 - stray)).mean()
     depth = distance - near
     zoom = high / 2 / _TANGENT / np.maximum(depth, 1e-6)
     return Projected(wide / 2 + zoom * x, high / 2 - zoom * y, depth, zoom, size)
@@ -154,7 +161,7 @@ def _nearest(places: Projected, shown: np.ndarray, metres: float, pixels: float)
     inside = shown & (places.depth > 1e-3)
     inside &= (places.across > -9) & (places.across < wide + 9) & (places.down > -9) & (places.down < high + 9)
     number = np.flatnonzero(inside)
-    sides = np.clip(np.rint(metres * places.zoom[number]), max(1, round(1.7 * pixels)), 5 * pixels).astype(int)
+    sides = np.clip(np.rint(metres * places.zoom[number]), max(1, round(1.7 * pixels)), 6 * pixels).astype(int)
     pixel, owner = [], []
     for side in np.unique(sides):
         chosen = number[sides == side]
@@ -210,4 +217,4 @@ def spacing(xyz: np.ndarray) -> float:
     """Metres that a splat should cover, for surfaces without holes: by the neighbours of a few points."""
     some = xyz[:: max(1, len(xyz) // 1500)]
     distance = cKDTree(xyz, compact_nodes=False, balanced_tree=False).query(some, k=min(4, len(xyz)))[0]
-    return 1.2 * float(np.median(distance.reshape(len(some), -1)[:, -1]))
+    return 1.6 * float(np.median(distance.reshape(len(some), -1)[:, -1]))
