@@ -142,9 +142,8 @@ def _layer(space, layer: _Layer, x, sparse, xyz, level, kept, dropped, compact, 
     if len(kept):
         points.aggregate(*read, dense_out, points=kept, map=map, rest=sparse_out, **common)
     if len(dropped) and layer.dense:
-        points.aggregate(
-            *read, dense_out, columns=layer.dense, points=dropped, map=None if gated else map, **common
-        )  # fmt: skip
+        columns = min(wide, max(layer.dense, FEWEST))
+        points.aggregate(*read, dense_out, columns=columns, points=dropped, map=None if gated else map, **common)
     return dense_out, sparse_out
 
 

@@ -100,7 +100,7 @@ def aggregate(
     """Compute the first `columns` channels of `points` (n,) int32 (None: all) into their rows of `out`.
 
     g: rows, found by `map` (R,) int32 where given; rel (3, C) and table (V, C) contiguous in C. Channels beyond the
-    width of `out` go to row r of `rest` for the r-th of the points.
+    width of `out` go to row r of `rest` for the r-th of the points, without `rest` nowhere.
     """
     columns = g.shape[1] if columns is None else columns
     said = _Points(

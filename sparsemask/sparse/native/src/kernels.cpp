@@ -15,7 +15,7 @@
     namespace name {                                                                                      \
     void chunk(const sm::Product&, int64_t, int64_t, const float**, double*);                             \
     void depthwise(const sm::Product&, int64_t, int64_t);                                                 \
-    void point_rows(const sm::Points&, int64_t, int64_t, const float**, const float**, float*);           \
+    void point_rows(const sm::Points&, int64_t, int64_t, float*);                                         \
     void point_bins(const sm::PointBins&, int64_t, int64_t, float*);                                      \
     void point_centres(const sm::PointGrads&, int64_t, int64_t, float*);                                  \
     void point_neighbours(const sm::PointGrads&, int64_t, int64_t);                                       \
@@ -38,7 +38,7 @@ constexpr int64_t CHUNK = 48;
 using Chunk = void (*)(const sm::Product&, int64_t, int64_t, const float**, double*);
 using Depthwise = void (*)(const sm::Product&, int64_t, int64_t);
 
-using PointRows = void (*)(const sm::Points&, int64_t, int64_t, const float**, const float**, float*);
+using PointRows = void (*)(const sm::Points&, int64_t, int64_t, float*);
 using PointBins = void (*)(const sm::PointBins&, int64_t, int64_t, float*);
 using PointCentres = void (*)(const sm::PointGrads&, int64_t, int64_t, float*);
 using PointNeighbours = void (*)(const sm::PointGrads&, int64_t, int64_t);
@@ -171,10 +171,9 @@ void sm_points(const sm::Points* given) {
     const int threads = static_cast<int>(std::min<int64_t>(p.threads, chunks));
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        std::vector<const float*> near(p.k), look(p.k);
         std::vector<float> row(p.columns);
         for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks;)
-            chosen.point_rows(p, i * CHUNK, std::min(CHUNK, p.rows - i * CHUNK), near.data(), look.data(), row.data());
+            chosen.point_rows(p, i * CHUNK, std::min(CHUNK, p.rows - i * CHUNK), row.data());
     }
 }
 

@@ -16,30 +16,62 @@ using sm::Points;
 template <int W>
 using Width = std::integral_constant<int, W>;
 
-template <int W, int NV>
-static inline void point_block(const Points& p, const float* const* near, const float* const* look, const float* own,
-                               const float* at, int64_t c, float* to) {
+// NV vectors of W columns of one output, the last one beginning at column `last`: they may overlap where the columns are
+// no multiple of W. The row of g of point j is map[j], or with MAPPED false j.
+template <int W, int NV, bool MAPPED>
+static inline void point_block(const Points& p, int64_t i, int64_t first, int64_t last, float* to) {
     using V = typename Vector<W>::type;
     auto load = [](const float* from) { return *reinterpret_cast<const V*>(from); };
+    auto column = [=](int v) { return v == NV - 1 ? last : first + v * W; };
+    const int32_t* near = p.neighbours + i * p.k;
+    const uint8_t* bins = p.bins + i * p.k;
+    const float* own = p.g + static_cast<int64_t>(MAPPED ? p.map[i] : i) * p.stride;
+    const float* at = p.xyz + 3 * i;
+    const float* middle = p.table + bins[0] * p.table_stride;
     V self[NV], sum[NV];
 #pragma GCC unroll 8
     for (int v = 0; v < NV; v++) {
-        self[v] = load(own + c + v * W);
-        const float* rel = p.rel + c + v * W;
-        sum[v] = load(look[0] + c + v * W) * (self[v] - (at[0] * load(rel) + at[1] * load(rel + p.rel_stride) +
-                                                         at[2] * load(rel + 2 * p.rel_stride)));
+        const float* rel = p.rel + column(v);
+        self[v] = load(own + column(v));
+        sum[v] = load(middle + column(v)) * (self[v] - (at[0] * load(rel) + at[1] * load(rel + p.rel_stride) +
+                                                        at[2] * load(rel + 2 * p.rel_stride)));
     }
     for (int64_t k = 1; k < p.k; k++) {
-        const float *g = near[k] + c, *t = look[k] + c;
+        const float* g = p.g + static_cast<int64_t>(MAPPED ? p.map[near[k]] : near[k]) * p.stride;
+        const float* t = p.table + bins[k] * p.table_stride;
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; v++) sum[v] += load(t + v * W) * (load(g + v * W) - self[v]);
+        for (int v = 0; v < NV; v++) sum[v] += load(t + column(v)) * (load(g + column(v)) - self[v]);
     }
     const V zero = {};
 #pragma GCC unroll 8
     for (int v = 0; v < NV; v++) {
-        if (p.bias) sum[v] += load(p.bias + c + v * W);
+        if (p.bias) sum[v] += load(p.bias + column(v));
         if (p.relu) sum[v] = sum[v] > zero ? sum[v] : zero;
-        *reinterpret_cast<V*>(to + c + v * W) = sum[v];
+        *reinterpret_cast<V*>(to + column(v)) = sum[v];
+    }
+}
+
+// All columns of one output, in blocks of as many vectors as the registers hold.
+template <int W, bool MAPPED>
+static inline void point_row(const Points& p, int64_t i, float* to) {
+    constexpr int MOST = 4;  // more spill
+    if constexpr (W > 1) {
+        if (p.columns < W) return point_row<W / 2, MAPPED>(p, i, to);
+    }
+    int64_t left = (p.columns + W - 1) / W, first = 0;
+    while (left > 0) {
+        const int64_t blocks = (left + MOST - 1) / MOST, count = (left + blocks - 1) / blocks;
+        const int64_t last = std::min(first + (count - 1) * W, p.columns - W);
+        switch (count) {
+            case 1: point_block<W, 1, MAPPED>(p, i, first, last, to); break;
+            case 2: point_block<W, 2, MAPPED>(p, i, first, last, to); break;
+            case 3: point_block<W, 3, MAPPED>(p, i, first, last, to); break;
+            case 4: point_block<W, 4, MAPPED>(p, i, first, last, to); break;
+            case 5: point_block<W, 5, MAPPED>(p, i, first, last, to); break;
+            default: point_block<W, 6, MAPPED>(p, i, first, last, to);
+        }
+        first += count * W;
+        left -= count;
     }
 }
 
@@ -67,40 +99,19 @@ void point_bins(const sm::PointBins& p, int64_t start, int64_t count, float* rel
     }
 }
 
-// Outputs [start, start + count). near, look: room for k pointers each.
-void point_rows(const Points& p, int64_t start, int64_t count, const float** near, const float** look, float* row) {
-    constexpr int W = SM_WIDTH, NV = 4;
+// Outputs [start, start + count). row: room for all columns.
+void point_rows(const Points& p, int64_t start, int64_t count, float* row) {
     for (int64_t r = start; r < start + count; r++) {
         const int64_t i = p.points ? p.points[r] : r;
-        const int32_t* j = p.neighbours + i * p.k;
-        const uint8_t* bins = p.bins + i * p.k;
-        for (int64_t k = 0; k < p.k; k++) {
-            near[k] = p.g + (p.map ? p.map[j[k]] : j[k]) * p.stride;
-            look[k] = p.table + bins[k] * p.table_stride;
-        }
-        const float* own = p.g + (p.map ? p.map[i] : i) * p.stride;
-        const float* at = p.xyz + 3 * i;
-        if (r + 1 < start + count) {
-            const int64_t next = p.points ? p.points[r + 1] : r + 1;
-            for (int64_t k = 1; k < p.k; k++) {
-                const int64_t from = p.neighbours[next * p.k + k];
-                const float* line = p.g + (p.map ? p.map[from] : from) * p.stride;
-                for (int64_t c = 0; c < p.columns; c += 16) __builtin_prefetch(line + c);
-            }
-        }
-        float* whole = p.split >= p.columns ? p.out0 + i * p.stride0 : row;
-        int64_t c = 0;
-        for (; c + NV * W <= p.columns; c += NV * W) point_block<W, NV>(p, near, look, own, at, c, whole);
-        for (; c + W <= p.columns; c += W) point_block<W, 1>(p, near, look, own, at, c, whole);
-        if (c < p.columns) {
-            if (p.columns >= W)
-                point_block<W, 1>(p, near, look, own, at, p.columns - W, whole);
-            else
-                for (; c < p.columns; c++) point_block<1, 1>(p, near, look, own, at, c, whole);
-        }
-        if (whole != row) continue;
+        const bool whole = p.split >= p.columns;
+        float* to = whole ? p.out0 + i * p.stride0 : row;
+        if (p.map)
+            point_row<SM_WIDTH, true>(p, i, to);
+        else
+            point_row<SM_WIDTH, false>(p, i, to);
+        if (whole) continue;
         std::memcpy(p.out0 + i * p.stride0, row, p.split * sizeof(float));
-        std::memcpy(p.out1 + r * p.stride1, row + p.split, (p.columns - p.split) * sizeof(float));
+        if (p.out1) std::memcpy(p.out1 + r * p.stride1, row + p.split, (p.columns - p.split) * sizeof(float));
     }
 }
 

@@ -59,7 +59,7 @@ struct Points {
     const float* bias;  // or null
     int64_t relu;
     int64_t columns;
-    // Columns [0, split) go to row i of out0 for point i, the rest of the r-th output to row r of out1.
+    // Columns [0, split) go to row i of out0 for point i, the rest of the r-th output to row r of out1, or nowhere.
     int64_t split;
     float* out0;
     int64_t stride0;
