@@ -58,9 +58,11 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture
 def place(made, tmp_path, monkeypatch) -> Path:
     """A copy of it that a test may spoil, as working directory."""
+    from tiny import borrow_kernels
+
     folder = tmp_path / "place"
     shutil.copytree(made, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(tmp_path / "home")))
     monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
     return folder

@@ -25,7 +25,7 @@ from sparsemask.sparse import backend
 from sparsemask.tasks.super_resolution import SuperResolutionTask
 from sparsemask.weights import load_weights
 from spoilt import listing
-from tiny import fails
+from tiny import borrow_kernels, fails
 
 SMALL = [
     "--n_feats", "8", "--n_modules", "2", "--patch_size", "8", "--batch_size", "2", "--test_every", "4", "--n_worker",
@@ -50,7 +50,7 @@ def searched(tmp_path_factory) -> Path:
     make_folder(folder / "data", 4, (32, 40))
     with pytest.MonkeyPatch.context() as patch, backend("reference"):
         patch.chdir(folder)
-        patch.setenv("SPARSEMASK_HOME", str(folder / "home"))
+        patch.setenv("SPARSEMASK_HOME", str(borrow_kernels(folder / "home")))
         assert search.run.main([*SEARCH, "--max_iter", "6", "--keep", "0.5", "--name", "s"]) == 0
         assert prune.prune.main(["--run", "runs/s"]) == 0
     return folder
@@ -62,7 +62,7 @@ def place(searched, tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "place"
     shutil.copytree(searched, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(tmp_path / "home")))
     monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
     # The copy is another folder: its mask must point into it.
     assert prune.prune.main(["--run", "runs/s"]) == 0

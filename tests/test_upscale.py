@@ -16,7 +16,7 @@ from sparsemask.pictures.files import Picture, read_picture, write_picture
 from sparsemask.sparse import backend
 from spoilt import truncate
 from test_smsr import network
-from tiny import fails
+from tiny import borrow_kernels, fails
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def weights(tmp_path_factory):
 def place(weights, tmp_path, monkeypatch):
     """Weights and a picture in the working directory, nothing to be found by chance."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(tmp_path / "home")))
     monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
     for file in weights.iterdir():
         shutil.copy(file, tmp_path)
