@@ -243,7 +243,7 @@ def _calls(space, model: torch.nn.Module, options: argparse.Namespace) -> dict:
     views = {"tile": getattr(options, "tile", 0), "ensemble": options.flips}
     if not any(views.values()):
         return {}
-    if not hasattr(space, "run"):
+    if not hasattr(options, "tile"):  # no pictures
         raise UseError(f"--flips is not for space '{options.space}'")
     dense = functools.partial(space.run_dense, model, ensemble=options.flips)
     return {"run": functools.partial(space.run, model, **views), "run_dense": dense}

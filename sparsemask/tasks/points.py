@@ -58,6 +58,8 @@ class PointsTask:
     """What flags are that nobody has set: the published numbers."""
 
     def __init__(self, options: argparse.Namespace):
+        if not hasattr(options, "n_points"):
+            raise UseError(f"--task {options.task} needs a network that takes points: --space smpointseg")
         self._options = options
         self.n_output = len(self.classes)
         self.settle(options)
