@@ -177,6 +177,7 @@ def last(folder: Path) -> dict:
     return torch.load(folder / "runs/a/checkpoints/last.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_killed_search_resumes_bit_for_bit_tables_included(searched, tmp_path, monkeypatch):
     # Workers plan ahead of the run: what was planned and not used must not be in the tables.
     steps, more = 25, ["--data_root", str(searched / "data"), "--n_worker", "2", "--max_iter", "25", "--eval_interval"]

@@ -91,10 +91,15 @@ class Watch:
         return {name: {"locations": a, "kept": b} for name, (a, b) in zip(names, means, strict=True)}
 
     def _whole(self, mine: Tensor) -> Tensor:
-        """Every process has every world()-th picture, from its own number on."""
+        """The rows of all processes: every world()-th is one's own, or where they do not have as many, one by one."""
         if self.alone:
             return mine
-        count = distributed.total(torch.tensor(len(mine), device=self.arithmetic.device)).item()
-        whole = torch.zeros(int(count), mine.shape[1], dtype=mine.dtype, device=self.arithmetic.device)
-        whole[distributed.rank() :: distributed.world()] = mine.to(whole)
+        rank, world = distributed.rank(), distributed.world()
+        counts = torch.zeros(world, dtype=torch.long, device=self.arithmetic.device)
+        counts[rank] = len(mine)
+        counts = distributed.total(counts).tolist()
+        count, start = sum(counts), sum(counts[:rank])
+        in_turn = all(have == len(range(r, count, world)) for r, have in enumerate(counts))
+        whole = torch.zeros(count, mine.shape[1], dtype=mine.dtype, device=self.arithmetic.device)
+        whole[slice(rank, None, world) if in_turn else slice(start, start + len(mine))] = mine.to(whole)
         return distributed.total(whole).cpu()

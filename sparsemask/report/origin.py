@@ -120,6 +120,6 @@ def _data(config: dict) -> str:
     if config.get("sample") is True:
         return "the embedded sample set"
     names = ("voc_root", "data_root", "im_path", "gt_path", "training_list", "eval_list")
-    names += ("hr_path", "dir_data", "data_test", "scale")
+    names += ("hr_path", "dir_data", "data_test", "scale", "train_scans", "eval_scans")
     said = [f"{name} {config[name]}" for name in names if config.get(name)]
     return ", ".join(said) or _UNSAID
