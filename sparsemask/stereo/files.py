@@ -1,0 +1,102 @@
+"""Disparity maps and pictures of pairs, from and to files.
+
+.png   16 bits, 256 times the disparity, 0 = no value (KITTI; 255.99 px at most)
+.pfm   grey float map, rows from the bottom up, little endian where its third line is negative (SceneFlow,
+       Middlebury); the size of that number says nothing about the values in either set, and is passed over
+.npz   one array (H, W), as scikit-image carries Middlebury's motorcycle; .npy likewise
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sparsemask.errors import UseError
+from sparsemask.files import write_bytes
+from sparsemask.pictures.files import encoded
+from sparsemask.pictures.files import read_picture as read_any
+from VOC12.images import decoding
+
+SUFFIXES = (".png", ".pfm", ".npz", ".npy")
+WRITTEN = (".png", ".pfm")
+PNG_SCALE = 256
+PNG_MOST = 65535 / PNG_SCALE  # px, the largest that a 16-bit PNG holds
+
+
+def read_picture(path: str | os.PathLike) -> np.ndarray:
+    """A picture of any kind as uint8 (H, W, 3): grey is repeated, alpha dropped, 16 bits become 8.
+
+    Raises UseError when it is missing, torn or no picture.
+    """
+    return np.rint(read_any(path).colour).clip(0, 255).astype(np.uint8)
+
+
+def read_disparity(path: str | os.PathLike) -> np.ndarray:
+    """A disparity map in pixels, float32 (H, W); 0 where there is no value (in the file: 0, negative, NaN, infinite).
+
+    Raises UseError for another suffix, a file that is missing, torn or of another kind: 8 bits, colour.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UseError(f"{path}: disparities are read from {', '.join(SUFFIXES)}")
+    values = _read_array(path) if suffix.startswith(".np") else _read_map(path, suffix)
+    if values.ndim != 2 or values.dtype.kind not in "fiu" or not values.size:
+        raise UseError(f"{path}: expected disparities (H, W), found {values.dtype} of {values.shape}")
+    values = values.astype(np.float32)
+    return np.where(np.isfinite(values) & (values > 0), values, np.float32(0))
+
+
+def write_disparity(path: str | os.PathLike, disparity: np.ndarray) -> None:
+    """Write a map (H, W) in pixels as 16-bit PNG or PFM by the suffix; what is not finite or not above 0 has no value.
+
+    Raises UseError for another suffix, and for disparities that a PNG has no room for.
+    """
+    path = Path(path)
+    form = {".png": "PNG", ".pfm": "PPM"}.get(path.suffix.lower())
+    if form is None:
+        raise UseError(f"{path}: disparities are written as {' or '.join(WRITTEN)}")
+    values = np.asarray(disparity, np.float32)
+    known = np.isfinite(values) & (values > 0)
+    values = np.where(known, values, np.float32(0))
+    if form == "PNG":
+        if values.max(initial=0) > PNG_MOST:
+            raise UseError(f"{path}: {values.max():.1f} px are more than a 16-bit PNG holds (below 256): .pfm")
+        values = np.maximum(np.rint(values * PNG_SCALE), known).astype(np.uint16)  # what is known stays above 0
+    write_bytes(path, encoded(Image.fromarray(values), form))
+
+
+def _read_map(path: Path, suffix: str) -> np.ndarray:
+    with decoding(path), open(path, "rb") as file:
+        if file.read(2) == b"PF":
+            raise ValueError("a PFM of three colours: disparities have one")
+        file.seek(0)
+        with Image.open(file) as image:
+            image.load()
+            mode, values = image.mode, np.asarray(image)
+    if suffix == ".pfm":
+        if mode != "F":
+            raise UseError(f"{path}: no PFM but a picture of mode {mode}")
+        return values
+    if not mode.startswith("I"):
+        raise UseError(f"{path}: mode {mode}: disparities are PNG of 16 bits, 256 times the pixels")
+    return values / np.float32(PNG_SCALE)
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            if len(found.files) != 1:
+                raise UseError(f"{path}: {len(found.files)} arrays, expected one ({', '.join(found.files)[:80]})")
+            return found[found.files[0]]
+    except FileNotFoundError:
+        raise UseError(f"{path}: no such file") from None
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, OSError) as error:
+        raise UseError(f"{path}: not readable as an array ({error})") from None
