@@ -78,11 +78,13 @@ def lib() -> ctypes.CDLL:
         ("sm_fill", [_P, _I, _I, _P, _I, _P, _P, _I, _I]),
         ("sm_narrow", [_P, _I, _I, _P, _I, _P, _I]),
         ("sm_advise", [_P, _I]),
+        ("sm_keep_memory", []),
         ("sm_product", [_P]),
         ("sm_depthwise", [_P]),
     ):
         function = getattr(found, name)
         function.argtypes, function.restype = arguments, (_I if name in ("sm_width", "sm_split") else None)
+    found.sm_keep_memory()
     return found
 
 
@@ -164,8 +166,8 @@ def product(
     """Write act(rows · weights + bias + add) for the output rows at `pos` (n,) int32.
 
     The first `out.rows.shape[1]` columns go to `out`, what is left to `rest`. add: (R, columns), read at the rows that
-    `out` is written at, or at those that add_map (R,) int32 says of them. sums: (threads, columns) float64, to which the
-    outputs are added.
+    `out` is written at, or at those that add_map (R,) int32 says of them. sums: (threads, columns) float64, to which
+    the outputs are added.
     """
     if not len(pos):
         return

@@ -1,3 +1,4 @@
 // One instruction set's kernels: compiled once for each, with its flags and its name.
 #include "rows.h"
 #include "points.h"
+#include "stereo.h"

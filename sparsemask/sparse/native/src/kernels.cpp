@@ -1,6 +1,7 @@
 // The library's entry points: choose the vector width of this processor, share rows among threads.
 #include <omp.h>
 #ifdef __linux__
+#include <malloc.h>
 #include <sys/mman.h>
 #endif
 
@@ -19,6 +20,7 @@
     void point_bins(const sm::PointBins&, int64_t, int64_t, float*);                                      \
     void point_centres(const sm::PointGrads&, int64_t, int64_t, float*);                                  \
     void point_neighbours(const sm::PointGrads&, int64_t, int64_t);                                       \
+    void correlate(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*);               \
     }
 
 SM_DECLARE(sm_plain)
@@ -29,7 +31,7 @@ SM_DECLARE(sm_avx512)
 
 #define SM_CHOICE(name, width) \
     {name::chunk,         name::depthwise,        name::point_rows, name::point_bins, \
-     name::point_centres, name::point_neighbours, width}
+     name::point_centres, name::point_neighbours, name::correlate,  width}
 
 namespace {
 
@@ -43,6 +45,8 @@ using PointBins = void (*)(const sm::PointBins&, int64_t, int64_t, float*);
 using PointCentres = void (*)(const sm::PointGrads&, int64_t, int64_t, float*);
 using PointNeighbours = void (*)(const sm::PointGrads&, int64_t, int64_t);
 
+using Correlate = void (*)(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*);
+
 struct Choice {
     Chunk chunk;
     Depthwise depthwise;
@@ -50,6 +54,7 @@ struct Choice {
     PointBins point_bins;
     PointCentres point_centres;
     PointNeighbours point_neighbours;
+    Correlate correlate;
     int64_t width;
 };
 
@@ -133,6 +138,14 @@ void sm_advise(float* memory, int64_t bytes) {
     const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + PAGE - 1) / PAGE * PAGE;
     const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes) / PAGE * PAGE;
     if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Keep freed memory for the next call instead of giving it back: a feature map on fresh pages takes half as long again.
+void sm_keep_memory() {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 256 << 20);
 #endif
 }
 
@@ -235,6 +248,16 @@ void sm_point_means(const float* rows, int64_t columns, const int32_t* neighbour
             for (int64_t j = 0; j < columns; j++) to[j] += from[j];
         }
         for (int64_t j = 0; j < columns; j++) to[j] *= share;
+    }
+}
+
+// out (levels, height, width, groups): see correlate. left, right: (height, width, each, groups).
+void sm_correlation(const float* left, const float* right, int64_t levels, int64_t height, int64_t width,
+                    int64_t groups, int64_t each, float* out, int64_t threads) {
+#pragma omp parallel for num_threads(static_cast<int>(threads)) if (threads > 1) schedule(dynamic, 4)
+    for (int64_t line = 0; line < levels * height; line++) {
+        const int64_t from = line % height * width * groups * each;
+        chosen.correlate(left + from, right + from, line / height, width, groups, each, out + line * width * groups);
     }
 }
 

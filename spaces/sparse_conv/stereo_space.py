@@ -1,0 +1,170 @@
+"""The space of SMStereo networks: which voxels of the cost volume, and which channels, need to be computed?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spaces import register
+from spaces.sparse_conv import stereo_shared as shared
+from spaces.sparse_conv.masking import apply_masks, hard_masks
+from spaces.sparse_conv.smstereo import SMStereo
+from sparsemask.costs import count_parameters
+from sparsemask.errors import UseError
+from sparsemask.fine_masks import FineMasks
+from sparsemask.options import natural, positive
+from sparsemask.tables import format_count
+
+_FIXED = ("maxdisp", "groups", "concat")
+_PAPER_SIZE = (544, 960)  # of a SceneFlow picture, padded
+
+
+class SMStereoSpace:
+    """Stereo networks whose masks are learnt with their weights (Wang et al., TPAMI 2022)."""
+
+    family = "sparse_conv"
+    task = "stereo"
+    weights_name = "smstereo"
+    # Epochs of the published run on SceneFlow; the paper does not say how fast τ falls: over half of it.
+    published = {"epochs": 16, "sparse": 0.1, "sparse_epochs": 1, "tau_epochs": 8.0, "tau_end": 0.4}
+
+    def add_options(self, group) -> None:
+        """The network's flags."""
+        group.add_argument("--maxdisp", type=positive, default=192, help="disparities, a multiple of 16 (default: 192)")
+        group.add_argument("--groups", type=positive, default=40, help="of the correlation (default: 40)")
+        group.add_argument(
+            "--concat",
+            type=natural,
+            default=0,
+            help="channels of a concatenation volume too, GwcNet-gc: 12 (default: 0)",
+        )
+        group.add_argument(
+            "--pretrained_model", default=None, help="weights: a GwcNet's, any checkpoint of this network, safetensors"
+        )
+
+    def supernet(self, config) -> SMStereo:
+        """The network with soft masks."""
+        options = config if isinstance(config, Mapping) else vars(config)
+        return SMStereo(**{name: options[name] for name in _FIXED if options.get(name) is not None})
+
+    def network(self, mask: FineMasks, config=None) -> SMStereo:
+        """The network of a mask file, its masks hard; the weights are still random."""
+        if mask.space != self.name:
+            raise UseError(f"a mask of space '{mask.space}', not of '{self.name}'")
+        network = self.supernet(mask.config)
+        apply_masks(network, mask.channels, mask.threshold)
+        return network.eval()
+
+    def transfer(self, checkpoint: Mapping[str, Tensor], mask: FineMasks, config=None) -> dict[str, Tensor]:
+        """The same weights: masks select what is computed, nothing is cut out."""
+        return dict(checkpoint)
+
+    def cost(self, net: nn.Module, inputs):
+        """Parameters, multiply-adds executed on a pair and milliseconds of `net`."""
+        from sparsemask.costs import measure
+
+        return measure(net, inputs)
+
+    def config_of(self, network: SMStereo) -> dict[str, int]:
+        """What a mask file says of the network."""
+        return network.config
+
+    def load_into(self, network: SMStereo, state: Mapping[str, Tensor], what: object) -> None:
+        """Start a network from weights, a GwcNet's too."""
+        shared.load_into(network, state, what)
+
+    def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMStereo:
+        """The network of a state dict, in evaluation mode. said: maxdisp, which no weight tells."""
+        return shared.build(state, what, said)
+
+    def load(self, path) -> SMStereo:
+        """The network of a file, in evaluation mode."""
+        return shared.load_smstereo(path)
+
+    def save(self, path, network: SMStereo, mask: FineMasks | None = None) -> None:
+        """Write a network to share."""
+        shared.save_smstereo(path, network, mask)
+
+    def dense_cost(self, network: SMStereo, pair, published: bool = False) -> int:
+        """Multiply-adds on pairs with everything kept, without mask branches; `published`: as the paper counts."""
+        return sum(multiply_adds(network, *pair.shape[-2:], published).values()) * pair.shape[0]
+
+    def published_row(self, network: SMStereo, share: float) -> str:
+        """Size and cost as the paper gives them: parameters, and multiply-adds at 540 × 960, disparity as built."""
+        dense, printed = (multiply_adds(network, *_PAPER_SIZE, published) for published in (False, True))
+        count = count_parameters(network) - sum(2 * mask.size for mask in hard_masks(network).values())
+        whole = sum(dense.values())
+        return (
+            f"at 960x540: {format_count(count, 'k')} parameters, multiply-adds {whole / 1e9:.0f} G with everything "
+            f"kept (aggregation {(whole - dense['encoder']) / 1e9:.0f} G, as published papers count "
+            f"{(sum(printed.values()) - printed['encoder']) / 1e9:.0f} G), {share * whole / 1e9:.0f} G at these pairs' "
+            "share"
+        )
+
+    def dense_form(self, network: SMStereo) -> nn.Module:
+        """The same weights without masks, to be timed against."""
+        return DenseStereo(network)
+
+    def run(self, network: SMStereo, pair) -> Tensor:
+        """The network on pairs."""
+        return network(pair)
+
+    def run_dense(self, network: SMStereo, pair) -> Tensor:
+        """The same of the dense form."""
+        return DenseStereo(network)(pair)
+
+    def draw_masks(self, inputs, masks: list[np.ndarray], path, title: str | None = None) -> None:
+        """Draw the kept voxels of every layer, bool (D, h, w), summed over disparities, over the left picture."""
+        from sparsemask.pictures.stereo import draw_voxels
+
+        draw_voxels(inputs.left[0], [np.asarray(mask) for mask in masks], path, title)
+
+
+class DenseStereo(nn.Module):
+    """A network's weights without its masks: every voxel and channel computed, no mask branch."""
+
+    def __init__(self, network: SMStereo):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pair) -> Tensor:
+        """Pairs to disparities (B, H, W), in evaluation."""
+        return self.network.compute(pair.left, pair.right, masked=False)[0][-1]
+
+
+def multiply_adds(network: SMStereo, height: int, width: int, published: bool = False) -> dict[str, int]:
+    """Multiply-adds of the dense form's parts on one pair, sizes multiples of 16.
+
+    encoder (both pictures, and the volume), aggregation (before the hourglasses), hourglasses, head. True ones, as they
+    are executed; `published`: transposed convolutions counted at the size of their output, as the paper's table does.
+    """
+    with torch.device("meta"):
+        twin = SMStereo(**network.config).eval()
+        picture = torch.empty(1, 3, height, width)
+    counted = {}
+
+    def count(name, run):
+        with FlopCounterMode(display=False) as counter:
+            out = run()
+        counted[name] = counter.get_total_flops() // 2
+        return out
+
+    with torch.enable_grad():  # nothing is folded
+        volume = count("encoder", lambda: twin.volume(picture, picture))
+        x = count("aggregation", lambda: twin.aggregate(volume))
+        count("hourglasses", lambda: twin.dres2.everything(x))
+        count("head", lambda: twin.regress(twin.classif3, x, (height, width)))
+    counted["hourglasses"] *= 3
+    if published:
+        voxels = volume[0, 0].numel()
+        for conv, size in ((twin.dres2.conv5, voxels // 8), (twin.dres2.conv6, voxels)):
+            # Seven of eight taps of a place are counted though none is multiplied.
+            counted["hourglasses"] += 3 * size * conv.pair[0].weight.numel() * 7 // 8
+    return counted
+
+
+register("smstereo", SMStereoSpace())
