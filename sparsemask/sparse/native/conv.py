@@ -114,13 +114,14 @@ class Product:
     ) -> None:
         """Compute the outputs `listed` (n,) int32 from rows (R, C_in), into row at[i] (or i) of `out` (·, C_out)."""
         wide, deep = self.columns // self.groups, self.depth if not self.depthwise else self.columns
-        for one, packed in zip(tables.classes, self.packed, strict=True):
-            mine, there = listed, at
-            if one.member is not None:
-                chosen = one.member[listed.long()]
-                mine = listed[chosen]
-                there = (at if at is not None else torch.arange(len(listed), dtype=torch.int32))[chosen]
-            pos = library.lookup(mine.contiguous(), tables.position)
+        parts = [(listed, at)]
+        if tables.kind is not None:
+            parts = [
+                (values, places if at is None else values if at is listed else at[places.long()])
+                for values, places in library.partition(listed, tables.kind, len(tables.classes))
+            ]
+        for one, packed, (mine, there) in zip(tables.classes, self.packed, parts, strict=True):
+            pos = library.lookup(mine, tables.position)
             for g in range(self.groups):
                 part = rows[:, g * deep : (g + 1) * deep]
                 segments = [Segment(part, tables.interior, offset, deep) for _, offset in one.taps]

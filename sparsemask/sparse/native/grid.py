@@ -21,16 +21,20 @@ class Class:
     """Output rows that read alike. taps: (index of the tap in the kernel, offset)."""
 
     taps: tuple[tuple[int, int], ...]
-    member: Tensor | None  # bool (outputs,), None: all of them
+    member: Tensor | None  # along an axis: bool (outputs,); of a grid None, `kind` says it
 
 
 @dataclass(frozen=True)
 class Grid:
-    """interior: int32 (padded positions,); position: int32 (outputs,); outputs in row order, batch first."""
+    """interior: int32 (padded positions,); position: int32 (outputs,); outputs in row order, batch first.
+
+    kind: uint8 (outputs,), the class of each, where there are several.
+    """
 
     interior: Tensor
     position: Tensor
     classes: tuple[Class, ...]
+    kind: Tensor | None
 
 
 @lru_cache(maxsize=64)
@@ -52,22 +56,24 @@ def grid(batch: int, spatial: tuple[int, ...], geometry) -> Grid:
     position = torch.arange(batch, dtype=torch.int64).view(-1, *[1] * len(sizes)) * whole
     for d, axis in enumerate(axes):
         position = position + (axis.position * strides[d]).view(1, *[-1 if e == d else 1 for e in range(len(sizes))])
-    classes = []
-    for chosen in itertools.product(*(axis.classes for axis in axes)):
+    classes, several = [], any(len(axis.classes) > 1 for axis in axes)
+    kind = torch.zeros(outputs, dtype=torch.uint8) if several else None
+    for number, chosen in enumerate(itertools.product(*(axis.classes for axis in axes))):
         taps = []
         for parts in itertools.product(*(one.taps for one in chosen)):
             index = 0
             for size, (tap, _) in zip(geometry.kernel, parts, strict=True):
                 index = index * size + tap
             taps.append((index, sum(stride * offset for stride, (_, offset) in zip(strides, parts, strict=True))))
-        member = None
-        if any(len(axis.classes) > 1 for axis in axes):
+        if kind is not None:
             member = torch.ones(outputs, dtype=torch.bool)
             for d, one in enumerate(chosen):
                 member &= one.member.view([-1 if e == d else 1 for e in range(len(sizes))])
-            member = member.expand(batch, *outputs).reshape(-1)
-        classes.append(Class(tuple(taps), member))
-    return Grid(interior.flatten(), position.expand(batch, *outputs).reshape(-1).to(torch.int32), tuple(classes))
+            kind[member] = number
+        classes.append(Class(tuple(taps), None))
+    if kind is not None:
+        kind = kind.expand(batch, *outputs).reshape(-1)
+    return Grid(interior.flatten(), position.expand(batch, *outputs).reshape(-1).to(torch.int32), tuple(classes), kind)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -74,6 +75,7 @@ def lib() -> ctypes.CDLL:
         ("sm_width", [_I]),
         ("sm_pack", [_P, _I, _I, _P]),
         ("sm_split", [_P, _I, _P, _P, _P]),
+        ("sm_partition", [_P, _I, _P, _I, _P, _P, _P]),
         ("sm_lookup", [_P, _I, _P, _P]),
         ("sm_fill", [_P, _I, _I, _P, _I, _P, _P, _I, _I]),
         ("sm_narrow", [_P, _I, _I, _P, _I, _P, _I]),
@@ -117,6 +119,16 @@ def split(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     kept, dropped, compact = (torch.empty(n + 1, dtype=torch.int32) for _ in range(3))
     count = lib().sm_split(mask.data_ptr(), n, kept.data_ptr(), dropped.data_ptr(), compact.data_ptr())
     return kept[:count], dropped[: n - count], compact[:n]
+
+
+def partition(listed: Tensor, kind: Tensor, kinds: int) -> list[tuple[Tensor, Tensor]]:
+    """For every kind (values, places): the entries v of `listed` (n,) int32 that have kind[v], and where they stood."""
+    starts = torch.empty(kinds + 1, dtype=torch.int64)
+    values, places = torch.empty_like(listed), torch.empty_like(listed)
+    lib().sm_partition(
+        listed.data_ptr(), len(listed), kind.data_ptr(), kinds, starts.data_ptr(), values.data_ptr(), places.data_ptr()
+    )
+    return [(values[a:b], places[a:b]) for a, b in itertools.pairwise(starts.tolist())]
 
 
 def lookup(index: Tensor, values: Tensor) -> Tensor:

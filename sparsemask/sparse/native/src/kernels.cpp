@@ -105,6 +105,20 @@ int64_t sm_split(const uint8_t* mask, int64_t n, int32_t* kept, int32_t* dropped
     return k;
 }
 
+// The entries of `listed` by kind[listed[i]], in order: values, and their places i. starts (kinds + 1).
+void sm_partition(const int32_t* listed, int64_t n, const uint8_t* kind, int64_t kinds, int64_t* starts,
+                  int32_t* values, int32_t* places) {
+    std::memset(starts, 0, (kinds + 1) * sizeof(int64_t));
+    for (int64_t i = 0; i < n; i++) starts[kind[listed[i]] + 1]++;
+    for (int64_t k = 0; k < kinds; k++) starts[k + 1] += starts[k];
+    std::vector<int64_t> next(starts, starts + kinds);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t to = next[kind[listed[i]]]++;
+        values[to] = listed[i];
+        places[to] = static_cast<int32_t>(i);
+    }
+}
+
 // out[i] = index[i] < 0 ? -1 : values[index[i]]
 void sm_lookup(const int32_t* index, int64_t n, const int32_t* values, int32_t* out) {
     for (int64_t i = 0; i < n; i++) out[i] = index[i] < 0 ? -1 : values[index[i]];
