@@ -14,7 +14,8 @@ from sparsemask.options import spoken
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVES = "--voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz"
-_FOLDERS = ("im_path", "gt_path", "training_list", "eval_list")
+_LISTS = ("training_list", "eval_list")  # name all of the data where a list holds paths
+_FOLDERS = ("im_path", "gt_path", *_LISTS)
 # Flags that name all of the data by themselves, the last two those of super-resolution.
 _WHOLE = ("sample", "data_root", "voc_root", "hr_path", "dir_data")
 
@@ -43,6 +44,8 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
         return {}, "short", None
     task = given.get("task") or "segmentation"
     kind = tasks.find(task)
+    if tasks.own_flags(task) and any(given.get(name) for name in _LISTS):
+        return {}, "short", None
     voc = prepared() if kind.reads_voc else None
     if not tasks.own_flags(task) and any(given.get(name) for name in _FOLDERS):
         needed = [name for name in _FOLDERS if not given.get(name)]

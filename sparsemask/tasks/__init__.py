@@ -27,9 +27,11 @@ _TASKS = {
     "s3dis": "sparsemask.tasks.points_s3dis:S3DISTask",
     "semantickitti": "sparsemask.tasks.points_kitti:SemanticKITTITask",
     "sample": "sparsemask.tasks.points_s3dis:SampleTask",
+    "stereo": "sparsemask.tasks.stereo:StereoTask",
 }
 DEFAULT = "segmentation"
-_OWN_FLAGS = {"super_resolution": "enlarge", **dict.fromkeys(("s3dis", "semantickitti", "sample"), "points")}
+_OWN_FLAGS = {"super_resolution": "enlarge", "stereo": "pairs"}
+_OWN_FLAGS |= dict.fromkeys(("s3dis", "semantickitti", "sample"), "points")
 
 
 def available() -> list[str]:
