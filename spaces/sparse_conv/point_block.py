@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.sparse_conv.point_layers import BasicConv, PointConv, RowNorm, folded_of, numbers
+from spaces.sparse_conv.point_layers import BasicConv, PointConv, RowNorm, folded_of
 from sparsemask.errors import UseError
 from sparsemask.sparse import backends, gumbel_mask, kept_fraction
 from sparsemask.sparse.derived import Derived
@@ -125,7 +125,8 @@ class SparsePointBlock(nn.Module):
             out = self._spelled(rows, level if self.training else body_level, mask, dense, reading, mixed)
         else:
             out = self._skip(rows, body_level, mask, dense, reading)
-        return out, kept_fraction(mask, dense), kept_fraction(hard, hard_dense.detach()), hard
+        kept = kept_fraction(mask, dense)
+        return out, kept, kept_fraction(hard, hard_dense.detach()) if soft else kept, hard
 
     def open(self, rows: Tensor, level: Level) -> Tensor:
         """The block without masks, in evaluation."""
@@ -147,8 +148,9 @@ class SparsePointBlock(nn.Module):
 
     def _skip(self, rows: Tensor, level: Level, mask: Tensor, dense: Tensor, reading: Reading) -> Tensor:
         """The block in evaluation, skipping what the hard masks drop."""
-        parts = [*self.body, self.tail, *([self.shortcut] if self.inputs != self.outputs else [])]
-        sources = [t.detach() for part in parts for t in numbers(part)]
+        parts = [*self.body, *self.tail, *([self.shortcut[1]] if self.inputs != self.outputs else [])]
+        sources = [t for part in parts for t in part.numbers()]
+        sources += [self.shortcut[0].weight.detach()] if self.inputs != self.outputs else []
         count = reading.tail_bias_count
         folded = _folded.get(sources, lambda: self.folded(count), count)
         return sparse_block(rows, level, mask[:, 0], dense, folded, reading.s2d == "gated")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,10 @@ class RowNorm(nn.BatchNorm1d):
         picture = rows[None, :, None].permute(0, 3, 1, 2)
         return super().forward(picture).permute(0, 2, 3, 1).reshape(rows.shape)
 
+    def numbers(self) -> list[Tensor]:
+        """All that evaluation depends on."""
+        return [self.weight.detach(), self.bias.detach(), self.running_mean, self.running_var]
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """Scale and shift (C,) in evaluation."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
@@ -49,6 +52,12 @@ class PointConv(nn.Module):
             bound = math.sqrt(6 / neighbours)
             self.conv_dw = nn.Parameter(torch.empty(1, outputs, SIZE, SIZE, SIZE).uniform_(-bound, bound))
         self.conv_1x1 = nn.Conv1d(inputs + 3 * (neighbours > 1), outputs, 1, bias=bias)
+
+    def numbers(self) -> list[Tensor]:
+        """All that evaluation depends on."""
+        conv = self.conv_1x1
+        found = [conv.weight.detach()] if conv.bias is None else [conv.weight.detach(), conv.bias.detach()]
+        return found if self.neighbours == 1 else [*found, self.conv_dw.detach()]
 
     @property
     def weight(self) -> Tensor:
@@ -99,6 +108,10 @@ class BasicConv(nn.Module):
         rows = rows if self.norm is None else self.norm(rows)
         return F.relu(rows) if self.relu else rows
 
+    def numbers(self) -> list[Tensor]:
+        """All that evaluation depends on; faster than asking for all parameters and buffers."""
+        return [*self.conv.numbers(), *([] if self.norm is None else self.norm.numbers())]
+
     def folded(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Weight (C_out, C_in [+ 3]), table (cells, C_out) or None, and bias (C_out,) with the batch norm in them.
 
@@ -133,12 +146,6 @@ class Join(BasicConv):
         return weight[:, :width].contiguous(), weight[:, width:].contiguous(), bias
 
 
-def folded_of(module: nn.Module, make=None):
-    """What `make`, or the layer's `folded`, makes of a module's weights and statistics, kept until they change."""
-    return _folded.get([t.detach() for t in numbers(module)], make or module.folded, type(module).__name__)
-
-
-def numbers(module: nn.Module) -> Iterator[Tensor]:
-    """All of a module's floating-point numbers."""
-    yield from module.parameters()
-    yield from (buffer for buffer in module.buffers() if buffer.is_floating_point())
+def folded_of(layer: BasicConv, make=None):
+    """What `make`, or the layer's `folded`, makes of its weights and statistics, kept until they change."""
+    return _folded.get(layer.numbers(), make or layer.folded, type(layer).__name__)
