@@ -6,6 +6,7 @@
     sparsemask eval        evaluate it
     sparsemask upscale     enlarge a picture by a super-resolution network, and show where it computed
     sparsemask segment-points  a class for every point of a cloud, with pictures and a page to turn it in
+    sparsemask disparity   how near each point of a stereo pair is, and which voxels were computed
     sparsemask analyse     how many activations of a network are zero, channel by channel
     sparsemask study       search, prune and retrain many times; the Pareto front and its masks
     sparsemask report      one page on a run, report.html in its folder, written anew
@@ -35,6 +36,7 @@ VERBS = {
     "eval": "retrain.eval",
     "upscale": "sparsemask.cli.upscale",
     "segment-points": "sparsemask.cli.segment_points",
+    "disparity": "sparsemask.cli.disparity",
     "analyse": "sparsemask.cli.analyse",
     "study": "search.study",
     "report": "sparsemask.cli.report",

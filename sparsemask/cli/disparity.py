@@ -1,0 +1,211 @@
+"""Disparity: how far each point of the left picture lies to the left in the right one, hence how near it is.
+
+    sparsemask disparity LEFT RIGHT OUT.png --weights FILE        colour-mapped, near is red
+    sparsemask disparity LEFT RIGHT OUT.pfm --weights FILE        the map itself, in pixels
+    sparsemask disparity LEFT RIGHT OUT.png --png16 D.png --pfm D.pfm    also as KITTI's 16-bit PNG (256 times the
+                                                                  pixels), and as PFM
+    sparsemask disparity LEFT RIGHT OUT.png --show-masks DIR      also draw which voxels were computed
+    sparsemask disparity LEFT RIGHT OUT.png --memory 2            in tiles that need no more than 2 GB
+
+Pairs are rectified, of one size, grey or colour. Weights: --weights (a run's, its network.safetensors, or a GwcNet's),
+else smstereo*.pt and the like in $SPARSEMASK_WEIGHTS or the cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sparsemask.errors import UseError, command
+from sparsemask.options import Parser, factor, natural, positive
+
+
+def parser() -> Parser:
+    """The command's flags."""
+    made = Parser("disparity", prog="sparsemask disparity", description=__doc__)
+    made.add_argument("left", metavar="LEFT", help="the left picture: PNG, JPEG, WebP, TIFF, BMP, ...")
+    made.add_argument("right", metavar="RIGHT", help="the right picture")
+    made.add_argument(
+        "out", metavar="OUT", help="the picture to write (.png, .jpg, .webp, .tif, .bmp), or the map, .pfm"
+    )
+    made.add_argument("--png16", metavar="FILE", default=None, help="write the map as 16-bit PNG too")
+    made.add_argument("--pfm", metavar="FILE", default=None, help="write the map as PFM too")
+    made.add_argument("--weights", default=None, help="the network's weights (default: looked for, see above)")
+    made.add_argument(
+        "--maxdisp", type=positive, default=None, help="a multiple of 16: disparities below it (default: as trained)"
+    )
+    made.add_argument("--show-masks", "--show_masks", metavar="DIR", default=None, help="draw the masks into a folder")
+    size = made.add_mutually_exclusive_group()
+    size.add_argument("--memory", type=factor, default=None, metavar="GB", help="tiles that need about so much at most")
+    size.add_argument("--tile", type=natural, default=0, help="side of tiles in pixels, 0: none (default: 0)")
+    made.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
+    made.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    return made
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    options = parser().parse_args(argv)
+    files = check_outputs(options)
+
+    from sparsemask.stereo.framing import make_pair, pad16, picture_of, unpad
+    from sparsemask.stereo.pairs import read_pictures
+
+    left, right = read_pictures(options.left, options.right)
+    network, source = find_network(options.weights, options.maxdisp)
+
+    if "png16" in files and network.maxdisp > 256:
+        raise UseError(
+            f"{files['png16']}: 16-bit PNG hold disparities below 256, with --maxdisp {network.maxdisp}: --pfm"
+        )
+
+    from sparsemask.devices import arithmetic
+    from sparsemask.sparse import set_backend
+
+    where = arithmetic(options.gpu)
+    set_backend(network.to(where.device), options.backend)
+    pair = pad16(make_pair(left, right)).to(where.device)
+    tile = settle_tile(options, pair, network.maxdisp)
+    began = time.perf_counter()
+    found, masks, kept = run(network, pair, tile)
+    disparity = unpad(found[0], *left.shape[:2]).cpu().numpy()
+    spent = time.perf_counter() - began
+    lost = write(files, disparity)
+    pieces = "" if tile is None else f", tiles of {tile[1]}x{tile[0]} at most"
+    print(
+        f"{options.left} {left.shape[1]}x{left.shape[0]} -> {', '.join(str(file) for file in files.values())}: "
+        f"{disparity.min():.1f} to {disparity.max():.1f} px, {spent:.2f} s{pieces}; kept fraction {kept:.2f} ({source})"
+    )
+    for line in lost:
+        print(f"note: {line}")
+    if options.show_masks:
+        shown = picture_of(pair.left[0]), [mask[0, 0].cpu().numpy() for mask in masks], found[0].cpu().numpy()
+        print(f"masks: {show(*shown, Path(options.left).stem, Path(options.show_masks))}")
+    return 0
+
+
+def check_outputs(options) -> dict[str, Path]:
+    """The files to write by kind; UseError, before any work, where one could not be written."""
+    from sparsemask.pictures.files import check_output
+
+    files = {}
+    for kind, name, suffix in (("map", options.pfm, ".pfm"), ("png16", options.png16, ".png")):
+        if name is not None:
+            if Path(name).suffix.lower() != suffix:
+                raise UseError(f"{name}: expected a name that ends in {suffix}")
+            files[kind] = Path(name)
+    out = Path(options.out)
+    if out.suffix.lower() == ".pfm":
+        files.setdefault("map", out)
+        if files["map"] != out:
+            raise UseError(f"{out} and --pfm {options.pfm}: the same twice")
+    else:
+        files["colours"] = check_output(out)
+    for path in files.values():
+        if not path.parent.is_dir():
+            raise UseError(f"{path}: no such folder: {path.parent}")
+        if path.is_dir():
+            raise UseError(f"{path}: is a folder, expected the name of a file to write")
+    if len(set(files.values())) < len(files):
+        raise UseError(f"{options.png16}: named twice, for colours and for the 16-bit map")
+    if options.show_masks is not None and Path(options.show_masks).is_file():
+        raise UseError(f"--show-masks {options.show_masks}: is a file, expected a folder")
+    return files
+
+
+def find_network(weights: str | None, maxdisp: int | None):
+    """(the network, the file it comes from): of `weights`, or of what lies in $SPARSEMASK_WEIGHTS or the cache."""
+    from spaces.sparse_conv.stereo_shared import load_smstereo
+    from sparsemask import datasets
+    from sparsemask.stereo.framing import MULTIPLE
+    from sparsemask.weights import file_space
+
+    if maxdisp is not None and maxdisp % MULTIPLE:
+        near = -(-maxdisp // MULTIPLE) * MULTIPLE
+        raise UseError(f"--maxdisp {maxdisp}: must be a multiple of {MULTIPLE}: try {near}")
+    path = weights or datasets.backbone_weights("smstereo", None)
+    if path is None:
+        raise UseError(
+            "no weights: give --weights FILE, or put smstereo.safetensors into $SPARSEMASK_WEIGHTS or "
+            f"{datasets.cache() / 'weights'}"
+        )
+    space = file_space(path) or "smstereo"
+    if space != "smstereo":
+        raise UseError(f"{path}: weights of space '{space}', not of 'smstereo'")
+    network = load_smstereo(path)
+    network.maxdisp = maxdisp or network.maxdisp  # no weight depends on it
+    return network, path
+
+
+def settle_tile(options, pair, maxdisp: int) -> tuple[int, int] | None:
+    """(height, width) of the tiles, None for one piece."""
+    from sparsemask.stereo.tiles import SMALLEST, fitting_tile
+
+    height, width = pair.shape[-2:]
+    if options.memory is not None:
+        tile = fitting_tile(height, width, maxdisp, options.memory * 1e9)
+    elif options.tile:
+        if options.tile < SMALLEST:
+            raise UseError(f"--tile {options.tile}: at least {SMALLEST} pixels, since more around them is computed too")
+        tile = options.tile, options.tile
+    else:
+        return None
+    return None if tile[0] >= height and tile[1] >= width else tile
+
+
+def run(network, pair, tile: tuple[int, int] | None):
+    """(disparities (1, H, W), voxel masks, mean kept fraction); UseError where memory is too small for it."""
+    import torch
+
+    from spaces.sparse_conv.masking import mean_kept
+    from sparsemask.stereo.tiles import run_tiles
+
+    kept = []
+
+    def call(part):
+        found = network(part)
+        kept.append((float(mean_kept(network)), part.left.numel()))
+        return found
+
+    try:
+        with torch.no_grad():
+            if tile is None:
+                found, masks = call(pair), network.masks
+            else:
+                found, masks = run_tiles(call, pair, network.maxdisp, tile, lambda: network.masks)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        size = f"{pair.shape[-1]}x{pair.shape[-2]}"
+        raise UseError(f"not enough memory for {size} pixels: try --memory with what there is") from None
+    shares, pixels = zip(*kept, strict=True)
+    return found.float(), masks, float(np.average(shares, weights=pixels))
+
+
+def write(files: dict[str, Path], disparity: np.ndarray) -> list[str]:
+    """Write a map (H, W) in pixels; what a format could not hold is returned in words."""
+    from sparsemask.pictures.files import Picture, write_picture
+    from sparsemask.pictures.stereo import colours
+    from sparsemask.stereo.files import write_disparity
+
+    lost = []
+    for kind, path in files.items():
+        if kind == "colours":
+            high = float(np.percentile(disparity, 99.8))  # a few wild pixels must not darken all others
+            lost += write_picture(path, Picture(colours(disparity, high=max(high, 1.0)).astype(np.float32)))
+        else:
+            write_disparity(path, disparity)
+    return lost
+
+
+def show(picture: np.ndarray, masks: list[np.ndarray], disparity: np.ndarray, name: str, folder: Path) -> Path:
+    """Draw which voxels were computed, beside the disparity; returns the file."""
+    from sparsemask.pictures.stereo import draw_voxels
+
+    folder.mkdir(parents=True, exist_ok=True)
+    title = f"Where each module computes: {name}"
+    return draw_voxels(picture, masks, folder / f"{name}_masks.png", title, disparity)
