@@ -2,6 +2,8 @@
 # make test   lint, format and all tests
 PYTHON ?= python3
 VENV ?= .venv
+# Test processes side by side.
+JOBS ?= 2
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint format clean
@@ -24,7 +26,7 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 
 test: lint
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -36,7 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Two cores are the machine we promise to run on; more threads than cores only slow small tests down.
     import torch
 
-    torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+    beside = "PYTEST_XDIST_WORKER" in os.environ  # threads of two processes would wait for each other
+    torch.set_num_threads(1 if beside else max(1, min(2, os.cpu_count() or 1)))
 
 
 @pytest.fixture(scope="session")
