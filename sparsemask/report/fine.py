@@ -14,9 +14,13 @@ from sparsemask.tables import format_count
 PAPERS = {
     "smsr": ("SMSR", "https://arxiv.org/abs/2006.09603", "arXiv 2006.09603"),
     "smpointseg": ("SMPointSeg", "https://github.com/LongguangWang/SparseMask", "Wang et al., TPAMI 2022"),
+    "smstereo": ("SMStereo", "https://github.com/LongguangWang/SparseMask", "Wang et al., TPAMI 2022"),
 }
 _NOT_YET = "not measured"
-_PICTURES = ("psnr",)  # pictures an evaluation draws, by name
+_PICTURES = {  # that an evaluation draws, by name
+    "psnr": "PSNR of every picture, bicubic's and the network's",
+    "epe": "End-point error of every pair",
+}
 
 
 def tiles(c: Contents) -> str:
@@ -24,7 +28,7 @@ def tiles(c: Contents) -> str:
     shown = [
         tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}" if abs(v) < 10 else f"{v:.2f}", where(c))
         for k, v in c.figures.items()
-        if k in ("psnr", "ssim", "miou", "oa", "macc", "epe")
+        if k in ("psnr", "ssim", "miou", "oa", "macc", "epe", "d1")
     ] or [tile("quality", "–", _NOT_YET)]
     kept, budget = number(c.info.get("kept_fraction")), number(c.config.get("keep"))
     on = str(c.info.get("measured_on") or "")
@@ -125,9 +129,10 @@ def costs(c: Contents) -> str:
 
 _COLUMNS = {
     "size": ("size", str), "bicubic_psnr": ("bicubic dB", "{:.2f}".format), "psnr": ("PSNR dB", "{:.3f}".format),
-    "ssim": ("SSIM", "{:.4f}".format), "kept": ("kept", "{:.3f}".format), "ms": ("ms", "{:.1f}".format),
-    "dense_ms": ("dense ms", "{:.1f}".format), "gain": ("gain", "{:.2f}".format),
-    "executed": ("multiply-adds", format_count), "dense": ("dense", format_count),
+    "ssim": ("SSIM", "{:.4f}".format), "epe": ("EPE px", "{:.3f}".format), "bad1": ("> 1 px", "{:.2%}".format),
+    "bad2": ("> 2 px", "{:.2%}".format), "bad3": ("> 3 px", "{:.2%}".format), "d1": ("D1", "{:.2%}".format),
+    "kept": ("kept", "{:.3f}".format), "ms": ("ms", "{:.1f}".format), "dense_ms": ("dense ms", "{:.1f}".format),
+    "gain": ("gain", "{:.2f}".format), "executed": ("multiply-adds", format_count), "dense": ("dense", format_count),
 }  # fmt: skip
 
 
@@ -150,10 +155,10 @@ def quality(c: Contents) -> str:
     ]
     parts = [html.paragraph(str(c.evaluation.get("protocol") or "")[:300], "note")]
     parts.append(html.table(("picture", *(_COLUMNS[name][0] for name in names)), cells, kind="classes"))
-    for name in _PICTURES:
+    for name, caption in _PICTURES.items():
         file = c.run.pictures / f"{name}.png"
         if file.exists():
-            parts.append(figure_of(c, file, "PSNR of every picture, bicubic's and the network's", 800, 200_000))
+            parts.append(figure_of(c, file, caption, 800, 200_000))
     return "".join(parts)
 
 

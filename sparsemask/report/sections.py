@@ -13,6 +13,8 @@ from sparsemask.report.origin import command_of
 from sparsemask.tables import format_count
 
 TITLES = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "psnr": "PSNR (dB)", "ssim": "SSIM"}
+TITLES |= {"epe": "EPE (px)", "d1": "D1", "d1_ok": "1 - D1"}
+TITLES |= {f"bad{n}": f"off by more than {n} px" for n in (1, 2, 3)}
 TITLES |= {"oa": "overall accuracy", "macc": "mean accuracy"}
 _NOT_YET = "not measured"
 
