@@ -14,6 +14,7 @@ _MODULES = {
     "connectivity": "spaces.connectivity.space",
     "smsr": "spaces.sparse_conv.space",
     "smpointseg": "spaces.sparse_conv.points_space",
+    "smstereo": "spaces.sparse_conv.stereo_space",
 }
 _SPACES: dict[str, Space] = {}
 

@@ -74,7 +74,12 @@ def test_presets_are_valid_for_both_trainings(name):
     from retrain.train import parser as retrain_parser
 
     space = name.rpartition("_")[0] or "connectivity"  # "smsr_short" is space smsr's "short"
-    size = {"connectivity": "crop_size", "smsr": "patch_size", "smpointseg": "n_points"}[space]
+    size = {
+        "connectivity": "crop_size",
+        "smsr": "patch_size",
+        "smpointseg": "n_points",
+        "smstereo": "crop_height",
+    }[space]
     assert parser(space).from_file(name)[size] > 0
     assert retrain_parser(space).from_file(name)["batch_size"] > 1
     assert parser(space).from_file(name.removeprefix(f"{space}_")) == parser(space).from_file(name)

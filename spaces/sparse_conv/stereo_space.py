@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -142,8 +143,13 @@ def multiply_adds(network: SMStereo, height: int, width: int, published: bool = 
     encoder (both pictures, and the volume), aggregation (before the hourglasses), hourglasses, head. True ones, as they
     are executed; `published`: transposed convolutions counted at the size of their output, as the paper's table does.
     """
+    return dict(_multiply_adds(tuple(network.config.items()), height, width, published))
+
+
+@lru_cache(maxsize=64)
+def _multiply_adds(config: tuple, height: int, width: int, published: bool) -> dict[str, int]:
     with torch.device("meta"):
-        twin = SMStereo(**network.config).eval()
+        twin = SMStereo(**dict(config)).eval()
         picture = torch.empty(1, 3, height, width)
     counted = {}
 

@@ -1,0 +1,185 @@
+"""SMStereo: what skipping saves, layer kind by layer kind and in a whole network, and the memory it takes.
+
+    python bench/stereo.py layers                  the six kinds at 10 to 70 % kept, both sides in one run, medians
+    python bench/stereo.py network --weights FILE  a trained network on generated scenes, dense beside sparse
+    python bench/stereo.py memory                  540x960 and 192 disparities, in a process of its own
+
+Dense layers are oneDNN's, channels last, batch norms folded. Kept voxels are drawn in blobs, as learnt masks have them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from spaces.sparse_conv.smstereo import SMStereo  # noqa: E402
+from spaces.sparse_conv.stereo_module import MaskedConv  # noqa: E402
+from sparsemask.sparse import backend  # noqa: E402
+from sparsemask.stereo.batch import StereoPair  # noqa: E402
+from sparsemask.tables import table  # noqa: E402
+
+KINDS = (  # name, inputs, outputs, stride, transposed, how often the input's grid is halved
+    ("1: 32-64 stride 2", 32, 64, 2, False, 0), ("2: 64-64", 64, 64, 1, False, 1),
+    ("3: 64-128 stride 2", 64, 128, 2, False, 1), ("4: 128-128", 128, 128, 1, False, 2),
+    ("5: 128-64 transposed", 128, 64, 1, True, 2), ("6: 64-32 transposed", 64, 32, 1, True, 1),
+)  # fmt: skip
+CHANNELS = 0.15  # of what is kept, the dense channels' share
+
+
+def blobs(size: tuple[int, ...], share: float, seed: int) -> Tensor:
+    """Bool (1, 1, *size): smooth noise above the quantile that keeps `share`."""
+    draw = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, 1, *(max(2, n // 6) for n in size), generator=draw)
+    noise = F.interpolate(coarse, size, mode="trilinear") + 0.1 * torch.randn(1, 1, *size, generator=draw)
+    return noise > noise.flatten().kthvalue(max(1, round((1 - share) * noise.numel())))[0]
+
+
+def timed(run) -> float:
+    """Milliseconds of one call."""
+    began = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - began)
+
+
+def multiply_adds(run) -> int:
+    """Of one call, as counted by torch."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() // 2
+
+
+@torch.no_grad()
+def layers(rounds: int, name: str, size: tuple[int, int, int], shares: list[float]) -> None:
+    """Each kind at several kept fractions."""
+    rows = []
+    for label, inputs, outputs, stride, transposed, halved in KINDS:
+        torch.manual_seed(0)
+        layer = MaskedConv(inputs, outputs, stride, transposed, relu=not transposed).eval()
+        grid = tuple(n >> halved for n in size)
+        x = torch.randn(1, inputs, *grid).contiguous(memory_format=torch.channels_last_3d)
+        out = tuple(2 * n for n in grid) if transposed else tuple(n // stride for n in grid)
+        before = torch.rand(inputs) < 0.3
+        for share in shares:
+            dense = CHANNELS * share
+            own = torch.arange(outputs) < round(dense * outputs)
+            mask = blobs(out, (share - dense) / (1 - dense), 1)
+
+            def sparse(layer=layer, x=x, mask=mask, before=before, own=own):
+                with backend(name):
+                    return layer(x, mask, before, own)
+
+            def whole(layer=layer, x=x):
+                return layer.everything(x)
+
+            gain = multiply_adds(whole) / multiply_adds(sparse)
+            for run in (whole, sparse):
+                run()
+            times = [(timed(whole), timed(sparse)) for _ in range(rounds)]
+            ratio = statistics.median(a / b for a, b in times)
+            rows.append(
+                {
+                    "layer": label, "kept": share, "dense": statistics.median(a for a, _ in times),
+                    "ms": statistics.median(b for _, b in times), "gain": ratio, "flops": gain, "share": ratio / gain,
+                }
+            )  # fmt: skip
+    columns = {
+        "layer": "layer", "kept": ("kept", ".1f"), "dense": ("dense ms", ".1f"), "ms": ("sparse ms", ".1f"),
+        "gain": ("gain in time", ".2f"), "flops": ("in multiply-adds", ".2f"), "share": ("time / multiply-adds", ".2f"),
+    }  # fmt: skip
+    print(table(rows, columns))
+    print(f"input grid {' x '.join(map(str, size))}, backend {name}, {torch.get_num_threads()} thread(s)")
+
+
+@torch.no_grad()
+def network(path: Path, rounds: int, height: int, width: int) -> None:
+    """Aggregation of a trained network at its own kept fraction."""
+    from spaces.sparse_conv.stereo_shared import load_smstereo
+    from sparsemask.stereo.framing import normalise
+    from sparsemask.stereo.scenes import make_scene
+
+    model = load_smstereo(path)
+    scene = make_scene(np.random.default_rng(0), height, width, 0.8 * model.maxdisp)
+    pair = StereoPair(normalise(scene.left)[None], normalise(scene.right)[None])
+    volume = model.aggregate(model.volume(pair.left, pair.right))
+
+    def sparse():
+        x = volume
+        for module in model.hourglasses:
+            x = module(x)[0]
+        return x
+
+    def dense():
+        x = volume
+        for module in model.hourglasses:
+            x = module.everything(x)
+        return x
+
+    gain = multiply_adds(dense) / multiply_adds(sparse)
+    dense(), sparse()
+    ratio = statistics.median(timed(dense) / timed(sparse) for _ in range(rounds))
+    print(f"hourglasses of {path}: multiply-adds {gain:.2f}, time {ratio:.2f}, ratio {ratio / gain:.2f}")
+
+
+def child(form: str) -> None:
+    """Print seconds and the most memory of one form at full size."""
+    torch.manual_seed(0)
+    model = SMStereo().eval()
+    pair = StereoPair(*torch.randn(2, 1, 3, 544, 960))
+    Path("/proc/self/clear_refs").write_text("5")
+    began = time.perf_counter()
+    with torch.no_grad():
+        model.compute(pair.left, pair.right, masked=form == "sparse")
+    spent = time.perf_counter() - began
+    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM"))
+    print(spent, int(line.split()[1]) / 1024**2)
+
+
+def memory() -> None:
+    """Both forms, in processes of their own."""
+    rows = []
+    for form in ("dense", "sparse"):
+        command = [sys.executable, __file__, "child", "--form", form]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        spent, held = map(float, done.stdout.split())
+        rows.append({"form": form, "s": spent, "gb": held})
+    print(table(rows, {"form": "form", "s": ("seconds", ".1f"), "gb": ("GB, torch included", ".2f")}))
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("layers", "network", "memory", "child"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--backend", default="native")
+    parser.add_argument("--size", type=int, nargs=3, default=[24, 68, 120], help="grid of the finest layers' input")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.3, 0.5, 0.7])
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--picture", type=int, nargs=2, default=[256, 512], help="height and width")
+    parser.add_argument("--form", default="sparse", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    if options.what == "layers":
+        layers(options.rounds, options.backend, tuple(options.size), options.shares)
+    elif options.what == "network":
+        network(options.weights, options.rounds, *options.picture)
+    elif options.what == "memory":
+        memory()
+    else:
+        child(options.form)
+
+
+if __name__ == "__main__":
+    main()
