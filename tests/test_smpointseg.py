@@ -154,6 +154,14 @@ def test_samples_of_a_batch_do_not_see_each_other(name):
     torch.testing.assert_close(whole, alone, rtol=1e-5, atol=2e-6)
 
 
+def test_after_inference_mode_it_runs_without():
+    network, batch = settle(small(), "mixed"), crop(count=4096)
+    with torch.inference_mode():
+        first = network(batch).clone()
+    with torch.no_grad():
+        torch.testing.assert_close(network(batch), first)
+
+
 @pytest.mark.parametrize("name", ["native", "gather"])
 def test_with_everything_kept_it_is_the_dense_network(name):
     network, batch = settle(small(), "all kept"), crop()

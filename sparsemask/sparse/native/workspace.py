@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import torch
 from torch import Tensor
 
 from sparsemask.sparse.native import library
@@ -26,7 +27,7 @@ class Workspace:
     def __exit__(self, *_: object) -> None:
         wanted = sum(len(page) for page in self._pages)
         if len(self._pages) > 1:  # next time in one piece
-            self._pages = [library.empty(wanted, 1).view(-1)]
+            self._pages = [_page(wanted)]
         _local.pages = self._pages
 
     def take(self, rows: int, columns: int) -> Tensor:
@@ -35,10 +36,15 @@ class Workspace:
         while self._page < len(self._pages) and len(self._pages[self._page]) - self._used < size:
             self._page, self._used = self._page + 1, 0
         if self._page == len(self._pages):
-            self._pages.append(library.empty(max(size, 1 << 16), 1).view(-1))
+            self._pages.append(_page(max(size, 1 << 16)))
         start = self._used
         self._used += size
         return self._pages[self._page][start : start + rows * columns].view(rows, columns)
+
+
+def _page(size: int) -> Tensor:
+    with torch.inference_mode(False):  # it outlives the call, and the next may be of another mode
+        return library.empty(size, 1).view(-1)
 
 
 def release() -> None:
