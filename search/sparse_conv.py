@@ -141,7 +141,8 @@ def build(opened: Session, task) -> torch.nn.Module:
     space = spaces.get(options.space)
     model = space.supernet(options)
     if opened.state is None and options.pretrained_model:
-        load_strictly(model, load_weights(options.pretrained_model), options.pretrained_model)
+        load = getattr(space, "load_into", load_strictly)  # a space may know weights without masks
+        load(model, load_weights(options.pretrained_model), options.pretrained_model)
         opened.say(f"starting from {options.pretrained_model}")
     set_threshold(model, options.thres)
     begin(opened)

@@ -22,7 +22,8 @@ _SPACES: dict[str, Space] = {}
 class Space(Protocol):
     """What the commands ask of a space; `config` is a mapping or namespace of options.
 
-    A space may have network flags of its own, ``add_options(group)`` (else it has those of an encoder), and ``task``,
+    A space may have ``load_into(network, state, what)``, which starts a network from weights it knows how to read, and
+    network flags of its own, ``add_options(group)`` (else it has those of an encoder), and ``task``,
     the task its networks are for (else segmentation).
     """
 

@@ -116,7 +116,7 @@ def test_pruning_writes_masks_with_where_they_come_from(place, capfd):
     assert (masks.space, masks.task, masks.threshold) == ("smsr", "super_resolution", 0.5)
     assert masks.config["n_feats"] == 8 and masks.channels["body.0.body"].shape == (4, 8)
     shown = float(re.search(r"^kept fraction ([\d.]+)", said, re.M)[1])
-    assert shown == pytest.approx(masks.mean_kept, abs=2e-3) and "retrain --mask_path mask.npz" in said
+    assert shown == pytest.approx(masks.mean_kept, abs=2e-3) and "--mask_path mask.npz" in said
     note = json.loads((place / "mask.json").read_text())
     assert note["sha256"] == masks.sha256 and note["kept_fraction"] == pytest.approx(masks.mean_kept)
     assert (place / "runs/s/mask_thres_0.5.npz").exists()

@@ -105,10 +105,10 @@ def project(xyz: np.ndarray, view: str, size: tuple[int, int]) -> Projected:
     stray = _stray(xyz)
     away = xyz - (np.median(xyz, axis=0) if stray == _FAR else (low + top) / 2)
     x, y, near = away @ right, away @ np.cross(towards, right), away @ towards
-    for _ in range(4):
+    for last in (False, False, False, False, True):
         reach = np.maximum(np.abs(x) * high / wide, np.abs(y)) / _TANGENT + near
         distance = 1.03 * np.percentile(reach, 100 - 4 * stray)
-        if stray == _FAR:
+        if last or stray == _FAR:
             break
         for one in (x, y):  # what is seen moves to the middle of the picture, so that the camera can come nearer
             one -= distance * np.percentile(one / np.maximum(distance - near, 1e-6), (stray, 100 - stray)).mean()
