@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spaces.sparse_conv.point_layers import PointConv
 from sparsemask.points.graph import build_graph
 from sparsemask.points.order import shell_order
 from sparsemask.sparse import backend
@@ -164,3 +165,21 @@ def test_sorting_by_place_takes_points_of_one_place_and_of_one_line():
     line = np.zeros((9, 3), np.float32)
     line[:, 2] = np.arange(9)[::-1] * 1e-3
     assert shell_order(line, 4, 1).tolist() == list(range(8, -1, -1))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_batch_is_its_samples_one_by_one(name):
+    count, parts = 60, [level_of(60, 7, seed) for seed in range(3)]
+    near = torch.cat([one.neighbours + b * count for b, one in enumerate(parts)])
+    whole = Level(torch.cat([one.xyz for one in parts]), near, torch.cat([one.cells for one in parts]))
+    rows, weight, table = torch.randn(3 * count, 5), torch.randn(11, 8), torch.randn(125, 11)
+    with backend(name):
+        found = point_conv(rows, weight, table, whole)
+        alone = torch.cat([point_conv(r, weight, table, one) for r, one in zip(rows.split(count), parts, strict=True)])
+    torch.testing.assert_close(found, alone, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_without_neighbours_it_is_a_1x1_convolution(bias):
+    layer, rows = PointConv(5, 7, neighbours=1, bias=bias), torch.randn(20, 5)
+    torch.testing.assert_close(layer(rows), layer.conv_1x1(rows.t()[None])[0].t(), rtol=1e-6, atol=1e-6)
