@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from sparsemask.errors import UseError
+from sparsemask.sparse.define import operator
 
 
 def correlation_volume(left: Tensor, right: Tensor, levels: int, groups: int) -> Tensor:
@@ -40,7 +41,7 @@ def concatenation_volume(left: Tensor, right: Tensor, levels: int) -> Tensor:
     return volume
 
 
-@torch.library.custom_op("sparsemask::correlation_volume", mutates_args=())
+@operator("correlation_volume")
 def _volume(left: Tensor, right: Tensor, levels: int, groups: int) -> Tensor:
     from sparsemask.sparse.point_conv import native
 
@@ -56,7 +57,7 @@ def _volume(left: Tensor, right: Tensor, levels: int, groups: int) -> Tensor:
     return out
 
 
-@_volume.register_fake
+@torch.library.register_fake("sparsemask::correlation_volume")
 def _(left, right, levels, groups):
     batch, _, height, width = left.shape
     return left.new_empty(batch, levels, height, width, groups).permute(0, 4, 1, 2, 3)
@@ -86,4 +87,4 @@ def _backward(ctx, grad):
     return to_left, to_right, None, None
 
 
-_volume.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd("sparsemask::correlation_volume", _backward, setup_context=_save)

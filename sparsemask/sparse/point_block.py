@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from sparsemask.sparse.define import operator
 from sparsemask.sparse.point_conv import Level, aggregate_rows, native
 
 
@@ -55,7 +56,7 @@ def sparse_block(rows: Tensor, level: Level, mask: Tensor, dense: Tensor, folded
     )  # fmt: skip
 
 
-@torch.library.custom_op("sparsemask::point_block", mutates_args=())
+@operator("point_block")
 def _block(
     rows: Tensor, xyz: Tensor, neighbours: Tensor, cells: Tensor, mask: Tensor, dense: Tensor, weights: list[Tensor],
     tables: list[Tensor], biases: list[Tensor], tail: Tensor, tail_bias: Tensor, kept_bias: Tensor,
@@ -107,7 +108,7 @@ def _some(g, level: Level, rel, table, bias, points: Tensor) -> Tensor:
     return out.relu_()
 
 
-@_block.register_fake
+@torch.library.register_fake("sparsemask::point_block")
 def _(rows, xyz, neighbours, cells, mask, dense, weights, tables, biases, tail, tail_bias, kept_bias, shortcut, gated):
     return rows.new_empty(rows.shape[0], tail.shape[0])
 
@@ -133,7 +134,7 @@ def _flops(
     return 2 * total
 
 
-@torch.library.custom_op("sparsemask::point_conv", mutates_args=())
+@operator("point_conv")
 def _conv(
     rows: Tensor, weight: Tensor, table: Tensor, bias: Tensor, xyz: Tensor, neighbours: Tensor, cells: Tensor,
     relu: bool,
@@ -149,7 +150,7 @@ def _conv(
     return F.relu(out) if relu else out
 
 
-@_conv.register_fake
+@torch.library.register_fake("sparsemask::point_conv")
 def _(rows, weight, table, bias, xyz, neighbours, cells, relu):
     return rows.new_empty(rows.shape[0], weight.shape[0])
 
@@ -159,7 +160,7 @@ def _conv_flops(rows, weight, table, bias, xyz, neighbours, cells, relu, *, out_
     return 2 * (rows[0] * weight[0] * weight[1] + neighbours[0] * neighbours[1] * weight[0])
 
 
-@torch.library.custom_op("sparsemask::point_linear", mutates_args=())
+@operator("point_linear")
 def _linear(
     rows: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, add_map: Tensor | None, relu: bool
 ) -> Tensor:
@@ -173,7 +174,7 @@ def _linear(
     return out.relu_() if relu else out
 
 
-@_linear.register_fake
+@torch.library.register_fake("sparsemask::point_linear")
 def _(rows, weight, bias, add, add_map, relu):
     return rows.new_empty(rows.shape[0], weight.shape[0])
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from sparsemask.sparse.define import operator
+
 SIZE = 5  # cells of the kernel's cube along an axis
 
 
@@ -138,7 +140,7 @@ class _Aggregate(torch.autograd.Function):
         return found[0], to_rel, found[1], None
 
 
-@torch.library.custom_op("sparsemask::point_aggregate", mutates_args=())
+@operator("point_aggregate")
 def _aggregate(g: Tensor, xyz: Tensor, rel: Tensor, table: Tensor, neighbours: Tensor, cells: Tensor) -> Tensor:
     if native(g):
         from sparsemask.sparse.native import library, points
@@ -157,7 +159,7 @@ def aggregate_rows(g: Tensor, xyz: Tensor, rel: Tensor, table: Tensor, neighbour
     return out
 
 
-@_aggregate.register_fake
+@torch.library.register_fake("sparsemask::point_aggregate")
 def _(g, xyz, rel, table, neighbours, cells):
     return torch.empty_like(g)
 
