@@ -115,9 +115,9 @@ def compare(path: Path, crop, rounds: int) -> None:
         for run in runs.values():
             run()
         times = {form: [] for form in FORMS}
-        for number in range(rounds):
+        for _ in range(rounds):
             for form in FORMS:
-                for _ in range(1 if form == "public style" and number % 3 else 3 if form == "ours" else 1):
+                for _ in range(3 if form == "ours" else 1):
                     times[form].append(seconds(runs[form]))
         for form in FORMS:
             rows.append({"what": what, "form": form, "s": statistics.median(times[form])})

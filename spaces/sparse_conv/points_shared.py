@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import Tensor
 
-from spaces.sparse_conv.masking import apply_masks, hard_masks
+from spaces.sparse_conv import masked_space
 from spaces.sparse_conv.smpointseg import CONFIGS, SMPointSeg
 from sparsemask import weights
 from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
 
-FIXED = ("d_in", "n_class", "channels", "n_neighbors", "radius", "ratio", "layers")
 _TOLD = ("n_neighbors", "radius", "ratio")  # what no weight tells
-_SPACE = "smpointseg"
 
 
 def config_of(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mapping | None = None) -> dict:
@@ -53,20 +49,11 @@ def build(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mappin
 def load_smpointseg(path: str | os.PathLike) -> SMPointSeg:
     """The network of a file, in evaluation mode on the CPU: public checkpoint, run's checkpoint, safetensors.
 
-    The threshold of its point masks is the file's, if it says one. Raises UseError when it is missing, torn, or none.
+    See :func:`spaces.sparse_conv.masked_space.load`.
     """
-    found = weights.read_checkpoint(path)
-    shared = Path(path).suffix == ".safetensors"
-    said = weights.metadata(path) if shared else found.get("config")
-    network = build(weights.bare_state(found, path), path, said if isinstance(said, Mapping) else None)
-    masks = said if shared else found.get("mask")
-    if isinstance(masks, Mapping) and isinstance(masks.get("threshold"), float):
-        apply_masks(network, hard_masks(network), masks["threshold"])
-    return network
+    return masked_space.load(path, build)
 
 
 def save_smpointseg(path: str | os.PathLike, network: SMPointSeg, masks: FineMasks | None = None) -> None:
-    """Write a network to share: safetensors whose metadata says the space, its numbers and the masks' threshold."""
-    threshold = 0.5 if masks is None else masks.threshold
-    said = {"space": _SPACE, "threshold": float(threshold), **network.config}
-    weights.save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in said.items()})
+    """Write a network to share; see :func:`spaces.sparse_conv.masked_space.save`."""
+    masked_space.save(path, network, "smpointseg", masks)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from spaces import register
 from spaces.sparse_conv import points_shared as shared
-from spaces.sparse_conv.masking import apply_masks, hard_masks
+from spaces.sparse_conv.masked_space import MaskedSpace
+from spaces.sparse_conv.masking import hard_masks
 from spaces.sparse_conv.point_block import Reading
 from spaces.sparse_conv.smpointseg import SMPointSeg
 from sparsemask.costs import count_parameters
-from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
 from sparsemask.options import factor, positive
 from sparsemask.points.batch import PointBatch
@@ -23,10 +23,10 @@ from sparsemask.tables import format_count
 _PAPER_POINTS = 50_000  # the size at which the paper counts
 
 
-class SMPointSegSpace:
+class SMPointSegSpace(MaskedSpace):
     """Point-cloud segmentation networks whose masks are learnt with their weights (Wang et al., TPAMI 2022)."""
 
-    family = "sparse_conv"
+    fixed = ("d_in", "n_class", "channels", "n_neighbors", "radius", "ratio", "layers")
     task = "sample"
     weights_name = "smpointseg"
     # Epochs of the published run and its schedules, in them; the loss has no ramp.
@@ -74,31 +74,7 @@ class SMPointSegSpace:
     def supernet(self, config) -> SMPointSeg:
         """The network with soft masks."""
         options = config if isinstance(config, Mapping) else vars(config)
-        chosen = {name: options[name] for name in shared.FIXED if options.get(name) is not None}
-        return SMPointSeg(**chosen, reading=reading_of(options))
-
-    def network(self, mask: FineMasks, config=None) -> SMPointSeg:
-        """The network of a mask file, its masks hard; the weights are still random."""
-        if mask.space != self.name:
-            raise UseError(f"a mask of space '{mask.space}', not of '{self.name}'")
-        options = {} if config is None else config if isinstance(config, Mapping) else vars(config)
-        network = self.supernet({**options, **mask.config})
-        apply_masks(network, mask.channels, mask.threshold)
-        return network.eval()
-
-    def transfer(self, checkpoint: Mapping[str, Tensor], mask: FineMasks, config=None) -> dict[str, Tensor]:
-        """The same weights: masks select what is computed, nothing is cut out."""
-        return dict(checkpoint)
-
-    def cost(self, net: nn.Module, inputs: PointBatch):
-        """Parameters, multiply-adds executed on a crop and milliseconds of `net`."""
-        from sparsemask.costs import measure
-
-        return measure(net, inputs)
-
-    def config_of(self, network: SMPointSeg) -> dict[str, object]:
-        """What a mask file says of the network."""
-        return network.config
+        return SMPointSeg(**self.arguments(options), reading=reading_of(options))
 
     def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMPointSeg:
         """The network of a state dict, in evaluation mode. said: numbers that no weight tells, such as the radius."""
@@ -134,14 +110,6 @@ class SMPointSegSpace:
     def dense_form(self, network: SMPointSeg) -> nn.Module:
         """The same weights without masks, to be timed against."""
         return DensePoints(network)
-
-    def run(self, network: SMPointSeg, batch: PointBatch) -> Tensor:
-        """The network on crops."""
-        return network(batch)
-
-    def run_dense(self, network: SMPointSeg, batch: PointBatch) -> Tensor:
-        """The same of the dense form."""
-        return DensePoints(network)(batch)
 
     def draw_masks(self, inputs: PointBatch, masks: list[np.ndarray], path, title: str | None = None) -> None:
         """Draw the kept points of every level of one crop, masks bool (1, N_l) or (N_l,)."""

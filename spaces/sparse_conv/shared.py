@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from spaces.sparse_conv.masking import apply_masks, hard_masks
+from spaces.sparse_conv import masked_space
 from spaces.sparse_conv.smsr import SMSR
 from sparsemask import weights
 from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
-
-_SPACE = "smsr"
 
 
 def config_of(state: Mapping[str, Tensor], what: object = "checkpoint") -> dict[str, int]:
@@ -41,8 +37,11 @@ def config_of(state: Mapping[str, Tensor], what: object = "checkpoint") -> dict[
     }
 
 
-def build(state: Mapping[str, Tensor], what: object = "checkpoint") -> SMSR:
-    """The network of a state dict, strictly loaded, in evaluation mode; UseError naming `what` if it does not fit."""
+def build(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mapping | None = None) -> SMSR:
+    """The network of a state dict, strictly loaded, in evaluation mode; UseError naming `what` if it does not fit.
+
+    said: what else the file says; the weights tell everything.
+    """
     network = SMSR(**config_of(state, what))
     for name in ("sub_mean.weight", "add_mean.weight"):
         if name in state and not torch.equal(state[name].flatten(1).cpu(), torch.eye(3)):
@@ -56,18 +55,11 @@ def build(state: Mapping[str, Tensor], what: object = "checkpoint") -> SMSR:
 def load_smsr(path: str | os.PathLike) -> SMSR:
     """The network of a file, in evaluation mode on the CPU: public checkpoint, run's checkpoint, safetensors.
 
-    The threshold of its data masks is the file's, if it says one. Raises UseError when it is missing, torn, or no SMSR.
+    See :func:`spaces.sparse_conv.masked_space.load`.
     """
-    found = weights.read_checkpoint(path)
-    network = build(weights.bare_state(found, path), path)
-    said = weights.metadata(path) if Path(path).suffix == ".safetensors" else found.get("mask")
-    if isinstance(said, Mapping) and isinstance(said.get("threshold"), float):
-        apply_masks(network, hard_masks(network), said["threshold"])
-    return network
+    return masked_space.load(path, build)
 
 
 def save_smsr(path: str | os.PathLike, network: SMSR, masks: FineMasks | None = None) -> None:
-    """Write a network to share: safetensors whose metadata says the space and the data masks' threshold."""
-    threshold = 0.5 if masks is None else masks.threshold
-    said = {"space": _SPACE, "threshold": float(threshold), **network.config}
-    weights.save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in said.items()})
+    """Write a network to share; see :func:`spaces.sparse_conv.masked_space.save`."""
+    masked_space.save(path, network, "smsr", masks)

@@ -10,22 +10,20 @@ from torch import Tensor, nn
 
 from spaces import register
 from spaces.sparse_conv import shared
-from spaces.sparse_conv.masking import apply_masks, hard_masks
+from spaces.sparse_conv.masked_space import MaskedSpace
+from spaces.sparse_conv.masking import hard_masks
 from spaces.sparse_conv.smsr import SMSR
 from spaces.sparse_conv.tiles import self_ensemble, upscale
 from sparsemask.costs import count_parameters
-from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
 from sparsemask.options import natural, positive
 from sparsemask.tables import format_count
 
-_FIXED = ("scale", "n_feats", "n_modules", "n_layers", "reduction")
 
-
-class SMSRSpace:
+class SMSRSpace(MaskedSpace):
     """Super-resolution networks whose masks are learnt with their weights (Wang et al., CVPR 2021)."""
 
-    family = "sparse_conv"
+    fixed = ("scale", "n_feats", "n_modules", "n_layers", "reduction")
     task = "super_resolution"
     weights_name = "smsr_x{scale}"  # files of weights are looked for by it
 
@@ -45,34 +43,11 @@ class SMSRSpace:
 
     def supernet(self, config) -> SMSR:
         """The network with soft masks."""
-        options = config if isinstance(config, Mapping) else vars(config)
-        return SMSR(**{name: options[name] for name in _FIXED if options.get(name) is not None})
-
-    def network(self, mask: FineMasks, config=None) -> SMSR:
-        """The network of a mask file, its masks hard; the weights are still random."""
-        if mask.space != self.name:
-            raise UseError(f"a mask of space '{mask.space}', not of '{self.name}'")
-        network = self.supernet(mask.config)
-        apply_masks(network, mask.channels, mask.threshold)
-        return network.eval()
-
-    def transfer(self, checkpoint: Mapping[str, Tensor], mask: FineMasks, config=None) -> dict[str, Tensor]:
-        """The same weights: masks select what is computed, nothing is cut out."""
-        return dict(checkpoint)
-
-    def cost(self, net: nn.Module, input_shape: tuple[int, ...]):
-        """Parameters, multiply-adds executed on a picture of noise and milliseconds of `net` on input (N, 3, H, W)."""
-        from sparsemask.costs import measure
-
-        return measure(net, input_shape)
-
-    def config_of(self, network: SMSR) -> dict[str, int]:
-        """What a mask file says of the network."""
-        return network.config
+        return SMSR(**self.arguments(config))
 
     def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMSR:
         """The network of a state dict, in evaluation mode; the weights say what to build, whatever else is said."""
-        return shared.build(state, what)
+        return shared.build(state, what, said)
 
     def load(self, path) -> SMSR:
         """The network of a file, in evaluation mode."""

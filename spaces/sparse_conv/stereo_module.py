@@ -137,8 +137,10 @@ class SparseHourglass(nn.Module):
         dense = [conv.dense(tau, noise) for conv in self.convs]
         out = self._run(x, masks, dense)
         kept = [kept_fraction(masks[level], own[None]) for level, own in zip(levels, dense, strict=True)]
-        sure = [conv.ch_mask[0, :, 0].detach() >= conv.ch_mask[0, :, 1].detach() for conv in self.convs]
-        hard_kept = [kept_fraction(hards[level], own[None]) for level, own in zip(levels, sure, strict=True)]
+        hard_kept = kept
+        if self.training:
+            sure = [conv.ch_mask[0, :, 0].detach() >= conv.ch_mask[0, :, 1].detach() for conv in self.convs]
+            hard_kept = [kept_fraction(hards[level], own[None]) for level, own in zip(levels, sure, strict=True)]
         return out, kept, hard_kept, [hards[level] for level in levels]
 
     def _run(self, x: Tensor, masks: list[Tensor], dense: list[Tensor]) -> Tensor:

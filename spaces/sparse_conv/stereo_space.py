@@ -12,22 +12,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spaces import register
 from spaces.sparse_conv import stereo_shared as shared
-from spaces.sparse_conv.masking import apply_masks, hard_masks
+from spaces.sparse_conv.masked_space import MaskedSpace
+from spaces.sparse_conv.masking import hard_masks
 from spaces.sparse_conv.smstereo import SMStereo
 from sparsemask.costs import count_parameters
-from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
 from sparsemask.options import natural, positive
 from sparsemask.tables import format_count
 
-_FIXED = ("maxdisp", "groups", "concat")
 _PAPER_SIZE = (544, 960)  # of a SceneFlow picture, padded
 
 
-class SMStereoSpace:
+class SMStereoSpace(MaskedSpace):
     """Stereo networks whose masks are learnt with their weights (Wang et al., TPAMI 2022)."""
 
-    family = "sparse_conv"
+    fixed = ("maxdisp", "groups", "concat")
     task = "stereo"
     weights_name = "smstereo"
     # Epochs of the published run on SceneFlow; the paper does not say how fast τ falls: over half of it.
@@ -49,30 +48,7 @@ class SMStereoSpace:
 
     def supernet(self, config) -> SMStereo:
         """The network with soft masks."""
-        options = config if isinstance(config, Mapping) else vars(config)
-        return SMStereo(**{name: options[name] for name in _FIXED if options.get(name) is not None})
-
-    def network(self, mask: FineMasks, config=None) -> SMStereo:
-        """The network of a mask file, its masks hard; the weights are still random."""
-        if mask.space != self.name:
-            raise UseError(f"a mask of space '{mask.space}', not of '{self.name}'")
-        network = self.supernet(mask.config)
-        apply_masks(network, mask.channels, mask.threshold)
-        return network.eval()
-
-    def transfer(self, checkpoint: Mapping[str, Tensor], mask: FineMasks, config=None) -> dict[str, Tensor]:
-        """The same weights: masks select what is computed, nothing is cut out."""
-        return dict(checkpoint)
-
-    def cost(self, net: nn.Module, inputs):
-        """Parameters, multiply-adds executed on a pair and milliseconds of `net`."""
-        from sparsemask.costs import measure
-
-        return measure(net, inputs)
-
-    def config_of(self, network: SMStereo) -> dict[str, int]:
-        """What a mask file says of the network."""
-        return network.config
+        return SMStereo(**self.arguments(config))
 
     def load_into(self, network: SMStereo, state: Mapping[str, Tensor], what: object) -> None:
         """Start a network from weights, a GwcNet's too."""
@@ -109,14 +85,6 @@ class SMStereoSpace:
     def dense_form(self, network: SMStereo) -> nn.Module:
         """The same weights without masks, to be timed against."""
         return DenseStereo(network)
-
-    def run(self, network: SMStereo, pair) -> Tensor:
-        """The network on pairs."""
-        return network(pair)
-
-    def run_dense(self, network: SMStereo, pair) -> Tensor:
-        """The same of the dense form."""
-        return DenseStereo(network)(pair)
 
     def draw_masks(self, inputs, masks: list[np.ndarray], path, title: str | None = None) -> None:
         """Draw the kept voxels of every layer, bool (D, h, w), summed over disparities, over the left picture."""

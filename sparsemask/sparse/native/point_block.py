@@ -27,7 +27,6 @@ class _Layer(NamedTuple):
     """Packed weights of a layer; outputs are ordered dense ones first."""
 
     dense: int  # dense outputs
-    sparse_inputs: int
     from_dense: Tensor
     from_sparse: Tensor | None
     rel: Tensor
@@ -117,7 +116,7 @@ def _whole(weight: Tensor, table: Tensor, bias: Tensor) -> _Layer:
     more = max(0, FEWEST - len(weight))
     weight, table, bias = F.pad(weight, (0, 0, 0, more)), F.pad(table, (0, more)), F.pad(bias, (0, more))
     rel = weight[:, -3:].t().contiguous()
-    return _Layer(len(bias), 0, library.pack(weight.t().contiguous()), None, rel, table.contiguous(), bias.clone())
+    return _Layer(len(bias), library.pack(weight.t().contiguous()), None, rel, table.contiguous(), bias.clone())
 
 
 def _layer(space, layer: _Layer, x, sparse, xyz, level, kept, dropped, compact, every, behind, gated):
@@ -161,7 +160,7 @@ def _split(f, dense: Tensor) -> _Parts:
         from_sparse = library.pack(features[:, ins_sparse].t()) if len(ins_sparse) else None
         layers.append(
             _Layer(
-                len(outs_dense), len(ins_sparse), from_dense, from_sparse, rel.contiguous(),
+                len(outs_dense), from_dense, from_sparse, rel.contiguous(),
                 table[:, order].contiguous(), bias[order].contiguous(),
             )
         )  # fmt: skip
