@@ -1,0 +1,1 @@
+"""Networks between filter pruning and low-rank decomposition (Li et al., CVPR 2020)."""

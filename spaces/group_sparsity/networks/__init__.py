@@ -1,0 +1,119 @@
+"""The networks of group sparsity, by name; a user's own as ``package.module:callable``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from sparsemask.errors import UseError, choose, one_line
+
+INPUT_SHAPE = (3, 32, 32)
+"""Channels, height and width of the pictures that the named networks are made for."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a named network is built, and which rules of group sparsity it follows."""
+
+    family: str
+    """The module in this folder; also the key of its rules."""
+    build: str
+    """The class in that module."""
+    settings: dict = field(default_factory=dict)
+    """Its arguments; those of `create` come over them."""
+
+
+_NAMED = {
+    "resnet20": Architecture("resnet", "ResNet", {"depth": 20}),
+    "resnet56": Architecture("resnet", "ResNet", {"depth": 56}),
+    "resnet164": Architecture(
+        "resnet", "ResNet", {"depth": 164, "block": "bottleneck", "bias": False, "shortcut": "C"}
+    ),
+    "resnext20": Architecture("resnext", "ResNeXt", {"depth": 20}),
+    "resnext164": Architecture("resnext", "ResNeXt", {"depth": 164}),
+    "vgg16": Architecture("vgg", "VGG"),
+    "densenet40": Architecture("densenet", "DenseNet", {"depth": 40}),
+    "wrn16_10": Architecture("wide_resnet", "WideResNet", {"depth": 16, "widen": 10}),
+}
+
+
+def available() -> list[str]:
+    """Names of all named networks."""
+    return sorted(_NAMED)
+
+
+def architecture(arch: str) -> Architecture | None:
+    """What is known of a named network; None for ``package.module:callable``. UseError for an unknown name."""
+    if ":" in arch:
+        return None
+    if arch not in _NAMED:
+        raise UseError(f"unknown network '{arch}'; known: {', '.join(available())}; your own: package.module:callable")
+    return _NAMED[arch]
+
+
+def create(arch: str, n_class: int = 10, **options) -> nn.Module:
+    """A network with fresh weights, drawn from torch's global generator.
+
+    Args:
+        arch: one of `available()`, or ``package.module:callable`` for a user's own CNN, which is called without
+            arguments, or with `n_class` (or `num_classes`) if it takes it.
+        n_class: classes.
+        options: arguments of the named network's class, such as `shortcut` or `bias` of a ResNet.
+
+    Raises UseError for unknown names, options and depths, and for a callable that cannot be imported or returns no
+    module.
+    """
+    known = architecture(arch)
+    if known is None:
+        if options:
+            raise UseError(f"network '{arch}': takes no options here ({', '.join(options)}); set them in the callable")
+        return _own(arch, n_class)
+    module = importlib.import_module(f"{__name__}.{known.family}")
+    builder = getattr(module, known.build)
+    takes = [name for name in inspect.signature(builder).parameters if name not in ("depth", "n_class")]
+    for name in options:
+        choose(name, takes, f"option of {arch}")
+    return builder(n_class=n_class, **{**known.settings, **options})
+
+
+def _own(arch: str, n_class: int) -> nn.Module:
+    builder = _imported(arch)
+    taken = _parameters(builder)
+    called = next((name for name in ("n_class", "num_classes") if name in taken), None)
+    network = builder(**{called: n_class} if called else {})
+    if not isinstance(network, nn.Module):
+        raise UseError(f"network '{arch}': returned {type(network).__name__}, expected a torch.nn.Module")
+    return network
+
+
+def _parameters(builder: Callable) -> list[str]:
+    try:
+        return list(inspect.signature(builder).parameters)
+    except ValueError:  # some built in C
+        return []
+
+
+def _imported(arch: str) -> Callable:
+    place, _, name = arch.partition(":")
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:  # a user's file beside which the command was started; after everything else, so that it hides nothing
+        sys.path.append(here)
+    try:
+        value = importlib.import_module(place)
+        for part in name.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UseError(f"network '{arch}': cannot be imported ({one_line(error)})") from None
+    finally:
+        if added:
+            sys.path.remove(here)
+    if not callable(value):
+        raise UseError(f"network '{arch}': is no callable that builds a network")
+    return value

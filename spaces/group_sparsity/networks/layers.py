@@ -1,0 +1,48 @@
+"""Pieces that several of the networks are made of."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemask.errors import UseError
+
+
+class PadChannels(nn.Module):
+    """(N, C, H, W) -> (N, before + C + after, H, W), the new channels zero.
+
+    `before` and `after` may be set anew, when channels of what the result is added to are removed.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.before = before
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+
+    def extra_repr(self) -> str:
+        return f"before={self.before}, after={self.after}"
+
+
+def conv3x3(n_in: int, n_out: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """A 3×3 convolution that keeps the size, but for its stride."""
+    return nn.Conv2d(n_in, n_out, 3, stride, 1, bias=bias)
+
+
+def blocks_of(depth: int, fixed: int, each: int, name: str) -> int:
+    """Blocks a stage of three for a network of `depth` layers, `fixed` outside and `each` a block in every stage."""
+    count, rest = divmod(depth - fixed, each)
+    if rest or count < 1:
+        raise UseError(f"{name}: depth {depth} does not exist; it must be {fixed} plus a multiple of {each}")
+    return count
+
+
+def he_init(network: nn.Module) -> None:
+    """Normal weights of variance 2 / fan-out in every convolution (He et al., ICCV 2015); biases zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

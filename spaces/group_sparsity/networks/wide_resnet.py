@@ -1,0 +1,55 @@
+"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spaces.group_sparsity.networks.layers import blocks_of, conv3x3, he_init
+
+
+class Block(nn.Module):
+    """Batch norm and ReLU before each of two biased 3×3 convolutions; the second has the stride."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(n_in)
+        self.conv1 = conv3x3(n_in, n_out, bias=True)
+        self.bn2 = nn.BatchNorm2d(n_out)
+        self.conv2 = conv3x3(n_out, n_out, stride, bias=True)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or n_in != n_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.relu(self.bn1(x)))
+        return self.conv2(F.relu(self.bn2(y))) + self.shortcut(x)
+
+
+class WideResNet(nn.Module):
+    """Pictures (N, 3, H, W) -> logits (N, n_class): a stem of 16 channels and stages of 16, 32, 64 times `widen`.
+
+    Args:
+        depth: 6 n + 4.
+        widen: factor on the width.
+    """
+
+    def __init__(self, depth: int = 16, n_class: int = 100, widen: int = 10) -> None:
+        super().__init__()
+        count = blocks_of(depth, 4, 6, "wide resnet")
+        self.conv1 = conv3x3(3, 16, bias=True)
+        channels = 16
+        for number in (1, 2, 3):
+            width = 8 * 2**number * widen
+            stage = []
+            for index in range(count):
+                stage.append(Block(channels, width, 2 if index == 0 and number > 1 else 1))
+                channels = width
+            setattr(self, f"layer{number}", nn.Sequential(*stage))
+        self.bn1 = nn.BatchNorm2d(channels, momentum=0.9)
+        self.linear = nn.Linear(channels, n_class)
+        he_init(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return self.linear(F.adaptive_avg_pool2d(F.relu(self.bn1(x)), 1).flatten(1))
