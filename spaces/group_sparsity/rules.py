@@ -1,0 +1,149 @@
+"""Where matrices go, and which groups of weights may vanish: the published rules, and one for any other network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from spaces.group_sparsity import networks
+from spaces.group_sparsity.groups import GroupSet, Member
+from spaces.group_sparsity.networks import densenet, resnet, resnext, wide_resnet
+from sparsemask.errors import UseError
+
+GENERAL = "graph"
+"""The variant that any network has: the rule of :mod:`spaces.group_sparsity.general`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What group sparsity changes in a network and what it may remove; module names are of the plain network."""
+
+    splits: tuple[str, ...] = ()
+    """Convolutions that become pairs."""
+    sets: tuple[GroupSet, ...] = ()
+    """Groups that may vanish; their members are modules of the network with its pairs."""
+    reduction: str = "sum"
+    """"sum" or "mean": how the penalties of a projection's sets become one."""
+    merge: tuple[str, ...] = ()
+    """Pairs to become one convolution again after compression."""
+    double_relu: tuple[str, ...] = ()
+    """ReLUs that become double ones."""
+
+
+def rows(network: nn.Module, name: str, projection: str, split: bool = True) -> GroupSet:
+    """The input channels of a pair's 1×1 convolution (or of the 1×1 `name` itself, where nothing is split)."""
+    conv = network.get_submodule(name)
+    inner = min(conv.out_channels, conv.weight[0].numel()) if split else conv.in_channels
+    return GroupSet(f"{name}.rows", projection, (Member(f"{name}.1" if split else name, 1),), inner)
+
+
+def columns(network: nn.Module, name: str, projection: str, split: bool = True) -> GroupSet:
+    """The output channels of a pair's 1×1 convolution (or of `name` itself, where nothing is split)."""
+    count = network.get_submodule(name).out_channels
+    return GroupSet(f"{name}.columns", projection, (Member(f"{name}.1" if split else name, 0),), count)
+
+
+def _blocks(network: nn.Module, kind: type) -> list[tuple[str, nn.Module]]:
+    return [(name, module) for name, module in network.named_modules() if isinstance(module, kind)]
+
+
+def _resnet(network: nn.Module, variant: str) -> Plan:
+    blocks = _blocks(network, resnet.Block)
+    if len(blocks[0][1].body) > 5:  # a bottleneck's own 1×1 convolutions are its matrices
+        if variant != "svd":
+            raise UseError("a network of bottlenecks has one rule, 'svd' (its own 1×1 convolutions), and 'graph'")
+        sets = []
+        for name, _ in blocks:
+            sets += [columns(network, f"{name}.body.0", "P1", False), rows(network, f"{name}.body.6", "P2", False)]
+        return Plan(sets=tuple(sets))
+    first, second = ([f"{name}.body.{place}" for name, _ in blocks] for place in (0, 3))
+    return _two_matrices(
+        network, first, second, variant, reduction="mean", double_relu=tuple(f"{name}.body.2" for name, _ in blocks)
+    )
+
+
+def _two_matrices(network: nn.Module, first: list[str], second: list[str], variant: str, **more) -> Plan:
+    """Blocks of two 3×3 convolutions: of the first rows or columns may vanish, of the second rows."""
+    kind = rows if variant == "svd" else columns
+    sets = []
+    for a, b in zip(first, second, strict=True):
+        sets += [kind(network, a, "P1"), rows(network, b, "P2")]
+    splits = tuple(name for pair in zip(first, second, strict=True) for name in pair)
+    return Plan(splits, tuple(sets), merge=() if variant == "svd" else tuple(first), **more)
+
+
+def _wide_resnet(network: nn.Module, variant: str) -> Plan:
+    blocks = _blocks(network, wide_resnet.Block)
+    first, second = ([f"{name}.conv{number}" for name, _ in blocks] for number in (1, 2))
+    return _two_matrices(network, first, second, variant)
+
+
+def _resnext(network: nn.Module, variant: str) -> Plan:
+    sets = []
+    for name, block in _blocks(network, resnext.Block):
+        groups = block.conv2.groups
+        members = (Member(f"{name}.conv1", 0), Member(f"{name}.conv3", 1))
+        sets.append(GroupSet(f"{name}.groups", "P1", members, groups, block.conv2.in_channels // groups))
+    return Plan(sets=tuple(sets))
+
+
+def _vgg(network: nn.Module, variant: str) -> Plan:
+    splits = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)][1:]
+    sets = []
+    for name in splits:
+        sets += [rows(network, name, "P1"), columns(network, name, "P2")]
+    return Plan(tuple(splits), tuple(sets[:-1]))  # the last one's columns are the classifier's inputs: kept
+
+
+def _densenet(network: nn.Module, variant: str) -> Plan:
+    layers = [f"{name}.body.2" for name, _ in _blocks(network, densenet.DenseLayer)]
+    splits = [
+        name
+        for name, module in network.named_modules()
+        if name in layers or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+    ]
+    kind = rows if variant == "svd" else columns
+    sets = tuple(kind(network, name, "P1") for name in splits)
+    return Plan(tuple(splits), sets, merge=() if variant == "svd" else tuple(splits))
+
+
+# By family: the rule, its variants, the published one first.
+_RULES: dict[str, tuple[Callable[[nn.Module, str], Plan], tuple[str, ...]]] = {
+    "resnet": (_resnet, ("svd", "columns")),
+    "wide_resnet": (_wide_resnet, ("columns", "svd")),
+    "densenet": (_densenet, ("svd", "columns")),
+    "resnext": (_resnext, ("svd",)),
+    "vgg": (_vgg, ("svd",)),
+}
+
+
+def variants(arch: str) -> tuple[str, ...]:
+    """The variants of a network's rule, its default first."""
+    known = networks.architecture(arch)
+    return (GENERAL,) if known is None else (*_RULES[known.family][1], GENERAL)
+
+
+def plan_for(arch: str, variant: str | None, network: nn.Module, graph=None) -> Plan:
+    """The plan for a network that `networks.create(arch, ...)` built (plain: no pairs in it yet).
+
+    Args:
+        arch: the network's name; for a user's own there is the general rule only.
+        variant: None is the network's default. "svd": rows of every pair (and a network's only published rule);
+            "columns": columns of a block's first pair, or of every one in a DenseNet, merged afterwards;
+            "graph": the general rule, shortcuts included.
+        network: the network.
+        graph: its ChannelGraph; needed by the general rule alone, which traces a picture of 3×32×32 without it.
+
+    Raises UseError for a variant the network does not have.
+    """
+    known = variants(arch)
+    variant = variant or known[0]
+    if variant not in known:
+        raise UseError(f"{arch} has no variant '{variant}'; it has {', '.join(known)}")
+    if variant == GENERAL:
+        from spaces.group_sparsity.general import general_plan
+
+        return general_plan(network, graph)
+    return _RULES[networks.architecture(arch).family][0](network, variant)
