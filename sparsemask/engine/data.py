@@ -6,7 +6,9 @@ each takes its share of every batch, so that the batches do not depend on how ma
 
 A source whose samples do depend on what was sampled before brings its own ``planner(batch, start, stop, seed, rank,
 world, parts, state)``: a batch sampler like :class:`StepSampler`, whose keys carry all that a worker needs, and whose
-``state(step)`` goes into checkpoints. A source whose samples are no tensors brings ``collate(samples)``.
+``state(step)`` goes into checkpoints. A source whose samples are no tensors brings ``collate(samples)``. One that makes
+many samples at once faster than one by one brings ``batch(indices, words)``, which gives a batch as the network takes
+it; its randomness is four words a sample (:func:`~sparsemask.engine.randomness.draw_words`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from sparsemask.engine.randomness import draw_generator
+from sparsemask.engine.randomness import draw_generator, draw_words
 from sparsemask.errors import UseError, one_line
 
 ORDER, AUGMENT = 1, 2  # streams of randomness
@@ -36,6 +38,13 @@ class SeededSamples(Dataset):
     def __getitem__(self, key: tuple[int, int]):
         index, draw = key
         return one_line_errors(self.source.sample, index, draw_generator(self.seed, self.stream, draw))
+
+    def __getitems__(self, keys: list[tuple[int, int]]):
+        """What torch's loader asks for: the samples of a batch, or the batch itself of a source that makes it."""
+        if not hasattr(self.source, "batch"):
+            return [self[key] for key in keys]
+        indices, draws = np.array(keys, dtype=np.int64).reshape(-1, 2).T
+        return one_line_errors(self.source.batch, indices, draw_words(self.seed, self.stream, draws))
 
 
 class Listed(Dataset):
@@ -112,13 +121,18 @@ def collate(source, samples: list):
     return getattr(source, "collate", default_collate)(samples)
 
 
+def as_it_is(batch):
+    """The collation of what is a batch already."""
+    return batch
+
+
 def training_loader(source, sampler: StepSampler, seed: int, workers: int, pin: bool = False) -> DataLoader:
     """Loader over a :func:`step_sampler`."""
     return DataLoader(
         SeededSamples(source, seed),
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=getattr(source, "collate", None),
+        collate_fn=as_it_is if hasattr(source, "batch") else getattr(source, "collate", None),
         worker_init_fn=quiet_worker,
         pin_memory=pin,
         generator=torch.Generator().manual_seed(seed),

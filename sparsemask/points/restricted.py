@@ -1,7 +1,8 @@
 """Reading pickles of plain NumPy arrays without running anything that is in them.
 
-The public code keeps its projections as pickles. A pickle is a program; here its only words are lists, tuples, numbers,
-text and an array's type, shape and bytes, from which the array is built by `numpy.frombuffer`. All else is refused.
+Public code keeps projections so, and CIFAR its pictures. A pickle is a program; here its only words are lists, tuples,
+numbers, text and an array's type, shape and bytes, from which the array is built by `numpy.frombuffer`. All else is
+refused.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import codecs
 import os
 import pickle
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -47,6 +49,8 @@ class _Array:
 
 
 def _array(data: object, kind: object, shape: object, order: str) -> np.ndarray:
+    if isinstance(data, str):  # Python 2's bytes, when they are read as latin1
+        data = data.encode("latin1")
     if not isinstance(data, (bytes, bytearray)) or not isinstance(kind, _Type) or not isinstance(shape, tuple):
         raise pickle.UnpicklingError("an array that is no block of numbers")
     found = np.frombuffer(data, kind.real()).reshape(shape, order=order)
@@ -97,3 +101,24 @@ def read_arrays(path: str | os.PathLike) -> list[np.ndarray]:
     if not all(isinstance(array, np.ndarray) for array in arrays):
         raise UseError(f"{path}: expected a pickled list of arrays")
     return arrays
+
+
+def read_mapping(file: BinaryIO, name: str) -> dict[str, object]:
+    """A pickled dictionary by Python 2 or 3, whose values are arrays of numbers, lists, numbers and text.
+
+    Args:
+        file: opened in binary.
+        name: the file's, for messages.
+
+    Raises:
+        UseError: torn, no dictionary, or it holds anything else.
+    """
+    try:
+        found = _Restricted(file, encoding="latin1").load()
+    except Exception as error:  # a torn or hostile pickle may fail in any way
+        raise UseError(f"{name}: not readable as a pickled dictionary ({error})") from None
+    if not isinstance(found, dict):
+        raise UseError(f"{name}: expected a pickled dictionary, found {type(found).__name__}")
+    text = lambda value: value.decode("latin1") if isinstance(value, bytes) else value
+    plain = {str(text(key)): value.value if isinstance(value, _Array) else value for key, value in found.items()}
+    return {key: [text(v) for v in value] if isinstance(value, list) else value for key, value in plain.items()}

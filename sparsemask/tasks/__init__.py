@@ -28,9 +28,10 @@ _TASKS = {
     "semantickitti": "sparsemask.tasks.points_kitti:SemanticKITTITask",
     "sample": "sparsemask.tasks.points_s3dis:SampleTask",
     "stereo": "sparsemask.tasks.stereo:StereoTask",
+    "classification": "sparsemask.tasks.classification:ClassificationTask",
 }
 DEFAULT = "segmentation"
-_OWN_FLAGS = {"super_resolution": "enlarge", "stereo": "pairs"}
+_OWN_FLAGS = {"super_resolution": "enlarge", "stereo": "pairs", "classification": "classes"}
 _OWN_FLAGS |= dict.fromkeys(("s3dis", "semantickitti", "sample"), "points")
 
 

@@ -64,17 +64,17 @@ def make_ade20k(folder: Path, train: int = 160, val: int = 40, size: int = REFER
 
 def saliency_sample() -> Path:
     """The saliency set of --sample."""
-    return _once("saliency", make_saliency)
+    return once(f"saliency-{VERSION}", "saliency", make_saliency)
 
 
 def edges_sample() -> Path:
     """The edge set of --sample."""
-    return _once("edges", make_edges)
+    return once(f"edges-{VERSION}", "edges", make_edges)
 
 
 def ade20k_sample() -> Path:
     """The ADE20K set of --sample."""
-    return _once("ade20k", make_ade20k)
+    return once(f"ade20k-{VERSION}", "ade20k", make_ade20k)
 
 
 def draw_salient(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndarray, np.ndarray]:
@@ -140,12 +140,12 @@ def save_annotations(path: Path, segmentations: list[np.ndarray]) -> None:
     savemat(path, {"groundTruth": cells}, do_compression=True)
 
 
-def _once(name: str, make: Callable[[Path], None]) -> Path:
+def once(name: str, task: str, make: Callable[[Path], None]) -> Path:
     """The set `name` in the cache, drawn beside and renamed when it is whole, unless it is there."""
-    folder = cache() / f"{name}-{VERSION}"
+    folder = cache() / name
     if folder.is_dir():
         return folder
-    print(f"drawing pictures for --task {name} into {folder} ...", file=sys.stderr, flush=True)
+    print(f"drawing pictures for --task {task} into {folder} ...", file=sys.stderr, flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:

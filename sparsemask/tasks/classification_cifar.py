@@ -1,0 +1,167 @@
+"""CIFAR-10 and CIFAR-100 as they are given away: archives or unpacked, as bytes or as Python's pickles.
+
+The binary files (Krizhevsky, "Learning multiple layers of features from tiny images", 2009; the data set's page) are
+records of one label byte (CIFAR-100: coarse, then fine) and 3072 bytes, red, green and blue planes of 32x32. The
+python files are pickled dictionaries; what is not an array or a list of numbers in them is never built. Archives are
+read in memory: nothing is unpacked, so no name in one can lead anywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from sparsemask.errors import UseError
+from sparsemask.points.restricted import read_mapping
+
+Pictures = tuple[np.ndarray, np.ndarray]  # uint8 (N, 32, 32, 3), int64 (N,)
+Files = dict[str, bytes]
+
+_SIDE = 32
+_LARGEST = 256 << 20  # bytes of a file in an archive: CIFAR-100's largest has 155 MB
+_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One of the four public forms: its name, names of archive and folder, files of each part, file of class names."""
+
+    title: str
+    archive: str
+    folder: str
+    training: tuple[str, ...]
+    validation: str
+    names: str
+    classes: int
+    read: Callable[[bytes, int, str], Pictures]
+    read_names: Callable[[bytes, str], list[str]]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.training, self.validation)
+
+
+def find(root: Path) -> tuple[str, list[str], Pictures, Pictures] | None:
+    """(title, classes, training, validation) of an archive, or of a folder with one form's archive or files.
+
+    None where there is nothing of CIFAR's. UseError for both data sets at once, missing files, and torn ones.
+    """
+    if root.is_file():
+        if not tarfile.is_tarfile(root):
+            return None
+        return _from_archive(root)
+    places = [(form, place) for form in _FORMS for place in _places(root, form)]
+    if not places:
+        return None
+    if len({form.classes for form, _ in places}) > 1:
+        raise UseError(f"{root}: CIFAR-10 and CIFAR-100 are both here: --data_root must name one of them")
+    form, place = places[0]  # of several forms of one data set the binary one
+    if place.is_file():
+        return _from_archive(place)
+    return _read(form, {p.name: p.read_bytes() for p in place.iterdir() if p.name in (*form.files, form.names)}, place)
+
+
+def _places(root: Path, form: _Form) -> list[Path]:
+    """Folders and archives of a form, at `root` or right below it."""
+    folders = [p for p in (root, root / form.folder) if any((p / name).is_file() for name in form.training)]
+    archives = [p for ending in (".tar.gz", ".tgz", ".tar") if (p := root / (form.archive + ending)).is_file()]
+    return folders + archives
+
+
+def _from_archive(path: Path) -> tuple[str, list[str], Pictures, Pictures]:
+    wanted = {name for form in _FORMS for name in (*form.files, form.names)}
+    found: Files = {}
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name).name
+                if not member.isfile() or name not in wanted or name in found:
+                    continue
+                if member.size > _LARGEST:
+                    raise UseError(f"{path}: {member.name} has {member.size} bytes, more than any file of CIFAR's")
+                found[name] = archive.extractfile(member).read()
+    except (tarfile.TarError, EOFError, zlib.error, LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise UseError(f"{path}: torn or not an archive ({error}); download it again") from None
+    form = next((form for form in _FORMS if any(name in found for name in form.training)), None)
+    if form is None:
+        raise UseError(f"{path}: an archive without CIFAR's files ({', '.join(form.archive for form in _FORMS)})")
+    return _read(form, found, path)
+
+
+def _read(form: _Form, files: Files, where: Path) -> tuple[str, list[str], Pictures, Pictures]:
+    missing = [name for name in form.files if name not in files]
+    if missing:
+        raise UseError(f"{where}: {missing[0]} is missing ({form.title} has {len(form.files)} files of pictures)")
+    parts = {name: form.read(files[name], form.classes, f"{where}, {name}") for name in form.files}
+    training = tuple(np.concatenate(arrays) for arrays in zip(*(parts[name] for name in form.training), strict=True))
+    names = form.read_names(files[form.names], f"{where}, {form.names}") if form.names in files else []
+    if names and len(names) != form.classes:
+        raise UseError(f"{where}, {form.names}: {len(names)} class names, expected {form.classes}")
+    if not names:
+        names = list(_NAMES) if form.classes == len(_NAMES) else [str(k) for k in range(form.classes)]
+    return form.title, names, training, parts[form.validation]
+
+
+def _read_binary(content: bytes, classes: int, what: str) -> Pictures:
+    """Records of a binary file; the label is the byte right before the planes."""
+    head = 1 if classes == len(_NAMES) else 2
+    size = head + 3 * _SIDE**2
+    if not content or len(content) % size:
+        raise UseError(f"{what}: {len(content)} bytes are no whole number of records of {size}; download it again")
+    records = np.frombuffer(content, np.uint8).reshape(-1, size)
+    return _checked(records[:, head:], records[:, head - 1], classes, what)
+
+
+def _read_pickle(content: bytes, classes: int, what: str) -> Pictures:
+    found = read_mapping(io.BytesIO(content), what)
+    data, labels = found.get("data"), found.get("labels" if classes == len(_NAMES) else "fine_labels")
+    right = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3 * _SIDE**2
+    if not right or not isinstance(labels, list) or len(labels) != len(data) or not len(data):
+        raise UseError(f"{what}: expected data, uint8 (N, {3 * _SIDE**2}), and as many labels")
+    if not all(isinstance(label, int) for label in labels):
+        raise UseError(f"{what}: labels that are no whole numbers")
+    return _checked(data, np.array(labels), classes, what)
+
+
+def _checked(planes: np.ndarray, labels: np.ndarray, classes: int, what: str) -> Pictures:
+    if labels.min() < 0 or labels.max() >= classes:
+        raise UseError(f"{what}: label {max(labels.max(), -labels.min())} beyond the {classes} classes")
+    pictures = planes.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(pictures), labels.astype(np.int64)
+
+
+def _names_of_text(content: bytes, what: str) -> list[str]:
+    try:
+        return content.decode().split()
+    except UnicodeDecodeError:
+        raise UseError(f"{what}: no text") from None
+
+
+def _names_of_pickle(content: bytes, what: str) -> list[str]:
+    found = read_mapping(io.BytesIO(content), what)
+    names = found.get("fine_label_names", found.get("label_names"))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UseError(f"{what}: expected a list of class names")
+    return names
+
+
+_BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
+_FORMS = (
+    _Form("CIFAR-10", "cifar-10-binary", "cifar-10-batches-bin", tuple(f"{name}.bin" for name in _BATCHES),
+          "test_batch.bin", "batches.meta.txt", 10, _read_binary, _names_of_text),
+    _Form("CIFAR-100", "cifar-100-binary", "cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt",
+          100, _read_binary, _names_of_text),
+    _Form("CIFAR-10", "cifar-10-python", "cifar-10-batches-py", _BATCHES, "test_batch", "batches.meta", 10,
+          _read_pickle, _names_of_pickle),
+    _Form("CIFAR-100", "cifar-100-python", "cifar-100-python", ("train",), "test", "meta", 100, _read_pickle,
+          _names_of_pickle),
+)  # fmt: skip

@@ -1,0 +1,194 @@
+"""Which classified pictures there are below a --data_root.
+
+    CIFAR        cifar-10 or -100, binary or python, as archives or unpacked, see :mod:`classification_cifar`
+    npz          train*.npz and test*.npz (val*, eval*): x uint8 (N, H, W, 3), y (N,); class names in classes.json
+    folders      train/CLASS/* and val/CLASS/* (or test/), ImageNet's layout; or CLASS/* alone
+
+Where only training pictures are, every tenth of each class is for validation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sparsemask.errors import UseError
+from sparsemask.tasks import classification_cifar as cifar
+from sparsemask.tasks.classification_data import Part
+from VOC12.images import decoding, read_picture
+
+SMALL = 64  # pictures of files no larger than that, and of one size, are read into memory
+_MEMORY = 2 << 30  # bytes of them
+_TENTH = 10
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+_VALIDATION = ("val", "test", "eval")
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """A data set: its name in words, its classes, its parts."""
+
+    title: str
+    classes: list[str]
+    training: Part
+    validation: Part
+
+
+def find_pictures(root: str | os.PathLike) -> LabelledPictures:
+    """The pictures of a data root; UseError where there are none, or none that can be read."""
+    root = Path(root)
+    if not root.exists():
+        raise UseError(f"--data_root {root}: no such file or folder")
+    found = cifar.find(root)
+    if found is not None:
+        title, classes, *parts = found
+        return LabelledPictures(title, classes, *(Part(*part) for part in parts))
+    if root.is_file():
+        if root.suffix != ".npz":
+            raise UseError(f"--data_root {root}: neither a CIFAR archive nor .npz")
+        return _from_npz([root], [], root.parent)
+    files = {which: _npz_of(root, starts) for which, starts in (("train", ("train",)), ("eval", _VALIDATION))}
+    if files["train"]:
+        return _from_npz(files["train"], files["eval"], root)
+    return _from_folders(root)
+
+
+def split_tenths(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the training and of the validation pictures: of each class every tenth validates.
+
+    Of fewer than ten the last one does; a single one trains.
+    """
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        (where,) = np.nonzero(labels == label)
+        chosen = where[_TENTH - 1 :: _TENTH] if len(where) >= _TENTH else where[1:][-1:]
+        held[chosen] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _npz_of(root: Path, starts: Sequence[str]) -> list[Path]:
+    return sorted(p for p in root.glob("*.npz") if p.name.startswith(tuple(starts)))
+
+
+def _from_npz(train: list[Path], validation: list[Path], root: Path) -> LabelledPictures:
+    for files in (train, validation):
+        if len(files) > 1:
+            raise UseError(
+                f"{root}: several files for one part ({', '.join(p.name for p in files)}): leave one of them"
+            )
+    parts = [read_npz(file) for file in (*train, *validation)]
+    classes = _class_names(root / "classes.json", 1 + max(int(part.labels.max()) for part in parts))
+    title = root.resolve().name
+    return _whole(title, classes, parts) if len(parts) == 1 else LabelledPictures(title, classes, *parts)
+
+
+def _whole(title: str, classes: list[str], parts: list[Part]) -> LabelledPictures:
+    """A data set of one part, of which a tenth validates."""
+    train, held = split_tenths(parts[0].labels)
+    if not len(held):
+        raise UseError(f"{title}: too few pictures to leave any for validation")
+    return LabelledPictures(f"{title}, every tenth picture", classes, parts[0].take(train), parts[0].take(held))
+
+
+def read_npz(path: str | os.PathLike) -> Part:
+    """The pictures of an .npz: x uint8 (N, H, W, 3) or grey (N, H, W), (N, H, W, 1); y whole numbers (N,).
+
+    Raises:
+        UseError: missing, torn, other arrays.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            pictures, labels = content["x"], content["y"]
+    except FileNotFoundError:
+        raise UseError(f"{path}: no such file") from None
+    except KeyError:
+        raise UseError(f"{path}: expected arrays x (uint8 N, H, W, 3) and y (N,)") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, OSError) as error:
+        raise UseError(f"{path}: not readable as an .npz of arrays ({error})") from None
+    if pictures.ndim == 3:
+        pictures = pictures[..., None]
+    right = pictures.dtype == np.uint8 and pictures.ndim == 4 and pictures.shape[-1] in (1, 3) and pictures.size
+    if not right:
+        raise UseError(f"{path}: x must be uint8 (N, H, W, 3), found {pictures.dtype} {pictures.shape}")
+    if labels.shape != (len(pictures),) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise UseError(f"{path}: y must be {len(pictures)} classes from 0, found {labels.dtype} {labels.shape}")
+    if pictures.shape[-1] == 1:
+        pictures = pictures.repeat(3, axis=-1)
+    return Part(pictures, labels.astype(np.int64))
+
+
+def _class_names(path: Path, count: int) -> list[str]:
+    """Of a classes.json, a list, or numbers where there is none."""
+    if not path.is_file():
+        return [str(k) for k in range(count)]
+    try:
+        names = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UseError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(names, list) or len(names) < count or not all(isinstance(name, str) for name in names):
+        raise UseError(f"{path}: expected a list of {count} class names at least")
+    return names
+
+
+def _from_folders(root: Path) -> LabelledPictures:
+    train = root / "train"
+    held = next((root / name for name in _VALIDATION if (root / name).is_dir()), None)
+    title = root.resolve().name
+    if train.is_dir():
+        classes, files = _classes_of(train)
+        if held is None:
+            return _whole(title, classes, _parts(files))
+        known, others = _classes_of(held, empty=True)
+        strange = sorted(set(known) - set(classes))
+        if strange:
+            raise UseError(f"{held}: class '{strange[0]}' is not among the {len(classes)} of {train}")
+        numbers = {name: k for k, name in enumerate(classes)}
+        return LabelledPictures(title, classes, *_parts(files, [(path, numbers[known[k]]) for path, k in others]))
+    classes, files = _classes_of(root)
+    return _whole(title, classes, _parts(files))
+
+
+def _classes_of(root: Path, empty: bool = False) -> tuple[list[str], list[tuple[Path, int]]]:
+    """Names of the folders below `root`, sorted, and (file, class) of all pictures in them, at any depth."""
+    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found: list[tuple[Path, int]] = []
+    for number, name in enumerate(classes):
+        before = len(found)
+        for folder, inner, files in os.walk(root / name):
+            inner.sort()
+            chosen = sorted(f for f in files if f.lower().endswith(_SUFFIXES) and not f.startswith("."))
+            found += [(Path(folder) / file, number) for file in chosen]
+        if len(found) == before and not empty:
+            raise UseError(f"{root / name}: no pictures of class '{name}' ({', '.join(_SUFFIXES)})")
+    if len(classes) < 2 or not found:
+        what = f"{len(classes)} class folder(s)" if classes else "nothing"
+        raise UseError(
+            f"{root}: {what} here; expected CIFAR's files, train*.npz and test*.npz, or a folder for each of 2 classes "
+            "or more, below train/ and val/ or here"
+        )
+    return classes, found
+
+
+def _parts(*listed: list[tuple[Path, int]]) -> list[Part]:
+    """Parts of (file, class) lists; in memory if all pictures are small and of one size."""
+    parts = [Part([p for p, _ in files], np.array([k for _, k in files], np.int64)) for files in listed]
+    size = _size(parts[0].pictures[0])
+    count = sum(map(len, parts))
+    small = max(size) <= SMALL and count * size[0] * size[1] * 3 <= _MEMORY
+    if small and all(_size(path) == size for part in parts for path in part.pictures):
+        return [Part(np.stack([read_picture(path) for path in part.pictures]), part.labels) for part in parts]
+    return parts
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with decoding(path), Image.open(path) as picture:  # the header alone is read
+        return picture.size
