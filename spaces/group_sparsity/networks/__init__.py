@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ _NAMED = {
 }
 
 
+_DEPTHS = {"resnet": "ResNet", "resnext": "ResNeXt", "densenet": "DenseNet"}
+
+
 def available() -> list[str]:
     """Names of all named networks."""
     return sorted(_NAMED)
@@ -53,7 +57,13 @@ def architecture(arch: str) -> Architecture | None:
     if ":" in arch:
         return None
     if arch not in _NAMED:
-        raise UseError(f"unknown network '{arch}'; known: {', '.join(available())}; your own: package.module:callable")
+        other = re.fullmatch(r"(resnet|resnext|densenet)(\d{1,4})", arch)
+        if other:  # another depth of a known family
+            return Architecture(other[1], _DEPTHS[other[1]], {"depth": int(other[2])})
+        raise UseError(
+            f"unknown network '{arch}'; known: {', '.join(available())}; resnet, resnext or densenet of another depth; "
+            "your own: package.module:callable"
+        )
     return _NAMED[arch]
 
 
@@ -74,12 +84,23 @@ def create(arch: str, n_class: int = 10, **options) -> nn.Module:
         if options:
             raise UseError(f"network '{arch}': takes no options here ({', '.join(options)}); set them in the callable")
         return _own(arch, n_class)
-    module = importlib.import_module(f"{__name__}.{known.family}")
-    builder = getattr(module, known.build)
-    takes = [name for name in inspect.signature(builder).parameters if name not in ("depth", "n_class")]
+    settings = defaults(arch)
     for name in options:
-        choose(name, takes, f"option of {arch}")
-    return builder(n_class=n_class, **{**known.settings, **options})
+        choose(name, [key for key in settings if key != "depth"], f"option of {arch}")
+    return _builder(known)(n_class=n_class, **{**settings, **options})
+
+
+def defaults(arch: str) -> dict:
+    """The arguments that a named network is built with, but for `n_class`."""
+    known = architecture(arch)
+    parameters = inspect.signature(_builder(known)).parameters.values()
+    own = {each.name: each.default for each in parameters if each.default is not each.empty}
+    own.pop("n_class")
+    return {**own, **known.settings}
+
+
+def _builder(known: Architecture) -> Callable:
+    return getattr(importlib.import_module(f"{__name__}.{known.family}"), known.build)
 
 
 def _own(arch: str, n_class: int) -> nn.Module:

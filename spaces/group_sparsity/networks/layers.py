@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from sparsemask.errors import UseError
 class PadChannels(nn.Module):
     """(N, C, H, W) -> (N, before + C + after, H, W), the new channels zero.
 
-    `before` and `after` may be set anew, when channels of what the result is added to are removed.
+    The numbers follow when channels of what the result is added to are removed (`remove_channels`).
     """
 
     def __init__(self, before: int, after: int) -> None:
@@ -21,6 +23,16 @@ class PadChannels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+
+    def remove_channels(self, keep_in: np.ndarray, keep_out: np.ndarray) -> None:
+        """Follow the removal of channels; `keep_out` (bool): one entry an output channel, of which the middle is x."""
+        end = self.before + len(keep_in)
+        self.before, self.after = int(keep_out[: self.before].sum()), int(keep_out[end:].sum())
+
+    def remove_channels(self, keep_in: np.ndarray, keep_out: np.ndarray) -> None:
+        """Keep these channels of the input (bool, C) and of the output (bool, before + C + after)."""
+        end = self.before + len(keep_in)
+        self.before, self.after = int(keep_out[: self.before].sum()), int(keep_out[end:].sum())
 
     def extra_repr(self) -> str:
         return f"before={self.before}, after={self.after}"

@@ -67,6 +67,7 @@ class ResNet(nn.Module):
         choose(block, ("basic", "bottleneck"), "block")
         make, expansion, layers = (basic, 1, 6) if block == "basic" else (bottleneck, 4, 9)
         count = blocks_of(depth, 2, layers, "resnet")
+        self.shortcut = shortcut
         parts = [nn.Sequential(conv3x3(3, 16, bias=bias), nn.BatchNorm2d(16), nn.ReLU())]
         channels = 16
         for width in (16, 32, 64):

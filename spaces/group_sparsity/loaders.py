@@ -1,0 +1,133 @@
+"""Networks out of files: plain, hinged, merged, and compressed ones, whose tensors are smaller than the plain one's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from spaces.group_sparsity import networks
+from spaces.group_sparsity.hinged import DoubleReLU
+from spaces.group_sparsity.layouts import Layout, read
+from spaces.group_sparsity.matrices import Pair
+from spaces.group_sparsity.networks.resnet import ResNet
+from sparsemask.errors import UseError, one_line
+from sparsemask.weights import load_strictly, load_weights
+
+__all__ = ["Layout", "build", "fit_shapes", "load", "load_into", "read"]
+
+
+def load(path: str | os.PathLike, **options) -> nn.Module:
+    """The network of a file, in evaluation mode; as :func:`build`."""
+    return build(load_weights(path), path, **options)
+
+
+def build(state: Mapping[str, Tensor], what: object, **options) -> nn.Module:
+    """The network that a state dict is of, with its weights, in evaluation mode.
+
+    Names and shapes say which; `options` (of `networks.create`) say what they cannot, as `shortcut="strided"` for a
+    file whose names do not tell. Raises UseError naming `what` where it is none of the named networks, torn, or its
+    layers do not fit each other.
+    """
+    layout = read(state, what)
+    network = networks.create(layout.arch, layout.n_class, **{**layout.options, **options})
+    fit_shapes(network, layout.state)
+    _load(network, layout.state, what)
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *networks.INPUT_SHAPE))
+    except RuntimeError as error:
+        raise UseError(f"{what}: its layers do not fit each other ({one_line(error)})") from None
+    return network
+
+
+def load_into(network: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
+    """Start `network` from weights of the same shapes, of any layout that :func:`read` knows or of its own names.
+
+    Raises UseError, with nothing loaded, where they do not fit, or where the file's shortcuts are others than the
+    network's (which no name or shape would betray).
+    """
+    if set(network.state_dict()) - set(state):
+        try:
+            layout = read(state, what)
+        except UseError:
+            layout = None  # a network of the user's own: what is missing is said below
+        if layout is not None:
+            shortcut = getattr(network, "shortcut", None)
+            if isinstance(network, ResNet) and layout.strided and shortcut != "strided":
+                raise UseError(
+                    f"{what}: its shortcuts take every second pixel, this network's do not; create it with "
+                    f"shortcut 'strided' (it has '{shortcut}')"
+                )
+            state = layout.state
+    _load(network, state, what)
+
+
+def _load(network: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
+    own = network.state_dict()
+    state = dict(state)
+    for key, value in own.items():
+        if key.endswith("num_batches_tracked"):  # older files lack it
+            state.setdefault(key, torch.zeros_like(value))
+        elif key in state and value.dim() == 0 and state[key].numel() == 1:
+            state[key] = state[key].reshape(())
+    load_strictly(network, state, what)
+
+
+def fit_shapes(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give `network` the shapes of a state dict under its own names, before it is loaded.
+
+    A convolution whose weights are in the file as a pair's becomes a pair, a pair whose weights are one convolution's
+    becomes that, a ReLU with slopes a double one; channels, groups and features are set. Parameters that change their
+    shape are new objects. What the file lacks is left as it is, for the loading to complain about.
+    """
+    for name, module in list(network.named_modules()):
+        inside_pair = isinstance(network.get_submodule(name.rpartition(".")[0]), Pair) if name else False
+        if isinstance(module, Pair) or (isinstance(module, nn.Conv2d) and not inside_pair):
+            _fit_site(network, name, module, state)
+        elif isinstance(module, nn.ReLU) and f"{name}.slope_p" in state:
+            network.set_submodule(name, DoubleReLU())
+        elif isinstance(module, nn.BatchNorm2d) and f"{name}.running_mean" in state:
+            module.num_features = len(state[f"{name}.running_mean"])
+            _resize(module, name, state)
+        elif isinstance(module, nn.Linear) and f"{name}.weight" in state:
+            _resize(module, name, state)
+            module.out_features, module.in_features = module.weight.shape
+
+
+def _fit_site(network: nn.Module, name: str, module: Pair | nn.Conv2d, state: Mapping[str, Tensor]) -> None:
+    plain, first, second = (state.get(f"{name}{part}.weight") for part in ("", ".0", ".1"))
+    if first is not None and second is not None:
+        if isinstance(module, nn.Conv2d):
+            module = Pair.shaped(module, len(first))
+            network.set_submodule(name, module)
+        _fit_convolution(module[0], f"{name}.0", state)
+        _fit_convolution(module[1], f"{name}.1", state)
+    elif plain is not None:
+        if isinstance(module, Pair):
+            module = module.merged()
+            network.set_submodule(name, module)
+        _fit_convolution(module, name, state)
+
+
+def _fit_convolution(conv: nn.Conv2d, name: str, state: Mapping[str, Tensor]) -> None:
+    each = conv.out_channels // conv.groups  # whole groups are removed: what each has stays
+    _resize(conv, name, state)
+    conv.out_channels, inputs = conv.weight.shape[:2]
+    if conv.groups > 1:
+        conv.groups = max(1, conv.out_channels // each)
+    conv.in_channels = inputs * conv.groups
+
+
+def _resize(module: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
+    """Make a module's tensors as large as the file's of the same number of dimensions."""
+    for kinds in (module._parameters, module._buffers):
+        for key, own in kinds.items():
+            found = state.get(f"{name}.{key}")
+            if own is None or found is None or found.shape == own.shape or found.dim() != own.dim():
+                continue
+            fresh = torch.zeros(found.shape, dtype=own.dtype, device=own.device)
+            kinds[key] = nn.Parameter(fresh, own.requires_grad) if isinstance(own, nn.Parameter) else fresh
