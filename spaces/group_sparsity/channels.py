@@ -1,0 +1,198 @@
+"""What channels of a network hang together: the description on which every rule of group sparsity rests.
+
+Hinge (Li et al. 2020, arXiv 2003.08935) treats each architecture by hand; here the ties are read off one run.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spaces.group_sparsity.slicing import keep_
+from spaces.group_sparsity.tracing import Node, Tracer, Value, Watched
+from sparsemask.errors import UseError
+
+PRODUCTS = ("convolution", "mm", "addmm")
+
+
+def _resolved(node: Node, classes: np.ndarray, value: Callable) -> Node:
+    made = node.makes is not None
+    return replace(
+        node,
+        inputs=tuple(map(value, node.inputs)),
+        outputs=tuple(map(value, node.outputs)),
+        args=tuple(value(a) if isinstance(a, Value) else a for a in node.args),
+        consumes=classes[node.consumes] if made else None,
+        makes=classes[node.makes] if made else None,
+        weight=value(node.weight),
+        bias=value(node.bias),
+    )
+
+
+class ChannelGraph:
+    """Every channel of a traced network as an *element*: channels that are removed together bear one number.
+
+    Elements are numbered 0 ... count - 1. A network's input and output, and whatever the trace does not understand,
+    are locked. Made by :func:`trace`; holds no tensors, and serves every network of the same structure.
+
+    Attributes:
+        count: number of elements.
+        nodes: the convolutions and matrix products in order of execution, elements resolved.
+        axes: by name of parameter or buffer: dimension -> elements along it.
+        shape: of the input it was traced with.
+    """
+
+    def __init__(self, watched: Watched, shape: tuple[int, ...]):
+        self._classes, self._reasons = watched.elements.resolve()
+        self.shape = shape
+        self.count = len(self._reasons)
+        self._locked = np.array([reason is not None for reason in self._reasons], dtype=bool)
+        known: dict[int, Value] = {}
+
+        def resolved(value: Value | None) -> Value | None:
+            if value is not None and value.number not in known:
+                axes = {dim: self._classes[elements] for dim, elements in value.axes.items()}
+                known[value.number] = replace(value, axes=axes)
+            return value and known[value.number]
+
+        self.all_nodes = [_resolved(node, self._classes, resolved) for node in watched.nodes]
+        self.nodes = [node for node in self.all_nodes if node.makes is not None]
+        self.calls = [(name, type(module), resolved(a), resolved(b)) for name, module, a, b in watched.calls]
+        self.axes = {name: resolved(value).axes for name, value in watched.parameters.items() if value.axes}
+        self._owned = {self.module_of(node): node for node in self.nodes}
+        self._adaptable = {
+            name: (before.axes.get(1), after.axes.get(1))
+            for name, kind, before, after in self.calls
+            if hasattr(kind, "remove_channels") and before is not None and after is not None
+        }
+
+    @staticmethod
+    def module_of(node: Node) -> str:
+        """The module whose weight a product uses; the running one where the weight is computed."""
+        name = node.weight.parameter if node.weight else ""
+        return name.rpartition(".")[0] if name else node.module
+
+    def node(self, module: str) -> Node:
+        """The convolution or matrix product that a module executes; UseError where it executes none."""
+        if module not in self._owned:
+            raise UseError(f"no convolution or linear layer '{module}' ran when the network was traced")
+        return self._owned[module]
+
+    def elements(self, module: str, dim: int) -> np.ndarray:
+        """Elements along a module's outputs (dim 0) or inputs (dim 1), int64 (channels,).
+
+        Convolutions, linear layers, and whatever else has a `weight` (batch norms: dim 0). UseError for a name that
+        the trace did not meet.
+        """
+        if module in self._owned and self._owned[module].weight.parameter:
+            return self._owned[module].makes if dim == 0 else self._owned[module].consumes
+        axes = self.axes.get(f"{module}.weight", {})
+        if dim not in axes:
+            raise UseError(f"'{module}' has no channels along dimension {dim} in the traced network")
+        return axes[dim]
+
+    def same(self, one: tuple[str, int], other: tuple[str, int]) -> bool:
+        """Whether two (module, dim) carry the same elements in the same order."""
+        return bool(np.array_equal(self.elements(*one), self.elements(*other)))
+
+    def locked(self, elements: np.ndarray) -> np.ndarray:
+        """bool, of the shape of `elements`: which of them can never be removed."""
+        return self._locked[elements]
+
+    def reason(self, element: int) -> str | None:
+        """Why an element is locked, in words; None where it is not."""
+        return self._reasons[element]
+
+    @functools.cached_property
+    def dense(self) -> list[Node]:
+        """Products that are not grouped: they alone make and consume channels, grouped ones pass them on."""
+        return [node for node in self.nodes if node.groups == 1]
+
+    def remove(self, network: nn.Module, gone: np.ndarray) -> nn.Module:
+        """Slice the network in place: weights, biases, buffers, channel and group numbers. Returns it.
+
+        Args:
+            network: the traced one or one of the same structure and shapes.
+            gone: bool (count,), or the numbers of the elements to remove. UseError for locked ones, and where a tensor
+                would lose all of its channels.
+
+        Parameters stay the same objects. What the removed channels held is lost; see
+        :func:`spaces.group_sparsity.compress.compress`, which preserves the function. A module with a method
+        ``remove_channels(keep_in, keep_out)`` (bool arrays over its input's and output's channels) may have channel
+        numbers of its own, and is told.
+        """
+        gone = self.as_mask(gone)
+        if (bad := np.flatnonzero(gone & self._locked)).size:
+            raise UseError(f"channel {bad[0]} of the graph cannot be removed: {self.reason(int(bad[0]))}")
+        for name, axes in self.axes.items():
+            for elements in axes.values():
+                if len(elements) and gone[elements].all():
+                    raise UseError(f"{name} would lose all of its channels; keep at least one")
+        keep_(network, self.axes, ~gone)
+        for name, (before, after) in self._adaptable.items():
+            if before is not None and after is not None and (gone[before].any() or gone[after].any()):
+                network.get_submodule(name).remove_channels(~gone[before], ~gone[after])
+        return network
+
+    def as_mask(self, gone: np.ndarray) -> np.ndarray:
+        """bool (count,) from a mask or from numbers of elements."""
+        gone = np.asarray(gone)
+        if gone.dtype == bool:
+            return gone
+        mask = np.zeros(self.count, dtype=bool)
+        mask[gone.astype(np.int64)] = True
+        return mask
+
+
+def trace(network: nn.Module, example: Tensor) -> ChannelGraph:
+    """Run `network` once on `example` (B, C, ...) in evaluation mode, and say which channels hang together.
+
+    Sums and products tie channels, concatenations join them, convolutions and linear layers make new ones, grouped
+    convolutions tie whole groups, a flattened map repeats its channels. The network is left as it was.
+
+    Raises UseError, naming the module, for decisions taken from a tensor's contents, for weights that are used twice,
+    for a network without convolutions, and where it does not run.
+    """
+    if not any(p.dim() > 2 for p in network.parameters()):
+        raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
+    watched = Tracer(network).run(example)
+    _refuse_reuse(watched)
+    graph = ChannelGraph(watched, tuple(example.shape))
+    if not graph.nodes:
+        raise UseError(f"{type(network).__name__} executed no convolution: there is nothing to prune")
+    fixed = [(elements, why) for elements, why in watched.doubtful if not _follows(network, example, graph, elements)]
+    for elements, reason in fixed:
+        watched.elements.lock(elements, reason)
+    return ChannelGraph(watched, tuple(example.shape)) if fixed else graph
+
+
+def _refuse_reuse(watched: Watched) -> None:
+    users: dict[str, str] = {}
+    for node in watched.nodes:
+        for value in (node.weight,) if node.makes is not None else ():
+            if value.parameter in users and value.parameter:
+                place = value.parameter.rpartition(".")[0]
+                raise UseError(f"module '{place}' is used twice: shared weights cannot be pruned; give each its own")
+            users[value.parameter] = node.module
+
+
+def _follows(network: nn.Module, example: Tensor, graph: ChannelGraph, elements: np.ndarray) -> bool:
+    """Whether a size written in the network's code follows when a channel goes: tried on a copy."""
+    found = np.unique(graph._classes[elements])
+    free = found[~graph.locked(found)]
+    if not free.size or len(found) < 2:
+        return True
+    trial = copy.deepcopy(network).eval()
+    try:
+        graph.remove(trial, free[:1])
+        with torch.no_grad():
+            trial(example)
+    except (RuntimeError, ValueError, UseError):
+        return False
+    return True

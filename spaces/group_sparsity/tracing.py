@@ -1,0 +1,208 @@
+"""One run of a network, watched operator by operator: what channels every tensor carries.
+
+The run itself is the description, so that loops, dictionaries, functional convolutions and sizes taken from other
+tensors need no special care; a decision that is taken from a tensor's contents is noticed and refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from spaces.group_sparsity.elements import Elements
+from spaces.group_sparsity.slicing import tensors
+from sparsemask.errors import UseError, one_line
+
+# Functions and operators that tell Python what a tensor contains.
+_READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"}
+_READS |= {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
+
+
+@dataclass
+class Value:
+    """A tensor at one moment of the run: its shape and, for some dimensions, the elements along them."""
+
+    number: int
+    shape: tuple[int, ...]
+    axes: dict[int, np.ndarray]
+    varies: bool
+    """Whether it depends on the network's input."""
+    parameter: str = ""
+    """Its name, where it is a parameter or buffer of the network."""
+
+
+@dataclass
+class Node:
+    """One operator that ran."""
+
+    op: str
+    module: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    args: tuple = ()
+    """Arguments as they were, tensors replaced by their Value."""
+    consumes: np.ndarray | None = None
+    """Convolutions and matrix products: elements along the input's channels."""
+    makes: np.ndarray | None = None
+    """Likewise the output's."""
+    groups: int = 1
+    weight: Value | None = None
+    bias: Value | None = None
+
+
+@dataclass
+class Watched:
+    """What a run showed."""
+
+    elements: Elements
+    nodes: list[Node]
+    calls: list[tuple[str, nn.Module, Value | None, Value | None]]
+    """Modules in order of their calls, with their first input and output tensor."""
+    parameters: dict[str, Value]
+    doubtful: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    """Elements of tensors that were given a size in numbers, which may or may not follow the channels."""
+
+
+class Tracer(TorchDispatchMode):
+    """Runs a network once and collects; the rules per operator are in :mod:`spaces.group_sparsity.operators`."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network, self.elements = network, Elements()
+        self.names = {id(t): name for name, t in tensors(network).items()}
+        self.values: dict[int, Value] = {}
+        self.alive: list = []  # keeps every tensor, lest an address be used again
+        self.seen = Watched(self.elements, [], [], {})
+        self.stack: list[str] = []
+        self.owners: list[nn.Module] = []
+        self.call: tuple[str, tuple] = ("", ())
+
+    def run(self, example: Tensor) -> Watched:
+        """Run on `example`; raises UseError where the run, the input or the network cannot be used."""
+        _refuse_shared(self.network)
+        axes = {1: self.elements.fresh(example.shape[1], "it is the network's input")} if example.dim() > 1 else {}
+        self.remember(example, axes, varies=True)
+        hooks = self._hooks()
+        modes = {module: module.training for module in self.network.modules()}
+        self.network.eval()
+        try:
+            with torch.no_grad(), self, _Calls(self):
+                output = self.network(example)
+        except UseError:
+            raise
+        except Exception as error:
+            shape = "x".join(map(str, example.shape))
+            raise UseError(f"{self.where()} does not run on an input of {shape}: {one_line(error)[:200]}") from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, training in modes.items():
+                module.training = training
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                for elements in self.value(tensor).axes.values():
+                    self.elements.lock(elements, "it reaches the network's output")
+        return self.seen
+
+    def where(self) -> str:
+        """The module that is running, in words."""
+        place = self.stack[-1] if self.stack else ""
+        kind = type(self.owners[-1] if self.owners else self.network).__name__
+        return f"module '{place}' ({kind})" if place else kind
+
+    def value(self, tensor: Tensor) -> Value:
+        """What is known of a tensor; parameters and buffers get elements when they are first met."""
+        found = self.values.get(id(tensor))
+        if found is None:
+            name = self.names.get(id(tensor), "")
+            axes = {d: self.elements.fresh(tensor.shape[d]) for d in range(min(tensor.dim(), 2))} if name else {}
+            found = self.remember(tensor, axes, varies=False)
+            if name:
+                found.parameter = name
+                self.seen.parameters[name] = found
+        return found
+
+    def remember(self, tensor: Tensor, axes: dict[int, np.ndarray], varies: bool) -> Value:
+        """A new value for a tensor, which may have been changed in place."""
+        self.alive.append(tensor)
+        value = Value(len(self.alive), tuple(tensor.shape), axes, varies)
+        self.values[id(tensor)] = value
+        return value
+
+    def _hooks(self) -> list:
+        calls: Counter[str] = Counter()
+        hooks = []
+
+        def before(name, module, args):
+            self.stack.append(name)
+            self.owners.append(module)
+            calls[name] += 1
+            if calls[name] > 1 and next(module.parameters(recurse=False), None) is not None:
+                raise UseError(f"{self.where()} is called twice: shared weights cannot be pruned; give each its own")
+
+        def after(name, module, args, output):
+            self.stack.pop()
+            self.owners.pop()
+            self.seen.calls.append((name, module, self._first(args), self._first(output)))
+
+        for name, module in self.network.named_modules():
+            hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args)))
+            hooks.append(module.register_forward_hook(lambda m, args, out, name=name: after(name, m, args, out)))
+        return hooks
+
+    def _first(self, tree) -> Value | None:
+        return next((self.value(t) for t in tree_leaves(tree) if isinstance(t, Tensor)), None)
+
+    def refuse_reading(self, name: str, tree) -> None:
+        if name in _READS and any(self.value(t).varies for t in tree_leaves(tree) if isinstance(t, Tensor)):
+            raise UseError(
+                f"{self.where()} decides by what a tensor contains ({name.strip('_')}): its channels cannot be traced; "
+                "take that decision out of forward"
+            )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        from spaces.group_sparsity.operators import follow
+
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        self.refuse_reading(name, (args, kwargs))
+        inputs = [self.value(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        output = func(*args, **kwargs)
+        follow(self, func, name, args, kwargs, inputs, output)
+        return output
+
+
+class _Calls(TorchFunctionMode):
+    """Remembers which function of torch was called, with which sizes, while its operators run."""
+
+    def __init__(self, tracer: Tracer):
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in _READS:
+            self.tracer.refuse_reading(name, args)
+        self.tracer.call = name, args
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.tracer.call = ("", ())
+
+
+def _refuse_shared(network: nn.Module) -> None:
+    seen: dict[int, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if id(parameter) in seen:
+            raise UseError(
+                f"module '{name.rpartition('.')[0]}' shares its {name.rpartition('.')[2]} with "
+                f"'{seen[id(parameter)].rpartition('.')[0]}': shared weights cannot be pruned; give each its own"
+            )
+        seen[id(parameter)] = name
