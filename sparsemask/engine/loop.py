@@ -22,6 +22,8 @@ class Method:
 
     steps = 0
     """Steps of the whole run; the loop sets it before the first."""
+    finished = False
+    """Whether the run may end before its last step; asked after each evaluation, and kept by `state`."""
 
     def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
         """Optimizer parameter groups: the encoder at --lr, all else at --lr times --last_layer_lr_mult."""
@@ -44,8 +46,23 @@ class Method:
         """What is added to the task's loss, and figures to log; called after each forward pass."""
         return None, {}
 
+    def loss(self, model: torch.nn.Module, task, images, output, target) -> torch.Tensor:
+        """What the network's outputs on `images` cost: a sum, to be divided by the task's count."""
+        return task.loss(output, target)
+
+    def before_update(self, model: torch.nn.Module, groups: list[dict]) -> None:
+        """Called with the gradients there (loss-scaled under float16), before the optimizers take their step; the
+        groups' learning rates are the schedule's and may be changed for this step."""
+
     def after_step(self, model: torch.nn.Module) -> None:
         """Called after every optimizer update."""
+
+    def state(self) -> dict:
+        """What the method has to remember beside the network: tensors, numbers and words, for the checkpoint."""
+        return {}
+
+    def restore(self, state: dict) -> None:
+        """Go on from what `state` once returned."""
 
     def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
         """Validation figures: the task's, and what a family has to add."""
@@ -115,6 +132,7 @@ class Fit:
             for one, saved in zip(self.optimizers, state["optimizer"], strict=True):
                 one.load_state_dict(saved)
             self.scaler.load_state_dict(state["scaler"])
+            self.method.restore(state.get("method") or {})
             randomness.restore(state["random"])
             self.step, self.best = int(state["step"]), dict(state["best"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -144,6 +162,7 @@ class Fit:
                 "optimizer": [one.state_dict() for one in self.optimizers],
                 "scheduler": {"name": self.options.schedule, "step": self.step, "max_iter": self.max_iter},
                 "scaler": self.scaler.state_dict(),
+                "method": self.method.state(),
                 "step": self.step,
                 "best": self.best,
                 "seconds": self.seconds,
@@ -189,8 +208,10 @@ class Fit:
         figures: dict = {}
         for images, target in parts:
             with self.arithmetic.context():
-                output = self.model(self._to(images))
-                loss = self.task.loss(output, target.to(device, non_blocking=True))
+                images = self._to(images)
+                output = self.model(images)
+                target = target.to(device, non_blocking=True)
+                loss = self.method.loss(self.model, self.task, images, output, target)
                 loss = loss / counted.to(loss.dtype)
                 penalty, figures = self.method.penalty(self.model, self.step)
             sums[0] += loss.detach()
@@ -214,6 +235,7 @@ class Fit:
             for one in moving:
                 self.scaler.unscale_(one)
             torch.nn.utils.clip_grad_norm_(parameters, o.clip)
+        self.method.before_update(self.model, self.groups)
         for one in moving:
             self.scaler.step(one)
         self.scaler.update()
@@ -250,7 +272,7 @@ class Fit:
         try:
             with self.interrupt:
                 batches = self._batches()
-                while self.step < self.max_iter:
+                while self.step < self.max_iter and not self.method.finished:
                     row = self.train_step(list(itertools.islice(batches, o.accumulate)))
                     self.sampler.consumed(self.step)
                     shown = {"loss": row["loss"], **self.method.figures(self.model)}
@@ -270,7 +292,7 @@ class Fit:
                     progress.update(self.step, shown)
                     if due or self.step % o.checkpoint_interval == 0:
                         self.save()
-                    if self.leaving and self.step < self.max_iter:
+                    if self.leaving and self.step < self.max_iter and not self.method.finished:
                         self.save()
                         self.interrupt.leave(f"step {self.step} is saved; go on with --resume {self.run.folder}")
         finally:
