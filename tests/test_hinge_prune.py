@@ -1,0 +1,75 @@
+"""Which groups stay, and the threshold for a target."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prune.group_rules import find_threshold, kept_groups, kept_sets, largest
+
+
+@pytest.mark.parametrize(
+    ("norms", "threshold", "share", "kept"),
+    [
+        ([0.0] * 10, 0.1, 0.2, {0, 1}),  # nothing is left: the first ones stay
+        ([0.0] * 7 + [1, 0, 0], 0.1, 0.2, {0, 1, 7}),
+        ([0.0] * 7 + [1, 0, 0], 0.1, 0.1, {7}),
+        ([3, 1, 2, 5, 4], 2.5, 0.2, {0, 3, 4}),
+        ([3, 1, 2, 5, 4], 100, 0.4, {3, 4}),  # the largest share stays whatever the threshold
+        ([3, 1, 2, 5, 4], 2, 0.2, {0, 2, 3, 4}),  # at the threshold is kept
+        ([3, 0, 2], 0, 0.4, {0, 2}),  # of threshold 0 what is above it
+        ([1, 2, 3], 100, 0.2, {2}),  # fewer than five groups still keep one
+        ([5.0], 100, 0.2, {0}),
+    ],
+)
+def test_kept_groups(norms, threshold, share, kept):
+    assert set(np.flatnonzero(kept_groups(np.array(norms, float), threshold, share))) == kept
+
+
+def test_partners_keep_as_many():
+    norms = {"a": np.array([1.0, 5, 6, 7]), "b": np.array([9.0, 8, 8, 8.5])}
+    kept = kept_sets(norms, 5.5, 0.2, [("a", "b")])
+    assert kept["a"].tolist() == [False, False, True, True]
+    assert kept["b"].tolist() == [True, False, False, True]
+    assert largest(norms["b"], 3).all()  # of equal ones all stay
+
+
+groups = st.lists(st.lists(st.floats(0, 3), min_size=1, max_size=12), min_size=1, max_size=5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(groups=groups, target=st.floats(0, 1.1), share=st.sampled_from([0.0, 0.2, 0.5]))
+def test_no_threshold_is_nearer(groups, target, share):
+    norms = {str(k): np.array(v) for k, v in enumerate(groups)}
+    total = sum(map(len, groups))
+
+    def ratio(threshold):
+        return sum(kept.sum() for kept in kept_sets(norms, threshold, share).values()) / total
+
+    found = find_threshold(ratio, target, norms.values())
+    assert ratio(found.threshold) == found.ratio
+    tried = [0.0, *(np.nextafter(v, np.inf) for v in np.concatenate(list(norms.values()))), 10.0]
+    best = min(abs(ratio(t) - target) for t in tried)
+    # Below the target with nothing dropped is as near as a budget needs to be.
+    assert abs(found.ratio - target) <= best + 1e-12 or (found.threshold == 0 and found.ratio <= target)
+    # The share that always stays bounds what is left.
+    assert found.ratio >= sum(max(1, int(share * len(v))) for v in groups) / total - 1e-12
+    budget = find_threshold(ratio, target, norms.values(), below=True)
+    if any(ratio(t) <= target for t in tried):
+        assert budget.ratio <= target
+
+
+def test_a_smooth_ratio_is_met():
+    norms = np.random.default_rng(0).gamma(2, size=20000)
+    found = find_threshold(lambda t: float((norms >= t).mean()), 0.37, [norms])
+    assert found.met and abs(found.ratio - 0.37) <= 1e-3
+
+
+def test_the_floor_of_a_target_out_of_reach_is_the_lowest_threshold_that_gets_there():
+    norms = np.arange(1.0, 11)
+    ratio = lambda t: float(kept_groups(norms, t, 0.2).mean())
+    found = find_threshold(ratio, 0.05, [norms])
+    assert found.ratio == 0.2 and not found.met
+    assert 8 < found.threshold < 9  # above the third largest, no further
