@@ -1,0 +1,53 @@
+"""SMStereo learns to match: shifted pairs are regressed to their shift after a short training on them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from spaces.sparse_conv.masking import fix_masks
+from spaces.sparse_conv.smstereo import SMStereo
+from sparsemask.engine import batchnorm
+from sparsemask.stereo.batch import StereoPair
+
+SHIFTS = (4, 11)  # px
+STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Such small pictures are only slowed down by threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def shifted() -> StereoPair:
+    """One left picture, and right ones in which all of it lies SHIFTS pixels further left."""
+    draw = torch.Generator().manual_seed(0)
+    wide = F.avg_pool2d(torch.randn(1, 3, 34, 48 + max(SHIFTS) + 2, generator=draw), 3, 1)
+    wide = wide / wide.std()
+    right = torch.cat([wide[..., d : d + 48] for d in SHIFTS])
+    return StereoPair(wide[..., :48].expand_as(right).contiguous(), right)
+
+
+# The left picture is the same: only by matching can the two be told apart.
+def test_a_shift_is_regressed_to_itself():
+    torch.manual_seed(0)
+    network, pair = SMStereo(16).train(), shifted()
+    truth = torch.tensor(SHIFTS, dtype=torch.float32).view(-1, 1, 1).expand(-1, 32, 48)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    fix_masks(network)  # soft ones would have to become hard first, as in a search
+    for _ in range(STEPS):
+        heads = network(pair)
+        optimizer.zero_grad()
+        sum(F.smooth_l1_loss(head, truth) for head in heads).backward()
+        optimizer.step()
+    batchnorm.reestimate(network, [pair])  # so few steps leave running averages behind
+    network.eval()
+    with torch.no_grad():
+        error = (network(pair) - truth)[..., max(SHIFTS) :].abs().mean((1, 2))  # further left the right picture ends
+    assert error.max() < 1  # what knows no matching is 3.5 off
+    assert min(float(one) for one in network.kept) < 1  # masks that keep all would show nothing
