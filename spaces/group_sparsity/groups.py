@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 PROJECTIONS = ("P1", "P2")
 
@@ -19,7 +20,7 @@ class Member:
     module: str
     """The layer's name in the network."""
     dim: int
-    """0: output channels (columns of A), 1: input channels (rows of A)."""
+    """0: output channels (columns of A), 1: input channels (rows of A), whichever way the weight is laid out."""
     index: tuple[int, ...] | None = None
     """The group of every channel, -1 for one in none; None: `size` channels a group, in order."""
 
@@ -64,10 +65,16 @@ def _spread(s: GroupSet, member: Member, values: Tensor, other: Tensor) -> Tenso
     return torch.cat([values, other.to(values).reshape(1)])[_index(member.index, values.device)]
 
 
-def _joint(s: GroupSet, tensors: Iterable[Tensor]) -> Tensor:
+def axis(module: nn.Module, dim: int) -> int:
+    """The weight's dimension along which a module's output (`dim` 0) or input (1) channels lie."""
+    return 1 - dim if isinstance(module, _ConvTransposeNd) else dim
+
+
+def _joint(network: nn.Module, s: GroupSet, tensors: Iterable[Tensor]) -> Tensor:
     found = []
     for member, tensor in zip(s.members, tensors, strict=True):
-        each = torch.linalg.vector_norm(tensor.transpose(0, member.dim).flatten(1), dim=1)
+        along = axis(network.get_submodule(member.module), member.dim)
+        each = torch.linalg.vector_norm(tensor.transpose(0, along).flatten(1), dim=1)
         if member.index is not None:
             padded = torch.cat([each, each.new_zeros(1)])
             each = torch.linalg.vector_norm(padded[_positions(member.index, s.count, each.device)], dim=1)
@@ -84,22 +91,23 @@ def weights(network: nn.Module, s: GroupSet) -> list[nn.Parameter]:
 
 def norms(network: nn.Module, s: GroupSet) -> Tensor:
     """(count,) l2 norms of the groups, over all members jointly; differentiable (zero where a norm is zero)."""
-    return _joint(s, weights(network, s))
+    return _joint(network, s, weights(network, s))
 
 
 def gradient_norms(network: nn.Module, s: GroupSet) -> Tensor:
     """(count,) l2 norms of the groups' gradients; a weight without one counts as zero."""
-    return _joint(s, (torch.zeros_like(w) if w.grad is None else w.grad for w in weights(network, s)))
+    return _joint(network, s, (torch.zeros_like(w) if w.grad is None else w.grad for w in weights(network, s)))
 
 
 @torch.no_grad()
 def scale_(network: nn.Module, s: GroupSet, factors: Tensor) -> None:
     """Multiply every group by its factor (count,), in place: parameters stay the objects they are."""
     one = torch.ones(())
-    for member, weight in zip(s.members, weights(network, s), strict=True):
-        shape = [1] * weight.dim()
-        shape[member.dim] = -1
-        weight.mul_(_spread(s, member, factors.to(weight), one).view(shape))
+    for member in s.members:
+        module = network.get_submodule(member.module)
+        shape = [1] * module.weight.dim()
+        shape[axis(module, member.dim)] = -1
+        module.weight.mul_(_spread(s, member, factors.to(module.weight), one).view(shape))
 
 
 @torch.no_grad()
@@ -108,7 +116,7 @@ def zero_(network: nn.Module, s: GroupSet, gone: Tensor) -> None:
     for member in s.members:
         module = network.get_submodule(member.module)
         channels = s.channels(member, gone.to(module.weight.device))
-        module.weight.transpose(0, member.dim)[channels] = 0
+        module.weight.transpose(0, axis(module, member.dim))[channels] = 0
         if member.dim == 0 and module.bias is not None:
             module.bias[channels] = 0
 
