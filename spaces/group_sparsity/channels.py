@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from spaces.group_sparsity.slicing import keep_
 from spaces.group_sparsity.tracing import Node, Tracer, Value, Watched
@@ -27,7 +28,7 @@ def _resolved(node: Node, classes: np.ndarray, value: Callable) -> Node:
         node,
         inputs=tuple(map(value, node.inputs)),
         outputs=tuple(map(value, node.outputs)),
-        args=tuple(value(a) if isinstance(a, Value) else a for a in node.args),
+        args=tree_map_only(Value, value, node.args),
         consumes=classes[node.consumes] if made else None,
         makes=classes[node.makes] if made else None,
         weight=value(node.weight),

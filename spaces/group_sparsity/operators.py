@@ -38,7 +38,7 @@ def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: l
     op = name[:-1] if name.endswith("_") and not name.endswith("__") else name
     varies = any(value.varies for value in inputs)
     node = Node(op, tracer.stack[-1] if tracer.stack else "", tuple(inputs), ())
-    node.args = tuple(tracer.value(a) if isinstance(a, Tensor) else a for a in args)
+    node.args, node.named = tree_map_only(Tensor, tracer.value, args), tuple(kwargs)
     if not any(value.axes for value in inputs):
         axes = [{} for _ in outputs]
     else:

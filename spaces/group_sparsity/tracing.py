@@ -48,6 +48,8 @@ class Node:
     outputs: tuple[Value, ...]
     args: tuple = ()
     """Arguments as they were, tensors replaced by their Value."""
+    named: tuple[str, ...] = ()
+    """Names of the keyword arguments."""
     consumes: np.ndarray | None = None
     """Convolutions and matrix products: elements along the input's channels."""
     makes: np.ndarray | None = None

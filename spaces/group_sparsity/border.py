@@ -1,0 +1,113 @@
+"""Convolutions that still feel removed constant channels where these ended: at the zero padding.
+
+A removed channel that held a constant c adds the convolution of a map of c's: the same everywhere but near the border,
+where part of the kernel lies on the padding. One more input channel, of ones, whose weights are the sum of c times the
+removed weights, gives exactly that, at any size, stride and dilation, and once for a whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+_PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class _Bordered:
+    """Mixed into a convolution class: an output is that of the convolution plus that of `border` on ones."""
+
+    def forward(self, x: Tensor, *more) -> Tensor:
+        y = super().forward(x, *more)
+        if self.border_map is not None and not self.training and self.border_map.shape[2:] == y.shape[2:]:
+            return y + self.border_map
+        return y + self.border_of(x)
+
+    def border_of(self, x: Tensor) -> Tensor:
+        """(1, out channels, ...): what the ones add to the output for an input of x's size."""
+        ones = x.new_ones(1, 1, *x.shape[2:])
+        transposed = isinstance(self, _ConvTransposeNd)
+        ahead = self.output_padding if transposed else (0,) * len(self.stride)
+        return torch.convolution(
+            ones, self.border, None, self.stride, self.padding, self.dilation, transposed, ahead, 1
+        )
+
+    def train(self, mode: bool = True):
+        if mode:
+            self.border_map = None
+        return super().train(mode)
+
+
+_CLASSES = {kind: type(f"Bordered{kind.__name__}", (_Bordered, kind), {}) for kind in _PLAIN}
+
+
+def can_be_bordered(module: nn.Module) -> bool:
+    """Whether :func:`add_border` knows this convolution."""
+    return type(module) in _PLAIN or isinstance(module, _Bordered)
+
+
+def add_border(network: nn.Module, name: str, border: Tensor) -> None:
+    """Let a convolution of `network` add `border`, weights (out channels, 1, k, ...) of a channel of ones, in place.
+
+    Transposed ones: (1, out channels, k, ...). The border is a parameter, `<name>.border`, and trains with the others.
+    """
+    module = network.get_submodule(name)
+    if isinstance(module, _Bordered):
+        module.border = nn.Parameter(module.border.detach() + border)
+        return
+    if isinstance(module.padding, str):  # "same": the numbers it stands for
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        module.padding = tuple(t // 2 for t in total) if module.padding == "same" else (0,) * len(total)
+    module.__class__ = _CLASSES[type(module)]
+    module.border = nn.Parameter(border.clone())
+    module.register_buffer("border_map", None, persistent=False)
+
+
+def add_bias(network: nn.Module, name: str, bias: Tensor) -> None:
+    """Give a convolution or linear layer without bias one, in place."""
+    network.get_submodule(name).bias = nn.Parameter(bias.clone())
+
+
+@torch.no_grad()
+def fix_borders(network: nn.Module, example: Tensor) -> nn.Module:
+    """Keep every border's map for inputs of this size, in place: evaluation then adds it and convolves no ones.
+
+    Forgotten when training begins; after loading other weights call it again. Returns the network.
+    """
+
+    def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
+        module.border_map = module.border_of(args[0])
+
+    bordered = [m for m in network.modules() if isinstance(m, _Bordered)]
+    modes = {module: module.training for module in network.modules()}
+    hooks = [m.register_forward_hook(keep) for m in bordered]
+    try:
+        if bordered:
+            network.eval()(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+    return network
+
+
+def fit_additions(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Add the biases and borders that a compressed network's state dict has and `network` lacks, in place.
+
+    Call it when pairs are in place and channel numbers set, before loading. Returns the network.
+    """
+    for name, module in list(network.named_modules()):
+        if not isinstance(module, _ConvNd | nn.Linear):
+            continue
+        bias, border = (state.get(f"{name}.{key}") for key in ("bias", "border"))
+        if bias is not None and module.bias is None:
+            add_bias(network, name, bias.to(module.weight))
+        if border is not None and can_be_bordered(module):
+            if isinstance(module, _Bordered):
+                module.border.data = border.to(module.weight).clone()
+            else:
+                add_border(network, name, border.to(module.weight))
+    return network
