@@ -6,17 +6,20 @@ Wang et al., "Sparse Mask CNNs", TPAMI 2022, section on stereo matching; its den
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.sparse_conv.stereo_layers import ConvNorm, Encoder, activate
+from spaces.sparse_conv.stereo_layers import ConvNorm, Encoder, Residual, activate
 from spaces.sparse_conv.stereo_module import SparseHourglass
 from sparsemask.errors import UseError
 from sparsemask.sparse.cost_volume import concatenation_volume, correlation_volume
 
 SIZE = 16  # heights and widths are multiples of it
 _WIDTH = 32
+_ADDED = 0.1  # the first scale of what is added
 
 
 class SMStereo(nn.Module):
@@ -54,6 +57,7 @@ class SMStereo(nn.Module):
         self.dres1 = nn.Sequential(ConvNorm(c, c), nn.ReLU(), ConvNorm(c, c))
         self.dres2, self.dres3, self.dres4 = (SparseHourglass(c) for _ in range(3))
         self.classif0, self.classif1, self.classif2, self.classif3 = (_head(c) for _ in range(4))
+        self._begin()
 
     @property
     def config(self) -> dict[str, int]:
@@ -114,6 +118,20 @@ class SMStereo(nn.Module):
         """The expected disparity under the softmax of a head's costs, (B, H, W)."""
         cost = head[2](activate(head[0](x)))
         return expected_disparity(cost[:, 0], self.maxdisp, size)
+
+    def _begin(self) -> None:
+        """Draw convolutions as GwcNet does; what is added to something else begins small.
+
+        So the shortest path from pictures to disparities learns first (Goyal et al. 2017, arXiv 1706.02677, section
+        5.1): without it a few hundred steps end at the pictures' mean disparities.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d) and module.bias is None:
+                fan = module.out_channels * math.prod(module.kernel_size)
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan))
+        added = [block.conv2 for block in self.modules() if isinstance(block, Residual)]
+        for branch in (*added, self.dres1[2], *(one.conv6 for one in self.hourglasses)):
+            nn.init.constant_(branch[1].weight, _ADDED)
 
     def _check(self, left: Tensor, right: Tensor) -> None:
         if left.shape != right.shape or left.ndim != 4 or left.shape[1] != 3:
