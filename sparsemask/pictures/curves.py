@@ -24,6 +24,8 @@ _TITLES = {
     "ssim": "SSIM",
     "oa": "overall accuracy",
     "macc": "mean accuracy",
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
     "kept": "kept fraction",
     "kept_soft": "kept fraction, soft masks",
     "dense_channels": "dense channels (share)",

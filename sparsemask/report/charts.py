@@ -19,6 +19,7 @@ _FIRST = ("loss", "loss_task", "loss_sparse", "miou", "connections", "lr")
 _TITLES = {"miou": "mean IoU", "lr": "learning rate", "loss_task": "task loss", "loss_sparse": "sparse loss"}
 _TITLES |= {"psnr": "PSNR (dB)", "ssim": "SSIM", "kept": "kept fraction", "kept_soft": "kept fraction, soft masks"}
 _TITLES |= {"oa": "overall accuracy", "macc": "mean accuracy"}
+_TITLES |= {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 _TITLES |= {"dense_channels": "dense channels (share)", "tau": "τ", "lambda": "λ"}
 _STEADY = ("lr", "connections")  # without noise
 _FEW, _MOST = 30, 160  # points that are drawn one by one, and points that a line of a page needs at most

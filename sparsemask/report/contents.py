@@ -54,6 +54,16 @@ class Contents:
         return self.info.get("family") == "sparse_conv"
 
     @property
+    def grouped(self) -> bool:
+        """Whether the run's masks are groups of weights."""
+        return self.info.get("family") == "group_sparsity"
+
+    @property
+    def packed(self) -> bool:
+        """Whether the run's masks are .npz files, not connections."""
+        return self.fine or self.grouped
+
+    @property
     def state(self) -> str:
         """finished, running, or stopped (a killed run still says running, but nobody holds it)."""
         state = str(self.info.get("state", "unknown"))
@@ -140,7 +150,7 @@ def _has_step(row: object) -> bool:
 
 
 def _history(found: Contents) -> None:
-    if found.fine or (found.verb != "search" and not found.run.history.exists()):
+    if found.packed or (found.verb != "search" and not found.run.history.exists()):
         return
     rows = [r for r in found_or(found, found.run.history, read_rows, []) if _has_step(r) and _weights(r) is not None]
     rows = [r for r in rows if len(r["weights"]) == len(rows[-1]["weights"])]
@@ -159,7 +169,7 @@ def _weights(row: dict) -> list[float] | None:
 
 def _mask(found: Contents) -> None:
     """The newest mask file of the folder; before a pruning, what the end of the search noted."""
-    if found.fine:
+    if found.packed:
         found.mask_file = max(found.run.folder.glob("mask*.npz"), key=lambda p: p.stat().st_mtime, default=None)
         return
     files = sorted(found.run.folder.glob("mask*.npy"), key=lambda p: p.stat().st_mtime)

@@ -19,8 +19,8 @@ def command_of(c: Contents, verb: str) -> str:
     """The command line of the next verb for this run, as this user types it."""
     folder = shlex.quote(str(c.run.folder))
     rest = {
-        "prune": f"--thres {c.thres:g} --run {folder}",
-        "retrain": f"--mask_path mask.{'npz' if c.fine else 'npy'}",
+        "prune": f"--run {folder}" if c.grouped else f"--thres {c.thres:g} --run {folder}",
+        "retrain": f"--mask_path mask.{'npz' if c.packed else 'npy'}",
         "eval": f"--run {folder}",
     }
     return spoken(verb, rest[verb])
@@ -103,9 +103,9 @@ def _circumstances(c: Contents) -> list[tuple[str, str]]:
         ("machine", ", ".join([*machine, cores] if cores else machine) or "not recorded by this run"),
         ("device", f"{found.get('device', _UNSAID)}, {shown(c.config.get('type'))}"),
     ]
-    start = c.config.get("pretrained_model") or (c.fine and c.config.get("search_checkpoint"))
-    rows.append(("weights" if c.fine else "encoder weights", shown(start or "none: from random weights")))
-    if c.mask_file is not None and (c.fine or c.mask is not None):
+    start = c.config.get("pretrained_model") or (c.packed and c.config.get("search_checkpoint"))
+    rows.append(("weights" if c.packed else "encoder weights", shown(start or "none: from random weights")))
+    if c.mask_file is not None and (c.packed or c.mask is not None):
         rows.append(("mask", f"{c.mask_file.name}, SHA-256 {sha256(c.mask_file)}"))
     named = c.note.get("mask_path") or c.config.get("mask_path")
     if named:

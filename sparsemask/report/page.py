@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsemask._version import __version__
 from sparsemask.files import write_text
-from sparsemask.report import fine, html, origin, quality, sections
+from sparsemask.report import fine, groups, html, origin, quality, sections
 from sparsemask.report.contents import Contents, read_run
 from sparsemask.runs import Run
 
@@ -36,6 +36,16 @@ _FINE_SECTIONS = (
     ("reproduce", "How to reproduce", origin.reproduce),
     ("configuration", "Configuration", origin.configuration),
 )
+_GROUP_SECTIONS = (
+    ("curves", "Curves", sections.curves),
+    ("layers", "Groups by layer", groups.layers),
+    ("samples", "Sample predictions", sections.samples),
+    ("costs", "Costs", groups.costs),
+    ("classes", "Quality by class", quality.classes),
+    ("confusion", "Confusion matrix", quality.confusion),
+    ("reproduce", "How to reproduce", origin.reproduce),
+    ("configuration", "Configuration", origin.configuration),
+)
 _PAPER = "SparseMask", "https://arxiv.org/abs/1904.07642", "arXiv 1904.07642"
 
 
@@ -60,6 +70,8 @@ def build_page(c: Contents) -> str:
         by = "by class" if fine.by_class(c) else "by picture"
         shown = [(key, f"{title} {by}" if key == "quality" else title, make) for key, title, make in _FINE_SECTIONS]
         tiles, paper = fine.tiles, fine.PAPERS.get(str(c.info.get("space")), fine.PAPERS["smsr"])
+    elif c.grouped:
+        shown, tiles, paper = _GROUP_SECTIONS, groups.tiles, groups.PAPER
     method, address, number = paper
     body = [
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{make(c)}</section>'

@@ -8,10 +8,12 @@ from sparsemask.report import html
 from sparsemask.report.contents import Contents, number
 from sparsemask.report.origin import command_of
 from sparsemask.report.sections import TITLES, figure_of, heat
+from sparsemask.tasks.classification_scores import ClassificationScores
 from sparsemask.tasks.metrics import SegmentationScores
 
 _READABLE = 40  # classes; a larger matrix is shown as a picture
 _ELSEWHERE = ("architecture", "curves", "samples", "weights", "weight_history", "confusion")
+_ELSEWHERE += ("kept", "spectra", "tradeoff")
 
 
 def classes(c: Contents) -> str:
@@ -32,6 +34,8 @@ def classes(c: Contents) -> str:
 
 
 def _rows(c: Contents) -> tuple[tuple[str, ...], list] | None:
+    if c.confusion is not None and isinstance(c.evaluation.get("accuracy"), dict):
+        return _classified(c)
     if c.confusion is not None:
         scores = SegmentationScores(c.confusion)
         truth, guessed, hit = c.confusion.sum(1), c.confusion.sum(0), np.diag(c.confusion)
@@ -51,6 +55,20 @@ def _rows(c: Contents) -> tuple[tuple[str, ...], list] | None:
     if isinstance(iou, dict) and iou:
         return ("class", "IoU"), [(html.escape(name), _bar(number(value))) for name, value in iou.items()]
     return None
+
+
+def _classified(c: Contents) -> tuple[tuple[str, ...], list]:
+    """Of pictures with one class each: accuracy, precision, their number, and what they are mostly taken for."""
+    scores = ClassificationScores(c.confusion)
+    wrong = c.confusion - np.diag(np.diag(c.confusion))
+    rows = []
+    for k, name in enumerate(c.classes):
+        other = int(wrong[k].argmax())
+        taken = f"{c.classes[other]} ({wrong[k, other]:.0f})" if wrong[k, other] else "–"
+        precision = _share(c.confusion[k, k], c.confusion[:, k].sum())
+        cells = (_bar(scores.recall[k]), precision, f"{c.confusion[k].sum():.0f}", html.escape(taken))
+        rows.append((html.escape(name), *cells))
+    return ("class", "accuracy", "precision", "pictures", "mostly taken for"), rows
 
 
 def _share(part: float, whole: float) -> str:

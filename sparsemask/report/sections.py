@@ -16,6 +16,7 @@ TITLES = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "psnr": "PSNR 
 TITLES |= {"epe": "EPE (px)", "d1": "D1", "d1_ok": "1 - D1"}
 TITLES |= {f"bad{n}": f"off by more than {n} px" for n in (1, 2, 3)}
 TITLES |= {"oa": "overall accuracy", "macc": "mean accuracy"}
+TITLES |= {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "loss": "cross-entropy"}
 _NOT_YET = "not measured"
 
 

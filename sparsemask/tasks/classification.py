@@ -181,9 +181,13 @@ class ClassificationTask:
         return scores.figures
 
     def record(self, scores: ClassificationScores) -> dict:
-        """The figures, and the accuracy of each class."""
+        """The figures, of how many pictures, and the accuracy of each class."""
         accuracy = dict(zip(self.classes, scores.recall.tolist(), strict=True))
-        return {**scores.figures, "accuracy": {k: v if v == v else None for k, v in accuracy.items()}}
+        return {
+            **scores.figures,
+            "pictures": scores.count,
+            "accuracy": {k: v if v == v else None for k, v in accuracy.items()},
+        }
 
     def report(self, scores: ClassificationScores, pictures: int = 0) -> str:
         """The table by class (of a hundred at most), and a line of the figures."""
