@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from spaces.group_sparsity.networks import INPUT_SHAPE, create
+
+
+@pytest.fixture
+def one_thread():
+    """One thread while a test runs: maps this small only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def published_count(network: nn.Module, shape: tuple[int, ...] = (1, *INPUT_SHAPE)) -> tuple[int, int]:

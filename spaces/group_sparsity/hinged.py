@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from spaces.group_sparsity.groups import GroupSet
+from spaces.group_sparsity.groups import GroupSet, axis
 from spaces.group_sparsity.matrices import Pair
 from sparsemask.errors import UseError
 
@@ -58,4 +58,5 @@ def counted(network: nn.Module, s: GroupSet) -> GroupSet:
     member = s.members[0]
     if member.index is not None:
         return s
-    return dataclasses.replace(s, count=network.get_submodule(member.module).weight.shape[member.dim] // s.size)
+    module = network.get_submodule(member.module)
+    return dataclasses.replace(s, count=module.weight.shape[axis(module, member.dim)] // s.size)

@@ -1,0 +1,281 @@
+"""Where matrices go: shares as published, functions kept, what vanishes together, the paper's two-layer statement."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hinge import SmallUNet, enliven, lively, one_thread, published_count  # noqa: F401
+from spaces.group_sparsity import groups, networks, rules
+from spaces.group_sparsity.channels import trace
+from spaces.group_sparsity.groups import GroupSet, Member
+from spaces.group_sparsity.hinged import DoubleReLU, hinge
+from spaces.group_sparsity.matrices import Pair
+from spaces.group_sparsity.rules import Plan, plan_for
+from sparsemask.errors import UseError
+
+# Network, variant, multiply-adds and parameters of the hinged network in percent of the plain one's.
+SHARES = [
+    ("resnet20", "svd", 111.27, 111.96),
+    ("resnet20", "columns", 111.27, 111.96),
+    ("vgg16", None, 113.00, 111.84),
+    ("densenet40", "svd", 119.35, 112.34),
+    ("resnet164", None, 100, 100),
+    ("resnext20", None, 100, 100),
+]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(("arch", "variant", "multiply_adds", "parameters"), SHARES)
+def test_hinged_networks_cost_what_was_published(arch, variant, multiply_adds, parameters):
+    network = networks.create(arch)
+    before = published_count(network)
+    # initialised by the identity, which has the shapes of svd2 here and takes no time
+    hinge(network, plan_for(arch, variant, network), "p-identity")
+    found = [round(100 * b / a, 2) for a, b in zip(before, published_count(network), strict=True)]
+    assert found == [multiply_adds, parameters]
+
+
+def test_the_published_share_of_a_densenet_is_one_filter_below():
+    # 119.30 and 112.28 were read off a network whose second transition, a square random matrix of 312 channels,
+    # had lost the filter of its least singular value to the threshold
+    network = networks.create("densenet40")
+    before = published_count(network)
+    hinge(network, plan_for("densenet40", "svd", network), "p-identity")
+    pair = network.features[4][2]
+    thinner = Pair.shaped(pair.merged(), 311)
+    network.features[4][2] = thinner
+    found = [round(100 * b / a, 2) for a, b in zip(before, published_count(network), strict=True)]
+    assert found == [119.30, 112.28]
+
+
+# Network, variant, number of pairs, sets by projection, reduction.
+TABLE = [
+    ("resnet56", "svd", 54, {"P1": 27, "P2": 27}, "mean"),
+    ("resnet56", "columns", 54, {"P1": 27, "P2": 27}, "mean"),
+    ("resnet164", None, 0, {"P1": 54, "P2": 54}, "sum"),
+    ("resnext20", None, 0, {"P1": 6}, "sum"),
+    ("resnext164", None, 0, {"P1": 54}, "sum"),
+    ("vgg16", None, 12, {"P1": 12, "P2": 11}, "sum"),
+    ("densenet40", None, 38, {"P1": 38}, "sum"),
+    ("densenet40", "columns", 38, {"P1": 38}, "sum"),
+    ("wrn16_10", None, 12, {"P1": 6, "P2": 6}, "sum"),
+    ("wrn16_10", "svd", 12, {"P1": 6, "P2": 6}, "sum"),
+]
+
+
+@pytest.mark.parametrize(("arch", "variant", "pairs", "sets", "reduction"), TABLE)
+def test_rules_of_the_eight(arch, variant, pairs, sets, reduction):
+    network = networks.create(arch)
+    plan = plan_for(arch, variant, network)
+    hinge_shapes(network, plan)
+    assert len(plan.splits) == pairs and plan.reduction == reduction
+    assert {name: sum(s.projection == name for s in plan.sets) for name in sets} == sets
+    assert len({s.name for s in plan.sets}) == len(plan.sets) == sum(sets.values())
+    for s in plan.sets:
+        for member in s.members:  # every set describes the hinged network's weights
+            assert network.get_submodule(member.module).weight.shape[member.dim] == s.count * s.size
+    assert set(plan.merge) <= set(plan.splits)
+    assert bool(plan.merge) == ((variant or rules.variants(arch)[0]) == "columns")
+    assert bool(plan.double_relu) == (arch == "resnet56")
+
+
+def hinge_shapes(network: nn.Module, plan: Plan) -> None:
+    """Pairs of svd2's shapes, without its decompositions."""
+    for name in plan.splits:
+        conv = network.get_submodule(name)
+        network.set_submodule(name, Pair.shaped(conv, min(conv.out_channels, conv.weight[0].numel())))
+
+
+def test_what_vanishes_in_a_group_of_resnext():
+    network = networks.create("resnext20")
+    s = next(s for s in plan_for("resnext20", None, network).sets if s.name == "layer3.0.groups")
+    assert (s.count, s.size) == (32, 4)  # 128 channels in 32 groups
+    block = network.layer3[0]
+    expected = (block.conv1.weight[4:8].square().sum() + block.conv3.weight[:, 4:8].square().sum()).sqrt()
+    assert torch.isclose(groups.norms(network, s)[1], expected)
+
+
+KEPT = [
+    ("resnet20", "svd", "svd"),
+    ("resnet20", "columns", "svd2"),
+    ("densenet40", "columns", "svd2"),
+    ("resnext20", None, "svd2"),
+    ("resnet20", "graph", "p-identity"),
+]
+
+
+@pytest.mark.parametrize(("arch", "variant", "init"), KEPT)
+def test_hinging_keeps_the_function(arch, variant, init):
+    network = lively(arch)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before = network(x)
+        plan = plan_for(arch, variant, network)
+        assert hinge(network, plan, init) is network
+        assert (network(x) - before).abs().max() < 1e-5 * max(1, float(before.abs().max()))
+    assert sum(isinstance(m, Pair) for m in network.modules()) == len(plan.splits)
+    assert sum(isinstance(m, DoubleReLU) for m in network.modules()) == len(plan.double_relu)
+    assert [s.name for s in network.sets] == [s.name for s in plan.sets]
+    assert not any(m.training for m in network.modules())
+
+
+def test_sets_are_counted_by_the_rank_that_an_initialisation_gives():
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 100, 3))
+    plan = plan_for("my:own", None, network, trace(network, torch.zeros(1, 3, 8, 8)))
+    assert [s.count for s in plan.sets if s.name == "1.rows"] == [72]
+    hinge(network, plan, "svd")  # 100 rows, of which 28 meet zero filters
+    assert [s.count for s in network.sets if s.name == "1.rows"] == [100]
+
+
+# The paper's two-layer statement ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("init", ["svd2", "p-identity"])
+def test_columns_prune_filters_and_rows_lower_the_rank_of_the_same_convolution(init):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 8, 3, padding=1)
+    x = torch.randn(2, 5, 7, 7)
+    pair = Pair.of(conv, init)
+    network = nn.ModuleDict({"c": pair})
+    column, row = (GroupSet(str(dim), "P1", (Member("c.1", dim),), 8) for dim in (0, 1))
+    gone = torch.tensor([0, 1, 0, 0, 1, 0, 0, 1]).bool()
+
+    groups.zero_(network, column, gone)
+    pruned = pair.merged()
+    assert (pruned.weight[gone] == 0).all()
+    # the other filters are the convolution's own: filter pruning
+    assert torch.allclose(pruned.weight[~gone], conv.weight[~gone], atol=1e-6)
+    assert torch.allclose(pair(x)[:, ~gone], conv(x)[:, ~gone], atol=1e-5)
+
+    network["c"] = pair = Pair.of(conv, init)
+    groups.scale_(network, row, (~gone).float())
+    low = pair.merged().weight.flatten(1)
+    assert torch.linalg.matrix_rank(low, rtol=1e-5) == 5
+    # every filter is still there, unless the basis is that of the filters themselves
+    assert (low.norm(dim=1) == 0).equal(gone if init == "p-identity" else torch.zeros(8, dtype=torch.bool))
+    # a pair of 5 and 8 filters does the same
+    thin = Pair.shaped(conv, 5)
+    with torch.no_grad():
+        thin[0].weight.copy_(pair[0].weight[~gone])
+        thin[1].weight.copy_(pair[1].weight[:, ~gone])
+        thin[1].bias.copy_(conv.bias)
+    assert torch.allclose(thin(x), pair(x), atol=1e-5)
+    if init == "svd2":  # zeroing the last rows is the best approximation of that rank (Eckart and Young)
+        best = Pair.of(conv, init)
+        network["c"] = best
+        groups.scale_(network, row, (torch.arange(8) < 5).float())
+        u, s, v = torch.linalg.svd(conv.weight.flatten(1), full_matrices=False)
+        assert torch.allclose(best.merged().weight.flatten(1), u[:, :5] * s[:5] @ v[:5], atol=1e-5)
+
+
+# The general rule ----------------------------------------------------------------------------------------------------
+
+
+def test_shortcuts_tie_channels_over_all_layers_that_make_them():
+    network = networks.create("resnet20")
+    plan = plan_for("resnet20", "graph", network)
+    assert len(plan.splits) == 18 and "features.0.0" not in plan.splits  # all 3×3 but the first
+    by_name = {s.name: s for s in plan.sets}
+    # zero-padded shortcuts carry the first stage's 16 channels to the end: into the middle of 32, then of 64
+    stem = by_name["features.0.0.channels"]
+    assert stem.count == 16 and len(stem.members) == 1 + 3 + 3 + 3
+    first, last = stem.members[0], stem.members[-1]
+    assert first.module == "features.0.0" and first.index == tuple(range(16))
+    assert last.module == "features.3.2.body.3.1"  # the pair's 1×1 makes the channels
+    assert last.index == (-1,) * 24 + tuple(range(16)) + (-1,) * 24
+    second, third = by_name["features.2.0.body.3.channels"], by_name["features.3.0.body.3.channels"]
+    assert (second.count, len(second.members), third.count, len(third.members)) == (16, 6, 32, 3)
+    assert sum(s.count for s in plan.sets if s.projection == "P2") == 16 + 16 + 32 + 3 * (16 + 32 + 64)
+
+
+@pytest.mark.parametrize("arch", ["resnext20", "vgg16", "densenet40"])
+def test_general_sets_are_free_elements_and_each_is_in_one(arch):
+    network = networks.create(arch)
+    graph = trace(network, torch.zeros(1, 3, 32, 32))
+    plan = plan_for(arch, "graph", network, graph)
+    seen = set()
+    for s in (s for s in plan.sets if s.projection == "P2"):
+        for member in s.members:
+            name = (
+                member.module.removesuffix(".1") if member.module.removesuffix(".1") in plan.splits else member.module
+            )
+            channels = s.channels(member, torch.ones(s.count, dtype=torch.bool)).numpy()
+            elements = graph.elements(name, 0)[channels]
+            assert not graph.locked(elements).any()
+        seen |= set(elements.tolist())
+        assert len(set(elements.tolist())) == s.count  # a group is one element
+    makers = [graph.elements(name, 0) for name, m in network.named_modules() if type(m) in (nn.Conv2d, nn.Linear)]
+    free = {int(e) for each in makers for e in each if not graph.locked(e)}
+    assert seen == free  # nothing that could go is left out, nothing is in two sets
+    assert sum(s.count for s in plan.sets if s.projection == "P2") == len(free)
+
+
+def test_a_network_of_the_users_own_is_hinged():
+    torch.manual_seed(0)
+    network = enliven(SmallUNet(), (2, 3, 16, 16))
+    x = torch.randn(1, 3, 16, 16)
+    before = network(x)
+    plan = plan_for("hinge:small_unet", None, network, trace(network, x))
+    hinge(network, plan)
+    assert torch.allclose(network(x), before, atol=1e-5)
+    assert plan.splits == ("down.0", "deep.0", "join.0")
+    channels = {s.name: s.count for s in plan.sets if s.projection == "P2"}
+    counts = {"first.0": 8, "down.0": 12, "deep.0": 16, "up": 10, "join.0": 9}
+    assert channels == {f"{name}.channels": count for name, count in counts.items()}
+    for s in network.sets:  # the transposed convolution's outputs lie along its weight's second dimension
+        gone = torch.arange(s.count) == 1
+        groups.zero_(network, s, gone)
+        assert (groups.norms(network, s) == 0).equal(gone)
+
+
+def test_zero_channels_of_the_general_rule_are_zero_features():
+    network = hinge(lively("resnet20"), plan_for("resnet20", "graph", lively("resnet20")))
+    s = next(s for s in network.sets if s.name == "features.0.0.channels")
+    groups.zero_(network, s, torch.arange(16) == 5)
+    found = {}
+    for member in s.members:
+        module = network.get_submodule(member.module)
+        module.register_forward_hook(lambda m, given, out, name=member.module: found.update({name: out}))
+    with torch.no_grad():
+        network(torch.randn(1, 3, 32, 32))
+    for member in s.members:
+        channels = s.channels(member, torch.arange(16) == 5)
+        assert found[member.module][:, channels].abs().max() == 0 and int(channels.sum()) == 1
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def test_errors_of_use():
+    network = networks.create("resnet20")
+    with pytest.raises(UseError, match="resnet20 has no variant 'rows'; it has svd, columns, graph"):
+        plan_for("resnet20", "rows", network)
+    with pytest.raises(UseError, match="vgg16 has no variant 'columns'"):
+        plan_for("vgg16", "columns", networks.create("vgg16"))
+    with pytest.raises(UseError, match="bottlenecks has one rule"):
+        plan_for("resnet164", "columns", networks.create("resnet164"))
+    with pytest.raises(UseError, match="has no module 'nowhere'"):
+        hinge(network, Plan(splits=("nowhere",)))
+    with pytest.raises(UseError, match="features: is Sequential.*expected a ReLU"):
+        hinge(network, Plan(double_relu=("features",)))
+    with pytest.raises(UseError, match="expected a convolution without groups"):
+        hinge(networks.create("resnext20"), Plan(splits=("layer1.0.conv2",)))
+
+
+class Shared(nn.Module):
+    """One convolution used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.again, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.last(F.relu(self.again(F.relu(self.again(self.stem(x))))))
+
+
+def test_shared_weights_are_refused_by_name():
+    with pytest.raises(UseError, match="again"):
+        plan_for("my:own", None, Shared())
