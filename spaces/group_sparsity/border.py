@@ -48,12 +48,11 @@ def can_be_bordered(module: nn.Module) -> bool:
     return type(module) in _PLAIN or isinstance(module, _Bordered)
 
 
-def add_border(network: nn.Module, name: str, border: Tensor) -> None:
-    """Let a convolution of `network` add `border`, weights (out channels, 1, k, ...) of a channel of ones, in place.
+def add_border(module: nn.Module, border: Tensor) -> None:
+    """Let a convolution add `border`, weights (out channels, 1, k, ...) of a channel of ones, in place.
 
-    Transposed ones: (1, out channels, k, ...). The border is a parameter, `<name>.border`, and trains with the others.
+    Transposed ones: (1, out channels, k, ...). The border is a parameter, `border`, and trains with the others.
     """
-    module = network.get_submodule(name)
     if isinstance(module, _Bordered):
         module.border = nn.Parameter(module.border.detach() + border)
         return
@@ -65,9 +64,12 @@ def add_border(network: nn.Module, name: str, border: Tensor) -> None:
     module.register_buffer("border_map", None, persistent=False)
 
 
-def add_bias(network: nn.Module, name: str, bias: Tensor) -> None:
-    """Give a convolution or linear layer without bias one, in place."""
-    network.get_submodule(name).bias = nn.Parameter(bias.clone())
+def add_bias(module: nn.Module, bias: Tensor) -> None:
+    """Add to the bias of a convolution or linear layer, in place; one without gets one."""
+    if module.bias is None:
+        module.bias = nn.Parameter(bias.clone())
+    else:
+        module.bias.data += bias
 
 
 @torch.no_grad()
@@ -104,10 +106,10 @@ def fit_additions(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             continue
         bias, border = (state.get(f"{name}.{key}") for key in ("bias", "border"))
         if bias is not None and module.bias is None:
-            add_bias(network, name, bias.to(module.weight))
+            add_bias(module, bias.to(module.weight))
         if border is not None and can_be_bordered(module):
             if isinstance(module, _Bordered):
                 module.border.data = border.to(module.weight).clone()
             else:
-                add_border(network, name, border.to(module.weight))
+                add_border(module, border.to(module.weight))
     return network

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -40,6 +41,8 @@ def compress(
             "interior": constants go into biases and running means alone, so that outputs differ near the border.
             "none": constants are forgotten, as in the published code; for networks that are trained on.
 
+    The result's `removed` are the numbers of the elements that went.
+
     Raises UseError for masks of another network. RuntimeError, which would be a fault of ours, where the result
     does not reproduce the masked network on a random input ("exact").
     """
@@ -64,26 +67,21 @@ def compress(
         module.training = modes[name]
     if hasattr(small, "sets"):
         small.sets = []  # they counted the channels from before
+    small.removed = np.flatnonzero(gone)
     return small
 
 
 def _add(network: nn.Module, graph: ChannelGraph, plan: constants.Plan, gone) -> None:
-    """Constants into what exists, then the removal, then the parts that are new."""
-    fresh = {}
-    for name, amount in plan.biases.items():
-        module = network.get_submodule(name)
-        if module.bias is None:
-            fresh[name] = amount
-        else:
-            module.bias += amount.to(module.bias)
+    """The removal, and the constants of what goes into what remains."""
     for name, amount in plan.means.items():
         network.get_buffer(name).sub_(amount.to(network.get_buffer(name)))
     graph.remove(network, gone)
-    for name, amount in fresh.items():
-        add_bias(network, name, _left(graph, name, amount, gone, 0).to(network.get_submodule(name).weight))
+    for name, amount in plan.biases.items():
+        module = network.get_submodule(name)
+        add_bias(module, _left(graph, name, amount, gone, 0).to(module.weight))
     for name, border in plan.borders.items():
-        dim = 1 if graph.node(name).args[6] else 0
-        add_border(network, name, _left(graph, name, border, gone, dim).to(network.get_submodule(name).weight))
+        module = network.get_submodule(name)
+        add_border(module, _left(graph, name, border, gone, 1 if graph.node(name).args[6] else 0).to(module.weight))
 
 
 def _left(graph: ChannelGraph, name: str, value: torch.Tensor, gone, dim: int) -> torch.Tensor:

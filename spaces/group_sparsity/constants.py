@@ -119,19 +119,14 @@ def plan(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, found: list,
 
 
 def _put(network, graph, node: Node, amount: Tensor, users: dict, result: Plan, elements: np.ndarray) -> None:
-    """Add `amount` (out channels,) to a product's output: to its bias, else to the batch norms after it, or refuse."""
-    module = graph.module_of(node) if node.weight.parameter else None
-    if module and node.bias is not None and node.bias.parameter == f"{module}.bias":
-        result.biases[module] = amount
-        return
-    means: list[tuple[str, Tensor]] = []
-    if _follow(node.outputs[0], amount, users, means):
-        for name, part in means:
-            result.means[name] = result.means.get(name, 0) + part
-    elif module and getattr(network.get_submodule(module), "bias", 0) is None:
-        result.biases[module] = amount
-    else:
+    """Add `amount` (out channels,) to a product's output, or refuse."""
+    places = _Places(network, graph, users)
+    if not places.product(node, amount):
         result.refused.append(elements)
+        return
+    for kept, new in ((result.biases, places.biases), (result.means, places.means)):
+        for name, part in new:
+            kept[name] = kept.get(name, 0) + part
 
 
 def leaves(tree) -> list[Tensor]:
@@ -147,32 +142,69 @@ def _users(graph: ChannelGraph) -> dict[int, list[Node]]:
     return users
 
 
-def _follow(value: Value, amount: Tensor, users: dict[int, list[Node]], means: list) -> bool:
-    """Find the running means that can take a constant added to `value`; False where one use of it cannot."""
-    for node in users.get(value.number, ()):
-        times = sum(v.number == value.number for v in node.inputs)
+class _Places:
+    """Looks for what can take a constant: biases that exist, running means further on, at last a bias to be made."""
+
+    def __init__(self, network: nn.Module, graph: ChannelGraph, users: dict[int, list[Node]]):
+        self.network, self.graph, self.users = network, graph, users
+        self.biases: list[tuple[str, Tensor]] = []
+        self.means: list[tuple[str, Tensor]] = []
+
+    def product(self, node: Node, amount: Tensor, new: bool = True) -> bool:
+        """Whether a constant (out channels,) at a product's output found its places; `new`: a new bias may be one."""
+        module = self.graph.module_of(node) if node.weight.parameter else None
+        if module and node.bias is not None and node.bias.parameter == f"{module}.bias":
+            self.biases.append((module, amount))
+            return True
+        before = len(self.biases), len(self.means)
+        if self.value(node.outputs[0], amount):
+            return True
+        del self.biases[before[0] :], self.means[before[1] :]
+        if new and module and getattr(self.network.get_submodule(module), "bias", 0) is None:
+            self.biases.append((module, amount))
+            return True
+        return False
+
+    def value(self, value: Value, amount: Tensor) -> bool:
+        """Likewise for a constant (channels,) in a tensor: every use of it has to take it."""
+        uses = self.users.get(value.number, ())
+        return bool(uses) and all(self._use(node, value, amount) for node in uses)
+
+    def _use(self, node: Node, value: Value, amount: Tensor) -> bool:
+        places = [i for i, v in enumerate(node.inputs) if v.number == value.number]
+        out = node.outputs[0]
+        wide = len(out.shape) > 1 and out.shape[1] == len(amount)
         if node.op.endswith("batch_norm") or node.op.startswith("_batch_norm"):
             mean = next((v.parameter for v in node.inputs[1:] if v.parameter.endswith("running_mean")), "")
-            if not mean or times > 1 or node.inputs[0].number != value.number:
+            if mean and places == [0]:
+                self.means.append((mean, amount))
+            return bool(mean) and places == [0]
+        if node.op == "convolution":
+            # A 1x1 convolution (a pair's second one) makes of a constant another one.
+            plain = node.groups == 1 and not node.args[6] and not any(node.args[4]) and places == [0]
+            if not plain or not node.weight.parameter or max(node.weight.shape[2:]) > 1:
                 return False
-            means.append((mean, amount))
-        elif node.op == "add" and not node.named and 1 < len(value.shape) == len(node.outputs[0].shape):
-            if node.outputs[0].shape[1] != len(amount) or not _follow(node.outputs[0], amount * times, users, means):
+            weight = self.network.get_parameter(node.weight.parameter).double().flatten(1)
+            return self.product(node, weight @ amount)
+        if node.op == "add":
+            return (
+                wide
+                and not node.named
+                and len(value.shape) == len(out.shape)
+                and (self.value(out, amount * len(places)))
+            )
+        if node.op in ("split", "split_with_sizes", "unsafe_split"):
+            if len(node.args) != 3 or node.args[2] != 1:
                 return False
-        elif node.op in ("split", "split_with_sizes", "unsafe_split") and node.args[-1] == 1 and len(node.args) == 3:
-            parts = amount.split([out.shape[1] for out in node.outputs])
-            if not all(_follow(out, part, users, means) for out, part in zip(node.outputs, parts, strict=True)):
+            parts = amount.split([o.shape[1] for o in node.outputs])
+            return all(
+                self.value(o, part) for o, part in zip(node.outputs, parts, strict=True) if o.number in self.users
+            )
+        if node.op == "cat":
+            if node.args[1:] != (1,) or len(places) > 1:
                 return False
-        elif node.op == "cat" and len(node.args) > 1 and node.args[1] == 1 and times == 1:
-            sizes = [v.shape[1] for v in node.inputs]
-            at = sum(sizes[: [v.number for v in node.inputs].index(value.number)])
-            whole = amount.new_zeros(sum(sizes))
+            at = sum(v.shape[1] for v in node.inputs[: places[0]])
+            whole = amount.new_zeros(out.shape[1])
             whole[at : at + len(amount)] = amount
-            if not _follow(node.outputs[0], whole, users, means):
-                return False
-        elif node.op in _PASS and len(node.outputs[0].shape) > 1 and node.outputs[0].shape[1] == len(amount):
-            if 1 not in node.outputs[0].axes or not _follow(node.outputs[0], amount, users, means):
-                return False
-        else:
-            return False
-    return value.number in users
+            return self.value(out, whole)
+        return node.op in _PASS and wide and 1 in out.axes and self.value(out, amount)

@@ -1,0 +1,163 @@
+"""What a network costs once channels are gone, from its graph alone: no tensor is touched, no parameter made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from spaces.group_sparsity.channels import ChannelGraph
+from spaces.group_sparsity.matrices import Pair
+from spaces.group_sparsity.merge import merged_is_cheaper
+from sparsemask.errors import UseError
+
+# Modules that the published convention counts with one operation an element.
+_RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.ELU)
+
+
+@dataclass(frozen=True)
+class Count:
+    """Cost of one sample."""
+
+    published: int
+    """Multiply-adds by the convention of the published figures: convolutions, linear layers, 2 an element for
+    BatchNorm2d and 1 for modules of ReLU's kind."""
+    multiply_adds: int
+    """Those that convolutions and linear layers execute; as :func:`sparsemask.costs.multiply_adds` counts."""
+    parameters: int
+    """Trainable ones."""
+
+
+class Accounting:
+    """Counts what remains of a network; prepared once, then a few array operations a question.
+
+    Args:
+        network: the traced network, with its pairs. Nothing of it is kept or changed.
+        graph: its channels. Sizes are those of the input it was traced with.
+        input_shape: checked against the graph's where given, (B, C, H, W) or (C, H, W).
+    """
+
+    def __init__(self, network: nn.Module, graph: ChannelGraph, input_shape: Collection[int] | None = None):
+        if input_shape is not None and tuple(input_shape)[-3:] != graph.shape[-3:]:
+            raise UseError(f"the graph was traced with {graph.shape}, not {tuple(input_shape)}; trace it again")
+        self.graph = graph
+        self._products(network)
+        self._elementwise(graph)
+        self._parameters(network)
+        self._pairs(network)
+
+    def count(self, gone: np.ndarray | None = None, merge: Collection[str] | str = ()) -> Count:
+        """The cost without the elements in `gone` (mask or numbers; None: the whole network).
+
+        Args:
+            merge: names of pairs counted as the one convolution they are equal to; "cheaper": those for which that
+                is no more multiply-adds.
+        """
+        alive = np.ones(self.graph.count, bool) if gone is None else ~self.graph.as_mask(gone)
+        into, out = self._into.count(alive), self._out.count(alive)
+        # A grouped convolution loses whole groups: what one group has stays.
+        inner = np.where(self._groups > 1, self._each, into)
+        products = self._area * inner * out
+        parameters = int(self._sizes(alive))
+        chosen = self._chosen(merge, into, out)
+        if chosen.size:
+            a, b = self._first[chosen], self._second[chosen]
+            kernel, positions = self._kernel[a], self._positions[b]
+            weights = kernel * into[a] * out[b]
+            parameters += int((weights - kernel * into[a] * out[a] - into[b] * out[b]).sum())
+            products[a], products[b] = weights * positions, 0
+        total = int(products.sum())
+        return Count(total + int(self._rate @ self._maps.count(alive)), total, parameters)
+
+    def chosen(self, gone: np.ndarray | None = None, merge: Collection[str] | str = "cheaper") -> list[str]:
+        """Names of the pairs that `merge` stands for."""
+        alive = np.ones(self.graph.count, bool) if gone is None else ~self.graph.as_mask(gone)
+        picked = self._chosen(merge, self._into.count(alive), self._out.count(alive))
+        return [self.pair_names[i] for i in picked]
+
+    def _chosen(self, merge: Collection[str] | str, into: np.ndarray, out: np.ndarray) -> np.ndarray:
+        if isinstance(merge, str):
+            if merge != "cheaper":
+                raise UseError(f"merge is \"cheaper\" or names of pairs, not '{merge}'")
+            a, b = self._first, self._second
+            return np.flatnonzero(merged_is_cheaper(self._kernel[a], into[a], out[a], out[b]))
+        if unknown := set(merge) - set(self.pair_names):
+            raise UseError(f"'{min(unknown)}' is no pair of this network")
+        return np.array([self.pair_names.index(name) for name in merge], dtype=np.int64)
+
+    def _products(self, network: nn.Module) -> None:
+        nodes = self.graph.nodes
+        self.names = [self.graph.module_of(node) for node in nodes]
+        self._into = _Lines([node.consumes for node in nodes])
+        self._out = _Lines([node.makes for node in nodes])
+        self._groups = np.array([node.groups for node in nodes])
+        self._each = np.array([len(node.consumes) // node.groups for node in nodes])
+        self._kernel = np.array([_volume(n.weight.shape[2:]) if n.op == "convolution" else 1 for n in nodes])
+        # A transposed convolution multiplies at every position of its input.
+        at = [n.inputs[0] if n.op == "convolution" and n.args[6] else n.outputs[0] for n in nodes]
+        self._positions = np.array([_spread(value.shape, self.graph.shape[0]) for value in at])
+        self._area = self._kernel * self._positions
+
+    def _elementwise(self, graph: ChannelGraph) -> None:
+        lines, rates = [], []
+        for _, kind, _, after in graph.calls:
+            rate = 2 if issubclass(kind, nn.BatchNorm2d) else 1 if issubclass(kind, _RECTIFIERS) else 0
+            if rate and after is not None and len(after.shape) > 1:
+                lines.append(after.axes.get(1, np.zeros(0, np.int64)))
+                rates.append(rate * _spread(after.shape, graph.shape[0]))
+        self._maps, self._rate = _Lines(lines), np.array(rates, dtype=np.int64)
+
+    def _parameters(self, network: nn.Module) -> None:
+        rows, columns, fixed, rest = [], [], [], 0
+        for name, parameter in network.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            axes = {d: e for d, e in self.graph.axes.get(name, {}).items() if len(e)}
+            if not axes:
+                rest += parameter.numel()
+                continue
+            arrays = list(axes.values())
+            rows.append(arrays[0])
+            columns.append(arrays[1] if len(arrays) > 1 else np.zeros(0, np.int64))
+            fixed.append(parameter.numel() // _volume(map(len, arrays)))
+        one, two = _Lines(rows), _Lines(columns)
+        single = np.array([len(c) == 0 for c in columns])
+        fixed = np.array(fixed, dtype=np.int64)
+        self._sizes = lambda alive: rest + (fixed * one.count(alive) * np.where(single, 1, two.count(alive))).sum()
+
+    def _pairs(self, network: nn.Module) -> None:
+        place = {name: i for i, name in enumerate(self.names)}
+        found = [name for name, m in network.named_modules() if isinstance(m, Pair)]
+        self.pair_names = [name for name in found if f"{name}.0" in place and f"{name}.1" in place]
+        self._first = np.array([place[f"{name}.0"] for name in self.pair_names], dtype=np.int64)
+        self._second = np.array([place[f"{name}.1"] for name in self.pair_names], dtype=np.int64)
+
+    def layers(self, gone: np.ndarray | None = None) -> Mapping[str, tuple[int, int]]:
+        """By convolution or linear layer: channels in and out that remain."""
+        alive = np.ones(self.graph.count, bool) if gone is None else ~self.graph.as_mask(gone)
+        ends = zip(self._into.count(alive).tolist(), self._out.count(alive).tolist(), strict=True)
+        return dict(zip(self.names, ends, strict=True))
+
+
+class _Lines:
+    """Many arrays of elements in one, so that what is alive of each is counted at once."""
+
+    def __init__(self, arrays: list[np.ndarray]):
+        self._at = np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
+        self._ends = np.cumsum([0, *map(len, arrays)])
+
+    def count(self, alive: np.ndarray) -> np.ndarray:
+        """int64 (arrays,)"""
+        sums = np.concatenate([[0], np.cumsum(alive[self._at], dtype=np.int64)])
+        return sums[self._ends[1:]] - sums[self._ends[:-1]]
+
+
+def _volume(sizes) -> int:
+    return int(np.prod(list(sizes), dtype=np.int64))
+
+
+def _spread(shape: tuple[int, ...], batch: int) -> int:
+    """Positions a sample of a tensor (B, C, ...) or (rows, C): whatever is not channels."""
+    return max(1, shape[0] // batch) * _volume(shape[2:])
