@@ -125,8 +125,8 @@ class SMStereo(nn.Module):
         So the shortest path from pictures to disparities learns first (Goyal et al. 2017, arXiv 1706.02677, section
         5.1): without it a few hundred steps end at the pictures' mean disparities.
         """
-        for module in self.modules():  # (nothing is drawn without storage, where it would only import for seconds)
-            if isinstance(module, nn.Conv2d | nn.Conv3d) and module.bias is None and not module.weight.is_meta:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d) and module.bias is None:
                 fan = module.out_channels * math.prod(module.kernel_size)
                 nn.init.normal_(module.weight, 0, math.sqrt(2 / fan))
         added = [block.conv2 for block in self.modules() if isinstance(block, Residual)]
