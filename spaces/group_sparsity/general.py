@@ -23,7 +23,8 @@ def general_plan(network: nn.Module, graph: ChannelGraph | None = None) -> Plan:
     """
     if graph is None:
         graph = trace(network, torch.zeros(1, *INPUT_SHAPE))
-    splits = tuple(filter(lambda name: _splits(network, name), _producers(network, graph, graph.nodes[1:])))
+    dense = [node for node in graph.nodes[1:] if node.groups == 1]
+    splits = tuple(filter(lambda name: _splits(network, name), _producers(network, graph, dense)))
     sets = [rows(network, name, "P1") for name in splits]
     return Plan(splits, (*sets, *channel_sets(network, graph, set(splits))), reduction="mean")
 
@@ -34,11 +35,11 @@ def _splits(network: nn.Module, name: str) -> bool:
 
 
 def _producers(network: nn.Module, graph: ChannelGraph, nodes: list) -> dict[str, np.ndarray]:
-    """By name, in order of execution: the elements that the layers without groups among `nodes` make."""
+    """By name, in order of execution: the elements that the layers among `nodes` make, grouped ones included."""
     found = {}
     for node in nodes:
         name = graph.module_of(node)
-        if node.groups == 1 and isinstance(network.get_submodule(name), _PRODUCERS) and node.makes is not None:
+        if isinstance(network.get_submodule(name), _PRODUCERS):
             if node.weight is not None and node.weight.parameter == f"{name}.weight":
                 found[name] = node.makes
     return found
@@ -46,6 +47,9 @@ def _producers(network: nn.Module, graph: ChannelGraph, nodes: list) -> dict[str
 
 def channel_sets(network: nn.Module, graph: ChannelGraph, splits: set[str] = frozenset(), projection: str = "P2"):
     """The sets of channels that may vanish: a group for every element that is free and made by layers.
+
+    Depth-wise and grouped convolutions, which pass channels on, count as makers too: what they make of a constant under
+    padding differs from place to place, and only as zeros leaves a channel that can go without a trace.
 
     Elements made by the same layers form a set, so that norms within one are of the same number of weights. A
     layer in `splits` is meant as the pair it will be.
