@@ -147,7 +147,7 @@ def _from_folders(root: Path) -> LabelledPictures:
         classes, files = _classes_of(train)
         if held is None:
             return _whole(title, classes, _parts(files))
-        known, others = _classes_of(held, empty=True)
+        known, others = _classes_of(held, part=True)
         strange = sorted(set(known) - set(classes))
         if strange:
             raise UseError(f"{held}: class '{strange[0]}' is not among the {len(classes)} of {train}")
@@ -157,8 +157,11 @@ def _from_folders(root: Path) -> LabelledPictures:
     return _whole(title, classes, _parts(files))
 
 
-def _classes_of(root: Path, empty: bool = False) -> tuple[list[str], list[tuple[Path, int]]]:
-    """Names of the folders below `root`, sorted, and (file, class) of all pictures in them, at any depth."""
+def _classes_of(root: Path, part: bool = False) -> tuple[list[str], list[tuple[Path, int]]]:
+    """Names of the folders below `root`, sorted, and (file, class) of all pictures in them, at any depth.
+
+    part: classes may be absent or have none.
+    """
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     found: list[tuple[Path, int]] = []
     for number, name in enumerate(classes):
@@ -167,9 +170,9 @@ def _classes_of(root: Path, empty: bool = False) -> tuple[list[str], list[tuple[
             inner.sort()
             chosen = sorted(f for f in files if f.lower().endswith(_SUFFIXES) and not f.startswith("."))
             found += [(Path(folder) / file, number) for file in chosen]
-        if len(found) == before and not empty:
+        if len(found) == before and not part:
             raise UseError(f"{root / name}: no pictures of class '{name}' ({', '.join(_SUFFIXES)})")
-    if len(classes) < 2 or not found:
+    if not found or (len(classes) < 2 and not part):
         what = f"{len(classes)} class folder(s)" if classes else "nothing"
         raise UseError(
             f"{root}: {what} here; expected CIFAR's files, train*.npz and test*.npz, or a folder for each of 2 classes "
