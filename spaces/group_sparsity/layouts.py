@@ -54,13 +54,15 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 def _named(family: str, n_class: int, state: dict[str, Tensor], settings: dict, strided: bool = False) -> Layout:
     """The layout with the name of the network that has these settings, the rest as options."""
-    for arch in (*networks.available(), f"{family}{settings.get('depth')}"):
-        known = networks.architecture(arch)
-        defaults = known and networks.defaults(arch)
-        fixed = ("depth", "block")
-        if known and known.family == family and all(defaults.get(k) == settings.get(k, defaults.get(k)) for k in fixed):
-            options = {key: value for key, value in settings.items() if defaults.get(key) != value}
-            return Layout(arch, n_class, state, options, strided)
+    found = [arch for arch in networks.available() if networks.architecture(arch).family == family]
+    if family in networks.ANY_DEPTH:
+        found.append(f"{family}{settings['depth']}")
+    for fixed in (("depth", "block"), ("depth",)):  # another block is an option of the depth's network
+        for arch in found:
+            defaults = networks.defaults(arch)
+            if all(defaults.get(key) == settings.get(key, defaults.get(key)) for key in fixed):
+                options = {key: value for key, value in settings.items() if defaults.get(key) != value}
+                return Layout(arch, n_class, state, options, strided)
     raise ValueError(f"a {family} of {settings}")
 
 

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spaces.group_sparsity import networks
+from spaces.group_sparsity.border import fit_additions
 from spaces.group_sparsity.hinged import DoubleReLU
 from spaces.group_sparsity.layouts import Layout, read
 from spaces.group_sparsity.matrices import Pair
@@ -17,6 +20,8 @@ from sparsemask.errors import UseError, one_line
 from sparsemask.weights import load_strictly, load_weights
 
 __all__ = ["Layout", "build", "fit_shapes", "load", "load_into", "read"]
+
+_COUNTER = "num_batches_tracked"
 
 
 def load(path: str | os.PathLike, **options) -> nn.Module:
@@ -50,7 +55,7 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], what: object) -> 
     Raises UseError, with nothing loaded, where they do not fit, or where the file's shortcuts are others than the
     network's (which no name or shape would betray).
     """
-    if set(network.state_dict()) - set(state):
+    if any(key not in state for key in network.state_dict() if not key.endswith(_COUNTER)):
         try:
             layout = read(state, what)
         except UseError:
@@ -70,7 +75,7 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], what: object) -> None
     own = network.state_dict()
     state = dict(state)
     for key, value in own.items():
-        if key.endswith("num_batches_tracked"):  # older files lack it
+        if key.endswith(_COUNTER):  # older files lack it
             state.setdefault(key, torch.zeros_like(value))
         elif key in state and value.dim() == 0 and state[key].numel() == 1:
             state[key] = state[key].reshape(())
@@ -81,27 +86,29 @@ def fit_shapes(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give `network` the shapes of a state dict under its own names, before it is loaded.
 
     A convolution whose weights are in the file as a pair's becomes a pair, a pair whose weights are one convolution's
-    becomes that, a ReLU with slopes a double one; channels, groups and features are set. Parameters that change their
-    shape are new objects. What the file lacks is left as it is, for the loading to complain about.
+    becomes that, a ReLU with slopes a double one; channels, groups and features are set; biases and borders that came
+    in by compression are added. Parameters that change their shape are new objects. What the file lacks is left as it
+    is, for the loading to complain about.
     """
     for name, module in list(network.named_modules()):
-        inside_pair = isinstance(network.get_submodule(name.rpartition(".")[0]), Pair) if name else False
-        if isinstance(module, Pair) or (isinstance(module, nn.Conv2d) and not inside_pair):
+        parent = network.get_submodule(name.rpartition(".")[0]) if name else None
+        if isinstance(module, Pair | _ConvNd) and not isinstance(parent, Pair):
             _fit_site(network, name, module, state)
         elif isinstance(module, nn.ReLU) and f"{name}.slope_p" in state:
             network.set_submodule(name, DoubleReLU())
-        elif isinstance(module, nn.BatchNorm2d) and f"{name}.running_mean" in state:
+        elif isinstance(module, _BatchNorm) and f"{name}.running_mean" in state:
             module.num_features = len(state[f"{name}.running_mean"])
             _resize(module, name, state)
         elif isinstance(module, nn.Linear) and f"{name}.weight" in state:
             _resize(module, name, state)
             module.out_features, module.in_features = module.weight.shape
+    fit_additions(network, state)
 
 
-def _fit_site(network: nn.Module, name: str, module: Pair | nn.Conv2d, state: Mapping[str, Tensor]) -> None:
+def _fit_site(network: nn.Module, name: str, module: Pair | _ConvNd, state: Mapping[str, Tensor]) -> None:
     plain, first, second = (state.get(f"{name}{part}.weight") for part in ("", ".0", ".1"))
-    if first is not None and second is not None:
-        if isinstance(module, nn.Conv2d):
+    if first is not None and second is not None and isinstance(module, Pair | nn.Conv2d):
+        if not isinstance(module, Pair):
             module = Pair.shaped(module, len(first))
             network.set_submodule(name, module)
         _fit_convolution(module[0], f"{name}.0", state)
@@ -113,13 +120,15 @@ def _fit_site(network: nn.Module, name: str, module: Pair | nn.Conv2d, state: Ma
         _fit_convolution(module, name, state)
 
 
-def _fit_convolution(conv: nn.Conv2d, name: str, state: Mapping[str, Tensor]) -> None:
-    each = conv.out_channels // conv.groups  # whole groups are removed: what each has stays
+def _fit_convolution(conv: _ConvNd, name: str, state: Mapping[str, Tensor]) -> None:
+    # whole groups are removed: what each has stays
+    first, second = ("in", "out") if isinstance(conv, _ConvTransposeNd) else ("out", "in")
+    each = getattr(conv, f"{first}_channels") // conv.groups
     _resize(conv, name, state)
-    conv.out_channels, inputs = conv.weight.shape[:2]
     if conv.groups > 1:
-        conv.groups = max(1, conv.out_channels // each)
-    conv.in_channels = inputs * conv.groups
+        conv.groups = max(1, conv.weight.shape[0] // each)
+    setattr(conv, f"{first}_channels", conv.weight.shape[0])
+    setattr(conv, f"{second}_channels", conv.weight.shape[1] * conv.groups)
 
 
 def _resize(module: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:

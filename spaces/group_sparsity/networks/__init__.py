@@ -44,7 +44,8 @@ _NAMED = {
 }
 
 
-_DEPTHS = {"resnet": "ResNet", "resnext": "ResNeXt", "densenet": "DenseNet"}
+ANY_DEPTH = {"resnet": "ResNet", "resnext": "ResNeXt", "densenet": "DenseNet"}
+"""Families whose networks may be named with another depth, as resnet110: their classes."""
 
 
 def available() -> list[str]:
@@ -59,7 +60,7 @@ def architecture(arch: str) -> Architecture | None:
     if arch not in _NAMED:
         other = re.fullmatch(r"(resnet|resnext|densenet)(\d{1,4})", arch)
         if other:  # another depth of a known family
-            return Architecture(other[1], _DEPTHS[other[1]], {"depth": int(other[2])})
+            return Architecture(other[1], ANY_DEPTH[other[1]], {"depth": int(other[2])})
         raise UseError(
             f"unknown network '{arch}'; known: {', '.join(available())}; resnet, resnext or densenet of another depth; "
             "your own: package.module:callable"

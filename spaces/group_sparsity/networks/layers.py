@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,11 +22,6 @@ class PadChannels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, 0, 0, 0, self.before, self.after))
-
-    def remove_channels(self, keep_in: np.ndarray, keep_out: np.ndarray) -> None:
-        """Follow the removal of channels; `keep_out` (bool): one entry an output channel, of which the middle is x."""
-        end = self.before + len(keep_in)
-        self.before, self.after = int(keep_out[: self.before].sum()), int(keep_out[end:].sum())
 
     def remove_channels(self, keep_in: np.ndarray, keep_out: np.ndarray) -> None:
         """Keep these channels of the input (bool, C) and of the output (bool, before + C + after)."""
