@@ -128,7 +128,7 @@ class Accounting:
         self._sizes = lambda alive: rest + (fixed * one.count(alive) * np.where(single, 1, two.count(alive))).sum()
 
     def _pairs(self, network: nn.Module) -> None:
-        place = {name: i for i, name in enumerate(self.names)}
+        place = {name: i for i, name in enumerate(self.names) if self.graph.node(name) is self.graph.nodes[i]}
         found = [name for name, m in network.named_modules() if isinstance(m, Pair)]
         self.pair_names = [name for name in found if f"{name}.0" in place and f"{name}.1" in place]
         self._first = np.array([place[f"{name}.0"] for name in self.pair_names], dtype=np.int64)

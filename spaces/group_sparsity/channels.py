@@ -66,7 +66,8 @@ class ChannelGraph:
         self.nodes = [node for node in self.all_nodes if node.makes is not None]
         self.calls = [(name, type(module), resolved(a), resolved(b)) for name, module, a, b in watched.calls]
         self.axes = {name: resolved(value).axes for name, value in watched.parameters.items() if value.axes}
-        self._owned = {self.module_of(node): node for node in self.nodes}
+        # A convolution's border (of a compressed network) is a product too, but not the one its name stands for.
+        self._owned = {self.module_of(n): n for n in self.nodes if not n.weight.parameter.endswith(".border")}
         self._adaptable = {
             name: (before.axes.get(1), after.axes.get(1))
             for name, kind, before, after in self.calls

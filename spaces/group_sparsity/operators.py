@@ -36,7 +36,7 @@ def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: l
     """Give every output of an operator its elements; tie and lock those of the inputs."""
     outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
     op = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-    varies = any(value.varies for value in inputs)
+    varies = any(value.varies for value in inputs) and not op.startswith("new_")
     node = Node(op, tracer.stack[-1] if tracer.stack else "", tuple(inputs), ())
     node.args, node.named = tree_map_only(Tensor, tracer.value, args), tuple(kwargs)
     if not any(value.axes for value in inputs):
@@ -82,6 +82,10 @@ def _elementwise(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> lis
             tracer.elements.lock(known[0], f"{tracer.where()}: {node.op} with a constant of fixed size")
         axes[dim] = known[0]
     return [axes if t.shape == out.shape else {} for t in outputs]
+
+
+def _constant(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> list[dict]:
+    return [{} for _ in outputs]
 
 
 def _spatial(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> list[dict]:
@@ -249,6 +253,7 @@ _TABLE = {
     **dict.fromkeys(_REDUCE, _reduce),
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(["mm", "addmm"], _product),
+    **dict.fromkeys(["new_ones", "new_zeros", "new_full", "new_empty"], _constant),
     "cat": _concatenate,
     "convolution": _convolution,
 }

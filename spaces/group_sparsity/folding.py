@@ -1,0 +1,57 @@
+"""Batch norms folded into the convolutions before them, wherever a trace shows the two in turn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spaces.group_sparsity.channels import ChannelGraph, trace
+from sparsemask.inference import fold_batch_norm
+
+
+@torch.no_grad()
+def fold_norms(network: nn.Module, example: Tensor) -> nn.Module:
+    """Turn `network` into its evaluation form, in place: foldable batch norms become part of a convolution. Returns it.
+
+    Found by one run on `example` rather than by names, so that user's networks, and convolutions with borders
+    (:mod:`spaces.group_sparsity.border`), are folded as well; what cannot be folded stays. There is no way back.
+    """
+    network.eval()
+    for conv, name in _in_turn(network, trace(network, example)):
+        module, norm = network.get_submodule(conv), network.get_submodule(name)
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        fold_batch_norm(module, norm)
+        if getattr(module, "border", None) is not None:
+            module.border *= scale.view(-1, *[1] * (module.border.dim() - 1))
+            if module.border_map is not None:
+                module.border_map *= scale.view(1, -1, *[1] * (module.border_map.dim() - 2))
+        network.set_submodule(name, nn.Identity())
+    return network
+
+
+def _in_turn(network: nn.Module, graph: ChannelGraph) -> list[tuple[str, str]]:
+    """(convolution, batch norm) of those whose output only the batch norm reads."""
+    readers: dict[int, list] = {}
+    for node in graph.all_nodes:
+        for number in {value.number for value in node.inputs}:
+            readers.setdefault(number, []).append(node)
+    found = []
+    for node in graph.nodes:
+        name = graph.module_of(node)
+        if not node.weight.parameter.endswith(".weight") or (node.op == "convolution" and node.args[6]):
+            continue
+        after = readers.get(node.outputs[0].number, [])
+        if (
+            getattr(network.get_submodule(name), "border", None) is not None
+            and len(after) == 1
+            and after[0].op == "add"
+        ):
+            after = readers.get(after[0].outputs[0].number, [])
+        if len(after) != 1 or not after[0].op.endswith("batch_norm"):
+            continue
+        mean = next((v.parameter for v in after[0].inputs if v.parameter.endswith(".running_mean")), "")
+        norm = mean.rpartition(".")[0]
+        if norm and isinstance(module := network.get_submodule(norm), _BatchNorm) and module.affine:
+            found.append((name, norm))
+    return found
