@@ -185,7 +185,7 @@ def _along(numbers: Tensor, before: int) -> tuple[int, np.ndarray] | None:
     if len(changing) > 1 or numbers.dim() == 0:
         return None
     dim = changing[0] if changing else min(before, numbers.dim() - 1)
-    line = numbers.movedim(dim, 0).flatten(1)[:, 0]
+    line = numbers.movedim(dim, 0).reshape(numbers.shape[dim], -1)[:, 0]
     return dim, line.numpy().copy()
 
 

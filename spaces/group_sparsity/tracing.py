@@ -163,7 +163,13 @@ class Tracer(TorchDispatchMode):
         return next((self.value(t) for t in tree_leaves(tree) if isinstance(t, Tensor)), None)
 
     def refuse_reading(self, name: str, tree) -> None:
-        if name in _READS and any(self.value(t).varies for t in tree_leaves(tree) if isinstance(t, Tensor)):
+        """UseError where an operator tells Python what a tensor contains that depends on the input."""
+        found = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+        if name == "index":  # a mask's number of entries is a size of the result
+            found = [t for t in found[1:] if t.dtype in (torch.bool, torch.uint8)]
+        elif name not in _READS:
+            return
+        if any(self.value(t).varies for t in found):
             raise UseError(
                 f"{self.where()} decides by what a tensor contains ({name.strip('_')}): its channels cannot be traced; "
                 "take that decision out of forward"
