@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import nn
 from hinge import SmallUNet, enliven, lively, one_thread, published_count  # noqa: F401
 from spaces.group_sparsity import groups, networks, rules
 from spaces.group_sparsity.channels import trace
+from spaces.group_sparsity.compress import compress
 from spaces.group_sparsity.groups import GroupSet, Member
 from spaces.group_sparsity.hinged import DoubleReLU, hinge
 from spaces.group_sparsity.matrices import Pair
@@ -169,6 +171,24 @@ def test_columns_prune_filters_and_rows_lower_the_rank_of_the_same_convolution(i
         groups.scale_(network, row, (torch.arange(8) < 5).float())
         u, s, v = torch.linalg.svd(conv.weight.flatten(1), full_matrices=False)
         assert torch.allclose(best.merged().weight.flatten(1), u[:, :5] * s[:5] @ v[:5], atol=1e-5)
+
+
+def test_compression_turns_columns_into_fewer_filters_and_rows_into_a_low_rank_pair():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)]
+    network = nn.Sequential(*layers).eval()
+    x = torch.randn(2, 3, 9, 9)
+    hinge(network, plan_for("my:own", None, network, trace(network, x)))
+    graph = trace(network, x)
+    kept = np.arange(8) % 2 == 0
+    for name, shapes in (
+        ("2.channels", [(8, 6, 3, 3), (4, 8, 1, 1), (4, 4, 1, 1)]),  # four filters of eight; four inputs of the next
+        ("2.rows", [(4, 6, 3, 3), (8, 4, 1, 1), (4, 8, 1, 1)]),  # a pair of rank four
+    ):
+        small = compress(network, graph, network.sets, {name: kept})
+        assert [tuple(m.weight.shape) for m in (*small[2], small[4])] == shapes
+        assert small[2].merged().out_channels == shapes[1][0]  # merged: fewer filters, or the same at a lower rank
+        assert torch.linalg.matrix_rank(small[2].merged().weight.flatten(1)) == 4
 
 
 # The general rule ----------------------------------------------------------------------------------------------------

@@ -74,7 +74,8 @@ def _joint(network: nn.Module, s: GroupSet, tensors: Iterable[Tensor]) -> Tensor
     found = []
     for member, tensor in zip(s.members, tensors, strict=True):
         along = axis(network.get_submodule(member.module), member.dim)
-        each = torch.linalg.vector_norm(tensor.transpose(0, along).flatten(1), dim=1)
+        others = [d for d in range(tensor.dim()) if d != along]
+        each = torch.linalg.vector_norm(tensor, dim=others)
         if member.index is not None:
             padded = torch.cat([each, each.new_zeros(1)])
             each = torch.linalg.vector_norm(padded[_positions(member.index, s.count, each.device)], dim=1)
@@ -119,8 +120,3 @@ def zero_(network: nn.Module, s: GroupSet, gone: Tensor) -> None:
         module.weight.transpose(0, axis(module, member.dim))[channels] = 0
         if member.dim == 0 and module.bias is not None:
             module.bias[channels] = 0
-
-
-def penalty(values: Tensor, q: float = 1.0) -> Tensor:
-    """(Σ n^q)^(1/q) of norms (count,); q = 1 is the l2,1 norm."""
-    return values.sum() if q == 1 else values.pow(q).sum().pow(1 / q)

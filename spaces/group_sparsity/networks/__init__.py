@@ -131,7 +131,7 @@ def _imported(arch: str) -> Callable:
         value = importlib.import_module(place)
         for part in name.split("."):
             value = getattr(value, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UseError(f"network '{arch}': cannot be imported ({one_line(error)})") from None
     finally:
         if added:
