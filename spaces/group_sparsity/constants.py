@@ -43,6 +43,10 @@ class Plan:
 class _Reader(TorchDispatchMode):
     """Runs the traced network again and keeps what the removed channels hold where they are consumed."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is ever compiled, and torch would import its compiler (seconds) to say so
+
     def __init__(self, graph: ChannelGraph, gone: np.ndarray):
         super().__init__()
         self.graph, self.gone, self.step = graph, gone, 0

@@ -75,6 +75,10 @@ class Watched:
 class Tracer(TorchDispatchMode):
     """Runs a network once and collects; the rules per operator are in :mod:`spaces.group_sparsity.operators`."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is ever compiled, and torch would import its compiler (seconds) to say so
+
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network, self.elements = network, Elements()
