@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import spaces
 from spaces.sparse_conv.masking import apply_masks, hard_masks
@@ -13,7 +14,7 @@ from spaces.sparse_conv.stereo_module import MaskedConv, SparseHourglass
 from spaces.sparse_conv.stereo_shared import load_smstereo, save_smstereo
 from spaces.sparse_conv.stereo_space import multiply_adds
 from sparsemask.errors import UseError
-from sparsemask.sparse import backend
+from sparsemask.sparse import backend, kept_fraction
 from sparsemask.sparse.cost_volume import concatenation_volume, correlation_volume
 from sparsemask.sparse.training_form import masked_conv
 from sparsemask.stereo.batch import StereoPair
@@ -125,6 +126,35 @@ def test_each_layer_kind_skips_as_masks_multiply(kind, name):
                 "none" if transposed else "relu", norm,
             )  # fmt: skip
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+# Executed multiply-adds fall as kept fractions say: exactly where all inputs are dense, and further where some are not.
+@pytest.mark.parametrize("kind", KINDS)
+def test_multiply_adds_fall_with_the_masks(kind):
+    inputs, outputs, stride, transposed = KINDS[kind]
+    torch.manual_seed(0)
+    layer = MaskedConv(inputs, outputs, stride, transposed, relu=not transposed).eval()
+    x, every = torch.randn(2, inputs, 6, 8, 10), torch.ones(inputs, dtype=torch.bool)
+    out = layer.geometry.output_size((6, 8, 10))
+
+    @torch.no_grad()
+    def executed(run, *arguments) -> int:
+        with FlopCounterMode(display=False) as counter:
+            run(*arguments)
+        return counter.get_total_flops() // 2
+
+    whole, counts = executed(layer.everything, x), []
+    for share, dense in ((1.0, 0), (0.7, outputs // 4), (0.3, outputs // 4), (0.1, 0)):
+        # Whole blocks of a stride, so that a transposed convolution's outputs of every kind are dropped alike.
+        coarse = torch.rand(2, 1, *(-(-n // 2) for n in out)) < share
+        mask = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+        mask = mask[:, :, : out[0], : out[1], : out[2]]
+        own = torch.arange(outputs) < dense
+        kept = float(kept_fraction(mask, own[None]))
+        counts.append(executed(layer, x, mask, every, own))
+        assert counts[-1] == pytest.approx(kept * whole, rel=0.01)
+        assert executed(layer, x, mask, torch.arange(inputs) < inputs // 2, own) <= counts[-1]
+    assert counts == sorted(counts, reverse=True)
 
 
 @pytest.mark.parametrize("name", ["native", "gather"])
