@@ -111,7 +111,7 @@ def test_a_report_says_what_was_kept_and_what_it_costs(tmp_path):
     page = Page(build_page(found))
     assert not found.problems
     for said in ("top-1 accuracy 85.00%", "evaluated on 100 pictures", "groups kept 19 of 32, pairs merged: 1",
-                 "50.0% of 0.12 G", "Wanted: 50.0% of the multiply-adds; reached: 50.0%", "gain in time 2.50",
+                 "50.0% of 120 M", "Wanted: 50.0% of the multiply-adds; reached: 50.0%", "gain in time 2.50",
                  "threads: 2", "dog 0.900", "cat (5)", "below 0.005", "2003.08935"):  # fmt: skip
         assert said in page.text, said
     assert "IoU" not in page.text and "connections" not in page.text

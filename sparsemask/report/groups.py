@@ -6,7 +6,7 @@ They are made of these entries of run.json, any of which may be missing, and of 
     merged            names of the pairs that are one convolution again
     threshold         of the norms; target: {"by": "multiply-adds" ..., "wanted": share, "reached": share}
     parameters, multiply_adds, multiply_adds_true, milliseconds; each with _dense: of the network before
-    timed             {"device", "threads", "batch"}
+    timed             {"device", "threads", "batch", "compiled": whether both were}
     kept.png, spectra.png, tradeoff.png
 """
 
@@ -46,12 +46,21 @@ def tiles(c: Contents) -> str:
     for name, title, form, _ in _COSTS:
         value, dense = number(c.info.get(name)), number(c.info.get(f"{name}_dense"))
         if name != "multiply_adds_true":
-            more = f"{value / dense:.1%} of {form(dense)}" if value is not None and dense else ""
-            shown.append(tile(title, "–", _NOT_YET) if value is None else tile(title, form(value), more))
+            shown_value, shown_dense = _alike(value, dense, form)
+            more = f"{value / dense:.1%} of {shown_dense}" if value is not None and dense else ""
+            shown.append(tile(title, "–", _NOT_YET) if value is None else tile(title, shown_value, more))
     spent = number(c.info.get("seconds"))
     done = f"{c.rows[-1]['step']:g} steps" if c.rows else ""
     shown.append(tile("time spent", "–" if spent is None else duration(spent), done or _NOT_YET))
     return f'<ul class="tiles">{"".join(shown)}</ul>'
+
+
+def _alike(value: float | None, dense: float | None, form) -> tuple[str, str]:
+    """Both costs in the unit of the first, so that they can be compared."""
+    unit = format_count(value).split()[1:] if form is format_count and value else ()
+    if unit:
+        form = lambda cost: format_count(cost, *unit)
+    return tuple("–" if cost is None else form(cost) for cost in (value, dense))
 
 
 def layers(c: Contents) -> str:
@@ -101,13 +110,14 @@ def costs(c: Contents) -> str:
     info, rows = c.info, []
     timed = info.get("timed") if isinstance(info.get("timed"), Mapping) else {}
     machine = ", ".join(f"{name} {timed[key]}" for key, name in _TIMED if key in timed)
+    machine += ", both compiled" if timed.get("compiled") is True else ""
     for name, title, form, more in _COSTS:
         value, dense = number(info.get(name)), number(info.get(f"{name}_dense"))
         if value is None:
             continue
         more = ", ".join(filter(None, [more, machine if name == "milliseconds" else ""]))
         share = f"{value / dense:.1%}" if dense else "–"
-        rows.append((html.escape(title), form(value), form(dense) if dense else "–", share, html.escape(more)))
+        rows.append((html.escape(title), *_alike(value, dense, form), share, html.escape(more)))
     fast, slow = number(info.get("milliseconds")), number(info.get("milliseconds_dense"))
     if fast and slow:
         rows.append(("gain in time", f"{slow / fast:.2f}", "", "", "before over after"))
@@ -119,7 +129,7 @@ def costs(c: Contents) -> str:
             rows.append((html.escape(file.name), f"{file.stat().st_size / 1e6:.1f} MB", "", "", "on disk"))
     if not rows:
         return html.absent("Nothing was measured: costs are noted at the end of a run.")
-    return html.table(("", "after", "before", "share", ""), rows, kind="plain costs")
+    return html.table(("", "after", "before", "share", ""), rows, kind="classes")
 
 
 _TIMED = (("device", "device"), ("threads", "threads:"), ("batch", "batch"))

@@ -36,13 +36,13 @@ _FINE_SECTIONS = (
     ("reproduce", "How to reproduce", origin.reproduce),
     ("configuration", "Configuration", origin.configuration),
 )
-_GROUP_SECTIONS = (
+_GROUP_SECTIONS = (  # by names of their own where the others' stand side by side: these are as wide as the page
     ("curves", "Curves", sections.curves),
     ("layers", "Groups by layer", groups.layers),
-    ("samples", "Sample predictions", sections.samples),
-    ("costs", "Costs", groups.costs),
-    ("classes", "Quality by class", quality.classes),
-    ("confusion", "Confusion matrix", quality.confusion),
+    ("spent", "Costs", groups.costs),
+    ("examples", "Sample predictions", sections.samples),
+    ("quality", "Quality by class", quality.classes),
+    ("matrix", "Confusion matrix", quality.confusion),
     ("reproduce", "How to reproduce", origin.reproduce),
     ("configuration", "Configuration", origin.configuration),
 )
