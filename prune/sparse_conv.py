@@ -9,9 +9,10 @@ import argparse
 from pathlib import Path
 
 import spaces
+from prune.shared import settle_data
 from spaces.sparse_conv.masking import hard_masks, set_threshold
 from spaces.sparse_conv.measuring import COLUMNS, Watch, module_table
-from sparsemask import datasets, devices, flags, session, tasks
+from sparsemask import devices, flags, tasks
 from sparsemask import fine_masks as files
 from sparsemask.errors import UseError, say
 from sparsemask.files import sha256, write_json
@@ -87,25 +88,6 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         write_json(target.with_suffix(".json"), note)
     say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
     say(f"next: {spoken('retrain', f'--mask_path {out}')}")
-
-
-def settle_data(options: argparse.Namespace, saved: dict, config: dict) -> None:
-    """The search's own validation data where the command line names no others; the network's numbers."""
-    given = getattr(options, "given", {})
-    if saved.get("task") in tasks.siblings(options.task) and "task" not in given:
-        options.task = saved["task"]
-    kind = tasks.find(options.task)
-    if not any(getattr(options, name, None) for name in (*kind.data_flags, "sample")):
-        for name in (*kind.data_flags, *kind.score_flags, "sample"):
-            if name in saved and name not in given:
-                setattr(options, name, saved[name])
-    vars(options).update(config)
-    chosen, _, line = datasets.choose_data({k: v for k, v in vars(options).items() if v}, training=False)
-    for name, value in chosen.items():
-        setattr(options, name, value)
-    if line:
-        say(line)
-    session.prepare(options)
 
 
 def report(masks: files.FineMasks, by_module: dict, means: dict, figures: dict) -> list[str]:

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = opened.task
     with opened.clean():
         model = family.build(opened, task)
-        extra = {"verb": "search", "space": options.space, "config": plain(options)}
+        extra = {"verb": "search", "space": options.space, "config": plain(options), **opened.extra}
         result = fit(model, family.method(options), task, options, run, opened.arithmetic, extra, opened.state)
     if opened.main:
         run.note(state="finished", result=result)

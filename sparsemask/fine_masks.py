@@ -23,7 +23,7 @@ from sparsemask.errors import UseError, one_line
 from sparsemask.files import sha256, write_bytes
 from sparsemask.masks import check_mask
 
-__all__ = ["FORMAT", "SUFFIX", "FineMasks", "is_fine", "load_masks", "replace", "save_masks"]
+__all__ = ["FORMAT", "SUFFIX", "FineMasks", "file_space", "is_fine", "load_masks", "read_arrays", "replace", "save_masks"]
 
 FORMAT = 1
 SUFFIX = ".npz"
@@ -108,7 +108,7 @@ def load_masks(path: str | os.PathLike) -> FineMasks:
         raise UseError(f"{path}: is a folder, expected a mask file ({SUFFIX})")
     if not path.exists():
         raise UseError(f"mask not found: {path} (prune/prune.py writes one)")
-    arrays = _read(path)
+    arrays = read_arrays(path)
     missing = [name for name in ("format", "space", "task", "threshold", "sha256", "config") if name not in arrays]
     if missing:
         raise UseError(f"{path}: not a file of fine-grained masks (no {', '.join(missing)})")
@@ -160,14 +160,28 @@ def _check(masks: FineMasks, what: str) -> None:
         check_mask(masks.connectivity, what=f"{what}: connectivity")
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an archive; what its headers claim is checked before anything of that size is allocated."""
+def file_space(path: str | os.PathLike) -> str | None:
+    """The space that a mask file of any `.npz` kind says it is of; None where it is none, or unreadable."""
+    if not is_fine(path) or not Path(path).is_file():
+        return None
+    try:
+        space = read_arrays(Path(path)).get("space")
+    except (UseError, OSError):
+        return None
+    return None if space is None else str(space)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of a mask file (no pickle); what its headers claim is checked before so much is allocated.
+
+    Raises UseError when it is torn or no such archive.
+    """
     arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if entry.file_size > _LARGEST:
-                    raise UseError(f"{path}: not a file of fine-grained masks ({entry.filename} is too large)")
+                    raise UseError(f"{path}: not a mask file ({entry.filename} is too large)")
                 data = archive.read(entry)
                 if len(data) != entry.file_size:
                     raise ValueError("torn")

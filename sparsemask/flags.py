@@ -175,8 +175,7 @@ def peek_space(argv: Sequence[str] | None, newest: str | None = None) -> str:
     found = None
     for file in [Path(run) / "config.yaml" for run in (seen.resume, seen.run) if run] + [Path(seen.config or "")]:
         found = found or _space_in_config(file)
-    with contextlib.suppress(UseError, OSError):
-        found = found or (fine_masks.load_masks(seen.mask_path).space if fine_masks.is_fine(seen.mask_path) else None)
+    found = found or (fine_masks.file_space(seen.mask_path) if seen.mask_path else None)
     for path in (seen.checkpoint, seen.pretrained_model):
         found = found or (file_space(path) if path else None)
     named = any((seen.resume, seen.run, seen.mask_path, seen.checkpoint, seen.pretrained_model))

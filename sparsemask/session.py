@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,13 +26,17 @@ RUNTIME = ("gpu", "n_worker", "exp_path", "name", "resume", "config")
 
 @dataclass
 class Session:
-    """A verb's settled circumstances. `state` is the checkpoint to go on from, or None."""
+    """A verb's settled circumstances. `state` is the checkpoint to go on from, or None.
+
+    extra: what a family's `build` wants its checkpoints to carry.
+    """
 
     options: argparse.Namespace
     run: runs.Run | None
     arithmetic: Arithmetic
     state: dict | None = None
     task: object = None
+    extra: dict = field(default_factory=dict)
 
     @property
     def main(self) -> bool:

@@ -1,0 +1,88 @@
+"""The groups that stay for a target: counted multiply-adds or parameters, or milliseconds that are measured."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+import spaces
+from prune.group_rules import TOLERANCE, Found, find_threshold, kept_sets
+from prune.group_time import Timetable
+from spaces.group_sparsity.fast import compare_times
+from spaces.group_sparsity.mask_file import GroupMask
+from sparsemask.errors import say
+
+_TRIES = 4  # networks built and timed for one target
+_NEAR = 0.02  # of a share of milliseconds: as good as measuring is
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stays, and what that comes to."""
+
+    kept: Mapping[str, np.ndarray]
+    merged: tuple[str, ...]
+    threshold: float
+    ratio: float
+    met: bool
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def choose_groups(network: torch.nn.Module, config: Mapping, options: argparse.Namespace, where) -> Choice:
+    """The groups of a hinged network that stay for --target of --by."""
+    found = network.reduction
+    norms = found.norms(network)
+    partners = found.partners() if options.same_ratio else []
+    keep = lambda threshold: kept_sets(norms, threshold, options.remain, partners)
+    if options.by == "milliseconds":
+        return _timed(network, config, options, where, norms, keep)
+    ratio = lambda threshold: found.ratio(keep(threshold), options.by, options.merge)
+    best = find_threshold(ratio, options.target, norms.values())
+    kept = keep(best.threshold)
+    merged = found.merged(found.removal.gone(kept), options.merge)
+    return Choice(found.whole(kept, merged), merged, best.threshold, best.ratio, best.met)
+
+
+def _timed(network, config: Mapping, options: argparse.Namespace, where, norms: Mapping, keep) -> Choice:
+    """Thresholds by predicted time, each network built and measured, the prediction corrected by what was measured."""
+    found, space = network.reduction, spaces.get("hinge")
+    shape, place = config["input_shape"], (options.batch, where.device, options.compiled)
+    plain = space.plain(config)
+    dense = compare_times({"plain": plain}, shape, *place)["plain"]
+    table = Timetable(found, network, options.batch, where.device)
+    predicted = table.calibrate(dense)
+    say(f"plain network {dense:.3f} ms at batch {options.batch}; channels pay in steps of {table.step}")
+    factor, best = 1.0, None
+    for _ in range(_TRIES):
+        ratio = lambda t, factor=factor: (
+            table.predict(found.removal.gone(keep(t)), options.merge)[0] * factor / predicted
+        )
+        choice: Found = find_threshold(ratio, options.target, norms.values(), below=True)
+        kept = keep(choice.threshold)
+        if options.merge == "auto":
+            kept = table.fill(kept, norms)
+        _, merged = table.predict(found.removal.gone(kept), options.merge)
+        kept = found.whole(kept, merged)
+        small = space.compressed(network, GroupMask(config, kept, merged))
+        times = compare_times({"small": small, "plain": plain}, shape, *place)
+        reached = times["small"] / times["plain"]
+        met = reached <= options.target + TOLERANCE
+        figures = {"milliseconds": times["small"], "milliseconds_dense": times["plain"], "milliseconds_share": reached}
+        made = Choice(kept, merged, choice.threshold, reached, met, figures)
+        if best is None or _better(made, best, options.target):
+            best = made
+        if (met and reached >= options.target - _NEAR) or (not met and choice.ratio > options.target):
+            break  # as near as can be, or the share that always stays
+        factor *= reached / max(ratio(choice.threshold), 1e-6)
+    return best
+
+
+def _better(one: Choice, other: Choice, target: float) -> bool:
+    """Whether a choice meets the target where the other does not, or is nearer to it."""
+    if one.met != other.met:
+        return one.met
+    return abs(one.ratio - target) < abs(other.ratio - target)

@@ -1,0 +1,144 @@
+"""From learnt groups to a mask file: one threshold for all matrices that meets a target.
+
+Hinge (Li et al., CVPR 2020, arXiv 2003.08935), section 3.4. The target is a share of the plain network's multiply-adds,
+parameters, or (not in the paper) of its milliseconds on the device at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+import spaces
+from prune.group_budget import Choice, choose_groups
+from prune.group_options import add_counting
+from prune.shared import settle_data
+from spaces.group_sparsity import mask_file as files
+from spaces.group_sparsity import records
+from spaces.group_sparsity.compress import FOLDS
+from sparsemask import devices, flags, tasks
+from sparsemask import report as page
+from sparsemask.engine import checkpoint
+from sparsemask.errors import UseError, say
+from sparsemask.files import sha256, write_json
+from sparsemask.options import Parser, natural, positive, spoken
+from sparsemask.runs import Run
+from sparsemask.tables import format_count, table
+from sparsemask.weights import load_strictly
+
+
+def add_options(parser: Parser) -> None:
+    """Flags of making groups hard."""
+    flags.add_data(parser, spaces.get(parser.get_default("space")))
+    flags.add_device(parser)
+    group = parser.add_argument_group("groups of weights")
+    add_counting(group)
+    group.add_argument("--fold", choices=FOLDS, default="exact", help="constants of removed channels (default: exact)")
+    group.add_argument("--batch", type=positive, default=1, help="inputs at once when time is measured (default: 1)")
+    group.add_argument("--compiled", action="store_true", help="time is measured of compiled networks")
+    group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
+
+
+def prune(options: argparse.Namespace, run: Run | None) -> None:
+    """Write the mask of a search run, or of any of its checkpoints, with what it leaves."""
+    path = run.last if run else Path(options.checkpoint)
+    out = Path(options.out or f"mask{files.SUFFIX}")
+    if out.suffix != files.SUFFIX:
+        raise UseError(f"--out {out}: a mask of groups of weights is a {files.SUFFIX} file")
+    if not out.parent.is_dir():
+        raise UseError(f"--out {out}: no such folder: {out.parent}")
+    found = checkpoint.load(path, options.space)
+    if "network" not in found:
+        raise UseError(f"{path}: not a checkpoint of a search (a retrained network is pruned already)")
+    space = spaces.get(options.space)
+    config = {**space.config(found["network"]), "fold": options.fold}
+    network = space.structure(config)
+    load_strictly(network, found["model"], path)
+    network.eval()
+    _settle(options, found["config"])
+    task = tasks.get(options.task, options)
+    where = devices.arithmetic(options.gpu, options.type)
+    chosen = choose_groups(network, config, options, where)
+    mask = files.GroupMask(
+        config=config,
+        kept=chosen.kept,
+        merged=chosen.merged,
+        threshold=chosen.threshold,
+        checkpoint=str(path.resolve()),
+        sha256=sha256(path),
+    )
+    small, mask = _finished(space, network, mask)
+    noted = records.entries(network.reduction, mask.kept, mask.merged)
+    figures = {}
+    for name, net in (("searched", network), ("pruned", small)):
+        scores = task.scores(net.to(where.device, where.parameters), where, options, options.eval_limit, quick=True)
+        figures[name] = task.figures(scores)
+    ratios = {f"{name}_share": noted[name] / noted[f"{name}_dense"] for name in ("multiply_adds", "parameters")}
+    mask = dataclasses.replace(mask, figures={**ratios, **chosen.figures})
+    for line in _report(network, mask, noted, chosen, options):
+        say(line)
+    said = "; ".join(f"{n}: {', '.join(f'{k} {v:.4f}' for k, v in f.items())}" for n, f in figures.items())
+    say(f"before retraining {said} ({task.measured_on()})")
+    note = {
+        "space": options.space,
+        "run": str(run.folder.resolve()) if run else None,
+        "checkpoint": mask.checkpoint,
+        "sha256": mask.sha256,
+        "step": found.get("step"),
+        "rule": {name: getattr(options, name) for name in ("target", "by", "remain", "same_ratio", "merge", "fold")},
+        "threshold": mask.threshold,
+        "kept_fraction": mask.kept_fraction,
+        **noted,
+        **chosen.figures,
+        **{f"{task.primary}_{name}": f[task.primary] for name, f in figures.items()},
+    }
+    targets = [run.folder / f"mask_{options.by}_{options.target:g}{files.SUFFIX}"] if run else []
+    for target in [*targets, out]:
+        files.save_mask(target, mask)
+        write_json(target.with_suffix(".json"), note)
+    if run:
+        reached = {"by": options.by, "wanted": options.target, "reached": chosen.ratio}
+        run.note(**noted, threshold=mask.threshold, target=reached)
+        records.draw_groups(run, mask.kept, network.reduction.norms(network), mask.threshold)
+        page.write_report(run)
+    say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
+    say(f"next: {spoken('retrain', f'--mask_path {out}')}")
+
+
+def _settle(options: argparse.Namespace, saved: dict) -> None:
+    """What the command line leaves open is as the search had it: data, target and what counts."""
+    for name in ("target", "by", "remain", "same_ratio", "merge"):
+        if name not in options.given and name in saved:
+            setattr(options, name, saved[name])
+    options.eval_batch = saved.get("eval_batch", options.eval_batch)
+    settle_data(options, saved, {})
+
+
+def _finished(space, network: torch.nn.Module, mask: files.GroupMask) -> tuple[torch.nn.Module, files.GroupMask]:
+    """The small network, and the mask with the channels that had to stay in it."""
+    small = space.compressed(network, mask)
+    stays = network.reduction.removal.gone(mask.kept)
+    stays[small.removed] = False
+    return small, dataclasses.replace(mask, config={**mask.config, "stays": stays.nonzero()[0].tolist()})
+
+
+def _report(network, mask: files.GroupMask, noted: dict, chosen: Choice, options: argparse.Namespace) -> list[str]:
+    """The mask in words: a table of its sets where they are few, what is left, and whether that was wanted."""
+    rows = [{"set": name, "kept": int(k.sum()), "of": len(k)} for name, k in mask.kept.items()]
+    lines = [table(rows, {"set": "set", "kept": "kept", "of": "of"})] if len(rows) <= 60 else []
+    share = lambda name: f"{format_count(noted[name])} ({noted[name] / noted[f'{name}_dense']:.1%})"
+    merged = f", {len(mask.merged)} of {len(network.reduction.pairs)} pairs merged" if network.reduction.pairs else ""
+    lines.append(
+        f"kept {mask.kept_fraction:.1%} of the groups at threshold {mask.threshold:.4g}{merged}; multiply-adds "
+        f"{share('multiply_adds')}, executed {share('multiply_adds_true')}, parameters {share('parameters')}"
+    )
+    if "milliseconds" in chosen.figures:
+        ms, dense = chosen.figures["milliseconds"], chosen.figures["milliseconds_dense"]
+        lines.append(f"measured {ms:.3f} ms, plain network {dense:.3f} ms ({ms / dense:.1%}), batch {options.batch}")
+    if not chosen.met:
+        why = "a share of every set stays (--remain)" if chosen.ratio > options.target else "no nearer step"
+        lines.append(f"note: wanted {options.target:.1%} of the {options.by}, reached {chosen.ratio:.1%}: {why}")
+    return lines

@@ -1,0 +1,80 @@
+"""What an evaluation says of a pruned network's cost, and the file of its predictions."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+import spaces
+from spaces.group_sparsity import records
+from spaces.group_sparsity.fast import compare_times
+from sparsemask.costs import count_parameters, multiply_adds
+from sparsemask.tables import format_count, table
+
+
+def measured(model: torch.nn.Module, options: argparse.Namespace, where, task) -> list[dict]:
+    """Entries of run.json for every batch size asked for (at least one): counts, and times where they are wanted.
+
+    A network without a mask (plain, or a published compressed file) is counted by itself.
+    """
+    mask, space = model.mask, spaces.get("hinge")
+    if mask is not None:
+        found = space.structure(mask.config).reduction
+        counted, config = records.entries(found, mask.kept, mask.merged), mask.config
+    else:
+        counted = {"parameters": count_parameters(model), "multiply_adds_true": multiply_adds(model, task.input_shape)}
+        config = space.config({}, task.input_shape[1:])
+    rows = []
+    for batch in options.batch if options.rounds else options.batch[:1]:
+        row = dict(counted)
+        if options.rounds and mask is not None:
+            row |= records.times(model, config, batch, where.device, options.compiled, options.rounds)
+        elif options.rounds:
+            call = {"network": model}
+            time = compare_times(call, config["input_shape"], batch, where.device, options.compiled, options.rounds)
+            row |= {"milliseconds": time["network"], "timed": {"batch": batch, "compiled": options.compiled}}
+        rows.append(row)
+    return rows
+
+
+def costs_text(rows: list[Mapping], options: argparse.Namespace) -> str:
+    """A table of costs, the network's and the plain one's, and where the times come from."""
+    lines = []
+    for name, title, form in (
+        ("multiply_adds", "multiply-adds (published convention)", format_count),
+        ("multiply_adds_true", "multiply-adds executed", format_count),
+        ("parameters", "parameters", format_count),
+    ):
+        if name in rows[0]:
+            lines.append(_line(title, rows[0][name], rows[0].get(f"{name}_dense"), form))
+    for row in rows:
+        if "milliseconds" in row:
+            title = f"milliseconds, batch {row['timed']['batch']}"
+            lines.append(_line(title, row["milliseconds"], row.get("milliseconds_dense"), "{:.3f}".format))
+    names = {"cost": "cost", "value": "network", "plain": "plain", "share": "share", "gain": "gain"}
+    said = ""
+    if options.rounds:
+        form = "compiled" if options.compiled else "eager"
+        said = (
+            f"\n(medians of {options.rounds} in turn, {form}, batch norms folded, {torch.get_num_threads()} thread(s))"
+        )
+    return "\n" + table(lines, names) + said
+
+
+def _line(title: str, value: float, plain: float | None, form) -> dict:
+    line = {"cost": title, "value": form(value)}
+    if plain:
+        line |= {"plain": form(plain), "share": f"{value / plain:.1%}", "gain": f"{plain / value:.2f}"}
+    return line
+
+
+def write_predictions(task, predictions: Mapping[int, torch.Tensor], out: str) -> Path:
+    """Write the first guesses of every picture into a folder; returns the file."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "predictions.csv"
+    task.save(path, predictions)
+    return path

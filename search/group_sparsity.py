@@ -1,0 +1,270 @@
+"""How groups of weights are learnt to vanish: proximal gradient on the rows and columns of matrices.
+
+Hinge (Li et al., CVPR 2020, arXiv 2003.08935), section 3.3. After every SGD step each group is shrunk by a proximal
+operator; the search ends when what is left at the running threshold costs little enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import torch
+
+import spaces
+from prune.group_options import add_counting, add_memory
+from prune.group_rules import kept_sets
+from search import proximal
+from spaces.group_sparsity import groups, records
+from sparsemask import report as page
+from sparsemask.engine import Method
+from sparsemask.engine.randomness import seed_all
+from sparsemask.options import Parser, factor, natural, positive, rate, spoken
+from sparsemask.session import Session
+from sparsemask.weights import load_weights
+
+
+def add_options(parser: Parser) -> None:
+    """Flags of the search for groups."""
+    group = parser.add_argument_group("group sparsity search")
+    group.add_argument(
+        "--regularizer", default="l1", help=f"{', '.join(proximal.operators())} on the groups' norms (default: l1)"
+    )
+    group.add_argument("--sparse", type=rate, default=2e-4, help="factor λ of the regularizer (default: 2e-4)")
+    group.add_argument(
+        "--sparsify",
+        choices=("pg", "sgd"),
+        default="pg",
+        help="proximal gradient, or the penalty's own gradient, which shrinks but nullifies nothing (default: pg)",
+    )
+    group.add_argument("--q", type=factor, default=1.0, help="of the watched penalty (Σ n^q)^(1/q) (default: 1)")
+    group.add_argument("--prox_freq", type=positive, default=1, help="steps between proximal steps (default: 1)")
+    group.add_argument("--prox_start", type=natural, default=0, help="steps before the first one (default: 0)")
+    group.add_argument("--anneal", type=rate, default=0.0, help="λ is divided by it as groups vanish, 0: never")
+    group.add_argument(
+        "--anneal_at", type=rate, nargs=2, default=[10.0, 5.0], help="penalties below which λ is divided once, twice"
+    )
+    group.add_argument(
+        "--layer_balancing", action="store_true", help="λ of a matrix times the mean norm its groups begin with"
+    )
+    group.add_argument("--lr_ratio", type=rate, default=0.01, help="factor on --lr for all but the matrices")
+    group.add_argument(
+        "--lr_adjust",
+        choices=("p1", "p2", "none"),
+        default="p1",
+        help="learning rates follow the ratio of the two kinds of groups' gradients (default: p1)",
+    )
+    add_memory(group)
+    group.add_argument("--stop_limit", type=rate, default=0.1, help="the search ends this near above --target")
+    add_counting(group)
+
+
+class GroupSearch(Method):
+    """SGD with three learning rates, and a proximal step after each update."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.operator = proximal.operator_name(options.regularizer)
+        self.balance: list[float] = []
+        self.gradient_ratio: float | None = None
+        self.steps_done = 0
+        self.rate = self.strength = 0.0
+        self.penalties: dict[str, float] = {}
+        self.ratio, self.shares = math.nan, {}
+
+    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
+        """All else at --lr times --lr_ratio, the matrices of P1 and of P2 at --lr; one in both counts as P1's."""
+        self._prepare(model)
+        taken: set[int] = set()
+        found = {}
+        for name, sets in (("P1", self.first), ("P2", self.second)):
+            found[name] = [p for p in self._matrices(model, sets) if id(p) not in taken]
+            taken |= {id(p) for p in found[name]}
+        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+        made = [{"name": "network", "params": rest, "lr": options.lr * options.lr_ratio}]
+        made += [{"name": name, "params": params, "lr": options.lr} for name, params in found.items() if params]
+        self.adjusts = (
+            options.lr_adjust != "none"
+            and len(made) == 3
+            and len(found["P2"]) == len(self._matrices(model, self.second))
+        )
+        return made
+
+    def _prepare(self, model: torch.nn.Module) -> None:
+        """What is constant over the run, from the network as it begins."""
+        self.reduction = model.reduction
+        self.sets = self.reduction.sets
+        self.first = [s for s in self.sets if s.projection == "P1"] or list(self.sets)
+        self.second = [s for s in self.sets if s.projection == "P2" and s not in self.first]
+        self.partners = self.reduction.partners() if self.options.same_ratio else []
+        device = next(model.parameters()).device
+        counts = torch.tensor([s.count for s in self.sets], device=device)
+        self.counts = counts.tolist()
+        self.of = torch.arange(len(self.sets), device=device).repeat_interleave(counts)
+        with torch.no_grad():
+            means = [float(groups.norms(model, s).mean()) for s in self.sets]
+        self.balance = means if self.options.layer_balancing else [1.0] * len(means)
+
+    @staticmethod
+    def _matrices(model: torch.nn.Module, sets: list) -> list[torch.nn.Parameter]:
+        """The weights of the sets' 1×1 convolutions, each once, matched by identity."""
+        found: dict[int, torch.nn.Parameter] = {}
+        for s in sets:
+            found.update({id(w): w for w in groups.weights(model, s) if w.dim() == 4 and w.shape[2:] == (1, 1)})
+        return list(found.values())
+
+    def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor | None, dict]:
+        """The groups' penalty: added to the loss only with --sparsify sgd, else watched."""
+        o = self.options
+        active = step >= o.prox_start
+        loss = None
+        if o.sparsify == "sgd":
+            found = self._penalties(model)
+            self.penalties = {name: float(value.detach()) for name, value in found.items()}
+            self.strength = self._annealed()
+            loss = self.strength * sum(found.values()) if active else None
+        elif not self.penalties:
+            with torch.no_grad():
+                self.penalties = {name: float(value) for name, value in self._penalties(model).items()}
+        return loss, {**self.penalties, "lambda": self._annealed() if active else 0.0, **self._ratio_figure()}
+
+    def _ratio_figure(self) -> dict:
+        return {} if self.gradient_ratio is None else {"gradient_ratio": self.gradient_ratio}
+
+    def _penalties(self, model: torch.nn.Module, norms: dict | None = None) -> dict[str, torch.Tensor]:
+        reduce = self.reduction.plan.reduction
+        found = {}
+        for name, sets in (("loss_p1", self.first), ("loss_p2", self.second)):
+            if sets:
+                values = [groups.norms(model, s) if norms is None else norms[s.name] for s in sets]
+                found[name] = proximal.group_loss(values, reduce, self.options.q)
+        return found
+
+    def _annealed(self) -> float:
+        o = self.options
+        return proximal.annealed(o.sparse, o.anneal, tuple(o.anneal_at), self.penalties.get("loss_p1", math.inf))
+
+    def before_update(self, model: torch.nn.Module, groups_: list[dict]) -> None:
+        """Remember the matrices' scheduled rate, by which groups are shrunk; adjust rates by the gradients' ratio."""
+        self.rate = groups_[-1]["lr"]
+        if not self.adjusts:
+            return
+        with torch.no_grad():
+            sums = [sum(groups.gradient_norms(model, s).sum() for s in sets) for sets in (self.first, self.second)]
+            ratio = float(sums[0] / sums[1]) if float(sums[1]) else math.nan
+        if math.isfinite(ratio) and ratio > 0:
+            self.gradient_ratio = proximal.running_ratio(self.gradient_ratio, ratio)
+        if self.gradient_ratio is not None:
+            rates = [group["lr"] for group in groups_]
+            for group, value in zip(
+                groups_, proximal.adjusted_rates(rates, self.gradient_ratio, self.options.lr_adjust), strict=True
+            ):
+                group["lr"] = value
+
+    @torch.no_grad()
+    def after_step(self, model: torch.nn.Module) -> None:
+        """The proximal step, on all groups at once."""
+        self.steps_done += 1
+        o = self.options
+        due = self.steps_done > o.prox_start and self.steps_done % o.prox_freq == 0
+        if o.sparsify != "pg" or not due:
+            return
+        norms = {s.name: groups.norms(model, s) for s in self.sets}
+        joined = torch.cat(list(norms.values()))
+        self.penalties = {name: float(value) for name, value in self._penalties(model, norms).items()}
+        self.strength = self._annealed()
+        rho = self.strength * self.rate * torch.tensor(self.balance, device=joined.device, dtype=joined.dtype)[self.of]
+        shrunk = proximal.factors(self.operator, joined, rho, self.of).split(self.counts)
+        for s, by in zip(self.sets, shrunk, strict=True):
+            groups.scale_(model, s, by)
+
+    def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
+        """The task's figures and what would be left, counted without touching a parameter; ends the run at target."""
+        figures = super().evaluate(model, task, arithmetic, options)
+        kept = kept_sets(self.reduction.norms(model), options.thres, options.remain, self.partners)
+        self.ratio = self.reduction.ratio(kept, self._by(), options.merge)
+        self.shares = {name: float(k.mean()) for name, k in kept.items()}
+        started = self.steps_done > options.prox_start
+        self.finished = started and self.ratio - options.target <= options.stop_limit
+        return {**figures, "ratio": self.ratio}
+
+    def _by(self) -> str:
+        # Time is measured by pruning; while training multiply-adds stand for it.
+        return "params" if self.options.by == "params" else "multiply-adds"
+
+    def figures(self, model: torch.nn.Module) -> dict:
+        """The share of the cost that would be left at the running threshold, of the last evaluation."""
+        return {} if math.isnan(self.ratio) else {"ratio": self.ratio}
+
+    def history(self, model: torch.nn.Module) -> dict:
+        """The share of its groups that each set would keep, of the last evaluation."""
+        return {"kept": {name: round(share, 4) for name, share in self.shares.items()}} if self.shares else {}
+
+    def state(self) -> dict:
+        """All that steps depend on beside the weights."""
+        return {
+            "balance": self.balance,
+            "gradient_ratio": self.gradient_ratio,
+            "steps_done": self.steps_done,
+            "penalties": self.penalties,
+            "finished": self.finished,
+            "ratio": self.ratio,
+            "shares": self.shares,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on from there."""
+        vars(self).update({name: state[name] for name in self.state() if name in state})
+
+
+def method(options: argparse.Namespace) -> GroupSearch:
+    """The family's method for the training loop."""
+    return GroupSearch(options)
+
+
+def build(opened: Session, task) -> torch.nn.Module:
+    """The network with its pairs: from its checkpoint's configuration, from plain weights, or from random ones."""
+    options = opened.options
+    space = spaces.get(options.space)
+    seed_all(options.seed)
+    if opened.state is not None:
+        model = space.structure(opened.state["network"])
+        opened.extra["network"] = opened.state["network"]
+    else:
+        state = load_weights(options.pretrained_model) if options.pretrained_model else None
+        if state is not None:
+            space.settle(options, state, options.pretrained_model)
+        config = space.config(options, task.input_shape[1:])
+        plain = space.plain(config)
+        if state is not None:
+            space.load_into(plain, state, options.pretrained_model)
+            opened.say(f"starting from {options.pretrained_model} ({options.arch})")
+        model = space.hinged(plain, config, options.seed)
+        opened.extra["network"] = config
+        records.note_start(opened, model)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)
+    records.begin(opened)
+    return model
+
+
+def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
+    """Pictures, costs and report of the search, and the line that says what to do next."""
+    options, run = opened.options, opened.run
+    kept = kept_sets(
+        model.reduction.norms(model),
+        options.thres,
+        options.remain,
+        model.reduction.partners() if options.same_ratio else (),
+    )
+    records.conclude_search(opened, model, task, kept)
+    ratio, figure = result.get("ratio", math.nan), result.get(task.primary, math.nan)
+    reached = ratio - options.target <= options.stop_limit
+    missed = "" if reached else ": --target not reached, a larger --sparse or a longer run would come nearer"
+    opened.say(
+        f"searched: {task.primary} {figure:.4f}; at threshold {options.thres:g} {100 * ratio:.1f} % of the "
+        f"multiply-adds would be left{missed}"
+    )
+    opened.say(f"run: {run.folder} (pictures in {run.pictures})")
+    opened.say(f"report: {page.write_report(run)}")
+    opened.say(f"next: {spoken('prune', f'--target {options.target:g}')}")

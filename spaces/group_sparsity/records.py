@@ -1,0 +1,102 @@
+"""What runs of this family note and draw: groups kept, costs beside the plain network's, norms before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+import spaces
+from spaces.group_sparsity.fast import compare_times
+from spaces.group_sparsity.reduction import Reduction
+from sparsemask import report as page
+from sparsemask import session
+from sparsemask.engine.records import read_rows
+from sparsemask.files import write_text
+from sparsemask.pictures import draw_curves
+from sparsemask.pictures.hinge import draw_kept, draw_spectra
+from sparsemask.runs import Run
+
+_START = "norms.json"
+
+
+def begin(opened: session.Session) -> None:
+    """Note what a run is, and write what was settled since its flags were."""
+    if opened.main:
+        opened.run.note(family="group_sparsity", environment=page.environment(opened.arithmetic.device))
+        if opened.state is None:
+            session.rewrite_config(opened)
+
+
+def note_start(opened: session.Session, model: nn.Module) -> None:
+    """Keep the norms that the groups begin with."""
+    if opened.main:
+        norms = {name: [float(f"{v:.4g}") for v in n] for name, n in model.reduction.norms(model).items()}
+        write_text(opened.run.folder / _START, json.dumps(norms))
+
+
+def start_norms(run: Run) -> dict[str, list[float]]:
+    """Those norms; empty where none were kept."""
+    try:
+        found = json.loads((run.folder / _START).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def entries(found: Reduction, kept: Mapping[str, np.ndarray], merged: tuple[str, ...]) -> dict:
+    """Entries of run.json about what stays and what that costs."""
+    cost, plain = found.cost(kept, merged), found.baseline
+    noted = {"groups": {name: {"kept": int(k.sum()), "total": len(k)} for name, k in kept.items()}}
+    noted["merged"] = list(merged)
+    names = {"parameters": "params", "multiply_adds": "multiply-adds", "multiply_adds_true": "executed"}
+    for entry, name in names.items():
+        noted |= {entry: cost[name], f"{entry}_dense": plain[name]}
+    return noted
+
+
+def conclude_search(opened: session.Session, model: nn.Module, task, kept: Mapping[str, np.ndarray]) -> None:
+    """Pictures and entries at the end of a search."""
+    options, run = opened.options, opened.run
+    found = model.reduction
+    merged = found.merged(found.removal.gone(kept), options.merge)
+    run.note(**entries(found, kept, merged), threshold=options.thres)
+    draw_groups(run, kept, found.norms(model), options.thres)
+    draw_training(opened, model, task)
+
+
+def draw_training(opened: session.Session, model: nn.Module, task) -> None:
+    """Curves and sample predictions."""
+    run = opened.run
+    draw_curves(read_rows(run.metrics), run.pictures / "curves.png")
+    task.draw(task.samples(model, opened.arithmetic, opened.options), run.pictures / "samples.png")
+
+
+def draw_groups(
+    run: Run, kept: Mapping[str, np.ndarray], norms: Mapping[str, np.ndarray], threshold: float | None
+) -> None:
+    """What stays of every set, and how its norms fell."""
+    draw_kept_groups(run, kept)
+    draw_spectra(start_norms(run), norms, run.pictures / "spectra.png", threshold)
+
+
+def draw_kept_groups(run: Run, kept: Mapping[str, np.ndarray]) -> None:
+    """What stays of every set."""
+    draw_kept({name: (int(k.sum()), len(k)) for name, k in kept.items()}, run.pictures / "kept.png")
+
+
+def times(
+    small: nn.Module, config: Mapping, batch: int, device: torch.device, compiled: bool = False, rounds: int = 9
+) -> dict:
+    """Entries of run.json: milliseconds of a small network and of the plain one, on a batch."""
+    plain = spaces.get("hinge").plain(config)
+    shape = config["input_shape"]
+    found = compare_times({"small": small, "plain": plain}, shape, batch, device, compiled, rounds)
+    return {
+        "milliseconds": found["small"],
+        "milliseconds_dense": found["plain"],
+        "timed": {"device": str(device), "threads": torch.get_num_threads(), "batch": batch, "compiled": compiled},
+    }

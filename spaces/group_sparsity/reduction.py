@@ -1,0 +1,101 @@
+"""A hinged network seen as what may be left of it: its groups' norms, what goes when some go, what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spaces.group_sparsity import groups
+from spaces.group_sparsity.accounting import Accounting, Count
+from spaces.group_sparsity.channels import ChannelGraph, trace
+from spaces.group_sparsity.groups import GroupSet
+from spaces.group_sparsity.matrices import Pair
+from spaces.group_sparsity.removal import Removal
+from spaces.group_sparsity.rules import Plan
+from sparsemask.errors import UseError
+
+MERGES = ("auto", "plan", "none")
+COSTS = ("multiply-adds", "params")
+
+
+def pairs_of(network: nn.Module) -> tuple[str, ...]:
+    """Names of a network's pairs."""
+    return tuple(name for name, module in network.named_modules() if isinstance(module, Pair))
+
+
+class Reduction:
+    """Bound to a structure, not to weights: every network of the same shapes may be asked about.
+
+    Attributes: sets, graph, removal, accounting; pairs, names; baseline, what the plain network costs by name:
+    "multiply-adds" (as published: batch norms and activations count), "executed" (products alone), "params".
+    """
+
+    def __init__(self, network: nn.Module, plan: Plan, shape: Sequence[int], baseline: Mapping[str, int]):
+        self.plan, self.shape, self.baseline = plan, tuple(shape), dict(baseline)
+        self.sets: tuple[GroupSet, ...] = tuple(network.sets)
+        if not self.sets:
+            raise UseError(f"{type(network).__name__}: no groups of weights that could be removed")
+        self.graph: ChannelGraph = trace(network, example(self.shape, network))
+        self.removal = Removal(self.graph, self.sets)
+        self.accounting = Accounting(network, self.graph, (1, *self.shape))
+        self.pairs = pairs_of(network)
+
+    def __deepcopy__(self, memo: dict) -> Reduction:
+        return self  # nothing in it changes, and a copied network is of the same structure
+
+    def norms(self, network: nn.Module) -> dict[str, np.ndarray]:
+        """Norms of every set's groups (count,), by name."""
+        with torch.no_grad():
+            return {s.name: groups.norms(network, s).double().cpu().numpy() for s in self.sets}
+
+    def merged(self, gone: np.ndarray, merge: str | Iterable[str]) -> tuple[str, ...]:
+        """Which pairs become one convolution when these elements go.
+
+        merge: "auto", those that then multiply less; "plan", those of the rule; "none"; or names.
+        """
+        if merge == "auto":
+            return tuple(self.accounting.chosen(gone))
+        if merge in MERGES:
+            return self.plan.merge if merge == "plan" else ()
+        return tuple(merge)
+
+    def cost(self, kept: Mapping[str, np.ndarray], merge: str | Iterable[str] = "auto") -> dict[str, int]:
+        """What the network without the groups that are not `kept` costs, by the names of `baseline`."""
+        gone = self.removal.gone(kept)
+        return costs(self.accounting.count(gone, self.merged(gone, merge)))
+
+    def ratio(self, kept: Mapping[str, np.ndarray], by: str, merge: str | Iterable[str] = "auto") -> float:
+        """That cost over the plain network's."""
+        return self.cost(kept, merge)[by] / self.baseline[by]
+
+    def whole(self, kept: Mapping[str, np.ndarray], merged: Iterable[str]) -> dict[str, np.ndarray]:
+        """`kept` with all rows of the pairs that are merged: what ties a product's factors costs it nothing."""
+        inner = {f"{name}.1" for name in merged}
+        free = {s.name for s in self.sets if all(m.module in inner and m.dim == 1 for m in s.members)}
+        return {name: np.ones_like(k) if name in free else np.asarray(k) for name, k in kept.items()}
+
+    def partners(self) -> list[tuple[str, str]]:
+        """Sets of P1 and P2 that belong together (the same block's, of as many groups); UseError where none match."""
+        first, second = ([s for s in self.sets if s.projection == p] for p in groups.PROJECTIONS)
+        if not second or [s.count for s in first] != [s.count for s in second]:
+            raise UseError("--same_ratio: this network's two kinds of groups do not match one by one")
+        return [(a.name, b.name) for a, b in zip(first, second, strict=True)]
+
+
+def costs(counted: Count) -> dict[str, int]:
+    """What an accounting counts, by name."""
+    return {"multiply-adds": counted.published, "executed": counted.multiply_adds, "params": counted.parameters}
+
+
+def baseline(network: nn.Module, shape: Sequence[int]) -> dict[str, int]:
+    """What a plain network costs on one input of this shape (C, H, W)."""
+    return costs(Accounting(network, trace(network, example(shape, network))).count())
+
+
+def example(shape: Sequence[int], network: nn.Module) -> Tensor:
+    """An input (1, *shape) where the network is."""
+    parameter = next(network.parameters())
+    return torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)

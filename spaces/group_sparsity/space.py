@@ -1,0 +1,226 @@
+"""The space of networks whose convolutions are pruned or decomposed: which groups of weights does a network need?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from spaces import register
+from spaces.group_sparsity import loaders, networks
+from spaces.group_sparsity.border import fit_additions
+from spaces.group_sparsity.compress import compress
+from spaces.group_sparsity.hinged import hinge
+from spaces.group_sparsity.mask_file import SPACE, GroupMask
+from spaces.group_sparsity.matrices import INITS
+from spaces.group_sparsity.merge import merge
+from spaces.group_sparsity.reduction import Reduction, baseline
+from spaces.group_sparsity.rules import plan_for
+from sparsemask import weights
+from sparsemask.costs import measure
+from sparsemask.errors import UseError, choose
+
+
+class HingeSpace:
+    """CNNs between filter pruning and low-rank decomposition (Li et al., CVPR 2020, arXiv 2003.08935)."""
+
+    family = "group_sparsity"
+    name: str
+    task = "classification"
+
+    def add_options(self, group) -> None:
+        """The network's flags."""
+        group.add_argument(
+            "--arch",
+            default="resnet56",
+            help=f"{', '.join(networks.available())}, or package.module:callable for your own (default: resnet56)",
+        )
+        group.add_argument(
+            "--arch_options",
+            nargs="+",
+            default=None,
+            metavar="NAME=VALUE",
+            help="of a named network, as shortcut=C (default: the paper's, or what --pretrained_model shows)",
+        )
+        group.add_argument(
+            "--variant", default=None, help="where groups are: svd, columns, or graph, the rule for any network"
+        )
+        group.add_argument("--init", choices=INITS, default="svd2", help="how pairs begin (default: svd2)")
+        group.add_argument("--pretrained_model", default=None, help="weights of the plain network to start from")
+
+    def settle(self, options, state: Mapping[str, Tensor], what: object) -> None:
+        """Let weights of a named network say which one it is, where the command line does not."""
+        given = getattr(options, "given", {})
+        if ":" in options.arch:
+            return
+        layout = loaders.read(state, what)
+        if "arch" in given and given["arch"] != layout.arch:
+            raise UseError(f"--arch {given['arch']}: {what} is of {layout.arch}")
+        options.arch = layout.arch
+        found = dict(layout.options)
+        for name, value in parsed(given.get("arch_options")).items():
+            if name in found and found[name] != value:
+                raise UseError(f"--arch_options {name}={value}: {what} has {found[name]}")
+            found[name] = value
+        options.arch_options = [f"{name}={value}" for name, value in found.items()] or None
+
+    def config(self, options, shape: Sequence[int] = networks.INPUT_SHAPE) -> dict:
+        """The recipe of a network, plain values: what files say of it; `shape` (C, H, W) of its input."""
+        found = options if isinstance(options, Mapping) else vars(options)
+        return {
+            "arch": found.get("arch", "resnet56"),
+            "arch_options": parsed(found.get("arch_options")),
+            "n_class": int(found.get("n_class") or 10),
+            "variant": found.get("variant"),
+            "init": found.get("init", "svd2"),
+            "input_shape": [int(n) for n in found.get("input_shape") or shape],
+            "fold": found.get("fold", "exact"),
+        }
+
+    def plain(self, config) -> nn.Module:
+        """The network as it is without groups, its weights drawn from torch's generator."""
+        config = self.config(config)
+        return networks.create(config["arch"], config["n_class"], **config["arch_options"])
+
+    def hinged(self, plain: nn.Module, config, seed: int = 0) -> nn.Module:
+        """A plain network with its pairs in place (it is changed); its `reduction` says what may be left of it."""
+        config = self.config(config)
+        shape = config["input_shape"]
+        costs = baseline(plain, shape)
+        plan = plan_for(config["arch"], config["variant"], plain, _graph(plain, config))
+        network = hinge(plain, plan, config["init"], torch.Generator().manual_seed(seed))
+        network.reduction = Reduction(network, plan, shape, costs)
+        return network
+
+    def supernet(self, config) -> nn.Module:
+        """The network with its pairs, from random weights."""
+        return self.hinged(self.plain(config), config)
+
+    def structure(self, config) -> nn.Module:
+        """The same, for weights to be loaded into: it need not be factorised with care."""
+        config = self.config(config)
+        plain = self.plain(config)
+        plan = plan_for(config["arch"], config["variant"], plain, _graph(plain, config))
+        if config["init"] == "svd2" and all(_tall(plain.get_submodule(name)) for name in plan.splits):
+            config["init"] = "p-identity"
+        return self.hinged(plain, config)
+
+    def load_into(self, network: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
+        """Load a plain network's weights, in any layout that is known."""
+        loaders.load_into(network, state, what)
+
+    def compressed(self, network: nn.Module, mask: GroupMask) -> nn.Module:
+        """A new, smaller network: `network`, hinged and with its weights, without the groups that do not stay."""
+        check_sets(network.reduction, mask)
+        found = network.reduction
+        small = compress(network, found.graph, found.removal, mask.kept, mask.config.get("fold", "exact"))
+        small.reduction = None
+        merge(small, mask.merged)
+        return small
+
+    def network(self, mask: GroupMask, config=None, state: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """The small network that a mask describes; with its weights, where `state` has them."""
+        network = self.structure(mask.config)
+        found = network.reduction
+        check_sets(found, mask)
+        network.reduction = None
+        gone = found.removal.gone(mask.kept)
+        gone[list(mask.config.get("stays", ()))] = False
+        found.graph.remove(network, gone)
+        network.sets = []
+        merge(network, mask.merged)
+        if state is not None:
+            fit_additions(network, state)
+            weights.load_strictly(network, state, "the network's weights")
+        return network
+
+    def transfer(self, checkpoint: Mapping[str, Tensor], mask: GroupMask, config=None) -> dict[str, Tensor]:
+        """The small network's weights out of the hinged one's: what stays, its constants folded."""
+        network = self.structure(mask.config)
+        weights.load_strictly(network, checkpoint, "checkpoint")
+        return self.compressed(network, mask).state_dict()
+
+    def cost(self, net: nn.Module, input_shape: tuple[int, ...]):
+        """Parameters, multiply-adds executed and milliseconds."""
+        return measure(net, input_shape)
+
+    def save(self, path, network: nn.Module, mask: GroupMask) -> None:
+        """Write a small network to share: safetensors that say how it is built."""
+        said = {"space": SPACE, **mask.recipe()}
+        weights.save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in said.items()})
+
+    def load(self, path) -> tuple[nn.Module, GroupMask | None]:
+        """The network of a file, in evaluation mode on the CPU, and its mask (None for plain and published files).
+
+        Reads this toolkit's checkpoints of searches and retrainings, its safetensors, public files, compressed ones
+        included.
+        """
+        found = weights.read_checkpoint(path)
+        recipe = found.get("mask")
+        if Path(path).suffix == ".safetensors" and "kept" in (said := weights.metadata(path)):
+            recipe = said
+        state = weights.bare_state(found, path)
+        if isinstance(recipe, Mapping):
+            mask = GroupMask.from_recipe(recipe, path)
+            return self.network(mask, state=state).eval(), mask
+        if isinstance(found.get("network"), Mapping):  # a search's
+            network = self.structure(found["network"])
+            weights.load_strictly(network, state, path)
+            return network.eval(), None
+        return loaders.build(state, path), None
+
+
+def _graph(plain: nn.Module, config: Mapping):
+    """The plain network's graph, where the rule asks for one."""
+    from spaces.group_sparsity.channels import trace
+    from spaces.group_sparsity.reduction import example
+    from spaces.group_sparsity.rules import GENERAL, variants
+
+    if (config["variant"] or variants(config["arch"])[0]) != GENERAL:
+        return None
+    return trace(plain, example(config["input_shape"], plain))
+
+
+def _tall(conv: nn.Conv2d) -> bool:
+    return conv.weight[0].numel() >= len(conv.weight)
+
+
+def check_sets(reduction: Reduction, mask: GroupMask) -> None:
+    """Raise UseError where a mask is of another network."""
+    known = {s.name: s.count for s in reduction.sets}
+    for name, kept in mask.kept.items():
+        if known.get(name) != len(kept):
+            there = f"{known[name]} groups" if name in known else "no such groups"
+            raise UseError(f"the mask is of another network: {name} has {len(kept)} groups there, {there} here")
+    if missing := sorted(set(known) - set(mask.kept)):
+        raise UseError(f"the mask is of another network: nothing is said of {', '.join(missing[:3])}")
+    for name in mask.merged:
+        choose(name, reduction.pairs, "pair")
+
+
+def parsed(options: Sequence[str] | Mapping | None) -> dict:
+    """Arguments of a network from `name=value` words; UseError for what is none."""
+    if isinstance(options, Mapping):
+        return dict(options)
+    found = {}
+    for word in options or ():
+        name, equals, value = str(word).partition("=")
+        if not equals or not name:
+            raise UseError(f"--arch_options {word}: expected NAME=VALUE, as shortcut=C")
+        found[name] = _value(value)
+    return found
+
+
+def _value(text: str):
+    if text.lower() in ("true", "yes", "false", "no"):
+        return text.lower() in ("true", "yes")
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+register("hinge", HingeSpace())
