@@ -1,0 +1,101 @@
+"""Pairs made one convolution and put back; when that costs fewer multiply-adds."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hinge import enliven, one_thread  # noqa: F401
+from spaces.group_sparsity.channels import trace
+from spaces.group_sparsity.compress import compress
+from spaces.group_sparsity.groups import GroupSet, Member
+from spaces.group_sparsity.matrices import Pair
+from spaces.group_sparsity.merge import merge, merged_is_cheaper, pairs, paying, split
+from sparsemask.costs import multiply_adds
+from sparsemask.errors import UseError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network(bias=True, **conv):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Sigmoid(), nn.Conv2d(6, 8, 3, bias=bias, **conv)]
+    made = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(8, 4, 5, padding=2), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    made[3], made[5] = Pair.of(made[3]), Pair.of(made[5])
+    return enliven(made, (4, 3, 12, 12))
+
+
+SHAPES = [{}, {"padding": 1}, {"padding": 2, "stride": 2, "dilation": 2}, {"padding": "same"}, {"bias": False}]
+
+
+@pytest.mark.parametrize("options", SHAPES)
+def test_merged_is_the_same_function_and_split_restores_every_bit(options):
+    net = network(**options)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    objects = [id(p) for p in net.parameters()]
+    x = torch.randn(2, 3, 11, 13)
+    with torch.no_grad():
+        wanted = net(x)
+        taken = merge(net)
+        assert not pairs(net) and type(net[3]) is nn.Conv2d
+        torch.testing.assert_close(net(x), wanted, rtol=1e-5, atol=1e-5)
+        net[3].weight.mul_(2)  # what happens to the merged form does not matter
+        split(net, taken)
+        assert torch.equal(net(x), wanted)
+    assert [id(p) for p in net.parameters()] == objects  # an optimizer's parameters are still the network's
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("fold", ["exact", "interior"])
+@pytest.mark.parametrize("options", [{"padding": 1}, {"bias": False}, {"padding": 1, "bias": False}])
+def test_what_compression_gave_a_pair_is_merged_with_it(options, fold):
+    net = network(**options)
+    graph = trace(net, torch.zeros(1, 3, 12, 12))
+    sets = [GroupSet("a", "P1", (Member("0", 0),), 6), GroupSet("rows", "P2", (Member("3.1", 1),), 8)]
+    kept = {"a": np.arange(6) > 2, "rows": np.arange(8) > 1}
+    small = compress(net, graph, sets, kept, fold)
+    x = torch.randn(2, 3, 10, 15)
+    with torch.no_grad():
+        wanted = small(x)
+        assert (getattr(small[3][0], "border", None) is not None) == (fold == "exact" and "padding" in options)
+        merge(small, ["3"])
+        torch.testing.assert_close(small(x), wanted, rtol=1e-5, atol=1e-5)
+        assert small[3].in_channels == 3 and isinstance(small[5], Pair)
+
+
+def test_wrong_names_change_nothing():
+    net = network()
+    with pytest.raises(UseError, match="'0' is no pair.*3, 5"):
+        merge(net, ["3", "0"])
+    assert isinstance(net[3], Pair)
+
+
+@pytest.mark.parametrize("c_in", [3, 16, 64])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_which_form_is_cheaper_is_what_is_counted(kernel, c_in):
+    c_out = 16
+    bound = kernel**2 * c_in * c_out / (kernel**2 * c_in + c_out)  # the rank at which both cost the same
+    for rank in {1, max(1, int(bound)), int(np.ceil(bound)), int(bound) + 1, c_out}:
+        conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
+        net = nn.Sequential(Pair.shaped(conv, rank))
+        pair = multiply_adds(net, (1, c_in, 8, 8))
+        one = multiply_adds(conv, (1, c_in, 8, 8))
+        assert bool(merged_is_cheaper(kernel**2, c_in, rank, c_out)) == (one <= pair) == (rank >= bound)
+        assert paying(net) == (["0"] if one <= pair else [])
+
+
+def test_a_trained_pair_is_merged_as_it_is():
+    net = network()
+    with torch.no_grad():
+        for p in copy.deepcopy(net).parameters():
+            assert p.requires_grad
+        net[3][1].bias.add_(1)
+        x = torch.randn(1, 3, 12, 12)
+        wanted = net(x)
+        merge(net)
+        torch.testing.assert_close(net(x), wanted, rtol=1e-5, atol=1e-5)
+    assert all(p.requires_grad for p in net.parameters())
