@@ -14,11 +14,12 @@ from sparsemask.inference import fold_batch_norm
 def fold_norms(network: nn.Module, example: Tensor) -> nn.Module:
     """Turn `network` into its evaluation form, in place: foldable batch norms become part of a convolution. Returns it.
 
-    Found by one run on `example` rather than by names, so that user's networks, and convolutions with borders
-    (:mod:`spaces.group_sparsity.border`), are folded as well; what cannot be folded stays. There is no way back.
+    Found by one run on the first of `example` (B, C, ...) rather than by names, so that users' networks, and
+    convolutions with borders (:mod:`spaces.group_sparsity.border`), are folded as well. What cannot be folded stays.
+    There is no way back. UseError for a network that cannot be traced.
     """
     network.eval()
-    for conv, name in _in_turn(network, trace(network, example)):
+    for conv, name in _in_turn(network, trace(network, example[:1])):
         module, norm = network.get_submodule(conv), network.get_submodule(name)
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         fold_batch_norm(module, norm)

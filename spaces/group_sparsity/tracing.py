@@ -6,6 +6,7 @@ tensors need no special care; a decision that is taken from a tensor's contents 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from spaces.group_sparsity.elements import Elements
 from spaces.group_sparsity.slicing import tensors
@@ -83,8 +85,8 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.network, self.elements = network, Elements()
         self.names = {id(t): name for name, t in tensors(network).items()}
-        self.values: dict[int, Value] = {}
-        self.alive: list = []  # keeps every tensor, lest an address be used again
+        self.values = WeakIdKeyDictionary()  # what no one holds any more is freed, as in any other run
+        self.numbers = itertools.count()
         self.seen = Watched(self.elements, [], [], {})
         self.stack: list[str] = []
         self.owners: list[nn.Module] = []
@@ -125,7 +127,7 @@ class Tracer(TorchDispatchMode):
 
     def value(self, tensor: Tensor) -> Value:
         """What is known of a tensor; parameters and buffers get elements when they are first met."""
-        found = self.values.get(id(tensor))
+        found = self.values.get(tensor)
         if found is None:
             name = self.names.get(id(tensor), "")
             axes = {d: self.elements.fresh(tensor.shape[d]) for d in range(min(tensor.dim(), 2))} if name else {}
@@ -137,9 +139,8 @@ class Tracer(TorchDispatchMode):
 
     def remember(self, tensor: Tensor, axes: dict[int, np.ndarray], varies: bool) -> Value:
         """A new value for a tensor, which may have been changed in place."""
-        self.alive.append(tensor)
-        value = Value(len(self.alive), tuple(tensor.shape), axes, varies)
-        self.values[id(tensor)] = value
+        value = Value(next(self.numbers), tuple(tensor.shape), axes, varies)
+        self.values[tensor] = value
         return value
 
     def _hooks(self) -> list:
