@@ -130,3 +130,11 @@ def test_spoilt_entries_are_named(tmp_path, groups):
     found = read_run(make_run(tmp_path / "r", groups=groups))
     assert "No groups counted yet" in Page(build_page(found)).text
     assert isinstance(groups, int) or "the groups of a are not readable" in found.problems[0]
+
+
+def test_the_scale_ends_below_what_is_drawn(tmp_path):
+    flat = {"a.rows": np.linspace(1, 0.5, 20)}
+    light = (217, 234, 243)
+    near = ink(draw_spectra(flat, flat, tmp_path / "near.png", 0.3), light)
+    far = ink(draw_spectra(flat, {"a.rows": [*np.linspace(1, 0.5, 19), 0]}, tmp_path / "far.png", 0.3), light)
+    assert near < 0.95 * far, "on a scale of one power of ten a fall by half is seen"

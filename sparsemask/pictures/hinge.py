@@ -20,7 +20,7 @@ from sparsemask.pictures import style
 _PANELS = 48  # spectra drawn at most: of more sets, evenly chosen ones
 _ACROSS = 6
 _NAMED = 60  # layers whose names fit
-_FLOOR = 1e-4  # of the largest norm: what is smaller is drawn there
+_FLOOR = 1e-4  # of the largest norm, where the scale ends at the latest: what is smaller is drawn there
 # What a set's name ends in: rows of a matrix (decomposition), its columns (filter pruning), groups of convolutions.
 _KINDS = {"rows": style.ORANGE, "columns": style.BLUE, "groups": style.GREEN}
 
@@ -75,8 +75,8 @@ def draw_spectra(
 ) -> Path:
     """Draw the norms of each set's groups, largest first, before and after the search; return the path.
 
-    Norms are over the largest of the set's before, on a scale of powers of ten whose floor is 1e-4: zeros lie on it.
-    From the threshold down is what is removed.
+    Norms are over the largest of the set's before, on a scale of powers of ten, down to 1e-4 at most: zeros lie on its
+    floor. From the threshold down is what is removed.
 
     Args:
         before, after: norms (count,) by the set's name; a set that `before` lacks is drawn without it.
@@ -96,13 +96,14 @@ def draw_spectra(
     rows = -(-len(chosen) // columns)
     wide, high, top = 1.3, 0.95, 0.5
     width, height = max(columns * (wide + 0.2) + 0.6, 4.2), top + rows * (high + 0.42) + 0.3
+    floor = _floor([(before.get(name), after[name]) for name in chosen], threshold)
     with style.drawing():
         fig = style.figure(width, height)
         for number, name in enumerate(chosen):
             left = 0.5 + number % columns * (wide + 0.2)
             bottom = height - top - 0.05 - number // columns * (high + 0.42) - high
             axes = style.place(fig, left, bottom, wide, high)
-            _spectrum(axes, before.get(name), after[name], threshold)
+            _spectrum(axes, before.get(name), after[name], threshold, floor)
             axes.set_title(_short(name, 25), size=6, weight="normal", pad=2)
             if number % columns:
                 axes.set_yticklabels([])
@@ -197,21 +198,36 @@ def _labels(axes, points: Sequence[Tried]) -> None:
                           textcoords="offset points", size=6.5, color=style.INK)  # fmt: skip
 
 
-def _spectrum(axes, before: np.ndarray | None, after: np.ndarray, threshold: float | None) -> None:
+def _unit(before: np.ndarray | None, after: np.ndarray) -> float:
+    """The norm that is drawn as 1."""
+    return float((after if before is None else before).max()) or float(after.max()) or 1.0
+
+
+def _floor(sets: Sequence[tuple[np.ndarray | None, np.ndarray]], threshold: float | None) -> float:
+    """The power of ten where the scale ends: below all that is drawn, 1e-4 at the least."""
+    lowest = 0.5
+    for before, after in sets:
+        drawn = [float(values.min()) for values in (before, after) if values is not None]
+        drawn += [] if threshold is None else [threshold]
+        lowest = min(lowest, *(value / _unit(before, after) for value in drawn))
+    return float(10.0 ** np.floor(np.log10(lowest))) if lowest > _FLOOR else _FLOOR
+
+
+def _spectrum(axes, before: np.ndarray | None, after: np.ndarray, threshold: float | None, floor: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    unit = max(float(values.max()) for values in (before, after) if values is not None) or 1.0
+    unit = _unit(before, after)
+    axes.set_yscale("log")
     if before is not None:
-        unit = float(before.max()) or unit
-        axes.plot(np.arange(1, len(before) + 1), np.maximum(before / unit, _FLOOR), color=style.GREY, lw=1.0)
-    at, values = np.arange(1, len(after) + 1), after / unit
-    values = np.maximum(values, _FLOOR)
-    axes.fill_between(at, values, _FLOOR, color=style.BLUE, alpha=0.15, lw=0)
+        axes.plot(np.arange(1, len(before) + 1), np.maximum(before / unit, floor), color=style.GREY, lw=1.0)
+    at, values = np.arange(1, len(after) + 1), np.maximum(after / unit, floor)
+    axes.fill_between(at, values, floor, color=style.BLUE, alpha=0.15, lw=0)
     axes.plot(at, values, color=style.BLUE, lw=1.3, marker="o" if len(at) < 3 else None, ms=3)
     if threshold is not None:
-        axes.axhline(max(threshold / unit, _FLOOR), color=style.ORANGE, lw=0.9, ls=":")
-    axes.set(yscale="log", ylim=(0.8 * _FLOOR, 1.6 * max(1.0, values.max())))
-    axes.set_yticks([1, 1e-2, _FLOOR], ["1", "0.01", "≤1e-4"], minor=False)
+        axes.axhline(max(threshold / unit, floor), color=style.ORANGE, lw=0.9, ls=":")
+    axes.set_ylim(0.8 * floor, 1.6 * max(1.0, values.max()))
+    marks = [1.0, float(np.sqrt(floor)), floor] if floor in (_FLOOR, 0.01) else [1.0, floor]
+    axes.set_yticks(marks, [f"{mark:g}" if mark > _FLOOR else "≤1e-4" for mark in marks], minor=False)
     axes.set_yticks([], minor=True)
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.tick_params(labelsize=6, pad=1.5, length=2)

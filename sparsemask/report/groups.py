@@ -28,7 +28,6 @@ _COSTS = (
     ("multiply_adds_true", "multiply-adds executed", format_count, "of convolutions and linear layers"),
     ("milliseconds", "milliseconds", "{:.2f}".format, "median"),
 )
-_TABLED = 24  # sets; of more the picture alone tells
 
 
 def tiles(c: Contents) -> str:
@@ -80,14 +79,17 @@ def layers(c: Contents) -> str:
     )
     drawn = [(c.run.pictures / f"{name}.png", caption) for name, caption in pictures]
     parts += [figure_of(c, file, caption, 900) for file, caption in drawn if file.exists()]
-    if sets and (len(sets) <= _TABLED or not drawn[0][0].exists()):
+    if sets:
         rows = [
             f'<tr><th scope="row">{html.escape(name)}</th>{heat(kept / total, f"{kept:g}")}<td>{total:g}</td></tr>'
             for name, (kept, total) in sets.items()
         ]
         head = "".join(f'<th scope="col">{title}</th>' for title in ("set", "kept", "of"))
         table = f'<table class="heat weights"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        parts.append(f'<div class="scroll">{table}</div>')
+        table = f'<div class="scroll">{table}</div>'
+        parts.append(
+            f"<details><summary>The same as a table</summary>{table}</details>" if drawn[0][0].exists() else table
+        )
     return "".join(parts) or html.absent(
         f"No groups counted yet: {command_of(c, 'prune') if c.verb == 'search' else 'they are at the end of a run.'}"
     )
