@@ -60,6 +60,17 @@ TIES = {
         [(("a", 0), ("b", 0))],
         [],
     ),
+    "the larger of two": (
+        Net(
+            lambda n, x: n.last(torch.max(n.a(x), n.b(x)) - n.c(x)),
+            a=conv(3, 4),
+            b=conv(3, 4),
+            c=conv(3, 4, 1),
+            last=conv(4, 2),
+        ),
+        [(("a", 0), ("b", 0)), (("a", 0), ("c", 0))],
+        [],
+    ),
     "norms and depth-wise convolutions pass on": (
         Net(
             lambda n, x: n.last(n.deep(F.hardswish(n.norm(n.a(x))))),
@@ -145,6 +156,12 @@ LOCKS = [
     (lambda n, x: n.b(F.softmax(n.a(x), 1)), "softmax"),
     (lambda n, x: n.b(n.a(x) * n.a.weight.new_ones(8, 1, 1)), "fixed size"),
     (lambda n, x: n.b(n.a(x).flip(1)), "flip"),
+    (lambda n, x: n.b(F.pad(n.a(x), (1, 1, 1, 1, 2, -2))), "padded by numbers"),
+    (lambda n, x: n.b(n.a(x).max(1, keepdim=True)[0].expand(-1, 8, -1, -1)), "over channels"),
+    (lambda n, x: n.b(torch.stack([n.a(x), n.a.bias.view(1, 8, 1, 1).expand(1, 8, 16, 16)]).sum(0)), "stack"),
+    (lambda n, x: n.b(filled(x.new_zeros(1, 8, 16, 16), n.a(x))), "fixed size"),
+    (lambda n, x: n.b(F.pad(n.a(x)[:, :, 1:, ::2], (0, 8, 1, 0))), None),  # positions may be cut and padded
+    (lambda n, x: n.b(n.a(x).unsqueeze(0).squeeze(0)[:, :, None].squeeze(2)), None),
     (lambda n, x: n.b(F.group_norm(n.a(x), 2)), "group_norm"),
     (lambda n, x: n.b(n.a(x).cumsum(2)), "not understood"),
     (lambda n, x: n.b(n.a(x).view(1, 8, 256)[..., None]), "numbers of its own"),
@@ -155,6 +172,11 @@ LOCKS = [
     (lambda n, x: n.b(F.layer_norm(n.a(x), (16, 16))), "layer_norm"),
     (lambda n, x: n.b(n.a(x)) + n.a(x).sum(1, keepdim=True), "used twice"),
 ]
+
+
+def filled(buffer, x):
+    buffer[:] = x
+    return buffer
 
 
 @pytest.mark.parametrize("place", range(len(LOCKS)))

@@ -48,6 +48,9 @@ class Accounting:
         self._parameters(network)
         self._pairs(network)
 
+    def __deepcopy__(self, memo: dict):
+        return self  # never changes, and serves every copy of the network
+
     def count(self, gone: np.ndarray | None = None, merge: Collection[str] | str = ()) -> Count:
         """The cost without the elements in `gone` (mask or numbers; None: the whole network).
 

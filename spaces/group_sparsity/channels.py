@@ -74,6 +74,9 @@ class ChannelGraph:
             if hasattr(kind, "remove_channels") and before is not None and after is not None
         }
 
+    def __deepcopy__(self, memo: dict):
+        return self  # never changes, and serves every copy of the network
+
     @staticmethod
     def module_of(node: Node) -> str:
         """The module whose weight a product uses; the running one where the weight is computed."""

@@ -7,29 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from spaces.group_sparsity import operator_names as names
 from spaces.group_sparsity.tracing import Node, Tracer, Value
-
-_ELEMENTWISE = """add sub rsub mul div maximum minimum where addcmul addcdiv lerp pow clamp clamp_min clamp_max
-    eq ne lt le gt ge logical_and logical_or logical_not masked_fill copy relu relu6 hardtanh sigmoid silu gelu tanh
-    leaky_relu elu celu hardswish hardsigmoid softplus mish neg abs exp log sqrt rsqrt square reciprocal erf sign sin
-    cos threshold _prelu_kernel log_sigmoid_forward native_dropout dropout clone detach alias lift_fresh _to_copy
-    contiguous to round floor ceil nan_to_num isfinite zeros_like ones_like full_like empty_like fill zero
-    log1p expm1 atan bernoulli rrelu_with_noise""".split()
-# Operators on positions, channel by channel.
-_SPATIAL = """max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices max_pool2d mkldnn_max_pool2d
-    avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d
-    upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa
-    reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
-    grid_sampler_2d im2col""".split()
-_REDUCE = "mean sum amax amin var std prod linalg_vector_norm max min".split()
-_MOVES = """view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze expand slice select split
-    split_with_sizes chunk unbind narrow index_select flip roll repeat pixel_shuffle pixel_unshuffle channel_shuffle
-    native_channel_shuffle as_strided unfold constant_pad_nd view_as unsafe_split""".split()
-_CUTS = {"split", "split_with_sizes", "chunk", "unbind", "unsafe_split"}
-_RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
-# Functions in whose call the caller writes the sizes; the others (flatten, linear ...) take them from the tensor.
-_SIZED = {"view", "reshape", "unflatten"}
 
 
 def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: list[Value], output) -> None:
@@ -143,17 +122,14 @@ def _move(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> list[dict]
     """Operators that only carry entries about: done once more with the elements' numbers in place of the entries."""
     value = node.inputs[0]
     name, given = tracer.call
-    told = [a for a in tree_leaves(given[1:]) if isinstance(a, int)] if name in _SIZED else []
-    opened = any(callable(getattr(m, "remove_channels", None)) for m in tracer.owners)
+    told = [a for a in tree_leaves(given[1:]) if isinstance(a, int)] if name in names.SIZED else []
+    opened = _opened(tracer)
     axes: list[dict] = [{} for _ in outputs]
     for dim, elements in value.axes.items():
         numbers = torch.from_numpy(elements).view([-1 if d == dim else 1 for d in range(len(value.shape))])
         numbers = numbers.expand(value.shape).contiguous()
         put = [tree_map_only(Tensor, lambda t, n=numbers: n, a) if i == 0 else a for i, a in enumerate(args)]
-        extra = {"value": -1} if node.op == "constant_pad_nd" else {}
-        if extra:
-            put = put[:2]
-        moved = tree_leaves(func(*put, **{**kwargs, **extra}))
+        moved = tree_leaves(func(*put, **kwargs))
         for k, t in enumerate(moved):
             found = _along(t, dim)
             if found is None:
@@ -161,17 +137,38 @@ def _move(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> list[dict]
                 continue
             place, line = found
             same = len(line) == len(elements) and bool((line == elements).all())
-            if (line < 0).any():
-                line[line < 0] = tracer.elements.fresh(int((line < 0).sum()))
             reason = f"{tracer.where()}: {node.op} has channel numbers of its own"
-            if node.op in _RESHAPES:
-                if name in _SIZED and (len(told) != t.dim() or told[place] != -1):
+            if node.op in names.RESHAPES:
+                if name in names.SIZED and (len(told) != t.dim() or told[place] != -1):
                     tracer.seen.doubtful.append((elements, reason))
-            elif not opened and (not same or (node.op in _CUTS and _cut_at(node, args, kwargs, dim))):
+            elif not opened and (not same or (node.op in names.CUTS and _cut_at(node, args, kwargs, dim))):
                 tracer.elements.lock(elements, reason)
                 tracer.elements.lock(line, reason)
             axes[k][place] = line
     return axes
+
+
+def _opened(tracer: Tracer) -> bool:
+    """Whether a module is running that follows the removal of channels by itself."""
+    return any(callable(getattr(module, "remove_channels", None)) for module in tracer.owners)
+
+
+def _pad(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> list[dict]:
+    """A constant around a tensor; before and after its channels it makes new ones."""
+    value, pads = node.inputs[0], list(args[1])
+    axes = {}
+    for dim, elements in value.axes.items():
+        place = 2 * (len(value.shape) - 1 - dim)
+        before, after = pads[place : place + 2] or (0, 0)
+        axes[dim] = elements
+        if before or after:
+            new = tracer.elements.fresh(max(before, 0)), tracer.elements.fresh(max(after, 0))
+            middle = elements[max(-before, 0) : len(elements) - max(-after, 0)]
+            axes[dim] = np.concatenate([new[0], middle, new[1]])
+            if not _opened(tracer):
+                for some in (elements, axes[dim]):
+                    tracer.elements.lock(some, f"{tracer.where()}: channels padded by numbers of its own")
+    return [axes]
 
 
 def _cut_at(node: Node, args: tuple, kwargs: dict, dim: int) -> bool:
@@ -248,12 +245,13 @@ def _product(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> list[di
 
 
 _TABLE = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_SPATIAL, _spatial),
-    **dict.fromkeys(_REDUCE, _reduce),
-    **dict.fromkeys(_MOVES, _move),
+    **dict.fromkeys(names.ELEMENTWISE, _elementwise),
+    **dict.fromkeys(names.SPATIAL, _spatial),
+    **dict.fromkeys(names.REDUCE, _reduce),
+    **dict.fromkeys(names.MOVES, _move),
     **dict.fromkeys(["mm", "addmm"], _product),
     **dict.fromkeys(["new_ones", "new_zeros", "new_full", "new_empty"], _constant),
     "cat": _concatenate,
+    "constant_pad_nd": _pad,
     "convolution": _convolution,
 }

@@ -45,6 +45,9 @@ class Removal:
         self._lines = np.concatenate(arrays)
         self._starts = np.cumsum([0, *map(len, arrays[:-1])])
 
+    def __deepcopy__(self, memo: dict):
+        return self  # never changes, and serves every copy of the network
+
     def gone(self, kept: Kept) -> np.ndarray:
         """bool (graph.count,): the elements that go.
 
