@@ -11,7 +11,7 @@ from sparsemask.errors import UseError
 from sparsemask.sparse import activation as act
 from sparsemask.sparse import backends, operators  # noqa: F401  registers the operator
 from sparsemask.sparse.checks import check_flags
-from sparsemask.sparse.derived import Derived
+from sparsemask.sparse.derived import Derived, last
 from sparsemask.sparse.geometry import Geometry
 from sparsemask.sparse.training_form import masked_conv
 
@@ -117,7 +117,8 @@ class SparseMaskConv(nn.Module):
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._fold()
         found = [self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
-        return _folded.get([one for one in found if one is not None], self._fold, (self.geometry, norm.eps))
+        make = lambda: tuple(map(last, self._fold()))
+        return _folded.get([one for one in found if one is not None], make, (self.geometry, norm.eps))
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         norm, g = self.norm, self.geometry

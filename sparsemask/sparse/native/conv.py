@@ -8,10 +8,12 @@ from torch import Tensor
 from sparsemask.sparse.derived import Derived
 from sparsemask.sparse.native import library
 from sparsemask.sparse.native.grid import Grid, grid
-from sparsemask.sparse.native.library import Segment, Target
+from sparsemask.sparse.native.library import Taps, Target
 from sparsemask.sparse.native.rows import from_rows, to_rows
 
 _derived = Derived()
+FEW = 8  # outputs, up to which they are computed as inner products
+ALIGNED = 8  # floats: inner products go by so many channels
 
 
 def conv(
@@ -29,7 +31,7 @@ def conv(
     outputs = geometry.output_size(spatial)
     tables = grid(batch, spatial, geometry)
     rows = to_rows(x)
-    kept, dropped, _ = library.split(mask.contiguous())
+    kept, dropped, _ = library.split(mask.contiguous(), compact=False)
     depthwise = geometry.groups > 1 and geometry.groups == x.shape[1] == len(out_dense)
     sources = [weight, in_dense, out_dense] + ([bias] if bias is not None else [])
 
@@ -40,16 +42,19 @@ def conv(
     parts = _derived.get(sources, make, (geometry, tuple(map(min, outputs, geometry.stride))))
     out = library.empty(len(tables.position), len(out_dense))
     act = activation_code(activation)
-    parts.full.run(rows, tables, kept, out, kept, act)
+    calls = parts.full.calls(rows, tables, kept, out, act)
+    values = None
     if parts.dense is None:
         library.fill(out, dropped)
-    elif parts.places is None:
-        parts.dense.run(rows, tables, dropped, out, dropped, act)
+    elif parts.places is None or parts.dense.narrow:
+        if parts.first and not parts.dense.narrow:
+            library.fill(out[:, parts.dense.columns :], dropped)
+        calls += parts.dense.calls(parts.read(rows), tables, dropped, out, act)
     else:
-        values = rows.new_empty(len(dropped), parts.dense.columns)
-        parts.dense.run(
-            rows if parts.ins is None else library.narrow(rows, parts.ins), tables, dropped, values, None, act
-        )
+        values = library.empty(len(out), parts.dense.columns)
+        calls += parts.dense.calls(parts.read(rows), tables, dropped, values, act)
+    library.products(calls)
+    if values is not None:
         library.fill(out, dropped, values, parts.places)
     return from_rows(out, batch, outputs, x)
 
@@ -61,7 +66,7 @@ def activation_code(name: str) -> tuple[int, float]:
 
 
 class _Parts:
-    """The split and packed weights of a layer."""
+    """The split and packed weights of a layer; first: its dense outputs are the first ones, else `places`."""
 
     def __init__(self, weight, bias, in_dense, out_dense, geometry, tables: Grid, depthwise: bool):
         # (taps, C_in / groups, C_out): torch lays transposed weights out with the inputs first.
@@ -73,7 +78,7 @@ class _Parts:
             taps = taps.permute(2, 1, 0)
         bias = bias.detach().to(torch.float32) if bias is not None else None
         self.full = Product(taps, bias, groups, depthwise, tables)
-        self.dense, self.places, self.ins = None, None, None
+        self.dense, self.places, self.ins, self.first = None, None, None, False
         if not bool(out_dense.any()):
             return
         if groups > 1:
@@ -81,25 +86,54 @@ class _Parts:
             per = in_dense.view(groups, -1).repeat_interleave(len(out_dense) // groups, 0).T
             dense_bias = bias * out_dense if bias is not None else None
             self.dense = Product(taps * per * out_dense, dense_bias, groups, depthwise, tables)
-        else:
-            self.places = out_dense.nonzero().flatten().to(torch.int32)
-            if not bool(in_dense.all()):
-                self.ins = in_dense.nonzero().flatten().to(torch.int32)
-            dense = taps[:, in_dense][:, :, out_dense]
-            self.dense = Product(dense, bias[out_dense] if bias is not None else None, 1, False, tables)
+            return
+        self.first = leading(out_dense)
+        self.places = None if self.first else out_dense.nonzero().flatten().to(torch.int32)
+        dense, bias = taps[..., out_dense], bias[out_dense] if bias is not None else None
+        count, every = int(in_dense.sum()), taps.shape[1]
+        read = count if leading(in_dense) else every  # channels up to the last dense one
+        length = -(-read // ALIGNED) * ALIGNED
+        if dense.shape[2] <= FEW and length <= every:
+            # Few outputs: reading sparse channels, times zero, costs less than taking the dense ones out.
+            dense = (dense * in_dense.view(1, -1, 1))[:, :length]
+            self.dense = Product(dense, bias, 1, False, tables, narrow=True, clear=len(out_dense), places=self.places)
+            return
+        if read > count:
+            self.ins = in_dense.nonzero().flatten().to(torch.int32)
+        self.dense = Product(dense[:, in_dense], bias, 1, False, tables)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """The rows that the dense part reads."""
+        return rows if self.ins is None else library.narrow(rows, self.ins)
+
+
+def leading(flags: Tensor) -> bool:
+    """Whether the true entries of flags (C,) come first."""
+    return bool(flags[: int(flags.sum())].all())
 
 
 class Product:
-    """Packed weights of a convolution (taps, C_in / groups, C_out), ready to run over any rows of outputs."""
+    """Packed weights of a convolution (taps, C_in / groups, C_out), ready to run over any rows of outputs.
 
-    def __init__(self, taps: Tensor, bias: Tensor | None, groups: int, depthwise: bool, tables: Grid):
+    narrow, clear, places: as inner products, for few outputs, see :class:`library.Call`.
+    """
+
+    def __init__(
+        self, taps: Tensor, bias: Tensor | None, groups: int, depthwise: bool, tables: Grid, *, narrow: bool = False,
+        clear: int = 0, places: Tensor | None = None,
+    ):  # fmt: skip
         self.groups = 1 if depthwise else groups
         self.depth, self.columns, self.depthwise = taps.shape[1], taps.shape[2], depthwise
+        self.narrow = narrow
+        self.more = {"narrow": narrow, "clear": clear, "places": places}
         self.bias = bias.clone() if bias is not None else None  # not the live parameter
         self.packed = []
         for one in tables.classes:
             chosen = taps[[index for index, _ in one.taps]]  # (taps of the class, depth, columns)
             wide = self.columns // self.groups
+            if narrow:
+                self.packed.append([library.pack_narrow(chosen)])
+                continue
             self.packed.append(
                 [
                     chosen.reshape(len(one.taps), self.columns).contiguous()
@@ -109,24 +143,28 @@ class Product:
                 ]
             )
 
-    def run(
-        self, rows: Tensor, tables: Grid, listed: Tensor, out: Tensor, at: Tensor | None, act: tuple[int, float]
-    ) -> None:
-        """Compute the outputs `listed` (n,) int32 from rows (R, C_in), into row at[i] (or i) of `out` (·, C_out)."""
+    def calls(
+        self, rows: Tensor, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float]
+    ) -> list[library.Call]:
+        """What computes the outputs `listed` (n,) int32 from rows (R, C_in) into their rows of `out` (·, C_out).
+
+        Depth-wise products are run at once.
+        """
         wide, deep = self.columns // self.groups, self.depth if not self.depthwise else self.columns
-        parts = [(listed, at)]
+        parts = [(listed, library.lookup(listed, tables.position))]
         if tables.kind is not None:
-            parts = [
-                (values, places if at is None else values if at is listed else at[places.long()])
-                for values, places in library.partition(listed, tables.kind, len(tables.classes))
-            ]
-        for one, packed, (mine, there) in zip(tables.classes, self.packed, parts, strict=True):
-            pos = library.lookup(mine, tables.position)
+            parts = library.partition(listed, tables.kind, len(tables.classes), tables.position)
+        made = []
+        for one, packed, (mine, pos) in zip(tables.classes, self.packed, parts, strict=True):
             for g in range(self.groups):
                 part = rows[:, g * deep : (g + 1) * deep]
-                segments = [Segment(part, tables.interior, offset, deep) for _, offset in one.taps]
-                target = Target(out[:, g * wide : (g + 1) * wide], there)
+                segments = Taps(part, tables.interior, one.offsets, deep)
+                target = Target(out[:, g * wide : (g + 1) * wide], mine)
                 bias = self.bias[g * wide : (g + 1) * wide] if self.bias is not None else None
-                library.product(
-                    pos, segments, packed[g], wide, target, bias=bias, activation=act, depthwise=self.depthwise
+                if self.depthwise:
+                    library.product(pos, segments, packed[g], wide, target, bias=bias, activation=act, depthwise=True)
+                    continue
+                made.append(
+                    library.Call(pos, segments, packed[g], wide, target, bias=bias, activation=act, **self.more)
                 )
+        return made

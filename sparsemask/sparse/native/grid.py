@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,11 @@ class Class:
 
     taps: tuple[tuple[int, int], ...]
     member: Tensor | None  # along an axis: bool (outputs,); of a grid None, `kind` says it
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """The taps' offsets, int64."""
+        return np.array([offset for _, offset in self.taps], np.int64)
 
 
 @dataclass(frozen=True)

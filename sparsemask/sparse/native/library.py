@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemask.sparse.native import build
 
 LARGE = 1 << 20  # numbers from which memory is worth asking for large pages
+NEAR = 1 << 18  # numbers that a core's cache holds
 LONGEST = 4096  # channels of a segment, columns of a depth-wise product
 _P, _I = ctypes.c_void_p, ctypes.c_int64
-
-
-class _Segment(ctypes.Structure):
-    _fields_ = [("base", _P), ("map", _P), ("stride", _I), ("offset", _I), ("length", _I)]
 
 
 class _Product(ctypes.Structure):
@@ -46,6 +45,9 @@ class _Product(ctypes.Structure):
         ("add_map", _P),
         ("sums", _P),
         ("threads", _I),
+        ("narrow", _I),
+        ("clear", _I),
+        ("places", _P),
     ]
 
 
@@ -57,6 +59,28 @@ class Segment:
     map: Tensor | None
     offset: int
     length: int
+
+    def numbers(self) -> tuple[int, int, int, int, int]:
+        """What the kernels are told."""
+        map = 0 if self.map is None else self.map.data_ptr()
+        return self.rows.data_ptr(), map, self.rows.stride(0), self.offset, self.length
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Segments that differ in the offset alone: those of a convolution's taps. offsets: int64 (taps,)."""
+
+    rows: Tensor
+    map: Tensor
+    offsets: np.ndarray
+    length: int
+
+    def numbers(self) -> np.ndarray:
+        """What the kernels are told, (taps, 5)."""
+        told = np.empty((len(self.offsets), 5), np.int64)
+        told[:] = self.rows.data_ptr(), self.map.data_ptr(), self.rows.stride(0), 0, self.length
+        told[:, 3] = self.offsets
+        return told
 
 
 @dataclass(frozen=True)
@@ -75,13 +99,15 @@ def lib() -> ctypes.CDLL:
         ("sm_width", [_I]),
         ("sm_pack", [_P, _I, _I, _P]),
         ("sm_split", [_P, _I, _P, _P, _P]),
-        ("sm_partition", [_P, _I, _P, _I, _P, _P, _P]),
+        ("sm_partition", [_P, _I, _P, _I, _P, _P, _P, _P]),
         ("sm_lookup", [_P, _I, _P, _P]),
         ("sm_fill", [_P, _I, _I, _P, _I, _P, _P, _I, _I]),
         ("sm_narrow", [_P, _I, _I, _P, _I, _P, _I]),
+        ("sm_add_relu", [_P, _P, _I, _I, _P, _I, _I]),
         ("sm_advise", [_P, _I]),
         ("sm_keep_memory", []),
         ("sm_product", [_P]),
+        ("sm_products", [_P, _I]),
         ("sm_depthwise", [_P]),
     ):
         function = getattr(found, name)
@@ -113,22 +139,38 @@ def empty(rows: int, columns: int) -> Tensor:
     return made
 
 
-def split(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(kept, dropped, compact) of a mask bool (n,): indices of both; each entry's place among the kept, or -1."""
+def pack_narrow(weights: Tensor) -> Tensor:
+    """Weights (segments, length, columns) float32 in the order inner products read them; length a multiple of 8."""
+    parts, first = [], 0
+    while first < weights.shape[2]:
+        left = weights.shape[2] - first
+        taken = 6 if 4 < left < 7 else 4 if left > 2 else left  # as narrow.h takes them
+        part = weights[..., first : first + taken].transpose(1, 2)
+        parts.append(F.pad(part, (0, 0, 0, taken - part.shape[1])).flatten())
+        first += taken
+    return torch.cat(parts).to(torch.float32)
+
+
+def split(mask: Tensor, compact: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(kept, dropped, compact) of a mask bool (n,): indices of both; if asked for, each entry's place among the kept,
+    or -1."""
     n = mask.numel()
-    kept, dropped, compact = (torch.empty(n + 1, dtype=torch.int32) for _ in range(3))
-    count = lib().sm_split(mask.data_ptr(), n, kept.data_ptr(), dropped.data_ptr(), compact.data_ptr())
-    return kept[:count], dropped[: n - count], compact[:n]
+    kept, dropped = (torch.empty(n + 8, dtype=torch.int32) for _ in range(2))
+    places = torch.empty(n, dtype=torch.int32) if compact else None
+    at = places.data_ptr() if compact else None
+    count = lib().sm_split(mask.data_ptr(), n, kept.data_ptr(), dropped.data_ptr(), at)
+    return kept[:count], dropped[: n - count], places
 
 
-def partition(listed: Tensor, kind: Tensor, kinds: int) -> list[tuple[Tensor, Tensor]]:
-    """For every kind (values, places): the entries v of `listed` (n,) int32 that have kind[v], and where they stood."""
+def partition(listed: Tensor, kind: Tensor, kinds: int, position: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For every kind (values, pos): the entries v of `listed` (n,) int32 that have kind[v], and their position[v]."""
     starts = torch.empty(kinds + 1, dtype=torch.int64)
-    values, places = torch.empty_like(listed), torch.empty_like(listed)
+    values, pos = torch.empty_like(listed), torch.empty_like(listed)
     lib().sm_partition(
-        listed.data_ptr(), len(listed), kind.data_ptr(), kinds, starts.data_ptr(), values.data_ptr(), places.data_ptr()
-    )
-    return [(values[a:b], places[a:b]) for a, b in itertools.pairwise(starts.tolist())]
+        listed.data_ptr(), len(listed), kind.data_ptr(), kinds, position.data_ptr(), starts.data_ptr(),
+        values.data_ptr(), pos.data_ptr(),
+    )  # fmt: skip
+    return [(values[a:b], pos[a:b]) for a, b in itertools.pairwise(starts.tolist())]
 
 
 def lookup(index: Tensor, values: Tensor) -> Tensor:
@@ -146,7 +188,7 @@ def narrow(rows: Tensor, places: Tensor) -> Tensor:
 
 
 def fill(out: Tensor, at: Tensor, values: Tensor | None = None, places: Tensor | None = None) -> None:
-    """Zero the rows `at` (n,) int32 of out (R, C), and put values (n, k) into their columns `places` (k,) int32."""
+    """Zero the rows `at` (n,) int32 of out (R, C), and put those of values (R, k) into their columns `places` (k,)."""
     lib().sm_fill(
         out.data_ptr(),
         out.stride(0),
@@ -160,57 +202,92 @@ def fill(out: Tensor, at: Tensor, values: Tensor | None = None, places: Tensor |
     )
 
 
-def product(
-    pos: Tensor,
-    segments: Sequence[Segment],
-    packed: Tensor,
-    columns: int,
-    out: Target,
-    rest: Target | None = None,
-    *,
-    bias: Tensor | None = None,
-    activation: tuple[int, float] = (0, 0.0),
-    add: Tensor | None = None,
-    add_map: Tensor | None = None,
-    sums: Tensor | None = None,
-    depthwise: bool = False,
-) -> None:
-    """Write act(rows · weights + bias + add) for the output rows at `pos` (n,) int32.
+def add_relu(a: Tensor, b: Tensor, mask: Tensor | None = None, dense: int = 0) -> Tensor:
+    """relu(a + b) in place of a; both (R, C) float32, contiguous.
+
+    mask bool (R,): the rows it drops keep their first `dense` columns and are else zero.
+    """
+    lib().sm_add_relu(
+        a.data_ptr(), b.data_ptr(), *a.shape, mask.data_ptr() if mask is not None else None, dense,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return a
+
+
+def product(*given, depthwise: bool = False, **more) -> None:
+    """Write act(rows · weights + bias + add) for some output rows; see :class:`Call` for what it takes."""
+    call = Call(*given, **more)  # held until it is done: it owns what it points to
+    if call.said.rows:
+        (lib().sm_depthwise if depthwise else lib().sm_product)(ctypes.addressof(call.said))
+
+
+def products(calls: Sequence[Call]) -> None:
+    """Several calls, none of which reads what another writes, in one go; without `sums`."""
+    calls = [call for call in calls if call.said.rows]
+    if calls:
+        listed = (_Product * len(calls))(*(call.said for call in calls))
+        lib().sm_products(ctypes.addressof(listed), len(calls))
+
+
+class Call:
+    """A product over the output rows at `pos` (n,) int32, which rise: act(rows · weights + bias + add).
 
     The first `out.rows.shape[1]` columns go to `out`, what is left to `rest`. add: (R, columns), read at the rows that
     `out` is written at, or at those that add_map (R,) int32 says of them. sums: (threads, columns) float64, to which
-    the outputs are added.
+    the outputs are added. narrow: `packed` is :func:`pack_narrow`'s; outputs go to the columns `places` (columns,)
+    int32, or the first ones, and of the columns before `clear` the others are zeroed then.
     """
-    if not len(pos):
-        return
-    listed = (_Segment * max(len(segments), 1))()
-    for one, given in zip(listed, segments, strict=False):
-        one.base, one.stride = given.rows.data_ptr(), given.rows.stride(0)
-        one.map = given.map.data_ptr() if given.map is not None else None
-        one.offset, one.length = given.offset, given.length
-    said = _Product(
-        rows=len(pos),
-        pos=pos.data_ptr(),
-        n_segments=len(segments),
-        segments=ctypes.addressof(listed),
-        depth=sum(s.length for s in segments),
-        columns=columns,
-        packed=packed.data_ptr(),
-        bias=bias.data_ptr() if bias is not None else None,
-        activation=activation[0],
-        slope=activation[1],
-        split=min(columns, out.rows.shape[1]),
-        out0=out.rows.data_ptr(),
-        at0=out.at.data_ptr() if out.at is not None else None,
-        stride0=out.rows.stride(0),
-        threads=torch.get_num_threads(),
-    )
-    if rest is not None:
-        said.out1, said.stride1 = rest.rows.data_ptr(), rest.rows.stride(0)
-        said.at1 = rest.at.data_ptr() if rest.at is not None else None
-    if add is not None:
-        said.add, said.add_stride = add.data_ptr(), add.stride(0)
-        said.add_map = add_map.data_ptr() if add_map is not None else None
-    if sums is not None:
-        said.sums = sums.data_ptr()
-    (lib().sm_depthwise if depthwise else lib().sm_product)(ctypes.addressof(said))
+
+    def __init__(
+        self,
+        pos: Tensor,
+        segments: Sequence[Segment] | Taps,
+        packed: Tensor,
+        columns: int,
+        out: Target,
+        rest: Target | None = None,
+        *,
+        bias: Tensor | None = None,
+        activation: tuple[int, float] = (0, 0.0),
+        add: Tensor | None = None,
+        add_map: Tensor | None = None,
+        sums: Tensor | None = None,
+        narrow: bool = False,
+        clear: int = 0,
+        places: Tensor | None = None,
+    ):
+        # As the struct lies: base, map, stride, offset, length.
+        if isinstance(segments, Taps):
+            listed, near = segments.numbers(), segments.rows.numel() < NEAR
+        else:
+            listed, near = np.array([one.numbers() for one in segments], np.int64).reshape(-1, 5), True
+        self.said = said = _Product(
+            rows=len(pos),
+            pos=pos.data_ptr(),
+            n_segments=len(listed),
+            segments=listed.ctypes.data,
+            depth=int(listed[:, 4].sum()),
+            columns=columns,
+            packed=packed.data_ptr(),
+            bias=bias.data_ptr() if bias is not None else None,
+            activation=activation[0],
+            slope=activation[1],
+            split=min(columns, out.rows.shape[1]),
+            out0=out.rows.data_ptr(),
+            at0=out.at.data_ptr() if out.at is not None else None,
+            stride0=out.rows.stride(0),
+            threads=torch.get_num_threads(),
+            narrow=int(narrow) * (1 if near else 2),
+            clear=clear,
+            places=places.data_ptr() if places is not None else None,
+        )
+        if rest is not None:
+            said.out1, said.stride1 = rest.rows.data_ptr(), rest.rows.stride(0)
+            said.at1 = rest.at.data_ptr() if rest.at is not None else None
+        if add is not None:
+            said.add, said.add_stride = add.data_ptr(), add.stride(0)
+            said.add_map = add_map.data_ptr() if add_map is not None else None
+        if sums is not None:
+            said.sums = sums.data_ptr()
+        # The addresses above are of these: they live as long as the call does.
+        self._held = (listed, pos, segments, packed, out, rest, bias, add, add_map, sums, places)

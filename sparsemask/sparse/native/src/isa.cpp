@@ -1,4 +1,5 @@
 // One instruction set's kernels: compiled once for each, with its flags and its name.
 #include "rows.h"
+#include "narrow.h"
 #include "points.h"
 #include "stereo.h"

@@ -15,6 +15,7 @@
 #define SM_DECLARE(name)                                                                                  \
     namespace name {                                                                                      \
     void chunk(const sm::Product&, int64_t, int64_t, const float**, double*);                             \
+    void narrow(const sm::Product&, int64_t, int64_t, const float**);                                     \
     void depthwise(const sm::Product&, int64_t, int64_t);                                                 \
     void point_rows(const sm::Points&, int64_t, int64_t, float*);                                         \
     void point_bins(const sm::PointBins&, int64_t, int64_t, float*);                                      \
@@ -30,14 +31,15 @@ SM_DECLARE(sm_avx512)
 #endif
 
 #define SM_CHOICE(name, width) \
-    {name::chunk,         name::depthwise,        name::point_rows, name::point_bins, \
-     name::point_centres, name::point_neighbours, name::correlate,  width}
+    {name::chunk,      name::narrow,        name::depthwise,        name::point_rows, \
+     name::point_bins, name::point_centres, name::point_neighbours, name::correlate,  width}
 
 namespace {
 
 constexpr int64_t CHUNK = 48;
 
 using Chunk = void (*)(const sm::Product&, int64_t, int64_t, const float**, double*);
+using Narrow = void (*)(const sm::Product&, int64_t, int64_t, const float**);
 using Depthwise = void (*)(const sm::Product&, int64_t, int64_t);
 
 using PointRows = void (*)(const sm::Points&, int64_t, int64_t, float*);
@@ -49,6 +51,7 @@ using Correlate = void (*)(const float*, const float*, int64_t, int64_t, int64_t
 
 struct Choice {
     Chunk chunk;
+    Narrow narrow;
     Depthwise depthwise;
     PointRows point_rows;
     PointBins point_bins;
@@ -91,31 +94,50 @@ void sm_pack(const float* weights, int64_t depth, int64_t columns, float* packed
     }
 }
 
-// kept, dropped: indices of true and false entries; compact: index among the kept, or -1. Returns how many are kept.
+// kept, dropped: indices of true and false entries; compact, or null: index among the kept, or -1. Returns how many are
+// kept. Eight entries at a time where they are alike: masks come in blobs.
 int64_t sm_split(const uint8_t* mask, int64_t n, int32_t* kept, int32_t* dropped, int32_t* compact) {
-    int64_t k = 0, d = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const bool keep = mask[i] != 0;
-        kept[k] = static_cast<int32_t>(i);  // room for one entry more in both
-        dropped[d] = static_cast<int32_t>(i);
-        compact[i] = keep ? static_cast<int32_t>(k) : -1;
-        k += keep;
-        d += !keep;
+    int64_t k = 0, d = 0, i = 0;
+    while (i < n) {
+        uint64_t eight = 1;
+        if (i + 8 <= n) std::memcpy(&eight, mask + i, 8);
+        if (eight == 0 || eight == 0x0101010101010101u) {
+            int32_t* list = eight ? kept + k : dropped + d;
+            for (int j = 0; j < 8; j++) list[j] = static_cast<int32_t>(i + j);
+            if (compact)
+                for (int j = 0; j < 8; j++) compact[i + j] = eight ? static_cast<int32_t>(k + j) : -1;
+            (eight ? k : d) += 8;
+            i += 8;
+            continue;
+        }
+        for (const int64_t end = std::min(i + 8, n); i < end; i++) {
+            const bool keep = mask[i] != 0;
+            kept[k] = static_cast<int32_t>(i);  // room for eight entries more in both
+            dropped[d] = static_cast<int32_t>(i);
+            if (compact) compact[i] = keep ? static_cast<int32_t>(k) : -1;
+            k += keep;
+            d += !keep;
+        }
     }
     return k;
 }
 
-// The entries of `listed` by kind[listed[i]], in order: values, and their places i. starts (kinds + 1).
-void sm_partition(const int32_t* listed, int64_t n, const uint8_t* kind, int64_t kinds, int64_t* starts,
-                  int32_t* values, int32_t* places) {
-    std::memset(starts, 0, (kinds + 1) * sizeof(int64_t));
-    for (int64_t i = 0; i < n; i++) starts[kind[listed[i]] + 1]++;
-    for (int64_t k = 0; k < kinds; k++) starts[k + 1] += starts[k];
-    std::vector<int64_t> next(starts, starts + kinds);
+// The entries v of `listed` by kind[v] (kinds <= 256), in order: values v, and pos, what position[v] is. starts
+// (kinds + 1).
+void sm_partition(const int32_t* listed, int64_t n, const uint8_t* kind, int64_t kinds, const int32_t* position,
+                  int64_t* starts, int32_t* values, int32_t* pos) {
+    int64_t count[256] = {}, next[256];
+    for (int64_t i = 0; i < n; i++) count[kind[listed[i]]]++;
+    starts[0] = 0;
+    for (int64_t k = 0; k < kinds; k++) {
+        next[k] = starts[k];
+        starts[k + 1] = starts[k] + count[k];
+    }
     for (int64_t i = 0; i < n; i++) {
-        const int64_t to = next[kind[listed[i]]]++;
-        values[to] = listed[i];
-        places[to] = static_cast<int32_t>(i);
+        const int32_t v = listed[i];
+        const int64_t to = next[kind[v]]++;
+        values[to] = v;
+        pos[to] = position[v];
     }
 }
 
@@ -124,7 +146,7 @@ void sm_lookup(const int32_t* index, int64_t n, const int32_t* values, int32_t* 
     for (int64_t i = 0; i < n; i++) out[i] = index[i] < 0 ? -1 : values[index[i]];
 }
 
-// Zero the rows `at` of out and put values (n, k) into their columns `places`.
+// Zero the rows `at` of out and put those of values (rows, k) into their columns `places`.
 void sm_fill(float* out, int64_t stride, int64_t columns, const int32_t* at, int64_t n, const float* values,
              const int32_t* places, int64_t k, int64_t threads) {
     const int shared = static_cast<int>(n * columns > (1 << 16) ? threads : 1);
@@ -132,7 +154,7 @@ void sm_fill(float* out, int64_t stride, int64_t columns, const int32_t* at, int
     for (int64_t i = 0; i < n; i++) {
         float* row = out + at[i] * stride;
         std::memset(row, 0, columns * sizeof(float));
-        for (int64_t j = 0; j < k; j++) row[places[j]] = values[i * k + j];
+        for (int64_t j = 0; j < k; j++) row[places[j]] = values[at[i] * k + j];
     }
 }
 
@@ -143,6 +165,23 @@ void sm_narrow(const float* rows, int64_t stride, int64_t n, const int32_t* plac
 #pragma omp parallel for num_threads(shared) if (shared > 1) schedule(static)
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < k; j++) out[i * k + j] = rows[i * stride + places[j]];
+}
+
+// a = max(a + b, 0), rows of `columns`; with a mask (n), rows it drops keep their first `dense` columns and are else 0.
+void sm_add_relu(float* a, const float* b, int64_t n, int64_t columns, const uint8_t* mask, int64_t dense,
+                 int64_t threads) {
+    const int shared = static_cast<int>(n * columns > (1 << 16) ? threads : 1);
+#pragma omp parallel for num_threads(shared) if (shared > 1) schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        float* row = a + i * columns;
+        const float* other = b + i * columns;
+        const int64_t computed = !mask || mask[i] ? columns : dense;
+        for (int64_t j = 0; j < computed; j++) {
+            const float v = row[j] + other[j];
+            row[j] = v > 0 ? v : 0;
+        }
+        std::memset(row + computed, 0, (columns - computed) * sizeof(float));
+    }
 }
 
 // Ask for large pages where memory is fresh: a feature map's worth of small ones costs as much as filling it does.
@@ -178,6 +217,40 @@ void sm_product(const sm::Product* given) {
         if (p.sums) {
             double* mine = p.sums + omp_get_thread_num() * p.columns;
             for (int64_t j = 0; j < p.columns; j++) mine[j] += sums[j];
+        }
+    }
+}
+
+// Several products in one go, without sums: chunks are taken in the order of their places, so that what several of them
+// read and write is still in the cache.
+void sm_products(const sm::Product* list, int64_t n) {
+    struct Part {
+        int32_t place;
+        const sm::Product* product;
+        int64_t start;
+    };
+    std::vector<Part> parts;
+    int64_t segments = 0, threads = 1;
+    for (int64_t k = 0; k < n; k++) {
+        for (int64_t start = 0; start < list[k].rows; start += CHUNK) parts.push_back({list[k].pos[start], list + k, start});
+        segments = std::max(segments, list[k].n_segments);
+        threads = std::max(threads, list[k].threads);
+    }
+    if (n > 1)
+        std::stable_sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) { return a.place < b.place; });
+    const int64_t count = static_cast<int64_t>(parts.size());
+    std::atomic<int64_t> next{0};
+    const int shared = static_cast<int>(std::min(threads, count));
+#pragma omp parallel num_threads(shared) if (shared > 1)
+    {
+        std::vector<const float*> rows(segments * CHUNK + 1);
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+            const sm::Product& p = *parts[i].product;
+            const int64_t rest = std::min(CHUNK, p.rows - parts[i].start);
+            if (p.narrow)
+                chosen.narrow(p, parts[i].start, rest, rows.data());
+            else
+                chosen.chunk(p, parts[i].start, rest, rows.data(), nullptr);
         }
     }
 }

@@ -39,6 +39,11 @@ struct Product {
     const int32_t* add_map;
     double* sums;  // or null: (threads, columns), to which the outputs are added
     int64_t threads;
+    // Not 0: few outputs, computed as inner products (see narrow.h), and the row's columns up to `clear` are zeroed.
+    // 2: rows are fetched ahead, for buffers that no near cache holds.
+    int64_t narrow;
+    int64_t clear;
+    const int32_t* places;  // where in the row they go, in rising order, or null: the first columns
 };
 
 // One point convolution after its 1x1 part, see points.h. Rows are points; `columns` channels each.

@@ -146,19 +146,31 @@ static void columns(const float* const* rows, const Product& p, int64_t start, i
         for (int64_t i = 0; i < count; i++) finish(p, start + i, first, wide, tiles + i * NV * W, sums);
 }
 
+// Pointers to the rows that the `count` outputs at `pos`, which rise, read by one segment. Where nothing is left out of
+// the buffer between the first and the last of them, they follow from the first.
+static void locate(const Segment& one, const int32_t* pos, int64_t count, const float** rows) {
+    const int64_t first = pos[0] + one.offset, last = pos[count - 1] + one.offset;
+    const int64_t from = one.map ? one.map[first] : first, to = one.map ? one.map[last] : last;
+    if (from >= 0 && to - from == last - first) {
+        const float* base = one.base + (from - pos[0]) * one.stride;
+        const int32_t stride = static_cast<int32_t>(one.stride);
+        for (int64_t i = 0; i < count; i++) rows[i] = base + static_cast<int64_t>(pos[i]) * stride;
+    } else if (count > 12) {
+        locate(one, pos, count / 2, rows);
+        locate(one, pos + count / 2, count - count / 2, rows + count / 2);
+    } else {
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t at = pos[i] + one.offset, found = one.map ? one.map[at] : at;
+            rows[i] = found >= 0 ? one.base + found * one.stride : zeros;
+        }
+    }
+}
+
 // Rows [start, start + count), count <= CHUNK. rows: room for (segments, CHUNK) pointers.
 void chunk(const Product& p, int64_t start, int64_t count, const float** rows, double* sums) {
     for (int64_t s = 0; s < p.n_segments; s++) {
-        const Segment& one = p.segments[s];
-        for (int64_t i = 0; i < CHUNK; i++) {
-            const float* row = zeros;
-            if (i < count) {
-                const int64_t at = p.pos[start + i] + one.offset;
-                const int64_t found = one.map ? one.map[at] : at;
-                if (found >= 0) row = one.base + found * one.stride;
-            }
-            rows[s * CHUNK + i] = row;
-        }
+        locate(p.segments[s], p.pos + start, count, rows + s * CHUNK);
+        for (int64_t i = count; i < CHUNK; i++) rows[s * CHUNK + i] = zeros;
     }
     int64_t first = 0;
     const int64_t stride = p.depth * PANEL;
