@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemask.sparse.derived import Derived
+from sparsemask.sparse.derived import Derived, last
 
 _folded = Derived()
 
@@ -31,17 +31,34 @@ class ConvNorm(nn.Sequential):
             made = conv(inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation, bias=False)
         super().__init__(made, norm(outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, *spatial) to (N, C_out, *spatial)."""
+    def forward(self, x: Tensor, ins: Tensor | None = None, outs: Tensor | None = None) -> Tensor:
+        """(N, C_in, *spatial) to (N, C_out, *spatial); ins, outs: orders of the channels, in evaluation."""
         if self.training or torch.is_grad_enabled():
             return super().forward(x)
-        return convolve(self[0], x, *folded(*self))
+        return convolve(self[0], x, *folded(*self, ins, outs))
 
 
-def folded(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with its batch norm in evaluation in them, kept until these change."""
+def folded(
+    conv: nn.Module, norm: nn.Module, ins: Tensor | None = None, outs: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution with its batch norm in evaluation in them, kept until these change.
+
+    ins, outs: int64 orders that its channels are put in, or None.
+    """
     sources = [t.detach() for t in (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)]
-    return _folded.get(sources, lambda: fold(conv, norm), norm.eps)
+    orders = [order for order in (ins, outs) if order is not None]
+    key = (norm.eps, ins is None, outs is None)
+    return _folded.get(sources + orders, lambda: tuple(map(last, _ordered(conv, *fold(conv, norm), ins, outs))), key)
+
+
+def _ordered(conv: nn.Module, weight: Tensor, bias: Tensor, ins: Tensor | None, outs: Tensor | None):
+    turned = isinstance(conv, nn.ConvTranspose2d | nn.ConvTranspose3d)
+    form = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
+    if outs is not None:
+        weight, bias = weight.index_select(1 if turned else 0, outs), bias[outs]
+    if ins is not None:
+        weight = weight.index_select(0 if turned else 1, ins)
+    return weight.contiguous(memory_format=form), bias
 
 
 def fold(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from spaces.sparse_conv.smsr import begin_smoothly
 from spaces.sparse_conv.stereo_layers import ConvNorm, activate, convolve, fold, folded
 from sparsemask.sparse import backends, gumbel_mask, kept_fraction
 from sparsemask.sparse.geometry import Geometry
+from sparsemask.sparse.sums import add_relu
 from sparsemask.sparse.training_form import masked_conv
 
 
@@ -48,19 +49,24 @@ class MaskedConv(nn.Sequential):
             return gumbel_mask(self.ch_mask, tau, 2, noise)[0, :, 0]
         return self.ch_mask[0, :, 0] >= self.ch_mask[0, :, 1]
 
-    def forward(self, x: Tensor, mask: Tensor, before: Tensor | None, own: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor, before: Tensor | None, own: Tensor, ins: Tensor | None = None,
+        outs: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The masked convolution of x (N, C_in, D, H, W).
 
         mask: (N, 1, *) on the output's grid, soft or bool; before: the dense shares of x's channels, None: all dense;
-        own: of the outputs.
+        own: of the outputs. ins, outs: in evaluation without gradients, orders of the channels of x and of what is
+        returned, None: the layer's own; `before` and `own` are in the layer's own.
         """
         activation = "relu" if self.relu else "none"
         conv, norm = self.pair
         if self.training or mask.is_floating_point():
             return masked_conv(x, conv.weight, None, mask, before, own, self.geometry, activation, norm)
-        weight, bias = fold(conv, norm) if torch.is_grad_enabled() else folded(conv, norm)
+        weight, bias = fold(conv, norm) if torch.is_grad_enabled() else folded(conv, norm, ins, outs)
         g = self.geometry
         before = torch.ones(x.shape[1], dtype=torch.bool, device=x.device) if before is None else before
+        before, own = (flags if order is None else flags[order] for flags, order in ((before, ins), (own, outs)))
         return torch.ops.sparsemask.conv(
             x, weight, bias, mask, before, own, g.stride, g.padding, g.dilation, g.output_padding, g.transposed, 1,
             activation, backends.current(self.backend),
@@ -144,16 +150,33 @@ class SparseHourglass(nn.Module):
         return out, kept, hard_kept, [hards[level] for level in levels]
 
     def _run(self, x: Tensor, masks: list[Tensor], dense: list[Tensor]) -> Tensor:
-        _, half, quarter = masks
+        half, quarter = masks[1:]
+        if not (self.training or torch.is_grad_enabled() or half.is_floating_point()):
+            return self._skip(x, masks, dense)
         one = self.conv1(x, half, None, dense[0])
         two = self.conv2(one, half, dense[0], dense[1])
         del one
         four = self.conv4(self.conv3(two, quarter, dense[1], dense[2]), quarter, dense[2], dense[3])
-        five = _sum(self.conv5(four, half, dense[3], dense[4]), self.redir2(two))
+        five = F.relu(self.conv5(four, half, dense[3], dense[4]) + self.redir2(two))
         del two, four
         # Where it is dropped the sum still holds what was added: its sparse channels are dropped like the others.
         five = five * _gate(half, dense[4], five)
-        return _sum(self.conv6(five, masks[0], dense[4], dense[5]), self.redir1(x))
+        return F.relu(self.conv6(five, masks[0], dense[4], dense[5]) + self.redir1(x))
+
+    def _skip(self, x: Tensor, masks: list[Tensor], dense: list[Tensor]) -> Tensor:
+        """The same in evaluation: between its ends, features hold their dense channels first, so that what dropped
+        voxels need of them lies together."""
+        half, quarter = masks[1:]
+        a, b, c, d, e = (torch.argsort(~one, stable=True) for one in dense[:5])
+        one = self.conv1(x, half, None, dense[0], None, a)
+        two = self.conv2(one, half, dense[0], dense[1], a, b)
+        del one
+        four = self.conv3(two, quarter, dense[1], dense[2], b, c)
+        four = self.conv4(four, quarter, dense[2], dense[3], c, d)
+        five = self.conv5(four, half, dense[3], dense[4], d, e)
+        five = add_relu(five, self.redir2(two, b, e), half, dense[4][e])
+        del two, four
+        return add_relu(self.conv6(five, masks[0], dense[4], dense[5], e), self.redir1(x))
 
     def everything(self, x: Tensor) -> Tensor:
         """The hourglass without masks."""
@@ -161,12 +184,8 @@ class SparseHourglass(nn.Module):
         two = self.conv2.everything(one)
         del one
         four = self.conv4.everything(self.conv3.everything(two))
-        five = _sum(self.conv5.everything(four), self.redir2(two))
-        return _sum(self.conv6.everything(five), self.redir1(x))
-
-
-def _sum(a: Tensor, b: Tensor) -> Tensor:
-    return F.relu(a + b) if torch.is_grad_enabled() else a.add_(b).relu_()
+        five = add_relu(self.conv5.everything(four), self.redir2(two))
+        return add_relu(self.conv6.everything(five), self.redir1(x))
 
 
 def _gate(mask: Tensor, dense: Tensor, like: Tensor) -> Tensor:
