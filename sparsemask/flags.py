@@ -135,6 +135,7 @@ def add_training(parser: Parser, space=None) -> None:
     group.add_argument("--last_layer_lr_mult", type=rate, default=None, help="factor on it for all else")
     group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: sgd, as published)")
     group.add_argument("--momentum", type=fraction, default=0.9, help="SGD momentum (default: 0.9)")
+    group.add_argument("--nesterov", action="store_true", help="SGD's momentum after Nesterov")
     group.add_argument("--decay", type=rate, default=4e-5, help="weight decay (default: 4e-5)")
     group.add_argument(
         "--schedule", choices=("poly", "step", "exponential", "constant"), default="poly", help="(default: poly)"

@@ -16,7 +16,6 @@ from small_classes import write_npz
 from small_hinge import hinged, options, task
 from spaces.group_sparsity import groups
 from sparsemask.devices import Arithmetic
-from sparsemask.engine import optimizer
 from sparsemask.errors import UseError
 
 CPU = Arithmetic(torch.device("cpu"))

@@ -73,12 +73,13 @@ def test_missing_configuration_names_the_presets():
 def test_presets_are_valid_for_both_trainings(name):
     from retrain.train import parser as retrain_parser
 
-    space = name.rpartition("_")[0] or "connectivity"  # "smsr_short" is space smsr's "short"
+    space = name.partition("_")[0] if "_" in name else "connectivity"  # "smsr_short" is space smsr's "short"
     size = {
         "connectivity": "crop_size",
         "smsr": "patch_size",
         "smpointseg": "n_points",
         "smstereo": "crop_height",
+        "hinge": "batch_size",
     }[space]
     assert parser(space).from_file(name)[size] > 0
     assert retrain_parser(space).from_file(name)["batch_size"] > 1

@@ -87,7 +87,10 @@ def optimizer(groups: list[dict], options: argparse.Namespace) -> torch.optim.Op
     """SGD with momentum, as published, or AdamW, which short runs from random weights need."""
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.lr, betas=(options.momentum, 0.999), weight_decay=options.decay)
-    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, weight_decay=options.decay)
+    nesterov = getattr(options, "nesterov", False)
+    return torch.optim.SGD(
+        groups, lr=options.lr, momentum=options.momentum, weight_decay=options.decay, nesterov=nesterov
+    )
 
 
 class Fit:
