@@ -2,7 +2,7 @@
 
     python bench/stereo.py layers                  the six kinds at 10 to 70 % kept, both sides in one run, medians
     python bench/stereo.py network --weights FILE  a trained network on generated scenes, dense beside sparse
-    python bench/stereo.py memory                  540x960 and 192 disparities, in a process of its own
+    python bench/stereo.py memory                  540x960 and 192 disparities, whole and in tiles, each in a process
 
 Dense layers are oneDNN's, channels last, batch norms folded. Kept voxels are drawn in blobs, as learnt masks have them.
 """
@@ -71,7 +71,7 @@ def layers(rounds: int, name: str, size: tuple[int, int, int], shares: list[floa
         grid = tuple(n >> halved for n in size)
         x = torch.randn(1, inputs, *grid).contiguous(memory_format=torch.channels_last_3d)
         out = tuple(2 * n for n in grid) if transposed else tuple(n // stride for n in grid)
-        before = torch.rand(inputs) < 0.3
+        before = torch.arange(inputs) < round(0.3 * inputs)  # dense channels first, as the hourglass orders them
         for share in shares:
             dense = CHANNELS * share
             own = torch.arange(outputs) < round(dense * outputs)
@@ -133,29 +133,49 @@ def network(path: Path, rounds: int, height: int, width: int) -> None:
     print(f"hourglasses of {path}: multiply-adds {gain:.2f}, time {ratio:.2f}, ratio {ratio / gain:.2f}")
 
 
-def child(form: str) -> None:
-    """Print seconds and the most memory of one form at full size."""
+def child(form: str, budget: float, size: tuple[int, int]) -> None:
+    """Print seconds, the most memory of one form, in tiles where there is a budget, and what was held before (GB)."""
+    from sparsemask.stereo.tiles import fitting_tile, run_tiles
+
     torch.manual_seed(0)
     model = SMStereo().eval()
-    pair = StereoPair(*torch.randn(2, 1, 3, 544, 960))
+    pair = StereoPair(*torch.randn(2, 1, 3, *size))
+    before = held("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
+
+    def run(part):
+        return model.compute(part.left, part.right, masked=form == "sparse")[0][-1]
+
     began = time.perf_counter()
     with torch.no_grad():
-        model.compute(pair.left, pair.right, masked=form == "sparse")
-    spent = time.perf_counter() - began
-    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM"))
-    print(spent, int(line.split()[1]) / 1024**2)
+        if budget:
+            tile = fitting_tile(*size, model.maxdisp, budget * 1e9)
+            run_tiles(run, pair, model.maxdisp, tile)
+        else:
+            tile = size
+            run(pair)
+    print(time.perf_counter() - began, held("VmHWM"), before, *tile)
 
 
-def memory() -> None:
-    """Both forms, in processes of their own."""
+def held(what: str) -> float:
+    """GB of this process, by the system's account: VmRSS now, VmHWM at most."""
+    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith(what))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+def memory(size: tuple[int, int], budgets: list[float]) -> None:
+    """Both forms in one piece, and the sparse one within budgets, in processes of their own."""
     rows = []
-    for form in ("dense", "sparse"):
-        command = [sys.executable, __file__, "child", "--form", form]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        spent, held = map(float, done.stdout.split())
-        rows.append({"form": form, "s": spent, "gb": held})
-    print(table(rows, {"form": "form", "s": ("seconds", ".1f"), "gb": ("GB, torch included", ".2f")}))
+    for form, budget in [("dense", 0), ("sparse", 0), *(("sparse", one) for one in budgets)]:
+        command = [sys.executable, __file__, "child", "--form", form, "--budgets", str(budget), "--picture"]
+        done = subprocess.run([*command, *map(str, size)], capture_output=True, text=True, check=True)
+        spent, most, before, tall, wide = map(float, done.stdout.split())
+        said = f"{budget:g} GB" if budget else "-"
+        rows.append(
+            {"form": form, "budget": said, "tile": f"{wide:.0f}x{tall:.0f}", "s": spent, "gb": most, "before": before}
+        )
+    columns = {"form": "form", "budget": "budget", "tile": "tiles", "s": ("seconds", ".1f")}
+    print(table(rows, {**columns, "gb": ("GB at most, torch included", ".2f"), "before": ("GB before", ".2f")}))
 
 
 def main() -> None:
@@ -167,18 +187,19 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=3, default=[24, 68, 120], help="grid of the finest layers' input")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.3, 0.5, 0.7])
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--picture", type=int, nargs=2, default=[256, 512], help="height and width")
+    parser.add_argument("--picture", type=int, nargs=2, help="height and width (default: 256 512; memory: 544 960)")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 0.7], help="GB, of memory's tiles")
     parser.add_argument("--form", default="sparse", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     if options.what == "layers":
         layers(options.rounds, options.backend, tuple(options.size), options.shares)
     elif options.what == "network":
-        network(options.weights, options.rounds, *options.picture)
+        network(options.weights, options.rounds, *(options.picture or (256, 512)))
     elif options.what == "memory":
-        memory()
+        memory(tuple(options.picture or (544, 960)), options.budgets)
     else:
-        child(options.form)
+        child(options.form, options.budgets[0], tuple(options.picture))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from sparsemask.stereo.framing import MULTIPLE
 
 OVERLAP = 64  # px
 SMALLEST = 64  # px, of a tile's sides
-# Measured peaks in evaluation, float32, rounded up: of a voxel of a quarter's size, a pixel, and whatever the size.
-_VOXEL, _PIXEL, _ALWAYS = 900, 400, 300e6
+# Peaks of the process in evaluation, float32 (bench/stereo.py memory), a fifth added: of a voxel of a quarter's size,
+# of a pixel, and whatever the size, torch and kernels included.
+_VOXEL, _PIXEL, _ALWAYS = 420, 600, 650e6
 
 
 class Box(NamedTuple):
@@ -41,7 +42,7 @@ class Box(NamedTuple):
 
 
 def memory(height: int, width: int, maxdisp: int) -> float:
-    """About how many bytes a network needs for a pair of one piece."""
+    """About how many bytes a process that has loaded a network needs at most, for a pair in one piece."""
     pixels = height * width
     return _ALWAYS + pixels * (_PIXEL + _VOXEL * maxdisp / 64)
 
