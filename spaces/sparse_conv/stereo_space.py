@@ -76,8 +76,8 @@ class SMStereoSpace(MaskedSpace):
         count = count_parameters(network) - sum(2 * mask.size for mask in hard_masks(network).values())
         whole = sum(dense.values())
         return (
-            f"at 960x540: {format_count(count, 'k')} parameters, multiply-adds {whole / 1e9:.0f} G with everything "
-            f"kept (aggregation {(whole - dense['encoder']) / 1e9:.0f} G, as published papers count "
+            f"at 960x540, {network.maxdisp} disparities: {format_count(count, 'k')} parameters, multiply-adds "
+            f"{whole / 1e9:.0f} G with everything kept (aggregation {(whole - dense['encoder']) / 1e9:.0f} G, as published papers count "
             f"{(sum(printed.values()) - printed['encoder']) / 1e9:.0f} G), {share * whole / 1e9:.0f} G at these pairs' "
             "share"
         )
