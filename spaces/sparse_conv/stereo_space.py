@@ -77,9 +77,9 @@ class SMStereoSpace(MaskedSpace):
         whole = sum(dense.values())
         return (
             f"at 960x540, {network.maxdisp} disparities: {format_count(count, 'k')} parameters, multiply-adds "
-            f"{whole / 1e9:.0f} G with everything kept (aggregation {(whole - dense['encoder']) / 1e9:.0f} G, as published papers count "
-            f"{(sum(printed.values()) - printed['encoder']) / 1e9:.0f} G), {share * whole / 1e9:.0f} G at these pairs' "
-            "share"
+            f"{whole / 1e9:.0f} G with everything kept (aggregation {(whole - dense['encoder']) / 1e9:.0f} G, as "
+            f"published papers count {(sum(printed.values()) - printed['encoder']) / 1e9:.0f} G), "
+            f"{share * whole / 1e9:.0f} G at these pairs' share"
         )
 
     def dense_form(self, network: SMStereo) -> nn.Module:
