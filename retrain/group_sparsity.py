@@ -1,33 +1,31 @@
 """Networks of the groups that stayed: fine-tuned under a teacher, evaluated beside the plain network, shared.
 
-Hinge (Li et al., CVPR 2020, arXiv 2003.08935), section 3.5; distillation after Hinton et al. (arXiv 1503.02531).
+Hinge (Li et al., CVPR 2020, arXiv 2003.08935), section 3.5.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 import spaces
 from prune.group_options import add_memory
 from retrain.group_evaluation import costs_text, measured, write_predictions
+from retrain.group_teacher import FineTuning, build_teacher, choose_teacher, same_teacher
 from spaces.group_sparsity import mask_file as files
 from spaces.group_sparsity import records
 from sparsemask import datasets, runs, session, tasks
 from sparsemask import report as page
-from sparsemask.engine import Method, checkpoint, distributed
+from sparsemask.engine import checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, describe, say
-from sparsemask.files import sha256
 from sparsemask.options import Parser, factor, fraction, natural, positive, spoken
 from sparsemask.session import Session
 from sparsemask.tables import format_count
-from sparsemask.weights import bare_state, load_strictly, load_weights, read_checkpoint
+from sparsemask.weights import bare_state, load_strictly, read_checkpoint
 
 NETWORK = "network.safetensors"
 
@@ -61,35 +59,6 @@ def add_eval_options(parser: Parser) -> None:
         "--batch", type=positive, nargs="+", default=[1], help="inputs at once when time is measured (default: 1)"
     )
     group.add_argument("--compiled", action="store_true", help="time compiled networks")
-
-
-class FineTuning(Method):
-    """A plain training of the small network, with a teacher's answers beside the truth."""
-
-    def __init__(self, options: argparse.Namespace):
-        self.share, self.temperature = options.distill, options.temperature
-        self.teacher: torch.nn.Module | None = None
-
-    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
-        """Everything at --lr."""
-        place = next(model.parameters())
-        self.teacher = getattr(model, "teacher", lambda: None)()
-        if self.teacher is not None:
-            self.teacher.to(place.device, place.dtype)
-        return [{"name": "network", "params": [p for p in model.parameters() if p.requires_grad], "lr": options.lr}]
-
-    def loss(self, model: torch.nn.Module, task, images, output, target) -> torch.Tensor:
-        """(1 - w)·CE + w·T²·KL(softmax(teacher / T) ‖ softmax(network / T)), summed over the pictures."""
-        own = task.loss(output, target)
-        if self.teacher is None or not self.share:
-            return own
-        with torch.no_grad():
-            wanted = self.teacher.eval()(images)  # its batch norms must neither see nor remember this batch
-        t = self.temperature
-        pull = F.kl_div(
-            F.log_softmax(output.float() / t, 1), F.log_softmax(wanted.float() / t, 1), reduction="sum", log_target=True
-        )
-        return (1 - self.share) * own + self.share * t * t * pull
 
 
 def method(options: argparse.Namespace) -> FineTuning:
@@ -129,7 +98,7 @@ def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
         saved = opened.state["mask"]
         mask = files.GroupMask.from_recipe(saved, run.last)
         model = space.network(mask, state=opened.state["model"])
-        teacher = _teacher_again(opened.state["teacher"], mask)
+        teacher = same_teacher(opened.state["teacher"])
     else:
         mask, path = _start(options)
         _settle(options, mask, options.mask_path or path)
@@ -143,14 +112,14 @@ def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
             model = space.compressed(hinged, mask)
             options.mask_path = str(Path(options.mask_path).resolve())
             options.search_checkpoint = str(path.resolve())
-        teacher = _teacher(options, mask, found, path)
+        teacher = choose_teacher(options, found, path)
         share = mask.figures.get("multiply_adds_share")
         left = "" if share is None else f", {share:.1%} of the multiply-adds"
         opened.say(f"weights of {path}{left}; teacher: {teacher['what'] or 'none'}")
         saved = mask.recipe()
     if task.n_output != mask.config["n_class"]:
         raise UseError(f"{task.measured_on()} has {task.n_output} classes, the mask's network {mask.config['n_class']}")
-    network = _teaching(teacher, mask) if options.distill else None
+    network = build_teacher(teacher, mask) if options.distill else None
     # Kept out of the modules: a teacher is neither trained nor saved.
     model.teacher = functools.partial(_same, network)
     model.train()
@@ -173,46 +142,6 @@ def _settle(options: argparse.Namespace, mask: files.GroupMask, what: object) ->
             raise UseError(f"--{name} {given[name]}: {what} has {value}")
         setattr(options, name, value)
     options.arch_options = [f"{k}={v}" for k, v in mask.config["arch_options"].items()] or None
-
-
-def _teacher(options: argparse.Namespace, mask: files.GroupMask, found: Mapping, path: Path) -> dict:
-    """Whose answers are learnt from: kind, file and its hash, as the checkpoints remember it."""
-    wanted = options.teacher if options.distill else "none"
-    if wanted == "auto":
-        start = (found.get("config") or {}).get("pretrained_model")
-        wanted = start if start and Path(start).exists() else "search" if found else "none"
-    if wanted == "none":
-        return {"kind": "none", "what": "", "sha256": ""}
-    if wanted == "search":
-        if not found:
-            raise UseError("--teacher search: --ft_model is no search; give a file of weights, or none")
-        return {"kind": "search", "what": str(path.resolve()), "sha256": sha256(path)}
-    if not Path(wanted).is_file():
-        raise UseError(f"--teacher {wanted}: no such file (a file of weights, search or none)")
-    return {"kind": "plain", "what": str(Path(wanted).resolve()), "sha256": sha256(wanted)}
-
-
-def _teacher_again(teacher: Mapping, mask: files.GroupMask) -> dict:
-    """A resumed run's teacher: the same file, byte for byte."""
-    if teacher["kind"] != "none":
-        what = Path(teacher["what"])
-        if not what.is_file() or sha256(what) != teacher["sha256"]:
-            raise UseError(f"{what}: the run's teacher is gone or changed since; put it back to go on with this run")
-    return dict(teacher)
-
-
-def _teaching(teacher: Mapping, mask: files.GroupMask) -> torch.nn.Module | None:
-    if teacher["kind"] == "none":
-        return None
-    space, what = spaces.get("hinge"), teacher["what"]
-    state = load_weights(what)
-    if teacher["kind"] == "search":
-        network = space.structure(mask.config)
-        load_strictly(network, state, what)
-    else:
-        network = space.plain(mask.config)
-        space.load_into(network, state, what)
-    return network.eval().requires_grad_(False)
 
 
 def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:

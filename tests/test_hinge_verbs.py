@@ -18,7 +18,7 @@ import retrain.eval
 import retrain.train
 import search.run
 import spaces
-from retrain.group_sparsity import FineTuning
+from retrain.group_teacher import FineTuning
 from small_classes import write_npz
 from small_hinge import hinged
 from spaces.group_sparsity import records

@@ -1,5 +1,6 @@
 """The training engine: one loop for every family."""
 
-from sparsemask.engine.loop import Method, fit, optimizer
+from sparsemask.engine.loop import fit
+from sparsemask.engine.method import Method, optimizer
 
 __all__ = ["Method", "fit", "optimizer"]

@@ -12,85 +12,16 @@ import torch
 
 from sparsemask.engine import batchnorm, checkpoint, data, distributed, randomness, schedules
 from sparsemask.engine.interrupt import Interrupt
+from sparsemask.engine.method import Method
 from sparsemask.engine.records import JsonLines, Progress, TensorBoard
 from sparsemask.errors import UseError
 from sparsemask.runs import Run
-
-
-class Method:
-    """How a family learns its masks. This base trains a plain network: no masks, no penalty."""
-
-    steps = 0
-    """Steps of the whole run; the loop sets it before the first."""
-    finished = False
-    """Whether the run may end before its last step; asked after each evaluation, and kept by `state`."""
-
-    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
-        """Optimizer parameter groups: the encoder at --lr, all else at --lr times --last_layer_lr_mult."""
-        encoder = [p for n, p in model.named_parameters() if n.startswith("backbone.") and p.requires_grad]
-        rest = [p for n, p in model.named_parameters() if not n.startswith("backbone.") and p.requires_grad]
-        groups = [
-            {"name": "encoder", "params": encoder, "lr": options.lr},
-            {"name": "decoder", "params": rest, "lr": options.lr * options.last_layer_lr_mult},
-        ]
-        return [g for g in groups if g["params"]]
-
-    def optimizers(self, model: torch.nn.Module, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
-        """The optimizers; the first one's first group is the one whose learning rate is logged."""
-        return [optimizer(self.groups(model, options), options)]
-
-    def before_step(self, model: torch.nn.Module, step: int) -> None:
-        """Called before the first forward pass of a step."""
-
-    def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor | None, dict]:
-        """What is added to the task's loss, and figures to log; called after each forward pass."""
-        return None, {}
-
-    def loss(self, model: torch.nn.Module, task, images, output, target) -> torch.Tensor:
-        """What the network's outputs on `images` cost: a sum, to be divided by the task's count."""
-        return task.loss(output, target)
-
-    def before_update(self, model: torch.nn.Module, groups: list[dict]) -> None:
-        """Called with the gradients there (loss-scaled under float16), before the optimizers take their step; the
-        groups' learning rates are the schedule's and may be changed for this step."""
-
-    def after_step(self, model: torch.nn.Module) -> None:
-        """Called after every optimizer update."""
-
-    def state(self) -> dict:
-        """What the method has to remember beside the network: tensors, numbers and words, for the checkpoint."""
-        return {}
-
-    def restore(self, state: dict) -> None:
-        """Go on from what `state` once returned."""
-
-    def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
-        """Validation figures: the task's, and what a family has to add."""
-        return task.evaluate(model, arithmetic, options, limit=options.eval_limit)
-
-    def figures(self, model: torch.nn.Module) -> dict:
-        """Figures shown beside the loss."""
-        return {}
-
-    def history(self, model: torch.nn.Module) -> dict:
-        """What is remembered at every logged step (history.jsonl)."""
-        return {}
 
 
 def steps(options: argparse.Namespace, length: int) -> tuple[int, int]:
     """(steps of the run, steps of an epoch) for a training list of `length` pictures."""
     epoch = math.ceil(length / options.batch_size)
     return options.max_iter or (options.max_epoch or 1) * epoch, epoch
-
-
-def optimizer(groups: list[dict], options: argparse.Namespace) -> torch.optim.Optimizer:
-    """SGD with momentum, as published, or AdamW, which short runs from random weights need."""
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=options.lr, betas=(options.momentum, 0.999), weight_decay=options.decay)
-    nesterov = getattr(options, "nesterov", False)
-    return torch.optim.SGD(
-        groups, lr=options.lr, momentum=options.momentum, weight_decay=options.decay, nesterov=nesterov
-    )
 
 
 class Fit:
