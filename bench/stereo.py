@@ -104,33 +104,54 @@ def layers(rounds: int, name: str, size: tuple[int, int, int], shares: list[floa
 
 
 @torch.no_grad()
-def network(path: Path, rounds: int, height: int, width: int) -> None:
-    """Aggregation of a trained network at its own kept fraction."""
+def network(path: Path, rounds: int, height: int, width: int, name: str) -> None:
+    """A trained network on a generated scene, dense beside sparse: its hourglasses, aggregation, the whole."""
     from spaces.sparse_conv.stereo_shared import load_smstereo
-    from sparsemask.stereo.framing import normalise
+    from sparsemask.stereo.framing import make_pair
     from sparsemask.stereo.scenes import make_scene
 
     model = load_smstereo(path)
-    scene = make_scene(np.random.default_rng(0), height, width, 0.8 * model.maxdisp)
-    pair = StereoPair(normalise(scene.left)[None], normalise(scene.right)[None])
-    volume = model.aggregate(model.volume(pair.left, pair.right))
+    scene = make_scene(np.random.default_rng(0), height, width, 0.75 * model.maxdisp)
+    pair = make_pair(scene.left, scene.right)
+    volume = model.volume(pair.left, pair.right)
+    before = model.aggregate(volume.clone())
 
-    def sparse():
-        x = volume
+    def hourglasses(masked: bool, x: Tensor) -> Tensor:
         for module in model.hourglasses:
-            x = module(x)[0]
+            x = module(x)[0] if masked else module.everything(x)
         return x
 
-    def dense():
-        x = volume
-        for module in model.hourglasses:
-            x = module.everything(x)
-        return x
+    def aggregation(masked: bool) -> Tensor:
+        x = hourglasses(masked, model.aggregate(volume.clone()))
+        return model.regress(model.classif3, x, (height, width))
 
-    gain = multiply_adds(dense) / multiply_adds(sparse)
-    dense(), sparse()
-    ratio = statistics.median(timed(dense) / timed(sparse) for _ in range(rounds))
-    print(f"hourglasses of {path}: multiply-adds {gain:.2f}, time {ratio:.2f}, ratio {ratio / gain:.2f}")
+    parts = {
+        "hourglasses": lambda masked: hourglasses(masked, before),
+        "aggregation": aggregation,
+        "whole": lambda masked: model.compute(pair.left, pair.right, masked),
+    }
+    rows = []
+    with backend(name):
+        for part, run in parts.items():
+            gain = multiply_adds(lambda run=run: run(False)) / multiply_adds(lambda run=run: run(True))
+            run(False), run(True)
+            times = [(timed(lambda run=run: run(False)), timed(lambda run=run: run(True))) for _ in range(rounds)]
+            ratio = statistics.median(a / b for a, b in times)
+            dense, sparse = (statistics.median(one) for one in zip(*times, strict=True))
+            rows.append(
+                {"part": part, "dense": dense, "ms": sparse, "gain": ratio, "flops": gain, "share": ratio / gain}
+            )
+        kept = model.compute(pair.left, pair.right)[1]
+    columns = {
+        "part": "part", "dense": ("dense ms", ".1f"), "ms": ("sparse ms", ".1f"), "gain": ("gain in time", ".2f"),
+        "flops": ("in multiply-adds", ".2f"), "share": ("time / multiply-adds", ".2f"),
+    }  # fmt: skip
+    print(table(rows, columns))
+    share = float(torch.cat(kept).mean())
+    print(
+        f"{path}, {width}x{height}, {model.maxdisp} disparities, kept {share:.3f}, backend {name}, "
+        f"{torch.get_num_threads()} thread(s)"
+    )
 
 
 def child(form: str, budget: float, size: tuple[int, int]) -> None:
@@ -186,16 +207,19 @@ def main() -> None:
     parser.add_argument("--backend", default="native")
     parser.add_argument("--size", type=int, nargs=3, default=[24, 68, 120], help="grid of the finest layers' input")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.3, 0.5, 0.7])
-    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--weights", type=Path, help="network's: a run's network.safetensors")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--picture", type=int, nargs=2, help="height and width (default: 256 512; memory: 544 960)")
     parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 0.7], help="GB, of memory's tiles")
     parser.add_argument("--form", default="sparse", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(options.threads)
+    if options.what == "network" and options.weights is None:
+        parser.error("network needs --weights FILE")
     if options.what == "layers":
         layers(options.rounds, options.backend, tuple(options.size), options.shares)
     elif options.what == "network":
-        network(options.weights, options.rounds, *(options.picture or (256, 512)))
+        network(options.weights, options.rounds, *(options.picture or (256, 512)), options.backend)
     elif options.what == "memory":
         memory(tuple(options.picture or (544, 960)), options.budgets)
     else:
