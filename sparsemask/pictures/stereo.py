@@ -154,6 +154,8 @@ def draw_voxels(
 
 
 def _module(fig, mask: np.ndarray, number: int, place, shape, disparity, last: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     left, top, tall, low = place
     axes = style.place(fig, left, top, _WIDE, tall)
     image = axes.imshow(mask.mean(0), cmap=KEPT_MAP, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
@@ -168,6 +170,7 @@ def _module(fig, mask: np.ndarray, number: int, place, shape, disparity, last: b
         with np.errstate(all="ignore"):
             axes.plot(np.nanmedian(np.where(disparity > 0, disparity, np.nan), 0), color="white", lw=0.8)
     axes.set(xlim=(0, shape[1]), ylim=(0, most), xlabel="column, px")
+    axes.xaxis.set_major_locator(MaxNLocator(5, prune="upper"))  # the last would touch the next view's first
     axes.tick_params(length=2, pad=2)
     if number == 1:
         axes.set_ylabel("disparity, px", labelpad=2)
