@@ -19,9 +19,10 @@ from sparsemask.stereo.framing import MULTIPLE
 
 OVERLAP = 64  # px
 SMALLEST = 64  # px, of a tile's sides
-# Peaks of the process in evaluation, float32 (bench/stereo.py memory), a fifth added: of a voxel of a quarter's size,
-# of a pixel, and whatever the size, torch and kernels included.
-_VOXEL, _PIXEL, _ALWAYS = 420, 600, 650e6
+# Peaks of the process in evaluation, float32 (bench/stereo.py memory), rounded up: of a voxel of a quarter's size, of a
+# pixel, and whatever the size. That is torch, weights as packed for several kernels, and what the allocator holds back
+# after tiles of other shapes.
+_VOXEL, _PIXEL, _ALWAYS = 420, 600, 850e6
 
 
 class Box(NamedTuple):
