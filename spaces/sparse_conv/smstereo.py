@@ -123,7 +123,7 @@ class SMStereo(nn.Module):
         """Draw convolutions as GwcNet does; what is added to something else begins small.
 
         So the shortest path from pictures to disparities learns first (Goyal et al. 2017, arXiv 1706.02677, section
-        5.1): without it a few hundred steps end at the pictures' mean disparities.
+        5.1): without it the first hundred steps hardly leave the pictures' mean disparities.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d) and module.bias is None:
