@@ -15,6 +15,7 @@ _MODULES = {
     "smsr": "spaces.sparse_conv.space",
     "smpointseg": "spaces.sparse_conv.points_space",
     "smstereo": "spaces.sparse_conv.stereo_space",
+    "specialized": "spaces.specialized.space",
     "hinge": "spaces.group_sparsity.space",
 }
 _SPACES: dict[str, Space] = {}

@@ -81,7 +81,7 @@ def add_network(parser: Parser, space=None) -> None:
     if hasattr(space, "add_options"):
         space.add_options(group)
     else:
-        _add_encoder(group)
+        add_encoder(group)
 
 
 def add_space(group, space=None) -> None:
@@ -90,7 +90,7 @@ def add_space(group, space=None) -> None:
     group.add_argument("--space", default=name, help=f"the search space (default: {DEFAULT_SPACE}, or a file's own)")
 
 
-def _add_encoder(group) -> None:
+def add_encoder(group) -> None:
     """The network flags of spaces that stand on an encoder."""
     group.add_argument(
         "--backbone_name",

@@ -107,24 +107,30 @@ class PrunedNetwork(nn.Module):
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or upsampled to `size`."""
-
-        def used(kind: int, j: int) -> bool:
-            return bool(self._takers[kind, j])
-
-        def product(kind: int, j: int, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-            takers = self._takers[kind, j]
-            if self.merged:
-                products = self.merged[f"{kind}_{j}"](x)
-            else:
-                products = _together(self._convs(kind, j), x)
-            yield from zip(takers, products.split(self.fc_conv.in_channels, 1), strict=True)
-
         with batch_norm_errors():
-            features = decode(
-                self.backbone(x), used, product, lambda i, total: self.decoders[f"Decoders_{i}"].bn(total)
-            )
+            features = self.decode(self.backbone(x))
         logits = self.fc_conv(features)
         return logits if size is None else upsample(logits, size)
+
+    def decode(self, end_points: Sequence[Tensor]) -> Tensor:
+        """The last decoder stage's output, (B, depth, h, w), from the encoder's end points."""
+        return decode(end_points, self.used, self.product, self.finish)
+
+    def used(self, kind: int, j: int) -> bool:
+        """Whether any stage that matters takes feature j of a kind."""
+        return bool(self._takers[kind, j])
+
+    def product(self, kind: int, j: int, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(stage, what it gets) of feature j, for all stages that take it."""
+        if self.merged:
+            products = self.merged[f"{kind}_{j}"](x)
+        else:
+            products = _together(self._convs(kind, j), x)
+        yield from zip(self._takers[kind, j], products.split(self.fc_conv.in_channels, 1), strict=True)
+
+    def finish(self, i: int, total: Tensor) -> Tensor:
+        """What stage i does to the sum of its inputs before relu6."""
+        return self.decoders[f"Decoders_{i}"].bn(total)
 
 
 def _together(convs: Sequence[nn.Conv2d], x: Tensor) -> Tensor:

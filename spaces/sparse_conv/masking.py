@@ -69,10 +69,12 @@ def mean_kept(network: nn.Module, hard: bool = False) -> Tensor:
     """Kept fraction of a network by its last forward pass, differentiable in soft masks. hard: as if they were hard.
 
     The mean over all modules and layers; where the network says what share of the multiply-adds each layer has
-    (`kept_weights`), weighted by it.
+    (`kept_weights`), weighted by it, with the share of what has no masks (`kept_base`) added.
     """
     kept = network.hard_kept if hard else network.kept
     weights = getattr(network, "kept_weights", None)
     if not weights:
         return budget_loss(kept)
-    return torch.stack([(share * one).sum() for share, one in zip(weights, kept, strict=True)]).sum()
+    total = torch.stack([(share * one).sum() for share, one in zip(weights, kept, strict=True)]).sum()
+    total = total + getattr(network, "kept_base", 0.0)
+    return total if total.requires_grad else total.clamp_max(1.0)  # with mask branches it can be more than dense

@@ -55,19 +55,24 @@ class Watch:
     ):
         self.space, self.network, self.arithmetic, self.rounds = space, network, arithmetic, rounds
         self.alone = alone
-        self.run = run or network
+        self.form = space.fast_form(network) if run is None and hasattr(space, "fast_form") else network
+        self.run = run or self.form
         self.run_dense = run_dense or space.dense_form(network)
         self.rows: list[list[float]] = []
         self.modules: list[list[list[float]]] = []
         """Of each picture, each module's (share of kept locations, kept fraction)."""
+
+    def eval(self) -> Watch:
+        """What tasks ask of a module."""
+        return self
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
         """The network's output."""
         with FlopCounterMode(display=False) as counter:
             out = self.run(pictures)
-        locations = [float(mask.float().mean()) for mask in self.network.masks]
-        fractions = [float(one.float().mean()) for one in self.network.kept]
+        locations = [float(mask.float().mean()) for mask in self.form.masks]
+        fractions = [float(one.float().mean()) for one in self.form.kept]
         self.modules.append([list(pair) for pair in zip(locations, fractions, strict=True)])
         times = [float("nan")] * 2
         if self.rounds:
@@ -76,7 +81,7 @@ class Watch:
                 found = compare(calls, self.rounds, warmup=1, device=pictures.device)
             times = [found["sparse"], found["dense"]]
         executed, dense = counter.get_total_flops() // 2, self.space.dense_cost(self.network, pictures)
-        self.rows.append([float(mean_kept(self.network)), executed, dense, *times])
+        self.rows.append([float(mean_kept(self.form)), executed, dense, *times])
         return out
 
     def table(self) -> Tensor:

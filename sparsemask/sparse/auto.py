@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsemask.sparse import attended, backends
+from sparsemask.sparse import attended, backends, inverted_residual
 from sparsemask.sparse.calibration import Model, model
 
 NEAR = 2.0  # tried if predicted to take at most this many times the best one's time
@@ -74,6 +74,29 @@ class Auto:
             return own(x, *rest) if own else attended.compose(backend, x, *rest)
 
         return self._serve(*_module("attended", x, mask, weights, dense, collect_weight), call)
+
+    def inverted_residual(
+        self, x, mask, expand, expand_bias, expand_dense, depthwise, depthwise_bias, depthwise_dense, project,
+        project_bias, project_dense, stride, shortcut,
+    ) -> Tensor:  # fmt: skip
+        """An inverted residual by the backend of choice."""
+        rest = (
+            mask, expand, expand_bias, expand_dense, depthwise, depthwise_bias, depthwise_dense, project, project_bias,
+            project_dense, stride, shortcut,
+        )  # fmt: skip
+        kept, middle = _share(mask), (len(depthwise), _count(depthwise_dense))
+        first = None if expand is None else (len(expand), _count(expand_dense))
+        last = (len(project), _count(project_dense))
+        key = ("inverted", _form(x, project), stride, shortcut, first, middle[1], last[1], _bucket(kept))
+
+        def work() -> list[_Work]:
+            inputs, found = (x.shape[1], x.shape[1]), []
+            if first is not None:
+                found.append(_Work.of(mask.numel() * stride**2, kept, 1, inputs, first))
+            found.append(_Work.of(mask.numel(), kept, 9, first or inputs, middle, len(depthwise)))
+            return [*found, _Work.of(mask.numel(), kept, 1, middle, last)]
+
+        return self._serve(key, x, work, lambda b: inverted_residual.run(b, x, *rest))
 
     def _serve(self, key: tuple, x: Tensor, work: Callable[[], list[_Work]], call: Callable) -> Tensor:
         key = (*key, x.device, x.dtype, torch.get_num_threads())

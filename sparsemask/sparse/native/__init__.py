@@ -61,6 +61,20 @@ class Native:
             return one(slice(None))
         return torch.cat([one(slice(i, i + 1)) for i in range(len(x))])
 
+    def inverted_residual(self, *arguments) -> Tensor:
+        """Expansion, depth-wise and projection under one data mask."""
+        from sparsemask.sparse.native.inverted_residual import inverted_residual
+
+        return inverted_residual(*arguments)
+
+    def fuse_scales(self, xs, bias, mask, dense, height, width) -> Tensor:
+        """Features of several sizes upsampled, summed, and relu6 of it."""
+        from sparsemask.sparse import scales
+        from sparsemask.sparse.native.scales import MOST, fuse_scales
+
+        run = fuse_scales if len(xs) <= MOST else scales.plain
+        return run(xs, bias, mask, dense, height, width)
+
     def joined_conv(self, xs, weight, bias, add, activation) -> Tensor:
         """An unmasked convolution over several features as if they were concatenated."""
         from sparsemask.sparse.native.joined import joined_conv

@@ -3,3 +3,4 @@
 #include "narrow.h"
 #include "points.h"
 #include "stereo.h"
+#include "scales.h"

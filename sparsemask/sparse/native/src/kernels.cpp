@@ -22,6 +22,7 @@
     void point_centres(const sm::PointGrads&, int64_t, int64_t, float*);                                  \
     void point_neighbours(const sm::PointGrads&, int64_t, int64_t);                                       \
     void correlate(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*);               \
+    void scales(const sm::Scales&, int64_t);                                                              \
     }
 
 SM_DECLARE(sm_plain)
@@ -31,8 +32,8 @@ SM_DECLARE(sm_avx512)
 #endif
 
 #define SM_CHOICE(name, width) \
-    {name::chunk,      name::narrow,        name::depthwise,        name::point_rows, \
-     name::point_bins, name::point_centres, name::point_neighbours, name::correlate,  width}
+    {name::chunk,         name::narrow,           name::depthwise, name::point_rows, name::point_bins, \
+     name::point_centres, name::point_neighbours, name::correlate, name::scales,     width}
 
 namespace {
 
@@ -49,6 +50,8 @@ using PointNeighbours = void (*)(const sm::PointGrads&, int64_t, int64_t);
 
 using Correlate = void (*)(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*);
 
+using ScalesOf = void (*)(const sm::Scales&, int64_t);
+
 struct Choice {
     Chunk chunk;
     Narrow narrow;
@@ -58,6 +61,7 @@ struct Choice {
     PointCentres point_centres;
     PointNeighbours point_neighbours;
     Correlate correlate;
+    ScalesOf scales;
     int64_t width;
 };
 
@@ -346,6 +350,14 @@ void sm_correlation(const float* left, const float* right, int64_t levels, int64
         const int64_t from = line % height * width * groups * each;
         chosen.correlate(left + from, right + from, line / height, width, groups, each, out + line * width * groups);
     }
+}
+
+void sm_scales(const sm::Scales* given) {
+    const sm::Scales& p = *given;
+    const int64_t lines = p.batch * p.height;
+    const int threads = static_cast<int>(std::min(p.threads, lines));
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 2)
+    for (int64_t line = 0; line < lines; line++) chosen.scales(p, line);
 }
 
 int64_t sm_version() { return 1; }

@@ -24,7 +24,7 @@ struct Product {
     int64_t columns;  // outputs of a row
     const float* packed;
     const float* bias;  // or null
-    int64_t activation;  // 0 none, 1 relu, 2 leaky relu with `slope`
+    int64_t activation;  // 0 none, 1 relu, 2 leaky relu with `slope`, 3 relu6
     double slope;
     // Columns [0, split) of row r go to row at0[r] (or r) of out0, the rest to row at1[r] (or r) of out1.
     int64_t split;
@@ -104,6 +104,28 @@ struct PointGrads {
     int64_t bins_count;
     float* to_g;
     float* to_table;  // (threads, bins_count, columns), zeros
+    int64_t threads;
+};
+
+// Features of several sizes summed at one, see scales.h.
+struct Scale {
+    const float* rows;  // (batch, height, width), `stride` floats apart
+    int64_t stride;
+    int64_t height;
+    int64_t width;
+};
+
+struct Scales {
+    int64_t batch;
+    int64_t height;
+    int64_t width;
+    int64_t columns;
+    int64_t n;
+    const Scale* scales;
+    const float* bias;
+    const uint8_t* mask;  // (batch, height, width), or null: all places are kept
+    int64_t dense;        // columns of dropped places
+    float* out;           // (batch, height, width, columns)
     int64_t threads;
 };
 

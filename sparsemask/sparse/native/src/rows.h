@@ -4,6 +4,8 @@
 // that nothing is gathered into memory first. Included with SM_NAMESPACE and SM_WIDTH (floats of a vector) defined.
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <vector>
 
 #include "problem.h"
 
@@ -62,6 +64,7 @@ static void block(const float* const* rows, const Product& p, int64_t from, int6
 
 static inline float activate(const Product& p, float v) {
     if (p.activation == 1) return v > 0 ? v : 0;
+    if (p.activation == 3) return v > 0 ? (v > 6 ? 6 : v) : 0;
     return p.activation == 2 && v < 0 ? v * static_cast<float>(p.slope) : v;
 }
 
@@ -88,7 +91,9 @@ static void finish_all(const Product& p, int64_t start, int64_t count, int64_t f
     float* out = left ? p.out0 + first : p.out1 + (first - p.split);
     const int32_t* at = left ? p.at0 : p.at1;
     const int64_t stride = left ? p.stride0 : p.stride1;
-    const V zero = {}, slope = static_cast<float>(p.activation == 2 ? p.slope : p.activation == 1 ? 0.0 : 1.0) - zero;
+    const bool cut = p.activation & 1;  // relu, relu6
+    const V zero = {}, slope = static_cast<float>(p.activation == 2 ? p.slope : cut ? 0.0 : 1.0) - zero;
+    const V top = (p.activation == 3 ? 6.0f : std::numeric_limits<float>::infinity()) - zero;
     V bias[NV], sum[NV];
     for (int j = 0; j < NV; j++) {
         bias[j] = p.bias ? *reinterpret_cast<const V*>(p.bias + first + j * W) : zero;
@@ -103,7 +108,7 @@ static void finish_all(const Product& p, int64_t start, int64_t count, int64_t f
         for (int j = 0; j < NV; j++) {
             V v = *reinterpret_cast<const V*>(tiles + j * W) + bias[j];
             if (more) v += *reinterpret_cast<const V*>(more + j * W);
-            v = v > zero ? v : (p.activation == 1 ? zero : v * slope);
+            v = v > zero ? (v > top ? top : v) : (cut ? zero : v * slope);
             sum[j] += v;
             *reinterpret_cast<V*>(to + j * W) = v;
         }
@@ -194,27 +199,55 @@ void chunk(const Product& p, int64_t start, int64_t count, const float** rows, d
 #endif
 }
 
-// Depth-wise: every column has its own weight in every segment; packed is (segments, columns).
+// Depth-wise sums of one row in NV vectors of columns from `k` on. x: rows of the segments, null for a row of zeros.
+template <int W, int NV>
+static inline void depth_block(const Product& p, const float* const* x, int64_t n, int64_t k, float* to) {
+    using V = typename Vector<W>::type;
+    const V zero = {};
+    V v[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; j++) v[j] = p.bias ? *reinterpret_cast<const V*>(p.bias + k + j * W) : zero;
+    for (int64_t s = 0; s < n; s++) {
+        if (!x[s]) continue;
+        const float *in = x[s] + k, *w = p.packed + s * p.columns + k;
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; j++)
+            v[j] += *reinterpret_cast<const V*>(in + j * W) * *reinterpret_cast<const V*>(w + j * W);
+    }
+    if (p.activation) {
+        const bool cut = p.activation & 1;
+        const V slope = static_cast<float>(p.slope) - zero;
+        const V top = (p.activation == 3 ? 6.0f : std::numeric_limits<float>::infinity()) - zero;
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; j++) v[j] = v[j] > zero ? (v[j] > top ? top : v[j]) : (cut ? zero : v[j] * slope);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; j++) *reinterpret_cast<V*>(to + j * W) = v[j];
+}
+
+// Depth-wise: every column has its own weight in every segment; packed is (segments, columns). All columns go to out0.
 void depthwise(const Product& p, int64_t start, int64_t count) {
     constexpr int W = SM_WIDTH;
-    using V = typename Vector<W>::type;
-    alignas(64) float v[MAX_ZEROS];
+    const int64_t n = p.n_segments;
+    std::vector<const float*> listed(n);
+    const float** x = listed.data();
     for (int64_t r = start; r < start + count; r++) {
-        std::memset(v, 0, p.columns * sizeof(float));
-        for (int64_t s = 0; s < p.n_segments; s++) {
+        for (int64_t s = 0; s < n; s++) {
             const Segment& one = p.segments[s];
             const int64_t at = p.pos[r] + one.offset;
             const int64_t found = one.map ? one.map[at] : at;
-            if (found < 0) continue;
-            const float* x = one.base + found * one.stride;
-            const float* w = p.packed + s * p.columns;
-            int64_t k = 0;
-            for (; k + W <= p.columns; k += W)
-                *reinterpret_cast<V*>(v + k) +=
-                    *reinterpret_cast<const V*>(x + k) * *reinterpret_cast<const V*>(w + k);
-            for (; k < p.columns; k++) v[k] += x[k] * w[k];
+            x[s] = found < 0 ? nullptr : one.base + found * one.stride;
         }
-        finish(p, r, 0, p.columns, v, nullptr);
+        float* to = p.out0 + (p.at0 ? p.at0[r] : r) * p.stride0;
+        int64_t k = 0;
+        for (; k + 4 * W <= p.columns; k += 4 * W) depth_block<W, 4>(p, x, n, k, to + k);
+        for (; k + W <= p.columns; k += W) depth_block<W, 1>(p, x, n, k, to + k);
+        for (; k < p.columns; k++) {
+            float v = p.bias ? p.bias[k] : 0;
+            for (int64_t s = 0; s < n; s++)
+                if (x[s]) v += x[s][k] * p.packed[s * p.columns + k];
+            to[k] = activate(p, v);
+        }
     }
 }
 

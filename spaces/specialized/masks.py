@@ -1,0 +1,145 @@
+"""Parts that masks are made of: the branch that says where, the gate on a convolution, a mask on another grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spaces.sparse_conv.smsr import begin_smoothly
+from sparsemask.sparse import gumbel_mask
+
+NARROWEST, WIDEST = 4, 16  # channels of a mask branch
+_EAGER = 1.0  # logits a fresh branch keeps and drops with: most is kept, as the network was trained
+
+
+class Locator(nn.Sequential):
+    """Which locations of a module's output matter, from its input: a light hourglass at half the input's size.
+
+    As the data masks of SMSR (Wang et al. 2021, section 3.1), but pooled before the first convolution, which is 1×1: an
+    inverted residual is itself so light that a 3×3 convolution at its input's size would cost what masks save.
+
+    Args:
+        channels: of the module's input.
+        stride: 1 or 2, of the module: masks are of size ceil(input / stride).
+    """
+
+    mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`
+
+    def __init__(self, channels: int, stride: int = 1):
+        width = max(NARROWEST, min(WIDEST, channels // 4))
+        last = nn.ConvTranspose2d(width, 2, 3, 2, 1, output_padding=1) if stride == 1 else nn.Conv2d(width, 2, 1)
+        super().__init__(
+            nn.AvgPool2d(2), nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+            last,
+        )  # fmt: skip
+        if stride == 1:
+            begin_smoothly(last)
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor([-_EAGER, _EAGER]))
+        self.stride, self.threshold = stride, 0.5
+
+    def mask_parameters(self) -> Iterator[nn.Parameter]:
+        """What :func:`sparsemask.sparse.set_mask_mode` freezes."""
+        yield from self.parameters()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Features (N, C, H, W) to logits (N, 2, h, w), index 1 keeps; odd sizes are padded by their last row."""
+        height, width = x.shape[-2:]
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
+        found = super().forward(x)
+        return found[..., :height, :width] if self.stride == 1 else found
+
+    def forward(self, x: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor]:
+        """(mask, hard mask), (N, 1, h, w) each; soft in training while masks are learnt, else both the hard one."""
+        logits = self.logits(x)
+        drop, keep = logits.detach().split(1, 1)
+        hard = keep > drop if self.threshold == 0.5 else torch.sigmoid(keep - drop) > self.threshold
+        if self.training and self.mask_mode == "soft":
+            return gumbel_mask(logits, tau)[:, 1:], hard
+        return hard, hard
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Of one picture whose features are height × width."""
+        return -(-height // 2) * -(-width // 2) * sum(self[k].weight.numel() for k in (1, 3, 5))
+
+
+class Channels(nn.Module):
+    """Channel masks of a module's convolutions, one after the other in `ch_mask` (1, ΣC, 2), index 0 dense.
+
+    The logits start from U(0, 1), as published. widths: output channels of each convolution.
+    """
+
+    mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`
+
+    def __init__(self, widths: Sequence[int]):
+        super().__init__()
+        self.widths = list(widths)
+        self.ch_mask = nn.Parameter(torch.rand(1, sum(widths), 2))
+
+    def mask_parameters(self) -> Iterator[nn.Parameter]:
+        """What :func:`sparsemask.sparse.set_mask_mode` freezes."""
+        yield self.ch_mask
+
+    def forward(self, tau: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
+        """(dense shares, hard ones) of each convolution, (C,); soft in training while masks are learnt."""
+        hard = (self.ch_mask[0, :, 0] >= self.ch_mask[0, :, 1]).detach()
+        soft = hard
+        if self.training and self.mask_mode == "soft":
+            soft = gumbel_mask(self.ch_mask, tau, 2)[0, :, 0]
+        return list(soft.split(self.widths)), list(hard.split(self.widths))
+
+
+def gated(
+    a: Tensor, b: Tensor | None, norm: Callable[[Tensor], Tensor], mask: Tensor, dense: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(g·norm(a + M/g·b), g) with the gate g = d + (1 - d)·M: a sparse mask convolution's training form.
+
+    Its dense inputs gave `a`, its sparse ones `b` (None: there are none); `norm` is all that follows the convolution,
+    bias, batch norm and activation; masks act after it (Wang et al. 2021, section 3.2, with norm and bias). With hard
+    masks it is what skipping computes.
+
+    Args:
+        mask: (N, 1, H, W); dense: (C,); both soft or bool.
+    """
+    mask = mask.to(a.dtype)
+    dense = dense.to(a.dtype).view(1, -1, 1, 1)
+    gate = dense + (1 - dense) * mask
+    if b is not None:
+        a = torch.addcmul(a, mask / gate.clamp_min(torch.finfo(gate.dtype).eps), b)
+    return gate * norm(a), gate
+
+
+def carry(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask (N, 1, H, W) on the grid of a feature (h, w) that is upsampled to it, corners aligned.
+
+    A location is kept if any that reads it is: bool masks exactly; of soft ones the greatest about it.
+    """
+    size = tuple(size)
+    if tuple(mask.shape[-2:]) == size:
+        return mask
+    if mask.is_floating_point():
+        return F.adaptive_max_pool2d(mask, size)
+    if size == (1, 1):
+        return mask.flatten(1).any(1).view(-1, 1, 1, 1)
+    found = mask.to(torch.int32)
+    for d in (2, 3):  # along one axis after the other, by differences of running sums
+        first, end = _readers(size[d - 2], mask.shape[d], str(mask.device))
+        sums = F.pad(found.cumsum(d), (1, 0) if d == 3 else (0, 0, 1, 0))
+        found = (sums.index_select(d, end) > sums.index_select(d, first)).to(torch.int32)
+    return found > 0
+
+
+@lru_cache(maxsize=64)
+def _readers(n: int, m: int, device: str) -> tuple[Tensor, Tensor]:
+    """(first, end), (n,) each: the output locations of m that read an input location of n are first ... end - 1."""
+    with torch.inference_mode(False):
+        at = torch.arange(m, dtype=torch.float64) * ((n - 1) / max(m - 1, 1))
+        wide = 1 + 1e-4  # one too many rather than one too few by rounding
+        inputs = torch.arange(n, dtype=torch.float64)[:, None]
+        first, end = (at[None] <= inputs - wide).sum(1), (at[None] < inputs + wide).sum(1)
+        return first.to(device), end.to(device)

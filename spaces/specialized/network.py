@@ -1,0 +1,266 @@
+"""A network whose connectivity was searched, with fine-grained masks: where its modules compute, and in which channels.
+
+The connectivity mask says which features are fused (SparseMask, arXiv 1904.07642), data and channel masks where, and in
+which channels, the blocks of the encoder and the stages of the decoder compute (Wang et al., CVPR 2021, 2006.09603).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spaces import backbones
+from spaces.backbones.mobilenet_v2 import LinearBottleneck
+from spaces.connectivity.fusion import batch_norm_errors, upsample
+from spaces.connectivity.pruned_network import PrunedNetwork
+from spaces.specialized.accounting import dense_multiply_adds
+from spaces.specialized.bottleneck import MaskedBottleneck
+from spaces.specialized.stage import StageMasks, folded_decoder
+from spaces.specialized.words import mask_word
+from sparsemask.errors import UseError, choose
+from sparsemask.masks import DOWN, UP
+from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
+
+WHERE = ("decoder", "encoder", "all")
+
+
+class DenseNetwork(PrunedNetwork):
+    """A :class:`PrunedNetwork` that may also enlarge pictures.
+
+    Args:
+        mask, backbone_name, depth, in_channels, num_classes, bn_momentum, backbone_options: as PrunedNetwork's.
+        scale: None, or how many times pictures are enlarged: RGB of 0 to 255 in and out, `num_classes` being ignored;
+            a pixel shuffle brings the last stage's features to full size, and bicubic upsampling is added.
+    """
+
+    def __init__(
+        self,
+        mask: np.ndarray,
+        backbone_name: str | nn.Module = "mobilenet_v2",
+        depth: int = 64,
+        in_channels: int = 3,
+        num_classes: int = 21,
+        bn_momentum: float = 0.0003,
+        scale: int | None = None,
+        **backbone_options,
+    ):
+        if scale is not None:
+            if in_channels != 3 or not 1 <= scale <= 8:
+                raise UseError(
+                    f"pictures are RGB and enlarged 1 to 8 times, not of {in_channels} channels {scale} times"
+                )
+            finest = backbones.strides(backbone_name) if isinstance(backbone_name, str) else backbone_name.strides
+            num_classes = 3 * (scale * int(finest[-1])) ** 2
+        super().__init__(mask, backbone_name, depth, in_channels, num_classes, bn_momentum, **backbone_options)
+        self.scale = scale
+        if scale is not None:
+            for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+                self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+            nn.init.zeros_(self.fc_conv.weight)  # it begins as bicubic
+
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or upsampled to `size`; or pictures."""
+        if self.scale is None:
+            return self.scored(x, size)
+        logits = self.scored((x - self.mean) / self.std)
+        factor = round((logits.shape[1] / 3) ** 0.5)
+        height, width = (self.scale * n for n in x.shape[-2:])
+        more = F.pixel_shuffle(logits, factor)[..., :height, :width]
+        base = F.interpolate(x, scale_factor=float(self.scale), mode="bicubic", align_corners=False)
+        return base + 255 * more
+
+    def scored(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """The classifier's output."""
+        return PrunedNetwork.forward(self, x, size)
+
+
+class SpecializedNetwork(DenseNetwork):
+    """A :class:`DenseNetwork` with masks on its modules; its weights keep their names.
+
+    Args:
+        mask, backbone_name, depth, in_channels, num_classes, bn_momentum, scale, backbone_options: as DenseNetwork's.
+        where: which modules have masks: stages of the "decoder", inverted residuals of the "encoder", or "all".
+        max_stride: modules whose output is more times smaller than the picture than this are left dense.
+
+    In training masks are soft (see :func:`sparsemask.sparse.set_mask_mode`) and `tau` is their temperature; in
+    evaluation they are hard and multiply. :meth:`fold` makes the form that skips.
+
+    After a forward pass `masks` holds each masked module's data mask (N, 1, h, w), `kept` the (layers,) shares of its
+    convolutions' multiply-adds that were executed, differentiable in training, `hard_kept` those of hard masks,
+    `kept_weights` what share of all multiply-adds each convolution has, and `kept_base` that of what has no masks.
+    Raises UseError where nothing would have a mask.
+    """
+
+    def __init__(
+        self,
+        mask: np.ndarray,
+        backbone_name: str | nn.Module = "mobilenet_v2",
+        depth: int = 64,
+        in_channels: int = 3,
+        num_classes: int = 21,
+        bn_momentum: float = 0.0003,
+        where: str = "all",
+        max_stride: int = 16,
+        scale: int | None = None,
+        **backbone_options,
+    ):
+        choose(where, WHERE, "part of the network")
+        twin = backbone_name if isinstance(backbone_name, str) else copy.deepcopy(backbone_name).to("meta")
+        super().__init__(mask, backbone_name, depth, in_channels, num_classes, bn_momentum, scale, **backbone_options)
+        self.where, self.max_stride = where, max_stride
+        self.arguments = {
+            "mask": self.mask, "backbone_name": twin if not isinstance(twin, str) else backbone_name, "depth": depth,
+            "in_channels": in_channels, "num_classes": num_classes, "bn_momentum": bn_momentum, "scale": scale,
+            **backbone_options,
+        }  # fmt: skip
+        self.tau = 1.0
+        self.masked: dict[str, nn.Module] = {}
+        self.decoder = None  # filled by fold()
+        self._dense_twin = (
+            twin,
+            depth,
+            in_channels,
+            self.fc_conv.out_channels,
+            tuple(sorted(backbone_options.items())),
+        )
+        self._counted = None
+        if where in ("encoder", "all"):
+            self._mask_encoder()
+        self.stage_masks = nn.ModuleDict()
+        if where in ("decoder", "all"):
+            channels, strides = self.backbone.channels, self.backbone.strides
+            for i in sorted({i for takers in self._takers.values() for i in takers}):
+                if strides[i] <= max_stride:
+                    self.stage_masks[f"Decoders_{i}"] = StageMasks(channels[i], depth)
+        self.masked |= {f"stage_masks.{name}": one for name, one in self.stage_masks.items()}
+        if not self.masked:
+            raise UseError(
+                f"no module to mask: --where {where} finds no stage, and no inverted residual of the toolkit's own "
+                f"encoders, of stride {max_stride} or less"
+            )
+
+    def _mask_encoder(self) -> None:
+        """Put masks on the encoder's inverted residuals."""
+        stride = 2  # of what the first block reads: the first convolution halves
+        for name, block in list(self.backbone.named_modules()):
+            if isinstance(block, LinearBottleneck):
+                stride *= block.conv2.stride[0]
+                if stride <= self.max_stride:
+                    owner, _, last = name.rpartition(".")
+                    masked = MaskedBottleneck.of(block)
+                    self.backbone.get_submodule(owner)._modules[last] = masked
+                    self.masked[f"backbone.{name}"] = masked
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_counted": None}
+
+    def fold(self) -> None:
+        """Turn into the evaluation form that skips what masks drop, in place, batch norms folded. No way back."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        masks = {name: one for name, one in self.stage_masks.items()}
+        dense = {name: one.channels()[1][0] for name, one in masks.items()}
+        bottlenecks = [one for one in self.modules() if isinstance(one, MaskedBottleneck)]
+        super().fold()
+        for one in bottlenecks:
+            one.fold()
+        self.decoder = folded_decoder(self, dense)
+
+    def scored(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """The classifier's output."""
+        self.note_size(x)
+        for module in self.masked.values():
+            module.tau = self.tau
+        with batch_norm_errors():
+            points = self.backbone(x)
+            for name, module in self.stage_masks.items():
+                module.see(points[_number(name)])
+            if self.decoder is None:
+                logits = self.fc_conv(self.decode(points))
+            else:
+                masks = {_number(name): module.seen[0] for name, module in self.stage_masks.items()}
+                logits = F.conv2d(self.decoder(points, masks), self.decoder.classify, self.fc_conv.bias)
+        return logits if size is None else upsample(logits, size)
+
+    def note_size(self, pictures: Tensor) -> None:
+        """Count for pictures of this size from now on."""
+        self._counted = tuple(pictures.shape[-2:])
+
+    def finish(self, i: int, total: Tensor) -> Tensor:
+        """What stage i does to the sum of its inputs; masks act after batch norm and activation."""
+        total = super().finish(i, total)
+        name = f"Decoders_{i}"
+        return self.stage_masks[name].gate(F.relu6(total)) if name in self.stage_masks else total
+
+    @property
+    def config(self) -> dict:
+        """Plain numbers and words that build this network again."""
+        a = self.arguments
+        if not isinstance(a["backbone_name"], str):
+            raise UseError("a network on an encoder of its own cannot be described in a file: register the encoder")
+        found = {name: a[name] for name in ("backbone_name", "depth")}
+        found |= {"n_class": a["num_classes"], "first_expansion": "yes" if a.get("first_expansion", True) else "no"}
+        found |= {"connectivity": mask_word(self.mask), "where": self.where, "max_stride": self.max_stride}
+        return found if self.scale is None else {**found, "scale": self.scale}
+
+    # What the last forward pass computed.
+
+    def connections(self, i: int) -> Iterator[tuple[int, int]]:
+        """(kind, feature) of what stage i takes."""
+        for (kind, j), takers in self._takers.items():
+            if i in takers:
+                yield kind, j
+
+    def _counts(self, hard: bool) -> list[list[tuple[int, Tensor]]]:
+        sizes = [tuple(-(-n // stride) for n in self._counted) for stride in self.backbone.strides]
+        found = []
+        for name, module in self.masked.items():
+            if isinstance(module, MaskedBottleneck):
+                found.append(module.counted(hard))
+            else:
+                i = _number(name)
+                reads = []
+                for kind, j in self.connections(i):
+                    channels = self.backbone.channels[j] if kind == DOWN or j == 0 else self.fc_conv.in_channels
+                    reads.append((channels, (1, 1) if kind == UP and j == 0 else sizes[j - 1 if kind == UP else j]))
+                found.append(module.counted(reads, hard))
+        return found
+
+    @property
+    def dense_multiply_adds(self) -> int:
+        """Multiply-adds of one picture of the last one's size with everything kept, without mask branches."""
+        return dense_multiply_adds(self.mask.tobytes(), self.mask.shape, self._dense_twin, self._counted)
+
+    @property
+    def masks(self) -> list[Tensor]:
+        return [module.seen[0] for module in self.masked.values()]
+
+    @property
+    def kept(self) -> list[Tensor]:
+        return [torch.stack([share for _, share in one]) for one in self._counts(False)]
+
+    @property
+    def hard_kept(self) -> list[Tensor]:
+        return [torch.stack([share for _, share in one]) for one in self._counts(True)]
+
+    @property
+    def kept_weights(self) -> list[Tensor]:
+        whole = self.dense_multiply_adds
+        device = self.fc_conv.weight.device
+        return [torch.tensor([count / whole for count, _ in one], device=device) for one in self._counts(True)]
+
+    @property
+    def kept_base(self) -> float:
+        whole = self.dense_multiply_adds
+        masked = sum(count for one in self._counts(True) for count, _ in one)
+        return (whole - masked + sum(module.overhead() for module in self.masked.values())) / whole
+
+
+def _number(name: str) -> int:
+    """A stage's number, from its name."""
+    return int(name.rpartition("_")[2])

@@ -1,0 +1,147 @@
+"""The space of specialised networks: searched connectivity, and fine-grained masks for the task at hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spaces import backbones, register
+from spaces.backbones.weights import has_first_expansion
+from spaces.connectivity.space import ConnectivityConfig
+from spaces.sparse_conv import masked_space
+from spaces.sparse_conv.masked_space import MaskedSpace
+from spaces.specialized.network import WHERE, DenseNetwork, SpecializedNetwork
+from spaces.specialized.words import read_mask
+from sparsemask import flags, weights
+from sparsemask.errors import UseError
+from sparsemask.fine_masks import FineMasks
+from sparsemask.options import positive
+from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
+
+
+class SpecializedSpace(MaskedSpace):
+    """Networks of a connectivity mask whose blocks and stages have data and channel masks."""
+
+    fixed = ("connectivity", "backbone_name", "depth", "n_class", "first_expansion", "where", "max_stride", "scale")
+    task = "segmentation"
+    # Schedules are of this toolkit: λ rises over a fifth of the run, τ falls over the rest of it.
+    published = {"epochs": 100, "sparse": 10.0, "sparse_epochs": 20, "tau_epochs": 120.0, "tau_end": 0.4}
+
+    def for_task(self, task: str) -> SpecializedSpace:
+        """The same space as the commands' flags are to be for another task's data."""
+        found = copy.copy(self)
+        found.task = task
+        return found
+
+    def add_options(self, group) -> None:
+        """The network's flags."""
+        flags.add_encoder(group)
+        group.add_argument("--connectivity", default=None, help="the connectivity mask: a file (.npy), a name, a word")
+        group.add_argument("--where", choices=WHERE, default="all", help="which modules have masks (default: all)")
+        group.add_argument(
+            "--max_stride",
+            type=positive,
+            default=16,
+            help="modules of maps more times smaller than the picture stay dense (default: 16)",
+        )
+
+    def add_eval_options(self, group) -> None:
+        """Flags of evaluation."""
+
+    def arguments(self, config) -> dict:
+        """A network's arguments, from a mapping or namespace of options."""
+        options = super().arguments(config)
+        whole = config if isinstance(config, Mapping) else vars(config)
+        if not options.get("connectivity"):
+            raise UseError("--connectivity is missing: a mask file (.npy), a named mask, or use retrain/specialize.py")
+        common = ConnectivityConfig.from_options(whole)
+        backbone = common.backbone_name
+        mask = read_mask(options["connectivity"], len(backbones.strides(backbone)), whole.get("seed") or 0)
+        found = {**common.network_options(), "mask": mask, "depth": common.depth}
+        return found | {name: options[name] for name in ("where", "max_stride", "scale") if name in options}
+
+    def supernet(self, config) -> SpecializedNetwork:
+        """The network with soft masks."""
+        return SpecializedNetwork(**self.arguments(config))
+
+    def load_into(self, network: SpecializedNetwork, state: Mapping[str, Tensor], what: object) -> None:
+        """Start a network from another's weights: one without masks, or with another classifier, may be among them."""
+        own = network.state_dict()
+        fresh = {k for k in own if k not in state and (".locate." in k or k.endswith(".ch_mask"))}
+        if "fc_conv.weight" in state and state["fc_conv.weight"].shape != own["fc_conv.weight"].shape:
+            fresh |= {"fc_conv.weight", "fc_conv.bias"}  # another task
+        weights.load_strictly(network, {**state, **{k: own[k] for k in fresh}}, what)
+
+    def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SpecializedNetwork:
+        """The network of a state dict, in evaluation mode. said: its configuration, which no weight tells in whole."""
+        said = said or {}
+        missing = [name for name in ("connectivity", "where", "max_stride") if not said.get(name)]
+        if missing:
+            raise UseError(f"{what}: does not say what network it is (no {', '.join(missing)})")
+        name = said.get("backbone_name", "mobilenet_v2")
+        form = {"first_expansion": "yes" if has_first_expansion(state, name) else "no"}
+        network = self.supernet({"backbone_name": name, **said, **form})
+        weights.load_strictly(network, state, what)
+        return network.eval()
+
+    def load(self, path) -> SpecializedNetwork:
+        """The network of a file, in evaluation mode."""
+        return masked_space.load(path, self.build)
+
+    def save(self, path, network: SpecializedNetwork, mask: FineMasks | None = None) -> None:
+        """Write a network to share."""
+        masked_space.save(path, network, self.name, mask)
+
+    def connectivity_of(self, network: SpecializedNetwork) -> np.ndarray:
+        """The connections, for mask files."""
+        return network.mask
+
+    def dense_cost(self, network: SpecializedNetwork, pictures: Tensor) -> int:
+        """Multiply-adds on pictures (N, 3, H, W) with everything kept, without mask branches."""
+        network.note_size(pictures)
+        return network.dense_multiply_adds * len(pictures)
+
+    def fast_form(self, network: SpecializedNetwork) -> nn.Module:
+        """The form that skips what the masks drop; it shares nothing with the network."""
+        form = copy.deepcopy(network).eval()
+        form.fold()
+        return form.to(memory_format=torch.channels_last)
+
+    def dense_form(self, network: SpecializedNetwork) -> nn.Module:
+        """The same weights without masks, folded, to be timed against."""
+        form = self.unmasked(network)
+        form.fold()
+        for parameter in form.parameters():
+            parameter.requires_grad_(False)
+        return form.to(memory_format=torch.channels_last)
+
+    def unmasked(self, network: SpecializedNetwork) -> DenseNetwork:
+        """The network without masks, a copy, in evaluation mode."""
+        form = DenseNetwork(**network.arguments).to(network.fc_conv.weight)
+        state = network.state_dict()
+        form.load_state_dict({name: state[name] for name in form.state_dict()})
+        return form.eval()
+
+    def draw_masks(self, inputs: Tensor, masks: list, path, title: str | None = None) -> None:
+        """Draw data masks, bool arrays (h, w), over their picture (1, 3, H, W), normalised or of 0 to 255."""
+        from sparsemask.pictures.overlay import draw_masks
+
+        picture = inputs[0].float()
+        if picture.min() < 0 or picture.max() < 10:  # normalised: within three deviations of the mean
+            mean, std = (torch.tensor(one).view(3, 1, 1) for one in (IMAGENET_MEAN, IMAGENET_STD))
+            picture = 255 * (picture * std + mean)
+        picture = picture.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+        draw_masks(picture, [_enlarged(mask, picture.shape[:2]) for mask in masks], path, title)
+
+
+def _enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask at the picture's size: every pixel has its nearest location's, corners aligned."""
+    rows, columns = (np.linspace(0, n - 1, m).round().astype(int) for n, m in zip(mask.shape, size, strict=True))
+    return np.asarray(mask)[rows][:, columns]
+
+
+register("specialized", SpecializedSpace())

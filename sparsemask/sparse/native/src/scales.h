@@ -1,0 +1,79 @@
+// Features of several sizes upsampled (bilinear, corners aligned), summed, biased and cut to [0, 6], written once for
+// every vector width: a place reads its four neighbours in every feature, nothing is upsampled in memory.
+//
+// Included with SM_NAMESPACE and SM_WIDTH defined, after rows.h.
+#include "problem.h"
+
+namespace SM_NAMESPACE {
+
+constexpr int64_t READS = 64;  // rows that a place reads at most: four of every feature
+
+// NV vectors of columns from `k` on: the weighted sum of `n` rows.
+template <int W, int NV>
+static inline void blend(const float* const* rows, const float* weights, int64_t n, const float* bias, int64_t k,
+                         float* to) {
+    using V = typename Vector<W>::type;
+    const V zero = {}, top = 6.0f - zero;
+    V v[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; j++) v[j] = *reinterpret_cast<const V*>(bias + k + j * W);
+    for (int64_t i = 0; i < n; i++) {
+        const V a = weights[i] - zero;
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; j++) v[j] += a * *reinterpret_cast<const V*>(rows[i] + k + j * W);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; j++) {
+        v[j] = v[j] > zero ? (v[j] > top ? top : v[j]) : zero;
+        *reinterpret_cast<V*>(to + k + j * W) = v[j];
+    }
+}
+
+// Where output `at` of `outputs` reads along an axis of `inputs`: the lower of two places, and the upper one's weight.
+static inline int64_t between(int64_t at, int64_t outputs, int64_t inputs, float* upper) {
+    const float where = outputs > 1 ? static_cast<float>(inputs - 1) / static_cast<float>(outputs - 1) * at : 0.0f;
+    const int64_t low = std::min<int64_t>(static_cast<int64_t>(where), inputs - 1);
+    *upper = low + 1 < inputs ? where - static_cast<float>(low) : 0.0f;
+    return low;
+}
+
+// One line of the output: number `line` of batch * height.
+void scales(const sm::Scales& p, int64_t line) {
+    constexpr int W = SM_WIDTH;
+    const int64_t sample = line / p.height, y = line % p.height;
+    const float* rows[READS];
+    float weights[READS];
+    for (int64_t x = 0; x < p.width; x++) {
+        const int64_t place = line * p.width + x;
+        float* to = p.out + place * p.columns;
+        const int64_t computed = !p.mask || p.mask[place] ? p.columns : p.dense;
+        if (computed) {
+            int64_t n = 0;
+            for (int64_t s = 0; s < p.n; s++) {
+                const sm::Scale& one = p.scales[s];
+                float down, right;
+                const int64_t top = between(y, p.height, one.height, &down);
+                const int64_t left = between(x, p.width, one.width, &right);
+                const float* base = one.rows + ((sample * one.height + top) * one.width + left) * one.stride;
+                const float share[4] = {(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right};
+                const int64_t step[4] = {0, 1, one.width, one.width + 1};
+                for (int i = 0; i < 4; i++)
+                    if (share[i] != 0) {
+                        rows[n] = base + step[i] * one.stride;
+                        weights[n++] = share[i];
+                    }
+            }
+            int64_t k = 0;
+            for (; k + 4 * W <= computed; k += 4 * W) blend<W, 4>(rows, weights, n, p.bias, k, to);
+            for (; k + W <= computed; k += W) blend<W, 1>(rows, weights, n, p.bias, k, to);
+            for (; k < computed; k++) {
+                float v = p.bias[k];
+                for (int64_t i = 0; i < n; i++) v += weights[i] * rows[i][k];
+                to[k] = v > 0 ? (v > 6 ? 6 : v) : 0;
+            }
+        }
+        std::memset(to + computed, 0, (p.columns - computed) * sizeof(float));
+    }
+}
+
+}  // namespace SM_NAMESPACE
