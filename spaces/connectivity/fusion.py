@@ -35,12 +35,16 @@ def decode(
         product: convolves one activated feature for all stages that take it.
         finish: what a stage does to the sum of its inputs (batch norm).
     """
-    sums: list[dict[torch.Size, Tensor]] = [{} for _ in end_points]
+    # A tensor of each size; sizes are compared, not hashed: they are open where a network is exported.
+    sums: list[list[Tensor]] = [[] for _ in end_points]
 
     def spread(kind: int, j: int, x: Tensor) -> None:
         for stage, y in product(kind, j, x):
-            size = y.shape[-2:]
-            sums[stage][size] = sums[stage][size] + y if size in sums[stage] else y
+            alike = (n for n, one in enumerate(sums[stage]) if one.shape[-2:] == y.shape[-2:])
+            if (at := next(alike, None)) is None:
+                sums[stage].append(y)
+            else:
+                sums[stage][at] = sums[stage][at] + y
 
     if used(UP, 0):
         spread(UP, 0, F.relu6(end_points[0].mean((2, 3), keepdim=True)))
@@ -50,19 +54,19 @@ def decode(
             spread(DOWN, i, F.relu6(end_point))
         if sums[i]:
             output = F.relu6(finish(i, _total(sums[i], end_point.shape[-2:])), inplace=True)
-            sums[i] = {}
+            sums[i] = []
             if i + 1 < len(end_points) and used(UP, i + 1):
                 spread(UP, i + 1, output)
     return output
 
 
-def _total(sums: dict[torch.Size, Tensor], size: torch.Size) -> Tensor:
+def _total(sums: list[Tensor], size: torch.Size) -> Tensor:
     """Sum of tensors of several sizes at `size`; a constant map joins the smallest before upsampling."""
-    by_area = sorted(sums.items(), key=lambda item: item[0].numel())
+    by_area = sorted(sums, key=lambda y: y.shape[-2] * y.shape[-1])
     total = None
     constant = None
-    for its_size, y in by_area:
-        if its_size == (1, 1) and len(by_area) > 1:
+    for y in by_area:
+        if y.shape[-2:] == (1, 1) and len(by_area) > 1:
             constant = y
             continue
         if constant is not None:

@@ -108,6 +108,18 @@ class ConnectivitySpace:
 
         return measure(net, input_shape)
 
+    def load(self, path) -> PrunedNetwork | FCN:
+        """The network of a file to share, in evaluation mode."""
+        from spaces.connectivity.shared import load_network
+
+        return load_network(path)
+
+    def exportable(self, network: PrunedNetwork | FCN, batch: Tensor, options):
+        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
+        from spaces.connectivity.export import exportable
+
+        return exportable(network, batch, options)
+
 
 def _encoder(options: dict[str, Any]) -> dict[str, Any]:
     encoder = {"momentum": options["bn_momentum"]}

@@ -152,6 +152,12 @@ class HingeSpace:
         said = {"space": SPACE, **mask.recipe()}
         weights.save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in said.items()})
 
+    def exportable(self, network: nn.Module, batch: Tensor, options):
+        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
+        from spaces.group_sparsity.export import exportable
+
+        return exportable(network, batch, getattr(network, "mask", None), self.save)
+
     def load(self, path) -> tuple[nn.Module, GroupMask | None]:
         """The network of a file, in evaluation mode on the CPU, and its mask (None for plain and published files).
 

@@ -6,33 +6,42 @@ package is installed. ONNX has no such operator: there the masks multiply, with 
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from spaces.sparse_conv.dense import MaskedForm
+from spaces.sparse_conv.masking import hard_masks
+from spaces.sparse_conv.shared import save_smsr
 from spaces.sparse_conv.smsr import SMSR
-from sparsemask.errors import UseError
-from sparsemask.files import write_bytes
+from sparsemask import exporting
+from sparsemask.exporting import Exportable, pure
+from sparsemask.exporting.writing import traced
+from sparsemask.fine_masks import FineMasks
 
 INPUT, OUTPUT = "picture", "larger"
 
 
-class _Pure(nn.Module):
-    """The network without what a forward pass leaves behind in it."""
+def exportable(
+    network: SMSR, batch: Tensor | None = None, options=None, size: tuple[int, int] = (64, 96)
+) -> Exportable:
+    """An SMSR as a function from pictures (1, 3, H, W) to (1, 3, s·H, s·W), any even H and W.
 
-    def __init__(self, network: SMSR):
-        super().__init__()
-        self.network = network
-
-    def forward(self, picture: Tensor) -> Tensor:
-        return self.network.compute(picture)[0]
+    network: loaded, on the CPU; its masks are exported hard. size: H and W of the example.
+    """
+    height, width = (torch.export.Dim(name, min=2, max=1 << 14) for name in ("half_height", "half_width"))
+    return Exportable(
+        network=network,
+        fast=network,
+        save=lambda path: save_smsr(path, network, _masks(network)),
+        program=pure(network, lambda net, picture: net.compute(picture)[0]),
+        plain=pure(MaskedForm(network), lambda net, picture: net(picture)),
+        inputs={INPUT: torch.zeros(1, 3, *size)},
+        outputs=(OUTPUT,),
+        dynamic=({2: 2 * height, 3: 2 * width},),
+    )
 
 
 def export_program(
@@ -45,9 +54,7 @@ def export_program(
         size: H and W of the example.
         dynamic: any even H and W of at least 2, else these alone.
     """
-    picture = torch.zeros(1, 3, *size)
-    with torch.no_grad():
-        return torch.export.export(_Pure(network).eval(), (picture,), dynamic_shapes=_dynamic(dynamic), strict=False)
+    return traced(_of(network, size, dynamic))
 
 
 def export_onnx(network: SMSR, path: str | os.PathLike, size: tuple[int, int] = (64, 64), dynamic: bool = True) -> Path:
@@ -57,38 +64,15 @@ def export_onnx(network: SMSR, path: str | os.PathLike, size: tuple[int, int] = 
 
     Raises UseError where the packages that torch writes ONNX with are absent.
     """
-    path = Path(path)
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UseError(f"ONNX export needs {error.name}: pip install 'sparsemask[onnx]'") from None
-    picture = torch.zeros(1, 3, *size)
-    with torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            MaskedForm(network).eval(), (picture,), dynamo=True, dynamic_shapes=_dynamic(dynamic), verbose=False,
-            input_names=[INPUT], output_names=[OUTPUT],
-        )  # fmt: skip
-    write_bytes(path, program.model_proto.SerializeToString())
-    return path
+    return exporting.export_onnx(_of(network, size, dynamic), path)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's remarks on operators that are not in this network are nobody's concern."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+def _masks(network: SMSR) -> FineMasks:
+    """The masks the network has."""
+    threshold = network.body[0].spa_mask.threshold
+    return FineMasks("smsr", "super_resolution", hard_masks(network), sha256="", threshold=threshold)
 
 
-def _dynamic(dynamic: bool):
-    if not dynamic:
-        return None
-    height, width = (torch.export.Dim(name, min=2, max=1 << 14) for name in ("half_height", "half_width"))
-    return ({2: 2 * height, 3: 2 * width},)
+def _of(network: nn.Module, size: tuple[int, int], dynamic: bool) -> Exportable:
+    found = exportable(network, size=size)
+    return found if dynamic else found.fixed(torch.zeros(1, 3, *size))

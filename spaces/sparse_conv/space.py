@@ -100,6 +100,12 @@ class SMSRSpace(MaskedSpace):
         form = self.dense_form(network)
         return self_ensemble(form, pictures) if ensemble else form(pictures)
 
+    def exportable(self, network: SMSR, batch: Tensor, options):
+        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
+        from spaces.sparse_conv.export import exportable
+
+        return exportable(network, batch)
+
     def draw_masks(self, inputs: Tensor, masks: list, path, title: str | None = None) -> None:
         """Draw data masks, bool arrays (H, W), over their picture (1, 3, H, W) of 0 to 255."""
         from sparsemask.pictures.overlay import draw_masks

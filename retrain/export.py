@@ -1,0 +1,114 @@
+"""Write a trained network for other programs, run what was written on validation pictures, and time it beside ours.
+
+    python retrain/export.py --out net.onnx                         the newest retrain run as ONNX
+    python retrain/export.py --run runs/NAME --out a.safetensors a.pt2 a.onnx
+    python retrain/export.py --pretrained_model network.safetensors --mask_path M --out net.onnx
+
+The suffix says the format: .safetensors (weights, for this toolkit), .pt2 (torch.export, with the sparse operators) or
+.onnx (masks multiply). Batch norms are folded; sizes stay open where the format allows it.
+"""
+
+from __future__ import annotations
+
+if not __package__:  # run as a file: the repository's root takes the place of this folder on the path
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import spaces
+from retrain.opening import add_trained, family_of, open_trained, read_flags
+from sparsemask import exporting, flags, tasks
+from sparsemask._version import __version__
+from sparsemask.errors import UseError, command, say
+from sparsemask.exporting.validation import COLUMNS, opened
+from sparsemask.options import Parser, natural, positive
+from sparsemask.tables import table
+
+
+def parser(space: str = "connectivity") -> Parser:
+    """The command's flags."""
+    made = Parser("export", prog="retrain/export.py", description=__doc__)
+    add_trained(made, space)
+    group = made.add_argument_group("export")
+    group.add_argument("--out", nargs="+", default=None, metavar="FILE", help="files to write; suffixes say formats")
+    group.add_argument("--fixed", action="store_true", help="for the size of the first validation picture alone")
+    group.add_argument("--eval_limit", type=positive, default=3, help="validation pictures compared (default: 3)")
+    group.add_argument("--repeats", type=natural, default=7, help="timed calls of each form, 0: none (default: 7)")
+    family_of(space).add_eval_options(made)
+    return made
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    space = flags.peek_space(argv, newest="retrain")
+    made = parser(space)
+    given = read_flags(made, argv, space)
+    paths = [Path(path) for path in given.get("out") or ()]
+    if not paths:
+        raise UseError("--out is missing: files to write, such as network.onnx")
+    for path in paths:  # before anything is computed
+        refuse(exporting.why_not(exporting.format_of(path)))
+    if given.get("type", "float32") != "float32":
+        raise UseError(f"--type {given['type']}: networks are exported in float32")
+    if not hasattr(spaces.get(space), "exportable"):
+        able = [name for name in spaces.available() if hasattr(spaces.get(name), "exportable")]
+        raise UseError(f"--space {space}: its networks cannot be exported; those of {', '.join(able)} can")
+    options, network, _, _ = open_trained(made, {**given, "gpu": -1})
+    source = tasks.get(options.task, options).eval_data
+    batches = [batch_of(source[i][0]) for i in range(min(len(source), options.eval_limit))]
+    exportable = spaces.get(space).exportable(network.eval().requires_grad_(False), batches[0], options)
+    if options.fixed:
+        exportable = exportable.fixed(batches[0])
+        batches = [one for one in batches if shapes(exportable, one) == shapes(exportable, batches[0])]
+    for path in paths:
+        refuse(exporting.why_not(path.suffix, exportable))
+    about = {"toolkit": f"sparsemask {__version__}", "space": space, "task": options.task}
+    found = [export(path, exportable, batches, space, about, options.repeats) for path in paths]
+    say(table([one.row() for one in found], COLUMNS))
+    said = f"{options.repeats} in turn, {torch.get_num_threads()} thread(s)"
+    say(f"difference: the largest over {len(batches)} input(s), to the outputs' size; ms: medians of {said}")
+    bad = [str(one.path) for one in found if not one.good]
+    if bad:
+        say(f"{', '.join(bad)}: the outputs are not those of the network", sys.stderr)
+    return 1 if bad else 0
+
+
+def export(path: Path, exportable: exporting.Exportable, batches: list, space: str, about: dict, repeats: int):
+    """Write one file and try it: a :class:`sparsemask.exporting.Validation`."""
+    note = ""
+    if path.suffix == ".safetensors":
+        exportable.save(path)
+        found = spaces.get(space).load(path)
+        run = found[0] if isinstance(found, tuple) else found
+    else:
+        {".pt2": exporting.export_program, ".onnx": exporting.export_onnx}[path.suffix](exportable, path, about)
+        run, note = opened(path, exportable)
+    return exporting.validate(path, run, exportable, batches, repeats, note)
+
+
+def batch_of(sample) -> object:
+    """One input as a batch: tensors are stacked, the batches of points and pairs are batches already."""
+    return sample[None].float() if isinstance(sample, torch.Tensor) else sample
+
+
+def shapes(exportable: exporting.Exportable, batch) -> list[tuple[int, ...]]:
+    """Sizes of a batch's tensors."""
+    return [tuple(one.shape) for one in exportable.tensors(batch)]
+
+
+def refuse(reason: str | None) -> None:
+    """Raise a UseError where there is a reason."""
+    if reason is not None:
+        raise UseError(reason)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

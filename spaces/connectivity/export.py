@@ -1,0 +1,50 @@
+"""Connectivity networks for other programs: connections that were pruned are not in them, batch norms are folded."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from spaces.connectivity.shared import save_network
+from spaces.group_sparsity.folding import fold_norms
+from sparsemask.errors import UseError
+from sparsemask.exporting import Exportable, pure
+from sparsemask.inference import optimize_for_inference
+
+SIZE = (64, 96)  # of the example; sizes are open
+
+
+def exportable(network: nn.Module, batch: Tensor, options) -> Exportable:
+    """A PrunedNetwork or FCN as a function from pictures to scores at the last stage's size.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        batch: pictures (B, C, H, W) as the task prepares them.
+        options: of the run: backbone_name, depth, first_expansion, n_class.
+    """
+    folded = copy.deepcopy(network).eval()
+    folded.fold()
+    with contextlib.suppress(UseError):  # norms of encoders that are not ours; one that cannot be traced keeps them
+        fold_norms(folded, torch.zeros(1, batch.shape[1], *SIZE))
+    program = pure(folded.requires_grad_(False), lambda net, picture: net(picture))
+
+    def save(path: Path) -> None:
+        save_network(path, network, options, options.n_class)
+
+    # Two pictures: a size of one would be taken for a constant.
+    example = torch.zeros(2, batch.shape[1], *SIZE)
+    any_size = torch.export.Dim.DYNAMIC
+    return Exportable(
+        network=network,
+        fast=optimize_for_inference(network, batch, compiled=False),
+        save=save,
+        program=program,
+        plain=program,
+        inputs={"picture": example},
+        outputs=("scores",),
+        dynamic=({0: any_size, 2: any_size, 3: any_size},),
+    )

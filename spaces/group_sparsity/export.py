@@ -1,0 +1,38 @@
+"""Networks whose groups were pruned for other programs: groups are gone, batch norms folded, borders are maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from spaces.group_sparsity.fast import fast_form, folded
+from sparsemask.exporting import Exportable, pure
+
+
+def exportable(network: nn.Module, batch: Tensor, mask=None, save=None) -> Exportable:
+    """A network as a function from pictures (B, C, H, W) of the size of `batch`, any B, to its outputs.
+
+    network: in evaluation mode, on the CPU. mask: which groups stayed, kept beside the weights, None: a plain network.
+    save(path, network, mask): writes it to share.
+    """
+    two = torch.cat([batch, batch]) if len(batch) == 1 else batch
+    program = pure(folded(network, two).requires_grad_(False), lambda net, picture: net(picture))
+    fast, _ = fast_form(network, tuple(batch.shape[1:]), len(batch), batch.device)
+
+    def write(path: Path) -> None:
+        save(path, network, mask)
+
+    plain = "a plain network's weights are a file already: only pruned networks say how they are built"
+    return Exportable(
+        network=network,
+        fast=fast,
+        save=write,
+        program=program,
+        plain=program,
+        inputs={"picture": two},
+        outputs=("scores",),
+        dynamic=({0: torch.export.Dim.DYNAMIC},),
+        refused={} if mask is not None else {".safetensors": plain},
+    )

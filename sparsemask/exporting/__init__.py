@@ -1,0 +1,20 @@
+"""Trained networks for other programs: as safetensors, torch's exported program, ONNX; each is run again and timed.
+
+A space says with an :class:`Exportable` how its networks are called from tensors alone; the rest is the same for all.
+"""
+
+from sparsemask.exporting.exportable import FORMATS, Exportable, format_of, pure, why_not
+from sparsemask.exporting.validation import Validation, validate
+from sparsemask.exporting.writing import export_onnx, export_program
+
+__all__ = [
+    "FORMATS",
+    "Exportable",
+    "Validation",
+    "export_onnx",
+    "export_program",
+    "format_of",
+    "pure",
+    "validate",
+    "why_not",
+]

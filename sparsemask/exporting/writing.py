@@ -1,0 +1,107 @@
+"""Write an :class:`Exportable` as a program or as ONNX, atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from sparsemask.errors import UseError
+from sparsemask.exporting.exportable import Exportable, why_not
+from sparsemask.files import write_bytes
+
+ABOUT = "sparsemask.json"  # the entry of a program that says what it is
+
+
+def traced(exportable: Exportable, plain: bool = False) -> torch.export.ExportedProgram:
+    """The exported program, with the sparse operators, or `plain` without them."""
+    module = exportable.plain if plain else exportable.program
+    given = tuple(exportable.inputs.values())
+    # A function of any number of inputs takes them as one, whose sizes are said together.
+    shapes = None if exportable.dynamic is None else (tuple(exportable.dynamic),)
+    with torch.no_grad(), _quiet():
+        return torch.export.export(module, given, dynamic_shapes=shapes, strict=False)
+
+
+def export_program(exportable: Exportable, path: str | os.PathLike, about: Mapping | None = None) -> Path:
+    """Write torch's exported program (`torch.export.load` reads it); return the path.
+
+    about: plain values that are kept beside it, as the entry "sparsemask.json".
+
+    Raises UseError where the network cannot be written so.
+    """
+    _refuse(".pt2", exportable)
+    memory = io.BytesIO()
+    torch.export.save(traced(exportable), memory, extra_files={ABOUT: json.dumps(dict(about or {}))})
+    write_bytes(path, memory.getvalue())
+    return Path(path)
+
+
+def export_onnx(exportable: Exportable, path: str | os.PathLike, about: Mapping | None = None) -> Path:
+    """Write the network without sparse operators as ONNX; return the path.
+
+    Inputs and outputs bear the exportable's names, `about` is kept as the model's metadata.
+
+    Raises UseError where the packages that torch writes ONNX with are absent, or the network cannot be written so.
+    """
+    _refuse(".onnx", exportable)
+    with torch.no_grad(), _quiet():
+        made = torch.onnx.export(
+            traced(exportable, plain=True), dynamo=True, verbose=False,
+            input_names=list(exportable.inputs), output_names=list(exportable.outputs),
+        )  # fmt: skip
+    model = made.model_proto
+    _name_sizes(model, exportable)
+    for key, value in (about or {}).items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value)
+    write_bytes(path, model.SerializeToString())
+    return Path(path)
+
+
+def _refuse(suffix: str, exportable: Exportable) -> None:
+    reason = why_not(suffix, exportable)
+    if reason is not None:
+        raise UseError(reason)
+
+
+def _name_sizes(model, exportable: Exportable) -> None:
+    """Give the open sizes of the inputs names for people: the tracer's are numbers of symbols."""
+    known = {}
+    for given in model.graph.input:
+        for k, dim in enumerate(given.type.tensor_type.shape.dim):
+            if dim.dim_param:
+                rank = len(given.type.tensor_type.shape.dim)
+                usual = {0: "batch", rank - 2: "height", rank - 1: "width"}.get(k, f"size{k}") if rank == 4 else ""
+                name = usual or f"{given.name}_{k}"
+                known.setdefault(dim.dim_param, name)
+                dim.dim_param = known[dim.dim_param]
+    for found in (*model.graph.output, *model.graph.value_info):
+        for dim in found.type.tensor_type.shape.dim:
+            if dim.dim_param in known:
+                dim.dim_param = known[dim.dim_param]
+            elif dim.dim_param:
+                dim.ClearField("dim_param")  # a formula of symbols that no longer have their names
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters' remarks on operators that are not in this network are nobody's concern."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
