@@ -377,6 +377,9 @@ def test_drawn_pictures_repeat_and_classes_differ():
     np.testing.assert_array_equal(first[7], draw_picture(0, 7))
     assert not np.array_equal(first[7], draw_picture(0, 17)) and len(OUTLINES) == 10
     assert not np.array_equal(first[7], draw_picture(1, 7))
+    # Things are lighter than their ground, of whatever hue: what makes outlines learnable in few steps.
+    full = [draw_picture(0, k).astype(float).mean(2) for k in range(0, 100, 10)]  # discs, of two fifths of the side
+    assert all(p[12:20, 12:20].mean() > np.percentile(p, 10) + 20 for p in full)
 
 
 def test_a_batch_is_made_in_time():

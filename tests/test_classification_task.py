@@ -22,6 +22,7 @@ from sparsemask.pictures.classification import draw_accuracy, draw_predictions
 from sparsemask.runs import Run
 from sparsemask.tasks.classification import ClassificationTask
 from sparsemask.tasks.classification_options import STATISTICS
+from sparsemask.tasks.classification_sample import VERSION
 from sparsemask.tasks.classification_scores import ClassificationMeter, ClassificationScores
 
 CPU = Arithmetic(torch.device("cpu"))
@@ -88,9 +89,9 @@ def test_without_data_the_drawn_set_is_used_and_said(tmp_path, monkeypatch, caps
     task = tasks.get("classification", options(sample=True))
     assert (len(task.train_data), len(task.eval_data)) == (40, 20) and task.classes[3] == "star"
     assert task.measured_on() == "drawn shapes"
-    drawn = (tmp_path / "classification-1" / "train.npz").stat().st_mtime_ns
+    drawn = (tmp_path / f"classification-{VERSION}" / "train.npz").stat().st_mtime_ns
     tasks.get("classification", options(sample=True))
-    assert (tmp_path / "classification-1" / "train.npz").stat().st_mtime_ns == drawn
+    assert (tmp_path / f"classification-{VERSION}" / "train.npz").stat().st_mtime_ns == drawn
     assert capsys.readouterr().err.count("drawing") == 1
     assert datasets.choose_data({"task": "classification", "data_root": "x"})[1:] == ("short", None)
 
