@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,8 @@ from spaces.group_sparsity import records
 from spaces.group_sparsity.fast import compare_times
 from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.tables import format_count, table
+
+_NOISE = 0.03  # of a time: not worth being called slower
 
 
 def measured(model: torch.nn.Module, options: argparse.Namespace, where, task) -> list[dict]:
@@ -62,6 +64,27 @@ def costs_text(rows: list[Mapping], options: argparse.Namespace) -> str:
             f"\n(medians of {options.rounds} in turn, {form}, batch norms folded, {torch.get_num_threads()} thread(s))"
         )
     return "\n" + table(lines, names) + said
+
+
+def slower_note(rows: Sequence[Mapping]) -> str | None:
+    """One line where the network takes longer than the plain one, by more than measuring errs, and what to do then.
+
+    rows: entries with `milliseconds`, `milliseconds_dense` and `timed`, or without, where nothing was timed.
+    """
+    timed = [row for row in rows if row.get("milliseconds_dense")]
+    slow = [row for row in timed if row["milliseconds"] > (1 + _NOISE) * row["milliseconds_dense"]]
+    if not slow:
+        return None
+    found = ", ".join(
+        f"{row['milliseconds'] / row['milliseconds_dense']:.0%} of its time at batch {row['timed']['batch']}"
+        for row in slow
+    )
+    how = f"--by milliseconds --merge auto --batch {slow[0]['timed']['batch']}"
+    how += " --compiled" if slow[0]["timed"]["compiled"] else ""
+    return (
+        f"note: slower than the plain network here ({found}): fewer multiply-adds are not less time; prune with {how}, "
+        "which measures, or keep the plain network"
+    )
 
 
 def _line(title: str, value: float, plain: float | None, form) -> dict:

@@ -13,7 +13,7 @@ import torch
 
 import spaces
 from prune.group_options import add_memory
-from retrain.group_evaluation import costs_text, measured, write_predictions
+from retrain.group_evaluation import costs_text, measured, slower_note, write_predictions
 from retrain.group_teacher import FineTuning, build_teacher, choose_teacher, same_teacher
 from spaces.group_sparsity import mask_file as files
 from spaces.group_sparsity import records
@@ -166,6 +166,8 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
         f"{format_count(noted['parameters'])} of {format_count(noted['parameters_dense'])}, "
         f"{noted['milliseconds']:.2f} ms (plain {noted['milliseconds_dense']:.2f}, batch {options.batch})"
     )
+    if note := slower_note([noted]):
+        opened.say(note)
     opened.say(f"run: {run.folder} ({NETWORK}, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
     opened.say(f"next: {spoken('eval')}")
@@ -215,6 +217,8 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
     say(task.report(scores))
     noted = measured(model, options, where, task)
     say(costs_text(noted, options))
+    if note := slower_note(noted):
+        say(note)
     if options.out:
         say(f"predictions in {write_predictions(task, predictions, options.out)}")
     if run is not None:

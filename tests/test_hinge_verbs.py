@@ -18,6 +18,7 @@ import retrain.eval
 import retrain.train
 import search.run
 import spaces
+from retrain.group_evaluation import slower_note
 from retrain.group_teacher import FineTuning
 from small_classes import write_npz
 from small_hinge import hinged
@@ -168,6 +169,30 @@ def test_time_on_the_device_is_a_target(place, capfd):
     assert "channels pay in steps of" in (said := capfd.readouterr().out) and "measured" in said
     # A merged pair's rows cost nothing: none is dropped.
     assert all(mask.kept[f"{name}.rows"].all() for name in mask.merged)
+
+
+@pytest.mark.parametrize(
+    "times, said",
+    [
+        ([(0.5, 1.0, 1)], None),
+        ([(1.02, 1.0, 1)], None),  # within what measuring errs
+        (
+            [(1.2, 1.0, 1)],
+            ["120% of its time at batch 1)", "--by milliseconds --merge auto --batch 1,", "keep the plain"],
+        ),
+        ([(0.5, 1.0, 1), (3.0, 2.0, 8)], ["(150% of its time at batch 8)", "--batch 8,"]),
+        ([], None),
+    ],
+)
+def test_a_slower_network_is_called_so(times, said):
+    rows = [{"milliseconds": t, "milliseconds_dense": d, "timed": {"batch": b, "compiled": False}} for t, d, b in times]
+    note = slower_note(rows or [{"parameters": 3}])
+    if said is None:
+        assert note is None
+    else:
+        assert "\n" not in note and all(word in note for word in said)
+        rows[-1]["timed"]["compiled"] = True
+        assert "--compiled" in slower_note(rows[-1:])
 
 
 @pytest.mark.parametrize("verb", ["search", "retrain"])
