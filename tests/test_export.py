@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 
 import spaces
 from literal_sparse import one_thread  # noqa: F401
@@ -16,7 +19,7 @@ from pyramid import Pyramid
 from retrain import export
 from small_hinge import hinged
 from spaces import backbones
-from spaces.connectivity import PrunedNetwork
+from spaces.connectivity import FCN, PrunedNetwork
 from spaces.connectivity.named_masks import named_mask
 from spaces.sparse_conv.masking import set_threshold
 from sparsemask import exporting
@@ -68,6 +71,11 @@ def needs_onnx() -> None:
         pytest.importorskip(package, reason=f"{package} is not installed (extra onnx)")
 
 
+def documented(language: str) -> list[str]:
+    """The snippets of docs/export.md."""
+    return re.findall(rf"```{language}\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+
 @pytest.mark.slow
 def test_the_command_writes_tries_and_times_all_formats(place, network, capfd):
     needs_onnx()
@@ -76,9 +84,7 @@ def test_the_command_writes_tries_and_times_all_formats(place, network, capfd):
     text = capfd.readouterr().out
     assert all(re.search(rf"{name}\s+[\d.]+\s+[\d.e+-]+\s+[\d.]+\s+[\d.]+", text) for name in files), text
     # Through the files, as the documentation has it, at other sizes and numbers of pictures than were tried.
-    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
+    for block in documented("python")[:2]:
         said: dict = {}
         exec(block, said)
         x = torch.as_tensor(said["picture"]) if "picture" in said else None
@@ -169,3 +175,28 @@ def test_super_resolution_is_shared_with_its_threshold(tmp_path):
     assert again.body[0].spa_mask.threshold == 0.3
     with backend("reference"), torch.no_grad():
         torch.testing.assert_close(again(x), made(x))
+
+
+@pytest.mark.slow
+def test_cpp_runs_a_compiled_program(tmp_path, monkeypatch):
+    if not shutil.which("g++"):
+        pytest.skip("no g++ here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    network, picture = FCN(Pyramid(), num_classes=4).eval(), torch.ones(1, 3, 40, 56)  # what compiles soonest
+    made = spaces.get("connectivity").exportable(network, picture, Namespace(n_class=4)).fixed(picture)
+    exporting.export_program(made, "net.pt2")
+    with torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):  # the test's own haste
+        exec(documented("python")[2], {})
+    (source,) = documented("cpp")
+    Path("main.cpp").write_text(source)
+    (line,) = re.findall(r"g\+\+ (-std.*? -o main)", DOCS.read_text(), re.DOTALL)
+    flags = line.replace("\\\n", " ").replace("$T", torch.__path__[0]).split()
+    built = subprocess.run(["g++", *flags], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[:2000]
+    done = subprocess.run(["./main"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        wanted = network(picture)
+    sizes, total = done.stdout.rsplit(" ", 1)
+    assert sizes == str(list(wanted.shape)) and float(total) == pytest.approx(float(wanted.sum()), rel=1e-4)
