@@ -23,7 +23,17 @@ from sparsemask.errors import UseError, one_line
 from sparsemask.files import sha256, write_bytes
 from sparsemask.masks import check_mask
 
-__all__ = ["FORMAT", "SUFFIX", "FineMasks", "file_space", "is_fine", "load_masks", "read_arrays", "replace", "save_masks"]
+__all__ = [
+    "FORMAT",
+    "SUFFIX",
+    "FineMasks",
+    "file_space",
+    "is_fine",
+    "load_masks",
+    "read_arrays",
+    "replace",
+    "save_masks",
+]
 
 FORMAT = 1
 SUFFIX = ".npz"
