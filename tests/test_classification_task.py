@@ -258,7 +258,8 @@ def test_training_on_it_learns_and_resumes_exactly(tmp_path):
 
     def train(folder: str, steps: int, state=None):
         o = options(data_root=tmp_path, pad=1, batch_size=12, accumulate=1, max_iter=60, lr=0.02,
-                    last_layer_lr_mult=1.0, optimizer="adamw", momentum=0.9, decay=0.0, schedule="constant", gamma=0.9, milestones=None,
+                    last_layer_lr_mult=1.0, optimizer="adamw", momentum=0.9, decay=0.0, schedule="constant",
+                    gamma=0.9, milestones=None,
                     warmup=0, clip=0.0, freeze_bn=False, bn_reestimate=0, eval_interval=20, eval_limit=0, seed=3,
                     checkpoint_interval=100, log_interval=10, bn_momentum=None)  # fmt: skip
         o.max_iter = steps
