@@ -29,6 +29,8 @@ from sparsemask.runs import Run
 from sparsemask.tables import format_count, table
 from sparsemask.weights import load_strictly
 
+_NOISE = 0.03  # of a time: as good as measuring is
+
 
 def add_options(parser: Parser) -> None:
     """Flags of making groups hard."""
@@ -139,6 +141,16 @@ def _report(network, mask: files.GroupMask, noted: dict, chosen: Choice, options
         ms, dense = chosen.figures["milliseconds"], chosen.figures["milliseconds_dense"]
         lines.append(f"measured {ms:.3f} ms, plain network {dense:.3f} ms ({ms / dense:.1%}), batch {options.batch}")
     if not chosen.met:
-        why = "a share of every set stays (--remain)" if chosen.ratio > options.target else "no nearer step"
-        lines.append(f"note: wanted {options.target:.1%} of the {options.by}, reached {chosen.ratio:.1%}: {why}")
+        wanted = f"wanted {options.target:.1%} of the {options.by}, reached {chosen.ratio:.1%}"
+        lines.append(f"note: {wanted}: {_why(chosen, options)}")
     return lines
+
+
+def _why(chosen: Choice, options: argparse.Namespace) -> str:
+    """Why a target was missed, and where nothing is gained what to do instead."""
+    if chosen.ratio <= options.target:
+        return "no nearer step"
+    if options.by == "milliseconds" and chosen.ratio > 1 - _NOISE:
+        other = "a larger --batch" if options.compiled else "--compiled, a larger --batch"
+        return f"no faster here; keep the plain network, or try {other}, or a search with --variant columns or graph"
+    return "a share of every set stays (--remain)"

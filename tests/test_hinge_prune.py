@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prune.group_budget import Choice
 from prune.group_rules import find_threshold, kept_groups, kept_sets, largest
+from prune.group_sparsity import _why
 
 
 @pytest.mark.parametrize(
@@ -73,3 +77,18 @@ def test_the_floor_of_a_target_out_of_reach_is_the_lowest_threshold_that_gets_th
     found = find_threshold(ratio, 0.05, [norms])
     assert found.ratio == 0.2 and not found.met
     assert 8 < found.threshold < 9  # above the third largest, no further
+
+
+@pytest.mark.parametrize(
+    ("by", "ratio", "compiled", "word"),
+    [
+        ("multiply-adds", 0.4, False, "no nearer step"),
+        ("multiply-adds", 1.0, False, "--remain"),  # counted: nothing is said of time
+        ("milliseconds", 0.9, False, "--remain"),  # faster, though not as much as asked for
+        ("milliseconds", 1.1, False, "keep the plain network, or try --compiled"),
+        ("milliseconds", 0.99, True, "try a larger --batch"),  # as fast as the plain network: nothing gained
+    ],
+)
+def test_a_missed_target_says_why(by, ratio, compiled, word):
+    choice = Choice(kept={}, merged=(), threshold=0.1, ratio=ratio, met=False)
+    assert word in _why(choice, SimpleNamespace(by=by, target=0.5, compiled=compiled))
