@@ -48,7 +48,9 @@ def _l1_2(n: Tensor, rho: Tensor, sets: Tensor, count: int) -> Tensor:
 def _l1_half(n: Tensor, rho: Tensor, sets: Tensor, count: int) -> Tensor:
     kept = n > 54 ** (1 / 3) / 4 * rho ** (2 / 3)
     safe = torch.where(kept, n, torch.ones_like(n))
-    angle = torch.arccos((rho / 8 * (safe / 3) ** -1.5).clamp(max=1))
+    # A power of the smallest numbers is infinite, which times a ρ of 0 is no number.
+    power = ((safe / 3) ** -1.5).clamp(max=torch.finfo(n.dtype).max)
+    angle = torch.arccos((rho / 8 * power).clamp(max=1))
     return torch.where(kept, 2 / 3 * (1 + torch.cos(2 / 3 * (math.pi - angle))), torch.zeros_like(n))
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsemask.sparse.native import library, points, stereo
+from sparsemask.sparse.native import library, points, scales, stereo
 
 _WORDS = 8
-_SEGMENT = ("base", "map")  # the addresses among a segment's five words
+_SEGMENT = (5, 2)  # words of a segment, and how many of them, at its beginning, are addresses
+_SCALE = (4, 1)
 _STRUCTS = {
     "sm_product": library._Product,
     "sm_products": library._Product,
@@ -28,6 +29,7 @@ _STRUCTS = {
     "sm_points": points._Points,
     "sm_point_bins": points._PointBins,
     "sm_point_gradients": points._PointGrads,
+    "sm_scales": scales._Scales,
 }
 _SILENT = ("sm_width", "sm_advise", "sm_keep_memory", "sm_version")  # they compute nothing
 
@@ -117,18 +119,20 @@ class _Call:
         for number in range(count):
             one = kind.from_address(address + number * size)
             if hasattr(one, "segments") and one.n_segments:
-                self.segments(one.segments, one.n_segments)
+                self.listed(one.segments, one.n_segments, *_SEGMENT)
+            if hasattr(one, "scales") and one.n:
+                self.listed(one.scales, one.n, *_SCALE)
             for name, form in kind._fields_:
                 if form is ctypes.c_void_p:
                     self.point(mine, number * size + getattr(kind, name).offset, getattr(one, name) or 0)
         return mine
 
-    def segments(self, address: int, count: int) -> None:
-        mine = self.add(address, 5 * _WORDS * count, np.uint64)
-        words = np.frombuffer(self.said.memory[mine].before, np.uint64).reshape(-1, 5)
-        for number, line in enumerate(words):
-            for column in range(len(_SEGMENT)):
-                self.point(mine, (5 * number + column) * _WORDS, int(line[column]))
+    def listed(self, address: int, count: int, words: int, addresses: int) -> None:
+        """The memory of `count` records of so many words, the first of which are addresses."""
+        mine = self.add(address, words * _WORDS * count, np.uint64)
+        for number, line in enumerate(np.frombuffer(self.said.memory[mine].before, np.uint64).reshape(-1, words)):
+            for column in range(addresses):
+                self.point(mine, (words * number + column) * _WORDS, int(line[column]))
 
 
 class _Function:
@@ -165,7 +169,7 @@ class _Function:
 def recording():
     """Inside, the list it yields takes every call that computes something."""
     found, calls, kept = library.lib(), [], {}
-    caches = (points._lib, stereo._correlation)
+    caches = (points._lib, stereo._correlation, scales._function)
 
     class Library:
         def __getattr__(self, name):

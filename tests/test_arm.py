@@ -19,6 +19,7 @@ from literal_sparse import one_thread  # noqa: F401
 from sparsemask.sparse import SparseMaskConv, available_backends, backend
 from sparsemask.sparse.cost_volume import correlation_volume
 from sparsemask.sparse.native import build, library
+from sparsemask.sparse.native.scales import fuse_scales
 from sparsemask.sparse.sums import add_relu
 from test_smpointseg import crop, small
 from test_sparse_block import attention, block_problem
@@ -57,6 +58,9 @@ def recorded() -> list[recorded_calls.Recorded]:
             features = torch.randn(2, 1, 24, 3, 9)
             correlation_volume(*features, levels=4, groups=6)
             a, b = (torch.randn(1, 5, 3, 4, 2).contiguous(memory_format=torch.channels_last_3d) for _ in range(2))
+            sizes = [torch.randn(2, 9, *size) for size in ((5, 7), (3, 4), (1, 1))]
+            sizes = [one.contiguous(memory_format=torch.channels_last) for one in sizes]
+            fuse_scales(sizes, torch.randn(9), torch.rand(2, 1, 5, 7) < 0.5, 4, 5, 7)
             add_relu(a, b, torch.rand(1, 1, 3, 4, 2) < 0.5, torch.arange(5) < 2)
         points = small()
         with torch.no_grad():
