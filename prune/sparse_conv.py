@@ -67,6 +67,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         measured_on=measured_on,
         config=config,
         checkpoint=str(path.resolve()),
+        connectivity=space.connectivity_of(network),
     )
     figures = {name: float(value) for name, value in task.figures(scores).items()}
     for line in report(masks, by_module, means, figures):

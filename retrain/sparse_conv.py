@@ -132,27 +132,9 @@ def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
 
 def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
     """The network to share, its mask file, costs and pictures, and the line that says what to do next."""
-    options, run = opened.options, opened.run
-    space = spaces.get(options.space)
+    run = opened.run
     found = conclude(opened, model, task)
-    saved = checkpoint.load(run.last)["mask"]
-    network = run.folder / "network.safetensors"
-    masks = files.FineMasks(
-        space=options.space,
-        task=options.task,
-        channels=hard_masks(model),
-        sha256="",
-        threshold=saved["threshold"],
-        kept={name: shares["kept"] for name, shares in found["masks"].items()},
-        kept_whole=found["kept_fraction"],
-        measured_on=found["measured_on"],
-        config=space.config_of(model),
-        checkpoint=str(network.resolve()),
-    )
-    space.save(network, model, masks)
-    masks = files.replace(masks, sha256=sha256(network))
-    files.save_masks(run.folder / f"mask{files.SUFFIX}", masks)
-    run.note(network=network.name)
+    share(opened, model, found, checkpoint.load(run.last)["mask"]["threshold"])
     opened.say(
         f"retrained: {task.primary} {result.get(task.primary, float('nan')):.4f}; kept fraction "
         f"{found['kept_fraction']:.3f}, {format_count(found['parameters'])} parameters, multiply-adds "
@@ -162,6 +144,31 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
     opened.say(f"run: {run.folder} (network.safetensors, mask{files.SUFFIX}, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
     opened.say(f"next: {spoken('eval')}")
+
+
+def share(opened: Session, model: torch.nn.Module, found: dict, threshold: float) -> files.FineMasks:
+    """Write a finished run's network.safetensors and mask.npz, which belong together. found: what was measured."""
+    options, run = opened.options, opened.run
+    space = spaces.get(options.space)
+    network = run.folder / "network.safetensors"
+    masks = files.FineMasks(
+        space=options.space,
+        task=options.task,
+        channels=hard_masks(model),
+        sha256="",
+        threshold=threshold,
+        kept={name: shares["kept"] for name, shares in found["masks"].items()},
+        kept_whole=found["kept_fraction"],
+        measured_on=found["measured_on"],
+        config=space.config_of(model),
+        checkpoint=str(network.resolve()),
+        connectivity=space.connectivity_of(model),
+    )
+    space.save(network, model, masks)
+    masks = files.replace(masks, sha256=sha256(network))
+    files.save_masks(run.folder / f"mask{files.SUFFIX}", masks)
+    run.note(network=network.name)
+    return masks
 
 
 def restore(parser: Parser, given: dict, run: runs.Run | None):
@@ -215,7 +222,7 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
         folder.mkdir(parents=True, exist_ok=True)
         each = functools.partial(task.write, folder)
     watch = Watch(space, model, where, options.rounds, **_calls(space, model, options))
-    scores = task.scores(watch, where, options, options.eval_limit, each)
+    scores = task.scores(watch, where, options, options.eval_limit, each=each)
     table, by_module = watch.table(), watch.by_module()
     if distributed.rank():
         return

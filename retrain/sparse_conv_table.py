@@ -57,8 +57,9 @@ def evaluation_text(
     if hasattr(space, "published_row"):
         lines.append(space.published_row(model, mean["share"]))
     device = str(where.device) if where.device.type == "cpu" else torch.cuda.get_device_name(where.device)
+    protocol = getattr(scores, "protocol", "single scale")
     lines.append(
-        f"({task.measured_on()}, {len(costs)} {task.items}; {scores.protocol}; ms: medians of {options.rounds} in "
+        f"({task.measured_on()}, {len(costs)} {task.items}; {protocol}; ms: medians of {options.rounds} in "
         f"turn, {device}, {torch.get_num_threads()} thread(s), {options.type}, backend {options.backend})"
     )
     return "\n".join(lines)

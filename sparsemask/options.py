@@ -19,7 +19,7 @@ import yaml
 from sparsemask.errors import UseError
 from sparsemask.files import write_text
 
-SECTIONS = ("search", "prune", "retrain", "eval", "study")
+SECTIONS = ("search", "prune", "retrain", "eval", "specialize", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.
 TRANSIENT = {"config", "resume", "help", "given"}
 
@@ -114,6 +114,7 @@ _FILES = {
     "prune": "python prune/prune.py",
     "retrain": "python retrain/train.py",
     "eval": "python retrain/eval.py",
+    "specialize": "python retrain/specialize.py",
     "prepare": "python VOC12/prepare.py",
 }
 

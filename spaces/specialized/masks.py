@@ -13,7 +13,7 @@ from spaces.sparse_conv.smsr import begin_smoothly
 from sparsemask.sparse import gumbel_mask
 
 NARROWEST, WIDEST = 4, 16  # channels of a mask branch
-_EAGER = 1.0  # logits a fresh branch keeps and drops with: most is kept, as the network was trained
+_EAGER = 0.5  # logits a fresh branch keeps and drops with: most is kept, as the network was trained
 
 
 class Locator(nn.Sequential):

@@ -4,6 +4,7 @@
     sparsemask prune       make them hard: a mask file
     sparsemask retrain     build, train and evaluate the small network
     sparsemask eval        evaluate it
+    sparsemask specialize  learn where, and in which channels, a trained network needs to compute for a task
     sparsemask export      write a trained network for other programs: safetensors, torch.export, ONNX
     sparsemask upscale     enlarge a picture by a super-resolution network, and show where it computed
     sparsemask segment-points  a class for every point of a cloud, with pictures and a page to turn it in
@@ -35,6 +36,7 @@ VERBS = {
     "prune": "prune.prune",
     "retrain": "retrain.train",
     "eval": "retrain.eval",
+    "specialize": "retrain.specialize",
     "export": "retrain.export",
     "upscale": "sparsemask.cli.upscale",
     "segment-points": "sparsemask.cli.segment_points",

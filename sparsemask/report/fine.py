@@ -28,7 +28,7 @@ def tiles(c: Contents) -> str:
     shown = [
         tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}" if abs(v) < 10 else f"{v:.2f}", where(c))
         for k, v in c.figures.items()
-        if k in ("psnr", "ssim", "miou", "oa", "macc", "epe", "d1")
+        if k in ("psnr", "ssim", "miou", "oa", "macc", "epe", "d1", "f_beta", "ods")
     ] or [tile("quality", "–", _NOT_YET)]
     kept, budget = number(c.info.get("kept_fraction")), number(c.config.get("keep"))
     on = str(c.info.get("measured_on") or "")
@@ -62,19 +62,40 @@ def masks(c: Contents) -> str:
             rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{"".join(dense + shares)}</tr>')
         head = [*(f"layer {k + 1}" for k in range(layers)), "kept locations", "kept fraction"]
         head = "".join(f'<th scope="col">{title}</th>' for title in head)
-        width = next(iter(found.values()))["channels"]
+        widths = {one["channels"] for one in found.values()}
+        of = f" of {widths.pop():g}" if len(widths) == 1 else ""
         note = (
-            f"Layers: channels of {width:g} that are computed everywhere, the others at kept locations only. Shares: "
+            f"Layers: channels{of} that are computed everywhere, the others at kept locations only. Shares: "
             f"means over {c.info.get('measured_on') or 'the validation pictures'}."
         )
         parts.append(
             f'<p class="note">{html.escape(note)}</p><div class="scroll"><table class="heat weights">'
             f'<thead><tr><th scope="col">module</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         )
+    parts.append(_forms(c))
     file = c.run.pictures / "masks.png"
     if file.exists():
         parts.append(figure_of(c, file, "Where each module computes: kept places bright, dropped ones dark"))
     return "".join(parts) or html.absent("No masks measured yet: they are at the end of a run.")
+
+
+def _forms(c: Contents) -> str:
+    """The dense, the masked and the skipping form side by side, where a run has compared them."""
+    rows = c.info.get("forms")
+    rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    names = [name for name in (rows[0] if rows else ()) if name != "form"][:12]
+    if not names:
+        return ""
+    form = lambda name, value: format_count(value) if name == "multiply_adds" else f"{value:.4g}"
+    cells = [
+        (html.escape(str(row.get("form"))[:40]), *(
+            "–" if number(row.get(name)) is None else form(name, number(row[name])) for name in names
+        ))
+        for row in rows[:10]
+    ]  # fmt: skip
+    return html.table(
+        ("form", *(html.escape(str(name)[:40].replace("_", " ")) for name in names)), cells, kind="classes"
+    )
 
 
 def _masks(c: Contents) -> dict[str, dict]:

@@ -66,7 +66,7 @@ def reproduce(c: Contents) -> str:
     """The commands that make this run again and go on from it, and on what it was computed."""
     config = shlex.quote(str(c.run.config))
     parts = []
-    if c.verb in ("search", "retrain"):
+    if c.verb in ("search", "retrain", "specialize"):
         parts.append(html.paragraph("The same run again, from its configuration:"))
         parts.append(html.command(spoken(c.verb, f"--config {config} --name again")))
         if c.state.startswith("stopped"):
@@ -75,7 +75,7 @@ def reproduce(c: Contents) -> str:
     if c.verb == "search":
         parts.append(html.paragraph("And on from here:"))
         parts += [html.command(command_of(c, "prune")), html.command(command_of(c, "retrain"))]
-    elif c.verb == "retrain":
+    elif c.verb in ("retrain", "specialize"):
         parts.append(html.paragraph("Its evaluation:"))
         parts.append(html.command(command_of(c, "eval")))
     parts.append(html.paragraph("This page again:"))

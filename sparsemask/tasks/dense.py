@@ -43,6 +43,9 @@ class DenseTask:
 
     primary: str  # the figure that decides, of those that `figures` gives
     n_output: int  # channels of the network's output
+    items = "pictures"
+    score_flags = ()
+    data_flags = ("data_root", "voc_root", "im_path", "gt_path", "training_list", "eval_list")
     reads_voc = False  # whether VOC as VOC12/prepare.py leaves it is data for this task
 
     def __init__(self, options: argparse.Namespace):
@@ -98,6 +101,10 @@ class DenseTask:
         """Write one prediction (H,W) as a PNG."""
         raise NotImplementedError
 
+    def write(self, folder: Path, index: int, prediction: torch.Tensor) -> None:
+        """Write the prediction of a validation picture into a folder, under its name."""
+        self.save(folder / f"{self.eval_data.name(index)}.png", prediction)
+
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write the picture | truth | prediction grid of some `samples`."""
         raise NotImplementedError
@@ -130,6 +137,12 @@ class DenseTask:
         if self._eval is None:
             self._eval = self._dataset("eval")
         return self._eval
+
+    def measured_on(self) -> str:
+        """The validation pictures in words."""
+        o = self._options
+        named = "the sample set" if o.sample else o.data_root or o.voc_root or o.eval_list
+        return f"validation pictures of {Path(str(named)).name}"
 
     def check(self) -> None:
         """Read both lists and the first pair of each; UseError for what is absent or of another kind."""

@@ -1,0 +1,82 @@
+"""The forms of a specialised network side by side, dense, masked and skipping: quality, multiply-adds, milliseconds."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import nn
+
+import spaces
+from spaces.sparse_conv.measuring import COLUMNS, Watch
+from sparsemask.engine import data
+from sparsemask.session import Session
+from sparsemask.tables import format_count, table
+from sparsemask.timing import compare
+
+_TIMED = 4  # validation items
+
+
+def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[dict]]:
+    """(the table as text, its rows). Forms: everything kept, without masks; masks that multiply; masks that skip.
+
+    Quality is over the validation items that --eval_limit lets through; multiply-adds are means over them, times
+    medians over the first few, taken in turn.
+    """
+    options, where = opened.options, opened.arithmetic
+    space = spaces.get(options.space)
+    model = model.eval()
+    watch = Watch(space, model, where, alone=True)
+    limit = options.eval_limit
+    sparse = task.figures(task.scores(watch, where, options, limit, quick=True))
+    means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
+    dense = space.dense_form(model)
+    forms: dict[str, tuple] = {"dense": (dense, means["dense"])}
+    if hasattr(space, "fast_form"):  # else the network itself skips, and multiplies nowhere
+        forms["masked"] = (model, means["dense"] + _branches(model))
+    forms["sparse"] = (watch.form, means["executed"])
+    times = _times({name: form for name, (form, _) in forms.items()}, task, where, options.rounds)
+    rows = []
+    for name, (form, executed) in forms.items():
+        figures = sparse if name == "sparse" else task.figures(task.scores(form, where, options, limit, quick=True))
+        row = {"form": name, **{k: float(v) for k, v in figures.items()}, "multiply_adds": round(executed)}
+        rows.append(row | ({"ms": times[name]} if times else {}))
+    columns = {
+        "form": "form",
+        **{name: (name, ".4f") for name in sparse},
+        "multiply_adds": ("multiply-adds", format_count),
+    }
+    lines = [table(rows, columns | ({"ms": ("ms", ".2f")} if times else {}))]
+    gain = f"multiply-adds {means['dense'] / means['executed']:.2f} times fewer"
+    if times:
+        gain += f", {times['dense'] / times['sparse']:.2f} times as fast"
+    count = len(watch.rows)
+    lines.append(
+        f"{gain} ({task.measured_on()}, {count} {task.items}, {where.device}, {torch.get_num_threads()} thread(s))"
+    )
+    return "\n".join(lines), rows
+
+
+def _branches(model: nn.Module) -> float:
+    """Multiply-adds of the mask branches in the last forward pass."""
+    return sum(module.overhead() for module in model.masked.values() if module.seen is not None)
+
+
+@torch.no_grad()
+def _times(forms: dict, task, where, rounds: int) -> dict[str, float]:
+    """Median milliseconds of each form over the first validation items; {} where nothing is to be timed."""
+    if not rounds:
+        return {}
+    sums = dict.fromkeys(forms, 0.0)
+    count = min(_TIMED, len(task.eval_data))
+    for index in range(count):
+        inputs, _ = data.collate(task.eval_data, [task.eval_data[index]])
+        inputs = inputs.to(where.device, where.parameters)
+        if isinstance(inputs, torch.Tensor) and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with where.context():
+            calls = {name: functools.partial(form, inputs) for name, form in forms.items()}
+            found = compare(calls, rounds, warmup=4, device=where.device)
+        for name in forms:
+            sums[name] += found[name] / count
+    return sums

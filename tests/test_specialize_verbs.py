@@ -1,0 +1,160 @@
+"""retrain/specialize.py: from a retrained run to masks, a table and files; resumed exactly; other tasks; bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import retrain.eval
+import retrain.specialize
+import retrain.train
+import search.run
+from small_pictures import make_folder
+from sparsemask.fine_masks import load_masks
+from sparsemask.masks import load_mask
+from sparsemask.sparse import backend
+from sparsemask.weights import load_weights
+from tiny import SMALL, borrow_kernels, data_flags, fails, make_data
+
+FEW = [*SMALL[2:], "--eval_interval", "4"]
+TRAIN = [*data_flags(Path("data")), *FEW, "--max_iter", "4", "--rounds", "1", "--max_stride", "8"]
+TRAIN += ["--thres", "0.73"]  # about where mask branches begin: some places are dropped, some kept
+
+
+@pytest.fixture(autouse=True)
+def one_backend():
+    """Runs are compared bit by bit, so the arithmetic must not be whichever is fastest at the moment."""
+    with backend("reference"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with data, a retrained network (runs/r) and one specialised from it (runs/s); not to be touched."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_data(folder / "data", n=8)
+    with pytest.MonkeyPatch.context() as patch, backend("reference"):
+        patch.chdir(folder)
+        patch.setenv("SPARSEMASK_HOME", str(borrow_kernels(folder / "home")))
+        patch.delenv("SPARSEMASK_WEIGHTS", raising=False)
+        flags = ["--mask_path", "unet", *data_flags(Path("data")), *SMALL, "--max_iter", "2", "--name", "r"]
+        assert retrain.train.main(flags) == 0
+        assert retrain.specialize.main([*TRAIN, "--name", "s"]) == 0
+    return folder
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch) -> Path:
+    """A copy of it as working directory."""
+    folder = tmp_path / "place"
+    shutil.copytree(trained, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(tmp_path / "home")))
+    monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
+    return folder
+
+
+def test_a_run_leaves_masks_weights_table_and_pictures(place):
+    run = place / "runs/s"
+    info = json.loads((run / "run.json").read_text())
+    assert info["state"] == "finished" and info["verb"] == "specialize"
+    masks = load_masks(run / "mask.npz")
+    masks.check_weights(run / "network.safetensors")
+    assert np.array_equal(masks.connectivity, load_mask(place / "runs/r/mask.npy"))
+    forms = {row["form"]: row for row in json.loads((run / "forms.json").read_text())}
+    assert list(forms) == ["dense", "masked", "sparse"]
+    assert forms["masked"]["miou"] == pytest.approx(forms["sparse"]["miou"], abs=1e-3)  # the same masks
+    assert forms["sparse"]["multiply_adds"] < forms["masked"]["multiply_adds"]
+    assert all(row["ms"] > 0 for row in forms.values())
+    shown = forms["sparse"]["multiply_adds"] / forms["dense"]["multiply_adds"]
+    assert masks.mean_kept == pytest.approx(shown, abs=0.02)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"kept", "kept_soft", "tau", "lambda", "val_miou", "val_kept"} <= rows[-1].keys()
+    for name in ("curves", "samples", "masks"):
+        assert (run / "pictures" / f"{name}.png").stat().st_size > 5000
+    report = (run / "report.html").read_text()
+    assert "specialize" in report and "masked" in report
+
+
+def test_a_specialised_network_is_evaluated_pruned_again_and_retrained(place, capfd):
+    assert retrain.eval.main(["--run", "runs/s", "--rounds", "1", "--out", "predicted"]) == 0
+    said = capfd.readouterr().out
+    assert "mIoU" in said and "kept" in said
+    assert list((place / "predicted").glob("*.png"))
+    flags = ["--mask_path", "runs/s/mask.npz", *data_flags(Path("data")), *FEW, "--max_iter", "2", "--name", "again"]
+    assert retrain.train.main(flags) == 0
+    before, after = (load_weights(place / f"runs/{name}/network.safetensors") for name in ("s", "again"))
+    fixed = [name for name in before if ".locate." in name or name.endswith("ch_mask")]
+    assert fixed and all(torch.equal(before[name], after[name]) for name in fixed)
+    assert not torch.equal(before["fc_conv.weight"], after["fc_conv.weight"])
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(place, monkeypatch):
+    calls, step = {"n": 0}, torch.optim.AdamW.step
+
+    def dies(self, *args, **kwargs):
+        calls["n"] += 1
+        if calls["n"] > 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", dies)
+        assert retrain.specialize.main([*TRAIN, "--name", "parts", "--checkpoint_interval", "2"]) != 0
+    assert retrain.specialize.main(["--resume", "runs/parts"]) == 0
+    one, other = (load_weights(place / f"runs/{name}/checkpoints/last.pt") for name in ("s", "parts"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_pictures_are_enlarged_by_a_searched_decoder(place):
+    make_folder(place / "photos", 4, (32, 40))
+    flags = [
+        "--task", "super_resolution", "--run", "runs/r", "--hr_path", "photos", "--patch_size", "16", "--batch_size",
+        "2", "--test_every", "4", "--n_worker", "0", "--max_iter", "2", "--eval_interval", "2", "--log_interval", "1",
+        "--lr", "0.001", "--rounds", "0", "--bn_reestimate", "0", "--name", "sr",
+    ]  # fmt: skip
+    assert retrain.specialize.main(flags) == 0
+    forms = {row["form"]: row for row in json.loads((place / "runs/sr/forms.json").read_text())}
+    assert forms["sparse"]["psnr"] == pytest.approx(forms["masked"]["psnr"], abs=1e-2)
+    assert load_masks(place / "runs/sr/mask.npz").config["scale"] == 2
+
+
+def test_other_networks_are_specialised_from_dense_weights(place):
+    make_folder(place / "photos", 4, (32, 40))
+    data = [
+        "--hr_path", "photos", "--patch_size", "8", "--batch_size", "2", "--test_every", "4", "--n_worker", "0",
+        "--max_iter", "2", "--eval_interval", "2", "--log_interval", "1", "--lr", "0.01",
+    ]  # fmt: skip
+    small = ["--space", "smsr", "--n_feats", "8", "--n_modules", "1", *data]
+    assert search.run.main(["--search", *small, "--name", "dense"]) == 0
+    weights = ["--ft_model", "runs/dense/checkpoints/last.pt"]
+    assert retrain.specialize.main([*small, *weights, "--rounds", "1", "--name", "fine"]) == 0
+    forms = json.loads((place / "runs/fine/forms.json").read_text())
+    assert [row["form"] for row in forms] == ["dense", "sparse"]  # these networks skip by themselves
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--run", "runs/nothing"], ["runs/nothing"]),
+        (["--run", "runs/s"], ["runs/s", "specialize"]),
+        (["--ft_model", "runs/r/checkpoints/last.pt"], ["--mask_path"]),
+        (["--ft_model", "missing.pt", "--mask_path", "unet"], ["missing.pt"]),
+        (["--ft_model", "runs/r/checkpoints/last.pt", "--run", "runs/r"], ["--run", "--ft_model"]),
+        (["--mask_path", "dense"], ["dense", "connections"]),
+        (["--depth", "16"], ["--depth 16"]),
+        (["--max_stride", "1"], ["no module to mask"]),
+        (["--space", "hinge"], ["hinge"]),
+        (["--space", "smsr"], ["--ft_model"]),
+        (["--task", "nonsense"], ["nonsense"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(place, capfd, more, words):
+    flags = TRAIN if "--space" not in more else []
+    fails(capfd, retrain.specialize.main, [*flags, "--name", "bad", *more], words)
+    assert not (place / "runs/bad").exists()
