@@ -65,7 +65,9 @@ def settle(parser: opt.Parser, given: dict, training: bool = True) -> tuple[argp
     training: False for evaluation, which has no budget: of a preset only the sample set's size counts, and other
     pictures are padded to 513 as published.
     """
-    filed = parser.from_file(given["config"]) if given.get("config") else {}
+    # A preset may serve several tasks, each with its own flags; a user's file is meant for this one.
+    ours = bool(given.get("config") and opt.preset_name(given["config"], parser.get_default("space")))
+    filed = parser.from_file(given["config"], foreign=ours) if given.get("config") else {}
     filed = datasets.without_replaced(filed, given)
     asked = {"task": parser.get_default("task"), **filed, **given}
     data, preset, line = datasets.choose_data(asked, training)

@@ -79,8 +79,16 @@ class Recorded:
 
 def _tensors() -> list[torch.Tensor]:
     """All that lie in this process's memory and were made since garbage was frozen."""
-    found = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
-    return [one for one in found if one.layout is torch.strided and one.device.type == "cpu"]
+    # Not those of tracing, which have no memory.
+    found = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
+    return [one for one in found if one.layout is torch.strided and one.device.type == "cpu" and _has_memory(one)]
+
+
+def _has_memory(one: torch.Tensor) -> bool:
+    try:
+        return one.untyped_storage().data_ptr() >= 0
+    except RuntimeError:
+        return False
 
 
 class _Call:
