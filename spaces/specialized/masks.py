@@ -49,7 +49,7 @@ class Locator(nn.Sequential):
     def logits(self, x: Tensor) -> Tensor:
         """Features (N, C, H, W) to logits (N, 2, h, w), index 1 keeps; odd sizes are padded by their last row."""
         height, width = x.shape[-2:]
-        if height % 2 or width % 2:
+        if torch.compiler.is_exporting() or height % 2 or width % 2:  # sizes may be open in a file
             x = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
         found = super().forward(x)
         return found[..., :height, :width] if self.stride == 1 else found
@@ -122,6 +122,8 @@ def carry(mask: Tensor, size: Sequence[int]) -> Tensor:
     size = tuple(size)
     if tuple(mask.shape[-2:]) == size:
         return mask
+    if torch.compiler.is_exporting():
+        return _carried(mask, size)
     if mask.is_floating_point():
         return F.adaptive_max_pool2d(mask, size)
     if size == (1, 1):
@@ -131,6 +133,17 @@ def carry(mask: Tensor, size: Sequence[int]) -> Tensor:
         first, end = _readers(size[d - 2], mask.shape[d], str(mask.device))
         sums = F.pad(found.cumsum(d), (1, 0) if d == 3 else (0, 0, 1, 0))
         found = (sums.index_select(d, end) > sums.index_select(d, first)).to(torch.int32)
+    return found > 0
+
+
+def _carried(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """The same of a bool mask by two products with who reads whom: sizes may be open."""
+    found = mask.to(torch.float32)
+    for d in (2, 3):
+        n, m = size[d - 2], mask.shape[d]
+        at = torch.arange(m, device=mask.device) * ((n - 1) / (m - 1))  # n < m: a feature is never finer
+        reads = ((at[None] - torch.arange(n, device=mask.device)[:, None]).abs() < 1 + 1e-4).to(torch.float32)
+        found = reads @ found if d == 2 else found @ reads.t()
     return found > 0
 
 

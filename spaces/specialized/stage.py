@@ -87,7 +87,7 @@ class FoldedDecoder(nn.Module):
     def forward(self, points: Sequence[Tensor], masks: Mapping[int, Tensor]) -> Tensor:
         """The last stage's output, its channels in the folded order. masks: bool, of masked stages by number."""
         inputs: list[list[Tensor]] = [[] for _ in points]
-        carried: dict[tuple, Tensor] = {}
+        carried: list[tuple[int, Tensor]] = []
 
         def spread(kind: int, j: int, x: Tensor) -> None:
             for i in self.takers.get((kind, j), ()):
@@ -95,10 +95,12 @@ class FoldedDecoder(nn.Module):
                 if i not in masks or x.shape[-2:] == (1, 1):
                     inputs[i].append(F.conv2d(x, weight))
                     continue
-                key = (i, *x.shape[-2:])
-                if key not in carried:
-                    carried[key] = carry(masks[i], x.shape[-2:])
-                inputs[i].append(self._product(x, weight, carried[key], self.flags[i]))
+                # Sizes are compared, not hashed: they are open where a network is exported.
+                mask = next((one for k, one in carried if k == i and one.shape[-2:] == x.shape[-2:]), None)
+                if mask is None:
+                    mask = carry(masks[i], x.shape[-2:])
+                    carried.append((i, mask))
+                inputs[i].append(self._product(x, weight, mask, self.flags[i]))
 
         if (UP, 0) in self.takers:
             spread(UP, 0, F.relu6(points[0].mean((2, 3), keepdim=True)))
