@@ -10,7 +10,7 @@ import torch
 
 import spaces
 from retrain.sparse_conv_table import evaluation_text, record
-from spaces.sparse_conv.masking import apply_masks, fix_masks, hard_masks
+from spaces.sparse_conv.masking import apply_masks, fix_masks, hard_masks, set_threshold
 from spaces.sparse_conv.measuring import Watch
 from spaces.sparse_conv.records import begin, conclude, evaluate_kept
 from sparsemask import datasets, runs, session, tasks
@@ -192,6 +192,8 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
         what = Path(options.pretrained_model)
     options.given = given
     model = space.load(what)
+    if run is not None and state.get("verb") == "specialize":  # its checkpoints hold weights, the threshold is a flag
+        set_threshold(model, state["config"]["thres"])
     if hasattr(space, "set_reading"):
         space.set_reading(model, options)
     settle_config(options, space.config_of(model), what)

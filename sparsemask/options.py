@@ -77,12 +77,18 @@ class Parser(argparse.ArgumentParser):
         section = content.get(self.verb) or {}
         if not isinstance(section, dict):
             raise UseError(f"{path}: section '{self.verb}' must be a mapping of flags")
-        flat.update(section)
-        if foreign:
-            flat = {name: value for name, value in flat.items() if name in self.actions()}
-        return {name: self._checked(name, value, path) for name, value in flat.items()}
+        return self.checked({**flat, **section}, path, foreign)
 
-    def _checked(self, name: str, value, path: Path):
+    def checked(self, flags: dict, what: object, foreign: bool = False) -> dict:
+        """Flags by name as the command line would parse them; UseError naming `what` where one is none or ill-typed.
+
+        foreign: as in :meth:`from_file`.
+        """
+        if foreign:
+            flags = {name: value for name, value in flags.items() if name in self.actions()}
+        return {name: self._checked(name, value, what) for name, value in flags.items()}
+
+    def _checked(self, name: str, value, path: object):
         actions = self.actions()
         if name not in actions:
             near = difflib.get_close_matches(str(name), actions, 1)

@@ -5,6 +5,7 @@
     sparsemask retrain     build, train and evaluate the small network
     sparsemask eval        evaluate it
     sparsemask specialize  learn where, and in which channels, a trained network needs to compute for a task
+    sparsemask compress    all of these by a recipe, to a target in milliseconds or multiply-adds, with a table
     sparsemask export      write a trained network for other programs: safetensors, torch.export, ONNX
     sparsemask upscale     enlarge a picture by a super-resolution network, and show where it computed
     sparsemask segment-points  a class for every point of a cloud, with pictures and a page to turn it in
@@ -37,6 +38,7 @@ VERBS = {
     "retrain": "retrain.train",
     "eval": "retrain.eval",
     "specialize": "retrain.specialize",
+    "compress": "sparsemask.cli.compress",
     "export": "retrain.export",
     "upscale": "sparsemask.cli.upscale",
     "segment-points": "sparsemask.cli.segment_points",

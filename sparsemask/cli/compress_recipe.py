@@ -1,0 +1,270 @@
+"""Recipes of `sparsemask compress`: what they may say, read and checked before anything is run.
+
+A recipe is YAML: `flags` for every verb that has them, a `target`, `steps` in their order, perhaps `baseline` and
+`rounds`. Flags are the verbs' own, checked by their parsers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+import spaces
+from sparsemask import tasks
+from sparsemask.errors import UseError
+from sparsemask.options import Parser
+
+VERBS = {
+    "search": "search.run",
+    "prune": "prune.prune",
+    "retrain": "retrain.train",
+    "specialize": "retrain.specialize",
+    "export": "retrain.export",
+}
+AUTO = "auto"
+"""In place of a step's budget: what the target leaves to it."""
+COSTS = ("milliseconds", "multiply_adds")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a step does."""
+
+    calls: tuple[tuple[str, str], ...]
+    """(verb, space) in their order; a space of "" is that of the network at hand."""
+    needs: str = ""
+    """What a step before it must have given."""
+    gives: str = ""
+    budget: str = ""
+    """The flag that the target may settle."""
+
+
+KINDS = {
+    "search": Kind((("search", "connectivity"),), gives="search"),
+    "prune": Kind((("prune", "connectivity"),), "search", "mask"),
+    "retrain": Kind((("retrain", "connectivity"),), "mask", "network"),
+    "specialize": Kind((("specialize", "specialized"),), "network", "specialised network", "keep"),
+    "export": Kind((("export", ""),), "network"),
+}
+# What the recipe's order of steps says; never flags of a recipe. A retraining without a search names its own mask.
+_OWN = {"exp_path", "name", "resume", "run", "checkpoint", "mask_path", "search_checkpoint", "ft_model", "space", "out"}
+_ALLOWED = {("retrain", "mask_path"), ("export", "out"), ("export", "checkpoint")}
+_KEYS = ("flags", "target", "baseline", "rounds", "steps")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the last network may cost."""
+
+    by: str
+    value: float
+    share: bool
+    """Whether `value` is a share of the fully dense network's cost."""
+
+    def __str__(self) -> str:
+        if self.share:
+            return f"{100 * self.value:g}% of the fully dense network's {self.by.replace('_', '-')}"
+        return f"{self.value:g} {self.by.replace('_', '-')}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step, its flags by verb: checked, the recipe's common ones included."""
+
+    kind: str
+    flags: dict[str, dict]
+    auto: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe."""
+
+    path: Path
+    steps: tuple[Step, ...]
+    target: Target | None = None
+    baseline: dict = field(default_factory=dict)
+    """Flags of the fully dense network's retraining: those of the step `retrain`, and the recipe's own on top."""
+    rounds: int = 15
+    content: dict = field(default_factory=dict)
+    """As it was written."""
+
+    def step(self, kind: str) -> Step | None:
+        """The step of a kind, None without one."""
+        return next((step for step in self.steps if step.kind == kind), None)
+
+
+def packaged() -> dict[str, Path]:
+    """The recipes that come with the toolkit, by name."""
+    folder = resources.files("sparsemask.recipes")
+    return {Path(str(f)).stem: Path(str(f)) for f in folder.iterdir() if str(f).endswith(".yaml")}
+
+
+def read(name: str) -> Recipe:
+    """The recipe of a file or of a packaged name; UseError naming the key at fault."""
+    path = packaged().get(name, Path(name))
+    if not path.is_file():
+        raise UseError(f"recipe not found: {name} (a file, or one of: {', '.join(sorted(packaged()))})")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UseError(f"{path}: not readable as YAML ({error})") from None
+    content = _mapping(content, str(path), _KEYS)
+    common = _mapping(content.get("flags"), f"{path}: flags")
+    rounds = content.get("rounds", Recipe.rounds)
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+        raise UseError(f"{path}: rounds must be a whole number of at least 1, found {rounds!r}")
+    target = _target(content.get("target"), path)
+    steps = _steps(content.get("steps"), common, target, path)
+    baseline = dict(next((step.flags["retrain"] for step in steps if step.kind == "retrain"), {}))
+    more = _mapping(content.get("baseline"), f"{path}: baseline")
+    baseline |= _checked("retrain", "connectivity", common, {**more}, f"{path}: baseline", {})
+    baseline.pop("mask_path", None)
+    return Recipe(path, steps, target, baseline, rounds, content)
+
+
+def _mapping(value, what: str, known: tuple[str, ...] | None = None) -> dict:
+    if value is None and known is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UseError(f"{what}: expected a mapping, found {type(value).__name__}")
+    for key in value:
+        if known is not None and key not in known:
+            raise UseError(f"{what}: unknown key '{key}'; known: {', '.join(known)}")
+    return {str(key): one for key, one in value.items()}
+
+
+def _target(value, path: Path) -> Target | None:
+    if value is None:
+        return None
+    what = f"{path}: target"
+    found = _mapping(value, what, COSTS)
+    if len(found) != 1:
+        raise UseError(f"{what}: name one of {', '.join(COSTS)}, as in milliseconds: 25%")
+    ((by, text),) = found.items()
+    share = isinstance(text, str) and text.endswith("%")
+    try:
+        number = float(text.removesuffix("%")) / 100 if share else float(text)
+        if isinstance(text, bool) or not 0 < number < math.inf:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise UseError(f"{what}.{by}: a number above 0, or a share such as 25%, not {text!r}") from None
+    return Target(by, number, share)
+
+
+def _steps(value, common: dict, target: Target | None, path: Path) -> tuple[Step, ...]:
+    if not isinstance(value, list) or not value:
+        raise UseError(f"{path}: steps: expected a list of {', '.join(KINDS)}")
+    there, steps, unknown = {""}, [], set(common)
+    for number, entry in enumerate(value, 1):
+        entry = {entry: None} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise UseError(f"{path}: steps: step {number}: expected one of {', '.join(KINDS)}, with its flags")
+        ((kind, flags),) = entry.items()
+        what = f"{path}: step {number} ({kind})"
+        if kind not in KINDS:
+            raise UseError(f"{path}: steps: step {number}: unknown step '{kind}'; known: {', '.join(KINDS)}")
+        if any(step.kind == kind for step in steps):
+            raise UseError(f"{what}: stands twice")
+        flags = _mapping(flags, what)
+        _in_order(kind, flags, there, steps, what)
+        there.add(KINDS[kind].gives)
+        steps.append(_step(kind, flags, common, target, what))
+        for verb, space in KINDS[kind].calls:
+            unknown -= parser(verb, space, common.get("task")).actions().keys()
+    if unknown:
+        raise UseError(f"{path}: flags: no step has a flag '{sorted(unknown)[0]}'")
+    if not any(step.kind == "retrain" for step in steps):
+        raise UseError(f"{path}: steps: a step 'retrain' is missing: it makes the network")
+    return tuple(steps)
+
+
+def _in_order(kind: str, flags: dict, there: set[str], steps: list[Step], what: str) -> None:
+    """Raise UseError where a step stands at the wrong place."""
+    needs = KINDS[kind].needs
+    named = kind == "retrain" and "mask_path" in flags
+    if named and "mask" in there:
+        raise UseError(f"{what}: mask_path: the step 'prune' makes the mask; leave out one of the two")
+    if needs not in there and not named:
+        maker = next(name for name, one in KINDS.items() if one.gives == needs)
+        also = ", or give it mask_path" if kind == "retrain" else ""
+        raise UseError(f"{what}: stands before the step '{maker}', which it needs{also}")
+    before = [step.kind for step in steps]
+    if kind != "export" and "export" in before:
+        raise UseError(f"{what}: stands after 'export', which writes the finished network")
+    if kind != "export" and "specialize" in before:
+        raise UseError(f"{what}: stands after 'specialize', whose masks belong to its weights")
+
+
+def _step(kind: str, given: dict, common: dict, target: Target | None, what: str) -> Step:
+    """A step with the flags of each of its verbs: common ones < the step's < those of a section named as the verb."""
+    calls, budget = KINDS[kind].calls, KINDS[kind].budget
+    many = len(calls) > 1
+    sections = {verb: _mapping(given.pop(verb, None), f"{what}: {verb}") for verb, _ in calls} if many else {}
+    auto = bool(budget) and given.get(budget) == AUTO
+    if auto:
+        given.pop(budget)
+        if target is None:
+            raise UseError(f"{what}: {budget}: auto needs a target, and the recipe has none")
+    flags, unknown = {}, set(given)
+    for verb, space in calls:
+        own = sections.get(verb, {})
+        flat = given if not many else {k: v for k, v in given.items() if k in parser(verb, space).actions()}
+        unknown -= flat.keys()
+        flags[verb] = _checked(verb, space, common, {**flat, **own}, what, own)
+    if unknown:
+        raise UseError(f"{what}: unknown flag '{sorted(unknown)[0]}'")
+    if kind == "export":
+        _check_out(flags["export"], what)
+    return Step(kind, flags, auto)
+
+
+def _check_out(flags: dict, what: str) -> None:
+    names = flags.get("out")
+    if not names:
+        raise UseError(f"{what}: out: files to write, such as [network.onnx]")
+    for name in names:
+        if Path(name).name != name or name in (".", ".."):
+            raise UseError(f"{what}: out: '{name}': a file name alone; it is written into the recipe's folder")
+
+
+def _checked(verb: str, space: str, common: dict, own: dict, what: str, section: dict) -> dict:
+    made = parser(verb, space, common.get("task"))
+    for name in {**common, **own}:
+        if name in _OWN and (verb, name) not in _ALLOWED:
+            raise UseError(f"{what}: '{name}' is the recipe's own business; leave it out")
+        if name == "task" and name in own:
+            raise UseError(f"{what}: 'task' belongs to the recipe's flags: all steps have one task")
+    where = f"{what}: {verb}" if section else what
+    return {**made.checked(common, what, foreign=True), **made.checked(own, where)}
+
+
+@functools.lru_cache(maxsize=32)
+def parser(verb: str, space: str, task: str | None = None) -> Parser:
+    """A verb's parser for a space's networks. Like the command line's front, compress stands above the verbs."""
+    module = importlib.import_module(VERBS[verb])
+    if task is not None and task not in tasks.siblings(tasks.DEFAULT):
+        raise UseError(f"--task {task}: recipes are for {', '.join(tasks.siblings(tasks.DEFAULT))}")
+    if verb == "specialize":
+        return module.parser(spaces.get(space))
+    return module.parser(space or "connectivity")
+
+
+def spelled(flags: dict) -> list[str]:
+    """Flags as a command line has them."""
+    words = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            words += [f"--{name}"] if value else []
+        elif value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+__all__ = ["AUTO", "COSTS", "KINDS", "Recipe", "Step", "Target", "packaged", "parser", "read", "spelled"]

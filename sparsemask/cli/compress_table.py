@@ -1,0 +1,119 @@
+"""What a recipe's steps gained and cost: every network in the form that is run, timed in turn in one process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import spaces
+from retrain import eval as evaluation
+from retrain.opening import open_trained, read_flags
+from sparsemask import flags, tasks
+from sparsemask.costs import count_parameters, multiply_adds
+from sparsemask.inference import optimize_for_inference
+from sparsemask.tables import format_count, markdown_table, table
+from sparsemask.timing import compare
+
+_PICTURES = 4
+"""Validation pictures that are timed and counted; where masks skip, what is computed depends on them."""
+
+_NOISE = 0.03  # of a time: as good as measuring is
+
+
+@dataclass
+class Opened:
+    """A run's network as it is run: batch norms folded, the faster memory format, masks that skip."""
+
+    options: object
+    network: torch.nn.Module
+    run: object
+    """A callable of pictures (1, C, H, W), contiguous."""
+    where: object
+    task: object
+
+    def eval(self) -> Opened:
+        """What tasks ask of a module."""
+        return self
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        """The network's output."""
+        with torch.no_grad():
+            return self.run(pictures)
+
+
+def opened(folder: Path) -> Opened:
+    """The network of a run's folder."""
+    argv = ["--run", str(folder)]
+    space = flags.peek_space(argv)
+    made = evaluation.parser(space)
+    options, network, where, _ = open_trained(made, read_flags(made, argv, space))
+    task = tasks.get(options.task, options)
+    example = task.eval_data[0][0][None].to(where.device, where.parameters)
+    if hasattr(spaces.get(space), "fast_form"):
+        form = spaces.get(space).fast_form(network)
+        run = lambda x: form(x.contiguous(memory_format=torch.channels_last))
+    else:
+        run = optimize_for_inference(network, example, compiled=False)
+    return Opened(options, network, run, where, task)
+
+
+def costs(networks: Mapping[str, Opened], rounds: int) -> dict[str, dict[str, float]]:
+    """{name: milliseconds, multiply_adds, parameters} on the same validation pictures, batch 1, timed in turn."""
+    first = next(iter(networks.values()))
+    source = first.task.eval_data
+    count = min(_PICTURES, len(source))
+    found = {n: {"milliseconds": 0.0, "multiply_adds": 0.0} for n in networks}
+    for index in range(count):
+        picture = source[index][0][None].to(first.where.device, first.where.parameters)
+        times = compare({n: functools.partial(one, picture) for n, one in networks.items()}, rounds, 3, picture.device)
+        for name, one in networks.items():
+            found[name]["milliseconds"] += times[name] / count
+            found[name]["multiply_adds"] += multiply_adds(one, picture) / count
+    for name, one in networks.items():
+        found[name]["parameters"] = count_parameters(one.network)
+    return found
+
+
+def quality(one: Opened, limit: int = 0) -> float:
+    """The task's figure of the form that is run, over the validation pictures (the first `limit`)."""
+    scores = one.task.scores(one, one.where, one.options, limit, quick=True)
+    return float(one.task.figures(scores)[one.task.primary])
+
+
+def with_gains(rows: list[dict], dense: Mapping) -> list[dict]:
+    """The rows with their gains against the fully dense network, where they have costs."""
+    for row in rows:
+        if row.get("milliseconds"):
+            row["faster"] = dense["milliseconds"] / row["milliseconds"]
+            row["fewer"] = dense["multiply_adds"] / row["multiply_adds"]
+    return rows
+
+
+def slower(rows: list[dict]) -> list[str]:
+    """A line for every network that takes longer than the one before it, by more than measuring errs."""
+    timed = [row for row in rows if row.get("milliseconds")]
+    return [
+        f"note: '{b['step']}' takes {b['milliseconds'] / a['milliseconds']:.0%} of the time of '{a['step']}' here: "
+        "fewer multiply-adds are not less time; keep the latter's run, or leave the step out"
+        for a, b in zip(timed, timed[1:], strict=False)
+        if b["milliseconds"] > (1 + _NOISE) * a["milliseconds"] and a["step"] != "dense"
+    ]
+
+
+def text(rows: list[dict], primary: str, markdown: bool = False) -> str:
+    """The rows as a table."""
+    columns = {
+        "step": "step",
+        "quality": (primary, ".4f"),
+        "multiply_adds": ("multiply-adds", format_count),
+        "fewer": ("times fewer", ".2f"),
+        "parameters": ("parameters", format_count),
+        "milliseconds": ("ms", ".2f"),
+        "faster": ("times faster", ".2f"),
+        "seconds": ("taken s", ".0f"),
+    }
+    return (markdown_table if markdown else table)(rows, columns)

@@ -1,0 +1,248 @@
+"""sparsemask compress: a recipe's chain, killed between and inside steps, its table, and recipes that are none."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sparsemask.cli import compress
+from sparsemask.cli.compress_plan import Work
+from sparsemask.cli.compress_recipe import packaged, read
+from sparsemask.engine.loop import Fit
+from sparsemask.sparse import backend
+from sparsemask.weights import load_weights
+from tiny import borrow_kernels, fails, make_data
+
+DATA = {"im_path": "data/img", "gt_path": "data/gt", "training_list": "data/train.txt", "eval_list": "data/val.txt"}
+SMALL = {
+    "n_class": 4, "depth": 8, "crop_size": 33, "batch_size": 4, "bn_reestimate": 1, "checkpoint_interval": 1,
+    "eval_interval": 3, "log_interval": 1, "lr": 0.01, "last_layer_lr_mult": 1, "n_worker": 0, "max_iter": 3,
+}  # fmt: skip
+FEW = {"rounds": 1, "max_stride": 4, "thres": 0.73}  # about where mask branches begin: some places are dropped
+RECIPE = {
+    "flags": {**DATA, **SMALL},
+    "target": {"multiply_adds": "50%"},
+    "rounds": 1,
+    "steps": [
+        {"search": {"max_iter": 2}},
+        {"prune": {"thres": 0.001}},
+        {"retrain": {"bn_momentum": 0.1}},
+        {"specialize": {"keep": "auto", **FEW}},
+    ],
+}
+
+
+def write(path: str, recipe: dict = RECIPE, **more) -> str:
+    """A recipe's file."""
+    Path(path).write_text(yaml.safe_dump({**recipe, **more}))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What is forked must not wait for threads that only its parent has; and runs are compared bit by bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with backend("reference"):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder with data, r.yaml and what it gives, out/; not to be touched."""
+    folder = tmp_path_factory.mktemp("compress")
+    make_data(folder / "data", n=8)
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch, backend("reference"):
+        patch.chdir(folder)
+        patch.setenv("SPARSEMASK_HOME", str(borrow_kernels(folder / "home")))
+        patch.delenv("SPARSEMASK_WEIGHTS", raising=False)
+        assert compress.main([write("r.yaml"), "--out", "out"]) == 0
+    return folder
+
+
+@pytest.fixture
+def place(finished, tmp_path, monkeypatch) -> Path:
+    """The folder as working directory, to write beside what is there."""
+    monkeypatch.chdir(finished)
+    monkeypatch.setenv("SPARSEMASK_HOME", str(finished / "home"))
+    monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
+    return finished
+
+
+def killed(argv: list[str], where: str, at: int | str) -> None:
+    """Run the command in a process of its own that is killed (SIGKILL) where it calls `where` as often or with `at`."""
+
+    def child() -> None:
+        owner, name = {"step": (Fit, "train_step"), "end": (Work, "end"), "begin": (Work, "begin")}[where]
+        plain, calls = getattr(owner, name), [0]
+
+        def dies(self, what):
+            found = plain(self, what)
+            calls[0] += 1
+            if at in (calls[0], getattr(what, "name", None)):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+
+        setattr(owner, name, dies)
+        os._exit(compress.main(argv))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_recipe_ends_with_a_table_and_whether_its_target_was_met(place):
+    state = json.loads(Path("out/compress.json").read_text())
+    rows = {row["step"]: row for row in state["table"]}
+    assert list(rows) == ["search", "prune", "dense", "retrain", "specialize"]
+    assert rows["dense"]["faster"] == rows["dense"]["fewer"] == 1
+    last = rows["specialize"]
+    assert last["fewer"] == pytest.approx(rows["dense"]["multiply_adds"] / last["multiply_adds"])
+    for name in ("dense", "retrain", "specialize"):
+        assert {"quality", "multiply_adds", "parameters", "milliseconds", "seconds"} <= rows[name].keys()
+    met = state["target"]
+    assert met["wanted"] == pytest.approx(0.5 * rows["dense"]["multiply_adds"])
+    assert met["met"] == (last["multiply_adds"] <= met["wanted"]) and met["reached"] == last["multiply_adds"]
+    # nothing is pruned after so few steps: half of the dense network's cost is half of this one's
+    assert state["settled"]["specialize"] == pytest.approx(met["wanted"] / rows["retrain"]["multiply_adds"], abs=1e-3)
+    report = Path("out/report.md").read_text()
+    assert "| specialize" in report and "sparsemask prune --run" in report and "target " in report
+
+
+def test_the_table_counts_and_scores_the_form_that_is_run(place):
+    state = json.loads(Path("out/compress.json").read_text())
+    rows = {row["step"]: row for row in state["table"]}
+    forms = {row["form"]: row for row in json.loads(Path("out/runs/specialize/forms.json").read_text())}
+    assert rows["specialize"]["multiply_adds"] == pytest.approx(forms["sparse"]["multiply_adds"], rel=1e-3)
+    assert rows["specialize"]["quality"] == pytest.approx(forms["sparse"]["miou"], abs=1e-3)
+    info = json.loads(Path("out/runs/retrain/run.json").read_text())
+    assert rows["retrain"]["quality"] == pytest.approx(info["result"]["miou"], abs=1e-3)  # folding changes nothing
+
+
+def test_killed_between_and_inside_steps_it_ends_like_an_uninterrupted_run(place):
+    argv = ["r.yaml", "--out", "parts"]
+    killed(argv, "step", 1)  # inside the search, before its first checkpoint
+    killed(argv, "end", "search")
+    killed(argv, "step", 2)  # inside the retraining of the dense network
+    killed(argv, "begin", "retrain")
+    killed(argv, "step", 4)  # inside specialising: 3 of the retraining are before it
+    assert compress.main(argv) == 0
+    stages = json.loads(Path("parts/compress.json").read_text())["stages"]
+    whole = json.loads(Path("out/compress.json").read_text())["stages"]
+    assert list(stages) == list(whole) and all(one["state"] == "done" for one in stages.values())
+    assert {name: one["resumed"] for name, one in stages.items() if one["resumed"]} == {
+        "search": 1, "dense": 1, "retrain": 1, "specialize": 1,
+    }  # fmt: skip
+    for name in ("search", "dense", "retrain", "specialize"):
+        one, other = (load_weights(f"{folder}/runs/{name}/checkpoints/last.pt") for folder in ("out", "parts"))
+        assert all(torch.equal(value, other[key]) for key, value in one.items()), name
+    shutil.rmtree("parts")
+
+
+def test_a_finished_recipe_is_not_run_again(place, monkeypatch, capfd):
+    monkeypatch.setattr(compress, "call", lambda *_: pytest.fail("a verb was run again"))
+    before = Path("out/compress.json").read_bytes()
+    assert compress.main(["r.yaml", "--out", "out"]) == 0
+    assert "times faster" in capfd.readouterr().out
+    assert Path("out/compress.json").read_bytes() == before
+
+
+def test_another_recipe_in_a_begun_folder_is_refused(place, capfd):
+    steps = [*RECIPE["steps"][:2], {"retrain": {"bn_momentum": 0.2}}, RECIPE["steps"][3]]
+    words = ["out", "steps.3.retrain.bn_momentum is 0.1 there and 0.2 here"]
+    fails(capfd, compress.main, [write("other.yaml", steps=steps), "--out", "out"], words)
+    fails(capfd, compress.main, ["other.yaml", "--out", "data"], ["data", "not empty"])
+
+
+def test_a_step_whose_target_is_met_is_skipped(place, capfd):
+    recipe = write(
+        "met.yaml", target={"multiply_adds": 1e9}, steps=[{"retrain": {"mask_path": "unet"}}, RECIPE["steps"][3]]
+    )
+    assert compress.main([recipe, "--out", "met"]) == 0
+    state = json.loads(Path("met/compress.json").read_text())
+    assert state["stages"]["specialize"]["state"] == "skipped" and state["target"]["met"]
+    assert [row["step"] for row in state["table"]] == ["dense", "retrain"]
+    assert "specialize skipped: the target is met without it" in capfd.readouterr().out
+
+
+def test_the_plan_is_shown_and_nothing_is_written(place, capfd):
+    assert compress.main(["r.yaml", "--out", "nowhere", "--plan"]) == 0
+    said = capfd.readouterr().out.splitlines()
+    assert [line.split()[1] for line in said[:-1]] == ["search", "prune", "retrain", "retrain", "specialize"]
+    assert "what the target leaves" in said[4] and "50%" in said[-1]
+    assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize("name", sorted(packaged()))
+def test_packaged_recipes_are_right(name):
+    assert read(name).steps
+
+
+def steps(*given) -> dict:
+    return {"steps": list(given)}
+
+
+UNET = {"retrain": {"mask_path": "unet"}}
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        ({"stesp": []}, ["stesp", "steps"]),
+        ({"steps": None}, ["steps"]),
+        ({"steps": "search"}, ["steps"]),
+        ({"rounds": 0}, ["rounds", "0"]),
+        ({"flags": {**DATA, "crop": 3}}, ["flags", "'crop'"]),
+        ({"flags": {**DATA, "n_class": "many"}}, ["n_class", "many"]),
+        ({"flags": {**DATA, "name": "mine"}}, ["'name'"]),
+        ({"flags": {**DATA, "task": "stereo"}}, ["stereo", "segmentation"]),
+        ({"target": {"seconds": 3}}, ["target", "seconds", "milliseconds"]),
+        ({"target": {"milliseconds": "0%"}}, ["target.milliseconds", "0%"]),
+        ({"target": {"milliseconds": 3, "multiply_adds": 4}}, ["target", "one of"]),
+        ({"baseline": {"lr": "fast"}}, ["baseline", "lr", "fast"]),
+        ({"target": None}, ["step 4 (specialize)", "keep", "target"]),
+        (steps("search", "prune"), ["steps", "retrain"]),
+        (steps("prune"), ["step 1 (prune)", "search"]),
+        (steps("retrain"), ["step 1 (retrain)", "prune", "mask_path"]),
+        (steps("search", "prune", UNET), ["step 3 (retrain)", "mask_path"]),
+        (steps(UNET, UNET), ["step 2 (retrain)", "twice"]),
+        (steps(UNET, "specialise"), ["step 2", "specialise", "specialize"]),
+        (steps(UNET, {"specialize": {"kepe": 0.5}}), ["step 2 (specialize)", "kepe", "keep"]),
+        (steps(UNET, {"specialize": {"keep": -1}}), ["step 2 (specialize)", "keep", "-1"]),
+        (steps(UNET, {"specialize": {"task": "edges"}}), ["step 2 (specialize)", "task"]),
+        (steps(UNET, {"export": {}}), ["step 2 (export)", "out"]),
+        (steps(UNET, {"export": {"out": ["../a.onnx"]}}), ["step 2 (export)", "../a.onnx"]),
+        (steps(UNET, {"export": {"out": ["a.pt2"]}}, "specialize"), ["step 3 (specialize)", "export"]),
+        (steps({"search": 3}), ["step 1 (search)", "mapping"]),
+        (steps(3), ["step 1"]),
+    ],
+)  # fmt: skip
+def test_bad_recipes_are_one_line_that_names_the_key(tmp_path, monkeypatch, capfd, more, words):
+    monkeypatch.chdir(tmp_path)
+    fails(
+        capfd,
+        compress.main,
+        [write("bad.yaml", **more), "--out", "out"],
+        ["bad.yaml" if "task" not in str(more) else "", *words],
+    )
+    assert not Path("out").exists()
+
+
+def test_a_recipe_that_is_no_recipe(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    fails(capfd, compress.main, ["none.yaml"], ["none.yaml", "voc_sample"])
+    Path("list.yaml").write_text("- search\n")
+    fails(capfd, compress.main, ["list.yaml"], ["list.yaml", "mapping"])
+    Path("torn.yaml").write_text("steps: [\n")
+    fails(capfd, compress.main, ["torn.yaml"], ["torn.yaml", "YAML"])
