@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spaces.connectivity.shared import save_network
 from spaces.group_sparsity.folding import fold_norms
 from sparsemask.errors import UseError
-from sparsemask.exporting import Exportable, pure
+from sparsemask.exporting import Exportable, laid_out, pure
 from sparsemask.inference import optimize_for_inference
 
 SIZE = (64, 96)  # of the example; sizes are open
@@ -30,7 +30,9 @@ def exportable(network: nn.Module, batch: Tensor, options) -> Exportable:
     folded.fold()
     with contextlib.suppress(UseError):  # norms of encoders that are not ours; one that cannot be traced keeps them
         fold_norms(folded, torch.zeros(1, batch.shape[1], *SIZE))
-    program = pure(folded.requires_grad_(False), lambda net, picture: net(picture))
+    folded = folded.requires_grad_(False)
+    plain = pure(folded, lambda net, picture: net(picture))
+    fast = optimize_for_inference(network, batch, compiled=False)
 
     def save(path: Path) -> None:
         save_network(path, network, options, options.n_class)
@@ -40,10 +42,10 @@ def exportable(network: nn.Module, batch: Tensor, options) -> Exportable:
     any_size = torch.export.Dim.DYNAMIC
     return Exportable(
         network=network,
-        fast=optimize_for_inference(network, batch, compiled=False),
+        fast=fast,
         save=save,
-        program=program,
-        plain=program,
+        program=laid_out(plain, fast.last),
+        plain=plain,
         inputs={"picture": example},
         outputs=("scores",),
         dynamic=({0: any_size, 2: any_size, 3: any_size},),

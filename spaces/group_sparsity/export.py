@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces.group_sparsity.fast import fast_form, folded
-from sparsemask.exporting import Exportable, pure
+from sparsemask.exporting import Exportable, laid_out, pure
 
 
 def exportable(network: nn.Module, batch: Tensor, mask=None, save=None) -> Exportable:
@@ -18,21 +18,21 @@ def exportable(network: nn.Module, batch: Tensor, mask=None, save=None) -> Expor
     save(path, network, mask): writes it to share.
     """
     two = torch.cat([batch, batch]) if len(batch) == 1 else batch
-    program = pure(folded(network, two).requires_grad_(False), lambda net, picture: net(picture))
+    plain = pure(folded(network, two).requires_grad_(False), lambda net, picture: net(picture))
     fast, _ = fast_form(network, tuple(batch.shape[1:]), len(batch), batch.device)
 
     def write(path: Path) -> None:
         save(path, network, mask)
 
-    plain = "a plain network's weights are a file already: only pruned networks say how they are built"
+    absent = "a plain network's weights are a file already: only pruned networks say how they are built"
     return Exportable(
         network=network,
         fast=fast,
         save=write,
-        program=program,
-        plain=program,
+        program=laid_out(plain, fast.last),
+        plain=plain,
         inputs={"picture": two},
         outputs=("scores",),
         dynamic=({0: torch.export.Dim.DYNAMIC},),
-        refused={} if mask is not None else {".safetensors": plain},
+        refused={} if mask is not None else {".safetensors": absent},
     )

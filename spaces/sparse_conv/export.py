@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces.sparse_conv.dense import MaskedForm
-from spaces.sparse_conv.masking import hard_masks
+from spaces.sparse_conv.masking import hard_masks, threshold_of
 from spaces.sparse_conv.shared import save_smsr
 from spaces.sparse_conv.smsr import SMSR
 from sparsemask import exporting
@@ -35,7 +35,7 @@ def exportable(
     return Exportable(
         network=network,
         fast=network,
-        save=lambda path: save_smsr(path, network, _masks(network)),
+        save=lambda path: save_smsr(path, network, masks_of(network, "smsr", "super_resolution")),
         program=pure(network, lambda net, picture: net.compute(picture)[0]),
         plain=pure(MaskedForm(network), lambda net, picture: net(picture)),
         inputs={INPUT: torch.zeros(1, 3, *size)},
@@ -67,10 +67,9 @@ def export_onnx(network: SMSR, path: str | os.PathLike, size: tuple[int, int] = 
     return exporting.export_onnx(_of(network, size, dynamic), path)
 
 
-def _masks(network: SMSR) -> FineMasks:
-    """The masks the network has."""
-    threshold = network.body[0].spa_mask.threshold
-    return FineMasks("smsr", "super_resolution", hard_masks(network), sha256="", threshold=threshold)
+def masks_of(network: nn.Module, space: str, task: str) -> FineMasks:
+    """The masks a network of a space has."""
+    return FineMasks(space, task, hard_masks(network), sha256="", threshold=threshold_of(network))
 
 
 def _of(network: nn.Module, size: tuple[int, int], dynamic: bool) -> Exportable:

@@ -60,6 +60,11 @@ def set_threshold(network: nn.Module, threshold: float) -> None:
             module.threshold = float(threshold)
 
 
+def threshold_of(network: nn.Module) -> float:
+    """The threshold that all of its data masks have."""
+    return next(one.threshold for one in network.modules() if hasattr(one, "threshold") and hasattr(one, "logits"))
+
+
 def fix_masks(network: nn.Module) -> None:
     """Masks fixed: hard in training too, channel logits and mask branches frozen; the weights still train."""
     set_mask_mode(network, "hard")

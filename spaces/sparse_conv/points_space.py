@@ -111,6 +111,12 @@ class SMPointSegSpace(MaskedSpace):
         """The same weights without masks, to be timed against."""
         return DensePoints(network)
 
+    def exportable(self, network: SMPointSeg, batch: PointBatch, options):
+        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
+        from spaces.sparse_conv.export_points import exportable
+
+        return exportable(self, network, batch)
+
     def draw_masks(self, inputs: PointBatch, masks: list[np.ndarray], path, title: str | None = None) -> None:
         """Draw the kept points of every level of one crop, masks bool (1, N_l) or (N_l,)."""
         from sparsemask.pictures.points import draw_kept

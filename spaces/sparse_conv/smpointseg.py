@@ -16,7 +16,7 @@ from spaces.sparse_conv.point_layers import BasicConv, Join, folded_of
 from sparsemask.errors import UseError
 from sparsemask.points.batch import PointBatch
 from sparsemask.sparse.point_block import row_linear
-from sparsemask.sparse.point_conv import Level, cells, native
+from sparsemask.sparse.point_conv import Level, cells, point_means
 
 CONFIGS = {
     "s3dis": {"d_in": 6, "n_class": 13, "channels": (32, 64, 128, 256, 512), "n_neighbors": 16, "radius": 0.05},
@@ -169,8 +169,6 @@ def _global(index: Tensor, size: int) -> Tensor:
 def _pool(rows: Tensor, neighbours: Tensor, count: int, size: int) -> Tensor:
     """The mean over the neighbours of each sample's first `size` points: rows of the next level."""
     near = neighbours.view(count, -1, neighbours.shape[1])[:, :size].reshape(-1, neighbours.shape[1])
-    if native(rows) and not (torch.is_grad_enabled() and rows.requires_grad):
-        from sparsemask.sparse.native import points
-
-        return points.means(rows.contiguous(), near.contiguous())
-    return F.embedding_bag(near, rows, mode="mean")
+    if torch.is_grad_enabled() and rows.requires_grad:
+        return F.embedding_bag(near, rows, mode="mean")
+    return point_means(rows, near)

@@ -105,6 +105,12 @@ class SpecializedSpace(MaskedSpace):
         network.note_size(pictures)
         return network.dense_multiply_adds * len(pictures)
 
+    def exportable(self, network: SpecializedNetwork, batch: Tensor, options):
+        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
+        from spaces.specialized.export import exportable
+
+        return exportable(self, network, batch)
+
     def fast_form(self, network: SpecializedNetwork) -> nn.Module:
         """The form that skips what the masks drop; it shares nothing with the network."""
         form = copy.deepcopy(network).eval()

@@ -3,7 +3,7 @@
 A space says with an :class:`Exportable` how its networks are called from tensors alone; the rest is the same for all.
 """
 
-from sparsemask.exporting.exportable import FORMATS, Exportable, format_of, pure, why_not
+from sparsemask.exporting.exportable import FORMATS, Exportable, channels_last, format_of, laid_out, pure, why_not
 from sparsemask.exporting.validation import Validation, validate
 from sparsemask.exporting.writing import export_onnx, export_program
 
@@ -11,9 +11,11 @@ __all__ = [
     "FORMATS",
     "Exportable",
     "Validation",
+    "channels_last",
     "export_onnx",
     "export_program",
     "format_of",
+    "laid_out",
     "pure",
     "validate",
     "why_not",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
@@ -67,6 +69,24 @@ class _Pure(nn.Module):
 def pure(network: nn.Module, function: Callable[..., Tensor]) -> nn.Module:
     """`function(network, *inputs)` as a module in evaluation mode: without what a forward pass leaves behind in it."""
     return _Pure(network, function).eval()
+
+
+def laid_out(module: nn.Module, last: bool) -> nn.Module:
+    """What :func:`pure` made of a function of pictures, as a copy that puts their channels last, where `last` says so.
+
+    Programs compute in the memory format that their inputs and weights have.
+    """
+    if not last:
+        return module
+    found = copy.deepcopy(module).to(memory_format=torch.channels_last)
+    function = found._function
+    found._function = lambda net, *inputs: function(net, *map(channels_last, inputs))
+    return found
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Pictures (N, C, H, W) or volumes (N, C, D, H, W) with their channels last in memory."""
+    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
 
 def format_of(path: str | Path) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
@@ -33,14 +34,49 @@ def cells(xyz: Tensor, neighbours: Tensor, radius: float, rule: str = "trunc", s
     Returns:
         (R, K) uint8.
     """
-    if native(xyz):
-        from sparsemask.sparse.native import points
+    return torch.ops.sparsemask.point_cells(xyz, neighbours, radius, rule, size)
 
-        return points.bins(xyz.contiguous(), neighbours, radius, size, rule == "round")
+
+def cells_by_torch(xyz: Tensor, neighbours: Tensor, radius: float, rule: str = "trunc", size: int = SIZE) -> Tensor:
+    """The same in plain PyTorch."""
     rel = xyz[neighbours.long()] - xyz[:, None]
     u = size / 2 * (rel / radius).clamp(-0.99999, 0.99999)
     x, y, z = ((u.round() if rule == "round" else u.trunc()).long() + size // 2).unbind(-1)
     return ((z * size + y) * size + x).to(torch.uint8)
+
+
+@operator("point_cells")
+def _cells(xyz: Tensor, neighbours: Tensor, radius: float, rule: str, size: int) -> Tensor:
+    if native(xyz):
+        from sparsemask.sparse.native import points
+
+        return points.bins(xyz.contiguous(), neighbours.contiguous(), radius, size, rule == "round")
+    return cells_by_torch(xyz, neighbours, radius, rule, size)
+
+
+@torch.library.register_fake("sparsemask::point_cells")
+def _(xyz, neighbours, radius, rule, size):
+    return neighbours.new_empty(neighbours.shape, dtype=torch.uint8)
+
+
+@operator("point_means")
+def point_means(rows: Tensor, neighbours: Tensor) -> Tensor:
+    """The mean of rows (R, C) over each line of neighbours (n, K) int32: (n, C); without gradients."""
+    if native(rows):
+        from sparsemask.sparse.native import points
+
+        return points.means(rows.contiguous(), neighbours.contiguous())
+    return F.embedding_bag(neighbours, rows, mode="mean")
+
+
+@torch.library.register_fake("sparsemask::point_means")
+def _(rows, neighbours):
+    return rows.new_empty(neighbours.shape[0], rows.shape[1])
+
+
+@register_flop_formula([torch.ops.sparsemask.point_cells, torch.ops.sparsemask.point_means], get_raw=True)
+def _no_flops(*_, out_val=None, **__) -> int:
+    return 0  # no product of weights
 
 
 @dataclass

@@ -1,0 +1,41 @@
+"""Specialised networks for other programs: the form that skips as a program, the form whose masks multiply as ONNX."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spaces.sparse_conv.export import masks_of
+from spaces.specialized.network import SpecializedNetwork
+from spaces.specialized.plain import PlainForm
+from sparsemask.exporting import Exportable, channels_last, pure
+
+SIZE = (65, 98)  # of the example; sizes are open
+
+
+def exportable(space, network: SpecializedNetwork, batch: Tensor) -> Exportable:
+    """As a function from pictures to scores at the last stage's size, or to larger pictures; sizes open.
+
+    network: in evaluation mode, on the CPU; its masks are exported hard. batch: pictures (B, C, H, W).
+    """
+    fast = space.fast_form(network)
+    any_size = torch.export.Dim.DYNAMIC
+    return Exportable(
+        network=network,
+        fast=lambda pictures: _run(fast, pictures),
+        save=lambda path: space.save(path, network, masks_of(network, space.name, space.task)),
+        program=pure(space.fast_form(network), _run),
+        plain=pure(PlainForm(network), lambda net, picture: net(picture)),
+        inputs={"picture": torch.zeros(2, batch.shape[1], *SIZE)},
+        outputs=("scores" if network.scale is None else "larger",),
+        dynamic=({0: any_size, 2: any_size, 3: any_size},),
+    )
+
+
+def _run(net: nn.Module, picture: Tensor) -> Tensor:
+    """The skipping form, with nothing left behind in it."""
+    found = net(channels_last(picture))
+    for module in net.masked.values():
+        module.seen = None
+    net._counted = None
+    return found
