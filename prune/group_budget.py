@@ -16,6 +16,7 @@ from spaces.group_sparsity.fast import compare_times
 from spaces.group_sparsity.mask_file import GroupMask
 from sparsemask.errors import say
 
+NOISE = 0.03  # of a time: as good as measuring is
 _TRIES = 6  # networks built and timed for one target
 _NEAR, _OVER = 0.02, 0.01  # below and above a share of milliseconds: as good as measuring is
 _ROUNDS = 15
@@ -50,7 +51,7 @@ def choose_groups(network: torch.nn.Module, config: Mapping, options: argparse.N
 
 def _timed(network, config: Mapping, options: argparse.Namespace, where, norms: Mapping, keep) -> Choice:
     """Thresholds by predicted time, each network built and measured, the prediction corrected by what was measured."""
-    found, space = network.reduction, spaces.get("hinge")
+    found, space = network.reduction, spaces.get(options.space)
     shape, place = config["input_shape"], (options.batch, where.device, options.compiled)
     plain = space.plain(config)
     dense = compare_times({"plain": plain}, shape, *place)["plain"]
@@ -79,7 +80,15 @@ def _timed(network, config: Mapping, options: argparse.Namespace, where, norms: 
         if (met and reached >= options.target - _NEAR) or (not met and choice.ratio > options.target):
             break  # as near as can be, or the share that always stays
         factor *= reached / max(ratio(choice.threshold), 1e-6)
-    return best
+    return _plain(found, best) if best.ratio > 1 - NOISE and not best.met else best
+
+
+def _plain(found, tried: Choice) -> Choice:
+    """Everything kept, for where nothing that was tried is faster: fewer multiply-adds alone are no gain."""
+    dense = tried.figures["milliseconds_dense"]
+    figures = {"milliseconds": dense, "milliseconds_dense": dense, "milliseconds_share": 1.0}
+    kept = {s.name: np.ones(s.count, dtype=bool) for s in found.sets}
+    return Choice(kept, tuple(found.pairs), 0.0, 1.0, False, figures)
 
 
 def _better(one: Choice, other: Choice, target: float) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 import spaces
-from prune.group_budget import Choice, choose_groups
+from prune import group_curve
+from prune.group_budget import NOISE, Choice, choose_groups
 from prune.group_options import add_counting
 from prune.shared import settle_data
 from spaces.group_sparsity import mask_file as files
@@ -24,12 +25,11 @@ from sparsemask import report as page
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError, say
 from sparsemask.files import sha256, write_json
-from sparsemask.options import Parser, natural, positive, spoken
+from sparsemask.options import Parser, positive, spoken
+from sparsemask.pictures.hinge import draw_tradeoff
 from sparsemask.runs import Run
 from sparsemask.tables import format_count, table
 from sparsemask.weights import load_strictly
-
-_NOISE = 0.03  # of a time: as good as measuring is
 
 
 def add_options(parser: Parser) -> None:
@@ -41,7 +41,7 @@ def add_options(parser: Parser) -> None:
     group.add_argument("--fold", choices=FOLDS, default="exact", help="constants of removed channels (default: exact)")
     group.add_argument("--batch", type=positive, default=1, help="inputs at once when time is measured (default: 1)")
     group.add_argument("--compiled", action="store_true", help="time is measured of compiled networks")
-    group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
+    group_curve.add_options(group)
 
 
 def prune(options: argparse.Namespace, run: Run | None) -> None:
@@ -65,6 +65,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
     where = devices.arithmetic(options.gpu, options.type)
     chosen = choose_groups(network, config, options, where)
     mask = files.GroupMask(
+        space=options.space,
         config=config,
         kept=chosen.kept,
         merged=chosen.merged,
@@ -74,10 +75,14 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
     )
     small, mask = _finished(space, network, mask)
     noted = records.entries(network.reduction, mask.kept, mask.merged)
-    figures = {}
-    for name, net in (("searched", network), ("pruned", small)):
-        scores = task.scores(net.to(where.device, where.parameters), where, options, options.eval_limit, quick=True)
-        figures[name] = task.figures(scores)
+    measured = (task, options, where)
+    figures = {"searched": group_curve.figures(network, *measured), "pruned": group_curve.figures(small, *measured)}
+    if options.bn_reestimate:
+        figures["batch norms adapted"] = group_curve.adapted(small, *measured)
+    curve = []
+    if options.curve:
+        curve = group_curve.follow(network, config, *measured, {options.target: chosen})
+        say(group_curve.rows_text(curve, task.primary))
     ratios = {f"{name}_share": noted[name] / noted[f"{name}_dense"] for name in ("multiply_adds", "parameters")}
     mask = dataclasses.replace(mask, figures={**ratios, **chosen.figures})
     for line in _report(network, mask, noted, chosen, options):
@@ -95,12 +100,17 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         "kept_fraction": mask.kept_fraction,
         **noted,
         **chosen.figures,
-        **{f"{task.primary}_{name}": f[task.primary] for name, f in figures.items()},
+        **{f"{task.primary}_{name.replace(' ', '_')}": f[task.primary] for name, f in figures.items()},
+        **({"curve": curve} if curve else {}),
     }
     targets = [run.folder / f"mask_{options.by}_{options.target:g}{files.SUFFIX}"] if run else []
     for target in [*targets, out]:
         files.save_mask(target, mask)
         write_json(target.with_suffix(".json"), note)
+    if curve:
+        drawn = run.pictures / "tradeoff.png" if run else out.with_name("tradeoff.png")
+        points = group_curve.points(curve, task.primary, figures["searched"][task.primary])
+        say(f"curve: {draw_tradeoff(points, drawn, options.by)}")
     if run:
         reached = {"by": options.by, "wanted": options.target, "reached": chosen.ratio}
         run.note(**noted, threshold=mask.threshold, target=reached)
@@ -116,7 +126,10 @@ def _settle(options: argparse.Namespace, saved: dict) -> None:
         if name not in options.given and name in saved:
             setattr(options, name, saved[name])
     options.eval_batch = saved.get("eval_batch", options.eval_batch)
-    settle_data(options, saved, {})
+    options.batch_size, options.seed = saved["batch_size"], saved["seed"]
+    numbers = ("crop_size", "n_class", "class_names")  # of tasks that label pixels
+    left = {name for name in numbers if hasattr(options, name) and name in saved} - options.given.keys()
+    settle_data(options, saved, {name: saved[name] for name in left})
 
 
 def _finished(space, network: torch.nn.Module, mask: files.GroupMask) -> tuple[torch.nn.Module, files.GroupMask]:
@@ -150,7 +163,8 @@ def _why(chosen: Choice, options: argparse.Namespace) -> str:
     """Why a target was missed, and where nothing is gained what to do instead."""
     if chosen.ratio <= options.target:
         return "no nearer step"
-    if options.by == "milliseconds" and chosen.ratio > 1 - _NOISE:
+    if options.by == "milliseconds" and chosen.ratio > 1 - NOISE:
         other = "a larger --batch" if options.compiled else "--compiled, a larger --batch"
-        return f"no faster here; keep the plain network, or try {other}, or a search with --variant columns or graph"
+        search = "a search with --variant columns or graph"
+        return f"nothing is faster here, the plain network is kept; try {other}, or {search}"
     return "a share of every set stays (--remain)"

@@ -171,6 +171,27 @@ def test_time_on_the_device_is_a_target(place, capfd):
     assert all(mask.kept[f"{name}.rows"].all() for name in mask.merged)
 
 
+def test_where_nothing_is_faster_the_plain_network_is_kept(place, monkeypatch, capfd):
+    monkeypatch.setattr(prune.group_budget, "compare_times", lambda networks, *_, **__: dict.fromkeys(networks, 2.0))
+    assert prune.prune.main(["--run", "runs/s", "--by", "milliseconds", "--target", "0.5", "--bn_reestimate", "0"]) == 0
+    note, mask = json.loads((place / "mask.json").read_text()), load_mask("mask.npz")
+    assert note["multiply_adds"] == note["multiply_adds_dense"] and note["parameters"] == note["parameters_dense"]
+    assert note["milliseconds_share"] == 1.0 and all(kept.all() for kept in mask.kept.values())
+    assert note["top1_pruned"] == note["top1_searched"]  # the same function
+    assert "the plain network is kept" in capfd.readouterr().out
+
+
+def test_a_curve_of_what_pruning_alone_costs(place, capfd):
+    assert prune.prune.main(["--run", "runs/s", "--target", "0.6", "--curve", "0.9", "0.6", "--eval_limit", "20"]) == 0
+    note = json.loads((place / "mask.json").read_text())
+    assert [row["target"] for row in note["curve"]] == [0.9, 0.6]
+    # The target's own row is the network of the mask, and both were evaluated alike.
+    assert note["curve"][1]["top1"] == note["top1_batch_norms_adapted"]
+    assert note["curve"][1]["share"] == pytest.approx(note["multiply_adds"] / note["multiply_adds_dense"])
+    assert (place / "runs/s/pictures/tradeoff.png").stat().st_size > 5000
+    assert "before retraining" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     "times, said",
     [

@@ -1,0 +1,84 @@
+"""What pruning alone costs in quality: small networks before retraining, batch norms adapted to what is left."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+import torch
+
+import spaces
+from prune.group_budget import Choice, choose_groups
+from spaces.group_sparsity.mask_file import GroupMask
+from sparsemask.engine import batchnorm, data
+from sparsemask.options import factor, natural
+from sparsemask.pictures.hinge import Tried
+from sparsemask.tables import table
+
+
+def add_options(group) -> None:
+    """Flags of evaluating what is left."""
+    group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
+    group.add_argument(
+        "--bn_reestimate",
+        type=natural,
+        default=8,
+        help="training batches from which the pruned network's batch norms are taken anew before it is evaluated, as "
+        "retraining will; 0: only as it is (default: 8)",
+    )
+    group.add_argument(
+        "--curve",
+        type=factor,
+        nargs="+",
+        default=None,
+        help="also prune to these shares, evaluate each, and draw quality over cost (tradeoff.png)",
+    )
+
+
+def figures(network: torch.nn.Module, task, options: argparse.Namespace, where) -> dict[str, float]:
+    """The task's figures of a network as it is."""
+    network.to(where.device, where.parameters)
+    return task.figures(task.scores(network, where, options, options.eval_limit, quick=True))
+
+
+def adapted(network: torch.nn.Module, task, options: argparse.Namespace, where) -> dict[str, float]:
+    """Likewise with batch norms' statistics taken anew, in place, from --bn_reestimate training batches."""
+    network.to(where.device, where.parameters)
+    if options.bn_reestimate:
+        source, seed = task.train_data, options.seed
+        sampler = data.step_sampler(source, options.batch_size, 0, options.bn_reestimate, seed)
+        loader = data.plainly(data.training_loader(source, sampler, seed, 0))
+        batchnorm.reestimate(network, (images.to(where.device, where.parameters) for images, _ in loader))
+    return figures(network.eval(), task, options, where)
+
+
+def follow(
+    network: torch.nn.Module, config: Mapping, task, options: argparse.Namespace, where, done: Mapping[float, Choice]
+) -> list[dict]:
+    """Rows (target, share, figures) of a hinged network pruned to every share of --curve, the largest first.
+
+    done: choices that were made already, by target; each is compressed and evaluated like the others.
+    """
+    rows = []
+    for target in sorted({*options.curve, *done}, reverse=True):
+        asked = argparse.Namespace(**{**vars(options), "target": target})
+        choice = done.get(target) or choose_groups(network, config, asked, where)
+        small = spaces.get(options.space).compressed(network, GroupMask(config, choice.kept, choice.merged))
+        rows.append({"target": target, "share": choice.ratio, **adapted(small, task, options, where)})
+    return rows
+
+
+def rows_text(rows: list[dict], primary: str) -> str:
+    """The rows as a table."""
+    columns = {
+        "target": ("target", ".0%"),
+        "share": ("reached", ".1%"),
+        primary: (f"{primary} before retraining", ".4f"),
+    }
+    return table(rows, columns)
+
+
+def points(rows: list[dict], primary: str, searched: float) -> list[Tried]:
+    """The rows, and the network they were cut from, for :func:`sparsemask.pictures.hinge.draw_tradeoff`."""
+    found = [Tried(row["share"], row[primary], f"{row['target']:.0%}", "before retraining") for row in rows]
+    return [Tried(1.0, searched, "searched", "baseline"), *found]
