@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsemask.sparse.native import library, points, scales, stereo
+from sparsemask.sparse.native import inverted_residual, library, locate, points, scales, stereo
 
 _WORDS = 8
 _SEGMENT = (5, 2)  # words of a segment, and how many of them, at its beginning, are addresses
-_SCALE = (4, 1)
+_SCALE = (8, 3)
 _STRUCTS = {
     "sm_product": library._Product,
     "sm_products": library._Product,
@@ -30,6 +30,8 @@ _STRUCTS = {
     "sm_point_bins": points._PointBins,
     "sm_point_gradients": points._PointGrads,
     "sm_scales": scales._Scales,
+    "sm_inverted": inverted_residual._Inverted,
+    "sm_locate": locate._Locate,
 }
 _SILENT = ("sm_width", "sm_advise", "sm_keep_memory", "sm_version")  # they compute nothing
 
@@ -177,7 +179,8 @@ class _Function:
 def recording():
     """Inside, the list it yields takes every call that computes something."""
     found, calls, kept = library.lib(), [], {}
-    caches = (points._lib, stereo._correlation, scales._function)
+    own_entries = (scales, inverted_residual, locate)
+    caches = (points._lib, stereo._correlation, *(one._function for one in own_entries))
 
     class Library:
         def __getattr__(self, name):

@@ -1,14 +1,18 @@
-"""Multiply-adds of a network with everything kept, by its configuration and the picture's size."""
+"""Multiply-adds of a specialised network: with everything kept, and what the last forward pass executed of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from spaces.connectivity.pruned_network import PrunedNetwork
+from spaces.specialized.stage import StageMasks
+from sparsemask.masks import DOWN, UP
 
 
 @lru_cache(maxsize=64)
@@ -25,3 +29,74 @@ def dense_multiply_adds(mask: bytes, shape: tuple[int, ...], config: tuple, size
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin(picture)
     return counter.get_total_flops() // 2
+
+
+def number(name: str) -> int:
+    """A stage's number, from its name."""
+    return int(name.rpartition("_")[2])
+
+
+class Accounts:
+    """What a :class:`SpecializedNetwork` says of its last forward pass."""
+
+    def connections(self, i: int) -> Iterator[tuple[int, int]]:
+        """(kind, feature) of what stage i takes."""
+        for (kind, j), takers in self._takers.items():
+            if i in takers:
+                yield kind, j
+
+    def _counts(self, hard: bool) -> list[list[tuple[int, Tensor]]]:
+        return [
+            module.counted(self._reads(number(name), hard), hard)
+            if isinstance(module, StageMasks)
+            else module.counted(hard)
+            for name, module in self.masked.items()
+        ]
+
+    def _reads(self, i: int, hard: bool) -> list[tuple[int, tuple[int, int], Tensor | float]]:
+        """(channels, size, share of the channels that there are) of what stage i reads."""
+        sizes = [tuple(-(-n // stride) for n in self._counted) for stride in self.backbone.strides]
+        reads = []
+        for kind, j in self.connections(i):
+            source = f"Decoders_{j - 1}"
+            if kind == DOWN or j == 0:
+                reads.append((self.backbone.channels[j], (1, 1) if kind == UP else sizes[j], 1.0))
+            else:
+                present = self.stage_masks[source].present(hard) if source in self.stage_masks else 1.0
+                reads.append((self.fc_conv.in_channels, sizes[j - 1], present))
+        return reads
+
+    @property
+    def dense_multiply_adds(self) -> int:
+        """Multiply-adds of one picture of the last one's size with everything kept, without mask branches."""
+        return dense_multiply_adds(self.mask.tobytes(), self.mask.shape, self._dense_twin, self._counted)
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """Each masked module's data mask; of modules without one everything is kept."""
+        return [one.mask if hasattr(one, "mask") else one.seen[0] for one in self.masked.values()]
+
+    @property
+    def kept(self) -> list[Tensor]:
+        return [torch.stack([share for _, share in one]) for one in self._counts(False)]
+
+    @property
+    def hard_kept(self) -> list[Tensor]:
+        return [torch.stack([share for _, share in one]) for one in self._counts(True)]
+
+    @property
+    def kept_weights(self) -> list[Tensor]:
+        whole = self.dense_multiply_adds
+        device = self.fc_conv.weight.device
+        return [torch.tensor([count / whole for count, _ in one], device=device) for one in self._counts(True)]
+
+    @property
+    def kept_base(self) -> Tensor | float:
+        whole = self.dense_multiply_adds
+        masked = sum(count for one in self._counts(True) for count, _ in one)
+        left = whole - masked + sum(module.overhead() for module in self.masked.values())
+        for i in {i for takers in self._takers.values() for i in takers}:  # stages without masks read fewer channels
+            if f"Decoders_{i}" not in self.stage_masks:
+                for channels, size, present in self._reads(i, not self.training):
+                    left = left - channels * self.fc_conv.in_channels * size[0] * size[1] * (1 - present)
+        return left / whole

@@ -28,7 +28,9 @@ class MaskedBottleneck(LinearBottleneck):
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
     tau = 1.0
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, expand: bool, momentum: float):
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, expansion: float, expand: bool, momentum: float
+    ):
         super().__init__(in_channels, out_channels, stride, expansion, expand, momentum)
         middle = self.conv2.out_channels
         self.stride = stride
@@ -43,7 +45,8 @@ class MaskedBottleneck(LinearBottleneck):
         first = block.conv1 if block.expand else block.conv2
         inputs, middle = first.in_channels, block.conv2.out_channels
         stride, momentum = block.conv2.stride[0], block.bn2.momentum
-        made = cls(inputs, block.conv3.out_channels, stride, middle // inputs, block.expand, momentum)
+        made = cls(inputs, block.conv3.out_channels, stride, middle / inputs, block.expand, momentum)
+        made.shortcut = block.shortcut  # of a narrowed block numbers may agree by chance
         own = {name: made.get_submodule(name) for name, _ in block.named_children()}
         for name, part in own.items():
             part.load_state_dict(getattr(block, name).state_dict())
@@ -55,6 +58,7 @@ class MaskedBottleneck(LinearBottleneck):
     def fold(self) -> None:
         """Skip from now on; the batch norms are folded into the convolutions already. There is no way back."""
         self.folded = True
+        self.locate.fold()
         for conv in self._convs:
             conv.weight, conv.bias = (nn.Parameter(last(p.detach()), False) for p in (conv.weight, conv.bias))
             last(conv.weight), last(conv.bias)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spaces.sparse_conv.smsr import begin_smoothly
-from sparsemask.sparse import gumbel_mask
+from sparsemask.sparse import backends, gumbel_mask, scales
+from sparsemask.sparse.derived import last
+from sparsemask.sparse.locate import padded
 
 NARROWEST, WIDEST = 4, 16  # channels of a mask branch
 _EAGER = 0.5  # logits a fresh branch keeps and drops with: most is kept, as the network was trained
@@ -28,19 +29,20 @@ class Locator(nn.Sequential):
     """
 
     mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`
+    backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
 
     def __init__(self, channels: int, stride: int = 1):
         width = max(NARROWEST, min(WIDEST, channels // 4))
-        last = nn.ConvTranspose2d(width, 2, 3, 2, 1, output_padding=1) if stride == 1 else nn.Conv2d(width, 2, 1)
+        final = nn.ConvTranspose2d(width, 2, 3, 2, 1, output_padding=1) if stride == 1 else nn.Conv2d(width, 2, 1)
         super().__init__(
             nn.AvgPool2d(2), nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
-            last,
+            final,
         )  # fmt: skip
         if stride == 1:
-            begin_smoothly(last)
+            begin_smoothly(final)
         with torch.no_grad():
-            last.bias.copy_(torch.tensor([-_EAGER, _EAGER]))
-        self.stride, self.threshold = stride, 0.5
+            final.bias.copy_(torch.tensor([-_EAGER, _EAGER]))
+        self.stride, self.threshold, self.folded = stride, 0.5, False
 
     def mask_parameters(self) -> Iterator[nn.Parameter]:
         """What :func:`sparsemask.sparse.set_mask_mode` freezes."""
@@ -49,14 +51,30 @@ class Locator(nn.Sequential):
     def logits(self, x: Tensor) -> Tensor:
         """Features (N, C, H, W) to logits (N, 2, h, w), index 1 keeps; odd sizes are padded by their last row."""
         height, width = x.shape[-2:]
-        if torch.compiler.is_exporting() or height % 2 or width % 2:  # sizes may be open in a file
-            x = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
-        found = super().forward(x)
+        found = super().forward(padded(x))
         return found[..., :height, :width] if self.stride == 1 else found
 
-    def forward(self, x: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor]:
-        """(mask, hard mask), (N, 1, h, w) each; soft in training while masks are learnt, else both the hard one."""
-        logits = self.logits(x)
+    def fold(self) -> None:
+        """Be one operator from now on, for evaluation only. There is no way back."""
+        self.folded = True
+        for k in (1, 3, 5):
+            one = self[k]
+            one.weight, one.bias = (nn.Parameter(p.detach(), False) for p in (one.weight, one.bias))
+            last(one.weight), last(one.bias)
+
+    def described(self) -> tuple:
+        """Weights and biases of its three convolutions, and the threshold."""
+        return *(p for k in (1, 3, 5) for p in (self[k].weight, self[k].bias)), self.threshold
+
+    def forward(self, x: Tensor, tau: float = 1.0, cut: bool = False) -> tuple[Tensor, Tensor]:
+        """(mask, hard mask), (N, 1, h, w) each; soft in training while masks are learnt, else both the hard one.
+
+        cut: relu6 of x is read.
+        """
+        if self.folded:
+            mask = torch.ops.sparsemask.locate(x, *self.described(), cut, backends.current(self.backend))
+            return mask, mask
+        logits = self.logits(F.relu6(x) if cut else x)
         drop, keep = logits.detach().split(1, 1)
         hard = keep > drop if self.threshold == 0.5 else torch.sigmoid(keep - drop) > self.threshold
         if self.training and self.mask_mode == "soft":
@@ -93,6 +111,22 @@ class Channels(nn.Module):
             soft = gumbel_mask(self.ch_mask, tau, 2)[0, :, 0]
         return list(soft.split(self.widths)), list(hard.split(self.widths))
 
+    def some(self, tau: float = 1.0) -> tuple[Tensor, Tensor]:
+        """(dense shares, hard ones), (C,), of a module with one convolution's mask: its likeliest channel stays."""
+        (soft,), (hard,) = self(tau)
+        if not hard.any():
+            logits = self.ch_mask[0].detach()
+            hard = torch.arange(len(hard), device=hard.device) == (logits[:, 0] - logits[:, 1]).argmax()
+            soft = soft if soft.is_floating_point() else hard
+        return soft, hard
+
+    @torch.no_grad()
+    def rank(self, importance: Tensor) -> None:
+        """Begin with all channels dense, those of least `importance` (C,) the nearest to being dropped."""
+        places = importance.argsort().argsort().to(self.ch_mask)
+        self.ch_mask[0, :, 0] = (places + 1) / len(places)
+        self.ch_mask[0, :, 1] = 0
+
 
 def gated(
     a: Tensor, b: Tensor | None, norm: Callable[[Tensor], Tensor], mask: Tensor, dense: Tensor
@@ -126,14 +160,7 @@ def carry(mask: Tensor, size: Sequence[int]) -> Tensor:
         return _carried(mask, size)
     if mask.is_floating_point():
         return F.adaptive_max_pool2d(mask, size)
-    if size == (1, 1):
-        return mask.flatten(1).any(1).view(-1, 1, 1, 1)
-    found = mask.to(torch.int32)
-    for d in (2, 3):  # along one axis after the other, by differences of running sums
-        first, end = _readers(size[d - 2], mask.shape[d], str(mask.device))
-        sums = F.pad(found.cumsum(d), (1, 0) if d == 3 else (0, 0, 1, 0))
-        found = (sums.index_select(d, end) > sums.index_select(d, first)).to(torch.int32)
-    return found > 0
+    return scales.carry(mask, size)
 
 
 def _carried(mask: Tensor, size: Sequence[int]) -> Tensor:
@@ -145,14 +172,3 @@ def _carried(mask: Tensor, size: Sequence[int]) -> Tensor:
         reads = ((at[None] - torch.arange(n, device=mask.device)[:, None]).abs() < 1 + 1e-4).to(torch.float32)
         found = reads @ found if d == 2 else found @ reads.t()
     return found > 0
-
-
-@lru_cache(maxsize=64)
-def _readers(n: int, m: int, device: str) -> tuple[Tensor, Tensor]:
-    """(first, end), (n,) each: the output locations of m that read an input location of n are first ... end - 1."""
-    with torch.inference_mode(False):
-        at = torch.arange(m, dtype=torch.float64) * ((n - 1) / max(m - 1, 1))
-        wide = 1 + 1e-4  # one too many rather than one too few by rounding
-        inputs = torch.arange(n, dtype=torch.float64)[:, None]
-        first, end = (at[None] <= inputs - wide).sum(1), (at[None] < inputs + wide).sum(1)
-        return first.to(device), end.to(device)

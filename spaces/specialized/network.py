@@ -7,7 +7,7 @@ which channels, the blocks of the encoder and the stages of the decoder compute 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,12 +18,13 @@ from spaces import backbones
 from spaces.backbones.mobilenet_v2 import LinearBottleneck
 from spaces.connectivity.fusion import batch_norm_errors, upsample
 from spaces.connectivity.pruned_network import PrunedNetwork
-from spaces.specialized.accounting import dense_multiply_adds
+from spaces.specialized.accounting import Accounts, number
 from spaces.specialized.bottleneck import MaskedBottleneck
+from spaces.specialized.chain import EncoderChain
+from spaces.specialized.narrow import NarrowBottleneck
 from spaces.specialized.stage import StageMasks, folded_decoder
 from spaces.specialized.words import mask_word
 from sparsemask.errors import UseError, choose
-from sparsemask.masks import DOWN, UP
 from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
 
 WHERE = ("decoder", "encoder", "all")
@@ -79,13 +80,15 @@ class DenseNetwork(PrunedNetwork):
         return PrunedNetwork.forward(self, x, size)
 
 
-class SpecializedNetwork(DenseNetwork):
+class SpecializedNetwork(Accounts, DenseNetwork):
     """A :class:`DenseNetwork` with masks on its modules; its weights keep their names.
 
     Args:
         mask, backbone_name, depth, in_channels, num_classes, bn_momentum, scale, backbone_options: as DenseNetwork's.
         where: which modules have masks: stages of the "decoder", inverted residuals of the "encoder", or "all".
         max_stride: modules whose output is more times smaller than the picture than this are left dense.
+        place_stride: those whose output is more times smaller than this have channel masks alone, since on small maps
+            finding places takes longer than leaving them out saves; None: all have data masks.
 
     In training masks are soft (see :func:`sparsemask.sparse.set_mask_mode`) and `tau` is their temperature; in
     evaluation they are hard and multiply. :meth:`fold` makes the form that skips.
@@ -106,6 +109,7 @@ class SpecializedNetwork(DenseNetwork):
         bn_momentum: float = 0.0003,
         where: str = "all",
         max_stride: int = 16,
+        place_stride: int | None = None,
         scale: int | None = None,
         **backbone_options,
     ):
@@ -113,6 +117,7 @@ class SpecializedNetwork(DenseNetwork):
         twin = backbone_name if isinstance(backbone_name, str) else copy.deepcopy(backbone_name).to("meta")
         super().__init__(mask, backbone_name, depth, in_channels, num_classes, bn_momentum, scale, **backbone_options)
         self.where, self.max_stride = where, max_stride
+        self.place_stride = max_stride if place_stride is None else min(place_stride, max_stride)
         self.arguments = {
             "mask": self.mask, "backbone_name": twin if not isinstance(twin, str) else backbone_name, "depth": depth,
             "in_channels": in_channels, "num_classes": num_classes, "bn_momentum": bn_momentum, "scale": scale,
@@ -121,6 +126,7 @@ class SpecializedNetwork(DenseNetwork):
         self.tau = 1.0
         self.masked: dict[str, nn.Module] = {}
         self.decoder = None  # filled by fold()
+        self._chain: EncoderChain | bool | None = None  # of addresses: made again where it is copied
         self._dense_twin = (
             twin,
             depth,
@@ -134,9 +140,11 @@ class SpecializedNetwork(DenseNetwork):
         self.stage_masks = nn.ModuleDict()
         if where in ("decoder", "all"):
             channels, strides = self.backbone.channels, self.backbone.strides
-            for i in sorted({i for takers in self._takers.values() for i in takers}):
-                if strides[i] <= max_stride:
-                    self.stage_masks[f"Decoders_{i}"] = StageMasks(channels[i], depth)
+            live = sorted({i for takers in self._takers.values() for i in takers})
+            for i in live:
+                places = strides[i] <= self.place_stride
+                if strides[i] <= max_stride and (places or i != live[-1]):  # the classifier's inputs all stay
+                    self.stage_masks[f"Decoders_{i}"] = StageMasks(channels[i], depth, places)
         self.masked |= {f"stage_masks.{name}": one for name, one in self.stage_masks.items()}
         if not self.masked:
             raise UseError(
@@ -150,26 +158,39 @@ class SpecializedNetwork(DenseNetwork):
         for name, block in list(self.backbone.named_modules()):
             if isinstance(block, LinearBottleneck):
                 stride *= block.conv2.stride[0]
-                if stride <= self.max_stride:
+                places = stride <= self.place_stride
+                if stride <= self.max_stride and (places or block.expand):
                     owner, _, last = name.rpartition(".")
-                    masked = MaskedBottleneck.of(block)
+                    masked = (MaskedBottleneck if places else NarrowBottleneck).of(block)
                     self.backbone.get_submodule(owner)._modules[last] = masked
                     self.masked[f"backbone.{name}"] = masked
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_counted": None}
+        return self.__dict__ | {"_counted": None, "_chain": None}
 
     def fold(self) -> None:
         """Turn into the evaluation form that skips what masks drop, in place, batch norms folded. No way back."""
         for parameter in self.parameters():
             parameter.requires_grad_(False)
-        masks = {name: one for name, one in self.stage_masks.items()}
-        dense = {name: one.channels()[1][0] for name, one in masks.items()}
-        bottlenecks = [one for one in self.modules() if isinstance(one, MaskedBottleneck)]
+        placed = {number(name): one for name, one in self.stage_masks.items() if one.locate is not None}
+        narrow = {number(name): one for name, one in self.stage_masks.items() if one.locate is None}
+        dense = {i: one.channels()[1][0] for i, one in placed.items()}
+        present = {i: one.channels.some()[1] for i, one in narrow.items()}
+        bottlenecks = [one for one in self.modules() if isinstance(one, (MaskedBottleneck, NarrowBottleneck))]
         super().fold()
-        for one in bottlenecks:
+        for one in [*bottlenecks, *(module.locate for module in placed.values())]:
             one.fold()
-        self.decoder = folded_decoder(self, dense)
+        self.decoder = folded_decoder(self, dense, present)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Set the channel masks of modules without a data mask by the weights, which have been loaded."""
+        for name, module in self.masked.items():
+            if isinstance(module, NarrowBottleneck):
+                module.begin()
+            elif isinstance(module, StageMasks) and module.locate is None:
+                norm = self.decoders[name.rpartition(".")[2]].bn
+                module.channels.rank((norm.weight.square() + norm.bias.clamp_min(0).square()).sqrt())
 
     def scored(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """The classifier's output."""
@@ -177,15 +198,22 @@ class SpecializedNetwork(DenseNetwork):
         for module in self.masked.values():
             module.tau = self.tau
         with batch_norm_errors():
-            points = self.backbone(x)
+            points = self.backbone(x) if self.decoder is None else self._chained(x)
             for name, module in self.stage_masks.items():
-                module.see(points[_number(name)])
+                module.see(points[number(name)])
             if self.decoder is None:
                 logits = self.fc_conv(self.decode(points))
             else:
-                masks = {_number(name): module.seen[0] for name, module in self.stage_masks.items()}
+                placed = ((number(n), one) for n, one in self.stage_masks.items() if one.locate is not None)
+                masks = {i: module.seen[0] for i, module in placed}
                 logits = F.conv2d(self.decoder(points, masks), self.decoder.classify, self.fc_conv.bias)
         return logits if size is None else upsample(logits, size)
+
+    def _chained(self, x: Tensor) -> list[Tensor]:
+        """The folded encoder's end points."""
+        if self._chain is None:
+            self._chain = EncoderChain.of(self.backbone) or False
+        return self._chain(self.backbone, x) if self._chain else self.backbone(x)
 
     def note_size(self, pictures: Tensor) -> None:
         """Count for pictures of this size from now on."""
@@ -206,61 +234,6 @@ class SpecializedNetwork(DenseNetwork):
         found = {name: a[name] for name in ("backbone_name", "depth")}
         found |= {"n_class": a["num_classes"], "first_expansion": "yes" if a.get("first_expansion", True) else "no"}
         found |= {"connectivity": mask_word(self.mask), "where": self.where, "max_stride": self.max_stride}
+        found |= {"place_stride": self.place_stride}
+        found |= {"widths": self.widths} if self.widths else {}
         return found if self.scale is None else {**found, "scale": self.scale}
-
-    # What the last forward pass computed.
-
-    def connections(self, i: int) -> Iterator[tuple[int, int]]:
-        """(kind, feature) of what stage i takes."""
-        for (kind, j), takers in self._takers.items():
-            if i in takers:
-                yield kind, j
-
-    def _counts(self, hard: bool) -> list[list[tuple[int, Tensor]]]:
-        sizes = [tuple(-(-n // stride) for n in self._counted) for stride in self.backbone.strides]
-        found = []
-        for name, module in self.masked.items():
-            if isinstance(module, MaskedBottleneck):
-                found.append(module.counted(hard))
-            else:
-                i = _number(name)
-                reads = []
-                for kind, j in self.connections(i):
-                    channels = self.backbone.channels[j] if kind == DOWN or j == 0 else self.fc_conv.in_channels
-                    reads.append((channels, (1, 1) if kind == UP and j == 0 else sizes[j - 1 if kind == UP else j]))
-                found.append(module.counted(reads, hard))
-        return found
-
-    @property
-    def dense_multiply_adds(self) -> int:
-        """Multiply-adds of one picture of the last one's size with everything kept, without mask branches."""
-        return dense_multiply_adds(self.mask.tobytes(), self.mask.shape, self._dense_twin, self._counted)
-
-    @property
-    def masks(self) -> list[Tensor]:
-        return [module.seen[0] for module in self.masked.values()]
-
-    @property
-    def kept(self) -> list[Tensor]:
-        return [torch.stack([share for _, share in one]) for one in self._counts(False)]
-
-    @property
-    def hard_kept(self) -> list[Tensor]:
-        return [torch.stack([share for _, share in one]) for one in self._counts(True)]
-
-    @property
-    def kept_weights(self) -> list[Tensor]:
-        whole = self.dense_multiply_adds
-        device = self.fc_conv.weight.device
-        return [torch.tensor([count / whole for count, _ in one], device=device) for one in self._counts(True)]
-
-    @property
-    def kept_base(self) -> float:
-        whole = self.dense_multiply_adds
-        masked = sum(count for one in self._counts(True) for count, _ in one)
-        return (whole - masked + sum(module.overhead() for module in self.masked.values())) / whole
-
-
-def _number(name: str) -> int:
-    """A stage's number, from its name."""
-    return int(name.rpartition("_")[2])

@@ -26,7 +26,8 @@ from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
 class SpecializedSpace(MaskedSpace):
     """Networks of a connectivity mask whose blocks and stages have data and channel masks."""
 
-    fixed = ("connectivity", "backbone_name", "depth", "n_class", "first_expansion", "where", "max_stride", "scale")
+    own = ("where", "max_stride", "place_stride", "scale")
+    fixed = ("connectivity", "backbone_name", "depth", "n_class", "first_expansion", *own)
     task = "segmentation"
     # Schedules are of this toolkit: λ rises over a fifth of the run, τ falls over the rest of it.
     published = {"epochs": 100, "sparse": 10.0, "sparse_epochs": 20, "tau_epochs": 120.0, "tau_end": 0.4}
@@ -48,6 +49,12 @@ class SpecializedSpace(MaskedSpace):
             default=16,
             help="modules of maps more times smaller than the picture stay dense (default: 16)",
         )
+        group.add_argument(
+            "--place_stride",
+            type=positive,
+            default=None,
+            help="those of maps more times smaller than this have channel masks alone (default: all have data masks)",
+        )
 
     def add_eval_options(self, group) -> None:
         """Flags of evaluation."""
@@ -62,7 +69,7 @@ class SpecializedSpace(MaskedSpace):
         backbone = common.backbone_name
         mask = read_mask(options["connectivity"], len(backbones.strides(backbone)), whole.get("seed") or 0)
         found = {**common.network_options(), "mask": mask, "depth": common.depth}
-        return found | {name: options[name] for name in ("where", "max_stride", "scale") if name in options}
+        return found | {name: options[name] for name in self.own if name in options}
 
     def supernet(self, config) -> SpecializedNetwork:
         """The network with soft masks."""
@@ -75,6 +82,8 @@ class SpecializedSpace(MaskedSpace):
         if "fc_conv.weight" in state and state["fc_conv.weight"].shape != own["fc_conv.weight"].shape:
             fresh |= {"fc_conv.weight", "fc_conv.bias"}  # another task
         weights.load_strictly(network, {**state, **{k: own[k] for k in fresh}}, what)
+        if any(k.endswith(".ch_mask") for k in fresh):
+            network.begin()
 
     def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SpecializedNetwork:
         """The network of a state dict, in evaluation mode. said: its configuration, which no weight tells in whole."""
@@ -123,6 +132,18 @@ class SpecializedSpace(MaskedSpace):
         form.fold()
         for parameter in form.parameters():
             parameter.requires_grad_(False)
+        return form.to(memory_format=torch.channels_last)
+
+    def kernel_form(self, network: SpecializedNetwork) -> nn.Module:
+        """The same weights, everything kept, by the kernels that the skipping form has."""
+        options = {**network.arguments, "where": "all", "max_stride": 1 << 10, "place_stride": 1}
+        form = SpecializedNetwork(**options).to(network.fc_conv.weight)
+        state, own = network.state_dict(), form.state_dict()
+        form.load_state_dict({k: own[k] if k.endswith(".ch_mask") or ".locate." in k else state[k] for k in own})
+        for module in form.masked.values():
+            nn.init.ones_(module.channels.ch_mask)  # ties are dense
+        form = form.eval()
+        form.fold()
         return form.to(memory_format=torch.channels_last)
 
     def unmasked(self, network: SpecializedNetwork) -> DenseNetwork:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spaces.specialized.masks import Channels, Locator, carry
@@ -23,13 +22,14 @@ class StageMasks(nn.Module):
     Args:
         channels: of the end point at the stage's size, which the mask is predicted from.
         depth: of the stage's output.
+        places: whether there is a data mask; without one, channels that are not dense are nowhere, and removed.
     """
 
     tau = 1.0
 
-    def __init__(self, channels: int, depth: int):
+    def __init__(self, channels: int, depth: int, places: bool = True):
         super().__init__()
-        self.locate = Locator(channels)
+        self.locate = Locator(channels) if places else None
         self.channels = Channels([depth])
         self.seen = None
 
@@ -38,33 +38,48 @@ class StageMasks(nn.Module):
 
     def see(self, end_point: Tensor) -> None:
         """Predict the masks of this forward pass: (mask, hard mask, dense shares, hard ones, size)."""
-        mask, hard = self.locate(F.relu6(end_point), self.tau)
-        soft, sure = self.channels(self.tau)
-        self.seen = mask, hard, soft[0], sure[0], tuple(end_point.shape[-2:])
+        size = tuple(end_point.shape[-2:])
+        if self.locate is None:
+            mask = hard = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=end_point.device).expand(
+                len(end_point), 1, *size
+            )
+            soft, sure = self.channels.some(self.tau)
+        else:
+            mask, hard = self.locate(end_point, self.tau, cut=True)
+            (soft,), (sure,) = self.channels(self.tau)
+        self.seen = mask, hard, soft, sure, size
 
     def gate(self, y: Tensor) -> Tensor:
         """The stage's activated output (N, depth, H, W) where its masks let it be."""
-        mask, dense = self.seen[0].to(y.dtype), self.seen[2].to(y.dtype).view(1, -1, 1, 1)
-        return y * (dense + (1 - dense) * mask)
+        dense = self.seen[2].to(y.dtype).view(1, -1, 1, 1)
+        return y * (dense if self.locate is None else dense + (1 - dense) * self.seen[0].to(y.dtype))
 
-    def counted(self, reads: Sequence[tuple[int, tuple[int, int]]], hard: bool = False) -> list[tuple[int, Tensor]]:
+    def present(self, hard: bool = False) -> Tensor | float:
+        """Share of the output's channels that others read."""
+        return 1.0 if self.locate is not None else self.seen[3 if hard else 2].to(torch.float32).mean()
+
+    def counted(
+        self, reads: Sequence[tuple[int, tuple[int, int], Tensor | float]], hard: bool = False
+    ) -> list[tuple[int, Tensor]]:
         """(multiply-adds with everything kept, share executed) of each 1×1 in the last forward pass, for one picture.
 
-        reads: (channels, size) of the features.
+        reads: (channels, size, share of the channels that there are) of the features.
         """
         mask, dense = (self.seen[1], self.seen[3]) if hard else (self.seen[0], self.seen[2])
         everywhere = dense.to(torch.float32).mean()
         found = []
-        for channels, size in reads:
-            kept = carry(mask, size).to(torch.float32).mean()
-            count = channels * len(dense) * size[0] * size[1]
-            share = everywhere + (1 - everywhere) * kept
-            found.append((count, torch.ones_like(share) if size == (1, 1) else share))  # a single place is not skipped
+        for channels, size, present in reads:
+            share = everywhere
+            if self.locate is not None:
+                kept = carry(mask, size).to(torch.float32).mean()
+                share = everywhere + (1 - everywhere) * kept
+                share = torch.ones_like(share) if size == (1, 1) else share  # a single place is not skipped
+            found.append((channels * len(dense) * size[0] * size[1], share * present))
         return found
 
     def overhead(self) -> int:
         """Multiply-adds of the mask branch in the last forward pass, for one picture."""
-        return self.locate.multiply_adds(*self.seen[-1])
+        return 0 if self.locate is None else self.locate.multiply_adds(*self.seen[-1])
 
 
 class FoldedDecoder(nn.Module):
@@ -79,65 +94,53 @@ class FoldedDecoder(nn.Module):
         super().__init__()
         self.depth = depth
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
-        self.flags: dict[int, Tensor] = {}  # dense channels of a masked stage, first ones true
-        self.counts: dict[int, int] = {}
+        self.counts: dict[int, int] = {}  # dense channels of a stage
         self.takers: dict[tuple[int, int], list[int]] = {}
         self.classify = nn.Parameter(torch.empty(0))
 
     def forward(self, points: Sequence[Tensor], masks: Mapping[int, Tensor]) -> Tensor:
         """The last stage's output, its channels in the folded order. masks: bool, of masked stages by number."""
-        inputs: list[list[Tensor]] = [[] for _ in points]
-        carried: list[tuple[int, Tensor]] = []
+        inputs: list[list[tuple]] = [[] for _ in points]
 
-        def spread(kind: int, j: int, x: Tensor) -> None:
+        def spread(kind: int, j: int, x: Tensor, cut: bool) -> None:
             for i in self.takers.get((kind, j), ()):
-                weight = self.weights[f"{kind}_{j}_{i}"]
-                if i not in masks or x.shape[-2:] == (1, 1):
-                    inputs[i].append(F.conv2d(x, weight))
-                    continue
-                # Sizes are compared, not hashed: they are open where a network is exported.
-                mask = next((one for k, one in carried if k == i and one.shape[-2:] == x.shape[-2:]), None)
-                if mask is None:
-                    mask = carry(masks[i], x.shape[-2:])
-                    carried.append((i, mask))
-                inputs[i].append(self._product(x, weight, mask, self.flags[i]))
+                inputs[i].append((x, self.weights[f"{kind}_{j}_{i}"], cut))
 
         if (UP, 0) in self.takers:
-            spread(UP, 0, F.relu6(points[0].mean((2, 3), keepdim=True)))
+            spread(UP, 0, points[0].mean((2, 3), keepdim=True), True)
         output = None
         for i, point in enumerate(points):
-            if (DOWN, i) in self.takers:
-                spread(DOWN, i, F.relu6(point))
+            spread(DOWN, i, point, True)
             if inputs[i]:
+                xs, weights, cut = map(list, zip(*inputs[i], strict=True))
                 dense = self.counts.get(i, self.depth)
                 output = torch.ops.sparsemask.fuse_scales(
-                    inputs[i], self.biases[str(i)], masks.get(i), dense, *point.shape[-2:],
+                    xs, weights, cut, self.biases[str(i)], masks.get(i), dense, *point.shape[-2:],
                     backends.current(self.backend),
                 )  # fmt: skip
                 inputs[i] = []
-                if (UP, i + 1) in self.takers:
-                    spread(UP, i + 1, output)
+                spread(UP, i + 1, output, False)
         return output
 
-    def _product(self, x: Tensor, weight: Tensor, mask: Tensor, dense: Tensor) -> Tensor:
-        everything = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
-        return torch.ops.sparsemask.conv(
-            x, weight, None, mask, everything, dense, [1, 1], [0, 0], [1, 1], [0, 0], False, 1, "none",
-            backends.current(self.backend),
-        )  # fmt: skip
 
+def folded_decoder(network, dense: Mapping[int, Tensor], present: Mapping[int, Tensor] | None = None) -> FoldedDecoder:
+    """The decoder of a folded network (:meth:`PrunedNetwork.fold`).
 
-def folded_decoder(network, dense: Mapping[str, Tensor]) -> FoldedDecoder:
-    """The decoder of a folded network (:meth:`PrunedNetwork.fold`). dense: channel masks of masked stages, by name."""
+    Args:
+        dense: channel masks of stages with a data mask, by number.
+        present: those of stages without one: other channels are removed.
+    """
     depth = network.fc_conv.in_channels
     made = FoldedDecoder(depth)
     order = {
         i: torch.arange(depth, device=network.fc_conv.weight.device) for i in range(len(network.backbone.channels))
     }
-    for name, flags in dense.items():
-        i = int(name.split("_")[1])
+    for i, flags in (present or {}).items():
+        order[i] = flags.nonzero().flatten()
+        made.counts[i] = len(order[i])
+    for i, flags in dense.items():
         order[i] = torch.argsort(~flags, stable=True)
-        made.flags[i], made.counts[i] = last(flags[order[i]]), int(flags.sum())
+        made.counts[i] = int(flags.sum())
     biases: dict[int, Tensor] = {}
     for (kind, j), takers in network._takers.items():
         if not takers:

@@ -84,26 +84,23 @@ class Auto:
             mask, expand, expand_bias, expand_dense, depthwise, depthwise_bias, depthwise_dense, project, project_bias,
             project_dense, stride, shortcut,
         )  # fmt: skip
-        kept, middle = _share(mask), (len(depthwise), _count(depthwise_dense))
+        whole = mask is None
+        kept, middle = 1.0 if whole else _share(mask), (len(depthwise), _count(depthwise_dense))
         first = None if expand is None else (len(expand), _count(expand_dense))
         last = (len(project), _count(project_dense))
-        key = ("inverted", _form(x, project), stride, shortcut, first, middle[1], last[1], _bucket(kept))
+        key = ("inverted", _form(x, project), stride, shortcut, first, middle[1], last[1], whole or _bucket(kept))
+        return self._serve(key, x, None, lambda b: inverted_residual.run(b, x, *rest))
 
-        def work() -> list[_Work]:
-            inputs, found = (x.shape[1], x.shape[1]), []
-            if first is not None:
-                found.append(_Work.of(mask.numel() * stride**2, kept, 1, inputs, first))
-            found.append(_Work.of(mask.numel(), kept, 9, first or inputs, middle, len(depthwise)))
-            return [*found, _Work.of(mask.numel(), kept, 1, middle, last)]
+    def race(self, key: tuple, x: Tensor, call: Callable):
+        """What call(backend) returns of x, by whichever of the native kernels and torch's own has proved the faster."""
+        return self._serve(key, x, None, call)
 
-        return self._serve(key, x, work, lambda b: inverted_residual.run(b, x, *rest))
-
-    def _serve(self, key: tuple, x: Tensor, work: Callable[[], list[_Work]], call: Callable) -> Tensor:
+    def _serve(self, key: tuple, x: Tensor, work: Callable[[], list[_Work]] | None, call: Callable) -> Tensor:
         key = (*key, x.device, x.dtype, torch.get_num_threads())
         with self._lock:
             race = self._seen.get(key)
             if race is None:
-                race = self._seen[key] = _Race(self._near(x, work()))
+                race = self._seen[key] = _Race(self._near(x, work))
                 while len(self._seen) > _MOST:
                     self._seen.popitem(last=False)
         chosen = race.next()
@@ -117,11 +114,13 @@ class Auto:
         race.record(chosen, time.perf_counter() - begun)
         return out
 
-    def _near(self, x: Tensor, work: list[_Work]) -> list[str]:
-        """Backends worth trying, the one predicted to be fastest first."""
+    def _near(self, x: Tensor, work: Callable[[], list[_Work]] | None) -> list[str]:
+        """Backends worth trying, the one predicted to be fastest first; without a prediction all that have the form."""
         able = {n: backends.find(n).why_not(x.device, x.dtype) for n in ("reference", "gather", "native", "triton")}
         self._tell(x, able)
-        costs = {}
+        if work is None:
+            return [n for n in ("native", _DENSE) if able[n] is None]
+        costs, work = {}, work()
         for name, reason in able.items():
             if reason is None:
                 known: Model = model(name, x.device, x.dtype)

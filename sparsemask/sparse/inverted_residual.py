@@ -8,15 +8,16 @@ arXiv 1801.04381; sparse mask convolution: Wang et al. 2021, section 3.2.) For i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from sparsemask.errors import UseError
 from sparsemask.sparse import backends, flops
-from sparsemask.sparse.checks import check_conv
 from sparsemask.sparse.define import operator
 from sparsemask.sparse.geometry import Geometry
 from sparsemask.sparse.layout import empty_like, laid_out_like
@@ -38,7 +39,7 @@ def around(channels: int, stride: int) -> Geometry:
 @operator("inverted_residual")
 def inverted_residual(
     x: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     expand: Tensor | None,
     expand_bias: Tensor | None,
     expand_dense: Tensor | None,
@@ -55,7 +56,7 @@ def inverted_residual(
     """x (N, C, H, W) to (N, C', h, w), channels-last in memory where x is.
 
     Args:
-        mask: bool (N, 1, h, w), on the output grid.
+        mask: bool (N, 1, h, w), on the output grid; None: everything is kept, whatever the channel masks.
         expand: (M, C, 1, 1), or None with its bias and mask: no expansion, M = C.
         depthwise: (M, 1, 3, 3); project: (C', M, 1, 1); biases (M,), (M,), (C',).
         *_dense: channel masks, bool.
@@ -65,8 +66,9 @@ def inverted_residual(
     Raises UseError where shapes do not fit.
     """
     _check(x, mask, expand, expand_dense, depthwise, depthwise_dense, project, project_dense, stride, shortcut)
-    if not mask.numel():
-        return empty_like(x, len(project), mask.shape[-2:])
+    size = _size(x, stride)
+    if not x.shape[0] * size[0] * size[1]:
+        return empty_like(x, len(project), size)
     weights = [expand, expand_bias, expand_dense, depthwise, depthwise_bias, depthwise_dense, project, project_bias]
     weights = [w if w is None or w.dtype == torch.bool else w.to(x.dtype) for w in weights]
     arguments = (x, mask, *weights, project_dense, stride, shortcut)
@@ -76,7 +78,26 @@ def inverted_residual(
 def run(server, *arguments) -> Tensor:
     """By a backend's own form, else made of its convolutions."""
     own = getattr(server, "inverted_residual", None)
-    return own(*arguments) if own else compose(server, *arguments)
+    if own:
+        return own(*arguments)
+    return compose(server, *arguments) if arguments[1] is not None else plain(*arguments)
+
+
+def plain(
+    x, _, expand, expand_bias, __, depthwise, depthwise_bias, ___, project, project_bias, ____, stride, shortcut
+) -> Tensor:
+    """Of torch's own operators, everything kept."""
+    y = x
+    if expand is not None:
+        y = F.conv2d(y, expand, expand_bias).clamp_(0, TOP)
+    y = F.conv2d(y, depthwise, depthwise_bias, stride, 1, 1, len(depthwise)).clamp_(0, TOP)
+    y = F.conv2d(y, project, project_bias)
+    return y.add_(x) if shortcut else y
+
+
+def _size(x: Tensor, stride: int) -> tuple[int, int]:
+    """(h, w) of the output."""
+    return -(-x.shape[2] // stride), -(-x.shape[3] // stride)
 
 
 def compose(
@@ -96,26 +117,34 @@ def compose(
 
 
 def _check(x, mask, expand, expand_dense, depthwise, depthwise_dense, project, project_dense, stride, shortcut) -> None:
-    channels, before = len(depthwise), torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
+    """Shapes alone, compared one by one: this runs at every call."""
     if stride not in (1, 2):
         raise UseError(f"an inverted residual has stride 1 or 2, not {stride}")
-    if shortcut and (stride == 2 or len(project) != x.shape[1]):
-        raise UseError(f"no shortcut from {x.shape[1]} to {len(project)} channels at stride {stride}")
-    middle = x
+    if x.ndim != 4:
+        raise UseError(f"an inverted residual takes (N, C, H, W), not {tuple(x.shape)}")
+    batch, inputs, outputs, middle = x.shape[0], x.shape[1], project.shape[0], depthwise.shape[0]
+    if shortcut and (stride == 2 or outputs != inputs):
+        raise UseError(f"no shortcut from {inputs} to {outputs} channels at stride {stride}")
+    wanted = [("depthwise", depthwise, (middle, 1, 3, 3)), ("project", project, (outputs, middle, 1, 1))]
     if expand is not None:
-        wide = mask if stride == 1 else spread(mask, x.shape[-2:])
-        check_conv(x, expand, None, wide, before, expand_dense, POINT, "none")
-        before, middle = expand_dense, x.new_empty(1).expand(x.shape[0], len(expand), *x.shape[-2:])
-    g = around(channels, stride)
-    size = check_conv(middle, depthwise, None, mask, before, depthwise_dense, g, "none")
-    middle = x.new_empty(1).expand(x.shape[0], channels, *size)
-    check_conv(middle, project, None, mask, depthwise_dense, project_dense, POINT, "none")
+        wanted.append(("expand", expand, (middle, inputs, 1, 1)))
+    elif middle != inputs:
+        raise UseError(f"{middle} depth-wise filters for {inputs} channels and no expansion")
+    for name, one, shape in wanted:
+        if one.shape != shape:
+            raise UseError(f"weights of {name} must be {shape}, got {tuple(one.shape)}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != (batch, 1, *_size(x, stride))):
+        size = (batch, 1, *_size(x, stride))
+        raise UseError(f"the mask must be bool {size}, got {mask.dtype} {tuple(mask.shape)}")
+    for one, count in ((expand_dense, middle), (depthwise_dense, middle), (project_dense, outputs)):
+        if one is not None and (one.dtype != torch.bool or one.shape != (count,)):
+            raise UseError(f"a channel mask must be bool ({count},), got {one.dtype} {tuple(one.shape)}")
 
 
 @torch.library.register_fake("sparsemask::inverted_residual")
 def _fake(x, mask, *arguments) -> Tensor:
     project = arguments[6]
-    return empty_like(x, project.shape[0], mask.shape[-2:])
+    return empty_like(x, project.shape[0], _size(x, arguments[8]))
 
 
 @register_flop_formula(torch.ops.sparsemask.inverted_residual, get_raw=True)
@@ -123,6 +152,10 @@ def _flops(
     x, mask, expand, expand_bias, expand_dense, depthwise, depthwise_bias, depthwise_dense, project, project_bias,
     project_dense, stride, *_, out_val=None,
 ) -> int:  # fmt: skip
+    if mask is None:
+        places = x.shape[0] * math.prod(_size(x, stride))
+        wide = expand.numel() * x.shape[0] * x.shape[2] * x.shape[3] if expand is not None else 0
+        return 2 * (wide + places * (depthwise.numel() + project.numel()))
     before, total = torch.ones(x.shape[1], dtype=torch.bool, device=x.device), 0
     if expand is not None:
         wide = mask if stride == 1 else spread(mask, x.shape[-2:])

@@ -67,13 +67,18 @@ class Native:
 
         return inverted_residual(*arguments)
 
-    def fuse_scales(self, xs, bias, mask, dense, height, width) -> Tensor:
-        """Features of several sizes upsampled, summed, and relu6 of it."""
+    def locate(self, *arguments) -> Tensor:
+        """Which places of a module's output are kept."""
+        from sparsemask.sparse.native.locate import locate
+
+        return locate(*arguments)
+
+    def fuse_scales(self, xs, *rest) -> Tensor:
+        """Features of several sizes convolved, upsampled, summed, and relu6 of it."""
         from sparsemask.sparse import scales
         from sparsemask.sparse.native.scales import MOST, fuse_scales
 
-        run = fuse_scales if len(xs) <= MOST else scales.plain
-        return run(xs, bias, mask, dense, height, width)
+        return (fuse_scales if len(xs) <= MOST else scales.plain)(xs, *rest)
 
     def joined_conv(self, xs, weight, bias, add, activation) -> Tensor:
         """An unmasked convolution over several features as if they were concatenated."""

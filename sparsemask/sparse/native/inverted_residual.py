@@ -1,26 +1,66 @@
-"""An inverted residual in rows: the expanded features exist at kept places only, but for their dense channels.
+"""An inverted residual in one call: expanded features exist for a band of lines at a time, in the cache.
 
-Expansion and depth-wise have two buffers each: dense channels at all locations, sparse ones at the kept alone. The
-middle channels fall into four kinds by what they are before and after the depth-wise convolution, dense or sparse; a
-kind lies together in either buffer and is one call. The projection is written with the shortcut added. There are no
-zero-filled expanded features, no concatenation, no addition of its own.
+What it does stands in src/inverted.h and src/bands.h. Middle channels are put in an order in which those that are dense
+before the depth-wise convolution lie together, and those that are dense after it: what dropped places compute is one
+stretch of either. They are padded to whole vectors by channels of zeros, which no place reads.
 """
 
 from __future__ import annotations
 
+import ctypes
+from functools import lru_cache
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemask.sparse.derived import Derived
-from sparsemask.sparse.inverted_residual import around, spread
 from sparsemask.sparse.native import library
-from sparsemask.sparse.native.grid import grid
-from sparsemask.sparse.native.library import Segment, Taps, Target
 from sparsemask.sparse.native.rows import from_rows, to_rows
-from sparsemask.sparse.native.workspace import Workspace
 
+RING = 1 << 16  # floats of expanded features held at a time, about: half of a core's second cache
+_WHOLE = 16  # middle channels are padded to a multiple
 _derived = Derived()
-_RELU6, _NONE = (3, 0.0), (0, 0.0)
+_P, _I = ctypes.c_void_p, ctypes.c_int64
+
+
+class _Inverted(ctypes.Structure):
+    _fields_ = [
+        ("batch", _I),
+        ("height", _I),
+        ("width", _I),
+        ("out_height", _I),
+        ("out_width", _I),
+        ("stride", _I),
+        ("x", _P),
+        ("channels", _I),
+        ("mask", _P),
+        ("middle", _I),
+        ("only_before", _I),
+        ("both", _I),
+        ("only_after", _I),
+        ("expand", _P),
+        ("expand_bias", _P),
+        ("expand_dense", _P),
+        ("taps", _P),
+        ("taps_bias", _P),
+        ("project", _P),
+        ("project_bias", _P),
+        ("project_dense", _P),
+        ("project_dense_bias", _P),
+        ("outputs", _I),
+        ("shortcut", _I),
+        ("out", _P),
+        ("threads", _I),
+        ("ring", _I),
+    ]
+
+
+@lru_cache(maxsize=1)
+def _function():
+    function = library.lib().sm_inverted
+    function.argtypes, function.restype = [_P], None
+    return function
 
 
 def inverted_residual(
@@ -33,135 +73,74 @@ def inverted_residual(
         project_dense,
     )  # fmt: skip
     plan = _derived.get([one for one in given if one is not None], lambda: _Plan(*given))
-    batch, spatial, size = x.shape[0], tuple(x.shape[2:]), tuple(mask.shape[2:])
-    tables = grid(batch, spatial, around(len(depthwise), stride))
+    batch, _, height, width = x.shape
+    size = (height, width) if stride == 1 else (-(-height // 2), -(-width // 2))
     rows = to_rows(x)
-    kept, dropped, compact = library.split(mask.contiguous())
-    wide = (kept, dropped, compact) if stride == 1 else library.split(spread(mask, spatial).contiguous())
-    with Workspace() as space:
-        if expand is None:
-            middle = _Half(rows, rows[:0, :0], None)
-        else:
-            middle = plan.expand(rows, wide, space)
-            middle.compact = library.lookup(tables.interior, wide[2]) if plan.n_in_sparse else None
-        after = plan.depthwise(middle, tables, kept, dropped, space)
-        out = plan.project(after, rows if shortcut else None, kept, dropped)
+    out = library.empty(batch * size[0] * size[1], plan.outputs)
+    said = _Inverted.from_buffer_copy(plan.said)
+    said.batch, said.height, said.width, said.out_height, said.out_width = batch, height, width, *size
+    said.stride, said.x, said.shortcut, said.out = stride, rows.data_ptr(), shortcut, out.data_ptr()
+    said.threads, said.ring = torch.get_num_threads(), RING
+    if mask is not None:
+        mask = mask.contiguous()
+        said.mask = mask.data_ptr()
+    _function()(ctypes.addressof(said))
     return from_rows(out, batch, size, x)
 
 
-class _Half:
-    """Features in two buffers: everywhere (all locations, dense) and here (kept ones, sparse), and the way to these."""
-
-    def __init__(self, everywhere: Tensor, here: Tensor, compact: Tensor | None):
-        self.everywhere, self.here, self.compact = everywhere, here, compact
-
-
 class _Plan:
-    """Packed weights, the middle channels in the order of the buffers.
+    """Packed weights in the order of the kernel, and what it is told of them.
 
-    Kinds of middle channels: dense before and after (a), dense before only (b), dense after only (c), neither (d).
-    Before: everywhere holds a, b; here c, d. After: everywhere holds a, c; here b, d.
+    Middle channels in their order: dense before the depth-wise convolution only, before and after, after only, neither.
     """
 
     def __init__(self, expand, expand_bias, expand_dense, depthwise, depthwise_bias, depthwise_dense, project,
                  project_bias, project_dense):  # fmt: skip
-        before = torch.ones_like(depthwise_dense) if expand is None else expand_dense
+        count, self.outputs = len(depthwise_dense), len(project)
         after = depthwise_dense
-        a, b, c, d = (
-            k.nonzero().flatten() for k in (before & after, before & ~after, ~before & after, ~before & ~after)
-        )
-        self.kinds = tuple(map(len, (a, b, c, d)))
-        self.n_in_dense, self.n_in_sparse = len(a) + len(b), len(c) + len(d)
-        self.n_out_dense, self.n_out_sparse = len(a) + len(c), len(b) + len(d)
-        self.ordered = None  # without an expansion the depth-wise reads the input as it lies
-        if expand is None:
-            self.ordered = torch.cat([a, b]).to(torch.int32)
-            if torch.equal(self.ordered, torch.arange(len(self.ordered), dtype=torch.int32)):
-                self.ordered = None
+        if expand is None:  # x is read as it lies: of dropped places all is computed, and what is sparse not used
+            order, pad = torch.arange(count), 0
+            b, a, c = 0, count, 0
         else:
-            order = torch.cat([a, b, c, d])
-            weights, bias = _matrix(expand)[:, order], expand_bias.detach().to(torch.float32)[order]
-            self.expand_all = library.pack(weights), bias
-            self.expand_dense = library.pack(weights[:, : self.n_in_dense]), bias[: self.n_in_dense].clone()
-        taps = depthwise.detach().to(torch.float32).flatten(1).T  # (9, middle)
-        bias = depthwise_bias.detach().to(torch.float32)
-        self.taps = {name: (taps[:, k].contiguous(), bias[k]) for name, k in zip("abcd", (a, b, c, d), strict=True)}
-        order = torch.cat([a, c, b, d])
-        weights = _matrix(project)[order]
-        self.project_all = library.pack(weights), project_bias.detach().to(torch.float32).clone()
-        # What dropped places have of sparse outputs is nothing: their weights are zero, which is written too.
-        self.project_dense = None
+            before = expand_dense
+            kinds = [k.nonzero().flatten() for k in (before & ~after, before & after, ~before & after)]
+            order = torch.cat([*kinds, (~before & ~after).nonzero().flatten()])
+            b, a, c = map(len, kinds)
+            pad = -count % _WHOLE
+        whole = count + pad
+        taps = _padded(depthwise.detach().flatten(1)[order], pad).T.contiguous()  # (9, middle)
+        taps_bias = _padded(depthwise_bias.detach()[order], pad)
+        matrix = _padded(_matrix(project)[order], pad)
+        bias = project_bias.detach().to(torch.float32).clone()
+        self.held = [taps, taps_bias, bias, library.pack(matrix)]
+        said = self.said = _Inverted(channels=whole, middle=whole, only_before=b, both=a, only_after=c)
+        said.outputs, said.taps, said.taps_bias = self.outputs, self._at(taps), self._at(taps_bias)
+        said.project, said.project_bias = self._at(self.held[3]), self._at(bias)
+        if expand is not None:
+            weights, more = _padded(_matrix(expand).T[order], pad).T, _padded(expand_bias.detach()[order], pad)
+            said.channels = len(weights)
+            said.expand, said.expand_bias = self._at(library.pack(weights)), self._at(more)
+            said.expand_dense = self._at(library.pack(weights[:, : a + b]))
         if bool(project_dense.any()):
-            gate = project_dense.to(torch.float32)
-            self.project_dense = library.pack(weights[: self.n_out_dense] * gate), self.project_all[1] * gate
-        self.columns = len(project)
+            gate = project_dense.to(torch.float32)  # of sparse outputs dropped places have nothing: it is written too
+            read = matrix[b : b + a + c] * gate
+            if expand is None:
+                read = read * after.to(torch.float32)[:, None]
+            said.project_dense, said.project_dense_bias = self._at(library.pack(read)), self._at(bias * gate)
 
-    def expand(self, rows: Tensor, places, space: Workspace) -> _Half:
-        """The 1×1 expansion and its relu6."""
-        kept, dropped, _ = places
-        everywhere = space.take(len(rows) if self.n_in_dense else 0, self.n_in_dense)
-        here = space.take(len(kept) if self.n_in_sparse else 0, self.n_in_sparse)
-        read = [Segment(rows, None, 0, rows.shape[1])]
-        packed, bias = self.expand_all
-        columns, targets = self.n_in_dense + self.n_in_sparse, [Target(everywhere, kept), Target(here)]
-        library.product(kept, read, packed, columns, *targets, bias=bias, activation=_RELU6)
-        if self.n_in_dense:
-            packed, bias = self.expand_dense
-            target = Target(everywhere, dropped)
-            library.product(dropped, read, packed, self.n_in_dense, target, bias=bias, activation=_RELU6)
-        return _Half(everywhere, here, None)
-
-    def depthwise(self, middle: _Half, tables, kept: Tensor, dropped: Tensor, space: Workspace) -> _Half:
-        """The depth-wise convolution and its relu6, kind by kind."""
-        a, b, c, d = self.kinds
-        source = middle.everywhere if self.ordered is None else library.narrow(middle.everywhere, self.ordered)
-        everywhere = space.take(len(tables.position) if self.n_out_dense else 0, self.n_out_dense)
-        here = space.take(len(kept) if self.n_out_sparse else 0, self.n_out_sparse)
-        at_kept = library.lookup(kept, tables.position)
-        offsets = tables.classes[0].offsets
-        calls = (  # kind, how many, read from (rows, map), where, written to, at
-            ("a", a, source[:, :a], tables.interior, tables.position, everywhere[:, :a], None),
-            ("b", b, source[:, a:], tables.interior, at_kept, here[:, :b], None),
-            ("c", c, middle.here[:, :c], middle.compact, at_kept, everywhere[:, a:], kept),
-            ("d", d, middle.here[:, c:], middle.compact, at_kept, here[:, b:], None),
-        )
-        for name, count, read, way, pos, out, at in calls:
-            if count:
-                taps, bias = self.taps[name]
-                segments = Taps(read, way, offsets, count)
-                target = Target(out, at)
-                library.product(pos, segments, taps, count, target, bias=bias, activation=_RELU6, depthwise=True)
-        if c:  # at dropped places nothing is read
-            everywhere[dropped.long(), a:] = self.taps["c"][1].clamp(0, 6)
-        return _Half(everywhere, here, None)
-
-    def project(self, after: _Half, shortcut: Tensor | None, kept: Tensor, dropped: Tensor) -> Tensor:
-        """The 1×1 projection, onto the shortcut where there is one."""
-        places = len(kept) + len(dropped)
-        if self.project_dense is not None:
-            out = library.empty(places, self.columns)
-        elif shortcut is not None:
-            out = shortcut.clone()
-        else:
-            out = library.empty(places, self.columns)
-            library.fill(out, dropped)
-        everywhere = [Segment(after.everywhere, None, 0, self.n_out_dense)] if self.n_out_dense else []
-        if self.project_dense is not None:
-            packed, bias = self.project_dense
-            target = Target(out, dropped)
-            library.product(
-                dropped, everywhere, packed, self.columns, target, bias=bias, activation=_NONE, add=shortcut
-            )
-        # Kept places are counted off where their sparse channels lie, and listed where the dense ones do.
-        numbers = torch.arange(len(kept), dtype=torch.int32)
-        read = [Segment(after.everywhere, kept, 0, self.n_out_dense)] if self.n_out_dense else []
-        read += [Segment(after.here, None, 0, self.n_out_sparse)] if self.n_out_sparse else []
-        packed, bias = self.project_all
-        target = Target(out, kept)
-        library.product(numbers, read, packed, self.columns, target, bias=bias, activation=_NONE, add=shortcut)
-        return out
+    def _at(self, tensor: Tensor) -> int:
+        """Its address; it lives as long as the plan."""
+        tensor = tensor if tensor.numel() else torch.zeros(1)  # nothing is read there, but a null says something
+        self.held.append(tensor)
+        return tensor.data_ptr()
 
 
 def _matrix(weight: Tensor) -> Tensor:
     """A 1×1 convolution's weights as (inputs, outputs)."""
     return weight.detach().to(torch.float32).flatten(1).T
+
+
+def _padded(x: Tensor, more: int) -> Tensor:
+    """So many rows of zeros after those of x (n, ...), contiguous float32."""
+    x = x.to(torch.float32)
+    return F.pad(x, [0, 0] * (x.ndim - 1) + [0, more]).contiguous() if more else x.contiguous()

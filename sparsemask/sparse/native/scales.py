@@ -1,4 +1,4 @@
-"""Features of several sizes fused at one; what it does stands in src/scales.h."""
+"""Features of several sizes fused at one; what it does stands in src/scales.h and src/stages.h."""
 
 from __future__ import annotations
 
@@ -8,15 +8,27 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sparsemask.sparse.derived import Derived
+from sparsemask.sparse.layout import channels_last
 from sparsemask.sparse.native import library
 from sparsemask.sparse.native.rows import from_rows, to_rows
 
 MOST = 16  # features, as many as src/scales.h has room for
+_derived = Derived()
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
 
 class _Scale(ctypes.Structure):
-    _fields_ = [("rows", _P), ("stride", _I), ("height", _I), ("width", _I)]
+    _fields_ = [
+        ("rows", _P),
+        ("packed", _P),
+        ("packed_dense", _P),
+        ("stride", _I),
+        ("height", _I),
+        ("width", _I),
+        ("channels", _I),
+        ("cut", _I),
+    ]
 
 
 class _Scales(ctypes.Structure):
@@ -42,20 +54,31 @@ def _function():
     return function
 
 
-def fuse_scales(xs: list[Tensor], bias: Tensor, mask: Tensor | None, dense: int, height: int, width: int) -> Tensor:
+def fuse_scales(xs, weights, cut, bias, mask, dense, height, width) -> Tensor:
     """See :func:`sparsemask.sparse.scales.fuse_scales`; float32 on the CPU, at most `MOST` features."""
-    batch, columns = xs[0].shape[:2]
+    batch, columns = len(xs[0]), len(bias)
+    packed, numbers = _derived.get([*weights, bias], lambda: _packed(weights, bias, dense), dense)
     rows = [to_rows(x) for x in xs]
     listed = (_Scale * len(xs))(
-        *(_Scale(r.data_ptr(), r.stride(0), *x.shape[-2:]) for r, x in zip(rows, xs, strict=True))
+        *(
+            _Scale(r.data_ptr(), a.data_ptr(), b.data_ptr(), r.stride(0), *x.shape[-2:], x.shape[1], limited)
+            for r, x, limited, (a, b) in zip(rows, xs, cut, packed, strict=True)
+        )
     )
     out = library.empty(batch * height * width, columns)
-    bias = bias.detach().to(torch.float32).contiguous()
     mask = mask.contiguous() if mask is not None else None
     said = _Scales(
-        batch, height, width, columns, len(xs), ctypes.addressof(listed), bias.data_ptr(),
+        batch, height, width, columns, len(xs), ctypes.addressof(listed), numbers.data_ptr(),
         mask.data_ptr() if mask is not None else None, dense, out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if out.numel():
         _function()(ctypes.addressof(said))
-    return from_rows(out, batch, (height, width), xs[0])
+    like = next((x for x in xs if channels_last(x)), xs[0])
+    return from_rows(out, batch, (height, width), like)
+
+
+def _packed(weights, bias: Tensor, dense: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Of each feature the weights of all columns and of the dense ones; the bias."""
+    matrices = [one.detach().to(torch.float32).flatten(1).T for one in weights]
+    pairs = [(library.pack(one), library.pack(one[:, :dense]) if dense else torch.zeros(1)) for one in matrices]
+    return pairs, bias.detach().to(torch.float32).clone()

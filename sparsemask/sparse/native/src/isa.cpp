@@ -3,4 +3,6 @@
 #include "narrow.h"
 #include "points.h"
 #include "stereo.h"
+#include "inverted.h"
+#include "locate.h"
 #include "scales.h"

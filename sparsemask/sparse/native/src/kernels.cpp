@@ -23,6 +23,11 @@
     void point_neighbours(const sm::PointGrads&, int64_t, int64_t);                                       \
     void correlate(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*);               \
     void scales(const sm::Scales&, int64_t);                                                              \
+    void expand(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool);                     \
+    void contract(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool, float*);           \
+    void scale_rows(const sm::Scales&, const sm::Scale&, const int32_t*, int64_t, bool, float*, float*);  \
+    void locate_first(const sm::Locate&, int64_t, int64_t, float*, float*);                               \
+    void locate_second(const sm::Locate&, int64_t, const float*, float*, float*);                         \
     }
 
 SM_DECLARE(sm_plain)
@@ -33,7 +38,8 @@ SM_DECLARE(sm_avx512)
 
 #define SM_CHOICE(name, width) \
     {name::chunk,         name::narrow,           name::depthwise, name::point_rows, name::point_bins, \
-     name::point_centres, name::point_neighbours, name::correlate, name::scales,     width}
+     name::point_centres, name::point_neighbours, name::correlate, name::scales,     name::expand,     \
+     name::contract,      name::locate_first,     name::locate_second, name::scale_rows, width}
 
 namespace {
 
@@ -52,6 +58,12 @@ using Correlate = void (*)(const float*, const float*, int64_t, int64_t, int64_t
 
 using ScalesOf = void (*)(const sm::Scales&, int64_t);
 
+using Expand = void (*)(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool);
+using ScaleRows = void (*)(const sm::Scales&, const sm::Scale&, const int32_t*, int64_t, bool, float*, float*);
+using LocateFirst = void (*)(const sm::Locate&, int64_t, int64_t, float*, float*);
+using LocateSecond = void (*)(const sm::Locate&, int64_t, const float*, float*, float*);
+using Contract = void (*)(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool, float*);
+
 struct Choice {
     Chunk chunk;
     Narrow narrow;
@@ -62,6 +74,11 @@ struct Choice {
     PointNeighbours point_neighbours;
     Correlate correlate;
     ScalesOf scales;
+    Expand expand;
+    Contract contract;
+    LocateFirst locate_first;
+    LocateSecond locate_second;
+    ScaleRows scale_rows;
     int64_t width;
 };
 
@@ -79,6 +96,10 @@ Choice best(int64_t widest) {
 Choice chosen = best(16);
 
 }  // namespace
+
+#include "bands.h"
+#include "locating.h"
+#include "stages.h"
 
 extern "C" {
 
@@ -350,14 +371,6 @@ void sm_correlation(const float* left, const float* right, int64_t levels, int64
         const int64_t from = line % height * width * groups * each;
         chosen.correlate(left + from, right + from, line / height, width, groups, each, out + line * width * groups);
     }
-}
-
-void sm_scales(const sm::Scales* given) {
-    const sm::Scales& p = *given;
-    const int64_t lines = p.batch * p.height;
-    const int threads = static_cast<int>(std::min(p.threads, lines));
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 2)
-    for (int64_t line = 0; line < lines; line++) chosen.scales(p, line);
 }
 
 int64_t sm_version() { return 1; }

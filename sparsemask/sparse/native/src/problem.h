@@ -110,9 +110,14 @@ struct PointGrads {
 // Features of several sizes summed at one, see scales.h.
 struct Scale {
     const float* rows;  // (batch, height, width), `stride` floats apart
+    // Or a feature of `channels` that a 1x1 convolution goes before, at places that a kept one reads.
+    const float* packed;        // (channels, columns), or null: the rows are what is summed
+    const float* packed_dense;  // (channels, dense)
     int64_t stride;
     int64_t height;
     int64_t width;
+    int64_t channels;
+    int64_t cut;  // relu6 of it is read
 };
 
 struct Scales {
@@ -127,6 +132,71 @@ struct Scales {
     int64_t dense;        // columns of dropped places
     float* out;           // (batch, height, width, columns)
     int64_t threads;
+};
+
+// An inverted residual under one data mask, see inverted.h and bands.h. Rows are places, channels contiguous. Middle
+// channels come in the order: dense before the depth-wise convolution only, before and after it, after it only, neither.
+struct Inverted {
+    int64_t batch;
+    int64_t height;
+    int64_t width;
+    int64_t out_height;
+    int64_t out_width;
+    int64_t stride;
+    const float* x;  // (batch, height, width, channels)
+    int64_t channels;
+    const uint8_t* mask;  // (batch, out_height, out_width), or null: everything is kept
+    int64_t middle;       // all of them
+    int64_t only_before;
+    int64_t both;
+    int64_t only_after;
+    const float* expand;  // packed (channels, middle), or null: the depth-wise reads x
+    const float* expand_bias;
+    const float* expand_dense;  // packed (channels, only_before + both)
+    const float* taps;          // (9, middle), or null: nothing but the projection, of x
+    const float* taps_bias;
+    const float* project;  // packed (middle, outputs)
+    const float* project_bias;
+    const float* project_dense;  // packed (both + only_after, outputs), or null: dropped places have none
+    const float* project_dense_bias;
+    int64_t outputs;
+    int64_t shortcut;  // x is added
+    float* out;        // (batch, out_height, out_width, outputs)
+    int64_t threads;
+    int64_t ring;  // floats of expanded features that are held at a time, about
+};
+
+// Lines of expanded features: place n of the input is at n modulo `places`.
+struct Ring {
+    float* base;
+    int64_t places;
+};
+
+// Where a module computes, see locate.h.
+struct Locate {
+    int64_t batch;
+    int64_t height;
+    int64_t width;
+    int64_t stride;  // of the module: the mask is as large as x, or half of it
+    int64_t channels;
+    const float* x;  // (batch, height, width, channels)
+    int64_t cut;     // relu6 of x is read
+    int64_t hidden;  // channels, at most 16
+    const float* first;  // packed (channels, hidden)
+    const float* first_bias;
+    const float* second;  // packed (9 hidden, hidden)
+    const float* second_bias;
+    const float* last;  // packed (hidden, 9), of a transposed convolution of stride 2, or (hidden, 1)
+    double least;       // kept is what exceeds it
+    uint8_t* out;       // (batch, height / stride, width / stride)
+    int64_t threads;
+};
+
+// Blocks in turn: where a block computes, if it has a mask, and what.
+struct Link {
+    int64_t masked;
+    Locate locate;
+    Inverted block;
 };
 
 constexpr int64_t PANEL = 16;  // columns of a panel of packed weights; the last may have 8

@@ -76,4 +76,33 @@ void scales(const sm::Scales& p, int64_t line) {
     }
 }
 
+// The 1x1 convolution of `count` <= CHUNK places of a feature; of dropped ones the dense columns. scratch: (CHUNK,
+// channels); out: (places, columns).
+void scale_rows(const sm::Scales& p, const sm::Scale& one, const int32_t* pos, int64_t count, bool kept, float* scratch,
+                float* out) {
+    using V = typename Vector<SM_WIDTH>::type;
+    constexpr int W = SM_WIDTH;
+    const V zero = {}, top = 6.0f - zero;
+    int32_t numbers[CHUNK];
+    const int32_t* at = pos;
+    const float* base = one.rows;
+    if (one.cut) {
+        for (int64_t i = 0; i < count; i++) {
+            const float* from = one.rows + pos[i] * one.stride;
+            float* to = scratch + i * one.channels;
+            int64_t k = 0;
+            for (; k + W <= one.channels; k += W) {
+                const V v = *reinterpret_cast<const V*>(from + k);
+                *reinterpret_cast<V*>(to + k) = v > zero ? (v > top ? top : v) : zero;
+            }
+            for (; k < one.channels; k++) to[k] = std::min(std::max(from[k], 0.0f), 6.0f);
+            numbers[i] = static_cast<int32_t>(i);
+        }
+        at = numbers, base = scratch;
+    }
+    point_product(base, one.cut ? one.channels : one.stride, one.channels, at, count,
+                  kept ? one.packed : one.packed_dense, nullptr, kept ? p.columns : p.dense, 0, out, pos, p.columns,
+                  nullptr, 0);
+}
+
 }  // namespace SM_NAMESPACE

@@ -1,0 +1,80 @@
+"""The blocks of a folded encoder as one chain of native calls, where they are the toolkit's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spaces.backbones.mobilenet_v2 import LinearBottleneck, MobileNetV2
+from spaces.specialized.bottleneck import MaskedBottleneck
+from spaces.specialized.narrow import NarrowBottleneck
+from sparsemask.sparse import auto, backends
+
+
+class EncoderChain:
+    """A folded encoder's blocks, in one call where native kernels are the fastest way, else block by block.
+
+    Its weights must not change any more.
+    """
+
+    def __init__(self, backbone: MobileNetV2):
+        from sparsemask.sparse.native.chain import Chain
+
+        self.blocks = [block for stage in backbone.bottlenecks for block in stage]
+        self.ends = [len(stage) for stage in backbone.bottlenecks]
+        self.chain = Chain(
+            [*map(_described, self.blocks), (None, (backbone.conv_last.weight, backbone.conv_last.bias))]
+        )
+
+    @staticmethod
+    def of(backbone: nn.Module) -> EncoderChain | None:
+        """The chain of an encoder, None where it is not of blocks that are known."""
+        return EncoderChain(backbone) if type(backbone) is MobileNetV2 else None
+
+    def __call__(self, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
+        """The encoder's end points, deepest first."""
+        chosen = backends.current(MaskedBottleneck.backend)
+        native = backends.find("native")
+        if chosen not in ("auto", "native") or native.why_not(x.device, x.dtype) or not x.numel():
+            return backbone(x)
+        if chosen == "native":
+            return self._run(backbone, x)
+        key = ("chain", self.chain.number, tuple(x.shape))
+        # Raced against torch's own convolutions.
+        return auto.BACKEND.race(key, x, lambda one: self._run(backbone, x) if one is native else _by(one, backbone, x))
+
+    def _run(self, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
+        first = backbone.conv1(x)
+        outs, masks = self.chain(F.relu6(first))
+        size = first.shape[-2:]
+        for block, mask, out in zip(self.blocks, masks, outs, strict=False):
+            if isinstance(block, MaskedBottleneck):
+                block.seen = mask, mask, block.hard, block.hard, tuple(size)
+            elif isinstance(block, NarrowBottleneck):
+                block.seen = len(x), block.hard, block.hard, tuple(size)
+            size = out.shape[-2:]
+        points, at = [first], 0
+        for count in self.ends:
+            at += count
+            points.append(outs[at - 1])
+        return [*points, outs[-1]][::-1]
+
+
+def _by(one, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
+    with backends.backend(one.name):
+        return backbone(x)
+
+
+def _described(block: LinearBottleneck) -> tuple[tuple | None, tuple]:
+    """What :class:`sparsemask.sparse.native.chain.Chain` is told of a folded block."""
+    branch = block.locate.described() if isinstance(block, MaskedBottleneck) else None
+    if isinstance(block, MaskedBottleneck):
+        flags = block.hard if block.expand else [None, *block.hard]
+    else:
+        flags = [
+            torch.zeros(len(w), dtype=torch.bool) for w in (block.conv2.weight, block.conv2.weight, block.conv3.weight)
+        ]
+    first = (block.conv1.weight, block.conv1.bias, flags[0]) if block.expand else (None, None, None)
+    rest = (block.conv2.weight, block.conv2.bias, flags[1], block.conv3.weight, block.conv3.bias, flags[2])
+    return branch, (*first, *rest, block.conv2.stride[0], block.shortcut)

@@ -1,0 +1,177 @@
+"""Inverted residuals in turn, with their mask branches, in one call: on small maps calls cost more than they compute.
+
+Addresses and sizes of a chain are worked out once for every input size; a call copies them and puts in where its input
+and outputs lie.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import threading
+import weakref
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from sparsemask.sparse import inverted_residual as operators
+from sparsemask.sparse import locate as branches
+from sparsemask.sparse.define import operator
+from sparsemask.sparse.native import inverted_residual, library, locate
+from sparsemask.sparse.native.rows import to_rows
+
+_MOST = 16  # input sizes remembered
+_numbers = itertools.count()
+_chains: weakref.WeakValueDictionary[int, Chain] = weakref.WeakValueDictionary()
+
+
+class _Link(ctypes.Structure):
+    _fields_ = [("masked", ctypes.c_int64), ("locate", locate._Locate), ("block", inverted_residual._Inverted)]
+
+
+@lru_cache(maxsize=1)
+def _function():
+    function = library.lib().sm_chain
+    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int64], None
+    return function
+
+
+class Chain:
+    """Blocks whose weights do not change any more.
+
+    Args:
+        blocks: of each (weights of its mask branch and threshold, or None; what
+            :func:`sparsemask.sparse.inverted_residual.inverted_residual` takes after the mask, or weights and bias of a
+            1×1 convolution).
+    """
+
+    def __init__(self, blocks: Sequence[tuple[tuple | None, tuple]]):
+        self.blocks = blocks
+        self.number = next(_numbers)
+        self._links = (_Link * len(blocks))()
+        self._held, self.strides, self.outputs = [], [], []
+        with torch.inference_mode(False), torch.no_grad():
+            for link, (branch, block) in zip(self._links, blocks, strict=True):
+                self._add(link, branch, block)
+        self._sizes: dict[tuple, _Sizes] = {}
+        self._lock = threading.Lock()
+        _chains[self.number] = self
+
+    def _add(self, link: _Link, branch: tuple | None, block: tuple) -> None:
+        if len(block) == 2:  # a convolution alone
+            weight, bias = block
+            packed = library.pack(weight.detach().flatten(1).T)
+            bias = bias.detach().to(torch.float32).clone()
+            self._held.append((packed, bias))
+            said = inverted_residual._Inverted(channels=weight.shape[1], middle=1, outputs=len(weight), stride=1)
+            said.project, said.project_bias = packed.data_ptr(), bias.data_ptr()
+        else:
+            plan = inverted_residual._Plan(*block[:-2])
+            self._held.append(plan)
+            said = inverted_residual._Inverted.from_buffer_copy(plan.said)
+            said.stride, said.shortcut = block[-2], block[-1]
+        said.ring = inverted_residual.RING
+        link.block = said
+        self.strides.append(said.stride)
+        self.outputs.append(said.outputs)
+        if branch is not None:
+            *weights, threshold = branch
+            plan = locate._Plan(*weights)
+            self._held.append(plan)
+            link.masked, link.locate = 1, plan.said
+            link.locate.least = branches.least(threshold) - plan.bias
+
+    def sizes(self, batch: int, height: int, width: int) -> _Sizes:
+        """What is known of an input size."""
+        key = batch, height, width, torch.get_num_threads()
+        with self._lock:
+            found = self._sizes.get(key)
+            if found is None:
+                while len(self._sizes) >= _MOST:
+                    self._sizes.pop(next(iter(self._sizes)))
+                found = self._sizes[key] = _Sizes(self, *key)
+        return found
+
+    def __call__(self, x: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+        """(every block's output (N, C, h, w), channels last; every block's mask, None where it has none)."""
+        numbers, flags = torch.ops.sparsemask.inverted_chain(x, self.number)
+        return self.sizes(len(x), *x.shape[-2:]).views(numbers, flags)
+
+
+class _Sizes:
+    """A chain's links for one input size, with offsets in the place of addresses that a call brings."""
+
+    def __init__(self, chain: Chain, batch: int, height: int, width: int, threads: int):
+        self.links = (_Link * len(chain.blocks))()
+        ctypes.memmove(self.links, chain._links, ctypes.sizeof(self.links))
+        self.outs, self.masks = [], []
+        self.numbers = self.flags = 0
+        for link, stride, channels in zip(self.links, chain.strides, chain.outputs, strict=True):
+            size = -(-height // stride), -(-width // stride)
+            places = batch * size[0] * size[1]
+            for part in (link.block, link.locate):
+                part.batch, part.height, part.width, part.threads = batch, height, width, threads
+            link.block.out_height, link.block.out_width = size
+            self.outs.append((self.numbers, places * channels, (batch, *size, channels)))
+            self.masks.append((self.flags, places, (batch, 1, *size)) if link.masked else None)
+            self.numbers += places * channels
+            self.flags += places if link.masked else 0
+            height, width = size
+        self.words = np.frombuffer(self.links, np.int64).reshape(len(self.links), -1)
+        word = lambda *names: sum(getattr(kind, n).offset for kind, n in names) // 8
+        block = (_Link, "block")
+        inverted, branch = inverted_residual._Inverted, locate._Locate
+        self.x = word(block, (inverted, "x")), word((_Link, "locate"), (branch, "x"))
+        self.out, self.mask = word(block, (inverted, "out")), word(block, (inverted, "mask"))
+        self.found = word((_Link, "locate"), (branch, "out"))
+        self.out_at = np.array([4 * one[0] for one in self.outs], np.int64)
+        self.masked = np.array([i for i, one in enumerate(self.masks) if one], np.int64)
+        self.mask_at = np.array([one[0] for one in self.masks if one], np.int64)
+
+    def run(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """All outputs and all masks, each in one piece."""
+        numbers, flags = library.empty(self.numbers, 1).view(-1), torch.empty(self.flags, dtype=torch.bool)
+        words = self.words.copy()
+        words[:, self.out] = outs = self.out_at + numbers.data_ptr()
+        for at in self.x:
+            words[0, at], words[1:, at] = rows.data_ptr(), outs[:-1]
+        if len(self.masked):
+            words[self.masked, self.mask] = words[self.masked, self.found] = self.mask_at + flags.data_ptr()
+        _function()(words.ctypes.data, len(words))
+        return numbers, flags
+
+    def views(self, numbers: Tensor, flags: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The outputs and masks of their shapes."""
+        outs = [numbers[at : at + n].view(shape).permute(0, 3, 1, 2) for at, n, shape in self.outs]
+        return outs, [one and flags[one[0] : one[0] + one[1]].view(one[2]) for one in self.masks]
+
+
+@operator("inverted_chain")
+def inverted_chain(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """A :class:`Chain`, by its number, on x (N, C, H, W) float32 on the CPU: all outputs and all masks."""
+    return _chains[number].sizes(len(x), *x.shape[-2:]).run(to_rows(x))
+
+
+@torch.library.register_fake("sparsemask::inverted_chain")
+def _fake(x, number) -> tuple[Tensor, Tensor]:
+    sizes = _chains[number].sizes(len(x), *x.shape[-2:])
+    return x.new_empty(sizes.numbers), x.new_empty(sizes.flags, dtype=torch.bool)
+
+
+@register_flop_formula(torch.ops.sparsemask.inverted_chain, get_raw=True)
+def _flops(x, number, *_, out_val=None, **__) -> int:
+    chain = _chains[number]
+    outs, masks = chain.sizes(len(x), *x.shape[-2:]).views(*out_val)
+    total = 0
+    for given, mask, (branch, block) in zip([x, *outs], masks, chain.blocks, strict=False):
+        if branch is not None:
+            total += branches._flops(given, *branch[:-1])
+        if len(block) == 2:
+            total += 2 * given[:, 0].numel() * block[0].numel()
+        else:
+            total += operators._flops(given, mask, *block)
+    return total

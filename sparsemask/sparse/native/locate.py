@@ -1,0 +1,78 @@
+"""A module's data mask in one call; what it does stands in src/locate.h and src/locating.h."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sparsemask.sparse.derived import Derived
+from sparsemask.sparse.locate import least
+from sparsemask.sparse.native import library
+from sparsemask.sparse.native.rows import to_rows
+
+_derived = Derived()
+_P, _I = ctypes.c_void_p, ctypes.c_int64
+
+
+class _Locate(ctypes.Structure):
+    _fields_ = [
+        ("batch", _I),
+        ("height", _I),
+        ("width", _I),
+        ("stride", _I),
+        ("channels", _I),
+        ("x", _P),
+        ("cut", _I),
+        ("hidden", _I),
+        ("first", _P),
+        ("first_bias", _P),
+        ("second", _P),
+        ("second_bias", _P),
+        ("last", _P),
+        ("least", ctypes.c_double),
+        ("out", _P),
+        ("threads", _I),
+    ]
+
+
+@lru_cache(maxsize=1)
+def _function():
+    function = library.lib().sm_locate
+    function.argtypes, function.restype = [_P], None
+    return function
+
+
+def locate(x, first, first_bias, second, second_bias, last, last_bias, threshold, cut) -> Tensor:
+    """See :func:`sparsemask.sparse.locate.locate`; float32 on the CPU, at most 16 channels in the branch."""
+    given = (first, first_bias, second, second_bias, last, last_bias)
+    plan = _derived.get(given, lambda: _Plan(*given))
+    batch, _, height, width = x.shape
+    rows = to_rows(x)
+    size = (height, width) if plan.said.stride == 1 else (-(-height // 2), -(-width // 2))
+    out = torch.empty(batch, 1, *size, dtype=torch.bool)
+    said = _Locate.from_buffer_copy(plan.said)
+    said.batch, said.height, said.width, said.x, said.cut = batch, height, width, rows.data_ptr(), cut
+    said.least, said.out, said.threads = least(threshold) - plan.bias, out.data_ptr(), torch.get_num_threads()
+    _function()(ctypes.addressof(said))
+    return out
+
+
+class _Plan:
+    """Packed weights, of the last convolution the difference that keeping makes; what the kernel is told of them."""
+
+    def __init__(self, first, first_bias, second, second_bias, last, last_bias):
+        width, transposed = len(first), last.shape[-1] == 3
+        axis = 1 if transposed else 0
+        difference = (last.select(axis, 1) - last.select(axis, 0)).detach().reshape(width, -1)  # (w, 9) or (w, 1)
+        taps = second.detach().permute(2, 3, 1, 0).reshape(-1, width)
+        self.bias = float(last_bias[1] - last_bias[0])
+        biases = [one.detach().to(torch.float32).clone() for one in (first_bias, second_bias)]
+        packed = [library.pack(one) for one in (first.detach().flatten(1).T, taps, difference)]
+        self.held = [*biases, *packed]
+        self.said = _Locate(stride=1 if transposed else 2, channels=first.shape[1], hidden=width)
+        names = ("first_bias", "second_bias", "first", "second", "last")
+        for name, one in zip(names, self.held, strict=True):
+            setattr(self.said, name, one.data_ptr())
