@@ -125,9 +125,10 @@ def _settle(options: argparse.Namespace, saved: dict) -> None:
     for name in ("target", "by", "remain", "same_ratio", "merge"):
         if name not in options.given and name in saved:
             setattr(options, name, saved[name])
-    options.eval_batch = saved.get("eval_batch", options.eval_batch)
+    if "eval_batch" in saved:
+        options.eval_batch = saved["eval_batch"]
     options.batch_size, options.seed = saved["batch_size"], saved["seed"]
-    numbers = ("crop_size", "n_class", "class_names")  # of tasks that label pixels
+    numbers = ("crop_size", "scales", "n_class", "class_names")  # of tasks that label pixels
     left = {name for name in numbers if hasattr(options, name) and name in saved} - options.given.keys()
     settle_data(options, saved, {name: saved[name] for name in left})
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from spaces import backbones
 from spaces.backbones.weights import has_first_expansion
+from spaces.slim.space import small_widths
 from spaces.specialized.words import mask_word, read_mask
 from sparsemask import runs
 from sparsemask.engine import checkpoint
@@ -40,6 +41,8 @@ def find_start(options: argparse.Namespace) -> None:
     options.first_expansion = (
         "yes" if has_first_expansion(load_weights(options.ft_model), options.backbone_name) else "no"
     )
+    connections = read_mask(options.connectivity, len(backbones.strides(options.backbone_name)), options.seed)
+    options.widths = small_widths(connections, options, load_weights(options.ft_model))
     options.ft_model = str(Path(options.ft_model).resolve())
 
 

@@ -44,6 +44,7 @@ def _family(space: str):
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     space = flags.peek_space(argv)
+    space = getattr(spaces.get(space), "small", space)
     family = _family(space)
     opened = session.open_training(parser(space), argv, family.check)
     options, run = opened.options, opened.run

@@ -234,7 +234,8 @@ def build(opened: Session, task) -> torch.nn.Module:
         state = load_weights(options.pretrained_model) if options.pretrained_model else None
         if state is not None:
             space.settle(options, state, options.pretrained_model)
-        config = space.config(options, task.input_shape[1:])
+        shape = getattr(task, "input_shape", None) or (1, 3, options.crop_size, options.crop_size)
+        config = space.config(options, shape[1:])
         plain = space.plain(config)
         if state is not None:
             space.load_into(plain, state, options.pretrained_model)

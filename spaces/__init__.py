@@ -17,6 +17,7 @@ _MODULES = {
     "smstereo": "spaces.sparse_conv.stereo_space",
     "specialized": "spaces.specialized.space",
     "hinge": "spaces.group_sparsity.space",
+    "slim": "spaces.slim.space",
 }
 _SPACES: dict[str, Space] = {}
 
@@ -25,8 +26,9 @@ class Space(Protocol):
     """What the commands ask of a space; `config` is a mapping or namespace of options.
 
     A space may have ``load_into(network, state, what)``, which starts a network from weights it knows how to read, and
-    network flags of its own, ``add_options(group)`` (else it has those of an encoder), and ``task``,
-    the task its networks are for (else segmentation).
+    network flags of its own, ``add_options(group)`` (else it has those of an encoder), ``task``,
+    the task its networks are for (else segmentation), and ``small``, the space that its small networks are of (else
+    its own).
     """
 
     family: str

@@ -109,6 +109,7 @@ def add_encoder(group) -> None:
         default="auto",
         help="MobileNetV2 with the public 1x1 expansion in its first stage; auto: as the weights have it (else no)",
     )
+    group.add_argument("--widths", default=None, help=argparse.SUPPRESS)  # of its layers, as weights have them
     group.add_argument("--bn_momentum", type=rate, default=None, help="batch-norm momentum (published: 0.0003)")
 
 

@@ -13,6 +13,9 @@ import pytest
 import torch
 import yaml
 
+import prune.connectivity
+import retrain.connectivity
+import sparsemask.report
 from sparsemask.cli import compress
 from sparsemask.cli.compress_plan import Work
 from sparsemask.cli.compress_recipe import packaged, read
@@ -35,9 +38,11 @@ RECIPE = {
         {"search": {"max_iter": 2}},
         {"prune": {"thres": 0.001}},
         {"retrain": {"bn_momentum": 0.1}},
+        {"groups": {"target": "auto", "search": {"sparse": 0.5, "stop_limit": 0.0}, "retrain": {"max_iter": 2}}},
         {"specialize": {"keep": "auto", **FEW}},
     ],
 }
+UNET = {"retrain": {"mask_path": "unet"}}
 
 
 def write(path: str, recipe: dict = RECIPE, **more) -> str:
@@ -54,6 +59,16 @@ def one_thread():
     with backend("reference"):
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plainly():
+    """Without the verbs' pages and largest pictures, which take most of the time of networks so small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparsemask.report, "write_report", lambda run: run.folder / "report.html")
+        for module in (prune.connectivity, retrain.connectivity):
+            patch.setattr(module, "draw_architecture", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -105,17 +120,24 @@ def killed(argv: list[str], where: str, at: int | str) -> None:
 def test_a_recipe_ends_with_a_table_and_whether_its_target_was_met(place):
     state = json.loads(Path("out/compress.json").read_text())
     rows = {row["step"]: row for row in state["table"]}
-    assert list(rows) == ["search", "prune", "dense", "retrain", "specialize"]
+    assert list(rows) == ["search", "prune", "dense", "retrain", "groups", "specialize"]
     assert rows["dense"]["faster"] == rows["dense"]["fewer"] == 1
     last = rows["specialize"]
     assert last["fewer"] == pytest.approx(rows["dense"]["multiply_adds"] / last["multiply_adds"])
-    for name in ("dense", "retrain", "specialize"):
+    for name in ("dense", "retrain", "groups", "specialize"):
         assert {"quality", "multiply_adds", "parameters", "milliseconds", "seconds"} <= rows[name].keys()
     met = state["target"]
     assert met["wanted"] == pytest.approx(0.5 * rows["dense"]["multiply_adds"])
     assert met["met"] == (last["multiply_adds"] <= met["wanted"]) and met["reached"] == last["multiply_adds"]
-    # nothing is pruned after so few steps: half of the dense network's cost is half of this one's
-    assert state["settled"]["specialize"] == pytest.approx(met["wanted"] / rows["retrain"]["multiply_adds"], abs=1e-3)
+    # each of the two steps that the target settles takes its part of what is left
+    left = [met["wanted"] / rows[name]["multiply_adds"] for name in ("retrain", "groups")]
+    assert state["settled"] == {
+        "groups": pytest.approx(left[0] ** 0.5, abs=1e-3),
+        "specialize": pytest.approx(left[1], abs=1e-3),
+    }
+    gained = rows["groups"]["multiply_adds"] / rows["retrain"]["multiply_adds"]
+    assert gained == pytest.approx(state["settled"]["groups"], abs=0.03)  # really smaller
+    assert rows["groups"]["parameters"] < rows["retrain"]["parameters"]
     report = Path("out/report.md").read_text()
     assert "| specialize" in report and "sparsemask prune --run" in report and "target " in report
 
@@ -136,15 +158,17 @@ def test_killed_between_and_inside_steps_it_ends_like_an_uninterrupted_run(place
     killed(argv, "end", "search")
     killed(argv, "step", 2)  # inside the retraining of the dense network
     killed(argv, "begin", "retrain")
-    killed(argv, "step", 4)  # inside specialising: 3 of the retraining are before it
+    killed(argv, "step", 5)  # inside the search for groups: 3 of the retraining are before it
+    killed(argv, "end", "groups-search")
+    killed(argv, "step", 3)  # inside specialising: 2 of the small network's retraining are before it
     assert compress.main(argv) == 0
     stages = json.loads(Path("parts/compress.json").read_text())["stages"]
     whole = json.loads(Path("out/compress.json").read_text())["stages"]
     assert list(stages) == list(whole) and all(one["state"] == "done" for one in stages.values())
     assert {name: one["resumed"] for name, one in stages.items() if one["resumed"]} == {
-        "search": 1, "dense": 1, "retrain": 1, "specialize": 1,
+        "search": 1, "dense": 1, "retrain": 1, "groups-search": 1, "specialize": 1,
     }  # fmt: skip
-    for name in ("search", "dense", "retrain", "specialize"):
+    for name in ("search", "dense", "retrain", "groups-search", "groups", "specialize"):
         one, other = (load_weights(f"{folder}/runs/{name}/checkpoints/last.pt") for folder in ("out", "parts"))
         assert all(torch.equal(value, other[key]) for key, value in one.items()), name
     shutil.rmtree("parts")
@@ -159,16 +183,14 @@ def test_a_finished_recipe_is_not_run_again(place, monkeypatch, capfd):
 
 
 def test_another_recipe_in_a_begun_folder_is_refused(place, capfd):
-    steps = [*RECIPE["steps"][:2], {"retrain": {"bn_momentum": 0.2}}, RECIPE["steps"][3]]
+    steps = [*RECIPE["steps"][:2], {"retrain": {"bn_momentum": 0.2}}, *RECIPE["steps"][3:]]
     words = ["out", "steps.3.retrain.bn_momentum is 0.1 there and 0.2 here"]
     fails(capfd, compress.main, [write("other.yaml", steps=steps), "--out", "out"], words)
     fails(capfd, compress.main, ["other.yaml", "--out", "data"], ["data", "not empty"])
 
 
 def test_a_step_whose_target_is_met_is_skipped(place, capfd):
-    recipe = write(
-        "met.yaml", target={"multiply_adds": 1e9}, steps=[{"retrain": {"mask_path": "unet"}}, RECIPE["steps"][3]]
-    )
+    recipe = write("met.yaml", target={"multiply_adds": 1e9}, steps=[UNET, *RECIPE["steps"][3:]])
     assert compress.main([recipe, "--out", "met"]) == 0
     state = json.loads(Path("met/compress.json").read_text())
     assert state["stages"]["specialize"]["state"] == "skipped" and state["target"]["met"]
@@ -179,8 +201,12 @@ def test_a_step_whose_target_is_met_is_skipped(place, capfd):
 def test_the_plan_is_shown_and_nothing_is_written(place, capfd):
     assert compress.main(["r.yaml", "--out", "nowhere", "--plan"]) == 0
     said = capfd.readouterr().out.splitlines()
-    assert [line.split()[1] for line in said[:-1]] == ["search", "prune", "retrain", "retrain", "specialize"]
-    assert "what the target leaves" in said[4] and "50%" in said[-1]
+    assert [line.split()[1] for line in said[:-1]] == [
+        "search", "prune", "retrain", "retrain", "search", "prune", "retrain", "specialize",
+    ]  # fmt: skip
+    assert "what the target leaves" in said[4] and "--space slim" in said[4]
+    assert "runs/groups " in said[7] and "what the target leaves" in said[7]
+    assert "50%" in said[-1]
     assert not Path("nowhere").exists()
 
 
@@ -191,9 +217,6 @@ def test_packaged_recipes_are_right(name):
 
 def steps(*given) -> dict:
     return {"steps": list(given)}
-
-
-UNET = {"retrain": {"mask_path": "unet"}}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +234,7 @@ UNET = {"retrain": {"mask_path": "unet"}}
         ({"target": {"milliseconds": "0%"}}, ["target.milliseconds", "0%"]),
         ({"target": {"milliseconds": 3, "multiply_adds": 4}}, ["target", "one of"]),
         ({"baseline": {"lr": "fast"}}, ["baseline", "lr", "fast"]),
-        ({"target": None}, ["step 4 (specialize)", "keep", "target"]),
+        ({"target": None}, ["step 4 (groups)", "target", "none"]),
         (steps("search", "prune"), ["steps", "retrain"]),
         (steps("prune"), ["step 1 (prune)", "search"]),
         (steps("retrain"), ["step 1 (retrain)", "prune", "mask_path"]),
@@ -221,6 +244,9 @@ UNET = {"retrain": {"mask_path": "unet"}}
         (steps(UNET, {"specialize": {"kepe": 0.5}}), ["step 2 (specialize)", "kepe", "keep"]),
         (steps(UNET, {"specialize": {"keep": -1}}), ["step 2 (specialize)", "keep", "-1"]),
         (steps(UNET, {"specialize": {"task": "edges"}}), ["step 2 (specialize)", "task"]),
+        (steps(UNET, {"groups": {"search": {"sparce": 1}}}), ["step 2 (groups): search", "sparce", "sparse"]),
+        (steps(UNET, {"groups": {"sparce": 1}}), ["step 2 (groups)", "sparce"]),
+        (steps(UNET, "specialize", "groups"), ["step 3 (groups)", "specialize"]),
         (steps(UNET, {"export": {}}), ["step 2 (export)", "out"]),
         (steps(UNET, {"export": {"out": ["../a.onnx"]}}), ["step 2 (export)", "../a.onnx"]),
         (steps(UNET, {"export": {"out": ["a.pt2"]}}, "specialize"), ["step 3 (specialize)", "export"]),

@@ -25,9 +25,11 @@ FIRST, LAST = 32, 1280
 class LinearBottleneck(nn.Module):
     """1x1 expansion, 3x3 depthwise, 1x1 linear projection; a shortcut where shapes agree."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, expand: bool, momentum: float):
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, expansion: float, expand: bool, momentum: float
+    ):
         super().__init__()
-        middle = in_channels * expansion
+        middle = round(in_channels * expansion)
         self.shortcut = stride == 1 and in_channels == out_channels
         self.expand = expand
         if expand:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spaces.connectivity.fusion import batch_norm_errors, decode, upsample
 from spaces.connectivity.search_network import build_backbone, init_convolutions
+from spaces.connectivity.widths import narrow_
 from sparsemask.inference import fold_pairs
 from sparsemask.masks import DOWN, UP, check_mask
 
@@ -35,6 +36,7 @@ class PrunedNetwork(nn.Module):
         in_channels: channels of the input picture.
         num_classes: channels of the output.
         bn_momentum: of all running statistics.
+        widths: channels of the backbone's layers where they are not its own, see :mod:`spaces.connectivity.widths`.
         backbone_options: further arguments of the backbone's builder, such as `first_expansion`.
 
     Stages that do not reach the output keep their (frozen) parameters, so that public checkpoints load, but
@@ -49,10 +51,14 @@ class PrunedNetwork(nn.Module):
         in_channels: int = 3,
         num_classes: int = 21,
         bn_momentum: float = 0.0003,
+        widths: str | None = None,
         **backbone_options,
     ):
         super().__init__()
         self.backbone = build_backbone(backbone_name, in_channels, bn_momentum, backbone_options)
+        self.widths = widths
+        if widths:
+            narrow_(self.backbone, widths, in_channels)
         channels = list(self.backbone.channels)
         self.mask = check_mask(mask, len(channels))
         live = _reaching_output(self.mask)

@@ -28,6 +28,7 @@ def save_network(path: str | os.PathLike, network: nn.Module, config, n_class: i
         "first_expansion": config.first_expansion != "no",
         "features": len(network.backbone.channels),
         "connections": None if mask is None else np.argwhere(mask).tolist(),
+        "widths": getattr(network, "widths", None),
     }
     save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in entries.items()})
 
@@ -56,6 +57,6 @@ def load_network(path: str | os.PathLike) -> nn.Module:
     else:
         mask = np.zeros((features, features, 2), dtype=bool)
         mask[tuple(np.array(connections).T)] = True
-        network = PrunedNetwork(mask, depth=depth, **options)
+        network = PrunedNetwork(mask, depth=depth, widths=said.get("widths"), **options)
     load_strictly(network, state, path)
     return network.eval()

@@ -30,6 +30,7 @@ class ConnectivityConfig:
     bn_momentum: float = 0.0003
     noise_std: float = 0.1
     first_expansion: bool = True  # the backbone's form; imported weights decide it
+    widths: str | None = None  # of its layers, where groups of weights were removed
 
     def __post_init__(self):
         backbones.builder(self.backbone_name)  # UseError for unknown names
@@ -62,6 +63,8 @@ class ConnectivityConfig:
             "num_classes": self.n_class,
             "bn_momentum": self.bn_momentum,
         }
+        if self.widths:
+            options["widths"] = self.widths
         # Only some backbones come in two forms.
         two_forms = has_two_forms(self.backbone_name) and not self.first_expansion
         return options | {"first_expansion": False} if two_forms else options
@@ -76,17 +79,21 @@ class ConnectivitySpace:
     def supernet(self, config) -> FullyDenseNetwork:
         """The Fully Dense Network."""
         config = ConnectivityConfig.from_options(config)
-        return FullyDenseNetwork(depth=config.depth, noise_std=config.noise_std, **config.network_options())
+        options = replace(config, widths=None).network_options()
+        return FullyDenseNetwork(depth=config.depth, noise_std=config.noise_std, **options)
 
     def network(self, mask: np.ndarray | str, config) -> PrunedNetwork | FCN:
         """The small network of a mask, of a named mask, or of `fcn`, the baseline without a decoder."""
         config = ConnectivityConfig.from_options(config)
         options = config.network_options()
         if isinstance(mask, str):
+            widths = options.pop("widths", None)
             if mask == "fcn":
+                if widths:
+                    raise UseError("the baseline 'fcn' has no widths of its own: --widths is for networks of a mask")
                 return FCN(**options)
             encoder = backbones.create(options.pop("backbone_name"), options.pop("in_channels"), **_encoder(options))
-            options |= {"backbone_name": encoder}
+            options |= {"backbone_name": encoder, "widths": widths}
             mask = named_mask(mask, len(encoder.channels))
         return PrunedNetwork(mask, depth=config.depth, **options)
 

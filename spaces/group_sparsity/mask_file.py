@@ -23,6 +23,7 @@ from sparsemask.fine_masks import read_arrays
 FORMAT = 1
 SUFFIX = ".npz"
 SPACE = "hinge"
+SPACES = (SPACE, "slim")
 _KEPT = "kept/"
 _NEEDED = ("arch", "n_class", "arch_options", "variant", "init", "input_shape")
 
@@ -136,7 +137,7 @@ def load_mask(path: str | os.PathLike) -> GroupMask:
 
 
 def _check(mask: GroupMask, what: object) -> None:
-    if mask.space != SPACE:
+    if mask.space not in SPACES:
         raise UseError(f"{what}: a mask of space '{mask.space}', not of '{SPACE}'")
     if not isinstance(mask.config, Mapping) or (missing := [n for n in _NEEDED if n not in mask.config]):
         lacking = f" (no {', '.join(missing)})" if isinstance(mask.config, Mapping) else ""

@@ -4,9 +4,9 @@
     sparsemask compress recipe.yaml --out compressed       one's own; the same command goes on after a kill
     sparsemask compress recipe.yaml --plan                 the commands that would be run
 
-A recipe is a YAML file: flags of all verbs, a target, and the steps (search, prune, retrain, specialize, export)
-with flags of their own; docs/compress.md describes it. Writes into --out: runs/, the masks, compress.json (what is
-done, the table) and report.md.
+A recipe is a YAML file: flags of all verbs, a target, and the steps (search, prune, retrain, groups, specialize,
+export) with flags of their own; docs/compress.md describes it. Writes into --out: runs/, the masks, compress.json
+(what is done, the table) and report.md.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def _run(recipe: Recipe, work: Work) -> None:
     for stage in stages(recipe):
         if not work.done(stage.name):
             if why := _needless(recipe, work, stage):
-                say(f"\n{stage.name}: skipped, {why}")
+                if stage.last:
+                    say(f"\n{stage.step.kind}: skipped, {why}")
                 work.skip(stage, why)
                 continue
             argv = work.begin(stage)
@@ -174,7 +175,8 @@ def _report(recipe: Recipe, work: Work) -> None:
         f"{measured['on']}; {measured['where']}; times fewer and faster than '{DENSE}', the network with all "
         "connections, in its own optimised form (batch norms folded, the faster memory format)"
     ]
-    lines += [f"{name} skipped: {note['why']}" for name, note in work.state["stages"].items() if "why" in note]
+    skipped = {name: note["why"] for name, note in work.state["stages"].items() if "why" in note and name in KINDS}
+    lines += [f"{name} skipped: {why}" for name, why in skipped.items()]
     lines += slower(rows)
     if target := work.state["target"]:
         word = "met" if target["met"] else "missed"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsemask.cli.compress_recipe import KINDS, VERBS, Recipe, Step, spelled
+from sparsemask.cli.compress_recipe import KINDS, VERBS, Recipe, Step, parser, spelled
 from sparsemask.errors import UseError
 from sparsemask.files import read_json, write_json
 from sparsemask.runs import Run
@@ -18,6 +18,7 @@ from sparsemask.runs import Run
 FORMAT = 1
 DENSE = "dense"
 STATE = "compress.json"
+MASK, GROUPS = "mask.npy", "groups.npz"
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,13 @@ class Work:
         """Whether a stage needs no more work."""
         return self.note(name).get("state") in ("done", "skipped")
 
-    def mask(self, name: str) -> Path:
-        """The mask file that a stage writes."""
-        return self.out / (f"{name}.npz" if "-" in name else "mask.npy")
-
     def budget(self, stage: Stage) -> dict:
         """The flag that the target settled, where it has."""
         step = stage.step
         if step is None or not step.auto or (value := self.state["settled"].get(step.kind)) is None:
             return {}
-        return {KINDS[step.kind].budget: value}
+        budget = KINDS[step.kind].budget
+        return {budget: value} if budget in parser(stage.verb, stage.space).actions() else {}
 
     def argv(self, stage: Stage) -> list[str]:
         """The verb's command line: to go on with the run that it made, or from the start."""
@@ -123,10 +121,16 @@ class Work:
     def _places(self, stage: Stage) -> dict:
         """What a verb starts from, by the order of the steps."""
         there = {step.kind for step in self.recipe.steps}
+        if stage.step and stage.step.kind == "groups":
+            return {
+                "search": {"space": "slim", "pretrained_model": str(self.runs / self.current / "network.safetensors")},
+                "prune": {"space": "slim", "run": str(self.runs / "groups-search"), "out": str(self.out / GROUPS)},
+                "retrain": {"mask_path": str(self.out / GROUPS)},
+            }[stage.verb]
         if stage.verb == "prune":
-            return {"run": str(self.runs / "search"), "out": str(self.mask("prune"))}
+            return {"run": str(self.runs / "search"), "out": str(self.out / MASK)}
         if stage.verb == "retrain" and stage.step and "prune" in there:
-            return {"mask_path": str(self.mask("prune"))}
+            return {"mask_path": str(self.out / MASK)}
         if stage.verb == "retrain" and "search" in there:
             return {"search_checkpoint": str(Run(self.runs / "search").last)}
         return {"run": str(self.runs / self.current)} if stage.verb in ("specialize", "export") else {}

@@ -49,6 +49,9 @@ KINDS = {
     "search": Kind((("search", "connectivity"),), gives="search"),
     "prune": Kind((("prune", "connectivity"),), "search", "mask"),
     "retrain": Kind((("retrain", "connectivity"),), "mask", "network"),
+    "groups": Kind(
+        (("search", "slim"), ("prune", "slim"), ("retrain", "connectivity")), "network", "slim network", "target"
+    ),
     "specialize": Kind((("specialize", "specialized"),), "network", "specialised network", "keep"),
     "export": Kind((("export", ""),), "network"),
 }
@@ -236,6 +239,8 @@ def _check_out(flags: dict, what: str) -> None:
 
 def _checked(verb: str, space: str, common: dict, own: dict, what: str, section: dict) -> dict:
     made = parser(verb, space, common.get("task"))
+    if space == "slim":  # starts from the network at hand, not from an encoder's weights
+        common = {name: value for name, value in common.items() if name != "pretrained_model"}
     for name in {**common, **own}:
         if name in _OWN and (verb, name) not in _ALLOWED:
             raise UseError(f"{what}: '{name}' is the recipe's own business; leave it out")

@@ -1,0 +1,152 @@
+"""The space of retrained connectivity networks whose encoders lose groups of weights.
+
+What remains is a connectivity network again, its encoder with fewer channels (:mod:`spaces.connectivity.widths`), so
+that it is fine-tuned, evaluated, exported and specialised as any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import spaces
+from spaces import backbones, register
+from spaces.connectivity.widths import widths_of
+from spaces.group_sparsity.channels import trace
+from spaces.group_sparsity.general import general_plan
+from spaces.group_sparsity.hinged import hinge
+from spaces.group_sparsity.mask_file import GroupMask, load_mask
+from spaces.group_sparsity.matrices import INITS
+from spaces.group_sparsity.reduction import Reduction, baseline, example
+from spaces.group_sparsity.rules import GENERAL
+from spaces.group_sparsity.space import HingeSpace
+from spaces.specialized.words import mask_word, read_mask
+from sparsemask import flags, weights
+from sparsemask.errors import UseError
+from sparsemask.masks import DOWN, UP
+
+ARCH = "connectivity"
+_NETWORK = ("connectivity", "backbone_name", "depth", "first_expansion", "bn_momentum", "widths")
+
+
+class SlimSpace(HingeSpace):
+    """Connectivity networks under the general rule of group sparsity (Li et al., CVPR 2020, section 3).
+
+    Channels of the encoder may vanish, those that shortcuts and depth-wise convolutions tie as one group; its
+    convolutions larger than 1×1 become pairs, whose ranks may vanish too. An inverted residual is such a
+    decomposition: its expanded channels are its rank. The decoder keeps its channels: what masks them is specialising.
+    """
+
+    task = "segmentation"
+    small = "connectivity"
+    """The space that its small networks are of."""
+
+    def add_options(self, group) -> None:
+        """The network's flags."""
+        flags.add_encoder(group)
+        group.add_argument("--connectivity", default=None, help="the connections (default: those of the weights)")
+        group.add_argument("--init", choices=INITS, default="svd2", help="how pairs begin (default: svd2)")
+
+    def settle(self, options, state: Mapping[str, Tensor], what: object) -> None:
+        """Take the network's numbers from a retrained run's checkpoint or network.safetensors."""
+        options.arch = ARCH
+        for name, value in described(what).items():
+            if name in getattr(options, "given", {}) and name != "bn_momentum" and getattr(options, name) != value:
+                raise UseError(f"--{name} {getattr(options, name)}: {what} has {value}")
+            if name != "bn_momentum" or options.bn_momentum is None:
+                setattr(options, name, value)
+
+    def config(self, options, shape: Sequence[int] = (3, 97, 97)) -> dict:
+        """The recipe of a network, plain values."""
+        found = options if isinstance(options, Mapping) else vars(options)
+        if "arch_options" not in found:
+            if not found.get("connectivity"):
+                raise UseError(
+                    "--pretrained_model is missing: a retrained connectivity network (runs/NAME/network.safetensors)"
+                )
+            network = {name: found[name] for name in _NETWORK if found.get(name) is not None}
+            found = {**found, "arch": ARCH, "arch_options": network, "variant": GENERAL}
+        return super().config(found, shape)
+
+    def plain(self, config) -> nn.Module:
+        """The network as it was retrained, its weights drawn from torch's generator."""
+        config = self.config(config)
+        said = config["arch_options"]
+        mask = read_mask(said["connectivity"], len(backbones.strides(said["backbone_name"])))
+        return spaces.get("connectivity").network(mask, {**said, "n_class": config["n_class"]})
+
+    def hinged(self, plain: nn.Module, config, seed: int = 0) -> nn.Module:
+        """The network with its pairs in place (it is changed), and what may be left of it."""
+        config = self.config(config)
+        shape = config["input_shape"]
+        graph = trace(plain, example(shape, plain))
+        plan = general_plan(plain, graph)
+        ours = tuple(s for s in plan.sets if all(m.module.startswith("backbone.") for m in s.members))
+        plan = dataclasses.replace(plan, sets=ours)
+        costs = baseline(plain, shape)
+        network = hinge(plain, plan, config["init"], torch.Generator().manual_seed(seed))
+        network.reduction = Reduction(network, plan, shape, costs)
+        return network
+
+    def structure(self, config) -> nn.Module:
+        """The same, for weights to be loaded into."""
+        return self.hinged(self.plain(config), config)
+
+    def load_into(self, network: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
+        """Load a retrained network's weights."""
+        weights.load_strictly(network, state, what)
+
+    def start(self, path) -> dict[str, Tensor]:
+        """Weights of the network that a mask file leaves."""
+        _, mask = self.read(path)
+        return self.transfer(weights.load_weights(mask.checkpoint), mask)
+
+    def read(self, path) -> tuple[np.ndarray, GroupMask]:
+        """(connectivity mask, mask) of a mask file; UseError where its checkpoint is not there as it was."""
+        mask = load_mask(path)
+        if mask.space != self.name:
+            raise UseError(f"{path}: a mask of space '{mask.space}', not of '{self.name}'")
+        if mask.checkpoint is None:
+            raise UseError(f"{path}: does not say which search it comes from; prune again")
+        mask.check_weights(mask.checkpoint, path)
+        said = mask.config["arch_options"]
+        return read_mask(said["connectivity"], len(backbones.strides(said["backbone_name"]))), mask
+
+
+def described(what: object) -> dict:
+    """What a retrained connectivity run's checkpoint or network.safetensors says of its network, as options.
+
+    Raises UseError for files of other networks, and for the baseline without a decoder.
+    """
+    if Path(str(what)).suffix == ".safetensors":
+        said = weights.metadata(what)
+        space, pairs, size = said.get("space"), said.get("connections"), said.get("features")
+        mask = None
+        if pairs is not None and size is not None:
+            mask = np.zeros((size, size, 2), dtype=bool)
+            mask[tuple(np.array(pairs).T)] = True
+        found = {**said, "first_expansion": "yes" if said.get("first_expansion", True) else "no"}
+    else:
+        state = weights.read_checkpoint(what)
+        space, mask, found = state.get("space"), state.get("mask"), dict(state.get("config") or {})
+        mask = mask.numpy() if isinstance(mask, Tensor) else None
+    if space != "connectivity" or mask is None or not (mask[..., DOWN].any() or mask[..., UP].any()):
+        raise UseError(f"{what}: not of a retrained connectivity network (runs/NAME/network.safetensors)")
+    known = {name: found.get(name) for name in _NETWORK if name != "connectivity" and name in found}
+    return {**known, "connectivity": mask_word(mask)}
+
+
+def small_widths(mask: np.ndarray, options, state: Mapping[str, Tensor]) -> str | None:
+    """Widths of the encoder in a connectivity network's weights; None where it has its own."""
+    config = {**(options if isinstance(options, Mapping) else vars(options)), "widths": None}
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        backbone = spaces.get("connectivity").network(mask, config).backbone
+    return widths_of(backbone, state)
+
+
+register("slim", SlimSpace())
