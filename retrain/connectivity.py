@@ -9,27 +9,25 @@ import numpy as np
 import torch
 
 import spaces
+from retrain.connectivity_start import SLIM, grouped, inherited_state, settle_form, settle_grouped
 from spaces import backbones
 from spaces.connectivity.carry import PUBLIC, fit_mask
 from spaces.connectivity.named_masks import available_masks, named_mask
 from spaces.connectivity.shared import save_network
 from spaces.encoder import encoder_weights
-from spaces.slim.space import small_widths
-from sparsemask import datasets, fine_masks, masks, runs, session, tasks
+from sparsemask import datasets, masks, runs, session, tasks
 from sparsemask import report as page
 from sparsemask.costs import format_count, measure
 from sparsemask.engine import Method, checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError, describe, say
-from sparsemask.files import sha256
 from sparsemask.options import Parser, spoken
 from sparsemask.pictures import draw_architecture, draw_curves
 from sparsemask.session import Session
 from sparsemask.weights import load_strictly, load_weights
 
 FCN, VOC_MASK = "fcn", "sparsemask-voc"
-SLIM = "slim"
 
 
 def add_eval_options(parser: Parser) -> None:
@@ -76,26 +74,6 @@ def check(options: argparse.Namespace) -> None:
         load_weights(options.ft_model)
 
 
-def _grouped(options: argparse.Namespace) -> bool:
-    """Whether the mask is one of groups of weights, which says the connections too, and holds weights."""
-    return not options.ft_model and fine_masks.file_space(options.mask_path or "") == SLIM
-
-
-def _settle_grouped(options: argparse.Namespace) -> np.ndarray:
-    """The connections that a mask of groups says; its network's numbers become the options'."""
-    mask, groups = spaces.get(SLIM).read(options.mask_path)
-    given = getattr(options, "given", {})
-    for name in ("backbone_name", "depth", "first_expansion"):
-        value = groups.config["arch_options"][name]
-        if name in given and given[name] != value:
-            raise UseError(f"--{name} {given[name]}: {options.mask_path} has {value}")
-        setattr(options, name, value)
-    if given.get("inherit", "none") != "none":
-        raise UseError(f"--inherit {options.inherit}: {options.mask_path} has weights of its own; leave it out")
-    options.inherit = "none"
-    return mask
-
-
 def resolve_mask(options: argparse.Namespace) -> np.ndarray | str:
     """The mask as an array for the backbone of the options, or "fcn"; UseError when they do not fit."""
     return _fitted(options)[0]
@@ -103,8 +81,8 @@ def resolve_mask(options: argparse.Namespace) -> np.ndarray | str:
 
 def _fitted(options: argparse.Namespace) -> tuple[np.ndarray | str, dict, list[str]]:
     """The mask for the backbone of the options, carried to it if need be, its note, and what was done in words."""
-    if _grouped(options):
-        return _settle_grouped(options), {"backbone_name": options.backbone_name}, []
+    if grouped(options):
+        return settle_grouped(options), {"backbone_name": options.backbone_name}, []
     mask = read_mask(options.mask_path)
     if isinstance(mask, np.ndarray):
         note = masks.mask_note(options.mask_path)
@@ -133,9 +111,9 @@ def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
     for line in carried:
         opened.say(line)
     seed_all(options.seed)  # what is not inherited is drawn
-    start = options.ft_model or (options.mask_path if _grouped(options) else None)
+    start = options.ft_model or (options.mask_path if grouped(options) else None)
     state = load_weights(start) if options.ft_model else spaces.get(SLIM).start(start) if start else None
-    inherited = _inherited(opened, mask, note) if state is None else None
+    inherited = inherited_state(opened, mask, note) if state is None else None
     weights = encoder_weights(opened) if inherited is None and state is None else None
     seed_all(options.seed)
     if isinstance(mask, np.ndarray):
@@ -143,13 +121,13 @@ def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
             masks.save_mask(run.folder / "mask.npy", mask, {**note, "mask_path": str(options.mask_path)})
         options.mask_path = str(run.folder / "mask.npy")
     if state is not None:
-        _settle_form(options, mask, state)
+        settle_form(options, mask, state)
         model = space.network(mask, options)
         load_strictly(model, state, start)
         opened.say(f"fine-tuning {start}")
     else:
         if inherited is not None:
-            _settle_form(options, mask, inherited)
+            settle_form(options, mask, inherited)
         model = space.network(mask, options)
         if inherited is not None:
             model.load_state_dict({**model.state_dict(), **inherited})
@@ -164,36 +142,6 @@ def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
 def _mask_of(state: dict) -> np.ndarray | str:
     mask = state.get("mask")
     return mask.numpy() if isinstance(mask, torch.Tensor) else str(mask)
-
-
-def _inherited(opened: Session, mask, note: dict) -> dict | None:
-    """Weights out of the search, if they are wanted and there; one line either way."""
-    options = opened.options
-    if options.inherit == "none" or options.ft_model or options.pretrained_model:
-        return None
-    path = options.search_checkpoint or note.get("checkpoint")
-    if path is None:
-        opened.say("nothing to inherit: the mask does not say which search it comes from")
-        return None
-    if not Path(path).exists():
-        raise UseError(f"the search to inherit from is gone: {path}; give --search_checkpoint, or --inherit none")
-    if not options.search_checkpoint and sha256(path) != note.get("sha256"):
-        raise UseError(
-            f"{path} is not as it was when the mask was pruned from it: prune again, or give --search_checkpoint {path}"
-        )
-    state = checkpoint.load(path, options.space)
-    opened.say(
-        f"inherited from the search: {'the encoder' if options.inherit == 'encoder' else 'all that is kept'} ({path})"
-    )
-    return spaces.get(options.space).transfer(state["model"], mask, options, options.inherit)
-
-
-def _settle_form(options: argparse.Namespace, mask, state: dict) -> None:
-    """Weights decide the form of the encoder's first stage, and the widths of its layers."""
-    if options.backbone_name == "mobilenet_v2":
-        first = "backbone.bottlenecks.Bottlenecks_0.LinearBottleneck0_0.conv1.weight"
-        options.first_expansion = "yes" if first in state else "no"
-    options.widths = None if isinstance(mask, str) else small_widths(mask, options, state)
 
 
 def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
@@ -248,7 +196,7 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
         what = options.pretrained_model
         weights = load_weights(what)
         mask = resolve_mask(options)
-        _settle_form(options, mask, weights)
+        settle_form(options, mask, weights)
     where = session.device(options)
     session.prepare(options)
     tasks.get(options.task, options)  # settles n_class

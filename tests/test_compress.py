@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
+import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -15,6 +18,7 @@ import yaml
 
 import prune.connectivity
 import retrain.connectivity
+import spaces
 import sparsemask.report
 from sparsemask.cli import compress
 from sparsemask.cli.compress_plan import Work
@@ -22,7 +26,7 @@ from sparsemask.cli.compress_recipe import packaged, read
 from sparsemask.engine.loop import Fit
 from sparsemask.sparse import backend
 from sparsemask.weights import load_weights
-from tiny import borrow_kernels, fails, make_data
+from tiny import ROOT, borrow_kernels, fails, make_data
 
 DATA = {"im_path": "data/img", "gt_path": "data/gt", "training_list": "data/train.txt", "eval_list": "data/val.txt"}
 SMALL = {
@@ -210,6 +214,24 @@ def test_the_plan_is_shown_and_nothing_is_written(place, capfd):
     assert not Path("nowhere").exists()
 
 
+def test_the_documented_recipe_and_commands_are_right(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/compress.md").read_text()
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    Path("recipe.yaml").write_text(recipe)
+    commands = re.findall(r"^    (?:sparsemask|python) (\S+) (.*?)(?:  .*)?$", text, re.MULTILINE)
+    assert len(commands) == 7
+    for verb, rest in commands:
+        if verb == "compress":
+            assert compress.main([*shlex.split(rest.replace("--plan", "")), "--plan"]) == 0
+        else:  # parsers take these flags; that the verbs do what they should the chain above shows
+            module = importlib.import_module(verb.removesuffix(".py").replace("/", "."))
+            space = "slim" if verb.startswith(("search", "prune")) else "connectivity"
+            made = module.parser(spaces.get("specialized") if "specialize" in verb else space)
+            made.given(shlex.split(rest))
+    assert "--space slim" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("name", sorted(packaged()))
 def test_packaged_recipes_are_right(name):
     assert read(name).steps
@@ -244,7 +266,7 @@ def steps(*given) -> dict:
         (steps(UNET, {"specialize": {"kepe": 0.5}}), ["step 2 (specialize)", "kepe", "keep"]),
         (steps(UNET, {"specialize": {"keep": -1}}), ["step 2 (specialize)", "keep", "-1"]),
         (steps(UNET, {"specialize": {"task": "edges"}}), ["step 2 (specialize)", "task"]),
-        (steps(UNET, {"groups": {"search": {"sparce": 1}}}), ["step 2 (groups): search", "sparce", "sparse"]),
+        (steps(UNET, {"groups": {"search": {"sparses": 1}}}), ["step 2 (groups): search", "sparses", "sparse"]),
         (steps(UNET, {"groups": {"sparce": 1}}), ["step 2 (groups)", "sparce"]),
         (steps(UNET, "specialize", "groups"), ["step 3 (groups)", "specialize"]),
         (steps(UNET, {"export": {}}), ["step 2 (export)", "out"]),

@@ -1,0 +1,68 @@
+"""Where a connectivity network starts from: a search's weights, a mask of groups and its weights, a file's own form."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import spaces
+from spaces.slim.space import small_widths
+from sparsemask import fine_masks
+from sparsemask.engine import checkpoint
+from sparsemask.errors import UseError
+from sparsemask.files import sha256
+from sparsemask.session import Session
+
+SLIM = "slim"
+
+
+def grouped(options: argparse.Namespace) -> bool:
+    """Whether the mask is one of groups of weights, which says the connections too, and holds weights."""
+    return not options.ft_model and fine_masks.file_space(options.mask_path or "") == SLIM
+
+
+def settle_grouped(options: argparse.Namespace) -> np.ndarray:
+    """The connections that a mask of groups says; its network's numbers become the options'."""
+    mask, groups = spaces.get(SLIM).read(options.mask_path)
+    given = getattr(options, "given", {})
+    for name in ("backbone_name", "depth", "first_expansion"):
+        value = groups.config["arch_options"][name]
+        if name in given and given[name] != value:
+            raise UseError(f"--{name} {given[name]}: {options.mask_path} has {value}")
+        setattr(options, name, value)
+    if given.get("inherit", "none") != "none":
+        raise UseError(f"--inherit {options.inherit}: {options.mask_path} has weights of its own; leave it out")
+    options.inherit = "none"
+    return mask
+
+
+def inherited_state(opened: Session, mask, note: dict) -> dict | None:
+    """Weights out of the search, if they are wanted and there; one line either way."""
+    options = opened.options
+    if options.inherit == "none" or options.ft_model or options.pretrained_model:
+        return None
+    path = options.search_checkpoint or note.get("checkpoint")
+    if path is None:
+        opened.say("nothing to inherit: the mask does not say which search it comes from")
+        return None
+    if not Path(path).exists():
+        raise UseError(f"the search to inherit from is gone: {path}; give --search_checkpoint, or --inherit none")
+    if not options.search_checkpoint and sha256(path) != note.get("sha256"):
+        raise UseError(
+            f"{path} is not as it was when the mask was pruned from it: prune again, or give --search_checkpoint {path}"
+        )
+    state = checkpoint.load(path, options.space)
+    opened.say(
+        f"inherited from the search: {'the encoder' if options.inherit == 'encoder' else 'all that is kept'} ({path})"
+    )
+    return spaces.get(options.space).transfer(state["model"], mask, options, options.inherit)
+
+
+def settle_form(options: argparse.Namespace, mask, state: dict) -> None:
+    """Weights decide the form of the encoder's first stage, and the widths of its layers."""
+    if options.backbone_name == "mobilenet_v2":
+        first = "backbone.bottlenecks.Bottlenecks_0.LinearBottleneck0_0.conv1.weight"
+        options.first_expansion = "yes" if first in state else "no"
+    options.widths = None if isinstance(mask, str) else small_widths(mask, options, state)
