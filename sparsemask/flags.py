@@ -16,6 +16,7 @@ import yaml
 from sparsemask import fine_masks, runs, tasks
 from sparsemask.errors import UseError
 from sparsemask.options import Parser, factor, fraction, natural, positive, rate
+from sparsemask.own import is_own
 from sparsemask.weights import file_space
 
 DEFAULT_SPACE = "connectivity"
@@ -42,7 +43,8 @@ def add_data(parser: Parser, space=None) -> None:
     """Which pictures; without any of these: VOC where it was prepared, else the embedded sample set."""
     group = parser.add_argument_group("data")
     task = getattr(space, "task", tasks.DEFAULT)
-    group.add_argument("--task", default=task, help=f"{', '.join(tasks.siblings(task))} (default: {task})")
+    words = ", ".join(tasks.siblings(task))
+    group.add_argument("--task", default=task, help=f"{words}, or package.module:Class (default: {task})")
     group.add_argument("--sample", action="store_true", help="use the embedded sample set, or the task's drawn one")
     group.add_argument("--n_worker", type=natural, default=2, help="loader processes (default: 2)")
     if tasks.own_flags(task):
@@ -53,9 +55,10 @@ def add_data(parser: Parser, space=None) -> None:
 
 def check_task(options: argparse.Namespace, default: str) -> None:
     """Raise a UseError for a task whose data this command line's flags, those of task `default`, cannot name."""
-    fitting = tasks.siblings(default)
-    if tasks.own_flags(default) and options.task in tasks.available() and options.task not in fitting:
-        raise UseError(f"--task {options.task}: space '{options.space}' is for --task {' or '.join(fitting)}")
+    known = is_own(options.task) or options.task in tasks.available()
+    if tasks.own_flags(default) and known and not tasks.fits(options.task, default):
+        fitting = " or ".join(tasks.siblings(default))
+        raise UseError(f"--task {options.task}: space '{options.space}' is for --task {fitting}")
 
 
 def _add_labelled(group) -> None:
@@ -95,7 +98,8 @@ def add_encoder(group) -> None:
     group.add_argument(
         "--backbone_name",
         default="mobilenet_v2",
-        help="the encoder: mobilenet_v2 (the default), or with the extra timm any of its models: resnet50, vgg16, ...",
+        help="the encoder: mobilenet_v2 (the default), with the extra timm any of its models (resnet50, vgg16, ...), "
+        "or package.module:callable for your own",
     )
     group.add_argument("--depth", type=positive, default=64, help="decoder channels (default: 64)")
     group.add_argument(

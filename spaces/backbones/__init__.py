@@ -1,4 +1,4 @@
-"""Encoders, by name: our own, and through the extra `timm` any of its models that give features.
+"""Encoders, by name: our own, through the extra `timm` any of its models that give features, and a user's own.
 
 A backbone is a module with two attributes and one method, all ordered from the deepest feature:
 
@@ -8,10 +8,14 @@ A backbone is a module with two attributes and one method, all ordered from the 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
 from torch import nn
+
+from sparsemask.errors import UseError
+from sparsemask.own import imported, is_own
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -28,12 +32,35 @@ def available() -> list[str]:
 
 
 def builder(name: str) -> Callable[..., nn.Module]:
-    """What builds backbone `name`: ours, else timm's (with or without "timm/" before it); UseError otherwise."""
+    """What builds backbone `name`: ours, a user's ``package.module:callable``, or timm's (with or without "timm/").
+
+    UseError otherwise.
+    """
     if name in _BUILDERS:
         return _BUILDERS[name]
+    if is_own(name):
+        return _own(name)
     from spaces.backbones.timm_features import timm_builder
 
     return timm_builder(name, available())
+
+
+def _own(name: str) -> Callable[..., nn.Module]:
+    """A user's builder, which is given those arguments that it takes; what it returns is looked at."""
+    make = imported(name, "backbone")
+    taken = inspect.signature(make).parameters
+
+    def build(**options) -> nn.Module:
+        made = make(**{key: value for key, value in options.items() if key in taken})
+        channels, strides = (tuple(getattr(made, part, ())) for part in ("channels", "strides"))
+        if not isinstance(made, nn.Module) or not channels or len(channels) != len(strides):
+            raise UseError(
+                f"backbone '{name}': expected a torch.nn.Module with `channels` and `strides`, one an end point, "
+                "deepest first"
+            )
+        return made
+
+    return build
 
 
 def create(name: str, in_channels: int = 3, **options) -> nn.Module:

@@ -14,6 +14,7 @@ from spaces.backbones import builder, create
 from spaces.backbones.mobilenet_v2_keys import timm_keys, torchvision_keys
 from spaces.backbones.timm_features import TimmLayout, timm_layout
 from sparsemask.errors import UseError
+from sparsemask.own import is_own
 from sparsemask.weights import load_weights
 
 
@@ -57,8 +58,8 @@ def load_backbone_weights(path: str | os.PathLike, name: str, in_channels: int =
     """
     builder(name)
     found = load_weights(path)
-    if name in _LAYOUTS:
-        inputs, layout = _INPUT[name], None
+    if name in _LAYOUTS or is_own(name):
+        inputs, layout = _INPUT.get(name, ()), None
     else:
         layout = timm_layout(name)
         inputs = layout.inputs

@@ -86,6 +86,12 @@ class SMStereoSpace(MaskedSpace):
         """The same weights without masks, to be timed against."""
         return DenseStereo(network)
 
+    def exportable(self, network: SMStereo, batch, options):
+        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
+        from spaces.sparse_conv.export_stereo import exportable
+
+        return exportable(self, network, batch)
+
     def draw_masks(self, inputs, masks: list[np.ndarray], path, title: str | None = None) -> None:
         """Draw the kept voxels of every layer, bool (D, h, w), summed over disparities, over the left picture."""
         from sparsemask.pictures.stereo import draw_voxels

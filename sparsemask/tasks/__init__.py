@@ -9,6 +9,8 @@ and ``save(path, prediction)``; its class has ``sample_folder()`` and ``reads_vo
 :class:`sparsemask.tasks.dense.DenseTask` gives most of it. A task whose data are not pictures with labels has flags of
 its own instead of those of the others: its class has ``add_options(group)`` and ``data_flags``, the names of the flags
 that name data.
+
+A user's own task is a class ``package.module:Class``, mostly one derived from a task here, whose data flags it has.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from sparsemask.errors import choose
+from sparsemask.errors import UseError, choose
+from sparsemask.own import imported, is_own
 
 _TASKS = {
     "segmentation": "sparsemask.tasks.segmentation:SegmentationTask",
@@ -50,8 +53,20 @@ def siblings(name: str) -> list[str]:
     return [task for task in available() if _OWN_FLAGS.get(task) == _OWN_FLAGS.get(name)]
 
 
+def fits(name: str, default: str) -> bool:
+    """Whether a command line whose data flags are those of task `default` may name the task `name`."""
+    if is_own(name) and own_flags(default):
+        return any(issubclass(find(name), find(task)) for task in siblings(default))
+    return is_own(name) or name in siblings(default)
+
+
 def find(name: str) -> type:
-    """The class of the task `name`."""
+    """The class of the task `name`; of ``package.module:Class``, a user's own."""
+    if is_own(name):
+        found = imported(name, "task")
+        if not isinstance(found, type) or not hasattr(found, "evaluate"):
+            raise UseError(f"task '{name}': is no class of a task: derive it from one in sparsemask.tasks")
+        return found
     choose(name, _TASKS, "task")
     module, attribute = _TASKS[name].split(":")
     return getattr(importlib.import_module(module), attribute)

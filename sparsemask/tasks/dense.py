@@ -55,7 +55,7 @@ class DenseTask:
     @staticmethod
     def sample_folder() -> Path:
         """The pictures that --sample stands for, drawn on first use."""
-        raise NotImplementedError
+        raise UseError("this task has no sample set: give --im_path, --gt_path, --training_list and --eval_list")
 
     def layout(self, root: Path, which: str) -> list[tuple[Path, Path]]:
         """(picture, label) paths of the "training" or the "eval" set below a --data_root."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from sparsemask.errors import UseError, choose, one_line
+from sparsemask.errors import UseError, choose
+from sparsemask.own import imported, is_own
 
 INPUT_SHAPE = (3, 32, 32)
 """Channels, height and width of the pictures that the named networks are made for."""
@@ -55,7 +54,7 @@ def available() -> list[str]:
 
 def architecture(arch: str) -> Architecture | None:
     """What is known of a named network; None for ``package.module:callable``. UseError for an unknown name."""
-    if ":" in arch:
+    if is_own(arch):
         return None
     if arch not in _NAMED:
         other = re.fullmatch(r"(resnet|resnext|densenet)(\d{1,4})", arch)
@@ -105,7 +104,7 @@ def _builder(known: Architecture) -> Callable:
 
 
 def _own(arch: str, n_class: int) -> nn.Module:
-    builder = _imported(arch)
+    builder = imported(arch, "network")
     taken = _parameters(builder)
     called = next((name for name in ("n_class", "num_classes") if name in taken), None)
     network = builder(**{called: n_class} if called else {})
@@ -119,23 +118,3 @@ def _parameters(builder: Callable) -> list[str]:
         return list(inspect.signature(builder).parameters)
     except ValueError:  # some built in C
         return []
-
-
-def _imported(arch: str) -> Callable:
-    place, _, name = arch.partition(":")
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:  # a user's file beside which the command was started; after everything else, so that it hides nothing
-        sys.path.append(here)
-    try:
-        value = importlib.import_module(place)
-        for part in name.split("."):
-            value = getattr(value, part)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UseError(f"network '{arch}': cannot be imported ({one_line(error)})") from None
-    finally:
-        if added:
-            sys.path.remove(here)
-    if not callable(value):
-        raise UseError(f"network '{arch}': is no callable that builds a network")
-    return value
