@@ -16,7 +16,7 @@ from spaces.sparse_conv.smpointseg import SMPointSeg
 from sparsemask.exporting import Exportable, pure
 from sparsemask.points.batch import PointBatch
 from sparsemask.sparse.point_block import Folded, row_linear, sparse_block
-from sparsemask.sparse.point_conv import Level, aggregate_rows, cells, cells_by_torch
+from sparsemask.sparse.point_conv import Level, cells, cells_by_torch
 
 
 def exportable(space, network: SMPointSeg, batch: PointBatch) -> Exportable:
@@ -76,7 +76,7 @@ class _Form(nn.Module):
                 body = Level(here, near, locate(here, near, radius, self.rule))
             if number:
                 before = neighbours[number - 1][0].index_select(0, torch.arange(count))
-                rows = _mean(rows, before) if self.plain else torch.ops.sparsemask.point_means(rows, before)
+                rows = rows[before.long()].mean(1) if self.plain else torch.ops.sparsemask.point_means(rows, before)
             rows = block(rows, level, body)
             skips.append(rows)
         for join, nearest, skip in zip(self.joins, upsample, reversed(skips[:-1]), strict=True):
@@ -182,18 +182,10 @@ class _Block(nn.Module):
 
 
 def _aggregate(g: Tensor, weight: Tensor, table: Tensor, level: Level, coordinates: bool = True) -> Tensor:
-    """The pass over the neighbours of W·features; coordinates: with those."""
-    rel, xyz = weight[:, -3:].t(), level.xyz
+    """The pass over the neighbours of W·features, all at once; coordinates: with those."""
+    near, at = level.neighbours.long(), level.cells.long()
+    first = g
     if coordinates:
-        g = g + xyz @ rel
-    else:
-        rel = torch.zeros_like(rel)
-    return aggregate_rows(g, xyz, rel, table, level.neighbours, level.cells)
-
-
-def _mean(rows: Tensor, near: Tensor) -> Tensor:
-    """The mean of each point's neighbours: column by column, so that nothing of (R, K, C) is held."""
-    total = rows.index_select(0, near[:, 0].long())
-    for k in range(1, near.shape[1]):
-        total = total + rows.index_select(0, near[:, k].long())
-    return total / near.shape[1]
+        g = g + level.xyz @ weight[:, -3:].t()
+    others = table[at[:, 1:]] * (g[near[:, 1:]] - g[:, None])
+    return table[at[:, 0]] * first + others.sum(1)

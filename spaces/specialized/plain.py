@@ -14,7 +14,6 @@ from spaces.connectivity.fusion import decode
 from spaces.connectivity.pruned_network import PrunedNetwork
 from spaces.specialized.bottleneck import MaskedBottleneck
 from spaces.specialized.masks import Locator
-from spaces.specialized.narrow import NarrowBottleneck
 from spaces.specialized.network import SpecializedNetwork
 from sparsemask.masks import UP
 
@@ -35,8 +34,6 @@ class PlainForm(nn.Module):
         for name, block in list(form.backbone.named_modules()):
             if isinstance(block, MaskedBottleneck):
                 form.backbone.set_submodule(name, PlainBlock(block))
-            elif isinstance(block, NarrowBottleneck):
-                form.backbone.set_submodule(name, block.narrowed())
         depth = form.fc_conv.in_channels
         self.locate, self.dense, live = nn.ModuleDict(), nn.ParameterDict(), {}
         final, nothing = max(_reaching(form)), False
@@ -44,8 +41,6 @@ class PlainForm(nn.Module):
             live[i] = torch.ones(depth, dtype=torch.bool)
             if i in stages:
                 dense, kept = stages[i].channels()[1][0], constant(stages[i].locate)
-                if stages[i].locate is None:
-                    dense = stages[i].channels.some()[1]
                 if kept is False:
                     live[i] = dense if i < final else _some(dense)
                     nothing = i == final and not dense.any()
@@ -180,13 +175,12 @@ def gate(y: Tensor, dense: Tensor, mask: Tensor) -> Tensor:
     return y * torch.maximum(mask, dense)
 
 
-def constant(locate: Locator | None) -> bool | None:
+@torch.no_grad()
+def constant(locate: Locator) -> bool | None:
     """What a mask branch says of every location of any input, or None where that depends on the input.
 
     Read off the signs of its weights: what follows a ReLU is never negative.
     """
-    if locate is None:
-        return False
     first, second, last = locate[1], locate[3], locate[5]
     alive = (first.weight != 0).flatten(1).any(1) | (first.bias > 0)
     weight = second.weight * alive.view(1, -1, 1, 1)

@@ -39,7 +39,9 @@ def export_program(exportable: Exportable, path: str | os.PathLike, about: Mappi
     """
     _refuse(".pt2", exportable)
     memory = io.BytesIO()
-    torch.export.save(traced(exportable), memory, extra_files={ABOUT: json.dumps(dict(about or {}))})
+    program = traced(exportable)
+    with _quiet():
+        torch.export.save(program, memory, extra_files={ABOUT: json.dumps(dict(about or {}))})
     write_bytes(path, memory.getvalue())
     return Path(path)
 

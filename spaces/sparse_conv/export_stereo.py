@@ -1,0 +1,265 @@
+"""SMStereo for other programs: batch norms folded; with the sparse operators, or masks that multiply.
+
+Both forms take the network's modules over and put folded layers in the place of those that fold themselves while they
+run, which no file can hold.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spaces.sparse_conv.export import masks_of
+from spaces.sparse_conv.smstereo import SIZE, SMStereo
+from spaces.sparse_conv.stereo_layers import ConvNorm, convolve, fold
+from spaces.sparse_conv.stereo_module import MaskedConv, SparseHourglass, _sizes
+from sparsemask.exporting import Exportable, channels_last, pure
+from sparsemask.sparse.sums import add_relu
+from sparsemask.stereo.batch import StereoPair
+
+
+def exportable(space, network: SMStereo, pair: StereoPair) -> Exportable:
+    """As a function from a left and a right picture (1, 3, H, W), any multiples of 16, to disparities (1, H, W).
+
+    network: in evaluation mode, on the CPU; its masks are exported hard.
+    """
+    height, width = (torch.export.Dim(name, min=2, max=1 << 10) for name in ("sixteenths_high", "sixteenths_wide"))
+    sizes = {2: SIZE * height, 3: SIZE * width}
+    example = torch.zeros(1, 3, 4 * SIZE, 6 * SIZE)
+    return Exportable(
+        network=network,
+        fast=network,
+        save=lambda path: space.save(path, network, masks_of(network, space.name, space.task)),
+        program=pure(_skipping(network), lambda net, *pictures: net(*map(channels_last, pictures))),
+        plain=pure(_Plain(network), lambda net, *pictures: net(*pictures)),
+        inputs={"left": example, "right": example.clone()},
+        outputs=("disparity",),
+        dynamic=(sizes, sizes),
+        tensors=lambda batch: (batch.left, batch.right),
+    )
+
+
+class _Folded(nn.Module):
+    """A convolution with its batch norm in it, in the manner of `run`."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module, run=None):
+        super().__init__()
+        weight, bias = fold(conv, norm)
+        self.weight, self.bias = nn.Parameter(weight.detach(), False), nn.Parameter(bias.detach(), False)
+        self.conv = conv.to("meta")  # for its geometry
+        self.run = run or convolve
+        del self.conv.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self.conv, x, self.weight, self.bias)
+
+
+class _Hourglass(nn.Module):
+    """What a folded hourglass has: its convolutions, their dense channels, and the mask branch."""
+
+    @torch.no_grad()
+    def __init__(self, module: SparseHourglass):
+        super().__init__()
+        self.locate = module.locate
+        self.redir1, self.redir2 = (_Folded(*one) for one in (module.redir1, module.redir2))
+        self.flags = [conv.dense(1.0, False).clone() for conv in module.convs]
+
+
+class _SkippingHourglass(_Hourglass):
+    """By the sparse operator; between its ends features hold their dense channels first."""
+
+    @torch.no_grad()
+    def __init__(self, module: SparseHourglass):
+        super().__init__(module)
+        orders = [torch.argsort(~one, stable=True) for one in self.flags[:5]]
+        self.weights = nn.ParameterList()
+        self.convs = []
+        ends = zip([None, *orders], [*orders, None], strict=True)
+        before = torch.ones(module.conv1.pair[0].in_channels, dtype=torch.bool)
+        for number, (conv, (ins, outs), own) in enumerate(zip(module.convs, ends, self.flags, strict=True)):
+            weight, bias = _ordered(conv, ins, outs)
+            own = own if outs is None else own[outs]
+            self.weights.extend(nn.Parameter(one, False) for one in (weight, bias))
+            for name, flags in (("before", before), ("own", own)):
+                self.register_buffer(f"{name}{number}", flags.clone())
+            self.convs.append((conv.geometry, "relu" if conv.relu else "none"))
+            before = own
+        two, five = orders[1], orders[4]
+        shape = self.redir2.weight.shape
+        self.redir2.weight.data = self.redir2.weight.data[five][:, two].reshape(shape)
+        self.redir2.bias.data = self.redir2.bias.data[five]
+
+    def _conv(self, number: int, x: Tensor, mask: Tensor) -> Tensor:
+        g, activation = self.convs[number]
+        return torch.ops.sparsemask.conv(
+            x, self.weights[2 * number], self.weights[2 * number + 1], mask, getattr(self, f"before{number}"),
+            getattr(self, f"own{number}"), g.stride, g.padding, g.dilation, g.output_padding, g.transposed, 1,
+            activation, "auto",
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, tau: float = 1.0, noise: bool = False):
+        fine, half, quarter = _sizes(self.locate.harden(self.locate.logits(x)))
+        two = self._conv(1, self._conv(0, x, half), half)
+        four = self._conv(3, self._conv(2, two, quarter), quarter)
+        five = add_relu(self._conv(4, four, half), self.redir2(two), half, self.own4)
+        return add_relu(self._conv(5, five, fine), self.redir1(x)), [], [], []
+
+
+class _PlainHourglass(_Hourglass):
+    """By masks that multiply."""
+
+    @torch.no_grad()
+    def __init__(self, module: SparseHourglass):
+        super().__init__(module)
+        reads = [None, *self.flags[:-1]]
+        self.convs = nn.ModuleList(
+            _PlainConv(conv, before, own) for conv, before, own in zip(module.convs, reads, self.flags, strict=True)
+        )
+        self.register_buffer("dense", self.flags[4].to(torch.float32).view(1, -1, 1, 1, 1))
+
+    def forward(self, x: Tensor, tau: float = 1.0, noise: bool = False):
+        logits = nn.Sequential.forward(self.locate, x)
+        fine, half, quarter = (one.to(x.dtype) for one in _sizes(self.locate.harden(logits)))
+        one, two, three, four, five, six = self.convs
+        middle = two(one(x, half), half)
+        y = four(three(middle, quarter), quarter)
+        y = F.relu(five(y, half) + self.redir2(middle)) * torch.maximum(half, self.dense)
+        return F.relu(six(y, fine) + self.redir1(x)), [], [], []
+
+
+class _PlainConv(nn.Module):
+    """A masked convolution of hard masks, each of whose products is computed once.
+
+    Sparse outputs are those of all inputs times the mask; dense outputs take what sparse inputs give at kept voxels.
+    """
+
+    def __init__(self, conv: MaskedConv, before: Tensor | None, own: Tensor):
+        super().__init__()
+        self.conv, self.relu = conv.pair[0], conv.relu
+        weight, bias = fold(*conv.pair)
+        weight = weight if self.conv.transposed else weight.transpose(0, 1)  # (inputs, outputs, ...) for the while
+        before = torch.ones(len(weight), dtype=torch.bool) if before is None else before
+        order = torch.cat([own.nonzero()[:, 0], (~own).nonzero()[:, 0]])
+        self.register_buffer("back", torch.argsort(order))
+        self.parts = nn.ParameterDict()
+        for name, ins, outs in (("sparse", None, ~own), ("dense", before, own), ("across", ~before, own)):
+            ins = torch.ones_like(before) if ins is None else ins
+            if ins.any() and outs.any():
+                part = weight[ins][:, outs]
+                part = part if self.conv.transposed else part.transpose(0, 1)
+                self.parts[name] = nn.Parameter(part.contiguous(), False)
+        self.count = int(own.sum())
+        self.register_buffer("dense_bias", bias[own].view(1, -1, 1, 1, 1))
+        self.register_buffer("sparse_bias", bias[~own].view(1, -1, 1, 1, 1))
+        for name, flags in (("dense_ins", before), ("sparse_ins", ~before)):
+            self.register_buffer(name, flags.nonzero()[:, 0])
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (N, C, D, H, W), zero in sparse channels of dropped voxels, mask (N, 1, ...) on the output's grid."""
+        found = []
+        if self.count:
+            total = self.dense_bias
+            if "dense" in self.parts:
+                total = total + self._run("dense", x.index_select(1, self.dense_ins))
+            if "across" in self.parts:
+                total = total + mask * self._run("across", x.index_select(1, self.sparse_ins))
+            found.append(F.relu(total) if self.relu else total)
+        if "sparse" in self.parts:
+            y = self._run("sparse", x) + self.sparse_bias
+            found.append(mask * (F.relu(y) if self.relu else y))
+        return torch.cat(found, 1).index_select(1, self.back)
+
+    def _run(self, name: str, x: Tensor) -> Tensor:
+        c, weight = self.conv, self.parts[name]
+        if c.transposed:
+            return F.conv_transpose3d(x, weight, None, c.stride, c.padding, c.output_padding, 1, c.dilation)
+        return F.conv3d(x, weight, None, c.stride, c.padding, c.dilation)
+
+
+class _Plain(nn.Module):
+    """The network of operators that every framework has."""
+
+    def __init__(self, network: SMStereo):
+        super().__init__()
+        self.network = _with(network, _PlainHourglass, run=_plain_convolve)
+        maxdisp = network.maxdisp
+        mix = F.interpolate(torch.eye(maxdisp // 4)[None], maxdisp, mode="linear", align_corners=False)[0]
+        self.register_buffer("mix", mix.t().reshape(maxdisp, -1, 1, 1).contiguous())
+        self.register_buffer("values", torch.arange(float(maxdisp)).view(1, -1, 1, 1))
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Pictures (1, 3, H, W) to disparities (1, H, W)."""
+        net = self.network
+        (a, more_a), (b, more_b) = net.feature_extraction(left), net.feature_extraction(right)
+        volume = _volume(a, b, net.maxdisp // 4, net.groups)
+        if more_a is not None:
+            both = [torch.cat([one, other], 1) for one, other in _shifted(more_a, more_b, net.maxdisp // 4)]
+            volume = torch.cat([volume, torch.stack(both, 2)], 1)
+        x = net.aggregate(volume)
+        for module in net.hourglasses:
+            x = module(x)[0]
+        cost = net.classif3[2](F.relu(net.classif3[0](x)))[:, 0]
+        cost = F.interpolate(cost, left.shape[-2:], mode="bilinear", align_corners=False)
+        return (F.softmax(F.conv2d(cost, self.mix), 1) * self.values).sum(1)
+
+
+def _volume(left: Tensor, right: Tensor, levels: int, groups: int) -> Tensor:
+    """As :func:`sparsemask.sparse.cost_volume.correlation_volume`, for open sizes."""
+    found = [(a * b).unflatten(1, (groups, -1)).mean(2) for a, b in _shifted(left, right, levels)]
+    return torch.stack(found, 2)
+
+
+def _shifted(left: Tensor, right: Tensor, levels: int):
+    """(left, right at x − d) for every disparity, both 0 where x < d."""
+    width = left.shape[-1]
+    wide = F.pad(right, (levels, 0))
+    inside = F.pad(torch.ones_like(left[:, :1]), (levels, 0))
+    for d in range(levels):
+        columns = torch.arange(width) + (levels - d)
+        yield left * inside.index_select(3, columns), wide.index_select(3, columns)
+
+
+def _skipping(network: SMStereo) -> nn.Module:
+    return _Skipping(_with(network, _SkippingHourglass))
+
+
+class _Skipping(nn.Module):
+    def __init__(self, network: SMStereo):
+        super().__init__()
+        self.network = network
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.network.compute(left, right)[0][-1]
+
+
+@torch.no_grad()
+def _with(network: SMStereo, hourglass: type, run=None) -> SMStereo:
+    """A copy with other hourglasses, its other layers folded; the heads that only training has are gone."""
+    made = copy.deepcopy(network).eval()
+    for name in ("dres2", "dres3", "dres4"):
+        setattr(made, name, hourglass(getattr(made, name)))
+    for name in ("classif0", "classif1", "classif2"):
+        setattr(made, name, nn.Identity())
+    for name, module in list(made.named_modules()):
+        if isinstance(module, ConvNorm):
+            made.set_submodule(name, _Folded(*module, run=run))
+    return made.requires_grad_(False)
+
+
+def _plain_convolve(conv: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    run = F.conv2d if weight.ndim == 4 else F.conv3d
+    return run(x, weight, bias, conv.stride, conv.padding, conv.dilation)
+
+
+def _ordered(conv: MaskedConv, ins: Tensor | None, outs: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Folded weight and bias, their channels in other orders."""
+    weight, bias = fold(*conv.pair)
+    rows = 1 if conv.pair[0].transposed else 0
+    if outs is not None:
+        weight, bias = weight.index_select(rows, outs), bias[outs]
+    if ins is not None:
+        weight = weight.index_select(1 - rows, ins)
+    return channels_last(weight), bias
