@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spaces.sparse_conv.export import masks_of
+from spaces.sparse_conv.export_volumes import PlainConv, plain_volume, shifted
 from spaces.sparse_conv.smstereo import SIZE, SMStereo
 from spaces.sparse_conv.stereo_layers import ConvNorm, convolve, fold
 from spaces.sparse_conv.stereo_module import MaskedConv, SparseHourglass, _sizes
@@ -116,7 +117,7 @@ class _PlainHourglass(_Hourglass):
         super().__init__(module)
         reads = [None, *self.flags[:-1]]
         self.convs = nn.ModuleList(
-            _PlainConv(conv, before, own) for conv, before, own in zip(module.convs, reads, self.flags, strict=True)
+            PlainConv(conv, before, own) for conv, before, own in zip(module.convs, reads, self.flags, strict=True)
         )
         self.register_buffer("dense", self.flags[4].to(torch.float32).view(1, -1, 1, 1, 1))
 
@@ -128,55 +129,6 @@ class _PlainHourglass(_Hourglass):
         y = four(three(middle, quarter), quarter)
         y = F.relu(five(y, half) + self.redir2(middle)) * torch.maximum(half, self.dense)
         return F.relu(six(y, fine) + self.redir1(x)), [], [], []
-
-
-class _PlainConv(nn.Module):
-    """A masked convolution of hard masks, each of whose products is computed once.
-
-    Sparse outputs are those of all inputs times the mask; dense outputs take what sparse inputs give at kept voxels.
-    """
-
-    def __init__(self, conv: MaskedConv, before: Tensor | None, own: Tensor):
-        super().__init__()
-        self.conv, self.relu = conv.pair[0], conv.relu
-        weight, bias = fold(*conv.pair)
-        weight = weight if self.conv.transposed else weight.transpose(0, 1)  # (inputs, outputs, ...) for the while
-        before = torch.ones(len(weight), dtype=torch.bool) if before is None else before
-        order = torch.cat([own.nonzero()[:, 0], (~own).nonzero()[:, 0]])
-        self.register_buffer("back", torch.argsort(order))
-        self.parts = nn.ParameterDict()
-        for name, ins, outs in (("sparse", None, ~own), ("dense", before, own), ("across", ~before, own)):
-            ins = torch.ones_like(before) if ins is None else ins
-            if ins.any() and outs.any():
-                part = weight[ins][:, outs]
-                part = part if self.conv.transposed else part.transpose(0, 1)
-                self.parts[name] = nn.Parameter(part.contiguous(), False)
-        self.count = int(own.sum())
-        self.register_buffer("dense_bias", bias[own].view(1, -1, 1, 1, 1))
-        self.register_buffer("sparse_bias", bias[~own].view(1, -1, 1, 1, 1))
-        for name, flags in (("dense_ins", before), ("sparse_ins", ~before)):
-            self.register_buffer(name, flags.nonzero()[:, 0])
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (N, C, D, H, W), zero in sparse channels of dropped voxels, mask (N, 1, ...) on the output's grid."""
-        found = []
-        if self.count:
-            total = self.dense_bias
-            if "dense" in self.parts:
-                total = total + self._run("dense", x.index_select(1, self.dense_ins))
-            if "across" in self.parts:
-                total = total + mask * self._run("across", x.index_select(1, self.sparse_ins))
-            found.append(F.relu(total) if self.relu else total)
-        if "sparse" in self.parts:
-            y = self._run("sparse", x) + self.sparse_bias
-            found.append(mask * (F.relu(y) if self.relu else y))
-        return torch.cat(found, 1).index_select(1, self.back)
-
-    def _run(self, name: str, x: Tensor) -> Tensor:
-        c, weight = self.conv, self.parts[name]
-        if c.transposed:
-            return F.conv_transpose3d(x, weight, None, c.stride, c.padding, c.output_padding, 1, c.dilation)
-        return F.conv3d(x, weight, None, c.stride, c.padding, c.dilation)
 
 
 class _Plain(nn.Module):
@@ -194,9 +146,9 @@ class _Plain(nn.Module):
         """Pictures (1, 3, H, W) to disparities (1, H, W)."""
         net = self.network
         (a, more_a), (b, more_b) = net.feature_extraction(left), net.feature_extraction(right)
-        volume = _volume(a, b, net.maxdisp // 4, net.groups)
+        volume = plain_volume(a, b, net.maxdisp // 4, net.groups)
         if more_a is not None:
-            both = [torch.cat([one, other], 1) for one, other in _shifted(more_a, more_b, net.maxdisp // 4)]
+            both = [torch.cat([one, other], 1) for one, other in shifted(more_a, more_b, net.maxdisp // 4)]
             volume = torch.cat([volume, torch.stack(both, 2)], 1)
         x = net.aggregate(volume)
         for module in net.hourglasses:
@@ -204,22 +156,6 @@ class _Plain(nn.Module):
         cost = net.classif3[2](F.relu(net.classif3[0](x)))[:, 0]
         cost = F.interpolate(cost, left.shape[-2:], mode="bilinear", align_corners=False)
         return (F.softmax(F.conv2d(cost, self.mix), 1) * self.values).sum(1)
-
-
-def _volume(left: Tensor, right: Tensor, levels: int, groups: int) -> Tensor:
-    """As :func:`sparsemask.sparse.cost_volume.correlation_volume`, for open sizes."""
-    found = [(a * b).unflatten(1, (groups, -1)).mean(2) for a, b in _shifted(left, right, levels)]
-    return torch.stack(found, 2)
-
-
-def _shifted(left: Tensor, right: Tensor, levels: int):
-    """(left, right at x − d) for every disparity, both 0 where x < d."""
-    width = left.shape[-1]
-    wide = F.pad(right, (levels, 0))
-    inside = F.pad(torch.ones_like(left[:, :1]), (levels, 0))
-    for d in range(levels):
-        columns = torch.arange(width) + (levels - d)
-        yield left * inside.index_select(3, columns), wide.index_select(3, columns)
 
 
 def _skipping(network: SMStereo) -> nn.Module:
