@@ -144,7 +144,7 @@ def _check(x, mask, expand, expand_dense, depthwise, depthwise_dense, project, p
 @torch.library.register_fake("sparsemask::inverted_residual")
 def _fake(x, mask, *arguments) -> Tensor:
     project = arguments[6]
-    return empty_like(x, project.shape[0], _size(x, arguments[8]))
+    return empty_like(x, project.shape[0], _size(x, arguments[9]))
 
 
 @register_flop_formula(torch.ops.sparsemask.inverted_residual, get_raw=True)
