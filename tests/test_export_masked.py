@@ -61,7 +61,7 @@ def network(share: float = 0.5, threshold: float = 0.5, **more) -> SpecializedNe
 
 def decide(net: SpecializedNetwork, keep: bool) -> None:
     """Make every second mask branch one that keeps everything, or nothing, whatever it sees."""
-    for module in list(net.masked.values())[::2]:
+    for module in [one for one in net.masked.values() if getattr(one, "locate", None) is not None][::2]:
         last = module.locate[-1]
         nn.init.zeros_(last.weight)
         last.bias.data = torch.tensor([0.0, 1.0] if keep else [1.0, 0.0])
@@ -74,12 +74,12 @@ SPECIALISED = [  # share of dense channels, threshold, what some branches always
 
 
 @pytest.mark.parametrize(("share", "threshold", "always"), SPECIALISED)
-@pytest.mark.parametrize("more", [{}, {"scale": 2}])
+@pytest.mark.parametrize("more", [{}, {"scale": 2}, {"place_stride": 2}, {"place_stride": 1}])
 def test_specialised_forms_have_the_network_s_numbers(share, threshold, always, more):
     net = network(share, threshold, **more)
     if always is not None:
         decide(net, always)
-    pictures = 255 if more else 1
+    pictures = 255 if "scale" in more else 1
     made = spaces.get("specialized").exportable(net, torch.zeros(1, 3, 20, 20), None)
     for size in ((1, 3, 21, 34), (2, 3, 24, 32)):
         x = torch.rand(size) * pictures
@@ -104,6 +104,8 @@ def test_what_masks_never_keep_is_not_there():
     assert constant(next(iter(plain.masked.values())).locate) is True
     kept = count(plain)
     assert dropped < kept < whole  # only those branches are gone
+    # Modules with a channel mask alone have the channels that are left.
+    assert count(network(0.2, place_stride=1)) < 0.6 * count(network(1.0, place_stride=1))
 
 
 @pytest.mark.slow

@@ -24,12 +24,18 @@ def exportable(space, network: SpecializedNetwork, batch: Tensor) -> Exportable:
         network=network,
         fast=lambda pictures: _run(fast, pictures),
         save=lambda path: space.save(path, network, masks_of(network, space.name, space.task)),
-        program=pure(space.fast_form(network), _run),
+        program=pure(_unchained(space.fast_form(network)), _run),
         plain=pure(PlainForm(network), lambda net, picture: net(picture)),
         inputs={"picture": torch.zeros(2, batch.shape[1], *SIZE)},
         outputs=("scores" if network.scale is None else "larger",),
         dynamic=({0: any_size, 2: any_size, 3: any_size},),
     )
+
+
+def _unchained(form: nn.Module) -> nn.Module:
+    """The form with its blocks called one by one, each an operator that a program can hold."""
+    form._chain = False
+    return form
 
 
 def _run(net: nn.Module, picture: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from spaces.connectivity.fusion import decode
 from spaces.connectivity.pruned_network import PrunedNetwork
 from spaces.specialized.bottleneck import MaskedBottleneck
 from spaces.specialized.masks import Locator
+from spaces.specialized.narrow import NarrowBottleneck
 from spaces.specialized.network import SpecializedNetwork
 from sparsemask.masks import UP
 
@@ -22,7 +23,8 @@ class PlainForm(nn.Module):
     """A network of hard masks with its batch norms folded; it shares nothing with the one it is made of.
 
     Every convolution runs once, everywhere. Masks are left out where all channels of a module are dense or where its
-    mask branch is sure to keep every location; where it is sure to keep none, the channels that it masks are removed.
+    mask branch is sure to keep every location; where it is sure to keep none, the channels that it masks are removed,
+    as those are that a channel mask without a data mask drops.
     """
 
     @torch.no_grad()
@@ -32,14 +34,17 @@ class PlainForm(nn.Module):
         stages = {int(name.rpartition("_")[2]): module for name, module in form.stage_masks.items()}
         PrunedNetwork.fold(form)
         for name, block in list(form.backbone.named_modules()):
-            if isinstance(block, MaskedBottleneck):
-                form.backbone.set_submodule(name, PlainBlock(block))
+            if isinstance(block, (MaskedBottleneck, NarrowBottleneck)):
+                plain = PlainBlock(block) if isinstance(block, MaskedBottleneck) else block.narrowed()
+                form.backbone.set_submodule(name, plain)
         depth = form.fc_conv.in_channels
         self.locate, self.dense, live = nn.ModuleDict(), nn.ParameterDict(), {}
         final, nothing = max(_reaching(form)), False
         for i in range(len(form.backbone.channels)):
             live[i] = torch.ones(depth, dtype=torch.bool)
-            if i in stages:
+            if i in stages and stages[i].locate is None:  # a channel mask alone
+                live[i] = stages[i].channels.some()[1]
+            elif i in stages:
                 dense, kept = stages[i].channels()[1][0], constant(stages[i].locate)
                 if kept is False:
                     live[i] = dense if i < final else _some(dense)
@@ -239,9 +244,6 @@ def _depthwise(conv: nn.Conv2d, channels: Tensor) -> nn.Conv2d:
     return _filled(made, weight, conv.bias[channels])
 
 
-@torch.no_grad()
 def _filled(made: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    made = made.to(weight).requires_grad_(False)
-    made.weight.copy_(weight)
-    made.bias.copy_(bias)
+    made.weight, made.bias = (nn.Parameter(one.detach().clone(), False) for one in (weight, bias))
     return made
