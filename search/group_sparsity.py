@@ -239,7 +239,7 @@ def build(opened: Session, task) -> torch.nn.Module:
         plain = space.plain(config)
         if state is not None:
             space.load_into(plain, state, options.pretrained_model)
-            opened.say(f"starting from {options.pretrained_model} ({options.arch})")
+            opened.say(f"starting from {options.pretrained_model} ({config['arch']})")
         model = space.hinged(plain, config, options.seed)
         opened.extra["network"] = config
         records.note_start(opened, model)

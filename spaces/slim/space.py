@@ -54,7 +54,6 @@ class SlimSpace(HingeSpace):
 
     def settle(self, options, state: Mapping[str, Tensor], what: object) -> None:
         """Take the network's numbers from a retrained run's checkpoint or network.safetensors."""
-        options.arch = ARCH
         for name, value in described(what).items():
             if name in getattr(options, "given", {}) and name != "bn_momentum" and getattr(options, name) != value:
                 raise UseError(f"--{name} {getattr(options, name)}: {what} has {value}")

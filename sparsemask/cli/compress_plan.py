@@ -142,7 +142,8 @@ class Work:
         if note.get("state") == "begun":
             seconds += _last_sign(self.runs / stage.name, note["began"]) - note["began"]
         run = Run(self.runs / stage.name)
-        if stage.trains and run.folder.exists() and not run.config.exists():
+        whole = run.config.exists() and run.info_file.exists()
+        if stage.trains and run.folder.exists() and not whole:
             shutil.rmtree(run.folder)  # killed before the run was one
         kills = note.get("resumed", 0) + (note.get("state") == "begun")
         began = {"state": "begun", "began": time.time(), "seconds": seconds, "resumed": kills}
