@@ -56,6 +56,17 @@ def test_general_sets_are_free_elements_and_each_is_in_one(arch):
     assert sum(s.count for s in plan.sets if s.projection == "P2") == len(free)
 
 
+def test_channels_alone_are_the_general_rule_without_pairs():
+    network = networks.create("resnet20")
+    whole, alone = plan_for("resnet20", "graph", network), plan_for("resnet20", "channels", network)
+    assert alone.splits == () and all(s.projection == "P2" for s in alone.sets)
+    assert [(s.name, s.count) for s in alone.sets] == [(s.name, s.count) for s in whole.sets if s.projection == "P2"]
+    plain = {member.module for s in alone.sets for member in s.members}
+    assert plain == {
+        member.module.removesuffix(".1") for s in whole.sets if s.projection == "P2" for member in s.members
+    }
+
+
 def test_a_network_of_the_users_own_is_hinged():
     torch.manual_seed(0)
     network = enliven(SmallUNet(), (2, 3, 16, 16))

@@ -195,7 +195,7 @@ def test_compression_turns_columns_into_fewer_filters_and_rows_into_a_low_rank_p
 
 def test_errors_of_use():
     network = networks.create("resnet20")
-    with pytest.raises(UseError, match="resnet20 has no variant 'rows'; it has svd, columns, graph"):
+    with pytest.raises(UseError, match="resnet20 has no variant 'rows'; it has svd, columns, graph, channels"):
         plan_for("resnet20", "rows", network)
     with pytest.raises(UseError, match="vgg16 has no variant 'columns'"):
         plan_for("vgg16", "columns", networks.create("vgg16"))

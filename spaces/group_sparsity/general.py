@@ -14,17 +14,18 @@ from spaces.group_sparsity.rules import Plan, rows
 _PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
-def general_plan(network: nn.Module, graph: ChannelGraph | None = None) -> Plan:
+def general_plan(network: nn.Module, graph: ChannelGraph | None = None, pairs: bool = True) -> Plan:
     """The plan for any traced network, which has no pairs in it yet.
 
     Every convolution without groups and larger than 1×1, but the first, becomes a pair whose rows may vanish ("P1"),
     which lowers its rank. Channels that are not locked may vanish too ("P2"): those that shortcuts tie
-    together as one group, its norm joint over all layers that make it.
+    together as one group, its norm joint over all layers that make it. Without `pairs` nothing is split and channels
+    alone may vanish.
     """
     if graph is None:
         graph = trace(network, torch.zeros(1, *INPUT_SHAPE))
     dense = [node for node in graph.nodes[1:] if node.groups == 1]
-    splits = tuple(filter(lambda name: _splits(network, name), _producers(network, graph, dense)))
+    splits = tuple(name for name in _producers(network, graph, dense) if pairs and _splits(network, name))
     sets = [rows(network, name, "P1") for name in splits]
     return Plan(splits, (*sets, *channel_sets(network, graph, set(splits))), reduction="mean")
 

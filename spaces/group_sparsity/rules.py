@@ -14,6 +14,10 @@ from sparsemask.errors import UseError
 
 GENERAL = "graph"
 """The variant that any network has: the rule of :mod:`spaces.group_sparsity.general`."""
+CHANNELS = "channels"
+"""The same without pairs, so that filters alone are pruned; any network has it too."""
+TRACED = (GENERAL, CHANNELS)
+"""Variants whose rule reads the graph."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ _RULES: dict[str, tuple[Callable[[nn.Module, str], Plan], tuple[str, ...]]] = {
 def variants(arch: str) -> tuple[str, ...]:
     """The variants of a network's rule, its default first."""
     known = networks.architecture(arch)
-    return (GENERAL,) if known is None else (*_RULES[known.family][1], GENERAL)
+    return TRACED if known is None else (*_RULES[known.family][1], *TRACED)
 
 
 def plan_for(arch: str, variant: str | None, network: nn.Module, graph=None) -> Plan:
@@ -132,7 +136,7 @@ def plan_for(arch: str, variant: str | None, network: nn.Module, graph=None) -> 
         arch: the network's name; for a user's own there is the general rule only.
         variant: None is the network's default. "svd": rows of every pair (and a network's only published rule);
             "columns": columns of a block's first pair, or of every one in a DenseNet, merged afterwards;
-            "graph": the general rule, shortcuts included.
+            "graph": the general rule, shortcuts included; "channels": the same without pairs.
         network: the network.
         graph: its ChannelGraph; needed by the general rule alone, which traces a picture of 3×32×32 without it.
 
@@ -142,8 +146,8 @@ def plan_for(arch: str, variant: str | None, network: nn.Module, graph=None) -> 
     variant = variant or known[0]
     if variant not in known:
         raise UseError(f"{arch} has no variant '{variant}'; it has {', '.join(known)}")
-    if variant == GENERAL:
+    if variant in TRACED:
         from spaces.group_sparsity.general import general_plan
 
-        return general_plan(network, graph)
+        return general_plan(network, graph, pairs=variant == GENERAL)
     return _RULES[networks.architecture(arch).family][0](network, variant)

@@ -46,7 +46,9 @@ class HingeSpace:
             help="of a named network, as shortcut=C (default: the paper's, or what --pretrained_model shows)",
         )
         group.add_argument(
-            "--variant", default=None, help="where groups are: svd, columns, or graph, the rule for any network"
+            "--variant",
+            default=None,
+            help="where groups are: svd or columns; graph and channels are rules for any network",
         )
         group.add_argument("--init", choices=INITS, default="svd2", help="how pairs begin (default: svd2)")
         group.add_argument("--pretrained_model", default=None, help="weights of the plain network to start from")
@@ -183,9 +185,9 @@ def _graph(plain: nn.Module, config: Mapping):
     """The plain network's graph, where the rule asks for one."""
     from spaces.group_sparsity.channels import trace
     from spaces.group_sparsity.reduction import example
-    from spaces.group_sparsity.rules import GENERAL, variants
+    from spaces.group_sparsity.rules import TRACED, variants
 
-    if (config["variant"] or variants(config["arch"])[0]) != GENERAL:
+    if (config["variant"] or variants(config["arch"])[0]) not in TRACED:
         return None
     return trace(plain, example(config["input_shape"], plain))
 
