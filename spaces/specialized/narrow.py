@@ -84,14 +84,14 @@ class NarrowBottleneck(LinearBottleneck):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', h, w). `seen` then holds what :meth:`counted` counts."""
         if self.folded:
-            self.seen = len(x), self.hard, self.hard, tuple(x.shape[-2:])
+            self.seen = x.shape[0], self.hard, self.hard, tuple(x.shape[-2:])
             return torch.ops.sparsemask.inverted_residual(
                 x, None, self.conv1.weight, self.conv1.bias, self.none, self.conv2.weight, self.conv2.bias, self.none,
                 self.conv3.weight, self.conv3.bias, self.no_outputs, self.stride, self.shortcut,
                 backends.current(self.backend),
             )  # fmt: skip
         soft, sure = self.channels.some(self.tau)
-        self.seen = len(x), soft, sure, tuple(x.shape[-2:])
+        self.seen = x.shape[0], soft, sure, tuple(x.shape[-2:])
         y = F.relu6(self.bn1(self.conv1(x)))
         y = F.relu6(self.bn2(self.conv2(y))) * soft.to(x.dtype).view(1, -1, 1, 1)
         y = self.bn3(self.conv3(y))

@@ -41,7 +41,7 @@ class StageMasks(nn.Module):
         size = tuple(end_point.shape[-2:])
         if self.locate is None:
             mask = hard = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=end_point.device).expand(
-                len(end_point), 1, *size
+                end_point.shape[0], 1, *size
             )
             soft, sure = self.channels.some(self.tau)
         else:
