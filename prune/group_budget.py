@@ -38,6 +38,8 @@ def choose_groups(network: torch.nn.Module, config: Mapping, options: argparse.N
     """The groups of a hinged network that stay for --target of --by."""
     found = network.reduction
     norms = found.norms(network)
+    if options.relative:
+        norms = {name: values / (values.mean() or 1.0) for name, values in norms.items()}
     partners = found.partners() if options.same_ratio else []
     keep = lambda threshold: kept_sets(norms, threshold, options.remain, partners)
     if options.by == "milliseconds":

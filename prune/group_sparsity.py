@@ -31,6 +31,8 @@ from sparsemask.runs import Run
 from sparsemask.tables import format_count, table
 from sparsemask.weights import load_strictly
 
+_RULE = ("target", "by", "remain", "same_ratio", "merge", "relative", "fold")
+
 
 def add_options(parser: Parser) -> None:
     """Flags of making groups hard."""
@@ -38,6 +40,11 @@ def add_options(parser: Parser) -> None:
     flags.add_device(parser)
     group = parser.add_argument_group("groups of weights")
     add_counting(group)
+    group.add_argument(
+        "--relative",
+        action="store_true",
+        help="compare a set's norms over their mean (default: as they are, as published, which spares large weights)",
+    )
     group.add_argument("--fold", choices=FOLDS, default="exact", help="constants of removed channels (default: exact)")
     group.add_argument("--batch", type=positive, default=1, help="inputs at once when time is measured (default: 1)")
     group.add_argument("--compiled", action="store_true", help="time is measured of compiled networks")
@@ -95,7 +102,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         "checkpoint": mask.checkpoint,
         "sha256": mask.sha256,
         "step": found.get("step"),
-        "rule": {name: getattr(options, name) for name in ("target", "by", "remain", "same_ratio", "merge", "fold")},
+        "rule": {name: getattr(options, name) for name in _RULE},
         "threshold": mask.threshold,
         "kept_fraction": mask.kept_fraction,
         **noted,

@@ -181,6 +181,16 @@ def test_where_nothing_is_faster_the_plain_network_is_kept(place, monkeypatch, c
     assert "the plain network is kept" in capfd.readouterr().out
 
 
+def test_relative_norms_spare_no_layer_for_its_large_weights(place):
+    spread = []
+    for more in ([], ["--relative"]):
+        assert prune.prune.main(["--run", "runs/s", "--target", "0.6", "--eval_limit", "10", *more]) == 0
+        note = json.loads((place / "mask.json").read_text())
+        assert note["rule"]["relative"] == bool(more) and note["multiply_adds"] < 0.65 * note["multiply_adds_dense"]
+        spread.append(torch.tensor([one["kept"] / one["total"] for one in note["groups"].values()]).std())
+    assert spread[1] < spread[0]
+
+
 def test_a_curve_of_what_pruning_alone_costs(place, capfd):
     assert prune.prune.main(["--run", "runs/s", "--target", "0.6", "--curve", "0.9", "0.6", "--eval_limit", "20"]) == 0
     note = json.loads((place / "mask.json").read_text())
