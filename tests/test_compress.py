@@ -30,10 +30,11 @@ from tiny import ROOT, borrow_kernels, fails, make_data
 
 DATA = {"im_path": "data/img", "gt_path": "data/gt", "training_list": "data/train.txt", "eval_list": "data/val.txt"}
 SMALL = {
-    "n_class": 4, "depth": 8, "crop_size": 33, "batch_size": 4, "bn_reestimate": 1, "checkpoint_interval": 1,
-    "eval_interval": 3, "log_interval": 1, "lr": 0.01, "last_layer_lr_mult": 1, "n_worker": 0, "max_iter": 3,
+    "backbone_name": "pyramid:Pyramid", "n_class": 4, "depth": 8, "crop_size": 33, "batch_size": 4,
+    "bn_reestimate": 1, "checkpoint_interval": 1, "eval_interval": 3,
+    "log_interval": 1, "lr": 0.01, "last_layer_lr_mult": 1, "n_worker": 0, "max_iter": 3,
 }  # fmt: skip
-FEW = {"rounds": 1, "max_stride": 4, "thres": 0.73}  # about where mask branches begin: some places are dropped
+FEW = {"rounds": 1, "max_stride": 8, "thres": 0.73}  # about where mask branches begin: some places are dropped
 RECIPE = {
     "flags": {**DATA, **SMALL},
     "target": {"multiply_adds": "50%"},
@@ -42,7 +43,14 @@ RECIPE = {
         {"search": {"max_iter": 2}},
         {"prune": {"thres": 0.001}},
         {"retrain": {"bn_momentum": 0.1}},
-        {"groups": {"target": "auto", "search": {"sparse": 0.5, "stop_limit": 0.0}, "retrain": {"max_iter": 2}}},
+        {
+            "groups": {
+                "target": "auto",
+                "search": {"stop_limit": 0.0},
+                "prune": {"fold": "interior"},
+                "retrain": {"max_iter": 2},
+            }
+        },
         {"specialize": {"keep": "auto", **FEW}},
     ],
 }
@@ -140,7 +148,7 @@ def test_a_recipe_ends_with_a_table_and_whether_its_target_was_met(place):
         "specialize": pytest.approx(left[1], abs=1e-3),
     }
     gained = rows["groups"]["multiply_adds"] / rows["retrain"]["multiply_adds"]
-    assert gained == pytest.approx(state["settled"]["groups"], abs=0.03)  # really smaller
+    assert gained == pytest.approx(state["settled"]["groups"], abs=0.1)  # really smaller, as near as twelve channels go
     assert rows["groups"]["parameters"] < rows["retrain"]["parameters"]
     report = Path("out/report.md").read_text()
     assert "| specialize" in report and "sparsemask prune --run" in report and "target " in report
