@@ -62,6 +62,7 @@ def test_a_stage_is_the_same_natively(size, dense, kept):
     mask = None if kept is None else torch.rand(2, 1, *size) < kept
     rest = (torch.randn(10), mask, dense, *size)
     wanted = operators.plain(xs, weights, cut, *rest)
+    torch.set_num_threads(2)
     for name in BACKENDS:
         found = torch.ops.sparsemask.fuse_scales(xs, weights, cut, *rest, name)
         assert torch.allclose(found, wanted, atol=1e-5), name

@@ -6,6 +6,7 @@ import ctypes
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemask.sparse.derived import Derived
@@ -44,6 +45,8 @@ class _Scales(ctypes.Structure):
         ("dense", _I),
         ("out", _P),
         ("threads", _I),
+        ("wide", _I),
+        ("wide_dense", _I),
     ]
 
 
@@ -70,6 +73,7 @@ def fuse_scales(xs, weights, cut, bias, mask, dense, height, width) -> Tensor:
     said = _Scales(
         batch, height, width, columns, len(xs), ctypes.addressof(listed), numbers.data_ptr(),
         mask.data_ptr() if mask is not None else None, dense, out.data_ptr(), torch.get_num_threads(),
+        len(numbers), _whole(dense),
     )  # fmt: skip
     if out.numel():
         _function()(ctypes.addressof(said))
@@ -79,6 +83,12 @@ def fuse_scales(xs, weights, cut, bias, mask, dense, height, width) -> Tensor:
 
 def _packed(weights, bias: Tensor, dense: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """Of each feature the weights of all columns and of the dense ones; the bias."""
-    matrices = [one.detach().to(torch.float32).flatten(1).T for one in weights]
-    pairs = [(library.pack(one), library.pack(one[:, :dense]) if dense else torch.zeros(1)) for one in matrices]
-    return pairs, bias.detach().to(torch.float32).clone()
+    wider = lambda x, columns: F.pad(x.detach().to(torch.float32), (0, _whole(columns) - columns))
+    matrices = [one.flatten(1).T for one in weights]
+    pairs = [(library.pack(wider(m, len(bias))), library.pack(wider(m[:, :dense], dense))) for m in matrices]
+    return [(a, b if dense else torch.zeros(1)) for a, b in pairs], wider(bias, len(bias)).clone()
+
+
+def _whole(columns: int) -> int:
+    """Columns with those of zeros that fill the last vector."""
+    return -(-columns // 16) * 16

@@ -111,8 +111,8 @@ struct PointGrads {
 struct Scale {
     const float* rows;  // (batch, height, width), `stride` floats apart
     // Or a feature of `channels` that a 1x1 convolution goes before, at places that a kept one reads.
-    const float* packed;        // (channels, columns), or null: the rows are what is summed
-    const float* packed_dense;  // (channels, dense)
+    const float* packed;        // (channels, wide), or null: the rows, of so many floats, are what is summed
+    const float* packed_dense;  // (channels, wide_dense)
     int64_t stride;
     int64_t height;
     int64_t width;
@@ -127,11 +127,13 @@ struct Scales {
     int64_t columns;
     int64_t n;
     const Scale* scales;
-    const float* bias;
+    const float* bias;    // (wide)
     const uint8_t* mask;  // (batch, height, width), or null: all places are kept
     int64_t dense;        // columns of dropped places
     float* out;           // (batch, height, width, columns)
     int64_t threads;
+    int64_t wide;        // columns that a feature's convolution has, and dense ones: whole vectors, the last ones zeros
+    int64_t wide_dense;
 };
 
 // An inverted residual under one data mask, see inverted.h and bands.h. Rows are places, channels contiguous. Middle

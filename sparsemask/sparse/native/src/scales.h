@@ -25,24 +25,36 @@ static inline void blend(const float* const* rows, const float* weights, int64_t
 #pragma GCC unroll 8
     for (int j = 0; j < NV; j++) {
         v[j] = v[j] > zero ? (v[j] > top ? top : v[j]) : zero;
-        *reinterpret_cast<V*>(to + k + j * W) = v[j];
+        *reinterpret_cast<V*>(to + j * W) = v[j];
     }
 }
 
-// Where output `at` of `outputs` reads along an axis of `inputs`: the lower of two places, and the upper one's weight.
-static inline int64_t between(int64_t at, int64_t outputs, int64_t inputs, float* upper) {
-    const float where = outputs > 1 ? static_cast<float>(inputs - 1) / static_cast<float>(outputs - 1) * at : 0.0f;
+// Where output `at` reads along an axis of `inputs`, `step` of theirs a place: the lower of two places, and the upper
+// one's weight.
+static inline int64_t between(int64_t at, float step, int64_t inputs, float* upper) {
+    const float where = step * at;
     const int64_t low = std::min<int64_t>(static_cast<int64_t>(where), inputs - 1);
     *upper = low + 1 < inputs ? where - static_cast<float>(low) : 0.0f;
     return low;
 }
 
-// One line of the output: number `line` of batch * height.
+static inline float step_of(int64_t outputs, int64_t inputs) {
+    return outputs > 1 ? static_cast<float>(inputs - 1) / static_cast<float>(outputs - 1) : 0.0f;
+}
+
+// One line of the output: number `line` of batch * height. Rows and bias can be read in whole vectors.
 void scales(const sm::Scales& p, int64_t line) {
     constexpr int W = SM_WIDTH;
     const int64_t sample = line / p.height, y = line % p.height;
-    const float* rows[READS];
-    float weights[READS];
+    const float *rows[READS], *first[READS / 4];
+    float weights[READS], down[READS / 4], step[READS / 4];
+    alignas(64) float last[W];
+    for (int64_t s = 0; s < p.n; s++) {
+        const sm::Scale& one = p.scales[s];
+        const int64_t top = between(y, step_of(p.height, one.height), one.height, &down[s]);
+        first[s] = one.rows + (sample * one.height + top) * one.width * one.stride;
+        step[s] = step_of(p.width, one.width);
+    }
     for (int64_t x = 0; x < p.width; x++) {
         const int64_t place = line * p.width + x;
         float* to = p.out + place * p.columns;
@@ -51,25 +63,25 @@ void scales(const sm::Scales& p, int64_t line) {
             int64_t n = 0;
             for (int64_t s = 0; s < p.n; s++) {
                 const sm::Scale& one = p.scales[s];
-                float down, right;
-                const int64_t top = between(y, p.height, one.height, &down);
-                const int64_t left = between(x, p.width, one.width, &right);
-                const float* base = one.rows + ((sample * one.height + top) * one.width + left) * one.stride;
-                const float share[4] = {(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right};
-                const int64_t step[4] = {0, 1, one.width, one.width + 1};
+                float right;
+                const int64_t left = between(x, step[s], one.width, &right);
+                const float* base = first[s] + left * one.stride;
+                const float share[4] = {(1 - down[s]) * (1 - right), (1 - down[s]) * right, down[s] * (1 - right),
+                                        down[s] * right};
+                const int64_t ahead[4] = {0, 1, one.width, one.width + 1};
                 for (int i = 0; i < 4; i++)
                     if (share[i] != 0) {
-                        rows[n] = base + step[i] * one.stride;
+                        rows[n] = base + ahead[i] * one.stride;
                         weights[n++] = share[i];
                     }
             }
             int64_t k = 0;
-            for (; k + 4 * W <= computed; k += 4 * W) blend<W, 4>(rows, weights, n, p.bias, k, to);
-            for (; k + W <= computed; k += W) blend<W, 1>(rows, weights, n, p.bias, k, to);
-            for (; k < computed; k++) {
-                float v = p.bias[k];
-                for (int64_t i = 0; i < n; i++) v += weights[i] * rows[i][k];
-                to[k] = v > 0 ? (v > 6 ? 6 : v) : 0;
+            for (; k + 4 * W <= computed; k += 4 * W) blend<W, 4>(rows, weights, n, p.bias, k, to + k);
+            for (; k + 2 * W <= computed; k += 2 * W) blend<W, 2>(rows, weights, n, p.bias, k, to + k);
+            for (; k + W <= computed; k += W) blend<W, 1>(rows, weights, n, p.bias, k, to + k);
+            if (k < computed) {
+                blend<W, 1>(rows, weights, n, p.bias, k, last);
+                std::memcpy(to + k, last, (computed - k) * sizeof(float));
             }
         }
         std::memset(to + computed, 0, (p.columns - computed) * sizeof(float));
@@ -77,7 +89,7 @@ void scales(const sm::Scales& p, int64_t line) {
 }
 
 // The 1x1 convolution of `count` <= CHUNK places of a feature; of dropped ones the dense columns. scratch: (CHUNK,
-// channels); out: (places, columns).
+// channels); out: (places, wide).
 void scale_rows(const sm::Scales& p, const sm::Scale& one, const int32_t* pos, int64_t count, bool kept, float* scratch,
                 float* out) {
     using V = typename Vector<SM_WIDTH>::type;
@@ -101,7 +113,7 @@ void scale_rows(const sm::Scales& p, const sm::Scale& one, const int32_t* pos, i
         at = numbers, base = scratch;
     }
     point_product(base, one.cut ? one.channels : one.stride, one.channels, at, count,
-                  kept ? one.packed : one.packed_dense, nullptr, kept ? p.columns : p.dense, 0, out, pos, p.columns,
+                  kept ? one.packed : one.packed_dense, nullptr, kept ? p.wide : p.wide_dense, 0, out, pos, p.wide,
                   nullptr, 0);
 }
 

@@ -52,8 +52,16 @@ extern "C" void sm_scales(const sm::Scales* given) {
     std::vector<Part> parts;
     std::vector<Chunks> kept, dropped;
     int64_t size = 0, channels = 1;
+    // A feature of the output's own size is convolved line by line, where it is read; the others before.
+    bool alike[MOST] = {};
+    int64_t lined = 0;
+    for (int64_t s = 0; s < p.n; s++) {
+        const sm::Scale& one = p.scales[s];
+        alike[s] = one.packed && one.height == p.height && one.width == p.width;
+        lined += alike[s];
+    }
     for (int64_t s = 0; s < p.n; s++)
-        if (p.scales[s].packed) size += p.batch * p.scales[s].height * p.scales[s].width * p.columns;
+        if (p.scales[s].packed && !alike[s]) size += p.batch * p.scales[s].height * p.scales[s].width * p.wide;
     if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
     float* next = memory.data();
     for (int64_t s = 0; s < p.n; s++) {
@@ -68,13 +76,14 @@ extern "C" void sm_scales(const sm::Scales* given) {
         }
         kept.emplace_back(places[s].kept.data(), places[s].n_kept, 0, n, p.threads);
         dropped.emplace_back(places[s].dropped.data(), p.dense ? places[s].n_dropped : 0, 0, n, p.threads);
-        if (one.packed) {
-            out[s] = next, next += n * p.columns;
-            channels = std::max(channels, one.channels);
+        if (one.packed) channels = std::max(channels, one.channels);
+        if (one.packed && !alike[s]) {
+            out[s] = next, next += n * p.wide;
             for (int64_t i = 0; i < kept[s].n; i++) parts.push_back({s, i, true});
             for (int64_t i = 0; i < dropped[s].n; i++) parts.push_back({s, i, false});
         }
     }
+    const Places* const found = places;  // other threads have places of their own
     const int64_t lines = p.batch * p.height, count = static_cast<int64_t>(parts.size());
     const int threads = static_cast<int>(std::max<int64_t>(1, std::min(p.threads, std::max(lines, count))));
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -89,13 +98,31 @@ extern "C" void sm_scales(const sm::Scales* given) {
                 chosen.scale_rows(p, scales[part.scale], c.start(part.chunk), n, part.kept, scratch.data(),
                                   out[part.scale]);
         }
-#pragma omp single
-        {
-            for (int64_t s = 0; s < p.n; s++)
-                if (scales[s].packed) scales[s].rows = out[s], scales[s].stride = p.columns;
-            p.scales = scales;
+        sm::Scale mine[MOST];
+        sm::Scales told = p;
+        told.scales = mine;
+        for (int64_t s = 0; s < p.n; s++) {
+            mine[s] = scales[s];
+            if (mine[s].packed) mine[s].rows = out[s], mine[s].stride = p.wide;
         }
+        std::vector<float> buffer(lined * p.width * p.wide);
 #pragma omp for schedule(dynamic, 2)
-        for (int64_t line = 0; line < lines; line++) chosen.scales(p, line);
+        for (int64_t line = 0; line < lines; line++) {
+            float* room = buffer.data();
+            const int64_t from = line * p.width, to = from + p.width;
+            for (int64_t s = 0; s < p.n; s++) {
+                if (!alike[s]) continue;
+                float* base = room - from * p.wide;  // as if the lines before were there
+                const Chunks here(found[s].kept.data(), found[s].n_kept, from, to, 1);
+                const Chunks rest(found[s].dropped.data(), p.dense ? found[s].n_dropped : 0, from, to, 1);
+                for (int64_t i = 0; i < here.n; i++)
+                    chosen.scale_rows(p, scales[s], here.start(i), here.length(i), true, scratch.data(), base);
+                for (int64_t i = 0; i < rest.n; i++)
+                    chosen.scale_rows(p, scales[s], rest.start(i), rest.length(i), false, scratch.data(), base);
+                mine[s].rows = base;
+                room += p.width * p.wide;
+            }
+            chosen.scales(told, line);
+        }
     }
 }
