@@ -6,6 +6,7 @@ for this machine, by the path that an ARM processor takes (vectors of four float
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ from sparsemask.sparse.sums import add_relu
 from test_smpointseg import crop, small
 from test_sparse_block import attention, block_problem
 
+for name in ("inverted_residual", "locate", "scales"):  # whose operators are registered on import
+    importlib.import_module(f"sparsemask.sparse.{name}")
 REASON = available_backends()["native"]
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 LAYERS = {
