@@ -21,8 +21,8 @@ def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[di
     """(the table as text, its rows). Forms: everything kept, without masks; masks that multiply; masks that skip.
 
     What keeps everything is timed twice where it can be, by torch's own operators (dense) and by the kernels that skip
-    (kernels), so that what the kernels gain is not taken for what the masks do. Quality is over the validation items that
-    --eval_limit lets through; multiply-adds are means over them, times medians over the first few, taken in turn.
+    (kernels), so that what the kernels gain is not taken for what the masks do. Quality is over the items
+    that --eval_limit lets through; multiply-adds are means over them, times medians over the first few, taken in turn.
     """
     options, where = opened.options, opened.arithmetic
     space = spaces.get(options.space)
