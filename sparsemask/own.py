@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 
 from sparsemask.errors import UseError, one_line
 
+_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # no address of a hub, no path
+
 
 def is_own(word: str) -> bool:
     """Whether a word names something of the user's."""
-    return ":" in word
+    return _OWN.fullmatch(word) is not None
 
 
 def imported(word: str, kind: str) -> Callable:

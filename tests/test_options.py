@@ -80,6 +80,7 @@ def test_presets_are_valid_for_both_trainings(name):
         "smpointseg": "n_points",
         "smstereo": "crop_height",
         "hinge": "batch_size",
+        "slim": "batch_size",
         "specialized": "batch_size",
     }[space]
     shared = space == "specialized"  # one preset for several tasks, and for a verb of its own

@@ -67,7 +67,7 @@ def test_a_run_leaves_masks_weights_table_and_pictures(place):
     masks.check_weights(run / "network.safetensors")
     assert np.array_equal(masks.connectivity, load_mask(place / "runs/r/mask.npy"))
     forms = {row["form"]: row for row in json.loads((run / "forms.json").read_text())}
-    assert list(forms) == ["dense", "masked", "sparse"]
+    assert list(forms) == ["dense", "kernels", "masked", "sparse"]
     assert forms["masked"]["miou"] == pytest.approx(forms["sparse"]["miou"], abs=1e-3)  # the same masks
     assert forms["sparse"]["multiply_adds"] < forms["masked"]["multiply_adds"]
     assert all(row["ms"] > 0 for row in forms.values())
