@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 import spaces
-from prune.group_budget import Choice, choose_groups
+from prune.group_budget import choose_groups
 from spaces.group_sparsity.mask_file import GroupMask
 from sparsemask.engine import batchnorm, data
 from sparsemask.options import factor, natural
@@ -53,19 +53,19 @@ def adapted(network: torch.nn.Module, task, options: argparse.Namespace, where) 
 
 
 def follow(
-    network: torch.nn.Module, config: Mapping, task, options: argparse.Namespace, where, done: Mapping[float, Choice]
+    network: torch.nn.Module, config: Mapping, task, options: argparse.Namespace, where, done: Mapping[float, dict]
 ) -> list[dict]:
     """Rows (target, share, figures) of a hinged network pruned to every share of --curve, the largest first.
 
-    done: choices that were made already, by target; each is compressed and evaluated like the others.
+    done: rows that are there already, by target.
     """
-    rows = []
-    for target in sorted({*options.curve, *done}, reverse=True):
+    rows = dict(done)
+    for target in {*options.curve} - done.keys():
         asked = argparse.Namespace(**{**vars(options), "target": target})
-        choice = done.get(target) or choose_groups(network, config, asked, where)
+        choice = choose_groups(network, config, asked, where)
         small = spaces.get(options.space).compressed(network, GroupMask(config, choice.kept, choice.merged))
-        rows.append({"target": target, "share": choice.ratio, **adapted(small, task, options, where)})
-    return rows
+        rows[target] = {"target": target, "share": choice.ratio, **adapted(small, task, options, where)}
+    return [rows[target] for target in sorted(rows, reverse=True)]
 
 
 def rows_text(rows: list[dict], primary: str) -> str:

@@ -88,7 +88,8 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         figures["batch norms adapted"] = group_curve.adapted(small, *measured)
     curve = []
     if options.curve:
-        curve = group_curve.follow(network, config, *measured, {options.target: chosen})
+        own = {"target": options.target, "share": chosen.ratio, **list(figures.values())[-1]}
+        curve = group_curve.follow(network, config, *measured, {options.target: own})
         say(group_curve.rows_text(curve, task.primary))
     ratios = {f"{name}_share": noted[name] / noted[f"{name}_dense"] for name in ("multiply_adds", "parameters")}
     mask = dataclasses.replace(mask, figures={**ratios, **chosen.figures})

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import spaces
+from spaces.backbones.weights import has_first_expansion, has_two_forms
 from spaces.slim.space import small_widths
 from sparsemask import fine_masks
 from sparsemask.engine import checkpoint
@@ -63,7 +64,6 @@ def inherited_state(opened: Session, mask, note: dict) -> dict | None:
 
 def settle_form(options: argparse.Namespace, mask, state: dict) -> None:
     """Weights decide the form of the encoder's first stage, and the widths of its layers."""
-    if options.backbone_name == "mobilenet_v2":
-        first = "backbone.bottlenecks.Bottlenecks_0.LinearBottleneck0_0.conv1.weight"
-        options.first_expansion = "yes" if first in state else "no"
+    if has_two_forms(options.backbone_name):
+        options.first_expansion = "yes" if has_first_expansion(state, options.backbone_name) else "no"
     options.widths = None if isinstance(mask, str) else small_widths(mask, options, state)

@@ -38,11 +38,10 @@ def find_start(options: argparse.Namespace) -> None:
         _from_run(
             options, runs.find(options.run) if options.run else runs.newest(options.exp_path, "retrain", "connectivity")
         )
-    options.first_expansion = (
-        "yes" if has_first_expansion(load_weights(options.ft_model), options.backbone_name) else "no"
-    )
+    state = load_weights(options.ft_model)
+    options.first_expansion = "yes" if has_first_expansion(state, options.backbone_name) else "no"
     connections = read_mask(options.connectivity, len(backbones.strides(options.backbone_name)), options.seed)
-    options.widths = small_widths(connections, options, load_weights(options.ft_model))
+    options.widths = small_widths(connections, options, state)
     options.ft_model = str(Path(options.ft_model).resolve())
 
 

@@ -33,6 +33,13 @@ def save_network(path: str | os.PathLike, network: nn.Module, config, n_class: i
     save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in entries.items()})
 
 
+def mask_from(connections: list[list[int]], features: int) -> np.ndarray:
+    """The mask bool (L,L,2) of the connections that a file lists."""
+    mask = np.zeros((features, features, 2), dtype=bool)
+    mask[tuple(np.array(connections).T)] = True
+    return mask
+
+
 def load_network(path: str | os.PathLike) -> nn.Module:
     """The network of a file written by :func:`save_network` (a run's network.safetensors), in evaluation mode.
 
@@ -55,8 +62,7 @@ def load_network(path: str | os.PathLike) -> nn.Module:
     if connections is None:
         network = FCN(**options)
     else:
-        mask = np.zeros((features, features, 2), dtype=bool)
-        mask[tuple(np.array(connections).T)] = True
+        mask = mask_from(connections, features)
         network = PrunedNetwork(mask, depth=depth, widths=said.get("widths"), **options)
     load_strictly(network, state, path)
     return network.eval()

@@ -138,7 +138,7 @@ def plan_for(arch: str, variant: str | None, network: nn.Module, graph=None) -> 
             "columns": columns of a block's first pair, or of every one in a DenseNet, merged afterwards;
             "graph": the general rule, shortcuts included; "channels": the same without pairs.
         network: the network.
-        graph: its ChannelGraph; needed by the general rule alone, which traces a picture of 3×32×32 without it.
+        graph: its ChannelGraph; needed by the general rules alone, which trace a picture of 3×32×32 without it.
 
     Raises UseError for a variant the network does not have.
     """

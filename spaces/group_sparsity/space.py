@@ -18,7 +18,7 @@ from spaces.group_sparsity.mask_file import SPACE, GroupMask
 from spaces.group_sparsity.matrices import INITS
 from spaces.group_sparsity.merge import merge
 from spaces.group_sparsity.reduction import Reduction, baseline
-from spaces.group_sparsity.rules import plan_for
+from spaces.group_sparsity.rules import Plan, plan_for
 from sparsemask import weights
 from sparsemask.costs import measure
 from sparsemask.errors import UseError, choose
@@ -87,12 +87,16 @@ class HingeSpace:
         config = self.config(config)
         return networks.create(config["arch"], config["n_class"], **config["arch_options"])
 
+    def plan(self, plain: nn.Module, config: Mapping) -> Plan:
+        """Where pairs go in a plain network, and which groups may vanish."""
+        return plan_for(config["arch"], config["variant"], plain, _graph(plain, config))
+
     def hinged(self, plain: nn.Module, config, seed: int = 0) -> nn.Module:
         """A plain network with its pairs in place (it is changed); its `reduction` says what may be left of it."""
         config = self.config(config)
         shape = config["input_shape"]
         costs = baseline(plain, shape)
-        plan = plan_for(config["arch"], config["variant"], plain, _graph(plain, config))
+        plan = self.plan(plain, config)
         network = hinge(plain, plan, config["init"], torch.Generator().manual_seed(seed))
         network.reduction = Reduction(network, plan, shape, costs)
         return network
@@ -105,7 +109,7 @@ class HingeSpace:
         """The same, for weights to be loaded into: it need not be factorised with care."""
         config = self.config(config)
         plain = self.plain(config)
-        plan = plan_for(config["arch"], config["variant"], plain, _graph(plain, config))
+        plan = self.plan(plain, config)
         if config["init"] == "svd2" and all(_tall(plain.get_submodule(name)) for name in plan.splits):
             config["init"] = "p-identity"
         return self.hinged(plain, config)

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 import spaces
 from spaces import backbones, register
+from spaces.connectivity.shared import mask_from
 from spaces.connectivity.widths import widths_of
 from spaces.group_sparsity.channels import trace
 from spaces.group_sparsity.general import general_plan
-from spaces.group_sparsity.hinged import hinge
 from spaces.group_sparsity.mask_file import GroupMask, load_mask
 from spaces.group_sparsity.matrices import INITS
-from spaces.group_sparsity.reduction import Reduction, baseline, example
-from spaces.group_sparsity.rules import GENERAL
+from spaces.group_sparsity.reduction import example
+from spaces.group_sparsity.rules import GENERAL, Plan
 from spaces.group_sparsity.space import HingeSpace
 from spaces.specialized.words import mask_word, read_mask
 from sparsemask import flags, weights
@@ -79,18 +79,11 @@ class SlimSpace(HingeSpace):
         mask = read_mask(said["connectivity"], len(backbones.strides(said["backbone_name"])))
         return spaces.get("connectivity").network(mask, {**said, "n_class": config["n_class"]})
 
-    def hinged(self, plain: nn.Module, config, seed: int = 0) -> nn.Module:
-        """The network with its pairs in place (it is changed), and what may be left of it."""
-        config = self.config(config)
-        shape = config["input_shape"]
-        graph = trace(plain, example(shape, plain))
-        plan = general_plan(plain, graph)
+    def plan(self, plain: nn.Module, config: Mapping) -> Plan:
+        """The general rule's, of the encoder's groups alone."""
+        plan = general_plan(plain, trace(plain, example(config["input_shape"], plain)))
         ours = tuple(s for s in plan.sets if all(m.module.startswith("backbone.") for m in s.members))
-        plan = dataclasses.replace(plan, sets=ours)
-        costs = baseline(plain, shape)
-        network = hinge(plain, plan, config["init"], torch.Generator().manual_seed(seed))
-        network.reduction = Reduction(network, plan, shape, costs)
-        return network
+        return dataclasses.replace(plan, sets=ours)
 
     def structure(self, config) -> nn.Module:
         """The same, for weights to be loaded into."""
@@ -127,8 +120,7 @@ def described(what: object) -> dict:
         space, pairs, size = said.get("space"), said.get("connections"), said.get("features")
         mask = None
         if pairs is not None and size is not None:
-            mask = np.zeros((size, size, 2), dtype=bool)
-            mask[tuple(np.array(pairs).T)] = True
+            mask = mask_from(pairs, size)
         found = {**said, "first_expansion": "yes" if said.get("first_expansion", True) else "no"}
     else:
         state = weights.read_checkpoint(what)
