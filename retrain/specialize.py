@@ -72,6 +72,7 @@ def parser(space) -> Parser:
     group.add_argument("--mask_path", default=None, help="its connectivity mask, to be sure, or that of --ft_model")
     group.add_argument("--ft_model", default=None, help="weights of the dense network instead of a run")
     group.add_argument("--rounds", type=natural, default=5, help="timed calls of each form, 0: none (default: 5)")
+    group.add_argument("--compiled", action="store_true", help="time the dense form compiled, too (a minute)")
     return made
 
 
@@ -101,7 +102,8 @@ def finish(opened: session.Session, model, task, result: dict) -> None:
     opened.say(text)
     kept = masks.mean_kept
     missed = learning.missed(kept, options.keep) if options.keep is not None else ""
-    opened.say(f"kept {kept:.3f} of the multiply-adds (budget {options.keep:g}{missed})")
+    of = "the multiply-adds" if getattr(model, "kept_weights", None) else "what has masks"
+    opened.say(f"kept {kept:.3f} of {of} (budget {options.keep:g}{missed})")
     opened.say(f"run: {run.folder} (network.safetensors, mask.npz, forms.json, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
     opened.say(f"next: {spoken('eval', f'--run {run.folder}')}")

@@ -10,6 +10,7 @@ from torch import nn
 import spaces
 from spaces.sparse_conv.measuring import COLUMNS, Watch
 from sparsemask.engine import data
+from sparsemask.inference import optimize_for_inference
 from sparsemask.session import Session
 from sparsemask.tables import format_count, table
 from sparsemask.timing import compare
@@ -21,8 +22,9 @@ def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[di
     """(the table as text, its rows). Forms: everything kept, without masks; masks that multiply; masks that skip.
 
     What keeps everything is timed twice where it can be, by torch's own operators (dense) and by the kernels that skip
-    (kernels), so that what the kernels gain is not taken for what the masks do. Quality is over the items
-    that --eval_limit lets through; multiply-adds are means over them, times medians over the first few, taken in turn.
+    (kernels), so that what the kernels gain is not taken for what the masks do; with --compiled a third time, compiled
+    for the first item's size. Quality is over the items that --eval_limit lets through; multiply-adds are means over
+    them, times medians over the first few, taken in turn.
     """
     options, where = opened.options, opened.arithmetic
     space = spaces.get(options.space)
@@ -33,6 +35,8 @@ def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[di
     means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
     dense = space.dense_form(model)
     forms: dict[str, tuple] = {"dense": (dense, means["dense"])}
+    if options.compiled and options.rounds and hasattr(space, "unmasked"):
+        forms["compiled"] = (_compiled(space.unmasked(model), task, where), means["dense"])
     if hasattr(space, "kernel_form"):
         forms["kernels"] = (space.kernel_form(model), means["dense"])
     if hasattr(space, "fast_form"):  # else the network itself skips, and multiplies nowhere
@@ -41,6 +45,7 @@ def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[di
     times = _times({name: form for name, (form, _) in forms.items()}, task, where, options.rounds)
     rows = []
     for name, (form, executed) in forms.items():
+        form = form.network if name == "compiled" else form  # items of other sizes need no compiling
         figures = sparse if name == "sparse" else task.figures(task.scores(form, where, options, limit, quick=True))
         row = {"form": name, **{k: float(v) for k, v in figures.items()}, "multiply_adds": round(executed)}
         rows.append(row | ({"ms": times[name]} if times else {}))
@@ -53,13 +58,20 @@ def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[di
     gain = f"multiply-adds {means['dense'] / means['executed']:.2f} times fewer"
     if times:
         gain += f", {times['dense'] / times['sparse']:.2f} times as fast"
-        if "kernels" in times:
-            gain += f" ({times['kernels'] / times['sparse']:.2f} times as the same kernels with everything kept)"
+        others = {"kernels": "the same kernels with everything kept", "compiled": "dense, compiled"}
+        said = [f"{times[n] / times['sparse']:.2f} times as {what}" for n, what in others.items() if n in times]
+        gain += f" ({', '.join(said)})" if said else ""
     count = len(watch.rows)
     lines.append(
         f"{gain} ({task.measured_on()}, {count} {task.items}, {where.device}, {torch.get_num_threads()} thread(s))"
     )
     return "\n".join(lines), rows
+
+
+def _compiled(network: nn.Module, task, where):
+    """A network's compiled form, for the first validation item's size."""
+    inputs, _ = data.collate(task.eval_data, [task.eval_data[0]])
+    return optimize_for_inference(network, inputs.to(where.device, where.parameters), compiled=True)
 
 
 def _branches(model: nn.Module) -> float:

@@ -13,6 +13,7 @@ import torch
 
 import spaces
 from search.schedules import published_epoch, sparse_weight, temperature
+from search.settle import meet_budget
 from spaces.sparse_conv.masking import blocks, hard_masks, mean_kept, set_threshold
 from spaces.sparse_conv.records import begin, conclude, evaluate_kept
 from sparsemask import report as page
@@ -20,6 +21,7 @@ from sparsemask.engine import Method, distributed
 from sparsemask.engine.randomness import seed_all, step_generator
 from sparsemask.options import Parser, factor, fraction, natural, rate, spoken
 from sparsemask.session import Session
+from sparsemask.sparse import set_mask_mode
 from sparsemask.weights import load_strictly, load_weights
 
 NOISE = 4  # stream of randomness
@@ -73,6 +75,12 @@ def add_options(parser: Parser) -> None:
     group.add_argument(
         "--mask_lr_mult", type=rate, default=1.0, help="factor on --lr for the channel masks (default: 1, as published)"
     )
+    group.add_argument(
+        "--settle",
+        type=fraction,
+        default=0.0,
+        help="share of the run, its last, in which masks are fixed, at --keep, and the weights adapt (default: 0)",
+    )
     group.add_argument("--thres", type=fraction, default=0.5, help="of the data masks' P(keep) (default: 0.5, argmax)")
 
 
@@ -83,6 +91,7 @@ class SparseConvSearch(Method):
         self.options, self.seed = options, options.seed
         self.epochs = published(options.space)["epochs"]
         self.kept = math.nan
+        self.step, self.inputs = 0, None
 
     def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
         """The network at --lr, the channel masks at --lr times --mask_lr_mult and without weight decay."""
@@ -93,16 +102,27 @@ class SparseConvSearch(Method):
         return [{"name": "network", "params": rest, "lr": options.lr}, {**channels, "weight_decay": 0.0}]
 
     def before_step(self, model: torch.nn.Module, step: int) -> None:
-        """Set the temperature, and the generator that the masks' noise is drawn from."""
-        model.tau = self._tau(step)
+        """Set the temperature, whether masks are hard, and the generator that the masks' noise is drawn from.
+
+        Hard in the last part of the run (--settle), and where statistics are taken for an evaluation (step -1).
+        """
+        self.step, model.tau = step, self._tau(step)
+        set_mask_mode(model, "hard" if step < 0 or self._settled(step) else "soft")
         # The masks' Gumbel noise is the library's own, from the global generator: a function of seed, step and process.
         stream = NOISE + distributed.rank() * 1000
         torch.manual_seed(int(step_generator(self.seed, max(step, 0), stream).initial_seed()))
 
-    def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor, dict]:
-        """λ·η of the soft masks, or λ·(η - κ)² with η as the masks would be hard, of this forward pass."""
+    def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor | None, dict]:
+        """λ·η of the soft masks, or λ·(η - κ)² with η as the masks would be hard, of this forward pass.
+
+        None once masks are fixed (--settle).
+        """
         o = self.options
         kept, hard = mean_kept(model), mean_kept(model, hard=True)
+        if self._settled(step):
+            self.kept = float(hard)
+            same = {"loss_sparse": 0.0, "kept": self.kept, "kept_soft": self.kept}
+            return None, {**same, "tau": model.tau, "lambda": 0.0}
         if o.keep is None:
             loss = kept
         else:  # the budget is for hard masks: their value, with the soft masks' gradient
@@ -111,6 +131,17 @@ class SparseConvSearch(Method):
         self.kept = float(hard)
         figures = {"loss_sparse": float(loss.detach()), "kept": self.kept, "kept_soft": float(kept.detach())}
         return weight * loss, {**figures, "tau": model.tau, "lambda": weight}
+
+    def loss(self, model: torch.nn.Module, task, images, output, target) -> torch.Tensor:
+        """The task's."""
+        self.inputs = images if self._settles() else None
+        return super().loss(model, task, images, output, target)
+
+    def after_step(self, model: torch.nn.Module) -> None:
+        """Before masks are fixed, meet the budget."""
+        if self._settles():
+            meet_budget(model, self.inputs, self.options.keep)
+            self.inputs = None
 
     def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
         """The task's figures and the kept fraction of the hard masks, over the same pictures."""
@@ -123,6 +154,13 @@ class SparseConvSearch(Method):
 
     def _epoch(self, step: int) -> int:
         return published_epoch(step, self.steps, self.epochs)
+
+    def _settled(self, step: int) -> bool:
+        return self.options.settle > 0 and step >= self.steps * (1 - self.options.settle)
+
+    def _settles(self) -> bool:
+        """Whether this step is the last in which masks are learnt."""
+        return self.options.keep is not None and self._settled(self.step + 1) and not self._settled(self.step)
 
     def _tau(self, step: int) -> float:
         o = self.options

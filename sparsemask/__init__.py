@@ -5,13 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 
-# Loader workers share the cores with the arithmetic. A waiting OpenMP thread that spins for long (the default) then takes
-# the core from the one it waits for: a training step on two busy cores took 9 s instead of 0.2 s. One that sleeps at once
-# takes longer to wake than a small layer lasts: spinning for some microseconds first, a training step takes two thirds of
-# the time and a small network half. Read when torch loads.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+# Loader workers share the cores with the arithmetic. A waiting OpenMP thread that spins (the default) then takes the
+# core from the one it waits for: a training step on two busy cores took 9 s instead of 0.2 s. Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from sparsemask._version import __version__  # noqa: E402
 from sparsemask.errors import UseError  # noqa: E402

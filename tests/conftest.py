@@ -6,6 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side, one core each; read when torch loads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 HERE = Path(__file__).resolve().parent

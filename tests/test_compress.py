@@ -256,6 +256,7 @@ def steps(*given) -> dict:
         ({"steps": None}, ["steps"]),
         ({"steps": "search"}, ["steps"]),
         ({"rounds": 0}, ["rounds", "0"]),
+        ({"compiled": 1}, ["compiled", "true or false", "1"]),
         ({"flags": {**DATA, "crop": 3}}, ["flags", "'crop'"]),
         ({"flags": {**DATA, "n_class": "many"}}, ["n_class", "many"]),
         ({"flags": {**DATA, "name": "mine"}}, ["'name'"]),

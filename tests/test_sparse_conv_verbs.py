@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -15,8 +16,11 @@ import prune.prune
 import retrain.eval
 import retrain.train
 import search.run
+from search.settle import meet_budget
+from search.sparse_conv import SparseConvSearch
 from small_pictures import make_folder
-from spaces.sparse_conv import load_smsr
+from spaces.sparse_conv import SMSR, load_smsr
+from spaces.sparse_conv.masking import blocks, channel_logits, mean_kept
 from sparsemask import flags
 from sparsemask.engine.loop import Fit
 from sparsemask.errors import UseError
@@ -95,6 +99,49 @@ def test_masks_move_with_the_budget(place):
         rows = (place / f"runs/k{keep}/metrics.jsonl").read_text().splitlines()
         found.append(json.loads(rows[-1])["kept"])
     assert found[0] < found[1] - 0.1
+
+
+def test_masks_settle(place):
+    # Of five steps three learn masks; then these are fixed, and the weights go on.
+    more = ["--keep", "0.6", "--settle", "0.4", "--max_iter", "5", "--eval_interval", "5", "--checkpoint_interval", "1"]
+    more += ["--sparse_start", "0", "--sparse_epochs", "0"]
+    assert search.run.main([*SEARCH, *more, "--name", "settled"]) == 0
+    rows = [json.loads(line) for line in (place / "runs/settled/metrics.jsonl").read_text().splitlines()]
+    assert [row["lambda"] > 0 for row in rows] == [True, True, True, False, False]
+    assert rows[3]["dense_channels"] == rows[4]["dense_channels"]
+    assert len({row["loss"] for row in rows}) == 5
+
+
+def test_statistics_are_taken_with_hard_masks():
+    # Batch norms re-estimated under the noise of learning fit no network that is ever run.
+    net = SMSR(n_feats=8, n_modules=1)
+    method = SparseConvSearch(argparse.Namespace(space="smsr", seed=0, settle=0.5, keep=0.5, constant_tau=True))
+    method.steps = 4
+    modes = lambda: {one.mask_mode for one in net.modules() if hasattr(type(one), "mask_mode")}
+    for step, mode in ((0, "soft"), (-1, "hard"), (1, "soft"), (2, "hard"), (3, "hard")):
+        method.before_step(net, step)
+        assert modes() == {mode}
+        assert all(p.requires_grad == (mode == "soft") for b in blocks(net).values() for p in [b.ch_mask])
+
+
+@pytest.mark.parametrize("keep", [0.45, 0.6, 0.9, 0.0])
+def test_one_threshold_meets_a_budget_and_keeps_the_order(keep):
+    torch.manual_seed(0)
+    net = SMSR(n_feats=16, n_modules=2).train()
+    pictures = torch.rand(2, 3, 16, 16) * 255
+    for module in net.modules():
+        if hasattr(module, "threshold") and hasattr(module, "logits"):
+            module.threshold = 0.78
+    before = [channel_logits(b).detach().clone() for b in blocks(net).values()]
+    shift = meet_budget(net, pictures, keep)
+    assert net.training
+    with torch.no_grad():
+        net.eval()(pictures)
+    kept = float(mean_kept(net, hard=True))
+    for block, was in zip(blocks(net).values(), before, strict=True):  # all alike: what mattered more still does
+        assert torch.allclose(channel_logits(block)[..., 0], was[..., 0] + shift)
+        assert torch.equal(channel_logits(block)[..., 1], was[..., 1])
+    assert abs(kept - keep) < 0.05 if keep else shift == 0, kept  # nothing at all is out of reach
 
 
 def test_the_published_loss_is_the_default_and_tau_can_stay(place):

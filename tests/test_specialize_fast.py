@@ -55,7 +55,8 @@ def test_a_branch_of_other_weights_is_refused():
 @pytest.mark.parametrize("dense", [0, 3, 10])
 @pytest.mark.parametrize("kept", [None, 0.0, 0.3, 1.0])
 def test_a_stage_is_the_same_natively(size, dense, kept):
-    sizes = {(5, (1, 1)), (20, size), (6, (max(1, size[0] // 2), max(1, size[1] // 3))), (17, size)}
+    small = (max(1, size[0] // 2), max(1, size[1] // 3))
+    sizes = {(5, (1, 1)), (20, size), (6, small), (9, small), (30, small), (17, size)}  # of one size: summed first
     xs = [last(3 * torch.randn(2, channels, *one)) for channels, one in sorted(sizes)]
     weights = [torch.randn(10, x.shape[1], 1, 1) / x.shape[1] for x in xs]
     cut = [n % 2 == 0 for n in range(len(xs))]
@@ -68,6 +69,22 @@ def test_a_stage_is_the_same_natively(size, dense, kept):
         assert torch.allclose(found, wanted, atol=1e-5), name
     if mask is not None:
         assert not (wanted[:, dense:] * ~mask).any()
+
+
+@pytest.mark.parametrize("mask", ["unet", "dense", "sparsemask-voc"])
+@pytest.mark.parametrize("place_stride", [1, 4, 32])
+def test_a_decoder_in_one_call_is_its_stages_in_turn(mask, place_stride):
+    net = network(mask, max_stride=32, place_stride=place_stride)
+    whole, parts = folded(net), folded(net)
+    parts.decoder._whole = False
+    for size in ((1, 3, 33, 47), (2, 3, 64, 32), (1, 3, 33, 47)):
+        x = last(torch.randn(size))
+        with torch.no_grad(), backend("native"):
+            found, wanted = whole(x), parts(x)
+            assert torch.allclose(found, wanted, atol=1e-5 * float(wanted.abs().max()))
+            assert multiply_adds(whole, x) == multiply_adds(parts, x)
+            assert torch.equal(copy.deepcopy(whole)(x), found)  # addresses are not copied with it
+    assert whole.decoder._whole and not parts.decoder._whole
 
 
 @pytest.mark.parametrize("stride, size", [(1, (37, 9)), (2, (67, 5)), (2, (70, 6)), (1, (3, 50))])

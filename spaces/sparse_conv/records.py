@@ -81,21 +81,30 @@ def conclude(opened: session.Session, model: nn.Module, task) -> dict:
 
 
 def draw(space, model: nn.Module, task, arithmetic, path) -> None:
-    """The masks of the validation item in which most is to tell: where modules differ most in what they keep."""
+    """The masks of the validation item in which most is to tell: where modules differ most in what they keep.
+
+    Of a network that has modules without data masks (`mask_names`) the others alone; nothing where there are none.
+    """
+    names = getattr(model, "mask_names", None)
+    chosen = [n for n, name in enumerate(names) if name] if names is not None else None
+    if chosen == []:
+        return
     best = None
     for index in range(min(len(task.eval_data), _MEASURED)):
         inputs = _inputs(task, index, arithmetic)
         with torch.no_grad(), arithmetic.context():
             model(inputs)
-        shares = torch.stack([mask.float().mean() for mask in model.masks])
+        masks = model.masks if chosen is None else [model.masks[n] for n in chosen]
+        shares = torch.stack([mask.float().mean() for mask in masks])
         spread = float((shares * (1 - shares)).sum())
         if best is None or spread > best[0]:
-            masks = [mask[0, 0].cpu().numpy() for mask in model.masks]
+            masks = [mask[0, 0].cpu().numpy() for mask in masks]
             best = spread, task.eval_data.name(index), inputs, masks
     if best is None:
         raise UseError(f"no validation {task.items}")
     _, name, inputs, masks = best
-    space.draw_masks(inputs.to("cpu", torch.float32), masks, path, f"Where each module computes: {name}")
+    more = {} if chosen is None else {"names": [names[n] for n in chosen]}
+    space.draw_masks(inputs.to("cpu", torch.float32), masks, path, f"Where each module computes: {name}", **more)
 
 
 def _inputs(task, index: int, arithmetic):

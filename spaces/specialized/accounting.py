@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -13,6 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from spaces.connectivity.pruned_network import PrunedNetwork
 from spaces.specialized.stage import StageMasks
 from sparsemask.masks import DOWN, UP
+
+_WORDS = {"LinearBottleneck": "block ", "Decoders_": "stage "}
+_SHORT = re.compile(f"({'|'.join(_WORDS)})")
 
 
 @lru_cache(maxsize=64)
@@ -75,6 +79,16 @@ class Accounts:
     def masks(self) -> list[Tensor]:
         """Each masked module's data mask; of modules without one everything is kept."""
         return [one.mask if hasattr(one, "mask") else one.seen[0] for one in self.masked.values()]
+
+    @property
+    def mask_names(self) -> list[str]:
+        """A short name of each masked module, as pictures have it; empty of those without a data mask."""
+        return [
+            _SHORT.sub(lambda found: _WORDS[found[1]], name.rpartition(".")[2]).replace("_", ".")
+            if getattr(one, "locate", None) is not None
+            else ""
+            for name, one in self.masked.items()
+        ]
 
     @property
     def kept(self) -> list[Tensor]:

@@ -206,7 +206,8 @@ class SpecializedNetwork(Accounts, DenseNetwork):
             else:
                 placed = ((number(n), one) for n, one in self.stage_masks.items() if one.locate is not None)
                 masks = {i: module.seen[0] for i, module in placed}
-                logits = F.conv2d(self.decoder(points, masks), self.decoder.classify, self.fc_conv.bias)
+                rows = self.decoder(points, masks).permute(0, 2, 3, 1)  # a product: lone 1×1 convolutions are slower
+                logits = F.linear(rows, self.decoder.classify.flatten(1), self.fc_conv.bias).permute(0, 3, 1, 2)
         return logits if size is None else upsample(logits, size)
 
     def _chained(self, x: Tensor) -> list[Tensor]:

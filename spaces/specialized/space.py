@@ -153,7 +153,7 @@ class SpecializedSpace(MaskedSpace):
         form.load_state_dict({name: state[name] for name in form.state_dict()})
         return form.eval()
 
-    def draw_masks(self, inputs: Tensor, masks: list, path, title: str | None = None) -> None:
+    def draw_masks(self, inputs: Tensor, masks: list, path, title: str | None = None, names=None) -> None:
         """Draw data masks, bool arrays (h, w), over their picture (1, 3, H, W), normalised or of 0 to 255."""
         from sparsemask.pictures.overlay import draw_masks
 
@@ -162,7 +162,7 @@ class SpecializedSpace(MaskedSpace):
             mean, std = (torch.tensor(one).view(3, 1, 1) for one in (IMAGENET_MEAN, IMAGENET_STD))
             picture = 255 * (picture * std + mean)
         picture = picture.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
-        draw_masks(picture, [_enlarged(mask, picture.shape[:2]) for mask in masks], path, title)
+        draw_masks(picture, [_enlarged(mask, picture.shape[:2]) for mask in masks], path, title, names)
 
 
 def _enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

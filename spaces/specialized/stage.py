@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from spaces.specialized.masks import Channels, Locator, carry
 from sparsemask.masks import DOWN, UP
 from sparsemask.sparse import backends, scales  # noqa: F401  registers the operator
 from sparsemask.sparse.derived import last
+
+if TYPE_CHECKING:
+    from sparsemask.sparse.native.decoder import Decoder
 
 
 class StageMasks(nn.Module):
@@ -97,9 +101,50 @@ class FoldedDecoder(nn.Module):
         self.counts: dict[int, int] = {}  # dense channels of a stage
         self.takers: dict[tuple[int, int], list[int]] = {}
         self.classify = nn.Parameter(torch.empty(0))
+        self._whole: Decoder | bool | None = None  # of addresses: made again where it is copied
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_whole": None}
 
     def forward(self, points: Sequence[Tensor], masks: Mapping[int, Tensor]) -> Tensor:
         """The last stage's output, its channels in the folded order. masks: bool, of masked stages by number."""
+        native = backends.find("native")
+        if (
+            self._whole is not False
+            and not torch.compiler.is_exporting()
+            and backends.current(self.backend) in ("auto", "native")
+            and not native.why_not(points[0].device, points[0].dtype)
+            and points[0].numel()
+        ):
+            if self._whole is None:
+                self._whole = self._described(len(points), masks)
+            if self._whole:
+                mean = [points[0].mean((2, 3), keepdim=True)] if (UP, 0) in self.takers else []
+                return self._whole([*points, *mean], masks)
+        return self._staged(points, masks)
+
+    def _described(self, count: int, masks: Mapping[int, Tensor]):
+        """All stages as one, False where they do not fit. The first feature's mean is one more feature, the last."""
+        from sparsemask.sparse.native.decoder import Decoder, Stage
+
+        found, made = [], {}
+        for i in range(count):
+            sources = []
+            if (UP, 0) in self.takers and i in self.takers[UP, 0]:
+                sources.append((True, count, self.weights[f"{UP}_0_{i}"], True))
+            for (kind, j), takers in self.takers.items():
+                if i not in takers or (kind, j) == (UP, 0):
+                    continue
+                feature = kind == DOWN
+                sources.append((feature, j if feature else made[j - 1], self.weights[f"{kind}_{j}_{i}"], feature))
+            if sources:
+                made[i] = len(found)
+                found.append(Stage(i, sources, self.biases[str(i)], i in masks, self.counts.get(i, self.depth)))
+        decoder = Decoder(found)
+        return decoder if decoder.fits else False
+
+    def _staged(self, points: Sequence[Tensor], masks: Mapping[int, Tensor]) -> Tensor:
+        """Stage by stage, each an operator."""
         inputs: list[list[tuple]] = [[] for _ in points]
 
         def spread(kind: int, j: int, x: Tensor, cut: bool) -> None:
@@ -156,6 +201,7 @@ def folded_decoder(network, dense: Mapping[int, Tensor], present: Mapping[int, T
             biases[i] = biases.get(i, 0) + bias[order[i]]
     for i, bias in biases.items():
         made.biases[str(i)] = nn.Parameter(bias.detach(), False)
+        last(made.biases[str(i)])
     final = max(i for takers in made.takers.values() for i in takers)
     made.classify = nn.Parameter(network.fc_conv.weight[:, order[final]].detach().contiguous(), False)
     return made

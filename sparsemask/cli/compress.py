@@ -106,7 +106,7 @@ def _needless(recipe: Recipe, work: Work, stage: Stage) -> str:
         from sparsemask.cli.compress_table import costs, opened
 
         names = (DENSE, work.current)
-        found = costs({name: opened(work.runs / name) for name in names}, recipe.rounds)
+        found = costs({name: opened(work.runs / name, recipe.compiled) for name in names}, recipe.rounds)
         cost, dense = found[work.current][target.by], found[DENSE][target.by]
         left = (target.value * dense if target.share else target.value) / cost
         after = [s for s in recipe.steps[recipe.steps.index(step) :] if s.auto]
@@ -122,7 +122,7 @@ def _measure(recipe: Recipe, work: Work) -> None:
     from sparsemask.cli.compress_table import costs, opened, quality, with_gains
 
     made = [s for s in stages(recipe) if work.note(s.name).get("state") == "done" and s.makes_network]
-    networks = {stage.name: opened(work.runs / stage.name) for stage in made}
+    networks = {stage.name: opened(work.runs / stage.name, recipe.compiled) for stage in made}
     first = networks[DENSE]
     found = costs(networks, recipe.rounds)
     limit = int(recipe.baseline.get("eval_limit") or 0)
@@ -140,6 +140,7 @@ def _measure(recipe: Recipe, work: Work) -> None:
         "primary": first.task.primary,
         "on": first.task.measured_on(),
         "where": where,
+        "compiled": [name for name, one in networks.items() if getattr(one.run, "compiled", False)],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     work.state["target"] = _met(recipe, found[work.current], found[DENSE])
@@ -171,9 +172,11 @@ def _report(recipe: Recipe, work: Work) -> None:
     from sparsemask.cli.compress_table import slower, text
 
     rows, measured = work.state["table"], work.state["measured"]
+    compiled = f", compiled where that is faster: {', '.join(measured['compiled']) or 'nowhere'}"
     lines = [
         f"{measured['on']}; {measured['where']}; times fewer and faster than '{DENSE}', the network with all "
-        "connections, in its own optimised form (batch norms folded, the faster memory format)"
+        "connections, in its own optimised form (batch norms folded, the faster memory format"
+        f"{compiled if recipe.compiled else ''})"
     ]
     skipped = {name: note["why"] for name, note in work.state["stages"].items() if "why" in note and name in KINDS}
     lines += [f"{name} skipped: {why}" for name, why in skipped.items()]

@@ -1,7 +1,7 @@
 """Recipes of `sparsemask compress`: what they may say, read and checked before anything is run.
 
-A recipe is YAML: `flags` for every verb that has them, a `target`, `steps` in their order, perhaps `baseline` and
-`rounds`. Flags are the verbs' own, checked by their parsers.
+A recipe is YAML: `flags` for every verb that has them, a `target`, `steps` in their order, perhaps `baseline`,
+`rounds` and `compiled`. Flags are the verbs' own, checked by their parsers.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ KINDS = {
 # What the recipe's order of steps says; never flags of a recipe. A retraining without a search names its own mask.
 _OWN = {"exp_path", "name", "resume", "run", "checkpoint", "mask_path", "search_checkpoint", "ft_model", "space", "out"}
 _ALLOWED = {("retrain", "mask_path"), ("export", "out"), ("export", "checkpoint")}
-_KEYS = ("flags", "target", "baseline", "rounds", "steps")
+_KEYS = ("flags", "target", "baseline", "rounds", "compiled", "steps")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ class Recipe:
     baseline: dict = field(default_factory=dict)
     """Flags of the fully dense network's retraining: those of the step `retrain`, and the recipe's own on top."""
     rounds: int = 15
+    compiled: bool = False
+    """Whether networks without data masks are also compiled, and the faster form is taken."""
     content: dict = field(default_factory=dict)
     """As it was written."""
 
@@ -123,13 +125,16 @@ def read(name: str) -> Recipe:
     rounds = content.get("rounds", Recipe.rounds)
     if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
         raise UseError(f"{path}: rounds must be a whole number of at least 1, found {rounds!r}")
+    compiled = content.get("compiled", Recipe.compiled)
+    if not isinstance(compiled, bool):
+        raise UseError(f"{path}: compiled must be true or false, found {compiled!r}")
     target = _target(content.get("target"), path)
     steps = _steps(content.get("steps"), common, target, path)
     baseline = dict(next((step.flags["retrain"] for step in steps if step.kind == "retrain"), {}))
     more = _mapping(content.get("baseline"), f"{path}: baseline")
     baseline |= _checked("retrain", "connectivity", common, {**more}, f"{path}: baseline", {})
     baseline.pop("mask_path", None)
-    return Recipe(path, steps, target, baseline, rounds, content)
+    return Recipe(path, steps, target, baseline, rounds, compiled, content)
 
 
 def _mapping(value, what: str, known: tuple[str, ...] | None = None) -> dict:

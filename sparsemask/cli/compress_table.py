@@ -26,12 +26,14 @@ _NOISE = 0.03  # of a time: as good as measuring is
 
 @dataclass
 class Opened:
-    """A run's network as it is run: batch norms folded, the faster memory format, masks that skip."""
+    """A run's network as it is run: batch norms folded, the faster memory format, masks that skip, perhaps compiled."""
 
     options: object
     network: torch.nn.Module
     run: object
     """A callable of pictures (1, C, H, W), contiguous."""
+    plain: object
+    """The same, not compiled: what is counted, and what pictures of any size are scored with."""
     where: object
     task: object
 
@@ -42,11 +44,11 @@ class Opened:
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         """The network's output."""
         with torch.no_grad():
-            return self.run(pictures)
+            return self.plain(pictures)
 
 
-def opened(folder: Path) -> Opened:
-    """The network of a run's folder."""
+def opened(folder: Path, compiled: bool = False) -> Opened:
+    """The network of a run's folder. compiled: also try its compiled form, where no masks skip."""
     argv = ["--run", str(folder)]
     space = flags.peek_space(argv)
     made = evaluation.parser(space)
@@ -55,10 +57,12 @@ def opened(folder: Path) -> Opened:
     example = task.eval_data[0][0][None].to(where.device, where.parameters)
     if hasattr(spaces.get(space), "fast_form"):
         form = spaces.get(space).fast_form(network)
-        run = lambda x: form(x.contiguous(memory_format=torch.channels_last))
+        run = plain = lambda x: form(x.contiguous(memory_format=torch.channels_last))
     else:
-        run = optimize_for_inference(network, example, compiled=False)
-    return Opened(options, network, run, where, task)
+        run = plain = optimize_for_inference(network, example, compiled=False)
+        if compiled:
+            run = optimize_for_inference(network, example, compiled=None)
+    return Opened(options, network, run, plain, where, task)
 
 
 def costs(networks: Mapping[str, Opened], rounds: int) -> dict[str, dict[str, float]]:
@@ -69,7 +73,9 @@ def costs(networks: Mapping[str, Opened], rounds: int) -> dict[str, dict[str, fl
     found = {n: {"milliseconds": 0.0, "multiply_adds": 0.0} for n in networks}
     for index in range(count):
         picture = source[index][0][None].to(first.where.device, first.where.parameters)
-        times = compare({n: functools.partial(one, picture) for n, one in networks.items()}, rounds, 3, picture.device)
+        times = compare(
+            {n: functools.partial(one.run, picture) for n, one in networks.items()}, rounds, 3, picture.device
+        )
         for name, one in networks.items():
             found[name]["milliseconds"] += times[name] / count
             found[name]["multiply_adds"] += multiply_adds(one, picture) / count

@@ -39,7 +39,11 @@ def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def draw_masks(
-    picture: np.ndarray, masks: Sequence[np.ndarray], path: str | os.PathLike, title: str | None = None
+    picture: np.ndarray,
+    masks: Sequence[np.ndarray],
+    path: str | os.PathLike,
+    title: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> Path:
     """Draw the picture and, module by module, its data mask over it, the kept share below each; return the path.
 
@@ -48,6 +52,7 @@ def draw_masks(
         masks: bool (H, W) of each module.
         path: the file to write (.png, .svg, .pdf).
         title: a headline.
+        names: of the modules; without them they are counted.
 
     Raises UseError without masks and where the sizes do not fit.
     """
@@ -56,8 +61,9 @@ def draw_masks(
         raise UseError(f"{path}: no masks to draw")
     picture = np.asarray(picture)
     panels = [(picture if picture.ndim == 3 else picture[..., None].repeat(3, 2), "picture")]
-    for number, mask in enumerate(masks, 1):
-        panels.append((overlay(picture, mask), f"module {number}: {percent(np.mean(mask))} kept"))
+    names = names or [f"module {number}" for number in range(1, len(masks) + 1)]
+    for name, mask in zip(names, masks, strict=True):
+        panels.append((overlay(picture, mask), f"{name}: {percent(np.mean(mask))} kept"))
     step = -(-max(picture.shape[:2]) // _LONGEST)
     across = min(min(_ACROSS, key=lambda n: -len(panels) % n), len(panels))  # the fewest empty places
     down = math.ceil(len(panels) / across)

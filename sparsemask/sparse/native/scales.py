@@ -14,7 +14,7 @@ from sparsemask.sparse.layout import channels_last
 from sparsemask.sparse.native import library
 from sparsemask.sparse.native.rows import from_rows, to_rows
 
-MOST = 16  # features, as many as src/scales.h has room for
+MOST = 32  # features, as many as src/scales.h has room for
 _derived = Derived()
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 

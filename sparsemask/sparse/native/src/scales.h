@@ -1,12 +1,12 @@
 // Features of several sizes upsampled (bilinear, corners aligned), summed, biased and cut to [0, 6], written once for
-// every vector width: a place reads its four neighbours in every feature, nothing is upsampled in memory.
+// every vector width: lines between two lines of every feature, then two places of these; nothing more is upsampled.
 //
 // Included with SM_NAMESPACE and SM_WIDTH defined, after rows.h.
 #include "problem.h"
 
 namespace SM_NAMESPACE {
 
-constexpr int64_t READS = 64;  // rows that a place reads at most: four of every feature
+constexpr int64_t READS = 128;  // rows that a place reads at most: four of every feature
 
 // NV vectors of columns from `k` on: the weighted sum of `n` rows.
 template <int W, int NV>
@@ -42,38 +42,90 @@ static inline float step_of(int64_t outputs, int64_t inputs) {
     return outputs > 1 ? static_cast<float>(inputs - 1) / static_cast<float>(outputs - 1) : 0.0f;
 }
 
+// One line between two lines of a feature, in all its places: to (width, wide) is `top` and `down` of what `bottom` has
+// more; added to what is there, or in its place.
+static inline void between_lines(const float* top, const float* bottom, float down, int64_t width, int64_t stride,
+                                 int64_t columns, bool add, int64_t wide, float* to) {
+    using V = typename Vector<SM_WIDTH>::type;
+    constexpr int W = SM_WIDTH;
+    const V zero = {}, share = down - zero;
+    for (int64_t x = 0; x < width; x++, top += stride, bottom += stride, to += wide)
+        for (int64_t k = 0; k < columns; k += W) {
+            V v = *reinterpret_cast<const V*>(top + k);
+            if (down != 0) v += share * (*reinterpret_cast<const V*>(bottom + k) - v);
+            V* at = reinterpret_cast<V*>(to + k);
+            *at = add ? *at + v : v;
+        }
+}
+
+// What the places of a line read: lines of features, or what lies between two of them; features of one size in one.
+struct Line {
+    const float* base;
+    int64_t stride, height, width, below;  // below: from a place to the one in the next line; 0: none is read
+    float down, step;
+};
+
 // One line of the output: number `line` of batch * height. Rows and bias can be read in whole vectors.
 void scales(const sm::Scales& p, int64_t line) {
     constexpr int W = SM_WIDTH;
+    static thread_local std::vector<float> memory;
     const int64_t sample = line / p.height, y = line % p.height;
-    const float *rows[READS], *first[READS / 4];
-    float weights[READS], down[READS / 4], step[READS / 4];
+    const uint8_t* mask = p.mask ? p.mask + line * p.width : nullptr;
+    int64_t kept = p.width;
+    if (mask) {
+        kept = 0;
+        for (int64_t x = 0; x < p.width; x++) kept += mask[x];
+    }
+    const int64_t most = kept ? p.columns : p.dense, wide = (p.columns + 15) / 16 * 16;
+    const int64_t numbers = kept * p.columns + (p.width - kept) * p.dense;
+    int64_t size = 0;
+    for (int64_t s = 0; s < p.n; s++) size += p.scales[s].width * wide;
+    if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
+    float* room = memory.data();
+    const float* rows[READS];
+    float weights[READS];
+    Line lines[READS / 4];
+    float* summed[READS / 4] = {};
+    int64_t n_lines = 0;
     alignas(64) float last[W];
-    for (int64_t s = 0; s < p.n; s++) {
+    for (int64_t s = 0; s < p.n && most; s++) {
         const sm::Scale& one = p.scales[s];
-        const int64_t top = between(y, step_of(p.height, one.height), one.height, &down[s]);
-        first[s] = one.rows + (sample * one.height + top) * one.width * one.stride;
-        step[s] = step_of(p.width, one.width);
+        float down;
+        const int64_t top = between(y, step_of(p.height, one.height), one.height, &down);
+        const float* first = one.rows + (sample * one.height + top) * one.width * one.stride;
+        const bool alike = one.height == p.height && one.width == p.width;
+        Line made = {first, one.stride, one.height, one.width, down != 0 ? one.width * one.stride : 0, down,
+                     step_of(p.width, one.width)};
+        // Places read two of a line between, or four of two lines: the former where that is less work in all.
+        if (!alike && one.width * most <= numbers) {
+            int64_t at = 0;
+            while (at < n_lines && !(summed[at] && lines[at].height == one.height && lines[at].width == one.width)) at++;
+            const bool add = at < n_lines;
+            float* to = add ? summed[at] : room;
+            between_lines(first, first + made.below, down, one.width, one.stride, most, add, wide, to);
+            if (add) continue;
+            room += one.width * wide;
+            summed[at] = to;
+            made.base = to, made.stride = wide, made.below = 0, made.down = 0;
+        }
+        lines[n_lines++] = made;
     }
     for (int64_t x = 0; x < p.width; x++) {
         const int64_t place = line * p.width + x;
         float* to = p.out + place * p.columns;
-        const int64_t computed = !p.mask || p.mask[place] ? p.columns : p.dense;
+        const int64_t computed = !mask || mask[x] ? p.columns : p.dense;
         if (computed) {
             int64_t n = 0;
-            for (int64_t s = 0; s < p.n; s++) {
-                const sm::Scale& one = p.scales[s];
+            for (int64_t s = 0; s < n_lines; s++) {
+                const Line& one = lines[s];
                 float right;
-                const int64_t left = between(x, step[s], one.width, &right);
-                const float* base = first[s] + left * one.stride;
-                const float share[4] = {(1 - down[s]) * (1 - right), (1 - down[s]) * right, down[s] * (1 - right),
-                                        down[s] * right};
-                const int64_t ahead[4] = {0, 1, one.width, one.width + 1};
-                for (int i = 0; i < 4; i++)
-                    if (share[i] != 0) {
-                        rows[n] = base + ahead[i] * one.stride;
-                        weights[n++] = share[i];
-                    }
+                const float* base = one.base + between(x, one.step, one.width, &right) * one.stride;
+                rows[n] = base, weights[n++] = (1 - one.down) * (1 - right);
+                if (right != 0) rows[n] = base + one.stride, weights[n++] = (1 - one.down) * right;
+                if (one.below) {
+                    rows[n] = base + one.below, weights[n++] = one.down * (1 - right);
+                    if (right != 0) rows[n] = base + one.below + one.stride, weights[n++] = one.down * right;
+                }
             }
             int64_t k = 0;
             for (; k + 4 * W <= computed; k += 4 * W) blend<W, 4>(rows, weights, n, p.bias, k, to + k);

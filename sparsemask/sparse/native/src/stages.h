@@ -38,7 +38,7 @@ static void carry(const sm::Scales& p, const sm::Scale& one, std::vector<uint8_t
 }
 
 extern "C" void sm_scales(const sm::Scales* given) {
-    constexpr int64_t MOST = 16;
+    constexpr int64_t MOST = 32;
     sm::Scales p = *given;
     static thread_local std::vector<float> memory;
     static thread_local Places places[MOST];
