@@ -87,7 +87,7 @@ def export(path: Path, exportable: exporting.Exportable, batches: list, space: s
     if path.suffix == ".safetensors":
         exportable.save(path)
         found = spaces.get(space).load(path)
-        run = found[0] if isinstance(found, tuple) else found
+        run, repeats = found[0] if isinstance(found, tuple) else found, 0  # weights are no program: nothing to time
     else:
         {".pt2": exporting.export_program, ".onnx": exporting.export_onnx}[path.suffix](exportable, path, about)
         run, note = opened(path, exportable)

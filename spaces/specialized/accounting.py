@@ -113,4 +113,9 @@ class Accounts:
             if f"Decoders_{i}" not in self.stage_masks:
                 for channels, size, present in self._reads(i, not self.training):
                     left = left - channels * self.fc_conv.in_channels * size[0] * size[1] * (1 - present)
+        final = max(i for takers in self._takers.values() for i in takers)
+        if f"Decoders_{final}" in self.stage_masks:  # the classifier reads what there is of the last stage
+            height, width = (-(-n // self.backbone.strides[final]) for n in self._counted)
+            present = self.stage_masks[f"Decoders_{final}"].present(not self.training)
+            left = left - self.fc_conv.weight.numel() * height * width * (1 - present)
         return left / whole

@@ -142,9 +142,8 @@ class SpecializedNetwork(Accounts, DenseNetwork):
             channels, strides = self.backbone.channels, self.backbone.strides
             live = sorted({i for takers in self._takers.values() for i in takers})
             for i in live:
-                places = strides[i] <= self.place_stride
-                if strides[i] <= max_stride and (places or i != live[-1]):  # the classifier's inputs all stay
-                    self.stage_masks[f"Decoders_{i}"] = StageMasks(channels[i], depth, places)
+                if strides[i] <= max_stride:
+                    self.stage_masks[f"Decoders_{i}"] = StageMasks(channels[i], depth, strides[i] <= self.place_stride)
         self.masked |= {f"stage_masks.{name}": one for name, one in self.stage_masks.items()}
         if not self.masked:
             raise UseError(
