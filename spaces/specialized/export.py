@@ -35,22 +35,7 @@ def exportable(space, network: SpecializedNetwork, batch: Tensor) -> Exportable:
 def _unchained(form: nn.Module) -> nn.Module:
     """The form with its blocks called one by one, each an operator that a program can hold."""
     form._chain = False
-    for module in form.stage_masks.values():
-        if module.locate is None:
-            module.channels = _Known(*module.channels.some())
     return form
-
-
-class _Known(nn.Module):
-    """Channel masks that nothing has to be asked of."""
-
-    def __init__(self, soft: Tensor, hard: Tensor):
-        super().__init__()
-        self.register_buffer("soft", soft.clone())
-        self.register_buffer("hard", hard.clone())
-
-    def some(self, tau: float = 1.0) -> tuple[Tensor, Tensor]:
-        return self.soft, self.hard
 
 
 def _run(net: nn.Module, picture: Tensor) -> Tensor:

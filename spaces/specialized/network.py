@@ -177,7 +177,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         present = {i: one.channels.some()[1] for i, one in narrow.items()}
         bottlenecks = [one for one in self.modules() if isinstance(one, (MaskedBottleneck, NarrowBottleneck))]
         super().fold()
-        for one in [*bottlenecks, *(module.locate for module in placed.values())]:
+        for one in [*bottlenecks, *self.stage_masks.values()]:
             one.fold()
         self.decoder = folded_decoder(self, dense, present)
 

@@ -35,19 +35,26 @@ class StageMasks(nn.Module):
         super().__init__()
         self.locate = Locator(channels) if places else None
         self.channels = Channels([depth])
+        self.known: Known | None = None
+        self.register_buffer("whole", torch.ones(1, 1, 1, 1, dtype=torch.bool), persistent=False)
         self.seen = None
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"seen": None}
 
+    def fold(self) -> None:
+        """Change no more: for evaluation only."""
+        if self.locate is None:
+            self.known = Known(*self.channels.some())
+        else:
+            self.locate.fold()
+
     def see(self, end_point: Tensor) -> None:
         """Predict the masks of this forward pass: (mask, hard mask, dense shares, hard ones, size)."""
         size = tuple(end_point.shape[-2:])
         if self.locate is None:
-            mask = hard = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=end_point.device).expand(
-                end_point.shape[0], 1, *size
-            )
-            soft, sure = self.channels.some(self.tau)
+            mask = hard = self.whole.expand(end_point.shape[0], 1, *size)
+            soft, sure = (self.known or self.channels).some(self.tau)
         else:
             mask, hard = self.locate(end_point, self.tau, cut=True)
             (soft,), (sure,) = self.channels(self.tau)
@@ -84,6 +91,19 @@ class StageMasks(nn.Module):
     def overhead(self) -> int:
         """Multiply-adds of the mask branch in the last forward pass, for one picture."""
         return 0 if self.locate is None else self.locate.multiply_adds(*self.seen[-1])
+
+
+class Known(nn.Module):
+    """Channel masks that nothing has to be asked of."""
+
+    def __init__(self, soft: Tensor, hard: Tensor):
+        super().__init__()
+        self.register_buffer("soft", soft.clone())
+        self.register_buffer("hard", hard.clone())
+
+    def some(self, tau: float = 1.0) -> tuple[Tensor, Tensor]:
+        """(dense shares, hard ones), the same."""
+        return self.soft, self.hard
 
 
 class FoldedDecoder(nn.Module):

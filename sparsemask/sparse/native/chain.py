@@ -116,8 +116,10 @@ class _Sizes:
             for part in (link.block, link.locate):
                 part.batch, part.height, part.width, part.threads = batch, height, width, threads
             link.block.out_height, link.block.out_width = size
-            self.outs.append((self.numbers, places * channels, (batch, *size, channels)))
-            self.masks.append((self.flags, places, (batch, 1, *size)) if link.masked else None)
+            self.outs.append((self.numbers, *_strided(batch, channels, size)))
+            self.masks.append(
+                (self.flags, (batch, 1, *size), (places // batch, 1, size[1], 1)) if link.masked else None
+            )
             self.numbers += places * channels
             self.flags += places if link.masked else 0
             height, width = size
@@ -146,8 +148,14 @@ class _Sizes:
 
     def views(self, numbers: Tensor, flags: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
         """The outputs and masks of their shapes."""
-        outs = [numbers[at : at + n].view(shape).permute(0, 3, 1, 2) for at, n, shape in self.outs]
-        return outs, [one and flags[one[0] : one[0] + one[1]].view(one[2]) for one in self.masks]
+        outs = [numbers.as_strided(shape, strides, at) for at, shape, strides in self.outs]
+        return outs, [one and flags.as_strided(one[1], one[2], one[0]) for one in self.masks]
+
+
+def _strided(batch: int, channels: int, size: tuple[int, int]) -> tuple[tuple, tuple]:
+    """Shape and strides of (batch, channels, *size), channels last."""
+    height, width = size
+    return (batch, channels, *size), (height * width * channels, 1, width * channels, channels)
 
 
 @operator("inverted_chain")

@@ -120,7 +120,9 @@ class _Sizes:
     def run(self, points: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
         """All stages' outputs in one piece."""
         numbers = library.empty(self.numbers, 1).view(-1)
-        held = [to_rows(one) for one in points], [one.contiguous() for one in masks]
+        last = torch.channels_last
+        rows = [one if one.is_contiguous(memory_format=last) else to_rows(one) for one in points]
+        held = rows, [one.contiguous() for one in masks]
         addresses = np.array([one.data_ptr() for one in held[0]], np.int64)
         words, parts = self.words.copy(), self.scale_words.copy()
         parts[self.inner[:, 0], self.rows] = 4 * self.inner[:, 1] + numbers.data_ptr()

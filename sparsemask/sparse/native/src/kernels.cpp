@@ -25,7 +25,8 @@
     void scales(const sm::Scales&, int64_t);                                                              \
     void expand(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool);                     \
     void contract(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool, float*);           \
-    void scale_rows(const sm::Scales&, const sm::Scale&, const int32_t*, int64_t, bool, float*, float*);  \
+    void scale_rows(const sm::Scales&, const sm::Scale&, const int32_t*, int64_t, bool, bool, float*,     \
+                    float*);                                                                              \
     void locate_first(const sm::Locate&, int64_t, int64_t, float*, float*);                               \
     void locate_second(const sm::Locate&, int64_t, const float*, float*, float*);                         \
     }
@@ -59,7 +60,7 @@ using Correlate = void (*)(const float*, const float*, int64_t, int64_t, int64_t
 using ScalesOf = void (*)(const sm::Scales&, int64_t);
 
 using Expand = void (*)(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool);
-using ScaleRows = void (*)(const sm::Scales&, const sm::Scale&, const int32_t*, int64_t, bool, float*, float*);
+using ScaleRows = void (*)(const sm::Scales&, const sm::Scale&, const int32_t*, int64_t, bool, bool, float*, float*);
 using LocateFirst = void (*)(const sm::Locate&, int64_t, int64_t, float*, float*);
 using LocateSecond = void (*)(const sm::Locate&, int64_t, const float*, float*, float*);
 using Contract = void (*)(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool, float*);

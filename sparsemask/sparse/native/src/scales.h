@@ -141,9 +141,9 @@ void scales(const sm::Scales& p, int64_t line) {
 }
 
 // The 1x1 convolution of `count` <= CHUNK places of a feature; of dropped ones the dense columns. scratch: (CHUNK,
-// channels); out: (places, wide).
-void scale_rows(const sm::Scales& p, const sm::Scale& one, const int32_t* pos, int64_t count, bool kept, float* scratch,
-                float* out) {
+// channels); out: (places, wide); add: to what is there.
+void scale_rows(const sm::Scales& p, const sm::Scale& one, const int32_t* pos, int64_t count, bool kept, bool add,
+                float* scratch, float* out) {
     using V = typename Vector<SM_WIDTH>::type;
     constexpr int W = SM_WIDTH;
     const V zero = {}, top = 6.0f - zero;
@@ -166,7 +166,7 @@ void scale_rows(const sm::Scales& p, const sm::Scale& one, const int32_t* pos, i
     }
     point_product(base, one.cut ? one.channels : one.stride, one.channels, at, count,
                   kept ? one.packed : one.packed_dense, nullptr, kept ? p.wide : p.wide_dense, 0, out, pos, p.wide,
-                  nullptr, 0);
+                  add ? out : nullptr, p.wide);
 }
 
 }  // namespace SM_NAMESPACE

@@ -54,11 +54,9 @@ extern "C" void sm_scales(const sm::Scales* given) {
     int64_t size = 0, channels = 1;
     // A feature of the output's own size is convolved line by line, where it is read; the others before.
     bool alike[MOST] = {};
-    int64_t lined = 0;
     for (int64_t s = 0; s < p.n; s++) {
         const sm::Scale& one = p.scales[s];
         alike[s] = one.packed && one.height == p.height && one.width == p.width;
-        lined += alike[s];
     }
     for (int64_t s = 0; s < p.n; s++)
         if (p.scales[s].packed && !alike[s]) size += p.batch * p.scales[s].height * p.scales[s].width * p.wide;
@@ -95,33 +93,38 @@ extern "C" void sm_scales(const sm::Scales* given) {
             const Chunks& c = part.kept ? kept[part.scale] : dropped[part.scale];
             const int64_t n = c.length(part.chunk);
             if (n)
-                chosen.scale_rows(p, scales[part.scale], c.start(part.chunk), n, part.kept, scratch.data(),
+                chosen.scale_rows(p, scales[part.scale], c.start(part.chunk), n, part.kept, false, scratch.data(),
                                   out[part.scale]);
         }
         sm::Scale mine[MOST];
         sm::Scales told = p;
-        told.scales = mine;
+        told.scales = mine, told.n = 0;
         for (int64_t s = 0; s < p.n; s++) {
-            mine[s] = scales[s];
-            if (mine[s].packed) mine[s].rows = out[s], mine[s].stride = p.wide;
+            if (alike[s]) continue;
+            sm::Scale& one = mine[told.n++] = scales[s];
+            if (one.packed) one.rows = out[s], one.stride = p.wide;
         }
-        std::vector<float> buffer(lined * p.width * p.wide);
+        sm::Scale* sum = nullptr;  // of the features of the output's own size
+        for (int64_t s = 0; s < p.n && !sum; s++)
+            if (alike[s]) sum = &(mine[told.n++] = scales[s]);
+        if (sum) sum->stride = p.wide;
+        std::vector<float> buffer(sum ? p.width * p.wide : 0);
 #pragma omp for schedule(dynamic, 2)
         for (int64_t line = 0; line < lines; line++) {
-            float* room = buffer.data();
             const int64_t from = line * p.width, to = from + p.width;
+            float* base = buffer.data() - from * p.wide;  // as if the lines before were there
+            bool add = false;
             for (int64_t s = 0; s < p.n; s++) {
                 if (!alike[s]) continue;
-                float* base = room - from * p.wide;  // as if the lines before were there
                 const Chunks here(found[s].kept.data(), found[s].n_kept, from, to, 1);
                 const Chunks rest(found[s].dropped.data(), p.dense ? found[s].n_dropped : 0, from, to, 1);
                 for (int64_t i = 0; i < here.n; i++)
-                    chosen.scale_rows(p, scales[s], here.start(i), here.length(i), true, scratch.data(), base);
+                    chosen.scale_rows(p, scales[s], here.start(i), here.length(i), true, add, scratch.data(), base);
                 for (int64_t i = 0; i < rest.n; i++)
-                    chosen.scale_rows(p, scales[s], rest.start(i), rest.length(i), false, scratch.data(), base);
-                mine[s].rows = base;
-                room += p.width * p.wide;
+                    chosen.scale_rows(p, scales[s], rest.start(i), rest.length(i), false, add, scratch.data(), base);
+                add = true;
             }
+            if (sum) sum->rows = base;
             chosen.scales(told, line);
         }
     }
