@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spaces.backbones.mobilenet_v2 import LinearBottleneck
 from spaces.connectivity import PrunedNetwork, named_mask
-from spaces.sparse_conv.masking import apply_masks, blocks, hard_masks, mean_kept, set_threshold
+from spaces.sparse_conv.masking import apply_masks, blocks, hard_masks, mean_kept, set_threshold, threshold_of
 from spaces.specialized import SpecializedNetwork
 from spaces.specialized.bottleneck import MaskedBottleneck
 from spaces.specialized.masks import carry
@@ -260,3 +260,16 @@ def test_a_block_of_masks_starts_from_the_dense_one():
     x = torch.randn(1, 8, 5, 5)
     with torch.no_grad():
         assert torch.allclose(masked(x), dense(x), atol=1e-6)
+
+
+def test_channels_alone_need_no_data_mask():
+    # Every stage, the last one too, loses its channels; what is counted is what is computed.
+    net = network("unet", max_stride=32, place_stride=1)
+    assert not any(hasattr(one, "logits") for one in net.modules()) and not any(net.mask_names)
+    for module in net.masked.values():
+        torch.nn.init.normal_(module.channels.ch_mask)
+    x, fast = torch.randn(1, 3, 65, 47), folded(net)
+    with torch.no_grad():
+        assert torch.allclose(fast(x), net(x), atol=1e-4)
+        assert multiply_adds(fast, x) == pytest.approx(float(mean_kept(net)) * net.dense_multiply_adds, rel=1e-5)
+    assert threshold_of(net) == 0.5

@@ -61,8 +61,9 @@ def set_threshold(network: nn.Module, threshold: float) -> None:
 
 
 def threshold_of(network: nn.Module) -> float:
-    """The threshold that all of its data masks have."""
-    return next(one.threshold for one in network.modules() if hasattr(one, "threshold") and hasattr(one, "logits"))
+    """The threshold that all of its data masks have; 0.5 without any."""
+    own = (one.threshold for one in network.modules() if hasattr(one, "threshold") and hasattr(one, "logits"))
+    return next(own, 0.5)
 
 
 def fix_masks(network: nn.Module) -> None:
