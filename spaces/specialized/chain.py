@@ -47,12 +47,12 @@ class EncoderChain:
     def _run(self, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
         first = backbone.conv1(x)
         outs, masks = self.chain(F.relu6(first))
-        size = first.shape[-2:]
+        size, count = first.shape[-2:], len(x)
         for block, mask, out in zip(self.blocks, masks, outs, strict=False):
-            if isinstance(block, MaskedBottleneck):
-                block.seen = mask, mask, block.hard, block.hard, tuple(size)
+            if isinstance(block, MaskedBottleneck):  # a module looks long at what is set on it
+                vars(block)["seen"] = mask, mask, block.hard, block.hard, tuple(size)
             elif isinstance(block, NarrowBottleneck):
-                block.seen = len(x), block.hard, block.hard, tuple(size)
+                vars(block)["seen"] = count, block.hard, block.hard, tuple(size)
             size = out.shape[-2:]
         points, at = [first], 0
         for count in self.ends:

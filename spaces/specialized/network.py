@@ -194,8 +194,9 @@ class SpecializedNetwork(Accounts, DenseNetwork):
     def scored(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """The classifier's output."""
         self.note_size(x)
-        for module in self.masked.values():
-            module.tau = self.tau
+        if self.decoder is None:
+            for module in self.masked.values():
+                module.tau = self.tau
         with batch_norm_errors():
             points = self.backbone(x) if self.decoder is None else self._chained(x)
             for name, module in self.stage_masks.items():

@@ -58,7 +58,7 @@ class StageMasks(nn.Module):
         else:
             mask, hard = self.locate(end_point, self.tau, cut=True)
             (soft,), (sure,) = self.channels(self.tau)
-        self.seen = mask, hard, soft, sure, size
+        vars(self)["seen"] = mask, hard, soft, sure, size  # a module looks long at what is set on it
 
     def gate(self, y: Tensor) -> Tensor:
         """The stage's activated output (N, depth, H, W) where its masks let it be."""
