@@ -110,6 +110,7 @@ void scales(const sm::Scales& p, int64_t line) {
         }
         lines[n_lines++] = made;
     }
+    const float* const end = p.out + (line + 1) * p.width * p.columns;
     for (int64_t x = 0; x < p.width; x++) {
         const int64_t place = line * p.width + x;
         float* to = p.out + place * p.columns;
@@ -131,12 +132,14 @@ void scales(const sm::Scales& p, int64_t line) {
             for (; k + 4 * W <= computed; k += 4 * W) blend<W, 4>(rows, weights, n, p.bias, k, to + k);
             for (; k + 2 * W <= computed; k += 2 * W) blend<W, 2>(rows, weights, n, p.bias, k, to + k);
             for (; k + W <= computed; k += W) blend<W, 1>(rows, weights, n, p.bias, k, to + k);
-            if (k < computed) {
+            if (k < computed && to + k + W <= end) {  // the places after it are still to be written
+                blend<W, 1>(rows, weights, n, p.bias, k, to + k);
+            } else if (k < computed) {
                 blend<W, 1>(rows, weights, n, p.bias, k, last);
                 std::memcpy(to + k, last, (computed - k) * sizeof(float));
             }
         }
-        std::memset(to + computed, 0, (p.columns - computed) * sizeof(float));
+        if (computed < p.columns) std::memset(to + computed, 0, (p.columns - computed) * sizeof(float));
     }
 }
 
