@@ -26,10 +26,10 @@ from sparsemask.errors import command
 from sparsemask.options import Parser, factor, natural, positive
 
 
-def parser(space: str = "connectivity") -> Parser:
+def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     """The command's flags."""
     made = Parser("eval", prog="retrain/eval.py", description=__doc__)
-    add_trained(made, space)
+    add_trained(made, space, task)
     group = made.add_argument_group("evaluation")
     group.add_argument("--eval_batch_size", type=positive, default=1, help="pictures of one size together (default: 1)")
     group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
@@ -44,7 +44,7 @@ def parser(space: str = "connectivity") -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     space = flags.peek_space(argv, newest="retrain")
-    made = parser(space)
+    made = parser(space, flags.peek_task(argv))
     given = read_flags(made, argv, space)
     family = family_of(space)
     if given.get("six_fold"):

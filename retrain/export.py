@@ -32,10 +32,10 @@ from sparsemask.options import Parser, natural, positive
 from sparsemask.tables import table
 
 
-def parser(space: str = "connectivity") -> Parser:
+def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     """The command's flags."""
     made = Parser("export", prog="retrain/export.py", description=__doc__)
-    add_trained(made, space)
+    add_trained(made, space, task)
     group = made.add_argument_group("export")
     group.add_argument("--out", nargs="+", default=None, metavar="FILE", help="files to write; suffixes say formats")
     group.add_argument("--fixed", action="store_true", help="for the size of the first validation picture alone")
@@ -49,7 +49,7 @@ def parser(space: str = "connectivity") -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     space = flags.peek_space(argv, newest="retrain")
-    made = parser(space)
+    made = parser(space, flags.peek_task(argv))
     given = read_flags(made, argv, space)
     paths = [Path(path) for path in given.get("out") or ()]
     if not paths:
@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = tasks.get(options.task, options).eval_data
     batches = [batch_of(source[i][0]) for i in range(min(len(source), options.eval_limit))]
     exportable = spaces.get(space).exportable(network.eval().requires_grad_(False), batches[0], options)
+    batches = [exportable.fitted(one) for one in batches]
     if options.fixed:
         exportable = exportable.fixed(batches[0])
         batches = [one for one in batches if shapes(exportable, one) == shapes(exportable, batches[0])]

@@ -16,13 +16,19 @@ def family_of(space: str):
     return importlib.import_module(f"retrain.{spaces.get(space).family}")
 
 
-def add_trained(parser: Parser, space: str) -> None:
+def for_task(space: str, task: str | None):
+    """The space of a name, with the flags that a task's data have, where it serves tasks of several kinds."""
+    found = spaces.get(space)
+    return found.for_task(task) if task and hasattr(found, "for_task") else found
+
+
+def add_trained(parser: Parser, space: str, task: str | None = None) -> None:
     """The flags that say which network, and on which data it runs; the family's own must still be added."""
     parser.add_argument("--config", help="YAML file of flags")
     parser.add_argument("--run", default=None, help="the retrain run (default: the newest)")
     parser.add_argument("--exp_path", default="runs", help="folder that holds the runs (default: runs)")
     for add in (flags.add_data, flags.add_network, flags.add_device):
-        add(parser, spaces.get(space))
+        add(parser, for_task(space, task))
     parser.add_argument("--checkpoint", default="last", help="of the run: last or best (default: last)")
     parser.add_argument("--seed", type=natural, default=0, help="of a random-k mask (default: 0)")
 

@@ -21,17 +21,18 @@ import sys
 from collections.abc import Sequence
 
 import spaces
+from retrain.opening import for_task
 from sparsemask import flags, session
 from sparsemask.engine import distributed, fit
 from sparsemask.errors import command
 from sparsemask.options import Parser, plain
 
 
-def parser(space: str = "connectivity") -> Parser:
+def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     """The command's flags, the family's own included."""
     made = Parser("retrain", prog="retrain/train.py", description=__doc__)
     for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
-        add(made, spaces.get(space))
+        add(made, for_task(space, task))
     _family(space).add_options(made)
     return made
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     space = flags.peek_space(argv)
     space = getattr(spaces.get(space), "small", space)
     family = _family(space)
-    opened = session.open_training(parser(space), argv, family.check)
+    opened = session.open_training(parser(space, flags.peek_task(argv)), argv, family.check)
     options, run = opened.options, opened.run
     task = opened.task
     with opened.clean():

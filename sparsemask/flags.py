@@ -190,10 +190,25 @@ def peek_space(argv: Sequence[str] | None, newest: str | None = None) -> str:
     return found or DEFAULT_SPACE
 
 
+def peek_task(argv: Sequence[str] | None) -> str | None:
+    """The task a command line names, itself or by a run or a file of flags; None where it names none."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--task", "--config", "--run"):
+        first.add_argument(name)
+    first.add_argument("--resume", nargs="?")
+    seen, _ = first.parse_known_args(argv)
+    files = [Path(run) / "config.yaml" for run in (seen.resume, seen.run) if run] + [Path(seen.config or "")]
+    return seen.task or next(filter(None, (_in_config(file, "task") for file in files)), None)
+
+
 def _space_in_config(file: Path) -> str | None:
+    return _in_config(file, "space")
+
+
+def _in_config(file: Path, name: str) -> str | None:
     content = None
     if file.is_file():
         with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, OSError):
             content = yaml.safe_load(file.read_text())
-    space = content.get("space") if isinstance(content, dict) else None
-    return space if isinstance(space, str) else None
+    found = content.get(name) if isinstance(content, dict) else None
+    return found if isinstance(found, str) else None

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import retrain.eval
+import retrain.export
 import retrain.specialize
 import retrain.train
 import search.run
@@ -122,6 +123,9 @@ def test_pictures_are_enlarged_by_a_searched_decoder(place):
     forms = {row["form"]: row for row in json.loads((place / "runs/sr/forms.json").read_text())}
     assert forms["sparse"]["psnr"] == pytest.approx(forms["masked"]["psnr"], abs=1e-2)
     assert load_masks(place / "runs/sr/mask.npz").config["scale"] == 2
+    # Other verbs know by the run that its data are pictures to enlarge.
+    assert retrain.eval.main(["--run", "runs/sr", "--rounds", "0"]) == 0
+    assert retrain.export.main(["--run", "runs/sr", "--out", "sr.safetensors"]) == 0
 
 
 def test_other_networks_are_specialised_from_dense_weights(place):

@@ -41,6 +41,7 @@ def exportable(
         inputs={INPUT: torch.zeros(1, 3, *size)},
         outputs=(OUTPUT,),
         dynamic=({2: 2 * height, 3: 2 * width},),
+        multiple=2,
     )
 
 

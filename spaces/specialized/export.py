@@ -10,7 +10,7 @@ from spaces.specialized.network import SpecializedNetwork
 from spaces.specialized.plain import PlainForm
 from sparsemask.exporting import Exportable, channels_last, pure
 
-SIZE = (65, 98)  # of the example; sizes are open
+SIZE, EVEN = (65, 98), (64, 98)  # of the example; sizes are open, where pictures are enlarged even ones
 
 
 def exportable(space, network: SpecializedNetwork, batch: Tensor) -> Exportable:
@@ -26,9 +26,10 @@ def exportable(space, network: SpecializedNetwork, batch: Tensor) -> Exportable:
         save=lambda path: space.save(path, network, masks_of(network, space.name, space.task)),
         program=pure(_unchained(space.fast_form(network)), _run),
         plain=pure(PlainForm(network), lambda net, picture: net(picture)),
-        inputs={"picture": torch.zeros(2, batch.shape[1], *SIZE)},
+        inputs={"picture": torch.zeros(2, batch.shape[1], *(SIZE if network.scale is None else EVEN))},
         outputs=("scores" if network.scale is None else "larger",),
         dynamic=({0: any_size, 2: any_size, 3: any_size},),
+        multiple=1 if network.scale is None else 2,  # what the first convolution halves is cut to size else
     )
 
 

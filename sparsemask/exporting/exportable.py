@@ -48,6 +48,15 @@ class Exportable:
     """What the space's networks take as the inputs."""
     refused: dict[str, str] = field(default_factory=dict)
     """Formats (suffixes) in which the network cannot be written, and why."""
+    multiple: int = 1
+    """What the sizes of pictures must be multiples of."""
+
+    def fitted(self, batch: object) -> object:
+        """A batch cut to sizes that files take."""
+        if self.multiple == 1:
+            return batch
+        height, width = (n - n % self.multiple for n in batch.shape[-2:])
+        return batch[..., :height, :width].contiguous()
 
     def fixed(self, batch: object) -> Exportable:
         """The same for the sizes of one batch alone."""
