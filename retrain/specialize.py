@@ -25,6 +25,7 @@ import sys
 from collections.abc import Sequence
 
 import spaces
+from retrain.opening import for_task
 from retrain.sparse_conv import share
 from retrain.specialize_forms import compare_forms
 from retrain.specialize_start import find_start
@@ -49,11 +50,12 @@ def peek(argv: Sequence[str] | None):
     first.add_argument("--task")
     first.add_argument("--space")
     seen, _ = first.parse_known_args(argv)
-    name = seen.space or (flags.peek_space(argv) if _names_a_run(argv) else SPACE)
-    space = spaces.get(SPACE if name == "connectivity" else name)
-    if space.family != "sparse_conv":
+    again = _names_a_run(argv)  # --run names what is started from, which may have another task
+    name = seen.space or (flags.peek_space(argv) if again else SPACE)
+    name = SPACE if name == "connectivity" else name
+    if spaces.get(name).family != "sparse_conv":
         raise UseError(f"--space {name}: its networks have no fine-grained masks to specialise")
-    return space.for_task(seen.task) if seen.task and hasattr(space, "for_task") else space
+    return for_task(name, flags.peek_task(argv) if again else seen.task)
 
 
 def _names_a_run(argv: Sequence[str] | None) -> bool:

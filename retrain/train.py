@@ -16,12 +16,11 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import importlib
 import sys
 from collections.abc import Sequence
 
 import spaces
-from retrain.opening import for_task
+from retrain.opening import family_of, for_task
 from sparsemask import flags, session
 from sparsemask.engine import distributed, fit
 from sparsemask.errors import command
@@ -33,12 +32,8 @@ def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     made = Parser("retrain", prog="retrain/train.py", description=__doc__)
     for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
         add(made, for_task(space, task))
-    _family(space).add_options(made)
+    family_of(space).add_options(made)
     return made
-
-
-def _family(space: str):
-    return importlib.import_module(f"retrain.{spaces.get(space).family}")
 
 
 @command
@@ -46,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     space = flags.peek_space(argv)
     space = getattr(spaces.get(space), "small", space)
-    family = _family(space)
+    family = family_of(space)
     opened = session.open_training(parser(space, flags.peek_task(argv)), argv, family.check)
     options, run = opened.options, opened.run
     task = opened.task
