@@ -181,9 +181,10 @@ void chunk(const Product& p, int64_t start, int64_t count, const float** rows, d
     const int64_t stride = p.depth * PANEL;
     const float* panel = p.packed;
 #if SM_WIDTH == 16
-    for (; p.columns - first > 3 * PANEL; first += 4 * PANEL, panel += 4 * stride)
+    // sm_pack lays the last panel 8 wide where 8 or fewer columns are left: a call takes it in only where it is wider.
+    for (; p.columns - first > 3 * PANEL + 8; first += 4 * PANEL, panel += 4 * stride)
         columns<16, 6, 4>(rows, p, start, count, first, panel, stride, PANEL, sums);
-    for (; p.columns - first > PANEL; first += 2 * PANEL, panel += 2 * stride)
+    for (; p.columns - first > PANEL + 8; first += 2 * PANEL, panel += 2 * stride)
         columns<16, 12, 2>(rows, p, start, count, first, panel, stride, PANEL, sums);
     for (; p.columns - first > 8; first += PANEL, panel += stride)
         columns<16, 12, 1>(rows, p, start, count, first, panel, stride, PANEL, sums);
