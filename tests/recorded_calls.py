@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsemask.sparse.native import inverted_residual, library, locate, points, scales, stereo
+from sparsemask.sparse.native import inverted_residual, library, locate, points, scales
 
 _WORDS = 8
 _SEGMENT = (5, 2)  # words of a segment, and how many of them, at its beginning, are addresses
-_SCALE = (8, 3)
+_SCALE = (9, 3)
 _STRUCTS = {
     "sm_product": library._Product,
     "sm_products": library._Product,
@@ -179,8 +179,6 @@ class _Function:
 def recording():
     """Inside, the list it yields takes every call that computes something."""
     found, calls, kept = library.lib(), [], {}
-    own_entries = (scales, inverted_residual, locate)
-    caches = (points._lib, stereo._correlation, *(one._function for one in own_entries))
 
     class Library:
         def __getattr__(self, name):
@@ -188,8 +186,6 @@ def recording():
 
     own, older = library.lib, _tensors()
     gc.freeze()  # what is there already is looked through once
-    for cache in caches:
-        cache.cache_clear()
     library.lib = lambda: recorder
     recorder = Library()
     try:
@@ -197,8 +193,6 @@ def recording():
     finally:
         library.lib = own
         gc.unfreeze()
-        for cache in caches:
-            cache.cache_clear()
 
 
 def write(path: Path, calls: list[Recorded]) -> None:

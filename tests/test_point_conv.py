@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernel_sweeps import FORMS
 from spaces.sparse_conv.point_layers import PointConv
 from sparsemask.points.graph import build_graph
 from sparsemask.points.order import shell_order
@@ -58,15 +59,11 @@ def test_gradcheck_in_float64():
     assert torch.autograd.gradcheck(lambda *three: point_conv(*three, level), given)
 
 
-@pytest.mark.parametrize("width", [4, 8, 16])
-def test_every_vector_width_gives_the_same_numbers(width):
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_every_vector_width_gives_the_same_numbers(form):
     level, rows, weight, table = level_of(), torch.randn(120, 6), torch.randn(37, 9), torch.randn(125, 37)
-    try:
-        library.width(width)
-        with backend("native"):
-            found = point_conv(rows, weight, table, level)
-    finally:
-        library.width(16)
+    with library.using(form), backend("native"):
+        found = point_conv(rows, weight, table, level)
     torch.testing.assert_close(found, by_formula(rows, weight, table, level), rtol=1e-4, atol=1e-4)
 
 

@@ -66,12 +66,13 @@ def _model(name: str, device: str, dtype: torch.dtype, threads: int) -> Model:
 
 
 def _path(name: str, device: str, dtype: torch.dtype, threads: int) -> Path:
-    kind = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    kind = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
     said = repr((_VERSION, name, kind, str(dtype), threads, torch.__version__))
     return cache() / "costs" / f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,7 +1,8 @@
 """Sparse mask convolution by indirect products in C++: rows are read where they lie, nothing is gathered first.
 
 Built on first use (:mod:`sparsemask.sparse.native.build`) for every vector width of the processor family, chosen at run
-time. Threads are torch's. float32; other types are computed by other backends.
+time, and not trusted before small problems came out right on the processor at hand
+(:mod:`sparsemask.sparse.native.selfcheck`). Threads are torch's. float32; other types are computed by other backends.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ __all__ = ["BACKEND", "Native"]
 
 @lru_cache(maxsize=1)
 def _absent() -> str | None:
-    from sparsemask.sparse.native import build, library
+    from sparsemask.sparse.native import build, library, selfcheck
 
     try:
         library.lib()
     except (build.NoCompiler, OSError) as error:
         return str(error)
+    wrong = selfcheck.trust()
+    if wrong is not None:
+        return f"the kernels built here compute wrong results on this processor ({wrong}); please report it"
     return None
 
 

@@ -11,7 +11,6 @@ import itertools
 import threading
 import weakref
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -31,13 +30,6 @@ _chains: weakref.WeakValueDictionary[int, Chain] = weakref.WeakValueDictionary()
 
 class _Link(ctypes.Structure):
     _fields_ = [("masked", ctypes.c_int64), ("locate", locate._Locate), ("block", inverted_residual._Inverted)]
-
-
-@lru_cache(maxsize=1)
-def _function():
-    function = library.lib().sm_chain
-    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int64], None
-    return function
 
 
 class Chain:
@@ -143,7 +135,7 @@ class _Sizes:
             words[0, at], words[1:, at] = rows.data_ptr(), outs[:-1]
         if len(self.masked):
             words[self.masked, self.mask] = words[self.masked, self.found] = self.mask_at + flags.data_ptr()
-        _function()(words.ctypes.data, len(words))
+        library.lib().sm_chain(words.ctypes.data, len(words))
         return numbers, flags
 
     def views(self, numbers: Tensor, flags: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:

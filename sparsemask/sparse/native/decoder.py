@@ -131,7 +131,7 @@ class _Sizes:
         words[:, self.listed] = self.first + parts.ctypes.data
         for n, mask in zip(self.masked, held[1], strict=True):
             words[n, self.mask] = mask.data_ptr()
-        run, at, step = scales._function(), words.ctypes.data, words.strides[0]
+        run, at, step = library.lib().sm_scales, words.ctypes.data, words.strides[0]
         for n in range(len(words)):
             run(at + n * step)
         return numbers

@@ -8,7 +8,6 @@ stretch of either. They are padded to whole vectors by channels of zeros, which 
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -56,13 +55,6 @@ class _Inverted(ctypes.Structure):
     ]
 
 
-@lru_cache(maxsize=1)
-def _function():
-    function = library.lib().sm_inverted
-    function.argtypes, function.restype = [_P], None
-    return function
-
-
 def inverted_residual(
     x, mask, expand, expand_bias, expand_dense, depthwise, depthwise_bias, depthwise_dense, project, project_bias,
     project_dense, stride, shortcut,
@@ -84,7 +76,7 @@ def inverted_residual(
     if mask is not None:
         mask = mask.contiguous()
         said.mask = mask.data_ptr()
-    _function()(ctypes.addressof(said))
+    library.lib().sm_inverted(ctypes.addressof(said))
     return from_rows(out, batch, size, x)
 
 

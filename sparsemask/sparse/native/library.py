@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
-from collections.abc import Sequence
+import os
+import platform
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsemask.errors import UseError
 from sparsemask.sparse.native import build
 
 LARGE = 1 << 20  # numbers from which memory is worth asking for large pages
 NEAR = 1 << 18  # numbers that a core's cache holds
-LONGEST = 4096  # channels of a segment, columns of a depth-wise product
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -91,33 +96,109 @@ class Target:
     at: Tensor | None = None
 
 
-@lru_cache(maxsize=1)
+# Every entry of the library: the types of its arguments, and of its answer.
+_ENTRIES: dict[str, tuple[list, type | None]] = {
+    "sm_width": ([_I], _I),
+    "sm_pack": ([_P, _I, _I, _P], None),
+    "sm_split": ([_P, _I, _P, _P, _P], _I),
+    "sm_partition": ([_P, _I, _P, _I, _P, _P, _P, _P], None),
+    "sm_lookup": ([_P, _I, _P, _P], None),
+    "sm_fill": ([_P, _I, _I, _P, _I, _P, _P, _I, _I], None),
+    "sm_narrow": ([_P, _I, _I, _P, _I, _P, _I], None),
+    "sm_add_relu": ([_P, _P, _I, _I, _P, _I, _I], None),
+    "sm_advise": ([_P, _I], None),
+    "sm_keep_memory": ([], None),
+    "sm_product": ([_P], None),
+    "sm_products": ([_P, _I], None),
+    "sm_depthwise": ([_P], None),
+    "sm_points": ([_P], None),
+    "sm_point_gradients": ([_P], None),
+    "sm_point_bins": ([_P], None),
+    "sm_point_readers": ([_P, _P, _I, _I, _P, _P, _P], None),
+    "sm_point_means": ([_P, _I, _P, _I, _I, _P, _I], None),
+    "sm_correlation": ([_P, _P, _I, _I, _I, _I, _I, _P, _I], None),
+    "sm_inverted": ([_P], None),
+    "sm_locate": ([_P], None),
+    "sm_chain": ([_P, _I], None),
+    "sm_scales": ([_P], None),
+}
+_serving: tuple[ctypes.CDLL, build.Form] | None = None
+_lock = threading.Lock()
+
+
 def lib() -> ctypes.CDLL:
-    """The library, built on first use."""
-    found = build.library()
-    for name, arguments in (
-        ("sm_width", [_I]),
-        ("sm_pack", [_P, _I, _I, _P]),
-        ("sm_split", [_P, _I, _P, _P, _P]),
-        ("sm_partition", [_P, _I, _P, _I, _P, _P, _P, _P]),
-        ("sm_lookup", [_P, _I, _P, _P]),
-        ("sm_fill", [_P, _I, _I, _P, _I, _P, _P, _I, _I]),
-        ("sm_narrow", [_P, _I, _I, _P, _I, _P, _I]),
-        ("sm_add_relu", [_P, _P, _I, _I, _P, _I, _I]),
-        ("sm_advise", [_P, _I]),
-        ("sm_keep_memory", []),
-        ("sm_product", [_P]),
-        ("sm_products", [_P, _I]),
-        ("sm_depthwise", [_P]),
-    ):
+    """The library that serves, built on first use; $SPARSEMASK_VECTOR_WIDTH may choose another than the fastest."""
+    return (_serving or _start())[0]
+
+
+def form() -> build.Form:
+    """What the library that serves was compiled as."""
+    return (_serving or _start())[1]
+
+
+def _start() -> tuple[ctypes.CDLL, build.Form]:
+    global _serving
+    with _lock:
+        if _serving is None:
+            _serving = _chosen()
+        return _serving
+
+
+def _chosen() -> tuple[ctypes.CDLL, build.Form]:
+    """The library for this processor, or the one that the environment asks for, which is said in a line."""
+    asked, sanitized = build.asked_width(), os.environ.get("SPARSEMASK_SANITIZED_KERNELS") == "1"
+    if asked is None and not sanitized:
+        return _loaded(build.Form()), build.Form()
+    width, instruction_set = asked or (supported_width(), None)
+    known = supported()
+    if instruction_set is None:
+        fitting = [name for name in known if build.INSTRUCTION_SETS[name][0] == width]
+        instruction_set = (fitting or known)[-1]
+    if instruction_set not in known:
+        raise UseError(f"{build.VARIABLE}: this processor has no {instruction_set}; it has {', '.join(known)}")
+    chosen = build.Form(width, instruction_set, sanitized)
+    line = f"sparse kernels: vectors of {width} floats, compiled for {instruction_set}"
+    print(line + " with sanitizers" * sanitized, file=sys.stderr, flush=True)
+    return _loaded(chosen), chosen
+
+
+def _loaded(wanted: build.Form) -> ctypes.CDLL:
+    found = build.library(wanted)
+    for name, (arguments, answer) in _ENTRIES.items():
         function = getattr(found, name)
-        function.argtypes, function.restype = arguments, (_I if name in ("sm_width", "sm_split") else None)
+        function.argtypes, function.restype = arguments, answer
     found.sm_keep_memory()
     return found
 
 
+@lru_cache(maxsize=1)
+def supported() -> tuple[str, ...]:
+    """The instruction sets of this processor that kernels are compiled for, the plainest first."""
+    widest = supported_width()
+    known = build.instruction_sets(platform.machine())
+    return tuple(name for name in known if build.INSTRUCTION_SETS[name][0] <= widest)
+
+
+@lru_cache(maxsize=1)
+def supported_width() -> int:
+    """Floats of this processor's widest vectors."""
+    return _loaded(build.Form()).sm_width(16)
+
+
+@contextlib.contextmanager
+def using(wanted: build.Form) -> Iterator[ctypes.CDLL]:
+    """Within the `with`, the library of another form serves all threads of this process."""
+    global _serving
+    before = _serving or _start()
+    _serving = _loaded(wanted), wanted
+    try:
+        yield _serving[0]
+    finally:
+        _serving = before
+
+
 def width(widest: int = 16) -> int:
-    """Floats of the vectors in use after limiting them to `widest`."""
+    """Floats of the vectors in use after limiting them to `widest`; a library of one width knows that one alone."""
     return lib().sm_width(widest)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -38,13 +37,6 @@ class _Locate(ctypes.Structure):
     ]
 
 
-@lru_cache(maxsize=1)
-def _function():
-    function = library.lib().sm_locate
-    function.argtypes, function.restype = [_P], None
-    return function
-
-
 def locate(x, first, first_bias, second, second_bias, last, last_bias, threshold, cut) -> Tensor:
     """See :func:`sparsemask.sparse.locate.locate`; float32 on the CPU, at most 16 channels in the branch."""
     given = (first, first_bias, second, second_bias, last, last_bias)
@@ -56,7 +48,7 @@ def locate(x, first, first_bias, second, second_bias, last, last_bias, threshold
     said = _Locate.from_buffer_copy(plan.said)
     said.batch, said.height, said.width, said.x, said.cut = batch, height, width, rows.data_ptr(), cut
     said.least, said.out, said.threads = least(threshold) - plan.bias, out.data_ptr(), torch.get_num_threads()
-    _function()(ctypes.addressof(said))
+    library.lib().sm_locate(ctypes.addressof(said))
     return out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -33,21 +32,6 @@ _PointGrads = _struct(
 )
 
 
-@lru_cache(maxsize=1)
-def _lib() -> ctypes.CDLL:
-    found = library.lib()
-    for name, arguments in (
-        ("sm_points", [_P]),
-        ("sm_point_gradients", [_P]),
-        ("sm_point_bins", [_P]),
-        ("sm_point_readers", [_P, _P, _I, _I, _P, _P, _P]),
-        ("sm_point_means", [_P, _I, _P, _I, _I, _P, _I]),
-    ):
-        function = getattr(found, name)
-        function.argtypes, function.restype = arguments, None
-    return found
-
-
 def bins(xyz: Tensor, neighbours: Tensor, radius: float, size: int, nearest: bool) -> Tensor:
     """uint8 (R, K) cells of float32 xyz (R, 3) under int32 neighbours (R, K)."""
     out = torch.empty(neighbours.shape, dtype=torch.uint8)
@@ -56,7 +40,7 @@ def bins(xyz: Tensor, neighbours: Tensor, radius: float, size: int, nearest: boo
         rows=n, k=k, xyz=xyz.data_ptr(), neighbours=neighbours.data_ptr(), radius=radius, size=size, nearest=nearest,
         bins=out.data_ptr(), threads=torch.get_num_threads(),
     )  # fmt: skip
-    _lib().sm_point_bins(ctypes.addressof(said))
+    library.lib().sm_point_bins(ctypes.addressof(said))
     return out
 
 
@@ -65,7 +49,7 @@ def readers(neighbours: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n, k = neighbours.shape
     offsets = torch.empty(n + 1, dtype=torch.int64)
     who, cells = torch.empty(n * (k - 1), dtype=torch.int32), torch.empty(n * (k - 1), dtype=torch.uint8)
-    _lib().sm_point_readers(
+    library.lib().sm_point_readers(
         neighbours.data_ptr(), bins.data_ptr(), n, k, offsets.data_ptr(), who.data_ptr(), cells.data_ptr()
     )
     return offsets, who, cells
@@ -75,7 +59,7 @@ def means(rows: Tensor, neighbours: Tensor) -> Tensor:
     """(n, C): the mean of rows (R, C) over each line of neighbours (n, K)."""
     n, k = neighbours.shape
     out = library.empty(n, rows.shape[1])
-    _lib().sm_point_means(
+    library.lib().sm_point_means(
         rows.data_ptr(), rows.shape[1], neighbours.data_ptr(), n, k, out.data_ptr(), torch.get_num_threads()
     )
     return out
@@ -127,7 +111,7 @@ def aggregate(
     )
     if rest is not None:
         said.out1, said.stride1 = rest.data_ptr(), rest.stride(0)
-    _lib().sm_points(ctypes.addressof(said))
+    library.lib().sm_points(ctypes.addressof(said))
 
 
 def gradients(
@@ -143,5 +127,5 @@ def gradients(
         xyz=xyz.data_ptr(), rel=rel.data_ptr(), table=table.data_ptr(), grad=grad.data_ptr(), columns=g.shape[1],
         bins_count=len(table), to_g=to_g.data_ptr(), to_table=to_table.data_ptr(), threads=threads,
     )  # fmt: skip
-    _lib().sm_point_gradients(ctypes.addressof(said))
+    library.lib().sm_point_gradients(ctypes.addressof(said))
     return to_g, to_table.sum(0)

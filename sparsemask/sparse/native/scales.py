@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +28,7 @@ class _Scale(ctypes.Structure):
         ("width", _I),
         ("channels", _I),
         ("cut", _I),
+        ("first", _I),
     ]
 
 
@@ -50,13 +50,6 @@ class _Scales(ctypes.Structure):
     ]
 
 
-@lru_cache(maxsize=1)
-def _function():
-    function = library.lib().sm_scales
-    function.argtypes, function.restype = [_P], None
-    return function
-
-
 def fuse_scales(xs, weights, cut, bias, mask, dense, height, width) -> Tensor:
     """See :func:`sparsemask.sparse.scales.fuse_scales`; float32 on the CPU, at most `MOST` features."""
     batch, columns = len(xs[0]), len(bias)
@@ -76,7 +69,7 @@ def fuse_scales(xs, weights, cut, bias, mask, dense, height, width) -> Tensor:
         len(numbers), _whole(dense),
     )  # fmt: skip
     if out.numel():
-        _function()(ctypes.addressof(said))
+        library.lib().sm_scales(ctypes.addressof(said))
     like = next((x for x in xs if channels_last(x)), xs[0])
     return from_rows(out, batch, (height, width), like)
 

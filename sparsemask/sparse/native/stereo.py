@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from sparsemask.sparse.native import library
-
-
-@lru_cache(maxsize=1)
-def _correlation():
-    function = library.lib().sm_correlation
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    function.argtypes, function.restype = [pointer, pointer, *[number] * 5, pointer, number], None
-    return function
 
 
 def correlation(left: Tensor, right: Tensor, levels: int, groups: int) -> Tensor:
@@ -30,7 +19,7 @@ def correlation(left: Tensor, right: Tensor, levels: int, groups: int) -> Tensor
     out = library.empty(batch * levels * height * width, groups).view(batch, levels, height, width, groups)
     step = height * width * channels
     for number in range(batch):
-        _correlation()(
+        library.lib().sm_correlation(
             a.data_ptr() + 4 * number * step, b.data_ptr() + 4 * number * step, levels, height, width, groups,
             channels // groups, out[number].data_ptr(), torch.get_num_threads(),
         )  # fmt: skip

@@ -56,6 +56,7 @@ static void neighbours(const Inverted& p, const float* const* in, int64_t from, 
 template <int N, int S>
 static void around(const Inverted& p, const sm::Ring& ring, int64_t sample, int64_t y, int64_t x, const float** in) {
     constexpr int READ = (N - 1) * S + 3;
+    const float* zeros = zero_row(p.middle);
     for (int line = 0; line < 3; line++) {
         const int64_t row = y * S + line - 1;
         const bool there = row >= 0 && row < p.height;

@@ -25,16 +25,20 @@
     void scales(const sm::Scales&, int64_t);                                                              \
     void expand(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool);                     \
     void contract(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool, float*);           \
-    void scale_rows(const sm::Scales&, const sm::Scale&, const int32_t*, int64_t, bool, bool, float*,     \
-                    float*);                                                                              \
+    void scale_rows(const sm::Scales&, const sm::Scale&, const int32_t*, int64_t, bool, bool, int64_t,    \
+                    float*, float*);                                                                      \
     void locate_first(const sm::Locate&, int64_t, int64_t, float*, float*);                               \
     void locate_second(const sm::Locate&, int64_t, const float*, float*, float*);                         \
     }
 
+#ifdef SM_ONLY  // a library of one part, chosen when it was compiled: its name, its width
+SM_DECLARE(SM_ONLY)
+#else
 SM_DECLARE(sm_plain)
 #ifdef SM_X86
 SM_DECLARE(sm_avx2)
 SM_DECLARE(sm_avx512)
+#endif
 #endif
 
 #define SM_CHOICE(name, width) \
@@ -60,7 +64,8 @@ using Correlate = void (*)(const float*, const float*, int64_t, int64_t, int64_t
 using ScalesOf = void (*)(const sm::Scales&, int64_t);
 
 using Expand = void (*)(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool);
-using ScaleRows = void (*)(const sm::Scales&, const sm::Scale&, const int32_t*, int64_t, bool, bool, float*, float*);
+using ScaleRows = void (*)(const sm::Scales&, const sm::Scale&, const int32_t*, int64_t, bool, bool, int64_t, float*,
+                           float*);
 using LocateFirst = void (*)(const sm::Locate&, int64_t, int64_t, float*, float*);
 using LocateSecond = void (*)(const sm::Locate&, int64_t, const float*, float*, float*);
 using Contract = void (*)(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool, float*);
@@ -83,7 +88,10 @@ struct Choice {
     int64_t width;
 };
 
-Choice best(int64_t widest) {
+Choice best([[maybe_unused]] int64_t widest) {
+#ifdef SM_ONLY
+    return SM_CHOICE(SM_ONLY, SM_ONLY_WIDTH);
+#else
 #ifdef SM_X86
     __builtin_cpu_init();
     if (widest >= 16 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"))
@@ -92,6 +100,7 @@ Choice best(int64_t widest) {
         return SM_CHOICE(sm_avx2, 8);
 #endif
     return SM_CHOICE(sm_plain, 4);
+#endif
 }
 
 Choice chosen = best(16);
@@ -374,6 +383,6 @@ void sm_correlation(const float* left, const float* right, int64_t levels, int64
     }
 }
 
-int64_t sm_version() { return 1; }
+int64_t sm_version() { return 2; }
 
 }  // extern "C"

@@ -75,8 +75,9 @@ static int64_t taken_of(int64_t left) { return left > 4 && left < 7 ? 6 : left >
 // Rows [start, start + count), count <= CHUNK. rows: room for (segments, CHUNK) pointers.
 void narrow(const Product& p, int64_t start, int64_t count, const float** rows) {
     const int64_t length = p.n_segments ? p.segments[0].length : 0;
+    const float* zeros = zero_row(length);
     for (int64_t s = 0; s < p.n_segments; s++) {
-        locate(p.segments[s], p.pos + start, count, rows + s * CHUNK);
+        locate(p.segments[s], p.pos + start, count, zeros, rows + s * CHUNK);
         // A tap one or two places further reads almost the same rows as the one before.
         const bool near = s && p.segments[s].offset - p.segments[s - 1].offset <= 2;
         for (int64_t i = near ? count - 1 : 0; i < count && p.narrow > 1; i++)

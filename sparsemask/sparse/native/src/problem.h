@@ -5,7 +5,8 @@
 namespace sm {
 
 // A stretch of input channels that every output row reads from one row of a buffer. The row of output r is
-// map[pos[r] + offset] (or pos[r] + offset without a map); below zero it is a row of zeros.
+// map[pos[r] + offset] (or pos[r] + offset without a map); below zero it is a row of zeros. A map counts: the entries that
+// are not below zero follow each other, so that a stretch as long as its rows has no gap.
 struct Segment {
     const float* base;
     const int32_t* map;
@@ -118,6 +119,7 @@ struct Scale {
     int64_t width;
     int64_t channels;
     int64_t cut;  // relu6 of it is read
+    int64_t first;  // the line of (batch, height) that rows begins with
 };
 
 struct Scales {

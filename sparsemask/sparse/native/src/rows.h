@@ -24,7 +24,21 @@ constexpr int CHUNK = 48;  // rows whose pointers are kept while all panels pass
 constexpr int64_t NEAREST = 3072;  // floats of weights that stay in the nearest cache beside the rows
 constexpr int MAX_ZEROS = 4096;
 
-alignas(64) static const float zeros[MAX_ZEROS] = {};
+alignas(64) static const float few_zeros[MAX_ZEROS] = {};
+
+// A row of `length` zeros, read where nothing lies. Valid in this thread until the next call with a greater length.
+static inline const float* zero_row(int64_t length) {
+    if (length <= MAX_ZEROS) return few_zeros;
+    static thread_local std::vector<float> more;
+    if (static_cast<int64_t>(more.size()) < length) more.assign(length, 0.0f);
+    return more.data();
+}
+
+static inline int64_t longest(const Product& p) {
+    int64_t length = 0;
+    for (int64_t s = 0; s < p.n_segments; s++) length = std::max(length, p.segments[s].length);
+    return length;
+}
 
 // tile (MR, NV * W) += rows . weights over the segments [from, to); from 0 on it starts at zero.
 // rows: pointers, (segments, CHUNK), from this block's first row on.
@@ -151,9 +165,9 @@ static void columns(const float* const* rows, const Product& p, int64_t start, i
         for (int64_t i = 0; i < count; i++) finish(p, start + i, first, wide, tiles + i * NV * W, sums);
 }
 
-// Pointers to the rows that the `count` outputs at `pos`, which rise, read by one segment. Where nothing is left out of
-// the buffer between the first and the last of them, they follow from the first.
-static void locate(const Segment& one, const int32_t* pos, int64_t count, const float** rows) {
+// Pointers to the rows that the `count` outputs at `pos`, which rise, read by one segment; `zeros` where there is none.
+// Where nothing is left out of the buffer between the first and the last of them, they follow from the first.
+static void locate(const Segment& one, const int32_t* pos, int64_t count, const float* zeros, const float** rows) {
     const int64_t first = pos[0] + one.offset, last = pos[count - 1] + one.offset;
     const int64_t from = one.map ? one.map[first] : first, to = one.map ? one.map[last] : last;
     if (from >= 0 && to - from == last - first) {
@@ -161,8 +175,8 @@ static void locate(const Segment& one, const int32_t* pos, int64_t count, const 
         const int32_t stride = static_cast<int32_t>(one.stride);
         for (int64_t i = 0; i < count; i++) rows[i] = base + static_cast<int64_t>(pos[i]) * stride;
     } else if (count > 12) {
-        locate(one, pos, count / 2, rows);
-        locate(one, pos + count / 2, count - count / 2, rows + count / 2);
+        locate(one, pos, count / 2, zeros, rows);
+        locate(one, pos + count / 2, count - count / 2, zeros, rows + count / 2);
     } else {
         for (int64_t i = 0; i < count; i++) {
             const int64_t at = pos[i] + one.offset, found = one.map ? one.map[at] : at;
@@ -173,8 +187,9 @@ static void locate(const Segment& one, const int32_t* pos, int64_t count, const 
 
 // Rows [start, start + count), count <= CHUNK. rows: room for (segments, CHUNK) pointers.
 void chunk(const Product& p, int64_t start, int64_t count, const float** rows, double* sums) {
+    const float* zeros = zero_row(longest(p));
     for (int64_t s = 0; s < p.n_segments; s++) {
-        locate(p.segments[s], p.pos + start, count, rows + s * CHUNK);
+        locate(p.segments[s], p.pos + start, count, zeros, rows + s * CHUNK);
         for (int64_t i = count; i < CHUNK; i++) rows[s * CHUNK + i] = zeros;
     }
     int64_t first = 0;

@@ -92,7 +92,7 @@ void scales(const sm::Scales& p, int64_t line) {
         const sm::Scale& one = p.scales[s];
         float down;
         const int64_t top = between(y, step_of(p.height, one.height), one.height, &down);
-        const float* first = one.rows + (sample * one.height + top) * one.width * one.stride;
+        const float* first = one.rows + (sample * one.height + top - one.first) * one.width * one.stride;
         const bool alike = one.height == p.height && one.width == p.width;
         Line made = {first, one.stride, one.height, one.width, down != 0 ? one.width * one.stride : 0, down,
                      step_of(p.width, one.width)};
@@ -144,31 +144,32 @@ void scales(const sm::Scales& p, int64_t line) {
 }
 
 // The 1x1 convolution of `count` <= CHUNK places of a feature; of dropped ones the dense columns. scratch: (CHUNK,
-// channels); out: (places, wide); add: to what is there.
+// channels); out: (places, wide) from place `first` on; add: to what is there.
 void scale_rows(const sm::Scales& p, const sm::Scale& one, const int32_t* pos, int64_t count, bool kept, bool add,
-                float* scratch, float* out) {
+                int64_t first, float* scratch, float* out) {
     using V = typename Vector<SM_WIDTH>::type;
     constexpr int W = SM_WIDTH;
     const V zero = {}, top = 6.0f - zero;
-    int32_t numbers[CHUNK];
+    int32_t numbers[CHUNK], to[CHUNK];
     const int32_t* at = pos;
     const float* base = one.rows;
+    for (int64_t i = 0; i < count; i++) to[i] = static_cast<int32_t>(pos[i] - first);
     if (one.cut) {
         for (int64_t i = 0; i < count; i++) {
             const float* from = one.rows + pos[i] * one.stride;
-            float* to = scratch + i * one.channels;
+            float* row = scratch + i * one.channels;
             int64_t k = 0;
             for (; k + W <= one.channels; k += W) {
                 const V v = *reinterpret_cast<const V*>(from + k);
-                *reinterpret_cast<V*>(to + k) = v > zero ? (v > top ? top : v) : zero;
+                *reinterpret_cast<V*>(row + k) = v > zero ? (v > top ? top : v) : zero;
             }
-            for (; k < one.channels; k++) to[k] = std::min(std::max(from[k], 0.0f), 6.0f);
+            for (; k < one.channels; k++) row[k] = std::min(std::max(from[k], 0.0f), 6.0f);
             numbers[i] = static_cast<int32_t>(i);
         }
         at = numbers, base = scratch;
     }
     point_product(base, one.cut ? one.channels : one.stride, one.channels, at, count,
-                  kept ? one.packed : one.packed_dense, nullptr, kept ? p.wide : p.wide_dense, 0, out, pos, p.wide,
+                  kept ? one.packed : one.packed_dense, nullptr, kept ? p.wide : p.wide_dense, 0, out, to, p.wide,
                   add ? out : nullptr, p.wide);
 }
 

@@ -93,7 +93,7 @@ extern "C" void sm_scales(const sm::Scales* given) {
             const Chunks& c = part.kept ? kept[part.scale] : dropped[part.scale];
             const int64_t n = c.length(part.chunk);
             if (n)
-                chosen.scale_rows(p, scales[part.scale], c.start(part.chunk), n, part.kept, false, scratch.data(),
+                chosen.scale_rows(p, scales[part.scale], c.start(part.chunk), n, part.kept, false, 0, scratch.data(),
                                   out[part.scale]);
         }
         sm::Scale mine[MOST];
@@ -112,19 +112,20 @@ extern "C" void sm_scales(const sm::Scales* given) {
 #pragma omp for schedule(dynamic, 2)
         for (int64_t line = 0; line < lines; line++) {
             const int64_t from = line * p.width, to = from + p.width;
-            float* base = buffer.data() - from * p.wide;  // as if the lines before were there
             bool add = false;
             for (int64_t s = 0; s < p.n; s++) {
                 if (!alike[s]) continue;
                 const Chunks here(found[s].kept.data(), found[s].n_kept, from, to, 1);
                 const Chunks rest(found[s].dropped.data(), p.dense ? found[s].n_dropped : 0, from, to, 1);
                 for (int64_t i = 0; i < here.n; i++)
-                    chosen.scale_rows(p, scales[s], here.start(i), here.length(i), true, add, scratch.data(), base);
+                    chosen.scale_rows(p, scales[s], here.start(i), here.length(i), true, add, from, scratch.data(),
+                                      buffer.data());
                 for (int64_t i = 0; i < rest.n; i++)
-                    chosen.scale_rows(p, scales[s], rest.start(i), rest.length(i), false, add, scratch.data(), base);
+                    chosen.scale_rows(p, scales[s], rest.start(i), rest.length(i), false, add, from, scratch.data(),
+                                      buffer.data());
                 add = true;
             }
-            if (sum) sum->rows = base;
+            if (sum) sum->rows = buffer.data(), sum->first = line;
             chosen.scales(told, line);
         }
     }
