@@ -19,7 +19,7 @@ import recorded_calls
 from literal_sparse import one_thread  # noqa: F401
 from sparsemask.sparse import SparseMaskConv, available_backends, backend
 from sparsemask.sparse.cost_volume import correlation_volume
-from sparsemask.sparse.native import build, library
+from sparsemask.sparse.native import build
 from sparsemask.sparse.sums import add_relu
 from test_smpointseg import crop, small
 from test_sparse_block import attention, block_problem
@@ -47,7 +47,6 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=f"nothing to record: 
 def recorded() -> list[recorded_calls.Recorded]:
     """What layers, blocks, point networks with gradients and cost volumes call, with results computed here."""
     torch.set_num_threads(1)
-    library.width(16)
     with recorded_calls.recording() as calls, backend("native"):
         torch.manual_seed(0)
         with torch.no_grad():

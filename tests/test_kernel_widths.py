@@ -169,7 +169,11 @@ FAULTS = {
     ),
     "depth-wise tail": ("rows.h", "for (; k < p.columns; k++) {", "for (; k + 1 < p.columns; k++) {"),
     "inner products": ("narrow.h", "const int64_t kept = p.places ? 0 : p.columns;", "const int64_t kept = p.columns;"),
-    "points": ("points.h", "std::min(first + (count - 1) * W, p.columns - W)", "std::max<int64_t>(first, p.columns - W - 1)"),
+    "points": (
+        "points.h",
+        "std::min(first + (count - 1) * W, p.columns - W)",
+        "std::max<int64_t>(first, p.columns - W - 1)",
+    ),
     "point gradients": ("points.h", "mine -= dy", "mine += dy"),
     "correlation": ("stereo.h", "for (; g < groups; g++)", "for (; g + 1 < groups; g++)"),
     "residual": ("inverted.h", "for (int64_t k = to; k < to + p.only_after; k++)", "for (int64_t k = to; k < to; k++)"),

@@ -156,10 +156,13 @@ def _chosen() -> tuple[ctypes.CDLL, build.Form]:
         instruction_set = (fitting or known)[-1]
     if instruction_set not in known:
         raise UseError(f"{build.VARIABLE}: this processor has no {instruction_set}; it has {', '.join(known)}")
-    chosen = build.Form(width, instruction_set, sanitized)
+    natural = build.INSTRUCTION_SETS[instruction_set][0] == width
+    chosen = build.Form() if natural and not sanitized else build.Form(width, instruction_set, sanitized)
+    found = _loaded(chosen)
+    found.sm_width(width)
     line = f"sparse kernels: vectors of {width} floats, compiled for {instruction_set}"
     print(line + " with sanitizers" * sanitized, file=sys.stderr, flush=True)
-    return _loaded(chosen), chosen
+    return found, chosen
 
 
 def _loaded(wanted: build.Form) -> ctypes.CDLL:
@@ -197,9 +200,9 @@ def using(wanted: build.Form) -> Iterator[ctypes.CDLL]:
         _serving = before
 
 
-def width(widest: int = 16) -> int:
-    """Floats of the vectors in use after limiting them to `widest`; a library of one width knows that one alone."""
-    return lib().sm_width(widest)
+def width() -> int:
+    """Floats of the vectors in use."""
+    return lib().sm_width(0)
 
 
 def pack(weights: Tensor) -> Tensor:

@@ -84,8 +84,8 @@ def problems() -> Iterator[tuple[str, float]]:
         yield f"inverted residual of {middle} channels, stride {stride}", inverted(middle, stride=stride)
     for columns in (8, 21, 40):
         yield f"decoder stage of {columns} channels", fused(columns)
-    for stride in (1, 2):
-        yield f"mask branch of stride {stride}", mask_branch(9, stride=stride)
+    for stride, cut in ((1, 0), (1, 1), (2, 0)):
+        yield f"mask branch of stride {stride}", mask_branch(9, stride=stride, size=(10, 13), variant=cut)
     yield "lists of locations", lists(70)
 
 
