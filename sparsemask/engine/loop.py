@@ -15,6 +15,7 @@ from sparsemask.engine.interrupt import Interrupt
 from sparsemask.engine.method import Method
 from sparsemask.engine.records import JsonLines, Progress, TensorBoard
 from sparsemask.errors import UseError
+from sparsemask.finite import NotFiniteError
 from sparsemask.runs import Run
 from sparsemask.weight_files import check_finite
 
@@ -191,7 +192,10 @@ class Fit:
             self.method.before_step(self.model, -1)
             batchnorm.reestimate(self.model, (self._to(images) for images, _ in data.plainly(loader)))
         distributed.average_buffers(self.model)
-        result = self.method.evaluate(self.model, self.task, self.arithmetic, self.options)
+        try:
+            result = self.method.evaluate(self.model, self.task, self.arithmetic, self.options)
+        except NotFiniteError as error:
+            raise UseError(f"validation after step {self.step}: {error}; {self._kept()}") from None
         batchnorm.set_training(self.model, self.options.freeze_bn)
         return result
 

@@ -126,8 +126,8 @@ def _whole(thin: Cloud, network, made: Recipe, arithmetic, seconds: dict) -> np.
         if settings.colours:
             features = np.concatenate([features, thin.colours[order]], axis=1)
         batch = batch_of(features, settings)
-    with _timed(seconds, "network"), torch.inference_mode(), arithmetic.context():
-        logits = network(batch.to(arithmetic.device, arithmetic.parameters))
+    with _timed(seconds, "network"), torch.inference_mode():
+        logits = arithmetic.run(network, batch)
         labels = np.empty(len(thin), np.int64)
         labels[order] = logits[0].argmax(0).cpu().numpy()
     return labels
