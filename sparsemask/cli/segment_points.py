@@ -33,6 +33,13 @@ def parser() -> Parser:
     made.add_argument("--weights", required=True, help="the network's weights")
     made.add_argument("--show", metavar="DIR", default=None, help="draw classes and kept points into a folder")
     made.add_argument("--web", metavar="HTML", default=None, help="write a page that shows the cloud")
+    made.add_argument(
+        "--bin_columns",
+        type=positive,
+        default=None,
+        metavar="N",
+        help="float32 values a point of a .bin, x, y, z first (default: 4; of .pcd.bin 5)",
+    )
     made.add_argument("--grid", type=factor, default=None, help="side of the voxels in metres (default: as trained)")
     made.add_argument("--n_points", type=positive, default=None, help="points of a crop (default: as trained)")
     way = made.add_mutually_exclusive_group()
@@ -62,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if out.suffix == ".label" and not hasattr(made.task, "raw_labels"):
         raise UseError(f"{out}: .label files hold SemanticKITTI's labels, and these weights are of other classes: .ply")
     began = time.perf_counter()
-    cloud = read_cloud(options.cloud)
+    cloud = read_cloud(options.cloud, options.bin_columns)
     read = time.perf_counter() - began
     found = segment(
         cloud, network, made, where, False if options.whole else options.votes, lambda one: float(mean_kept(one))
@@ -126,10 +133,10 @@ def write(path: Path, cloud, classes: np.ndarray, made) -> None:
         return
     if kind == ".npz":
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, xyz=cloud.xyz, pred=classes.astype(np.uint8), names=np.array(made.names))
+        np.savez_compressed(buffer, xyz=cloud.coordinates, pred=classes.astype(np.uint8), names=np.array(made.names))
         write_bytes(path, buffer.getvalue())
         return
-    columns = dict(zip("xyz", cloud.xyz.T, strict=True)) | {"pred": classes.astype(np.uint8)}
+    columns = dict(zip("xyz", cloud.coordinates.T, strict=True)) | {"pred": classes.astype(np.uint8)}
     colours = class_colours(made.names)[classes]
     columns |= dict(zip(("red", "green", "blue"), colours.T, strict=True))
     if cloud.labels is not None:

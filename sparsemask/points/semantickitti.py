@@ -15,6 +15,7 @@ import numpy as np
 
 from sparsemask.errors import UseError
 from sparsemask.points.clouds import IGNORED, Cloud, CloudFile, read_array, read_projection
+from sparsemask.points.coordinates import near_origin
 from sparsemask.points.grid import check_points
 from sparsemask.points.labels import checked_classes, class_weights
 
@@ -131,7 +132,8 @@ def read_prepared(file: CloudFile) -> Cloud:
     if xyz.ndim != 2 or xyz.shape[1] != 3 or xyz.dtype.kind != "f":
         raise UseError(f"{file.path}: expected (N, 3) coordinates, found {xyz.shape} of {xyz.dtype}")
     check_points(xyz, file.path)
-    cloud = Cloud(file.name, np.ascontiguousarray(xyz, np.float32))
+    xyz, offset = near_origin(xyz)
+    cloud = Cloud(file.name, xyz, offset=offset)
     labels = folder / "labels" / file.path.name
     if labels.is_file():
         cloud.labels = _classes(read_array(labels).reshape(-1), labels)
