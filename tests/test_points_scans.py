@@ -186,7 +186,7 @@ def test_where_a_cloud_lies_does_not_change_its_classes(shape, inside, tmp_path,
     for name, place in (("near", 0), ("far", shift)):
         np.savez(f"{name}.npz", xyz=xyz + place, colours=inside[1])
         for out in (f"{name}_out.ply", f"{name}_out.npz"):
-            argv = [f"{name}.npz", out, "--weights", "w.safetensors", "--grid", "0.12", "--n_points", "64"]
+            argv = [f"{name}.npz", out, "--weights", "w.safetensors", "--grid", "0.48", "--n_points", "128"]
             assert main([*argv, "--backend", "reference"]) == 0, capfd.readouterr().err
     near, far = (read_ply(f"{name}_out.ply") for name in ("near", "far"))
     assert (near["pred"] == far["pred"]).mean() > 0.99 and near["x"].dtype == np.float32
@@ -198,7 +198,7 @@ def test_where_a_cloud_lies_does_not_change_its_classes(shape, inside, tmp_path,
 
 
 def test_clouds_made_in_memory_may_lie_anywhere(inside):
-    made = recipe(net := network(6, 13), {}, n_points=64, grid=0.12)
+    made = recipe(net := network(6, 13), {}, n_points=128, grid=0.48)
     colours = (inside[1] / 255).astype(np.float32)
     shift = 12 * np.round(HERE / 12)
     near, far = (

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from spaces.sparse_conv.masking import mean_kept
     from sparsemask.devices import arithmetic
+    from sparsemask.points import semantickitti
     from sparsemask.points.clouds import read_cloud
     from sparsemask.sparse import set_backend
     from sparsemask.tasks.points_whole import recipe, segment
@@ -68,17 +69,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = recipe(network, said, options.weights, n_points=options.n_points, grid=options.grid)
     if out.suffix == ".label" and not hasattr(made.task, "raw_labels"):
         raise UseError(f"{out}: .label files hold SemanticKITTI's labels, and these weights are of other classes: .ply")
+    prepared = semantickitti.prepared_file(options.cloud) if out.suffix.lower() == ".label" else None
+    if prepared is not None:
+        semantickitti.check_original(prepared)
     began = time.perf_counter()
     cloud = read_cloud(options.cloud, options.bin_columns)
     read = time.perf_counter() - began
     found = segment(
         cloud, network, made, where, False if options.whole else options.votes, lambda one: float(mean_kept(one))
     )
-    write(out, cloud, found.classes, made)
+    classes, of = found.classes, ""
+    if prepared is not None:
+        classes = semantickitti.all_points(prepared, prepared.read(), classes)
+        of = f", labels of all {len(classes)} points of the scan"
+    write(out, cloud, classes, made)
     steps = {"read": read, **found.seconds}
     said = ", ".join(f"{name} {spent:.2f}" for name, spent in steps.items())
     print(
-        f"{options.cloud} ({len(cloud)} points) -> {out}: {sum(steps.values()):.2f} s ({said}); {len(found.thin)} "
+        f"{options.cloud} ({len(cloud)} points) -> {out}{of}: {sum(steps.values()):.2f} s ({said}); {len(found.thin)} "
         f"points {made.grid:g} m apart; kept {100 * found.kept:.0f} % ({options.weights})"
     )
     for path in show(cloud, found, made, options.show, options.web):

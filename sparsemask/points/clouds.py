@@ -126,6 +126,11 @@ def read_array(path: str | os.PathLike) -> np.ndarray:
         raise UseError(f"{path}: not readable as an array ({error})") from None
 
 
+def has_projection(stem: Path) -> bool:
+    """Whether there is a file that :func:`read_projection` reads."""
+    return any(stem.with_name(f"{stem.name}_proj.{kind}").is_file() for kind in ("npz", "pkl"))
+
+
 def read_projection(stem: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Projection and labels of the original points, from STEM_proj.npz (ours) or STEM_proj.pkl (the public code's).
 
