@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from sparsemask.errors import UseError
+from sparsemask.files import distinct_names
 from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD, SCALES, augment, draw_view, pad
 from VOC12.images import read_picture
 from VOC12.lists import load_class_names
@@ -70,8 +72,12 @@ class SegmentationDataset(Dataset):
         return self.sample(index, np.random.default_rng(int(torch.randint(2**62, ()))))
 
     def name(self, index: int) -> str:
-        """Name of a picture: its file's, without suffix."""
-        return Path(self.pairs[index][0]).stem
+        """Name of a picture: its file's, without suffix; with folders where two would have the same."""
+        return self._names[index]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return distinct_names([picture for picture, _ in self.pairs])
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Random scale, crop and flip, all from `rng`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +215,7 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
     if options.out:
         folder = Path(options.out)
         folder.mkdir(parents=True, exist_ok=True)
-        each = lambda i, p: task.save(folder / f"{task.eval_data.name(i)}.png", p)
+        each = functools.partial(task.write, folder)
     scores = task.scores(model, where, options, options.eval_limit, options.flips, tuple(options.eval_scales), each)
     pictures = min(len(task.eval_data), options.eval_limit or len(task.eval_data))
     if distributed.rank():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sparsemask.errors import UseError
+from sparsemask.finite import check_output
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,15 @@ class Arithmetic:
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast)
+
+    def run(self, model, inputs):
+        """`model(inputs)` on the device in this precision, as every evaluation calls it.
+
+        Raises :class:`sparsemask.finite.NotFiniteError` where the output holds NaN or infinite values.
+        """
+        inputs = inputs.to(self.device, self.parameters)
+        with self.context():
+            return check_output(model(inputs), model)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Loss scaler: at work for float16, a no-op otherwise. It skips steps until its scale fits the gradients."""

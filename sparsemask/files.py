@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,6 +72,31 @@ def sha256(path: str | os.PathLike) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def distinct_names(paths: Sequence[str | os.PathLike], suffix: bool = False) -> list[str]:
+    """A name for each of some files, by which what is made of them can be kept apart: two files never share one.
+
+    Stems where they differ (file names with `suffix`), else the paths below the folder that holds them all, `a/0000`
+    and `b/0000`; with their suffixes where these alone tell files apart. A file that is named twice has one name.
+    """
+    paths = [Path(path) for path in paths]
+    short = (lambda path: path.name) if suffix else (lambda path: path.stem)
+    names = [short(path) for path in paths]
+    if len(set(names)) == len(paths):
+        return names
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    distinct = len(set(whole))
+    if len(set(names)) == distinct:
+        return names
+    top = os.path.commonpath({path.parent for path in whole})
+    below = [path.relative_to(top) for path in whole]
+    names = [(path.parent / short(path)).as_posix() for path in below]
+    owners: dict[str, set[Path]] = {}
+    for name, path in zip(names, below, strict=True):
+        owners.setdefault(name, set()).add(path)
+    names = [name if len(owners[name]) == 1 else path.as_posix() for name, path in zip(names, below, strict=True)]
+    return names if len(set(names)) == distinct else [path.as_posix() for path in below]
 
 
 def must_exist(path: str | os.PathLike, what: str, hint: str = "") -> Path:

@@ -22,9 +22,7 @@ from torch import Tensor, nn
 
 from sparsemask.errors import UseError, one_line
 from sparsemask.files import write_bytes
-
-# Where the tensors stand inside a checkpoint: ours, then the names public checkpoints use.
-_ENTRIES = ("model", "state_dict", "model_state_dict")
+from sparsemask.weight_files import ENTRIES, check_finite, shard, unwrapped, what_it_is
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
@@ -37,11 +35,14 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         raise UseError(f"{path}: is a folder, expected a checkpoint file")
     if not path.exists():
         raise UseError(f"checkpoint not found: {path}")
+    if part := shard(path):
+        raise UseError(f"{path}: {part}")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, ValueError) as error:
-            raise UseError(f"{path}: truncated or not a safetensors file ({_brief(error)})") from None
+            really = what_it_is(path) or f"truncated or not a safetensors file ({_brief(error)})"
+            raise UseError(f"{path}: {really}") from None
     try:
         with warnings.catch_warnings():  # about pickles that it then refuses
             warnings.simplefilter("ignore", UserWarning)
@@ -58,6 +59,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
+    if really := what_it_is(path):
+        return f"{path}: {really}"
     text = str(error)
     asked = re.search(r"GLOBAL\s+([\w.]+\.[\w.]+)", text)
     if asked or _calls(path):
@@ -111,31 +114,27 @@ def metadata(path: str | os.PathLike) -> dict:
 
 
 def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The bare state dict inside any checkpoint, without a `module.` prefix.
+    """The bare state dict inside any checkpoint, without the prefixes of DataParallel and torch.compile.
 
-    Reads this toolkit's checkpoints (entry `model`), public ones (`state_dict`), bare dicts and safetensors.
+    Reads this toolkit's checkpoints (entry `model`), public ones (`state_dict`, `params_ema`, `net`, ...), bare dicts
+    and safetensors. Raises UseError where weights are not finite.
     """
     return bare_state(read_checkpoint(path), path)
 
 
 def bare_state(checkpoint: Mapping, what: object = "checkpoint") -> dict[str, Tensor]:
-    """The bare state dict inside a checkpoint already read; UseError naming `what` when there is none."""
-    for entry in _ENTRIES:
-        if isinstance(checkpoint.get(entry), Mapping):
-            checkpoint = checkpoint[entry]
-            break
-    state = {str(key): value for key, value in checkpoint.items()}
+    """The bare state dict inside a checkpoint already read; UseError naming `what` without any, or not finite."""
+    state = unwrapped(checkpoint, what)
     strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if not state or strange:
         found = f"found {', '.join(strange[:4])}" if strange else "it is empty"
-        raise UseError(f"{what}: no weights in it, neither bare nor under {' or '.join(_ENTRIES)} ({found})")
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+        raise UseError(f"{what}: no weights in it, neither bare nor under {' or '.join(ENTRIES)} ({found})")
+    check_finite(state, what)
     return state
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
-    """Load `state` into `module`; UseError, with nothing loaded, unless names and shapes agree exactly."""
+    """Load `state` into `module`; UseError, with nothing loaded, unless names and shapes agree and all is finite."""
     own = module.state_dict()
     shapes = [key for key in own if key in state and state[key].shape != own[key].shape]
     missing = [key for key in own if key not in state]
@@ -148,6 +147,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) 
         problems.append(f"{len(unexpected)} do not belong here ({_some(unexpected)})")
     if problems:
         raise UseError(f"{what}: these weights do not fit the network: {'; '.join(problems)}")
+    check_finite(state, what)
     module.load_state_dict(state)
 
 

@@ -29,6 +29,7 @@ def raw_scans(root: Path) -> Path:
         folder = root / "dataset/sequences" / sequence
         (folder / "velodyne").mkdir(parents=True)
         points = rng.normal(0, 0.1, (300, 4)).astype("<f4")
+        points[:, 3] = abs(points[:, 3])  # remission
         points.tofile(folder / "velodyne/000000.bin")
         if labelled:
             (folder / "labels").mkdir()

@@ -57,7 +57,7 @@ def test_a_killed_run_leaves_no_torn_file_and_can_be_run_again(tmp_path):
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(60):
-        rng.normal(0, 10, (20000, 4)).astype("<f4").tofile(raw / f"{number:06d}.bin")
+        (rng.normal(0, 10, (20000, 4)) * [1, 1, 1, 0] + 0.5).astype("<f4").tofile(raw / f"{number:06d}.bin")
     run = subprocess.Popen(command("semantickitti", tmp_path), env=environment(tmp_path / "home"))
     out = tmp_path / "sequences_0.06"
     deadline = time.monotonic() + 60

@@ -35,7 +35,7 @@ def place(tmp_path, monkeypatch) -> Path:
     for name, shape in (("scan", (3, 19)), ("room", (6, 13))):
         spaces.get("smpointseg").save(f"{name}.safetensors", network(*shape))
     rng = np.random.default_rng(0)
-    rng.normal(0, 5, (700, 4)).astype("<f4").tofile("scan.bin")
+    (rng.normal(0, 5, (700, 4)) * [1, 1, 1, 0] + [0, 0, 0, 0.5]).astype("<f4").tofile("scan.bin")
     one = cloud(0, 500)
     colours = np.rint(255 * one.colours).astype(np.uint8)
     columns = zip(("x", "y", "z", "red", "green", "blue"), (*one.xyz.T, *colours.T), strict=True)

@@ -34,6 +34,7 @@ def scans(tmp_path_factory):
         for part in ("velodyne", "labels"):
             (folder / "sequences" / sequence / part).mkdir(parents=True, exist_ok=True)
         xyz = rng.normal(0, 4, (600, 4)).astype("<f4")
+        xyz[:, 3] = abs(xyz[:, 3])  # remission
         xyz.tofile(folder / "sequences" / sequence / "velodyne" / f"{scan}.bin")
         rng.choice(known, 600).astype("<u4").tofile(folder / "sequences" / sequence / "labels" / f"{scan}.label")
     prepare_semantickitti_scans(folder, project=True, jobs=1)

@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     from sparsemask.devices import arithmetic
+    from sparsemask.finite import check_output
     from sparsemask.sparse import set_backend
 
     where = arithmetic(options.gpu)
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tile = settle_tile(options, pair, network.maxdisp)
     began = time.perf_counter()
     found, masks, kept = run(network, pair, tile)
+    check_output(found, network)
     disparity = unpad(found[0], *left.shape[:2]).cpu().numpy()
     spent = time.perf_counter() - began
     lost = write(files, disparity)

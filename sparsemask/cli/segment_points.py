@@ -33,6 +33,13 @@ def parser() -> Parser:
     made.add_argument("--weights", required=True, help="the network's weights")
     made.add_argument("--show", metavar="DIR", default=None, help="draw classes and kept points into a folder")
     made.add_argument("--web", metavar="HTML", default=None, help="write a page that shows the cloud")
+    made.add_argument(
+        "--bin_columns",
+        type=positive,
+        default=None,
+        metavar="N",
+        help="float32 values a point of a .bin, x, y, z first (default: 4; of .pcd.bin 5)",
+    )
     made.add_argument("--grid", type=factor, default=None, help="side of the voxels in metres (default: as trained)")
     made.add_argument("--n_points", type=positive, default=None, help="points of a crop (default: as trained)")
     way = made.add_mutually_exclusive_group()
@@ -51,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from spaces.sparse_conv.masking import mean_kept
     from sparsemask.devices import arithmetic
+    from sparsemask.points import semantickitti
     from sparsemask.points.clouds import read_cloud
     from sparsemask.sparse import set_backend
     from sparsemask.tasks.points_whole import recipe, segment
@@ -61,17 +69,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = recipe(network, said, options.weights, n_points=options.n_points, grid=options.grid)
     if out.suffix == ".label" and not hasattr(made.task, "raw_labels"):
         raise UseError(f"{out}: .label files hold SemanticKITTI's labels, and these weights are of other classes: .ply")
+    prepared = semantickitti.prepared_file(options.cloud) if out.suffix.lower() == ".label" else None
+    if prepared is not None:
+        semantickitti.check_original(prepared)
     began = time.perf_counter()
-    cloud = read_cloud(options.cloud)
+    cloud = read_cloud(options.cloud, options.bin_columns)
     read = time.perf_counter() - began
     found = segment(
         cloud, network, made, where, False if options.whole else options.votes, lambda one: float(mean_kept(one))
     )
-    write(out, cloud, found.classes, made)
+    classes, of = found.classes, ""
+    if prepared is not None:
+        classes = semantickitti.all_points(prepared, prepared.read(), classes)
+        of = f", labels of all {len(classes)} points of the scan"
+    write(out, cloud, classes, made)
     steps = {"read": read, **found.seconds}
     said = ", ".join(f"{name} {spent:.2f}" for name, spent in steps.items())
     print(
-        f"{options.cloud} ({len(cloud)} points) -> {out}: {sum(steps.values()):.2f} s ({said}); {len(found.thin)} "
+        f"{options.cloud} ({len(cloud)} points) -> {out}{of}: {sum(steps.values()):.2f} s ({said}); {len(found.thin)} "
         f"points {made.grid:g} m apart; kept {100 * found.kept:.0f} % ({options.weights})"
     )
     for path in show(cloud, found, made, options.show, options.web):
@@ -126,10 +141,10 @@ def write(path: Path, cloud, classes: np.ndarray, made) -> None:
         return
     if kind == ".npz":
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, xyz=cloud.xyz, pred=classes.astype(np.uint8), names=np.array(made.names))
+        np.savez_compressed(buffer, xyz=cloud.coordinates, pred=classes.astype(np.uint8), names=np.array(made.names))
         write_bytes(path, buffer.getvalue())
         return
-    columns = dict(zip("xyz", cloud.xyz.T, strict=True)) | {"pred": classes.astype(np.uint8)}
+    columns = dict(zip("xyz", cloud.coordinates.T, strict=True)) | {"pred": classes.astype(np.uint8)}
     colours = class_colours(made.names)[classes]
     columns |= dict(zip(("red", "green", "blue"), colours.T, strict=True))
     if cloud.labels is not None:

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from sparsemask.devices import arithmetic
+    from sparsemask.finite import check_output
     from sparsemask.sparse import set_backend
 
     where = arithmetic(options.gpu)
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tile = options.tile if options.tile is not None else TILE if height * width > LARGE else 0
     began = time.perf_counter()
     pixels = torch.from_numpy(picture.colour).permute(2, 0, 1)[None].to(where.device)
-    made = run(network, pixels, tile, options.ensemble)
+    made = check_output(run(network, pixels, tile, options.ensemble), network)
     spent = time.perf_counter() - began
     larger = picture.enlarged(made[0].permute(1, 2, 0).cpu().numpy())
     lost = write_picture(out, larger)

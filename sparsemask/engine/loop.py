@@ -15,7 +15,9 @@ from sparsemask.engine.interrupt import Interrupt
 from sparsemask.engine.method import Method
 from sparsemask.engine.records import JsonLines, Progress, TensorBoard
 from sparsemask.errors import UseError
+from sparsemask.finite import NotFiniteError
 from sparsemask.runs import Run
+from sparsemask.weight_files import check_finite
 
 
 def steps(options: argparse.Namespace, length: int) -> tuple[int, int]:
@@ -62,6 +64,7 @@ class Fit:
 
     def _restore(self, state: dict) -> None:
         try:
+            check_finite(state["model"], self.run.last)
             self.model.load_state_dict(state["model"])
             for one, saved in zip(self.optimizers, state["optimizer"], strict=True):
                 one.load_state_dict(saved)
@@ -69,7 +72,7 @@ class Fit:
             self.method.restore(state.get("method") or {})
             randomness.restore(state["random"])
             self.step, self.best = int(state["step"]), dict(state["best"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UseError(f"{self.run.last}: does not fit the network of its configuration ({error})") from None
         self.spent = float(state.get("seconds", 0.0))
 
@@ -189,7 +192,10 @@ class Fit:
             self.method.before_step(self.model, -1)
             batchnorm.reestimate(self.model, (self._to(images) for images, _ in data.plainly(loader)))
         distributed.average_buffers(self.model)
-        result = self.method.evaluate(self.model, self.task, self.arithmetic, self.options)
+        try:
+            result = self.method.evaluate(self.model, self.task, self.arithmetic, self.options)
+        except NotFiniteError as error:
+            raise UseError(f"validation after step {self.step}: {error}; {self._kept()}") from None
         batchnorm.set_training(self.model, self.options.freeze_bn)
         return result
 

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from sparsemask.errors import UseError, choose
+from sparsemask.points.coordinates import near_origin
 
 VIEWS = ("bird", "perspective")
 _AZIMUTH, _ELEVATION = np.radians(-118.0), np.radians(38.0)  # from where the perspective looks at the cloud
@@ -36,14 +37,15 @@ class Projected:
 
 
 def checked(xyz: np.ndarray) -> np.ndarray:
-    """The cloud as float32 (N, 3); UseError for other shapes, no points, and coordinates that are no numbers."""
-    xyz = np.asarray(xyz, np.float32)
+    """The cloud as float32 (N, 3), near the origin; UseError for other shapes, no points, what is no number."""
+    xyz = np.asarray(xyz)
+    xyz = xyz if xyz.dtype == np.float32 else xyz.astype(np.float64)
     if xyz.ndim != 2 or xyz.shape[1] != 3 or not len(xyz):
         raise UseError(f"a cloud must have the shape (N, 3), not {xyz.shape}")
     bad = int((~np.isfinite(xyz).all(1)).sum())
     if bad:
         raise UseError(f"{bad} of {len(xyz)} points have coordinates that are no numbers")
-    return xyz
+    return near_origin(xyz)[0]
 
 
 def roof(xyz: np.ndarray) -> float | None:

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import os
+import sys
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from sparsemask.errors import UseError, choose
+from sparsemask.errors import UseError, choose, say
+from sparsemask.points.coordinates import near_origin, rounding
 from sparsemask.points.graph import make_tree
 from sparsemask.points.grid import check_points
 from sparsemask.points.ply import read_ply
 from sparsemask.points.restricted import read_arrays
+from sparsemask.points.scans import read_scan
 
 IGNORED = -1  # the label that neither losses nor metrics count
+_COARSE = 0.005  # metres between coordinates that a file can tell apart, above which a line says so
 
 
 @dataclass
 class Cloud:
     """A cloud, mostly one that grid subsampling has thinned out, and its way back to all points.
 
-    xyz: float32 (N, 3), metres. colours: float32 (N, 3) in [0, 1], or None.
+    xyz: float32 (N, 3), metres, less `offset`. colours: float32 (N, 3) in [0, 1], or None.
     labels: int32 (N,), classes of the network, -1 ignored, or None.
     projection: int32 (N_original,), the nearest point of this cloud to every original one, or None.
     full_labels: int32 (N_original,), the labels of the original points, or None.
+    offset: float64 (3,), metres: what was subtracted from georeferenced coordinates, which float32 cannot hold.
     """
 
     name: str
@@ -37,9 +42,15 @@ class Cloud:
     labels: np.ndarray | None = None
     projection: np.ndarray | None = None
     full_labels: np.ndarray | None = None
+    offset: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
     def __len__(self) -> int:
         return len(self.xyz)
+
+    @property
+    def coordinates(self) -> np.ndarray:
+        """(N, 3) as the file has them: float32, or float64 where there is an offset."""
+        return self.xyz + self.offset if self.offset.any() else self.xyz
 
     @cached_property
     def tree(self) -> cKDTree:
@@ -64,13 +75,18 @@ class CloudFile:
         return self.reader(self)
 
 
-def read_cloud(path: str | os.PathLike) -> Cloud:
+def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
     """Anybody's cloud: `.bin` (float32 x, y, z, remission), `.ply`, `.npy` or `.npz`.
 
     A `.ply` has x, y, z; red, green, blue and class (or label) if it likes. An `.npy` is (N, 3 or more): x, y, z, and
     of six columns or more the next three are colours. An `.npz` has xyz (or points), and colours (or colors) and labels
     if it likes. Colours are taken by type: integers from 0 to their type's end, floats in [0, 1], or to 255 where one
-    exceeds 1. Labels are taken as they stand.
+    exceeds 1. Labels are taken as they stand. Georeferenced coordinates are moved near the origin before they become
+    float32 (:func:`~sparsemask.points.coordinates.near_origin`); `offset` says by how much.
+
+    Args:
+        path: the file.
+        columns: of a `.bin`: values of a point (default: 4, of `.pcd.bin` 5).
 
     Raises:
         UseError: absent, torn, of another kind, without points, or with coordinates that are not finite.
@@ -79,9 +95,16 @@ def read_cloud(path: str | os.PathLike) -> Cloud:
     choose(path.suffix.lower(), _READERS, "kind of cloud")
     if not path.is_file():
         raise UseError(f"{path}: no such file")
-    xyz, colours, labels = _READERS[path.suffix.lower()](path)
-    xyz = np.ascontiguousarray(xyz, np.float32)
+    if path.suffix.lower() == ".bin":
+        xyz, colours, labels = read_scan(path, columns), None, None
+    elif columns is not None:
+        raise UseError(f"{path}: columns are named for .bin files only; this kind says what it holds")
+    else:
+        xyz, colours, labels = _READERS[path.suffix.lower()](path)
     check_points(xyz, path)
+    if (step := rounding(xyz)) > _COARSE:
+        say(f"note: {path}: {xyz.dtype} coordinates so far from the origin are rounded to {step:.2g} m", sys.stderr)
+    xyz, offset = near_origin(xyz)
     for what, values in (("colours", colours), ("labels", labels)):
         if values is not None and len(values) != len(xyz):
             raise UseError(f"{path}: {len(values)} {what} for {len(xyz)} points")
@@ -89,25 +112,7 @@ def read_cloud(path: str | os.PathLike) -> Cloud:
         raise UseError(f"{path}: colours that are negative or not finite")
     if labels is not None:
         labels = labels.astype(np.int32)
-    return Cloud(path.stem, xyz, None if colours is None else unit_colours(colours), labels)
-
-
-def read_scan(path: str | os.PathLike) -> np.ndarray:
-    """x, y, z of a LiDAR scan, float32 (N, 3), from a `.bin` of float32 x, y, z, remission.
-
-    Raises:
-        UseError: absent, empty, its size no multiple of 16 bytes (truncated), or coordinates that are not finite.
-    """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UseError(f"{path}: no such file") from None
-    if len(data) % 16:
-        raise UseError(f"{path}: {len(data)} bytes are no whole number of points (4 float32 each): truncated?")
-    xyz = np.frombuffer(data, "<f4").reshape(-1, 4)[:, :3].astype(np.float32)
-    check_points(xyz, path)
-    return xyz
+    return Cloud(path.stem, xyz, None if colours is None else unit_colours(colours), labels, offset=offset)
 
 
 def read_array(path: str | os.PathLike) -> np.ndarray:
@@ -119,6 +124,11 @@ def read_array(path: str | os.PathLike) -> np.ndarray:
         raise UseError(f"{path}: no such file") from None
     except (ValueError, EOFError, OSError) as error:
         raise UseError(f"{path}: not readable as an array ({error})") from None
+
+
+def has_projection(stem: Path) -> bool:
+    """Whether there is a file that :func:`read_projection` reads."""
+    return any(stem.with_name(f"{stem.name}_proj.{kind}").is_file() for kind in ("npz", "pkl"))
 
 
 def read_projection(stem: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -194,4 +204,4 @@ def _from_npz(path: Path) -> tuple:
     return xyz[:, :3], None if colours is None else colours[:, :3], None if labels is None else labels.reshape(-1)
 
 
-_READERS = {".bin": lambda path: (read_scan(path), None, None), ".ply": _from_ply, ".npy": _from_npy, ".npz": _from_npz}
+_READERS = {".bin": read_scan, ".ply": _from_ply, ".npy": _from_npy, ".npz": _from_npz}

@@ -29,8 +29,8 @@ def grid_subsample(
         voxels: also return every point's voxel.
 
     Returns:
-        xyz float32 (M, 3), features float32 (M, C) or None, labels of their own type (M,) or None; with `voxels`
-        also int32 (N,), the number of the output point that each point went into.
+        xyz (M, 3), float64 where `xyz` is and else float32, features float32 (M, C) or None, labels of their own type
+        (M,) or None; with `voxels` also int32 (N,), the number of the output point that each point went into.
 
     Raises:
         UseError: no points, coordinates that are not finite, a size that is not positive or far too small.
@@ -45,7 +45,7 @@ def grid_subsample(
     means = _means(xyz - origin, inverse, count) + origin
     coloured = None if features is None else _means(features, inverse, count).astype(np.float32)
     voted = None if labels is None else _majority(np.asarray(labels), order, inverse, count)
-    out = (means.astype(np.float32), coloured, voted)
+    out = (means.astype(np.float64 if xyz.dtype == np.float64 else np.float32), coloured, voted)
     return (*out, inverse) if voxels else out
 
 
@@ -53,7 +53,9 @@ def check_points(xyz: np.ndarray, where: object = "the cloud") -> None:
     """UseError unless `xyz` has points and all their coordinates are finite; says how many are not."""
     if len(xyz) == 0:
         raise UseError(f"{where}: no points")
-    if not np.isfinite(xyz.sum(dtype=np.float64)) and (bad := int((~np.isfinite(xyz)).any(axis=1).sum())):
+    with np.errstate(invalid="ignore"):
+        total = xyz.sum(dtype=np.float64)
+    if not np.isfinite(total) and (bad := int((~np.isfinite(xyz)).any(axis=1).sum())):
         raise UseError(f"{where}: {bad} of {len(xyz)} points have coordinates that are not finite (NaN or infinite)")
 
 

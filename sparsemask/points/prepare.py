@@ -40,9 +40,10 @@ def prepare_semantickitti_scans(
     only: list[str] | None = None,
     project: bool = False,
     jobs: int | None = None,
+    columns: int | None = None,
 ) -> tuple[int, int]:
     """Prepare SemanticKITTI; returns the numbers of scans made and found. See `prepare_semantickitti.find_items`."""
-    items = prepare_semantickitti.find_items(raw, out, grid, only, project)
+    items = prepare_semantickitti.find_items(raw, out, grid, only, project, columns)
     return _run(items, prepare_semantickitti.make, _folder(items, 3), jobs, "preparing SemanticKITTI")
 
 
@@ -62,11 +63,17 @@ def check_s3dis(folder: str | os.PathLike, out=None, grid: float = s3dis.GRID, j
 
 
 def check_semantickitti(
-    folder: str | os.PathLike, out=None, grid: float = semantickitti.GRID, only=None, project=False, jobs=None
+    folder: str | os.PathLike,
+    out=None,
+    grid: float = semantickitti.GRID,
+    only=None,
+    project=False,
+    jobs=None,
+    columns: int | None = None,
 ) -> list[str]:
     """Faults of prepared SemanticKITTI: of the raw folder's scans where `folder` is one, else of all in it."""
     if prepare_semantickitti.is_raw(folder):
-        items = prepare_semantickitti.find_items(folder, out, grid, only, project)
+        items = prepare_semantickitti.find_items(folder, out, grid, only, project, columns)
     else:
         root = semantickitti.sequences_folder(out or folder, f"sequences_{grid:.2f}")
         items = prepare_semantickitti.find_prepared(root, grid)
@@ -114,6 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     kitti = sets.choices["semantickitti"]
     kitti.add_argument("--sequences", nargs="+", metavar="NN", help="only these")
     kitti.add_argument("--project", action="store_true", help="projections of training sequences, too")
+    kitti.add_argument(
+        "--bin_columns", type=int, metavar="N", help="float32 values a point of the scans, x, y, z first (4)"
+    )
     made = sets.choices["rooms"]
     for flag, value, text in (
         ("--seed", 0, "the same seed gives the same rooms"),
@@ -134,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UseError(f"--grid {o.grid:g}: a voxel's side must be positive")
     if o.set == "semantickitti":
         flags = {"out": o.out, "grid": o.grid, "only": o.sequences, "project": o.project, "jobs": o.jobs}
+        flags["columns"] = o.bin_columns
         if o.check:
             return _report(check_semantickitti(o.folder, **flags))
         prepare_semantickitti_scans(o.folder, **flags)

@@ -28,6 +28,7 @@ class Item:
     source: Path | None
     files: tuple[Path, ...]
     grid: float  # metres
+    columns: int | None = None  # values of a point, of a headerless source
 
 
 def prepare(

@@ -14,6 +14,7 @@ from sparsemask.points.clouds import CloudFile, read_scan
 from sparsemask.points.graph import make_tree, nearest
 from sparsemask.points.grid import grid_subsample
 from sparsemask.points.prepare_items import Item, whole
+from sparsemask.points.scans import usual_columns
 from sparsemask.points.semantickitti import GRID, SEQUENCES, read_labels, read_prepared, sequences_folder
 from VOC12.bulk import write_bulk
 
@@ -24,6 +25,7 @@ def find_items(
     grid: float = GRID,
     only: Sequence[str] | None = None,
     project: bool = False,
+    columns: int | None = None,
 ) -> list[Item]:
     """What is to be made: one item for every scan sequences/NN/velodyne/*.bin.
 
@@ -33,6 +35,7 @@ def find_items(
         grid: side of the voxels, in metres.
         only: these sequences ("08").
         project: projections of the training sequences, too, to score on them; as published only for 08 and 11 to 21.
+        columns: float32 values a point of the scans (default: 4).
 
     Raises:
         UseError: no scans there; a sequence that has labels for some scans only.
@@ -51,7 +54,9 @@ def find_items(
                 f"{folder / sequence}/labels: {len(without)} scans have no labels ({without[0]} is the first)"
             )
         projected = project or sequence not in SEQUENCES["train"]
-        items += [item(f"{sequence}/{scan.stem}", scan, out, grid, bool(labelled), projected) for scan in scans]
+        items += [
+            item(f"{sequence}/{scan.stem}", scan, out, grid, bool(labelled), projected, columns) for scan in scans
+        ]
     if not items:
         raise UseError(f"{folder}: no scans (no NN/velodyne/*.bin)")
     return items
@@ -62,12 +67,14 @@ def is_raw(folder: str | os.PathLike) -> bool:
     return any(any(Path(folder).glob(f"{above}[0-9][0-9]/velodyne/*.bin")) for above in ("", "*/", "*/*/"))
 
 
-def item(name: str, source: Path | None, out: Path, grid: float, labelled: bool, projected: bool) -> Item:
+def item(
+    name: str, source: Path | None, out: Path, grid: float, labelled: bool, projected: bool, columns: int | None = None
+) -> Item:
     """A scan's files: the thinned-out cloud is written last, and so vouches for the others."""
     sequence, scan = name.split("/")
     parts = [out / sequence / "proj" / f"{scan}_proj.npz"] * projected
     parts += [out / sequence / "labels" / f"{scan}.npy"] * labelled
-    return Item(name, source, (*parts, out / sequence / "velodyne" / f"{scan}.npy"), grid)
+    return Item(name, source, (*parts, out / sequence / "velodyne" / f"{scan}.npy"), grid, columns)
 
 
 def find_prepared(root: Path, grid: float = GRID) -> list[Item]:
@@ -89,7 +96,7 @@ def find_prepared(root: Path, grid: float = GRID) -> list[Item]:
 
 def make(one: Item) -> None:
     """Make one scan's files; UseError where the scan or its labels are torn or do not fit together."""
-    xyz = read_scan(one.source)
+    xyz = read_scan(one.source, one.columns)
     parts = {path.parent.name: path for path in one.files}
     labels = None
     if "labels" in parts:
@@ -115,7 +122,11 @@ def check(one: Item) -> list[str]:
     if cloud.projection is not None:
         if len(cloud.projection) and not 0 <= cloud.projection.min() <= cloud.projection.max() < len(cloud):
             faults.append(f"{one.files[0]}: points beyond the {len(cloud)} of the thinned-out cloud")
-        size = one.source.stat().st_size // 16 if one.source else len(cloud.projection)
+        size = (
+            one.source.stat().st_size // (4 * (one.columns or usual_columns(one.source)))
+            if one.source
+            else len(cloud.projection)
+        )
         if size != len(cloud.projection):
             faults.append(f"{one.files[0]}: {len(cloud.projection)} entries for the scan's {size} points")
     return faults

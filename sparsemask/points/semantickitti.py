@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from sparsemask.errors import UseError
+from sparsemask.points import original
 from sparsemask.points.clouds import IGNORED, Cloud, CloudFile, read_array, read_projection
+from sparsemask.points.coordinates import near_origin
 from sparsemask.points.grid import check_points
 from sparsemask.points.labels import checked_classes, class_weights
+from sparsemask.points.scans import read_scan
 
 NAMES = ("car", "bicycle", "motorcycle", "truck", "other-vehicle", "person", "bicyclist", "motorcyclist", "road")
 NAMES += ("parking", "sidewalk", "other-ground", "building", "fence", "vegetation", "trunk", "terrain", "pole")
@@ -131,7 +134,8 @@ def read_prepared(file: CloudFile) -> Cloud:
     if xyz.ndim != 2 or xyz.shape[1] != 3 or xyz.dtype.kind != "f":
         raise UseError(f"{file.path}: expected (N, 3) coordinates, found {xyz.shape} of {xyz.dtype}")
     check_points(xyz, file.path)
-    cloud = Cloud(file.name, np.ascontiguousarray(xyz, np.float32))
+    xyz, offset = near_origin(xyz)
+    cloud = Cloud(file.name, xyz, offset=offset)
     labels = folder / "labels" / file.path.name
     if labels.is_file():
         cloud.labels = _classes(read_array(labels).reshape(-1), labels)
@@ -144,6 +148,32 @@ def read_prepared(file: CloudFile) -> Cloud:
     elif cloud.projection is not None and raw.is_file():  # the public code's projections come without labels
         cloud.full_labels = classes_of(read_labels(raw, len(cloud.projection)))
     return cloud
+
+
+def prepared_file(path: str | os.PathLike) -> CloudFile | None:
+    """The prepared scan that a file is, NN/velodyne/SCAN.npy; None for another."""
+    path = Path(path).absolute()
+    if path.suffix != ".npy" or path.parent.name != "velodyne" or not path.parents[1].name.isdigit():
+        return None
+    return CloudFile(f"{path.parents[1].name}/{path.stem}", path, read_prepared)
+
+
+def original_path(file: CloudFile) -> Path:
+    """Where a prepared scan's original lies, if it lies beside."""
+    sequence = file.path.parents[1]
+    return sequence.parents[1] / "sequences" / sequence.name / "velodyne" / f"{file.path.stem}.bin"
+
+
+def check_original(file: CloudFile) -> None:
+    """UseError unless predictions for a prepared scan can be carried back to all its points."""
+    stem = file.path.parents[1] / "proj" / file.path.stem
+    hint = "sparsemask prepare-points semantickitti FOLDER --project makes it"
+    original.check_original(f"{file.path}", stem, original_path(file), hint)
+
+
+def all_points(file: CloudFile, cloud: Cloud, values: np.ndarray) -> np.ndarray:
+    """Values of all the scan's points from those of a prepared scan's; see :func:`original.carry_back`."""
+    return original.carry_back(values, cloud, lambda: read_scan(original_path(file)))
 
 
 def _classes(mapped: np.ndarray, where: object) -> np.ndarray:

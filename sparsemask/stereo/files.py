@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -24,6 +26,8 @@ from VOC12.images import decoding
 SUFFIXES = (".png", ".pfm", ".npz", ".npy")
 WRITTEN = (".png", ".pfm")
 PNG_SCALE = 256
+_HEADER = 256  # bytes that a PFM's header has at most
+_PFM = re.compile(rb"(P[fF])\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?[\d.]{1,40}(?:[eE][-+]?\d{1,3})?)(\r\n|\s)")
 PNG_MOST = 65535 / PNG_SCALE  # px, the largest that a 16-bit PNG holds
 
 
@@ -72,9 +76,10 @@ def write_disparity(path: str | os.PathLike, disparity: np.ndarray) -> None:
 
 def _read_map(path: Path, suffix: str) -> np.ndarray:
     with decoding(path), open(path, "rb") as file:
-        if file.read(2) == b"PF":
-            raise ValueError("a PFM of three colours: disparities have one")
+        magic = file.read(2)
         file.seek(0)
+        if suffix == ".pfm" and magic in (b"Pf", b"PF"):
+            return _read_pfm(file)
         with Image.open(file) as image:
             image.load()
             mode, values = image.mode, np.asarray(image)
@@ -85,6 +90,36 @@ def _read_map(path: Path, suffix: str) -> np.ndarray:
     if not mode.startswith("I"):
         raise UseError(f"{path}: mode {mode}: disparities are PNG of 16 bits, 256 times the pixels")
     return values / np.float32(PNG_SCALE)
+
+
+def _read_pfm(file: BinaryIO) -> np.ndarray:
+    """The values of a PFM, rows from the top down; ValueError where it is no grey one or its size is another.
+
+    Lines of the header may end in LF, CRLF or CR. After its last line one byte, or CRLF, stands before the values.
+    """
+    head = _PFM.match(file.read(_HEADER))
+    if head is None:
+        raise ValueError("its PFM header is not 'Pf', width and height, scale")
+    if head[1] == b"PF":
+        raise ValueError("a PFM of three colours: disparities have one")
+    width, height = int(head[2]), int(head[3])
+    scale = float(head[4])
+    if not width * height or not np.isfinite(scale) or scale == 0:
+        raise ValueError(f"its PFM header says {width}x{height} values of scale {scale:g}")
+    need, whole = 4 * width * height, os.fstat(file.fileno()).st_size
+    start = head.end()
+    if head[5] == b"\r\n" and b"\n" not in head[0][:-2] and whole - start == need - 1:
+        start -= 1  # a lone CR, and a value whose first byte happens to be an LF
+    have = whole - start
+    if have < need:
+        raise ValueError(f"truncated: {have} of the {need} bytes that {width}x{height} values take")
+    if have > need + 2:  # a line end behind them harms nobody
+        raise ValueError(
+            f"{have} bytes for {width}x{height} values, which take {need}: was it changed as if it were text?"
+        )
+    file.seek(start)
+    values = np.frombuffer(file.read(need), "<f4" if scale < 0 else ">f4").reshape(height, width)
+    return values[::-1].astype(np.float32)
 
 
 def _read_array(path: Path) -> np.ndarray:

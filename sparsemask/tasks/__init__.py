@@ -5,7 +5,8 @@ A task has ``n_output`` (channels of the network's output), ``check()`` (raises 
 by the count over all processes), ``evaluate(model, arithmetic, options, limit)`` -> figures, ``primary`` (the figure
 that decides), ``samples(model, arithmetic, options, n)`` and ``draw(samples, path)``. For evaluation it has
 ``scores(...)``, ``figures(scores)``, ``record(scores)``, ``report(scores, pictures)``, ``draw_scores(scores, folder)``
-and ``save(path, prediction)``; its class has ``sample_folder()`` and ``reads_voc``.
+and ``save(path, prediction)``; networks are called by ``arithmetic.run(model, inputs)``, which refuses outputs that are
+not finite; its class has ``sample_folder()`` and ``reads_voc``.
 :class:`sparsemask.tasks.dense.DenseTask` gives most of it. A task whose data are not pictures with labels has flags of
 its own instead of those of the others: its class has ``add_options(group)`` and ``data_flags``, the names of the flags
 that name data.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,14 +126,14 @@ class ClassificationTask:
     @torch.no_grad()
     def predict(self, model, images: torch.Tensor, arithmetic, flips: bool = False) -> torch.Tensor:
         """Logits float32 (N, C) on the CPU of images (N, 3, H, W); flips: log of the mean over both sides."""
-        images = images.to(arithmetic.device, arithmetic.parameters)
-        with arithmetic.context():
-            views = [model(view) for view in ((images, images.flip(-1)) if flips else (images,))]
+        views = [arithmetic.run(model, view) for view in ((images, images.flip(-1)) if flips else (images,))]
         for view in views:
             self._fits(view)
         if not flips:
             return views[0].float().cpu()
-        return torch.stack([view.float().softmax(1) for view in views]).mean(0).log().cpu()
+        # In logarithms: a probability too small for float32 stays above zero.
+        logs = torch.stack([view.float().log_softmax(1) for view in views])
+        return (logs.logsumexp(0) - math.log(len(views))).cpu()
 
     @torch.no_grad()
     def scores(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from sparsemask.errors import UseError
+from sparsemask.files import distinct_names
 from VOC12.images import read_picture
 
 Array = np.ndarray
@@ -61,8 +63,12 @@ class Part:
         return isinstance(self.pictures, np.ndarray)
 
     def name(self, index: int) -> str:
-        """Of a picture: its file's, or its number."""
-        return f"{index:05d}" if self.held else Path(self.pictures[index]).name
+        """Of a picture: its file's, with folders where two would have the same, or its number."""
+        return f"{index:05d}" if self.held else self._names[index]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return distinct_names(self.pictures, suffix=True)
 
     def take(self, indices: Array) -> Part:
         """The pictures of these numbers."""

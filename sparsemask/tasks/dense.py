@@ -171,8 +171,7 @@ class DenseTask:
                 to = [max(1, round(s * scale)) for s in size]
                 scaled = F.interpolate(images, size=to, mode="bilinear", align_corners=False)
             for mirrored in (False, True) if flips else (False,):
-                with arithmetic.context():
-                    logits = model(scaled.flip(-1) if mirrored else scaled)
+                logits = arithmetic.run(model, scaled.flip(-1) if mirrored else scaled)
                 logits = resize(logits.flip(-1) if mirrored else logits, size)
                 total = total + self.probabilities(logits.float())
         return self.decide(total / (len(scales) * (1 + flips)))

@@ -152,7 +152,8 @@ class PointsTask:
 
         quick: of --val_steps batches of crops (at most `limit`), as while training. Else by votes on every cloud (the
         first `limit`, or --vote_limit), of all original points.
-        each(index, prediction): called with the classes (N_original,) of every cloud, an int64 array.
+        each(index, prediction): called with the classes (N_original,) of every cloud, an int64 array; (N,) of one
+        without projection.
         """
         if isinstance(model, torch.nn.Module):
             model.eval()
@@ -176,6 +177,9 @@ class PointsTask:
         source, o = self.eval_data, self._options
         count = min(limit or o.vote_limit or len(source.clouds), len(source.clouds))
         mine = list(range(count))[distributed.rank() :: distributed.world()]
+        if each is not None:
+            for number in mine:  # before the work, not after it
+                self.check_original(source.clouds.files[number])
         batch = getattr(options, "eval_batch_size", None) or 1
         for number, cloud, found in vote(
             model, source, mine, arithmetic, self.n_output, o.vote_smooth, o.vote_until, batch, options.n_worker
@@ -222,8 +226,14 @@ class PointsTask:
         raise UseError("--six_fold is for --task s3dis")
 
     def write(self, folder: Path, index: int, prediction: np.ndarray) -> Path:
-        """Write the classes (N_original,) of validation cloud `index` below a folder; returns the file."""
+        """Write the classes (N_original,) of validation cloud `index` below a folder; returns the file.
+
+        Classes of a thinned-out cloud's points are carried back to all; UseError where there is no way.
+        """
         raise NotImplementedError
+
+    def check_original(self, file: CloudFile) -> None:
+        """UseError where predictions for a thinned-out cloud could not be carried back to all its points."""
 
     @torch.no_grad()
     def samples(self, model, arithmetic, options, n: int = 1) -> list[tuple]:

@@ -57,9 +57,15 @@ class SemanticKITTITask(PointsTask):
         """Classes (N,) as a `.label` file holds them: raw labels, uint32."""
         return kitti.raw_labels(prediction).astype("<u4").tobytes()
 
+    def check_original(self, file: CloudFile) -> None:
+        """UseError for a scan without projection whose original is not beside."""
+        kitti.check_original(file)
+
     def write(self, folder: Path, index: int, prediction: np.ndarray) -> Path:
         """sequences/NN/predictions/SCAN.label with raw labels, uint32, as the benchmark takes them."""
-        sequence, scan = self.clouds("eval").names[index].split("/")
+        clouds = self.clouds("eval")
+        sequence, scan = clouds.names[index].split("/")
+        prediction = kitti.all_points(clouds.files[index], clouds[index], prediction)
         path = Path(folder) / "sequences" / sequence / "predictions" / f"{scan}.label"
         write_bytes(path, self.raw_labels(prediction))
         return path

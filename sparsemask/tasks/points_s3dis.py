@@ -11,6 +11,7 @@ from sparsemask.errors import UseError
 from sparsemask.points import s3dis
 from sparsemask.points.clouds import CloudFile
 from sparsemask.points.labels import class_weights
+from sparsemask.points.original import carry_back, check_original
 from sparsemask.tasks.points import PointsTask
 from sparsemask.tasks.points_scores import pooled_text, write_pair
 
@@ -59,11 +60,21 @@ class S3DISTask(PointsTask):
         """The scores of the predictions of all areas as one table."""
         return pooled_text(folders, list(cls.classes), s3dis.ROOMS)
 
+    def check_original(self, file: CloudFile) -> None:
+        """UseError for a room without projection whose original is not beside."""
+        hint = "sparsemask prepare-points s3dis RAW makes both"
+        check_original(str(file.path), file.path.with_suffix(""), s3dis.original_path(file), hint)
+
     def write(self, folder: Path, index: int, prediction: np.ndarray) -> Path:
         """ROOM.ply with the properties pred and label."""
         clouds = self.clouds("eval")
         path = Path(folder) / f"{clouds.names[index]}.ply"
-        write_pair(path, prediction, self._truth(clouds[index]))
+        room, file = clouds[index], clouds.files[index]
+        truth = room.full_labels
+        if room.projection is None:
+            original = s3dis.read_original(file)
+            prediction, truth = carry_back(prediction, room, lambda: original.coordinates), original.labels
+        write_pair(path, prediction, truth)
         return path
 
 

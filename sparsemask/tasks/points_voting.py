@@ -43,8 +43,7 @@ def crops_of(source: EvaluationCrops, numbers: list[int], until: float) -> Itera
 @torch.no_grad()
 def probabilities_of(model, crops, arithmetic) -> torch.Tensor:
     """Softmax (B, N, C) float32 on the CPU of a batch of crops."""
-    with arithmetic.context():
-        logits = model(crops.to(arithmetic.device, arithmetic.parameters))
+    logits = arithmetic.run(model, crops)
     return logits.float().softmax(1).transpose(1, 2).cpu()
 
 

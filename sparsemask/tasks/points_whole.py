@@ -14,6 +14,7 @@ import torch
 from sparsemask import tasks
 from sparsemask.errors import UseError
 from sparsemask.points.clouds import Cloud, CloudFile
+from sparsemask.points.coordinates import near_origin
 from sparsemask.points.graph import make_tree, nearest
 from sparsemask.points.grid import grid_subsample
 from sparsemask.points.order import shell_order
@@ -91,8 +92,9 @@ def segment(
         raise UseError(f"{cloud.name}: it has no colours, which this network takes")
     seconds: dict[str, float] = {}
     with _timed(seconds, "thinned out"):
-        xyz, colours, _ = grid_subsample(cloud.xyz, made.grid, cloud.colours)
-        thin = Cloud(cloud.name, xyz, colours)
+        own, moved = near_origin(cloud.xyz)
+        xyz, colours, _ = grid_subsample(own, made.grid, cloud.colours)
+        thin = Cloud(cloud.name, xyz, colours, offset=cloud.offset + moved)
     found = Segmented(np.empty(0, np.int64), thin, seconds=seconds)
     shares: list[float] = []
 
@@ -112,7 +114,7 @@ def segment(
     found.kept = float(np.mean(shares))
     with _timed(seconds, "carried back"):
         threads = torch.get_num_threads()
-        found.classes = labels[nearest(thin.xyz, cloud.xyz, threads=threads, tree=make_tree(thin.xyz))]
+        found.classes = labels[nearest(thin.xyz, own, threads=threads, tree=make_tree(thin.xyz))]
     return found
 
 
@@ -126,8 +128,8 @@ def _whole(thin: Cloud, network, made: Recipe, arithmetic, seconds: dict) -> np.
         if settings.colours:
             features = np.concatenate([features, thin.colours[order]], axis=1)
         batch = batch_of(features, settings)
-    with _timed(seconds, "network"), torch.inference_mode(), arithmetic.context():
-        logits = network(batch.to(arithmetic.device, arithmetic.parameters))
+    with _timed(seconds, "network"), torch.inference_mode():
+        logits = arithmetic.run(network, batch)
         labels = np.empty(len(thin), np.int64)
         labels[order] = logits[0].argmax(0).cpu().numpy()
     return labels

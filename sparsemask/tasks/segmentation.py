@@ -61,8 +61,9 @@ class SegmentationTask(DenseTask):
         """(N,H,W) classes of images (N,3,H,W); see :meth:`DenseTask.predict`."""
         if flips or tuple(scales) != (1.0,):
             return super().predict(model, images, arithmetic, flips, scales)
+        logits = arithmetic.run(model, images)
         with arithmetic.context():  # of one view the logits decide: no softmax
-            return resize(model(images), images.shape[-2:]).argmax(1)
+            return resize(logits, images.shape[-2:]).argmax(1)
 
     def meter(self, quick: bool) -> ConfusionMeter:
         """A confusion matrix."""

@@ -143,8 +143,7 @@ class StereoTask:
     @torch.no_grad()
     def predict(self, model, pair: StereoPair, size: Sequence[int], arithmetic) -> torch.Tensor:
         """Disparities float32 (B, *size) on the CPU, of padded pairs that were of `size` (height, width)."""
-        with arithmetic.context():
-            found = model(pair.to(arithmetic.device, arithmetic.parameters))
+        found = arithmetic.run(model, pair)
         if found.shape != (len(pair), *pair.shape[-2:]):
             raise UseError(f"the network makes {tuple(found.shape)} of pairs of {tuple(pair.shape)}")
         return unpad(found.float(), *size).cpu()

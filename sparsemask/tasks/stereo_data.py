@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from sparsemask.errors import UseError
+from sparsemask.files import distinct_names
 from sparsemask.stereo.batch import StereoPair
 from sparsemask.stereo.framing import make_pair, pad16, random_crop
 from sparsemask.stereo.pairs import Frame, PairFiles, read_frame
@@ -42,8 +44,13 @@ class Frames(Sequence):
         return self._held[number]
 
     def name(self, number: int) -> str:
-        """Of a pair."""
-        return self.files[number].name
+        """Of a pair; by the left picture's path where two would have the same."""
+        return self._names[number]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        names = [file.name for file in self.files]
+        return names if len(set(names)) == len(names) else distinct_names([file.left for file in self.files])
 
 
 class Scenes(Sequence):

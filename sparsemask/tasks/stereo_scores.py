@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sparsemask.finite import check_output
 from sparsemask.tables import table
 
 DISPARITY, SEEN, FOREGROUND = range(3)  # channels of a truth (3, H, W); the latter two are 1, 0, or -1: nobody says
@@ -37,12 +38,11 @@ def region_masks(truth: torch.Tensor) -> torch.Tensor:
 def count_errors(disparity: torch.Tensor, truth: torch.Tensor, maxdisp: float) -> torch.Tensor:
     """(6, 6) float64: of every region the pixels, and the sums of FIGURES over them.
 
-    disparity: (H, W) in pixels; truth: (3, H, W).
+    disparity: (H, W) in pixels; truth: (3, H, W). Raises UseError where the disparity is not finite.
     """
     counted = valid(truth[DISPARITY], maxdisp)
     right = truth[DISPARITY][counted].double()
-    error = (disparity[counted].double() - right).abs()
-    error = torch.where(error.isfinite(), error, torch.full_like(error, maxdisp))
+    error = (check_output(disparity, what="a disparity map")[counted].double() - right).abs()
     large = error > 3
     each = [torch.ones_like(error), error, error > 1, error > 2, large, large & (error > 0.05 * right)]
     return region_masks(truth)[:, counted].double() @ torch.stack([one.double() for one in each], 1)

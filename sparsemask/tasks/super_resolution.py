@@ -135,8 +135,7 @@ class SuperResolutionTask:
     @torch.no_grad()
     def predict(self, model, images: torch.Tensor, arithmetic) -> torch.Tensor:
         """Quantised pictures, float32 (N,3,sH,sW) on the CPU, of images (N,3,H,W) of 0 to 255."""
-        with arithmetic.context():
-            output = model(images.to(arithmetic.device, arithmetic.parameters))
+        output = arithmetic.run(model, images)
         return quantise(output.float()).cpu()
 
     @torch.no_grad()

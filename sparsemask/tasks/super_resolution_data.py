@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from sparsemask.errors import UseError
+from sparsemask.files import distinct_names
 from sparsemask.tasks.super_resolution_folders import Pair
 from sparsemask.tasks.super_resolution_store import MEMORY, PictureStore
 
@@ -67,8 +69,12 @@ class SuperResolutionDataset(Dataset):
         return self.store.pairs
 
     def name(self, index: int) -> str:
-        """Name of a picture: its file's, without suffix."""
-        return self.pairs[index % len(self.store)].hr.stem
+        """Name of a picture: its file's, without suffix; with folders where two would have the same."""
+        return self._names[index % len(self.store)]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return distinct_names([pair.hr for pair in self.pairs])
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """A pair, whole: uint8 (h, w, 3) and (scale * h, scale * w, 3)."""

@@ -1,0 +1,57 @@
+"""One check of what networks give: values that are not finite are an error, never data.
+
+NaN compares false with everything: unnoticed it becomes class 0, a black pixel, or a disparity that "has no value".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsemask.errors import UseError
+
+
+class NotFiniteError(UseError):
+    """A network's output holds NaN or infinite values."""
+
+
+def check_output(output: Any, model: object = None, what: object = "the network's output") -> Any:
+    """Return `output` (a tensor, or tensors in sequences or mappings) if all of it is finite.
+
+    Raises:
+        NotFiniteError: how many values are NaN or infinite, and which of the weights of `model` (a module, or what has
+            one as `network`), where they are the cause.
+    """
+    for one in _tensors(output):
+        finite = torch.isfinite(one)
+        if not bool(finite.all()):
+            bad = one.numel() - int(finite.sum())
+            raise NotFiniteError(
+                f"{what} is not finite: {bad} of {one.numel()} values are NaN or infinite{_why(model)}"
+            )
+    return output
+
+
+def _tensors(value: Any):
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.is_complex():
+            yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _tensors(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
+
+
+def _why(model: object) -> str:
+    module = model if isinstance(model, nn.Module) else getattr(model, "network", None)
+    if not isinstance(module, nn.Module):
+        return ""
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return f"; its weights are not finite: {name} is the first"
+    return "; its weights are finite: the precision, the backend or the input is to blame"
