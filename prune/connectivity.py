@@ -10,17 +10,20 @@ import argparse
 import contextlib
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from spaces import backbones
 from spaces.connectivity.carry import mask_lines, origin
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, say
 from sparsemask.files import sha256
 from sparsemask.masks import UP, count_connections, save_mask, why_unusable
 from sparsemask.options import Parser, fraction, spoken
+from sparsemask.own import is_own
 from sparsemask.pictures import draw_architecture
 from sparsemask.runs import Run
 from sparsemask.weights import bare_state, read_checkpoint
@@ -240,8 +243,15 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
 
 def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:
     """The strides of the search's backbone; None where they are not known, which is no reason not to prune."""
+    strides = None
+    if is_own(backbone_name):
+        try:
+            strides = backbones.strides(backbone_name)
+        except UseError as error:
+            say(f"note: the mask is written without its features' strides: {error}", sys.stderr)
+            return None
     with contextlib.suppress(UseError):
-        return origin({"backbone_name": backbone_name}, n_features)[1]
+        return origin({"backbone_name": backbone_name, "strides": strides}, n_features)[1]
     return None
 
 
