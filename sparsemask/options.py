@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
 from sparsemask.files import write_text
 
@@ -74,10 +75,7 @@ class Parser(argparse.ArgumentParser):
         foreign: pass over flags that this verb does not have instead of refusing them.
         """
         path = find_config(path, self.get_default("space"))
-        try:
-            content = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UseError(f"{path}: not readable as YAML ({error})") from None
+        content = read_yaml(path)
         if content is None:
             content = {}
         if not isinstance(content, dict):
