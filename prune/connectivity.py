@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from spaces import backbones
 from spaces.connectivity.carry import mask_lines, origin
@@ -26,7 +27,7 @@ from sparsemask.options import Parser, fraction, spoken
 from sparsemask.own import is_own
 from sparsemask.pictures import draw_architecture
 from sparsemask.runs import Run
-from sparsemask.weights import bare_state, read_checkpoint
+from sparsemask.weights import bare_state, config_of, read_checkpoint
 
 
 @dataclass
@@ -215,7 +216,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         print(line)
     if report.problem:
         raise UseError(f"no mask written: {report.problem}")
-    backbone_name = state.get("config", {}).get("backbone_name")
+    backbone_name = config_of(state).get("backbone_name")
     strides = _strides(backbone_name, len(report.mask))
     for line in mask_lines(report.mask, strides):
         print(line)
@@ -261,6 +262,7 @@ def _stage_weights(state: dict, path: Path) -> list[np.ndarray]:
     for key, value in state.items():
         match = re.fullmatch(r"decoders\.Decoders_(\d+)\._weight_", key)
         if match:
+            value = value.detach() if value.dtype == torch.float64 else value.detach().float()
             found[int(match[1])] = value.numpy()
     if not found or sorted(found) != list(range(len(found))):
         raise UseError(f"{path}: no connection weights in it; take the checkpoint of a search, not of a retraining")

@@ -97,7 +97,7 @@ def npy_header(head: bytes, size: int) -> tuple[tuple[int, ...], bool, np.dtype,
     count = math.prod(shape)
     claimed, there = count * dtype.itemsize, size - stream.tell()
     if claimed > there or (not dtype.itemsize and count > _PIECE):
-        raise ValueError(f"its header claims {claimed} bytes, {there} are there")
+        raise ValueError(f"its header claims more than there is: {claimed} bytes of {there}")
     return shape, fortran, dtype, stream.tell()
 
 
@@ -251,13 +251,13 @@ class Tar:
 
     Args:
         path: the file.
-        what: begins the reason in errors, UseErrors "PATH: WHAT (why)".
+        what: begins the reason in errors, UseErrors "PATH: WHAT (why)", of what begins as an archive.
     """
 
-    def __init__(self, path: str | os.PathLike, what: str = "torn or not a tar archive"):
+    def __init__(self, path: str | os.PathLike, what: str = "the archive is torn"):
         self.path, self.what = Path(path), what
         with contextlib.ExitStack() as stack:
-            with reading(path, what):
+            with reading(path, "not a readable tar archive"):
                 file = stack.enter_context(open(path, "rb"))
                 self._size = os.fstat(file.fileno()).st_size
                 self._packed = (plain := _plain(file)) is not file

@@ -76,7 +76,7 @@ def _places(root: Path, form: _Form) -> list[Path]:
 def _from_archive(path: Path) -> tuple[str, list[str], Pictures, Pictures]:
     wanted = {name for form in _FORMS for name in (*form.files, form.names)}
     found: Files = {}
-    with Tar(path, "torn or not an archive, download it again") as archive:
+    with Tar(path, "torn or not an archive; download it again") as archive:
         for member in archive:
             name = PurePosixPath(member.name).name
             if not member.isfile() or name not in wanted or name in found:
