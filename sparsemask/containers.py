@@ -59,7 +59,7 @@ def reading(path: object, what: str = "truncated or damaged") -> Iterator[None]:
                 error.filename = str(path)
             raise
         why = one_line(error)[:160] or type(error).__name__
-        raise UseError(f"{path}: {what} ({why})") from None
+        raise UseError(f"{path}: {what} ({why})") from error
 
 
 def memory() -> int:
