@@ -158,6 +158,7 @@ def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Session:
         made_by = state.get("verb", "another version") if state else "another version"
         raise UseError(f"{run.folder}: a run of '{made_by}', which {parser.prog} cannot go on with")
     saved = parser.checked(saved, run.last if state else run.config)
+    checkpoint.require(saved, parser, run.last if state else run.config)
     other = sorted(k for k, v in given.items() if k not in RUNTIME and saved.get(k) != v)
     options = parser.resolve(saved, {k: given[k] for k in ("gpu", "n_worker") if k in given})
     options.exp_path, options.name = str(run.folder.parent), run.folder.name

@@ -53,7 +53,23 @@ def saved_flags(state: dict, parser: Parser, what: object, without: Collection[s
     Raises UseError naming `what` where one has a value that its flag cannot have.
     """
     known = parser.actions()
-    return parser.checked({k: v for k, v in state["config"].items() if k in known and k not in without}, what)
+    flags = parser.checked({k: v for k, v in state["config"].items() if k in known and k not in without}, what)
+    require(flags, parser, what, ("crop_size",))
+    return flags
+
+
+# Flags that presets settle, so that every run's configuration has them, where the verb has them.
+SETTLED = ("batch_size", "lr", "log_interval", "crop_size", "n_points", "train_steps", "val_steps")
+
+
+def require(flags: dict, parser: Parser, what: object, names: Collection[str] = SETTLED) -> None:
+    """Raise UseError where a run's configuration lacks a flag that every run of the verb has."""
+    known = parser.actions()
+    lacking = [name for name in names if name in known and flags.get(name) is None]
+    if names is SETTLED and flags.get("max_iter") is None and flags.get("max_epoch") is None:
+        lacking.append("max_iter")
+    if lacking:
+        raise UseError(f"{what}: incomplete: it does not say {', '.join(lacking)}")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
