@@ -133,7 +133,7 @@ ENTRIES: dict[str, tuple[Check, str]] = {
     "config": (_mapping(is_plain), "flags with plain values"),
     "model": (_mapping(is_tensor), "tensors by name"),
     "optimizer": (
-        _list(_fields(state=_state, param_groups=_list(_mapping(_state)))),
+        _list(_fields(state=lambda v: isinstance(v, Mapping) and _state(v), param_groups=_list(_mapping(_state)))),
         "a list of optimizers' states",
     ),
     "scheduler": (_mapping(is_plain), "plain values by name"),

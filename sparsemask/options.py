@@ -111,6 +111,8 @@ class Parser(argparse.ArgumentParser):
         many = isinstance(value, list)
         if many != (action.nargs in ("+", "*") or isinstance(action.nargs, int)):
             raise UseError(f"{path}: '{name}' takes {'one value' if many else 'a list'}, found {value!r}")
+        if any(isinstance(v, list | dict) for v in (value if many else [value])):
+            raise UseError(f"{path}: '{name}' cannot be {value!r:.80}")
         try:
             values = [action.type(str(v)) if action.type else str(v) for v in (value if many else [value])]
         except (ValueError, TypeError, argparse.ArgumentTypeError):
