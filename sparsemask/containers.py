@@ -216,6 +216,18 @@ def check_zip_file(path: str | os.PathLike, what: str = "truncated or damaged") 
                 check_zip(archive, os.fstat(file.fileno()).st_size)
 
 
+class Bounded:
+    """A file whose reads ask for no more bytes than are left, whatever a header claims; it may be sought in."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+        self.seek, self.tell, self.readline, self.readinto = file.seek, file.tell, file.readline, file.readinto
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(0, self._size - self._file.tell())
+        return self._file.read(left if count is None or count < 0 else min(count, left))
+
+
 class _Steady:
     """A file whose reads take no more memory than they find bytes, and refuse headers that are beyond reason."""
 

@@ -139,7 +139,7 @@ def load_masks(path: str | os.PathLike) -> FineMasks:
             checkpoint=str(arrays["checkpoint"]) if "checkpoint" in arrays else None,
             connectivity=arrays.get("connectivity"),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UseError(f"{path}: not a file of fine-grained masks ({one_line(error)[:120]})") from None
     _check(masks, str(path))
     return masks

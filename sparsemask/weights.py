@@ -11,6 +11,7 @@ import os
 import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,7 +49,11 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     try:
         with warnings.catch_warnings():  # about pickles that it then refuses
             warnings.simplefilter("ignore", UserWarning)
-            value = torch.load(path, map_location="cpu", weights_only=True)
+            if zipfile.is_zipfile(path):
+                value = torch.load(path, map_location="cpu", weights_only=True)
+            else:  # torch's older formats say how much is to be read
+                with open(path, "rb") as file:
+                    value = torch.load(containers.Bounded(file), map_location="cpu", weights_only=True)
     except OSError as error:
         if error.errno is not None:  # the system's refusal (permission, disk), worded by errors.command
             raise
