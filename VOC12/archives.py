@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import os
 import tarfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from sparsemask.containers import Tar
 from sparsemask.errors import UseError
 from sparsemask.files import must_exist
 
-_TORN = (tarfile.TarError, EOFError, zlib.error, LZMAError)
+_TORN = "the archive is truncated or damaged, download it again"
+_LARGEST = 1 << 28  # bytes of a picture, a label or a list
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,7 @@ class TarSource:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
-        try:
-            self._tar = tarfile.open(path, "r:*")
-        except _TORN as error:
-            raise UseError(f"{path}: not a readable tar archive ({error}); download it again") from None
+        self._tar = Tar(path, _TORN)
         regular: dict[str, tarfile.TarInfo] = {}
         texts: dict[str, bytes] = {}
         try:
@@ -105,35 +102,23 @@ class TarSource:
                     regular[name] = member
                     # At once, for going back in a compressed archive means reading it afresh.
                     if name.endswith(layout.lists):
-                        texts[name] = self._tar.extractfile(member).read()
-        except (*_TORN, OSError) as error:
+                        texts[name] = self._tar.read(member, _LARGEST)
+        except BaseException:
             self.close()
-            raise self._torn(error) from None
+            raise
         root = _root(regular, layout)
         self._members = {name[len(root) :]: member for name, member in regular.items() if name.startswith(root)}
         self._texts = {name[len(root) :]: text for name, text in texts.items() if name.startswith(root)}
         self.names = list(self._members)
 
     def read(self, name: str) -> bytes:
-        if name in self._texts:
-            return self._texts[name]
-        member = self._members[name]
-        try:
-            data = self._tar.extractfile(member).read()
-        except (*_TORN, OSError) as error:
-            raise self._torn(error) from None
-        if len(data) != member.size:
-            raise self._torn("unexpected end of data")
-        return data
+        return self._texts[name] if name in self._texts else self._tar.read(self._members[name], _LARGEST)
 
     def size(self, name: str) -> int:
         return self._members[name].size
 
     def close(self) -> None:
         self._tar.close()
-
-    def _torn(self, error: object) -> UseError:
-        return UseError(f"{self.path}: the archive is truncated or damaged ({error}); download it again")
 
 
 def open_source(path: str | os.PathLike, layout: Layout) -> Source:

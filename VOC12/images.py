@@ -20,6 +20,8 @@ _BROKEN = (
     ValueError,
     EOFError,
     IndexError,
+    MemoryError,
+    OverflowError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,

@@ -10,20 +10,24 @@ import argparse
 import contextlib
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from spaces import backbones
 from spaces.connectivity.carry import mask_lines, origin
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, say
 from sparsemask.files import sha256
 from sparsemask.masks import UP, count_connections, save_mask, why_unusable
 from sparsemask.options import Parser, fraction, spoken
+from sparsemask.own import is_own
 from sparsemask.pictures import draw_architecture
 from sparsemask.runs import Run
-from sparsemask.weights import bare_state, read_checkpoint
+from sparsemask.weights import bare_state, config_of, read_checkpoint
 
 
 @dataclass
@@ -212,7 +216,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         print(line)
     if report.problem:
         raise UseError(f"no mask written: {report.problem}")
-    backbone_name = state.get("config", {}).get("backbone_name")
+    backbone_name = config_of(state).get("backbone_name")
     strides = _strides(backbone_name, len(report.mask))
     for line in mask_lines(report.mask, strides):
         print(line)
@@ -240,8 +244,15 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
 
 def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:
     """The strides of the search's backbone; None where they are not known, which is no reason not to prune."""
+    strides = None
+    if is_own(backbone_name):
+        try:
+            strides = backbones.strides(backbone_name)
+        except UseError as error:
+            say(f"note: the mask is written without its features' strides: {error}", sys.stderr)
+            return None
     with contextlib.suppress(UseError):
-        return origin({"backbone_name": backbone_name}, n_features)[1]
+        return origin({"backbone_name": backbone_name, "strides": strides}, n_features)[1]
     return None
 
 
@@ -251,6 +262,7 @@ def _stage_weights(state: dict, path: Path) -> list[np.ndarray]:
     for key, value in state.items():
         match = re.fullmatch(r"decoders\.Decoders_(\d+)\._weight_", key)
         if match:
+            value = value.detach() if value.dtype == torch.float64 else value.detach().float()
             found[int(match[1])] = value.numpy()
     if not found or sorted(found) != list(range(len(found))):
         raise UseError(f"{path}: no connection weights in it; take the checkpoint of a search, not of a retraining")

@@ -19,7 +19,7 @@ from sparsemask.files import sha256, write_json
 from sparsemask.options import Parser, fraction, natural, spoken
 from sparsemask.runs import Run
 from sparsemask.tables import format_count
-from sparsemask.weights import bare_state, read_checkpoint
+from sparsemask.weights import bare_state, config_of, read_checkpoint
 
 
 def add_options(parser: Parser) -> None:
@@ -45,9 +45,9 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
     if found.get("space", options.space) != options.space:
         raise UseError(f"{path}: a checkpoint of space '{found['space']}', not of '{options.space}'")
     space = spaces.get(options.space)
-    network = space.build(bare_state(found, path), path, found.get("config"))
+    network = space.build(bare_state(found, path), path, config_of(found))
     config = space.config_of(network)
-    settle_data(options, found.get("config") or {}, config)
+    settle_data(options, config_of(found), config)
     task = tasks.get(options.task, options)
     where = devices.arithmetic(options.gpu, options.type)
     set_threshold(network.to(where.device, where.parameters), options.thres)

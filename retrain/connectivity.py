@@ -180,16 +180,16 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
         given.setdefault("checkpoint", "last")
         if given["checkpoint"] not in ("last", "best"):
             raise UseError(f"--checkpoint {given['checkpoint']}: last or best")
-        state = checkpoint.load(run.checkpoints / f"{given['checkpoint']}.pt", given.get("space"))
+        what = run.checkpoints / f"{given['checkpoint']}.pt"
+        state = checkpoint.load(what, given.get("space"))
         # The run's limit was for validation while training; here it is for the asking.
-        saved = {k: v for k, v in state["config"].items() if k in parser.actions() and k != "eval_limit"}
+        saved = checkpoint.saved_flags(state, parser, what, ("eval_limit",))
         options = parser.resolve(datasets.without_replaced(saved, given), given)
         for name in ("task", "backbone_name", "depth"):
-            if getattr(options, name) != state["config"][name]:
-                raise UseError(f"--{name} {getattr(options, name)}: the run has {state['config'][name]}")
-        options.first_expansion = state["config"]["first_expansion"]
-        options.widths = state["config"].get("widths")
-        mask, weights, what = _mask_of(state), state["model"], run.checkpoints / f"{given['checkpoint']}.pt"
+            if getattr(options, name) != saved.get(name):
+                raise UseError(f"--{name} {getattr(options, name)}: the run has {saved.get(name)}")
+        options.first_expansion, options.widths = saved.get("first_expansion"), saved.get("widths")
+        mask, weights = _mask_of(state), state["model"]
     else:
         options, line = session.settle(parser, given, training=False)
         if line:
@@ -201,8 +201,8 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
     where = session.device(options)
     session.prepare(options)
     tasks.get(options.task, options)  # settles n_class
-    if run is not None and options.n_class != state["config"]["n_class"]:
-        raise UseError(f"--n_class {options.n_class}: the run has {state['config']['n_class']}")
+    if run is not None and options.n_class != saved.get("n_class"):
+        raise UseError(f"--n_class {options.n_class}: the run has {saved.get('n_class')}")
     model = spaces.get(options.space).network(mask, options)
     load_strictly(model, weights, what)
     return options, model.to(where.device, where.parameters).eval(), where

@@ -183,7 +183,7 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
         what = run.checkpoints / f"{name}.pt"
         state = checkpoint.load(what, given["space"])
         own = ("eval_limit", "config", "batch", "mask_path")
-        saved = {k: v for k, v in state["config"].items() if k in parser.actions() and k not in own}
+        saved = checkpoint.saved_flags(state, parser, what, own)
         options = parser.resolve(datasets.without_replaced(saved, given), given)
     else:
         options, line = session.settle(parser, given, training=False)

@@ -17,7 +17,7 @@ from spaces.group_sparsity.mask_file import GroupMask
 from sparsemask.engine import Method
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
-from sparsemask.weights import load_strictly, load_weights
+from sparsemask.weights import config_of, load_strictly, load_weights
 
 
 class FineTuning(Method):
@@ -53,8 +53,8 @@ def choose_teacher(options: argparse.Namespace, found: Mapping, path: Path) -> d
     """Whose answers are learnt from: kind, file and its hash, as the checkpoints remember it."""
     wanted = options.teacher if options.distill else "none"
     if wanted == "auto":
-        start = (found.get("config") or {}).get("pretrained_model")
-        wanted = start if start and Path(start).exists() else "search" if found else "none"
+        start = config_of(found).get("pretrained_model")
+        wanted = start if isinstance(start, str) and Path(start).exists() else "search" if found else "none"
     if wanted == "none":
         return {"kind": "none", "what": "", "sha256": ""}
     if wanted == "search":

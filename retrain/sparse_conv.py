@@ -180,9 +180,7 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
             raise UseError(f"--checkpoint {name}: last or best")
         what = run.checkpoints / f"{name}.pt"
         state = checkpoint.load(what, given["space"])
-        saved = {
-            k: v for k, v in state["config"].items() if k in parser.actions() and k not in ("eval_limit", "config")
-        }
+        saved = checkpoint.saved_flags(state, parser, what, ("eval_limit", "config"))
         options = parser.resolve(datasets.without_replaced(saved, given), given)
         options.mask_path = given.get("mask_path")
     else:

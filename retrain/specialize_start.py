@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from spaces import backbones
 from spaces.backbones.weights import has_first_expansion
@@ -73,11 +74,15 @@ def _from_run(options: argparse.Namespace, run: runs.Run) -> None:
     mask = state.get("mask")
     if mask is None or isinstance(mask, str):
         raise UseError(f"{run.folder}: the baseline '{mask}' has no decoder to specialise")
+    if not isinstance(mask, torch.Tensor):
+        raise UseError(f"{run.last}: no connections in it")
     mask, given = mask.numpy(), getattr(options, "given", {})
     for name in _NETWORK:
-        if name in given and given[name] != state["config"][name]:
-            raise UseError(f"--{name} {given[name]}: {run.folder} has {state['config'][name]}")
-        setattr(options, name, state["config"][name])
+        if (value := state["config"].get(name)) is None:
+            raise UseError(f"{run.last}: incomplete: it does not say {name}")
+        if name in given and given[name] != value:
+            raise UseError(f"--{name} {given[name]}: {run.folder} has {value}")
+        setattr(options, name, value)
     if options.bn_momentum is None:
         options.bn_momentum = state["config"].get("bn_momentum")
     if options.mask_path:

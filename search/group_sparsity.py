@@ -214,7 +214,22 @@ class GroupSearch(Method):
 
     def restore(self, state: dict) -> None:
         """Go on from there."""
+        for name, now in self.state().items():
+            if name in state and not _alike(name, state[name], now):
+                raise ValueError(f"{name} cannot be {state[name]!r:.40}")
         vars(self).update({name: state[name] for name in self.state() if name in state})
+
+
+def _alike(name: str, value: object, now: object) -> bool:
+    """Whether a remembered value is of the type that this method keeps."""
+    numbers = lambda many: all(isinstance(one, int | float) for one in many)  # noqa: E731
+    if isinstance(now, dict):
+        return isinstance(value, dict) and numbers(value.values())
+    if isinstance(now, list):
+        return isinstance(value, list) and numbers(value)
+    if isinstance(now, bool | int):
+        return type(value) is type(now)
+    return isinstance(value, int | float) or (value is None and name == "gradient_ratio")
 
 
 def method(options: argparse.Namespace) -> GroupSearch:

@@ -46,7 +46,7 @@ import spaces
 from search import study_plan
 from search.study_backend import check_url, is_database, shown_url
 from search.study_plan import Plan
-from sparsemask import flags, session
+from sparsemask import flags, own, session
 from sparsemask.errors import UseError, command, one_line
 from sparsemask.files import read_json
 from sparsemask.options import Parser, natural, positive, rate
@@ -140,7 +140,7 @@ def settle(argv: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv == [_WORKER]:
+    if argv[:1] == [_WORKER]:
         from search import study_worker
 
         return study_worker.work(study_worker.read_plan())
@@ -187,7 +187,7 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool]:
     # by a pipe, since a URL may hold a password, and leave when it is closed.
     workers = [
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), _WORKER],
+            [sys.executable, str(Path(__file__).resolve()), _WORKER, *own.trusted()],  # what this command line named
             stdin=subprocess.PIPE,
             env=environment,
             process_group=0,

@@ -59,7 +59,7 @@ def _begins_as_journal(path: Path) -> bool:
     with open(path, "rb") as file:
         try:
             first = json.loads(file.readline(1 << 20))
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
     return isinstance(first, dict) and "op_code" in first
 

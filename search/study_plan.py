@@ -9,8 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import yaml
-
+from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, choose
 from sparsemask.options import Parser, natural, plain, positive
 
@@ -129,10 +128,7 @@ def read_ranges(path: str, space: str, fixed: dict) -> dict[str, dict]:
     """
     if not Path(path).is_file():
         raise UseError(f"--grid {path}: no such file")
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UseError(f"{path}: not readable as YAML ({error})") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise UseError(f"{path}: expected a mapping of flags to ranges, such as sparse: {{low: 0.003, high: 0.1}}")
     return {str(name): _range(str(name), span, path, space, fixed) for name, span in content.items()}

@@ -17,6 +17,7 @@ _LAZY = {
     "load_mask": "sparsemask.masks",
     "save_mask": "sparsemask.masks",
     "load_weights": "sparsemask.weights",
+    "trust": "sparsemask.own",
 }
 
 __all__ = ["UseError", "__version__", *_LAZY]

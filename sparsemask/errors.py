@@ -53,13 +53,17 @@ def describe(error: OSError) -> str | None:
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
     """Wrap a command's ``main(argv)``: errors of use exit 2 in one line, Ctrl-C exits 130, a closed pipe 0.
 
-    What trains prints by :func:`say`, which a closed pipe does not stop.
+    Names of code on this command line may be imported while it runs (:mod:`sparsemask.own`). What trains prints by
+    :func:`say`, which a closed pipe does not stop.
     """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
+        from sparsemask.own import trusting  # which raises what is defined here
+
         try:
-            return main(argv) or 0
+            with trusting(sys.argv[1:] if argv is None else argv):
+                return main(argv) or 0
         except UseError as error:
             message = one_line(error)
         except KeyboardInterrupt as stop:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from sparsemask import containers
 from sparsemask.errors import UseError
 
 
@@ -57,12 +58,7 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 def read_json(path: str | os.PathLike) -> dict:
     """Read a JSON object; UseError when it is missing or torn."""
-    try:
-        value = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise UseError(f"{path}: no such file") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UseError(f"{path}: not readable as JSON ({error})") from None
+    value = containers.read_json(path)
     if not isinstance(value, dict):
         raise UseError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

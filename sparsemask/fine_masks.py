@@ -11,14 +11,13 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from sparsemask.containers import read_npz
 from sparsemask.errors import UseError, one_line
 from sparsemask.files import sha256, write_bytes
 from sparsemask.masks import check_mask
@@ -140,7 +139,7 @@ def load_masks(path: str | os.PathLike) -> FineMasks:
             checkpoint=str(arrays["checkpoint"]) if "checkpoint" in arrays else None,
             connectivity=arrays.get("connectivity"),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UseError(f"{path}: not a file of fine-grained masks ({one_line(error)[:120]})") from None
     _check(masks, str(path))
     return masks
@@ -186,31 +185,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises UseError when it is torn or no such archive.
     """
-    arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if entry.file_size > _LARGEST:
-                    raise UseError(f"{path}: not a mask file ({entry.filename} is too large)")
-                data = archive.read(entry)
-                if len(data) != entry.file_size:
-                    raise ValueError("torn")
-                arrays[entry.filename.removesuffix(".npy")] = _array(data)
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise UseError(f"{path}: truncated or not a mask file ({one_line(error)[:120]})") from None
-    return arrays
-
-
-def _array(data: bytes) -> np.ndarray:
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
-    if dtype.hasobject:
-        raise ValueError("it holds objects, which would need pickle")
-    if np.prod(shape, dtype=object) * dtype.itemsize > len(data):
-        raise ValueError("its header claims more than there is")
-    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    return read_npz(path, "truncated or not a mask file", _LARGEST)
 
 
 def _npz(path: str | os.PathLike) -> Path:

@@ -11,9 +11,8 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from sparsemask import fine_masks, runs, tasks
+from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
 from sparsemask.options import Parser, factor, fraction, natural, positive, rate
 from sparsemask.own import is_own
@@ -208,7 +207,7 @@ def _space_in_config(file: Path) -> str | None:
 def _in_config(file: Path, name: str) -> str | None:
     content = None
     if file.is_file():
-        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, OSError):
-            content = yaml.safe_load(file.read_text())
+        with contextlib.suppress(UseError, OSError):
+            content = read_yaml(file)
     found = content.get(name) if isinstance(content, dict) else None
     return found if isinstance(found, str) else None

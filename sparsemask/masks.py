@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsemask.errors import UseError, one_line
+from sparsemask.containers import read_npy
+from sparsemask.errors import UseError
 from sparsemask.files import atomic_write, read_json, write_json
 
 DOWN, UP = 0, 1
@@ -43,14 +44,7 @@ def load_mask(path: str | os.PathLike) -> np.ndarray:
         raise UseError(f"{path}: is a folder, expected a mask file (.npy)")
     if not path.exists():
         raise UseError(f"mask not found: {path} (prune/prune.py writes one)")
-    try:
-        # Mapped, so that a header that claims terabytes is refused before anything is allocated.
-        mask = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
-        raise UseError(f"{path}: truncated or not a mask file ({one_line(error)[:120]})") from None
-    if not isinstance(mask, np.ndarray):
-        raise UseError(f"{path}: holds several arrays, expected one mask (.npy)")
-    return check_mask(mask, what=str(path))
+    return check_mask(read_npy(path, "truncated or not a mask file"), what=str(path))
 
 
 def mask_note(path: str | os.PathLike) -> dict:

@@ -16,12 +16,15 @@ from pathlib import Path
 
 import yaml
 
+from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
 from sparsemask.files import write_text
 
 SECTIONS = ("search", "prune", "retrain", "eval", "specialize", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.
-TRANSIENT = {"config", "resume", "help", "given"}
+TRANSIENT = {"config", "resume", "help", "given", "trust"}
+# Only the command line says these; errors.command acts on --trust.
+_NEVER_IN_FILES = {"help", "trust"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,13 +36,19 @@ class Parser(argparse.ArgumentParser):
             kwargs["prog"] = f"sparsemask {verb}"
         super().__init__(allow_abbrev=False, **kwargs)
         self.verb = verb
+        self.add_argument(
+            "--trust",
+            action="append",
+            metavar="NAME",
+            help="let files (checkpoints, runs, recipes) name this code of yours: package.module:name; repeatable",
+        )
 
     def error(self, message: str):
         raise UseError(f"{message} (see {self.prog} --help)")
 
     def actions(self) -> dict[str, argparse.Action]:
         """Every flag's action by its name in a configuration file."""
-        return {a.dest: a for a in self._actions if a.dest != "help" and not a.dest.startswith("_")}
+        return {a.dest: a for a in self._actions if a.dest not in _NEVER_IN_FILES and not a.dest.startswith("_")}
 
     def given(self, argv: Sequence[str] | None) -> dict:
         """Only the flags that stand on the command line, parsed."""
@@ -47,7 +56,8 @@ class Parser(argparse.ArgumentParser):
         try:
             for action in self._actions:
                 action.default, action.required = argparse.SUPPRESS, False
-            return {k: v for k, v in vars(self.parse_args(argv)).items() if not k.startswith("_")}
+            found = vars(self.parse_args(argv))
+            return {k: v for k, v in found.items() if not k.startswith("_") and k not in _NEVER_IN_FILES}
         finally:
             for action, (default, required) in kept.items():
                 action.default, action.required = default, required
@@ -65,10 +75,7 @@ class Parser(argparse.ArgumentParser):
         foreign: pass over flags that this verb does not have instead of refusing them.
         """
         path = find_config(path, self.get_default("space"))
-        try:
-            content = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UseError(f"{path}: not readable as YAML ({error})") from None
+        content = read_yaml(path)
         if content is None:
             content = {}
         if not isinstance(content, dict):
@@ -104,6 +111,8 @@ class Parser(argparse.ArgumentParser):
         many = isinstance(value, list)
         if many != (action.nargs in ("+", "*") or isinstance(action.nargs, int)):
             raise UseError(f"{path}: '{name}' takes {'one value' if many else 'a list'}, found {value!r}")
+        if any(isinstance(v, list | dict) for v in (value if many else [value])):
+            raise UseError(f"{path}: '{name}' cannot be {value!r:.80}")
         try:
             values = [action.type(str(v)) if action.type else str(v) for v in (value if many else [value])]
         except (ValueError, TypeError, argparse.ArgumentTypeError):

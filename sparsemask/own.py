@@ -1,32 +1,86 @@
-"""What users bring themselves, by a word on the command line: ``package.module:name``, their code beside them."""
+"""Code that users bring themselves, by name: ``package.module:name``, in a file in the working directory or installed.
+
+A name alone imports nothing. Files (checkpoints, metadata, configurations, recipes, masks) name code too, and may come
+from strangers: only a name that the user said is imported, on the command line (any flag's value, or ``--trust NAME``)
+or in Python by :func:`trust`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from sparsemask.errors import UseError, one_line
 
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # no address of a hub, no path
+_trusted: dict[str, Callable | None] = {}  # name -> what it is, None where it is yet to be imported
 
 
-def is_own(word: str) -> bool:
+def is_own(word: object) -> bool:
     """Whether a word names something of the user's."""
-    return _OWN.fullmatch(word) is not None
+    return isinstance(word, str) and _OWN.fullmatch(word) is not None
+
+
+def trust(name: str, code: Callable | None = None) -> None:
+    """Let files name this code: from now on networks and tasks that ask for `name` get it.
+
+    Args:
+        name: ``package.module:name`` as the file says it.
+        code: the class or function; None: it is imported by its name when it is needed.
+
+    Raises UseError where `name` is no such name.
+    """
+    if not is_own(name):
+        raise UseError(f"'{name}': not a name of code (package.module:name)")
+    _trusted[name] = code
+
+
+@contextlib.contextmanager
+def trusting(words: Sequence[object]) -> Iterator[None]:
+    """Inside, every name of code among the words of a command line is trusted; other words are passed over."""
+    before = dict(_trusted)
+    values = [word.partition("=")[2] if word.startswith("--") else word for word in map(str, words)]
+    for word in filter(is_own, values):
+        _trusted.setdefault(word, None)
+    try:
+        yield
+    finally:
+        _trusted.clear()
+        _trusted.update(before)
+
+
+def trusted() -> list[str]:
+    """The names that may be imported now."""
+    return sorted(_trusted)
 
 
 def imported(word: str, kind: str) -> Callable:
-    """What ``package.module:name`` is; modules in the working directory are found too.
+    """What ``package.module:name`` is, if the user said that name; modules in the working directory are found too.
 
     Args:
-        word: on the command line.
+        word: said on the command line, or found in a file.
         kind: of thing that it should be, for messages ("network", "task").
 
-    Raises UseError where it cannot be imported or is no callable.
+    Raises UseError where the user has not said the name, where it cannot be imported, or is no callable.
     """
+    if word not in _trusted:
+        raise UseError(
+            f"{kind} '{word}' is code that a file names and your command line does not; nothing was imported: if you "
+            f"trust that code, add --trust {word} (in Python: sparsemask.trust('{word}'))"
+        )
+    if (code := _trusted[word]) is not None:
+        return code
+    value = _import(word, kind)
+    if not callable(value):
+        raise UseError(f"{kind} '{word}': is no callable that builds a {kind}")
+    return value
+
+
+def _import(word: str, kind: str) -> object:
     place, _, name = word.partition(":")
     here = os.getcwd()
     added = here not in sys.path
@@ -36,11 +90,11 @@ def imported(word: str, kind: str) -> Callable:
         value = importlib.import_module(place)
         for part in name.split("."):
             value = getattr(value, part)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UseError(f"{kind} '{word}': cannot be imported ({one_line(error)})") from None
+    except Exception as error:  # a user's module may fail in any way, a mistake in its syntax included
+        where = f", line {error.lineno} of {error.filename}" if isinstance(error, SyntaxError) else ""
+        said = one_line(error.msg if isinstance(error, SyntaxError) else error) or type(error).__name__
+        raise UseError(f"{kind} '{word}': cannot be imported ({type(error).__name__}: {said}{where})") from error
     finally:
         if added:
             sys.path.remove(here)
-    if not callable(value):
-        raise UseError(f"{kind} '{word}': is no callable that builds a {kind}")
     return value

@@ -152,11 +152,13 @@ def _shared_run(options: argparse.Namespace, verb: str) -> runs.Run:
 def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Session:
     """Go on with a run from its own configuration; only where it is computed may change."""
     state = checkpoint.load(run.last) if run.last.exists() else None
-    saved = dict(state["config"]) if state else parser.from_file(run.config)
+    saved = state["config"] if state else parser.from_file(run.config)
     unknown = set(saved) - set(parser.actions())
     if unknown or (state and state.get("verb") != parser.verb):
         made_by = state.get("verb", "another version") if state else "another version"
         raise UseError(f"{run.folder}: a run of '{made_by}', which {parser.prog} cannot go on with")
+    saved = parser.checked(saved, run.last if state else run.config)
+    checkpoint.require(saved, parser, run.last if state else run.config)
     other = sorted(k for k, v in given.items() if k not in RUNTIME and saved.get(k) != v)
     options = parser.resolve(saved, {k: given[k] for k in ("gpu", "n_worker") if k in given})
     options.exp_path, options.name = str(run.folder.parent), run.folder.name

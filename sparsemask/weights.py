@@ -11,6 +11,7 @@ import os
 import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from sparsemask import checkpoint_schema, containers
 from sparsemask.errors import UseError, one_line
 from sparsemask.files import write_bytes
 from sparsemask.weight_files import ENTRIES, check_finite, shard, unwrapped, what_it_is
@@ -28,7 +30,8 @@ from sparsemask.weight_files import ENTRIES, check_finite, shard, unwrapped, wha
 def read_checkpoint(path: str | os.PathLike) -> dict:
     """Everything a checkpoint holds, on the CPU: a torch file (zip or legacy) or a `.safetensors` file.
 
-    Raises UseError when it is missing, a folder, torn, no checkpoint, or asks for code to be run.
+    Raises UseError when it is missing, a folder, torn, no checkpoint, or asks for code to be run; and where entries of
+    a run's are not what they must be (:mod:`sparsemask.checkpoint_schema`).
     """
     path = Path(path)
     if path.is_dir():
@@ -43,10 +46,15 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         except (SafetensorError, ValueError) as error:
             really = what_it_is(path) or f"truncated or not a safetensors file ({_brief(error)})"
             raise UseError(f"{path}: {really}") from None
+    containers.check_zip_file(path, "truncated or not a checkpoint")
     try:
         with warnings.catch_warnings():  # about pickles that it then refuses
             warnings.simplefilter("ignore", UserWarning)
-            value = torch.load(path, map_location="cpu", weights_only=True)
+            if zipfile.is_zipfile(path):
+                value = torch.load(path, map_location="cpu", weights_only=True)
+            else:  # torch's older formats say how much is to be read
+                with open(path, "rb") as file:
+                    value = torch.load(containers.Bounded(file), map_location="cpu", weights_only=True)
     except OSError as error:
         if error.errno is not None:  # the system's refusal (permission, disk), worded by errors.command
             raise
@@ -55,7 +63,15 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         raise UseError(_unreadable(path, error)) from None
     if not isinstance(value, Mapping):
         raise UseError(f"{path}: expected a checkpoint (a dictionary), found {type(value).__name__}")
+    if checkpoint_schema.is_ours(value):
+        checkpoint_schema.check(value, path)
     return dict(value)
+
+
+def config_of(checkpoint: Mapping) -> Mapping:
+    """The run's configuration in a checkpoint; an empty one where it has none that is one."""
+    found = checkpoint.get("config")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -104,11 +120,11 @@ def file_space(path: str | os.PathLike) -> str | None:
 
 def metadata(path: str | os.PathLike) -> dict:
     """What a safetensors file says about its network: JSON values by name; others are passed over."""
-    with safe_open(path, framework="pt") as file:
+    with containers.reading(path, "truncated or not a safetensors file"), safe_open(path, framework="pt") as file:
         said = file.metadata() or {}
     values = {}
     for key, text in said.items():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             values[key] = json.loads(text)
     return values
 
@@ -125,7 +141,7 @@ def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
 def bare_state(checkpoint: Mapping, what: object = "checkpoint") -> dict[str, Tensor]:
     """The bare state dict inside a checkpoint already read; UseError naming `what` without any, or not finite."""
     state = unwrapped(checkpoint, what)
-    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    strange = [key for key, value in state.items() if not checkpoint_schema.is_tensor(value)]
     if not state or strange:
         found = f"found {', '.join(strange[:4])}" if strange else "it is empty"
         raise UseError(f"{what}: no weights in it, neither bare nor under {' or '.join(ENTRIES)} ({found})")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from sparsemask.own import trust
+
 
 class Pyramid(nn.Module):
     """A tiny backbone of four end points, two of one size, with batch norms of its own."""
@@ -24,3 +26,6 @@ class Pyramid(nn.Module):
             x = layer(x)
             points.append(x)
         return points[::-1]
+
+
+trust("pyramid:Pyramid", Pyramid)  # as a user says it, so that recipes and runs may name it

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 import prune.connectivity
+import pyramid  # noqa: F401  (trusts its own name)
 import retrain.connectivity
 import spaces
 import sparsemask.report

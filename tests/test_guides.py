@@ -15,7 +15,7 @@ import torch
 
 from literal_sparse import one_thread  # noqa: F401
 from small_classes import write_npz
-from sparsemask import datasets
+from sparsemask import datasets, own
 from sparsemask.errors import UseError
 from sparsemask.own import imported
 from tiny import MASKS, ROOT, SMALL, borrow_kernels, environment, make_data
@@ -29,11 +29,15 @@ STEPS = ["--max_iter", "2", "--eval_interval", "2"]
 # What makes a command small, by a word of it, the first that fits: steps, sizes, and how often is timed.
 HINGE = ["--batch_size", "10", "--n_worker", "0", "--lr", "0.05", "--schedule", "constant", "--warmup", "0", *STEPS]
 GROUPS = ["--lr_ratio", "1", "--prox_start", "0", "--sparse", "0.5", "--thres", "0.01", "--stop_limit", "0"]
+FEW_ROUNDS = ["--repeats", "1", "--eval_limit", "1"]
+OTHERS = ["--trust", "my_encoder:Encoder", "--trust", "my_task:Rare"]  # of the newest run here, which has both
 FEW = {
     "--arch": [*HINGE, *GROUPS],
     "--data_root": HINGE,
-    "export.py": ["--repeats", "1", "--eval_limit", "1"],
-    "specialize.py": [*SMALL[2:], *STEPS, "--rounds", "1"],
+    "export.py --run": [*FEW_ROUNDS, *OTHERS],
+    "export.py": FEW_ROUNDS,
+    "eval.py --trust": OTHERS,
+    "specialize.py": [*SMALL[2:], *STEPS, "--rounds", "1", *OTHERS],
     "my_task:Rare": [*SMALL, *STEPS, "--backbone_name", "my_encoder:Encoder"],
     "torchrun": [*SMALL, *MASKS, *STEPS, "--gpu", "-1", "--backbone_name", "my_encoder:Encoder"],
     "study.py": [*SMALL, *MASKS, *STEPS, "--gpu", "-1", "--backbone_name", "my_encoder:Encoder"],
@@ -68,6 +72,13 @@ def run(line: str) -> None:
     assert words[0] == "python", line
     verb = importlib.import_module(words[1].removesuffix(".py").replace("/", "."))
     assert verb.main(words[2:]) == 0, line
+
+
+@pytest.fixture(autouse=True)
+def own_names():
+    """What a test trusts is forgotten after it."""
+    with own.trusting([]):
+        yield
 
 
 @pytest.fixture
@@ -134,6 +145,7 @@ def test_what_is_no_part_is_refused_in_one_line(tmp_path, monkeypatch, code, wor
     Path("mine.py").write_text(code)
     sys.modules.pop("mine", None)
     importlib.invalidate_caches()
+    own.trust(word)
     use = {"task": tasks.find, "backbone": backbones.create, "network": lambda word: imported(word, "network")}[kind]
     with pytest.raises(UseError) as error:
         use(word)
@@ -151,6 +163,7 @@ def test_an_own_task_must_fit_the_space(tmp_path, monkeypatch):
     )
     sys.modules.pop("mine", None)
     importlib.invalidate_caches()
+    own.trust("mine:A"), own.trust("mine:B")
     assert tasks.fits("mine:A", "segmentation") and not tasks.fits("mine:A", "super_resolution")
     assert tasks.fits("mine:B", "super_resolution")  # derived from the space's own task
     sys.modules.pop("mine", None)
@@ -164,6 +177,7 @@ def test_a_backbone_of_one_s_own_takes_its_weights(tmp_path, monkeypatch):
     (text,) = [text for _, text in sections()["My own backbone"] if text.startswith("# my_")]
     Path("my_encoder.py").write_text(text)
     importlib.invalidate_caches()
+    own.trust("my_encoder:Encoder")
     made = backbones.create("my_encoder:Encoder", momentum=0.2)
     assert made.steps[0][1].momentum == 0.2
     torch.save(made.state_dict(), "weights.pth")

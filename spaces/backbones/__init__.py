@@ -31,23 +31,27 @@ def available() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def builder(name: str) -> Callable[..., nn.Module]:
+def builder(name: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """What builds backbone `name`: ours, a user's ``package.module:callable``, or timm's (with or without "timm/").
 
-    UseError otherwise.
+    name: or the user's class or function itself. UseError otherwise, and for code that the user has not named (see
+    :mod:`sparsemask.own`).
     """
+    if callable(name):
+        return _own(getattr(name, "__qualname__", repr(name)), name)
+    if not isinstance(name, str):
+        raise UseError(f"a backbone is said by its name, not by {name!r:.80}")
     if name in _BUILDERS:
         return _BUILDERS[name]
     if is_own(name):
-        return _own(name)
+        return _own(name, imported(name, "backbone"))
     from spaces.backbones.timm_features import timm_builder
 
     return timm_builder(name, available())
 
 
-def _own(name: str) -> Callable[..., nn.Module]:
+def _own(name: str, make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """A user's builder, which is given those arguments that it takes; what it returns is looked at."""
-    make = imported(name, "backbone")
     taken = inspect.signature(make).parameters
 
     def build(**options) -> nn.Module:
@@ -63,12 +67,12 @@ def _own(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def create(name: str, in_channels: int = 3, **options) -> nn.Module:
+def create(name: str | Callable[..., nn.Module], in_channels: int = 3, **options) -> nn.Module:
     """A new backbone with random weights; `options` (such as `momentum`) go to its builder."""
     return builder(name)(in_channels=in_channels, **options)
 
 
-def strides(name: str) -> list[int]:
+def strides(name: str | Callable[..., nn.Module]) -> list[int]:
     """The strides of a backbone's end points, deepest first; nothing is computed."""
     with torch.device("meta"):
         return list(create(name).strides)

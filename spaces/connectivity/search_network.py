@@ -160,7 +160,7 @@ class FullyDenseNetwork(nn.Module):
 
 def build_backbone(name: str | nn.Module, in_channels: int, momentum: float, options: dict) -> nn.Module:
     """A backbone by name, or the module given; UseError unless it keeps the backbones' contract."""
-    if isinstance(name, str):
+    if isinstance(name, str | type):
         return create(name, in_channels, momentum=momentum, **options)
     if len(getattr(name, "channels", ())) < 1 or len(name.channels) != len(getattr(name, "strides", ())):
         raise UseError(

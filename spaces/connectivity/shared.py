@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 from torch import nn
 
 from spaces.connectivity.pruned_network import FCN, PrunedNetwork
+from spaces.described import build_described, describing
 from sparsemask.errors import UseError
-from sparsemask.weights import load_strictly, load_weights, save_safetensors
+from sparsemask.weights import load_weights, metadata, save_safetensors
 
 _FIXED = ("backbone_name", "depth", "n_class", "features")
+_MOST = 1 << 31  # of any number that a file says
 
 
 def save_network(path: str | os.PathLike, network: nn.Module, config, n_class: int) -> None:
@@ -34,35 +36,41 @@ def save_network(path: str | os.PathLike, network: nn.Module, config, n_class: i
 
 
 def mask_from(connections: list[list[int]], features: int) -> np.ndarray:
-    """The mask bool (L,L,2) of the connections that a file lists."""
+    """The mask bool (L,L,2) of the connections that a file lists; ValueError where L is beyond reason."""
+    if not isinstance(features, int) or not 0 < features <= 1000:
+        raise ValueError(f"{features!r:.40} features")
     mask = np.zeros((features, features, 2), dtype=bool)
     mask[tuple(np.array(connections).T)] = True
     return mask
 
 
-def load_network(path: str | os.PathLike) -> nn.Module:
+def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | None = None) -> nn.Module:
     """The network of a file written by :func:`save_network` (a run's network.safetensors), in evaluation mode.
 
-    Raises UseError when it is missing, torn, or says not enough about itself.
+    Args:
+        path: the file.
+        backbone: the class or function that builds the encoder, where the file names code of the user's: files import
+            nothing, see :mod:`sparsemask.own`.
+
+    Raises UseError when it is missing, torn, says not enough about itself, or names code that the user has not.
     """
     state = load_weights(path)
     if Path(path).suffix != ".safetensors":
         raise UseError(f"{path}: only a safetensors file says what network it is; build one and use load_weights")
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    try:
-        said = {key: json.loads(value) for key, value in metadata.items()}
-        name, depth, n_class, features = (said[key] for key in _FIXED)
-        connections = said["connections"]
-    except (KeyError, ValueError) as error:
-        raise UseError(f"{path}: does not say what network it is ({error}); build one and use load_weights") from None
-    options = {"backbone_name": name, "num_classes": n_class}
+    said = metadata(path)
+    missing = [key for key in (*_FIXED, "connections") if key not in said]
+    if missing:
+        raise UseError(f"{path}: does not say what network it is ({missing[0]}); build one and use load_weights")
+    name, depth, n_class, features = (said[key] for key in _FIXED)
+    for key, value in (("depth", depth), ("n_class", n_class), ("features", features)):
+        if not isinstance(value, int) or not 0 < value < _MOST:
+            raise UseError(f"{path}: {key} must be a whole number of at least 1, found {value!r:.40}")
+    options = {"backbone_name": name if backbone is None else backbone, "num_classes": n_class}
     if not said.get("first_expansion", True):
         options["first_expansion"] = False
+    connections = said["connections"]
     if connections is None:
-        network = FCN(**options)
-    else:
+        return build_described(lambda: FCN(**options), state, path)
+    with describing(path):
         mask = mask_from(connections, features)
-        network = PrunedNetwork(mask, depth=depth, widths=said.get("widths"), **options)
-    load_strictly(network, state, path)
-    return network.eval()
+    return build_described(lambda: PrunedNetwork(mask, depth=depth, widths=said.get("widths"), **options), state, path)

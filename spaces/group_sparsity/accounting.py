@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -128,7 +129,7 @@ class Accounting:
         one, two = _Lines(rows), _Lines(columns)
         single = np.array([len(c) == 0 for c in columns])
         fixed = np.array(fixed, dtype=np.int64)
-        self._sizes = lambda alive: rest + (fixed * one.count(alive) * np.where(single, 1, two.count(alive))).sum()
+        self._sizes = functools.partial(_sizes, rest, fixed, single, one, two)
 
     def _pairs(self, network: nn.Module) -> None:
         place = {name: i for i, name in enumerate(self.names) if self.graph.node(name) is self.graph.nodes[i]}
@@ -155,6 +156,11 @@ class _Lines:
         """int64 (arrays,)"""
         sums = np.concatenate([[0], np.cumsum(alive[self._at], dtype=np.int64)])
         return sums[self._ends[1:]] - sums[self._ends[:-1]]
+
+
+def _sizes(rest: int, fixed: np.ndarray, single: np.ndarray, one: _Lines, two: _Lines, alive: np.ndarray) -> int:
+    """Parameters: of those without channels, and of each array as many as its one or two axes have alive."""
+    return rest + (fixed * one.count(alive) * np.where(single, 1, two.count(alive))).sum()
 
 
 def _volume(sizes) -> int:

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-_PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
 
 class _Bordered:
     """Mixed into a convolution class: an output is that of the convolution plus that of `border` on ones."""
@@ -40,12 +38,46 @@ class _Bordered:
         return super().train(mode)
 
 
-_CLASSES = {kind: type(f"Bordered{kind.__name__}", (_Bordered, kind), {}) for kind in _PLAIN}
+# Named here, so that networks that hold them can be pickled, copied and saved whole.
+
+
+class BorderedConv1d(_Bordered, nn.Conv1d):
+    """A convolution with a border."""
+
+
+class BorderedConv2d(_Bordered, nn.Conv2d):
+    """A convolution with a border."""
+
+
+class BorderedConv3d(_Bordered, nn.Conv3d):
+    """A convolution with a border."""
+
+
+class BorderedConvTranspose1d(_Bordered, nn.ConvTranspose1d):
+    """A transposed convolution with a border."""
+
+
+class BorderedConvTranspose2d(_Bordered, nn.ConvTranspose2d):
+    """A transposed convolution with a border."""
+
+
+class BorderedConvTranspose3d(_Bordered, nn.ConvTranspose3d):
+    """A transposed convolution with a border."""
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: BorderedConv1d,
+    nn.Conv2d: BorderedConv2d,
+    nn.Conv3d: BorderedConv3d,
+    nn.ConvTranspose1d: BorderedConvTranspose1d,
+    nn.ConvTranspose2d: BorderedConvTranspose2d,
+    nn.ConvTranspose3d: BorderedConvTranspose3d,
+}
 
 
 def can_be_bordered(module: nn.Module) -> bool:
     """Whether :func:`add_border` knows this convolution."""
-    return type(module) in _PLAIN or isinstance(module, _Bordered)
+    return type(module) in _CLASSES or isinstance(module, _Bordered)
 
 
 def add_border(module: nn.Module, border: Tensor) -> None:

@@ -130,7 +130,7 @@ def load_mask(path: str | os.PathLike) -> GroupMask:
             sha256=str(arrays["sha256"]),
             space=str(arrays["space"]),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UseError(f"{path}: not a mask of groups of weights ({one_line(error)[:120]})") from None
     _check(mask, path)
     return mask

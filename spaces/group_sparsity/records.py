@@ -42,7 +42,7 @@ def start_norms(run: Run) -> dict[str, list[float]]:
     """Those norms; empty where none were kept."""
     try:
         found = json.loads((run.folder / _START).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

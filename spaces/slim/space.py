@@ -124,7 +124,7 @@ def described(what: object) -> dict:
         found = {**said, "first_expansion": "yes" if said.get("first_expansion", True) else "no"}
     else:
         state = weights.read_checkpoint(what)
-        space, mask, found = state.get("space"), state.get("mask"), dict(state.get("config") or {})
+        space, mask, found = state.get("space"), state.get("mask"), dict(weights.config_of(state))
         mask = mask.numpy() if isinstance(mask, Tensor) else None
     if space != "connectivity" or mask is None or not (mask[..., DOWN].any() or mask[..., UP].any()):
         raise UseError(f"{what}: not of a retrained connectivity network (runs/NAME/network.safetensors)")

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from spaces.described import build_described
 from spaces.sparse_conv import masked_space
 from spaces.sparse_conv.smpointseg import CONFIGS, SMPointSeg
-from sparsemask import weights
 from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
 
@@ -31,7 +31,7 @@ def config_of(state: Mapping[str, Tensor], what: object = "checkpoint", said: Ma
         n_class = int(state["tail.2.body.0.conv_1x1.weight"].shape[0])
     except (KeyError, IndexError):
         raise UseError(f"{what}: no weights of an SMPointSeg network") from None
-    if not channels or numbers != set(range(len(numbers))):
+    if not channels or layers > len(state) or numbers != set(range(len(numbers))):
         raise UseError(f"{what}: no weights of an SMPointSeg network (blocks missing)")
     known = next((c for c in CONFIGS.values() if list(c["channels"]) == channels), CONFIGS["s3dis"])
     told = {"ratio": 4, **{name: known[name] for name in ("n_neighbors", "radius")}}
@@ -41,9 +41,8 @@ def config_of(state: Mapping[str, Tensor], what: object = "checkpoint", said: Ma
 
 def build(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mapping | None = None) -> SMPointSeg:
     """The network of a state dict, strictly loaded, in evaluation mode; UseError naming `what` if it does not fit."""
-    network = SMPointSeg(**config_of(state, what, said))
-    weights.load_strictly(network, state, what)
-    return network.eval()
+    config = config_of(state, what, said)
+    return build_described(lambda: SMPointSeg(**config), state, what)
 
 
 def load_smpointseg(path: str | os.PathLike) -> SMPointSeg:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from spaces.described import build_described
 from spaces.sparse_conv import masked_space
 from spaces.sparse_conv.smsr import SMSR
-from sparsemask import weights
 from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
 
@@ -22,18 +22,18 @@ def config_of(state: Mapping[str, Tensor], what: object = "checkpoint") -> dict[
     try:
         channels, layers = state["body.0.body.ch_mask"].shape[1:3]
         narrow, wide = state["body.0.ca.conv_du.0.weight"].shape[:2]
-        outputs = state["tail.0.weight"].shape[0]
-    except (KeyError, IndexError, ValueError):
+        outputs, reduction = state["tail.0.weight"].shape[0], wide // narrow
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
         raise UseError(f"{what}: no weights of an SMSR network") from None
     scale = round((outputs / 3) ** 0.5)
-    if 3 * scale**2 != outputs or numbers != set(range(len(numbers))):
+    if 3 * scale**2 != outputs or layers > len(state) or numbers != set(range(len(numbers))):
         raise UseError(f"{what}: no weights of an SMSR network (an odd last convolution, or modules missing)")
     return {
         "scale": scale,
         "n_feats": int(channels),
         "n_modules": len(numbers),
         "n_layers": int(layers),
-        "reduction": int(wide // narrow),
+        "reduction": int(reduction),
     }
 
 
@@ -42,14 +42,13 @@ def build(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mappin
 
     said: what else the file says; the weights tell everything.
     """
-    network = SMSR(**config_of(state, what))
+    config = config_of(state, what)
     for name in ("sub_mean.weight", "add_mean.weight"):
-        if name in state and not torch.equal(state[name].flatten(1).cpu(), torch.eye(3)):
+        if name in state and not torch.equal(state[name].flatten().cpu(), torch.eye(3).flatten()):
             raise UseError(
                 f"{what}: {name} is no identity: colours with a standard deviation of their own are not known"
             )
-    weights.load_strictly(network, state, what)
-    return network.eval()
+    return build_described(lambda: SMSR(**config), state, what)
 
 
 def load_smsr(path: str | os.PathLike) -> SMSR:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from spaces.described import build_described
 from spaces.sparse_conv import masked_space
 from spaces.sparse_conv.smstereo import SMStereo
 from sparsemask import weights
@@ -48,14 +49,14 @@ def load_into(network: SMStereo, state: Mapping[str, Tensor], what: object = "ch
 
 def build(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mapping | None = None) -> SMStereo:
     """The network of a state dict, in evaluation mode; without masks in it, all channels are dense."""
-    network = SMStereo(**config_of(state, what, said))
-    load_into(network, state, what)
+    config = config_of(state, what, said)
+    network = build_described(lambda: SMStereo(**config), state, what, load_into)
     if not has_masks(state):
         with torch.no_grad():
             for module in network.hourglasses:
                 for conv in module.convs:
                     conv.ch_mask.copy_(torch.tensor([1.0, 0.0]).expand_as(conv.ch_mask))
-    return network.eval()
+    return network
 
 
 def load_smstereo(path: str | os.PathLike) -> SMStereo:

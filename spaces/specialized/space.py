@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spaces import backbones, register
 from spaces.backbones.weights import has_first_expansion
 from spaces.connectivity.space import ConnectivityConfig
+from spaces.described import build_described, describing
 from spaces.sparse_conv import masked_space
 from spaces.sparse_conv.masked_space import MaskedSpace
 from spaces.specialized.network import WHERE, DenseNetwork, SpecializedNetwork
@@ -92,10 +93,9 @@ class SpecializedSpace(MaskedSpace):
         if missing:
             raise UseError(f"{what}: does not say what network it is (no {', '.join(missing)})")
         name = said.get("backbone_name", "mobilenet_v2")
-        form = {"first_expansion": "yes" if has_first_expansion(state, name) else "no"}
-        network = self.supernet({"backbone_name": name, **said, **form})
-        weights.load_strictly(network, state, what)
-        return network.eval()
+        with describing(what):
+            form = {"first_expansion": "yes" if has_first_expansion(state, name) else "no"}
+        return build_described(lambda: self.supernet({"backbone_name": name, **said, **form}), state, what)
 
     def load(self, path) -> SpecializedNetwork:
         """The network of a file, in evaluation mode."""

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-import yaml
-
 import spaces
 from sparsemask import tasks
+from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
 from sparsemask.options import Parser
 
@@ -116,10 +115,7 @@ def read(name: str) -> Recipe:
     path = packaged().get(name, Path(name))
     if not path.is_file():
         raise UseError(f"recipe not found: {name} (a file, or one of: {', '.join(sorted(packaged()))})")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UseError(f"{path}: not readable as YAML ({error})") from None
+    content = read_yaml(path)
     content = _mapping(content, str(path), _KEYS)
     common = _mapping(content.get("flags"), f"{path}: flags")
     rounds = content.get("rounds", Recipe.rounds)

@@ -110,9 +110,8 @@ def check_output(out: Path, show: str | None, web: str | None) -> Path:
 
 def load(path: Path) -> tuple[object, Mapping]:
     """(the network, the configuration of the run it comes from or an empty one)."""
-    import yaml
-
     import spaces
+    from sparsemask.containers import read_yaml
     from sparsemask.weights import file_space, read_checkpoint
 
     name = file_space(path) or "smpointseg"
@@ -122,10 +121,7 @@ def load(path: Path) -> tuple[object, Mapping]:
     said = read_checkpoint(path).get("config") if path.suffix != ".safetensors" else None
     beside = path.parent / "config.yaml"
     if said is None and beside.is_file():
-        try:
-            said = yaml.safe_load(beside.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UseError(f"{beside}: not readable as YAML ({error})") from None
+        said = read_yaml(beside)
     return network, said if isinstance(said, Mapping) else {}
 
 

@@ -67,13 +67,13 @@ class Fit:
             check_finite(state["model"], self.run.last)
             self.model.load_state_dict(state["model"])
             for one, saved in zip(self.optimizers, state["optimizer"], strict=True):
-                one.load_state_dict(saved)
+                checkpoint.load_optimizer(one, saved)
             self.scaler.load_state_dict(state["scaler"])
             self.method.restore(state.get("method") or {})
             randomness.restore(state["random"])
-            self.step, self.best = int(state["step"]), dict(state["best"])
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
             raise UseError(f"{self.run.last}: does not fit the network of its configuration ({error})") from None
+        self.step, self.best = state["step"], dict(state["best"])
         self.spent = float(state.get("seconds", 0.0))
 
     @property

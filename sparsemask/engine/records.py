@@ -34,14 +34,14 @@ class JsonLines:
 
 def read_rows(path: str | Path) -> list[dict]:
     """Rows of a .jsonl file; a torn last line (a killed run) is dropped, any other is a UseError."""
-    rows, lines = [], Path(path).read_text().splitlines()
+    rows, lines = [], Path(path).read_text(errors="replace").splitlines()
     for number, line in enumerate(lines):
         try:
             row = json.loads(line)
             if not isinstance(row, dict) or "step" not in row:
                 raise ValueError
             rows.append(row)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(lines) - 1:
                 raise UseError(f"{path}: line {number + 1} is not a row of metrics") from None
     return rows

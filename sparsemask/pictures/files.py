@@ -65,7 +65,7 @@ def read_picture(path: str | os.PathLike) -> Picture:
         raise UseError(f"{path}: not a picture that can be read") from None
     except Image.DecompressionBombError as error:
         raise UseError(f"{path}: {one_line(error).split(',')[0]}") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UseError(f"{path}: truncated or not a picture ({one_line(error)[:100]})") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
+from sparsemask.containers import read_npy, read_npz
 from sparsemask.errors import UseError, choose, say
 from sparsemask.points.coordinates import near_origin, rounding
 from sparsemask.points.graph import make_tree
@@ -117,13 +117,7 @@ def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
 
 def read_array(path: str | os.PathLike) -> np.ndarray:
     """An `.npy` file's array of numbers; UseError where it is absent, torn, or holds objects."""
-    path = Path(path)
-    try:
-        return np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UseError(f"{path}: no such file") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise UseError(f"{path}: not readable as an array ({error})") from None
+    return read_npy(path)
 
 
 def has_projection(stem: Path) -> bool:
@@ -154,11 +148,7 @@ def read_projection(stem: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 def read_archive(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file; UseError where it is torn or holds objects."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, AttributeError) as error:
-        raise UseError(f"{path}: not readable as an archive of arrays ({error})") from None
+    return read_npz(path)
 
 
 def unit_colours(colours: np.ndarray) -> np.ndarray:

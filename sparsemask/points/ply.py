@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from sparsemask.containers import reading
 from sparsemask.errors import UseError
 from sparsemask.files import atomic_write
 
@@ -40,6 +41,8 @@ def read_ply(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             order, count, kinds = _header(file, path)
+            if not order and 2 * count * len(kinds) > os.fstat(file.fileno()).st_size:  # a digit and a space each
+                raise UseError(f"{path}: truncated: no room for the {count} points that it promises")
             if order:
                 return _binary(file, path, count, np.dtype([(name, order + kind) for name, kind in kinds]))
             return _ascii(file, path, count, kinds)
@@ -126,10 +129,8 @@ def _binary(file: BinaryIO, path: Path, count: int, kind: np.dtype) -> dict[str,
 def _ascii(file: BinaryIO, path: Path, count: int, kinds: list[tuple[str, str]]) -> dict[str, np.ndarray]:
     if count == 0:
         return {name: np.empty(0, kind) for name, kind in kinds}
-    try:
+    with reading(path, "not readable as points"):
         table = np.loadtxt(io.TextIOWrapper(file, "ascii"), np.dtype(kinds), max_rows=count, ndmin=1)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UseError(f"{path}: not readable as points ({error})") from None
     if len(table) < count:
         raise UseError(f"{path}: truncated: {len(table)} of {count} points are there")
     return {name: np.ascontiguousarray(table[name]) for name, _ in kinds}

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from sparsemask import masks, options
+from sparsemask.containers import read_yaml
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError, one_line
 from sparsemask.files import read_json, write_text
@@ -136,10 +136,7 @@ def found_or(found: Contents, path: Path, read: Callable, default):
 
 
 def _config(path: Path) -> dict:
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UseError(f"{path}: not readable as YAML ({one_line(error)[:200]})") from None
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise UseError(f"{path}: not a run's configuration (a mapping of flags)")
     return options.plain({str(name): value for name, value in config.items()})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-import yaml
-
+from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
 from sparsemask.options import find_config, spoken
@@ -44,8 +43,10 @@ def configuration(c: Contents) -> str:
 
 def _preset(name: str, verb: str, space: str) -> dict:
     try:
-        content = yaml.safe_load(find_config(name, space).read_text())
-    except (UseError, OSError, yaml.YAMLError):
+        content = read_yaml(find_config(name, space))
+    except (UseError, OSError):
+        return {}
+    if not isinstance(content, dict):
         return {}
     flat = {k: v for k, v in content.items() if not isinstance(v, dict)}
     return {**flat, **(content.get(verb) or {})}

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from sparsemask.containers import open_npz, read_npy
 from sparsemask.errors import UseError
 from sparsemask.files import write_bytes
 from sparsemask.pictures.files import encoded
@@ -123,15 +123,9 @@ def _read_pfm(file: BinaryIO) -> np.ndarray:
 
 
 def _read_array(path: Path) -> np.ndarray:
-    try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            if len(found.files) != 1:
-                raise UseError(f"{path}: {len(found.files)} arrays, expected one ({', '.join(found.files)[:80]})")
-            return found[found.files[0]]
-    except FileNotFoundError:
-        raise UseError(f"{path}: no such file") from None
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, OSError) as error:
-        raise UseError(f"{path}: not readable as an array ({error})") from None
+    if path.suffix.lower() == ".npy":
+        return read_npy(path)
+    with open_npz(path, "not readable as an array") as found:
+        if len(found.names) != 1:
+            raise UseError(f"{path}: {len(found.names)} arrays, expected one ({', '.join(found.names)[:80]})")
+        return found[found.names[0]]

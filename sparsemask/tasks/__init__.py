@@ -11,7 +11,8 @@ not finite; its class has ``sample_folder()`` and ``reads_voc``.
 its own instead of those of the others: its class has ``add_options(group)`` and ``data_flags``, the names of the flags
 that name data.
 
-A user's own task is a class ``package.module:Class``, mostly one derived from a task here, whose data flags it has.
+A user's own task is a class ``package.module:Class``, mostly one derived from a task here, whose data flags it has; it
+is imported only where the user names it (:mod:`sparsemask.own`).
 """
 
 from __future__ import annotations

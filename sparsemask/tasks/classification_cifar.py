@@ -9,15 +9,13 @@ read in memory: nothing is unpacked, so no name in one can lead anywhere.
 from __future__ import annotations
 
 import io
-import tarfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from sparsemask.containers import Tar, is_tar
 from sparsemask.errors import UseError
 from sparsemask.points.restricted import read_mapping
 
@@ -54,7 +52,7 @@ def find(root: Path) -> tuple[str, list[str], Pictures, Pictures] | None:
     None where there is nothing of CIFAR's. UseError for both data sets at once, missing files, and torn ones.
     """
     if root.is_file():
-        if not tarfile.is_tarfile(root):
+        if not is_tar(root):
             return None
         return _from_archive(root)
     places = [(form, place) for form in _FORMS for place in _places(root, form)]
@@ -78,19 +76,14 @@ def _places(root: Path, form: _Form) -> list[Path]:
 def _from_archive(path: Path) -> tuple[str, list[str], Pictures, Pictures]:
     wanted = {name for form in _FORMS for name in (*form.files, form.names)}
     found: Files = {}
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name).name
-                if not member.isfile() or name not in wanted or name in found:
-                    continue
-                if member.size > _LARGEST:
-                    raise UseError(f"{path}: {member.name} has {member.size} bytes, more than any file of CIFAR's")
-                found[name] = archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, zlib.error, LZMAError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        raise UseError(f"{path}: torn or not an archive ({error}); download it again") from None
+    with Tar(path, "torn or not an archive; download it again") as archive:
+        for member in archive:
+            name = PurePosixPath(member.name).name
+            if not member.isfile() or name not in wanted or name in found:
+                continue
+            if member.size > _LARGEST:
+                raise UseError(f"{path}: {member.name} has {member.size} bytes, more than any file of CIFAR's")
+            found[name] = archive.read(member, _LARGEST)
     form = next((form for form in _FORMS if any(name in found for name in form.training)), None)
     if form is None:
         raise UseError(f"{path}: an archive without CIFAR's files ({', '.join(form.archive for form in _FORMS)})")

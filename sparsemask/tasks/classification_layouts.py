@@ -9,10 +9,7 @@ Where only training pictures are, every tenth of each class is for validation.
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sparsemask.containers import open_npz, read_json
 from sparsemask.errors import UseError
 from sparsemask.tasks import classification_cifar as cifar
 from sparsemask.tasks.classification_data import Part
@@ -105,15 +103,10 @@ def read_npz(path: str | os.PathLike) -> Part:
         UseError: missing, torn, other arrays.
     """
     path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            pictures, labels = content["x"], content["y"]
-    except FileNotFoundError:
-        raise UseError(f"{path}: no such file") from None
-    except KeyError:
-        raise UseError(f"{path}: expected arrays x (uint8 N, H, W, 3) and y (N,)") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, OSError) as error:
-        raise UseError(f"{path}: not readable as an .npz of arrays ({error})") from None
+    with open_npz(path, "not readable as an .npz of arrays") as content:
+        if "x" not in content or "y" not in content:
+            raise UseError(f"{path}: expected arrays x (uint8 N, H, W, 3) and y (N,)")
+        pictures, labels = content["x"], content["y"]
     if pictures.ndim == 3:
         pictures = pictures[..., None]
     right = pictures.dtype == np.uint8 and pictures.ndim == 4 and pictures.shape[-1] in (1, 3) and pictures.size
@@ -130,10 +123,7 @@ def _class_names(path: Path, count: int) -> list[str]:
     """Of a classes.json, a list, or numbers where there is none."""
     if not path.is_file():
         return [str(k) for k in range(count)]
-    try:
-        names = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise UseError(f"{path}: not readable as JSON ({error})") from None
+    names = read_json(path)
     if not isinstance(names, list) or len(names) < count or not all(isinstance(name, str) for name in names):
         raise UseError(f"{path}: expected a list of {count} class names at least")
     return names

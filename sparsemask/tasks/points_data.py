@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from sparsemask.containers import map_npy
 from sparsemask.engine.data import one_line_errors, quiet_worker
 from sparsemask.engine.randomness import draw_generator
 from sparsemask.errors import UseError
@@ -55,7 +56,7 @@ class Clouds(Sequence):
     def sizes(self) -> list[int]:
         """Points of every cloud; from a file's header where clouds are not held."""
         if self._most < len(self) and all(one.path.suffix == ".npy" for one in self.files):
-            return [len(np.load(one.path, mmap_mode="r", allow_pickle=False)) for one in self.files]
+            return [len(map_npy(one.path)) for one in self.files]
         return [len(self[number]) for number in range(len(self))]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sparsemask import datasets
+from sparsemask.containers import map_npy
 from sparsemask.engine import distributed
 from sparsemask.errors import UseError, choose, describe, say
 from sparsemask.files import atomic_write
@@ -107,8 +108,8 @@ def _mapped(path: Path, what: str, make: Callable[[], np.ndarray]) -> np.ndarray
         key = f"{_VERSION} {path.resolve()}{what} {status.st_mtime_ns} {status.st_size}"
         cached = datasets.cache() / "pictures" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         try:
-            return np.load(cached, mmap_mode="r", allow_pickle=False)
-        except (FileNotFoundError, ValueError, EOFError):
+            return map_npy(cached)
+        except UseError:
             picture = make()
         with atomic_write(cached) as file:
             np.save(file, picture, allow_pickle=False)

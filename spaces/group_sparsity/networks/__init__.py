@@ -56,6 +56,8 @@ def architecture(arch: str) -> Architecture | None:
     """What is known of a named network; None for ``package.module:callable``. UseError for an unknown name."""
     if is_own(arch):
         return None
+    if not isinstance(arch, str):
+        raise UseError(f"a network is said by its name, not by {arch!r:.80}")
     if arch not in _NAMED:
         other = re.fullmatch(r"(resnet|resnext|densenet)(\d{1,4})", arch)
         if other:  # another depth of a known family
@@ -67,19 +69,20 @@ def architecture(arch: str) -> Architecture | None:
     return _NAMED[arch]
 
 
-def create(arch: str, n_class: int = 10, **options) -> nn.Module:
+def create(arch: str | Callable, n_class: int = 10, **options) -> nn.Module:
     """A network with fresh weights, drawn from torch's global generator.
 
     Args:
         arch: one of `available()`, or ``package.module:callable`` for a user's own CNN, which is called without
-            arguments, or with `n_class` (or `num_classes`) if it takes it.
+            arguments, or with `n_class` (or `num_classes`) if it takes it; it is imported only where the user has
+            named it (see :mod:`sparsemask.own`). The callable itself will do.
         n_class: classes.
         options: arguments of the named network's class, such as `shortcut` or `bias` of a ResNet.
 
     Raises UseError for unknown names, options and depths, and for a callable that cannot be imported or returns no
     module.
     """
-    known = architecture(arch)
+    known = None if callable(arch) else architecture(arch)
     if known is None:
         if options:
             raise UseError(f"network '{arch}': takes no options here ({', '.join(options)}); set them in the callable")
@@ -103,8 +106,8 @@ def _builder(known: Architecture) -> Callable:
     return getattr(importlib.import_module(f"{__name__}.{known.family}"), known.build)
 
 
-def _own(arch: str, n_class: int) -> nn.Module:
-    builder = imported(arch, "network")
+def _own(arch: str | Callable, n_class: int) -> nn.Module:
+    builder = arch if callable(arch) else imported(arch, "network")
     taken = _parameters(builder)
     called = next((name for name in ("n_class", "num_classes") if name in taken), None)
     network = builder(**{called: n_class} if called else {})

@@ -1,0 +1,375 @@
+"""Containers from strangers: arrays (.npy, .npz), archives (zip, tar), YAML, JSON.
+
+One place for what every reader of such files needs. A header's claims are compared with the bytes that are there before
+memory is taken for them, nothing is unpickled, and whatever goes wrong while a file is decoded is a UseError of one
+line. Files that the system refuses to open stay errors of the system (:func:`sparsemask.errors.command` words them).
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import json
+import lzma
+import math
+import os
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import yaml
+
+from sparsemask.errors import UseError, describe, one_line
+
+_PIECE = 1 << 20  # bytes read at a time where a size is only claimed
+_HEADER = 1 << 16  # bytes that the header of an array may have
+_TAR_HEADER = 1 << 24  # bytes that a long name or a PAX header may have
+_DEFLATE = 1032  # the most that deflate makes of one byte
+_TEXT = 1 << 25  # bytes of a YAML or JSON file
+_DEEP = 64  # levels of nesting in YAML
+_WIDE = 1_000_000  # values in YAML, where aliases count as often as they are used
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+
+
+@contextlib.contextmanager
+def reading(path: object, what: str = "truncated or damaged") -> Iterator[None]:
+    """Inside, whatever fails is a UseError "PATH: WHAT (why)"; what the system refuses keeps its own words.
+
+    For decoders alone, which fail in any way on a damaged byte: no other code belongs inside.
+    """
+    try:
+        yield
+    except UseError:
+        raise
+    except FileNotFoundError:
+        raise UseError(f"{path}: no such file") from None
+    except MemoryError:
+        raise UseError(f"{path}: {what} (it asks for more memory than there is)") from None
+    except RecursionError:
+        raise UseError(f"{path}: {what} (nested too deeply)") from None
+    except Exception as error:
+        if isinstance(error, OSError) and describe(error) is not None:
+            if error.filename is None:
+                error.filename = str(path)
+            raise
+        why = one_line(error)[:160] or type(error).__name__
+        raise UseError(f"{path}: {what} ({why})") from error
+
+
+def memory() -> int:
+    """Bytes of memory that this machine has."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):  # a system that does not say
+        return 1 << 62
+
+
+# Arrays
+
+
+def npy_header(head: bytes, size: int) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """(shape, whether in Fortran's order, dtype, offset of the data) of an array in .npy form.
+
+    Args:
+        head: its first bytes, the header among them.
+        size: bytes that there are in all.
+
+    Raises ValueError where it is none, holds objects, or claims more bytes than there are.
+    """
+    stream = io.BytesIO(head)
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"an array of version {version[0]}.{version[1]}")
+    with warnings.catch_warnings():  # of headers by Python 2
+        warnings.simplefilter("ignore")
+        shape, fortran, dtype = readers[version](stream)
+    if dtype.hasobject:
+        raise ValueError("it holds objects, which would need pickle")
+    if any(n < 0 for n in shape):
+        raise ValueError(f"an array of shape {shape}")
+    count = math.prod(shape)
+    claimed, there = count * dtype.itemsize, size - stream.tell()
+    if claimed > there or (not dtype.itemsize and count > _PIECE):
+        raise ValueError(f"its header claims more than there is: {claimed} bytes of {there}")
+    return shape, fortran, dtype, stream.tell()
+
+
+def _shaped(data: np.ndarray, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
+    return data.reshape(shape[::-1]).T if fortran else data.reshape(shape)
+
+
+def read_npy(path: str | os.PathLike, what: str = "not readable as an array") -> np.ndarray:
+    """The array of an `.npy` file; UseError "PATH: WHAT (why)" where it is torn, lies about its size, holds objects."""
+    with reading(path, what), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        shape, fortran, dtype, start = npy_header(file.read(_HEADER), size)
+        if not dtype.itemsize:
+            return np.zeros(shape, dtype)
+        if math.prod(shape) * dtype.itemsize > memory():
+            raise MemoryError
+        file.seek(start)
+        return _shaped(np.fromfile(file, dtype, math.prod(shape)), shape, fortran)
+
+
+def map_npy(path: str | os.PathLike, what: str = "not readable as an array") -> np.ndarray:
+    """As :func:`read_npy`, read-only, and read from the file where it is used."""
+    with reading(path, what):
+        with open(path, "rb") as file:
+            shape, fortran, dtype, start = npy_header(file.read(_HEADER), os.fstat(file.fileno()).st_size)
+        if not math.prod(shape) * dtype.itemsize:
+            return np.zeros(shape, dtype)
+        return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+
+
+def npy_length(path: str | os.PathLike) -> int:
+    """Bytes that a whole `.npy` file has by its header; UseError where there are fewer or it is none."""
+    with reading(path, "not readable as an array"), open(path, "rb") as file:
+        shape, _, dtype, start = npy_header(file.read(_HEADER), os.fstat(file.fileno()).st_size)
+        return start + math.prod(shape) * dtype.itemsize
+
+
+class Npz:
+    """The arrays of an open `.npz` file by name; each is decoded when it is asked for."""
+
+    def __init__(self, archive: zipfile.ZipFile, size: int, largest: int | None):
+        check_zip(archive, size, largest)
+        self._archive = archive
+        self._entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        self.names = list(self._entries)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        entry = self._entries[name]
+        with self._archive.open(entry) as stream:
+            data = bytearray(stream.read(_HEADER))
+            shape, fortran, dtype, start = npy_header(bytes(data), entry.file_size)
+            while piece := stream.read(_PIECE):  # to the end, where the checksum is compared
+                data += piece
+        if len(data) != entry.file_size:
+            raise ValueError(f"{entry.filename} has {len(data)} bytes, not {entry.file_size}")
+        count = math.prod(shape)
+        if not count or not dtype.itemsize:
+            return np.zeros(shape, dtype)
+        return _shaped(np.frombuffer(data, dtype, count, start), shape, fortran)
+
+
+@contextlib.contextmanager
+def open_npz(
+    path: str | os.PathLike, what: str = "not readable as an archive of arrays", largest: int | None = None
+) -> Iterator[Npz]:
+    """An `.npz` file; inside, what cannot be decoded is a UseError "PATH: WHAT (why)".
+
+    largest: bytes that one array may have.
+    """
+    with reading(path, what), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        yield Npz(archive, os.fstat(file.fileno()).st_size, largest)
+
+
+def read_npz(
+    path: str | os.PathLike, what: str = "not readable as an archive of arrays", largest: int | None = None
+) -> dict[str, np.ndarray]:
+    """All arrays of an `.npz` file by name; see :func:`open_npz`."""
+    with open_npz(path, what, largest) as found:
+        return {name: found[name] for name in found.names}
+
+
+# Archives
+
+
+def check_zip(archive: zipfile.ZipFile, size: int, largest: int | None = None) -> None:
+    """Raise ValueError where an archive's index claims what cannot be, or what cannot be read.
+
+    Args:
+        archive: open for reading.
+        size: bytes of the file.
+        largest: bytes that one entry may have; None: as many as the machine has memory.
+    """
+    packed = 0
+    for entry in archive.infolist():
+        name = entry.filename[:80]
+        if entry.flag_bits & 1:
+            raise ValueError(f"{name} is encrypted")
+        if entry.compress_type not in _METHODS:
+            raise ValueError(f"{name} is compressed by method {entry.compress_type}, which is not known here")
+        packed += entry.compress_size
+        most = {zipfile.ZIP_STORED: entry.compress_size, zipfile.ZIP_DEFLATED: _DEFLATE * entry.compress_size + 64}
+        if entry.file_size > most.get(entry.compress_type, entry.file_size) or packed > size:
+            raise ValueError(f"{name} claims {entry.file_size} bytes, more than there can be")
+        if entry.file_size > (memory() if largest is None else largest):
+            raise ValueError(f"{name} is too large: {entry.file_size} bytes")
+
+
+def check_zip_file(path: str | os.PathLike, what: str = "truncated or damaged") -> None:
+    """The same of a file, where it is a zip archive; UseError "PATH: WHAT (why)"."""
+    with reading(path, what), open(path, "rb") as file:
+        if file.read(4) == b"PK\x03\x04" and zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                check_zip(archive, os.fstat(file.fileno()).st_size)
+
+
+class Bounded:
+    """A file whose reads ask for no more bytes than are left, whatever a header claims; it may be sought in."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+        self.seek, self.tell, self.readline, self.readinto = file.seek, file.tell, file.readline, file.readinto
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(0, self._size - self._file.tell())
+        return self._file.read(left if count is None or count < 0 else min(count, left))
+
+
+class _Steady:
+    """A file whose reads take no more memory than they find bytes, and refuse headers that are beyond reason."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    def read(self, count: int) -> bytes:
+        if count > _TAR_HEADER:
+            raise ValueError(f"a header claims {count} bytes")
+        parts, left = [], count
+        while left > 0 and (part := self._file.read(min(left, _PIECE))):
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+
+
+def _plain(file: BinaryIO) -> BinaryIO:
+    """The content of a file that may be compressed by gzip, bzip2 or xz."""
+    head = file.read(6)
+    file.seek(0)
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=file)
+    if head.startswith(b"BZh"):
+        return bz2.BZ2File(file)
+    if head.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
+        return lzma.LZMAFile(file)
+    return file
+
+
+class Tar:
+    """A tar archive, compressed or not, read member by member; nothing is unpacked.
+
+    Args:
+        path: the file.
+        what: begins the reason in errors, UseErrors "PATH: WHAT (why)", of what begins as an archive.
+    """
+
+    def __init__(self, path: str | os.PathLike, what: str = "the archive is torn"):
+        self.path, self.what = Path(path), what
+        with contextlib.ExitStack() as stack:
+            with reading(path, "not a readable tar archive"):
+                file = stack.enter_context(open(path, "rb"))
+                self._size = os.fstat(file.fileno()).st_size
+                self._packed = (plain := _plain(file)) is not file
+                self._tar = stack.enter_context(tarfile.open(fileobj=_Steady(plain), mode="r:"))
+            self._files = stack.pop_all()
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        """The members in the order of the file; UseError where the archive is damaged."""
+        members = iter(self._tar)
+        while True:
+            with reading(self.path, self.what):
+                member = next(members, None)
+                if member is None:
+                    return
+                if member.isreg() and (member.size < 0 or (not self._packed and member.size > self._size)):
+                    raise ValueError(f"{member.name[:80]} claims {member.size} bytes, more than there are")
+            yield member
+
+    def read(self, member: tarfile.TarInfo, largest: int | None = None) -> bytes:
+        """A regular member's content; UseError where it is more than `largest` bytes, torn, or full of holes."""
+        most = memory() if largest is None else largest
+        with reading(self.path, self.what):
+            if member.issparse():
+                raise ValueError(f"{member.name[:80]} is a sparse file")
+            if member.size > most:
+                raise ValueError(f"{member.name[:80]} is too large: {member.size} bytes")
+            data = bytearray()
+            with self._tar.extractfile(member) as stream:
+                while piece := stream.read(_PIECE):
+                    data += piece
+            if len(data) != member.size:
+                raise EOFError("unexpected end of data")
+            return bytes(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._files.close()
+
+    def __enter__(self) -> Tar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def is_tar(path: str | os.PathLike) -> bool:
+    """Whether a file begins as a tar archive, compressed or not."""
+    try:
+        Tar(path).close()
+    except UseError:
+        return False
+    return True
+
+
+# Text
+
+
+def _text(path: str | os.PathLike) -> str:
+    with open(path, "rb") as file:
+        data = file.read(_TEXT + 1)
+    if len(data) > _TEXT:
+        raise ValueError(f"more than {_TEXT >> 20} MiB")
+    return data.decode("utf-8-sig")
+
+
+def read_yaml(path: str | os.PathLike) -> object:
+    """The value of a YAML file; UseError in one line where it is none, nested beyond reason, or grows by aliases."""
+    with reading(path, "not readable as YAML"):
+        return parse_yaml(_text(path))
+
+
+def parse_yaml(text: str) -> object:
+    """The value of YAML text; ValueError or a YAMLError where it is none, nested beyond reason, or grows by aliases."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):  # before values are built, which takes a stack as deep
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEP:
+            raise ValueError(f"nested more than {_DEEP} levels deep")
+    value = yaml.safe_load(text)
+    _count(value, {}, set())
+    return value
+
+
+def _count(value: object, known: dict[int, int], above: set[int]) -> int:
+    """Values in a value, aliases counted as often as they stand; ValueError where too many, or where they go round."""
+    if not isinstance(value, dict | list | set | tuple):
+        return 1
+    if id(value) in above:
+        raise ValueError("an alias that holds itself")
+    if id(value) not in known:
+        above.add(id(value))
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(part, known, above) for part in inner)
+        above.remove(id(value))
+        if known[id(value)] > _WIDE:
+            raise ValueError("its aliases make too many values")
+    return known[id(value)]
+
+
+def read_json(path: str | os.PathLike) -> object:
+    """The value of a JSON file; UseError in one line where it is none."""
+    with reading(path, "not readable as JSON"):
+        return json.loads(_text(path))

@@ -1,0 +1,203 @@
+"""Checkpoints whose entries are of a wrong type, in every family: one line, status 2, whoever reads them."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import prune.prune
+import retrain.eval
+import search.run
+import spaces
+from sparsemask import checkpoint_schema
+from sparsemask.engine import checkpoint, randomness
+from sparsemask.errors import UseError
+from sparsemask.weights import file_space, load_weights, read_checkpoint
+from tiny import fails
+
+DEEP: list = []
+for _ in range(40):
+    DEEP = [DEEP]
+HUGE = torch.zeros(1).expand(10**13)  # claims 40 terabytes, has four bytes
+SPARSE = torch.eye(3).to_sparse()
+META = torch.empty(3, 3, device="meta")
+RANDOM = {
+    "python": [torch.zeros(3, dtype=torch.int64), torch.zeros(625), None, "x"],
+    "python_version": [2, "3"],
+    "python_gauss": ["x", []],
+    "numpy": [torch.zeros(623, dtype=torch.int64), [1] * 624],
+    "numpy_position": [-1, 625, 1.5, None],
+    "numpy_has_gauss": ["x", 7],
+    "numpy_gauss": [None, "0"],
+    "torch": [torch.zeros(8), "x", None],
+    "cuda": [None, torch.zeros(1), [1]],
+}
+# Entry -> what it cannot be.
+WRONG = {
+    "format": ["1", None, 1.0, True, 0, -1, [1], torch.tensor(1)],
+    "space": [3, None, ["connectivity"], {}],
+    "verb": [3, None, b"search"],
+    "step": ["3", None, -1, 2.0, True, math.nan, 10**30, torch.tensor(3)],
+    "seconds": ["3", None, -1.0, math.nan, math.inf, [], True],
+    "best": [None, [], 3, {"value": "high"}, {"step": "x"}, {"latest": 3}, {"latest": {"a": []}}],
+    "config": [None, "config.yaml", 5, [], {3: 4}, {"lr": torch.zeros(1)}, {"lr": DEEP}],
+    "model": [None, [], {"a": 3}, {3: torch.zeros(1)}, {"a": HUGE}, {"a": SPARSE}, {"a": META}, torch.zeros(3)],
+    "optimizer": [None, 3, {}, [3], [{}], [{"state": 3, "param_groups": []}], [{"state": {}, "param_groups": 3}],
+                  [{"state": {0: {"a": HUGE}}, "param_groups": []}]],
+    "scheduler": [None, 3, [], {"name": torch.zeros(1)}],
+    "scaler": [None, 3, [1]],
+    "method": [3, [], "x", {"a": HUGE}, {3: 4}],
+    "data": [3, {}, {"step": "x", "tables": {}}, {"step": 1, "tables": []}, {"step": 1, "tables": {"0": HUGE}}],
+    "mask": [3, [], {}, torch.zeros(3), torch.zeros(3, 3, 2), {"channels": {}, "threshold": "x"},
+             {"channels": {"a": torch.zeros(3)}, "threshold": 0.5}, {"channels": 3, "threshold": 0.5}],
+    "network": [3, None, [], {"arch": torch.zeros(1)}],
+    "teacher": [3, None, {}, {"kind": "plain", "what": 3, "sha256": ""}],
+    "random": [None, 3, {}],
+}  # fmt: skip
+CASES = [(entry, n) for entry, values in WRONG.items() for n in range(len(values))]
+RANDOM_CASES = [(entry, n) for entry, values in RANDOM.items() for n in range(len(values))]
+
+
+def right() -> dict:
+    """A checkpoint as a run writes it, of the smallest network."""
+    groups = [{"lr": 0.1, "params": [0]}]
+    return {
+        "format": 1,
+        "space": "connectivity",
+        "verb": "search",
+        "step": 3,
+        "seconds": 1.5,
+        "config": {"depth": 8},
+        "best": {"value": 0.5, "step": 2, "latest": {"miou": 0.5, "of": "x"}},
+        "model": {"a": torch.zeros(2)},
+        "optimizer": [{"state": {0: {"momentum_buffer": torch.zeros(2)}}, "param_groups": groups}],
+        "scheduler": {"name": "poly", "step": 3, "max_iter": 9},
+        "scaler": {},
+        "method": {},
+        "random": randomness.states(),
+    }
+
+
+def written(state: dict, tmp_path):
+    """The checkpoint's file; tensors that claim more than they have are written as they are."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    path = tmp_path / "c.pt"
+    path.write_bytes(file.getvalue())
+    return path
+
+
+def test_what_runs_write_is_right(tmp_path):
+    path = written(right(), tmp_path)
+    assert checkpoint.load(path, "connectivity")["step"] == 3 and file_space(path) == "connectivity"
+    for mask in (None, "unet", torch.ones(2, 2, 2, dtype=torch.bool),
+                 {"channels": {"a": torch.ones(2, dtype=torch.bool)}, "threshold": 0.5},
+                 {"config": {"arch": "x"}, "kept": {"a": [1, 0]}, "merged": []}):  # fmt: skip
+        checkpoint_schema.check({**right(), "mask": mask, "data": None, "teacher": dict.fromkeys(
+            ("kind", "what", "sha256"), "")}, "c.pt")  # fmt: skip
+
+
+@pytest.mark.parametrize(("entry", "n"), CASES)
+def test_one_schema_refuses_every_entry_of_a_wrong_type(tmp_path, entry, n):
+    path = written({**right(), entry: WRONG[entry][n]}, tmp_path)
+    for read in (read_checkpoint, checkpoint.load, load_weights, spaces.get("smsr").load, spaces.get("hinge").load):
+        with pytest.raises(UseError) as error:
+            read(path)
+        assert "c.pt" in str(error.value) and f"'{entry}'" in str(error.value) and "\n" not in str(error.value)
+    assert file_space(path) is None  # what it says of itself is not believed
+
+
+@pytest.mark.parametrize(("entry", "n"), RANDOM_CASES)
+def test_random_states_are_looked_at(tmp_path, entry, n):
+    path = written({**right(), "random": {**randomness.states(), entry: RANDOM[entry][n]}}, tmp_path)
+    with pytest.raises(UseError, match="'random' must be random states"):
+        checkpoint.load(path)
+
+
+def test_public_checkpoints_may_have_entries_of_any_kind(tmp_path):
+    state = {"state_dict": {"a": torch.zeros(1)}, "step": "last", "config": "model.yaml", "optimizer": 3, "best": None}
+    assert list(load_weights(written(state, tmp_path))) == ["a"]
+
+
+@pytest.fixture(scope="module")
+def state(made):
+    return torch.load(made / "runs/s/checkpoints/last.pt", weights_only=True)
+
+
+def spoil(state: dict, entry: str, value: object) -> dict:
+    """A copy with another value; entry: names with dots between."""
+    state = copy.deepcopy(state)
+    *above, last = entry.split(".")
+    inner = state
+    for name in above:
+        inner = inner[int(name) if name.isdigit() else name]
+    inner[int(last) if last.isdigit() else last] = value
+    return state
+
+
+# Of a real run: (entry, value, what the line says); all would fail while the run is gone on with, or much later.
+RESUMED = [
+    ("step", "three", "'step'"),
+    ("config.depth", "wide", "'depth' cannot be"),
+    ("config.lr", [0.1], "'lr' takes one value"),
+    ("config.crop_size", None, "crop_size"),
+    ("config.backbone_name", {}, "'backbone_name' cannot be"),
+    ("config.freeze_bn", "yes", "'freeze_bn'"),
+    ("optimizer.0.param_groups.0.lr", "fast", "the optimizer's lr cannot be 'fast'"),
+    ("optimizer.0.param_groups.0.params", [], "fit"),
+    ("optimizer.0.state.0.exp_avg", torch.zeros(3), "exp_avg is (3,)"),
+    ("model", {}, "fit"),
+    ("random.torch", torch.zeros(7, dtype=torch.uint8), "fit"),
+    ("verb", "retrain", "without mask"),
+]
+
+
+@pytest.mark.parametrize(("entry", "value", "words"), RESUMED, ids=[one[0] for one in RESUMED])
+def test_resuming_refuses_them_and_keeps_the_file(place, state, capfd, entry, value, words):
+    path = place / "runs/s/checkpoints/last.pt"
+    torch.save(spoil(state, entry, value), path)
+    before = path.read_bytes()
+    fails(capfd, search.run.main, ["--resume", "runs/s"], [words])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("entry", "value"), [("format", "2"), ("config", 5)])
+def test_other_verbs_refuse_them_too(place, state, capfd, entry, value):
+    torch.save(spoil(state, entry, value), place / "runs/s/checkpoints/last.pt")
+    fails(capfd, prune.prune.main, ["--run", "runs/s", "--out", "new.npy"], [f"'{entry}'"])
+    fails(capfd, prune.prune.main, ["--checkpoint", "runs/s/checkpoints/last.pt", "--out", "new.npy"], [f"'{entry}'"])
+    fails(capfd, retrain.eval.main, ["--run", "runs/s"], [f"'{entry}'"])
+    assert not (place / "new.npy").exists()
+
+
+@pytest.mark.parametrize("config", [5, {"lr": {}}, {"depth": "x"}, {}])
+def test_configurations_beside_checkpoints_are_looked_at(place, capfd, config):
+    (place / "runs/s/config.yaml").write_text(yaml.safe_dump(config))
+    (place / "runs/s/checkpoints/last.pt").unlink()
+    fails(capfd, search.run.main, ["--resume", "runs/s"], ["config.yaml"])
+
+
+HINGE_STATE = [("balance", "x"), ("balance", ["x"]), ("gradient_ratio", "x"), ("steps_done", 1.5), ("penalties", []),
+               ("penalties", {"a": "x"}), ("finished", 1), ("ratio", None), ("shares", {"a": None})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), HINGE_STATE)
+def test_what_a_search_of_groups_remembers_is_looked_at(name, value):
+    from types import SimpleNamespace
+
+    from search.group_sparsity import GroupSearch
+
+    method = GroupSearch.__new__(GroupSearch)
+    vars(method).update(balance=[1.0], gradient_ratio=None, steps_done=0, penalties={}, ratio=math.nan, shares={})
+    method.options = SimpleNamespace()
+    whole = method.state()
+    method.restore(whole)
+    with pytest.raises(ValueError, match=f"{name} cannot be"):
+        method.restore({**whole, name: value})
+    assert not isinstance(value, np.ndarray) and method.state().keys() == whole.keys()
