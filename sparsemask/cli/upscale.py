@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from sparsemask.devices import arithmetic
-    from sparsemask.sparse import set_backend
+    from sparsemask.sparse import repeatable, set_backend
 
     where = arithmetic(options.gpu)
     set_backend(network.to(where.device), options.backend)
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tile = options.tile if options.tile is not None else TILE if height * width > LARGE else 0
     began = time.perf_counter()
     pixels = torch.from_numpy(picture.colour).permute(2, 0, 1)[None].to(where.device)
-    made = run(network, pixels, tile, options.ensemble)
+    with repeatable():
+        made = run(network, pixels, tile, options.ensemble)
     spent = time.perf_counter() - began
     larger = picture.enlarged(made[0].permute(1, 2, 0).cpu().numpy())
     lost = write_picture(out, larger)

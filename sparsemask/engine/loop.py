@@ -17,6 +17,7 @@ from sparsemask.engine.method import Method
 from sparsemask.engine.records import JsonLines, Progress, TensorBoard
 from sparsemask.errors import UseError
 from sparsemask.runs import Run
+from sparsemask.sparse.backends import repeatable
 
 
 def steps(options: argparse.Namespace, length: int) -> tuple[int, int]:
@@ -206,7 +207,7 @@ class Fit:
         result: dict = dict(self.best.get("latest", {}))
         batchnorm.set_training(self.model, o.freeze_bn)
         try:
-            with self.interrupt, contextlib.closing(self._batches()) as batches:
+            with self.interrupt, repeatable(), contextlib.closing(self._batches()) as batches:
                 while self.step < self.max_iter and not self.method.finished:
                     row = self.train_step(list(itertools.islice(batches, o.accumulate)))
                     self.sampler.consumed(self.step)
