@@ -33,7 +33,7 @@ from sparsemask.tasks import points_data
 from spoilt import truncate
 from tiny import ROOT, SMALL, borrow_kernels, data_flags, environment, fails, interruptible, make_data
 
-LIMIT = 60  # seconds that nothing here takes, on any machine
+LIMIT = 180  # seconds that nothing here takes, on any machine
 FEW = ["--n_worker", "2", "--eval_interval", "2", "--checkpoint_interval", "2", "--log_interval", "1", "--lr", "0.01"]
 PICTURES = [*data_flags(Path("pictures")), *SMALL, *FEW]
 STEREO = ["--training_list", "pairs/pairs.txt", "--eval_list", "pairs/pairs.txt", "--batch_size", "2", *FEW]
