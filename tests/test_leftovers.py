@@ -110,10 +110,10 @@ def test_a_failure_takes_nothing_from_the_process_that_is_at_work(tmp_path):
     held, go_on = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        Run(folder).hold()
+        run = Run(folder).hold()
         os.write(held[1], b"x")
         os.read(go_on[0], 1)
-        os._exit(0)
+        os._exit(0 if run.folder == folder else 1)
     os.read(held[0], 1)
     try:
         with pytest.raises(UseError, match="another process is at work"):

@@ -168,7 +168,6 @@ def test_sources_without_files_are_described_by_their_samples(training):
 def test_a_storage_that_goes_away_is_said_once(data, tmp_path):
     database = tmp_path / "study.db"
     argv = flags(data, tmp_path, "s", "--storage", f"sqlite:///{database}", "--trials", "2", "--workers", "2")
-    argv[argv.index("--max_iter") + 1] = "6"
     process = start(argv, tmp_path)
     folder = tmp_path / "runs" / "s"
     wait_for(lambda: process.poll() is not None or len(list(folder.glob("trial-*/search/config.yaml"))) == 2)
