@@ -19,8 +19,8 @@ the configuration's values; a flag on the command line is fixed. --grid is a YAM
 
 The same command again goes on with a study, after Ctrl-C or a crash too; on another machine with the same --storage it
 joins (both need the same pictures, labels and initial weights, which is checked, and clocks that agree to within some
-seconds). Trials of workers that died are taken
-up again from their last checkpoint, twice at most. Hopeless trials are given up: see search/study_worker.py.
+seconds). Trials of workers that died are taken up again from their last checkpoint, twice at most. Hopeless trials are
+given up: see search/study_worker.py.
 """
 
 from __future__ import annotations

@@ -334,3 +334,34 @@ def test_an_evaluation_that_is_told_to_stop(place, number, status):
     error = finish(process)
     assert process.returncode == status and "Traceback" not in error and "stopped" in error
     assert len(helpers) >= 2 and alive(helpers) == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_pool_that_is_told_twice_ends_at_once(tmp_path, number):
+    script = tmp_path / "long.py"
+    script.write_text(
+        "import sys, time\n"
+        "from sparsemask.errors import command\n"
+        "from VOC12.workers import run_jobs\n"
+        "def job(number):\n"
+        "    open(f'begun{number}', 'w').close()\n"
+        "    time.sleep(3600)\n"
+        "@command\n"
+        "def main(argv=None):\n"
+        "    for _ in run_jobs(job, ((k,) for k in range(400)), 400, 'x', 2): pass\n"
+        "if __name__ == '__main__':\n"
+        "    sys.exit(main())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0, preexec_fn=interruptible,
+    )  # fmt: skip
+    wait_for(lambda: len(list(tmp_path.glob("begun*"))) == 2, process)
+    helpers = descendants(process.pid)
+    os.killpg(process.pid, number)
+    time.sleep(1)
+    assert process.poll() is None  # it waits for the jobs that have begun
+    os.killpg(process.pid, number)
+    error = finish(process)
+    assert process.returncode == (130 if number == signal.SIGINT else 143) and "Traceback" not in error, error
+    gone(helpers)
