@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 
 from tqdm import tqdm
 
 from sparsemask.errors import UseError
+from sparsemask.processes import begin_helper, helper_context, kill_helpers
 
 _FEW = 128  # jobs below which starting a process costs more than it saves
 
@@ -58,7 +55,7 @@ def _results(function: Callable, jobs: Iterable[tuple], workers: int) -> Iterato
             yield function(*job)
         return
     # "spawn": forking a process that has threads (torch, the bar's) may hang.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (os.getpid(),))
+    pool = ProcessPoolExecutor(workers, helper_context("spawn"), begin_helper)
     pending: set[Future] = set()
     try:
         for job in jobs:
@@ -72,16 +69,8 @@ def _results(function: Callable, jobs: Iterable[tuple], workers: int) -> Iterato
     except BrokenProcessPool:
         raise UseError("a worker process died (out of memory?); run the command again with --workers 1") from None
     finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair
-
-    def follow() -> None:
-        # A main process killed outright cannot stop its workers: they would wait for jobs for ever.
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+        try:
+            pool.shutdown(cancel_futures=True)  # jobs that have begun are finished
+        except BaseException:  # told to stop once more while waiting for them
+            kill_helpers()
+            raise

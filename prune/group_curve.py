@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Mapping
 
 import torch
@@ -47,8 +48,8 @@ def adapted(network: torch.nn.Module, task, options: argparse.Namespace, where) 
     if options.bn_reestimate:
         source, seed = task.train_data, options.seed
         sampler = data.step_sampler(source, options.batch_size, 0, options.bn_reestimate, seed)
-        loader = data.plainly(data.training_loader(source, sampler, seed, 0))
-        batchnorm.reestimate(network, (images.to(where.device, where.parameters) for images, _ in loader))
+        with contextlib.closing(data.plainly(data.training_loader(source, sampler, seed, 0))) as batches:
+            batchnorm.reestimate(network, (images.to(where.device, where.parameters) for images, _ in batches))
     return figures(network.eval(), task, options, where)
 
 

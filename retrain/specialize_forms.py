@@ -12,6 +12,7 @@ from spaces.sparse_conv.measuring import COLUMNS, Watch
 from sparsemask.engine import data
 from sparsemask.inference import optimize_for_inference
 from sparsemask.session import Session
+from sparsemask.sparse import repeatable
 from sparsemask.tables import format_count, table
 from sparsemask.timing import compare
 
@@ -46,7 +47,8 @@ def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[di
     rows = []
     for name, (form, executed) in forms.items():
         form = form.network if name == "compiled" else form  # items of other sizes need no compiling
-        figures = sparse if name == "sparse" else task.figures(task.scores(form, where, options, limit, quick=True))
+        with repeatable():
+            figures = sparse if name == "sparse" else task.figures(task.scores(form, where, options, limit, quick=True))
         row = {"form": name, **{k: float(v) for k, v in figures.items()}, "multiply_adds": round(executed)}
         rows.append(row | ({"ms": times[name]} if times else {}))
     columns = {

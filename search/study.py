@@ -18,8 +18,9 @@ the configuration's values; a flag on the command line is fixed. --grid is a YAM
     depth: [32, 64]
 
 The same command again goes on with a study, after Ctrl-C or a crash too; on another machine with the same --storage it
-joins (both need the same pictures, and clocks that agree to within some seconds). Trials of workers that died are taken
-up again from their last checkpoint, twice at most. Hopeless trials are given up: see search/study_worker.py.
+joins (both need the same pictures, labels and initial weights, which is checked, and clocks that agree to within some
+seconds). Trials of workers that died are taken up again from their last checkpoint, twice at most. Hopeless trials are
+given up: see search/study_worker.py.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from pathlib import Path
 
 import spaces
 from search import study_plan
-from search.study_backend import check_url, is_database, shown_url
+from search.study_backend import StorageError, check_url, is_database, shown_url
 from search.study_plan import Plan
 from sparsemask import flags, own, session
 from sparsemask.errors import UseError, command, one_line
@@ -132,7 +133,7 @@ def settle(argv: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
         max_connections=options.max_connections,
         heartbeat=options.heartbeat,
     )
-    plan.identity = study_plan.identity(plan, settled, len(task.train_data))
+    plan.identity = study_plan.identity(plan, settled, task)
     return plan, options
 
 
@@ -143,7 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == [_WORKER]:
         from search import study_worker
 
-        return study_worker.work(study_worker.read_plan())
+        try:
+            return study_worker.work(study_worker.read_plan())
+        except StorageError as lost:  # the study's command says it, once for all of them
+            os.write(int(argv[1]), f"{one_line(lost)}\n".encode())
+            return 2
     plan, options = settle(argv)
     from search.study_front import report
     from search.study_storage import DONE, Store
@@ -153,15 +158,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = sum(store.counts()[state] for state in DONE)
     place = shown_url(store.place) if store.database else store.place
     print(f"study {plan.study}: {done} of {plan.trials} trials done; watch it: optuna-dashboard {place}", flush=True)
-    statuses, stopped = [], False
+    statuses, stopped, lost = [], False, []
     if done < plan.trials:
         workers = min(options.workers, plan.trials - done)
         if workers > 1 and plan.objectives[1] == "milliseconds":
             session.warn("note: times are measured while other workers compute; --workers 1 measures undisturbed")
-        statuses, stopped = _work(plan, workers)
+        statuses, stopped, lost = _work(plan, workers)
     with store.reachable():
         print(report(plan, store.study), flush=True)
         done = sum(store.counts()[state] for state in DONE)
+    for line in lost:  # it has come back: else the lines above had said the same
+        session.warn(f"workers ended: {line}")
     if stopped:
         raise KeyboardInterrupt("every trial is saved; go on with the same command")
     if done >= plan.trials:
@@ -179,15 +186,22 @@ def _own_folder(folder: Path, study: str) -> None:
             raise UseError(f"{file.parent} is of another study named {folder.name}; remove it, or take another --study")
 
 
-def _work(plan: Plan, count: int) -> tuple[list[int], bool]:
-    """Start the workers and wait for them: (exit statuses, whether Ctrl-C stopped them)."""
+def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
+    """Start the workers and wait for them.
+
+    Returns:
+        Their exit statuses, whether Ctrl-C stopped them, and the lines of those that lost the storage.
+    """
+    lost, losses = os.pipe()
     threads = max(1, len(os.sched_getaffinity(0)) // count)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     # Groups of their own: a terminal's Ctrl-C is for this process, which tells each of them once. They get the plan
     # by a pipe, since a URL may hold a password, and leave when it is closed.
     workers = [
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), _WORKER, *own.trusted()],  # what this command line named
+            # Names of code that this command line said may be imported there too.
+            [sys.executable, str(Path(__file__).resolve()), _WORKER, str(losses), *own.trusted()],
+            pass_fds=(losses,),
             stdin=subprocess.PIPE,
             env=environment,
             process_group=0,
@@ -198,6 +212,7 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool]:
         with contextlib.suppress(BrokenPipeError):  # dead already: its exit status tells
             worker.stdin.write((plan.to_json() + "\n").encode())
             worker.stdin.flush()
+    os.close(losses)
     asked, left = 0, list(workers)
     while left:
         try:
@@ -215,7 +230,10 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool]:
                     worker.stdin.close()
                 else:
                     worker.send_signal(signal.SIGINT if asked == 2 else signal.SIGKILL)
-    return [worker.returncode for worker in workers], asked > 0
+    os.set_blocking(lost, False)  # a helper of a worker may still have the other end open
+    with open(lost, "rb") as file:
+        lines = (file.read() or b"").decode().splitlines()
+    return [worker.returncode for worker in workers], asked > 0, list(dict.fromkeys(lines))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,10 @@ import optuna
 from sparsemask.errors import UseError, one_line
 
 
+class StorageError(UseError):
+    """The storage cannot be used: what every process of a study meets at once."""
+
+
 class FileLock:
     """The lock of a journal. Optuna's own outlives a killed holder by half a minute; this one goes with it.
 
@@ -94,7 +98,7 @@ def reachable(url: str | None) -> Iterator[None]:
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ or error
         said = one_line(getattr(cause, "orig", None) or cause)
-        raise UseError(f"storage {shown_url(url)} cannot be used: {said[:300]}") from None
+        raise StorageError(f"storage {shown_url(url)} cannot be used: {said[:300]}") from None
     except RuntimeError as error:
         if "optuna version" not in str(error):
             raise

@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from search.study_data import fingerprint
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, choose
 from sparsemask.options import Parser, natural, plain, positive
@@ -33,6 +34,9 @@ _OWN = {
     "search_checkpoint",
     "ft_model",
 }
+
+
+ADDED = ("data", "settled flags")
 
 
 @dataclass
@@ -163,16 +167,29 @@ def _range(name: str, span, path: str, space: str, fixed: dict) -> dict:
     raise UseError(f"{path}: '{name}' needs {{low: .., high: .., log: true or false}} or a list, found {span!r}")
 
 
-def identity(plan: Plan, settled: argparse.Namespace, pictures: int) -> dict:
-    """What every process on one study must have in common."""
+def identity(plan: Plan, settled: argparse.Namespace, task) -> dict:
+    """What every process on one study must have in common: what is searched on which data, and by which fixed flags.
+
+    settled: the search's flags with what presets and defaults give them.
+    """
     flags = {verb: {n: v for n, v in own.items() if n not in _LOCAL} for verb, own in plan.flags.items()}
-    common = {"objectives": plan.objectives, "ranges": plan.ranges, "seed": plan.seed, "training pictures": pictures}
-    return json.loads(json.dumps({"space": settled.space, "task": settled.task, **common, **flags}))
+    common = {"objectives": plan.objectives, "ranges": plan.ranges, "seed": plan.seed}
+    common["training pictures"] = len(task.train_data)
+    varied = {name.rpartition(".")[2] for name in plan.ranges}
+    values = {n: getattr(settled, n) for n in actions("search", settled.space) if n not in _LOCAL | varied}
+    common["data"] = fingerprint(task, settled)
+    found = {"space": settled.space, "task": settled.task, **common, **flags, "settled flags": plain(values)}
+    return json.loads(json.dumps(found))
 
 
 def difference(mine: dict, other: dict) -> str:
-    """Where two identities part, in a few words; empty when they are the same."""
+    """Where two identities part, in a few words; empty when they are the same.
+
+    other: of the study as it was begun, perhaps by a version that did not note what is `ADDED`.
+    """
     for name in sorted(mine.keys() | other.keys(), key=list({**mine, **other}).index):
+        if name in ADDED and name not in other:
+            continue
         a, b = mine.get(name), other.get(name)
         if a == b:
             continue

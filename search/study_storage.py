@@ -23,7 +23,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search import study_backend as backend
-from search.study_plan import Plan, difference
+from search.study_plan import ADDED, Plan, difference
 from sparsemask.errors import UseError
 
 RETRIES = 2  # times a trial whose worker died is tried again; one that kills every worker must end somewhere
@@ -71,6 +71,9 @@ class Store:
             study.set_metric_names(self.plan.objectives)
         elif self.plan.identity and (parted := difference(self.plan.identity, known)):
             raise UseError(f"study '{self.plan.study}' exists, and {parted}; take another --study, or its own flags")
+        elif added := {name: self.plan.identity[name] for name in ADDED if name in self.plan.identity.keys() - known}:
+            # Begun by an older version: from now on it is known what it is about.
+            study.set_user_attr("sparsemask", {**known, **added})
         return study
 
     @contextlib.contextmanager

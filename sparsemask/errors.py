@@ -6,11 +6,14 @@ another backbone, a full disk) is raised as :class:`UseError` and ends in one li
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 # What the operating system refuses because of a path or a disk, not because of a mistake of ours.
@@ -36,6 +39,13 @@ class UseError(Exception):
     """Something the user can mend: says what is wrong, where, and what to do."""
 
 
+class Terminated(SystemExit):
+    """SIGTERM, in a command: raised where the main process is, so that it can put things in order."""
+
+    def __init__(self):
+        super().__init__(128 + signal.SIGTERM)
+
+
 def one_line(text: object) -> str:
     """Fold any text into one line."""
     return " ".join(str(text).split())
@@ -50,8 +60,33 @@ def describe(error: OSError) -> str | None:
     return f"{place}: {reason}" if place else reason
 
 
+def lost_worker(error: RuntimeError) -> str | None:
+    """One line for what torch raises when a loader process died, anywhere in the main thread; None for any other."""
+    said = one_line(error)
+    if not said.startswith("DataLoader worker (pid"):
+        return None
+    return f"a loader process was lost (out of memory?): {said.rstrip('. ')}; a lower --n_worker needs less"
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM raises :class:`Terminated`, unless somebody handles or ignores it already."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def stop(_number: int, _frame) -> None:
+        raise Terminated
+
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Wrap a command's ``main(argv)``: errors of use exit 2 in one line, Ctrl-C exits 130, a closed pipe 0.
+    """Wrap a command's ``main(argv)``: errors of use exit 2 in one line, Ctrl-C 130, SIGTERM 143, a closed pipe 0.
 
     Names of code on this command line may be imported while it runs (:mod:`sparsemask.own`). What trains prints by
     :func:`say`, which a closed pipe does not stop.
@@ -62,16 +97,23 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
         from sparsemask.own import trusting  # which raises what is defined here
 
         try:
-            with trusting(sys.argv[1:] if argv is None else argv):
+            with trusting(sys.argv[1:] if argv is None else argv), _terminable():
                 return main(argv) or 0
         except UseError as error:
             message = one_line(error)
         except KeyboardInterrupt as stop:
             print(f"\nstopped: {one_line(stop) or 'nothing was lost'}", file=sys.stderr)
             return 130
+        except Terminated as stop:
+            print("\nstopped by SIGTERM", file=sys.stderr)
+            return stop.code
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        except RuntimeError as error:
+            message = lost_worker(error)
+            if message is None:
+                raise
         except OSError as error:
             message = describe(error)
             if message is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ from typing import BinaryIO
 from sparsemask import containers
 from sparsemask.errors import UseError
 
+_PART = ".part"  # ends the names of what is being written
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
@@ -23,9 +26,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            _hold(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -38,6 +42,23 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def remove_stale(folder: str | os.PathLike) -> None:
+    """Remove, below `folder`, what :func:`atomic_write` had begun in processes that were killed."""
+    for path in Path(folder).rglob(f".*{_PART}"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if _hold(file):
+                path.unlink()
+
+
+def _hold(file: BinaryIO) -> bool:
+    """Take an unfinished file for this process, until it is closed or killed; whether nobody has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody has it, or the file system knows no locks
+        return False
+    return True
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:

@@ -7,15 +7,17 @@ checkpoints/, metrics.jsonl, tensorboard/, pictures/ and the mask or network tha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
 
 from sparsemask import options as opt
 from sparsemask.errors import UseError, say
-from sparsemask.files import read_json, write_json
+from sparsemask.files import read_json, remove_stale, write_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -25,7 +27,7 @@ class Run:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._lock = None
+        self._lock, self._held = None, False
         self.fresh = False  # made by this process: its own to take away again
 
     config = property(lambda self: self.folder / "config.yaml")
@@ -47,7 +49,10 @@ class Run:
         write_json(self.info_file, {**self.info(), **entries})
 
     def hold(self) -> Run:
-        """Take the folder for this process; UseError when another one is at work in it. A kill releases it."""
+        """Take the folder for this process; UseError when another one is at work in it. A kill releases it.
+
+        What killed processes had begun to write there is removed.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held as long as the process lives
         try:
@@ -55,7 +60,17 @@ class Run:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UseError(f"{self.folder}: another process is at work in this run") from None
+        self._held = True
+        remove_stale(self.folder)
         return self
+
+    def discard(self) -> None:
+        """Take away the folder that this process has made, unless another process is at work in it."""
+        if self._held:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # not there, or not empty
+                self.folder.rmdir()
 
 
 def create(options: argparse.Namespace, verb: str) -> Run:
@@ -67,16 +82,27 @@ def create(options: argparse.Namespace, verb: str) -> Run:
     run = Run(Path(options.exp_path) / name)
     if run.config.exists():
         raise UseError(f"run {run.folder} exists; take another --name, or go on with it by --resume {run.folder}")
-    if run.folder.exists() and any(run.folder.iterdir()):
+    if run.folder.exists() and any(not _left_behind(path) for path in run.folder.iterdir()):
         raise UseError(f"--name {name}: {run.folder} is there already and is no run; take another name")
-    run.hold()
     run.fresh = True
-    opt.write_config(run.config, options)
-    write_json(
-        run.info_file,
-        {"verb": verb, "space": options.space, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "state": "running"},
-    )
+    info = {"verb": verb, "space": options.space, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "state": "running"}
+    try:
+        run.hold()
+        if run.config.exists():  # made by another process a moment ago, which has ended meanwhile
+            run.fresh = False
+            raise UseError(f"run {run.folder} exists; take another --name, or go on with it by --resume {run.folder}")
+        opt.write_config(run.config, options)
+        write_json(run.info_file, info)
+    except BaseException:
+        if run.fresh:
+            run.discard()
+        raise
     return run
+
+
+def _left_behind(path: Path) -> bool:
+    """Whether a file in a folder without a configuration is all that a killed process left of a run."""
+    return path.name == ".lock" or (path.name.startswith(".") and path.name.endswith(".part"))
 
 
 def _free_name(folder: Path, name: str) -> str:

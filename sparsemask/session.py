@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +54,7 @@ class Session:
             yield
         except BaseException:
             if self.main and self.run.fresh and not self.run.last.exists():
-                shutil.rmtree(self.run.folder, ignore_errors=True)
+                self.run.discard()
             raise
 
 

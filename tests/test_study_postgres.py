@@ -143,3 +143,20 @@ def test_a_server_that_goes_away_is_one_line_and_comes_back(server, tmp_path):
     time.sleep(4.5)  # three heartbeats of a second were missed
     again, _ = store.claim()  # on a new connection
     assert again.user_attrs["first"] == trial.number
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_while_workers_train_is_said_once(server, tmp_path):
+    data = make_data(tmp_path / "data")
+    argv = flags(data, tmp_path, "gone", "--storage", server.url(), "--trials", "2", "--workers", "2")
+    process = start(argv, tmp_path)
+    folder = tmp_path / "runs" / "gone"
+    wait_for(lambda: process.poll() is not None or len(list(folder.glob("trial-*/search/config.yaml"))) == 2)
+    server.stop()
+    try:
+        _, error = process.communicate(timeout=600)
+    finally:
+        server.start()
+    assert process.returncode == 2 and "Traceback" not in error and "hush" not in error, error
+    lines = [line for line in error.splitlines() if "cannot be used" in line]
+    assert len(lines) == 1 and lines[0].startswith("error: storage postgresql"), error

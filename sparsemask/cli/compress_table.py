@@ -15,6 +15,7 @@ from retrain.opening import open_trained, read_flags
 from sparsemask import flags, tasks
 from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.inference import optimize_for_inference
+from sparsemask.sparse import repeatable
 from sparsemask.tables import format_count, markdown_table, table
 from sparsemask.timing import compare
 
@@ -86,7 +87,8 @@ def costs(networks: Mapping[str, Opened], rounds: int) -> dict[str, dict[str, fl
 
 def quality(one: Opened, limit: int = 0) -> float:
     """The task's figure of the form that is run, over the validation pictures (the first `limit`)."""
-    scores = one.task.scores(one, one.where, one.options, limit, quick=True)
+    with repeatable():
+        scores = one.task.scores(one, one.where, one.options, limit, quick=True)
     return float(one.task.figures(scores)[one.task.primary])
 
 

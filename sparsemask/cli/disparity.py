@@ -65,14 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from sparsemask.devices import arithmetic
     from sparsemask.finite import check_output
-    from sparsemask.sparse import set_backend
+    from sparsemask.sparse import repeatable, set_backend
 
     where = arithmetic(options.gpu)
     set_backend(network.to(where.device), options.backend)
     pair = pad16(make_pair(left, right)).to(where.device)
     tile = settle_tile(options, pair, network.maxdisp)
     began = time.perf_counter()
-    found, masks, kept = run(network, pair, tile)
+    with repeatable():
+        found, masks, kept = run(network, pair, tile)
     check_output(found, network)
     disparity = unpad(found[0], *left.shape[:2]).cpu().numpy()
     spent = time.perf_counter() - began

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from sparsemask.devices import arithmetic
     from sparsemask.finite import check_output
-    from sparsemask.sparse import set_backend
+    from sparsemask.sparse import repeatable, set_backend
 
     where = arithmetic(options.gpu)
     set_backend(network.to(where.device), options.backend)
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tile = options.tile if options.tile is not None else TILE if height * width > LARGE else 0
     began = time.perf_counter()
     pixels = torch.from_numpy(picture.colour).permute(2, 0, 1)[None].to(where.device)
-    made = check_output(run(network, pixels, tile, options.ensemble), network)
+    with repeatable():
+        made = check_output(run(network, pixels, tile, options.ensemble), network)
     spent = time.perf_counter() - began
     larger = picture.enlarged(made[0].permute(1, 2, 0).cpu().numpy())
     lost = write_picture(out, larger)

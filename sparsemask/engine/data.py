@@ -13,7 +13,6 @@ it; its randomness is four words a sample (:func:`~sparsemask.engine.randomness.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,7 +20,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from sparsemask.engine.randomness import draw_generator, draw_words
-from sparsemask.errors import UseError, one_line
+from sparsemask.errors import UseError, describe, lost_worker, one_line
+from sparsemask.processes import begin_helper, helper_context
 
 ORDER, AUGMENT = 1, 2  # streams of randomness
 
@@ -66,6 +66,11 @@ def one_line_errors(function, *arguments):
         return function(*arguments)
     except UseError as error:
         raise UseError(one_line(error)) from None
+    except OSError as error:  # on the way out of a worker it would lose its number and its path
+        reason = describe(error)
+        if reason is None:
+            raise
+        raise UseError(one_line(reason)) from None
 
 
 class StepSampler:
@@ -126,31 +131,62 @@ def as_it_is(batch):
     return batch
 
 
+def make_loader(dataset, workers: int, seed: int = 0, **how) -> DataLoader:
+    """The loader of every loop: `workers` processes that never outlive this one, and end when they are told to.
+
+    how: what torch's loader takes besides. Iterate it by :func:`plainly`, which ends the processes.
+    """
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        worker_init_fn=quiet_worker,
+        multiprocessing_context=helper_context() if workers else None,
+        generator=torch.Generator().manual_seed(seed),
+        **how,
+    )
+
+
 def training_loader(source, sampler: StepSampler, seed: int, workers: int, pin: bool = False) -> DataLoader:
     """Loader over a :func:`step_sampler`."""
-    return DataLoader(
+    return make_loader(
         SeededSamples(source, seed),
+        workers,
+        seed,
         batch_sampler=sampler,
-        num_workers=workers,
         collate_fn=as_it_is if hasattr(source, "batch") else getattr(source, "collate", None),
-        worker_init_fn=quiet_worker,
         pin_memory=pin,
-        generator=torch.Generator().manual_seed(seed),
     )
 
 
 def plainly(loader: DataLoader) -> Iterator:
-    """Iterate a loader; an error of use in a worker arrives as its own line, without the worker's traceback."""
+    """Iterate a loader; an error of use in a worker arrives as its own line, without the worker's traceback.
+
+    The worker processes end with the iteration, however it ends: at its last batch, by an error, or when this generator
+    is closed. A ``for`` statement that is left drops, and so closes, it; who keeps it in a variable closes it
+    (``contextlib.closing``).
+    """
+    batches = iter(loader)
     try:
-        yield from loader
+        yield from batches
     except UseError as error:
         raise UseError(str(error).strip().rpartition("UseError: ")[2].strip()) from None
+    except RuntimeError as error:
+        reason = lost_worker(error)
+        if reason is None:
+            raise
+        raise UseError(reason) from None
+    finally:
+        # Torch has no public name for it. Left to the iterator's end, it would wait for whoever holds a traceback.
+        getattr(batches, "_shutdown_workers", _nothing)()
+
+
+def _nothing() -> None:
+    """What there is to end where samples are made in this process."""
 
 
 def quiet_worker(_: int) -> None:
-    """Workers leave Ctrl-C and SIGTERM (sent to the whole group) to the main process, and keep to one thread."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Workers leave Ctrl-C and SIGTERM to the main process, do not outlive it, and keep to one thread."""
+    begin_helper()
     torch.set_num_threads(1)
 
 
@@ -167,11 +203,4 @@ def same_size_batches(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> list[
 
 def evaluation_loader(source, indices: np.ndarray | list[int], batch: int, workers: int) -> DataLoader:
     """Loader over ``source[i]`` for `indices`; every item is a list of (images, labels) batches of equal size."""
-    return DataLoader(
-        Listed(source, indices),
-        batch_size=batch,
-        num_workers=workers,
-        collate_fn=same_size_batches,
-        worker_init_fn=quiet_worker,
-        generator=torch.Generator().manual_seed(0),
-    )
+    return make_loader(Listed(source, indices), workers, batch_size=batch, collate_fn=same_size_batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import math
 import time
@@ -17,6 +18,7 @@ from sparsemask.engine.records import JsonLines, Progress, TensorBoard
 from sparsemask.errors import UseError
 from sparsemask.finite import NotFiniteError
 from sparsemask.runs import Run
+from sparsemask.sparse.backends import repeatable
 from sparsemask.weight_files import check_finite
 
 
@@ -190,7 +192,8 @@ class Fit:
             sampler = self._sampler(0, self.options.bn_reestimate, self.options.seed + 1)
             loader = data.training_loader(self.task.train_data, sampler, self.options.seed + 1, self.options.n_worker)
             self.method.before_step(self.model, -1)
-            batchnorm.reestimate(self.model, (self._to(images) for images, _ in data.plainly(loader)))
+            with contextlib.closing(data.plainly(loader)) as batches:
+                batchnorm.reestimate(self.model, (self._to(images) for images, _ in batches))
         distributed.average_buffers(self.model)
         try:
             result = self.method.evaluate(self.model, self.task, self.arithmetic, self.options)
@@ -210,8 +213,7 @@ class Fit:
         result: dict = dict(self.best.get("latest", {}))
         batchnorm.set_training(self.model, o.freeze_bn)
         try:
-            with self.interrupt:
-                batches = self._batches()
+            with self.interrupt, repeatable(), contextlib.closing(self._batches()) as batches:
                 while self.step < self.max_iter and not self.method.finished:
                     row = self.train_step(list(itertools.islice(batches, o.accumulate)))
                     self.sampler.consumed(self.step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsemask.sparse.backends import available_backends, backend, register_backend, set_backend
+from sparsemask.sparse.backends import available_backends, backend, register_backend, repeatable, set_backend
 from sparsemask.sparse.block import SparseMaskBlock
 from sparsemask.sparse.budget import budget_loss, harden_channels, kept_fraction
 from sparsemask.sparse.channel_mask import ChannelMask
@@ -29,6 +29,7 @@ __all__ = [
     "joined_conv",
     "kept_fraction",
     "register_backend",
+    "repeatable",
     "set_backend",
     "set_mask_mode",
 ]

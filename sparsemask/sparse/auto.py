@@ -4,7 +4,8 @@ The model says what a backend's call costs in seconds: a fixed part, one for eve
 every number moved, measured once a machine and kept in the cache. Backends it puts near the best one are tried on the
 first calls of each configuration (layer, size, share of kept locations); from then on the fastest serves. The dense
 form is among them, so that nothing sparse stays in use where it does not pay. Which backend serves may differ from run
-to run, and with it the last bits of the result: :func:`sparsemask.sparse.set_backend` with a name fixes it.
+to run, and with it the last bits of the result. Inside :func:`sparsemask.sparse.repeatable`, where networks are
+trained, scored and asked for results, nothing is timed: the choice follows from device and type alone.
 """
 
 from __future__ import annotations
@@ -96,6 +97,10 @@ class Auto:
         return self._serve(key, x, None, call)
 
     def _serve(self, key: tuple, x: Tensor, work: Callable[[], list[_Work]] | None, call: Callable) -> Tensor:
+        if backends.repeating():
+            reason = backends.find("native").why_not(x.device, x.dtype)
+            self._tell(x, {"native": reason})
+            return call(backends.find(_DENSE if reason else "native"))
         key = (*key, x.device, x.dtype, torch.get_num_threads())
         with self._lock:
             race = self._seen.get(key)

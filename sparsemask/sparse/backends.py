@@ -33,6 +33,7 @@ _MODULES = {  # imported when first asked for: each has an attribute BACKEND
 }
 _registered: dict[str, Backend] = {}
 _chosen: str | None = None  # by `with backend(name)`; a plain global, which torch.compile guards
+_repeating = 0  # how many `with repeatable()` there are around
 
 
 class Backend(Protocol):
@@ -103,6 +104,26 @@ def backend(name: str) -> Iterator[None]:
         yield
     finally:
         _chosen = before
+
+
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """Within the `with`, backend "auto" races nobody: native kernels compute what they can, `reference` all else.
+
+    Backends agree up to rounding; which one is the fastest may change from call to call and from run to run. What
+    trains, scores or writes results computes in here, so that the same command gives the same bits on one machine.
+    """
+    global _repeating
+    _repeating += 1
+    try:
+        yield
+    finally:
+        _repeating -= 1
+
+
+def repeating() -> bool:
+    """Whether this is inside :func:`repeatable`."""
+    return _repeating > 0
 
 
 def set_backend(model: nn.Module, name: str) -> nn.Module:

@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
 
 from sparsemask.engine import distributed
-from sparsemask.engine.data import Listed, plainly, quiet_worker
+from sparsemask.engine.data import Listed, make_loader, plainly
 from sparsemask.errors import UseError, say
 from sparsemask.files import write_text
 from sparsemask.tasks.classification_data import Cut, FilePictures, HeldPictures, Part, data_set
@@ -154,13 +153,8 @@ class ClassificationTask:
         source = self.eval_data
         count = min(limit or len(source), len(source))
         indices = np.arange(count)[distributed.rank() :: distributed.world()]
-        loader = DataLoader(
-            Listed(source, indices),
-            batch_size=self._options.eval_batch,
-            num_workers=0 if source.part.held else options.n_worker,
-            worker_init_fn=quiet_worker,
-            generator=torch.Generator().manual_seed(0),
-        )
+        workers = 0 if source.part.held else options.n_worker
+        loader = make_loader(Listed(source, indices), workers, batch_size=self._options.eval_batch)
         meter, done = ClassificationMeter(self.n_output), 0
         if isinstance(model, torch.nn.Module):
             model.eval()

@@ -9,6 +9,7 @@ that figures of several steps compare.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -162,7 +163,8 @@ class PointsTask:
             if quick
             else self._full(model, arithmetic, options, limit, each)
         )
-        matrix = sum((count_matches(*row, self.n_output) for row in rows), np.zeros((self.n_output,) * 2, np.int64))
+        with contextlib.closing(rows):  # and with it the loader's processes
+            matrix = sum((count_matches(*row, self.n_output) for row in rows), np.zeros((self.n_output,) * 2, np.int64))
         return PointScores(distributed.total(torch.from_numpy(matrix).to(arithmetic.device)).cpu().numpy())
 
     def _quick(self, model, arithmetic, options, limit: int):

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sparsemask.containers import map_npy
-from sparsemask.engine.data import one_line_errors, quiet_worker
+from sparsemask.engine.data import make_loader, one_line_errors
 from sparsemask.engine.randomness import draw_generator
 from sparsemask.errors import UseError
 from sparsemask.points.batch import PointBatch
@@ -235,11 +235,5 @@ class EvaluationCrops(Dataset):
 
     def loader(self, picks: Iterator[Pick], batch: int, workers: int) -> DataLoader:
         """Batches (inputs, labels (B, n), points' numbers (B, n), clouds' numbers (B,)), in the order of the picks."""
-        return DataLoader(
-            self,
-            batch_sampler=iter(lambda: list(islice(picks, batch)), []),
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=quiet_worker,
-            generator=torch.Generator().manual_seed(0),
-        )
+        batches = iter(lambda: list(islice(picks, batch)), [])
+        return make_loader(self, workers, batch_sampler=batches, collate_fn=collate)

@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
 
 from sparsemask import datasets
 from sparsemask.engine import distributed
-from sparsemask.engine.data import Listed, plainly, quiet_worker
+from sparsemask.engine.data import Listed, make_loader, plainly
 from sparsemask.errors import UseError, say
 from sparsemask.stereo import layouts
 from sparsemask.stereo.batch import StereoPair
@@ -160,13 +159,8 @@ class StereoTask:
         source = self.eval_data
         count = min(limit or len(source), len(source))
         indices = np.arange(count)[distributed.rank() :: distributed.world()]
-        loader = DataLoader(
-            Listed(source, indices),
-            num_workers=options.n_worker if len(indices) > 1 else 0,
-            collate_fn=collate,
-            worker_init_fn=quiet_worker,
-            generator=torch.Generator().manual_seed(0),
-        )
+        workers = options.n_worker if len(indices) > 1 else 0
+        loader = make_loader(Listed(source, indices), workers, collate_fn=collate)
         meter = StereoMeter([source.name(i) for i in range(count)], self._options.maxdisp)
         if isinstance(model, torch.nn.Module):
             model.eval()

@@ -1,0 +1,68 @@
+"""What a study is about, in a few words: its data, its classes, the weights it starts from.
+
+Paths say nothing: other machines have the same pictures elsewhere, and another data set may lie in the same place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from sparsemask import datasets
+from sparsemask.engine.randomness import draw_generator
+from sparsemask.files import sha256
+
+_READ = 128  # samples of a part that are read whole, evenly spaced; of all others the names count
+_LOSSY = (".jpg", ".jpeg")
+_SHOWN = 16  # hexadecimal digits
+
+
+def fingerprint(task, options: argparse.Namespace) -> dict[str, str]:
+    """Part -> what tells it from another one, equal wherever the same data are.
+
+    task: with `train_data` and `eval_data`, as :mod:`sparsemask.tasks` describes them. options: the search's.
+    """
+    found = {"training": describe(task.train_data, True), "validation": describe(task.eval_data, False)}
+    classes = getattr(task.train_data, "classes", None)
+    if classes is not None:
+        found["classes"] = f"{len(classes)}, {_short('/'.join(map(str, classes)).encode())}"
+    weights = datasets.backbone_weights(options.backbone_name, options.pretrained_model)
+    found["weights"] = sha256(weights)[:_SHOWN] if weights else "none"
+    return found
+
+
+def describe(source, training: bool) -> str:
+    """How many samples a source has, and a digest of their names and of what is in an evenly spaced part of them."""
+    digest = hashlib.sha256()
+    if hasattr(source, "name"):
+        for index in range(len(source)):
+            digest.update(f"{source.name(index)}\n".encode())
+    for index in np.unique(np.linspace(0, len(source) - 1, min(_READ, len(source))).astype(int)).tolist():
+        for part in _content(source, index, training):
+            digest.update(part)
+    return f"{len(source)} samples, {digest.hexdigest()[:_SHOWN]}"
+
+
+def _content(source, index: int, training: bool):
+    """A sample as bytes. Decoded, since lossless files may be written differently; lossy ones are read differently."""
+    if hasattr(source, "load") and hasattr(source, "pairs"):
+        picture, label = source.load(index)
+        path = Path(source.pairs[index][0])
+        yield path.read_bytes() if path.suffix.lower() in _LOSSY else _bytes(picture)
+        yield _bytes(label)
+        return
+    sample = source.sample(index, draw_generator(0, 0, index)) if training else source[index]
+    for value in sample:
+        yield _bytes(value)
+
+
+def _bytes(value) -> bytes:
+    array = np.asarray(value)
+    return repr((array.shape, array.dtype.str)).encode() + np.ascontiguousarray(array).tobytes()
+
+
+def _short(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:_SHOWN]
