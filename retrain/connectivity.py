@@ -12,7 +12,7 @@ import spaces
 from retrain.connectivity_start import SLIM, grouped, inherited_state, settle_form, settle_grouped
 from spaces import backbones
 from spaces.connectivity.carry import PUBLIC, fit_mask
-from spaces.connectivity.named_masks import available_masks, named_mask
+from spaces.connectivity.named_masks import available_masks, is_named, named_mask, unknown_mask
 from spaces.connectivity.shared import save_network
 from spaces.encoder import encoder_weights
 from sparsemask import datasets, masks, runs, session, tasks
@@ -62,6 +62,8 @@ def read_mask(path: str | None) -> np.ndarray | str:
         return FCN
     if Path(path).suffix == ".npy" or Path(path).exists():
         return masks.load_mask(path)
+    if not is_named(path):
+        raise unknown_mask(path, FCN)
     return path
 
 

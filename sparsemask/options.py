@@ -8,7 +8,7 @@ holds for one verb only.
 from __future__ import annotations
 
 import argparse
-import difflib
+import re
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, meant
 from sparsemask.files import write_text
 
 SECTIONS = ("search", "prune", "retrain", "eval", "specialize", "study")
@@ -29,13 +29,28 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, verb: str, **kwargs):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        if _as_command():
-            kwargs["prog"] = f"sparsemask {verb}"
+        script = kwargs.get("prog", "")
+        if not script or script.endswith(".py"):  # as this user types it
+            kwargs["prog"] = f"sparsemask {verb}" if _as_command() or not script else f"python {script}"
         super().__init__(allow_abbrev=False, **kwargs)
         self.verb = verb
 
     def error(self, message: str):
-        raise UseError(f"{message} (see {self.prog} --help)")
+        raise UseError(f"{message}{self._hint(message)} (see {self.prog} --help)")
+
+    def _hint(self, message: str) -> str:
+        """Of a message of argparse: the flags or the value that were perhaps meant."""
+        near = ""
+        if found := re.fullmatch(r"unrecognized arguments: (.*)", message):
+            known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            wrong = [word.partition("=")[0] for word in found[1].split() if word.startswith("--")]
+            near = " ".join(filter(None, (meant(word, known).strip() for word in wrong)))
+        elif found := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose", message):
+            named = found[1].split("/")
+            names = lambda one: {*one.option_strings, one.metavar, one.dest}
+            choices = next((one.choices for one in self._actions if names(one) & set(named)), None)
+            near = meant(found[2], choices or ())
+        return _after(near)
 
     def actions(self) -> dict[str, argparse.Action]:
         """Every flag's action by its name in a configuration file."""
@@ -91,9 +106,8 @@ class Parser(argparse.ArgumentParser):
     def _checked(self, name: str, value, path: object):
         actions = self.actions()
         if name not in actions:
-            near = difflib.get_close_matches(str(name), actions, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UseError(f"{path}: unknown flag '{name}'{hint}")
+            near = meant(name, actions)
+            raise UseError(f"{path}: unknown flag '{name}'{_after(near)}")
         action = actions[name]
         if value is None:
             return None
@@ -110,8 +124,16 @@ class Parser(argparse.ArgumentParser):
             raise UseError(f"{path}: '{name}' cannot be {value!r}") from None
         for one in values:
             if action.choices is not None and one not in action.choices:
-                raise UseError(f"{path}: '{name}' must be one of {', '.join(map(str, action.choices))}, not {one}")
+                raise UseError(
+                    f"{path}: '{name}' must be one of {', '.join(map(str, action.choices))}, not {one}"
+                    f"{_after(meant(one, action.choices))}"
+                )
         return values if many else values[0]
+
+
+def _after(near: str) -> str:
+    """What was perhaps meant, as the end of a message."""
+    return f"; {near.strip()}" if near else ""
 
 
 # What people type in a checkout for each verb; an installed toolkit has only the one command.
@@ -122,6 +144,7 @@ _FILES = {
     "eval": "python retrain/eval.py",
     "specialize": "python retrain/specialize.py",
     "prepare": "python VOC12/prepare.py",
+    "check": "python VOC12/check.py",
 }
 
 
@@ -147,7 +170,8 @@ def find_config(path: str | Path, space: str | None = None) -> Path:
         return known[name]
     if not Path(path).is_file():
         own = [name.removeprefix(f"{space}_") for name in known if name.startswith(f"{space}_")]
-        raise UseError(f"configuration not found: {path} (a file, or one of: {', '.join(sorted(own or known))})")
+        near = _after(meant(path, own or known))
+        raise UseError(f"configuration not found: {path} (a file, or one of: {', '.join(sorted(own or known))}){near}")
     return Path(path)
 
 

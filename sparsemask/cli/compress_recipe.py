@@ -17,7 +17,7 @@ import yaml
 
 import spaces
 from sparsemask import tasks
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, meant
 from sparsemask.options import Parser
 
 VERBS = {
@@ -115,7 +115,8 @@ def read(name: str) -> Recipe:
     """The recipe of a file or of a packaged name; UseError naming the key at fault."""
     path = packaged().get(name, Path(name))
     if not path.is_file():
-        raise UseError(f"recipe not found: {name} (a file, or one of: {', '.join(sorted(packaged()))})")
+        near = meant(name, packaged()).strip()
+        raise UseError(f"recipe not found: {name} (a file, or one of: {', '.join(sorted(packaged()))}) {near}".strip())
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -144,7 +145,7 @@ def _mapping(value, what: str, known: tuple[str, ...] | None = None) -> dict:
         raise UseError(f"{what}: expected a mapping, found {type(value).__name__}")
     for key in value:
         if known is not None and key not in known:
-            raise UseError(f"{what}: unknown key '{key}'; known: {', '.join(known)}")
+            raise UseError(f"{what}: unknown key '{key}'; {meant(key, known)}known: {', '.join(known)}")
     return {str(key): one for key, one in value.items()}
 
 
@@ -177,7 +178,8 @@ def _steps(value, common: dict, target: Target | None, path: Path) -> tuple[Step
         ((kind, flags),) = entry.items()
         what = f"{path}: step {number} ({kind})"
         if kind not in KINDS:
-            raise UseError(f"{path}: steps: step {number}: unknown step '{kind}'; known: {', '.join(KINDS)}")
+            near = meant(kind, KINDS)
+            raise UseError(f"{path}: steps: step {number}: unknown step '{kind}'; {near}known: {', '.join(KINDS)}")
         if any(step.kind == kind for step in steps):
             raise UseError(f"{what}: stands twice")
         flags = _mapping(flags, what)
@@ -227,7 +229,9 @@ def _step(kind: str, given: dict, common: dict, target: Target | None, what: str
         unknown -= flat.keys()
         flags[verb] = _checked(verb, space, common, {**flat, **own}, what, own)
     if unknown:
-        raise UseError(f"{what}: unknown flag '{sorted(unknown)[0]}'")
+        wrong = sorted(unknown)[0]
+        near = meant(wrong, {name for verb, space in calls for name in parser(verb, space).actions()}).strip()
+        raise UseError(f"{what}: unknown flag '{wrong}'{f'; {near}' if near else ''}")
     if kind == "export":
         _check_out(flags["export"], what)
     return Step(kind, flags, auto)
