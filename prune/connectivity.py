@@ -9,18 +9,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from prune.shared import next_line
 from spaces.connectivity.carry import mask_lines, origin
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
 from sparsemask.masks import UP, count_connections, save_mask, why_unusable
-from sparsemask.options import Parser, fraction, spoken
+from sparsemask.options import Parser, fraction
 from sparsemask.pictures import draw_architecture
 from sparsemask.runs import Run
 from sparsemask.weights import bare_state, read_checkpoint
@@ -235,7 +235,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
     if run:
         draw_architecture(report.mask, run.pictures / f"mask_thres_{options.thres:g}.png", strides)
     print(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-    print(f"next: {spoken('retrain', f'--mask_path {shlex.quote(str(out))}')}")
+    print(next_line(out, run, state.get("config") or {}))
 
 
 def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:

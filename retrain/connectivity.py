@@ -22,7 +22,7 @@ from sparsemask.engine import Method, checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError, describe, say
-from sparsemask.options import Parser, spoken
+from sparsemask.options import Parser
 from sparsemask.pictures import draw_architecture, draw_curves
 from sparsemask.session import Session
 from sparsemask.weights import load_strictly, load_weights
@@ -172,7 +172,7 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
     )
     opened.say(f"run: {run.folder} (network.safetensors, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
-    opened.say(f"next: {spoken('eval')}")
+    opened.say(f"next: {page.next_command(run, 'eval')}")
 
 
 def restore(parser: Parser, given: dict, run: runs.Run | None):

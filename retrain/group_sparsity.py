@@ -22,7 +22,7 @@ from sparsemask import report as page
 from sparsemask.engine import checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, describe, say
-from sparsemask.options import Parser, factor, fraction, natural, positive, spoken
+from sparsemask.options import Parser, factor, fraction, natural, positive
 from sparsemask.session import Session
 from sparsemask.tables import format_count
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint
@@ -170,7 +170,7 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
         opened.say(note)
     opened.say(f"run: {run.folder} ({NETWORK}, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
-    opened.say(f"next: {spoken('eval')}")
+    opened.say(f"next: {page.next_command(run, 'eval')}")
 
 
 def restore(parser: Parser, given: dict, run: runs.Run | None):

@@ -21,7 +21,7 @@ from sparsemask.engine import Method, checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, describe, say
 from sparsemask.files import sha256
-from sparsemask.options import Parser, natural, spoken
+from sparsemask.options import Parser, natural
 from sparsemask.session import Session
 from sparsemask.sparse import available_backends, set_backend
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint
@@ -143,7 +143,7 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
     )
     opened.say(f"run: {run.folder} (network.safetensors, mask{files.SUFFIX}, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
-    opened.say(f"next: {spoken('eval')}")
+    opened.say(f"next: {page.next_command(run, 'eval')}")
 
 
 def share(opened: Session, model: torch.nn.Module, found: dict, threshold: float) -> files.FineMasks:

@@ -28,7 +28,7 @@ import spaces
 from retrain.opening import for_task
 from retrain.sparse_conv import share
 from retrain.specialize_forms import compare_forms
-from retrain.specialize_start import find_start
+from retrain.specialize_start import find_start, newest_start
 from search import sparse_conv as learning
 from spaces.sparse_conv.masking import set_threshold
 from spaces.sparse_conv.records import begin, conclude
@@ -38,7 +38,7 @@ from sparsemask.engine import distributed, fit
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, command
 from sparsemask.files import write_json
-from sparsemask.options import Parser, natural, plain, spoken
+from sparsemask.options import Parser, natural, plain
 from sparsemask.weights import load_strictly, load_weights
 
 SPACE = "specialized"
@@ -108,13 +108,13 @@ def finish(opened: session.Session, model, task, result: dict) -> None:
     opened.say(f"kept {kept:.3f} of {of} (budget {options.keep:g}{missed})")
     opened.say(f"run: {run.folder} (network.safetensors, mask.npz, forms.json, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
-    opened.say(f"next: {spoken('eval', f'--run {run.folder}')}")
+    opened.say(f"next: {page.next_command(run, 'eval')}")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    opened = session.open_training(parser(peek(argv)), argv, find_start)
+    opened = session.open_training(parser(peek(argv)), argv, find_start, newest_start)
     options, run, task = opened.options, opened.run, opened.task
     with opened.clean():
         model = build(opened)

@@ -19,6 +19,15 @@ from sparsemask.weights import load_weights
 _NETWORK = ("backbone_name", "depth")
 
 
+def newest_start(asked: dict) -> dict:
+    """The flag that names the newest retrained network, where `asked` names none."""
+    if asked.get("space", "specialized") not in ("connectivity", "specialized"):
+        return {}
+    if any(asked.get(name) for name in ("run", "ft_model")):
+        return {}
+    return {"run": str(runs.newest(asked.get("exp_path") or "runs", "retrain", "connectivity").folder)}
+
+
 def find_start(options: argparse.Namespace) -> None:
     """Settle the options that say what the network is; UseError before a run folder is made where they do not fit.
 
@@ -35,9 +44,7 @@ def find_start(options: argparse.Namespace) -> None:
     if options.ft_model:
         _from_weights(options)
     else:
-        _from_run(
-            options, runs.find(options.run) if options.run else runs.newest(options.exp_path, "retrain", "connectivity")
-        )
+        _from_run(options, runs.find(options.run))
     state = load_weights(options.ft_model)
     options.first_expansion = "yes" if has_first_expansion(state, options.backbone_name) else "no"
     connections = read_mask(options.connectivity, len(backbones.strides(options.backbone_name)), options.seed)
@@ -87,3 +94,4 @@ def _from_run(options: argparse.Namespace, run: runs.Run) -> None:
                 f"{options.mask_path}: not the connections of {run.folder}; retrain that mask, or leave it out"
             )
     options.connectivity, options.ft_model = mask_word(mask), str(run.last)
+    options.run = options.mask_path = None  # said by these from now on: the run's configuration starts it again

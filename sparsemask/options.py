@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -18,10 +19,11 @@ import yaml
 
 from sparsemask.errors import UseError, meant
 from sparsemask.files import write_text
+from sparsemask.own import is_own
 
 SECTIONS = ("search", "prune", "retrain", "eval", "specialize", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.
-TRANSIENT = {"config", "resume", "help", "given"}
+TRANSIENT = {"config", "resume", "help", "given", "preset"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,6 +57,10 @@ class Parser(argparse.ArgumentParser):
     def actions(self) -> dict[str, argparse.Action]:
         """Every flag's action by its name in a configuration file."""
         return {a.dest: a for a in self._actions if a.dest != "help" and not a.dest.startswith("_")}
+
+    def group(self, title: str) -> list[str]:
+        """Names of the flags in the group of a title."""
+        return [one.dest for group in self._action_groups if group.title == title for one in group._group_actions]
 
     def given(self, argv: Sequence[str] | None) -> dict:
         """Only the flags that stand on the command line, parsed."""
@@ -157,6 +163,25 @@ def spoken(verb: str, rest: str = "") -> str:
     return f"{f'sparsemask {verb}' if _as_command() else _FILES[verb]} {rest}".strip()
 
 
+def following(verb: str, rest: str, config: argparse.Namespace | dict, folder: str | Path | None = None) -> str:
+    """The whole command line of the verb that goes on from a run, as this user types it.
+
+    Args:
+        verb: what comes next.
+        rest: its flags.
+        config: the run's flags; code of the user's that they name is named again, since a file's word imports nothing.
+        folder: the run's, for verbs that make a run beside it; None for those that name it in `rest`.
+    """
+    flags = vars(config) if isinstance(config, argparse.Namespace) else config
+    words = [rest]
+    if folder is not None and Path(folder).resolve().parent != Path("runs").resolve():
+        words.append(f"--exp_path {shlex.quote(str(Path(folder).parent))}")
+    if verb != "prune":
+        own = [(name, str(flags.get(name) or "")) for name in ("task", "backbone_name", "arch")]
+        words += [f"--{name} {shlex.quote(value)}" for name, value in own if is_own(value)]
+    return spoken(verb, " ".join(words))
+
+
 def presets() -> dict[str, Path]:
     """The configuration files that come with the toolkit, by name."""
     folder = resources.files("sparsemask.configs")
@@ -182,6 +207,25 @@ def preset_name(path: str | Path, space: str | None = None) -> str | None:
         return f"{space}_{path}"
     of_others = any(name.startswith(f"{space}_") for name in known)
     return str(path) if str(path) in known and (not of_others or str(path).startswith(f"{space}_")) else None
+
+
+def preset_flags(name: str, verb: str, space: str) -> dict:
+    """What a preset has for a verb and a space, as it stands in its file; {} where they have no such preset."""
+    if preset_name(name, space) is None:
+        return {}
+    content = yaml.safe_load(find_config(name, space).read_text())
+    return {**{k: v for k, v in content.items() if k not in SECTIONS}, **(content.get(verb) or {})}
+
+
+def spelled(flags: dict) -> list[str]:
+    """Flags as a command line has them."""
+    words = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            words += [f"--{name}"] if value else []
+        elif value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
 
 
 def plain(options: argparse.Namespace | dict) -> dict:

@@ -18,7 +18,7 @@ import yaml
 import spaces
 from sparsemask import tasks
 from sparsemask.errors import UseError, meant
-from sparsemask.options import Parser
+from sparsemask.options import Parser, spelled
 
 VERBS = {
     "search": "search.run",
@@ -268,17 +268,6 @@ def parser(verb: str, space: str, task: str | None = None) -> Parser:
     if verb == "specialize":
         return module.parser(spaces.get(space))
     return module.parser(space or "connectivity")
-
-
-def spelled(flags: dict) -> list[str]:
-    """Flags as a command line has them."""
-    words = []
-    for name, value in flags.items():
-        if isinstance(value, bool):
-            words += [f"--{name}"] if value else []
-        elif value is not None:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return words
 
 
 __all__ = ["AUTO", "COSTS", "KINDS", "Recipe", "Step", "Target", "packaged", "parser", "read", "spelled"]
