@@ -93,14 +93,14 @@ def build(opened: session.Session):
     return model
 
 
-def finish(opened: session.Session, model, task, result: dict) -> None:
-    """The network and its mask file, the table of forms, the report."""
+def finish(opened: session.Session, model, task, result: dict) -> int:
+    """The network and its mask file, the table of forms, the report; 1 where forms differ that must not, else 0."""
     options, run = opened.options, opened.run
     found = conclude(opened, model, task)
     masks = share(opened, model, found, options.thres)
-    text, rows = compare_forms(opened, model, task)
+    text, rows, wrong = compare_forms(opened, model, task)
     write_json(run.folder / "forms.json", rows)
-    run.note(forms=rows)
+    run.note(forms=rows, **({"wrong": wrong, "milliseconds": None, "milliseconds_dense": None} if wrong else {}))
     opened.say(text)
     kept = masks.mean_kept
     missed = learning.missed(kept, options.keep) if options.keep is not None else ""
@@ -108,7 +108,11 @@ def finish(opened: session.Session, model, task, result: dict) -> None:
     opened.say(f"kept {kept:.3f} of {of} (budget {options.keep:g}{missed})")
     opened.say(f"run: {run.folder} (network.safetensors, mask.npz, forms.json, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
+    if wrong:
+        session.warn(f"error: {'; '.join(wrong)}: the kernels of this machine are not to be trusted with this network")
+        return 1
     opened.say(f"next: {page.next_command(run, 'eval')}")
+    return 0
 
 
 @command
@@ -120,11 +124,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = build(opened)
         extra = {"verb": "specialize", "space": options.space, "config": plain(options)}
         result = fit(model, learning.method(options), task, options, run, opened.arithmetic, extra, opened.state)
+    status = 0
     if opened.main:
         run.note(state="finished", result=result)
-        finish(opened, model, task, result)
+        status = finish(opened, model, task, result)
     distributed.stop()
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -145,8 +145,8 @@ def take(parser: opt.Parser, asked: Mapping, training: bool = True) -> Taken:
         if any(asked.get(name) for name in _naming(asked.get("task") or parser.get_default("task"))):
             return Taken()
         raise UseError(
-            f"{origin.what}: comes from the run {shown_path(origin.run.folder)}, which is gone, and with it which data are "
-            f"meant: name them ({_data_words(parser)}), or --sample"
+            f"{origin.what}: comes from the run {shown_path(origin.run.folder)}, which is gone, and with it which data "
+            f"are meant: name them ({_data_words(parser)}), or --sample"
         )
     run, saved = origin.run, read_flags(origin.run)
     space = parser.get_default("space")
@@ -215,7 +215,7 @@ def encoder_weights(run: Run, options: argparse.Namespace) -> str | None:
         return path
     if datasets.backbone_weights(str(name), None) is None:
         raise UseError(
-            f"--pretrained_model {path}: gone since {shown_path(run.folder)} was made with it; say by --pretrained_model where it "
-            "is now, or take --inherit encoder"
+            f"--pretrained_model {path}: gone since {shown_path(run.folder)} was made with it; say by "
+            "--pretrained_model where it is now, or take --inherit encoder"
         )
     return None  # found elsewhere, as the verb will say
