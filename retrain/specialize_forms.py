@@ -25,7 +25,9 @@ _TOLERANCE = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.1, tor
 
 
 def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[dict], list[str]]:
-    """(the table as text, its rows, which forms differ that must not). Forms: everything kept, without masks; masks that multiply; masks that skip.
+    """(the table as text, its rows, which forms differ that must not).
+
+    Forms: everything kept, without masks; masks that multiply; masks that skip.
 
     What keeps everything is timed twice where it can be, by torch's own operators (dense) and by the kernels that skip
     (kernels), so that what the kernels gain is not taken for what the masks do; with --compiled a third time, compiled
