@@ -10,6 +10,7 @@ import torch
 
 import spaces
 from retrain.connectivity_start import SLIM, grouped, inherited_state, settle_form, settle_grouped
+from retrain.shortfall import shortfall
 from spaces import backbones
 from spaces.connectivity.carry import PUBLIC, fit_mask
 from spaces.connectivity.named_masks import available_masks, is_named, named_mask, unknown_mask
@@ -170,6 +171,8 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
         f"{format_count(cost.parameters)} parameters, {format_count(cost.multiply_adds)} multiply-adds, "
         f"{cost.milliseconds:.1f} ms at {options.crop_size}x{options.crop_size}"
     )
+    if note := shortfall(opened, task, result, options.mask_path):
+        opened.say(note)
     opened.say(f"run: {run.folder} (network.safetensors, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
     opened.say(f"next: {page.next_command(run, 'eval')}")

@@ -15,6 +15,7 @@ import spaces
 from prune.group_options import add_memory
 from retrain.group_evaluation import costs_text, measured, slower_note, write_predictions
 from retrain.group_teacher import FineTuning, build_teacher, choose_teacher, same_teacher
+from retrain.shortfall import shortfall
 from spaces.group_sparsity import mask_file as files
 from spaces.group_sparsity import records
 from sparsemask import datasets, runs, session, tasks
@@ -167,6 +168,8 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
         f"{noted['milliseconds']:.2f} ms (plain {noted['milliseconds_dense']:.2f}, batch {options.batch})"
     )
     if note := slower_note([noted]):
+        opened.say(note)
+    if note := shortfall(opened, task, result, options.mask_path):
         opened.say(note)
     opened.say(f"run: {run.folder} ({NETWORK}, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")

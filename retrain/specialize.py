@@ -28,7 +28,7 @@ import spaces
 from retrain.opening import for_task
 from retrain.sparse_conv import share
 from retrain.specialize_forms import compare_forms
-from retrain.specialize_start import find_start, newest_start
+from retrain.specialize_start import check_start, find_start, newest_start
 from search import sparse_conv as learning
 from spaces.sparse_conv.masking import set_threshold
 from spaces.sparse_conv.records import begin, conclude
@@ -78,6 +78,14 @@ def parser(space) -> Parser:
     return made
 
 
+def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
+    """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
+    made = parser(spaces.get(space) if space else peek(argv))
+    given = made.given(argv)
+    check_start(given)
+    return made, given
+
+
 def build(opened: session.Session):
     """The network with soft masks on the dense network's weights, or as its checkpoint has it."""
     options = opened.options
@@ -118,7 +126,7 @@ def finish(opened: session.Session, model, task, result: dict) -> int:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    opened = session.open_training(parser(peek(argv)), argv, find_start, newest_start)
+    opened = session.open_training(read(argv)[0], argv, find_start, newest_start)
     options, run, task = opened.options, opened.run, opened.task
     with opened.clean():
         model = build(opened)

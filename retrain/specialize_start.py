@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,14 @@ from sparsemask.errors import UseError
 from sparsemask.weights import load_weights
 
 _NETWORK = ("backbone_name", "depth")
+
+
+def check_start(given: Mapping) -> None:
+    """Raise UseError for flags that cannot stand together."""
+    if given.get("thres", 0) >= 1:
+        raise UseError(f"--thres {given['thres']:g}: a probability below 1")
+    if given.get("ft_model") and given.get("run"):
+        raise UseError(f"--run {given['run']} and --ft_model {given['ft_model']}: give the one or the other")
 
 
 def newest_start(asked: dict) -> dict:
@@ -34,13 +43,10 @@ def find_start(options: argparse.Namespace) -> None:
     Afterwards `ft_model` is the weights' file and, of a network of searched connectivity, `connectivity` its mask as a
     word.
     """
-    if options.thres >= 1:
-        raise UseError(f"--thres {options.thres:g}: a probability below 1")
+    check_start({"thres": options.thres, **(vars(options) if hasattr(options, "connectivity") else {})})
     if not hasattr(options, "connectivity"):
         _masked_space(options)
         return
-    if options.ft_model and options.run:
-        raise UseError(f"--run {options.run} and --ft_model {options.ft_model}: give the one or the other")
     if options.ft_model:
         _from_weights(options)
     else:

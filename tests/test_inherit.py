@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ import pytest
 import retrain.specialize
 import retrain.train
 import search.run
+from retrain.shortfall import shortfall
 from retrain.specialize_start import newest_start
 from spaces.connectivity.named_masks import named_mask
 from sparsemask import UseError, flags, runs
 from sparsemask.masks import save_mask
-from sparsemask.session import settle
+from sparsemask.session import Session, settle
 from tiny import data_flags, make_data
 
 
@@ -207,6 +209,31 @@ def test_encoder_weights_that_are_gone_are_not_passed_over():
     Path("encoder.pth").unlink()
     with pytest.raises(UseError, match=r"encoder.pth: gone since .*--pretrained_model"):
         resolved("connectivity", ["--mask_path", mask])
+
+
+@pytest.mark.parametrize(
+    ("space", "suffix", "named", "primary"),
+    [("connectivity", ".npy", [], "miou"), ("smsr", ".npz", ["--hr_path", "hr"], "psnr"),
+     ("smstereo", ".npz", ["--data_root", "pairs"], "d1_ok"), ("hinge", ".npz", ["--data_root", "classes"], "top1")],
+)  # fmt: skip
+def test_network_that_ends_below_its_search_gets_a_line(space, suffix, named, primary):
+    make_data(Path("data"))
+    for value in ("hr", "pairs", "classes"):
+        folder(value)
+    search = begun(space, ["--search", *(named or data_flags(Path("data"), 3))])
+    search.note(result={primary: 0.39})
+    mask = pruned(search, suffix)
+    options, _ = resolved(space, ["--mask_path", mask, "--name", "r", "--max_iter", "60"])
+    opened = Session(options, runs.create(options, "retrain"), None)
+    task = SimpleNamespace(primary=primary)
+    said = shortfall(opened, task, {primary: 0.356}, mask)
+    assert f"{primary} 0.3560 is below its search's 0.3900 (runs/s)" in said and "--max_iter 120" in said
+    assert ("--inherit all" in said) == (space == "connectivity")
+    for value in (0.39, 0.41, float("nan")):
+        assert shortfall(opened, task, {primary: value}, mask) is None
+    if space == "connectivity":  # other pictures: nothing can be said
+        options.eval_list = "other.txt"
+        assert shortfall(opened, task, {primary: 0.356}, mask) is None
 
 
 def test_mask_in_a_runs_folder_needs_no_note():

@@ -58,6 +58,8 @@ KINDS = {
 # What the recipe's order of steps says; never flags of a recipe. A retraining without a search names its own mask.
 _OWN = {"exp_path", "name", "resume", "run", "checkpoint", "mask_path", "search_checkpoint", "ft_model", "space", "out"}
 _ALLOWED = {("retrain", "mask_path"), ("export", "out"), ("export", "checkpoint")}
+_ENCODER = ("pretrained_model", "first_expansion")
+_NETWORK = ("backbone_name", "depth")
 _KEYS = ("flags", "target", "baseline", "rounds", "compiled", "steps")
 
 
@@ -186,6 +188,8 @@ def _steps(value, common: dict, target: Target | None, path: Path) -> tuple[Step
         _in_order(kind, flags, there, steps, what)
         there.add(KINDS[kind].gives)
         steps.append(_step(kind, flags, common, target, what))
+        if kind == "retrain":  # what comes after starts from its network
+            common = {**common, **{n: v for n, v in steps[-1].flags["retrain"].items() if n in _NETWORK}}
         for verb, space in KINDS[kind].calls:
             unknown -= parser(verb, space, common.get("task")).actions().keys()
     if unknown:
@@ -248,8 +252,8 @@ def _check_out(flags: dict, what: str) -> None:
 
 def _checked(verb: str, space: str, common: dict, own: dict, what: str, section: dict) -> dict:
     made = parser(verb, space, common.get("task"))
-    if space == "slim":  # starts from the network at hand, not from an encoder's weights
-        common = {name: value for name, value in common.items() if name != "pretrained_model"}
+    if space == "slim" or verb in ("specialize", "export"):  # start from the network at hand, not from an encoder
+        common = {name: value for name, value in common.items() if name not in _ENCODER}
     for name in {**common, **own}:
         if name in _OWN and (verb, name) not in _ALLOWED:
             raise UseError(f"{what}: '{name}' is the recipe's own business; leave it out")
