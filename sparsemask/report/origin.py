@@ -25,7 +25,9 @@ def command_of(c: Contents, verb: str) -> str:
 
 def configuration(c: Contents) -> str:
     """All flags; those that differ from the preset for this data are marked."""
-    name = "sample" if c.config.get("sample") is True else "short"
+    name = c.info.get("preset")
+    if not isinstance(name, str):  # not recorded by this run
+        name = "sample" if c.config.get("sample") is True else "short"
     preset = preset_flags(name, c.verb, str(c.config.get("space")))
     rows, changed = [], 0
     for flag in sorted(c.config):
@@ -35,7 +37,7 @@ def configuration(c: Contents) -> str:
         cell = f"<mark>{html.escape(shown(value))}</mark>" if differs else html.escape(shown(value))
         rows.append((html.escape(flag), cell, html.escape(shown(preset[flag])) if flag in preset else ""))
     said = f"{len(rows)} flags; {changed} differ from the preset “{name}”"
-    table = html.table(("flag", "value", f"preset {name}"), rows, kind="flags")
+    table = html.table(("flag", "value", html.escape(f"preset {name}")), rows, kind="flags")
     return f"<details><summary>{html.escape(said)}</summary>{table}</details>"
 
 
