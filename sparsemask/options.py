@@ -44,9 +44,9 @@ class Parser(argparse.ArgumentParser):
         """Of a message of argparse: the flags or the value that were perhaps meant."""
         near = ""
         if found := re.fullmatch(r"unrecognized arguments: (.*)", message):
-            known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            wrong = [word.partition("=")[0] for word in found[1].split() if word.startswith("--")]
-            near = " ".join(filter(None, (meant(word, known).strip() for word in wrong)))
+            known = [name[2:] for action in self._actions for name in action.option_strings if name.startswith("--")]
+            wrong = [word[2:].partition("=")[0] for word in found[1].split() if word.startswith("--")]
+            near = "".join(meant(word, known).replace(" '", " '--") for word in wrong)
         elif found := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose", message):
             named = found[1].split("/")
             names = lambda one: {*one.option_strings, one.metavar, one.dest}
