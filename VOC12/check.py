@@ -15,7 +15,6 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import os
 import sys
 from collections import Counter
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsemask.errors import UseError, command
+from sparsemask.options import Parser
 from VOC12.images import read_picture
 from VOC12.lists import devkit_root, find_devkit_pairs, find_pairs
 from VOC12.palette import ColourLabelError, out_of_range, read_label
@@ -82,7 +82,7 @@ def check_pair(picture_path: str, label_path: str, n_class: int) -> list[Fault]:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("check", prog="VOC12/check.py", description=__doc__)
     parser.add_argument("--im_path", default="VOC12/data/img", metavar="FOLDER", help="pictures (%(default)s)")
     parser.add_argument("--gt_path", default="VOC12/data/gt", metavar="FOLDER", help="labels (%(default)s)")
     parser.add_argument(

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from sparsemask.errors import command
 from sparsemask.files import read_json, write_json, write_text
+from sparsemask.options import Parser
 from VOC12.archives import SBD, VOC, Source, open_source
 from VOC12.bulk import remove_leftovers
 from VOC12.lists import STAMP
@@ -123,7 +124,7 @@ def _three(text: str) -> tuple[int, int, int]:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("prepare", prog="VOC12/prepare.py", description=__doc__)
     parser.add_argument("--voc", required=True, metavar="PATH", help="VOCtrainval_11-May-2012.tar, or its folder")
     parser.add_argument("--sbd", required=True, metavar="PATH", help="benchmark.tgz, or its folder")
     parser.add_argument("--out", default="VOC12/data", metavar="FOLDER", help="default: %(default)s")

@@ -15,7 +15,6 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import io
 import os
 import re
@@ -27,6 +26,7 @@ from PIL import Image
 
 from sparsemask.errors import UseError, command
 from sparsemask.files import read_json, write_json, write_text
+from sparsemask.options import Parser
 from VOC12.bulk import remove_leftovers, write_bulk
 from VOC12.objects import CLASS_NAMES
 from VOC12.palette import save_label
@@ -124,7 +124,7 @@ def _begin(out: Path, stamp: dict) -> None:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("sample", prog="VOC12/sample.py", description=__doc__)
     parser.add_argument("--out", default="VOC12/data/sample", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--train", type=int, default=240, metavar="N", help="training pictures (default: 240)")
     parser.add_argument("--val", type=int, default=60, metavar="N", help="validation pictures (default: 60)")
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other pictures (default: 0)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     options = parser.parse_args(argv)
-    make_sample(**vars(options))
+    make_sample(options.out, options.train, options.val, options.size, options.seed, options.workers)
     print(
         f"{options.out}: the sample set, {options.train} training and {options.val} validation pictures of "
         f"{options.size} x {options.size}, {len(CLASS_NAMES)} classes"

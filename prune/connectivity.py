@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from prune.shared import next_line
 from spaces import backbones
 from spaces.connectivity.carry import mask_lines, origin
 from sparsemask.errors import UseError, say
 from sparsemask.files import sha256
 from sparsemask.masks import UP, count_connections, save_mask, why_unusable
-from sparsemask.options import Parser, fraction, spoken
+from sparsemask.options import Parser, fraction
 from sparsemask.own import is_own
 from sparsemask.pictures import draw_architecture
 from sparsemask.runs import Run
@@ -239,7 +239,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
     if run:
         draw_architecture(report.mask, run.pictures / f"mask_thres_{options.thres:g}.png", strides)
     print(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-    print(f"next: {spoken('retrain', f'--mask_path {shlex.quote(str(out))}')}")
+    print(next_line(out, run, config_of(state)))
 
 
 def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:

@@ -16,7 +16,7 @@ import spaces
 from prune import group_curve
 from prune.group_budget import NOISE, Choice, choose_groups
 from prune.group_options import add_counting
-from prune.shared import settle_data
+from prune.shared import next_line, settle_data
 from spaces.group_sparsity import mask_file as files
 from spaces.group_sparsity import records
 from spaces.group_sparsity.compress import FOLDS
@@ -25,7 +25,7 @@ from sparsemask import report as page
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError, say
 from sparsemask.files import sha256, write_json
-from sparsemask.options import Parser, positive, spoken
+from sparsemask.options import Parser, positive
 from sparsemask.pictures.hinge import draw_tradeoff
 from sparsemask.runs import Run
 from sparsemask.tables import format_count, table
@@ -125,7 +125,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         records.draw_groups(run, mask.kept, network.reduction.norms(network), mask.threshold)
         page.write_report(run)
     say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-    say(f"next: {spoken('retrain', f'--mask_path {out}')}")
+    say(next_line(out, run, found.get("config") or {}))
 
 
 def _settle(options: argparse.Namespace, saved: dict) -> None:

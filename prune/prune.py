@@ -42,12 +42,17 @@ def _family(space: str):
     return importlib.import_module(f"prune.{spaces.get(space).family}")
 
 
+def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
+    """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
+    made = parser(space or flags.peek_space(argv, newest="search"))
+    return made, made.given(argv)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    space = flags.peek_space(argv, newest="search")
-    made = parser(space)
-    given = made.given(argv)
+    made, given = read(argv)
+    space = made.get_default("space")
     options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)
     options.given = given
     run = None

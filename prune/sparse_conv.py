@@ -9,14 +9,14 @@ import argparse
 from pathlib import Path
 
 import spaces
-from prune.shared import settle_data
+from prune.shared import next_line, settle_data
 from spaces.sparse_conv.masking import hard_masks, set_threshold
 from spaces.sparse_conv.measuring import COLUMNS, Watch, module_table
 from sparsemask import devices, flags, tasks
 from sparsemask import fine_masks as files
 from sparsemask.errors import UseError, say
 from sparsemask.files import sha256, write_json
-from sparsemask.options import Parser, fraction, natural, spoken
+from sparsemask.options import Parser, fraction, natural
 from sparsemask.runs import Run
 from sparsemask.tables import format_count
 from sparsemask.weights import bare_state, config_of, read_checkpoint
@@ -88,7 +88,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         files.save_masks(target, masks)
         write_json(target.with_suffix(".json"), note)
     say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-    say(f"next: {spoken('retrain', f'--mask_path {out}')}")
+    say(next_line(out, run, found.get("config") or {}))
 
 
 def report(masks: files.FineMasks, by_module: dict, means: dict, figures: dict) -> list[str]:

@@ -11,9 +11,10 @@ import torch
 
 import spaces
 from retrain.connectivity_start import SLIM, grouped, inherited_state, settle_form, settle_grouped
+from retrain.shortfall import shortfall
 from spaces import backbones
 from spaces.connectivity.carry import PUBLIC, fit_mask
-from spaces.connectivity.named_masks import available_masks, named_mask
+from spaces.connectivity.named_masks import available_masks, is_named, named_mask, unknown_mask
 from spaces.connectivity.shared import save_network
 from spaces.encoder import encoder_weights
 from sparsemask import datasets, masks, runs, session, tasks
@@ -23,7 +24,7 @@ from sparsemask.engine import Method, checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError, describe, say
-from sparsemask.options import Parser, spoken
+from sparsemask.options import Parser
 from sparsemask.pictures import draw_architecture, draw_curves
 from sparsemask.session import Session
 from sparsemask.weights import load_strictly, load_weights
@@ -63,6 +64,8 @@ def read_mask(path: str | None) -> np.ndarray | str:
         return FCN
     if Path(path).suffix == ".npy" or Path(path).exists():
         return masks.load_mask(path)
+    if not is_named(path):
+        raise unknown_mask(path, FCN)
     return path
 
 
@@ -169,9 +172,11 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
         f"{format_count(cost.parameters)} parameters, {format_count(cost.multiply_adds)} multiply-adds, "
         f"{cost.milliseconds:.1f} ms at {options.crop_size}x{options.crop_size}"
     )
+    if note := shortfall(opened, task, result, options.mask_path):
+        opened.say(note)
     opened.say(f"run: {run.folder} (network.safetensors, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
-    opened.say(f"next: {spoken('eval')}")
+    opened.say(f"next: {page.next_command(run, 'eval')}")
 
 
 def restore(parser: Parser, given: dict, run: runs.Run | None):

@@ -45,19 +45,28 @@ def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     return made
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    space = flags.peek_space(argv, newest="retrain")
+def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
+    """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
+    space = space or flags.peek_space(argv, newest="retrain")
     made = parser(space, flags.peek_task(argv))
     given = read_flags(made, argv, space)
     paths = [Path(path) for path in given.get("out") or ()]
     if not paths:
         raise UseError("--out is missing: files to write, such as network.onnx")
-    for path in paths:  # before anything is computed
-        refuse(exporting.why_not(exporting.format_of(path)))
+    for path in paths:
+        refuse(exporting.why_not(exporting.known_suffix(path)))
     if given.get("type", "float32") != "float32":
         raise UseError(f"--type {given['type']}: networks are exported in float32")
+    return made, given
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    made, given = read(argv)
+    space, paths = given["space"], [Path(path) for path in given["out"]]
+    for path in paths:  # before anything is computed
+        exporting.format_of(path)
     if not hasattr(spaces.get(space), "exportable"):
         able = [name for name in spaces.available() if hasattr(spaces.get(name), "exportable")]
         raise UseError(f"--space {space}: its networks cannot be exported; those of {', '.join(able)} can")

@@ -15,6 +15,7 @@ import spaces
 from prune.group_options import add_memory
 from retrain.group_evaluation import costs_text, measured, slower_note, write_predictions
 from retrain.group_teacher import FineTuning, build_teacher, choose_teacher, same_teacher
+from retrain.shortfall import shortfall
 from spaces.group_sparsity import mask_file as files
 from spaces.group_sparsity import records
 from sparsemask import datasets, runs, session, tasks
@@ -22,7 +23,7 @@ from sparsemask import report as page
 from sparsemask.engine import checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, describe, say
-from sparsemask.options import Parser, factor, fraction, natural, positive, spoken
+from sparsemask.options import Parser, factor, fraction, natural, positive
 from sparsemask.session import Session
 from sparsemask.tables import format_count
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint
@@ -168,9 +169,11 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
     )
     if note := slower_note([noted]):
         opened.say(note)
+    if note := shortfall(opened, task, result, options.mask_path):
+        opened.say(note)
     opened.say(f"run: {run.folder} ({NETWORK}, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
-    opened.say(f"next: {spoken('eval')}")
+    opened.say(f"next: {page.next_command(run, 'eval')}")
 
 
 def restore(parser: Parser, given: dict, run: runs.Run | None):

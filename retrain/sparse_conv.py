@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import spaces
+from retrain.shortfall import shortfall
 from retrain.sparse_conv_table import evaluation_text, record
 from spaces.sparse_conv.masking import apply_masks, fix_masks, hard_masks, set_threshold
 from spaces.sparse_conv.measuring import Watch
@@ -21,7 +22,7 @@ from sparsemask.engine import Method, checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, describe, say
 from sparsemask.files import sha256
-from sparsemask.options import Parser, natural, spoken
+from sparsemask.options import Parser, natural
 from sparsemask.session import Session
 from sparsemask.sparse import available_backends, set_backend
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint
@@ -141,9 +142,11 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
         f"{format_count(found['multiply_adds'])} of {format_count(found['multiply_adds_dense'])}, "
         f"{found['milliseconds']:.1f} ms (dense {found['milliseconds_dense']:.1f})"
     )
+    if note := shortfall(opened, task, result, opened.options.mask_path):
+        opened.say(note)
     opened.say(f"run: {run.folder} (network.safetensors, mask{files.SUFFIX}, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
-    opened.say(f"next: {spoken('eval')}")
+    opened.say(f"next: {page.next_command(run, 'eval')}")
 
 
 def share(opened: Session, model: torch.nn.Module, found: dict, threshold: float) -> files.FineMasks:

@@ -28,7 +28,7 @@ import spaces
 from retrain.opening import for_task
 from retrain.sparse_conv import share
 from retrain.specialize_forms import compare_forms
-from retrain.specialize_start import find_start
+from retrain.specialize_start import check_start, find_start, newest_start
 from search import sparse_conv as learning
 from spaces.sparse_conv.masking import set_threshold
 from spaces.sparse_conv.records import begin, conclude
@@ -38,7 +38,7 @@ from sparsemask.engine import distributed, fit
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, command
 from sparsemask.files import write_json
-from sparsemask.options import Parser, natural, plain, spoken
+from sparsemask.options import Parser, natural, plain
 from sparsemask.weights import load_strictly, load_weights
 
 SPACE = "specialized"
@@ -78,6 +78,14 @@ def parser(space) -> Parser:
     return made
 
 
+def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
+    """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
+    made = parser(spaces.get(space) if space else peek(argv))
+    given = made.given(argv)
+    check_start(given)
+    return made, given
+
+
 def build(opened: session.Session):
     """The network with soft masks on the dense network's weights, or as its checkpoint has it."""
     options = opened.options
@@ -93,14 +101,14 @@ def build(opened: session.Session):
     return model
 
 
-def finish(opened: session.Session, model, task, result: dict) -> None:
-    """The network and its mask file, the table of forms, the report."""
+def finish(opened: session.Session, model, task, result: dict) -> int:
+    """The network and its mask file, the table of forms, the report; 1 where forms differ that must not, else 0."""
     options, run = opened.options, opened.run
     found = conclude(opened, model, task)
     masks = share(opened, model, found, options.thres)
-    text, rows = compare_forms(opened, model, task)
+    text, rows, wrong = compare_forms(opened, model, task)
     write_json(run.folder / "forms.json", rows)
-    run.note(forms=rows)
+    run.note(forms=rows, **({"wrong": wrong, "milliseconds": None, "milliseconds_dense": None} if wrong else {}))
     opened.say(text)
     kept = masks.mean_kept
     missed = learning.missed(kept, options.keep) if options.keep is not None else ""
@@ -108,23 +116,28 @@ def finish(opened: session.Session, model, task, result: dict) -> None:
     opened.say(f"kept {kept:.3f} of {of} (budget {options.keep:g}{missed})")
     opened.say(f"run: {run.folder} (network.safetensors, mask.npz, forms.json, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
-    opened.say(f"next: {spoken('eval', f'--run {run.folder}')}")
+    if wrong:
+        session.warn(f"error: {'; '.join(wrong)}: the kernels of this machine are not to be trusted with this network")
+        return 1
+    opened.say(f"next: {page.next_command(run, 'eval')}")
+    return 0
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    opened = session.open_training(parser(peek(argv)), argv, find_start)
+    opened = session.open_training(read(argv)[0], argv, find_start, newest_start)
     options, run, task = opened.options, opened.run, opened.task
     with opened.clean():
         model = build(opened)
         extra = {"verb": "specialize", "space": options.space, "config": plain(options)}
         result = fit(model, learning.method(options), task, options, run, opened.arithmetic, extra, opened.state)
+    status = 0
     if opened.main:
         run.note(state="finished", result=result)
-        finish(opened, model, task, result)
+        status = finish(opened, model, task, result)
     distributed.stop()
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import spaces
 from spaces.sparse_conv.measuring import COLUMNS, Watch
 from sparsemask.engine import data
 from sparsemask.inference import optimize_for_inference
 from sparsemask.session import Session
-from sparsemask.sparse import repeatable
+from sparsemask.sparse import backend, repeatable
 from sparsemask.tables import format_count, table
 from sparsemask.timing import compare
 
 _TIMED = 4  # validation items
+_EQUAL = (("dense", "kernels"), ("masked", "sparse"))
+_SHARE, _LEAST = 0.02, 0.005  # of a figure, and at least, that rounding may change
+_TOLERANCE = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
-def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[dict]]:
-    """(the table as text, its rows). Forms: everything kept, without masks; masks that multiply; masks that skip.
+def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[dict], list[str]]:
+    """(the table as text, its rows, which forms differ that must not).
+
+    Forms: everything kept, without masks; masks that multiply; masks that skip.
 
     What keeps everything is timed twice where it can be, by torch's own operators (dense) and by the kernels that skip
     (kernels), so that what the kernels gain is not taken for what the masks do; with --compiled a third time, compiled
@@ -43,14 +50,17 @@ def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[di
     if hasattr(space, "fast_form"):  # else the network itself skips, and multiplies nowhere
         forms["masked"] = (model, means["dense"] + _branches(model))
     forms["sparse"] = (watch.form, means["executed"])
-    times = _times({name: form for name, (form, _) in forms.items()}, task, where, options.rounds)
     rows = []
     for name, (form, executed) in forms.items():
         form = form.network if name == "compiled" else form  # items of other sizes need no compiling
         with repeatable():
             figures = sparse if name == "sparse" else task.figures(task.scores(form, where, options, limit, quick=True))
         row = {"form": name, **{k: float(v) for k, v in figures.items()}, "multiply_adds": round(executed)}
-        rows.append(row | ({"ms": times[name]} if times else {}))
+        rows.append(row)
+    calls = {name: form for name, (form, _) in forms.items()}
+    wrong = _differences(calls if "masked" in calls else {**calls, "masked": _by_reference(model)}, rows, task, where)
+    times = {} if wrong else _times(calls, task, where, options.rounds)
+    rows = [row | ({"ms": times[row["form"]]} if times else {}) for row in rows]
     columns = {
         "form": "form",
         **{name: (name, ".4f") for name in sparse},
@@ -64,10 +74,71 @@ def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[di
         said = [f"{times[n] / times['sparse']:.2f} times as {what}" for n, what in others.items() if n in times]
         gain += f" ({', '.join(said)})" if said else ""
     count = len(watch.rows)
+    if wrong:
+        return "\n".join([*lines, *(f"{line}; no speed is claimed" for line in wrong)]), rows, wrong
     lines.append(
         f"{gain} ({task.measured_on()}, {count} {task.items}, {where.device}, {torch.get_num_threads()} thread(s))"
     )
-    return "\n".join(lines), rows
+    return "\n".join(lines), rows, wrong
+
+
+def _by_reference(model: nn.Module):
+    """The network as the judge computes it: everything convolved, then multiplied by the masks."""
+
+    def call(inputs):
+        with backend("reference"):
+            return model(inputs)
+
+    return call
+
+
+def _differences(forms: dict, rows: list[dict], task, where) -> list[str]:
+    """A line for every two forms that must give the same and do not, by their outputs or by their figures."""
+    figures = {row["form"]: {k: v for k, v in row.items() if k not in ("form", "multiply_adds")} for row in rows}
+    found = []
+    for one, other in _EQUAL:
+        if one not in forms or other not in forms:
+            continue
+        apart = _apart(forms[one], forms[other], task, where)
+        a, b = figures.get(one, {}), figures.get(other, {})
+        unlike = [name for name in a if name in b and differs(a[name], b[name])]
+        if unlike:
+            said = ", ".join(f"{name} {a[name]:.4f} and {b[name]:.4f}" for name in unlike)
+            found.append(f"'{one}' and '{other}' must be equal and are not: {said}")
+        elif not apart <= _TOLERANCE[where.autocast or where.parameters]:
+            found.append(
+                f"'{one}' and '{other}' must be equal and are not: outputs differ by {apart:.1%} of their size"
+            )
+    return found
+
+
+def differs(one: float, other: float) -> bool:
+    """Whether two figures of forms that must be equal are too far apart; rounding may turn a few masks and labels."""
+    if math.isnan(one) or math.isnan(other):
+        return math.isnan(one) != math.isnan(other)
+    return not abs(one - other) <= max(_LEAST, _SHARE * max(abs(one), abs(other)))
+
+
+@torch.no_grad()
+def _apart(one, other, task, where) -> float:
+    """Mean difference of two forms' outputs over their mean size, the worst of the first validation items."""
+    worst = 0.0
+    for index in range(min(_TIMED, len(task.eval_data))):
+        inputs, _ = data.collate(task.eval_data, [task.eval_data[index]])
+        inputs = inputs.to(where.device, where.parameters)
+        with where.context():
+            pairs = zip(_tensors(one(inputs)), _tensors(other(inputs)), strict=True)
+            for wanted, found in pairs:
+                apart = float((found - wanted).abs().mean() / wanted.abs().mean().clamp_min(1e-6))
+                worst = apart if math.isnan(apart) else max(worst, apart)
+        if math.isnan(worst):
+            return worst
+    return worst
+
+
+def _tensors(output) -> list[torch.Tensor]:
+    """The floating-point tensors of an output."""
+    return [one.float() for one in tree_leaves(output) if isinstance(one, torch.Tensor) and one.is_floating_point()]
 
 
 def _compiled(network: nn.Module, task, where):

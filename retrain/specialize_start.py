@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +21,37 @@ from sparsemask.weights import load_weights
 _NETWORK = ("backbone_name", "depth")
 
 
+def check_start(given: Mapping) -> None:
+    """Raise UseError for flags that cannot stand together."""
+    if given.get("thres", 0) >= 1:
+        raise UseError(f"--thres {given['thres']:g}: a probability below 1")
+    if given.get("ft_model") and given.get("run"):
+        raise UseError(f"--run {given['run']} and --ft_model {given['ft_model']}: give the one or the other")
+
+
+def newest_start(asked: dict) -> dict:
+    """The flag that names the newest retrained network, where `asked` names none."""
+    if asked.get("space", "specialized") not in ("connectivity", "specialized"):
+        return {}
+    if any(asked.get(name) for name in ("run", "ft_model")):
+        return {}
+    return {"run": str(runs.newest(asked.get("exp_path") or "runs", "retrain", "connectivity").folder)}
+
+
 def find_start(options: argparse.Namespace) -> None:
     """Settle the options that say what the network is; UseError before a run folder is made where they do not fit.
 
     Afterwards `ft_model` is the weights' file and, of a network of searched connectivity, `connectivity` its mask as a
     word.
     """
-    if options.thres >= 1:
-        raise UseError(f"--thres {options.thres:g}: a probability below 1")
+    check_start({"thres": options.thres, **(vars(options) if hasattr(options, "connectivity") else {})})
     if not hasattr(options, "connectivity"):
         _masked_space(options)
         return
-    if options.ft_model and options.run:
-        raise UseError(f"--run {options.run} and --ft_model {options.ft_model}: give the one or the other")
     if options.ft_model:
         _from_weights(options)
     else:
-        _from_run(
-            options, runs.find(options.run) if options.run else runs.newest(options.exp_path, "retrain", "connectivity")
-        )
+        _from_run(options, runs.find(options.run))
     state = load_weights(options.ft_model)
     options.first_expansion = "yes" if has_first_expansion(state, options.backbone_name) else "no"
     connections = read_mask(options.connectivity, len(backbones.strides(options.backbone_name)), options.seed)
@@ -92,3 +105,4 @@ def _from_run(options: argparse.Namespace, run: runs.Run) -> None:
                 f"{options.mask_path}: not the connections of {run.folder}; retrain that mask, or leave it out"
             )
     options.connectivity, options.ft_model = mask_word(mask), str(run.last)
+    options.run = options.mask_path = None  # said by these from now on: the run's configuration starts it again

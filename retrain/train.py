@@ -36,13 +36,19 @@ def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     return made
 
 
+def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
+    """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
+    space = space or flags.peek_space(argv)
+    made = parser(getattr(spaces.get(space), "small", space), flags.peek_task(argv))
+    return made, made.given(argv)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    space = flags.peek_space(argv)
-    space = getattr(spaces.get(space), "small", space)
-    family = family_of(space)
-    opened = session.open_training(parser(space, flags.peek_task(argv)), argv, family.check)
+    made, _ = read(argv)
+    family = family_of(made.get_default("space"))
+    opened = session.open_training(made, argv, family.check)
     options, run = opened.options, opened.run
     task = opened.task
     with opened.clean():

@@ -20,7 +20,7 @@ from sparsemask.costs import measure
 from sparsemask.engine import Method, optimizer
 from sparsemask.engine.randomness import seed_all, step_generator
 from sparsemask.engine.records import read_rows
-from sparsemask.options import Parser, fraction, natural, rate, spoken
+from sparsemask.options import Parser, fraction, natural, rate
 from sparsemask.pictures import draw_architecture, draw_curves, draw_weight_history, draw_weights
 from sparsemask.session import Session
 from sparsemask.weights import load_strictly
@@ -147,4 +147,4 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
     opened.say(f"searched: {task.primary} {result.get(task.primary, float('nan')):.4f}; {report.lines()[0]}")
     opened.say(f"run: {run.folder} (pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
-    opened.say(f"next: {spoken('prune', f'--thres {options.thres:g}')}")
+    opened.say(f"next: {page.next_command(opened.run, 'prune')}")

@@ -19,7 +19,7 @@ from spaces.group_sparsity import groups, records
 from sparsemask import report as page
 from sparsemask.engine import Method
 from sparsemask.engine.randomness import seed_all
-from sparsemask.options import Parser, factor, natural, positive, rate, spoken
+from sparsemask.options import Parser, factor, natural, positive, rate
 from sparsemask.session import Session
 from sparsemask.weights import load_weights
 
@@ -283,4 +283,4 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
     )
     opened.say(f"run: {run.folder} (pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
-    opened.say(f"next: {spoken('prune', f'--target {options.target:g}')}")
+    opened.say(f"next: {page.next_command(run, 'prune')}")

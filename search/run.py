@@ -43,10 +43,16 @@ def _family(space: str):
     return importlib.import_module(f"search.{spaces.get(space).family}")
 
 
+def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
+    """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
+    made = parser(space or flags.peek_space(argv))
+    return made, made.given(argv)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    opened = session.open_training(parser(flags.peek_space(argv)), argv)
+    opened = session.open_training(read(argv)[0], argv)
     options, run = opened.options, opened.run
     family = _family(options.space)
     task = opened.task

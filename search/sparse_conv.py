@@ -19,7 +19,7 @@ from spaces.sparse_conv.records import begin, conclude, evaluate_kept
 from sparsemask import report as page
 from sparsemask.engine import Method, distributed
 from sparsemask.engine.randomness import seed_all, step_generator
-from sparsemask.options import Parser, factor, fraction, natural, rate, spoken
+from sparsemask.options import Parser, factor, fraction, natural, rate
 from sparsemask.session import Session
 from sparsemask.sparse import set_mask_mode
 from sparsemask.weights import load_strictly, load_weights
@@ -196,7 +196,7 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
     opened.say(f"searched: {task.primary} {figure:.4f}; kept fraction {found['kept_fraction']:.3f}{wanted}")
     opened.say(f"run: {opened.run.folder} (pictures in {opened.run.pictures})")
     opened.say(f"report: {page.write_report(opened.run)}")
-    opened.say(f"next: {spoken('prune', f'--thres {options.thres:g}')}")
+    opened.say(f"next: {page.next_command(opened.run, 'prune')}")
 
 
 def missed(kept: float, budget: float) -> str:

@@ -14,10 +14,10 @@ from sparsemask.options import spoken
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVES = "--voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz"
-_LISTS = ("training_list", "eval_list")  # name all of the data where a list holds paths
-_FOLDERS = ("im_path", "gt_path", *_LISTS)
+LISTS = ("training_list", "eval_list")  # name all of the data where a list holds paths
+FOLDERS = ("im_path", "gt_path", *LISTS)
 # Flags that name all of the data by themselves, the last two those of super-resolution.
-_WHOLE = ("sample", "data_root", "voc_root", "hr_path", "dir_data")
+WHOLE = ("sample", "data_root", "voc_root", "hr_path", "dir_data")
 
 
 def cache() -> Path:
@@ -40,15 +40,15 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
     """Settle the data flags: (flags to lay over the defaults, preset for the budget, a line to print or None)."""
     if given.get("sample"):
         return {"sample": True}, "sample", None
-    if any(given.get(name) for name in _WHOLE) or (given.get("data_test") and not training):
+    if any(given.get(name) for name in WHOLE) or (given.get("data_test") and not training):
         return {}, "short", None
     task = given.get("task") or "segmentation"
     kind = tasks.find(task)
-    if tasks.own_flags(task) and any(given.get(name) for name in _LISTS):
+    if tasks.own_flags(task) and any(given.get(name) for name in LISTS):
         return {}, "short", None
     voc = prepared() if kind.reads_voc else None
-    if not tasks.own_flags(task) and any(given.get(name) for name in _FOLDERS):
-        needed = [name for name in _FOLDERS if not given.get(name)]
+    if not tasks.own_flags(task) and any(given.get(name) for name in FOLDERS):
+        needed = [name for name in FOLDERS if not given.get(name)]
         if needed and voc is None:
             raise UseError(f"one's own data needs {', '.join('--' + n for n in needed)} too")
         return {name: str(_voc_paths(voc)[name]) for name in needed}, "short", None
@@ -68,10 +68,10 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
 
 def without_replaced(values: dict, given: dict) -> dict:
     """Flags of a file or a run, without the data they name where `given` names other data."""
-    if any(given.get(name) for name in _WHOLE):
-        gone = (*_WHOLE, *_FOLDERS, *(("data_test",) if given.get("sample") else ()))
+    if any(given.get(name) for name in WHOLE):
+        gone = (*WHOLE, *FOLDERS, *(("data_test",) if given.get("sample") else ()))
     elif given.get("im_path") or given.get("gt_path"):
-        gone = _WHOLE
+        gone = WHOLE
     else:
         return values
     return {name: value for name, value in values.items() if name not in gone}

@@ -7,13 +7,14 @@ another backbone, a full disk) is raised as :class:`UseError` and ends in one li
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import functools
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
 # What the operating system refuses because of a path or a disk, not because of a mistake of ours.
@@ -136,4 +137,11 @@ def say(text: str, stream: TextIO | None = None) -> None:
 def choose(name: str, known: dict | list | tuple, what: str) -> None:
     """Raise a UseError that lists the right names unless `name` is one of `known`."""
     if name not in known:
-        raise UseError(f"unknown {what} '{name}'; known: {', '.join(sorted(map(str, known)))}")
+        raise UseError(f"unknown {what} '{name}'; {meant(name, known)}known: {', '.join(sorted(map(str, known)))}")
+
+
+def meant(name: object, known: Iterable[object]) -> str:
+    """ "did you mean 'x'? " with the known name that is most like `name`; empty where none is."""
+    names = {str(one).lower(): str(one) for one in known}
+    near = difflib.get_close_matches(str(name).lower(), names, 1)
+    return f"did you mean '{names[near[0]]}'? " if near else ""

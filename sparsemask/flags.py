@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsemask import fine_masks, runs, tasks
+from sparsemask import fine_masks, inherit, runs, tasks
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
 from sparsemask.options import Parser, factor, fraction, natural, positive, rate
@@ -192,11 +192,15 @@ def peek_space(argv: Sequence[str] | None, newest: str | None = None) -> str:
 def peek_task(argv: Sequence[str] | None) -> str | None:
     """The task a command line names, itself or by a run or a file of flags; None where it names none."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--task", "--config", "--run"):
-        first.add_argument(name)
+    for name in ("task", "config", *inherit.STARTS):
+        first.add_argument(f"--{name}")
     first.add_argument("--resume", nargs="?")
     seen, _ = first.parse_known_args(argv)
     files = [Path(run) / "config.yaml" for run in (seen.resume, seen.run) if run] + [Path(seen.config or "")]
+    if not (seen.task or seen.resume):
+        with contextlib.suppress(UseError, OSError):  # the verb reports it when it reads it
+            origin = inherit.find(vars(seen))
+            files += [origin.run.config] if origin else []
     return seen.task or next(filter(None, (_in_config(file, "task") for file in files)), None)
 
 

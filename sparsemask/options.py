@@ -8,7 +8,8 @@ holds for one verb only.
 from __future__ import annotations
 
 import argparse
-import difflib
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -17,12 +18,13 @@ from pathlib import Path
 import yaml
 
 from sparsemask.containers import read_yaml
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, meant
 from sparsemask.files import write_text
+from sparsemask.own import is_own
 
 SECTIONS = ("search", "prune", "retrain", "eval", "specialize", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.
-TRANSIENT = {"config", "resume", "help", "given", "trust"}
+TRANSIENT = {"config", "resume", "help", "given", "preset", "trust"}
 # Only the command line says these; errors.command acts on --trust.
 _NEVER_IN_FILES = {"help", "trust"}
 
@@ -32,8 +34,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, verb: str, **kwargs):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        if _as_command():
-            kwargs["prog"] = f"sparsemask {verb}"
+        script = kwargs.get("prog", "")
+        if not script or script.endswith(".py"):  # as this user types it
+            kwargs["prog"] = f"sparsemask {verb}" if _as_command() or not script else f"python {script}"
         super().__init__(allow_abbrev=False, **kwargs)
         self.verb = verb
         self.add_argument(
@@ -44,11 +47,29 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        raise UseError(f"{message} (see {self.prog} --help)")
+        raise UseError(f"{message}{self._hint(message)} (see {self.prog} --help)")
+
+    def _hint(self, message: str) -> str:
+        """Of a message of argparse: the flags or the value that were perhaps meant."""
+        near = ""
+        if found := re.fullmatch(r"unrecognized arguments: (.*)", message):
+            known = [name[2:] for action in self._actions for name in action.option_strings if name.startswith("--")]
+            wrong = [word[2:].partition("=")[0] for word in found[1].split() if word.startswith("--")]
+            near = "".join(meant(word, known).replace(" '", " '--") for word in wrong)
+        elif found := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose", message):
+            named = found[1].split("/")
+            names = lambda one: {*one.option_strings, one.metavar, one.dest}
+            choices = next((one.choices for one in self._actions if names(one) & set(named)), None)
+            near = meant(found[2], choices or ())
+        return _after(near)
 
     def actions(self) -> dict[str, argparse.Action]:
         """Every flag's action by its name in a configuration file."""
         return {a.dest: a for a in self._actions if a.dest not in _NEVER_IN_FILES and not a.dest.startswith("_")}
+
+    def group(self, title: str) -> list[str]:
+        """Names of the flags in the group of a title."""
+        return [one.dest for group in self._action_groups if group.title == title for one in group._group_actions]
 
     def given(self, argv: Sequence[str] | None) -> dict:
         """Only the flags that stand on the command line, parsed."""
@@ -98,9 +119,8 @@ class Parser(argparse.ArgumentParser):
     def _checked(self, name: str, value, path: object):
         actions = self.actions()
         if name not in actions:
-            near = difflib.get_close_matches(str(name), actions, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UseError(f"{path}: unknown flag '{name}'{hint}")
+            near = meant(name, actions)
+            raise UseError(f"{path}: unknown flag '{name}'{_after(near)}")
         action = actions[name]
         if value is None:
             return None
@@ -119,8 +139,16 @@ class Parser(argparse.ArgumentParser):
             raise UseError(f"{path}: '{name}' cannot be {value!r}") from None
         for one in values:
             if action.choices is not None and one not in action.choices:
-                raise UseError(f"{path}: '{name}' must be one of {', '.join(map(str, action.choices))}, not {one}")
+                raise UseError(
+                    f"{path}: '{name}' must be one of {', '.join(map(str, action.choices))}, not {one}"
+                    f"{_after(meant(one, action.choices))}"
+                )
         return values if many else values[0]
+
+
+def _after(near: str) -> str:
+    """What was perhaps meant, as the end of a message."""
+    return f"; {near.strip()}" if near else ""
 
 
 # What people type in a checkout for each verb; an installed toolkit has only the one command.
@@ -131,6 +159,7 @@ _FILES = {
     "eval": "python retrain/eval.py",
     "specialize": "python retrain/specialize.py",
     "prepare": "python VOC12/prepare.py",
+    "check": "python VOC12/check.py",
 }
 
 
@@ -141,6 +170,25 @@ def _as_command() -> bool:
 def spoken(verb: str, rest: str = "") -> str:
     """The command line of a verb as this user types it, for advice."""
     return f"{f'sparsemask {verb}' if _as_command() else _FILES[verb]} {rest}".strip()
+
+
+def following(verb: str, rest: str, config: argparse.Namespace | dict, folder: str | Path | None = None) -> str:
+    """The whole command line of the verb that goes on from a run, as this user types it.
+
+    Args:
+        verb: what comes next.
+        rest: its flags.
+        config: the run's flags; code of the user's that they name is named again, since a file's word imports nothing.
+        folder: the run's, for verbs that make a run beside it; None for those that name it in `rest`.
+    """
+    flags = vars(config) if isinstance(config, argparse.Namespace) else config
+    words = [rest]
+    if folder is not None and Path(folder).resolve().parent != Path("runs").resolve():
+        words.append(f"--exp_path {shlex.quote(str(Path(folder).parent))}")
+    if verb != "prune":
+        own = [(name, str(flags.get(name) or "")) for name in ("task", "backbone_name", "arch")]
+        words += [f"--{name} {shlex.quote(value)}" for name, value in own if is_own(value)]
+    return spoken(verb, " ".join(words))
 
 
 def presets() -> dict[str, Path]:
@@ -156,7 +204,8 @@ def find_config(path: str | Path, space: str | None = None) -> Path:
         return known[name]
     if not Path(path).is_file():
         own = [name.removeprefix(f"{space}_") for name in known if name.startswith(f"{space}_")]
-        raise UseError(f"configuration not found: {path} (a file, or one of: {', '.join(sorted(own or known))})")
+        near = _after(meant(path, own or known))
+        raise UseError(f"configuration not found: {path} (a file, or one of: {', '.join(sorted(own or known))}){near}")
     return Path(path)
 
 
@@ -167,6 +216,25 @@ def preset_name(path: str | Path, space: str | None = None) -> str | None:
         return f"{space}_{path}"
     of_others = any(name.startswith(f"{space}_") for name in known)
     return str(path) if str(path) in known and (not of_others or str(path).startswith(f"{space}_")) else None
+
+
+def preset_flags(name: str, verb: str, space: str) -> dict:
+    """What a preset has for a verb and a space, as it stands in its file; {} where they have no such preset."""
+    if preset_name(name, space) is None:
+        return {}
+    content = read_yaml(find_config(name, space))
+    return {**{k: v for k, v in content.items() if k not in SECTIONS}, **(content.get(verb) or {})}
+
+
+def spelled(flags: dict) -> list[str]:
+    """Flags as a command line has them."""
+    words = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            words += [f"--{name}"] if value else []
+        elif value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
 
 
 def plain(options: argparse.Namespace | dict) -> dict:

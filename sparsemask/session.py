@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from sparsemask import datasets, flags, runs, tasks
+from sparsemask import datasets, flags, inherit, runs, tasks
 from sparsemask import options as opt
 from sparsemask.devices import Arithmetic, arithmetic
 from sparsemask.engine import checkpoint, distributed
@@ -58,35 +58,49 @@ class Session:
             raise
 
 
-def settle(parser: opt.Parser, given: dict, training: bool = True) -> tuple[argparse.Namespace, str | None]:
-    """Flags from the command line, ``--config`` and the preset for the data at hand; and a line to print.
+def settle(
+    parser: opt.Parser, given: dict, training: bool = True, locate: Callable[[dict], dict] | None = None
+) -> tuple[argparse.Namespace, str | None]:
+    """Flags from the command line, ``--config``, the run that is started from and a preset; and lines to print.
 
     training: False for evaluation, which has no budget: of a preset only the sample set's size counts, and other
-    pictures are padded to 513 as published.
+    pictures are padded to 513 as published. locate: more flags, from those of the command line and ``--config``: what
+    is started from where they do not say it.
     """
     # A preset may serve several tasks, each with its own flags; a user's file is meant for this one.
     ours = bool(given.get("config") and opt.preset_name(given["config"], parser.get_default("space")))
     filed = parser.from_file(given["config"], foreign=ours) if given.get("config") else {}
     filed = datasets.without_replaced(filed, given)
-    asked = {"task": parser.get_default("task"), **filed, **given}
+    if locate is not None:
+        filed |= locate({**filed, **given})
+    taken = inherit.take(parser, {**filed, **given}, training)
+    asked = {"task": parser.get_default("task"), **taken.flags, **filed, **given}
     data, preset, line = datasets.choose_data(asked, training)
+    preset = taken.preset or preset
     # A preset's budget is the whole budget.
     if given.get("config") and opt.preset_name(given["config"], parser.get_default("space")):
         preset = given["config"]
-    layers = [parser.from_file(preset, foreign=True), data, filed, given]
+    layers = [parser.from_file(preset, foreign=True), data, taken.flags, filed, given]
     if not training:
         layers[0] = {k: v if preset == "sample" else 513 for k, v in layers[0].items() if k == "crop_size"}
     for low, high in ((layers[0], filed), ({**layers[0], **filed}, given)):
         if high.get("max_epoch") and not high.get("max_iter") and low.get("max_iter"):
             high.setdefault("max_iter", None)  # epochs that are asked for win over a lower layer's steps
     options = parser.resolve(*layers)
+    if taken.run is not None and parser.verb == "retrain" and hasattr(options, "inherit"):
+        if weights := inherit.encoder_weights(taken.run, options):
+            options.pretrained_model = taken.flags["pretrained_model"] = weights
+    lines = [line, taken.line(parser)]
+    if training:
+        options.preset = preset
+        lines.append(f"preset: {preset}")
     options.given = given  # what stands on the command line, for those who must know whether a value was asked for
     flags.check_task(options, parser.get_default("task"))
     for name in _PATHS:  # a run must find its files from any folder
         value = getattr(options, name, None)
         if value and Path(value).exists():
             setattr(options, name, str(Path(value).resolve()))
-    return options, line
+    return options, "\n".join(filter(None, lines)) or None
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -105,8 +119,11 @@ def device(options: argparse.Namespace) -> Arithmetic:
     return arithmetic(options.gpu, options.type, local)
 
 
-def open_training(parser: opt.Parser, argv: Sequence[str] | None, check=None) -> Session:
-    """Begin or resume a run. check(options): raises UseError before anything is written for a new run."""
+def open_training(parser: opt.Parser, argv: Sequence[str] | None, check=None, locate=None) -> Session:
+    """Begin or resume a run. check(options): raises UseError before anything is written for a new run.
+
+    locate: as in :func:`settle`.
+    """
     given = parser.given(argv)
     wanted = given.get("resume")
     if wanted == "auto":
@@ -116,7 +133,7 @@ def open_training(parser: opt.Parser, argv: Sequence[str] | None, check=None) ->
         wanted = folder if (folder / "config.yaml").exists() else None
     if wanted:
         return _reopen(parser, given, runs.find(wanted))
-    options, line = settle(parser, given)
+    options, line = settle(parser, given, locate=locate)
     where = device(options)
     if line and distributed.rank() == 0:
         say(line)
@@ -124,6 +141,8 @@ def open_training(parser: opt.Parser, argv: Sequence[str] | None, check=None) ->
         check(options)
     task = open_task(options)
     run = _shared_run(options, parser.verb)
+    if distributed.rank() == 0:
+        run.note(preset=options.preset)
     return Session(options, run, where, None, task)
 
 

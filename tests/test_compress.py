@@ -223,6 +223,45 @@ def test_the_plan_is_shown_and_nothing_is_written(place, capfd):
     assert not Path("nowhere").exists()
 
 
+def test_the_plan_reads_every_command_as_its_verb_will(place, capfd, monkeypatch):
+    # What a network starts from is no encoder: the last step died of --pretrained_model beside its --run.
+    flags = {**DATA, **SMALL, "pretrained_model": "encoder.pth", "first_expansion": "yes"}
+    more = [{"retrain": {"depth": 16}}, *RECIPE["steps"][3:], {"export": {"out": ["net.safetensors"]}}]
+    recipe = write("p.yaml", flags=flags, steps=[*RECIPE["steps"][:2], *more])
+    assert compress.main([recipe, "--out", "nowhere", "--plan"]) == 0
+    lines = {line.split()[1] + str(n): line for n, line in enumerate(capfd.readouterr().out.splitlines()[:-1])}
+    assert "--pretrained_model encoder.pth" in lines["retrain3"]
+    for last in ("specialize7", "export8"):
+        assert "--pretrained_model" not in lines[last] and "--depth 16" in lines[last]
+    # A command that its verb would refuse is refused with its step, before anything is run.
+    places = Work._places
+    wrong = lambda stage: {"pretrained_model": "w"} if stage.verb == "export" else {}
+    monkeypatch.setattr(Work, "_places", lambda self, stage: places(self, stage) | wrong(stage))
+    for argv in (["--plan"], []):
+        fails(capfd, compress.main, [recipe, "--out", "nowhere", *argv], ["step export", "--run", "--pretrained_model"])
+    assert not Path("nowhere").exists()
+
+
+def test_a_step_that_fails_leaves_the_report_of_the_steps_before(place, capfd):
+    steps = [*RECIPE["steps"][:3], {"export": {"out": ["net.onnx"]}}]
+    recipe = write("f.yaml", steps=steps, target=None)
+    shutil.copytree("out", "half")
+    state = json.loads(Path("half/compress.json").read_text())
+    kept = {name: note for name, note in state["stages"].items() if name in ("search", "prune", "dense", "retrain")}
+    content = yaml.safe_load(Path(recipe).read_text())
+    Path("half/compress.json").write_text(json.dumps({"format": 1, "recipe": content, "stages": kept, "settled": {}}))
+    Path("half/report.md").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compress, "call", lambda *_: 1)
+        fails(capfd, compress.main, [recipe, "--out", "half"], ["step export ended with status 1"])
+    report = Path("half/report.md").read_text()
+    assert "not finished: step export ended with status 1" in report
+    assert "| dense" in report and "| retrain" in report and "times faster" in report
+    assert "sparsemask retrain --mask_path" in report
+    assert "table" not in json.loads(Path("half/compress.json").read_text())  # the same command measures all of it
+    shutil.rmtree("half")
+
+
 def test_the_documented_recipe_and_commands_are_right(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/compress.md").read_text()

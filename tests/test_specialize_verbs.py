@@ -15,7 +15,9 @@ import retrain.export
 import retrain.specialize
 import retrain.train
 import search.run
+from retrain.specialize_forms import differs
 from small_pictures import make_folder
+from spaces.specialized.space import SpecializedSpace
 from sparsemask.fine_masks import load_masks
 from sparsemask.masks import load_mask
 from sparsemask.sparse import backend
@@ -93,6 +95,51 @@ def test_a_specialised_network_is_evaluated_pruned_again_and_retrained(place, ca
     fixed = [name for name in before if ".locate." in name or name.endswith("ch_mask")]
     assert fixed and all(torch.equal(before[name], after[name]) for name in fixed)
     assert not torch.equal(before["fc_conv.weight"], after["fc_conv.weight"])
+
+
+def spoilt(make):
+    """A form whose outputs are not those that it should have."""
+
+    def form(self, network):
+        made = make(self, network)
+        with torch.no_grad():
+            made.fc_conv.weight.mul_(-1)
+        return made
+
+    return form
+
+
+@pytest.mark.parametrize(
+    ("which", "pair"), [("kernel_form", "'dense' and 'kernels'"), ("fast_form", "'masked' and 'sparse'")]
+)
+def test_forms_that_must_be_equal_and_are_not_claim_no_speed(place, monkeypatch, capfd, which, pair):
+    monkeypatch.setattr(SpecializedSpace, which, spoilt(getattr(SpecializedSpace, which)))
+    assert retrain.specialize.main([*TRAIN, "--name", "wrong"]) == 1
+    out, error = capfd.readouterr()
+    assert f"{pair} must be equal and are not" in out and f"{pair} must be equal" in error
+    assert "times as fast" not in out and "next:" not in out
+    assert all("ms" not in row for row in json.loads((place / "runs/wrong/forms.json").read_text()))
+    info = json.loads((place / "runs/wrong/run.json").read_text())
+    assert info["milliseconds"] is None and info["wrong"]
+    assert "must be equal and are not" in (place / "runs/wrong/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        (0.185, 0.106, True),
+        (0.131, 0.039, True),
+        (0.390, 0.3895, False),
+        (3.9, 32.0, True),
+        (28.31, 28.32, False),
+        (0.5, float("nan"), True),
+        (float("nan"), float("nan"), False),
+        (0.5, float("inf"), True),
+    ],
+)
+def test_figures_of_equal_forms(one, other, apart):
+    assert differs(one, other) is apart
+    assert differs(other, one) is apart
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(place, monkeypatch):

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, meant
 from sparsemask.masks import DOWN, UP
 
 # Wu, Zhang, Huang 2019: the 15 connections found on PASCAL VOC 2012, (stage, feature, kind).
@@ -15,6 +15,8 @@ _VOC = (
     + tuple((8, j, DOWN) for j in (0, 1, 2, 3, 8))
     + tuple((8, j, UP) for j in (0, 2, 3, 4))
 )
+
+_RANDOM = r"random-(\d{1,6})"
 
 
 def available_masks() -> list[str]:
@@ -44,10 +46,23 @@ def named_mask(name: str, n_features: int, seed: int = 0) -> np.ndarray:
         if n_features != 9:
             raise UseError(f"mask 'sparsemask-voc' is for 9 features, this backbone has {n_features}")
         return _from_pairs(n_features, _VOC)
-    match = re.fullmatch(r"random-(\d{1,6})", name)
+    match = re.fullmatch(_RANDOM, name)
     if match:
         return _random(int(match[1]), n_features, np.random.default_rng(seed))
-    raise UseError(f"unknown mask '{name}'; known: {', '.join(available_masks())} (for example random-15)")
+    raise unknown_mask(name)
+
+
+def unknown_mask(name: str, *more: str) -> UseError:
+    """The error for a name that is no mask's; `more`: further names that would do where it was given."""
+    known = sorted([*available_masks(), *more])
+    return UseError(
+        f"unknown mask '{name}'; {meant(name, known)}known: {', '.join(known)} (for example random-15), or a mask file"
+    )
+
+
+def is_named(name: str) -> bool:
+    """Whether :func:`named_mask` knows a name."""
+    return name in available_masks() or re.fullmatch(_RANDOM, name) is not None
 
 
 def _from_pairs(n_features: int, connections) -> np.ndarray:

@@ -11,6 +11,7 @@ export) with flags of their own; docs/compress.md describes it. Writes into --ou
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
@@ -19,9 +20,9 @@ from pathlib import Path
 
 import torch
 
-from sparsemask.cli.compress_plan import DENSE, STATE, Stage, Work, call, stages
+from sparsemask.cli.compress_plan import DENSE, STATE, Stage, Work, call, check, stages
 from sparsemask.cli.compress_recipe import KINDS, Recipe, packaged, read
-from sparsemask.errors import UseError, command, say
+from sparsemask.errors import UseError, command, one_line, say
 from sparsemask.files import write_text
 from sparsemask.options import Parser
 from sparsemask.runs import Run
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = made.parse_args(sys.argv[1:] if argv is None else list(argv))
     recipe = read(options.recipe)
     work = Work(recipe, Path(options.out or f"compress-{recipe.path.stem}"))
+    check(recipe, work.out)
     if options.plan:
         work.open()
         _show(recipe, work)
@@ -49,10 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     work.lock = Run(work.out).hold()
     work.open()
     work.save()
-    _run(recipe, work)
-    if "table" not in work.state:
-        _measure(recipe, work)
-    _report(recipe, work)
+    try:
+        _run(recipe, work)
+        if "table" not in work.state:
+            work.state |= _measured(recipe, work)
+            work.save()
+    except Exception as error:
+        _report_partly(recipe, work, one_line(error))
+        raise
+    _report(recipe, work, work.state)
     return 0
 
 
@@ -117,8 +124,8 @@ def _needless(recipe: Recipe, work: Work, stage: Stage) -> str:
     return "" if settled[step.kind] is not None else "the target is met without it"
 
 
-def _measure(recipe: Recipe, work: Work) -> None:
-    """Fill in the table: all networks side by side, now that all are there."""
+def _measured(recipe: Recipe, work: Work) -> dict:
+    """The table of all networks that are there, side by side; how it was measured; whether the target was met."""
     from sparsemask.cli.compress_table import costs, opened, quality, with_gains
 
     made = [s for s in stages(recipe) if work.note(s.name).get("state") == "done" and s.makes_network]
@@ -135,16 +142,15 @@ def _measure(recipe: Recipe, work: Work) -> None:
             row["quality"] = Run(work.runs / name).info().get("result", {}).get(first.task.primary)
         rows.append(row)
     where = f"{first.where.device}, {torch.get_num_threads()} thread(s), batch 1, medians of {recipe.rounds} in turn"
-    work.state["table"] = with_gains(rows, found[DENSE])
-    work.state["measured"] = {
+    measured = {
         "primary": first.task.primary,
         "on": first.task.measured_on(),
         "where": where,
         "compiled": [name for name, one in networks.items() if getattr(one.run, "compiled", False)],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    work.state["target"] = _met(recipe, found[work.current], found[DENSE])
-    work.save()
+    target = _met(recipe, found[work.current or DENSE], found[DENSE])
+    return {"table": with_gains(rows, found[DENSE]), "measured": measured, "target": target}
 
 
 def _taken(recipe: Recipe, work: Work) -> list[tuple[str, float]]:
@@ -167,21 +173,33 @@ def _met(recipe: Recipe, last: dict, dense: dict) -> dict | None:
     return {"by": target.by, "wanted": bound, "reached": last[target.by], "met": last[target.by] <= bound}
 
 
-def _report(recipe: Recipe, work: Work) -> None:
-    """Print the table and write report.md."""
+def _report_partly(recipe: Recipe, work: Work, why: str) -> None:
+    """Report on the steps before the one that failed; measuring may fail too, then without costs."""
+    found = {"table": [{"step": name, "seconds": seconds} for name, seconds in _taken(recipe, work)]}
+    if work.note(DENSE).get("state") == "done":
+        with contextlib.suppress(Exception):  # the step's own error is what counts
+            found = {**_measured(recipe, work), "target": None}
+    if found["table"]:
+        _report(recipe, work, {"measured": {"primary": "quality"}, "target": None, **found}, why)
+
+
+def _report(recipe: Recipe, work: Work, found: dict, failed: str = "") -> None:
+    """Print the table and write report.md. found: what :func:`_measured` gives; failed: why it is not the whole."""
     from sparsemask.cli.compress_table import slower, text
 
-    rows, measured = work.state["table"], work.state["measured"]
-    compiled = f", compiled where that is faster: {', '.join(measured['compiled']) or 'nowhere'}"
-    lines = [
-        f"{measured['on']}; {measured['where']}; times fewer and faster than '{DENSE}', the network with all "
-        "connections, in its own optimised form (batch norms folded, the faster memory format"
-        f"{compiled if recipe.compiled else ''})"
-    ]
+    rows, measured = found["table"], found["measured"]
+    compiled = f", compiled where that is faster: {', '.join(measured.get('compiled', ())) or 'nowhere'}"
+    lines = [f"not finished: {failed}; the same command goes on"] if failed else []
+    if "on" in measured:
+        lines.append(
+            f"{measured['on']}; {measured['where']}; times fewer and faster than '{DENSE}', the network with all "
+            "connections, in its own optimised form (batch norms folded, the faster memory format"
+            f"{compiled if recipe.compiled else ''})"
+        )
     skipped = {name: note["why"] for name, note in work.state["stages"].items() if "why" in note and name in KINDS}
     lines += [f"{name} skipped: {why}" for name, why in skipped.items()]
     lines += slower(rows)
-    if target := work.state["target"]:
+    if target := found["target"]:
         word = "met" if target["met"] else "missed"
         by = target["by"].replace("_", "-")
         lines.append(f"target {word}: {target['reached']:.4g} {by}, wanted {target['wanted']:.4g} ({recipe.target})")

@@ -169,6 +169,19 @@ class Work:
             self.current = stage.name
 
 
+def check(recipe: Recipe, out: Path) -> None:
+    """Let the verbs' own parsers read every stage's whole command line; UseError naming the step and the command."""
+    work = Work(recipe, out)
+    for stage in stages(recipe):
+        argv = work.fresh(stage)
+        space = stage.space or ("specialized" if work.current == "specialize" else "connectivity")
+        try:
+            importlib.import_module(VERBS[stage.verb]).read(argv, space)
+        except UseError as error:
+            raise UseError(f"step {stage.name}: {error} (in: sparsemask {stage.verb} {shlex.join(argv)})") from None
+        work.follow(stage)
+
+
 def call(stage: Stage, argv: list[str]) -> int:
     """A verb in this process, so that a kill leaves none behind; errors of use come out as exceptions."""
     main: Callable = importlib.import_module(VERBS[stage.verb]).main.__wrapped__

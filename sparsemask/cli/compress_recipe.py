@@ -16,8 +16,8 @@ from pathlib import Path
 import spaces
 from sparsemask import tasks
 from sparsemask.containers import read_yaml
-from sparsemask.errors import UseError
-from sparsemask.options import Parser
+from sparsemask.errors import UseError, meant
+from sparsemask.options import Parser, spelled
 
 VERBS = {
     "search": "search.run",
@@ -57,6 +57,8 @@ KINDS = {
 # What the recipe's order of steps says; never flags of a recipe. A retraining without a search names its own mask.
 _OWN = {"exp_path", "name", "resume", "run", "checkpoint", "mask_path", "search_checkpoint", "ft_model", "space", "out"}
 _ALLOWED = {("retrain", "mask_path"), ("export", "out"), ("export", "checkpoint")}
+_ENCODER = ("pretrained_model", "first_expansion")
+_NETWORK = ("backbone_name", "depth")
 _KEYS = ("flags", "target", "baseline", "rounds", "compiled", "steps")
 
 
@@ -114,7 +116,8 @@ def read(name: str) -> Recipe:
     """The recipe of a file or of a packaged name; UseError naming the key at fault."""
     path = packaged().get(name, Path(name))
     if not path.is_file():
-        raise UseError(f"recipe not found: {name} (a file, or one of: {', '.join(sorted(packaged()))})")
+        near = meant(name, packaged()).strip()
+        raise UseError(f"recipe not found: {name} (a file, or one of: {', '.join(sorted(packaged()))}) {near}".strip())
     content = read_yaml(path)
     content = _mapping(content, str(path), _KEYS)
     common = _mapping(content.get("flags"), f"{path}: flags")
@@ -140,7 +143,7 @@ def _mapping(value, what: str, known: tuple[str, ...] | None = None) -> dict:
         raise UseError(f"{what}: expected a mapping, found {type(value).__name__}")
     for key in value:
         if known is not None and key not in known:
-            raise UseError(f"{what}: unknown key '{key}'; known: {', '.join(known)}")
+            raise UseError(f"{what}: unknown key '{key}'; {meant(key, known)}known: {', '.join(known)}")
     return {str(key): one for key, one in value.items()}
 
 
@@ -173,13 +176,16 @@ def _steps(value, common: dict, target: Target | None, path: Path) -> tuple[Step
         ((kind, flags),) = entry.items()
         what = f"{path}: step {number} ({kind})"
         if kind not in KINDS:
-            raise UseError(f"{path}: steps: step {number}: unknown step '{kind}'; known: {', '.join(KINDS)}")
+            near = meant(kind, KINDS)
+            raise UseError(f"{path}: steps: step {number}: unknown step '{kind}'; {near}known: {', '.join(KINDS)}")
         if any(step.kind == kind for step in steps):
             raise UseError(f"{what}: stands twice")
         flags = _mapping(flags, what)
         _in_order(kind, flags, there, steps, what)
         there.add(KINDS[kind].gives)
         steps.append(_step(kind, flags, common, target, what))
+        if kind == "retrain":  # what comes after starts from its network
+            common = {**common, **{n: v for n, v in steps[-1].flags["retrain"].items() if n in _NETWORK}}
         for verb, space in KINDS[kind].calls:
             unknown -= parser(verb, space, common.get("task")).actions().keys()
     if unknown:
@@ -223,7 +229,9 @@ def _step(kind: str, given: dict, common: dict, target: Target | None, what: str
         unknown -= flat.keys()
         flags[verb] = _checked(verb, space, common, {**flat, **own}, what, own)
     if unknown:
-        raise UseError(f"{what}: unknown flag '{sorted(unknown)[0]}'")
+        wrong = sorted(unknown)[0]
+        near = meant(wrong, {name for verb, space in calls for name in parser(verb, space).actions()}).strip()
+        raise UseError(f"{what}: unknown flag '{wrong}'{f'; {near}' if near else ''}")
     if kind == "export":
         _check_out(flags["export"], what)
     return Step(kind, flags, auto)
@@ -240,8 +248,8 @@ def _check_out(flags: dict, what: str) -> None:
 
 def _checked(verb: str, space: str, common: dict, own: dict, what: str, section: dict) -> dict:
     made = parser(verb, space, common.get("task"))
-    if space == "slim":  # starts from the network at hand, not from an encoder's weights
-        common = {name: value for name, value in common.items() if name != "pretrained_model"}
+    if space == "slim" or verb in ("specialize", "export"):  # start from the network at hand, not from an encoder
+        common = {name: value for name, value in common.items() if name not in _ENCODER}
     for name in {**common, **own}:
         if name in _OWN and (verb, name) not in _ALLOWED:
             raise UseError(f"{what}: '{name}' is the recipe's own business; leave it out")
@@ -260,17 +268,6 @@ def parser(verb: str, space: str, task: str | None = None) -> Parser:
     if verb == "specialize":
         return module.parser(spaces.get(space))
     return module.parser(space or "connectivity")
-
-
-def spelled(flags: dict) -> list[str]:
-    """Flags as a command line has them."""
-    words = []
-    for name, value in flags.items():
-        if isinstance(value, bool):
-            words += [f"--{name}"] if value else []
-        elif value is not None:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return words
 
 
 __all__ = ["AUTO", "COSTS", "KINDS", "Recipe", "Step", "Target", "packaged", "parser", "read", "spelled"]

@@ -3,7 +3,16 @@
 A space says with an :class:`Exportable` how its networks are called from tensors alone; the rest is the same for all.
 """
 
-from sparsemask.exporting.exportable import FORMATS, Exportable, channels_last, format_of, laid_out, pure, why_not
+from sparsemask.exporting.exportable import (
+    FORMATS,
+    Exportable,
+    channels_last,
+    format_of,
+    known_suffix,
+    laid_out,
+    pure,
+    why_not,
+)
 from sparsemask.exporting.validation import Validation, validate
 from sparsemask.exporting.writing import export_onnx, export_program
 
@@ -15,6 +24,7 @@ __all__ = [
     "export_onnx",
     "export_program",
     "format_of",
+    "known_suffix",
     "laid_out",
     "pure",
     "validate",

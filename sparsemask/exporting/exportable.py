@@ -98,12 +98,18 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
 
-def format_of(path: str | Path) -> str:
-    """The suffix of a file that is to be written; UseError for one of no format, or where the folder is absent."""
-    path = Path(path)
+def known_suffix(path: Path) -> str:
+    """The suffix of a file's name; UseError for one of no format."""
     if path.suffix not in FORMATS:
         known = "; ".join(f"{suffix}: {what}" for suffix, what in FORMATS.items())
         raise UseError(f"--out {path}: no format is called '{path.suffix}' ({known})")
+    return path.suffix
+
+
+def format_of(path: str | Path) -> str:
+    """The suffix of a file that is to be written; UseError for one of no format, or where the folder is absent."""
+    path = Path(path)
+    known_suffix(path)
     if path.is_dir():
         raise UseError(f"--out {path}: is a folder, expected a file")
     if not path.absolute().parent.is_dir():

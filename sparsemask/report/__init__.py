@@ -2,6 +2,6 @@
 
 from sparsemask.report.contents import names_of, record_confusion
 from sparsemask.report.environment import cost_entries, environment
-from sparsemask.report.page import build_page, write_report
+from sparsemask.report.page import build_page, next_command, write_report
 
-__all__ = ["build_page", "cost_entries", "environment", "names_of", "record_confusion", "write_report"]
+__all__ = ["build_page", "cost_entries", "environment", "names_of", "next_command", "record_confusion", "write_report"]

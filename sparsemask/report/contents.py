@@ -108,6 +108,8 @@ def read_run(run: Run) -> Contents:
     found = Contents(run, config)
     found.info = found_or(found, run.info_file, read_json, {})
     found.rows = [row for row in found_or(found, run.metrics, read_rows, []) if _has_step(row)]
+    wrong = found.info.get("wrong")
+    found.problems += [str(line)[:300] for line in wrong] if isinstance(wrong, list) else []
     _history(found)
     _mask(found)
     _confusion(found)

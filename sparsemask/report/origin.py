@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from sparsemask.containers import read_yaml
-from sparsemask.errors import UseError
 from sparsemask.files import sha256
-from sparsemask.options import find_config, spoken
+from sparsemask.options import following, preset_flags, spoken
 from sparsemask.report import html
 from sparsemask.report.contents import Contents
 
@@ -16,19 +14,21 @@ _UNSAID = "–"
 
 def command_of(c: Contents, verb: str) -> str:
     """The command line of the next verb for this run, as this user types it."""
-    folder = shlex.quote(str(c.run.folder))
-    rest = {
-        "prune": f"--run {folder}" if c.grouped else f"--thres {c.thres:g} --run {folder}",
-        "retrain": f"--mask_path mask.{'npz' if c.packed else 'npy'}",
-        "eval": f"--run {folder}",
-    }
-    return spoken(verb, rest[verb])
+    folder, config = shlex.quote(str(c.run.folder)), c.config
+    if verb == "prune":
+        wanted = f"--target {config.get('target') or 0.5:g}" if c.grouped else f"--thres {c.thres:g}"
+        return following("prune", f"{wanted} --run {folder}", config)
+    if verb == "retrain":
+        return following("retrain", f"--mask_path mask.{'npz' if c.packed else 'npy'}", config, c.run.folder)
+    return following(verb, f"--run {folder}", config)
 
 
 def configuration(c: Contents) -> str:
     """All flags; those that differ from the preset for this data are marked."""
-    name = "sample" if c.config.get("sample") is True else "short"
-    preset = _preset(name, c.verb, str(c.config.get("space")))
+    name = c.info.get("preset")
+    if not isinstance(name, str):  # not recorded by this run
+        name = "sample" if c.config.get("sample") is True else "short"
+    preset = preset_flags(name, c.verb, str(c.config.get("space")))
     rows, changed = [], 0
     for flag in sorted(c.config):
         value = c.config[flag]
@@ -37,19 +37,8 @@ def configuration(c: Contents) -> str:
         cell = f"<mark>{html.escape(shown(value))}</mark>" if differs else html.escape(shown(value))
         rows.append((html.escape(flag), cell, html.escape(shown(preset[flag])) if flag in preset else ""))
     said = f"{len(rows)} flags; {changed} differ from the preset “{name}”"
-    table = html.table(("flag", "value", f"preset {name}"), rows, kind="flags")
+    table = html.table(("flag", "value", html.escape(f"preset {name}")), rows, kind="flags")
     return f"<details><summary>{html.escape(said)}</summary>{table}</details>"
-
-
-def _preset(name: str, verb: str, space: str) -> dict:
-    try:
-        content = read_yaml(find_config(name, space))
-    except (UseError, OSError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
-    flat = {k: v for k, v in content.items() if not isinstance(v, dict)}
-    return {**flat, **(content.get(verb) or {})}
 
 
 def shown(value: object) -> str:

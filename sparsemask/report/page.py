@@ -59,6 +59,11 @@ def write_report(run: Run) -> Path:
     return path
 
 
+def next_command(run: Run, verb: str) -> str:
+    """The command line by which `verb` goes on from a run, the one that its report shows."""
+    return origin.command_of(read_run(run), verb)
+
+
 def build_page(c: Contents) -> str:
     """The page as text."""
     name = html.escape(c.run.folder.resolve().name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from sparsemask.errors import UseError, choose
+from sparsemask.errors import UseError, choose, meant
 from sparsemask.own import imported, is_own
 
 INPUT_SHAPE = (3, 32, 32)
@@ -63,8 +63,8 @@ def architecture(arch: str) -> Architecture | None:
         if other:  # another depth of a known family
             return Architecture(other[1], ANY_DEPTH[other[1]], {"depth": int(other[2])})
         raise UseError(
-            f"unknown network '{arch}'; known: {', '.join(available())}; resnet, resnext or densenet of another depth; "
-            "your own: package.module:callable"
+            f"unknown network '{arch}'; {meant(arch, _NAMED)}known: {', '.join(available())}; resnet, resnext or "
+            "densenet of another depth; your own: package.module:callable"
         )
     return _NAMED[arch]
 

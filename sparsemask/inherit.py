@@ -1,0 +1,217 @@
+"""What a command takes over from the run that its mask or its weights come from: data, classes, network, preset.
+
+So that ``retrain --mask_path mask.npy``, typed as it is printed, works on the data of the search. What stands on the
+command line or in ``--config`` wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sparsemask import datasets, fine_masks, masks, tasks
+from sparsemask import options as opt
+from sparsemask.containers import read_yaml
+from sparsemask.errors import UseError
+from sparsemask.runs import Run
+
+# Flags that name what a command starts from; of several the first one's run says which data are meant.
+STARTS = ("run", "ft_model", "mask_path", "search_checkpoint", "pretrained_model")
+_ENCODER = ("backbone_name", "depth", "bn_momentum")
+_NOT_DATA = {"n_worker"}  # how data are read
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The run that a file comes from. `what`: the flag and the file; `there`: whether the run's folder is there."""
+
+    what: str
+    run: Run
+    there: bool = True
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What is taken over from `run`: `flags` by name and its preset."""
+
+    run: Run | None = None
+    flags: dict = field(default_factory=dict)
+    preset: str | None = None
+
+    def line(self, parser: opt.Parser) -> str | None:
+        """What was taken over, in words that a command line could have; None where that is nothing."""
+        shown = {n: v for n, v in self.flags.items() if v != parser.get_default(n)}
+        return f"as in {shown_path(self.run.folder)}: {shlex.join(opt.spelled(shown))}" if shown else None
+
+
+def find(asked: Mapping) -> Origin | None:
+    """The run that the flags `asked` start from; one that is gone only where no other is named. None without any."""
+    gone = None
+    for name in STARTS:
+        if not asked.get(name):
+            continue
+        folder = _folder(asked[name]) if name == "run" else None
+        origin = Origin(f"--run {asked[name]}", folder) if folder else _of(f"--{name} {asked[name]}", asked[name], name)
+        if origin and origin.there:
+            return origin
+        gone = gone or origin
+    return gone
+
+
+def search_of(mask_path: str | Path | None) -> Run | None:
+    """The run of the search that a mask file was pruned from, where it is still there."""
+    said = _said(mask_path) if mask_path else None
+    return said if said and said.config.is_file() else None
+
+
+def shown_path(path: str | Path) -> str:
+    """A path as short as it may be: relative to the working directory where it lies below it."""
+    whole, here = Path(path).absolute(), Path.cwd()
+    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(path)
+
+
+def _folder(path: str | Path) -> Run | None:
+    run = Run(path)
+    return run if run.config.is_file() and run.info_file.is_file() else None
+
+
+def _holding(path: str | Path) -> Run | None:
+    """The run whose folder a file lies in."""
+    folder = Path(path).absolute().parent
+    return _folder(folder) or _folder(folder.parent)
+
+
+def _of(what: str, path: str, flag: str) -> Origin | None:
+    if not Path(path).is_file():
+        return None  # a named mask, or a mistake that the verb reports
+    if run := _holding(path):
+        return Origin(what, run)
+    if flag == "mask_path" and (said := _said(path)):
+        return Origin(what, said, said.config.is_file())
+    return None
+
+
+def _said(mask_path: str | Path) -> Run | None:
+    """The run that a mask file, or the json beside it, says it comes from; there or not."""
+    path = Path(mask_path)
+    if not path.is_file():
+        return None
+    note = masks.mask_note(path)
+    if isinstance(note.get("carried_from"), dict):
+        note = {**note["carried_from"], **note}
+    if isinstance(note.get("run"), str):
+        return Run(note["run"])
+    checkpoint = note.get("checkpoint")
+    if checkpoint is None and fine_masks.file_space(path):
+        checkpoint = str(fine_masks.read_arrays(path).get("checkpoint", ""))
+    return _holding(checkpoint) if isinstance(checkpoint, str) and checkpoint else None
+
+
+def read_flags(run: Run) -> dict:
+    """The flags of a run's config.yaml as they stand there."""
+    content = read_yaml(run.config)
+    if not isinstance(content, dict):
+        raise UseError(f"{run.config}: expected a mapping of flags, found {type(content).__name__}")
+    return content
+
+
+def preset_of(run: Run) -> str:
+    """The preset that a run's flags were laid over."""
+    said = run.info().get("preset") if run.info_file.is_file() else None
+    if isinstance(said, str):
+        return said
+    return "sample" if read_flags(run).get("sample") is True else "short"
+
+
+def take(parser: opt.Parser, asked: Mapping, training: bool = True) -> Taken:
+    """What the command takes over from the run that `asked`, its flags and those of --config, starts from.
+
+    training: False for evaluation, which also takes sizes that the run had from its preset.
+
+    Raises UseError where the run or its data are gone and nothing else was named.
+    """
+    origin = find(asked)
+    if origin is None:
+        return Taken()
+    names = [name for name in parser.group("data") if name not in _NOT_DATA]
+    if not origin.there:
+        if any(asked.get(name) for name in _naming(asked.get("task") or parser.get_default("task"))):
+            return Taken()
+        raise UseError(
+            f"{origin.what}: comes from the run {shown_path(origin.run.folder)}, which is gone, and with it which data "
+            f"are meant: name them ({_data_words(parser)}), or --sample"
+        )
+    run, saved = origin.run, read_flags(origin.run)
+    space = parser.get_default("space")
+    preset = preset_of(run)
+    values = opt.preset_flags(preset, str(run.info().get("verb")), str(saved.get("space")))
+    own = opt.preset_flags(preset, parser.verb, space) if training else {}
+    # What the run had from its preset gives way to what the preset has for this verb.
+    ours = {n: v for n, v in saved.items() if not (n in own and n in values and values[n] == v)}
+    found = data_of(ours, asked, names, run)
+    if saved.get("space") == "connectivity" and space in ("connectivity", "specialized"):
+        found |= {n: ours[n] for n in _ENCODER if ours.get(n) is not None and n in parser.actions()}
+    found = {n: v for n, v in parser.checked(found, run.config, foreign=True).items() if not asked.get(n)}
+    was, now = bool(saved.get("sample")), bool(found.get("sample") or asked.get("sample"))
+    fits = was == now or not (now or preset.endswith("sample"))  # the sample set has presets of its own
+    return Taken(run, found, preset if fits and opt.preset_name(preset, space) else None)
+
+
+def data_of(saved: Mapping, asked: Mapping, names: Iterable[str], run: Run | str) -> dict:
+    """The flags among `names` by which a run (`saved`) named its data, as far as `asked` does not name others.
+
+    Raises UseError where a file or folder among them is gone.
+    """
+    task = saved.get("task")
+    if asked.get("task") and asked["task"] != task:
+        return {}  # another task's data
+    found = {n: saved[n] for n in names if saved.get(n) is not None and saved[n] is not False}
+    parts = datasets.LISTS if tasks.own_flags(str(task)) else datasets.FOLDERS
+    if any(asked.get(n) for n in datasets.WHOLE) or all(asked.get(n) for n in parts):
+        return {"task": task} if isinstance(task, str) else {}
+    if any(asked.get(n) for n in ("data_test", *(() if tasks.own_flags(str(task)) else datasets.FOLDERS))):
+        found.pop("sample", None)  # stereo's lists win over it one by one
+    for name, value in found.items():
+        gone = isinstance(value, str) and name not in asked and Path(value).is_absolute() and not Path(value).exists()
+        if gone:
+            folder = shown_path(getattr(run, "folder", run))
+            raise UseError(
+                f"--{name} {value}: gone since {folder} was made with it; say by --{name} where it is now, or name "
+                "other data"
+            )
+    return found
+
+
+def _naming(task: object) -> tuple[str, ...]:
+    """The flags that name a task's data."""
+    kind = tasks.find(task) if isinstance(task, str) else None
+    return (*getattr(kind, "data_flags", datasets.WHOLE), "sample")
+
+
+def _data_words(parser: opt.Parser) -> str:
+    return ", ".join(f"--{n}" for n in _naming(parser.get_default("task")) if n != "sample")
+
+
+def encoder_weights(run: Run, options: argparse.Namespace) -> str | None:
+    """The encoder's weights that a run started from, for a retraining that starts from an encoder's; None otherwise.
+
+    Raises UseError where they are gone and there are none where weights usually lie.
+    """
+    saved = read_flags(run)
+    path, name = saved.get("pretrained_model"), saved.get("backbone_name")
+    others = (options.pretrained_model, options.ft_model, options.inherit != "none")
+    if any(others) or saved.get("space") != "connectivity" or not isinstance(path, str):
+        return None
+    if options.backbone_name != name or fine_masks.is_fine(options.mask_path):
+        return None
+    if Path(path).is_file():
+        return path
+    if datasets.backbone_weights(str(name), None) is None:
+        raise UseError(
+            f"--pretrained_model {path}: gone since {shown_path(run.folder)} was made with it; say by "
+            "--pretrained_model where it is now, or take --inherit encoder"
+        )
+    return None  # found elsewhere, as the verb will say

@@ -1,0 +1,71 @@
+"""What was perhaps meant: names that are nearly right, for flags, verbs, masks, tasks, spaces, presets, recipes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import prune.prune
+import retrain.eval
+import retrain.export
+import retrain.specialize
+import retrain.train
+import search.run
+import search.study
+import VOC12.check
+import VOC12.sample
+from sparsemask.cli import compress
+from sparsemask.cli import main as front
+from sparsemask.errors import meant
+from tiny import ROOT, fails
+
+NEARLY = [
+    (front.main, ["serch"], ["unknown verb 'serch'", "did you mean 'search'?"]),
+    (search.run.main, ["--backbone", "x"], ["--backbone", "did you mean '--backbone_name'?", "python search/run.py"]),
+    (prune.prune.main, ["--threshold", "0.1"], ["did you mean '--thres'?", "python prune/prune.py --help"]),
+    (retrain.train.main, ["--mask-path=m.npy"], ["did you mean '--mask_path'?", "python retrain/train.py --help"]),
+    (retrain.eval.main, ["--checkpiont", "best"], ["did you mean '--checkpoint'?"]),
+    (retrain.export.main, ["--repeat", "1"], ["did you mean '--repeats'?"]),
+    (retrain.specialize.main, ["--maxstride", "8"], ["did you mean '--max_stride'?"]),
+    (search.study.main, ["--trails", "8"], ["did you mean '--trials'?"]),
+    (VOC12.check.main, ["--nclass", "3"], ["did you mean '--n_class'?", "python VOC12/check.py --help"]),
+    (VOC12.sample.main, ["--trian", "3"], ["did you mean '--train'?"]),
+    (search.run.main, ["--optimizer", "adam"], ["--optimizer", "did you mean 'adamw'?"]),
+    (search.run.main, ["--space", "smrs"], ["unknown space 'smrs'", "did you mean 'smsr'?", "connectivity"]),
+    (search.run.main, ["--task", "segmentaton"], ["unknown task", "did you mean 'segmentation'?"]),
+    (search.run.main, ["--config", "publshed"], ["publshed", "did you mean 'published'?"]),
+    (search.run.main, ["--space", "smsr", "--config", "Published"], ["did you mean 'published'?"]),
+    (retrain.train.main, ["--sample", "--mask_path", "unett"], ["did you mean 'unet'?", "fcn", "sparsemask-voc"]),
+    (retrain.train.main, ["--sample", "--mask_path", "fnc"], ["did you mean 'fcn'?"]),
+    (compress.main, ["voc_sampel"], ["recipe not found", "did you mean 'voc_sample'?"]),
+]
+
+
+@pytest.mark.parametrize(("main", "argv", "words"), NEARLY, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_nearly_right_name_is_met_by_the_right_one(tmp_path, monkeypatch, capfd, main, argv, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py"])  # a script of the checkout
+    monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sparsemask.datasets.prepared", lambda: None)
+    fails(capfd, main, argv, words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_is_guessed_for_a_name_like_no_other():
+    assert meant("galaxy", ["smsr", "connectivity"]) == ""
+    assert meant("SMSR", ["smsr", "connectivity"]) == "did you mean 'smsr'? "
+
+
+@pytest.mark.parametrize("verb", ["search", "prune", "retrain", "eval", "specialize", "export", "prepare", "check"])
+def test_usage_names_the_verb(verb, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/sparsemask", verb])
+    with pytest.raises(SystemExit):
+        front.main([verb, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: sparsemask {verb} ")
+
+
+def test_usage_of_a_script_is_what_was_typed(tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "search/run.py"), "-h"], capture_output=True, text=True)
+    assert done.stdout.startswith("usage: python search/run.py ")
