@@ -160,6 +160,15 @@ def test_not_finite_networks_are_noticed():
     assert not checkpoint.finite(net)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_not_finite_statistics_are_noticed(value):
+    # Batch norms keep theirs in buffers, one of which counts in whole numbers.
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    assert checkpoint.finite(net)
+    net[1].running_var[1] = value
+    assert not checkpoint.finite(net)
+
+
 def test_lines_are_json(tmp_path):
     file = JsonLines(tmp_path / "m.jsonl")
     file.add({"step": 1, "x": np.float32(1.5).item()})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsemask.tasks.metrics import SegmentationScores, confusion
+from sparsemask.tasks.metrics import ConfusionMeter, SegmentationScores, class_table, confusion
 
 
 def test_confusion_against_loops():
@@ -39,3 +39,28 @@ def test_nothing_labelled_gives_nan_not_a_number():
     scores = SegmentationScores(np.zeros((3, 3), int))
     assert np.isnan(scores.miou)
     assert np.isnan(scores.pixel_accuracy)
+
+
+def test_the_meter_sums_images():
+    meter = ConfusionMeter(2)
+    meter.add(0, torch.tensor([0, 1]), torch.tensor([0, 0]))
+    meter.add(1, torch.tensor([1, 1]), torch.tensor([1, 255]))
+    assert meter.scores().matrix.tolist() == [[1, 1], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "rows"),
+    [
+        # IoU 3/4 and 1/2, recall 3/4 and 1, shares of five pixels.
+        ([[3, 1], [0, 1]], [["a", "0.750", "0.750", "80.0"], ["b", "0.500", "1.000", "20.0"]]),
+        # One labelled pixel is all of them, and a class that occurs nowhere has no IoU.
+        ([[1, 0], [0, 0]], [["a", "1.000", "1.000", "100.0"], ["b", "-", "-", "0.0"]]),
+        # Predicted but never true: IoU 0, no recall.
+        ([[0, 1], [0, 0]], [["a", "0.000", "0.000", "100.0"], ["b", "0.000", "-", "0.0"]]),
+        # Nothing labelled: shares are 0, not a division by 0.
+        ([[0, 0], [0, 0]], [["a", "-", "-", "0.0"], ["b", "-", "-", "0.0"]]),
+    ],
+)
+def test_class_table_by_hand(matrix, rows):
+    lines = class_table(SegmentationScores(np.array(matrix)), ["a", "b"]).splitlines()
+    assert [line.split() for line in lines if line.split()[0] in ("a", "b")] == rows

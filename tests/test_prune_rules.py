@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prune.connectivity import prune_connectivity, prune_report
+from prune.connectivity import _merge_duplicates, prune_connectivity, prune_report
 from sparsemask import UseError
 from sparsemask.masks import UP, why_unusable
 
@@ -66,6 +66,23 @@ def test_margin_is_on_the_halved_scale():
     assert report.smallest_kept == pytest.approx(0.8) and report.largest_dropped == pytest.approx(0.001)
     assert report.margin == pytest.approx(800, rel=1e-4)
     assert "margin 800 times" in report.lines()[-1]
+
+
+def test_a_weight_at_the_threshold_is_dropped():
+    weights = matrices(2, s1=[(0, 0), (1, 0)])
+    weights[1][0, 0] = 0.5  # halved: 0.25 exactly
+    report = prune_report(weights, 0.25)
+    assert (report.above_thres, report.connections, report.largest_dropped) == (1, 1, 0.25)
+    assert not report.mask[1, 0, 0] and report.mask[1, 1, 0]
+
+
+def test_merging_never_takes_the_output_stage():
+    # Reachability rules such a mask out before merging; were it to come, the output must stay.
+    mask = np.zeros((3, 3, 2), bool)
+    mask[1, 0, 0] = mask[2, 0, 0] = True
+    before, why = mask.copy(), {}
+    _merge_duplicates(mask, why)
+    assert (mask == before).all() and not why
 
 
 def test_an_empty_output_stage_is_said_and_not_raised():

@@ -194,6 +194,22 @@ def test_the_threshold_is_a_probability(threshold, training):
     assert torch.equal(branch(x).bool(), p > threshold)
 
 
+@pytest.mark.parametrize("dims", [1, 2])
+def test_a_location_at_the_threshold_is_not_kept(dims):
+    # The threshold is exceeded, not reached: a tie of the logits is skipped, as argmax takes index 0.
+    branch = DataMask(4, dims).eval()
+    x = torch.randn(2, 4, *(6,) * dims)
+    for margin in (0.0, 1.0, -2.0):
+        with torch.no_grad():
+            branch[5].weight.zero_()
+            branch[5].bias.copy_(torch.tensor([0.0, margin]))
+        reached = torch.sigmoid(torch.tensor(margin)).item()
+        branch.threshold = reached
+        assert not branch(x).any()
+        branch.threshold = reached - 1e-6
+        assert branch(x).all()
+
+
 def test_higher_thresholds_keep_less():
     torch.manual_seed(0)
     branch, x = DataMask(8).eval(), torch.randn(1, 8, 12, 12) * 20
