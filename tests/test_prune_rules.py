@@ -108,6 +108,45 @@ def test_cleaned_masks_are_usable_or_say_why_and_repeat_is_a_fixed_point(length,
     assert (prune_connectivity(settled * 2.0, 0.5, repeat=True) == settled).all() or not settled[-1].any()
 
 
+def test_by_default_each_cleaning_is_done_once():
+    # Stage 1 has no inputs: without its use stage 2 is a duplicate of stage 0, which one pass does not come back to.
+    weights = matrices(5, s0=[(0, 1)], s2=[(0, 1), (2, 1)], s3=[(3, 1)], s4=[(0, 1), (1, 1), (3, 0), (4, 1)])
+    once, again = prune_report(weights, 0.1), prune_report(weights, 0.1, repeat=True)
+    assert once.connections == 7 and once.removed == [(1, "no inputs")]
+    assert again.connections == 6 and (2, "same inputs as stage 0: duplicate") in again.removed
+    for form, expected in (({}, once), ({"repeat": True}, again)):
+        assert (prune_connectivity(weights, 0.1, **form) == expected.mask).all()
+
+
+def test_subsets_are_removed_by_default():
+    weights = matrices(4, s0=[(0, 0)], s2=[(0, 0), (2, 0)], s3=[(1, 1), (3, 1)])
+    assert not prune_connectivity(weights, 0.1)[0].any()
+    assert prune_connectivity(weights, 0.1, rm_subset=False)[0].any()
+
+
+def test_thresholds_from_0_to_below_1():
+    weights = matrices(2, s1=[(0, 0)])
+    weights[1][1, 1] = 1e-6
+    assert prune_report(weights, 0).connections == 1  # stage 0 has no inputs: what uses it goes
+    assert prune_report(weights, 0).above_thres == 2
+    for thres in (-1e-6, -0.5):
+        with pytest.raises(UseError, match=r"must be in \[0, 1\)"):
+            prune_report(weights, thres)
+
+
+def test_the_report_where_all_or_nothing_is_kept():
+    every = prune_report([np.full((1, 2), 5.0)], 0.5)
+    # Clipped to 2 and halved: nothing is above 1.
+    assert (every.smallest_kept, every.largest_dropped, every.margin) == (1.0, None, None)
+    assert every.lines() == [
+        "2 of 2 connections above the threshold 0.5, 2 left after cleaning",
+        "smallest kept weight 1, largest dropped weight none",
+    ]
+    nothing = prune_report([np.full((1, 2), 0.5)], 0.5)
+    assert (nothing.smallest_kept, nothing.largest_dropped, nothing.margin) == (None, 0.25, None)
+    assert "smallest kept weight none, largest dropped weight 0.25" in nothing.lines()
+
+
 BAD = {
     "no weights": ([], 0.1, "no connection weights"),
     "threshold 1": (matrices(2), 1.0, r"must be in \[0, 1\)"),
