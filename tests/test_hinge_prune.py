@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prune.group_budget import Choice
-from prune.group_rules import find_threshold, kept_groups, kept_sets, largest
+from prune.group_rules import Found, find_threshold, kept_groups, kept_sets, largest
 from prune.group_sparsity import _why
 
 
@@ -94,6 +94,17 @@ def test_ends_and_ties_of_the_search_for_a_threshold():
     assert find_threshold(share, 0.0, [np.arange(1.0, 5)]).ratio == 0
     # 3/4 and 1/2 are as near to 5/8: the smaller network.
     assert find_threshold(share, 0.625, [np.arange(1.0, 5)]).ratio == 0.5
+
+
+def test_of_equal_ratios_the_lowest_threshold():
+    stepped = lambda t: 1.0 if t <= 1 else 0.5 if t <= 4 else 0.25 if t <= 7 else 0.0
+    for target, low in ((0.5, 1), (0.25, 4), (0.0, 7), (0.3, 4)):
+        assert low < find_threshold(stepped, target, [np.arange(1.0, 10)]).threshold < low + 1
+
+
+def test_a_target_is_met_to_a_thousandth():
+    assert Found(0.1, 1e-3, 0.0).met and not Found(0.1, 1.1e-3, 0.0).met
+    assert Found(0.1, 0.0, 1e-3).met and not Found(0.1, 0.0, 1.1e-3).met
 
 
 @pytest.mark.parametrize("floor", [0.05, 0.3, 0.55, 0.9])

@@ -52,6 +52,7 @@ def upper():
 def used_but_empty():
     mask = good()
     mask[0] = False
+    mask[2, 1, 1] = True  # another use, further on: the first is named
     return mask
 
 
