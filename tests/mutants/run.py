@@ -117,7 +117,7 @@ def outcome(tree: Path, files: Sequence[str], seconds: float, bytecode: bool = F
     scratch = tempfile.mkdtemp(prefix="mutant-")
     child = os.fork()
     if not child:
-        _run_tests(tree, files, scratch, bytecode)
+        _run_tests(tree, files, seconds, scratch, bytecode)
     end, status = time.monotonic() + seconds, None
     while status is None and time.monotonic() < end:
         ended, code = os.waitpid(child, os.WNOHANG)
@@ -131,11 +131,12 @@ def outcome(tree: Path, files: Sequence[str], seconds: float, bytecode: bool = F
     return {None: "timeout", 0: "passed", 4: "none", 5: "none"}.get(status, "failed")
 
 
-def _run_tests(tree: Path, files: Sequence[str], scratch: str, bytecode: bool) -> NoReturn:
+def _run_tests(tree: Path, files: Sequence[str], seconds: float, scratch: str, bytecode: bool) -> NoReturn:
     """The forked process: pytest, whose exit status it ends with."""
     status = 3
     try:
         os.setsid()
+        signal.alarm(int(seconds) + 10)  # for the case that nobody is left to end it
         with open(os.path.join(scratch, "log"), "wb") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
@@ -239,7 +240,12 @@ def run_mutant(item, tree: Path, files: Sequence[str], seconds: float):
 
     [mutation] = item.mutations
     operator = cosmic_ray.plugins.get_operator(mutation.operator_name)()
-    with use_mutation(mutation.module_path, operator, mutation.occurrence) as (before, after):
+    with contextlib.ExitStack() as restored:
+        try:
+            made = use_mutation(mutation.module_path, operator, mutation.occurrence)
+            before, after = restored.enter_context(made)
+        except Exception as error:  # an operator that cannot: ExceptionReplacer, of dotted names
+            return WorkResult(WorkerOutcome.EXCEPTION, repr(error), TestOutcome.INCOMPETENT)
         if after is None:
             return WorkResult(WorkerOutcome.NO_TEST)
         ended = outcome(tree, files, seconds)
@@ -349,8 +355,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     BUILD.mkdir(parents=True, exist_ok=True)
     lock = open(BUILD / "lock", "w")  # held until the process ends
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the kind that forked processes do not inherit
+    except OSError:
         parser.error(f"another run is going on in {BUILD}")
     tree = copy_checkout()
     os.chdir(tree)  # Cosmic Ray's paths are relative
