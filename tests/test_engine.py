@@ -148,8 +148,11 @@ def test_checkpoint_of_another_kind_is_refused(tmp_path):
     torch.save({"model": {}}, tmp_path / "w.pt")
     with pytest.raises(UseError, match="not a checkpoint of a run"):
         checkpoint.load(tmp_path / "w.pt")
-    checkpoint.save(path, {**base, "format": 99})
-    with pytest.raises(UseError, match="newer version"):
+    assert checkpoint.load(path)["format"] == 1
+    torch.save({k: v for k, v in torch.load(path, weights_only=True).items() if k != "format"}, tmp_path / "old.pt")
+    assert checkpoint.load(tmp_path / "old.pt")["step"] == 3  # of before there was a format
+    checkpoint.save(path, {**base, "format": 2})
+    with pytest.raises(UseError, match=r"newer version \(format 2, known: 1\)"):
         checkpoint.load(path)
 
 

@@ -27,6 +27,10 @@ def test_confusion_against_loops():
 def test_absent_classes_are_named_and_do_not_spoil_the_mean():
     matrix = np.array([[8, 0, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 10]])
     scores = SegmentationScores(matrix)
+    with np.errstate(all="raise"):  # not by dividing 0 by 0, which warns
+        assert np.isnan(scores.iou).tolist() == [False, True, False, False]
+    with pytest.raises(ValueError):
+        scores.absent(["a", "b", "c"])
     # Class 1 occurs nowhere: out of the mean. Class 2 is predicted but never true: it counts as 0.
     assert np.isnan(scores.iou[1])
     assert scores.iou[2] == 0
