@@ -12,10 +12,10 @@ from sparsemask.tasks.metrics import ConfusionMeter, SegmentationScores, class_t
 def test_confusion_against_loops():
     rng = np.random.default_rng(0)
     truth, guess = rng.integers(0, 6, (4, 9, 8)), rng.integers(0, 5, (4, 9, 8))
-    truth[0, :3] = 255
+    truth[0, :3], truth[1, :2] = 255, -1
     expected = np.zeros((5, 5), int)
     for t, p in zip(truth.ravel(), guess.ravel(), strict=True):
-        if t < 5:  # 5 and 255 are beyond the classes: ignored
+        if 0 <= t < 5:  # -1, 5 and 255 are no classes: ignored
             expected[t, p] += 1
     found = confusion(torch.from_numpy(guess), torch.from_numpy(truth), 5)
     assert np.array_equal(found.numpy(), expected)
@@ -37,6 +37,11 @@ def test_absent_classes_are_named_and_do_not_spoil_the_mean():
     assert scores.miou == pytest.approx((0.8 + 0 + 1) / 3)
     assert scores.absent(["a", "b", "c", "d"]) == ["b", "c"]
     assert scores.pixel_accuracy == pytest.approx(0.9)
+
+
+def test_one_pixel_makes_a_class_present():
+    scores = SegmentationScores(np.array([[1, 0], [0, 0]]))
+    assert scores.present.tolist() == [True, False] and scores.absent(["a", "b"]) == ["b"]
 
 
 def test_nothing_labelled_gives_nan_not_a_number():
