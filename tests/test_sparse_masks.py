@@ -211,6 +211,26 @@ def test_a_location_at_the_threshold_is_not_kept(dims):
         assert not branch(x).any()
         branch.threshold = reached - 1e-6
         assert branch(x).all()
+    with torch.no_grad():
+        branch[5].bias.copy_(torch.tensor([0.0, 1e-9]))
+    branch.threshold = 0.5  # the argmax, even where the probability rounds to one half
+    assert branch(x).all()
+
+
+@pytest.mark.parametrize("dims", [0, 4, -1])
+def test_data_masks_of_other_dimensions_are_refused(dims):
+    with pytest.raises(UseError, match=f"1, 2 or 3 dimensions, not {dims}"):
+        DataMask(8, dims)
+
+
+def test_the_temperature_is_1_where_none_is_given():
+    branch, masks, x = DataMask(8).train(), ChannelMask(5, 2).train(), torch.randn(1, 8, 6, 6)
+    for call in (lambda *tau: branch(x, *tau), masks, masks.channels, lambda *tau: gumbel_mask(x, *tau)):
+        drawn = []
+        for tau in ((), (1.0,), (2.0,)):
+            torch.manual_seed(3)
+            drawn.append(call(*tau))
+        assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("kind", [VolumeMask, PointMask])
