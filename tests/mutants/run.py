@@ -157,8 +157,9 @@ def _run_tests(tree: Path, files: Sequence[str], seconds: float, scratch: str, b
 # Mutants
 
 
-def _remove_statement() -> type:
-    """Cosmic Ray's kind of operator that puts `pass` in the place of a call, a raise, or a change of something."""
+def add_operator() -> None:
+    """Teach Cosmic Ray to put `pass` in the place of a call, a raise, or a change of something."""
+    import cosmic_ray.plugins
     from cosmic_ray.operators.operator import Example, Operator
     from parso.python.tree import Keyword
 
@@ -185,7 +186,7 @@ def _remove_statement() -> type:
         def examples(cls):
             return (Example("work(1)\n", "pass\n"),)
 
-    return RemoveStatement
+    cosmic_ray.plugins.OPERATOR_PROVIDERS["statements"] = {"RemoveStatement": RemoveStatement}
 
 
 def pointless(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -205,11 +206,9 @@ def pointless(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 def make_session(module: str, tree: Path, work_db) -> None:
     """List a module's mutants in a new session; those that are not wanted are marked as skipped there."""
-    import cosmic_ray.plugins
     from cosmic_ray.commands import init
     from cosmic_ray.work_item import WorkerOutcome, WorkResult
 
-    cosmic_ray.plugins.OPERATOR_PROVIDERS.setdefault("statements", {"RemoveStatement": _remove_statement()})
     init([Path(module)], work_db, {})
     spans = pointless((tree / module).read_text())
     unwanted = []
@@ -278,6 +277,7 @@ def run_module(module: str, files: Sequence[str], tree: Path, options: argparse.
     from cosmic_ray.work_db import use_db
     from cosmic_ray.work_item import TestOutcome, WorkerOutcome
 
+    judged = judgements(JUDGED.read_text())
     source = (tree / module).read_bytes()
     version = hashlib.sha256(source).hexdigest()[:8]
     sessions = BUILD / "sessions"
@@ -295,7 +295,8 @@ def run_module(module: str, files: Sequence[str], tree: Path, options: argparse.
         if options.most:
             todo = todo[: max(0, options.most - len(ran()))]
         if options.retry:
-            todo += [i for i, r in work_db.completed_work_items if r.test_outcome == TestOutcome.SURVIVED]
+            survivors = [(i, r) for i, r in work_db.completed_work_items if r.test_outcome == TestOutcome.SURVIVED]
+            todo += [i for i, r in survivors if Change.of(module, r.diff) not in judged]
         if todo and not options.list:
             seconds = _baseline(module, files, tree)
             for item in todo:
@@ -303,7 +304,6 @@ def run_module(module: str, files: Sequence[str], tree: Path, options: argparse.
                     break
                 work_db.set_result(item.job_id, run_mutant(item, tree, files, seconds))
         results = ran()
-    judged = judgements(JUDGED.read_text())
     survived = [Change.of(module, r.diff) for r in results if r.test_outcome == TestOutcome.SURVIVED]
     fresh = sorted({(c.old, c.new) for c in survived if c not in judged})
     slow = sum(r.output == "timeout" for r in results)
@@ -361,6 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tree = copy_checkout()
     os.chdir(tree)  # Cosmic Ray's paths are relative
     warm()
+    add_operator()
     end = time.monotonic() + 60 * options.minutes
     print("| module | mutants | run | killed | of these by time | survived | judged |\n|---|---|---|---|---|---|---|")
     fresh = []
