@@ -28,8 +28,8 @@ def test_output_sizes_are_torch_s(dims):
             with pytest.raises(UseError, match=f"an input of {' x '.join(map(str, sizes))} is too small"):
                 geometry.output_size(sizes)
         else:
-            conv = CONVS[dims](1, 1, kernel, **form)
-            assert geometry.output_size(sizes) == tuple(conv(torch.zeros(1, 1, *sizes)).shape[2:])
+            conv = CONVS[dims](1, 1, kernel, **form, device="meta")
+            assert geometry.output_size(sizes) == tuple(conv(torch.empty(1, 1, *sizes, device="meta")).shape[2:])
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -41,9 +41,9 @@ def test_output_sizes_of_transposed_ones_are_torch_s(dims):
             with pytest.raises(UseError, match="is not less than the stride"):
                 Geometry.of(dims, kernel, transposed=True, **form)
             continue
-        conv = TRANSPOSED[dims](1, 1, kernel, **form)
+        conv = TRANSPOSED[dims](1, 1, kernel, **form, device="meta")
         found = Geometry.of(dims, kernel, transposed=True, **form)
-        assert found.output_size(sizes) == tuple(conv(torch.zeros(1, 1, *sizes)).shape[2:])
+        assert found.output_size(sizes) == tuple(conv(torch.empty(1, 1, *sizes, device="meta")).shape[2:])
 
 
 def test_a_grid_of_one_and_of_none():
