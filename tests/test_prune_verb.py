@@ -149,7 +149,10 @@ BAD = {
     "another space": (other_space, "a checkpoint of space 'smsr', not of 'connectivity'"),
     "no connection weights": (no_weights, "w.pt: no connection weights in it"),
     "a stage missing": (a_stage_missing, "w.pt: no connection weights in it"),
-    "suffix": (lambda: ["--checkpoint", str(checkpoint(Path("w.pt"))), "--out", "mask.npz"], "mask is a .npy file"),
+    "suffix": (
+        lambda: ["--checkpoint", str(checkpoint(Path("w.pt"))), "--out", "mask.npz"],
+        "--out mask.npz: a connectivity mask",
+    ),
     "folder": (lambda: ["--checkpoint", str(checkpoint(Path("w.pt"))), "--out", "no/mask.npy"], "no such folder: no"),
 }
 
