@@ -35,6 +35,7 @@ def test_what_is_saved_is_loaded(tmp_path):
         assert getattr(found, name) == getattr(masks, name), name
     assert all(np.array_equal(found.channels[k], v) for k, v in masks.channels.items())
     assert np.array_equal(found.connectivity, masks.connectivity)
+    assert int(read_arrays(tmp_path / "m.npz")["format"]) == 1
     assert is_fine(tmp_path / "m.npz") and not is_fine("m.npy") and not is_fine(None)
 
 
@@ -140,7 +141,7 @@ def no_threshold(path):
 
 
 def newer(path):
-    rewritten(path, format=np.array(99))
+    rewritten(path, format=np.array(2))
 
 
 def words_for_a_number(path):
@@ -184,6 +185,14 @@ def a_list_for_a_mapping(path):
     rewritten(path, config=np.array("[1]"))
 
 
+def boastful_in_numbers(path):
+    """A header that claims a thousand numbers of eight bytes where there is one."""
+    data = io.BytesIO()
+    np.lib.format.write_array_header_1_0(data, {"descr": "<f8", "fortran_order": False, "shape": (1000,)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("kept/huge.npy", data.getvalue() + b"\0" * 8)
+
+
 def gone(path):
     path.unlink()
 
@@ -194,11 +203,12 @@ def gone(path):
         (torn, "truncated"),
         (not_an_archive, "not a mask file"),
         (no_threshold, "no threshold"),
-        (newer, "newer version"),
+        (newer, "newer version (format 2, known: 1)"),
         (words_for_a_number, "half"),
         (broken_config, "not a file of fine-grained masks"),
         (pickled, "pickle"),
         (boastful, "claims more"),
+        (boastful_in_numbers, "claims more"),
         (enormous, "channels/zeros.npy is too large"),
         (damaged, "truncated or not a mask file"),
         (a_list_for_a_mapping, "configuration is no mapping"),
