@@ -1,12 +1,13 @@
 # make demo   everything from nothing: environment, sample set, search, prune, retrain, a table and pictures
 # make test   lint, format and all tests
+# make mutants  mutation testing of the core modules, an hour at most (docs/mutants.md); MUTANTS="--help" for more
 PYTHON ?= python3
 VENV ?= .venv
 # Test processes side by side.
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test mutants lint format clean
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsemask needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -27,6 +28,13 @@ lint: $(STAMP)
 
 test: lint
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+$(VENV)/.mutants: $(STAMP)
+	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
+	touch $@
+
+mutants: $(VENV)/.mutants
+	OMP_NUM_THREADS=1 nice -n 19 $(VENV)/bin/python tests/mutants/run.py $(MUTANTS)
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

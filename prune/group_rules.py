@@ -75,7 +75,7 @@ class Found:
 def find_threshold(
     ratio: Callable[[float], float], target: float, norms: Iterable[np.ndarray], below: bool = False
 ) -> Found:
-    """The threshold whose ratio is nearest to the target; of equal ones the lowest.
+    """The threshold whose ratio is nearest to the target; of two as near the smaller ratio, of equal ones the lowest.
 
     The ratio falls in steps as the threshold passes the groups' norms, so that halving the list of norms finds the
     best of all thresholds (the published search walks in steps of its own and may stop beside it).
@@ -100,11 +100,14 @@ def find_threshold(
     if at(low) <= target:
         return Found(float(points[low]), at(low), target)
     if at(high) > target:  # the share that always stays is above the target
-        while low < high and at((low + high) // 2) > at(high):  # the lowest threshold that does as much
-            low = (low + high) // 2 + 1
-        at(low)
-        best = min((i for i in known if known[i] == at(high)), default=high)
-        return Found(float(points[best]), at(best), target)
+        floor = at(high)
+        while low < high:  # the lowest threshold that does as much
+            middle = (low + high) // 2
+            if at(middle) > floor:
+                low = middle + 1
+            else:
+                high = middle
+        return Found(float(points[high]), floor, target)
     while high - low > 1:
         middle = (low + high) // 2
         if at(middle) > target:

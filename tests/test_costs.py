@@ -80,6 +80,7 @@ PRODUCTS = [
     (torch.matmul, [(4,), (4,)], 4),
     (torch.bmm, [(2, 3, 4), (2, 4, 6)], 2 * 3 * 4 * 6),
     (lambda a, b: torch.einsum("bij,bkj->bik", a, b), [(2, 3, 4), (2, 6, 4)], 2 * 3 * 4 * 6),
+    (lambda c, a, b: torch.addmv(c, a, b), [(3,), (3, 5), (5,)], 3 * 5),
     (F.scaled_dot_product_attention, [(2, 4, 10, 8)] * 3, 2 * 2 * 4 * 10 * 10 * 8),
     (lambda a: F.interpolate(a, scale_factor=2, mode="bilinear"), (1, 3, 4, 4), 0),
     (lambda a: torch.relu(a) + a * 2, (10, 10), 0),

@@ -148,8 +148,11 @@ def test_checkpoint_of_another_kind_is_refused(tmp_path):
     torch.save({"model": {}}, tmp_path / "w.pt")
     with pytest.raises(UseError, match="not a checkpoint of a run"):
         checkpoint.load(tmp_path / "w.pt")
-    checkpoint.save(path, {**base, "format": 99})
-    with pytest.raises(UseError, match="newer version"):
+    assert checkpoint.load(path)["format"] == 1
+    torch.save({k: v for k, v in torch.load(path, weights_only=True).items() if k != "format"}, tmp_path / "old.pt")
+    assert checkpoint.load(tmp_path / "old.pt")["step"] == 3  # of before there was a format
+    checkpoint.save(path, {**base, "format": 2})
+    with pytest.raises(UseError, match=r"newer version \(format 2, known: 1\)"):
         checkpoint.load(path)
 
 
@@ -157,6 +160,15 @@ def test_not_finite_networks_are_noticed():
     net = torch.nn.Linear(2, 2)
     assert checkpoint.finite(net)
     net.weight.data[0, 0] = float("nan")
+    assert not checkpoint.finite(net)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_not_finite_statistics_are_noticed(value):
+    # Batch norms keep theirs in buffers, one of which counts in whole numbers.
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    assert checkpoint.finite(net)
+    net[1].running_var[1] = value
     assert not checkpoint.finite(net)
 
 

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
-from sparsemask.fine_masks import FineMasks, is_fine, load_masks, save_masks
+from sparsemask.fine_masks import FineMasks, file_space, is_fine, load_masks, read_arrays, save_masks
 from spoilt import Code, truncate
 
 
@@ -35,7 +35,50 @@ def test_what_is_saved_is_loaded(tmp_path):
         assert getattr(found, name) == getattr(masks, name), name
     assert all(np.array_equal(found.channels[k], v) for k, v in masks.channels.items())
     assert np.array_equal(found.connectivity, masks.connectivity)
+    assert int(read_arrays(tmp_path / "m.npz")["format"]) == 1
     assert is_fine(tmp_path / "m.npz") and not is_fine("m.npy") and not is_fine(None)
+
+
+def test_the_share_of_the_whole_network_is_kept_apart(tmp_path):
+    # Modules count alike unless the network's own share, by their cost, is known; 0 is a share too.
+    for whole, expected in ((None, 0.5), (0.3, 0.3), (0.0, 0.0), (1.0, 1.0)):
+        save_masks(tmp_path / "m.npz", example(kept_whole=whole))
+        found = load_masks(tmp_path / "m.npz")
+        assert (found.kept_whole, found.mean_kept) == (whole, expected)
+    assert found.checkpoint is None and found.connectivity is None
+    assert replace(example(), kept={}).mean_kept is None
+
+
+@pytest.mark.parametrize(
+    "changes", [{"threshold": 0.0}, {"kept": {"a": 0.0, "b": 1.0}}, {"channels": {"a": np.ones(1, bool)}}]
+)
+def test_the_ends_are_allowed(tmp_path, changes):
+    save_masks(tmp_path / "m.npz", replace(example(), **changes))
+    found = load_masks(tmp_path / "m.npz")
+    assert all(getattr(found, name) == value for name, value in changes.items() if name != "channels")
+
+
+def test_the_space_of_a_file(tmp_path):
+    save_masks(tmp_path / "m.npz", example())
+    assert file_space(tmp_path / "m.npz") == "smsr"
+    rewritten(tmp_path / "m.npz", space=None)
+    assert file_space(tmp_path / "m.npz") is None
+    (tmp_path / "torn.npz").write_bytes(b"PK")
+    (tmp_path / "d.npz").mkdir()
+    (tmp_path / "m.npy").write_bytes((tmp_path / "m.npz").read_bytes())
+    for name in ("torn.npz", "d.npz", "absent.npz", "m.npy"):
+        assert file_space(tmp_path / name) is None
+    assert file_space(None) is None
+
+
+def test_arrays_of_newer_headers_are_read(tmp_path):
+    save_masks(tmp_path / "m.npz", example())
+    data = io.BytesIO()
+    np.lib.format.write_array(data, np.array("set14"), version=(2, 0))
+    with zipfile.ZipFile(tmp_path / "m.npz", "a") as archive:
+        archive.writestr("note.npy", data.getvalue())
+    assert str(read_arrays(tmp_path / "m.npz")["note"]) == "set14"
+    assert load_masks(tmp_path / "m.npz").space == "smsr"
 
 
 @given(
@@ -58,8 +101,14 @@ def test_any_masks_thresholds_and_words(tmp_path_factory, mask, threshold, words
         ({"channels": {}}, "no channel masks"),
         ({"channels": {"a": np.ones(3)}}, "booleans"),
         ({"channels": {"a": np.ones((1, 2, 3), bool)}}, "layers, channels"),
+        ({"channels": {"a": np.ones((0, 2), bool)}}, "found bool (0, 2)"),
+        ({"channels": {"a": [True]}}, "found list"),
         ({"threshold": 1.0}, "[0, 1)"),
+        ({"threshold": -0.1}, "[0, 1), found -0.1"),
         ({"kept": {"a": 1.5}}, "kept fraction of a"),
+        ({"kept": {"a": 0.5, "b": -0.5}}, "kept fraction of b must be in [0, 1], found -0.5"),
+        ({"kept_whole": 1.01}, "kept fraction of the network must be in [0, 1], found 1.01"),
+        ({"config": [1]}, "configuration is no mapping"),
         ({"connectivity": np.ones((2, 3, 2), bool)}, "connectivity"),
     ],
 )
@@ -92,7 +141,7 @@ def no_threshold(path):
 
 
 def newer(path):
-    rewritten(path, format=np.array(99))
+    rewritten(path, format=np.array(2))
 
 
 def words_for_a_number(path):
@@ -117,6 +166,33 @@ def boastful(path):
         archive.writestr("channels/huge.npy", data.getvalue() + b"\0" * 8)
 
 
+def enormous(path):
+    """An entry that unpacks to more than a mask file ever holds."""
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("channels/zeros.npy", bytes((1 << 26) + 1))
+
+
+def damaged(path):
+    """A flipped bit within packed data."""
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo("channels/body.0.body.npy")
+    data = bytearray(path.read_bytes())
+    data[entry.header_offset + 30 + len(entry.filename) + 40] ^= 0x55
+    path.write_bytes(bytes(data))
+
+
+def a_list_for_a_mapping(path):
+    rewritten(path, config=np.array("[1]"))
+
+
+def boastful_in_numbers(path):
+    """A header that claims a thousand numbers of eight bytes where there is one."""
+    data = io.BytesIO()
+    np.lib.format.write_array_header_1_0(data, {"descr": "<f8", "fortran_order": False, "shape": (1000,)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("kept/huge.npy", data.getvalue() + b"\0" * 8)
+
+
 def gone(path):
     path.unlink()
 
@@ -127,11 +203,15 @@ def gone(path):
         (torn, "truncated"),
         (not_an_archive, "not a mask file"),
         (no_threshold, "no threshold"),
-        (newer, "newer version"),
+        (newer, "newer version (format 2, known: 1)"),
         (words_for_a_number, "half"),
         (broken_config, "not a file of fine-grained masks"),
         (pickled, "pickle"),
         (boastful, "claims more"),
+        (boastful_in_numbers, "claims more"),
+        (enormous, "channels/zeros.npy is too large"),
+        (damaged, "truncated or not a mask file"),
+        (a_list_for_a_mapping, "configuration is no mapping"),
         (gone, "mask not found"),
     ],
     ids=lambda v: getattr(v, "__name__", ""),

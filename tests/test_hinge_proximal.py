@@ -106,6 +106,11 @@ def test_group_shrinkage_is_soft_thresholding_of_the_norm():
     assert torch.allclose(shrunk / shrunk.norm(dim=1, keepdim=True).clamp_min(1e-300), rows / n[:, None], atol=1e-12)
 
 
+def test_l0_drops_what_is_at_its_threshold():
+    # Of n²/2 = ρ keeping and dropping cost the same: the smaller network.
+    assert result("l0", [2.0, 2.0 + 1e-9, 1.0], 2.0).tolist() == [0, 2.0 + 1e-9, 0]
+
+
 def test_names():
     assert operator_name("l1d2") == "l1/2" and operator_name("log-sum") == "logsum"
     with pytest.raises(UseError, match="unknown regularizer 'l3'; known: l0, l1"):
@@ -125,9 +130,17 @@ def test_group_loss_reduces_as_said():
     assert group_loss(norms, "sum", 0.5) == pytest.approx(18)  # (1 + 2)² + 3²
 
 
+def test_l2_1_of_nothing_is_0_and_has_a_gradient():
+    n = torch.zeros(3, requires_grad=True)
+    loss = group_loss([n], "sum")
+    loss.backward()
+    assert loss == 0 and n.grad.tolist() == [1, 1, 1]
+
+
 def test_rates_follow_the_ratio_of_gradients():
     # The specification's example: r = 1.5, lr 0.1, lr_ratio 0.01.
     assert adjusted_rates([1e-3, 0.1, 0.1], 1.5) == pytest.approx([5.785e-4, 5.785e-2, 0.1], rel=1e-3)
+    assert adjusted_rates([1.0, 2.0, 3.0], 1.5)[-1] == 3.0 and adjusted_rates([1.0, 2.0, 3.0], 1.5, "p2")[:2] == [1, 2]
     assert adjusted_rates([1e-3, 0.1, 0.1], 1.5, "p2") == pytest.approx([1e-3, 0.1, 0.1 * 1.5**1.35])
     assert adjusted_rates([1e-3, 0.1, 0.1], 1.5, "none") == [1e-3, 0.1, 0.1]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prune.group_budget import Choice
-from prune.group_rules import find_threshold, kept_groups, kept_sets, largest
+from prune.group_rules import Found, find_threshold, kept_groups, kept_sets, largest
 from prune.group_sparsity import _why
 
 
@@ -26,6 +26,7 @@ from prune.group_sparsity import _why
         ([3, 0, 2], 0, 0.4, {0, 2}),  # of threshold 0 what is above it
         ([1, 2, 3], 100, 0.2, {2}),  # fewer than five groups still keep one
         ([5.0], 100, 0.2, {0}),
+        ([0.3, 0.4, 0.7, 0.9], 0.5, 0.2, {2, 3}),
     ],
 )
 def test_kept_groups(norms, threshold, share, kept):
@@ -38,6 +39,20 @@ def test_partners_keep_as_many():
     assert kept["a"].tolist() == [False, False, True, True]
     assert kept["b"].tolist() == [True, False, False, True]
     assert largest(norms["b"], 3).all()  # of equal ones all stay
+
+
+def test_a_fifth_stays_unless_said_otherwise():
+    norms = np.zeros(10)
+    assert kept_groups(norms, 1.0).sum() == 2
+    assert kept_sets({"a": norms}, 1.0)["a"].sum() == 2
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 10, 999, 1000, 1001])
+def test_the_largest_of_many(count):
+    norms = np.random.default_rng(0).random(1000)
+    kept = largest(norms, count)
+    assert kept.sum() == min(max(count, 1), 1000)
+    assert norms[kept].min() > norms[~kept].max(initial=0)
 
 
 groups = st.lists(st.lists(st.floats(0, 3), min_size=1, max_size=12), min_size=1, max_size=5)
@@ -69,6 +84,35 @@ def test_a_smooth_ratio_is_met():
     norms = np.random.default_rng(0).gamma(2, size=20000)
     found = find_threshold(lambda t: float((norms >= t).mean()), 0.37, [norms])
     assert found.met and abs(found.ratio - 0.37) <= 1e-3
+
+
+def test_ends_and_ties_of_the_search_for_a_threshold():
+    share = lambda t: float((np.arange(1.0, 5) >= t).mean())
+    # What nothing pruned meets is left alone, at threshold 0; everything may go.
+    assert (find_threshold(share, 1.0, [np.arange(1.0, 5)]).threshold, share(0)) == (0, 1)
+    assert find_threshold(lambda t: 0.5, 0.5, [np.arange(1.0, 5)]).threshold == 0
+    assert find_threshold(share, 0.0, [np.arange(1.0, 5)]).ratio == 0
+    # 3/4 and 1/2 are as near to 5/8: the smaller network.
+    assert find_threshold(share, 0.625, [np.arange(1.0, 5)]).ratio == 0.5
+
+
+def test_of_equal_ratios_the_lowest_threshold():
+    stepped = lambda t: 1.0 if t <= 1 else 0.5 if t <= 4 else 0.25 if t <= 7 else 0.0
+    for target, low in ((0.5, 1), (0.25, 4), (0.0, 7), (0.3, 4)):
+        assert low < find_threshold(stepped, target, [np.arange(1.0, 10)]).threshold < low + 1
+
+
+def test_a_target_is_met_to_a_thousandth():
+    assert Found(0.1, 1e-3, 0.0).met and not Found(0.1, 1.1e-3, 0.0).met
+    assert Found(0.1, 0.0, 1e-3).met and not Found(0.1, 0.0, 1.1e-3).met
+
+
+@pytest.mark.parametrize("floor", [0.05, 0.3, 0.55, 0.9])
+def test_the_lowest_threshold_that_reaches_the_floor(floor):
+    norms = np.arange(1.0, 101)
+    found = find_threshold(lambda t: float(kept_groups(norms, t, floor).mean()), 0.01, [norms])
+    below = 100 - int(floor * 100)
+    assert below < found.threshold < below + 1
 
 
 def test_the_floor_of_a_target_out_of_reach_is_the_lowest_threshold_that_gets_there():

@@ -31,6 +31,13 @@ def test_a_new_mask_drops_the_note_of_the_old_one(tmp_path):
     assert mask_note(tmp_path / "m.npy") == {}
 
 
+@pytest.mark.parametrize("text", ['{"name": "no note of a mask"}', "{", "[1]"])
+def test_a_json_file_that_is_no_note_stays(tmp_path, text):
+    (tmp_path / "m.json").write_text(text)
+    save_mask(tmp_path / "m.npy", good())
+    assert (tmp_path / "m.json").read_text() == text
+
+
 def test_the_file_is_the_public_format(tmp_path):
     save_mask(tmp_path / "m.npy", good())
     plain = np.load(tmp_path / "m.npy", allow_pickle=False)
@@ -52,10 +59,19 @@ def upper():
 def used_but_empty():
     mask = good()
     mask[0] = False
+    mask[2, 1, 1] = True  # another use, further on: the first is named
+    return mask
+
+
+def empty_though_its_feature_is_used():
+    mask = np.zeros((3, 3, 2), bool)
+    mask[2, 1, 0] = mask[2, 2, 1] = True  # E_1 and D_1 feed the output, nothing feeds D_1
     return mask
 
 
 BAD_ARRAYS = {
+    "of no features": (np.zeros((0, 0, 2), bool), r"shape \(L, L, 2\), found \(0, 0, 2\)"),
+    "an empty stage in use beside its feature": (empty_though_its_feature_is_used(), "stage 1 has no inputs but feeds"),
     "float": (good().astype(np.float32), "holds booleans, found float32"),
     "bytes": (good().astype(np.uint8), "holds booleans, found uint8"),
     "flat": (good()[0], r"shape \(L, L, 2\)"),
@@ -108,10 +124,12 @@ def test_bad_files_are_refused(name, tmp_path):
 def test_objects_other_names_and_absent_files(tmp_path):
     np.save(tmp_path / "o.npy", np.array([print], dtype=object), allow_pickle=True)
     np.savez(tmp_path / "z.npz", mask=good())
+    (tmp_path / "several.npy").write_bytes((tmp_path / "z.npz").read_bytes())
     (tmp_path / "d.npy").mkdir()
     for name, words in (
         ("o.npy", "truncated or not a mask"),
         ("z.npz", "is a .npy file"),
+        ("several.npy", "holds several arrays"),
         ("d.npy", "is a folder"),
         ("absent.npy", "mask not found"),
     ):

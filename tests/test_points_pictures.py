@@ -161,7 +161,13 @@ def test_kept_points_level_by_level(cloud, tmp_path, monkeypatch):
 @pytest.mark.parametrize("view", VIEWS)
 def test_tiny_and_flat_clouds(count, view, tmp_path):
     flat = np.full((count, 3), 7.0, np.float32)
-    draw_clouds(tmp_path / "t.png", flat, {"one place": np.zeros(count, int)}, ["thing"], view=view)
+    path = draw_clouds(tmp_path / "t.png", flat, {"one place": np.zeros(count, int)}, ["thing"], view=view)
+    picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    # One dot in the middle of the panel, in the shaded colour of the class: red above green above blue.
+    coloured = (np.diff(picture, axis=2) < -15).all(2)
+    rows, columns = coloured[:500].nonzero()  # the legend is below
+    assert 1 <= len(rows) <= 25
+    assert abs(rows.mean() - 279) < 3 and abs(columns.mean() - picture.shape[1] / 2) < 3
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prune.connectivity import prune_connectivity, prune_report
+from prune.connectivity import _merge_duplicates, prune_connectivity, prune_report
 from sparsemask import UseError
 from sparsemask.masks import UP, why_unusable
 
@@ -68,6 +68,23 @@ def test_margin_is_on_the_halved_scale():
     assert "margin 800 times" in report.lines()[-1]
 
 
+def test_a_weight_at_the_threshold_is_dropped():
+    weights = matrices(2, s1=[(0, 0), (1, 0)])
+    weights[1][0, 0] = 0.5  # halved: 0.25 exactly
+    report = prune_report(weights, 0.25)
+    assert (report.above_thres, report.connections, report.largest_dropped) == (1, 1, 0.25)
+    assert not report.mask[1, 0, 0] and report.mask[1, 1, 0]
+
+
+def test_merging_never_takes_the_output_stage():
+    # Reachability rules such a mask out before merging; were it to come, the output must stay.
+    mask = np.zeros((3, 3, 2), bool)
+    mask[1, 0, 0] = mask[2, 0, 0] = True
+    before, why = mask.copy(), {}
+    _merge_duplicates(mask, why)
+    assert (mask == before).all() and not why
+
+
 def test_an_empty_output_stage_is_said_and_not_raised():
     report = prune_report(matrices(3, s0=[(0, 0)]), 0.1)
     assert not report.mask.any() and "output stage 2 has no inputs" in report.problem
@@ -89,6 +106,45 @@ def test_cleaned_masks_are_usable_or_say_why_and_repeat_is_a_fixed_point(length,
     assert mask[-1].any() == (why_unusable(mask) == "")
     settled = prune_connectivity(weights, thres, repeat=True)
     assert (prune_connectivity(settled * 2.0, 0.5, repeat=True) == settled).all() or not settled[-1].any()
+
+
+def test_by_default_each_cleaning_is_done_once():
+    # Stage 1 has no inputs: without its use stage 2 is a duplicate of stage 0, which one pass does not come back to.
+    weights = matrices(5, s0=[(0, 1)], s2=[(0, 1), (2, 1)], s3=[(3, 1)], s4=[(0, 1), (1, 1), (3, 0), (4, 1)])
+    once, again = prune_report(weights, 0.1), prune_report(weights, 0.1, repeat=True)
+    assert once.connections == 7 and once.removed == [(1, "no inputs")]
+    assert again.connections == 6 and (2, "same inputs as stage 0: duplicate") in again.removed
+    for form, expected in (({}, once), ({"repeat": True}, again)):
+        assert (prune_connectivity(weights, 0.1, **form) == expected.mask).all()
+
+
+def test_subsets_are_removed_by_default():
+    weights = matrices(4, s0=[(0, 0)], s2=[(0, 0), (2, 0)], s3=[(1, 1), (3, 1)])
+    assert not prune_connectivity(weights, 0.1)[0].any()
+    assert prune_connectivity(weights, 0.1, rm_subset=False)[0].any()
+
+
+def test_thresholds_from_0_to_below_1():
+    weights = matrices(2, s1=[(0, 0)])
+    weights[1][1, 1] = 1e-6
+    assert prune_report(weights, 0).connections == 1  # stage 0 has no inputs: what uses it goes
+    assert prune_report(weights, 0).above_thres == 2
+    for thres in (-1e-6, -0.5):
+        with pytest.raises(UseError, match=r"must be in \[0, 1\)"):
+            prune_report(weights, thres)
+
+
+def test_the_report_where_all_or_nothing_is_kept():
+    every = prune_report([np.full((1, 2), 5.0)], 0.5)
+    # Clipped to 2 and halved: nothing is above 1.
+    assert (every.smallest_kept, every.largest_dropped, every.margin) == (1.0, None, None)
+    assert every.lines() == [
+        "2 of 2 connections above the threshold 0.5, 2 left after cleaning",
+        "smallest kept weight 1, largest dropped weight none",
+    ]
+    nothing = prune_report([np.full((1, 2), 0.5)], 0.5)
+    assert (nothing.smallest_kept, nothing.largest_dropped, nothing.margin) == (None, 0.25, None)
+    assert "smallest kept weight none, largest dropped weight 0.25" in nothing.lines()
 
 
 BAD = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,20 @@ def test_gradients_are_finite_at_the_ends(values):
     w = torch.tensor([values], requires_grad=True)
     sparse_loss(w).backward()
     assert torch.isfinite(w.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("w", "expected"),
+    [
+        # No entropy at the ends: what is left is the cross-entropy of the mean with the ratio 1/2.
+        ([0.0, 0.0, 0.0, 0.0], -0.5 * math.log(1e-10)),
+        ([2.0, 2.0, 2.0, 2.0], -0.5 * math.log(1e-10)),
+        ([0.0, 2.0, 2.0, 0.0], math.log(2)),
+    ],
+)
+def test_values_at_the_ends(w, expected, dtype):
+    assert sparse_loss(torch.tensor(w, dtype=dtype)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradcheck():

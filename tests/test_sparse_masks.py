@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from literal_sparse import one_thread  # noqa: F401
+from spaces.sparse_conv.point_block import PointMask
+from spaces.sparse_conv.stereo_module import VolumeMask
+from spaces.specialized.masks import Locator
 from sparsemask.errors import UseError
 from sparsemask.sparse import (
     ChannelMask,
@@ -192,6 +195,68 @@ def test_the_threshold_is_a_probability(threshold, training):
     x = torch.randn(2, 8, 12, 12).double() * 20
     p = branch.logits(x).softmax(1)[:, 1:]
     assert torch.equal(branch(x).bool(), p > threshold)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_a_location_at_the_threshold_is_not_kept(dims):
+    # The threshold is exceeded, not reached: a tie of the logits is skipped, as argmax takes index 0.
+    branch = DataMask(4, dims).eval()
+    x = torch.randn(2, 4, *(6,) * dims)
+    for margin in (0.0, 1.0, -2.0):
+        with torch.no_grad():
+            branch[5].weight.zero_()
+            branch[5].bias.copy_(torch.tensor([0.0, margin]))
+        reached = torch.sigmoid(torch.tensor(margin)).item()
+        branch.threshold = reached
+        assert not branch(x).any()
+        branch.threshold = reached - 1e-6
+        assert branch(x).all()
+    with torch.no_grad():
+        branch[5].bias.copy_(torch.tensor([0.0, 1e-9]))
+    branch.threshold = 0.5  # the argmax, even where the probability rounds to one half
+    assert branch(x).all()
+
+
+@pytest.mark.parametrize("dims", [0, 4, -1])
+def test_data_masks_of_other_dimensions_are_refused(dims):
+    with pytest.raises(UseError, match=f"1, 2 or 3 dimensions, not {dims}"):
+        DataMask(8, dims)
+
+
+def test_the_temperature_is_1_where_none_is_given():
+    branch, masks, x = DataMask(8).train(), ChannelMask(5, 2).train(), torch.randn(1, 8, 6, 6)
+    for call in (lambda *tau: branch(x, *tau), masks, masks.channels, lambda *tau: gumbel_mask(x, *tau)):
+        drawn = []
+        for tau in ((), (1.0,), (2.0,)):
+            torch.manual_seed(3)
+            drawn.append(call(*tau))
+        assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("kind", [VolumeMask, PointMask])
+def test_branches_of_volumes_and_points_do_not_keep_what_is_at_the_threshold(kind):
+    branch = kind(8, 4)
+    margins = torch.tensor([-2.0, 0.0, 1.0, 3.0])
+    logits = torch.stack([torch.zeros(4), margins], 1)  # four rows, or four volumes of one voxel
+    logits = logits if kind is PointMask else logits[:, :, None, None, None]
+    assert branch.harden(logits).flatten().tolist() == [False, False, True, True]  # argmax, ties are skipped
+    for k, margin in enumerate(margins.tolist()):
+        branch.threshold = torch.sigmoid(torch.tensor(margin)).item()
+        assert branch.harden(logits).flatten().tolist() == [j > k for j in range(4)]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_specialized_branches_do_not_keep_what_is_at_the_threshold(stride):
+    branch = Locator(8, stride).eval()
+    x = torch.randn(1, 8, 6, 6)
+    for margin in (0.0, 1.0, -2.0):
+        with torch.no_grad():
+            branch[5].weight.zero_()
+            branch[5].bias.copy_(torch.tensor([0.0, margin]))
+        reached = torch.sigmoid(torch.tensor(margin)).item()
+        for threshold, kept in ((reached, False), (reached - 1e-6, True)):
+            branch.threshold = threshold
+            assert [bool(mask.all()) for mask in branch(x)] == [kept] * 2 == [bool(mask.any()) for mask in branch(x)]
 
 
 def test_higher_thresholds_keep_less():

@@ -109,7 +109,8 @@ def project(xyz: np.ndarray, view: str, size: tuple[int, int]) -> Projected:
     x, y, near = away @ right, away @ np.cross(towards, right), away @ towards
     for last in (False, False, False, False, True):
         reach = np.maximum(np.abs(x) * high / wide, np.abs(y)) / _TANGENT + near
-        distance = 1.03 * np.percentile(reach, 100 - 4 * stray)
+        # Above 0 where all points are at one location, which would otherwise lie in the camera and not be drawn.
+        distance = max(1.03 * np.percentile(reach, 100 - 4 * stray), 0.01)
         if last or stray == _FAR:
             break
         for one in (x, y):  # what is seen moves to the middle of the picture, so that the camera can come nearer
