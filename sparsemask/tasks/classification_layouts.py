@@ -18,17 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from sparsemask.errors import UseError
 from sparsemask.tasks import classification_cifar as cifar
 from sparsemask.tasks.classification_data import Part
-from VOC12.images import decoding, read_picture
+from VOC12.images import SUFFIXES, is_picture, picture_size, read_picture
 
 SMALL = 64  # pictures of files no larger than that, and of one size, are read into memory
 _MEMORY = 2 << 30  # bytes of them
 _TENTH = 10
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 _VALIDATION = ("val", "test", "eval")
 
 
@@ -168,10 +166,10 @@ def _classes_of(root: Path, part: bool = False) -> tuple[list[str], list[tuple[P
         before = len(found)
         for folder, inner, files in os.walk(root / name):
             inner.sort()
-            chosen = sorted(f for f in files if f.lower().endswith(_SUFFIXES) and not f.startswith("."))
+            chosen = sorted(filter(is_picture, files))
             found += [(Path(folder) / file, number) for file in chosen]
         if len(found) == before and not part:
-            raise UseError(f"{root / name}: no pictures of class '{name}' ({', '.join(_SUFFIXES)})")
+            raise UseError(f"{root / name}: no pictures of class '{name}' ({', '.join(SUFFIXES)})")
     if not found or (len(classes) < 2 and not part):
         what = f"{len(classes)} class folder(s)" if classes else "nothing"
         raise UseError(
@@ -184,14 +182,9 @@ def _classes_of(root: Path, part: bool = False) -> tuple[list[str], list[tuple[P
 def _parts(*listed: list[tuple[Path, int]]) -> list[Part]:
     """Parts of (file, class) lists; in memory if all pictures are small and of one size."""
     parts = [Part([p for p, _ in files], np.array([k for _, k in files], np.int64)) for files in listed]
-    size = _size(parts[0].pictures[0])
+    size = picture_size(parts[0].pictures[0])
     count = sum(map(len, parts))
     small = max(size) <= SMALL and count * size[0] * size[1] * 3 <= _MEMORY
-    if small and all(_size(path) == size for part in parts for path in part.pictures):
+    if small and all(picture_size(path) == size for part in parts for path in part.pictures):
         return [Part(np.stack([read_picture(path) for path in part.pictures]), part.labels) for part in parts]
     return parts
-
-
-def _size(path: Path) -> tuple[int, int]:
-    with decoding(path), Image.open(path) as picture:  # the header alone is read
-        return picture.size
