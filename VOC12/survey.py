@@ -15,11 +15,12 @@ _NAMED = 10  # absent classes that are named, the others counted
 
 @dataclass
 class Survey:
-    """What labels hold. seen: bool (256,), the values that occur, 255 where pixels are ignored."""
+    """What labels hold. seen: bool (256,), the values that occur, 255 where ignored. items: what they are called."""
 
     total: int
     looked: int = 0
     seen: np.ndarray = field(default_factory=lambda: np.zeros(256, bool))
+    items: str = "labels"
 
     def add(self, label: np.ndarray) -> None:
         """Count a uint8 label."""
@@ -33,7 +34,7 @@ class Survey:
 
     def labels(self, which: str = "") -> str:
         """'the 12 training labels', or 'the 1000 looked at of 4000 training labels'."""
-        of = f"{self.total} {which} labels".replace("  ", " ")
+        of = " ".join(filter(None, (str(self.total), which, self.items)))
         return f"the {of}" if self.looked >= self.total else f"the {self.looked} looked at of {of}"
 
     def unlabelled(self, which: str = "", ignored: int = IGNORE) -> str | None:
@@ -68,17 +69,20 @@ class Survey:
         return f"{len(gone)} of {len(classes)} classes {never} in {self.labels(which)}: {named}"
 
 
-def survey(paths: Sequence[str], read: Callable[[str], np.ndarray], n_class: int, limit: int = LIMIT) -> Survey:
+def survey(
+    paths: Sequence, read: Callable[..., np.ndarray], n_class: int, limit: int = LIMIT, items: str = "labels"
+) -> Survey:
     """Look at labels, spread over the list, until every class has been seen.
 
     Args:
-        paths: the labels; repeated ones are looked at once.
-        read: gives class indices uint8 (H, W), 255 where ignored; what it raises is passed on.
+        paths: the labels, by path or by number; repeated ones are looked at once.
+        read: gives the class indices of one, uint8 of any shape, 255 where ignored; what it raises is passed on.
         n_class: number of classes.
         limit: no more labels than that, as long as two classes have been seen.
+        items: what labels are called in messages.
     """
     paths = list(dict.fromkeys(paths))
-    found = Survey(len(paths))
+    found = Survey(len(paths), items=items)
     first = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int)).tolist()
     rest = sorted(set(range(len(paths))) - set(first))
     for number, index in enumerate([*first, *rest]):

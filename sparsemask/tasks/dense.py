@@ -7,7 +7,6 @@ prediction, and how predictions are scored and shown.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Protocol
 
@@ -17,9 +16,10 @@ import torch.nn.functional as F
 
 from sparsemask import datasets
 from sparsemask.engine import data, distributed
-from sparsemask.errors import UseError, say
+from sparsemask.errors import UseError
+from sparsemask.tasks.notes import say_how_read, warn
 from VOC12.dataset import SegmentationDataset
-from VOC12.images import picture_notes, picture_size
+from VOC12.images import picture_size
 from VOC12.survey import survey
 
 IGNORE = 255
@@ -162,8 +162,7 @@ class DenseTask:
         """
         for which, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
-            for text in picture_notes(data_set.pairs[0][0]):
-                warn(f"note: {which} pictures: {data_set.pairs[0][0]}: {text}")
+            say_how_read(which, data_set.pairs[0][0])
             self._check_labels(which, data_set)
 
     def _check_labels(self, which: str, data_set: SegmentationDataset) -> None:
@@ -264,12 +263,6 @@ class DenseTask:
             picture, truth = source.load(int(index))
             found.append((picture, truth, self._unpad(int(index), prediction)[0].numpy()))
         return found
-
-
-def warn(text: str) -> None:
-    """One line on standard error, from the first process only."""
-    if distributed.rank() == 0:
-        say(text, sys.stderr)
 
 
 def resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
