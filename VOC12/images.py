@@ -46,6 +46,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = 5  # from this orientation on width and height are exchanged
+_TURNING_TEXTS = (b"XML:com.adobe.xmp", b"Raw profile type")  # texts of a PNG that may hold an orientation
 _CHUNKS = 100_000  # of a PNG, looked through for metadata behind the pixels
 _FEW_BITS = 4095  # largest value of 12 bits: a 16-bit picture below it would come out black
 _HALF = 0.5 / 255  # half an 8-bit level, which floats may overshoot by
@@ -227,7 +228,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _metadata_behind(file: BinaryIO) -> bool:
-    """Whether a PNG has metadata (EXIF, text) behind its pixels; the file's position is kept."""
+    """Whether a PNG has EXIF or XMP behind its pixels; the file's position is kept."""
     place, pixels = file.tell(), False
     try:
         file.seek(8)
@@ -235,10 +236,12 @@ def _metadata_behind(file: BinaryIO) -> bool:
             head = file.read(8)
             if len(head) < 8 or head[4:] == b"IEND":
                 return False
-            pixels = pixels or head[4:] == b"IDAT"
-            if pixels and head[4:] in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            pixels = pixels or kind == b"IDAT"
+            text = file.read(min(length, 24)) if pixels and kind in (b"iTXt", b"tEXt", b"zTXt") else b""
+            if (pixels and kind == b"eXIf") or text.startswith(_TURNING_TEXTS):
                 return True
-            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+            file.seek(length - len(text) + 4, os.SEEK_CUR)
         return False
     finally:
         file.seek(place)

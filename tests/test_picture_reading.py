@@ -92,9 +92,15 @@ def test_orientation_behind_the_pixels_of_a_png(tmp_path):
     Image.fromarray(STORED).save(file, "PNG")
     data = file.getvalue()
     exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
-    (tmp_path / "a.png").write_bytes(data[:-12] + chunk(b"eXIf", exif) + data[-12:])
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), SHOWN[6])
-    assert picture_size(tmp_path / "a.png") == (10, 6)
+    made_on = chunk(b"tEXt", b"date:create\0" + b"2" * 25)
+    (tmp_path / "a.png").write_bytes(data[:-12] + made_on + chunk(b"eXIf", exif) + data[-12:])
+    xmp = b"XML:com.adobe.xmp\0\0\0\0\0" + b'<rdf:Description tiff:Orientation="6"/>'
+    (tmp_path / "b.png").write_bytes(data[:-12] + made_on + chunk(b"iTXt", xmp) + data[-12:])
+    for name in ("a.png", "b.png"):
+        np.testing.assert_array_equal(read_picture(tmp_path / name), SHOWN[6])
+        assert picture_size(tmp_path / name) == (10, 6)
+    (tmp_path / "c.png").write_bytes(data[:-12] + made_on + data[-12:])
+    assert picture_size(tmp_path / "c.png") == (6, 10)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
