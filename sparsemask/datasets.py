@@ -52,7 +52,8 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
         if _paired(given):
             return {}, "short", None
         if needed and voc is None:
-            raise UseError(f"one's own data needs {', '.join('--' + n for n in needed)} too")
+            flags = ", ".join("--" + name for name in needed)
+            raise UseError(f"one's own data needs {flags} too (lists of pairs, picture and label, need no folders)")
         return {name: str(_voc_paths(voc)[name]) for name in needed}, "short", None
     if voc is not None:
         return {name: str(path) for name, path in _voc_paths(voc).items()}, "short", None

@@ -253,6 +253,30 @@ def test_sixteen_bits_a_colour_are_said(tmp_path):
     assert picture_notes(tmp_path / "a.png") == read_any(tmp_path / "a.png").said == ["16 bits a colour became 8"]
 
 
+def test_every_task_says_how_its_first_pictures_are_read(tmp_path, capsys):
+    import retrain.train
+    from small_classes import options as classification_options
+    from small_pictures import options as enlarging_options
+
+    floats = np.random.default_rng(0).random((70, 80)).astype(np.float32)
+    wanted = "0.tif: floats of 0 to 1 were multiplied by 255"
+    for name, label in (("0", 0), ("1", 1), ("2", 2)):
+        saved(tmp_path / f"img/{name}.tif", floats)
+        saved(tmp_path / f"gt/{name}.png", (np.indices((70, 80)).sum(0) % 3).astype(np.uint8))
+        saved(tmp_path / f"classes/{'ab'[label > 0]}/{name}.tif", floats)
+        saved(tmp_path / f"classes/{'ab'[label > 0]}/{name}x.tif", floats)
+    (tmp_path / "l.txt").write_text("0\n1\n2\n")
+    folders = {"im_path": str(tmp_path / "img"), "gt_path": str(tmp_path / "gt"), "n_class": 3}
+    lists = dict.fromkeys(("training_list", "eval_list"), str(tmp_path / "l.txt"))
+    made = retrain.train.parser().resolve({"task": "segmentation", "crop_size": 16, **folders, **lists})
+    get("segmentation", made).check()
+    assert capsys.readouterr().err.count(wanted) == 2
+    get("super_resolution", enlarging_options(hr_path=tmp_path / "img")).check()
+    assert wanted in capsys.readouterr().err
+    get("classification", classification_options(data_root=tmp_path / "classes", image_size=16)).check()
+    assert wanted in capsys.readouterr().err
+
+
 def test_a_jpeg_is_no_label(tmp_path):
     Image.fromarray(UPRIGHT).save(tmp_path / "a.jpg")
     with pytest.raises(UseError, match="a.jpg: .*JPEG, whose compression changes class numbers"):
