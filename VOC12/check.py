@@ -29,9 +29,9 @@ from pathlib import Path
 import numpy as np
 
 from sparsemask.errors import UseError, command
-from sparsemask.options import byte
+from sparsemask.options import byte, spoken
 from VOC12.images import read_with_notes, size_words
-from VOC12.lists import devkit_root, find_devkit_pairs, find_pairs, lists_pairs, load_class_names
+from VOC12.lists import ABSENT, devkit_root, find_devkit_pairs, find_pairs, lists_pairs, load_class_names
 from VOC12.palette import IGNORE, ColourLabelError, LabelRangeError, apply_ignored, beyond_classes, read_label
 from VOC12.survey import Survey
 from VOC12.workers import run_jobs
@@ -119,7 +119,8 @@ def _look(picture_path: str, label_path: str, n_class: int, ignore_index: int) -
             kind = "unreadable" if Path(path).is_file() else "missing"
             if isinstance(error, (ColourLabelError, LabelRangeError)):
                 kind = "colours" if isinstance(error, ColourLabelError) else "range"
-            faults.append(Fault(path, kind, str(error).removeprefix(f"{path}: ")))
+            advice = f"; {ABSENT}" if kind == "missing" else ""
+            faults.append(Fault(path, kind, str(error).removeprefix(f"{path}: ") + advice))
             found.append(None)
     (picture, notes), label = found[0] or (None, []), found[1]
     if label is not None and (wrong := beyond_classes(label, n_class, ignore_index)):
@@ -190,6 +191,14 @@ def main(argv: list[str] | None = None) -> int:
         if not listed:
             im_path, gt_path = im_path or "VOC12/data/img", gt_path or "VOC12/data/gt"
         beside = Path(gt_path).parent if gt_path else Path()
+        if options.list is None and not beside.is_dir():
+            from sparsemask.datasets import ARCHIVES
+
+            prepare = spoken("prepare", ARCHIVES)
+            raise UseError(
+                f"{beside}: no such folder: PASCAL VOC 2012 is not prepared here ({prepare}); "
+                "data of your own are named by --im_path, --gt_path and --list"
+            )
         for path in options.list or (beside / "train_aug.txt", beside / "val.txt"):
             pairs += find_pairs(im_path, gt_path, path)
     names = load_class_names(options.class_names, options.n_class)

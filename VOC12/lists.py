@@ -24,6 +24,7 @@ from VOC12.palette import VOC_CLASSES
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 _LARGEST = 1 << 28  # bytes of a list
 _QUOTED, _BETWEEN = r"""\"([^"]+)\"|'([^']+)'""", r"(?:\s*[,;\t]\s*|\s+|$)"
+ABSENT = "check the folders, or prepare the data again"
 STAMP = "prepared.json"  # written last by prepare.py: its presence says that the folder is complete
 
 Pair = tuple[Path, Path]
@@ -167,10 +168,7 @@ def require(pairs: Sequence[Pair], list_path: object) -> None:
     for what, column in (("picture", 0), ("label", 1)):
         absent = [pair[column] for pair in pairs if not pair[column].is_file()]
         if absent:
-            raise UseError(
-                f"{list_path}: {len(absent)} of {len(pairs)} {what}s absent, first {absent[0]}; "
-                "check the folders, or prepare the data again"
-            )
+            raise UseError(f"{list_path}: {len(absent)} of {len(pairs)} {what}s absent, first {absent[0]}; {ABSENT}")
 
 
 def devkit_root(voc_root: str | os.PathLike) -> Path:

@@ -25,7 +25,7 @@ class Survey:
     def add(self, label: np.ndarray) -> None:
         """Count a uint8 label."""
         self.looked += 1
-        self.seen |= np.bincount(label.ravel(), minlength=256) > 0
+        self.seen[label] = True
 
     @property
     def classes(self) -> list[int]:

@@ -166,6 +166,7 @@ def test_check_names_ignore_index_and_caps_its_list(data, capsys):
     (data / "img/000.png").unlink()
     assert run_check(data, "--n_class", "3") == 2
     *lines, summary = capsys.readouterr().out.splitlines()
+    assert f"{data}/img/000.png: no such file; check the folders, or prepare the data again" in lines
     beyond = [line for line in lines if "label 200 beyond the 3 classes (255 is ignored): --n_class 201" in line]
     assert len(beyond) == check.SHOWN and "--ignore_index 200 where it marks" in beyond[0]
     assert "... and 7 more: label beyond the classes (--all lists them)" in lines and len(lines) == 7
@@ -183,6 +184,18 @@ def test_check_says_what_search_says(data, capfd):
     assert run_check(data, "--n_class", "4") == 2
     first = capfd.readouterr().out.splitlines()[0]
     assert first == str(made_error.value)
+
+
+def test_check_without_data_says_how_to_get_it(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "VOC12/data",
+        "not prepared here (",
+        "prepare",
+        "--voc VOCtrainval_11-May-2012.tar --sbd",
+        "--im_path, --gt_path and --list",
+    ]
+    fails(capfd, check.main, [], words)
 
 
 def test_check_names_what_teaches_nothing(data, capsys):
