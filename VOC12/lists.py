@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -226,7 +227,7 @@ class _Folder:
     """A folder listed once: ten thousand names need no hundred thousand questions to the file system."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._listed = path, {}
+        self.path, self._listed, self._usual = path, {}, {}
 
     def _files(self, folder: str) -> dict[str, str]:
         """Names in a folder below by themselves, and by their stem with the suffix in small letters."""
@@ -247,7 +248,12 @@ class _Folder:
         for wanted in (tail, *(tail + suffix for suffix in suffixes)):
             if found := files.get(wanted) or files.get(_small(wanted)):
                 return self.path / (head + found)
-        return self.path / (name if Path(name).suffix.lower() in SUFFIXES else name + suffixes[0])
+        if Path(name).suffix.lower() in SUFFIXES:
+            return self.path / name
+        if (head, suffixes) not in self._usual:
+            counts = Counter(kind for one in files if (kind := os.path.splitext(one)[1]).lower() in suffixes)
+            self._usual[head, suffixes] = counts.most_common(1)[0][0] if counts else suffixes[0]
+        return self.path / (name + self._usual[head, suffixes])  # absent: as most files here are called
 
     def picture(self, name: str) -> Path:
         return self._find(name, SUFFIXES)
