@@ -165,6 +165,10 @@ def _from_folders(root: Path) -> LabelledPictures:
     if train is None:
         if inside and all(folder.name.lower() in (*_TRAINING, *_VALIDATION) for folder in inside):
             raise UseError(f"{root}: {_words(inside)} here, of which none has class folders to train on (train/CLASS/)")
+        if held:
+            raise UseError(
+                f"{root}: {_words(held)} beside {len(inside) - len(held)} class folders: put those to train on into train/"
+            )
         classes, files = _classes_of(root)
         return _whole(title, classes, _parts(files), f"{len(inside)} class folders in {root}")
     classes, files = _classes_of(train)
