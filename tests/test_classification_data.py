@@ -274,7 +274,7 @@ def test_parts_that_cannot_be_told_are_refused_and_trains_are_a_class(tmp_path):
     with pytest.raises(UseError, match="Training/ and train/ are one part by their names"):
         find_pictures(tmp_path / "c")
     write_classes(tmp_path / "e" / "Test", {"cat": 2}, (8, 8))
-    with pytest.raises(UseError, match="Test/ beside 2 class folders: put those to train on into train/"):
+    with pytest.raises(UseError, match="Test/ beside 2 class folders: put what trains into train/"):
         find_pictures(write_classes(tmp_path / "e", {"cat": 2, "dog": 2}, (8, 8)))
     found = find_pictures(write_classes(tmp_path / "d", {"bus": 2, "train": 2}, (8, 8)))
     assert found.classes == ["bus", "train"]

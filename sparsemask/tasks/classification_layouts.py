@@ -167,7 +167,7 @@ def _from_folders(root: Path) -> LabelledPictures:
             raise UseError(f"{root}: {_words(inside)} here, of which none has class folders to train on (train/CLASS/)")
         if held:
             raise UseError(
-                f"{root}: {_words(held)} beside {len(inside) - len(held)} class folders: put those to train on into train/"
+                f"{root}: {_words(held)} beside {len(inside) - len(held)} class folders: put what trains into train/"
             )
         classes, files = _classes_of(root)
         return _whole(title, classes, _parts(files), f"{len(inside)} class folders in {root}")
