@@ -117,9 +117,9 @@ def exif_words(path: str | os.PathLike, expected: tuple[int, int] | None = None)
     return words
 
 
-def size_words(size: tuple[int, int], picture: str | os.PathLike, picture_size: tuple[int, int]) -> str:
+def size_words(size: tuple[int, int], picture: str | os.PathLike, upright_size: tuple[int, int]) -> str:
     """What does not fit where a label (or map) of `size`, (H, W), has another size than its picture."""
-    (tall, wide), (height, width) = size, picture_size
+    (tall, wide), (height, width) = size, upright_size
     return f"{wide}x{tall} pixels, but its picture {picture} has {width}x{height}{exif_words(picture, size)}"
 
 
