@@ -2,9 +2,12 @@
 
     python VOC12/check.py                                     what VOC12/prepare.py made
     python VOC12/check.py --voc_root VOCdevkit --list val     a devkit folder
-    python VOC12/check.py --im_path IMG --gt_path GT --list names.txt --n_class 5
+    python VOC12/check.py --im_path IMG --gt_path GT --list train.txt val.txt --n_class 5
+    python VOC12/check.py --list pairs.txt --n_class 5        lines of "picture label", relative to the list's folder
 
-Exit status 0 if all is well, 2 if there are faults.
+Of each kind of fault the first five are listed (--all: every one) and all are counted. Notes on standard error name
+the classes that never occur, and count the pictures that are turned upright by EXIF or scaled to 8 bits. Exit status 0
+if all is well, 2 if there are faults.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sparsemask.errors import UseError, command
-from sparsemask.options import Parser
-from VOC12.images import read_picture
-from VOC12.lists import devkit_root, find_devkit_pairs, find_pairs
-from VOC12.palette import ColourLabelError, out_of_range, read_label
+from sparsemask.options import Parser, byte, spoken
+from VOC12.images import read_with_notes, size_words
+from VOC12.lists import ABSENT, devkit_root, find_devkit_pairs, find_pairs, lists_pairs, load_class_names
+from VOC12.palette import IGNORE, ColourLabelError, LabelRangeError, apply_ignored, beyond_classes, read_label
+from VOC12.survey import Survey
 from VOC12.workers import run_jobs
 
 KINDS = {
@@ -36,6 +42,7 @@ KINDS = {
     "sizes": "label and picture of different sizes",
     "range": "label beyond the classes",
 }
+SHOWN = 5  # faults of a kind that are listed
 
 
 @dataclass(frozen=True, order=True)
@@ -47,44 +54,110 @@ class Fault:
     text: str
 
 
+@dataclass
+class Checked:
+    """What a check found: its faults sorted by file, the values of all labels, how often each note was made."""
+
+    faults: list[Fault]
+    labels: Survey
+    notes: Counter
+
+
 def check_pairs(
     pairs: Sequence[tuple[str | os.PathLike, str | os.PathLike]],
     n_class: int = 21,
     workers: int | None = None,
+    ignore_index: int = IGNORE,
 ) -> list[Fault]:
     """Decode every pair of a picture and its label; returns what is wrong, sorted by file."""
-    jobs = list(dict.fromkeys((str(picture), str(label), n_class) for picture, label in pairs))
-    return sorted({fault for faults in run_jobs(check_pair, jobs, len(jobs), "checking", workers) for fault in faults})
+    return check_all(pairs, n_class, workers, ignore_index).faults
 
 
-def check_pair(picture_path: str, label_path: str, n_class: int) -> list[Fault]:
+def check_all(
+    pairs: Sequence[tuple[str | os.PathLike, str | os.PathLike]],
+    n_class: int = 21,
+    workers: int | None = None,
+    ignore_index: int = IGNORE,
+) -> Checked:
+    """Like :func:`check_pairs`, with what else is to be known of the pairs.
+
+    Args:
+        pairs: (picture, label) files; repeated ones are opened once.
+        n_class: number of classes.
+        workers: processes, all cores by default.
+        ignore_index: the number in labels that marks pixels to ignore.
+    """
+    jobs = list(dict.fromkeys((str(picture), str(label), n_class, ignore_index) for picture, label in pairs))
+    faults, made = set(), Checked([], Survey(len(jobs)), Counter())
+    for found, values, notes in run_jobs(_look, jobs, len(jobs), "checking", workers):
+        faults |= set(found)
+        made.labels.looked += 1
+        made.labels.seen[values] = True
+        made.notes.update(notes)
+    made.faults = sorted(faults)
+    return made
+
+
+def check_pair(picture_path: str, label_path: str, n_class: int, ignore_index: int = IGNORE) -> list[Fault]:
     """Faults of one pair."""
+    return _look(picture_path, label_path, n_class, ignore_index)[0]
+
+
+def _look(picture_path: str, label_path: str, n_class: int, ignore_index: int) -> tuple[list[Fault], list, list[str]]:
+    """Faults of one pair, the values of its label (255: ignored), and notes on how the picture is read."""
     faults: list[Fault] = []
+
+    def read_indices(path: str) -> np.ndarray:
+        return apply_ignored(read_label(path), ignore_index, n_class, path)
+
     found = []
-    for path, read in ((picture_path, read_picture), (label_path, read_label)):
+    for path, read in ((picture_path, read_with_notes), (label_path, read_indices)):
         try:
             found.append(read(path))
         except UseError as error:
             kind = "unreadable" if Path(path).is_file() else "missing"
-            if isinstance(error, ColourLabelError):
-                kind = "colours"
-            faults.append(Fault(path, kind, str(error).removeprefix(f"{path}: ")))
+            if isinstance(error, (ColourLabelError, LabelRangeError)):
+                kind = "colours" if isinstance(error, ColourLabelError) else "range"
+            advice = f"; {ABSENT}" if kind == "missing" else ""
+            faults.append(Fault(path, kind, str(error).removeprefix(f"{path}: ") + advice))
             found.append(None)
-    picture, label = found
-    if label is not None and (wrong := out_of_range(label, n_class)):
-        faults.append(Fault(label_path, "range", f"label {', '.join(map(str, wrong))} beyond {n_class} classes"))
+    (picture, notes), label = found[0] or (None, []), found[1]
+    if label is not None and (wrong := beyond_classes(label, n_class, ignore_index)):
+        faults.append(Fault(label_path, "range", wrong))
     if picture is not None and label is not None and picture.shape[:2] != label.shape:
-        (height, width), (tall, wide) = picture.shape[:2], label.shape
-        faults.append(Fault(label_path, "sizes", f"{wide}x{tall} pixels, its picture {width}x{height}"))
-    return faults
+        faults.append(Fault(label_path, "sizes", size_words(label.shape, picture_path, picture.shape[:2])))
+    return faults, [] if label is None else np.unique(label).tolist(), notes
+
+
+def report(checked: Checked, names: Sequence[str], count: int, ignore_index: int, whole: bool) -> int:
+    """Print what a check of `count` pairs found; returns the exit status. whole: list every fault."""
+    counts = Counter(fault.kind for fault in checked.faults)
+    listed: Counter = Counter()
+    for fault in checked.faults:
+        listed[fault.kind] += 1
+        if whole or listed[fault.kind] <= SHOWN:
+            print(f"{fault.path}: {fault.text}")
+    for kind, text in KINDS.items():
+        if not whole and counts[kind] > SHOWN:
+            print(f"... and {counts[kind] - SHOWN} more: {text} (--all lists them)")
+    labels = checked.labels
+    nothing = labels.unlabelled(ignored=ignore_index) if labels.seen.any() else None
+    summary = "; ".join(f"{counts[kind]} {text}" for kind, text in KINDS.items() if counts[kind])
+    print(f"{count} pairs checked: {'; '.join(filter(None, (summary, nothing))) or 'no faults'}")
+    notes = [f"{number} picture{'s' * (number > 1)} {text}" for text, number in sorted(checked.notes.items())]
+    if labels.classes:
+        notes += filter(None, (labels.single(names), labels.masks(), labels.absent(names)))
+    for text in notes:
+        print(f"note: {text}", file=sys.stderr)
+    return 2 if checked.faults or nothing else 0
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     parser = Parser("check", prog="VOC12/check.py", description=__doc__)
-    parser.add_argument("--im_path", default="VOC12/data/img", metavar="FOLDER", help="pictures (%(default)s)")
-    parser.add_argument("--gt_path", default="VOC12/data/gt", metavar="FOLDER", help="labels (%(default)s)")
+    parser.add_argument("--im_path", metavar="FOLDER", help="pictures (VOC12/data/img; of pairs: the list's folder)")
+    parser.add_argument("--gt_path", metavar="FOLDER", help="labels (VOC12/data/gt; of pairs: the list's folder)")
     parser.add_argument(
         "--list",
         nargs="+",
@@ -92,6 +165,15 @@ def main(argv: list[str] | None = None) -> int:
         help="list files, or names of the devkit's lists (default: train_aug and val, beside the labels)",
     )
     parser.add_argument("--n_class", type=int, default=21, metavar="N", help="number of classes (%(default)s)")
+    parser.add_argument(
+        "--ignore_index",
+        type=byte,
+        default=IGNORE,
+        metavar="N",
+        help="number of pixels that do not count (%(default)s)",
+    )
+    parser.add_argument("--class_names", metavar="FILE", help="one class name a line")
+    parser.add_argument("--all", action="store_true", help=f"list every fault, not only the first {SHOWN} of each kind")
     parser.add_argument("--voc_root", metavar="FOLDER", help="devkit folder, in place of --im_path and --gt_path")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     options = parser.parse_args(argv)
@@ -103,16 +185,24 @@ def main(argv: list[str] | None = None) -> int:
         for name in options.list or (train, "val"):
             pairs += find_devkit_pairs(options.voc_root, name)
     else:
-        beside = Path(options.gt_path).parent
+        listed = options.list and all(map(lists_pairs, options.list))
+        im_path, gt_path = options.im_path, options.gt_path
+        if not listed:
+            im_path, gt_path = im_path or "VOC12/data/img", gt_path or "VOC12/data/gt"
+        beside = Path(gt_path).parent if gt_path else Path()
+        if options.list is None and not beside.is_dir():
+            from sparsemask.datasets import ARCHIVES
+
+            prepare = spoken("prepare", ARCHIVES)
+            raise UseError(
+                f"{beside}: no such folder: PASCAL VOC 2012 is not prepared here ({prepare}); "
+                "data of your own are named by --im_path, --gt_path and --list"
+            )
         for path in options.list or (beside / "train_aug.txt", beside / "val.txt"):
-            pairs += find_pairs(options.im_path, options.gt_path, path)
-    faults = check_pairs(pairs, options.n_class, options.workers)
-    for fault in faults:
-        print(f"{fault.path}: {fault.text}")
-    counts = Counter(fault.kind for fault in faults)
-    summary = "; ".join(f"{counts[kind]} {text}" for kind, text in KINDS.items() if counts[kind])
-    print(f"{len(set(pairs))} pairs checked: {summary or 'no faults'}")
-    return 2 if faults else 0
+            pairs += find_pairs(im_path, gt_path, path)
+    names = load_class_names(options.class_names, options.n_class)
+    checked = check_all(pairs, options.n_class, options.workers, options.ignore_index)
+    return report(checked, names, len(set(pairs)), options.ignore_index, options.all)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from sparsemask.errors import UseError, command
 from sparsemask.files import must_exist
 from VOC12.bulk import remove_leftovers
 from VOC12.convert import looks_whole, png_to_index
-from VOC12.lists import read_list
+from VOC12.lists import read_names
 from VOC12.workers import run_jobs
 
 
@@ -36,7 +36,7 @@ def convert(
     source, target = must_exist(path, "label folder"), Path(new_path)
     if target.resolve() == source.resolve():
         raise UseError(f"{target}: the new folder is the old one; give another, the originals stay as they are")
-    names = dict.fromkeys(name.removesuffix(".png") for name in read_list(list_path))
+    names = dict.fromkeys(name.removesuffix(".png") for name in read_names(list_path))
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UseError(f"{list_path}: '{name}' leads out of the folder; give names below {source}")

@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 from sparsemask.errors import UseError
 from sparsemask.files import distinct_names
 from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD, SCALES, augment, draw_view, pad
-from VOC12.images import read_picture
+from VOC12.images import read_picture, size_words
 from VOC12.lists import load_class_names
-from VOC12.palette import out_of_range, read_label
+from VOC12.palette import IGNORE, LabelRangeError, apply_ignored, beyond_classes, read_label
 
 
 class SegmentationDataset(Dataset):
@@ -29,6 +29,7 @@ class SegmentationDataset(Dataset):
         training: whether `dataset[i]` is a training view (from torch's random state) or the whole picture.
         scales: the factors of which a training view takes one at random.
         mean, std: of the normalisation, per channel, for values in [0, 1].
+        ignore_index: the number in label files, 0 to 255, that marks pixels to ignore; it becomes 255.
 
     Raises:
         UseError: no pairs, or impossible settings; at reading: a missing or truncated file, a label and a
@@ -45,6 +46,7 @@ class SegmentationDataset(Dataset):
         scales: Sequence[float] = SCALES,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        ignore_index: int = IGNORE,
     ) -> None:
         if not len(pairs):
             raise UseError("the data set is empty: its list names no pictures")
@@ -52,6 +54,8 @@ class SegmentationDataset(Dataset):
             raise UseError(f"{n_class} classes: label files hold 1 to 255 of them")
         if crop_size < 1 or not scales or min(scales) <= 0:
             raise UseError(f"crop {crop_size}, scales {list(scales)}: both must be positive")
+        if not 0 <= ignore_index <= 255:
+            raise UseError(f"--ignore_index {ignore_index}: label files hold 0 to 255")
         self.classes = list(classes) if classes is not None else load_class_names(None, n_class)
         if len(self.classes) != n_class:
             raise UseError(f"{len(self.classes)} class names for {n_class} classes")
@@ -61,6 +65,7 @@ class SegmentationDataset(Dataset):
         self.training = training
         self.scales = tuple(scales)
         self.mean, self.std = tuple(mean), tuple(std)
+        self.ignore_index = ignore_index
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -103,15 +108,12 @@ class SegmentationDataset(Dataset):
         picture_path, label_path = self.pairs[index]
         picture, label = read_picture(picture_path), self.read(label_path)
         if picture.shape[:2] != label.shape:
-            (height, width), (tall, wide) = picture.shape[:2], label.shape
-            raise UseError(f"{label_path}: {wide}x{tall} pixels, but its picture {picture_path} has {width}x{height}")
+            raise UseError(f"{label_path}: {size_words(label.shape, picture_path, picture.shape[:2])}")
         return picture, label
 
     def read(self, path: str) -> np.ndarray:
         """Read and check a label, uint8 (H, W); other formats override this."""
-        label = read_label(path)
-        wrong = out_of_range(label, self.n_class)
-        if wrong:
-            values = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
-            raise UseError(f"{path}: label {values} beyond the {self.n_class} classes (255 is ignored)")
+        label = apply_ignored(read_label(path), self.ignore_index, self.n_class, path)
+        if wrong := beyond_classes(label, self.n_class, self.ignore_index):
+            raise LabelRangeError(f"{path}: {wrong}")
         return label

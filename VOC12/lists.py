@@ -1,16 +1,31 @@
-"""Which pictures and labels belong together: list files, folders of one's own, and the VOC devkit."""
+"""Which pictures and labels belong together: list files, folders of one's own, and the VOC devkit.
+
+List files of every task are read here: UTF-8, with a byte order mark or without (UTF-16 with one), an entry a line.
+Blank lines and lines that begin with "#" do not count. An entry is a name, or several paths: "a.jpg a.png", separated
+by spaces, tabs, commas or semicolons. Names with spaces need no quotes where every path ends in a known suffix, else
+double or single ones.
+"""
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
 from sparsemask.errors import UseError
 from sparsemask.files import must_exist
+from VOC12.images import SUFFIXES, is_picture, without_suffix
 from VOC12.palette import VOC_CLASSES
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+# Of labels, first come first served: formats that keep every number. JPEG does not, and WebP has no single channel.
+LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
+_LARGEST = 1 << 28  # bytes of a list
+_QUOTED, _BETWEEN = r"""\"([^"]+)\"|'([^']+)'""", r"(?:\s*[,;\t]\s*|\s+|$)"
+ABSENT = "check the folders, or prepare the data again"
 STAMP = "prepared.json"  # written last by prepare.py: its presence says that the folder is complete
 
 Pair = tuple[Path, Path]
@@ -22,22 +37,65 @@ def is_prepared(folder: str | os.PathLike) -> bool:
 
 
 def read_list(path: str | os.PathLike) -> list[str]:
-    """Read a list file: one name, or "picture label" (two paths), a line; blank and `#` lines do not count.
+    """Read a list file, see the module's docstring: its entries, each as it stands.
 
     Duplicates are kept: repeating a line is how a list gives a picture more weight.
 
     Raises:
         UseError: no such file, not text, or no entries.
     """
+    return list(map(itemgetter(1), read_numbered(path)))
+
+
+def read_numbered(path: str | os.PathLike) -> list[tuple[int, str]]:
+    """(number of the line, from 1, entry) of a list file; see :func:`read_list`."""
     path = must_exist(path, "list")
+    if not path.is_file():
+        raise UseError(f"{path}: not a text file but a folder or a device; a list has one name a line")
+    if path.stat().st_size > _LARGEST:
+        raise UseError(f"{path}: {path.stat().st_size} bytes are no list; a list has one name a line")
+    data = path.read_bytes()
+    code = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = data.decode(code)
     except UnicodeDecodeError:
-        raise UseError(f"{path}: not a text file; a list has one name a line") from None
-    entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        text = "\0"
+    if "\0" in text:
+        raise UseError(f"{path}: not a text file; a list has one name a line")
+    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    entries = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if not entries:
         raise UseError(f"{path}: the list is empty; it needs one name a line")
     return entries
+
+
+def read_names(path: str | os.PathLike) -> list[str]:
+    """The entries of a list of names, without the quotes around them."""
+    return [unquoted(entry) for entry in read_list(path)]
+
+
+def unquoted(entry: str) -> str:
+    """An entry that is one name, without the quotes around it."""
+    quoted = len(entry) > 2 and entry[0] == entry[-1] and entry[0] in "\"'" and entry[0] not in entry[1:-1]
+    return entry[1:-1] if quoted else entry
+
+
+def columns_of(entry: str, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
+    """The paths of an entry, see the module's docstring.
+
+    Args:
+        entry: a line of a list.
+        suffixes: how paths end, in small letters.
+    """
+    endings = "|".join(map(re.escape, sorted(suffixes, key=len, reverse=True)))
+    for path in (rf"[^\"'].*?(?:{endings})", r"[^\s,;\"']\S*?"):
+        pattern, found, place = re.compile(f"(?:{_QUOTED}|({path})){_BETWEEN}", re.IGNORECASE), [], 0
+        while place < len(entry) and (match := pattern.match(entry, place)):
+            found.append(next(group for group in match.groups() if group is not None))
+            place = match.end()
+        if found and place == len(entry):
+            return found
+    return entry.split()
 
 
 def load_class_names(path: str | os.PathLike | None, n_class: int) -> list[str]:
@@ -50,35 +108,53 @@ def load_class_names(path: str | os.PathLike | None, n_class: int) -> list[str]:
     return names
 
 
-def find_pairs(im_path: str | os.PathLike, gt_path: str | os.PathLike, list_path: str | os.PathLike) -> list[Pair]:
+def lists_pairs(path: str | os.PathLike) -> bool:
+    """Whether every line of a list names a picture and its label by their paths, which then need no folders."""
+    return all(_is_pair(columns_of(entry)) for entry in read_list(path))
+
+
+def _is_pair(columns: list[str]) -> bool:
+    return len(columns) == 2 and all(map(is_picture, columns))
+
+
+def find_pairs(
+    im_path: str | os.PathLike | None, gt_path: str | os.PathLike | None, list_path: str | os.PathLike
+) -> list[Pair]:
     """Like :func:`pairs_from_lists`, absent files included."""
-    im_path, gt_path, list_path = Path(im_path), Path(gt_path), Path(list_path)
+    list_path = Path(list_path)
     entries = read_list(list_path)
-    must_exist(im_path, "picture folder")
-    must_exist(gt_path, "label folder")
-    pictures, labels = _Folder(im_path), _Folder(gt_path)
+    if im_path is None or gt_path is None:
+        for entry in entries:
+            if not _is_pair(columns_of(entry)):
+                raise UseError(
+                    f'{list_path}: "{entry}" is no pair of paths, "picture label": names need --im_path and --gt_path'
+                )
+    bases = (list_path.parent, list_path.parent.parent, list_path.parents[min(2, len(list_path.parents) - 1)])
+    pictures, labels = (
+        _Folder(list_path.parent if path is None else must_exist(path, what))
+        for path, what in ((im_path, "picture folder"), (gt_path, "label folder"))
+    )
     pairs = []
     for entry in entries:
-        columns = entry.split()
-        if len(columns) == 2 and all(Path(column).suffix in PICTURE_SUFFIXES for column in columns):
-            bases = (
-                list_path.parent,
-                list_path.parent.parent,
-                list_path.parents[min(2, len(list_path.parents) - 1)],
-            )
-            pairs.append((_first(columns[0], (im_path, *bases)), _first(columns[1], (gt_path, *bases))))
-        else:
+        columns = columns_of(entry)
+        if pictures.has(entry):  # whatever it looks like
             pairs.append((pictures.picture(entry), labels.label(entry)))
+        elif _is_pair(columns):
+            picture, label = columns
+            pairs.append((_first(picture, (pictures.path, *bases)), _first(label, (labels.path, *bases))))
+        else:
+            name = unquoted(entry)
+            pairs.append((pictures.picture(name), labels.label(name)))
     return pairs
 
 
 def pairs_from_lists(
-    im_path: str | os.PathLike, gt_path: str | os.PathLike, list_path: str | os.PathLike
+    im_path: str | os.PathLike | None, gt_path: str | os.PathLike | None, list_path: str | os.PathLike
 ) -> list[Pair]:
-    """Pair the pictures of `im_path` (.jpg, .jpeg, .png) with the labels of `gt_path` (.png) named in a list.
+    """Pair the pictures of `im_path` (any of SUFFIXES) with the labels of `gt_path` (LABEL_SUFFIXES) named in a list.
 
-    Names may carry their suffix. The paths of two-column lines are taken from the folders, from the list's
-    own folder or from the one or two above it.
+    Names may carry their suffix, and folders before them ("val/0001"). The paths of two-column lines are taken from the
+    folders, from the list's own folder or from the one or two above it; lists of such lines alone need no folders.
 
     Raises:
         UseError: an empty list, or absent files: names the first and counts them.
@@ -93,10 +169,7 @@ def require(pairs: Sequence[Pair], list_path: object) -> None:
     for what, column in (("picture", 0), ("label", 1)):
         absent = [pair[column] for pair in pairs if not pair[column].is_file()]
         if absent:
-            raise UseError(
-                f"{list_path}: {len(absent)} of {len(pairs)} {what}s absent, first {absent[0]}; "
-                "check the folders, or prepare the data again"
-            )
+            raise UseError(f"{list_path}: {len(absent)} of {len(pairs)} {what}s absent, first {absent[0]}; {ABSENT}")
 
 
 def devkit_root(voc_root: str | os.PathLike) -> Path:
@@ -154,23 +227,45 @@ class _Folder:
     """A folder listed once: ten thousand names need no hundred thousand questions to the file system."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.files = path, set(os.listdir(path))
+        self.path, self._listed, self._usual = path, {}, {}
+
+    def _files(self, folder: str) -> dict[str, str]:
+        """Names in a folder below by themselves, and by their stem with the suffix in small letters."""
+        if folder not in self._listed:
+            place = self.path / folder
+            names = sorted(os.listdir(place)) if place.is_dir() else []
+            self._listed[folder] = {**{_small(name): name for name in names}, **{name: name for name in names}}
+        return self._listed[folder]
+
+    def has(self, name: str) -> bool:
+        """Whether a file of exactly this name is there."""
+        return "/" not in name and name in self._files("")
 
     def _find(self, name: str, suffixes: tuple[str, ...]) -> Path:
-        if "/" in name:  # a folder of folders (city/picture): ask the file system
-            found = (name + s for s in ("", *suffixes) if (self.path / (name + s)).is_file())
-        else:
-            found = (name + s for s in ("", *suffixes) if name + s in self.files)
-        fallback = name if Path(name).suffix in PICTURE_SUFFIXES else name + suffixes[0]
-        return self.path / next(found, fallback)
+        tail = name.rpartition("/")[2]
+        head = name[: len(name) - len(tail)]  # a folder of folders (city/picture)
+        files = self._files(head)
+        for wanted in (tail, *(tail + suffix for suffix in suffixes)):
+            if found := files.get(wanted) or files.get(_small(wanted)):
+                return self.path / (head + found)
+        if Path(name).suffix.lower() in SUFFIXES:
+            return self.path / name
+        if (head, suffixes) not in self._usual:
+            counts = Counter(kind for one in files if (kind := os.path.splitext(one)[1]).lower() in suffixes)
+            self._usual[head, suffixes] = counts.most_common(1)[0][0] if counts else suffixes[0]
+        return self.path / (name + self._usual[head, suffixes])  # absent: as most files here are called
 
     def picture(self, name: str) -> Path:
-        return self._find(name, PICTURE_SUFFIXES)
+        return self._find(name, SUFFIXES)
 
     def label(self, name: str) -> Path:
-        if Path(name).suffix in PICTURE_SUFFIXES:  # a picture's file name: its label bears the same stem
-            name = str(Path(name).with_suffix(""))
-        return self._find(name, (".png", ".PNG"))
+        # Of a picture's file name: its label bears the same stem.
+        return self._find(without_suffix(name), LABEL_SUFFIXES)
+
+
+def _small(name: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return stem + suffix.lower()
 
 
 def _first(name: str, bases: tuple[Path, ...]) -> Path:

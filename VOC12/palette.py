@@ -15,7 +15,7 @@ from PIL import Image
 
 from sparsemask.errors import UseError
 from VOC12.bulk import write_bulk
-from VOC12.images import decoding
+from VOC12.images import decoding, upright
 
 IGNORE = 255
 VOC_CLASSES = (
@@ -39,6 +39,10 @@ VOC_COLOURS = _voc_colours()  # (256, 3) uint8; 255 is the devkit's "void" colou
 
 class ColourLabelError(UseError):
     """A label holds colours where class indices are expected."""
+
+
+class LabelRangeError(UseError):
+    """A label holds numbers beyond the classes."""
 
 
 def _keys(rgb: np.ndarray) -> np.ndarray:
@@ -72,6 +76,39 @@ def colourise(label: np.ndarray) -> np.ndarray:
     return VOC_COLOURS[label]
 
 
+def beyond_classes(label: np.ndarray, n_class: int, ignored: int = IGNORE) -> str | None:
+    """What is wrong with a uint8 label of values beyond the classes, in words with advice; None where nothing is.
+
+    Args:
+        label: class indices; pixels to ignore are 255, whatever they are in the file.
+        n_class: number of classes.
+        ignored: what stands for them in the file.
+    """
+    wrong = out_of_range(label, n_class)
+    if not wrong:
+        return None
+    values = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+    advice = f"--n_class {wrong[-1] + 1}" if wrong[-1] < IGNORE - 1 else "--n_class"
+    if len(wrong) == 1:
+        advice += f", or --ignore_index {wrong[0]} where it marks pixels that do not count"
+    return f"label {values} beyond the {n_class} classes ({ignored} is ignored): {advice}"
+
+
+def apply_ignored(label: np.ndarray, ignored: int, n_class: int, name: object) -> np.ndarray:
+    """A uint8 label in which `ignored` marks the pixels to ignore, with 255 in its place.
+
+    Raises UseError for 255 in the file where another number is ignored: it would be beyond all classes.
+    """
+    if ignored == IGNORE:
+        return label
+    if (label == IGNORE).any():
+        raise LabelRangeError(
+            f"{name}: label 255 beyond the {n_class} classes ({ignored} is ignored): leave --ignore_index out, "
+            "or write class numbers for it"
+        )
+    return np.where(label == ignored, np.uint8(IGNORE), label)
+
+
 def out_of_range(label: np.ndarray, n_class: int) -> list[int]:
     """Values of a uint8 label that are neither a class below `n_class` nor 255; cheap when there are none."""
     # 255 + 1 wraps to 0, so one maximum over the bytes answers for both limits.
@@ -99,7 +136,9 @@ def read_label(
     name = name or path
     with decoding(name), Image.open(path) as image:
         image.load()
-        mode, label = image.mode, np.array(image)
+        if image.format in ("JPEG", "MPO"):
+            raise ValueError("a JPEG, whose compression changes class numbers: labels are PNG, BMP, TIFF or GIF")
+        mode, label = image.mode, np.array(upright(image))
         palette = image.getpalette() if mode == "P" else None
     if mode in ("RGB", "RGBA"):
         if colours != "decode":

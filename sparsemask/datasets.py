@@ -49,8 +49,11 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
     voc = prepared() if kind.reads_voc else None
     if not tasks.own_flags(task) and any(given.get(name) for name in FOLDERS):
         needed = [name for name in FOLDERS if not given.get(name)]
+        if _paired(given):
+            return {}, "short", None
         if needed and voc is None:
-            raise UseError(f"one's own data needs {', '.join('--' + n for n in needed)} too")
+            flags = ", ".join("--" + name for name in needed)
+            raise UseError(f"one's own data needs {flags} too (lists of pairs, picture and label, need no folders)")
         return {name: str(_voc_paths(voc)[name]) for name in needed}, "short", None
     if voc is not None:
         return {name: str(path) for name, path in _voc_paths(voc).items()}, "short", None
@@ -64,6 +67,13 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
     prepare = spoken("prepare", ARCHIVES)
     line = f"PASCAL VOC 2012 is not prepared here ({prepare}): going on with the embedded sample set and a short budget"
     return {"sample": True}, "sample", line
+
+
+def _paired(given: dict) -> bool:
+    """Whether both lists are there and name pictures and labels by their paths, so that no folders are needed."""
+    from VOC12.lists import lists_pairs
+
+    return all(given.get(name) and Path(given[name]).is_file() and lists_pairs(given[name]) for name in LISTS)
 
 
 def without_replaced(values: dict, given: dict) -> dict:
@@ -108,7 +118,7 @@ def pairs(options: argparse.Namespace, which: str) -> list[tuple[Path, Path]]:
         return lists.pairs_from_lists(folder / "img", folder / "gt", listed)
     if options.voc_root:
         return lists.devkit_pairs(options.voc_root, name or ("train_aug" if which == "training" else "val"))
-    if not (options.im_path and options.gt_path and name):
+    if not (options.im_path and options.gt_path and name) and not (name and lists.lists_pairs(name)):
         raise UseError(f"no {which} pictures: give --im_path, --gt_path and --{which}_list, or --voc_root, or --sample")
     return lists.pairs_from_lists(options.im_path, options.gt_path, name)
 

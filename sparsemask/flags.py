@@ -14,7 +14,7 @@ from pathlib import Path
 from sparsemask import fine_masks, inherit, runs, tasks
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
-from sparsemask.options import Parser, factor, fraction, natural, positive, rate
+from sparsemask.options import Parser, byte, factor, fraction, natural, positive, rate
 from sparsemask.own import is_own
 from sparsemask.weights import file_space
 
@@ -65,12 +65,22 @@ def _add_labelled(group) -> None:
     group.add_argument("--voc_root", default=None, help="a VOC devkit folder instead of folders and lists")
     group.add_argument("--data_root", default=None, help="other tasks: an MSRA-B, ECSSD, BSDS500 or ADE20K folder")
     group.add_argument("--im_path", default=None, help="folder of pictures (VOC: VOC12/data/img)")
-    group.add_argument("--gt_path", default=None, help="folder of index PNG labels (VOC: VOC12/data/gt)")
+    group.add_argument("--gt_path", default=None, help="folder of labels, images of class numbers (VOC: VOC12/data/gt)")
     group.add_argument(
-        "--training_list", default=None, help="training names, a line each; with --voc_root a list's name"
+        "--training_list",
+        default=None,
+        help="training names, a line each, or picture and label (then without --im_path and --gt_path); with "
+        "--voc_root a list's name",
     )
     group.add_argument("--eval_list", default=None, help="validation names, likewise")
     group.add_argument("--n_class", type=positive, default=21, help="number of classes (default: 21)")
+    group.add_argument(
+        "--ignore_index",
+        type=byte,
+        default=255,
+        metavar="N",
+        help="segmentation: the number in labels, 0 to 255, of pixels that do not count (default: 255)",
+    )
     group.add_argument("--class_names", default=None, help="text file, one class name a line")
     group.add_argument("--crop_size", type=positive, default=None, help="training crop and smallest evaluation size")
     group.add_argument("--scales", type=factor, nargs="+", default=None, help="random scales of training pictures")

@@ -270,6 +270,14 @@ def natural(text: str) -> int:
     return value
 
 
+def byte(text: str) -> int:
+    """argparse type: an integer of 0 to 255."""
+    value = int(text)
+    if not 0 <= value <= 255:
+        raise argparse.ArgumentTypeError(f"must be 0 to 255, not {value}")
+    return value
+
+
 def factor(text: str) -> float:
     """argparse type: a finite number above 0."""
     value = float(text)

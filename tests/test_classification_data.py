@@ -15,10 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from small_classes import binary, cifar_files, pictures, write_archive, write_classes, write_folder, write_npz
+from small_classes import (
+    binary,
+    cifar_files,
+    options,
+    pictures,
+    write_archive,
+    write_classes,
+    write_folder,
+    write_npz,
+)
 from sparsemask import UseError
 from sparsemask.engine import data
 from sparsemask.engine.randomness import draw_words
+from sparsemask.tasks.classification import ClassificationTask
 from sparsemask.tasks.classification_data import Cut, FilePictures, HeldPictures, Part, augment
 from sparsemask.tasks.classification_layouts import find_pictures, split_tenths
 from sparsemask.tasks.classification_options import STATISTICS
@@ -221,6 +231,67 @@ def test_imagenet_folders(tmp_path, validation):
     write_classes(tmp_path / validation, {"n09": 1})
     with pytest.raises(UseError, match="class 'n09' is not among the 2"):
         find_pictures(tmp_path)
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAINING", "training"])
+@pytest.mark.parametrize("held", ["val", "valid", "Validation", "VAL", "test", "Testing", "eval"])
+def test_the_usual_names_of_parts_in_any_case(tmp_path, train, held):
+    write_classes(tmp_path / train, {"cat": 3, "dog": 4}, (8, 8))
+    write_classes(tmp_path / held, {"dog": 2}, (8, 8))
+    found = find_pictures(tmp_path)
+    assert found.classes == ["cat", "dog"] and (len(found.training), found.validation.labels.tolist()) == (7, [1, 1])
+    assert found.said() == f"7 for training ({train}/), 2 for validation ({held}/), 2 classes"
+
+
+def test_what_is_not_read_is_said(tmp_path):
+    for name, count in (("Training", 3), ("valid", 2), ("Testing", 2), ("raw", 1)):
+        write_classes(tmp_path / name, {"cat": count, "dog": count}, (8, 8))
+    assert find_pictures(tmp_path).said() == (
+        "6 for training (Training/), 4 for validation (valid/), 2 classes; not used: Testing/, raw/"
+    )
+    write_classes(tmp_path / "b" / "Training", {"cat": 12, "dog": 12}, (8, 8))
+    write_classes(tmp_path / "b" / "more", {"cat": 1}, (8, 8))
+    assert find_pictures(tmp_path / "b").said() == (
+        "22 for training (Training/), 2 for validation (every tenth of each class), 2 classes; not used: more/"
+    )
+    assert find_pictures(write_classes(tmp_path / "c", {"cat": 2, "dog": 2}, (8, 8))).said() == (
+        f"2 for training (2 class folders in {tmp_path / 'c'}), 2 for validation (every tenth of each class), 2 classes"
+    )
+    assert find_pictures(write_npz(tmp_path / "n")).said() == (
+        "30 for training (train.npz), 10 for validation (test.npz), 10 classes"
+    )
+
+
+def test_parts_that_cannot_be_told_are_refused_and_trains_are_a_class(tmp_path):
+    for name in ("val", "Testing"):
+        write_classes(tmp_path / "a" / name, {"cat": 2, "dog": 2}, (8, 8))
+    with pytest.raises(UseError, match="Testing/ and val/ here, of which none has class folders to train on"):
+        find_pictures(tmp_path / "a")
+    with pytest.raises(UseError, match="Train/ and val/ here, of which none has class folders"):
+        find_pictures(write_classes(tmp_path / "b", {"Train": 2, "val": 2}, (8, 8)))
+    for name in ("train", "Training"):
+        write_classes(tmp_path / "c" / name, {"cat": 2, "dog": 2}, (8, 8))
+    with pytest.raises(UseError, match="Training/ and train/ are one part by their names"):
+        find_pictures(tmp_path / "c")
+    write_classes(tmp_path / "e" / "Test", {"cat": 2}, (8, 8))
+    with pytest.raises(UseError, match="Test/ beside 2 class folders: put what trains into train/"):
+        find_pictures(write_classes(tmp_path / "e", {"cat": 2, "dog": 2}, (8, 8)))
+    found = find_pictures(write_classes(tmp_path / "d", {"bus": 2, "train": 2}, (8, 8)))
+    assert found.classes == ["bus", "train"]
+
+
+def test_check_says_what_was_read_and_refuses_one_class(tmp_path, capsys):
+    write_classes(tmp_path / "Training", {"cat": 3, "dog": 4, "eel": 1}, (8, 8))
+    write_classes(tmp_path / "valid", {"dog": 2}, (8, 8))
+    ClassificationTask(options(data_root=tmp_path)).check()
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "pictures: 8 for training (Training/), 2 for validation (valid/), 3 classes"
+    assert second == "note: no validation pictures of 2 classes (cat, eel)"
+    x, y = pictures(20, classes=1)
+    for labels in (y, y + 3):
+        np.savez(tmp_path / "one.npz", x=x, y=labels)
+        with pytest.raises(UseError, match="one class alone has training pictures"):
+            ClassificationTask(options(data_root=tmp_path / "one.npz")).check()
 
 
 def test_class_folders_alone_are_split_and_small_ones_held(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from sparsemask.devices import arithmetic
 from sparsemask.errors import UseError
 from sparsemask.points import semantickitti
 from sparsemask.points.labels import class_weights
-from sparsemask.points.ply import read_ply
+from sparsemask.points.ply import read_ply, write_ply
 from sparsemask.points.prepare import prepare_semantickitti_scans
 from sparsemask.tasks.points import PointsTask
 
@@ -176,3 +178,35 @@ def test_what_cannot_be_is_one_line(room_folder, name, given, words):
     with pytest.raises(UseError, match=words) as error:
         tasks.get(name, options(**given)).check()
     assert "\n" not in str(error.value)
+
+
+def relabelled(room_folder, folder, change):
+    """A copy of the rooms with other labels in them."""
+    shutil.copytree(room_folder, folder)
+    for path in sorted(folder.rglob("sub_*/*.ply")):
+        content = read_ply(path)
+        columns = {name: np.asarray(content[name]) for name in content}
+        columns["class"] = change(path.stem, columns["class"]).astype(columns["class"].dtype)
+        write_ply(path, columns)
+    return folder
+
+
+def test_labels_of_points_that_teach_nothing_are_refused_and_absent_classes_named(room_folder, tmp_path, capsys):
+    tasks.get("s3dis", options(data_root=str(room_folder), grid=0.25)).check()
+    capsys.readouterr()
+    one = relabelled(room_folder, tmp_path / "one", lambda name, old: np.full_like(old, 2))
+    with pytest.raises(UseError, match="one class alone occurs in the 1 training clouds .2 wall.: nothing to tell"):
+        tasks.get("s3dis", options(data_root=str(one), grid=0.25)).check()
+    few = relabelled(room_folder, tmp_path / "few", lambda name, old: np.arange(len(old)) % 3)
+    tasks.get("s3dis", options(data_root=str(few), grid=0.25)).check()
+    training, validation = capsys.readouterr().err.splitlines()
+    assert training.startswith("note: 10 of 13 classes never occur in the 1 training clouds: 3 beam, 4 column")
+    assert "validation clouds" in validation
+
+
+def test_scans_without_labels_are_no_training_data(scans, tmp_path):
+    shutil.copytree(scans, tmp_path / "scans")
+    for path in (tmp_path / "scans").glob("*/00/labels/*.npy"):
+        path.unlink()
+    with pytest.raises(UseError, match="no point has a class in the 2 training clouds"):
+        tasks.get("semantickitti", options(task="semantickitti", data_root=str(tmp_path / "scans"))).check()

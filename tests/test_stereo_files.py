@@ -254,7 +254,7 @@ def test_lists(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "no pairs"), ("a b c d", "line 1: 4 names"), ("a b c\nd", "line 2: 1 names"), (None, "list not found")],
+    [("", "list is empty"), ("a b c d", "line 1: 4 names"), ("a b c\nd", "line 2: 1 names"), (None, "list not found")],
 )
 def test_bad_lists(tmp_path, text, words):
     if text is not None:

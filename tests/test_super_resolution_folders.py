@@ -186,7 +186,7 @@ def no_picture(folder):
 
 
 def deep(folder):
-    write(folder / "0002.png", np.zeros((48, 64), np.uint16))
+    write(folder / "0002.png", np.full((48, 64), 900, np.uint16))
     return {"hr_path": folder}, "0002.png: not readable .* 8 bits"
 
 

@@ -124,6 +124,18 @@ def test_turned_cameras_profiles_and_resolution(place):
         assert round(out.info["dpi"][0]) == 300
 
 
+def test_floats_are_scaled_and_said(place, capfd):
+    grey = np.array(colours().convert("L"))
+    Image.fromarray(grey).save("grey.png")
+    Image.fromarray(grey.astype(np.float32) / 255).save("a.tif")
+    for name, out in (("grey.png", "b.png"), ("a.tif", "c.png")):
+        assert upscale.main([name, out, "--weights", "smsr_x2.safetensors"]) == 0
+    assert "note: a.tif: floats of 0 to 1 were multiplied by 255" in capfd.readouterr().out
+    assert np.abs(np.array(Image.open("b.png")).astype(int) - np.array(Image.open("c.png"))).max() <= 1
+    Image.fromarray(grey.astype(np.float32) / 100).save("a.tif")
+    fails(capfd, upscale.main, ["a.tif", "d.png", "--weights", "smsr_x2.safetensors"], ["a.tif", "floats from 0"])
+
+
 def test_what_a_format_cannot_hold_is_said(place, capfd):
     with_alpha().save("a.png")
     upscale.main(["a.png", "out.jpg", "--weights", "smsr_x2.safetensors"])

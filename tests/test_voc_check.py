@@ -71,7 +71,7 @@ def noise(size: tuple[int, int], kind: str) -> bytes:
             lambda d: save_label(d / "gt/b.png", np.full((10, 16), 21)),
             "range",
             "gt/b.png",
-            "label 21 beyond 21",
+            "label 21 beyond the 21 classes",
         ),
         (
             lambda d: Image.new("RGB", (16, 10)).save(d / "gt/b.png"),

@@ -41,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparsemask.tables import table
 
     network, prepare, source = _load(options)
-    pictures = [prepare(read_picture(path).colour) for path in options.pictures]
+    read = [read_picture(path) for path in options.pictures]
+    for path, picture in zip(options.pictures, read, strict=True):
+        for text in picture.said:
+            print(f"note: {path}: {text}")
+    pictures = [prepare(picture.colour) for picture in read]
     layers = zero_shares(network, pictures)
     if not layers:
         raise UseError(f"{source}: no ReLU in this network")

@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from sparsemask.stereo.framing import make_pair, pad16, picture_of, unpad
     from sparsemask.stereo.pairs import read_pictures
+    from VOC12.images import picture_notes
 
     left, right = read_pictures(options.left, options.right)
     network, source = find_network(options.weights, options.maxdisp)
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{options.left} {left.shape[1]}x{left.shape[0]} -> {', '.join(str(file) for file in files.values())}: "
         f"{disparity.min():.1f} to {disparity.max():.1f} px, {spent:.2f} s{pieces}; kept fraction {kept:.2f} ({source})"
     )
-    for line in lost:
+    notes = [f"{name}: {text}" for name in (options.left, options.right) for text in picture_notes(name)]
+    for line in [*notes, *lost]:
         print(f"note: {line}")
     if options.show_masks:
         shown = picture_of(pair.left[0]), [mask[0, 0].cpu().numpy() for mask in masks], found[0].cpu().numpy()

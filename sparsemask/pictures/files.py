@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from sparsemask.errors import UseError, one_line
 from sparsemask.files import write_bytes
+from VOC12.images import deep_colours, grey_levels, is_deep, upright
 
 # Formats that are written, by suffix; and which of them have room for alpha and for 16 bits of grey.
 _WRITTEN = {
@@ -34,6 +35,8 @@ class Picture:
     """16 bits a value (grey only: the decoder has no deep colours)."""
     notes: dict = field(default_factory=dict)
     """What is written back with it: colour profile, resolution."""
+    said: list[str] = field(default_factory=list)
+    """What reading changed beyond the file's format, in words."""
 
     @property
     def size(self) -> str:
@@ -59,8 +62,9 @@ def read_picture(path: str | os.PathLike) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are large but possible
             with Image.open(path) as opened:
+                said = ["16 bits a colour became 8"] if deep_colours(opened) else []
                 opened.load()
-                return _decoded(opened)
+                return _decoded(opened, said)
     except UnidentifiedImageError:
         raise UseError(f"{path}: not a picture that can be read") from None
     except Image.DecompressionBombError as error:
@@ -68,16 +72,16 @@ def read_picture(path: str | os.PathLike) -> Picture:
     except (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UseError(f"{path}: truncated or not a picture ({one_line(error)[:100]})") from None
+        raise UseError(f"{path}: truncated or not a picture ({one_line(error)[:160]})") from None
 
 
-def _decoded(opened: Image.Image) -> Picture:
+def _decoded(opened: Image.Image, said: list[str]) -> Picture:
     notes = {k: opened.info[k] for k in ("icc_profile", "dpi") if opened.info.get(k)}
-    shown = ImageOps.exif_transpose(opened)
-    if shown.mode.startswith("I;16") or shown.mode in ("I", "F"):
-        values = np.asarray(shown, dtype=np.float32)
-        deep = shown.mode != "F"
-        return Picture(_tripled(values / 257 if deep else values), grey=True, deep=deep, notes=notes)
+    shown = upright(opened)
+    if is_deep(shown):
+        levels, note = grey_levels(shown)
+        deep = shown.mode != "F"  # 16 bits stay 16 where the result is written as such
+        return Picture(_tripled(levels), grey=True, deep=deep, notes=notes, said=said if deep else [*said, note])
     alpha = None
     if "A" in shown.getbands() or "a" in shown.getbands() or "transparency" in shown.info:
         shown = shown.convert("RGBA")  # palettes with a transparent colour too
@@ -85,7 +89,7 @@ def _decoded(opened: Image.Image) -> Picture:
     grey = opened.mode in ("1", "L", "LA", "La")
     if opened.mode == "CMYK":
         notes.pop("icc_profile", None)  # of inks; the colours are RGB from here
-    return Picture(np.asarray(shown.convert("RGB"), dtype=np.float32), alpha, grey, notes=notes)
+    return Picture(np.asarray(shown.convert("RGB"), dtype=np.float32), alpha, grey, notes=notes, said=said)
 
 
 def _tripled(values: np.ndarray) -> np.ndarray:

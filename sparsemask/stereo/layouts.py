@@ -1,14 +1,15 @@
 """Which pairs there are: by list files, or by the layouts of the public sets.
 
     list         a line for each pair: LEFT RIGHT DISPARITY, relative to a folder; without DISPARITY: no truth
+                 (as all lists are read: comments, quotes, names with spaces, see :mod:`VOC12.lists`)
     KITTI 2012   [training/]colored_0, colored_1 or image_0, image_1; disp_occ and disp_noc, or one of them
     KITTI 2015   [training/]image_2, image_3, disp_occ_0, disp_noc_0, obj_map
     SceneFlow    any folders ...frames_cleanpass or ...frames_finalpass, with ...disparity beside; left/, right/ below
     Middlebury   folders, up to two levels down, with im0.png, im1.png and disp0GT.pfm or disp0.pfm [mask0nocc.png]
     flat         NAME_left.png, NAME_right.png and NAME_disp.npz, .pfm or .png (scikit-image's motorcycle)
 
-SceneFlow is validated on what lies below TEST/, if anything does. Of all others the first four fifths train (of KITTI
-2015's 200 pairs 160, of which 40 remain); a single pair does both.
+Pictures may have any suffix. SceneFlow is validated on what lies below TEST/, if anything does. Of all others the first
+four fifths train (of KITTI 2015's 200 pairs 160, of which 40 remain); a single pair does both.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sparsemask.errors import UseError
+from sparsemask.stereo.files import SUFFIXES as MAPS
 from sparsemask.stereo.pairs import PairFiles
+from VOC12.images import SUFFIXES, find_picture, is_picture
+from VOC12.lists import columns_of, read_numbered
 
+_NAMED = (*SUFFIXES, *MAPS)  # what may stand in a list
 _FRAMES = ("frames_cleanpass", "frames_finalpass")
-_PICTURES = (".png", ".webp", ".jpg", ".jpeg", ".ppm")
 _KITTI = (
     ("image_2", "image_3", ("disp_occ_0", "disp_noc_0")),
     ("colored_0", "colored_1", ("disp_occ", "disp_noc")),
@@ -37,21 +41,12 @@ def read_list(path: str | os.PathLike, root: str | os.PathLike | None = None) ->
     """
     path = Path(path)
     root = path.parent if root is None else Path(root)
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        raise UseError(f"list not found: {path}") from None
-    except (UnicodeDecodeError, IsADirectoryError):
-        raise UseError(f"{path}: no list: expected text, LEFT RIGHT DISPARITY in a line") from None
     found = []
-    for number, line in enumerate(lines, 1):
-        parts = line.split()
-        if parts and len(parts) not in (2, 3):
+    for number, entry in read_numbered(path):
+        parts = columns_of(entry, _NAMED)
+        if len(parts) not in (2, 3):
             raise UseError(f"{path}, line {number}: {len(parts)} names, expected LEFT RIGHT DISPARITY")
-        if parts:
-            found.append(_with_companions(_name(parts[0]), *(root / part for part in parts)))
-    if not found:
-        raise UseError(f"{path}: no pairs in this list")
+        found.append(_with_companions(_name(parts[0]), *(root / part for part in parts)))
     return found
 
 
@@ -101,7 +96,8 @@ def _kitti(root: Path) -> Iterator[PairFiles]:
             known = [base / truth for truth in truths if (base / truth).is_dir()]
             if known and (base / left).is_dir() and (base / right).is_dir():
                 for file in sorted(known[0].glob("*.png")):
-                    yield _with_companions(file.stem, base / left / file.name, base / right / file.name, file)
+                    pictures = (_picture(base / side, file.stem) for side in (left, right))
+                    yield _with_companions(file.stem, *pictures, file)
                 return
 
 
@@ -111,8 +107,8 @@ def _sceneflow(root: Path) -> Iterator[PairFiles]:
         passes = [folder for folder in folders if folder.name.endswith(kind)]
         for frames in passes:
             maps = frames.with_name(frames.name.removesuffix(kind) + "disparity")
-            for left in sorted(p for p in frames.rglob("left/*") if p.suffix.lower() in _PICTURES):
-                right = left.parent.with_name("right") / left.name
+            for left in sorted(filter(is_picture, frames.rglob("left/*"))):
+                right = _picture(left.parent.with_name("right"), left.stem)
                 truth = (maps / left.relative_to(frames)).with_suffix(".pfm")
                 yield _with_companions(_name(left.relative_to(root)), left, right, truth)
         if passes:
@@ -120,19 +116,19 @@ def _sceneflow(root: Path) -> Iterator[PairFiles]:
 
 
 def _middlebury(root: Path) -> Iterator[PairFiles]:
-    for left in sorted(p for depth in ("", "*/", "*/*/") for p in root.glob(f"{depth}im0.png")):
+    for left in sorted(p for depth in ("", "*/", "*/*/") for p in root.glob(f"{depth}im0.*") if is_picture(p)):
         truth = next((p for name in ("disp0GT", "disp0") if (p := left.with_name(f"{name}.pfm")).is_file()), None)
         if truth is not None:
-            yield _with_companions(left.parent.name, left, left.with_name("im1.png"), truth)
+            yield _with_companions(left.parent.name, left, _picture(left.parent, "im1"), truth)
 
 
 def _flat(root: Path) -> Iterator[PairFiles]:
-    for left in sorted(root.glob("*_left.png")):
-        name = left.name.removesuffix("_left.png")
+    for left in sorted(filter(is_picture, root.glob("*_left.*"))):
+        name = left.stem.removesuffix("_left")
         maps = [root / f"{name}_disp{suffix}" for suffix in (".npz", ".pfm", ".png")]
         truth = next((file for file in maps if file.is_file()), None)
         if truth is not None:
-            yield _with_companions(name, left, root / f"{name}_right.png", truth)
+            yield _with_companions(name, left, _picture(root, f"{name}_right"), truth)
 
 
 _LAYOUTS: dict[str, Callable[[Path], Iterator[PairFiles]]] = {
@@ -141,6 +137,11 @@ _LAYOUTS: dict[str, Callable[[Path], Iterator[PairFiles]]] = {
     "Middlebury": _middlebury,
     "flat": _flat,
 }
+
+
+def _picture(folder: Path, stem: str) -> Path:
+    """The picture of this name in a folder, whatever its suffix; where none is there, a PNG that is absent."""
+    return find_picture(folder, stem) or folder / f"{stem}.png"
 
 
 def _name(left: str | Path) -> str:

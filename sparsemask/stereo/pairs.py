@@ -10,6 +10,7 @@ import numpy as np
 
 from sparsemask.errors import UseError
 from sparsemask.stereo.files import read_disparity, read_picture
+from VOC12.images import exif_words
 
 
 class PairFiles(NamedTuple):
@@ -53,7 +54,10 @@ def read_pictures(left: Path | str, right: Path | str) -> tuple[np.ndarray, np.n
     found = read_picture(left), read_picture(right)
     if found[0].shape != found[1].shape:
         a, b = (_size(one) for one in found)
-        raise UseError(f"{right}: {b} pixels, but the left picture {left} has {a}: a pair has one size")
+        turned = [exif_words(one) for one in (right, left)]
+        raise UseError(
+            f"{right}: {b} pixels{turned[0]}, but the left picture {left} has {a}{turned[1]}: a pair has one size"
+        )
     return found
 
 
@@ -94,7 +98,8 @@ def _foreground(files: PairFiles, left: np.ndarray) -> np.ndarray | None:
 
 def _same_size(values: np.ndarray, path: Path, left: np.ndarray, picture: Path) -> None:
     if values.shape != left.shape[:2]:
-        raise UseError(f"{path}: {_size(values)} values for the {_size(left)} pixels of {picture}")
+        turned = exif_words(picture, values.shape)
+        raise UseError(f"{path}: {_size(values)} values for the {_size(left)} pixels of {picture}{turned}")
 
 
 def _size(array: np.ndarray) -> str:

@@ -17,7 +17,7 @@ from sparsemask.tasks.dense import IGNORE, DenseTask
 from sparsemask.tasks.folders import Pair, folder_pairs
 from sparsemask.tasks.segmentation import SegmentationTask
 from VOC12.dataset import SegmentationDataset
-from VOC12.lists import load_class_names, pairs_from_lists, read_list
+from VOC12.lists import LABEL_SUFFIXES, load_class_names, pairs_from_lists, read_list
 from VOC12.palette import read_label
 
 CLASSES = 150
@@ -40,7 +40,7 @@ class Ade20kTask(SegmentationTask):
     """Segmentation of ADE20K."""
 
     primary = "miou"
-    reads_voc = False
+    reads_indices = reads_voc = False
     pairs = DenseTask.pairs
 
     @staticmethod
@@ -64,7 +64,7 @@ class Ade20kTask(SegmentationTask):
         root, part = ade20k_root(root), _FOLDERS[which]
         images, labels = root / "images" / part, root / "annotations" / part
         listed = getattr(self._options, f"{which}_list")
-        return pairs_from_lists(images, labels, listed) if listed else folder_pairs(images, labels)
+        return pairs_from_lists(images, labels, listed) if listed else folder_pairs(images, labels, LABEL_SUFFIXES)
 
     def dataset(self, pairs: list[Pair], **settings) -> Ade20kDataset:
         """Pictures with their class indices."""

@@ -13,6 +13,7 @@ from sparsemask.files import must_exist
 from sparsemask.tasks.dense import IGNORE
 from sparsemask.tasks.folders import Pair, folder_pairs
 from sparsemask.tasks.maps import read_grey
+from VOC12.lists import LABEL_SUFFIXES
 
 SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")}
 
@@ -34,7 +35,7 @@ def bsds_pairs(root: Path, split: str) -> list[Pair]:
     return [
         pair
         for part in parts
-        for pair in folder_pairs(root / "images" / part, root / "groundTruth" / part, (".mat", ".png"))
+        for pair in folder_pairs(root / "images" / part, root / "groundTruth" / part, (".mat", *LABEL_SUFFIXES))
     ]
 
 

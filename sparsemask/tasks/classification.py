@@ -12,7 +12,6 @@ import argparse
 import csv
 import io
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,12 +21,13 @@ import torch.nn.functional as F
 
 from sparsemask.engine import distributed
 from sparsemask.engine.data import Listed, make_loader, plainly
-from sparsemask.errors import UseError, say
+from sparsemask.errors import UseError
 from sparsemask.files import write_text
 from sparsemask.tasks.classification_data import Cut, FilePictures, HeldPictures, Part, data_set
 from sparsemask.tasks.classification_layouts import LabelledPictures, find_pictures
 from sparsemask.tasks.classification_options import STATISTICS, add_options
 from sparsemask.tasks.classification_scores import TOP, ClassificationMeter, ClassificationScores
+from sparsemask.tasks.notes import say_how_read, warn
 
 _LARGE = 224  # side of what networks take of pictures that are not small
 
@@ -97,11 +97,19 @@ class ClassificationTask:
 
     def check(self) -> None:
         """Read the first picture of each part; say what is not as one might think."""
-        for source in (self.train_data, self.eval_data):
+        if not self._options.sample:
+            warn(f"pictures: {self.pictures.said()}")
+        for which, source in (("training", self.train_data), ("validation", self.eval_data)):
             source.load(0)
-        absent = [name for k, name in enumerate(self.classes) if not (self.pictures.training.labels == k).any()]
-        if absent and distributed.rank() == 0:
-            say(f"note: no training pictures of {len(absent)} classes ({', '.join(absent[:5])})", sys.stderr)
+            if not source.part.held:
+                say_how_read(which, source.part.pictures[0])
+        if len(np.unique(self.pictures.training.labels)) < 2:
+            raise UseError(f"{self.pictures.title}: one class alone has training pictures: nothing to tell apart")
+        for which, part in (("training", self.pictures.training), ("validation", self.pictures.validation)):
+            absent = [name for k, name in enumerate(self.classes) if not (part.labels == k).any()]
+            if absent:
+                more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+                warn(f"note: no {which} pictures of {len(absent)} classes ({', '.join(absent[:5])}{more})")
 
     def measured_on(self) -> str:
         """The validation pictures in words."""

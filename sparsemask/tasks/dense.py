@@ -13,12 +13,14 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from sparsemask import datasets
 from sparsemask.engine import data, distributed
 from sparsemask.errors import UseError
+from sparsemask.tasks.notes import say_how_read, warn
 from VOC12.dataset import SegmentationDataset
+from VOC12.images import picture_size
+from VOC12.survey import survey
 
 IGNORE = 255
 
@@ -46,9 +48,15 @@ class DenseTask:
     items = "pictures"
     score_flags = ()
     data_flags = ("data_root", "voc_root", "im_path", "gt_path", "training_list", "eval_list")
+    reads_indices = False  # whether labels are index PNG, in which --ignore_index marks what does not count
     reads_voc = False  # whether VOC as VOC12/prepare.py leaves it is data for this task
 
     def __init__(self, options: argparse.Namespace):
+        ignored = getattr(options, "ignore_index", IGNORE)
+        if ignored != IGNORE and not self.reads_indices:
+            raise UseError(
+                f"--ignore_index {ignored}: is for --task segmentation; other tasks' labels have their own rules"
+            )
         self._options = options
         self._train = self._eval = None
 
@@ -145,9 +153,29 @@ class DenseTask:
         return f"validation pictures of {Path(str(named)).name}"
 
     def check(self) -> None:
-        """Read both lists and the first pair of each; UseError for what is absent or of another kind."""
-        for data_set in (self.train_data, self.eval_data):
+        """Read both lists, the first pair of each, and labels until every class has been seen.
+
+        Says which classes never occur, and what reading changes in the first pictures.
+
+        Raises:
+            UseError: what is absent or of another kind, and labels that teach nothing.
+        """
+        for which, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
+            say_how_read(which, data_set.pairs[0][0])
+            self._check_labels(which, data_set)
+
+    def _check_labels(self, which: str, data_set: SegmentationDataset) -> None:
+        """Refuse labels that teach nothing, and name the classes that never occur."""
+        found = survey([label for _, label in data_set.pairs], data_set.read, data_set.n_class)
+        wrong = found.unlabelled(which, data_set.ignore_index)
+        if which == "training":
+            wrong = wrong or found.single(data_set.classes, which)
+        if wrong:
+            advice = found.masks() if self.reads_indices else None
+            raise UseError(f"{wrong}; {advice}" if advice else wrong)
+        if absent := found.absent(data_set.classes, which):
+            warn(f"note: {absent}")
 
     def count(self, target: torch.Tensor) -> float:
         """What the loss of a batch (N,H,W) is to be divided by: its labelled pixels."""
@@ -220,8 +248,7 @@ class DenseTask:
 
     def _unpad(self, index: int, *padded: torch.Tensor) -> list[torch.Tensor]:
         """Cut the centred padding off (H, W) maps of a validation picture."""
-        with Image.open(self.eval_data.pairs[index][0]) as picture:  # the header alone is read
-            width, height = picture.size
+        height, width = picture_size(self.eval_data.pairs[index][0])
         top, left = ((have - size) // 2 for have, size in zip(padded[0].shape, (height, width), strict=True))
         return [one[top : top + height, left : left + width] for one in padded]
 

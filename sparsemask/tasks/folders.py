@@ -7,8 +7,7 @@ from pathlib import Path
 
 from sparsemask.errors import UseError
 from sparsemask.files import must_exist
-
-_JPEG = (".jpg", ".jpeg")
+from VOC12.images import SUFFIXES, is_picture
 
 Pair = tuple[Path, Path]
 
@@ -17,22 +16,22 @@ def folder_pairs(images: Path, labels: Path, suffixes: Sequence[str] = (".png",)
     """All pictures of a folder with the labels of the same stem in another, or in the same one; sorted by name.
 
     Args:
-        images: holds .jpg; .png count as pictures too where the labels are elsewhere.
-        suffixes: of labels, the first that exists is taken.
+        images: holds pictures with any of SUFFIXES; those of labels count as pictures only where labels are elsewhere.
+        suffixes: of labels, in any case; the first that exists is taken.
 
     Raises:
         UseError: no such folder, no pictures in it, or absent labels (the first is named, all are counted).
     """
     must_exist(images, "picture folder")
     must_exist(labels, "label folder")
-    kinds = _JPEG if images == labels else (*_JPEG, ".png")
-    pictures = sorted(path for path in images.iterdir() if path.suffix.lower() in kinds)
+    kinds = [suffix for suffix in SUFFIXES if images != labels or suffix not in suffixes]
+    pictures = sorted(path for path in images.iterdir() if is_picture(path) and path.suffix.lower() in kinds)
     if not pictures:
         raise UseError(f"{images}: no pictures ({', '.join(kinds)}) in this folder")
-    present = {path.name for path in labels.iterdir()}
+    present = {path.stem + path.suffix.lower(): path.name for path in labels.iterdir()}
     pairs, absent = [], []
     for picture in pictures:
-        name = next((picture.stem + s for s in suffixes if picture.stem + s in present), None)
+        name = next((present[picture.stem + s] for s in suffixes if picture.stem + s in present), None)
         pairs.append((picture, labels / (name or picture.stem + suffixes[0])))
         if name is None:
             absent.append(pairs[-1][1])

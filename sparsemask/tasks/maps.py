@@ -13,7 +13,7 @@ from PIL import Image
 from sparsemask.errors import UseError
 from sparsemask.tasks.dense import IGNORE, DenseTask, resize
 from VOC12.dataset import SegmentationDataset
-from VOC12.images import decoding
+from VOC12.images import decoding, grey_levels, is_deep, upright
 
 
 class MapDataset(SegmentationDataset):
@@ -65,15 +65,14 @@ class MapTask(DenseTask):
 
 
 def read_grey(path: str | os.PathLike) -> np.ndarray:
-    """A map of 0 to 255 from a picture file of 1 or 8 bits a channel, uint8 (H, W).
+    """A map of 0 to 255 from a picture file of any mode, uint8 (H, W); 16 bits and floats are scaled like pictures'.
 
     Raises UseError for a missing or broken file, and for 0 and 1 where 0 and 255 are meant.
     """
     with decoding(path), Image.open(path) as image:
         image.load()
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {image.mode}: convert it to 8 bits")
-        grey = np.array(image.convert("L"))
+        shown = upright(image)
+        grey = np.rint(grey_levels(shown)[0]).astype(np.uint8) if is_deep(shown) else np.array(shown.convert("L"))
     if grey.size and grey.max() == 1:
         raise UseError(f"{path}: its values are 0 and 1, expected 0 to 255 (white for yes)")
     return grey

@@ -22,6 +22,7 @@ from sparsemask.engine import distributed
 from sparsemask.engine.data import plainly
 from sparsemask.errors import UseError
 from sparsemask.points.clouds import IGNORED, CloudFile
+from sparsemask.tasks.notes import warn
 from sparsemask.tasks.points_data import (
     Clouds,
     CropSettings,
@@ -32,6 +33,9 @@ from sparsemask.tasks.points_data import (
 from sparsemask.tasks.points_options import add_options
 from sparsemask.tasks.points_scores import PointScores, count_matches, score_text
 from sparsemask.tasks.points_voting import probabilities_of, vote
+from VOC12.survey import LIMIT, survey
+
+_FEW_CLOUDS = 32  # looked at for classes where not all are held
 
 
 class PointsTask:
@@ -127,9 +131,31 @@ class PointsTask:
         return self._once("crops", lambda: EvaluationCrops(self.clouds("eval"), self.settings, length, self.noise))
 
     def check(self) -> None:
-        """Read the first cloud of each part and cut a crop; UseError for what is absent or does not fit."""
+        """Read the first cloud of each part, cut a crop, and look at labels until every class has been seen.
+
+        Raises UseError for what is absent or does not fit, and for labels that teach nothing.
+        """
         self.eval_data[0]
         self.clouds("training")[0]
+        for which in ("training", "eval"):
+            self._check_labels(which)
+
+    def _check_labels(self, which: str) -> None:
+        """Refuse labels that teach nothing, and name the classes that never occur."""
+        clouds = self.clouds(which)
+
+        def read(number: int) -> np.ndarray:
+            labels = clouds[number].labels
+            return (np.full(1, IGNORED) if labels is None else labels).astype(np.uint8)  # -1 becomes 255
+
+        words = "validation" if which == "eval" else which
+        found = survey(range(len(clouds)), read, self.n_output, LIMIT if self.hold else _FEW_CLOUDS, "clouds")
+        if not found.classes:
+            raise UseError(f"no point has a class in {found.labels(words)}: {clouds.names[0]} and on are unlabelled")
+        if which == "training" and (single := found.single(self.classes, words)):
+            raise UseError(single)
+        if absent := found.absent(self.classes, words):
+            warn(f"note: {absent}")
 
     def measured_on(self) -> str:
         """The validation data in words."""

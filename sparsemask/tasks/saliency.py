@@ -2,8 +2,8 @@
 
 --data_root is either layout:
 
-    ECSSD     images/*.jpg and ground_truth_mask/*.png
-    MSRA-B    *.jpg and *.png side by side, in the folder or in its Imgs/
+    ECSSD     images/ and ground_truth_mask/, pictures of any suffix under the same names
+    MSRA-B    pictures and *.png side by side, in the folder or in its Imgs/
 
 Masks are grey, salient from 128 on. --training_list and --eval_list are files of names, a line each, or the word
 `all`; what only one of them leaves over is the other's, and without both every tenth picture is for validation.
@@ -20,7 +20,8 @@ from sparsemask.files import must_exist
 from sparsemask.tasks.folders import Pair, folder_pairs
 from sparsemask.tasks.maps import MapDataset, MapTask, read_grey
 from sparsemask.tasks.saliency_metrics import SaliencyMeter, SaliencyScores
-from VOC12.lists import read_list
+from VOC12.images import SUFFIXES, without_suffix
+from VOC12.lists import read_names
 
 SALIENT = 128
 ALL = "all"
@@ -92,7 +93,7 @@ def all_pairs(root: Path) -> list[Pair]:
     """Every (picture, mask) below a folder in ECSSD's or MSRA-B's layout."""
     must_exist(root, "data folder")
     if (root / "ground_truth_mask").is_dir() or (root / "images").is_dir():
-        return folder_pairs(root / "images", root / "ground_truth_mask")
+        return folder_pairs(root / "images", root / "ground_truth_mask", (".png", *SUFFIXES))
     inner = root / "Imgs" if (root / "Imgs").is_dir() else root
     return folder_pairs(inner, inner)
 
@@ -116,7 +117,7 @@ def _named(pairs: list[Pair], name: str) -> list[Pair]:
     if name == ALL:
         return pairs
     known = {picture.stem: (picture, mask) for picture, mask in pairs}
-    names = [Path(entry).stem for entry in read_list(name)]
+    names = [Path(without_suffix(entry)).name for entry in read_names(name)]
     absent = [entry for entry in names if entry not in known]
     if absent:
         raise UseError(f"{name}: {len(absent)} of {len(names)} pictures absent, first {absent[0]}")

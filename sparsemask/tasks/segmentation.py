@@ -20,7 +20,7 @@ class SegmentationTask(DenseTask):
     """Segmentation of the pictures that the options name."""
 
     primary = "miou"
-    reads_voc = True
+    reads_indices = reads_voc = True
     sample_folder = staticmethod(datasets.sample_folder)
 
     def __init__(self, options: argparse.Namespace):
@@ -40,7 +40,8 @@ class SegmentationTask(DenseTask):
 
     def dataset(self, pairs: list[tuple[Path, Path]], **settings) -> SegmentationDataset:
         """Pictures with their class indices."""
-        return SegmentationDataset(pairs, self.n_class, self.classes, **settings)
+        ignored = getattr(self._options, "ignore_index", IGNORE)
+        return SegmentationDataset(pairs, self.n_class, self.classes, ignore_index=ignored, **settings)
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Sum of the pixel cross-entropy; `output` (N,C,h,w) is resized to `target` (N,H,W), 255 is ignored."""
@@ -84,6 +85,8 @@ class SegmentationTask(DenseTask):
         absent = scores.absent(self.classes)
         if absent:
             lines.append(f"absent from these pictures: {', '.join(absent)}")
+        if not scores.matrix.any():
+            lines.append("no pixel of these pictures has a label: there is nothing to score")
         lines.append(f"mIoU {scores.miou:.4f}  pixel accuracy {scores.pixel_accuracy:.4f}  ({pictures} pictures)")
         return "\n".join(lines)
 

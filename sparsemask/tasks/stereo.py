@@ -26,6 +26,7 @@ from sparsemask.stereo.files import write_disparity
 from sparsemask.stereo.framing import MULTIPLE, picture_of, unpad
 from sparsemask.stereo.pairs import PairFiles
 from sparsemask.stereo.scenes import LEAST
+from sparsemask.tasks.notes import say_how_read
 from sparsemask.tasks.stereo_data import Frames, Scenes, TrainingCrops, TrainingScenes, WholePairs, collate
 from sparsemask.tasks.stereo_options import add_options
 from sparsemask.tasks.stereo_scores import DISPARITY, StereoMeter, StereoScores, valid
@@ -109,6 +110,9 @@ class StereoTask:
         """Read the first pair of each part; UseError for what is absent or does not fit together."""
         self.train_data.sample(0, np.random.default_rng(0))
         self.eval_data[0]
+        for which in ("training", "eval"):
+            if not self._drawn(which):
+                say_how_read(which, self.files(which)[1][0].left)
         if (
             not (self._drawn("training") or self._drawn("eval"))
             and self.files("training")[1] == self.files("eval")[1]

@@ -22,6 +22,7 @@ from sparsemask.errors import UseError, say
 from sparsemask.files import write_bytes
 from sparsemask.tasks import super_resolution_folders as folders
 from sparsemask.tasks.image_metrics import quantise
+from sparsemask.tasks.notes import say_how_read
 from sparsemask.tasks.super_resolution_data import SuperResolutionDataset, repeats
 from sparsemask.tasks.super_resolution_options import LOSSES, add_options, parse_loss, settle_folders
 from sparsemask.tasks.super_resolution_scores import Protocol, SuperResolutionMeter, SuperResolutionScores, enlarged
@@ -101,6 +102,7 @@ class SuperResolutionTask:
         """
         for which, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
+            say_how_read(which, *filter(None, data_set.pairs[0]))
             said = []
             if data_set.left_out:
                 whole = data_set.left_out + len(data_set.store)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparsemask.errors import UseError
+from VOC12.images import SUFFIXES, is_picture
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 DIV2K = "DIV2K"
 _FORMS = (("HR", "LR_bicubic"), ("DIV2K_train_HR", "DIV2K_train_LR_bicubic"))
 _VALID = ("DIV2K_valid_HR", "DIV2K_valid_LR_bicubic")
@@ -149,7 +149,7 @@ def pictures(folder: Path) -> list[Path]:
     """The pictures of a folder, sorted by name; UseError where there are none."""
     if not folder.is_dir():
         raise UseError(f"picture folder not found: {folder}")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found = sorted(filter(is_picture, folder.iterdir()))
     if not found:
         raise UseError(f"{folder}: no pictures ({', '.join(SUFFIXES)}) in this folder")
     return found

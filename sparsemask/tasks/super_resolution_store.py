@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from sparsemask import datasets
 from sparsemask.containers import map_npy
@@ -17,12 +16,12 @@ from sparsemask.errors import UseError, choose, describe, say
 from sparsemask.files import atomic_write
 from sparsemask.resize import imresize
 from sparsemask.tasks.super_resolution_folders import Pair
-from VOC12.images import decoding, read_picture
+from VOC12.images import exif_words, picture_size, read_picture
 
 MEMORY = 2 << 30  # bytes of pictures kept decoded
 KINDS = ("auto", "img", "sep")  # the public code's words: from the files each time, or each decoded once
 _SLOW = 256 << 20  # bytes whose decoding takes long enough to be announced
-_VERSION = 1  # of what is cached on the disk: raise it when any pixel changes
+_VERSION = 2  # of what is cached on the disk: raise it when any pixel changes
 
 
 class PictureStore:
@@ -91,14 +90,10 @@ class PictureStore:
         h, w = picture_size(pair.lr)
         # Sizes that the scale does not divide are rounded either way by those who made the pictures.
         if abs(s * h - height) >= s or abs(s * w - width) >= s:
-            raise UseError(f"{pair.lr}: {w}x{h} pixels times {s} do not fit {pair.hr} of {width}x{height}")
+            turned = exif_words(pair.lr) or exif_words(pair.hr)
+            which = f"; the {'low' if exif_words(pair.lr) else 'high'}-resolution one is{turned}" if turned else ""
+            raise UseError(f"{pair.lr}: {w}x{h} pixels times {s} do not fit {pair.hr} of {width}x{height}{which}")
         return min(h, height // s), min(w, width // s)
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture, from its file's header."""
-    with decoding(path), Image.open(path) as picture:
-        return picture.height, picture.width
 
 
 def _mapped(path: Path, what: str, make: Callable[[], np.ndarray]) -> np.ndarray:

@@ -1,0 +1,95 @@
+"""Which classes occur in labels: what cannot teach anything is refused before training, what is absent is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from VOC12.palette import IGNORE
+
+LIMIT = 1000  # labels looked at where some class has not been seen yet
+_NAMED = 10  # absent classes that are named, the others counted
+
+
+@dataclass
+class Survey:
+    """What labels hold. seen: bool (256,), the values that occur, 255 where ignored. items: what they are called."""
+
+    total: int
+    looked: int = 0
+    seen: np.ndarray = field(default_factory=lambda: np.zeros(256, bool))
+    items: str = "labels"
+
+    def add(self, label: np.ndarray) -> None:
+        """Count a uint8 label."""
+        self.looked += 1
+        self.seen[label] = True
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes that occur."""
+        return np.flatnonzero(self.seen[:IGNORE]).tolist()
+
+    def labels(self, which: str = "") -> str:
+        """'the 12 training labels', or 'the 1000 looked at of 4000 training labels'."""
+        of = " ".join(filter(None, (str(self.total), which, self.items)))
+        return f"the {of}" if self.looked >= self.total else f"the {self.looked} looked at of {of}"
+
+    def unlabelled(self, which: str = "", ignored: int = IGNORE) -> str | None:
+        """What to say where no pixel has a class; None otherwise."""
+        if self.classes:
+            return None
+        return f"no pixel has a class in {self.labels(which)}: all are {ignored}, ignored"
+
+    def single(self, classes: Sequence[str], which: str = "") -> str | None:
+        """What to say where one class alone occurs, which teaches nothing; None otherwise."""
+        if len(self.classes) != 1 or self.classes[0] >= len(classes):
+            return None
+        [number] = self.classes
+        return f"one class alone occurs in {self.labels(which)} ({number} {classes[number]}): nothing to tell apart"
+
+    def masks(self) -> str | None:
+        """Advice where the only values are 0 and 255; None otherwise."""
+        if self.classes != [0] or not self.seen[IGNORE]:
+            return None
+        return (
+            "the only values are 0 and 255, as in 0/255 masks, but 255 is ignored: write 1 in its place, "
+            "or use --task saliency, which reads such masks as they are"
+        )
+
+    def absent(self, classes: Sequence[str], which: str = "") -> str | None:
+        """A line that names the classes that never occur; None where all do."""
+        gone = [f"{number} {name}" for number, name in enumerate(classes) if not self.seen[number]]
+        if not gone:
+            return None
+        named = ", ".join(gone[:_NAMED]) + (f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else "")
+        never = "never occur" if len(gone) > 1 else "never occurs"
+        return f"{len(gone)} of {len(classes)} classes {never} in {self.labels(which)}: {named}"
+
+
+def survey(
+    paths: Sequence, read: Callable[..., np.ndarray], n_class: int, limit: int = LIMIT, items: str = "labels"
+) -> Survey:
+    """Look at labels, spread over the list, until every class has been seen.
+
+    Args:
+        paths: the labels, by path or by number; repeated ones are looked at once.
+        read: gives the class indices of one, uint8 of any shape, 255 where ignored; what it raises is passed on.
+        n_class: number of classes.
+        limit: no more labels than that, as long as two classes have been seen.
+        items: what labels are called in messages.
+    """
+    paths = list(dict.fromkeys(paths))
+    found = Survey(len(paths), items=items)
+    first = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int)).tolist()
+    rest = sorted(set(range(len(paths))) - set(first))
+    for number, index in enumerate([*first, *rest]):
+        if number >= len(first) and len(found.classes) > 1:
+            break
+        found.add(read(paths[index]))
+        if found.seen[:n_class].all():
+            found.looked = found.total  # nothing is absent, whatever the others hold
+            break
+    return found

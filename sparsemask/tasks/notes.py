@@ -1,0 +1,23 @@
+"""Lines that a task says of its data before training, on standard error, once."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from sparsemask.engine import distributed
+from sparsemask.errors import say
+from VOC12.images import picture_notes
+
+
+def warn(text: str) -> None:
+    """One line on standard error, from the first process only."""
+    if distributed.rank() == 0:
+        say(text, sys.stderr)
+
+
+def say_how_read(which: str, *paths: str | os.PathLike) -> None:
+    """What reading changes in the first picture(s) of a part: turned upright, 16 bits or floats scaled."""
+    for path in paths:
+        for text in picture_notes(path):
+            warn(f"note: {which} pictures are read so: {path}: {text}")
