@@ -79,6 +79,15 @@ def test_the_usual_layouts_are_read_by_their_suffix(make, tmp_path):
         np.testing.assert_array_equal(read_scan(tmp_path / "d.bin"), table[:, :3])
 
 
+@pytest.mark.parametrize("draw", ["random", "standard_exponential"])
+def test_small_scans_are_not_refused_by_chance(draw, tmp_path):
+    for seed in range(60):
+        for points in (24, 120, 300, 960):
+            table = getattr(np.random.default_rng(seed), draw)((points, 4)).astype("<f4")
+            table.tofile(tmp_path / "a.bin")
+            np.testing.assert_array_equal(read_scan(tmp_path / "a.bin"), table[:, :3])
+
+
 IMPOSSIBLE = {
     "remission": (lambda t: t * np.float32([1, 1, 1, -1]), "remission would be -.* to -.*--bin_columns N"),
     "too bright": (lambda t: t * np.float32([1, 1, 1, 1e6]), "remission would be"),

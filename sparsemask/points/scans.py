@@ -19,6 +19,7 @@ _FARTHEST = 1e7  # metres; northings of maps stay below it
 _BRIGHTEST = 65535  # remission: 0 to 1, 255 or 65535
 _ALIKE = 0.1  # distance of two columns that hold the same mixture
 _APART = 0.4  # distance of columns that hold something each
+_CHANCE = 8.0  # over the root of the number of points: distance of columns that are drawn alike
 _SOME = 200_000  # points that are looked at
 
 
@@ -90,7 +91,9 @@ def _fitting(values: np.ndarray, size: int, but: int) -> int | None:
     for columns in range(3, 9):
         if size % (4 * columns) == 0 and size >= 64 * columns:
             with np.errstate(all="ignore"):
-                found[columns] = float(_distances(values.reshape(-1, columns)).max())
+                # Of few points columns lie apart by chance.
+                chance = _CHANCE / (len(values) / columns) ** 0.5
+                found[columns] = max(0.0, float(_distances(values.reshape(-1, columns)).max()) - chance)
     # A mixture lies less apart than what it is made of. Multiples of the right number part the columns as well as it
     # does: of such the smallest.
     least = max(_APART, 1.5 * found.pop(but, 0.0), 0.8 * max(found.values(), default=0.0))
