@@ -122,6 +122,27 @@ def test_unregistered_operator_is_named_once():
         multiply_adds(call, (3, 3))
 
 
+def test_torch_s_own_operators_are_not_named_and_keep_their_arguments(monkeypatch):
+    monkeypatch.setattr("sparsemask.costs._warned", set())
+    made = []
+
+    def net(a):
+        made.append(torch.ones(2, dtype=torch.float64))
+        return torch.sinh(a) @ torch.ones(4, 5)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert multiply_adds(net, (3, 4)) == 3 * 4 * 5
+    assert made[0].dtype == torch.float64
+    with pytest.warns(UserWarning, match="aten._trilinear has no formula"):
+        multiply_adds(nn.Bilinear(3, 4, 5), [(2, 3), (2, 4)])
+
+
+def test_the_kept_fraction_is_passed_on():
+    assert measure(nn.Linear(4, 4), (1, 4), time=False).kept_fraction == 1.0
+    assert measure(nn.Linear(4, 4), (1, 4), time=False, kept_fraction=0.25).kept_fraction == 0.25
+
+
 def test_measuring_leaves_no_trace():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
     net.train()

@@ -317,20 +317,24 @@ def run_module(module: str, files: Sequence[str], tree: Path, options: argparse.
     return [f"{module}\n  - {old}\n  + {new}" for old, new in fresh]
 
 
+class Unfit(Exception):
+    """The tests named for a module cannot judge its mutants."""
+
+
 def _baseline(module: str, files: Sequence[str], tree: Path) -> float:
-    """Seconds that a mutant of a module may take; ends the run unless its tests pass, and do import the module."""
+    """Seconds that a mutant of a module may take; raises Unfit unless its tests pass, and do import the module."""
     outcome(tree, files, 600, bytecode=True)
     start = time.monotonic()
     ended = outcome(tree, files, 600)
     seconds = time.monotonic() - start
     if ended != "passed":
-        raise SystemExit(f"{module}: the tests of the unchanged module end with '{ended}': {' '.join(files)}")
+        raise Unfit(f"{module}: the tests of the unchanged module end with '{ended}': {' '.join(files)}")
     path = tree / module
     source = path.read_text()
     try:
         path.write_text(source.replace("\nfrom __future__ import annotations\n", "\nraise SystemError\n", 1))
         if outcome(tree, files, 600) == "passed":
-            raise SystemExit(f"{module}: the tests pass without the module: {' '.join(files)}")
+            raise Unfit(f"{module}: the tests pass without the module: {' '.join(files)}")
     finally:
         path.write_text(source)
     return max(_LEAST, _FACTOR * seconds)
@@ -366,11 +370,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("| module | mutants | run | killed | of these by time | survived | judged |\n|---|---|---|---|---|---|---|")
     fresh = []
     for module, files in modules.items():
-        fresh += run_module(module, [f"tests/{file}" for file in files], tree, options, end)
+        try:
+            fresh += run_module(module, [f"tests/{file}" for file in files], tree, options, end)
+        except Unfit as error:
+            fresh.append(str(error))
     if time.monotonic() > end:
         print("The time is up: the same command goes on.")
     if fresh:
-        print(f"\n{len(fresh)} changes survived that docs/mutants.md does not judge:", *fresh, sep="\n")
+        print(
+            f"\n{len(fresh)} findings: changes that survived and docs/mutants.md does not judge, tests that fail:",
+            *fresh,
+            sep="\n",
+        )
     return bool(fresh)
 
 
