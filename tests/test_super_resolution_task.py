@@ -99,7 +99,9 @@ def test_scores(tmp_path):
         low = imresize(truth.permute(1, 2, 0).numpy(), 0.5)
         made = torch.from_numpy(low.repeat(2, 0).repeat(2, 1)).permute(2, 0, 1)
         assert torch.equal(seen[k], made.float())
-        assert scores.psnrs[k] == psnr(made, truth, 2) and scores.ssims[k] == ssim(made, truth, 2)
+        assert scores.psnrs[k] == psnr(made, truth, 2)
+        # Sums of floats depend on how the processor groups them: on where an array lies, with AVX-512.
+        assert scores.ssims[k] == pytest.approx(ssim(made, truth, 2), abs=1e-12)
         beside = torch.from_numpy(imresize(low, 2)).permute(2, 0, 1)
         assert scores.bicubic_psnrs[k] == psnr(beside, truth, 2)
     assert task.figures(scores) == {"psnr": scores.psnrs.mean(), "ssim": scores.ssims.mean()}
