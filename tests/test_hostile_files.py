@@ -304,10 +304,11 @@ def members(path: Path) -> list[bytes]:
 def test_tar_archives_that_lie(tmp_path, name):
     path = tmp_path / "cifar-10-binary.tar"
     path.write_bytes(TARS[name])
-    refused(members, path)
-    refused(lambda path: archives.open_source(path, archives.VOC), path)
-    refused(lambda path: classification_cifar.find(path.parent), path)
-    with little_memory(), suppress(UseError):  # a file of its own may be no archive at all
+    measured = "row" not in name
+    refused(members, path, measured)
+    refused(lambda path: archives.open_source(path, archives.VOC), path, measured)
+    refused(lambda path: classification_cifar.find(path.parent), path, measured)
+    with suppress(UseError):  # a file of its own may be no archive at all
         assert classification_cifar.find(path) is None
 
 
@@ -351,6 +352,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 YAMLS = {
     "nested lists": "[" * 20_000,
+    "nested lists, not so deep": "[" * 300,
     "nested lists that end": "a: " + "[" * 20_000 + "]" * 20_000,
     "nested mappings": "{a: " * 20_000,
     "nested by lines": "".join(" " * k + "a:\n" for k in range(2000)),
