@@ -15,6 +15,7 @@ import json
 import lzma
 import math
 import os
+import re
 import tarfile
 import warnings
 import zipfile
@@ -343,6 +344,11 @@ def read_yaml(path: str | os.PathLike) -> object:
 
 def parse_yaml(text: str) -> object:
     """The value of YAML text; ValueError or a YAMLError where it is none, nested beyond reason, or grows by aliases."""
+    depth = 0
+    for bracket in re.findall(r"[][{}]", text):  # what the scanner would take long for
+        depth += 1 if bracket in "[{" else -1
+        if depth > 1000:
+            raise ValueError(f"nested more than {_DEEP} levels deep")
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):  # before values are built, which takes a stack as deep
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

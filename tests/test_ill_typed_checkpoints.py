@@ -201,3 +201,50 @@ def test_what_a_search_of_groups_remembers_is_looked_at(name, value):
     with pytest.raises(ValueError, match=f"{name} cannot be"):
         method.restore({**whole, name: value})
     assert not isinstance(value, np.ndarray) and method.state().keys() == whole.keys()
+
+
+RECIPES = [
+    ("arch", 3), ("arch", None), ("arch_options", "shortcut"), ("arch_options", {"widen": 10**6}), ("arch_options", 5),
+    ("n_class", "many"), ("n_class", -1), ("n_class", 10**12), ("variant", 3), ("init", "none"), ("init", []),
+    ("input_shape", [3, 8]), ("input_shape", [3, 8, "x"]), ("input_shape", 5), ("input_shape", [3, 10**9, 8]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), RECIPES)
+def test_recipes_of_networks_are_looked_at(tmp_path, name, value):
+    recipe = {"arch": "wrn16_10", "n_class": 4, "arch_options": {}, "variant": "svd", "init": "svd2"}
+    recipe["input_shape"] = [3, 8, 8]
+    hurt = {**recipe, name: value}
+    path = written({**right(), "space": "hinge", "network": hurt}, tmp_path)
+    with pytest.raises(UseError):
+        spaces.get("hinge").load(path)
+    mask = {"config": hurt, "kept": {"a": [2, 1]}, "merged": [], "threshold": None, "figures": {}}
+    with pytest.raises(UseError):
+        spaces.get("hinge").load(written({**right(), "space": "hinge", "mask": mask}, tmp_path))
+
+
+SHARED = {"space": "connectivity", "backbone_name": "mobilenet_v2", "depth": 8, "n_class": 3, "features": 9,
+          "connections": [[8, 0, 0]], "first_expansion": True}  # fmt: skip
+METADATA = [
+    ("backbone_name", 3), ("backbone_name", ["a"]), ("backbone_name", "hf-hub:a/b"), ("depth", "8"), ("depth", 10**9),
+    ("depth", -1), ("depth", None), ("n_class", 10**12), ("n_class", 10**7), ("features", 10**6), ("features", "9"),
+    ("features", 8), ("connections", 5), ("connections", [[99, 0, 0]]), ("connections", [[0]]), ("connections", "abc"),
+    ("connections", []), ("widths", 3), ("widths", "1x1"), ("widths", "9" * 9000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), METADATA)
+def test_what_shared_networks_say_of_themselves_is_looked_at(tmp_path, name, value):
+    import json
+
+    from safetensors.torch import save_file
+
+    from spaces.connectivity.shared import load_network
+
+    path = tmp_path / "n.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {k: json.dumps(v) for k, v in {**SHARED, name: value}.items()})
+    with pytest.raises(UseError) as error:
+        load_network(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UseError):
+        spaces.get("specialized").load(path)

@@ -25,6 +25,7 @@ SUFFIX = ".npz"
 SPACE = "hinge"
 SPACES = (SPACE, "slim")
 _KEPT = "kept/"
+_MOST = 1 << 24  # groups of a set
 _NEEDED = ("arch", "n_class", "arch_options", "variant", "init", "input_shape")
 
 
@@ -78,6 +79,8 @@ class GroupMask:
         try:
             kept = {}
             for name, (count, *places) in recipe["kept"].items():
+                if not 0 < int(count) <= _MOST:
+                    raise ValueError(f"{name} of {count} groups")
                 kept[name] = np.zeros(int(count), dtype=bool)
                 kept[name][places] = True
             made = cls(dict(recipe["config"]), kept, tuple(recipe["merged"]), recipe["threshold"], recipe["figures"])

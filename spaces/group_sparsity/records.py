@@ -15,7 +15,8 @@ from spaces.group_sparsity.reduction import Reduction
 from sparsemask import report as page
 from sparsemask import session
 from sparsemask.engine.records import read_rows
-from sparsemask.files import write_text
+from sparsemask.errors import UseError
+from sparsemask.files import read_json, write_text
 from sparsemask.pictures import draw_curves
 from sparsemask.pictures.hinge import draw_kept, draw_spectra
 from sparsemask.runs import Run
@@ -41,8 +42,8 @@ def note_start(opened: session.Session, model: nn.Module) -> None:
 def start_norms(run: Run) -> dict[str, list[float]]:
     """Those norms; empty where none were kept."""
     try:
-        found = json.loads((run.folder / _START).read_text())
-    except (OSError, ValueError, RecursionError):
+        found = read_json(run.folder / _START)
+    except (OSError, UseError):
         return {}
     return found if isinstance(found, dict) else {}
 

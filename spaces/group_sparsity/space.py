@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces import register
+from spaces.described import describing, weightless
 from spaces.group_sparsity import loaders, networks
 from spaces.group_sparsity.border import fit_additions
 from spaces.group_sparsity.compress import compress
@@ -20,6 +21,8 @@ from spaces.group_sparsity.merge import merge
 from spaces.group_sparsity.reduction import Reduction, baseline
 from spaces.group_sparsity.rules import Plan, plan_for
 from sparsemask import weights
+from sparsemask.checkpoint_schema import is_plain
+from sparsemask.containers import memory
 from sparsemask.costs import measure
 from sparsemask.errors import UseError, choose
 
@@ -72,15 +75,19 @@ class HingeSpace:
     def config(self, options, shape: Sequence[int] = networks.INPUT_SHAPE) -> dict:
         """The recipe of a network, plain values: what files say of it; `shape` (C, H, W) of its input."""
         found = options if isinstance(options, Mapping) else vars(options)
-        return {
+        recipe = {
             "arch": found.get("arch", "resnet56"),
             "arch_options": parsed(found.get("arch_options")),
-            "n_class": int(found.get("n_class") or 10),
+            "n_class": found.get("n_class") or 10,
             "variant": found.get("variant"),
             "init": found.get("init", "svd2"),
-            "input_shape": [int(n) for n in found.get("input_shape") or shape],
+            "input_shape": list(found.get("input_shape") or shape),
             "fold": found.get("fold", "exact"),
         }
+        for name, right in _RECIPE.items():
+            if not right(recipe[name]):
+                raise UseError(f"a network's recipe: {name} cannot be {recipe[name]!r:.80}")
+        return recipe
 
     def plain(self, config) -> nn.Module:
         """The network as it is without groups, its weights drawn from torch's generator."""
@@ -108,6 +115,7 @@ class HingeSpace:
     def structure(self, config) -> nn.Module:
         """The same, for weights to be loaded into: it need not be factorised with care."""
         config = self.config(config)
+        _check_size(config)
         plain = self.plain(config)
         plan = self.plan(plain, config)
         if config["init"] == "svd2" and all(_tall(plain.get_submodule(name)) for name in plan.splits):
@@ -175,14 +183,15 @@ class HingeSpace:
         if Path(path).suffix == ".safetensors" and "kept" in (said := weights.metadata(path)):
             recipe = said
         state = weights.bare_state(found, path)
-        if isinstance(recipe, Mapping):
-            mask = GroupMask.from_recipe(recipe, path)
-            return self.network(mask, state=state).eval(), mask
-        if isinstance(found.get("network"), Mapping):  # a search's
-            network = self.structure(found["network"])
-            weights.load_strictly(network, state, path)
-            return network.eval(), None
-        return loaders.build(state, path), None
+        with describing(path):
+            if isinstance(recipe, Mapping):
+                mask = GroupMask.from_recipe(recipe, path)
+                return self.network(mask, state=state).eval(), mask
+            if isinstance(found.get("network"), Mapping):  # a search's
+                network = self.structure(found["network"])
+                weights.load_strictly(network, state, path)
+                return network.eval(), None
+            return loaders.build(state, path), None
 
 
 def _graph(plain: nn.Module, config: Mapping):
@@ -194,6 +203,32 @@ def _graph(plain: nn.Module, config: Mapping):
     if (config["variant"] or variants(config["arch"])[0]) not in TRACED:
         return None
     return trace(plain, example(config["input_shape"], plain))
+
+
+def _whole(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+
+
+# What a recipe's entries are: it may come from a stranger's file.
+_RECIPE = {
+    "arch": lambda v: isinstance(v, str),
+    "arch_options": lambda v: all(isinstance(name, str) and is_plain(part) for name, part in v.items()),
+    "n_class": lambda v: _whole(v, 1 << 20),
+    "variant": lambda v: v is None or isinstance(v, str),
+    "init": lambda v: v in INITS,
+    "input_shape": lambda v: len(v) == 3 and all(_whole(n, 1 << 16) for n in v),
+    "fold": lambda v: isinstance(v, str),
+}
+
+
+def _check_size(config: Mapping) -> None:
+    """Raise UseError for a named network whose weights are more than this machine's memory."""
+    if config["arch"] != "connectivity" and networks.architecture(config["arch"]) is not None:
+        with weightless():
+            network = networks.create(config["arch"], config["n_class"], **config["arch_options"])
+        size = sum(4 * one.numel() for one in network.parameters())
+        if size > memory():
+            raise UseError(f"a network's recipe: {config['arch']} of {size >> 30} GiB is more than this machine has")
 
 
 def _tall(conv: nn.Conv2d) -> bool:
