@@ -114,8 +114,8 @@ def _differences(forms: dict, rows: list[dict], task, where) -> list[str]:
 
 def differs(one: float, other: float) -> bool:
     """Whether two figures of forms that must be equal are too far apart; rounding may turn a few masks and labels."""
-    if math.isnan(one) or math.isnan(other):
-        return math.isnan(one) != math.isnan(other)
+    if not (math.isfinite(one) and math.isfinite(other)):
+        return not (one == other or math.isnan(one) and math.isnan(other))
     return not abs(one - other) <= max(_LEAST, _SHARE * max(abs(one), abs(other)))
 
 
