@@ -185,9 +185,10 @@ def following(verb: str, rest: str, config: argparse.Namespace | dict, folder: s
     words = [rest]
     if folder is not None and Path(folder).resolve().parent != Path("runs").resolve():
         words.append(f"--exp_path {shlex.quote(str(Path(folder).parent))}")
-    if verb != "prune":
-        own = [(name, str(flags.get(name) or "")) for name in ("task", "backbone_name", "arch")]
-        words += [f"--{name} {shlex.quote(value)}" for name, value in own if is_own(value)]
+    own = [(name, str(flags.get(name) or "")) for name in ("task", "backbone_name", "arch")]
+    for name, value in own:
+        if is_own(value):  # pruning has none of these flags
+            words.append(f"--{'trust' if verb == 'prune' else name} {shlex.quote(value)}")
     return spoken(verb, " ".join(words))
 
 

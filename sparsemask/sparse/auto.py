@@ -11,7 +11,6 @@ trained, scored and asked for results, nothing is timed: the choice follows from
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from sparsemask.sparse import attended, backends, inverted_residual
 from sparsemask.sparse.calibration import Model, model
+from sparsemask.sparse.native import say_absent
 
 NEAR = 2.0  # tried if predicted to take at most this many times the best one's time
 TRIALS = 4  # calls of each near backend, the first of which only warms up
@@ -40,7 +40,6 @@ class Auto:
     def __init__(self):
         self._seen: OrderedDict[tuple, _Race] = OrderedDict()
         self._lock = threading.Lock()
-        self._told = False
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """None: there is always one that can."""
@@ -134,9 +133,8 @@ class Auto:
         return sorted((n for n in costs if costs[n] <= NEAR * best), key=costs.get)
 
     def _tell(self, x: Tensor, able: dict[str, str | None]) -> None:
-        if x.device.type == "cpu" and x.dtype == torch.float32 and able["native"] and not self._told:
-            self._told = True
-            print(f"sparse kernels in C++ are not to be had, pure PyTorch computes: {able['native']}", file=sys.stderr)
+        if x.device.type == "cpu" and x.dtype == torch.float32 and able["native"]:
+            say_absent(able["native"])
 
     def forget(self) -> None:
         """Forget every choice made so far."""

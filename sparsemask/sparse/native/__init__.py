@@ -7,6 +7,7 @@ time, and not trusted before small problems came out right on the processor at h
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 
 import torch
@@ -25,8 +26,16 @@ def _absent() -> str | None:
         return str(error)
     wrong = selfcheck.trust()
     if wrong is not None:
-        return f"the kernels built here compute wrong results on this processor ({wrong}); please report it"
+        reason = f"the kernels built here compute wrong results on this processor ({wrong}); please report it"
+        say_absent(reason)
+        return reason
     return None
+
+
+@lru_cache(maxsize=1)
+def say_absent(reason: str) -> None:
+    """Say, once, that PyTorch computes in the kernels' place, and why."""
+    print(f"sparse kernels in C++ are not to be had, pure PyTorch computes: {reason}", file=sys.stderr, flush=True)
 
 
 class Native:
