@@ -83,6 +83,8 @@ def npy_header(head: bytes, size: int) -> tuple[tuple[int, ...], bool, np.dtype,
 
     Raises ValueError where it is none, holds objects, or claims more bytes than there are.
     """
+    if head.startswith(b"PK"):
+        raise ValueError("a zip archive, which holds several arrays (.npz)")
     stream = io.BytesIO(head)
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

@@ -61,7 +61,8 @@ def unwrapped(checkpoint: Mapping, what: object) -> dict[str, object]:
 
 def check_finite(state: Mapping[str, object], what: object) -> None:
     """UseError, with the first names, where tensors of a state dict hold NaN or infinite values."""
-    bad = [k for k, v in state.items() if isinstance(v, Tensor) and _floats(v) and not bool(torch.isfinite(v).all())]
+    real = {k: v for k, v in state.items() if isinstance(v, Tensor) and _floats(v) and not v.is_meta}
+    bad = [k for k, v in real.items() if not bool(torch.isfinite(v).all())]
     if bad:
         some = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
         raise UseError(f"{what}: {len(bad)} of {len(state)} tensors are not finite (NaN or infinite): {some}")

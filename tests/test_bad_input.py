@@ -95,7 +95,7 @@ FLAG_CASES = [
     (["--name", "../up"], ["--name '../up'"]),
     (["--name", "s"], ["run runs/s exists", "--resume runs/s"]),
     (["--class_names", "data/train.txt"], ["9 class names for 4 classes"]),
-    (["--lr", "1e30"], ["no longer finite"]),
+    (["--lr", "1e30"], ["not finite", "lower --lr"]),
 ]
 
 

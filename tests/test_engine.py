@@ -140,7 +140,7 @@ def test_pictures_of_various_sizes_are_grouped_in_order():
 def test_checkpoint_of_another_kind_is_refused(tmp_path):
     path = tmp_path / "last.pt"
     base = dict.fromkeys(("model", "optimizer", "scaler", "best", "config"), {})
-    base |= {"step": 3, "space": "connectivity", "verb": "search"}
+    base |= {"step": 3, "space": "connectivity", "verb": "search", "optimizer": []}
     checkpoint.save(path, base)
     assert checkpoint.load(path, "connectivity")["step"] == 3
     with pytest.raises(UseError, match="a checkpoint of space 'connectivity', not of 'smsr'"):

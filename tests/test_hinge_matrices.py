@@ -81,7 +81,7 @@ def test_the_pair_keeps_type_padding_and_mode():
 
 
 def test_what_cannot_be_factorised_is_said():
-    with pytest.raises(UseError, match="unknown initialisation 'svd3'; known: p-disturbance-n"):
+    with pytest.raises(UseError, match="unknown initialisation 'svd3'; did you mean 'svd'\\? known: p-disturbance-n"):
         factorise(torch.zeros(2, 2, 1, 1), "svd3")
     with pytest.raises(ValueError, match="grouped"):
         Pair.of(nn.Conv2d(4, 4, 3, groups=2))

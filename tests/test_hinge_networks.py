@@ -97,7 +97,7 @@ def test_other_depths_of_known_families():
 # What is asked for, and what the one line has to say.
 WRONG = [
     (("resnet21",), {}, "depth 21 does not exist"),
-    (("vgg19",), {}, "unknown network 'vgg19'; known: densenet40"),
+    (("vgg19",), {}, "unknown network 'vgg19'; did you mean 'vgg16'\\? known: densenet40"),
     (("resnet20",), {"shortcut": "B"}, "unknown shortcut 'B'"),
     (("resnet20",), {"widen": 3}, "unknown option of resnet20 'widen'; known: bias, block, shortcut"),
     (("nowhere.at_all:net",), {}, "cannot be imported"),

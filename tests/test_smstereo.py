@@ -96,12 +96,16 @@ def test_gradients_of_the_volume():
     assert torch.autograd.gradcheck(lambda a, b: correlation_volume(a, b, 5, 3), (left, right))
 
 
-def test_the_expectation_without_upsampled_costs_is_the_expectation():
-    cost = torch.randn(2, 8, 5, 6) * 4
+@pytest.mark.parametrize("maxdisp", [1, 8, 19, 32])
+@pytest.mark.parametrize("size", [4, 4000, 1e7])
+def test_the_expectation_without_upsampled_costs_is_the_expectation(size, maxdisp):
+    # Of large costs no disparity comes near the largest coarse one: the exponentials must not vanish all together.
+    cost = torch.randn(2, 8, 5, 6, dtype=torch.float64) * size
     with torch.enable_grad():
-        right = expected_disparity(cost, 32, (20, 24))
+        right = expected_disparity(cost, maxdisp, (20, 24))
     with torch.no_grad():
-        torch.testing.assert_close(expected_disparity(cost, 32, (20, 24)), right, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(expected_disparity(cost, maxdisp, (20, 24)), right, rtol=1e-5, atol=1e-4)
+        assert bool(torch.isfinite(expected_disparity(cost.float(), maxdisp, (20, 24))).all())
 
 
 @pytest.mark.parametrize("name", ["native", "gather"])

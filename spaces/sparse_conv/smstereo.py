@@ -144,21 +144,29 @@ def expected_disparity(cost: Tensor, maxdisp: int, size: tuple[int, int]) -> Ten
     """Costs (B, D, h, w), upsampled to (B, maxdisp, H, W), softmax over disparities, expectation: (B, H, W).
 
     In evaluation disparities pass one after the other, so that the upsampled costs are never held: two of the coarse
-    levels are mixed for each of the fine ones, and weighted by exponentials relative to the largest coarse cost.
+    levels are mixed for each of the fine ones, and weighted by exponentials relative to the largest fine cost.
     """
     if torch.is_grad_enabled():
         cost = F.interpolate(cost[:, None], (maxdisp, *size), mode="trilinear", align_corners=False)[:, 0]
         values = torch.arange(maxdisp, dtype=cost.dtype, device=cost.device)
         return (F.softmax(cost, 1) * values.view(1, -1, 1, 1)).sum(1)
     wide = F.interpolate(cost, size, mode="bilinear", align_corners=False)
-    top = wide.amax(1)  # no upsampled cost is larger
-    weight, value = torch.zeros_like(top), torch.zeros_like(top)
-    levels = cost.shape[1]
+    levels, lowest = cost.shape[1], torch.finfo(cost.dtype).min
+    places: list[tuple[int, int, float]] = []  # of every disparity: the two coarse levels, and the upper one's share
     for d in range(maxdisp):
         at = max((d + 0.5) * levels / maxdisp - 0.5, 0.0)
         low = min(int(at), levels - 1)
-        high, share = min(low + 1, levels - 1), at - low
-        one = torch.lerp(wide[:, low], wide[:, high], share).sub_(top).exp_()
+        places.append((low, min(low + 1, levels - 1), at - low))
+    fine = lambda d: torch.lerp(wide[:, places[d][0]], wide[:, places[d][1]], places[d][2])
+    # Not the largest coarse cost: no disparity need come near it, and then all exponentials vanish. Between two coarse
+    # levels costs are a line, of which an end is the largest.
+    top = torch.full_like(wide[:, 0], lowest)
+    for d in range(maxdisp):
+        if d in (0, maxdisp - 1) or places[d - 1][0] != places[d][0] or places[d + 1][0] != places[d][0]:
+            top = torch.maximum(top, fine(d))
+    weight, value = torch.zeros_like(top), torch.zeros_like(top)
+    for d in range(maxdisp):
+        one = fine(d).sub_(top).exp_()
         weight += one
         value.add_(one, alpha=d)
     return value / weight
