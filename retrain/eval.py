@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         family.pool_predictions(made.resolve(given))
         return 0
     options, model, where, run = open_trained(made, given)
-    family.evaluate(options, model, where, run)
+    status = family.evaluate(options, model, where, run)
     distributed.stop()
-    return 0
+    return status or 0
 
 
 if __name__ == "__main__":

@@ -131,22 +131,27 @@ def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
     return model, {"mask": saved}
 
 
-def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
-    """The network to share, its mask file, costs and pictures, and the line that says what to do next."""
+def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> int:
+    """The network to share, its mask file, costs and pictures, and the line that says what to do next.
+
+    Returns 1 where what skips and what multiplies by masks differ, else 0.
+    """
     run = opened.run
     found = conclude(opened, model, task)
     share(opened, model, found, checkpoint.load(run.last)["mask"]["threshold"])
+    wrong = found["milliseconds"] is None
+    times = "" if wrong else f", {found['milliseconds']:.1f} ms (dense {found['milliseconds_dense']:.1f})"
     opened.say(
         f"retrained: {task.primary} {result.get(task.primary, float('nan')):.4f}; kept fraction "
         f"{found['kept_fraction']:.3f}, {format_count(found['parameters'])} parameters, multiply-adds "
-        f"{format_count(found['multiply_adds'])} of {format_count(found['multiply_adds_dense'])}, "
-        f"{found['milliseconds']:.1f} ms (dense {found['milliseconds_dense']:.1f})"
+        f"{format_count(found['multiply_adds'])} of {format_count(found['multiply_adds_dense'])}{times}"
     )
     if note := shortfall(opened, task, result, opened.options.mask_path):
         opened.say(note)
     opened.say(f"run: {run.folder} (network.safetensors, mask{files.SUFFIX}, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")
     opened.say(f"next: {page.next_command(run, 'eval')}")
+    return int(wrong)
 
 
 def share(opened: Session, model: torch.nn.Module, found: dict, threshold: float) -> files.FineMasks:
@@ -215,8 +220,11 @@ def _settle_backend(model: torch.nn.Module, name: str) -> None:
         raise UseError(f"--backend {name}: not available here: {reason}")
 
 
-def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: runs.Run | None) -> None:
-    """Print quality, time of the sparse and the dense form, what was kept and computed."""
+def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: runs.Run | None) -> int:
+    """Print quality, time of the sparse and the dense form, what was kept and computed.
+
+    Returns 1 where what skips and what multiplies by masks differ, else 0.
+    """
     task = tasks.get(options.task, options)
     space = spaces.get(options.space)
     each = None
@@ -228,7 +236,9 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
     scores = task.scores(watch, where, options, options.eval_limit, each=each)
     table, by_module = watch.table(), watch.by_module()
     if distributed.rank():
-        return
+        return 0
+    if watch.disagreement:
+        options.rounds = 0
     say(evaluation_text(space, model, task, scores, table, by_module, where, options))
     if options.out:
         say(f"predictions in {options.out}")
@@ -241,6 +251,10 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
             say(f"report: {page.write_report(run)}")
         except OSError as error:  # the figures are out; a folder that may not be written is not worth failing for
             session.warn(f"not written into {run.folder}: {describe(error) or error}")
+    if watch.disagreement:
+        session.warn(f"error: {watch.disagreement}")
+        return 1
+    return 0
 
 
 def pool_predictions(options: argparse.Namespace) -> None:

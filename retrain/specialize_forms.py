@@ -7,10 +7,9 @@ import math
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 import spaces
-from spaces.sparse_conv.measuring import COLUMNS, Watch
+from spaces.sparse_conv.measuring import COLUMNS, Watch, relative_difference, tolerance
 from sparsemask.engine import data
 from sparsemask.inference import optimize_for_inference
 from sparsemask.session import Session
@@ -21,7 +20,6 @@ from sparsemask.timing import compare
 _TIMED = 4  # validation items
 _EQUAL = (("dense", "kernels"), ("masked", "sparse"))
 _SHARE, _LEAST = 0.02, 0.005  # of a figure, and at least, that rounding may change
-_TOLERANCE = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
 def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[dict], list[str]]:
@@ -105,7 +103,7 @@ def _differences(forms: dict, rows: list[dict], task, where) -> list[str]:
         if unlike:
             said = ", ".join(f"{name} {a[name]:.4f} and {b[name]:.4f}" for name in unlike)
             found.append(f"'{one}' and '{other}' must be equal and are not: {said}")
-        elif not apart <= _TOLERANCE[where.autocast or where.parameters]:
+        elif not apart <= tolerance(where):
             found.append(
                 f"'{one}' and '{other}' must be equal and are not: outputs differ by {apart:.1%} of their size"
             )
@@ -127,18 +125,11 @@ def _apart(one, other, task, where) -> float:
         inputs, _ = data.collate(task.eval_data, [task.eval_data[index]])
         inputs = inputs.to(where.device, where.parameters)
         with where.context():
-            pairs = zip(_tensors(one(inputs)), _tensors(other(inputs)), strict=True)
-            for wanted, found in pairs:
-                apart = float((found - wanted).abs().mean() / wanted.abs().mean().clamp_min(1e-6))
-                worst = apart if math.isnan(apart) else max(worst, apart)
+            apart = relative_difference(one(inputs), other(inputs))
+        worst = apart if math.isnan(apart) else max(worst, apart)
         if math.isnan(worst):
             return worst
     return worst
-
-
-def _tensors(output) -> list[torch.Tensor]:
-    """The floating-point tensors of an output."""
-    return [one.float() for one in tree_leaves(output) if isinstance(one, torch.Tensor) and one.is_floating_point()]
 
 
 def _compiled(network: nn.Module, task, where):

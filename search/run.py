@@ -60,11 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = family.build(opened, task)
         extra = {"verb": "search", "space": options.space, "config": plain(options), **opened.extra}
         result = fit(model, family.method(options), task, options, run, opened.arithmetic, extra, opened.state)
+    status = None
     if opened.main:
         run.note(state="finished", result=result)
-        family.finish(opened, model, task, result)
+        status = family.finish(opened, model, task, result)
     distributed.stop()
-    return 0
+    return status or 0
 
 
 if __name__ == "__main__":

@@ -187,8 +187,11 @@ def build(opened: Session, task) -> torch.nn.Module:
     return model
 
 
-def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
-    """Pictures, costs and report of the search, and the line that says what to do next."""
+def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> int:
+    """Pictures, costs and report of the search, and the line that says what to do next.
+
+    Returns 1 where what skips and what multiplies by masks differ, else 0.
+    """
     options = opened.options
     found = conclude(opened, model, task)
     wanted = "" if options.keep is None else f" (budget {options.keep:g}{missed(found['kept_fraction'], options.keep)})"
@@ -197,6 +200,7 @@ def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
     opened.say(f"run: {opened.run.folder} (pictures in {opened.run.pictures})")
     opened.say(f"report: {page.write_report(opened.run)}")
     opened.say(f"next: {page.next_command(opened.run, 'prune')}")
+    return int(found["milliseconds"] is None)
 
 
 def missed(kept: float, budget: float) -> str:

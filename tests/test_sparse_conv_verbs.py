@@ -26,7 +26,8 @@ from sparsemask.engine.loop import Fit
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
 from sparsemask.fine_masks import load_masks
-from sparsemask.sparse import backend
+from sparsemask.sparse import available_backends, backend
+from sparsemask.sparse.native import Native
 from sparsemask.tasks.super_resolution import SuperResolutionTask
 from sparsemask.weights import load_weights
 from spoilt import listing
@@ -367,3 +368,21 @@ def test_the_issue_s_line_prints_the_published_row(tmp_path, monkeypatch, capfd,
     assert "PSNR 37.991 dB  SSIM 0.9601" in said
     assert "985 k parameters" in said and "224.1 G as published papers count" in said and "223.8 G dense" in said
     assert "24 9 3 0 of 64" in said
+
+
+@pytest.mark.skipif(available_backends()["native"] is not None, reason="no C++ compiler here")
+def test_what_skips_wrongly_has_no_speed(place, monkeypatch, capfd):
+    # As kernels that were wrong on some processors had one.
+    for name in ("conv", "block", "attended_block"):
+        own = getattr(Native, name)
+        monkeypatch.setattr(Native, name, lambda self, *given, own=own: own(self, *given) * 9)
+    with backend("native"):
+        assert retrain.eval.main(["--run", "runs/s", "--rounds", "1"]) == 1
+        out, error = capfd.readouterr()
+        assert "must be equal and are not" in error and "times as fast" not in out and "dense ms" not in out
+        argv = [*TRAIN, "--mask_path", "mask.npz", "--max_iter", "2", "--name", "r"]
+        assert retrain.train.main(argv) == 1
+    out, error = capfd.readouterr()
+    assert "no speed is claimed" in error and "retrained: " in out and " ms (dense" not in out
+    info = json.loads((place / "runs/r/run.json").read_text())
+    assert info["milliseconds"] is None and info["state"] == "finished"

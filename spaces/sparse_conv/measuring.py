@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from spaces.sparse_conv.masking import blocks, mean_kept
 from sparsemask.engine import distributed
-from sparsemask.sparse import repeatable
+from sparsemask.sparse import backend, repeatable
 from sparsemask.tables import table
 from sparsemask.timing import compare
 
@@ -31,8 +33,35 @@ def module_table(channels: dict[str, np.ndarray], by_module: dict[str, dict[str,
     return table(rows, {**columns, "locations": ("kept locations", ".3f"), "kept": ("kept fraction", ".3f")})
 
 
+def relative_difference(found, wanted) -> float:
+    """Mean difference of two outputs over the mean size of `wanted`, the worst of their tensors; NaN where one is."""
+    worst = 0.0
+    for a, b in zip(_tensors(found), _tensors(wanted), strict=True):
+        apart = float((a - b).abs().mean() / b.abs().mean().clamp_min(1e-6))
+        worst = apart if math.isnan(apart) else max(worst, apart)
+        if math.isnan(worst):
+            break
+    return worst
+
+
+def tolerance(arithmetic) -> float:
+    """The relative difference that rounding may make in this arithmetic: it may turn a few masks."""
+    if (arithmetic.autocast or arithmetic.parameters) in (torch.bfloat16, torch.float16):
+        return 0.1
+    return 0.001 if arithmetic.device.type == "cpu" else 0.01  # GPUs may convolve with 10 bits (TF32)
+
+
+def _tensors(output) -> list[Tensor]:
+    """The floating-point tensors of an output."""
+    return [one.float() for one in tree_leaves(output) if isinstance(one, Tensor) and one.is_floating_point()]
+
+
 class Watch:
     """Calls a network picture by picture and remembers, of each, what was kept, computed and how long it took.
+
+    Before anything is timed, the first output is compared with the judge's (backend "reference": everything convolved,
+    then multiplied by the masks). Where they are not the same, `disagreement` says so and nothing is timed: what
+    computes something else has no speed.
 
     Args:
         space: the network's space.
@@ -59,6 +88,7 @@ class Watch:
         self.form = space.fast_form(network) if run is None and hasattr(space, "fast_form") else network
         self.run = run or self.form
         self.run_dense = run_dense or space.dense_form(network)
+        self.disagreement: str | None = None
         self.rows: list[list[float]] = []
         self.modules: list[list[list[float]]] = []
         """Of each picture, each module's (share of kept locations, kept fraction)."""
@@ -76,7 +106,9 @@ class Watch:
         fractions = [float(one.float().mean()) for one in self.form.kept]
         self.modules.append([list(pair) for pair in zip(locations, fractions, strict=True)])
         times = [float("nan")] * 2
-        if self.rounds:
+        if self.rounds and not self.rows:
+            self._judge(out, pictures)
+        if self.rounds and not self.disagreement:
             calls = {"sparse": lambda: self.run(pictures), "dense": lambda: self.run_dense(pictures)}
             with self.arithmetic.context():
                 found = compare(calls, self.rounds, warmup=1, device=pictures.device)
@@ -84,6 +116,15 @@ class Watch:
         executed, dense = counter.get_total_flops() // 2, self.space.dense_cost(self.network, pictures)
         self.rows.append([float(mean_kept(self.form)), executed, dense, *times])
         return out
+
+    def _judge(self, out: Tensor, pictures: Tensor) -> None:
+        with backend("reference"):
+            apart = relative_difference(out, self.run(pictures))
+        if not apart <= tolerance(self.arithmetic):
+            self.disagreement = (
+                f"the network that skips and the one that multiplies by its masks must be equal and are not: outputs "
+                f"differ by {apart:.1%} of their size; no speed is claimed"
+            )
 
     def table(self) -> Tensor:
         """(pictures, 5) float64: COLUMNS of each picture in the task's order, over all processes."""

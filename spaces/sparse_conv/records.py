@@ -46,6 +46,9 @@ def begin(opened: session.Session) -> None:
 def entries(model: nn.Module, watch: Watch, measured_on: str) -> dict:
     """Entries of run.json: means over the pictures a watch has seen."""
     means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
+    if watch.disagreement:
+        session.warn(watch.disagreement)
+        means |= {"ms": None, "dense_ms": None}
     channels = hard_masks(model)
     return {
         "kept_fraction": means["kept"],
