@@ -19,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from sparsemask.containers import stand_in
 from sparsemask.errors import UseError
 
 # The suffixes of pictures, in any case; of several files that one name without suffix may mean, the first here wins.
@@ -62,7 +63,8 @@ def decoding(name: object) -> Iterator[None]:
     except FileNotFoundError:
         raise UseError(f"{name}: no such file") from None
     except UnidentifiedImageError:
-        raise UseError(f"{name}: not readable as a picture (its format is none we know)") from None
+        why = stand_in(name) or "not readable as a picture (its format is none we know)"
+        raise UseError(f"{name}: {why}") from None
     except OSError as error:
         # Pillow reports truncated data as an OSError without a number; one with a number is the system's.
         reason = error.strerror if error.errno else error

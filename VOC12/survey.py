@@ -48,7 +48,7 @@ class Survey:
         if len(self.classes) != 1 or self.classes[0] >= len(classes):
             return None
         [number] = self.classes
-        return f"one class alone occurs in {self.labels(which)} ({number} {classes[number]}): nothing to tell apart"
+        return f"one class alone occurs in {self.labels(which)} ({_called(number, classes)}): nothing to tell apart"
 
     def masks(self) -> str | None:
         """Advice where the only values are 0 and 255; None otherwise."""
@@ -61,12 +61,17 @@ class Survey:
 
     def absent(self, classes: Sequence[str], which: str = "") -> str | None:
         """A line that names the classes that never occur; None where all do."""
-        gone = [f"{number} {name}" for number, name in enumerate(classes) if not self.seen[number]]
+        gone = [_called(number, classes) for number in range(len(classes)) if not self.seen[number]]
         if not gone:
             return None
         named = ", ".join(gone[:_NAMED]) + (f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else "")
         never = "never occur" if len(gone) > 1 else "never occurs"
         return f"{len(gone)} of {len(classes)} classes {never} in {self.labels(which)}: {named}"
+
+
+def _called(number: int, classes: Sequence[str]) -> str:
+    """A class by number and name; by the latter alone where that is 'class NUMBER'."""
+    return classes[number] if classes[number] == f"class {number}" else f"{number} {classes[number]}"
 
 
 def survey(

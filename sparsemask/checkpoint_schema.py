@@ -156,16 +156,20 @@ def check(state: Mapping, what: object) -> None:
     """Raise UseError, naming `what` and the entry at fault, unless every known entry is what it must be."""
     for name, (right, words) in ENTRIES.items():
         if name in state and not right(state[name]):
-            found = _shown(state[name])
+            found = _shown(state[name], words)
             raise UseError(f"{what}: damaged or not of this toolkit: '{name}' must be {words}, found {found}")
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, words: str) -> str:
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)} of {value.dtype}"
-    return f"other entries in a {type(value).__name__}" if isinstance(value, Mapping | list | tuple) else "another type"
+    if isinstance(value, Mapping):
+        return "a mapping" if words.startswith("a ") else "a mapping with other entries"
+    if isinstance(value, list | tuple):
+        return "a list with other entries" if words.startswith("a list") else "a list"
+    return "another type"
 
 
 __all__ = ["ENTRIES", "check", "is_ours", "is_plain", "is_tensor"]

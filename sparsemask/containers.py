@@ -31,6 +31,7 @@ from sparsemask.errors import UseError, describe, one_line
 _PIECE = 1 << 20  # bytes read at a time where a size is only claimed
 _HEADER = 1 << 16  # bytes that the header of an array may have
 _TAR_HEADER = 1 << 24  # bytes that a long name or a PAX header may have
+_PAGE = 1 << 10  # bytes by which a web page or a pointer is known
 _DEFLATE = 1032  # the most that deflate makes of one byte
 _TEXT = 1 << 25  # bytes of a YAML or JSON file
 _DEEP = 64  # levels of nesting in YAML
@@ -59,8 +60,26 @@ def reading(path: object, what: str = "truncated or damaged") -> Iterator[None]:
             if error.filename is None:
                 error.filename = str(path)
             raise
+        if found := stand_in(path):
+            raise UseError(f"{path}: {found}") from None
         why = one_line(error)[:160] or type(error).__name__
         raise UseError(f"{path}: {what} ({why})") from error
+
+
+def stand_in(path: object) -> str:
+    """What was stored in place of a file, in words: a Git LFS pointer or a web page; empty where it is neither."""
+    head = b""
+    if isinstance(path, str | os.PathLike) and os.path.isfile(path):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            head = file.read(_PAGE)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text.startswith(b"version https://git-lfs"):
+        size = re.search(rb"^size (\d{1,18})\s*$", head, re.MULTILINE)
+        of = f" for a file of {int(size[1])} bytes" if size else ""
+        return f"is a Git LFS pointer{of}, not the file itself: fetch it with 'git lfs pull'"
+    if re.match(rb"(?i)<(!doctype|html|head|\?xml)", text):
+        return "is a web page (HTML), not the file itself: download the file, not the page that shows it"
+    return ""
 
 
 def memory() -> int:

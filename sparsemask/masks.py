@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsemask.containers import read_npy
+from sparsemask.containers import read_npy, read_npz
 from sparsemask.errors import UseError
 from sparsemask.files import atomic_write, read_json, write_json
 
 DOWN, UP = 0, 1
+_LARGEST = 1 << 26  # bytes of one array of a mask file
 _NOTED = {"run", "checkpoint", "connections", "mask_path", "carried_from"}  # what the notes beside masks say
 
 
@@ -39,6 +40,8 @@ def save_mask(path: str | os.PathLike, mask: np.ndarray, note: dict | None = Non
 
 def load_mask(path: str | os.PathLike) -> np.ndarray:
     """Read a mask: bool (L, L, 2), checked by :func:`check_mask`; UseError in one line otherwise."""
+    if Path(path).suffix == ".npz" and Path(path).is_file():
+        read_npz(path, "truncated or not a mask file", _LARGEST)  # a torn one says so, rather than be of another kind
     path = _npy(path)
     if path.is_dir():
         raise UseError(f"{path}: is a folder, expected a mask file (.npy)")

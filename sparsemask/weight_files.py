@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparsemask.containers import stand_in
 from sparsemask.errors import UseError, say
 
 # Where the tensors stand inside a checkpoint: ours, then the names public checkpoints use. Of `params` and `params_ema`
@@ -90,12 +91,8 @@ def shard(path: Path) -> str:
 
 def _kind(path: Path, head: bytes) -> str:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if text.startswith(b"version https://git-lfs"):
-        size = re.search(rb"^size (\d{1,18})\s*$", head, re.MULTILINE)
-        of = f" for a file of {int(size[1])} bytes" if size else ""
-        return f"is a Git LFS pointer{of}, not the file itself: fetch it with 'git lfs pull'"
-    if re.match(rb"(?i)<(!doctype|html|head|\?xml)", text):
-        return "is a web page (HTML), not a checkpoint: download the file itself, not the page that shows it"
+    if found := stand_in(path):
+        return found
     if text.startswith(b"{"):
         return _json_kind(path)
     if path.suffix == ".safetensors" and head.startswith(b"PK\x03\x04"):

@@ -39,7 +39,7 @@ NEARLY = [
     (search.run.main, ["--space", "smsr", "--config", "Published"], ["did you mean 'published'?"]),
     (retrain.train.main, ["--sample", "--mask_path", "unett"], ["did you mean 'unet'?", "fcn", "sparsemask-voc"]),
     (retrain.train.main, ["--sample", "--mask_path", "fnc"], ["did you mean 'fcn'?"]),
-    (compress.main, ["voc_sampel"], ["recipe not found", "did you mean 'voc_sample'?"]),
+    (compress.main, ["voc_sampel"], ["recipe not found", "voc_sample); did you mean 'voc_sample'?"]),
 ]
 
 

@@ -40,6 +40,7 @@ from sparsemask.stereo.files import read_disparity
 from sparsemask.tasks import classification_cifar, classification_layouts
 from sparsemask.weights import load_weights, metadata
 from VOC12 import archives, images
+from VOC12.images import read_picture as read_rgb
 
 MUCH = 64 << 20  # bytes that no hostile file of a few kilobytes may cost
 TERA = 1 << 40
@@ -595,3 +596,38 @@ def test_nothing_else_opens_such_files():
         if ELSEWHERE.search(line) and not line.lstrip().startswith(("#", '"'))
     }
     assert set(found) <= KNOWN, {name: line for name, line in found.items() if name not in KNOWN}
+
+
+STAND_INS = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4711\n": "Git LFS pointer for a file of 4711",
+    b"\n<!DOCTYPE html><html>Sign in</html>": "web page",
+}
+
+
+@pytest.mark.parametrize("content", STAND_INS)
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("m.npy", masks.load_mask),
+        ("m.npz", masks.load_mask),
+        ("m.npz", fine_masks.read_arrays),
+        ("p.jpg", read_picture),
+        ("q.jpg", read_rgb),
+        ("c.npy", containers.read_npy),
+    ],
+)
+def test_what_was_stored_in_place_of_a_file_is_said(tmp_path, name, read, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UseError, match=STAND_INS[content]):
+        read(tmp_path / name)
+
+
+def test_a_torn_archive_of_masks_says_so_where_its_space_is_not_known(tmp_path):
+    np.savez_compressed(tmp_path / "m.npz", a=np.arange(100))
+    whole = (tmp_path / "m.npz").read_bytes()
+    (tmp_path / "m.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UseError, match="truncated or not a mask file"):
+        masks.load_mask(tmp_path / "m.npz")
+    (tmp_path / "m.npz").write_bytes(whole)
+    with pytest.raises(UseError, match=r"a connectivity mask is a \.npy file"):
+        masks.load_mask(tmp_path / "m.npz")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import re
 
 import numpy as np
 import pytest
@@ -246,5 +247,18 @@ def test_what_shared_networks_say_of_themselves_is_looked_at(tmp_path, name, val
     with pytest.raises(UseError) as error:
         load_network(path)
     assert "\n" not in str(error.value)
+    if name == "n_class" and value == 10**12:
+        assert re.search(r"from 1 to \d+, found 10+$", str(error.value))
     with pytest.raises(UseError):
         spaces.get("specialized").load(path)
+
+
+def test_what_is_wrong_is_said_in_words():
+    for entry, said in (
+        ({"format": [1]}, "a whole number, found a list$"),
+        ({"step": {}}, "at least 0, found a mapping$"),
+        ({"optimizer": [5]}, "found a list with other entries$"),
+        ({"config": {1: 2}}, "found a mapping$|found a mapping with other entries$"),
+    ):
+        with pytest.raises(UseError, match=said):
+            checkpoint_schema.check(entry, "x.pt")

@@ -63,13 +63,13 @@ def test_absent_classes_are_named_before_training(data, capfd):
     assert training.startswith("note: 18 of 21 classes never occur in the 9 training labels: 2 bicycle, 4 boat, ")
     assert training.endswith(" and 8 more") and "the 3 validation labels" in validation
     made(data, 4, class_names=None).check()
-    assert "1 of 4 classes never occurs in the 9 training labels: 2 class 2" in capfd.readouterr().err
+    assert "1 of 4 classes never occurs in the 9 training labels: class 2" in capfd.readouterr().err
 
 
 NOTHING = {
     "all ignored": (lambda label: np.full_like(label, 255), 4, ["no pixel has a class", "9 training labels", "255"]),
     "0/255 masks": (lambda label: 255 * (label > 0), 2, ["one class alone", "0/255 masks", "--task saliency"]),
-    "background": (lambda label: 0 * label, 4, ["one class alone", "9 training labels (0 class 0)"]),
+    "background": (lambda label: 0 * label, 4, ["one class alone", "9 training labels (class 0)"]),
     "one class": (lambda label: 0 * label, 1, ["one class alone", "nothing to tell apart"]),
 }
 

@@ -64,7 +64,7 @@ def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | N
     name, depth, n_class, features = (said[key] for key in _FIXED)
     for key, value in (("depth", depth), ("n_class", n_class), ("features", features)):
         if not isinstance(value, int) or not 0 < value < _MOST:
-            raise UseError(f"{path}: {key} must be a whole number of at least 1, found {value!r:.40}")
+            raise UseError(f"{path}: {key} must be a whole number from 1 to {_MOST - 1}, found {repr(value):.40}")
     options = {"backbone_name": name if backbone is None else backbone, "num_classes": n_class}
     if not said.get("first_expansion", True):
         options["first_expansion"] = False

@@ -116,8 +116,8 @@ def read(name: str) -> Recipe:
     """The recipe of a file or of a packaged name; UseError naming the key at fault."""
     path = packaged().get(name, Path(name))
     if not path.is_file():
-        near = meant(name, packaged()).strip()
-        raise UseError(f"recipe not found: {name} (a file, or one of: {', '.join(sorted(packaged()))}) {near}".strip())
+        near = f"; {found.strip()}" if (found := meant(name, packaged())) else ""
+        raise UseError(f"recipe not found: {name} (a file, or one of: {', '.join(sorted(packaged()))}){near}")
     content = read_yaml(path)
     content = _mapping(content, str(path), _KEYS)
     common = _mapping(content.get("flags"), f"{path}: flags")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from sparsemask.containers import stand_in
 from sparsemask.errors import UseError, one_line
 from sparsemask.files import write_bytes
 from VOC12.images import deep_colours, grey_levels, is_deep, upright
@@ -66,7 +67,7 @@ def read_picture(path: str | os.PathLike) -> Picture:
                 opened.load()
                 return _decoded(opened, said)
     except UnidentifiedImageError:
-        raise UseError(f"{path}: not a picture that can be read") from None
+        raise UseError(f"{path}: {stand_in(path) or 'not a picture that can be read'}") from None
     except Image.DecompressionBombError as error:
         raise UseError(f"{path}: {one_line(error).split(',')[0]}") from None
     except (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError) as error:
