@@ -20,7 +20,7 @@ import yaml
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, meant
 from sparsemask.files import write_text
-from sparsemask.own import is_own
+from sparsemask.own import is_own, trusted
 
 SECTIONS = ("search", "prune", "retrain", "eval", "specialize", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.
@@ -178,7 +178,8 @@ def following(verb: str, rest: str, config: argparse.Namespace | dict, folder: s
     Args:
         verb: what comes next.
         rest: its flags.
-        config: the run's flags; code of the user's that they name is named again, since a file's word imports nothing.
+        config: the run's flags; code that they name, and this command line too, is named again, since a file's word
+            imports nothing.
         folder: the run's, for verbs that make a run beside it; None for those that name it in `rest`.
     """
     flags = vars(config) if isinstance(config, argparse.Namespace) else config
@@ -187,7 +188,9 @@ def following(verb: str, rest: str, config: argparse.Namespace | dict, folder: s
         words.append(f"--exp_path {shlex.quote(str(Path(folder).parent))}")
     own = [(name, str(flags.get(name) or "")) for name in ("task", "backbone_name", "arch")]
     for name, value in own:
-        if is_own(value):  # pruning has none of these flags
+        # Only where the user said it: typed as it is printed, a stranger's file would have its code run. Pruning has
+        # none of these flags.
+        if is_own(value) and value in trusted():
             words.append(f"--{'trust' if verb == 'prune' else name} {shlex.quote(value)}")
     return spoken(verb, " ".join(words))
 

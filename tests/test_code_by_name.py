@@ -194,10 +194,13 @@ def test_commands_import_nothing_that_only_a_file_names(place, capfd, name):
 
 def test_pruning_needs_no_code_and_says_what_is_left_out(place, capfd):
     assert prune.prune.main(["--checkpoint", supernet(), "--out", "m.npy"]) == 0
-    assert f"--trust {NAME}" in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert f"--trust {NAME}" in said.err
+    assert NAME not in said.out  # the next command, typed as it is printed, must not say a stranger's name
     assert not Path("imported").exists()
     assert json.loads(Path("m.json").read_text())["strides"] is None
     assert prune.prune.main(["--checkpoint", "c.pt", "--out", "m.npy", f"--trust={NAME}"]) == 0
+    assert f"--backbone_name {NAME}" in capfd.readouterr().out
     assert Path("imported").exists()
 
 
