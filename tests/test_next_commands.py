@@ -88,7 +88,7 @@ def test_printed_commands_run_as_they_stand_on_the_same_data(place, capfd):
     said = capfd.readouterr().out
     assert "preset: short" in said
     to_prune = following(said)
-    assert to_prune == "python prune/prune.py --thres 0.001 --run 'my runs/s'"
+    assert to_prune == "python prune/prune.py --thres 0.001 --run 'my runs/s' --trust pyramid:Pyramid"
     said = typed(to_prune, capfd)
     to_retrain = following(said)
     assert to_retrain == f"python retrain/train.py --mask_path mask.npy --exp_path 'my runs' {shlex.join(OWN)}"
