@@ -125,7 +125,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         records.draw_groups(run, mask.kept, network.reduction.norms(network), mask.threshold)
         page.write_report(run)
     say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-    say(next_line(out, run, found.get("config") or {}))
+    say(next_line(out, run, found["config"]))
 
 
 def _settle(options: argparse.Namespace, saved: dict) -> None:

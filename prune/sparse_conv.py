@@ -88,7 +88,7 @@ def prune(options: argparse.Namespace, run: Run | None) -> None:
         files.save_masks(target, masks)
         write_json(target.with_suffix(".json"), note)
     say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-    say(next_line(out, run, found.get("config") or {}))
+    say(next_line(out, run, config_of(found)))
 
 
 def report(masks: files.FineMasks, by_module: dict, means: dict, figures: dict) -> list[str]:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from sparsemask.sparse import inverted_residual as residuals
 from sparsemask.sparse import locate as branches
 from sparsemask.sparse import scales as stages
 from sparsemask.sparse.calibration import processor
-from sparsemask.sparse.native import build, inverted_residual, library, locate, points, scales, stereo
+from sparsemask.sparse.native import inverted_residual, library, locate, points, scales, stereo
 from sparsemask.sparse.native.library import Segment, Target
 
 TOLERANCE = 1e-4  # float32 sums of at most a few hundred terms of size one
@@ -37,8 +38,7 @@ _ACTIVATIONS = (
 
 def trust() -> str | None:
     """None where the library that serves has computed rightly on this processor, now or before; else what was wrong."""
-    form = library.form()
-    path = build.cached(form)
+    path = Path(library.lib()._name)  # where it was loaded from: finding it anew would ask the compiler again
     with contextlib.suppress(OSError):
         key = hashlib.sha256(repr((processor(), library.width(), sha256(path))).encode()).hexdigest()[:16]
         kept = path.parent / f"checked-{key}.json"
