@@ -145,8 +145,11 @@ def test_no_archive_and_not_an_archive(archives, tmp_path):
     with pytest.raises(UseError, match="archive or folder not found: .*absent.tar"):
         prepare.prepare(tmp_path / "absent.tar", archives[1], tmp_path / "out", expect=EXPECT)
     (tmp_path / "page.tgz").write_text("<html>moved</html>")
-    with pytest.raises(UseError, match="page.tgz: not a readable tar archive"):
+    with pytest.raises(UseError, match="page.tgz: is a web page"):
         prepare.prepare(archives[0], tmp_path / "page.tgz", tmp_path / "out", expect=EXPECT)
+    (tmp_path / "text.tgz").write_text("moved")
+    with pytest.raises(UseError, match="text.tgz: not a readable tar archive"):
+        prepare.prepare(archives[0], tmp_path / "text.tgz", tmp_path / "out", expect=EXPECT)
     assert not (tmp_path / "out").exists()
 
 
