@@ -1,7 +1,7 @@
 # make demo   everything from nothing: environment, sample set, search, prune, retrain, a table and pictures
 # make test   lint, format and all tests
-# make docs   the documentation site, in build/site; warnings are errors
 # make mutants  mutation testing of the core modules, an hour at most (docs/mutants.md); MUTANTS="--help" for more
+# make docs   the documentation site, in build/site; warnings are errors
 PYTHON ?= python3
 VENV ?= .venv
 # Test processes side by side.
