@@ -1,13 +1,14 @@
 # make demo   everything from nothing: environment, sample set, search, prune, retrain, a table and pictures
 # make test   lint, format and all tests
 # make mutants  mutation testing of the core modules, an hour at most (docs/mutants.md); MUTANTS="--help" for more
+# make docs   the documentation site, in build/site; warnings are errors
 PYTHON ?= python3
 VENV ?= .venv
 # Test processes side by side.
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test mutants lint format clean
+.PHONY: demo test docs mutants lint format clean
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsemask needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -35,6 +36,13 @@ $(VENV)/.mutants: $(STAMP)
 
 mutants: $(VENV)/.mutants
 	OMP_NUM_THREADS=1 nice -n 19 $(VENV)/bin/python tests/mutants/run.py $(MUTANTS)
+
+$(VENV)/.docs: $(STAMP)
+	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

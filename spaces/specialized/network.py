@@ -28,15 +28,22 @@ from sparsemask.errors import UseError, choose
 from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
 
 WHERE = ("decoder", "encoder", "all")
+"""Which modules of a specialised network have masks."""
 
 
 class DenseNetwork(PrunedNetwork):
     """A :class:`PrunedNetwork` that may also enlarge pictures.
 
     Args:
-        mask, backbone_name, depth, in_channels, num_classes, bn_momentum, backbone_options: as PrunedNetwork's.
+        mask: connections, bool (L, L, 2), as PrunedNetwork's.
+        backbone_name: name or module of the encoder.
+        depth: channels of the decoder.
+        in_channels: channels of the input.
+        num_classes: channels of the output.
+        bn_momentum: of all running statistics.
         scale: None, or how many times pictures are enlarged: RGB of 0 to 255 in and out, `num_classes` being ignored;
             a pixel shuffle brings the last stage's features to full size, and bicubic upsampling is added.
+        backbone_options: further arguments of the backbone's builder.
     """
 
     def __init__(
@@ -84,7 +91,14 @@ class SpecializedNetwork(Accounts, DenseNetwork):
     """A :class:`DenseNetwork` with masks on its modules; its weights keep their names.
 
     Args:
-        mask, backbone_name, depth, in_channels, num_classes, bn_momentum, scale, backbone_options: as DenseNetwork's.
+        mask: connections, bool (L, L, 2), as DenseNetwork's.
+        backbone_name: name or module of the encoder.
+        depth: channels of the decoder.
+        in_channels: channels of the input.
+        num_classes: channels of the output.
+        bn_momentum: of all running statistics.
+        scale: as DenseNetwork's.
+        backbone_options: further arguments of the backbone's builder.
         where: which modules have masks: stages of the "decoder", inverted residuals of the "encoder", or "all".
         max_stride: modules whose output is more times smaller than the picture than this are left dense.
         place_stride: those whose output is more times smaller than this have channel masks alone, since on small maps

@@ -42,8 +42,10 @@ class Geometry:
 
         Args:
             dims: 1, 2 or 3.
-            kernel, stride, dilation: at least 1.
+            kernel: at least 1.
+            stride: at least 1.
             padding: None: dilation·(kernel − 1)/2, which keeps the size at stride 1; for odd kernels only.
+            dilation: at least 1.
             output_padding: of transposed convolutions, less than the stride or the dilation.
             transposed: a transposed convolution.
             groups: at least 1.

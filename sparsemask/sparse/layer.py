@@ -27,10 +27,17 @@ class SparseMaskConv(nn.Module):
     Wang et al., CVPR 2021 (arXiv 2006.09603), section 3.2. `weight` and `bias` lie as in torch's convolutions.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, output_padding, groups, bias: as torch's;
-            numbers or one entry a dimension. padding None: dilation·(kernel − 1)/2, which keeps the size at stride 1.
+        in_channels: channels of the input, a multiple of `groups`.
+        out_channels: channels of the output, a multiple of `groups`.
+        kernel_size: a number, or one entry a dimension, as `stride`, `padding`, `dilation` and `output_padding` are.
         dims: 1 (points with kernel 1, or sequences), 2 or 3.
+        stride: at least 1.
+        padding: None: dilation·(kernel − 1)/2, which keeps the size at stride 1; for odd kernels only.
+        dilation: at least 1.
         transposed: a transposed convolution.
+        output_padding: of transposed convolutions, less than the stride or the dilation.
+        groups: at least 1.
+        bias: whether a bias is added.
         activation: "none", "relu" or "leaky_relu:SLOPE".
         norm: None, or "batch": batch normalisation (attribute `norm`) before the activation, folded in evaluation.
 
