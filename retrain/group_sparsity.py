@@ -76,7 +76,7 @@ def _start(options: argparse.Namespace) -> tuple[files.GroupMask, Path]:
     """The mask and the file that holds the weights."""
     if options.ft_model:
         found = read_checkpoint(options.ft_model)
-        _, mask = spaces.get(options.space).load(options.ft_model)
+        mask = spaces.get(options.space).load(options.ft_model).mask
         if mask is None:
             raise UseError(f"--ft_model {options.ft_model}: no pruned network of this toolkit ({len(found)} tensors)")
         return mask, Path(options.ft_model)
@@ -104,7 +104,7 @@ def build(opened: Session, task) -> tuple[torch.nn.Module, dict]:
         mask, path = _start(options)
         _settle(options, mask, options.mask_path or path)
         if options.ft_model:
-            model, _ = space.load(path)
+            model = space.load(path).network
             found = {}
         else:
             found = read_checkpoint(path)
@@ -194,7 +194,8 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
             say(line)
         what = Path(options.pretrained_model)
     options.given = given
-    model, mask = space.load(what)
+    found = space.load(what)
+    model, mask = found.network, found.mask
     if options.mask_path:
         _same_mask(options.mask_path, mask, what)
     model.mask = mask
@@ -237,4 +238,4 @@ def evaluate(options: argparse.Namespace, model: torch.nn.Module, where, run: ru
 
 def load_run(run: runs.Run) -> torch.nn.Module:
     """The network of a run, of a search too, in evaluation mode, on the CPU."""
-    return spaces.get(checkpoint.load(run.last)["space"]).load(run.last)[0]
+    return spaces.get(checkpoint.load(run.last)["space"]).load(run.last).network

@@ -19,7 +19,7 @@ def family_of(space: str):
 def for_task(space: str, task: str | None):
     """The space of a name, with the flags that a task's data have, where it serves tasks of several kinds."""
     found = spaces.get(space)
-    return found.for_task(task) if task and hasattr(found, "for_task") else found
+    return found.for_task(task) if task else found
 
 
 def add_trained(parser: Parser, space: str, task: str | None = None) -> None:

@@ -11,6 +11,7 @@ import torch
 import spaces
 from retrain.shortfall import shortfall
 from retrain.sparse_conv_table import evaluation_text, record
+from spaces.protocols import HasViews
 from spaces.sparse_conv.masking import apply_masks, fix_masks, hard_masks, set_threshold
 from spaces.sparse_conv.measuring import Watch
 from spaces.sparse_conv.records import begin, conclude, evaluate_kept
@@ -44,8 +45,7 @@ def add_eval_options(parser: Parser) -> None:
     group.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
     group.add_argument("--rounds", type=natural, default=5, help="timed calls of each input, 0: none (default: 5)")
     space = spaces.get(parser.get_default("space"))
-    if hasattr(space, "add_eval_options"):
-        space.add_eval_options(group)
+    space.add_eval_options(group)
 
 
 class MasksFixed(Method):
@@ -197,11 +197,10 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
             say(line)
         what = Path(options.pretrained_model)
     options.given = given
-    model = space.load(what)
+    model = space.load(what).network
     if run is not None and state.get("verb") == "specialize":  # its checkpoints hold weights, the threshold is a flag
         set_threshold(model, state["config"]["thres"])
-    if hasattr(space, "set_reading"):
-        space.set_reading(model, options)
+    space.configure(model, options)
     settle_config(options, space.config_of(model), what)
     if options.mask_path:
         masks = files.load_masks(options.mask_path)
@@ -264,11 +263,13 @@ def pool_predictions(options: argparse.Namespace) -> None:
 
 def _calls(space, model: torch.nn.Module, options: argparse.Namespace) -> dict:
     """How a :class:`Watch` calls the network, where not as it is: in tiles, over flips."""
-    views = {"tile": getattr(options, "tile", 0), "ensemble": options.flips}
+    if not isinstance(space, HasViews):
+        if options.flips:
+            raise UseError(f"--flips is not for space '{options.space}'")
+        return {}
+    views = {"tile": options.tile, "ensemble": options.flips}
     if not any(views.values()):
         return {}
-    if not hasattr(options, "tile"):  # no pictures
-        raise UseError(f"--flips is not for space '{options.space}'")
     dense = functools.partial(space.run_dense, model, ensemble=options.flips)
     return {"run": functools.partial(space.run, model, **views), "run_dense": dense}
 
@@ -276,4 +277,4 @@ def _calls(space, model: torch.nn.Module, options: argparse.Namespace) -> dict:
 def load_run(run: runs.Run) -> torch.nn.Module:
     """The network of a run, of a search too, in evaluation mode, on the CPU."""
     state = checkpoint.load(run.last)
-    return spaces.get(state["space"]).load(run.last)
+    return spaces.get(state["space"]).load(run.last).network

@@ -39,7 +39,7 @@ from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, command
 from sparsemask.files import write_json
 from sparsemask.options import Parser, natural, plain
-from sparsemask.weights import load_strictly, load_weights
+from sparsemask.weights import load_weights
 
 SPACE = "specialized"
 
@@ -93,8 +93,7 @@ def build(opened: session.Session):
     space = spaces.get(options.space)
     model = space.supernet(options)
     if opened.state is None:
-        load = getattr(space, "load_into", load_strictly)
-        load(model, load_weights(options.ft_model), options.ft_model)
+        space.load_weights_into(model, load_weights(options.ft_model), options.ft_model)
         opened.say(f"starting from {options.ft_model}")
     set_threshold(model, options.thres)
     begin(opened)
@@ -112,7 +111,7 @@ def finish(opened: session.Session, model, task, result: dict) -> int:
     opened.say(text)
     kept = masks.mean_kept
     missed = learning.missed(kept, options.keep) if options.keep is not None else ""
-    of = "the multiply-adds" if getattr(model, "kept_weights", None) else "what has masks"
+    of = "the multiply-adds" if model.kept_weights else "what has masks"
     opened.say(f"kept {kept:.3f} of {of} (budget {options.keep:g}{missed})")
     opened.say(f"run: {run.folder} (network.safetensors, mask.npz, forms.json, pictures in {run.pictures})")
     opened.say(f"report: {page.write_report(run)}")

@@ -253,7 +253,7 @@ def build(opened: Session, task) -> torch.nn.Module:
         config = space.config(options, shape[1:])
         plain = space.plain(config)
         if state is not None:
-            space.load_into(plain, state, options.pretrained_model)
+            space.load_weights_into(plain, state, options.pretrained_model)
             opened.say(f"starting from {options.pretrained_model} ({config['arch']})")
         model = space.hinged(plain, config, options.seed)
         opened.extra["network"] = config

@@ -22,7 +22,7 @@ from sparsemask.engine.randomness import seed_all, step_generator
 from sparsemask.options import Parser, factor, fraction, natural, rate
 from sparsemask.session import Session
 from sparsemask.sparse import set_mask_mode
-from sparsemask.weights import load_strictly, load_weights
+from sparsemask.weights import load_weights
 
 NOISE = 4  # stream of randomness
 # Schedules in epochs of the published run; a space may have others (`published`).
@@ -31,7 +31,7 @@ PUBLISHED = {"epochs": 1000, "sparse": 0.1, "sparse_epochs": 50, "tau_epochs": 5
 
 def published(space: str) -> dict:
     """The published numbers of a space: epochs of the run, weight of the loss and schedules."""
-    return {**PUBLISHED, **getattr(spaces.get(space), "published", {})}
+    return {**PUBLISHED, **spaces.get(space).published}
 
 
 def add_options(parser: Parser) -> None:
@@ -179,8 +179,7 @@ def build(opened: Session, task) -> torch.nn.Module:
     space = spaces.get(options.space)
     model = space.supernet(options)
     if opened.state is None and options.pretrained_model:
-        load = getattr(space, "load_into", load_strictly)  # a space may know weights without masks
-        load(model, load_weights(options.pretrained_model), options.pretrained_model)
+        space.load_weights_into(model, load_weights(options.pretrained_model), options.pretrained_model)
         opened.say(f"starting from {options.pretrained_model}")
     set_threshold(model, options.thres)
     begin(opened)

@@ -158,8 +158,11 @@ def _reaching_output(mask: np.ndarray) -> list[int]:
 class FCN(nn.Module):
     """The baseline without a decoder: one 1x1 convolution classifies the deepest end point.
 
-    Arguments as :class:`PrunedNetwork`'s, less mask and depth.
+    Arguments as :class:`PrunedNetwork`'s, less mask, depth and widths.
     """
+
+    mask = None
+    widths = None
 
     def __init__(
         self,

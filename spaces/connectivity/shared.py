@@ -19,9 +19,8 @@ _FIXED = ("backbone_name", "depth", "n_class", "features")
 _MOST = 1 << 31  # of any number that a file says
 
 
-def save_network(path: str | os.PathLike, network: nn.Module, config, n_class: int) -> None:
-    """Write a PrunedNetwork or FCN; `config` names backbone_name, depth and first_expansion."""
-    mask = getattr(network, "mask", None)
+def save_network(path: str | os.PathLike, network: PrunedNetwork | FCN, config, n_class: int) -> None:
+    """Write a network; `config` names backbone_name, depth and first_expansion."""
     entries = {
         "space": "connectivity",
         "backbone_name": config.backbone_name,
@@ -29,8 +28,8 @@ def save_network(path: str | os.PathLike, network: nn.Module, config, n_class: i
         "n_class": n_class,
         "first_expansion": config.first_expansion != "no",
         "features": len(network.backbone.channels),
-        "connections": None if mask is None else np.argwhere(mask).tolist(),
-        "widths": getattr(network, "widths", None),
+        "connections": None if network.mask is None else np.argwhere(network.mask).tolist(),
+        "widths": network.widths,
     }
     save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in entries.items()})
 
@@ -44,7 +43,7 @@ def mask_from(connections: list[list[int]], features: int) -> np.ndarray:
     return mask
 
 
-def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | None = None) -> nn.Module:
+def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | None = None) -> PrunedNetwork | FCN:
     """The network of a file written by :func:`save_network` (a run's network.safetensors), in evaluation mode.
 
     Args:

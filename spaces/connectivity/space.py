@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from spaces import backbones, register
 from spaces.backbones.weights import has_first_expansion, has_two_forms
@@ -16,6 +17,7 @@ from spaces.connectivity.named_masks import named_mask
 from spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from spaces.connectivity.search_network import FullyDenseNetwork
 from spaces.connectivity.transfer import inherited_state
+from spaces.protocols import Loaded, Space
 from sparsemask.errors import UseError
 
 
@@ -34,12 +36,13 @@ class ConnectivityConfig:
 
     def __post_init__(self):
         backbones.builder(self.backbone_name)  # UseError for unknown names
+        values = vars(self)
         for name in ("depth", "in_channels", "n_class"):
-            value = getattr(self, name)
+            value = values[name]
             if not isinstance(value, int) or value < 1:
                 raise UseError(f"{name} must be a whole number of at least 1, got {value!r}")
         for name, low, high in (("bn_momentum", 0, 1), ("noise_std", 0, 2)):
-            value = getattr(self, name)
+            value = values[name]
             if not isinstance(value, int | float) or not low <= value <= high:
                 raise UseError(f"{name} must be a number in [{low}, {high}], got {value!r}")
 
@@ -70,10 +73,11 @@ class ConnectivityConfig:
         return options | {"first_expansion": False} if two_forms else options
 
 
-class ConnectivitySpace:
+class ConnectivitySpace(Space):
     """SparseMask's space: 2^(L(L+1)) decoders on an encoder with L end points."""
 
     family = "connectivity"
+    name = "connectivity"
     config = ConnectivityConfig
 
     def supernet(self, config) -> FullyDenseNetwork:
@@ -109,19 +113,14 @@ class ConnectivitySpace:
         config = replace(config, first_expansion=form)
         return inherited_state(self.network(mask, config), checkpoint, inherit)
 
-    def cost(self, net: nn.Module, input_shape: tuple[int, ...]):
-        """Parameters, executed multiply-adds and milliseconds of `net` on input (B, C, H, W)."""
-        from sparsemask.costs import measure
-
-        return measure(net, input_shape)
-
-    def load(self, path) -> PrunedNetwork | FCN:
-        """The network of a file to share, in evaluation mode."""
+    def load(self, path: str | os.PathLike) -> Loaded:
+        """The network of a file to share and its connections, bool (L, L, 2); None for the baseline `fcn`."""
         from spaces.connectivity.shared import load_network
 
-        return load_network(path)
+        network = load_network(path)
+        return Loaded(network, network.mask)
 
-    def exportable(self, network: PrunedNetwork | FCN, batch: Tensor, options):
+    def exportable(self, network: PrunedNetwork | FCN, batch: Tensor, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
         from spaces.connectivity.export import exportable
 
@@ -135,4 +134,4 @@ def _encoder(options: dict[str, Any]) -> dict[str, Any]:
     return encoder
 
 
-register("connectivity", ConnectivitySpace())
+register(ConnectivitySpace.name, ConnectivitySpace())
