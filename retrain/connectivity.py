@@ -13,6 +13,7 @@ import spaces
 from retrain.connectivity_start import SLIM, grouped, inherited_state, settle_form, settle_grouped
 from retrain.shortfall import shortfall
 from spaces import backbones
+from spaces.backbones import forms
 from spaces.connectivity.carry import PUBLIC, fit_mask
 from spaces.connectivity.named_masks import available_masks, is_named, named_mask, unknown_mask
 from spaces.connectivity.shared import save_network
@@ -193,7 +194,7 @@ def restore(parser: Parser, given: dict, run: runs.Run | None):
         for name in ("task", "backbone_name", "depth"):
             if getattr(options, name) != saved.get(name):
                 raise UseError(f"--{name} {getattr(options, name)}: the run has {saved.get(name)}")
-        options.first_expansion, options.widths = saved.get("first_expansion"), saved.get("widths")
+        vars(options).update({name: saved.get(name) for name in (*forms.names(), "widths")})
         mask, weights = _mask_of(state), state["model"]
     else:
         options, line = session.settle(parser, given, training=False)

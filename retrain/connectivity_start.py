@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import spaces
-from spaces.backbones.weights import has_first_expansion, has_two_forms
+from spaces.backbones import forms
 from spaces.slim.space import small_widths
 from sparsemask import fine_masks
 from sparsemask.engine import checkpoint
@@ -29,7 +29,7 @@ def settle_grouped(options: argparse.Namespace) -> np.ndarray:
     """The connections that a mask of groups says; its network's numbers become the options'."""
     mask, groups = spaces.get(SLIM).read(options.mask_path)
     given = getattr(options, "given", {})
-    for name in ("backbone_name", "depth", "first_expansion"):
+    for name in ("backbone_name", "depth", *forms.names()):
         value = groups.config["arch_options"][name]
         if name in given and given[name] != value:
             raise UseError(f"--{name} {given[name]}: {options.mask_path} has {value}")
@@ -64,6 +64,6 @@ def inherited_state(opened: Session, mask, note: dict) -> dict | None:
 
 def settle_form(options: argparse.Namespace, mask, state: dict) -> None:
     """Weights decide the form of the encoder's first stage, and the widths of its layers."""
-    if has_two_forms(options.backbone_name):
-        options.first_expansion = "yes" if has_first_expansion(state, options.backbone_name) else "no"
+    if forms.has_forms(options.backbone_name):
+        vars(options).update(forms.of_weights(state, options.backbone_name))
     options.widths = None if isinstance(mask, str) else small_widths(mask, options, state)

@@ -42,7 +42,7 @@ class FullyDenseNetwork(nn.Module):
         num_classes: channels of the output.
         bn_momentum: of all running statistics (published: 0.0003; short runs want more).
         noise_std: standard deviation of the noise on the connection weights when training.
-        backbone_options: further arguments of the backbone's builder, such as `first_expansion`.
+        backbone_options: further arguments of the backbone's builder, such as its form.
     """
 
     def __init__(

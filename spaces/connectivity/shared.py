@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from spaces.backbones import forms
 from spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from spaces.described import build_described, describing
 from sparsemask.errors import UseError
@@ -20,13 +21,13 @@ _MOST = 1 << 31  # of any number that a file says
 
 
 def save_network(path: str | os.PathLike, network: PrunedNetwork | FCN, config, n_class: int) -> None:
-    """Write a network; `config` names backbone_name, depth and first_expansion."""
+    """Write a network; `config` has backbone_name, depth and the encoder's form (:mod:`spaces.backbones.forms`)."""
     entries = {
         "space": "connectivity",
         "backbone_name": config.backbone_name,
         "depth": config.depth,
         "n_class": n_class,
-        "first_expansion": config.first_expansion != "no",
+        **forms.flags_of(vars(config)),
         "features": len(network.backbone.channels),
         "connections": None if network.mask is None else np.argwhere(network.mask).tolist(),
         "widths": network.widths,
@@ -65,8 +66,7 @@ def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | N
         if not isinstance(value, int) or not 0 < value < _MOST:
             raise UseError(f"{path}: {key} must be a whole number from 1 to {_MOST - 1}, found {repr(value):.40}")
     options = {"backbone_name": name if backbone is None else backbone, "num_classes": n_class}
-    if not said.get("first_expansion", True):
-        options["first_expansion"] = False
+    options |= forms.arguments(name, said)
     connections = said["connections"]
     if connections is None:
         return build_described(lambda: FCN(**options), state, path)

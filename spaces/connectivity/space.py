@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from spaces import backbones, register
-from spaces.backbones.weights import has_first_expansion, has_two_forms
+from spaces.backbones import forms
 from spaces.connectivity.named_masks import named_mask
 from spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from spaces.connectivity.search_network import FullyDenseNetwork
@@ -31,7 +31,8 @@ class ConnectivityConfig:
     n_class: int = 21
     bn_momentum: float = 0.0003
     noise_std: float = 0.1
-    first_expansion: bool = True  # the backbone's form; imported weights decide it
+    encoder: Mapping[str, bool] = field(default_factory=dict)
+    """Arguments of the backbone's builder that say its form, where that is not the usual one; weights decide it."""
     widths: str | None = None  # of its layers, where groups of weights were removed
 
     def __post_init__(self):
@@ -52,11 +53,9 @@ class ConnectivityConfig:
         if isinstance(options, cls):
             return options
         options = options if isinstance(options, Mapping) else vars(options)
-        known = {field.name for field in fields(cls)}
+        known = {one.name for one in fields(cls)}
         picked = {key: value for key, value in options.items() if key in known and value is not None}
-        if isinstance(picked.get("first_expansion"), str):  # the flag's words
-            picked["first_expansion"] = picked["first_expansion"] != "no"
-        return cls(**picked)
+        return cls(**{"encoder": forms.arguments(picked.get("backbone_name", cls.backbone_name), options), **picked})
 
     def network_options(self) -> dict[str, Any]:
         """Keyword arguments common to all networks of the space."""
@@ -68,9 +67,7 @@ class ConnectivityConfig:
         }
         if self.widths:
             options["widths"] = self.widths
-        # Only some backbones come in two forms.
-        two_forms = has_two_forms(self.backbone_name) and not self.first_expansion
-        return options | {"first_expansion": False} if two_forms else options
+        return options | self.encoder
 
 
 class ConnectivitySpace(Space):
@@ -96,9 +93,12 @@ class ConnectivitySpace(Space):
                 if widths:
                     raise UseError("the baseline 'fcn' has no widths of its own: --widths is for networks of a mask")
                 return FCN(**options)
-            encoder = backbones.create(options.pop("backbone_name"), options.pop("in_channels"), **_encoder(options))
-            options |= {"backbone_name": encoder, "widths": widths}
+            encoder = backbones.create(
+                config.backbone_name, config.in_channels, momentum=config.bn_momentum, **config.encoder
+            )
             mask = named_mask(mask, len(encoder.channels))
+            more = {"num_classes": config.n_class, "bn_momentum": config.bn_momentum, "widths": widths}
+            return PrunedNetwork(mask, encoder, config.depth, config.in_channels, **more)
         return PrunedNetwork(mask, depth=config.depth, **options)
 
     def transfer(
@@ -109,8 +109,8 @@ class ConnectivitySpace(Space):
         The backbone's form is the checkpoint's, whatever `config` says.
         """
         config = ConnectivityConfig.from_options(config)
-        form = has_first_expansion(checkpoint, config.backbone_name)
-        config = replace(config, first_expansion=form)
+        form = forms.of_weights(checkpoint, config.backbone_name)
+        config = replace(config, encoder=forms.arguments(config.backbone_name, form))
         return inherited_state(self.network(mask, config), checkpoint, inherit)
 
     def load(self, path: str | os.PathLike) -> Loaded:
@@ -125,13 +125,6 @@ class ConnectivitySpace(Space):
         from spaces.connectivity.export import exportable
 
         return exportable(network, batch, options)
-
-
-def _encoder(options: dict[str, Any]) -> dict[str, Any]:
-    encoder = {"momentum": options["bn_momentum"]}
-    if "first_expansion" in options:
-        encoder["first_expansion"] = options.pop("first_expansion")
-    return encoder
 
 
 register(ConnectivitySpace.name, ConnectivitySpace())

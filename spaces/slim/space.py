@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import spaces
 from spaces import backbones, register
+from spaces.backbones import forms
 from spaces.connectivity.shared import mask_from
 from spaces.connectivity.space import ConnectivityConfig
 from spaces.connectivity.widths import widths_of
@@ -32,7 +33,7 @@ from sparsemask.errors import UseError
 from sparsemask.masks import DOWN, UP
 
 ARCH = "connectivity"
-_NETWORK = ("connectivity", "backbone_name", "depth", "first_expansion", "bn_momentum", "widths")
+_NETWORK = ("connectivity", "backbone_name", "depth", *forms.names(), "bn_momentum", "widths")
 
 
 class SlimSpace(HingeSpace):
@@ -124,7 +125,7 @@ def described(what: object) -> dict:
         mask = None
         if pairs is not None and size is not None:
             mask = mask_from(pairs, size)
-        found = {**said, "first_expansion": "yes" if said.get("first_expansion", True) else "no"}
+        found = {**said, **forms.words_of(said)}
     else:
         state = weights.read_checkpoint(what)
         space, mask, found = state.get("space"), state.get("mask"), dict(weights.config_of(state))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spaces import backbones
+from spaces.backbones import forms
 from spaces.backbones.mobilenet_v2 import LinearBottleneck
 from spaces.connectivity.fusion import batch_norm_errors, upsample
 from spaces.connectivity.pruned_network import PrunedNetwork
@@ -238,7 +239,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         if not isinstance(a["backbone_name"], str):
             raise UseError("a network on an encoder of its own cannot be described in a file: register the encoder")
         found = {name: a[name] for name in ("backbone_name", "depth")}
-        found |= {"n_class": a["num_classes"], "first_expansion": "yes" if a.get("first_expansion", True) else "no"}
+        found |= {"n_class": a["num_classes"], **forms.words_of(a)}
         found |= {"connectivity": mask_word(self.mask), "where": self.where, "max_stride": self.max_stride}
         found |= {"place_stride": self.place_stride}
         found |= {"widths": self.widths} if self.widths else {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces import backbones, register
-from spaces.backbones.weights import has_first_expansion
+from spaces.backbones import forms
 from spaces.connectivity.space import ConnectivityConfig
 from spaces.described import build_described, describing
 from spaces.sparse_conv.masked_space import MaskedSpace
@@ -27,7 +27,7 @@ class SpecializedSpace(MaskedSpace):
 
     name = "specialized"
     own = ("where", "max_stride", "place_stride", "scale")
-    fixed = ("connectivity", "backbone_name", "depth", "n_class", "first_expansion", *own)
+    fixed = ("connectivity", "backbone_name", "depth", "n_class", *forms.names(), *own)
     task = "segmentation"
     # Schedules are of this toolkit: λ rises over a fifth of the run, τ falls over the rest of it.
     published = {"epochs": 100, "sparse": 10.0, "sparse_epochs": 20, "tau_epochs": 120.0, "tau_end": 0.4}
@@ -90,7 +90,7 @@ class SpecializedSpace(MaskedSpace):
             raise UseError(f"{what}: does not say what network it is (no {', '.join(missing)})")
         name = said.get("backbone_name", "mobilenet_v2")
         with describing(what):
-            form = {"first_expansion": "yes" if has_first_expansion(state, name) else "no"}
+            form = forms.of_weights(state, name)
         return build_described(lambda: self.supernet({"backbone_name": name, **said, **form}), state, what)
 
     def connectivity_of(self, network: SpecializedNetwork) -> np.ndarray:
