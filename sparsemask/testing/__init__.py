@@ -1,1 +1,1 @@
-"""Contract tests to inherit: what every space and every task must do, a user's own too. They need pytest."""
+"""Contract tests that ship with the toolkit, for its own parts and for a user's. They need pytest."""

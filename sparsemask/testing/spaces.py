@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from spaces.protocols import (
     PreparesImages,
     Shareable,
 )
-from sparsemask import exporting, flags, tasks
+from sparsemask import exporting, families, flags, tasks
 from sparsemask.costs import count_parameters
 from sparsemask.errors import UseError
 from sparsemask.options import Parser
@@ -135,8 +134,8 @@ class SpaceContract:
         assert isinstance(spaces.get(self.space.trained_as), Space)
 
     def test_its_family_and_task_exist(self):
-        for folder in ("search", "prune", "retrain"):
-            assert importlib.util.find_spec(f"{folder}.{self.space.family}"), f"no module {folder}/{self.space.family}"
+        for verb in ("search", "prune", "retrain"):
+            families.find(verb, self.space)
         assert self.space.task in tasks.available()
         assert all(isinstance(value, int | float) for value in self.space.published.values())
 
