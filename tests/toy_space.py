@@ -33,7 +33,7 @@ class ToySpace(Space):
     """Masks are bool (hidden,): the channels that stay."""
 
     family = "group_sparsity"
-    name = "toy"
+    name = "toy_channels"
     task = "classification"
 
     def add_options(self, group) -> None:
