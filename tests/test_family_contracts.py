@@ -138,7 +138,7 @@ class Toy(nn.Module):
         return self.conv(x)
 
 
-class ToySpace:
+class ToySpace(spaces.Space):
     """A space of a family that is not the toolkit's."""
 
     family, name, task = "toy", "toy", "segmentation"
@@ -149,6 +149,21 @@ class ToySpace:
     def supernet(self, config) -> Toy:
         """The one network."""
         return Toy(config.n_class)
+
+    def network(self, mask, config) -> Toy:
+        """The same: there are no masks."""
+        return self.supernet(config)
+
+    def transfer(self, checkpoint, mask, config) -> dict:
+        """All of it."""
+        return dict(checkpoint)
+
+    def load(self, path) -> spaces.Loaded:
+        """The network of a run's checkpoint."""
+        state = checkpoint.load(path)
+        model = Toy(state["config"]["n_class"])
+        model.load_state_dict(state["model"])
+        return spaces.Loaded(model.eval())
 
 
 class ToyFamily(families.RetrainingFamily):
@@ -188,10 +203,7 @@ class ToyFamily(families.RetrainingFamily):
         return 0
 
     def load_run(self, run):
-        state = checkpoint.load(run.last)
-        model = Toy(state["config"]["n_class"])
-        model.load_state_dict(state["model"])
-        return model.eval()
+        return spaces.get("toy").load(run.last).network
 
 
 class ToyMethod(Method):
