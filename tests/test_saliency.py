@@ -58,7 +58,7 @@ def test_scores_against_loops():
         hit = (chosen & truth).sum()
         adapted.append(f_of(hit / max(chosen.sum(), 1), hit / truth.sum()))
     assert scores.adaptive == pytest.approx(np.mean(adapted))
-    assert (scores.pictures, scores.empty) == (5, 0)
+    assert (scores.count, scores.empty) == (5, 0)
 
 
 def test_perfect_and_worst_predictions():

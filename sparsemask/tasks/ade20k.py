@@ -52,7 +52,7 @@ class Ade20kTask(SegmentationTask):
 
     def class_names(self) -> list[str]:
         """From --class_names, the folder's objectInfo150.txt, or numbers."""
-        o = self._options
+        o = self.options
         if o.class_names:
             return read_list(o.class_names)
         root = self.sample_folder() if o.sample else o.data_root
@@ -63,7 +63,7 @@ class Ade20kTask(SegmentationTask):
         """The pictures of images/training or images/validation, or those that a list names."""
         root, part = ade20k_root(root), _FOLDERS[which]
         images, labels = root / "images" / part, root / "annotations" / part
-        listed = getattr(self._options, f"{which}_list")
+        listed = getattr(self.options, f"{which}_list")
         return pairs_from_lists(images, labels, listed) if listed else folder_pairs(images, labels, LABEL_SUFFIXES)
 
     def dataset(self, pairs: list[Pair], **settings) -> Ade20kDataset:

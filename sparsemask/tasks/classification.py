@@ -12,14 +12,14 @@ import argparse
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sparsemask.engine import distributed
+from sparsemask.devices import Arithmetic
 from sparsemask.engine.data import Listed, make_loader, plainly
 from sparsemask.errors import UseError
 from sparsemask.files import write_text
@@ -27,25 +27,25 @@ from sparsemask.tasks.classification_data import Cut, FilePictures, HeldPictures
 from sparsemask.tasks.classification_layouts import LabelledPictures, find_pictures
 from sparsemask.tasks.classification_options import STATISTICS, add_options
 from sparsemask.tasks.classification_scores import TOP, ClassificationMeter, ClassificationScores
+from sparsemask.tasks.evaluation import set_evaluation, shared_indices, spread_indices, summed
 from sparsemask.tasks.notes import say_how_read, warn
+from sparsemask.tasks.protocol import EvaluationContext, Task
 
 _LARGE = 224  # side of what networks take of pictures that are not small
 
 
-class ClassificationTask:
-    """Say what a picture shows."""
+class ClassificationTask(Task):
+    """Say what a picture shows. Predictions are logits (C,)."""
 
     primary = "top1"
-    reads_voc = False
-    data_flags = ("data_root",)
     score_flags = ("n_class", "image_size", "resize", "normalise")
+    views = ("flips",)
     sample_words = "drawn shapes"
-    items = "pictures"
     no_data = "no pictures named (--data_root CIFAR's archive or folder, .npz files, or class folders)"
     add_options = staticmethod(add_options)
 
     def __init__(self, options: argparse.Namespace):
-        self._options = options
+        super().__init__(options)
         root = self.sample_folder() if options.sample else options.data_root
         if not root:
             raise UseError("no pictures: give --data_root, or --sample")
@@ -67,7 +67,7 @@ class ClassificationTask:
         return sample()
 
     def _cut(self, part: Part) -> Cut:
-        o = self._options
+        o = self.options
         if part.held:
             height, width = part.pictures.shape[1:3]
             if part.pictures.shape[1:] != self.pictures.validation.pictures.shape[1:]:
@@ -97,7 +97,7 @@ class ClassificationTask:
 
     def check(self) -> None:
         """Read the first picture of each part; say what is not as one might think."""
-        if not self._options.sample:
+        if not self.options.sample:
             warn(f"pictures: {self.pictures.said()}")
         for which, source in (("training", self.train_data), ("validation", self.eval_data)):
             source.load(0)
@@ -113,7 +113,7 @@ class ClassificationTask:
 
     def measured_on(self) -> str:
         """The validation pictures in words."""
-        return "drawn shapes" if self._options.sample else self.pictures.title
+        return "drawn shapes" if self.options.sample else self.pictures.title
 
     def count(self, target: torch.Tensor) -> float:
         """What the loss of a batch (N,) is to be divided by: its pictures."""
@@ -131,7 +131,9 @@ class ClassificationTask:
             raise UseError(f"the network gives {found} where {self.measured_on()} has {self.n_output} classes")
 
     @torch.no_grad()
-    def predict(self, model, images: torch.Tensor, arithmetic, flips: bool = False) -> torch.Tensor:
+    def predict(
+        self, model: Callable, images: torch.Tensor, arithmetic: Arithmetic, flips: bool = False
+    ) -> torch.Tensor:
         """Logits float32 (N, C) on the CPU of images (N, 3, H, W); flips: log of the mean over both sides."""
         views = [arithmetic.run(model, view) for view in ((images, images.flip(-1)) if flips else (images,))]
         for view in views:
@@ -143,57 +145,45 @@ class ClassificationTask:
         return (logs.logsumexp(0) - math.log(len(views))).cpu()
 
     @torch.no_grad()
-    def scores(
+    def evaluate(
         self,
-        model,
-        arithmetic,
-        options: argparse.Namespace,
+        model: Callable,
+        context: EvaluationContext,
+        *,
         limit: int = 0,
-        each=None,
-        quick: bool = False,
         flips: bool = False,
+        scales: Sequence[float] = (1.0,),
+        on_prediction: Callable[[int, torch.Tensor], None] | None = None,
+        quick: bool = False,
     ) -> ClassificationScores:
-        """Scores of `model` on the validation pictures (the first `limit`), over all processes.
-
-        model: a module, or any function of images (N, 3, H, W). each(index, logits): called for every picture, with
-        logits (C,). quick: makes no difference here. flips: averaged over mirrored copies.
-        """
+        """See :meth:`Task.evaluate`; `quick` makes no difference."""
+        self.check_views(flips, scales)
         source = self.eval_data
-        count = min(limit or len(source), len(source))
-        indices = np.arange(count)[distributed.rank() :: distributed.world()]
-        workers = 0 if source.part.held else options.n_worker
-        loader = make_loader(Listed(source, indices), workers, batch_size=self._options.eval_batch)
+        _, indices = shared_indices(len(source), limit)
+        workers = 0 if source.part.held else context.n_worker
+        loader = make_loader(Listed(source, indices), workers, batch_size=context.batch_size)
         meter, done = ClassificationMeter(self.n_output), 0
-        if isinstance(model, torch.nn.Module):
-            model.eval()
+        set_evaluation(model)
         for images, target in plainly(loader):
-            logits = self.predict(model, images, arithmetic, flips)
+            logits = self.predict(model, images, context.arithmetic, flips)
             meter.add(logits, target)
-            for one in logits if each is not None else ():
-                each(int(indices[done]), one)
+            for one in logits if on_prediction is not None else ():
+                on_prediction(indices[done], one)
                 done += 1
-        meter.total = distributed.total(meter.total.to(arithmetic.device)).cpu()
+        meter.total = summed(meter.total, context.arithmetic)
         return meter.scores()
 
-    def evaluate(self, model, arithmetic, options, limit: int = 0) -> dict[str, float]:
-        """Figures for the training loop."""
-        return self.figures(self.scores(model, arithmetic, options, limit, quick=True))
-
-    def figures(self, scores: ClassificationScores) -> dict[str, float]:
-        """top1 and top5 as shares, loss."""
-        return scores.figures
-
     def record(self, scores: ClassificationScores) -> dict:
-        """The figures, of how many pictures, and the accuracy of each class."""
+        """The metrics, of how many pictures, and the accuracy of each class."""
         accuracy = dict(zip(self.classes, scores.recall.tolist(), strict=True))
         return {
-            **scores.figures,
+            **self.metrics(scores),
             "pictures": scores.count,
             "accuracy": {k: v if v == v else None for k, v in accuracy.items()},
         }
 
-    def report(self, scores: ClassificationScores, pictures: int = 0) -> str:
-        """The table by class (of a hundred at most), and a line of the figures."""
+    def report(self, scores: ClassificationScores) -> str:
+        """The table by class (of a hundred at most), and a line of the metrics."""
         lines = [scores.text(self.classes), ""] if len(self.classes) <= 100 else []
         return "\n".join([*lines, f"{scores.summary()}  ({self.measured_on()}, {scores.count} pictures)"])
 
@@ -205,6 +195,12 @@ class ClassificationTask:
         if len(self.classes) <= 40:
             draw_confusion(scores.matrix, self.classes, Path(folder) / "confusion.png")
         draw_accuracy(self.classes, scores.recall, scores.top1, Path(folder) / "accuracy.png")
+
+    def write(self, folder: Path, index: int, prediction: torch.Tensor) -> Path:
+        """Write the prediction of a validation picture into a folder as a .csv of one row; returns the file."""
+        path = Path(folder) / f"{self.eval_data.name(index)}.csv"
+        self.save(path, {index: prediction})
+        return path
 
     def save(self, path: Path, predictions: Mapping[int, torch.Tensor]) -> None:
         """Write a .csv of predictions: name, truth, then the first five classes and their probabilities.
@@ -231,12 +227,11 @@ class ClassificationTask:
         return [(self.classes[k], p) for k, p in zip(shares.indices.tolist(), shares.values.tolist(), strict=True)]
 
     @torch.no_grad()
-    def samples(self, model, arithmetic, options, n: int = 24) -> list[tuple]:
+    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 24) -> list[tuple]:
         """(picture uint8 (H, W, 3), truth, [(class, probability), ...]) of `n` validation pictures over the list."""
         source, found = self.eval_data, []
-        if isinstance(model, torch.nn.Module):
-            model.eval()
-        for index in np.unique(np.linspace(0, len(source) - 1, min(n, len(source))).astype(int)).tolist():
+        set_evaluation(model)
+        for index in spread_indices(len(source), n):
             image, truth = source[index]
             logits = self.predict(model, image[None], arithmetic)[0]
             best = self.best(logits, min(3, self.n_output))

@@ -18,18 +18,12 @@ TOP = 5
 class ClassificationScores(SegmentationScores):
     """Scores of pictures.
 
-    matrix: (C, C) pictures, rows truth, columns the first guess. hits5: pictures whose class is among the first five
-    guesses. entropy: sum of the cross-entropies, in nats.
+    matrix: (C, C) pictures, rows truth, columns the first guess. count: pictures. hits5: those whose class is among
+    the first five guesses. entropy: sum of the cross-entropies, in nats.
     """
 
     hits5: int = 0
     entropy: float = 0.0
-    unit = "pictures"
-
-    @property
-    def count(self) -> int:
-        """Pictures."""
-        return int(self.matrix.sum())
 
     @property
     def top1(self) -> float:
@@ -37,7 +31,7 @@ class ClassificationScores(SegmentationScores):
         return self.pixel_accuracy
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """top1, and top5 where there are more than five classes, as shares; loss: the mean cross-entropy."""
         count = max(1, self.count)
         found = {"top1": self.top1, "top5": self.hits5 / count, "loss": self.entropy / count}
@@ -54,8 +48,8 @@ class ClassificationScores(SegmentationScores):
         return _over(np.diag(self.matrix), self.matrix.sum(0))
 
     def summary(self) -> str:
-        """The figures in a line."""
-        found = self.figures
+        """The metrics in a line."""
+        found = self.metrics
         top5 = f"  top-5 {found['top5']:.2%}" if "top5" in found else ""
         return f"top-1 {found['top1']:.2%}{top5}  error {1 - found['top1']:.2%}  cross-entropy {found['loss']:.4f}"
 
@@ -97,7 +91,7 @@ class ClassificationMeter:
     def scores(self) -> ClassificationScores:
         """What the sums say."""
         matrix = self.total[:-2].reshape(self.n_class, self.n_class).round().long().numpy()
-        return ClassificationScores(matrix, int(self.total[-2]), float(self.total[-1]))
+        return ClassificationScores(matrix, int(matrix.sum()), int(self.total[-2]), float(self.total[-1]))
 
 
 def _over(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -7,17 +7,21 @@ prediction, and how predictions are scored and shown.
 from __future__ import annotations
 
 import argparse
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from sparsemask import datasets
-from sparsemask.engine import data, distributed
+from sparsemask.devices import Arithmetic
+from sparsemask.engine import data
 from sparsemask.errors import UseError
+from sparsemask.tasks.evaluation import set_evaluation, shared_indices, spread_indices, summed
 from sparsemask.tasks.notes import say_how_read, warn
+from sparsemask.tasks.protocol import EvaluationContext, Scores, Task
 from VOC12.dataset import SegmentationDataset
 from VOC12.images import picture_size
 from VOC12.survey import survey
@@ -36,20 +40,22 @@ class Meter(Protocol):
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
         """Count the prediction (H, W) of validation picture `index`; target (H, W), 255 ignored."""
 
-    def scores(self):
+    def scores(self) -> Scores:
         """What the sums say."""
 
 
-class DenseTask:
-    """A label for every pixel. Subclasses set `primary` and `n_output` and give what raises NotImplementedError."""
+class DenseTask(Task):
+    """A label for every pixel.
 
-    primary: str  # the figure that decides, of those that `figures` gives
-    n_output: int  # channels of the network's output
-    items = "pictures"
-    score_flags = ()
+    Predictions are maps (H, W) of a whole picture; targets (N, H, W), 255 ignored.
+
+    Attributes:
+        reads_indices: whether labels are index PNG, in which --ignore_index marks what does not count.
+    """
+
     data_flags = ("data_root", "voc_root", "im_path", "gt_path", "training_list", "eval_list")
-    reads_indices = False  # whether labels are index PNG, in which --ignore_index marks what does not count
-    reads_voc = False  # whether VOC as VOC12/prepare.py leaves it is data for this task
+    views = ("flips", "scales")
+    reads_indices: ClassVar[bool] = False
 
     def __init__(self, options: argparse.Namespace):
         ignored = getattr(options, "ignore_index", IGNORE)
@@ -57,7 +63,7 @@ class DenseTask:
             raise UseError(
                 f"--ignore_index {ignored}: is for --task segmentation; other tasks' labels have their own rules"
             )
-        self._options = options
+        super().__init__(options)
         self._train = self._eval = None
 
     @staticmethod
@@ -65,61 +71,39 @@ class DenseTask:
         """The pictures that --sample stands for, drawn on first use."""
         raise UseError("this task has no sample set: give --im_path, --gt_path, --training_list and --eval_list")
 
+    @abstractmethod
     def layout(self, root: Path, which: str) -> list[tuple[Path, Path]]:
         """(picture, label) paths of the "training" or the "eval" set below a --data_root."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dataset(self, pairs: list[tuple[Path, Path]], **settings) -> SegmentationDataset:
         """The data set of such pairs."""
-        raise NotImplementedError
 
-    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Sum of the loss; `output` (N,C,h,w) is resized to `target` (N,H,W), 255 is ignored."""
-        raise NotImplementedError
-
+    @abstractmethod
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """What may be averaged over views of one picture, from logits (N,C,H,W)."""
-        raise NotImplementedError
+        """What may be averaged over views of one picture, from logits (N, C, H, W)."""
 
+    @abstractmethod
     def decide(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """The prediction (N,H,W)."""
-        raise NotImplementedError
+        """The prediction (N, H, W)."""
 
+    @abstractmethod
     def meter(self, quick: bool) -> Meter:
-        """A fresh count; `quick`: while training, where a rough figure will do."""
-        raise NotImplementedError
+        """A fresh count; `quick`: while training, where a rough measure will do."""
 
-    def figures(self, scores) -> dict[str, float]:
-        """The figures of some scores by name."""
-        raise NotImplementedError
-
-    def record(self, scores) -> dict:
-        """What run.json keeps of an evaluation: the figures, and what else is worth keeping."""
-        return self.figures(scores)
-
-    def report(self, scores, pictures: int) -> str:
-        """The scores over `pictures` pictures, for printing."""
-        raise NotImplementedError
-
-    def draw_scores(self, scores, folder: Path) -> None:
-        """Draw the scores into a folder."""
-        raise NotImplementedError
-
+    @abstractmethod
     def save(self, path: Path, prediction: torch.Tensor) -> None:
-        """Write one prediction (H,W) as a PNG."""
-        raise NotImplementedError
+        """Write one prediction (H, W) as a PNG."""
 
-    def write(self, folder: Path, index: int, prediction: torch.Tensor) -> None:
-        """Write the prediction of a validation picture into a folder, under its name."""
-        self.save(folder / f"{self.eval_data.name(index)}.png", prediction)
-
-    def draw(self, samples: list[tuple], path: Path) -> None:
-        """Write the picture | truth | prediction grid of some `samples`."""
-        raise NotImplementedError
+    def write(self, folder: Path, index: int, prediction: torch.Tensor) -> Path:
+        """Write the prediction of a validation picture into a folder, under its name; returns the file."""
+        path = Path(folder) / f"{self.eval_data.name(index)}.png"
+        self.save(path, prediction)
+        return path
 
     def pairs(self, which: str) -> list[tuple[Path, Path]]:
         """(picture, label) paths of the "training" or the "eval" set that the options name."""
-        o = self._options
+        o = self.options
         root = self.sample_folder() if o.sample else o.data_root
         if root:
             return self.layout(Path(root), which)
@@ -128,7 +112,7 @@ class DenseTask:
         return datasets.pairs(o, which)
 
     def _dataset(self, which: str) -> SegmentationDataset:
-        o = self._options
+        o = self.options
         more = {"scales": tuple(o.scales)} if o.scales else {}
         return self.dataset(self.pairs(which), crop_size=o.crop_size, training=which == "training", **more)
 
@@ -148,7 +132,7 @@ class DenseTask:
 
     def measured_on(self) -> str:
         """The validation pictures in words."""
-        o = self._options
+        o = self.options
         named = "the sample set" if o.sample else o.data_root or o.voc_root or o.eval_list
         return f"validation pictures of {Path(str(named)).name}"
 
@@ -184,9 +168,9 @@ class DenseTask:
     @torch.no_grad()
     def predict(
         self,
-        model: torch.nn.Module,
+        model: Callable,
         images: torch.Tensor,
-        arithmetic,
+        arithmetic: Arithmetic,
         flips: bool = False,
         scales: tuple[float, ...] = (1.0,),
     ) -> torch.Tensor:
@@ -205,46 +189,38 @@ class DenseTask:
         return self.decide(total / (len(scales) * (1 + flips)))
 
     @torch.no_grad()
-    def scores(
+    def evaluate(
         self,
-        model: torch.nn.Module,
-        arithmetic,
-        options: argparse.Namespace,
+        model: Callable,
+        context: EvaluationContext,
+        *,
         limit: int = 0,
         flips: bool = False,
-        scales: tuple[float, ...] = (1.0,),
-        each=None,
+        scales: Sequence[float] = (1.0,),
+        on_prediction: Callable[[int, torch.Tensor], None] | None = None,
         quick: bool = False,
-    ):
-        """Scores of `model` on the validation pictures (the first `limit`), over all processes.
-
-        flips, scales: see :meth:`predict`. each(index, prediction): called with every picture's (H,W) prediction,
-        padding removed. quick: roughly, as while training.
-        """
-        source = self.eval_data
-        indices = np.arange(len(source))[: limit or None][distributed.rank() :: distributed.world()]
-        batch = getattr(options, "eval_batch_size", 1)
-        loader = data.evaluation_loader(source, indices, batch, options.n_worker)
+    ) -> Scores:
+        """See :meth:`Task.evaluate`; predictions are (H, W), padding removed."""
+        self.check_views(flips, scales)
+        source, arithmetic = self.eval_data, context.arithmetic
+        _, indices = shared_indices(len(source), limit)
+        loader = data.evaluation_loader(source, indices, context.batch_size, context.n_worker)
         meter = self.meter(quick)
-        model.eval()
+        set_evaluation(model)
         done = 0
         for groups in data.plainly(loader):
             for images, target in groups:
                 images = images.to(arithmetic.device, arithmetic.parameters)
-                prediction = self.predict(model, images, arithmetic, flips, scales).cpu()
+                prediction = self.predict(model, images, arithmetic, flips, tuple(scales)).cpu()
                 for one, truth in zip(prediction, target, strict=True):
-                    index = int(indices[done])
+                    index = indices[done]
                     one, truth = self._unpad(index, one, truth)
                     meter.add(index, one, truth)
-                    if each is not None:
-                        each(index, one)
+                    if on_prediction is not None:
+                        on_prediction(index, one)
                     done += 1
-        meter.total = distributed.total(meter.total.to(arithmetic.device)).cpu()
+        meter.total = summed(meter.total, arithmetic)
         return meter.scores()
-
-    def evaluate(self, model, arithmetic, options, limit: int = 0) -> dict[str, float]:
-        """Figures for the training loop."""
-        return self.figures(self.scores(model, arithmetic, options, limit, quick=True))
 
     def _unpad(self, index: int, *padded: torch.Tensor) -> list[torch.Tensor]:
         """Cut the centred padding off (H, W) maps of a validation picture."""
@@ -252,15 +228,15 @@ class DenseTask:
         top, left = ((have - size) // 2 for have, size in zip(padded[0].shape, (height, width), strict=True))
         return [one[top : top + height, left : left + width] for one in padded]
 
-    def samples(self, model, arithmetic, options, n: int = 6) -> list[tuple]:
+    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 6) -> list[tuple]:
         """(picture, truth, prediction) of `n` validation pictures spread over the list."""
         source, found = self.eval_data, []
-        model.eval()
-        for index in np.unique(np.linspace(0, len(source) - 1, min(n, len(source))).astype(int)):
-            images = source[int(index)][0][None].to(arithmetic.device, arithmetic.parameters)
+        set_evaluation(model)
+        for index in spread_indices(len(source), n):
+            images = source[index][0][None].to(arithmetic.device, arithmetic.parameters)
             prediction = self.predict(model, images, arithmetic)[0].cpu()
-            picture, truth = source.load(int(index))
-            found.append((picture, truth, self._unpad(int(index), prediction)[0].numpy()))
+            picture, truth = source.load(index)
+            found.append((picture, truth, self._unpad(index, prediction)[0].numpy()))
         return found
 
 

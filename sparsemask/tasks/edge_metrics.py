@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sparsemask.tasks.edge_matching import match, tolerance
+from sparsemask.tasks.protocol import Scores
 from sparsemask.tasks.thinning import thin_edges
 
 THRESHOLDS = np.arange(1, 100) / 100  # the benchmark's 99
@@ -58,12 +59,25 @@ def precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 @dataclass(frozen=True)
-class EdgeScores:
-    """Scores of a set: `counts` (T, 4) summed over its pictures, `best` (4,) at every picture's own best threshold."""
+class EdgeScores(Scores):
+    """Scores of a set.
+
+    Args:
+        thresholds: (T,).
+        counts: (T, 4) as `picture_counts` gives them, summed over the pictures.
+        best: (4,) likewise at every picture's own best threshold.
+        count: pictures.
+    """
 
     thresholds: np.ndarray
     counts: np.ndarray
     best: np.ndarray
+    count: int = 0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """ODS, OIS, AP and R50."""
+        return {"ods": self.ods, "ois": self.ois, "ap": self.ap, "r50": self.r50}
 
     @property
     def precision(self) -> np.ndarray:
@@ -125,16 +139,16 @@ class EdgeMeter:
 
     def __init__(self, truths: Callable[[int], Sequence[np.ndarray]], quick: bool = False):
         self.truths, self.thresholds = truths, _QUICK if quick else THRESHOLDS
-        self.total = torch.zeros(len(self.thresholds) + 1, 4, dtype=torch.int64)
+        self.total = torch.zeros(len(self.thresholds) + 2, 4, dtype=torch.int64)  # counts, best, number of pictures
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
         """Count one picture."""
         counts = picture_counts(thin_edges(prediction.numpy()), self.truths(index), self.thresholds)
         # Of equally good thresholds the highest: where nothing is true, it predicts least.
         best = len(counts) - 1 - int(precision_recall(counts)[2][::-1].argmax())
-        self.total += torch.from_numpy(np.vstack([counts, counts[best]]))
+        self.total += torch.from_numpy(np.vstack([counts, counts[best], [1, 0, 0, 0]]))
 
     def scores(self) -> EdgeScores:
         """Scores of the sums."""
         total = self.total.numpy()
-        return EdgeScores(self.thresholds, total[:-1], total[-1])
+        return EdgeScores(self.thresholds, total[:-2], total[-2], int(total[-1, 0]))

@@ -38,6 +38,7 @@ class EdgesTask(MapTask):
     """Which pixels lie on the boundary of something?"""
 
     primary = "ods"
+    classes = ("no edge", "edge")
 
     @staticmethod
     def sample_folder() -> Path:
@@ -48,12 +49,12 @@ class EdgesTask(MapTask):
 
     def layout(self, root: Path, which: str) -> list[Pair]:
         """The pairs of a split of BSDS500."""
-        o = self._options
+        o = self.options
         return bsds_pairs(root, (o.training_list or "trainval") if which == "training" else (o.eval_list or "test"))
 
     def dataset(self, pairs: list[Pair], **settings) -> EdgesDataset:
         """Pictures with their boundaries."""
-        return EdgesDataset(pairs, ("no edge", "edge"), **settings)
+        return EdgesDataset(pairs, self.classes, **settings)
 
     def weights(self, target: torch.Tensor) -> torch.Tensor:
         """β = |Y-| / |Y| for edges and 1 - β for the rest, picture by picture (Xie and Tu 2015, section 3.1).
@@ -69,15 +70,11 @@ class EdgesTask(MapTask):
         """Matched pixels at 99 thresholds, at nine while training."""
         return EdgeMeter(self.eval_data.truths, quick)
 
-    def figures(self, scores: EdgeScores) -> dict[str, float]:
-        """ODS, OIS, AP and R50."""
-        return {"ods": scores.ods, "ois": scores.ois, "ap": scores.ap, "r50": scores.r50}
-
-    def report(self, scores: EdgeScores, pictures: int) -> str:
+    def report(self, scores: EdgeScores) -> str:
         """One line."""
         return (
             f"ODS {scores.ods:.4f} (at {scores.threshold:.2f})  OIS {scores.ois:.4f}  AP {scores.ap:.4f}  "
-            f"R50 {scores.r50:.4f}  ({pictures} pictures)"
+            f"R50 {scores.r50:.4f}  ({scores.count} pictures)"
         )
 
     def draw_scores(self, scores: EdgeScores, folder: Path) -> None:

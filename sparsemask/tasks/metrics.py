@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sparsemask.tables import table
+from sparsemask.tasks.protocol import Scores
 
 
 def confusion(prediction: torch.Tensor, target: torch.Tensor, n_class: int) -> torch.Tensor:
@@ -19,17 +20,33 @@ def confusion(prediction: torch.Tensor, target: torch.Tensor, n_class: int) -> t
 
 
 @dataclass(frozen=True)
-class SegmentationScores:
+class SegmentationScores(Scores):
     """Scores of a confusion matrix.
 
-    iou: per class, NaN where the class occurs neither in the truth nor in the prediction. A class absent from the
-    truth but predicted somewhere scores 0, as published. miou: mean over the classes that are not NaN.
+    Args:
+        matrix: int64 (C, C), rows truth, columns prediction.
+        count: samples that were scored.
     """
 
     matrix: np.ndarray
+    count: int = 0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean IoU and pixel accuracy."""
+        return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """The confusion matrix."""
+        return self.matrix
 
     @property
     def iou(self) -> np.ndarray:
+        """(C,): NaN where a class occurs neither in the truth nor in the prediction.
+
+        A class absent from the truth but predicted somewhere scores 0, as published.
+        """
         hit = np.diag(self.matrix).astype(np.float64)
         union = self.matrix.sum(0) + self.matrix.sum(1) - np.diag(self.matrix)
         return np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
@@ -61,15 +78,17 @@ class ConfusionMeter:
 
     def __init__(self, n_class: int):
         self.n_class = n_class
-        self.total = torch.zeros(n_class, n_class, dtype=torch.int64)
+        self.total = torch.zeros(n_class * n_class + 1, dtype=torch.int64)  # and the pictures
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
         """Count one picture."""
-        self.total += confusion(prediction, target, self.n_class)
+        self.total[:-1] += confusion(prediction, target, self.n_class).flatten()
+        self.total[-1] += 1
 
     def scores(self) -> SegmentationScores:
         """Scores of the matrix."""
-        return SegmentationScores(self.total.numpy())
+        matrix = self.total[:-1].reshape(self.n_class, self.n_class)
+        return SegmentationScores(matrix.numpy(), int(self.total[-1]))
 
 
 def class_table(scores: SegmentationScores, classes: list[str], what: str = "pixels") -> str:

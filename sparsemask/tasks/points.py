@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sparsemask.devices import Arithmetic
 from sparsemask.engine import distributed
 from sparsemask.engine.data import plainly
 from sparsemask.errors import UseError
 from sparsemask.points.clouds import IGNORED, CloudFile
+from sparsemask.tasks.evaluation import set_evaluation, shared_indices, summed
 from sparsemask.tasks.notes import warn
 from sparsemask.tasks.points_data import (
     Clouds,
@@ -33,39 +37,55 @@ from sparsemask.tasks.points_data import (
 from sparsemask.tasks.points_options import add_options
 from sparsemask.tasks.points_scores import PointScores, count_matches, score_text
 from sparsemask.tasks.points_voting import probabilities_of, vote
+from sparsemask.tasks.protocol import EvaluationContext, Task
 from VOC12.survey import LIMIT, survey
 
 _FEW_CLOUDS = 32  # looked at for classes where not all are held
 
 
-class PointsTask:
-    """Segment clouds. Subclasses say whose: `classes`, `defaults`, and what raises NotImplementedError."""
+@runtime_checkable
+class WritesRawLabels(Protocol):
+    """A task whose data set has label files of its own."""
+
+    def raw_labels(self, prediction: np.ndarray) -> bytes:
+        """Classes (N,) as a label file of the data set holds them."""
+
+
+class PointsTask(Task):
+    """Segment clouds. Predictions are classes (N_original,) of a cloud, int64; (N,) of one without projection.
+
+    Attributes:
+        classes: names of the classes.
+        d_in: channels of a point, 6 with colours.
+        title: the data in words.
+        noise: metres, on the centres of crops.
+        tilt: largest rotation about x and y of training crops, in degrees.
+        centred: whether coordinates count from a crop's centre, not from the sensor.
+        hold: whether all clouds stay in memory.
+        defaults: flags that nobody has set: the published numbers.
+    """
 
     primary = "miou"
-    reads_voc = False
-    data_flags = ("data_root",)
     score_flags = ("test_area", "train_scans", "eval_scans", "grid", "n_points", "val_steps", "batch_size")
     score_flags += ("vote_smooth", "vote_until")
     items = "crops"
-    least_share = 1  # a crop has enough points for batch norm
+    smallest_share = 1  # a crop has enough points for batch norm
     add_options = staticmethod(add_options)
 
-    classes: Sequence[str]
     d_in = 3
     title: str
-    noise = 0.0  # metres, on centres of crops
-    tilt = 0.0  # degrees
+    noise = 0.0
+    tilt = 0.0
     centred = False
-    hold = True  # all clouds in memory
+    hold = True
     sample_words = "the generated rooms"
     no_data = "no clouds named (--task s3dis or semantickitti, --data_root FOLDER; sparsemask prepare-points makes it)"
     defaults: dict = {}
-    """What flags are that nobody has set: the published numbers."""
 
     def __init__(self, options: argparse.Namespace):
         if not hasattr(options, "n_points"):
             raise UseError(f"--task {options.task} needs a network that takes points: --space smpointseg")
-        self._options = options
+        super().__init__(options)
         self.n_output = len(self.classes)
         self.settle(options)
         self._made: dict = {}
@@ -85,19 +105,19 @@ class PointsTask:
 
         return sample_folder()
 
+    @abstractmethod
     def files(self, which: str) -> list[CloudFile]:
         """The "training" or the "eval" clouds that the options name."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def weights(self) -> torch.Tensor:
         """(C,) weights of the classes in the loss."""
-        raise NotImplementedError
 
     @property
     def settings(self) -> CropSettings:
         """How crops are made."""
-        o = self._options
+        o = self.options
         return CropSettings(
             o.n_points, o.n_neighbors, o.ratio, len(o.channels), self.d_in == 6, self.centred, self.tilt
         )
@@ -113,12 +133,12 @@ class PointsTask:
 
     @property
     def _batch(self) -> int:
-        return getattr(self._options, "batch_size", None) or 1
+        return getattr(self.options, "batch_size", None) or 1
 
     @property
     def train_data(self) -> TrainingCrops:
         """Training crops; an epoch has --train_steps batches."""
-        length = self._options.train_steps * self._batch
+        length = self.options.train_steps * self._batch
         return self._once("train", lambda: self._training(self.clouds("training"), self.settings, length))
 
     def _training(self, clouds: Clouds, settings: CropSettings, length: int) -> TrainingCrops:
@@ -127,7 +147,7 @@ class PointsTask:
     @property
     def eval_data(self) -> EvaluationCrops:
         """Validation crops."""
-        length = self._options.val_steps * self._batch
+        length = self.options.val_steps * self._batch
         return self._once("crops", lambda: EvaluationCrops(self.clouds("eval"), self.settings, length, self.noise))
 
     def check(self) -> None:
@@ -172,73 +192,77 @@ class PointsTask:
         return F.cross_entropy(output.to(kind), target, weights, ignore_index=IGNORED, reduction="sum")
 
     @torch.no_grad()
-    def scores(
-        self, model, arithmetic, options: argparse.Namespace, limit: int = 0, each=None, quick: bool = False
+    def evaluate(
+        self,
+        model: Callable,
+        context: EvaluationContext,
+        *,
+        limit: int = 0,
+        flips: bool = False,
+        scales: Sequence[float] = (1.0,),
+        on_prediction: Callable[[int, np.ndarray], None] | None = None,
+        quick: bool = False,
     ) -> PointScores:
-        """Scores of `model` on the validation clouds, over all processes.
+        """See :meth:`Task.evaluate`.
 
-        quick: of --val_steps batches of crops (at most `limit`), as while training. Else by votes on every cloud (the
-        first `limit`, or --vote_limit), of all original points.
-        each(index, prediction): called with the classes (N_original,) of every cloud, an int64 array; (N,) of one
-        without projection.
+        By votes on every cloud (the first `limit`, or --vote_limit), of all original points; `quick`: of --val_steps
+        batches of crops (at most `limit` crops).
         """
-        if isinstance(model, torch.nn.Module):
-            model.eval()
-        rows = (
-            self._quick(model, arithmetic, options, limit)
-            if quick
-            else self._full(model, arithmetic, options, limit, each)
-        )
+        self.check_views(flips, scales)
+        set_evaluation(model)
+        rows = self._crops(model, context, limit) if quick else self._clouds(model, context, limit, on_prediction)
+        n_class, count = self.n_output, 0
+        matrix = np.zeros((n_class, n_class), np.int64)
         with contextlib.closing(rows):  # and with it the loader's processes
-            matrix = sum((count_matches(*row, self.n_output) for row in rows), np.zeros((self.n_output,) * 2, np.int64))
-        return PointScores(distributed.total(torch.from_numpy(matrix).to(arithmetic.device)).cpu().numpy())
+            for samples, truth, prediction in rows:
+                count += samples
+                matrix += count_matches(truth, prediction, n_class)
+        total = summed(torch.from_numpy(np.append(matrix, count)), context.arithmetic).numpy()
+        return PointScores(total[:-1].reshape(n_class, n_class), int(total[-1]))
 
-    def _quick(self, model, arithmetic, options, limit: int):
+    def _crops(
+        self, model: Callable, context: EvaluationContext, limit: int
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(crops, truth, prediction) of batches of validation crops."""
         source = self.eval_data
         mine = islice(source.picks(), distributed.rank(), limit or None, distributed.world())
-        batch = getattr(options, "eval_batch_size", None) or 1
-        for crops, labels, _, _ in plainly(source.loader(mine, batch, options.n_worker)):
-            found = probabilities_of(model, crops, arithmetic).argmax(2)
-            yield labels.numpy().ravel(), found.numpy().ravel()
+        for crops, labels, _, _ in plainly(source.loader(mine, context.batch_size, context.n_worker)):
+            found = probabilities_of(model, crops, context.arithmetic).argmax(2)
+            yield len(labels), labels.numpy().ravel(), found.numpy().ravel()
 
-    def _full(self, model, arithmetic, options, limit: int, each):
-        source, o = self.eval_data, self._options
-        count = min(limit or o.vote_limit or len(source.clouds), len(source.clouds))
-        mine = list(range(count))[distributed.rank() :: distributed.world()]
-        if each is not None:
+    def _clouds(
+        self, model: Callable, context: EvaluationContext, limit: int, on_prediction: Callable | None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(1, truth, prediction) of each validation cloud; nothing to compare where a cloud has no labels."""
+        source, o = self.eval_data, self.options
+        _, mine = shared_indices(len(source.clouds), limit or o.vote_limit)
+        if on_prediction is not None:
             for number in mine:  # before the work, not after it
                 self.check_original(source.clouds.files[number])
-        batch = getattr(options, "eval_batch_size", None) or 1
         for number, cloud, found in vote(
-            model, source, mine, arithmetic, self.n_output, o.vote_smooth, o.vote_until, batch, options.n_worker
-        ):
-            if each is not None:
-                each(number, found)
+            model, source, mine, context.arithmetic, self.n_output, o.vote_smooth, o.vote_until, context.batch_size,
+            context.n_worker,
+        ):  # fmt: skip
+            if on_prediction is not None:
+                on_prediction(number, found)
             truth = self._truth(cloud)
-            if truth is not None:
-                if len(truth) != len(found):
-                    raise UseError(f"{cloud.name}: {len(truth)} labels for {len(found)} points")
-                yield truth, found
+            if truth is None:
+                truth = np.full(len(found), IGNORED)
+            if len(truth) != len(found):
+                raise UseError(f"{cloud.name}: {len(truth)} labels for {len(found)} points")
+            yield 1, truth, found
 
     @staticmethod
     def _truth(cloud) -> np.ndarray | None:
         """Labels of the original points; of the thinned-out ones where that is all there is."""
         return cloud.labels if cloud.projection is None else cloud.full_labels
 
-    def evaluate(self, model, arithmetic, options, limit: int = 0) -> dict[str, float]:
-        """Figures for the training loop."""
-        return self.figures(self.scores(model, arithmetic, options, limit, quick=True))
-
-    def figures(self, scores: PointScores) -> dict[str, float]:
-        """mIoU, overall accuracy, mean accuracy."""
-        return scores.figures
-
     def record(self, scores: PointScores) -> dict:
-        """The figures, and the IoU of every class (None: it does not occur)."""
+        """The metrics, and the IoU of every class (None: it does not occur)."""
         iou = {c: None if np.isnan(v) else float(v) for c, v in zip(self.classes, scores.iou, strict=True)}
-        return {**scores.figures, "iou": iou, "points": int(scores.matrix.sum())}
+        return {**self.metrics(scores), "iou": iou, "points": int(scores.matrix.sum())}
 
-    def report(self, scores: PointScores, pictures: int = 0) -> str:
+    def report(self, scores: PointScores) -> str:
         """The table by class and the means."""
         return score_text(scores, list(self.classes), self.measured_on())
 
@@ -253,21 +277,21 @@ class PointsTask:
         """The scores of several evaluations' predictions as one."""
         raise UseError("--six_fold is for --task s3dis")
 
+    @abstractmethod
     def write(self, folder: Path, index: int, prediction: np.ndarray) -> Path:
         """Write the classes (N_original,) of validation cloud `index` below a folder; returns the file.
 
         Classes of a thinned-out cloud's points are carried back to all; UseError where there is no way.
         """
-        raise NotImplementedError
 
     def check_original(self, file: CloudFile) -> None:
         """UseError where predictions for a thinned-out cloud could not be carried back to all its points."""
 
     @torch.no_grad()
-    def samples(self, model, arithmetic, options, n: int = 1) -> list[tuple]:
+    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 1) -> list[tuple]:
         """(name, xyz, colours or None, truth, prediction) of `n` validation crops, arrays of their points."""
         found, source = [], self.eval_data
-        model.eval()
+        set_evaluation(model)
         for key in range(min(n, len(source))):
             crops, labels = source[key]
             prediction = probabilities_of(model, crops, arithmetic)[0].argmax(1)

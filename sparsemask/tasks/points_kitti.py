@@ -31,11 +31,11 @@ class SemanticKITTITask(PointsTask):
     @property
     def title(self) -> str:
         """The data in words."""
-        return f"SemanticKITTI {' '.join(self._options.eval_scans or ['08'])}"
+        return f"SemanticKITTI {' '.join(self.options.eval_scans or ['08'])}"
 
     def files(self, which: str) -> list[CloudFile]:
         """The named sequences or scans, or the published part."""
-        o = self._options
+        o = self.options
         if o.sample:
             raise UseError("--task semantickitti: there are no drawn scans; --sample is for --task sample")
         if not o.data_root:

@@ -31,12 +31,12 @@ class S3DISTask(PointsTask):
     @property
     def title(self) -> str:
         """The data in words."""
-        rooms = "generated rooms" if self._options.sample else "S3DIS"
-        return f"{rooms}, area {self._options.test_area}"
+        rooms = "generated rooms" if self.options.sample else "S3DIS"
+        return f"{rooms}, area {self.options.test_area}"
 
     def files(self, which: str) -> list[CloudFile]:
         """The rooms of the test area, or of all others."""
-        o = self._options
+        o = self.options
         root = self.sample_folder() if o.sample else o.data_root
         if not root:
             raise UseError("--task s3dis: --data_root FOLDER is missing (sparsemask prepare-points s3dis makes it)")
@@ -45,7 +45,7 @@ class S3DISTask(PointsTask):
     @property
     def weights(self) -> torch.Tensor:
         """As published, from all rooms' counts; of generated rooms from their own."""
-        if not self._options.sample:
+        if not self.options.sample:
             return torch.from_numpy(s3dis.WEIGHTS)
 
         def counted() -> torch.Tensor:

@@ -118,7 +118,7 @@ class Possibilities:
 
 
 class Planner:
-    """Batches of (Pick, draw number) for the steps `start` to `stop`; see :class:`sparsemask.engine.data.StepSampler`.
+    """Batches of (Pick, draw number) for the steps `start` to `stop`; a :class:`sparsemask.engine.data.BatchSampler`.
 
     Every process plans all crops and takes its share, in `parts`.
     """

@@ -51,7 +51,7 @@ class PointScores(SegmentationScores):
         return f"mIoU {self.miou:.4f}  OA {self.oa:.4f}  mAcc {self.macc:.4f}"
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """mIoU, overall accuracy, mean accuracy."""
         return {"miou": self.miou, "oa": self.oa, "macc": self.macc}
 

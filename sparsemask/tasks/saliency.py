@@ -39,6 +39,7 @@ class SaliencyTask(MapTask):
     """Which pixels belong to what catches the eye?"""
 
     primary = "f_beta"
+    classes = ("background", "salient")
 
     @staticmethod
     def sample_folder() -> Path:
@@ -49,26 +50,22 @@ class SaliencyTask(MapTask):
 
     def layout(self, root: Path, which: str) -> list[Pair]:
         """The pairs below a folder in one of the layouts."""
-        o = self._options
+        o = self.options
         return split(all_pairs(root), which, o.training_list, o.eval_list)
 
     def dataset(self, pairs: list[Pair], **settings) -> SaliencyDataset:
         """Pictures with their masks."""
-        return SaliencyDataset(pairs, ("background", "salient"), **settings)
+        return SaliencyDataset(pairs, self.classes, **settings)
 
     def meter(self, quick: bool) -> SaliencyMeter:
         """Curves over all thresholds; they cost little."""
         return SaliencyMeter()
 
-    def figures(self, scores: SaliencyScores) -> dict[str, float]:
-        """The greatest F-beta, the adaptive one and the error."""
-        return {"f_beta": scores.max_f, "f_adaptive": scores.adaptive, "mae": scores.mae}
-
-    def report(self, scores: SaliencyScores, pictures: int) -> str:
+    def report(self, scores: SaliencyScores) -> str:
         """One line; a second one where masks are empty."""
         line = (
             f"F-beta {scores.max_f:.4f} (at {scores.threshold:.2f})  adaptive F-beta {scores.adaptive:.4f}  "
-            f"MAE {scores.mae:.4f}  ({pictures} pictures)"
+            f"MAE {scores.mae:.4f}  ({scores.count} pictures)"
         )
         if scores.empty:
             line += f"\nnothing salient in {scores.empty} of them: they count for MAE only"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sparsemask.tasks.protocol import Scores
+
 BETA2 = 0.3
 LEVELS = 256
 _PICTURES, _TRUE, _ERROR, _ADAPTIVE = range(4)  # the scalars among the sums; the curves follow
@@ -41,19 +43,24 @@ def adaptive(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class SaliencyScores:
+class SaliencyScores(Scores):
     """Scores of a set; means over pictures. Those without anything salient count for the error alone.
 
     precision, recall: (256,) at the thresholds t/255. adaptive: F-beta at each picture's adaptive threshold.
-    mae: mean absolute error. pictures, empty: how many, and how many without anything salient.
+    mae: mean absolute error. count, empty: pictures, and how many of them are without anything salient.
     """
 
     precision: np.ndarray
     recall: np.ndarray
     adaptive: float
     mae: float
-    pictures: int
+    count: int
     empty: int
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The greatest F-beta, the adaptive one and the error."""
+        return {"f_beta": self.max_f, "f_adaptive": self.adaptive, "mae": self.mae}
 
     @property
     def f(self) -> np.ndarray:

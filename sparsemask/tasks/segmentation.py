@@ -30,17 +30,20 @@ class SegmentationTask(DenseTask):
 
     def class_names(self) -> list[str]:
         """The names of the classes, one an output channel."""
-        return datasets.class_names(self._options)
+        return datasets.class_names(self.options)
+
+    def layout(self, root: Path, which: str) -> list[tuple[Path, Path]]:
+        """Raise a UseError: there is no public layout of segmentation alone."""
+        raise UseError("--data_root is for the layouts of other tasks; segmentation has --voc_root, or --im_path")
 
     def pairs(self, which: str) -> list[tuple[Path, Path]]:
         """(picture, label) paths of the "training" or the "eval" set that the options name."""
-        if self._options.data_root:
-            raise UseError("--data_root is for the layouts of other tasks; segmentation has --voc_root, or --im_path")
-        return datasets.pairs(self._options, which)
+        root = self.options.data_root
+        return self.layout(Path(root), which) if root else datasets.pairs(self.options, which)
 
     def dataset(self, pairs: list[tuple[Path, Path]], **settings) -> SegmentationDataset:
         """Pictures with their class indices."""
-        ignored = getattr(self._options, "ignore_index", IGNORE)
+        ignored = getattr(self.options, "ignore_index", IGNORE)
         return SegmentationDataset(pairs, self.n_class, self.classes, ignore_index=ignored, **settings)
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -70,16 +73,12 @@ class SegmentationTask(DenseTask):
         """A confusion matrix."""
         return ConfusionMeter(self.n_class)
 
-    def figures(self, scores: SegmentationScores) -> dict[str, float]:
-        """Mean IoU and pixel accuracy."""
-        return {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
-
     def record(self, scores: SegmentationScores) -> dict:
-        """The figures, and the IoU of every class (None: it occurs nowhere)."""
+        """The metrics, and the IoU of every class (None: it occurs nowhere)."""
         iou = {c: None if np.isnan(v) else float(v) for c, v in zip(self.classes, scores.iou, strict=True)}
-        return {**self.figures(scores), "iou": iou}
+        return {**self.metrics(scores), "iou": iou}
 
-    def report(self, scores: SegmentationScores, pictures: int) -> str:
+    def report(self, scores: SegmentationScores) -> str:
         """The table by class, the absent classes, and the means."""
         lines = [class_table(scores, self.classes)]
         absent = scores.absent(self.classes)
@@ -87,7 +86,7 @@ class SegmentationTask(DenseTask):
             lines.append(f"absent from these pictures: {', '.join(absent)}")
         if not scores.matrix.any():
             lines.append("no pixel of these pictures has a label: there is nothing to score")
-        lines.append(f"mIoU {scores.miou:.4f}  pixel accuracy {scores.pixel_accuracy:.4f}  ({pictures} pictures)")
+        lines.append(f"mIoU {scores.miou:.4f}  pixel accuracy {scores.pixel_accuracy:.4f}  ({scores.count} pictures)")
         return "\n".join(lines)
 
     def draw_scores(self, scores: SegmentationScores, folder: Path) -> None:

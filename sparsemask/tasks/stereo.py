@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from sparsemask import datasets
+from sparsemask.devices import Arithmetic
 from sparsemask.engine import distributed
 from sparsemask.engine.data import Listed, make_loader, plainly
 from sparsemask.errors import UseError, say
@@ -26,7 +27,9 @@ from sparsemask.stereo.files import write_disparity
 from sparsemask.stereo.framing import MULTIPLE, picture_of, unpad
 from sparsemask.stereo.pairs import PairFiles
 from sparsemask.stereo.scenes import LEAST
+from sparsemask.tasks.evaluation import json_value, set_evaluation, shared_indices, spread_indices, summed
 from sparsemask.tasks.notes import say_how_read
+from sparsemask.tasks.protocol import EvaluationContext, Task
 from sparsemask.tasks.stereo_data import Frames, Scenes, TrainingCrops, TrainingScenes, WholePairs, collate
 from sparsemask.tasks.stereo_options import add_options
 from sparsemask.tasks.stereo_scores import DISPARITY, StereoMeter, StereoScores, valid
@@ -36,12 +39,11 @@ _EPOCH, _VALIDATION = 200, 12  # generated scenes
 _RANGE = 0.75  # of maxdisp, that they have disparities up to
 
 
-class StereoTask:
-    """Match pictures."""
+class StereoTask(Task):
+    """Match pictures. Predictions are disparities (H, W) in pixels."""
 
     primary = "d1_ok"  # 1 - D1, so that more is better
     n_output = 1
-    reads_voc = False
     data_flags = ("data_root", "training_list", "eval_list")
     score_flags = ("crop_height", "crop_width")
     sample_words = "generated scenes"
@@ -58,7 +60,7 @@ class StereoTask:
             side = getattr(options, name)
             if side % MULTIPLE or side < LEAST:
                 raise UseError(f"--{name} {side}: must be a multiple of {MULTIPLE}, {LEAST} at least")
-        self._options = options
+        super().__init__(options)
         self._made: dict = {}
 
     @staticmethod
@@ -73,15 +75,15 @@ class StereoTask:
 
     def _drawn(self, which: str) -> bool:
         """Whether the "training" or the "eval" pairs are generated scenes: a list wins over --sample."""
-        return bool(self._options.sample and not getattr(self._options, f"{which}_list"))
+        return bool(self.options.sample and not getattr(self.options, f"{which}_list"))
 
     @property
     def _size(self) -> tuple[int, int]:
-        return self._options.crop_height, self._options.crop_width
+        return self.options.crop_height, self.options.crop_width
 
     def files(self, which: str) -> tuple[str, list[PairFiles]]:
         """(name of the set, files) of the "training" or the "eval" pairs that the options name."""
-        o = self._options
+        o = self.options
         listed = getattr(o, f"{which}_list")
         if listed:
             return Path(listed).stem, layouts.read_list(listed, o.data_root)
@@ -93,7 +95,7 @@ class StereoTask:
     @property
     def train_data(self) -> TrainingCrops | TrainingScenes:
         """Training crops, or scenes that are new at every draw."""
-        o = self._options
+        o = self.options
         if self._drawn("training"):
             return self._once("train", lambda: TrainingScenes(_EPOCH, self._size, _RANGE * o.maxdisp))
         return self._once("train", lambda: TrainingCrops(Frames(self.files("training")[1]), self._size, o.maxdisp))
@@ -102,7 +104,7 @@ class StereoTask:
     def eval_data(self) -> WholePairs:
         """Validation pairs, whole."""
         if self._drawn("eval"):
-            most = _RANGE * self._options.maxdisp
+            most = _RANGE * self.options.maxdisp
             return self._once("eval", lambda: WholePairs(Scenes(_VALIDATION, self._size, most)))
         return self._once("eval", lambda: WholePairs(Frames(self.files("eval")[1])))
 
@@ -126,7 +128,7 @@ class StereoTask:
 
     def count(self, target: torch.Tensor) -> float:
         """What the loss of a batch with truth (B, H, W) is to be divided by: its pixels that count."""
-        return int(valid(target, self._options.maxdisp).sum())
+        return int(valid(target, self.options.maxdisp).sum())
 
     def loss(self, output: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
         """Sum of the smooth L1 of every head's disparities, weighted by WEIGHTS, where 0 < target < maxdisp.
@@ -134,7 +136,7 @@ class StereoTask:
         output: (B, H, W), or one for each head; target: (B, H, W), all in pixels.
         """
         heads = [output] if isinstance(output, torch.Tensor) else list(output)
-        counted = valid(target, self._options.maxdisp)
+        counted = valid(target, self.options.maxdisp)
         kind = torch.float64 if heads[0].dtype == torch.float64 else torch.float32
         truth = target[counted].to(kind)
         weights = WEIGHTS[len(WEIGHTS) - len(heads) :]
@@ -144,7 +146,7 @@ class StereoTask:
         )
 
     @torch.no_grad()
-    def predict(self, model, pair: StereoPair, size: Sequence[int], arithmetic) -> torch.Tensor:
+    def predict(self, model: Callable, pair: StereoPair, size: Sequence[int], arithmetic: Arithmetic) -> torch.Tensor:
         """Disparities float32 (B, *size) on the CPU, of padded pairs that were of `size` (height, width)."""
         found = arithmetic.run(model, pair)
         if found.shape != (len(pair), *pair.shape[-2:]):
@@ -152,45 +154,40 @@ class StereoTask:
         return unpad(found.float(), *size).cpu()
 
     @torch.no_grad()
-    def scores(
-        self, model, arithmetic, options: argparse.Namespace, limit: int = 0, each=None, quick: bool = False
+    def evaluate(
+        self,
+        model: Callable,
+        context: EvaluationContext,
+        *,
+        limit: int = 0,
+        flips: bool = False,
+        scales: Sequence[float] = (1.0,),
+        on_prediction: Callable[[int, torch.Tensor], None] | None = None,
+        quick: bool = False,
     ) -> StereoScores:
-        """Scores of `model` on the validation pairs (the first `limit`), one by one, over all processes.
-
-        model: a module, or any function of pairs of one. each(index, disparity): called after every pair, with the
-        disparity (H, W). quick: makes no difference here.
-        """
+        """See :meth:`Task.evaluate`; pairs go one by one, and `quick` makes no difference."""
+        self.check_views(flips, scales)
         source = self.eval_data
-        count = min(limit or len(source), len(source))
-        indices = np.arange(count)[distributed.rank() :: distributed.world()]
-        workers = options.n_worker if len(indices) > 1 else 0
+        count, indices = shared_indices(len(source), limit)
+        workers = context.n_worker if len(indices) > 1 else 0
         loader = make_loader(Listed(source, indices), workers, collate_fn=collate)
-        meter = StereoMeter([source.name(i) for i in range(count)], self._options.maxdisp)
-        if isinstance(model, torch.nn.Module):
-            model.eval()
-        for index, (pair, truth) in zip(indices.tolist(), plainly(loader), strict=True):
-            disparity = self.predict(model, pair, truth.shape[-2:], arithmetic)[0]
+        meter = StereoMeter([source.name(i) for i in range(count)], self.options.maxdisp)
+        set_evaluation(model)
+        for index, (pair, truth) in zip(indices, plainly(loader), strict=True):
+            disparity = self.predict(model, pair, truth.shape[-2:], context.arithmetic)[0]
             meter.add(index, disparity, truth[0])
-            if each is not None:
-                each(index, disparity)
-        meter.total = distributed.total(meter.total.to(arithmetic.device)).cpu()
+            if on_prediction is not None:
+                on_prediction(index, disparity)
+        meter.total = summed(meter.total, context.arithmetic)
         return meter.scores()
 
-    def evaluate(self, model, arithmetic, options, limit: int = 0) -> dict[str, float]:
-        """Figures for the training loop."""
-        return self.figures(self.scores(model, arithmetic, options, limit, quick=True))
-
-    def figures(self, scores: StereoScores) -> dict[str, float]:
-        """EPE in pixels, shares of bad pixels, and `d1_ok`, 1 - D1."""
-        return {**scores.figures, "d1_ok": 1 - scores.figures["d1"]}
-
     def record(self, scores: StereoScores) -> dict:
-        """The figures, those of every region, how they were taken, and those of each pair."""
-        *each, mean = [{k: _known(v) for k, v in row.items()} for row in scores.rows()]
-        figures = {k: v for k, v in mean.items() if k not in ("picture", "size")}
-        return {**figures, "protocol": scores.protocol, "regions": scores.regions, "each": each}
+        """The metrics, those of every region, how they were taken, and those of each pair."""
+        *each, mean = [{k: json_value(v) for k, v in row.items()} for row in scores.rows()]
+        means = {k: v for k, v in mean.items() if k not in ("picture", "size")}
+        return {**means, "protocol": scores.protocol, "regions": scores.regions, "each": each}
 
-    def report(self, scores: StereoScores, pictures: int = 0) -> str:
+    def report(self, scores: StereoScores) -> str:
         """The tables by pair and by region, and a line of the means."""
         return f"{scores.text()}\n\n{scores.summary()}  ({self.measured_on()}; {scores.protocol})"
 
@@ -200,21 +197,22 @@ class StereoTask:
 
         draw_errors(scores.names, scores.values()[:, 0], scores.values()[:, -1], folder / "epe.png")
 
-    def write(self, folder: Path, index: int, prediction: torch.Tensor) -> None:
-        """Write the disparity (H, W) of a validation pair into a folder, under its name."""
-        self.save(Path(folder) / f"{self.eval_data.name(index)}.png", prediction)
+    def write(self, folder: Path, index: int, prediction: torch.Tensor) -> Path:
+        """Write the disparity (H, W) of a validation pair into a folder, under its name; returns the file."""
+        path = Path(folder) / f"{self.eval_data.name(index)}.png"
+        self.save(path, prediction)
+        return path
 
     def save(self, path: Path, prediction: torch.Tensor) -> None:
         """Write a disparity (H, W) as 16-bit PNG (256 times the pixels) or PFM, by the suffix."""
         write_disparity(path, np.asarray(prediction))
 
     @torch.no_grad()
-    def samples(self, model, arithmetic, options, n: int = 4) -> list[tuple]:
+    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 4) -> list[tuple]:
         """(name, left uint8 (H, W, 3), disparity (H, W), truth (H, W)) of `n` validation pairs spread over the list."""
         source, found = self.eval_data, []
-        if isinstance(model, torch.nn.Module):
-            model.eval()
-        for index in np.unique(np.linspace(0, len(source) - 1, min(n, len(source))).astype(int)).tolist():
+        set_evaluation(model)
+        for index in spread_indices(len(source), n):
             pair, truth = source[index]
             size = truth.shape[-2:]
             disparity = self.predict(model, pair, size, arithmetic)[0].numpy()
@@ -227,8 +225,3 @@ class StereoTask:
         from sparsemask.pictures.stereo import draw_disparities
 
         draw_disparities(samples, path)
-
-
-def _known(value):
-    """JSON knows neither NaN nor infinity."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value

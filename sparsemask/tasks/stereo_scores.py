@@ -2,7 +2,7 @@
 
 EPE is the mean absolute error in pixels; > n px the share of pixels with a larger error than n; D1 the share whose
 error is larger than 3 px and than 5 % of the truth (KITTI 2015; Menze and Geiger, CVPR 2015). As in GwcNet's
-evaluation (Guo et al., CVPR 2019) pixels with 0 < truth < maxdisp count, and figures are means over pictures; by
+evaluation (Guo et al., CVPR 2019) pixels with 0 < truth < maxdisp count, and metrics are means over pictures; by
 region they are of all pixels together, as KITTI's own.
 """
 
@@ -15,10 +15,11 @@ import torch
 
 from sparsemask.finite import check_output
 from sparsemask.tables import table
+from sparsemask.tasks.protocol import Scores
 
 DISPARITY, SEEN, FOREGROUND = range(3)  # channels of a truth (3, H, W); the latter two are 1, 0, or -1: nobody says
 REGIONS = ("all", "background", "foreground", "non-occluded", "non-oc. background", "non-oc. foreground")
-FIGURES = ("epe", "bad1", "bad2", "bad3", "d1")
+METRICS = ("epe", "bad1", "bad2", "bad3", "d1")
 _HEADERS = {"epe": ("EPE px", ".3f"), "bad1": (">1 px", ".2%"), "bad2": (">2 px", ".2%"), "bad3": (">3 px", ".2%"),
             "d1": ("D1", ".2%")}  # fmt: skip
 
@@ -36,7 +37,7 @@ def region_masks(truth: torch.Tensor) -> torch.Tensor:
 
 
 def count_errors(disparity: torch.Tensor, truth: torch.Tensor, maxdisp: float) -> torch.Tensor:
-    """(6, 6) float64: of every region the pixels, and the sums of FIGURES over them.
+    """(6, 6) float64: of every region the pixels, and the sums of METRICS over them.
 
     disparity: (H, W) in pixels; truth: (3, H, W). Raises UseError where the disparity is not finite.
     """
@@ -49,11 +50,11 @@ def count_errors(disparity: torch.Tensor, truth: torch.Tensor, maxdisp: float) -
 
 
 @dataclass(frozen=True)
-class StereoScores:
+class StereoScores(Scores):
     """Sums over the pixels of some pictures.
 
     names: of the pictures. sizes: (height, width) of each. sums: float64 (pictures, 6, 6), of each picture and region
-    the pixels and the sums of FIGURES. beyond: of each picture the pixels whose truth is not below maxdisp.
+    the pixels and the sums of METRICS. beyond: of each picture the pixels whose truth is not below maxdisp.
     """
 
     names: list[str]
@@ -65,23 +66,33 @@ class StereoScores:
     columns = {"picture": "pair", "size": "size", **_HEADERS}
 
     def values(self) -> np.ndarray:
-        """(pictures, 5): FIGURES of each picture over all its pixels, NaN for one without truth."""
+        """(pictures, 5): METRICS of each picture over all its pixels, NaN for one without truth."""
         return _means(self.sums[:, 0])
 
     @property
-    def figures(self) -> dict[str, float]:
-        """Means over the pictures that have a truth; NaN where none has."""
+    def count(self) -> int:
+        """Pairs."""
+        return len(self.names)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The means, and `d1_ok`, 1 - D1, of which more is better."""
+        return {**self.means, "d1_ok": 1 - self.means["d1"]}
+
+    @property
+    def means(self) -> dict[str, float]:
+        """METRICS, means over the pictures that have a truth; NaN where none has."""
         values = self.values()
         values = values[~np.isnan(values[:, 0])]
-        return dict(zip(FIGURES, values.mean(0).tolist() if len(values) else [float("nan")] * 5, strict=True))
+        return dict(zip(METRICS, values.mean(0).tolist() if len(values) else [float("nan")] * 5, strict=True))
 
     @property
     def regions(self) -> dict[str, dict[str, float]]:
-        """FIGURES of every region that has pixels, over all pictures' pixels together; and how many, `pixels`."""
+        """METRICS of every region that has pixels, over all pictures' pixels together; and how many, `pixels`."""
         sums = self.sums.sum(0)
         means = _means(sums)
         return {
-            name: {"pixels": int(sums[k, 0]), **dict(zip(FIGURES, means[k].tolist(), strict=True))}
+            name: {"pixels": int(sums[k, 0]), **dict(zip(METRICS, means[k].tolist(), strict=True))}
             for k, name in enumerate(REGIONS)
             if sums[k, 0] > 0
         }
@@ -92,12 +103,12 @@ class StereoScores:
         return int((self.sums[:, 0, 0] == 0).sum())
 
     def rows(self) -> list[dict]:
-        """A row of figures for each picture, then their means."""
+        """A row of metrics for each picture, then their means."""
         rows = [
-            {"picture": name, "size": f"{w}x{h}", **dict(zip(FIGURES, row, strict=True))}
+            {"picture": name, "size": f"{w}x{h}", **dict(zip(METRICS, row, strict=True))}
             for name, (h, w), row in zip(self.names, self.sizes, self.values().tolist(), strict=True)
         ]
-        return [*rows, {"picture": "mean", "size": None, **self.figures}]
+        return [*rows, {"picture": "mean", "size": None, **self.means}]
 
     def text(self) -> str:
         """The table by picture, and by region where there is more than one."""
@@ -109,7 +120,7 @@ class StereoScores:
 
     def summary(self) -> str:
         """The means in a line, D1 of the regions behind them."""
-        f = self.figures
+        f = self.means
         bad = "  ".join(f">{n} px {f[f'bad{n}']:.2%}" for n in (1, 2, 3))
         said = f"EPE {f['epe']:.3f} px  {bad}  D1 {f['d1']:.2%}"
         if len(self.regions) > 1:

@@ -11,33 +11,36 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from sparsemask.devices import Arithmetic
 from sparsemask.engine import data, distributed
 from sparsemask.errors import UseError, say
 from sparsemask.files import write_bytes
 from sparsemask.tasks import super_resolution_folders as folders
+from sparsemask.tasks.evaluation import json_value, set_evaluation, shared_indices, spread_indices, summed
 from sparsemask.tasks.image_metrics import quantise
 from sparsemask.tasks.notes import say_how_read
+from sparsemask.tasks.protocol import EvaluationContext, Task
 from sparsemask.tasks.super_resolution_data import SuperResolutionDataset, repeats
 from sparsemask.tasks.super_resolution_options import LOSSES, add_options, parse_loss, settle_folders
 from sparsemask.tasks.super_resolution_scores import Protocol, SuperResolutionMeter, SuperResolutionScores, enlarged
 
 
-class SuperResolutionTask:
-    """Enlarge pictures."""
+class SuperResolutionTask(Task):
+    """Enlarge pictures. Predictions are (3, H, W) of whole numbers, 0 to 255."""
 
     primary = "psnr"
     n_output = 3
-    reads_voc = False
     data_flags = ("hr_path", "dir_data", "data_test")
     score_flags = ("scale", "data_range", "ssim_divisor", "crop_even")
     sample_words = "the embedded pictures"
-    items = "pictures"
+    add_options = staticmethod(add_options)
 
     def __init__(self, options: argparse.Namespace):
         if getattr(options, "scale", None) is None:
@@ -49,13 +52,11 @@ class SuperResolutionTask:
                 )
         if options.rgb_range != 255:
             raise UseError(f"--rgb_range {options.rgb_range}: pictures have values of 0 to 255 here, and no others")
-        self._options = options
+        super().__init__(options)
         self._terms = parse_loss(options.loss)
         self._train = self._eval = None
         self._sources: dict[str, folders.Source] = {}
         settle_folders(options)
-
-    add_options = staticmethod(add_options)
 
     @staticmethod
     def sample_folder() -> Path:
@@ -65,14 +66,14 @@ class SuperResolutionTask:
     def source(self, which: str) -> folders.Source:
         """The "training" or the "eval" pictures that the options name."""
         if which not in self._sources:
-            self._sources[which] = folders.find_source(self._options, which)
+            self._sources[which] = folders.find_source(self.options, which)
         return self._sources[which]
 
     @property
     def train_data(self) -> SuperResolutionDataset:
         """Training patches."""
         if self._train is None:
-            o = self._options
+            o = self.options
             made = SuperResolutionDataset(self.source("training").pairs, o.scale, o.patch_size, kind=o.ext)
             made.repeat = repeats(len(made.store), getattr(o, "batch_size", None) or 16, o.test_every)
             made.store.fill()
@@ -83,7 +84,7 @@ class SuperResolutionTask:
     def eval_data(self) -> SuperResolutionDataset:
         """Validation pictures, whole."""
         if self._eval is None:
-            o = self._options
+            o = self.options
             made = SuperResolutionDataset(self.source("eval").pairs, o.scale, None, crop_even=o.crop_even, kind=o.ext)
             made.store.fill()
             self._eval = made
@@ -92,7 +93,7 @@ class SuperResolutionTask:
     @property
     def protocol(self) -> Protocol:
         """How the validation pictures are scored."""
-        o = self._options
+        o = self.options
         return Protocol(o.scale, self.source("eval").benchmark, o.ssim_divisor, o.crop_even)
 
     def check(self) -> None:
@@ -108,8 +109,8 @@ class SuperResolutionTask:
                 whole = data_set.left_out + len(data_set.store)
                 said.append(f"{data_set.left_out} of {whole} are smaller than --patch_size and left out")
             if any(pair.lr is None and pair.hr.parent.name.endswith("HR") for pair in data_set.pairs):
-                said.append(f"no LR_bicubic/X{self._options.scale} beside them: made by bicubic")
-            if data_set.store.kind == "img" and self._options.ext == "auto" and which == "training":
+                said.append(f"no LR_bicubic/X{self.options.scale} beside them: made by bicubic")
+            if data_set.store.kind == "img" and self.options.ext == "auto" and which == "training":
                 size = data_set.store.bytes / 1e9
                 said.append(f"{size:.1f} GB, decoded for every patch; --ext sep keeps them decoded on the disk")
             if said and distributed.rank() == 0:
@@ -128,60 +129,57 @@ class SuperResolutionTask:
         if output.shape != target.shape:
             raise UseError(
                 f"the network makes {tuple(output.shape)} where the pictures are {tuple(target.shape)}: "
-                f"is --scale {self._options.scale} its scale?"
+                f"is --scale {self.options.scale} its scale?"
             )
         kind = torch.float64 if output.dtype == torch.float64 else torch.float32
         output, target = output.to(kind), target.to(kind)
         return sum(weight * LOSSES[name](output, target) for weight, name in self._terms)
 
     @torch.no_grad()
-    def predict(self, model, images: torch.Tensor, arithmetic) -> torch.Tensor:
+    def predict(self, model: Callable, images: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
         """Quantised pictures, float32 (N,3,sH,sW) on the CPU, of images (N,3,H,W) of 0 to 255."""
         output = arithmetic.run(model, images)
         return quantise(output.float()).cpu()
 
     @torch.no_grad()
-    def scores(
-        self, model, arithmetic, options: argparse.Namespace, limit: int = 0, each=None, quick: bool = False
+    def evaluate(
+        self,
+        model: Callable,
+        context: EvaluationContext,
+        *,
+        limit: int = 0,
+        flips: bool = False,
+        scales: Sequence[float] = (1.0,),
+        on_prediction: Callable[[int, torch.Tensor], None] | None = None,
+        quick: bool = False,
     ) -> SuperResolutionScores:
-        """Scores of `model` on the validation pictures (the first `limit`), one by one, over all processes.
+        """See :meth:`Task.evaluate`; pictures go one by one, and `quick` leaves out bicubic's scores.
 
-        model: a module, or any function of images (1,3,H,W), such as one that works on tiles.
-        each(index, prediction): called after every picture, with the quantised prediction (3,sH,sW).
-        quick: without bicubic's figures.
+        model: also a function that works on tiles.
         """
+        self.check_views(flips, scales)
         source = self.eval_data
-        count = min(limit or len(source), len(source))
-        indices = np.arange(count)[distributed.rank() :: distributed.world()]
-        workers = 0 if source.store.kind == "memory" else options.n_worker
+        count, indices = shared_indices(len(source), limit)
+        workers = 0 if source.store.kind == "memory" else context.n_worker
         loader = data.evaluation_loader(source, indices, 1, workers)
         meter = SuperResolutionMeter([source.name(i) for i in range(count)], self.protocol, not quick)
-        if isinstance(model, torch.nn.Module):
-            model.eval()
-        for index, [(images, target)] in zip(indices.tolist(), data.plainly(loader), strict=True):
-            prediction = self.predict(model, images, arithmetic)[0]
+        set_evaluation(model)
+        for index, [(images, target)] in zip(indices, data.plainly(loader), strict=True):
+            prediction = self.predict(model, images, context.arithmetic)[0]
             self._fits(prediction, target[0])
             meter.add(index, prediction, target[0], images[0])
-            if each is not None:
-                each(index, prediction)
-        meter.total = distributed.total(meter.total.to(arithmetic.device)).cpu()
+            if on_prediction is not None:
+                on_prediction(index, prediction)
+        meter.total = summed(meter.total, context.arithmetic)
         return meter.scores()
 
-    def evaluate(self, model, arithmetic, options, limit: int = 0) -> dict[str, float]:
-        """Figures for the training loop."""
-        return self.figures(self.scores(model, arithmetic, options, limit, quick=True))
-
-    def figures(self, scores: SuperResolutionScores) -> dict[str, float]:
-        """Mean PSNR in dB and mean SSIM."""
-        return {"psnr": scores.psnr, "ssim": scores.ssim}
-
     def record(self, scores: SuperResolutionScores) -> dict:
-        """The figures, bicubic's, how they were taken, and those of each picture."""
-        *each, mean = [{k: _known(v) for k, v in row.items()} for row in scores.rows()]
-        figures = {k: v for k, v in mean.items() if k not in ("picture", "size")}
-        return {**figures, "protocol": str(scores.protocol), "each": each}
+        """The metrics, bicubic's, how they were taken, and those of each picture."""
+        *each, mean = [{k: json_value(v) for k, v in row.items()} for row in scores.rows()]
+        means = {k: v for k, v in mean.items() if k not in ("picture", "size")}
+        return {**means, "protocol": str(scores.protocol), "each": each}
 
-    def report(self, scores: SuperResolutionScores, pictures: int) -> str:
+    def report(self, scores: SuperResolutionScores) -> str:
         """The table by picture with bicubic beside it, and a line of the means."""
         lines = [scores.text(), ""]
         if scores.equal:
@@ -189,7 +187,7 @@ class SuperResolutionTask:
         gain = scores.psnr - scores.bicubic_psnr
         lines.append(
             f"PSNR {scores.psnr:.3f} dB  SSIM {scores.ssim:.4f}  {gain:+.3f} dB to bicubic  "
-            f"({self.source('eval').title}, {pictures} pictures; {scores.protocol})"
+            f"({self.source('eval').title}, {scores.count} pictures; {scores.protocol})"
         )
         return "\n".join(lines)
 
@@ -199,9 +197,11 @@ class SuperResolutionTask:
 
         draw_psnr(scores.names, scores.bicubic_psnrs, scores.psnrs, folder / "psnr.png")
 
-    def write(self, folder: Path, index: int, prediction: torch.Tensor) -> None:
-        """Write the prediction (3,H,W) of a validation picture into a folder, under its name."""
-        self.save(folder / f"{self.eval_data.name(index)}.png", prediction)
+    def write(self, folder: Path, index: int, prediction: torch.Tensor) -> Path:
+        """Write the prediction (3,H,W) of a validation picture into a folder, under its name; returns the file."""
+        path = Path(folder) / f"{self.eval_data.name(index)}.png"
+        self.save(path, prediction)
+        return path
 
     def save(self, path: Path, prediction: torch.Tensor) -> None:
         """Write a prediction (3,H,W) of 0 to 255 as a PNG."""
@@ -213,21 +213,20 @@ class SuperResolutionTask:
         write_bytes(path, buffer.getvalue())
 
     @torch.no_grad()
-    def samples(self, model, arithmetic, options, n: int = 4) -> list[tuple]:
+    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 4) -> list[tuple]:
         """(name, bicubic, prediction, truth, bicubic's PSNR, PSNR) of `n` validation pictures spread over the list.
 
         The pictures are uint8 (H,W,3).
         """
         source, found, protocol = self.eval_data, [], self.protocol
-        if isinstance(model, torch.nn.Module):
-            model.eval()
-        for index in np.unique(np.linspace(0, len(source) - 1, min(n, len(source))).astype(int)).tolist():
+        set_evaluation(model)
+        for index in spread_indices(len(source), n):
             images, truth = source[index]
             prediction = self.predict(model, images[None], arithmetic)[0]
             self._fits(prediction, truth)
             bicubic = enlarged(images, protocol.scale)
-            figures = [protocol(one, truth)[0] for one in (bicubic, prediction)]
-            found.append((source.name(index), *map(_picture, (bicubic, prediction, truth)), *figures))
+            psnrs = [protocol(one, truth)[0] for one in (bicubic, prediction)]
+            found.append((source.name(index), *map(_picture, (bicubic, prediction, truth)), *psnrs))
         return found
 
     def draw(self, samples: list[tuple], path: Path) -> None:
@@ -246,8 +245,3 @@ class SuperResolutionTask:
 def _picture(image: torch.Tensor) -> np.ndarray:
     """(3,H,W) of whole numbers as uint8 (H,W,3)."""
     return np.ascontiguousarray(image.to(torch.uint8).permute(1, 2, 0).numpy())
-
-
-def _known(value):
-    """JSON knows neither NaN nor infinity."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -10,6 +10,7 @@ import torch
 from sparsemask.resize import imresize
 from sparsemask.tables import table
 from sparsemask.tasks.image_metrics import psnr, ssim
+from sparsemask.tasks.protocol import Scores
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class SuperResolutionScores:
-    """Figures of some pictures, arrays of one length; bicubic's are NaN where they were not asked for.
+class SuperResolutionScores(Scores):
+    """Scores of some pictures, arrays of one length; bicubic's are NaN where they were not asked for.
 
     sizes: height and width of the high-resolution pictures as scored.
     """
@@ -54,6 +55,16 @@ class SuperResolutionScores:
         "picture": "picture", "size": "size", "bicubic_psnr": ("bicubic dB", ".2f"), "psnr": ("PSNR dB", ".3f"),
         "ssim": ("SSIM", ".4f"),
     }  # fmt: skip
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean PSNR in dB and mean SSIM."""
+        return {"psnr": self.psnr, "ssim": self.ssim}
+
+    @property
+    def count(self) -> int:
+        """Pictures."""
+        return len(self.names)
 
     def summary(self) -> str:
         """The means in a line."""
@@ -85,7 +96,7 @@ class SuperResolutionScores:
         return int(np.isposinf(self.psnrs).sum())
 
     def rows(self) -> list[dict]:
-        """A row of figures for each picture, then their means."""
+        """A row of metrics for each picture, then their means."""
         rows = [
             {"picture": name, "size": f"{w}x{h}", "bicubic_psnr": bp, "psnr": p, "bicubic_ssim": bs, "ssim": s}
             for name, (h, w), bp, p, bs, s in zip(
