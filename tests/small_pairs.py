@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from sparsemask.options import Parser
-from sparsemask.tasks.stereo_options import add_options
+from sparsemask.tasks.stereo.options import add_options
 
 
 def options(**given) -> Namespace:

@@ -15,8 +15,9 @@ from sparsemask import tasks
 from sparsemask.points.prepare import prepare_semantickitti_scans
 from sparsemask.points.semantickitti import LEARNING_MAP
 from sparsemask.stereo.scenes import write_scenes
-from sparsemask.tasks import Task, shapes
-from sparsemask.tasks.points_s3dis import SampleTask
+from sparsemask.tasks import Task
+from sparsemask.tasks.dense import shapes
+from sparsemask.tasks.points.s3dis import SampleTask
 from sparsemask.testing.tasks import labelled_options
 from tiny import make_data
 

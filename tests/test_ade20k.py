@@ -12,8 +12,8 @@ from PIL import Image
 import retrain.eval
 import retrain.train
 from sparsemask.tasks import get
-from sparsemask.tasks.ade20k import Ade20kDataset, object_names
-from sparsemask.tasks.shapes import make_ade20k
+from sparsemask.tasks.ade20k.data import Ade20kDataset, object_names
+from sparsemask.tasks.dense.shapes import make_ade20k
 from tiny import SMALL, fails
 from VOC12.objects import CLASS_NAMES
 

@@ -12,7 +12,7 @@ import retrain.train
 import search.run
 from sparsemask import UseError, session
 from sparsemask.tasks import get
-from sparsemask.tasks.metrics import SegmentationScores
+from sparsemask.tasks.segmentation.scores import SegmentationScores
 from tiny import SMALL, data_flags, fails, make_data
 from VOC12 import check
 from VOC12.lists import pairs_from_lists

@@ -22,7 +22,7 @@ from sparsemask.exporting import validation
 from sparsemask.finite import NotFiniteError, check_output
 from sparsemask.sparse import backend
 from sparsemask.tasks.protocol import EvaluationContext
-from sparsemask.tasks.stereo_scores import count_errors
+from sparsemask.tasks.stereo.scores import count_errors
 from test_smsr import network as smsr
 from tiny import SMALL, data_flags, fails, make_data
 

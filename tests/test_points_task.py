@@ -16,7 +16,7 @@ from sparsemask.points import semantickitti
 from sparsemask.points.labels import class_weights
 from sparsemask.points.ply import read_ply, write_ply
 from sparsemask.points.prepare import prepare_semantickitti_scans
-from sparsemask.tasks.points import PointsTask
+from sparsemask.tasks.points.task import PointsTask
 from sparsemask.tasks.protocol import EvaluationContext
 
 POINTS = ["s3dis", "sample", "semantickitti"]
@@ -106,7 +106,7 @@ def test_rooms_of_one_area_validate_the_others(room_folder):
 
 
 def test_generated_rooms_have_weights_of_their_own(room_folder, monkeypatch):
-    monkeypatch.setattr("sparsemask.tasks.points_rooms.sample_folder", lambda: room_folder)
+    monkeypatch.setattr("sparsemask.tasks.points.rooms.sample_folder", lambda: room_folder)
     task = tasks.get("sample", options(grid=0.25))
     cloud = task.clouds("training")[0]
     counts = np.bincount(cloud.labels, minlength=13)

@@ -17,8 +17,8 @@ from sparsemask import tasks
 from sparsemask.devices import Arithmetic
 from sparsemask.files import distinct_names
 from sparsemask.stereo.files import read_disparity, write_disparity
-from sparsemask.tasks.classification_data import Part
-from sparsemask.tasks.saliency import SaliencyDataset
+from sparsemask.tasks.classification.data import Part
+from sparsemask.tasks.saliency.data import SaliencyDataset
 from VOC12.dataset import SegmentationDataset
 
 CPU = Arithmetic(torch.device("cpu"))

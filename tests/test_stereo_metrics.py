@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsemask.tasks.stereo_scores import METRICS, REGIONS, StereoMeter, count_errors, valid
+from sparsemask.tasks.stereo.scores import METRICS, REGIONS, StereoMeter, count_errors, valid
 
 
 def truth_of(disparity, seen=-1.0, front=-1.0) -> torch.Tensor:

@@ -26,7 +26,7 @@ from sparsemask.stereo.files import read_disparity, write_disparity
 from sparsemask.stereo.framing import make_pair
 from sparsemask.stereo.scenes import write_scenes
 from sparsemask.tasks.protocol import EvaluationContext
-from sparsemask.tasks.stereo import StereoTask
+from sparsemask.tasks.stereo.task import StereoTask
 
 CPU = Arithmetic(torch.device("cpu"))
 HERE = EvaluationContext(arithmetic=CPU)

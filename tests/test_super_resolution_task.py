@@ -20,10 +20,10 @@ from sparsemask.engine.records import read_rows
 from sparsemask.pictures.super_resolution import draw_psnr, draw_super_resolution
 from sparsemask.resize import imresize
 from sparsemask.runs import Run
-from sparsemask.tasks.image_metrics import psnr, quantise, ssim
 from sparsemask.tasks.protocol import EvaluationContext
-from sparsemask.tasks.super_resolution import SuperResolutionTask
-from sparsemask.tasks.super_resolution_options import parse_loss
+from sparsemask.tasks.super_resolution.image_metrics import psnr, quantise, ssim
+from sparsemask.tasks.super_resolution.options import parse_loss
+from sparsemask.tasks.super_resolution.task import SuperResolutionTask
 
 CPU = Arithmetic(torch.device("cpu"))
 HERE = EvaluationContext(arithmetic=CPU)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import sparsemask
 from small_tasks import BUILD, labelled
 from sparsemask import UseError, tasks
-from sparsemask.tasks.dense import resize
+from sparsemask.tasks.dense.task import resize
 from sparsemask.tasks.protocol import EvaluationContext, Task
-from sparsemask.tasks.segmentation import SegmentationTask
+from sparsemask.tasks.segmentation.task import SegmentationTask
 from sparsemask.testing.tasks import CPU, TaskContract, labelled_options
 
 

@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparsemask.points import semantickitti
     from sparsemask.points.clouds import read_cloud
     from sparsemask.sparse import set_backend
-    from sparsemask.tasks.points import WritesRawLabels
-    from sparsemask.tasks.points_whole import recipe, segment
+    from sparsemask.tasks.points.task import WritesRawLabels
+    from sparsemask.tasks.points.whole import recipe, segment
 
     network, said = load(Path(options.weights))
     where = arithmetic(options.gpu)

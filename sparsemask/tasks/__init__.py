@@ -32,16 +32,16 @@ class _Entry(NamedTuple):
 
 
 _TASKS = {
-    "segmentation": _Entry("sparsemask.tasks.segmentation:SegmentationTask"),
-    "saliency": _Entry("sparsemask.tasks.saliency:SaliencyTask"),
-    "edges": _Entry("sparsemask.tasks.edges:EdgesTask"),
-    "ade20k": _Entry("sparsemask.tasks.ade20k:Ade20kTask"),
-    "super_resolution": _Entry("sparsemask.tasks.super_resolution:SuperResolutionTask", "super_resolution"),
-    "s3dis": _Entry("sparsemask.tasks.points_s3dis:S3DISTask", "points"),
-    "semantickitti": _Entry("sparsemask.tasks.points_kitti:SemanticKITTITask", "points"),
-    "sample": _Entry("sparsemask.tasks.points_s3dis:SampleTask", "points"),
-    "stereo": _Entry("sparsemask.tasks.stereo:StereoTask", "stereo"),
-    "classification": _Entry("sparsemask.tasks.classification:ClassificationTask", "classification"),
+    "segmentation": _Entry("sparsemask.tasks.segmentation.task:SegmentationTask"),
+    "saliency": _Entry("sparsemask.tasks.saliency.task:SaliencyTask"),
+    "edges": _Entry("sparsemask.tasks.edges.task:EdgesTask"),
+    "ade20k": _Entry("sparsemask.tasks.ade20k.task:Ade20kTask"),
+    "super_resolution": _Entry("sparsemask.tasks.super_resolution.task:SuperResolutionTask", "super_resolution"),
+    "s3dis": _Entry("sparsemask.tasks.points.s3dis:S3DISTask", "points"),
+    "semantickitti": _Entry("sparsemask.tasks.points.semantickitti:SemanticKITTITask", "points"),
+    "sample": _Entry("sparsemask.tasks.points.s3dis:SampleTask", "points"),
+    "stereo": _Entry("sparsemask.tasks.stereo.task:StereoTask", "stereo"),
+    "classification": _Entry("sparsemask.tasks.classification.task:ClassificationTask", "classification"),
 }
 DEFAULT = "segmentation"
 _FORMER = {"figures": "metrics(scores)", "scores": "evaluate(model, context, ...)"}  # methods that users may still have

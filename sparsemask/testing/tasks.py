@@ -29,12 +29,12 @@ from sparsemask.engine import data
 from sparsemask.errors import UseError
 from sparsemask.finite import NotFiniteError
 from sparsemask.options import Parser
-from sparsemask.tasks.classification import ClassificationTask
-from sparsemask.tasks.dense import DenseTask
-from sparsemask.tasks.points import PointsTask
+from sparsemask.tasks.classification.task import ClassificationTask
+from sparsemask.tasks.dense.task import DenseTask
+from sparsemask.tasks.points.task import PointsTask
 from sparsemask.tasks.protocol import VIEWS, EvaluationContext, Scores, ScoresBySample, Task
-from sparsemask.tasks.stereo import StereoTask
-from sparsemask.tasks.super_resolution import SuperResolutionTask
+from sparsemask.tasks.stereo.task import StereoTask
+from sparsemask.tasks.super_resolution.task import SuperResolutionTask
 
 CPU = Arithmetic(torch.device("cpu"))
 _SEED = 5
