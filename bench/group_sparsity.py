@@ -22,15 +22,16 @@ import torch
 import spaces
 from spaces.group_sparsity.fast import compare_times
 from spaces.group_sparsity.mask_file import GroupMask
+from spaces.group_sparsity.reduction import Reduction
 from sparsemask.tables import table
 
 EIGHT = 8
 
 
-def narrowed(network: torch.nn.Module, share: float) -> dict[str, np.ndarray]:
+def narrowed(reduction: Reduction, share: float) -> dict[str, np.ndarray]:
     """By set: the first filters, a share of all in eights; all where more than one layer makes the channels."""
     kept = {}
-    for one in network.reduction.sets:
+    for one in reduction.sets:
         count = one.count if len(one.members) > 1 else max(EIGHT, round(one.count * share / EIGHT) * EIGHT)
         kept[one.name] = np.arange(one.count) < count
     return kept
@@ -50,10 +51,11 @@ def main() -> None:
     torch.manual_seed(0)
     space = spaces.get("hinge")
     config = space.config({"arch": options.arch, "variant": "channels"})
-    network = space.supernet(config).eval()
-    kept = narrowed(network, options.share)
-    small = space.compressed(network, GroupMask(config, kept, ()))
-    ratio = network.reduction.ratio(kept, "multiply-adds")
+    hinged = space.hinged(space.plain(config), config)
+    hinged.network.eval()
+    kept = narrowed(hinged.reduction, options.share)
+    small = space.compressed(hinged, GroupMask(config, kept, ()))
+    ratio = hinged.reduction.ratio(kept, "multiply-adds")
     rows = []
     for batch in options.batch:
         networks = {"plain": space.plain(config), "small": small}

@@ -1,8 +1,4 @@
-"""From connection weights to a connectivity mask (Wu, Zhang, Huang 2019, arXiv 1904.07642, section 3.3).
-
-Threshold; drop the stages that the output does not reach; then clean up: stages with the same inputs become
-one, and a stage whose inputs and uses another covers goes.
-"""
+"""Connection weights become a connectivity mask; the rules are :mod:`spaces.connectivity.prune_rules`."""
 
 from __future__ import annotations
 
@@ -10,236 +6,77 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from prune.shared import next_line
+from prune.shared import next_line, origin_note, output_path
 from spaces import backbones
 from spaces.connectivity.carry import mask_lines, origin
+from spaces.connectivity.prune_rules import prune_connectivity, prune_report
 from sparsemask.errors import UseError, say
+from sparsemask.families import PruningFamily
 from sparsemask.files import sha256
-from sparsemask.masks import UP, count_connections, save_mask, why_unusable
+from sparsemask.masks import save_mask
 from sparsemask.options import Parser, fraction
 from sparsemask.own import is_own
 from sparsemask.pictures import draw_architecture
 from sparsemask.runs import Run
 from sparsemask.weights import bare_state, config_of, read_checkpoint
 
-
-@dataclass
-class PruneReport:
-    """A mask and how it came about. Weights are on the halved scale [0, 1], as the threshold is."""
-
-    mask: np.ndarray
-    thres: float
-    above_thres: int  # connections whose weight is above the threshold
-    connections: int  # connections in the mask
-    removed: list[tuple[int, str]] = field(default_factory=list)  # stage, why
-    smallest_kept: float | None = None
-    largest_dropped: float | None = None
-
-    @property
-    def margin(self) -> float | None:
-        """Smallest kept weight over the largest dropped one; None where nothing was kept or dropped."""
-        if self.smallest_kept is None or self.largest_dropped is None:
-            return None
-        return self.smallest_kept / self.largest_dropped if self.largest_dropped else float("inf")
-
-    @property
-    def problem(self) -> str:
-        """Why no network can be built from the mask; empty when one can."""
-        return why_unusable(self.mask)
-
-    def lines(self) -> list[str]:
-        """The report, for printing."""
-        total = len(self.mask) * (len(self.mask) + 1)
-        lines = [
-            f"{self.above_thres} of {total} connections above the threshold {self.thres:g}, "
-            f"{self.connections} left after cleaning"
-        ]
-        lines += [f"stage {stage} removed: {why}" for stage, why in self.removed]
-        kept = "none" if self.smallest_kept is None else f"{self.smallest_kept:.2g}"
-        dropped = "none" if self.largest_dropped is None else f"{self.largest_dropped:.2g}"
-        margin = "" if self.margin is None else f", margin {self.margin:.3g} times"
-        lines.append(f"smallest kept weight {kept}, largest dropped weight {dropped}{margin}")
-        if self.problem:
-            lines.append(f"unusable mask: {self.problem}")
-        return lines
+__all__ = ["FAMILY", "prune_connectivity", "prune_report"]
 
 
-def prune_connectivity(
-    weights: Sequence | np.ndarray,
-    thres: float,
-    rm_duplicate: bool = True,
-    rm_subset: bool = True,
-    repeat: bool = False,
-) -> np.ndarray:
-    """The connectivity mask, bool (L, L, 2), that raw connection weights describe.
+class ConnectivityPruning(PruningFamily):
+    """Threshold, reachability, cleaning."""
 
-    Args:
-        weights: L arrays or tensors, of shape (i+1, 2) for stage i, or one zero-padded (L, L, 2) array.
-        thres: connections with |w| clipped to [0, 2] and halved above it are kept; in [0, 1).
-        rm_duplicate: merge stages with the same inputs.
-        rm_subset: remove stages whose inputs and uses are covered by another stage's.
-        repeat: clean until nothing changes; published is one pass of each.
+    def add_options(self, parser: Parser) -> None:
+        """Flags of pruning connectivity weights; the names are the public script's."""
+        group = parser.add_argument_group("connectivity")
+        group.add_argument("--thres", type=fraction, default=0.001, help="keep weights above it (default: 0.001)")
+        group.add_argument("--keep_duplicate", action="store_true", help="do not merge stages with the same inputs")
+        group.add_argument("--keep_subset", action="store_true", help="do not remove stages that another one covers")
+        group.add_argument("--repeat", action="store_true", help="clean until nothing changes (published: once)")
 
-    The result may be unusable (an output stage without inputs): see :func:`sparsemask.masks.why_unusable`.
-    """
-    return prune_report(weights, thres, rm_duplicate, rm_subset, repeat).mask
-
-
-def prune_report(
-    weights: Sequence | np.ndarray,
-    thres: float,
-    rm_duplicate: bool = True,
-    rm_subset: bool = True,
-    repeat: bool = False,
-) -> PruneReport:
-    """As :func:`prune_connectivity`, with what was removed and why."""
-    if not 0 <= thres < 1:
-        raise UseError(f"the threshold must be in [0, 1), got {thres:g}")
-    values, exists = _halved(weights)
-    kept = (values > thres) & exists
-    mask, why = kept.copy(), {}
-    _drop_unreached(mask, why)
-    while True:
-        before = mask.copy()
-        if rm_duplicate:
-            _merge_duplicates(mask, why)
-        if rm_subset:
-            _drop_subsets(mask, why)
-        if not repeat or (mask == before).all():
-            break
-    dropped = exists & ~kept
-    gone = [stage for stage in range(len(mask)) if not mask[stage].any()]
-    return PruneReport(
-        mask=mask,
-        thres=float(thres),
-        above_thres=count_connections(kept),
-        connections=count_connections(mask),
-        removed=[(stage, why.get(stage, "no inputs")) for stage in gone],
-        smallest_kept=float(values[kept].min()) if kept.any() else None,
-        largest_dropped=float(values[dropped].max()) if dropped.any() else None,
-    )
-
-
-def _halved(weights: Sequence | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """|w| clipped to [0, 2] and halved, zero-padded to (L, L, 2); and where a connection exists."""
-    stages = [np.asarray(w.detach().cpu() if hasattr(w, "detach") else w) for w in weights]
-    length = len(stages)
-    if not length:
-        raise UseError("no connection weights to prune")
-    values = np.zeros((length, length, 2), dtype=np.result_type(*stages, np.float32))
-    for i, stage in enumerate(stages):
-        if stage.shape not in ((i + 1, 2), (length, 2)):
-            raise UseError(f"weights of stage {i} have shape {stage.shape}, expected ({i + 1}, 2)")
-        values[i, : i + 1] = stage[: i + 1]
-    if not np.isfinite(values).all():
-        raise UseError("connection weights are not finite: the search diverged; take an earlier checkpoint")
-    exists = np.broadcast_to(np.tri(length, dtype=bool)[..., None], values.shape)
-    return np.clip(np.abs(values), 0, 2) / 2, exists
-
-
-def _drop_unreached(mask: np.ndarray, why: dict[int, str]) -> None:
-    """Empty every stage that no surviving later stage uses, from the output downwards."""
-    for stage in range(len(mask) - 2, -1, -1):
-        if not mask[:, stage + 1, UP].any():
-            if mask[stage].any():
-                why[stage] = "unreachable"
-            mask[stage] = False
-
-
-def _merge_duplicates(mask: np.ndarray, why: dict[int, str]) -> None:
-    """From the deepest stage up: of stages with the same inputs the deepest takes all uses, the others go.
-
-    An emptied stage's own uses go when the loop comes to it.
-    """
-    last = len(mask) - 1
-    for stage in range(last):
-        if not mask[stage].any():
-            mask[:, stage + 1, UP] = False
-            continue
-        for later in range(stage + 1, last):
-            if (mask[later] == mask[stage]).all():
-                mask[later] = False
-                mask[:, stage + 1, UP] |= mask[:, later + 1, UP]
-                why[later] = f"same inputs as stage {stage}: duplicate"
-
-
-def _drop_subsets(mask: np.ndarray, why: dict[int, str]) -> None:
-    """From the shallowest stage down: deeper stages with subsets of its inputs and uses are removed."""
-    for stage in range(len(mask) - 2, 0, -1):
-        if not mask[stage].any():
-            continue
-        for deeper in range(stage - 1, -1, -1):
-            inputs = mask[deeper] <= mask[stage]
-            uses = mask[:, deeper + 1, UP] <= mask[:, stage + 1, UP]
-            if inputs.all() and uses.all():
-                if mask[deeper].any():
-                    why[deeper] = f"subset of stage {stage}"
-                mask[deeper] = False
-                mask[:, deeper + 1, UP] = False
-
-
-def add_options(parser: Parser) -> None:
-    """Flags of pruning connectivity weights; the names are the public script's."""
-    group = parser.add_argument_group("connectivity")
-    group.add_argument("--thres", type=fraction, default=0.001, help="keep weights above it (default: 0.001)")
-    group.add_argument("--keep_duplicate", action="store_true", help="do not merge stages with the same inputs")
-    group.add_argument("--keep_subset", action="store_true", help="do not remove stages that another one covers")
-    group.add_argument("--repeat", action="store_true", help="clean until nothing changes (published: once)")
-
-
-def prune(options: argparse.Namespace, run: Run | None) -> None:
-    """Write the mask of a search run, or of any checkpoint, with its report and picture."""
-    path = run.last if run else Path(options.checkpoint)
-    out = Path(options.out or "mask.npy")
-    if out.suffix != ".npy":
-        raise UseError(f"--out {out}: a connectivity mask is a .npy file")
-    if not out.parent.is_dir():
-        raise UseError(f"--out {out}: no such folder: {out.parent}")
-    state = read_checkpoint(path)
-    if state.get("space", options.space) != options.space:
-        raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{options.space}'")
-    report = prune_report(
-        _stage_weights(bare_state(state, path), path),
-        options.thres,
-        not options.keep_duplicate,
-        not options.keep_subset,
-        options.repeat,
-    )
-    for line in report.lines():
-        print(line)
-    if report.problem:
-        raise UseError(f"no mask written: {report.problem}")
-    backbone_name = config_of(state).get("backbone_name")
-    strides = _strides(backbone_name, len(report.mask))
-    for line in mask_lines(report.mask, strides):
-        print(line)
-    note = {
-        "space": options.space,
-        "run": str(run.folder.resolve()) if run else None,
-        "checkpoint": str(path.resolve()),
-        "sha256": sha256(path),
-        "step": state.get("step", state.get("iter")),
-        "rule": {name: getattr(options, name) for name in ("thres", "keep_duplicate", "keep_subset", "repeat")},
-        "connections": report.connections,
-        "smallest_kept": report.smallest_kept,
-        "largest_dropped": report.largest_dropped,
-        "backbone_name": backbone_name,
-        "strides": strides,
-    }
-    targets = [run.folder / f"mask_thres_{options.thres:g}.npy"] if run else []
-    for target in [*targets, out]:
-        save_mask(target, report.mask, note)
-    if run:
-        draw_architecture(report.mask, run.pictures / f"mask_thres_{options.thres:g}.png", strides)
-    print(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-    print(next_line(out, run, config_of(state)))
+    def prune(self, options: argparse.Namespace, run: Run | None) -> None:
+        """Write the mask of a search run, or of any checkpoint, with its report and picture."""
+        path = run.last if run else Path(options.checkpoint)
+        out = output_path(options.out, ".npy", "a connectivity mask is")
+        state = read_checkpoint(path)
+        if state.get("space", options.space) != options.space:
+            raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{options.space}'")
+        report = prune_report(
+            _stage_weights(bare_state(state, path), path),
+            options.thres,
+            not options.keep_duplicate,
+            not options.keep_subset,
+            options.repeat,
+        )
+        for line in report.lines():
+            print(line)
+        if report.problem:
+            raise UseError(f"no mask written: {report.problem}")
+        backbone_name = config_of(state).get("backbone_name")
+        strides = _strides(backbone_name, len(report.mask))
+        for line in mask_lines(report.mask, strides):
+            print(line)
+        note = {
+            **origin_note(options, run, path, sha256(path), ("thres", "keep_duplicate", "keep_subset", "repeat")),
+            "step": state.get("step", state.get("iter")),
+            "connections": report.connections,
+            "smallest_kept": report.smallest_kept,
+            "largest_dropped": report.largest_dropped,
+            "backbone_name": backbone_name,
+            "strides": strides,
+        }
+        targets = [run.folder / f"mask_thres_{options.thres:g}.npy"] if run else []
+        for target in [*targets, out]:
+            save_mask(target, report.mask, note)
+        if run:
+            draw_architecture(report.mask, run.pictures / f"mask_thres_{options.thres:g}.png", strides)
+        print(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
+        print(next_line(out, run, config_of(state)))
 
 
 def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:
@@ -267,3 +104,6 @@ def _stage_weights(state: dict, path: Path) -> list[np.ndarray]:
     if not found or sorted(found) != list(range(len(found))):
         raise UseError(f"{path}: no connection weights in it; take the checkpoint of a search, not of a retraining")
     return [found[i] for i in range(len(found))]
+
+
+FAMILY = ConnectivityPruning()

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 import spaces
-from prune.group_rules import Found, find_threshold, kept_sets
 from prune.group_time import Timetable
 from spaces.group_sparsity.fast import compare_times
 from spaces.group_sparsity.mask_file import GroupMask
+from spaces.group_sparsity.reduction import Hinged, Reduction
+from spaces.group_sparsity.threshold import Found, find_threshold, kept_sets
 from sparsemask.errors import say
 
 NOISE = 0.03  # of a time: as good as measuring is
@@ -34,16 +34,16 @@ class Choice:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def choose_groups(network: torch.nn.Module, config: Mapping, options: argparse.Namespace, where) -> Choice:
+def choose_groups(hinged: Hinged, config: Mapping, options: argparse.Namespace, where) -> Choice:
     """The groups of a hinged network that stay for --target of --by."""
-    found = network.reduction
-    norms = found.norms(network)
+    found = hinged.reduction
+    norms = found.norms(hinged.network)
     if options.relative:
         norms = {name: values / (values.mean() or 1.0) for name, values in norms.items()}
     partners = found.partners() if options.same_ratio else []
     keep = lambda threshold: kept_sets(norms, threshold, options.remain, partners)
     if options.by == "milliseconds":
-        return _timed(network, config, options, where, norms, keep)
+        return _timed(hinged, config, options, where, norms, keep)
     ratio = lambda threshold: found.ratio(keep(threshold), options.by, options.merge)
     best = find_threshold(ratio, options.target, norms.values())
     kept = keep(best.threshold)
@@ -51,13 +51,13 @@ def choose_groups(network: torch.nn.Module, config: Mapping, options: argparse.N
     return Choice(found.whole(kept, merged), merged, best.threshold, best.ratio, best.met)
 
 
-def _timed(network, config: Mapping, options: argparse.Namespace, where, norms: Mapping, keep) -> Choice:
+def _timed(hinged: Hinged, config: Mapping, options: argparse.Namespace, where, norms: Mapping, keep) -> Choice:
     """Thresholds by predicted time, each network built and measured, the prediction corrected by what was measured."""
-    found, space = network.reduction, spaces.get(options.space)
+    found, space = hinged.reduction, spaces.get(options.space)
     shape, place = config["input_shape"], (options.batch, where.device, options.compiled)
     plain = space.plain(config)
     dense = compare_times({"plain": plain}, shape, *place)["plain"]
-    table = Timetable(found, network, options.batch, where.device)
+    table = Timetable(found, hinged.network, options.batch, where.device)
     predicted = table.calibrate(dense)
     say(f"plain network {dense:.3f} ms at batch {options.batch}; channels pay in steps of {table.step}")
     factor, best = 1.0, None
@@ -71,7 +71,7 @@ def _timed(network, config: Mapping, options: argparse.Namespace, where, norms: 
             kept = table.fill(kept, norms)
         _, merged = table.predict(found.removal.gone(kept), options.merge)
         kept = found.whole(kept, merged)
-        small = space.compressed(network, GroupMask(config, kept, merged))
+        small = space.compressed(hinged, GroupMask(config, kept, merged))
         times = compare_times({"small": small, "plain": plain}, shape, *place, rounds=_ROUNDS)
         reached = times["small"] / times["plain"]
         met = reached <= options.target + _OVER
@@ -85,7 +85,7 @@ def _timed(network, config: Mapping, options: argparse.Namespace, where, norms: 
     return _plain(found, best) if best.ratio > 1 - NOISE and not best.met else best
 
 
-def _plain(found, tried: Choice) -> Choice:
+def _plain(found: Reduction, tried: Choice) -> Choice:
     """Everything kept, for where nothing that was tried is faster: fewer multiply-adds alone are no gain."""
     dense = tried.figures["milliseconds_dense"]
     figures = {"milliseconds": dense, "milliseconds_dense": dense, "milliseconds_share": 1.0}

@@ -11,6 +11,7 @@ import torch
 import spaces
 from prune.group_budget import choose_groups
 from spaces.group_sparsity.mask_file import GroupMask
+from spaces.group_sparsity.reduction import Hinged
 from sparsemask.engine import batchnorm, data
 from sparsemask.options import factor, natural
 from sparsemask.pictures.hinge import Tried
@@ -54,7 +55,7 @@ def adapted(network: torch.nn.Module, task, options: argparse.Namespace, where) 
 
 
 def follow(
-    network: torch.nn.Module, config: Mapping, task, options: argparse.Namespace, where, done: Mapping[float, dict]
+    hinged: Hinged, config: Mapping, task, options: argparse.Namespace, where, done: Mapping[float, dict]
 ) -> list[dict]:
     """Rows (target, share, figures) of a hinged network pruned to every share of --curve, the largest first.
 
@@ -63,8 +64,8 @@ def follow(
     rows = dict(done)
     for target in {*options.curve} - done.keys():
         asked = argparse.Namespace(**{**vars(options), "target": target})
-        choice = choose_groups(network, config, asked, where)
-        small = spaces.get(options.space).compressed(network, GroupMask(config, choice.kept, choice.merged))
+        choice = choose_groups(hinged, config, asked, where)
+        small = spaces.get(options.space).compressed(hinged, GroupMask(config, choice.kept, choice.merged))
         rows[target] = {"target": target, "share": choice.ratio, **adapted(small, task, options, where)}
     return [rows[target] for target in sorted(rows, reverse=True)]
 

@@ -15,17 +15,19 @@ import torch
 import spaces
 from prune import group_curve
 from prune.group_budget import NOISE, Choice, choose_groups
-from prune.group_options import add_counting
-from prune.shared import next_line, settle_data
+from prune.shared import next_line, origin_note, output_path, use_search_data
 from spaces.group_sparsity import mask_file as files
 from spaces.group_sparsity import records
 from spaces.group_sparsity.compress import FOLDS
+from spaces.group_sparsity.cost_options import add_counting
+from spaces.group_sparsity.reduction import Hinged, Reduction
 from sparsemask import devices, flags, tasks
 from sparsemask import report as page
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError, say
+from sparsemask.families import PruningFamily
 from sparsemask.files import sha256, write_json
-from sparsemask.options import Parser, positive
+from sparsemask.options import Parser, given_flags, positive
 from sparsemask.pictures.hinge import draw_tradeoff
 from sparsemask.runs import Run
 from sparsemask.tables import format_count, table
@@ -34,127 +36,130 @@ from sparsemask.weights import load_strictly
 _RULE = ("target", "by", "remain", "same_ratio", "merge", "relative", "fold")
 
 
-def add_options(parser: Parser) -> None:
-    """Flags of making groups hard."""
-    flags.add_data(parser, spaces.get(parser.get_default("space")))
-    flags.add_device(parser)
-    group = parser.add_argument_group("groups of weights")
-    add_counting(group)
-    group.add_argument(
-        "--relative",
-        action="store_true",
-        help="compare a set's norms over their mean (default: as they are, as published, which spares large weights)",
-    )
-    group.add_argument("--fold", choices=FOLDS, default="exact", help="constants of removed channels (default: exact)")
-    group.add_argument("--batch", type=positive, default=1, help="inputs at once when time is measured (default: 1)")
-    group.add_argument("--compiled", action="store_true", help="time is measured of compiled networks")
-    group_curve.add_options(group)
+class GroupPruning(PruningFamily):
+    """One threshold on the norms of all groups."""
+
+    def add_options(self, parser: Parser) -> None:
+        """Flags of making groups hard."""
+        flags.add_data(parser, spaces.get(parser.get_default("space")))
+        flags.add_device(parser)
+        group = parser.add_argument_group("groups of weights")
+        add_counting(group)
+        group.add_argument(
+            "--relative",
+            action="store_true",
+            help="compare a set's norms over their mean (default: as they are, as published, which spares large "
+            "weights)",
+        )
+        group.add_argument(
+            "--fold", choices=FOLDS, default="exact", help="constants of removed channels (default: exact)"
+        )
+        group.add_argument(
+            "--batch", type=positive, default=1, help="inputs at once when time is measured (default: 1)"
+        )
+        group.add_argument("--compiled", action="store_true", help="time is measured of compiled networks")
+        group_curve.add_options(group)
+
+    def prune(self, options: argparse.Namespace, run: Run | None) -> None:
+        """Write the mask of a search run, or of any of its checkpoints, with what it leaves."""
+        path = run.last if run else Path(options.checkpoint)
+        out = output_path(options.out, files.SUFFIX, "a mask of groups of weights is")
+        found = checkpoint.load(path, options.space)
+        if "network" not in found:
+            raise UseError(f"{path}: not a checkpoint of a search (a retrained network is pruned already)")
+        space = spaces.get(options.space)
+        config = {**space.config(found["network"]), "fold": options.fold}
+        hinged = space.structure(config)
+        network, reduction = hinged.network, hinged.reduction
+        load_strictly(network, found["model"], path)
+        network.eval()
+        _use_search_options(options, found["config"])
+        task = tasks.get(options.task, options)
+        where = devices.arithmetic(options.gpu, options.type)
+        chosen = choose_groups(hinged, config, options, where)
+        mask = files.GroupMask(
+            space=options.space,
+            config=config,
+            kept=chosen.kept,
+            merged=chosen.merged,
+            threshold=chosen.threshold,
+            checkpoint=str(path.resolve()),
+            sha256=sha256(path),
+        )
+        small, mask = _finished(space, hinged, mask)
+        noted = records.entries(reduction, mask.kept, mask.merged)
+        measured = (task, options, where)
+        figures = {"searched": group_curve.figures(network, *measured), "pruned": group_curve.figures(small, *measured)}
+        if options.bn_reestimate:
+            figures["batch norms adapted"] = group_curve.adapted(small, *measured)
+        curve = []
+        if options.curve:
+            own = {"target": options.target, "share": chosen.ratio, **list(figures.values())[-1]}
+            curve = group_curve.follow(hinged, config, *measured, {options.target: own})
+            say(group_curve.rows_text(curve, task.primary))
+        ratios = {f"{name}_share": noted[name] / noted[f"{name}_dense"] for name in ("multiply_adds", "parameters")}
+        mask = dataclasses.replace(mask, figures={**ratios, **chosen.figures})
+        for line in _report(reduction, mask, noted, chosen, options):
+            say(line)
+        said = "; ".join(f"{n}: {', '.join(f'{k} {v:.4f}' for k, v in f.items())}" for n, f in figures.items())
+        say(f"before retraining {said} ({task.measured_on()})")
+        note = {
+            **origin_note(options, run, path, mask.sha256, _RULE),
+            "step": found.get("step"),
+            "threshold": mask.threshold,
+            "kept_fraction": mask.kept_fraction,
+            **noted,
+            **chosen.figures,
+            **{f"{task.primary}_{name.replace(' ', '_')}": f[task.primary] for name, f in figures.items()},
+            **({"curve": curve} if curve else {}),
+        }
+        targets = [run.folder / f"mask_{options.by}_{options.target:g}{files.SUFFIX}"] if run else []
+        for target in [*targets, out]:
+            files.save_mask(target, mask)
+            write_json(target.with_suffix(".json"), note)
+        if curve:
+            drawn = run.pictures / "tradeoff.png" if run else out.with_name("tradeoff.png")
+            points = group_curve.points(curve, task.primary, figures["searched"][task.primary])
+            say(f"curve: {draw_tradeoff(points, drawn, options.by)}")
+        if run:
+            reached = {"by": options.by, "wanted": options.target, "reached": chosen.ratio}
+            run.note(**noted, threshold=mask.threshold, target=reached)
+            records.draw_groups(run, mask.kept, reduction.norms(network), mask.threshold)
+            page.write_report(run)
+        say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
+        say(next_line(out, run, found["config"]))
 
 
-def prune(options: argparse.Namespace, run: Run | None) -> None:
-    """Write the mask of a search run, or of any of its checkpoints, with what it leaves."""
-    path = run.last if run else Path(options.checkpoint)
-    out = Path(options.out or f"mask{files.SUFFIX}")
-    if out.suffix != files.SUFFIX:
-        raise UseError(f"--out {out}: a mask of groups of weights is a {files.SUFFIX} file")
-    if not out.parent.is_dir():
-        raise UseError(f"--out {out}: no such folder: {out.parent}")
-    found = checkpoint.load(path, options.space)
-    if "network" not in found:
-        raise UseError(f"{path}: not a checkpoint of a search (a retrained network is pruned already)")
-    space = spaces.get(options.space)
-    config = {**space.config(found["network"]), "fold": options.fold}
-    network = space.structure(config)
-    load_strictly(network, found["model"], path)
-    network.eval()
-    _settle(options, found["config"])
-    task = tasks.get(options.task, options)
-    where = devices.arithmetic(options.gpu, options.type)
-    chosen = choose_groups(network, config, options, where)
-    mask = files.GroupMask(
-        space=options.space,
-        config=config,
-        kept=chosen.kept,
-        merged=chosen.merged,
-        threshold=chosen.threshold,
-        checkpoint=str(path.resolve()),
-        sha256=sha256(path),
-    )
-    small, mask = _finished(space, network, mask)
-    noted = records.entries(network.reduction, mask.kept, mask.merged)
-    measured = (task, options, where)
-    figures = {"searched": group_curve.figures(network, *measured), "pruned": group_curve.figures(small, *measured)}
-    if options.bn_reestimate:
-        figures["batch norms adapted"] = group_curve.adapted(small, *measured)
-    curve = []
-    if options.curve:
-        own = {"target": options.target, "share": chosen.ratio, **list(figures.values())[-1]}
-        curve = group_curve.follow(network, config, *measured, {options.target: own})
-        say(group_curve.rows_text(curve, task.primary))
-    ratios = {f"{name}_share": noted[name] / noted[f"{name}_dense"] for name in ("multiply_adds", "parameters")}
-    mask = dataclasses.replace(mask, figures={**ratios, **chosen.figures})
-    for line in _report(network, mask, noted, chosen, options):
-        say(line)
-    said = "; ".join(f"{n}: {', '.join(f'{k} {v:.4f}' for k, v in f.items())}" for n, f in figures.items())
-    say(f"before retraining {said} ({task.measured_on()})")
-    note = {
-        "space": options.space,
-        "run": str(run.folder.resolve()) if run else None,
-        "checkpoint": mask.checkpoint,
-        "sha256": mask.sha256,
-        "step": found.get("step"),
-        "rule": {name: getattr(options, name) for name in _RULE},
-        "threshold": mask.threshold,
-        "kept_fraction": mask.kept_fraction,
-        **noted,
-        **chosen.figures,
-        **{f"{task.primary}_{name.replace(' ', '_')}": f[task.primary] for name, f in figures.items()},
-        **({"curve": curve} if curve else {}),
-    }
-    targets = [run.folder / f"mask_{options.by}_{options.target:g}{files.SUFFIX}"] if run else []
-    for target in [*targets, out]:
-        files.save_mask(target, mask)
-        write_json(target.with_suffix(".json"), note)
-    if curve:
-        drawn = run.pictures / "tradeoff.png" if run else out.with_name("tradeoff.png")
-        points = group_curve.points(curve, task.primary, figures["searched"][task.primary])
-        say(f"curve: {draw_tradeoff(points, drawn, options.by)}")
-    if run:
-        reached = {"by": options.by, "wanted": options.target, "reached": chosen.ratio}
-        run.note(**noted, threshold=mask.threshold, target=reached)
-        records.draw_groups(run, mask.kept, network.reduction.norms(network), mask.threshold)
-        page.write_report(run)
-    say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-    say(next_line(out, run, found["config"]))
-
-
-def _settle(options: argparse.Namespace, saved: dict) -> None:
+def _use_search_options(options: argparse.Namespace, saved: dict) -> None:
     """What the command line leaves open is as the search had it: data, target and what counts."""
+    given = given_flags(options)
     for name in ("target", "by", "remain", "same_ratio", "merge"):
-        if name not in options.given and name in saved:
+        if name not in given and name in saved:
             setattr(options, name, saved[name])
     if "eval_batch" in saved:
         options.eval_batch = saved["eval_batch"]
     options.batch_size, options.seed = saved["batch_size"], saved["seed"]
     numbers = ("crop_size", "scales", "n_class", "class_names")  # of tasks that label pixels
-    left = {name for name in numbers if hasattr(options, name) and name in saved} - options.given.keys()
-    settle_data(options, saved, {name: saved[name] for name in left})
+    left = {name for name in numbers if name in vars(options) and name in saved} - given.keys()
+    use_search_data(options, saved, {name: saved[name] for name in left})
 
 
-def _finished(space, network: torch.nn.Module, mask: files.GroupMask) -> tuple[torch.nn.Module, files.GroupMask]:
+def _finished(space, hinged: Hinged, mask: files.GroupMask) -> tuple[torch.nn.Module, files.GroupMask]:
     """The small network, and the mask with the channels that had to stay in it."""
-    small = space.compressed(network, mask)
-    stays = network.reduction.removal.gone(mask.kept)
+    small = space.compressed(hinged, mask)
+    stays = hinged.reduction.removal.gone(mask.kept)
     stays[small.removed] = False
     return small, dataclasses.replace(mask, config={**mask.config, "stays": stays.nonzero()[0].tolist()})
 
 
-def _report(network, mask: files.GroupMask, noted: dict, chosen: Choice, options: argparse.Namespace) -> list[str]:
+def _report(
+    reduction: Reduction, mask: files.GroupMask, noted: dict, chosen: Choice, options: argparse.Namespace
+) -> list[str]:
     """The mask in words: a table of its sets where they are few, what is left, and whether that was wanted."""
     rows = [{"set": name, "kept": int(k.sum()), "of": len(k)} for name, k in mask.kept.items()]
     lines = [table(rows, {"set": "set", "kept": "kept", "of": "of"})] if len(rows) <= 60 else []
     share = lambda name: f"{format_count(noted[name])} ({noted[name] / noted[f'{name}_dense']:.1%})"
-    merged = f", {len(mask.merged)} of {len(network.reduction.pairs)} pairs merged" if network.reduction.pairs else ""
+    merged = f", {len(mask.merged)} of {len(reduction.pairs)} pairs merged" if reduction.pairs else ""
     lines.append(
         f"kept {mask.kept_fraction:.1%} of the groups at threshold {mask.threshold:.4g}{merged}; multiply-adds "
         f"{share('multiply_adds')}, executed {share('multiply_adds_true')}, parameters {share('parameters')}"
@@ -177,3 +182,6 @@ def _why(chosen: Choice, options: argparse.Namespace) -> str:
         search = "a search with --variant columns or graph"
         return f"nothing is faster here, the plain network is kept; try {other}, or {search}"
     return "a share of every set stays (--remain)"
+
+
+FAMILY = GroupPruning()

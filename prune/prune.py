@@ -15,12 +15,11 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import importlib
 import sys
 from collections.abc import Sequence
 
 import spaces
-from sparsemask import flags, runs
+from sparsemask import families, flags, runs
 from sparsemask.errors import command
 from sparsemask.options import Parser
 
@@ -34,12 +33,8 @@ def parser(space: str = "connectivity") -> Parser:
     made.add_argument("--run", default=None, help="the search run (default: the newest)")
     made.add_argument("--checkpoint", default=None, help="a checkpoint file instead of a run")
     made.add_argument("--out", default=None, help="the mask file to write (default: mask.npy, or mask.npz)")
-    _family(space).add_options(made)
+    families.find("prune", spaces.get(space)).add_options(made)
     return made
-
-
-def _family(space: str):
-    return importlib.import_module(f"prune.{spaces.get(space).family}")
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
@@ -58,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = None
     if options.checkpoint is None:
         run = runs.find(options.run) if options.run else runs.newest(options.exp_path, "search", space)
-    _family(space).prune(options, run)
+    families.find("prune", spaces.get(space)).prune(options, run)
     return 0
 
 

@@ -9,12 +9,13 @@ import argparse
 from pathlib import Path
 
 import spaces
-from prune.shared import next_line, settle_data
+from prune.shared import next_line, origin_note, output_path, use_search_data
 from spaces.sparse_conv.masking import hard_masks, set_threshold
 from spaces.sparse_conv.measuring import COLUMNS, Watch, module_table
 from sparsemask import devices, flags, tasks
 from sparsemask import fine_masks as files
 from sparsemask.errors import UseError, say
+from sparsemask.families import PruningFamily
 from sparsemask.files import sha256, write_json
 from sparsemask.options import Parser, fraction, natural
 from sparsemask.runs import Run
@@ -22,73 +23,70 @@ from sparsemask.tables import format_count
 from sparsemask.weights import bare_state, config_of, read_checkpoint
 
 
-def add_options(parser: Parser) -> None:
-    """Flags of making fine-grained masks hard."""
-    flags.add_data(parser, spaces.get(parser.get_default("space")))
-    flags.add_device(parser)
-    group = parser.add_argument_group("fine-grained masks")
-    group.add_argument(
-        "--thres", type=fraction, default=0.5, help="keep a location where P(keep) is above it (default: 0.5, argmax)"
-    )
-    group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
+class SparseConvPruning(PruningFamily):
+    """Argmax over channels, a threshold on the data masks."""
 
+    def add_options(self, parser: Parser) -> None:
+        """Flags of making fine-grained masks hard."""
+        flags.add_data(parser, spaces.get(parser.get_default("space")))
+        flags.add_device(parser)
+        group = parser.add_argument_group("fine-grained masks")
+        group.add_argument(
+            "--thres",
+            type=fraction,
+            default=0.5,
+            help="keep a location where P(keep) is above it (default: 0.5, argmax)",
+        )
+        group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
 
-def prune(options: argparse.Namespace, run: Run | None) -> None:
-    """Write the masks of a search run, or of any checkpoint, with what they keep on validation pictures."""
-    path = run.last if run else Path(options.checkpoint)
-    out = Path(options.out or f"mask{files.SUFFIX}")
-    if out.suffix != files.SUFFIX:
-        raise UseError(f"--out {out}: fine-grained masks are a {files.SUFFIX} file")
-    if not out.parent.is_dir():
-        raise UseError(f"--out {out}: no such folder: {out.parent}")
-    found = read_checkpoint(path)
-    if found.get("space", options.space) != options.space:
-        raise UseError(f"{path}: a checkpoint of space '{found['space']}', not of '{options.space}'")
-    space = spaces.get(options.space)
-    network = space.build(bare_state(found, path), path, config_of(found))
-    config = space.config_of(network)
-    settle_data(options, config_of(found), config)
-    task = tasks.get(options.task, options)
-    where = devices.arithmetic(options.gpu, options.type)
-    set_threshold(network.to(where.device, where.parameters), options.thres)
-    watch = Watch(space, network, where)
-    scores = task.scores(watch, where, options, options.eval_limit, quick=True)
-    measured_on = f"{task.measured_on()}, {len(watch.rows)} {task.items}"
-    by_module = watch.by_module()
-    means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
-    masks = files.FineMasks(
-        space=options.space,
-        task=options.task,
-        channels=hard_masks(network),
-        sha256=sha256(path),
-        threshold=options.thres,
-        kept={name: shares["kept"] for name, shares in by_module.items()},
-        kept_whole=means["kept"],
-        measured_on=measured_on,
-        config=config,
-        checkpoint=str(path.resolve()),
-        connectivity=space.connectivity_of(network),
-    )
-    figures = {name: float(value) for name, value in task.figures(scores).items()}
-    for line in report(masks, by_module, means, figures):
-        say(line)
-    note = {
-        "space": options.space,
-        "run": str(run.folder.resolve()) if run else None,
-        "checkpoint": masks.checkpoint,
-        "sha256": masks.sha256,
-        "step": found.get("step"),
-        "rule": {"thres": options.thres},
-        "kept_fraction": masks.mean_kept,
-        "measured_on": measured_on,
-        **figures,
-    }
-    targets = [run.folder / f"mask_thres_{options.thres:g}{files.SUFFIX}"] if run else []
-    for target in [*targets, out]:
-        files.save_masks(target, masks)
-        write_json(target.with_suffix(".json"), note)
-    say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-    say(next_line(out, run, config_of(found)))
+    def prune(self, options: argparse.Namespace, run: Run | None) -> None:
+        """Write the masks of a search run, or of any checkpoint, with what they keep on validation pictures."""
+        path = run.last if run else Path(options.checkpoint)
+        out = output_path(options.out, files.SUFFIX, "fine-grained masks are")
+        found = read_checkpoint(path)
+        if found.get("space", options.space) != options.space:
+            raise UseError(f"{path}: a checkpoint of space '{found['space']}', not of '{options.space}'")
+        space = spaces.get(options.space)
+        network = space.build(bare_state(found, path), path, config_of(found))
+        config = space.config_of(network)
+        use_search_data(options, config_of(found), config)
+        task = tasks.get(options.task, options)
+        where = devices.arithmetic(options.gpu, options.type)
+        set_threshold(network.to(where.device, where.parameters), options.thres)
+        watch = Watch(space, network, where)
+        scores = task.scores(watch, where, options, options.eval_limit, quick=True)
+        measured_on = f"{task.measured_on()}, {len(watch.rows)} {task.items}"
+        by_module = watch.by_module()
+        means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
+        masks = files.FineMasks(
+            space=options.space,
+            task=options.task,
+            channels=hard_masks(network),
+            sha256=sha256(path),
+            threshold=options.thres,
+            kept={name: shares["kept"] for name, shares in by_module.items()},
+            kept_whole=means["kept"],
+            measured_on=measured_on,
+            config=config,
+            checkpoint=str(path.resolve()),
+            connectivity=space.connectivity_of(network),
+        )
+        figures = {name: float(value) for name, value in task.figures(scores).items()}
+        for line in report(masks, by_module, means, figures):
+            say(line)
+        note = {
+            **origin_note(options, run, path, masks.sha256, ("thres",)),
+            "step": found.get("step"),
+            "kept_fraction": masks.mean_kept,
+            "measured_on": measured_on,
+            **figures,
+        }
+        targets = [run.folder / f"mask_thres_{options.thres:g}{files.SUFFIX}"] if run else []
+        for target in [*targets, out]:
+            files.save_masks(target, masks)
+            write_json(target.with_suffix(".json"), note)
+        say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
+        say(next_line(out, run, config_of(found)))
 
 
 def report(masks: files.FineMasks, by_module: dict, means: dict, figures: dict) -> list[str]:
@@ -100,3 +98,6 @@ def report(masks: files.FineMasks, by_module: dict, means: dict, figures: dict) 
         f"{format_count(means['executed'])} of {format_count(means['dense'])} "
         f"({100 * means['executed'] / means['dense']:.0f} %); {said} ({masks.measured_on})",
     ]
+
+
+FAMILY = SparseConvPruning()

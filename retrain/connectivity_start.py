@@ -14,7 +14,8 @@ from sparsemask import fine_masks
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
-from sparsemask.session import Session
+from sparsemask.options import adopt, given_flags
+from sparsemask.training_setup import Context
 
 SLIM = "slim"
 
@@ -25,29 +26,25 @@ def grouped(options: argparse.Namespace) -> bool:
     return not getattr(options, "ft_model", None) and fine_masks.file_space(options.mask_path or "") == SLIM
 
 
-def settle_grouped(options: argparse.Namespace) -> np.ndarray:
+def resolve_grouped(options: argparse.Namespace) -> np.ndarray:
     """The connections that a mask of groups says; its network's numbers become the options'."""
     mask, groups = spaces.get(SLIM).read(options.mask_path)
-    given = getattr(options, "given", {})
-    for name in ("backbone_name", "depth", "first_expansion"):
-        value = groups.config["arch_options"][name]
-        if name in given and given[name] != value:
-            raise UseError(f"--{name} {given[name]}: {options.mask_path} has {value}")
-        setattr(options, name, value)
-    if given.get("inherit", "none") != "none":
+    said = groups.config["arch_options"]
+    adopt(options, {name: said[name] for name in ("backbone_name", "depth", "first_expansion")}, options.mask_path)
+    if given_flags(options).get("inherit", "none") != "none":
         raise UseError(f"--inherit {options.inherit}: {options.mask_path} has weights of its own; leave it out")
     options.inherit = "none"
     return mask
 
 
-def inherited_state(opened: Session, mask, note: dict) -> dict | None:
+def inherited_state(context: Context, mask, note: dict) -> dict | None:
     """Weights out of the search, if they are wanted and there; one line either way."""
-    options = opened.options
+    options = context.options
     if options.inherit == "none" or options.ft_model or options.pretrained_model:
         return None
     path = options.search_checkpoint or note.get("checkpoint")
     if path is None:
-        opened.say("nothing to inherit: the mask does not say which search it comes from")
+        context.say("nothing to inherit: the mask does not say which search it comes from")
         return None
     if not Path(path).exists():
         raise UseError(f"the search to inherit from is gone: {path}; give --search_checkpoint, or --inherit none")
@@ -56,13 +53,13 @@ def inherited_state(opened: Session, mask, note: dict) -> dict | None:
             f"{path} is not as it was when the mask was pruned from it: prune again, or give --search_checkpoint {path}"
         )
     state = checkpoint.load(path, options.space)
-    opened.say(
+    context.say(
         f"inherited from the search: {'the encoder' if options.inherit == 'encoder' else 'all that is kept'} ({path})"
     )
     return spaces.get(options.space).transfer(state["model"], mask, options, options.inherit)
 
 
-def settle_form(options: argparse.Namespace, mask, state: dict) -> None:
+def resolve_form(options: argparse.Namespace, mask, state: dict) -> None:
     """Weights decide the form of the encoder's first stage, and the widths of its layers."""
     if has_two_forms(options.backbone_name):
         options.first_expansion = "yes" if has_first_expansion(state, options.backbone_name) else "no"

@@ -19,10 +19,10 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 import sys
 from collections.abc import Sequence
 
-from retrain.opening import add_trained, family_of, open_trained, read_flags
-from sparsemask import flags
+from retrain.load_trained import add_trained, family_of, open_trained, read_flags
+from sparsemask import flags, tasks
 from sparsemask.engine import distributed
-from sparsemask.errors import command
+from sparsemask.errors import command, say
 from sparsemask.options import Parser, factor, natural, positive
 
 
@@ -46,14 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     space = flags.peek_space(argv, newest="retrain")
     made = parser(space, flags.peek_task(argv))
     given = read_flags(made, argv, space)
-    family = family_of(space)
     if given.get("six_fold"):
-        family.pool_predictions(made.resolve(given))
+        options = made.resolve(given)
+        say(tasks.find(options.task).pooled_text(options.six_fold))
         return 0
-    options, model, where, run = open_trained(made, given)
-    status = family.evaluate(options, model, where, run)
+    status = family_of(space).evaluate(open_trained(made, given))
     distributed.stop()
-    return status or 0
+    return status
 
 
 if __name__ == "__main__":

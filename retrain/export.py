@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 import spaces
-from retrain.opening import add_trained, family_of, open_trained, read_flags
+from retrain.load_trained import add_trained, family_of, open_trained, read_flags
 from sparsemask import exporting, flags, tasks
 from sparsemask._version import __version__
 from sparsemask.errors import UseError, command, say
@@ -70,10 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(spaces.get(space), "exportable"):
         able = [name for name in spaces.available() if hasattr(spaces.get(name), "exportable")]
         raise UseError(f"--space {space}: its networks cannot be exported; those of {', '.join(able)} can")
-    options, network, _, _ = open_trained(made, {**given, "gpu": -1})
+    restored = open_trained(made, {**given, "gpu": -1})
+    options, network = restored.options, restored.model.eval().requires_grad_(False)
     source = tasks.get(options.task, options).eval_data
     batches = [batch_of(source[i][0]) for i in range(min(len(source), options.eval_limit))]
-    exportable = spaces.get(space).exportable(network.eval().requires_grad_(False), batches[0], options)
+    exportable = spaces.get(space).exportable(network, batches[0], options, restored.mask)
     batches = [exportable.fitted(one) for one in batches]
     if options.fixed:
         exportable = exportable.fixed(batches[0])

@@ -12,17 +12,19 @@ import spaces
 from spaces.group_sparsity import records
 from spaces.group_sparsity.fast import compare_times
 from sparsemask.costs import count_parameters, multiply_adds
+from sparsemask.families import Restored
 from sparsemask.tables import format_count, table
 
 _NOISE = 0.03  # of a time: not worth being called slower
 
 
-def measured(model: torch.nn.Module, options: argparse.Namespace, where, task) -> list[dict]:
+def measured(restored: Restored, task) -> list[dict]:
     """Entries of run.json for every batch size asked for (at least one): counts, and times where they are wanted.
 
     A network without a mask (plain, or a published compressed file) is counted by itself.
     """
-    mask, space = model.mask, spaces.get("hinge")
+    options, model, where, mask = restored.options, restored.model, restored.arithmetic, restored.mask
+    space = spaces.get("hinge")
     if mask is not None:
         found = space.structure(mask.config).reduction
         counted, config = records.entries(found, mask.kept, mask.merged), mask.config

@@ -21,16 +21,18 @@ from sparsemask.weights import config_of, load_strictly, load_weights
 
 
 class FineTuning(Method):
-    """A plain training of the small network, with a teacher's answers beside the truth."""
+    """A plain training of the small network, with a teacher's answers beside the truth.
 
-    def __init__(self, options: argparse.Namespace):
+    teacher: the network that answers, frozen; None: there is the truth alone.
+    """
+
+    def __init__(self, options: argparse.Namespace, teacher: torch.nn.Module | None):
         self.share, self.temperature = options.distill, options.temperature
-        self.teacher: torch.nn.Module | None = None
+        self.teacher = teacher
 
     def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
         """Everything at --lr."""
         place = next(model.parameters())
-        self.teacher = getattr(model, "teacher", lambda: None)()
         if self.teacher is not None:
             self.teacher.to(place.device, place.dtype)
         return [{"name": "network", "params": [p for p in model.parameters() if p.requires_grad], "lr": options.lr}]
@@ -82,7 +84,7 @@ def build_teacher(teacher: Mapping, mask: GroupMask) -> torch.nn.Module | None:
     space, what = spaces.get("hinge"), teacher["what"]
     state = load_weights(what)
     if teacher["kind"] == "search":
-        network = space.structure(mask.config)
+        network = space.structure(mask.config).network
         load_strictly(network, state, what)
     else:
         network = space.plain(mask.config)

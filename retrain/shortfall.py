@@ -5,42 +5,41 @@ from __future__ import annotations
 import math
 
 from sparsemask import inherit, tasks
-from sparsemask.session import Session
+from sparsemask.training_setup import Context
 
 _NOTICED = 0.0005  # of a metric; smaller differences are not shown
 
 
-def shortfall(opened: Session, task, result: dict, mask_path: str | None) -> str | None:
+def shortfall(context: Context, result: dict) -> str | None:
     """A line where the run's metric is below its search's on the same data, and what may help; None otherwise.
 
     Args:
-        opened: the finished run.
-        task: its task; more of its metric `primary` is better.
+        context: of the finished run; more of its task's metric `primary` is better.
         result: the metrics of the run's last validation.
-        mask_path: the mask file that the run started from.
     """
-    search = inherit.search_of(mask_path)
-    if search is None or search.folder.resolve() == opened.run.folder.resolve():
+    task, options = context.task, context.options
+    search = inherit.search_of(options.mask_path)
+    if search is None or search.folder.resolve() == context.run.folder.resolve():
         return None
     before = search.info().get("result")
     before = before.get(task.primary) if isinstance(before, dict) else None
     own = result.get(task.primary)
-    if not (isinstance(before, float) and isinstance(own, float)) or not _same_data(opened, search):
+    if not (isinstance(before, float) and isinstance(own, float)) or not _same_data(context, search):
         return None
     if not own < before - _NOTICED or math.isnan(before):
         return None
     more = ""
-    if getattr(opened.options, "inherit", "all") != "all" and not getattr(opened.options, "ft_model", None):
+    if vars(options).get("inherit", "all") != "all" and not vars(options).get("ft_model"):
         more = ", or --inherit all, which starts from the search's weights"
-    steps = opened.options.max_iter
+    steps = options.max_iter
     longer = f"a longer run ({f'--max_iter {2 * steps}' if steps else '--max_epoch'})"
     where = inherit.shown_path(search.folder)
     return f"note: {task.primary} {own:.4f} is below its search's {before:.4f} ({where}): {longer} may help{more}"
 
 
-def _same_data(opened: Session, search) -> bool:
+def _same_data(context: Context, search) -> bool:
     """Whether both were scored on the same data, as far as flags say."""
-    saved, own = inherit.read_flags(search), vars(opened.options)
+    saved, own = inherit.read_flags(search), vars(context.options)
     kind = tasks.find(own["task"])
     names = ("task", "sample", *kind.data_flags, *kind.score_flags, "n_class", "eval_limit")
     return all((saved.get(name) or None) == (own.get(name) or None) for name in names)

@@ -12,17 +12,17 @@ import spaces
 from spaces.sparse_conv.measuring import COLUMNS, Watch, relative_difference, tolerance
 from sparsemask.engine import data
 from sparsemask.inference import optimize_for_inference
-from sparsemask.session import Session
 from sparsemask.sparse import backend, repeatable
 from sparsemask.tables import format_count, table
 from sparsemask.timing import compare
+from sparsemask.training_setup import Context
 
 _TIMED = 4  # validation items
 _EQUAL = (("dense", "kernels"), ("masked", "sparse"))
 _SHARE, _LEAST = 0.02, 0.005  # of a figure, and at least, that rounding may change
 
 
-def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[dict], list[str]]:
+def compare_forms(context: Context, model: nn.Module) -> tuple[str, list[dict], list[str]]:
     """(the table as text, its rows, which forms differ that must not).
 
     Forms: everything kept, without masks; masks that multiply; masks that skip.
@@ -32,7 +32,7 @@ def compare_forms(opened: Session, model: nn.Module, task) -> tuple[str, list[di
     for the first item's size. Quality is over the items that --eval_limit lets through; multiply-adds are means over
     them, times medians over the first few, taken in turn.
     """
-    options, where = opened.options, opened.arithmetic
+    options, where, task = context.options, context.arithmetic, context.task
     space = spaces.get(options.space)
     model = model.eval()
     watch = Watch(space, model, where, alone=True)

@@ -16,6 +16,7 @@ from spaces.specialized.words import mask_word, read_mask
 from sparsemask import runs
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError
+from sparsemask.options import adopt
 from sparsemask.weights import load_weights
 
 _NETWORK = ("backbone_name", "depth")
@@ -38,14 +39,14 @@ def newest_start(asked: dict) -> dict:
     return {"run": str(runs.newest(asked.get("exp_path") or "runs", "retrain", "connectivity").folder)}
 
 
-def find_start(options: argparse.Namespace) -> None:
-    """Settle the options that say what the network is; UseError before a run folder is made where they do not fit.
+def resolve_start(options: argparse.Namespace) -> None:
+    """Resolve the options that say what the network is; UseError before a run folder is made where they do not fit.
 
     Afterwards `ft_model` is the weights' file and, of a network of searched connectivity, `connectivity` its mask as a
     word.
     """
-    check_start({"thres": options.thres, **(vars(options) if hasattr(options, "connectivity") else {})})
-    if not hasattr(options, "connectivity"):
+    check_start({"thres": options.thres, **(vars(options) if "connectivity" in vars(options) else {})})
+    if "connectivity" not in vars(options):
         _masked_space(options)
         return
     if options.ft_model:
@@ -89,13 +90,11 @@ def _from_run(options: argparse.Namespace, run: runs.Run) -> None:
         raise UseError(f"{run.folder}: the baseline '{mask}' has no decoder to specialise")
     if not isinstance(mask, torch.Tensor):
         raise UseError(f"{run.last}: no connections in it")
-    mask, given = mask.numpy(), getattr(options, "given", {})
+    mask = mask.numpy()
     for name in _NETWORK:
-        if (value := state["config"].get(name)) is None:
+        if state["config"].get(name) is None:
             raise UseError(f"{run.last}: incomplete: it does not say {name}")
-        if name in given and given[name] != value:
-            raise UseError(f"--{name} {given[name]}: {run.folder} has {value}")
-        setattr(options, name, value)
+    adopt(options, {name: state["config"][name] for name in _NETWORK}, run.folder)
     if options.bn_momentum is None:
         options.bn_momentum = state["config"].get("bn_momentum")
     if options.mask_path:

@@ -20,20 +20,15 @@ import sys
 from collections.abc import Sequence
 
 import spaces
-from retrain.opening import family_of, for_task
-from sparsemask import flags, session
-from sparsemask.engine import distributed, fit
+from retrain.load_trained import family_of, for_task
+from sparsemask import driver, flags
 from sparsemask.errors import command
-from sparsemask.options import Parser, plain
+from sparsemask.options import Parser
 
 
 def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     """The command's flags, the family's own included."""
-    made = Parser("retrain", prog="retrain/train.py", description=__doc__)
-    for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
-        add(made, for_task(space, task))
-    family_of(space).add_options(made)
-    return made
+    return driver.training_parser(family_of(space), for_task(space, task), "retrain/train.py", __doc__)
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
@@ -47,20 +42,7 @@ def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     made, _ = read(argv)
-    family = family_of(made.get_default("space"))
-    opened = session.open_training(made, argv, family.check)
-    options, run = opened.options, opened.run
-    task = opened.task
-    with opened.clean():
-        model, extra = family.build(opened, task)
-        extra = {"verb": "retrain", "space": options.space, "config": plain(options), **extra}
-        result = fit(model, family.method(options), task, options, run, opened.arithmetic, extra, opened.state)
-    status = None
-    if opened.main:
-        run.note(state="finished", result=result)
-        status = family.finish(opened, model, task, result)
-    distributed.stop()
-    return status or 0
+    return driver.train(family_of(made.get_default("space")), made, argv)
 
 
 if __name__ == "__main__":

@@ -11,40 +11,22 @@ import numpy as np
 import torch
 
 import spaces
-from prune.connectivity import prune_report
 from search.losses import sparse_loss
+from spaces.connectivity.prune_rules import prune_report
 from spaces.encoder import encoder_weights
 from sparsemask import report as page
-from sparsemask import session
+from sparsemask import run_summary
 from sparsemask.costs import measure
 from sparsemask.engine import Method, optimizer
 from sparsemask.engine.randomness import seed_all, step_generator
 from sparsemask.engine.records import read_rows
+from sparsemask.families import Built, TrainingFamily
 from sparsemask.options import Parser, fraction, natural, rate
-from sparsemask.pictures import draw_architecture, draw_curves, draw_weight_history, draw_weights
-from sparsemask.session import Session
+from sparsemask.pictures import draw_architecture, draw_weight_history, draw_weights
+from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly
 
 NOISE = 3  # stream of randomness
-
-
-def add_options(parser: Parser) -> None:
-    """Flags of the connectivity search."""
-    group = parser.add_argument_group("connectivity search")
-    group.add_argument("--sparse", type=rate, default=0.01, help="factor of the sparse loss (default: 0.01)")
-    group.add_argument(
-        "--noise", type=rate, default=0.1, help="standard deviation of the weights' noise (default: 0.1)"
-    )
-    group.add_argument(
-        "--mask_lr_mult", type=rate, default=10.0, help="factor on --lr for the connection weights (published: 10)"
-    )
-    group.add_argument(
-        "--mask_warmup",
-        type=natural,
-        default=0,
-        help="steps before the connection weights move: a random decoder's gradients say nothing of them (default: 0)",
-    )
-    group.add_argument("--thres", type=fraction, default=0.001, help="threshold of the count shown (default: 0.001)")
 
 
 class ConnectivitySearch(Method):
@@ -100,51 +82,73 @@ class ConnectivitySearch(Method):
         return {"weights": [round(v, 6) for w in model.raw_weights() for v in w.detach().flatten().tolist()]}
 
 
-def method(options: argparse.Namespace) -> ConnectivitySearch:
-    """The family's method for the training loop."""
-    return ConnectivitySearch(options)
+class ConnectivitySearchFamily(TrainingFamily[Built]):
+    """The fully dense network and its connection weights."""
 
+    verb = "search"
 
-def build(opened: Session, task) -> torch.nn.Module:
-    """The fully dense network: from its checkpoint's configuration, or with pretrained encoder weights."""
-    options = opened.options
-    weights = encoder_weights(opened)
-    seed_all(options.seed)
-    model = spaces.get(options.space).supernet(options)
-    if weights is not None:
-        load_strictly(model.backbone, weights.state, f"encoder '{options.backbone_name}'")
-    model.noise_std = options.noise  # the published 0.1 unless --noise says otherwise
-    if opened.main:
-        opened.run.note(environment=page.environment(opened.arithmetic.device))
-        if opened.state is None:
-            session.rewrite_config(opened)
-    return model
-
-
-def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
-    """Pictures and report of the search, and the line that says what to do next."""
-    options, run = opened.options, opened.run
-    weights = [w.detach().cpu().numpy() for w in model.raw_weights()]
-    report = prune_report(weights, options.thres)
-    draw_weights(weights, run.pictures / "weights.png", options.thres)
-    rows = read_rows(run.history)
-    history = [row["step"] for row in rows], np.array([row["weights"] for row in rows])
-    draw_weight_history(history, run.pictures / "weight_history.png", options.thres)
-    draw_curves(read_rows(run.metrics), run.pictures / "curves.png")
-    if not report.problem:
-        strides, channels = model.backbone.strides, model.backbone.channels
-        draw_architecture(report.mask, run.pictures / "architecture.png", strides, channels)
-        network = spaces.get(options.space).network(report.mask, options)
-        network.to(opened.arithmetic.device, opened.arithmetic.parameters)
-        cost = measure(network, (1, 3, options.crop_size, options.crop_size), repeats=10)
-        run.note(
-            kept=page.names_of(report.mask),
-            strides=[int(s) for s in strides],
-            channels=[int(c) for c in channels],
-            **page.cost_entries(cost, options.crop_size),
+    def add_options(self, parser: Parser) -> None:
+        """Flags of the connectivity search."""
+        group = parser.add_argument_group("connectivity search")
+        group.add_argument("--sparse", type=rate, default=0.01, help="factor of the sparse loss (default: 0.01)")
+        group.add_argument(
+            "--noise", type=rate, default=0.1, help="standard deviation of the weights' noise (default: 0.1)"
         )
-    task.draw(task.samples(model, opened.arithmetic, options), run.pictures / "samples.png")
-    opened.say(f"searched: {task.primary} {result.get(task.primary, float('nan')):.4f}; {report.lines()[0]}")
-    opened.say(f"run: {run.folder} (pictures in {run.pictures})")
-    opened.say(f"report: {page.write_report(run)}")
-    opened.say(f"next: {page.next_command(opened.run, 'prune')}")
+        group.add_argument(
+            "--mask_lr_mult", type=rate, default=10.0, help="factor on --lr for the connection weights (published: 10)"
+        )
+        group.add_argument(
+            "--mask_warmup",
+            type=natural,
+            default=0,
+            help="steps before the connection weights move: a random decoder's gradients say nothing of them "
+            "(default: 0)",
+        )
+        group.add_argument(
+            "--thres", type=fraction, default=0.001, help="threshold of the count shown (default: 0.001)"
+        )
+
+    def build(self, context: Context) -> Built:
+        """The fully dense network: from its checkpoint's configuration, or with pretrained encoder weights."""
+        options = context.options
+        weights = encoder_weights(context)
+        seed_all(options.seed)
+        model = spaces.get(options.space).supernet({**vars(options), "noise_std": options.noise})
+        if weights is not None:
+            load_strictly(model.backbone, weights.state, f"encoder '{options.backbone_name}'")
+        run_summary.note_start(context)
+        return Built(model)
+
+    def method(self, context: Context, built: Built) -> ConnectivitySearch:
+        """Network and connection weights together."""
+        return ConnectivitySearch(context.options)
+
+    def finish(self, context: Context, built: Built, result: dict) -> int:
+        """Pictures of the weights; costs and a drawing of the network that the threshold would leave."""
+        options, run, model = context.options, context.run, built.model
+        weights = [w.detach().cpu().numpy() for w in model.raw_weights()]
+        report = prune_report(weights, options.thres)
+        draw_weights(weights, run.pictures / "weights.png", options.thres)
+        rows = read_rows(run.history)
+        history = [row["step"] for row in rows], np.array([row["weights"] for row in rows])
+        draw_weight_history(history, run.pictures / "weight_history.png", options.thres)
+        run_summary.draw_training(context, model)
+        if not report.problem:
+            strides, channels = model.backbone.strides, model.backbone.channels
+            draw_architecture(report.mask, run.pictures / "architecture.png", strides, channels)
+            network = spaces.get(options.space).network(report.mask, options)
+            network.to(context.arithmetic.device, context.arithmetic.parameters)
+            cost = measure(network, (1, 3, options.crop_size, options.crop_size), repeats=10)
+            run.note(
+                kept=page.names_of(report.mask),
+                strides=[int(s) for s in strides],
+                channels=[int(c) for c in channels],
+                **page.cost_entries(cost, options.crop_size),
+            )
+        line = f"searched: {run_summary.metric_text(context, result)}; {report.lines()[0]}"
+        run_summary.announce(context, [line])
+        run_summary.announce_next(context, "prune")
+        return 0
+
+
+FAMILY = ConnectivitySearchFamily()

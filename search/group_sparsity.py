@@ -8,62 +8,30 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import dataclass
 
 import torch
 
 import spaces
-from prune.group_options import add_counting, add_memory
-from prune.group_rules import kept_sets
 from search import proximal
 from spaces.group_sparsity import groups, records
-from sparsemask import report as page
+from spaces.group_sparsity.cost_options import add_counting, add_memory
+from spaces.group_sparsity.reduction import Hinged, Reduction
+from spaces.group_sparsity.threshold import kept_sets
+from sparsemask import run_summary
 from sparsemask.engine import Method
 from sparsemask.engine.randomness import seed_all
+from sparsemask.families import Built, TrainingFamily
 from sparsemask.options import Parser, factor, natural, positive, rate
-from sparsemask.session import Session
+from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
-
-
-def add_options(parser: Parser) -> None:
-    """Flags of the search for groups."""
-    group = parser.add_argument_group("group sparsity search")
-    group.add_argument(
-        "--regularizer", default="l1", help=f"{', '.join(proximal.operators())} on the groups' norms (default: l1)"
-    )
-    group.add_argument("--sparse", type=rate, default=2e-4, help="factor λ of the regularizer (default: 2e-4)")
-    group.add_argument(
-        "--sparsify",
-        choices=("pg", "sgd"),
-        default="pg",
-        help="proximal gradient, or the penalty's own gradient, which shrinks but nullifies nothing (default: pg)",
-    )
-    group.add_argument("--q", type=factor, default=1.0, help="of the watched penalty (Σ n^q)^(1/q) (default: 1)")
-    group.add_argument("--prox_freq", type=positive, default=1, help="steps between proximal steps (default: 1)")
-    group.add_argument("--prox_start", type=natural, default=0, help="steps before the first one (default: 0)")
-    group.add_argument("--anneal", type=rate, default=0.0, help="λ is divided by it as groups vanish, 0: never")
-    group.add_argument(
-        "--anneal_at", type=rate, nargs=2, default=[10.0, 5.0], help="penalties below which λ is divided once, twice"
-    )
-    group.add_argument(
-        "--layer_balancing", action="store_true", help="λ of a matrix times the mean norm its groups begin with"
-    )
-    group.add_argument("--lr_ratio", type=rate, default=0.01, help="factor on --lr for all but the matrices")
-    group.add_argument(
-        "--lr_adjust",
-        choices=("p1", "p2", "none"),
-        default="p1",
-        help="learning rates follow the ratio of the two kinds of groups' gradients (default: p1)",
-    )
-    add_memory(group)
-    group.add_argument("--stop_limit", type=rate, default=0.1, help="the search ends this near above --target")
-    add_counting(group)
 
 
 class GroupSearch(Method):
     """SGD with three learning rates, and a proximal step after each update."""
 
-    def __init__(self, options: argparse.Namespace):
-        self.options = options
+    def __init__(self, options: argparse.Namespace, reduction: Reduction):
+        self.options, self.reduction = options, reduction
         self.operator = proximal.operator_name(options.regularizer)
         self.balance: list[float] = []
         self.gradient_ratio: float | None = None
@@ -92,7 +60,6 @@ class GroupSearch(Method):
 
     def _prepare(self, model: torch.nn.Module) -> None:
         """What is constant over the run, from the network as it begins."""
-        self.reduction = model.reduction
         self.sets = self.reduction.sets
         self.first = [s for s in self.sets if s.projection == "P1"] or list(self.sets)
         self.second = [s for s in self.sets if s.projection == "P2" and s not in self.first]
@@ -232,55 +199,101 @@ def _alike(name: str, value: object, now: object) -> bool:
     return isinstance(value, int | float) or (value is None and name == "gradient_ratio")
 
 
-def method(options: argparse.Namespace) -> GroupSearch:
-    """The family's method for the training loop."""
-    return GroupSearch(options)
+@dataclass(frozen=True, kw_only=True)
+class BuiltHinged(Built):
+    """A network with its pairs, and what may be left of it."""
+
+    reduction: Reduction
 
 
-def build(opened: Session, task) -> torch.nn.Module:
-    """The network with its pairs: from its checkpoint's configuration, from plain weights, or from random ones."""
-    options = opened.options
-    space = spaces.get(options.space)
-    seed_all(options.seed)
-    if opened.state is not None:
-        model = space.structure(opened.state["network"])
-        opened.extra["network"] = opened.state["network"]
-    else:
-        state = load_weights(options.pretrained_model) if options.pretrained_model else None
-        if state is not None:
-            space.settle(options, state, options.pretrained_model)
-        shape = getattr(task, "input_shape", None) or (1, 3, options.crop_size, options.crop_size)
-        config = space.config(options, shape[1:])
-        plain = space.plain(config)
-        if state is not None:
-            space.load_into(plain, state, options.pretrained_model)
-            opened.say(f"starting from {options.pretrained_model} ({config['arch']})")
-        model = space.hinged(plain, config, options.seed)
-        opened.extra["network"] = config
-        records.note_start(opened, model)
-    if options.channels_last:
-        model.to(memory_format=torch.channels_last)
-    records.begin(opened)
-    return model
+class GroupSearchFamily(TrainingFamily[BuiltHinged]):
+    """Proximal gradient on groups of weights."""
+
+    verb = "search"
+
+    def add_options(self, parser: Parser) -> None:
+        """Flags of the search for groups."""
+        group = parser.add_argument_group("group sparsity search")
+        group.add_argument(
+            "--regularizer", default="l1", help=f"{', '.join(proximal.operators())} on the groups' norms (default: l1)"
+        )
+        group.add_argument("--sparse", type=rate, default=2e-4, help="factor λ of the regularizer (default: 2e-4)")
+        group.add_argument(
+            "--sparsify",
+            choices=("pg", "sgd"),
+            default="pg",
+            help="proximal gradient, or the penalty's own gradient, which shrinks but nullifies nothing (default: pg)",
+        )
+        group.add_argument("--q", type=factor, default=1.0, help="of the watched penalty (Σ n^q)^(1/q) (default: 1)")
+        group.add_argument("--prox_freq", type=positive, default=1, help="steps between proximal steps (default: 1)")
+        group.add_argument("--prox_start", type=natural, default=0, help="steps before the first one (default: 0)")
+        group.add_argument("--anneal", type=rate, default=0.0, help="λ is divided by it as groups vanish, 0: never")
+        group.add_argument(
+            "--anneal_at",
+            type=rate,
+            nargs=2,
+            default=[10.0, 5.0],
+            help="penalties below which λ is divided once, twice",
+        )
+        group.add_argument(
+            "--layer_balancing", action="store_true", help="λ of a matrix times the mean norm its groups begin with"
+        )
+        group.add_argument("--lr_ratio", type=rate, default=0.01, help="factor on --lr for all but the matrices")
+        group.add_argument(
+            "--lr_adjust",
+            choices=("p1", "p2", "none"),
+            default="p1",
+            help="learning rates follow the ratio of the two kinds of groups' gradients (default: p1)",
+        )
+        add_memory(group)
+        group.add_argument("--stop_limit", type=rate, default=0.1, help="the search ends this near above --target")
+        add_counting(group)
+
+    def build(self, context: Context) -> BuiltHinged:
+        """The network with its pairs: from its checkpoint's configuration, from plain weights, or from random ones."""
+        options, task = context.options, context.task
+        space = spaces.get(options.space)
+        seed_all(options.seed)
+        if context.state is not None:
+            config = context.state["network"]
+            hinged = space.structure(config)
+        else:
+            state = load_weights(options.pretrained_model) if options.pretrained_model else None
+            if state is not None:
+                space.settle(options, state, options.pretrained_model)
+            shape = getattr(task, "input_shape", None) or (1, 3, options.crop_size, options.crop_size)
+            config = space.config(options, shape[1:])
+            plain = space.plain(config)
+            if state is not None:
+                space.load_into(plain, state, options.pretrained_model)
+                context.say(f"starting from {options.pretrained_model} ({config['arch']})")
+            hinged = space.hinged(plain, config, options.seed)
+            records.keep_start_norms(context, hinged)
+        if options.channels_last:
+            hinged.network.to(memory_format=torch.channels_last)
+        run_summary.note_start(context, family="group_sparsity")
+        return BuiltHinged(model=hinged.network, extra={"network": config}, reduction=hinged.reduction)
+
+    def method(self, context: Context, built: BuiltHinged) -> GroupSearch:
+        """SGD and proximal steps on the network's groups."""
+        return GroupSearch(context.options, built.reduction)
+
+    def finish(self, context: Context, built: BuiltHinged, result: dict) -> int:
+        """Pictures and costs of what the running threshold would leave."""
+        options, reduction = context.options, built.reduction
+        partners = reduction.partners() if options.same_ratio else ()
+        kept = kept_sets(reduction.norms(built.model), options.thres, options.remain, partners)
+        records.conclude_search(context, Hinged(built.model, reduction), kept)
+        ratio = result.get("ratio", math.nan)
+        reached = ratio - options.target <= options.stop_limit
+        missed = "" if reached else ": --target not reached, a larger --sparse or a longer run would come nearer"
+        line = (
+            f"searched: {run_summary.metric_text(context, result)}; at threshold {options.thres:g} "
+            f"{100 * ratio:.1f} % of the multiply-adds would be left{missed}"
+        )
+        run_summary.announce(context, [line])
+        run_summary.announce_next(context, "prune")
+        return 0
 
 
-def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> None:
-    """Pictures, costs and report of the search, and the line that says what to do next."""
-    options, run = opened.options, opened.run
-    kept = kept_sets(
-        model.reduction.norms(model),
-        options.thres,
-        options.remain,
-        model.reduction.partners() if options.same_ratio else (),
-    )
-    records.conclude_search(opened, model, task, kept)
-    ratio, figure = result.get("ratio", math.nan), result.get(task.primary, math.nan)
-    reached = ratio - options.target <= options.stop_limit
-    missed = "" if reached else ": --target not reached, a larger --sparse or a longer run would come nearer"
-    opened.say(
-        f"searched: {task.primary} {figure:.4f}; at threshold {options.thres:g} {100 * ratio:.1f} % of the "
-        f"multiply-adds would be left{missed}"
-    )
-    opened.say(f"run: {run.folder} (pictures in {run.pictures})")
-    opened.say(f"report: {page.write_report(run)}")
-    opened.say(f"next: {page.next_command(run, 'prune')}")
+FAMILY = GroupSearchFamily()

@@ -16,31 +16,23 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import importlib
 import sys
 from collections.abc import Sequence
 
 import spaces
-from sparsemask import flags, session
-from sparsemask.engine import distributed, fit
+from sparsemask import driver, families, flags
 from sparsemask.errors import command
-from sparsemask.options import Parser, plain
+from sparsemask.options import Parser
 
 
 def parser(space: str = "connectivity") -> Parser:
     """The command's flags, the family's own included."""
-    made = Parser("search", prog="search/run.py", description=__doc__)
+    family = families.find("search", spaces.get(space))
+    made = driver.training_parser(family, spaces.get(space), "search/run.py", __doc__)
     made.add_argument(
         "--search", dest="_search", action="store_true", help="search (the default here; kept for old command lines)"
     )
-    for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
-        add(made, spaces.get(space))
-    _family(space).add_options(made)
     return made
-
-
-def _family(space: str):
-    return importlib.import_module(f"search.{spaces.get(space).family}")
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
@@ -52,20 +44,8 @@ def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    opened = session.open_training(read(argv)[0], argv)
-    options, run = opened.options, opened.run
-    family = _family(options.space)
-    task = opened.task
-    with opened.clean():
-        model = family.build(opened, task)
-        extra = {"verb": "search", "space": options.space, "config": plain(options), **opened.extra}
-        result = fit(model, family.method(options), task, options, run, opened.arithmetic, extra, opened.state)
-    status = None
-    if opened.main:
-        run.note(state="finished", result=result)
-        status = family.finish(opened, model, task, result)
-    distributed.stop()
-    return status or 0
+    made, _ = read(argv)
+    return driver.train(families.find("search", spaces.get(made.get_default("space"))), made, argv)
 
 
 if __name__ == "__main__":

@@ -1,210 +1,56 @@
-"""How fine-grained masks are learnt: Gumbel-softmax over keep and drop, and a loss on the kept fraction.
-
-SMSR (Wang et al., CVPR 2021, arXiv 2006.09603), section 3; for points SMPointSeg (TPAMI 2022). Two losses: the
-published λ·η, which presses for less until the task's loss presses back, and with --keep κ a budget, λ·(η - κ)².
-"""
+"""Search for fine-grained masks: a network and its masks are trained together from the start."""
 
 from __future__ import annotations
 
-import argparse
-import math
-
-import torch
-
 import spaces
-from search.schedules import published_epoch, sparse_weight, temperature
-from search.settle import meet_budget
-from spaces.sparse_conv.masking import blocks, hard_masks, mean_kept, set_threshold
-from spaces.sparse_conv.records import begin, conclude, evaluate_kept
-from sparsemask import report as page
-from sparsemask.engine import Method, distributed
-from sparsemask.engine.randomness import seed_all, step_generator
-from sparsemask.options import Parser, factor, fraction, natural, rate
-from sparsemask.session import Session
-from sparsemask.sparse import set_mask_mode
+from spaces.sparse_conv.masking import set_threshold
+from spaces.sparse_conv.records import conclude
+from spaces.sparse_conv.search_method import SparseConvSearch, add_options, missed
+from sparsemask import run_summary
+from sparsemask.engine.randomness import seed_all
+from sparsemask.families import Built, TrainingFamily
+from sparsemask.options import Parser
+from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly, load_weights
 
-NOISE = 4  # stream of randomness
-# Schedules in epochs of the published run; a space may have others (`published`).
-PUBLISHED = {"epochs": 1000, "sparse": 0.1, "sparse_epochs": 50, "tau_epochs": 500.0, "tau_end": 0.4}
+
+class SparseConvSearchFamily(TrainingFamily[Built]):
+    """SMSR, SMPointSeg, SMStereo and specialised networks; see :mod:`spaces.sparse_conv.search_method`."""
+
+    verb = "search"
+
+    def add_options(self, parser: Parser) -> None:
+        """Flags of learning fine-grained masks."""
+        add_options(parser)
+
+    def build(self, context: Context) -> Built:
+        """The network with soft masks: from its checkpoint's configuration, from weights, or from random ones."""
+        options = context.options
+        seed_all(options.seed)
+        space = spaces.get(options.space)
+        model = space.supernet(options)
+        if context.state is None and options.pretrained_model:
+            load = getattr(space, "load_into", load_strictly)  # a space may know weights without masks
+            load(model, load_weights(options.pretrained_model), options.pretrained_model)
+            context.say(f"starting from {options.pretrained_model}")
+        set_threshold(model, options.thres)
+        run_summary.note_start(context, family="sparse_conv")
+        return Built(model)
+
+    def method(self, context: Context, built: Built) -> SparseConvSearch:
+        """Network and masks together."""
+        return SparseConvSearch(context.options)
+
+    def finish(self, context: Context, built: Built, result: dict) -> int:
+        """Costs and pictures; 1 where what skips and what multiplies by masks differ."""
+        keep = context.options.keep
+        noted = conclude(context, built.model)
+        kept = noted["kept_fraction"]
+        wanted = "" if keep is None else f" (budget {keep:g}{missed(kept, keep)})"
+        line = f"searched: {run_summary.metric_text(context, result)}; kept fraction {kept:.3f}{wanted}"
+        run_summary.announce(context, [line])
+        run_summary.announce_next(context, "prune")
+        return int(noted["milliseconds"] is None)
 
 
-def published(space: str) -> dict:
-    """The published numbers of a space: epochs of the run, weight of the loss and schedules."""
-    return {**PUBLISHED, **getattr(spaces.get(space), "published", {})}
-
-
-def add_options(parser: Parser) -> None:
-    """Flags of learning fine-grained masks."""
-    own = published(parser.get_default("space"))
-    epochs = f"epochs of {own['epochs']}, whatever the run's own length"
-    group = parser.add_argument_group("sparse mask search")
-    group.add_argument(
-        "--sparse", type=rate, default=own["sparse"], help=f"factor λ of the kept fraction (default: {own['sparse']})"
-    )
-    group.add_argument(
-        "--keep",
-        type=fraction,
-        default=None,
-        help="kept fraction to end with: the loss is λ·(kept - keep)² (default: none, the published λ·kept)",
-    )
-    group.add_argument(
-        "--sparse_epochs",
-        type=natural,
-        default=own["sparse_epochs"],
-        help=f"λ rises linearly over so many {epochs} (default: {own['sparse_epochs']})",
-    )
-    group.add_argument(
-        "--sparse_start",
-        type=natural,
-        default=0,
-        help="epochs before that, in which only the task's loss moves the masks (default: 0)",
-    )
-    group.add_argument(
-        "--tau_epochs",
-        type=factor,
-        default=own["tau_epochs"],
-        help=f"epochs in which τ falls by 1 (default: {own['tau_epochs']:g})",
-    )
-    group.add_argument(
-        "--tau_end", type=factor, default=own["tau_end"], help=f"where τ stops falling (default: {own['tau_end']})"
-    )
-    group.add_argument(
-        "--constant_tau", action="store_true", help="τ stays 1, as in the public code, which never sets it"
-    )
-    group.add_argument(
-        "--mask_lr_mult", type=rate, default=1.0, help="factor on --lr for the channel masks (default: 1, as published)"
-    )
-    group.add_argument(
-        "--settle",
-        type=fraction,
-        default=0.0,
-        help="share of the run, its last, in which masks are fixed, at --keep, and the weights adapt (default: 0)",
-    )
-    group.add_argument("--thres", type=fraction, default=0.5, help="of the data masks' P(keep) (default: 0.5, argmax)")
-
-
-class SparseConvSearch(Method):
-    """Train a network and its masks together."""
-
-    def __init__(self, options: argparse.Namespace):
-        self.options, self.seed = options, options.seed
-        self.epochs = published(options.space)["epochs"]
-        self.kept = math.nan
-        self.step, self.inputs = 0, None
-
-    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
-        """The network at --lr, the channel masks at --lr times --mask_lr_mult and without weight decay."""
-        masks = [block.ch_mask for block in blocks(model).values()]
-        own = {id(p) for p in masks}
-        rest = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
-        channels = {"name": "channel masks", "params": masks, "lr": options.lr * options.mask_lr_mult}
-        return [{"name": "network", "params": rest, "lr": options.lr}, {**channels, "weight_decay": 0.0}]
-
-    def before_step(self, model: torch.nn.Module, step: int) -> None:
-        """Set the temperature, whether masks are hard, and the generator that the masks' noise is drawn from.
-
-        Hard in the last part of the run (--settle), and where statistics are taken for an evaluation (step -1).
-        """
-        self.step, model.tau = step, self._tau(step)
-        set_mask_mode(model, "hard" if step < 0 or self._settled(step) else "soft")
-        # The masks' Gumbel noise is the library's own, from the global generator: a function of seed, step and process.
-        stream = NOISE + distributed.rank() * 1000
-        torch.manual_seed(int(step_generator(self.seed, max(step, 0), stream).initial_seed()))
-
-    def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor | None, dict]:
-        """λ·η of the soft masks, or λ·(η - κ)² with η as the masks would be hard, of this forward pass.
-
-        None once masks are fixed (--settle).
-        """
-        o = self.options
-        kept, hard = mean_kept(model), mean_kept(model, hard=True)
-        if self._settled(step):
-            self.kept = float(hard)
-            same = {"loss_sparse": 0.0, "kept": self.kept, "kept_soft": self.kept}
-            return None, {**same, "tau": model.tau, "lambda": 0.0}
-        if o.keep is None:
-            loss = kept
-        else:  # the budget is for hard masks: their value, with the soft masks' gradient
-            loss = (kept + (hard - kept).detach() - o.keep).square()
-        weight = o.sparse * sparse_weight(self._epoch(step), o.sparse_epochs, o.sparse_start)
-        self.kept = float(hard)
-        figures = {"loss_sparse": float(loss.detach()), "kept": self.kept, "kept_soft": float(kept.detach())}
-        return weight * loss, {**figures, "tau": model.tau, "lambda": weight}
-
-    def loss(self, model: torch.nn.Module, task, images, output, target) -> torch.Tensor:
-        """The task's."""
-        self.inputs = images if self._settles() else None
-        return super().loss(model, task, images, output, target)
-
-    def after_step(self, model: torch.nn.Module) -> None:
-        """Before masks are fixed, meet the budget."""
-        if self._settles():
-            meet_budget(model, self.inputs, self.options.keep)
-            self.inputs = None
-
-    def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
-        """The task's figures and the kept fraction of the hard masks, over the same pictures."""
-        return evaluate_kept(model, task, arithmetic, options)
-
-    def figures(self, model: torch.nn.Module) -> dict:
-        """The kept fraction, were the masks hard, and how large a share of the channels is dense."""
-        dense = [mask.mean() for mask in hard_masks(model).values()]
-        return {"kept": self.kept, "dense_channels": float(sum(dense) / len(dense))}
-
-    def _epoch(self, step: int) -> int:
-        return published_epoch(step, self.steps, self.epochs)
-
-    def _settled(self, step: int) -> bool:
-        return self.options.settle > 0 and step >= self.steps * (1 - self.options.settle)
-
-    def _settles(self) -> bool:
-        """Whether this step is the last in which masks are learnt."""
-        return self.options.keep is not None and self._settled(self.step + 1) and not self._settled(self.step)
-
-    def _tau(self, step: int) -> float:
-        o = self.options
-        return 1.0 if o.constant_tau else temperature(self._epoch(max(step, 0)), o.tau_epochs, o.tau_end)
-
-
-def method(options: argparse.Namespace) -> SparseConvSearch:
-    """The family's method for the training loop."""
-    return SparseConvSearch(options)
-
-
-def build(opened: Session, task) -> torch.nn.Module:
-    """The network with soft masks: from its checkpoint's configuration, from weights, or from random ones."""
-    options = opened.options
-    seed_all(options.seed)
-    space = spaces.get(options.space)
-    model = space.supernet(options)
-    if opened.state is None and options.pretrained_model:
-        load = getattr(space, "load_into", load_strictly)  # a space may know weights without masks
-        load(model, load_weights(options.pretrained_model), options.pretrained_model)
-        opened.say(f"starting from {options.pretrained_model}")
-    set_threshold(model, options.thres)
-    begin(opened)
-    return model
-
-
-def finish(opened: Session, model: torch.nn.Module, task, result: dict) -> int:
-    """Pictures, costs and report of the search, and the line that says what to do next.
-
-    Returns 1 where what skips and what multiplies by masks differ, else 0.
-    """
-    options = opened.options
-    found = conclude(opened, model, task)
-    wanted = "" if options.keep is None else f" (budget {options.keep:g}{missed(found['kept_fraction'], options.keep)})"
-    figure = result.get(task.primary, float("nan"))
-    opened.say(f"searched: {task.primary} {figure:.4f}; kept fraction {found['kept_fraction']:.3f}{wanted}")
-    opened.say(f"run: {opened.run.folder} (pictures in {opened.run.pictures})")
-    opened.say(f"report: {page.write_report(opened.run)}")
-    opened.say(f"next: {page.next_command(opened.run, 'prune')}")
-    return int(found["milliseconds"] is None)
-
-
-def missed(kept: float, budget: float) -> str:
-    """What to say of a budget that a finished run did not meet."""
-    if abs(kept - budget) <= 0.05:
-        return ""
-    return ", missed: a longer run, a larger --sparse or --mask_lr_mult would come nearer"
+FAMILY = SparseConvSearchFamily()

@@ -33,7 +33,6 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
 import argparse
 import contextlib
-import importlib
 import os
 import re
 import signal
@@ -47,7 +46,7 @@ import spaces
 from search import study_plan
 from search.study_backend import StorageError, check_url, is_database, shown_url
 from search.study_plan import Plan
-from sparsemask import flags, own, session
+from sparsemask import families, flags, own, training_setup
 from sparsemask.errors import UseError, command, one_line
 from sparsemask.files import read_json
 from sparsemask.options import Parser, natural, positive, rate
@@ -93,7 +92,7 @@ def parser(space: str = "connectivity") -> Parser:
     group.add_argument("--seed", type=natural, default=0, help="seed of the study and of every trial (default: 0)")
     for add in (flags.add_data, flags.add_network, flags.add_device, flags.add_training):
         add(made, spaces.get(space))
-    importlib.import_module(f"search.{spaces.get(space).family}").add_options(made)
+    families.find("search", spaces.get(space)).add_options(made)
     return made
 
 
@@ -114,10 +113,10 @@ def settle(argv: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
     fixed = {verb: study_plan.verb_flags(verb, space, given, given.get("config")) for verb in study_plan.VERBS}
     if options.retrain_iter:
         fixed["retrain"]["max_iter"] = options.retrain_iter
-    settled, line = session.settle(study_plan.verb_parser("search", space), fixed["search"])
+    settled, line = training_setup.resolve_options(study_plan.verb_parser("search", space), fixed["search"])
     if line:
         print(line, flush=True)
-    task = session.open_task(settled)
+    task = training_setup.open_task(settled)
     plan = Plan(
         study=options.study,
         folder=str(Path(options.exp_path) / options.study),
@@ -162,13 +161,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if done < plan.trials:
         workers = min(options.workers, plan.trials - done)
         if workers > 1 and plan.objectives[1] == "milliseconds":
-            session.warn("note: times are measured while other workers compute; --workers 1 measures undisturbed")
+            training_setup.warn(
+                "note: times are measured while other workers compute; --workers 1 measures undisturbed"
+            )
         statuses, stopped, lost = _work(plan, workers)
     with store.reachable():
         print(report(plan, store.study), flush=True)
         done = sum(store.counts()[state] for state in DONE)
     for line in lost:  # it has come back: else the lines above had said the same
-        session.warn(f"workers ended: {line}")
+        training_setup.warn(f"workers ended: {line}")
     if stopped:
         raise KeyboardInterrupt("every trial is saved; go on with the same command")
     if done >= plan.trials:
@@ -220,7 +221,7 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
             for worker in [one for one in left if one.poll() is not None]:
                 left.remove(worker)
                 if worker.returncode < 0:
-                    session.warn(f"worker {worker.pid} was killed by signal {-worker.returncode}")
+                    training_setup.warn(f"worker {worker.pid} was killed by signal {-worker.returncode}")
         except KeyboardInterrupt:
             asked += 1
             if asked == 1:

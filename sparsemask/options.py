@@ -11,7 +11,7 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -251,6 +251,29 @@ def plain(options: argparse.Namespace | dict) -> dict:
         for name, value in values.items()
         if name not in TRANSIENT
     }
+
+
+def given_flags(options: argparse.Namespace) -> dict:
+    """The flags that the user named on the command line; empty where that is not known, as of a resumed run."""
+    return vars(options).get("given", {})
+
+
+def adopt(options: argparse.Namespace, values: Mapping, source: object) -> None:
+    """Take flags over from a file that decides them, such as a mask's numbers of the network.
+
+    Args:
+        options: changed in place.
+        values: flags by name, as the file has them.
+        source: names the file in the message.
+
+    Raises:
+        UseError: the command line says otherwise.
+    """
+    given = given_flags(options)
+    for name, value in values.items():
+        if name in given and given[name] != value:
+            raise UseError(f"--{name} {given[name]}: {source} has {value}")
+        setattr(options, name, value)
 
 
 def write_config(path: str | Path, options: argparse.Namespace | dict) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import search.run
 import spaces
+from spaces.group_sparsity.reduction import Hinged
 from sparsemask import tasks
 from sparsemask.own import trust
 
@@ -33,17 +34,19 @@ class OwnCNN(nn.Module):
 trust("small_hinge:OwnCNN", OwnCNN)
 
 
-def hinged(arch: str = "resnet8", seed: int = 0, shape=(3, 8, 8), **more) -> nn.Module:
+def hinged(arch: str = "resnet8", seed: int = 0, shape=(3, 8, 8), **more) -> Hinged:
     """A network with its pairs, weights and statistics drawn."""
     torch.manual_seed(seed)
-    network = spaces.get("hinge").supernet({"arch": arch, "input_shape": shape, **more})
-    for module in network.modules():
+    space, config = spaces.get("hinge"), {"arch": arch, "input_shape": shape, **more}
+    made = space.hinged(space.plain(config), config)
+    for module in made.network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.2)
-    return network.eval()
+    made.network.eval()
+    return made
 
 
 def options(data, *argv: str) -> argparse.Namespace:

@@ -41,14 +41,15 @@ def slimmed():
     torch.manual_seed(0)
     config = SLIM.config(OPTIONS)
     plain = enliven(SLIM.plain(config), (4, 3, 64, 64))
-    network = SLIM.hinged(plain, config).eval()
+    hinged = SLIM.hinged(plain, config)
+    network, reduction = hinged.network.eval(), hinged.reduction
     rng = np.random.default_rng(0)
-    kept = {s.name: rng.random(s.count) < 0.6 for s in network.reduction.sets}
+    kept = {s.name: rng.random(s.count) < 0.6 for s in reduction.sets}
     for one in kept.values():
         one[0] = True
     mask = GroupMask(config, kept, space="slim", sha256="0")
-    state = SLIM.compressed(network, mask).state_dict()
-    return network.reduction.removal.zero_(copy.deepcopy(network), kept), mask, state
+    state = SLIM.compressed(hinged, mask).state_dict()
+    return reduction.removal.zero_(copy.deepcopy(network), kept), mask, state
 
 
 def small(state: dict, **more) -> PrunedNetwork:

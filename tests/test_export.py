@@ -158,7 +158,7 @@ def test_spaces_that_cannot_are_named(place, capfd, monkeypatch):
 def test_pruned_classifiers_are_written_too(tmp_path):
     needs_onnx()
     batches = [torch.randn(2, 3, 8, 8), torch.randn(5, 3, 8, 8)]
-    found = spaces.get("hinge").exportable(hinged().eval(), batches[0], None)
+    found = spaces.get("hinge").exportable(hinged().network, batches[0], None)
     for write, suffix in ((exporting.export_program, ".pt2"), (exporting.export_onnx, ".onnx")):
         path = write(found, tmp_path / f"net{suffix}")
         run, note = opened(path, found)

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prune.group_rules import kept_sets
 from search.group_sparsity import GroupSearch
 from search.proximal import factors
 from small_classes import write_npz
 from small_hinge import hinged, options, task
 from spaces.group_sparsity import groups
+from spaces.group_sparsity.threshold import kept_sets
 from sparsemask.devices import Arithmetic
 from sparsemask.errors import UseError
 
@@ -36,8 +36,8 @@ def data(tmp_path_factory):
 
 def begun(data, *argv: str, arch: str = "resnet8", **more):
     """(method, network, its optimizer, options)"""
-    found, model = options(data, *argv), hinged(arch, **more)
-    method = GroupSearch(found)
+    found, made = options(data, *argv), hinged(arch, **more)
+    model, method = made.network, GroupSearch(found, made.reduction)
     (one,) = method.optimizers(model, found)
     return method, model, one, found
 
@@ -65,7 +65,7 @@ def test_every_parameter_is_in_one_group(data, arch):
     rates = {group["name"]: group["lr"] for group in one.param_groups}
     assert rates.pop("network") == pytest.approx(1e-3) and set(rates.values()) == {0.1}
     # Matched by identity: shortcut and stem convolutions are 1x1 too, and no matrices.
-    matrices = {id(w) for s in model.reduction.sets for w in groups.weights(model, s) if w.shape[2:] == (1, 1)}
+    matrices = {id(w) for s in method.sets for w in groups.weights(model, s) if w.shape[2:] == (1, 1)}
     assert {id(p) for g in one.param_groups[1:] for p in g["params"]} == matrices
 
 
@@ -84,7 +84,7 @@ def test_a_probe_replaces_nothing_and_a_step_moves_everything(data):
 @pytest.mark.parametrize("regularizer", ["l1", "l1/2", "l1-2", "logsum", "l0"])
 def test_the_proximal_step_is_each_sets_own(data, regularizer):
     method, model, one, _ = begun(data, "--sparse", "8", "--layer_balancing", "--regularizer", regularizer)
-    means = [float(groups.norms(model, s).detach().mean()) for s in model.reduction.sets]
+    means = [float(groups.norms(model, s).detach().mean()) for s in method.sets]
     assert method.balance == pytest.approx(means)
     method.rate = 0.1
     before = [groups.norms(model, s).detach() for s in method.sets]

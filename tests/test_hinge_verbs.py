@@ -24,7 +24,7 @@ from small_classes import write_npz
 from small_hinge import hinged
 from spaces.group_sparsity import records
 from spaces.group_sparsity.mask_file import GroupMask, load_mask, save_mask
-from sparsemask import flags
+from sparsemask import flags, run_summary
 from sparsemask.engine.loop import Fit
 from sparsemask.files import sha256
 from sparsemask.weights import load_weights
@@ -66,8 +66,8 @@ def place(searched, tmp_path, monkeypatch) -> Path:
     shutil.copytree(searched, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
-    for name in ("draw_groups", "draw_kept_groups", "draw_training"):
-        monkeypatch.setattr(records, name, lambda *_: None)
+    for module, name in ((records, "draw_groups"), (records, "draw_kept_groups"), (run_summary, "draw_training")):
+        monkeypatch.setattr(module, name, lambda *_: None)
     return folder
 
 
@@ -117,15 +117,15 @@ def test_a_target_below_what_always_stays_is_said(place, capfd):
 @pytest.mark.parametrize("variant", [None, "graph"])
 def test_compressed_saved_loaded_is_the_masked_network(tmp_path, arch, variant):
     space = spaces.get("hinge")
-    network = hinged(arch, variant=variant)
-    found, rng = network.reduction, np.random.default_rng(0)
+    made = hinged(arch, variant=variant)
+    network, found, rng = made.network, made.reduction, np.random.default_rng(0)
     kept = {s.name: rng.random(s.count) < 0.6 for s in found.sets}
     for k in kept.values():
         k[0] = True
     merged = found.merged(found.removal.gone(kept), "auto")
     config = space.config({"arch": arch, "variant": variant, "input_shape": (3, 8, 8)})
     mask = GroupMask(config, kept, merged)
-    small = space.compressed(network, mask)
+    small = space.compressed(made, mask)
     stays = found.removal.gone(kept)
     stays[small.removed] = False
     mask = GroupMask({**config, "stays": stays.nonzero()[0].tolist()}, kept, merged)
@@ -287,9 +287,8 @@ def test_the_teacher_is_in_evaluation_mode():
     # The published teacher saw each batch's own statistics, and remembered them.
     from types import SimpleNamespace
 
-    method = FineTuning(SimpleNamespace(distill=0.4, temperature=4.0))
     model, teacher = torch.nn.Linear(3, 3), Echo().train()
-    model.teacher = lambda: teacher
+    method = FineTuning(SimpleNamespace(distill=0.4, temperature=4.0), teacher)
     method.groups(model, SimpleNamespace(lr=0.1))
     x, y = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     task = SimpleNamespace(loss=lambda output, target: F.cross_entropy(output, target, reduction="sum"))

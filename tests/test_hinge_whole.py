@@ -69,13 +69,13 @@ def test_bordered_classes_are_importable_by_their_names():
 
 @pytest.mark.parametrize(("arch", "variant"), [("resnet8", "graph"), ("small_hinge:OwnCNN", "channels")])
 def test_networks_are_saved_whole(arch, variant):
-    space, network = spaces.get("hinge"), hinged(arch, variant=variant)
-    found, rng = network.reduction, np.random.default_rng(0)
+    space, made = spaces.get("hinge"), hinged(arch, variant=variant)
+    network, found, rng = made.network, made.reduction, np.random.default_rng(0)
     kept = {s.name: rng.random(s.count) < 0.6 for s in found.sets}
     for one in kept.values():
         one[0] = True
     config = space.config({"arch": arch, "variant": variant, "input_shape": (3, 8, 8)})
-    small = space.compressed(network, GroupMask(config, kept, found.merged(found.removal.gone(kept), "auto"))).eval()
+    small = space.compressed(made, GroupMask(config, kept, found.merged(found.removal.gone(kept), "auto"))).eval()
     assert any(isinstance(module, border._Bordered) for module in small.modules())
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from retrain.specialize_start import newest_start
 from spaces.connectivity.named_masks import named_mask
 from sparsemask import UseError, flags, runs
 from sparsemask.masks import save_mask
-from sparsemask.session import Session, settle
+from sparsemask.training_setup import Context, resolve_options
 from tiny import data_flags, make_data
 
 
@@ -33,7 +33,7 @@ def nothing_prepared(monkeypatch, tmp_path):
 def begun(space: str, argv: list[str], name: str = "s", verb: str = "search") -> runs.Run:
     """A run as a verb begins it, without the training."""
     made = search.run.parser(space) if verb == "search" else retrain.train.parser(space)
-    options, _ = settle(made, made.given([*argv, "--name", name]))
+    options, _ = resolve_options(made, made.given([*argv, "--name", name]))
     run = runs.create(options, verb)
     run.note(preset=options.preset)
     run.checkpoints.mkdir()
@@ -55,7 +55,7 @@ def pruned(run: runs.Run, suffix: str = ".npy") -> str:
 def resolved(space: str, argv: list[str]):
     """(options, line) of a retraining."""
     made = retrain.train.parser(space, flags.peek_task(argv))
-    return settle(made, made.given(argv))
+    return resolve_options(made, made.given(argv))
 
 
 def folder(name: str) -> str:
@@ -155,7 +155,7 @@ def test_what_a_run_had_from_its_preset_gives_way_to_that_of_the_next_verb():
     make_data(Path("data"))
     run = begun("connectivity", data_flags(Path("data"), 3), "r", "retrain")
     made = retrain.specialize.parser(retrain.specialize.peek([]))
-    options, _ = settle(made, made.given(["--run", str(run.folder)]))
+    options, _ = resolve_options(made, made.given(["--run", str(run.folder)]))
     assert (options.im_path, options.n_class) == (str(Path("data/img").resolve()), 3)
     assert options.crop_size == 257  # specialized_short; the run had 225
     assert options.preset == "short"
@@ -224,16 +224,15 @@ def test_network_that_ends_below_its_search_gets_a_line(space, suffix, named, pr
     search.note(result={primary: 0.39})
     mask = pruned(search, suffix)
     options, _ = resolved(space, ["--mask_path", mask, "--name", "r", "--max_iter", "60"])
-    opened = Session(options, runs.create(options, "retrain"), None)
-    task = SimpleNamespace(primary=primary)
-    said = shortfall(opened, task, {primary: 0.356}, mask)
+    context = Context(options, runs.create(options, "retrain"), None, task=SimpleNamespace(primary=primary))
+    said = shortfall(context, {primary: 0.356})
     assert f"{primary} 0.3560 is below its search's 0.3900 (runs/s)" in said and "--max_iter 120" in said
     assert ("--inherit all" in said) == (space == "connectivity")
     for value in (0.39, 0.41, float("nan")):
-        assert shortfall(opened, task, {primary: value}, mask) is None
+        assert shortfall(context, {primary: value}) is None
     if space == "connectivity":  # other pictures: nothing can be said
         options.eval_list = "other.txt"
-        assert shortfall(opened, task, {primary: 0.356}, mask) is None
+        assert shortfall(context, {primary: 0.356}) is None
 
 
 def test_mask_in_a_runs_folder_needs_no_note():
@@ -248,7 +247,7 @@ def test_specialising_the_newest_network_is_on_its_data():
     make_data(Path("data"))
     begun("connectivity", data_flags(Path("data"), 3), "r", "retrain")
     made = retrain.specialize.parser(retrain.specialize.peek([]))
-    options, line = settle(made, made.given([]), locate=newest_start)
+    options, line = resolve_options(made, made.given([]), default_flags=newest_start)
     assert (options.run, options.n_class, options.sample) == ("runs/r", 3, False)
     assert "--im_path" in line
 
@@ -265,7 +264,7 @@ def test_search_from_a_runs_weights_is_on_its_data(space):
     weights = run.folder / "network.safetensors"
     weights.write_bytes(b"")
     made = search.run.parser(space)
-    options, _ = settle(made, made.given(["--pretrained_model", str(weights)]))
+    options, _ = resolve_options(made, made.given(["--pretrained_model", str(weights)]))
     assert {name: getattr(options, name) for name in wanted} == wanted
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import retrain.train
 import search.run
-from sparsemask import UseError, session
+from sparsemask import UseError, training_setup
 from sparsemask.tasks import get
 from sparsemask.tasks.segmentation.scores import SegmentationScores
 from tiny import SMALL, data_flags, fails, make_data
@@ -44,8 +44,8 @@ def beginning(data: Path, n_class: int = 4, *more: str) -> list[str]:
 def opened(argv: list[str]):
     """The task that a search with this command line opens, its data checked."""
     parser = search.run.parser()
-    options, _ = session.settle(parser, parser.given(argv))
-    return session.open_task(options)
+    options, _ = training_setup.resolve_options(parser, parser.given(argv))
+    return training_setup.open_task(options)
 
 
 # ---- labels that teach nothing

@@ -121,15 +121,15 @@ def test_training_ends_in_one_line_where_validation_is_not_finite(tmp_path, monk
     monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
     from retrain import connectivity
 
-    build = connectivity.build
+    build = connectivity.FAMILY.build
 
-    def built(*args, **kwargs):
-        model, *rest = build(*args, **kwargs)
+    def built(context):
+        made = build(context)
         hook = lambda module, _, out: out if module.training else out * math.nan
-        model.register_forward_hook(hook)
-        return model, *rest
+        made.model.register_forward_hook(hook)
+        return made
 
-    monkeypatch.setattr(connectivity, "build", built)
+    monkeypatch.setattr(connectivity.FAMILY, "build", built)
     flags = [*data_flags(make_data(tmp_path / "d", 6, 36)), *SMALL, "--max_iter", "1", "--mask_path", "unet"]
     words = ["validation after step 1", "output is not finite", "last good checkpoint", "last.pt"]
     fails(capfd, retrain.train.main, [*flags, "--name", "r"], words)

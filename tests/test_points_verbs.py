@@ -19,16 +19,16 @@ import retrain.eval
 import retrain.train
 import search.run
 import spaces
-from search.schedules import published_epoch, temperature
 from small_clouds import CROPS, NETWORK, rooms
+from spaces.sparse_conv.schedules import published_epoch, temperature
 from sparsemask import flags
 from sparsemask.datasets import cache
 from sparsemask.engine.schedules import factor
 from sparsemask.fine_masks import load_masks
 from sparsemask.options import presets
 from sparsemask.points.ply import read_ply
-from sparsemask.session import settle
 from sparsemask.sparse import backend
+from sparsemask.training_setup import resolve_options
 from sparsemask.weights import load_weights
 from spoilt import listing
 from tiny import ROOT, environment, fails
@@ -147,7 +147,7 @@ def test_published_schedules():
         )
         rates = [factor(found["schedule"], e * 500, 50000, found["gamma"], epoch=500) for e in (0, 1, 99)]
         assert [found["lr"] * rate for rate in rates] == pytest.approx([0.01 * 0.95**e for e in (0, 1, 99)])
-        options, _ = settle(made, made.given(["--config", name, "--data_root", "x"]))
+        options, _ = resolve_options(made, made.given(["--config", name, "--data_root", "x"]))
         # No other preset may shine through.
         assert (options.task, options.keep, options.channels, options.warmup, options.clip) == (name, None, None, 0, 0)
 
@@ -155,7 +155,7 @@ def test_published_schedules():
 def test_nothing_named_goes_on_with_the_rooms(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = search.run.parser("smpointseg")
-    options, line = settle(made, made.given(["--search"]))
+    options, line = resolve_options(made, made.given(["--search"]))
     assert options.task == "sample" and options.sample and options.max_iter < 1000
     assert "going on with the generated rooms and a short budget" in line
     assert {"smpointseg_sample", "smpointseg_short"} <= set(presets())

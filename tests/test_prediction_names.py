@@ -15,6 +15,7 @@ from retrain import connectivity
 from small_pairs import options as stereo_options
 from sparsemask import tasks
 from sparsemask.devices import Arithmetic
+from sparsemask.families import Restored
 from sparsemask.files import distinct_names
 from sparsemask.stereo.files import read_disparity, write_disparity
 from sparsemask.tasks.classification.data import Part
@@ -80,7 +81,7 @@ def test_eval_writes_a_file_for_every_picture_of_a_list(twins):
             out[:, int(abs(float(x.mean()) - dark[1]) < abs(float(x.mean()) - dark[0]))] = 1
             return out
 
-    connectivity.evaluate(options, Network(), CPU, None)
+    assert connectivity.FAMILY.evaluate(Restored(options, Network(), CPU)) == 0
     written = {path.relative_to(twins / "out").as_posix(): path for path in (twins / "out").rglob("*.png")}
     assert set(written) == {"a/0000.png", "b/0000.png"}
     assert [np.unique(np.array(Image.open(written[name]))).tolist() for name in sorted(written)] == [[0], [1]]

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prune.connectivity import _merge_duplicates, prune_connectivity, prune_report
+from prune.connectivity import prune_connectivity
+from spaces.connectivity.prune_rules import _merge_duplicates, prune_report
 from sparsemask import UseError
 from sparsemask.masks import UP, why_unusable
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from search.schedules import published_epoch, sparse_weight, temperature
 from spaces.sparse_conv import SMSR, DenseForm, apply_masks, fix_masks, hard_masks, load_smsr, save_smsr
 from spaces.sparse_conv.dense import MaskedForm, multiply_adds
 from spaces.sparse_conv.masking import set_threshold
+from spaces.sparse_conv.schedules import published_epoch, sparse_weight, temperature
 from sparsemask import costs
 from sparsemask.errors import UseError
 from sparsemask.sparse import available_backends, backend

@@ -16,11 +16,11 @@ import prune.prune
 import retrain.eval
 import retrain.train
 import search.run
-from search.settle import meet_budget
-from search.sparse_conv import SparseConvSearch
 from small_pictures import make_folder
 from spaces.sparse_conv import SMSR, load_smsr
+from spaces.sparse_conv.budget_calibration import meet_budget
 from spaces.sparse_conv.masking import blocks, channel_logits, mean_kept
+from spaces.sparse_conv.search_method import SparseConvSearch
 from sparsemask import flags
 from sparsemask.engine.loop import Fit
 from sparsemask.errors import UseError

@@ -20,11 +20,11 @@ from sparsemask.cli import disparity
 from sparsemask.engine.schedules import factor
 from sparsemask.fine_masks import load_masks
 from sparsemask.options import presets
-from sparsemask.session import settle
 from sparsemask.sparse import backend
 from sparsemask.stereo.files import read_disparity
 from sparsemask.stereo.scenes import write_scenes
 from sparsemask.tasks.stereo import task as stereo
+from sparsemask.training_setup import resolve_options
 from sparsemask.weights import load_weights
 from tiny import fails
 
@@ -137,7 +137,7 @@ def test_bad_input(tmp_path, monkeypatch, capfd, argv, words):
 
 def test_published_preset_is_the_published_protocol():
     made = search.run.parser("smstereo")
-    options, _ = settle(made, made.given(["--config", "published", "--data_root", "x"]))
+    options, _ = resolve_options(made, made.given(["--config", "published", "--data_root", "x"]))
     # No other preset may shine through.
     assert (options.maxdisp, options.crop_height, options.crop_width, options.keep) == (192, 256, 512, None)
     assert (options.max_epoch, options.max_iter, options.warmup, options.clip) == (16, None, 0, 0)
@@ -151,7 +151,7 @@ def test_published_preset_is_the_published_protocol():
 def test_nothing_named_goes_on_with_scenes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = search.run.parser("smstereo")
-    options, line = settle(made, made.given(["--search"]))
+    options, line = resolve_options(made, made.given(["--search"]))
     assert options.task == "stereo" and options.sample and options.max_iter < 1000 and options.maxdisp < 192
     assert "going on with generated scenes and a short budget" in line
     assert {"smstereo_sample", "smstereo_short", "smstereo_published"} <= set(presets())

@@ -121,7 +121,7 @@ class ConnectivitySpace:
 
         return load_network(path)
 
-    def exportable(self, network: PrunedNetwork | FCN, batch: Tensor, options):
+    def exportable(self, network: PrunedNetwork | FCN, batch: Tensor, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
         from spaces.connectivity.export import exportable
 

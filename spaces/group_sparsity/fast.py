@@ -17,8 +17,6 @@ from sparsemask.timing import compare, make_inputs
 def folded(network: nn.Module, example: torch.Tensor) -> nn.Module:
     """A copy in evaluation mode, batch norms folded into convolutions wherever they follow one."""
     made = copy.deepcopy(network).eval()
-    if hasattr(made, "reduction"):
-        made.reduction = None
     fix_borders(made, example)
     return fold_norms(made, example)
 

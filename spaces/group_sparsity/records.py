@@ -11,32 +11,23 @@ from torch import nn
 
 import spaces
 from spaces.group_sparsity.fast import compare_times
-from spaces.group_sparsity.reduction import Reduction
-from sparsemask import report as page
-from sparsemask import session
-from sparsemask.engine.records import read_rows
+from spaces.group_sparsity.reduction import Hinged, Reduction
+from sparsemask import run_summary
 from sparsemask.errors import UseError
 from sparsemask.files import read_json, write_text
-from sparsemask.pictures import draw_curves
 from sparsemask.pictures.hinge import draw_kept, draw_spectra
 from sparsemask.runs import Run
+from sparsemask.training_setup import Context
 
 _START = "norms.json"
 
 
-def begin(opened: session.Session) -> None:
-    """Note what a run is, and write what was settled since its flags were."""
-    if opened.main:
-        opened.run.note(family="group_sparsity", environment=page.environment(opened.arithmetic.device))
-        if opened.state is None:
-            session.rewrite_config(opened)
-
-
-def note_start(opened: session.Session, model: nn.Module) -> None:
+def keep_start_norms(context: Context, hinged: Hinged) -> None:
     """Keep the norms that the groups begin with."""
-    if opened.main:
-        norms = {name: [float(f"{v:.4g}") for v in n] for name, n in model.reduction.norms(model).items()}
-        write_text(opened.run.folder / _START, json.dumps(norms))
+    if context.main:
+        norms = hinged.reduction.norms(hinged.network)
+        rounded = {name: [float(f"{v:.4g}") for v in n] for name, n in norms.items()}
+        write_text(context.run.folder / _START, json.dumps(rounded))
 
 
 def start_norms(run: Run) -> dict[str, list[float]]:
@@ -59,21 +50,13 @@ def entries(found: Reduction, kept: Mapping[str, np.ndarray], merged: tuple[str,
     return noted
 
 
-def conclude_search(opened: session.Session, model: nn.Module, task, kept: Mapping[str, np.ndarray]) -> None:
+def conclude_search(context: Context, hinged: Hinged, kept: Mapping[str, np.ndarray]) -> None:
     """Pictures and entries at the end of a search."""
-    options, run = opened.options, opened.run
-    found = model.reduction
+    options, run, found = context.options, context.run, hinged.reduction
     merged = found.merged(found.removal.gone(kept), options.merge)
     run.note(**entries(found, kept, merged), threshold=options.thres)
-    draw_groups(run, kept, found.norms(model), options.thres)
-    draw_training(opened, model, task)
-
-
-def draw_training(opened: session.Session, model: nn.Module, task) -> None:
-    """Curves and sample predictions."""
-    run = opened.run
-    draw_curves(read_rows(run.metrics), run.pictures / "curves.png")
-    task.draw(task.samples(model, opened.arithmetic, opened.options), run.pictures / "samples.png")
+    draw_groups(run, kept, found.norms(hinged.network), options.thres)
+    run_summary.draw_training(context, hinged.network)
 
 
 def draw_groups(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -43,9 +44,6 @@ class Reduction:
         self.accounting = Accounting(network, self.graph, (1, *self.shape))
         self.pairs = pairs_of(network)
 
-    def __deepcopy__(self, memo: dict) -> Reduction:
-        return self  # nothing in it changes, and a copied network is of the same structure
-
     def norms(self, network: nn.Module) -> dict[str, np.ndarray]:
         """Norms of every set's groups (count,), by name."""
         with torch.no_grad():
@@ -83,6 +81,14 @@ class Reduction:
         if not second or [s.count for s in first] != [s.count for s in second]:
             raise UseError("--same_ratio: this network's two kinds of groups do not match one by one")
         return [(a.name, b.name) for a, b in zip(first, second, strict=True)]
+
+
+@dataclass(frozen=True)
+class Hinged:
+    """A network with its pairs in place, and what may be left of it."""
+
+    network: nn.Module
+    reduction: Reduction
 
 
 def costs(counted: Count) -> dict[str, int]:

@@ -18,7 +18,7 @@ from spaces.group_sparsity.hinged import hinge
 from spaces.group_sparsity.mask_file import SPACE, GroupMask
 from spaces.group_sparsity.matrices import INITS
 from spaces.group_sparsity.merge import merge
-from spaces.group_sparsity.reduction import Reduction, baseline
+from spaces.group_sparsity.reduction import Hinged, Reduction, baseline
 from spaces.group_sparsity.rules import Plan, plan_for
 from sparsemask import weights
 from sparsemask.checkpoint_schema import is_plain
@@ -98,21 +98,20 @@ class HingeSpace:
         """Where pairs go in a plain network, and which groups may vanish."""
         return plan_for(config["arch"], config["variant"], plain, _graph(plain, config))
 
-    def hinged(self, plain: nn.Module, config, seed: int = 0) -> nn.Module:
-        """A plain network with its pairs in place (it is changed); its `reduction` says what may be left of it."""
+    def hinged(self, plain: nn.Module, config, seed: int = 0) -> Hinged:
+        """A plain network with its pairs in place (it is changed), and what may be left of it."""
         config = self.config(config)
         shape = config["input_shape"]
         costs = baseline(plain, shape)
         plan = self.plan(plain, config)
         network = hinge(plain, plan, config["init"], torch.Generator().manual_seed(seed))
-        network.reduction = Reduction(network, plan, shape, costs)
-        return network
+        return Hinged(network, Reduction(network, plan, shape, costs))
 
     def supernet(self, config) -> nn.Module:
         """The network with its pairs, from random weights."""
-        return self.hinged(self.plain(config), config)
+        return self.hinged(self.plain(config), config).network
 
-    def structure(self, config) -> nn.Module:
+    def structure(self, config) -> Hinged:
         """The same, for weights to be loaded into: it need not be factorised with care."""
         config = self.config(config)
         _check_size(config)
@@ -126,21 +125,19 @@ class HingeSpace:
         """Load a plain network's weights, in any layout that is known."""
         loaders.load_into(network, state, what)
 
-    def compressed(self, network: nn.Module, mask: GroupMask) -> nn.Module:
-        """A new, smaller network: `network`, hinged and with its weights, without the groups that do not stay."""
-        check_sets(network.reduction, mask)
-        found = network.reduction
-        small = compress(network, found.graph, found.removal, mask.kept, mask.config.get("fold", "exact"))
-        small.reduction = None
+    def compressed(self, hinged: Hinged, mask: GroupMask) -> nn.Module:
+        """A new, smaller network: the hinged one with its weights, without the groups that do not stay."""
+        reduction, fold = hinged.reduction, mask.config.get("fold", "exact")
+        check_sets(reduction, mask)
+        small = compress(hinged.network, reduction.graph, reduction.removal, mask.kept, fold)
         merge(small, mask.merged)
         return small
 
     def network(self, mask: GroupMask, config=None, state: Mapping[str, Tensor] | None = None) -> nn.Module:
         """The small network that a mask describes; with its weights, where `state` has them."""
-        network = self.structure(mask.config)
-        found = network.reduction
+        hinged = self.structure(mask.config)
+        network, found = hinged.network, hinged.reduction
         check_sets(found, mask)
-        network.reduction = None
         gone = found.removal.gone(mask.kept)
         gone[list(mask.config.get("stays", ()))] = False
         found.graph.remove(network, gone)
@@ -153,9 +150,9 @@ class HingeSpace:
 
     def transfer(self, checkpoint: Mapping[str, Tensor], mask: GroupMask, config=None) -> dict[str, Tensor]:
         """The small network's weights out of the hinged one's: what stays, its constants folded."""
-        network = self.structure(mask.config)
-        weights.load_strictly(network, checkpoint, "checkpoint")
-        return self.compressed(network, mask).state_dict()
+        hinged = self.structure(mask.config)
+        weights.load_strictly(hinged.network, checkpoint, "checkpoint")
+        return self.compressed(hinged, mask).state_dict()
 
     def cost(self, net: nn.Module, input_shape: tuple[int, ...]):
         """Parameters, multiply-adds executed and milliseconds."""
@@ -166,11 +163,11 @@ class HingeSpace:
         said = {"space": SPACE, **mask.recipe()}
         weights.save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in said.items()})
 
-    def exportable(self, network: nn.Module, batch: Tensor, options):
-        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
+    def exportable(self, network: nn.Module, batch: Tensor, options, mask: GroupMask | None = None):
+        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`. mask: None: a plain network."""
         from spaces.group_sparsity.export import exportable
 
-        return exportable(network, batch, getattr(network, "mask", None), self.save)
+        return exportable(network, batch, mask, self.save)
 
     def load(self, path) -> tuple[nn.Module, GroupMask | None]:
         """The network of a file, in evaluation mode on the CPU, and its mask (None for plain and published files).
@@ -188,7 +185,7 @@ class HingeSpace:
                 mask = GroupMask.from_recipe(recipe, path)
                 return self.network(mask, state=state).eval(), mask
             if isinstance(found.get("network"), Mapping):  # a search's
-                network = self.structure(found["network"])
+                network = self.structure(found["network"]).network
                 weights.load_strictly(network, state, path)
                 return network.eval(), None
             return loaders.build(state, path), None

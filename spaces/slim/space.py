@@ -22,7 +22,7 @@ from spaces.group_sparsity.channels import trace
 from spaces.group_sparsity.general import general_plan
 from spaces.group_sparsity.mask_file import GroupMask, load_mask
 from spaces.group_sparsity.matrices import INITS
-from spaces.group_sparsity.reduction import example
+from spaces.group_sparsity.reduction import Hinged, example
 from spaces.group_sparsity.rules import GENERAL, Plan
 from spaces.group_sparsity.space import HingeSpace
 from spaces.specialized.words import mask_word, read_mask
@@ -85,7 +85,7 @@ class SlimSpace(HingeSpace):
         ours = tuple(s for s in plan.sets if all(m.module.startswith("backbone.") for m in s.members))
         return dataclasses.replace(plan, sets=ours)
 
-    def structure(self, config) -> nn.Module:
+    def structure(self, config) -> Hinged:
         """The same, for weights to be loaded into."""
         return self.hinged(self.plain(config), config)
 

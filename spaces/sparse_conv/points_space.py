@@ -111,7 +111,7 @@ class SMPointSegSpace(MaskedSpace):
         """The same weights without masks, to be timed against."""
         return DensePoints(network)
 
-    def exportable(self, network: SMPointSeg, batch: PointBatch, options):
+    def exportable(self, network: SMPointSeg, batch: PointBatch, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
         from spaces.sparse_conv.export_points import exportable
 

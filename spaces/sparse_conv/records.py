@@ -10,13 +10,11 @@ from torch import nn
 import spaces
 from spaces.sparse_conv.masking import hard_masks, mean_kept
 from spaces.sparse_conv.measuring import COLUMNS, Watch
-from sparsemask import report as page
-from sparsemask import session
+from sparsemask import run_summary, training_setup
 from sparsemask.costs import count_parameters
 from sparsemask.engine import data, distributed
-from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError
-from sparsemask.pictures import draw_curves
+from sparsemask.training_setup import Context
 
 _MEASURED = 8  # validation pictures measured at the end of a run
 _ROUNDS = 3
@@ -35,19 +33,11 @@ def evaluate_kept(model: nn.Module, task, arithmetic, options: argparse.Namespac
     return {**figures, "kept": total / max(count, 1)}
 
 
-def begin(opened: session.Session) -> None:
-    """Note what a run is, and write what was settled since its flags were."""
-    if opened.main:
-        opened.run.note(family="sparse_conv", environment=page.environment(opened.arithmetic.device))
-        if opened.state is None:
-            session.rewrite_config(opened)
-
-
 def entries(model: nn.Module, watch: Watch, measured_on: str) -> dict:
     """Entries of run.json: means over the pictures a watch has seen."""
     means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
     if watch.disagreement:
-        session.warn(watch.disagreement)
+        training_setup.warn(watch.disagreement)
         means |= {"ms": None, "dense_ms": None}
     channels = hard_masks(model)
     return {
@@ -66,20 +56,19 @@ def entries(model: nn.Module, watch: Watch, measured_on: str) -> dict:
     }
 
 
-def conclude(opened: session.Session, model: nn.Module, task) -> dict:
+def conclude(context: Context, model: nn.Module) -> dict:
     """Measure the finished network on validation pictures, draw what there is to see; returns what is noted."""
-    options, run = opened.options, opened.run
+    options, run, task = context.options, context.run, context.task
     space = spaces.get(options.space)
     count = min(_MEASURED, options.eval_limit or _MEASURED, len(task.eval_data))
-    watch = Watch(space, model.eval(), opened.arithmetic, _ROUNDS, alone=True)
+    watch = Watch(space, model.eval(), context.arithmetic, _ROUNDS, alone=True)
     for index in range(count):  # not by task.scores: only one process is here
-        with opened.arithmetic.context():
-            watch(_inputs(task, index, opened.arithmetic))
+        with context.arithmetic.context():
+            watch(_inputs(task, index, context.arithmetic))
     found = entries(model, watch, f"{task.measured_on()}, {count} {task.items}")
     run.note(**found)
-    draw_curves(read_rows(run.metrics), run.pictures / "curves.png")
-    task.draw(task.samples(model, opened.arithmetic, options), run.pictures / "samples.png")
-    draw(space, model, task, opened.arithmetic, run.pictures / "masks.png")
+    run_summary.draw_training(context, model)
+    draw(space, model, task, context.arithmetic, run.pictures / "masks.png")
     return found
 
 

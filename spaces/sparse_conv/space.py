@@ -100,7 +100,7 @@ class SMSRSpace(MaskedSpace):
         form = self.dense_form(network)
         return self_ensemble(form, pictures) if ensemble else form(pictures)
 
-    def exportable(self, network: SMSR, batch: Tensor, options):
+    def exportable(self, network: SMSR, batch: Tensor, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
         from spaces.sparse_conv.export import exportable
 

@@ -86,7 +86,7 @@ class SMStereoSpace(MaskedSpace):
         """The same weights without masks, to be timed against."""
         return DenseStereo(network)
 
-    def exportable(self, network: SMStereo, batch, options):
+    def exportable(self, network: SMStereo, batch, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
         from spaces.sparse_conv.export_stereo import exportable
 

@@ -114,7 +114,7 @@ class SpecializedSpace(MaskedSpace):
         network.note_size(pictures)
         return network.dense_multiply_adds * len(pictures)
 
-    def exportable(self, network: SpecializedNetwork, batch: Tensor, options):
+    def exportable(self, network: SpecializedNetwork, batch: Tensor, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
         from spaces.specialized.export import exportable
 

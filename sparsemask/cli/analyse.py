@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsemask import runs
+from sparsemask import families, runs
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser
 
@@ -73,8 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _load(options):
     """(network, function from colours (H, W, 3) of 0 to 255 to its input, where it comes from)."""
-    import importlib
-
     import torch
 
     import spaces
@@ -90,7 +88,7 @@ def _load(options):
         run = runs.find(options.run)
         name, source = str(run.info().get("space", "connectivity")), options.run
         space = spaces.get(name)
-        network = importlib.import_module(f"retrain.{space.family}").load_run(run)
+        network = families.find("retrain", space).load_run(run)
     spelled = getattr(space, "spelled_out", None)
     network = spelled(network, options.masked) if spelled else network
     if hasattr(space, "prepare"):

@@ -11,7 +11,7 @@ import torch
 
 import spaces
 from retrain import eval as evaluation
-from retrain.opening import open_trained, read_flags
+from retrain.load_trained import open_trained, read_flags
 from sparsemask import flags, tasks
 from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.inference import optimize_for_inference
@@ -53,7 +53,8 @@ def opened(folder: Path, compiled: bool = False) -> Opened:
     argv = ["--run", str(folder)]
     space = flags.peek_space(argv)
     made = evaluation.parser(space)
-    options, network, where, _ = open_trained(made, read_flags(made, argv, space))
+    restored = open_trained(made, read_flags(made, argv, space))
+    options, network, where = restored.options, restored.model, restored.arithmetic
     task = tasks.get(options.task, options)
     example = task.eval_data[0][0][None].to(where.device, where.parameters)
     if hasattr(spaces.get(space), "fast_form"):

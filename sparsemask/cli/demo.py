@@ -68,7 +68,7 @@ def compare(runs_folder: Path) -> list[dict]:
     """A row per network, all timed in turn in this one process, so that the milliseconds compare."""
     import torch
 
-    from retrain.connectivity import load_run
+    from retrain.connectivity import FAMILY
     from sparsemask.costs import compare as in_turn
     from sparsemask.runs import Run
 
@@ -76,7 +76,7 @@ def compare(runs_folder: Path) -> list[dict]:
     for name in NETWORKS:
         run = Run(runs_folder / name)
         info = run.info()
-        model, size = load_run(run), info["input_size"]
+        model, size = FAMILY.load_run(run), info["input_size"]
         calls[name] = functools.partial(model, torch.randn(1, 3, size, size))
         rows.append({"name": name, "miou": info["result"]["miou"], "highlight": name == "searched", **info})
     with torch.inference_mode():

@@ -1,4 +1,1 @@
-"""Contract tests that ship with the package: who adds something, here or elsewhere, tests it by deriving one class.
-
-They need pytest.
-"""
+"""Contract tests that ship with the toolkit, for its own parts and for a user's. They need pytest."""

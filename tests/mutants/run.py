@@ -1,7 +1,7 @@
 """Mutation testing of the core modules: change one thing at a time, and see whether a test notices.
 
     make mutants                                        every module of modules.toml
-    make mutants MUTANTS="prune/connectivity.py --most 0"
+    make mutants MUTANTS="spaces/connectivity/prune_rules.py --most 0"
 
 Cosmic Ray makes the mutants and keeps the results, one session file a module in build/mutants, so that a run that
 was stopped goes on. They are made in a copy of the checkout, and tested in processes forked from this one, which has

@@ -6,8 +6,9 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,18 +25,22 @@ RUNTIME = ("gpu", "n_worker", "exp_path", "name", "resume", "config")
 
 
 @dataclass
-class Session:
-    """A verb's settled circumstances. `state` is the checkpoint to go on from, or None.
+class Context:
+    """Resolved options, run directory, device and checkpoint of a training command.
 
-    extra: what a family's `build` wants its checkpoints to carry.
+    Attributes:
+        options: the run's flags. A family's `build` settles those that only weights or masks tell.
+        run: the run's folder.
+        arithmetic: the device and the type that is computed in.
+        state: the checkpoint to go on from; None for a run that begins.
+        task: the task on the data of the options.
     """
 
     options: argparse.Namespace
-    run: runs.Run | None
+    run: runs.Run
     arithmetic: Arithmetic
     state: dict | None = None
-    task: object = None
-    extra: dict = field(default_factory=dict)
+    task: Any = None
 
     @property
     def main(self) -> bool:
@@ -58,21 +63,21 @@ class Session:
             raise
 
 
-def settle(
-    parser: opt.Parser, given: dict, training: bool = True, locate: Callable[[dict], dict] | None = None
+def resolve_options(
+    parser: opt.Parser, given: dict, training: bool = True, default_flags: Callable[[dict], dict] | None = None
 ) -> tuple[argparse.Namespace, str | None]:
     """Flags from the command line, ``--config``, the run that is started from and a preset; and lines to print.
 
     training: False for evaluation, which has no budget: of a preset only the sample set's size counts, and other
-    pictures are padded to 513 as published. locate: more flags, from those of the command line and ``--config``: what
-    is started from where they do not say it.
+    pictures are padded to 513 as published. default_flags: more flags, from those of the command line and ``--config``:
+    what is started from where they do not say it.
     """
     # A preset may serve several tasks, each with its own flags; a user's file is meant for this one.
     ours = bool(given.get("config") and opt.preset_name(given["config"], parser.get_default("space")))
     filed = parser.from_file(given["config"], foreign=ours) if given.get("config") else {}
     filed = datasets.without_replaced(filed, given)
-    if locate is not None:
-        filed |= locate({**filed, **given})
+    if default_flags is not None:
+        filed |= default_flags({**filed, **given})
     taken = inherit.take(parser, {**filed, **given}, training)
     asked = {"task": parser.get_default("task"), **taken.flags, **filed, **given}
     data, preset, line = datasets.choose_data(asked, training)
@@ -87,7 +92,7 @@ def settle(
         if high.get("max_epoch") and not high.get("max_iter") and low.get("max_iter"):
             high.setdefault("max_iter", None)  # epochs that are asked for win over a lower layer's steps
     options = parser.resolve(*layers)
-    if taken.run is not None and parser.verb == "retrain" and hasattr(options, "inherit"):
+    if taken.run is not None and parser.verb == "retrain" and "inherit" in parser.actions():
         if weights := inherit.encoder_weights(taken.run, options):
             options.pretrained_model = taken.flags["pretrained_model"] = weights
     lines = [line, taken.line(parser)]
@@ -119,10 +124,19 @@ def device(options: argparse.Namespace) -> Arithmetic:
     return arithmetic(options.gpu, options.type, local)
 
 
-def open_training(parser: opt.Parser, argv: Sequence[str] | None, check=None, locate=None) -> Session:
-    """Begin or resume a run. check(options): raises UseError before anything is written for a new run.
+def open_training(
+    parser: opt.Parser,
+    argv: Sequence[str] | None,
+    check: Callable[[argparse.Namespace], None] | None = None,
+    default_flags: Callable[[dict], dict] | None = None,
+) -> Context:
+    """Begin or resume a run.
 
-    locate: as in :func:`settle`.
+    Args:
+        parser: of the command.
+        argv: the command line; None: the process's own.
+        check: raises UseError before anything is written for a new run.
+        default_flags: as in :func:`resolve_options`.
     """
     given = parser.given(argv)
     wanted = given.get("resume")
@@ -133,7 +147,7 @@ def open_training(parser: opt.Parser, argv: Sequence[str] | None, check=None, lo
         wanted = folder if (folder / "config.yaml").exists() else None
     if wanted:
         return _reopen(parser, given, runs.find(wanted))
-    options, line = settle(parser, given, locate=locate)
+    options, line = resolve_options(parser, given, default_flags=default_flags)
     where = device(options)
     if line and distributed.rank() == 0:
         say(line)
@@ -143,7 +157,7 @@ def open_training(parser: opt.Parser, argv: Sequence[str] | None, check=None, lo
     run = _shared_run(options, parser.verb)
     if distributed.rank() == 0:
         run.note(preset=options.preset)
-    return Session(options, run, where, None, task)
+    return Context(options, run, where, None, task)
 
 
 def open_task(options: argparse.Namespace):
@@ -167,7 +181,7 @@ def _shared_run(options: argparse.Namespace, verb: str) -> runs.Run:
     return run if distributed.rank() == 0 else runs.Run(Path(options.exp_path) / options.name)
 
 
-def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Session:
+def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Context:
     """Go on with a run from its own configuration; only where it is computed may change."""
     state = checkpoint.load(run.last) if run.last.exists() else None
     saved = state["config"] if state else parser.from_file(run.config)
@@ -191,12 +205,12 @@ def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Session:
             else ""
         )
         say(f"resuming {run.folder} " + (f"after step {state['step']}" if state else "from the start") + done)
-    return Session(options, run, where, state, open_task(options))
+    return Context(options, run, where, state, open_task(options))
 
 
-def rewrite_config(opened: Session) -> None:
+def rewrite_config(context: Context) -> None:
     """Write the run's configuration again, with what was settled since (weights found, the mask's copy)."""
-    opt.write_config(opened.run.config, opened.options)
+    opt.write_config(context.run.config, context.options)
 
 
 def warn(text: str) -> None:

@@ -1,0 +1,41 @@
+"""What every family's evaluation does with scores beside printing them: predictions as files, the run's record."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from sparsemask import report as page
+from sparsemask import training_setup
+from sparsemask.errors import describe, say
+from sparsemask.families import Restored
+
+
+def prediction_writer(task, out: str | None) -> Callable | None:
+    """What writes each prediction into the folder `out`, which is made; None without one."""
+    if not out:
+        return None
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return functools.partial(task.write, folder)
+
+
+def record_evaluation(restored: Restored, task, scores, entries: dict) -> None:
+    """Draw an evaluation's scores and note them in the run's folder, if the network is of a run.
+
+    Args:
+        scores: the task's.
+        entries: of run.json, by name.
+    """
+    run = restored.run
+    if run is None:
+        return
+    try:
+        task.draw_scores(scores, run.pictures)
+        if hasattr(scores, "matrix"):
+            page.record_confusion(run, task.classes, scores.matrix)
+        run.note(**entries)
+        say(f"report: {page.write_report(run)}")
+    except OSError as error:  # the metrics are printed; a folder that may not be written is not worth failing for
+        training_setup.warn(f"not written into {run.folder}: {describe(error) or error}")

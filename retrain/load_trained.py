@@ -1,0 +1,109 @@
+"""How the verbs that take a trained network find it: a run's, the newest run's, or that of a file of weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+import spaces
+from sparsemask import datasets, families, flags, runs, training_setup
+from sparsemask.devices import Arithmetic
+from sparsemask.engine import checkpoint
+from sparsemask.errors import UseError, say
+from sparsemask.families import Restored, RetrainingFamily
+from sparsemask.options import Parser, natural
+
+
+def family_of(space: str) -> RetrainingFamily:
+    """The family that trains and reads the networks of a space, by the space's name."""
+    return families.find("retrain", spaces.get(space))
+
+
+def for_task(space: str, task: str | None):
+    """The space of a name, with the flags that a task's data have, where it serves tasks of several kinds."""
+    found = spaces.get(space)
+    return found.for_task(task) if task and hasattr(found, "for_task") else found
+
+
+def add_trained(parser: Parser, space: str, task: str | None = None) -> None:
+    """The flags that say which network, and on which data it runs; the family's own must still be added."""
+    parser.add_argument("--config", help="YAML file of flags")
+    parser.add_argument("--run", default=None, help="the retrain run (default: the newest)")
+    parser.add_argument("--exp_path", default="runs", help="folder that holds the runs (default: runs)")
+    for add in (flags.add_data, flags.add_network, flags.add_device):
+        add(parser, for_task(space, task))
+    parser.add_argument("--checkpoint", default="last", help="of the run: last or best (default: last)")
+    parser.add_argument("--seed", type=natural, default=0, help="of a random-k mask (default: 0)")
+
+
+def read_flags(parser: Parser, argv: Sequence[str] | None, space: str) -> dict:
+    """What the command line and its --config give; UseError where they name two networks."""
+    given = parser.given(argv)
+    given = {**(parser.from_file(given["config"], foreign=True) if given.get("config") else {}), **given}
+    if given.get("run"):
+        for name in ("pretrained_model", "mask_path"):
+            if name in given:
+                raise UseError(f"--run {given['run']} and --{name} {given[name]}: give the one or the other")
+    given.setdefault("space", space)
+    return given
+
+
+def open_trained(parser: Parser, given: dict) -> Restored:
+    """The network that flags name: of --pretrained_model, of --run, or of the newest run."""
+    space, run = given["space"], None
+    if not given.get("pretrained_model"):
+        if given.get("run"):
+            run = runs.find(given["run"])
+        else:
+            run = runs.newest(given.get("exp_path", "runs"), "retrain", space)
+    restored = family_of(space).restore(parser, given, run)
+    training_setup.prepare(restored.options)
+    return restored
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network's weights are, and the options they are used with.
+
+    Attributes:
+        options: the command's, over those of the run, if there is one.
+        path: of the file.
+        state: its checkpoint, where it is a run's; None for a file of weights of any origin.
+        saved: the run's flags that the command knows; empty without a run.
+    """
+
+    options: argparse.Namespace
+    path: Path
+    state: dict | None
+    saved: dict
+
+
+def read_source(parser: Parser, given: dict, run: runs.Run | None, own: Collection[str]) -> Source:
+    """Resolve a command's options for the network of a run, or of ``--pretrained_model``.
+
+    Args:
+        own: flags that are not taken over from the run, since they are for the asking.
+    """
+    if run is None:
+        options, line = training_setup.resolve_options(parser, given, training=False)
+        if line:
+            say(line)
+        return Source(options, Path(options.pretrained_model), None, {})
+    name = given.setdefault("checkpoint", "last")
+    if name not in ("last", "best"):
+        raise UseError(f"--checkpoint {name}: last or best")
+    path = run.checkpoints / f"{name}.pt"
+    state = checkpoint.load(path, given["space"])
+    saved = checkpoint.saved_flags(state, parser, path, own)
+    options = parser.resolve(datasets.without_replaced(saved, given), given)
+    options.given = given
+    return Source(options, path, state, saved)
+
+
+def ready(model: nn.Module, where: Arithmetic) -> nn.Module:
+    """The network on its device, in evaluation mode."""
+    return model.to(where.device, where.parameters).eval()

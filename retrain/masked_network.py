@@ -1,0 +1,41 @@
+"""A network with fine-grained masks as files to share."""
+
+from __future__ import annotations
+
+from torch import nn
+
+import spaces
+from spaces.sparse_conv.masking import hard_masks
+from sparsemask import fine_masks as files
+from sparsemask.files import sha256
+from sparsemask.training_setup import Context
+
+NETWORK = "network.safetensors"
+
+
+def share(context: Context, model: nn.Module, measured: dict, threshold: float) -> files.FineMasks:
+    """Write a finished run's network.safetensors and mask.npz, which belong together.
+
+    measured: what :func:`spaces.sparse_conv.records.conclude` returned. threshold: of the data masks.
+    """
+    options, run = context.options, context.run
+    space = spaces.get(options.space)
+    network = run.folder / NETWORK
+    masks = files.FineMasks(
+        space=options.space,
+        task=options.task,
+        channels=hard_masks(model),
+        sha256="",
+        threshold=threshold,
+        kept={name: shares["kept"] for name, shares in measured["masks"].items()},
+        kept_whole=measured["kept_fraction"],
+        measured_on=measured["measured_on"],
+        config=space.config_of(model),
+        checkpoint=str(network.resolve()),
+        connectivity=space.connectivity_of(model),
+    )
+    space.save(network, model, masks)
+    masks = files.replace(masks, sha256=sha256(network))
+    files.save_masks(run.folder / f"mask{files.SUFFIX}", masks)
+    run.note(network=network.name)
+    return masks

@@ -1,0 +1,87 @@
+"""Learning fine-grained masks on trained networks: their start, their masks' method, the comparison of their forms."""
+
+from __future__ import annotations
+
+import argparse
+
+import spaces
+from retrain.masked_network import NETWORK, share
+from retrain.specialize_forms import compare_forms
+from retrain.specialize_start import newest_start, resolve_start
+from spaces.sparse_conv import search_method
+from spaces.sparse_conv.masking import set_threshold
+from spaces.sparse_conv.records import conclude
+from sparsemask import run_summary, training_setup
+from sparsemask.engine.randomness import seed_all
+from sparsemask.families import Built, TrainingFamily
+from sparsemask.files import write_json
+from sparsemask.options import Parser, natural
+from sparsemask.training_setup import Context
+from sparsemask.weights import load_strictly, load_weights
+
+
+class Specialization(TrainingFamily[Built]):
+    """All spaces of fine-grained masks, their weights from dense networks."""
+
+    verb = "specialize"
+
+    def add_options(self, parser: Parser) -> None:
+        """Flags of the masks' search, with a budget, and of what is started from."""
+        search_method.add_options(parser)
+        parser.set_defaults(keep=0.5)
+        group = parser.add_argument_group("what is specialised")
+        group.add_argument("--run", default=None, help="a retrained connectivity run (default: the newest)")
+        group.add_argument("--mask_path", default=None, help="its connectivity mask, to be sure, or that of --ft_model")
+        group.add_argument("--ft_model", default=None, help="weights of the dense network instead of a run")
+        group.add_argument("--rounds", type=natural, default=5, help="timed calls of each form, 0: none (default: 5)")
+        group.add_argument("--compiled", action="store_true", help="time the dense form compiled, too (a minute)")
+
+    def default_flags(self, given: dict) -> dict:
+        """The newest retrained network."""
+        return newest_start(given)
+
+    def check(self, options: argparse.Namespace) -> None:
+        """Resolve which network is specialised."""
+        resolve_start(options)
+
+    def build(self, context: Context) -> Built:
+        """The network with soft masks on the dense network's weights, or as its checkpoint has it."""
+        options = context.options
+        seed_all(options.seed)
+        space = spaces.get(options.space)
+        model = space.supernet(options)
+        if context.state is None:
+            load = getattr(space, "load_into", load_strictly)
+            load(model, load_weights(options.ft_model), options.ft_model)
+            context.say(f"starting from {options.ft_model}")
+        set_threshold(model, options.thres)
+        run_summary.note_start(context, family="sparse_conv")
+        return Built(model)
+
+    def method(self, context: Context, built: Built) -> search_method.SparseConvSearch:
+        """As the search's."""
+        return search_method.SparseConvSearch(context.options)
+
+    def finish(self, context: Context, built: Built, result: dict) -> int:
+        """The network and its mask file, the table of forms; 1 where forms differ that must not."""
+        options, run, model = context.options, context.run, built.model
+        measured = conclude(context, model)
+        masks = share(context, model, measured, options.thres)
+        text, rows, wrong = compare_forms(context, model)
+        write_json(run.folder / "forms.json", rows)
+        run.note(forms=rows, **({"wrong": wrong, "milliseconds": None, "milliseconds_dense": None} if wrong else {}))
+        kept = masks.mean_kept
+        missed = search_method.missed(kept, options.keep) if options.keep is not None else ""
+        of = "the multiply-adds" if getattr(model, "kept_weights", None) else "what has masks"
+        lines = [text, f"kept {kept:.3f} of {of} (budget {options.keep:g}{missed})"]
+        run_summary.announce(context, lines, [NETWORK, "mask.npz", "forms.json"])
+        if wrong:
+            training_setup.warn(
+                f"error: {'; '.join(wrong)}: the kernels of this machine are not to be trusted with this network"
+            )
+            return 1
+        run_summary.announce_next(context, "eval")
+        return 0
+
+
+FAMILY = Specialization()

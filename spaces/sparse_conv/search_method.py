@@ -1,0 +1,172 @@
+"""How fine-grained masks are learnt: Gumbel-softmax over keep and drop, and a loss on the kept fraction.
+
+SMSR (Wang et al., CVPR 2021, arXiv 2006.09603), section 3; for points SMPointSeg (TPAMI 2022). Two losses: the
+published λ·η, which presses for less until the task's loss presses back, and with --keep κ a budget, λ·(η - κ)².
+Searching trains by it from the start, specialising from a trained network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import torch
+
+import spaces
+from spaces.sparse_conv.budget_calibration import meet_budget
+from spaces.sparse_conv.masking import blocks, hard_masks, mean_kept
+from spaces.sparse_conv.records import evaluate_kept
+from spaces.sparse_conv.schedules import published_epoch, sparse_weight, temperature
+from sparsemask.engine import Method, distributed
+from sparsemask.engine.randomness import step_generator
+from sparsemask.options import Parser, factor, fraction, natural, rate
+from sparsemask.sparse import set_mask_mode
+
+NOISE = 4  # stream of randomness
+# Schedules in epochs of the published run; a space may have others (`published`).
+PUBLISHED = {"epochs": 1000, "sparse": 0.1, "sparse_epochs": 50, "tau_epochs": 500.0, "tau_end": 0.4}
+
+
+def published(space: str) -> dict:
+    """The published numbers of a space: epochs of the run, weight of the loss and schedules."""
+    return {**PUBLISHED, **getattr(spaces.get(space), "published", {})}
+
+
+def add_options(parser: Parser) -> None:
+    """Flags of learning fine-grained masks."""
+    own = published(parser.get_default("space"))
+    epochs = f"epochs of {own['epochs']}, whatever the run's own length"
+    group = parser.add_argument_group("sparse mask search")
+    group.add_argument(
+        "--sparse", type=rate, default=own["sparse"], help=f"factor λ of the kept fraction (default: {own['sparse']})"
+    )
+    group.add_argument(
+        "--keep",
+        type=fraction,
+        default=None,
+        help="kept fraction to end with: the loss is λ·(kept - keep)² (default: none, the published λ·kept)",
+    )
+    group.add_argument(
+        "--sparse_epochs",
+        type=natural,
+        default=own["sparse_epochs"],
+        help=f"λ rises linearly over so many {epochs} (default: {own['sparse_epochs']})",
+    )
+    group.add_argument(
+        "--sparse_start",
+        type=natural,
+        default=0,
+        help="epochs before that, in which only the task's loss moves the masks (default: 0)",
+    )
+    group.add_argument(
+        "--tau_epochs",
+        type=factor,
+        default=own["tau_epochs"],
+        help=f"epochs in which τ falls by 1 (default: {own['tau_epochs']:g})",
+    )
+    group.add_argument(
+        "--tau_end", type=factor, default=own["tau_end"], help=f"where τ stops falling (default: {own['tau_end']})"
+    )
+    group.add_argument(
+        "--constant_tau", action="store_true", help="τ stays 1, as in the public code, which never sets it"
+    )
+    group.add_argument(
+        "--mask_lr_mult", type=rate, default=1.0, help="factor on --lr for the channel masks (default: 1, as published)"
+    )
+    group.add_argument(
+        "--settle",
+        type=fraction,
+        default=0.0,
+        help="share of the run, its last, in which masks are fixed, at --keep, and the weights adapt (default: 0)",
+    )
+    group.add_argument("--thres", type=fraction, default=0.5, help="of the data masks' P(keep) (default: 0.5, argmax)")
+
+
+class SparseConvSearch(Method):
+    """Train a network and its masks together."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.seed = options, options.seed
+        self.epochs = published(options.space)["epochs"]
+        self.kept = math.nan
+        self.step, self.inputs = 0, None
+
+    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
+        """The network at --lr, the channel masks at --lr times --mask_lr_mult and without weight decay."""
+        masks = [block.ch_mask for block in blocks(model).values()]
+        own = {id(p) for p in masks}
+        rest = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
+        channels = {"name": "channel masks", "params": masks, "lr": options.lr * options.mask_lr_mult}
+        return [{"name": "network", "params": rest, "lr": options.lr}, {**channels, "weight_decay": 0.0}]
+
+    def before_step(self, model: torch.nn.Module, step: int) -> None:
+        """Set the temperature, whether masks are hard, and the generator that the masks' noise is drawn from.
+
+        Hard in the last part of the run (--settle), and where statistics are taken for an evaluation (step -1).
+        """
+        self.step, model.tau = step, self._tau(step)
+        set_mask_mode(model, "hard" if step < 0 or self._fixed(step) else "soft")
+        # The masks' Gumbel noise is the library's own, from the global generator: a function of seed, step and process.
+        stream = NOISE + distributed.rank() * 1000
+        torch.manual_seed(int(step_generator(self.seed, max(step, 0), stream).initial_seed()))
+
+    def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor | None, dict]:
+        """λ·η of the soft masks, or λ·(η - κ)² with η as the masks would be hard, of this forward pass.
+
+        None once masks are fixed (--settle).
+        """
+        o = self.options
+        kept, hard = mean_kept(model), mean_kept(model, hard=True)
+        if self._fixed(step):
+            self.kept = float(hard)
+            same = {"loss_sparse": 0.0, "kept": self.kept, "kept_soft": self.kept}
+            return None, {**same, "tau": model.tau, "lambda": 0.0}
+        if o.keep is None:
+            loss = kept
+        else:  # the budget is for hard masks: their value, with the soft masks' gradient
+            loss = (kept + (hard - kept).detach() - o.keep).square()
+        weight = o.sparse * sparse_weight(self._epoch(step), o.sparse_epochs, o.sparse_start)
+        self.kept = float(hard)
+        figures = {"loss_sparse": float(loss.detach()), "kept": self.kept, "kept_soft": float(kept.detach())}
+        return weight * loss, {**figures, "tau": model.tau, "lambda": weight}
+
+    def loss(self, model: torch.nn.Module, task, images, output, target) -> torch.Tensor:
+        """The task's."""
+        self.inputs = images if self._fixes_next() else None
+        return super().loss(model, task, images, output, target)
+
+    def after_step(self, model: torch.nn.Module) -> None:
+        """Before masks are fixed, meet the budget."""
+        if self._fixes_next():
+            meet_budget(model, self.inputs, self.options.keep)
+            self.inputs = None
+
+    def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
+        """The task's figures and the kept fraction of the hard masks, over the same pictures."""
+        return evaluate_kept(model, task, arithmetic, options)
+
+    def figures(self, model: torch.nn.Module) -> dict:
+        """The kept fraction, were the masks hard, and how large a share of the channels is dense."""
+        dense = [mask.mean() for mask in hard_masks(model).values()]
+        return {"kept": self.kept, "dense_channels": float(sum(dense) / len(dense))}
+
+    def _epoch(self, step: int) -> int:
+        return published_epoch(step, self.steps, self.epochs)
+
+    def _fixed(self, step: int) -> bool:
+        return self.options.settle > 0 and step >= self.steps * (1 - self.options.settle)
+
+    def _fixes_next(self) -> bool:
+        """Whether this step is the last in which masks are learnt."""
+        return self.options.keep is not None and self._fixed(self.step + 1) and not self._fixed(self.step)
+
+    def _tau(self, step: int) -> float:
+        o = self.options
+        return 1.0 if o.constant_tau else temperature(self._epoch(max(step, 0)), o.tau_epochs, o.tau_end)
+
+
+def missed(kept: float, budget: float) -> str:
+    """What to say of a budget that a finished run did not meet; empty where it did."""
+    if abs(kept - budget) <= 0.05:
+        return ""
+    return ", missed: a longer run, a larger --sparse or --mask_lr_mult would come nearer"

@@ -1,0 +1,54 @@
+"""Training of every family, from the command line to the exit status: open, build, fit, note, finish, stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsemask import flags, training_setup
+from sparsemask.engine import distributed, fit
+from sparsemask.families import TrainingFamily
+from sparsemask.options import Parser, plain
+
+
+def training_parser(family: TrainingFamily, space, prog: str, description: str | None) -> Parser:
+    """The flags of a training command for a space, the family's own included.
+
+    Args:
+        space: what the flags of data and network depend on.
+        prog: the command's file, as `search/run.py`.
+        description: the command's help text.
+    """
+    made = Parser(family.verb, prog=prog, description=description)
+    for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
+        add(made, space)
+    family.add_options(made)
+    return made
+
+
+def train(family: TrainingFamily, parser: Parser, argv: Sequence[str] | None = None) -> int:
+    """Begin or resume a run and train it to its end.
+
+    Args:
+        family: whose networks and method are trained.
+        parser: of the command, see :func:`training_parser`.
+        argv: the command line; None: the process's own.
+
+    Returns:
+        The command's exit status.
+
+    Raises:
+        UseError: nothing can be trained from these options. A folder that this call made is then removed.
+    """
+    context = training_setup.open_training(parser, argv, family.check, family.default_flags)
+    options, run = context.options, context.run
+    with context.clean():
+        built = family.build(context)
+        extra = {"verb": family.verb, "space": options.space, "config": plain(options), **built.extra}
+        method = family.method(context, built)
+        result = fit(built.model, method, context.task, options, run, context.arithmetic, extra, context.state)
+    status = 0
+    if context.main:
+        run.note(state="finished", result=result)
+        status = family.finish(context, built, result)
+    distributed.stop()
+    return status

@@ -1,0 +1,243 @@
+"""Contracts of a family of methods: what search/, prune/ and retrain/ implement for it, and how it is found.
+
+A family is a way of learning masks (connectivity, sparse_conv, group_sparsity). Each of the folders `search/`, `prune/`
+and `retrain/` holds a module named after it whose `FAMILY` is an object of the contract below. The commands know
+nothing else of a family: :func:`sparsemask.driver.train` trains every :class:`TrainingFamily`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
+
+from torch import nn
+
+from sparsemask.devices import Arithmetic
+from sparsemask.engine import Method
+from sparsemask.options import Parser
+from sparsemask.runs import Run
+
+if TYPE_CHECKING:
+    from sparsemask.training_setup import Context
+
+
+@dataclass(frozen=True)
+class Built:
+    """What :meth:`TrainingFamily.build` makes. A family subclasses it for what goes beside the network.
+
+    Attributes:
+        model: the network to be trained, not yet on its device. Nothing is hung on it from outside.
+        extra: what its checkpoints carry beside state and configuration, by name: tensors, numbers, words, and lists
+            and dictionaries of these (checkpoints are read with ``weights_only=True``).
+    """
+
+    model: nn.Module
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A trained network, ready for evaluation. A family subclasses it for what goes beside the network.
+
+    Attributes:
+        options: the command's options, the run's own where it is of a run.
+        model: the network with its weights, in evaluation mode, on its device.
+        arithmetic: the device and the type that it computes in.
+        run: the run it is of; None for a file of weights.
+        mask: what says how the network is built, where the network itself does not hold it.
+    """
+
+    options: argparse.Namespace
+    model: nn.Module
+    arithmetic: Arithmetic
+    run: Run | None = None
+    mask: Any = None
+
+
+B = TypeVar("B", bound=Built)
+R = TypeVar("R", bound=Restored)
+
+
+class TrainingFamily(ABC, Generic[B]):
+    """How networks are trained under one verb: search, retrain or specialize.
+
+    Objects hold no state of a run: one object serves every run of a process.
+
+    Attributes:
+        verb: the command's name, as run folders and checkpoints say it.
+    """
+
+    verb: str
+
+    @abstractmethod
+    def add_options(self, parser: Parser) -> None:
+        """Add the family's flags to a parser that has those of run, data, network, device and training.
+
+        Args:
+            parser: its default of ``space`` is the space that the command line is about.
+        """
+
+    def default_flags(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Flags that say what is started from where nothing else does; they rank below the command line.
+
+        Args:
+            given: the flags of the command line and of ``--config``.
+
+        Returns:
+            Flags by name; empty by default.
+
+        Raises:
+            UseError: there is nothing to start from.
+        """
+        return {}
+
+    def check(self, options: argparse.Namespace) -> None:  # noqa: B027  (not abstract: most have nothing to check)
+        """Refuse, before a new run's folder is made, what the run could not be started from. Default: nothing.
+
+        Raises:
+            UseError: one line that says what is wrong and what to do.
+        """
+
+    @abstractmethod
+    def build(self, context: Context) -> B:
+        """The network of a run as it begins, or as its checkpoint has it.
+
+        Args:
+            context: of the run; with ``context.state`` set, what is built is what that checkpoint was saved from (its
+                weights are loaded afterwards). Options that only the network's files tell are settled in
+                ``context.options`` here.
+
+        Raises:
+            UseError: weights or masks do not fit.
+        """
+
+    @abstractmethod
+    def method(self, context: Context, built: B) -> Method:
+        """What the training loop calls at every turn, for the network that :meth:`build` made."""
+
+    @abstractmethod
+    def finish(self, context: Context, built: B, result: dict[str, Any]) -> int:
+        """Write what a finished run leaves (network, costs, pictures, report) and say what to do next.
+
+        Only the main process calls it.
+
+        Args:
+            result: metrics of the last validation.
+
+        Returns:
+            The command's exit status: 0, or 1 where what was measured contradicts itself.
+        """
+
+
+class PruningFamily(ABC):
+    """How learnt masks are made hard."""
+
+    @abstractmethod
+    def add_options(self, parser: Parser) -> None:
+        """Add the family's flags, those of data and device included where masks are measured on data."""
+
+    @abstractmethod
+    def prune(self, options: argparse.Namespace, run: Run | None) -> None:
+        """Write the mask file of a search, with a json beside it, and print what it keeps.
+
+        Args:
+            options: the command's, with ``given``, the flags that the user named.
+            run: the search run; None: ``options.checkpoint`` is a file.
+
+        Raises:
+            UseError: the checkpoint holds no such masks, or no network could be built from the result; then nothing is
+                written.
+        """
+
+
+class TrainedFamily(ABC, Generic[R]):
+    """How a family's trained networks are read again and evaluated."""
+
+    @abstractmethod
+    def add_eval_options(self, parser: Parser) -> None:
+        """Add the family's flags of evaluation and export."""
+
+    @abstractmethod
+    def restore(self, parser: Parser, given: dict[str, Any], run: Run | None) -> R:
+        """The network of a run, or of the file ``given["pretrained_model"]``.
+
+        Args:
+            parser: of the command that asks.
+            given: its flags from the command line and ``--config``; ``space`` is among them.
+            run: the retrain run; None: weights of any origin that the space reads.
+
+        Raises:
+            UseError: the files are missing, damaged or of another network.
+        """
+
+    @abstractmethod
+    def evaluate(self, restored: R) -> int:
+        """Print the task's report and what the network costs; note both in the run's folder, if it is of a run.
+
+        Every process of a group calls it.
+
+        Returns:
+            The command's exit status: 0, or 1 where two forms of the network that must agree do not.
+        """
+
+    @abstractmethod
+    def load_run(self, run: Run) -> nn.Module:
+        """The trained network of a run, in evaluation mode, on the CPU."""
+
+
+class RetrainingFamily(TrainingFamily[B], TrainedFamily[R]):
+    """What a module of `retrain/` implements: training of small networks, and reading them again."""
+
+
+class OfFamily(Protocol):
+    """What is of a family: a space."""
+
+    family: str
+
+
+Verb = Literal["search", "prune", "retrain"]
+_CONTRACTS: dict[str, type] = {"search": TrainingFamily, "prune": PruningFamily, "retrain": RetrainingFamily}
+_FAMILIES: dict[tuple[str, str], Any] = {}
+
+
+@overload
+def find(verb: Literal["search"], space: OfFamily) -> TrainingFamily: ...
+@overload
+def find(verb: Literal["prune"], space: OfFamily) -> PruningFamily: ...
+@overload
+def find(verb: Literal["retrain"], space: OfFamily) -> RetrainingFamily: ...
+def find(verb: Verb, space: OfFamily):
+    """The family object that serves a space under a verb.
+
+    Args:
+        verb: the folder that implements it: search, prune or retrain.
+        space: its `family` is the module's name. A module is imported when it is first asked for.
+
+    Raises:
+        TypeError: the module's `FAMILY` is not of the verb's contract.
+    """
+    key = (verb, space.family)
+    if key not in _FAMILIES:
+        register(verb, space.family, importlib.import_module(f"{verb}.{space.family}").FAMILY)
+    return _FAMILIES[key]
+
+
+def register(verb: Verb, name: str, family: TrainingFamily | PruningFamily) -> None:
+    """Make a family of one's own known, so that the commands serve spaces whose `family` is `name`.
+
+    Args:
+        verb: search, prune or retrain.
+        name: as the spaces say it; a later family of the same name replaces it.
+        family: an object of the verb's contract.
+
+    Raises:
+        TypeError: it is not of that contract.
+    """
+    contract = _CONTRACTS[verb]
+    if not isinstance(family, contract):
+        raise TypeError(f"{verb} of family '{name}': {type(family).__name__} is no {contract.__name__}")
+    _FAMILIES[verb, name] = family
