@@ -49,7 +49,7 @@ def use_search_data(options: argparse.Namespace, saved: dict, config: dict) -> N
     if saved.get("task") in tasks.siblings(options.task) and "task" not in given:
         options.task = saved["task"]
     kind = tasks.find(options.task)
-    asked = {n: getattr(options, n) for n in (*kind.data_flags, "sample") if getattr(options, n, None)}
+    asked = {n: said for n in (*kind.data_flags, "sample") if (said := vars(options).get(n))}
     asked["task"] = options.task
     names = (*kind.data_flags, *kind.score_flags, "sample")
     for name, value in inherit.data_of(saved, asked, names, options.run or options.checkpoint or "the search").items():

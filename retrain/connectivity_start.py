@@ -23,7 +23,7 @@ SLIM = "slim"
 def grouped(options: argparse.Namespace) -> bool:
     """Whether the mask is one of groups of weights, which says the connections too, and holds weights."""
     # Evaluation and export have no --ft_model.
-    return not getattr(options, "ft_model", None) and fine_masks.file_space(options.mask_path or "") == SLIM
+    return not vars(options).get("ft_model") and fine_masks.file_space(options.mask_path or "") == SLIM
 
 
 def resolve_grouped(options: argparse.Namespace) -> np.ndarray:

@@ -80,10 +80,10 @@ def _choose_backend(model: torch.nn.Module, name: str) -> None:
 
 def _calls(space, model: torch.nn.Module, options: argparse.Namespace) -> dict:
     """How a :class:`Watch` calls the network, where not as it is: in tiles, over flips."""
-    views = {"tile": getattr(options, "tile", 0), "ensemble": options.flips}
+    views = {"tile": vars(options).get("tile", 0), "ensemble": options.flips}
     if not any(views.values()):
         return {}
-    if not hasattr(options, "tile"):  # no pictures
+    if "tile" not in vars(options):  # no pictures
         raise UseError(f"--flips is not for space '{options.space}'")
     dense = functools.partial(space.run_dense, model, ensemble=options.flips)
     return {"run": functools.partial(space.run, model, **views), "run_dense": dense}

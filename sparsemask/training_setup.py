@@ -101,7 +101,7 @@ def resolve_options(
     options.given = given  # what stands on the command line, for those who must know whether a value was asked for
     flags.check_task(options, parser.get_default("task"))
     for name in _PATHS:  # a run must find its files from any folder
-        value = getattr(options, name, None)
+        value = vars(options).get(name)
         if value and Path(value).exists():
             setattr(options, name, str(Path(value).resolve()))
     return options, "\n".join(filter(None, lines)) or None
