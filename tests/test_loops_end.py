@@ -29,7 +29,7 @@ from sparsemask.engine import data as engine_data
 from sparsemask.errors import UseError
 from sparsemask.sparse import backend
 from sparsemask.stereo.scenes import write_scenes
-from sparsemask.tasks import points_data
+from sparsemask.tasks.points import data as points_data
 from spoilt import truncate
 from tiny import ROOT, SMALL, borrow_kernels, data_flags, environment, fails, interruptible, make_data
 
@@ -315,7 +315,7 @@ def test_an_evaluation_that_is_told_to_stop(place, number, status):
     script = (
         "import os, sys, time\n"
         "sys.path.insert(0, os.environ['ROOT'])\n"
-        "from sparsemask.tasks import dense\n"
+        "from sparsemask.tasks.dense import task as dense\n"
         "import retrain.eval\n"
         "def slow(*a):\n"
         "    open('begun', 'w').close()\n"
