@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from spaces.sparse_conv.stereo_layers import ConvNorm, Encoder, Residual, activate
 from spaces.sparse_conv.stereo_module import SparseHourglass
 from sparsemask.errors import UseError
-from sparsemask.sparse.cost_volume import concatenation_volume, correlation_volume
+from sparsemask.ops.cost_volume import concatenation_volume, correlation_volume
 
 SIZE = 16  # heights and widths are multiples of it
 _WIDTH = 32

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.sparse import activation as act
-from sparsemask.sparse import backends, operators  # noqa: F401  registers the operator
-from sparsemask.sparse.checks import check_flags
-from sparsemask.sparse.derived import Derived, last
-from sparsemask.sparse.geometry import Geometry
+from sparsemask.ops import activation as act
+from sparsemask.ops import conv, dispatch  # noqa: F401  registers the operator
+from sparsemask.ops.checks import check_flags
+from sparsemask.ops.geometry import Geometry
+from sparsemask.ops.weight_cache import Derived, last
 from sparsemask.sparse.training_form import masked_conv
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -27,14 +27,22 @@ class SparseMaskConv(nn.Module):
     Wang et al., CVPR 2021 (arXiv 2006.09603), section 3.2. `weight` and `bias` lie as in torch's convolutions.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, output_padding, groups, bias: as torch's;
-            numbers or one entry a dimension. padding None: dilation·(kernel − 1)/2, which keeps the size at stride 1.
+        in_channels: of the features, a multiple of `groups`.
+        out_channels: of the result, a multiple of `groups`.
+        kernel_size: a number, or one entry a dimension.
         dims: 1 (points with kernel 1, or sequences), 2 or 3.
+        stride: a number, or one entry a dimension.
+        padding: likewise; None: dilation·(kernel − 1)/2, which keeps the size at stride 1, for odd kernels.
+        dilation: a number, or one entry a dimension.
         transposed: a transposed convolution.
+        output_padding: of a transposed convolution, as torch's.
+        groups: of channels, as torch's.
+        bias: whether there is one.
         activation: "none", "relu" or "leaky_relu:SLOPE".
         norm: None, or "batch": batch normalisation (attribute `norm`) before the activation, folded in evaluation.
 
-    Raises UseError for what is none of these.
+    Raises:
+        UseError: for what is none of these.
     """
 
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
@@ -66,13 +74,13 @@ class SparseMaskConv(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         options = dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=groups, bias=bias)
         if transposed:
-            made = _TRANSPOSED[dims - 1](
+            plain = _TRANSPOSED[dims - 1](
                 in_channels, out_channels, g.kernel, output_padding=g.output_padding, **options
             )
         else:
-            made = _CONV[dims - 1](in_channels, out_channels, g.kernel, **options)
-        self.weight = made.weight  # initialised as torch does
-        self.register_parameter("bias", made.bias)
+            plain = _CONV[dims - 1](in_channels, out_channels, g.kernel, **options)
+        self.weight = plain.weight  # initialised as torch does
+        self.register_parameter("bias", plain.bias)
         if norm is not None and norm not in _NORMS:
             raise UseError(f"unknown norm '{norm}'; known: {', '.join(_NORMS)}, or None")
         self.norm = _NORMS[norm][dims - 1](out_channels) if norm else None
@@ -92,7 +100,8 @@ class SparseMaskConv(nn.Module):
             (N, C_out, *out spatial). In evaluation with bool masks locations are skipped (the operator
             `sparsemask::conv`); in training or with a soft mask everything is computed, differentiable in the masks.
 
-        Raises UseError where shapes do not fit.
+        Raises:
+            UseError: for shapes that do not fit.
         """
         soft = any(one is not None and one.is_floating_point() for one in (mask, in_dense, out_dense))
         if self.training or soft:
@@ -106,7 +115,7 @@ class SparseMaskConv(nn.Module):
         g = self.geometry
         return torch.ops.sparsemask.conv(
             x, weight, bias, mask, in_dense, out_dense, g.stride, g.padding, g.dilation, g.output_padding, g.transposed,
-            g.groups, self.activation, backends.current(self.backend),
+            g.groups, self.activation, dispatch.current(self.backend),
         )  # fmt: skip
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
@@ -116,9 +125,9 @@ class SparseMaskConv(nn.Module):
             return self.weight, self.bias
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._fold()
-        found = [self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        sources = [self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
         make = lambda: tuple(map(last, self._fold()))
-        return _folded.get([one for one in found if one is not None], make, (self.geometry, norm.eps))
+        return _folded.get([one for one in sources if one is not None], make, (self.geometry, norm.eps))
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         norm, g = self.norm, self.geometry
