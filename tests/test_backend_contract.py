@@ -78,7 +78,7 @@ def test_a_backend_without_its_convolution_cannot_be_made():
 
 
 def test_a_registered_one_serves_every_operator(monkeypatch):
-    monkeypatch.setattr(dispatch, "_loaded", dict(dispatch._loaded))
+    monkeypatch.setattr(dispatch, "loaded", dict(dispatch.loaded))
     register_backend("slow", TestSlow.backend)
     given = problem(Case())
     assert torch.allclose(given.run("slow"), given.run("reference"), atol=1e-6)

@@ -29,7 +29,7 @@ def fresh(monkeypatch) -> auto.Auto:
     monkeypatch.setattr(auto, "NEAR", 1e9)
     made = auto.Auto()
     dispatch.find("auto")
-    monkeypatch.setitem(dispatch._loaded, "auto", made)
+    monkeypatch.setitem(dispatch.loaded, "auto", made)
     return made
 
 
@@ -59,7 +59,7 @@ def stubs(fresh, monkeypatch):
         log = []
         for name in own:
             reason = None if name in seconds else f"no {name} today"
-            monkeypatch.setitem(dispatch._loaded, name, Stub(name, seconds.get(name, 0), log, reason))
+            monkeypatch.setitem(dispatch.loaded, name, Stub(name, seconds.get(name, 0), log, reason))
         return log
 
     return put

@@ -222,7 +222,7 @@ def test_backends_of_ones_own():
         with refused("only float32"):
             problem(Case(), torch.float64).run("mine")
     finally:
-        registry._loaded.pop("mine", None)
+        registry.loaded.pop("mine", None)
 
 
 # Modules

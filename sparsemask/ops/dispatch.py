@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # that package knows every operator's call: at run time it st
     from sparsemask.backends import Backend
 
 _PACKAGE = "sparsemask.backends"  # of modules that have an object BACKEND each
-_loaded: dict[str, Backend] = {}
+loaded: dict[str, Backend] = {}  # backends by name, as far as they have been asked for or registered
 _chosen: str | None = None  # by `with backend(name)`; a plain global, which torch.compile guards
 _repeating = 0  # how many `with repeatable()` there are around
 
@@ -53,10 +53,10 @@ def serve_anyhow(call: Call, name: str) -> Tensor:
 
 def find(name: str) -> Backend:
     """The backend of a name; UseError, listing the names, for an unknown one."""
-    backend = _loaded.get(name)
+    backend = loaded.get(name)
     if backend is None:
         choose(name, names(), "backend")
-        backend = _loaded[name] = importlib.import_module(f"{_PACKAGE}.{name}").BACKEND
+        backend = loaded[name] = importlib.import_module(f"{_PACKAGE}.{name}").BACKEND
     return backend
 
 
@@ -91,7 +91,7 @@ def shipped() -> tuple[str, ...]:
 
 def names() -> list[str]:
     """All known names."""
-    return [*shipped(), *(name for name in _loaded if name not in shipped())]
+    return [*shipped(), *(name for name in loaded if name not in shipped())]
 
 
 def available_backends(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str | None]:
@@ -169,4 +169,4 @@ def current(own: str) -> str:
 
 def add(name: str, backend: Backend) -> None:
     """Make a backend known under a name; replaces one of that name."""
-    _loaded[name] = backend
+    loaded[name] = backend

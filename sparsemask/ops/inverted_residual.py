@@ -68,21 +68,10 @@ def around(channels: int, stride: int) -> Geometry:
 
 
 def inverted_residual(
-    x: Tensor,
-    mask: Tensor | None,
-    expand: Tensor | None,
-    expand_bias: Tensor | None,
-    expand_dense: Tensor | None,
-    depthwise: Tensor,
-    depthwise_bias: Tensor,
-    depthwise_dense: Tensor,
-    project: Tensor,
-    project_bias: Tensor,
-    project_dense: Tensor,
-    stride: int,
-    shortcut: bool,
-    backend: str,
-) -> Tensor:
+    x: Tensor, mask: Tensor | None, expand: Tensor | None, expand_bias: Tensor | None, expand_dense: Tensor | None,
+    depthwise: Tensor, depthwise_bias: Tensor, depthwise_dense: Tensor, project: Tensor, project_bias: Tensor,
+    project_dense: Tensor, stride: int, shortcut: bool, backend: str,
+) -> Tensor:  # fmt: skip
     """What the operator runs.
 
     Args:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import threading
 import weakref
 from collections.abc import Sequence
 
@@ -17,12 +16,12 @@ import torch
 from torch import Tensor
 
 from sparsemask.backends.native import inverted_residual, library, predict_mask
+from sparsemask.backends.native.plans import Plans
 from sparsemask.backends.native.rows import to_rows
 from sparsemask.ops import inverted_residual as residuals
 from sparsemask.ops import predict_mask as branches
 from sparsemask.ops.registration import register
 
-_MOST = 16  # input sizes remembered
 _numbers = itertools.count()
 _chains: weakref.WeakValueDictionary[int, Chain] = weakref.WeakValueDictionary()
 
@@ -48,8 +47,7 @@ class Chain:
         with torch.inference_mode(False), torch.no_grad():
             for link, (branch, block) in zip(self._links, blocks, strict=True):
                 self._add(link, branch, block)
-        self._sizes: dict[tuple, _Sizes] = {}
-        self._lock = threading.Lock()
+        self._plans: Plans[_Sizes] = Plans()
         _chains[self.number] = self
 
     def _add(self, link: _Link, branch: tuple | None, block: tuple) -> None:
@@ -79,13 +77,7 @@ class Chain:
     def sizes(self, batch: int, height: int, width: int) -> _Sizes:
         """What is known of an input size."""
         key = batch, height, width, torch.get_num_threads()
-        with self._lock:
-            sizes = self._sizes.get(key)
-            if sizes is None:
-                while len(self._sizes) >= _MOST:
-                    self._sizes.pop(next(iter(self._sizes)))
-                sizes = self._sizes[key] = _Sizes(self, *key)
-        return sizes
+        return self._plans.get(key, lambda: _Sizes(self, *key))
 
     def __call__(self, x: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
         """(every block's output (N, C, h, w), channels last; every block's mask, None where it has none)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from torch import Tensor
 
 from sparsemask.backends.native import library
 from sparsemask.backends.native import multiscale_sum as scales
+from sparsemask.backends.native.plans import Plans
 from sparsemask.backends.native.rows import to_rows
 from sparsemask.ops import multiscale_sum
 from sparsemask.ops.registration import register
 
-_MOST = 16  # input sizes remembered
 _numbers = itertools.count()
 _decoders: weakref.WeakValueDictionary[int, Decoder] = weakref.WeakValueDictionary()
 
@@ -52,8 +51,7 @@ class Decoder:
         self.number = next(_numbers)
         with torch.inference_mode(False), torch.no_grad():
             self.packed = [scales._packed([s[2] for s in one.sources], one.bias, one.dense) for one in self.stages]
-        self._sizes: dict[tuple, _Sizes] = {}
-        self._lock = threading.Lock()
+        self._plans: Plans[_Sizes] = Plans()
         _decoders[self.number] = self
 
     fits = property(lambda self: all(len(one.sources) <= scales.MOST for one in self.stages))
@@ -61,13 +59,7 @@ class Decoder:
     def sizes(self, points: Sequence[Tensor]) -> _Sizes:
         """What is known of features of these sizes."""
         key = len(points[0]), *(tuple(one.shape[-2:]) for one in points), torch.get_num_threads()
-        with self._lock:
-            sizes = self._sizes.get(key)
-            if sizes is None:
-                while len(self._sizes) >= _MOST:
-                    self._sizes.pop(next(iter(self._sizes)))
-                sizes = self._sizes[key] = _Sizes(self, key[0], key[1:-1], key[-1])
-        return sizes
+        return self._plans.get(key, lambda: _Sizes(self, key[0], key[1:-1], key[-1]))
 
     def __call__(self, points: Sequence[Tensor], masks: Mapping[int, Tensor]) -> Tensor:
         """The last stage's output (N, C, h, w), channels last. masks: bool (N, 1, h, w), by their point's number."""
