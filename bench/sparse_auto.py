@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from bench.sparse_layers import mask_of
-from sparsemask.sparse import Geometry
-from sparsemask.sparse.backends import find
+from sparsemask.ops.dispatch import find
+from sparsemask.sparse import ConvCall, Geometry
 
 
 def configurations(count: int, seed: int = 0) -> list[dict]:
@@ -40,9 +40,10 @@ def ratios(one: dict, rounds: int, seed: int) -> tuple[float, float, float]:
     weight = torch.randn(one["c_out"], one["c_in"], kernel, kernel).contiguous(memory_format=torch.channels_last)
     mask = mask_of(one["kind"], size, one["kept"], seed)
     ins, outs = torch.rand(one["c_in"]) < one["dense"], torch.rand(one["c_out"]) < one["dense"]
-    geometry, auto = Geometry.of(2, kernel), find("auto")
+    auto = find("auto")
+    call = ConvCall(x, weight, None, mask, ins, outs, Geometry.of(2, kernel), "relu")
     dense = lambda: F.relu_(F.conv2d(x, weight, padding=kernel // 2))
-    sparse = lambda: auto.conv(x, weight, None, mask, ins, outs, geometry, "relu")
+    sparse = lambda: auto.conv(call)
     for _ in range(20):
         sparse()
     dense()

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from sparsemask.costs import compare
-from sparsemask.sparse import Geometry, available_backends
-from sparsemask.sparse.backends import find
+from sparsemask.ops.dispatch import find
+from sparsemask.sparse import ConvCall, Geometry, available_backends
 
 
 def mask_of(kind: str, size: int, kept: float, seed: int = 0) -> torch.Tensor:
@@ -35,11 +35,12 @@ def layer(kernel: int, channels: int, size: int, kept: float, kind: str, rounds:
     last = weight.contiguous(memory_format=torch.channels_last)
     mask, none = mask_of(kind, size, kept), torch.zeros(channels, dtype=torch.bool)
     geometry = Geometry.of(2, kernel)
+    call = ConvCall(x, weight, None, mask, none, none, geometry, "relu")
     calls = {"dense": lambda: F.relu_(F.conv2d(x, last, padding=kernel // 2))}
     usable = [n for n, why in available_backends().items() if why is None and n not in ("reference", "auto")]
     want = F.relu(F.conv2d(x, weight, padding=kernel // 2)) * mask
     for name in [*usable, "auto"]:
-        calls[name] = lambda name=name: find(name).conv(x, weight, None, mask, none, none, geometry, "relu")
+        calls[name] = lambda name=name: find(name).conv(call)
         assert torch.allclose(calls[name](), want, atol=1e-4), f"{name} is wrong"
     if "native" in usable:
         calls["in a module"] = inside(x, weight, mask, geometry)
@@ -55,9 +56,9 @@ def layer(kernel: int, channels: int, size: int, kept: float, kind: str, rounds:
 
 def inside(x, weight, mask, geometry):
     """The layer as it runs between two others of a module: compact rows in, compact rows out, the lists made before."""
-    from sparsemask.sparse.native import library
-    from sparsemask.sparse.native.grid import grid
-    from sparsemask.sparse.native.rows import to_rows
+    from sparsemask.backends.native import library
+    from sparsemask.backends.native.grid import grid
+    from sparsemask.backends.native.rows import to_rows
 
     tables = grid(1, tuple(x.shape[2:]), geometry)
     kept, _, compact = library.split(mask)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -57,3 +59,12 @@ def arithmetic(gpu: int = 0, kind: str = "float32", local_rank: int = 0) -> Arit
     if kind in ("bfloat16", "float16"):
         return Arithmetic(device, torch.float32, getattr(torch, kind))
     return Arithmetic(device)
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line
+    return platform.processor() or platform.machine()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 
-from sparsemask.sparse.native import build, library, selfcheck
+from sparsemask.backends.native import build, library, selfcheck
 
 
 def forms() -> list[build.Form]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsemask.sparse.native import inverted_residual, library, locate, points, scales
+from sparsemask.backends.native import inverted_residual, library, multiscale_sum, points, predict_mask
 
 _WORDS = 8
 _SEGMENT = (5, 2)  # words of a segment, and how many of them, at its beginning, are addresses
@@ -29,9 +29,9 @@ _STRUCTS = {
     "sm_points": points._Points,
     "sm_point_bins": points._PointBins,
     "sm_point_gradients": points._PointGrads,
-    "sm_scales": scales._Scales,
+    "sm_scales": multiscale_sum._Scales,
     "sm_inverted": inverted_residual._Inverted,
-    "sm_locate": locate._Locate,
+    "sm_locate": predict_mask._Locate,
 }
 _SILENT = ("sm_width", "sm_advise", "sm_keep_memory", "sm_version")  # they compute nothing
 

@@ -6,7 +6,6 @@ for this machine, by the path that an ARM processor takes (vectors of four float
 
 from __future__ import annotations
 
-import importlib
 import re
 import shutil
 import subprocess
@@ -17,15 +16,13 @@ import torch
 
 import recorded_calls
 from literal_sparse import one_thread  # noqa: F401
+from sparsemask.backends.native import build
+from sparsemask.ops.add_relu import add_relu
+from sparsemask.ops.cost_volume import correlation_volume
 from sparsemask.sparse import SparseMaskConv, available_backends, backend
-from sparsemask.sparse.cost_volume import correlation_volume
-from sparsemask.sparse.native import build
-from sparsemask.sparse.sums import add_relu
 from test_smpointseg import crop, small
 from test_sparse_block import attention, block_problem
 
-for name in ("inverted_residual", "locate", "scales"):  # whose operators are registered on import
-    importlib.import_module(f"sparsemask.sparse.{name}")
 REASON = available_backends()["native"]
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 LAYERS = {

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 import kernel_sweeps
 from kernel_sweeps import FORMS
 from literal_sparse import one_thread  # noqa: F401
+from sparsemask.backends import native
+from sparsemask.backends.native import build, library, selfcheck
 from sparsemask.errors import UseError
-from sparsemask.sparse import SparseMaskConv, native
-from sparsemask.sparse.native import build, library, selfcheck
+from sparsemask.sparse import SparseMaskConv
 from test_sparse_native import quick_compiler
 
 pytestmark = pytest.mark.skipif(
@@ -73,7 +74,7 @@ def program(text: str, home: Path, **more: str) -> subprocess.CompletedProcess:
 WIDTH = """
 import torch
 from sparsemask.sparse import SparseMaskConv
-from sparsemask.sparse.native import library
+from sparsemask.backends.native import library
 layer = SparseMaskConv(4, 24, 3).eval()
 layer.backend = "native"
 with torch.no_grad():
@@ -149,7 +150,7 @@ def test_sanitizers_see_what_reads_past_the_end(sanitizers):
     # The watch itself: a product told of one column more than its buffers have.
     text = """
 import torch
-from sparsemask.sparse.native import library
+from sparsemask.backends.native import library
 x, out = torch.randn(5, 8), torch.empty(5, 9)
 library.product(torch.arange(5, dtype=torch.int32), [library.Segment(x, None, 0, 9)],
                 library.pack(torch.randn(9, 9)), 9, library.Target(out))
@@ -237,12 +238,12 @@ def test_a_broken_kernel_serves_nobody(broken, capfd):
 
 def test_a_build_is_checked_once_a_machine(home):
     text = """
-from sparsemask.sparse.native import library, selfcheck
+from sparsemask.backends.native import library, selfcheck
 calls = []
 check = selfcheck.check
 selfcheck.check = lambda: calls.append(1) or check()
 import torch
-from sparsemask.sparse.native import BACKEND
+from sparsemask.backends.native import BACKEND
 print(BACKEND.why_not(torch.device("cpu"), torch.float32), len(calls))
 """
     for left in home.glob("kernels/*/checked-*"):  # of the tests before

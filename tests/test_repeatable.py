@@ -18,10 +18,12 @@ import retrain.eval
 import search.run
 from literal_sparse import Case, one_thread, problem  # noqa: F401
 from small_pictures import make_folder, scene, write
+from sparsemask.backends import auto
 from sparsemask.cli import upscale
 from sparsemask.engine.loop import Fit
 from sparsemask.fine_masks import load_masks
-from sparsemask.sparse import auto, backends, repeatable
+from sparsemask.ops import dispatch
+from sparsemask.sparse import repeatable
 from sparsemask.weights import load_weights
 from tiny import ROOT, borrow_kernels, environment
 
@@ -67,7 +69,7 @@ def case():
 
 def test_nothing_is_raced_inside_and_the_bits_repeat():
     given = case()
-    kernels = backends.find("native").why_not(torch.device("cpu"), torch.float32) is None
+    kernels = dispatch.find("native").why_not(torch.device("cpu"), torch.float32) is None
     wanted = given.run("native" if kernels else "reference")
     auto.BACKEND.forget()
     with repeatable():
@@ -79,13 +81,13 @@ def test_nothing_is_raced_inside_and_the_bits_repeat():
 
 
 def test_it_holds_until_the_outermost_ends_whatever_happens():
-    assert not backends.repeating()
+    assert not dispatch.repeating()
     with pytest.raises(RuntimeError), repeatable():
         with repeatable():
             pass
-        assert backends.repeating()
+        assert dispatch.repeating()
         raise RuntimeError
-    assert not backends.repeating()
+    assert not dispatch.repeating()
 
 
 def test_types_that_the_kernels_do_not_know_are_computed_by_the_reference():
@@ -100,7 +102,7 @@ def test_who_names_a_backend_gets_it(monkeypatch):
     given = case()
     with repeatable():
         assert torch.equal(given.run("gather"), given.run("gather"))
-        monkeypatch.setattr(backends.find("gather"), "conv", lambda *a: 1 / 0)
+        monkeypatch.setattr(dispatch.find("gather"), "conv", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             given.run("gather")
 

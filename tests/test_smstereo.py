@@ -14,8 +14,8 @@ from spaces.sparse_conv.stereo_module import MaskedConv, SparseHourglass
 from spaces.sparse_conv.stereo_shared import load_smstereo, save_smstereo
 from spaces.sparse_conv.stereo_space import multiply_adds
 from sparsemask.errors import UseError
+from sparsemask.ops.cost_volume import concatenation_volume, correlation_volume
 from sparsemask.sparse import backend, kept_fraction
-from sparsemask.sparse.cost_volume import concatenation_volume, correlation_volume
 from sparsemask.sparse.training_form import masked_conv
 from sparsemask.stereo.batch import StereoPair
 

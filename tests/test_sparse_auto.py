@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from literal_sparse import Case, difference, one_thread, problem  # noqa: F401
-from sparsemask.sparse import SparseMaskBlock, auto, available_backends, backends, calibration
+from sparsemask.backends import Backend, auto
+from sparsemask.backends.auto import calibration
+from sparsemask.ops import dispatch
+from sparsemask.sparse import SparseMaskBlock, available_backends
 from test_sparse_block import attention, block_problem
 
 CPU = torch.device("cpu")
@@ -25,12 +28,12 @@ def fresh(monkeypatch) -> auto.Auto:
     monkeypatch.setattr(auto, "model", lambda *_: ALIKE)
     monkeypatch.setattr(auto, "NEAR", 1e9)
     made = auto.Auto()
-    backends.find("auto")
-    monkeypatch.setitem(backends._registered, "auto", made)
+    dispatch.find("auto")
+    monkeypatch.setitem(dispatch.loaded, "auto", made)
     return made
 
 
-class Stub:
+class Stub(Backend):
     """A backend that takes a given time and says that it was called; its numbers are the reference's."""
 
     def __init__(self, name: str, seconds: float, log: list, reason: str | None = None):
@@ -39,13 +42,13 @@ class Stub:
     def why_not(self, device, dtype):
         return self.reason
 
-    def conv(self, *given):
+    def conv(self, call):
         self.log.append(self.name)
         time.sleep(self.seconds)
-        return own["reference"].conv(*given)
+        return own["reference"].conv(call)
 
 
-own = {name: backends.find(name) for name in ("reference", "gather", "native", "triton")}
+own = {name: dispatch.find(name) for name in ("reference", "gather", "native", "triton")}
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def stubs(fresh, monkeypatch):
         log = []
         for name in own:
             reason = None if name in seconds else f"no {name} today"
-            monkeypatch.setitem(backends._registered, name, Stub(name, seconds.get(name, 0), log, reason))
+            monkeypatch.setitem(dispatch.loaded, name, Stub(name, seconds.get(name, 0), log, reason))
         return log
 
     return put
@@ -130,7 +133,7 @@ def test_the_dense_form_serves_where_nothing_is_faster(stubs, fresh):
 def test_one_slow_first_call_does_not_decide(stubs, fresh, monkeypatch):
     # The first call of a backend packs weights, builds tables, warms caches.
     log = stubs(reference=0.008, gather=0.001, native=0.02)
-    slow = backends.find("gather")
+    slow = dispatch.find("gather")
     conv, first = slow.conv, [0.05]
 
     def warming(*given):
@@ -217,7 +220,7 @@ def test_a_module_without_a_compiler_works(fresh, monkeypatch, capsys):
 def test_a_call_that_fails_ends_nothing(stubs, fresh, monkeypatch):
     stubs(reference=0.0, gather=0.0)
     given = problem(Case())
-    broken = backends.find("gather")
+    broken = dispatch.find("gather")
     monkeypatch.setattr(broken, "conv", lambda *_: 1 / 0)
     failures = 0
     for _ in range(4):

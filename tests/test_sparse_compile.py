@@ -10,6 +10,7 @@ from torch import nn
 
 from literal_sparse import Case, one_thread, problem  # noqa: F401
 from sparsemask.errors import UseError
+from sparsemask.ops import dispatch
 from sparsemask.sparse import DataMask, SparseMaskBlock, SparseMaskConv, available_backends, backend, set_backend
 from test_sparse_block import attention, block_problem
 
@@ -62,14 +63,12 @@ def test_a_block_compiles_into_one_graph(fresh, block):
 
 @torch.no_grad()
 def test_a_compiled_block_follows_the_choice_of_backend(fresh, block, monkeypatch):
-    from sparsemask.sparse import backends
-
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     x, mask = inputs()
     expected = block(x, mask)[0]
     served = []
     for name in ("reference", "gather"):
-        one = backends.find(name)
+        one = dispatch.find(name)
         own = type(one).block
         monkeypatch.setattr(
             type(one), "block", lambda self, *given, own=own: (served.append(self.name), own(self, *given))[1]

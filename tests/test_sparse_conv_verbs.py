@@ -22,12 +22,12 @@ from spaces.sparse_conv.budget_calibration import meet_budget
 from spaces.sparse_conv.masking import blocks, channel_logits, mean_kept
 from spaces.sparse_conv.search_method import SparseConvSearch
 from sparsemask import flags
+from sparsemask.backends.native import Native
 from sparsemask.engine.loop import Fit
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
 from sparsemask.fine_masks import load_masks
 from sparsemask.sparse import available_backends, backend
-from sparsemask.sparse.native import Native
 from sparsemask.tasks.super_resolution.task import SuperResolutionTask
 from sparsemask.weights import load_weights
 from spoilt import listing

@@ -10,7 +10,9 @@ from torch import nn
 
 from literal_sparse import Case, one_thread, problem  # noqa: F401
 from sparsemask.errors import UseError
+from sparsemask.ops import dispatch as registry
 from sparsemask.sparse import (
+    Backend,
     DataMask,
     Geometry,
     SparseMaskBlock,
@@ -20,7 +22,6 @@ from sparsemask.sparse import (
     register_backend,
     set_backend,
 )
-from sparsemask.sparse import backends as registry
 from test_sparse_block import attention, block_problem
 
 NAMES = ("reference", "gather", "native", "auto")
@@ -198,15 +199,15 @@ def test_the_choice_of_a_backend_ends_with_its_block_whatever_happens():
 
 
 def test_backends_of_ones_own():
-    class Mine:
+    class Mine(Backend):
         name, calls = "mine", 0
 
         def why_not(self, device, dtype):
             return None if dtype == torch.float32 else "only float32"
 
-        def conv(self, *given):
+        def conv(self, call):
             self.calls += 1
-            return registry.find("reference").conv(*given)
+            return registry.find("reference").conv(call)
 
     mine = Mine()
     try:
@@ -221,7 +222,7 @@ def test_backends_of_ones_own():
         with refused("only float32"):
             problem(Case(), torch.float64).run("mine")
     finally:
-        registry._registered.pop("mine", None)
+        registry.loaded.pop("mine", None)
 
 
 # Modules

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from literal_sparse import one_thread  # noqa: F401
 from sparsemask.errors import UseError
+from sparsemask.ops.concat_conv import joined_conv
 from sparsemask.sparse import available_backends
-from sparsemask.sparse.joined import joined_conv
 
 NAMES = ("auto", "reference", "gather", "native")
 

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsemask.sparse.geometry import Geometry
-from sparsemask.sparse.native import BACKEND, build
+from sparsemask.backends import AttendedBlockCall, BlockCall, ConvCall
+from sparsemask.backends.native import BACKEND, build
+from sparsemask.ops.block_with_channel_attention import factors
+from sparsemask.ops.geometry import Geometry
+from test_sparse_block import attention
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_compiler = pytest.mark.skipif(
@@ -22,7 +25,7 @@ needs_compiler = pytest.mark.skipif(
 
 PROGRAM = """
 import torch
-from sparsemask.sparse.native import BACKEND
+from sparsemask.backends.native import BACKEND
 print(BACKEND.why_not(torch.device("cpu"), torch.float32))
 """
 
@@ -138,7 +141,7 @@ def test_threads_give_the_same_bits():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(BACKEND.conv(x, w, None, mask, none, none, Geometry.of(2, 3), "relu"))
+            found.append(BACKEND.conv(ConvCall(x, w, None, mask, none, none, Geometry.of(2, 3), "relu")))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
@@ -147,13 +150,12 @@ def test_threads_give_the_same_bits():
 @needs_compiler
 def test_attention_through_means_equals_attention_on_the_output():
     # The fusion is linear: the mean of its output is the fusion of the means.
-    from sparsemask.sparse.native.block import block
-
     torch.manual_seed(0)
     x, mask = torch.randn(1, 8, 7, 9), torch.rand(1, 1, 7, 9) < 0.4
     weights, dense = [torch.randn(8, 8, 3, 3) / 4 for _ in range(3)], torch.rand(3, 8) < 0.3
     collect, bias = torch.randn(8, 24, 1, 1), torch.randn(8)
-    y = block(x, mask, weights, dense, collect, bias, "relu")
-    want = x + y * torch.sigmoid(y.mean((2, 3), keepdim=True))
-    got = block(x, mask, weights, dense, collect, bias, "relu", lambda mean: torch.sigmoid(mean))
+    call, weights = BlockCall(x, mask, weights, dense, collect, bias, "relu"), tuple(attention(8))
+    y = BACKEND.block(call)
+    want = x + y * factors(y.mean((2, 3)), weights)[..., None, None]
+    got = BACKEND.attended_block(AttendedBlockCall(call, weights))
     assert torch.allclose(got, want, atol=1e-5)

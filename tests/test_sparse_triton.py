@@ -17,10 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton absent", allow_module_level=True)
 
+from sparsemask.backends import BlockCall, ConvCall
+from sparsemask.backends import triton as triton_backend
+from sparsemask.backends.triton import BACKEND
+from sparsemask.backends.triton import block as triton_block
+from sparsemask.backends.triton import launch as triton_launch
 from sparsemask.errors import UseError
-from sparsemask.sparse import triton_backend, triton_block, triton_launch
-from sparsemask.sparse.geometry import Geometry
-from sparsemask.sparse.triton_backend import BACKEND
+from sparsemask.ops.geometry import Geometry
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Only while the kernels are made and in these tests: other tests must not be offered the interpreter.
@@ -31,6 +34,14 @@ pytestmark = pytest.mark.skipif(UNFIT is not None, reason=f"triton: {UNFIT}")
 
 # float32 on GPUs is three TF32 products; the others round inputs and outputs.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+def sparse_conv(*given) -> torch.Tensor:
+    return BACKEND.conv(ConvCall(*given))
+
+
+def sparse_block(*given) -> torch.Tensor:
+    return BACKEND.block(BlockCall(*given))
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +135,7 @@ CASES = {
 def test_convolution_is_the_formula(case):
     *sizes, form = CASES[case]
     given = problem(*sizes, **form)
-    assert difference(BACKEND.conv(*given, "relu"), judge(*given)) < TOLERANCE[torch.float32]
+    assert difference(sparse_conv(*given, "relu"), judge(*given)) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 1.0])
@@ -132,7 +143,7 @@ def test_convolution_is_the_formula(case):
 @pytest.mark.parametrize("channels", [16, 4])  # both kinds of kernel
 def test_every_split_of_channels_and_locations(channels, dense, kept):
     given = problem(1, channels, channels, (3, 4), kept, dense, kernel=3)
-    y = BACKEND.conv(*given, "relu")
+    y = sparse_conv(*given, "relu")
     assert difference(y, judge(*given)) < TOLERANCE[torch.float32]
     dropped_sparse = ~given[3] & ~given[5].view(1, -1, 1, 1)
     assert torch.count_nonzero(y[dropped_sparse]) == 0  # not small: exactly zero
@@ -144,7 +155,7 @@ def test_half_precision_adds_up_in_float32(channels, dtype):
     if reason := BACKEND.why_not(DEVICE, dtype):
         pytest.skip(reason)
     given = problem(1, channels, channels, (5, 6), dtype=dtype, kernel=3)
-    y = BACKEND.conv(*given, "relu")
+    y = sparse_conv(*given, "relu")
     assert y.dtype == dtype
     # nothing beyond the rounding of the result: sums in half precision would lose several times that
     assert difference(y, judge(*given)) < torch.finfo(dtype).eps
@@ -156,25 +167,25 @@ def test_half_precision_adds_up_in_float32(channels, dtype):
 @pytest.mark.parametrize("channels", [16, 2])
 def test_activations(channels, activation, act):
     given = problem(1, channels, channels, (3, 4), bias=False, kernel=3)
-    assert difference(BACKEND.conv(*given, activation), judge(*given, act)) < TOLERANCE[torch.float32]
+    assert difference(sparse_conv(*given, activation), judge(*given, act)) < TOLERANCE[torch.float32]
 
 
 def test_unknown_activation_is_an_error_of_use():
     with pytest.raises(UseError, match="gelu"):
-        BACKEND.conv(*problem(1, 16, 16, (3, 4), kernel=3), "gelu")
+        sparse_conv(*problem(1, 16, 16, (3, 4), kernel=3), "gelu")
 
 
 def test_memory_formats():
     x, weight, *rest = problem(2, 16, 18, (5, 4), kernel=3)
-    y = BACKEND.conv(x, weight, *rest, "relu")
+    y = sparse_conv(x, weight, *rest, "relu")
     last = torch.channels_last
     # channels-last weights are read as they lie, others are packed: the same numbers
-    z = BACKEND.conv(x.to(memory_format=last), weight.to(memory_format=last), *rest, "relu")
+    z = sparse_conv(x.to(memory_format=last), weight.to(memory_format=last), *rest, "relu")
     assert z.is_contiguous(memory_format=last)
     assert torch.equal(y, z)
     # part of wider features, read where it lies
     wide = torch.cat([x, x], 1).contiguous(memory_format=last)[:, :16]
-    assert torch.equal(y, BACKEND.conv(wide, weight, *rest, "relu"))
+    assert torch.equal(y, sparse_conv(wide, weight, *rest, "relu"))
 
 
 @pytest.mark.parametrize("form", [dict(kernel=3), dict(kernel=3, stride=2, padding=1, transposed=True)], ids=str)
@@ -185,7 +196,7 @@ def test_addresses_of_64_bits(monkeypatch, channels, form):
     monkeypatch.setattr(triton_backend, "arithmetic", lambda x, largest: arithmetic(x, 2**31))
     monkeypatch.setattr(triton_backend, "row_lists", lambda mask, n, shape, largest: row_lists(mask, n, shape, 2**31))
     given = problem(1, channels, channels, (3, 4), **form)
-    assert difference(BACKEND.conv(*given, "relu"), judge(*given)) < TOLERANCE[torch.float32]
+    assert difference(sparse_conv(*given, "relu"), judge(*given)) < TOLERANCE[torch.float32]
 
 
 def test_rows_of_a_transposed_convolution_come_by_class():
@@ -200,7 +211,7 @@ def test_rows_of_a_transposed_convolution_come_by_class():
 
 
 def test_empty_batch():
-    assert BACKEND.conv(*problem(0, 16, 18, (3, 4), kernel=3), "relu").shape == (0, 18, 3, 4)
+    assert sparse_conv(*problem(0, 16, 18, (3, 4), kernel=3), "relu").shape == (0, 18, 3, 4)
 
 
 @pytest.mark.parametrize("channels", [16, 2])
@@ -209,7 +220,7 @@ def test_broken_numbers_reach_only_who_reads_them(channels):
     in_dense[:] = torch.arange(channels, device=DEVICE) > 0
     x[:, 0] = torch.inf  # a sparse input: no dropped location may see it
     mask[..., 0, 0] = True
-    y = BACKEND.conv(x, weight, bias, mask, in_dense, out_dense, geometry, "none")
+    y = sparse_conv(x, weight, bias, mask, in_dense, out_dense, geometry, "none")
     assert not y[..., 0, 0].isfinite().any()
     assert y[~mask.expand_as(y)].isfinite().all()
 
@@ -263,7 +274,7 @@ BLOCKS = {
 def test_block_is_the_formula(case):
     n, channels, spatial, form = BLOCKS[case]
     given = block_problem(n, channels, spatial, **form)
-    assert difference(BACKEND.block(*given, "relu"), judge_block(*given)) < TOLERANCE[torch.float32]
+    assert difference(sparse_block(*given, "relu"), judge_block(*given)) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -271,19 +282,19 @@ def test_block_in_half_precision(dtype):
     if reason := BACKEND.why_not(DEVICE, dtype):
         pytest.skip(reason)
     given = block_problem(1, 16, (4, 5), dense=(0.5, 0.0), dtype=dtype)
-    assert difference(BACKEND.block(*given, "relu"), judge_block(*given)) < TOLERANCE[dtype]
+    assert difference(sparse_block(*given, "relu"), judge_block(*given)) < TOLERANCE[dtype]
 
 
 def test_block_too_wide_for_one_kernel(monkeypatch):
     # as 256 channels would be on a GPU: the 1x1 convolution gets launches of its own
     monkeypatch.setattr(triton_block, "WIDEST", dict.fromkeys(TOLERANCE, 16))
     given = block_problem(1, 18, (4, 5), dense=(0.5, 0.2))
-    assert difference(BACKEND.block(*given, "relu"), judge_block(*given)) < TOLERANCE[torch.float32]
+    assert difference(sparse_block(*given, "relu"), judge_block(*given)) < TOLERANCE[torch.float32]
 
 
 def test_block_without_bias_keeps_channels_last():
     x, *rest, _ = block_problem(1, 16, (4, 5), dense=(0.5, 0.2))
-    y = BACKEND.block(x.to(memory_format=torch.channels_last), *rest, None, "none")
+    y = sparse_block(x.to(memory_format=torch.channels_last), *rest, None, "none")
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert difference(y, judge_block(x, *rest, None, act=lambda y: y)) < TOLERANCE[torch.float32]
 
@@ -309,9 +320,9 @@ def test_nothing_waits_for_the_device():
         block_problem(1, 16, (3, 4)),
     )
     with _Waits() as waits:
-        BACKEND.conv(*conv, "relu")
-        BACKEND.conv(*problem(1, 2, 2, (2, 2), kernel=3), "relu")
-        BACKEND.block(*block, "relu")
+        sparse_conv(*conv, "relu")
+        sparse_conv(*problem(1, 2, 2, (2, 2), kernel=3), "relu")
+        sparse_block(*block, "relu")
     assert waits.seen == []
     with _Waits() as waits:  # the check can fail
         conv[0].sum().item()

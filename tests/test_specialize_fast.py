@@ -15,8 +15,8 @@ from spaces.specialized.narrow import NarrowBottleneck
 from sparsemask.costs import multiply_adds
 from sparsemask.errors import UseError
 from sparsemask.inference import fold_pairs
+from sparsemask.ops import multiscale_sum
 from sparsemask.sparse import available_backends, backend
-from sparsemask.sparse import scales as operators
 from test_specialize_network import folded, lively, network, one_thread  # noqa: F401
 
 BACKENDS = [name for name, reason in available_backends().items() if reason is None]
@@ -62,7 +62,7 @@ def test_a_stage_is_the_same_natively(size, dense, kept):
     cut = [n % 2 == 0 for n in range(len(xs))]
     mask = None if kept is None else torch.rand(2, 1, *size) < kept
     rest = (torch.randn(10), mask, dense, *size)
-    wanted = operators.plain(xs, weights, cut, *rest)
+    wanted = multiscale_sum.reference(multiscale_sum.MultiscaleSumCall(xs, weights, cut, *rest))
     torch.set_num_threads(2)
     for name in BACKENDS:
         found = torch.ops.sparsemask.fuse_scales(xs, weights, cut, *rest, name)

@@ -14,9 +14,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sparsemask.sparse import triton_fused, triton_kernels
-from sparsemask.sparse.geometry import Geometry
-from sparsemask.sparse.triton_backend import BACKEND
+from sparsemask.backends import BlockCall, ConvCall
+from sparsemask.backends.triton import BACKEND
+from sparsemask.backends.triton import fused as triton_fused
+from sparsemask.backends.triton import kernels as triton_kernels
+from sparsemask.ops.geometry import Geometry
 
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
@@ -74,10 +76,11 @@ def main() -> None:
     weight = torch.zeros(channels, channels, 3, 3, dtype=x.dtype)
     if what == "block":
         collect = torch.zeros(channels, 2 * channels, 1, 1, dtype=x.dtype)
-        BACKEND.block(x, mask, [weight, weight], dense, collect, x[0, :, 0, 0], "relu")
+        BACKEND.block(BlockCall(x, mask, [weight, weight], dense, collect, x[0, :, 0, 0], "relu"))
     else:
         geometry = Geometry.of(2, 3, padding=1)
-        BACKEND.conv(x, weight, x[0, :, 0, 0], mask, dense[0], dense[1], geometry, "leaky_relu:0.1")
+        bias = x[0, :, 0, 0]
+        BACKEND.conv(ConvCall(x, weight, bias, mask, dense[0], dense[1], geometry, "leaky_relu:0.1"))
 
 
 if __name__ == "__main__":

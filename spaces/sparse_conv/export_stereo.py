@@ -17,7 +17,7 @@ from spaces.sparse_conv.smstereo import SIZE, SMStereo
 from spaces.sparse_conv.stereo_layers import ConvNorm, convolve, fold
 from spaces.sparse_conv.stereo_module import MaskedConv, SparseHourglass, _sizes
 from sparsemask.exporting import Exportable, channels_last, pure
-from sparsemask.sparse.sums import add_relu
+from sparsemask.ops.add_relu import add_relu
 from sparsemask.stereo.batch import StereoPair
 
 

@@ -62,7 +62,7 @@ class PlainConv(nn.Module):
 
 
 def plain_volume(left: Tensor, right: Tensor, levels: int, groups: int) -> Tensor:
-    """As :func:`sparsemask.sparse.cost_volume.correlation_volume`, for open sizes."""
+    """As :func:`sparsemask.ops.cost_volume.correlation_volume`, for open sizes."""
     found = [(a * b).unflatten(1, (groups, -1)).mean(2) for a, b in shifted(left, right, levels)]
     return torch.stack(found, 2)
 

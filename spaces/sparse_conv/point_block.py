@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from spaces.sparse_conv.point_layers import BasicConv, PointConv, RowNorm, folded_of
 from sparsemask.errors import UseError
-from sparsemask.sparse import backends, gumbel_mask, kept_fraction
-from sparsemask.sparse.derived import Derived
-from sparsemask.sparse.point_block import Folded, row_linear, sparse_block
-from sparsemask.sparse.point_conv import Level
+from sparsemask.ops import dispatch
+from sparsemask.ops.point_block import Folded, row_linear, sparse_block
+from sparsemask.ops.point_conv import Level
+from sparsemask.ops.weight_cache import Derived
+from sparsemask.sparse import gumbel_mask, kept_fraction
 
 _folded = Derived()
 
@@ -111,7 +112,7 @@ class SparsePointBlock(nn.Module):
         """Rows (R, C_in) to (rows (R, C_out), kept fractions (L,), those of hard masks (L,), hard mask (R, 1) bool)."""
         soft = self.training and self.mask_mode == "soft"
         mixed = batch if reading.kernel_batch_mix else 1
-        spelled = self.training or mixed > 1 or backends.current(self.backend) == "reference"
+        spelled = self.training or mixed > 1 or dispatch.current(self.backend) == "reference"
         logits = self.pt_mask.logits(rows, level, mixed) if spelled else self._locate(rows, level)
         hard = self.pt_mask.harden(logits)
         hard_dense = self.ch_mask[..., 0] >= self.ch_mask[..., 1]

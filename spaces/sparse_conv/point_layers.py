@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemask.sparse.derived import Derived
-from sparsemask.sparse.point_block import row_linear
-from sparsemask.sparse.point_conv import SIZE, Level, mixed_point_conv, point_conv
+from sparsemask.ops.point_block import row_linear
+from sparsemask.ops.point_conv import SIZE, Level, mixed_point_conv, point_conv
+from sparsemask.ops.weight_cache import Derived
 
 _folded = Derived()
 

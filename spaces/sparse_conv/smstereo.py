@@ -16,7 +16,7 @@ from spaces.sparse_conv.masked_network import MaskedNetwork
 from spaces.sparse_conv.stereo_layers import ConvNorm, Encoder, Residual, activate
 from spaces.sparse_conv.stereo_module import SparseHourglass
 from sparsemask.errors import UseError
-from sparsemask.sparse.cost_volume import concatenation_volume, correlation_volume
+from sparsemask.ops.cost_volume import concatenation_volume, correlation_volume
 
 SIZE = 16  # heights and widths are multiples of it
 _WIDTH = 32

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemask.sparse.derived import Derived, last
+from sparsemask.ops.weight_cache import Derived, last
 
 _folded = Derived()
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from spaces.sparse_conv.smsr import begin_smoothly
 from spaces.sparse_conv.stereo_layers import ConvNorm, activate, convolve, fold, folded
-from sparsemask.sparse import backends, gumbel_mask, kept_fraction
-from sparsemask.sparse.geometry import Geometry
-from sparsemask.sparse.sums import add_relu
+from sparsemask.ops import dispatch
+from sparsemask.ops.add_relu import add_relu
+from sparsemask.ops.geometry import Geometry
+from sparsemask.sparse import gumbel_mask, kept_fraction
 from sparsemask.sparse.training_form import masked_conv
 
 
@@ -69,7 +70,7 @@ class MaskedConv(nn.Sequential):
         before, own = (flags if order is None else flags[order] for flags, order in ((before, ins), (own, outs)))
         return torch.ops.sparsemask.conv(
             x, weight, bias, mask, before, own, g.stride, g.padding, g.dilation, g.output_padding, g.transposed, 1,
-            activation, backends.current(self.backend),
+            activation, dispatch.current(self.backend),
         )  # fmt: skip
 
     def everything(self, x: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ class VolumeMask(nn.Sequential):
         dense = [torch.ones(n, dtype=torch.bool, device=x.device) for n in (conv.in_channels, conv.out_channels)]
         g = (conv.stride, conv.padding, conv.dilation, (0, 0, 0), False, 1)
         return torch.ops.sparsemask.conv(
-            x, conv.weight, conv.bias, every, *dense, *g, "relu", backends.current(self.backend)
+            x, conv.weight, conv.bias, every, *dense, *g, "relu", dispatch.current(self.backend)
         )
 
     def harden(self, logits: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from spaces.backbones.mobilenet_v2 import LinearBottleneck
 from spaces.specialized.masks import Channels, Locator, gated
-from sparsemask.sparse import backends
-from sparsemask.sparse.derived import last
-from sparsemask.sparse.inverted_residual import spread
+from sparsemask.ops import dispatch
+from sparsemask.ops.inverted_residual import spread
+from sparsemask.ops.weight_cache import last
 
 
 class MaskedBottleneck(LinearBottleneck):
@@ -93,7 +93,7 @@ class MaskedBottleneck(LinearBottleneck):
         first = (self.conv1.weight, self.conv1.bias, self.hard[0]) if self.expand else (None, None, None)
         return torch.ops.sparsemask.inverted_residual(
             x, mask, *first, self.conv2.weight, self.conv2.bias, self.hard[-2], self.conv3.weight, self.conv3.bias,
-            self.hard[-1], self.stride, self.shortcut, backends.current(self.backend),
+            self.hard[-1], self.stride, self.shortcut, dispatch.current(self.backend),
         )  # fmt: skip
 
     @property

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from spaces.backbones.mobilenet_v2 import LinearBottleneck, MobileNetV2
 from spaces.specialized.bottleneck import MaskedBottleneck
 from spaces.specialized.narrow import NarrowBottleneck
-from sparsemask.sparse import auto, backends
+from sparsemask.backends import auto
+from sparsemask.ops import dispatch
 
 
 class EncoderChain:
@@ -19,7 +20,7 @@ class EncoderChain:
     """
 
     def __init__(self, backbone: MobileNetV2):
-        from sparsemask.sparse.native.chain import Chain
+        from sparsemask.backends.native.chain import Chain
 
         self.blocks = [block for stage in backbone.bottlenecks for block in stage]
         self.ends = [len(stage) for stage in backbone.bottlenecks]
@@ -34,8 +35,8 @@ class EncoderChain:
 
     def __call__(self, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
         """The encoder's end points, deepest first."""
-        chosen = backends.current(MaskedBottleneck.backend)
-        native = backends.find("native")
+        chosen = dispatch.current(MaskedBottleneck.backend)
+        native = dispatch.find("native")
         if chosen not in ("auto", "native") or native.why_not(x.device, x.dtype) or not x.numel():
             return backbone(x)
         if chosen == "native":
@@ -62,12 +63,12 @@ class EncoderChain:
 
 
 def _by(one, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
-    with backends.backend(one.name):
+    with dispatch.backend(one.name):
         return backbone(x)
 
 
 def _described(block: LinearBottleneck) -> tuple[tuple | None, tuple]:
-    """What :class:`sparsemask.sparse.native.chain.Chain` is told of a folded block."""
+    """What :class:`sparsemask.backends.native.chain.Chain` is told of a folded block."""
     branch = block.locate.described() if isinstance(block, MaskedBottleneck) else None
     if isinstance(block, MaskedBottleneck):
         flags = block.hard if block.expand else [None, *block.hard]

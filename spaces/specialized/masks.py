@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spaces.sparse_conv.smsr import begin_smoothly
-from sparsemask.sparse import backends, gumbel_mask, scales
-from sparsemask.sparse.derived import last
-from sparsemask.sparse.locate import padded
+from sparsemask.ops import dispatch, multiscale_sum
+from sparsemask.ops.predict_mask import padded
+from sparsemask.ops.weight_cache import last
+from sparsemask.sparse import gumbel_mask
 
 NARROWEST, WIDEST = 4, 16  # channels of a mask branch
 _EAGER = 0.5  # logits a fresh branch keeps and drops with: most is kept, as the network was trained
@@ -94,7 +95,7 @@ class Locator(nn.Sequential):
         cut: relu6 of x is read.
         """
         if self.folded:
-            mask = torch.ops.sparsemask.locate(x, *self.described(), cut, backends.current(self.backend))
+            mask = torch.ops.sparsemask.locate(x, *self.described(), cut, dispatch.current(self.backend))
             return mask, mask
         logits = self.logits(F.relu6(x) if cut else x)
         drop, keep = logits.detach().split(1, 1)
@@ -182,7 +183,7 @@ def carry(mask: Tensor, size: Sequence[int]) -> Tensor:
         return _carried(mask, size)
     if mask.is_floating_point():
         return F.adaptive_max_pool2d(mask, size)
-    return scales.carry(mask, size)
+    return multiscale_sum.carry(mask, size)
 
 
 def _carried(mask: Tensor, size: Sequence[int]) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from spaces.backbones.mobilenet_v2 import LinearBottleneck
 from spaces.specialized.masks import Channels
-from sparsemask.sparse import backends
-from sparsemask.sparse.derived import last
-from sparsemask.sparse.inverted_residual import around
+from sparsemask.ops import dispatch
+from sparsemask.ops.inverted_residual import around
+from sparsemask.ops.weight_cache import last
 
 
 class NarrowBottleneck(LinearBottleneck):
@@ -89,7 +89,7 @@ class NarrowBottleneck(LinearBottleneck):
             return torch.ops.sparsemask.inverted_residual(
                 x, None, self.conv1.weight, self.conv1.bias, self.none, self.conv2.weight, self.conv2.bias, self.none,
                 self.conv3.weight, self.conv3.bias, self.no_outputs, self.stride, self.shortcut,
-                backends.current(self.backend),
+                dispatch.current(self.backend),
             )  # fmt: skip
         soft, sure = self.channels.some(self.tau)
         self.seen = x.shape[0], soft, sure, tuple(x.shape[-2:])

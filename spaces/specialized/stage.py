@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from spaces.specialized.masks import Channels, Locator, carry
 from sparsemask.masks import DOWN, UP
-from sparsemask.sparse import backends, scales  # noqa: F401  registers the operator
-from sparsemask.sparse.derived import last
+from sparsemask.ops import dispatch, multiscale_sum  # noqa: F401  registers the operator
+from sparsemask.ops.weight_cache import last
 
 if TYPE_CHECKING:
-    from sparsemask.sparse.native.decoder import Decoder
+    from sparsemask.backends.native.decoder import Decoder
 
 
 class StageMasks(nn.Module):
@@ -133,11 +133,11 @@ class FoldedDecoder(nn.Module):
 
     def forward(self, points: Sequence[Tensor], masks: Mapping[int, Tensor]) -> Tensor:
         """The last stage's output, its channels in the folded order. masks: bool, of masked stages by number."""
-        native = backends.find("native")
+        native = dispatch.find("native")
         if (
             self._whole is not False
             and not torch.compiler.is_exporting()
-            and backends.current(self.backend) in ("auto", "native")
+            and dispatch.current(self.backend) in ("auto", "native")
             and not native.why_not(points[0].device, points[0].dtype)
             and points[0].numel()
         ):
@@ -150,7 +150,7 @@ class FoldedDecoder(nn.Module):
 
     def _described(self, count: int, masks: Mapping[int, Tensor]):
         """All stages as one, False where they do not fit. The first feature's mean is one more feature, the last."""
-        from sparsemask.sparse.native.decoder import Decoder, Stage
+        from sparsemask.backends.native.decoder import Decoder, Stage
 
         found, made = [], {}
         for i in range(count):
@@ -186,7 +186,7 @@ class FoldedDecoder(nn.Module):
                 dense = self.counts.get(i, self.depth)
                 output = torch.ops.sparsemask.fuse_scales(
                     xs, weights, cut, self.biases[str(i)], masks.get(i), dense, *point.shape[-2:],
-                    backends.current(self.backend),
+                    dispatch.current(self.backend),
                 )  # fmt: skip
                 inputs[i] = []
                 spread(UP, i + 1, output, False)

@@ -17,8 +17,8 @@ from sparsemask.engine.method import Method
 from sparsemask.engine.records import JsonLines, Progress, TensorBoard
 from sparsemask.errors import UseError
 from sparsemask.finite import NotFiniteError
+from sparsemask.ops.dispatch import repeatable
 from sparsemask.runs import Run
-from sparsemask.sparse.backends import repeatable
 from sparsemask.tasks.protocol import Task
 from sparsemask.weight_files import check_finite
 

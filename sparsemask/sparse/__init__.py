@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from sparsemask.sparse.backends import available_backends, backend, register_backend, repeatable, set_backend
+from sparsemask.backends import Backend, BlockCall, ConvCall, register_backend
+from sparsemask.ops.concat_conv import joined_conv
+from sparsemask.ops.dispatch import available_backends, backend, repeatable, set_backend
+from sparsemask.ops.geometry import Geometry
+from sparsemask.ops.weight_cache import Derived
 from sparsemask.sparse.block import SparseMaskBlock
 from sparsemask.sparse.budget import budget_loss, harden_channels, kept_fraction
 from sparsemask.sparse.channel_mask import ChannelMask
 from sparsemask.sparse.data_mask import DataMask
-from sparsemask.sparse.derived import Derived
-from sparsemask.sparse.geometry import Geometry
 from sparsemask.sparse.gumbel import gumbel_mask
-from sparsemask.sparse.joined import joined_conv
 from sparsemask.sparse.layer import SparseMaskConv
 from sparsemask.sparse.modes import set_mask_mode
 
 __all__ = [
+    "Backend",
+    "BlockCall",
     "ChannelMask",
+    "ConvCall",
     "DataMask",
     "Derived",
     "Geometry",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.sparse import attended, backends  # noqa: F401  registers the operator
+from sparsemask.ops import block, block_with_channel_attention, dispatch  # noqa: F401  registers the operators
 from sparsemask.sparse.budget import kept_fraction
 from sparsemask.sparse.channel_mask import ChannelMask
 from sparsemask.sparse.layer import SparseMaskConv
@@ -24,10 +24,13 @@ class SparseMaskBlock(ChannelMask):
 
     Args:
         channels: C, of input, layers and output.
-        layers: L.
+        layers: L, at least 1.
         kernel_size: odd; sizes are kept.
         dims: 1, 2 or 3.
         activation: of the layers; see :class:`SparseMaskConv`.
+
+    Raises:
+        UseError: for what is none of these.
     """
 
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
@@ -45,11 +48,21 @@ class SparseMaskBlock(ChannelMask):
         self.activation = activation
 
     def forward(self, x: Tensor, mask: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Features (N, C, *spatial) and data mask (N, 1, *spatial), soft or bool, to (features, kept fractions (L,)).
+        """The fused outputs of the layers.
 
         In evaluation with a bool mask locations are skipped (the operator `sparsemask::block`); in training or with a
-        soft mask everything is computed, and the kept fractions are differentiable in the masks. `tau` is the
-        temperature of the soft channel masks.
+        soft mask everything is computed, and the kept fractions are differentiable in the masks.
+
+        Args:
+            x: features (N, C, *spatial).
+            mask: data mask (N, 1, *spatial), soft in [0, 1] or bool.
+            tau: temperature of the soft channel masks, above 0.
+
+        Returns:
+            The features (N, C, *spatial) and the layers' kept fractions (L,), in [0, 1].
+
+        Raises:
+            UseError: for shapes that do not fit.
         """
         dense = self.channels(tau)
         kept = kept_fraction(mask, dense)
@@ -57,7 +70,7 @@ class SparseMaskBlock(ChannelMask):
             weights = [layer.weight for layer in self.body]
             y = torch.ops.sparsemask.block(
                 x, mask, weights, dense, self.collect.weight, self.collect.bias, self.activation,
-                backends.current(self.backend),
+                dispatch.current(self.backend),
             )  # fmt: skip
             return y, kept
         dense = dense if dense.is_floating_point() else dense.to(x.dtype)
@@ -75,14 +88,20 @@ class SparseMaskBlock(ChannelMask):
         return not torch.is_grad_enabled() or not (x.requires_grad or any(p.requires_grad for p in self.parameters()))
 
     def attended(self, x: Tensor, mask: Tensor, attention: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """(x + a·y, kept fractions (L,)) with y as :meth:`forward` gives it and a = factors of its mean, where
-        :meth:`skips`.
+        """x + a·y with y as :meth:`forward` gives it and a the factors of its mean; only where :meth:`skips`.
 
-        attention: weight and bias of the squeezing and of the exciting layer, see `sparsemask::attended_block`.
+        Args:
+            x: features (N, C, *spatial).
+            mask: bool data mask (N, 1, *spatial).
+            attention: weight and bias of the squeezing and of the exciting layer, see
+                :class:`sparsemask.ops.block_with_channel_attention.AttendedBlockCall`.
+
+        Returns:
+            The features (N, C, *spatial) and the layers' kept fractions (L,).
         """
         dense = self.channels()
         out = torch.ops.sparsemask.attended_block(
             x, mask, [layer.weight for layer in self.body], dense, self.collect.weight, self.collect.bias,
-            list(attention), self.activation, backends.current(self.backend),
+            list(attention), self.activation, dispatch.current(self.backend),
         )  # fmt: skip
         return out, kept_fraction(mask, dense)

@@ -33,9 +33,16 @@ def harden_channels(logits: Tensor) -> Tensor:
 
 
 def budget_loss(kept: Sequence[Tensor]) -> Tensor:
-    """Mean kept fraction over all modules and layers, from the modules' (L,) fractions.
+    """Mean kept fraction over all modules and layers.
 
-    Raises UseError where there are none.
+    Args:
+        kept: of each module its layers' fractions (L,).
+
+    Returns:
+        A scalar in [0, 1].
+
+    Raises:
+        UseError: where there are none.
     """
     if not len(kept):
         raise UseError("no kept fractions: the network has no sparse mask modules, or has not run yet")

@@ -15,6 +15,10 @@ class ChannelMask(nn.Module):
     """Channel masks of L layers of C channels (Wang et al. 2021, section 3.1).
 
     The parameter `ch_mask` (1, C, L, 2) holds two logits a channel, index 0 dense and 1 sparse, initialised U(0, 1).
+
+    Args:
+        channels: C.
+        layers: L.
     """
 
     mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`

@@ -28,7 +28,11 @@ class DataMask(nn.Sequential):
         dims: 1 (points), 2 or 3.
         width: channels inside; default a quarter of `channels`.
 
-    `threshold` is the probability of keeping above which a location is kept when masks are hard; 0.5 is the argmax.
+    Attributes:
+        threshold: the probability of keeping above which a location is kept when masks are hard; 0.5 is the argmax.
+
+    Raises:
+        UseError: for other numbers of dimensions.
     """
 
     mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`
@@ -60,13 +64,18 @@ class DataMask(nn.Sequential):
         odd = [n % 2 for n in spatial]
         if any(odd):
             x = F.pad(x, [side for o in reversed(odd) for side in (0, o)], mode="replicate")
-        found = super().forward(x)
-        return found[(..., *(slice(0, n) for n in spatial))] if any(odd) else found
+        logits = super().forward(x)
+        return logits[(..., *(slice(0, n) for n in spatial))] if any(odd) else logits
 
     def forward(self, x: Tensor, tau: float = 1.0) -> Tensor:
-        """Features (N, C, *spatial) to the data mask (N, 1, *spatial).
+        """The data mask of features.
 
-        Soft in (0, 1), with Gumbel noise at temperature `tau`, where masks are learnt; else bool.
+        Args:
+            x: (N, C, *spatial).
+            tau: temperature of the Gumbel noise, above 0.
+
+        Returns:
+            (N, 1, *spatial), soft in (0, 1) where masks are learnt, else bool.
         """
         logits = self.logits(x)
         if self.training and self.mask_mode == "soft":

@@ -1,13 +1,6 @@
-"""Importing this registers every operator of the toolkit: before a program that was exported elsewhere is loaded."""
+"""Importing this registers every operator of the toolkit: before a program that was exported elsewhere is loaded.
 
-from sparsemask.sparse import (  # noqa: F401
-    attended,
-    cost_volume,
-    inverted_residual,
-    joined,
-    locate,
-    operators,
-    point_block,
-    point_conv,
-    scales,
-)
+The name that the instructions beside exported programs give; it is :mod:`sparsemask.ops.register_all`.
+"""
+
+from sparsemask.ops import register_all  # noqa: F401

@@ -17,7 +17,11 @@ def gumbel_mask(logits: Tensor, tau: float = 1.0, dim: int = 1, noise: bool = Tr
         dim: along which the alternatives lie.
         noise: add Gumbel noise, drawn from torch's global generator.
 
-    Raises UseError for a temperature that is not above 0.
+    Returns:
+        Of the logits' shape.
+
+    Raises:
+        UseError: for a temperature that is not above 0.
     """
     if not tau > 0:
         raise UseError(f"the temperature tau must be above 0, got {tau}")

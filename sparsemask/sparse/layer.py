@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.sparse import activation as act
-from sparsemask.sparse import backends, operators  # noqa: F401  registers the operator
-from sparsemask.sparse.checks import check_flags
-from sparsemask.sparse.derived import Derived, last
-from sparsemask.sparse.geometry import Geometry
+from sparsemask.ops import activation as act
+from sparsemask.ops import conv, dispatch  # noqa: F401  registers the operator
+from sparsemask.ops.checks import check_flags
+from sparsemask.ops.geometry import Geometry
+from sparsemask.ops.weight_cache import Derived, last
 from sparsemask.sparse.training_form import masked_conv
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -41,7 +41,8 @@ class SparseMaskConv(nn.Module):
         activation: "none", "relu" or "leaky_relu:SLOPE".
         norm: None, or "batch": batch normalisation (attribute `norm`) before the activation, folded in evaluation.
 
-    Raises UseError for what is none of these.
+    Raises:
+        UseError: for what is none of these.
     """
 
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
@@ -73,13 +74,13 @@ class SparseMaskConv(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         options = dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=groups, bias=bias)
         if transposed:
-            made = _TRANSPOSED[dims - 1](
+            plain = _TRANSPOSED[dims - 1](
                 in_channels, out_channels, g.kernel, output_padding=g.output_padding, **options
             )
         else:
-            made = _CONV[dims - 1](in_channels, out_channels, g.kernel, **options)
-        self.weight = made.weight  # initialised as torch does
-        self.register_parameter("bias", made.bias)
+            plain = _CONV[dims - 1](in_channels, out_channels, g.kernel, **options)
+        self.weight = plain.weight  # initialised as torch does
+        self.register_parameter("bias", plain.bias)
         if norm is not None and norm not in _NORMS:
             raise UseError(f"unknown norm '{norm}'; known: {', '.join(_NORMS)}, or None")
         self.norm = _NORMS[norm][dims - 1](out_channels) if norm else None
@@ -99,7 +100,8 @@ class SparseMaskConv(nn.Module):
             (N, C_out, *out spatial). In evaluation with bool masks locations are skipped (the operator
             `sparsemask::conv`); in training or with a soft mask everything is computed, differentiable in the masks.
 
-        Raises UseError where shapes do not fit.
+        Raises:
+            UseError: for shapes that do not fit.
         """
         soft = any(one is not None and one.is_floating_point() for one in (mask, in_dense, out_dense))
         if self.training or soft:
@@ -113,7 +115,7 @@ class SparseMaskConv(nn.Module):
         g = self.geometry
         return torch.ops.sparsemask.conv(
             x, weight, bias, mask, in_dense, out_dense, g.stride, g.padding, g.dilation, g.output_padding, g.transposed,
-            g.groups, self.activation, backends.current(self.backend),
+            g.groups, self.activation, dispatch.current(self.backend),
         )  # fmt: skip
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
@@ -123,9 +125,9 @@ class SparseMaskConv(nn.Module):
             return self.weight, self.bias
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._fold()
-        found = [self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        sources = [self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
         make = lambda: tuple(map(last, self._fold()))
-        return _folded.get([one for one in found if one is not None], make, (self.geometry, norm.eps))
+        return _folded.get([one for one in sources if one is not None], make, (self.geometry, norm.eps))
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         norm, g = self.norm, self.geometry

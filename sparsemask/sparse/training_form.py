@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparsemask.sparse import activation as act
-from sparsemask.sparse.dense_part import dense_conv
-from sparsemask.sparse.geometry import Geometry
-from sparsemask.sparse.reference import along_channels
+from sparsemask.ops import activation as act
+from sparsemask.ops.dense_part import dense_conv
+from sparsemask.ops.geometry import Geometry
+from sparsemask.ops.layout import along_channels
 
 
 def masked_conv(
@@ -33,8 +33,16 @@ def masked_conv(
     g·act(norm(A + M/g·B + b)), the same formula where there are none (activations commute with positive factors).
 
     Args:
-        x: (N, C_in, *spatial); mask: (N, 1, *out), soft or hard.
+        x: (N, C_in, *spatial).
+        weight, bias: as torch's convolution of the geometry has them; bias (C_out,) or None.
+        mask: (N, 1, *out spatial), soft or hard.
         in_dense, out_dense: (C_in,), (C_out,), soft or hard; None: all dense.
+        geometry: kernel, stride, padding, ..., groups.
+        activation: "none", "relu" or "leaky_relu:SLOPE".
+        norm: before the activation.
+
+    Returns:
+        (N, C_out, *out spatial).
     """
     mask = mask.to(x.dtype) if not mask.is_floating_point() else mask
     a, b = _parts(x, weight, in_dense, geometry)

@@ -1,0 +1,164 @@
+"""One sparse mask convolution by the native kernels: kept rows in full, dropped rows from dense to dense channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsemask.backends.native import library
+from sparsemask.backends.native.grid import Grid, grid
+from sparsemask.backends.native.library import Taps, Target
+from sparsemask.backends.native.rows import from_rows, to_rows
+from sparsemask.ops.conv import ConvCall
+from sparsemask.ops.weight_cache import Derived
+
+_derived = Derived()
+FEW = 8  # outputs, up to which they are computed as inner products
+ALIGNED = 8  # floats: inner products go by so many channels
+
+
+def conv(call: ConvCall) -> Tensor:
+    """One sparse mask convolution."""
+    x, weight, bias, mask, geometry = call.x, call.weight, call.bias, call.mask, call.geometry
+    in_dense, out_dense = call.in_dense, call.out_dense
+    batch, spatial = x.shape[0], tuple(x.shape[2:])
+    outputs = geometry.output_size(spatial)
+    tables = grid(batch, spatial, geometry)
+    rows = to_rows(x)
+    kept, dropped, _ = library.split(mask.contiguous(), compact=False)
+    depthwise = geometry.groups > 1 and geometry.groups == x.shape[1] == len(out_dense)
+    sources = [weight, in_dense, out_dense] + ([bias] if bias is not None else [])
+
+    def make():
+        return _Parts(weight, bias, in_dense, out_dense, geometry, tables, depthwise)
+
+    # Of the size matters only which classes of outputs there are.
+    parts = _derived.get(sources, make, (geometry, tuple(map(min, outputs, geometry.stride))))
+    out = library.empty(len(tables.position), len(out_dense))
+    act = activation_code(call.activation)
+    calls = parts.full.calls(rows, tables, kept, out, act)
+    values = None
+    if parts.dense is None:
+        library.fill(out, dropped)
+    elif parts.places is None or parts.dense.narrow:
+        if parts.first and not parts.dense.narrow:
+            library.fill(out[:, parts.dense.columns :], dropped)
+        calls += parts.dense.calls(parts.read(rows), tables, dropped, out, act)
+    else:
+        values = library.empty(len(out), parts.dense.columns)
+        calls += parts.dense.calls(parts.read(rows), tables, dropped, values, act)
+    library.products(calls)
+    if values is not None:
+        library.fill(out, dropped, values, parts.places)
+    return from_rows(out, batch, outputs, x)
+
+
+def activation_code(name: str) -> tuple[int, float]:
+    """What the kernels call an activation: "none", "relu", "leaky_relu:0.1"."""
+    kind, _, slope = name.partition(":")
+    return {"none": 0, "relu": 1, "leaky_relu": 2}[kind], float(slope or 0.01)
+
+
+class _Parts:
+    """The split and packed weights of a layer; first: its dense outputs are the first ones, else `places`."""
+
+    def __init__(self, weight, bias, in_dense, out_dense, geometry, tables: Grid, depthwise: bool):
+        # (taps, C_in / groups, C_out): torch lays transposed weights out with the inputs first.
+        groups = geometry.groups
+        taps = weight.detach().to(torch.float32).flatten(2)
+        if geometry.transposed:
+            taps = taps.unflatten(0, (groups, -1)).permute(3, 1, 0, 2).flatten(2)
+        else:
+            taps = taps.permute(2, 1, 0)
+        bias = bias.detach().to(torch.float32) if bias is not None else None
+        self.full = Product(taps, bias, groups, depthwise, tables)
+        self.dense, self.places, self.ins, self.first = None, None, None, False
+        if not bool(out_dense.any()):
+            return
+        if groups > 1:
+            # Group by group the dense channels differ in number: the weights of the others are zero instead.
+            per = in_dense.view(groups, -1).repeat_interleave(len(out_dense) // groups, 0).T
+            dense_bias = bias * out_dense if bias is not None else None
+            self.dense = Product(taps * per * out_dense, dense_bias, groups, depthwise, tables)
+            return
+        self.first = leading(out_dense)
+        self.places = None if self.first else out_dense.nonzero().flatten().to(torch.int32)
+        dense, bias = taps[..., out_dense], bias[out_dense] if bias is not None else None
+        count, every = int(in_dense.sum()), taps.shape[1]
+        read = count if leading(in_dense) else every  # channels up to the last dense one
+        length = -(-read // ALIGNED) * ALIGNED
+        if dense.shape[2] <= FEW and length <= every:
+            # Few outputs: reading sparse channels, times zero, costs less than taking the dense ones out.
+            dense = (dense * in_dense.view(1, -1, 1))[:, :length]
+            self.dense = Product(dense, bias, 1, False, tables, narrow=True, clear=len(out_dense), places=self.places)
+            return
+        if read > count:
+            self.ins = in_dense.nonzero().flatten().to(torch.int32)
+        self.dense = Product(dense[:, in_dense], bias, 1, False, tables)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """The rows that the dense part reads."""
+        return rows if self.ins is None else library.narrow(rows, self.ins)
+
+
+def leading(flags: Tensor) -> bool:
+    """Whether the true entries of flags (C,) come first."""
+    return bool(flags[: int(flags.sum())].all())
+
+
+class Product:
+    """Packed weights of a convolution (taps, C_in / groups, C_out), ready to run over any rows of outputs.
+
+    narrow, clear, places: as inner products, for few outputs, see :class:`library.Call`.
+    """
+
+    def __init__(
+        self, taps: Tensor, bias: Tensor | None, groups: int, depthwise: bool, tables: Grid, *, narrow: bool = False,
+        clear: int = 0, places: Tensor | None = None,
+    ):  # fmt: skip
+        self.groups = 1 if depthwise else groups
+        self.depth, self.columns, self.depthwise = taps.shape[1], taps.shape[2], depthwise
+        self.narrow = narrow
+        self.more = {"narrow": narrow, "clear": clear, "places": places}
+        self.bias = bias.clone() if bias is not None else None  # not the live parameter
+        self.packed = []
+        for one in tables.classes:
+            chosen = taps[[index for index, _ in one.taps]]  # (taps of the class, depth, columns)
+            wide = self.columns // self.groups
+            if narrow:
+                self.packed.append([library.pack_narrow(chosen)])
+                continue
+            self.packed.append(
+                [
+                    chosen.reshape(len(one.taps), self.columns).contiguous()
+                    if depthwise
+                    else library.pack(chosen[..., g * wide : (g + 1) * wide].reshape(-1, wide))
+                    for g in range(self.groups)
+                ]
+            )
+
+    def calls(
+        self, rows: Tensor, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float]
+    ) -> list[library.Call]:
+        """What computes the outputs `listed` (n,) int32 from rows (R, C_in) into their rows of `out` (·, C_out).
+
+        Depth-wise products are run at once.
+        """
+        wide, deep = self.columns // self.groups, self.depth if not self.depthwise else self.columns
+        parts = [(listed, library.lookup(listed, tables.position))]
+        if tables.kind is not None:
+            parts = library.partition(listed, tables.kind, len(tables.classes), tables.position)
+        calls = []
+        for one, packed, (mine, pos) in zip(tables.classes, self.packed, parts, strict=True):
+            for g in range(self.groups):
+                part = rows[:, g * deep : (g + 1) * deep]
+                segments = Taps(part, tables.interior, one.offsets, deep)
+                target = Target(out[:, g * wide : (g + 1) * wide], mine)
+                bias = self.bias[g * wide : (g + 1) * wide] if self.bias is not None else None
+                if self.depthwise:
+                    library.product(pos, segments, packed[g], wide, target, bias=bias, activation=act, depthwise=True)
+                    continue
+                calls.append(
+                    library.Call(pos, segments, packed[g], wide, target, bias=bias, activation=act, **self.more)
+                )
+        return calls

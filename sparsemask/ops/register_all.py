@@ -1,0 +1,14 @@
+"""Importing this registers every operator of the toolkit: before a program that was exported elsewhere is loaded."""
+
+from sparsemask.ops import (  # noqa: F401
+    block,
+    block_with_channel_attention,
+    concat_conv,
+    conv,
+    cost_volume,
+    inverted_residual,
+    multiscale_sum,
+    point_block,
+    point_conv,
+    predict_mask,
+)
