@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from sparsemask import containers
+from sparsemask import containers, locks
 from sparsemask.errors import UseError
 
 _PART = ".part"  # ends the names of what is being written
@@ -29,7 +28,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            _hold(file)
+            locks.try_lock_open(file)  # says that somebody is at work on it: remove_stale leaves it alone
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -48,17 +47,8 @@ def remove_stale(folder: str | os.PathLike) -> None:
     """Remove, below `folder`, what :func:`atomic_write` had begun in processes that were killed."""
     for path in Path(folder).rglob(f".*{_PART}"):
         with contextlib.suppress(OSError), open(path, "rb") as file:
-            if _hold(file):
+            if locks.try_lock_open(file):
                 path.unlink()
-
-
-def _hold(file: BinaryIO) -> bool:
-    """Take an unfinished file for this process, until it is closed or killed; whether nobody has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody has it, or the file system knows no locks
-        return False
-    return True
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
