@@ -10,7 +10,7 @@ import os
 import time
 import weakref
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _POLL = 0.005  # seconds between two tries
 _PROBE = 0.2  # seconds for which somebody may only have looked whether a lock is held
@@ -111,7 +111,7 @@ def is_held(path: str | os.PathLike[str]) -> bool:
         os.close(descriptor)
 
 
-def try_lock_open(file: IO) -> bool:
+def try_lock_open(file: IO[Any]) -> bool:
     """Lock a file that is open until it is closed. False when somebody else has it, or its file system has no locks."""
     try:
         return _try(file.fileno())
