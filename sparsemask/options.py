@@ -265,7 +265,7 @@ def plain(options: argparse.Namespace | dict[str, Any]) -> dict[str, Any]:
 
 def given_flags(options: argparse.Namespace) -> dict[str, Any]:
     """The flags that the user named on the command line; empty where that is not known, as of a resumed run."""
-    return vars(options).get("given", {})
+    return cast(dict[str, Any], vars(options).get("given", {}))
 
 
 def adopt(options: argparse.Namespace, values: Mapping[str, Any], source: object) -> None:
