@@ -8,9 +8,8 @@ from torch import Tensor
 from sparsemask.backends import Backend
 from sparsemask.ops import activation as act
 from sparsemask.ops.block import BlockCall
-from sparsemask.ops.conv import ConvCall
+from sparsemask.ops.conv import ConvCall, same_size
 from sparsemask.ops.dense_part import DensePart, dense_conv
-from sparsemask.ops.geometry import Geometry
 from sparsemask.ops.layout import from_rows
 
 
@@ -41,7 +40,7 @@ class Reference(Backend):
     def block(self, call: BlockCall) -> Tensor:
         """Its 1×1 runs plainly, since what was dropped is zero."""
         joined = torch.cat(call.outputs(self), 1)
-        return dense_conv(joined, call.collect_weight, call.collect_bias, Geometry.of(joined.ndim - 2, 1))
+        return dense_conv(joined, call.collect_weight, call.collect_bias, same_size(call.collect_weight))
 
 
 BACKEND = Reference()

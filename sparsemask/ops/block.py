@@ -65,7 +65,7 @@ class BlockCall:
         """Of each layer its weight, geometry, and dense input and output channels."""
         before = torch.ones(self.x.shape[1], dtype=torch.bool, device=self.x.device)
         for weight, after in zip(self.weights, self.dense.unbind(), strict=True):
-            yield weight, Geometry.of(self.x.ndim - 2, tuple(weight.shape[2:])), before, after
+            yield weight, conv.same_size(weight), before, after
             before = after
 
     def outputs(self, backend: Backend) -> list[Tensor]:
@@ -81,7 +81,7 @@ def compose(backend: Backend, call: BlockCall) -> Tensor:
     """The block from a backend's convolutions, the fusion's too."""
     joined = torch.cat(call.outputs(backend), 1)
     every = torch.ones(call.collect_weight.shape[0], dtype=torch.bool, device=joined.device)
-    fusion = Geometry.of(joined.ndim - 2, 1)
+    fusion = conv.same_size(call.collect_weight)
     return backend.conv(
         ConvCall(joined, call.collect_weight, call.collect_bias, call.mask, call.dense.flatten(), every, fusion, "none")
     )
@@ -130,12 +130,11 @@ def _fake(x, mask, weights, dense, collect_weight, collect_bias, activation, bac
 def multiply_adds(mask: Tensor, weights: Sequence[Tensor], dense: Tensor, collect_weight: Tensor) -> int:
     """Multiply-adds of a block's layers and of its 1×1 convolution, which is split like them."""
     before, total = torch.ones(weights[0].shape[1], dtype=torch.bool, device=dense.device), 0
-    dims = mask.ndim - 2
     for weight, after in zip(weights, dense, strict=True):
-        total += conv.multiply_adds(weight, mask, before, after, Geometry.of(dims, tuple(weight.shape[2:])))
+        total += conv.multiply_adds(weight, mask, before, after, conv.same_size(weight))
         before = after
     every = torch.ones(collect_weight.shape[0], dtype=torch.bool, device=dense.device)
-    return total + conv.multiply_adds(collect_weight, mask, dense.flatten(), every, Geometry.of(dims, 1))
+    return total + conv.multiply_adds(collect_weight, mask, dense.flatten(), every, conv.same_size(collect_weight))
 
 
 def _flops(x, mask, weights, dense, collect_weight, *_, out_val=None) -> int:
@@ -152,8 +151,8 @@ def gradients(grad: Tensor, call: BlockCall) -> tuple[Tensor, list[Tensor], Tens
     for weight, geometry, before, after in call.layers():
         layers.append(ConvCall(features[-1], weight, None, call.mask, before, after, geometry, call.activation))
         features.append(_masked(layers[-1]))
-    flat = Geometry.of(x.ndim - 2, 1)
-    to_features, to_collect = conv.convolution_backward(grad, torch.cat(features[1:], 1), call.collect_weight, flat)
+    joined, fusion = torch.cat(features[1:], 1), call.collect_weight
+    to_features, to_collect = conv.convolution_backward(grad, joined, fusion, conv.same_size(fusion))
     to_bias = grad.sum([0, *range(2, grad.ndim)])
     to_layer, to_weights, to_x = to_features.split(channels, 1), [], torch.zeros_like(x)
     for number in reversed(range(len(layers))):

@@ -76,9 +76,19 @@ def _geometry(kernel, stride, padding, dilation, output_padding, transposed, gro
     return Geometry.of(len(kernel), kernel, stride, padding, dilation, output_padding, transposed, groups)
 
 
+@lru_cache(maxsize=256)
+def _same_size(kernel: tuple[int, ...]) -> Geometry:
+    return Geometry.of(len(kernel), kernel)
+
+
+def same_size(weight: Tensor) -> Geometry:
+    """The geometry of an ordinary convolution's weights, odd kernels, that keeps the size."""
+    return _same_size(tuple(map(int, weight.shape[2:])))
+
+
 def geometry_of(weight, stride, padding, dilation, output_padding, transposed, groups) -> Geometry:
     """The geometry of the operator's arguments."""
-    kernel = tuple(int(size) for size in weight.shape[2:])  # a number also where a graph is traced with open sizes
+    kernel = tuple(map(int, weight.shape[2:]))  # a number also where a graph is traced with open sizes
     each = (kernel, tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding))
     return _geometry(*each, transposed, groups)
 
@@ -97,16 +107,16 @@ def _run(x, weight, bias, mask, in_dense, out_dense, stride, padding, dilation, 
 def _check(call: ConvCall) -> tuple[int, ...]:
     """The size of the output grid; UseError for arguments that do not fit."""
     x, weight, geometry = call.x, call.weight, call.geometry
-    if x.ndim != geometry.dims + 2:
+    shape, groups, transposed = x.shape, geometry.groups, geometry.transposed
+    if len(shape) != geometry.dims + 2:
         raise UseError(f"features of {x.ndim - 2} dimensions given to a convolution of {geometry.dims}")
-    ins, outs = (0, 1) if geometry.transposed else (1, 0)
-    n_in = weight.shape[ins] * (1 if geometry.transposed else geometry.groups)
-    n_out = weight.shape[outs] * (geometry.groups if geometry.transposed else 1)
-    if x.shape[1] != n_in:
-        raise UseError(f"features have {x.shape[1]} channels, the weights take {n_in}")
-    if n_in % geometry.groups or n_out % geometry.groups:
-        raise UseError(f"{n_in} and {n_out} channels do not fall into {geometry.groups} groups")
-    spatial = geometry.output_size(x.shape[2:])
+    outer, inner = weight.shape[:2]
+    n_in, n_out = (outer, inner * groups) if transposed else (inner * groups, outer)
+    if shape[1] != n_in:
+        raise UseError(f"features have {shape[1]} channels, the weights take {n_in}")
+    if n_in % groups or n_out % groups:
+        raise UseError(f"{n_in} and {n_out} channels do not fall into {groups} groups")
+    spatial = geometry.output_size(shape[2:])
     check_mask(call.mask, x, spatial)
     check_flags(call.in_dense, n_in, "input")
     check_flags(call.out_dense, n_out, "output")

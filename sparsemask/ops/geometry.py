@@ -95,10 +95,10 @@ class Geometry:
         """
         each = zip(spatial, self.kernel, self.stride, self.padding, self.dilation, self.output_padding, strict=True)
         if self.transposed:
-            size = tuple((n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in each)
+            size = tuple([(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in each])
         else:
-            size = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in each)
-        if any(isinstance(n, int) and n < 1 for n in size):  # sizes that are symbols while a graph is traced pass
+            size = tuple([(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in each])
+        if any([isinstance(n, int) and n < 1 for n in size]):  # sizes that are symbols while a graph is traced pass
             raise UseError(f"an input of {' x '.join(map(str, spatial))} is too small for a kernel of {self.kernel}")
         return size
 

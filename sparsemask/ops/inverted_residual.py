@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +66,9 @@ def spread(mask: Tensor, size: Sequence[int]) -> Tensor:
 def around(channels: int, stride: int) -> Geometry:
     """The geometry of the depth-wise convolution."""
     return Geometry.of(2, 3, stride, 1, groups=channels)
+
+
+_around = lru_cache(maxsize=256)(around)  # for what is never traced
 
 
 def inverted_residual(
@@ -122,7 +126,7 @@ def compose(backend: Backend, call: InvertedResidualCall) -> Tensor:
         wide = mask if call.stride == 1 else spread(mask, x.shape[-2:])
         expansion = ConvCall(y, call.expand, call.expand_bias, wide, before, call.expand_dense, POINT, "none")
         y, before = backend.conv(expansion).clamp_(0, TOP), call.expand_dense
-    geometry, middle = around(len(call.depthwise), call.stride), call.depthwise_dense
+    geometry, middle = _around(len(call.depthwise), call.stride), call.depthwise_dense
     y = backend.conv(ConvCall(y, call.depthwise, call.depthwise_bias, mask, before, middle, geometry, "none"))
     y = y.clamp_(0, TOP)
     y = backend.conv(ConvCall(y, call.project, call.project_bias, mask, middle, call.project_dense, POINT, "none"))

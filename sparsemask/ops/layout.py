@@ -30,7 +30,10 @@ def from_rows(rows: Tensor, batch: int, spatial: Sequence[int]) -> Tensor:
 
 def laid_out_like(y: Tensor, x: Tensor) -> Tensor:
     """y (N, C, *spatial) channels-last in memory if x is, else contiguous; copied only if need be."""
-    return y.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last(x) else y.contiguous()
+    if not channels_last(x):
+        return y.contiguous()
+    rows = y.movedim(1, -1)
+    return y if rows.is_contiguous() else rows.contiguous().movedim(-1, 1)
 
 
 def empty_like(x: Tensor, channels: int, spatial: Sequence[int]) -> Tensor:

@@ -26,6 +26,7 @@ from sparsemask.backends.native.rows import from_rows, to_rows
 from sparsemask.backends.native.workspace import Workspace
 from sparsemask.ops.block import BlockCall
 from sparsemask.ops.block_with_channel_attention import AttendedBlockCall, factors
+from sparsemask.ops.conv import same_size
 from sparsemask.ops.geometry import Geometry
 from sparsemask.ops.weight_cache import Derived
 
@@ -54,7 +55,7 @@ def _block(call: BlockCall, attention: Callable[[Tensor], Tensor] | None) -> Ten
     batch, spatial = x.shape[0], tuple(x.shape[2:])
     sources = [*weights, dense, collect_weight] + ([collect_bias] if collect_bias is not None else [])
     plan = _derived.get(sources, lambda: _Plan(weights, dense, collect_weight, collect_bias))
-    places = _Places(batch, spatial, Geometry.of(len(spatial), tuple(weights[0].shape[2:])), mask)
+    places = _Places(batch, spatial, same_size(weights[0]), mask)
     rows = to_rows(x)
     with Workspace() as space:
         layers = [_Layer(rows, None)]

@@ -10,7 +10,7 @@ from sparsemask.backends.native.grid import grid
 from sparsemask.backends.native.library import Segment, Target
 from sparsemask.backends.native.rows import from_rows, to_rows
 from sparsemask.ops.concat_conv import ConcatConvCall
-from sparsemask.ops.geometry import Geometry
+from sparsemask.ops.conv import same_size
 from sparsemask.ops.weight_cache import Derived
 
 _derived = Derived()
@@ -20,7 +20,7 @@ def joined_conv(call: ConcatConvCall) -> Tensor:
     """See :mod:`sparsemask.ops.concat_conv`."""
     xs, weight, bias, add = call.xs, call.weight, call.bias, call.add
     batch, spatial = xs[0].shape[0], tuple(xs[0].shape[2:])
-    tables = grid(batch, spatial, Geometry.of(len(spatial), tuple(weight.shape[2:])))
+    tables = grid(batch, spatial, same_size(weight))
     rows = [to_rows(x) for x in xs]
     packed = _derived.get([weight], lambda: library.pack(weight.flatten(2).permute(2, 1, 0).flatten(0, 1)))
     segments = [Segment(r, tables.interior, o, r.shape[1]) for _, o in tables.classes[0].taps for r in rows]
