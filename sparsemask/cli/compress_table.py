@@ -36,7 +36,7 @@ class Opened:
     plain: object
     """The same, not compiled: what is counted, and what pictures of any size are scored with."""
     where: object
-    task: object
+    task: tasks.Task
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         """The network's output."""
