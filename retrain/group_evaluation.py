@@ -14,7 +14,7 @@ from spaces.group_sparsity.fast import compare_times
 from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.families import Restored
 from sparsemask.tables import format_count, table
-from sparsemask.tasks.classification import ClassificationTask
+from sparsemask.tasks.classification.task import ClassificationTask
 
 _NOISE = 0.03  # of a time: not worth being called slower
 

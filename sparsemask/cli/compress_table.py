@@ -37,7 +37,7 @@ class Opened:
     plain: object
     """The same, not compiled: what is counted, and what pictures of any size are scored with."""
     where: object
-    task: object
+    task: tasks.Task
     compiled: bool = False
     """Whether what is run is compiled."""
 

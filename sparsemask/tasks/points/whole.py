@@ -19,6 +19,7 @@ from sparsemask.points.graph import make_tree, nearest
 from sparsemask.points.grid import grid_subsample
 from sparsemask.points.order import shell_order
 from sparsemask.tasks.points.data import Clouds, CropSettings, EvaluationCrops, batch_of
+from sparsemask.tasks.points.task import PointsTask
 from sparsemask.tasks.points.voting import vote
 
 _KINDS = {(6, 13): "s3dis", (3, 19): "semantickitti"}  # by channels of a point and classes
@@ -32,7 +33,7 @@ class Recipe:
     """
 
     names: tuple[str, ...]
-    task: type
+    task: type[PointsTask]
     settings: CropSettings
     grid: float
     smooth: float
