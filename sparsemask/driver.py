@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sparsemask import flags, training_setup
 from sparsemask.engine import distributed, fit
@@ -10,15 +10,20 @@ from sparsemask.families import TrainingFamily
 from sparsemask.options import Parser, plain
 
 
-def training_parser(family: TrainingFamily, space, prog: str, description: str | None) -> Parser:
+def training_parser(
+    family: TrainingFamily, space, prog: str, description: str | None, ignored: Mapping[str, str] | None = None
+) -> Parser:
     """The flags of a training command for a space, the family's own included.
 
     Args:
         space: what the flags of data and network depend on.
         prog: the command's file, as `search/run.py`.
         description: the command's help text.
+        ignored: texts of --help of switches that change nothing.
     """
     made = Parser(family.verb, prog=prog, description=description)
+    for name, text in (ignored or {}).items():
+        made.add_argument(f"--{name}", dest=f"_{name}", action="store_true", help=text)
     for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
         add(made, space)
     family.add_options(made)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sparsemask import fine_masks, inherit, runs, tasks
+from sparsemask.config import Section, flag
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
 from sparsemask.options import Parser, byte, factor, fraction, natural, positive, rate
@@ -21,21 +23,27 @@ from sparsemask.weights import file_space
 DEFAULT_SPACE = "connectivity"
 
 
-def add_run(parser: Parser, space=None) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSection(Section):
     """Where a run lives and how it repeats."""
-    group = parser.add_argument_group("run")
-    group.add_argument("--config", help="YAML file of flags, or a preset: published, short, sample")
-    group.add_argument("--exp_path", default="runs", help="folder that holds the runs (default: runs)")
-    group.add_argument("--name", default=None, help="the run's folder in it (default: verb and time)")
-    group.add_argument("--seed", type=natural, default=0, help="seed of everything random (default: 0)")
-    group.add_argument(
-        "--resume",
+
+    title = "run"
+    config: str | None = flag(help="YAML file of flags, or a preset: published, short, sample", transient=True)
+    exp_path: str = flag("runs", help="folder that holds the runs (default: runs)")
+    name: str | None = flag(help="the run's folder in it (default: verb and time)")
+    seed: int = flag(0, natural, help="seed of everything random (default: 0)")
+    resume: str | None = flag(
         nargs="?",
         const="auto",
-        default=None,
         metavar="RUN",
+        transient=True,
         help="go on with a run, from its own configuration; without RUN: the run --name if it exists, else a new one",
     )
+
+
+def add_run(parser: Parser, space=None) -> None:
+    """Where a run lives and how it repeats."""
+    parser.add_section("run", RunSection)
 
 
 def add_data(parser: Parser, space=None) -> None:
@@ -126,51 +134,55 @@ def add_encoder(group) -> None:
     group.add_argument("--bn_momentum", type=rate, default=None, help="batch-norm momentum (published: 0.0003)")
 
 
-def add_device(parser: Parser, space=None) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceSection(Section):
     """Where it is computed."""
-    group = parser.add_argument_group("device")
-    group.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
-    group.add_argument(
-        "--type",
+
+    title = "device"
+    gpu: int = flag(0, int, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    type: str = flag(
+        "float32",
         choices=("float32", "float64", "bfloat16", "float16"),
-        default="float32",
         help="arithmetic; bfloat16 and float16 mean mixed precision (default: float32)",
     )
 
 
+def add_device(parser: Parser, space=None) -> None:
+    """Where it is computed."""
+    parser.add_section("device", DeviceSection)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSection(Section):
+    """The optimisation. What is None here comes from a preset."""
+
+    title = "training"
+    batch_size: int | None = flag(None, positive, help="pictures a step, over all processes")
+    accumulate: int = flag(1, positive, help="parts a batch is computed in (default: 1)")
+    max_epoch: int | None = flag(None, positive, help="passes over the training list")
+    max_iter: int | None = flag(None, positive, help="steps; wins over --max_epoch")
+    lr: float | None = flag(None, rate, help="learning rate of the encoder")
+    last_layer_lr_mult: float | None = flag(None, rate, help="factor on it for all else")
+    optimizer: str = flag("sgd", choices=("sgd", "adamw"), help="(default: sgd, as published)")
+    momentum: float = flag(0.9, fraction, help="SGD momentum (default: 0.9)")
+    nesterov: bool = flag(False, help="SGD's momentum after Nesterov")
+    decay: float = flag(4e-5, rate, help="weight decay (default: 4e-5)")
+    schedule: str = flag("poly", choices=("poly", "step", "exponential", "constant"), help="(default: poly)")
+    gamma: float = flag(0.9, rate, help="poly: exponent; step: factor; exponential: an epoch's (default: 0.9)")
+    milestones: Sequence[float] | None = flag(None, rate, nargs="+", help="step: fractions of the run to drop at")
+    warmup: int = flag(0, natural, help="steps of linear warm-up (default: 0)")
+    clip: float = flag(0.0, rate, help="largest gradient norm, 0: no bound (default: 0)")
+    freeze_bn: bool = flag(False, help="batch norms keep their running statistics")
+    bn_reestimate: int | None = flag(None, natural, help="batches to re-estimate BN statistics from before evaluating")
+    eval_interval: int | None = flag(None, natural, help="steps between evaluations, 0: an epoch")
+    eval_limit: int = flag(0, natural, help="validation pictures while training, 0: all")
+    checkpoint_interval: int = flag(100, positive, help="steps between checkpoints")
+    log_interval: int | None = flag(None, positive, help="steps between lines of metrics")
+
+
 def add_training(parser: Parser, space=None) -> None:
     """The optimisation."""
-    group = parser.add_argument_group("training")
-    group.add_argument("--batch_size", type=positive, default=None, help="pictures a step, over all processes")
-    group.add_argument("--accumulate", type=positive, default=1, help="parts a batch is computed in (default: 1)")
-    group.add_argument("--max_epoch", type=positive, default=None, help="passes over the training list")
-    group.add_argument("--max_iter", type=positive, default=None, help="steps; wins over --max_epoch")
-    group.add_argument("--lr", type=rate, default=None, help="learning rate of the encoder")
-    group.add_argument("--last_layer_lr_mult", type=rate, default=None, help="factor on it for all else")
-    group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: sgd, as published)")
-    group.add_argument("--momentum", type=fraction, default=0.9, help="SGD momentum (default: 0.9)")
-    group.add_argument("--nesterov", action="store_true", help="SGD's momentum after Nesterov")
-    group.add_argument("--decay", type=rate, default=4e-5, help="weight decay (default: 4e-5)")
-    group.add_argument(
-        "--schedule", choices=("poly", "step", "exponential", "constant"), default="poly", help="(default: poly)"
-    )
-    group.add_argument(
-        "--gamma", type=rate, default=0.9, help="poly: exponent; step: factor; exponential: an epoch's (default: 0.9)"
-    )
-    group.add_argument("--milestones", type=rate, nargs="+", default=None, help="step: fractions of the run to drop at")
-    group.add_argument("--warmup", type=natural, default=0, help="steps of linear warm-up (default: 0)")
-    group.add_argument("--clip", type=rate, default=0.0, help="largest gradient norm, 0: no bound (default: 0)")
-    group.add_argument("--freeze_bn", action="store_true", help="batch norms keep their running statistics")
-    group.add_argument(
-        "--bn_reestimate",
-        type=natural,
-        default=None,
-        help="batches to re-estimate BN statistics from before evaluating",
-    )
-    group.add_argument("--eval_interval", type=natural, default=None, help="steps between evaluations, 0: an epoch")
-    group.add_argument("--eval_limit", type=natural, default=0, help="validation pictures while training, 0: all")
-    group.add_argument("--checkpoint_interval", type=positive, default=100, help="steps between checkpoints")
-    group.add_argument("--log_interval", type=positive, default=None, help="steps between lines of metrics")
+    parser.add_section("training", TrainingSection)
 
 
 def peek_space(argv: Sequence[str] | None, newest: str | None = None) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from sparsemask.config import Section, checked_value
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, meant
 from sparsemask.files import write_text
@@ -39,12 +40,32 @@ class Parser(argparse.ArgumentParser):
             kwargs["prog"] = f"sparsemask {verb}" if _as_command() or not script else f"python {script}"
         super().__init__(allow_abbrev=False, **kwargs)
         self.verb = verb
+        self.sections: dict[str, type[Section]] = {}
         self.add_argument(
             "--trust",
             action="append",
             metavar="NAME",
             help="let files (checkpoints, runs, recipes) name this code of yours: package.module:name; repeatable",
         )
+
+    def add_section(
+        self,
+        role: str,
+        section: type[Section],
+        *,
+        defaults: Mapping[str, object] | None = None,
+        helps: Mapping[str, str] | None = None,
+    ) -> None:
+        """Add the flags of a section.
+
+        Args:
+            role: what it is for, see :data:`sparsemask.config.ROLES`.
+            section: its class.
+            defaults: by flag, where this command's are not the section's.
+            helps: texts of --help, likewise.
+        """
+        self.sections[role] = section
+        section.add_to(self, defaults=defaults, helps=helps)
 
     def error(self, message: str):
         raise UseError(f"{message}{self._hint(message)} (see {self.prog} --help)")
@@ -122,28 +143,7 @@ class Parser(argparse.ArgumentParser):
             near = meant(name, actions)
             raise UseError(f"{path}: unknown flag '{name}'{_after(near)}")
         action = actions[name]
-        if value is None:
-            return None
-        if action.nargs == 0:
-            if not isinstance(value, bool):
-                raise UseError(f"{path}: '{name}' must be true or false, found {value!r}")
-            return value
-        many = isinstance(value, list)
-        if many != (action.nargs in ("+", "*") or isinstance(action.nargs, int)):
-            raise UseError(f"{path}: '{name}' takes {'one value' if many else 'a list'}, found {value!r}")
-        if any(isinstance(v, list | dict) for v in (value if many else [value])):
-            raise UseError(f"{path}: '{name}' cannot be {value!r:.80}")
-        try:
-            values = [action.type(str(v)) if action.type else str(v) for v in (value if many else [value])]
-        except (ValueError, TypeError, argparse.ArgumentTypeError):
-            raise UseError(f"{path}: '{name}' cannot be {value!r}") from None
-        for one in values:
-            if action.choices is not None and one not in action.choices:
-                raise UseError(
-                    f"{path}: '{name}' must be one of {', '.join(map(str, action.choices))}, not {one}"
-                    f"{_after(meant(one, action.choices))}"
-                )
-        return values if many else values[0]
+        return checked_value(name, value, kind=action.type, nargs=action.nargs, choices=action.choices, source=path)
 
 
 def _after(near: str) -> str:
