@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from prune.shared import next_line, origin_note, output_path
 from spaces import backbones
 from spaces.connectivity.carry import mask_lines, origin
 from spaces.connectivity.prune_rules import prune_connectivity, prune_report
+from sparsemask.config import Section, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import sha256
@@ -28,16 +30,23 @@ from sparsemask.weights import bare_state, config_of, read_checkpoint
 __all__ = ["FAMILY", "prune_connectivity", "prune_report"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectivityPruningSection(Section):
+    """Which connections stay."""
+
+    title = "connectivity"
+    thres: float = flag(0.001, fraction, help="keep weights above it (default: 0.001)")
+    keep_duplicate: bool = flag(False, help="do not merge stages with the same inputs")
+    keep_subset: bool = flag(False, help="do not remove stages that another one covers")
+    repeat: bool = flag(False, help="clean until nothing changes (published: once)")
+
+
 class ConnectivityPruning(PruningFamily):
     """Threshold, reachability, cleaning."""
 
     def add_options(self, parser: Parser) -> None:
         """Flags of pruning connectivity weights; the names are the public script's."""
-        group = parser.add_argument_group("connectivity")
-        group.add_argument("--thres", type=fraction, default=0.001, help="keep weights above it (default: 0.001)")
-        group.add_argument("--keep_duplicate", action="store_true", help="do not merge stages with the same inputs")
-        group.add_argument("--keep_subset", action="store_true", help="do not remove stages that another one covers")
-        group.add_argument("--repeat", action="store_true", help="clean until nothing changes (published: once)")
+        parser.add_section("family", ConnectivityPruningSection)
 
     def prune(self, options: argparse.Namespace, run: Run | None) -> None:
         """Write the mask of a search run, or of any checkpoint, with its report and picture."""

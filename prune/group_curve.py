@@ -13,28 +13,8 @@ from prune.group_budget import choose_groups
 from spaces.group_sparsity.mask_file import GroupMask
 from spaces.group_sparsity.reduction import Hinged
 from sparsemask.engine import batchnorm, data
-from sparsemask.options import factor, natural
 from sparsemask.pictures.hinge import Tried
 from sparsemask.tables import table
-
-
-def add_options(group) -> None:
-    """Flags of evaluating what is left."""
-    group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
-    group.add_argument(
-        "--bn_reestimate",
-        type=natural,
-        default=8,
-        help="training batches from which the pruned network's batch norms are taken anew before it is evaluated, as "
-        "retraining will; 0: only as it is (default: 8)",
-    )
-    group.add_argument(
-        "--curve",
-        type=factor,
-        nargs="+",
-        default=None,
-        help="also prune to these shares, evaluate each, and draw quality over cost (tradeoff.png)",
-    )
 
 
 def figures(network: torch.nn.Module, task, options: argparse.Namespace, where) -> dict[str, float]:

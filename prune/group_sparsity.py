@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,21 +21,49 @@ from prune.shared import next_line, origin_note, output_path, use_search_data
 from spaces.group_sparsity import mask_file as files
 from spaces.group_sparsity import records
 from spaces.group_sparsity.compress import FOLDS
-from spaces.group_sparsity.cost_options import add_counting
+from spaces.group_sparsity.cost_options import CountingSection
 from spaces.group_sparsity.reduction import Hinged, Reduction
 from sparsemask import devices, flags, tasks
 from sparsemask import report as page
+from sparsemask.config import flag
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import sha256, write_json
-from sparsemask.options import Parser, given_flags, positive
+from sparsemask.options import Parser, factor, given_flags, natural, positive
 from sparsemask.pictures.hinge import draw_tradeoff
 from sparsemask.runs import Run
 from sparsemask.tables import format_count, table
 from sparsemask.weights import load_strictly
 
 _RULE = ("target", "by", "remain", "same_ratio", "merge", "relative", "fold")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupPruningSection(CountingSection):
+    """Which groups stay, and how what is left is judged."""
+
+    title = "groups of weights"
+    relative: bool = flag(
+        False,
+        help="compare a set's norms over their mean (default: as they are, as published, which spares large weights)",
+    )
+    fold: str = flag("exact", choices=FOLDS, help="constants of removed channels (default: exact)")
+    batch: int = flag(1, positive, help="inputs at once when time is measured (default: 1)")
+    compiled: bool = flag(False, help="time is measured of compiled networks")
+    eval_limit: int = flag(0, natural, help="only the first pictures, 0: all (default: 0)")
+    bn_reestimate: int = flag(
+        8,
+        natural,
+        help="training batches from which the pruned network's batch norms are taken anew before it is evaluated, as "
+        "retraining will; 0: only as it is (default: 8)",
+    )
+    curve: Sequence[float] | None = flag(
+        None,
+        factor,
+        nargs="+",
+        help="also prune to these shares, evaluate each, and draw quality over cost (tradeoff.png)",
+    )
 
 
 class GroupPruning(PruningFamily):
@@ -43,22 +73,7 @@ class GroupPruning(PruningFamily):
         """Flags of making groups hard."""
         flags.add_data(parser, spaces.get(parser.get_default("space")))
         flags.add_device(parser)
-        group = parser.add_argument_group("groups of weights")
-        add_counting(group)
-        group.add_argument(
-            "--relative",
-            action="store_true",
-            help="compare a set's norms over their mean (default: as they are, as published, which spares large "
-            "weights)",
-        )
-        group.add_argument(
-            "--fold", choices=FOLDS, default="exact", help="constants of removed channels (default: exact)"
-        )
-        group.add_argument(
-            "--batch", type=positive, default=1, help="inputs at once when time is measured (default: 1)"
-        )
-        group.add_argument("--compiled", action="store_true", help="time is measured of compiled networks")
-        group_curve.add_options(group)
+        parser.add_section("family", GroupPruningSection)
 
     def prune(self, options: argparse.Namespace, run: Run | None) -> None:
         """Write the mask of a search run, or of any of its checkpoints, with what it leaves."""

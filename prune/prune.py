@@ -17,22 +17,32 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import spaces
 from sparsemask import families, flags, runs
+from sparsemask.config import Section, flag
 from sparsemask.errors import command
 from sparsemask.options import Parser
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruneSection(Section):
+    """Which search, and where its mask goes."""
+
+    config: str | None = flag(help="YAML file of flags", transient=True)
+    space: str = flags.space_flag()
+    exp_path: str = flag("runs", help="folder that holds the runs (default: runs)")
+    run: str | None = flag(help="the search run (default: the newest)")
+    checkpoint: str | None = flag(help="a checkpoint file instead of a run")
+    out: str | None = flag(help="the mask file to write (default: mask.npy, or mask.npz)")
 
 
 def parser(space: str = "connectivity") -> Parser:
     """The command's flags, the family's own included."""
     made = Parser("prune", prog="prune/prune.py", description=__doc__)
-    made.add_argument("--config", help="YAML file of flags")
-    flags.add_space(made, spaces.get(space))
-    made.add_argument("--exp_path", default="runs", help="folder that holds the runs (default: runs)")
-    made.add_argument("--run", default=None, help="the search run (default: the newest)")
-    made.add_argument("--checkpoint", default=None, help="a checkpoint file instead of a run")
-    made.add_argument("--out", default=None, help="the mask file to write (default: mask.npy, or mask.npz)")
+    name = spaces.get(space).name
+    made.add_section("run", PruneSection, defaults={"space": name})
     families.find("prune", spaces.get(space)).add_options(made)
     return made
 

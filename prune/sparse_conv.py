@@ -6,6 +6,7 @@ The network keeps all its weights: masks say what is computed. The report says h
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import spaces
@@ -14,6 +15,7 @@ from spaces.sparse_conv.masking import hard_masks, set_threshold
 from spaces.sparse_conv.measuring import COLUMNS, Watch, module_table
 from sparsemask import devices, flags, tasks
 from sparsemask import fine_masks as files
+from sparsemask.config import Section, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import sha256, write_json
@@ -23,6 +25,15 @@ from sparsemask.tables import format_count
 from sparsemask.weights import bare_state, config_of, read_checkpoint
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseConvPruningSection(Section):
+    """When a location stays, and on how much of the data that is measured."""
+
+    title = "fine-grained masks"
+    thres: float = flag(0.5, fraction, help="keep a location where P(keep) is above it (default: 0.5, argmax)")
+    eval_limit: int = flag(0, natural, help="only the first pictures, 0: all (default: 0)")
+
+
 class SparseConvPruning(PruningFamily):
     """Argmax over channels, a threshold on the data masks."""
 
@@ -30,14 +41,7 @@ class SparseConvPruning(PruningFamily):
         """Flags of making fine-grained masks hard."""
         flags.add_data(parser, spaces.get(parser.get_default("space")))
         flags.add_device(parser)
-        group = parser.add_argument_group("fine-grained masks")
-        group.add_argument(
-            "--thres",
-            type=fraction,
-            default=0.5,
-            help="keep a location where P(keep) is above it (default: 0.5, argmax)",
-        )
-        group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
+        parser.add_section("family", SparseConvPruningSection)
 
     def prune(self, options: argparse.Namespace, run: Run | None) -> None:
         """Write the masks of a search run, or of any checkpoint, with what they keep on validation pictures."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from spaces.connectivity.shared import save_network
 from spaces.encoder import encoder_weights
 from sparsemask import masks, run_summary, runs, tasks, training_setup
 from sparsemask import report as page
+from sparsemask.config import Section, flag
 from sparsemask.costs import format_count, measure
 from sparsemask.engine import Method, checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
@@ -72,6 +74,32 @@ def _mask_of(state: dict) -> np.ndarray | str:
     return mask.numpy() if isinstance(mask, torch.Tensor) else str(mask)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectivityMaskSection(Section):
+    """Which mask."""
+
+    title = "connectivity network"
+    mask_path: str | None = flag(
+        help=f"mask file, or a named mask: {', '.join(available_masks())}, or the baseline {FCN}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectivityRetrainingSection(ConnectivityMaskSection):
+    """Which mask, and where the weights start."""
+
+    ft_model: str | None = flag(help="fine-tune: weights of the whole network", group="where the weights start")
+    inherit: str = flag(
+        "none",
+        choices=("none", "encoder", "all"),
+        help="take the encoder, or all kept connections too, from the search (default: none, the pretrained encoder)",
+        group="where the weights start",
+    )
+    search_checkpoint: str | None = flag(
+        help="checkpoint to inherit from (default: the mask's own)", group="where the weights start"
+    )
+
+
 class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
     """Small networks of searched, named and foreign masks."""
 
@@ -79,28 +107,11 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
 
     def add_eval_options(self, parser: Parser) -> None:
         """Flags that both verbs of this family have."""
-        group = parser.add_argument_group("connectivity network")
-        group.add_argument(
-            "--mask_path",
-            default=None,
-            help=f"mask file, or a named mask: {', '.join(available_masks())}, or the baseline {FCN}",
-        )
+        parser.add_section("family", ConnectivityMaskSection)
 
     def add_options(self, parser: Parser) -> None:
         """Flags of retraining."""
-        self.add_eval_options(parser)
-        group = parser.add_argument_group("where the weights start")
-        group.add_argument("--ft_model", default=None, help="fine-tune: weights of the whole network")
-        group.add_argument(
-            "--inherit",
-            choices=("none", "encoder", "all"),
-            default="none",
-            help="take the encoder, or all kept connections too, from the search (default: none, the pretrained "
-            "encoder)",
-        )
-        group.add_argument(
-            "--search_checkpoint", default=None, help="checkpoint to inherit from (default: the mask's own)"
-        )
+        parser.add_section("family", ConnectivityRetrainingSection)
 
     def check(self, options: argparse.Namespace) -> None:
         """Refuse an unusable mask or missing weights."""

@@ -18,6 +18,7 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,21 +27,29 @@ import spaces
 from retrain.load_trained import add_trained, family_of, open_trained, read_flags
 from sparsemask import exporting, flags, tasks
 from sparsemask._version import __version__
+from sparsemask.config import Section, flag
 from sparsemask.errors import UseError, command, say
 from sparsemask.exporting.validation import COLUMNS, opened
 from sparsemask.options import Parser, natural, positive
 from sparsemask.tables import table
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportSection(Section):
+    """What is written, and how it is compared with the network."""
+
+    title = "export"
+    out: Sequence[str] | None = flag(nargs="+", metavar="FILE", help="files to write; suffixes say formats")
+    fixed: bool = flag(False, help="for the size of the first validation picture alone")
+    eval_limit: int = flag(3, positive, help="validation pictures compared (default: 3)")
+    repeats: int = flag(7, natural, help="timed calls of each form, 0: none (default: 7)")
+
+
 def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     """The command's flags."""
     made = Parser("export", prog="retrain/export.py", description=__doc__)
     add_trained(made, space, task)
-    group = made.add_argument_group("export")
-    group.add_argument("--out", nargs="+", default=None, metavar="FILE", help="files to write; suffixes say formats")
-    group.add_argument("--fixed", action="store_true", help="for the size of the first validation picture alone")
-    group.add_argument("--eval_limit", type=positive, default=3, help="validation pictures compared (default: 3)")
-    group.add_argument("--repeats", type=natural, default=7, help="timed calls of each form, 0: none (default: 7)")
+    made.add_section("evaluation", ExportSection)
     family_of(space).add_eval_options(made)
     return made
 

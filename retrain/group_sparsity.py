@@ -6,6 +6,7 @@ Hinge (Li et al., CVPR 2020, arXiv 2003.08935), section 3.5.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from retrain.load_trained import read_source, ready
 from retrain.shortfall import shortfall
 from spaces.group_sparsity import mask_file as files
 from spaces.group_sparsity import records
-from spaces.group_sparsity.cost_options import add_memory
+from spaces.group_sparsity.cost_options import memory_flag
 from sparsemask import run_summary, runs, tasks, training_setup
+from sparsemask.config import Section, flag
 from sparsemask.engine import checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, say
@@ -31,6 +33,36 @@ from sparsemask.training_setup import Context
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint
 
 NETWORK = "network.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupRetrainingSection(Section):
+    """What the small network starts from, and who teaches it."""
+
+    title = "groups of weights"
+    mask_path: str | None = flag(help="mask file (.npz), as prune/prune.py writes it")
+    search_checkpoint: str | None = flag(help="the checkpoint the mask was made from (default: where it lay then)")
+    ft_model: str | None = flag(help="go on training a network.safetensors of another retraining")
+    teacher: str = flag(
+        "auto",
+        help="weights of a plain network to learn from, 'search' (the searched network, whole) or 'none'; auto: what "
+        "the search started from, else 'search'",
+    )
+    distill: float = flag(0.4, fraction, help="weight of the teacher's loss (default: 0.4)")
+    temperature: float = flag(4.0, factor, help="of both softmaxes (default: 4)")
+    batch: int = flag(1, positive, help="inputs at once when time is measured (default: 1)")
+    channels_last: bool = memory_flag()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupEvaluationSection(Section):
+    """How the small network is timed beside the plain one."""
+
+    title = "groups of weights"
+    mask_path: str | None = flag(help="checked against the weights' own")
+    rounds: int = flag(9, natural, help="timed calls of each network, 0: none (default: 9)")
+    batch: Sequence[int] = flag([1], positive, nargs="+", help="inputs at once when time is measured (default: 1)")
+    compiled: bool = flag(False, help="time compiled networks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,40 +118,11 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of retraining."""
-        group = parser.add_argument_group("groups of weights")
-        group.add_argument("--mask_path", default=None, help="mask file (.npz), as prune/prune.py writes it")
-        group.add_argument(
-            "--search_checkpoint",
-            default=None,
-            help="the checkpoint the mask was made from (default: where it lay then)",
-        )
-        group.add_argument(
-            "--ft_model", default=None, help="go on training a network.safetensors of another retraining"
-        )
-        group.add_argument(
-            "--teacher",
-            default="auto",
-            help="weights of a plain network to learn from, 'search' (the searched network, whole) or 'none'; auto: "
-            "what the search started from, else 'search'",
-        )
-        group.add_argument("--distill", type=fraction, default=0.4, help="weight of the teacher's loss (default: 0.4)")
-        group.add_argument("--temperature", type=factor, default=4.0, help="of both softmaxes (default: 4)")
-        group.add_argument(
-            "--batch", type=positive, default=1, help="inputs at once when time is measured (default: 1)"
-        )
-        add_memory(group)
+        parser.add_section("family", GroupRetrainingSection)
 
     def add_eval_options(self, parser: Parser) -> None:
         """Flags of evaluation."""
-        group = parser.add_argument_group("groups of weights")
-        group.add_argument("--mask_path", default=None, help="checked against the weights' own")
-        group.add_argument(
-            "--rounds", type=natural, default=9, help="timed calls of each network, 0: none (default: 9)"
-        )
-        group.add_argument(
-            "--batch", type=positive, nargs="+", default=[1], help="inputs at once when time is measured (default: 1)"
-        )
-        group.add_argument("--compiled", action="store_true", help="time compiled networks")
+        parser.add_section("family", GroupEvaluationSection)
 
     def check(self, options: argparse.Namespace) -> None:
         """Refuse an unusable mask, and weights that are not the mask's."""

@@ -11,11 +11,23 @@ from torch import nn
 
 import spaces
 from sparsemask import datasets, families, flags, runs, training_setup
+from sparsemask.config import Section, flag
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError, say
 from sparsemask.families import Restored, RetrainingFamily
 from sparsemask.options import Parser, natural
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedSection(Section):
+    """Which trained network."""
+
+    config: str | None = flag(help="YAML file of flags", transient=True)
+    run: str | None = flag(help="the retrain run (default: the newest)")
+    exp_path: str = flag("runs", help="folder that holds the runs (default: runs)")
+    checkpoint: str = flag("last", help="of the run: last or best (default: last)")
+    seed: int = flag(0, natural, help="of a random-k mask (default: 0)")
 
 
 def family_of(space: str) -> RetrainingFamily:
@@ -31,13 +43,10 @@ def for_task(space: str, task: str | None):
 
 def add_trained(parser: Parser, space: str, task: str | None = None) -> None:
     """The flags that say which network, and on which data it runs; the family's own must still be added."""
-    parser.add_argument("--config", help="YAML file of flags")
-    parser.add_argument("--run", default=None, help="the retrain run (default: the newest)")
-    parser.add_argument("--exp_path", default="runs", help="folder that holds the runs (default: runs)")
+    parser.add_section("run", TrainedSection, only=("config", "run", "exp_path"))
     for add in (flags.add_data, flags.add_network, flags.add_device):
         add(parser, for_task(space, task))
-    parser.add_argument("--checkpoint", default="last", help="of the run: last or best (default: last)")
-    parser.add_argument("--seed", type=natural, default=0, help="of a random-k mask (default: 0)")
+    parser.add_section("run", TrainedSection, only=("checkpoint", "seed"))
 
 
 def read_flags(parser: Parser, argv: Sequence[str] | None, space: str) -> dict:

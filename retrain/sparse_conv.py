@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from spaces.sparse_conv.measuring import Watch
 from spaces.sparse_conv.records import conclude, evaluate_kept
 from sparsemask import fine_masks as files
 from sparsemask import run_summary, runs, tasks, training_setup
+from sparsemask.config import Section, flag, titled_group
 from sparsemask.costs import format_count
 from sparsemask.engine import Method, checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
@@ -89,6 +91,25 @@ def _calls(space, model: torch.nn.Module, options: argparse.Namespace) -> dict:
     return {"run": functools.partial(space.run, model, **views), "run_dense": dense}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseConvRetrainingSection(Section):
+    """Which mask, and the weights that it was made from."""
+
+    title = "fine-grained masks"
+    mask_path: str | None = flag(help="mask file (.npz), as prune/prune.py writes it")
+    search_checkpoint: str | None = flag(help="the checkpoint the mask was made from (default: where it lay then)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseConvEvaluationSection(Section):
+    """Which masks, and how the network is computed and timed."""
+
+    title = "fine-grained masks"
+    mask_path: str | None = flag(help="mask file (.npz) of these weights (default: their argmax)")
+    backend: str = flag("auto", help="of the sparse convolutions (default: auto)")
+    rounds: int = flag(5, natural, help="timed calls of each input, 0: none (default: 5)")
+
+
 class SparseConvRetraining(RetrainingFamily[Built, Restored]):
     """Networks whose masks a search has learnt."""
 
@@ -96,22 +117,12 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of retraining."""
-        group = parser.add_argument_group("fine-grained masks")
-        group.add_argument("--mask_path", default=None, help="mask file (.npz), as prune/prune.py writes it")
-        group.add_argument(
-            "--search_checkpoint",
-            default=None,
-            help="the checkpoint the mask was made from (default: where it lay then)",
-        )
+        parser.add_section("family", SparseConvRetrainingSection)
 
     def add_eval_options(self, parser: Parser) -> None:
         """Flags of evaluation."""
-        group = parser.add_argument_group("fine-grained masks")
-        group.add_argument(
-            "--mask_path", default=None, help="mask file (.npz) of these weights (default: their argmax)"
-        )
-        group.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
-        group.add_argument("--rounds", type=natural, default=5, help="timed calls of each input, 0: none (default: 5)")
+        parser.add_section("family", SparseConvEvaluationSection)
+        group = titled_group(parser, SparseConvEvaluationSection.title)
         space = spaces.get(parser.get_default("space"))
         if hasattr(space, "add_eval_options"):
             space.add_eval_options(group)

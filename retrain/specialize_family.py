@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 
 import spaces
 from retrain.masked_network import NETWORK, share
@@ -12,12 +13,26 @@ from spaces.sparse_conv import search_method
 from spaces.sparse_conv.masking import set_threshold
 from spaces.sparse_conv.records import conclude
 from sparsemask import run_summary, training_setup
+from sparsemask.config import flag
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
 from sparsemask.files import write_json
 from sparsemask.options import Parser, natural
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly, load_weights
+
+_START = "what is specialised"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpecializationSection(search_method.SparseMaskSection):
+    """How masks are learnt, of which network, and how its forms are compared."""
+
+    run: str | None = flag(help="a retrained connectivity run (default: the newest)", group=_START)
+    mask_path: str | None = flag(help="its connectivity mask, to be sure, or that of --ft_model", group=_START)
+    ft_model: str | None = flag(help="weights of the dense network instead of a run", group=_START)
+    rounds: int = flag(5, natural, help="timed calls of each form, 0: none (default: 5)", group=_START)
+    compiled: bool = flag(False, help="time the dense form compiled, too (a minute)", group=_START)
 
 
 class Specialization(TrainingFamily[Built]):
@@ -27,14 +42,7 @@ class Specialization(TrainingFamily[Built]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of the masks' search, with a budget, and of what is started from."""
-        search_method.add_options(parser)
-        parser.set_defaults(keep=0.5)
-        group = parser.add_argument_group("what is specialised")
-        group.add_argument("--run", default=None, help="a retrained connectivity run (default: the newest)")
-        group.add_argument("--mask_path", default=None, help="its connectivity mask, to be sure, or that of --ft_model")
-        group.add_argument("--ft_model", default=None, help="weights of the dense network instead of a run")
-        group.add_argument("--rounds", type=natural, default=5, help="timed calls of each form, 0: none (default: 5)")
-        group.add_argument("--compiled", action="store_true", help="time the dense form compiled, too (a minute)")
+        search_method.add_section(parser, SpecializationSection, keep=0.5)
 
     def default_flags(self, given: dict) -> dict:
         """The newest retrained network."""

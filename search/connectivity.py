@@ -6,6 +6,7 @@ SparseMask (arXiv 1904.07642), sections 3.2 and 3.3.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from spaces.connectivity.prune_rules import prune_report
 from spaces.encoder import encoder_weights
 from sparsemask import report as page
 from sparsemask import run_summary
+from sparsemask.config import Section, flag
 from sparsemask.costs import measure
 from sparsemask.engine import Method, optimizer
 from sparsemask.engine.randomness import seed_all, step_generator
@@ -27,6 +29,22 @@ from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly
 
 NOISE = 3  # stream of randomness
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectivitySearchSection(Section):
+    """How connection weights are learnt."""
+
+    title = "connectivity search"
+    sparse: float = flag(0.01, rate, help="factor of the sparse loss (default: 0.01)")
+    noise: float = flag(0.1, rate, help="standard deviation of the weights' noise (default: 0.1)")
+    mask_lr_mult: float = flag(10.0, rate, help="factor on --lr for the connection weights (published: 10)")
+    mask_warmup: int = flag(
+        0,
+        natural,
+        help="steps before the connection weights move: a random decoder's gradients say nothing of them (default: 0)",
+    )
+    thres: float = flag(0.001, fraction, help="threshold of the count shown (default: 0.001)")
 
 
 class ConnectivitySearch(Method):
@@ -89,24 +107,7 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of the connectivity search."""
-        group = parser.add_argument_group("connectivity search")
-        group.add_argument("--sparse", type=rate, default=0.01, help="factor of the sparse loss (default: 0.01)")
-        group.add_argument(
-            "--noise", type=rate, default=0.1, help="standard deviation of the weights' noise (default: 0.1)"
-        )
-        group.add_argument(
-            "--mask_lr_mult", type=rate, default=10.0, help="factor on --lr for the connection weights (published: 10)"
-        )
-        group.add_argument(
-            "--mask_warmup",
-            type=natural,
-            default=0,
-            help="steps before the connection weights move: a random decoder's gradients say nothing of them "
-            "(default: 0)",
-        )
-        group.add_argument(
-            "--thres", type=fraction, default=0.001, help="threshold of the count shown (default: 0.001)"
-        )
+        parser.add_section("family", ConnectivitySearchSection)
 
     def build(self, context: Context) -> Built:
         """The fully dense network: from its checkpoint's configuration, or with pretrained encoder weights."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +16,46 @@ import torch
 import spaces
 from search import proximal
 from spaces.group_sparsity import groups, records
-from spaces.group_sparsity.cost_options import add_counting, add_memory
+from spaces.group_sparsity.cost_options import CountingSection, memory_flag
 from spaces.group_sparsity.reduction import Hinged, Reduction
 from spaces.group_sparsity.threshold import kept_sets
 from sparsemask import run_summary
+from sparsemask.config import flag
 from sparsemask.engine import Method
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
 from sparsemask.options import Parser, factor, natural, positive, rate
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupSearchSection(CountingSection):
+    """How groups are driven to zero."""
+
+    title = "group sparsity search"
+    inherited_last = True
+    regularizer: str = flag("l1", help=lambda: f"{', '.join(proximal.operators())} on the groups' norms (default: l1)")
+    sparse: float = flag(2e-4, rate, help="factor λ of the regularizer (default: 2e-4)")
+    sparsify: str = flag(
+        "pg",
+        choices=("pg", "sgd"),
+        help="proximal gradient, or the penalty's own gradient, which shrinks but nullifies nothing (default: pg)",
+    )
+    q: float = flag(1.0, factor, help="of the watched penalty (Σ n^q)^(1/q) (default: 1)")
+    prox_freq: int = flag(1, positive, help="steps between proximal steps (default: 1)")
+    prox_start: int = flag(0, natural, help="steps before the first one (default: 0)")
+    anneal: float = flag(0.0, rate, help="λ is divided by it as groups vanish, 0: never")
+    anneal_at: Sequence[float] = flag([10.0, 5.0], rate, nargs=2, help="penalties below which λ is divided once, twice")
+    layer_balancing: bool = flag(False, help="λ of a matrix times the mean norm its groups begin with")
+    lr_ratio: float = flag(0.01, rate, help="factor on --lr for all but the matrices")
+    lr_adjust: str = flag(
+        "p1",
+        choices=("p1", "p2", "none"),
+        help="learning rates follow the ratio of the two kinds of groups' gradients (default: p1)",
+    )
+    channels_last: bool = memory_flag()
+    stop_limit: float = flag(0.1, rate, help="the search ends this near above --target")
 
 
 class GroupSearch(Method):
@@ -213,41 +244,7 @@ class GroupSearchFamily(TrainingFamily[BuiltHinged]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of the search for groups."""
-        group = parser.add_argument_group("group sparsity search")
-        group.add_argument(
-            "--regularizer", default="l1", help=f"{', '.join(proximal.operators())} on the groups' norms (default: l1)"
-        )
-        group.add_argument("--sparse", type=rate, default=2e-4, help="factor λ of the regularizer (default: 2e-4)")
-        group.add_argument(
-            "--sparsify",
-            choices=("pg", "sgd"),
-            default="pg",
-            help="proximal gradient, or the penalty's own gradient, which shrinks but nullifies nothing (default: pg)",
-        )
-        group.add_argument("--q", type=factor, default=1.0, help="of the watched penalty (Σ n^q)^(1/q) (default: 1)")
-        group.add_argument("--prox_freq", type=positive, default=1, help="steps between proximal steps (default: 1)")
-        group.add_argument("--prox_start", type=natural, default=0, help="steps before the first one (default: 0)")
-        group.add_argument("--anneal", type=rate, default=0.0, help="λ is divided by it as groups vanish, 0: never")
-        group.add_argument(
-            "--anneal_at",
-            type=rate,
-            nargs=2,
-            default=[10.0, 5.0],
-            help="penalties below which λ is divided once, twice",
-        )
-        group.add_argument(
-            "--layer_balancing", action="store_true", help="λ of a matrix times the mean norm its groups begin with"
-        )
-        group.add_argument("--lr_ratio", type=rate, default=0.01, help="factor on --lr for all but the matrices")
-        group.add_argument(
-            "--lr_adjust",
-            choices=("p1", "p2", "none"),
-            default="p1",
-            help="learning rates follow the ratio of the two kinds of groups' gradients (default: p1)",
-        )
-        add_memory(group)
-        group.add_argument("--stop_limit", type=rate, default=0.1, help="the search ends this near above --target")
-        add_counting(group)
+        parser.add_section("family", GroupSearchSection)
 
     def build(self, context: Context) -> BuiltHinged:
         """The network with its pairs: from its checkpoint's configuration, from plain weights, or from random ones."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import spaces
 from spaces.sparse_conv.masking import set_threshold
 from spaces.sparse_conv.records import conclude
-from spaces.sparse_conv.search_method import SparseConvSearch, add_options, missed
+from spaces.sparse_conv.search_method import SparseConvSearch, add_section, missed
 from sparsemask import run_summary
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
@@ -21,7 +21,7 @@ class SparseConvSearchFamily(TrainingFamily[Built]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of learning fine-grained masks."""
-        add_options(parser)
+        add_section(parser)
 
     def build(self, context: Context) -> Built:
         """The network with soft masks: from its checkpoint's configuration, from weights, or from random ones."""

@@ -173,6 +173,7 @@ class Section:
         *,
         defaults: Mapping[str, Any] | None = None,
         helps: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
     ) -> None:
         """Add the section's flags to a parser, in a group of its title.
 
@@ -180,10 +181,13 @@ class Section:
             parser: a group of the title that it has already is gone on with.
             defaults: by name, where they are not the fields' own.
             helps: texts of --help, likewise.
+            only: these flags alone; None: all.
         """
         values = {field.name: field.default for field in dataclasses.fields(cls)} | dict(defaults or {})
         helps = helps or {}
         for name, rule in cls.flags().items():
+            if only is not None and name not in only:
+                continue
             words: dict[str, Any] = {"default": values[name], "help": helps.get(name, rule.text())}
             if rule.nargs == 0:
                 words["action"] = "store_true"
@@ -192,7 +196,7 @@ class Section:
                     words["default"] = list(words["default"])
                 given = {"type": rule.kind, "nargs": rule.nargs, "choices": rule.choices, "metavar": rule.metavar}
                 words |= {key: value for key, value in {**given, "const": rule.const}.items() if value is not None}
-            _group(parser, rule.group or cls.title).add_argument(f"--{name}", **words)
+            titled_group(parser, rule.group or cls.title).add_argument(f"--{name}", **words)
 
     def values(self) -> dict[str, Any]:
         """The flags' values by name; lists where a flag takes several."""
@@ -208,7 +212,8 @@ def _names(section: type) -> set[str]:
     return {field.name for field in dataclasses.fields(section)}
 
 
-def _group(parser: argparse.ArgumentParser, title: str | None):
+def titled_group(parser: argparse.ArgumentParser, title: str | None):
+    """The group of a title in a parser, made where there is none; the parser itself without a title."""
     if title is None:
         return parser
     for group in parser._action_groups:

@@ -23,6 +23,14 @@ from sparsemask.weights import file_space
 DEFAULT_SPACE = "connectivity"
 
 
+_SPACE_HELP = f"the search space (default: {DEFAULT_SPACE}, or a file's own)"
+
+
+def space_flag():
+    """The field `space`; what a command line means without it is the parser's default."""
+    return flag(DEFAULT_SPACE, help=_SPACE_HELP)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSection(Section):
     """Where a run lives and how it repeats."""
@@ -107,7 +115,7 @@ def add_network(parser: Parser, space=None) -> None:
 def add_space(group, space=None) -> None:
     """The flag --space, with the space of this command line as its default: what is settled is written down."""
     name = getattr(space, "name", None) or DEFAULT_SPACE
-    group.add_argument("--space", default=name, help=f"the search space (default: {DEFAULT_SPACE}, or a file's own)")
+    group.add_argument("--space", default=name, help=_SPACE_HELP)
 
 
 def add_encoder(group) -> None:

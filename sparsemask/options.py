@@ -55,6 +55,7 @@ class Parser(argparse.ArgumentParser):
         *,
         defaults: Mapping[str, object] | None = None,
         helps: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
     ) -> None:
         """Add the flags of a section.
 
@@ -63,9 +64,10 @@ class Parser(argparse.ArgumentParser):
             section: its class.
             defaults: by flag, where this command's are not the section's.
             helps: texts of --help, likewise.
+            only: these of its flags alone; the others are added by another call.
         """
         self.sections[role] = section
-        section.add_to(self, defaults=defaults, helps=helps)
+        section.add_to(self, defaults=defaults, helps=helps, only=only)
 
     def error(self, message: str):
         raise UseError(f"{message}{self._hint(message)} (see {self.prog} --help)")

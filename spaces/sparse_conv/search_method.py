@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -17,6 +18,7 @@ from spaces.sparse_conv.budget_calibration import meet_budget
 from spaces.sparse_conv.masking import blocks, hard_masks, mean_kept
 from spaces.sparse_conv.records import evaluate_kept
 from spaces.sparse_conv.schedules import published_epoch, sparse_weight, temperature
+from sparsemask.config import Section, flag
 from sparsemask.engine import Method, distributed
 from sparsemask.engine.randomness import step_generator
 from sparsemask.options import Parser, factor, fraction, natural, rate
@@ -32,54 +34,49 @@ def published(space: str) -> dict:
     return {**PUBLISHED, **getattr(spaces.get(space), "published", {})}
 
 
-def add_options(parser: Parser) -> None:
-    """Flags of learning fine-grained masks."""
-    own = published(parser.get_default("space"))
-    epochs = f"epochs of {own['epochs']}, whatever the run's own length"
-    group = parser.add_argument_group("sparse mask search")
-    group.add_argument(
-        "--sparse", type=rate, default=own["sparse"], help=f"factor λ of the kept fraction (default: {own['sparse']})"
-    )
-    group.add_argument(
-        "--keep",
-        type=fraction,
-        default=None,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseMaskSection(Section):
+    """How fine-grained masks are learnt; defaults of schedules are the published run's (:func:`published`)."""
+
+    title = "sparse mask search"
+    sparse: float = flag(PUBLISHED["sparse"], rate, help="factor λ of the kept fraction")
+    keep: float | None = flag(
+        None,
+        fraction,
         help="kept fraction to end with: the loss is λ·(kept - keep)² (default: none, the published λ·kept)",
     )
-    group.add_argument(
-        "--sparse_epochs",
-        type=natural,
-        default=own["sparse_epochs"],
-        help=f"λ rises linearly over so many {epochs} (default: {own['sparse_epochs']})",
+    sparse_epochs: int = flag(PUBLISHED["sparse_epochs"], natural, help="λ rises linearly over so many epochs")
+    sparse_start: int = flag(
+        0, natural, help="epochs before that, in which only the task's loss moves the masks (default: 0)"
     )
-    group.add_argument(
-        "--sparse_start",
-        type=natural,
-        default=0,
-        help="epochs before that, in which only the task's loss moves the masks (default: 0)",
-    )
-    group.add_argument(
-        "--tau_epochs",
-        type=factor,
-        default=own["tau_epochs"],
-        help=f"epochs in which τ falls by 1 (default: {own['tau_epochs']:g})",
-    )
-    group.add_argument(
-        "--tau_end", type=factor, default=own["tau_end"], help=f"where τ stops falling (default: {own['tau_end']})"
-    )
-    group.add_argument(
-        "--constant_tau", action="store_true", help="τ stays 1, as in the public code, which never sets it"
-    )
-    group.add_argument(
-        "--mask_lr_mult", type=rate, default=1.0, help="factor on --lr for the channel masks (default: 1, as published)"
-    )
-    group.add_argument(
-        "--settle",
-        type=fraction,
-        default=0.0,
+    tau_epochs: float = flag(PUBLISHED["tau_epochs"], factor, help="epochs in which τ falls by 1")
+    tau_end: float = flag(PUBLISHED["tau_end"], factor, help="where τ stops falling")
+    constant_tau: bool = flag(False, help="τ stays 1, as in the public code, which never sets it")
+    mask_lr_mult: float = flag(1.0, rate, help="factor on --lr for the channel masks (default: 1, as published)")
+    settle: float = flag(
+        0.0,
+        fraction,
         help="share of the run, its last, in which masks are fixed, at --keep, and the weights adapt (default: 0)",
     )
-    group.add_argument("--thres", type=fraction, default=0.5, help="of the data masks' P(keep) (default: 0.5, argmax)")
+    thres: float = flag(0.5, fraction, help="of the data masks' P(keep) (default: 0.5, argmax)")
+
+
+def add_section(parser: Parser, section: type[SparseMaskSection] = SparseMaskSection, **defaults) -> None:
+    """Add the flags of learning fine-grained masks, with the published schedules of the parser's space as defaults.
+
+    Args:
+        section: perhaps one with more flags.
+        defaults: of flags, where they are not the space's.
+    """
+    own = published(parser.get_default("space"))
+    epochs = f"epochs of {own['epochs']}, whatever the run's own length"
+    helps = {
+        "sparse": f"factor λ of the kept fraction (default: {own['sparse']})",
+        "sparse_epochs": f"λ rises linearly over so many {epochs} (default: {own['sparse_epochs']})",
+        "tau_epochs": f"epochs in which τ falls by 1 (default: {own['tau_epochs']:g})",
+        "tau_end": f"where τ stops falling (default: {own['tau_end']})",
+    }
+    parser.add_section("family", section, defaults={**{name: own[name] for name in helps}, **defaults}, helps=helps)
 
 
 class SparseConvSearch(Method):
