@@ -94,12 +94,12 @@ def networks(options: argparse.Namespace) -> list[dict]:
     found.append(row(what, forms["dense"], forms["sparsemask-voc"], picture, options.rounds))
     if options.weights:
         space = spaces.get("smsr")
-        net = space.load(options.weights)
+        net = space.load(options.weights).network
         small = 255 * torch.rand(1, 3, size // 4, size // 4)
         found.append(row(f"SMSR, {size // 4}x{size // 4}, noise", space.dense_form(net), net, small, options.rounds))
     if options.run:
         space = spaces.get("specialized")
-        net = space.load(Path(options.run) / "network.safetensors")
+        net = space.load(Path(options.run) / "network.safetensors").network
         given = picture.contiguous(memory_format=torch.channels_last)
         dense, sparse = space.dense_form(net), space.fast_form(net)
         found.append(row(f"specialised, {size}x{size}", dense, sparse, given, options.rounds))

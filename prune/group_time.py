@@ -64,8 +64,8 @@ class Timetable:
             name = graph.module_of(node)
             module = self.network.get_submodule(name)
             if isinstance(module, nn.Conv2d | nn.Linear):
-                size = tuple(node.inputs[0].shape[2:]) if isinstance(module, nn.Conv2d) else ()
-                groups = getattr(module, "groups", 1)
+                conv = isinstance(module, nn.Conv2d)
+                size, groups = (tuple(node.inputs[0].shape[2:]), module.groups) if conv else ((), 1)
                 self.layers[name] = _Layer(module, size, groups, module.weight.shape[0] // groups)
         self.step = self._step()
 

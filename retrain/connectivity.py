@@ -15,6 +15,7 @@ from retrain.evaluation import prediction_writer, record_evaluation
 from retrain.load_trained import read_source, ready
 from retrain.shortfall import shortfall
 from spaces import backbones
+from spaces.backbones import forms
 from spaces.connectivity.carry import PUBLIC, fit_mask
 from spaces.connectivity.named_masks import available_masks, is_named, named_mask, unknown_mask
 from spaces.connectivity.shared import save_network
@@ -194,10 +195,11 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         source = read_source(parser, given, run, ("eval_limit",))
         options, saved = source.options, source.saved
         if source.state is not None:
+            asked = vars(options)
             for name in ("task", "backbone_name", "depth"):
-                if getattr(options, name) != saved.get(name):
-                    raise UseError(f"--{name} {getattr(options, name)}: the run has {saved.get(name)}")
-            options.first_expansion, options.widths = saved.get("first_expansion"), saved.get("widths")
+                if asked[name] != saved.get(name):
+                    raise UseError(f"--{name} {asked[name]}: the run has {saved.get(name)}")
+            vars(options).update({name: saved.get(name) for name in (*forms.names(), "widths")})
             mask, weights = _mask_of(source.state), source.state["model"]
         else:
             weights = load_weights(source.path)

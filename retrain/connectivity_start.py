@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import spaces
-from spaces.backbones.weights import has_first_expansion, has_two_forms
+from spaces.backbones import forms
 from spaces.slim.space import small_widths
 from sparsemask import fine_masks
 from sparsemask.engine import checkpoint
@@ -23,14 +23,14 @@ SLIM = "slim"
 def grouped(options: argparse.Namespace) -> bool:
     """Whether the mask is one of groups of weights, which says the connections too, and holds weights."""
     # Evaluation and export have no --ft_model.
-    return not getattr(options, "ft_model", None) and fine_masks.file_space(options.mask_path or "") == SLIM
+    return not vars(options).get("ft_model") and fine_masks.file_space(options.mask_path or "") == SLIM
 
 
 def resolve_grouped(options: argparse.Namespace) -> np.ndarray:
     """The connections that a mask of groups says; its network's numbers become the options'."""
     mask, groups = spaces.get(SLIM).read(options.mask_path)
     said = groups.config["arch_options"]
-    adopt(options, {name: said[name] for name in ("backbone_name", "depth", "first_expansion")}, options.mask_path)
+    adopt(options, {name: said[name] for name in ("backbone_name", "depth", *forms.names())}, options.mask_path)
     if given_flags(options).get("inherit", "none") != "none":
         raise UseError(f"--inherit {options.inherit}: {options.mask_path} has weights of its own; leave it out")
     options.inherit = "none"
@@ -60,7 +60,7 @@ def inherited_state(context: Context, mask, note: dict) -> dict | None:
 
 
 def resolve_form(options: argparse.Namespace, mask, state: dict) -> None:
-    """Weights decide the form of the encoder's first stage, and the widths of its layers."""
-    if has_two_forms(options.backbone_name):
-        options.first_expansion = "yes" if has_first_expansion(state, options.backbone_name) else "no"
+    """Weights decide the form of the encoder, and the widths of its layers."""
+    if forms.has_forms(options.backbone_name):
+        vars(options).update(forms.of_weights(state, options.backbone_name))
     options.widths = None if isinstance(mask, str) else small_widths(mask, options, state)

@@ -25,6 +25,7 @@ import torch
 
 import spaces
 from retrain.load_trained import add_trained, family_of, open_trained, read_flags
+from spaces.protocols import Exportable
 from sparsemask import exporting, flags, tasks
 from sparsemask._version import __version__
 from sparsemask.config import Section, flag
@@ -76,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     space, paths = given["space"], [Path(path) for path in given["out"]]
     for path in paths:  # before anything is computed
         exporting.format_of(path)
-    if not hasattr(spaces.get(space), "exportable"):
-        able = [name for name in spaces.available() if hasattr(spaces.get(name), "exportable")]
+    if not isinstance(spaces.get(space), Exportable):
+        able = [name for name in spaces.available() if isinstance(spaces.get(name), Exportable)]
         raise UseError(f"--space {space}: its networks cannot be exported; those of {', '.join(able)} can")
     restored = open_trained(made, {**given, "gpu": -1})
     options, network = restored.options, restored.model.eval().requires_grad_(False)
@@ -106,8 +107,7 @@ def export(path: Path, exportable: exporting.Exportable, batches: list, space: s
     note = ""
     if path.suffix == ".safetensors":
         exportable.save(path)
-        found = spaces.get(space).load(path)
-        run, repeats = found[0] if isinstance(found, tuple) else found, 0  # weights are no program: nothing to time
+        run, repeats = spaces.get(space).load(path).network, 0  # weights are no program: nothing to time
     else:
         {".pt2": exporting.export_program, ".onnx": exporting.export_onnx}[path.suffix](exportable, path, about)
         run, note = opened(path, exportable)

@@ -84,7 +84,7 @@ def _start(options: argparse.Namespace) -> tuple[files.GroupMask, Path]:
     """The mask and the file that holds the weights."""
     if options.ft_model:
         found = read_checkpoint(options.ft_model)
-        _, mask = spaces.get(options.space).load(options.ft_model)
+        mask = spaces.get(options.space).load(options.ft_model).mask
         if mask is None:
             raise UseError(f"--ft_model {options.ft_model}: no pruned network of this toolkit ({len(found)} tensors)")
         return mask, Path(options.ft_model)
@@ -142,7 +142,7 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
             mask, path = _start(options)
             _adopt_recipe(options, mask, options.mask_path or path)
             if options.ft_model:
-                model, _ = space.load(path)
+                model = space.load(path).network
                 found = {}
             else:
                 found = read_checkpoint(path)
@@ -198,11 +198,12 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
         """Of a run, or of any weights file, public and plain ones included."""
         source = read_source(parser, given, run, ("eval_limit", "config", "batch", "mask_path"))
         options = source.options
-        model, mask = spaces.get(given["space"]).load(source.path)
+        loaded = spaces.get(given["space"]).load(source.path)
         if options.mask_path:
-            _same_mask(options.mask_path, mask, source.path)
+            _same_mask(options.mask_path, loaded.mask, source.path)
         where = training_setup.device(options)
-        return RestoredPruned(options=options, model=ready(model, where), arithmetic=where, run=run, mask=mask)
+        model = ready(loaded.network, where)
+        return RestoredPruned(options=options, model=model, arithmetic=where, run=run, mask=loaded.mask)
 
     def evaluate(self, restored: RestoredPruned) -> int:
         """Print quality, and what the network costs beside the plain one."""
@@ -226,7 +227,7 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
 
     def load_run(self, run: runs.Run) -> torch.nn.Module:
         """Of a search too."""
-        return spaces.get(checkpoint.load(run.last)["space"]).load(run.last)[0]
+        return spaces.get(checkpoint.load(run.last)["space"]).load(run.last).network
 
 
 FAMILY = GroupRetraining()

@@ -88,5 +88,5 @@ def build_teacher(teacher: Mapping, mask: GroupMask) -> torch.nn.Module | None:
         load_strictly(network, state, what)
     else:
         network = space.plain(mask.config)
-        space.load_into(network, state, what)
+        space.load_weights_into(network, state, what)
     return network.eval().requires_grad_(False)

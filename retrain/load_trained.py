@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 import spaces
+from spaces import Space
 from sparsemask import datasets, families, flags, runs, training_setup
 from sparsemask.config import Section, flag
 from sparsemask.devices import Arithmetic
@@ -35,10 +36,10 @@ def family_of(space: str) -> RetrainingFamily:
     return families.find("retrain", spaces.get(space))
 
 
-def for_task(space: str, task: str | None):
+def for_task(space: str, task: str | None) -> Space:
     """The space of a name, with the flags that a task's data have, where it serves tasks of several kinds."""
     found = spaces.get(space)
-    return found.for_task(task) if task and hasattr(found, "for_task") else found
+    return found.for_task(task) if task else found
 
 
 def add_trained(parser: Parser, space: str, task: str | None = None) -> None:

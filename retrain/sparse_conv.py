@@ -15,6 +15,7 @@ from retrain.load_trained import read_source, ready
 from retrain.masked_network import NETWORK, share
 from retrain.shortfall import shortfall
 from retrain.sparse_conv_table import evaluation_text, record
+from spaces.protocols import HasViews
 from spaces.sparse_conv.masking import apply_masks, fix_masks, set_threshold
 from spaces.sparse_conv.measuring import Watch
 from spaces.sparse_conv.records import conclude, evaluate_kept
@@ -53,10 +54,8 @@ def _start(options: argparse.Namespace) -> tuple[files.FineMasks, Path]:
         raise UseError(f"{options.mask_path}: a mask of space '{masks.space}', not of '{options.space}'")
     if masks.task != options.task:
         raise UseError(f"{options.mask_path}: a mask for --task {masks.task}, not {options.task}")
-    for name in ("pretrained_model", "search_checkpoint"):
-        if getattr(options, name):
-            path = Path(getattr(options, name))
-            break
+    if named := options.pretrained_model or options.search_checkpoint:
+        path = Path(named)
     else:
         if masks.checkpoint is None or not Path(masks.checkpoint).exists():
             raise UseError(
@@ -82,11 +81,13 @@ def _choose_backend(model: torch.nn.Module, name: str) -> None:
 
 def _calls(space, model: torch.nn.Module, options: argparse.Namespace) -> dict:
     """How a :class:`Watch` calls the network, where not as it is: in tiles, over flips."""
-    views = {"tile": getattr(options, "tile", 0), "ensemble": options.flips}
+    if not isinstance(space, HasViews):
+        if options.flips:
+            raise UseError(f"--flips is not for space '{options.space}'")
+        return {}
+    views = {"tile": options.tile, "ensemble": options.flips}
     if not any(views.values()):
         return {}
-    if not hasattr(options, "tile"):  # no pictures
-        raise UseError(f"--flips is not for space '{options.space}'")
     dense = functools.partial(space.run_dense, model, ensemble=options.flips)
     return {"run": functools.partial(space.run, model, **views), "run_dense": dense}
 
@@ -124,8 +125,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         parser.add_section("family", SparseConvEvaluationSection)
         group = titled_group(parser, SparseConvEvaluationSection.title)
         space = spaces.get(parser.get_default("space"))
-        if hasattr(space, "add_eval_options"):
-            space.add_eval_options(group)
+        space.add_eval_options(group)
 
     def check(self, options: argparse.Namespace) -> None:
         """Refuse an unusable mask, and weights that are not the mask's."""
@@ -183,13 +183,11 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         options, state = source.options, source.state
         if state is not None:
             options.mask_path = given.get("mask_path")
-        model = space.load(source.path)
-        if (
-            state is not None and state.get("verb") == "specialize"
-        ):  # its checkpoints hold weights, the threshold is a flag
+        model = space.load(source.path).network
+        # The checkpoints of a specialisation hold weights, the threshold is a flag.
+        if state is not None and state.get("verb") == "specialize":
             set_threshold(model, state["config"]["thres"])
-        if hasattr(space, "set_reading"):
-            space.set_reading(model, options)
+        space.configure(model, options)
         adopt_config(options, space.config_of(model), source.path)
         if options.mask_path:
             masks = files.load_masks(options.mask_path)
@@ -225,7 +223,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
     def load_run(self, run: runs.Run) -> torch.nn.Module:
         """Of a search too."""
         state = checkpoint.load(run.last)
-        return spaces.get(state["space"]).load(run.last)
+        return spaces.get(state["space"]).load(run.last).network
 
 
 FAMILY = SparseConvRetraining()

@@ -54,8 +54,8 @@ def evaluation_text(
     if options.rounds:
         said += f"  {mean['gain']:.2f} times as fast as dense"
     lines.append(said)
-    if hasattr(space, "published_row"):
-        lines.append(space.published_row(model, mean["share"]))
+    if row := space.published_row(model, mean["share"]):
+        lines.append(row)
     device = str(where.device) if where.device.type == "cpu" else torch.cuda.get_device_name(where.device)
     protocol = getattr(scores, "protocol", "single scale")
     lines.append(

@@ -19,7 +19,7 @@ from sparsemask.families import Built, TrainingFamily
 from sparsemask.files import write_json
 from sparsemask.options import Parser, natural
 from sparsemask.training_setup import Context
-from sparsemask.weights import load_strictly, load_weights
+from sparsemask.weights import load_weights
 
 _START = "what is specialised"
 
@@ -59,8 +59,7 @@ class Specialization(TrainingFamily[Built]):
         space = spaces.get(options.space)
         model = space.supernet(options)
         if context.state is None:
-            load = getattr(space, "load_into", load_strictly)
-            load(model, load_weights(options.ft_model), options.ft_model)
+            space.load_weights_into(model, load_weights(options.ft_model), options.ft_model)
             context.say(f"starting from {options.ft_model}")
         set_threshold(model, options.thres)
         run_summary.note_start(context, family="sparse_conv")
@@ -80,7 +79,7 @@ class Specialization(TrainingFamily[Built]):
         run.note(forms=rows, **({"wrong": wrong, "milliseconds": None, "milliseconds_dense": None} if wrong else {}))
         kept = masks.mean_kept
         missed = search_method.missed(kept, options.keep) if options.keep is not None else ""
-        of = "the multiply-adds" if getattr(model, "kept_weights", None) else "what has masks"
+        of = "the multiply-adds" if model.kept_weights else "what has masks"
         lines = [text, f"kept {kept:.3f} of {of} (budget {options.keep:g}{missed})"]
         run_summary.announce(context, lines, [NETWORK, "mask.npz", "forms.json"])
         if wrong:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import spaces
+from spaces.protocols import HasFastForm, HasKernelForm, HasUnmaskedForm
 from spaces.sparse_conv.measuring import COLUMNS, Watch, relative_difference, tolerance
 from sparsemask.engine import data
 from sparsemask.inference import optimize_for_inference
@@ -41,11 +42,11 @@ def compare_forms(context: Context, model: nn.Module) -> tuple[str, list[dict], 
     means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
     dense = space.dense_form(model)
     forms: dict[str, tuple] = {"dense": (dense, means["dense"])}
-    if options.compiled and options.rounds and hasattr(space, "unmasked"):
+    if options.compiled and options.rounds and isinstance(space, HasUnmaskedForm):
         forms["compiled"] = (_compiled(space.unmasked(model), task, where), means["dense"])
-    if hasattr(space, "kernel_form"):
+    if isinstance(space, HasKernelForm):
         forms["kernels"] = (space.kernel_form(model), means["dense"])
-    if hasattr(space, "fast_form"):  # else the network itself skips, and multiplies nowhere
+    if isinstance(space, HasFastForm):  # else the network itself skips, and multiplies nowhere
         forms["masked"] = (model, means["dense"] + _branches(model))
     forms["sparse"] = (watch.form, means["executed"])
     rows = []

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from spaces import backbones
-from spaces.backbones.weights import has_first_expansion
+from spaces.backbones import forms
 from spaces.slim.space import small_widths
 from spaces.specialized.words import mask_word, read_mask
 from sparsemask import runs
@@ -54,7 +54,7 @@ def resolve_start(options: argparse.Namespace) -> None:
     else:
         _from_run(options, runs.find(options.run))
     state = load_weights(options.ft_model)
-    options.first_expansion = "yes" if has_first_expansion(state, options.backbone_name) else "no"
+    vars(options).update(forms.of_weights(state, options.backbone_name))
     connections = read_mask(options.connectivity, len(backbones.strides(options.backbone_name)), options.seed)
     options.widths = small_widths(connections, options, state)
     options.ft_model = str(Path(options.ft_model).resolve())

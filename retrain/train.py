@@ -34,7 +34,7 @@ def parser(space: str = "connectivity", task: str | None = None) -> Parser:
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
     """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
     space = space or flags.peek_space(argv)
-    made = parser(getattr(spaces.get(space), "small", space), flags.peek_task(argv))
+    made = parser(spaces.get(space).trained_as, flags.peek_task(argv))
     return made, made.given(argv)
 
 

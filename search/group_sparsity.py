@@ -262,7 +262,7 @@ class GroupSearchFamily(TrainingFamily[BuiltHinged]):
             config = space.config(options, shape[1:])
             plain = space.plain(config)
             if state is not None:
-                space.load_into(plain, state, options.pretrained_model)
+                space.load_weights_into(plain, state, options.pretrained_model)
                 context.say(f"starting from {options.pretrained_model} ({config['arch']})")
             hinged = space.hinged(plain, config, options.seed)
             records.keep_start_norms(context, hinged)

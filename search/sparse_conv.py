@@ -11,7 +11,7 @@ from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
 from sparsemask.options import Parser
 from sparsemask.training_setup import Context
-from sparsemask.weights import load_strictly, load_weights
+from sparsemask.weights import load_weights
 
 
 class SparseConvSearchFamily(TrainingFamily[Built]):
@@ -30,8 +30,7 @@ class SparseConvSearchFamily(TrainingFamily[Built]):
         space = spaces.get(options.space)
         model = space.supernet(options)
         if context.state is None and options.pretrained_model:
-            load = getattr(space, "load_into", load_strictly)  # a space may know weights without masks
-            load(model, load_weights(options.pretrained_model), options.pretrained_model)
+            space.load_weights_into(model, load_weights(options.pretrained_model), options.pretrained_model)
             context.say(f"starting from {options.pretrained_model}")
         set_threshold(model, options.thres)
         run_summary.note_start(context, family="sparse_conv")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import Protocol
 
 from sparsemask.errors import choose  # isort: skip  (before torch: it says how threads wait)
 
-from torch import nn
+from spaces.protocols import Loaded, Space
+
+__all__ = ["Loaded", "Space", "available", "get", "register"]
 
 # Imported when asked for, so that one family's needs are no burden to another.
 _MODULES = {
@@ -22,33 +23,21 @@ _MODULES = {
 _SPACES: dict[str, Space] = {}
 
 
-class Space(Protocol):
-    """What the commands ask of a space; `config` is a mapping or namespace of options.
-
-    A space may have ``load_into(network, state, what)``, which starts a network from weights it knows how to read, and
-    network flags of its own, ``add_options(group)`` (else it has those of an encoder), ``task``,
-    the task its networks are for (else segmentation), and ``small``, the space that its small networks are of (else
-    its own).
-    """
-
-    family: str
-    name: str  # as registered
-
-    def supernet(self, config) -> nn.Module:
-        """The network with relaxed masks."""
-
-    def network(self, mask, config) -> nn.Module:
-        """The small network that a mask describes."""
-
-    def transfer(self, checkpoint, mask, config) -> dict:
-        """The state the small network starts from, out of the supernet's."""
-
-    def cost(self, net: nn.Module, input_shape: tuple[int, ...]):
-        """Parameters, executed multiply-adds and time of `net`."""
-
-
 def register(name: str, space: Space) -> Space:
-    """Make `space` known as `name` (a later one of the same name replaces it)."""
+    """Make a space known to all commands.
+
+    Args:
+        name: what --space says; a later space of the same name replaces the earlier.
+        space: its attribute `name` is set.
+
+    Returns:
+        The space.
+
+    Raises:
+        TypeError: an object that is no :class:`Space`.
+    """
+    if not isinstance(space, Space):
+        raise TypeError(f"{name}: expected a spaces.Space, got {type(space).__name__}")
     space.name = name
     _SPACES[name] = space
     return space
@@ -60,7 +49,11 @@ def available() -> list[str]:
 
 
 def get(name: str) -> Space:
-    """The space called `name`; UseError listing the right names otherwise."""
+    """The space of a name.
+
+    Raises:
+        UseError: no space has this name; the error lists those that there are.
+    """
     choose(name, available(), "space")
     if name not in _SPACES:
         importlib.import_module(_MODULES[name])

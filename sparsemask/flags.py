@@ -1,7 +1,7 @@
 """The flags the verbs share, in groups; each command adds the groups it needs. Names follow the public scripts.
 
-Each group's function takes the parser and the space it is for: a space may have network flags of its own
-(``add_options(group)``) and a task (``task``) whose data has.
+Each group's function takes the parser and the space it is for (``spaces.Space``), whose network and whose task's data
+have flags of their own; without a space the flags are those of the default one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def add_run(parser: Parser, space=None) -> None:
 def add_data(parser: Parser, space=None) -> None:
     """Which pictures; without any of these: VOC where it was prepared, else the embedded sample set."""
     group = parser.add_argument_group("data")
-    task = getattr(space, "task", tasks.DEFAULT)
+    task = tasks.DEFAULT if space is None else space.task
     words = ", ".join(tasks.siblings(task))
     group.add_argument("--task", default=task, help=f"{words}, or package.module:Class (default: {task})")
     group.add_argument("--sample", action="store_true", help="use the embedded sample set, or the task's drawn one")
@@ -106,15 +106,15 @@ def add_network(parser: Parser, space=None) -> None:
     """Which network."""
     group = parser.add_argument_group("network")
     add_space(group, space)
-    if hasattr(space, "add_options"):
-        space.add_options(group)
-    else:
+    if space is None:
         add_encoder(group)
+    else:
+        space.add_options(group)
 
 
 def add_space(group, space=None) -> None:
     """The flag --space, with the space of this command line as its default: what is settled is written down."""
-    name = getattr(space, "name", None) or DEFAULT_SPACE
+    name = DEFAULT_SPACE if space is None else space.name
     group.add_argument("--space", default=name, help=_SPACE_HELP)
 
 

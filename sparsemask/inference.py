@@ -9,11 +9,20 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from sparsemask.timing import compare
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A network that has an evaluation form of its own."""
+
+    def fold(self) -> None:
+        """Turn into the evaluation form, in place: batch norms are folded. There is no way back."""
 
 
 def optimize_for_inference(
@@ -22,11 +31,11 @@ def optimize_for_inference(
     compiled: bool | None = None,
     channels_last: bool | None = None,
     rounds: int = 7,
-) -> Callable[[torch.Tensor], torch.Tensor]:
+) -> Form:
     """A fast form of `network`.
 
     Args:
-        network: any module; one that has a method ``fold()`` (as the connectivity networks do) is folded by it.
+        network: any module; a :class:`Foldable` one, as the connectivity networks are, is folded first.
         example: an input of the size that will be used (B, C, H, W), on the device that will be used.
         compiled: compile (True), do not (False), or measure both and keep the faster (None). Compiling needs a C++
             compiler on a CPU; without one the eager form is kept.
@@ -37,7 +46,7 @@ def optimize_for_inference(
         A callable of the input. Its attribute ``form`` says what was chosen.
     """
     folded = copy.deepcopy(network).eval()
-    if hasattr(folded, "fold"):
+    if isinstance(folded, Foldable):
         folded.fold()
     for parameter in folded.parameters():
         parameter.requires_grad_(False)
@@ -102,7 +111,8 @@ def fold_pairs(module: nn.Module) -> None:
     """
     for owner in module.modules():
         for name, conv in list(owner.named_children()):
-            norm = getattr(owner, name.replace("conv", "bn", 1), None)
+            its_norm = name.replace("conv", "bn", 1)
+            norm = dict(owner.named_children()).get(its_norm)
             if isinstance(conv, nn.Conv2d) and type(norm) is nn.BatchNorm2d:
                 fold_batch_norm(conv, norm)
-                setattr(owner, name.replace("conv", "bn", 1), nn.Identity())
+                owner.set_submodule(its_norm, nn.Identity())

@@ -7,13 +7,22 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+
+class Batch(Protocol):
+    """An input of several tensors, such as a crop of a point cloud or a stereo pair."""
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """The same on another device."""
+
+
 Shape = tuple[int, ...]
-Inputs = Shape | Tensor | Sequence[Shape | Tensor]  # one input, or several
+Inputs = Shape | Tensor | Sequence[Shape | Tensor | Batch]  # one input, or several
 
 _AMPLE, _FEWEST = 5.0, 3  # seconds spent on timing, and repeats taken whatever they last
 
@@ -47,7 +56,7 @@ def milliseconds(
 
     Args:
         net: what is called.
-        inputs: a shape (filled with fixed noise), a tensor, or a sequence of these; () for no arguments.
+        inputs: a shape (filled with fixed noise), a tensor, or a sequence of these and of batches; () for no arguments.
         repeats: calls timed at most.
         warmup: calls before, not timed.
         device: default, the network's own; on a GPU the device's clock is read, after it has caught up.
@@ -84,14 +93,16 @@ def compare(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def make_inputs(inputs: Inputs, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> list[Tensor]:
-    """Tensors for a shape, a tensor or a sequence of these; the noise is always the same."""
+def make_inputs(
+    inputs: Inputs, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> list[Tensor | Batch]:
+    """Inputs for a shape, a tensor, or a sequence of these and of batches; the noise is always the same."""
     if isinstance(inputs, Tensor) or (len(inputs) and all(isinstance(size, int) for size in inputs)):
         inputs = [inputs]
     generator = torch.Generator().manual_seed(0)
     made = []
     for one in inputs:
-        if not isinstance(one, Tensor):
+        if isinstance(one, Sequence):
             one = torch.randn(*one, generator=generator, dtype=torch.float32).to(dtype or torch.float32)
         made.append(one.to(device))
     return made

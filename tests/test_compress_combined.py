@@ -127,7 +127,7 @@ def test_specialising_begins_from_the_network_without_groups(slimmed):
     space = spaces.get("specialized")
     config = {**OPTIONS, "where": "all", "max_stride": 8, "widths": small(state).widths}
     network = space.supernet(config)
-    space.load_into(network, state, "weights")
+    space.load_weights_into(network, state, "weights")
     x = torch.randn(1, 3, 33, 40)
     with torch.no_grad():
         torch.testing.assert_close(space.dense_form(network.eval())(x), small(state)(x), rtol=1e-4, atol=1e-4)

@@ -20,7 +20,7 @@ def zeroed(seed: int):
     """A supernet whose weights outside a random mask are zero, the mask, and its configuration."""
     torch.manual_seed(seed)
     mask = named_mask(f"random-{10 + seed}", 9, seed)
-    config = ConnectivityConfig(depth=8, n_class=4, first_expansion=bool(seed % 2))
+    config = ConnectivityConfig(depth=8, n_class=4, encoder={} if seed % 2 else {"first_expansion": False})
     net = fill(spaces.get("connectivity").supernet(config)).double().eval()
     with torch.no_grad():
         for i, w in enumerate(net.raw_weights()):
@@ -108,7 +108,7 @@ def test_registry_and_configuration():
     with pytest.raises(UseError, match="unknown space 'nas'; known: .*connectivity"):
         spaces.get("nas")
     config = ConnectivityConfig.from_options({"depth": 8, "lr": 1, "bn_momentum": None, "first_expansion": "no"})
-    assert config == ConnectivityConfig(depth=8, first_expansion=False)
+    assert config == ConnectivityConfig(depth=8, encoder={"first_expansion": False})
     for wrong, words in (
         ({"depth": 0}, "depth must be a whole number"),
         ({"n_class": "21"}, "n_class must be a whole number"),

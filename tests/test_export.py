@@ -172,7 +172,7 @@ def test_super_resolution_is_shared_with_its_threshold(tmp_path):
     made, x = smsr(n_layers=2), 255 * torch.rand(1, 3, 8, 12)
     set_threshold(made, 0.3)
     spaces.get("smsr").exportable(made, x, None).save(tmp_path / "smsr.safetensors")
-    again = spaces.get("smsr").load(tmp_path / "smsr.safetensors")
+    again = spaces.get("smsr").load(tmp_path / "smsr.safetensors").network
     assert again.body[0].spa_mask.threshold == 0.3
     with backend("reference"), torch.no_grad():
         torch.testing.assert_close(again(x), made(x))

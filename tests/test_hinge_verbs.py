@@ -130,7 +130,8 @@ def test_compressed_saved_loaded_is_the_masked_network(tmp_path, arch, variant):
     stays[small.removed] = False
     mask = GroupMask({**config, "stays": stays.nonzero()[0].tolist()}, kept, merged)
     space.save(tmp_path / "n.safetensors", small, mask)
-    loaded, said = space.load(tmp_path / "n.safetensors")
+    again = space.load(tmp_path / "n.safetensors")
+    loaded, said = again.network, again.mask
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     wanted = found.removal.zero_(network, kept)(x).detach()
     assert torch.allclose(loaded(x), wanted, atol=1e-5 * (1 + float(wanted.abs().max())))

@@ -62,7 +62,7 @@ def test_connections_that_do_not_fit_are_refused(text, features, words):
 def test_a_shared_network_says_all_about_itself(network, tmp_path):
     path = tmp_path / "network.safetensors"
     SPACE.save(path, network, masks_of(network, threshold=0.3))
-    found = SPACE.load(path)
+    found = SPACE.load(path).network
     assert found.config == network.config
     assert found.config["connectivity"] == mask_word(named_mask("unet", 9))
     assert all(one.locate.threshold == 0.3 for one in found.masked.values())
@@ -73,7 +73,7 @@ def test_a_shared_network_says_all_about_itself(network, tmp_path):
 def test_a_network_that_enlarges_keeps_its_scale(tmp_path):
     made = SPACE.supernet({**CONFIG, "scale": 3}).eval()
     SPACE.save(tmp_path / "n.safetensors", made)
-    found = SPACE.load(tmp_path / "n.safetensors")
+    found = SPACE.load(tmp_path / "n.safetensors").network
     assert found.scale == 3 and out(found).shape == (1, 3, 99, 120)
 
 
@@ -112,17 +112,17 @@ def test_weights_without_masks_start_a_network_of_other_classes_too(network):
     dense = PrunedNetwork(named_mask("unet", 9), depth=8, num_classes=4, first_expansion=False)
     made = SPACE.supernet(CONFIG)
     before = {k: v.clone() for k, v in made.state_dict().items()}
-    SPACE.load_into(made, dense.state_dict(), "dense")
+    SPACE.load_weights_into(made, dense.state_dict(), "dense")
     after = made.state_dict()
     for name, value in dense.state_dict().items():
         assert torch.equal(after[name], value), name
     fresh = [name for name in after if name not in dense.state_dict()]
     assert fresh and all(torch.equal(after[name], before[name]) for name in fresh)
     other = SPACE.supernet({**CONFIG, "n_class": 2})
-    SPACE.load_into(other, dense.state_dict(), "dense")  # another task: only the classifier is fresh
+    SPACE.load_weights_into(other, dense.state_dict(), "dense")  # another task: only the classifier is fresh
     assert other.fc_conv.out_channels == 2
     with pytest.raises(UseError, match="do not fit"):
-        SPACE.load_into(SPACE.supernet({**CONFIG, "connectivity": "dense"}), dense.state_dict(), "dense")
+        SPACE.load_weights_into(SPACE.supernet({**CONFIG, "connectivity": "dense"}), dense.state_dict(), "dense")
 
 
 def test_weights_that_do_not_say_what_they_are_of_are_refused(network):

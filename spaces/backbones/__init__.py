@@ -1,21 +1,41 @@
 """Encoders, by name: our own, through the extra `timm` any of its models that give features, and a user's own.
 
-A backbone is a module with two attributes and one method, all ordered from the deepest feature:
-
-- `channels`: channels of each end point; `strides`: how much smaller than the input each is;
-- `forward(x)`: (B, C, H, W) -> list of end points E_0 ... E_{L-1}, before their activation (timm's: mostly after).
+What a backbone is, :class:`Backbone` says.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsemask.errors import UseError
 from sparsemask.own import imported, is_own
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A module that gives features of several sizes, all ordered from the deepest."""
+
+    channels: Sequence[int]
+    """Channels of each end point."""
+    strides: Sequence[int]
+    """How many times smaller than the input each end point is."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C, H, W) to the end points E_0 ... E_{L-1}, before their activation (timm's: mostly after)."""
+
+
+def is_backbone(module: object) -> bool:
+    """Whether a module is a :class:`Backbone`, with as many channels as strides and at least one end point."""
+    if not isinstance(module, nn.Module) or not isinstance(module, Backbone):
+        return False
+    return 0 < len(module.channels) == len(module.strides)
+
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -38,7 +58,7 @@ def builder(name: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     :mod:`sparsemask.own`).
     """
     if callable(name):
-        return _own(getattr(name, "__qualname__", repr(name)), name)
+        return _own(name.__qualname__ if isinstance(name, type | FunctionType) else repr(name), name)
     if not isinstance(name, str):
         raise UseError(f"a backbone is said by its name, not by {name!r:.80}")
     if name in _BUILDERS:
@@ -56,8 +76,7 @@ def _own(name: str, make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
     def build(**options) -> nn.Module:
         made = make(**{key: value for key, value in options.items() if key in taken})
-        channels, strides = (tuple(getattr(made, part, ())) for part in ("channels", "strides"))
-        if not isinstance(made, nn.Module) or not channels or len(channels) != len(strides):
+        if not is_backbone(made):
             raise UseError(
                 f"backbone '{name}': expected a torch.nn.Module with `channels` and `strides`, one an end point, "
                 "deepest first"

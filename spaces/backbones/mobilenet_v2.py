@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spaces.backbones import register
+from spaces.backbones.forms import Form, register_forms
 
 # Expansion, output channels, repeats, stride of the first block of each stage.
 STAGES = (
@@ -98,6 +99,9 @@ class MobileNetV2(nn.Module):
             end_points.append(x)
         end_points.append(self.bn_last(self.conv_last(x)))
         return end_points[::-1]
+
+
+register_forms("mobilenet_v2", Form("first_expansion", "bottlenecks.Bottlenecks_0.LinearBottleneck0_0.conv1.weight"))
 
 
 @register

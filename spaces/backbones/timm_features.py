@@ -94,7 +94,7 @@ def model_traits(name: str) -> Traits:
             f"backbone '{name}': this timm model does not take pictures of any size, which an encoder here must; "
             "take a convolutional one (resnet50, vgg16, efficientnet_b0, convnext_tiny, ...)"
         )
-    last = str(getattr(net, "output_fmt", "")).endswith("NHWC")
+    last = str(getattr(net, "output_fmt", "")).endswith("NHWC")  # some of timm's models alone have it
     places = [i for i, stride in enumerate(strides) if stride > 1][::-1]
     return Traits(
         channels=tuple(features[i].shape[3 if last else 1] for i in places),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spaces.backbones import builder, create
+from spaces.backbones import builder, create, forms
 from spaces.backbones.mobilenet_v2_keys import timm_keys, torchvision_keys
 from spaces.backbones.timm_features import TimmLayout, timm_layout
 from sparsemask.errors import UseError
@@ -37,22 +37,22 @@ _LAYOUTS = {
 _INPUT = {"mobilenet_v2": ("conv1.weight",)}
 # Tops of classifiers that timm builds otherwise than torchvision's files name them.
 _TOPS = ("fc.", "classifier.", "head.", "pre_logits.")
-_FIRST_EXPANSION = {"mobilenet_v2": "bottlenecks.Bottlenecks_0.LinearBottleneck0_0.conv1.weight"}
 
 
 @dataclass(frozen=True)
 class ImportedWeights:
-    """A backbone's state dict, the form it is for, and one line saying what was loaded and what was not."""
+    """A backbone's state dict, the form it is for, and a line saying what was loaded and what was not."""
 
     state: dict[str, Tensor]
-    first_expansion: bool
+    form: dict[str, str]
+    """As :func:`spaces.backbones.forms.of_weights` gives it."""
     message: str
 
 
 def load_backbone_weights(path: str | os.PathLike, name: str, in_channels: int = 3) -> ImportedWeights:
     """Read weights for backbone `name` from any file :func:`sparsemask.load_weights` reads.
 
-    The layout is recognised by its key names, the form (with or without the first expansion) by the tensors.
+    The layout is recognised by its key names, the form by the tensors.
     For other than the file's input channels the first filters are repeated, scaled to keep their response.
     Strict: UseError when a tensor is missing, has a wrong shape or is not known.
     """
@@ -64,34 +64,23 @@ def load_backbone_weights(path: str | os.PathLike, name: str, in_channels: int =
         layout = timm_layout(name)
         inputs = layout.inputs
     title, state, unused = _translate(found, name, path, layout)
-    first_expansion = has_first_expansion(state, name)
+    form = forms.of_weights(state, name)
+    lacking = forms.arguments(name, form)
     with torch.device("meta"):
-        form = {"first_expansion": first_expansion} if has_two_forms(name) else {}
-        own = create(name, **form).state_dict()
+        own = create(name, **lacking).state_dict()
     for key in own:
         if key.endswith("num_batches_tracked") and key not in state:
             state[key] = torch.zeros((), dtype=torch.long)  # older files lack the counters
     _check(state, own, inputs, f"{path}: not weights of {name} ({title} layout)")
     state = {key: state[key] for key in own}
     message = f"backbone {name}: {len(state)} tensors from {path} ({title} layout"
-    message += "" if first_expansion else ", no first expansion"
+    message += "".join(f", no {option.replace('_', ' ')}" for option in lacking)
     others = [key for key in inputs if state[key].shape[1] != in_channels]
     for key in others:
         state[key] = _adapt(state[key], in_channels)
     message += f", first filters adapted to {in_channels} channels" if others else ""
     message += "); not used: " + (", ".join(unused) if unused else "nothing")
-    return ImportedWeights(state, first_expansion, message)
-
-
-def has_two_forms(name: str) -> bool:
-    """Whether backbone `name` exists with and without the first expansion."""
-    return name in _FIRST_EXPANSION
-
-
-def has_first_expansion(state: Mapping[str, Tensor], name: str) -> bool:
-    """Whether weights of backbone `name`, bare or of a whole network, have the first expansion."""
-    key = _FIRST_EXPANSION.get(name)
-    return key is None or key in state or f"backbone.{key}" in state
+    return ImportedWeights(state, form, message)
 
 
 def _translate(

@@ -24,7 +24,7 @@ def exportable(network: nn.Module, batch: Tensor, options) -> Exportable:
     Args:
         network: in evaluation mode, on the CPU.
         batch: pictures (B, C, H, W) as the task prepares them.
-        options: of the run: backbone_name, depth, first_expansion, n_class.
+        options: of the run: backbone_name, depth, the encoder's form, n_class.
     """
     folded = copy.deepcopy(network).eval()
     folded.fold()

@@ -40,8 +40,8 @@ def normalised_product(
             scale = w * gamma * torch.rsqrt(var + norms[0].eps)
             constant = w * beta
         else:
-            scale = w * gamma * torch.rsqrt(_running(norms, "running_var") + norms[0].eps)
-            constant = w * beta - scale * _running(norms, "running_mean")
+            scale = w * gamma * torch.rsqrt(torch.cat([norm.running_var for norm in norms]) + norms[0].eps)
+            constant = w * beta - scale * torch.cat([norm.running_mean for norm in norms])
     if products is None:
         return _conv(x, scale[:, None] * weight), constant
     return products * scale[:, None, None], constant
@@ -69,10 +69,6 @@ def _statistics(x: Tensor, weight: Tensor, norms: Sequence[nn.BatchNorm2d]) -> t
 
 def _conv(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight[:, :, None, None])
-
-
-def _running(norms: Sequence[nn.BatchNorm2d], name: str) -> Tensor:
-    return torch.cat([getattr(norm, name) for norm in norms])
 
 
 def _move_running(norms: Sequence[nn.BatchNorm2d], mean: Tensor, var: Tensor) -> None:

@@ -37,7 +37,7 @@ class PrunedNetwork(nn.Module):
         num_classes: channels of the output.
         bn_momentum: of all running statistics.
         widths: channels of the backbone's layers where they are not its own, see :mod:`spaces.connectivity.widths`.
-        backbone_options: further arguments of the backbone's builder, such as `first_expansion`.
+        backbone_options: further arguments of the backbone's builder, such as its form.
 
     Stages that do not reach the output keep their (frozen) parameters, so that public checkpoints load, but
     are not computed.
@@ -158,8 +158,11 @@ def _reaching_output(mask: np.ndarray) -> list[int]:
 class FCN(nn.Module):
     """The baseline without a decoder: one 1x1 convolution classifies the deepest end point.
 
-    Arguments as :class:`PrunedNetwork`'s, less mask and depth.
+    Arguments as :class:`PrunedNetwork`'s, less mask, depth and widths.
     """
+
+    mask = None
+    widths = None
 
     def __init__(
         self,

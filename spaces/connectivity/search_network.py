@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from spaces.backbones import create
+from spaces.backbones import create, is_backbone
 from spaces.connectivity.fusion import batch_norm_errors, decode, upsample
 from spaces.connectivity.normalised import normalised_product
 from sparsemask.errors import UseError
@@ -42,7 +42,7 @@ class FullyDenseNetwork(nn.Module):
         num_classes: channels of the output.
         bn_momentum: of all running statistics (published: 0.0003; short runs want more).
         noise_std: standard deviation of the noise on the connection weights when training.
-        backbone_options: further arguments of the backbone's builder, such as `first_expansion`.
+        backbone_options: further arguments of the backbone's builder, such as its form.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ def build_backbone(name: str | nn.Module, in_channels: int, momentum: float, opt
     """A backbone by name, or the module given; UseError unless it keeps the backbones' contract."""
     if isinstance(name, str | type):
         return create(name, in_channels, momentum=momentum, **options)
-    if len(getattr(name, "channels", ())) < 1 or len(name.channels) != len(getattr(name, "strides", ())):
+    if not is_backbone(name):
         raise UseError(
             f"{type(name).__name__} is no backbone: it needs `channels` and `strides`, one per end point, deepest first"
         )

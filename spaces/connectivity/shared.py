@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from spaces.backbones import forms
 from spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from spaces.described import build_described, describing
 from sparsemask.errors import UseError
@@ -19,18 +20,17 @@ _FIXED = ("backbone_name", "depth", "n_class", "features")
 _MOST = 1 << 31  # of any number that a file says
 
 
-def save_network(path: str | os.PathLike, network: nn.Module, config, n_class: int) -> None:
-    """Write a PrunedNetwork or FCN; `config` names backbone_name, depth and first_expansion."""
-    mask = getattr(network, "mask", None)
+def save_network(path: str | os.PathLike, network: PrunedNetwork | FCN, config, n_class: int) -> None:
+    """Write a network; `config` has backbone_name, depth and the encoder's form (:mod:`spaces.backbones.forms`)."""
     entries = {
         "space": "connectivity",
         "backbone_name": config.backbone_name,
         "depth": config.depth,
         "n_class": n_class,
-        "first_expansion": config.first_expansion != "no",
+        **forms.flags_of(vars(config)),
         "features": len(network.backbone.channels),
-        "connections": None if mask is None else np.argwhere(mask).tolist(),
-        "widths": getattr(network, "widths", None),
+        "connections": None if network.mask is None else np.argwhere(network.mask).tolist(),
+        "widths": network.widths,
     }
     save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in entries.items()})
 
@@ -44,7 +44,7 @@ def mask_from(connections: list[list[int]], features: int) -> np.ndarray:
     return mask
 
 
-def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | None = None) -> nn.Module:
+def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | None = None) -> PrunedNetwork | FCN:
     """The network of a file written by :func:`save_network` (a run's network.safetensors), in evaluation mode.
 
     Args:
@@ -66,8 +66,7 @@ def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | N
         if not isinstance(value, int) or not 0 < value < _MOST:
             raise UseError(f"{path}: {key} must be a whole number from 1 to {_MOST - 1}, found {repr(value):.40}")
     options = {"backbone_name": name if backbone is None else backbone, "num_classes": n_class}
-    if not said.get("first_expansion", True):
-        options["first_expansion"] = False
+    options |= forms.arguments(name, said)
     connections = said["connections"]
     if connections is None:
         return build_described(lambda: FCN(**options), state, path)

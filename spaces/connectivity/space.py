@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from spaces import backbones, register
-from spaces.backbones.weights import has_first_expansion, has_two_forms
+from spaces.backbones import forms
 from spaces.connectivity.named_masks import named_mask
 from spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from spaces.connectivity.search_network import FullyDenseNetwork
 from spaces.connectivity.transfer import inherited_state
+from spaces.protocols import Loaded, Space
 from sparsemask.errors import UseError
 
 
@@ -29,17 +31,19 @@ class ConnectivityConfig:
     n_class: int = 21
     bn_momentum: float = 0.0003
     noise_std: float = 0.1
-    first_expansion: bool = True  # the backbone's form; imported weights decide it
+    encoder: Mapping[str, bool] = field(default_factory=dict)
+    """Arguments of the backbone's builder that say its form, where that is not the usual one; weights decide it."""
     widths: str | None = None  # of its layers, where groups of weights were removed
 
     def __post_init__(self):
         backbones.builder(self.backbone_name)  # UseError for unknown names
+        values = vars(self)
         for name in ("depth", "in_channels", "n_class"):
-            value = getattr(self, name)
+            value = values[name]
             if not isinstance(value, int) or value < 1:
                 raise UseError(f"{name} must be a whole number of at least 1, got {value!r}")
         for name, low, high in (("bn_momentum", 0, 1), ("noise_std", 0, 2)):
-            value = getattr(self, name)
+            value = values[name]
             if not isinstance(value, int | float) or not low <= value <= high:
                 raise UseError(f"{name} must be a number in [{low}, {high}], got {value!r}")
 
@@ -49,11 +53,9 @@ class ConnectivityConfig:
         if isinstance(options, cls):
             return options
         options = options if isinstance(options, Mapping) else vars(options)
-        known = {field.name for field in fields(cls)}
+        known = {one.name for one in fields(cls)}
         picked = {key: value for key, value in options.items() if key in known and value is not None}
-        if isinstance(picked.get("first_expansion"), str):  # the flag's words
-            picked["first_expansion"] = picked["first_expansion"] != "no"
-        return cls(**picked)
+        return cls(**{"encoder": forms.arguments(picked.get("backbone_name", cls.backbone_name), options), **picked})
 
     def network_options(self) -> dict[str, Any]:
         """Keyword arguments common to all networks of the space."""
@@ -65,15 +67,14 @@ class ConnectivityConfig:
         }
         if self.widths:
             options["widths"] = self.widths
-        # Only some backbones come in two forms.
-        two_forms = has_two_forms(self.backbone_name) and not self.first_expansion
-        return options | {"first_expansion": False} if two_forms else options
+        return options | self.encoder
 
 
-class ConnectivitySpace:
+class ConnectivitySpace(Space):
     """SparseMask's space: 2^(L(L+1)) decoders on an encoder with L end points."""
 
     family = "connectivity"
+    name = "connectivity"
     config = ConnectivityConfig
 
     def supernet(self, config) -> FullyDenseNetwork:
@@ -92,9 +93,12 @@ class ConnectivitySpace:
                 if widths:
                     raise UseError("the baseline 'fcn' has no widths of its own: --widths is for networks of a mask")
                 return FCN(**options)
-            encoder = backbones.create(options.pop("backbone_name"), options.pop("in_channels"), **_encoder(options))
-            options |= {"backbone_name": encoder, "widths": widths}
+            encoder = backbones.create(
+                config.backbone_name, config.in_channels, momentum=config.bn_momentum, **config.encoder
+            )
             mask = named_mask(mask, len(encoder.channels))
+            more = {"num_classes": config.n_class, "bn_momentum": config.bn_momentum, "widths": widths}
+            return PrunedNetwork(mask, encoder, config.depth, config.in_channels, **more)
         return PrunedNetwork(mask, depth=config.depth, **options)
 
     def transfer(
@@ -105,21 +109,16 @@ class ConnectivitySpace:
         The backbone's form is the checkpoint's, whatever `config` says.
         """
         config = ConnectivityConfig.from_options(config)
-        form = has_first_expansion(checkpoint, config.backbone_name)
-        config = replace(config, first_expansion=form)
+        form = forms.of_weights(checkpoint, config.backbone_name)
+        config = replace(config, encoder=forms.arguments(config.backbone_name, form))
         return inherited_state(self.network(mask, config), checkpoint, inherit)
 
-    def cost(self, net: nn.Module, input_shape: tuple[int, ...]):
-        """Parameters, executed multiply-adds and milliseconds of `net` on input (B, C, H, W)."""
-        from sparsemask.costs import measure
-
-        return measure(net, input_shape)
-
-    def load(self, path) -> PrunedNetwork | FCN:
-        """The network of a file to share, in evaluation mode."""
+    def load(self, path: str | os.PathLike) -> Loaded:
+        """The network of a file to share and its connections, bool (L, L, 2); None for the baseline `fcn`."""
         from spaces.connectivity.shared import load_network
 
-        return load_network(path)
+        network = load_network(path)
+        return Loaded(network, network.mask)
 
     def exportable(self, network: PrunedNetwork | FCN, batch: Tensor, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
@@ -128,11 +127,4 @@ class ConnectivitySpace:
         return exportable(network, batch, options)
 
 
-def _encoder(options: dict[str, Any]) -> dict[str, Any]:
-    encoder = {"momentum": options["bn_momentum"]}
-    if "first_expansion" in options:
-        encoder["first_expansion"] = options.pop("first_expansion")
-    return encoder
-
-
-register("connectivity", ConnectivitySpace())
+register(ConnectivitySpace.name, ConnectivitySpace())

@@ -35,8 +35,8 @@ def inherited_state(net: PrunedNetwork | FCN, state: Mapping[str, Tensor], how: 
         prefix = f"decoders.{name}"
         w = _get(state, f"{prefix}._weight_").clamp(0, 2)
         offset = torch.zeros_like(_take(state, f"{prefix}.bn.running_mean", own))
-        for column, kind in enumerate(("down_convs", "up_convs")):
-            for j in getattr(stage, kind):
+        for column, (kind, convs) in enumerate((("down_convs", stage.down_convs), ("up_convs", stage.up_convs))):
+            for j in convs:
                 key = f"{prefix}.{kind}.{j}"
                 scale, constant = _folded(state, f"{key}.1", w[int(j), column], stage.bn.eps)
                 new[f"{key}.weight"] = _get(state, f"{key}.0.weight") * scale[:, None, None, None]

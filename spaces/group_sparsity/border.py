@@ -80,6 +80,11 @@ def can_be_bordered(module: nn.Module) -> bool:
     return type(module) in _CLASSES or isinstance(module, _Bordered)
 
 
+def border_weights(module: nn.Module) -> Tensor | None:
+    """The border of a convolution, None where it has none."""
+    return module.border if isinstance(module, _Bordered) else None
+
+
 def add_border(module: nn.Module, border: Tensor) -> None:
     """Let a convolution add `border`, weights (out channels, 1, k, ...) of a channel of ones, in place.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from spaces.group_sparsity.slicing import keep_
-from spaces.group_sparsity.tracing import Node, Tracer, Value, Watched
+from spaces.group_sparsity.tracing import Node, RemovesChannels, Tracer, Value, Watched
 from sparsemask.errors import UseError
 
 PRODUCTS = ("convolution", "mm", "addmm")
@@ -71,7 +71,7 @@ class ChannelGraph:
         self._adaptable = {
             name: (before.axes.get(1), after.axes.get(1))
             for name, kind, before, after in self.calls
-            if hasattr(kind, "remove_channels") and before is not None and after is not None
+            if issubclass(kind, RemovesChannels) and before is not None and after is not None
         }
 
     def __deepcopy__(self, memo: dict):

@@ -65,7 +65,7 @@ def compress(
         _check(small(example), wanted)
     for name, module in small.named_modules():
         module.training = modes[name]
-    if hasattr(small, "sets"):
+    if "sets" in vars(small):
         small.sets = []  # they counted the channels from before
     small.removed = np.flatnonzero(gone)
     return small

@@ -164,7 +164,7 @@ class _Places:
         if self.value(node.outputs[0], amount):
             return True
         del self.biases[before[0] :], self.means[before[1] :]
-        if new and module and getattr(self.network.get_submodule(module), "bias", 0) is None:
+        if new and module and _lacks_bias(self.network.get_submodule(module)):
             self.biases.append((module, amount))
             return True
         return False
@@ -212,3 +212,11 @@ class _Places:
             whole[at : at + len(amount)] = amount
             return self.value(out, whole)
         return node.op in _PASS and wide and 1 in out.axes and self.value(out, amount)
+
+
+def _lacks_bias(module: nn.Module) -> bool:
+    """Whether a module, perhaps a user's own, could have a bias and has none."""
+    try:
+        return module.bias is None
+    except AttributeError:
+        return False

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spaces.group_sparsity.border import border_weights
 from spaces.group_sparsity.channels import ChannelGraph, trace
 from sparsemask.inference import fold_batch_norm
 
@@ -23,7 +24,7 @@ def fold_norms(network: nn.Module, example: Tensor) -> nn.Module:
         module, norm = network.get_submodule(conv), network.get_submodule(name)
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         fold_batch_norm(module, norm)
-        if getattr(module, "border", None) is not None:
+        if border_weights(module) is not None:
             module.border *= scale.view(-1, *[1] * (module.border.dim() - 1))
             if module.border_map is not None:
                 module.border_map *= scale.view(1, -1, *[1] * (module.border_map.dim() - 2))
@@ -43,11 +44,7 @@ def _in_turn(network: nn.Module, graph: ChannelGraph) -> list[tuple[str, str]]:
         if not node.weight.parameter.endswith(".weight") or (node.op == "convolution" and node.args[6]):
             continue
         after = readers.get(node.outputs[0].number, [])
-        if (
-            getattr(network.get_submodule(name), "border", None) is not None
-            and len(after) == 1
-            and after[0].op == "add"
-        ):
+        if border_weights(network.get_submodule(name)) is not None and len(after) == 1 and after[0].op == "add":
             after = readers.get(after[0].outputs[0].number, [])
         if len(after) != 1 or not after[0].op.endswith("batch_norm"):
             continue

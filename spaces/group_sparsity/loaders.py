@@ -61,11 +61,10 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], what: object) -> 
         except UseError:
             layout = None  # a network of the user's own: what is missing is said below
         if layout is not None:
-            shortcut = getattr(network, "shortcut", None)
-            if isinstance(network, ResNet) and layout.strided and shortcut != "strided":
+            if isinstance(network, ResNet) and layout.strided and network.shortcut != "strided":
                 raise UseError(
                     f"{what}: its shortcuts take every second pixel, this network's do not; create it with "
-                    f"shortcut 'strided' (it has '{shortcut}')"
+                    f"shortcut 'strided' (it has '{network.shortcut}')"
                 )
             state = layout.state
     _load(network, state, what)
@@ -122,13 +121,13 @@ def _fit_site(network: nn.Module, name: str, module: Pair | _ConvNd, state: Mapp
 
 def _fit_convolution(conv: _ConvNd, name: str, state: Mapping[str, Tensor]) -> None:
     # whole groups are removed: what each has stays
-    first, second = ("in", "out") if isinstance(conv, _ConvTransposeNd) else ("out", "in")
-    each = getattr(conv, f"{first}_channels") // conv.groups
+    transposed = isinstance(conv, _ConvTransposeNd)
+    each = (conv.in_channels if transposed else conv.out_channels) // conv.groups
     _resize(conv, name, state)
     if conv.groups > 1:
         conv.groups = max(1, conv.weight.shape[0] // each)
-    setattr(conv, f"{first}_channels", conv.weight.shape[0])
-    setattr(conv, f"{second}_channels", conv.weight.shape[1] * conv.groups)
+    sizes = conv.weight.shape[0], conv.weight.shape[1] * conv.groups
+    conv.in_channels, conv.out_channels = sizes if transposed else sizes[::-1]
 
 
 def _resize(module: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:

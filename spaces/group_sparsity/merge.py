@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from spaces.group_sparsity.border import add_bias, add_border
+from spaces.group_sparsity.border import add_bias, add_border, border_weights
 from spaces.group_sparsity.matrices import Pair
 from sparsemask.errors import UseError
 
@@ -52,7 +52,7 @@ def merged(pair: Pair) -> nn.Conv2d:
     matrix = second.weight.flatten(1)
     if first.bias is not None:
         add_bias(conv, matrix @ first.bias)
-    if (border := getattr(first, "border", None)) is not None:
+    if (border := border_weights(first)) is not None:
         add_border(conv, (matrix @ border.flatten(1)).view(-1, *border.shape[1:]))
         conv.train(pair.training)
     return conv

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spaces.group_sparsity import operator_names as names
-from spaces.group_sparsity.tracing import Node, Tracer, Value
+from spaces.group_sparsity.tracing import Node, RemovesChannels, Tracer, Value
 
 
 def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: list[Value], output) -> None:
@@ -150,7 +150,7 @@ def _move(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> list[dict]
 
 def _opened(tracer: Tracer) -> bool:
     """Whether a module is running that follows the removal of channels by itself."""
-    return any(callable(getattr(module, "remove_channels", None)) for module in tracer.owners)
+    return any(isinstance(module, RemovesChannels) for module in tracer.owners)
 
 
 def _pad(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> list[dict]:

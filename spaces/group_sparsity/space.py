@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,18 +21,18 @@ from spaces.group_sparsity.matrices import INITS
 from spaces.group_sparsity.merge import merge
 from spaces.group_sparsity.reduction import Hinged, Reduction, baseline
 from spaces.group_sparsity.rules import Plan, plan_for
+from spaces.protocols import Loaded, Space
 from sparsemask import weights
 from sparsemask.checkpoint_schema import is_plain
 from sparsemask.containers import memory
-from sparsemask.costs import measure
 from sparsemask.errors import UseError, choose
 
 
-class HingeSpace:
+class HingeSpace(Space):
     """CNNs between filter pruning and low-rank decomposition (Li et al., CVPR 2020, arXiv 2003.08935)."""
 
     family = "group_sparsity"
-    name: str
+    name = "hinge"
     task = "classification"
 
     def add_options(self, group) -> None:
@@ -58,7 +59,7 @@ class HingeSpace:
 
     def settle(self, options, state: Mapping[str, Tensor], what: object) -> None:
         """Let weights of a named network say which one it is, where the command line does not."""
-        given = getattr(options, "given", {})
+        given = vars(options).get("given", {})
         if ":" in options.arch:
             return
         layout = loaders.read(state, what)
@@ -121,9 +122,9 @@ class HingeSpace:
             config["init"] = "p-identity"
         return self.hinged(plain, config)
 
-    def load_into(self, network: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
+    def load_weights_into(self, network: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
         """Load a plain network's weights, in any layout that is known."""
-        loaders.load_into(network, state, what)
+        loaders.load_into(network, state, source)
 
     def compressed(self, hinged: Hinged, mask: GroupMask) -> nn.Module:
         """A new, smaller network: the hinged one with its weights, without the groups that do not stay."""
@@ -154,10 +155,6 @@ class HingeSpace:
         weights.load_strictly(hinged.network, checkpoint, "checkpoint")
         return self.compressed(hinged, mask).state_dict()
 
-    def cost(self, net: nn.Module, input_shape: tuple[int, ...]):
-        """Parameters, multiply-adds executed and milliseconds."""
-        return measure(net, input_shape)
-
     def save(self, path, network: nn.Module, mask: GroupMask) -> None:
         """Write a small network to share: safetensors that say how it is built."""
         said = {"space": SPACE, **mask.recipe()}
@@ -169,8 +166,8 @@ class HingeSpace:
 
         return exportable(network, batch, mask, self.save)
 
-    def load(self, path) -> tuple[nn.Module, GroupMask | None]:
-        """The network of a file, in evaluation mode on the CPU, and its mask (None for plain and published files).
+    def load(self, path: str | os.PathLike) -> Loaded:
+        """The network of a file, and its mask (None for plain and published files).
 
         Reads this toolkit's checkpoints of searches and retrainings, its safetensors, public files, compressed ones
         included.
@@ -183,12 +180,12 @@ class HingeSpace:
         with describing(path):
             if isinstance(recipe, Mapping):
                 mask = GroupMask.from_recipe(recipe, path)
-                return self.network(mask, state=state).eval(), mask
+                return Loaded(self.network(mask, state=state).eval(), mask)
             if isinstance(found.get("network"), Mapping):  # a search's
                 network = self.structure(found["network"]).network
                 weights.load_strictly(network, state, path)
-                return network.eval(), None
-            return loaders.build(state, path), None
+                return Loaded(network.eval())
+            return Loaded(loaders.build(state, path))
 
 
 def _graph(plain: nn.Module, config: Mapping):
@@ -267,4 +264,4 @@ def _value(text: str):
         return text
 
 
-register("hinge", HingeSpace())
+register(HingeSpace.name, HingeSpace())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +22,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 from spaces.group_sparsity.elements import Elements
 from spaces.group_sparsity.slicing import tensors
 from sparsemask.errors import UseError, one_line
+
+
+@runtime_checkable
+class RemovesChannels(Protocol):
+    """A module with channel numbers of its own that follows when channels around it are removed."""
+
+    def remove_channels(self, keep_in: np.ndarray, keep_out: np.ndarray) -> None:
+        """Keep some channels of the input and of the output, bool arrays over those that there are."""
+
 
 # Functions and operators that tell Python what a tensor contains.
 _READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"}
@@ -200,7 +210,7 @@ class _Calls(TorchFunctionMode):
         self.tracer = tracer
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "")  # some of torch's own functions have none
         if name in _READS:
             self.tracer.refuse_reading(name, args)
         self.tracer.call = name, args

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 import spaces
 from spaces import backbones, register
+from spaces.backbones import forms
 from spaces.connectivity.shared import mask_from
+from spaces.connectivity.space import ConnectivityConfig
 from spaces.connectivity.widths import widths_of
 from spaces.group_sparsity.channels import trace
 from spaces.group_sparsity.general import general_plan
@@ -31,7 +33,7 @@ from sparsemask.errors import UseError
 from sparsemask.masks import DOWN, UP
 
 ARCH = "connectivity"
-_NETWORK = ("connectivity", "backbone_name", "depth", "first_expansion", "bn_momentum", "widths")
+_NETWORK = ("connectivity", "backbone_name", "depth", *forms.names(), "bn_momentum", "widths")
 
 
 class SlimSpace(HingeSpace):
@@ -42,9 +44,9 @@ class SlimSpace(HingeSpace):
     decomposition: its expanded channels are its rank. The decoder keeps its channels: what masks them is specialising.
     """
 
+    name = "slim"
     task = "segmentation"
-    small = "connectivity"
-    """The space that its small networks are of."""
+    trained_as = "connectivity"
 
     def add_options(self, group) -> None:
         """The network's flags."""
@@ -54,9 +56,10 @@ class SlimSpace(HingeSpace):
 
     def settle(self, options, state: Mapping[str, Tensor], what: object) -> None:
         """Take the network's numbers from a retrained run's checkpoint or network.safetensors."""
+        known = vars(options)
         for name, value in described(what).items():
-            if name in getattr(options, "given", {}) and name != "bn_momentum" and getattr(options, name) != value:
-                raise UseError(f"--{name} {getattr(options, name)}: {what} has {value}")
+            if name in known.get("given", {}) and name != "bn_momentum" and known[name] != value:
+                raise UseError(f"--{name} {known[name]}: {what} has {value}")
             if name != "bn_momentum" or options.bn_momentum is None:
                 setattr(options, name, value)
 
@@ -68,7 +71,8 @@ class SlimSpace(HingeSpace):
                 raise UseError(
                     "--pretrained_model is missing: a retrained connectivity network (runs/NAME/network.safetensors)"
                 )
-            network = {name: found[name] for name in _NETWORK if found.get(name) is not None}
+            network = {"backbone_name": ConnectivityConfig.backbone_name}
+            network |= {name: found[name] for name in _NETWORK if found.get(name) is not None}
             found = {**found, "arch": ARCH, "arch_options": network, "variant": GENERAL}
         return super().config(found, shape)
 
@@ -89,9 +93,9 @@ class SlimSpace(HingeSpace):
         """The same, for weights to be loaded into."""
         return self.hinged(self.plain(config), config)
 
-    def load_into(self, network: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
+    def load_weights_into(self, network: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
         """Load a retrained network's weights."""
-        weights.load_strictly(network, state, what)
+        weights.load_strictly(network, state, source)
 
     def start(self, path) -> dict[str, Tensor]:
         """Weights of the network that a mask file leaves."""
@@ -121,7 +125,7 @@ def described(what: object) -> dict:
         mask = None
         if pairs is not None and size is not None:
             mask = mask_from(pairs, size)
-        found = {**said, "first_expansion": "yes" if said.get("first_expansion", True) else "no"}
+        found = {**said, **forms.words_of(said)}
     else:
         state = weights.read_checkpoint(what)
         space, mask, found = state.get("space"), state.get("mask"), dict(weights.config_of(state))
@@ -140,4 +144,4 @@ def small_widths(mask: np.ndarray, options, state: Mapping[str, Tensor]) -> str 
     return widths_of(backbone, state)
 
 
-register("slim", SlimSpace())
+register(SlimSpace.name, SlimSpace())

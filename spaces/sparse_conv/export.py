@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from spaces.sparse_conv.dense import MaskedForm
-from spaces.sparse_conv.masking import hard_masks, threshold_of
 from spaces.sparse_conv.shared import save_smsr
 from spaces.sparse_conv.smsr import SMSR
 from sparsemask import exporting
 from sparsemask.exporting import Exportable, pure
 from sparsemask.exporting.writing import traced
-from sparsemask.fine_masks import FineMasks
 
 INPUT, OUTPUT = "picture", "larger"
 
@@ -35,7 +33,7 @@ def exportable(
     return Exportable(
         network=network,
         fast=network,
-        save=lambda path: save_smsr(path, network, masks_of(network, "smsr", "super_resolution")),
+        save=lambda path: save_smsr(path, network),
         program=pure(network, lambda net, picture: net.compute(picture)[0]),
         plain=pure(MaskedForm(network), lambda net, picture: net(picture)),
         inputs={INPUT: torch.zeros(1, 3, *size)},
@@ -66,11 +64,6 @@ def export_onnx(network: SMSR, path: str | os.PathLike, size: tuple[int, int] = 
     Raises UseError where the packages that torch writes ONNX with are absent.
     """
     return exporting.export_onnx(_of(network, size, dynamic), path)
-
-
-def masks_of(network: nn.Module, space: str, task: str) -> FineMasks:
-    """The masks a network of a space has."""
-    return FineMasks(space, task, hard_masks(network), sha256="", threshold=threshold_of(network))
 
 
 def _of(network: nn.Module, size: tuple[int, int], dynamic: bool) -> Exportable:

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.sparse_conv.export import masks_of
 from spaces.sparse_conv.point_block import SparsePointBlock
 from spaces.sparse_conv.point_layers import BasicConv, Join
 from spaces.sparse_conv.smpointseg import SMPointSeg
@@ -33,7 +32,7 @@ def exportable(space, network: SMPointSeg, batch: PointBatch) -> Exportable:
     return Exportable(
         network=network,
         fast=network,
-        save=lambda path: space.save(path, network, masks_of(network, space.name, space.task)),
+        save=lambda path: space.save(path, network, space.masks_of(network)),
         program=pure(_Form(network, plain=False), call),
         plain=pure(_Form(network, plain=True), call),
         inputs=dict(zip(names, tensors(batch), strict=True)),

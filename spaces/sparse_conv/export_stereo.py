@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.sparse_conv.export import masks_of
 from spaces.sparse_conv.export_volumes import PlainConv, plain_volume, shifted
 from spaces.sparse_conv.smstereo import SIZE, SMStereo
 from spaces.sparse_conv.stereo_layers import ConvNorm, convolve, fold
@@ -33,7 +32,7 @@ def exportable(space, network: SMStereo, pair: StereoPair) -> Exportable:
     return Exportable(
         network=network,
         fast=network,
-        save=lambda path: space.save(path, network, masks_of(network, space.name, space.task)),
+        save=lambda path: space.save(path, network, space.masks_of(network)),
         program=pure(_skipping(network), lambda net, *pictures: net(*map(channels_last, pictures))),
         plain=pure(_Plain(network), lambda net, *pictures: net(*pictures)),
         inputs={"left": example, "right": example.clone()},
@@ -96,8 +95,8 @@ class _SkippingHourglass(_Hourglass):
     def _conv(self, number: int, x: Tensor, mask: Tensor) -> Tensor:
         g, activation = self.convs[number]
         return torch.ops.sparsemask.conv(
-            x, self.weights[2 * number], self.weights[2 * number + 1], mask, getattr(self, f"before{number}"),
-            getattr(self, f"own{number}"), g.stride, g.padding, g.dilation, g.output_padding, g.transposed, 1,
+            x, self.weights[2 * number], self.weights[2 * number + 1], mask, self.get_buffer(f"before{number}"),
+            self.get_buffer(f"own{number}"), g.stride, g.padding, g.dilation, g.output_padding, g.transposed, 1,
             activation, "auto",
         )  # fmt: skip
 
@@ -176,9 +175,9 @@ def _with(network: SMStereo, hourglass: type, run=None) -> SMStereo:
     """A copy with other hourglasses, its other layers folded; the heads that only training has are gone."""
     made = copy.deepcopy(network).eval()
     for name in ("dres2", "dres3", "dres4"):
-        setattr(made, name, hourglass(getattr(made, name)))
+        made.set_submodule(name, hourglass(made.get_submodule(name)))
     for name in ("classif0", "classif1", "classif2"):
-        setattr(made, name, nn.Identity())
+        made.set_submodule(name, nn.Identity())
     for name, module in list(made.named_modules()):
         if isinstance(module, ConvNorm):
             made.set_submodule(name, _Folded(*module, run=run))

@@ -1,37 +1,106 @@
-"""What spaces of networks with fine-grained masks have in common: their contract with the commands, and their files."""
+"""Spaces of networks with fine-grained masks: the contract of their family, and their files."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 
-from spaces.sparse_conv.masking import apply_masks, hard_masks
+from spaces.protocols import Config, Loaded, Space
+from spaces.sparse_conv.masked_network import MaskedNetwork
+from spaces.sparse_conv.masking import apply_masks, hard_masks, threshold_of
 from sparsemask import weights
-from sparsemask.costs import measure
 from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
 
 
-class MaskedSpace:
+class MaskedSpace(Space):
     """A space whose networks keep all their weights: masks say what is computed.
 
-    A subclass has `fixed`, the names of a network's arguments, `supernet`, `build`, `load`, `save` and `dense_form`.
+    Its networks are :class:`MaskedNetwork`. Beside what every space has, a subclass has `fixed`, `build`, `save`,
+    `dense_form`, `dense_cost` and `draw_masks`.
     """
 
     family = "sparse_conv"
-    name: str  # as registered
-    fixed: tuple[str, ...] = ()
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Options that are a network's arguments."""
 
-    def arguments(self, config) -> dict:
+    @abstractmethod
+    def supernet(self, config: Config) -> MaskedNetwork:
+        """Build the network with soft masks, its weights drawn from torch's global generator."""
+
+    @abstractmethod
+    def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> MaskedNetwork:
+        """Build the network of a state dict, in evaluation mode on the CPU.
+
+        Args:
+            state: its weights (bare names).
+            what: where they come from, for errors.
+            said: what the file says of the network; the weights count where they tell it, too.
+
+        Raises:
+            UseError: weights of another network, or a network that neither they nor the file describe.
+        """
+
+    @abstractmethod
+    def dense_form(self, network: MaskedNetwork) -> nn.Module:
+        """The same weights without masks, in evaluation: what the network is timed against."""
+
+    @abstractmethod
+    def dense_cost(self, network: MaskedNetwork, inputs: Any) -> int:
+        """Multiply-adds on a batch of inputs with everything kept."""
+
+    @abstractmethod
+    def draw_masks(
+        self, inputs: Any, masks: Sequence[np.ndarray], path: str | os.PathLike, title: str | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
+        """Draw data masks of one input into a picture file.
+
+        Args:
+            inputs: a batch of one.
+            masks: of each module, bool, without batch and channel.
+            path: the file.
+            title: above the picture.
+            names: of the modules; default: their numbers.
+        """
+
+    def load(self, path: str | os.PathLike) -> Loaded:
+        """The network and the masks of a file: public checkpoint, run's checkpoint or safetensors."""
+        network = load(path, self.build)
+        return Loaded(network, self.masks_of(network))
+
+    def save(self, path: str | os.PathLike, network: MaskedNetwork, mask: FineMasks | None = None) -> None:
+        """Write a network to share as safetensors; mask: whose threshold it has, default the network's own."""
+        save(path, network, self.name, mask)
+
+    def masks_of(self, network: MaskedNetwork) -> FineMasks:
+        """The hard masks that a network has, as a mask file holds them, of no particular checkpoint."""
+        return FineMasks(
+            self.name, self.task, hard_masks(network), sha256="", threshold=threshold_of(network),
+            config=self.config_of(network), connectivity=self.connectivity_of(network),
+        )  # fmt: skip
+
+    def configure(self, network: MaskedNetwork, options: argparse.Namespace) -> None:
+        """Set on a loaded network what flags of evaluation say of it; default: nothing."""
+
+    def published_row(self, network: MaskedNetwork, share: float) -> str | None:
+        """Size and cost as the paper gives them, in a line, at a share of the multiply-adds; default: None."""
+        return None
+
+    def arguments(self, config: Config) -> dict:
         """What of a mapping or namespace of options are a network's arguments."""
         options = config if isinstance(config, Mapping) else vars(config)
         return {name: options[name] for name in self.fixed if options.get(name) is not None}
 
-    def network(self, mask: FineMasks, config=None) -> nn.Module:
+    def network(self, mask: FineMasks, config: Config | None = None) -> MaskedNetwork:
         """The network of a mask file, its masks hard; the weights are still random."""
         if mask.space != self.name:
             raise UseError(f"a mask of space '{mask.space}', not of '{self.name}'")
@@ -40,32 +109,24 @@ class MaskedSpace:
         apply_masks(network, mask.channels, mask.threshold)
         return network.eval()
 
-    def transfer(self, checkpoint: Mapping[str, Tensor], mask: FineMasks, config=None) -> dict[str, Tensor]:
+    def transfer(
+        self, checkpoint: Mapping[str, Tensor], mask: FineMasks, config: Config | None = None
+    ) -> dict[str, Tensor]:
         """The same weights: masks select what is computed, nothing is cut out."""
         return dict(checkpoint)
 
-    def cost(self, net: nn.Module, inputs):
-        """Parameters, multiply-adds executed and milliseconds of `net`; inputs: their shape, or the inputs."""
-        return measure(net, inputs)
-
-    def config_of(self, network: nn.Module) -> dict:
+    def config_of(self, network: MaskedNetwork) -> dict:
         """What a mask file says of the network."""
-        return network.config
+        return dict(network.config)
 
-    def connectivity_of(self, network: nn.Module):
+    def connectivity_of(self, network: MaskedNetwork) -> np.ndarray | None:
         """The connectivity mask (L, L, 2) of a network whose connections were searched too, else None."""
         return None
 
-    def run(self, network: nn.Module, inputs) -> Tensor:
-        """The network on inputs."""
-        return network(inputs)
 
-    def run_dense(self, network: nn.Module, inputs) -> Tensor:
-        """The same of the dense form."""
-        return self.dense_form(network)(inputs)
-
-
-def load(path: str | os.PathLike, build: Callable[[Mapping[str, Tensor], object, Mapping | None], nn.Module]):
+def load(
+    path: str | os.PathLike, build: Callable[[Mapping[str, Tensor], object, Mapping | None], MaskedNetwork]
+) -> MaskedNetwork:
     """The network of a file, on the CPU: public checkpoint, run's checkpoint, safetensors.
 
     build(state, what, said): makes it, `said` being the file's configuration or None. The threshold of its masks is the
@@ -81,8 +142,8 @@ def load(path: str | os.PathLike, build: Callable[[Mapping[str, Tensor], object,
     return network
 
 
-def save(path: str | os.PathLike, network: nn.Module, space: str, masks: FineMasks | None = None) -> None:
+def save(path: str | os.PathLike, network: MaskedNetwork, space: str, masks: FineMasks | None = None) -> None:
     """Write a network to share: safetensors whose metadata says the space, its numbers and the masks' threshold."""
-    threshold = 0.5 if masks is None else masks.threshold
+    threshold = threshold_of(network) if masks is None else masks.threshold
     said = {"space": space, "threshold": float(threshold), **network.config}
     weights.save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in said.items()})

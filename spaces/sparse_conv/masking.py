@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spaces.sparse_conv.masked_network import LocationMask, MaskedNetwork
 from sparsemask.errors import UseError
 from sparsemask.sparse import budget_loss, set_mask_mode
 
 
 def blocks(network: nn.Module) -> dict[str, nn.Module]:
     """The network's sparse mask blocks, those with channel logits `ch_mask`, by module name, in order."""
-    return {name: one for name, one in network.named_modules() if "ch_mask" in one._parameters}
+    # Of parameters, which protocols do not see.
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if "ch_mask" in dict(module.named_parameters(recurse=False))
+    }
 
 
 def channel_logits(block: nn.Module) -> Tensor:
@@ -55,15 +61,17 @@ def apply_masks(network: nn.Module, channels: Mapping[str, np.ndarray], threshol
 
 def set_threshold(network: nn.Module, threshold: float) -> None:
     """Keep a location where P(keep) is above `threshold`, in all data masks; 0.5 is the argmax."""
-    for module in network.modules():
-        if hasattr(module, "threshold") and hasattr(module, "logits"):
-            module.threshold = float(threshold)
+    for branch in _branches(network):
+        branch.threshold = float(threshold)
 
 
 def threshold_of(network: nn.Module) -> float:
     """The threshold that all of its data masks have; 0.5 without any."""
-    own = (one.threshold for one in network.modules() if hasattr(one, "threshold") and hasattr(one, "logits"))
-    return next(own, 0.5)
+    return next((branch.threshold for branch in _branches(network)), 0.5)
+
+
+def _branches(network: nn.Module) -> Iterator[LocationMask]:
+    return (module for module in network.modules() if isinstance(module, LocationMask))
 
 
 def fix_masks(network: nn.Module) -> None:
@@ -71,16 +79,16 @@ def fix_masks(network: nn.Module) -> None:
     set_mask_mode(network, "hard")
 
 
-def mean_kept(network: nn.Module, hard: bool = False) -> Tensor:
+def mean_kept(network: MaskedNetwork, hard: bool = False) -> Tensor:
     """Kept fraction of a network by its last forward pass, differentiable in soft masks. hard: as if they were hard.
 
     The mean over all modules and layers; where the network says what share of the multiply-adds each layer has
     (`kept_weights`), weighted by it, with the share of what has no masks (`kept_base`) added.
     """
     kept = network.hard_kept if hard else network.kept
-    weights = getattr(network, "kept_weights", None)
+    weights = network.kept_weights
     if not weights:
         return budget_loss(kept)
     total = torch.stack([(share * one).sum() for share, one in zip(weights, kept, strict=True)]).sum()
-    total = total + getattr(network, "kept_base", 0.0)
+    total = total + network.kept_base
     return total if total.requires_grad else total.clamp_max(1.0)  # with mask branches it can be more than dense

@@ -7,10 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from spaces.protocols import HasFastForm
+from spaces.sparse_conv.masked_network import MaskedNetwork
+from spaces.sparse_conv.masked_space import MaskedSpace
 from spaces.sparse_conv.masking import blocks, mean_kept
 from sparsemask.engine import distributed
 from sparsemask.sparse import backend, repeatable
@@ -75,8 +78,8 @@ class Watch:
 
     def __init__(
         self,
-        space,
-        network: nn.Module,
+        space: MaskedSpace,
+        network: MaskedNetwork,
         arithmetic,
         rounds: int = 0,
         run: Callable[[Tensor], Tensor] | None = None,
@@ -85,7 +88,7 @@ class Watch:
     ):
         self.space, self.network, self.arithmetic, self.rounds = space, network, arithmetic, rounds
         self.alone = alone
-        self.form = space.fast_form(network) if run is None and hasattr(space, "fast_form") else network
+        self.form = space.fast_form(network) if run is None and isinstance(space, HasFastForm) else network
         self.run = run or self.form
         self.run_dense = run_dense or space.dense_form(network)
         self.disagreement: str | None = None

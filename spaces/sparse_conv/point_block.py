@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +41,9 @@ class Reading:
             "index_rule": ("trunc", "round"), "tail_bias_count": (1, 2), "point_mask": ("argmax", "all"),
             "s2d": ("gated", "full"), "kernel_batch_mix": (False, True),
         }  # fmt: skip
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise UseError(f"{name} {getattr(self, name)!r}: known are {', '.join(map(str, values))}")
+        for name, value in asdict(self).items():
+            if value not in known[name]:
+                raise UseError(f"{name} {value!r}: known are {', '.join(map(str, known[name]))}")
 
 
 class PointMask(nn.Sequential):

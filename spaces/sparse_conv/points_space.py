@@ -15,7 +15,6 @@ from spaces.sparse_conv.masking import hard_masks
 from spaces.sparse_conv.point_block import Reading
 from spaces.sparse_conv.smpointseg import SMPointSeg
 from sparsemask.costs import count_parameters
-from sparsemask.fine_masks import FineMasks
 from sparsemask.options import factor, positive
 from sparsemask.points.batch import PointBatch
 from sparsemask.tables import format_count
@@ -26,6 +25,7 @@ _PAPER_POINTS = 50_000  # the size at which the paper counts
 class SMPointSegSpace(MaskedSpace):
     """Point-cloud segmentation networks whose masks are learnt with their weights (Wang et al., TPAMI 2022)."""
 
+    name = "smpointseg"
     fixed = ("d_in", "n_class", "channels", "n_neighbors", "radius", "ratio", "layers")
     task = "sample"
     weights_name = "smpointseg"
@@ -80,15 +80,7 @@ class SMPointSegSpace(MaskedSpace):
         """The network of a state dict, in evaluation mode. said: numbers that no weight tells, such as the radius."""
         return shared.build(state, what, said)
 
-    def load(self, path) -> SMPointSeg:
-        """The network of a file, in evaluation mode."""
-        return shared.load_smpointseg(path)
-
-    def save(self, path, network: SMPointSeg, mask: FineMasks | None = None) -> None:
-        """Write a network to share."""
-        shared.save_smpointseg(path, network, mask)
-
-    def set_reading(self, network: SMPointSeg, options) -> None:
+    def configure(self, network: SMPointSeg, options) -> None:
         """Read the weights as the options say."""
         network.reading = reading_of(vars(options))
 
@@ -117,7 +109,7 @@ class SMPointSegSpace(MaskedSpace):
 
         return exportable(self, network, batch)
 
-    def draw_masks(self, inputs: PointBatch, masks: list[np.ndarray], path, title: str | None = None) -> None:
+    def draw_masks(self, inputs: PointBatch, masks: list[np.ndarray], path, title=None, names=None) -> None:
         """Draw the kept points of every level of one crop, masks bool (1, N_l) or (N_l,)."""
         from sparsemask.pictures.points import draw_kept
 
@@ -171,4 +163,4 @@ def multiply_adds(network: SMPointSeg, sizes: list[int], published: bool = False
     return count
 
 
-register("smpointseg", SMPointSegSpace())
+register(SMPointSegSpace.name, SMPointSegSpace())

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 import spaces
+from spaces.sparse_conv.masked_network import MaskedNetwork
+from spaces.sparse_conv.masked_space import MaskedSpace
 from spaces.sparse_conv.masking import hard_masks, mean_kept
 from spaces.sparse_conv.measuring import COLUMNS, Watch
 from sparsemask import run_summary, training_setup
@@ -72,12 +74,12 @@ def conclude(context: Context, model: nn.Module) -> dict:
     return found
 
 
-def draw(space, model: nn.Module, task, arithmetic, path) -> None:
+def draw(space: MaskedSpace, model: MaskedNetwork, task, arithmetic, path) -> None:
     """The masks of the validation item in which most is to tell: where modules differ most in what they keep.
 
     Of a network that has modules without data masks (`mask_names`) the others alone; nothing where there are none.
     """
-    names = getattr(model, "mask_names", None)
+    names = model.mask_names
     chosen = [n for n, name in enumerate(names) if name] if names is not None else None
     if chosen == []:
         return
@@ -95,8 +97,8 @@ def draw(space, model: nn.Module, task, arithmetic, path) -> None:
     if best is None:
         raise UseError(f"no validation {task.items}")
     _, name, inputs, masks = best
-    more = {} if chosen is None else {"names": [names[n] for n in chosen]}
-    space.draw_masks(inputs.to("cpu", torch.float32), masks, path, f"Where each module computes: {name}", **more)
+    names = None if chosen is None else [names[n] for n in chosen]
+    space.draw_masks(inputs.to("cpu", torch.float32), masks, path, f"Where each module computes: {name}", names)
 
 
 def _inputs(task, index: int, arithmetic):

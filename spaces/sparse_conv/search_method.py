@@ -31,7 +31,7 @@ PUBLISHED = {"epochs": 1000, "sparse": 0.1, "sparse_epochs": 50, "tau_epochs": 5
 
 def published(space: str) -> dict:
     """The published numbers of a space: epochs of the run, weight of the loss and schedules."""
-    return {**PUBLISHED, **getattr(spaces.get(space), "published", {})}
+    return {**PUBLISHED, **spaces.get(space).published}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spaces.sparse_conv.masked_network import MaskedNetwork
 from spaces.sparse_conv.point_block import Reading, SparsePointBlock
 from spaces.sparse_conv.point_layers import BasicConv, Join, folded_of
 from sparsemask.errors import UseError
@@ -24,7 +25,7 @@ CONFIGS = {
 }
 
 
-class SMPointSeg(nn.Module):
+class SMPointSeg(MaskedNetwork):
     """The network, under the public checkpoints' names.
 
     Args:
@@ -84,8 +85,15 @@ class SMPointSeg(nn.Module):
     @property
     def config(self) -> dict[str, object]:
         """The arguments that build this network again, but how it reads weights."""
-        names = ("d_in", "n_class", "n_neighbors", "radius", "ratio", "layers")
-        return {**{name: getattr(self, name) for name in names}, "channels": list(self.channels)}
+        return {
+            "d_in": self.d_in,
+            "n_class": self.n_class,
+            "n_neighbors": self.n_neighbors,
+            "radius": self.radius,
+            "ratio": self.ratio,
+            "layers": self.layers,
+            "channels": list(self.channels),
+        }
 
     def forward(self, batch: PointBatch) -> Tensor:
         """Crops to logits (B, n_class, N)."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.errors import UseError
 from sparsemask.sparse import DataMask, SparseMaskBlock, gumbel_mask, joined_conv, kept_fraction
 
@@ -14,7 +15,7 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
 RGB_RANGE = 255.0
 
 
-class SMSR(nn.Module):
+class SMSR(MaskedNetwork):
     """The network of the paper's section 3, under the public checkpoints' names.
 
     Args:
@@ -57,7 +58,13 @@ class SMSR(nn.Module):
     @property
     def config(self) -> dict[str, int]:
         """The arguments that build this network again."""
-        return {k: getattr(self, k) for k in ("scale", "n_feats", "n_modules", "n_layers", "reduction")}
+        return {
+            "scale": self.scale,
+            "n_feats": self.n_feats,
+            "n_modules": self.n_modules,
+            "n_layers": self.n_layers,
+            "reduction": self.reduction,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W), any H and W; not clamped."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spaces.sparse_conv.masked_network import MaskedNetwork
 from spaces.sparse_conv.stereo_layers import ConvNorm, Encoder, Residual, activate
 from spaces.sparse_conv.stereo_module import SparseHourglass
 from sparsemask.errors import UseError
@@ -22,7 +23,7 @@ _WIDTH = 32
 _ADDED = 0.1  # the first scale of what is added
 
 
-class SMStereo(nn.Module):
+class SMStereo(MaskedNetwork):
     """The network.
 
     Args:
@@ -62,12 +63,17 @@ class SMStereo(nn.Module):
     @property
     def config(self) -> dict[str, int]:
         """The arguments that build this network again."""
-        return {name: getattr(self, name) for name in ("maxdisp", "groups", "concat")}
+        return {"maxdisp": self.maxdisp, "groups": self.groups, "concat": self.concat}
 
     @property
     def hourglasses(self) -> list[SparseHourglass]:
         """The three sparse mask modules."""
         return [self.dres2, self.dres3, self.dres4]
+
+    @property
+    def heads(self) -> list[nn.Sequential]:
+        """After the hourglass of each number; the first, before them, is for training alone."""
+        return [self.classif0, self.classif1, self.classif2, self.classif3]
 
     def forward(self, pair) -> Tensor | list[Tensor]:
         """Pairs (`left` and `right`, (B, 3, H, W), multiples of 16) to disparities (B, H, W) in pixels.
@@ -84,7 +90,7 @@ class SMStereo(nn.Module):
         x = self.aggregate(self.volume(left, right))
         found, kept, hard_kept, masks = [], [], [], []
         if self.training:
-            found.append(self.regress(self.classif0, x, size))
+            found.append(self.regress(self.heads[0], x, size))
         for number, module in enumerate(self.hourglasses, 1):
             if masked:
                 x, one, hard, mask = module(x, self.tau, self.noise)
@@ -94,7 +100,7 @@ class SMStereo(nn.Module):
             else:
                 x = module.everything(x)
             if self.training or number == 3:
-                found.append(self.regress(getattr(self, f"classif{number}"), x, size))
+                found.append(self.regress(self.heads[number], x, size))
         return found, kept, hard_kept, masks
 
     def volume(self, left: Tensor, right: Tensor) -> Tensor:

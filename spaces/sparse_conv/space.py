@@ -15,7 +15,6 @@ from spaces.sparse_conv.masking import hard_masks
 from spaces.sparse_conv.smsr import SMSR
 from spaces.sparse_conv.tiles import self_ensemble, upscale
 from sparsemask.costs import count_parameters
-from sparsemask.fine_masks import FineMasks
 from sparsemask.options import natural, positive
 from sparsemask.tables import format_count
 
@@ -23,6 +22,7 @@ from sparsemask.tables import format_count
 class SMSRSpace(MaskedSpace):
     """Super-resolution networks whose masks are learnt with their weights (Wang et al., CVPR 2021)."""
 
+    name = "smsr"
     fixed = ("scale", "n_feats", "n_modules", "n_layers", "reduction")
     task = "super_resolution"
     weights_name = "smsr_x{scale}"  # files of weights are looked for by it
@@ -49,14 +49,6 @@ class SMSRSpace(MaskedSpace):
         """The network of a state dict, in evaluation mode; the weights say what to build, whatever else is said."""
         return shared.build(state, what, said)
 
-    def load(self, path) -> SMSR:
-        """The network of a file, in evaluation mode."""
-        return shared.load_smsr(path)
-
-    def save(self, path, network: SMSR, mask: FineMasks | None = None) -> None:
-        """Write a network to share."""
-        shared.save_smsr(path, network, mask)
-
     def dense_cost(self, network: SMSR, picture: Tensor, published: bool = False) -> int:
         """Multiply-adds on a picture (N, 3, H, W) with everything kept."""
         from spaces.sparse_conv.dense import multiply_adds
@@ -81,7 +73,7 @@ class SMSRSpace(MaskedSpace):
 
         return DenseForm(network)
 
-    def spelled_out(self, network: SMSR, masked: bool) -> nn.Module:
+    def layerwise_form(self, network: SMSR, masked: bool) -> nn.Module:
         """The network made of plain layers, with its masks or keeping everything: every layer's features are seen."""
         from spaces.sparse_conv.dense import MaskedForm
 
@@ -91,14 +83,14 @@ class SMSRSpace(MaskedSpace):
         """Colours (H, W, 3) of 0 to 255 as the network's input."""
         return torch.from_numpy(colour).permute(2, 0, 1)[None]
 
-    def run(self, network: SMSR, pictures: Tensor, tile: int = 0, ensemble: bool = False) -> Tensor:
-        """The network on pictures, in tiles and as the mean over flips where asked for."""
-        return upscale(network, pictures, tile, ensemble)
+    def run(self, network: SMSR, images: Tensor, tile: int = 0, ensemble: bool = False) -> Tensor:
+        """The network on images, in tiles and as the mean over flips where asked for."""
+        return upscale(network, images, tile, ensemble)
 
-    def run_dense(self, network: SMSR, pictures: Tensor, ensemble: bool = False) -> Tensor:
-        """The same of the dense form (whole pictures)."""
+    def run_dense(self, network: SMSR, images: Tensor, ensemble: bool = False) -> Tensor:
+        """The same of the dense form (whole images)."""
         form = self.dense_form(network)
-        return self_ensemble(form, pictures) if ensemble else form(pictures)
+        return self_ensemble(form, images) if ensemble else form(images)
 
     def exportable(self, network: SMSR, batch: Tensor, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
@@ -106,11 +98,11 @@ class SMSRSpace(MaskedSpace):
 
         return exportable(network, batch)
 
-    def draw_masks(self, inputs: Tensor, masks: list, path, title: str | None = None) -> None:
+    def draw_masks(self, inputs: Tensor, masks: list, path, title: str | None = None, names=None) -> None:
         """Draw data masks, bool arrays (H, W), over their picture (1, 3, H, W) of 0 to 255."""
         from sparsemask.pictures.overlay import draw_masks
 
-        draw_masks(inputs[0].clamp(0, 255).round().byte().permute(1, 2, 0).numpy(), masks, path, title)
+        draw_masks(inputs[0].clamp(0, 255).round().byte().permute(1, 2, 0).numpy(), masks, path, title, names)
 
 
-register("smsr", SMSRSpace())
+register(SMSRSpace.name, SMSRSpace())

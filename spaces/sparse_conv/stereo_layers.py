@@ -133,6 +133,7 @@ class Encoder(nn.Module):
         self.layer2 = _stage(32, 64, 16, stride=2)
         self.layer3 = _stage(64, 128, 3)
         self.layer4 = _stage(128, 128, 3, dilation=2)
+        self.lastconv = None
         if concat:
             self.lastconv = nn.Sequential(
                 ConvNorm(320, 128, 3, dims=2), nn.ReLU(), nn.Conv2d(128, concat, 1, bias=False)
@@ -145,7 +146,7 @@ class Encoder(nn.Module):
         x = self.layer2(self.layer1(x))
         more = self.layer3(x)
         features = torch.cat([x, more, self.layer4(more)], 1)
-        return features, self.lastconv(features) if hasattr(self, "lastconv") else None
+        return features, None if self.lastconv is None else self.lastconv(features)
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:

@@ -148,7 +148,7 @@ class SparseHourglass(nn.Module):
     @property
     def convs(self) -> list[MaskedConv]:
         """The six, in order."""
-        return [getattr(self, f"conv{number}") for number in range(1, 7)]
+        return [self.conv1, self.conv2, self.conv3, self.conv4, self.conv5, self.conv6]
 
     def forward(self, x: Tensor, tau: float = 1.0, noise: bool = True):
         """(N, C, D, H, W), sizes multiples of 4, to (the same, kept fractions, those of hard masks, hard masks)."""

@@ -16,7 +16,6 @@ from spaces.sparse_conv.masked_space import MaskedSpace
 from spaces.sparse_conv.masking import hard_masks
 from spaces.sparse_conv.smstereo import SMStereo
 from sparsemask.costs import count_parameters
-from sparsemask.fine_masks import FineMasks
 from sparsemask.options import natural, positive
 from sparsemask.tables import format_count
 
@@ -26,6 +25,7 @@ _PAPER_SIZE = (544, 960)  # of a SceneFlow picture, padded
 class SMStereoSpace(MaskedSpace):
     """Stereo networks whose masks are learnt with their weights (Wang et al., TPAMI 2022)."""
 
+    name = "smstereo"
     fixed = ("maxdisp", "groups", "concat")
     task = "stereo"
     weights_name = "smstereo"
@@ -50,21 +50,13 @@ class SMStereoSpace(MaskedSpace):
         """The network with soft masks."""
         return SMStereo(**self.arguments(config))
 
-    def load_into(self, network: SMStereo, state: Mapping[str, Tensor], what: object) -> None:
+    def load_weights_into(self, network: SMStereo, state: Mapping[str, Tensor], source: object) -> None:
         """Start a network from weights, a GwcNet's too."""
-        shared.load_into(network, state, what)
+        shared.load_into(network, state, source)
 
     def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMStereo:
         """The network of a state dict, in evaluation mode. said: maxdisp, which no weight tells."""
         return shared.build(state, what, said)
-
-    def load(self, path) -> SMStereo:
-        """The network of a file, in evaluation mode."""
-        return shared.load_smstereo(path)
-
-    def save(self, path, network: SMStereo, mask: FineMasks | None = None) -> None:
-        """Write a network to share."""
-        shared.save_smstereo(path, network, mask)
 
     def dense_cost(self, network: SMStereo, pair, published: bool = False) -> int:
         """Multiply-adds on pairs with everything kept, without mask branches; `published`: as the paper counts."""
@@ -92,7 +84,7 @@ class SMStereoSpace(MaskedSpace):
 
         return exportable(self, network, batch)
 
-    def draw_masks(self, inputs, masks: list[np.ndarray], path, title: str | None = None) -> None:
+    def draw_masks(self, inputs, masks: list[np.ndarray], path, title=None, names=None) -> None:
         """Draw the kept voxels of every layer, bool (D, h, w), summed over disparities, over the left picture."""
         from sparsemask.pictures.stereo import draw_voxels
 
@@ -147,4 +139,4 @@ def _multiply_adds(config: tuple, height: int, width: int, published: bool) -> d
     return counted
 
 
-register("smstereo", SMStereoSpace())
+register(SMStereoSpace.name, SMStereoSpace())

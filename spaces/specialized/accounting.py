@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from spaces.connectivity.pruned_network import PrunedNetwork
+from spaces.sparse_conv.masked_network import MaskedNetwork
+from spaces.specialized.masks import MaskedModule
 from spaces.specialized.stage import StageMasks
 from sparsemask.masks import DOWN, UP
 
@@ -40,8 +42,11 @@ def number(name: str) -> int:
     return int(name.rpartition("_")[2])
 
 
-class Accounts:
+class Accounts(MaskedNetwork):
     """What a :class:`SpecializedNetwork` says of its last forward pass."""
+
+    masked: dict[str, MaskedModule]
+    """Its modules with masks, by name."""
 
     def connections(self, i: int) -> Iterator[tuple[int, int]]:
         """(kind, feature) of what stage i takes."""
@@ -78,16 +83,16 @@ class Accounts:
     @property
     def masks(self) -> list[Tensor]:
         """Each masked module's data mask; of modules without one everything is kept."""
-        return [one.mask if hasattr(one, "mask") else one.seen[0] for one in self.masked.values()]
+        return [module.mask for module in self.masked.values()]
 
     @property
     def mask_names(self) -> list[str]:
         """A short name of each masked module, as pictures have it; empty of those without a data mask."""
         return [
             _SHORT.sub(lambda found: _WORDS[found[1]], name.rpartition(".")[2]).replace("_", ".")
-            if getattr(one, "locate", None) is not None
+            if module.locate is not None
             else ""
-            for name, one in self.masked.items()
+            for name, module in self.masked.items()
         ]
 
     @property

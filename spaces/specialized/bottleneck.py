@@ -47,9 +47,8 @@ class MaskedBottleneck(LinearBottleneck):
         stride, momentum = block.conv2.stride[0], block.bn2.momentum
         made = cls(inputs, block.conv3.out_channels, stride, middle / inputs, block.expand, momentum)
         made.shortcut = block.shortcut  # of a narrowed block numbers may agree by chance
-        own = {name: made.get_submodule(name) for name, _ in block.named_children()}
-        for name, part in own.items():
-            part.load_state_dict(getattr(block, name).state_dict())
+        for name, part in block.named_children():
+            made.get_submodule(name).load_state_dict(part.state_dict())
         return made
 
     def __getstate__(self) -> dict:
@@ -96,6 +95,11 @@ class MaskedBottleneck(LinearBottleneck):
             x, mask, *first, self.conv2.weight, self.conv2.bias, self.hard[-2], self.conv3.weight, self.conv3.bias,
             self.hard[-1], self.stride, self.shortcut, backends.current(self.backend),
         )  # fmt: skip
+
+    @property
+    def mask(self) -> Tensor:
+        """Where it computed in the last forward pass, (N, 1, h, w)."""
+        return self.seen[0]
 
     def counted(self, hard: bool = False) -> list[tuple[int, Tensor]]:
         """(multiply-adds with everything kept, share executed) of each convolution in the last forward pass.

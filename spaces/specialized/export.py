@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spaces.sparse_conv.export import masks_of
 from spaces.specialized.network import SpecializedNetwork
 from spaces.specialized.plain import PlainForm
 from sparsemask.exporting import Exportable, channels_last, pure
@@ -23,20 +22,14 @@ def exportable(space, network: SpecializedNetwork, batch: Tensor) -> Exportable:
     return Exportable(
         network=network,
         fast=lambda pictures: _run(fast, pictures),
-        save=lambda path: space.save(path, network, masks_of(network, space.name, space.task)),
-        program=pure(_unchained(space.fast_form(network)), _run),
+        save=lambda path: space.save(path, network, space.masks_of(network)),
+        program=pure(space.fast_form(network, chained=False), _run),
         plain=pure(PlainForm(network), lambda net, picture: net(picture)),
         inputs={"picture": torch.zeros(2, batch.shape[1], *(SIZE if network.scale is None else EVEN))},
         outputs=("scores" if network.scale is None else "larger",),
         dynamic=({0: any_size, 2: any_size, 3: any_size},),
         multiple=1 if network.scale is None else 2,  # what the first convolution halves is cut to size else
     )
-
-
-def _unchained(form: nn.Module) -> nn.Module:
-    """The form with its blocks called one by one, each an operator that a program can hold."""
-    form._chain = False
-    return form
 
 
 def _run(net: nn.Module, picture: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,27 @@ from sparsemask.sparse.locate import padded
 
 NARROWEST, WIDEST = 4, 16  # channels of a mask branch
 _EAGER = 0.5  # logits a fresh branch keeps and drops with: most is kept, as the network was trained
+
+
+class MaskedModule(Protocol):
+    """What a network's accounts ask of a module with masks."""
+
+    locate: Locator | None
+    """The branch that predicts its data mask; None: it has a channel mask alone."""
+    tau: float
+    """Temperature of its soft masks."""
+    seen: tuple | None
+    """What the last forward pass left to be counted."""
+
+    @property
+    def mask(self) -> Tensor:
+        """Where it computed in the last forward pass, (N, 1, h, w); without a data mask everywhere."""
+
+    def overhead(self) -> int:
+        """Multiply-adds of the mask branch in the last forward pass, for one picture."""
+
+    def fold(self) -> None:
+        """Skip from now on; batch norms are folded into the convolutions already. There is no way back."""
 
 
 class Locator(nn.Sequential):

@@ -27,6 +27,7 @@ class NarrowBottleneck(LinearBottleneck):
 
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
     tau = 1.0
+    locate = None  # no data mask
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: float, momentum: float):
         super().__init__(in_channels, out_channels, stride, expansion, True, momentum)
@@ -42,7 +43,7 @@ class NarrowBottleneck(LinearBottleneck):
         made = cls(inputs, block.conv3.out_channels, block.conv2.stride[0], middle / inputs, block.bn2.momentum)
         made.shortcut = block.shortcut  # of a narrowed block numbers may agree by chance
         for name, part in block.named_children():
-            getattr(made, name).load_state_dict(part.state_dict())
+            made.get_submodule(name).load_state_dict(part.state_dict())
         return made
 
     def __getstate__(self) -> dict:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spaces import backbones
+from spaces.backbones import forms
 from spaces.backbones.mobilenet_v2 import LinearBottleneck
 from spaces.connectivity.fusion import batch_norm_errors, upsample
 from spaces.connectivity.pruned_network import PrunedNetwork
@@ -124,9 +125,10 @@ class SpecializedNetwork(Accounts, DenseNetwork):
             **backbone_options,
         }  # fmt: skip
         self.tau = 1.0
-        self.masked: dict[str, nn.Module] = {}
+        self.masked = {}
         self.decoder = None  # filled by fold()
-        self._chain: EncoderChain | bool | None = None  # of addresses: made again where it is copied
+        self._chain: EncoderChain | None = None  # of addresses: made again where it is copied
+        self._chains = True
         self._dense_twin = (
             twin,
             depth,
@@ -167,8 +169,12 @@ class SpecializedNetwork(Accounts, DenseNetwork):
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_counted": None, "_chain": None}
 
-    def fold(self) -> None:
-        """Turn into the evaluation form that skips what masks drop, in place, batch norms folded. No way back."""
+    def fold(self, chained: bool = True) -> None:
+        """Turn into the evaluation form that skips what masks drop, in place, batch norms folded. No way back.
+
+        chained: the encoder's blocks may be one native call, else each is an operator that a program can hold.
+        """
+        self._chains = chained
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         placed = {number(name): one for name, one in self.stage_masks.items() if one.locate is not None}
@@ -212,9 +218,9 @@ class SpecializedNetwork(Accounts, DenseNetwork):
 
     def _chained(self, x: Tensor) -> list[Tensor]:
         """The folded encoder's end points."""
-        if self._chain is None:
-            self._chain = EncoderChain.of(self.backbone) or False
-        return self._chain(self.backbone, x) if self._chain else self.backbone(x)
+        if self._chain is None and self._chains:
+            self._chain = EncoderChain.of(self.backbone)
+        return self.backbone(x) if self._chain is None else self._chain(self.backbone, x)
 
     def note_size(self, pictures: Tensor) -> None:
         """Count for pictures of this size from now on."""
@@ -233,7 +239,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         if not isinstance(a["backbone_name"], str):
             raise UseError("a network on an encoder of its own cannot be described in a file: register the encoder")
         found = {name: a[name] for name in ("backbone_name", "depth")}
-        found |= {"n_class": a["num_classes"], "first_expansion": "yes" if a.get("first_expansion", True) else "no"}
+        found |= {"n_class": a["num_classes"], **forms.words_of(a)}
         found |= {"connectivity": mask_word(self.mask), "where": self.where, "max_stride": self.max_stride}
         found |= {"place_stride": self.place_stride}
         found |= {"widths": self.widths} if self.widths else {}

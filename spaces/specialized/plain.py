@@ -119,9 +119,8 @@ class PlainBlock(nn.Module):
         self.whole = everything or kept is False
         use = _some(use)
         self.reads = None
-        if block.expand:
-            self.conv1 = _conv(block.conv1, use, slice(None))
-        elif not use.all():
+        self.conv1 = _conv(block.conv1, use, slice(None)) if block.expand else None
+        if not block.expand and not use.all():
             self.reads = use.nonzero()[:, 0].tolist()
         self.conv2 = _depthwise(block.conv2, use)
         self.conv3 = _conv(block.conv3, slice(None), use)
@@ -143,7 +142,7 @@ class PlainBlock(nn.Module):
         y, mask, dense = x, None, {}
         if not self.whole:
             mask, dense = self.locate(x), self.dense
-        if hasattr(self, "conv1"):
+        if self.conv1 is not None:
             y = F.relu6(self.conv1(y))
             if "before" in dense:
                 y = gate(y, dense["before"], mask if self.stride == 1 else _spread(mask, *x.shape[-2:]))

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from spaces import backbones, register
-from spaces.backbones.weights import has_first_expansion
+from spaces.backbones import forms
 from spaces.connectivity.space import ConnectivityConfig
 from spaces.described import build_described, describing
-from spaces.sparse_conv import masked_space
 from spaces.sparse_conv.masked_space import MaskedSpace
 from spaces.specialized.network import WHERE, DenseNetwork, SpecializedNetwork
 from spaces.specialized.words import read_mask
 from sparsemask import flags, weights
 from sparsemask.errors import UseError
-from sparsemask.fine_masks import FineMasks
 from sparsemask.options import positive
 from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
 
@@ -27,8 +25,9 @@ from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
 class SpecializedSpace(MaskedSpace):
     """Networks of a connectivity mask whose blocks and stages have data and channel masks."""
 
+    name = "specialized"
     own = ("where", "max_stride", "place_stride", "scale")
-    fixed = ("connectivity", "backbone_name", "depth", "n_class", "first_expansion", *own)
+    fixed = ("connectivity", "backbone_name", "depth", "n_class", *forms.names(), *own)
     task = "segmentation"
     # Schedules are of this toolkit: λ rises over a fifth of the run, τ falls over the rest of it.
     published = {"epochs": 100, "sparse": 10.0, "sparse_epochs": 20, "tau_epochs": 120.0, "tau_end": 0.4}
@@ -57,9 +56,6 @@ class SpecializedSpace(MaskedSpace):
             help="those of maps more times smaller than this have channel masks alone (default: all have data masks)",
         )
 
-    def add_eval_options(self, group) -> None:
-        """Flags of evaluation."""
-
     def arguments(self, config) -> dict:
         """A network's arguments, from a mapping or namespace of options."""
         options = super().arguments(config)
@@ -76,13 +72,13 @@ class SpecializedSpace(MaskedSpace):
         """The network with soft masks."""
         return SpecializedNetwork(**self.arguments(config))
 
-    def load_into(self, network: SpecializedNetwork, state: Mapping[str, Tensor], what: object) -> None:
+    def load_weights_into(self, network: SpecializedNetwork, state: Mapping[str, Tensor], source: object) -> None:
         """Start a network from another's weights: one without masks, or with another classifier, may be among them."""
         own = network.state_dict()
         fresh = {k for k in own if k not in state and (".locate." in k or k.endswith(".ch_mask"))}
         if "fc_conv.weight" in state and state["fc_conv.weight"].shape != own["fc_conv.weight"].shape:
             fresh |= {"fc_conv.weight", "fc_conv.bias"}  # another task
-        weights.load_strictly(network, {**state, **{k: own[k] for k in fresh}}, what)
+        weights.load_strictly(network, {**state, **{k: own[k] for k in fresh}}, source)
         if any(k.endswith(".ch_mask") for k in fresh):
             network.begin()
 
@@ -94,16 +90,8 @@ class SpecializedSpace(MaskedSpace):
             raise UseError(f"{what}: does not say what network it is (no {', '.join(missing)})")
         name = said.get("backbone_name", "mobilenet_v2")
         with describing(what):
-            form = {"first_expansion": "yes" if has_first_expansion(state, name) else "no"}
+            form = forms.of_weights(state, name)
         return build_described(lambda: self.supernet({"backbone_name": name, **said, **form}), state, what)
-
-    def load(self, path) -> SpecializedNetwork:
-        """The network of a file, in evaluation mode."""
-        return masked_space.load(path, self.build)
-
-    def save(self, path, network: SpecializedNetwork, mask: FineMasks | None = None) -> None:
-        """Write a network to share."""
-        masked_space.save(path, network, self.name, mask)
 
     def connectivity_of(self, network: SpecializedNetwork) -> np.ndarray:
         """The connections, for mask files."""
@@ -120,10 +108,13 @@ class SpecializedSpace(MaskedSpace):
 
         return exportable(self, network, batch)
 
-    def fast_form(self, network: SpecializedNetwork) -> nn.Module:
-        """The form that skips what the masks drop; it shares nothing with the network."""
+    def fast_form(self, network: SpecializedNetwork, chained: bool = True) -> SpecializedNetwork:
+        """The form that skips what the masks drop; it shares nothing with the network.
+
+        chained: the encoder's blocks may be one native call, which no program can hold.
+        """
         form = copy.deepcopy(network).eval()
-        form.fold()
+        form.fold(chained)
         return form.to(memory_format=torch.channels_last)
 
     def dense_form(self, network: SpecializedNetwork) -> nn.Module:
@@ -171,4 +162,4 @@ def _enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(mask)[rows][:, columns]
 
 
-register("specialized", SpecializedSpace())
+register(SpecializedSpace.name, SpecializedSpace())

@@ -60,6 +60,11 @@ class StageMasks(nn.Module):
             (soft,), (sure,) = self.channels(self.tau)
         vars(self)["seen"] = mask, hard, soft, sure, size  # a module looks long at what is set on it
 
+    @property
+    def mask(self) -> Tensor:
+        """Where it computed in the last forward pass, (N, 1, h, w)."""
+        return self.seen[0]
+
     def gate(self, y: Tensor) -> Tensor:
         """The stage's activated output (N, depth, H, W) where its masks let it be."""
         dense = self.seen[2].to(y.dtype).view(1, -1, 1, 1)

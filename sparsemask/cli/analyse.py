@@ -76,22 +76,21 @@ def _load(options):
     import torch
 
     import spaces
+    from spaces.protocols import HasLayerwiseForm, PreparesImages
     from sparsemask.weights import file_space
 
     if options.weights:
         name, source = file_space(options.weights) or "smsr", options.weights
         space = spaces.get(name)
-        if not hasattr(space, "load"):
-            raise UseError(f"{options.weights}: weights of space '{name}': give the run instead, --run FOLDER")
-        network = space.load(source)
+        network = space.load(source).network
     else:
         run = runs.find(options.run)
         name, source = str(run.info().get("space", "connectivity")), options.run
         space = spaces.get(name)
         network = families.find("retrain", space).load_run(run)
-    spelled = getattr(space, "spelled_out", None)
-    network = spelled(network, options.masked) if spelled else network
-    if hasattr(space, "prepare"):
+    if isinstance(space, HasLayerwiseForm):
+        network = space.layerwise_form(network, options.masked)
+    if isinstance(space, PreparesImages):
         return network, space.prepare, source
     from VOC12.dataset import IMAGENET_MEAN, IMAGENET_STD
 

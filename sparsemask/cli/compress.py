@@ -146,7 +146,7 @@ def _measured(recipe: Recipe, work: Work) -> dict:
         "primary": first.task.primary,
         "on": first.task.measured_on(),
         "where": where,
-        "compiled": [name for name, one in networks.items() if getattr(one.run, "compiled", False)],
+        "compiled": [name for name, one in networks.items() if one.compiled],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     target = _met(recipe, found[work.current or DENSE], found[DENSE])

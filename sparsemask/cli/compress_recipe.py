@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 import spaces
+from spaces.backbones import forms
 from sparsemask import tasks
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, meant
@@ -57,7 +58,7 @@ KINDS = {
 # What the recipe's order of steps says; never flags of a recipe. A retraining without a search names its own mask.
 _OWN = {"exp_path", "name", "resume", "run", "checkpoint", "mask_path", "search_checkpoint", "ft_model", "space", "out"}
 _ALLOWED = {("retrain", "mask_path"), ("export", "out"), ("export", "checkpoint")}
-_ENCODER = ("pretrained_model", "first_expansion")
+_ENCODER = ("pretrained_model", *forms.names())
 _NETWORK = ("backbone_name", "depth")
 _KEYS = ("flags", "target", "baseline", "rounds", "compiled", "steps")
 

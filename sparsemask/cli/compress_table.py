@@ -12,6 +12,7 @@ import torch
 import spaces
 from retrain import eval as evaluation
 from retrain.load_trained import open_trained, read_flags
+from spaces.protocols import HasFastForm
 from sparsemask import flags, tasks
 from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.inference import optimize_for_inference
@@ -37,6 +38,8 @@ class Opened:
     """The same, not compiled: what is counted, and what pictures of any size are scored with."""
     where: object
     task: object
+    compiled: bool = False
+    """Whether what is run is compiled."""
 
     def eval(self) -> Opened:
         """What tasks ask of a module."""
@@ -57,14 +60,14 @@ def opened(folder: Path, compiled: bool = False) -> Opened:
     options, network, where = restored.options, restored.model, restored.arithmetic
     task = tasks.get(options.task, options)
     example = task.eval_data[0][0][None].to(where.device, where.parameters)
-    if hasattr(spaces.get(space), "fast_form"):
+    if isinstance(spaces.get(space), HasFastForm):
         form = spaces.get(space).fast_form(network)
         run = plain = lambda x: form(x.contiguous(memory_format=torch.channels_last))
-    else:
-        run = plain = optimize_for_inference(network, example, compiled=False)
-        if compiled:
-            run = optimize_for_inference(network, example, compiled=None)
-    return Opened(options, network, run, plain, where, task)
+        return Opened(options, network, run, plain, where, task)
+    run = plain = optimize_for_inference(network, example, compiled=False)
+    if compiled:
+        run = optimize_for_inference(network, example, compiled=None)
+    return Opened(options, network, run, plain, where, task, run.compiled)
 
 
 def costs(networks: Mapping[str, Opened], rounds: int) -> dict[str, dict[str, float]]:

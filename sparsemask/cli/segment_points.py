@@ -117,7 +117,7 @@ def load(path: Path) -> tuple[object, Mapping]:
     name = file_space(path) or "smpointseg"
     if name != "smpointseg":
         raise UseError(f"{path}: weights of space '{name}', not of 'smpointseg'")
-    network = spaces.get(name).load(path)
+    network = spaces.get(name).load(path).network
     said = read_checkpoint(path).get("config") if path.suffix != ".safetensors" else None
     beside = path.parent / "config.yaml"
     if said is None and beside.is_file():

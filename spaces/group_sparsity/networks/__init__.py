@@ -103,6 +103,7 @@ def defaults(arch: str) -> dict:
 
 
 def _builder(known: Architecture) -> Callable:
+    # By its name, so that one family's module is imported alone.
     return getattr(importlib.import_module(f"{__name__}.{known.family}"), known.build)
 
 

@@ -1,0 +1,123 @@
+"""Every built-in space, and a user's, by the contract test that ships with the package."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import pyramid  # noqa: F401  a user's encoder, trusted
+import spaces
+from point_crops import crop
+from spaces import Space
+from spaces.connectivity import named_mask
+from spaces.group_sparsity.mask_file import GroupMask
+from spaces.specialized.words import mask_word
+from sparsemask.stereo.batch import StereoPair
+from sparsemask.testing.spaces import SpaceContract
+from toy_space import TOY, ToyNetwork
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small are only slowed down by threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+ENCODER = {"depth": 4, "n_class": 3, "first_expansion": "no"}
+WORD = mask_word(named_mask("unet", 9))
+
+
+class TestConnectivity(SpaceContract):
+    space, config = spaces.get("connectivity"), ENCODER
+    inputs, mask = noise(2, 3, 33, 40), named_mask("unet", 9)
+
+
+class TestConnectivityBaseline(SpaceContract):
+    space, config = spaces.get("connectivity"), {"backbone_name": "pyramid:Pyramid", "n_class": 3}
+    inputs, mask = noise(2, 3, 33, 40), "fcn"
+
+
+class TestSMSR(SpaceContract):
+    space, config = spaces.get("smsr"), {"scale": 2, "n_feats": 8, "n_modules": 2, "n_layers": 2, "reduction": 4}
+    inputs = 255 * noise(1, 3, 16, 20).abs().clamp(0, 1)
+
+
+class TestSMPointSeg(SpaceContract):
+    space = spaces.get("smpointseg")
+    config = {"d_in": 6, "n_class": 4, "channels": [4, 8], "n_neighbors": 4, "radius": 0.3}
+    inputs = crop(64, k=4, levels=2)
+
+
+class TestSMStereo(SpaceContract):
+    space, config = spaces.get("smstereo"), {"maxdisp": 16, "groups": 8}
+    inputs = StereoPair(noise(1, 3, 16, 32), noise(1, 3, 16, 32))
+
+
+class TestSpecialized(SpaceContract):
+    space, config = spaces.get("specialized"), {**ENCODER, "connectivity": WORD, "place_stride": 8}
+    inputs = noise(2, 3, 33, 40)
+
+
+class TestSpecializedEnlarging(SpaceContract):
+    space, config = spaces.get("specialized"), {**ENCODER, "connectivity": WORD, "where": "decoder", "scale": 2}
+    inputs = 255 * noise(2, 3, 32, 40).abs().clamp(0, 1)
+
+
+class Groups(SpaceContract):
+    """A space of group sparsity: half of the groups of every set stay."""
+
+    def make_mask(self, supernet):
+        config = self.space.config(self.config)
+        sets = self.space.structure(config).reduction.sets
+        return GroupMask(config, {s.name: np.arange(s.count) % 2 == 0 for s in sets}, space=self.space.name)
+
+
+class TestHinge(Groups):
+    space, config = spaces.get("hinge"), {"arch": "resnet8", "n_class": 4, "input_shape": [3, 16, 16]}
+    inputs = noise(2, 3, 16, 16)
+
+
+class TestSlim(Groups):
+    space = spaces.get("slim")
+    config = {
+        "backbone_name": "pyramid:Pyramid", "depth": 4, "n_class": 3, "input_shape": [3, 33, 40],
+        "connectivity": mask_word(named_mask("unet", 4)),
+    }  # fmt: skip
+    inputs = noise(2, 3, 33, 40)
+
+
+class TestUsersOwn(SpaceContract):
+    space, config = TOY, {"hidden": 6, "n_class": 4}
+    inputs, mask = noise(2, 3, 16, 16), np.array([True, False, True, True, False, True])
+
+
+def test_all_built_in_spaces_are_tested():
+    tested = {case.space.name for case in every(SpaceContract) if isinstance(vars(case).get("space"), Space)}
+    assert tested == set(spaces.available())
+
+
+def every(kind: type) -> set[type]:
+    """All classes below one."""
+    return {below for one in kind.__subclasses__() for below in (one, *every(one))}
+
+
+def test_what_is_no_space_is_not_registered():
+    with pytest.raises(TypeError, match=r"odd.*ToyNetwork"):
+        spaces.register("odd", ToyNetwork(2, 2))
+    assert "odd" not in spaces.available()
+
+
+def test_a_space_without_its_methods_cannot_be_made():
+    class Half(Space):
+        family = "connectivity"
+
+    with pytest.raises(TypeError, match="supernet"):
+        Half()
