@@ -32,7 +32,7 @@ from sparsemask.points.clouds import read_cloud  # noqa: E402
 from sparsemask.points.grid import grid_subsample  # noqa: E402
 from sparsemask.sparse import backend  # noqa: E402
 from sparsemask.tables import table  # noqa: E402
-from sparsemask.tasks.points_data import CropSettings, Pick, cut  # noqa: E402
+from sparsemask.tasks.points.data import CropSettings, Pick, cut  # noqa: E402
 
 POINTS, GRID = 45_056, 0.06
 FORMS = ("ours", "public style")
@@ -178,7 +178,7 @@ def whole(path: Path, rounds: int) -> None:
     from types import SimpleNamespace
 
     from sparsemask.devices import arithmetic
-    from sparsemask.tasks.points_whole import recipe, segment
+    from sparsemask.tasks.points.whole import recipe, segment
 
     network = the_network("ours")
     made = recipe(network, {}, "random weights")

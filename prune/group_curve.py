@@ -12,18 +12,21 @@ import spaces
 from prune.group_budget import choose_groups
 from spaces.group_sparsity.mask_file import GroupMask
 from spaces.group_sparsity.reduction import Hinged
+from sparsemask.devices import Arithmetic
 from sparsemask.engine import batchnorm, data
 from sparsemask.pictures.hinge import Tried
 from sparsemask.tables import table
+from sparsemask.tasks import EvaluationContext, Task
 
 
-def figures(network: torch.nn.Module, task, options: argparse.Namespace, where) -> dict[str, float]:
-    """The task's figures of a network as it is."""
+def metrics(network: torch.nn.Module, task: Task, options: argparse.Namespace, where: Arithmetic) -> dict[str, float]:
+    """The task's metrics of a network as it is."""
     network.to(where.device, where.parameters)
-    return task.figures(task.scores(network, where, options, options.eval_limit, quick=True))
+    context = EvaluationContext.from_options(where, options)
+    return task.metrics(task.evaluate(network, context, limit=options.eval_limit, quick=True))
 
 
-def adapted(network: torch.nn.Module, task, options: argparse.Namespace, where) -> dict[str, float]:
+def adapted(network: torch.nn.Module, task: Task, options: argparse.Namespace, where: Arithmetic) -> dict[str, float]:
     """Likewise with batch norms' statistics taken anew, in place, from --bn_reestimate training batches."""
     network.to(where.device, where.parameters)
     if options.bn_reestimate:
@@ -31,13 +34,18 @@ def adapted(network: torch.nn.Module, task, options: argparse.Namespace, where) 
         sampler = data.step_sampler(source, options.batch_size, 0, options.bn_reestimate, seed)
         with contextlib.closing(data.plainly(data.training_loader(source, sampler, seed, 0))) as batches:
             batchnorm.reestimate(network, (images.to(where.device, where.parameters) for images, _ in batches))
-    return figures(network.eval(), task, options, where)
+    return metrics(network.eval(), task, options, where)
 
 
 def follow(
-    hinged: Hinged, config: Mapping, task, options: argparse.Namespace, where, done: Mapping[float, dict]
+    hinged: Hinged,
+    config: Mapping,
+    task: Task,
+    options: argparse.Namespace,
+    where: Arithmetic,
+    done: Mapping[float, dict],
 ) -> list[dict]:
-    """Rows (target, share, figures) of a hinged network pruned to every share of --curve, the largest first.
+    """Rows (target, share, metrics) of a hinged network pruned to every share of --curve, the largest first.
 
     done: rows that are there already, by target.
     """

@@ -104,19 +104,19 @@ class GroupPruning(PruningFamily):
         small, mask = _finished(space, hinged, mask)
         noted = records.entries(reduction, mask.kept, mask.merged)
         measured = (task, options, where)
-        figures = {"searched": group_curve.figures(network, *measured), "pruned": group_curve.figures(small, *measured)}
+        metrics = {"searched": group_curve.metrics(network, *measured), "pruned": group_curve.metrics(small, *measured)}
         if options.bn_reestimate:
-            figures["batch norms adapted"] = group_curve.adapted(small, *measured)
+            metrics["batch norms adapted"] = group_curve.adapted(small, *measured)
         curve = []
         if options.curve:
-            own = {"target": options.target, "share": chosen.ratio, **list(figures.values())[-1]}
+            own = {"target": options.target, "share": chosen.ratio, **list(metrics.values())[-1]}
             curve = group_curve.follow(hinged, config, *measured, {options.target: own})
             say(group_curve.rows_text(curve, task.primary))
         ratios = {f"{name}_share": noted[name] / noted[f"{name}_dense"] for name in ("multiply_adds", "parameters")}
         mask = dataclasses.replace(mask, figures={**ratios, **chosen.figures})
         for line in _report(reduction, mask, noted, chosen, options):
             say(line)
-        said = "; ".join(f"{n}: {', '.join(f'{k} {v:.4f}' for k, v in f.items())}" for n, f in figures.items())
+        said = "; ".join(f"{n}: {', '.join(f'{k} {v:.4f}' for k, v in f.items())}" for n, f in metrics.items())
         say(f"before retraining {said} ({task.measured_on()})")
         note = {
             **origin_note(options, run, path, mask.sha256, _RULE),
@@ -125,7 +125,7 @@ class GroupPruning(PruningFamily):
             "kept_fraction": mask.kept_fraction,
             **noted,
             **chosen.figures,
-            **{f"{task.primary}_{name.replace(' ', '_')}": f[task.primary] for name, f in figures.items()},
+            **{f"{task.primary}_{name.replace(' ', '_')}": f[task.primary] for name, f in metrics.items()},
             **({"curve": curve} if curve else {}),
         }
         targets = [run.folder / f"mask_{options.by}_{options.target:g}{files.SUFFIX}"] if run else []
@@ -134,7 +134,7 @@ class GroupPruning(PruningFamily):
             write_json(target.with_suffix(".json"), note)
         if curve:
             drawn = run.pictures / "tradeoff.png" if run else out.with_name("tradeoff.png")
-            points = group_curve.points(curve, task.primary, figures["searched"][task.primary])
+            points = group_curve.points(curve, task.primary, metrics["searched"][task.primary])
             say(f"curve: {draw_tradeoff(points, drawn, options.by)}")
         if run:
             reached = {"by": options.by, "wanted": options.target, "reached": chosen.ratio}

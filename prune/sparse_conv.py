@@ -58,7 +58,8 @@ class SparseConvPruning(PruningFamily):
         where = devices.arithmetic(options.gpu, options.type)
         set_threshold(network.to(where.device, where.parameters), options.thres)
         watch = Watch(space, network, where)
-        scores = task.scores(watch, where, options, options.eval_limit, quick=True)
+        context = tasks.EvaluationContext.from_options(where, options)
+        scores = task.evaluate(watch, context, limit=options.eval_limit, quick=True)
         measured_on = f"{task.measured_on()}, {len(watch.rows)} {task.items}"
         by_module = watch.by_module()
         means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
@@ -75,15 +76,15 @@ class SparseConvPruning(PruningFamily):
             checkpoint=str(path.resolve()),
             connectivity=space.connectivity_of(network),
         )
-        figures = {name: float(value) for name, value in task.figures(scores).items()}
-        for line in report(masks, by_module, means, figures):
+        metrics = {name: float(value) for name, value in task.metrics(scores).items()}
+        for line in report(masks, by_module, means, metrics):
             say(line)
         note = {
             **origin_note(options, run, path, masks.sha256, ("thres",)),
             "step": found.get("step"),
             "kept_fraction": masks.mean_kept,
             "measured_on": measured_on,
-            **figures,
+            **metrics,
         }
         targets = [run.folder / f"mask_thres_{options.thres:g}{files.SUFFIX}"] if run else []
         for target in [*targets, out]:
@@ -93,9 +94,9 @@ class SparseConvPruning(PruningFamily):
         say(next_line(out, run, config_of(found)))
 
 
-def report(masks: files.FineMasks, by_module: dict, means: dict, figures: dict) -> list[str]:
+def report(masks: files.FineMasks, by_module: dict, means: dict, metrics: dict) -> list[str]:
     """The masks in words: a table by module, and what they keep in all."""
-    said = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     return [
         module_table(masks.channels, by_module),
         f"kept fraction {masks.mean_kept:.3f} at threshold {masks.threshold:g}; multiply-adds "

@@ -218,15 +218,15 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         """Print the task's report; write predictions and the picture of the scores where asked for."""
         options, model, where = restored.options, restored.model, restored.arithmetic
         task = tasks.get(options.task, options)
-        each = prediction_writer(task, options.out)
-        scores = task.scores(model, where, options, options.eval_limit, options.flips, tuple(options.eval_scales), each)
-        pictures = min(len(task.eval_data), options.eval_limit or len(task.eval_data))
+        views = {"flips": options.flips, "scales": tuple(options.eval_scales)}
+        write, context = prediction_writer(task, options.out), tasks.EvaluationContext.from_options(where, options)
+        scores = task.evaluate(model, context, limit=options.eval_limit, **views, on_prediction=write)
         if distributed.rank():
             return 0
-        say(task.report(scores, pictures))
+        say(task.report(scores))
         if options.out:
             say(f"predictions in {options.out}")
-        record_evaluation(restored, task, scores, {"eval": {**task.record(scores), "pictures": pictures}})
+        record_evaluation(restored, task, scores, {"eval": {**task.record(scores), "pictures": scores.count}})
         return 0
 
     def load_run(self, run: runs.Run) -> torch.nn.Module:

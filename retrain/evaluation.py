@@ -10,9 +10,10 @@ from sparsemask import report as page
 from sparsemask import training_setup
 from sparsemask.errors import describe, say
 from sparsemask.families import Restored
+from sparsemask.tasks import Scores, Task
 
 
-def prediction_writer(task, out: str | None) -> Callable | None:
+def prediction_writer(task: Task, out: str | None) -> Callable | None:
     """What writes each prediction into the folder `out`, which is made; None without one."""
     if not out:
         return None
@@ -21,7 +22,7 @@ def prediction_writer(task, out: str | None) -> Callable | None:
     return functools.partial(task.write, folder)
 
 
-def record_evaluation(restored: Restored, task, scores, entries: dict) -> None:
+def record_evaluation(restored: Restored, task: Task, scores: Scores, entries: dict) -> None:
     """Draw an evaluation's scores and note them in the run's folder, if the network is of a run.
 
     Args:
@@ -33,8 +34,8 @@ def record_evaluation(restored: Restored, task, scores, entries: dict) -> None:
         return
     try:
         task.draw_scores(scores, run.pictures)
-        if hasattr(scores, "matrix"):
-            page.record_confusion(run, task.classes, scores.matrix)
+        if scores.confusion is not None:
+            page.record_confusion(run, task.classes, scores.confusion)
         run.note(**entries)
         say(f"report: {page.write_report(run)}")
     except OSError as error:  # the metrics are printed; a folder that may not be written is not worth failing for

@@ -14,11 +14,12 @@ from spaces.group_sparsity.fast import compare_times
 from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.families import Restored
 from sparsemask.tables import format_count, table
+from sparsemask.tasks.classification import ClassificationTask
 
 _NOISE = 0.03  # of a time: not worth being called slower
 
 
-def measured(restored: Restored, task) -> list[dict]:
+def measured(restored: Restored, task: ClassificationTask) -> list[dict]:
     """Entries of run.json for every batch size asked for (at least one): counts, and times where they are wanted.
 
     A network without a mask (plain, or a published compressed file) is counted by itself.
@@ -96,7 +97,7 @@ def _line(title: str, value: float, plain: float | None, form) -> dict:
     return line
 
 
-def write_predictions(task, predictions: Mapping[int, torch.Tensor], out: str) -> Path:
+def write_predictions(task: ClassificationTask, predictions: Mapping[int, torch.Tensor], out: str) -> Path:
     """Write the first guesses of every picture into a folder; returns the file."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

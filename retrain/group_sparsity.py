@@ -210,8 +210,9 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
         options, model, where = restored.options, restored.model, restored.arithmetic
         task = tasks.get(options.task, options)
         predictions: dict[int, torch.Tensor] = {}
-        each = predictions.__setitem__ if options.out else None
-        scores = task.scores(model, where, options, options.eval_limit, each, flips=options.flips)
+        keep = predictions.__setitem__ if options.out else None
+        context = tasks.EvaluationContext.from_options(where, options)
+        scores = task.evaluate(model, context, limit=options.eval_limit, flips=options.flips, on_prediction=keep)
         if distributed.rank():
             return 0
         say(task.report(scores))

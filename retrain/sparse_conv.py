@@ -203,9 +203,10 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         options, model, where = restored.options, restored.model, restored.arithmetic
         task = tasks.get(options.task, options)
         space = spaces.get(options.space)
-        each = prediction_writer(task, options.out)
         watch = Watch(space, model, where, options.rounds, **_calls(space, model, options))
-        scores = task.scores(watch, where, options, options.eval_limit, each=each)
+        context = tasks.EvaluationContext.from_options(where, options)
+        write = prediction_writer(task, options.out)
+        scores = task.evaluate(watch, context, limit=options.eval_limit, on_prediction=write)
         table, by_module = watch.table(), watch.by_module()
         if distributed.rank():
             return 0

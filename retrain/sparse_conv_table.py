@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from spaces.sparse_conv.masking import hard_masks
 from spaces.sparse_conv.measuring import COLUMNS, module_table
+from sparsemask.devices import Arithmetic
 from sparsemask.tables import format_count, table
+from sparsemask.tasks import Scores, ScoresBySample, Task
 
 _COSTS = {
     "kept": ("kept", ".3f"), "ms": ("ms", ".1f"), "dense_ms": ("dense ms", ".1f"), "gain": ("gain", ".2f"),
@@ -31,25 +33,32 @@ def cost_rows(costs: Tensor) -> list[dict]:
 
 
 def evaluation_text(
-    space, model: nn.Module, task, scores, costs: Tensor, by_module: dict, where, options: argparse.Namespace
+    space,
+    model: nn.Module,
+    task: Task,
+    scores: Scores,
+    costs: Tensor,
+    by_module: dict,
+    where: Arithmetic,
+    options: argparse.Namespace,
 ) -> str:
     """The task's table with the costs (by picture, where it scores picture by picture), what each module keeps, and
     the means."""
     found = cost_rows(costs)
     mean = found[-1]
     timed = {k: v for k, v in _COSTS.items() if options.rounds or k not in _TIMES}
-    by_picture = hasattr(scores, "rows")  # and one of the means
-    if by_picture:
+    by_sample = isinstance(scores, ScoresBySample)
+    if by_sample:
         rows = [{**quality, **cost} for quality, cost in zip(scores.rows(), found, strict=True)]
         lines = [table(rows, {**scores.columns, **timed})]
     else:
         lines = [
-            task.report(scores, len(costs)),
+            task.report(scores),
             "",
             table([{"on": f"mean of {task.items}", **mean}], {"on": "on", **timed}),
         ]
     lines += ["", module_table(hard_masks(model), by_module), ""]
-    said = f"{scores.summary()}  " if by_picture else ""
+    said = f"{scores.summary()}  " if by_sample else ""
     said += f"kept {mean['kept']:.3f}  multiply-adds {100 * mean['share']:.1f} % of dense"
     if options.rounds:
         said += f"  {mean['gain']:.2f} times as fast as dense"
@@ -57,15 +66,14 @@ def evaluation_text(
     if row := space.published_row(model, mean["share"]):
         lines.append(row)
     device = str(where.device) if where.device.type == "cpu" else torch.cuda.get_device_name(where.device)
-    protocol = getattr(scores, "protocol", "single scale")
     lines.append(
-        f"({task.measured_on()}, {len(costs)} {task.items}; {protocol}; ms: medians of {options.rounds} in "
+        f"({task.measured_on()}, {len(costs)} {task.items}; {scores.protocol}; ms: medians of {options.rounds} in "
         f"turn, {device}, {torch.get_num_threads()} thread(s), {options.type}, backend {options.backend})"
     )
     return "\n".join(lines)
 
 
-def record(model: nn.Module, task, scores, costs: Tensor, by_module: dict) -> dict:
+def record(model: nn.Module, task: Task, scores: Scores, costs: Tensor, by_module: dict) -> dict:
     """What run.json keeps of an evaluation."""
     *each, mean = ({k: _known(v) for k, v in row.items()} for row in cost_rows(costs))
     kept = task.record(scores)

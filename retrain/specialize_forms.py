@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from sparsemask.engine import data
 from sparsemask.inference import optimize_for_inference
 from sparsemask.sparse import backend, repeatable
 from sparsemask.tables import format_count, table
+from sparsemask.tasks import EvaluationContext
 from sparsemask.timing import compare
 from sparsemask.training_setup import Context
 
@@ -37,8 +39,12 @@ def compare_forms(context: Context, model: nn.Module) -> tuple[str, list[dict], 
     space = spaces.get(options.space)
     model = model.eval()
     watch = Watch(space, model, where, alone=True)
-    limit = options.eval_limit
-    sparse = task.figures(task.scores(watch, where, options, limit, quick=True))
+
+    def quality(form: Callable) -> dict[str, float]:
+        evaluation = EvaluationContext.from_options(where, options)
+        return task.metrics(task.evaluate(form, evaluation, limit=options.eval_limit, quick=True))
+
+    sparse = quality(watch)
     means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
     dense = space.dense_form(model)
     forms: dict[str, tuple] = {"dense": (dense, means["dense"])}
@@ -53,8 +59,8 @@ def compare_forms(context: Context, model: nn.Module) -> tuple[str, list[dict], 
     for name, (form, executed) in forms.items():
         form = form.network if name == "compiled" else form  # items of other sizes need no compiling
         with repeatable():
-            figures = sparse if name == "sparse" else task.figures(task.scores(form, where, options, limit, quick=True))
-        row = {"form": name, **{k: float(v) for k, v in figures.items()}, "multiply_adds": round(executed)}
+            metrics = sparse if name == "sparse" else quality(form)
+        row = {"form": name, **{k: float(v) for k, v in metrics.items()}, "multiply_adds": round(executed)}
         rows.append(row)
     calls = {name: form for name, (form, _) in forms.items()}
     wrong = _differences(calls if "masked" in calls else {**calls, "masked": _by_reference(model)}, rows, task, where)

@@ -84,14 +84,14 @@ class ConnectivitySearch(Method):
     def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor, dict]:
         """λ·Σ_i L_s(W_i) on the noisy weights of this forward pass."""
         loss = sum(sparse_loss(w) for w in model.connection_weights())
-        figures = {"loss_sparse": float(loss.detach())}
-        return (self.sparse * loss if step >= self.warmup else None), figures
+        metrics = {"loss_sparse": float(loss.detach())}
+        return (self.sparse * loss if step >= self.warmup else None), metrics
 
     def after_step(self, model: torch.nn.Module) -> None:
         """Keep the raw weights in [0, 2]."""
         model.clamp_weights_()
 
-    def figures(self, model: torch.nn.Module) -> dict:
+    def metrics(self, model: torch.nn.Module) -> dict:
         """Connections left at the current threshold (before the pruning's cleaning rules)."""
         return {"connections": sum(int((w.detach() / 2 > self.thres).sum()) for w in model.raw_weights())}
 

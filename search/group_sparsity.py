@@ -177,20 +177,20 @@ class GroupSearch(Method):
             groups.scale_(model, s, by)
 
     def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
-        """The task's figures and what would be left, counted without touching a parameter; ends the run at target."""
-        figures = super().evaluate(model, task, arithmetic, options)
+        """The task's metrics and what would be left, counted without touching a parameter; ends the run at target."""
+        metrics = super().evaluate(model, task, arithmetic, options)
         kept = kept_sets(self.reduction.norms(model), options.thres, options.remain, self.partners)
         self.ratio = self.reduction.ratio(kept, self._by(), options.merge)
         self.shares = {name: float(k.mean()) for name, k in kept.items()}
         started = self.steps_done > options.prox_start
         self.finished = started and self.ratio - options.target <= options.stop_limit
-        return {**figures, "ratio": self.ratio}
+        return {**metrics, "ratio": self.ratio}
 
     def _by(self) -> str:
         # Time is measured by pruning; while training multiply-adds stand for it.
         return "params" if self.options.by == "params" else "multiply-adds"
 
-    def figures(self, model: torch.nn.Module) -> dict:
+    def metrics(self, model: torch.nn.Module) -> dict:
         """The share of the cost that would be left at the running threshold, of the last evaluation."""
         return {} if math.isnan(self.ratio) else {"ratio": self.ratio}
 
@@ -258,7 +258,7 @@ class GroupSearchFamily(TrainingFamily[BuiltHinged]):
             state = load_weights(options.pretrained_model) if options.pretrained_model else None
             if state is not None:
                 space.settle(options, state, options.pretrained_model)
-            shape = getattr(task, "input_shape", None) or (1, 3, options.crop_size, options.crop_size)
+            shape = task.input_shape or (1, 3, options.crop_size, options.crop_size)
             config = space.config(options, shape[1:])
             plain = space.plain(config)
             if state is not None:

@@ -12,32 +12,33 @@ from pathlib import Path
 import numpy as np
 
 from sparsemask import datasets
+from sparsemask.engine.data import DataSource, EvaluationSource, FileSource, NamedSource
 from sparsemask.engine.randomness import draw_generator
 from sparsemask.files import sha256
+from sparsemask.tasks import Task
 
 _READ = 128  # samples of a part that are read whole, evenly spaced; of all others the names count
 _LOSSY = (".jpg", ".jpeg")
 _SHOWN = 16  # hexadecimal digits
 
 
-def fingerprint(task, options: argparse.Namespace) -> dict[str, str]:
+def fingerprint(task: Task, options: argparse.Namespace) -> dict[str, str]:
     """Part -> what tells it from another one, equal wherever the same data are.
 
-    task: with `train_data` and `eval_data`, as :mod:`sparsemask.tasks` describes them. options: the search's.
+    options: the search's.
     """
     found = {"training": describe(task.train_data, True), "validation": describe(task.eval_data, False)}
-    classes = getattr(task.train_data, "classes", None)
-    if classes is not None:
-        found["classes"] = f"{len(classes)}, {_short('/'.join(map(str, classes)).encode())}"
+    if task.classes:
+        found["classes"] = f"{len(task.classes)}, {_short('/'.join(task.classes).encode())}"
     weights = datasets.backbone_weights(options.backbone_name, options.pretrained_model)
     found["weights"] = sha256(weights)[:_SHOWN] if weights else "none"
     return found
 
 
-def describe(source, training: bool) -> str:
+def describe(source: DataSource | EvaluationSource, training: bool) -> str:
     """How many samples a source has, and a digest of their names and of what is in an evenly spaced part of them."""
     digest = hashlib.sha256()
-    if hasattr(source, "name"):
+    if isinstance(source, NamedSource):
         for index in range(len(source)):
             digest.update(f"{source.name(index)}\n".encode())
     for index in np.unique(np.linspace(0, len(source) - 1, min(_READ, len(source))).astype(int)).tolist():
@@ -46,9 +47,9 @@ def describe(source, training: bool) -> str:
     return f"{len(source)} samples, {digest.hexdigest()[:_SHOWN]}"
 
 
-def _content(source, index: int, training: bool):
+def _content(source: DataSource | EvaluationSource, index: int, training: bool):
     """A sample as bytes. Decoded, since lossless files may be written differently; lossy ones are read differently."""
-    if hasattr(source, "load") and hasattr(source, "pairs"):
+    if isinstance(source, FileSource):
         picture, label = source.load(index)
         path = Path(source.pairs[index][0])
         yield path.read_bytes() if path.suffix.lower() in _LOSSY else _bytes(picture)

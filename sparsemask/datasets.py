@@ -58,12 +58,10 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
     if voc is not None:
         return {name: str(path) for name, path in _voc_paths(voc).items()}, "short", None
     if not kind.reads_voc:
-        flag = getattr(kind, "data_flags", ("data_root",))[0]
-        line = getattr(kind, "no_data", f"no data named for --task {task} (--{flag} FOLDER)")
-        words = getattr(kind, "sample_words", "drawn pictures")
-        if words is None:
+        line = kind.no_data or f"no data named for --task {task} (--{kind.data_flags[0]} FOLDER)"
+        if kind.sample_words is None:
             raise UseError(f"{line}, and none comes with the toolkit")
-        return {"sample": True}, "sample", f"{line}: going on with {words} and a short budget"
+        return {"sample": True}, "sample", f"{line}: going on with {kind.sample_words} and a short budget"
     prepare = spoken("prepare", ARCHIVES)
     line = f"PASCAL VOC 2012 is not prepared here ({prepare}): going on with the embedded sample set and a short budget"
     return {"sample": True}, "sample", line

@@ -177,7 +177,7 @@ def data_of(saved: Mapping, asked: Mapping, names: Iterable[str], run: Run | str
     for name, value in found.items():
         gone = isinstance(value, str) and name not in asked and Path(value).is_absolute() and not Path(value).exists()
         if gone:
-            folder = shown_path(getattr(run, "folder", run))
+            folder = shown_path(run.folder if isinstance(run, Run) else run)
             raise UseError(
                 f"--{name} {value}: gone since {folder} was made with it; say by --{name} where it is now, or name "
                 "other data"
@@ -187,8 +187,8 @@ def data_of(saved: Mapping, asked: Mapping, names: Iterable[str], run: Run | str
 
 def _naming(task: object) -> tuple[str, ...]:
     """The flags that name a task's data."""
-    kind = tasks.find(task) if isinstance(task, str) else None
-    return (*getattr(kind, "data_flags", datasets.WHOLE), "sample")
+    names = tasks.find(task).data_flags if isinstance(task, str) else datasets.WHOLE
+    return (*names, "sample")
 
 
 def _data_words(parser: opt.Parser) -> str:

@@ -28,7 +28,7 @@ def draw_training(context: Context, model: nn.Module) -> None:
     """Curves of the run's metrics and predictions on validation samples."""
     run, task = context.run, context.task
     draw_curves(read_rows(run.metrics), run.pictures / "curves.png")
-    task.draw(task.samples(model, context.arithmetic, context.options), run.pictures / "samples.png")
+    task.draw(task.samples(model, context.arithmetic), run.pictures / "samples.png")
 
 
 def metric_text(context: Context, result: dict) -> str:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,15 +31,15 @@ class Context:
         options: the run's flags. A family's `build` settles those that only weights or masks tell.
         run: the run's folder.
         arithmetic: the device and the type that is computed in.
-        state: the checkpoint to go on from; None for a run that begins.
         task: the task on the data of the options.
+        state: the checkpoint to go on from; None for a run that begins.
     """
 
     options: argparse.Namespace
     run: runs.Run
     arithmetic: Arithmetic
+    task: tasks.Task
     state: dict | None = None
-    task: Any = None
 
     @property
     def main(self) -> bool:
@@ -157,10 +156,10 @@ def open_training(
     run = _shared_run(options, parser.verb)
     if distributed.rank() == 0:
         run.note(preset=options.preset)
-    return Context(options, run, where, None, task)
+    return Context(options, run, where, task)
 
 
-def open_task(options: argparse.Namespace):
+def open_task(options: argparse.Namespace) -> tasks.Task:
     """The task on the data of the options, its lists read and checked."""
     prepare(options)
     task = tasks.get(options.task, options)
@@ -205,7 +204,7 @@ def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Context:
             else ""
         )
         say(f"resuming {run.folder} " + (f"after step {state['step']}" if state else "from the start") + done)
-    return Context(options, run, where, state, open_task(options))
+    return Context(options, run, where, open_task(options), state)
 
 
 def rewrite_config(context: Context) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from sparsemask.options import Parser
-from sparsemask.tasks.classification_options import add_options
+from sparsemask.tasks.classification.options import add_options
 
 CIFAR10 = [f"data_batch_{k}" for k in range(1, 6)], "test_batch"
 CIFAR100 = ["train"], "test"

@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsemask.points.clouds import Cloud, CloudFile
 from sparsemask.points.rooms import make_rooms
-from sparsemask.tasks.points_data import Clouds, CropSettings
+from sparsemask.tasks.points.data import Clouds, CropSettings
 
 NETWORK = ["--channels", "4", "8", "--n_neighbors", "4", "--radius", "0.3"]
 CROPS = ["--n_points", "64", "--grid", "0.25", "--train_steps", "4", "--val_steps", "2", "--test_area", "1"]

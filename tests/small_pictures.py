@@ -10,7 +10,7 @@ from PIL import Image
 
 from sparsemask.options import Parser
 from sparsemask.resize import imresize
-from sparsemask.tasks.super_resolution_options import add_options
+from sparsemask.tasks.super_resolution.options import add_options
 
 
 def scene(seed: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:

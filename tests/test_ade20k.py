@@ -12,8 +12,8 @@ from PIL import Image
 import retrain.eval
 import retrain.train
 from sparsemask.tasks import get
-from sparsemask.tasks.ade20k import Ade20kDataset, object_names
-from sparsemask.tasks.shapes import make_ade20k
+from sparsemask.tasks.ade20k.data import Ade20kDataset, object_names
+from sparsemask.tasks.dense.shapes import make_ade20k
 from tiny import SMALL, fails
 from VOC12.objects import CLASS_NAMES
 
@@ -80,10 +80,10 @@ def test_scores_against_loops(ade):
             hit[c] += (known & (truth == c) & (guess == c)).sum()
             of_truth[c] += (truth == c).sum()
             of_guess[c] += (known & (guess == c)).sum()
-    figures = task.figures(meter.scores())
+    metrics = task.metrics(meter.scores())
     union = of_truth + of_guess - hit
-    assert figures["miou"] == pytest.approx((hit[union > 0] / union[union > 0]).mean())
-    assert figures["pixel_accuracy"] == pytest.approx(hit.sum() / of_truth.sum())
+    assert metrics["miou"] == pytest.approx((hit[union > 0] / union[union > 0]).mean())
+    assert metrics["pixel_accuracy"] == pytest.approx(hit.sum() / of_truth.sum())
 
 
 def no_root(folder):

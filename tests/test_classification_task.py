@@ -20,12 +20,14 @@ from sparsemask.engine.records import read_rows
 from sparsemask.options import Parser
 from sparsemask.pictures.classification import draw_accuracy, draw_predictions
 from sparsemask.runs import Run
-from sparsemask.tasks.classification import ClassificationTask
-from sparsemask.tasks.classification_options import STATISTICS
-from sparsemask.tasks.classification_sample import VERSION
-from sparsemask.tasks.classification_scores import ClassificationMeter, ClassificationScores
+from sparsemask.tasks.classification.options import STATISTICS
+from sparsemask.tasks.classification.sample import VERSION
+from sparsemask.tasks.classification.scores import ClassificationMeter, ClassificationScores
+from sparsemask.tasks.classification.task import ClassificationTask
+from sparsemask.tasks.protocol import EvaluationContext
 
 CPU = Arithmetic(torch.device("cpu"))
+HERE = EvaluationContext(arithmetic=CPU, batch_size=3)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -82,7 +84,7 @@ def test_parts_of_two_sizes_are_refused(root, tmp_path):
 
 def test_without_data_the_drawn_set_is_used_and_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path))
-    monkeypatch.setattr("sparsemask.tasks.classification_sample.make_sample.__defaults__", (40, 20, 0))
+    monkeypatch.setattr("sparsemask.tasks.classification.sample.make_sample.__defaults__", (40, 20, 0))
     settings, preset, line = datasets.choose_data({"task": "classification"})
     assert settings == {"sample": True} and preset == "sample"
     assert line.count("\n") == 0 and "drawn shapes" in line and "--data_root" in line
@@ -148,7 +150,7 @@ def test_scores_against_sorting(classes):
     if classes > 5:  # of five classes or fewer the first five are all
         expected["top5"] = (order[:, :5] == target[:, None]).any(1).mean()
     expected["loss"] = float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(target)))
-    assert scores.figures == pytest.approx(expected, rel=1e-6)
+    assert scores.metrics == pytest.approx(expected, rel=1e-6)
     recall = [(order[target == k, 0] == k).mean() for k in range(classes)]
     precision = [(target[order[:, 0] == k] == k).mean() for k in range(classes)]
     np.testing.assert_allclose(scores.recall, recall)
@@ -156,22 +158,22 @@ def test_scores_against_sorting(classes):
 
 
 def test_a_class_without_pictures_has_no_accuracy():
-    scores = ClassificationScores(np.array([[3, 1], [0, 0]]), 4, 2.0)
-    assert np.isnan(scores.recall[1]) and scores.figures == {"top1": 0.75, "loss": 0.5}
+    scores = ClassificationScores(np.array([[3, 1], [0, 0]]), 4, hits5=4, entropy=2.0)
+    assert np.isnan(scores.recall[1]) and scores.metrics == {"top1": 0.75, "loss": 0.5}
     text = scores.text(["cat", "dog"])
     assert "dog (1)" in text and text.splitlines()[-1].split()[:2] == ["dog", "-"]
 
 
 def test_evaluation_counts_every_picture_once_in_any_batch(root):
-    seen = {}
+    task, seen = ClassificationTask(options(data_root=root)), {}
     for batch in (1, 3, 250):
-        task = ClassificationTask(options(data_root=root, eval_batch=batch))
-        found = {}
-        scores = task.scores(brightest(10), CPU, task._options, each=lambda i, logits, f=found: f.update({i: logits}))
-        seen[batch] = scores.figures
+        found, here = {}, EvaluationContext.from_options(CPU, options(eval_batch=batch))
+        assert here.batch_size == batch
+        scores = task.evaluate(brightest(10), here, on_prediction=lambda i, logits, f=found: f.update({i: logits}))
+        seen[batch] = scores.metrics
         assert sorted(found) == list(range(10)) and scores.count == 10
     assert seen[1] == pytest.approx(seen[3]) and seen[1] == pytest.approx(seen[250])
-    assert task.scores(brightest(10), CPU, task._options, limit=4).count == 4
+    assert task.evaluate(brightest(10), HERE, limit=4).count == 4
     # The same by hand, from the pictures themselves.
     x, y = task.pictures.validation.pictures, task.pictures.validation.labels
     logits = task.cut.tensor(x.transpose(0, 3, 1, 2)).flatten(1)[:, :10]
@@ -179,17 +181,17 @@ def test_evaluation_counts_every_picture_once_in_any_batch(root):
 
 
 def test_processes_share_the_pictures(root, monkeypatch):
-    task = ClassificationTask(options(data_root=root, eval_batch=3))
-    whole = task.scores(brightest(10), CPU, task._options)
+    task = ClassificationTask(options(data_root=root))
+    whole = task.evaluate(brightest(10), HERE)
     totals = []
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "total", lambda value: totals.append(value.clone()) or value)
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        task.scores(brightest(10), CPU, task._options)
+        task.evaluate(brightest(10), HERE)
     meter = ClassificationMeter(10)
     meter.total = sum(totals)
-    assert (meter.scores().matrix == whole.matrix).all() and meter.scores().figures == pytest.approx(whole.figures)
+    assert (meter.scores().matrix == whole.matrix).all() and meter.scores().metrics == pytest.approx(whole.metrics)
 
 
 def test_flips_average_probabilities(root):
@@ -203,7 +205,7 @@ def test_flips_average_probabilities(root):
 def test_report_record_and_files(root, tmp_path):
     task = ClassificationTask(options(data_root=root))
     found = {}
-    scores = task.scores(brightest(10), CPU, task._options, each=lambda i, logits: found.update({i: logits}))
+    scores = task.evaluate(brightest(10), HERE, on_prediction=lambda i, logits: found.update({i: logits}))
     text = task.report(scores)
     assert "noise, 10 pictures" in text and f"top-1 {scores.top1:.2%}" in text and "mostly taken for" in text
     record = json.loads(json.dumps(task.record(scores), allow_nan=False))
@@ -220,13 +222,13 @@ def test_report_record_and_files(root, tmp_path):
 
 def test_pictures(root, tmp_path):
     task = ClassificationTask(options(data_root=root))
-    samples = task.samples(brightest(10), CPU, task._options, n=7)
+    samples = task.samples(brightest(10), CPU, n=7)
     assert len(samples) == 7 and samples[0][1] == "0" and len(samples[0][2]) == 3
     np.testing.assert_array_equal(samples[0][0], task.pictures.validation.pictures[0])  # normalised and back
     shares = [share for _, share in samples[0][2]]
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
     task.draw(samples, tmp_path / "samples.png")
-    task.draw_scores(task.scores(brightest(10), CPU, task._options), tmp_path)
+    task.draw_scores(task.evaluate(brightest(10), HERE), tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"samples.png", "confusion.png", "accuracy.png"}
     assert all(np.asarray(Image.open(p)).std() > 1 for p in tmp_path.iterdir())
     for draw in (lambda p: draw_predictions([], p), lambda p: draw_accuracy(["a"], [np.nan], 0.5, p)):

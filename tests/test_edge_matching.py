@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from edge_assignment import assignment
-from sparsemask.tasks.edge_matching import match, tolerance
-from sparsemask.tasks.thinning import orientation, thin_edges
+from sparsemask.tasks.edges.matching import match, tolerance
+from sparsemask.tasks.edges.thinning import orientation, thin_edges
 
 
 def exhaustive(prediction: np.ndarray, truth: np.ndarray, distance: float) -> int:

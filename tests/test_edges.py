@@ -15,10 +15,10 @@ import retrain.eval
 import retrain.train
 from edge_assignment import assignment
 from sparsemask import UseError
-from sparsemask.tasks.bsds import bsds_pairs, consensus, read_annotations
-from sparsemask.tasks.edge_metrics import EdgeMeter, EdgeScores, picture_counts, precision_recall
-from sparsemask.tasks.shapes import boundaries, make_edges, save_annotations
-from sparsemask.tasks.thinning import thin_edges
+from sparsemask.tasks.dense.shapes import boundaries, make_edges, save_annotations
+from sparsemask.tasks.edges.data import bsds_pairs, consensus, read_annotations
+from sparsemask.tasks.edges.scores import EdgeMeter, EdgeScores, picture_counts, precision_recall
+from sparsemask.tasks.edges.thinning import thin_edges
 from tiny import SMALL, fails
 
 
@@ -116,7 +116,7 @@ def test_consensus_of_annotators():
 def test_loss_weighs_edges_as_much_as_the_rest():
     from argparse import Namespace
 
-    from sparsemask.tasks.edges import EdgesTask
+    from sparsemask.tasks.edges.task import EdgesTask
 
     rng = np.random.default_rng(1)
     target = torch.from_numpy(rng.choice([0, 0, 0, 0, 1, 255], (3, 7, 6)))

@@ -37,7 +37,8 @@ from sparsemask.points import clouds
 from sparsemask.points.ply import read_ply, write_ply
 from sparsemask.points.prepare_items import whole
 from sparsemask.stereo.files import read_disparity
-from sparsemask.tasks import classification_cifar, classification_layouts
+from sparsemask.tasks.classification import cifar as classification_cifar
+from sparsemask.tasks.classification import layouts as classification_layouts
 from sparsemask.weights import load_weights, metadata
 from VOC12 import archives, images
 from VOC12.images import read_picture as read_rgb

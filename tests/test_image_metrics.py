@@ -14,7 +14,7 @@ from scipy.signal import convolve2d
 
 from sparsemask import UseError
 from sparsemask.resize import imresize
-from sparsemask.tasks.image_metrics import psnr, quantise, ssim
+from sparsemask.tasks.super_resolution.image_metrics import psnr, quantise, ssim
 
 WEIGHTS = np.array([65.738, 129.057, 25.064])
 

@@ -12,7 +12,7 @@ import retrain.train
 import search.run
 from sparsemask import UseError, training_setup
 from sparsemask.tasks import get
-from sparsemask.tasks.metrics import SegmentationScores
+from sparsemask.tasks.segmentation.scores import SegmentationScores
 from tiny import SMALL, data_flags, fails, make_data
 from VOC12 import check
 from VOC12.lists import pairs_from_lists
@@ -271,5 +271,5 @@ def test_validation_in_folders_of_its_own_by_names(data):
 
 def test_scores_of_nothing_labelled_are_said(data):
     scores = SegmentationScores(np.zeros((4, 4), np.int64))
-    assert "no pixel of these pictures has a label: there is nothing to score" in made(data).report(scores, 3)
-    assert "nothing to score" not in made(data).report(SegmentationScores(np.eye(4, dtype=np.int64)), 3)
+    assert "no pixel of these pictures has a label: there is nothing to score" in made(data).report(scores)
+    assert "nothing to score" not in made(data).report(SegmentationScores(np.eye(4, dtype=np.int64)))

@@ -29,7 +29,7 @@ from sparsemask.engine import data as engine_data
 from sparsemask.errors import UseError
 from sparsemask.sparse import backend
 from sparsemask.stereo.scenes import write_scenes
-from sparsemask.tasks import points_data
+from sparsemask.tasks.points import data as points_data
 from spoilt import truncate
 from tiny import ROOT, SMALL, borrow_kernels, data_flags, environment, fails, interruptible, make_data
 

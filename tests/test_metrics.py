@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsemask.tasks.metrics import ConfusionMeter, SegmentationScores, class_table, confusion
+from sparsemask.tasks.segmentation.scores import ConfusionMeter, SegmentationScores, class_table, confusion
 
 
 def test_confusion_against_loops():

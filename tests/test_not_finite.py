@@ -11,105 +11,49 @@ import torch
 from torch import nn
 
 import retrain.train
-import small_classes
-import small_clouds
 import small_pictures
 import spaces
+from small_tasks import BUILD, classification
 from spaces.sparse_conv.smstereo import SMStereo
 from sparsemask import UseError, tasks
 from sparsemask.cli import disparity, segment_points, upscale
 from sparsemask.devices import Arithmetic
 from sparsemask.exporting import validation
 from sparsemask.finite import NotFiniteError, check_output
-from sparsemask.points.prepare import prepare_semantickitti_scans
-from sparsemask.points.semantickitti import LEARNING_MAP
 from sparsemask.sparse import backend
-from sparsemask.stereo.scenes import write_scenes
-from sparsemask.tasks import shapes
-from sparsemask.tasks.stereo_scores import count_errors
+from sparsemask.tasks.protocol import EvaluationContext
+from sparsemask.tasks.stereo.scores import count_errors
 from test_smsr import network as smsr
-from test_stereo_task import options as stereo_options
 from tiny import SMALL, data_flags, fails, make_data
 
 CPU = Arithmetic(torch.device("cpu"))
 VALUES = [math.nan, math.inf, -math.inf]
 
 
-def dense(name: str, make):
-    def build(folder):
-        make(folder)
-        options = retrain.train.parser().resolve(
-            {"task": name, "data_root": str(folder), "n_worker": 0, "crop_size": 48}
-        )
-        return tasks.get(name, options), options
-
-    return build
-
-
-def segmentation(folder):
-    options = retrain.train.parser().resolve(retrain.train.parser().given(data_flags(make_data(folder / "d"))))
-    options.n_worker, options.crop_size = 0, 48
-    return tasks.get("segmentation", options), options
-
-
-def super_resolution(folder):
-    options = small_pictures.options(hr_path=small_pictures.make_folder(folder, 2), data_test=folder)
-    return tasks.get("super_resolution", options), options
-
-
-def stereo(folder):
-    write_scenes(folder, 2, 40, 72, 20)
-    options = stereo_options(data_root=folder)
-    return tasks.get("stereo", options), options
-
-
-def classification(folder):
-    options = small_classes.options(data_root=small_classes.write_npz(folder))
-    return tasks.get("classification", options), options
-
-
-def s3dis(folder):
-    small_clouds.rooms(folder)
-    options = small_clouds.options(data_root=str(folder), grid=0.25)
-    return tasks.get("s3dis", options), options
-
-
-def semantickitti(folder):
-    rng = np.random.default_rng(0)
-    for part in ("velodyne", "labels"):
-        (folder / "sequences/08" / part).mkdir(parents=True)
-    np.abs(rng.normal(0, 4, (300, 4))).astype("<f4").tofile(folder / "sequences/08/velodyne/000000.bin")
-    rng.choice(sorted(LEARNING_MAP), 300).astype("<u4").tofile(folder / "sequences/08/labels/000000.label")
-    prepare_semantickitti_scans(folder, jobs=1)
-    options = small_clouds.options(task="semantickitti", data_root=str(folder), train_scans=["08"])
-    return tasks.get("semantickitti", options), options
-
-
-# Of each task: what makes it on a few files, and the shape of what its networks give.
+# Of each task the shape of what its networks give.
 label_map = lambda task, x: (len(x), task.n_output, *x.shape[-2:])
 per_point = lambda task, x: (len(x), task.n_output, x.shape[2])
-TASKS = {
-    "segmentation": (segmentation, label_map),
-    "saliency": (dense("saliency", lambda f: shapes.make_saliency(f, 2, 48)), label_map),
-    "edges": (dense("edges", lambda f: shapes.make_edges(f, 1, 2, 48)), label_map),
-    "ade20k": (dense("ade20k", lambda f: shapes.make_ade20k(f, 1, 1, 48)), label_map),
-    "super_resolution": (super_resolution, lambda task, x: (len(x), 3, *(2 * side for side in x.shape[-2:]))),
-    "stereo": (stereo, lambda task, x: (len(x), *x.shape[-2:])),
-    "classification": (classification, lambda task, x: (len(x), task.n_output)),
-    "s3dis": (s3dis, per_point),
-    "semantickitti": (semantickitti, per_point),
+SHAPES = {
+    "segmentation": label_map,
+    "saliency": label_map,
+    "edges": label_map,
+    "ade20k": label_map,
+    "super_resolution": lambda task, x: (len(x), 3, *(2 * side for side in x.shape[-2:])),
+    "stereo": lambda task, x: (len(x), *x.shape[-2:]),
+    "classification": lambda task, x: (len(x), task.n_output),
+    "s3dis": per_point,
+    "semantickitti": per_point,
 }
 
 
 def test_every_task_is_here():
-    assert set(TASKS) | {"sample"} == set(tasks.available())  # sample is s3dis on generated rooms
+    assert set(SHAPES) | {"sample"} == set(tasks.available())  # sample is s3dis on generated rooms
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", SHAPES)
 def test_no_task_scores_or_hands_out_what_is_not_finite(name, tmp_path):
-    build, shape = TASKS[name]
-    task, options = build(tmp_path)
-    seen = []
+    task, shape = BUILD[name](tmp_path), SHAPES[name]
+    seen, here = [], EvaluationContext(arithmetic=CPU)
 
     def network(value):
         def run(x):
@@ -122,16 +66,14 @@ def test_no_task_scores_or_hands_out_what_is_not_finite(name, tmp_path):
     for value in VALUES:
         for quick in (False, True):
             with pytest.raises(UseError, match=r"output is not finite: 1 of \d+ values"):
-                task.scores(network(value), CPU, options, each=lambda *_: seen.append(1), quick=quick)
+                task.evaluate(network(value), here, on_prediction=lambda *_: seen.append(1), quick=quick)
         with pytest.raises(UseError, match="not finite"):
-            task.evaluate(network(value), CPU, options)
-        with pytest.raises(UseError, match="not finite"):
-            task.samples(network(value), CPU, options, 1)
+            task.samples(network(value), CPU, 1)
     assert not seen
     if name in ("segmentation", "saliency"):
         with pytest.raises(UseError, match="not finite"):
-            task.scores(network(math.nan), CPU, options, flips=True, scales=(1.0, 0.5))
-    assert task.evaluate(network(0.0), CPU, options)  # and zeros are numbers
+            task.evaluate(network(math.nan), here, flips=True, scales=(1.0, 0.5))
+    assert task.metrics(task.evaluate(network(0.0), here, quick=True))  # and zeros are numbers
 
 
 class Network(nn.Module):
@@ -167,7 +109,7 @@ def test_disparities_that_are_no_numbers_are_no_errors_of_some_size():
 
 
 def test_averaging_views_keeps_small_probabilities_above_zero(tmp_path):
-    task, options = classification(tmp_path)
+    task = classification(tmp_path)
     logits = torch.zeros(1, task.n_output)
     logits[0, 0] = 300.0  # the others' probabilities are 0 in float32
     found = task.predict(Network(lambda x: logits.expand(len(x), -1)), torch.zeros(2, 3, 8, 8), CPU, flips=True)

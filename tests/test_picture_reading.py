@@ -18,12 +18,12 @@ from sparsemask.stereo import layouts
 from sparsemask.stereo.files import read_picture as read_stereo
 from sparsemask.stereo.pairs import PairFiles, read_frame
 from sparsemask.tasks import get
-from sparsemask.tasks.classification_layouts import find_pictures
-from sparsemask.tasks.edges import EdgesDataset
-from sparsemask.tasks.maps import read_grey
-from sparsemask.tasks.saliency import SaliencyDataset, all_pairs
-from sparsemask.tasks.super_resolution_data import SuperResolutionDataset
-from sparsemask.tasks.super_resolution_folders import Pair
+from sparsemask.tasks.classification.layouts import find_pictures
+from sparsemask.tasks.dense.maps import read_grey
+from sparsemask.tasks.edges.data import EdgesDataset
+from sparsemask.tasks.saliency.data import SaliencyDataset, all_pairs
+from sparsemask.tasks.super_resolution.data import SuperResolutionDataset
+from sparsemask.tasks.super_resolution.folders import Pair
 from VOC12 import check
 from VOC12.dataset import SegmentationDataset
 from VOC12.images import SUFFIXES, picture_notes, picture_size, read_picture
@@ -313,7 +313,7 @@ def test_every_task_finds_pictures_of_every_suffix(tmp_path, suffix):
     np.savez(tmp_path / "f/x_disp.npz", np.full((6, 10), 2.0))
     layout, [pair] = layouts.find_pairs(tmp_path / "f")
     assert layout == "flat" and pair.right.name == f"x_right{suffix}" and pair.name == "x"
-    from sparsemask.tasks.super_resolution_folders import pictures
+    from sparsemask.tasks.super_resolution.folders import pictures
 
     assert [path.name for path in pictures(tmp_path / "img")] == [f"a{suffix}"]
 
@@ -394,7 +394,7 @@ def test_quotes_and_dots_in_every_labelling_tasks_lists(tmp_path):
     wanted = ["my photo.jpg", "v1.2.jpg"]
     pairs = pairs_from_lists(tmp_path / "images", tmp_path / "ground_truth_mask", tmp_path / "l.txt")
     assert [picture.name for picture, _ in pairs] == wanted
-    from sparsemask.tasks.saliency import split
+    from sparsemask.tasks.saliency.data import split
 
     found = split(all_pairs(tmp_path), "training", str(tmp_path / "l.txt"), None)
     assert [picture.name for picture, _ in found] == wanted

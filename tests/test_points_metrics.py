@@ -11,9 +11,9 @@ from small_clouds import options
 from sparsemask.errors import UseError
 from sparsemask.points import s3dis, semantickitti
 from sparsemask.points.ply import read_ply, write_ply
-from sparsemask.tasks.points_kitti import SemanticKITTITask
-from sparsemask.tasks.points_s3dis import S3DISTask
-from sparsemask.tasks.points_scores import PointScores, count_matches, pooled, pooled_text, score_text, write_pair
+from sparsemask.tasks.points.s3dis import S3DISTask
+from sparsemask.tasks.points.scores import PointScores, count_matches, pooled, pooled_text, score_text, write_pair
+from sparsemask.tasks.points.semantickitti import SemanticKITTITask
 
 CLASSES = [f"class{n}" for n in range(13)]
 
@@ -25,7 +25,7 @@ def test_scores_of_three_classes_by_hand():
     assert scores.macc == pytest.approx((6 / 8 + 7 / 8 + 2 / 4) / 3)
     assert scores.iou.tolist() == [6 / 10, 7 / 11, 2 / 4]
     assert scores.miou == pytest.approx((6 / 10 + 7 / 11 + 2 / 4) / 3)
-    assert scores.figures == {"miou": scores.miou, "oa": scores.oa, "macc": scores.macc}
+    assert scores.metrics == {"miou": scores.miou, "oa": scores.oa, "macc": scores.macc}
 
 
 def test_a_class_that_does_not_occur_has_no_score_even_if_it_is_predicted():
@@ -42,7 +42,7 @@ def test_a_class_that_does_not_occur_has_no_score_even_if_it_is_predicted():
 
 def test_nothing_labelled_is_no_score():
     scores = PointScores(np.zeros((3, 3), np.int64))
-    assert all(np.isnan(v) for v in scores.figures.values())
+    assert all(np.isnan(v) for v in scores.metrics.values())
 
 
 def test_ignored_points_are_counted_nowhere():

@@ -16,10 +16,12 @@ from sparsemask.points import s3dis, semantickitti
 from sparsemask.points.graph import nearest
 from sparsemask.points.ply import read_ply
 from sparsemask.points.prepare import prepare_semantickitti_scans
+from sparsemask.tasks.protocol import EvaluationContext
 from test_points_segment import network
 from test_points_task import constant
 from tiny import fails
 
+HERE = EvaluationContext(arithmetic=arithmetic(-1))
 POINTS = 600
 
 
@@ -54,7 +56,7 @@ def test_a_scan_without_projection_is_carried_back(scans):
     np.testing.assert_array_equal(raw, semantickitti.raw_labels(classes[nearest(cloud.xyz, xyz)]))
     seen = []
     write = lambda index, found: seen.append(task.write(scans / "voted", index, found))
-    task.scores(constant(19, 8), arithmetic(-1), given, each=write)
+    task.evaluate(constant(19, 8), HERE, on_prediction=write)
     assert seen[0].stat().st_size == 4 * POINTS
 
 
@@ -62,8 +64,8 @@ def test_without_the_scan_it_is_refused_before_the_work(scans):
     shutil.rmtree(scans / "sequences")
     task, given = kitti(scans)
     with pytest.raises(UseError, match=r"000000\.npy: a thinned-out cloud.*000000_proj\.npz.*--project makes it"):
-        task.scores(lambda _: pytest.fail("the network was called"), arithmetic(-1), given, each=lambda *_: None)
-    assert task.scores(constant(19, 8), arithmetic(-1), given).matrix.sum()  # scores alone need no other points
+        task.evaluate(lambda _: pytest.fail("the network was called"), HERE, on_prediction=lambda *_: None)
+    assert task.evaluate(constant(19, 8), HERE).matrix.sum()  # scores alone need no other points
 
 
 def test_predictions_of_another_number_of_points_are_refused(scans):
@@ -87,7 +89,7 @@ def test_a_room_without_projection_is_carried_back(tmp_path):
     for path in folder.rglob("original/*.ply"):
         path.unlink()
     with pytest.raises(UseError, match="a thinned-out cloud"):
-        task.scores(lambda _: pytest.fail("the network was called"), arithmetic(-1), given, each=lambda *_: None)
+        task.evaluate(lambda _: pytest.fail("the network was called"), HERE, on_prediction=lambda *_: None)
 
 
 @pytest.mark.parametrize("projected", [False, True])

@@ -9,7 +9,7 @@ import torch
 from small_clouds import cloud, clouds, settings
 from sparsemask.engine.data import plainly, step_sampler, training_loader
 from sparsemask.errors import UseError
-from sparsemask.tasks.points_data import (
+from sparsemask.tasks.points.data import (
     Clouds,
     EvaluationCrops,
     PossibilityCrops,
@@ -19,7 +19,7 @@ from sparsemask.tasks.points_data import (
     collate,
     cut,
 )
-from sparsemask.tasks.points_sampling import Pick, Planner, Possibilities, nearest, raise_by, votes
+from sparsemask.tasks.points.sampling import Pick, Planner, Possibilities, nearest, raise_by, votes
 
 
 def tables(seed=0, noise=0.35, count=64, **more) -> Possibilities:

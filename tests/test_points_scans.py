@@ -21,7 +21,7 @@ from sparsemask.points.ply import read_ply, write_ply
 from sparsemask.points.prepare import main as prepare
 from sparsemask.points.prepare import prepare_s3dis_rooms
 from sparsemask.points.scans import read_scan
-from sparsemask.tasks.points_whole import recipe, segment
+from sparsemask.tasks.points.whole import recipe, segment
 from test_points_segment import network
 from tiny import fails
 

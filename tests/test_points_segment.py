@@ -17,7 +17,7 @@ from sparsemask.devices import arithmetic
 from sparsemask.points import semantickitti
 from sparsemask.points.clouds import Cloud
 from sparsemask.points.ply import read_ply, write_ply
-from sparsemask.tasks.points_whole import recipe, segment
+from sparsemask.tasks.points.whole import recipe, segment
 from spoilt import listing
 from tiny import fails
 

@@ -16,7 +16,8 @@ from sparsemask.points import semantickitti
 from sparsemask.points.labels import class_weights
 from sparsemask.points.ply import read_ply, write_ply
 from sparsemask.points.prepare import prepare_semantickitti_scans
-from sparsemask.tasks.points import PointsTask
+from sparsemask.tasks.points.task import PointsTask
+from sparsemask.tasks.protocol import EvaluationContext
 
 POINTS = ["s3dis", "sample", "semantickitti"]
 
@@ -105,7 +106,7 @@ def test_rooms_of_one_area_validate_the_others(room_folder):
 
 
 def test_generated_rooms_have_weights_of_their_own(room_folder, monkeypatch):
-    monkeypatch.setattr("sparsemask.tasks.points_rooms.sample_folder", lambda: room_folder)
+    monkeypatch.setattr("sparsemask.tasks.points.rooms.sample_folder", lambda: room_folder)
     task = tasks.get("sample", options(grid=0.25))
     cloud = task.clouds("training")[0]
     counts = np.bincount(cloud.labels, minlength=13)
@@ -124,15 +125,15 @@ def test_scans_are_chosen_by_sequence_or_by_name(scans):
 
 def test_scores_while_training_are_of_crops_and_afterwards_of_all_points(room_folder):
     task = tasks.get("s3dis", options(data_root=str(room_folder), grid=0.25))
-    given, where = options(), arithmetic(-1)
-    quick = task.scores(constant(13, 2), where, given, quick=True)
-    assert quick.matrix.sum() == 4 * 64 and quick.matrix[:, 2].sum() == 4 * 64
-    assert task.scores(constant(13, 2), where, given, limit=3, quick=True).matrix.sum() == 3 * 64
-    assert task.evaluate(constant(13, 2), where, given)["oa"] == quick.oa
+    here = EvaluationContext(arithmetic=arithmetic(-1))
+    quick = task.evaluate(constant(13, 2), here, quick=True)
+    assert quick.count == 4 and quick.matrix.sum() == 4 * 64 and quick.matrix[:, 2].sum() == 4 * 64
+    assert task.evaluate(constant(13, 2), here, limit=3, quick=True).matrix.sum() == 3 * 64
+    assert task.metrics(quick)["oa"] == quick.oa
     found = []
-    whole = task.scores(constant(13, 2), where, given, each=lambda number, classes: found.append(len(classes)))
+    whole = task.evaluate(constant(13, 2), here, on_prediction=lambda number, classes: found.append(len(classes)))
     room = task.clouds("eval")[0]
-    assert found == [len(room.projection)] and whole.matrix.sum() == len(room.full_labels)
+    assert whole.count == 1 and found == [len(room.projection)] and whole.matrix.sum() == len(room.full_labels)
     assert np.array_equal(whole.matrix.sum(1), np.bincount(room.full_labels, minlength=13))
     assert set(task.record(whole)["iou"]) == set(task.classes)
     assert "wall" in task.report(whole)
@@ -156,7 +157,7 @@ def test_predictions_of_scans_are_raw_labels(scans, tmp_path):
     raw = np.fromfile(path, "<u4")
     assert len(raw) == len(cloud.projection) == 600
     assert np.array_equal(semantickitti.map_labels(raw) - 1, classes)  # there and back
-    scores = task.scores(constant(19, 8), arithmetic(-1), options())
+    scores = task.evaluate(constant(19, 8), EvaluationContext(arithmetic=arithmetic(-1)))
     assert scores.matrix.sum() == (cloud.full_labels >= 0).sum()  # the unlabelled are counted nowhere
 
 

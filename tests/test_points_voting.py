@@ -8,8 +8,8 @@ import torch
 
 from small_clouds import clouds, settings
 from sparsemask.devices import arithmetic
-from sparsemask.tasks.points_data import EvaluationCrops
-from sparsemask.tasks.points_voting import Votes, crops_of, probabilities_of, vote
+from sparsemask.tasks.points.data import EvaluationCrops
+from sparsemask.tasks.points.voting import Votes, crops_of, probabilities_of, vote
 
 ALL = [0, 1, 2]
 

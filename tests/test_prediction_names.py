@@ -12,14 +12,14 @@ from PIL import Image
 import small_classes
 import small_pictures
 from retrain import connectivity
+from small_pairs import options as stereo_options
 from sparsemask import tasks
 from sparsemask.devices import Arithmetic
 from sparsemask.families import Restored
 from sparsemask.files import distinct_names
 from sparsemask.stereo.files import read_disparity, write_disparity
-from sparsemask.tasks.classification_data import Part
-from sparsemask.tasks.saliency import SaliencyDataset
-from test_stereo_task import options as stereo_options
+from sparsemask.tasks.classification.data import Part
+from sparsemask.tasks.saliency.data import SaliencyDataset
 from VOC12.dataset import SegmentationDataset
 
 CPU = Arithmetic(torch.device("cpu"))

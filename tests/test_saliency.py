@@ -17,9 +17,10 @@ import retrain.eval
 import retrain.train
 import search.run
 from sparsemask import UseError
-from sparsemask.tasks.saliency import SaliencyDataset, SaliencyTask, all_pairs, split
-from sparsemask.tasks.saliency_metrics import SaliencyMeter, adaptive, curves
-from sparsemask.tasks.shapes import make_saliency
+from sparsemask.tasks.dense.shapes import make_saliency
+from sparsemask.tasks.saliency.data import SaliencyDataset, all_pairs, split
+from sparsemask.tasks.saliency.scores import SaliencyMeter, adaptive, curves
+from sparsemask.tasks.saliency.task import SaliencyTask
 from tiny import SMALL, fails
 
 
@@ -58,7 +59,7 @@ def test_scores_against_loops():
         hit = (chosen & truth).sum()
         adapted.append(f_of(hit / max(chosen.sum(), 1), hit / truth.sum()))
     assert scores.adaptive == pytest.approx(np.mean(adapted))
-    assert (scores.pictures, scores.empty) == (5, 0)
+    assert (scores.count, scores.empty) == (5, 0)
 
 
 def test_perfect_and_worst_predictions():
@@ -254,7 +255,7 @@ def test_verbs(ecssd, tmp_path, monkeypatch, capfd):
 
 
 def test_sample_is_drawn_once(tmp_path, monkeypatch):
-    from sparsemask.tasks import shapes
+    from sparsemask.tasks.dense import shapes
 
     monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path))
     drawn = []

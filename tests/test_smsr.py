@@ -14,7 +14,7 @@ from spaces.sparse_conv.schedules import published_epoch, sparse_weight, tempera
 from sparsemask import costs
 from sparsemask.errors import UseError
 from sparsemask.sparse import available_backends, backend
-from sparsemask.tasks.image_metrics import psnr, quantise, ssim
+from sparsemask.tasks.super_resolution.image_metrics import psnr, quantise, ssim
 from sparsemask.weights import load_weights
 
 # Specification of SMSR, section 4: PSNR, and the share of kept pixels by module where it is given.

@@ -28,7 +28,7 @@ from sparsemask.files import sha256
 from sparsemask.fine_masks import load_masks
 from sparsemask.sparse import available_backends, backend
 from sparsemask.sparse.native import Native
-from sparsemask.tasks.super_resolution import SuperResolutionTask
+from sparsemask.tasks.super_resolution.task import SuperResolutionTask
 from sparsemask.weights import load_weights
 from spoilt import listing
 from tiny import borrow_kernels, fails

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from small_pairs import options
 from sparsemask import UseError, datasets, flags, tasks
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import Method, data, distributed, fit
@@ -24,10 +25,11 @@ from sparsemask.runs import Run
 from sparsemask.stereo.files import read_disparity, write_disparity
 from sparsemask.stereo.framing import make_pair
 from sparsemask.stereo.scenes import write_scenes
-from sparsemask.tasks.stereo import StereoTask
-from sparsemask.tasks.stereo_options import add_options
+from sparsemask.tasks.protocol import EvaluationContext
+from sparsemask.tasks.stereo.task import StereoTask
 
 CPU = Arithmetic(torch.device("cpu"))
+HERE = EvaluationContext(arithmetic=CPU)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,14 +39,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def options(**given) -> Namespace:
-    """The task's flags, small."""
-    parser = Parser("search")
-    add_options(parser.add_argument_group("data"))
-    made = {"task": "stereo", "sample": False, "n_worker": 0, "maxdisp": 32, "crop_height": 32, "crop_width": 64}
-    return parser.resolve({**made, **{k: str(v) if isinstance(v, Path) else v for k, v in given.items()}})
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +138,11 @@ def test_truth_that_says_nothing(folder, tmp_path):
     with pytest.raises(UseError, match="a_disp.png: no disparity above 0 and below --maxdisp 32"):
         task.check()
     # To be scored on it is possible, and scores nothing.
-    scores = task.scores(constant(3.0), CPU, task._options)
-    assert math.isnan(task.figures(scores)["epe"])
+    scores = task.evaluate(constant(3.0), HERE)
+    assert math.isnan(task.metrics(scores)["epe"])
     assert json.loads(json.dumps(task.record(scores), allow_nan=False))["epe"] is None
     assert "1 without such pixels" in task.report(scores)
-    task.draw(task.samples(constant(3.0), CPU, task._options), tmp_path / "s.png")
+    task.draw(task.samples(constant(3.0), CPU), tmp_path / "s.png")
     # Truth of which nothing is below --maxdisp is as little use.
     write_disparity(tmp_path / "a_disp.png", np.full((40, 72), 40.0))
     with pytest.raises(UseError, match="below --maxdisp 32"):
@@ -189,38 +183,37 @@ def test_scores_are_of_the_cropped_map(folder, tmp_path):
         out[:, 8:, :72] = task.eval_data[len(maps)][1][0, 0]
         return out
 
-    scores = task.scores(right_below, CPU, task._options, each=lambda i, d: maps.update({i: d}))
-    assert task.figures(scores) == {"epe": 0, "bad1": 0, "bad2": 0, "bad3": 0, "d1": 0, "d1_ok": 1}
+    scores = task.evaluate(right_below, HERE, on_prediction=lambda i, d: maps.update({i: d}))
+    assert task.metrics(scores) == {"epe": 0, "bad1": 0, "bad2": 0, "bad3": 0, "d1": 0, "d1_ok": 1}
     assert scores.names == ["0000_left", "0001_left", "0002_left"] and scores.sizes == [(40, 72)] * 3
     task.write(tmp_path, 1, maps[1])
     assert abs(read_disparity(tmp_path / "0001_left.png") - read_disparity(folder / "0001_disp.pfm")).max() <= 1 / 512
-    few = task.scores(constant(9.0), CPU, task._options, limit=2)
+    few = task.evaluate(constant(9.0), HERE, limit=2)
     record = json.loads(json.dumps(task.record(few), allow_nan=False))
-    assert [one["picture"] for one in record["each"]] == few.names and record["epe"] == few.figures["epe"]
-    assert few.summary() in task.report(few) and task.evaluate(constant(9.0), CPU, task._options, 2) == task.figures(
-        few
-    )
+    assert [one["picture"] for one in record["each"]] == few.names and record["epe"] == few.metrics["epe"]
+    assert few.summary() in task.report(few)
+    assert task.evaluate(constant(9.0), HERE, limit=2, quick=True).metrics == task.metrics(few)
 
 
 def test_processes_share_the_pairs(monkeypatch):
     task = StereoTask(options(sample=True))
-    whole, totals = task.scores(constant(5.0), CPU, task._options, 5), []
+    whole, totals = task.evaluate(constant(5.0), HERE, limit=5), []
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "total", lambda value: totals.append(value.clone()) or value)
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        task.scores(constant(5.0), CPU, task._options, 5)
+        task.evaluate(constant(5.0), HERE, limit=5)
     assert [(total[:, 0] > 0).tolist() for total in totals] == [[True, False] * 2 + [True], [False, True] * 2 + [False]]
     assert np.array_equal(sum(totals)[:, 3:].numpy().reshape(5, 6, 6), whole.sums)
 
 
 def test_pictures(tmp_path):
     task = StereoTask(options(sample=True))
-    samples = task.samples(constant(5.0), CPU, task._options, 3)
+    samples = task.samples(constant(5.0), CPU, 3)
     assert [sample[0] for sample in samples] == ["scene_00", "scene_05", "scene_11"]
     assert samples[0][1].shape == (32, 64, 3) and samples[0][2].shape == samples[0][3].shape == (32, 64)
     task.draw(samples, tmp_path / "samples.png")
-    scores = task.scores(constant(5.0), CPU, task._options, 3)
+    scores = task.evaluate(constant(5.0), HERE, limit=3)
     task.draw_scores(scores, tmp_path)
     draw_errors(["a" * 60] * 90, np.r_[np.nan, np.arange(89)], np.zeros(90), tmp_path / "many.png")
     pair = make_pair(samples[0][1], samples[0][1])
@@ -275,7 +268,7 @@ def test_training(tmp_path):
         run = Run(tmp_path / str(workers)).hold()
         run.config.write_text("")
         model = Matcher()
-        before = task.evaluate(model, CPU, o, 4)
+        before = task.evaluate(model, EvaluationContext.from_options(CPU, o), limit=4).metrics
         results.append(fit(model, Method(), task, o, run, CPU, {"verb": "search", "space": "smstereo", "config": {}}))
         losses.append([row["loss"] for row in read_rows(run.metrics)])
     assert losses[0] == losses[1] and len(losses[0]) == 30
@@ -288,6 +281,6 @@ def test_training(tmp_path):
 def test_real_pairs_can_be_scored(shared_data):
     task = StereoTask(options(data_root=shared_data / "kitti2012_sample", maxdisp=192, crop_height=256, crop_width=512))
     task.check()
-    scores = task.scores(constant(20.0), CPU, task._options, 1)
+    scores = task.evaluate(constant(20.0), HERE, limit=1)
     assert scores.sizes == [(370, 1226)] or scores.sizes[0][0] in range(370, 377)
-    assert 0 < scores.figures["d1"] < 1
+    assert 0 < scores.metrics["d1"] < 1

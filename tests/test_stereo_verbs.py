@@ -23,7 +23,7 @@ from sparsemask.options import presets
 from sparsemask.sparse import backend
 from sparsemask.stereo.files import read_disparity
 from sparsemask.stereo.scenes import write_scenes
-from sparsemask.tasks import stereo
+from sparsemask.tasks.stereo import task as stereo
 from sparsemask.training_setup import resolve_options
 from sparsemask.weights import load_weights
 from tiny import fails

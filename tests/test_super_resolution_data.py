@@ -16,10 +16,10 @@ from small_pictures import make_folder, make_pairs, scene, write
 from sparsemask import UseError
 from sparsemask.engine.data import StepSampler, training_loader
 from sparsemask.resize import imresize
-from sparsemask.tasks import super_resolution_store
-from sparsemask.tasks.super_resolution_data import SuperResolutionDataset, augment, repeats
-from sparsemask.tasks.super_resolution_folders import Pair, read_folder
-from sparsemask.tasks.super_resolution_store import PictureStore
+from sparsemask.tasks.super_resolution import store as super_resolution_store
+from sparsemask.tasks.super_resolution.data import SuperResolutionDataset, augment, repeats
+from sparsemask.tasks.super_resolution.folders import Pair, read_folder
+from sparsemask.tasks.super_resolution.store import PictureStore
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,14 @@ import pytest
 
 from small_pictures import make_folder, make_pairs, options, scene, write
 from sparsemask import UseError
-from sparsemask.tasks.super_resolution import SuperResolutionTask
-from sparsemask.tasks.super_resolution_folders import (
+from sparsemask.tasks.super_resolution.folders import (
     find_source,
     parse_range,
     read_folder,
     sample_folder,
     sample_pairs,
 )
+from sparsemask.tasks.super_resolution.task import SuperResolutionTask
 
 
 @pytest.fixture(autouse=True)

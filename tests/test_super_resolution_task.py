@@ -20,11 +20,13 @@ from sparsemask.engine.records import read_rows
 from sparsemask.pictures.super_resolution import draw_psnr, draw_super_resolution
 from sparsemask.resize import imresize
 from sparsemask.runs import Run
-from sparsemask.tasks.image_metrics import psnr, quantise, ssim
-from sparsemask.tasks.super_resolution import SuperResolutionTask
-from sparsemask.tasks.super_resolution_options import parse_loss
+from sparsemask.tasks.protocol import EvaluationContext
+from sparsemask.tasks.super_resolution.image_metrics import psnr, quantise, ssim
+from sparsemask.tasks.super_resolution.options import parse_loss
+from sparsemask.tasks.super_resolution.task import SuperResolutionTask
 
 CPU = Arithmetic(torch.device("cpu"))
+HERE = EvaluationContext(arithmetic=CPU)
 
 
 def nearest(images):
@@ -92,7 +94,7 @@ def test_scores(tmp_path):
     for k, (name, size) in enumerate(sizes.items()):
         write(tmp_path / f"{name}.png", scene(k, size))
     task, seen = task_on(tmp_path), {}
-    scores = task.scores(nearest, CPU, task._options, each=lambda i, p: seen.update({i: p.clone()}))
+    scores = task.evaluate(nearest, HERE, on_prediction=lambda i, p: seen.update({i: p.clone()}))
     assert scores.names == list(sizes) and scores.sizes == [(48, 64), (50, 46), (58, 52)]
     for k, (h, w) in enumerate(scores.sizes):
         truth = torch.from_numpy(scene(k, sizes[scores.names[k]])[:h, :w]).permute(2, 0, 1)
@@ -104,9 +106,9 @@ def test_scores(tmp_path):
         assert scores.ssims[k] == pytest.approx(ssim(made, truth, 2), abs=1e-12)
         beside = torch.from_numpy(imresize(low, 2)).permute(2, 0, 1)
         assert scores.bicubic_psnrs[k] == psnr(beside, truth, 2)
-    assert task.figures(scores) == {"psnr": scores.psnrs.mean(), "ssim": scores.ssims.mean()}
-    assert task.evaluate(nearest, CPU, task._options) == task.figures(scores)
-    few = task.scores(nearest, CPU, task._options, limit=2)
+    assert task.metrics(scores) == {"psnr": scores.psnrs.mean(), "ssim": scores.ssims.mean()}
+    assert task.evaluate(nearest, HERE, quick=True).metrics == task.metrics(scores)
+    few = task.evaluate(nearest, HERE, limit=2)
     assert few.names == ["a", "b"] and np.array_equal(few.psnrs, scores.psnrs[:2])
 
 
@@ -115,7 +117,7 @@ def test_outputs_are_quantised(tmp_path):
     make_folder(tmp_path, 1)
     task, seen = task_on(tmp_path), []
     wild = lambda images: nearest(images) * 1.7 - 60.3
-    task.scores(wild, CPU, task._options, each=lambda i, p: seen.append(p))
+    task.evaluate(wild, HERE, on_prediction=lambda i, p: seen.append(p))
     assert torch.equal(seen[0], quantise(seen[0])) and (seen[0].min(), seen[0].max()) == (0, 255)
 
 
@@ -129,7 +131,7 @@ def test_odd_sides_scored_both_ways(tmp_path, crop, expected):
         shapes.append(tuple(images.shape[-2:]))
         return nearest(images)
 
-    scores = task.scores(network, CPU, task._options)
+    scores = task.evaluate(network, HERE)
     assert scores.sizes == [expected] and shapes == [(expected[0] // 2, expected[1] // 2)]
     assert ("even sides" in task.report(scores, 1)) is crop
 
@@ -142,10 +144,10 @@ def test_protocols(tmp_path):
     as_div2k = SuperResolutionTask(options(**o))
     as_folder = SuperResolutionTask(options(**o, data_test=root, ssim_divisor=256))
     truth, made = (as_div2k.eval_data[0][1], nearest(as_div2k.eval_data[0][0][None])[0])
-    found = as_div2k.scores(nearest, CPU, as_div2k._options)
+    found = as_div2k.evaluate(nearest, HERE)
     assert (found.psnr, found.ssim) == (psnr(made, truth, 2, False), ssim(made, truth, 2, False))
     assert "RGB, rim of 8" in as_div2k.report(found, 1)
-    luma = as_folder.scores(nearest, CPU, as_folder._options)
+    luma = as_folder.evaluate(nearest, HERE)
     assert (luma.psnrs[2], luma.ssims[2]) == (psnr(made, truth, 2), ssim(made, truth, 2, divisor=256))
 
 
@@ -154,20 +156,20 @@ def test_a_perfect_network(tmp_path):
     flat = np.full((48, 64, 3), 90, np.uint8)
     write(tmp_path / "flat.png", flat)
     task = task_on(tmp_path)
-    scores = task.scores(nearest, CPU, task._options)
+    scores = task.evaluate(nearest, HERE)
     # A flat picture is always right; it must not make the mean infinite.
     assert scores.equal == 1 and math.isinf(scores.psnrs[1]) and scores.psnr == scores.psnrs[0]
     assert "1 equal to the truth" in task.report(scores, 2)
     assert json.loads(json.dumps(task.record(scores), allow_nan=False))["each"][1]["psnr"] is None
     (tmp_path / "a.png").unlink()
     alone = task_on(tmp_path)
-    assert alone.evaluate(nearest, CPU, alone._options)["psnr"] == math.inf
+    assert alone.evaluate(nearest, HERE).metrics["psnr"] == math.inf
 
 
 def test_report_and_record(tmp_path):
     make_folder(tmp_path, 3)
     task = task_on(tmp_path)
-    scores = task.scores(nearest, CPU, task._options)
+    scores = task.evaluate(nearest, HERE)
     lines = task.report(scores, 3).splitlines()
     assert [line.split()[0] for line in lines[2:6]] == ["0001", "0002", "0003", "mean"]
     assert f"{scores.psnr:.3f}" in lines[5] and f"{scores.bicubic_psnr:.3f}" in lines[5]
@@ -181,7 +183,7 @@ def test_report_and_record(tmp_path):
 def test_bicubic_beside_bicubic(tmp_path):
     write(tmp_path / "a.png", scene(0, (50, 54)))
     task = task_on(tmp_path, crop_even=True)
-    scores = task.scores(bicubic, CPU, task._options)
+    scores = task.evaluate(bicubic, HERE)
     assert scores.psnr == pytest.approx(scores.bicubic_psnr, abs=0.02)
 
 
@@ -189,13 +191,13 @@ def test_bicubic_beside_bicubic(tmp_path):
 def test_processes_share_the_pictures(tmp_path, monkeypatch):
     make_folder(tmp_path, 3)
     task = task_on(tmp_path)
-    whole = task.scores(nearest, CPU, task._options)
+    whole = task.evaluate(nearest, HERE)
     totals = []
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "total", lambda value: totals.append(value.clone()) or value)
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        task.scores(nearest, CPU, task._options)
+        task.evaluate(nearest, HERE)
     assert [(total[:, 0] > 0).tolist() for total in totals] == [[True, False, True], [False, True, False]]
     assert np.array_equal(sum(totals)[:, 2].numpy(), whole.psnrs)
 
@@ -203,15 +205,16 @@ def test_processes_share_the_pictures(tmp_path, monkeypatch):
 def test_a_network_of_another_scale(tmp_path):
     make_folder(tmp_path, 1)
     task = task_on(tmp_path)
-    for call in (task.scores, task.samples):
+    thrice = lambda images: images.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    for call in (lambda: task.evaluate(thrice, HERE), lambda: task.samples(thrice, CPU)):
         with pytest.raises(UseError, match="96x72 of a picture to become 64x48.*--scale"):
-            call(lambda images: images.repeat_interleave(3, 2).repeat_interleave(3, 3), CPU, task._options)
+            call()
 
 
 def test_saved_prediction(tmp_path):
     make_folder(tmp_path, 1)
     task = task_on(tmp_path)
-    task.scores(nearest, CPU, task._options, each=lambda i, p: task.save(tmp_path / "out/a.png", p))
+    task.evaluate(nearest, HERE, on_prediction=lambda i, p: task.save(tmp_path / "out/a.png", p))
     low = imresize(scene(1), 0.5)
     assert np.array_equal(np.array(Image.open(tmp_path / "out/a.png")), low.repeat(2, 0).repeat(2, 1))
     with pytest.raises(UseError, match=".png"):
@@ -221,9 +224,9 @@ def test_saved_prediction(tmp_path):
 def test_drawn_samples(tmp_path):
     make_folder(tmp_path / "hr", 9)
     task = task_on(tmp_path / "hr")
-    samples = task.samples(nearest, CPU, task._options, 3)
+    samples = task.samples(nearest, CPU, 3)
     assert [sample[0] for sample in samples] == ["0001", "0005", "0009"]
-    scores = task.scores(nearest, CPU, task._options)
+    scores = task.evaluate(nearest, HERE)
     assert [sample[5] for sample in samples] == scores.psnrs[[0, 4, 8]].tolist()
     assert [sample[4] for sample in samples] == scores.bicubic_psnrs[[0, 4, 8]].tolist()
     task.draw(samples, tmp_path / "samples.png")
@@ -266,7 +269,7 @@ def test_training(tmp_path, arithmetic):
     settled = vars(parser.resolve({"log_interval": 1, "space": "smsr", **given}))
     o = options(hr_path=make_folder(tmp_path / "hr", 11), **{**settled, "batch_size": 4})
     task, losses = tasks.get(o.task, o), []
-    before = task.evaluate(Residual(), arithmetic, o)
+    before = task.evaluate(Residual(), EvaluationContext(arithmetic=arithmetic)).metrics
     for name in ("a", "b"):
         run = Run(tmp_path / name).hold()
         run.config.write_text("")
@@ -296,7 +299,7 @@ def test_bicubic_on_set5(shared_data, monkeypatch):
     task = SuperResolutionTask(options(hr_path="t91", data_test="set5"))
     task.check()
     assert len(task.train_data.store) == 91 and [pair.lr is None for pair in task.eval_data.pairs] == [False] * 5
-    scores = task.scores(nearest, CPU, task._options)
+    scores = task.evaluate(nearest, HERE)
     assert scores.names == ["baby", "bird", "butterfly", "head", "woman"]
     assert scores.bicubic_psnrs == pytest.approx([37.078, 36.821, 27.437, 34.882, 32.150], abs=0.001)
     assert (scores.bicubic_psnr, scores.bicubic_ssim) == pytest.approx((33.673, 0.9301), abs=0.001)

@@ -96,10 +96,6 @@ class Watch:
         self.modules: list[list[list[float]]] = []
         """Of each picture, each module's (share of kept locations, kept fraction)."""
 
-    def eval(self) -> Watch:
-        """What tasks ask of a module."""
-        return self
-
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
         """The network's output."""

@@ -14,25 +14,29 @@ from spaces.sparse_conv.masking import hard_masks, mean_kept
 from spaces.sparse_conv.measuring import COLUMNS, Watch
 from sparsemask import run_summary, training_setup
 from sparsemask.costs import count_parameters
-from sparsemask.engine import data, distributed
+from sparsemask.devices import Arithmetic
+from sparsemask.engine import Method, data, distributed
 from sparsemask.errors import UseError
+from sparsemask.tasks import Task
 from sparsemask.training_setup import Context
 
 _MEASURED = 8  # validation pictures measured at the end of a run
 _ROUNDS = 3
 
 
-def evaluate_kept(model: nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
-    """The task's figures of a network with masks, and `kept`, the mean kept fraction of its hard masks."""
+def evaluate_kept(
+    model: nn.Module, task: Task, arithmetic: Arithmetic, options: argparse.Namespace
+) -> dict[str, float]:
+    """The task's metrics of a network with masks, and `kept`, the mean kept fraction of its hard masks."""
     found = []
     hook = model.register_forward_hook(lambda module, *_: found.append(float(mean_kept(module).detach())))
     try:
-        figures = task.evaluate(model, arithmetic, options, limit=options.eval_limit)
+        metrics = Method().evaluate(model, task, arithmetic, options)
     finally:
         hook.remove()
     sums = torch.tensor([sum(found), len(found)], dtype=torch.float64, device=arithmetic.device)
     total, count = distributed.total(sums).tolist()
-    return {**figures, "kept": total / max(count, 1)}
+    return {**metrics, "kept": total / max(count, 1)}
 
 
 def entries(model: nn.Module, watch: Watch, measured_on: str) -> dict:
@@ -64,7 +68,7 @@ def conclude(context: Context, model: nn.Module) -> dict:
     space = spaces.get(options.space)
     count = min(_MEASURED, options.eval_limit or _MEASURED, len(task.eval_data))
     watch = Watch(space, model.eval(), context.arithmetic, _ROUNDS, alone=True)
-    for index in range(count):  # not by task.scores: only one process is here
+    for index in range(count):  # not by task.evaluate: only one process is here
         with context.arithmetic.context():
             watch(_inputs(task, index, context.arithmetic))
     found = entries(model, watch, f"{task.measured_on()}, {count} {task.items}")
@@ -74,7 +78,7 @@ def conclude(context: Context, model: nn.Module) -> dict:
     return found
 
 
-def draw(space: MaskedSpace, model: MaskedNetwork, task, arithmetic, path) -> None:
+def draw(space: MaskedSpace, model: MaskedNetwork, task: Task, arithmetic: Arithmetic, path) -> None:
     """The masks of the validation item in which most is to tell: where modules differ most in what they keep.
 
     Of a network that has modules without data masks (`mask_names`) the others alone; nothing where there are none.
@@ -101,7 +105,7 @@ def draw(space: MaskedSpace, model: MaskedNetwork, task, arithmetic, path) -> No
     space.draw_masks(inputs.to("cpu", torch.float32), masks, path, f"Where each module computes: {name}", names)
 
 
-def _inputs(task, index: int, arithmetic):
+def _inputs(task: Task, index: int, arithmetic: Arithmetic):
     """A batch of one."""
     inputs, _ = data.collate(task.eval_data, [task.eval_data[index]])
     return inputs.to(arithmetic.device, arithmetic.parameters)

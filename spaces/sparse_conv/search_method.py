@@ -124,8 +124,8 @@ class SparseConvSearch(Method):
             loss = (kept + (hard - kept).detach() - o.keep).square()
         weight = o.sparse * sparse_weight(self._epoch(step), o.sparse_epochs, o.sparse_start)
         self.kept = float(hard)
-        figures = {"loss_sparse": float(loss.detach()), "kept": self.kept, "kept_soft": float(kept.detach())}
-        return weight * loss, {**figures, "tau": model.tau, "lambda": weight}
+        metrics = {"loss_sparse": float(loss.detach()), "kept": self.kept, "kept_soft": float(kept.detach())}
+        return weight * loss, {**metrics, "tau": model.tau, "lambda": weight}
 
     def loss(self, model: torch.nn.Module, task, images, output, target) -> torch.Tensor:
         """The task's."""
@@ -139,10 +139,10 @@ class SparseConvSearch(Method):
             self.inputs = None
 
     def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
-        """The task's figures and the kept fraction of the hard masks, over the same pictures."""
+        """The task's metrics and the kept fraction of the hard masks, over the same pictures."""
         return evaluate_kept(model, task, arithmetic, options)
 
-    def figures(self, model: torch.nn.Module) -> dict:
+    def metrics(self, model: torch.nn.Module) -> dict:
         """The kept fraction, were the masks hard, and how large a share of the channels is dense."""
         dense = [mask.mean() for mask in hard_masks(model).values()]
         return {"kept": self.kept, "dense_channels": float(sum(dense) / len(dense))}

@@ -41,10 +41,6 @@ class Opened:
     compiled: bool = False
     """Whether what is run is compiled."""
 
-    def eval(self) -> Opened:
-        """What tasks ask of a module."""
-        return self
-
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         """The network's output."""
         with torch.no_grad():
@@ -90,10 +86,11 @@ def costs(networks: Mapping[str, Opened], rounds: int) -> dict[str, dict[str, fl
 
 
 def quality(one: Opened, limit: int = 0) -> float:
-    """The task's figure of the form that is run, over the validation pictures (the first `limit`)."""
+    """The task's primary metric of the form that is run, over the validation pictures (the first `limit`)."""
     with repeatable():
-        scores = one.task.scores(one, one.where, one.options, limit, quick=True)
-    return float(one.task.figures(scores)[one.task.primary])
+        context = tasks.EvaluationContext.from_options(one.where, one.options)
+        scores = one.task.evaluate(one, context, limit=limit, quick=True)
+    return float(one.task.metrics(scores)[one.task.primary])
 
 
 def with_gains(rows: list[dict], dense: Mapping) -> list[dict]:

@@ -61,13 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparsemask.points import semantickitti
     from sparsemask.points.clouds import read_cloud
     from sparsemask.sparse import set_backend
-    from sparsemask.tasks.points_whole import recipe, segment
+    from sparsemask.tasks.points.task import WritesRawLabels
+    from sparsemask.tasks.points.whole import recipe, segment
 
     network, said = load(Path(options.weights))
     where = arithmetic(options.gpu)
     set_backend(network.to(where.device), options.backend)
     made = recipe(network, said, options.weights, n_points=options.n_points, grid=options.grid)
-    if out.suffix == ".label" and not hasattr(made.task, "raw_labels"):
+    if out.suffix == ".label" and not issubclass(made.task, WritesRawLabels):
         raise UseError(f"{out}: .label files hold SemanticKITTI's labels, and these weights are of other classes: .ply")
     prepared = semantickitti.prepared_file(options.cloud) if out.suffix.lower() == ".label" else None
     if prepared is not None:

@@ -4,16 +4,15 @@ Sample number n of a run is entry n mod N of the permutation of pass n // N, aug
 the seed and n alone. Batches are consecutive samples, always full (a pass may end inside one). With several processes
 each takes its share of every batch, so that the batches do not depend on how many processes there are.
 
-A source whose samples do depend on what was sampled before brings its own ``planner(batch, start, stop, seed, rank,
-world, parts, state)``: a batch sampler like :class:`StepSampler`, whose keys carry all that a worker needs, and whose
-``state(step)`` goes into checkpoints. A source whose samples are no tensors brings ``collate(samples)``. One that makes
-many samples at once faster than one by one brings ``batch(indices, words)``, which gives a batch as the network takes
-it; its randomness is four words a sample (:func:`~sparsemask.engine.randomness.draw_words`).
+A source of training samples is a :class:`DataSource`, one of validation samples an :class:`EvaluationSource`. What only
+some sources can do is a protocol of its own: :class:`PlannedSource`, :class:`BatchSource`, :class:`CollatingSource`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,10 +25,122 @@ from sparsemask.processes import begin_helper, helper_context
 ORDER, AUGMENT = 1, 2  # streams of randomness
 
 
+@runtime_checkable
+class DataSource(Protocol):
+    """Training samples."""
+
+    def __len__(self) -> int:
+        """Samples of an epoch, 1 or more."""
+
+    def sample(self, index: Any, rng: np.random.Generator) -> tuple[Any, torch.Tensor]:
+        """One augmented sample (input, target).
+
+        Args:
+            index: 0 to ``len - 1``; of a :class:`PlannedSource` what its planner chose.
+            rng: all randomness of the sample.
+
+        Raises:
+            UseError: a file that is absent or broken.
+        """
+
+
+@runtime_checkable
+class NamedSource(Protocol):
+    """A source whose samples have names."""
+
+    def name(self, index: int) -> str:
+        """Name of a sample, unique in the source: of its file, its cloud or its number."""
+
+
+@runtime_checkable
+class FileSource(Protocol):
+    """A source that reads each sample from a pair of files.
+
+    Attributes:
+        pairs: the files of every sample, the input's first.
+    """
+
+    pairs: Sequence[tuple[str | Path, str | Path]]
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A pair as it was read, not augmented."""
+
+
+@runtime_checkable
+class EvaluationSource(NamedSource, Protocol):
+    """Validation samples."""
+
+    def __len__(self) -> int:
+        """Samples, 1 or more."""
+
+    def __getitem__(self, index: int) -> tuple[Any, torch.Tensor]:
+        """Sample `index` (input, target), the same at every call.
+
+        Raises:
+            UseError: a file that is absent or broken.
+        """
+
+
+@runtime_checkable
+class CollatingSource(Protocol):
+    """A source whose inputs are no tensors of one shape."""
+
+    def collate(self, samples: Sequence[tuple]) -> tuple[Any, torch.Tensor]:
+        """One batch (inputs, targets) of samples."""
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """A source that makes many samples at once faster than one by one."""
+
+    def batch(self, indices: np.ndarray, words: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """One augmented batch (inputs, targets).
+
+        Args:
+            indices: (B,) int64, of the samples.
+            words: (B, 4) uint64, all randomness of each (:func:`~sparsemask.engine.randomness.draw_words`).
+        """
+
+
+class BatchSampler(Protocol):
+    """Batches of keys for the steps of a run, this process's share of each, in parts."""
+
+    def __len__(self) -> int:
+        """Batches."""
+
+    def __iter__(self) -> Iterator[list]:
+        """The keys of each batch."""
+
+    def consumed(self, step: int) -> None:
+        """Hear that the run has passed `step`."""
+
+    def state(self, step: int) -> dict | None:
+        """What a checkpoint after `step` steps needs of the sampler, whatever was planned since; None: nothing."""
+
+
+@runtime_checkable
+class PlannedSource(Protocol):
+    """A source whose samples depend on what was sampled before."""
+
+    def planner(
+        self, batch: int, start: int, stop: int, seed: int,
+        rank: int = 0, world: int = 1, parts: int = 1, state: dict | None = None,
+    ) -> BatchSampler:  # fmt: skip
+        """Batches of keys for the steps `start` to `stop`; keys carry all that a worker needs.
+
+        Args:
+            batch: samples of a step, over all processes.
+            seed: of the run.
+            rank, world: this process and how many there are.
+            parts: of which each process's share consists.
+            state: what the sampler's `state` gave after `start` steps; None: plan from the beginning.
+        """
+
+
 class SeededSamples(Dataset):
     """Wraps ``source.sample(index, rng)`` so that a sample is a function of (seed, index, draw number)."""
 
-    def __init__(self, source, seed: int, stream: int = AUGMENT):
+    def __init__(self, source: DataSource, seed: int, stream: int = AUGMENT):
         self.source, self.seed, self.stream = source, seed, stream
 
     def __len__(self) -> int:
@@ -41,7 +152,7 @@ class SeededSamples(Dataset):
 
     def __getitems__(self, keys: list[tuple[int, int]]):
         """What torch's loader asks for: the samples of a batch, or the batch itself of a source that makes it."""
-        if not hasattr(self.source, "batch"):
+        if not isinstance(self.source, BatchSource):
             return [self[key] for key in keys]
         indices, draws = np.array(keys, dtype=np.int64).reshape(-1, 2).T
         return one_line_errors(self.source.batch, indices, draw_words(self.seed, self.stream, draws))
@@ -50,7 +161,7 @@ class SeededSamples(Dataset):
 class Listed(Dataset):
     """``source[i]`` for the given indices, in order."""
 
-    def __init__(self, source, indices):
+    def __init__(self, source: EvaluationSource, indices):
         self.source, self.indices = source, [int(i) for i in indices]
 
     def __len__(self) -> int:
@@ -113,17 +224,18 @@ def shares(keys: list, rank: int, world: int, parts: int) -> Iterator[list]:
 
 
 def step_sampler(
-    source, batch: int, start: int, stop: int, seed: int, rank: int = 0, world: int = 1, parts: int = 1, state=None
-) -> StepSampler:
+    source: DataSource, batch: int, start: int, stop: int, seed: int,
+    rank: int = 0, world: int = 1, parts: int = 1, state: dict | None = None,
+) -> BatchSampler:  # fmt: skip
     """The source's own planner, going on from the `state` of a checkpoint, or a :class:`StepSampler`."""
-    if hasattr(source, "planner"):
+    if isinstance(source, PlannedSource):
         return source.planner(batch, start, stop, seed, rank, world, parts, state)
     return StepSampler(len(source), batch, start, stop, seed, rank, world, parts)
 
 
-def collate(source, samples: list):
+def collate(source: DataSource | EvaluationSource, samples: Sequence[tuple]) -> tuple[Any, torch.Tensor]:
     """One batch (inputs, targets) of a source's samples, by its own ``collate`` or torch's."""
-    return getattr(source, "collate", default_collate)(samples)
+    return source.collate(samples) if isinstance(source, CollatingSource) else default_collate(samples)
 
 
 def as_it_is(batch):
@@ -146,14 +258,17 @@ def make_loader(dataset, workers: int, seed: int = 0, **how) -> DataLoader:
     )
 
 
-def training_loader(source, sampler: StepSampler, seed: int, workers: int, pin: bool = False) -> DataLoader:
+def training_loader(
+    source: DataSource, sampler: BatchSampler, seed: int, workers: int, pin: bool = False
+) -> DataLoader:
     """Loader over a :func:`step_sampler`."""
+    collation = source.collate if isinstance(source, CollatingSource) else None
     return make_loader(
         SeededSamples(source, seed),
         workers,
         seed,
         batch_sampler=sampler,
-        collate_fn=as_it_is if hasattr(source, "batch") else getattr(source, "collate", None),
+        collate_fn=as_it_is if isinstance(source, BatchSource) else collation,
         pin_memory=pin,
     )
 
@@ -201,6 +316,8 @@ def same_size_batches(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> list[
     return [(torch.stack([i for i, _ in g]), torch.stack([t for _, t in g])) for g in groups]
 
 
-def evaluation_loader(source, indices: np.ndarray | list[int], batch: int, workers: int) -> DataLoader:
+def evaluation_loader(
+    source: EvaluationSource, indices: np.ndarray | list[int], batch: int, workers: int
+) -> DataLoader:
     """Loader over ``source[i]`` for `indices`; every item is a list of (images, labels) batches of equal size."""
     return make_loader(Listed(source, indices), workers, batch_size=batch, collate_fn=same_size_batches)

@@ -19,6 +19,7 @@ from sparsemask.errors import UseError
 from sparsemask.finite import NotFiniteError
 from sparsemask.runs import Run
 from sparsemask.sparse.backends import repeatable
+from sparsemask.tasks.protocol import Task
 from sparsemask.weight_files import check_finite
 
 
@@ -31,7 +32,9 @@ def steps(options: argparse.Namespace, length: int) -> tuple[int, int]:
 class Fit:
     """One run of the loop. Use :func:`fit`."""
 
-    def __init__(self, model, method: Method, task, options, run: Run, arithmetic, extra: dict, state: dict | None):
+    def __init__(
+        self, model, method: Method, task: Task, options, run: Run, arithmetic, extra: dict, state: dict | None
+    ):
         self.model, self.method, self.task, self.options, self.run = model, method, task, options, run
         self.arithmetic, self.extra = arithmetic, extra
         self.rank, self.world = distributed.rank(), distributed.world()
@@ -41,9 +44,8 @@ class Fit:
                 f"--batch_size {options.batch_size} cannot be shared by {self.world} process(es) "
                 f"in {options.accumulate} part(s): it must be a multiple of {self.world * options.accumulate}"
             )
-        # A picture can be one pixel at the deepest layer, which has no variance; a source may know that it has more.
-        least = getattr(task, "least_share", 2)
-        if share < least and not options.freeze_bn and batchnorm.norms(model):
+        # A picture can be one pixel at the deepest layer, which has no variance; a task may know that it has more.
+        if share < task.smallest_share and not options.freeze_bn and batchnorm.norms(model):
             raise UseError(
                 f"{share} picture in each forward pass: batch norm needs 2 or more; raise --batch_size or --freeze_bn"
             )
@@ -118,7 +120,7 @@ class Fit:
         kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint had been written yet"
         return f"{kept}; a lower --lr or a --warmup usually helps"
 
-    def _sampler(self, start: int, stop: int, seed: int, state: dict | None = None) -> data.StepSampler:
+    def _sampler(self, start: int, stop: int, seed: int, state: dict | None = None) -> data.BatchSampler:
         o, source = self.options, self.task.train_data
         return data.step_sampler(source, o.batch_size, start, stop, seed, self.rank, self.world, o.accumulate, state)
 
@@ -132,7 +134,7 @@ class Fit:
         return images.to(self.arithmetic.device, self.arithmetic.parameters, non_blocking=True)
 
     def train_step(self, parts: list) -> dict:
-        """Forward and backward over the parts of one batch, one update; returns the step's figures."""
+        """Forward and backward over the parts of one batch, one update; returns the step's metrics."""
         o = self.options
         factor = schedules.factor(o.schedule, self.step, self.max_iter, o.gamma, o.milestones, o.warmup, self.epoch)
         for group, base in zip(self.groups, self.base, strict=True):
@@ -144,7 +146,7 @@ class Fit:
         counted = sum(self.task.count(target) for _, target in parts)
         counted = distributed.total(torch.tensor(float(counted), dtype=torch.float64, device=device)).clamp(min=1)
         sums = torch.zeros(3, dtype=torch.float64, device=device)
-        figures: dict = {}
+        metrics: dict = {}
         for images, target in parts:
             with self.arithmetic.context():
                 images = self._to(images)
@@ -152,7 +154,7 @@ class Fit:
                 target = target.to(device, non_blocking=True)
                 loss = self.method.loss(self.model, self.task, images, output, target)
                 loss = loss / counted.to(loss.dtype)
-                penalty, figures = self.method.penalty(self.model, self.step)
+                penalty, metrics = self.method.penalty(self.model, self.step)
             sums[0] += loss.detach()
             if penalty is not None:
                 penalty = penalty / (len(parts) * self.world)
@@ -182,12 +184,12 @@ class Fit:
         self.step += 1
         task_loss, added, _ = sums.tolist()
         row = {"step": self.step, "loss": task_loss + added}
-        if figures:
+        if metrics:
             row["loss_task"] = task_loss
-        return {**row, **figures, "lr": self.groups[0]["lr"]}
+        return {**row, **metrics, "lr": self.groups[0]["lr"]}
 
     def evaluate(self) -> dict:
-        """Validation figures of the network as it is, batch-norm statistics re-estimated if asked for."""
+        """Validation metrics of the network as it is, batch-norm statistics re-estimated if asked for."""
         if self.options.bn_reestimate and not self.options.freeze_bn:
             sampler = self._sampler(0, self.options.bn_reestimate, self.options.seed + 1)
             loader = data.training_loader(self.task.train_data, sampler, self.options.seed + 1, self.options.n_worker)
@@ -203,7 +205,7 @@ class Fit:
         return result
 
     def run_all(self, title: str) -> dict:
-        """Train to the end; returns the last validation figures."""
+        """Train to the end; returns the last validation metrics."""
         o, main = self.options, self.rank == 0
         interval = o.eval_interval or self.epoch
         records = JsonLines(self.run.metrics, self.step) if main else None
@@ -217,7 +219,7 @@ class Fit:
                 while self.step < self.max_iter and not self.method.finished:
                     row = self.train_step(list(itertools.islice(batches, o.accumulate)))
                     self.sampler.consumed(self.step)
-                    shown = {"loss": row["loss"], **self.method.figures(self.model)}
+                    shown = {"loss": row["loss"], **self.method.metrics(self.model)}
                     due = self.step % interval == 0 or self.step == self.max_iter
                     if due:
                         result = self.evaluate()
@@ -226,8 +228,8 @@ class Fit:
                     if self.task.primary in result:
                         shown[self.task.primary] = result[self.task.primary]
                     if main and (due or self.step % o.log_interval == 0):
-                        records.add({**row, **self.method.figures(self.model)})
-                        board.scalars({**row, **self.method.figures(self.model)})
+                        records.add({**row, **self.method.metrics(self.model)})
+                        board.scalars({**row, **self.method.metrics(self.model)})
                         remembered = self.method.history(self.model)
                         if remembered:
                             history.add({"step": self.step, **remembered})
@@ -248,7 +250,7 @@ class Fit:
         return result
 
     def _remember(self, result: dict) -> None:
-        """Keep the newest figures in the checkpoint, and the best network beside it."""
+        """Keep the newest metrics in the checkpoint, and the best network beside it."""
         value = result.get(self.task.primary)
         self.best["latest"] = {k: v for k, v in result.items() if isinstance(v, (int, float, str))}
         if value is not None and value > self.best.get("value", -math.inf):
@@ -256,11 +258,13 @@ class Fit:
             self.save(self.run.best)
 
 
-def fit(model, method: Method, task, options, run: Run, arithmetic, extra: dict, state: dict | None = None) -> dict:
+def fit(
+    model, method: Method, task: Task, options, run: Run, arithmetic, extra: dict, state: dict | None = None
+) -> dict:
     """Train `model` on `task`.
 
     extra: what checkpoints carry beside the state (space, config, mask). state: a checkpoint to go on from.
-    Returns the figures of the last evaluation. A killed run continued from its checkpoint ends in the same weights,
+    Returns the metrics of the last evaluation. A killed run continued from its checkpoint ends in the same weights,
     bit for bit on a CPU with the same number of threads, as one that was left alone.
     """
     loop = Fit(model, method, task, options, run, arithmetic, extra, state)

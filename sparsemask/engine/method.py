@@ -6,6 +6,9 @@ import argparse
 
 import torch
 
+from sparsemask.devices import Arithmetic
+from sparsemask.tasks.protocol import EvaluationContext, Task
+
 
 class Method:
     """How a family learns its masks. This base trains a plain network: no masks, no penalty."""
@@ -33,10 +36,10 @@ class Method:
         """Called before the first forward pass of a step."""
 
     def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor | None, dict]:
-        """What is added to the task's loss, and figures to log; called after each forward pass."""
+        """What is added to the task's loss, and metrics to log; called after each forward pass."""
         return None, {}
 
-    def loss(self, model: torch.nn.Module, task, images, output, target) -> torch.Tensor:
+    def loss(self, model: torch.nn.Module, task: Task, images, output, target) -> torch.Tensor:
         """What the network's outputs on `images` cost: a sum, to be divided by the task's count."""
         return task.loss(output, target)
 
@@ -54,12 +57,15 @@ class Method:
     def restore(self, state: dict) -> None:
         """Go on from what `state` once returned."""
 
-    def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
-        """Validation figures: the task's, and what a family has to add."""
-        return task.evaluate(model, arithmetic, options, limit=options.eval_limit)
+    def evaluate(
+        self, model: torch.nn.Module, task: Task, arithmetic: Arithmetic, options: argparse.Namespace
+    ) -> dict[str, float]:
+        """Validation metrics: the task's, and what a family has to add."""
+        context = EvaluationContext.from_options(arithmetic, options)
+        return task.metrics(task.evaluate(model, context, limit=options.eval_limit, quick=True))
 
-    def figures(self, model: torch.nn.Module) -> dict:
-        """Figures shown beside the loss."""
+    def metrics(self, model: torch.nn.Module) -> dict:
+        """Metrics shown beside the loss."""
         return {}
 
     def history(self, model: torch.nn.Module) -> dict:

@@ -85,12 +85,12 @@ class Progress:
             self._bar = tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True)
 
     def update(self, step: int, shown: dict) -> None:
-        """Step `step` is done; `shown` are the figures beside the bar."""
+        """Step `step` is done; `shown` are the metrics beside the bar."""
         if not self._show:
             return
-        figures = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+        metrics = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
         if self._bar is not None:
-            self._bar.set_postfix_str(figures, refresh=False)
+            self._bar.set_postfix_str(metrics, refresh=False)
             self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()
@@ -98,7 +98,7 @@ class Progress:
             self._last = now
             rate = (now - self._began) / max(1, step - self._start)
             left = f"{rate * (self._total - step):.0f} s left" if step < self._total else "done"
-            say(f"{self._title} {step}/{self._total}  {figures}  {left}", sys.stderr)
+            say(f"{self._title} {step}/{self._total}  {metrics}  {left}", sys.stderr)
 
     def close(self) -> None:
         """End the bar."""

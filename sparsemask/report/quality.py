@@ -8,8 +8,8 @@ from sparsemask.report import html
 from sparsemask.report.contents import Contents, number
 from sparsemask.report.origin import command_of
 from sparsemask.report.sections import TITLES, figure_of, heat
-from sparsemask.tasks.classification_scores import ClassificationScores
-from sparsemask.tasks.metrics import SegmentationScores
+from sparsemask.tasks.classification.scores import ClassificationScores
+from sparsemask.tasks.segmentation.scores import SegmentationScores
 
 _READABLE = 40  # classes; a larger matrix is shown as a picture
 _ELSEWHERE = ("architecture", "curves", "samples", "weights", "weight_history", "confusion")

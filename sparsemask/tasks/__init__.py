@@ -1,15 +1,8 @@
-"""Tasks: data, loss, metrics and pictures of what a network is for, by name.
+"""Tasks by name: data, loss, metrics and pictures of what a network is for.
 
-A task has ``n_output`` (channels of the network's output), ``check()`` (raises UseError for absent data),
-``train_data`` (``len`` and ``sample(index, rng)``), ``count(target)``, ``loss(output, target)`` (a sum, to be divided
-by the count over all processes), ``evaluate(model, arithmetic, options, limit)`` -> figures, ``primary`` (the figure
-that decides), ``samples(model, arithmetic, options, n)`` and ``draw(samples, path)``. For evaluation it has
-``scores(...)``, ``figures(scores)``, ``record(scores)``, ``report(scores, pictures)``, ``draw_scores(scores, folder)``
-and ``save(path, prediction)``; networks are called by ``arithmetic.run(model, inputs)``, which refuses outputs that are
-not finite; its class has ``sample_folder()`` and ``reads_voc``.
-:class:`sparsemask.tasks.dense.DenseTask` gives most of it. A task whose data are not pictures with labels has flags of
-its own instead of those of the others: its class has ``add_options(group)`` and ``data_flags``, the names of the flags
-that name data.
+The contract is :class:`sparsemask.tasks.protocol.Task`. :class:`sparsemask.tasks.dense.DenseTask` gives most of it for
+tasks with a label for every pixel. A task whose data are not pictures with labels has flags of its own
+(``Task.add_options``) in place of the others' data flags.
 
 A user's own task is a class ``package.module:Class``, mostly one derived from a task here, whose data flags it has; it
 is imported only where the user names it (:mod:`sparsemask.own`).
@@ -19,25 +12,39 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from typing import NamedTuple
 
 from sparsemask.errors import UseError, choose
 from sparsemask.own import imported, is_own
+from sparsemask.tasks.protocol import EvaluationContext, Scores, ScoresBySample, Task
+
+__all__ = [
+    "DEFAULT", "EvaluationContext", "Scores", "ScoresBySample", "Task", "available", "find", "fits", "get", "own_flags",
+    "siblings",
+]  # fmt: skip
+
+
+class _Entry(NamedTuple):
+    """Where a task's class is, and which tasks share its data flags: None for a label for every pixel."""
+
+    path: str
+    flags: str | None = None
+
 
 _TASKS = {
-    "segmentation": "sparsemask.tasks.segmentation:SegmentationTask",
-    "saliency": "sparsemask.tasks.saliency:SaliencyTask",
-    "edges": "sparsemask.tasks.edges:EdgesTask",
-    "ade20k": "sparsemask.tasks.ade20k:Ade20kTask",
-    "super_resolution": "sparsemask.tasks.super_resolution:SuperResolutionTask",
-    "s3dis": "sparsemask.tasks.points_s3dis:S3DISTask",
-    "semantickitti": "sparsemask.tasks.points_kitti:SemanticKITTITask",
-    "sample": "sparsemask.tasks.points_s3dis:SampleTask",
-    "stereo": "sparsemask.tasks.stereo:StereoTask",
-    "classification": "sparsemask.tasks.classification:ClassificationTask",
+    "segmentation": _Entry("sparsemask.tasks.segmentation.task:SegmentationTask"),
+    "saliency": _Entry("sparsemask.tasks.saliency.task:SaliencyTask"),
+    "edges": _Entry("sparsemask.tasks.edges.task:EdgesTask"),
+    "ade20k": _Entry("sparsemask.tasks.ade20k.task:Ade20kTask"),
+    "super_resolution": _Entry("sparsemask.tasks.super_resolution.task:SuperResolutionTask", "super_resolution"),
+    "s3dis": _Entry("sparsemask.tasks.points.s3dis:S3DISTask", "points"),
+    "semantickitti": _Entry("sparsemask.tasks.points.semantickitti:SemanticKITTITask", "points"),
+    "sample": _Entry("sparsemask.tasks.points.s3dis:SampleTask", "points"),
+    "stereo": _Entry("sparsemask.tasks.stereo.task:StereoTask", "stereo"),
+    "classification": _Entry("sparsemask.tasks.classification.task:ClassificationTask", "classification"),
 }
 DEFAULT = "segmentation"
-_OWN_FLAGS = {"super_resolution": "enlarge", "stereo": "pairs", "classification": "classes"}
-_OWN_FLAGS |= dict.fromkeys(("s3dis", "semantickitti", "sample"), "points")
+_FORMER = {"figures": "metrics(scores)", "scores": "evaluate(model, context, ...)"}  # methods that users may still have
 
 
 def available() -> list[str]:
@@ -47,12 +54,16 @@ def available() -> list[str]:
 
 def own_flags(name: str) -> bool:
     """Whether the task has data flags of its own."""
-    return name in _OWN_FLAGS
+    return _flags(name) is not None
 
 
 def siblings(name: str) -> list[str]:
     """Names of the tasks that a command line with this task's data flags may name."""
-    return [task for task in available() if _OWN_FLAGS.get(task) == _OWN_FLAGS.get(name)]
+    return [task for task in available() if _flags(task) == _flags(name)]
+
+
+def _flags(name: str) -> str | None:
+    return _TASKS[name].flags if name in _TASKS else None
 
 
 def fits(name: str, default: str) -> bool:
@@ -62,19 +73,26 @@ def fits(name: str, default: str) -> bool:
     return is_own(name) or name in siblings(default)
 
 
-def find(name: str) -> type:
-    """The class of the task `name`; of ``package.module:Class``, a user's own."""
+def find(name: str) -> type[Task]:
+    """The class of the task `name`; of ``package.module:Class``, a user's own.
+
+    Raises:
+        UseError: an unknown name, a user's code that is no task, or one of methods that are called otherwise now.
+    """
     if is_own(name):
-        found = imported(name, "task")
-        if not isinstance(found, type) or not hasattr(found, "evaluate"):
+        task = imported(name, "task")
+        if not isinstance(task, type) or not issubclass(task, Task):
             raise UseError(f"task '{name}': is no class of a task: derive it from one in sparsemask.tasks")
-        return found
+        for former, method in _FORMER.items():
+            if any(former in vars(base) for base in task.__mro__):
+                raise UseError(f"task '{name}': its method {former} is called {method} now")
+        return task
     choose(name, _TASKS, "task")
-    module, attribute = _TASKS[name].split(":")
+    module, attribute = _TASKS[name].path.split(":")
     return getattr(importlib.import_module(module), attribute)
 
 
-def get(name: str, options: argparse.Namespace):
+def get(name: str, options: argparse.Namespace) -> Task:
     """The task `name` on the data that `options` names; `options.n_class`, if there, is set to its channels."""
     task = find(name)(options)
     if hasattr(options, "n_class"):

@@ -155,7 +155,7 @@ class TrainingFamilyContract:
 
     def test_the_same_is_built_from_a_checkpoint(self, context, built, frozen, trained):
         state = checkpoint.load(context.run.last)
-        resumed = training_setup.Context(context.options, context.run, context.arithmetic, state, context.task)
+        resumed = training_setup.Context(context.options, context.run, context.arithmetic, context.task, state)
         again = self.family.build(resumed)
         assert again.extra.keys() == built.extra.keys()
         again.model.load_state_dict(state["model"])

@@ -1,0 +1,53 @@
+"""Scene parsing on ADE20K: segmentation with 150 classes, pixel accuracy and mean IoU.
+
+Where pictures lie: :mod:`sparsemask.tasks.ade20k.data`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsemask.tasks.ade20k.data import Ade20kDataset, ade20k_root, object_names
+from sparsemask.tasks.dense.folders import Pair, folder_pairs
+from sparsemask.tasks.dense.task import DenseTask
+from sparsemask.tasks.segmentation.task import SegmentationTask
+from VOC12.lists import LABEL_SUFFIXES, load_class_names, pairs_from_lists, read_list
+
+CLASSES = 150
+_INFO = "objectInfo150.txt"
+_FOLDERS = {"training": "training", "eval": "validation"}
+
+
+class Ade20kTask(SegmentationTask):
+    """Segmentation of ADE20K."""
+
+    primary = "miou"
+    reads_indices = reads_voc = False
+    pairs = DenseTask.pairs
+
+    @staticmethod
+    def sample_folder() -> Path:
+        """The embedded sample set in ADE20K's layout."""
+        from sparsemask.tasks.dense.shapes import ade20k_sample
+
+        return ade20k_sample()
+
+    def class_names(self) -> list[str]:
+        """From --class_names, the folder's objectInfo150.txt, or numbers."""
+        o = self.options
+        if o.class_names:
+            return read_list(o.class_names)
+        root = self.sample_folder() if o.sample else o.data_root
+        file = ade20k_root(Path(root)) / _INFO if root else None
+        return object_names(file) if file is not None and file.is_file() else load_class_names(None, CLASSES)
+
+    def layout(self, root: Path, which: str) -> list[Pair]:
+        """The pictures of images/training or images/validation, or those that a list names."""
+        root, part = ade20k_root(root), _FOLDERS[which]
+        images, labels = root / "images" / part, root / "annotations" / part
+        listed = getattr(self.options, f"{which}_list")
+        return pairs_from_lists(images, labels, listed) if listed else folder_pairs(images, labels, LABEL_SUFFIXES)
+
+    def dataset(self, pairs: list[Pair], **settings) -> Ade20kDataset:
+        """Pictures with their class indices."""
+        return Ade20kDataset(pairs, self.n_class, self.classes, **settings)

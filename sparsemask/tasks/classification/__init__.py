@@ -1,0 +1,5 @@
+"""Classification of pictures."""
+
+from sparsemask.tasks.classification.task import ClassificationTask
+
+__all__ = ["ClassificationTask"]

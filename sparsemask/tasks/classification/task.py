@@ -1,0 +1,245 @@
+"""Classification: what a picture shows, by cross-entropy; top-1 and top-5.
+
+Networks take pictures float32 (N, 3, H, W), normalised, and give logits (N, C). Where pictures lie:
+:mod:`sparsemask.tasks.classification.layouts`. Small pictures train as is usual on CIFAR: four black pixels around, a
+crop at random, mirrored at random (He et al., CVPR 2016, section 4.2; so in Hinge, Li et al., CVPR 2020); larger ones:
+shorter side resized, a crop at random, mirrored; the middle is validated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sparsemask.devices import Arithmetic
+from sparsemask.engine.data import Listed, make_loader, plainly
+from sparsemask.errors import UseError
+from sparsemask.files import write_text
+from sparsemask.tasks.classification.data import Cut, FilePictures, HeldPictures, Part, data_set
+from sparsemask.tasks.classification.layouts import LabelledPictures, find_pictures
+from sparsemask.tasks.classification.options import STATISTICS, add_options
+from sparsemask.tasks.classification.scores import TOP, ClassificationMeter, ClassificationScores
+from sparsemask.tasks.evaluation import set_evaluation, shared_indices, spread_indices, summed
+from sparsemask.tasks.notes import say_how_read, warn
+from sparsemask.tasks.protocol import EvaluationContext, Task
+
+_LARGE = 224  # side of what networks take of pictures that are not small
+
+
+class ClassificationTask(Task):
+    """Say what a picture shows. Predictions are logits (C,)."""
+
+    primary = "top1"
+    score_flags = ("n_class", "image_size", "resize", "normalise")
+    views = ("flips",)
+    sample_words = "drawn shapes"
+    no_data = "no pictures named (--data_root CIFAR's archive or folder, .npz files, or class folders)"
+    add_options = staticmethod(add_options)
+
+    def __init__(self, options: argparse.Namespace):
+        super().__init__(options)
+        root = self.sample_folder() if options.sample else options.data_root
+        if not root:
+            raise UseError("no pictures: give --data_root, or --sample")
+        self.pictures: LabelledPictures = find_pictures(root)
+        found = len(self.pictures.classes)
+        self.n_output = options.n_class or found
+        if self.n_output < found:
+            raise UseError(f"--n_class {self.n_output}: {self.pictures.title} has {found} classes")
+        self.classes = [*self.pictures.classes, *(str(k) for k in range(found, self.n_output))]
+        self.cut = self._cut(self.pictures.training)
+        self._train = data_set(self.pictures.training, self.cut, training=True)
+        self._eval = data_set(self.pictures.validation, self.cut, training=False)
+
+    @staticmethod
+    def sample_folder() -> Path:
+        """The pictures that --sample stands for, drawn on first use."""
+        from sparsemask.tasks.classification.sample import sample
+
+        return sample()
+
+    def _cut(self, part: Part) -> Cut:
+        o = self.options
+        if part.held:
+            height, width = part.pictures.shape[1:3]
+            if part.pictures.shape[1:] != self.pictures.validation.pictures.shape[1:]:
+                raise UseError(f"{self.pictures.title}: training and validation pictures are not of one size")
+            if o.image_size and (height, width) != (o.image_size, o.image_size):
+                raise UseError(f"--image_size {o.image_size}: {self.pictures.title} has pictures of {width}x{height}")
+        size = o.image_size or _LARGE
+        name = o.normalise if o.normalise != "auto" else "cifar" if part.held else "imagenet"
+        mean, std = STATISTICS[name]
+        return Cut(mean, std, size, o.resize or round(size * 8 / 7), o.pad, not o.no_flip)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(1, 3, H, W) of what networks take."""
+        part = self.pictures.training
+        return (1, 3, *(part.pictures.shape[1:3] if part.held else (self.cut.size,) * 2))
+
+    @property
+    def train_data(self) -> HeldPictures | FilePictures:
+        """Training pictures."""
+        return self._train
+
+    @property
+    def eval_data(self) -> HeldPictures | FilePictures:
+        """Validation pictures."""
+        return self._eval
+
+    def check(self) -> None:
+        """Read the first picture of each part; say what is not as one might think."""
+        if not self.options.sample:
+            warn(f"pictures: {self.pictures.said()}")
+        for which, source in (("training", self.train_data), ("validation", self.eval_data)):
+            source.load(0)
+            if not source.part.held:
+                say_how_read(which, source.part.pictures[0])
+        if len(np.unique(self.pictures.training.labels)) < 2:
+            raise UseError(f"{self.pictures.title}: one class alone has training pictures: nothing to tell apart")
+        for which, part in (("training", self.pictures.training), ("validation", self.pictures.validation)):
+            absent = [name for k, name in enumerate(self.classes) if not (part.labels == k).any()]
+            if absent:
+                more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+                warn(f"note: no {which} pictures of {len(absent)} classes ({', '.join(absent[:5])}{more})")
+
+    def measured_on(self) -> str:
+        """The validation pictures in words."""
+        return "drawn shapes" if self.options.sample else self.pictures.title
+
+    def count(self, target: torch.Tensor) -> float:
+        """What the loss of a batch (N,) is to be divided by: its pictures."""
+        return target.numel()
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Sum of the cross-entropies of logits (N, C) and classes (N,)."""
+        self._fits(output)
+        kind = torch.float64 if output.dtype == torch.float64 else torch.float32
+        return F.cross_entropy(output.to(kind), target, reduction="sum")
+
+    def _fits(self, output: torch.Tensor) -> None:
+        if output.ndim != 2 or output.shape[1] != self.n_output:
+            found = f"{tuple(output.shape)}"
+            raise UseError(f"the network gives {found} where {self.measured_on()} has {self.n_output} classes")
+
+    @torch.no_grad()
+    def predict(
+        self, model: Callable, images: torch.Tensor, arithmetic: Arithmetic, flips: bool = False
+    ) -> torch.Tensor:
+        """Logits float32 (N, C) on the CPU of images (N, 3, H, W); flips: log of the mean over both sides."""
+        views = [arithmetic.run(model, view) for view in ((images, images.flip(-1)) if flips else (images,))]
+        for view in views:
+            self._fits(view)
+        if not flips:
+            return views[0].float().cpu()
+        # In logarithms: a probability too small for float32 stays above zero.
+        logs = torch.stack([view.float().log_softmax(1) for view in views])
+        return (logs.logsumexp(0) - math.log(len(views))).cpu()
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        model: Callable,
+        context: EvaluationContext,
+        *,
+        limit: int = 0,
+        flips: bool = False,
+        scales: Sequence[float] = (1.0,),
+        on_prediction: Callable[[int, torch.Tensor], None] | None = None,
+        quick: bool = False,
+    ) -> ClassificationScores:
+        """See :meth:`Task.evaluate`; `quick` makes no difference."""
+        self.check_views(flips, scales)
+        source = self.eval_data
+        _, indices = shared_indices(len(source), limit)
+        workers = 0 if source.part.held else context.n_worker
+        loader = make_loader(Listed(source, indices), workers, batch_size=context.batch_size)
+        meter, done = ClassificationMeter(self.n_output), 0
+        set_evaluation(model)
+        for images, target in plainly(loader):
+            logits = self.predict(model, images, context.arithmetic, flips)
+            meter.add(logits, target)
+            for one in logits if on_prediction is not None else ():
+                on_prediction(indices[done], one)
+                done += 1
+        meter.total = summed(meter.total, context.arithmetic)
+        return meter.scores()
+
+    def record(self, scores: ClassificationScores) -> dict:
+        """The metrics, of how many pictures, and the accuracy of each class."""
+        accuracy = dict(zip(self.classes, scores.recall.tolist(), strict=True))
+        return {
+            **self.metrics(scores),
+            "pictures": scores.count,
+            "accuracy": {k: v if v == v else None for k, v in accuracy.items()},
+        }
+
+    def report(self, scores: ClassificationScores) -> str:
+        """The table by class (of a hundred at most), and a line of the metrics."""
+        lines = [scores.text(self.classes), ""] if len(self.classes) <= 100 else []
+        return "\n".join([*lines, f"{scores.summary()}  ({self.measured_on()}, {scores.count} pictures)"])
+
+    def draw_scores(self, scores: ClassificationScores, folder: Path) -> None:
+        """Draw the confusion matrix (of forty classes at most), and the accuracy by class."""
+        from sparsemask.pictures import draw_confusion
+        from sparsemask.pictures.classification import draw_accuracy
+
+        if len(self.classes) <= 40:
+            draw_confusion(scores.matrix, self.classes, Path(folder) / "confusion.png")
+        draw_accuracy(self.classes, scores.recall, scores.top1, Path(folder) / "accuracy.png")
+
+    def write(self, folder: Path, index: int, prediction: torch.Tensor) -> Path:
+        """Write the prediction of a validation picture into a folder as a .csv of one row; returns the file."""
+        path = Path(folder) / f"{self.eval_data.name(index)}.csv"
+        self.save(path, {index: prediction})
+        return path
+
+    def save(self, path: Path, predictions: Mapping[int, torch.Tensor]) -> None:
+        """Write a .csv of predictions: name, truth, then the first five classes and their probabilities.
+
+        predictions: logits (C,) by number of the validation picture.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".csv":
+            raise UseError(f"{path}: predictions are written as .csv")
+        text = io.StringIO()
+        top = min(TOP, self.n_output)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["picture", "truth", *(f"{what}{k + 1}" for k in range(top) for what in ("class", "share"))])
+        for index, logits in sorted(predictions.items()):
+            best = self.best(logits, top)
+            truth = self.classes[int(self.eval_data.part.labels[index])]
+            shown = [cell for name, share in best for cell in (name, f"{share:.4f}")]
+            writer.writerow([self.eval_data.name(index), truth, *shown])
+        write_text(path, text.getvalue())
+
+    def best(self, logits: torch.Tensor, top: int) -> list[tuple[str, float]]:
+        """(class, probability) of the `top` likeliest classes of logits (C,)."""
+        shares = logits.double().softmax(0).topk(top)
+        return [(self.classes[k], p) for k, p in zip(shares.indices.tolist(), shares.values.tolist(), strict=True)]
+
+    @torch.no_grad()
+    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 24) -> list[tuple]:
+        """(picture uint8 (H, W, 3), truth, [(class, probability), ...]) of `n` validation pictures over the list."""
+        source, found = self.eval_data, []
+        set_evaluation(model)
+        for index in spread_indices(len(source), n):
+            image, truth = source[index]
+            logits = self.predict(model, image[None], arithmetic)[0]
+            best = self.best(logits, min(3, self.n_output))
+            found.append((self.cut.picture(image), self.classes[int(truth)], best))
+        return found
+
+    def draw(self, samples: list[tuple], path: Path) -> None:
+        """Write the grid of pictures with truth and prediction."""
+        from sparsemask.pictures.classification import draw_predictions
+
+        draw_predictions(samples, path)

@@ -1,0 +1,247 @@
+"""What the dense tasks share: whose pictures, the loop over the validation set, averaging over views, samples.
+
+A dense task says in a class what is its own: how its files are read, its loss, how the network's output becomes a
+prediction, and how predictions are scored and shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from sparsemask import datasets
+from sparsemask.devices import Arithmetic
+from sparsemask.engine import data
+from sparsemask.errors import UseError
+from sparsemask.tasks.evaluation import set_evaluation, shared_indices, spread_indices, summed
+from sparsemask.tasks.notes import say_how_read, warn
+from sparsemask.tasks.protocol import EvaluationContext, Scores, Task
+from VOC12.dataset import SegmentationDataset
+from VOC12.images import picture_size
+from VOC12.survey import survey
+
+IGNORE = 255
+
+
+class Meter(Protocol):
+    """Counts over pictures that can be summed over processes.
+
+    total: tensor of sums, replaced by the sum over all processes before `scores` is called.
+    """
+
+    total: torch.Tensor
+
+    def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
+        """Count the prediction (H, W) of validation picture `index`; target (H, W), 255 ignored."""
+
+    def scores(self) -> Scores:
+        """What the sums say."""
+
+
+class DenseTask(Task):
+    """A label for every pixel.
+
+    Predictions are maps (H, W) of a whole picture; targets (N, H, W), 255 ignored.
+
+    Attributes:
+        reads_indices: whether labels are index PNG, in which --ignore_index marks what does not count.
+    """
+
+    data_flags = ("data_root", "voc_root", "im_path", "gt_path", "training_list", "eval_list")
+    views = ("flips", "scales")
+    reads_indices: ClassVar[bool] = False
+
+    def __init__(self, options: argparse.Namespace):
+        ignored = getattr(options, "ignore_index", IGNORE)
+        if ignored != IGNORE and not self.reads_indices:
+            raise UseError(
+                f"--ignore_index {ignored}: is for --task segmentation; other tasks' labels have their own rules"
+            )
+        super().__init__(options)
+        self._train = self._eval = None
+
+    @staticmethod
+    def sample_folder() -> Path:
+        """The pictures that --sample stands for, drawn on first use."""
+        raise UseError("this task has no sample set: give --im_path, --gt_path, --training_list and --eval_list")
+
+    @abstractmethod
+    def layout(self, root: Path, which: str) -> list[tuple[Path, Path]]:
+        """(picture, label) paths of the "training" or the "eval" set below a --data_root."""
+
+    @abstractmethod
+    def dataset(self, pairs: list[tuple[Path, Path]], **settings) -> SegmentationDataset:
+        """The data set of such pairs."""
+
+    @abstractmethod
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """What may be averaged over views of one picture, from logits (N, C, H, W)."""
+
+    @abstractmethod
+    def decide(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """The prediction (N, H, W)."""
+
+    @abstractmethod
+    def meter(self, quick: bool) -> Meter:
+        """A fresh count; `quick`: while training, where a rough measure will do."""
+
+    @abstractmethod
+    def save(self, path: Path, prediction: torch.Tensor) -> None:
+        """Write one prediction (H, W) as a PNG."""
+
+    def write(self, folder: Path, index: int, prediction: torch.Tensor) -> Path:
+        """Write the prediction of a validation picture into a folder, under its name; returns the file."""
+        path = Path(folder) / f"{self.eval_data.name(index)}.png"
+        self.save(path, prediction)
+        return path
+
+    def pairs(self, which: str) -> list[tuple[Path, Path]]:
+        """(picture, label) paths of the "training" or the "eval" set that the options name."""
+        o = self.options
+        root = self.sample_folder() if o.sample else o.data_root
+        if root:
+            return self.layout(Path(root), which)
+        if o.voc_root:
+            raise UseError(f"--voc_root has no labels for --task {o.task}: give --data_root, or folders and lists")
+        return datasets.pairs(o, which)
+
+    def _dataset(self, which: str) -> SegmentationDataset:
+        o = self.options
+        more = {"scales": tuple(o.scales)} if o.scales else {}
+        return self.dataset(self.pairs(which), crop_size=o.crop_size, training=which == "training", **more)
+
+    @property
+    def train_data(self) -> SegmentationDataset:
+        """Training pictures."""
+        if self._train is None:
+            self._train = self._dataset("training")
+        return self._train
+
+    @property
+    def eval_data(self) -> SegmentationDataset:
+        """Validation pictures."""
+        if self._eval is None:
+            self._eval = self._dataset("eval")
+        return self._eval
+
+    def measured_on(self) -> str:
+        """The validation pictures in words."""
+        o = self.options
+        named = "the sample set" if o.sample else o.data_root or o.voc_root or o.eval_list
+        return f"validation pictures of {Path(str(named)).name}"
+
+    def check(self) -> None:
+        """Read both lists, the first pair of each, and labels until every class has been seen.
+
+        Says which classes never occur, and what reading changes in the first pictures.
+
+        Raises:
+            UseError: what is absent or of another kind, and labels that teach nothing.
+        """
+        for which, data_set in (("training", self.train_data), ("validation", self.eval_data)):
+            data_set.load(0)
+            say_how_read(which, data_set.pairs[0][0])
+            self._check_labels(which, data_set)
+
+    def _check_labels(self, which: str, data_set: SegmentationDataset) -> None:
+        """Refuse labels that teach nothing, and name the classes that never occur."""
+        found = survey([label for _, label in data_set.pairs], data_set.read, data_set.n_class)
+        wrong = found.unlabelled(which, data_set.ignore_index)
+        if which == "training":
+            wrong = wrong or found.single(data_set.classes, which)
+        if wrong:
+            advice = found.masks() if self.reads_indices else None
+            raise UseError(f"{wrong}; {advice}" if advice else wrong)
+        if absent := found.absent(data_set.classes, which):
+            warn(f"note: {absent}")
+
+    def count(self, target: torch.Tensor) -> float:
+        """What the loss of a batch (N,H,W) is to be divided by: its labelled pixels."""
+        return int((target != IGNORE).sum())
+
+    @torch.no_grad()
+    def predict(
+        self,
+        model: Callable,
+        images: torch.Tensor,
+        arithmetic: Arithmetic,
+        flips: bool = False,
+        scales: tuple[float, ...] = (1.0,),
+    ) -> torch.Tensor:
+        """(N,H,W) prediction for images (N,3,H,W); flips, scales: averaged over mirrored and rescaled copies."""
+        size = images.shape[-2:]
+        total = torch.zeros((), device=images.device)
+        for scale in scales:
+            scaled = images
+            if scale != 1.0:
+                to = [max(1, round(s * scale)) for s in size]
+                scaled = F.interpolate(images, size=to, mode="bilinear", align_corners=False)
+            for mirrored in (False, True) if flips else (False,):
+                logits = arithmetic.run(model, scaled.flip(-1) if mirrored else scaled)
+                logits = resize(logits.flip(-1) if mirrored else logits, size)
+                total = total + self.probabilities(logits.float())
+        return self.decide(total / (len(scales) * (1 + flips)))
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        model: Callable,
+        context: EvaluationContext,
+        *,
+        limit: int = 0,
+        flips: bool = False,
+        scales: Sequence[float] = (1.0,),
+        on_prediction: Callable[[int, torch.Tensor], None] | None = None,
+        quick: bool = False,
+    ) -> Scores:
+        """See :meth:`Task.evaluate`; predictions are (H, W), padding removed."""
+        self.check_views(flips, scales)
+        source, arithmetic = self.eval_data, context.arithmetic
+        _, indices = shared_indices(len(source), limit)
+        loader = data.evaluation_loader(source, indices, context.batch_size, context.n_worker)
+        meter = self.meter(quick)
+        set_evaluation(model)
+        done = 0
+        for groups in data.plainly(loader):
+            for images, target in groups:
+                images = images.to(arithmetic.device, arithmetic.parameters)
+                prediction = self.predict(model, images, arithmetic, flips, tuple(scales)).cpu()
+                for one, truth in zip(prediction, target, strict=True):
+                    index = indices[done]
+                    one, truth = self._unpad(index, one, truth)
+                    meter.add(index, one, truth)
+                    if on_prediction is not None:
+                        on_prediction(index, one)
+                    done += 1
+        meter.total = summed(meter.total, arithmetic)
+        return meter.scores()
+
+    def _unpad(self, index: int, *padded: torch.Tensor) -> list[torch.Tensor]:
+        """Cut the centred padding off (H, W) maps of a validation picture."""
+        height, width = picture_size(self.eval_data.pairs[index][0])
+        top, left = ((have - size) // 2 for have, size in zip(padded[0].shape, (height, width), strict=True))
+        return [one[top : top + height, left : left + width] for one in padded]
+
+    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 6) -> list[tuple]:
+        """(picture, truth, prediction) of `n` validation pictures spread over the list."""
+        source, found = self.eval_data, []
+        set_evaluation(model)
+        for index in spread_indices(len(source), n):
+            images = source[index][0][None].to(arithmetic.device, arithmetic.parameters)
+            prediction = self.predict(model, images, arithmetic)[0].cpu()
+            picture, truth = source.load(index)
+            found.append((picture, truth, self._unpad(index, prediction)[0].numpy()))
+        return found
+
+
+def resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear with aligned corners, as published; skipped when the size is right already."""
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)

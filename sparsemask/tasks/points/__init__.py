@@ -1,0 +1,5 @@
+"""Segmentation of point clouds."""
+
+from sparsemask.tasks.points.task import PointsTask
+
+__all__ = ["PointsTask"]

@@ -1,0 +1,150 @@
+"""A network on anybody's cloud: thinned out, labelled in one pass or by votes, carried back to all points."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sparsemask import tasks
+from sparsemask.errors import UseError
+from sparsemask.points.clouds import Cloud, CloudFile
+from sparsemask.points.coordinates import near_origin
+from sparsemask.points.graph import make_tree, nearest
+from sparsemask.points.grid import grid_subsample
+from sparsemask.points.order import shell_order
+from sparsemask.tasks.points.data import Clouds, CropSettings, EvaluationCrops, batch_of
+from sparsemask.tasks.points.voting import vote
+
+_KINDS = {(6, 13): "s3dis", (3, 19): "semantickitti"}  # by channels of a point and classes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How clouds are made into what a network was trained on.
+
+    names: of the classes. task: its class. settings: of crops. grid: side of the voxels, in metres. smooth: of votes.
+    """
+
+    names: tuple[str, ...]
+    task: type
+    settings: CropSettings
+    grid: float
+    smooth: float
+
+
+def recipe(network, said: Mapping, what: object = "the weights", **asked) -> Recipe:
+    """The recipe of a network: what its run's configuration says, else as published; `asked` wins where not None.
+
+    Raises UseError for a network of neither data set's channels and classes.
+    """
+    found = _KINDS.get((network.d_in, network.n_class))
+    name = said.get("task") if said.get("task") in tasks.siblings("sample") else found
+    if name is None or (network.d_in, network.n_class) not in _KINDS:
+        raise UseError(
+            f"{what}: {network.d_in} channels a point and {network.n_class} classes are neither S3DIS's (6, 13) nor "
+            "SemanticKITTI's (3, 19)"
+        )
+    kind = tasks.find(name)
+    told = {k: v for k, v in said.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    chosen = {**kind.defaults, **told, **{k: v for k, v in asked.items() if v is not None}}
+    settings = CropSettings(
+        int(chosen["n_points"]), network.n_neighbors, network.ratio, len(network.channels), kind.d_in == 6, kind.centred
+    )
+    return Recipe(tuple(kind.classes), kind, settings, float(chosen["grid"]), float(chosen["vote_smooth"]))
+
+
+@dataclass
+class Segmented:
+    """A labelled cloud.
+
+    classes: int64 (N,), of the original points. thin: the thinned-out cloud. kept: the network's kept fraction.
+    seconds: what each step took. crop: xyz (n, 3) of the last points that the network took, in its order; masks: its
+    point masks on them, bool (N_l,), level by level.
+    """
+
+    classes: np.ndarray
+    thin: Cloud
+    kept: float = float("nan")
+    seconds: dict[str, float] = field(default_factory=dict)
+    crop: np.ndarray | None = None
+    masks: list[np.ndarray] = field(default_factory=list)
+
+
+def segment(
+    cloud: Cloud, network, made: Recipe, arithmetic, by_votes: bool | None = None,
+    share: Callable[[object], float] | None = None,
+) -> Segmented:  # fmt: skip
+    """Label every point of a cloud.
+
+    by_votes: from overlapping crops, as published, or the whole cloud in one pass; None: votes where the network takes
+    coordinates from a crop's centre, so that a large cloud would be strange to it.
+    share: tells a network's kept fraction after a call.
+
+    Raises UseError for a cloud without the colours that the network takes, or of too few points.
+    """
+    if made.settings.colours and cloud.colours is None:
+        raise UseError(f"{cloud.name}: it has no colours, which this network takes")
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "thinned out"):
+        own, moved = near_origin(cloud.xyz)
+        xyz, colours, _ = grid_subsample(own, made.grid, cloud.colours)
+        thin = Cloud(cloud.name, xyz, colours, offset=cloud.offset + moved)
+    found = Segmented(np.empty(0, np.int64), thin, seconds=seconds)
+    shares: list[float] = []
+
+    def watch(module, inputs, _) -> None:
+        shares.append(float("nan") if share is None else share(module))
+        found.crop = inputs[0].features[0, :3].t().float().cpu().numpy()
+        found.masks = [mask[0, 0].cpu().numpy() for mask in module.masks]
+
+    hook = network.register_forward_hook(watch)
+    try:
+        if made.settings.centred if by_votes is None else by_votes:
+            labels = _voted(thin, network, made, arithmetic, seconds)
+        else:
+            labels = _whole(thin, network, made, arithmetic, seconds)
+    finally:
+        hook.remove()
+    found.kept = float(np.mean(shares))
+    with _timed(seconds, "carried back"):
+        threads = torch.get_num_threads()
+        found.classes = labels[nearest(thin.xyz, own, threads=threads, tree=make_tree(thin.xyz))]
+    return found
+
+
+def _whole(thin: Cloud, network, made: Recipe, arithmetic, seconds: dict) -> np.ndarray:
+    settings = made.settings
+    with _timed(seconds, "neighbours"):
+        order = np.random.default_rng(0).permutation(len(thin))
+        order = order[shell_order(thin.xyz[order], settings.ratio, settings.levels)]
+        xyz = thin.xyz[order]
+        features = xyz - xyz.mean(0) if settings.centred else xyz
+        if settings.colours:
+            features = np.concatenate([features, thin.colours[order]], axis=1)
+        batch = batch_of(features, settings)
+    with _timed(seconds, "network"), torch.inference_mode():
+        logits = arithmetic.run(network, batch)
+        labels = np.empty(len(thin), np.int64)
+        labels[order] = logits[0].argmax(0).cpu().numpy()
+    return labels
+
+
+def _voted(thin: Cloud, network, made: Recipe, arithmetic, seconds: dict) -> np.ndarray:
+    with _timed(seconds, "votes"):
+        clouds = Clouds([CloudFile(thin.name, Path(thin.name), lambda _: thin)])
+        source = EvaluationCrops(clouds, made.settings, 1, made.task.noise)
+        [(_, _, labels)] = vote(network, source, [0], arithmetic, network.n_class, made.smooth)
+    return labels
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str):
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began

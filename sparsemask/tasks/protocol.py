@@ -1,0 +1,277 @@
+"""The contract of a task: data, loss, metrics and pictures of what a network is for.
+
+:class:`Task` says everything that the engine, the families and the commands ask of a task, with its defaults;
+:class:`Scores` what an evaluation returns. :class:`sparsemask.testing.tasks.TaskContract` tests a task against it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from sparsemask.errors import UseError
+
+if TYPE_CHECKING:  # the command line asks for tasks' names and flags before torch is loaded
+    import numpy as np
+    import torch
+
+    from sparsemask.devices import Arithmetic
+    from sparsemask.engine.data import DataSource, EvaluationSource
+
+VIEWS = ("flips", "scales")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationContext:
+    """Where and how an evaluation runs. It never changes what is measured, but for rounding.
+
+    Args:
+        arithmetic: device and precision.
+        n_worker: loader processes, 0: none.
+        batch_size: validation samples in one forward pass, where the task can put several together.
+    """
+
+    arithmetic: Arithmetic
+    n_worker: int = 0
+    batch_size: int = 1
+
+    @classmethod
+    def from_options(cls, arithmetic: Arithmetic, options: argparse.Namespace) -> EvaluationContext:
+        """The context that a command's flags ask for: --n_worker, and --eval_batch or else --eval_batch_size."""
+        flags = vars(options)
+        batch_size = flags.get("eval_batch") or flags.get("eval_batch_size") or 1
+        return cls(arithmetic=arithmetic, n_worker=flags.get("n_worker") or 0, batch_size=batch_size)
+
+
+class Scores(ABC):
+    """What an evaluation found, over all processes.
+
+    Attributes:
+        count: validation samples that were scored.
+        protocol: how they were scored; its text stands behind the printed metrics.
+    """
+
+    count: int
+    protocol: object = "single scale"
+
+    @property
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """Metrics by name; NaN where nothing could be measured."""
+
+    @property
+    def confusion(self) -> np.ndarray | None:
+        """Confusion matrix int64 (C, C), rows truth, columns prediction; None for tasks without classes."""
+        return None
+
+
+@runtime_checkable
+class ScoresBySample(Protocol):
+    """Scores that hold a row for each sample.
+
+    Attributes:
+        columns: of the printed table, as :func:`sparsemask.tables.table` takes them.
+    """
+
+    columns: Mapping[str, Any]
+
+    def rows(self) -> list[dict]:
+        """A row for each sample in order, then one of their means."""
+
+    def summary(self) -> str:
+        """The means in a line."""
+
+
+class Task(ABC):
+    """What a network is trained for and measured by.
+
+    A task is made from the options of a command and reads its data on first use. Networks are called by
+    ``arithmetic.run(model, inputs)``, which refuses outputs that are not finite.
+
+    Args:
+        options: flags of the command, as far as the task has any.
+
+    Attributes:
+        primary: the metric used for model selection, larger is better; one of those that `metrics` gives.
+        n_output: channels of the network's output.
+        classes: names of the classes, empty for tasks without.
+        items: what a validation sample is called, in the plural.
+        data_flags: flags that name the data, without dashes.
+        score_flags: flags beside them that change what is measured.
+        reads_voc: whether VOC as ``VOC12/prepare.py`` leaves it is data for this task.
+        input_shape: (1, C, H, W) of the network's inputs where all have one shape, else None.
+        smallest_share: samples that batch norm needs in a forward pass.
+        views: over which views of one sample `evaluate` can average, of "flips" and "scales".
+        no_data: line that says no data are named, without a full stop; None: one with the first of `data_flags`.
+        sample_words: what --sample stands for; None where there is none.
+    """
+
+    primary: ClassVar[str]
+    n_output: int
+    classes: Sequence[str] = ()
+    items: ClassVar[str] = "pictures"
+    data_flags: ClassVar[tuple[str, ...]] = ("data_root",)
+    score_flags: ClassVar[tuple[str, ...]] = ()
+    reads_voc: ClassVar[bool] = False
+    input_shape: tuple[int, ...] | None = None
+    smallest_share: ClassVar[int] = 2
+    views: ClassVar[tuple[str, ...]] = ()
+    no_data: ClassVar[str | None] = None
+    sample_words: ClassVar[str | None] = "drawn pictures"
+
+    def __init__(self, options: argparse.Namespace):
+        self._options = options
+
+    @property
+    def options(self) -> argparse.Namespace:
+        """The options that the task was made from."""
+        return self._options
+
+    # ---- data
+
+    @staticmethod  # noqa: B027 - most tasks have no flags of their own
+    def add_options(group) -> None:
+        """Add the task's flags to a group of a parser, where they are not those of all picture-labelling tasks.
+
+        Args:
+            group: has ``add_argument`` as argparse's groups have it.
+        """
+
+    @staticmethod
+    def sample_folder() -> Path:
+        """The folder of the data that --sample stands for; they are made on first use.
+
+        Raises:
+            UseError: the task has none.
+        """
+        raise UseError("this task has no sample set")
+
+    @property
+    @abstractmethod
+    def train_data(self) -> DataSource:
+        """Training samples.
+
+        Raises:
+            UseError: data that are absent or not of the task's layout.
+        """
+
+    @property
+    @abstractmethod
+    def eval_data(self) -> EvaluationSource:
+        """Validation samples.
+
+        Raises:
+            UseError: data that are absent or not of the task's layout.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Look at the data before anything is trained, and say on standard error what is not as one might think.
+
+        Raises:
+            UseError: data that are absent, broken, or teach nothing.
+        """
+
+    @abstractmethod
+    def measured_on(self) -> str:
+        """The validation data in words."""
+
+    # ---- training
+
+    @abstractmethod
+    def count(self, target: torch.Tensor) -> float:
+        """What the loss of a batch with these targets is divided by, summed over all processes; 0 or more."""
+
+    @abstractmethod
+    def loss(self, output: Any, target: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch, summed over what `count` counts.
+
+        Args:
+            output: what the network gives in training mode.
+            target: targets of the batch, on the same device.
+
+        Returns:
+            A scalar: float64 for outputs of float64, else float32.
+
+        Raises:
+            UseError: outputs that do not fit the targets.
+        """
+
+    # ---- evaluation
+
+    @abstractmethod
+    def evaluate(
+        self,
+        model: Callable,
+        context: EvaluationContext,
+        *,
+        limit: int = 0,
+        flips: bool = False,
+        scales: Sequence[float] = (1.0,),
+        on_prediction: Callable[[int, Any], None] | None = None,
+        quick: bool = False,
+    ) -> Scores:
+        """Scores of a network on the validation samples, over all processes.
+
+        Args:
+            model: a module, which is put into evaluation mode, or any function of the network's inputs.
+            context: where and how it runs.
+            limit: only the first samples, 0: all.
+            flips: average over mirrored copies.
+            scales: average over copies enlarged by these factors.
+            on_prediction: called with the number of each of this process's samples and its prediction, as `write`
+                takes it; not called where `quick` measures other samples than a full evaluation.
+            quick: as while training, where a rough measure will do.
+
+        Raises:
+            UseError: views that the task cannot average over, outputs that do not fit.
+            NotFiniteError: an output with NaN or infinite values.
+        """
+
+    def metrics(self, scores: Scores) -> dict[str, float]:
+        """The metrics that training logs and commands print, `primary` among them. Override it to add some."""
+        return scores.metrics
+
+    def record(self, scores: Scores) -> dict:
+        """What run.json keeps of an evaluation: the metrics, and what else is worth keeping."""
+        return self.metrics(scores)
+
+    @abstractmethod
+    def report(self, scores: Scores) -> str:
+        """The scores as printed, one or more lines."""
+
+    @abstractmethod
+    def draw_scores(self, scores: Scores, folder: Path) -> None:
+        """Draw the scores into a folder."""
+
+    @abstractmethod
+    def write(self, folder: Path, index: int, prediction: Any) -> Path:
+        """Write a prediction below a folder, under the sample's name.
+
+        Args:
+            folder: made where it is absent.
+            index: number of the validation sample.
+            prediction: what `evaluate` gave to `on_prediction`.
+
+        Returns:
+            The file.
+        """
+
+    @abstractmethod
+    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 6) -> list[tuple]:
+        """Up to `n` validation samples, spread over all, with the predictions of `model`, as `draw` takes them."""
+
+    @abstractmethod
+    def draw(self, samples: list[tuple], path: Path) -> None:
+        """Draw samples with truth and prediction into a picture file."""
+
+    def check_views(self, flips: bool, scales: Sequence[float]) -> None:
+        """Raise a UseError for views that the task cannot average over."""
+        asked = {"flips": flips, "scales": tuple(scales) != (1.0,)}
+        for name in VIEWS:
+            if asked[name] and name not in self.views:
+                raise UseError(f"evaluation cannot average over {name} for {self.items} of this task")

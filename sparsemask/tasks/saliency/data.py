@@ -1,0 +1,69 @@
+"""Pictures and masks of MSRA-B or ECSSD folders.
+
+--data_root is either layout:
+
+    ECSSD     images/ and ground_truth_mask/, pictures of any suffix under the same names
+    MSRA-B    pictures and *.png side by side, in the folder or in its Imgs/
+
+Masks are grey, salient from 128 on. --training_list and --eval_list are files of names, a line each, or the word
+`all`; what only one of them leaves over is the other's, and without both every tenth picture is for validation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sparsemask.errors import UseError
+from sparsemask.files import must_exist
+from sparsemask.tasks.dense.folders import Pair, folder_pairs
+from sparsemask.tasks.dense.maps import MapDataset, read_grey
+from VOC12.images import SUFFIXES, without_suffix
+from VOC12.lists import read_names
+
+SALIENT = 128
+ALL = "all"
+
+
+class SaliencyDataset(MapDataset):
+    """Pictures with their masks."""
+
+    def read(self, path: str) -> np.ndarray:
+        """A mask, uint8 (H, W): 1 where salient."""
+        return (read_grey(path) >= SALIENT).astype(np.uint8)
+
+
+def all_pairs(root: Path) -> list[Pair]:
+    """Every (picture, mask) below a folder in ECSSD's or MSRA-B's layout."""
+    must_exist(root, "data folder")
+    if (root / "ground_truth_mask").is_dir() or (root / "images").is_dir():
+        return folder_pairs(root / "images", root / "ground_truth_mask", (".png", *SUFFIXES))
+    inner = root / "Imgs" if (root / "Imgs").is_dir() else root
+    return folder_pairs(inner, inner)
+
+
+def split(pairs: list[Pair], which: str, training_list: str | None, eval_list: str | None) -> list[Pair]:
+    """The "training" or "eval" part of the pairs; see the module's docstring."""
+    given, other = (training_list, eval_list) if which == "training" else (eval_list, training_list)
+    if given:
+        return _named(pairs, given)
+    if other:
+        taken = set(_named(pairs, other))
+        rest = [pair for pair in pairs if pair not in taken]
+        if not rest:
+            raise UseError(f"'{other}' leaves no {which} pictures: name them by --{which}_list")
+        return rest
+    chosen = set(pairs[9::10] or pairs[-1:])
+    return [pair for pair in pairs if (pair in chosen) == (which == "eval")]
+
+
+def _named(pairs: list[Pair], name: str) -> list[Pair]:
+    if name == ALL:
+        return pairs
+    known = {picture.stem: (picture, mask) for picture, mask in pairs}
+    names = [Path(without_suffix(entry)).name for entry in read_names(name)]
+    absent = [entry for entry in names if entry not in known]
+    if absent:
+        raise UseError(f"{name}: {len(absent)} of {len(names)} pictures absent, first {absent[0]}")
+    return [known[entry] for entry in names]

@@ -1,0 +1,5 @@
+"""Semantic segmentation of pictures."""
+
+from sparsemask.tasks.segmentation.task import SegmentationTask
+
+__all__ = ["SegmentationTask"]

@@ -1,0 +1,111 @@
+"""Metrics of dense prediction from one confusion matrix over the whole set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sparsemask.tables import table
+from sparsemask.tasks.protocol import Scores
+
+
+def confusion(prediction: torch.Tensor, target: torch.Tensor, n_class: int) -> torch.Tensor:
+    """(n_class, n_class) counts, rows truth, columns prediction; targets outside 0 … n_class−1 are ignored."""
+    valid = (target >= 0) & (target < n_class)
+    index = target[valid].long() * n_class + prediction[valid].long()
+    return torch.bincount(index, minlength=n_class * n_class).reshape(n_class, n_class)
+
+
+@dataclass(frozen=True)
+class SegmentationScores(Scores):
+    """Scores of a confusion matrix.
+
+    Args:
+        matrix: int64 (C, C), rows truth, columns prediction.
+        count: samples that were scored.
+    """
+
+    matrix: np.ndarray
+    count: int = 0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean IoU and pixel accuracy."""
+        return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """The confusion matrix."""
+        return self.matrix
+
+    @property
+    def iou(self) -> np.ndarray:
+        """(C,): NaN where a class occurs neither in the truth nor in the prediction.
+
+        A class absent from the truth but predicted somewhere scores 0, as published.
+        """
+        hit = np.diag(self.matrix).astype(np.float64)
+        union = self.matrix.sum(0) + self.matrix.sum(1) - np.diag(self.matrix)
+        return np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
+
+    @property
+    def present(self) -> np.ndarray:
+        """Whether each class occurs in the truth."""
+        return self.matrix.sum(1) > 0
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur in truth or prediction; NaN when there is none."""
+        known = self.iou[~np.isnan(self.iou)]
+        return float(known.mean()) if known.size else float("nan")
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of the labelled pixels that are right."""
+        total = self.matrix.sum()
+        return float(np.diag(self.matrix).sum() / total) if total else float("nan")
+
+    def absent(self, names: list[str]) -> list[str]:
+        """Names of the classes that do not occur in the truth."""
+        return [name for name, here in zip(names, self.present, strict=True) if not here]
+
+
+class ConfusionMeter:
+    """The confusion matrix of a validation set, picture by picture (see :class:`sparsemask.tasks.dense.Meter`)."""
+
+    def __init__(self, n_class: int):
+        self.n_class = n_class
+        self.total = torch.zeros(n_class * n_class + 1, dtype=torch.int64)  # and the pictures
+
+    def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
+        """Count one picture."""
+        self.total[:-1] += confusion(prediction, target, self.n_class).flatten()
+        self.total[-1] += 1
+
+    def scores(self) -> SegmentationScores:
+        """Scores of the matrix."""
+        matrix = self.total[:-1].reshape(self.n_class, self.n_class)
+        return SegmentationScores(matrix.numpy(), int(self.total[-1]))
+
+
+def class_table(scores: SegmentationScores, classes: list[str], what: str = "pixels") -> str:
+    """IoU, recall and share of the labelled pixels, a row a class; a dash where a class does not occur at all."""
+    truth = scores.matrix.sum(1)
+    rows = []
+    for index, name in enumerate(classes):
+        iou = scores.iou[index]
+        hit = scores.matrix[index, index]
+        rows.append(
+            {
+                "class": name,
+                "IoU": None if math.isnan(iou) else float(iou),
+                "recall": float(hit / truth[index]) if truth[index] else None,
+                "share": float(100 * truth[index] / max(1, truth.sum())),
+            }
+        )
+    return table(
+        rows, {"class": "class", "IoU": ("IoU", ".3f"), "recall": ("recall", ".3f"), "share": (f"% {what}", ".1f")}
+    )

@@ -1,0 +1,5 @@
+"""Disparity from two pictures."""
+
+from sparsemask.tasks.stereo.task import StereoTask
+
+__all__ = ["StereoTask"]

@@ -1,0 +1,5 @@
+"""Super-resolution of pictures."""
+
+from sparsemask.tasks.super_resolution.task import SuperResolutionTask
+
+__all__ = ["SuperResolutionTask"]

@@ -1,0 +1,76 @@
+"""The flags of super-resolution and what their words mean; names follow the public code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+
+from sparsemask.errors import UseError
+from sparsemask.options import positive
+from sparsemask.tasks.super_resolution.folders import DIV2K, find_folder
+from sparsemask.tasks.super_resolution.store import KINDS
+
+LOSSES = {
+    "L1": lambda output, target: (output - target).abs().sum(),
+    "MSE": lambda output, target: (output - target).square().sum(),
+}
+
+
+def add_options(group) -> None:
+    """The flags that say which pictures, and how they are cut and scored."""
+    group.add_argument("--scale", type=positive, default=2, help="high over low resolution (default: 2)")
+    group.add_argument("--dir_data", default=None, help="folder with DIV2K/ and benchmark/ in it")
+    group.add_argument("--hr_path", default=None, help="pictures to train on: a folder of high-resolution ones")
+    group.add_argument(
+        "--data_test",
+        default=None,
+        help="pictures to validate on: DIV2K, a folder, or a name below --dir_data or $SPARSEMASK_DATA such as Set5 "
+        "(default: every tenth of --hr_path, or DIV2K's part)",
+    )
+    group.add_argument(
+        "--data_range",
+        default="1-800/801-810",
+        help="pictures of DIV2K to train on and to validate, ends included (default: 1-800/801-810)",
+    )
+    group.add_argument("--patch_size", type=positive, default=96, help="low-resolution pixels (default: 96)")
+    group.add_argument("--test_every", type=positive, default=1000, help="batches an epoch, about (default: 1000)")
+    group.add_argument("--loss", default="1*L1", help=f"weight*name of {', '.join(LOSSES)}, with + (default: 1*L1)")
+    group.add_argument("--rgb_range", type=positive, default=255, help="greatest value; only 255 is handled")
+    group.add_argument(
+        "--ext",
+        choices=KINDS,
+        default="auto",
+        help="decode pictures each time (img), once onto the disk (sep), or into memory if they fit (default: auto)",
+    )
+    group.add_argument(
+        "--crop_even", action="store_true", help="score with odd low-resolution sides cropped, as published"
+    )
+    group.add_argument(
+        "--ssim_divisor",
+        type=int,
+        choices=(255, 256),
+        default=255,
+        help="of SSIM's luma weights: 255 as published, 256 consistent with PSNR (default: 255)",
+    )
+
+
+def parse_loss(text: str) -> list[tuple[float, str]]:
+    """(weight, name) of each term of a --loss such as "1*L1" or "0.5*L1+0.5*MSE"; UseError for any other."""
+    terms = []
+    for part in str(text).replace(" ", "").split("+"):
+        found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\*(\w+)", part)
+        if not found or found[2] not in LOSSES:
+            known = ", ".join(LOSSES)
+            raise UseError(f"--loss {text}: expected terms weight*name like 1*L1, joined by +, with names {known}")
+        terms.append((float(found[1]), found[2]))
+    return terms
+
+
+def settle_folders(options: argparse.Namespace) -> None:
+    """Replace names and relative paths by whole paths, so that a run finds its pictures again from anywhere."""
+    for name in ("dir_data", "hr_path", "data_test"):
+        value = getattr(options, name)
+        if value and not (name == "data_test" and value.lower() == DIV2K.lower()):
+            with contextlib.suppress(UseError):  # what is absent is only missed when it is needed
+                setattr(options, name, str(find_folder(value, options.dir_data, f"--{name}").resolve()))
