@@ -21,7 +21,7 @@ from spaces.sparse_conv.measuring import Watch
 from spaces.sparse_conv.records import conclude, evaluate_kept
 from sparsemask import fine_masks as files
 from sparsemask import run_summary, runs, tasks, training_setup
-from sparsemask.config import Section, flag, titled_group
+from sparsemask.config import Section, flag
 from sparsemask.costs import format_count
 from sparsemask.engine import Method, checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
@@ -123,9 +123,9 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
     def add_eval_options(self, parser: Parser) -> None:
         """Flags of evaluation."""
         parser.add_section("family", SparseConvEvaluationSection)
-        group = titled_group(parser, SparseConvEvaluationSection.title)
-        space = spaces.get(parser.get_default("space"))
-        space.add_eval_options(group)
+        views = spaces.get(parser.get_default("space")).views
+        if views is not None:
+            parser.add_section("views", views)
 
     def check(self, options: argparse.Namespace) -> None:
         """Refuse an unusable mask, and weights that are not the mask's."""

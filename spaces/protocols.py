@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkab
 import numpy as np
 from torch import Tensor, nn
 
+from sparsemask import flags
+from sparsemask.config import Section
 from sparsemask.weights import load_strictly
 
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ class Space(ABC):
     """The task whose data flags the commands have; --task may name a sibling of it."""
     published: ClassVar[Mapping[str, float]] = {}
     """Numbers of the published run that differ from the family's, by their names there."""
+
+    section: ClassVar[type[flags.NetworkSection]] = flags.EncoderSection
+    """The flags of its networks, those that a network's `config` holds; default: of an encoder and its decoder."""
+    views: ClassVar[type[Section] | None] = None
+    """Flags of evaluation and export that say how networks are run; default: none."""
 
     @property
     def trained_as(self) -> str:
@@ -122,15 +129,6 @@ class Space(ABC):
         from sparsemask.costs import measure
 
         return measure(net, input_shape)
-
-    def add_options(self, group: argparse._ArgumentGroup) -> None:
-        """Add the network's flags, those that `config` holds; default: those of an encoder and its decoder."""
-        from sparsemask import flags
-
-        flags.add_encoder(group)
-
-    def add_eval_options(self, group: argparse._ArgumentGroup) -> None:  # noqa: B027  most spaces have none
-        """Add flags of evaluation and export; default: none."""
 
     def for_task(self, task: str) -> Self:
         """The space as commands for another task's data see it; default: itself, serving its own task alone."""

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sparsemask.errors import UseError, meant
@@ -157,14 +159,9 @@ class Section:
         """Raise a UseError where values do not go together. Default: nothing."""
 
     @classmethod
-    def flags(cls) -> dict[str, Flag]:
+    def flags(cls) -> Mapping[str, Flag]:
         """The flags by name, in the order of --help."""
-        found = {field.name: field.metadata["flag"] for field in dataclasses.fields(cls) if "flag" in field.metadata}
-        if not cls.inherited_last:
-            return found
-        inherited = {name for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) for name in _names(base)}
-        own = [name for name in found if name not in inherited]
-        return {name: found[name] for name in (*own, *(name for name in found if name in inherited))}
+        return _flags(cls)
 
     @classmethod
     def add_to(
@@ -208,8 +205,16 @@ class Section:
         return dataclasses.replace(self, **flags)
 
 
-def _names(section: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(section)}
+@functools.cache
+def _flags(section: type[Section]) -> Mapping[str, Flag]:
+    found = {field.name: field.metadata["flag"] for field in dataclasses.fields(section)}
+    if section.inherited_last:
+        inherited = {
+            f.name for base in section.__mro__[1:] if issubclass(base, Section) for f in dataclasses.fields(base)
+        }
+        own = [name for name in found if name not in inherited]
+        found = {name: found[name] for name in (*own, *(name for name in found if name in inherited))}
+    return MappingProxyType(found)
 
 
 def titled_group(parser: argparse.ArgumentParser, title: str | None):
@@ -227,8 +232,8 @@ ROLES = ("run", "data", "network", "device", "training", "evaluation", "family",
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunConfig:
-    """The whole configuration of a command, in sections.
+class RunConfig(Mapping[str, Any]):
+    """The whole configuration of a command, in sections; also a mapping of the flags' values by name.
 
     Attributes:
         run: where the run lives and how it repeats; of other commands, what they work on.
@@ -278,9 +283,8 @@ class RunConfig:
         found = {role: getattr(self, role) for role in ROLES}
         return {role: section for role, section in found.items() if section is not None}
 
-    def __contains__(self, name: object) -> bool:
-        """Whether a section has the flag `name`."""
-        return any(name in section.flags() for section in self.sections().values())
+    def __len__(self) -> int:
+        return sum(len(section.flags()) for section in self.sections().values())
 
     def __iter__(self) -> Iterator[str]:
         """Names of all flags."""
@@ -290,12 +294,9 @@ class RunConfig:
         """The value of a flag by its name; KeyError where no section has it."""
         for section in self.sections().values():
             if name in section.flags():
-                return section.values()[name]
+                value = getattr(section, name)
+                return list(value) if isinstance(value, tuple) else value
         raise KeyError(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value of a flag by its name; `default` where no section has it."""
-        return self[name] if name in self else default
 
     def flat(self) -> dict[str, Any]:
         """The flags by name as config.yaml and checkpoints hold them, without those that steer one call only."""

@@ -16,8 +16,9 @@ from sparsemask import fine_masks, inherit, runs, tasks
 from sparsemask.config import Section, flag
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
-from sparsemask.options import Parser, byte, factor, fraction, natural, positive, rate
+from sparsemask.options import Parser, fraction, natural, positive, rate
 from sparsemask.own import is_own
+from sparsemask.tasks import LabelledData
 from sparsemask.weights import file_space
 
 DEFAULT_SPACE = "connectivity"
@@ -56,16 +57,10 @@ def add_run(parser: Parser, space=None) -> None:
 
 def add_data(parser: Parser, space=None) -> None:
     """Which pictures; without any of these: VOC where it was prepared, else the embedded sample set."""
-    group = parser.add_argument_group("data")
     task = tasks.DEFAULT if space is None else space.task
-    words = ", ".join(tasks.siblings(task))
-    group.add_argument("--task", default=task, help=f"{words}, or package.module:Class (default: {task})")
-    group.add_argument("--sample", action="store_true", help="use the embedded sample set, or the task's drawn one")
-    group.add_argument("--n_worker", type=natural, default=2, help="loader processes (default: 2)")
-    if tasks.own_flags(task):
-        tasks.find(task).add_options(group)
-    else:
-        _add_labelled(group)
+    section = tasks.find(task).section if tasks.own_flags(task) else LabelledData
+    words = f"{', '.join(tasks.siblings(task))}, or package.module:Class (default: {task})"
+    parser.add_section("data", section, defaults={"task": task}, helps={"task": words})
 
 
 def check_task(options: argparse.Namespace, default: str) -> None:
@@ -76,70 +71,41 @@ def check_task(options: argparse.Namespace, default: str) -> None:
         raise UseError(f"--task {options.task}: space '{options.space}' is for --task {fitting}")
 
 
-def _add_labelled(group) -> None:
-    """The data flags of tasks with a label for every pixel."""
-    group.add_argument("--voc_root", default=None, help="a VOC devkit folder instead of folders and lists")
-    group.add_argument("--data_root", default=None, help="other tasks: an MSRA-B, ECSSD, BSDS500 or ADE20K folder")
-    group.add_argument("--im_path", default=None, help="folder of pictures (VOC: VOC12/data/img)")
-    group.add_argument("--gt_path", default=None, help="folder of labels, images of class numbers (VOC: VOC12/data/gt)")
-    group.add_argument(
-        "--training_list",
-        default=None,
-        help="training names, a line each, or picture and label (then without --im_path and --gt_path); with "
-        "--voc_root a list's name",
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkSection(Section):
+    """Which network. A space's own section derives from it."""
+
+    title = "network"
+    space: str = space_flag()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSection(NetworkSection):
+    """An encoder and the decoder on it."""
+
+    backbone_name: str = flag(
+        "mobilenet_v2",
+        help="the encoder: mobilenet_v2 (the default), with the extra timm any of its models (resnet50, vgg16, ...), "
+        "or package.module:callable for your own",
     )
-    group.add_argument("--eval_list", default=None, help="validation names, likewise")
-    group.add_argument("--n_class", type=positive, default=21, help="number of classes (default: 21)")
-    group.add_argument(
-        "--ignore_index",
-        type=byte,
-        default=255,
-        metavar="N",
-        help="segmentation: the number in labels, 0 to 255, of pixels that do not count (default: 255)",
+    depth: int = flag(64, positive, help="decoder channels (default: 64)")
+    pretrained_model: str | None = flag(
+        help="ImageNet weights of the encoder (default: $SPARSEMASK_WEIGHTS/<backbone>.*, then the cache)"
     )
-    group.add_argument("--class_names", default=None, help="text file, one class name a line")
-    group.add_argument("--crop_size", type=positive, default=None, help="training crop and smallest evaluation size")
-    group.add_argument("--scales", type=factor, nargs="+", default=None, help="random scales of training pictures")
+    first_expansion: str = flag(
+        "auto",
+        choices=("auto", "yes", "no"),
+        help="MobileNetV2 with the public 1x1 expansion in its first stage; auto: as the weights have it (else no)",
+    )
+    widths: str | None = flag(help=None)  # of its layers, as weights have them
+    bn_momentum: float | None = flag(None, rate, help="batch-norm momentum (published: 0.0003)")
 
 
 def add_network(parser: Parser, space=None) -> None:
     """Which network."""
-    group = parser.add_argument_group("network")
-    add_space(group, space)
-    if space is None:
-        add_encoder(group)
-    else:
-        space.add_options(group)
-
-
-def add_space(group, space=None) -> None:
-    """The flag --space, with the space of this command line as its default: what is settled is written down."""
+    section = EncoderSection if space is None else space.section
     name = DEFAULT_SPACE if space is None else space.name
-    group.add_argument("--space", default=name, help=_SPACE_HELP)
-
-
-def add_encoder(group) -> None:
-    """The network flags of spaces that stand on an encoder."""
-    group.add_argument(
-        "--backbone_name",
-        default="mobilenet_v2",
-        help="the encoder: mobilenet_v2 (the default), with the extra timm any of its models (resnet50, vgg16, ...), "
-        "or package.module:callable for your own",
-    )
-    group.add_argument("--depth", type=positive, default=64, help="decoder channels (default: 64)")
-    group.add_argument(
-        "--pretrained_model",
-        default=None,
-        help="ImageNet weights of the encoder (default: $SPARSEMASK_WEIGHTS/<backbone>.*, then the cache)",
-    )
-    group.add_argument(
-        "--first_expansion",
-        choices=("auto", "yes", "no"),
-        default="auto",
-        help="MobileNetV2 with the public 1x1 expansion in its first stage; auto: as the weights have it (else no)",
-    )
-    group.add_argument("--widths", default=None, help=argparse.SUPPRESS)  # of its layers, as weights have them
-    group.add_argument("--bn_momentum", type=rate, default=None, help="batch-norm momentum (published: 0.0003)")
+    parser.add_section("network", section, defaults={"space": name})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

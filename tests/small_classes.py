@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from sparsemask.options import Parser
-from sparsemask.tasks.classification.options import add_options
+from sparsemask.tasks.classification.options import ClassificationData
 
 CIFAR10 = [f"data_batch_{k}" for k in range(1, 6)], "test_batch"
 CIFAR100 = ["train"], "test"
@@ -21,7 +21,7 @@ CIFAR100 = ["train"], "test"
 def options(**given) -> Namespace:
     """The task's options with their defaults."""
     parser = Parser("search")
-    add_options(parser.add_argument_group("data"))
+    parser.add_section("data", ClassificationData)
     more = {"task": "classification", "sample": False, "n_worker": 0}
     return parser.resolve({**more, **{k: str(v) if isinstance(v, Path) else v for k, v in given.items()}})
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sparsemask.options import Parser
 from sparsemask.resize import imresize
-from sparsemask.tasks.super_resolution.options import add_options
+from sparsemask.tasks.super_resolution.options import SuperResolutionData
 
 
 def scene(seed: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
@@ -52,6 +52,6 @@ def make_pairs(
 def options(**given) -> Namespace:
     """The task's options with their defaults, a small patch and batch."""
     parser = Parser("search")
-    add_options(parser.add_argument_group("data"))
+    parser.add_section("data", SuperResolutionData)
     more = {"task": "super_resolution", "sample": False, "n_worker": 0, "batch_size": 2, "patch_size": 12}
     return parser.resolve({**more, **{k: str(v) if isinstance(v, Path) else v for k, v in given.items()}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ from retrain.specialize_family import FAMILY as SPECIALIZATION
 from small_classes import write_npz
 from small_pictures import make_folder
 from sparsemask import driver, families, run_summary, runs, training_setup
+from sparsemask.config import Section, flag
 from sparsemask.engine import Method, checkpoint, fit
+from sparsemask.flags import NetworkSection
 from sparsemask.options import plain
 from sparsemask.testing.families import PruningFamilyContract, RetrainingFamilyContract, TrainingFamilyContract
 from sparsemask.weights import save_safetensors
@@ -138,17 +141,45 @@ class Toy(nn.Module):
         return self.conv(x)
 
 
-class ToySpace:
+class ToySpace(spaces.Space):
     """A space of a family that is not the toolkit's."""
 
-    family, name, task = "toy", "toy", "segmentation"
-
-    def add_options(self, group) -> None:
-        """None of its own."""
+    family, section = "toy", NetworkSection
 
     def supernet(self, config) -> Toy:
         """The one network."""
-        return Toy(config.n_class)
+        return Toy(config["n_class"])
+
+    def network(self, mask, config) -> Toy:
+        """The same."""
+        return self.supernet(config)
+
+    def transfer(self, checkpoint, mask, config) -> dict:
+        """Its weights."""
+        return dict(checkpoint)
+
+    def load(self, path) -> spaces.Loaded:
+        """From a run's checkpoint."""
+        state = checkpoint.load(path)
+        model = self.supernet(state["config"])
+        model.load_state_dict(state["model"])
+        return spaces.Loaded(model.eval())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToyTraining(Section):
+    """How it is trained."""
+
+    title = "toy"
+    pull: float = flag(0.1, float, help="towards zero")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToyEvaluation(Section):
+    """What is evaluated."""
+
+    title = "toy"
+    pretrained_model: str | None = flag(help="its weights")
 
 
 class ToyFamily(families.RetrainingFamily):
@@ -157,10 +188,10 @@ class ToyFamily(families.RetrainingFamily):
     verb = "retrain"
 
     def add_options(self, parser) -> None:
-        parser.add_argument_group("toy").add_argument("--pull", type=float, default=0.1, help="towards zero")
+        parser.add_section("family", ToyTraining)
 
     def build(self, context) -> families.Built:
-        model = spaces.get(context.options.space).supernet(context.options)
+        model = spaces.get(context.options.space).supernet(vars(context.options))
         run_summary.note_start(context, family="toy")
         return families.Built(model, {"pull": context.options.pull})
 
@@ -172,7 +203,7 @@ class ToyFamily(families.RetrainingFamily):
         return 3
 
     def add_eval_options(self, parser) -> None:
-        parser.add_argument_group("toy").add_argument("--pretrained_model", default=None, help="its weights")
+        parser.add_section("family", ToyEvaluation)
 
     def restore(self, parser, given, run):
         from retrain.load_trained import read_source, ready

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,8 +25,28 @@ from spaces.group_sparsity.rules import Plan, plan_for
 from spaces.protocols import Loaded, Space
 from sparsemask import weights
 from sparsemask.checkpoint_schema import is_plain
+from sparsemask.config import flag
 from sparsemask.containers import memory
 from sparsemask.errors import UseError, choose
+from sparsemask.flags import NetworkSection
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HingeNetwork(NetworkSection):
+    """Which plain network, and where its groups are."""
+
+    arch: str = flag(
+        "resnet56",
+        help=lambda: f"{', '.join(networks.available())}, or package.module:callable for your own (default: resnet56)",
+    )
+    arch_options: Sequence[str] | None = flag(
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="of a named network, as shortcut=C (default: the paper's, or what --pretrained_model shows)",
+    )
+    variant: str | None = flag(help="where groups are: svd or columns; graph and channels are rules for any network")
+    init: str = flag("svd2", choices=INITS, help="how pairs begin (default: svd2)")
+    pretrained_model: str | None = flag(help="weights of the plain network to start from")
 
 
 class HingeSpace(Space):
@@ -34,28 +55,7 @@ class HingeSpace(Space):
     family = "group_sparsity"
     name = "hinge"
     task = "classification"
-
-    def add_options(self, group) -> None:
-        """The network's flags."""
-        group.add_argument(
-            "--arch",
-            default="resnet56",
-            help=f"{', '.join(networks.available())}, or package.module:callable for your own (default: resnet56)",
-        )
-        group.add_argument(
-            "--arch_options",
-            nargs="+",
-            default=None,
-            metavar="NAME=VALUE",
-            help="of a named network, as shortcut=C (default: the paper's, or what --pretrained_model shows)",
-        )
-        group.add_argument(
-            "--variant",
-            default=None,
-            help="where groups are: svd or columns; graph and channels are rules for any network",
-        )
-        group.add_argument("--init", choices=INITS, default="svd2", help="how pairs begin (default: svd2)")
-        group.add_argument("--pretrained_model", default=None, help="weights of the plain network to start from")
+    section = HingeNetwork
 
     def settle(self, options, state: Mapping[str, Tensor], what: object) -> None:
         """Let weights of a named network say which one it is, where the command line does not."""

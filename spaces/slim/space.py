@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,22 @@ from spaces.group_sparsity.reduction import Hinged, example
 from spaces.group_sparsity.rules import GENERAL, Plan
 from spaces.group_sparsity.space import HingeSpace
 from spaces.specialized.words import mask_word, read_mask
-from sparsemask import flags, weights
+from sparsemask import weights
+from sparsemask.config import flag
 from sparsemask.errors import UseError
+from sparsemask.flags import EncoderSection
 from sparsemask.masks import DOWN, UP
 
 ARCH = "connectivity"
 _NETWORK = ("connectivity", "backbone_name", "depth", *forms.names(), "bn_momentum", "widths")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlimNetwork(EncoderSection):
+    """Which retrained connectivity network, and how its pairs begin."""
+
+    connectivity: str | None = flag(help="the connections (default: those of the weights)")
+    init: str = flag("svd2", choices=INITS, help="how pairs begin (default: svd2)")
 
 
 class SlimSpace(HingeSpace):
@@ -46,13 +57,8 @@ class SlimSpace(HingeSpace):
 
     name = "slim"
     task = "segmentation"
+    section = SlimNetwork
     trained_as = "connectivity"
-
-    def add_options(self, group) -> None:
-        """The network's flags."""
-        flags.add_encoder(group)
-        group.add_argument("--connectivity", default=None, help="the connections (default: those of the weights)")
-        group.add_argument("--init", choices=INITS, default="svd2", help="how pairs begin (default: svd2)")
 
     def settle(self, options, state: Mapping[str, Tensor], what: object) -> None:
         """Take the network's numbers from a retrained run's checkpoint or network.safetensors."""

@@ -2,7 +2,7 @@
 
 The contract is :class:`sparsemask.tasks.protocol.Task`. :class:`sparsemask.tasks.dense.DenseTask` gives most of it for
 tasks with a label for every pixel. A task whose data are not pictures with labels has flags of its own
-(``Task.add_options``) in place of the others' data flags.
+(``Task.section``) in place of the others' data flags.
 
 A user's own task is a class ``package.module:Class``, mostly one derived from a task here, whose data flags it has; it
 is imported only where the user names it (:mod:`sparsemask.own`).
@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from sparsemask.errors import UseError, choose
 from sparsemask.own import imported, is_own
-from sparsemask.tasks.protocol import EvaluationContext, Scores, ScoresBySample, Task
+from sparsemask.tasks.protocol import DataSection, EvaluationContext, LabelledData, Scores, ScoresBySample, Task
 
 __all__ = [
-    "DEFAULT", "EvaluationContext", "Scores", "ScoresBySample", "Task", "available", "find", "fits", "get", "own_flags",
-    "siblings",
+    "DEFAULT", "DataSection", "EvaluationContext", "LabelledData", "Scores", "ScoresBySample", "Task", "available",
+    "find", "fits", "get", "own_flags", "siblings",
 ]  # fmt: skip
 
 

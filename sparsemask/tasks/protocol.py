@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
+from sparsemask.config import Section, flag
 from sparsemask.errors import UseError
+from sparsemask.options import byte, factor, natural, positive
 
 if TYPE_CHECKING:  # the command line asks for tasks' names and flags before torch is loaded
     import numpy as np
@@ -23,6 +25,41 @@ if TYPE_CHECKING:  # the command line asks for tasks' names and flags before tor
     from sparsemask.engine.data import DataSource, EvaluationSource
 
 VIEWS = ("flips", "scales")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSection(Section):
+    """Which task on which data. A task's own section derives from it, with the flags that name its data."""
+
+    title = "data"
+    task: str = flag("segmentation", help="the task, or package.module:Class (default: segmentation)")
+    sample: bool = flag(False, help="use the embedded sample set, or the task's drawn one")
+    n_worker: int = flag(2, natural, help="loader processes (default: 2)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledData(DataSection):
+    """Pictures with a label for every pixel."""
+
+    voc_root: str | None = flag(help="a VOC devkit folder instead of folders and lists")
+    data_root: str | None = flag(help="other tasks: an MSRA-B, ECSSD, BSDS500 or ADE20K folder")
+    im_path: str | None = flag(help="folder of pictures (VOC: VOC12/data/img)")
+    gt_path: str | None = flag(help="folder of labels, images of class numbers (VOC: VOC12/data/gt)")
+    training_list: str | None = flag(
+        help="training names, a line each, or picture and label (then without --im_path and --gt_path); with "
+        "--voc_root a list's name"
+    )
+    eval_list: str | None = flag(help="validation names, likewise")
+    n_class: int = flag(21, positive, help="number of classes (default: 21)")
+    ignore_index: int = flag(
+        255,
+        byte,
+        metavar="N",
+        help="segmentation: the number in labels, 0 to 255, of pixels that do not count (default: 255)",
+    )
+    class_names: str | None = flag(help="text file, one class name a line")
+    crop_size: int | None = flag(None, positive, help="training crop and smallest evaluation size")
+    scales: Sequence[float] | None = flag(None, factor, nargs="+", help="random scales of training pictures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +133,7 @@ class Task(ABC):
         options: flags of the command, as far as the task has any.
 
     Attributes:
+        section: the flags that name its data; default: those of tasks with a label for every pixel.
         primary: the metric used for model selection, larger is better; one of those that `metrics` gives.
         n_output: channels of the network's output.
         classes: names of the classes, empty for tasks without.
@@ -110,6 +148,7 @@ class Task(ABC):
         sample_words: what --sample stands for; None where there is none.
     """
 
+    section: ClassVar[type[DataSection]] = LabelledData
     primary: ClassVar[str]
     n_output: int
     classes: Sequence[str] = ()
@@ -132,14 +171,6 @@ class Task(ABC):
         return self._options
 
     # ---- data
-
-    @staticmethod  # noqa: B027 - most tasks have no flags of their own
-    def add_options(group) -> None:
-        """Add the task's flags to a group of a parser, where they are not those of all picture-labelling tasks.
-
-        Args:
-            group: has ``add_argument`` as argparse's groups have it.
-        """
 
     @staticmethod
     def sample_folder() -> Path:

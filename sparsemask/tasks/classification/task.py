@@ -25,7 +25,7 @@ from sparsemask.errors import UseError
 from sparsemask.files import write_text
 from sparsemask.tasks.classification.data import Cut, FilePictures, HeldPictures, Part, data_set
 from sparsemask.tasks.classification.layouts import LabelledPictures, find_pictures
-from sparsemask.tasks.classification.options import STATISTICS, add_options
+from sparsemask.tasks.classification.options import STATISTICS, ClassificationData
 from sparsemask.tasks.classification.scores import TOP, ClassificationMeter, ClassificationScores
 from sparsemask.tasks.evaluation import set_evaluation, shared_indices, spread_indices, summed
 from sparsemask.tasks.notes import say_how_read, warn
@@ -42,7 +42,7 @@ class ClassificationTask(Task):
     views = ("flips",)
     sample_words = "drawn shapes"
     no_data = "no pictures named (--data_root CIFAR's archive or folder, .npz files, or class folders)"
-    add_options = staticmethod(add_options)
+    section = ClassificationData
 
     def __init__(self, options: argparse.Namespace):
         super().__init__(options)

@@ -34,7 +34,7 @@ from sparsemask.tasks.points.data import (
     PossibilityCrops,
     TrainingCrops,
 )
-from sparsemask.tasks.points.options import add_options
+from sparsemask.tasks.points.options import PointsData
 from sparsemask.tasks.points.scores import PointScores, count_matches, score_text
 from sparsemask.tasks.points.voting import probabilities_of, vote
 from sparsemask.tasks.protocol import EvaluationContext, Task
@@ -70,7 +70,7 @@ class PointsTask(Task):
     score_flags += ("vote_smooth", "vote_until")
     items = "crops"
     smallest_share = 1  # a crop has enough points for batch norm
-    add_options = staticmethod(add_options)
+    section = PointsData
 
     d_in = 3
     title: str

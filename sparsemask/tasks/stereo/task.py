@@ -31,7 +31,7 @@ from sparsemask.tasks.evaluation import json_value, set_evaluation, shared_indic
 from sparsemask.tasks.notes import say_how_read
 from sparsemask.tasks.protocol import EvaluationContext, Task
 from sparsemask.tasks.stereo.data import Frames, Scenes, TrainingCrops, TrainingScenes, WholePairs, collate
-from sparsemask.tasks.stereo.options import add_options
+from sparsemask.tasks.stereo.options import StereoData
 from sparsemask.tasks.stereo.scores import DISPARITY, StereoMeter, StereoScores, valid
 
 WEIGHTS = (0.5, 0.5, 0.7, 1.0)  # of the heads; a network with fewer has the last ones
@@ -49,7 +49,7 @@ class StereoTask(Task):
     sample_words = "generated scenes"
     no_data = "no pairs named (--data_root FOLDER, or --training_list and --eval_list FILE)"
     items = "pairs"
-    add_options = staticmethod(add_options)
+    section = StereoData
 
     def __init__(self, options: argparse.Namespace):
         if not hasattr(options, "maxdisp"):

@@ -28,7 +28,7 @@ from sparsemask.tasks.protocol import EvaluationContext, Task
 from sparsemask.tasks.super_resolution import folders
 from sparsemask.tasks.super_resolution.data import SuperResolutionDataset, repeats
 from sparsemask.tasks.super_resolution.image_metrics import quantise
-from sparsemask.tasks.super_resolution.options import LOSSES, add_options, parse_loss, settle_folders
+from sparsemask.tasks.super_resolution.options import LOSSES, SuperResolutionData, parse_loss, settle_folders
 from sparsemask.tasks.super_resolution.scores import Protocol, SuperResolutionMeter, SuperResolutionScores, enlarged
 
 
@@ -40,7 +40,7 @@ class SuperResolutionTask(Task):
     data_flags = ("hr_path", "dir_data", "data_test")
     score_flags = ("scale", "data_range", "ssim_divisor", "crop_even")
     sample_words = "the embedded pictures"
-    add_options = staticmethod(add_options)
+    section = SuperResolutionData
 
     def __init__(self, options: argparse.Namespace):
         if getattr(options, "scale", None) is None:
