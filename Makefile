@@ -1,5 +1,5 @@
 # make demo   everything from nothing: environment, sample set, search, prune, retrain, a table and pictures
-# make test   lint, format and all tests
+# make test   lint, format, types of the public modules, and all tests
 # make mutants  mutation testing of the core modules, an hour at most (docs/mutants.md); MUTANTS="--help" for more
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,6 +25,7 @@ demo: $(STAMP)
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 test: lint
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
@@ -41,4 +42,4 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache demo
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache demo

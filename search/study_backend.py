@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import optuna
 
+from sparsemask import locks
 from sparsemask.errors import UseError, one_line
 
 
@@ -19,30 +19,40 @@ class StorageError(UseError):
     """The storage cannot be used: what every process of a study meets at once."""
 
 
-class FileLock:
+class JournalLock:
     """The lock of a journal. Optuna's own outlives a killed holder by half a minute; this one goes with it.
 
     Before anything is written, a last line that a full disk or a crash has torn is cut off.
     """
 
     def __init__(self, path: Path):
-        self._path, self._file = path, None
+        self._path = path
+        self._lock: locks.Lock | None = None
 
     def acquire(self) -> bool:
         """Wait for the lock."""
-        self._file = open(self._path, "r+b")  # noqa: SIM115 - closed by release
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        size = self._file.seek(0, os.SEEK_END)
-        back = min(size, 1 << 20)
-        self._file.seek(size - back)
-        tail = self._file.read(back)
-        if tail and not tail.endswith(b"\n"):
-            self._file.truncate(size - back + tail.rfind(b"\n") + 1)
+        self._lock = locks.acquire(self._path, create=False)
+        try:
+            _cut_torn_line(self._path)
+        except BaseException:
+            self.release()
+            raise
         return True
 
     def release(self) -> None:
         """Let the next one in."""
-        self._file.close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _cut_torn_line(path: Path) -> None:
+    with open(path, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        back = min(size, 1 << 20)
+        file.seek(size - back)
+        tail = file.read(back)
+        if tail and not tail.endswith(b"\n"):
+            file.truncate(size - back + tail.rfind(b"\n") + 1)
 
 
 def open_journal(path: Path) -> optuna.storages.JournalStorage:
@@ -54,7 +64,7 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
     if path.exists() and path.stat().st_size and not _begins_as_journal(path):
         raise _no_journal(path)
     try:
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=FileLock(path)))
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
     except (ValueError, KeyError, TypeError):
         raise _no_journal(path) from None
 

@@ -9,7 +9,6 @@ workers share nothing else, a running trial's owner records a heartbeat and is t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import threading
@@ -24,6 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search import study_backend as backend
 from search.study_plan import ADDED, Plan, difference
+from sparsemask import locks
 from sparsemask.errors import UseError
 
 RETRIES = 2  # times a trial whose worker died is tried again; one that kills every worker must end somewhere
@@ -37,7 +37,7 @@ class Store:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage")  # it thinks that nobody records them
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.plan, self.owner, self._held = plan, None, None
+        self.plan, self.owner, self._lock = plan, None, None
         self.database = backend.is_database(plan.storage)
         folder = Path(plan.folder)
         if self.database:
@@ -79,21 +79,22 @@ class Store:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Inside, no other process of this storage (database: of this machine) deals out trials."""
-        with open(self.locks / f"{self.plan.study}.lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locks.acquire(self.locks / f"{self.plan.study}.lock"):
             yield
 
     def enlist(self) -> None:
         """Make this process a worker: hold a lock file that says that it lives."""
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._held = open(self.locks / f"{self.owner}.worker", "w")  # noqa: SIM115 - held while the process lives
-        fcntl.flock(self._held, fcntl.LOCK_EX)
+        self._lock = locks.acquire(self._lock_file(self.owner))  # held while the process lives
 
     def leave(self) -> None:
         """The worker ends well: its lock file goes with it."""
-        if self._held is not None:
-            Path(self._held.name).unlink(missing_ok=True)
-            self._held.close()
+        if self._lock is not None:
+            self._lock_file(self.owner).unlink(missing_ok=True)
+            self._lock.release()
+
+    def _lock_file(self, owner: str) -> Path:
+        return self.locks / f"{owner}.worker"
 
     def counts(self) -> dict[TrialState, int]:
         """Number of trials in each state."""
@@ -136,13 +137,8 @@ class Store:
                 enqueue_again(self.study, trial)
 
     def _lives(self, owner: str) -> bool:
-        path = self.locks / f"{owner}.worker"
-        try:
-            with open(path) as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
+        path = self._lock_file(owner)
+        if locks.is_held(path):
             return True
         path.unlink(missing_ok=True)
         return False

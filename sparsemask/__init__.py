@@ -23,7 +23,7 @@ _LAZY = {
 __all__ = ["UseError", "__version__", *_LAZY]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'sparsemask' has no attribute '{name}'")

@@ -21,7 +21,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import yaml
@@ -127,7 +127,7 @@ def _shaped(data: np.ndarray, shape: tuple[int, ...], fortran: bool) -> np.ndarr
     return data.reshape(shape[::-1]).T if fortran else data.reshape(shape)
 
 
-def read_npy(path: str | os.PathLike, what: str = "not readable as an array") -> np.ndarray:
+def read_npy(path: str | os.PathLike[str], what: str = "not readable as an array") -> np.ndarray:
     """The array of an `.npy` file; UseError "PATH: WHAT (why)" where it is torn, lies about its size, holds objects."""
     with reading(path, what), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -140,7 +140,7 @@ def read_npy(path: str | os.PathLike, what: str = "not readable as an array") ->
         return _shaped(np.fromfile(file, dtype, math.prod(shape)), shape, fortran)
 
 
-def map_npy(path: str | os.PathLike, what: str = "not readable as an array") -> np.ndarray:
+def map_npy(path: str | os.PathLike[str], what: str = "not readable as an array") -> np.ndarray:
     """As :func:`read_npy`, read-only, and read from the file where it is used."""
     with reading(path, what):
         with open(path, "rb") as file:
@@ -150,7 +150,7 @@ def map_npy(path: str | os.PathLike, what: str = "not readable as an array") -> 
         return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
 
 
-def npy_length(path: str | os.PathLike) -> int:
+def npy_length(path: str | os.PathLike[str]) -> int:
     """Bytes that a whole `.npy` file has by its header; UseError where there are fewer or it is none."""
     with reading(path, "not readable as an array"), open(path, "rb") as file:
         shape, _, dtype, start = npy_header(file.read(_HEADER), os.fstat(file.fileno()).st_size)
@@ -186,7 +186,7 @@ class Npz:
 
 @contextlib.contextmanager
 def open_npz(
-    path: str | os.PathLike, what: str = "not readable as an archive of arrays", largest: int | None = None
+    path: str | os.PathLike[str], what: str = "not readable as an archive of arrays", largest: int | None = None
 ) -> Iterator[Npz]:
     """An `.npz` file; inside, what cannot be decoded is a UseError "PATH: WHAT (why)".
 
@@ -197,7 +197,7 @@ def open_npz(
 
 
 def read_npz(
-    path: str | os.PathLike, what: str = "not readable as an archive of arrays", largest: int | None = None
+    path: str | os.PathLike[str], what: str = "not readable as an archive of arrays", largest: int | None = None
 ) -> dict[str, np.ndarray]:
     """All arrays of an `.npz` file by name; see :func:`open_npz`."""
     with open_npz(path, what, largest) as found:
@@ -230,7 +230,7 @@ def check_zip(archive: zipfile.ZipFile, size: int, largest: int | None = None) -
             raise ValueError(f"{name} is too large: {entry.file_size} bytes")
 
 
-def check_zip_file(path: str | os.PathLike, what: str = "truncated or damaged") -> None:
+def check_zip_file(path: str | os.PathLike[str], what: str = "truncated or damaged") -> None:
     """The same of a file, where it is a zip archive; UseError "PATH: WHAT (why)"."""
     with reading(path, what), open(path, "rb") as file:
         if file.read(4) == b"PK\x03\x04" and zipfile.is_zipfile(file):
@@ -241,7 +241,7 @@ def check_zip_file(path: str | os.PathLike, what: str = "truncated or damaged") 
 class Bounded:
     """A file whose reads ask for no more bytes than are left, whatever a header claims; it may be sought in."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: io.BufferedReader):
         self._file, self._size = file, os.fstat(file.fileno()).st_size
         self.seek, self.tell, self.readline, self.readinto = file.seek, file.tell, file.readline, file.readinto
 
@@ -250,10 +250,13 @@ class Bounded:
         return self._file.read(left if count is None or count < 0 else min(count, left))
 
 
+_Unpacked = BinaryIO | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
+
+
 class _Steady:
     """A file whose reads take no more memory than they find bytes, and refuse headers that are beyond reason."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: _Unpacked):
         self._file = file
         self.seek, self.tell, self.close = file.seek, file.tell, file.close
 
@@ -267,7 +270,7 @@ class _Steady:
         return b"".join(parts)
 
 
-def _plain(file: BinaryIO) -> BinaryIO:
+def _plain(file: BinaryIO) -> _Unpacked:
     """The content of a file that may be compressed by gzip, bzip2 or xz."""
     head = file.read(6)
     file.seek(0)
@@ -288,14 +291,15 @@ class Tar:
         what: begins the reason in errors, UseErrors "PATH: WHAT (why)", of what begins as an archive.
     """
 
-    def __init__(self, path: str | os.PathLike, what: str = "the archive is torn"):
+    def __init__(self, path: str | os.PathLike[str], what: str = "the archive is torn"):
         self.path, self.what = Path(path), what
         with contextlib.ExitStack() as stack:
             with reading(path, "not a readable tar archive"):
                 file = stack.enter_context(open(path, "rb"))
                 self._size = os.fstat(file.fileno()).st_size
                 self._packed = (plain := _plain(file)) is not file
-                self._tar = stack.enter_context(tarfile.open(fileobj=_Steady(plain), mode="r:"))
+                steady = cast(BinaryIO, _Steady(plain))  # as much of a file as tarfile uses
+                self._tar = stack.enter_context(tarfile.open(fileobj=steady, mode="r:"))
             self._files = stack.pop_all()
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
@@ -319,7 +323,10 @@ class Tar:
             if member.size > most:
                 raise ValueError(f"{member.name[:80]} is too large: {member.size} bytes")
             data = bytearray()
-            with self._tar.extractfile(member) as stream:
+            stream = self._tar.extractfile(member)
+            if stream is None:
+                raise ValueError(f"{member.name[:80]} is no regular file")
+            with stream:
                 while piece := stream.read(_PIECE):
                     data += piece
             if len(data) != member.size:
@@ -337,7 +344,7 @@ class Tar:
         self.close()
 
 
-def is_tar(path: str | os.PathLike) -> bool:
+def is_tar(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as a tar archive, compressed or not."""
     try:
         Tar(path).close()
@@ -349,7 +356,7 @@ def is_tar(path: str | os.PathLike) -> bool:
 # Text
 
 
-def _text(path: str | os.PathLike) -> str:
+def _text(path: str | os.PathLike[str]) -> str:
     with open(path, "rb") as file:
         data = file.read(_TEXT + 1)
     if len(data) > _TEXT:
@@ -357,7 +364,7 @@ def _text(path: str | os.PathLike) -> str:
     return data.decode("utf-8-sig")
 
 
-def read_yaml(path: str | os.PathLike) -> object:
+def read_yaml(path: str | os.PathLike[str]) -> object:
     """The value of a YAML file; UseError in one line where it is none, nested beyond reason, or grows by aliases."""
     with reading(path, "not readable as YAML"):
         return parse_yaml(_text(path))
@@ -396,7 +403,7 @@ def _count(value: object, known: dict[int, int], above: set[int]) -> int:
     return known[id(value)]
 
 
-def read_json(path: str | os.PathLike) -> object:
+def read_json(path: str | os.PathLike[str]) -> object:
     """The value of a JSON file; UseError in one line where it is none."""
     with reading(path, "not readable as JSON"):
         return json.loads(_text(path))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -90,7 +91,7 @@ def parameters_by_part(net: nn.Module) -> dict[str, int]:
     return parts
 
 
-def multiply_adds(net: nn.Module | Callable, inputs: Inputs, device: torch.device | str | None = None) -> int:
+def multiply_adds(net: nn.Module | Callable[..., Any], inputs: Inputs, device: torch.device | str | None = None) -> int:
     """Multiply-adds that one forward pass really executes: convolutions and matrix products, no biases.
 
     Measured by running the network once, in evaluation mode and without gradients; its modes are put back and
@@ -112,7 +113,7 @@ def measure(
     time: bool = True,
     kept_fraction: float = 1.0,
     device: torch.device | str | None = None,
-    **timing: float,
+    **timing: Any,
 ) -> Cost:
     """Everything about a network on inputs of this shape; `timing` goes to :func:`milliseconds`."""
     device = device_of(net, device, inputs)
@@ -120,8 +121,8 @@ def measure(
     return Cost(
         parameters=count_parameters(net),
         multiply_adds=multiply_adds(net, inputs, device),
-        milliseconds=clock and clock.median,
-        spread=clock and clock.spread,
+        milliseconds=clock.median if clock else None,
+        spread=clock.spread if clock else None,
         kept_fraction=kept_fraction,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         threads=torch.get_num_threads(),
@@ -146,7 +147,9 @@ _SILENT |= {"aten._transformer_encoder_layer_fwd", "aten._native_multi_head_atte
 class _Uncounted(TorchDispatchMode):
     """Stands below the counter, sees each operator executed, and names those whose cost nobody knows."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         packet = getattr(func, "_overloadpacket", None)
         name = str(packet) if packet is not None else "aten."
         custom = name.split(".")[0] not in _BUILTIN and packet not in flop_registry

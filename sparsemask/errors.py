@@ -14,7 +14,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from types import FrameType
 from typing import TextIO
 
 # What the operating system refuses because of a path or a disk, not because of a mistake of ours.
@@ -43,7 +44,9 @@ class UseError(Exception):
 class Terminated(SystemExit):
     """SIGTERM, in a command: raised where the main process is, so that it can put things in order."""
 
-    def __init__(self):
+    code: int
+
+    def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
 
 
@@ -74,7 +77,7 @@ def _terminable() -> Iterator[None]:
     """Inside, SIGTERM raises :class:`Terminated`, unless somebody handles or ignores it already."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
-    def stop(_number: int, _frame) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
         raise Terminated
 
     if ours:
@@ -97,6 +100,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
     def wrapped(argv: list[str] | None = None) -> int:
         from sparsemask.own import trusting  # which raises what is defined here
 
+        message: str | None
         try:
             with trusting(sys.argv[1:] if argv is None else argv), _terminable():
                 return main(argv) or 0
@@ -134,7 +138,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def choose(name: str, known: dict | list | tuple, what: str) -> None:
+def choose(name: str, known: Collection[str], what: str) -> None:
     """Raise a UseError that lists the right names unless `name` is one of `known`."""
     if name not in known:
         raise UseError(f"unknown {what} '{name}'; {meant(name, known)}known: {', '.join(sorted(map(str, known)))}")

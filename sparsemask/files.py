@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from sparsemask import containers
+from sparsemask import containers, locks
 from sparsemask.errors import UseError
 
 _PART = ".part"  # ends the names of what is being written
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a binary file beside `path` and rename it into place when the block ends well.
 
     On any error the temporary file is removed and whatever stood at `path` is untouched.
@@ -29,7 +28,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            _hold(file)
+            locks.try_lock_open(file)  # says that somebody is at work on it: remove_stale leaves it alone
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -44,40 +43,31 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise
 
 
-def remove_stale(folder: str | os.PathLike) -> None:
+def remove_stale(folder: str | os.PathLike[str]) -> None:
     """Remove, below `folder`, what :func:`atomic_write` had begun in processes that were killed."""
     for path in Path(folder).rglob(f".*{_PART}"):
         with contextlib.suppress(OSError), open(path, "rb") as file:
-            if _hold(file):
+            if locks.try_lock_open(file):
                 path.unlink()
 
 
-def _hold(file: BinaryIO) -> bool:
-    """Take an unfinished file for this process, until it is closed or killed; whether nobody has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody has it, or the file system knows no locks
-        return False
-    return True
-
-
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path` atomically."""
     with atomic_write(path) as file:
         file.write(data)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 `text` to `path` atomically."""
     write_bytes(path, text.encode())
 
 
-def write_json(path: str | os.PathLike, value: object) -> None:
+def write_json(path: str | os.PathLike[str], value: object) -> None:
     """Write `value` to `path` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | os.PathLike) -> dict:
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object; UseError when it is missing or torn."""
     value = containers.read_json(path)
     if not isinstance(value, dict):
@@ -85,20 +75,23 @@ def read_json(path: str | os.PathLike) -> dict:
     return value
 
 
-def sha256(path: str | os.PathLike) -> str:
+def sha256(path: str | os.PathLike[str]) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def distinct_names(paths: Sequence[str | os.PathLike], suffix: bool = False) -> list[str]:
+def distinct_names(files: Sequence[str | os.PathLike[str]], suffix: bool = False) -> list[str]:
     """A name for each of some files, by which what is made of them can be kept apart: two files never share one.
 
     Stems where they differ (file names with `suffix`), else the paths below the folder that holds them all, `a/0000`
     and `b/0000`; with their suffixes where these alone tell files apart. A file that is named twice has one name.
     """
-    paths = [Path(path) for path in paths]
-    short = (lambda path: path.name) if suffix else (lambda path: path.stem)
+    paths = [Path(path) for path in files]
+
+    def short(path: Path) -> str:
+        return path.name if suffix else path.stem
+
     names = [short(path) for path in paths]
     if len(set(names)) == len(paths):
         return names
@@ -116,7 +109,7 @@ def distinct_names(paths: Sequence[str | os.PathLike], suffix: bool = False) -> 
     return names if len(set(names)) == distinct else [path.as_posix() for path in below]
 
 
-def must_exist(path: str | os.PathLike, what: str, hint: str = "") -> Path:
+def must_exist(path: str | os.PathLike[str], what: str, hint: str = "") -> Path:
     """Return `path` as a Path; UseError naming `what` when nothing is there."""
     path = Path(path)
     if not path.exists():

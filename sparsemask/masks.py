@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ _LARGEST = 1 << 26  # bytes of one array of a mask file
 _NOTED = {"run", "checkpoint", "connections", "mask_path", "carried_from"}  # what the notes beside masks say
 
 
-def save_mask(path: str | os.PathLike, mask: np.ndarray, note: dict | None = None) -> None:
+def save_mask(path: str | os.PathLike[str], mask: np.ndarray, note: dict[str, Any] | None = None) -> None:
     """Write a checked mask to `path` (.npy) and, when given, `note` to the json file beside it, atomically.
 
     The note goes first: a crash in between leaves no mask without its note.
@@ -38,7 +39,7 @@ def save_mask(path: str | os.PathLike, mask: np.ndarray, note: dict | None = Non
         np.lib.format.write_array(file, mask, allow_pickle=False)
 
 
-def load_mask(path: str | os.PathLike) -> np.ndarray:
+def load_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """Read a mask: bool (L, L, 2), checked by :func:`check_mask`; UseError in one line otherwise."""
     if Path(path).suffix == ".npz" and Path(path).is_file():
         read_npz(path, "truncated or not a mask file", _LARGEST)  # a torn one says so, rather than be of another kind
@@ -50,7 +51,7 @@ def load_mask(path: str | os.PathLike) -> np.ndarray:
     return check_mask(read_npy(path, "truncated or not a mask file"), what=str(path))
 
 
-def mask_note(path: str | os.PathLike) -> dict:
+def mask_note(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What the json file beside a mask says; empty when there is none."""
     note = Path(path).with_suffix(".json")
     return read_json(note) if note.exists() else {}
@@ -83,7 +84,7 @@ def check_mask(mask: np.ndarray, n_features: int | None = None, what: str = "mas
 
 def why_unusable(mask: np.ndarray) -> str:
     """Why no network can be built from a well-formed mask; empty text when one can."""
-    inputs = mask.any(axis=(1, 2))
+    inputs: np.ndarray = np.logical_or.reduce(mask, axis=(1, 2))
     last = len(mask) - 1
     if not inputs[last]:
         return f"the output stage {last} has no inputs (a lower threshold would keep some)"
@@ -107,7 +108,7 @@ def _forget_note(note: Path) -> None:
                 note.unlink()
 
 
-def _npy(path: str | os.PathLike) -> Path:
+def _npy(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix != ".npy":
         raise UseError(f"{path}: a connectivity mask is a .npy file")

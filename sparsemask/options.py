@@ -11,9 +11,10 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any, NoReturn, cast
 
 import yaml
 
@@ -33,7 +34,7 @@ _NEVER_IN_FILES = {"help", "trust"}
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are errors of use: one line, exit status 2."""
 
-    def __init__(self, verb: str, **kwargs):
+    def __init__(self, verb: str, **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         script = kwargs.get("prog", "")
         if not script or script.endswith(".py"):  # as this user types it
@@ -69,7 +70,7 @@ class Parser(argparse.ArgumentParser):
         self.sections[role] = section
         section.add_to(self, defaults=defaults, helps=helps, only=only)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UseError(f"{message}{self._hint(message)} (see {self.prog} --help)")
 
     def _hint(self, message: str) -> str:
@@ -81,8 +82,14 @@ class Parser(argparse.ArgumentParser):
             near = "".join(meant(word, known).replace(" '", " '--") for word in wrong)
         elif found := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose", message):
             named = found[1].split("/")
-            names = lambda one: {*one.option_strings, one.metavar, one.dest}
-            choices = next((one.choices for one in self._actions if names(one) & set(named)), None)
+            choices = next(
+                (
+                    action.choices
+                    for action in self._actions
+                    if {*action.option_strings, action.metavar, action.dest} & set(named)
+                ),
+                None,
+            )
             near = meant(found[2], choices or ())
         return _after(near)
 
@@ -94,7 +101,7 @@ class Parser(argparse.ArgumentParser):
         """Names of the flags in the group of a title."""
         return [one.dest for group in self._action_groups if group.title == title for one in group._group_actions]
 
-    def given(self, argv: Sequence[str] | None) -> dict:
+    def given(self, argv: Sequence[str] | None) -> dict[str, Any]:
         """Only the flags that stand on the command line, parsed."""
         kept = {action: (action.default, action.required) for action in self._actions}
         try:
@@ -106,14 +113,14 @@ class Parser(argparse.ArgumentParser):
             for action, (default, required) in kept.items():
                 action.default, action.required = default, required
 
-    def resolve(self, *layers: dict) -> argparse.Namespace:
+    def resolve(self, *layers: dict[str, Any]) -> argparse.Namespace:
         """Lay mappings of flags over the defaults, the last one on top."""
         values = {name: action.default for name, action in self.actions().items()}
         for layer in layers:
             values.update(layer)
         return argparse.Namespace(**values)
 
-    def from_file(self, path: str | Path, foreign: bool = False) -> dict:
+    def from_file(self, path: str | Path, foreign: bool = False) -> dict[str, Any]:
         """Flags from a YAML file (or a preset's name), checked like the command line's.
 
         foreign: pass over flags that this verb does not have instead of refusing them.
@@ -130,7 +137,7 @@ class Parser(argparse.ArgumentParser):
             raise UseError(f"{path}: section '{self.verb}' must be a mapping of flags")
         return self.checked({**flat, **section}, path, foreign)
 
-    def checked(self, flags: dict, what: object, foreign: bool = False) -> dict:
+    def checked(self, flags: dict[str, Any], what: object, foreign: bool = False) -> dict[str, Any]:
         """Flags by name as the command line would parse them; UseError naming `what` where one is none or ill-typed.
 
         foreign: as in :meth:`from_file`.
@@ -139,13 +146,15 @@ class Parser(argparse.ArgumentParser):
             flags = {name: value for name, value in flags.items() if name in self.actions()}
         return {name: self._checked(name, value, what) for name, value in flags.items()}
 
-    def _checked(self, name: str, value, path: object):
+    def _checked(self, name: str, value: Any, path: object) -> Any:
         actions = self.actions()
         if name not in actions:
             near = meant(name, actions)
             raise UseError(f"{path}: unknown flag '{name}'{_after(near)}")
         action = actions[name]
-        return checked_value(name, value, kind=action.type, nargs=action.nargs, choices=action.choices, source=path)
+        kind = cast(Callable[[str], Any] | None, action.type)  # no type of ours is registered by name
+        choices = None if action.choices is None else list(action.choices)
+        return checked_value(name, value, kind=kind, nargs=action.nargs, choices=choices, source=path)
 
 
 def _after(near: str) -> str:
@@ -174,7 +183,9 @@ def spoken(verb: str, rest: str = "") -> str:
     return f"{f'sparsemask {verb}' if _as_command() else _FILES[verb]} {rest}".strip()
 
 
-def following(verb: str, rest: str, config: argparse.Namespace | dict, folder: str | Path | None = None) -> str:
+def following(
+    verb: str, rest: str, config: argparse.Namespace | dict[str, Any], folder: str | Path | None = None
+) -> str:
     """The whole command line of the verb that goes on from a run, as this user types it.
 
     Args:
@@ -224,15 +235,15 @@ def preset_name(path: str | Path, space: str | None = None) -> str | None:
     return str(path) if str(path) in known and (not of_others or str(path).startswith(f"{space}_")) else None
 
 
-def preset_flags(name: str, verb: str, space: str) -> dict:
+def preset_flags(name: str, verb: str, space: str) -> dict[str, Any]:
     """What a preset has for a verb and a space, as it stands in its file; {} where they have no such preset."""
     if preset_name(name, space) is None:
         return {}
-    content = read_yaml(find_config(name, space))
+    content = cast(dict[str, Any], read_yaml(find_config(name, space)))
     return {**{k: v for k, v in content.items() if k not in SECTIONS}, **(content.get(verb) or {})}
 
 
-def spelled(flags: dict) -> list[str]:
+def spelled(flags: dict[str, Any]) -> list[str]:
     """Flags as a command line has them."""
     words = []
     for name, value in flags.items():
@@ -243,7 +254,7 @@ def spelled(flags: dict) -> list[str]:
     return words
 
 
-def plain(options: argparse.Namespace | dict) -> dict:
+def plain(options: argparse.Namespace | dict[str, Any]) -> dict[str, Any]:
     """The options as plain values (numbers, strings, lists), fit for YAML and for a checkpoint."""
     values = dict(options) if isinstance(options, dict) else vars(options)
     return {
@@ -255,12 +266,13 @@ def plain(options: argparse.Namespace | dict) -> dict:
     }
 
 
-def given_flags(options: argparse.Namespace) -> dict:
+def given_flags(options: argparse.Namespace) -> dict[str, Any]:
     """The flags that the user named on the command line; empty where that is not known, as of a resumed run."""
-    return vars(options).get("given", {})
+    given: dict[str, Any] = vars(options).get("given", {})
+    return given
 
 
-def adopt(options: argparse.Namespace, values: Mapping, source: object) -> None:
+def adopt(options: argparse.Namespace, values: Mapping[str, Any], source: object) -> None:
     """Take flags over from a file that decides them, such as a mask's numbers of the network.
 
     Args:
@@ -278,7 +290,7 @@ def adopt(options: argparse.Namespace, values: Mapping, source: object) -> None:
         setattr(options, name, value)
 
 
-def write_config(path: str | Path, options: argparse.Namespace | dict) -> None:
+def write_config(path: str | Path, options: argparse.Namespace | dict[str, Any]) -> None:
     """Write a run's configuration: ``--config`` on this file starts the same run again."""
     write_text(path, yaml.safe_dump(plain(options), sort_keys=True, allow_unicode=True))
 

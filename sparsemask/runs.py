@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import re
 import shutil
 import sys
 import time
 from pathlib import Path
 
+from sparsemask import locks
 from sparsemask import options as opt
 from sparsemask.errors import UseError, say
 from sparsemask.files import read_json, remove_stale, write_json
@@ -27,7 +27,7 @@ class Run:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._lock, self._held = None, False
+        self._lock: locks.Lock | None = None  # held as long as this object lives
         self.fresh = False  # made by this process: its own to take away again
 
     config = property(lambda self: self.folder / "config.yaml")
@@ -39,6 +39,7 @@ class Run:
     tensorboard = property(lambda self: self.folder / "tensorboard")
     pictures = property(lambda self: self.folder / "pictures")
     info_file = property(lambda self: self.folder / "run.json")
+    _lock_file = property(lambda self: self.folder / ".lock")
 
     def info(self) -> dict:
         """What run.json says; empty when there is none."""
@@ -53,20 +54,27 @@ class Run:
 
         What killed processes had begun to write there is removed.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held as long as the process lives
         try:
-            # Of the kind that loader workers do not inherit: it must go with this process, not with its children.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UseError(f"{self.folder}: another process is at work in this run") from None
-        self._held = True
+            self._lock = locks.acquire_for_process(self._lock_file)
+        except OSError as error:
+            if error.filename is not None:  # a file that cannot be opened
+                raise
+            raise UseError(f"{self.folder}: cannot be locked for this run: {error.strerror or error}") from None
+        if self._lock is None:
+            raise UseError(f"{self.folder}: another process is at work in this run")
         remove_stale(self.folder)
         return self
 
+    def is_held(self) -> bool:
+        """Whether a process is at work in the folder."""
+        try:
+            return locks.is_held(self._lock_file)
+        except OSError:  # it cannot be known
+            return True
+
     def discard(self) -> None:
         """Take away the folder that this process has made, unless another process is at work in it."""
-        if self._held:
+        if self._lock is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):  # not there, or not empty

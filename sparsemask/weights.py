@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,7 +28,7 @@ from sparsemask.files import write_bytes
 from sparsemask.weight_files import ENTRIES, check_finite, shard, unwrapped, what_it_is
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict:
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Everything a checkpoint holds, on the CPU: a torch file (zip or legacy) or a `.safetensors` file.
 
     Raises UseError when it is missing, a folder, torn, no checkpoint, or asks for code to be run; and where entries of
@@ -54,7 +55,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
                 value = torch.load(path, map_location="cpu", weights_only=True)
             else:  # torch's older formats say how much is to be read
                 with open(path, "rb") as file:
-                    value = torch.load(containers.Bounded(file), map_location="cpu", weights_only=True)
+                    value = torch.load(cast(IO[bytes], containers.Bounded(file)), map_location="cpu", weights_only=True)
     except OSError as error:
         if error.errno is not None:  # the system's refusal (permission, disk), worded by errors.command
             raise
@@ -68,7 +69,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     return dict(value)
 
 
-def config_of(checkpoint: Mapping) -> Mapping:
+def config_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """The run's configuration in a checkpoint; an empty one where it has none that is one."""
     found = checkpoint.get("config")
     return found if isinstance(found, Mapping) else {}
@@ -106,7 +107,7 @@ def _brief(error: Exception) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def file_space(path: str | os.PathLike) -> str | None:
+def file_space(path: str | os.PathLike[str]) -> str | None:
     """The space that a checkpoint of a run, or a network's safetensors file, says it is of; None where none does."""
     path = Path(path)
     if not path.is_file():
@@ -118,7 +119,7 @@ def file_space(path: str | os.PathLike) -> str | None:
     return None
 
 
-def metadata(path: str | os.PathLike) -> dict:
+def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a safetensors file says about its network: JSON values by name; others are passed over."""
     with containers.reading(path, "truncated or not a safetensors file"), safe_open(path, framework="pt") as file:
         said = file.metadata() or {}
@@ -129,7 +130,7 @@ def metadata(path: str | os.PathLike) -> dict:
     return values
 
 
-def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The bare state dict inside any checkpoint, without the prefixes of DataParallel and torch.compile.
 
     Reads this toolkit's checkpoints (entry `model`), public ones (`state_dict`, `params_ema`, `net`, ...), bare dicts
@@ -138,7 +139,7 @@ def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     return bare_state(read_checkpoint(path), path)
 
 
-def bare_state(checkpoint: Mapping, what: object = "checkpoint") -> dict[str, Tensor]:
+def bare_state(checkpoint: Mapping[str, Any], what: object = "checkpoint") -> dict[str, Tensor]:
     """The bare state dict inside a checkpoint already read; UseError naming `what` without any, or not finite."""
     state = unwrapped(checkpoint, what)
     strange = [key for key, value in state.items() if not checkpoint_schema.is_tensor(value)]
@@ -146,7 +147,7 @@ def bare_state(checkpoint: Mapping, what: object = "checkpoint") -> dict[str, Te
         found = f"found {', '.join(strange[:4])}" if strange else "it is empty"
         raise UseError(f"{what}: no weights in it, neither bare nor under {' or '.join(ENTRIES)} ({found})")
     check_finite(state, what)
-    return state
+    return cast(dict[str, Tensor], state)
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
@@ -187,7 +188,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def save_safetensors(path: str | os.PathLike, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def save_safetensors(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a state dict to share, atomically; `metadata` (text only) says where it comes from."""
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     write_bytes(path, to_safetensors(tensors, metadata=metadata))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ import pytest
 from parsed_page import Page, page_of
 from recorded_run import CLASSES, MATRIX, STEPS, make_retrain, make_search
 from spaces.connectivity import named_mask
+from sparsemask import locks
 from sparsemask.masks import save_mask
 from sparsemask.report import build_page, charts, drawings
 from sparsemask.report.contents import read_run
@@ -156,8 +156,7 @@ def test_killed_running_and_finished(tmp_path):
     run.note(state="running")
     text = page_of(run).text
     assert "stopped before its end" in text and f"--resume {run.folder}" in text
-    with open(run.folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.acquire(run.folder / ".lock"):
         assert "running · started" in page_of(run).text
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sys
 import zipfile
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsemask import locks
 from sparsemask.containers import npy_length
 from sparsemask.errors import UseError, say
 from sparsemask.points.ply import ply_size
@@ -60,13 +60,11 @@ def prepare(
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Work in a folder alone; whoever comes later waits. A kill lets go of the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            say(f"{folder}: another process is at work here; waiting for it", sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = locks.try_acquire(folder / ".lock")
+    if lock is None:
+        say(f"{folder}: another process is at work here; waiting for it", sys.stderr)
+        lock = locks.acquire(folder / ".lock")
+    with lock:
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import re
@@ -67,7 +66,7 @@ class Contents:
     def state(self) -> str:
         """finished, running, or stopped (a killed run still says running, but nobody holds it)."""
         state = str(self.info.get("state", "unknown"))
-        return "stopped before its end" if state == "running" and not _held(self.run) else state
+        return "stopped before its end" if state == "running" and not self.run.is_held() else state
 
     @property
     def evaluation(self) -> dict:
@@ -223,15 +222,3 @@ def _confusion(found: Contents) -> None:
             found.problems.append(f"{path.name} holds no confusion matrix")
         return
     found.classes, found.confusion = [str(name) for name in classes], np.array(rows, dtype=float)
-
-
-def _held(run: Run) -> bool:
-    """Whether a process is at work in the run's folder."""
-    try:
-        with open(run.folder / ".lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False

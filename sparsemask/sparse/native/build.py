@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsemask import locks
 from sparsemask.datasets import cache
 from sparsemask.errors import UseError, choose
 from sparsemask.files import atomic_write, sha256, write_json
@@ -217,9 +217,7 @@ def _load(path: Path) -> ctypes.CDLL:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One builder at a time; the lock goes with the process that holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locks.acquire(folder / "lock"):
         for left in folder.glob("build-*"):  # of a build that was killed: we alone hold the lock
             shutil.rmtree(left, ignore_errors=True)
         for left in folder.glob(".*.part"):
