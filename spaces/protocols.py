@@ -109,7 +109,7 @@ class Space(ABC):
         """
 
     @abstractmethod
-    def load(self, path: str | os.PathLike) -> Loaded:
+    def load(self, path: str | os.PathLike[str]) -> Loaded:
         """Read a network from a file that says what to build.
 
         Args:
@@ -160,7 +160,7 @@ class MakesMasks(Protocol):
 class Shareable(Protocol):
     """Networks can be written as files that say how they are built, knowing no command's options."""
 
-    def save(self, path: str | os.PathLike, network: nn.Module, mask: Any) -> None:
+    def save(self, path: str | os.PathLike[str], network: nn.Module, mask: Any) -> None:
         """Write a network as safetensors, atomically.
 
         Args:

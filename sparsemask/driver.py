@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sparsemask import flags, training_setup
 from sparsemask.engine import distributed, fit
@@ -11,7 +12,11 @@ from sparsemask.options import Parser, plain
 
 
 def training_parser(
-    family: TrainingFamily, space, prog: str, description: str | None, ignored: Mapping[str, str] | None = None
+    family: TrainingFamily[Any],
+    space: Any,
+    prog: str,
+    description: str | None,
+    ignored: Mapping[str, str] | None = None,
 ) -> Parser:
     """The flags of a training command for a space, the family's own included.
 
@@ -30,7 +35,7 @@ def training_parser(
     return made
 
 
-def train(family: TrainingFamily, parser: Parser, argv: Sequence[str] | None = None) -> int:
+def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | None = None) -> int:
     """Begin or resume a run and train it to its end.
 
     Args:

@@ -205,12 +205,12 @@ _FAMILIES: dict[tuple[str, str], Any] = {}
 
 
 @overload
-def find(verb: Literal["search"], space: OfFamily) -> TrainingFamily: ...
+def find(verb: Literal["search"], space: OfFamily) -> TrainingFamily[Any]: ...
 @overload
 def find(verb: Literal["prune"], space: OfFamily) -> PruningFamily: ...
 @overload
-def find(verb: Literal["retrain"], space: OfFamily) -> RetrainingFamily: ...
-def find(verb: Verb, space: OfFamily):
+def find(verb: Literal["retrain"], space: OfFamily) -> RetrainingFamily[Any, Any]: ...
+def find(verb: Verb, space: OfFamily) -> Any:
     """The family object that serves a space under a verb.
 
     Args:
@@ -226,7 +226,7 @@ def find(verb: Verb, space: OfFamily):
     return _FAMILIES[key]
 
 
-def register(verb: Verb, name: str, family: TrainingFamily | PruningFamily) -> None:
+def register(verb: Verb, name: str, family: TrainingFamily[Any] | PruningFamily) -> None:
     """Make a family of one's own known, so that the commands serve spaces whose `family` is `name`.
 
     Args:

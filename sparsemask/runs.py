@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from sparsemask import locks
 from sparsemask import options as opt
@@ -41,11 +42,11 @@ class Run:
     info_file = property(lambda self: self.folder / "run.json")
     _lock_file = property(lambda self: self.folder / ".lock")
 
-    def info(self) -> dict:
+    def info(self) -> dict[str, Any]:
         """What run.json says; empty when there is none."""
         return read_json(self.info_file) if self.info_file.exists() else {}
 
-    def note(self, **entries) -> None:
+    def note(self, **entries: object) -> None:
         """Add entries to run.json."""
         write_json(self.info_file, {**self.info(), **entries})
 

@@ -116,7 +116,7 @@ class ScoresBySample(Protocol):
 
     columns: Mapping[str, Any]
 
-    def rows(self) -> list[dict]:
+    def rows(self) -> list[dict[str, Any]]:
         """A row for each sample in order, then one of their means."""
 
     def summary(self) -> str:
@@ -237,7 +237,7 @@ class Task(ABC):
     @abstractmethod
     def evaluate(
         self,
-        model: Callable,
+        model: Callable[..., Any],
         context: EvaluationContext,
         *,
         limit: int = 0,
@@ -267,7 +267,7 @@ class Task(ABC):
         """The metrics that training logs and commands print, `primary` among them. Override it to add some."""
         return scores.metrics
 
-    def record(self, scores: Scores) -> dict:
+    def record(self, scores: Scores) -> dict[str, Any]:
         """What run.json keeps of an evaluation: the metrics, and what else is worth keeping."""
         return self.metrics(scores)
 
@@ -293,11 +293,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 6) -> list[tuple]:
+    def samples(self, model: Callable[..., Any], arithmetic: Arithmetic, n: int = 6) -> list[tuple[Any, ...]]:
         """Up to `n` validation samples, spread over all, with the predictions of `model`, as `draw` takes them."""
 
     @abstractmethod
-    def draw(self, samples: list[tuple], path: Path) -> None:
+    def draw(self, samples: list[tuple[Any, ...]], path: Path) -> None:
         """Draw samples with truth and prediction into a picture file."""
 
     def check_views(self, flips: bool, scales: Sequence[float]) -> None:
