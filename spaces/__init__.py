@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Protocol
 
+from sparsemask import _checkout
+
 from sparsemask.errors import choose  # isort: skip  (before torch: it says how threads wait)
 
 from torch import nn
+
+_checkout.unify(__name__)
 
 # Imported when asked for, so that one family's needs are no burden to another.
 _MODULES = {
