@@ -49,6 +49,7 @@ from search.study_backend import StorageError, check_url, is_database, shown_url
 from search.study_plan import Plan
 from sparsemask import families, flags, own, training_setup
 from sparsemask.config import Section, flag
+from sparsemask.datasets import ROOT
 from sparsemask.errors import UseError, command, one_line
 from sparsemask.files import read_json
 from sparsemask.options import Parser, natural, positive, rate
@@ -189,13 +190,14 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
     """
     lost, losses = os.pipe()
     threads = max(1, len(os.sched_getaffinity(0)) // count)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # this very toolkit
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
     # Groups of their own: a terminal's Ctrl-C is for this process, which tells each of them once. They get the plan
     # by a pipe, since a URL may hold a password, and leave when it is closed.
     workers = [
         subprocess.Popen(
             # Names of code that this command line said may be imported there too.
-            [sys.executable, str(Path(__file__).resolve()), _WORKER, str(losses), *own.trusted()],
+            [sys.executable, "-P", "-m", "sparsemask.search.study", _WORKER, str(losses), *own.trusted()],
             pass_fds=(losses,),
             stdin=subprocess.PIPE,
             env=environment,
