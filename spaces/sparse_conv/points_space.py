@@ -59,7 +59,7 @@ class SMPointSegSpace(MaskedSpace):
 
     def supernet(self, config) -> SMPointSeg:
         """The network with soft masks."""
-        options = config if isinstance(config, Mapping) else vars(config)
+        options = config
         return SMPointSeg(**self.arguments(options), reading=reading_of(options))
 
     def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMPointSeg:
@@ -68,7 +68,7 @@ class SMPointSegSpace(MaskedSpace):
 
     def configure(self, network: SMPointSeg, options) -> None:
         """Read the weights as the options say."""
-        network.reading = reading_of(vars(options))
+        network.reading = reading_of(options)
 
     def dense_cost(self, network: SMPointSeg, batch: PointBatch, published: bool = False) -> int:
         """Multiply-adds on crops with everything kept; `published`: of the masked layers alone, as the paper counts."""

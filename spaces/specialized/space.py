@@ -61,7 +61,7 @@ class SpecializedSpace(MaskedSpace):
     def arguments(self, config) -> dict:
         """A network's arguments, from a mapping or namespace of options."""
         options = super().arguments(config)
-        whole = config if isinstance(config, Mapping) else vars(config)
+        whole = config
         if not options.get("connectivity"):
             raise UseError("--connectivity is missing: a mask file (.npy), a named mask, or use retrain/specialize.py")
         common = ConnectivityConfig.from_options(whole)
