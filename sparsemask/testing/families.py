@@ -243,9 +243,9 @@ class PruningFamilyContract:
     def test_what_cannot_be_pruned_leaves_nothing(self, tmp_path, monkeypatch, checkpoint_file, out, named):
         monkeypatch.chdir(tmp_path)
         Path("empty.pt").write_bytes(b"")
-        given = {"checkpoint": checkpoint_file, "out": out, "gpu": -1, "sample": True}
-        resolved = self.make_parser().resolve(given)
-        resolved.given = given
+        parser = self.make_parser()
+        asked = {"checkpoint": checkpoint_file, "out": out, "gpu": -1, "sample": True}
+        given = {name: value for name, value in asked.items() if name in parser.actions()}
         with pytest.raises(UseError, match=named):
-            self.family.prune(resolved, None)
+            self.family.prune(parser.resolve(given), given, None)
         assert [path.name for path in tmp_path.iterdir()] == ["empty.pt"]
