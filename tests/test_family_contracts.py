@@ -182,6 +182,21 @@ class ToyEvaluation(Section):
     title = "toy"
     pretrained_model: str | None = flag(help="its weights")
 
+    def network(self, mask, config) -> Toy:
+        """The same: there are no masks."""
+        return self.supernet(config)
+
+    def transfer(self, checkpoint, mask, config) -> dict:
+        """All of it."""
+        return dict(checkpoint)
+
+    def load(self, path) -> spaces.Loaded:
+        """The network of a run's checkpoint."""
+        state = checkpoint.load(path)
+        model = Toy(state["config"]["n_class"])
+        model.load_state_dict(state["model"])
+        return spaces.Loaded(model.eval())
+
 
 class ToyFamily(families.RetrainingFamily):
     """A plain training that says how it went."""
@@ -219,10 +234,7 @@ class ToyFamily(families.RetrainingFamily):
         return 0
 
     def load_run(self, run):
-        state = checkpoint.load(run.last)
-        model = Toy(state["config"]["n_class"])
-        model.load_state_dict(state["model"])
-        return model.eval()
+        return spaces.get("toy").load(run.last).network
 
 
 class ToyMethod(Method):

@@ -43,7 +43,7 @@ class ToySpace(Space):
     """Masks are bool (hidden,): the channels that stay."""
 
     family = "group_sparsity"
-    name = "toy"
+    name = "toy_channels"
     task = "classification"
     section = ToySection
 

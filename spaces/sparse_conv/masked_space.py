@@ -77,7 +77,7 @@ class MaskedSpace(Space):
         return Loaded(network, self.masks_of(network))
 
     def save(self, path: str | os.PathLike, network: MaskedNetwork, mask: FineMasks | None = None) -> None:
-        """Write a network to share as safetensors; mask: whose threshold it has, default the network's own."""
+        """Write a network to share as safetensors; mask: the masks whose threshold it has, None: 0.5, the argmax."""
         save(path, network, self.name, mask)
 
     def masks_of(self, network: MaskedNetwork) -> FineMasks:
@@ -143,6 +143,6 @@ def load(
 
 def save(path: str | os.PathLike, network: MaskedNetwork, space: str, masks: FineMasks | None = None) -> None:
     """Write a network to share: safetensors whose metadata says the space, its numbers and the masks' threshold."""
-    threshold = threshold_of(network) if masks is None else masks.threshold
+    threshold = 0.5 if masks is None else masks.threshold
     said = {"space": space, "threshold": float(threshold), **network.config}
     weights.save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in said.items()})
