@@ -56,8 +56,8 @@ class Rare(SegmentationTask):
 
     def loss(self, output, target):
         counts = torch.bincount(target[target != 255], minlength=self.n_class).float()
-        weights = counts.clamp_min(1).rsqrt().to(output.dtype)
-        logits = resize(output, target.shape[-2:])
+        weights = counts.clamp_min(1).rsqrt()
+        logits = resize(output, target.shape[-2:]).float()
         return F.cross_entropy(logits, target, weights / weights.mean(), ignore_index=255, reduction="sum")
 
     def metrics(self, scores):

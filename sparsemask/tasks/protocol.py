@@ -226,7 +226,7 @@ class Task(ABC):
             target: targets of the batch, on the same device.
 
         Returns:
-            A scalar: float64 for outputs of float64, else float32.
+            A scalar of float32 or float64, whatever precision the outputs have.
 
         Raises:
             UseError: outputs that do not fit the targets.
