@@ -48,7 +48,7 @@ class ConnectivityConfig:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | ConnectivityConfig) -> ConnectivityConfig:
-        """Pick this space's options out of a mapping or namespace, passing over foreign and None entries."""
+        """Pick this space's options out of a mapping, passing over foreign and None entries."""
         if isinstance(options, cls):
             return options
         known = {one.name for one in fields(cls)}

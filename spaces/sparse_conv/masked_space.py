@@ -95,16 +95,14 @@ class MaskedSpace(Space):
         return None
 
     def arguments(self, config: Config) -> dict:
-        """What of a mapping or namespace of options are a network's arguments."""
-        options = config
-        return {name: options[name] for name in self.fixed if options.get(name) is not None}
+        """What of a network's options are its arguments."""
+        return {name: config[name] for name in self.fixed if config.get(name) is not None}
 
     def network(self, mask: FineMasks, config: Config | None = None) -> MaskedNetwork:
         """The network of a mask file, its masks hard; the weights are still random."""
         if mask.space != self.name:
             raise UseError(f"a mask of space '{mask.space}', not of '{self.name}'")
-        options = config or {}
-        network = self.supernet({**options, **mask.config})
+        network = self.supernet({**(config or {}), **mask.config})
         apply_masks(network, mask.channels, mask.threshold)
         return network.eval()
 
