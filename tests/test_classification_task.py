@@ -167,7 +167,7 @@ def test_a_class_without_pictures_has_no_accuracy():
 def test_evaluation_counts_every_picture_once_in_any_batch(root):
     task, seen = ClassificationTask(options(data_root=root)), {}
     for batch in (1, 3, 250):
-        found, here = {}, EvaluationContext.from_options(CPU, options(eval_batch=batch))
+        found, here = {}, EvaluationContext.from_config(CPU, options(eval_batch=batch))
         assert here.batch_size == batch
         scores = task.evaluate(brightest(10), here, on_prediction=lambda i, logits, f=found: f.update({i: logits}))
         seen[batch] = scores.metrics
