@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from prune.shared import next_line, origin_note, output_path
 from spaces import backbones
 from spaces.connectivity.carry import mask_lines, origin
 from spaces.connectivity.prune_rules import prune_connectivity, prune_report
-from sparsemask.config import Section, flag
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import sha256
@@ -48,19 +48,19 @@ class ConnectivityPruning(PruningFamily):
         """Flags of pruning connectivity weights; the names are the public script's."""
         parser.add_section("family", ConnectivityPruningSection)
 
-    def prune(self, options: argparse.Namespace, run: Run | None) -> None:
+    def prune(self, config: RunConfig, given: Mapping, run: Run | None) -> None:
         """Write the mask of a search run, or of any checkpoint, with its report and picture."""
-        path = run.last if run else Path(options.checkpoint)
-        out = output_path(options.out, ".npy", "a connectivity mask is")
+        path = run.last if run else Path(config.run.checkpoint)
+        out = output_path(config.run.out, ".npy", "a connectivity mask is")
         state = read_checkpoint(path)
-        if state.get("space", options.space) != options.space:
-            raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{options.space}'")
+        if state.get("space", config.network.space) != config.network.space:
+            raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{config.network.space}'")
         report = prune_report(
             _stage_weights(bare_state(state, path), path),
-            options.thres,
-            not options.keep_duplicate,
-            not options.keep_subset,
-            options.repeat,
+            config.family.thres,
+            not config.family.keep_duplicate,
+            not config.family.keep_subset,
+            config.family.repeat,
         )
         for line in report.lines():
             print(line)
@@ -71,7 +71,7 @@ class ConnectivityPruning(PruningFamily):
         for line in mask_lines(report.mask, strides):
             print(line)
         note = {
-            **origin_note(options, run, path, sha256(path), ("thres", "keep_duplicate", "keep_subset", "repeat")),
+            **origin_note(config, run, path, sha256(path), ("thres", "keep_duplicate", "keep_subset", "repeat")),
             "step": state.get("step", state.get("iter")),
             "connections": report.connections,
             "smallest_kept": report.smallest_kept,
@@ -79,11 +79,11 @@ class ConnectivityPruning(PruningFamily):
             "backbone_name": backbone_name,
             "strides": strides,
         }
-        targets = [run.folder / f"mask_thres_{options.thres:g}.npy"] if run else []
+        targets = [run.folder / f"mask_thres_{config.family.thres:g}.npy"] if run else []
         for target in [*targets, out]:
             save_mask(target, report.mask, note)
         if run:
-            draw_architecture(report.mask, run.pictures / f"mask_thres_{options.thres:g}.png", strides)
+            draw_architecture(report.mask, run.pictures / f"mask_thres_{config.family.thres:g}.png", strides)
         print(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
         print(next_line(out, run, config_of(state)))
 

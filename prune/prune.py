@@ -31,7 +31,6 @@ class PruneSection(Section):
     """Which search, and where its mask goes."""
 
     config: str | None = flag(help="YAML file of flags", transient=True)
-    space: str = flags.space_flag()
     exp_path: str = flag("runs", help="folder that holds the runs (default: runs)")
     run: str | None = flag(help="the search run (default: the newest)")
     checkpoint: str | None = flag(help="a checkpoint file instead of a run")
@@ -42,14 +41,16 @@ def parser(space: str = "connectivity") -> Parser:
     """The command's flags, the family's own included."""
     made = Parser("prune", prog="prune/prune.py", description=__doc__)
     name = spaces.get(space).name
-    made.add_section("run", PruneSection, defaults={"space": name})
+    made.add_section("run", PruneSection, only=("config",))
+    made.add_section("network", flags.SpaceSection, defaults={"space": name})
+    made.add_section("run", PruneSection, only=("exp_path", "run", "checkpoint", "out"))
     families.find("prune", spaces.get(space)).add_options(made)
     return made
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
     """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
-    made = parser(space or flags.peek_space(argv, newest="search"))
+    made = parser(space or flags.space_of(argv, newest="search"))
     return made, made.given(argv)
 
 
@@ -58,12 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     made, given = read(argv)
     space = made.get_default("space")
-    options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)
-    options.given = given
+    config = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)
     run = None
-    if options.checkpoint is None:
-        run = runs.find(options.run) if options.run else runs.newest(options.exp_path, "search", space)
-    families.find("prune", spaces.get(space)).prune(options, run)
+    if config.run.checkpoint is None:
+        run = runs.find(config.run.run) if config.run.run else runs.newest(config.run.exp_path, "search", space)
+    families.find("prune", spaces.get(space)).prune(config, given, run)
     return 0
 
 

@@ -52,12 +52,12 @@ def parser(space: str = "connectivity", task: str | None = None) -> Parser:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    space = flags.peek_space(argv, newest="retrain")
-    made = parser(space, flags.peek_task(argv))
+    space = flags.space_of(argv, newest="retrain")
+    made = parser(space, flags.task_of(argv))
     given = read_flags(made, argv, space)
     if given.get("six_fold"):
-        options = made.resolve(given)
-        say(tasks.find(options.task).pooled_text(options.six_fold))
+        config = made.resolve(given)
+        say(tasks.find(config.data.task).pooled_text(config.data.six_fold))
         return 0
     status = family_of(space).evaluate(open_trained(made, given))
     distributed.stop()

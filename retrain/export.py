@@ -57,8 +57,8 @@ def parser(space: str = "connectivity", task: str | None = None) -> Parser:
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
     """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
-    space = space or flags.peek_space(argv, newest="retrain")
-    made = parser(space, flags.peek_task(argv))
+    space = space or flags.space_of(argv, newest="retrain")
+    made = parser(space, flags.task_of(argv))
     given = read_flags(made, argv, space)
     paths = [Path(path) for path in given.get("out") or ()]
     if not paths:
@@ -81,20 +81,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         able = [name for name in spaces.available() if isinstance(spaces.get(name), Exportable)]
         raise UseError(f"--space {space}: its networks cannot be exported; those of {', '.join(able)} can")
     restored = open_trained(made, {**given, "gpu": -1})
-    options, network = restored.options, restored.model.eval().requires_grad_(False)
-    source = tasks.get(options.task, options).eval_data
-    batches = [batch_of(source[i][0]) for i in range(min(len(source), options.eval_limit))]
-    exportable = spaces.get(space).exportable(network, batches[0], options, restored.mask)
+    config, network = restored.config, restored.model.eval().requires_grad_(False)
+    source = tasks.get(config.data.task, config).eval_data
+    batches = [batch_of(source[i][0]) for i in range(min(len(source), config.evaluation.eval_limit))]
+    exportable = spaces.get(space).exportable(network, batches[0], config, restored.mask)
     batches = [exportable.fitted(one) for one in batches]
-    if options.fixed:
+    if config.evaluation.fixed:
         exportable = exportable.fixed(batches[0])
         batches = [one for one in batches if shapes(exportable, one) == shapes(exportable, batches[0])]
     for path in paths:
         refuse(exporting.why_not(path.suffix, exportable))
-    about = {"toolkit": f"sparsemask {__version__}", "space": space, "task": options.task}
-    found = [export(path, exportable, batches, space, about, options.repeats) for path in paths]
+    about = {"toolkit": f"sparsemask {__version__}", "space": space, "task": config.data.task}
+    found = [export(path, exportable, batches, space, about, config.evaluation.repeats) for path in paths]
     say(table([one.row() for one in found], COLUMNS))
-    said = f"{options.repeats} in turn, {torch.get_num_threads()} thread(s)"
+    said = f"{config.evaluation.repeats} in turn, {torch.get_num_threads()} thread(s)"
     say(f"difference: the largest over {len(batches)} input(s), to the outputs' size; ms: medians of {said}")
     bad = [str(one.path) for one in found if not one.good]
     if bad:

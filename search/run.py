@@ -34,7 +34,7 @@ def parser(space: str = "connectivity") -> Parser:
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
     """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
-    made = parser(space or flags.peek_space(argv))
+    made = parser(space or flags.space_of(argv))
     return made, made.given(argv)
 
 

@@ -31,7 +31,6 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import contextlib
 import os
 import re
@@ -91,14 +90,14 @@ def parser(space: str = "connectivity") -> Parser:
     return made
 
 
-def settle(argv: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
+def settle(argv: Sequence[str] | None) -> tuple[Plan, StudySection]:
     """The plan and the study's own options; UseError before anything is written."""
-    space = flags.peek_space(argv)
+    space = flags.space_of(argv)
     if spaces.get(space).family != "connectivity":
         raise UseError(f"--space {space}: a study is about connectivity masks; search, prune and retrain it one by one")
     made = parser(space)
     given = made.given(argv)
-    options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)
+    options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given).run
     if not options.study:
         raise UseError("--study is missing: the study's name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", options.study):
@@ -108,10 +107,11 @@ def settle(argv: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
     fixed = {verb: study_plan.verb_flags(verb, space, given, given.get("config")) for verb in study_plan.VERBS}
     if options.retrain_iter:
         fixed["retrain"]["max_iter"] = options.retrain_iter
-    settled, line = training_setup.resolve_options(study_plan.verb_parser("search", space), fixed["search"])
+    settled, line, _ = training_setup.resolve_config(study_plan.verb_parser("search", space), fixed["search"])
     if line:
         print(line, flush=True)
     task = training_setup.open_task(settled)
+    settled = task.config
     plan = Plan(
         study=options.study,
         folder=str(Path(options.exp_path) / options.study),

@@ -8,7 +8,6 @@ never by the name of a space or of a method. A space has a capability by having 
 
 from __future__ import annotations
 
-import argparse
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
     from sparsemask.costs import Cost
     from sparsemask.timing import Inputs
 
-Config = Mapping[str, Any] | argparse.Namespace
-"""Options of a network by name: a file's entries, or a command's flags."""
+Config = Mapping[str, Any]
+"""Options of a network by name: a file's entries, or a command's configuration."""
 
 
 @dataclass(frozen=True)
@@ -234,13 +233,13 @@ class Exportable(Protocol):
     """Networks can be written for other programs."""
 
     def exportable(
-        self, network: nn.Module, batch: object, options: argparse.Namespace, mask: object = None
+        self, network: nn.Module, batch: object, config: Config, mask: object = None
     ) -> exporting.Exportable:
         """Say how a network is called from tensors alone, with and without sparse operators.
 
         Args:
             network: in evaluation mode, on the CPU, without gradients.
             batch: an input as the task makes it.
-            options: of the network.
+            config: options of the network by name.
             mask: :attr:`Loaded.mask`, where the network itself does not know it.
         """

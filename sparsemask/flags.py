@@ -6,14 +6,15 @@ have flags of their own; without a space the flags are those of the default one.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-from collections.abc import Sequence
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sparsemask import fine_masks, inherit, runs, tasks
-from sparsemask.config import Section, flag
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
 from sparsemask.options import Parser, fraction, natural, positive, rate
@@ -22,14 +23,6 @@ from sparsemask.tasks import LabelledData
 from sparsemask.weights import file_space
 
 DEFAULT_SPACE = "connectivity"
-
-
-_SPACE_HELP = f"the search space (default: {DEFAULT_SPACE}, or a file's own)"
-
-
-def space_flag():
-    """The field `space`; what a command line means without it is the parser's default."""
-    return flag(DEFAULT_SPACE, help=_SPACE_HELP)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,20 +56,26 @@ def add_data(parser: Parser, space=None) -> None:
     parser.add_section("data", section, defaults={"task": task}, helps={"task": words})
 
 
-def check_task(options: argparse.Namespace, default: str) -> None:
+def check_task(config: RunConfig, default: str) -> None:
     """Raise a UseError for a task whose data this command line's flags, those of task `default`, cannot name."""
-    known = is_own(options.task) or options.task in tasks.available()
-    if tasks.own_flags(default) and known and not tasks.fits(options.task, default):
+    known = is_own(config.data.task) or config.data.task in tasks.available()
+    if tasks.own_flags(default) and known and not tasks.fits(config.data.task, default):
         fitting = " or ".join(tasks.siblings(default))
-        raise UseError(f"--task {options.task}: space '{options.space}' is for --task {fitting}")
+        raise UseError(f"--task {config.data.task}: space '{config.network.space}' is for --task {fitting}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NetworkSection(Section):
+class SpaceSection(Section):
+    """Which space alone: a file says the rest of the network."""
+
+    space: str = flag(DEFAULT_SPACE, help=f"the search space (default: {DEFAULT_SPACE}, or a file's own)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkSection(SpaceSection):
     """Which network. A space's own section derives from it."""
 
     title = "network"
-    space: str = space_flag()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,49 +158,56 @@ def add_training(parser: Parser, space=None) -> None:
     parser.add_section("training", TrainingSection)
 
 
-def peek_space(argv: Sequence[str] | None, newest: str | None = None) -> str:
-    """The space a command line is about, before its other flags are known.
+def typed(argv: Sequence[str] | None) -> dict[str, str]:
+    """The words that follow the flags of a command line, by flag: the last one of a repeated flag, "" for none.
+
+    Nothing is checked: this is for what must be known before there is a parser, which refuses what is wrong.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    found = {}
+    for word, after in itertools.zip_longest(words, words[1:], fillvalue="--"):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            found[name[2:]] = value if equals else "" if after.startswith("--") else after
+    return found
+
+
+def space_of(argv: Sequence[str] | None, newest: str | None = None) -> str:
+    """The space a command line is about, which decides what its other flags are.
 
     --space says it; else a run (--resume, --run), a file of flags, a mask file, a checkpoint; else, with `newest`, the
     newest run of that verb. A file that cannot be read is passed over here: the verb reports it when it reads it.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--space", "--config", "--run", "--mask_path", "--checkpoint", "--pretrained_model"):
-        first.add_argument(name)
-    first.add_argument("--exp_path", default="runs")
-    first.add_argument("--resume", nargs="?")
-    seen, _ = first.parse_known_args(argv)
-    if seen.space is not None:
-        return seen.space
-    found = None
-    for file in [Path(run) / "config.yaml" for run in (seen.resume, seen.run) if run] + [Path(seen.config or "")]:
-        found = found or _space_in_config(file)
-    found = found or (fine_masks.file_space(seen.mask_path) if seen.mask_path else None)
-    for path in (seen.checkpoint, seen.pretrained_model):
-        found = found or (file_space(path) if path else None)
-    named = any((seen.resume, seen.run, seen.mask_path, seen.checkpoint, seen.pretrained_model))
+    seen = typed(argv)
+    if seen.get("space"):
+        return seen["space"]
+    found = next(filter(None, (_in_config(file, "space") for file in _configurations(seen))), None)
+    mask, weights = seen.get("mask_path"), [seen[name] for name in ("checkpoint", "pretrained_model") if seen.get(name)]
+    found = found or (fine_masks.file_space(mask) if mask else None)
+    found = found or next(filter(None, map(file_space, weights)), None)
+    named = any(seen.get(name) for name in ("resume", "run", "mask_path", "checkpoint", "pretrained_model"))
     if found is None and newest and not named:
-        found = runs.newest_space(seen.exp_path, newest)
+        found = runs.newest_space(seen.get("exp_path") or "runs", newest)
     return found or DEFAULT_SPACE
 
 
-def peek_task(argv: Sequence[str] | None) -> str | None:
+def task_of(argv: Sequence[str] | None) -> str | None:
     """The task a command line names, itself or by a run or a file of flags; None where it names none."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("task", "config", *inherit.STARTS):
-        first.add_argument(f"--{name}")
-    first.add_argument("--resume", nargs="?")
-    seen, _ = first.parse_known_args(argv)
-    files = [Path(run) / "config.yaml" for run in (seen.resume, seen.run) if run] + [Path(seen.config or "")]
-    if not (seen.task or seen.resume):
+    seen = typed(argv)
+    if seen.get("task"):
+        return seen["task"]
+    files = _configurations(seen)
+    if not seen.get("resume"):
         with contextlib.suppress(UseError, OSError):  # the verb reports it when it reads it
-            origin = inherit.find(vars(seen))
+            origin = inherit.find(seen)
             files += [origin.run.config] if origin else []
-    return seen.task or next(filter(None, (_in_config(file, "task") for file in files)), None)
+    return next(filter(None, (_in_config(file, "task") for file in files)), None)
 
 
-def _space_in_config(file: Path) -> str | None:
-    return _in_config(file, "space")
+def _configurations(seen: Mapping[str, str]) -> list[Path]:
+    """The files of flags that a command line names: its run's, and that of --config."""
+    folders = [Path(seen[name]) / "config.yaml" for name in ("resume", "run") if seen.get(name)]
+    return [*folders, Path(seen.get("config", ""))]
 
 
 def _in_config(file: Path, name: str) -> str | None:

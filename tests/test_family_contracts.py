@@ -30,7 +30,6 @@ from sparsemask import driver, families, run_summary, runs, training_setup
 from sparsemask.config import Section, flag
 from sparsemask.engine import Method, checkpoint, fit
 from sparsemask.flags import NetworkSection
-from sparsemask.options import plain
 from sparsemask.testing.families import PruningFamilyContract, RetrainingFamilyContract, TrainingFamilyContract
 from sparsemask.weights import save_safetensors
 from tiny import ROOT, data_flags, make_data
@@ -52,10 +51,12 @@ def searched(space: str, argv: list[str], *pruning: str) -> str:
     """The mask of a search of one step, without its pictures and times."""
     family, parser = families.find("search", spaces.get(space)), search.run.parser(space)
     context = training_setup.open_training(parser, [*argv, "--name", "s", "--max_iter", "1", "--gpu", "-1"])
-    built, options = family.build(context), context.options
-    extra = {"verb": "search", "space": space, "config": plain(options), **built.extra}
+    built = family.build(context)
+    context = context.with_config(context.config.replace(**built.changes))
+    config = context.config
+    extra = {"verb": "search", "space": space, "config": config.flat(), **built.extra}
     method = family.method(context, built)
-    fit(built.model, method, context.task, options, context.run, context.arithmetic, extra)
+    fit(built.model, method, context.task, config, context.run, context.arithmetic, extra)
     assert prune.prune.main(["--run", "runs/s", "--gpu", "-1", *pruning]) == 0
     return "mask.npz"
 
@@ -181,6 +182,21 @@ class ToyEvaluation(Section):
     title = "toy"
     pretrained_model: str | None = flag(help="its weights")
 
+    def network(self, mask, config) -> Toy:
+        """The same: there are no masks."""
+        return self.supernet(config)
+
+    def transfer(self, checkpoint, mask, config) -> dict:
+        """All of it."""
+        return dict(checkpoint)
+
+    def load(self, path) -> spaces.Loaded:
+        """The network of a run's checkpoint."""
+        state = checkpoint.load(path)
+        model = Toy(state["config"]["n_class"])
+        model.load_state_dict(state["model"])
+        return spaces.Loaded(model.eval())
+
 
 class ToyFamily(families.RetrainingFamily):
     """A plain training that says how it went."""
@@ -191,12 +207,11 @@ class ToyFamily(families.RetrainingFamily):
         parser.add_section("family", ToyTraining)
 
     def build(self, context) -> families.Built:
-        model = spaces.get(context.options.space).supernet(vars(context.options))
-        run_summary.note_start(context, family="toy")
-        return families.Built(model, {"pull": context.options.pull})
+        model = spaces.get(context.config.network.space).supernet(context.config)
+        return families.Built(model, {"pull": context.config.family.pull}, notes={"family": "toy"})
 
     def method(self, context, built) -> Method:
-        return ToyMethod(context.options.pull)
+        return ToyMethod(context.config.family.pull)
 
     def finish(self, context, built, result) -> int:
         run_summary.announce(context, [f"trained: {run_summary.metric_text(context, result)}"])
@@ -209,20 +224,17 @@ class ToyFamily(families.RetrainingFamily):
         from retrain.load_trained import read_source, ready
 
         source = read_source(parser, given, run, ("eval_limit",))
-        where = training_setup.device(source.options)
+        where = training_setup.device(source.config)
         state = source.state or checkpoint.load(source.path)
-        model = Toy(source.options.n_class)
+        model = Toy(source.config.data.n_class)
         model.load_state_dict(state["model"])
-        return families.Restored(source.options, ready(model, where), where, run)
+        return families.Restored(source.config, ready(model, where), where, run)
 
     def evaluate(self, restored) -> int:
         return 0
 
     def load_run(self, run):
-        state = checkpoint.load(run.last)
-        model = Toy(state["config"]["n_class"])
-        model.load_state_dict(state["model"])
-        return model.eval()
+        return spaces.get("toy").load(run.last).network
 
 
 class ToyMethod(Method):

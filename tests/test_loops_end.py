@@ -315,7 +315,7 @@ def test_an_evaluation_that_is_told_to_stop(place, number, status):
     script = (
         "import os, sys, time\n"
         "sys.path.insert(0, os.environ['ROOT'])\n"
-        "from sparsemask.tasks import dense\n"
+        "from sparsemask.tasks.dense import task as dense\n"
         "import retrain.eval\n"
         "def slow(*a):\n"
         "    open('begun', 'w').close()\n"

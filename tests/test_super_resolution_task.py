@@ -47,7 +47,7 @@ def test_the_task_is_known_by_name(tmp_path):
     make_folder(tmp_path, 2)
     o = options(hr_path=tmp_path)
     task = tasks.get("super_resolution", o)
-    assert isinstance(task, SuperResolutionTask) and task.n_output == 3 and not tasks.find(o.task).reads_voc
+    assert isinstance(task, SuperResolutionTask) and task.n_output == 3 and not tasks.find(o.data.task).reads_voc
     # Its flags are its own: command lines of label tasks neither offer it nor it them.
     assert tasks.siblings("super_resolution") == ["super_resolution"]
     assert "super_resolution" not in tasks.siblings("segmentation")
@@ -133,7 +133,7 @@ def test_odd_sides_scored_both_ways(tmp_path, crop, expected):
 
     scores = task.evaluate(network, HERE)
     assert scores.sizes == [expected] and shapes == [(expected[0] // 2, expected[1] // 2)]
-    assert ("even sides" in task.report(scores, 1)) is crop
+    assert ("even sides" in task.report(scores)) is crop
 
 
 # DIV2K's validation pictures are scored on RGB within a rim of scale + 6, all else on luma.
@@ -146,7 +146,7 @@ def test_protocols(tmp_path):
     truth, made = (as_div2k.eval_data[0][1], nearest(as_div2k.eval_data[0][0][None])[0])
     found = as_div2k.evaluate(nearest, HERE)
     assert (found.psnr, found.ssim) == (psnr(made, truth, 2, False), ssim(made, truth, 2, False))
-    assert "RGB, rim of 8" in as_div2k.report(found, 1)
+    assert "RGB, rim of 8" in as_div2k.report(found)
     luma = as_folder.evaluate(nearest, HERE)
     assert (luma.psnrs[2], luma.ssims[2]) == (psnr(made, truth, 2), ssim(made, truth, 2, divisor=256))
 
@@ -159,7 +159,7 @@ def test_a_perfect_network(tmp_path):
     scores = task.evaluate(nearest, HERE)
     # A flat picture is always right; it must not make the mean infinite.
     assert scores.equal == 1 and math.isinf(scores.psnrs[1]) and scores.psnr == scores.psnrs[0]
-    assert "1 equal to the truth" in task.report(scores, 2)
+    assert "1 equal to the truth" in task.report(scores)
     assert json.loads(json.dumps(task.record(scores), allow_nan=False))["each"][1]["psnr"] is None
     (tmp_path / "a.png").unlink()
     alone = task_on(tmp_path)
@@ -170,7 +170,7 @@ def test_report_and_record(tmp_path):
     make_folder(tmp_path, 3)
     task = task_on(tmp_path)
     scores = task.evaluate(nearest, HERE)
-    lines = task.report(scores, 3).splitlines()
+    lines = task.report(scores).splitlines()
     assert [line.split()[0] for line in lines[2:6]] == ["0001", "0002", "0003", "mean"]
     assert f"{scores.psnr:.3f}" in lines[5] and f"{scores.bicubic_psnr:.3f}" in lines[5]
     assert f"{scores.psnr - scores.bicubic_psnr:+.3f} dB to bicubic" in lines[-1] and "3 pictures" in lines[-1]
@@ -259,16 +259,9 @@ class Residual(nn.Module):
 # The engine takes the task as it is: it learns to beat what it began with, and repeats itself.
 @pytest.mark.parametrize("arithmetic", [CPU, Arithmetic(torch.device("cpu"), autocast=torch.bfloat16)])
 def test_training(tmp_path, arithmetic):
-    from sparsemask import flags
-    from sparsemask.options import Parser
-
-    parser = Parser("search")
-    flags.add_run(parser)
-    flags.add_training(parser)
     given = {"max_iter": 40, "optimizer": "adamw", "lr": 1e-2, "last_layer_lr_mult": 1.0, "eval_interval": 20}
-    settled = vars(parser.resolve({"log_interval": 1, "space": "smsr", **given}))
-    o = options(hr_path=make_folder(tmp_path / "hr", 11), **{**settled, "batch_size": 4})
-    task, losses = tasks.get(o.task, o), []
+    o = options(hr_path=make_folder(tmp_path / "hr", 11), log_interval=1, batch_size=4, **given)
+    task, losses = tasks.get(o.data.task, o), []
     before = task.evaluate(Residual(), EvaluationContext(arithmetic=arithmetic)).metrics
     for name in ("a", "b"):
         run = Run(tmp_path / name).hold()

@@ -43,16 +43,16 @@ class ToySpace(Space):
     """Masks are bool (hidden,): the channels that stay."""
 
     family = "group_sparsity"
-    name = "toy"
+    name = "toy_channels"
     task = "classification"
     section = ToySection
 
     def supernet(self, config) -> nn.Module:
-        options = config if isinstance(config, Mapping) else vars(config)
+        options = config
         return ToyNetwork(options["hidden"], options.get("n_class", 4))
 
     def network(self, mask: np.ndarray, config) -> nn.Module:
-        options = dict(config) if isinstance(config, Mapping) else vars(config)
+        options = config
         return self.supernet({**options, "hidden": int(mask.sum())})
 
     def transfer(self, checkpoint: Mapping[str, Tensor], mask: np.ndarray, config) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from spaces.group_sparsity.rules import GENERAL, Plan
 from spaces.group_sparsity.space import HingeSpace
 from spaces.specialized.words import mask_word, read_mask
 from sparsemask import weights
-from sparsemask.config import flag
+from sparsemask.config import RunConfig, flag
 from sparsemask.errors import UseError
 from sparsemask.flags import EncoderSection
 from sparsemask.masks import DOWN, UP
@@ -60,18 +61,19 @@ class SlimSpace(HingeSpace):
     section = SlimNetwork
     trained_as = "connectivity"
 
-    def settle(self, options, state: Mapping[str, Tensor], what: object) -> None:
-        """Take the network's numbers from a retrained run's checkpoint or network.safetensors."""
-        known = vars(options)
-        for name, value in described(what).items():
-            if name in known.get("given", {}) and name != "bn_momentum" and known[name] != value:
-                raise UseError(f"--{name} {known[name]}: {what} has {value}")
-            if name != "bn_momentum" or options.bn_momentum is None:
-                setattr(options, name, value)
+    def settled(self, config: RunConfig, given: Mapping, state: Mapping[str, Tensor], what: object) -> dict[str, Any]:
+        """The network's numbers, from a retrained run's checkpoint or network.safetensors."""
+        found = described(what)
+        if config.network.bn_momentum is not None:
+            found.pop("bn_momentum", None)
+        for name, value in found.items():
+            if name in given and given[name] != value:
+                raise UseError(f"--{name} {given[name]}: {what} has {value}")
+        return found
 
     def config(self, options, shape: Sequence[int] = (3, 97, 97)) -> dict:
         """The recipe of a network, plain values."""
-        found = options if isinstance(options, Mapping) else vars(options)
+        found = options
         if "arch_options" not in found:
             if not found.get("connectivity"):
                 raise UseError(
@@ -144,7 +146,7 @@ def described(what: object) -> dict:
 
 def small_widths(mask: np.ndarray, options, state: Mapping[str, Tensor]) -> str | None:
     """Widths of the encoder in a connectivity network's weights; None where it has its own."""
-    config = {**(options if isinstance(options, Mapping) else vars(options)), "widths": None}
+    config = {**options, "widths": None}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         backbone = spaces.get("connectivity").network(mask, config).backbone
     return widths_of(backbone, state)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import spaces
 from spaces.sparse_conv.dense import MaskedForm
 from spaces.sparse_conv.shared import save_smsr
 from spaces.sparse_conv.smsr import SMSR
@@ -33,7 +34,7 @@ def exportable(
     return Exportable(
         network=network,
         fast=network,
-        save=lambda path: save_smsr(path, network),
+        save=lambda path: save_smsr(path, network, spaces.get("smsr").masks_of(network)),
         program=pure(network, lambda net, picture: net.compute(picture)[0]),
         plain=pure(MaskedForm(network), lambda net, picture: net(picture)),
         inputs={INPUT: torch.zeros(1, 3, *size)},

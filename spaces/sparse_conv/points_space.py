@@ -59,16 +59,15 @@ class SMPointSegSpace(MaskedSpace):
 
     def supernet(self, config) -> SMPointSeg:
         """The network with soft masks."""
-        options = config if isinstance(config, Mapping) else vars(config)
-        return SMPointSeg(**self.arguments(options), reading=reading_of(options))
+        return SMPointSeg(**self.arguments(config), reading=reading_of(config))
 
     def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMPointSeg:
         """The network of a state dict, in evaluation mode. said: numbers that no weight tells, such as the radius."""
         return shared.build(state, what, said)
 
-    def configure(self, network: SMPointSeg, options) -> None:
-        """Read the weights as the options say."""
-        network.reading = reading_of(vars(options))
+    def configure(self, network: SMPointSeg, config: Mapping) -> None:
+        """Read the weights as the flags say."""
+        network.reading = reading_of(config)
 
     def dense_cost(self, network: SMPointSeg, batch: PointBatch, published: bool = False) -> int:
         """Multiply-adds on crops with everything kept; `published`: of the masked layers alone, as the paper counts."""

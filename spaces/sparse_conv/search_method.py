@@ -7,7 +7,6 @@ Searching trains by it from the start, specialising from a trained network.
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from spaces.sparse_conv.budget_calibration import meet_budget
 from spaces.sparse_conv.masking import blocks, hard_masks, mean_kept
 from spaces.sparse_conv.records import evaluate_kept
 from spaces.sparse_conv.schedules import published_epoch, sparse_weight, temperature
-from sparsemask.config import Section, flag
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.engine import Method, distributed
 from sparsemask.engine.randomness import step_generator
 from sparsemask.options import Parser, factor, fraction, natural, rate
@@ -82,19 +81,19 @@ def add_section(parser: Parser, section: type[SparseMaskSection] = SparseMaskSec
 class SparseConvSearch(Method):
     """Train a network and its masks together."""
 
-    def __init__(self, options: argparse.Namespace):
-        self.options, self.seed = options, options.seed
-        self.epochs = published(options.space)["epochs"]
+    def __init__(self, config: RunConfig):
+        self.config, self.seed = config, config.run.seed
+        self.epochs = published(config.network.space)["epochs"]
         self.kept = math.nan
         self.step, self.inputs = 0, None
 
-    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
+    def groups(self, model: torch.nn.Module, config: RunConfig) -> list[dict]:
         """The network at --lr, the channel masks at --lr times --mask_lr_mult and without weight decay."""
         masks = [block.ch_mask for block in blocks(model).values()]
         own = {id(p) for p in masks}
         rest = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
-        channels = {"name": "channel masks", "params": masks, "lr": options.lr * options.mask_lr_mult}
-        return [{"name": "network", "params": rest, "lr": options.lr}, {**channels, "weight_decay": 0.0}]
+        channels = {"name": "channel masks", "params": masks, "lr": config.training.lr * config.family.mask_lr_mult}
+        return [{"name": "network", "params": rest, "lr": config.training.lr}, {**channels, "weight_decay": 0.0}]
 
     def before_step(self, model: torch.nn.Module, step: int) -> None:
         """Set the temperature, whether masks are hard, and the generator that the masks' noise is drawn from.
@@ -112,17 +111,19 @@ class SparseConvSearch(Method):
 
         None once masks are fixed (--settle).
         """
-        o = self.options
+        config = self.config
         kept, hard = mean_kept(model), mean_kept(model, hard=True)
         if self._fixed(step):
             self.kept = float(hard)
             same = {"loss_sparse": 0.0, "kept": self.kept, "kept_soft": self.kept}
             return None, {**same, "tau": model.tau, "lambda": 0.0}
-        if o.keep is None:
+        if config.family.keep is None:
             loss = kept
         else:  # the budget is for hard masks: their value, with the soft masks' gradient
-            loss = (kept + (hard - kept).detach() - o.keep).square()
-        weight = o.sparse * sparse_weight(self._epoch(step), o.sparse_epochs, o.sparse_start)
+            loss = (kept + (hard - kept).detach() - config.family.keep).square()
+        weight = config.family.sparse * sparse_weight(
+            self._epoch(step), config.family.sparse_epochs, config.family.sparse_start
+        )
         self.kept = float(hard)
         metrics = {"loss_sparse": float(loss.detach()), "kept": self.kept, "kept_soft": float(kept.detach())}
         return weight * loss, {**metrics, "tau": model.tau, "lambda": weight}
@@ -135,12 +136,12 @@ class SparseConvSearch(Method):
     def after_step(self, model: torch.nn.Module) -> None:
         """Before masks are fixed, meet the budget."""
         if self._fixes_next():
-            meet_budget(model, self.inputs, self.options.keep)
+            meet_budget(model, self.inputs, self.config.family.keep)
             self.inputs = None
 
-    def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
+    def evaluate(self, model: torch.nn.Module, task, arithmetic, config: RunConfig) -> dict:
         """The task's metrics and the kept fraction of the hard masks, over the same pictures."""
-        return evaluate_kept(model, task, arithmetic, options)
+        return evaluate_kept(model, task, arithmetic, config)
 
     def metrics(self, model: torch.nn.Module) -> dict:
         """The kept fraction, were the masks hard, and how large a share of the channels is dense."""
@@ -151,15 +152,19 @@ class SparseConvSearch(Method):
         return published_epoch(step, self.steps, self.epochs)
 
     def _fixed(self, step: int) -> bool:
-        return self.options.settle > 0 and step >= self.steps * (1 - self.options.settle)
+        return self.config.family.settle > 0 and step >= self.steps * (1 - self.config.family.settle)
 
     def _fixes_next(self) -> bool:
         """Whether this step is the last in which masks are learnt."""
-        return self.options.keep is not None and self._fixed(self.step + 1) and not self._fixed(self.step)
+        return self.config.family.keep is not None and self._fixed(self.step + 1) and not self._fixed(self.step)
 
     def _tau(self, step: int) -> float:
-        o = self.options
-        return 1.0 if o.constant_tau else temperature(self._epoch(max(step, 0)), o.tau_epochs, o.tau_end)
+        config = self.config
+        return (
+            1.0
+            if config.family.constant_tau
+            else temperature(self._epoch(max(step, 0)), config.family.tau_epochs, config.family.tau_end)
+        )
 
 
 def missed(kept: float, budget: float) -> str:

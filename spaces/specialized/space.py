@@ -59,14 +59,13 @@ class SpecializedSpace(MaskedSpace):
         return found
 
     def arguments(self, config) -> dict:
-        """A network's arguments, from a mapping or namespace of options."""
+        """A network's arguments, from options by name."""
         options = super().arguments(config)
-        whole = config if isinstance(config, Mapping) else vars(config)
         if not options.get("connectivity"):
             raise UseError("--connectivity is missing: a mask file (.npy), a named mask, or use retrain/specialize.py")
-        common = ConnectivityConfig.from_options(whole)
+        common = ConnectivityConfig.from_options(config)
         backbone = common.backbone_name
-        mask = read_mask(options["connectivity"], len(backbones.strides(backbone)), whole.get("seed") or 0)
+        mask = read_mask(options["connectivity"], len(backbones.strides(backbone)), config.get("seed") or 0)
         found = {**common.network_options(), "mask": mask, "depth": common.depth}
         return found | {name: options[name] for name in self.own if name in options}
 

@@ -10,10 +10,10 @@ is imported only where the user names it (:mod:`sparsemask.own`).
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from typing import NamedTuple
 
+from sparsemask.config import RunConfig
 from sparsemask.errors import UseError, choose
 from sparsemask.own import imported, is_own
 from sparsemask.tasks.protocol import DataSection, EvaluationContext, LabelledData, Scores, ScoresBySample, Task
@@ -92,9 +92,6 @@ def find(name: str) -> type[Task]:
     return getattr(importlib.import_module(module), attribute)
 
 
-def get(name: str, options: argparse.Namespace) -> Task:
-    """The task `name` on the data that `options` names; `options.n_class`, if there, is set to its channels."""
-    task = find(name)(options)
-    if hasattr(options, "n_class"):
-        options.n_class = task.n_output
-    return task
+def get(name: str, config: RunConfig) -> Task:
+    """The task `name` on the data that a configuration names; its own `config` has what the task settled."""
+    return find(name)(config)

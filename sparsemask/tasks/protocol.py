@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from sparsemask.config import Section, flag
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError
 from sparsemask.options import byte, factor, natural, positive
 
@@ -77,11 +76,10 @@ class EvaluationContext:
     batch_size: int = 1
 
     @classmethod
-    def from_options(cls, arithmetic: Arithmetic, options: argparse.Namespace) -> EvaluationContext:
+    def from_config(cls, arithmetic: Arithmetic, config: RunConfig) -> EvaluationContext:
         """The context that a command's flags ask for: --n_worker, and --eval_batch or else --eval_batch_size."""
-        flags = vars(options)
-        batch_size = flags.get("eval_batch") or flags.get("eval_batch_size") or 1
-        return cls(arithmetic=arithmetic, n_worker=flags.get("n_worker") or 0, batch_size=batch_size)
+        batch_size = config.get("eval_batch") or config.get("eval_batch_size") or 1
+        return cls(arithmetic=arithmetic, n_worker=config.data.n_worker, batch_size=batch_size)
 
 
 class Scores(ABC):
@@ -126,11 +124,11 @@ class ScoresBySample(Protocol):
 class Task(ABC):
     """What a network is trained for and measured by.
 
-    A task is made from the options of a command and reads its data on first use. Networks are called by
+    A task is made from the configuration of a command and reads its data on first use. Networks are called by
     ``arithmetic.run(model, inputs)``, which refuses outputs that are not finite.
 
     Args:
-        options: flags of the command, as far as the task has any.
+        config: of the command; its section of data is one of `section`.
 
     Attributes:
         section: the flags that name its data; default: those of tasks with a label for every pixel.
@@ -162,13 +160,15 @@ class Task(ABC):
     no_data: ClassVar[str | None] = None
     sample_words: ClassVar[str | None] = "drawn pictures"
 
-    def __init__(self, options: argparse.Namespace):
-        self._options = options
+    def __init__(self, config: RunConfig):
+        self._config = config
 
     @property
-    def options(self) -> argparse.Namespace:
-        """The options that the task was made from."""
-        return self._options
+    def config(self) -> RunConfig:
+        """The configuration that the task was made from, with what it settled: `n_class` is `n_output`."""
+        if self._config.get("n_class", self.n_output) != self.n_output:
+            self._config = self._config.replace(n_class=self.n_output)
+        return self._config
 
     # ---- data
 
@@ -226,7 +226,7 @@ class Task(ABC):
             target: targets of the batch, on the same device.
 
         Returns:
-            A scalar: float64 for outputs of float64, else float32.
+            A scalar of float32 or float64, whatever precision the outputs have.
 
         Raises:
             UseError: outputs that do not fit the targets.

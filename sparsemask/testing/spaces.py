@@ -11,7 +11,6 @@ Networks should be small: tests take seconds then.
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,9 +82,9 @@ class SpaceContract:
 
     # What tests are made of.
 
-    def options(self) -> argparse.Namespace:
+    def options(self) -> dict[str, Any]:
         """`config` as a command has it: over the defaults of the space's flags."""
-        return argparse.Namespace(**{**self.space.section().values(), **self.config})
+        return {**self.space.section().values(), **self.config}
 
     def supernet(self) -> nn.Module:
         """The supernet of `config`, the same at every call."""
@@ -158,7 +157,7 @@ class SpaceContract:
             assert parser.get_default("space") == self.space.name
             assert all(action.help for action in parser.actions().values()), "every flag says what it is for"
 
-    def test_options_are_a_mapping_or_a_namespace(self):
+    def test_a_command_s_options_make_the_same_network(self):
         shapes = {name: value.shape for name, value in self.supernet().state_dict().items()}
         assert shapes
         torch.manual_seed(0)

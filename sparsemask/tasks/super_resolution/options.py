@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 from dataclasses import dataclass
@@ -65,10 +64,12 @@ def parse_loss(text: str) -> list[tuple[float, str]]:
     return terms
 
 
-def settle_folders(options: argparse.Namespace) -> None:
-    """Replace names and relative paths by whole paths, so that a run finds its pictures again from anywhere."""
+def whole_paths(data: SuperResolutionData) -> dict[str, str]:
+    """Whole paths in place of names and relative ones, so that a run finds its pictures again from anywhere."""
+    found = {}
     for name in ("dir_data", "hr_path", "data_test"):
-        value = getattr(options, name)
+        value = getattr(data, name)
         if value and not (name == "data_test" and value.lower() == DIV2K.lower()):
             with contextlib.suppress(UseError):  # what is absent is only missed when it is needed
-                setattr(options, name, str(find_folder(value, options.dir_data, f"--{name}").resolve()))
+                found[name] = str(find_folder(value, data.dir_data, f"--{name}").resolve())
+    return found
