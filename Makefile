@@ -8,9 +8,9 @@ VENV ?= .venv
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test docs mutants lint format clean
+.PHONY: demo test docs mutants lint package types format clean
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(STAMP): setup.cfg setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsemask needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch
@@ -23,9 +23,18 @@ demo: $(STAMP)
 	rm -rf demo
 	$(VENV)/bin/sparsemask demo --out demo
 
-lint: $(STAMP)
+lint: $(STAMP) types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# The package as it is installed, of links, for tools that read it without running it.
+package:
+	rm -rf build/package
+	mkdir -p build/package/sparsemask
+	cd build/package/sparsemask && ln -s ../../../sparsemask/* . && \
+	    ln -s ../../../VOC12 ../../../prune ../../../retrain ../../../search ../../../spaces .
+
+types: $(STAMP) package
 	$(VENV)/bin/mypy
 
 test: lint

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from prune.shared import next_line, origin_note, output_path
 from spaces import backbones
 from spaces.connectivity.carry import mask_lines, origin
 from spaces.connectivity.prune_rules import prune_connectivity, prune_report
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import sha256
@@ -28,30 +30,37 @@ from sparsemask.weights import bare_state, config_of, read_checkpoint
 __all__ = ["FAMILY", "prune_connectivity", "prune_report"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectivityPruningSection(Section):
+    """Which connections stay."""
+
+    title = "connectivity"
+    thres: float = flag(0.001, fraction, help="keep weights above it (default: 0.001)")
+    keep_duplicate: bool = flag(False, help="do not merge stages with the same inputs")
+    keep_subset: bool = flag(False, help="do not remove stages that another one covers")
+    repeat: bool = flag(False, help="clean until nothing changes (published: once)")
+
+
 class ConnectivityPruning(PruningFamily):
     """Threshold, reachability, cleaning."""
 
     def add_options(self, parser: Parser) -> None:
         """Flags of pruning connectivity weights; the names are the public script's."""
-        group = parser.add_argument_group("connectivity")
-        group.add_argument("--thres", type=fraction, default=0.001, help="keep weights above it (default: 0.001)")
-        group.add_argument("--keep_duplicate", action="store_true", help="do not merge stages with the same inputs")
-        group.add_argument("--keep_subset", action="store_true", help="do not remove stages that another one covers")
-        group.add_argument("--repeat", action="store_true", help="clean until nothing changes (published: once)")
+        parser.add_section("family", ConnectivityPruningSection)
 
-    def prune(self, options: argparse.Namespace, run: Run | None) -> None:
+    def prune(self, config: RunConfig, given: Mapping, run: Run | None) -> None:
         """Write the mask of a search run, or of any checkpoint, with its report and picture."""
-        path = run.last if run else Path(options.checkpoint)
-        out = output_path(options.out, ".npy", "a connectivity mask is")
+        path = run.last if run else Path(config.run.checkpoint)
+        out = output_path(config.run.out, ".npy", "a connectivity mask is")
         state = read_checkpoint(path)
-        if state.get("space", options.space) != options.space:
-            raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{options.space}'")
+        if state.get("space", config.network.space) != config.network.space:
+            raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{config.network.space}'")
         report = prune_report(
             _stage_weights(bare_state(state, path), path),
-            options.thres,
-            not options.keep_duplicate,
-            not options.keep_subset,
-            options.repeat,
+            config.family.thres,
+            not config.family.keep_duplicate,
+            not config.family.keep_subset,
+            config.family.repeat,
         )
         for line in report.lines():
             print(line)
@@ -62,7 +71,7 @@ class ConnectivityPruning(PruningFamily):
         for line in mask_lines(report.mask, strides):
             print(line)
         note = {
-            **origin_note(options, run, path, sha256(path), ("thres", "keep_duplicate", "keep_subset", "repeat")),
+            **origin_note(config, run, path, sha256(path), ("thres", "keep_duplicate", "keep_subset", "repeat")),
             "step": state.get("step", state.get("iter")),
             "connections": report.connections,
             "smallest_kept": report.smallest_kept,
@@ -70,11 +79,11 @@ class ConnectivityPruning(PruningFamily):
             "backbone_name": backbone_name,
             "strides": strides,
         }
-        targets = [run.folder / f"mask_thres_{options.thres:g}.npy"] if run else []
+        targets = [run.folder / f"mask_thres_{config.family.thres:g}.npy"] if run else []
         for target in [*targets, out]:
             save_mask(target, report.mask, note)
         if run:
-            draw_architecture(report.mask, run.pictures / f"mask_thres_{options.thres:g}.png", strides)
+            draw_architecture(report.mask, run.pictures / f"mask_thres_{config.family.thres:g}.png", strides)
         print(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
         print(next_line(out, run, config_of(state)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from spaces.group_sparsity.fast import compare_times
 from spaces.group_sparsity.mask_file import GroupMask
 from spaces.group_sparsity.reduction import Hinged, Reduction
 from spaces.group_sparsity.threshold import Found, find_threshold, kept_sets
+from sparsemask.config import RunConfig
 from sparsemask.errors import say
 
 NOISE = 0.03  # of a time: as good as measuring is
@@ -34,52 +34,52 @@ class Choice:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def choose_groups(hinged: Hinged, config: Mapping, options: argparse.Namespace, where) -> Choice:
+def choose_groups(hinged: Hinged, recipe: Mapping, config: RunConfig, where) -> Choice:
     """The groups of a hinged network that stay for --target of --by."""
-    found = hinged.reduction
+    found, chosen = hinged.reduction, config.family
     norms = found.norms(hinged.network)
-    if options.relative:
+    if chosen.relative:
         norms = {name: values / (values.mean() or 1.0) for name, values in norms.items()}
-    partners = found.partners() if options.same_ratio else []
-    keep = lambda threshold: kept_sets(norms, threshold, options.remain, partners)
-    if options.by == "milliseconds":
-        return _timed(hinged, config, options, where, norms, keep)
-    ratio = lambda threshold: found.ratio(keep(threshold), options.by, options.merge)
-    best = find_threshold(ratio, options.target, norms.values())
+    partners = found.partners() if chosen.same_ratio else []
+    keep = lambda threshold: kept_sets(norms, threshold, chosen.remain, partners)
+    if chosen.by == "milliseconds":
+        return _timed(hinged, recipe, config, where, norms, keep)
+    ratio = lambda threshold: found.ratio(keep(threshold), chosen.by, chosen.merge)
+    best = find_threshold(ratio, chosen.target, norms.values())
     kept = keep(best.threshold)
-    merged = found.merged(found.removal.gone(kept), options.merge)
+    merged = found.merged(found.removal.gone(kept), chosen.merge)
     return Choice(found.whole(kept, merged), merged, best.threshold, best.ratio, best.met)
 
 
-def _timed(hinged: Hinged, config: Mapping, options: argparse.Namespace, where, norms: Mapping, keep) -> Choice:
+def _timed(hinged: Hinged, recipe: Mapping, config: RunConfig, where, norms: Mapping, keep) -> Choice:
     """Thresholds by predicted time, each network built and measured, the prediction corrected by what was measured."""
-    found, space = hinged.reduction, spaces.get(options.space)
-    shape, place = config["input_shape"], (options.batch, where.device, options.compiled)
-    plain = space.plain(config)
+    found, chosen, space = hinged.reduction, config.family, spaces.get(config.network.space)
+    shape, place = recipe["input_shape"], (chosen.batch, where.device, chosen.compiled)
+    plain = space.plain(recipe)
     dense = compare_times({"plain": plain}, shape, *place)["plain"]
-    table = Timetable(found, hinged.network, options.batch, where.device)
+    table = Timetable(found, hinged.network, chosen.batch, where.device)
     predicted = table.calibrate(dense)
-    say(f"plain network {dense:.3f} ms at batch {options.batch}; channels pay in steps of {table.step}")
+    say(f"plain network {dense:.3f} ms at batch {chosen.batch}; channels pay in steps of {table.step}")
     factor, best = 1.0, None
     for _ in range(_TRIES):
         ratio = lambda t, factor=factor: (
-            table.predict(found.removal.gone(keep(t)), options.merge)[0] * factor / predicted
+            table.predict(found.removal.gone(keep(t)), chosen.merge)[0] * factor / predicted
         )
-        choice: Found = find_threshold(ratio, options.target, norms.values(), below=True)
+        choice: Found = find_threshold(ratio, chosen.target, norms.values(), below=True)
         kept = keep(choice.threshold)
-        if options.merge == "auto":
+        if chosen.merge == "auto":
             kept = table.fill(kept, norms)
-        _, merged = table.predict(found.removal.gone(kept), options.merge)
+        _, merged = table.predict(found.removal.gone(kept), chosen.merge)
         kept = found.whole(kept, merged)
-        small = space.compressed(hinged, GroupMask(config, kept, merged))
+        small = space.compressed(hinged, GroupMask(recipe, kept, merged))
         times = compare_times({"small": small, "plain": plain}, shape, *place, rounds=_ROUNDS)
         reached = times["small"] / times["plain"]
-        met = reached <= options.target + _OVER
+        met = reached <= chosen.target + _OVER
         figures = {"milliseconds": times["small"], "milliseconds_dense": times["plain"], "milliseconds_share": reached}
         made = Choice(kept, merged, choice.threshold, reached, met, figures)
-        if best is None or _better(made, best, options.target):
+        if best is None or _better(made, best, chosen.target):
             best = made
-        if (met and reached >= options.target - _NEAR) or (not met and choice.ratio > options.target):
+        if (met and reached >= chosen.target - _NEAR) or (not met and choice.ratio > chosen.target):
             break  # as near as can be, or the share that always stays
         factor *= reached / max(ratio(choice.threshold), 1e-6)
     return _plain(found, best) if best.ratio > 1 - NOISE and not best.met else best

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Mapping
 
@@ -12,56 +11,37 @@ import spaces
 from prune.group_budget import choose_groups
 from spaces.group_sparsity.mask_file import GroupMask
 from spaces.group_sparsity.reduction import Hinged
+from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import batchnorm, data
-from sparsemask.options import factor, natural
 from sparsemask.pictures.hinge import Tried
 from sparsemask.tables import table
 from sparsemask.tasks import EvaluationContext, Task
 
 
-def add_options(group) -> None:
-    """Flags of evaluating what is left."""
-    group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
-    group.add_argument(
-        "--bn_reestimate",
-        type=natural,
-        default=8,
-        help="training batches from which the pruned network's batch norms are taken anew before it is evaluated, as "
-        "retraining will; 0: only as it is (default: 8)",
-    )
-    group.add_argument(
-        "--curve",
-        type=factor,
-        nargs="+",
-        default=None,
-        help="also prune to these shares, evaluate each, and draw quality over cost (tradeoff.png)",
-    )
-
-
-def metrics(network: torch.nn.Module, task: Task, options: argparse.Namespace, where: Arithmetic) -> dict[str, float]:
+def metrics(network: torch.nn.Module, task: Task, config: RunConfig, where: Arithmetic) -> dict[str, float]:
     """The task's metrics of a network as it is."""
     network.to(where.device, where.parameters)
-    context = EvaluationContext.from_options(where, options)
-    return task.metrics(task.evaluate(network, context, limit=options.eval_limit, quick=True))
+    context = EvaluationContext.from_config(where, config)
+    return task.metrics(task.evaluate(network, context, limit=config.family.eval_limit, quick=True))
 
 
-def adapted(network: torch.nn.Module, task: Task, options: argparse.Namespace, where: Arithmetic) -> dict[str, float]:
+def adapted(network: torch.nn.Module, task: Task, config: RunConfig, where: Arithmetic) -> dict[str, float]:
     """Likewise with batch norms' statistics taken anew, in place, from --bn_reestimate training batches."""
     network.to(where.device, where.parameters)
-    if options.bn_reestimate:
-        source, seed = task.train_data, options.seed
-        sampler = data.step_sampler(source, options.batch_size, 0, options.bn_reestimate, seed)
+    if config.family.bn_reestimate:
+        source, seed = task.train_data, config.training.seed
+        sampler = data.step_sampler(source, config.training.batch_size, 0, config.family.bn_reestimate, seed)
         with contextlib.closing(data.plainly(data.training_loader(source, sampler, seed, 0))) as batches:
             batchnorm.reestimate(network, (images.to(where.device, where.parameters) for images, _ in batches))
-    return metrics(network.eval(), task, options, where)
+    return metrics(network.eval(), task, config, where)
 
 
 def follow(
     hinged: Hinged,
-    config: Mapping,
+    recipe: Mapping,
     task: Task,
-    options: argparse.Namespace,
+    config: RunConfig,
     where: Arithmetic,
     done: Mapping[float, dict],
 ) -> list[dict]:
@@ -70,11 +50,10 @@ def follow(
     done: rows that are there already, by target.
     """
     rows = dict(done)
-    for target in {*options.curve} - done.keys():
-        asked = argparse.Namespace(**{**vars(options), "target": target})
-        choice = choose_groups(hinged, config, asked, where)
-        small = spaces.get(options.space).compressed(hinged, GroupMask(config, choice.kept, choice.merged))
-        rows[target] = {"target": target, "share": choice.ratio, **adapted(small, task, options, where)}
+    for target in {*config.family.curve} - done.keys():
+        choice = choose_groups(hinged, recipe, config.replace(target=target), where)
+        small = spaces.get(config.network.space).compressed(hinged, GroupMask(recipe, choice.kept, choice.merged))
+        rows[target] = {"target": target, "share": choice.ratio, **adapted(small, task, config, where)}
     return [rows[target] for target in sorted(rows, reverse=True)]
 
 

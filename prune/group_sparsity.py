@@ -6,8 +6,9 @@ parameters, or (not in the paper) of its milliseconds on the device at hand.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,25 +16,54 @@ import torch
 import spaces
 from prune import group_curve
 from prune.group_budget import NOISE, Choice, choose_groups
-from prune.shared import next_line, origin_note, output_path, use_search_data
+from prune.shared import next_line, origin_note, output_path, with_search
 from spaces.group_sparsity import mask_file as files
 from spaces.group_sparsity import records
 from spaces.group_sparsity.compress import FOLDS
-from spaces.group_sparsity.cost_options import add_counting
+from spaces.group_sparsity.cost_options import CountingSection
 from spaces.group_sparsity.reduction import Hinged, Reduction
+from spaces.group_sparsity.space import HingeSpace
 from sparsemask import devices, flags, tasks
 from sparsemask import report as page
+from sparsemask.config import RunConfig, flag
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import sha256, write_json
-from sparsemask.options import Parser, given_flags, positive
+from sparsemask.options import Parser, factor, natural, positive
 from sparsemask.pictures.hinge import draw_tradeoff
 from sparsemask.runs import Run
 from sparsemask.tables import format_count, table
 from sparsemask.weights import load_strictly
 
 _RULE = ("target", "by", "remain", "same_ratio", "merge", "relative", "fold")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupPruningSection(CountingSection):
+    """Which groups stay, and how what is left is judged."""
+
+    title = "groups of weights"
+    relative: bool = flag(
+        False,
+        help="compare a set's norms over their mean (default: as they are, as published, which spares large weights)",
+    )
+    fold: str = flag("exact", choices=FOLDS, help="constants of removed channels (default: exact)")
+    batch: int = flag(1, positive, help="inputs at once when time is measured (default: 1)")
+    compiled: bool = flag(False, help="time is measured of compiled networks")
+    eval_limit: int = flag(0, natural, help="only the first pictures, 0: all (default: 0)")
+    bn_reestimate: int = flag(
+        8,
+        natural,
+        help="training batches from which the pruned network's batch norms are taken anew before it is evaluated, as "
+        "retraining will; 0: only as it is (default: 8)",
+    )
+    curve: Sequence[float] | None = flag(
+        None,
+        factor,
+        nargs="+",
+        help="also prune to these shares, evaluate each, and draw quality over cost (tradeoff.png)",
+    )
 
 
 class GroupPruning(PruningFamily):
@@ -43,43 +73,28 @@ class GroupPruning(PruningFamily):
         """Flags of making groups hard."""
         flags.add_data(parser, spaces.get(parser.get_default("space")))
         flags.add_device(parser)
-        group = parser.add_argument_group("groups of weights")
-        add_counting(group)
-        group.add_argument(
-            "--relative",
-            action="store_true",
-            help="compare a set's norms over their mean (default: as they are, as published, which spares large "
-            "weights)",
-        )
-        group.add_argument(
-            "--fold", choices=FOLDS, default="exact", help="constants of removed channels (default: exact)"
-        )
-        group.add_argument(
-            "--batch", type=positive, default=1, help="inputs at once when time is measured (default: 1)"
-        )
-        group.add_argument("--compiled", action="store_true", help="time is measured of compiled networks")
-        group_curve.add_options(group)
+        parser.add_section("family", GroupPruningSection)
 
-    def prune(self, options: argparse.Namespace, run: Run | None) -> None:
+    def prune(self, config: RunConfig, given: Mapping, run: Run | None) -> None:
         """Write the mask of a search run, or of any of its checkpoints, with what it leaves."""
-        path = run.last if run else Path(options.checkpoint)
-        out = output_path(options.out, files.SUFFIX, "a mask of groups of weights is")
-        found = checkpoint.load(path, options.space)
+        path = run.last if run else Path(config.run.checkpoint)
+        out = output_path(config.run.out, files.SUFFIX, "a mask of groups of weights is")
+        found = checkpoint.load(path, config.network.space)
         if "network" not in found:
             raise UseError(f"{path}: not a checkpoint of a search (a retrained network is pruned already)")
-        space = spaces.get(options.space)
-        config = {**space.config(found["network"]), "fold": options.fold}
-        hinged = space.structure(config)
+        space = spaces.get(config.network.space)
+        recipe = {**space.config(found["network"]), "fold": config.family.fold}
+        hinged = space.structure(recipe)
         network, reduction = hinged.network, hinged.reduction
         load_strictly(network, found["model"], path)
         network.eval()
-        _use_search_options(options, found["config"])
-        task = tasks.get(options.task, options)
-        where = devices.arithmetic(options.gpu, options.type)
-        chosen = choose_groups(hinged, config, options, where)
+        config = _as_searched(config, given, found["config"], space)
+        task = tasks.get(config.data.task, config)
+        where = devices.arithmetic(config.device.gpu, config.device.type)
+        chosen = choose_groups(hinged, recipe, config, where)
         mask = files.GroupMask(
-            space=options.space,
-            config=config,
+            space=config.network.space,
+            config=recipe,
             kept=chosen.kept,
             merged=chosen.merged,
             threshold=chosen.threshold,
@@ -88,23 +103,23 @@ class GroupPruning(PruningFamily):
         )
         small, mask = _finished(space, hinged, mask)
         noted = records.entries(reduction, mask.kept, mask.merged)
-        measured = (task, options, where)
+        measured = (task, config, where)
         metrics = {"searched": group_curve.metrics(network, *measured), "pruned": group_curve.metrics(small, *measured)}
-        if options.bn_reestimate:
+        if config.family.bn_reestimate:
             metrics["batch norms adapted"] = group_curve.adapted(small, *measured)
         curve = []
-        if options.curve:
-            own = {"target": options.target, "share": chosen.ratio, **list(metrics.values())[-1]}
-            curve = group_curve.follow(hinged, config, *measured, {options.target: own})
+        if config.family.curve:
+            own = {"target": config.family.target, "share": chosen.ratio, **list(metrics.values())[-1]}
+            curve = group_curve.follow(hinged, recipe, *measured, {config.family.target: own})
             say(group_curve.rows_text(curve, task.primary))
         ratios = {f"{name}_share": noted[name] / noted[f"{name}_dense"] for name in ("multiply_adds", "parameters")}
         mask = dataclasses.replace(mask, figures={**ratios, **chosen.figures})
-        for line in _report(reduction, mask, noted, chosen, options):
+        for line in _report(reduction, mask, noted, chosen, config):
             say(line)
         said = "; ".join(f"{n}: {', '.join(f'{k} {v:.4f}' for k, v in f.items())}" for n, f in metrics.items())
         say(f"before retraining {said} ({task.measured_on()})")
         note = {
-            **origin_note(options, run, path, mask.sha256, _RULE),
+            **origin_note(config, run, path, mask.sha256, _RULE),
             "step": found.get("step"),
             "threshold": mask.threshold,
             "kept_fraction": mask.kept_fraction,
@@ -113,16 +128,16 @@ class GroupPruning(PruningFamily):
             **{f"{task.primary}_{name.replace(' ', '_')}": f[task.primary] for name, f in metrics.items()},
             **({"curve": curve} if curve else {}),
         }
-        targets = [run.folder / f"mask_{options.by}_{options.target:g}{files.SUFFIX}"] if run else []
+        targets = [run.folder / f"mask_{config.family.by}_{config.family.target:g}{files.SUFFIX}"] if run else []
         for target in [*targets, out]:
             files.save_mask(target, mask)
             write_json(target.with_suffix(".json"), note)
         if curve:
             drawn = run.pictures / "tradeoff.png" if run else out.with_name("tradeoff.png")
             points = group_curve.points(curve, task.primary, metrics["searched"][task.primary])
-            say(f"curve: {draw_tradeoff(points, drawn, options.by)}")
+            say(f"curve: {draw_tradeoff(points, drawn, config.family.by)}")
         if run:
-            reached = {"by": options.by, "wanted": options.target, "reached": chosen.ratio}
+            reached = {"by": config.family.by, "wanted": config.family.target, "reached": chosen.ratio}
             run.note(**noted, threshold=mask.threshold, target=reached)
             records.draw_groups(run, mask.kept, reduction.norms(network), mask.threshold)
             page.write_report(run)
@@ -130,18 +145,13 @@ class GroupPruning(PruningFamily):
         say(next_line(out, run, found["config"]))
 
 
-def _use_search_options(options: argparse.Namespace, saved: dict) -> None:
+def _as_searched(config: RunConfig, given: Mapping, saved: Mapping, space: HingeSpace) -> RunConfig:
     """What the command line leaves open is as the search had it: data, target and what counts."""
-    given = given_flags(options)
-    for name in ("target", "by", "remain", "same_ratio", "merge"):
-        if name not in given and name in saved:
-            setattr(options, name, saved[name])
-    if "eval_batch" in saved:
-        options.eval_batch = saved["eval_batch"]
-    options.batch_size, options.seed = saved["batch_size"], saved["seed"]
+    counted = ("target", "by", "remain", "same_ratio", "merge")
     numbers = ("crop_size", "scales", "n_class", "class_names")  # of tasks that label pixels
-    left = {name for name in numbers if name in vars(options) and name in saved} - given.keys()
-    use_search_data(options, saved, {name: saved[name] for name in left})
+    known = {name: saved[name] for name in (*counted, *numbers) if name in saved and name not in given}
+    known |= {name: saved[name] for name in ("eval_batch", "batch_size", "seed") if name in saved}
+    return with_search(config, given, saved, known, space)
 
 
 def _finished(space, hinged: Hinged, mask: files.GroupMask) -> tuple[torch.nn.Module, files.GroupMask]:
@@ -152,9 +162,7 @@ def _finished(space, hinged: Hinged, mask: files.GroupMask) -> tuple[torch.nn.Mo
     return small, dataclasses.replace(mask, config={**mask.config, "stays": stays.nonzero()[0].tolist()})
 
 
-def _report(
-    reduction: Reduction, mask: files.GroupMask, noted: dict, chosen: Choice, options: argparse.Namespace
-) -> list[str]:
+def _report(reduction: Reduction, mask: files.GroupMask, noted: dict, chosen: Choice, config: RunConfig) -> list[str]:
     """The mask in words: a table of its sets where they are few, what is left, and whether that was wanted."""
     rows = [{"set": name, "kept": int(k.sum()), "of": len(k)} for name, k in mask.kept.items()]
     lines = [table(rows, {"set": "set", "kept": "kept", "of": "of"})] if len(rows) <= 60 else []
@@ -166,19 +174,21 @@ def _report(
     )
     if "milliseconds" in chosen.figures:
         ms, dense = chosen.figures["milliseconds"], chosen.figures["milliseconds_dense"]
-        lines.append(f"measured {ms:.3f} ms, plain network {dense:.3f} ms ({ms / dense:.1%}), batch {options.batch}")
+        lines.append(
+            f"measured {ms:.3f} ms, plain network {dense:.3f} ms ({ms / dense:.1%}), batch {config.family.batch}"
+        )
     if not chosen.met:
-        wanted = f"wanted {options.target:.1%} of the {options.by}, reached {chosen.ratio:.1%}"
-        lines.append(f"note: {wanted}: {_why(chosen, options)}")
+        wanted = f"wanted {config.family.target:.1%} of the {config.family.by}, reached {chosen.ratio:.1%}"
+        lines.append(f"note: {wanted}: {_why(chosen, config.family)}")
     return lines
 
 
-def _why(chosen: Choice, options: argparse.Namespace) -> str:
+def _why(chosen: Choice, pruning: GroupPruningSection) -> str:
     """Why a target was missed, and where nothing is gained what to do instead."""
-    if chosen.ratio <= options.target:
+    if chosen.ratio <= pruning.target:
         return "no nearer step"
-    if options.by == "milliseconds" and chosen.ratio > 1 - NOISE:
-        other = "a larger --batch" if options.compiled else "--compiled, a larger --batch"
+    if pruning.by == "milliseconds" and chosen.ratio > 1 - NOISE:
+        other = "a larger --batch" if pruning.compiled else "--compiled, a larger --batch"
         search = "a search with --variant columns or graph"
         return f"nothing is faster here, the plain network is kept; try {other}, or {search}"
     return "a share of every set stays (--remain)"

@@ -65,8 +65,7 @@ class Timetable:
             module = self.network.get_submodule(name)
             if isinstance(module, nn.Conv2d | nn.Linear):
                 conv = isinstance(module, nn.Conv2d)
-                size = tuple(node.inputs[0].shape[2:]) if conv else ()
-                groups = module.groups if conv else 1
+                size, groups = (tuple(node.inputs[0].shape[2:]), module.groups) if conv else ((), 1)
                 self.layers[name] = _Layer(module, size, groups, module.weight.shape[0] // groups)
         self.step = self._step()
 

@@ -17,29 +17,40 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import spaces
 from sparsemask import families, flags, runs
+from sparsemask.config import Section, flag
 from sparsemask.errors import command
 from sparsemask.options import Parser
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruneSection(Section):
+    """Which search, and where its mask goes."""
+
+    config: str | None = flag(help="YAML file of flags", transient=True)
+    exp_path: str = flag("runs", help="folder that holds the runs (default: runs)")
+    run: str | None = flag(help="the search run (default: the newest)")
+    checkpoint: str | None = flag(help="a checkpoint file instead of a run")
+    out: str | None = flag(help="the mask file to write (default: mask.npy, or mask.npz)")
 
 
 def parser(space: str = "connectivity") -> Parser:
     """The command's flags, the family's own included."""
     made = Parser("prune", prog="prune/prune.py", description=__doc__)
-    made.add_argument("--config", help="YAML file of flags")
-    flags.add_space(made, spaces.get(space))
-    made.add_argument("--exp_path", default="runs", help="folder that holds the runs (default: runs)")
-    made.add_argument("--run", default=None, help="the search run (default: the newest)")
-    made.add_argument("--checkpoint", default=None, help="a checkpoint file instead of a run")
-    made.add_argument("--out", default=None, help="the mask file to write (default: mask.npy, or mask.npz)")
+    name = spaces.get(space).name
+    made.add_section("run", PruneSection, only=("config",))
+    made.add_section("network", flags.SpaceSection, defaults={"space": name})
+    made.add_section("run", PruneSection, only=("exp_path", "run", "checkpoint", "out"))
     families.find("prune", spaces.get(space)).add_options(made)
     return made
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
     """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
-    made = parser(space or flags.peek_space(argv, newest="search"))
+    made = parser(space or flags.space_of(argv, newest="search"))
     return made, made.given(argv)
 
 
@@ -48,12 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     made, given = read(argv)
     space = made.get_default("space")
-    options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)
-    options.given = given
+    config = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)
     run = None
-    if options.checkpoint is None:
-        run = runs.find(options.run) if options.run else runs.newest(options.exp_path, "search", space)
-    families.find("prune", spaces.get(space)).prune(options, run)
+    if config.run.checkpoint is None:
+        run = runs.find(config.run.run) if config.run.run else runs.newest(config.run.exp_path, "search", space)
+    families.find("prune", spaces.get(space)).prune(config, given, run)
     return 0
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from spaces import Space
 from sparsemask import datasets, inherit, tasks, training_setup
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError, say
-from sparsemask.options import following, given_flags
+from sparsemask.options import following, natural, positive
 from sparsemask.runs import Run
 
 
@@ -26,14 +29,14 @@ def output_path(out: str | None, suffix: str, kind: str) -> Path:
     return path
 
 
-def origin_note(options: argparse.Namespace, run: Run | None, path: Path, digest: str, rule: Sequence[str]) -> dict:
+def origin_note(config: RunConfig, run: Run | None, path: Path, digest: str, rule: Sequence[str]) -> dict:
     """Where a mask comes from, for the json beside it: run, checkpoint and the flags that are its rule."""
     return {
-        "space": options.space,
+        "space": config.network.space,
         "run": str(run.folder.resolve()) if run else None,
         "checkpoint": str(path.resolve()),
         "sha256": digest,
-        "rule": {name: getattr(options, name) for name in rule},
+        "rule": {name: config[name] for name in rule},
     }
 
 
@@ -43,22 +46,38 @@ def next_line(out: Path, run: Run | None, saved: dict) -> str:
     return f"next: {said}"
 
 
-def use_search_data(options: argparse.Namespace, saved: dict, config: dict) -> None:
-    """The search's own validation data where the command line names no others; the network's numbers."""
-    given = given_flags(options)
-    if saved.get("task") in tasks.siblings(options.task) and "task" not in given:
-        options.task = saved["task"]
-    kind = tasks.find(options.task)
-    asked = {n: said for n in (*kind.data_flags, "sample") if (said := vars(options).get(n))}
-    asked["task"] = options.task
-    names = (*kind.data_flags, *kind.score_flags, "sample")
-    for name, value in inherit.data_of(saved, asked, names, options.run or options.checkpoint or "the search").items():
-        if name in names and name not in given:
-            setattr(options, name, value)
-    vars(options).update(config)
-    chosen, _, line = datasets.choose_data({k: v for k, v in vars(options).items() if v}, training=False)
-    for name, value in chosen.items():
-        setattr(options, name, value)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSection(Section):
+    """What of its search a mask is measured with."""
+
+    batch_size: int | None = flag(None, positive, help="pictures a step")
+    seed: int = flag(0, natural, help="seed of everything random")
+
+
+def with_search(config: RunConfig, given: Mapping, saved: Mapping, known: Mapping, space: Space) -> RunConfig:
+    """A pruning's configuration with the network of its search, and its data where the command line names no others.
+
+    Args:
+        config: the command's.
+        given: the flags that the user named on the command line.
+        saved: the flags of the search.
+        known: numbers of the network, and what else a mask is measured with, by flag; foreign ones are passed over.
+        space: of the network.
+    """
+    sections = {"network": space.section(space=space.name), "training": SearchSection()}
+    config = dataclasses.replace(config, **sections)
+    config = config.replace(**{name: value for name, value in known.items() if name in config})
+    if saved.get("task") in tasks.siblings(config.data.task) and "task" not in given:
+        config = config.replace(task=saved["task"])
+    kind = tasks.find(config.data.task)
+    asked = {name: config[name] for name in (*kind.data_flags, "sample") if config.get(name)}
+    asked["task"] = config.data.task
+    names = {*kind.data_flags, *kind.score_flags, "sample"} & set(config)
+    found = inherit.data_of(saved, asked, names, config.run.run or config.run.checkpoint or "the search")
+    config = config.replace(**{name: value for name, value in found.items() if name in names and name not in given})
+    chosen, _, line = datasets.choose_data({name: value for name, value in config.items() if value}, training=False)
     if line:
         say(line)
-    training_setup.prepare(options)
+    config = config.replace(**chosen)
+    training_setup.prepare(config)
+    return config

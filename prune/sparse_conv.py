@@ -5,15 +5,17 @@ The network keeps all its weights: masks say what is computed. The report says h
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import spaces
-from prune.shared import next_line, origin_note, output_path, use_search_data
+from prune.shared import next_line, origin_note, output_path, with_search
 from spaces.sparse_conv.masking import hard_masks, set_threshold
 from spaces.sparse_conv.measuring import COLUMNS, Watch, module_table
 from sparsemask import devices, flags, tasks
 from sparsemask import fine_masks as files
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import sha256, write_json
@@ -23,6 +25,15 @@ from sparsemask.tables import format_count
 from sparsemask.weights import bare_state, config_of, read_checkpoint
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseConvPruningSection(Section):
+    """When a location stays, and on how much of the data that is measured."""
+
+    title = "fine-grained masks"
+    thres: float = flag(0.5, fraction, help="keep a location where P(keep) is above it (default: 0.5, argmax)")
+    eval_limit: int = flag(0, natural, help="only the first pictures, 0: all (default: 0)")
+
+
 class SparseConvPruning(PruningFamily):
     """Argmax over channels, a threshold on the data masks."""
 
@@ -30,45 +41,38 @@ class SparseConvPruning(PruningFamily):
         """Flags of making fine-grained masks hard."""
         flags.add_data(parser, spaces.get(parser.get_default("space")))
         flags.add_device(parser)
-        group = parser.add_argument_group("fine-grained masks")
-        group.add_argument(
-            "--thres",
-            type=fraction,
-            default=0.5,
-            help="keep a location where P(keep) is above it (default: 0.5, argmax)",
-        )
-        group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
+        parser.add_section("family", SparseConvPruningSection)
 
-    def prune(self, options: argparse.Namespace, run: Run | None) -> None:
+    def prune(self, config: RunConfig, given: Mapping, run: Run | None) -> None:
         """Write the masks of a search run, or of any checkpoint, with what they keep on validation pictures."""
-        path = run.last if run else Path(options.checkpoint)
-        out = output_path(options.out, files.SUFFIX, "fine-grained masks are")
+        path = run.last if run else Path(config.run.checkpoint)
+        out = output_path(config.run.out, files.SUFFIX, "fine-grained masks are")
         found = read_checkpoint(path)
-        if found.get("space", options.space) != options.space:
-            raise UseError(f"{path}: a checkpoint of space '{found['space']}', not of '{options.space}'")
-        space = spaces.get(options.space)
+        if found.get("space", config.network.space) != config.network.space:
+            raise UseError(f"{path}: a checkpoint of space '{found['space']}', not of '{config.network.space}'")
+        space = spaces.get(config.network.space)
         network = space.build(bare_state(found, path), path, config_of(found))
-        config = space.config_of(network)
-        use_search_data(options, config_of(found), config)
-        task = tasks.get(options.task, options)
-        where = devices.arithmetic(options.gpu, options.type)
-        set_threshold(network.to(where.device, where.parameters), options.thres)
+        network_config = space.config_of(network)
+        config = with_search(config, given, config_of(found), network_config, space)
+        task = tasks.get(config.data.task, config)
+        where = devices.arithmetic(config.device.gpu, config.device.type)
+        set_threshold(network.to(where.device, where.parameters), config.family.thres)
         watch = Watch(space, network, where)
-        context = tasks.EvaluationContext.from_options(where, options)
-        scores = task.evaluate(watch, context, limit=options.eval_limit, quick=True)
+        context = tasks.EvaluationContext.from_config(where, config)
+        scores = task.evaluate(watch, context, limit=config.family.eval_limit, quick=True)
         measured_on = f"{task.measured_on()}, {len(watch.rows)} {task.items}"
         by_module = watch.by_module()
         means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
         masks = files.FineMasks(
-            space=options.space,
-            task=options.task,
+            space=config.network.space,
+            task=config.data.task,
             channels=hard_masks(network),
             sha256=sha256(path),
-            threshold=options.thres,
+            threshold=config.family.thres,
             kept={name: shares["kept"] for name, shares in by_module.items()},
             kept_whole=means["kept"],
             measured_on=measured_on,
-            config=config,
+            config=network_config,
             checkpoint=str(path.resolve()),
             connectivity=space.connectivity_of(network),
         )
@@ -76,13 +80,13 @@ class SparseConvPruning(PruningFamily):
         for line in report(masks, by_module, means, metrics):
             say(line)
         note = {
-            **origin_note(options, run, path, masks.sha256, ("thres",)),
+            **origin_note(config, run, path, masks.sha256, ("thres",)),
             "step": found.get("step"),
             "kept_fraction": masks.mean_kept,
             "measured_on": measured_on,
             **metrics,
         }
-        targets = [run.folder / f"mask_thres_{options.thres:g}{files.SUFFIX}"] if run else []
+        targets = [run.folder / f"mask_thres_{config.family.thres:g}{files.SUFFIX}"] if run else []
         for target in [*targets, out]:
             files.save_masks(target, masks)
             write_json(target.with_suffix(".json"), note)

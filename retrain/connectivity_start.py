@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,56 +12,56 @@ import spaces
 from spaces.backbones import forms
 from spaces.slim.space import small_widths
 from sparsemask import fine_masks
+from sparsemask.config import RunConfig
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
-from sparsemask.options import adopt, given_flags
+from sparsemask.options import adopted
 from sparsemask.training_setup import Context
 
 SLIM = "slim"
 
 
-def grouped(options: argparse.Namespace) -> bool:
+def grouped(config: RunConfig) -> bool:
     """Whether the mask is one of groups of weights, which says the connections too, and holds weights."""
     # Evaluation and export have no --ft_model.
-    return not vars(options).get("ft_model") and fine_masks.file_space(options.mask_path or "") == SLIM
+    return not config.get("ft_model") and fine_masks.file_space(config.family.mask_path or "") == SLIM
 
 
-def resolve_grouped(options: argparse.Namespace) -> np.ndarray:
-    """The connections that a mask of groups says; its network's numbers become the options'."""
-    mask, groups = spaces.get(SLIM).read(options.mask_path)
+def resolve_grouped(config: RunConfig, given: Mapping) -> tuple[np.ndarray, RunConfig]:
+    """The connections that a mask of groups says, and the configuration with its network's numbers."""
+    mask, groups = spaces.get(SLIM).read(config.family.mask_path)
     said = groups.config["arch_options"]
-    adopt(options, {name: said[name] for name in ("backbone_name", "depth", *forms.names())}, options.mask_path)
-    if given_flags(options).get("inherit", "none") != "none":
-        raise UseError(f"--inherit {options.inherit}: {options.mask_path} has weights of its own; leave it out")
-    options.inherit = "none"
-    return mask
+    source = config.family.mask_path
+    config = adopted(config, given, {name: said[name] for name in ("backbone_name", "depth", *forms.names())}, source)
+    if given.get("inherit", "none") != "none":
+        raise UseError(f"--inherit {given['inherit']}: {source} has weights of its own; leave it out")
+    return mask, config.replace(inherit="none") if "inherit" in config else config
 
 
 def inherited_state(context: Context, mask, note: dict) -> dict | None:
     """Weights out of the search, if they are wanted and there; one line either way."""
-    options = context.options
-    if options.inherit == "none" or options.ft_model or options.pretrained_model:
+    config = context.config
+    if config.family.inherit == "none" or config.family.ft_model or config.network.pretrained_model:
         return None
-    path = options.search_checkpoint or note.get("checkpoint")
+    path = config.family.search_checkpoint or note.get("checkpoint")
     if path is None:
         context.say("nothing to inherit: the mask does not say which search it comes from")
         return None
     if not Path(path).exists():
         raise UseError(f"the search to inherit from is gone: {path}; give --search_checkpoint, or --inherit none")
-    if not options.search_checkpoint and sha256(path) != note.get("sha256"):
+    if not config.family.search_checkpoint and sha256(path) != note.get("sha256"):
         raise UseError(
             f"{path} is not as it was when the mask was pruned from it: prune again, or give --search_checkpoint {path}"
         )
-    state = checkpoint.load(path, options.space)
-    context.say(
-        f"inherited from the search: {'the encoder' if options.inherit == 'encoder' else 'all that is kept'} ({path})"
-    )
-    return spaces.get(options.space).transfer(state["model"], mask, options, options.inherit)
+    state = checkpoint.load(path, config.network.space)
+    what = "the encoder" if config.family.inherit == "encoder" else "all that is kept"
+    context.say(f"inherited from the search: {what} ({path})")
+    return spaces.get(config.network.space).transfer(state["model"], mask, config, config.family.inherit)
 
 
-def resolve_form(options: argparse.Namespace, mask, state: dict) -> None:
-    """Weights decide the form of the encoder, and the widths of its layers."""
-    if forms.has_forms(options.backbone_name):
-        vars(options).update(forms.of_weights(state, options.backbone_name))
-    options.widths = None if isinstance(mask, str) else small_widths(mask, options, state)
+def form_of(config: RunConfig, mask, state: dict) -> dict[str, Any]:
+    """Flags that weights decide, by name: the form of the encoder, and the widths of its layers."""
+    name = config.network.backbone_name
+    found = forms.of_weights(state, name) if forms.has_forms(name) else {}
+    return {**found, "widths": None if isinstance(mask, str) else small_widths(mask, config.replace(**found), state)}

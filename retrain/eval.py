@@ -18,24 +18,33 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from retrain.load_trained import add_trained, family_of, open_trained, read_flags
 from sparsemask import flags, tasks
+from sparsemask.config import Section, flag
 from sparsemask.engine import distributed
 from sparsemask.errors import command, say
 from sparsemask.options import Parser, factor, natural, positive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationSection(Section):
+    """How the network is evaluated, and what is written."""
+
+    title = "evaluation"
+    eval_batch_size: int = flag(1, positive, help="pictures of one size together (default: 1)")
+    eval_limit: int = flag(0, natural, help="only the first pictures, 0: all (default: 0)")
+    flips: bool = flag(False, help="average over mirrored copies")
+    eval_scales: Sequence[float] = flag([1.0], factor, nargs="+", help="average over scales (default: 1)")
+    out: str | None = flag(help="folder for the predictions, as PNG (in colours, or grey)")
 
 
 def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     """The command's flags."""
     made = Parser("eval", prog="retrain/eval.py", description=__doc__)
     add_trained(made, space, task)
-    group = made.add_argument_group("evaluation")
-    group.add_argument("--eval_batch_size", type=positive, default=1, help="pictures of one size together (default: 1)")
-    group.add_argument("--eval_limit", type=natural, default=0, help="only the first pictures, 0: all (default: 0)")
-    group.add_argument("--flips", action="store_true", help="average over mirrored copies")
-    group.add_argument("--eval_scales", type=factor, nargs="+", default=[1.0], help="average over scales (default: 1)")
-    group.add_argument("--out", default=None, help="folder for the predictions, as PNG (in colours, or grey)")
+    made.add_section("evaluation", EvaluationSection)
     family_of(space).add_eval_options(made)
     return made
 
@@ -43,12 +52,12 @@ def parser(space: str = "connectivity", task: str | None = None) -> Parser:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    space = flags.peek_space(argv, newest="retrain")
-    made = parser(space, flags.peek_task(argv))
+    space = flags.space_of(argv, newest="retrain")
+    made = parser(space, flags.task_of(argv))
     given = read_flags(made, argv, space)
     if given.get("six_fold"):
-        options = made.resolve(given)
-        say(tasks.find(options.task).pooled_text(options.six_fold))
+        config = made.resolve(given)
+        say(tasks.find(config.data.task).pooled_text(config.data.six_fold))
         return 0
     status = family_of(space).evaluate(open_trained(made, given))
     distributed.stop()

@@ -18,6 +18,7 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,29 +28,37 @@ from retrain.load_trained import add_trained, family_of, open_trained, read_flag
 from spaces.protocols import Exportable
 from sparsemask import exporting, flags, tasks
 from sparsemask._version import __version__
+from sparsemask.config import Section, flag
 from sparsemask.errors import UseError, command, say
 from sparsemask.exporting.validation import COLUMNS, opened
 from sparsemask.options import Parser, natural, positive
 from sparsemask.tables import table
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportSection(Section):
+    """What is written, and how it is compared with the network."""
+
+    title = "export"
+    out: Sequence[str] | None = flag(nargs="+", metavar="FILE", help="files to write; suffixes say formats")
+    fixed: bool = flag(False, help="for the size of the first validation picture alone")
+    eval_limit: int = flag(3, positive, help="validation pictures compared (default: 3)")
+    repeats: int = flag(7, natural, help="timed calls of each form, 0: none (default: 7)")
+
+
 def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     """The command's flags."""
     made = Parser("export", prog="retrain/export.py", description=__doc__)
     add_trained(made, space, task)
-    group = made.add_argument_group("export")
-    group.add_argument("--out", nargs="+", default=None, metavar="FILE", help="files to write; suffixes say formats")
-    group.add_argument("--fixed", action="store_true", help="for the size of the first validation picture alone")
-    group.add_argument("--eval_limit", type=positive, default=3, help="validation pictures compared (default: 3)")
-    group.add_argument("--repeats", type=natural, default=7, help="timed calls of each form, 0: none (default: 7)")
+    made.add_section("evaluation", ExportSection)
     family_of(space).add_eval_options(made)
     return made
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
     """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
-    space = space or flags.peek_space(argv, newest="retrain")
-    made = parser(space, flags.peek_task(argv))
+    space = space or flags.space_of(argv, newest="retrain")
+    made = parser(space, flags.task_of(argv))
     given = read_flags(made, argv, space)
     paths = [Path(path) for path in given.get("out") or ()]
     if not paths:
@@ -72,20 +81,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         able = [name for name in spaces.available() if isinstance(spaces.get(name), Exportable)]
         raise UseError(f"--space {space}: its networks cannot be exported; those of {', '.join(able)} can")
     restored = open_trained(made, {**given, "gpu": -1})
-    options, network = restored.options, restored.model.eval().requires_grad_(False)
-    source = tasks.get(options.task, options).eval_data
-    batches = [batch_of(source[i][0]) for i in range(min(len(source), options.eval_limit))]
-    exportable = spaces.get(space).exportable(network, batches[0], options, restored.mask)
+    config, network = restored.config, restored.model.eval().requires_grad_(False)
+    source = tasks.get(config.data.task, config).eval_data
+    batches = [batch_of(source[i][0]) for i in range(min(len(source), config.evaluation.eval_limit))]
+    exportable = spaces.get(space).exportable(network, batches[0], config, restored.mask)
     batches = [exportable.fitted(one) for one in batches]
-    if options.fixed:
+    if config.evaluation.fixed:
         exportable = exportable.fixed(batches[0])
         batches = [one for one in batches if shapes(exportable, one) == shapes(exportable, batches[0])]
     for path in paths:
         refuse(exporting.why_not(path.suffix, exportable))
-    about = {"toolkit": f"sparsemask {__version__}", "space": space, "task": options.task}
-    found = [export(path, exportable, batches, space, about, options.repeats) for path in paths]
+    about = {"toolkit": f"sparsemask {__version__}", "space": space, "task": config.data.task}
+    found = [export(path, exportable, batches, space, about, config.evaluation.repeats) for path in paths]
     say(table([one.row() for one in found], COLUMNS))
-    said = f"{options.repeats} in turn, {torch.get_num_threads()} thread(s)"
+    said = f"{config.evaluation.repeats} in turn, {torch.get_num_threads()} thread(s)"
     say(f"difference: the largest over {len(batches)} input(s), to the outputs' size; ms: medians of {said}")
     bad = [str(one.path) for one in found if not one.good]
     if bad:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +16,9 @@ from sparsemask.families import Restored
 from sparsemask.tables import format_count, table
 from sparsemask.tasks.classification.task import ClassificationTask
 
+if TYPE_CHECKING:
+    from retrain.group_sparsity import GroupEvaluationSection
+
 _NOISE = 0.03  # of a time: not worth being called slower
 
 
@@ -24,28 +27,28 @@ def measured(restored: Restored, task: ClassificationTask) -> list[dict]:
 
     A network without a mask (plain, or a published compressed file) is counted by itself.
     """
-    options, model, where, mask = restored.options, restored.model, restored.arithmetic, restored.mask
+    timing, model, where, mask = restored.config.family, restored.model, restored.arithmetic, restored.mask
     space = spaces.get("hinge")
     if mask is not None:
         found = space.structure(mask.config).reduction
-        counted, config = records.entries(found, mask.kept, mask.merged), mask.config
+        counted, recipe = records.entries(found, mask.kept, mask.merged), mask.config
     else:
         counted = {"parameters": count_parameters(model), "multiply_adds_true": multiply_adds(model, task.input_shape)}
-        config = space.config({}, task.input_shape[1:])
+        recipe = space.config({}, task.input_shape[1:])
     rows = []
-    for batch in options.batch if options.rounds else options.batch[:1]:
+    for batch in timing.batch if timing.rounds else timing.batch[:1]:
         row = dict(counted)
-        if options.rounds and mask is not None:
-            row |= records.times(model, config, batch, where.device, options.compiled, options.rounds)
-        elif options.rounds:
+        if timing.rounds and mask is not None:
+            row |= records.times(model, recipe, batch, where.device, timing.compiled, timing.rounds)
+        elif timing.rounds:
             call = {"network": model}
-            time = compare_times(call, config["input_shape"], batch, where.device, options.compiled, options.rounds)
-            row |= {"milliseconds": time["network"], "timed": {"batch": batch, "compiled": options.compiled}}
+            time = compare_times(call, recipe["input_shape"], batch, where.device, timing.compiled, timing.rounds)
+            row |= {"milliseconds": time["network"], "timed": {"batch": batch, "compiled": timing.compiled}}
         rows.append(row)
     return rows
 
 
-def costs_text(rows: list[Mapping], options: argparse.Namespace) -> str:
+def costs_text(rows: list[Mapping], timing: GroupEvaluationSection) -> str:
     """A table of costs, the network's and the plain one's, and where the times come from."""
     lines = []
     for name, title, form in (
@@ -61,10 +64,10 @@ def costs_text(rows: list[Mapping], options: argparse.Namespace) -> str:
             lines.append(_line(title, row["milliseconds"], row.get("milliseconds_dense"), "{:.3f}".format))
     names = {"cost": "cost", "value": "network", "plain": "plain", "share": "share", "gain": "gain"}
     said = ""
-    if options.rounds:
-        form = "compiled" if options.compiled else "eager"
+    if timing.rounds:
+        form = "compiled" if timing.compiled else "eager"
         said = (
-            f"\n(medians of {options.rounds} in turn, {form}, batch norms folded, {torch.get_num_threads()} thread(s))"
+            f"\n(medians of {timing.rounds} in turn, {form}, batch norms folded, {torch.get_num_threads()} thread(s))"
         )
     return "\n" + table(lines, names) + said
 

@@ -5,9 +5,10 @@ Hinge (Li et al., CVPR 2020, arXiv 2003.08935), section 3.5.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,18 +20,49 @@ from retrain.load_trained import read_source, ready
 from retrain.shortfall import shortfall
 from spaces.group_sparsity import mask_file as files
 from spaces.group_sparsity import records
-from spaces.group_sparsity.cost_options import add_memory
+from spaces.group_sparsity.cost_options import memory_flag
 from sparsemask import run_summary, runs, tasks, training_setup
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.engine import checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
-from sparsemask.options import Parser, adopt, factor, fraction, natural, positive
+from sparsemask.options import Parser, adopted, factor, fraction, natural, positive
 from sparsemask.tables import format_count
 from sparsemask.training_setup import Context
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint
 
 NETWORK = "network.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupRetrainingSection(Section):
+    """What the small network starts from, and who teaches it."""
+
+    title = "groups of weights"
+    mask_path: str | None = flag(help="mask file (.npz), as prune/prune.py writes it")
+    search_checkpoint: str | None = flag(help="the checkpoint the mask was made from (default: where it lay then)")
+    ft_model: str | None = flag(help="go on training a network.safetensors of another retraining")
+    teacher: str = flag(
+        "auto",
+        help="weights of a plain network to learn from, 'search' (the searched network, whole) or 'none'; auto: what "
+        "the search started from, else 'search'",
+    )
+    distill: float = flag(0.4, fraction, help="weight of the teacher's loss (default: 0.4)")
+    temperature: float = flag(4.0, factor, help="of both softmaxes (default: 4)")
+    batch: int = flag(1, positive, help="inputs at once when time is measured (default: 1)")
+    channels_last: bool = memory_flag()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupEvaluationSection(Section):
+    """How the small network is timed beside the plain one."""
+
+    title = "groups of weights"
+    mask_path: str | None = flag(help="checked against the weights' own")
+    rounds: int = flag(9, natural, help="timed calls of each network, 0: none (default: 9)")
+    batch: Sequence[int] = flag([1], positive, nargs="+", help="inputs at once when time is measured (default: 1)")
+    compiled: bool = flag(False, help="time compiled networks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,21 +80,23 @@ class RestoredPruned(Restored):
     mask: files.GroupMask | None
 
 
-def _start(options: argparse.Namespace) -> tuple[files.GroupMask, Path]:
+def _start(config: RunConfig) -> tuple[files.GroupMask, Path]:
     """The mask and the file that holds the weights."""
-    if options.ft_model:
-        found = read_checkpoint(options.ft_model)
-        mask = spaces.get(options.space).load(options.ft_model).mask
+    if config.family.ft_model:
+        found = read_checkpoint(config.family.ft_model)
+        mask = spaces.get(config.network.space).load(config.family.ft_model).mask
         if mask is None:
-            raise UseError(f"--ft_model {options.ft_model}: no pruned network of this toolkit ({len(found)} tensors)")
-        return mask, Path(options.ft_model)
-    if options.mask_path is None:
+            raise UseError(
+                f"--ft_model {config.family.ft_model}: no pruned network of this toolkit ({len(found)} tensors)"
+            )
+        return mask, Path(config.family.ft_model)
+    if config.family.mask_path is None:
         raise UseError("--mask_path is missing: a mask file (prune/prune.py writes one)")
-    mask = files.load_mask(options.mask_path)
-    path = options.search_checkpoint or mask.checkpoint
+    mask = files.load_mask(config.family.mask_path)
+    path = config.family.search_checkpoint or mask.checkpoint
     if path is None or not Path(path).exists():
-        raise UseError(f"the checkpoint of {options.mask_path} is gone ({path}): --search_checkpoint FILE")
-    mask.check_weights(path, options.mask_path)
+        raise UseError(f"the checkpoint of {config.family.mask_path} is gone ({path}): --search_checkpoint FILE")
+    mask.check_weights(path, config.family.mask_path)
     return mask, Path(path)
 
 
@@ -73,10 +107,11 @@ def _same_mask(path: str, mask: files.GroupMask | None, what: object) -> None:
         raise UseError(f"--mask_path {path}: {what} is not a network of this mask")
 
 
-def _adopt_recipe(options: argparse.Namespace, mask: files.GroupMask, source: object) -> None:
-    """Take the network's numbers from its mask; UseError where the command line says otherwise."""
-    adopt(options, {name: mask.config.get(name) for name in ("arch", "variant", "init", "n_class")}, source)
-    options.arch_options = [f"{k}={v}" for k, v in mask.config["arch_options"].items()] or None
+def _network_of(config: RunConfig, given: Mapping, mask: files.GroupMask, source: object) -> dict[str, Any]:
+    """The network's numbers from its mask, by flag; UseError where the command line says otherwise."""
+    known = {name: mask.config.get(name) for name in ("arch", "variant", "init", "n_class")}
+    adopted(config, given, known, source)
+    return {**known, "arch_options": [f"{k}={v}" for k, v in mask.config["arch_options"].items()] or None}
 
 
 class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
@@ -86,59 +121,32 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of retraining."""
-        group = parser.add_argument_group("groups of weights")
-        group.add_argument("--mask_path", default=None, help="mask file (.npz), as prune/prune.py writes it")
-        group.add_argument(
-            "--search_checkpoint",
-            default=None,
-            help="the checkpoint the mask was made from (default: where it lay then)",
-        )
-        group.add_argument(
-            "--ft_model", default=None, help="go on training a network.safetensors of another retraining"
-        )
-        group.add_argument(
-            "--teacher",
-            default="auto",
-            help="weights of a plain network to learn from, 'search' (the searched network, whole) or 'none'; auto: "
-            "what the search started from, else 'search'",
-        )
-        group.add_argument("--distill", type=fraction, default=0.4, help="weight of the teacher's loss (default: 0.4)")
-        group.add_argument("--temperature", type=factor, default=4.0, help="of both softmaxes (default: 4)")
-        group.add_argument(
-            "--batch", type=positive, default=1, help="inputs at once when time is measured (default: 1)"
-        )
-        add_memory(group)
+        parser.add_section("family", GroupRetrainingSection)
 
     def add_eval_options(self, parser: Parser) -> None:
         """Flags of evaluation."""
-        group = parser.add_argument_group("groups of weights")
-        group.add_argument("--mask_path", default=None, help="checked against the weights' own")
-        group.add_argument(
-            "--rounds", type=natural, default=9, help="timed calls of each network, 0: none (default: 9)"
-        )
-        group.add_argument(
-            "--batch", type=positive, nargs="+", default=[1], help="inputs at once when time is measured (default: 1)"
-        )
-        group.add_argument("--compiled", action="store_true", help="time compiled networks")
+        parser.add_section("family", GroupEvaluationSection)
 
-    def check(self, options: argparse.Namespace) -> None:
+    def resolve(self, config: RunConfig, given: Mapping) -> RunConfig:
         """Refuse an unusable mask, and weights that are not the mask's."""
-        _start(options)
+        _start(config)
+        return config
 
     def build(self, context: Context) -> BuiltPruned:
         """The small network; its checkpoints carry how it is built, and who teaches it."""
-        options, task = context.options, context.task
-        space = spaces.get(options.space)
-        seed_all(options.seed)
+        config, task = context.config, context.task
+        space = spaces.get(config.network.space)
+        seed_all(config.run.seed)
+        changes = {}
         if context.state is not None:
             saved = context.state["mask"]
             mask = files.GroupMask.from_recipe(saved, context.run.last)
             model = space.network(mask, state=context.state["model"])
             teacher = same_teacher(context.state["teacher"])
         else:
-            mask, path = _start(options)
-            _adopt_recipe(options, mask, options.mask_path or path)
-            if options.ft_model:
+            mask, path = _start(config)
+            changes = _network_of(config, context.given, mask, config.family.mask_path or path)
+            if config.family.ft_model:
                 model = space.load(path).network
                 found = {}
             else:
@@ -146,9 +154,9 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
                 hinged = space.structure(mask.config)
                 load_strictly(hinged.network, bare_state(found, path), path)
                 model = space.compressed(hinged, mask)
-                options.mask_path = str(Path(options.mask_path).resolve())
-                options.search_checkpoint = str(path.resolve())
-            teacher = choose_teacher(options, found, path)
+                changes["mask_path"] = str(Path(config.family.mask_path).resolve())
+                changes["search_checkpoint"] = str(path.resolve())
+            teacher = choose_teacher(config, found, path)
             share = mask.figures.get("multiply_adds_share")
             left = "" if share is None else f", {share:.1%} of the multiply-adds"
             context.say(f"weights of {path}{left}; teacher: {teacher['what'] or 'none'}")
@@ -157,26 +165,32 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
             raise UseError(
                 f"{task.measured_on()} has {task.n_output} classes, the mask's network {mask.config['n_class']}"
             )
-        network = build_teacher(teacher, mask) if options.distill else None
+        network = build_teacher(teacher, mask) if config.family.distill else None
         model.train()
-        if options.channels_last:
+        if config.family.channels_last:
             model.to(memory_format=torch.channels_last)
-        run_summary.note_start(context, family="group_sparsity")
-        return BuiltPruned(model=model, extra={"mask": saved, "teacher": teacher}, mask=mask, teacher=network)
+        return BuiltPruned(
+            model=model,
+            extra={"mask": saved, "teacher": teacher},
+            changes=changes,
+            notes={"family": "group_sparsity"},
+            mask=mask,
+            teacher=network,
+        )
 
     def method(self, context: Context, built: BuiltPruned) -> FineTuning:
         """The small network under its teacher."""
-        return FineTuning(context.options, built.teacher)
+        return FineTuning(context.config, built.teacher)
 
     def finish(self, context: Context, built: BuiltPruned, result: dict) -> int:
         """The network to share, its costs and pictures."""
-        options, run, model, mask = context.options, context.run, built.model, built.mask
-        space = spaces.get(options.space)
+        config, run, model, mask = context.config, context.run, built.model, built.mask
+        space = spaces.get(config.network.space)
         reduction = space.structure(mask.config).reduction
         space.save(run.folder / NETWORK, model, mask)
         noted = {
             **records.entries(reduction, mask.kept, mask.merged),
-            **records.times(model, mask.config, options.batch, context.arithmetic.device),
+            **records.times(model, mask.config, config.family.batch, context.arithmetic.device),
         }
         run.note(network=NETWORK, threshold=mask.threshold, **noted)
         records.draw_kept_groups(run, mask.kept)
@@ -185,7 +199,7 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
             f"retrained: {run_summary.metric_text(context, result)}; multiply-adds "
             f"{format_count(noted['multiply_adds'])} of {format_count(noted['multiply_adds_dense'])}, parameters "
             f"{format_count(noted['parameters'])} of {format_count(noted['parameters_dense'])}, "
-            f"{noted['milliseconds']:.2f} ms (plain {noted['milliseconds_dense']:.2f}, batch {options.batch})"
+            f"{noted['milliseconds']:.2f} ms (plain {noted['milliseconds_dense']:.2f}, batch {config.family.batch})"
         )
         run_summary.announce(context, [line, slower_note([noted]), shortfall(context, result)], [NETWORK])
         run_summary.announce_next(context, "eval")
@@ -194,31 +208,33 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
     def restore(self, parser: Parser, given: dict, run: runs.Run | None) -> RestoredPruned:
         """Of a run, or of any weights file, public and plain ones included."""
         source = read_source(parser, given, run, ("eval_limit", "config", "batch", "mask_path"))
-        options = source.options
+        config = source.config
         loaded = spaces.get(given["space"]).load(source.path)
-        if options.mask_path:
-            _same_mask(options.mask_path, loaded.mask, source.path)
-        where = training_setup.device(options)
+        if config.family.mask_path:
+            _same_mask(config.family.mask_path, loaded.mask, source.path)
+        where = training_setup.device(config)
         model = ready(loaded.network, where)
-        return RestoredPruned(options=options, model=model, arithmetic=where, run=run, mask=loaded.mask)
+        return RestoredPruned(config=config, model=model, arithmetic=where, run=run, mask=loaded.mask)
 
     def evaluate(self, restored: RestoredPruned) -> int:
         """Print quality, and what the network costs beside the plain one."""
-        options, model, where = restored.options, restored.model, restored.arithmetic
-        task = tasks.get(options.task, options)
+        config, model, where = restored.config, restored.model, restored.arithmetic
+        task = tasks.get(config.data.task, config)
         predictions: dict[int, torch.Tensor] = {}
-        keep = predictions.__setitem__ if options.out else None
-        context = tasks.EvaluationContext.from_options(where, options)
-        scores = task.evaluate(model, context, limit=options.eval_limit, flips=options.flips, on_prediction=keep)
+        keep = predictions.__setitem__ if config.evaluation.out else None
+        context = tasks.EvaluationContext.from_config(where, config)
+        scores = task.evaluate(
+            model, context, limit=config.evaluation.eval_limit, flips=config.evaluation.flips, on_prediction=keep
+        )
         if distributed.rank():
             return 0
         say(task.report(scores))
         noted = measured(restored, task)
-        say(costs_text(noted, options))
+        say(costs_text(noted, config.family))
         if note := slower_note(noted):
             say(note)
-        if options.out:
-            say(f"predictions in {write_predictions(task, predictions, options.out)}")
+        if config.evaluation.out:
+            say(f"predictions in {write_predictions(task, predictions, config.evaluation.out)}")
         entries = {"eval": {**task.record(scores), "pictures": scores.count}, **noted[0]}
         record_evaluation(restored, task, scores, entries)
         return 0

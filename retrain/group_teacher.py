@@ -5,7 +5,6 @@ Hinge (Li et al., CVPR 2020, arXiv 2003.08935) fine-tunes under the plain networ
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 
 import spaces
 from spaces.group_sparsity.mask_file import GroupMask
+from sparsemask.config import RunConfig
 from sparsemask.engine import Method
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
@@ -26,16 +26,18 @@ class FineTuning(Method):
     teacher: the network that answers, frozen; None: there is the truth alone.
     """
 
-    def __init__(self, options: argparse.Namespace, teacher: torch.nn.Module | None):
-        self.share, self.temperature = options.distill, options.temperature
+    def __init__(self, config: RunConfig, teacher: torch.nn.Module | None):
+        self.share, self.temperature = config.family.distill, config.family.temperature
         self.teacher = teacher
 
-    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
+    def groups(self, model: torch.nn.Module, config: RunConfig) -> list[dict]:
         """Everything at --lr."""
         place = next(model.parameters())
         if self.teacher is not None:
             self.teacher.to(place.device, place.dtype)
-        return [{"name": "network", "params": [p for p in model.parameters() if p.requires_grad], "lr": options.lr}]
+        return [
+            {"name": "network", "params": [p for p in model.parameters() if p.requires_grad], "lr": config.training.lr}
+        ]
 
     def loss(self, model: torch.nn.Module, task, images, output, target) -> torch.Tensor:
         """(1 - w)·CE + w·T²·KL(softmax(teacher / T) ‖ softmax(network / T)), summed over the pictures."""
@@ -51,9 +53,9 @@ class FineTuning(Method):
         return (1 - self.share) * own + self.share * t * t * pull
 
 
-def choose_teacher(options: argparse.Namespace, found: Mapping, path: Path) -> dict:
+def choose_teacher(config: RunConfig, found: Mapping, path: Path) -> dict:
     """Whose answers are learnt from: kind, file and its hash, as the checkpoints remember it."""
-    wanted = options.teacher if options.distill else "none"
+    wanted = config.family.teacher if config.family.distill else "none"
     if wanted == "auto":
         start = config_of(found).get("pretrained_model")
         wanted = start if isinstance(start, str) and Path(start).exists() else "search" if found else "none"

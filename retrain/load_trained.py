@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,23 @@ from torch import nn
 import spaces
 from spaces import Space
 from sparsemask import datasets, families, flags, runs, training_setup
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError, say
 from sparsemask.families import Restored, RetrainingFamily
 from sparsemask.options import Parser, natural
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedSection(Section):
+    """Which trained network."""
+
+    config: str | None = flag(help="YAML file of flags", transient=True)
+    run: str | None = flag(help="the retrain run (default: the newest)")
+    exp_path: str = flag("runs", help="folder that holds the runs (default: runs)")
+    checkpoint: str = flag("last", help="of the run: last or best (default: last)")
+    seed: int = flag(0, natural, help="of a random-k mask (default: 0)")
 
 
 def family_of(space: str) -> RetrainingFamily:
@@ -32,13 +43,10 @@ def for_task(space: str, task: str | None) -> Space:
 
 def add_trained(parser: Parser, space: str, task: str | None = None) -> None:
     """The flags that say which network, and on which data it runs; the family's own must still be added."""
-    parser.add_argument("--config", help="YAML file of flags")
-    parser.add_argument("--run", default=None, help="the retrain run (default: the newest)")
-    parser.add_argument("--exp_path", default="runs", help="folder that holds the runs (default: runs)")
+    parser.add_section("run", TrainedSection, only=("config", "run", "exp_path"))
     for add in (flags.add_data, flags.add_network, flags.add_device):
         add(parser, for_task(space, task))
-    parser.add_argument("--checkpoint", default="last", help="of the run: last or best (default: last)")
-    parser.add_argument("--seed", type=natural, default=0, help="of a random-k mask (default: 0)")
+    parser.add_section("run", TrainedSection, only=("checkpoint", "seed"))
 
 
 def read_flags(parser: Parser, argv: Sequence[str] | None, space: str) -> dict:
@@ -62,47 +70,48 @@ def open_trained(parser: Parser, given: dict) -> Restored:
         else:
             run = runs.newest(given.get("exp_path", "runs"), "retrain", space)
     restored = family_of(space).restore(parser, given, run)
-    training_setup.prepare(restored.options)
+    training_setup.prepare(restored.config)
     return restored
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network's weights are, and the options they are used with.
+    """Where a network's weights are, and the configuration they are used with.
 
     Attributes:
-        options: the command's, over those of the run, if there is one.
+        config: the command's, over those of the run, if there is one.
         path: of the file.
         state: its checkpoint, where it is a run's; None for a file of weights of any origin.
         saved: the run's flags that the command knows; empty without a run.
+        given: the flags that the user named.
     """
 
-    options: argparse.Namespace
+    config: RunConfig
     path: Path
     state: dict | None
     saved: dict
+    given: dict
 
 
 def read_source(parser: Parser, given: dict, run: runs.Run | None, own: Collection[str]) -> Source:
-    """Resolve a command's options for the network of a run, or of ``--pretrained_model``.
+    """Resolve a command's configuration for the network of a run, or of ``--pretrained_model``.
 
     Args:
         own: flags that are not taken over from the run, since they are for the asking.
     """
     if run is None:
-        options, line = training_setup.resolve_options(parser, given, training=False)
+        config, line, _ = training_setup.resolve_config(parser, given, training=False)
         if line:
             say(line)
-        return Source(options, Path(options.pretrained_model), None, {})
+        return Source(config, Path(config["pretrained_model"]), None, {}, given)
     name = given.setdefault("checkpoint", "last")
     if name not in ("last", "best"):
         raise UseError(f"--checkpoint {name}: last or best")
     path = run.checkpoints / f"{name}.pt"
     state = checkpoint.load(path, given["space"])
     saved = checkpoint.saved_flags(state, parser, path, own)
-    options = parser.resolve(datasets.without_replaced(saved, given), given)
-    options.given = given
-    return Source(options, path, state, saved)
+    config = parser.resolve(datasets.without_replaced(saved, given), given)
+    return Source(config, path, state, saved, given)
 
 
 def ready(model: nn.Module, where: Arithmetic) -> nn.Module:

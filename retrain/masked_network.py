@@ -18,12 +18,12 @@ def share(context: Context, model: nn.Module, measured: dict, threshold: float) 
 
     measured: what :func:`spaces.sparse_conv.records.conclude` returned. threshold: of the data masks.
     """
-    options, run = context.options, context.run
-    space = spaces.get(options.space)
+    config, run = context.config, context.run
+    space = spaces.get(config.network.space)
     network = run.folder / NETWORK
     masks = files.FineMasks(
-        space=options.space,
-        task=options.task,
+        space=config.network.space,
+        task=config.data.task,
         channels=hard_masks(model),
         sha256="",
         threshold=threshold,

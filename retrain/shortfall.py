@@ -17,8 +17,8 @@ def shortfall(context: Context, result: dict) -> str | None:
         context: of the finished run; more of its task's metric `primary` is better.
         result: the metrics of the run's last validation.
     """
-    task, options = context.task, context.options
-    search = inherit.search_of(options.mask_path)
+    task, config = context.task, context.config
+    search = inherit.search_of(config.family.mask_path)
     if search is None or search.folder.resolve() == context.run.folder.resolve():
         return None
     before = search.info().get("result")
@@ -29,9 +29,9 @@ def shortfall(context: Context, result: dict) -> str | None:
     if not own < before - _NOTICED or math.isnan(before):
         return None
     more = ""
-    if vars(options).get("inherit", "all") != "all" and not vars(options).get("ft_model"):
+    if config.get("inherit", "all") != "all" and not config.get("ft_model"):
         more = ", or --inherit all, which starts from the search's weights"
-    steps = options.max_iter
+    steps = config.training.max_iter
     longer = f"a longer run ({f'--max_iter {2 * steps}' if steps else '--max_epoch'})"
     where = inherit.shown_path(search.folder)
     return f"note: {task.primary} {own:.4f} is below its search's {before:.4f} ({where}): {longer} may help{more}"
@@ -39,7 +39,7 @@ def shortfall(context: Context, result: dict) -> str | None:
 
 def _same_data(context: Context, search) -> bool:
     """Whether both were scored on the same data, as far as flags say."""
-    saved, own = inherit.read_flags(search), vars(context.options)
+    saved, own = inherit.read_flags(search), context.config
     kind = tasks.find(own["task"])
     names = ("task", "sample", *kind.data_flags, *kind.score_flags, "n_class", "eval_limit")
     return all((saved.get(name) or None) == (own.get(name) or None) for name in names)

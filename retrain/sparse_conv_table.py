@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from spaces.sparse_conv.masking import hard_masks
 from spaces.sparse_conv.measuring import COLUMNS, module_table
+from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.tables import format_count, table
 from sparsemask.tasks import Scores, ScoresBySample, Task
@@ -40,13 +40,13 @@ def evaluation_text(
     costs: Tensor,
     by_module: dict,
     where: Arithmetic,
-    options: argparse.Namespace,
+    config: RunConfig,
 ) -> str:
     """The task's table with the costs (by picture, where it scores picture by picture), what each module keeps, and
     the means."""
     found = cost_rows(costs)
     mean = found[-1]
-    timed = {k: v for k, v in _COSTS.items() if options.rounds or k not in _TIMES}
+    timed = {k: v for k, v in _COSTS.items() if config.family.rounds or k not in _TIMES}
     by_sample = isinstance(scores, ScoresBySample)
     if by_sample:
         rows = [{**quality, **cost} for quality, cost in zip(scores.rows(), found, strict=True)]
@@ -60,15 +60,16 @@ def evaluation_text(
     lines += ["", module_table(hard_masks(model), by_module), ""]
     said = f"{scores.summary()}  " if by_sample else ""
     said += f"kept {mean['kept']:.3f}  multiply-adds {100 * mean['share']:.1f} % of dense"
-    if options.rounds:
+    if config.family.rounds:
         said += f"  {mean['gain']:.2f} times as fast as dense"
     lines.append(said)
     if row := space.published_row(model, mean["share"]):
         lines.append(row)
     device = str(where.device) if where.device.type == "cpu" else torch.cuda.get_device_name(where.device)
     lines.append(
-        f"({task.measured_on()}, {len(costs)} {task.items}; {scores.protocol}; ms: medians of {options.rounds} in "
-        f"turn, {device}, {torch.get_num_threads()} thread(s), {options.type}, backend {options.backend})"
+        f"({task.measured_on()}, {len(costs)} {task.items}; {scores.protocol}; ms: medians of {config.family.rounds} "
+        f"in turn, {device}, {torch.get_num_threads()} thread(s), {config.device.type}, "
+        f"backend {config.family.backend})"
     )
     return "\n".join(lines)
 

@@ -20,7 +20,6 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -28,6 +27,7 @@ import spaces
 from retrain.load_trained import for_task
 from retrain.specialize_family import FAMILY
 from retrain.specialize_start import check_start
+from spaces import Space
 from sparsemask import driver, flags
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser
@@ -35,32 +35,25 @@ from sparsemask.options import Parser
 SPACE = "specialized"
 
 
-def peek(argv: Sequence[str] | None):
+def space_of(argv: Sequence[str] | None) -> Space:
     """The space whose masks are learnt, with the task that the other flags are to be for."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--task")
-    first.add_argument("--space")
-    seen, _ = first.parse_known_args(argv)
-    again = _names_a_run(argv)  # --run names what is started from, which may have another task
-    name = seen.space or (flags.peek_space(argv) if again else SPACE)
+    seen = flags.typed(argv)
+    again = seen.keys() & {"resume", "config"}  # --run names what is started from, which may have another task
+    name = seen.get("space") or (flags.space_of(argv) if again else SPACE)
     name = SPACE if name == "connectivity" else name
     if spaces.get(name).family != "sparse_conv":
         raise UseError(f"--space {name}: its networks have no fine-grained masks to specialise")
-    return for_task(name, flags.peek_task(argv) if again else seen.task)
+    return for_task(name, flags.task_of(argv) if again else seen.get("task") or None)
 
 
-def _names_a_run(argv: Sequence[str] | None) -> bool:
-    return any(one.split("=")[0] in ("--resume", "--config") for one in (sys.argv[1:] if argv is None else argv))
-
-
-def parser(space) -> Parser:
+def parser(space: Space) -> Parser:
     """The command's flags, the family's own included."""
     return driver.training_parser(FAMILY, space, "retrain/specialize.py", __doc__)
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
     """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
-    made = parser(spaces.get(space) if space else peek(argv))
+    made = parser(spaces.get(space) if space else space_of(argv))
     given = made.given(argv)
     check_start(given)
     return made, given

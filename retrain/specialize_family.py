@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import spaces
 from retrain.masked_network import NETWORK, share
@@ -12,12 +13,26 @@ from spaces.sparse_conv import search_method
 from spaces.sparse_conv.masking import set_threshold
 from spaces.sparse_conv.records import conclude
 from sparsemask import run_summary, training_setup
+from sparsemask.config import RunConfig, flag
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
 from sparsemask.files import write_json
 from sparsemask.options import Parser, natural
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
+
+_START = "what is specialised"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpecializationSection(search_method.SparseMaskSection):
+    """How masks are learnt, of which network, and how its forms are compared."""
+
+    run: str | None = flag(help="a retrained connectivity run (default: the newest)", group=_START)
+    mask_path: str | None = flag(help="its connectivity mask, to be sure, or that of --ft_model", group=_START)
+    ft_model: str | None = flag(help="weights of the dense network instead of a run", group=_START)
+    rounds: int = flag(5, natural, help="timed calls of each form, 0: none (default: 5)", group=_START)
+    compiled: bool = flag(False, help="time the dense form compiled, too (a minute)", group=_START)
 
 
 class Specialization(TrainingFamily[Built]):
@@ -27,52 +42,44 @@ class Specialization(TrainingFamily[Built]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of the masks' search, with a budget, and of what is started from."""
-        search_method.add_options(parser)
-        parser.set_defaults(keep=0.5)
-        group = parser.add_argument_group("what is specialised")
-        group.add_argument("--run", default=None, help="a retrained connectivity run (default: the newest)")
-        group.add_argument("--mask_path", default=None, help="its connectivity mask, to be sure, or that of --ft_model")
-        group.add_argument("--ft_model", default=None, help="weights of the dense network instead of a run")
-        group.add_argument("--rounds", type=natural, default=5, help="timed calls of each form, 0: none (default: 5)")
-        group.add_argument("--compiled", action="store_true", help="time the dense form compiled, too (a minute)")
+        search_method.add_section(parser, SpecializationSection, keep=0.5)
 
     def default_flags(self, given: dict) -> dict:
         """The newest retrained network."""
         return newest_start(given)
 
-    def check(self, options: argparse.Namespace) -> None:
-        """Resolve which network is specialised."""
-        resolve_start(options)
+    def resolve(self, config: RunConfig, given: Mapping) -> RunConfig:
+        """Find out which network is specialised."""
+        return resolve_start(config, given)
 
     def build(self, context: Context) -> Built:
         """The network with soft masks on the dense network's weights, or as its checkpoint has it."""
-        options = context.options
-        seed_all(options.seed)
-        space = spaces.get(options.space)
-        model = space.supernet(options)
+        config = context.config
+        seed_all(config.run.seed)
+        space = spaces.get(config.network.space)
+        model = space.supernet(config)
         if context.state is None:
-            space.load_weights_into(model, load_weights(options.ft_model), options.ft_model)
-            context.say(f"starting from {options.ft_model}")
-        set_threshold(model, options.thres)
-        run_summary.note_start(context, family="sparse_conv")
-        return Built(model)
+            space.load_weights_into(model, load_weights(config.family.ft_model), config.family.ft_model)
+            context.say(f"starting from {config.family.ft_model}")
+        set_threshold(model, config.family.thres)
+        return Built(model, notes={"family": "sparse_conv"})
 
     def method(self, context: Context, built: Built) -> search_method.SparseConvSearch:
         """As the search's."""
-        return search_method.SparseConvSearch(context.options)
+        return search_method.SparseConvSearch(context.config)
 
     def finish(self, context: Context, built: Built, result: dict) -> int:
         """The network and its mask file, the table of forms; 1 where forms differ that must not."""
-        options, run, model = context.options, context.run, built.model
+        config, run, model = context.config, context.run, built.model
         measured = conclude(context, model)
-        masks = share(context, model, measured, options.thres)
+        masks = share(context, model, measured, config.family.thres)
         text, rows, wrong = compare_forms(context, model)
         write_json(run.folder / "forms.json", rows)
         run.note(forms=rows, **({"wrong": wrong, "milliseconds": None, "milliseconds_dense": None} if wrong else {}))
         kept = masks.mean_kept
-        missed = search_method.missed(kept, options.keep) if options.keep is not None else ""
+        missed = search_method.missed(kept, config.family.keep) if config.family.keep is not None else ""
         of = "the multiply-adds" if model.kept_weights else "what has masks"
-        lines = [text, f"kept {kept:.3f} of {of} (budget {options.keep:g}{missed})"]
+        lines = [text, f"kept {kept:.3f} of {of} (budget {config.family.keep:g}{missed})"]
         run_summary.announce(context, lines, [NETWORK, "mask.npz", "forms.json"])
         if wrong:
             training_setup.warn(

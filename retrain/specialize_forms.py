@@ -35,20 +35,20 @@ def compare_forms(context: Context, model: nn.Module) -> tuple[str, list[dict], 
     for the first item's size. Quality is over the items that --eval_limit lets through; multiply-adds are means over
     them, times medians over the first few, taken in turn.
     """
-    options, where, task = context.options, context.arithmetic, context.task
-    space = spaces.get(options.space)
+    config, where, task = context.config, context.arithmetic, context.task
+    space = spaces.get(config.network.space)
     model = model.eval()
     watch = Watch(space, model, where, alone=True)
 
     def quality(form: Callable) -> dict[str, float]:
-        evaluation = EvaluationContext.from_options(where, options)
-        return task.metrics(task.evaluate(form, evaluation, limit=options.eval_limit, quick=True))
+        evaluation = EvaluationContext.from_config(where, config)
+        return task.metrics(task.evaluate(form, evaluation, limit=config.training.eval_limit, quick=True))
 
     sparse = quality(watch)
     means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
     dense = space.dense_form(model)
     forms: dict[str, tuple] = {"dense": (dense, means["dense"])}
-    if options.compiled and options.rounds and isinstance(space, HasUnmaskedForm):
+    if config.family.compiled and config.family.rounds and isinstance(space, HasUnmaskedForm):
         forms["compiled"] = (_compiled(space.unmasked(model), task, where), means["dense"])
     if isinstance(space, HasKernelForm):
         forms["kernels"] = (space.kernel_form(model), means["dense"])
@@ -64,7 +64,7 @@ def compare_forms(context: Context, model: nn.Module) -> tuple[str, list[dict], 
         rows.append(row)
     calls = {name: form for name, (form, _) in forms.items()}
     wrong = _differences(calls if "masked" in calls else {**calls, "masked": _by_reference(model)}, rows, task, where)
-    times = {} if wrong else _times(calls, task, where, options.rounds)
+    times = {} if wrong else _times(calls, task, where, config.family.rounds)
     rows = [row | ({"ms": times[row["form"]]} if times else {}) for row in rows]
     columns = {
         "form": "form",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from spaces.backbones import forms
 from spaces.slim.space import small_widths
 from spaces.specialized.words import mask_word, read_mask
 from sparsemask import runs
+from sparsemask.config import RunConfig
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError
-from sparsemask.options import adopt
+from sparsemask.options import adopted
 from sparsemask.weights import load_weights
 
 _NETWORK = ("backbone_name", "depth")
@@ -39,48 +39,50 @@ def newest_start(asked: dict) -> dict:
     return {"run": str(runs.newest(asked.get("exp_path") or "runs", "retrain", "connectivity").folder)}
 
 
-def resolve_start(options: argparse.Namespace) -> None:
-    """Resolve the options that say what the network is; UseError before a run folder is made where they do not fit.
+def resolve_start(config: RunConfig, given: Mapping) -> RunConfig:
+    """The configuration with what the network is; UseError where flags do not fit.
 
     Afterwards `ft_model` is the weights' file and, of a network of searched connectivity, `connectivity` its mask as a
     word.
     """
-    check_start({"thres": options.thres, **(vars(options) if "connectivity" in vars(options) else {})})
-    if "connectivity" not in vars(options):
-        _masked_space(options)
-        return
-    if options.ft_model:
-        _from_weights(options)
+    check_start({"thres": config.family.thres, **(config if "connectivity" in config else {})})
+    if "connectivity" not in config:
+        return _masked_space(config)
+    if config.family.ft_model:
+        config = _from_weights(config)
     else:
-        _from_run(options, runs.find(options.run))
-    state = load_weights(options.ft_model)
-    vars(options).update(forms.of_weights(state, options.backbone_name))
-    connections = read_mask(options.connectivity, len(backbones.strides(options.backbone_name)), options.seed)
-    options.widths = small_widths(connections, options, state)
-    options.ft_model = str(Path(options.ft_model).resolve())
+        config = _from_run(config, given, runs.find(config.family.run))
+    state, network = load_weights(config.family.ft_model), config.network
+    config = config.replace(**forms.of_weights(state, network.backbone_name))
+    connections = read_mask(network.connectivity, len(backbones.strides(network.backbone_name)), config.run.seed)
+    widths = small_widths(connections, config, state)
+    return config.replace(widths=widths, ft_model=str(Path(config.family.ft_model).resolve()))
 
 
-def _masked_space(options: argparse.Namespace) -> None:
+def _masked_space(config: RunConfig) -> RunConfig:
     """Weights of a network whose own masks are to be learnt."""
-    options.ft_model = options.ft_model or options.pretrained_model
-    if options.mask_path or options.run:
-        raise UseError(f"--mask_path and --run are for connectivity networks, --space {options.space} takes --ft_model")
-    if not options.ft_model:
-        raise UseError(f"--ft_model is missing: weights of the dense network of --space {options.space}")
-    options.ft_model = str(Path(options.ft_model).resolve())
-    options.pretrained_model = None
-    load_weights(options.ft_model)
+    weights = config.family.ft_model or config.network.pretrained_model
+    if config.family.mask_path or config.family.run:
+        raise UseError(
+            f"--mask_path and --run are for connectivity networks, --space {config.network.space} takes --ft_model"
+        )
+    if not weights:
+        raise UseError(f"--ft_model is missing: weights of the dense network of --space {config.network.space}")
+    weights = str(Path(weights).resolve())
+    load_weights(weights)
+    return config.replace(ft_model=weights, pretrained_model=None)
 
 
-def _from_weights(options: argparse.Namespace) -> None:
-    if not options.mask_path and not options.connectivity:
+def _from_weights(config: RunConfig) -> RunConfig:
+    mask = config.family.mask_path or config.network.connectivity
+    if not mask:
         raise UseError("--ft_model needs --mask_path: the connectivity mask of its network")
-    load_weights(options.ft_model)
-    features = len(backbones.strides(options.backbone_name))
-    options.connectivity = mask_word(read_mask(options.mask_path or options.connectivity, features, options.seed))
+    load_weights(config.family.ft_model)
+    features = len(backbones.strides(config.network.backbone_name))
+    return config.replace(connectivity=mask_word(read_mask(mask, features, config.run.seed)))
 
 
-def _from_run(options: argparse.Namespace, run: runs.Run) -> None:
+def _from_run(config: RunConfig, given: Mapping, run: runs.Run) -> RunConfig:
     state = checkpoint.load(run.last)
     if state.get("space") != "connectivity" or state.get("verb") != "retrain":
         raise UseError(f"{run.folder}: a run of '{state.get('verb')}' on space '{state.get('space')}', not a retrained "
@@ -90,18 +92,18 @@ def _from_run(options: argparse.Namespace, run: runs.Run) -> None:
         raise UseError(f"{run.folder}: the baseline '{mask}' has no decoder to specialise")
     if not isinstance(mask, torch.Tensor):
         raise UseError(f"{run.last}: no connections in it")
-    mask = mask.numpy()
+    mask, saved = mask.numpy(), state["config"]
     for name in _NETWORK:
-        if state["config"].get(name) is None:
+        if saved.get(name) is None:
             raise UseError(f"{run.last}: incomplete: it does not say {name}")
-    adopt(options, {name: state["config"][name] for name in _NETWORK}, run.folder)
-    if options.bn_momentum is None:
-        options.bn_momentum = state["config"].get("bn_momentum")
-    if options.mask_path:
-        other = read_mask(options.mask_path, len(mask), options.seed)
+    config = adopted(config, given, {name: saved[name] for name in _NETWORK}, run.folder)
+    if config.network.bn_momentum is None:
+        config = config.replace(bn_momentum=saved.get("bn_momentum"))
+    if config.family.mask_path:
+        other = read_mask(config.family.mask_path, len(mask), config.run.seed)
         if not np.array_equal(mask, other):
             raise UseError(
-                f"{options.mask_path}: not the connections of {run.folder}; retrain that mask, or leave it out"
+                f"{config.family.mask_path}: not the connections of {run.folder}; retrain that mask, or leave it out"
             )
-    options.connectivity, options.ft_model = mask_word(mask), str(run.last)
-    options.run = options.mask_path = None  # said by these from now on: the run's configuration starts it again
+    # Said by the weights and the word from now on: the run's configuration starts it again.
+    return config.replace(connectivity=mask_word(mask), ft_model=str(run.last), run=None, mask_path=None)

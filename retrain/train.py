@@ -33,8 +33,8 @@ def parser(space: str = "connectivity", task: str | None = None) -> Parser:
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
     """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
-    space = space or flags.peek_space(argv)
-    made = parser(spaces.get(space).trained_as, flags.peek_task(argv))
+    space = space or flags.space_of(argv)
+    made = parser(spaces.get(space).trained_as, flags.task_of(argv))
     return made, made.given(argv)
 
 

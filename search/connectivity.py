@@ -5,7 +5,7 @@ SparseMask (arXiv 1904.07642), sections 3.2 and 3.3.
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from spaces.connectivity.prune_rules import prune_report
 from spaces.encoder import encoder_weights
 from sparsemask import report as page
 from sparsemask import run_summary
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.costs import measure
 from sparsemask.engine import Method, optimizer
 from sparsemask.engine.randomness import seed_all, step_generator
@@ -29,14 +30,30 @@ from sparsemask.weights import load_strictly
 NOISE = 3  # stream of randomness
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectivitySearchSection(Section):
+    """How connection weights are learnt."""
+
+    title = "connectivity search"
+    sparse: float = flag(0.01, rate, help="factor of the sparse loss (default: 0.01)")
+    noise: float = flag(0.1, rate, help="standard deviation of the weights' noise (default: 0.1)")
+    mask_lr_mult: float = flag(10.0, rate, help="factor on --lr for the connection weights (published: 10)")
+    mask_warmup: int = flag(
+        0,
+        natural,
+        help="steps before the connection weights move: a random decoder's gradients say nothing of them (default: 0)",
+    )
+    thres: float = flag(0.001, fraction, help="threshold of the count shown (default: 0.001)")
+
+
 class ConnectivitySearch(Method):
     """Train a fully dense network and its connection weights together."""
 
-    def __init__(self, options: argparse.Namespace):
-        self.sparse, self.thres, self.seed = options.sparse, options.thres, options.seed
-        self.warmup = options.mask_warmup
+    def __init__(self, config: RunConfig):
+        self.sparse, self.thres, self.seed = config.family.sparse, config.family.thres, config.run.seed
+        self.warmup = config.family.mask_warmup
 
-    def optimizers(self, model: torch.nn.Module, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    def optimizers(self, model: torch.nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
         """The network's optimizer, and SGD at a rate of their own for the connection weights.
 
         Always SGD: a step of Adam has one length whatever the gradient's, so that the small but steady pull of the
@@ -44,14 +61,15 @@ class ConnectivitySearch(Method):
         """
         masks = list(model.raw_weights())
         own = {id(p) for p in masks}
-        groups = self.groups(model, options)
+        groups = self.groups(model, config)
         for group in groups:
             group["params"] = [p for p in group["params"] if id(p) not in own]
-        rate = options.lr * options.mask_lr_mult
-        decay = options.decay if options.optimizer == "sgd" else 0.0
+        training = config.training
+        rate = training.lr * config.family.mask_lr_mult
+        decay = training.decay if training.optimizer == "sgd" else 0.0
         return [
-            optimizer(groups, options),
-            torch.optim.SGD(masks, lr=rate, momentum=options.momentum, weight_decay=decay),
+            optimizer(groups, training),
+            torch.optim.SGD(masks, lr=rate, momentum=training.momentum, weight_decay=decay),
         ]
 
     def before_step(self, model: torch.nn.Module, step: int) -> None:
@@ -89,61 +107,43 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of the connectivity search."""
-        group = parser.add_argument_group("connectivity search")
-        group.add_argument("--sparse", type=rate, default=0.01, help="factor of the sparse loss (default: 0.01)")
-        group.add_argument(
-            "--noise", type=rate, default=0.1, help="standard deviation of the weights' noise (default: 0.1)"
-        )
-        group.add_argument(
-            "--mask_lr_mult", type=rate, default=10.0, help="factor on --lr for the connection weights (published: 10)"
-        )
-        group.add_argument(
-            "--mask_warmup",
-            type=natural,
-            default=0,
-            help="steps before the connection weights move: a random decoder's gradients say nothing of them "
-            "(default: 0)",
-        )
-        group.add_argument(
-            "--thres", type=fraction, default=0.001, help="threshold of the count shown (default: 0.001)"
-        )
+        parser.add_section("family", ConnectivitySearchSection)
 
     def build(self, context: Context) -> Built:
         """The fully dense network: from its checkpoint's configuration, or with pretrained encoder weights."""
-        options = context.options
-        weights = encoder_weights(context)
-        seed_all(options.seed)
-        model = spaces.get(options.space).supernet({**vars(options), "noise_std": options.noise})
+        weights, changes = encoder_weights(context)
+        config = context.config.replace(**changes)
+        seed_all(config.run.seed)
+        model = spaces.get(config.network.space).supernet({**config, "noise_std": config.family.noise})
         if weights is not None:
-            load_strictly(model.backbone, weights.state, f"encoder '{options.backbone_name}'")
-        run_summary.note_start(context)
-        return Built(model)
+            load_strictly(model.backbone, weights.state, f"encoder '{config.network.backbone_name}'")
+        return Built(model, changes=changes)
 
     def method(self, context: Context, built: Built) -> ConnectivitySearch:
         """Network and connection weights together."""
-        return ConnectivitySearch(context.options)
+        return ConnectivitySearch(context.config)
 
     def finish(self, context: Context, built: Built, result: dict) -> int:
         """Pictures of the weights; costs and a drawing of the network that the threshold would leave."""
-        options, run, model = context.options, context.run, built.model
+        config, run, model = context.config, context.run, built.model
         weights = [w.detach().cpu().numpy() for w in model.raw_weights()]
-        report = prune_report(weights, options.thres)
-        draw_weights(weights, run.pictures / "weights.png", options.thres)
+        report = prune_report(weights, config.family.thres)
+        draw_weights(weights, run.pictures / "weights.png", config.family.thres)
         rows = read_rows(run.history)
         history = [row["step"] for row in rows], np.array([row["weights"] for row in rows])
-        draw_weight_history(history, run.pictures / "weight_history.png", options.thres)
+        draw_weight_history(history, run.pictures / "weight_history.png", config.family.thres)
         run_summary.draw_training(context, model)
         if not report.problem:
             strides, channels = model.backbone.strides, model.backbone.channels
             draw_architecture(report.mask, run.pictures / "architecture.png", strides, channels)
-            network = spaces.get(options.space).network(report.mask, options)
+            network = spaces.get(config.network.space).network(report.mask, config)
             network.to(context.arithmetic.device, context.arithmetic.parameters)
-            cost = measure(network, (1, 3, options.crop_size, options.crop_size), repeats=10)
+            cost = measure(network, (1, 3, config.data.crop_size, config.data.crop_size), repeats=10)
             run.note(
                 kept=page.names_of(report.mask),
                 strides=[int(s) for s in strides],
                 channels=[int(c) for c in channels],
-                **page.cost_entries(cost, options.crop_size),
+                **page.cost_entries(cost, config.data.crop_size),
             )
         line = f"searched: {run_summary.metric_text(context, result)}; {report.lines()[0]}"
         run_summary.announce(context, [line])

@@ -6,8 +6,8 @@ operator; the search ends when what is left at the running threshold costs littl
 
 from __future__ import annotations
 
-import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,11 @@ import torch
 import spaces
 from search import proximal
 from spaces.group_sparsity import groups, records
-from spaces.group_sparsity.cost_options import add_counting, add_memory
+from spaces.group_sparsity.cost_options import CountingSection, memory_flag
 from spaces.group_sparsity.reduction import Hinged, Reduction
 from spaces.group_sparsity.threshold import kept_sets
 from sparsemask import run_summary
+from sparsemask.config import RunConfig, flag
 from sparsemask.engine import Method
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
@@ -27,12 +28,42 @@ from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupSearchSection(CountingSection):
+    """How groups are driven to zero."""
+
+    title = "group sparsity search"
+    inherited_last = True
+    regularizer: str = flag("l1", help=lambda: f"{', '.join(proximal.operators())} on the groups' norms (default: l1)")
+    sparse: float = flag(2e-4, rate, help="factor λ of the regularizer (default: 2e-4)")
+    sparsify: str = flag(
+        "pg",
+        choices=("pg", "sgd"),
+        help="proximal gradient, or the penalty's own gradient, which shrinks but nullifies nothing (default: pg)",
+    )
+    q: float = flag(1.0, factor, help="of the watched penalty (Σ n^q)^(1/q) (default: 1)")
+    prox_freq: int = flag(1, positive, help="steps between proximal steps (default: 1)")
+    prox_start: int = flag(0, natural, help="steps before the first one (default: 0)")
+    anneal: float = flag(0.0, rate, help="λ is divided by it as groups vanish, 0: never")
+    anneal_at: Sequence[float] = flag([10.0, 5.0], rate, nargs=2, help="penalties below which λ is divided once, twice")
+    layer_balancing: bool = flag(False, help="λ of a matrix times the mean norm its groups begin with")
+    lr_ratio: float = flag(0.01, rate, help="factor on --lr for all but the matrices")
+    lr_adjust: str = flag(
+        "p1",
+        choices=("p1", "p2", "none"),
+        help="learning rates follow the ratio of the two kinds of groups' gradients (default: p1)",
+    )
+    channels_last: bool = memory_flag()
+    stop_limit: float = flag(0.1, rate, help="the search ends this near above --target")
+
+
 class GroupSearch(Method):
     """SGD with three learning rates, and a proximal step after each update."""
 
-    def __init__(self, options: argparse.Namespace, reduction: Reduction):
-        self.options, self.reduction = options, reduction
-        self.operator = proximal.operator_name(options.regularizer)
+    def __init__(self, config: RunConfig, reduction: Reduction):
+        self.search: GroupSearchSection = config.family
+        self.reduction = reduction
+        self.operator = proximal.operator_name(self.search.regularizer)
         self.balance: list[float] = []
         self.gradient_ratio: float | None = None
         self.steps_done = 0
@@ -40,7 +71,7 @@ class GroupSearch(Method):
         self.penalties: dict[str, float] = {}
         self.ratio, self.shares = math.nan, {}
 
-    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
+    def groups(self, model: torch.nn.Module, config: RunConfig) -> list[dict]:
         """All else at --lr times --lr_ratio, the matrices of P1 and of P2 at --lr; one in both counts as P1's."""
         self._prepare(model)
         taken: set[int] = set()
@@ -49,10 +80,10 @@ class GroupSearch(Method):
             found[name] = [p for p in self._matrices(model, sets) if id(p) not in taken]
             taken |= {id(p) for p in found[name]}
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-        made = [{"name": "network", "params": rest, "lr": options.lr * options.lr_ratio}]
-        made += [{"name": name, "params": params, "lr": options.lr} for name, params in found.items() if params]
+        made = [{"name": "network", "params": rest, "lr": config.training.lr * config.family.lr_ratio}]
+        made += [{"name": name, "params": params, "lr": config.training.lr} for name, params in found.items() if params]
         self.adjusts = (
-            options.lr_adjust != "none"
+            config.family.lr_adjust != "none"
             and len(made) == 3
             and len(found["P2"]) == len(self._matrices(model, self.second))
         )
@@ -63,14 +94,14 @@ class GroupSearch(Method):
         self.sets = self.reduction.sets
         self.first = [s for s in self.sets if s.projection == "P1"] or list(self.sets)
         self.second = [s for s in self.sets if s.projection == "P2" and s not in self.first]
-        self.partners = self.reduction.partners() if self.options.same_ratio else []
+        self.partners = self.reduction.partners() if self.search.same_ratio else []
         device = next(model.parameters()).device
         counts = torch.tensor([s.count for s in self.sets], device=device)
         self.counts = counts.tolist()
         self.of = torch.arange(len(self.sets), device=device).repeat_interleave(counts)
         with torch.no_grad():
             means = [float(groups.norms(model, s).mean()) for s in self.sets]
-        self.balance = means if self.options.layer_balancing else [1.0] * len(means)
+        self.balance = means if self.search.layer_balancing else [1.0] * len(means)
 
     @staticmethod
     def _matrices(model: torch.nn.Module, sets: list) -> list[torch.nn.Parameter]:
@@ -82,10 +113,10 @@ class GroupSearch(Method):
 
     def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor | None, dict]:
         """The groups' penalty: added to the loss only with --sparsify sgd, else watched."""
-        o = self.options
-        active = step >= o.prox_start
+        search = self.search
+        active = step >= search.prox_start
         loss = None
-        if o.sparsify == "sgd":
+        if search.sparsify == "sgd":
             found = self._penalties(model)
             self.penalties = {name: float(value.detach()) for name, value in found.items()}
             self.strength = self._annealed()
@@ -104,12 +135,17 @@ class GroupSearch(Method):
         for name, sets in (("loss_p1", self.first), ("loss_p2", self.second)):
             if sets:
                 values = [groups.norms(model, s) if norms is None else norms[s.name] for s in sets]
-                found[name] = proximal.group_loss(values, reduce, self.options.q)
+                found[name] = proximal.group_loss(values, reduce, self.search.q)
         return found
 
     def _annealed(self) -> float:
-        o = self.options
-        return proximal.annealed(o.sparse, o.anneal, tuple(o.anneal_at), self.penalties.get("loss_p1", math.inf))
+        search = self.search
+        return proximal.annealed(
+            search.sparse,
+            search.anneal,
+            tuple(search.anneal_at),
+            self.penalties.get("loss_p1", math.inf),
+        )
 
     def before_update(self, model: torch.nn.Module, groups_: list[dict]) -> None:
         """Remember the matrices' scheduled rate, by which groups are shrunk; adjust rates by the gradients' ratio."""
@@ -124,7 +160,7 @@ class GroupSearch(Method):
         if self.gradient_ratio is not None:
             rates = [group["lr"] for group in groups_]
             for group, value in zip(
-                groups_, proximal.adjusted_rates(rates, self.gradient_ratio, self.options.lr_adjust), strict=True
+                groups_, proximal.adjusted_rates(rates, self.gradient_ratio, self.search.lr_adjust), strict=True
             ):
                 group["lr"] = value
 
@@ -132,9 +168,9 @@ class GroupSearch(Method):
     def after_step(self, model: torch.nn.Module) -> None:
         """The proximal step, on all groups at once."""
         self.steps_done += 1
-        o = self.options
-        due = self.steps_done > o.prox_start and self.steps_done % o.prox_freq == 0
-        if o.sparsify != "pg" or not due:
+        search = self.search
+        due = self.steps_done > search.prox_start and self.steps_done % search.prox_freq == 0
+        if search.sparsify != "pg" or not due:
             return
         norms = {s.name: groups.norms(model, s) for s in self.sets}
         joined = torch.cat(list(norms.values()))
@@ -145,19 +181,19 @@ class GroupSearch(Method):
         for s, by in zip(self.sets, shrunk, strict=True):
             groups.scale_(model, s, by)
 
-    def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
+    def evaluate(self, model: torch.nn.Module, task, arithmetic, config: RunConfig) -> dict:
         """The task's metrics and what would be left, counted without touching a parameter; ends the run at target."""
-        metrics = super().evaluate(model, task, arithmetic, options)
-        kept = kept_sets(self.reduction.norms(model), options.thres, options.remain, self.partners)
-        self.ratio = self.reduction.ratio(kept, self._by(), options.merge)
+        metrics = super().evaluate(model, task, arithmetic, config)
+        kept = kept_sets(self.reduction.norms(model), config.family.thres, config.family.remain, self.partners)
+        self.ratio = self.reduction.ratio(kept, self._by(), config.family.merge)
         self.shares = {name: float(k.mean()) for name, k in kept.items()}
-        started = self.steps_done > options.prox_start
-        self.finished = started and self.ratio - options.target <= options.stop_limit
+        started = self.steps_done > config.family.prox_start
+        self.finished = started and self.ratio - config.family.target <= config.family.stop_limit
         return {**metrics, "ratio": self.ratio}
 
     def _by(self) -> str:
         # Time is measured by pruning; while training multiply-adds stand for it.
-        return "params" if self.options.by == "params" else "multiply-adds"
+        return "params" if self.search.by == "params" else "multiply-adds"
 
     def metrics(self, model: torch.nn.Module) -> dict:
         """The share of the cost that would be left at the running threshold, of the last evaluation."""
@@ -213,82 +249,55 @@ class GroupSearchFamily(TrainingFamily[BuiltHinged]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of the search for groups."""
-        group = parser.add_argument_group("group sparsity search")
-        group.add_argument(
-            "--regularizer", default="l1", help=f"{', '.join(proximal.operators())} on the groups' norms (default: l1)"
-        )
-        group.add_argument("--sparse", type=rate, default=2e-4, help="factor λ of the regularizer (default: 2e-4)")
-        group.add_argument(
-            "--sparsify",
-            choices=("pg", "sgd"),
-            default="pg",
-            help="proximal gradient, or the penalty's own gradient, which shrinks but nullifies nothing (default: pg)",
-        )
-        group.add_argument("--q", type=factor, default=1.0, help="of the watched penalty (Σ n^q)^(1/q) (default: 1)")
-        group.add_argument("--prox_freq", type=positive, default=1, help="steps between proximal steps (default: 1)")
-        group.add_argument("--prox_start", type=natural, default=0, help="steps before the first one (default: 0)")
-        group.add_argument("--anneal", type=rate, default=0.0, help="λ is divided by it as groups vanish, 0: never")
-        group.add_argument(
-            "--anneal_at",
-            type=rate,
-            nargs=2,
-            default=[10.0, 5.0],
-            help="penalties below which λ is divided once, twice",
-        )
-        group.add_argument(
-            "--layer_balancing", action="store_true", help="λ of a matrix times the mean norm its groups begin with"
-        )
-        group.add_argument("--lr_ratio", type=rate, default=0.01, help="factor on --lr for all but the matrices")
-        group.add_argument(
-            "--lr_adjust",
-            choices=("p1", "p2", "none"),
-            default="p1",
-            help="learning rates follow the ratio of the two kinds of groups' gradients (default: p1)",
-        )
-        add_memory(group)
-        group.add_argument("--stop_limit", type=rate, default=0.1, help="the search ends this near above --target")
-        add_counting(group)
+        parser.add_section("family", GroupSearchSection)
 
     def build(self, context: Context) -> BuiltHinged:
         """The network with its pairs: from its checkpoint's configuration, from plain weights, or from random ones."""
-        options, task = context.options, context.task
-        space = spaces.get(options.space)
-        seed_all(options.seed)
+        config, task, source = context.config, context.task, context.config.network.pretrained_model
+        space = spaces.get(config.network.space)
+        seed_all(config.run.seed)
+        changes = {}
         if context.state is not None:
-            config = context.state["network"]
-            hinged = space.structure(config)
+            recipe = context.state["network"]
+            hinged = space.structure(recipe)
         else:
-            state = load_weights(options.pretrained_model) if options.pretrained_model else None
+            state = load_weights(source) if source else None
             if state is not None:
-                space.settle(options, state, options.pretrained_model)
-            shape = task.input_shape or (1, 3, options.crop_size, options.crop_size)
-            config = space.config(options, shape[1:])
-            plain = space.plain(config)
+                changes = space.settled(config, context.given, state, source)
+                config = config.replace(**changes)
+            shape = task.input_shape or (1, 3, config.data.crop_size, config.data.crop_size)
+            recipe = space.config(config, shape[1:])
+            plain = space.plain(recipe)
             if state is not None:
-                space.load_weights_into(plain, state, options.pretrained_model)
-                context.say(f"starting from {options.pretrained_model} ({config['arch']})")
-            hinged = space.hinged(plain, config, options.seed)
+                space.load_weights_into(plain, state, source)
+                context.say(f"starting from {source} ({recipe['arch']})")
+            hinged = space.hinged(plain, recipe, config.run.seed)
             records.keep_start_norms(context, hinged)
-        if options.channels_last:
+        if config.family.channels_last:
             hinged.network.to(memory_format=torch.channels_last)
-        run_summary.note_start(context, family="group_sparsity")
-        return BuiltHinged(model=hinged.network, extra={"network": config}, reduction=hinged.reduction)
+        return BuiltHinged(
+            model=hinged.network,
+            extra={"network": recipe},
+            changes=changes,
+            notes={"family": "group_sparsity"},
+            reduction=hinged.reduction,
+        )
 
     def method(self, context: Context, built: BuiltHinged) -> GroupSearch:
         """SGD and proximal steps on the network's groups."""
-        return GroupSearch(context.options, built.reduction)
+        return GroupSearch(context.config, built.reduction)
 
     def finish(self, context: Context, built: BuiltHinged, result: dict) -> int:
         """Pictures and costs of what the running threshold would leave."""
-        options, reduction = context.options, built.reduction
-        partners = reduction.partners() if options.same_ratio else ()
-        kept = kept_sets(reduction.norms(built.model), options.thres, options.remain, partners)
+        config, reduction = context.config, built.reduction
+        partners = reduction.partners() if config.family.same_ratio else ()
+        kept = kept_sets(reduction.norms(built.model), config.family.thres, config.family.remain, partners)
         records.conclude_search(context, Hinged(built.model, reduction), kept)
         ratio = result.get("ratio", math.nan)
-        reached = ratio - options.target <= options.stop_limit
+        reached = ratio - config.family.target <= config.family.stop_limit
         missed = "" if reached else ": --target not reached, a larger --sparse or a longer run would come nearer"
         line = (
-            f"searched: {run_summary.metric_text(context, result)}; at threshold {options.thres:g} "
+            f"searched: {run_summary.metric_text(context, result)}; at threshold {config.family.thres:g} "
             f"{100 * ratio:.1f} % of the multiply-adds would be left{missed}"
         )
         run_summary.announce(context, [line])

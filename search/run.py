@@ -28,16 +28,13 @@ from sparsemask.options import Parser
 def parser(space: str = "connectivity") -> Parser:
     """The command's flags, the family's own included."""
     family = families.find("search", spaces.get(space))
-    made = driver.training_parser(family, spaces.get(space), "search/run.py", __doc__)
-    made.add_argument(
-        "--search", dest="_search", action="store_true", help="search (the default here; kept for old command lines)"
-    )
-    return made
+    ignored = {"search": "search (the default here; kept for old command lines)"}
+    return driver.training_parser(family, spaces.get(space), "search/run.py", __doc__, ignored)
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
     """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
-    made = parser(space or flags.peek_space(argv))
+    made = parser(space or flags.space_of(argv))
     return made, made.given(argv)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import spaces
 from spaces.sparse_conv.masking import set_threshold
 from spaces.sparse_conv.records import conclude
-from spaces.sparse_conv.search_method import SparseConvSearch, add_options, missed
+from spaces.sparse_conv.search_method import SparseConvSearch, add_section, missed
 from sparsemask import run_summary
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
@@ -21,28 +21,29 @@ class SparseConvSearchFamily(TrainingFamily[Built]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of learning fine-grained masks."""
-        add_options(parser)
+        add_section(parser)
 
     def build(self, context: Context) -> Built:
         """The network with soft masks: from its checkpoint's configuration, from weights, or from random ones."""
-        options = context.options
-        seed_all(options.seed)
-        space = spaces.get(options.space)
-        model = space.supernet(options)
-        if context.state is None and options.pretrained_model:
-            space.load_weights_into(model, load_weights(options.pretrained_model), options.pretrained_model)
-            context.say(f"starting from {options.pretrained_model}")
-        set_threshold(model, options.thres)
-        run_summary.note_start(context, family="sparse_conv")
-        return Built(model)
+        config = context.config
+        seed_all(config.run.seed)
+        space = spaces.get(config.network.space)
+        model = space.supernet(config)
+        if context.state is None and config.network.pretrained_model:
+            space.load_weights_into(
+                model, load_weights(config.network.pretrained_model), config.network.pretrained_model
+            )
+            context.say(f"starting from {config.network.pretrained_model}")
+        set_threshold(model, config.family.thres)
+        return Built(model, notes={"family": "sparse_conv"})
 
     def method(self, context: Context, built: Built) -> SparseConvSearch:
         """Network and masks together."""
-        return SparseConvSearch(context.options)
+        return SparseConvSearch(context.config)
 
     def finish(self, context: Context, built: Built, result: dict) -> int:
         """Costs and pictures; 1 where what skips and what multiplies by masks differ."""
-        keep = context.options.keep
+        keep = context.config.family.keep
         noted = conclude(context, built.model)
         kept = noted["kept_fraction"]
         wanted = "" if keep is None else f" (budget {keep:g}{missed(kept, keep)})"

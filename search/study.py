@@ -31,7 +31,6 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import contextlib
 import os
 import re
@@ -40,6 +39,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import spaces
@@ -47,6 +47,8 @@ from search import study_plan
 from search.study_backend import StorageError, check_url, is_database, shown_url
 from search.study_plan import Plan
 from sparsemask import families, flags, own, training_setup
+from sparsemask.config import Section, flag
+from sparsemask.datasets import ROOT
 from sparsemask.errors import UseError, command, one_line
 from sparsemask.files import read_json
 from sparsemask.options import Parser, natural, positive, rate
@@ -54,56 +56,48 @@ from sparsemask.options import Parser, natural, positive, rate
 _WORKER = "--as-worker"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudySection(Section):
+    """What a study is and how it is run."""
+
+    title = "study"
+    study: str | None = flag(help="the study's name, and its folder in --exp_path")
+    exp_path: str = flag("runs", help="folder that holds the studies (default: runs)")
+    config: str | None = flag(help="YAML file of flags, or a preset: published, short, sample", transient=True)
+    trials: int = flag(12, positive, help="finished trials wanted in all (default: 12)")
+    workers: int = flag(2, positive, help="processes on this machine (default: 2)")
+    storage: str | None = flag(help="an Optuna storage URL, or a journal file (default: study.journal in the folder)")
+    objectives: str | None = flag(
+        help=f"the task's figure, up, and one of {', '.join(study_plan.COSTS)}, down (default: miou,multiply_adds)"
+    )
+    grid: str | None = flag(help="YAML file of the flags to vary and their ranges")
+    retrain_iter: int | None = flag(None, positive, help="steps of every retraining (default: preset)")
+    max_connections: int = flag(0, natural, help="give up masks with more, 0: no bound (default: 0)")
+    hopeless: float = flag(
+        0.5, rate, help="give up below this fraction of the median after the search, 0: never (default: 0.5)"
+    )
+    heartbeat: int = flag(20, positive, help="database: seconds between signs of life (default: 20)")
+    seed: int = flag(0, natural, help="seed of the study and of every trial (default: 0)")
+
+
 def parser(space: str = "connectivity") -> Parser:
     """The command's flags, those of the family's search included."""
     made = Parser("study", prog="search/study.py", description=__doc__)
-    group = made.add_argument_group("study")
-    group.add_argument("--study", default=None, help="the study's name, and its folder in --exp_path")
-    group.add_argument("--exp_path", default="runs", help="folder that holds the studies (default: runs)")
-    group.add_argument("--config", help="YAML file of flags, or a preset: published, short, sample")
-    group.add_argument("--trials", type=positive, default=12, help="finished trials wanted in all (default: 12)")
-    group.add_argument("--workers", type=positive, default=2, help="processes on this machine (default: 2)")
-    group.add_argument(
-        "--storage",
-        default=None,
-        help="an Optuna storage URL, or a journal file (default: study.journal in the folder)",
-    )
-    group.add_argument(
-        "--objectives",
-        default=None,
-        help=f"the task's figure, up, and one of {', '.join(study_plan.COSTS)}, down (default: miou,multiply_adds)",
-    )
-    group.add_argument("--grid", default=None, help="YAML file of the flags to vary and their ranges")
-    group.add_argument(
-        "--retrain_iter", type=positive, default=None, help="steps of every retraining (default: preset)"
-    )
-    group.add_argument(
-        "--max_connections", type=natural, default=0, help="give up masks with more, 0: no bound (default: 0)"
-    )
-    group.add_argument(
-        "--hopeless",
-        type=rate,
-        default=0.5,
-        help="give up below this fraction of the median after the search, 0: never (default: 0.5)",
-    )
-    group.add_argument(
-        "--heartbeat", type=positive, default=20, help="database: seconds between signs of life (default: 20)"
-    )
-    group.add_argument("--seed", type=natural, default=0, help="seed of the study and of every trial (default: 0)")
+    made.add_section("run", StudySection)
     for add in (flags.add_data, flags.add_network, flags.add_device, flags.add_training):
         add(made, spaces.get(space))
     families.find("search", spaces.get(space)).add_options(made)
     return made
 
 
-def settle(argv: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
+def settle(argv: Sequence[str] | None) -> tuple[Plan, StudySection]:
     """The plan and the study's own options; UseError before anything is written."""
-    space = flags.peek_space(argv)
+    space = flags.space_of(argv)
     if spaces.get(space).family != "connectivity":
         raise UseError(f"--space {space}: a study is about connectivity masks; search, prune and retrain it one by one")
     made = parser(space)
     given = made.given(argv)
-    options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)
+    options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given).run
     if not options.study:
         raise UseError("--study is missing: the study's name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", options.study):
@@ -113,10 +107,11 @@ def settle(argv: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
     fixed = {verb: study_plan.verb_flags(verb, space, given, given.get("config")) for verb in study_plan.VERBS}
     if options.retrain_iter:
         fixed["retrain"]["max_iter"] = options.retrain_iter
-    settled, line = training_setup.resolve_options(study_plan.verb_parser("search", space), fixed["search"])
+    settled, line, _ = training_setup.resolve_config(study_plan.verb_parser("search", space), fixed["search"])
     if line:
         print(line, flush=True)
     task = training_setup.open_task(settled)
+    settled = task.config
     plan = Plan(
         study=options.study,
         folder=str(Path(options.exp_path) / options.study),
@@ -195,13 +190,14 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
     """
     lost, losses = os.pipe()
     threads = max(1, len(os.sched_getaffinity(0)) // count)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # this very toolkit
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
     # Groups of their own: a terminal's Ctrl-C is for this process, which tells each of them once. They get the plan
     # by a pipe, since a URL may hold a password, and leave when it is closed.
     workers = [
         subprocess.Popen(
             # Names of code that this command line said may be imported there too.
-            [sys.executable, str(Path(__file__).resolve()), _WORKER, str(losses), *own.trusted()],
+            [sys.executable, "-P", "-m", "sparsemask.search.study", _WORKER, str(losses), *own.trusted()],
             pass_fds=(losses,),
             stdin=subprocess.PIPE,
             env=environment,

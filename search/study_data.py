@@ -5,13 +5,13 @@ Paths say nothing: other machines have the same pictures elsewhere, and another 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from sparsemask import datasets
+from sparsemask.config import RunConfig
 from sparsemask.engine.data import DataSource, EvaluationSource, FileSource, NamedSource
 from sparsemask.engine.randomness import draw_generator
 from sparsemask.files import sha256
@@ -22,15 +22,15 @@ _LOSSY = (".jpg", ".jpeg")
 _SHOWN = 16  # hexadecimal digits
 
 
-def fingerprint(task: Task, options: argparse.Namespace) -> dict[str, str]:
+def fingerprint(task: Task, config: RunConfig) -> dict[str, str]:
     """Part -> what tells it from another one, equal wherever the same data are.
 
-    options: the search's.
+    config: the search's.
     """
     found = {"training": describe(task.train_data, True), "validation": describe(task.eval_data, False)}
     if task.classes:
         found["classes"] = f"{len(task.classes)}, {_short('/'.join(task.classes).encode())}"
-    weights = datasets.backbone_weights(options.backbone_name, options.pretrained_model)
+    weights = datasets.backbone_weights(config.network.backbone_name, config.network.pretrained_model)
     found["weights"] = sha256(weights)[:_SHOWN] if weights else "none"
     return found
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from search.study_data import fingerprint
+from sparsemask.config import RunConfig
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, choose
 from sparsemask.options import Parser, natural, plain, positive
@@ -110,16 +111,17 @@ def objectives(text: str | None, primary: str) -> list[str]:
     return names
 
 
-def default_ranges(settled: argparse.Namespace, fixed: dict) -> dict[str, dict]:
+def default_ranges(settled: RunConfig, fixed: dict) -> dict[str, dict]:
     """Ranges around the settled values, of the flags that the command line does not fix."""
     ranges = {}
     for name, factor in AROUND.items():
-        value = getattr(settled, name, None)
+        value = settled.get(name)
         if value and name not in fixed:
             high = min(value * factor, 0.5) if name == "thres" else value * factor
             ranges[name] = {"low": _rounded(value / factor), "high": _rounded(high), "log": True}
     if "depth" not in fixed:
-        ranges["depth"] = {"choices": [max(1, settled.depth // 2), settled.depth, settled.depth * 2]}
+        depth = settled.network.depth
+        ranges["depth"] = {"choices": [max(1, depth // 2), depth, depth * 2]}
     if not ranges:
         raise UseError("nothing is left to vary: the command line fixes every flag of the study; give --grid")
     return ranges
@@ -167,7 +169,7 @@ def _range(name: str, span, path: str, space: str, fixed: dict) -> dict:
     raise UseError(f"{path}: '{name}' needs {{low: .., high: .., log: true or false}} or a list, found {span!r}")
 
 
-def identity(plan: Plan, settled: argparse.Namespace, task) -> dict:
+def identity(plan: Plan, settled: RunConfig, task) -> dict:
     """What every process on one study must have in common: what is searched on which data, and by which fixed flags.
 
     settled: the search's flags with what presets and defaults give them.
@@ -176,9 +178,10 @@ def identity(plan: Plan, settled: argparse.Namespace, task) -> dict:
     common = {"objectives": plan.objectives, "ranges": plan.ranges, "seed": plan.seed}
     common["training pictures"] = len(task.train_data)
     varied = {name.rpartition(".")[2] for name in plan.ranges}
-    values = {n: getattr(settled, n) for n in actions("search", settled.space) if n not in _LOCAL | varied}
+    space = settled.network.space
+    values = {n: settled[n] for n in actions("search", space) if n not in _LOCAL | varied}
     common["data"] = fingerprint(task, settled)
-    found = {"space": settled.space, "task": settled.task, **common, **flags, "settled flags": plain(values)}
+    found = {"space": space, "task": settled.data.task, **common, **flags, "settled flags": plain(values)}
     return json.loads(json.dumps(found))
 
 

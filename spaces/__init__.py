@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 
+from sparsemask import _checkout
+
 from sparsemask.errors import choose  # isort: skip  (before torch: it says how threads wait)
 
 from spaces.protocols import Loaded, Space
 
 __all__ = ["Loaded", "Space", "available", "get", "register"]
+
+_checkout.unify(__name__)
 
 # Imported when asked for, so that one family's needs are no burden to another.
 _MODULES = {

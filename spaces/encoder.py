@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from spaces.backbones import forms
 from spaces.backbones.weights import ImportedWeights, load_backbone_weights
 from sparsemask import datasets
 from sparsemask.training_setup import Context
 
 
-def encoder_weights(context: Context) -> ImportedWeights | None:
-    """Weights for the encoder of the run's options, or None (random weights, or a checkpoint to go on from).
+def encoder_weights(context: Context) -> tuple[ImportedWeights | None, dict[str, Any]]:
+    """Weights for a new run's encoder, and the flags that they settle.
 
-    Resolves the encoder's form where it is "auto" (:func:`spaces.backbones.forms.resolved`) and keeps the path that
-    was found in ``options.pretrained_model``, so that the run's configuration repeats it.
+    Returns:
+        The weights, None for random ones or a checkpoint to go on from; and by name the encoder's form where it was
+        "auto" (:func:`spaces.backbones.forms.resolved`) and ``pretrained_model``, the path that was found, so that the
+        run's configuration repeats it.
     """
-    options = context.options
+    config = context.config
     if context.state is not None:
-        return None
-    path = datasets.backbone_weights(options.backbone_name, options.pretrained_model)
+        return None, {}
+    name = config.network.backbone_name
+    path = datasets.backbone_weights(name, config.network.pretrained_model)
     if path is None:
-        vars(options).update(forms.resolved(vars(options), None))
         context.say(
-            f"no ImageNet weights for {options.backbone_name} (--pretrained_model, $SPARSEMASK_WEIGHTS or "
+            f"no ImageNet weights for {name} (--pretrained_model, $SPARSEMASK_WEIGHTS or "
             f"{datasets.cache() / 'weights'}): the encoder starts from random weights"
         )
-        return None
-    found = load_backbone_weights(path, options.backbone_name)
-    options.pretrained_model = str(path)
-    vars(options).update(forms.resolved(vars(options), found.form))
+        return None, forms.resolved(config, None)
+    found = load_backbone_weights(path, name)
     context.say(found.message)
-    return found
+    return found, {"pretrained_model": str(path), **forms.resolved(config, found.form)}

@@ -8,7 +8,6 @@ never by the name of a space or of a method. A space has a capability by having 
 
 from __future__ import annotations
 
-import argparse
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkab
 import numpy as np
 from torch import Tensor, nn
 
+from sparsemask import flags
+from sparsemask.config import Section
 from sparsemask.weights import load_strictly
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from sparsemask.costs import Cost
     from sparsemask.timing import Inputs
 
-Config = Mapping[str, Any] | argparse.Namespace
-"""Options of a network by name: a file's entries, or a command's flags."""
+Config = Mapping[str, Any]
+"""Options of a network by name: a file's entries, or a command's configuration."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Space(ABC):
     """The task whose data flags the commands have; --task may name a sibling of it."""
     published: ClassVar[Mapping[str, float]] = {}
     """Numbers of the published run that differ from the family's, by their names there."""
+
+    section: ClassVar[type[flags.NetworkSection]] = flags.EncoderSection
+    """The flags of its networks, those that a network's `config` holds; default: of an encoder and its decoder."""
+    views: ClassVar[type[Section] | None] = None
+    """Flags of evaluation and export that say how networks are run; default: none."""
 
     @property
     def trained_as(self) -> str:
@@ -102,7 +108,7 @@ class Space(ABC):
         """
 
     @abstractmethod
-    def load(self, path: str | os.PathLike) -> Loaded:
+    def load(self, path: str | os.PathLike[str]) -> Loaded:
         """Read a network from a file that says what to build.
 
         Args:
@@ -122,15 +128,6 @@ class Space(ABC):
         from sparsemask.costs import measure
 
         return measure(net, input_shape)
-
-    def add_options(self, group: argparse._ArgumentGroup) -> None:
-        """Add the network's flags, those that `config` holds; default: those of an encoder and its decoder."""
-        from sparsemask import flags
-
-        flags.add_encoder(group)
-
-    def add_eval_options(self, group: argparse._ArgumentGroup) -> None:  # noqa: B027  most spaces have none
-        """Add flags of evaluation and export; default: none."""
 
     def for_task(self, task: str) -> Self:
         """The space as commands for another task's data see it; default: itself, serving its own task alone."""
@@ -162,7 +159,7 @@ class MakesMasks(Protocol):
 class Shareable(Protocol):
     """Networks can be written as files that say how they are built, knowing no command's options."""
 
-    def save(self, path: str | os.PathLike, network: nn.Module, mask: Any) -> None:
+    def save(self, path: str | os.PathLike[str], network: nn.Module, mask: Any) -> None:
         """Write a network as safetensors, atomically.
 
         Args:
@@ -236,13 +233,13 @@ class Exportable(Protocol):
     """Networks can be written for other programs."""
 
     def exportable(
-        self, network: nn.Module, batch: object, options: argparse.Namespace, mask: object = None
+        self, network: nn.Module, batch: object, config: Config, mask: object = None
     ) -> exporting.Exportable:
         """Say how a network is called from tensors alone, with and without sparse operators.
 
         Args:
             network: in evaluation mode, on the CPU, without gradients.
             batch: an input as the task makes it.
-            options: of the network.
+            config: options of the network by name.
             mask: :attr:`Loaded.mask`, where the network itself does not know it.
         """

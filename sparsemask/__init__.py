@@ -9,8 +9,11 @@ import os
 # core from the one it waits for: a training step on two busy cores took 9 s instead of 0.2 s. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from sparsemask import _checkout  # noqa: E402
 from sparsemask._version import __version__  # noqa: E402
 from sparsemask.errors import UseError  # noqa: E402
+
+_checkout.install()
 
 # Loaded on first use, so that `sparsemask --help` does not import torch.
 _LAZY = {

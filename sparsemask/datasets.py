@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from sparsemask import tasks
 from sparsemask.errors import UseError
 from sparsemask.options import spoken
+from sparsemask.tasks import LabelledData
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVES = "--voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz"
@@ -105,30 +105,30 @@ def sample_folder() -> Path:
     return folder
 
 
-def pairs(options: argparse.Namespace, which: str) -> list[tuple[Path, Path]]:
+def pairs(data: LabelledData, which: str) -> list[tuple[Path, Path]]:
     """(picture, label) paths of the "training" or the "eval" list."""
     from VOC12 import lists
 
-    name = getattr(options, f"{which}_list")
-    if options.sample:
+    name = getattr(data, f"{which}_list")
+    if data.sample:
         folder = sample_folder()
         listed = folder / ("train.txt" if which == "training" else "val.txt")
         return lists.pairs_from_lists(folder / "img", folder / "gt", listed)
-    if options.voc_root:
-        return lists.devkit_pairs(options.voc_root, name or ("train_aug" if which == "training" else "val"))
-    if not (options.im_path and options.gt_path and name) and not (name and lists.lists_pairs(name)):
+    if data.voc_root:
+        return lists.devkit_pairs(data.voc_root, name or ("train_aug" if which == "training" else "val"))
+    if not (data.im_path and data.gt_path and name) and not (name and lists.lists_pairs(name)):
         raise UseError(f"no {which} pictures: give --im_path, --gt_path and --{which}_list, or --voc_root, or --sample")
-    return lists.pairs_from_lists(options.im_path, options.gt_path, name)
+    return lists.pairs_from_lists(data.im_path, data.gt_path, name)
 
 
-def class_names(options: argparse.Namespace) -> list[str]:
+def class_names(data: LabelledData) -> list[str]:
     """The names of the classes: from a file, the sample set, VOC's where there are 21, else numbers."""
     from VOC12.dataset import load_class_names
 
-    path = options.class_names
-    if path is None and options.sample:
+    path = data.class_names
+    if path is None and data.sample:
         path = sample_folder() / "class_names.txt"
-    return load_class_names(path, options.n_class)
+    return load_class_names(path, data.n_class)
 
 
 def backbone_weights(name: str, given: str | None) -> Path | None:

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sparsemask import flags, training_setup
+from sparsemask import flags, run_summary, training_setup
 from sparsemask.engine import distributed, fit
 from sparsemask.families import TrainingFamily
-from sparsemask.options import Parser, plain
+from sparsemask.options import Parser
 
 
-def training_parser(family: TrainingFamily, space, prog: str, description: str | None) -> Parser:
+def training_parser(
+    family: TrainingFamily[Any],
+    space: Any,
+    prog: str,
+    description: str | None,
+    ignored: Mapping[str, str] | None = None,
+) -> Parser:
     """The flags of a training command for a space, the family's own included.
 
     Args:
         space: what the flags of data and network depend on.
         prog: the command's file, as `search/run.py`.
         description: the command's help text.
+        ignored: texts of --help of switches that change nothing.
     """
     made = Parser(family.verb, prog=prog, description=description)
+    for name, text in (ignored or {}).items():
+        made.add_argument(f"--{name}", dest=f"_{name}", action="store_true", help=text)
     for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
         add(made, space)
     family.add_options(made)
     return made
 
 
-def train(family: TrainingFamily, parser: Parser, argv: Sequence[str] | None = None) -> int:
+def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | None = None) -> int:
     """Begin or resume a run and train it to its end.
 
     Args:
@@ -37,15 +47,18 @@ def train(family: TrainingFamily, parser: Parser, argv: Sequence[str] | None = N
         The command's exit status.
 
     Raises:
-        UseError: nothing can be trained from these options. A folder that this call made is then removed.
+        UseError: nothing can be trained from this configuration. A folder that this call made is then removed.
     """
-    context = training_setup.open_training(parser, argv, family.check, family.default_flags)
-    options, run = context.options, context.run
+    context = training_setup.open_training(parser, argv, family.resolve, family.default_flags)
+    run = context.run
     with context.clean():
         built = family.build(context)
-        extra = {"verb": family.verb, "space": options.space, "config": plain(options), **built.extra}
+        context = context.with_config(context.config.replace(**built.changes))
+        run_summary.note_start(context, **built.notes)
+        config = context.config
+        extra = {"verb": family.verb, "space": config.network.space, "config": config.flat(), **built.extra}
         method = family.method(context, built)
-        result = fit(built.model, method, context.task, options, run, context.arithmetic, extra, context.state)
+        result = fit(built.model, method, context.task, config, run, context.arithmetic, extra, context.state)
     status = 0
     if context.main:
         run.note(state="finished", result=result)

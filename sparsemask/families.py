@@ -7,7 +7,6 @@ nothing else of a family: :func:`sparsemask.driver.train` trains every :class:`T
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, over
 
 from torch import nn
 
+from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import Method
 from sparsemask.options import Parser
@@ -33,10 +33,15 @@ class Built:
         model: the network to be trained, not yet on its device. Nothing is hung on it from outside.
         extra: what its checkpoints carry beside state and configuration, by name: tensors, numbers, words, and lists
             and dictionaries of these (checkpoints are read with ``weights_only=True``).
+        changes: flags whose values only weights or masks tell, by name; the driver puts them into the configuration,
+            which is written again.
+        notes: entries of run.json, by name.
     """
 
     model: nn.Module
     extra: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,14 @@ class Restored:
     """A trained network, ready for evaluation. A family subclasses it for what goes beside the network.
 
     Attributes:
-        options: the command's options, the run's own where it is of a run.
+        config: the command's configuration, the run's own where it is of a run.
         model: the network with its weights, in evaluation mode, on its device.
         arithmetic: the device and the type that it computes in.
         run: the run it is of; None for a file of weights.
         mask: what says how the network is built, where the network itself does not hold it.
     """
 
-    options: argparse.Namespace
+    config: RunConfig
     model: nn.Module
     arithmetic: Arithmetic
     run: Run | None = None
@@ -75,7 +80,7 @@ class TrainingFamily(ABC, Generic[B]):
 
     @abstractmethod
     def add_options(self, parser: Parser) -> None:
-        """Add the family's flags to a parser that has those of run, data, network, device and training.
+        """Add the family's section, in role ``family``, to a parser that has run, data, network, device and training.
 
         Args:
             parser: its default of ``space`` is the space that the command line is about.
@@ -95,12 +100,20 @@ class TrainingFamily(ABC, Generic[B]):
         """
         return {}
 
-    def check(self, options: argparse.Namespace) -> None:  # noqa: B027  (not abstract: most have nothing to check)
-        """Refuse, before a new run's folder is made, what the run could not be started from. Default: nothing.
+    def resolve(self, config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+        """Settle a new run's configuration from the files that it names, before the run's folder is made.
+
+        Args:
+            config: the configuration so far.
+            given: the flags that the user named on the command line.
+
+        Returns:
+            The configuration, by default as it is.
 
         Raises:
-            UseError: one line that says what is wrong and what to do.
+            UseError: one line that says why the run could not be started, and what to do.
         """
+        return config
 
     @abstractmethod
     def build(self, context: Context) -> B:
@@ -108,8 +121,7 @@ class TrainingFamily(ABC, Generic[B]):
 
         Args:
             context: of the run; with ``context.state`` set, what is built is what that checkpoint was saved from (its
-                weights are loaded afterwards). Options that only the network's files tell are settled in
-                ``context.options`` here.
+                weights are loaded afterwards).
 
         Raises:
             UseError: weights or masks do not fit.
@@ -141,12 +153,13 @@ class PruningFamily(ABC):
         """Add the family's flags, those of data and device included where masks are measured on data."""
 
     @abstractmethod
-    def prune(self, options: argparse.Namespace, run: Run | None) -> None:
+    def prune(self, config: RunConfig, given: Mapping[str, Any], run: Run | None) -> None:
         """Write the mask file of a search, with a json beside it, and print what it keeps.
 
         Args:
-            options: the command's, with ``given``, the flags that the user named.
-            run: the search run; None: ``options.checkpoint`` is a file.
+            config: the command's configuration.
+            given: the flags that the user named on the command line.
+            run: the search run; None: ``config.run.checkpoint`` is a file.
 
         Raises:
             UseError: the checkpoint holds no such masks, or no network could be built from the result; then nothing is
@@ -205,12 +218,12 @@ _FAMILIES: dict[tuple[str, str], Any] = {}
 
 
 @overload
-def find(verb: Literal["search"], space: OfFamily) -> TrainingFamily: ...
+def find(verb: Literal["search"], space: OfFamily) -> TrainingFamily[Any]: ...
 @overload
 def find(verb: Literal["prune"], space: OfFamily) -> PruningFamily: ...
 @overload
-def find(verb: Literal["retrain"], space: OfFamily) -> RetrainingFamily: ...
-def find(verb: Verb, space: OfFamily):
+def find(verb: Literal["retrain"], space: OfFamily) -> RetrainingFamily[Any, Any]: ...
+def find(verb: Verb, space: OfFamily) -> Any:
     """The family object that serves a space under a verb.
 
     Args:
@@ -226,7 +239,7 @@ def find(verb: Verb, space: OfFamily):
     return _FAMILIES[key]
 
 
-def register(verb: Verb, name: str, family: TrainingFamily | PruningFamily) -> None:
+def register(verb: Verb, name: str, family: TrainingFamily[Any] | PruningFamily) -> None:
     """Make a family of one's own known, so that the commands serve spaces whose `family` is `name`.
 
     Args:

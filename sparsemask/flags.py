@@ -6,216 +6,208 @@ have flags of their own; without a space the flags are those of the default one.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-from collections.abc import Sequence
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sparsemask import fine_masks, inherit, runs, tasks
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
-from sparsemask.options import Parser, byte, factor, fraction, natural, positive, rate
+from sparsemask.options import Parser, fraction, natural, positive, rate
 from sparsemask.own import is_own
+from sparsemask.tasks import LabelledData
 from sparsemask.weights import file_space
 
 DEFAULT_SPACE = "connectivity"
 
 
-def add_run(parser: Parser, space=None) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSection(Section):
     """Where a run lives and how it repeats."""
-    group = parser.add_argument_group("run")
-    group.add_argument("--config", help="YAML file of flags, or a preset: published, short, sample")
-    group.add_argument("--exp_path", default="runs", help="folder that holds the runs (default: runs)")
-    group.add_argument("--name", default=None, help="the run's folder in it (default: verb and time)")
-    group.add_argument("--seed", type=natural, default=0, help="seed of everything random (default: 0)")
-    group.add_argument(
-        "--resume",
+
+    title = "run"
+    config: str | None = flag(help="YAML file of flags, or a preset: published, short, sample", transient=True)
+    exp_path: str = flag("runs", help="folder that holds the runs (default: runs)")
+    name: str | None = flag(help="the run's folder in it (default: verb and time)")
+    seed: int = flag(0, natural, help="seed of everything random (default: 0)")
+    resume: str | None = flag(
         nargs="?",
         const="auto",
-        default=None,
         metavar="RUN",
+        transient=True,
         help="go on with a run, from its own configuration; without RUN: the run --name if it exists, else a new one",
     )
 
 
+def add_run(parser: Parser, space=None) -> None:
+    """Where a run lives and how it repeats."""
+    parser.add_section("run", RunSection)
+
+
 def add_data(parser: Parser, space=None) -> None:
     """Which pictures; without any of these: VOC where it was prepared, else the embedded sample set."""
-    group = parser.add_argument_group("data")
     task = tasks.DEFAULT if space is None else space.task
-    words = ", ".join(tasks.siblings(task))
-    group.add_argument("--task", default=task, help=f"{words}, or package.module:Class (default: {task})")
-    group.add_argument("--sample", action="store_true", help="use the embedded sample set, or the task's drawn one")
-    group.add_argument("--n_worker", type=natural, default=2, help="loader processes (default: 2)")
-    if tasks.own_flags(task):
-        tasks.find(task).add_options(group)
-    else:
-        _add_labelled(group)
+    section = tasks.find(task).section if tasks.own_flags(task) else LabelledData
+    words = f"{', '.join(tasks.siblings(task))}, or package.module:Class (default: {task})"
+    parser.add_section("data", section, defaults={"task": task}, helps={"task": words})
 
 
-def check_task(options: argparse.Namespace, default: str) -> None:
+def check_task(config: RunConfig, default: str) -> None:
     """Raise a UseError for a task whose data this command line's flags, those of task `default`, cannot name."""
-    known = is_own(options.task) or options.task in tasks.available()
-    if tasks.own_flags(default) and known and not tasks.fits(options.task, default):
+    known = is_own(config.data.task) or config.data.task in tasks.available()
+    if tasks.own_flags(default) and known and not tasks.fits(config.data.task, default):
         fitting = " or ".join(tasks.siblings(default))
-        raise UseError(f"--task {options.task}: space '{options.space}' is for --task {fitting}")
+        raise UseError(f"--task {config.data.task}: space '{config.network.space}' is for --task {fitting}")
 
 
-def _add_labelled(group) -> None:
-    """The data flags of tasks with a label for every pixel."""
-    group.add_argument("--voc_root", default=None, help="a VOC devkit folder instead of folders and lists")
-    group.add_argument("--data_root", default=None, help="other tasks: an MSRA-B, ECSSD, BSDS500 or ADE20K folder")
-    group.add_argument("--im_path", default=None, help="folder of pictures (VOC: VOC12/data/img)")
-    group.add_argument("--gt_path", default=None, help="folder of labels, images of class numbers (VOC: VOC12/data/gt)")
-    group.add_argument(
-        "--training_list",
-        default=None,
-        help="training names, a line each, or picture and label (then without --im_path and --gt_path); with "
-        "--voc_root a list's name",
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpaceSection(Section):
+    """Which space alone: a file says the rest of the network."""
+
+    space: str = flag(DEFAULT_SPACE, help=f"the search space (default: {DEFAULT_SPACE}, or a file's own)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkSection(SpaceSection):
+    """Which network. A space's own section derives from it."""
+
+    title = "network"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSection(NetworkSection):
+    """An encoder and the decoder on it."""
+
+    backbone_name: str = flag(
+        "mobilenet_v2",
+        help="the encoder: mobilenet_v2 (the default), with the extra timm any of its models (resnet50, vgg16, ...), "
+        "or package.module:callable for your own",
     )
-    group.add_argument("--eval_list", default=None, help="validation names, likewise")
-    group.add_argument("--n_class", type=positive, default=21, help="number of classes (default: 21)")
-    group.add_argument(
-        "--ignore_index",
-        type=byte,
-        default=255,
-        metavar="N",
-        help="segmentation: the number in labels, 0 to 255, of pixels that do not count (default: 255)",
+    depth: int = flag(64, positive, help="decoder channels (default: 64)")
+    pretrained_model: str | None = flag(
+        help="ImageNet weights of the encoder (default: $SPARSEMASK_WEIGHTS/<backbone>.*, then the cache)"
     )
-    group.add_argument("--class_names", default=None, help="text file, one class name a line")
-    group.add_argument("--crop_size", type=positive, default=None, help="training crop and smallest evaluation size")
-    group.add_argument("--scales", type=factor, nargs="+", default=None, help="random scales of training pictures")
+    first_expansion: str = flag(
+        "auto",
+        choices=("auto", "yes", "no"),
+        help="MobileNetV2 with the public 1x1 expansion in its first stage; auto: as the weights have it (else no)",
+    )
+    widths: str | None = flag(help=None)  # of its layers, as weights have them
+    bn_momentum: float | None = flag(None, rate, help="batch-norm momentum (published: 0.0003)")
 
 
 def add_network(parser: Parser, space=None) -> None:
     """Which network."""
-    group = parser.add_argument_group("network")
-    add_space(group, space)
-    if space is None:
-        add_encoder(group)
-    else:
-        space.add_options(group)
-
-
-def add_space(group, space=None) -> None:
-    """The flag --space, with the space of this command line as its default: what is settled is written down."""
+    section = EncoderSection if space is None else space.section
     name = DEFAULT_SPACE if space is None else space.name
-    group.add_argument("--space", default=name, help=f"the search space (default: {DEFAULT_SPACE}, or a file's own)")
+    parser.add_section("network", section, defaults={"space": name})
 
 
-def add_encoder(group) -> None:
-    """The network flags of spaces that stand on an encoder."""
-    group.add_argument(
-        "--backbone_name",
-        default="mobilenet_v2",
-        help="the encoder: mobilenet_v2 (the default), with the extra timm any of its models (resnet50, vgg16, ...), "
-        "or package.module:callable for your own",
-    )
-    group.add_argument("--depth", type=positive, default=64, help="decoder channels (default: 64)")
-    group.add_argument(
-        "--pretrained_model",
-        default=None,
-        help="ImageNet weights of the encoder (default: $SPARSEMASK_WEIGHTS/<backbone>.*, then the cache)",
-    )
-    group.add_argument(
-        "--first_expansion",
-        choices=("auto", "yes", "no"),
-        default="auto",
-        help="MobileNetV2 with the public 1x1 expansion in its first stage; auto: as the weights have it (else no)",
-    )
-    group.add_argument("--widths", default=None, help=argparse.SUPPRESS)  # of its layers, as weights have them
-    group.add_argument("--bn_momentum", type=rate, default=None, help="batch-norm momentum (published: 0.0003)")
-
-
-def add_device(parser: Parser, space=None) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceSection(Section):
     """Where it is computed."""
-    group = parser.add_argument_group("device")
-    group.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
-    group.add_argument(
-        "--type",
+
+    title = "device"
+    gpu: int = flag(0, int, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    type: str = flag(
+        "float32",
         choices=("float32", "float64", "bfloat16", "float16"),
-        default="float32",
         help="arithmetic; bfloat16 and float16 mean mixed precision (default: float32)",
     )
 
 
+def add_device(parser: Parser, space=None) -> None:
+    """Where it is computed."""
+    parser.add_section("device", DeviceSection)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSection(Section):
+    """The optimisation. What is None here comes from a preset."""
+
+    title = "training"
+    batch_size: int | None = flag(None, positive, help="pictures a step, over all processes")
+    accumulate: int = flag(1, positive, help="parts a batch is computed in (default: 1)")
+    max_epoch: int | None = flag(None, positive, help="passes over the training list")
+    max_iter: int | None = flag(None, positive, help="steps; wins over --max_epoch")
+    lr: float | None = flag(None, rate, help="learning rate of the encoder")
+    last_layer_lr_mult: float | None = flag(None, rate, help="factor on it for all else")
+    optimizer: str = flag("sgd", choices=("sgd", "adamw"), help="(default: sgd, as published)")
+    momentum: float = flag(0.9, fraction, help="SGD momentum (default: 0.9)")
+    nesterov: bool = flag(False, help="SGD's momentum after Nesterov")
+    decay: float = flag(4e-5, rate, help="weight decay (default: 4e-5)")
+    schedule: str = flag("poly", choices=("poly", "step", "exponential", "constant"), help="(default: poly)")
+    gamma: float = flag(0.9, rate, help="poly: exponent; step: factor; exponential: an epoch's (default: 0.9)")
+    milestones: Sequence[float] | None = flag(None, rate, nargs="+", help="step: fractions of the run to drop at")
+    warmup: int = flag(0, natural, help="steps of linear warm-up (default: 0)")
+    clip: float = flag(0.0, rate, help="largest gradient norm, 0: no bound (default: 0)")
+    freeze_bn: bool = flag(False, help="batch norms keep their running statistics")
+    bn_reestimate: int | None = flag(None, natural, help="batches to re-estimate BN statistics from before evaluating")
+    eval_interval: int | None = flag(None, natural, help="steps between evaluations, 0: an epoch")
+    eval_limit: int = flag(0, natural, help="validation pictures while training, 0: all")
+    checkpoint_interval: int = flag(100, positive, help="steps between checkpoints")
+    log_interval: int | None = flag(None, positive, help="steps between lines of metrics")
+
+
 def add_training(parser: Parser, space=None) -> None:
     """The optimisation."""
-    group = parser.add_argument_group("training")
-    group.add_argument("--batch_size", type=positive, default=None, help="pictures a step, over all processes")
-    group.add_argument("--accumulate", type=positive, default=1, help="parts a batch is computed in (default: 1)")
-    group.add_argument("--max_epoch", type=positive, default=None, help="passes over the training list")
-    group.add_argument("--max_iter", type=positive, default=None, help="steps; wins over --max_epoch")
-    group.add_argument("--lr", type=rate, default=None, help="learning rate of the encoder")
-    group.add_argument("--last_layer_lr_mult", type=rate, default=None, help="factor on it for all else")
-    group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: sgd, as published)")
-    group.add_argument("--momentum", type=fraction, default=0.9, help="SGD momentum (default: 0.9)")
-    group.add_argument("--nesterov", action="store_true", help="SGD's momentum after Nesterov")
-    group.add_argument("--decay", type=rate, default=4e-5, help="weight decay (default: 4e-5)")
-    group.add_argument(
-        "--schedule", choices=("poly", "step", "exponential", "constant"), default="poly", help="(default: poly)"
-    )
-    group.add_argument(
-        "--gamma", type=rate, default=0.9, help="poly: exponent; step: factor; exponential: an epoch's (default: 0.9)"
-    )
-    group.add_argument("--milestones", type=rate, nargs="+", default=None, help="step: fractions of the run to drop at")
-    group.add_argument("--warmup", type=natural, default=0, help="steps of linear warm-up (default: 0)")
-    group.add_argument("--clip", type=rate, default=0.0, help="largest gradient norm, 0: no bound (default: 0)")
-    group.add_argument("--freeze_bn", action="store_true", help="batch norms keep their running statistics")
-    group.add_argument(
-        "--bn_reestimate",
-        type=natural,
-        default=None,
-        help="batches to re-estimate BN statistics from before evaluating",
-    )
-    group.add_argument("--eval_interval", type=natural, default=None, help="steps between evaluations, 0: an epoch")
-    group.add_argument("--eval_limit", type=natural, default=0, help="validation pictures while training, 0: all")
-    group.add_argument("--checkpoint_interval", type=positive, default=100, help="steps between checkpoints")
-    group.add_argument("--log_interval", type=positive, default=None, help="steps between lines of metrics")
+    parser.add_section("training", TrainingSection)
 
 
-def peek_space(argv: Sequence[str] | None, newest: str | None = None) -> str:
-    """The space a command line is about, before its other flags are known.
+def typed(argv: Sequence[str] | None) -> dict[str, str]:
+    """The words that follow the flags of a command line, by flag: the last one of a repeated flag, "" for none.
+
+    Nothing is checked: this is for what must be known before there is a parser, which refuses what is wrong.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    found = {}
+    for word, after in itertools.zip_longest(words, words[1:], fillvalue="--"):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            found[name[2:]] = value if equals else "" if after.startswith("--") else after
+    return found
+
+
+def space_of(argv: Sequence[str] | None, newest: str | None = None) -> str:
+    """The space a command line is about, which decides what its other flags are.
 
     --space says it; else a run (--resume, --run), a file of flags, a mask file, a checkpoint; else, with `newest`, the
     newest run of that verb. A file that cannot be read is passed over here: the verb reports it when it reads it.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--space", "--config", "--run", "--mask_path", "--checkpoint", "--pretrained_model"):
-        first.add_argument(name)
-    first.add_argument("--exp_path", default="runs")
-    first.add_argument("--resume", nargs="?")
-    seen, _ = first.parse_known_args(argv)
-    if seen.space is not None:
-        return seen.space
-    found = None
-    for file in [Path(run) / "config.yaml" for run in (seen.resume, seen.run) if run] + [Path(seen.config or "")]:
-        found = found or _space_in_config(file)
-    found = found or (fine_masks.file_space(seen.mask_path) if seen.mask_path else None)
-    for path in (seen.checkpoint, seen.pretrained_model):
-        found = found or (file_space(path) if path else None)
-    named = any((seen.resume, seen.run, seen.mask_path, seen.checkpoint, seen.pretrained_model))
+    seen = typed(argv)
+    if seen.get("space"):
+        return seen["space"]
+    found = next(filter(None, (_in_config(file, "space") for file in _configurations(seen))), None)
+    mask, weights = seen.get("mask_path"), [seen[name] for name in ("checkpoint", "pretrained_model") if seen.get(name)]
+    found = found or (fine_masks.file_space(mask) if mask else None)
+    found = found or next(filter(None, map(file_space, weights)), None)
+    named = any(seen.get(name) for name in ("resume", "run", "mask_path", "checkpoint", "pretrained_model"))
     if found is None and newest and not named:
-        found = runs.newest_space(seen.exp_path, newest)
+        found = runs.newest_space(seen.get("exp_path") or "runs", newest)
     return found or DEFAULT_SPACE
 
 
-def peek_task(argv: Sequence[str] | None) -> str | None:
+def task_of(argv: Sequence[str] | None) -> str | None:
     """The task a command line names, itself or by a run or a file of flags; None where it names none."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("task", "config", *inherit.STARTS):
-        first.add_argument(f"--{name}")
-    first.add_argument("--resume", nargs="?")
-    seen, _ = first.parse_known_args(argv)
-    files = [Path(run) / "config.yaml" for run in (seen.resume, seen.run) if run] + [Path(seen.config or "")]
-    if not (seen.task or seen.resume):
+    seen = typed(argv)
+    if seen.get("task"):
+        return seen["task"]
+    files = _configurations(seen)
+    if not seen.get("resume"):
         with contextlib.suppress(UseError, OSError):  # the verb reports it when it reads it
-            origin = inherit.find(vars(seen))
+            origin = inherit.find(seen)
             files += [origin.run.config] if origin else []
-    return seen.task or next(filter(None, (_in_config(file, "task") for file in files)), None)
+    return next(filter(None, (_in_config(file, "task") for file in files)), None)
 
 
-def _space_in_config(file: Path) -> str | None:
-    return _in_config(file, "space")
+def _configurations(seen: Mapping[str, str]) -> list[Path]:
+    """The files of flags that a command line names: its run's, and that of --config."""
+    folders = [Path(seen[name]) / "config.yaml" for name in ("resume", "run") if seen.get(name)]
+    return [*folders, Path(seen.get("config", ""))]
 
 
 def _in_config(file: Path, name: str) -> str | None:

@@ -6,7 +6,6 @@ command line or in ``--config`` wins.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from sparsemask import datasets, fine_masks, masks, tasks
 from sparsemask import options as opt
+from sparsemask.config import RunConfig
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
 from sparsemask.runs import Run
@@ -195,17 +195,17 @@ def _data_words(parser: opt.Parser) -> str:
     return ", ".join(f"--{n}" for n in _naming(parser.get_default("task")) if n != "sample")
 
 
-def encoder_weights(run: Run, options: argparse.Namespace) -> str | None:
+def encoder_weights(run: Run, config: RunConfig) -> str | None:
     """The encoder's weights that a run started from, for a retraining that starts from an encoder's; None otherwise.
 
     Raises UseError where they are gone and there are none where weights usually lie.
     """
     saved = read_flags(run)
     path, name = saved.get("pretrained_model"), saved.get("backbone_name")
-    others = (options.pretrained_model, options.ft_model, options.inherit != "none")
+    others = (config.network.pretrained_model, config.family.ft_model, config.family.inherit != "none")
     if any(others) or saved.get("space") != "connectivity" or not isinstance(path, str):
         return None
-    if options.backbone_name != name or fine_masks.is_fine(options.mask_path):
+    if config.network.backbone_name != name or fine_masks.is_fine(config.family.mask_path):
         return None
     if Path(path).is_file():
         return path

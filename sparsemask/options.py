@@ -18,6 +18,7 @@ from typing import Any, NoReturn, cast
 
 import yaml
 
+from sparsemask.config import RunConfig, Section, checked_value
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, meant
 from sparsemask.files import write_text
@@ -25,7 +26,7 @@ from sparsemask.own import is_own, trusted
 
 SECTIONS = ("search", "prune", "retrain", "eval", "specialize", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.
-TRANSIENT = {"config", "resume", "help", "given", "preset", "trust"}
+TRANSIENT = {"config", "resume", "help", "trust"}
 # Only the command line says these; errors.command acts on --trust.
 _NEVER_IN_FILES = {"help", "trust"}
 
@@ -40,12 +41,34 @@ class Parser(argparse.ArgumentParser):
             kwargs["prog"] = f"sparsemask {verb}" if _as_command() or not script else f"python {script}"
         super().__init__(allow_abbrev=False, **kwargs)
         self.verb = verb
+        self.sections: dict[str, type[Section]] = {}
         self.add_argument(
             "--trust",
             action="append",
             metavar="NAME",
             help="let files (checkpoints, runs, recipes) name this code of yours: package.module:name; repeatable",
         )
+
+    def add_section(
+        self,
+        role: str,
+        section: type[Section],
+        *,
+        defaults: Mapping[str, object] | None = None,
+        helps: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
+    ) -> None:
+        """Add the flags of a section.
+
+        Args:
+            role: what it is for, see :data:`sparsemask.config.ROLES`.
+            section: its class.
+            defaults: by flag, where this command's are not the section's.
+            helps: texts of --help, likewise.
+            only: these of its flags alone; the others are added by another call.
+        """
+        self.sections[role] = section
+        section.add_to(self, defaults=defaults, helps=helps, only=only)
 
     def error(self, message: str) -> NoReturn:
         raise UseError(f"{message}{self._hint(message)} (see {self.prog} --help)")
@@ -90,12 +113,17 @@ class Parser(argparse.ArgumentParser):
             for action, (default, required) in kept.items():
                 action.default, action.required = default, required
 
-    def resolve(self, *layers: dict[str, Any]) -> argparse.Namespace:
-        """Lay mappings of flags over the defaults, the last one on top."""
+    def resolve(self, *layers: Mapping[str, Any]) -> RunConfig:
+        """The configuration of mappings of flags laid over the defaults, the last one on top.
+
+        Raises:
+            KeyError: a flag that no section of this parser has.
+            UseError: a value that its flag cannot have.
+        """
         values = {name: action.default for name, action in self.actions().items()}
         for layer in layers:
             values.update(layer)
-        return argparse.Namespace(**values)
+        return RunConfig.from_flat(self.sections, values)
 
     def from_file(self, path: str | Path, foreign: bool = False) -> dict[str, Any]:
         """Flags from a YAML file (or a preset's name), checked like the command line's.
@@ -129,29 +157,9 @@ class Parser(argparse.ArgumentParser):
             near = meant(name, actions)
             raise UseError(f"{path}: unknown flag '{name}'{_after(near)}")
         action = actions[name]
-        if value is None:
-            return None
-        if action.nargs == 0:
-            if not isinstance(value, bool):
-                raise UseError(f"{path}: '{name}' must be true or false, found {value!r}")
-            return value
-        many = isinstance(value, list)
-        if many != (action.nargs in ("+", "*") or isinstance(action.nargs, int)):
-            raise UseError(f"{path}: '{name}' takes {'one value' if many else 'a list'}, found {value!r}")
-        if any(isinstance(v, list | dict) for v in (value if many else [value])):
-            raise UseError(f"{path}: '{name}' cannot be {value!r:.80}")
-        try:
-            convert = cast(Callable[[str], Any], action.type or str)  # no type of ours is registered by name
-            values = [convert(str(v)) for v in (value if many else [value])]
-        except (ValueError, TypeError, argparse.ArgumentTypeError):
-            raise UseError(f"{path}: '{name}' cannot be {value!r}") from None
-        for one in values:
-            if action.choices is not None and one not in action.choices:
-                raise UseError(
-                    f"{path}: '{name}' must be one of {', '.join(map(str, action.choices))}, not {one}"
-                    f"{_after(meant(one, action.choices))}"
-                )
-        return values if many else values[0]
+        kind = cast(Callable[[str], Any] | None, action.type)  # no type of ours is registered by name
+        choices = None if action.choices is None else list(action.choices)
+        return checked_value(name, value, kind=kind, nargs=action.nargs, choices=choices, source=path)
 
 
 def _after(near: str) -> str:
@@ -180,9 +188,7 @@ def spoken(verb: str, rest: str = "") -> str:
     return f"{f'sparsemask {verb}' if _as_command() else _FILES[verb]} {rest}".strip()
 
 
-def following(
-    verb: str, rest: str, config: argparse.Namespace | dict[str, Any], folder: str | Path | None = None
-) -> str:
+def following(verb: str, rest: str, config: Mapping[str, Any], folder: str | Path | None = None) -> str:
     """The whole command line of the verb that goes on from a run, as this user types it.
 
     Args:
@@ -192,11 +198,10 @@ def following(
             imports nothing.
         folder: the run's, for verbs that make a run beside it; None for those that name it in `rest`.
     """
-    flags = vars(config) if isinstance(config, argparse.Namespace) else config
     words = [rest]
     if folder is not None and Path(folder).resolve().parent != Path("runs").resolve():
         words.append(f"--exp_path {shlex.quote(str(Path(folder).parent))}")
-    own = [(name, str(flags.get(name) or "")) for name in ("task", "backbone_name", "arch")]
+    own = [(name, str(config.get(name) or "")) for name in ("task", "backbone_name", "arch")]
     for name, value in own:
         # Only where the user said it: typed as it is printed, a stranger's file would have its code run. Pruning has
         # none of these flags.
@@ -251,44 +256,39 @@ def spelled(flags: dict[str, Any]) -> list[str]:
     return words
 
 
-def plain(options: argparse.Namespace | dict[str, Any]) -> dict[str, Any]:
-    """The options as plain values (numbers, strings, lists), fit for YAML and for a checkpoint."""
-    values = dict(options) if isinstance(options, dict) else vars(options)
+def plain(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags as plain values (numbers, strings, lists), fit for YAML and for a checkpoint, without transient ones."""
     return {
         name: [str(v) if isinstance(v, Path) else v for v in value]
         if isinstance(value, (list, tuple))
         else (str(value) if isinstance(value, Path) else value)
-        for name, value in values.items()
+        for name, value in flags.items()
         if name not in TRANSIENT
     }
 
 
-def given_flags(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags that the user named on the command line; empty where that is not known, as of a resumed run."""
-    return cast(dict[str, Any], vars(options).get("given", {}))
-
-
-def adopt(options: argparse.Namespace, values: Mapping[str, Any], source: object) -> None:
-    """Take flags over from a file that decides them, such as a mask's numbers of the network.
+def adopted(config: RunConfig, given: Mapping[str, Any], values: Mapping[str, Any], source: object) -> RunConfig:
+    """A configuration with flags taken over from a file that decides them, such as a mask's numbers of the network.
 
     Args:
-        options: changed in place.
+        config: the configuration so far.
+        given: the flags that the user named on the command line.
         values: flags by name, as the file has them.
         source: names the file in the message.
 
     Raises:
         UseError: the command line says otherwise.
     """
-    given = given_flags(options)
     for name, value in values.items():
         if name in given and given[name] != value:
             raise UseError(f"--{name} {given[name]}: {source} has {value}")
-        setattr(options, name, value)
+    return config.replace(**values)
 
 
-def write_config(path: str | Path, options: argparse.Namespace | dict[str, Any]) -> None:
-    """Write a run's configuration: ``--config`` on this file starts the same run again."""
-    write_text(path, yaml.safe_dump(plain(options), sort_keys=True, allow_unicode=True))
+def write_config(path: str | Path, config: RunConfig | Mapping[str, Any]) -> None:
+    """Write a run's configuration, or flags by name: ``--config`` on this file starts the same run again."""
+    flags = config.flat() if isinstance(config, RunConfig) else plain(config)
+    write_text(path, yaml.safe_dump(flags, sort_keys=True, allow_unicode=True))
 
 
 def positive(text: str) -> int:

@@ -14,7 +14,7 @@ from sparsemask.training_setup import Context
 
 
 def note_start(context: Context, **entries) -> None:
-    """Note what a run is and where it is computed; write the options that its build has settled.
+    """Note what a run is and where it is computed; write the configuration that its build has settled.
 
     entries: of run.json, by name.
     """

@@ -6,16 +6,17 @@ checkpoints/, metrics.jsonl, tensorboard/, pictures/ and the mask or network tha
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from sparsemask import locks
 from sparsemask import options as opt
+from sparsemask.config import RunConfig
 from sparsemask.errors import UseError, say
 from sparsemask.files import read_json, remove_stale, write_json
 
@@ -41,11 +42,11 @@ class Run:
     info_file = property(lambda self: self.folder / "run.json")
     _lock_file = property(lambda self: self.folder / ".lock")
 
-    def info(self) -> dict:
+    def info(self) -> dict[str, Any]:
         """What run.json says; empty when there is none."""
         return read_json(self.info_file) if self.info_file.exists() else {}
 
-    def note(self, **entries) -> None:
+    def note(self, **entries: object) -> None:
         """Add entries to run.json."""
         write_json(self.info_file, {**self.info(), **entries})
 
@@ -81,25 +82,29 @@ class Run:
                 self.folder.rmdir()
 
 
-def create(options: argparse.Namespace, verb: str) -> Run:
+def create(config: RunConfig, verb: str) -> Run:
     """Make the folder of a new run and write its configuration; UseError when the name is taken."""
-    name = options.name or _free_name(Path(options.exp_path), f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}")
+    name = config.run.name or _free_name(Path(config.run.exp_path), f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not _NAME.fullmatch(name):
         raise UseError(f"--name '{name}': letters, digits and . _ + - only, not beginning with a sign")
-    options.name = name
-    run = Run(Path(options.exp_path) / name)
+    run = Run(Path(config.run.exp_path) / name)
     if run.config.exists():
         raise UseError(f"run {run.folder} exists; take another --name, or go on with it by --resume {run.folder}")
     if run.folder.exists() and any(not _left_behind(path) for path in run.folder.iterdir()):
         raise UseError(f"--name {name}: {run.folder} is there already and is no run; take another name")
     run.fresh = True
-    info = {"verb": verb, "space": options.space, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "state": "running"}
+    info = {
+        "verb": verb,
+        "space": config.network.space,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "state": "running",
+    }
     try:
         run.hold()
         if run.config.exists():  # made by another process a moment ago, which has ended meanwhile
             run.fresh = False
             raise UseError(f"run {run.folder} exists; take another --name, or go on with it by --resume {run.folder}")
-        opt.write_config(run.config, options)
+        opt.write_config(run.config, config.replace(name=name))
         write_json(run.info_file, info)
     except BaseException:
         if run.fresh:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from sparsemask import datasets, flags, inherit, runs, tasks
 from sparsemask import options as opt
+from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic, arithmetic
 from sparsemask.engine import checkpoint, distributed
 from sparsemask.errors import UseError, say
@@ -23,23 +25,33 @@ _PATHS += ("pretrained_model", "ft_model", "search_checkpoint", "hr_path", "dir_
 RUNTIME = ("gpu", "n_worker", "exp_path", "name", "resume", "config")
 
 
-@dataclass
+Resolve = Callable[[RunConfig, Mapping[str, Any]], RunConfig]
+"""Settles a configuration, given the flags that the user named."""
+
+
+@dataclass(frozen=True)
 class Context:
-    """Resolved options, run directory, device and checkpoint of a training command.
+    """Configuration, run directory, device and checkpoint of a training command.
 
     Attributes:
-        options: the run's flags. A family's `build` settles those that only weights or masks tell.
+        config: the run's configuration.
         run: the run's folder.
         arithmetic: the device and the type that is computed in.
-        task: the task on the data of the options.
+        task: the task on the data of the configuration.
         state: the checkpoint to go on from; None for a run that begins.
+        given: the flags that the user named on the command line; empty for a resumed run.
     """
 
-    options: argparse.Namespace
+    config: RunConfig
     run: runs.Run
     arithmetic: Arithmetic
     task: tasks.Task
     state: dict | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_config(self, config: RunConfig) -> Context:
+        """The same with another configuration."""
+        return dataclasses.replace(self, config=config)
 
     @property
     def main(self) -> bool:
@@ -62,14 +74,29 @@ class Context:
             raise
 
 
-def resolve_options(
-    parser: opt.Parser, given: dict, training: bool = True, default_flags: Callable[[dict], dict] | None = None
-) -> tuple[argparse.Namespace, str | None]:
-    """Flags from the command line, ``--config``, the run that is started from and a preset; and lines to print.
+class Resolved(NamedTuple):
+    """A command's configuration, the lines to print about it, and the preset that it was laid over."""
 
-    training: False for evaluation, which has no budget: of a preset only the sample set's size counts, and other
-    pictures are padded to 513 as published. default_flags: more flags, from those of the command line and ``--config``:
-    what is started from where they do not say it.
+    config: RunConfig
+    line: str | None
+    preset: str
+
+
+def resolve_config(
+    parser: opt.Parser, given: dict, training: bool = True, default_flags: Callable[[dict], dict] | None = None
+) -> Resolved:
+    """Lay the command line over ``--config``, the run that is started from, and a preset.
+
+    Args:
+        parser: of the command.
+        given: the flags on the command line.
+        training: False for evaluation, which has no budget: of a preset only the sample set's size counts, and other
+            pictures are padded to 513 as published.
+        default_flags: more flags, from those of the command line and ``--config``: what is started from where they do
+            not say it.
+
+    Raises:
+        UseError: flags that no such command can have, data that are gone.
     """
     # A preset may serve several tasks, each with its own flags; a user's file is meant for this one.
     ours = bool(given.get("config") and opt.preset_name(given["config"], parser.get_default("space")))
@@ -90,43 +117,41 @@ def resolve_options(
     for low, high in ((layers[0], filed), ({**layers[0], **filed}, given)):
         if high.get("max_epoch") and not high.get("max_iter") and low.get("max_iter"):
             high.setdefault("max_iter", None)  # epochs that are asked for win over a lower layer's steps
-    options = parser.resolve(*layers)
-    if taken.run is not None and parser.verb == "retrain" and "inherit" in parser.actions():
-        if weights := inherit.encoder_weights(taken.run, options):
-            options.pretrained_model = taken.flags["pretrained_model"] = weights
+    config = parser.resolve(*layers)
+    if taken.run is not None and parser.verb == "retrain" and "inherit" in config:
+        if weights := inherit.encoder_weights(taken.run, config):
+            taken.flags["pretrained_model"] = weights
+            config = config.replace(pretrained_model=weights)
     lines = [line, taken.line(parser)]
     if training:
-        options.preset = preset
         lines.append(f"preset: {preset}")
-    options.given = given  # what stands on the command line, for those who must know whether a value was asked for
-    flags.check_task(options, parser.get_default("task"))
-    for name in _PATHS:  # a run must find its files from any folder
-        value = vars(options).get(name)
-        if value and Path(value).exists():
-            setattr(options, name, str(Path(value).resolve()))
-    return options, "\n".join(filter(None, lines)) or None
+    flags.check_task(config, parser.get_default("task"))
+    # A run must find its files from any folder.
+    found = {name: config.get(name) for name in _PATHS}
+    config = config.replace(**{n: str(Path(v).resolve()) for n, v in found.items() if v and Path(v).exists()})
+    return Resolved(config, "\n".join(filter(None, lines)) or None, preset)
 
 
-def prepare(options: argparse.Namespace) -> None:
+def prepare(config: RunConfig) -> None:
     """Draw the sample set, if it is wanted, in one process before the others read it."""
-    if options.sample:
+    if config.data.sample:
         if distributed.rank() == 0:
-            tasks.find(options.task).sample_folder()
+            tasks.find(config.data.task).sample_folder()
         distributed.barrier()
 
 
-def device(options: argparse.Namespace) -> Arithmetic:
+def device(config: RunConfig) -> Arithmetic:
     """Join the process group and choose the device."""
     if torch.backends.cudnn.is_available():
         torch.backends.cudnn.deterministic = True
-    _, _, local = distributed.start(None if options.gpu >= 0 else False)
-    return arithmetic(options.gpu, options.type, local)
+    _, _, local = distributed.start(None if config.device.gpu >= 0 else False)
+    return arithmetic(config.device.gpu, config.device.type, local)
 
 
 def open_training(
     parser: opt.Parser,
     argv: Sequence[str] | None,
-    check: Callable[[argparse.Namespace], None] | None = None,
+    resolve: Resolve | None = None,
     default_flags: Callable[[dict], dict] | None = None,
 ) -> Context:
     """Begin or resume a run.
@@ -134,8 +159,8 @@ def open_training(
     Args:
         parser: of the command.
         argv: the command line; None: the process's own.
-        check: raises UseError before anything is written for a new run.
-        default_flags: as in :func:`resolve_options`.
+        resolve: settles the configuration of a new run, or raises UseError, before anything is written.
+        default_flags: as in :func:`resolve_config`.
     """
     given = parser.given(argv)
     wanted = given.get("resume")
@@ -146,38 +171,37 @@ def open_training(
         wanted = folder if (folder / "config.yaml").exists() else None
     if wanted:
         return _reopen(parser, given, runs.find(wanted))
-    options, line = resolve_options(parser, given, default_flags=default_flags)
-    where = device(options)
+    config, line, preset = resolve_config(parser, given, default_flags=default_flags)
+    where = device(config)
     if line and distributed.rank() == 0:
         say(line)
-    if check is not None:
-        check(options)
-    task = open_task(options)
-    run = _shared_run(options, parser.verb)
+    if resolve is not None:
+        config = resolve(config, given)
+    task = open_task(config)
+    run = _shared_run(task.config, parser.verb)
     if distributed.rank() == 0:
-        run.note(preset=options.preset)
-    return Context(options, run, where, task)
+        run.note(preset=preset)
+    return Context(task.config.replace(name=run.folder.name), run, where, task, given=given)
 
 
-def open_task(options: argparse.Namespace) -> tasks.Task:
-    """The task on the data of the options, its lists read and checked."""
-    prepare(options)
-    task = tasks.get(options.task, options)
+def open_task(config: RunConfig) -> tasks.Task:
+    """The task on the data of a configuration, its lists read and checked; its own `config` has what it settled."""
+    prepare(config)
+    task = tasks.get(config.data.task, config)
     task.check()
     return task
 
 
-def _shared_run(options: argparse.Namespace, verb: str) -> runs.Run:
+def _shared_run(config: RunConfig, verb: str) -> runs.Run:
     """The first process makes the folder; the others learn its name."""
     if distributed.world() == 1:
-        return runs.create(options, verb)
+        return runs.create(config, verb)
     names: list = [None]
     if distributed.rank() == 0:
-        run = runs.create(options, verb)
-        names = [options.name]
+        run = runs.create(config, verb)
+        names = [run.folder.name]
     torch.distributed.broadcast_object_list(names, 0)
-    options.name = names[0]
-    return run if distributed.rank() == 0 else runs.Run(Path(options.exp_path) / options.name)
+    return run if distributed.rank() == 0 else runs.Run(Path(config.run.exp_path) / names[0])
 
 
 def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Context:
@@ -191,9 +215,9 @@ def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Context:
     saved = parser.checked(saved, run.last if state else run.config)
     checkpoint.require(saved, parser, run.last if state else run.config)
     other = sorted(k for k, v in given.items() if k not in RUNTIME and saved.get(k) != v)
-    options = parser.resolve(saved, {k: given[k] for k in ("gpu", "n_worker") if k in given})
-    options.exp_path, options.name = str(run.folder.parent), run.folder.name
-    where = device(options)
+    place = {"exp_path": str(run.folder.parent), "name": run.folder.name}
+    config = parser.resolve(saved, {k: given[k] for k in ("gpu", "n_worker") if k in given}, place)
+    where = device(config)
     if distributed.rank() == 0:
         run.hold()
         if other:
@@ -204,12 +228,13 @@ def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Context:
             else ""
         )
         say(f"resuming {run.folder} " + (f"after step {state['step']}" if state else "from the start") + done)
-    return Context(options, run, where, open_task(options), state)
+    task = open_task(config)
+    return Context(task.config, run, where, task, state)
 
 
 def rewrite_config(context: Context) -> None:
     """Write the run's configuration again, with what was settled since (weights found, the mask's copy)."""
-    opt.write_config(context.run.config, context.options)
+    opt.write_config(context.run.config, context.config)
 
 
 def warn(text: str) -> None:

@@ -5,25 +5,22 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from sparsemask.options import Parser
-from sparsemask.tasks.classification.options import add_options
+from small_config import configured
+from sparsemask.config import RunConfig
+from sparsemask.tasks.classification.options import ClassificationData
 
 CIFAR10 = [f"data_batch_{k}" for k in range(1, 6)], "test_batch"
 CIFAR100 = ["train"], "test"
 
 
-def options(**given) -> Namespace:
-    """The task's options with their defaults."""
-    parser = Parser("search")
-    add_options(parser.add_argument_group("data"))
-    more = {"task": "classification", "sample": False, "n_worker": 0}
-    return parser.resolve({**more, **{k: str(v) if isinstance(v, Path) else v for k, v in given.items()}})
+def options(**given) -> RunConfig:
+    """The task's configuration."""
+    return configured(ClassificationData, **{"task": "classification", "n_worker": 0, **given})
 
 
 def pictures(count: int, seed: int = 0, side: int = 32, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:

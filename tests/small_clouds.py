@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
+from small_config import configured
+from spaces.sparse_conv.points_space import SMPointSegNetwork
+from sparsemask.config import RunConfig
 from sparsemask.points.clouds import Cloud, CloudFile
 from sparsemask.points.rooms import make_rooms
 from sparsemask.tasks.points.data import Clouds, CropSettings
+from sparsemask.tasks.points.options import PointsData
 
 NETWORK = ["--channels", "4", "8", "--n_neighbors", "4", "--radius", "0.3"]
 CROPS = ["--n_points", "64", "--grid", "0.25", "--train_steps", "4", "--val_steps", "2", "--test_area", "1"]
@@ -40,12 +43,10 @@ def rooms(folder: Path) -> Path:
     return make_rooms(folder, areas=2, rooms=1, points=900, grid=0.25)
 
 
-def options(**given) -> Namespace:
-    """Options of a point task as a verb leaves them."""
+def options(**given) -> RunConfig:
+    """Configuration of a point task as a verb leaves it."""
     usual = {
-        "task": "s3dis", "sample": False, "data_root": None, "test_area": 1, "train_scans": None, "eval_scans": None,
-        "grid": None, "n_points": 64, "train_steps": 4, "val_steps": 2, "vote_smooth": None, "vote_until": 0.5,
-        "vote_limit": 0, "n_worker": 0, "batch_size": 2, "channels": [4, 8], "n_neighbors": 4, "ratio": 4,
-        "radius": None, "d_in": None, "n_class": None,
+        "task": "s3dis", "test_area": 1, "n_points": 64, "train_steps": 4, "val_steps": 2, "n_worker": 0,
+        "batch_size": 2, "channels": [4, 8], "n_neighbors": 4,
     }  # fmt: skip
-    return Namespace(**{**usual, **given})
+    return configured(PointsData, SMPointSegNetwork, **{**usual, **given})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +9,7 @@ import search.run
 import spaces
 from spaces.group_sparsity.reduction import Hinged
 from sparsemask import tasks
+from sparsemask.config import RunConfig
 from sparsemask.own import trust
 
 
@@ -49,15 +48,13 @@ def hinged(arch: str = "resnet8", seed: int = 0, shape=(3, 8, 8), **more) -> Hin
     return made
 
 
-def options(data, *argv: str) -> argparse.Namespace:
+def options(data, *argv: str) -> RunConfig:
     """A search's options as the command line makes them."""
     parser = search.run.parser("hinge")
     given = parser.given(["--search", "--data_root", str(data), *argv])
-    found = parser.resolve({"batch_size": 10, "lr": 0.1, "n_worker": 0, "log_interval": 1, "eval_interval": 0}, given)
-    found.given = given
-    return found
+    return parser.resolve({"batch_size": 10, "lr": 0.1, "n_worker": 0, "log_interval": 1, "eval_interval": 0}, given)
 
 
-def task(found: argparse.Namespace):
+def task(found: RunConfig):
     """The task on them."""
     return tasks.get("classification", found)

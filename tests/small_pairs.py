@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from pathlib import Path
+from small_config import configured
+from spaces.sparse_conv.stereo_space import SMStereoNetwork
+from sparsemask.config import RunConfig
+from sparsemask.tasks.stereo.options import StereoData
 
-from sparsemask.options import Parser
-from sparsemask.tasks.stereo.options import add_options
 
-
-def options(**given) -> Namespace:
-    """The task's flags with their defaults, crops of 32x64, disparities below 32."""
-    parser = Parser("search")
-    add_options(parser.add_argument_group("data"))
-    made = {"task": "stereo", "sample": False, "n_worker": 0, "maxdisp": 32, "crop_height": 32, "crop_width": 64}
-    return parser.resolve({**made, **{k: str(v) if isinstance(v, Path) else v for k, v in given.items()}})
+def options(**given) -> RunConfig:
+    """The task's configuration, crops of 32x64, disparities below 32."""
+    more = {"task": "stereo", "n_worker": 0, "maxdisp": 32, "crop_height": 32, "crop_width": 64}
+    return configured(StereoData, SMStereoNetwork, **{**more, **given})

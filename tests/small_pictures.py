@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from sparsemask.options import Parser
+from small_config import configured
+from sparsemask.config import RunConfig
 from sparsemask.resize import imresize
-from sparsemask.tasks.super_resolution.options import add_options
+from sparsemask.tasks.super_resolution.options import SuperResolutionData
 
 
 def scene(seed: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
@@ -49,9 +49,7 @@ def make_pairs(
         write(lr / f"{path.stem}{suffix}.png", imresize(picture, 1 / scale))
 
 
-def options(**given) -> Namespace:
-    """The task's options with their defaults, a small patch and batch."""
-    parser = Parser("search")
-    add_options(parser.add_argument_group("data"))
-    more = {"task": "super_resolution", "sample": False, "n_worker": 0, "batch_size": 2, "patch_size": 12}
-    return parser.resolve({**more, **{k: str(v) if isinstance(v, Path) else v for k, v in given.items()}})
+def options(**given) -> RunConfig:
+    """The task's configuration, a small patch and batch."""
+    more = {"task": "super_resolution", "n_worker": 0, "batch_size": 2, "patch_size": 12}
+    return configured(SuperResolutionData, **{**more, **given})

@@ -53,7 +53,7 @@ def test_the_task_is_known_by_name(root):
     o = options(data_root=root)
     task = tasks.get("classification", o)
     assert isinstance(task, ClassificationTask) and not task.reads_voc and task.input_shape == (1, 3, 8, 8)
-    assert o.n_class == 10, "networks are built with the data's number of classes"
+    assert task.config.data.n_class == 10, "networks are built with the data's number of classes"
     # Its flags are its own: command lines of label tasks neither offer it nor it them.
     assert tasks.siblings("classification") == ["classification"]
     assert "classification" not in tasks.siblings("segmentation")
@@ -167,7 +167,7 @@ def test_a_class_without_pictures_has_no_accuracy():
 def test_evaluation_counts_every_picture_once_in_any_batch(root):
     task, seen = ClassificationTask(options(data_root=root)), {}
     for batch in (1, 3, 250):
-        found, here = {}, EvaluationContext.from_options(CPU, options(eval_batch=batch))
+        found, here = {}, EvaluationContext.from_config(CPU, options(eval_batch=batch))
         assert here.batch_size == batch
         scores = task.evaluate(brightest(10), here, on_prediction=lambda i, logits, f=found: f.update({i: logits}))
         seen[batch] = scores.metrics
@@ -259,12 +259,11 @@ def test_training_on_it_learns_and_resumes_exactly(tmp_path):
         np.savez(tmp_path / f"{name}.npz", x=x, y=y)
 
     def train(folder: str, steps: int, state=None):
-        o = options(data_root=tmp_path, pad=1, batch_size=12, accumulate=1, max_iter=60, lr=0.02,
+        o = options(data_root=tmp_path, pad=1, batch_size=12, accumulate=1, max_iter=steps, lr=0.02,
                     last_layer_lr_mult=1.0, optimizer="adamw", momentum=0.9, decay=0.0, schedule="constant",
                     gamma=0.9, milestones=None,
                     warmup=0, clip=0.0, freeze_bn=False, bn_reestimate=0, eval_interval=20, eval_limit=0, seed=3,
-                    checkpoint_interval=100, log_interval=10, bn_momentum=None)  # fmt: skip
-        o.max_iter = steps
+                    checkpoint_interval=100, log_interval=10)  # fmt: skip
         torch.manual_seed(1)
         task = tasks.get("classification", o)
         model, run = Small(task.n_output), Run(tmp_path / folder)

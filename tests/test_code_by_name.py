@@ -249,13 +249,11 @@ class Small(nn.Module):
 
 
 def test_the_class_itself_serves_instead(place):
-    from types import SimpleNamespace
-
     from spaces.connectivity.pruned_network import PrunedNetwork
     from sparsemask import trust
 
     network = PrunedNetwork(named_mask("dense", 2), Small, depth=4, num_classes=3).eval()
-    config = SimpleNamespace(backbone_name="their_file:Small", depth=4, first_expansion="no")
+    config = {"backbone_name": "their_file:Small", "depth": 4, "first_expansion": "no"}
     save_network("n.safetensors", network, config, 3)
     with pytest.raises(UseError, match="'their_file:Small' is code that a file names"):
         load_network("n.safetensors")

@@ -75,7 +75,12 @@ def test_what_is_left_is_a_connectivity_network_of_the_same_function(slimmed):
 def test_its_file_says_its_widths_and_optimised_forms_agree(slimmed, tmp_path):
     network = small(slimmed[2])
     config = ConnectivityConfig.from_options({**OPTIONS, "widths": network.widths})
-    save_network(tmp_path / "net.safetensors", network, argparse_like(config), 4)
+    save_network(
+        tmp_path / "net.safetensors",
+        network,
+        {"backbone_name": config.backbone_name, "depth": config.depth, "first_expansion": "no"},
+        4,
+    )
     again = load_network(tmp_path / "net.safetensors")
     folded = copy.deepcopy(network)
     folded.fold()
@@ -86,15 +91,6 @@ def test_its_file_says_its_widths_and_optimised_forms_agree(slimmed, tmp_path):
     found = described(tmp_path / "net.safetensors")  # and groups may be looked for in it again
     assert found["widths"] == network.widths and found["connectivity"] == OPTIONS["connectivity"]
     assert SLIM.plain(SLIM.config({**OPTIONS, **found})).state_dict().keys() == network.state_dict().keys()
-
-
-def argparse_like(config):
-    """The options that files are written with."""
-
-    class Options:
-        backbone_name, depth, first_expansion = config.backbone_name, config.depth, "no"
-
-    return Options
 
 
 @pytest.mark.parametrize("name", BACKENDS)

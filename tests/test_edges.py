@@ -14,7 +14,9 @@ from scipy.io import savemat
 import retrain.eval
 import retrain.train
 from edge_assignment import assignment
+from small_config import configured
 from sparsemask import UseError
+from sparsemask.tasks import LabelledData
 from sparsemask.tasks.dense.shapes import boundaries, make_edges, save_annotations
 from sparsemask.tasks.edges.data import bsds_pairs, consensus, read_annotations
 from sparsemask.tasks.edges.scores import EdgeMeter, EdgeScores, picture_counts, precision_recall
@@ -114,15 +116,13 @@ def test_consensus_of_annotators():
 
 
 def test_loss_weighs_edges_as_much_as_the_rest():
-    from argparse import Namespace
-
     from sparsemask.tasks.edges.task import EdgesTask
 
     rng = np.random.default_rng(1)
     target = torch.from_numpy(rng.choice([0, 0, 0, 0, 1, 255], (3, 7, 6)))
     target[2][target[2] == 1] = 0  # a picture without edges weighs nothing
     output = torch.from_numpy(rng.normal(size=(3, 1, 7, 6)))
-    task = EdgesTask(Namespace())
+    task = EdgesTask(configured(LabelledData))
     loss, weight = 0.0, 0.0
     for logits, truth in zip(output[:, 0].numpy(), target.numpy(), strict=True):
         edges, rest = (truth == 1).sum(), (truth == 0).sum()

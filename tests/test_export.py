@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +106,7 @@ def test_the_command_writes_tries_and_times_all_formats(place, network, capfd):
 
 def test_a_program_takes_any_size_and_number(network, tmp_path):
     batch = torch.randn(1, 3, 40, 52)
-    made = spaces.get("connectivity").exportable(network, batch, Namespace(n_class=4))
+    made = spaces.get("connectivity").exportable(network, batch, {"n_class": 4})
     path = exporting.export_program(made, tmp_path / "net.pt2", {"space": "connectivity"})
     run, _ = opened(path, made)
     batches = [batch, torch.randn(2, 3, 33, 35), torch.randn(3, 3, 17, 24)]
@@ -123,7 +122,7 @@ def test_a_program_takes_any_size_and_number(network, tmp_path):
 def test_the_network_itself_is_left_alone(network):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with evaluating(network):
-        spaces.get("connectivity").exportable(network, torch.zeros(1, 3, 33, 33), Namespace(n_class=4))
+        spaces.get("connectivity").exportable(network, torch.zeros(1, 3, 33, 33), {"n_class": 4})
     after = network.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
@@ -193,7 +192,7 @@ def test_cpp_runs_a_compiled_program(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     network, picture = FCN(Pyramid(), num_classes=4).eval(), torch.ones(1, 3, 40, 56)  # what compiles soonest
-    made = spaces.get("connectivity").exportable(network, picture, Namespace(n_class=4)).fixed(picture)
+    made = spaces.get("connectivity").exportable(network, picture, {"n_class": 4}).fixed(picture)
     exporting.export_program(made, "net.pt2")
     with torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):  # the test's own haste
         exec(documented("python")[2], {})

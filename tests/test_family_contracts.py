@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,9 @@ from retrain.specialize_family import FAMILY as SPECIALIZATION
 from small_classes import write_npz
 from small_pictures import make_folder
 from sparsemask import driver, families, run_summary, runs, training_setup
+from sparsemask.config import Section, flag
 from sparsemask.engine import Method, checkpoint, fit
-from sparsemask.options import plain
+from sparsemask.flags import NetworkSection
 from sparsemask.testing.families import PruningFamilyContract, RetrainingFamilyContract, TrainingFamilyContract
 from sparsemask.weights import save_safetensors
 from tiny import ROOT, data_flags, make_data
@@ -49,10 +51,12 @@ def searched(space: str, argv: list[str], *pruning: str) -> str:
     """The mask of a search of one step, without its pictures and times."""
     family, parser = families.find("search", spaces.get(space)), search.run.parser(space)
     context = training_setup.open_training(parser, [*argv, "--name", "s", "--max_iter", "1", "--gpu", "-1"])
-    built, options = family.build(context), context.options
-    extra = {"verb": "search", "space": space, "config": plain(options), **built.extra}
+    built = family.build(context)
+    context = context.with_config(context.config.replace(**built.changes))
+    config = context.config
+    extra = {"verb": "search", "space": space, "config": config.flat(), **built.extra}
     method = family.method(context, built)
-    fit(built.model, method, context.task, options, context.run, context.arithmetic, extra)
+    fit(built.model, method, context.task, config, context.run, context.arithmetic, extra)
     assert prune.prune.main(["--run", "runs/s", "--gpu", "-1", *pruning]) == 0
     return "mask.npz"
 
@@ -141,14 +145,42 @@ class Toy(nn.Module):
 class ToySpace(spaces.Space):
     """A space of a family that is not the toolkit's."""
 
-    family, name, task = "toy", "toy", "segmentation"
-
-    def add_options(self, group) -> None:
-        """None of its own."""
+    family, section = "toy", NetworkSection
 
     def supernet(self, config) -> Toy:
         """The one network."""
-        return Toy(config.n_class)
+        return Toy(config["n_class"])
+
+    def network(self, mask, config) -> Toy:
+        """The same."""
+        return self.supernet(config)
+
+    def transfer(self, checkpoint, mask, config) -> dict:
+        """Its weights."""
+        return dict(checkpoint)
+
+    def load(self, path) -> spaces.Loaded:
+        """From a run's checkpoint."""
+        state = checkpoint.load(path)
+        model = self.supernet(state["config"])
+        model.load_state_dict(state["model"])
+        return spaces.Loaded(model.eval())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToyTraining(Section):
+    """How it is trained."""
+
+    title = "toy"
+    pull: float = flag(0.1, float, help="towards zero")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToyEvaluation(Section):
+    """What is evaluated."""
+
+    title = "toy"
+    pretrained_model: str | None = flag(help="its weights")
 
     def network(self, mask, config) -> Toy:
         """The same: there are no masks."""
@@ -172,32 +204,31 @@ class ToyFamily(families.RetrainingFamily):
     verb = "retrain"
 
     def add_options(self, parser) -> None:
-        parser.add_argument_group("toy").add_argument("--pull", type=float, default=0.1, help="towards zero")
+        parser.add_section("family", ToyTraining)
 
     def build(self, context) -> families.Built:
-        model = spaces.get(context.options.space).supernet(context.options)
-        run_summary.note_start(context, family="toy")
-        return families.Built(model, {"pull": context.options.pull})
+        model = spaces.get(context.config.network.space).supernet(context.config)
+        return families.Built(model, {"pull": context.config.family.pull}, notes={"family": "toy"})
 
     def method(self, context, built) -> Method:
-        return ToyMethod(context.options.pull)
+        return ToyMethod(context.config.family.pull)
 
     def finish(self, context, built, result) -> int:
         run_summary.announce(context, [f"trained: {run_summary.metric_text(context, result)}"])
         return 3
 
     def add_eval_options(self, parser) -> None:
-        parser.add_argument_group("toy").add_argument("--pretrained_model", default=None, help="its weights")
+        parser.add_section("family", ToyEvaluation)
 
     def restore(self, parser, given, run):
         from retrain.load_trained import read_source, ready
 
         source = read_source(parser, given, run, ("eval_limit",))
-        where = training_setup.device(source.options)
+        where = training_setup.device(source.config)
         state = source.state or checkpoint.load(source.path)
-        model = Toy(source.options.n_class)
+        model = Toy(source.config.data.n_class)
         model.load_state_dict(state["model"])
-        return families.Restored(source.options, ready(model, where), where, run)
+        return families.Restored(source.config, ready(model, where), where, run)
 
     def evaluate(self, restored) -> int:
         return 0

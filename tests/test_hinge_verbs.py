@@ -19,14 +19,17 @@ import retrain.train
 import search.run
 import spaces
 from retrain.group_evaluation import slower_note
+from retrain.group_sparsity import GroupRetrainingSection
 from retrain.group_teacher import FineTuning
 from small_classes import write_npz
 from small_hinge import hinged
 from spaces.group_sparsity import records
 from spaces.group_sparsity.mask_file import GroupMask, load_mask, save_mask
 from sparsemask import flags, run_summary
+from sparsemask.config import RunConfig
 from sparsemask.engine.loop import Fit
 from sparsemask.files import sha256
+from sparsemask.flags import TrainingSection
 from sparsemask.weights import load_weights
 from tiny import fails
 
@@ -289,8 +292,9 @@ def test_the_teacher_is_in_evaluation_mode():
     from types import SimpleNamespace
 
     model, teacher = torch.nn.Linear(3, 3), Echo().train()
-    method = FineTuning(SimpleNamespace(distill=0.4, temperature=4.0), teacher)
-    method.groups(model, SimpleNamespace(lr=0.1))
+    config = RunConfig(training=TrainingSection(lr=0.1), family=GroupRetrainingSection())
+    method = FineTuning(config, teacher)
+    method.groups(model, config)
     x, y = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     task = SimpleNamespace(loss=lambda output, target: F.cross_entropy(output, target, reduction="sum"))
     whole = method.loss(model, task, x, model(x), y)
@@ -340,4 +344,4 @@ def test_masks_of_other_networks_and_versions_are_refused(place, capfd):
 
 def test_the_space_is_found(place):
     for argv in (["--mask_path", "mask.npz"], ["--run", "runs/s"], ["--checkpoint", "runs/s/checkpoints/last.pt"]):
-        assert flags.peek_space(argv) == "hinge"
+        assert flags.space_of(argv) == "hinge"

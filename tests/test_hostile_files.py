@@ -386,7 +386,7 @@ def test_yaml_that_is_none_to_read(tmp_path, monkeypatch, name, reader):
     path = tmp_path / "a.yaml"
     path.write_bytes(YAMLS[name].encode("latin1"))
     refused(YAML_READERS[reader], path, measured="aliases" in name)
-    assert flags.peek_space(["--config", str(path)]) == flags.DEFAULT_SPACE  # passed over where only looked at
+    assert flags.space_of(["--config", str(path)]) == flags.DEFAULT_SPACE  # passed over where only looked at
     assert not Path("executed").exists()
 
 

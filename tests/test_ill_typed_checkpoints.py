@@ -190,13 +190,10 @@ HINGE_STATE = [("balance", "x"), ("balance", ["x"]), ("gradient_ratio", "x"), ("
 
 @pytest.mark.parametrize(("name", "value"), HINGE_STATE)
 def test_what_a_search_of_groups_remembers_is_looked_at(name, value):
-    from types import SimpleNamespace
-
     from search.group_sparsity import GroupSearch
 
     method = GroupSearch.__new__(GroupSearch)
     vars(method).update(balance=[1.0], gradient_ratio=None, steps_done=0, penalties={}, ratio=math.nan, shares={})
-    method.options = SimpleNamespace()
     whole = method.state()
     method.restore(whole)
     with pytest.raises(ValueError, match=f"{name} cannot be"):

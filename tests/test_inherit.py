@@ -18,7 +18,7 @@ from retrain.specialize_start import newest_start
 from spaces.connectivity.named_masks import named_mask
 from sparsemask import UseError, flags, runs
 from sparsemask.masks import save_mask
-from sparsemask.training_setup import Context, resolve_options
+from sparsemask.training_setup import Context, resolve_config
 from tiny import data_flags, make_data
 
 
@@ -33,9 +33,9 @@ def nothing_prepared(monkeypatch, tmp_path):
 def begun(space: str, argv: list[str], name: str = "s", verb: str = "search") -> runs.Run:
     """A run as a verb begins it, without the training."""
     made = search.run.parser(space) if verb == "search" else retrain.train.parser(space)
-    options, _ = resolve_options(made, made.given([*argv, "--name", name]))
+    options, _, preset = resolve_config(made, made.given([*argv, "--name", name]))
     run = runs.create(options, verb)
-    run.note(preset=options.preset)
+    run.note(preset=preset)
     run.checkpoints.mkdir()
     run.last.write_bytes(b"")
     return run
@@ -53,9 +53,9 @@ def pruned(run: runs.Run, suffix: str = ".npy") -> str:
 
 
 def resolved(space: str, argv: list[str]):
-    """(options, line) of a retraining."""
-    made = retrain.train.parser(space, flags.peek_task(argv))
-    return resolve_options(made, made.given(argv))
+    """(configuration, line, preset) of a retraining."""
+    made = retrain.train.parser(space, flags.task_of(argv))
+    return resolve_config(made, made.given(argv))
 
 
 def folder(name: str) -> str:
@@ -83,13 +83,13 @@ def test_retraining_is_on_the_data_of_the_search(space, suffix, named):
     for value in ("a.txt", "b.txt"):
         Path(value).write_text("")
     run = begun(space, ["--search", *named])
-    options, line = resolved(space, ["--mask_path", pruned(run, suffix)])
+    options, line, _ = resolved(space, ["--mask_path", pruned(run, suffix)])
     made = search.run.parser(space)
     wanted = made.given(named)
     for name, value in wanted.items():
-        found = getattr(options, name)
+        found = options[name]
         assert found == (str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value), name
-    assert options.sample is False
+    assert options["sample"] is False
     assert "as in runs/s: " in line
     assert "preset: short" in line
 
@@ -99,17 +99,17 @@ def test_connectivity_takes_data_classes_network_and_weights():
     Path("encoder.pth").write_bytes(b"weights")
     own = [*data_flags(Path("data"), 3), "--crop_size", "33", "--depth", "8", "--pretrained_model", "encoder.pth"]
     run = begun("connectivity", ["--search", *own])
-    options, line = resolved("connectivity", ["--mask_path", pruned(run)])
-    assert options.im_path == str(Path("data/img").resolve())
-    assert options.eval_list == str(Path("data/val.txt").resolve())
-    assert (options.n_class, options.crop_size, options.depth, options.sample) == (3, 33, 8, False)
-    assert options.pretrained_model == str(Path("encoder.pth").resolve())
-    assert "--n_class 3" in line and f"--pretrained_model {options.pretrained_model}" in line
+    options, line, _ = resolved("connectivity", ["--mask_path", pruned(run)])
+    assert options["im_path"] == str(Path("data/img").resolve())
+    assert options["eval_list"] == str(Path("data/val.txt").resolve())
+    assert (options["n_class"], options["crop_size"], options["depth"], options["sample"]) == (3, 33, 8, False)
+    assert options["pretrained_model"] == str(Path("encoder.pth").resolve())
+    assert "--n_class 3" in line and f"--pretrained_model {options['pretrained_model']}" in line
     # Not where the weights come from elsewhere.
     for other in (["--inherit", "all"], ["--ft_model", "network.pt"]):
-        options, _ = resolved("connectivity", ["--mask_path", "mask.npy", *other])
-        assert options.pretrained_model is None
-        assert options.n_class == 3
+        options, *_ = resolved("connectivity", ["--mask_path", "mask.npy", *other])
+        assert options["pretrained_model"] is None
+        assert options["n_class"] == 3
 
 
 def test_flags_on_the_command_line_win():
@@ -117,26 +117,26 @@ def test_flags_on_the_command_line_win():
     make_data(Path("other"))
     run = begun("connectivity", ["--search", *data_flags(Path("data"), 3), "--depth", "8"])
     mask = pruned(run)
-    options, _ = resolved("connectivity", ["--mask_path", mask, "--eval_list", "other/val.txt", "--depth", "16"])
-    assert options.eval_list == str(Path("other/val.txt").resolve())
-    assert options.training_list == str(Path("data/train.txt").resolve())
-    assert (options.n_class, options.depth) == (3, 16)
-    options, _ = resolved("connectivity", ["--mask_path", mask, *data_flags(Path("other"), 5)[:-2]])
-    assert options.im_path == str(Path("other/img").resolve())
-    assert options.n_class == 21  # other data, whose classes nothing was said of
-    options, _ = resolved("connectivity", ["--mask_path", mask, "--sample"])
-    assert options.sample is True and options.im_path is None
-    assert options.preset == "sample"
+    options, *_ = resolved("connectivity", ["--mask_path", mask, "--eval_list", "other/val.txt", "--depth", "16"])
+    assert options["eval_list"] == str(Path("other/val.txt").resolve())
+    assert options["training_list"] == str(Path("data/train.txt").resolve())
+    assert (options["n_class"], options["depth"]) == (3, 16)
+    options, *_ = resolved("connectivity", ["--mask_path", mask, *data_flags(Path("other"), 5)[:-2]])
+    assert options["im_path"] == str(Path("other/img").resolve())
+    assert options["n_class"] == 21  # other data, whose classes nothing was said of
+    options, _, preset = resolved("connectivity", ["--mask_path", mask, "--sample"])
+    assert options["sample"] is True and options["im_path"] is None
+    assert preset == "sample"
     Path("my.yaml").write_text("n_class: 7\nlr: 0.5\n")
-    options, _ = resolved("connectivity", ["--mask_path", mask, "--config", "my.yaml"])
-    assert (options.n_class, options.lr, options.im_path) == (7, 0.5, str(Path("data/img").resolve()))
+    options, *_ = resolved("connectivity", ["--mask_path", mask, "--config", "my.yaml"])
+    assert (options["n_class"], options["lr"], options["im_path"]) == (7, 0.5, str(Path("data/img").resolve()))
 
 
 def test_other_task_takes_no_data_but_the_network():
     make_data(Path("data"))
     run = begun("connectivity", ["--search", *data_flags(Path("data"), 3), "--depth", "8"])
-    options, line = resolved("connectivity", ["--mask_path", pruned(run), "--task", "saliency"])
-    assert options.sample is True and options.im_path is None and options.depth == 8
+    options, line, _ = resolved("connectivity", ["--mask_path", pruned(run), "--task", "saliency"])
+    assert options["sample"] is True and options["im_path"] is None and options["depth"] == 8
     assert "no data named for --task saliency" in line
 
 
@@ -144,35 +144,35 @@ def test_preset_of_the_search_is_the_retrainings():
     make_data(Path("data"))
     run = begun("connectivity", ["--search", "--config", "published", *data_flags(Path("data"))])
     assert run.info()["preset"] == "published"
-    options, line = resolved("connectivity", ["--mask_path", pruned(run)])
-    assert (options.crop_size, options.max_epoch, options.max_iter) == (513, 50, None)
+    options, line, _ = resolved("connectivity", ["--mask_path", pruned(run)])
+    assert (options["crop_size"], options["max_epoch"], options["max_iter"]) == (513, 50, None)
     assert "preset: published" in line
-    options, _ = resolved("connectivity", ["--mask_path", "mask.npy", "--config", "short"])
-    assert (options.crop_size, options.max_iter) == (225, 400)
+    options, *_ = resolved("connectivity", ["--mask_path", "mask.npy", "--config", "short"])
+    assert (options["crop_size"], options["max_iter"]) == (225, 400)
 
 
 def test_what_a_run_had_from_its_preset_gives_way_to_that_of_the_next_verb():
     make_data(Path("data"))
     run = begun("connectivity", data_flags(Path("data"), 3), "r", "retrain")
-    made = retrain.specialize.parser(retrain.specialize.peek([]))
-    options, _ = resolve_options(made, made.given(["--run", str(run.folder)]))
-    assert (options.im_path, options.n_class) == (str(Path("data/img").resolve()), 3)
-    assert options.crop_size == 257  # specialized_short; the run had 225
-    assert options.preset == "short"
+    made = retrain.specialize.parser(retrain.specialize.space_of([]))
+    options, _, preset = resolve_config(made, made.given(["--run", str(run.folder)]))
+    assert (options["im_path"], options["n_class"]) == (str(Path("data/img").resolve()), 3)
+    assert options["crop_size"] == 257  # specialized_short; the run had 225
+    assert preset == "short"
 
 
 def test_sample_set_of_a_search_is_the_retrainings_too():
     run = begun("connectivity", ["--search"])
-    options, line = resolved("connectivity", ["--mask_path", pruned(run)])
-    assert options.sample is True and options.preset == "sample" and options.crop_size == 97
+    options, line, preset = resolved("connectivity", ["--mask_path", pruned(run)])
+    assert options["sample"] is True and preset == "sample" and options["crop_size"] == 97
     assert "as in runs/s: --sample" in line
 
 
 def test_named_mask_says_nothing_of_data():
     make_data(Path("data"))
     begun("connectivity", ["--search", *data_flags(Path("data"))])
-    options, line = resolved("connectivity", ["--mask_path", "unet"])
-    assert options.sample is True
+    options, line, _ = resolved("connectivity", ["--mask_path", "unet"])
+    assert options["sample"] is True
     assert "going on with the embedded sample set" in line
 
 
@@ -183,10 +183,10 @@ def test_run_that_is_gone_is_refused_unless_data_are_named():
     shutil.rmtree(run.folder)
     with pytest.raises(UseError, match=r"mask.npy: comes from the run runs/s, which is gone.*--im_path.*--sample"):
         resolved("connectivity", ["--mask_path", mask])
-    options, _ = resolved("connectivity", ["--mask_path", mask, "--sample"])
-    assert options.sample is True
-    options, _ = resolved("connectivity", ["--mask_path", mask, *data_flags(Path("data"))])
-    assert options.n_class == 4
+    options, *_ = resolved("connectivity", ["--mask_path", mask, "--sample"])
+    assert options["sample"] is True
+    options, *_ = resolved("connectivity", ["--mask_path", mask, *data_flags(Path("data"))])
+    assert options["n_class"] == 4
 
 
 def test_data_that_moved_are_named_in_one_line():
@@ -196,9 +196,9 @@ def test_data_that_moved_are_named_in_one_line():
     Path("data/img").rename("pictures")
     with pytest.raises(UseError, match=r"--im_path .*/data/img: gone since runs/s was made"):
         resolved("connectivity", ["--mask_path", mask])
-    options, _ = resolved("connectivity", ["--mask_path", mask, "--im_path", "pictures"])
-    assert options.im_path == str(Path("pictures").resolve())
-    assert (options.gt_path, options.n_class) == (str(Path("data/gt").resolve()), 3)
+    options, *_ = resolved("connectivity", ["--mask_path", mask, "--im_path", "pictures"])
+    assert options["im_path"] == str(Path("pictures").resolve())
+    assert (options["gt_path"], options["n_class"]) == (str(Path("data/gt").resolve()), 3)
 
 
 def test_encoder_weights_that_are_gone_are_not_passed_over():
@@ -223,7 +223,7 @@ def test_network_that_ends_below_its_search_gets_a_line(space, suffix, named, pr
     search = begun(space, ["--search", *(named or data_flags(Path("data"), 3))])
     search.note(result={primary: 0.39})
     mask = pruned(search, suffix)
-    options, _ = resolved(space, ["--mask_path", mask, "--name", "r", "--max_iter", "60"])
+    options, *_ = resolved(space, ["--mask_path", mask, "--name", "r", "--max_iter", "60"])
     context = Context(options, runs.create(options, "retrain"), None, task=SimpleNamespace(primary=primary))
     said = shortfall(context, {primary: 0.356})
     assert f"{primary} 0.3560 is below its search's 0.3900 (runs/s)" in said and "--max_iter 120" in said
@@ -231,24 +231,24 @@ def test_network_that_ends_below_its_search_gets_a_line(space, suffix, named, pr
     for value in (0.39, 0.41, float("nan")):
         assert shortfall(context, {primary: value}) is None
     if space == "connectivity":  # other pictures: nothing can be said
-        options.eval_list = "other.txt"
-        assert shortfall(context, {primary: 0.356}) is None
+        other = context.with_config(options.replace(eval_list="other.txt"))
+        assert shortfall(other, {primary: 0.356}) is None
 
 
 def test_mask_in_a_runs_folder_needs_no_note():
     make_data(Path("data"))
     run = begun("connectivity", ["--search", *data_flags(Path("data"), 3)])
     save_mask(run.folder / "mask_thres_0.001.npy", named_mask("unet", 9))
-    options, _ = resolved("connectivity", ["--mask_path", "runs/s/mask_thres_0.001.npy"])
-    assert options.n_class == 3
+    options, *_ = resolved("connectivity", ["--mask_path", "runs/s/mask_thres_0.001.npy"])
+    assert options["n_class"] == 3
 
 
 def test_specialising_the_newest_network_is_on_its_data():
     make_data(Path("data"))
     begun("connectivity", data_flags(Path("data"), 3), "r", "retrain")
-    made = retrain.specialize.parser(retrain.specialize.peek([]))
-    options, line = resolve_options(made, made.given([]), default_flags=newest_start)
-    assert (options.run, options.n_class, options.sample) == ("runs/r", 3, False)
+    made = retrain.specialize.parser(retrain.specialize.space_of([]))
+    options, line, _ = resolve_config(made, made.given([]), default_flags=newest_start)
+    assert (options["run"], options["n_class"], options["sample"]) == ("runs/r", 3, False)
     assert "--im_path" in line
 
 
@@ -264,8 +264,8 @@ def test_search_from_a_runs_weights_is_on_its_data(space):
     weights = run.folder / "network.safetensors"
     weights.write_bytes(b"")
     made = search.run.parser(space)
-    options, _ = resolve_options(made, made.given(["--pretrained_model", str(weights)]))
-    assert {name: getattr(options, name) for name in wanted} == wanted
+    options, *_ = resolve_config(made, made.given(["--pretrained_model", str(weights)]))
+    assert {name: options[name] for name in wanted} == wanted
 
 
 def test_ill_typed_configuration_of_a_run_is_one_line():

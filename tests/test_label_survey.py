@@ -44,7 +44,7 @@ def beginning(data: Path, n_class: int = 4, *more: str) -> list[str]:
 def opened(argv: list[str]):
     """The task that a search with this command line opens, its data checked."""
     parser = search.run.parser()
-    options, _ = training_setup.resolve_options(parser, parser.given(argv))
+    options, *_ = training_setup.resolve_config(parser, parser.given(argv))
     return training_setup.open_task(options)
 
 

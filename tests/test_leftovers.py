@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import resource
@@ -17,14 +16,16 @@ import pytest
 
 import search.run
 from sparsemask import files, runs
+from sparsemask.config import RunConfig
 from sparsemask.errors import UseError
+from sparsemask.flags import NetworkSection, RunSection
 from sparsemask.runs import Run
 from spoilt import SEARCH, listing
 from tiny import ROOT, fails
 
 
-def options(folder: Path) -> argparse.Namespace:
-    return argparse.Namespace(exp_path=str(folder), name="a", space="connectivity")
+def options(folder: Path) -> RunConfig:
+    return RunConfig(run=RunSection(exp_path=str(folder), name="a"), network=NetworkSection())
 
 
 def in_a_child(work) -> int:

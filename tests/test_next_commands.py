@@ -21,7 +21,7 @@ from retrain.specialize_start import newest_start
 from sparsemask import options
 from sparsemask.runs import Run
 from sparsemask.sparse import backend
-from sparsemask.training_setup import resolve_options
+from sparsemask.training_setup import resolve_config
 from tiny import MASKS, borrow_kernels, data_flags, make_data
 
 PRESET = {
@@ -118,6 +118,6 @@ def test_printed_commands_run_as_they_stand_on_the_same_data(place, capfd):
     again = next(line for line in shown(fine) if "--config" in line)
     words = shlex.split(again)
     made, given = retrain.specialize.read(words[2:])
-    settled, _ = resolve_options(made, given, default_flags=newest_start)
-    assert settled.name == "again" and settled.ft_model == config["ft_model"]
-    assert {**options.plain(settled), "name": fine.folder.name} == config
+    settled, *_ = resolve_config(made, given, default_flags=newest_start)
+    assert settled["name"] == "again" and settled["ft_model"] == config["ft_model"]
+    assert {**settled.flat(), "name": fine.folder.name} == config

@@ -7,8 +7,8 @@ import yaml
 
 from search.run import parser
 from sparsemask import UseError
-from sparsemask.options import plain, presets, write_config
-from sparsemask.training_setup import resolve_options
+from sparsemask.options import presets, write_config
+from sparsemask.training_setup import resolve_config
 
 
 @pytest.fixture(autouse=True)
@@ -21,21 +21,21 @@ def test_command_line_beats_file_beats_preset(tmp_path):
     file = tmp_path / "my.yaml"
     file.write_text("lr: 0.5\nbatch_size: 4\nsearch:\n  sparse: 0.3\nretrain:\n  inherit: all\n")
     made = parser()
-    options, line = resolve_options(made, made.given(["--config", str(file), "--lr", "0.25"]))
-    assert (options.lr, options.batch_size, options.sparse) == (0.25, 4, 0.3)
-    assert options.crop_size == 97  # from the preset of the sample set
-    assert options.momentum == 0.9  # a flag's default
+    options, line, _ = resolve_config(made, made.given(["--config", str(file), "--lr", "0.25"]))
+    assert (options["lr"], options["batch_size"], options["sparse"]) == (0.25, 4, 0.3)
+    assert options["crop_size"] == 97  # from the preset of the sample set
+    assert options["momentum"] == 0.9  # a flag's default
     assert "prepare" in line  # the line names the command that would prepare VOC
 
 
 def test_written_configuration_gives_the_same_options(tmp_path):
     made = parser()
-    options, _ = resolve_options(
+    options, *_ = resolve_config(
         made, made.given(["--search", "--sample", "--scales", "0.5", "1.0", "--freeze_bn", "--sparse", "0.02"])
     )
     write_config(tmp_path / "config.yaml", options)
     again = made.resolve(made.from_file(tmp_path / "config.yaml"))
-    assert plain(again) == plain(options)
+    assert again.flat() == options.flat()
 
 
 @pytest.mark.parametrize(
@@ -103,19 +103,19 @@ def test_published_protocol_is_what_is_settled(argv):
     from sparsemask.engine.loop import steps
 
     made = parser()
-    options, _ = resolve_options(made, made.given(argv))
+    options, *_ = resolve_config(made, made.given(argv))
     # No other preset may shine through: these are the published figures.
     expected = {"optimizer": "sgd", "lr": 0.005, "decay": 4e-5, "warmup": 0, "mask_warmup": 0, "eval_limit": 0}
-    assert {k: getattr(options, k) for k in expected} == expected
-    assert steps(options, 10582) == (33100, 662)
+    assert {k: options[k] for k in expected} == expected
+    assert steps(options.training, 10582) == (33100, 662)
 
 
 def test_epochs_asked_for_win_over_the_presets_steps():
     made = parser()
-    options, _ = resolve_options(made, made.given(["--sample", "--max_epoch", "3"]))
-    assert (options.max_epoch, options.max_iter) == (3, None)
-    options, _ = resolve_options(made, made.given(["--sample", "--max_epoch", "3", "--max_iter", "5"]))
-    assert options.max_iter == 5
+    options, *_ = resolve_config(made, made.given(["--sample", "--max_epoch", "3"]))
+    assert (options["max_epoch"], options["max_iter"]) == (3, None)
+    options, *_ = resolve_config(made, made.given(["--sample", "--max_epoch", "3", "--max_iter", "5"]))
+    assert options["max_iter"] == 5
 
 
 def test_unknown_flag_and_abbreviation_are_refused():

@@ -78,12 +78,10 @@ def test_the_tasks_belong_together():
     ],
 )  # fmt: skip
 def test_published_numbers_where_nobody_says_otherwise(name, expected):
-    unsaid = options(**dict.fromkeys(expected))
-    tasks.get(name, unsaid)
-    assert {key: getattr(unsaid, key) for key in expected} == expected
-    said = options(n_points=64, channels=[4, 8])
-    tasks.get(name, said)
-    assert (said.n_points, said.channels) == (64, [4, 8])
+    unsaid = tasks.get(name, options(**dict.fromkeys(expected))).config
+    assert {key: unsaid[key] for key in expected} == expected
+    said = tasks.get(name, options(n_points=64, channels=[4, 8])).config
+    assert (said["n_points"], said["channels"]) == (64, [4, 8])
 
 
 def test_data_is_named_or_the_rooms_are_taken():

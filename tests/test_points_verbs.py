@@ -28,7 +28,7 @@ from sparsemask.fine_masks import load_masks
 from sparsemask.options import presets
 from sparsemask.points.ply import read_ply
 from sparsemask.sparse import backend
-from sparsemask.training_setup import resolve_options
+from sparsemask.training_setup import resolve_config
 from sparsemask.weights import load_weights
 from spoilt import listing
 from tiny import ROOT, environment, fails
@@ -147,23 +147,29 @@ def test_published_schedules():
         )
         rates = [factor(found["schedule"], e * 500, 50000, found["gamma"], epoch=500) for e in (0, 1, 99)]
         assert [found["lr"] * rate for rate in rates] == pytest.approx([0.01 * 0.95**e for e in (0, 1, 99)])
-        options, _ = resolve_options(made, made.given(["--config", name, "--data_root", "x"]))
+        options, *_ = resolve_config(made, made.given(["--config", name, "--data_root", "x"]))
         # No other preset may shine through.
-        assert (options.task, options.keep, options.channels, options.warmup, options.clip) == (name, None, None, 0, 0)
+        assert (options["task"], options["keep"], options["channels"], options["warmup"], options["clip"]) == (
+            name,
+            None,
+            None,
+            0,
+            0,
+        )
 
 
 def test_nothing_named_goes_on_with_the_rooms(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = search.run.parser("smpointseg")
-    options, line = resolve_options(made, made.given(["--search"]))
-    assert options.task == "sample" and options.sample and options.max_iter < 1000
+    options, line, _ = resolve_config(made, made.given(["--search"]))
+    assert options["task"] == "sample" and options["sample"] and options["max_iter"] < 1000
     assert "going on with the generated rooms and a short budget" in line
     assert {"smpointseg_sample", "smpointseg_short"} <= set(presets())
 
 
 @pytest.mark.parametrize("argv", [["--mask_path", "mask.npz"], ["--run", "runs/s"], ["--config", "runs/s/config.yaml"]])
 def test_the_space_is_found(place, argv):
-    assert flags.peek_space(argv) == "smpointseg"
+    assert flags.space_of(argv) == "smpointseg"
 
 
 def same_end(a: dict, b: dict, steps: int) -> bool:

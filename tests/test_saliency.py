@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,9 @@ import prune.prune
 import retrain.eval
 import retrain.train
 import search.run
+from small_config import configured
 from sparsemask import UseError
+from sparsemask.tasks import LabelledData
 from sparsemask.tasks.dense.shapes import make_saliency
 from sparsemask.tasks.saliency.data import SaliencyDataset, all_pairs, split
 from sparsemask.tasks.saliency.scores import SaliencyMeter, adaptive, curves
@@ -101,7 +102,7 @@ def test_loss_is_the_cross_entropy_of_labelled_pixels():
     p = 1 / (1 + np.exp(-output[:, 0].numpy()))
     truth = target.numpy()
     expected = -np.log(p[truth == 1]).sum() - np.log(1 - p[truth == 0]).sum()
-    task = SaliencyTask(Namespace())
+    task = SaliencyTask(configured(LabelledData))
     assert float(task.loss(output, target)) == pytest.approx(expected, rel=1e-12)
     assert task.count(target) == (truth != 255).sum()
 
@@ -269,5 +270,5 @@ def test_sample_is_drawn_once(tmp_path, monkeypatch):
     assert len(drawn) == 1
     # Nothing but the whole set is left in the cache, and the task finds its pictures there.
     assert [path.name for path in tmp_path.iterdir()] == [shapes.saliency_sample().name]
-    options = Namespace(sample=True, training_list=None, eval_list=None)
+    options = configured(LabelledData, sample=True)
     assert len(SaliencyTask(options).pairs("training")) == 2

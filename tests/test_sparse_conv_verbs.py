@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -20,13 +19,16 @@ from small_pictures import make_folder
 from spaces.sparse_conv import SMSR, load_smsr
 from spaces.sparse_conv.budget_calibration import meet_budget
 from spaces.sparse_conv.masking import blocks, channel_logits, mean_kept
-from spaces.sparse_conv.search_method import SparseConvSearch
+from spaces.sparse_conv.search_method import SparseConvSearch, SparseMaskSection
+from spaces.sparse_conv.space import SMSRNetwork
 from sparsemask import flags
 from sparsemask.backends.native import Native
+from sparsemask.config import RunConfig
 from sparsemask.engine.loop import Fit
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
 from sparsemask.fine_masks import load_masks
+from sparsemask.flags import RunSection
 from sparsemask.sparse import available_backends, backend
 from sparsemask.tasks.super_resolution.task import SuperResolutionTask
 from sparsemask.weights import load_weights
@@ -116,7 +118,13 @@ def test_masks_settle(place):
 def test_statistics_are_taken_with_hard_masks():
     # Batch norms re-estimated under the noise of learning fit no network that is ever run.
     net = SMSR(n_feats=8, n_modules=1)
-    method = SparseConvSearch(argparse.Namespace(space="smsr", seed=0, settle=0.5, keep=0.5, constant_tau=True))
+    method = SparseConvSearch(
+        RunConfig(
+            run=RunSection(),
+            network=SMSRNetwork(space="smsr"),
+            family=SparseMaskSection(settle=0.5, keep=0.5, constant_tau=True),
+        )
+    )
     method.steps = 4
     modes = lambda: {one.mask_mode for one in net.modules() if hasattr(type(one), "mask_mode")}
     for step, mode in ((0, "soft"), (-1, "hard"), (1, "soft"), (2, "hard"), (3, "hard")):
@@ -278,13 +286,13 @@ def test_a_runs_own_configuration_repeats_it(place):
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
 def test_the_space_is_found(place, argv, newest):
-    assert flags.peek_space(argv, newest) == "smsr"
+    assert flags.space_of(argv, newest) == "smsr"
 
 
 def test_the_space_is_connectivity_where_nothing_says_otherwise(place):
     for argv in ([], ["--mask_path", "unet"], ["--mask_path", "gone.npz"], ["--run", "gone"], ["--checkpoint", "x"]):
-        assert flags.peek_space(argv) == "connectivity"
-    assert flags.peek_space([], "retrain") == "connectivity"  # no such run
+        assert flags.space_of(argv) == "connectivity"
+    assert flags.space_of([], "retrain") == "connectivity"  # no such run
 
 
 def other_checkpoint(place):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from small_config import configured
 from small_pairs import options
-from sparsemask import UseError, datasets, flags, tasks
+from sparsemask import UseError, datasets, tasks
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import Method, data, distributed, fit
 from sparsemask.engine.records import read_rows
-from sparsemask.options import Parser
 from sparsemask.pictures.stereo import colours, draw_disparities, draw_errors, draw_voxels
 from sparsemask.runs import Run
 from sparsemask.stereo.files import read_disparity, write_disparity
 from sparsemask.stereo.framing import make_pair
 from sparsemask.stereo.scenes import write_scenes
 from sparsemask.tasks.protocol import EvaluationContext
+from sparsemask.tasks.stereo.options import StereoData
 from sparsemask.tasks.stereo.task import StereoTask
 
 CPU = Arithmetic(torch.device("cpu"))
@@ -58,7 +58,7 @@ def test_the_task_is_known_by_name():
     task = tasks.get("stereo", options(sample=True))
     assert isinstance(task, StereoTask) and not task.reads_voc and tasks.siblings("stereo") == ["stereo"]
     with pytest.raises(UseError, match="--space smstereo"):
-        StereoTask(Namespace(task="stereo"))
+        StereoTask(configured(StereoData, task="stereo"))
 
 
 # Sizes that no hourglass can halve, and pictures too small for a scene.
@@ -256,19 +256,15 @@ class Matcher(nn.Module):
 
 # The engine takes the task as it is: it learns, and repeats itself whatever the number of workers.
 def test_training(tmp_path):
-    parser = Parser("search")
-    flags.add_run(parser)
-    flags.add_training(parser)
     given = {"max_iter": 30, "optimizer": "adamw", "lr": 0.01, "last_layer_lr_mult": 1.0, "eval_interval": 15}
-    settled = vars(parser.resolve({"log_interval": 1, "space": "smstereo", **given}))
     losses, results = [], []
     for workers in (0, 1):
-        o = options(sample=True, **{**settled, "batch_size": 2, "n_worker": workers, "eval_limit": 4})
+        o = options(sample=True, log_interval=1, batch_size=2, n_worker=workers, eval_limit=4, **given)
         task = tasks.get("stereo", o)
         run = Run(tmp_path / str(workers)).hold()
         run.config.write_text("")
         model = Matcher()
-        before = task.evaluate(model, EvaluationContext.from_options(CPU, o), limit=4).metrics
+        before = task.evaluate(model, EvaluationContext.from_config(CPU, o), limit=4).metrics
         results.append(fit(model, Method(), task, o, run, CPU, {"verb": "search", "space": "smstereo", "config": {}}))
         losses.append([row["loss"] for row in read_rows(run.metrics)])
     assert losses[0] == losses[1] and len(losses[0]) == 30

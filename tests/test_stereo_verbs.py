@@ -24,7 +24,7 @@ from sparsemask.sparse import backend
 from sparsemask.stereo.files import read_disparity
 from sparsemask.stereo.scenes import write_scenes
 from sparsemask.tasks.stereo import task as stereo
-from sparsemask.training_setup import resolve_options
+from sparsemask.training_setup import resolve_config
 from sparsemask.weights import load_weights
 from tiny import fails
 
@@ -137,12 +137,12 @@ def test_bad_input(tmp_path, monkeypatch, capfd, argv, words):
 
 def test_published_preset_is_the_published_protocol():
     made = search.run.parser("smstereo")
-    options, _ = resolve_options(made, made.given(["--config", "published", "--data_root", "x"]))
+    options, *_ = resolve_config(made, made.given(["--config", "published", "--data_root", "x"]))
     # No other preset may shine through.
-    assert (options.maxdisp, options.crop_height, options.crop_width, options.keep) == (192, 256, 512, None)
-    assert (options.max_epoch, options.max_iter, options.warmup, options.clip) == (16, None, 0, 0)
+    assert (options["maxdisp"], options["crop_height"], options["crop_width"], options["keep"]) == (192, 256, 512, None)
+    assert (options["max_epoch"], options["max_iter"], options["warmup"], options["clip"]) == (16, None, 0, 0)
     rates = [
-        options.lr * factor(options.schedule, epoch * 100, 1600, options.gamma, options.milestones)
+        options["lr"] * factor(options["schedule"], epoch * 100, 1600, options["gamma"], options["milestones"])
         for epoch in (0, 9, 10, 12, 14, 15)
     ]
     assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-4, 1.25e-4])
@@ -151,9 +151,9 @@ def test_published_preset_is_the_published_protocol():
 def test_nothing_named_goes_on_with_scenes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = search.run.parser("smstereo")
-    options, line = resolve_options(made, made.given(["--search"]))
-    assert options.task == "stereo" and options.sample and options.max_iter < 1000 and options.maxdisp < 192
+    options, line, _ = resolve_config(made, made.given(["--search"]))
+    assert options["task"] == "stereo" and options["sample"] and options["max_iter"] < 1000 and options["maxdisp"] < 192
     assert "going on with generated scenes and a short budget" in line
     assert {"smstereo_sample", "smstereo_short", "smstereo_published"} <= set(presets())
-    assert np.prod([options.crop_height % 16 == 0, options.crop_width % 16 == 0])
-    assert flags.peek_space(["--space", "smstereo"]) == "smstereo"
+    assert np.prod([options["crop_height"] % 16 == 0, options["crop_width"] % 16 == 0])
+    assert flags.space_of(["--space", "smstereo"]) == "smstereo"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from small_config import configured
 from small_pictures import make_folder, make_pairs, options, scene, write
 from sparsemask import UseError
+from sparsemask.tasks import LabelledData
 from sparsemask.tasks.super_resolution.folders import (
     find_source,
     parse_range,
@@ -227,7 +229,6 @@ def test_check_says_what_is_wrong(tmp_path, spoil):
 
 
 def test_a_network_that_enlarges_nothing(tmp_path):
-    o = options(hr_path=tmp_path)
-    del o.scale
+    o = configured(LabelledData, task="super_resolution")
     with pytest.raises(UseError, match="--space smsr"):
         SuperResolutionTask(o)

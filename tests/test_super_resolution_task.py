@@ -47,7 +47,7 @@ def test_the_task_is_known_by_name(tmp_path):
     make_folder(tmp_path, 2)
     o = options(hr_path=tmp_path)
     task = tasks.get("super_resolution", o)
-    assert isinstance(task, SuperResolutionTask) and task.n_output == 3 and not tasks.find(o.task).reads_voc
+    assert isinstance(task, SuperResolutionTask) and task.n_output == 3 and not tasks.find(o.data.task).reads_voc
     # Its flags are its own: command lines of label tasks neither offer it nor it them.
     assert tasks.siblings("super_resolution") == ["super_resolution"]
     assert "super_resolution" not in tasks.siblings("segmentation")
@@ -259,16 +259,9 @@ class Residual(nn.Module):
 # The engine takes the task as it is: it learns to beat what it began with, and repeats itself.
 @pytest.mark.parametrize("arithmetic", [CPU, Arithmetic(torch.device("cpu"), autocast=torch.bfloat16)])
 def test_training(tmp_path, arithmetic):
-    from sparsemask import flags
-    from sparsemask.options import Parser
-
-    parser = Parser("search")
-    flags.add_run(parser)
-    flags.add_training(parser)
     given = {"max_iter": 40, "optimizer": "adamw", "lr": 1e-2, "last_layer_lr_mult": 1.0, "eval_interval": 20}
-    settled = vars(parser.resolve({"log_interval": 1, "space": "smsr", **given}))
-    o = options(hr_path=make_folder(tmp_path / "hr", 11), **{**settled, "batch_size": 4})
-    task, losses = tasks.get(o.task, o), []
+    o = options(hr_path=make_folder(tmp_path / "hr", 11), log_interval=1, batch_size=4, **given)
+    task, losses = tasks.get(o.data.task, o), []
     before = task.evaluate(Residual(), EvaluationContext(arithmetic=arithmetic)).metrics
     for name in ("a", "b"):
         run = Run(tmp_path / name).hold()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from argparse import Namespace
 
 import pytest
@@ -9,8 +10,13 @@ import torch
 import torch.nn.functional as F
 
 import sparsemask
+from retrain.eval import EvaluationSection
+from small_config import configured
 from small_tasks import BUILD, labelled
 from sparsemask import UseError, tasks
+from sparsemask.config import RunConfig
+from sparsemask.tasks import LabelledData
+from sparsemask.tasks.classification.options import ClassificationData
 from sparsemask.tasks.dense.task import resize
 from sparsemask.tasks.protocol import EvaluationContext, Task
 from sparsemask.tasks.segmentation.task import SegmentationTask
@@ -100,12 +106,13 @@ def test_what_is_no_task_is_refused(own):
 
 def test_a_task_that_lacks_a_method_cannot_be_made():
     with pytest.raises(TypeError, match="abstract"):
-        type("Half", (Task,), {})(Namespace())
+        type("Half", (Task,), {})(configured(LabelledData))
 
 
 def test_a_context_is_what_the_flags_ask_for():
-    given = EvaluationContext.from_options(CPU, Namespace(n_worker=3, eval_batch_size=4))
-    assert given == EvaluationContext(arithmetic=CPU, n_worker=3, batch_size=4)
-    assert EvaluationContext.from_options(CPU, Namespace()) == EvaluationContext(arithmetic=CPU)
-    both = EvaluationContext.from_options(CPU, Namespace(eval_batch=250, eval_batch_size=1))
+    given = EvaluationContext.from_config(CPU, configured(LabelledData, n_worker=3))
+    assert given == EvaluationContext(arithmetic=CPU, n_worker=3)
+    asked = RunConfig(data=LabelledData(), evaluation=EvaluationSection(eval_batch_size=4))
+    assert EvaluationContext.from_config(CPU, asked).batch_size == 4
+    both = EvaluationContext.from_config(CPU, dataclasses.replace(asked, data=ClassificationData(eval_batch=250)))
     assert both.batch_size == 250

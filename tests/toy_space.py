@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ import spaces
 from spaces import Loaded, Space
 from spaces.described import build_described, describing
 from sparsemask import weights
+from sparsemask.config import flag
 from sparsemask.errors import UseError
+from sparsemask.flags import NetworkSection
 from sparsemask.options import positive
 
 
@@ -29,22 +32,27 @@ class ToyNetwork(nn.Module):
         return self.last(torch.relu(self.first(x))).mean((2, 3))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToySection(NetworkSection):
+    """How wide the network is."""
+
+    hidden: int = flag(8, positive, help="channels between the convolutions (default: 8)")
+
+
 class ToySpace(Space):
     """Masks are bool (hidden,): the channels that stay."""
 
     family = "group_sparsity"
     name = "toy_channels"
     task = "classification"
-
-    def add_options(self, group) -> None:
-        group.add_argument("--hidden", type=positive, default=8, help="channels between the convolutions (default: 8)")
+    section = ToySection
 
     def supernet(self, config) -> nn.Module:
-        options = config if isinstance(config, Mapping) else vars(config)
+        options = config
         return ToyNetwork(options["hidden"], options.get("n_class", 4))
 
     def network(self, mask: np.ndarray, config) -> nn.Module:
-        options = dict(config) if isinstance(config, Mapping) else vars(config)
+        options = config
         return self.supernet({**options, "hidden": int(mask.sum())})
 
     def transfer(self, checkpoint: Mapping[str, Tensor], mask: np.ndarray, config) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ def exportable(network: nn.Module, batch: Tensor, options) -> Exportable:
     fast = optimize_for_inference(network, batch, compiled=False)
 
     def save(path: Path) -> None:
-        save_network(path, network, options, options.n_class)
+        save_network(path, network, options, options["n_class"])
 
     # Two pictures: a size of one would be taken for a constant.
     example = torch.zeros(2, batch.shape[1], *SIZE)

@@ -58,7 +58,7 @@ class PruneReport:
 
 
 def prune_connectivity(
-    weights: Sequence | np.ndarray,
+    weights: Sequence[np.ndarray | torch.Tensor] | np.ndarray,
     thres: float,
     rm_duplicate: bool = True,
     rm_subset: bool = True,
@@ -79,7 +79,7 @@ def prune_connectivity(
 
 
 def prune_report(
-    weights: Sequence | np.ndarray,
+    weights: Sequence[np.ndarray | torch.Tensor] | np.ndarray,
     thres: float,
     rm_duplicate: bool = True,
     rm_subset: bool = True,
@@ -90,7 +90,8 @@ def prune_report(
         raise UseError(f"the threshold must be in [0, 1), got {thres:g}")
     values, exists = _halved(weights)
     kept = (values > thres) & exists
-    mask, why = kept.copy(), {}
+    mask = kept.copy()
+    why: dict[int, str] = {}
     _drop_unreached(mask, why)
     while True:
         before = mask.copy()
@@ -113,7 +114,7 @@ def prune_report(
     )
 
 
-def _halved(weights: Sequence | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _halved(weights: Sequence[np.ndarray | torch.Tensor] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """|w| clipped to [0, 2] and halved, zero-padded to (L, L, 2); and where a connection exists."""
     stages = [np.asarray(w.detach().cpu() if isinstance(w, torch.Tensor) else w) for w in weights]
     length = len(stages)

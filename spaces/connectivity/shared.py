@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,14 @@ _FIXED = ("backbone_name", "depth", "n_class", "features")
 _MOST = 1 << 31  # of any number that a file says
 
 
-def save_network(path: str | os.PathLike, network: PrunedNetwork | FCN, config, n_class: int) -> None:
+def save_network(path: str | os.PathLike, network: PrunedNetwork | FCN, config: Mapping, n_class: int) -> None:
     """Write a network; `config` has backbone_name, depth and the encoder's form (:mod:`spaces.backbones.forms`)."""
     entries = {
         "space": "connectivity",
-        "backbone_name": config.backbone_name,
-        "depth": config.depth,
+        "backbone_name": config["backbone_name"],
+        "depth": config["depth"],
         "n_class": n_class,
-        **forms.flags_of(vars(config)),
+        **forms.flags_of(config),
         "features": len(network.backbone.channels),
         "connections": None if network.mask is None else np.argwhere(network.mask).tolist(),
         "widths": network.widths,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,11 +47,10 @@ class ConnectivityConfig:
                 raise UseError(f"{name} must be a number in [{low}, {high}], got {value!r}")
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any] | SimpleNamespace | ConnectivityConfig) -> ConnectivityConfig:
-        """Pick this space's options out of a mapping or namespace, passing over foreign and None entries."""
+    def from_options(cls, options: Mapping[str, Any] | ConnectivityConfig) -> ConnectivityConfig:
+        """Pick this space's options out of a mapping, passing over foreign and None entries."""
         if isinstance(options, cls):
             return options
-        options = options if isinstance(options, Mapping) else vars(options)
         known = {one.name for one in fields(cls)}
         picked = {key: value for key, value in options.items() if key in known and value is not None}
         return cls(**{"encoder": forms.arguments(picked.get("backbone_name", cls.backbone_name), options), **picked})

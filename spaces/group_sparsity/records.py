@@ -52,10 +52,10 @@ def entries(found: Reduction, kept: Mapping[str, np.ndarray], merged: tuple[str,
 
 def conclude_search(context: Context, hinged: Hinged, kept: Mapping[str, np.ndarray]) -> None:
     """Pictures and entries at the end of a search."""
-    options, run, found = context.options, context.run, hinged.reduction
-    merged = found.merged(found.removal.gone(kept), options.merge)
-    run.note(**entries(found, kept, merged), threshold=options.thres)
-    draw_groups(run, kept, found.norms(hinged.network), options.thres)
+    config, run, found = context.config, context.run, hinged.reduction
+    merged = found.merged(found.removal.gone(kept), config.family.merge)
+    run.note(**entries(found, kept, merged), threshold=config.family.thres)
+    draw_groups(run, kept, found.norms(hinged.network), config.family.thres)
     run_summary.draw_training(context, hinged.network)
 
 

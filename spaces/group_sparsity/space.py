@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +26,28 @@ from spaces.group_sparsity.rules import Plan, plan_for
 from spaces.protocols import Loaded, Space
 from sparsemask import weights
 from sparsemask.checkpoint_schema import is_plain
+from sparsemask.config import RunConfig, flag
 from sparsemask.containers import memory
 from sparsemask.errors import UseError, choose
+from sparsemask.flags import NetworkSection
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HingeNetwork(NetworkSection):
+    """Which plain network, and where its groups are."""
+
+    arch: str = flag(
+        "resnet56",
+        help=lambda: f"{', '.join(networks.available())}, or package.module:callable for your own (default: resnet56)",
+    )
+    arch_options: Sequence[str] | None = flag(
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="of a named network, as shortcut=C (default: the paper's, or what --pretrained_model shows)",
+    )
+    variant: str | None = flag(help="where groups are: svd or columns; graph and channels are rules for any network")
+    init: str = flag("svd2", choices=INITS, help="how pairs begin (default: svd2)")
+    pretrained_model: str | None = flag(help="weights of the plain network to start from")
 
 
 class HingeSpace(Space):
@@ -34,48 +56,36 @@ class HingeSpace(Space):
     family = "group_sparsity"
     name = "hinge"
     task = "classification"
+    section = HingeNetwork
 
-    def add_options(self, group) -> None:
-        """The network's flags."""
-        group.add_argument(
-            "--arch",
-            default="resnet56",
-            help=f"{', '.join(networks.available())}, or package.module:callable for your own (default: resnet56)",
-        )
-        group.add_argument(
-            "--arch_options",
-            nargs="+",
-            default=None,
-            metavar="NAME=VALUE",
-            help="of a named network, as shortcut=C (default: the paper's, or what --pretrained_model shows)",
-        )
-        group.add_argument(
-            "--variant",
-            default=None,
-            help="where groups are: svd or columns; graph and channels are rules for any network",
-        )
-        group.add_argument("--init", choices=INITS, default="svd2", help="how pairs begin (default: svd2)")
-        group.add_argument("--pretrained_model", default=None, help="weights of the plain network to start from")
+    def settled(self, config: RunConfig, given: Mapping, state: Mapping[str, Tensor], what: object) -> dict[str, Any]:
+        """Flags that weights of a named network tell, by name: which network it is.
 
-    def settle(self, options, state: Mapping[str, Tensor], what: object) -> None:
-        """Let weights of a named network say which one it is, where the command line does not."""
-        given = vars(options).get("given", {})
-        if ":" in options.arch:
-            return
+        Args:
+            config: the configuration so far.
+            given: the flags that the user named on the command line.
+            state: the weights.
+            what: where they come from, for errors.
+
+        Raises:
+            UseError: the command line says otherwise.
+        """
+        if ":" in config.network.arch:
+            return {}
         layout = loaders.read(state, what)
         if "arch" in given and given["arch"] != layout.arch:
             raise UseError(f"--arch {given['arch']}: {what} is of {layout.arch}")
-        options.arch = layout.arch
         found = dict(layout.options)
         for name, value in parsed(given.get("arch_options")).items():
             if name in found and found[name] != value:
                 raise UseError(f"--arch_options {name}={value}: {what} has {found[name]}")
             found[name] = value
-        options.arch_options = [f"{name}={value}" for name, value in found.items()] or None
+        words = [f"{name}={value}" for name, value in found.items()]
+        return {"arch": layout.arch, "arch_options": words or None}
 
     def config(self, options, shape: Sequence[int] = networks.INPUT_SHAPE) -> dict:
         """The recipe of a network, plain values: what files say of it; `shape` (C, H, W) of its input."""
-        found = options if isinstance(options, Mapping) else vars(options)
+        found = options
         recipe = {
             "arch": found.get("arch", "resnet56"),
             "arch_options": parsed(found.get("arch_options")),

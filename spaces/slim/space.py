@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +30,22 @@ from spaces.group_sparsity.reduction import Hinged, example
 from spaces.group_sparsity.rules import GENERAL, Plan
 from spaces.group_sparsity.space import HingeSpace
 from spaces.specialized.words import mask_word, read_mask
-from sparsemask import flags, weights
+from sparsemask import weights
+from sparsemask.config import RunConfig, flag
 from sparsemask.errors import UseError
+from sparsemask.flags import EncoderSection
 from sparsemask.masks import DOWN, UP
 
 ARCH = "connectivity"
 _NETWORK = ("connectivity", "backbone_name", "depth", *forms.names(), "bn_momentum", "widths")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlimNetwork(EncoderSection):
+    """Which retrained connectivity network, and how its pairs begin."""
+
+    connectivity: str | None = flag(help="the connections (default: those of the weights)")
+    init: str = flag("svd2", choices=INITS, help="how pairs begin (default: svd2)")
 
 
 class SlimSpace(HingeSpace):
@@ -46,26 +58,22 @@ class SlimSpace(HingeSpace):
 
     name = "slim"
     task = "segmentation"
+    section = SlimNetwork
     trained_as = "connectivity"
 
-    def add_options(self, group) -> None:
-        """The network's flags."""
-        flags.add_encoder(group)
-        group.add_argument("--connectivity", default=None, help="the connections (default: those of the weights)")
-        group.add_argument("--init", choices=INITS, default="svd2", help="how pairs begin (default: svd2)")
-
-    def settle(self, options, state: Mapping[str, Tensor], what: object) -> None:
-        """Take the network's numbers from a retrained run's checkpoint or network.safetensors."""
-        known = vars(options)
-        for name, value in described(what).items():
-            if name in known.get("given", {}) and name != "bn_momentum" and known[name] != value:
-                raise UseError(f"--{name} {known[name]}: {what} has {value}")
-            if name != "bn_momentum" or options.bn_momentum is None:
-                setattr(options, name, value)
+    def settled(self, config: RunConfig, given: Mapping, state: Mapping[str, Tensor], what: object) -> dict[str, Any]:
+        """The network's numbers, from a retrained run's checkpoint or network.safetensors."""
+        found = described(what)
+        if config.network.bn_momentum is not None:
+            found.pop("bn_momentum", None)
+        for name, value in found.items():
+            if name in given and given[name] != value:
+                raise UseError(f"--{name} {given[name]}: {what} has {value}")
+        return found
 
     def config(self, options, shape: Sequence[int] = (3, 97, 97)) -> dict:
         """The recipe of a network, plain values."""
-        found = options if isinstance(options, Mapping) else vars(options)
+        found = options
         if "arch_options" not in found:
             if not found.get("connectivity"):
                 raise UseError(
@@ -138,7 +146,7 @@ def described(what: object) -> dict:
 
 def small_widths(mask: np.ndarray, options, state: Mapping[str, Tensor]) -> str | None:
     """Widths of the encoder in a connectivity network's weights; None where it has its own."""
-    config = {**(options if isinstance(options, Mapping) else vars(options)), "widths": None}
+    config = {**options, "widths": None}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         backbone = spaces.get("connectivity").network(mask, config).backbone
     return widths_of(backbone, state)

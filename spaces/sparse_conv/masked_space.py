@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from abc import abstractmethod
@@ -88,7 +87,7 @@ class MaskedSpace(Space):
             config=self.config_of(network), connectivity=self.connectivity_of(network),
         )  # fmt: skip
 
-    def configure(self, network: MaskedNetwork, options: argparse.Namespace) -> None:
+    def configure(self, network: MaskedNetwork, config: Config) -> None:
         """Set on a loaded network what flags of evaluation say of it; default: nothing."""
 
     def published_row(self, network: MaskedNetwork, share: float) -> str | None:
@@ -96,16 +95,14 @@ class MaskedSpace(Space):
         return None
 
     def arguments(self, config: Config) -> dict:
-        """What of a mapping or namespace of options are a network's arguments."""
-        options = config if isinstance(config, Mapping) else vars(config)
-        return {name: options[name] for name in self.fixed if options.get(name) is not None}
+        """What of a network's options are its arguments."""
+        return {name: config[name] for name in self.fixed if config.get(name) is not None}
 
     def network(self, mask: FineMasks, config: Config | None = None) -> MaskedNetwork:
         """The network of a mask file, its masks hard; the weights are still random."""
         if mask.space != self.name:
             raise UseError(f"a mask of space '{mask.space}', not of '{self.name}'")
-        options = {} if config is None else config if isinstance(config, Mapping) else vars(config)
-        network = self.supernet({**options, **mask.config})
+        network = self.supernet({**(config or {}), **mask.config})
         apply_masks(network, mask.channels, mask.threshold)
         return network.eval()
 

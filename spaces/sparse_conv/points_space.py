@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,12 +14,36 @@ from spaces.sparse_conv.masked_space import MaskedSpace
 from spaces.sparse_conv.masking import hard_masks
 from spaces.sparse_conv.point_block import Reading
 from spaces.sparse_conv.smpointseg import SMPointSeg
+from sparsemask.config import flag
 from sparsemask.costs import count_parameters
+from sparsemask.flags import NetworkSection
 from sparsemask.options import factor, positive
 from sparsemask.points.batch import PointBatch
 from sparsemask.tables import format_count
 
 _PAPER_POINTS = 50_000  # the size at which the paper counts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SMPointSegNetwork(NetworkSection):
+    """Which network of points, and how public weights are read. What is None the task decides, as published."""
+
+    d_in: int | None = flag(None, positive, help="channels of a point (default: the task's)")
+    n_class: int | None = flag(None, positive, help="classes (default: the task's)")
+    channels: Sequence[int] | None = flag(None, positive, nargs="+", help="of the levels (default: as published)")
+    n_neighbors: int = flag(16, positive, help="of a point, itself included (default: 16)")
+    radius: float | None = flag(None, factor, help="half the kernel's edge, in metres (default: as published)")
+    ratio: int = flag(4, positive, help="points of a level over the next (default: 4)")
+    pretrained_model: str | None = flag(help="weights of the whole network: any checkpoint or safetensors file")
+    kernel_batch_mix: bool = flag(False, help="public code's: samples read each other's kernel cells")
+    index_rule: str = flag("trunc", choices=("trunc", "round"), help="cells in evaluation (default: trunc)")
+    tail_bias_count: int = flag(1, int, choices=(1, 2), help="public code's: 2 in evaluation (default: 1)")
+    point_mask: str = flag("argmax", choices=("argmax", "all"), help="public code's: all (default: argmax)")
+    s2d: str = flag(
+        "gated",
+        choices=("gated", "full"),
+        help="sparse inputs to dense outputs at kept points, or everywhere as in public training (default: gated)",
+    )
 
 
 class SMPointSegSpace(MaskedSpace):
@@ -28,61 +52,22 @@ class SMPointSegSpace(MaskedSpace):
     name = "smpointseg"
     fixed = ("d_in", "n_class", "channels", "n_neighbors", "radius", "ratio", "layers")
     task = "sample"
+    section = SMPointSegNetwork
     weights_name = "smpointseg"
     # Epochs of the published run and its schedules, in them; the loss has no ramp.
     published = {"epochs": 100, "sparse": 0.04, "sparse_epochs": 0, "tau_epochs": 30.0, "tau_end": 0.1}
 
-    def add_options(self, group) -> None:
-        """The network's flags. What is None is settled by the task: as published."""
-        group.add_argument("--d_in", type=positive, default=None, help="channels of a point (default: the task's)")
-        group.add_argument("--n_class", type=positive, default=None, help="classes (default: the task's)")
-        group.add_argument(
-            "--channels", type=positive, nargs="+", default=None, help="of the levels (default: as published)"
-        )
-        group.add_argument("--n_neighbors", type=positive, default=16, help="of a point, itself included (default: 16)")
-        group.add_argument(
-            "--radius", type=factor, default=None, help="half the kernel's edge, in metres (default: as published)"
-        )
-        group.add_argument("--ratio", type=positive, default=4, help="points of a level over the next (default: 4)")
-        group.add_argument(
-            "--pretrained_model", default=None, help="weights of the whole network: any checkpoint or safetensors file"
-        )
-        self.add_reading_options(group)
-
-    @staticmethod
-    def add_reading_options(group) -> None:
-        """How weights are read: the public code's ways, for weights that were trained with it."""
-        group.add_argument(
-            "--kernel_batch_mix", action="store_true", help="public code's: samples read each other's kernel cells"
-        )
-        group.add_argument(
-            "--index_rule", choices=("trunc", "round"), default="trunc", help="cells in evaluation (default: trunc)"
-        )
-        group.add_argument(
-            "--tail_bias_count", type=int, choices=(1, 2), default=1, help="public code's: 2 in evaluation (default: 1)"
-        )
-        group.add_argument(
-            "--point_mask", choices=("argmax", "all"), default="argmax", help="public code's: all (default: argmax)"
-        )
-        group.add_argument(
-            "--s2d",
-            choices=("gated", "full"),
-            default="gated",
-            help="sparse inputs to dense outputs at kept points, or everywhere as in public training (default: gated)",
-        )
-
     def supernet(self, config) -> SMPointSeg:
         """The network with soft masks."""
-        options = config if isinstance(config, Mapping) else vars(config)
-        return SMPointSeg(**self.arguments(options), reading=reading_of(options))
+        return SMPointSeg(**self.arguments(config), reading=reading_of(config))
 
     def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMPointSeg:
         """The network of a state dict, in evaluation mode. said: numbers that no weight tells, such as the radius."""
         return shared.build(state, what, said)
 
-    def configure(self, network: SMPointSeg, options) -> None:
-        """Read the weights as the options say."""
-        network.reading = reading_of(vars(options))
+    def configure(self, network: SMPointSeg, config: Mapping) -> None:
+        """Read the weights as the flags say."""
+        network.reading = reading_of(config)
 
     def dense_cost(self, network: SMPointSeg, batch: PointBatch, published: bool = False) -> int:
         """Multiply-adds on crops with everything kept; `published`: of the masked layers alone, as the paper counts."""

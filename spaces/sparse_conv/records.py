@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from torch import nn
 
@@ -13,6 +11,7 @@ from spaces.sparse_conv.masked_space import MaskedSpace
 from spaces.sparse_conv.masking import hard_masks, mean_kept
 from spaces.sparse_conv.measuring import COLUMNS, Watch
 from sparsemask import run_summary, training_setup
+from sparsemask.config import RunConfig
 from sparsemask.costs import count_parameters
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import Method, data, distributed
@@ -24,14 +23,12 @@ _MEASURED = 8  # validation pictures measured at the end of a run
 _ROUNDS = 3
 
 
-def evaluate_kept(
-    model: nn.Module, task: Task, arithmetic: Arithmetic, options: argparse.Namespace
-) -> dict[str, float]:
+def evaluate_kept(model: nn.Module, task: Task, arithmetic: Arithmetic, config: RunConfig) -> dict[str, float]:
     """The task's metrics of a network with masks, and `kept`, the mean kept fraction of its hard masks."""
     found = []
     hook = model.register_forward_hook(lambda module, *_: found.append(float(mean_kept(module).detach())))
     try:
-        metrics = Method().evaluate(model, task, arithmetic, options)
+        metrics = Method().evaluate(model, task, arithmetic, config)
     finally:
         hook.remove()
     sums = torch.tensor([sum(found), len(found)], dtype=torch.float64, device=arithmetic.device)
@@ -64,9 +61,9 @@ def entries(model: nn.Module, watch: Watch, measured_on: str) -> dict:
 
 def conclude(context: Context, model: nn.Module) -> dict:
     """Measure the finished network on validation pictures, draw what there is to see; returns what is noted."""
-    options, run, task = context.options, context.run, context.task
-    space = spaces.get(options.space)
-    count = min(_MEASURED, options.eval_limit or _MEASURED, len(task.eval_data))
+    config, run, task = context.config, context.run, context.task
+    space = spaces.get(config.network.space)
+    count = min(_MEASURED, config.training.eval_limit or _MEASURED, len(task.eval_data))
     watch = Watch(space, model.eval(), context.arithmetic, _ROUNDS, alone=True)
     for index in range(count):  # not by task.evaluate: only one process is here
         with context.arithmetic.context():

@@ -7,8 +7,8 @@ Searching trains by it from the start, specialising from a trained network.
 
 from __future__ import annotations
 
-import argparse
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -17,6 +17,7 @@ from spaces.sparse_conv.budget_calibration import meet_budget
 from spaces.sparse_conv.masking import blocks, hard_masks, mean_kept
 from spaces.sparse_conv.records import evaluate_kept
 from spaces.sparse_conv.schedules import published_epoch, sparse_weight, temperature
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.engine import Method, distributed
 from sparsemask.engine.randomness import step_generator
 from sparsemask.options import Parser, factor, fraction, natural, rate
@@ -32,72 +33,67 @@ def published(space: str) -> dict:
     return {**PUBLISHED, **spaces.get(space).published}
 
 
-def add_options(parser: Parser) -> None:
-    """Flags of learning fine-grained masks."""
-    own = published(parser.get_default("space"))
-    epochs = f"epochs of {own['epochs']}, whatever the run's own length"
-    group = parser.add_argument_group("sparse mask search")
-    group.add_argument(
-        "--sparse", type=rate, default=own["sparse"], help=f"factor λ of the kept fraction (default: {own['sparse']})"
-    )
-    group.add_argument(
-        "--keep",
-        type=fraction,
-        default=None,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseMaskSection(Section):
+    """How fine-grained masks are learnt; defaults of schedules are the published run's (:func:`published`)."""
+
+    title = "sparse mask search"
+    sparse: float = flag(PUBLISHED["sparse"], rate, help="factor λ of the kept fraction")
+    keep: float | None = flag(
+        None,
+        fraction,
         help="kept fraction to end with: the loss is λ·(kept - keep)² (default: none, the published λ·kept)",
     )
-    group.add_argument(
-        "--sparse_epochs",
-        type=natural,
-        default=own["sparse_epochs"],
-        help=f"λ rises linearly over so many {epochs} (default: {own['sparse_epochs']})",
+    sparse_epochs: int = flag(PUBLISHED["sparse_epochs"], natural, help="λ rises linearly over so many epochs")
+    sparse_start: int = flag(
+        0, natural, help="epochs before that, in which only the task's loss moves the masks (default: 0)"
     )
-    group.add_argument(
-        "--sparse_start",
-        type=natural,
-        default=0,
-        help="epochs before that, in which only the task's loss moves the masks (default: 0)",
-    )
-    group.add_argument(
-        "--tau_epochs",
-        type=factor,
-        default=own["tau_epochs"],
-        help=f"epochs in which τ falls by 1 (default: {own['tau_epochs']:g})",
-    )
-    group.add_argument(
-        "--tau_end", type=factor, default=own["tau_end"], help=f"where τ stops falling (default: {own['tau_end']})"
-    )
-    group.add_argument(
-        "--constant_tau", action="store_true", help="τ stays 1, as in the public code, which never sets it"
-    )
-    group.add_argument(
-        "--mask_lr_mult", type=rate, default=1.0, help="factor on --lr for the channel masks (default: 1, as published)"
-    )
-    group.add_argument(
-        "--settle",
-        type=fraction,
-        default=0.0,
+    tau_epochs: float = flag(PUBLISHED["tau_epochs"], factor, help="epochs in which τ falls by 1")
+    tau_end: float = flag(PUBLISHED["tau_end"], factor, help="where τ stops falling")
+    constant_tau: bool = flag(False, help="τ stays 1, as in the public code, which never sets it")
+    mask_lr_mult: float = flag(1.0, rate, help="factor on --lr for the channel masks (default: 1, as published)")
+    settle: float = flag(
+        0.0,
+        fraction,
         help="share of the run, its last, in which masks are fixed, at --keep, and the weights adapt (default: 0)",
     )
-    group.add_argument("--thres", type=fraction, default=0.5, help="of the data masks' P(keep) (default: 0.5, argmax)")
+    thres: float = flag(0.5, fraction, help="of the data masks' P(keep) (default: 0.5, argmax)")
+
+
+def add_section(parser: Parser, section: type[SparseMaskSection] = SparseMaskSection, **defaults) -> None:
+    """Add the flags of learning fine-grained masks, with the published schedules of the parser's space as defaults.
+
+    Args:
+        section: perhaps one with more flags.
+        defaults: of flags, where they are not the space's.
+    """
+    own = published(parser.get_default("space"))
+    epochs = f"epochs of {own['epochs']}, whatever the run's own length"
+    helps = {
+        "sparse": f"factor λ of the kept fraction (default: {own['sparse']})",
+        "sparse_epochs": f"λ rises linearly over so many {epochs} (default: {own['sparse_epochs']})",
+        "tau_epochs": f"epochs in which τ falls by 1 (default: {own['tau_epochs']:g})",
+        "tau_end": f"where τ stops falling (default: {own['tau_end']})",
+    }
+    parser.add_section("family", section, defaults={**{name: own[name] for name in helps}, **defaults}, helps=helps)
 
 
 class SparseConvSearch(Method):
     """Train a network and its masks together."""
 
-    def __init__(self, options: argparse.Namespace):
-        self.options, self.seed = options, options.seed
-        self.epochs = published(options.space)["epochs"]
+    def __init__(self, config: RunConfig):
+        self.config, self.seed = config, config.run.seed
+        self.epochs = published(config.network.space)["epochs"]
         self.kept = math.nan
         self.step, self.inputs = 0, None
 
-    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
+    def groups(self, model: torch.nn.Module, config: RunConfig) -> list[dict]:
         """The network at --lr, the channel masks at --lr times --mask_lr_mult and without weight decay."""
         masks = [block.ch_mask for block in blocks(model).values()]
         own = {id(p) for p in masks}
         rest = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
-        channels = {"name": "channel masks", "params": masks, "lr": options.lr * options.mask_lr_mult}
-        return [{"name": "network", "params": rest, "lr": options.lr}, {**channels, "weight_decay": 0.0}]
+        channels = {"name": "channel masks", "params": masks, "lr": config.training.lr * config.family.mask_lr_mult}
+        return [{"name": "network", "params": rest, "lr": config.training.lr}, {**channels, "weight_decay": 0.0}]
 
     def before_step(self, model: torch.nn.Module, step: int) -> None:
         """Set the temperature, whether masks are hard, and the generator that the masks' noise is drawn from.
@@ -115,17 +111,19 @@ class SparseConvSearch(Method):
 
         None once masks are fixed (--settle).
         """
-        o = self.options
+        config = self.config
         kept, hard = mean_kept(model), mean_kept(model, hard=True)
         if self._fixed(step):
             self.kept = float(hard)
             same = {"loss_sparse": 0.0, "kept": self.kept, "kept_soft": self.kept}
             return None, {**same, "tau": model.tau, "lambda": 0.0}
-        if o.keep is None:
+        if config.family.keep is None:
             loss = kept
         else:  # the budget is for hard masks: their value, with the soft masks' gradient
-            loss = (kept + (hard - kept).detach() - o.keep).square()
-        weight = o.sparse * sparse_weight(self._epoch(step), o.sparse_epochs, o.sparse_start)
+            loss = (kept + (hard - kept).detach() - config.family.keep).square()
+        weight = config.family.sparse * sparse_weight(
+            self._epoch(step), config.family.sparse_epochs, config.family.sparse_start
+        )
         self.kept = float(hard)
         metrics = {"loss_sparse": float(loss.detach()), "kept": self.kept, "kept_soft": float(kept.detach())}
         return weight * loss, {**metrics, "tau": model.tau, "lambda": weight}
@@ -138,12 +136,12 @@ class SparseConvSearch(Method):
     def after_step(self, model: torch.nn.Module) -> None:
         """Before masks are fixed, meet the budget."""
         if self._fixes_next():
-            meet_budget(model, self.inputs, self.options.keep)
+            meet_budget(model, self.inputs, self.config.family.keep)
             self.inputs = None
 
-    def evaluate(self, model: torch.nn.Module, task, arithmetic, options: argparse.Namespace) -> dict:
+    def evaluate(self, model: torch.nn.Module, task, arithmetic, config: RunConfig) -> dict:
         """The task's metrics and the kept fraction of the hard masks, over the same pictures."""
-        return evaluate_kept(model, task, arithmetic, options)
+        return evaluate_kept(model, task, arithmetic, config)
 
     def metrics(self, model: torch.nn.Module) -> dict:
         """The kept fraction, were the masks hard, and how large a share of the channels is dense."""
@@ -154,15 +152,19 @@ class SparseConvSearch(Method):
         return published_epoch(step, self.steps, self.epochs)
 
     def _fixed(self, step: int) -> bool:
-        return self.options.settle > 0 and step >= self.steps * (1 - self.options.settle)
+        return self.config.family.settle > 0 and step >= self.steps * (1 - self.config.family.settle)
 
     def _fixes_next(self) -> bool:
         """Whether this step is the last in which masks are learnt."""
-        return self.options.keep is not None and self._fixed(self.step + 1) and not self._fixed(self.step)
+        return self.config.family.keep is not None and self._fixed(self.step + 1) and not self._fixed(self.step)
 
     def _tau(self, step: int) -> float:
-        o = self.options
-        return 1.0 if o.constant_tau else temperature(self._epoch(max(step, 0)), o.tau_epochs, o.tau_end)
+        config = self.config
+        return (
+            1.0
+            if config.family.constant_tau
+            else temperature(self._epoch(max(step, 0)), config.family.tau_epochs, config.family.tau_end)
+        )
 
 
 def missed(kept: float, budget: float) -> str:

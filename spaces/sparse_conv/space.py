@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,9 +15,28 @@ from spaces.sparse_conv.masked_space import MaskedSpace
 from spaces.sparse_conv.masking import hard_masks
 from spaces.sparse_conv.smsr import SMSR
 from spaces.sparse_conv.tiles import self_ensemble, upscale
+from sparsemask.config import Section, flag
 from sparsemask.costs import count_parameters
+from sparsemask.flags import NetworkSection
 from sparsemask.options import natural, positive
 from sparsemask.tables import format_count
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SMSRNetwork(NetworkSection):
+    """Which network of super-resolution; its factor is the task's."""
+
+    n_feats: int = flag(64, positive, help="channels (default: 64, as published)")
+    n_modules: int = flag(5, positive, help="sparse mask modules (default: 5)")
+    pretrained_model: str | None = flag(help="weights of the whole network: any checkpoint or safetensors file")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SMSRViews(Section):
+    """How large pictures are run."""
+
+    title = "fine-grained masks"
+    tile: int = flag(0, natural, help="large pictures in tiles of so many pixels (default: 0)")
 
 
 class SMSRSpace(MaskedSpace):
@@ -25,21 +45,9 @@ class SMSRSpace(MaskedSpace):
     name = "smsr"
     fixed = ("scale", "n_feats", "n_modules", "n_layers", "reduction")
     task = "super_resolution"
+    section = SMSRNetwork
+    views = SMSRViews
     weights_name = "smsr_x{scale}"  # files of weights are looked for by it
-
-    def add_options(self, group) -> None:
-        """The network's flags."""
-        group.add_argument("--n_feats", type=positive, default=64, help="channels (default: 64, as published)")
-        group.add_argument("--n_modules", type=positive, default=5, help="sparse mask modules (default: 5)")
-        group.add_argument(
-            "--pretrained_model", default=None, help="weights of the whole network: any checkpoint or safetensors file"
-        )
-
-    def add_eval_options(self, group) -> None:
-        """Flags of evaluation."""
-        group.add_argument(
-            "--tile", type=natural, default=0, help="large pictures in tiles of so many pixels (default: 0)"
-        )
 
     def supernet(self, config) -> SMSR:
         """The network with soft masks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -15,11 +16,23 @@ from spaces.sparse_conv import stereo_shared as shared
 from spaces.sparse_conv.masked_space import MaskedSpace
 from spaces.sparse_conv.masking import hard_masks
 from spaces.sparse_conv.smstereo import SMStereo
+from sparsemask.config import flag
 from sparsemask.costs import count_parameters
+from sparsemask.flags import NetworkSection
 from sparsemask.options import natural, positive
 from sparsemask.tables import format_count
 
 _PAPER_SIZE = (544, 960)  # of a SceneFlow picture, padded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SMStereoNetwork(NetworkSection):
+    """Which stereo network."""
+
+    maxdisp: int = flag(192, positive, help="disparities, a multiple of 16 (default: 192)")
+    groups: int = flag(40, positive, help="of the correlation (default: 40)")
+    concat: int = flag(0, natural, help="channels of a concatenation volume too, GwcNet-gc: 12 (default: 0)")
+    pretrained_model: str | None = flag(help="weights: a GwcNet's, any checkpoint of this network, safetensors")
 
 
 class SMStereoSpace(MaskedSpace):
@@ -28,23 +41,10 @@ class SMStereoSpace(MaskedSpace):
     name = "smstereo"
     fixed = ("maxdisp", "groups", "concat")
     task = "stereo"
+    section = SMStereoNetwork
     weights_name = "smstereo"
     # Epochs of the published run on SceneFlow; the paper does not say how fast τ falls: over half of it.
     published = {"epochs": 16, "sparse": 0.1, "sparse_epochs": 1, "tau_epochs": 8.0, "tau_end": 0.4}
-
-    def add_options(self, group) -> None:
-        """The network's flags."""
-        group.add_argument("--maxdisp", type=positive, default=192, help="disparities, a multiple of 16 (default: 192)")
-        group.add_argument("--groups", type=positive, default=40, help="of the correlation (default: 40)")
-        group.add_argument(
-            "--concat",
-            type=natural,
-            default=0,
-            help="channels of a concatenation volume too, GwcNet-gc: 12 (default: 0)",
-        )
-        group.add_argument(
-            "--pretrained_model", default=None, help="weights: a GwcNet's, any checkpoint of this network, safetensors"
-        )
 
     def supernet(self, config) -> SMStereo:
         """The network with soft masks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,10 +17,28 @@ from spaces.described import build_described, describing
 from spaces.sparse_conv.masked_space import MaskedSpace
 from spaces.specialized.network import WHERE, DenseNetwork, SpecializedNetwork
 from spaces.specialized.words import read_mask
-from sparsemask import flags, weights
+from sparsemask import weights
+from sparsemask.config import flag
 from sparsemask.errors import UseError
+from sparsemask.flags import EncoderSection
 from sparsemask.options import positive
 from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpecializedNetworkSection(EncoderSection):
+    """Which connectivity network, and which of its modules have masks."""
+
+    connectivity: str | None = flag(help="the connectivity mask: a file (.npy), a name, a word")
+    where: str = flag("all", choices=WHERE, help="which modules have masks (default: all)")
+    max_stride: int = flag(
+        16, positive, help="modules of maps more times smaller than the picture stay dense (default: 16)"
+    )
+    place_stride: int | None = flag(
+        None,
+        positive,
+        help="those of maps more times smaller than this have channel masks alone (default: all have data masks)",
+    )
 
 
 class SpecializedSpace(MaskedSpace):
@@ -29,6 +48,7 @@ class SpecializedSpace(MaskedSpace):
     own = ("where", "max_stride", "place_stride", "scale")
     fixed = ("connectivity", "backbone_name", "depth", "n_class", *forms.names(), *own)
     task = "segmentation"
+    section = SpecializedNetworkSection
     # Schedules are of this toolkit: λ rises over a fifth of the run, τ falls over the rest of it.
     published = {"epochs": 100, "sparse": 10.0, "sparse_epochs": 20, "tau_epochs": 120.0, "tau_end": 0.4}
 
@@ -38,33 +58,14 @@ class SpecializedSpace(MaskedSpace):
         found.task = task
         return found
 
-    def add_options(self, group) -> None:
-        """The network's flags."""
-        flags.add_encoder(group)
-        group.add_argument("--connectivity", default=None, help="the connectivity mask: a file (.npy), a name, a word")
-        group.add_argument("--where", choices=WHERE, default="all", help="which modules have masks (default: all)")
-        group.add_argument(
-            "--max_stride",
-            type=positive,
-            default=16,
-            help="modules of maps more times smaller than the picture stay dense (default: 16)",
-        )
-        group.add_argument(
-            "--place_stride",
-            type=positive,
-            default=None,
-            help="those of maps more times smaller than this have channel masks alone (default: all have data masks)",
-        )
-
     def arguments(self, config) -> dict:
-        """A network's arguments, from a mapping or namespace of options."""
+        """A network's arguments, from options by name."""
         options = super().arguments(config)
-        whole = config if isinstance(config, Mapping) else vars(config)
         if not options.get("connectivity"):
             raise UseError("--connectivity is missing: a mask file (.npy), a named mask, or use retrain/specialize.py")
-        common = ConnectivityConfig.from_options(whole)
+        common = ConnectivityConfig.from_options(config)
         backbone = common.backbone_name
-        mask = read_mask(options["connectivity"], len(backbones.strides(backbone)), whole.get("seed") or 0)
+        mask = read_mask(options["connectivity"], len(backbones.strides(backbone)), config.get("seed") or 0)
         found = {**common.network_options(), "mask": mask, "depth": common.depth}
         return found | {name: options[name] for name in self.own if name in options}
 

@@ -30,7 +30,7 @@ _NOISE = 0.03  # of a time: as good as measuring is
 class Opened:
     """A run's network as it is run: batch norms folded, the faster memory format, masks that skip, perhaps compiled."""
 
-    options: object
+    config: object
     network: torch.nn.Module
     run: object
     """A callable of pictures (1, C, H, W), contiguous."""
@@ -50,20 +50,20 @@ class Opened:
 def opened(folder: Path, compiled: bool = False) -> Opened:
     """The network of a run's folder. compiled: also try its compiled form, where no masks skip."""
     argv = ["--run", str(folder)]
-    space = flags.peek_space(argv)
+    space = flags.space_of(argv)
     made = evaluation.parser(space)
     restored = open_trained(made, read_flags(made, argv, space))
-    options, network, where = restored.options, restored.model, restored.arithmetic
-    task = tasks.get(options.task, options)
+    config, network, where = restored.config, restored.model, restored.arithmetic
+    task = tasks.get(config.data.task, config)
     example = task.eval_data[0][0][None].to(where.device, where.parameters)
     if isinstance(spaces.get(space), HasFastForm):
         form = spaces.get(space).fast_form(network)
         run = plain = lambda x: form(x.contiguous(memory_format=torch.channels_last))
-        return Opened(options, network, run, plain, where, task)
+        return Opened(config, network, run, plain, where, task)
     run = plain = optimize_for_inference(network, example, compiled=False)
     if compiled:
         run = optimize_for_inference(network, example, compiled=None)
-    return Opened(options, network, run, plain, where, task, run.compiled)
+    return Opened(config, network, run, plain, where, task, run.compiled)
 
 
 def costs(networks: Mapping[str, Opened], rounds: int) -> dict[str, dict[str, float]]:
@@ -88,7 +88,7 @@ def costs(networks: Mapping[str, Opened], rounds: int) -> dict[str, dict[str, fl
 def quality(one: Opened, limit: int = 0) -> float:
     """The task's primary metric of the form that is run, over the validation pictures (the first `limit`)."""
     with repeatable():
-        context = tasks.EvaluationContext.from_options(one.where, one.options)
+        context = tasks.EvaluationContext.from_config(one.where, one.config)
         scores = one.task.evaluate(one, context, limit=limit, quick=True)
     return float(one.task.metrics(scores)[one.task.primary])
 

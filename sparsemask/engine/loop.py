@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import math
@@ -17,51 +16,53 @@ from sparsemask.engine.method import Method
 from sparsemask.engine.records import JsonLines, Progress, TensorBoard
 from sparsemask.errors import UseError
 from sparsemask.finite import NotFiniteError
+from sparsemask.flags import TrainingSection
 from sparsemask.ops.dispatch import repeatable
 from sparsemask.runs import Run
 from sparsemask.tasks.protocol import Task
 from sparsemask.weight_files import check_finite
 
 
-def steps(options: argparse.Namespace, length: int) -> tuple[int, int]:
+def steps(training: TrainingSection, length: int) -> tuple[int, int]:
     """(steps of the run, steps of an epoch) for a training list of `length` pictures."""
-    epoch = math.ceil(length / options.batch_size)
-    return options.max_iter or (options.max_epoch or 1) * epoch, epoch
+    epoch = math.ceil(length / training.batch_size)
+    return training.max_iter or (training.max_epoch or 1) * epoch, epoch
 
 
 class Fit:
     """One run of the loop. Use :func:`fit`."""
 
     def __init__(
-        self, model, method: Method, task: Task, options, run: Run, arithmetic, extra: dict, state: dict | None
+        self, model, method: Method, task: Task, config, run: Run, arithmetic, extra: dict, state: dict | None
     ):
-        self.model, self.method, self.task, self.options, self.run = model, method, task, options, run
+        self.model, self.method, self.task, self.config, self.run = model, method, task, config, run
         self.arithmetic, self.extra = arithmetic, extra
         self.rank, self.world = distributed.rank(), distributed.world()
-        share, rest = divmod(options.batch_size, self.world * options.accumulate)
+        training = config.training
+        share, rest = divmod(training.batch_size, self.world * training.accumulate)
         if rest:
             raise UseError(
-                f"--batch_size {options.batch_size} cannot be shared by {self.world} process(es) "
-                f"in {options.accumulate} part(s): it must be a multiple of {self.world * options.accumulate}"
+                f"--batch_size {training.batch_size} cannot be shared by {self.world} process(es) "
+                f"in {training.accumulate} part(s): it must be a multiple of {self.world * training.accumulate}"
             )
         # A picture can be one pixel at the deepest layer, which has no variance; a task may know that it has more.
-        if share < task.smallest_share and not options.freeze_bn and batchnorm.norms(model):
+        if share < task.smallest_share and not training.freeze_bn and batchnorm.norms(model):
             raise UseError(
                 f"{share} picture in each forward pass: batch norm needs 2 or more; raise --batch_size or --freeze_bn"
             )
-        self.max_iter, self.epoch = steps(options, len(task.train_data))
+        self.max_iter, self.epoch = steps(training, len(task.train_data))
         method.steps = self.max_iter
         model.to(arithmetic.device, arithmetic.parameters)
-        if getattr(options, "bn_momentum", None) is not None:  # networks without batch norm lack the flag
-            batchnorm.set_momentum(model, options.bn_momentum)
-        self.optimizers = method.optimizers(model, options)
+        if (momentum := config.get("bn_momentum")) is not None:  # networks without batch norm lack the flag
+            batchnorm.set_momentum(model, momentum)
+        self.optimizers = method.optimizers(model, config)
         self.base = [group["lr"] for group in self.groups]
         self.scaler = arithmetic.scaler()
         self.step, self.best = 0, {}
         self.sampler, self.planned = None, (state or {}).get("data")  # of the run's batches, and what it goes on from
         self.spent, self.began = 0.0, time.monotonic()  # seconds: before a resume, and since
         self.interrupt, self.leaving = Interrupt(), False
-        randomness.seed_all(options.seed)
+        randomness.seed_all(config.run.seed)
         if state is not None:
             self._restore(state)
         distributed.copy_from_first(model)
@@ -101,7 +102,7 @@ class Fit:
             state = {
                 "model": self.model.state_dict(),
                 "optimizer": [one.state_dict() for one in self.optimizers],
-                "scheduler": {"name": self.options.schedule, "step": self.step, "max_iter": self.max_iter},
+                "scheduler": {"name": self.config.training.schedule, "step": self.step, "max_iter": self.max_iter},
                 "scaler": self.scaler.state_dict(),
                 "method": self.method.state(),
                 "step": self.step,
@@ -121,22 +122,42 @@ class Fit:
         return f"{kept}; a lower --lr or a --warmup usually helps"
 
     def _sampler(self, start: int, stop: int, seed: int, state: dict | None = None) -> data.BatchSampler:
-        o, source = self.options, self.task.train_data
-        return data.step_sampler(source, o.batch_size, start, stop, seed, self.rank, self.world, o.accumulate, state)
+        training, source = self.config.training, self.task.train_data
+        return data.step_sampler(
+            source,
+            training.batch_size,
+            start,
+            stop,
+            seed,
+            self.rank,
+            self.world,
+            training.accumulate,
+            state,
+        )
 
     def _batches(self):
-        o = self.options
-        self.sampler = self._sampler(self.step, self.max_iter, o.seed, self.planned)
+        config = self.config
+        self.sampler = self._sampler(self.step, self.max_iter, config.run.seed, self.planned)
         cuda = self.arithmetic.device.type == "cuda"
-        return data.plainly(data.training_loader(self.task.train_data, self.sampler, o.seed, o.n_worker, pin=cuda))
+        return data.plainly(
+            data.training_loader(self.task.train_data, self.sampler, config.run.seed, config.data.n_worker, pin=cuda)
+        )
 
     def _to(self, images):
         return images.to(self.arithmetic.device, self.arithmetic.parameters, non_blocking=True)
 
     def train_step(self, parts: list) -> dict:
         """Forward and backward over the parts of one batch, one update; returns the step's metrics."""
-        o = self.options
-        factor = schedules.factor(o.schedule, self.step, self.max_iter, o.gamma, o.milestones, o.warmup, self.epoch)
+        training = self.config.training
+        factor = schedules.factor(
+            training.schedule,
+            self.step,
+            self.max_iter,
+            training.gamma,
+            training.milestones,
+            training.warmup,
+            self.epoch,
+        )
         for group, base in zip(self.groups, self.base, strict=True):
             group["lr"] = base * factor
         self.method.before_step(self.model, self.step)
@@ -172,10 +193,10 @@ class Fit:
         moving = [
             one for one in self.optimizers if any(p.grad is not None for g in one.param_groups for p in g["params"])
         ]
-        if o.clip:
+        if training.clip:
             for one in moving:
                 self.scaler.unscale_(one)
-            torch.nn.utils.clip_grad_norm_(parameters, o.clip)
+            torch.nn.utils.clip_grad_norm_(parameters, training.clip)
         self.method.before_update(self.model, self.groups)
         for one in moving:
             self.scaler.step(one)
@@ -190,34 +211,35 @@ class Fit:
 
     def evaluate(self) -> dict:
         """Validation metrics of the network as it is, batch-norm statistics re-estimated if asked for."""
-        if self.options.bn_reestimate and not self.options.freeze_bn:
-            sampler = self._sampler(0, self.options.bn_reestimate, self.options.seed + 1)
-            loader = data.training_loader(self.task.train_data, sampler, self.options.seed + 1, self.options.n_worker)
+        training, seed = self.config.training, self.config.run.seed + 1
+        if training.bn_reestimate and not training.freeze_bn:
+            sampler = self._sampler(0, training.bn_reestimate, seed)
+            loader = data.training_loader(self.task.train_data, sampler, seed, self.config.data.n_worker)
             self.method.before_step(self.model, -1)
             with contextlib.closing(data.plainly(loader)) as batches:
                 batchnorm.reestimate(self.model, (self._to(images) for images, _ in batches))
         distributed.average_buffers(self.model)
         try:
-            result = self.method.evaluate(self.model, self.task, self.arithmetic, self.options)
+            result = self.method.evaluate(self.model, self.task, self.arithmetic, self.config)
         except NotFiniteError as error:
             raise UseError(f"validation after step {self.step}: {error}; {self._kept()}") from None
-        batchnorm.set_training(self.model, self.options.freeze_bn)
+        batchnorm.set_training(self.model, training.freeze_bn)
         return result
 
     def run_all(self, title: str) -> dict:
         """Train to the end; returns the last validation metrics."""
-        o, main = self.options, self.rank == 0
-        interval = o.eval_interval or self.epoch
+        training, main = self.config.training, self.rank == 0
+        interval = training.eval_interval or self.epoch
         records = JsonLines(self.run.metrics, self.step) if main else None
         history = JsonLines(self.run.history, self.step) if main else None
         board = TensorBoard(self.run.tensorboard if main else None, self.step)
         progress = Progress(self.max_iter, self.step, title, main)
         result: dict = dict(self.best.get("latest", {}))
-        batchnorm.set_training(self.model, o.freeze_bn)
+        batchnorm.set_training(self.model, training.freeze_bn)
         try:
             with self.interrupt, repeatable(), contextlib.closing(self._batches()) as batches:
                 while self.step < self.max_iter and not self.method.finished:
-                    row = self.train_step(list(itertools.islice(batches, o.accumulate)))
+                    row = self.train_step(list(itertools.islice(batches, training.accumulate)))
                     self.sampler.consumed(self.step)
                     shown = {"loss": row["loss"], **self.method.metrics(self.model)}
                     due = self.step % interval == 0 or self.step == self.max_iter
@@ -227,14 +249,14 @@ class Fit:
                         self._remember(result)
                     if self.task.primary in result:
                         shown[self.task.primary] = result[self.task.primary]
-                    if main and (due or self.step % o.log_interval == 0):
+                    if main and (due or self.step % training.log_interval == 0):
                         records.add({**row, **self.method.metrics(self.model)})
                         board.scalars({**row, **self.method.metrics(self.model)})
                         remembered = self.method.history(self.model)
                         if remembered:
                             history.add({"step": self.step, **remembered})
                     progress.update(self.step, shown)
-                    if due or self.step % o.checkpoint_interval == 0:
+                    if due or self.step % training.checkpoint_interval == 0:
                         self.save()
                     if self.leaving and self.step < self.max_iter and not self.method.finished:
                         self.save()
@@ -259,7 +281,7 @@ class Fit:
 
 
 def fit(
-    model, method: Method, task: Task, options, run: Run, arithmetic, extra: dict, state: dict | None = None
+    model, method: Method, task: Task, config, run: Run, arithmetic, extra: dict, state: dict | None = None
 ) -> dict:
     """Train `model` on `task`.
 
@@ -267,7 +289,7 @@ def fit(
     Returns the metrics of the last evaluation. A killed run continued from its checkpoint ends in the same weights,
     bit for bit on a CPU with the same number of threads, as one that was left alone.
     """
-    loop = Fit(model, method, task, options, run, arithmetic, extra, state)
+    loop = Fit(model, method, task, config, run, arithmetic, extra, state)
     title = run.folder.name
     if loop.step == 0:
         loop.save()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
+from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
+from sparsemask.flags import TrainingSection
 from sparsemask.tasks.protocol import EvaluationContext, Task
 
 
@@ -18,19 +18,20 @@ class Method:
     finished = False
     """Whether the run may end before its last step; asked after each evaluation, and kept by `state`."""
 
-    def groups(self, model: torch.nn.Module, options: argparse.Namespace) -> list[dict]:
+    def groups(self, model: torch.nn.Module, config: RunConfig) -> list[dict]:
         """Optimizer parameter groups: the encoder at --lr, all else at --lr times --last_layer_lr_mult."""
+        training = config.training
         encoder = [p for n, p in model.named_parameters() if n.startswith("backbone.") and p.requires_grad]
         rest = [p for n, p in model.named_parameters() if not n.startswith("backbone.") and p.requires_grad]
         groups = [
-            {"name": "encoder", "params": encoder, "lr": options.lr},
-            {"name": "decoder", "params": rest, "lr": options.lr * options.last_layer_lr_mult},
+            {"name": "encoder", "params": encoder, "lr": training.lr},
+            {"name": "decoder", "params": rest, "lr": training.lr * training.last_layer_lr_mult},
         ]
         return [g for g in groups if g["params"]]
 
-    def optimizers(self, model: torch.nn.Module, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    def optimizers(self, model: torch.nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
         """The optimizers; the first one's first group is the one whose learning rate is logged."""
-        return [optimizer(self.groups(model, options), options)]
+        return [optimizer(self.groups(model, config), config.training)]
 
     def before_step(self, model: torch.nn.Module, step: int) -> None:
         """Called before the first forward pass of a step."""
@@ -58,11 +59,11 @@ class Method:
         """Go on from what `state` once returned."""
 
     def evaluate(
-        self, model: torch.nn.Module, task: Task, arithmetic: Arithmetic, options: argparse.Namespace
+        self, model: torch.nn.Module, task: Task, arithmetic: Arithmetic, config: RunConfig
     ) -> dict[str, float]:
         """Validation metrics: the task's, and what a family has to add."""
-        context = EvaluationContext.from_options(arithmetic, options)
-        return task.metrics(task.evaluate(model, context, limit=options.eval_limit, quick=True))
+        context = EvaluationContext.from_config(arithmetic, config)
+        return task.metrics(task.evaluate(model, context, limit=config.training.eval_limit, quick=True))
 
     def metrics(self, model: torch.nn.Module) -> dict:
         """Metrics shown beside the loss."""
@@ -73,11 +74,9 @@ class Method:
         return {}
 
 
-def optimizer(groups: list[dict], options: argparse.Namespace) -> torch.optim.Optimizer:
+def optimizer(groups: list[dict], training: TrainingSection) -> torch.optim.Optimizer:
     """SGD with momentum, as published, or AdamW, which short runs from random weights need."""
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=options.lr, betas=(options.momentum, 0.999), weight_decay=options.decay)
-    nesterov = getattr(options, "nesterov", False)
-    return torch.optim.SGD(
-        groups, lr=options.lr, momentum=options.momentum, weight_decay=options.decay, nesterov=nesterov
-    )
+    rates = {"lr": training.lr, "weight_decay": training.decay}
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=(training.momentum, 0.999), **rates)
+    return torch.optim.SGD(groups, momentum=training.momentum, nesterov=training.nesterov, **rates)

@@ -2,7 +2,7 @@
 
 The contract is :class:`sparsemask.tasks.protocol.Task`. :class:`sparsemask.tasks.dense.DenseTask` gives most of it for
 tasks with a label for every pixel. A task whose data are not pictures with labels has flags of its own
-(``Task.add_options``) in place of the others' data flags.
+(``Task.section``) in place of the others' data flags.
 
 A user's own task is a class ``package.module:Class``, mostly one derived from a task here, whose data flags it has; it
 is imported only where the user names it (:mod:`sparsemask.own`).
@@ -10,17 +10,17 @@ is imported only where the user names it (:mod:`sparsemask.own`).
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from typing import NamedTuple
 
+from sparsemask.config import RunConfig
 from sparsemask.errors import UseError, choose
 from sparsemask.own import imported, is_own
-from sparsemask.tasks.protocol import EvaluationContext, Scores, ScoresBySample, Task
+from sparsemask.tasks.protocol import DataSection, EvaluationContext, LabelledData, Scores, ScoresBySample, Task
 
 __all__ = [
-    "DEFAULT", "EvaluationContext", "Scores", "ScoresBySample", "Task", "available", "find", "fits", "get", "own_flags",
-    "siblings",
+    "DEFAULT", "DataSection", "EvaluationContext", "LabelledData", "Scores", "ScoresBySample", "Task", "available",
+    "find", "fits", "get", "own_flags", "siblings",
 ]  # fmt: skip
 
 
@@ -92,9 +92,6 @@ def find(name: str) -> type[Task]:
     return getattr(importlib.import_module(module), attribute)
 
 
-def get(name: str, options: argparse.Namespace) -> Task:
-    """The task `name` on the data that `options` names; `options.n_class`, if there, is set to its channels."""
-    task = find(name)(options)
-    if hasattr(options, "n_class"):
-        options.n_class = task.n_output
-    return task
+def get(name: str, config: RunConfig) -> Task:
+    """The task `name` on the data that a configuration names; its own `config` has what the task settled."""
+    return find(name)(config)

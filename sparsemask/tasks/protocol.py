@@ -6,14 +6,15 @@
 
 from __future__ import annotations
 
-import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError
+from sparsemask.options import byte, factor, natural, positive
 
 if TYPE_CHECKING:  # the command line asks for tasks' names and flags before torch is loaded
     import numpy as np
@@ -23,6 +24,41 @@ if TYPE_CHECKING:  # the command line asks for tasks' names and flags before tor
     from sparsemask.engine.data import DataSource, EvaluationSource
 
 VIEWS = ("flips", "scales")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSection(Section):
+    """Which task on which data. A task's own section derives from it, with the flags that name its data."""
+
+    title = "data"
+    task: str = flag("segmentation", help="the task, or package.module:Class (default: segmentation)")
+    sample: bool = flag(False, help="use the embedded sample set, or the task's drawn one")
+    n_worker: int = flag(2, natural, help="loader processes (default: 2)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledData(DataSection):
+    """Pictures with a label for every pixel."""
+
+    voc_root: str | None = flag(help="a VOC devkit folder instead of folders and lists")
+    data_root: str | None = flag(help="other tasks: an MSRA-B, ECSSD, BSDS500 or ADE20K folder")
+    im_path: str | None = flag(help="folder of pictures (VOC: VOC12/data/img)")
+    gt_path: str | None = flag(help="folder of labels, images of class numbers (VOC: VOC12/data/gt)")
+    training_list: str | None = flag(
+        help="training names, a line each, or picture and label (then without --im_path and --gt_path); with "
+        "--voc_root a list's name"
+    )
+    eval_list: str | None = flag(help="validation names, likewise")
+    n_class: int = flag(21, positive, help="number of classes (default: 21)")
+    ignore_index: int = flag(
+        255,
+        byte,
+        metavar="N",
+        help="segmentation: the number in labels, 0 to 255, of pixels that do not count (default: 255)",
+    )
+    class_names: str | None = flag(help="text file, one class name a line")
+    crop_size: int | None = flag(None, positive, help="training crop and smallest evaluation size")
+    scales: Sequence[float] | None = flag(None, factor, nargs="+", help="random scales of training pictures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +76,10 @@ class EvaluationContext:
     batch_size: int = 1
 
     @classmethod
-    def from_options(cls, arithmetic: Arithmetic, options: argparse.Namespace) -> EvaluationContext:
+    def from_config(cls, arithmetic: Arithmetic, config: RunConfig) -> EvaluationContext:
         """The context that a command's flags ask for: --n_worker, and --eval_batch or else --eval_batch_size."""
-        flags = vars(options)
-        batch_size = flags.get("eval_batch") or flags.get("eval_batch_size") or 1
-        return cls(arithmetic=arithmetic, n_worker=flags.get("n_worker") or 0, batch_size=batch_size)
+        batch_size = config.get("eval_batch") or config.get("eval_batch_size") or 1
+        return cls(arithmetic=arithmetic, n_worker=config.data.n_worker, batch_size=batch_size)
 
 
 class Scores(ABC):
@@ -79,7 +114,7 @@ class ScoresBySample(Protocol):
 
     columns: Mapping[str, Any]
 
-    def rows(self) -> list[dict]:
+    def rows(self) -> list[dict[str, Any]]:
         """A row for each sample in order, then one of their means."""
 
     def summary(self) -> str:
@@ -89,13 +124,14 @@ class ScoresBySample(Protocol):
 class Task(ABC):
     """What a network is trained for and measured by.
 
-    A task is made from the options of a command and reads its data on first use. Networks are called by
+    A task is made from the configuration of a command and reads its data on first use. Networks are called by
     ``arithmetic.run(model, inputs)``, which refuses outputs that are not finite.
 
     Args:
-        options: flags of the command, as far as the task has any.
+        config: of the command; its section of data is one of `section`.
 
     Attributes:
+        section: the flags that name its data; default: those of tasks with a label for every pixel.
         primary: the metric used for model selection, larger is better; one of those that `metrics` gives.
         n_output: channels of the network's output.
         classes: names of the classes, empty for tasks without.
@@ -110,6 +146,7 @@ class Task(ABC):
         sample_words: what --sample stands for; None where there is none.
     """
 
+    section: ClassVar[type[DataSection]] = LabelledData
     primary: ClassVar[str]
     n_output: int
     classes: Sequence[str] = ()
@@ -123,23 +160,17 @@ class Task(ABC):
     no_data: ClassVar[str | None] = None
     sample_words: ClassVar[str | None] = "drawn pictures"
 
-    def __init__(self, options: argparse.Namespace):
-        self._options = options
+    def __init__(self, config: RunConfig):
+        self._config = config
 
     @property
-    def options(self) -> argparse.Namespace:
-        """The options that the task was made from."""
-        return self._options
+    def config(self) -> RunConfig:
+        """The configuration that the task was made from, with what it settled: `n_class` is `n_output`."""
+        if self._config.get("n_class", self.n_output) != self.n_output:
+            self._config = self._config.replace(n_class=self.n_output)
+        return self._config
 
     # ---- data
-
-    @staticmethod  # noqa: B027 - most tasks have no flags of their own
-    def add_options(group) -> None:
-        """Add the task's flags to a group of a parser, where they are not those of all picture-labelling tasks.
-
-        Args:
-            group: has ``add_argument`` as argparse's groups have it.
-        """
 
     @staticmethod
     def sample_folder() -> Path:
@@ -206,7 +237,7 @@ class Task(ABC):
     @abstractmethod
     def evaluate(
         self,
-        model: Callable,
+        model: Callable[..., Any],
         context: EvaluationContext,
         *,
         limit: int = 0,
@@ -236,7 +267,7 @@ class Task(ABC):
         """The metrics that training logs and commands print, `primary` among them. Override it to add some."""
         return scores.metrics
 
-    def record(self, scores: Scores) -> dict:
+    def record(self, scores: Scores) -> dict[str, Any]:
         """What run.json keeps of an evaluation: the metrics, and what else is worth keeping."""
         return self.metrics(scores)
 
@@ -262,11 +293,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 6) -> list[tuple]:
+    def samples(self, model: Callable[..., Any], arithmetic: Arithmetic, n: int = 6) -> list[tuple[Any, ...]]:
         """Up to `n` validation samples, spread over all, with the predictions of `model`, as `draw` takes them."""
 
     @abstractmethod
-    def draw(self, samples: list[tuple], path: Path) -> None:
+    def draw(self, samples: list[tuple[Any, ...]], path: Path) -> None:
         """Draw samples with truth and prediction into a picture file."""
 
     def check_views(self, flips: bool, scales: Sequence[float]) -> None:

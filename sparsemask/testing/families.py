@@ -9,6 +9,7 @@ Each takes a second or two: flags, build, one step of training, build again from
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 import spaces
-from sparsemask import driver, families, options, training_setup
+from sparsemask import driver, families, options, run_summary, training_setup
 from sparsemask.engine import Method, checkpoint, fit
 from sparsemask.errors import UseError
 from sparsemask.options import Parser
@@ -51,9 +52,9 @@ def check_flags(make_parser: Callable[[], Parser]) -> None:
     unexplained = [name for name, action in parser.actions().items() if not action.help]
     assert not unexplained, f"flags without help: {unexplained}"
     assert parser.format_help()
-    defaults = options.plain(parser.resolve())
+    defaults = parser.resolve().flat()
     assert parser.checked(defaults, "the defaults") == defaults
-    again = options.plain(make_parser().resolve())
+    again = make_parser().resolve().flat()
     assert again == defaults, "add_options depends on what was asked before"
 
 
@@ -93,13 +94,21 @@ class TrainingFamilyContract:
             patch.delenv("SPARSEMASK_WEIGHTS", raising=False)
             argv = [*contract.arguments(folder), *_RUN]
             family, parser = contract.family, contract.make_parser()
-            yield training_setup.open_training(parser, argv, family.check, family.default_flags)
+            yield training_setup.open_training(parser, argv, family.resolve, family.default_flags)
 
     @pytest.fixture(scope="class")
     @classmethod
     def built(cls, context) -> families.Built:
         """What the family builds for it."""
         return cls.family.build(context)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def settled(cls, context, built) -> training_setup.Context:
+        """The run's context with what building has settled, as the driver makes it."""
+        context = context.with_config(context.config.replace(**built.changes))
+        run_summary.note_start(context, **built.notes)
+        return context
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -114,7 +123,7 @@ class TrainingFamilyContract:
     def test_flags(self):
         check_flags(self.make_parser)
 
-    def test_build(self, context, built):
+    def test_build(self, settled, built):
         assert isinstance(built, families.Built) and isinstance(built.model, nn.Module)
         assert not built.extra.keys() & (_ENGINE | _DRIVER), "entries that every checkpoint has already"
         foreign = [n for n, v in vars(built.model).items() if isinstance(v, (Method, training_setup.Context))]
@@ -123,15 +132,14 @@ class TrainingFamilyContract:
         torch.save(dict(built.extra), buffer)
         buffer.seek(0)
         assert torch.load(buffer, weights_only=True).keys() == built.extra.keys()
-        written = self.make_parser().from_file(context.run.config)
-        known = {k: v for k, v in options.plain(context.options).items() if k in written}
-        assert known == written, "options were settled and not written down"
+        written = self.make_parser().from_file(settled.run.config)
+        assert settled.config.flat() == written, "what was settled is not what the run's configuration says"
 
-    def test_every_parameter_that_learns_is_in_one_group(self, context, built, frozen):
-        method = self.family.method(context, built)
+    def test_every_parameter_that_learns_is_in_one_group(self, settled, built, frozen):
+        method = self.family.method(settled, built)
         assert isinstance(method, Method)
         method.steps = 1
-        listed = [id(p) for one in method.optimizers(built.model, context.options) for group in one.param_groups
+        listed = [id(p) for one in method.optimizers(built.model, settled.config) for group in one.param_groups
                   for p in group["params"]]  # fmt: skip
         assert len(listed) == len(set(listed)), "a parameter in two groups"
         names = {id(p): name for name, p in built.model.named_parameters()}
@@ -141,28 +149,28 @@ class TrainingFamilyContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def trained(cls, context, built, frozen) -> dict[str, Any]:
+    def trained(cls, settled, built, frozen) -> dict[str, Any]:
         """Metrics after one step of training."""
         family = cls.family
-        extra = {"verb": family.verb, "space": context.options.space, "config": options.plain(context.options)}
-        method = family.method(context, built)
-        return fit(built.model, method, context.task, context.options, context.run, context.arithmetic,
+        extra = {"verb": family.verb, "space": settled.config.network.space, "config": settled.config.flat()}
+        method = family.method(settled, built)
+        return fit(built.model, method, settled.task, settled.config, settled.run, settled.arithmetic,
                    {**extra, **built.extra})  # fmt: skip
 
-    def test_a_step_is_trained(self, context, trained):
-        assert context.task.primary in trained
-        assert checkpoint.load(context.run.last, context.options.space)["step"] == 1
+    def test_a_step_is_trained(self, settled, trained):
+        assert settled.task.primary in trained
+        assert checkpoint.load(settled.run.last, settled.config.network.space)["step"] == 1
 
-    def test_the_same_is_built_from_a_checkpoint(self, context, built, frozen, trained):
-        state = checkpoint.load(context.run.last)
-        resumed = training_setup.Context(context.options, context.run, context.arithmetic, context.task, state)
+    def test_the_same_is_built_from_a_checkpoint(self, settled, built, frozen, trained):
+        state = checkpoint.load(settled.run.last)
+        resumed = dataclasses.replace(settled, state=state)
         again = self.family.build(resumed)
         assert again.extra.keys() == built.extra.keys()
         again.model.load_state_dict(state["model"])
         assert _frozen(again.model) == frozen
         method = self.family.method(resumed, again)
         method.steps = 1
-        method.optimizers(again.model, context.options)
+        method.optimizers(again.model, settled.config)
         method.restore(state.get("method") or {})
         assert method.state().keys() == (state.get("method") or {}).keys()
 
@@ -235,9 +243,9 @@ class PruningFamilyContract:
     def test_what_cannot_be_pruned_leaves_nothing(self, tmp_path, monkeypatch, checkpoint_file, out, named):
         monkeypatch.chdir(tmp_path)
         Path("empty.pt").write_bytes(b"")
-        given = {"checkpoint": checkpoint_file, "out": out, "gpu": -1, "sample": True}
-        resolved = self.make_parser().resolve(given)
-        resolved.given = given
+        parser = self.make_parser()
+        asked = {"checkpoint": checkpoint_file, "out": out, "gpu": -1, "sample": True}
+        given = {name: value for name, value in asked.items() if name in parser.actions()}
         with pytest.raises(UseError, match=named):
-            self.family.prune(resolved, None)
+            self.family.prune(parser.resolve(given), given, None)
         assert [path.name for path in tmp_path.iterdir()] == ["empty.pt"]

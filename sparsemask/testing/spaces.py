@@ -11,7 +11,6 @@ Networks should be small: tests take seconds then.
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,11 +82,9 @@ class SpaceContract:
 
     # What tests are made of.
 
-    def options(self) -> argparse.Namespace:
+    def options(self) -> dict[str, Any]:
         """`config` as a command has it: over the defaults of the space's flags."""
-        group = argparse.ArgumentParser()
-        self.space.add_options(group)
-        return argparse.Namespace(**{**vars(group.parse_args([])), **self.config})
+        return {**self.space.section().values(), **self.config}
 
     def supernet(self) -> nn.Module:
         """The supernet of `config`, the same at every call."""
@@ -155,14 +152,12 @@ class SpaceContract:
             parser = Parser("retrain", prog="contract")
             for add in adds:
                 add(parser, self.space)
-        self.space.add_eval_options(parser.add_argument_group("evaluation"))
-        assert parser.get_default("space") == self.space.name
-        group = argparse.ArgumentParser(add_help=False)
-        self.space.add_options(group)
-        self.space.add_eval_options(group)
-        assert all(action.help for action in group._actions), "every flag says what it is for"
+            if self.space.views is not None:
+                parser.add_section("views", self.space.views)
+            assert parser.get_default("space") == self.space.name
+            assert all(action.help for action in parser.actions().values()), "every flag says what it is for"
 
-    def test_options_are_a_mapping_or_a_namespace(self):
+    def test_a_command_s_options_make_the_same_network(self):
         shapes = {name: value.shape for name, value in self.supernet().state_dict().items()}
         assert shapes
         torch.manual_seed(0)

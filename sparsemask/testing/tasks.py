@@ -11,7 +11,6 @@ A new task's test is one class::
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemask import flags
+from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import data
 from sparsemask.errors import UseError
@@ -85,10 +85,10 @@ class TaskContract:
         assert task.no_data is None or not task.no_data.endswith(".")
         assert task.measured_on()
 
-    def test_its_options_cannot_be_replaced(self, task: Task):
+    def test_its_configuration_cannot_be_replaced(self, task: Task):
         """What a task was made from stays."""
         with pytest.raises(AttributeError):
-            task.options = None
+            task.config = None
 
     def test_its_data_pass_its_check(self, task: Task):
         """`check` accepts what it should; sources are what the engine takes."""
@@ -194,8 +194,8 @@ class TaskContract:
                 call()
 
 
-def labelled_options(**given: object) -> argparse.Namespace:
-    """Options of a task on pictures with labels: the data flags' defaults, crops of 48 pixels, no loader processes.
+def labelled_options(**given: object) -> RunConfig:
+    """Configuration of a task on pictures with labels: the flags' defaults, crops of 48 pixels, no loader processes.
 
     Args:
         given: other values, by the flags' names without dashes.
@@ -232,12 +232,12 @@ def tiny_network(task: Task) -> nn.Module:
     if isinstance(task, DenseTask):
         return _Network(nn.Conv2d(3, task.n_output, 3, padding=1), same, same)
     if isinstance(task, SuperResolutionTask):
-        scale = task.options.scale
+        scale = task.config.data.scale
         return _Network(nn.Conv2d(3, 3, 1), same, lambda x: x.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
     if isinstance(task, PointsTask):
         return _Network(nn.Conv1d(task.d_in, task.n_output, 1), lambda batch: batch.features, same)
     if isinstance(task, StereoTask):
-        most = task.options.maxdisp
+        most = task.config.network.maxdisp
         return _Network(nn.Conv2d(3, 1, 3, padding=1), lambda pair: pair.left, lambda x: most * x[:, 0].sigmoid())
     if isinstance(task, ClassificationTask):
         return _Network(nn.Linear(3, task.n_output), lambda images: images.mean((2, 3)), same)

@@ -34,10 +34,10 @@ class Ade20kTask(SegmentationTask):
 
     def class_names(self) -> list[str]:
         """From --class_names, the folder's objectInfo150.txt, or numbers."""
-        o = self.options
-        if o.class_names:
-            return read_list(o.class_names)
-        root = self.sample_folder() if o.sample else o.data_root
+        config = self._config
+        if config.data.class_names:
+            return read_list(config.data.class_names)
+        root = self.sample_folder() if config.data.sample else config.data.data_root
         file = ade20k_root(Path(root)) / _INFO if root else None
         return object_names(file) if file is not None and file.is_file() else load_class_names(None, CLASSES)
 
@@ -45,7 +45,7 @@ class Ade20kTask(SegmentationTask):
         """The pictures of images/training or images/validation, or those that a list names."""
         root, part = ade20k_root(root), _FOLDERS[which]
         images, labels = root / "images" / part, root / "annotations" / part
-        listed = getattr(self.options, f"{which}_list")
+        listed = self.config[f"{which}_list"]
         return pairs_from_lists(images, labels, listed) if listed else folder_pairs(images, labels, LABEL_SUFFIXES)
 
     def dataset(self, pairs: list[Pair], **settings) -> Ade20kDataset:

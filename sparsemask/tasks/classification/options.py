@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from sparsemask.config import flag
 from sparsemask.options import natural, positive
+from sparsemask.tasks.protocol import DataSection
 
 # Mean and deviation of red, green and blue in [0, 1].
 STATISTICS = {
@@ -15,35 +19,30 @@ STATISTICS = {
 }
 
 
-def add_options(group) -> None:
-    """The flags that say which pictures, and how they are cut and normalised."""
-    group.add_argument(
-        "--data_root",
-        default=None,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassificationData(DataSection):
+    """Which pictures, and how they are cut and normalised."""
+
+    data_root: str | None = flag(
         help="CIFAR-10 or -100 (a public archive, or its folder), a folder of train*.npz and test*.npz (x uint8 NHWC, "
-        "y), or class folders: train/CLASS/ and val/CLASS/, or CLASS/ alone, of which every tenth picture validates",
+        "y), or class folders: train/CLASS/ and val/CLASS/, or CLASS/ alone, of which every tenth picture validates"
     )
-    group.add_argument("--n_class", type=positive, default=None, help="classes of the network (default: the data's)")
-    group.add_argument(
-        "--image_size",
-        type=positive,
-        default=None,
+    n_class: int | None = flag(None, positive, help="classes of the network (default: the data's)")
+    image_size: int | None = flag(
+        None,
+        positive,
         help="side of what the network takes (default: small pictures of one size as they are, others 224)",
     )
-    group.add_argument(
-        "--resize",
-        type=positive,
-        default=None,
+    resize: int | None = flag(
+        None,
+        positive,
         help="shorter side that larger pictures get before they are cropped (default: 8/7 of --image_size)",
     )
-    group.add_argument(
-        "--pad", type=natural, default=4, help="black pixels around small pictures, random crops of which train"
-    )
-    group.add_argument("--no_flip", action="store_true", help="training pictures are not mirrored at random")
-    group.add_argument(
-        "--normalise",
+    pad: int = flag(4, natural, help="black pixels around small pictures, random crops of which train")
+    no_flip: bool = flag(False, help="training pictures are not mirrored at random")
+    normalise: str = flag(
+        "auto",
         choices=("auto", *STATISTICS),
-        default="auto",
         help="whose mean and deviation colours are normalised with; auto: cifar for small pictures, else imagenet",
     )
-    group.add_argument("--eval_batch", type=positive, default=250, help="validation pictures at once (default: 250)")
+    eval_batch: int = flag(250, positive, help="validation pictures at once (default: 250)")

@@ -8,7 +8,6 @@ shorter side resized, a crop at random, mirrored; the middle is validated.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import math
@@ -19,13 +18,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine.data import Listed, make_loader, plainly
 from sparsemask.errors import UseError
 from sparsemask.files import write_text
 from sparsemask.tasks.classification.data import Cut, FilePictures, HeldPictures, Part, data_set
 from sparsemask.tasks.classification.layouts import LabelledPictures, find_pictures
-from sparsemask.tasks.classification.options import STATISTICS, add_options
+from sparsemask.tasks.classification.options import STATISTICS, ClassificationData
 from sparsemask.tasks.classification.scores import TOP, ClassificationMeter, ClassificationScores
 from sparsemask.tasks.evaluation import set_evaluation, shared_indices, spread_indices, summed
 from sparsemask.tasks.notes import say_how_read, warn
@@ -42,16 +42,16 @@ class ClassificationTask(Task):
     views = ("flips",)
     sample_words = "drawn shapes"
     no_data = "no pictures named (--data_root CIFAR's archive or folder, .npz files, or class folders)"
-    add_options = staticmethod(add_options)
+    section = ClassificationData
 
-    def __init__(self, options: argparse.Namespace):
-        super().__init__(options)
-        root = self.sample_folder() if options.sample else options.data_root
+    def __init__(self, config: RunConfig):
+        super().__init__(config)
+        root = self.sample_folder() if config.data.sample else config.data.data_root
         if not root:
             raise UseError("no pictures: give --data_root, or --sample")
         self.pictures: LabelledPictures = find_pictures(root)
         found = len(self.pictures.classes)
-        self.n_output = options.n_class or found
+        self.n_output = config["n_class"] or found
         if self.n_output < found:
             raise UseError(f"--n_class {self.n_output}: {self.pictures.title} has {found} classes")
         self.classes = [*self.pictures.classes, *(str(k) for k in range(found, self.n_output))]
@@ -67,17 +67,19 @@ class ClassificationTask(Task):
         return sample()
 
     def _cut(self, part: Part) -> Cut:
-        o = self.options
+        config = self.config
         if part.held:
             height, width = part.pictures.shape[1:3]
             if part.pictures.shape[1:] != self.pictures.validation.pictures.shape[1:]:
                 raise UseError(f"{self.pictures.title}: training and validation pictures are not of one size")
-            if o.image_size and (height, width) != (o.image_size, o.image_size):
-                raise UseError(f"--image_size {o.image_size}: {self.pictures.title} has pictures of {width}x{height}")
-        size = o.image_size or _LARGE
-        name = o.normalise if o.normalise != "auto" else "cifar" if part.held else "imagenet"
+            if config.data.image_size and (height, width) != (config.data.image_size, config.data.image_size):
+                raise UseError(
+                    f"--image_size {config.data.image_size}: {self.pictures.title} has pictures of {width}x{height}"
+                )
+        size = config.data.image_size or _LARGE
+        name = config.data.normalise if config.data.normalise != "auto" else "cifar" if part.held else "imagenet"
         mean, std = STATISTICS[name]
-        return Cut(mean, std, size, o.resize or round(size * 8 / 7), o.pad, not o.no_flip)
+        return Cut(mean, std, size, config.data.resize or round(size * 8 / 7), config.data.pad, not config.data.no_flip)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -97,7 +99,7 @@ class ClassificationTask(Task):
 
     def check(self) -> None:
         """Read the first picture of each part; say what is not as one might think."""
-        if not self.options.sample:
+        if not self.config.data.sample:
             warn(f"pictures: {self.pictures.said()}")
         for which, source in (("training", self.train_data), ("validation", self.eval_data)):
             source.load(0)
@@ -113,7 +115,7 @@ class ClassificationTask(Task):
 
     def measured_on(self) -> str:
         """The validation pictures in words."""
-        return "drawn shapes" if self.options.sample else self.pictures.title
+        return "drawn shapes" if self.config.data.sample else self.pictures.title
 
     def count(self, target: torch.Tensor) -> float:
         """What the loss of a batch (N,) is to be divided by: its pictures."""

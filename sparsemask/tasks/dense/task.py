@@ -6,7 +6,6 @@ prediction, and how predictions are scored and shown.
 
 from __future__ import annotations
 
-import argparse
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from sparsemask import datasets
+from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import data
 from sparsemask.errors import UseError
@@ -57,13 +57,13 @@ class DenseTask(Task):
     views = ("flips", "scales")
     reads_indices: ClassVar[bool] = False
 
-    def __init__(self, options: argparse.Namespace):
-        ignored = getattr(options, "ignore_index", IGNORE)
+    def __init__(self, config: RunConfig):
+        ignored = config.data.ignore_index
         if ignored != IGNORE and not self.reads_indices:
             raise UseError(
                 f"--ignore_index {ignored}: is for --task segmentation; other tasks' labels have their own rules"
             )
-        super().__init__(options)
+        super().__init__(config)
         self._train = self._eval = None
 
     @staticmethod
@@ -102,19 +102,21 @@ class DenseTask(Task):
         return path
 
     def pairs(self, which: str) -> list[tuple[Path, Path]]:
-        """(picture, label) paths of the "training" or the "eval" set that the options name."""
-        o = self.options
-        root = self.sample_folder() if o.sample else o.data_root
+        """(picture, label) paths of the "training" or the "eval" set that the configuration names."""
+        config = self.config
+        root = self.sample_folder() if config.data.sample else config.data.data_root
         if root:
             return self.layout(Path(root), which)
-        if o.voc_root:
-            raise UseError(f"--voc_root has no labels for --task {o.task}: give --data_root, or folders and lists")
-        return datasets.pairs(o, which)
+        if config.data.voc_root:
+            raise UseError(
+                f"--voc_root has no labels for --task {config.data.task}: give --data_root, or folders and lists"
+            )
+        return datasets.pairs(config.data, which)
 
     def _dataset(self, which: str) -> SegmentationDataset:
-        o = self.options
-        more = {"scales": tuple(o.scales)} if o.scales else {}
-        return self.dataset(self.pairs(which), crop_size=o.crop_size, training=which == "training", **more)
+        config = self.config
+        more = {"scales": tuple(config.data.scales)} if config.data.scales else {}
+        return self.dataset(self.pairs(which), crop_size=config.data.crop_size, training=which == "training", **more)
 
     @property
     def train_data(self) -> SegmentationDataset:
@@ -132,8 +134,12 @@ class DenseTask(Task):
 
     def measured_on(self) -> str:
         """The validation pictures in words."""
-        o = self.options
-        named = "the sample set" if o.sample else o.data_root or o.voc_root or o.eval_list
+        config = self.config
+        named = (
+            "the sample set"
+            if config.data.sample
+            else config.data.data_root or config.data.voc_root or config.data.eval_list
+        )
         return f"validation pictures of {Path(str(named)).name}"
 
     def check(self) -> None:

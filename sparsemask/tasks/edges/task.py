@@ -33,8 +33,11 @@ class EdgesTask(MapTask):
 
     def layout(self, root: Path, which: str) -> list[Pair]:
         """The pairs of a split of BSDS500."""
-        o = self.options
-        return bsds_pairs(root, (o.training_list or "trainval") if which == "training" else (o.eval_list or "test"))
+        config = self.config
+        return bsds_pairs(
+            root,
+            (config.data.training_list or "trainval") if which == "training" else (config.data.eval_list or "test"),
+        )
 
     def dataset(self, pairs: list[Pair], **settings) -> EdgesDataset:
         """Pictures with their boundaries."""

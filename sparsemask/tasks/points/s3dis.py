@@ -31,21 +31,23 @@ class S3DISTask(PointsTask):
     @property
     def title(self) -> str:
         """The data in words."""
-        rooms = "generated rooms" if self.options.sample else "S3DIS"
-        return f"{rooms}, area {self.options.test_area}"
+        rooms = "generated rooms" if self.config.data.sample else "S3DIS"
+        return f"{rooms}, area {self.config.data.test_area}"
 
     def files(self, which: str) -> list[CloudFile]:
         """The rooms of the test area, or of all others."""
-        o = self.options
-        root = self.sample_folder() if o.sample else o.data_root
+        config = self.config
+        root = self.sample_folder() if config.data.sample else config.data.data_root
         if not root:
             raise UseError("--task s3dis: --data_root FOLDER is missing (sparsemask prepare-points s3dis makes it)")
-        return s3dis.list_clouds(root, "train" if which == "training" else "val", o.test_area, o.grid)
+        return s3dis.list_clouds(
+            root, "train" if which == "training" else "val", config.data.test_area, config.data.grid
+        )
 
     @property
     def weights(self) -> torch.Tensor:
         """As published, from all rooms' counts; of generated rooms from their own."""
-        if not self.options.sample:
+        if not self.config.data.sample:
             return torch.from_numpy(s3dis.WEIGHTS)
 
         def counted() -> torch.Tensor:
@@ -86,8 +88,7 @@ class SampleTask(S3DISTask):
         """The scores of the predictions of all areas as one table; how many rooms there are is not known."""
         return pooled_text(folders, list(cls.classes), {})
 
-    def __init__(self, options):
-        if options.data_root:
+    def __init__(self, config):
+        if config.data.data_root:
             raise UseError("--data_root: of which layout? give --task s3dis or --task semantickitti too")
-        options.sample = True
-        super().__init__(options)
+        super().__init__(config.replace(sample=True))

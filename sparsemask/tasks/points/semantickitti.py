@@ -31,18 +31,18 @@ class SemanticKITTITask(PointsTask):
     @property
     def title(self) -> str:
         """The data in words."""
-        return f"SemanticKITTI {' '.join(self.options.eval_scans or ['08'])}"
+        return f"SemanticKITTI {' '.join(self.config.data.eval_scans or ['08'])}"
 
     def files(self, which: str) -> list[CloudFile]:
         """The named sequences or scans, or the published part."""
-        o = self.options
-        if o.sample:
+        config = self.config
+        if config.data.sample:
             raise UseError("--task semantickitti: there are no drawn scans; --sample is for --task sample")
-        if not o.data_root:
+        if not config.data.data_root:
             making = "sparsemask prepare-points semantickitti makes it"
             raise UseError(f"--task semantickitti: --data_root FOLDER is missing ({making})")
-        part, only = ("train", o.train_scans) if which == "training" else ("val", o.eval_scans)
-        return kitti.list_clouds(o.data_root, part, only, o.grid)
+        part, only = ("train", config.data.train_scans) if which == "training" else ("val", config.data.eval_scans)
+        return kitti.list_clouds(config.data.data_root, part, only, config.data.grid)
 
     def _training(self, clouds: Clouds, settings: CropSettings, length: int) -> TrainingCrops:
         return RandomCrops(clouds, settings, length)

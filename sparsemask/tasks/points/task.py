@@ -8,7 +8,6 @@ that figures of several steps compare.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import distributed
 from sparsemask.engine.data import plainly
@@ -34,7 +34,7 @@ from sparsemask.tasks.points.data import (
     PossibilityCrops,
     TrainingCrops,
 )
-from sparsemask.tasks.points.options import add_options
+from sparsemask.tasks.points.options import PointsData
 from sparsemask.tasks.points.scores import PointScores, count_matches, score_text
 from sparsemask.tasks.points.voting import probabilities_of, vote
 from sparsemask.tasks.protocol import EvaluationContext, Task
@@ -70,7 +70,7 @@ class PointsTask(Task):
     score_flags += ("vote_smooth", "vote_until")
     items = "crops"
     smallest_share = 1  # a crop has enough points for batch norm
-    add_options = staticmethod(add_options)
+    section = PointsData
 
     d_in = 3
     title: str
@@ -82,21 +82,18 @@ class PointsTask(Task):
     no_data = "no clouds named (--task s3dis or semantickitti, --data_root FOLDER; sparsemask prepare-points makes it)"
     defaults: dict = {}
 
-    def __init__(self, options: argparse.Namespace):
-        if not hasattr(options, "n_points"):
-            raise UseError(f"--task {options.task} needs a network that takes points: --space smpointseg")
-        super().__init__(options)
+    def __init__(self, config: RunConfig):
+        if "n_points" not in config:
+            raise UseError(f"--task {config.data.task} needs a network that takes points: --space smpointseg")
+        super().__init__(self.resolved(config))
         self.n_output = len(self.classes)
-        self.settle(options)
         self._made: dict = {}
 
     @classmethod
-    def settle(cls, options: argparse.Namespace) -> None:
-        """Give every flag that is still None the task's own value."""
+    def resolved(cls, config: RunConfig) -> RunConfig:
+        """A configuration in which every flag that is still None has the task's own value."""
         own = {**cls.defaults, "d_in": cls.d_in, "n_class": len(cls.classes)}
-        for name, value in own.items():
-            if hasattr(options, name) and getattr(options, name) is None:
-                setattr(options, name, value)
+        return config.replace(**{n: value for n, value in own.items() if n in config and config[n] is None})
 
     @staticmethod
     def sample_folder() -> Path:
@@ -107,7 +104,7 @@ class PointsTask(Task):
 
     @abstractmethod
     def files(self, which: str) -> list[CloudFile]:
-        """The "training" or the "eval" clouds that the options name."""
+        """The "training" or the "eval" clouds that the configuration names."""
 
     @property
     @abstractmethod
@@ -117,9 +114,15 @@ class PointsTask(Task):
     @property
     def settings(self) -> CropSettings:
         """How crops are made."""
-        o = self.options
+        config = self.config
         return CropSettings(
-            o.n_points, o.n_neighbors, o.ratio, len(o.channels), self.d_in == 6, self.centred, self.tilt
+            config.data.n_points,
+            config.network.n_neighbors,
+            config.network.ratio,
+            len(config.network.channels),
+            self.d_in == 6,
+            self.centred,
+            self.tilt,
         )
 
     def _once(self, name: str, make):
@@ -133,12 +136,12 @@ class PointsTask(Task):
 
     @property
     def _batch(self) -> int:
-        return getattr(self.options, "batch_size", None) or 1
+        return self.config.get("batch_size") or 1
 
     @property
     def train_data(self) -> TrainingCrops:
         """Training crops; an epoch has --train_steps batches."""
-        length = self.options.train_steps * self._batch
+        length = self.config.data.train_steps * self._batch
         return self._once("train", lambda: self._training(self.clouds("training"), self.settings, length))
 
     def _training(self, clouds: Clouds, settings: CropSettings, length: int) -> TrainingCrops:
@@ -147,7 +150,7 @@ class PointsTask(Task):
     @property
     def eval_data(self) -> EvaluationCrops:
         """Validation crops."""
-        length = self.options.val_steps * self._batch
+        length = self.config.data.val_steps * self._batch
         return self._once("crops", lambda: EvaluationCrops(self.clouds("eval"), self.settings, length, self.noise))
 
     def check(self) -> None:
@@ -234,14 +237,14 @@ class PointsTask(Task):
         self, model: Callable, context: EvaluationContext, limit: int, on_prediction: Callable | None
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(1, truth, prediction) of each validation cloud; nothing to compare where a cloud has no labels."""
-        source, o = self.eval_data, self.options
-        _, mine = shared_indices(len(source.clouds), limit or o.vote_limit)
+        source, chosen = self.eval_data, self.config.data
+        _, mine = shared_indices(len(source.clouds), limit or chosen.vote_limit)
         if on_prediction is not None:
             for number in mine:  # before the work, not after it
                 self.check_original(source.clouds.files[number])
         for number, cloud, found in vote(
-            model, source, mine, context.arithmetic, self.n_output, o.vote_smooth, o.vote_until, context.batch_size,
-            context.n_worker,
+            model, source, mine, context.arithmetic, self.n_output, chosen.vote_smooth, chosen.vote_until,
+            context.batch_size, context.n_worker,
         ):  # fmt: skip
             if on_prediction is not None:
                 on_prediction(number, found)

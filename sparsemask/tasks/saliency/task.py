@@ -28,8 +28,8 @@ class SaliencyTask(MapTask):
 
     def layout(self, root: Path, which: str) -> list[Pair]:
         """The pairs below a folder in one of the layouts."""
-        o = self.options
-        return split(all_pairs(root), which, o.training_list, o.eval_list)
+        config = self.config
+        return split(all_pairs(root), which, config.data.training_list, config.data.eval_list)
 
     def dataset(self, pairs: list[Pair], **settings) -> SaliencyDataset:
         """Pictures with their masks."""

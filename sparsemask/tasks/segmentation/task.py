@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sparsemask import datasets
+from sparsemask.config import RunConfig
 from sparsemask.errors import UseError
 from sparsemask.tasks.dense.task import IGNORE, DenseTask, resize
 from sparsemask.tasks.segmentation.scores import ConfusionMeter, SegmentationScores, class_table
@@ -17,33 +17,33 @@ from VOC12.dataset import SegmentationDataset
 
 
 class SegmentationTask(DenseTask):
-    """Segmentation of the pictures that the options name."""
+    """Segmentation of the pictures that the configuration names."""
 
     primary = "miou"
     reads_indices = reads_voc = True
     sample_folder = staticmethod(datasets.sample_folder)
 
-    def __init__(self, options: argparse.Namespace):
-        super().__init__(options)
+    def __init__(self, config: RunConfig):
+        super().__init__(config)
         self.classes = self.class_names()
         self.n_class = self.n_output = len(self.classes)
 
     def class_names(self) -> list[str]:
         """The names of the classes, one an output channel."""
-        return datasets.class_names(self.options)
+        return datasets.class_names(self._config.data)
 
     def layout(self, root: Path, which: str) -> list[tuple[Path, Path]]:
         """Raise a UseError: there is no public layout of segmentation alone."""
         raise UseError("--data_root is for the layouts of other tasks; segmentation has --voc_root, or --im_path")
 
     def pairs(self, which: str) -> list[tuple[Path, Path]]:
-        """(picture, label) paths of the "training" or the "eval" set that the options name."""
-        root = self.options.data_root
-        return self.layout(Path(root), which) if root else datasets.pairs(self.options, which)
+        """(picture, label) paths of the "training" or the "eval" set that the configuration names."""
+        root = self.config.data.data_root
+        return self.layout(Path(root), which) if root else datasets.pairs(self.config.data, which)
 
     def dataset(self, pairs: list[tuple[Path, Path]], **settings) -> SegmentationDataset:
         """Pictures with their class indices."""
-        ignored = getattr(self.options, "ignore_index", IGNORE)
+        ignored = self.config.data.ignore_index
         return SegmentationDataset(pairs, self.n_class, self.classes, ignore_index=ignored, **settings)
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

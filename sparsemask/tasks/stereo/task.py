@@ -7,7 +7,6 @@ list of them, one for each head. Loss and training as in GwcNet (Guo et al., CVP
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from sparsemask import datasets
+from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import distributed
 from sparsemask.engine.data import Listed, make_loader, plainly
@@ -31,7 +31,7 @@ from sparsemask.tasks.evaluation import json_value, set_evaluation, shared_indic
 from sparsemask.tasks.notes import say_how_read
 from sparsemask.tasks.protocol import EvaluationContext, Task
 from sparsemask.tasks.stereo.data import Frames, Scenes, TrainingCrops, TrainingScenes, WholePairs, collate
-from sparsemask.tasks.stereo.options import add_options
+from sparsemask.tasks.stereo.options import StereoData
 from sparsemask.tasks.stereo.scores import DISPARITY, StereoMeter, StereoScores, valid
 
 WEIGHTS = (0.5, 0.5, 0.7, 1.0)  # of the heads; a network with fewer has the last ones
@@ -49,18 +49,18 @@ class StereoTask(Task):
     sample_words = "generated scenes"
     no_data = "no pairs named (--data_root FOLDER, or --training_list and --eval_list FILE)"
     items = "pairs"
-    add_options = staticmethod(add_options)
+    section = StereoData
 
-    def __init__(self, options: argparse.Namespace):
-        if not hasattr(options, "maxdisp"):
-            raise UseError(f"--task {options.task} needs a network that takes pairs: --space smstereo")
-        if options.maxdisp % MULTIPLE:
-            raise UseError(f"--maxdisp {options.maxdisp}: must be a multiple of {MULTIPLE}")
+    def __init__(self, config: RunConfig):
+        if "maxdisp" not in config:
+            raise UseError(f"--task {config.data.task} needs a network that takes pairs: --space smstereo")
+        if config.network.maxdisp % MULTIPLE:
+            raise UseError(f"--maxdisp {config.network.maxdisp}: must be a multiple of {MULTIPLE}")
         for name in ("crop_height", "crop_width"):
-            side = getattr(options, name)
+            side = config[name]
             if side % MULTIPLE or side < LEAST:
                 raise UseError(f"--{name} {side}: must be a multiple of {MULTIPLE}, {LEAST} at least")
-        super().__init__(options)
+        super().__init__(config)
         self._made: dict = {}
 
     @staticmethod
@@ -75,36 +75,38 @@ class StereoTask(Task):
 
     def _drawn(self, which: str) -> bool:
         """Whether the "training" or the "eval" pairs are generated scenes: a list wins over --sample."""
-        return bool(self.options.sample and not getattr(self.options, f"{which}_list"))
+        return bool(self.config.data.sample and not self.config[f"{which}_list"])
 
     @property
     def _size(self) -> tuple[int, int]:
-        return self.options.crop_height, self.options.crop_width
+        return self.config.data.crop_height, self.config.data.crop_width
 
     def files(self, which: str) -> tuple[str, list[PairFiles]]:
-        """(name of the set, files) of the "training" or the "eval" pairs that the options name."""
-        o = self.options
-        listed = getattr(o, f"{which}_list")
+        """(name of the set, files) of the "training" or the "eval" pairs that the configuration names."""
+        config = self.config
+        listed = config[f"{which}_list"]
         if listed:
-            return Path(listed).stem, layouts.read_list(listed, o.data_root)
-        if not o.data_root:
+            return Path(listed).stem, layouts.read_list(listed, config.data.data_root)
+        if not config.data.data_root:
             raise UseError(f"no {which} pairs: give --{which}_list or --data_root, or --sample")
-        _, found = self._once("root", lambda: layouts.find_pairs(o.data_root))
-        return Path(o.data_root).resolve().name, layouts.split(found, which)
+        _, found = self._once("root", lambda: layouts.find_pairs(config.data.data_root))
+        return Path(config.data.data_root).resolve().name, layouts.split(found, which)
 
     @property
     def train_data(self) -> TrainingCrops | TrainingScenes:
         """Training crops, or scenes that are new at every draw."""
-        o = self.options
+        config = self.config
         if self._drawn("training"):
-            return self._once("train", lambda: TrainingScenes(_EPOCH, self._size, _RANGE * o.maxdisp))
-        return self._once("train", lambda: TrainingCrops(Frames(self.files("training")[1]), self._size, o.maxdisp))
+            return self._once("train", lambda: TrainingScenes(_EPOCH, self._size, _RANGE * config.network.maxdisp))
+        return self._once(
+            "train", lambda: TrainingCrops(Frames(self.files("training")[1]), self._size, config.network.maxdisp)
+        )
 
     @property
     def eval_data(self) -> WholePairs:
         """Validation pairs, whole."""
         if self._drawn("eval"):
-            most = _RANGE * self.options.maxdisp
+            most = _RANGE * self.config.network.maxdisp
             return self._once("eval", lambda: WholePairs(Scenes(_VALIDATION, self._size, most)))
         return self._once("eval", lambda: WholePairs(Frames(self.files("eval")[1])))
 
@@ -128,7 +130,7 @@ class StereoTask(Task):
 
     def count(self, target: torch.Tensor) -> float:
         """What the loss of a batch with truth (B, H, W) is to be divided by: its pixels that count."""
-        return int(valid(target, self.options.maxdisp).sum())
+        return int(valid(target, self.config.network.maxdisp).sum())
 
     def loss(self, output: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
         """Sum of the smooth L1 of every head's disparities, weighted by WEIGHTS, where 0 < target < maxdisp.
@@ -136,7 +138,7 @@ class StereoTask(Task):
         output: (B, H, W), or one for each head; target: (B, H, W), all in pixels.
         """
         heads = [output] if isinstance(output, torch.Tensor) else list(output)
-        counted = valid(target, self.options.maxdisp)
+        counted = valid(target, self.config.network.maxdisp)
         kind = torch.float64 if heads[0].dtype == torch.float64 else torch.float32
         truth = target[counted].to(kind)
         weights = WEIGHTS[len(WEIGHTS) - len(heads) :]
@@ -171,7 +173,7 @@ class StereoTask(Task):
         count, indices = shared_indices(len(source), limit)
         workers = context.n_worker if len(indices) > 1 else 0
         loader = make_loader(Listed(source, indices), workers, collate_fn=collate)
-        meter = StereoMeter([source.name(i) for i in range(count)], self.options.maxdisp)
+        meter = StereoMeter([source.name(i) for i in range(count)], self.config.network.maxdisp)
         set_evaluation(model)
         for index, (pair, truth) in zip(indices, plainly(loader), strict=True):
             disparity = self.predict(model, pair, truth.shape[-2:], context.arithmetic)[0]

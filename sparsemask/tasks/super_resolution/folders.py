@@ -11,15 +11,17 @@ benchmark/ or beside it. A folder without pictures for a scale gets them made li
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sparsemask.errors import UseError
 from VOC12.images import SUFFIXES, is_picture
+
+if TYPE_CHECKING:
+    from sparsemask.tasks.super_resolution.options import SuperResolutionData
 
 DIV2K = "DIV2K"
 _FORMS = (("HR", "LR_bicubic"), ("DIV2K_train_HR", "DIV2K_train_LR_bicubic"))
@@ -49,29 +51,28 @@ class Source(NamedTuple):
     benchmark: bool = True
 
 
-def find_source(options: argparse.Namespace, which: str) -> Source:
-    """The "training" or the "eval" pictures that the options name.
+def find_source(chosen: SuperResolutionData, which: str) -> Source:
+    """The "training" or the "eval" pictures that flags name.
 
     Without --data_test every tenth picture of --hr_path is for validation, and of DIV2K the second --data_range.
     """
-    o = options
-    if which == "eval" and o.data_test:
-        if o.data_test.lower() == DIV2K.lower():
-            return div2k(o.dir_data, o.scale, o.data_range, which)
-        folder = find_folder(o.data_test, o.dir_data, "--data_test")
-        return Source(folder.name, read_folder(folder, o.scale))
-    if o.sample:
+    if which == "eval" and chosen.data_test:
+        if chosen.data_test.lower() == DIV2K.lower():
+            return div2k(chosen.dir_data, chosen.scale, chosen.data_range, which)
+        folder = find_folder(chosen.data_test, chosen.dir_data, "--data_test")
+        return Source(folder.name, read_folder(folder, chosen.scale))
+    if chosen.sample:
         return Source("sample", sample_pairs(which))
-    if o.hr_path:
-        folder = find_folder(o.hr_path, o.dir_data, "--hr_path")
-        pairs = read_folder(folder, o.scale)
-        held = set() if o.data_test else set(pairs[9::10] or pairs[-1:])
+    if chosen.hr_path:
+        folder = find_folder(chosen.hr_path, chosen.dir_data, "--hr_path")
+        pairs = read_folder(folder, chosen.scale)
+        held = set() if chosen.data_test else set(pairs[9::10] or pairs[-1:])
         chosen = [pair for pair in pairs if (pair in held) == (which == "eval")]
         if not chosen:
             raise UseError(f"{folder}: its one picture is needed for validation: add pictures, or give --data_test")
         return Source(folder.name, chosen)
-    if o.dir_data:
-        return div2k(o.dir_data, o.scale, o.data_range, which)
+    if chosen.dir_data:
+        return div2k(chosen.dir_data, chosen.scale, chosen.data_range, which)
     flags = "--hr_path or --dir_data FOLDER" if which == "training" else "--data_test NAME or FOLDER"
     raise UseError(f"no {which} pictures: give {flags}, or --sample")
 

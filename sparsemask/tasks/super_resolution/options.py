@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
+from dataclasses import dataclass
 
+from sparsemask.config import flag
 from sparsemask.errors import UseError
 from sparsemask.options import positive
+from sparsemask.tasks.protocol import DataSection
 from sparsemask.tasks.super_resolution.folders import DIV2K, find_folder
 from sparsemask.tasks.super_resolution.store import KINDS
 
@@ -17,40 +19,35 @@ LOSSES = {
 }
 
 
-def add_options(group) -> None:
-    """The flags that say which pictures, and how they are cut and scored."""
-    group.add_argument("--scale", type=positive, default=2, help="high over low resolution (default: 2)")
-    group.add_argument("--dir_data", default=None, help="folder with DIV2K/ and benchmark/ in it")
-    group.add_argument("--hr_path", default=None, help="pictures to train on: a folder of high-resolution ones")
-    group.add_argument(
-        "--data_test",
-        default=None,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuperResolutionData(DataSection):
+    """Which pictures, and how they are cut and scored."""
+
+    scale: int = flag(2, positive, help="high over low resolution (default: 2)")
+    dir_data: str | None = flag(help="folder with DIV2K/ and benchmark/ in it")
+    hr_path: str | None = flag(help="pictures to train on: a folder of high-resolution ones")
+    data_test: str | None = flag(
         help="pictures to validate on: DIV2K, a folder, or a name below --dir_data or $SPARSEMASK_DATA such as Set5 "
-        "(default: every tenth of --hr_path, or DIV2K's part)",
+        "(default: every tenth of --hr_path, or DIV2K's part)"
     )
-    group.add_argument(
-        "--data_range",
-        default="1-800/801-810",
+    data_range: str = flag(
+        "1-800/801-810",
         help="pictures of DIV2K to train on and to validate, ends included (default: 1-800/801-810)",
     )
-    group.add_argument("--patch_size", type=positive, default=96, help="low-resolution pixels (default: 96)")
-    group.add_argument("--test_every", type=positive, default=1000, help="batches an epoch, about (default: 1000)")
-    group.add_argument("--loss", default="1*L1", help=f"weight*name of {', '.join(LOSSES)}, with + (default: 1*L1)")
-    group.add_argument("--rgb_range", type=positive, default=255, help="greatest value; only 255 is handled")
-    group.add_argument(
-        "--ext",
+    patch_size: int = flag(96, positive, help="low-resolution pixels (default: 96)")
+    test_every: int = flag(1000, positive, help="batches an epoch, about (default: 1000)")
+    loss: str = flag("1*L1", help=f"weight*name of {', '.join(LOSSES)}, with + (default: 1*L1)")
+    rgb_range: int = flag(255, positive, help="greatest value; only 255 is handled")
+    ext: str = flag(
+        "auto",
         choices=KINDS,
-        default="auto",
         help="decode pictures each time (img), once onto the disk (sep), or into memory if they fit (default: auto)",
     )
-    group.add_argument(
-        "--crop_even", action="store_true", help="score with odd low-resolution sides cropped, as published"
-    )
-    group.add_argument(
-        "--ssim_divisor",
-        type=int,
+    crop_even: bool = flag(False, help="score with odd low-resolution sides cropped, as published")
+    ssim_divisor: int = flag(
+        255,
+        int,
         choices=(255, 256),
-        default=255,
         help="of SSIM's luma weights: 255 as published, 256 consistent with PSNR (default: 255)",
     )
 
@@ -67,10 +64,12 @@ def parse_loss(text: str) -> list[tuple[float, str]]:
     return terms
 
 
-def settle_folders(options: argparse.Namespace) -> None:
-    """Replace names and relative paths by whole paths, so that a run finds its pictures again from anywhere."""
+def whole_paths(data: SuperResolutionData) -> dict[str, str]:
+    """Whole paths in place of names and relative ones, so that a run finds its pictures again from anywhere."""
+    found = {}
     for name in ("dir_data", "hr_path", "data_test"):
-        value = getattr(options, name)
+        value = getattr(data, name)
         if value and not (name == "data_test" and value.lower() == DIV2K.lower()):
             with contextlib.suppress(UseError):  # what is absent is only missed when it is needed
-                setattr(options, name, str(find_folder(value, options.dir_data, f"--{name}").resolve()))
+                found[name] = str(find_folder(value, data.dir_data, f"--{name}").resolve())
+    return found

@@ -8,7 +8,6 @@ pictures (Lim et al., "Enhanced deep residual networks for single image super-re
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import data, distributed
 from sparsemask.errors import UseError, say
@@ -28,7 +28,7 @@ from sparsemask.tasks.protocol import EvaluationContext, Task
 from sparsemask.tasks.super_resolution import folders
 from sparsemask.tasks.super_resolution.data import SuperResolutionDataset, repeats
 from sparsemask.tasks.super_resolution.image_metrics import quantise
-from sparsemask.tasks.super_resolution.options import LOSSES, add_options, parse_loss, settle_folders
+from sparsemask.tasks.super_resolution.options import LOSSES, SuperResolutionData, parse_loss, whole_paths
 from sparsemask.tasks.super_resolution.scores import Protocol, SuperResolutionMeter, SuperResolutionScores, enlarged
 
 
@@ -40,23 +40,22 @@ class SuperResolutionTask(Task):
     data_flags = ("hr_path", "dir_data", "data_test")
     score_flags = ("scale", "data_range", "ssim_divisor", "crop_even")
     sample_words = "the embedded pictures"
-    add_options = staticmethod(add_options)
+    section = SuperResolutionData
 
-    def __init__(self, options: argparse.Namespace):
-        if getattr(options, "scale", None) is None:
+    def __init__(self, config: RunConfig):
+        if config.get("scale") is None:
             raise UseError("--task super_resolution needs a network that enlarges pictures: --space smsr")
         for name in ("data_root", "voc_root", "im_path", "gt_path"):
-            if getattr(options, name, None):
+            if config.get(name):
                 raise UseError(
                     f"--{name} is for other tasks; super_resolution has --hr_path, --dir_data and --data_test"
                 )
-        if options.rgb_range != 255:
-            raise UseError(f"--rgb_range {options.rgb_range}: pictures have values of 0 to 255 here, and no others")
-        super().__init__(options)
-        self._terms = parse_loss(options.loss)
+        if config.data.rgb_range != 255:
+            raise UseError(f"--rgb_range {config.data.rgb_range}: pictures have values of 0 to 255 here, and no others")
+        super().__init__(config.replace(**whole_paths(config.data)))
+        self._terms = parse_loss(config.data.loss)
         self._train = self._eval = None
         self._sources: dict[str, folders.Source] = {}
-        settle_folders(options)
 
     @staticmethod
     def sample_folder() -> Path:
@@ -64,18 +63,20 @@ class SuperResolutionTask(Task):
         return folders.sample_folder()
 
     def source(self, which: str) -> folders.Source:
-        """The "training" or the "eval" pictures that the options name."""
+        """The "training" or the "eval" pictures that the configuration names."""
         if which not in self._sources:
-            self._sources[which] = folders.find_source(self.options, which)
+            self._sources[which] = folders.find_source(self.config.data, which)
         return self._sources[which]
 
     @property
     def train_data(self) -> SuperResolutionDataset:
         """Training patches."""
         if self._train is None:
-            o = self.options
-            made = SuperResolutionDataset(self.source("training").pairs, o.scale, o.patch_size, kind=o.ext)
-            made.repeat = repeats(len(made.store), getattr(o, "batch_size", None) or 16, o.test_every)
+            config = self.config
+            made = SuperResolutionDataset(
+                self.source("training").pairs, config.data.scale, config.data.patch_size, kind=config.data.ext
+            )
+            made.repeat = repeats(len(made.store), config.get("batch_size") or 16, config.data.test_every)
             made.store.fill()
             self._train = made
         return self._train
@@ -84,8 +85,14 @@ class SuperResolutionTask(Task):
     def eval_data(self) -> SuperResolutionDataset:
         """Validation pictures, whole."""
         if self._eval is None:
-            o = self.options
-            made = SuperResolutionDataset(self.source("eval").pairs, o.scale, None, crop_even=o.crop_even, kind=o.ext)
+            config = self.config
+            made = SuperResolutionDataset(
+                self.source("eval").pairs,
+                config.data.scale,
+                None,
+                crop_even=config.data.crop_even,
+                kind=config.data.ext,
+            )
             made.store.fill()
             self._eval = made
         return self._eval
@@ -93,8 +100,10 @@ class SuperResolutionTask(Task):
     @property
     def protocol(self) -> Protocol:
         """How the validation pictures are scored."""
-        o = self.options
-        return Protocol(o.scale, self.source("eval").benchmark, o.ssim_divisor, o.crop_even)
+        config = self.config
+        return Protocol(
+            config.data.scale, self.source("eval").benchmark, config.data.ssim_divisor, config.data.crop_even
+        )
 
     def check(self) -> None:
         """Read all headers and, where they fit into memory, all pictures; UseError for what is absent or broken.
@@ -109,8 +118,8 @@ class SuperResolutionTask(Task):
                 whole = data_set.left_out + len(data_set.store)
                 said.append(f"{data_set.left_out} of {whole} are smaller than --patch_size and left out")
             if any(pair.lr is None and pair.hr.parent.name.endswith("HR") for pair in data_set.pairs):
-                said.append(f"no LR_bicubic/X{self.options.scale} beside them: made by bicubic")
-            if data_set.store.kind == "img" and self.options.ext == "auto" and which == "training":
+                said.append(f"no LR_bicubic/X{self.config.data.scale} beside them: made by bicubic")
+            if data_set.store.kind == "img" and self.config.data.ext == "auto" and which == "training":
                 size = data_set.store.bytes / 1e9
                 said.append(f"{size:.1f} GB, decoded for every patch; --ext sep keeps them decoded on the disk")
             if said and distributed.rank() == 0:
@@ -129,7 +138,7 @@ class SuperResolutionTask(Task):
         if output.shape != target.shape:
             raise UseError(
                 f"the network makes {tuple(output.shape)} where the pictures are {tuple(target.shape)}: "
-                f"is --scale {self.options.scale} its scale?"
+                f"is --scale {self.config.data.scale} its scale?"
             )
         kind = torch.float64 if output.dtype == torch.float64 else torch.float32
         output, target = output.to(kind), target.to(kind)
