@@ -1,13 +1,15 @@
 # make demo   everything from nothing: environment, sample set, search, prune, retrain, a table and pictures
-# make test   lint, format and all tests
+# make test   lint, format and the tests but for the slow ones, in a few minutes
+# make test-all  lint, format and all tests
 # make mutants  mutation testing of the core modules, an hour at most (docs/mutants.md); MUTANTS="--help" for more
 PYTHON ?= python3
 VENV ?= .venv
 # Test processes side by side.
 JOBS ?= 2
 STAMP := $(VENV)/.installed
+PYTEST := $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test mutants lint format clean
+.PHONY: demo test test-all mutants lint format clean
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsemask needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -27,7 +29,10 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 
 test: lint
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: lint
+	$(PYTEST) $(PYTEST_ARGS)
 
 $(VENV)/.mutants: $(STAMP)
 	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
