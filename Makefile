@@ -1,5 +1,6 @@
 # make demo   everything from nothing: environment, sample set, search, prune, retrain, a table and pictures
-# make test   lint, format, types of the public modules, and all tests
+# make test   lint, format, types of the public modules, and the tests but for the slow ones, in a few minutes
+# make test-all  the same with all tests
 # make mutants  mutation testing of the core modules, an hour at most (docs/mutants.md); MUTANTS="--help" for more
 # make docs   the documentation site, in build/site; warnings are errors
 PYTHON ?= python3
@@ -7,8 +8,9 @@ VENV ?= .venv
 # Test processes side by side.
 JOBS ?= 2
 STAMP := $(VENV)/.installed
+PYTEST := $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test docs mutants lint package types format clean
+.PHONY: demo test test-all docs mutants lint package types format clean
 
 $(STAMP): setup.cfg setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsemask needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -38,7 +40,10 @@ types: $(STAMP) package
 	$(VENV)/bin/mypy
 
 test: lint
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: lint
+	$(PYTEST) $(PYTEST_ARGS)
 
 $(VENV)/.mutants: $(STAMP)
 	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'

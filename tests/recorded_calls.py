@@ -33,7 +33,7 @@ _STRUCTS = {
     "sm_inverted": inverted_residual._Inverted,
     "sm_locate": predict_mask._Locate,
 }
-_SILENT = ("sm_width", "sm_advise", "sm_keep_memory", "sm_version")  # they compute nothing
+SILENT = ("sm_width", "sm_advise", "sm_keep_memory", "sm_version")  # they compute nothing
 
 
 @dataclass
@@ -155,7 +155,7 @@ class _Function:
         setattr(self.function, name, value)
 
     def __call__(self, *given):
-        if self.name in _SILENT:
+        if self.name in SILENT:
             return self.function(*given)
         call = _Call(self.name, self.older)
         for value, form in zip(given, self.function.argtypes, strict=True):

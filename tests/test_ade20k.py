@@ -127,6 +127,7 @@ def test_bad_data(ade, tmp_path, monkeypatch, capfd, spoil, words):
     assert not (tmp_path / "runs" / "x").exists()
 
 
+@pytest.mark.slow
 def test_verbs(ade, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     argv = ["--task", "ade20k", "--data_root", str(ade), *SMALL, "--max_iter", "3", "--mask_path", "unet"]

@@ -10,11 +10,14 @@ import pytest
 import torch
 import yaml
 
+import prune.prune
+import retrain.eval
+import retrain.train
 from filling import fill
 from spaces.connectivity import FullyDenseNetwork, PrunedNetwork, load_network, named_mask
 from sparsemask.masks import load_mask
 from sparsemask.weights import load_weights
-from tiny import MASKS, SMALL, data_flags, make_data, verb
+from tiny import MASKS, SMALL, borrow_kernels, data_flags, fails, make_data, verb
 
 FLAGS = [*SMALL, "--eval_interval", "4", "--max_iter", "4"]
 
@@ -24,6 +27,15 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("chain")
     make_data(folder / "data")
     return folder
+
+
+@pytest.fixture
+def here(place, monkeypatch, no_images) -> Path:
+    """It as working directory of this process, whose runs draw nothing."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(place / "home")))
+    monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
+    return place
 
 
 def run(script: str, argv: list[str], place: Path) -> str:
@@ -82,30 +94,29 @@ def public_file(network: torch.nn.Module, path: Path) -> None:
     torch.save({"iter": 33100, "state_dict": state, "optimizer": {}}, path)
 
 
-def test_public_search_checkpoint_is_pruned(place):
-    public_file(FullyDenseNetwork(), place / "public.pth.tar")
-    said = run("prune/prune.py", ["--checkpoint", "public.pth.tar", "--out", "public.npy", "--thres", "0.5"], place)
-    assert "of 90 connections above the threshold 0.5" in said
-    assert json.loads((place / "public.json").read_text())["step"] == 33100
+def test_public_search_checkpoint_is_pruned(here, capfd):
+    public_file(FullyDenseNetwork(), here / "public.pth.tar")
+    assert prune.prune.main(["--checkpoint", "public.pth.tar", "--out", "public.npy", "--thres", "0.5"]) == 0
+    assert "of 90 connections above the threshold 0.5" in capfd.readouterr().out
+    assert json.loads((here / "public.json").read_text())["step"] == 33100
 
 
-def test_public_network_checkpoint_is_evaluated(place):
-    public_file(PrunedNetwork(named_mask("sparsemask-voc", 9)), place / "network.pth.tar")
+def test_public_network_checkpoint_is_evaluated(here, capfd):
+    public_file(PrunedNetwork(named_mask("sparsemask-voc", 9)), here / "network.pth.tar")
     data = data_flags(Path("data"), n_class=21)
     argv = ["--pretrained_model", "network.pth.tar", "--mask_path", "sparsemask-voc", *data, "--crop_size", "65"]
-    said = run("retrain/eval.py", [*argv, "--flips", "--eval_scales", "0.75", "1", "--n_worker", "0"], place)
+    assert retrain.eval.main([*argv, "--flips", "--eval_scales", "0.75", "1", "--n_worker", "0"]) == 0
+    said = capfd.readouterr().out
     assert "mIoU 0." in said
     assert "(3 pictures)" in said
     assert "absent from these pictures" in said
-    done = verb("retrain/eval.py", [*argv, "--n_class", "20"], place)
-    assert done.returncode == 2
-    assert "classes: the file has 21, the network 20" in done.stderr
+    fails(capfd, retrain.eval.main, [*argv, "--n_class", "20"], ["classes: the file has 21, the network 20"])
 
 
-def test_named_masks_and_the_baseline_train(place):
+def test_named_masks_and_the_baseline_train(here):
     data = data_flags(Path("data"))
     for name in ("fcn", "random-12"):
-        run("retrain/train.py", ["--mask_path", name, "--name", name, *data, *FLAGS], place)
-        info = json.loads((place / "runs" / name / "run.json").read_text())
+        assert retrain.train.main(["--mask_path", name, "--name", name, *data, *FLAGS]) == 0
+        info = json.loads((here / "runs" / name / "run.json").read_text())
         assert info["connections"] == (None if name == "fcn" else 12)
-    assert np.array_equal(load_mask(place / "runs/random-12/mask.npy"), named_mask("random-12", 9, 0))
+    assert np.array_equal(load_mask(here / "runs/random-12/mask.npy"), named_mask("random-12", 9, 0))

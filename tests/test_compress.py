@@ -16,11 +16,8 @@ import pytest
 import torch
 import yaml
 
-import prune.connectivity
 import pyramid  # noqa: F401  (trusts its own name)
-import retrain.connectivity
 import spaces
-import sparsemask.report
 from sparsemask.cli import compress
 from sparsemask.cli.compress_plan import Work
 from sparsemask.cli.compress_recipe import packaged, read
@@ -28,6 +25,7 @@ from sparsemask.engine.loop import Fit
 from sparsemask.sparse import backend
 from sparsemask.weights import load_weights
 from tiny import ROOT, borrow_kernels, fails, make_data
+from without_images import without_images
 
 DATA = {"im_path": "data/img", "gt_path": "data/gt", "training_list": "data/train.txt", "eval_list": "data/val.txt"}
 SMALL = {
@@ -76,11 +74,8 @@ def one_thread():
 
 @pytest.fixture(scope="module", autouse=True)
 def plainly():
-    """Without the verbs' pages and largest pictures, which take most of the time of networks so small."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparsemask.report, "write_report", lambda run: run.folder / "report.html")
-        for module in (prune.connectivity, retrain.connectivity):
-            patch.setattr(module, "draw_architecture", lambda *_, **__: None)
+    """Without the verbs' pages and images."""
+    with without_images():
         yield
 
 

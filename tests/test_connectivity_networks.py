@@ -96,6 +96,12 @@ def check_same(net, ours, theirs, other, training):
     assert all(int(c) == int(training) for c in counters)
 
 
+def noisy_weights(net: FullyDenseNetwork, noise: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The connection weights of a forward pass with this noise, as published: none in evaluation."""
+    std = net.noise_std if net.training else 0
+    return [(w + std * n.to(w)).clamp(0, 2) for w, n in zip(net.raw_weights(), noise, strict=True)]
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("size", [(33, 41), (32, 16), (19, 50)])
@@ -107,10 +113,9 @@ def test_supernet_equals_its_literal_form(size, training, momentum):
     other = copy.deepcopy(net)
     x = torch.randn(3, 3, *size, dtype=torch.float64)
     net.train(training), other.train(training)
-    net.sample_noise(torch.Generator().manual_seed(5))
-    other.set_noise(net._noise)
+    noise = net.sample_noise(torch.Generator().manual_seed(5))
     ours = net(x)
-    theirs = literal.supernet(other, x, other._sample_weights())
+    theirs = literal.supernet(other, x, noisy_weights(other, noise))
     check_same(net, ours, theirs, other, training)
 
 
@@ -130,10 +135,9 @@ def test_a_search_network_of_the_dense_mask_and_of_float32_agrees_too():
     net = FullyDenseNetwork(depth=16, num_classes=4).train()
     other = copy.deepcopy(net)
     noise = net.sample_noise(torch.Generator().manual_seed(0))
-    other.set_noise(noise)
     x = torch.randn(2, 3, 97, 65)
     with torch.no_grad():
-        ours, theirs = net(x), literal.supernet(other, x, other._sample_weights())
+        ours, theirs = net(x), literal.supernet(other, x, noisy_weights(other, noise))
     # Covariances in float32 are good to a few parts in a hundred thousand.
     assert (ours - theirs).abs().max() < 2e-4 * theirs.abs().max()
 
@@ -183,8 +187,12 @@ def test_noise_is_drawn_once_a_step_and_never_outside_training():
     net(x)
     for w, raw in zip(net.connection_weights(), net.raw_weights(), strict=True):
         assert torch.equal(w, raw)
-    net.set_noise(None)
-    assert net._noise is None
+    net.set_noise(None)  # every pass draws its own again
+    net.train()
+    net(x)
+    free = [w.clone() for w in net.connection_weights()]
+    net(x)
+    assert any((a != b).any() for a, b in zip(free, net.connection_weights(), strict=True))
 
 
 def test_connection_weights_are_clamped_and_learn():

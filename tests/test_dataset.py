@@ -258,6 +258,7 @@ def test_errors_cross_worker_processes(folder):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_real_pictures_equal_the_plain_way(shared_data):
     data = SegmentationDataset(devkit_pairs(shared_data / "voc_sample", "train_aug"), crop_size=513)
     rng = np.random.default_rng(3)

@@ -204,6 +204,7 @@ print(next(line for line in Path("/proc/self/status").read_text().splitlines() i
 
 # What budgets are reckoned by is not less than what a process really holds.
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process held")
+@pytest.mark.slow
 def test_no_more_memory_than_reckoned():
     size = (128, 384, 96)
     done = subprocess.run([sys.executable, "-c", _PEAK, *map(str, size)], capture_output=True, text=True, check=True)

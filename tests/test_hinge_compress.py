@@ -32,12 +32,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 EIGHT = [
     *(("resnet20", v) for v in ("svd", "columns", "graph")),
     ("resnet56", "svd"),
-    ("resnet164", "svd"),
+    pytest.param("resnet164", "svd", marks=pytest.mark.slow),
     *(("resnext20", v) for v in ("svd", "graph")),
-    ("resnext164", "svd"),
+    pytest.param("resnext164", "svd", marks=pytest.mark.slow),
     *(("vgg16", v) for v in ("svd", "graph")),
     *(("densenet40", v) for v in ("svd", "columns", "graph")),
-    ("wrn16_10", "columns"),
+    pytest.param("wrn16_10", "columns", marks=pytest.mark.slow),
 ]
 
 

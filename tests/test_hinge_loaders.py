@@ -133,7 +133,10 @@ def test_the_other_layout_of_residual_networks(shortcut):
 
 
 # Published top-1 in percent of the files that the shared data has; a picture set of 512 is right within four points.
-@pytest.mark.parametrize(("file", "published"), [("resnet20-12fca82f.th", 91.7), ("resnet56-4bfd9763.th", 93.4)])
+@pytest.mark.parametrize(
+    ("file", "published"),
+    [("resnet20-12fca82f.th", 91.7), pytest.param("resnet56-4bfd9763.th", 93.4, marks=pytest.mark.slow)],
+)
 def test_public_weights_are_as_good_as_published(shared_data, file, published):
     network = loaders.load(shared_data / "weights" / file)
     assert network.shortcut == "strided"

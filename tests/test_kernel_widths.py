@@ -33,7 +33,11 @@ def test_every_width_is_among_the_forms():
 
 
 @pytest.mark.parametrize("sweep", kernel_sweeps.SWEEPS)
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+@pytest.mark.parametrize(
+    "form",
+    [*FORMS[: len(build.WIDTHS)], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[len(build.WIDTHS) :])],
+    ids=lambda form: form.name,
+)
 def test_every_width_computes_every_shape(form, sweep):
     with library.using(form):
         assert library.width() == form.width
@@ -95,6 +99,7 @@ def test_the_environment_chooses_the_width_and_it_is_said(home, width):
     assert f"sparse kernels: vectors of {width} floats, compiled for" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_width_for_another_instruction_set(home):
     done = program(WIDTH, home, SPARSEMASK_VECTOR_WIDTH="16/plain")
     assert done.stdout.split() == ["16", "plain-16"], done.stderr
@@ -146,6 +151,7 @@ def test_sanitizers_find_nothing_in_the_sweeps(form, sanitizers):
     assert done.returncode == 0 and done.stdout.startswith("0 "), done.stdout + done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_sanitizers_see_what_reads_past_the_end(sanitizers):
     # The watch itself: a product told of one column more than its buffers have.
     text = """
@@ -186,6 +192,8 @@ FAULTS = {
     "lists": ("kernels.cpp", "if (eight == 0 || eight == 0x0101010101010101u)", "if (eight == 0 || (eight & 1))"),
 }  # fmt: skip
 
+FEW = ("two panels", "points", "mask branch")  # one of a file's kernels each; every fault is in the whole set
+
 
 @pytest.fixture
 def broken(monkeypatch, tmp_path):
@@ -206,7 +214,9 @@ def broken(monkeypatch, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [fault if fault in FEW else pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS]
+)
 def test_the_check_catches_a_kernel_that_is_broken(broken, fault):
     with library.using(broken(fault)):
         wrong = selfcheck.trust()

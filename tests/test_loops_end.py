@@ -32,6 +32,7 @@ from sparsemask.stereo.scenes import write_scenes
 from sparsemask.tasks.points import data as points_data
 from spoilt import truncate
 from tiny import ROOT, SMALL, borrow_kernels, data_flags, environment, fails, interruptible, make_data
+from without_images import without_images
 
 LIMIT = 180  # seconds that nothing here takes, on any machine
 FEW = ["--n_worker", "2", "--eval_interval", "2", "--checkpoint_interval", "2", "--log_interval", "1", "--lr", "0.01"]
@@ -62,7 +63,7 @@ def made(tmp_path_factory) -> Path:
     for part in ("train", "val"):
         for name, side in (("cats", 20), ("dogs", 24)):  # of one size they would be held in memory, without workers
             write_classes(folder / "classes" / part, {name: 4}, (side, 30))
-    with pytest.MonkeyPatch.context() as patch, backend("reference"):
+    with pytest.MonkeyPatch.context() as patch, backend("reference"), without_images():
         patch.chdir(folder)
         patch.setenv("SPARSEMASK_HOME", str(borrow_kernels(folder / "home")))
         patch.delenv("SPARSEMASK_WEIGHTS", raising=False)
@@ -261,6 +262,7 @@ def gone(pids: set[int]) -> None:
     assert alive(pids) == set()
 
 
+SLOW = pytest.mark.slow  # the same by another signal or in another command
 ENDLESS = [*PICTURES, "--max_iter", "100000", "--eval_interval", "100000"]
 
 
@@ -268,8 +270,10 @@ ENDLESS = [*PICTURES, "--max_iter", "100000", "--eval_interval", "100000"]
     ("script", "argv", "picture"),
     [
         ("search/run.py", ["--search", *PICTURES, "--max_iter", "9", "--name", "new"], "002"),
-        ("search/run.py", ["--search", *PICTURES, "--max_iter", "9", "--name", "new"], "007"),
-        ("retrain/eval.py", ["--run", "runs/r", *data_flags(Path("pictures")), "--n_worker", "1"], "007"),
+        pytest.param("search/run.py", ["--search", *PICTURES, "--max_iter", "9", "--name", "new"], "007", marks=SLOW),
+        pytest.param(
+            "retrain/eval.py", ["--run", "runs/r", *data_flags(Path("pictures")), "--n_worker", "1"], "007", marks=SLOW
+        ),
     ],
     ids=["training", "evaluating while training", "eval"],
 )
@@ -281,7 +285,7 @@ def test_a_truncated_picture_ends_the_process(place, script, argv, picture):
     assert f"{picture}.png: not readable as a picture" in error.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=SLOW)])
 def test_signals_to_the_whole_group_save_and_end(place, number, status):
     process, helpers = working(ENDLESS)
     os.killpg(process.pid, number)
@@ -310,6 +314,7 @@ def test_a_killed_command_leaves_no_process(place):
     gone(helpers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_evaluation_that_is_told_to_stop(place, number, status):
     script = (

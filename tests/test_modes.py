@@ -11,6 +11,8 @@ import torch
 import search.run
 from tiny import SMALL, data_flags, make_data
 
+pytestmark = pytest.mark.usefixtures("no_images")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:

@@ -69,11 +69,16 @@ def test_the_order_is_a_seed_s_and_others_do_not_change_it():
     [
         ("def test(): pass", 60, "passed"),
         ("def test(): assert 0", 60, "failed"),
-        ("def test(: pass", 60, "failed"),
-        ("import os\ndef test(): os._exit(0 if os.environ.get('SPARSEMASK_DATA') else 1)", 60, "failed"),
-        ("import os\ndef test(): os.kill(os.getpid(), 9)", 60, "failed"),
         ("import time\ndef test(): time.sleep(60)", 1.5, "timeout"),
-        ("", 60, "none"),
+        pytest.param("def test(: pass", 60, "failed", marks=pytest.mark.slow),
+        pytest.param(
+            "import os\ndef test(): os._exit(0 if os.environ.get('SPARSEMASK_DATA') else 1)",
+            60,
+            "failed",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("import os\ndef test(): os.kill(os.getpid(), 9)", 60, "failed", marks=pytest.mark.slow),
+        pytest.param("", 60, "none", marks=pytest.mark.slow),
     ],
 )
 def test_how_tests_end(body, seconds, ended, tmp_path):

@@ -79,7 +79,6 @@ def newest(verb: str, folder: str) -> Run:
     return max((run for run in found if run.info()["verb"] == verb), key=lambda run: run.folder.stat().st_mtime_ns)
 
 
-@pytest.mark.slow
 def test_printed_commands_run_as_they_stand_on_the_same_data(place, capfd):
     data = data_flags(Path("my pictures"), 3)
     argv = ["--search", *data, *MASKS, *OWN, "--depth", "8", "--sparse", "0", "--exp_path", "my runs", "--name", "s"]

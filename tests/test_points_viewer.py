@@ -132,6 +132,7 @@ def press(browser, name: str) -> None:
     browser.run(f"[...document.querySelectorAll('button')].find(one => one.textContent === '{name}').click()")
 
 
+@pytest.mark.slow
 def test_it_turns_and_switches(browser, tmp_path):
     browser.open(write_viewer(tmp_path / "v.html", *block(), NAMES, title="A slab"))
     first = canvas(browser)

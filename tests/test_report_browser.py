@@ -54,7 +54,10 @@ def requests(netlog: Path) -> list[str]:
     return [p["url"] for p in asked if p.get("initiator") != "not an origin"]
 
 
-@pytest.mark.parametrize("kind", ["search", "retrain"])
+KINDS = ["search", pytest.param("retrain", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_request_and_a_silent_console(kind, pages, browse, tmp_path):
     done = browse(pages[kind], "--dump-dom")
     assert "CONSOLE" not in done.stderr
@@ -81,7 +84,7 @@ def test_light_and_dark(scheme, setting, pages, browse, tmp_path):
     assert share > 0.8
 
 
-@pytest.mark.parametrize("kind", ["search", "retrain"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("width", [390, 1600])
 def test_no_page_is_wider_than_its_window(kind, width, pages, browse, tmp_path):
     measure = tmp_path / "measure.html"

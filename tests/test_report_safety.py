@@ -41,6 +41,7 @@ def test_names_from_files_stay_text(tmp_path):
     assert run.folder.name in page.texts
 
 
+@pytest.mark.slow
 def test_pictures_are_written_anew_and_bounded(tmp_path):
     run = make_retrain(tmp_path / "r")
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1200, 3), dtype=np.uint8)

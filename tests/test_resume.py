@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny import MASKS, ROOT, SMALL, data_flags, environment, make_data, verb
+import search.run
+from literal_sparse import one_thread  # noqa: F401
+from tiny import MASKS, ROOT, SMALL, borrow_kernels, data_flags, environment, fails, make_data
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_images")  # a thread as in the processes that are killed
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,14 @@ def search_flags(data: Path, cwd: Path, steps: int, more: tuple[str, ...] = ()) 
         "--search", *data_flags(data), *SMALL, *MASKS, "--n_worker", "2", "--max_iter", str(steps),
         "--exp_path", str(cwd / "runs"), "--name", "a", "--resume", *more,
     ]  # fmt: skip
+
+
+def complete(flags: list[str], cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run (or resume) a search to its end, in this process."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(cwd / "home")))
+    monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
+    assert search.run.main(flags) == 0
 
 
 def final(folder: Path) -> dict:
@@ -66,21 +78,23 @@ def kill_after(folder: Path, flags: list[str], steps: int) -> int:
     return logged(folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kills", "more"), [(20, ()), (4, ("--optimizer", "adamw", "--accumulate", "2"))], ids=["sgd", "adamw, in parts"]
+    ("kills", "more"),
+    [
+        pytest.param(5, (), id="sgd, few"),
+        pytest.param(20, (), id="sgd", marks=pytest.mark.slow),
+        pytest.param(4, ("--optimizer", "adamw", "--accumulate", "2"), id="adamw, in parts", marks=pytest.mark.slow),
+    ],
 )
-def test_sigkill_at_random_moments_changes_nothing(data, tmp_path, kills, more):
+def test_sigkill_at_random_moments_changes_nothing(data, tmp_path, monkeypatch, kills, more):
     rng, steps = random.Random(7), 4 * kills + 10
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     for folder in (alone, killed):
         folder.mkdir()
-    done = verb("search/run.py", search_flags(data, alone, steps, more), alone)
-    assert done.returncode == 0, done.stderr
+    complete(search_flags(data, alone, steps, more), alone, monkeypatch)
     for _ in range(kills):
         assert kill_after(killed, search_flags(data, killed, steps, more), rng.randint(1, 4)) < steps
-    done = verb("search/run.py", search_flags(data, killed, steps, more), killed)
-    assert done.returncode == 0, done.stderr
+    complete(search_flags(data, killed, steps, more), killed, monkeypatch)
     a, b = final(alone), final(killed)
     assert a["step"] == b["step"] == steps
     assert same(a, b) == []
@@ -97,7 +111,6 @@ def test_sigkill_at_random_moments_changes_nothing(data, tmp_path, kills, more):
 
 def test_rates_after_a_resume_are_the_logged_ones(data, tmp_path, monkeypatch):
     # Loading an optimizer's state replaces its groups: the schedule must write into the new ones.
-    import search.run
     from sparsemask.engine.loop import Fit
 
     monkeypatch.chdir(tmp_path)
@@ -140,16 +153,16 @@ def test_ctrl_c_saves_says_so_and_exits_130(data, tmp_path):
     assert final(tmp_path)["step"] == last
 
 
-def test_resuming_keeps_the_runs_own_configuration(data, tmp_path):
+def test_resuming_keeps_the_runs_own_configuration(data, tmp_path, monkeypatch, capfd):
     flags = search_flags(data, tmp_path, 3)
-    assert verb("search/run.py", flags, tmp_path).returncode == 0
-    again = verb("search/run.py", [*flags, "--lr", "0.7"], tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert "not by --lr" in again.stdout
+    complete(flags, tmp_path, monkeypatch)
+    capfd.readouterr()
+    complete([*flags, "--lr", "0.7"], tmp_path, monkeypatch)
+    assert "not by --lr" in capfd.readouterr().out
     assert final(tmp_path)["config"]["lr"] == 0.01
 
 
-def test_one_run_is_held_by_one_process(data, tmp_path):
+def test_one_run_is_held_by_one_process(data, tmp_path, monkeypatch, capfd):
     flags = search_flags(data, tmp_path, 4000)
     child = subprocess.Popen(
         [sys.executable, str(ROOT / "search/run.py"), *flags],
@@ -159,9 +172,8 @@ def test_one_run_is_held_by_one_process(data, tmp_path):
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not (tmp_path / "runs" / "a" / "config.yaml").exists():
             time.sleep(0.05)
-        second = verb("search/run.py", flags, tmp_path)
+        monkeypatch.chdir(tmp_path)
+        fails(capfd, search.run.main, flags, ["another process is at work"])
     finally:
         child.kill()
         child.wait()
-    assert second.returncode == 2
-    assert "another process is at work" in second.stderr

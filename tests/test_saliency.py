@@ -229,6 +229,7 @@ def test_data_flags_of_another_task(tmp_path, monkeypatch, capfd, flags, words):
     fails(capfd, search.run.main, [*flags, *SMALL], words)
 
 
+@pytest.mark.slow
 def test_verbs(ecssd, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     data = ["--task", "saliency", "--data_root", str(ecssd), "--n_class", "5"]

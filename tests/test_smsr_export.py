@@ -36,7 +36,7 @@ def test_program_keeps_the_sparse_operator_and_runs():
     assert 0 < kept < 1
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.3])
+@pytest.mark.parametrize("threshold", [0.5, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_onnx_runtime_agrees(tmp_path, threshold):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed (extra onnx)")

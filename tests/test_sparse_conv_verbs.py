@@ -93,6 +93,7 @@ def test_search_leaves_what_a_run_leaves(place):
         assert (run / "pictures" / f"{name}.png").stat().st_size > 5000
 
 
+@pytest.mark.usefixtures("no_images")
 def test_masks_move_with_the_budget(place):
     # A low and a high budget pull the kept fraction apart, from the same start.
     found = []
@@ -104,6 +105,7 @@ def test_masks_move_with_the_budget(place):
     assert found[0] < found[1] - 0.1
 
 
+@pytest.mark.usefixtures("no_images")
 def test_masks_settle(place):
     # Of five steps three learn masks; then these are fixed, and the weights go on.
     more = ["--keep", "0.6", "--settle", "0.4", "--max_iter", "5", "--eval_interval", "5", "--checkpoint_interval", "1"]
@@ -153,6 +155,7 @@ def test_one_threshold_meets_a_budget_and_keeps_the_order(keep):
     assert abs(kept - keep) < 0.05 if keep else shift == 0, kept  # nothing at all is out of reach
 
 
+@pytest.mark.usefixtures("no_images")
 def test_the_published_loss_is_the_default_and_tau_can_stay(place):
     assert search.run.main([*SEARCH, "--config", "published", "--max_iter", "4", "--constant_tau", "--name", "p"]) == 0
     rows = [json.loads(line) for line in (place / "runs/p/metrics.jsonl").read_text().splitlines()]
@@ -235,6 +238,7 @@ def test_evaluation_of_files_and_of_tiles(place, capfd):
     assert figures[2] != figures[0]
 
 
+@pytest.mark.usefixtures("no_images")
 @pytest.mark.parametrize("verb", ["search", "retrain"])
 def test_a_stopped_run_resumes_bit_for_bit(place, monkeypatch, verb):
     main, argv = {
@@ -262,6 +266,7 @@ def test_a_stopped_run_resumes_bit_for_bit(place, monkeypatch, verb):
     assert rows[0] == rows[1]
 
 
+@pytest.mark.usefixtures("no_images")
 def test_a_runs_own_configuration_repeats_it(place):
     config = yaml.safe_load((place / "runs/s/config.yaml").read_text())
     config["name"] = "again"

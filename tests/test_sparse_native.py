@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ needs_compiler = pytest.mark.skipif(
     BACKEND.why_not(torch.device("cpu"), torch.float32) is not None, reason="no C++ compiler here"
 )
 
+SLOW = pytest.mark.slow  # every build takes seconds
+
 PROGRAM = """
 import torch
 from sparsemask.backends.native import BACKEND
@@ -39,6 +42,22 @@ def quick_compiler(folder: Path) -> str:
     return str(script)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, str, str]:
+    """A kernel cache with a library in it, not to be touched; the compiler that made it; what was said meanwhile."""
+    home = tmp_path_factory.mktemp("whole")
+    done = fresh(home)
+    assert done.stdout.strip() == "None"
+    return home, quick_compiler(home), done.stderr
+
+
+@pytest.fixture
+def spoilable(whole, tmp_path) -> tuple[Path, str]:
+    """A copy of it that may be spoilt."""
+    home, compiler, _ = whole
+    return Path(shutil.copytree(home, tmp_path / "home")), compiler
+
+
 def fresh(home: Path, **more: str) -> subprocess.CompletedProcess:
     """A new process with a kernel cache of its own."""
     if "CXX" not in more:
@@ -52,45 +71,50 @@ def built(home: Path) -> list[Path]:
 
 
 @needs_compiler
-def test_it_is_built_once_with_a_line_of_progress(tmp_path):
-    first, second = fresh(tmp_path), fresh(tmp_path)
-    assert first.stdout.strip() == second.stdout.strip() == "None"
-    assert "building the sparse kernels" in first.stderr  # seconds pass: say why
-    assert "building" not in second.stderr  # the cache serves
-    assert len(built(tmp_path)) == 1
+def test_it_is_built_once_with_a_line_of_progress(whole):
+    home, _, said = whole
+    assert "building the sparse kernels" in said  # seconds pass: say why
+    again = fresh(home)
+    assert again.stdout.strip() == "None"
+    assert "building" not in again.stderr  # the cache serves
+    assert len(built(home)) == 1
 
 
 @needs_compiler
-@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF" + bytes(100)])
-def test_a_broken_library_is_built_again(tmp_path, content):
+@pytest.mark.parametrize(
+    "content", [b"", *(pytest.param(one, marks=SLOW) for one in (b"not a library", b"\x7fELF" + bytes(100)))]
+)
+def test_a_broken_library_is_built_again(spoilable, content):
     # A full disk or a crash may leave anything under the right name.
-    fresh(tmp_path)
-    (library,) = built(tmp_path)
+    home, compiler = spoilable
+    (library,) = built(home)
     library.write_bytes(content)
-    again = fresh(tmp_path)
+    again = fresh(home, CXX=compiler)
     assert again.stdout.strip() == "None" and "broken" in again.stderr
-    assert built(tmp_path)[0].stat().st_size > 10000
+    assert built(home)[0].stat().st_size > 10000
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["half", "short", "byte", "unsaid"])
-def test_a_library_that_is_not_what_was_built_is_built_again(tmp_path, spoil):
+def test_a_library_that_is_not_what_was_built_is_built_again(spoilable, spoil):
     # A library cut short loads as far as it goes, and kills the process later.
-    fresh(tmp_path)
-    (library,) = built(tmp_path)
+    home, compiler = spoilable
+    (library,) = built(home)
     whole = library.read_bytes()
     if spoil == "unsaid":
         library.with_suffix(".json").unlink()
     changed = bytearray(whole)
     changed[len(whole) // 2] ^= 255
     library.write_bytes({"half": whole[: len(whole) // 2], "short": whole[:-100], "byte": changed}.get(spoil, whole))
-    again = fresh(tmp_path)
+    again = fresh(home, CXX=compiler)
     assert again.returncode == 0 and again.stdout.strip() == "None" and "broken" in again.stderr
-    assert built(tmp_path)[0].read_bytes() == whole
+    assert built(home)[0].read_bytes() == whole
     assert not list(library.parent.glob(".*.part"))
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_in_the_way(tmp_path):
     # The real thing: a compiler that hangs, its process killed, its lock and its half-built folder left behind.
     slow = tmp_path / "slow-g++"

@@ -167,7 +167,7 @@ def holder(plan: Plan) -> tuple[subprocess.Popen, int]:
     return process, int(process.stdout.readline())
 
 
-@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+@pytest.mark.parametrize("kind", ["journal", pytest.param("sqlite", marks=pytest.mark.slow)])
 def test_a_killed_workers_trial_is_taken_up_once_and_a_living_ones_never(tmp_path, kind):
     storage = None if kind == "journal" else f"sqlite:///{tmp_path}/study.db"
     plan = made_plan(tmp_path, storage=storage, heartbeat=1)

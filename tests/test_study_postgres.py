@@ -131,6 +131,7 @@ def test_a_wrong_password_is_one_line_that_does_not_show_it(server, tmp_path):
     assert "swordfish" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_is_one_line_and_comes_back(server, tmp_path):
     store = Store(made_plan(tmp_path, storage=server.url(), study="away", heartbeat=1))
     store.enlist()

@@ -221,7 +221,7 @@ def test_loading_is_strict(timm, change, words, tmp_path):
         load_backbone_weights(tmp_path / "w.pth", "resnet18")
 
 
-@pytest.mark.parametrize("name", ["resnet50", "vgg16"])
+@pytest.mark.parametrize("name", ["resnet50", pytest.param("vgg16", marks=pytest.mark.slow)])
 def test_the_published_mask_carried_to_another_encoder_builds_trains_a_step_and_draws(timm, name, tmp_path):
     torch.manual_seed(0)
     strides = backbones.strides(name)
