@@ -56,7 +56,7 @@ $(VENV)/.docs: $(STAMP)
 	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
-docs: $(VENV)/.docs
+docs: $(VENV)/.docs package
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 format: $(STAMP)

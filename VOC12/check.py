@@ -29,11 +29,18 @@ import numpy as np
 
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser, byte, spoken
-from VOC12.images import read_with_notes, size_words
-from VOC12.lists import ABSENT, devkit_root, find_devkit_pairs, find_pairs, lists_pairs, load_class_names
-from VOC12.palette import IGNORE, ColourLabelError, LabelRangeError, apply_ignored, beyond_classes, read_label
-from VOC12.survey import Survey
-from VOC12.workers import run_jobs
+from sparsemask.VOC12.images import read_with_notes, size_words
+from sparsemask.VOC12.lists import ABSENT, devkit_root, find_devkit_pairs, find_pairs, lists_pairs, load_class_names
+from sparsemask.VOC12.palette import (
+    IGNORE,
+    ColourLabelError,
+    LabelRangeError,
+    apply_ignored,
+    beyond_classes,
+    read_label,
+)
+from sparsemask.VOC12.survey import Survey
+from sparsemask.VOC12.workers import run_jobs
 
 KINDS = {
     "missing": "file missing",

@@ -9,9 +9,9 @@ import numpy as np
 from scipy.io import loadmat
 
 from sparsemask.errors import UseError
-from VOC12.bulk import write_bulk
-from VOC12.images import read_picture
-from VOC12.palette import out_of_range, read_label, save_label
+from sparsemask.VOC12.bulk import write_bulk
+from sparsemask.VOC12.images import read_picture
+from sparsemask.VOC12.palette import out_of_range, read_label, save_label
 
 _PNG_HEAD, _PNG_TAIL = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 

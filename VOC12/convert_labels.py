@@ -20,10 +20,10 @@ from pathlib import Path
 
 from sparsemask.errors import UseError, command
 from sparsemask.files import must_exist
-from VOC12.bulk import remove_leftovers
-from VOC12.convert import looks_whole, png_to_index
-from VOC12.lists import read_names
-from VOC12.workers import run_jobs
+from sparsemask.VOC12.bulk import remove_leftovers
+from sparsemask.VOC12.convert import looks_whole, png_to_index
+from sparsemask.VOC12.lists import read_names
+from sparsemask.VOC12.workers import run_jobs
 
 
 def convert(

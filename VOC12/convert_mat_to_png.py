@@ -20,9 +20,9 @@ from pathlib import Path
 
 from sparsemask.errors import UseError, command
 from sparsemask.files import must_exist
-from VOC12.bulk import remove_leftovers
-from VOC12.convert import looks_whole, mat_to_png
-from VOC12.workers import run_jobs
+from sparsemask.VOC12.bulk import remove_leftovers
+from sparsemask.VOC12.convert import looks_whole, mat_to_png
+from sparsemask.VOC12.workers import run_jobs
 
 
 def convert(sbd_path: str | os.PathLike, workers: int | None = None) -> tuple[int, int]:

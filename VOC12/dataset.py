@@ -12,17 +12,17 @@ from torch.utils.data import Dataset
 
 from sparsemask.errors import UseError
 from sparsemask.files import distinct_names
-from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD, SCALES, augment, draw_view, pad
-from VOC12.images import read_picture, size_words
-from VOC12.lists import load_class_names
-from VOC12.palette import IGNORE, LabelRangeError, apply_ignored, beyond_classes, read_label
+from sparsemask.VOC12.augment import IMAGENET_MEAN, IMAGENET_STD, SCALES, augment, draw_view, pad
+from sparsemask.VOC12.images import read_picture, size_words
+from sparsemask.VOC12.lists import load_class_names
+from sparsemask.VOC12.palette import IGNORE, LabelRangeError, apply_ignored, beyond_classes, read_label
 
 
 class SegmentationDataset(Dataset):
     """Pairs of a picture and its label.
 
     Args:
-        pairs: (picture, label) files, as the functions of `VOC12.lists` return them.
+        pairs: (picture, label) files, as the functions of `sparsemask.VOC12.lists` return them.
         n_class: number of classes, 1 to 255; labels are 0 to n_class - 1, and 255 to ignore.
         classes: their names; the VOC names for 21 classes, else "class i".
         crop_size: side of a training view; least side of an evaluation view, in pixels.

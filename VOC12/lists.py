@@ -18,8 +18,8 @@ from pathlib import Path
 
 from sparsemask.errors import UseError
 from sparsemask.files import must_exist
-from VOC12.images import SUFFIXES, is_picture, without_suffix
-from VOC12.palette import VOC_CLASSES
+from sparsemask.VOC12.images import SUFFIXES, is_picture, without_suffix
+from sparsemask.VOC12.palette import VOC_CLASSES
 
 # Of labels, first come first served: formats that keep every number. JPEG does not, and WebP has no single channel.
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")

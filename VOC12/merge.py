@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsemask.errors import UseError
-from VOC12.archives import Source
-from VOC12.convert import copy_picture, looks_whole, mat_to_png, png_to_index
+from sparsemask.VOC12.archives import Source
+from sparsemask.VOC12.convert import copy_picture, looks_whole, mat_to_png, png_to_index
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 

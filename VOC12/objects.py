@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from VOC12 import shapes, textures
-from VOC12.canvas import Canvas
+from sparsemask.VOC12 import shapes, textures
+from sparsemask.VOC12.canvas import Canvas
 
 Array = np.ndarray
 Place = tuple[float, float]

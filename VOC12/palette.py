@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from sparsemask.errors import UseError
-from VOC12.bulk import write_bulk
-from VOC12.images import decoding, upright
+from sparsemask.VOC12.bulk import write_bulk
+from sparsemask.VOC12.images import decoding, upright
 
 IGNORE = 255
 VOC_CLASSES = (

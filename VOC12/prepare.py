@@ -24,11 +24,11 @@ from pathlib import Path
 from sparsemask.errors import command
 from sparsemask.files import read_json, write_json, write_text
 from sparsemask.options import Parser
-from VOC12.archives import SBD, VOC, Source, open_source
-from VOC12.bulk import remove_leftovers
-from VOC12.lists import STAMP
-from VOC12.merge import Job, merge_lists, plan
-from VOC12.workers import run_jobs
+from sparsemask.VOC12.archives import SBD, VOC, Source, open_source
+from sparsemask.VOC12.bulk import remove_leftovers
+from sparsemask.VOC12.lists import STAMP
+from sparsemask.VOC12.merge import Job, merge_lists, plan
+from sparsemask.VOC12.workers import run_jobs
 
 EXPECT = (1464, 1449, 10582)  # train, val, train_aug
 

@@ -27,11 +27,11 @@ from PIL import Image
 from sparsemask.errors import UseError, command
 from sparsemask.files import read_json, write_json, write_text
 from sparsemask.options import Parser
-from VOC12.bulk import remove_leftovers, write_bulk
-from VOC12.objects import CLASS_NAMES
-from VOC12.palette import save_label
-from VOC12.scenes import draw_scene
-from VOC12.workers import run_jobs
+from sparsemask.VOC12.bulk import remove_leftovers, write_bulk
+from sparsemask.VOC12.objects import CLASS_NAMES
+from sparsemask.VOC12.palette import save_label
+from sparsemask.VOC12.scenes import draw_scene
+from sparsemask.VOC12.workers import run_jobs
 
 VERSION = 1  # of the drawings: raise it when any pixel changes, so that old folders are drawn anew
 STAMP = "STAMP.json"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from VOC12.palette import IGNORE
+from sparsemask.VOC12.palette import IGNORE
 
 LIMIT = 1000  # labels looked at where some class has not been seen yet
 _NAMED = 10  # absent classes that are named, the others counted

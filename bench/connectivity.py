@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 
 import literal_connectivity as literal
-from search.losses import sparse_loss
+from sparsemask.search.losses import sparse_loss
 from sparsemask.inference import optimize_for_inference
 from sparsemask.tables import table
 from sparsemask.timing import compare
-from spaces.connectivity import FullyDenseNetwork, PrunedNetwork, named_mask
+from sparsemask.spaces.connectivity import FullyDenseNetwork, PrunedNetwork, named_mask
 
 
 def _stepper(kind: str, size: int, batch: int):
@@ -129,8 +129,8 @@ def inference(options: argparse.Namespace) -> None:
 
 def loader(options: argparse.Namespace) -> None:
     """Training pictures a second on one core."""
-    from VOC12 import lists
-    from VOC12.dataset import SegmentationDataset
+    from sparsemask.VOC12 import lists
+    from sparsemask.VOC12.dataset import SegmentationDataset
 
     torch.set_num_threads(1)
     data = SegmentationDataset(lists.devkit_pairs(options.voc_root, "train_aug"), crop_size=options.size)

@@ -19,10 +19,10 @@ import sparsemask  # noqa: I001, F401  (before torch: it says how threads wait)
 import numpy as np
 import torch
 
-import spaces
-from spaces.group_sparsity.fast import compare_times
-from spaces.group_sparsity.mask_file import GroupMask
-from spaces.group_sparsity.reduction import Reduction
+from sparsemask import spaces
+from sparsemask.spaces.group_sparsity.fast import compare_times
+from sparsemask.spaces.group_sparsity.mask_file import GroupMask
+from sparsemask.spaces.group_sparsity.reduction import Reduction
 from sparsemask.tables import table
 
 EIGHT = 8

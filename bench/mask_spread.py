@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.masks import CLASSES, retrain, state
-from spaces.connectivity.named_masks import named_mask
 from sparsemask.masks import save_mask
+from sparsemask.spaces.connectivity.named_masks import named_mask
 from sparsemask.tables import markdown_table
 
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import spaces
+from sparsemask import spaces
 from sparsemask.inference import optimize_for_inference
 from sparsemask.sparse import SparseMaskConv, backend
 from sparsemask.tables import table
 from sparsemask.timing import compare
-from spaces.connectivity import PrunedNetwork, named_mask
+from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
 
 LAYERS = {  # channels in and out, kernel, height and width
     "1x1, 64 to 64": (64, 64, 1, 64),

@@ -1,8 +1,9 @@
 """SMSR in the forms that its sparse inference is measured against: unmasked, and skipping as the public code does.
 
-Both read the weights of an :class:`spaces.sparse_conv.SMSR`. The public style was written from its description: batch
-1, contiguous NCHW, every kept location's neighbourhood fetched by fancy indexing into columns, one matrix product for
-all that concerns kept locations, dense channels convolved everywhere, sparse ones scattered back into a map of zeros.
+Both read the weights of an :class:`sparsemask.spaces.sparse_conv.SMSR`. The public style was written from its
+description: batch 1, contiguous NCHW, every kept location's neighbourhood fetched by fancy indexing into columns, one
+matrix product for all that concerns kept locations, dense channels convolved everywhere, sparse ones scattered back
+into a map of zeros.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from bench.smsr_forms import DenseForm, PublicStyle
-from spaces.sparse_conv import SMSR
 from sparsemask.costs import compare, multiply_adds
+from sparsemask.spaces.sparse_conv import SMSR
 from sparsemask.sparse import available_backends, backend, set_backend
 from sparsemask.weights import load_weights
 

@@ -26,10 +26,10 @@ import torch
 from sparsemask.cli.compress_table import opened
 from sparsemask.inference import optimize_for_inference
 from sparsemask.tables import table
-from spaces.connectivity import named_mask
-from spaces.specialized.network import SpecializedNetwork
-from spaces.specialized.space import SpecializedSpace
-from spaces.sparse_conv.masking import mean_kept
+from sparsemask.spaces.connectivity import named_mask
+from sparsemask.spaces.specialized.network import SpecializedNetwork
+from sparsemask.spaces.specialized.space import SpecializedSpace
+from sparsemask.spaces.sparse_conv.masking import mean_kept
 
 
 def network(place_stride: int, size: int) -> SpecializedNetwork:

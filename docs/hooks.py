@@ -13,10 +13,10 @@ PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 PUBLIC = (
     "sparsemask",
     "sparsemask.sparse",
-    "spaces.connectivity",
-    "spaces.group_sparsity",
-    "spaces.sparse_conv",
-    "spaces.specialized",
+    "sparsemask.spaces.connectivity",
+    "sparsemask.spaces.group_sparsity",
+    "sparsemask.spaces.sparse_conv",
+    "sparsemask.spaces.specialized",
 )
 log = logging.getLogger("mkdocs.hooks")  # warnings of loggers below "mkdocs" fail a strict build
 
@@ -46,7 +46,7 @@ def on_post_build(config) -> None:
 
 def public_names(package: str) -> list[str]:
     """The names in the package's `__all__`, without importing it."""
-    tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "build/package" / package.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
     assigned = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
     names = []
     for entry in assigned["__all__"].elts:

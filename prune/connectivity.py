@@ -1,4 +1,4 @@
-"""Connection weights become a connectivity mask; the rules are :mod:`spaces.connectivity.prune_rules`."""
+"""Connection weights become a connectivity mask; the rules are :mod:`sparsemask.spaces.connectivity.prune_rules`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from prune.shared import next_line, origin_note, output_path
-from spaces import backbones
-from spaces.connectivity.carry import mask_lines, origin
-from spaces.connectivity.prune_rules import prune_connectivity, prune_report
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
@@ -24,7 +20,11 @@ from sparsemask.masks import save_mask
 from sparsemask.options import Parser, fraction
 from sparsemask.own import is_own
 from sparsemask.pictures import draw_architecture
+from sparsemask.prune.shared import next_line, origin_note, output_path
 from sparsemask.runs import Run
+from sparsemask.spaces import backbones
+from sparsemask.spaces.connectivity.carry import mask_lines, origin
+from sparsemask.spaces.connectivity.prune_rules import prune_connectivity, prune_report
 from sparsemask.weights import bare_state, config_of, read_checkpoint
 
 __all__ = ["FAMILY", "prune_connectivity", "prune_report"]

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-import spaces
-from prune.group_time import Timetable
-from spaces.group_sparsity.fast import compare_times
-from spaces.group_sparsity.mask_file import GroupMask
-from spaces.group_sparsity.reduction import Hinged, Reduction
-from spaces.group_sparsity.threshold import Found, find_threshold, kept_sets
+from sparsemask import spaces
 from sparsemask.config import RunConfig
 from sparsemask.errors import say
+from sparsemask.prune.group_time import Timetable
+from sparsemask.spaces.group_sparsity.fast import compare_times
+from sparsemask.spaces.group_sparsity.mask_file import GroupMask
+from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
+from sparsemask.spaces.group_sparsity.threshold import Found, find_threshold, kept_sets
 
 NOISE = 0.03  # of a time: as good as measuring is
 _TRIES = 6  # networks built and timed for one target

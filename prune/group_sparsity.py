@@ -13,17 +13,7 @@ from pathlib import Path
 
 import torch
 
-import spaces
-from prune import group_curve
-from prune.group_budget import NOISE, Choice, choose_groups
-from prune.shared import next_line, origin_note, output_path, with_search
-from spaces.group_sparsity import mask_file as files
-from spaces.group_sparsity import records
-from spaces.group_sparsity.compress import FOLDS
-from spaces.group_sparsity.cost_options import CountingSection
-from spaces.group_sparsity.reduction import Hinged, Reduction
-from spaces.group_sparsity.space import HingeSpace
-from sparsemask import devices, flags, tasks
+from sparsemask import devices, flags, spaces, tasks
 from sparsemask import report as page
 from sparsemask.config import RunConfig, flag
 from sparsemask.engine import checkpoint
@@ -32,7 +22,16 @@ from sparsemask.families import PruningFamily
 from sparsemask.files import sha256, write_json
 from sparsemask.options import Parser, factor, natural, positive
 from sparsemask.pictures.hinge import draw_tradeoff
+from sparsemask.prune import group_curve
+from sparsemask.prune.group_budget import NOISE, Choice, choose_groups
+from sparsemask.prune.shared import next_line, origin_note, output_path, with_search
 from sparsemask.runs import Run
+from sparsemask.spaces.group_sparsity import mask_file as files
+from sparsemask.spaces.group_sparsity import records
+from sparsemask.spaces.group_sparsity.compress import FOLDS
+from sparsemask.spaces.group_sparsity.cost_options import CountingSection
+from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
+from sparsemask.spaces.group_sparsity.space import HingeSpace
 from sparsemask.tables import format_count, table
 from sparsemask.weights import load_strictly
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spaces.group_sparsity.reduction import Reduction
+from sparsemask.spaces.group_sparsity.reduction import Reduction
 from sparsemask.timing import milliseconds
 
 _STEPS = (16, 8, 4, 2)

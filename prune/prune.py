@@ -19,8 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import spaces
-from sparsemask import families, flags, runs
+from sparsemask import families, flags, runs, spaces
 from sparsemask.config import Section, flag
 from sparsemask.errors import command
 from sparsemask.options import Parser

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spaces import Space
 from sparsemask import datasets, inherit, tasks, training_setup
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError, say
 from sparsemask.options import following, natural, positive
 from sparsemask.runs import Run
+from sparsemask.spaces import Space
 
 
 def output_path(out: str | None, suffix: str, kind: str) -> Path:

@@ -9,18 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import spaces
-from prune.shared import next_line, origin_note, output_path, with_search
-from spaces.sparse_conv.masking import hard_masks, set_threshold
-from spaces.sparse_conv.measuring import COLUMNS, Watch, module_table
-from sparsemask import devices, flags, tasks
+from sparsemask import devices, flags, spaces, tasks
 from sparsemask import fine_masks as files
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import sha256, write_json
 from sparsemask.options import Parser, fraction, natural
+from sparsemask.prune.shared import next_line, origin_note, output_path, with_search
 from sparsemask.runs import Run
+from sparsemask.spaces.sparse_conv.masking import hard_masks, set_threshold
+from sparsemask.spaces.sparse_conv.measuring import COLUMNS, Watch, module_table
 from sparsemask.tables import format_count
 from sparsemask.weights import bare_state, config_of, read_checkpoint
 

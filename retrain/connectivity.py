@@ -10,18 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import spaces
-from retrain.connectivity_start import SLIM, form_of, grouped, inherited_state, resolve_grouped
-from retrain.evaluation import prediction_writer, record_evaluation
-from retrain.load_trained import read_source, ready
-from retrain.shortfall import shortfall
-from spaces import backbones
-from spaces.backbones import forms
-from spaces.connectivity.carry import PUBLIC, fit_mask
-from spaces.connectivity.named_masks import available_masks, is_named, named_mask, unknown_mask
-from spaces.connectivity.shared import save_network
-from spaces.encoder import encoder_weights
-from sparsemask import masks, run_summary, runs, tasks, training_setup
+from sparsemask import masks, run_summary, runs, spaces, tasks, training_setup
 from sparsemask import report as page
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.costs import format_count, measure
@@ -31,6 +20,16 @@ from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.options import Parser
 from sparsemask.pictures import draw_architecture
+from sparsemask.retrain.connectivity_start import SLIM, form_of, grouped, inherited_state, resolve_grouped
+from sparsemask.retrain.evaluation import prediction_writer, record_evaluation
+from sparsemask.retrain.load_trained import read_source, ready
+from sparsemask.retrain.shortfall import shortfall
+from sparsemask.spaces import backbones
+from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.connectivity.carry import PUBLIC, fit_mask
+from sparsemask.spaces.connectivity.named_masks import available_masks, is_named, named_mask, unknown_mask
+from sparsemask.spaces.connectivity.shared import save_network
+from sparsemask.spaces.encoder import encoder_weights
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly, load_weights
 

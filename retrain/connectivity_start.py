@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-import spaces
-from spaces.backbones import forms
-from spaces.slim.space import small_widths
-from sparsemask import fine_masks
+from sparsemask import fine_masks, spaces
 from sparsemask.config import RunConfig
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
 from sparsemask.options import adopted
+from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.slim.space import small_widths
 from sparsemask.training_setup import Context
 
 SLIM = "slim"

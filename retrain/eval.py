@@ -20,12 +20,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from retrain.load_trained import add_trained, family_of, open_trained, read_flags
 from sparsemask import flags, tasks
 from sparsemask.config import Section, flag
 from sparsemask.engine import distributed
 from sparsemask.errors import command, say
 from sparsemask.options import Parser, factor, natural, positive
+from sparsemask.retrain.load_trained import add_trained, family_of, open_trained, read_flags
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

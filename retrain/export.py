@@ -23,15 +23,14 @@ from pathlib import Path
 
 import torch
 
-import spaces
-from retrain.load_trained import add_trained, family_of, open_trained, read_flags
-from spaces.protocols import Exportable
-from sparsemask import exporting, flags, tasks
+from sparsemask import exporting, flags, spaces, tasks
 from sparsemask._version import __version__
 from sparsemask.config import Section, flag
 from sparsemask.errors import UseError, command, say
 from sparsemask.exporting.validation import COLUMNS, opened
 from sparsemask.options import Parser, natural, positive
+from sparsemask.retrain.load_trained import add_trained, family_of, open_trained, read_flags
+from sparsemask.spaces.protocols import Exportable
 from sparsemask.tables import table
 
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import spaces
-from spaces.group_sparsity import records
-from spaces.group_sparsity.fast import compare_times
+from sparsemask import spaces
 from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.families import Restored
+from sparsemask.spaces.group_sparsity import records
+from sparsemask.spaces.group_sparsity.fast import compare_times
 from sparsemask.tables import format_count, table
 from sparsemask.tasks.classification.task import ClassificationTask
 
 if TYPE_CHECKING:
-    from retrain.group_sparsity import GroupEvaluationSection
+    from sparsemask.retrain.group_sparsity import GroupEvaluationSection
 
 _NOISE = 0.03  # of a time: not worth being called slower
 

@@ -12,22 +12,21 @@ from typing import Any
 
 import torch
 
-import spaces
-from retrain.evaluation import record_evaluation
-from retrain.group_evaluation import costs_text, measured, slower_note, write_predictions
-from retrain.group_teacher import FineTuning, build_teacher, choose_teacher, same_teacher
-from retrain.load_trained import read_source, ready
-from retrain.shortfall import shortfall
-from spaces.group_sparsity import mask_file as files
-from spaces.group_sparsity import records
-from spaces.group_sparsity.cost_options import memory_flag
-from sparsemask import run_summary, runs, tasks, training_setup
+from sparsemask import run_summary, runs, spaces, tasks, training_setup
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.engine import checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.options import Parser, adopted, factor, fraction, natural, positive
+from sparsemask.retrain.evaluation import record_evaluation
+from sparsemask.retrain.group_evaluation import costs_text, measured, slower_note, write_predictions
+from sparsemask.retrain.group_teacher import FineTuning, build_teacher, choose_teacher, same_teacher
+from sparsemask.retrain.load_trained import read_source, ready
+from sparsemask.retrain.shortfall import shortfall
+from sparsemask.spaces.group_sparsity import mask_file as files
+from sparsemask.spaces.group_sparsity import records
+from sparsemask.spaces.group_sparsity.cost_options import memory_flag
 from sparsemask.tables import format_count
 from sparsemask.training_setup import Context
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import spaces
-from spaces.group_sparsity.mask_file import GroupMask
+from sparsemask import spaces
 from sparsemask.config import RunConfig
 from sparsemask.engine import Method
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
+from sparsemask.spaces.group_sparsity.mask_file import GroupMask
 from sparsemask.weights import config_of, load_strictly, load_weights
 
 

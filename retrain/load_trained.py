@@ -8,15 +8,14 @@ from pathlib import Path
 
 from torch import nn
 
-import spaces
-from spaces import Space
-from sparsemask import datasets, families, flags, runs, training_setup
+from sparsemask import datasets, families, flags, runs, spaces, training_setup
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError, say
 from sparsemask.families import Restored, RetrainingFamily
 from sparsemask.options import Parser, natural
+from sparsemask.spaces import Space
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

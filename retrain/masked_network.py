@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-import spaces
-from spaces.sparse_conv.masking import hard_masks
 from sparsemask import fine_masks as files
+from sparsemask import spaces
 from sparsemask.files import sha256
+from sparsemask.spaces.sparse_conv.masking import hard_masks
 from sparsemask.training_setup import Context
 
 NETWORK = "network.safetensors"
@@ -16,7 +16,7 @@ NETWORK = "network.safetensors"
 def share(context: Context, model: nn.Module, measured: dict, threshold: float) -> files.FineMasks:
     """Write a finished run's network.safetensors and mask.npz, which belong together.
 
-    measured: what :func:`spaces.sparse_conv.records.conclude` returned. threshold: of the data masks.
+    measured: what :func:`sparsemask.spaces.sparse_conv.records.conclude` returned. threshold: of the data masks.
     """
     config, run = context.config, context.run
     space = spaces.get(config.network.space)

@@ -10,18 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-import spaces
-from retrain.evaluation import prediction_writer, record_evaluation
-from retrain.load_trained import read_source, ready
-from retrain.masked_network import NETWORK, share
-from retrain.shortfall import shortfall
-from retrain.sparse_conv_table import evaluation_text, record
-from spaces.protocols import HasViews
-from spaces.sparse_conv.masking import apply_masks, fix_masks, set_threshold
-from spaces.sparse_conv.measuring import Watch
-from spaces.sparse_conv.records import conclude, evaluate_kept
 from sparsemask import fine_masks as files
-from sparsemask import run_summary, runs, tasks, training_setup
+from sparsemask import run_summary, runs, spaces, tasks, training_setup
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.costs import format_count
 from sparsemask.engine import Method, checkpoint, distributed
@@ -29,6 +19,15 @@ from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.options import Parser, adopted, natural
+from sparsemask.retrain.evaluation import prediction_writer, record_evaluation
+from sparsemask.retrain.load_trained import read_source, ready
+from sparsemask.retrain.masked_network import NETWORK, share
+from sparsemask.retrain.shortfall import shortfall
+from sparsemask.retrain.sparse_conv_table import evaluation_text, record
+from sparsemask.spaces.protocols import HasViews
+from sparsemask.spaces.sparse_conv.masking import apply_masks, fix_masks, set_threshold
+from sparsemask.spaces.sparse_conv.measuring import Watch
+from sparsemask.spaces.sparse_conv.records import conclude, evaluate_kept
 from sparsemask.sparse import available_backends, set_backend
 from sparsemask.training_setup import Context
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from spaces.sparse_conv.masking import hard_masks
-from spaces.sparse_conv.measuring import COLUMNS, module_table
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
+from sparsemask.spaces.sparse_conv.masking import hard_masks
+from sparsemask.spaces.sparse_conv.measuring import COLUMNS, module_table
 from sparsemask.tables import format_count, table
 from sparsemask.tasks import Scores, ScoresBySample, Task
 

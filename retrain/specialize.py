@@ -23,14 +23,13 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 import sys
 from collections.abc import Sequence
 
-import spaces
-from retrain.load_trained import for_task
-from retrain.specialize_family import FAMILY
-from retrain.specialize_start import check_start
-from spaces import Space
-from sparsemask import driver, flags
+from sparsemask import driver, flags, spaces
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser
+from sparsemask.retrain.load_trained import for_task
+from sparsemask.retrain.specialize_family import FAMILY
+from sparsemask.retrain.specialize_start import check_start
+from sparsemask.spaces import Space
 
 SPACE = "specialized"
 

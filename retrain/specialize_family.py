@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import spaces
-from retrain.masked_network import NETWORK, share
-from retrain.specialize_forms import compare_forms
-from retrain.specialize_start import newest_start, resolve_start
-from spaces.sparse_conv import search_method
-from spaces.sparse_conv.masking import set_threshold
-from spaces.sparse_conv.records import conclude
-from sparsemask import run_summary, training_setup
+from sparsemask import run_summary, spaces, training_setup
 from sparsemask.config import RunConfig, flag
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
 from sparsemask.files import write_json
 from sparsemask.options import Parser, natural
+from sparsemask.retrain.masked_network import NETWORK, share
+from sparsemask.retrain.specialize_forms import compare_forms
+from sparsemask.retrain.specialize_start import newest_start, resolve_start
+from sparsemask.spaces.sparse_conv import search_method
+from sparsemask.spaces.sparse_conv.masking import set_threshold
+from sparsemask.spaces.sparse_conv.records import conclude
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-import spaces
-from spaces.protocols import HasFastForm, HasKernelForm, HasUnmaskedForm
-from spaces.sparse_conv.measuring import COLUMNS, Watch, relative_difference, tolerance
+from sparsemask import spaces
 from sparsemask.engine import data
 from sparsemask.inference import optimize_for_inference
+from sparsemask.spaces.protocols import HasFastForm, HasKernelForm, HasUnmaskedForm
+from sparsemask.spaces.sparse_conv.measuring import COLUMNS, Watch, relative_difference, tolerance
 from sparsemask.sparse import backend, repeatable
 from sparsemask.tables import format_count, table
 from sparsemask.tasks import EvaluationContext

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spaces import backbones
-from spaces.backbones import forms
-from spaces.slim.space import small_widths
-from spaces.specialized.words import mask_word, read_mask
 from sparsemask import runs
 from sparsemask.config import RunConfig
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError
 from sparsemask.options import adopted
+from sparsemask.spaces import backbones
+from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.slim.space import small_widths
+from sparsemask.spaces.specialized.words import mask_word, read_mask
 from sparsemask.weights import load_weights
 
 _NETWORK = ("backbone_name", "depth")

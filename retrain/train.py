@@ -19,11 +19,10 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 import sys
 from collections.abc import Sequence
 
-import spaces
-from retrain.load_trained import family_of, for_task
-from sparsemask import driver, flags
+from sparsemask import driver, flags, spaces
 from sparsemask.errors import command
 from sparsemask.options import Parser
+from sparsemask.retrain.load_trained import family_of, for_task
 
 
 def parser(space: str = "connectivity", task: str | None = None) -> Parser:

@@ -10,12 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-import spaces
-from search.losses import sparse_loss
-from spaces.connectivity.prune_rules import prune_report
-from spaces.encoder import encoder_weights
 from sparsemask import report as page
-from sparsemask import run_summary
+from sparsemask import run_summary, spaces
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.costs import measure
 from sparsemask.engine import Method, optimizer
@@ -24,6 +20,9 @@ from sparsemask.engine.records import read_rows
 from sparsemask.families import Built, TrainingFamily
 from sparsemask.options import Parser, fraction, natural, rate
 from sparsemask.pictures import draw_architecture, draw_weight_history, draw_weights
+from sparsemask.search.losses import sparse_loss
+from sparsemask.spaces.connectivity.prune_rules import prune_report
+from sparsemask.spaces.encoder import encoder_weights
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly
 

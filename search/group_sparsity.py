@@ -12,18 +12,17 @@ from dataclasses import dataclass
 
 import torch
 
-import spaces
-from search import proximal
-from spaces.group_sparsity import groups, records
-from spaces.group_sparsity.cost_options import CountingSection, memory_flag
-from spaces.group_sparsity.reduction import Hinged, Reduction
-from spaces.group_sparsity.threshold import kept_sets
-from sparsemask import run_summary
+from sparsemask import run_summary, spaces
 from sparsemask.config import RunConfig, flag
 from sparsemask.engine import Method
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
 from sparsemask.options import Parser, factor, natural, positive, rate
+from sparsemask.search import proximal
+from sparsemask.spaces.group_sparsity import groups, records
+from sparsemask.spaces.group_sparsity.cost_options import CountingSection, memory_flag
+from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
+from sparsemask.spaces.group_sparsity.threshold import kept_sets
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
 

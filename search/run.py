@@ -19,8 +19,7 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 import sys
 from collections.abc import Sequence
 
-import spaces
-from sparsemask import driver, families, flags
+from sparsemask import driver, families, flags, spaces
 from sparsemask.errors import command
 from sparsemask.options import Parser
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import spaces
-from spaces.sparse_conv.masking import set_threshold
-from spaces.sparse_conv.records import conclude
-from spaces.sparse_conv.search_method import SparseConvSearch, add_section, missed
-from sparsemask import run_summary
+from sparsemask import run_summary, spaces
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
 from sparsemask.options import Parser
+from sparsemask.spaces.sparse_conv.masking import set_threshold
+from sparsemask.spaces.sparse_conv.records import conclude
+from sparsemask.spaces.sparse_conv.search_method import SparseConvSearch, add_section, missed
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
 
 
 class SparseConvSearchFamily(TrainingFamily[Built]):
-    """SMSR, SMPointSeg, SMStereo and specialised networks; see :mod:`spaces.sparse_conv.search_method`."""
+    """SMSR, SMPointSeg, SMStereo and specialised networks; see :mod:`sparsemask.spaces.sparse_conv.search_method`."""
 
     verb = "search"
 

@@ -42,16 +42,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import spaces
-from search import study_plan
-from search.study_backend import StorageError, check_url, is_database, shown_url
-from search.study_plan import Plan
-from sparsemask import families, flags, own, training_setup
+from sparsemask import families, flags, own, spaces, training_setup
 from sparsemask.config import Section, flag
 from sparsemask.datasets import ROOT
 from sparsemask.errors import UseError, command, one_line
 from sparsemask.files import read_json
 from sparsemask.options import Parser, natural, positive, rate
+from sparsemask.search import study_plan
+from sparsemask.search.study_backend import StorageError, check_url, is_database, shown_url
+from sparsemask.search.study_plan import Plan
 
 _WORKER = "--as-worker"
 
@@ -136,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == [_WORKER]:
-        from search import study_worker
+        from sparsemask.search import study_worker
 
         try:
             return study_worker.work(study_worker.read_plan())
@@ -144,8 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.write(int(argv[1]), f"{one_line(lost)}\n".encode())
             return 2
     plan, options = settle(argv)
-    from search.study_front import report
-    from search.study_storage import DONE, Store
+    from sparsemask.search.study_front import report
+    from sparsemask.search.study_storage import DONE, Store
 
     store = Store(plan)
     _own_folder(Path(plan.folder), store.study.user_attrs["id"])

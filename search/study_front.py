@@ -12,11 +12,11 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from search.study_plan import Plan
-from search.study_storage import folder_name
 from sparsemask.errors import UseError
 from sparsemask.files import write_bytes, write_json, write_text
 from sparsemask.pictures import style
+from sparsemask.search.study_plan import Plan
+from sparsemask.search.study_storage import folder_name
 from sparsemask.tables import Columns, format_count, markdown_table, table
 
 _OURS = re.compile(r"trial-\d{4,}\.[a-z]+")

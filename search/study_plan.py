@@ -9,14 +9,14 @@ import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from search.study_data import fingerprint
 from sparsemask.config import RunConfig
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, choose
 from sparsemask.options import Parser, natural, plain, positive
+from sparsemask.search.study_data import fingerprint
 
 # The stages of a trial, and the commands that do them.
-VERBS = {"search": "search.run", "prune": "prune.prune", "retrain": "retrain.train"}
+VERBS = {"search": "sparsemask.search.run", "prune": "sparsemask.prune.prune", "retrain": "sparsemask.retrain.train"}
 COSTS = ("multiply_adds", "milliseconds", "parameters")
 # Ranges without --grid: this factor down and up from the value of the preset or configuration, on a log scale.
 AROUND = {"sparse": 4.0, "lr": 3.0, "mask_lr_mult": 4.0, "thres": 10.0}

@@ -21,10 +21,10 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from search import study_backend as backend
-from search.study_plan import ADDED, Plan, difference
 from sparsemask import locks
 from sparsemask.errors import UseError
+from sparsemask.search import study_backend as backend
+from sparsemask.search.study_plan import ADDED, Plan, difference
 
 RETRIES = 2  # times a trial whose worker died is tried again; one that kills every worker must end somewhere
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)

@@ -8,7 +8,7 @@ from sparsemask import _checkout
 
 from sparsemask.errors import choose  # isort: skip  (before torch: it says how threads wait)
 
-from spaces.protocols import Loaded, Space
+from sparsemask.spaces.protocols import Loaded, Space
 
 __all__ = ["Loaded", "Space", "available", "get", "register"]
 
@@ -16,13 +16,13 @@ _checkout.unify(__name__)
 
 # Imported when asked for, so that one family's needs are no burden to another.
 _MODULES = {
-    "connectivity": "spaces.connectivity.space",
-    "smsr": "spaces.sparse_conv.space",
-    "smpointseg": "spaces.sparse_conv.points_space",
-    "smstereo": "spaces.sparse_conv.stereo_space",
-    "specialized": "spaces.specialized.space",
-    "hinge": "spaces.group_sparsity.space",
-    "slim": "spaces.slim.space",
+    "connectivity": "sparsemask.spaces.connectivity.space",
+    "smsr": "sparsemask.spaces.sparse_conv.space",
+    "smpointseg": "sparsemask.spaces.sparse_conv.points_space",
+    "smstereo": "sparsemask.spaces.sparse_conv.stereo_space",
+    "specialized": "sparsemask.spaces.specialized.space",
+    "hinge": "sparsemask.spaces.group_sparsity.space",
+    "slim": "sparsemask.spaces.slim.space",
 }
 _SPACES: dict[str, Space] = {}
 

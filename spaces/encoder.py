@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from spaces.backbones import forms
-from spaces.backbones.weights import ImportedWeights, load_backbone_weights
 from sparsemask import datasets
+from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.backbones.weights import ImportedWeights, load_backbone_weights
 from sparsemask.training_setup import Context
 
 
@@ -15,8 +15,8 @@ def encoder_weights(context: Context) -> tuple[ImportedWeights | None, dict[str,
 
     Returns:
         The weights, None for random ones or a checkpoint to go on from; and by name the encoder's form where it was
-        "auto" (:func:`spaces.backbones.forms.resolved`) and ``pretrained_model``, the path that was found, so that the
-        run's configuration repeats it.
+        "auto" (:func:`sparsemask.spaces.backbones.forms.resolved`) and ``pretrained_model``, the path that was found,
+        so that the run's configuration repeats it.
     """
     config = context.config
     if context.state is not None:

@@ -69,7 +69,7 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
 
 def _paired(given: dict) -> bool:
     """Whether both lists are there and name pictures and labels by their paths, so that no folders are needed."""
-    from VOC12.lists import lists_pairs
+    from sparsemask.VOC12.lists import lists_pairs
 
     return all(given.get(name) and Path(given[name]).is_file() and lists_pairs(given[name]) for name in LISTS)
 
@@ -96,7 +96,7 @@ def _voc_paths(folder: Path) -> dict[str, Path]:
 
 def sample_folder() -> Path:
     """The embedded sample set, drawn on first use."""
-    from VOC12.sample import make_sample
+    from sparsemask.VOC12.sample import make_sample
 
     folder = cache() / "sample"
     if not (folder / "STAMP.json").exists():
@@ -107,7 +107,7 @@ def sample_folder() -> Path:
 
 def pairs(data: LabelledData, which: str) -> list[tuple[Path, Path]]:
     """(picture, label) paths of the "training" or the "eval" list."""
-    from VOC12 import lists
+    from sparsemask.VOC12 import lists
 
     name = getattr(data, f"{which}_list")
     if data.sample:
@@ -123,7 +123,7 @@ def pairs(data: LabelledData, which: str) -> list[tuple[Path, Path]]:
 
 def class_names(data: LabelledData) -> list[str]:
     """The names of the classes: from a file, the sample set, VOC's where there are 21, else numbers."""
-    from VOC12.dataset import load_class_names
+    from sparsemask.VOC12.dataset import load_class_names
 
     path = data.class_names
     if path is None and data.sample:

@@ -235,7 +235,7 @@ def find(verb: Verb, space: OfFamily) -> Any:
     """
     key = (verb, space.family)
     if key not in _FAMILIES:
-        register(verb, space.family, importlib.import_module(f"{verb}.{space.family}").FAMILY)
+        register(verb, space.family, importlib.import_module(f"sparsemask.{verb}.{space.family}").FAMILY)
     return _FAMILIES[key]
 
 

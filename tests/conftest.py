@@ -89,9 +89,9 @@ def no_images() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
     """A folder with data, one finished search (runs/s) and a mask; not to be touched."""
-    import search.run
-    from spaces.connectivity.named_masks import named_mask
     from sparsemask.masks import save_mask
+    from sparsemask.search import run as search_run
+    from sparsemask.spaces.connectivity.named_masks import named_mask
     from tiny import SMALL, borrow_kernels, data_flags, make_data
     from without_images import without_images
 
@@ -102,7 +102,7 @@ def made(tmp_path_factory) -> Path:
         patch.chdir(folder)
         patch.setenv("SPARSEMASK_HOME", str(borrow_kernels(folder / "home")))
         patch.delenv("SPARSEMASK_WEIGHTS", raising=False)
-        assert search.run.main(flags) == 0
+        assert search_run.main(flags) == 0
     save_mask(folder / "mask.npy", named_mask("unet", 9))
     return folder
 

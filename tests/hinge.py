@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spaces.group_sparsity.networks import INPUT_SHAPE, create
+from sparsemask.spaces.group_sparsity.networks import INPUT_SHAPE, create
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from spaces.connectivity import FullyDenseNetwork, PrunedNetwork
+from sparsemask.spaces.connectivity import FullyDenseNetwork, PrunedNetwork
 
 
 def up(x: Tensor, size: tuple[int, int]) -> Tensor:

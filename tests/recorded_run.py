@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spaces.connectivity import named_mask
 from sparsemask.masks import save_mask
 from sparsemask.options import write_config
 from sparsemask.report import names_of, record_confusion
 from sparsemask.runs import Run
+from sparsemask.spaces.connectivity import named_mask
 
 CLASSES = ["background", "cat", "dog", "sheep"]
 MATRIX = np.array([[900, 50, 40, 10], [20, 60, 20, 0], [0, 0, 0, 0], [5, 5, 10, 80]])

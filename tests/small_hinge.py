@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-import search.run
-import spaces
-from spaces.group_sparsity.reduction import Hinged
-from sparsemask import tasks
+from sparsemask import spaces, tasks
 from sparsemask.config import RunConfig
 from sparsemask.own import trust
+from sparsemask.search import run as search_run
+from sparsemask.spaces.group_sparsity.reduction import Hinged
 
 
 class OwnCNN(nn.Module):
@@ -50,7 +49,7 @@ def hinged(arch: str = "resnet8", seed: int = 0, shape=(3, 8, 8), **more) -> Hin
 
 def options(data, *argv: str) -> RunConfig:
     """A search's options as the command line makes them."""
-    parser = search.run.parser("hinge")
+    parser = search_run.parser("hinge")
     given = parser.given(["--search", "--data_root", str(data), *argv])
     return parser.resolve({"batch_size": 10, "lr": 0.1, "n_worker": 0, "log_interval": 1, "eval_interval": 0}, given)
 

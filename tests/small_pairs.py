@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from small_config import configured
-from spaces.sparse_conv.stereo_space import SMStereoNetwork
 from sparsemask.config import RunConfig
+from sparsemask.spaces.sparse_conv.stereo_space import SMStereoNetwork
 from sparsemask.tasks.stereo.options import StereoData
 
 

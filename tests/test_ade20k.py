@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import retrain.eval
-import retrain.train
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import train as retrain_train
 from sparsemask.tasks import get
 from sparsemask.tasks.ade20k.data import Ade20kDataset, object_names
 from sparsemask.tasks.dense.shapes import make_ade20k
+from sparsemask.VOC12.objects import CLASS_NAMES
 from tiny import SMALL, fails
-from VOC12.objects import CLASS_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def ade(tmp_path_factory) -> Path:
 
 
 def options(**given):
-    values = retrain.train.parser().resolve({"task": "ade20k", "crop_size": 48, **given})
+    values = retrain_train.parser().resolve({"task": "ade20k", "crop_size": 48, **given})
     return values
 
 
@@ -123,7 +123,7 @@ def test_bad_data(ade, tmp_path, monkeypatch, capfd, spoil, words):
     spoil(tmp_path / "bad")
     monkeypatch.chdir(tmp_path)
     argv = ["--task", "ade20k", "--data_root", "bad", "--mask_path", "unet", *SMALL, "--max_iter", "2", "--name", "x"]
-    fails(capfd, retrain.train.main, argv, words)
+    fails(capfd, retrain_train.main, argv, words)
     assert not (tmp_path / "runs" / "x").exists()
 
 
@@ -131,8 +131,8 @@ def test_bad_data(ade, tmp_path, monkeypatch, capfd, spoil, words):
 def test_verbs(ade, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     argv = ["--task", "ade20k", "--data_root", str(ade), *SMALL, "--max_iter", "3", "--mask_path", "unet"]
-    assert retrain.train.main([*argv, "--name", "a"]) == 0
-    assert retrain.eval.main(["--run", "runs/a", "--out", "out"]) == 0
+    assert retrain_train.main([*argv, "--name", "a"]) == 0
+    assert retrain_eval.main(["--run", "runs/a", "--out", "out"]) == 0
     said = capfd.readouterr().out
     assert "starfish" in said and "pixel accuracy" in said and "(3 pictures)" in said
     assert np.array(Image.open("out/0006.png")).max() < 21

@@ -12,9 +12,9 @@ from skimage import data
 from skimage.transform import resize
 
 from filling import fill
-from spaces import backbones
-from spaces.backbones.weights import load_backbone_weights
 from sparsemask import UseError
+from sparsemask.spaces import backbones
+from sparsemask.spaces.backbones.weights import load_backbone_weights
 
 CHANNELS = [1280, 320, 160, 96, 64, 32, 24, 16, 32]
 REPEATS = [1, 2, 3, 4, 3, 3, 1]

@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
-import prune.prune
-import retrain.eval
-import retrain.train
-import search.run
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import train as retrain_train
+from sparsemask.search import run as search_run
 from spoilt import TRAIN, Code, listing, truncate
 from tiny import ROOT, environment, fails
 
@@ -70,17 +70,17 @@ CHECKPOINT_CASES = [
 def test_bad_checkpoints(place, capfd, spoil, words):
     spoil(place)
     before = listing(place)
-    fails(capfd, prune.prune.main, ["--run", "runs/s"], words)
+    fails(capfd, prune_prune.main, ["--run", "runs/s"], words)
     inherit = ["--inherit", "encoder", "--search_checkpoint", "runs/s/checkpoints/last.pt"]
-    fails(capfd, retrain.train.main, ["--mask_path", "mask.npy", *inherit, *TRAIN], words)
-    fails(capfd, retrain.eval.main, ["--run", "runs/s"], words)
+    fails(capfd, retrain_train.main, ["--mask_path", "mask.npy", *inherit, *TRAIN], words)
+    fails(capfd, retrain_eval.main, ["--run", "runs/s"], words)
     assert not (place / "executed").exists()
     assert {f for f in listing(place) - before if "checkpoints" in f} == set()
 
 
 def test_checkpoint_of_another_depth(place, capfd):
     other_depth(place)
-    fails(capfd, search.run.main, ["--resume", "runs/s"], ["last.pt", "does not fit"])
+    fails(capfd, search_run.main, ["--resume", "runs/s"], ["last.pt", "does not fit"])
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_checkpoint_of_another_depth(place, capfd):
 def test_unusable_weights_write_no_mask(place, capfd, spoil, words):
     spoil(place)
     (place / "mask.npy").unlink()
-    fails(capfd, prune.prune.main, ["--run", "runs/s"], words)
+    fails(capfd, prune_prune.main, ["--run", "runs/s"], words)
     assert not (place / "mask.npy").exists()
 
 
@@ -100,7 +100,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(place):
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
-        "import search.run; sys.exit(search.run.main(sys.argv[1:]))"
+        "import sparsemask.search.run; sys.exit(sparsemask.search.run.main(sys.argv[1:]))"
     )
     checkpoint = place / "runs/s/checkpoints/last.pt"
     state = torch.load(checkpoint, weights_only=True)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import prune.prune
-import retrain.eval
-import retrain.train
-import search.run
-from spaces.connectivity.named_masks import named_mask
 from sparsemask.masks import save_mask
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import train as retrain_train
+from sparsemask.search import run as search_run
+from sparsemask.spaces.connectivity.named_masks import named_mask
 from spoilt import SEARCH, TRAIN, Code, listing, truncate
 from tiny import fails
 
@@ -79,7 +79,7 @@ DATA_CASES = [
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_bad_data(place, capfd, spoil, words, workers):
     spoil(place)
-    fails(capfd, search.run.main, [*SEARCH, "--n_worker", workers], words)
+    fails(capfd, search_run.main, [*SEARCH, "--n_worker", workers], words)
 
 
 FLAG_CASES = [
@@ -102,7 +102,7 @@ FLAG_CASES = [
 @pytest.mark.parametrize(("flags", "words"), FLAG_CASES, ids=lambda v: " ".join(v))
 def test_bad_flags(place, capfd, flags, words):
     kept = (place / "runs/s/checkpoints/last.pt").read_bytes()
-    fails(capfd, search.run.main, [*SEARCH, *flags], words)
+    fails(capfd, search_run.main, [*SEARCH, *flags], words)
     assert (place / "runs/s/checkpoints/last.pt").read_bytes() == kept
 
 
@@ -110,12 +110,12 @@ def test_folder_that_is_no_run_is_left_alone(place, capfd):
     # Even an error that comes later must not take a folder away that the run did not make.
     (place / "runs/mine").mkdir()
     (place / "runs/mine/thesis.txt").write_text("years of work")
-    fails(capfd, search.run.main, [*SEARCH, "--name", "mine", "--batch_size", "1"], ["is no run"])
+    fails(capfd, search_run.main, [*SEARCH, "--name", "mine", "--batch_size", "1"], ["is no run"])
     assert (place / "runs/mine/thesis.txt").read_text() == "years of work"
 
 
 def test_new_run_that_fails_early_leaves_no_folder(place, capfd):
-    fails(capfd, search.run.main, [*SEARCH, "--name", "new", "--batch_size", "1"], ["batch norm needs 2"])
+    fails(capfd, search_run.main, [*SEARCH, "--name", "new", "--batch_size", "1"], ["batch norm needs 2"])
     assert not (place / "runs/new").exists()
 
 
@@ -123,7 +123,7 @@ def test_resumed_run_is_never_taken_away(place, capfd):
     (place / "runs/s/checkpoints/last.pt").unlink()
     config = place / "runs/s/config.yaml"
     config.write_text(config.read_text() + "pretrained_model: gone.pth\n")
-    fails(capfd, search.run.main, ["--resume", "runs/s"], ["gone.pth"])
+    fails(capfd, search_run.main, ["--resume", "runs/s"], ["gone.pth"])
     assert config.exists()
 
 
@@ -180,28 +180,28 @@ MASK_CASES = [
 def test_bad_masks(place, capfd, spoil, words):
     spoil(place)
     before = listing(place)
-    fails(capfd, retrain.train.main, ["--mask_path", "mask.npy", *TRAIN], words)
+    fails(capfd, retrain_train.main, ["--mask_path", "mask.npy", *TRAIN], words)
     assert listing(place) == before  # no run folder, no half of one
     assert not (place / "executed").exists()
 
 
 OTHER_CASES = [
-    (prune.prune.main, ["--run", "runs/none"], ["runs/none: no run here"]),
-    (prune.prune.main, ["--exp_path", "empty"], ["no finished or running search", "make one: "]),
-    (prune.prune.main, ["--checkpoint", "no.pt"], ["checkpoint not found: no.pt"]),
-    (prune.prune.main, ["--run", "runs/s", "--thres", "1.5"], ["[0, 1)"]),
-    (prune.prune.main, ["--run", "runs/s", "--out", "no/where/mask.npy"], ["no such folder: no/where"]),
-    (prune.prune.main, ["--run", "runs/s", "--out", "mask.txt"], ["mask.txt", ".npy"]),
-    (retrain.train.main, TRAIN, ["--mask_path is missing"]),
-    (retrain.train.main, ["--mask_path", "unett", *TRAIN], ["unknown mask 'unett'", "unet"]),
-    (retrain.train.main, ["--mask_path", "unet", "--ft_model", "no.pt", *TRAIN], ["no.pt"]),
-    (retrain.eval.main, ["--run", "runs/none"], ["runs/none: no run here"]),
-    (retrain.eval.main, [], ["no finished or running retrain"]),
-    (search.run.main, ["--resume", "runs/none"], ["runs/none: no run here"]),
-    (search.run.main, ["--resume"], ["--name"]),
-    (retrain.train.main, ["--resume", "runs/s"], ["a run of 'search'"]),
-    (search.run.main, ["--search", "--im_path", "data/img"], ["--gt_path", "--training_list"]),
-    (search.run.main, ["--search", "--voc_root", "data"], ["data", "JPEGImages"]),
+    (prune_prune.main, ["--run", "runs/none"], ["runs/none: no run here"]),
+    (prune_prune.main, ["--exp_path", "empty"], ["no finished or running search", "make one: "]),
+    (prune_prune.main, ["--checkpoint", "no.pt"], ["checkpoint not found: no.pt"]),
+    (prune_prune.main, ["--run", "runs/s", "--thres", "1.5"], ["[0, 1)"]),
+    (prune_prune.main, ["--run", "runs/s", "--out", "no/where/mask.npy"], ["no such folder: no/where"]),
+    (prune_prune.main, ["--run", "runs/s", "--out", "mask.txt"], ["mask.txt", ".npy"]),
+    (retrain_train.main, TRAIN, ["--mask_path is missing"]),
+    (retrain_train.main, ["--mask_path", "unett", *TRAIN], ["unknown mask 'unett'", "unet"]),
+    (retrain_train.main, ["--mask_path", "unet", "--ft_model", "no.pt", *TRAIN], ["no.pt"]),
+    (retrain_eval.main, ["--run", "runs/none"], ["runs/none: no run here"]),
+    (retrain_eval.main, [], ["no finished or running retrain"]),
+    (search_run.main, ["--resume", "runs/none"], ["runs/none: no run here"]),
+    (search_run.main, ["--resume"], ["--name"]),
+    (retrain_train.main, ["--resume", "runs/s"], ["a run of 'search'"]),
+    (search_run.main, ["--search", "--im_path", "data/img"], ["--gt_path", "--training_list"]),
+    (search_run.main, ["--search", "--voc_root", "data"], ["data", "JPEGImages"]),
 ]
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-import prune.prune
-import retrain.eval
-import retrain.train
 from filling import fill
-from spaces.connectivity import FullyDenseNetwork, PrunedNetwork, load_network, named_mask
 from sparsemask.masks import load_mask
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import train as retrain_train
+from sparsemask.spaces.connectivity import FullyDenseNetwork, PrunedNetwork, load_network, named_mask
 from sparsemask.weights import load_weights
 from tiny import MASKS, SMALL, borrow_kernels, data_flags, fails, make_data, verb
 
@@ -96,7 +96,7 @@ def public_file(network: torch.nn.Module, path: Path) -> None:
 
 def test_public_search_checkpoint_is_pruned(here, capfd):
     public_file(FullyDenseNetwork(), here / "public.pth.tar")
-    assert prune.prune.main(["--checkpoint", "public.pth.tar", "--out", "public.npy", "--thres", "0.5"]) == 0
+    assert prune_prune.main(["--checkpoint", "public.pth.tar", "--out", "public.npy", "--thres", "0.5"]) == 0
     assert "of 90 connections above the threshold 0.5" in capfd.readouterr().out
     assert json.loads((here / "public.json").read_text())["step"] == 33100
 
@@ -105,18 +105,18 @@ def test_public_network_checkpoint_is_evaluated(here, capfd):
     public_file(PrunedNetwork(named_mask("sparsemask-voc", 9)), here / "network.pth.tar")
     data = data_flags(Path("data"), n_class=21)
     argv = ["--pretrained_model", "network.pth.tar", "--mask_path", "sparsemask-voc", *data, "--crop_size", "65"]
-    assert retrain.eval.main([*argv, "--flips", "--eval_scales", "0.75", "1", "--n_worker", "0"]) == 0
+    assert retrain_eval.main([*argv, "--flips", "--eval_scales", "0.75", "1", "--n_worker", "0"]) == 0
     said = capfd.readouterr().out
     assert "mIoU 0." in said
     assert "(3 pictures)" in said
     assert "absent from these pictures" in said
-    fails(capfd, retrain.eval.main, [*argv, "--n_class", "20"], ["classes: the file has 21, the network 20"])
+    fails(capfd, retrain_eval.main, [*argv, "--n_class", "20"], ["classes: the file has 21, the network 20"])
 
 
 def test_named_masks_and_the_baseline_train(here):
     data = data_flags(Path("data"))
     for name in ("fcn", "random-12"):
-        assert retrain.train.main(["--mask_path", name, "--name", name, *data, *FLAGS]) == 0
+        assert retrain_train.main(["--mask_path", name, "--name", name, *data, *FLAGS]) == 0
         info = json.loads((here / "runs" / name / "run.json").read_text())
         assert info["connections"] == (None if name == "fcn" else 12)
     assert np.array_equal(load_mask(here / "runs/random-12/mask.npy"), named_mask("random-12", 9, 0))

@@ -14,22 +14,21 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-import prune.prune
-import retrain.eval
-import retrain.export
-import retrain.specialize
-import retrain.train
-import search.run
-import search.study
-import spaces
 from small_classes import write_npz
-from spaces.connectivity.named_masks import named_mask
-from spaces.connectivity.shared import load_network, save_network
-from spaces.group_sparsity import mask_file
-from sparsemask import fine_masks, masks, own
+from sparsemask import fine_masks, masks, own, spaces
 from sparsemask.cli import compress
 from sparsemask.engine import randomness
 from sparsemask.errors import UseError
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import export as retrain_export
+from sparsemask.retrain import specialize as retrain_specialize
+from sparsemask.retrain import train as retrain_train
+from sparsemask.search import run as search_run
+from sparsemask.search import study as search_study
+from sparsemask.spaces.connectivity.named_masks import named_mask
+from sparsemask.spaces.connectivity.shared import load_network, save_network
+from sparsemask.spaces.group_sparsity import mask_file
 from tiny import data_flags, fails, make_data
 
 NAME = "evilmod:Enc"
@@ -147,9 +146,9 @@ def recipe() -> str:
 
 # Verb -> what a stranger's files are, and the command line that reads them.
 VERBS = {
-    "search": search.run.main, "prune": prune.prune.main, "retrain": retrain.train.main, "eval": retrain.eval.main,
-    "export": retrain.export.main, "specialize": retrain.specialize.main, "compress": compress.main,
-    "study": search.study.main,
+    "search": search_run.main, "prune": prune_prune.main, "retrain": retrain_train.main, "eval": retrain_eval.main,
+    "export": retrain_export.main, "specialize": retrain_specialize.main, "compress": compress.main,
+    "study": search_study.main,
 }  # fmt: skip
 COMMANDS = {
     "search, flags": lambda: ["--search", "--config", file_of(BACKBONE), *DATA],
@@ -193,13 +192,13 @@ def test_commands_import_nothing_that_only_a_file_names(place, capfd, name):
 
 
 def test_pruning_needs_no_code_and_says_what_is_left_out(place, capfd):
-    assert prune.prune.main(["--checkpoint", supernet(), "--out", "m.npy"]) == 0
+    assert prune_prune.main(["--checkpoint", supernet(), "--out", "m.npy"]) == 0
     said = capfd.readouterr()
     assert f"--trust {NAME}" in said.err
     assert NAME not in said.out  # the next command, typed as it is printed, must not say a stranger's name
     assert not Path("imported").exists()
     assert json.loads(Path("m.json").read_text())["strides"] is None
-    assert prune.prune.main(["--checkpoint", "c.pt", "--out", "m.npy", f"--trust={NAME}"]) == 0
+    assert prune_prune.main(["--checkpoint", "c.pt", "--out", "m.npy", f"--trust={NAME}"]) == 0
     assert f"--backbone_name {NAME}" in capfd.readouterr().out
     assert Path("imported").exists()
 
@@ -249,8 +248,8 @@ class Small(nn.Module):
 
 
 def test_the_class_itself_serves_instead(place):
-    from spaces.connectivity.pruned_network import PrunedNetwork
     from sparsemask import trust
+    from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
 
     network = PrunedNetwork(named_mask("dense", 2), Small, depth=4, num_classes=3).eval()
     config = {"backbone_name": "their_file:Small", "depth": 4, "first_expansion": "no"}
@@ -278,7 +277,7 @@ def test_only_whole_words_of_the_command_line_are_trusted():
 
 def test_a_file_cannot_trust(place, capfd):
     argv = ["--search", "--config", file_of({"trust": [NAME], **BACKBONE}), *DATA]
-    fails(capfd, search.run.main, argv, ["unknown flag 'trust'"])
+    fails(capfd, search_run.main, argv, ["unknown flag 'trust'"])
     assert not Path("imported").exists()
 
 
@@ -296,5 +295,5 @@ def test_a_file_cannot_trust(place, capfd):
 def test_mistakes_in_a_users_module_are_one_line(place, capfd, code, words):
     Path("evilmod.py").write_text(code)
     argv = ["--search", *DATA, "--backbone_name", NAME]
-    fails(capfd, search.run.main, argv, [NAME, *words])
-    fails(capfd, search.run.main, ["--search", *DATA, "--task", NAME], [NAME, *words])
+    fails(capfd, search_run.main, argv, [NAME, *words])
+    fails(capfd, search_run.main, ["--search", *DATA, "--task", NAME], [NAME, *words])

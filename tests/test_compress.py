@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import pyramid  # noqa: F401  (trusts its own name)
-import spaces
+from sparsemask import spaces
 from sparsemask.cli import compress
 from sparsemask.cli.compress_plan import Work
 from sparsemask.cli.compress_recipe import packaged, read
@@ -268,7 +268,7 @@ def test_the_documented_recipe_and_commands_are_right(tmp_path, monkeypatch, cap
         if verb == "compress":
             assert compress.main([*shlex.split(rest.replace("--plan", "")), "--plan"]) == 0
         else:  # parsers take these flags; that the verbs do what they should the chain above shows
-            module = importlib.import_module(verb.removesuffix(".py").replace("/", "."))
+            module = importlib.import_module(f"sparsemask.{verb.removesuffix('.py').replace('/', '.')}")
             space = "slim" if verb.startswith(("search", "prune")) else "connectivity"
             made = module.parser(spaces.get("specialized") if "specialize" in verb else space)
             made.given(shlex.split(rest))

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 import literal_connectivity as literal
-import spaces
 from filling import fill, picture
 from pyramid import Pyramid
-from spaces.connectivity import FCN, FullyDenseNetwork, PrunedNetwork, named_mask
-from sparsemask import UseError
+from sparsemask import UseError, spaces
 from sparsemask.masks import UP
+from sparsemask.spaces.connectivity import FCN, FullyDenseNetwork, PrunedNetwork, named_mask
 
 
 def small_supernet(**options) -> FullyDenseNetwork:

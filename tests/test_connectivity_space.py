@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-import spaces
 from filling import fill
-from spaces.connectivity import ConnectivityConfig, FullyDenseNetwork, available_masks, named_mask
-from sparsemask import UseError
+from sparsemask import UseError, spaces
 from sparsemask.masks import UP, check_mask, count_connections
+from sparsemask.spaces.connectivity import ConnectivityConfig, FullyDenseNetwork, available_masks, named_mask
 
 
 def zeroed(seed: int):

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sparsemask.errors import UseError
-from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD, SCALES, View, augment, draw_view, pad, scaled_size
-from VOC12.dataset import SegmentationDataset
-from VOC12.lists import devkit_pairs
-from VOC12.palette import save_label
+from sparsemask.VOC12.augment import IMAGENET_MEAN, IMAGENET_STD, SCALES, View, augment, draw_view, pad, scaled_size
+from sparsemask.VOC12.dataset import SegmentationDataset
+from sparsemask.VOC12.lists import devkit_pairs
+from sparsemask.VOC12.palette import save_label
 
 
 def random_pair(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import search.run
 from literal_sparse import one_thread  # noqa: F401
+from sparsemask.search import run as search_run
 from tiny import MASKS, ROOT, SMALL, borrow_kernels, data_flags, environment, make_data
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_images")
@@ -49,7 +49,7 @@ def test_two_processes_equal_one(tmp_path, monkeypatch, steps, processes):
             monkeypatch.chdir(folder)
             monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(folder / "home")))
             monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
-            assert search.run.main(flags) == 0
+            assert search_run.main(flags) == 0
         curves[name] = losses(folder)
     assert len(curves["one"]) == steps
     assert curves["one"][-1] < curves["one"][0]  # it does learn: equal curves of nothing would prove nothing

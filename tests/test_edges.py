@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-import retrain.eval
-import retrain.train
 from edge_assignment import assignment
 from small_config import configured
 from sparsemask import UseError
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import train as retrain_train
 from sparsemask.tasks import LabelledData
 from sparsemask.tasks.dense.shapes import boundaries, make_edges, save_annotations
 from sparsemask.tasks.edges.data import bsds_pairs, consensus, read_annotations
@@ -201,7 +201,7 @@ def test_bad_ground_truth(bsds, tmp_path, monkeypatch, capfd, spoil, words):
     spoil(tmp_path / "b/data/groundTruth/train/0000.mat")
     monkeypatch.chdir(tmp_path)
     argv = ["--task", "edges", "--data_root", "b", "--training_list", "train", "--mask_path", "unet", *SMALL]
-    fails(capfd, retrain.train.main, [*argv, "--max_iter", "2", "--name", "x"], words)
+    fails(capfd, retrain_train.main, [*argv, "--max_iter", "2", "--name", "x"], words)
     assert not (tmp_path / "runs" / "x").exists()
 
 
@@ -218,8 +218,8 @@ def test_verbs(bsds, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     data = ["--task", "edges", "--data_root", str(bsds)]
     argv = [*data, *SMALL, "--max_iter", "4", "--eval_interval", "2", "--mask_path", "sparsemask-voc", "--name", "e"]
-    assert retrain.train.main(argv) == 0
-    assert retrain.eval.main(["--run", "runs/e", "--out", "out"]) == 0
+    assert retrain_train.main(argv) == 0
+    assert retrain_eval.main(["--run", "runs/e", "--out", "out"]) == 0
     said = capfd.readouterr().out
     assert "ODS " in said and "OIS " in said and "(4 pictures)" in said
     for picture, _ in bsds_pairs(bsds, "test"):

@@ -12,18 +12,17 @@ import pytest
 import torch
 import torch._inductor.config
 
-import spaces
 from literal_sparse import one_thread  # noqa: F401
 from pyramid import Pyramid
-from retrain import export
 from small_hinge import hinged
-from spaces import backbones
-from spaces.connectivity import FCN, PrunedNetwork
-from spaces.connectivity.named_masks import named_mask
-from spaces.sparse_conv.masking import set_threshold
-from sparsemask import exporting
+from sparsemask import exporting, spaces
 from sparsemask.exporting.validation import opened
 from sparsemask.masks import save_mask
+from sparsemask.retrain import export
+from sparsemask.spaces import backbones
+from sparsemask.spaces.connectivity import FCN, PrunedNetwork
+from sparsemask.spaces.connectivity.named_masks import named_mask
+from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.sparse import backend
 from sparsemask.timing import evaluating
 from test_smsr import network as smsr

@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-import spaces
 from literal_sparse import one_thread  # noqa: F401
-from spaces.backbones.mobilenet_v2 import LinearBottleneck
-from spaces.connectivity.named_masks import named_mask
-from spaces.sparse_conv.masking import set_threshold
-from spaces.specialized import SpecializedNetwork
-from spaces.specialized.plain import PlainForm, constant
-from sparsemask import exporting
+from sparsemask import exporting, spaces
 from sparsemask.exporting.validation import opened
+from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
+from sparsemask.spaces.connectivity.named_masks import named_mask
+from sparsemask.spaces.sparse_conv.masking import set_threshold
+from sparsemask.spaces.specialized import SpecializedNetwork
+from sparsemask.spaces.specialized.plain import PlainForm, constant
 from sparsemask.sparse import backend
 from test_smpointseg import crop, settle, small
 from test_smstereo import pair
@@ -141,7 +140,7 @@ def test_files_of_points_take_any_number(tmp_path):
 @pytest.fixture(scope="module")
 def stereo():
     """A stereo network with fewer encoder layers, statistics, and masks that keep some."""
-    from spaces.sparse_conv.smstereo import SMStereo
+    from sparsemask.spaces.sparse_conv.smstereo import SMStereo
 
     torch.manual_seed(0)
     made = SMStereo(16, concat=4).train()

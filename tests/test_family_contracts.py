@@ -10,26 +10,25 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-import prune.connectivity
-import prune.group_sparsity
-import prune.prune
-import prune.sparse_conv
 import pyramid  # noqa: F401  (a backbone of a user's own)
-import retrain.connectivity
-import retrain.group_sparsity
-import retrain.sparse_conv
-import search.connectivity
-import search.group_sparsity
-import search.run
-import search.sparse_conv
-import spaces
-from retrain.specialize_family import FAMILY as SPECIALIZATION
 from small_classes import write_npz
 from small_pictures import make_folder
-from sparsemask import driver, families, run_summary, runs, training_setup
+from sparsemask import driver, families, run_summary, runs, spaces, training_setup
 from sparsemask.config import Section, flag
 from sparsemask.engine import Method, checkpoint, fit
 from sparsemask.flags import NetworkSection
+from sparsemask.prune import connectivity as prune_connectivity
+from sparsemask.prune import group_sparsity as prune_group_sparsity
+from sparsemask.prune import prune as prune_prune
+from sparsemask.prune import sparse_conv as prune_sparse_conv
+from sparsemask.retrain import connectivity as retrain_connectivity
+from sparsemask.retrain import group_sparsity as retrain_group_sparsity
+from sparsemask.retrain import sparse_conv as retrain_sparse_conv
+from sparsemask.retrain.specialize_family import FAMILY as SPECIALIZATION
+from sparsemask.search import connectivity as search_connectivity
+from sparsemask.search import group_sparsity as search_group_sparsity
+from sparsemask.search import run as search_run
+from sparsemask.search import sparse_conv as search_sparse_conv
 from sparsemask.testing.families import PruningFamilyContract, RetrainingFamilyContract, TrainingFamilyContract
 from sparsemask.weights import save_safetensors
 from tiny import ROOT, data_flags, make_data
@@ -49,7 +48,7 @@ def pictures(folder: Path) -> list[str]:
 
 def searched(space: str, argv: list[str], *pruning: str) -> str:
     """The mask of a search of one step, without its pictures and times."""
-    family, parser = families.find("search", spaces.get(space)), search.run.parser(space)
+    family, parser = families.find("search", spaces.get(space)), search_run.parser(space)
     context = training_setup.open_training(parser, [*argv, "--name", "s", "--max_iter", "1", "--gpu", "-1"])
     built = family.build(context)
     context = context.with_config(context.config.replace(**built.changes))
@@ -57,19 +56,19 @@ def searched(space: str, argv: list[str], *pruning: str) -> str:
     extra = {"verb": "search", "space": space, "config": config.flat(), **built.extra}
     method = family.method(context, built)
     fit(built.model, method, context.task, config, context.run, context.arithmetic, extra)
-    assert prune.prune.main(["--run", "runs/s", "--gpu", "-1", *pruning]) == 0
+    assert prune_prune.main(["--run", "runs/s", "--gpu", "-1", *pruning]) == 0
     return "mask.npz"
 
 
 class TestConnectivitySearch(TrainingFamilyContract):
-    family, space = search.connectivity.FAMILY, "connectivity"
+    family, space = search_connectivity.FAMILY, "connectivity"
 
     def arguments(self, folder):
         return pictures(folder)
 
 
 class TestSparseConvSearch(TrainingFamilyContract):
-    family, space = search.sparse_conv.FAMILY, "smsr"
+    family, space = search_sparse_conv.FAMILY, "smsr"
 
     def arguments(self, folder):
         make_folder(folder / "data", 4, (24, 32))
@@ -77,7 +76,7 @@ class TestSparseConvSearch(TrainingFamilyContract):
 
 
 class TestGroupSearch(TrainingFamilyContract):
-    family, space = search.group_sparsity.FAMILY, "hinge"
+    family, space = search_group_sparsity.FAMILY, "hinge"
 
     def arguments(self, folder):
         write_npz(folder / "data")
@@ -85,14 +84,14 @@ class TestGroupSearch(TrainingFamilyContract):
 
 
 class TestConnectivityRetraining(RetrainingFamilyContract):
-    family, space = retrain.connectivity.FAMILY, "connectivity"
+    family, space = retrain_connectivity.FAMILY, "connectivity"
 
     def arguments(self, folder):
         return [*pictures(folder), "--mask_path", "unet"]
 
 
 class TestSparseConvRetraining(RetrainingFamilyContract):
-    family, space = retrain.sparse_conv.FAMILY, "smsr"
+    family, space = retrain_sparse_conv.FAMILY, "smsr"
 
     def arguments(self, folder):
         make_folder(folder / "data", 4, (24, 32))
@@ -100,7 +99,7 @@ class TestSparseConvRetraining(RetrainingFamilyContract):
 
 
 class TestGroupRetraining(RetrainingFamilyContract):
-    family, space = retrain.group_sparsity.FAMILY, "hinge"
+    family, space = retrain_group_sparsity.FAMILY, "hinge"
 
     def arguments(self, folder):
         write_npz(folder / "data")
@@ -120,15 +119,15 @@ class TestSpecialization(TrainingFamilyContract):
 
 
 class TestConnectivityPruning(PruningFamilyContract):
-    family, space, suffix = prune.connectivity.FAMILY, "connectivity", ".npy"
+    family, space, suffix = prune_connectivity.FAMILY, "connectivity", ".npy"
 
 
 class TestSparseConvPruning(PruningFamilyContract):
-    family, space = prune.sparse_conv.FAMILY, "smsr"
+    family, space = prune_sparse_conv.FAMILY, "smsr"
 
 
 class TestGroupPruning(PruningFamilyContract):
-    family, space = prune.group_sparsity.FAMILY, "hinge"
+    family, space = prune_group_sparsity.FAMILY, "hinge"
 
 
 class Toy(nn.Module):
@@ -221,7 +220,7 @@ class ToyFamily(families.RetrainingFamily):
         parser.add_section("family", ToyEvaluation)
 
     def restore(self, parser, given, run):
-        from retrain.load_trained import read_source, ready
+        from sparsemask.retrain.load_trained import read_source, ready
 
         source = read_source(parser, given, run, ("eval_limit",))
         where = training_setup.device(source.config)
@@ -318,6 +317,6 @@ def test_the_verbs_folders_do_not_import_each_other(folder):
 
 
 def test_loaded_families_are_those_of_the_modules():
-    assert families.find("search", spaces.get("slim")) is search.group_sparsity.FAMILY
-    assert families.find("prune", spaces.get("smstereo")) is prune.sparse_conv.FAMILY
-    assert families.find("retrain", spaces.get("connectivity")) is retrain.connectivity.FAMILY
+    assert families.find("search", spaces.get("slim")) is search_group_sparsity.FAMILY
+    assert families.find("prune", spaces.get("smstereo")) is prune_sparse_conv.FAMILY
+    assert families.find("retrain", spaces.get("connectivity")) is retrain_connectivity.FAMILY

@@ -74,7 +74,7 @@ def run(line: str) -> None:
         done = subprocess.run([sys.executable, *words[1:], "-q"], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, (line, done.stdout[-3000:])
         return
-    verb = importlib.import_module(words[1].removesuffix(".py").replace("/", "."))
+    verb = importlib.import_module(f"sparsemask.{words[1].removesuffix('.py').replace('/', '.')}")
     assert verb.main(words[2:]) == 0, line
 
 
@@ -142,8 +142,8 @@ BAD = [
 
 @pytest.mark.parametrize(("code", "word", "kind", "said"), BAD)
 def test_what_is_no_part_is_refused_in_one_line(tmp_path, monkeypatch, code, word, kind, said):
-    from spaces import backbones
     from sparsemask import tasks
+    from sparsemask.spaces import backbones
 
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(code)
@@ -174,8 +174,8 @@ def test_an_own_task_must_fit_the_space(tmp_path, monkeypatch):
 
 
 def test_a_backbone_of_one_s_own_takes_its_weights(tmp_path, monkeypatch):
-    from spaces import backbones
-    from spaces.backbones.weights import load_backbone_weights
+    from sparsemask.spaces import backbones
+    from sparsemask.spaces.backbones.weights import load_backbone_weights
 
     monkeypatch.chdir(tmp_path)
     (text,) = [text for _, text in sections()["My own backbone"] if text.startswith("# my_")]

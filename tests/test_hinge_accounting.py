@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 from hinge import SmallUNet, lively, one_thread, published_count  # noqa: F401
-from spaces.connectivity import PrunedNetwork, named_mask
-from spaces.group_sparsity import networks
-from spaces.group_sparsity.accounting import Accounting
-from spaces.group_sparsity.channels import trace
-from spaces.group_sparsity.compress import compress
-from spaces.group_sparsity.general import general_plan
-from spaces.group_sparsity.hinged import hinge
-from spaces.group_sparsity.merge import merge, paying
-from spaces.group_sparsity.removal import Removal
-from spaces.group_sparsity.rules import plan_for
 from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.errors import UseError
+from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
+from sparsemask.spaces.group_sparsity import networks
+from sparsemask.spaces.group_sparsity.accounting import Accounting
+from sparsemask.spaces.group_sparsity.channels import trace
+from sparsemask.spaces.group_sparsity.compress import compress
+from sparsemask.spaces.group_sparsity.general import general_plan
+from sparsemask.spaces.group_sparsity.hinged import hinge
+from sparsemask.spaces.group_sparsity.merge import merge, paying
+from sparsemask.spaces.group_sparsity.removal import Removal
+from sparsemask.spaces.group_sparsity.rules import plan_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (1, 3, 32, 32)

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hinge import SmallUNet, enliven, lively, one_thread  # noqa: F401
-from spaces.connectivity import PrunedNetwork, named_mask
-from spaces.group_sparsity.border import fit_additions, fix_borders
-from spaces.group_sparsity.channels import trace
-from spaces.group_sparsity.compress import compress
-from spaces.group_sparsity.folding import fold_norms
-from spaces.group_sparsity.general import general_plan
-from spaces.group_sparsity.groups import GroupSet, Member
-from spaces.group_sparsity.hinged import hinge
-from spaces.group_sparsity.merge import merge
-from spaces.group_sparsity.removal import Removal
-from spaces.group_sparsity.rules import plan_for
 from sparsemask.errors import UseError
+from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
+from sparsemask.spaces.group_sparsity.border import fit_additions, fix_borders
+from sparsemask.spaces.group_sparsity.channels import trace
+from sparsemask.spaces.group_sparsity.compress import compress
+from sparsemask.spaces.group_sparsity.folding import fold_norms
+from sparsemask.spaces.group_sparsity.general import general_plan
+from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
+from sparsemask.spaces.group_sparsity.hinged import hinge
+from sparsemask.spaces.group_sparsity.merge import merge
+from sparsemask.spaces.group_sparsity.removal import Removal
+from sparsemask.spaces.group_sparsity.rules import plan_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

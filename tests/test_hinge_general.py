@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from hinge import SmallUNet, enliven, lively, one_thread  # noqa: F401
-from spaces.group_sparsity import groups, networks
-from spaces.group_sparsity.channels import trace
-from spaces.group_sparsity.hinged import hinge
-from spaces.group_sparsity.rules import plan_for
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity import groups, networks
+from sparsemask.spaces.group_sparsity.channels import trace
+from sparsemask.spaces.group_sparsity.hinged import hinge
+from sparsemask.spaces.group_sparsity.rules import plan_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from hinge import SmallUNet, enliven, lively, one_thread  # noqa: F401
-from spaces.group_sparsity import loaders, networks
-from spaces.group_sparsity.channels import trace
-from spaces.group_sparsity.compress import compress
-from spaces.group_sparsity.hinged import DoubleReLU, hinge
-from spaces.group_sparsity.matrices import Pair
-from spaces.group_sparsity.merge import merge
-from spaces.group_sparsity.rules import plan_for
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity import loaders, networks
+from sparsemask.spaces.group_sparsity.channels import trace
+from sparsemask.spaces.group_sparsity.compress import compress
+from sparsemask.spaces.group_sparsity.hinged import DoubleReLU, hinge
+from sparsemask.spaces.group_sparsity.matrices import Pair
+from sparsemask.spaces.group_sparsity.merge import merge
+from sparsemask.spaces.group_sparsity.rules import plan_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from hinge import enliven, one_thread  # noqa: F401
-from spaces.group_sparsity.channels import trace
-from spaces.group_sparsity.compress import compress
-from spaces.group_sparsity.groups import GroupSet, Member
-from spaces.group_sparsity.matrices import Pair
-from spaces.group_sparsity.merge import merge, merged_is_cheaper, pairs, paying, split
 from sparsemask.costs import multiply_adds
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity.channels import trace
+from sparsemask.spaces.group_sparsity.compress import compress
+from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
+from sparsemask.spaces.group_sparsity.matrices import Pair
+from sparsemask.spaces.group_sparsity.merge import merge, merged_is_cheaper, pairs, paying, split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from hinge import one_thread, published_count  # noqa: F401
-from spaces.group_sparsity import networks
-from spaces.group_sparsity.networks.layers import PadChannels
 from sparsemask import own
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity import networks
+from sparsemask.spaces.group_sparsity.networks.layers import PadChannels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.proximal import (
+from sparsemask.errors import UseError
+from sparsemask.search.proximal import (
     adjusted_rates,
     annealed,
     factors,
@@ -17,7 +18,6 @@ from search.proximal import (
     operators,
     running_ratio,
 )
-from sparsemask.errors import UseError
 
 # Each operator's objective in one variable; log-sum's is only stationary.
 OBJECTIVES = {

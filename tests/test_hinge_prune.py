@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prune.group_budget import Choice
-from prune.group_sparsity import _why
-from spaces.group_sparsity.threshold import Found, find_threshold, kept_groups, kept_sets, largest
+from sparsemask.prune.group_budget import Choice
+from sparsemask.prune.group_sparsity import _why
+from sparsemask.spaces.group_sparsity.threshold import Found, find_threshold, kept_groups, kept_sets, largest
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from hinge import SmallUNet, enliven, lively, one_thread, published_count  # noqa: F401
-from spaces.group_sparsity import groups, networks, rules
-from spaces.group_sparsity.channels import trace
-from spaces.group_sparsity.compress import compress
-from spaces.group_sparsity.groups import GroupSet, Member
-from spaces.group_sparsity.hinged import DoubleReLU, hinge
-from spaces.group_sparsity.matrices import Pair
-from spaces.group_sparsity.rules import Plan, plan_for
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity import groups, networks, rules
+from sparsemask.spaces.group_sparsity.channels import trace
+from sparsemask.spaces.group_sparsity.compress import compress
+from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
+from sparsemask.spaces.group_sparsity.hinged import DoubleReLU, hinge
+from sparsemask.spaces.group_sparsity.matrices import Pair
+from sparsemask.spaces.group_sparsity.rules import Plan, plan_for
 
 # Network, variant, multiply-adds and parameters of the hinged network in percent of the plain one's.
 SHARES = [

@@ -9,14 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from search.group_sparsity import GroupSearch
-from search.proximal import factors
 from small_classes import write_npz
 from small_hinge import hinged, options, task
-from spaces.group_sparsity import groups
-from spaces.group_sparsity.threshold import kept_sets
 from sparsemask.devices import Arithmetic
 from sparsemask.errors import UseError
+from sparsemask.search.group_sparsity import GroupSearch
+from sparsemask.search.proximal import factors
+from sparsemask.spaces.group_sparsity import groups
+from sparsemask.spaces.group_sparsity.threshold import kept_sets
 
 CPU = Arithmetic(torch.device("cpu"))
 

@@ -13,23 +13,23 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-import prune.prune
-import retrain.eval
-import retrain.train
-import search.run
-import spaces
-from retrain.group_evaluation import slower_note
-from retrain.group_sparsity import GroupRetrainingSection
-from retrain.group_teacher import FineTuning
 from small_classes import write_npz
 from small_hinge import hinged
-from spaces.group_sparsity import records
-from spaces.group_sparsity.mask_file import GroupMask, load_mask, save_mask
-from sparsemask import flags, run_summary
+from sparsemask import flags, run_summary, spaces
 from sparsemask.config import RunConfig
 from sparsemask.engine.loop import Fit
 from sparsemask.files import sha256
 from sparsemask.flags import TrainingSection
+from sparsemask.prune import group_budget as prune_group_budget
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import train as retrain_train
+from sparsemask.retrain.group_evaluation import slower_note
+from sparsemask.retrain.group_sparsity import GroupRetrainingSection
+from sparsemask.retrain.group_teacher import FineTuning
+from sparsemask.search import run as search_run
+from sparsemask.spaces.group_sparsity import records
+from sparsemask.spaces.group_sparsity.mask_file import GroupMask, load_mask, save_mask
 from sparsemask.weights import load_weights
 from tiny import fails
 
@@ -57,8 +57,8 @@ def searched(tmp_path_factory) -> Path:
         patch.chdir(folder)
         patch.setenv("SPARSEMASK_HOME", str(folder / "home"))
         more = ["--max_iter", "5", "--eval_interval", "2", "--stop_limit", "0", "--target", "0.3", "--name", "s"]
-        assert search.run.main([*SEARCH, *more]) == 0
-        assert prune.prune.main(["--run", "runs/s", "--target", "0.5"]) == 0
+        assert search_run.main([*SEARCH, *more]) == 0
+        assert prune_prune.main(["--run", "runs/s", "--target", "0.5"]) == 0
     return folder
 
 
@@ -103,7 +103,7 @@ def test_pruning_meets_the_target_and_says_what_is_left(place, capfd):
     assert sum(p.numel() for p in network.parameters()) == note["parameters"]
     capfd.readouterr()
     for by, entry in (("params", "parameters"), ("multiply-adds", "multiply_adds")):
-        assert prune.prune.main(["--run", "runs/s", "--by", by, "--target", "0.4", "--out", f"{entry}.npz"]) == 0
+        assert prune_prune.main(["--run", "runs/s", "--by", by, "--target", "0.4", "--out", f"{entry}.npz"]) == 0
         found = json.loads((place / f"{entry}.json").read_text())
         assert found[entry] / found[f"{entry}_dense"] == pytest.approx(0.4, abs=0.03)
     assert "kept" in capfd.readouterr().out
@@ -111,7 +111,7 @@ def test_pruning_meets_the_target_and_says_what_is_left(place, capfd):
 
 
 def test_a_target_below_what_always_stays_is_said(place, capfd):
-    assert prune.prune.main(["--run", "runs/s", "--target", "0.05", "--remain", "0.5"]) == 0
+    assert prune_prune.main(["--run", "runs/s", "--target", "0.05", "--remain", "0.5"]) == 0
     assert "note: wanted 5.0% of the multiply-adds, reached" in capfd.readouterr().out
     assert all(kept.mean() >= 0.5 for kept in load_mask("mask.npz").kept.values())
 
@@ -144,13 +144,13 @@ def test_compressed_saved_loaded_is_the_masked_network(tmp_path, arch, variant):
 
 
 def test_retraining_and_evaluation(place, capfd):
-    assert retrain.train.main(["--mask_path", "mask.npz", *TRAIN]) == 0
+    assert retrain_train.main(["--mask_path", "mask.npz", *TRAIN]) == 0
     said = capfd.readouterr().out
     assert "teacher:" in said and "retrained: top1" in said
     run = place / "runs/r"
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["arch"] == "resnet8"  # the mask's
-    assert retrain.eval.main(["--rounds", "1", "--batch", "1", "2", "--out", "guesses"]) == 0  # the newest retraining
+    assert retrain_eval.main(["--rounds", "1", "--batch", "1", "2", "--out", "guesses"]) == 0  # the newest retraining
     said = capfd.readouterr().out
     for word in ("top-1", "published convention", "milliseconds, batch 2", "gain"):
         assert word in said
@@ -161,13 +161,13 @@ def test_retraining_and_evaluation(place, capfd):
     assert len(list(csv.reader((place / "guesses/predictions.csv").open()))) == 11
     # The shared file alone is enough, and its mask can be checked.
     path = ["--pretrained_model", "runs/r/network.safetensors", *DATA, "--rounds", "0"]
-    assert retrain.eval.main([*path, "--mask_path", "mask.npz"]) == 0
+    assert retrain_eval.main([*path, "--mask_path", "mask.npz"]) == 0
     # And it can be trained on.
-    assert retrain.train.main(["--space", "hinge", "--ft_model", path[1], *TRAIN[:-1], "more"]) == 0
+    assert retrain_train.main(["--space", "hinge", "--ft_model", path[1], *TRAIN[:-1], "more"]) == 0
 
 
 def test_time_on_the_device_is_a_target(place, capfd):
-    assert prune.prune.main(["--run", "runs/s", "--by", "milliseconds", "--target", "0.7", "--batch", "8"]) == 0
+    assert prune_prune.main(["--run", "runs/s", "--by", "milliseconds", "--target", "0.7", "--batch", "8"]) == 0
     note, mask = json.loads((place / "mask.json").read_text()), load_mask("mask.npz")
     assert note["milliseconds_share"] == note["milliseconds"] / note["milliseconds_dense"] > 0
     assert "channels pay in steps of" in (said := capfd.readouterr().out) and "measured" in said
@@ -176,8 +176,8 @@ def test_time_on_the_device_is_a_target(place, capfd):
 
 
 def test_where_nothing_is_faster_the_plain_network_is_kept(place, monkeypatch, capfd):
-    monkeypatch.setattr(prune.group_budget, "compare_times", lambda networks, *_, **__: dict.fromkeys(networks, 2.0))
-    assert prune.prune.main(["--run", "runs/s", "--by", "milliseconds", "--target", "0.5", "--bn_reestimate", "0"]) == 0
+    monkeypatch.setattr(prune_group_budget, "compare_times", lambda networks, *_, **__: dict.fromkeys(networks, 2.0))
+    assert prune_prune.main(["--run", "runs/s", "--by", "milliseconds", "--target", "0.5", "--bn_reestimate", "0"]) == 0
     note, mask = json.loads((place / "mask.json").read_text()), load_mask("mask.npz")
     assert note["multiply_adds_true"] == note["multiply_adds_true_dense"]
     assert note["milliseconds_share"] == 1.0 and all(kept.all() for kept in mask.kept.values())
@@ -188,7 +188,7 @@ def test_where_nothing_is_faster_the_plain_network_is_kept(place, monkeypatch, c
 def test_relative_norms_spare_no_layer_for_its_large_weights(place):
     spread = []
     for more in ([], ["--relative"]):
-        assert prune.prune.main(["--run", "runs/s", "--target", "0.6", "--eval_limit", "10", *more]) == 0
+        assert prune_prune.main(["--run", "runs/s", "--target", "0.6", "--eval_limit", "10", *more]) == 0
         note = json.loads((place / "mask.json").read_text())
         assert note["rule"]["relative"] == bool(more) and note["multiply_adds"] < 0.65 * note["multiply_adds_dense"]
         spread.append(torch.tensor([one["kept"] / one["total"] for one in note["groups"].values()]).std())
@@ -196,7 +196,7 @@ def test_relative_norms_spare_no_layer_for_its_large_weights(place):
 
 
 def test_a_curve_of_what_pruning_alone_costs(place, capfd):
-    assert prune.prune.main(["--run", "runs/s", "--target", "0.6", "--curve", "0.9", "0.6", "--eval_limit", "20"]) == 0
+    assert prune_prune.main(["--run", "runs/s", "--target", "0.6", "--curve", "0.9", "0.6", "--eval_limit", "20"]) == 0
     note = json.loads((place / "mask.json").read_text())
     assert [row["target"] for row in note["curve"]] == [0.9, 0.6]
     # The target's own row is the network of the mask, and both were evaluated alike.
@@ -232,7 +232,7 @@ def test_a_slower_network_is_called_so(times, said):
 
 @pytest.mark.parametrize("verb", ["search", "retrain"])
 def test_a_stopped_run_goes_on_exactly(place, monkeypatch, verb):
-    main = {"search": search.run.main, "retrain": retrain.train.main}[verb]
+    main = {"search": search_run.main, "retrain": retrain_train.main}[verb]
     argv = [*SEARCH, "--max_iter", "6"] if verb == "search" else ["--mask_path", "mask.npz", *TRAIN[:-2]]
     assert main([*argv, "--name", "alone"]) == 0
     plain = Fit.train_step
@@ -255,9 +255,9 @@ def test_a_stopped_run_goes_on_exactly(place, monkeypatch, verb):
 
 def test_a_search_that_reached_its_target_is_over(place):
     argv = [*SEARCH, "--max_iter", "6", "--eval_interval", "2", "--target", "0.9", "--stop_limit", "2", "--name", "e"]
-    assert search.run.main(argv) == 0
+    assert search_run.main(argv) == 0
     assert [row["step"] for row in rows_of(place / "runs/e")] == [1, 2]
-    assert search.run.main(["--resume", "runs/e"]) == 0
+    assert search_run.main(["--resume", "runs/e"]) == 0
     assert [row["step"] for row in rows_of(place / "runs/e")] == [1, 2]
 
 
@@ -267,13 +267,13 @@ def test_weights_say_which_network_they_are_of(place, capfd):
     torch.save(network.state_dict(), "plain.pt")
     argv = [*SEARCH[:2], "hinge", *DATA, *SMALL, "--pretrained_model", "plain.pt", "--max_iter", "1", "--name", "p"]
     argv = ["--search", "--space", *argv[2:]]
-    assert search.run.main(argv) == 0
+    assert search_run.main(argv) == 0
     config = yaml.safe_load((place / "runs/p/config.yaml").read_text())
     assert config["arch"] == "resnet14" and config["arch_options"] == ["bias=False"]
-    fails(capfd, search.run.main, [*argv[:-1], "q", "--arch", "resnet20"], ["--arch resnet20", "resnet14"])
+    fails(capfd, search_run.main, [*argv[:-1], "q", "--arch", "resnet20"], ["--arch resnet20", "resnet14"])
     # A pruned network's teacher is by itself what the search started from.
-    assert prune.prune.main(["--run", "runs/p", "--target", "0.6"]) == 0
-    assert retrain.train.main(["--mask_path", "mask.npz", *TRAIN]) == 0
+    assert prune_prune.main(["--run", "runs/p", "--target", "0.6"]) == 0
+    assert retrain_train.main(["--mask_path", "mask.npz", *TRAIN]) == 0
     assert "teacher: " + str(place / "plain.pt") in capfd.readouterr().out
 
 
@@ -322,7 +322,7 @@ def test_what_does_not_fit_is_refused(place, capfd, argv, words):
     mask = load_mask("mask.npz")
     save_mask("other.npz", GroupMask(mask.config, mask.kept, mask.merged, checkpoint=mask.checkpoint, sha256="0" * 64))
     Path("torn.npz").write_bytes(Path("mask.npz").read_bytes()[:300])
-    fails(capfd, retrain.train.main, ["--space", "hinge", *argv, *TRAIN], words)
+    fails(capfd, retrain_train.main, ["--space", "hinge", *argv, *TRAIN], words)
     assert not (place / "runs/r").exists()
 
 
@@ -332,14 +332,14 @@ def test_masks_of_other_networks_and_versions_are_refused(place, capfd):
         {**mask.config, "arch": "resnet14"}, mask.kept, (), checkpoint=mask.checkpoint, sha256=mask.sha256
     )
     save_mask("other.npz", other)
-    fails(capfd, retrain.train.main, ["--mask_path", "other.npz", *TRAIN], ["do not fit"])
+    fails(capfd, retrain_train.main, ["--mask_path", "other.npz", *TRAIN], ["do not fit"])
     arrays = dict(np.load("mask.npz"))
     np.savez("newer.npz", **{**arrays, "format": np.array(9)})
     np.savez("foreign.npz", **{**arrays, "space": np.array("smsr")})
-    fails(capfd, retrain.train.main, ["--space", "hinge", "--mask_path", "newer.npz", *TRAIN], ["newer version"])
-    fails(capfd, retrain.train.main, ["--space", "hinge", "--mask_path", "foreign.npz", *TRAIN], ["space 'smsr'"])
-    fails(capfd, prune.prune.main, ["--space", "hinge", "--checkpoint", "gone.pt"], ["gone.pt"])
-    fails(capfd, prune.prune.main, ["--run", "runs/s", "--out", "mask.npy"], [".npz"])
+    fails(capfd, retrain_train.main, ["--space", "hinge", "--mask_path", "newer.npz", *TRAIN], ["newer version"])
+    fails(capfd, retrain_train.main, ["--space", "hinge", "--mask_path", "foreign.npz", *TRAIN], ["space 'smsr'"])
+    fails(capfd, prune_prune.main, ["--space", "hinge", "--checkpoint", "gone.pt"], ["gone.pt"])
+    fails(capfd, prune_prune.main, ["--run", "runs/s", "--out", "mask.npy"], [".npz"])
 
 
 def test_the_space_is_found(place):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-import spaces
 from literal_sparse import one_thread  # noqa: F401
 from small_hinge import hinged
-from spaces.group_sparsity import border
-from spaces.group_sparsity.mask_file import GroupMask
+from sparsemask import spaces
+from sparsemask.spaces.group_sparsity import border
+from sparsemask.spaces.group_sparsity.mask_file import GroupMask
 
 KINDS = [
     (kind, dims, more)

@@ -7,38 +7,38 @@ import sys
 
 import pytest
 
-import prune.prune
-import retrain.eval
-import retrain.export
-import retrain.specialize
-import retrain.train
-import search.run
-import search.study
-import VOC12.check
-import VOC12.sample
 from sparsemask.cli import compress
 from sparsemask.cli import main as front
 from sparsemask.errors import meant
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import export as retrain_export
+from sparsemask.retrain import specialize as retrain_specialize
+from sparsemask.retrain import train as retrain_train
+from sparsemask.search import run as search_run
+from sparsemask.search import study as search_study
+from sparsemask.VOC12 import check as voc12_check
+from sparsemask.VOC12 import sample as voc12_sample
 from tiny import ROOT, fails
 
 NEARLY = [
     (front.main, ["serch"], ["unknown verb 'serch'", "did you mean 'search'?"]),
-    (search.run.main, ["--backbone", "x"], ["--backbone", "did you mean '--backbone_name'?", "python search/run.py"]),
-    (prune.prune.main, ["--threshold", "0.1"], ["did you mean '--thres'?", "python prune/prune.py --help"]),
-    (retrain.train.main, ["--mask-path=m.npy"], ["did you mean '--mask_path'?", "python retrain/train.py --help"]),
-    (retrain.eval.main, ["--checkpiont", "best"], ["did you mean '--checkpoint'?"]),
-    (retrain.export.main, ["--repeat", "1"], ["did you mean '--repeats'?"]),
-    (retrain.specialize.main, ["--maxstride", "8"], ["did you mean '--max_stride'?"]),
-    (search.study.main, ["--trails", "8"], ["did you mean '--trials'?"]),
-    (VOC12.check.main, ["--nclass", "3"], ["did you mean '--n_class'?", "python VOC12/check.py --help"]),
-    (VOC12.sample.main, ["--trian", "3"], ["did you mean '--train'?"]),
-    (search.run.main, ["--optimizer", "adam"], ["--optimizer", "did you mean 'adamw'?"]),
-    (search.run.main, ["--space", "smrs"], ["unknown space 'smrs'", "did you mean 'smsr'?", "connectivity"]),
-    (search.run.main, ["--task", "segmentaton"], ["unknown task", "did you mean 'segmentation'?"]),
-    (search.run.main, ["--config", "publshed"], ["publshed", "did you mean 'published'?"]),
-    (search.run.main, ["--space", "smsr", "--config", "Published"], ["did you mean 'published'?"]),
-    (retrain.train.main, ["--sample", "--mask_path", "unett"], ["did you mean 'unet'?", "fcn", "sparsemask-voc"]),
-    (retrain.train.main, ["--sample", "--mask_path", "fnc"], ["did you mean 'fcn'?"]),
+    (search_run.main, ["--backbone", "x"], ["--backbone", "did you mean '--backbone_name'?", "python search/run.py"]),
+    (prune_prune.main, ["--threshold", "0.1"], ["did you mean '--thres'?", "python prune/prune.py --help"]),
+    (retrain_train.main, ["--mask-path=m.npy"], ["did you mean '--mask_path'?", "python retrain/train.py --help"]),
+    (retrain_eval.main, ["--checkpiont", "best"], ["did you mean '--checkpoint'?"]),
+    (retrain_export.main, ["--repeat", "1"], ["did you mean '--repeats'?"]),
+    (retrain_specialize.main, ["--maxstride", "8"], ["did you mean '--max_stride'?"]),
+    (search_study.main, ["--trails", "8"], ["did you mean '--trials'?"]),
+    (voc12_check.main, ["--nclass", "3"], ["did you mean '--n_class'?", "python VOC12/check.py --help"]),
+    (voc12_sample.main, ["--trian", "3"], ["did you mean '--train'?"]),
+    (search_run.main, ["--optimizer", "adam"], ["--optimizer", "did you mean 'adamw'?"]),
+    (search_run.main, ["--space", "smrs"], ["unknown space 'smrs'", "did you mean 'smsr'?", "connectivity"]),
+    (search_run.main, ["--task", "segmentaton"], ["unknown task", "did you mean 'segmentation'?"]),
+    (search_run.main, ["--config", "publshed"], ["publshed", "did you mean 'published'?"]),
+    (search_run.main, ["--space", "smsr", "--config", "Published"], ["did you mean 'published'?"]),
+    (retrain_train.main, ["--sample", "--mask_path", "unett"], ["did you mean 'unet'?", "fcn", "sparsemask-voc"]),
+    (retrain_train.main, ["--sample", "--mask_path", "fnc"], ["did you mean 'fcn'?"]),
     (compress.main, ["voc_sampel"], ["recipe not found", "voc_sample); did you mean 'voc_sample'?"]),
 ]
 

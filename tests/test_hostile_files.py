@@ -24,8 +24,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from search import study_plan
-from spaces.group_sparsity import mask_file
 from sparsemask import containers, fine_masks, flags, masks
 from sparsemask.cli import compress_recipe
 from sparsemask.engine.records import read_rows
@@ -36,12 +34,14 @@ from sparsemask.pictures.files import read_picture
 from sparsemask.points import clouds
 from sparsemask.points.ply import read_ply, write_ply
 from sparsemask.points.prepare_items import whole
+from sparsemask.search import study_plan
+from sparsemask.spaces.group_sparsity import mask_file
 from sparsemask.stereo.files import read_disparity
 from sparsemask.tasks.classification import cifar as classification_cifar
 from sparsemask.tasks.classification import layouts as classification_layouts
+from sparsemask.VOC12 import archives, images
+from sparsemask.VOC12.images import read_picture as read_rgb
 from sparsemask.weights import load_weights, metadata
-from VOC12 import archives, images
-from VOC12.images import read_picture as read_rgb
 
 MUCH = 64 << 20  # bytes that no hostile file of a few kilobytes may cost
 TERA = 1 << 40
@@ -512,7 +512,7 @@ def checkpoint(path: Path) -> None:
 
 
 def unet(path: Path) -> None:
-    from spaces.connectivity.named_masks import named_mask
+    from sparsemask.spaces.connectivity.named_masks import named_mask
 
     masks.save_mask(path, named_mask("unet", 4))
 

@@ -12,13 +12,12 @@ import pytest
 import torch
 import yaml
 
-import prune.prune
-import retrain.eval
-import search.run
-import spaces
-from sparsemask import checkpoint_schema
+from sparsemask import checkpoint_schema, spaces
 from sparsemask.engine import checkpoint, randomness
 from sparsemask.errors import UseError
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.search import run as search_run
 from sparsemask.weights import file_space, load_weights, read_checkpoint
 from tiny import fails
 
@@ -164,16 +163,16 @@ def test_resuming_refuses_them_and_keeps_the_file(place, state, capfd, entry, va
     path = place / "runs/s/checkpoints/last.pt"
     torch.save(spoil(state, entry, value), path)
     before = path.read_bytes()
-    fails(capfd, search.run.main, ["--resume", "runs/s"], [words])
+    fails(capfd, search_run.main, ["--resume", "runs/s"], [words])
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(("entry", "value"), [("format", "2"), ("config", 5)])
 def test_other_verbs_refuse_them_too(place, state, capfd, entry, value):
     torch.save(spoil(state, entry, value), place / "runs/s/checkpoints/last.pt")
-    fails(capfd, prune.prune.main, ["--run", "runs/s", "--out", "new.npy"], [f"'{entry}'"])
-    fails(capfd, prune.prune.main, ["--checkpoint", "runs/s/checkpoints/last.pt", "--out", "new.npy"], [f"'{entry}'"])
-    fails(capfd, retrain.eval.main, ["--run", "runs/s"], [f"'{entry}'"])
+    fails(capfd, prune_prune.main, ["--run", "runs/s", "--out", "new.npy"], [f"'{entry}'"])
+    fails(capfd, prune_prune.main, ["--checkpoint", "runs/s/checkpoints/last.pt", "--out", "new.npy"], [f"'{entry}'"])
+    fails(capfd, retrain_eval.main, ["--run", "runs/s"], [f"'{entry}'"])
     assert not (place / "new.npy").exists()
 
 
@@ -181,7 +180,7 @@ def test_other_verbs_refuse_them_too(place, state, capfd, entry, value):
 def test_configurations_beside_checkpoints_are_looked_at(place, capfd, config):
     (place / "runs/s/config.yaml").write_text(yaml.safe_dump(config))
     (place / "runs/s/checkpoints/last.pt").unlink()
-    fails(capfd, search.run.main, ["--resume", "runs/s"], ["config.yaml"])
+    fails(capfd, search_run.main, ["--resume", "runs/s"], ["config.yaml"])
 
 
 HINGE_STATE = [("balance", "x"), ("balance", ["x"]), ("gradient_ratio", "x"), ("steps_done", 1.5), ("penalties", []),
@@ -190,7 +189,7 @@ HINGE_STATE = [("balance", "x"), ("balance", ["x"]), ("gradient_ratio", "x"), ("
 
 @pytest.mark.parametrize(("name", "value"), HINGE_STATE)
 def test_what_a_search_of_groups_remembers_is_looked_at(name, value):
-    from search.group_sparsity import GroupSearch
+    from sparsemask.search.group_sparsity import GroupSearch
 
     method = GroupSearch.__new__(GroupSearch)
     vars(method).update(balance=[1.0], gradient_ratio=None, steps_done=0, penalties={}, ratio=math.nan, shares={})
@@ -237,7 +236,7 @@ def test_what_shared_networks_say_of_themselves_is_looked_at(tmp_path, name, val
 
     from safetensors.torch import save_file
 
-    from spaces.connectivity.shared import load_network
+    from sparsemask.spaces.connectivity.shared import load_network
 
     path = tmp_path / "n.safetensors"
     save_file({"a": torch.zeros(1)}, path, {k: json.dumps(v) for k, v in {**SHARED, name: value}.items()})

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from filling import fill, picture
-from spaces.connectivity import FCN, PrunedNetwork, named_mask
 from sparsemask.inference import fold_batch_norm, optimize_for_inference
+from sparsemask.spaces.connectivity import FCN, PrunedNetwork, named_mask
 
 
 @pytest.mark.parametrize("mask", ["sparsemask-voc", "unet", "dense", "random-7", "fcn"])

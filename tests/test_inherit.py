@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import retrain.specialize
-import retrain.train
-import search.run
-from retrain.shortfall import shortfall
-from retrain.specialize_start import newest_start
-from spaces.connectivity.named_masks import named_mask
 from sparsemask import UseError, flags, runs
 from sparsemask.masks import save_mask
+from sparsemask.retrain import specialize as retrain_specialize
+from sparsemask.retrain import train as retrain_train
+from sparsemask.retrain.shortfall import shortfall
+from sparsemask.retrain.specialize_start import newest_start
+from sparsemask.search import run as search_run
+from sparsemask.spaces.connectivity.named_masks import named_mask
 from sparsemask.training_setup import Context, resolve_config
 from tiny import data_flags, make_data
 
@@ -32,7 +32,7 @@ def nothing_prepared(monkeypatch, tmp_path):
 
 def begun(space: str, argv: list[str], name: str = "s", verb: str = "search") -> runs.Run:
     """A run as a verb begins it, without the training."""
-    made = search.run.parser(space) if verb == "search" else retrain.train.parser(space)
+    made = search_run.parser(space) if verb == "search" else retrain_train.parser(space)
     options, _, preset = resolve_config(made, made.given([*argv, "--name", name]))
     run = runs.create(options, verb)
     run.note(preset=preset)
@@ -54,7 +54,7 @@ def pruned(run: runs.Run, suffix: str = ".npy") -> str:
 
 def resolved(space: str, argv: list[str]):
     """(configuration, line, preset) of a retraining."""
-    made = retrain.train.parser(space, flags.task_of(argv))
+    made = retrain_train.parser(space, flags.task_of(argv))
     return resolve_config(made, made.given(argv))
 
 
@@ -84,7 +84,7 @@ def test_retraining_is_on_the_data_of_the_search(space, suffix, named):
         Path(value).write_text("")
     run = begun(space, ["--search", *named])
     options, line, _ = resolved(space, ["--mask_path", pruned(run, suffix)])
-    made = search.run.parser(space)
+    made = search_run.parser(space)
     wanted = made.given(named)
     for name, value in wanted.items():
         found = options[name]
@@ -154,7 +154,7 @@ def test_preset_of_the_search_is_the_retrainings():
 def test_what_a_run_had_from_its_preset_gives_way_to_that_of_the_next_verb():
     make_data(Path("data"))
     run = begun("connectivity", data_flags(Path("data"), 3), "r", "retrain")
-    made = retrain.specialize.parser(retrain.specialize.space_of([]))
+    made = retrain_specialize.parser(retrain_specialize.space_of([]))
     options, _, preset = resolve_config(made, made.given(["--run", str(run.folder)]))
     assert (options["im_path"], options["n_class"]) == (str(Path("data/img").resolve()), 3)
     assert options["crop_size"] == 257  # specialized_short; the run had 225
@@ -246,7 +246,7 @@ def test_mask_in_a_runs_folder_needs_no_note():
 def test_specialising_the_newest_network_is_on_its_data():
     make_data(Path("data"))
     begun("connectivity", data_flags(Path("data"), 3), "r", "retrain")
-    made = retrain.specialize.parser(retrain.specialize.space_of([]))
+    made = retrain_specialize.parser(retrain_specialize.space_of([]))
     options, line, _ = resolve_config(made, made.given([]), default_flags=newest_start)
     assert (options["run"], options["n_class"], options["sample"]) == ("runs/r", 3, False)
     assert "--im_path" in line
@@ -263,7 +263,7 @@ def test_search_from_a_runs_weights_is_on_its_data(space):
         wanted = {"hr_path": str(Path("hr").resolve()), "scale": 4}
     weights = run.folder / "network.safetensors"
     weights.write_bytes(b"")
-    made = search.run.parser(space)
+    made = search_run.parser(space)
     options, *_ = resolve_config(made, made.given(["--pretrained_model", str(weights)]))
     assert {name: options[name] for name in wanted} == wanted
 

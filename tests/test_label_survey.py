@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import retrain.train
-import search.run
 from sparsemask import UseError, training_setup
+from sparsemask.retrain import train as retrain_train
+from sparsemask.search import run as search_run
 from sparsemask.tasks import get
 from sparsemask.tasks.segmentation.scores import SegmentationScores
+from sparsemask.VOC12 import check
+from sparsemask.VOC12.lists import pairs_from_lists
+from sparsemask.VOC12.palette import save_label
+from sparsemask.VOC12.survey import survey
 from tiny import SMALL, data_flags, fails, make_data
-from VOC12 import check
-from VOC12.lists import pairs_from_lists
-from VOC12.palette import save_label
-from VOC12.survey import survey
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def relabel(folder: Path, change) -> None:
 
 
 def made(folder: Path, n_class: int = 4, **given):
-    flags = retrain.train.parser().given(data_flags(folder, n_class))
-    return get("segmentation", retrain.train.parser().resolve({"crop_size": 33, **flags, **given}))
+    flags = retrain_train.parser().given(data_flags(folder, n_class))
+    return get("segmentation", retrain_train.parser().resolve({"crop_size": 33, **flags, **given}))
 
 
 def beginning(data: Path, n_class: int = 4, *more: str) -> list[str]:
@@ -43,7 +43,7 @@ def beginning(data: Path, n_class: int = 4, *more: str) -> list[str]:
 
 def opened(argv: list[str]):
     """The task that a search with this command line opens, its data checked."""
-    parser = search.run.parser()
+    parser = search_run.parser()
     options, *_ = training_setup.resolve_config(parser, parser.given(argv))
     return training_setup.open_task(options)
 
@@ -78,7 +78,7 @@ NOTHING = {
 def test_labels_that_teach_nothing_are_refused(data, capfd, kind):
     change, n_class, words = NOTHING[kind]
     relabel(data, change)
-    fails(capfd, search.run.main, beginning(data, n_class), words)
+    fails(capfd, search_run.main, beginning(data, n_class), words)
     assert not Path("runs/n").exists()
 
 
@@ -92,15 +92,15 @@ def test_validation_without_labels_is_refused(data):
 @pytest.mark.parametrize(("task", "values"), [("saliency", 0), ("saliency", 255), ("edges", 0), ("edges", 255)])
 def test_masks_of_one_value_are_refused_by_every_labelling_task(data, task, values):
     relabel(data, lambda label: np.full_like(label, values))
-    flags = retrain.train.parser().given(data_flags(data, 21))
+    flags = retrain_train.parser().given(data_flags(data, 21))
     with pytest.raises(UseError, match="one class alone occurs in the 9 training labels"):
-        get(task, retrain.train.parser().resolve({"crop_size": 33, **flags, "task": task})).check()
+        get(task, retrain_train.parser().resolve({"crop_size": 33, **flags, "task": task})).check()
 
 
 def test_masks_of_0_and_255_are_salient_as_they_are(data, capfd):
     relabel(data, lambda label: 255 * (label > 0))
-    flags = retrain.train.parser().given(data_flags(data, 21))
-    get("saliency", retrain.train.parser().resolve({"crop_size": 33, **flags, "task": "saliency"})).check()
+    flags = retrain_train.parser().given(data_flags(data, 21))
+    get("saliency", retrain_train.parser().resolve({"crop_size": 33, **flags, "task": "saliency"})).check()
     assert capfd.readouterr().err == ""
 
 
@@ -147,11 +147,11 @@ def test_ignored_numbers_reach_the_verbs(data, capfd):
     task = opened(beginning(data, 3, "--ignore_index", "254"))
     assert task.train_data.ignore_index == task.eval_data.ignore_index == 254
     for value in ("256", "-1", "x"):
-        fails(capfd, search.run.main, beginning(data, 3, "--ignore_index", value), ["--ignore_index"])
+        fails(capfd, search_run.main, beginning(data, 3, "--ignore_index", value), ["--ignore_index"])
     more = ["--task", "saliency", "--ignore_index", "254"]
-    fails(capfd, search.run.main, beginning(data, 3, *more), ["--ignore_index 254", "--task segmentation"])
+    fails(capfd, search_run.main, beginning(data, 3, *more), ["--ignore_index 254", "--task segmentation"])
     relabel(data, lambda label: np.where(label == 254, 255, label))
-    fails(capfd, search.run.main, beginning(data, 3, "--ignore_index", "254", "--name", "o"), ["label 255 beyond"])
+    fails(capfd, search_run.main, beginning(data, 3, "--ignore_index", "254", "--name", "o"), ["label 255 beyond"])
 
 
 # ---- check
@@ -251,7 +251,7 @@ def test_lists_of_pairs_need_no_folders(parted, capfd, tmp_path):
     (parted / "val.txt").write_text("009\n")
     with pytest.raises(UseError, match="val.txt.*009.*is no pair.*--im_path and --gt_path"):
         pairs_from_lists(None, None, parted / "val.txt")
-    fails(capfd, search.run.main, [*argv, "--name", "m"], ["--im_path", "--gt_path"])
+    fails(capfd, search_run.main, [*argv, "--name", "m"], ["--im_path", "--gt_path"])
 
 
 def test_validation_in_folders_of_its_own_by_names(data):

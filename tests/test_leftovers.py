@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-import search.run
 from sparsemask import files, runs
 from sparsemask.config import RunConfig
 from sparsemask.errors import UseError
 from sparsemask.flags import NetworkSection, RunSection
 from sparsemask.runs import Run
+from sparsemask.search import run as search_run
 from spoilt import SEARCH, listing
 from tiny import ROOT, fails
 
@@ -82,10 +82,10 @@ def test_a_search_on_a_full_disk_leaves_nothing_and_can_be_begun_again(place, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        fails(capfd, search.run.main, SEARCH, ["the disk is full"])
+        fails(capfd, search_run.main, SEARCH, ["the disk is full"])
     assert listing(place) == before and not (place / "runs" / "new").exists()
     if moment == "config.yaml":  # where the lock alone was left, which used up the name
-        assert search.run.main([*SEARCH, "--max_iter", "1"]) == 0
+        assert search_run.main([*SEARCH, "--max_iter", "1"]) == 0
 
 
 @pytest.mark.parametrize("left", [[".lock"], [".lock", ".config.yaml.ab12cd34.part"]])
@@ -152,7 +152,7 @@ def test_a_killed_search_goes_on_without_its_parts(place):
     shutil.copytree("runs/s", "runs/t")
     killed_while_writing(Path("runs/t/checkpoints/last.pt"))
     assert list(Path("runs/t").rglob(".*.part"))
-    assert search.run.main(["--resume", "runs/t"]) == 0
+    assert search_run.main(["--resume", "runs/t"]) == 0
     assert not list(Path("runs/t").rglob(".*.part"))
 
 

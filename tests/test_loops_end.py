@@ -17,16 +17,16 @@ import pytest
 import torch
 from torch.utils.data import get_worker_info
 
-import prune.prune
-import retrain.eval
-import retrain.specialize
-import retrain.train
-import search.run
 from small_classes import write_classes
 from small_clouds import CROPS, NETWORK, rooms
 from small_pictures import make_folder
 from sparsemask.engine import data as engine_data
 from sparsemask.errors import UseError
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import specialize as retrain_specialize
+from sparsemask.retrain import train as retrain_train
+from sparsemask.search import run as search_run
 from sparsemask.sparse import backend
 from sparsemask.stereo.scenes import write_scenes
 from sparsemask.tasks.points import data as points_data
@@ -68,9 +68,9 @@ def made(tmp_path_factory) -> Path:
         patch.setenv("SPARSEMASK_HOME", str(borrow_kernels(folder / "home")))
         patch.delenv("SPARSEMASK_WEIGHTS", raising=False)
         for name in ("smsr", "smpointseg", "hinge"):
-            assert search.run.main([*SEARCHES[name], "--n_worker", "0", "--max_iter", "2", "--name", name]) == 0
+            assert search_run.main([*SEARCHES[name], "--n_worker", "0", "--max_iter", "2", "--name", name]) == 0
         flags = ["--mask_path", "unet", *PICTURES, "--n_worker", "0", "--max_iter", "2", "--name", "r"]
-        assert retrain.train.main(flags) == 0
+        assert retrain_train.main(flags) == 0
     return folder
 
 
@@ -114,17 +114,17 @@ SAID = ["spoilt.png: not readable"]
 TRAINED = ["--mask_path", "unet", *PICTURES, "--max_iter", "4", "--name", "new"]
 SPECIAL = ["--run", "runs/r", *PICTURES, "--max_iter", "4", "--rounds", "1", "--max_stride", "8", "--name", "new"]
 LATER = {  # commands after the search: main, flags, whether it trains
-    "retrain": (retrain.train.main, TRAINED, True),
-    "retrain, evaluating": (retrain.train.main, TRAINED, False),
-    "specialize": (retrain.specialize.main, SPECIAL, True),
-    "specialize, evaluating": (retrain.specialize.main, SPECIAL, False),
-    "eval": (retrain.eval.main, ["--run", "runs/r", "--n_worker", "2"], False),
-    "eval smsr": (retrain.eval.main, ["--run", "runs/smsr", "--n_worker", "2", "--rounds", "0"], False),
-    "eval by votes": (retrain.eval.main, ["--run", "runs/smpointseg", "--n_worker", "2", "--rounds", "0"], False),
-    "prune smsr": (prune.prune.main, ["--run", "runs/smsr", "--ext", "img", "--n_worker", "2"], False),
-    "prune smpointseg": (prune.prune.main, ["--run", "runs/smpointseg", "--n_worker", "2"], False),
+    "retrain": (retrain_train.main, TRAINED, True),
+    "retrain, evaluating": (retrain_train.main, TRAINED, False),
+    "specialize": (retrain_specialize.main, SPECIAL, True),
+    "specialize, evaluating": (retrain_specialize.main, SPECIAL, False),
+    "eval": (retrain_eval.main, ["--run", "runs/r", "--n_worker", "2"], False),
+    "eval smsr": (retrain_eval.main, ["--run", "runs/smsr", "--n_worker", "2", "--rounds", "0"], False),
+    "eval by votes": (retrain_eval.main, ["--run", "runs/smpointseg", "--n_worker", "2", "--rounds", "0"], False),
+    "prune smsr": (prune_prune.main, ["--run", "runs/smsr", "--ext", "img", "--n_worker", "2"], False),
+    "prune smpointseg": (prune_prune.main, ["--run", "runs/smpointseg", "--n_worker", "2"], False),
     "prune hinge": (
-        prune.prune.main,
+        prune_prune.main,
         ["--run", "runs/hinge", "--n_worker", "2", "--target", "0.5", "--curve", "0.5", "--bn_reestimate", "0"],
         False,
     ),
@@ -140,7 +140,7 @@ def ended() -> None:
 @pytest.mark.parametrize("name", SEARCHES)
 def test_an_error_in_a_worker_of_a_search_ends_it(place, spoil, capfd, name, training):
     spoil(training)
-    fails(capfd, search.run.main, ["--search", *SEARCHES[name], "--max_iter", "4", "--name", "new"], SAID)
+    fails(capfd, search_run.main, ["--search", *SEARCHES[name], "--max_iter", "4", "--name", "new"], SAID)
     ended()
 
 
@@ -159,7 +159,7 @@ def test_a_lost_worker_is_one_line(place, monkeypatch, capfd):
         return function(*arguments)
 
     monkeypatch.setattr(engine_data, "one_line_errors", dying)
-    fails(capfd, search.run.main, ["--search", *PICTURES, "--max_iter", "4", "--name", "new"], ["--n_worker"])
+    fails(capfd, search_run.main, ["--search", *PICTURES, "--max_iter", "4", "--name", "new"], ["--n_worker"])
     ended()
 
 
@@ -170,7 +170,7 @@ def test_what_the_system_refuses_in_a_worker_is_one_line(place, monkeypatch, cap
     plain = engine_data.one_line_errors
     monkeypatch.setattr(engine_data, "one_line_errors", lambda *a: plain(gone, *a))
     words = ["data/gone.png: no such file"]
-    fails(capfd, search.run.main, ["--search", *PICTURES, "--max_iter", "4", "--name", "new"], words)
+    fails(capfd, search_run.main, ["--search", *PICTURES, "--max_iter", "4", "--name", "new"], words)
     ended()
 
 
@@ -321,12 +321,12 @@ def test_an_evaluation_that_is_told_to_stop(place, number, status):
         "import os, sys, time\n"
         "sys.path.insert(0, os.environ['ROOT'])\n"
         "from sparsemask.tasks.dense import task as dense\n"
-        "import retrain.eval\n"
+        "import sparsemask.retrain.eval\n"
         "def slow(*a):\n"
         "    open('begun', 'w').close()\n"
         "    time.sleep(3600)\n"
         "dense.resize = slow\n"
-        "sys.exit(retrain.eval.main(['--run', 'runs/r', '--n_worker', '2']))\n"
+        "sys.exit(sparsemask.retrain.eval.main(['--run', 'runs/r', '--n_worker', '2']))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -347,7 +347,7 @@ def test_a_pool_that_is_told_twice_ends_at_once(tmp_path, number):
     script.write_text(
         "import sys, time\n"
         "from sparsemask.errors import command\n"
-        "from VOC12.workers import run_jobs\n"
+        "from sparsemask.VOC12.workers import run_jobs\n"
         "def job(number):\n"
         "    open(f'begun{number}', 'w').close()\n"
         "    time.sleep(3600)\n"

@@ -11,15 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import prune.prune
-import retrain.eval
-import retrain.train
 from pyramid import Pyramid
-from spaces import backbones
-from spaces.connectivity import PrunedNetwork, named_mask
-from spaces.connectivity.carry import carry_mask, fit_mask, mask_lines, origin
 from sparsemask import UseError
 from sparsemask.masks import DOWN, UP, load_mask, mask_note, save_mask, why_unusable
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import train as retrain_train
+from sparsemask.spaces import backbones
+from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
+from sparsemask.spaces.connectivity.carry import carry_mask, fit_mask, mask_lines, origin
 from tiny import SMALL, data_flags, make_data
 
 MOBILENET = [32, 32, 32, 16, 16, 8, 4, 2, 2]
@@ -225,7 +225,7 @@ def test_pruning_prints_the_mask_and_notes_its_strides(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     weights = {f"module.decoders.Decoders_{i}._weight_": torch.tensor(VOC[i, : i + 1]) * 2.0 for i in range(9)}
     torch.save({"state_dict": weights}, "public.pth")
-    assert prune.prune.main(["--checkpoint", "public.pth"]) == 0
+    assert prune_prune.main(["--checkpoint", "public.pth"]) == 0
     assert "\n".join(mask_lines(VOC, MOBILENET)) in capsys.readouterr().out
     assert mask_note("mask.npy")["strides"] == MOBILENET and (load_mask("mask.npy") == VOC).all()
 
@@ -236,7 +236,7 @@ def test_retraining_carries_the_mask_prints_keeps_and_draws_it(pyramid, tmp_path
     data = make_data(tmp_path / "data")
     save_mask("m.npy", named_mask("unet", 9), {"backbone_name": "mobilenet_v2", "checkpoint": "search.pt"})
     flags = [*SMALL, *data_flags(data), "--backbone_name", "pyramid", "--max_iter", "2", *LIGHT]
-    assert retrain.train.main([*flags, "--mask_path", "m.npy", "--name", "r"]) == 0
+    assert retrain_train.main([*flags, "--mask_path", "m.npy", "--name", "r"]) == 0
     said = capsys.readouterr().out
     assert "to pyramid (8, 4, 4, 2): 17 connections become 5" in said
     assert "stage 0 (/8) <- E_0\nstage 1 (/4) <- E_1, D_0\nstage 3 (/2) <- E_3, D_1" in said
@@ -245,14 +245,14 @@ def test_retraining_carries_the_mask_prints_keeps_and_draws_it(pyramid, tmp_path
     assert note["carried_from"]["backbone_name"] == "mobilenet_v2" and note["strides"] == [8, 4, 4, 2]
     assert "checkpoint" not in note  # the search's encoder is another one
     assert len(load_mask(run / "mask.npy")) == 4 and (run / "pictures" / "architecture.png").stat().st_size > 5000
-    assert retrain.eval.main(LIGHT) == 0
+    assert retrain_eval.main(LIGHT) == 0
     # The file kept in the run serves as it is, and the old one is carried for evaluation, too.
     for path in (str(run / "mask.npy"), "m.npy", "sparsemask-voc"):
         weights = ["--pretrained_model", str(run / "network.safetensors"), "--depth", "8"]
-        code = retrain.eval.main(
+        code = retrain_eval.main(
             [*data_flags(data), *weights, "--backbone_name", "pyramid", "--mask_path", path, *LIGHT]
         )
         assert code == (2 if path == "sparsemask-voc" else 0)
     assert re.search(r"do not fit|are missing", capsys.readouterr().err)
-    assert retrain.train.main([*flags, "--mask_path", "m.npy", "--inherit", "all"]) == 2
+    assert retrain_train.main([*flags, "--mask_path", "m.npy", "--inherit", "all"]) == 2
     assert "the mask's search had another encoder" in capsys.readouterr().err

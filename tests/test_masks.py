@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import sparsemask
-from spaces.connectivity import named_mask
 from sparsemask import UseError
 from sparsemask.masks import check_mask, count_connections, load_mask, mask_note, save_mask
+from sparsemask.spaces.connectivity import named_mask
 
 
 def good(length: int = 3) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import search.run
+from sparsemask.search import run as search_run
 from tiny import SMALL, data_flags, make_data
 
 pytestmark = pytest.mark.usefixtures("no_images")
@@ -40,7 +40,7 @@ def test_search_runs_in_every_mode(data, tmp_path, monkeypatch, mode):
     config = tmp_path / "c.yaml"
     config.write_text("max_iter: null\n")  # lets --max_epoch decide where the preset would
     argv = ["--config", str(config), *data_flags(data), *SMALL, *steps, *MODES[mode], "--name", "m"]
-    assert search.run.main(argv) == 0
+    assert search_run.main(argv) == 0
     rows = [json.loads(line) for line in (tmp_path / "runs/m/metrics.jsonl").read_text().splitlines()]
     state = torch.load(tmp_path / "runs/m/checkpoints/last.pt", weights_only=True)
     assert all(row["loss"] < 100 for row in rows)  # also refuses None, which a loss that is not finite becomes
@@ -56,7 +56,7 @@ def test_mask_warmup_holds_the_weights(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
     argv = [*data_flags(data), *SMALL, "--warmup", "0", "--max_iter", "4", "--mask_warmup", "2", "--name", "m"]
-    assert search.run.main(argv) == 0
+    assert search_run.main(argv) == 0
     rows = [json.loads(line) for line in (tmp_path / "runs/m/history.jsonl").read_text().splitlines()]
     assert set(rows[1]["weights"]) == {1.0}
     assert set(rows[2]["weights"]) != {1.0}

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-import prune.connectivity
-import retrain.connectivity
-import retrain.specialize
-import search.connectivity
-import search.run
-from retrain.specialize_start import newest_start
 from sparsemask import options
+from sparsemask.prune import connectivity as prune_connectivity
+from sparsemask.retrain import connectivity as retrain_connectivity
+from sparsemask.retrain import specialize as retrain_specialize
+from sparsemask.retrain.specialize_start import newest_start
 from sparsemask.runs import Run
+from sparsemask.search import connectivity as search_connectivity
+from sparsemask.search import run as search_run
 from sparsemask.sparse import backend
 from sparsemask.training_setup import resolve_config
 from tiny import MASKS, borrow_kernels, data_flags, make_data
@@ -40,7 +40,7 @@ def place(tmp_path, monkeypatch) -> Path:
         known[name] = tmp_path / f"{name}.yaml"
         known[name].write_text(yaml.safe_dump({**PRESET, "crop_size": 41 if name == "specialized_short" else 33}))
     monkeypatch.setattr(options, "presets", lambda: known)
-    for module in (prune.connectivity, search.connectivity, retrain.connectivity):  # most of the time of such networks
+    for module in (prune_connectivity, search_connectivity, retrain_connectivity):  # most of the time of such networks
         monkeypatch.setattr(module, "draw_architecture", lambda *_, **__: None)
     monkeypatch.setattr("sparsemask.datasets.prepared", lambda: None)
     monkeypatch.setattr(sys, "argv", ["run.py"])
@@ -54,7 +54,7 @@ def typed(line: str, capfd) -> str:
     """Run a command line as it stands; what it printed."""
     words = shlex.split(line)
     assert words[0] == "python"
-    verb = importlib.import_module(words[1].removesuffix(".py").replace("/", "."))
+    verb = importlib.import_module(f"sparsemask.{words[1].removesuffix('.py').replace('/', '.')}")
     with backend("reference"):
         status = verb.main(words[2:])
     said, error = capfd.readouterr()
@@ -83,7 +83,7 @@ def test_printed_commands_run_as_they_stand_on_the_same_data(place, capfd):
     data = data_flags(Path("my pictures"), 3)
     argv = ["--search", *data, *MASKS, *OWN, "--depth", "8", "--sparse", "0", "--exp_path", "my runs", "--name", "s"]
     with backend("reference"):
-        assert search.run.main(argv) == 0
+        assert search_run.main(argv) == 0
     said = capfd.readouterr().out
     assert "preset: short" in said
     to_prune = following(said)
@@ -116,7 +116,7 @@ def test_printed_commands_run_as_they_stand_on_the_same_data(place, capfd):
     assert "(2 pictures)" in typed(f"{following(said)} --rounds 0", capfd)
     again = next(line for line in shown(fine) if "--config" in line)
     words = shlex.split(again)
-    made, given = retrain.specialize.read(words[2:])
+    made, given = retrain_specialize.read(words[2:])
     settled, *_ = resolve_config(made, given, default_flags=newest_start)
     assert settled["name"] == "again" and settled["ft_model"] == config["ft_model"]
     assert {**settled.flat(), "name": fine.folder.name} == config

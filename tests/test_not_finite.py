@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-import retrain.train
 import small_pictures
-import spaces
 from small_tasks import BUILD, classification
-from spaces.sparse_conv.smstereo import SMStereo
-from sparsemask import UseError, tasks
+from sparsemask import UseError, spaces, tasks
 from sparsemask.cli import disparity, segment_points, upscale
 from sparsemask.devices import Arithmetic
 from sparsemask.exporting import validation
 from sparsemask.finite import NotFiniteError, check_output
+from sparsemask.retrain import train as retrain_train
+from sparsemask.spaces.sparse_conv.smstereo import SMStereo
 from sparsemask.sparse import backend
 from sparsemask.tasks.protocol import EvaluationContext
 from sparsemask.tasks.stereo.scores import count_errors
@@ -119,7 +118,7 @@ def test_averaging_views_keeps_small_probabilities_above_zero(tmp_path):
 def test_training_ends_in_one_line_where_validation_is_not_finite(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
-    from retrain import connectivity
+    from sparsemask.retrain import connectivity
 
     build = connectivity.FAMILY.build
 
@@ -132,7 +131,7 @@ def test_training_ends_in_one_line_where_validation_is_not_finite(tmp_path, monk
     monkeypatch.setattr(connectivity.FAMILY, "build", built)
     flags = [*data_flags(make_data(tmp_path / "d", 6, 36)), *SMALL, "--max_iter", "1", "--mask_path", "unet"]
     words = ["validation after step 1", "output is not finite", "last good checkpoint", "last.pt"]
-    fails(capfd, retrain.train.main, [*flags, "--name", "r"], words)
+    fails(capfd, retrain_train.main, [*flags, "--name", "r"], words)
     assert not (tmp_path / "runs/r/best.pt").exists()
 
 

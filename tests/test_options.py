@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from search.run import parser
 from sparsemask import UseError
 from sparsemask.options import presets, write_config
+from sparsemask.search.run import parser
 from sparsemask.training_setup import resolve_config
 
 
@@ -71,7 +71,7 @@ def test_missing_configuration_names_the_presets():
 
 @pytest.mark.parametrize("name", sorted(presets()))
 def test_presets_are_valid_for_both_trainings(name):
-    from retrain.train import parser as retrain_parser
+    from sparsemask.retrain.train import parser as retrain_parser
 
     space = name.partition("_")[0] if "_" in name else "connectivity"  # "smsr_short" is space smsr's "short"
     size = {

@@ -24,11 +24,11 @@ from sparsemask.tasks.edges.data import EdgesDataset
 from sparsemask.tasks.saliency.data import SaliencyDataset, all_pairs
 from sparsemask.tasks.super_resolution.data import SuperResolutionDataset
 from sparsemask.tasks.super_resolution.folders import Pair
-from VOC12 import check
-from VOC12.dataset import SegmentationDataset
-from VOC12.images import SUFFIXES, picture_notes, picture_size, read_picture
-from VOC12.lists import columns_of, pairs_from_lists, read_list, read_names
-from VOC12.palette import read_label, save_label
+from sparsemask.VOC12 import check
+from sparsemask.VOC12.dataset import SegmentationDataset
+from sparsemask.VOC12.images import SUFFIXES, picture_notes, picture_size, read_picture
+from sparsemask.VOC12.lists import columns_of, pairs_from_lists, read_list, read_names
+from sparsemask.VOC12.palette import read_label, save_label
 
 STORED = np.random.default_rng(0).integers(0, 256, (6, 10, 3)).astype(np.uint8)
 # What a viewer shows of pixels stored under each orientation (EXIF 2.32, tag 274).
@@ -138,7 +138,7 @@ def test_labels_fit_the_upright_picture_or_exif_is_named(tmp_path, made, values)
 
 
 def test_predictions_of_turned_pictures_have_their_upright_size(tmp_path):
-    import retrain.train
+    from sparsemask.retrain import train as retrain_train
 
     for part in ("img", "gt"):
         (tmp_path / part).mkdir()
@@ -147,7 +147,7 @@ def test_predictions_of_turned_pictures_have_their_upright_size(tmp_path):
     (tmp_path / "l.txt").write_text("a\n")
     flags = {"im_path": tmp_path / "img", "gt_path": tmp_path / "gt", "training_list": tmp_path / "l.txt"}
     given = {**{k: str(v) for k, v in flags.items()}, "eval_list": str(tmp_path / "l.txt"), "n_class": 3}
-    task = get("segmentation", retrain.train.parser().resolve({"task": "segmentation", "crop_size": 16, **given}))
+    task = get("segmentation", retrain_train.parser().resolve({"task": "segmentation", "crop_size": 16, **given}))
     [cut] = task._unpad(0, task.eval_data[0][1])
     np.testing.assert_array_equal(cut.numpy(), UPRIGHT)
 
@@ -254,9 +254,9 @@ def test_sixteen_bits_a_colour_are_said(tmp_path):
 
 
 def test_every_task_says_how_its_first_pictures_are_read(tmp_path, capsys):
-    import retrain.train
     from small_classes import options as classification_options
     from small_pictures import options as enlarging_options
+    from sparsemask.retrain import train as retrain_train
 
     floats = np.random.default_rng(0).random((70, 80)).astype(np.float32)
     wanted = "0.tif: floats of 0 to 1 were multiplied by 255"
@@ -268,7 +268,7 @@ def test_every_task_says_how_its_first_pictures_are_read(tmp_path, capsys):
     (tmp_path / "l.txt").write_text("0\n1\n2\n")
     folders = {"im_path": str(tmp_path / "img"), "gt_path": str(tmp_path / "gt"), "n_class": 3}
     lists = dict.fromkeys(("training_list", "eval_list"), str(tmp_path / "l.txt"))
-    made = retrain.train.parser().resolve({"task": "segmentation", "crop_size": 16, **folders, **lists})
+    made = retrain_train.parser().resolve({"task": "segmentation", "crop_size": 16, **folders, **lists})
     get("segmentation", made).check()
     assert capsys.readouterr().err.count(wanted) == 2
     get("super_resolution", enlarging_options(hr_path=tmp_path / "img")).check()

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from kernel_sweeps import FORMS
-from spaces.sparse_conv.point_layers import PointConv
 from sparsemask.backends.native import library
 from sparsemask.ops.point_conv import Level, cells, mixed_point_conv, point_conv
 from sparsemask.points.graph import build_graph
 from sparsemask.points.order import shell_order
+from sparsemask.spaces.sparse_conv.point_layers import PointConv
 from sparsemask.sparse import backend
 
 BACKENDS = ("native", "gather")

@@ -7,9 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-import spaces
 from small_clouds import options, rooms
-from sparsemask import UseError, tasks
+from sparsemask import UseError, spaces, tasks
 from sparsemask.cli.segment_points import main
 from sparsemask.devices import arithmetic
 from sparsemask.points import s3dis, semantickitti

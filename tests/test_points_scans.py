@@ -7,8 +7,7 @@ import base64
 import numpy as np
 import pytest
 
-import spaces
-from sparsemask import UseError
+from sparsemask import UseError, spaces
 from sparsemask.cli.segment_points import main
 from sparsemask.devices import arithmetic
 from sparsemask.pictures.points_render import checked

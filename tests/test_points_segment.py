@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-import spaces
 from small_clouds import cloud
+from sparsemask import spaces
 from sparsemask.cli.main import VERBS
 from sparsemask.cli.segment_points import main
 from sparsemask.devices import arithmetic

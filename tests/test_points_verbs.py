@@ -14,19 +14,18 @@ import pytest
 import torch
 import yaml
 
-import prune.prune
-import retrain.eval
-import retrain.train
-import search.run
-import spaces
 from small_clouds import CROPS, NETWORK, rooms
-from spaces.sparse_conv.schedules import published_epoch, temperature
-from sparsemask import flags
+from sparsemask import flags, spaces
 from sparsemask.datasets import cache
 from sparsemask.engine.schedules import factor
 from sparsemask.fine_masks import load_masks
 from sparsemask.options import presets
 from sparsemask.points.ply import read_ply
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import train as retrain_train
+from sparsemask.search import run as search_run
+from sparsemask.spaces.sparse_conv.schedules import published_epoch, temperature
 from sparsemask.sparse import backend
 from sparsemask.training_setup import resolve_config
 from sparsemask.weights import load_weights
@@ -59,7 +58,7 @@ def searched(tmp_path_factory) -> Path:
     rooms(folder / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert search.run.main([*SEARCH, "--max_iter", "6", "--keep", "0.5", "--name", "s"]) == 0
+        assert search_run.main([*SEARCH, "--max_iter", "6", "--keep", "0.5", "--name", "s"]) == 0
     return folder
 
 
@@ -70,7 +69,7 @@ def place(searched, tmp_path, monkeypatch) -> Path:
     shutil.copytree(searched, folder)
     monkeypatch.chdir(folder)
     # The copy is another folder: its mask and its data are there.
-    assert prune.prune.main(["--run", "runs/s", *DATA]) == 0
+    assert prune_prune.main(["--run", "runs/s", *DATA]) == 0
     return folder
 
 
@@ -97,7 +96,7 @@ def test_the_whole_way(place, capfd):
     assert (masks.space, masks.task) == ("smpointseg", "s3dis") and masks.config["radius"] == 0.3
     assert masks.channels["encoder.1"].shape == (2, 8) and 0 < masks.mean_kept < 1
     capfd.readouterr()
-    assert retrain.train.main(["--mask_path", "mask.npz", *TRAIN, "--max_iter", "4", "--name", "r"]) == 0
+    assert retrain_train.main(["--mask_path", "mask.npz", *TRAIN, "--max_iter", "4", "--name", "r"]) == 0
     assert "retrained: miou" in capfd.readouterr().out
     before, after = load_weights("runs/s/checkpoints/last.pt"), load_weights("runs/r/network.safetensors")
     masked = [name for name in before if "pt_mask" in name or "ch_mask" in name]
@@ -105,7 +104,7 @@ def test_the_whole_way(place, capfd):
     assert still and all(torch.equal(before[name], after[name]) for name in still)
     assert not torch.equal(before["init.body.0.conv_1x1.weight"], after["init.body.0.conv_1x1.weight"])
     # Without a word about the network: the run's own configuration says all.
-    assert retrain.eval.main(["--run", "runs/r", "--rounds", "1", "--out", "preds", "--eval_batch_size", "3"]) == 0
+    assert retrain_eval.main(["--run", "runs/r", "--rounds", "1", "--out", "preds", "--eval_batch_size", "3"]) == 0
     said = capfd.readouterr().out
     for word in ("clutter", "mIoU", "mAcc", "dense ms", "multiply-adds", "dense channels by layer", "50000 points"):
         assert word in said
@@ -117,7 +116,7 @@ def test_the_whole_way(place, capfd):
     report = Path("runs/r/report.html").read_text()
     for word in ("Quality by class", "mean IoU", "overall accuracy", "Masks"):
         assert word in report
-    assert retrain.eval.main(["--space", "smpointseg", "--six_fold", "preds"]) == 0
+    assert retrain_eval.main(["--space", "smpointseg", "--six_fold", "preds"]) == 0
     pooled = capfd.readouterr().out
     assert f"mIoU {info['eval']['miou']:.4f}" in pooled
 
@@ -125,7 +124,7 @@ def test_the_whole_way(place, capfd):
 def test_a_higher_threshold_keeps_less(place):
     kept = []
     for thres in ("0.01", "0.99"):
-        assert prune.prune.main(["--run", "runs/s", *DATA, "--thres", thres, "--out", f"m{thres}.npz"]) == 0
+        assert prune_prune.main(["--run", "runs/s", *DATA, "--thres", thres, "--out", f"m{thres}.npz"]) == 0
         kept.append(load_masks(place / f"m{thres}.npz").mean_kept)
     assert kept[0] > kept[1]
 
@@ -137,7 +136,7 @@ def test_published_schedules():
     # A run of any length passes through the published one's hundred epochs.
     assert [published_epoch(step, 1000, own["epochs"]) for step in (0, 9, 10, 999)] == [1, 1, 2, 100]
     for name, sparse, batch in (("s3dis", 0.04, 6), ("semantickitti", 0.06, 10)):
-        made = search.run.parser("smpointseg")
+        made = search_run.parser("smpointseg")
         found = made.from_file(name)
         assert (found["sparse"], found["batch_size"], found["max_epoch"], found["tau_epochs"]) == (
             sparse,
@@ -160,7 +159,7 @@ def test_published_schedules():
 
 def test_nothing_named_goes_on_with_the_rooms(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = search.run.parser("smpointseg")
+    made = search_run.parser("smpointseg")
     options, line, _ = resolve_config(made, made.given(["--search"]))
     assert options["task"] == "sample" and options["sample"] and options["max_iter"] < 1000
     assert "going on with the generated rooms and a short budget" in line
@@ -207,7 +206,7 @@ def test_a_killed_search_resumes_bit_for_bit_tables_included(searched, tmp_path,
     for folder in (killed, alone):
         monkeypatch.chdir(folder)
         with backend("auto"):  # as in a process of its own
-            assert search.run.main(flags) == 0
+            assert search_run.main(flags) == 0
     assert same_end(last(alone), last(killed), steps)
     assert (alone / "runs/a/metrics.jsonl").read_text() == (killed / "runs/a/metrics.jsonl").read_text()
 
@@ -215,22 +214,22 @@ def test_a_killed_search_resumes_bit_for_bit_tables_included(searched, tmp_path,
 @pytest.mark.parametrize(
     ("main", "argv", "words"),
     [
-        (search.run.main, [*SEARCH, "--task", "edges"], ["--task edges", "s3dis"]),
-        (search.run.main, [*SEARCH, "--n_points", "2"], ["--n_points 2"]),
-        (search.run.main, [*SEARCH, "--test_area", "7"], ["area 7"]),
-        (search.run.main, [*SEARCH, "--config", "published"], ["published", "semantickitti", "short"]),
-        (search.run.main, [*SEARCH, "--task", "semantickitti"], ["sequences_0.25"]),
-        (search.run.main, [*SEARCH[:3], "--task", "semantickitti"], ["--data_root"]),
-        (search.run.main, ["--search", "--task", "s3dis", "--data_root", "data"], ["--space smpointseg"]),
-        (retrain.train.main, ["--mask_path", "mask.npz", *TRAIN, "--n_neighbors", "5"], ["--n_neighbors 5", "has 4"]),
-        (retrain.train.main, ["--mask_path", "mask.npz", *TRAIN, "--task", "sample"], ["--task"]),
-        (retrain.eval.main, ["--run", "runs/s", "--flips"], ["--flips", "smpointseg"]),
-        (retrain.eval.main, ["--space", "smpointseg", "--six_fold", "data"], ["no predictions"]),
-        (retrain.eval.main, ["--space", "smpointseg", "--task", "semantickitti", "--six_fold", "."], ["s3dis"]),
+        (search_run.main, [*SEARCH, "--task", "edges"], ["--task edges", "s3dis"]),
+        (search_run.main, [*SEARCH, "--n_points", "2"], ["--n_points 2"]),
+        (search_run.main, [*SEARCH, "--test_area", "7"], ["area 7"]),
+        (search_run.main, [*SEARCH, "--config", "published"], ["published", "semantickitti", "short"]),
+        (search_run.main, [*SEARCH, "--task", "semantickitti"], ["sequences_0.25"]),
+        (search_run.main, [*SEARCH[:3], "--task", "semantickitti"], ["--data_root"]),
+        (search_run.main, ["--search", "--task", "s3dis", "--data_root", "data"], ["--space smpointseg"]),
+        (retrain_train.main, ["--mask_path", "mask.npz", *TRAIN, "--n_neighbors", "5"], ["--n_neighbors 5", "has 4"]),
+        (retrain_train.main, ["--mask_path", "mask.npz", *TRAIN, "--task", "sample"], ["--task"]),
+        (retrain_eval.main, ["--run", "runs/s", "--flips"], ["--flips", "smpointseg"]),
+        (retrain_eval.main, ["--space", "smpointseg", "--six_fold", "data"], ["no predictions"]),
+        (retrain_eval.main, ["--space", "smpointseg", "--task", "semantickitti", "--six_fold", "."], ["s3dis"]),
     ],
     ids=lambda v: " ".join(v[-2:]) if isinstance(v, list) else "",
 )
 def test_bad_input(place, capfd, main, argv, words):
     before = listing(place)
-    fails(capfd, main, [*argv, "--name", "new"] if main is not retrain.eval.main else argv, words)
+    fails(capfd, main, [*argv, "--name", "new"] if main is not retrain_eval.main else argv, words)
     assert listing(place) == before

@@ -11,16 +11,16 @@ from PIL import Image
 
 import small_classes
 import small_pictures
-from retrain import connectivity
 from small_pairs import options as stereo_options
 from sparsemask import tasks
 from sparsemask.devices import Arithmetic
 from sparsemask.families import Restored
 from sparsemask.files import distinct_names
+from sparsemask.retrain import connectivity
 from sparsemask.stereo.files import read_disparity, write_disparity
 from sparsemask.tasks.classification.data import Part
 from sparsemask.tasks.saliency.data import SaliencyDataset
-from VOC12.dataset import SegmentationDataset
+from sparsemask.VOC12.dataset import SegmentationDataset
 
 CPU = Arithmetic(torch.device("cpu"))
 
@@ -64,11 +64,11 @@ def twins(tmp_path):
 
 
 def test_eval_writes_a_file_for_every_picture_of_a_list(twins):
-    import retrain.eval
+    from sparsemask.retrain import eval as retrain_eval
 
     flags = ["--im_path", str(twins / "img"), "--gt_path", str(twins / "gt"), "--n_class", "2", "--gpu", "-1"]
     flags += ["--training_list", str(twins / "val.txt"), "--eval_list", str(twins / "val.txt"), "--n_worker", "0"]
-    made = retrain.eval.parser()
+    made = retrain_eval.parser()
     options = made.resolve({**made.given([*flags, "--crop_size", "16", "--out", str(twins / "out")])})
     task = tasks.get("segmentation", options)
     dark = [float(task.eval_data[i][0].mean()) for i in range(2)]

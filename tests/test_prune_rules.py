@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prune.connectivity import prune_connectivity
-from spaces.connectivity.prune_rules import _merge_duplicates, prune_report
 from sparsemask import UseError
 from sparsemask.masks import UP, why_unusable
+from sparsemask.prune.connectivity import prune_connectivity
+from sparsemask.spaces.connectivity.prune_rules import _merge_duplicates, prune_report
 
 
 def test_all_golden_prunings_bit_for_bit(golden):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-import prune.prune
 from sparsemask.files import sha256
 from sparsemask.masks import load_mask
+from sparsemask.prune import prune as prune_prune
 
 # Stages 0 and 2 have the same inputs, a use of each by the output; stage 1 has no inputs.
 WEIGHTS = {0: {(0, 1): 2.0}, 2: {(0, 1): 1.0}, 3: {(1, 1): 0.4, (3, 1): 2.0, (2, 0): 0.002}}
@@ -44,7 +44,7 @@ def here(tmp_path, monkeypatch):
 
 
 def pruned(*flags: str) -> int:
-    return prune.prune.main(list(flags))
+    return prune_prune.main(list(flags))
 
 
 def test_a_checkpoint_becomes_a_mask_with_its_note(capsys):

@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-import prune.prune
-import retrain.eval
-import search.run
 from literal_sparse import Case, one_thread, problem  # noqa: F401
 from small_pictures import make_folder, scene, write
 from sparsemask.backends import auto
@@ -23,6 +20,9 @@ from sparsemask.cli import upscale
 from sparsemask.engine.loop import Fit
 from sparsemask.fine_masks import load_masks
 from sparsemask.ops import dispatch
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.search import run as search_run
 from sparsemask.sparse import repeatable
 from sparsemask.weights import load_weights
 from tiny import ROOT, borrow_kernels, environment
@@ -45,7 +45,7 @@ def searched(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("SPARSEMASK_HOME", str(borrow_kernels(folder / "home")))
-        assert search.run.main([*FLAGS, "--max_iter", "3"]) == 0
+        assert search_run.main([*FLAGS, "--max_iter", "3"]) == 0
     write(folder / "small.png", scene(9, (24, 30)))
     return folder
 
@@ -127,7 +127,7 @@ def test_training_races_nobody(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Fit, "run_all", run_all)
     monkeypatch.setattr(auto, "_Race", Race)
-    assert search.run.main([*FLAGS, "--max_iter", "2", "--exp_path", str(tmp_path)]) == 0
+    assert search_run.main([*FLAGS, "--max_iter", "2", "--exp_path", str(tmp_path)]) == 0
     assert "val_psnr" in (tmp_path / "a" / "metrics.jsonl").read_text()
 
 
@@ -145,8 +145,8 @@ def results(place: Path, tmp_path: Path, monkeypatch, winner: str) -> dict:
     out.mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(auto.Auto, "_near", lambda self, x, work: [winner])
-        assert retrain.eval.main(["--run", "runs/a", "--rounds", "1"]) == 0
-        assert prune.prune.main(["--run", "runs/a", "--out", str(out / "m.npz")]) == 0
+        assert retrain_eval.main(["--run", "runs/a", "--rounds", "1"]) == 0
+        assert prune_prune.main(["--run", "runs/a", "--out", str(out / "m.npz")]) == 0
         assert upscale.main(["small.png", str(out / "large.png"), "--weights", "runs/a/checkpoints/last.pt"]) == 0
     info = json.loads(Path("runs/a/run.json").read_text())["eval"]
     return {

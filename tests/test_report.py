@@ -13,13 +13,13 @@ import pytest
 
 from parsed_page import Page, page_of
 from recorded_run import CLASSES, MATRIX, STEPS, make_retrain, make_search
-from spaces.connectivity import named_mask
 from sparsemask import locks
 from sparsemask.masks import save_mask
 from sparsemask.report import build_page, charts, drawings
 from sparsemask.report.contents import read_run
 from sparsemask.report.page import _SECTIONS
 from sparsemask.report.sections import duration
+from sparsemask.spaces.connectivity import named_mask
 from tiny import SMALL, data_flags, make_data, verb
 
 PAPER = "https://arxiv.org/abs/1904.07642"

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import search.run
 from literal_sparse import one_thread  # noqa: F401
+from sparsemask.search import run as search_run
 from tiny import MASKS, ROOT, SMALL, borrow_kernels, data_flags, environment, fails, make_data
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_images")  # a thread as in the processes that are killed
@@ -37,7 +37,7 @@ def complete(flags: list[str], cwd: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(cwd)
     monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(cwd / "home")))
     monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
-    assert search.run.main(flags) == 0
+    assert search_run.main(flags) == 0
 
 
 def final(folder: Path) -> dict:
@@ -126,8 +126,8 @@ def test_rates_after_a_resume_are_the_logged_ones(data, tmp_path, monkeypatch):
     monkeypatch.setattr(Fit, "train_step", step)
     flags = [*search_flags(data, tmp_path, 9), "--n_worker", "0"]
     with pytest.raises(RuntimeError):
-        search.run.main(flags)
-    assert search.run.main(flags) == 0
+        search_run.main(flags)
+    assert search_run.main(flags) == 0
     assert len(used) == 4 + 6  # the checkpoint at step 3, then steps 4 to 9
     assert all(logged_rate == real for logged_rate, real in used)
     assert len({rate for rate, _ in used}) == 9
@@ -173,7 +173,7 @@ def test_one_run_is_held_by_one_process(data, tmp_path, monkeypatch, capfd):
         while time.monotonic() < deadline and not (tmp_path / "runs" / "a" / "config.yaml").exists():
             time.sleep(0.05)
         monkeypatch.chdir(tmp_path)
-        fails(capfd, search.run.main, flags, ["another process is at work"])
+        fails(capfd, search_run.main, flags, ["another process is at work"])
     finally:
         child.kill()
         child.wait()

@@ -11,12 +11,12 @@ import torch
 import yaml
 from PIL import Image
 
-import prune.prune
-import retrain.eval
-import retrain.train
-import search.run
 from small_config import configured
 from sparsemask import UseError
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import train as retrain_train
+from sparsemask.search import run as search_run
 from sparsemask.tasks import LabelledData
 from sparsemask.tasks.dense.shapes import make_saliency
 from sparsemask.tasks.saliency.data import SaliencyDataset, all_pairs, split
@@ -212,7 +212,7 @@ def test_bad_data(ecssd, tmp_path, monkeypatch, capfd, spoil, words):
     spoil(tmp_path / "bad")
     monkeypatch.chdir(tmp_path)
     argv = ["--task", "saliency", "--data_root", "bad", *SMALL, "--max_iter", "2", "--name", "x"]
-    fails(capfd, search.run.main, argv, words)
+    fails(capfd, search_run.main, argv, words)
     assert not (tmp_path / "runs" / "x").exists()
 
 
@@ -226,7 +226,7 @@ def test_bad_data(ecssd, tmp_path, monkeypatch, capfd, spoil, words):
 )
 def test_data_flags_of_another_task(tmp_path, monkeypatch, capfd, flags, words):
     monkeypatch.chdir(tmp_path)
-    fails(capfd, search.run.main, [*flags, *SMALL], words)
+    fails(capfd, search_run.main, [*flags, *SMALL], words)
 
 
 @pytest.mark.slow
@@ -234,16 +234,16 @@ def test_verbs(ecssd, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     data = ["--task", "saliency", "--data_root", str(ecssd), "--n_class", "5"]
     common = [*SMALL, "--max_iter", "4"]
-    assert search.run.main(["--search", *data, *common, "--name", "s"]) == 0
+    assert search_run.main(["--search", *data, *common, "--name", "s"]) == 0
     # The task says how many channels there are, whatever --n_class says.
     assert yaml.safe_load(Path("runs/s/config.yaml").read_text())["n_class"] == 1
-    assert prune.prune.main(["--run", "runs/s"]) == 0
-    assert retrain.train.main([*data, *common, "--mask_path", "mask.npy", "--name", "r"]) == 0
+    assert prune_prune.main(["--run", "runs/s"]) == 0
+    assert retrain_train.main([*data, *common, "--mask_path", "mask.npy", "--name", "r"]) == 0
     assert torch.load("runs/r/checkpoints/last.pt", weights_only=True)["config"]["n_class"] == 1
     # Trained on one set, evaluated on another: the run's own lists must not come along.
     other = as_msra(ecssd, tmp_path / "MSRA")
     argv = ["--run", "runs/r", "--data_root", str(other), "--eval_list", "all", "--out", "out"]
-    assert retrain.eval.main(argv) == 0
+    assert retrain_eval.main(argv) == 0
     said = capfd.readouterr().out
     assert "F-beta " in said and "MAE " in said and "(12 pictures)" in said
     greys = [Image.open(path) for path in sorted(Path("out").iterdir())]
@@ -251,9 +251,9 @@ def test_verbs(ecssd, tmp_path, monkeypatch, capfd):
     assert Path("runs/r/pictures/precision_recall.png").exists()
     network = ["--pretrained_model", "runs/r/network.safetensors", "--mask_path", "mask.npy", "--depth", "8"]
     weights = [*data, *network, "--crop_size", "33"]
-    assert retrain.eval.main(weights) == 0
+    assert retrain_eval.main(weights) == 0
     assert "(1 pictures)" in capfd.readouterr().out
-    fails(capfd, retrain.eval.main, ["--run", "runs/r", "--task", "segmentation"], ["--task segmentation", "saliency"])
+    fails(capfd, retrain_eval.main, ["--run", "runs/r", "--task", "segmentation"], ["--task segmentation", "saliency"])
 
 
 def test_sample_is_drawn_once(tmp_path, monkeypatch):

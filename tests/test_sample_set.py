@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from sparsemask import UseError
-from VOC12 import sample, shapes
-from VOC12.dataset import SegmentationDataset
-from VOC12.lists import load_class_names, pairs_from_lists
-from VOC12.objects import CLASS_NAMES, INDEX
-from VOC12.scenes import draw_scene, things_of
+from sparsemask.VOC12 import sample, shapes
+from sparsemask.VOC12.dataset import SegmentationDataset
+from sparsemask.VOC12.lists import load_class_names, pairs_from_lists
+from sparsemask.VOC12.objects import CLASS_NAMES, INDEX
+from sparsemask.VOC12.scenes import draw_scene, things_of
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from spaces.sparse_conv.export import export_onnx, export_program
-from spaces.sparse_conv.masking import set_threshold
+from sparsemask.spaces.sparse_conv.export import export_onnx, export_program
+from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.sparse import backend
 from test_smsr import network, pictures
 
@@ -59,7 +59,7 @@ def test_public_network_in_onnx_runtime(tmp_path, shared_data):
         pytest.importorskip(package, reason=f"{package} is not installed (extra onnx)")
     import onnxruntime
 
-    from spaces.sparse_conv import load_smsr
+    from sparsemask.spaces.sparse_conv import load_smsr
 
     net, x = load_smsr(shared_data / "smsr_x2.pt"), pictures(48, 64)
     session = onnxruntime.InferenceSession(str(export_onnx(net, tmp_path / "smsr.onnx", dynamic=False, size=(48, 64))))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spaces.sparse_conv import upscale
-from spaces.sparse_conv.tiles import self_ensemble
 from sparsemask.errors import UseError
+from sparsemask.spaces.sparse_conv import upscale
+from sparsemask.spaces.sparse_conv.tiles import self_ensemble
 from test_smsr import network, one_backend, pictures  # noqa: F401
 
 

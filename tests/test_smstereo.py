@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-import spaces
-from spaces.sparse_conv.masking import apply_masks, hard_masks
-from spaces.sparse_conv.smstereo import SMStereo, expected_disparity
-from spaces.sparse_conv.stereo_module import MaskedConv, SparseHourglass
-from spaces.sparse_conv.stereo_shared import load_smstereo, save_smstereo
-from spaces.sparse_conv.stereo_space import multiply_adds
+from sparsemask import spaces
 from sparsemask.errors import UseError
 from sparsemask.ops.cost_volume import concatenation_volume, correlation_volume
+from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks
+from sparsemask.spaces.sparse_conv.smstereo import SMStereo, expected_disparity
+from sparsemask.spaces.sparse_conv.stereo_module import MaskedConv, SparseHourglass
+from sparsemask.spaces.sparse_conv.stereo_shared import load_smstereo, save_smstereo
+from sparsemask.spaces.sparse_conv.stereo_space import multiply_adds
 from sparsemask.sparse import backend, kept_fraction
 from sparsemask.sparse.training_form import masked_conv
 from sparsemask.stereo.batch import StereoPair

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spaces.sparse_conv.masking import fix_masks
-from spaces.sparse_conv.smstereo import SMStereo
 from sparsemask.engine import batchnorm
+from sparsemask.spaces.sparse_conv.masking import fix_masks
+from sparsemask.spaces.sparse_conv.smstereo import SMStereo
 from sparsemask.stereo.batch import StereoPair
 
 SHIFTS = (4, 11)  # px

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import pyramid  # noqa: F401  a user's encoder, trusted
-import spaces
 from point_crops import crop
-from spaces import Loaded, Space
-from spaces.connectivity import named_mask
-from spaces.group_sparsity.mask_file import GroupMask
-from spaces.specialized.words import mask_word
+from sparsemask import spaces
+from sparsemask.spaces import Loaded, Space
+from sparsemask.spaces.connectivity import named_mask
+from sparsemask.spaces.group_sparsity.mask_file import GroupMask
+from sparsemask.spaces.specialized.words import mask_word
 from sparsemask.stereo.batch import StereoPair
 from sparsemask.testing.spaces import SpaceContract
 from toy_space import TOY, ToyNetwork, ToySpace

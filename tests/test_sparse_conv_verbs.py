@@ -11,16 +11,7 @@ import pytest
 import torch
 import yaml
 
-import prune.prune
-import retrain.eval
-import retrain.train
-import search.run
 from small_pictures import make_folder
-from spaces.sparse_conv import SMSR, load_smsr
-from spaces.sparse_conv.budget_calibration import meet_budget
-from spaces.sparse_conv.masking import blocks, channel_logits, mean_kept
-from spaces.sparse_conv.search_method import SparseConvSearch, SparseMaskSection
-from spaces.sparse_conv.space import SMSRNetwork
 from sparsemask import flags
 from sparsemask.backends.native import Native
 from sparsemask.config import RunConfig
@@ -29,6 +20,15 @@ from sparsemask.errors import UseError
 from sparsemask.files import sha256
 from sparsemask.fine_masks import load_masks
 from sparsemask.flags import RunSection
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import train as retrain_train
+from sparsemask.search import run as search_run
+from sparsemask.spaces.sparse_conv import SMSR, load_smsr
+from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
+from sparsemask.spaces.sparse_conv.masking import blocks, channel_logits, mean_kept
+from sparsemask.spaces.sparse_conv.search_method import SparseConvSearch, SparseMaskSection
+from sparsemask.spaces.sparse_conv.space import SMSRNetwork
 from sparsemask.sparse import available_backends, backend
 from sparsemask.tasks.super_resolution.task import SuperResolutionTask
 from sparsemask.weights import load_weights
@@ -59,8 +59,8 @@ def searched(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch, backend("reference"):
         patch.chdir(folder)
         patch.setenv("SPARSEMASK_HOME", str(borrow_kernels(folder / "home")))
-        assert search.run.main([*SEARCH, "--max_iter", "6", "--keep", "0.5", "--name", "s"]) == 0
-        assert prune.prune.main(["--run", "runs/s"]) == 0
+        assert search_run.main([*SEARCH, "--max_iter", "6", "--keep", "0.5", "--name", "s"]) == 0
+        assert prune_prune.main(["--run", "runs/s"]) == 0
     return folder
 
 
@@ -73,7 +73,7 @@ def place(searched, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(tmp_path / "home")))
     monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
     # The copy is another folder: its mask must point into it.
-    assert prune.prune.main(["--run", "runs/s"]) == 0
+    assert prune_prune.main(["--run", "runs/s"]) == 0
     return folder
 
 
@@ -99,7 +99,7 @@ def test_masks_move_with_the_budget(place):
     found = []
     for keep in ("0.05", "0.95"):
         more = ["--keep", keep, "--sparse", "50", "--sparse_epochs", "0", "--mask_lr_mult", "100", "--max_iter", "25"]
-        assert search.run.main([*SEARCH, *more, "--eval_interval", "25", "--name", f"k{keep}"]) == 0
+        assert search_run.main([*SEARCH, *more, "--eval_interval", "25", "--name", f"k{keep}"]) == 0
         rows = (place / f"runs/k{keep}/metrics.jsonl").read_text().splitlines()
         found.append(json.loads(rows[-1])["kept"])
     assert found[0] < found[1] - 0.1
@@ -110,7 +110,7 @@ def test_masks_settle(place):
     # Of five steps three learn masks; then these are fixed, and the weights go on.
     more = ["--keep", "0.6", "--settle", "0.4", "--max_iter", "5", "--eval_interval", "5", "--checkpoint_interval", "1"]
     more += ["--sparse_start", "0", "--sparse_epochs", "0"]
-    assert search.run.main([*SEARCH, *more, "--name", "settled"]) == 0
+    assert search_run.main([*SEARCH, *more, "--name", "settled"]) == 0
     rows = [json.loads(line) for line in (place / "runs/settled/metrics.jsonl").read_text().splitlines()]
     assert [row["lambda"] > 0 for row in rows] == [True, True, True, False, False]
     assert rows[3]["dense_channels"] == rows[4]["dense_channels"]
@@ -157,7 +157,7 @@ def test_one_threshold_meets_a_budget_and_keeps_the_order(keep):
 
 @pytest.mark.usefixtures("no_images")
 def test_the_published_loss_is_the_default_and_tau_can_stay(place):
-    assert search.run.main([*SEARCH, "--config", "published", "--max_iter", "4", "--constant_tau", "--name", "p"]) == 0
+    assert search_run.main([*SEARCH, "--config", "published", "--max_iter", "4", "--constant_tau", "--name", "p"]) == 0
     rows = [json.loads(line) for line in (place / "runs/p/metrics.jsonl").read_text().splitlines()]
     assert all(row["tau"] == 1 for row in rows)
     assert all(row["loss_sparse"] == row["kept_soft"] for row in rows)
@@ -167,7 +167,7 @@ def test_the_published_loss_is_the_default_and_tau_can_stay(place):
 
 
 def test_pruning_writes_masks_with_where_they_come_from(place, capfd):
-    assert prune.prune.main([]) == 0  # the newest run's space is found
+    assert prune_prune.main([]) == 0  # the newest run's space is found
     said = capfd.readouterr().out
     masks = load_masks(place / "mask.npz")
     last = place / "runs/s/checkpoints/last.pt"
@@ -186,13 +186,13 @@ def test_pruning_writes_masks_with_where_they_come_from(place, capfd):
 def test_a_higher_threshold_keeps_less(place):
     kept = []
     for thres in ("0.01", "0.5", "0.99"):
-        assert prune.prune.main(["--run", "runs/s", "--thres", thres, "--out", f"m{thres}.npz"]) == 0
+        assert prune_prune.main(["--run", "runs/s", "--thres", thres, "--out", f"m{thres}.npz"]) == 0
         kept.append(load_masks(place / f"m{thres}.npz").mean_kept)
     assert kept[0] >= kept[1] >= kept[2] and kept[0] > kept[2]
 
 
 def test_retraining_moves_the_weights_and_not_the_masks(place, capfd):
-    assert retrain.train.main(["--mask_path", "mask.npz", *TRAIN, "--max_iter", "4", "--name", "r"]) == 0
+    assert retrain_train.main(["--mask_path", "mask.npz", *TRAIN, "--max_iter", "4", "--name", "r"]) == 0
     said = capfd.readouterr().out
     assert "retrained: psnr" in said and "next: " in said
     run = place / "runs/r"
@@ -208,9 +208,9 @@ def test_retraining_moves_the_weights_and_not_the_masks(place, capfd):
 
 
 def test_evaluation_prints_quality_beside_cost(place, capfd):
-    assert retrain.train.main(["--mask_path", "mask.npz", *TRAIN, "--max_iter", "2", "--name", "r"]) == 0
+    assert retrain_train.main(["--mask_path", "mask.npz", *TRAIN, "--max_iter", "2", "--name", "r"]) == 0
     capfd.readouterr()
-    assert retrain.eval.main(["--rounds", "1", "--out", "larger"]) == 0  # the newest retraining, space and all
+    assert retrain_eval.main(["--rounds", "1", "--out", "larger"]) == 0  # the newest retraining, space and all
     said = capfd.readouterr().out
     for word in ("PSNR dB", "SSIM", "kept", "dense ms", "multiply-adds", "at 1280x720", "dense channels by layer"):
         assert word in said
@@ -231,7 +231,7 @@ def test_evaluation_of_files_and_of_tiles(place, capfd):
     figures = []
     for more in ([], ["--tile", "32"], ["--flips"]):
         argv = ["--pretrained_model", path, "--mask_path", "mask.npz", "--data_test", "data", "--rounds", "0", *more]
-        assert retrain.eval.main(argv) == 0
+        assert retrain_eval.main(argv) == 0
         lines = capfd.readouterr().out.splitlines()
         figures.append(next(float(line.split()[1]) for line in lines if line.startswith("PSNR")))
     assert figures[0] == pytest.approx(figures[1], abs=2e-3)  # tiles are the whole
@@ -242,8 +242,8 @@ def test_evaluation_of_files_and_of_tiles(place, capfd):
 @pytest.mark.parametrize("verb", ["search", "retrain"])
 def test_a_stopped_run_resumes_bit_for_bit(place, monkeypatch, verb):
     main, argv = {
-        "search": (search.run.main, [*SEARCH, "--keep", "0.5"]),
-        "retrain": (retrain.train.main, ["--mask_path", "mask.npz", *TRAIN]),
+        "search": (search_run.main, [*SEARCH, "--keep", "0.5"]),
+        "retrain": (retrain_train.main, ["--mask_path", "mask.npz", *TRAIN]),
     }[verb]
     argv = [*argv, "--max_iter", "7"]
     assert main([*argv, "--name", "alone"]) == 0
@@ -271,7 +271,7 @@ def test_a_runs_own_configuration_repeats_it(place):
     config = yaml.safe_load((place / "runs/s/config.yaml").read_text())
     config["name"] = "again"
     (place / "again.yaml").write_text(yaml.safe_dump(config))
-    assert search.run.main(["--config", "again.yaml"]) == 0
+    assert search_run.main(["--config", "again.yaml"]) == 0
     a, b = (load_weights(place / f"runs/{n}/checkpoints/last.pt") for n in ("s", "again"))
     assert all(torch.equal(value, b[name]) for name, value in a.items())
 
@@ -333,40 +333,40 @@ def nothing(place):
 def test_what_does_not_belong_together_is_refused(place, capfd, spoil, more, words):
     spoil(place)
     before = listing(place)
-    fails(capfd, retrain.train.main, ["--mask_path", "mask.npz", *TRAIN, *more, "--name", "new"], words)
+    fails(capfd, retrain_train.main, ["--mask_path", "mask.npz", *TRAIN, *more, "--name", "new"], words)
     assert listing(place) == before
 
 
 @pytest.mark.parametrize(
     ("main", "argv", "words"),
     [
-        (search.run.main, [*SEARCH, "--n_feats", "2"], ["n_feats", "at least 4"]),
-        (search.run.main, [*SEARCH, "--keep", "1.5"], ["[0, 1)"]),
-        (search.run.main, [*SEARCH, "--pretrained_model", "no.pt"], ["no.pt"]),
-        (search.run.main, [*SEARCH, "--backbone_name", "vgg16"], ["--backbone_name"]),
-        (search.run.main, ["--search", "--task", "super_resolution", "--sample"], ["smsr"]),
-        (prune.prune.main, ["--run", "runs/s", "--out", "mask.npy"], [".npz"]),
-        (retrain.train.main, ["--space", "smsr", *TRAIN], ["--mask_path is missing"]),
-        (retrain.eval.main, ["--run", "runs/s", "--backend", "abacus"], ["unknown backend 'abacus'", "gather"]),
-        (retrain.eval.main, ["--run", "runs/s", "--scale", "4"], ["--scale 4", "has 2"]),
-        (retrain.eval.main, ["--run", "runs/s", "--tile", "5"], ["32 is the least"]),
-        (retrain.eval.main, ["--space", "smsr", "--pretrained_model", "data/0001.png"], ["0001.png"]),
+        (search_run.main, [*SEARCH, "--n_feats", "2"], ["n_feats", "at least 4"]),
+        (search_run.main, [*SEARCH, "--keep", "1.5"], ["[0, 1)"]),
+        (search_run.main, [*SEARCH, "--pretrained_model", "no.pt"], ["no.pt"]),
+        (search_run.main, [*SEARCH, "--backbone_name", "vgg16"], ["--backbone_name"]),
+        (search_run.main, ["--search", "--task", "super_resolution", "--sample"], ["smsr"]),
+        (prune_prune.main, ["--run", "runs/s", "--out", "mask.npy"], [".npz"]),
+        (retrain_train.main, ["--space", "smsr", *TRAIN], ["--mask_path is missing"]),
+        (retrain_eval.main, ["--run", "runs/s", "--backend", "abacus"], ["unknown backend 'abacus'", "gather"]),
+        (retrain_eval.main, ["--run", "runs/s", "--scale", "4"], ["--scale 4", "has 2"]),
+        (retrain_eval.main, ["--run", "runs/s", "--tile", "5"], ["32 is the least"]),
+        (retrain_eval.main, ["--space", "smsr", "--pretrained_model", "data/0001.png"], ["0001.png"]),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
 def test_bad_input(place, capfd, main, argv, words):
     before = listing(place)
-    fails(capfd, main, [*argv, "--name", "new"] if main is search.run.main else argv, words)
+    fails(capfd, main, [*argv, "--name", "new"] if main is search_run.main else argv, words)
     assert listing(place) == before
 
 
 def test_a_task_of_its_own_has_flags_of_its_own():
-    actions = search.run.parser("smsr").actions()
+    actions = search_run.parser("smsr").actions()
     assert {"scale", "hr_path", "patch_size", "n_feats", "keep"} <= set(actions)
     assert not {"crop_size", "n_class", "backbone_name"} & set(actions)
     assert SuperResolutionTask.primary == "psnr"
     with pytest.raises(UseError, match="unknown space"):
-        search.run.parser("galaxy")
+        search_run.parser("galaxy")
 
 
 @pytest.mark.real
@@ -376,7 +376,7 @@ def test_the_issue_s_line_prints_the_published_row(tmp_path, monkeypatch, capfd,
     monkeypatch.setenv("SPARSEMASK_DATA", str(shared_data))
     weights = str(shared_data / "smsr_x2.pt")
     argv = ["--space", "smsr", "--pretrained_model", weights, "--data_test", "set5", "--rounds", "0"]
-    assert retrain.eval.main(argv) == 0
+    assert retrain_eval.main(argv) == 0
     said = capfd.readouterr().out
     assert "PSNR 37.991 dB  SSIM 0.9601" in said
     assert "985 k parameters" in said and "224.1 G as published papers count" in said and "223.8 G dense" in said
@@ -390,11 +390,11 @@ def test_what_skips_wrongly_has_no_speed(place, monkeypatch, capfd):
         own = getattr(Native, name)
         monkeypatch.setattr(Native, name, lambda self, *given, own=own: own(self, *given) * 9)
     with backend("native"):
-        assert retrain.eval.main(["--run", "runs/s", "--rounds", "1"]) == 1
+        assert retrain_eval.main(["--run", "runs/s", "--rounds", "1"]) == 1
         out, error = capfd.readouterr()
         assert "must be equal and are not" in error and "times as fast" not in out and "dense ms" not in out
         argv = [*TRAIN, "--mask_path", "mask.npz", "--max_iter", "2", "--name", "r"]
-        assert retrain.train.main(argv) == 1
+        assert retrain_train.main(argv) == 1
     out, error = capfd.readouterr()
     assert "no speed is claimed" in error and "retrained: " in out and " ms (dense" not in out
     info = json.loads((place / "runs/r/run.json").read_text())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from search.losses import sparse_loss
+from sparsemask.search.losses import sparse_loss
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from literal_sparse import one_thread  # noqa: F401
-from spaces.sparse_conv.point_block import PointMask
-from spaces.sparse_conv.stereo_module import VolumeMask
-from spaces.specialized.masks import Locator
 from sparsemask.errors import UseError
+from sparsemask.spaces.sparse_conv.point_block import PointMask
+from sparsemask.spaces.sparse_conv.stereo_module import VolumeMask
+from sparsemask.spaces.specialized.masks import Locator
 from sparsemask.sparse import (
     ChannelMask,
     DataMask,

@@ -9,15 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spaces.backbones.mobilenet_v2 import LinearBottleneck
-from spaces.connectivity import PrunedNetwork, named_mask
-from spaces.sparse_conv.masking import apply_masks, blocks, hard_masks, mean_kept, set_threshold, threshold_of
-from spaces.specialized import SpecializedNetwork
-from spaces.specialized.bottleneck import MaskedBottleneck
-from spaces.specialized.masks import carry
 from sparsemask.costs import multiply_adds
 from sparsemask.errors import UseError
 from sparsemask.inference import fold_pairs
+from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
+from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
+from sparsemask.spaces.sparse_conv.masking import (
+    apply_masks,
+    blocks,
+    hard_masks,
+    mean_kept,
+    set_threshold,
+    threshold_of,
+)
+from sparsemask.spaces.specialized import SpecializedNetwork
+from sparsemask.spaces.specialized.bottleneck import MaskedBottleneck
+from sparsemask.spaces.specialized.masks import carry
 from sparsemask.sparse import available_backends, backend, set_mask_mode
 
 BACKENDS = [name for name, reason in available_backends().items() if reason is None]

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-import retrain.connectivity
-import retrain.eval
-import retrain.export
-import retrain.specialize
-import retrain.train
-import search.run
-from retrain.specialize_forms import differs
 from small_pictures import make_folder
-from spaces.specialized.space import SpecializedSpace
 from sparsemask.fine_masks import load_masks
 from sparsemask.masks import load_mask
+from sparsemask.retrain import connectivity as retrain_connectivity
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import export as retrain_export
+from sparsemask.retrain import specialize as retrain_specialize
+from sparsemask.retrain import train as retrain_train
+from sparsemask.retrain.specialize_forms import differs
+from sparsemask.search import run as search_run
+from sparsemask.spaces.specialized.space import SpecializedSpace
 from sparsemask.sparse import backend
 from sparsemask.weights import load_weights
 from tiny import SMALL, borrow_kernels, data_flags, fails, make_data
@@ -49,8 +49,8 @@ def trained(tmp_path_factory) -> Path:
         patch.delenv("SPARSEMASK_WEIGHTS", raising=False)
         flags = ["--mask_path", "unet", *data_flags(Path("data")), *SMALL, "--max_iter", "2", "--name", "r"]
         with without_images():
-            assert retrain.train.main(flags) == 0
-        assert retrain.specialize.main([*TRAIN, "--name", "s"]) == 0
+            assert retrain_train.main(flags) == 0
+        assert retrain_specialize.main([*TRAIN, "--name", "s"]) == 0
     return folder
 
 
@@ -88,12 +88,12 @@ def test_a_run_leaves_masks_weights_table_and_pictures(place):
 
 
 def test_a_specialised_network_is_evaluated_pruned_again_and_retrained(place, capfd):
-    assert retrain.eval.main(["--run", "runs/s", "--rounds", "1", "--out", "predicted"]) == 0
+    assert retrain_eval.main(["--run", "runs/s", "--rounds", "1", "--out", "predicted"]) == 0
     said = capfd.readouterr().out
     assert "mIoU" in said and "kept" in said
     assert list((place / "predicted").glob("*.png"))
     flags = ["--mask_path", "runs/s/mask.npz", *data_flags(Path("data")), *FEW, "--max_iter", "2", "--name", "again"]
-    assert retrain.train.main(flags) == 0
+    assert retrain_train.main(flags) == 0
     before, after = (load_weights(place / f"runs/{name}/network.safetensors") for name in ("s", "again"))
     fixed = [name for name in before if ".locate." in name or name.endswith("ch_mask")]
     assert fixed and all(torch.equal(before[name], after[name]) for name in fixed)
@@ -109,9 +109,9 @@ def small(tmp_path, monkeypatch) -> Path:
     make_data(tmp_path / "data", n=8)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(tmp_path / "home")))
-    monkeypatch.setattr(retrain.connectivity, "draw_architecture", lambda *_, **__: None)
+    monkeypatch.setattr(retrain_connectivity, "draw_architecture", lambda *_, **__: None)
     flags = ["--mask_path", "unet", *data_flags(Path("data")), *SMALL, *OWN, "--max_iter", "2", "--name", "r"]
-    assert retrain.train.main(flags) == 0
+    assert retrain_train.main(flags) == 0
     return tmp_path
 
 
@@ -135,7 +135,7 @@ def spoilt(make):
 )
 def test_forms_that_must_be_equal_and_are_not_claim_no_speed(small, monkeypatch, capfd, which, pair):
     monkeypatch.setattr(SpecializedSpace, which, spoilt(getattr(SpecializedSpace, which)))
-    assert retrain.specialize.main([*TRAIN, *OWN, "--name", which]) == 1
+    assert retrain_specialize.main([*TRAIN, *OWN, "--name", which]) == 1
     out, error = capfd.readouterr()
     assert f"{pair} must be equal and are not" in out and f"{pair} must be equal" in error
     assert "times as fast" not in out and "next:" not in out
@@ -175,8 +175,8 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(place, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", dies)
-        assert retrain.specialize.main([*TRAIN, "--name", "parts", "--checkpoint_interval", "2"]) != 0
-    assert retrain.specialize.main(["--resume", "runs/parts"]) == 0
+        assert retrain_specialize.main([*TRAIN, "--name", "parts", "--checkpoint_interval", "2"]) != 0
+    assert retrain_specialize.main(["--resume", "runs/parts"]) == 0
     one, other = (load_weights(place / f"runs/{name}/checkpoints/last.pt") for name in ("s", "parts"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
@@ -189,13 +189,13 @@ def test_pictures_are_enlarged_by_a_searched_decoder(place):
         "2", "--test_every", "4", "--n_worker", "0", "--max_iter", "2", "--eval_interval", "2", "--log_interval", "1",
         "--lr", "0.001", "--rounds", "0", "--bn_reestimate", "0", "--name", "sr",
     ]  # fmt: skip
-    assert retrain.specialize.main(flags) == 0
+    assert retrain_specialize.main(flags) == 0
     forms = {row["form"]: row for row in json.loads((place / "runs/sr/forms.json").read_text())}
     assert forms["sparse"]["psnr"] == pytest.approx(forms["masked"]["psnr"], abs=1e-2)
     assert load_masks(place / "runs/sr/mask.npz").config["scale"] == 2
     # Other verbs know by the run that its data are pictures to enlarge.
-    assert retrain.eval.main(["--run", "runs/sr", "--rounds", "0"]) == 0
-    assert retrain.export.main(["--run", "runs/sr", "--out", "sr.safetensors"]) == 0
+    assert retrain_eval.main(["--run", "runs/sr", "--rounds", "0"]) == 0
+    assert retrain_export.main(["--run", "runs/sr", "--out", "sr.safetensors"]) == 0
 
 
 def test_other_networks_are_specialised_from_dense_weights(place):
@@ -205,9 +205,9 @@ def test_other_networks_are_specialised_from_dense_weights(place):
         "--max_iter", "2", "--eval_interval", "2", "--log_interval", "1", "--lr", "0.01",
     ]  # fmt: skip
     small = ["--space", "smsr", "--n_feats", "8", "--n_modules", "1", *data]
-    assert search.run.main(["--search", *small, "--name", "dense"]) == 0
+    assert search_run.main(["--search", *small, "--name", "dense"]) == 0
     weights = ["--ft_model", "runs/dense/checkpoints/last.pt"]
-    assert retrain.specialize.main([*small, *weights, "--rounds", "1", "--name", "fine"]) == 0
+    assert retrain_specialize.main([*small, *weights, "--rounds", "1", "--name", "fine"]) == 0
     forms = json.loads((place / "runs/fine/forms.json").read_text())
     assert [row["form"] for row in forms] == ["dense", "sparse"]  # these networks skip by themselves
 
@@ -230,5 +230,5 @@ def test_other_networks_are_specialised_from_dense_weights(place):
 )
 def test_bad_input_is_one_line_and_leaves_nothing(place, capfd, more, words):
     flags = TRAIN if "--space" not in more else []
-    fails(capfd, retrain.specialize.main, [*flags, "--name", "bad", *more], words)
+    fails(capfd, retrain_specialize.main, [*flags, "--name", "bad", *more], words)
     assert not (place / "runs/bad").exists()

@@ -11,15 +11,15 @@ import pytest
 import torch
 import yaml
 
-import prune.prune
-import retrain.eval
-import retrain.train
-import search.run
 from sparsemask import flags
 from sparsemask.cli import disparity
 from sparsemask.engine.schedules import factor
 from sparsemask.fine_masks import load_masks
 from sparsemask.options import presets
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import train as retrain_train
+from sparsemask.search import run as search_run
 from sparsemask.sparse import backend
 from sparsemask.stereo.files import read_disparity
 from sparsemask.stereo.scenes import write_scenes
@@ -53,8 +53,8 @@ def searched(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("searched")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert search.run.main([*SEARCH, "--max_iter", "2", "--keep", "0.5", "--name", "s"]) == 0
-        assert prune.prune.main(["--run", "runs/s"]) == 0
+        assert search_run.main([*SEARCH, "--max_iter", "2", "--keep", "0.5", "--name", "s"]) == 0
+        assert prune_prune.main(["--run", "runs/s"]) == 0
     return folder
 
 
@@ -88,13 +88,13 @@ def test_the_whole_way(place, capfd):
     assert (masks.space, masks.task, masks.config["maxdisp"]) == ("smstereo", "stereo", 16)
     assert 0 < masks.mean_kept <= 1 and len(masks.channels) == 18
     capfd.readouterr()
-    assert retrain.train.main(["--mask_path", "mask.npz", *SMALL, "--max_iter", "2", "--name", "r"]) == 0
+    assert retrain_train.main(["--mask_path", "mask.npz", *SMALL, "--max_iter", "2", "--name", "r"]) == 0
     assert "retrained: d1_ok" in capfd.readouterr().out
     before, after = load_weights("runs/s/checkpoints/last.pt"), load_weights("runs/r/network.safetensors")
     still = [name for name in before if "ch_mask" in name or ".locate." in name]
     assert still and all(torch.equal(before[name], after[name]) for name in still)
     # Without a word about the network: the run's own configuration says all.
-    assert retrain.eval.main(["--run", "runs/r", "--rounds", "1", "--out", "preds", "--eval_limit", "2"]) == 0
+    assert retrain_eval.main(["--run", "runs/r", "--rounds", "1", "--out", "preds", "--eval_limit", "2"]) == 0
     said = capfd.readouterr().out
     for word in ("scene_00", "EPE", "D1", "dense ms", "multiply-adds", "non-occluded", "0 < truth < 16"):
         assert word in said
@@ -113,7 +113,7 @@ def test_the_whole_way(place, capfd):
 def test_other_pairs_by_a_list(place, capfd):
     write_scenes("pairs", 2, 36, 50, 10)
     argv = ["--run", "runs/s", "--eval_list", "pairs/pairs.txt", "--rounds", "0", "--eval_limit", "1"]
-    assert retrain.eval.main(argv) == 0
+    assert retrain_eval.main(argv) == 0
     said = capfd.readouterr().out
     assert "50x36" in said and "(pairs, 1 pairs" in said
 
@@ -131,12 +131,12 @@ def test_other_pairs_by_a_list(place, capfd):
 )
 def test_bad_input(tmp_path, monkeypatch, capfd, argv, words):
     monkeypatch.chdir(tmp_path)
-    fails(capfd, search.run.main, ["--search", "--space", "smstereo", *argv], words)
+    fails(capfd, search_run.main, ["--search", "--space", "smstereo", *argv], words)
     assert not list(tmp_path.glob("runs/*"))
 
 
 def test_published_preset_is_the_published_protocol():
-    made = search.run.parser("smstereo")
+    made = search_run.parser("smstereo")
     options, *_ = resolve_config(made, made.given(["--config", "published", "--data_root", "x"]))
     # No other preset may shine through.
     assert (options["maxdisp"], options["crop_height"], options["crop_width"], options["keep"]) == (192, 256, 512, None)
@@ -150,7 +150,7 @@ def test_published_preset_is_the_published_protocol():
 
 def test_nothing_named_goes_on_with_scenes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = search.run.parser("smstereo")
+    made = search_run.parser("smstereo")
     options, line, _ = resolve_config(made, made.given(["--search"]))
     assert options["task"] == "stereo" and options["sample"] and options["max_iter"] < 1000 and options["maxdisp"] < 192
     assert "going on with generated scenes and a short budget" in line

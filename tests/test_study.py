@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from search.study import main, settle
-from search.study_front import pareto
-from search.study_plan import Plan, verb_parser
-from search.study_storage import RETRIES, Store
-from search.study_worker import EARLIER, hopeless
+from sparsemask.search.study import main, settle
+from sparsemask.search.study_front import pareto
+from sparsemask.search.study_plan import Plan, verb_parser
+from sparsemask.search.study_storage import RETRIES, Store
+from sparsemask.search.study_worker import EARLIER, hopeless
 from studies import flags, made_plan
 from tiny import ROOT, make_data
 
@@ -151,8 +151,8 @@ def test_misuse_ends_in_one_line_and_makes_nothing(data, tmp_path, capsys, more,
 
 HOLDER = """
 import sys, time
-from search.study_plan import Plan, verb_parser
-from search.study_storage import Store
+from sparsemask.search.study_plan import Plan, verb_parser
+from sparsemask.search.study_storage import Store
 store = Store(Plan.from_json(sys.argv[1]))
 store.enlist()
 trial, _ = store.claim()

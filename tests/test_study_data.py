@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search import study_plan
-from search.study import settle
-from search.study_data import describe
-from search.study_plan import ADDED, difference
-from search.study_storage import Store
 from sparsemask.errors import UseError
+from sparsemask.search import study_plan
+from sparsemask.search.study import settle
+from sparsemask.search.study_data import describe
+from sparsemask.search.study_plan import ADDED, difference
+from sparsemask.search.study_storage import Store
 from studies import flags, start, wait_for
 from tiny import make_data
 

@@ -17,10 +17,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search.study import main
-from search.study_backend import driver_url
-from search.study_storage import Store
 from sparsemask.errors import UseError
+from sparsemask.search.study import main
+from sparsemask.search.study_backend import driver_url
+from sparsemask.search.study_storage import Store
 from studies import flags, made_plan, start, wait_for
 from tiny import make_data
 

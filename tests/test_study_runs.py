@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 from optuna.trial import TrialState
 
-from search.study import main
-from search.study_front import pareto
 from sparsemask.masks import load_mask, mask_note
+from sparsemask.search.study import main
+from sparsemask.search.study_front import pareto
 from studies import children, flags, start, trials, wait_for
 from tiny import SMALL, data_flags, make_data, verb
 

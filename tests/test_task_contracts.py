@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 import sparsemask
-from retrain.eval import EvaluationSection
 from small_config import configured
 from small_tasks import BUILD, labelled
 from sparsemask import UseError, tasks
 from sparsemask.config import RunConfig
+from sparsemask.retrain.eval import EvaluationSection
 from sparsemask.tasks import LabelledData
 from sparsemask.tasks.classification.options import ClassificationData
 from sparsemask.tasks.dense.task import resize

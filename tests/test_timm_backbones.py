@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-import prune.prune
-import retrain.eval
-import retrain.train
-from search.losses import sparse_loss
-from spaces import backbones
-from spaces.backbones.weights import load_backbone_weights
-from spaces.connectivity import ConnectivityConfig, FullyDenseNetwork, PrunedNetwork, named_mask
-from spaces.connectivity.carry import carry_mask
 from sparsemask import UseError
 from sparsemask.pictures import draw_architecture
+from sparsemask.prune import prune as prune_prune
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import train as retrain_train
+from sparsemask.search.losses import sparse_loss
+from sparsemask.spaces import backbones
+from sparsemask.spaces.backbones.weights import load_backbone_weights
+from sparsemask.spaces.connectivity import ConnectivityConfig, FullyDenseNetwork, PrunedNetwork, named_mask
+from sparsemask.spaces.connectivity.carry import carry_mask
 from tiny import SMALL, data_flags, environment, make_data, verb
 
 MOBILENET = [32, 32, 32, 16, 16, 8, 4, 2, 2]
@@ -89,7 +89,7 @@ def test_a_timm_model_keeps_the_backbones_contract(timm, name):
 
 
 def test_building_repeats_whether_or_not_the_trial_run_was_made(timm):
-    from spaces.backbones.timm_features import model_traits
+    from sparsemask.spaces.backbones.timm_features import model_traits
 
     nets = []
     for _ in range(2):
@@ -277,14 +277,14 @@ def test_the_verbs_chain_on_a_timm_encoder_and_on_to_another(timm, tmp_path, mon
     done = verb("search/run.py", ["--resume", "runs/s", "--gpu", "-1"], tmp_path, env=env)
     assert done.returncode == 0 and "resuming runs/s after step 3" in done.stdout
 
-    assert prune.prune.main([]) == 0
+    assert prune_prune.main([]) == 0
     assert "stage 4 (/2) <- " in capsys.readouterr().out
     retrained = [*common, "--mask_path", "mask.npy", "--backbone_name", "resnet18", "--name", "r", "--inherit", "all"]
-    assert retrain.train.main(retrained) == 0
+    assert retrain_train.main(retrained) == 0
     assert "carried" not in capsys.readouterr().out
     # On to MobileNetV2, and to a VGG without batch norm, whose features have the same strides.
     for name in ("mobilenet_v2", "vgg11"):
         argv = [*common, "--mask_path", "mask.npy", "--backbone_name", name, "--name", name]
-        assert retrain.train.main(argv) == 0
+        assert retrain_train.main(argv) == 0
         assert ("mask carried from resnet18" in capsys.readouterr().out) == (name == "mobilenet_v2")
-        assert retrain.eval.main(["--run", f"runs/{name}", *light]) == 0
+        assert retrain_eval.main(["--run", f"runs/{name}", *light]) == 0

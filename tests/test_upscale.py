@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageCms
 
 from small_pictures import scene
-from spaces.sparse_conv import load_smsr, save_smsr
 from sparsemask.cli import analyse, upscale
 from sparsemask.pictures.files import Picture, read_picture, write_picture
+from sparsemask.spaces.sparse_conv import load_smsr, save_smsr
 from sparsemask.sparse import backend
 from spoilt import truncate
 from test_smsr import network
@@ -229,7 +229,7 @@ def test_memory_that_does_not_suffice_is_an_error_of_use(place, capfd, monkeypat
     def full(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("spaces.sparse_conv.upscale", full)
+    monkeypatch.setattr("sparsemask.spaces.sparse_conv.upscale", full)
     fails(capfd, upscale.main, ["in.png", "out.png", *W], ["not enough memory for 31x20", "--tile"])
     assert not (place / "out.png").exists()
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from sparsemask.errors import UseError
-from VOC12 import prepare
-from VOC12.lists import is_prepared
+from sparsemask.VOC12 import prepare
+from sparsemask.VOC12.lists import is_prepared
 from voc_archives import (
     EXPECT,
     FROM_SBD,

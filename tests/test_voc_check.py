@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from sparsemask.errors import UseError
-from VOC12 import check
-from VOC12.lists import devkit_pairs, load_class_names, pairs_from_lists, read_list
-from VOC12.palette import VOC_CLASSES, VOC_COLOURS, save_label
+from sparsemask.VOC12 import check
+from sparsemask.VOC12.lists import devkit_pairs, load_class_names, pairs_from_lists, read_list
+from sparsemask.VOC12.palette import VOC_CLASSES, VOC_COLOURS, save_label
 
 
 def save_pair(folder: Path, name: str, size: tuple[int, int] = (16, 10), suffix: str = ".jpg") -> None:

@@ -10,8 +10,8 @@ from PIL import Image
 from scipy.io import loadmat
 
 from sparsemask.errors import UseError
-from VOC12 import convert_labels, convert_mat_to_png
-from VOC12.palette import (
+from sparsemask.VOC12 import convert_labels, convert_mat_to_png
+from sparsemask.VOC12.palette import (
     VOC_CLASSES,
     VOC_COLOURS,
     ColourLabelError,

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparsemask.VOC12 import prepare
+from sparsemask.VOC12.convert import looks_whole
+from sparsemask.VOC12.lists import is_prepared, pairs_from_lists
+from sparsemask.VOC12.palette import read_label
 from tiny import interruptible
-from VOC12 import prepare
-from VOC12.convert import looks_whole
-from VOC12.lists import is_prepared, pairs_from_lists
-from VOC12.palette import read_label
 from voc_archives import (
     EXPECT,
     FROM_SBD,
@@ -150,7 +150,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_nothing_torn(workers, tmp_path):
 def test_workers_of_a_killed_run_do_not_stay(tmp_path):
     script = (
         "import os, sys, time\n"
-        "from VOC12.workers import run_jobs\n"
+        "from sparsemask.VOC12.workers import run_jobs\n"
         "if __name__ == '__main__':\n"
         "    for pid in run_jobs(os.getpid, ((),) * 400, 400, 'x', 2): pass\n"
         "    jobs = ((60,) for _ in range(400))\n"

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import nn
 
 import sparsemask
-from spaces.connectivity import FCN, ConnectivitySpace
 from sparsemask import UseError
+from sparsemask.spaces.connectivity import FCN, ConnectivitySpace
 from sparsemask.weights import load_strictly, load_weights, read_checkpoint, save_safetensors
 
 STATE = OrderedDict(a=torch.arange(3.0), b=torch.ones(2, 2))

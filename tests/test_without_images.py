@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from spaces.connectivity import named_mask
 from sparsemask import pictures, report
+from sparsemask.spaces.connectivity import named_mask
 from without_images import without_images
 
 

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import spaces
-from spaces import Loaded, Space
-from spaces.described import build_described, describing
-from sparsemask import weights
+from sparsemask import spaces, weights
 from sparsemask.config import flag
 from sparsemask.errors import UseError
 from sparsemask.flags import NetworkSection
 from sparsemask.options import positive
+from sparsemask.spaces import Loaded, Space
+from sparsemask.spaces.described import build_described, describing
 
 
 class ToyNetwork(nn.Module):

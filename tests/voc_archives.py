@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from VOC12.lists import is_prepared
-from VOC12.palette import VOC_COLOURS, colourise, read_label
+from sparsemask.VOC12.lists import is_prepared
+from sparsemask.VOC12.palette import VOC_COLOURS, colourise, read_label
 
 TRAIN, VAL = ["2007_000001", "2007_000002", "2007_000003"], ["2007_000101", "2007_000102"]
 # SBD labels a training and a validation picture of VOC too, and pictures of its own.

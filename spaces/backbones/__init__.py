@@ -65,7 +65,7 @@ def builder(name: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return _BUILDERS[name]
     if is_own(name):
         return _own(name, imported(name, "backbone"))
-    from spaces.backbones.timm_features import timm_builder
+    from sparsemask.spaces.backbones.timm_features import timm_builder
 
     return timm_builder(name, available())
 
@@ -97,4 +97,4 @@ def strides(name: str | Callable[..., nn.Module]) -> list[int]:
         return list(create(name).strides)
 
 
-from spaces.backbones import mobilenet_v2 as _mobilenet_v2  # noqa: E402, F401  (registers itself)
+from sparsemask.spaces.backbones import mobilenet_v2 as _mobilenet_v2  # noqa: E402, F401  (registers itself)

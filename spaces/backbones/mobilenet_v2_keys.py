@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spaces.backbones.mobilenet_v2 import STAGES
+from sparsemask.spaces.backbones.mobilenet_v2 import STAGES
 
 
 def torchvision_keys() -> dict[str, str]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spaces.backbones import builder, create, forms
-from spaces.backbones.mobilenet_v2_keys import timm_keys, torchvision_keys
-from spaces.backbones.timm_features import TimmLayout, timm_layout
 from sparsemask.errors import UseError
 from sparsemask.own import is_own
+from sparsemask.spaces.backbones import builder, create, forms
+from sparsemask.spaces.backbones.mobilenet_v2_keys import timm_keys, torchvision_keys
+from sparsemask.spaces.backbones.timm_features import TimmLayout, timm_layout
 from sparsemask.weights import load_weights
 
 
@@ -45,7 +45,7 @@ class ImportedWeights:
 
     state: dict[str, Tensor]
     form: dict[str, str]
-    """As :func:`spaces.backbones.forms.of_weights` gives it."""
+    """As :func:`sparsemask.spaces.backbones.forms.of_weights` gives it."""
     message: str
 
 

@@ -1,10 +1,10 @@
 """The connectivity space (SparseMask: Wu, Zhang, Huang 2019, arXiv 1904.07642)."""
 
-from spaces.connectivity.named_masks import available_masks, named_mask
-from spaces.connectivity.pruned_network import FCN, PrunedNetwork
-from spaces.connectivity.search_network import FullyDenseNetwork
-from spaces.connectivity.shared import load_network, save_network
-from spaces.connectivity.space import ConnectivityConfig, ConnectivitySpace
+from sparsemask.spaces.connectivity.named_masks import available_masks, named_mask
+from sparsemask.spaces.connectivity.pruned_network import FCN, PrunedNetwork
+from sparsemask.spaces.connectivity.search_network import FullyDenseNetwork
+from sparsemask.spaces.connectivity.shared import load_network, save_network
+from sparsemask.spaces.connectivity.space import ConnectivityConfig, ConnectivitySpace
 
 __all__ = [
     "FCN",

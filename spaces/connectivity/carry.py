@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spaces import backbones
 from sparsemask.errors import UseError
 from sparsemask.masks import DOWN, UP, check_mask, count_connections, why_unusable
+from sparsemask.spaces import backbones
 
 # Masks of nine features that do not say where they come from are the public ones.
 PUBLIC = "mobilenet_v2"

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spaces.connectivity.shared import save_network
-from spaces.group_sparsity.folding import fold_norms
 from sparsemask.errors import UseError
 from sparsemask.exporting import Exportable, laid_out, pure
 from sparsemask.inference import optimize_for_inference
+from sparsemask.spaces.connectivity.shared import save_network
+from sparsemask.spaces.group_sparsity.folding import fold_norms
 
 SIZE = (64, 96)  # of the example; sizes are open
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.connectivity.fusion import batch_norm_errors, decode, upsample
-from spaces.connectivity.search_network import build_backbone, init_convolutions
-from spaces.connectivity.widths import narrow_
 from sparsemask.inference import fold_pairs
 from sparsemask.masks import DOWN, UP, check_mask
+from sparsemask.spaces.connectivity.fusion import batch_norm_errors, decode, upsample
+from sparsemask.spaces.connectivity.search_network import build_backbone, init_convolutions
+from sparsemask.spaces.connectivity.widths import narrow_
 
 
 class Stage(nn.Module):
@@ -36,7 +36,8 @@ class PrunedNetwork(nn.Module):
         in_channels: channels of the input picture.
         num_classes: channels of the output.
         bn_momentum: of all running statistics.
-        widths: channels of the backbone's layers where they are not its own, see :mod:`spaces.connectivity.widths`.
+        widths: channels of the backbone's layers where they are not its own, see
+        :mod:`sparsemask.spaces.connectivity.widths`.
         backbone_options: further arguments of the backbone's builder, such as its form.
 
     Stages that do not reach the output keep their (frozen) parameters, so that public checkpoints load, but

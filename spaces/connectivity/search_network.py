@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from spaces.backbones import create, is_backbone
-from spaces.connectivity.fusion import batch_norm_errors, decode, upsample
-from spaces.connectivity.normalised import normalised_product
 from sparsemask.errors import UseError
 from sparsemask.masks import DOWN, UP
+from sparsemask.spaces.backbones import create, is_backbone
+from sparsemask.spaces.connectivity.fusion import batch_norm_errors, decode, upsample
+from sparsemask.spaces.connectivity.normalised import normalised_product
 
 
 class SearchStage(nn.Module):
-    """Parameters of one decoder stage; the arithmetic is shared, see :mod:`spaces.connectivity.normalised`.
+    """Parameters of one decoder stage; the arithmetic is shared, see :mod:`sparsemask.spaces.connectivity.normalised`.
 
     `_weight_` is (i+1, 2): column 0 weighs E_0 ... E_i, column 1 weighs u_0 ... u_i.
     """

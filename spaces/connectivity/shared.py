@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from spaces.backbones import forms
-from spaces.connectivity.pruned_network import FCN, PrunedNetwork
-from spaces.described import build_described, describing
 from sparsemask.errors import UseError
+from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.connectivity.pruned_network import FCN, PrunedNetwork
+from sparsemask.spaces.described import build_described, describing
 from sparsemask.weights import load_weights, metadata, save_safetensors
 
 _FIXED = ("backbone_name", "depth", "n_class", "features")
@@ -21,7 +21,8 @@ _MOST = 1 << 31  # of any number that a file says
 
 
 def save_network(path: str | os.PathLike, network: PrunedNetwork | FCN, config: Mapping, n_class: int) -> None:
-    """Write a network; `config` has backbone_name, depth and the encoder's form (:mod:`spaces.backbones.forms`)."""
+    """Write a network; `config` has backbone_name, depth and the encoder's form
+    (:mod:`sparsemask.spaces.backbones.forms`)."""
     entries = {
         "space": "connectivity",
         "backbone_name": config["backbone_name"],

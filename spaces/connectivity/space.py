@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from spaces import backbones, register
-from spaces.backbones import forms
-from spaces.connectivity.named_masks import named_mask
-from spaces.connectivity.pruned_network import FCN, PrunedNetwork
-from spaces.connectivity.search_network import FullyDenseNetwork
-from spaces.connectivity.transfer import inherited_state
-from spaces.protocols import Loaded, Space
 from sparsemask.errors import UseError
+from sparsemask.spaces import backbones, register
+from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.connectivity.named_masks import named_mask
+from sparsemask.spaces.connectivity.pruned_network import FCN, PrunedNetwork
+from sparsemask.spaces.connectivity.search_network import FullyDenseNetwork
+from sparsemask.spaces.connectivity.transfer import inherited_state
+from sparsemask.spaces.protocols import Loaded, Space
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,14 @@ class ConnectivitySpace(Space):
 
     def load(self, path: str | os.PathLike) -> Loaded:
         """The network of a file to share and its connections, bool (L, L, 2); None for the baseline `fcn`."""
-        from spaces.connectivity.shared import load_network
+        from sparsemask.spaces.connectivity.shared import load_network
 
         network = load_network(path)
         return Loaded(network, network.mask)
 
     def exportable(self, network: PrunedNetwork | FCN, batch: Tensor, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
-        from spaces.connectivity.export import exportable
+        from sparsemask.spaces.connectivity.export import exportable
 
         return exportable(network, batch, options)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from sparsemask.errors import UseError, choose
+from sparsemask.spaces.connectivity.pruned_network import FCN, PrunedNetwork
 
 INHERIT = ("encoder", "all")
 

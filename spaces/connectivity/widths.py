@@ -1,8 +1,8 @@
 """Backbones whose layers lost channels: all widths as one word, and back.
 
 The word lists the layers in the backbone's order, "OUTxIN" for a convolution, "OUTxRANKxIN" for one that became a pair
-(:class:`spaces.group_sparsity.matrices.Pair`), "N" for a norm; so that a configuration, a file's metadata and a
-command line can hold it. What removing groups of weights leaves of a backbone is described by it.
+(:class:`sparsemask.spaces.group_sparsity.matrices.Pair`), "N" for a norm; so that a configuration, a file's metadata
+and a command line can hold it. What removing groups of weights leaves of a backbone is described by it.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def narrow_(backbone: nn.Module, widths: str, in_channels: int = 3) -> None:
 
     Raises UseError where the word is none, of another backbone, or its layers do not fit together.
     """
-    from spaces.group_sparsity.matrices import Pair
-    from spaces.group_sparsity.slicing import reshape_
+    from sparsemask.spaces.group_sparsity.matrices import Pair
+    from sparsemask.spaces.group_sparsity.slicing import reshape_
 
     layers, words = _layers(backbone), widths.split(",")
     if len(words) != len(layers) or not all(map(_ENTRY.fullmatch, words)):

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from spaces.group_sparsity.channels import ChannelGraph
-from spaces.group_sparsity.matrices import Pair
-from spaces.group_sparsity.merge import merged_is_cheaper
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity.channels import ChannelGraph
+from sparsemask.spaces.group_sparsity.matrices import Pair
+from sparsemask.spaces.group_sparsity.merge import merged_is_cheaper
 
 # Modules that the published convention counts with one operation an element.
 _RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.ELU)

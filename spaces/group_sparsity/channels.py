@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from spaces.group_sparsity.slicing import keep_
-from spaces.group_sparsity.tracing import Node, RemovesChannels, Tracer, Value, Watched
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity.slicing import keep_
+from sparsemask.spaces.group_sparsity.tracing import Node, RemovesChannels, Tracer, Value, Watched
 
 PRODUCTS = ("convolution", "mm", "addmm")
 
@@ -128,7 +128,7 @@ class ChannelGraph:
                 would lose all of its channels.
 
         Parameters stay the same objects. What the removed channels held is lost; see
-        :func:`spaces.group_sparsity.compress.compress`, which preserves the function. A module with a method
+        :func:`sparsemask.spaces.group_sparsity.compress.compress`, which preserves the function. A module with a method
         ``remove_channels(keep_in, keep_out)`` (bool arrays over its input's and output's channels) may have channel
         numbers of its own, and is told.
         """

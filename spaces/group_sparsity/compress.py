@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from spaces.group_sparsity import constants
-from spaces.group_sparsity.border import add_bias, add_border
-from spaces.group_sparsity.channels import ChannelGraph
-from spaces.group_sparsity.groups import GroupSet
-from spaces.group_sparsity.removal import Kept, Removal
 from sparsemask.errors import choose
+from sparsemask.spaces.group_sparsity import constants
+from sparsemask.spaces.group_sparsity.border import add_bias, add_border
+from sparsemask.spaces.group_sparsity.channels import ChannelGraph
+from sparsemask.spaces.group_sparsity.groups import GroupSet
+from sparsemask.spaces.group_sparsity.removal import Kept, Removal
 
 FOLDS = ("exact", "interior", "none")
 
@@ -36,8 +36,9 @@ def compress(
             channels: one, zeroed, stays.
         fold: what happens to the constants that dropped channels leave after biases, batch norms and activations.
             "exact": the result equals the network whose dropped groups (and their biases) are zero, at any input
-            size; under zero padding a convolution gets a small `border` (:mod:`spaces.group_sparsity.border`). A
-            channel whose remains have no such place (they differ from position to position, say) stays, zeroed.
+            size; under zero padding a convolution gets a small `border`
+            (:mod:`sparsemask.spaces.group_sparsity.border`). A channel whose remains have no such place (they differ
+            from position to position, say) stays, zeroed.
             "interior": constants go into biases and running means alone, so that outputs differ near the border.
             "none": constants are forgotten, as in the published code; for networks that are trained on.
 

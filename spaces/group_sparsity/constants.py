@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spaces.group_sparsity.border import can_be_bordered
-from spaces.group_sparsity.channels import ChannelGraph
-from spaces.group_sparsity.tracing import Node, Value
+from sparsemask.spaces.group_sparsity.border import can_be_bordered
+from sparsemask.spaces.group_sparsity.channels import ChannelGraph
+from sparsemask.spaces.group_sparsity.tracing import Node, Value
 
 # Below this, relative to a channel's largest value, two values are the same (bilinear resizing rounds).
 _SAME = 2e-6
@@ -82,7 +82,8 @@ def read(network: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> tuple[lis
 
 
 def plan(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, found: list, fold: str) -> Plan:
-    """Where the constants of the removed channels go; `fold` as for :func:`spaces.group_sparsity.compress.compress`."""
+    """Where the constants of the removed channels go; `fold` as for
+    :func:`sparsemask.spaces.group_sparsity.compress.compress`."""
     result = Plan()
     users = _users(graph)
     for node, x, other, weight in found:

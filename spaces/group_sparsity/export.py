@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spaces.group_sparsity.fast import fast_form, folded
 from sparsemask.exporting import Exportable, laid_out, pure
+from sparsemask.spaces.group_sparsity.fast import fast_form, folded
 
 
 def exportable(network: nn.Module, batch: Tensor, mask=None, save=None) -> Exportable:

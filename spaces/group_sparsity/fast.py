@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from spaces.group_sparsity.border import fix_borders
-from spaces.group_sparsity.folding import fold_norms
 from sparsemask.inference import optimize_for_inference
+from sparsemask.spaces.group_sparsity.border import fix_borders
+from sparsemask.spaces.group_sparsity.folding import fold_norms
 from sparsemask.timing import compare, make_inputs
 
 

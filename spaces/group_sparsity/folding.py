@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spaces.group_sparsity.border import border_weights
-from spaces.group_sparsity.channels import ChannelGraph, trace
 from sparsemask.inference import fold_batch_norm
+from sparsemask.spaces.group_sparsity.border import border_weights
+from sparsemask.spaces.group_sparsity.channels import ChannelGraph, trace
 
 
 @torch.no_grad()
@@ -16,8 +16,8 @@ def fold_norms(network: nn.Module, example: Tensor) -> nn.Module:
     """Turn `network` into its evaluation form, in place: foldable batch norms become part of a convolution. Returns it.
 
     Found by one run on the first of `example` (B, C, ...) rather than by names, so that users' networks, and
-    convolutions with borders (:mod:`spaces.group_sparsity.border`), are folded as well. What cannot be folded stays.
-    There is no way back. UseError for a network that cannot be traced.
+    convolutions with borders (:mod:`sparsemask.spaces.group_sparsity.border`), are folded as well. What cannot be
+    folded stays. There is no way back. UseError for a network that cannot be traced.
     """
     network.eval()
     for conv, name in _in_turn(network, trace(network, example[:1])):

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from spaces.group_sparsity.channels import ChannelGraph, trace
-from spaces.group_sparsity.groups import GroupSet, Member
-from spaces.group_sparsity.networks import INPUT_SHAPE
-from spaces.group_sparsity.rules import Plan, rows
+from sparsemask.spaces.group_sparsity.channels import ChannelGraph, trace
+from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
+from sparsemask.spaces.group_sparsity.networks import INPUT_SHAPE
+from sparsemask.spaces.group_sparsity.rules import Plan, rows
 
 _PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 

@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from spaces.group_sparsity.groups import GroupSet, axis
-from spaces.group_sparsity.matrices import Pair
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity.groups import GroupSet, axis
+from sparsemask.spaces.group_sparsity.matrices import Pair
 
 
 class DoubleReLU(nn.Module):

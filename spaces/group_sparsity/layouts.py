@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from spaces.group_sparsity import networks
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity import networks
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from spaces.group_sparsity import networks
-from spaces.group_sparsity.border import fit_additions
-from spaces.group_sparsity.hinged import DoubleReLU
-from spaces.group_sparsity.layouts import Layout, read
-from spaces.group_sparsity.matrices import Pair
-from spaces.group_sparsity.networks.resnet import ResNet
 from sparsemask.errors import UseError, one_line
+from sparsemask.spaces.group_sparsity import networks
+from sparsemask.spaces.group_sparsity.border import fit_additions
+from sparsemask.spaces.group_sparsity.hinged import DoubleReLU
+from sparsemask.spaces.group_sparsity.layouts import Layout, read
+from sparsemask.spaces.group_sparsity.matrices import Pair
+from sparsemask.spaces.group_sparsity.networks.resnet import ResNet
 from sparsemask.weights import load_strictly, load_weights
 
 __all__ = ["Layout", "build", "fit_shapes", "load", "load_into", "read"]

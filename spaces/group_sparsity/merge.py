@@ -2,7 +2,7 @@
 
 Of W = U A the product has k²·c·n multiply-adds a position, the pair r·(k²·c + n): below rank r = k²cn / (k²c + n) the
 pair is the cheaper one (Li et al. 2020, arXiv 2003.08935, section 3.1). What a device needs is another question;
-:mod:`prune.group_sparsity` measures it.
+:mod:`sparsemask.prune.group_sparsity` measures it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from spaces.group_sparsity.border import add_bias, add_border, border_weights
-from spaces.group_sparsity.matrices import Pair
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity.border import add_bias, add_border, border_weights
+from sparsemask.spaces.group_sparsity.matrices import Pair
 
 
 def pairs(network: nn.Module) -> dict[str, Pair]:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from spaces.group_sparsity import operator_names as names
-from spaces.group_sparsity.tracing import Node, RemovesChannels, Tracer, Value
+from sparsemask.spaces.group_sparsity import operator_names as names
+from sparsemask.spaces.group_sparsity.tracing import Node, RemovesChannels, Tracer, Value
 
 
 def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: list[Value], output) -> None:

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-import spaces
-from spaces.group_sparsity.fast import compare_times
-from spaces.group_sparsity.reduction import Hinged, Reduction
-from sparsemask import run_summary
+from sparsemask import run_summary, spaces
 from sparsemask.errors import UseError
 from sparsemask.files import read_json, write_text
 from sparsemask.pictures.hinge import draw_kept, draw_spectra
 from sparsemask.runs import Run
+from sparsemask.spaces.group_sparsity.fast import compare_times
+from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
 from sparsemask.training_setup import Context
 
 _START = "norms.json"

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spaces.group_sparsity import groups
-from spaces.group_sparsity.accounting import Accounting, Count
-from spaces.group_sparsity.channels import ChannelGraph, trace
-from spaces.group_sparsity.groups import GroupSet
-from spaces.group_sparsity.matrices import Pair
-from spaces.group_sparsity.removal import Removal
-from spaces.group_sparsity.rules import Plan
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity import groups
+from sparsemask.spaces.group_sparsity.accounting import Accounting, Count
+from sparsemask.spaces.group_sparsity.channels import ChannelGraph, trace
+from sparsemask.spaces.group_sparsity.groups import GroupSet
+from sparsemask.spaces.group_sparsity.matrices import Pair
+from sparsemask.spaces.group_sparsity.removal import Removal
+from sparsemask.spaces.group_sparsity.rules import Plan
 
 MERGES = ("auto", "plan", "none")
 COSTS = ("multiply-adds", "params")

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from spaces.group_sparsity.channels import ChannelGraph
-from spaces.group_sparsity.groups import GroupSet, zero_
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity.channels import ChannelGraph
+from sparsemask.spaces.group_sparsity.groups import GroupSet, zero_
 
 Kept = Mapping[str, "np.ndarray | torch.Tensor"]
 

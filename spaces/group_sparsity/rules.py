@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from spaces.group_sparsity import networks
-from spaces.group_sparsity.groups import GroupSet, Member
-from spaces.group_sparsity.networks import densenet, resnet, resnext, wide_resnet
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity import networks
+from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
+from sparsemask.spaces.group_sparsity.networks import densenet, resnet, resnext, wide_resnet
 
 GENERAL = "graph"
-"""The variant that any network has: the rule of :mod:`spaces.group_sparsity.general`."""
+"""The variant that any network has: the rule of :mod:`sparsemask.spaces.group_sparsity.general`."""
 CHANNELS = "channels"
 """The same without pairs, so that filters alone are pruned; any network has it too."""
 TRACED = (GENERAL, CHANNELS)
@@ -147,7 +147,7 @@ def plan_for(arch: str, variant: str | None, network: nn.Module, graph=None) -> 
     if variant not in known:
         raise UseError(f"{arch} has no variant '{variant}'; it has {', '.join(known)}")
     if variant in TRACED:
-        from spaces.group_sparsity.general import general_plan
+        from sparsemask.spaces.group_sparsity.general import general_plan
 
         return general_plan(network, graph, pairs=variant == GENERAL)
     return _RULES[networks.architecture(arch).family][0](network, variant)

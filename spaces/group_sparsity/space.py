@@ -12,24 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spaces import register
-from spaces.described import describing, weightless
-from spaces.group_sparsity import loaders, networks
-from spaces.group_sparsity.border import fit_additions
-from spaces.group_sparsity.compress import compress
-from spaces.group_sparsity.hinged import hinge
-from spaces.group_sparsity.mask_file import SPACE, GroupMask
-from spaces.group_sparsity.matrices import INITS
-from spaces.group_sparsity.merge import merge
-from spaces.group_sparsity.reduction import Hinged, Reduction, baseline
-from spaces.group_sparsity.rules import Plan, plan_for
-from spaces.protocols import Loaded, Space
 from sparsemask import weights
 from sparsemask.checkpoint_schema import is_plain
 from sparsemask.config import RunConfig, flag
 from sparsemask.containers import memory
 from sparsemask.errors import UseError, choose
 from sparsemask.flags import NetworkSection
+from sparsemask.spaces import register
+from sparsemask.spaces.described import describing, weightless
+from sparsemask.spaces.group_sparsity import loaders, networks
+from sparsemask.spaces.group_sparsity.border import fit_additions
+from sparsemask.spaces.group_sparsity.compress import compress
+from sparsemask.spaces.group_sparsity.hinged import hinge
+from sparsemask.spaces.group_sparsity.mask_file import SPACE, GroupMask
+from sparsemask.spaces.group_sparsity.matrices import INITS
+from sparsemask.spaces.group_sparsity.merge import merge
+from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction, baseline
+from sparsemask.spaces.group_sparsity.rules import Plan, plan_for
+from sparsemask.spaces.protocols import Loaded, Space
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +172,7 @@ class HingeSpace(Space):
 
     def exportable(self, network: nn.Module, batch: Tensor, options, mask: GroupMask | None = None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`. mask: None: a plain network."""
-        from spaces.group_sparsity.export import exportable
+        from sparsemask.spaces.group_sparsity.export import exportable
 
         return exportable(network, batch, mask, self.save)
 
@@ -200,9 +200,9 @@ class HingeSpace(Space):
 
 def _graph(plain: nn.Module, config: Mapping):
     """The plain network's graph, where the rule asks for one."""
-    from spaces.group_sparsity.channels import trace
-    from spaces.group_sparsity.reduction import example
-    from spaces.group_sparsity.rules import TRACED, variants
+    from sparsemask.spaces.group_sparsity.channels import trace
+    from sparsemask.spaces.group_sparsity.reduction import example
+    from sparsemask.spaces.group_sparsity.rules import TRACED, variants
 
     if (config["variant"] or variants(config["arch"])[0]) not in TRACED:
         return None

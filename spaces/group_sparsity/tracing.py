@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from spaces.group_sparsity.elements import Elements
-from spaces.group_sparsity.slicing import tensors
 from sparsemask.errors import UseError, one_line
+from sparsemask.spaces.group_sparsity.elements import Elements
+from sparsemask.spaces.group_sparsity.slicing import tensors
 
 
 @runtime_checkable
@@ -85,7 +85,8 @@ class Watched:
 
 
 class Tracer(TorchDispatchMode):
-    """Runs a network once and collects; the rules per operator are in :mod:`spaces.group_sparsity.operators`."""
+    """Runs a network once and collects; the rules per operator are in
+    :mod:`sparsemask.spaces.group_sparsity.operators`."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -191,7 +192,7 @@ class Tracer(TorchDispatchMode):
             )
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        from spaces.group_sparsity.operators import follow
+        from sparsemask.spaces.group_sparsity.operators import follow
 
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__

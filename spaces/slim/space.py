@@ -1,7 +1,8 @@
 """The space of retrained connectivity networks whose encoders lose groups of weights.
 
-What remains is a connectivity network again, its encoder with fewer channels (:mod:`spaces.connectivity.widths`), so
-that it is fine-tuned, evaluated, exported and specialised as any other.
+What remains is a connectivity network again, its encoder with fewer channels
+(:mod:`sparsemask.spaces.connectivity.widths`), so that it is fine-tuned, evaluated, exported and specialised as any
+other.
 """
 
 from __future__ import annotations
@@ -16,25 +17,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import spaces
-from spaces import backbones, register
-from spaces.backbones import forms
-from spaces.connectivity.shared import mask_from
-from spaces.connectivity.space import ConnectivityConfig
-from spaces.connectivity.widths import widths_of
-from spaces.group_sparsity.channels import trace
-from spaces.group_sparsity.general import general_plan
-from spaces.group_sparsity.mask_file import GroupMask, load_mask
-from spaces.group_sparsity.matrices import INITS
-from spaces.group_sparsity.reduction import Hinged, example
-from spaces.group_sparsity.rules import GENERAL, Plan
-from spaces.group_sparsity.space import HingeSpace
-from spaces.specialized.words import mask_word, read_mask
-from sparsemask import weights
+from sparsemask import spaces, weights
 from sparsemask.config import RunConfig, flag
 from sparsemask.errors import UseError
 from sparsemask.flags import EncoderSection
 from sparsemask.masks import DOWN, UP
+from sparsemask.spaces import backbones, register
+from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.connectivity.shared import mask_from
+from sparsemask.spaces.connectivity.space import ConnectivityConfig
+from sparsemask.spaces.connectivity.widths import widths_of
+from sparsemask.spaces.group_sparsity.channels import trace
+from sparsemask.spaces.group_sparsity.general import general_plan
+from sparsemask.spaces.group_sparsity.mask_file import GroupMask, load_mask
+from sparsemask.spaces.group_sparsity.matrices import INITS
+from sparsemask.spaces.group_sparsity.reduction import Hinged, example
+from sparsemask.spaces.group_sparsity.rules import GENERAL, Plan
+from sparsemask.spaces.group_sparsity.space import HingeSpace
+from sparsemask.spaces.specialized.words import mask_word, read_mask
 
 ARCH = "connectivity"
 _NETWORK = ("connectivity", "backbone_name", "depth", *forms.names(), "bn_momentum", "widths")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from spaces.sparse_conv.masking import blocks, channel_logits, mean_kept
 from sparsemask.engine import distributed
+from sparsemask.spaces.sparse_conv.masking import blocks, channel_logits, mean_kept
 from sparsemask.timing import evaluating
 
 _HALVINGS = 12

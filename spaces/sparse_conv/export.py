@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import spaces
-from spaces.sparse_conv.dense import MaskedForm
-from spaces.sparse_conv.shared import save_smsr
-from spaces.sparse_conv.smsr import SMSR
-from sparsemask import exporting
+from sparsemask import exporting, spaces
 from sparsemask.exporting import Exportable, pure
 from sparsemask.exporting.writing import traced
+from sparsemask.spaces.sparse_conv.dense import MaskedForm
+from sparsemask.spaces.sparse_conv.shared import save_smsr
+from sparsemask.spaces.sparse_conv.smsr import SMSR
 
 INPUT, OUTPUT = "picture", "larger"
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.sparse_conv.export_volumes import PlainConv, plain_volume, shifted
-from spaces.sparse_conv.smstereo import SIZE, SMStereo
-from spaces.sparse_conv.stereo_layers import ConvNorm, convolve, fold
-from spaces.sparse_conv.stereo_module import MaskedConv, SparseHourglass, _sizes
 from sparsemask.exporting import Exportable, channels_last, pure
 from sparsemask.ops.add_relu import add_relu
+from sparsemask.spaces.sparse_conv.export_volumes import PlainConv, plain_volume, shifted
+from sparsemask.spaces.sparse_conv.smstereo import SIZE, SMStereo
+from sparsemask.spaces.sparse_conv.stereo_layers import ConvNorm, convolve, fold
+from sparsemask.spaces.sparse_conv.stereo_module import MaskedConv, SparseHourglass, _sizes
 from sparsemask.stereo.batch import StereoPair
 
 

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from spaces.protocols import Config, Loaded, Space
-from spaces.sparse_conv.masked_network import MaskedNetwork
-from spaces.sparse_conv.masking import apply_masks, hard_masks, threshold_of
 from sparsemask import weights
 from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
+from sparsemask.spaces.protocols import Config, Loaded, Space
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
+from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks, threshold_of
 
 
 class MaskedSpace(Space):

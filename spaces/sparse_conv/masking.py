@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spaces.sparse_conv.masked_network import LocationMask, MaskedNetwork
 from sparsemask.errors import UseError
+from sparsemask.spaces.sparse_conv.masked_network import LocationMask, MaskedNetwork
 from sparsemask.sparse import budget_loss, set_mask_mode
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from spaces.protocols import HasFastForm
-from spaces.sparse_conv.masked_network import MaskedNetwork
-from spaces.sparse_conv.masked_space import MaskedSpace
-from spaces.sparse_conv.masking import blocks, mean_kept
 from sparsemask.engine import distributed
+from sparsemask.spaces.protocols import HasFastForm
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
+from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
+from sparsemask.spaces.sparse_conv.masking import blocks, mean_kept
 from sparsemask.sparse import backend, repeatable
 from sparsemask.tables import table
 from sparsemask.timing import compare

@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 from torch import Tensor, nn
 
-from spaces import register
-from spaces.sparse_conv import points_shared as shared
-from spaces.sparse_conv.masked_space import MaskedSpace
-from spaces.sparse_conv.masking import hard_masks
-from spaces.sparse_conv.point_block import Reading
-from spaces.sparse_conv.smpointseg import SMPointSeg
 from sparsemask.config import flag
 from sparsemask.costs import count_parameters
 from sparsemask.flags import NetworkSection
 from sparsemask.options import factor, positive
 from sparsemask.points.batch import PointBatch
+from sparsemask.spaces import register
+from sparsemask.spaces.sparse_conv import points_shared as shared
+from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
+from sparsemask.spaces.sparse_conv.masking import hard_masks
+from sparsemask.spaces.sparse_conv.point_block import Reading
+from sparsemask.spaces.sparse_conv.smpointseg import SMPointSeg
 from sparsemask.tables import format_count
 
 _PAPER_POINTS = 50_000  # the size at which the paper counts
@@ -90,7 +90,7 @@ class SMPointSegSpace(MaskedSpace):
 
     def exportable(self, network: SMPointSeg, batch: PointBatch, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
-        from spaces.sparse_conv.export_points import exportable
+        from sparsemask.spaces.sparse_conv.export_points import exportable
 
         return exportable(self, network, batch)
 

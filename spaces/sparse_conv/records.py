@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-import spaces
-from spaces.sparse_conv.masked_network import MaskedNetwork
-from spaces.sparse_conv.masked_space import MaskedSpace
-from spaces.sparse_conv.masking import hard_masks, mean_kept
-from spaces.sparse_conv.measuring import COLUMNS, Watch
-from sparsemask import run_summary, training_setup
+from sparsemask import run_summary, spaces, training_setup
 from sparsemask.config import RunConfig
 from sparsemask.costs import count_parameters
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import Method, data, distributed
 from sparsemask.errors import UseError
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
+from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
+from sparsemask.spaces.sparse_conv.masking import hard_masks, mean_kept
+from sparsemask.spaces.sparse_conv.measuring import COLUMNS, Watch
 from sparsemask.tasks import Task
 from sparsemask.training_setup import Context
 

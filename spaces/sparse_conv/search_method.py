@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import torch
 
-import spaces
-from spaces.sparse_conv.budget_calibration import meet_budget
-from spaces.sparse_conv.masking import blocks, hard_masks, mean_kept
-from spaces.sparse_conv.records import evaluate_kept
-from spaces.sparse_conv.schedules import published_epoch, sparse_weight, temperature
+from sparsemask import spaces
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.engine import Method, distributed
 from sparsemask.engine.randomness import step_generator
 from sparsemask.options import Parser, factor, fraction, natural, rate
+from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
+from sparsemask.spaces.sparse_conv.masking import blocks, hard_masks, mean_kept
+from sparsemask.spaces.sparse_conv.records import evaluate_kept
+from sparsemask.spaces.sparse_conv.schedules import published_epoch, sparse_weight, temperature
 from sparsemask.sparse import set_mask_mode
 
 NOISE = 4  # stream of randomness

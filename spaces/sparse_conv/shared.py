@@ -9,11 +9,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from spaces.described import build_described
-from spaces.sparse_conv import masked_space
-from spaces.sparse_conv.smsr import SMSR
 from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
+from sparsemask.spaces.described import build_described
+from sparsemask.spaces.sparse_conv import masked_space
+from sparsemask.spaces.sparse_conv.smsr import SMSR
 
 
 def config_of(state: Mapping[str, Tensor], what: object = "checkpoint") -> dict[str, int]:
@@ -54,11 +54,11 @@ def build(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mappin
 def load_smsr(path: str | os.PathLike) -> SMSR:
     """The network of a file, in evaluation mode on the CPU: public checkpoint, run's checkpoint, safetensors.
 
-    See :func:`spaces.sparse_conv.masked_space.load`.
+    See :func:`sparsemask.spaces.sparse_conv.masked_space.load`.
     """
     return masked_space.load(path, build)
 
 
 def save_smsr(path: str | os.PathLike, network: SMSR, masks: FineMasks | None = None) -> None:
-    """Write a network to share; see :func:`spaces.sparse_conv.masked_space.save`."""
+    """Write a network to share; see :func:`sparsemask.spaces.sparse_conv.masked_space.save`."""
     masked_space.save(path, network, "smsr", masks)

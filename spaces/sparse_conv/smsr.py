@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.errors import UseError
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.sparse import DataMask, SparseMaskBlock, gumbel_mask, joined_conv, kept_fraction
 
 SCALES = (2, 3, 4)

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.sparse_conv.masked_network import MaskedNetwork
-from spaces.sparse_conv.stereo_layers import ConvNorm, Encoder, Residual, activate
-from spaces.sparse_conv.stereo_module import SparseHourglass
 from sparsemask.errors import UseError
 from sparsemask.ops.cost_volume import concatenation_volume, correlation_volume
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
+from sparsemask.spaces.sparse_conv.stereo_layers import ConvNorm, Encoder, Residual, activate
+from sparsemask.spaces.sparse_conv.stereo_module import SparseHourglass
 
 SIZE = 16  # heights and widths are multiples of it
 _WIDTH = 32

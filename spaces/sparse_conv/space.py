@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spaces import register
-from spaces.sparse_conv import shared
-from spaces.sparse_conv.masked_space import MaskedSpace
-from spaces.sparse_conv.masking import hard_masks
-from spaces.sparse_conv.smsr import SMSR
-from spaces.sparse_conv.tiles import self_ensemble, upscale
 from sparsemask.config import Section, flag
 from sparsemask.costs import count_parameters
 from sparsemask.flags import NetworkSection
 from sparsemask.options import natural, positive
+from sparsemask.spaces import register
+from sparsemask.spaces.sparse_conv import shared
+from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
+from sparsemask.spaces.sparse_conv.masking import hard_masks
+from sparsemask.spaces.sparse_conv.smsr import SMSR
+from sparsemask.spaces.sparse_conv.tiles import self_ensemble, upscale
 from sparsemask.tables import format_count
 
 
@@ -59,7 +59,7 @@ class SMSRSpace(MaskedSpace):
 
     def dense_cost(self, network: SMSR, picture: Tensor, published: bool = False) -> int:
         """Multiply-adds on a picture (N, 3, H, W) with everything kept."""
-        from spaces.sparse_conv.dense import multiply_adds
+        from sparsemask.spaces.sparse_conv.dense import multiply_adds
 
         return multiply_adds(network, *picture.shape[-2:], published) * len(picture)
 
@@ -77,13 +77,13 @@ class SMSRSpace(MaskedSpace):
 
     def dense_form(self, network: SMSR) -> nn.Module:
         """The same weights without masks, to be timed against."""
-        from spaces.sparse_conv.dense import DenseForm
+        from sparsemask.spaces.sparse_conv.dense import DenseForm
 
         return DenseForm(network)
 
     def layerwise_form(self, network: SMSR, masked: bool) -> nn.Module:
         """The network made of plain layers, with its masks or keeping everything: every layer's features are seen."""
-        from spaces.sparse_conv.dense import MaskedForm
+        from sparsemask.spaces.sparse_conv.dense import MaskedForm
 
         return MaskedForm(network, open=not masked)
 
@@ -102,7 +102,7 @@ class SMSRSpace(MaskedSpace):
 
     def exportable(self, network: SMSR, batch: Tensor, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
-        from spaces.sparse_conv.export import exportable
+        from sparsemask.spaces.sparse_conv.export import exportable
 
         return exportable(network, batch)
 

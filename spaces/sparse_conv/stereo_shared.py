@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from spaces.described import build_described
-from spaces.sparse_conv import masked_space
-from spaces.sparse_conv.smstereo import SMStereo
 from sparsemask import weights
 from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
+from sparsemask.spaces.described import build_described
+from sparsemask.spaces.sparse_conv import masked_space
+from sparsemask.spaces.sparse_conv.smstereo import SMStereo
 
 
 def config_of(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mapping | None = None) -> dict[str, int]:
@@ -62,11 +62,11 @@ def build(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mappin
 def load_smstereo(path: str | os.PathLike) -> SMStereo:
     """The network of a file, in evaluation mode on the CPU: a GwcNet's, a run's checkpoint, safetensors.
 
-    See :func:`spaces.sparse_conv.masked_space.load`.
+    See :func:`sparsemask.spaces.sparse_conv.masked_space.load`.
     """
     return masked_space.load(path, build)
 
 
 def save_smstereo(path: str | os.PathLike, network: SMStereo, masks: FineMasks | None = None) -> None:
-    """Write a network to share; see :func:`spaces.sparse_conv.masked_space.save`."""
+    """Write a network to share; see :func:`sparsemask.spaces.sparse_conv.masked_space.save`."""
     masked_space.save(path, network, "smstereo", masks)

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spaces import register
-from spaces.sparse_conv import stereo_shared as shared
-from spaces.sparse_conv.masked_space import MaskedSpace
-from spaces.sparse_conv.masking import hard_masks
-from spaces.sparse_conv.smstereo import SMStereo
 from sparsemask.config import flag
 from sparsemask.costs import count_parameters
 from sparsemask.flags import NetworkSection
 from sparsemask.options import natural, positive
+from sparsemask.spaces import register
+from sparsemask.spaces.sparse_conv import stereo_shared as shared
+from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
+from sparsemask.spaces.sparse_conv.masking import hard_masks
+from sparsemask.spaces.sparse_conv.smstereo import SMStereo
 from sparsemask.tables import format_count
 
 _PAPER_SIZE = (544, 960)  # of a SceneFlow picture, padded
@@ -80,7 +80,7 @@ class SMStereoSpace(MaskedSpace):
 
     def exportable(self, network: SMStereo, batch, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
-        from spaces.sparse_conv.export_stereo import exportable
+        from sparsemask.spaces.sparse_conv.export_stereo import exportable
 
         return exportable(self, network, batch)
 

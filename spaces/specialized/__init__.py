@@ -1,5 +1,5 @@
 """Networks whose connectivity was searched, with fine-grained masks on what remains."""
 
-from spaces.specialized.network import WHERE, DenseNetwork, SpecializedNetwork
+from sparsemask.spaces.specialized.network import WHERE, DenseNetwork, SpecializedNetwork
 
 __all__ = ["WHERE", "DenseNetwork", "SpecializedNetwork"]

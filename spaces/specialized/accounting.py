@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from spaces.connectivity.pruned_network import PrunedNetwork
-from spaces.sparse_conv.masked_network import MaskedNetwork
-from spaces.specialized.masks import MaskedModule
-from spaces.specialized.stage import StageMasks
 from sparsemask.masks import DOWN, UP
+from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
+from sparsemask.spaces.specialized.masks import MaskedModule
+from sparsemask.spaces.specialized.stage import StageMasks
 
 _WORDS = {"LinearBottleneck": "block ", "Decoders_": "stage "}
 _SHORT = re.compile(f"({'|'.join(_WORDS)})")

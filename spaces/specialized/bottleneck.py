@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.backbones.mobilenet_v2 import LinearBottleneck
-from spaces.specialized.masks import Channels, Locator, gated
 from sparsemask.ops import dispatch
 from sparsemask.ops.inverted_residual import spread
 from sparsemask.ops.weight_cache import last
+from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
+from sparsemask.spaces.specialized.masks import Channels, Locator, gated
 
 
 class MaskedBottleneck(LinearBottleneck):

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spaces.backbones.mobilenet_v2 import LinearBottleneck, MobileNetV2
-from spaces.specialized.bottleneck import MaskedBottleneck
-from spaces.specialized.narrow import NarrowBottleneck
 from sparsemask.backends import auto
 from sparsemask.ops import dispatch
+from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck, MobileNetV2
+from sparsemask.spaces.specialized.bottleneck import MaskedBottleneck
+from sparsemask.spaces.specialized.narrow import NarrowBottleneck
 
 
 class EncoderChain:

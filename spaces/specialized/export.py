@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spaces.specialized.network import SpecializedNetwork
-from spaces.specialized.plain import PlainForm
 from sparsemask.exporting import Exportable, channels_last, pure
+from sparsemask.spaces.specialized.network import SpecializedNetwork
+from sparsemask.spaces.specialized.plain import PlainForm
 
 SIZE, EVEN = (65, 98), (64, 98)  # of the example; sizes are open, where pictures are enlarged even ones
 

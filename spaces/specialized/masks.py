@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.sparse_conv.smsr import begin_smoothly
 from sparsemask.ops import dispatch, multiscale_sum
 from sparsemask.ops.predict_mask import padded
 from sparsemask.ops.weight_cache import last
+from sparsemask.spaces.sparse_conv.smsr import begin_smoothly
 from sparsemask.sparse import gumbel_mask
 
 NARROWEST, WIDEST = 4, 16  # channels of a mask branch

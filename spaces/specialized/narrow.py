@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.backbones.mobilenet_v2 import LinearBottleneck
-from spaces.specialized.masks import Channels
 from sparsemask.ops import dispatch
 from sparsemask.ops.inverted_residual import around
 from sparsemask.ops.weight_cache import last
+from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
+from sparsemask.spaces.specialized.masks import Channels
 
 
 class NarrowBottleneck(LinearBottleneck):

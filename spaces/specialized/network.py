@@ -14,19 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces import backbones
-from spaces.backbones import forms
-from spaces.backbones.mobilenet_v2 import LinearBottleneck
-from spaces.connectivity.fusion import batch_norm_errors, upsample
-from spaces.connectivity.pruned_network import PrunedNetwork
-from spaces.specialized.accounting import Accounts, number
-from spaces.specialized.bottleneck import MaskedBottleneck
-from spaces.specialized.chain import EncoderChain
-from spaces.specialized.narrow import NarrowBottleneck
-from spaces.specialized.stage import StageMasks, folded_decoder
-from spaces.specialized.words import mask_word
 from sparsemask.errors import UseError, choose
-from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
+from sparsemask.spaces import backbones
+from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
+from sparsemask.spaces.connectivity.fusion import batch_norm_errors, upsample
+from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
+from sparsemask.spaces.specialized.accounting import Accounts, number
+from sparsemask.spaces.specialized.bottleneck import MaskedBottleneck
+from sparsemask.spaces.specialized.chain import EncoderChain
+from sparsemask.spaces.specialized.narrow import NarrowBottleneck
+from sparsemask.spaces.specialized.stage import StageMasks, folded_decoder
+from sparsemask.spaces.specialized.words import mask_word
+from sparsemask.VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
 
 WHERE = ("decoder", "encoder", "all")
 """Which modules of a specialised network have masks."""

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.connectivity.fusion import decode
-from spaces.connectivity.pruned_network import PrunedNetwork
-from spaces.specialized.bottleneck import MaskedBottleneck
-from spaces.specialized.masks import Locator
-from spaces.specialized.narrow import NarrowBottleneck
-from spaces.specialized.network import SpecializedNetwork
 from sparsemask.masks import UP
+from sparsemask.spaces.connectivity.fusion import decode
+from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
+from sparsemask.spaces.specialized.bottleneck import MaskedBottleneck
+from sparsemask.spaces.specialized.masks import Locator
+from sparsemask.spaces.specialized.narrow import NarrowBottleneck
+from sparsemask.spaces.specialized.network import SpecializedNetwork
 
 
 class PlainForm(nn.Module):

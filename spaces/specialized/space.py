@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spaces import backbones, register
-from spaces.backbones import forms
-from spaces.connectivity.space import ConnectivityConfig
-from spaces.described import build_described, describing
-from spaces.sparse_conv.masked_space import MaskedSpace
-from spaces.specialized.network import WHERE, DenseNetwork, SpecializedNetwork
-from spaces.specialized.words import read_mask
 from sparsemask import weights
 from sparsemask.config import flag
 from sparsemask.errors import UseError
 from sparsemask.flags import EncoderSection
 from sparsemask.options import positive
-from VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
+from sparsemask.spaces import backbones, register
+from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.connectivity.space import ConnectivityConfig
+from sparsemask.spaces.described import build_described, describing
+from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
+from sparsemask.spaces.specialized.network import WHERE, DenseNetwork, SpecializedNetwork
+from sparsemask.spaces.specialized.words import read_mask
+from sparsemask.VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +105,7 @@ class SpecializedSpace(MaskedSpace):
 
     def exportable(self, network: SpecializedNetwork, batch: Tensor, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
-        from spaces.specialized.export import exportable
+        from sparsemask.spaces.specialized.export import exportable
 
         return exportable(self, network, batch)
 

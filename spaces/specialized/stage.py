@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from spaces.specialized.masks import Channels, Locator, carry
 from sparsemask.masks import DOWN, UP
 from sparsemask.ops import dispatch, multiscale_sum  # noqa: F401  registers the operator
 from sparsemask.ops.weight_cache import last
+from sparsemask.spaces.specialized.masks import Channels, Locator, carry
 
 if TYPE_CHECKING:
     from sparsemask.backends.native.decoder import Decoder

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from spaces.connectivity.named_masks import named_mask
 from sparsemask.errors import UseError
 from sparsemask.masks import DOWN, UP, check_mask, load_mask
+from sparsemask.spaces.connectivity.named_masks import named_mask
 
 _KINDS = {DOWN: "e", UP: "u"}
 _WORD = re.compile(r"(\d+):(\d+[eu]\d+(?:,\d+[eu]\d+)*)")

@@ -75,8 +75,8 @@ def _load(options):
     """(network, function from colours (H, W, 3) of 0 to 255 to its input, where it comes from)."""
     import torch
 
-    import spaces
-    from spaces.protocols import HasLayerwiseForm, PreparesImages
+    from sparsemask import spaces
+    from sparsemask.spaces.protocols import HasLayerwiseForm, PreparesImages
     from sparsemask.weights import file_space
 
     if options.weights:
@@ -92,7 +92,7 @@ def _load(options):
         network = space.layerwise_form(network, options.masked)
     if isinstance(space, PreparesImages):
         return network, space.prepare, source
-    from VOC12.dataset import IMAGENET_MEAN, IMAGENET_STD
+    from sparsemask.VOC12.dataset import IMAGENET_MEAN, IMAGENET_STD
 
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return network, lambda colour: (torch.from_numpy(colour).permute(2, 0, 1)[None] / 255 - mean) / std, source

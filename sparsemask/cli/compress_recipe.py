@@ -13,19 +13,18 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-import spaces
-from spaces.backbones import forms
-from sparsemask import tasks
+from sparsemask import spaces, tasks
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, meant
 from sparsemask.options import Parser, spelled
+from sparsemask.spaces.backbones import forms
 
 VERBS = {
-    "search": "search.run",
-    "prune": "prune.prune",
-    "retrain": "retrain.train",
-    "specialize": "retrain.specialize",
-    "export": "retrain.export",
+    "search": "sparsemask.search.run",
+    "prune": "sparsemask.prune.prune",
+    "retrain": "sparsemask.retrain.train",
+    "specialize": "sparsemask.retrain.specialize",
+    "export": "sparsemask.retrain.export",
 }
 AUTO = "auto"
 """In place of a step's budget: what the target leaves to it."""

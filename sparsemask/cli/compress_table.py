@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-import spaces
-from retrain import eval as evaluation
-from retrain.load_trained import open_trained, read_flags
-from spaces.protocols import HasFastForm
-from sparsemask import flags, tasks
+from sparsemask import flags, spaces, tasks
 from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.inference import optimize_for_inference
+from sparsemask.retrain import eval as evaluation
+from sparsemask.retrain.load_trained import open_trained, read_flags
+from sparsemask.spaces.protocols import HasFastForm
 from sparsemask.sparse import repeatable
 from sparsemask.tables import format_count, markdown_table, table
 from sparsemask.timing import compare

@@ -68,8 +68,8 @@ def compare(runs_folder: Path) -> list[dict]:
     """A row per network, all timed in turn in this one process, so that the milliseconds compare."""
     import torch
 
-    from retrain.connectivity import FAMILY
     from sparsemask.costs import compare as in_turn
+    from sparsemask.retrain.connectivity import FAMILY
     from sparsemask.runs import Run
 
     rows, calls = [], {}

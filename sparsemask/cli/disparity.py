@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from sparsemask.stereo.framing import make_pair, pad16, picture_of, unpad
     from sparsemask.stereo.pairs import read_pictures
-    from VOC12.images import picture_notes
+    from sparsemask.VOC12.images import picture_notes
 
     left, right = read_pictures(options.left, options.right)
     network, source = find_network(options.weights, options.maxdisp)
@@ -124,8 +124,8 @@ def check_outputs(options) -> dict[str, Path]:
 
 def find_network(weights: str | None, maxdisp: int | None):
     """(the network, the file it comes from): of `weights`, or of what lies in $SPARSEMASK_WEIGHTS or the cache."""
-    from spaces.sparse_conv.stereo_shared import load_smstereo
     from sparsemask import datasets
+    from sparsemask.spaces.sparse_conv.stereo_shared import load_smstereo
     from sparsemask.stereo.framing import MULTIPLE
     from sparsemask.weights import file_space
 
@@ -166,7 +166,7 @@ def run(network, pair, tile: tuple[int, int] | None):
     """(disparities (1, H, W), voxel masks, mean kept fraction); UseError where memory is too small for it."""
     import torch
 
-    from spaces.sparse_conv.masking import mean_kept
+    from sparsemask.spaces.sparse_conv.masking import mean_kept
     from sparsemask.stereo.tiles import run_tiles
 
     kept = []

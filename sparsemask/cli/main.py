@@ -33,23 +33,23 @@ from sparsemask.errors import UseError, choose, command
 
 # The verbs stand above this package; they are imported when asked for, and only here.
 VERBS = {
-    "search": "search.run",
-    "prune": "prune.prune",
-    "retrain": "retrain.train",
-    "eval": "retrain.eval",
-    "specialize": "retrain.specialize",
+    "search": "sparsemask.search.run",
+    "prune": "sparsemask.prune.prune",
+    "retrain": "sparsemask.retrain.train",
+    "eval": "sparsemask.retrain.eval",
+    "specialize": "sparsemask.retrain.specialize",
     "compress": "sparsemask.cli.compress",
-    "export": "retrain.export",
+    "export": "sparsemask.retrain.export",
     "upscale": "sparsemask.cli.upscale",
     "segment-points": "sparsemask.cli.segment_points",
     "disparity": "sparsemask.cli.disparity",
     "analyse": "sparsemask.cli.analyse",
-    "study": "search.study",
+    "study": "sparsemask.search.study",
     "report": "sparsemask.cli.report",
-    "prepare": "VOC12.prepare",
+    "prepare": "sparsemask.VOC12.prepare",
     "prepare-points": "sparsemask.points.prepare",
-    "check": "VOC12.check",
-    "sample": "VOC12.sample",
+    "check": "sparsemask.VOC12.check",
+    "sample": "sparsemask.VOC12.sample",
     "demo": "sparsemask.cli.demo",
 }
 

@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     out = check_output(Path(options.out), options.show, options.web)
 
-    from spaces.sparse_conv.masking import mean_kept
     from sparsemask.devices import arithmetic
     from sparsemask.points import semantickitti
     from sparsemask.points.clouds import read_cloud
+    from sparsemask.spaces.sparse_conv.masking import mean_kept
     from sparsemask.sparse import set_backend
     from sparsemask.tasks.points.task import WritesRawLabels
     from sparsemask.tasks.points.whole import recipe, segment
@@ -111,7 +111,7 @@ def check_output(out: Path, show: str | None, web: str | None) -> Path:
 
 def load(path: Path) -> tuple[object, Mapping]:
     """(the network, the configuration of the run it comes from or an empty one)."""
-    import spaces
+    from sparsemask import spaces
     from sparsemask.containers import read_yaml
     from sparsemask.weights import file_space, read_checkpoint
 

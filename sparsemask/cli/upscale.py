@@ -88,8 +88,8 @@ def find_network(weights: str | None, scale: int | None):
 
     Raises UseError where there is none, or one of another scale.
     """
-    from spaces.sparse_conv import load_smsr
     from sparsemask import datasets
+    from sparsemask.spaces.sparse_conv import load_smsr
 
     path = weights
     if path is None:
@@ -108,7 +108,7 @@ def find_network(weights: str | None, scale: int | None):
 
 def run(network, pixels, tile: int, ensemble: bool):
     """The picture (1, 3, s·H, s·W); UseError where memory is too small for it in one piece."""
-    from spaces.sparse_conv import upscale
+    from sparsemask.spaces.sparse_conv import upscale
 
     try:
         return upscale(network, pixels, tile, ensemble)

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from sparsemask.containers import stand_in
 from sparsemask.errors import UseError, one_line
 from sparsemask.files import write_bytes
-from VOC12.images import deep_colours, grey_levels, is_deep, upright
+from sparsemask.VOC12.images import deep_colours, grey_levels, is_deep, upright
 
 # Formats that are written, by suffix; and which of them have room for alpha and for 16 bits of grey.
 _WRITTEN = {

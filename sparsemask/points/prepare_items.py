@@ -14,8 +14,8 @@ from sparsemask import locks
 from sparsemask.containers import npy_length
 from sparsemask.errors import UseError, say
 from sparsemask.points.ply import ply_size
-from VOC12.bulk import remove_leftovers
-from VOC12.workers import run_jobs
+from sparsemask.VOC12.bulk import remove_leftovers
+from sparsemask.VOC12.workers import run_jobs
 
 
 @dataclass(frozen=True)

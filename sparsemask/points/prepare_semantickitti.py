@@ -16,7 +16,7 @@ from sparsemask.points.grid import grid_subsample
 from sparsemask.points.prepare_items import Item, whole
 from sparsemask.points.scans import usual_columns
 from sparsemask.points.semantickitti import GRID, SEQUENCES, read_labels, read_prepared, sequences_folder
-from VOC12.bulk import write_bulk
+from sparsemask.VOC12.bulk import write_bulk
 
 
 def find_items(

@@ -17,7 +17,7 @@ from sparsemask.points import prepare_s3dis
 from sparsemask.points.prepare_items import Item, locked, prepare, whole
 from sparsemask.points.rooms_layout import TYPES, furnish, scan
 from sparsemask.points.s3dis import GRID, class_of
-from VOC12.bulk import write_bulk
+from sparsemask.VOC12.bulk import write_bulk
 
 VERSION = 1  # of the rooms: raise it when any point changes, so that old folders are made anew
 STAMP, _STARTED = "STAMP.json", "STARTED.json"

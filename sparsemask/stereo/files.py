@@ -21,7 +21,7 @@ from sparsemask.errors import UseError
 from sparsemask.files import write_bytes
 from sparsemask.pictures.files import encoded
 from sparsemask.pictures.files import read_picture as read_any
-from VOC12.images import decoding
+from sparsemask.VOC12.images import decoding
 
 SUFFIXES = (".png", ".pfm", ".npz", ".npy")
 WRITTEN = (".png", ".pfm")

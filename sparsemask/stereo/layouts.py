@@ -1,7 +1,7 @@
 """Which pairs there are: by list files, or by the layouts of the public sets.
 
     list         a line for each pair: LEFT RIGHT DISPARITY, relative to a folder; without DISPARITY: no truth
-                 (as all lists are read: comments, quotes, names with spaces, see :mod:`VOC12.lists`)
+                 (as all lists are read: comments, quotes, names with spaces, see :mod:`sparsemask.VOC12.lists`)
     KITTI 2012   [training/]colored_0, colored_1 or image_0, image_1; disp_occ and disp_noc, or one of them
     KITTI 2015   [training/]image_2, image_3, disp_occ_0, disp_noc_0, obj_map
     SceneFlow    any folders ...frames_cleanpass or ...frames_finalpass, with ...disparity beside; left/, right/ below
@@ -21,8 +21,8 @@ from pathlib import Path
 from sparsemask.errors import UseError
 from sparsemask.stereo.files import SUFFIXES as MAPS
 from sparsemask.stereo.pairs import PairFiles
-from VOC12.images import SUFFIXES, find_picture, is_picture
-from VOC12.lists import columns_of, read_numbered
+from sparsemask.VOC12.images import SUFFIXES, find_picture, is_picture
+from sparsemask.VOC12.lists import columns_of, read_numbered
 
 _NAMED = (*SUFFIXES, *MAPS)  # what may stand in a list
 _FRAMES = ("frames_cleanpass", "frames_finalpass")

@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsemask.errors import UseError
 from sparsemask.stereo.files import read_disparity, read_picture
-from VOC12.images import exif_words
+from sparsemask.VOC12.images import exif_words
 
 
 class PairFiles(NamedTuple):

@@ -7,7 +7,7 @@ import sys
 
 from sparsemask.engine import distributed
 from sparsemask.errors import say
-from VOC12.images import picture_notes
+from sparsemask.VOC12.images import picture_notes
 
 
 def warn(text: str) -> None:

@@ -19,8 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-import spaces
-from sparsemask import driver, families, options, run_summary, training_setup
+from sparsemask import driver, families, options, run_summary, spaces, training_setup
 from sparsemask.engine import Method, checkpoint, fit
 from sparsemask.errors import UseError
 from sparsemask.options import Parser
@@ -182,7 +181,7 @@ class RetrainingFamilyContract(TrainingFamilyContract):
 
     def make_eval_parser(self) -> Parser:
         """The parser of a command that evaluates."""
-        from retrain.eval import parser
+        from sparsemask.retrain.eval import parser
 
         return parser(self.space)
 
@@ -226,7 +225,7 @@ class PruningFamilyContract:
 
     def make_parser(self) -> Parser:
         """The parser of prune/prune.py."""
-        from prune.prune import parser
+        from sparsemask.prune.prune import parser
 
         return parser(self.space)
 

@@ -21,9 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-import spaces
-from spaces import Loaded, Space
-from spaces.protocols import (
+from sparsemask import exporting, families, flags, spaces, tasks
+from sparsemask.costs import count_parameters
+from sparsemask.errors import UseError
+from sparsemask.options import Parser
+from sparsemask.spaces import Loaded, Space
+from sparsemask.spaces.protocols import (
     Exportable,
     HasDenseForm,
     HasFastForm,
@@ -35,10 +38,6 @@ from spaces.protocols import (
     PreparesImages,
     Shareable,
 )
-from sparsemask import exporting, families, flags, tasks
-from sparsemask.costs import count_parameters
-from sparsemask.errors import UseError
-from sparsemask.options import Parser
 from sparsemask.sparse import repeatable
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.group_sparsity.networks.layers import blocks_of, conv3x3, he_init
+from sparsemask.spaces.group_sparsity.networks.layers import blocks_of, conv3x3, he_init
 
 
 class DenseLayer(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.group_sparsity.networks.layers import PadChannels, blocks_of, conv3x3, he_init
 from sparsemask.errors import choose
+from sparsemask.spaces.group_sparsity.networks.layers import PadChannels, blocks_of, conv3x3, he_init
 
 SHORTCUTS = ("A", "C", "strided")
 

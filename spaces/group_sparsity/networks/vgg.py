@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from spaces.group_sparsity.networks.layers import conv3x3, he_init
+from sparsemask.spaces.group_sparsity.networks.layers import conv3x3, he_init
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.group_sparsity.networks.layers import blocks_of, conv3x3, he_init
+from sparsemask.spaces.group_sparsity.networks.layers import blocks_of, conv3x3, he_init
 
 
 class Block(nn.Module):

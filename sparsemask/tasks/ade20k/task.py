@@ -11,7 +11,7 @@ from sparsemask.tasks.ade20k.data import Ade20kDataset, ade20k_root, object_name
 from sparsemask.tasks.dense.folders import Pair, folder_pairs
 from sparsemask.tasks.dense.task import DenseTask
 from sparsemask.tasks.segmentation.task import SegmentationTask
-from VOC12.lists import LABEL_SUFFIXES, load_class_names, pairs_from_lists, read_list
+from sparsemask.VOC12.lists import LABEL_SUFFIXES, load_class_names, pairs_from_lists, read_list
 
 CLASSES = 150
 _INFO = "objectInfo150.txt"

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from sparsemask.errors import UseError
 from sparsemask.files import distinct_names
-from VOC12.images import read_picture
+from sparsemask.VOC12.images import read_picture
 
 Array = np.ndarray
 

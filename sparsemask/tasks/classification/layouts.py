@@ -21,7 +21,7 @@ from sparsemask.containers import open_npz, read_json
 from sparsemask.errors import UseError
 from sparsemask.tasks.classification import cifar
 from sparsemask.tasks.classification.data import Part
-from VOC12.images import SUFFIXES, is_picture, picture_size, read_picture
+from sparsemask.VOC12.images import SUFFIXES, is_picture, picture_size, read_picture
 
 SMALL = 64  # pictures of files no larger than that, and of one size, are read into memory
 _MEMORY = 2 << 30  # bytes of them

@@ -14,7 +14,7 @@ from numpy.random import PCG64, Generator, SeedSequence
 
 from sparsemask.files import atomic_write, write_text
 from sparsemask.tasks.dense.shapes import once
-from VOC12 import shapes, textures
+from sparsemask.VOC12 import shapes, textures
 
 VERSION = 2  # of the drawings: raise it when any pixel changes
 SIDE = 32

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparsemask.errors import UseError
 from sparsemask.files import must_exist
-from VOC12.images import SUFFIXES, is_picture
+from sparsemask.VOC12.images import SUFFIXES, is_picture
 
 Pair = tuple[Path, Path]
 

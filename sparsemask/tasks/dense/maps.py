@@ -12,8 +12,8 @@ from PIL import Image
 
 from sparsemask.errors import UseError
 from sparsemask.tasks.dense.task import IGNORE, DenseTask, resize
-from VOC12.dataset import SegmentationDataset
-from VOC12.images import decoding, grey_levels, is_deep, upright
+from sparsemask.VOC12.dataset import SegmentationDataset
+from sparsemask.VOC12.images import decoding, grey_levels, is_deep, upright
 
 
 class MapDataset(SegmentationDataset):

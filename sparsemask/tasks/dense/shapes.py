@@ -21,11 +21,11 @@ from scipy.ndimage import distance_transform_edt
 
 from sparsemask.datasets import cache
 from sparsemask.files import write_text
-from VOC12 import shapes, textures
-from VOC12.canvas import REFERENCE, VOID, Canvas
-from VOC12.objects import CLASS_NAMES
-from VOC12.sample import encode_picture
-from VOC12.scenes import draw_scene, ground, sky
+from sparsemask.VOC12 import shapes, textures
+from sparsemask.VOC12.canvas import REFERENCE, VOID, Canvas
+from sparsemask.VOC12.objects import CLASS_NAMES
+from sparsemask.VOC12.sample import encode_picture
+from sparsemask.VOC12.scenes import draw_scene, ground, sky
 
 VERSION = 1  # of the drawings: raise it when any pixel changes
 ANNOTATORS = 3

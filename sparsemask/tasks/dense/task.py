@@ -22,9 +22,9 @@ from sparsemask.errors import UseError
 from sparsemask.tasks.evaluation import set_evaluation, shared_indices, spread_indices, summed
 from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import EvaluationContext, Scores, Task
-from VOC12.dataset import SegmentationDataset
-from VOC12.images import picture_size
-from VOC12.survey import survey
+from sparsemask.VOC12.dataset import SegmentationDataset
+from sparsemask.VOC12.images import picture_size
+from sparsemask.VOC12.survey import survey
 
 IGNORE = 255
 

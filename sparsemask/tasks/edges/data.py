@@ -13,7 +13,7 @@ from sparsemask.files import must_exist
 from sparsemask.tasks.dense.folders import Pair, folder_pairs
 from sparsemask.tasks.dense.maps import MapDataset, read_grey
 from sparsemask.tasks.dense.task import IGNORE
-from VOC12.lists import LABEL_SUFFIXES
+from sparsemask.VOC12.lists import LABEL_SUFFIXES
 
 SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")}
 

@@ -38,7 +38,7 @@ from sparsemask.tasks.points.options import PointsData
 from sparsemask.tasks.points.scores import PointScores, count_matches, score_text
 from sparsemask.tasks.points.voting import probabilities_of, vote
 from sparsemask.tasks.protocol import EvaluationContext, Task
-from VOC12.survey import LIMIT, survey
+from sparsemask.VOC12.survey import LIMIT, survey
 
 _FEW_CLOUDS = 32  # looked at for classes where not all are held
 

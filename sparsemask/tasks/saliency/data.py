@@ -19,8 +19,8 @@ from sparsemask.errors import UseError
 from sparsemask.files import must_exist
 from sparsemask.tasks.dense.folders import Pair, folder_pairs
 from sparsemask.tasks.dense.maps import MapDataset, read_grey
-from VOC12.images import SUFFIXES, without_suffix
-from VOC12.lists import read_names
+from sparsemask.VOC12.images import SUFFIXES, without_suffix
+from sparsemask.VOC12.lists import read_names
 
 SALIENT = 128
 ALL = "all"

@@ -13,7 +13,7 @@ from sparsemask.config import RunConfig
 from sparsemask.errors import UseError
 from sparsemask.tasks.dense.task import IGNORE, DenseTask, resize
 from sparsemask.tasks.segmentation.scores import ConfusionMeter, SegmentationScores, class_table
-from VOC12.dataset import SegmentationDataset
+from sparsemask.VOC12.dataset import SegmentationDataset
 
 
 class SegmentationTask(DenseTask):
@@ -98,13 +98,13 @@ class SegmentationTask(DenseTask):
     def save(self, path: Path, prediction: torch.Tensor) -> None:
         """Write class indices in colours."""
         from sparsemask.pictures import save_prediction
-        from VOC12.palette import VOC_COLOURS
+        from sparsemask.VOC12.palette import VOC_COLOURS
 
         save_prediction(path, prediction.numpy().astype(np.uint8), VOC_COLOURS)
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write the picture | truth | prediction grid."""
         from sparsemask.pictures.predictions import draw_predictions
-        from VOC12.palette import VOC_COLOURS
+        from sparsemask.VOC12.palette import VOC_COLOURS
 
         draw_predictions(samples, path, self.classes, VOC_COLOURS)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sparsemask.errors import UseError
-from VOC12.images import SUFFIXES, is_picture
+from sparsemask.VOC12.images import SUFFIXES, is_picture
 
 if TYPE_CHECKING:
     from sparsemask.tasks.super_resolution.options import SuperResolutionData

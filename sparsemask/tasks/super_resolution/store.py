@@ -16,7 +16,7 @@ from sparsemask.errors import UseError, choose, describe, say
 from sparsemask.files import atomic_write
 from sparsemask.resize import imresize
 from sparsemask.tasks.super_resolution.folders import Pair
-from VOC12.images import exif_words, picture_size, read_picture
+from sparsemask.VOC12.images import exif_words, picture_size, read_picture
 
 MEMORY = 2 << 30  # bytes of pictures kept decoded
 KINDS = ("auto", "img", "sep")  # the public code's words: from the files each time, or each decoded once
