@@ -140,7 +140,7 @@ def test_files_of_points_take_any_number(tmp_path):
 @pytest.fixture(scope="module")
 def stereo():
     """A stereo network with fewer encoder layers, statistics, and masks that keep some."""
-    from sparsemask.spaces.sparse_conv.smstereo import SMStereo
+    from sparsemask.spaces.smstereo.network import SMStereo
 
     torch.manual_seed(0)
     made = SMStereo(16, concat=4).train()

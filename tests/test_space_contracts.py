@@ -105,7 +105,7 @@ class TestUsersOwn(SpaceContract):
 def test_all_built_in_spaces_are_tested():
     tested = {case.space.name for case in every(SpaceContract) if isinstance(vars(case).get("space"), Space)}
     # Other tests of this process may have registered spaces of their own.
-    built_in = {name for name in spaces.available() if type(spaces.get(name)).__module__.startswith("spaces.")}
+    built_in = {name for name in spaces.available() if type(spaces.get(name)).__module__.startswith("sparsemask.spaces.")}
     assert built_in and tested == {*built_in, TOY.name}
 
 

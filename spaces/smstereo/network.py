@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from sparsemask.errors import UseError
 from sparsemask.ops.cost_volume import concatenation_volume, correlation_volume
+from sparsemask.spaces.smstereo.layers import ConvNorm, Encoder, Residual, activate
+from sparsemask.spaces.smstereo.mask_module import SparseHourglass
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
-from sparsemask.spaces.sparse_conv.stereo_layers import ConvNorm, Encoder, Residual, activate
-from sparsemask.spaces.sparse_conv.stereo_module import SparseHourglass
 
 SIZE = 16  # heights and widths are multiples of it
 _WIDTH = 32

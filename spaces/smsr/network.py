@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, begin_smoothly
 from sparsemask.sparse import DataMask, SparseMaskBlock, gumbel_mask, joined_conv, kept_fraction
 
 SCALES = (2, 3, 4)
@@ -152,17 +152,6 @@ class SparseMaskModule(nn.Module):
         """x + a·y, the attention a from the mean (N, C, 1, 1) of y over the picture; without gradients it takes y."""
         a = self.ca(mean)
         return torch.addcmul(x, y, a) if torch.is_grad_enabled() else y.mul_(a).add_(x)
-
-
-@torch.no_grad()
-def begin_smoothly(up: nn.ConvTranspose2d) -> None:
-    """Start a transposed 3×3 convolution of stride 2 as bilinear upsampling of random channels.
-
-    Drawn freely its four phases differ more than the picture's places do, and short trainings end with masks that are
-    a checkerboard over everything.
-    """
-    line = up.weight.new_tensor([0.5, 1.0, 0.5])
-    up.weight.copy_(up.weight[:, :, 1:2, 1:2] * line[:, None] * line)
 
 
 class ChannelAttention(nn.Module):

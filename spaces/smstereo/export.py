@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from sparsemask.exporting import Exportable, channels_last, pure
 from sparsemask.ops.add_relu import add_relu
-from sparsemask.spaces.sparse_conv.export_volumes import PlainConv, plain_volume, shifted
-from sparsemask.spaces.sparse_conv.smstereo import SIZE, SMStereo
-from sparsemask.spaces.sparse_conv.stereo_layers import ConvNorm, convolve, fold
-from sparsemask.spaces.sparse_conv.stereo_module import MaskedConv, SparseHourglass, _sizes
+from sparsemask.spaces.smstereo.export_volumes import PlainConv, plain_volume, shifted
+from sparsemask.spaces.smstereo.layers import ConvNorm, convolve, fold
+from sparsemask.spaces.smstereo.mask_module import MaskedConv, SparseHourglass, _sizes
+from sparsemask.spaces.smstereo.network import SIZE, SMStereo
 from sparsemask.stereo.batch import StereoPair
 
 

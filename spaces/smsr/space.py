@@ -14,11 +14,11 @@ from sparsemask.costs import count_parameters
 from sparsemask.flags import NetworkSection
 from sparsemask.options import natural, positive
 from sparsemask.spaces import register
-from sparsemask.spaces.sparse_conv import shared
+from sparsemask.spaces.smsr import checkpoints
+from sparsemask.spaces.smsr.network import SMSR
+from sparsemask.spaces.smsr.tiles import self_ensemble, upscale
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import hard_masks
-from sparsemask.spaces.sparse_conv.smsr import SMSR
-from sparsemask.spaces.sparse_conv.tiles import self_ensemble, upscale
 from sparsemask.tables import format_count
 
 
@@ -55,11 +55,11 @@ class SMSRSpace(MaskedSpace):
 
     def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMSR:
         """The network of a state dict, in evaluation mode; the weights say what to build, whatever else is said."""
-        return shared.build(state, what, said)
+        return checkpoints.build(state, what, said)
 
     def dense_cost(self, network: SMSR, picture: Tensor, published: bool = False) -> int:
         """Multiply-adds on a picture (N, 3, H, W) with everything kept."""
-        from sparsemask.spaces.sparse_conv.dense import multiply_adds
+        from sparsemask.spaces.smsr.dense import multiply_adds
 
         return multiply_adds(network, *picture.shape[-2:], published) * len(picture)
 
@@ -77,13 +77,13 @@ class SMSRSpace(MaskedSpace):
 
     def dense_form(self, network: SMSR) -> nn.Module:
         """The same weights without masks, to be timed against."""
-        from sparsemask.spaces.sparse_conv.dense import DenseForm
+        from sparsemask.spaces.smsr.dense import DenseForm
 
         return DenseForm(network)
 
     def layerwise_form(self, network: SMSR, masked: bool) -> nn.Module:
         """The network made of plain layers, with its masks or keeping everything: every layer's features are seen."""
-        from sparsemask.spaces.sparse_conv.dense import MaskedForm
+        from sparsemask.spaces.smsr.dense import MaskedForm
 
         return MaskedForm(network, open=not masked)
 
@@ -102,7 +102,7 @@ class SMSRSpace(MaskedSpace):
 
     def exportable(self, network: SMSR, batch: Tensor, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
-        from sparsemask.spaces.sparse_conv.export import exportable
+        from sparsemask.spaces.smsr.export import exportable
 
         return exportable(network, batch)
 

@@ -13,9 +13,9 @@ from sparsemask.exporting import Exportable, pure
 from sparsemask.ops.point_block import Folded, row_linear, sparse_block
 from sparsemask.ops.point_conv import Level, cells, cells_by_torch
 from sparsemask.points.batch import PointBatch
-from sparsemask.spaces.sparse_conv.point_block import SparsePointBlock
-from sparsemask.spaces.sparse_conv.point_layers import BasicConv, Join
-from sparsemask.spaces.sparse_conv.smpointseg import SMPointSeg
+from sparsemask.spaces.smpointseg.block import SparsePointBlock
+from sparsemask.spaces.smpointseg.layers import BasicConv, Join
+from sparsemask.spaces.smpointseg.network import SMPointSeg
 
 
 def exportable(space, network: SMPointSeg, batch: PointBatch) -> Exportable:

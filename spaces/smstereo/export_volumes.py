@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemask.spaces.sparse_conv.stereo_layers import fold
-from sparsemask.spaces.sparse_conv.stereo_module import MaskedConv
+from sparsemask.spaces.smstereo.layers import fold
+from sparsemask.spaces.smstereo.mask_module import MaskedConv
 
 
 class PlainConv(nn.Module):

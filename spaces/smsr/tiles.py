@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sparsemask.errors import UseError
-from sparsemask.spaces.sparse_conv.smsr import SMSR
+from sparsemask.spaces.smsr.network import SMSR
 from sparsemask.sparse import kept_fraction
 
 _HALO = 12  # of a module with four 3×3 layers: 4 for the layers, 6 for the mask branch; even, as its pooling needs

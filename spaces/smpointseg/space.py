@@ -14,11 +14,11 @@ from sparsemask.flags import NetworkSection
 from sparsemask.options import factor, positive
 from sparsemask.points.batch import PointBatch
 from sparsemask.spaces import register
-from sparsemask.spaces.sparse_conv import points_shared as shared
+from sparsemask.spaces.smpointseg import checkpoints
+from sparsemask.spaces.smpointseg.block import Reading
+from sparsemask.spaces.smpointseg.network import SMPointSeg
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import hard_masks
-from sparsemask.spaces.sparse_conv.point_block import Reading
-from sparsemask.spaces.sparse_conv.smpointseg import SMPointSeg
 from sparsemask.tables import format_count
 
 _PAPER_POINTS = 50_000  # the size at which the paper counts
@@ -63,7 +63,7 @@ class SMPointSegSpace(MaskedSpace):
 
     def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMPointSeg:
         """The network of a state dict, in evaluation mode. said: numbers that no weight tells, such as the radius."""
-        return shared.build(state, what, said)
+        return checkpoints.build(state, what, said)
 
     def configure(self, network: SMPointSeg, config: Mapping) -> None:
         """Read the weights as the flags say."""
@@ -90,7 +90,7 @@ class SMPointSegSpace(MaskedSpace):
 
     def exportable(self, network: SMPointSeg, batch: PointBatch, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
-        from sparsemask.spaces.sparse_conv.export_points import exportable
+        from sparsemask.spaces.smpointseg.export import exportable
 
         return exportable(self, network, batch)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemask.spaces.sparse_conv.smsr import SMSR, SparseMaskModule
+from sparsemask.spaces.smsr.network import SMSR, SparseMaskModule
 from sparsemask.sparse import harden_channels
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
 from sparsemask.spaces.described import build_described
+from sparsemask.spaces.smpointseg.network import CONFIGS, SMPointSeg
 from sparsemask.spaces.sparse_conv import masked_space
-from sparsemask.spaces.sparse_conv.smpointseg import CONFIGS, SMPointSeg
 
 _TOLD = ("n_neighbors", "radius", "ratio")  # what no weight tells
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from sparsemask import exporting, spaces
 from sparsemask.exporting import Exportable, pure
 from sparsemask.exporting.writing import traced
-from sparsemask.spaces.sparse_conv.dense import MaskedForm
-from sparsemask.spaces.sparse_conv.shared import save_smsr
-from sparsemask.spaces.sparse_conv.smsr import SMSR
+from sparsemask.spaces.smsr.checkpoints import save_smsr
+from sparsemask.spaces.smsr.dense import MaskedForm
+from sparsemask.spaces.smsr.network import SMSR
 
 INPUT, OUTPUT = "picture", "larger"
 

@@ -14,7 +14,7 @@ from sparsemask.ops import dispatch
 from sparsemask.ops.point_block import Folded, row_linear, sparse_block
 from sparsemask.ops.point_conv import Level
 from sparsemask.ops.weight_cache import Derived
-from sparsemask.spaces.sparse_conv.point_layers import BasicConv, PointConv, RowNorm, folded_of
+from sparsemask.spaces.smpointseg.layers import BasicConv, PointConv, RowNorm, folded_of
 from sparsemask.sparse import gumbel_mask, kept_fraction
 
 _folded = Derived()

@@ -16,10 +16,10 @@ from sparsemask.costs import count_parameters
 from sparsemask.flags import NetworkSection
 from sparsemask.options import natural, positive
 from sparsemask.spaces import register
-from sparsemask.spaces.sparse_conv import stereo_shared as shared
+from sparsemask.spaces.smstereo import checkpoints
+from sparsemask.spaces.smstereo.network import SMStereo
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import hard_masks
-from sparsemask.spaces.sparse_conv.smstereo import SMStereo
 from sparsemask.tables import format_count
 
 _PAPER_SIZE = (544, 960)  # of a SceneFlow picture, padded
@@ -52,11 +52,11 @@ class SMStereoSpace(MaskedSpace):
 
     def load_weights_into(self, network: SMStereo, state: Mapping[str, Tensor], source: object) -> None:
         """Start a network from weights, a GwcNet's too."""
-        shared.load_into(network, state, source)
+        checkpoints.load_into(network, state, source)
 
     def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMStereo:
         """The network of a state dict, in evaluation mode. said: maxdisp, which no weight tells."""
-        return shared.build(state, what, said)
+        return checkpoints.build(state, what, said)
 
     def dense_cost(self, network: SMStereo, pair, published: bool = False) -> int:
         """Multiply-adds on pairs with everything kept, without mask branches; `published`: as the paper counts."""
@@ -80,7 +80,7 @@ class SMStereoSpace(MaskedSpace):
 
     def exportable(self, network: SMStereo, batch, options, mask=None):
         """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
-        from sparsemask.spaces.sparse_conv.export_stereo import exportable
+        from sparsemask.spaces.smstereo.export import exportable
 
         return exportable(self, network, batch)
 

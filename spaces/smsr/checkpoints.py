@@ -12,8 +12,8 @@ from torch import Tensor
 from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
 from sparsemask.spaces.described import build_described
+from sparsemask.spaces.smsr.network import SMSR
 from sparsemask.spaces.sparse_conv import masked_space
-from sparsemask.spaces.sparse_conv.smsr import SMSR
 
 
 def config_of(state: Mapping[str, Tensor], what: object = "checkpoint") -> dict[str, int]:

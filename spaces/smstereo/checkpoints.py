@@ -12,8 +12,8 @@ from sparsemask import weights
 from sparsemask.errors import UseError
 from sparsemask.fine_masks import FineMasks
 from sparsemask.spaces.described import build_described
+from sparsemask.spaces.smstereo.network import SMStereo
 from sparsemask.spaces.sparse_conv import masked_space
-from sparsemask.spaces.sparse_conv.smstereo import SMStereo
 
 
 def config_of(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mapping | None = None) -> dict[str, int]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sparsemask.ops import dispatch
 from sparsemask.ops.add_relu import add_relu
 from sparsemask.ops.geometry import Geometry
-from sparsemask.spaces.sparse_conv.smsr import begin_smoothly
-from sparsemask.spaces.sparse_conv.stereo_layers import ConvNorm, activate, convolve, fold, folded
+from sparsemask.spaces.smstereo.layers import ConvNorm, activate, convolve, fold, folded
+from sparsemask.spaces.sparse_conv.masked_network import begin_smoothly
 from sparsemask.sparse import gumbel_mask, kept_fraction
 from sparsemask.sparse.training_form import masked_conv
 
