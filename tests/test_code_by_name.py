@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from small_classes import write_npz
-from sparsemask import fine_masks, masks, own, spaces
+from sparsemask import masks, own, spaces
 from sparsemask.cli import compress
 from sparsemask.engine import randomness
 from sparsemask.errors import UseError
+from sparsemask.masks import groups, spatial
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import export as retrain_export
@@ -28,7 +29,6 @@ from sparsemask.search import run as search_run
 from sparsemask.search import study as search_study
 from sparsemask.spaces.connectivity.named_masks import named_mask
 from sparsemask.spaces.connectivity.shared import load_network, save_network
-from sparsemask.spaces.group_sparsity import mask_file
 from tiny import data_flags, fails, make_data
 
 NAME = "evilmod:Enc"
@@ -86,17 +86,15 @@ def hinge_recipe() -> dict:
 
 
 def hinge_mask() -> str:
-    made = mask_file.GroupMask(hinge_recipe(), {"a": np.ones(2, bool)}, checkpoint="c.pt", sha256="0" * 64)
-    mask_file.save_mask("m.npz", made)
+    made = groups.GroupMask(hinge_recipe(), {"a": np.ones(2, bool)}, checkpoint="c.pt", sha256="0" * 64)
+    groups.save_mask("m.npz", made)
     return "m.npz"
 
 
 def fine_mask() -> str:
     config = {"backbone_name": NAME, "connectivity": "1:0e0", "where": "stages", "max_stride": 8}
     channels = {"a": np.ones((1, 2), bool)}
-    fine_masks.save_masks(
-        "f.npz", fine_masks.FineMasks("specialized", "segmentation", channels, "0" * 64, config=config)
-    )
+    spatial.save_masks("f.npz", spatial.FineMasks("specialized", "segmentation", channels, "0" * 64, config=config))
     return "f.npz"
 
 
@@ -210,7 +208,7 @@ LOADERS = {
     "specialized": lambda: spaces.get("specialized").load(
         safetensors(space="specialized", connectivity="1:0e0", where="stages", max_stride=8, **BACKBONE)
     ),
-    "specialized mask": lambda: spaces.get("specialized").network(fine_masks.load_masks(fine_mask())),
+    "specialized mask": lambda: spaces.get("specialized").network(spatial.load_masks(fine_mask())),
     "hinge": lambda: spaces.get("hinge").load(
         safetensors(space="hinge", config=hinge_recipe(), kept={"a": [1, 0]}, merged=[], threshold=None, figures={})
     ),
@@ -218,7 +216,7 @@ LOADERS = {
         torch.save(checkpoint("search", "hinge", {}, network=hinge_recipe()), "h.pt"),
         spaces.get("hinge").load("h.pt"),
     ),
-    "hinge mask": lambda: spaces.get("hinge").network(mask_file.load_mask(hinge_mask())),
+    "hinge mask": lambda: spaces.get("hinge").network(groups.load_mask(hinge_mask())),
 }
 
 

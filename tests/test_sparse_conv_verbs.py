@@ -18,8 +18,8 @@ from sparsemask.config import RunConfig
 from sparsemask.engine.loop import Fit
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
-from sparsemask.fine_masks import load_masks
 from sparsemask.flags import RunSection
+from sparsemask.masks.spatial import load_masks
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import train as retrain_train

@@ -9,7 +9,7 @@ import torch
 from sparsemask import spaces
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
-from sparsemask.fine_masks import FineMasks, load_masks, save_masks
+from sparsemask.masks.spatial import FineMasks, load_masks, save_masks
 from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
 from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks
 from sparsemask.spaces.specialized import SpecializedNetwork

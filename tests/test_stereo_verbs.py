@@ -14,7 +14,7 @@ import yaml
 from sparsemask import flags
 from sparsemask.cli import disparity
 from sparsemask.engine.schedules import factor
-from sparsemask.fine_masks import load_masks
+from sparsemask.masks.spatial import load_masks
 from sparsemask.options import presets
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval

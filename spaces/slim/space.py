@@ -22,6 +22,7 @@ from sparsemask.config import RunConfig, flag
 from sparsemask.errors import UseError
 from sparsemask.flags import EncoderSection
 from sparsemask.masks import DOWN, UP
+from sparsemask.masks.groups import GroupMask, load_mask
 from sparsemask.spaces import backbones, register
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.connectivity.shared import mask_from
@@ -29,7 +30,6 @@ from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.spaces.connectivity.widths import widths_of
 from sparsemask.spaces.group_sparsity.channels import trace
 from sparsemask.spaces.group_sparsity.general import general_plan
-from sparsemask.spaces.group_sparsity.mask_file import GroupMask, load_mask
 from sparsemask.spaces.group_sparsity.matrices import INITS
 from sparsemask.spaces.group_sparsity.reduction import Hinged, example
 from sparsemask.spaces.group_sparsity.rules import GENERAL, Plan

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from sparsemask.errors import UseError
-from sparsemask.fine_masks import FineMasks
+from sparsemask.masks.spatial import FineMasks
 from sparsemask.spaces.described import build_described
 from sparsemask.spaces.smpointseg.network import CONFIGS, SMPointSeg
 from sparsemask.spaces.sparse_conv import masked_space

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsemask.errors import UseError
-from sparsemask.fine_masks import FineMasks
+from sparsemask.masks.spatial import FineMasks
 from sparsemask.spaces.described import build_described
 from sparsemask.spaces.smsr.network import SMSR
 from sparsemask.spaces.sparse_conv import masked_space

@@ -7,7 +7,6 @@ checkpoint that holds the weights.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -17,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from sparsemask.errors import UseError, one_line
-from sparsemask.files import sha256, write_bytes
-from sparsemask.fine_masks import read_arrays
+from sparsemask.files import sha256
+from sparsemask.masks import npz
+from sparsemask.masks.npz import SUFFIX
 
 FORMAT = 1
-SUFFIX = ".npz"
 SPACE = "hinge"
 SPACES = (SPACE, "slim")
 _KEPT = "kept/"
@@ -105,23 +104,15 @@ def save_mask(path: str | os.PathLike, mask: GroupMask) -> None:
         "checkpoint": np.array(mask.checkpoint or ""),
         **{f"{_KEPT}{name}": np.asarray(kept) for name, kept in mask.kept.items()},
     }
-    data = io.BytesIO()
-    np.savez_compressed(data, **arrays)
-    write_bytes(path, data.getvalue())
+    npz.write(path, arrays)
 
 
 def load_mask(path: str | os.PathLike) -> GroupMask:
     """Read a mask; UseError in one line when the file is missing, torn, of another kind or of a newer version."""
     path = _npz(path)
-    if not path.is_file():
-        raise UseError(f"mask not found: {path} (prune/prune.py writes one)")
-    arrays = read_arrays(path)
-    missing = [name for name in ("format", "space", "config", "merged", "threshold", "sha256") if name not in arrays]
-    if missing:
-        raise UseError(f"{path}: not a mask of groups of weights (no {', '.join(missing)})")
+    needed = ("space", "config", "merged", "threshold", "sha256")
+    arrays = npz.read(path, "a mask of groups of weights", needed, FORMAT)
     try:
-        if (version := int(arrays["format"])) > FORMAT:
-            raise UseError(f"{path}: written by a newer version (format {version}, known: {FORMAT})")
         threshold = float(arrays["threshold"])
         mask = GroupMask(
             config=json.loads(str(arrays["config"])),
