@@ -16,7 +16,7 @@ from sparsemask.files import sha256
 from sparsemask.masks import npz
 from sparsemask.options import adopted
 from sparsemask.spaces.backbones import forms
-from sparsemask.spaces.slim.space import small_widths
+from sparsemask.spaces.connectivity_pruned_encoder.space import small_widths
 from sparsemask.training_setup import Context
 
 SLIM = "slim"

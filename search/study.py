@@ -42,7 +42,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsemask import families, flags, own, spaces, training_setup
+from sparsemask import families, flags, plugins, spaces, training_setup
 from sparsemask.config import Section, flag
 from sparsemask.datasets import ROOT
 from sparsemask.errors import UseError, command, one_line
@@ -196,7 +196,7 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
     workers = [
         subprocess.Popen(
             # Names of code that this command line said may be imported there too.
-            [sys.executable, "-P", "-m", "sparsemask.search.study", _WORKER, str(losses), *own.trusted()],
+            [sys.executable, "-P", "-m", "sparsemask.search.study", _WORKER, str(losses), *plugins.trusted()],
             pass_fds=(losses,),
             stdin=subprocess.PIPE,
             env=environment,

@@ -19,7 +19,7 @@ from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
 from sparsemask.masks import npz
 from sparsemask.options import Parser, fraction, natural, positive, rate
-from sparsemask.own import is_own
+from sparsemask.plugins import is_own
 from sparsemask.tasks import LabelledData
 from sparsemask.weights import file_space
 

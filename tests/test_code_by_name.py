@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from small_classes import write_npz
-from sparsemask import masks, own, spaces
+from sparsemask import masks, plugins, spaces
 from sparsemask.cli import compress
 from sparsemask.engine import randomness
 from sparsemask.errors import UseError
@@ -226,7 +226,7 @@ def test_loaders_import_nothing_that_only_a_file_names(place, name):
         LOADERS[name]()
     assert f"sparsemask.trust('{NAME}')" in str(error.value)
     assert not Path("imported").exists() and "evilmod" not in sys.modules
-    with own.trusting([NAME]), pytest.raises(UseError, match="cannot be imported"):
+    with plugins.trusting([NAME]), pytest.raises(UseError, match="cannot be imported"):
         LOADERS[name]()
     assert Path("imported").exists()
 
@@ -257,7 +257,7 @@ def test_the_class_itself_serves_instead(place):
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(load_network("n.safetensors", Small)(x), network(x))
-        with own.trusting([]):
+        with plugins.trusting([]):
             trust("their_file:Small", Small)
             assert torch.equal(load_network("n.safetensors")(x), network(x))
     with pytest.raises(UseError, match="is code that a file names"):  # what a command line trusted is forgotten with it
@@ -266,11 +266,11 @@ def test_the_class_itself_serves_instead(place):
 
 def test_only_whole_words_of_the_command_line_are_trusted():
     words = ["--backbone_name=a:B", "c:D", "--out", "x/e:F", "--text", "say g:H", "-i:J", "https://k:L"]
-    with own.trusting(words):
-        assert own.trusted() == sorted({"a:B", "c:D"} | set(own.trusted()) - {"a:B", "c:D"})
-        assert not {"e:F", "g:H", "k:L", "i:J"} & set(own.trusted())
+    with plugins.trusting(words):
+        assert plugins.trusted() == sorted({"a:B", "c:D"} | set(plugins.trusted()) - {"a:B", "c:D"})
+        assert not {"e:F", "g:H", "k:L", "i:J"} & set(plugins.trusted())
     with pytest.raises(UseError, match="not a name of code"):
-        own.trust("no name")
+        plugins.trust("no name")
 
 
 def test_a_file_cannot_trust(place, capfd):

@@ -13,7 +13,7 @@ from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
 from sparsemask.spaces.connectivity.named_masks import named_mask
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.specialized import SpecializedNetwork
-from sparsemask.spaces.specialized.plain import PlainForm, constant
+from sparsemask.spaces.specialized.onnx_form import PlainForm, constant
 from sparsemask.sparse import backend
 from test_smpointseg import crop, settle, small
 from test_smstereo import pair

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from sparsemask.report import html
-from sparsemask.report.contents import Contents, number
 from sparsemask.report.origin import command_of
+from sparsemask.report.run_data import Contents, number
 from sparsemask.report.sections import TITLES, figure_of, heat
 from sparsemask.tasks.classification.scores import ClassificationScores
 from sparsemask.tasks.segmentation.scores import SegmentationScores

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sparsemask.report import html
-from sparsemask.report.contents import Contents, number
 from sparsemask.report.origin import command_of
+from sparsemask.report.run_data import Contents, number
 from sparsemask.report.sections import TITLES, duration, figure_of, heat, tile, where
 from sparsemask.tables import format_count
 

@@ -25,6 +25,7 @@ from sparsemask.masks import DOWN, UP
 from sparsemask.masks.groups import GroupMask, load_mask
 from sparsemask.spaces import backbones, register
 from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.connectivity.encoding import mask_word, read_mask
 from sparsemask.spaces.connectivity.shared import mask_from
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.spaces.connectivity.widths import widths_of
@@ -34,7 +35,6 @@ from sparsemask.spaces.group_sparsity.matrices import INITS
 from sparsemask.spaces.group_sparsity.reduction import Hinged, example
 from sparsemask.spaces.group_sparsity.rules import GENERAL, Plan
 from sparsemask.spaces.group_sparsity.space import HingeSpace
-from sparsemask.spaces.specialized.words import mask_word, read_mask
 
 ARCH = "connectivity"
 _NETWORK = ("connectivity", "backbone_name", "depth", *forms.names(), "bn_momentum", "widths")

@@ -1,4 +1,4 @@
-"""A network with its matrices in place."""
+"""Replaces convolutions by a factorised pair (Hinge, section 3)."""
 
 from __future__ import annotations
 
