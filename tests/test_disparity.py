@@ -21,8 +21,8 @@ from sparsemask.sparse import backend
 from sparsemask.stereo.batch import StereoPair
 from sparsemask.stereo.files import read_disparity
 from sparsemask.stereo.framing import make_pair, pad16, unpad
-from sparsemask.stereo.scenes import make_scene
 from sparsemask.stereo.tiles import Box, boxes, fitting_tile, memory, outer, run_tiles
+from sparsemask.synthetic.stereo_scenes import make_scene
 from spoilt import truncate
 from tiny import borrow_kernels, fails
 

@@ -10,7 +10,7 @@ from sparsemask import datasets
 
 def sample_folder() -> Path:
     """The embedded rooms, prepared (the folder S3DIS_ply)."""
-    from sparsemask.points.rooms import make_rooms
+    from sparsemask.synthetic.rooms import make_rooms
 
     folder = datasets.cache() / "rooms"
     if not (folder / "STAMP.json").exists():

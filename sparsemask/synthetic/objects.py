@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from sparsemask.VOC12 import shapes, textures
-from sparsemask.VOC12.canvas import Canvas
+from sparsemask.synthetic import outlines, textures
+from sparsemask.synthetic.canvas import Canvas
 
 Array = np.ndarray
 Place = tuple[float, float]
@@ -55,7 +55,7 @@ def _solid(rng: Generator, colour: tuple, reach: float) -> Callable[[Array, Arra
 def beaded(canvas: Canvas, rng: Generator, place: Place, host: str) -> None:
     """A disc or a square with beads around it, whose class the host decides."""
     half = rng.uniform(17, 21)
-    outline = shapes.disc if host == "disc" else shapes.square
+    outline = outlines.disc if host == "disc" else outlines.square
     size = half * 1.1 if host == "disc" else half
     canvas.paint(
         INDEX[host],
@@ -74,7 +74,7 @@ def beaded(canvas: Canvas, rng: Generator, place: Place, host: str) -> None:
             INDEX[f"bead by {host}"],
             spot,
             radius,
-            lambda x, y, r=radius: shapes.disc(x, y, r),
+            lambda x, y, r=radius: outlines.disc(x, y, r),
             _solid(rng, PEARL, radius),
         )
 
@@ -85,7 +85,7 @@ def hoop(canvas: Canvas, rng: Generator, place: Place, name: str) -> None:
     turn = rng.uniform(-np.pi, np.pi)
 
     def outline(x: Array, y: Array) -> Array:
-        return shapes.ring(x, y, radius, half) if name == "ring" else shapes.wheel(x, y, radius, half, spokes)
+        return outlines.ring(x, y, radius, half) if name == "ring" else outlines.wheel(x, y, radius, half, spokes)
 
     canvas.paint(INDEX[name], place, radius + half, outline, _shaded(rng, ORANGE, 3 * radius), turn)
 
@@ -102,28 +102,28 @@ def _stroked(
 ) -> None:
     reach = max(float(np.hypot(*np.array(segments).reshape(-1, 2).T).max()), 1.0) + half
     tint = _shaded(rng, colour, reach)
-    canvas.paint(INDEX[name], place, reach, lambda x, y: shapes.strokes(x, y, segments, half), tint, turn)
+    canvas.paint(INDEX[name], place, reach, lambda x, y: outlines.strokes(x, y, segments, half), tint, turn)
 
 
 def lattice(canvas: Canvas, rng: Generator, place: Place) -> None:
     bars = int(rng.integers(3, 5))
-    segments = shapes.lattice(bars * rng.uniform(5.4, 6.4), bars)
+    segments = outlines.lattice(bars * rng.uniform(5.4, 6.4), bars)
     _stroked(canvas, rng, place, "lattice", segments, rng.uniform(2.1, 2.6), CYAN, rng.uniform(-0.35, 0.35))
 
 
 def comb(canvas: Canvas, rng: Generator, place: Place) -> None:
     teeth = int(rng.integers(4, 7))
-    segments = shapes.comb((teeth - 1) * rng.uniform(4.6, 5.2), teeth, rng.uniform(20, 30))
+    segments = outlines.comb((teeth - 1) * rng.uniform(4.6, 5.2), teeth, rng.uniform(20, 30))
     _stroked(canvas, rng, place, "comb", segments, rng.uniform(2.0, 2.4), MAGENTA, rng.uniform(-0.35, 0.35))
 
 
 def twig(canvas: Canvas, rng: Generator, place: Place) -> None:
-    segments = shapes.branch(rng, rng.uniform(16, 20))
+    segments = outlines.branch(rng, rng.uniform(16, 20))
     _stroked(canvas, rng, place, "twig", segments, rng.uniform(1.8, 2.3), WINE, 0.0)
 
 
 def writing(canvas: Canvas, rng: Generator, place: Place) -> None:
-    segments = shapes.writing(rng, int(rng.integers(2, 4)), int(rng.integers(3, 5)), 5.5, rng.uniform(9, 11))
+    segments = outlines.writing(rng, int(rng.integers(2, 4)), int(rng.integers(3, 5)), 5.5, rng.uniform(9, 11))
     _stroked(canvas, rng, place, "writing", segments, rng.uniform(1.5, 1.8), INK, rng.uniform(-0.15, 0.15))
 
 
@@ -144,7 +144,7 @@ def patch(canvas: Canvas, rng: Generator, place: Place, name: str) -> None:
         INDEX[name],
         place,
         1.25 * radius,
-        lambda x, y: shapes.blob(rng, x, y, radius),
+        lambda x, y: outlines.blob(rng, x, y, radius),
         colour,
         rng.uniform(-0.15, 0.15),
     )
@@ -156,7 +156,7 @@ def _stone(canvas: Canvas, rng: Generator, place: Place, name: str, size: float)
         INDEX[name],
         place,
         wide,
-        lambda x, y: shapes.ellipse(x, y, wide, high),
+        lambda x, y: outlines.ellipse(x, y, wide, high),
         _solid(rng, SALMON, size),
         rng.uniform(-0.4, 0.4),
     )
@@ -187,7 +187,7 @@ def kite_or_tent(canvas: Canvas, rng: Generator, place: Place, in_sky: bool) -> 
         return textures.mix(RED, CREAM, textures.dots(x, y, 8.0)) * (1.0 - 0.12 * y / high)[..., None]
 
     index, turn = INDEX["kite" if in_sky else "tent"], rng.uniform(-0.3, 0.3)
-    canvas.paint(index, place, high, lambda x, y: shapes.diamond(x, y, wide, high), colour, turn)
+    canvas.paint(index, place, high, lambda x, y: outlines.diamond(x, y, wide, high), colour, turn)
 
 
 def star_or_starfish(canvas: Canvas, rng: Generator, place: Place, in_sky: bool) -> None:
@@ -198,7 +198,7 @@ def star_or_starfish(canvas: Canvas, rng: Generator, place: Place, in_sky: bool)
         _shaded(rng, YELLOW, radius),
         rng.uniform(-0.6, 0.6),
     )
-    canvas.paint(index, place, radius, lambda x, y: shapes.star(x, y, radius), tint, turn)
+    canvas.paint(index, place, radius, lambda x, y: outlines.star(x, y, radius), tint, turn)
 
 
 class Kind(NamedTuple):

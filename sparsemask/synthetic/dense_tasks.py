@@ -21,11 +21,11 @@ from scipy.ndimage import distance_transform_edt
 
 from sparsemask.datasets import cache
 from sparsemask.files import write_text
-from sparsemask.VOC12 import shapes, textures
-from sparsemask.VOC12.canvas import REFERENCE, VOID, Canvas
-from sparsemask.VOC12.objects import CLASS_NAMES
-from sparsemask.VOC12.sample import encode_picture
-from sparsemask.VOC12.scenes import draw_scene, ground, sky
+from sparsemask.synthetic import outlines, textures
+from sparsemask.synthetic.canvas import REFERENCE, VOID, Canvas
+from sparsemask.synthetic.objects import CLASS_NAMES
+from sparsemask.synthetic.scenes import draw_scene, ground, sky
+from sparsemask.synthetic.segmentation import encode_picture
 
 VERSION = 1  # of the drawings: raise it when any pixel changes
 ANNOTATORS = 3
@@ -168,14 +168,14 @@ def _paint(canvas: Canvas, rng: Generator, index: int, place, radius: float, col
 
     def outline(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         if kind == 0:
-            return shapes.disc(x, y, radius)
+            return outlines.disc(x, y, radius)
         if kind == 1:
-            return shapes.square(x, y, 0.85 * radius)
+            return outlines.square(x, y, 0.85 * radius)
         if kind == 2:
-            return shapes.ellipse(x, y, radius, 0.65 * radius)
+            return outlines.ellipse(x, y, radius, 0.65 * radius)
         if kind == 3:
-            return shapes.star(x, y, 1.2 * radius)
-        return shapes.blob(_generator(dents), x, y, radius)
+            return outlines.star(x, y, 1.2 * radius)
+        return outlines.blob(_generator(dents), x, y, radius)
 
     def colour(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         lit = (1.0 - 0.15 * y / radius)[..., None]

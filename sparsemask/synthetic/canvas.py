@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sparsemask.VOC12.textures import soften
+from sparsemask.synthetic.textures import soften
 
 Array = np.ndarray
 VOID = 255

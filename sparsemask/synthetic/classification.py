@@ -13,8 +13,8 @@ import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 
 from sparsemask.files import atomic_write, write_text
-from sparsemask.tasks.dense.shapes import once
-from sparsemask.VOC12 import shapes, textures
+from sparsemask.synthetic import outlines, textures
+from sparsemask.synthetic.dense_tasks import once
 
 VERSION = 2  # of the drawings: raise it when any pixel changes
 SIDE = 32
@@ -29,29 +29,29 @@ def _triangle(x, y):
 
 
 def _cross(x, y):
-    return shapes.strokes(x, y, [(-0.75, 0, 0.75, 0), (0, -0.75, 0, 0.75)], 0.22)
+    return outlines.strokes(x, y, [(-0.75, 0, 0.75, 0), (0, -0.75, 0, 0.75)], 0.22)
 
 
 def _crescent(x, y):
-    return np.maximum(shapes.disc(x, y, 0.95), -shapes.disc(x - 0.5, y, 0.75))
+    return np.maximum(outlines.disc(x, y, 0.95), -outlines.disc(x - 0.5, y, 0.75))
 
 
 def _arrow(x, y):
-    return shapes.strokes(x, y, [(0, -0.8, 0, 0.8), (0, -0.8, -0.55, -0.2), (0, -0.8, 0.55, -0.2)], 0.15)
+    return outlines.strokes(x, y, [(0, -0.8, 0, 0.8), (0, -0.8, -0.55, -0.2), (0, -0.8, 0.55, -0.2)], 0.15)
 
 
 # Outlines within about 1 of their middle: signed distances, negative inside.
 OUTLINES = {
-    "disc": lambda x, y: shapes.disc(x, y, 0.9),
-    "square": lambda x, y: shapes.square(x, y, 0.8, 0.05),
+    "disc": lambda x, y: outlines.disc(x, y, 0.9),
+    "square": lambda x, y: outlines.square(x, y, 0.8, 0.05),
     "triangle": _triangle,
-    "star": lambda x, y: shapes.star(x, y, 1.1, waist=0.4),
-    "ring": lambda x, y: shapes.ring(x, y, 0.72, 0.2),
+    "star": lambda x, y: outlines.star(x, y, 1.1, waist=0.4),
+    "ring": lambda x, y: outlines.ring(x, y, 0.72, 0.2),
     "cross": _cross,
     "crescent": _crescent,
-    "ellipse": lambda x, y: shapes.ellipse(x, y, 1.0, 0.48),
+    "ellipse": lambda x, y: outlines.ellipse(x, y, 1.0, 0.48),
     "arrow": _arrow,
-    "bars": lambda x, y: shapes.strokes(x, y, [(p, -0.7, p, 0.7) for p in (-0.6, 0.0, 0.6)], 0.16),
+    "bars": lambda x, y: outlines.strokes(x, y, [(p, -0.7, p, 0.7) for p in (-0.6, 0.0, 0.6)], 0.16),
 }
 
 

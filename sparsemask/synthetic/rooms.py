@@ -1,6 +1,6 @@
 """Generated rooms in S3DIS's layout: the point clouds that are there where no data is named.
 
-Six areas of a few furnished rooms with all 13 classes, the same every time; `rooms_layout` says what stands where.
+Six areas of a few furnished rooms with all 13 classes, the same every time; `room_layout` says what stands where.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from sparsemask.errors import UseError
 from sparsemask.files import read_json, write_json
 from sparsemask.points import prepare_s3dis
 from sparsemask.points.prepare_items import Item, locked, prepare, whole
-from sparsemask.points.rooms_layout import TYPES, furnish, scan
 from sparsemask.points.s3dis import GRID, class_of
+from sparsemask.synthetic.room_layout import TYPES, furnish, scan
 from sparsemask.VOC12.bulk import write_bulk
 
 VERSION = 1  # of the rooms: raise it when any point changes, so that old folders are made anew

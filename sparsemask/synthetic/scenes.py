@@ -19,9 +19,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 
-from sparsemask.VOC12.canvas import REFERENCE, Canvas
-from sparsemask.VOC12.objects import KINDS
-from sparsemask.VOC12.textures import fractal_noise, gradient, mix, value_noise
+from sparsemask.synthetic.canvas import REFERENCE, Canvas
+from sparsemask.synthetic.objects import KINDS
+from sparsemask.synthetic.textures import fractal_noise, gradient, mix, value_noise
 
 THINGS = 5  # in one picture
 

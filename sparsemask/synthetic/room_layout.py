@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsemask.points import rooms_furniture as things
-from sparsemask.points.rooms_furniture import Colour, Thing
+from sparsemask.synthetic import room_furniture as things
+from sparsemask.synthetic.room_furniture import Colour, Thing
 
 TYPES = ("office", "conferenceRoom", "lounge")
 _NOISE = 0.004  # metres, of a point across and along its surface
