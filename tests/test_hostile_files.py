@@ -36,7 +36,7 @@ from sparsemask.pictures.files import read_picture
 from sparsemask.points import clouds
 from sparsemask.points.ply import read_ply, write_ply
 from sparsemask.points.prepare_items import whole
-from sparsemask.search import study_plan
+from sparsemask.search.studies import plan
 from sparsemask.stereo.files import read_disparity
 from sparsemask.tasks.classification import cifar as classification_cifar
 from sparsemask.tasks.classification import layouts as classification_layouts
@@ -376,7 +376,7 @@ YAMLS = {
 YAML_READERS = {
     "flags": lambda path: Parser("search").from_file(path),
     "recipe": lambda path: compress_recipe.read(str(path)),
-    "ranges": lambda path: study_plan.read_ranges(str(path), "connectivity", {}),
+    "ranges": lambda path: plan.read_ranges(str(path), "connectivity", {}),
 }
 
 

@@ -13,7 +13,7 @@ from sparsemask.config import RunConfig
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, choose
 from sparsemask.options import Parser, natural, plain, positive
-from sparsemask.search.study_data import fingerprint
+from sparsemask.search.studies.data import fingerprint
 
 # The stages of a trial, and the commands that do them.
 VERBS = {"search": "sparsemask.search.run", "prune": "sparsemask.prune.prune", "retrain": "sparsemask.retrain.train"}

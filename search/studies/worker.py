@@ -31,8 +31,8 @@ from sparsemask.errors import UseError, one_line
 from sparsemask.files import read_json, write_json
 from sparsemask.options import write_config
 from sparsemask.runs import Run
-from sparsemask.search.study_plan import VERBS, Plan
-from sparsemask.search.study_storage import DONE, Store, folder_name
+from sparsemask.search.studies.plan import VERBS, Plan
+from sparsemask.search.studies.storage import DONE, Store, folder_name
 
 EARLIER = 4
 _LARGEST_MASK = 40_000  # bytes kept in the storage, where a database's text may end at 64 KiB

@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sparsemask.errors import UseError
 from sparsemask.files import write_bytes, write_json, write_text
 from sparsemask.pictures import style
-from sparsemask.search.study_plan import Plan
-from sparsemask.search.study_storage import folder_name
+from sparsemask.search.studies.plan import Plan
+from sparsemask.search.studies.storage import folder_name
 from sparsemask.tables import Columns, format_count, markdown_table, table
 
 _OURS = re.compile(r"trial-\d{4,}\.[a-z]+")

@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sparsemask import locks
 from sparsemask.errors import UseError
-from sparsemask.search import study_backend as backend
-from sparsemask.search.study_plan import ADDED, Plan, difference
+from sparsemask.search.studies import backend
+from sparsemask.search.studies.plan import ADDED, Plan, difference
 
 RETRIES = 2  # times a trial whose worker died is tried again; one that kills every worker must end somewhere
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
