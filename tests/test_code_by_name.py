@@ -16,7 +16,7 @@ from torch import nn
 
 from small_classes import write_npz
 from sparsemask import masks, plugins, spaces
-from sparsemask.cli import compress
+from sparsemask.cli.compress import command as compress
 from sparsemask.engine import randomness
 from sparsemask.errors import UseError
 from sparsemask.masks import groups, spatial

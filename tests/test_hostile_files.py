@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sparsemask import containers, flags, masks
-from sparsemask.cli import compress_recipe
+from sparsemask.cli.compress import recipe
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError
 from sparsemask.files import read_json
@@ -375,7 +375,7 @@ YAMLS = {
 }
 YAML_READERS = {
     "flags": lambda path: Parser("search").from_file(path),
-    "recipe": lambda path: compress_recipe.read(str(path)),
+    "recipe": lambda path: recipe.read(str(path)),
     "ranges": lambda path: plan.read_ranges(str(path), "connectivity", {}),
 }
 

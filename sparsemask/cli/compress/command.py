@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from sparsemask.cli.compress_plan import DENSE, STATE, Stage, Work, call, check, stages
-from sparsemask.cli.compress_recipe import KINDS, Recipe, packaged, read
+from sparsemask.cli.compress.plan import DENSE, STATE, Stage, Work, call, check, stages
+from sparsemask.cli.compress.recipe import KINDS, Recipe, packaged, read
 from sparsemask.errors import UseError, command, one_line, say
 from sparsemask.files import write_text
 from sparsemask.options import Parser
@@ -110,7 +110,7 @@ def _needless(recipe: Recipe, work: Work, stage: Stage) -> str:
         return ""
     settled = work.state["settled"]
     if step.kind not in settled:
-        from sparsemask.cli.compress_table import costs, opened
+        from sparsemask.cli.compress.table import costs, opened
 
         names = (DENSE, work.current)
         found = costs({name: opened(work.runs / name, recipe.compiled) for name in names}, recipe.rounds)
@@ -126,7 +126,7 @@ def _needless(recipe: Recipe, work: Work, stage: Stage) -> str:
 
 def _measured(recipe: Recipe, work: Work) -> dict:
     """The table of all networks that are there, side by side; how it was measured; whether the target was met."""
-    from sparsemask.cli.compress_table import costs, opened, quality, with_gains
+    from sparsemask.cli.compress.table import costs, opened, quality, with_gains
 
     made = [s for s in stages(recipe) if work.note(s.name).get("state") == "done" and s.makes_network]
     networks = {stage.name: opened(work.runs / stage.name, recipe.compiled) for stage in made}
@@ -185,7 +185,7 @@ def _report_partly(recipe: Recipe, work: Work, why: str) -> None:
 
 def _report(recipe: Recipe, work: Work, found: dict, failed: str = "") -> None:
     """Print the table and write report.md. found: what :func:`_measured` gives; failed: why it is not the whole."""
-    from sparsemask.cli.compress_table import slower, text
+    from sparsemask.cli.compress.table import slower, text
 
     rows, measured = found["table"], found["measured"]
     compiled = f", compiled where that is faster: {', '.join(measured.get('compiled', ())) or 'nowhere'}"
