@@ -11,10 +11,10 @@ from PIL import Image
 
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import train as retrain_train
+from sparsemask.synthetic.dense_tasks import make_ade20k
+from sparsemask.synthetic.objects import CLASS_NAMES
 from sparsemask.tasks import get
 from sparsemask.tasks.ade20k.data import Ade20kDataset, object_names
-from sparsemask.tasks.dense.shapes import make_ade20k
-from sparsemask.VOC12.objects import CLASS_NAMES
 from tiny import SMALL, fails
 
 
