@@ -18,7 +18,7 @@ from sparsemask.pictures.points_layers import (
     kept_layer,
 )
 from sparsemask.pictures.points_render import VIEWS, Scene, laid_open, project
-from sparsemask.points import s3dis, semantickitti
+from sparsemask.tasks.points.layouts import s3dis, semantickitti
 
 NAMES = list(S3DIS_COLOURS)
 

@@ -12,7 +12,6 @@ from sparsemask.config import flag
 from sparsemask.costs import count_parameters
 from sparsemask.flags import NetworkSection
 from sparsemask.options import factor, positive
-from sparsemask.points.batch import PointBatch
 from sparsemask.spaces import register
 from sparsemask.spaces.smpointseg import checkpoints
 from sparsemask.spaces.smpointseg.block import Reading
@@ -20,6 +19,7 @@ from sparsemask.spaces.smpointseg.network import SMPointSeg
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import hard_masks
 from sparsemask.tables import format_count
+from sparsemask.tasks.points.clouds.batch import PointBatch
 
 _PAPER_POINTS = 50_000  # the size at which the paper counts
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from sparsemask.coordinates import near_origin
 from sparsemask.errors import UseError, choose
-from sparsemask.points.coordinates import near_origin
 
 VIEWS = ("bird", "perspective")
 _AZIMUTH, _ELEVATION = np.radians(-118.0), np.radians(38.0)  # from where the perspective looks at the cloud

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sparsemask.errors import UseError
-from sparsemask.stereo.batch import StereoPair
-from sparsemask.stereo.framing import MULTIPLE
+from sparsemask.tasks.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.framing import MULTIPLE
 
 OVERLAP = 64  # px
 SMALLEST = 64  # px, of a tile's sides

@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 
 from sparsemask.errors import UseError
-from sparsemask.points.clouds import Cloud, CloudFile, read_cloud, read_projection
-from sparsemask.points.labels import checked_classes, class_weights
+from sparsemask.tasks.points.clouds.cloud import Cloud, CloudFile, read_cloud, read_projection
+from sparsemask.tasks.points.layouts.labels import checked_classes, class_weights
 
 NAMES = ("ceiling", "floor", "wall", "beam", "column", "window", "door", "table", "chair", "sofa", "bookcase")
 NAMES += ("board", "clutter")

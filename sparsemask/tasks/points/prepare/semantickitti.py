@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from sparsemask.errors import UseError
-from sparsemask.points.clouds import CloudFile, read_scan
-from sparsemask.points.graph import make_tree, nearest
-from sparsemask.points.grid import grid_subsample
-from sparsemask.points.prepare_items import Item, whole
-from sparsemask.points.scans import usual_columns
-from sparsemask.points.semantickitti import GRID, SEQUENCES, read_labels, read_prepared, sequences_folder
+from sparsemask.tasks.points.clouds.cloud import CloudFile, read_scan
+from sparsemask.tasks.points.clouds.graph import make_tree, nearest
+from sparsemask.tasks.points.clouds.grid import grid_subsample
+from sparsemask.tasks.points.clouds.scans import usual_columns
+from sparsemask.tasks.points.layouts.semantickitti import GRID, SEQUENCES, read_labels, read_prepared, sequences_folder
+from sparsemask.tasks.points.prepare.items import Item, whole
 from sparsemask.VOC12.bulk import write_bulk
 
 

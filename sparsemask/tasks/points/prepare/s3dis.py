@@ -11,12 +11,12 @@ import numpy as np
 
 from sparsemask.errors import UseError
 from sparsemask.files import atomic_write
-from sparsemask.points.clouds import CloudFile
-from sparsemask.points.graph import make_tree, nearest
-from sparsemask.points.grid import check_points, grid_subsample
-from sparsemask.points.ply import write_ply
-from sparsemask.points.prepare_items import Item, whole
-from sparsemask.points.s3dis import GRID, class_of, read_original, read_prepared
+from sparsemask.tasks.points.clouds.cloud import CloudFile
+from sparsemask.tasks.points.clouds.graph import make_tree, nearest
+from sparsemask.tasks.points.clouds.grid import check_points, grid_subsample
+from sparsemask.tasks.points.clouds.ply import write_ply
+from sparsemask.tasks.points.layouts.s3dis import GRID, class_of, read_original, read_prepared
+from sparsemask.tasks.points.prepare.items import Item, whole
 
 OUT = "S3DIS_ply"
 _PLAIN = b"0123456789.+-eE \t\r\n"

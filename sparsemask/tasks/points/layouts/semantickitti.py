@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsemask.coordinates import near_origin
 from sparsemask.errors import UseError
-from sparsemask.points import original
-from sparsemask.points.clouds import IGNORED, Cloud, CloudFile, read_array, read_projection
-from sparsemask.points.coordinates import near_origin
-from sparsemask.points.grid import check_points
-from sparsemask.points.labels import checked_classes, class_weights
-from sparsemask.points.scans import read_scan
+from sparsemask.tasks.points.clouds import original
+from sparsemask.tasks.points.clouds.cloud import IGNORED, Cloud, CloudFile, read_array, read_projection
+from sparsemask.tasks.points.clouds.grid import check_points
+from sparsemask.tasks.points.clouds.scans import read_scan
+from sparsemask.tasks.points.layouts.labels import checked_classes, class_weights
 
 NAMES = ("car", "bicycle", "motorcycle", "truck", "other-vehicle", "person", "bicyclist", "motorcyclist", "road")
 NAMES += ("parking", "sidewalk", "other-ground", "building", "fence", "vegetation", "trunk", "terrain", "pole")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsemask.errors import UseError
-from sparsemask.points.grid import check_points
+from sparsemask.tasks.points.clouds.grid import check_points
 
 MOST = 16  # values of a point
 _FARTHEST = 1e7  # metres; northings of maps stay below it

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsemask.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.batch import StereoPair
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of values of 0 to 1
 MULTIPLE = 16  # of both sides: a quarter in the volume, and two more halvings in its hourglasses

@@ -13,13 +13,13 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from sparsemask.containers import read_npy, read_npz
+from sparsemask.coordinates import near_origin, rounding
 from sparsemask.errors import UseError, choose, say
-from sparsemask.points.coordinates import near_origin, rounding
-from sparsemask.points.graph import make_tree
-from sparsemask.points.grid import check_points
-from sparsemask.points.ply import read_ply
-from sparsemask.points.scans import read_scan
 from sparsemask.safe_pickle import read_arrays
+from sparsemask.tasks.points.clouds.graph import make_tree
+from sparsemask.tasks.points.clouds.grid import check_points
+from sparsemask.tasks.points.clouds.ply import read_ply
+from sparsemask.tasks.points.clouds.scans import read_scan
 
 IGNORED = -1  # the label that neither losses nor metrics count
 _COARSE = 0.005  # metres between coordinates that a file can tell apart, above which a line says so
@@ -82,7 +82,7 @@ def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
     of six columns or more the next three are colours. An `.npz` has xyz (or points), and colours (or colors) and labels
     if it likes. Colours are taken by type: integers from 0 to their type's end, floats in [0, 1], or to 255 where one
     exceeds 1. Labels are taken as they stand. Georeferenced coordinates are moved near the origin before they become
-    float32 (:func:`~sparsemask.points.coordinates.near_origin`); `offset` says by how much.
+    float32 (:func:`~sparsemask.coordinates.near_origin`); `offset` says by how much.
 
     Args:
         path: the file.

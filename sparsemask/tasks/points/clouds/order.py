@@ -14,7 +14,7 @@ def shell_order(xyz: np.ndarray, ratio: int, levels: int) -> np.ndarray:
 
     Args:
         xyz: (N, 3), shuffled.
-        ratio, levels: as for :func:`sparsemask.points.graph.build_graph`.
+        ratio, levels: as for :func:`sparsemask.tasks.points.clouds.graph.build_graph`.
     """
     codes = _morton(xyz)
     bounds = [0, *sorted(len(xyz) // ratio**level for level in range(levels))]

@@ -19,9 +19,12 @@ from collections import Counter
 from pathlib import Path
 
 from sparsemask.errors import UseError, command
-from sparsemask.points import prepare_items, prepare_s3dis, prepare_semantickitti, s3dis, semantickitti
-from sparsemask.points.prepare_items import Item
 from sparsemask.synthetic import rooms
+from sparsemask.tasks.points.layouts import s3dis, semantickitti
+from sparsemask.tasks.points.prepare import items as prepare_items
+from sparsemask.tasks.points.prepare import s3dis as prepare_s3dis
+from sparsemask.tasks.points.prepare import semantickitti as prepare_semantickitti
+from sparsemask.tasks.points.prepare.items import Item
 
 _SHOWN = 20  # faults printed one by one
 

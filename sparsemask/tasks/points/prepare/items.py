@@ -13,7 +13,7 @@ from pathlib import Path
 from sparsemask import locks
 from sparsemask.containers import npy_length
 from sparsemask.errors import UseError, say
-from sparsemask.points.ply import ply_size
+from sparsemask.tasks.points.clouds.ply import ply_size
 from sparsemask.VOC12.bulk import remove_leftovers
 from sparsemask.VOC12.workers import run_jobs
 

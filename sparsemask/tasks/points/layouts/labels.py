@@ -10,7 +10,7 @@ import numpy as np
 from sparsemask.errors import UseError
 
 if TYPE_CHECKING:
-    from sparsemask.points.clouds import Cloud
+    from sparsemask.tasks.points.clouds.cloud import Cloud
 
 _FLOOR = 0.02  # keeps the weight of a class that hardly occurs below 50
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsemask.errors import UseError
-from sparsemask.stereo.files import read_disparity, read_picture
+from sparsemask.tasks.stereo.files import read_disparity, read_picture
 from sparsemask.VOC12.images import exif_words
 
 

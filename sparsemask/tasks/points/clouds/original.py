@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from sparsemask.errors import UseError
-from sparsemask.points.clouds import Cloud, has_projection
-from sparsemask.points.graph import make_tree, nearest
+from sparsemask.tasks.points.clouds.cloud import Cloud, has_projection
+from sparsemask.tasks.points.clouds.graph import make_tree, nearest
 
 
 def check_original(name: str, projection: Path, original: Path, hint: str) -> None:
@@ -17,7 +17,7 @@ def check_original(name: str, projection: Path, original: Path, hint: str) -> No
 
     Args:
         name: of the cloud.
-        projection: its stem, as for :func:`~sparsemask.points.clouds.read_projection`.
+        projection: its stem, as for :func:`~sparsemask.tasks.points.clouds.cloud.read_projection`.
         original: the file of all points.
         hint: what makes either.
     """
