@@ -90,7 +90,8 @@ def test_commands_run_as_modules_of_a_checkout(tmp_path):
         "sparsemask.masks.save_mask", "sparsemask.fine_masks.load_masks", "sparsemask.fine_masks.save_masks",
         "sparsemask.points.build_graph", "sparsemask.points.PointBatch", "sparsemask.spaces.sparse_conv.SMSR",
         "sparsemask.spaces.sparse_conv.SMPointSeg", "sparsemask.spaces.sparse_conv.load_smsr",
-        "sparsemask.tasks.points.PointsTask", "sparsemask.tasks.stereo.StereoTask", "sparsemask.VOC12.sample.make_sample",
+        "sparsemask.tasks.points.PointsTask", "sparsemask.tasks.stereo.StereoTask",
+        "sparsemask.VOC12.sample.make_sample",
     ],
 )  # fmt: skip
 def test_names_that_users_import_stay(name):
