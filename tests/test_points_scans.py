@@ -11,8 +11,8 @@ from sparsemask import UseError, spaces
 from sparsemask.cli.segment_points import main
 from sparsemask.coordinates import near_origin
 from sparsemask.devices import arithmetic
-from sparsemask.pictures.points_render import checked
-from sparsemask.pictures.points_viewer import write_viewer
+from sparsemask.pictures.point_clouds.render import checked
+from sparsemask.pictures.point_clouds.viewer import write_viewer
 from sparsemask.tasks.points.clouds import read_cloud
 from sparsemask.tasks.points.clouds.cloud import Cloud
 from sparsemask.tasks.points.clouds.grid import grid_subsample

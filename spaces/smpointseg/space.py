@@ -96,7 +96,7 @@ class SMPointSegSpace(MaskedSpace):
 
     def draw_masks(self, inputs: PointBatch, masks: list[np.ndarray], path, title=None, names=None) -> None:
         """Draw the kept points of every level of one crop, masks bool (1, N_l) or (N_l,)."""
-        from sparsemask.pictures.points import draw_kept
+        from sparsemask.pictures.point_clouds.figures import draw_kept
 
         xyz = inputs.features[0, :3].t().float().numpy()
         draw_kept(path, xyz, [np.asarray(mask).reshape(-1) for mask in masks], title=title)

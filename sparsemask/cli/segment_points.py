@@ -129,7 +129,7 @@ def load(path: Path) -> tuple[object, Mapping]:
 def write(path: Path, cloud, classes: np.ndarray, made) -> None:
     """Write the classes (N,) of a cloud's points."""
     from sparsemask.files import write_bytes
-    from sparsemask.pictures.points_layers import class_colours
+    from sparsemask.pictures.point_clouds.layers import class_colours
     from sparsemask.tasks.points.clouds.ply import write_ply
 
     kind = path.suffix.lower()
@@ -151,8 +151,8 @@ def write(path: Path, cloud, classes: np.ndarray, made) -> None:
 
 def show(cloud, found, made, folder: str | None, web: str | None) -> list[Path]:
     """Draw what was asked for; returns the files."""
-    from sparsemask.pictures.points import draw_clouds, draw_kept
-    from sparsemask.pictures.points_viewer import write_viewer
+    from sparsemask.pictures.point_clouds.figures import draw_clouds, draw_kept
+    from sparsemask.pictures.point_clouds.viewer import write_viewer
 
     files = []
     if folder is not None:

@@ -306,8 +306,8 @@ class PointsTask(Task):
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write truth | prediction of the first sample."""
-        from sparsemask.pictures.points import draw_clouds
-        from sparsemask.pictures.points_layers import error_layer
+        from sparsemask.pictures.point_clouds.figures import draw_clouds
+        from sparsemask.pictures.point_clouds.layers import error_layer
 
         name, xyz, colours, truth, prediction = samples[0]
         panels = {"truth": truth, "prediction": prediction, "errors": error_layer(prediction, truth)}

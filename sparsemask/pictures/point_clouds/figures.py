@@ -12,8 +12,8 @@ import numpy as np
 from sparsemask.errors import UseError
 from sparsemask.pictures import style
 from sparsemask.pictures.overlay import percent
-from sparsemask.pictures.points_layers import Layer, as_layer, kept_layer
-from sparsemask.pictures.points_render import Scene, aspect, checked, laid_open
+from sparsemask.pictures.point_clouds.layers import Layer, as_layer, kept_layer
+from sparsemask.pictures.point_clouds.render import Scene, aspect, checked, laid_open
 
 _TALL, _GAP, _CAPTION, _LINE = 3.0, 0.1, 0.3, 0.22  # inches
 _DPI = 150
@@ -40,8 +40,8 @@ def draw_clouds(
         path: the file to write (.png, .svg, .pdf).
         xyz: float32 (N, 3), metres, z up.
         panels: what each shows, by its title: classes (N,) with negative ones for no label, a bool mask (N,), colours
-            uint8 (N, 3), or a :class:`~sparsemask.pictures.points_layers.Layer`.
-        names, colours: of the classes; see :func:`~sparsemask.pictures.points_layers.as_layer`.
+            uint8 (N, 3), or a :class:`~sparsemask.pictures.point_clouds.layers.Layer`.
+        names, colours: of the classes; see :func:`~sparsemask.pictures.point_clouds.layers.as_layer`.
         view: 'bird' or 'perspective'.
         title: a headline.
 

@@ -20,9 +20,9 @@ import numpy as np
 from sparsemask.errors import UseError
 from sparsemask.files import write_text
 from sparsemask.pictures.overlay import percent
-from sparsemask.pictures.points import panel_layers
-from sparsemask.pictures.points_layers import Layer
-from sparsemask.pictures.points_render import checked, roof, spacing, whole_box
+from sparsemask.pictures.point_clouds.figures import panel_layers
+from sparsemask.pictures.point_clouds.layers import Layer
+from sparsemask.pictures.point_clouds.render import checked, roof, spacing, whole_box
 from sparsemask.report.html import escape
 
 _SUFFIXES = (".html", ".htm")
@@ -47,8 +47,8 @@ def write_viewer(
         path: the file to write (.html).
         xyz: float32 (N, 3), metres, z up; kept to 1/65535 of the cloud's size.
         layers: what points are painted with, by name, as the panels of
-            :func:`~sparsemask.pictures.points.draw_clouds`.
-        names, colours: of the classes; see :func:`~sparsemask.pictures.points_layers.as_layer`.
+            :func:`~sparsemask.pictures.point_clouds.figures.draw_clouds`.
+        names, colours: of the classes; see :func:`~sparsemask.pictures.point_clouds.layers.as_layer`.
         title: plain text.
 
     Raises UseError without the package trimesh, without layers, for layers of another number of points.
