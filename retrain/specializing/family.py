@@ -12,8 +12,8 @@ from sparsemask.families import Built, TrainingFamily
 from sparsemask.files import write_json
 from sparsemask.options import Parser, natural
 from sparsemask.retrain.masked_network import NETWORK, share
-from sparsemask.retrain.specialize_forms import compare_forms
-from sparsemask.retrain.specialize_start import newest_start, resolve_start
+from sparsemask.retrain.specializing.forms import compare_forms
+from sparsemask.retrain.specializing.start import newest_start, resolve_start
 from sparsemask.spaces.sparse_conv import search_method
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.sparse_conv.records import conclude

@@ -21,8 +21,8 @@ from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.masks import groups as files
 from sparsemask.options import Parser, adopted, factor, fraction, natural, positive
 from sparsemask.retrain.evaluation import record_evaluation
-from sparsemask.retrain.group_evaluation import costs_text, measured, slower_note, write_predictions
-from sparsemask.retrain.group_teacher import FineTuning, build_teacher, choose_teacher, same_teacher
+from sparsemask.retrain.group_sparsity.evaluation import costs_text, measured, slower_note, write_predictions
+from sparsemask.retrain.group_sparsity.teacher import FineTuning, build_teacher, choose_teacher, same_teacher
 from sparsemask.retrain.load_trained import read_source, ready
 from sparsemask.retrain.shortfall import shortfall
 from sparsemask.spaces.group_sparsity import records

@@ -11,7 +11,7 @@ from sparsemask import spaces
 from sparsemask.config import RunConfig
 from sparsemask.errors import say
 from sparsemask.masks.groups import GroupMask
-from sparsemask.prune.group_time import Timetable
+from sparsemask.prune.group_sparsity.timetable import Timetable
 from sparsemask.spaces.group_sparsity.fast import compare_times
 from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
 from sparsemask.spaces.group_sparsity.threshold import Found, find_threshold, kept_sets

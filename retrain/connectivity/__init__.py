@@ -20,7 +20,7 @@ from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.options import Parser
 from sparsemask.pictures import draw_architecture
-from sparsemask.retrain.connectivity_start import SLIM, form_of, grouped, inherited_state, resolve_grouped
+from sparsemask.retrain.connectivity.start import SLIM, form_of, grouped, inherited_state, resolve_grouped
 from sparsemask.retrain.evaluation import prediction_writer, record_evaluation
 from sparsemask.retrain.load_trained import read_source, ready
 from sparsemask.retrain.shortfall import shortfall

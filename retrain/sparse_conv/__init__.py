@@ -23,7 +23,7 @@ from sparsemask.retrain.evaluation import prediction_writer, record_evaluation
 from sparsemask.retrain.load_trained import read_source, ready
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.shortfall import shortfall
-from sparsemask.retrain.sparse_conv_table import evaluation_text, record
+from sparsemask.retrain.sparse_conv.table import evaluation_text, record
 from sparsemask.spaces.protocols import HasViews
 from sparsemask.spaces.sparse_conv.masking import apply_masks, fix_masks, set_threshold
 from sparsemask.spaces.sparse_conv.measuring import Watch

@@ -13,7 +13,7 @@ from sparsemask.devices import Arithmetic
 from sparsemask.engine import batchnorm, data
 from sparsemask.masks.groups import GroupMask
 from sparsemask.pictures.hinge import Tried
-from sparsemask.prune.group_budget import choose_groups
+from sparsemask.prune.group_sparsity.budget import choose_groups
 from sparsemask.spaces.group_sparsity.reduction import Hinged
 from sparsemask.tables import table
 from sparsemask.tasks import EvaluationContext, Task
