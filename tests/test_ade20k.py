@@ -42,7 +42,7 @@ def test_layout(ade, above):
     given = options(data_root=str(ade.parent if above else ade))
     task = get("ade20k", given)
     assert task.classes == list(CLASS_NAMES)
-    assert given.n_class == task.n_output == 21
+    assert task.config.data.n_class == task.n_output == 21
     assert (len(task.train_data), len(task.eval_data)) == (6, 3)
     stored = np.array(Image.open(ade / "annotations/validation/0006.png")).astype(int)
     assert np.array_equal(task.eval_data.load(0)[1], np.where(stored == 0, 255, stored - 1))
