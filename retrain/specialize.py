@@ -27,8 +27,8 @@ from sparsemask import driver, flags, spaces
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser
 from sparsemask.retrain.load_trained import for_task
-from sparsemask.retrain.specialize_family import FAMILY
-from sparsemask.retrain.specialize_start import check_start
+from sparsemask.retrain.specializing.family import FAMILY
+from sparsemask.retrain.specializing.start import check_start
 from sparsemask.spaces import Space
 
 SPACE = "specialized"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemask.prune.group_budget import Choice
 from sparsemask.prune.group_sparsity import _why
+from sparsemask.prune.group_sparsity.budget import Choice
 from sparsemask.spaces.group_sparsity.threshold import Found, find_threshold, kept_groups, kept_sets, largest
 
 

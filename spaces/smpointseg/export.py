@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from sparsemask.exporting import Exportable, pure
 from sparsemask.ops.point_block import Folded, row_linear, sparse_block
 from sparsemask.ops.point_conv import Level, cells, cells_by_torch
-from sparsemask.points.batch import PointBatch
 from sparsemask.spaces.smpointseg.block import SparsePointBlock
 from sparsemask.spaces.smpointseg.layers import BasicConv, Join
 from sparsemask.spaces.smpointseg.network import SMPointSeg
+from sparsemask.tasks.points.clouds.batch import PointBatch
 
 
 def exportable(space, network: SMPointSeg, batch: PointBatch) -> Exportable:
     """As a function from one crop to logits (1, n_class, N).
 
     Inputs: "features" (1, d_in, N), "neighbours0" ... (1, N_l, K) and "upsample0" ... (1, N_l), coarse to fine, int32,
-    as :class:`sparsemask.points.batch.PointBatch` has them. network: in evaluation mode, on the CPU; its masks are
-    exported hard. batch: a crop, which serves as the example.
+    as :class:`sparsemask.tasks.points.clouds.batch.PointBatch` has them. network: in evaluation
+    mode, on the CPU; its masks are exported hard. batch: a crop, which serves as the example.
     """
     levels = len(network.channels)
     names = ["features", *(f"neighbours{n}" for n in range(levels)), *(f"upsample{n}" for n in range(levels - 1))]

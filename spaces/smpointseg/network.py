@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from sparsemask.errors import UseError
 from sparsemask.ops.point_block import row_linear
 from sparsemask.ops.point_conv import Level, cells, point_means
-from sparsemask.points.batch import PointBatch
 from sparsemask.spaces.smpointseg.block import Reading, SparsePointBlock
 from sparsemask.spaces.smpointseg.layers import BasicConv, Join, folded_of
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
+from sparsemask.tasks.points.clouds.batch import PointBatch
 
 CONFIGS = {
     "s3dis": {"d_in": 6, "n_class": 13, "channels": (32, 64, 128, 256, 512), "n_neighbors": 16, "radius": 0.05},

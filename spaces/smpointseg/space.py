@@ -12,7 +12,6 @@ from sparsemask.config import flag
 from sparsemask.costs import count_parameters
 from sparsemask.flags import NetworkSection
 from sparsemask.options import factor, positive
-from sparsemask.points.batch import PointBatch
 from sparsemask.spaces import register
 from sparsemask.spaces.smpointseg import checkpoints
 from sparsemask.spaces.smpointseg.block import Reading
@@ -20,6 +19,7 @@ from sparsemask.spaces.smpointseg.network import SMPointSeg
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import hard_masks
 from sparsemask.tables import format_count
+from sparsemask.tasks.points.clouds.batch import PointBatch
 
 _PAPER_POINTS = 50_000  # the size at which the paper counts
 
@@ -96,7 +96,7 @@ class SMPointSegSpace(MaskedSpace):
 
     def draw_masks(self, inputs: PointBatch, masks: list[np.ndarray], path, title=None, names=None) -> None:
         """Draw the kept points of every level of one crop, masks bool (1, N_l) or (N_l,)."""
-        from sparsemask.pictures.points import draw_kept
+        from sparsemask.pictures.point_clouds.figures import draw_kept
 
         xyz = inputs.features[0, :3].t().float().numpy()
         draw_kept(path, xyz, [np.asarray(mask).reshape(-1) for mask in masks], title=title)

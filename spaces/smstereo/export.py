@@ -18,7 +18,7 @@ from sparsemask.spaces.smstereo.export_volumes import PlainConv, plain_volume, s
 from sparsemask.spaces.smstereo.layers import ConvNorm, convolve, fold
 from sparsemask.spaces.smstereo.mask_module import MaskedConv, SparseHourglass, _sizes
 from sparsemask.spaces.smstereo.network import SIZE, SMStereo
-from sparsemask.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.batch import StereoPair
 
 
 def exportable(space, network: SMStereo, pair: StereoPair) -> Exportable:
