@@ -57,7 +57,7 @@ class MobileNetV2(nn.Module):
     output of each stage.
 
     Args:
-        in_channels: channels of the input picture.
+        in_channels: channels of the input image.
         first_expansion: whether the first stage has a 1x1 expansion although its factor is 1 (the form of the
             public SparseMask weights: 2 224 960 parameters; torchvision's and timm's lacks it: 2 223 872).
         momentum: of the running statistics.

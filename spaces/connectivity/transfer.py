@@ -1,4 +1,4 @@
-"""What a pruned network inherits from the supernet."""
+"""Weights that a pruned network inherits from the supernet."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ INHERIT = ("encoder", "all")
 
 
 def inherited_state(net: PrunedNetwork | FCN, state: Mapping[str, Tensor], how: str = "encoder") -> dict[str, Tensor]:
-    """The state dict for `net` (PrunedNetwork or FCN) out of a supernet's `state`.
+    """Build the state dict of a small network from a supernet's weights.
 
     Args:
-        net: the small network; what is not inherited keeps its values.
+        net: the small network; weights that are not inherited keep their values.
         state: state dict of the FullyDenseNetwork (bare keys).
         how: `encoder` copies the backbone only. `all` also carries over the classifier, the stages' batch
             norms and the kept convolutions, with connection weight and inner batch norm folded in: in
             evaluation the result equals the supernet whose other connections have weight 0.
+
+    Returns:
+        A state dict that fits `net` strictly.
+
+    Raises:
+        UseError: a supernet of another backbone, depth or number of classes; `all` for the FCN baseline.
     """
     choose(how, INHERIT, "inheritance")
     own = net.state_dict()
