@@ -1,4 +1,4 @@
-"""Connectivity networks: built from a mask, started from an encoder, evaluated, shared."""
+"""Retraining and evaluation of connectivity networks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,14 @@ FCN, VOC_MASK = "fcn", "sparsemask-voc"
 
 
 def read_mask(path: str | None) -> np.ndarray | str:
-    """The mask a flag names: a file's, a named one (for nine features), or "fcn"."""
+    """Read the mask that --mask_path names.
+
+    Returns:
+        Bool (L, L, 2) of a file, else the name of a named mask or "fcn".
+
+    Raises:
+        UseError: no path, an unreadable file or an unknown name.
+    """
     if path is None:
         raise UseError("--mask_path is missing: a mask file (prune/prune.py writes one) or a named mask")
     if path == FCN:
@@ -54,9 +61,9 @@ class Fitted(NamedTuple):
 
     Attributes:
         mask: bool (L, L, 2), or "fcn", the baseline without a decoder.
-        note: where it comes from, for the json beside its file.
-        lines: what was done to carry it to the backbone, in words.
-        config: the configuration, with the numbers that the mask decides.
+        note: its origin, for the json note.
+        lines: report of carrying it to the backbone.
+        config: the configuration, with the values that the mask determines.
     """
 
     mask: np.ndarray | str
@@ -66,11 +73,14 @@ class Fitted(NamedTuple):
 
 
 def fitted_mask(config: RunConfig, given: Mapping) -> Fitted:
-    """The mask that a configuration names, carried to its backbone if need be.
+    """Read the mask of a configuration and carry it to its backbone if necessary.
 
-    given: the flags that the user named on the command line.
+    Args:
+        config: names mask and backbone.
+        given: the flags that the user named on the command line.
 
-    Raises UseError when they do not fit.
+    Raises:
+        UseError: mask and backbone do not fit.
     """
     path = config.family.mask_path
     if grouped(config):
@@ -105,7 +115,7 @@ class ConnectivityMaskSection(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectivityRetrainingSection(ConnectivityMaskSection):
-    """Which mask, and where the weights start."""
+    """Which mask, and the initial weights."""
 
     ft_model: str | None = flag(help="fine-tune: weights of the whole network", group="where the weights start")
     inherit: str = flag(
@@ -133,7 +143,7 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         parser.add_section("family", ConnectivityRetrainingSection)
 
     def resolve(self, config: RunConfig, given: Mapping) -> RunConfig:
-        """Refuse an unusable mask or missing weights; a mask of groups decides the network's numbers."""
+        """Check mask and weights; a mask of groups determines the network's hyperparameters."""
         fitted = fitted_mask(config, given)
         if fitted.lines and config.family.inherit != "none":
             raise UseError(f"--inherit {config.family.inherit}: the mask's search had another encoder; leave it out")
@@ -142,7 +152,7 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         return fitted.config
 
     def build(self, context: Context) -> Built:
-        """The small network; its checkpoints carry its mask."""
+        """Build the small network; its checkpoints hold its mask."""
         config, run = context.config, context.run
         space = spaces.get(config.network.space)
         if context.state is not None:
@@ -177,11 +187,11 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         return Built(model, {"mask": mask if isinstance(mask, str) else torch.from_numpy(mask)}, changes)
 
     def method(self, context: Context, built: Built) -> Method:
-        """A plain network is trained."""
+        """Plain training."""
         return Method()
 
     def finish(self, context: Context, built: Built, result: dict) -> int:
-        """The network to share, its costs and pictures."""
+        """Write the network as safetensors, measure and draw it."""
         config, run, model = context.config, context.run, built.model
         mask = _mask_of(built.extra)
         fcn = isinstance(mask, str)
@@ -197,9 +207,9 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         run_summary.draw_training(context, model)
         if not fcn:
             draw_architecture(mask, run.pictures / "architecture.png", model.backbone.strides, model.backbone.channels)
-        kept = "fcn" if fcn else f"{masks.count_connections(mask)} connections"
+        label = "fcn" if fcn else f"{masks.count_connections(mask)} connections"
         line = (
-            f"retrained: {run_summary.metric_text(context, result)}; {kept}, "
+            f"retrained: {run_summary.metric_text(context, result)}; {label}, "
             f"{format_count(cost.parameters)} parameters, {format_count(cost.multiply_adds)} multiply-adds, "
             f"{cost.milliseconds:.1f} ms at {config.data.crop_size}x{config.data.crop_size}"
         )
@@ -208,7 +218,7 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         return 0
 
     def restore(self, parser: Parser, given: dict, run: runs.Run | None) -> Restored:
-        """Of a run, or of any weights file with --mask_path."""
+        """Load the network of a run, or of any weights file with --mask_path."""
         # The run's limit was for validation while training; here it is for the asking.
         source = read_source(parser, given, run, ("eval_limit",))
         config, saved = source.config, source.saved
@@ -232,7 +242,7 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         return Restored(config, ready(model, where), where, run, mask)
 
     def evaluate(self, restored: Restored) -> int:
-        """Print the task's report; write predictions and the picture of the scores where asked for."""
+        """Print the task's report; write predictions if requested, and the scores into the run's folder."""
         config, model, where = restored.config, restored.model, restored.arithmetic
         task = tasks.get(config.data.task, config)
         views = {"flips": config.evaluation.flips, "scales": tuple(config.evaluation.eval_scales)}
@@ -250,7 +260,7 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         return 0
 
     def load_run(self, run: runs.Run) -> torch.nn.Module:
-        """From the run's last checkpoint."""
+        """Load the network of the run's last checkpoint."""
         state = checkpoint.load(run.last)
         model = spaces.get(state["space"]).network(_mask_of(state), state["config"])
         load_strictly(model, state["model"], run.last)

@@ -1,4 +1,4 @@
-"""Where a connectivity network starts from: a search's weights, a mask of groups and its weights, a file's own form."""
+"""Initial weights of a connectivity network: of a search, of a mask of groups, and the form that weights determine."""
 
 from __future__ import annotations
 
@@ -22,24 +22,34 @@ SLIM = "slim"
 
 
 def grouped(config: RunConfig) -> bool:
-    """Whether the mask is one of groups of weights, which says the connections too, and holds weights."""
+    """Whether --mask_path is a mask of groups of weights, which includes connections and refers to weights."""
     # Evaluation and export have no --ft_model.
     return not config.get("ft_model") and fine_masks.file_space(config.family.mask_path or "") == SLIM
 
 
 def resolve_grouped(config: RunConfig, given: Mapping) -> tuple[np.ndarray, RunConfig]:
-    """The connections that a mask of groups says, and the configuration with its network's numbers."""
+    """Return the connections of a mask of groups, and the configuration with its network's hyperparameters.
+
+    Raises:
+        UseError: the command line contradicts the mask.
+    """
     mask, groups = spaces.get(SLIM).read(config.family.mask_path)
-    said = groups.config["arch_options"]
+    network_options = groups.config["arch_options"]
     source = config.family.mask_path
-    config = adopted(config, given, {name: said[name] for name in ("backbone_name", "depth", *forms.names())}, source)
+    config = adopted(
+        config, given, {name: network_options[name] for name in ("backbone_name", "depth", *forms.names())}, source
+    )
     if given.get("inherit", "none") != "none":
         raise UseError(f"--inherit {given['inherit']}: {source} has weights of its own; leave it out")
     return mask, config.replace(inherit="none") if "inherit" in config else config
 
 
 def inherited_state(context: Context, mask, note: dict) -> dict | None:
-    """Weights out of the search, if they are wanted and there; one line either way."""
+    """Load the weights inherited from the search, reported in one line; None if there is nothing to inherit.
+
+    Raises:
+        UseError: the search's checkpoint is missing or has changed.
+    """
     config = context.config
     if config.family.inherit == "none" or config.family.ft_model or config.network.pretrained_model:
         return None
@@ -60,7 +70,7 @@ def inherited_state(context: Context, mask, note: dict) -> dict | None:
 
 
 def form_of(config: RunConfig, mask, state: dict) -> dict[str, Any]:
-    """Flags that weights decide, by name: the form of the encoder, and the widths of its layers."""
+    """Return the flags that weights determine, by name: the encoder's form and the widths of its layers."""
     name = config.network.backbone_name
-    found = forms.of_weights(state, name) if forms.has_forms(name) else {}
-    return {**found, "widths": None if isinstance(mask, str) else small_widths(mask, config.replace(**found), state)}
+    form = forms.of_weights(state, name) if forms.has_forms(name) else {}
+    return {**form, "widths": None if isinstance(mask, str) else small_widths(mask, config.replace(**form), state)}

@@ -41,7 +41,7 @@ class SparseConvSearchFamily(TrainingFamily[Built]):
         return SparseConvSearch(context.config)
 
     def finish(self, context: Context, built: Built, result: dict) -> int:
-        """Costs and pictures; 1 where what skips and what multiplies by masks differ."""
+        """Measure and draw the network; returns 1 if skipping and multiplying by masks give different outputs."""
         keep = context.config.family.keep
         noted = conclude(context, built.model)
         kept = noted["kept_fraction"]
