@@ -56,7 +56,7 @@ class Timetable:
     batch: int
     device: torch.device
     dtype: torch.dtype = torch.float32
-    rest: float = 0.0
+    elementwise: float = 0.0
     """Milliseconds of an elementwise operation on one sample; see :meth:`calibrate`."""
     _known: dict[tuple, float] = field(default_factory=dict)
 
@@ -137,14 +137,14 @@ class Timetable:
         for name in self.reduction.pairs:
             (n_in, rank), (_, n_out) = ends[f"{name}.0"], ends[f"{name}.1"]
             pair = self.time(f"{name}.0", n_in, rank) + self.time(f"{name}.1", rank, n_out)
-            pair += self.rest * self._positions(name) * rank  # written and read once more
+            pair += self.elementwise * self._positions(name) * rank  # written and read once more
             merged_time = self._merged_time(name, n_in, n_out)
             chosen = merged_time <= pair if fixed is None else name in fixed
             total += merged_time if chosen else pair
             if chosen:
                 merged.append(name)
         count = self.reduction.accounting.count(gone)
-        return total + self.rest * (count.published - count.multiply_adds), tuple(merged)
+        return total + self.elementwise * (count.published - count.multiply_adds), tuple(merged)
 
     def _merged_time(self, name: str, n_in: int, n_out: int) -> float:
         """Milliseconds of a pair's merged convolution: the first one's kernel, the second one's outputs."""
@@ -168,7 +168,7 @@ class Timetable:
         Returns:
             The prediction for the plain network.
         """
-        self.rest = 0.0
+        self.elementwise = 0.0
         count = self.reduction.baseline["multiply-adds"] - self.reduction.baseline["executed"]
         nothing = np.zeros(self.reduction.graph.count, dtype=bool)
         layers = sum(
@@ -179,8 +179,8 @@ class Timetable:
         for name in self.reduction.pairs:
             first, second = (self.layers[f"{name}.{part}"].module for part in (0, 1))
             layers += self._merged_time(name, first.in_channels, second.out_channels)
-        self.rest = max(0.0, plain - layers) / max(1, count)
-        return layers + self.rest * count
+        self.elementwise = max(0.0, plain - layers) / max(1, count)
+        return layers + self.elementwise * count
 
     def fill(self, kept: Mapping[str, np.ndarray], norms: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Restore dropped groups that cost no time, set by set, largest norms first.

@@ -47,6 +47,11 @@ def resolve_grouped(config: RunConfig, given: Mapping) -> tuple[np.ndarray, RunC
 def inherited_state(context: Context, mask, note: dict) -> dict | None:
     """Load the weights inherited from the search, reported in one line; None if there is nothing to inherit.
 
+    Args:
+        context: of the run.
+        mask: of the small network.
+        note: of the mask; names the search's checkpoint.
+
     Raises:
         UseError: the search's checkpoint is missing or has changed.
     """

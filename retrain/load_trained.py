@@ -51,6 +51,11 @@ def add_trained(parser: Parser, space: str, task: str | None = None) -> None:
 def read_flags(parser: Parser, argv: Sequence[str] | None, space: str) -> dict:
     """Return the flags of the command line and its --config.
 
+    Args:
+        parser: of the command.
+        argv: the command line; None: the process's.
+        space: name of the space, if no flag names one.
+
     Raises:
         UseError: they name two networks.
     """

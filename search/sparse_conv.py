@@ -45,8 +45,8 @@ class SparseConvSearchFamily(TrainingFamily[Built]):
         keep = context.config.family.keep
         noted = conclude(context, built.model)
         kept = noted["kept_fraction"]
-        wanted = "" if keep is None else f" (budget {keep:g}{missed(kept, keep)})"
-        line = f"searched: {run_summary.metric_text(context, result)}; kept fraction {kept:.3f}{wanted}"
+        budget = "" if keep is None else f" (budget {keep:g}{missed(kept, keep)})"
+        line = f"searched: {run_summary.metric_text(context, result)}; kept fraction {kept:.3f}{budget}"
         run_summary.announce(context, [line])
         run_summary.announce_next(context, "prune")
         return int(noted["milliseconds"] is None)

@@ -75,6 +75,11 @@ def report(plan: Plan, study: optuna.Study) -> str:
 def save_masks(folder: Path, plan: Plan, front: Sequence[FrozenTrial]) -> dict[int, str]:
     """Write the masks of trials and their notes from the storage into a folder; masks of other trials are removed.
 
+    Args:
+        folder: to write to.
+        plan: the study.
+        front: the trials.
+
     Returns:
         The file's name by trial number.
 

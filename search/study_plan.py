@@ -140,6 +140,11 @@ def read_ranges(path: str, space: str, fixed: dict) -> dict[str, dict]:
 
     A flag applies to every command that has it; ``search.lr`` and ``retrain.lr`` apply to one.
 
+    Args:
+        path: the file.
+        space: name of the searched space.
+        fixed: flags that the command line fixes.
+
     Raises:
         UseError: a missing or invalid file, an unknown flag, or one that the command line fixes.
     """

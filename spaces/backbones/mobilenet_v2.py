@@ -106,5 +106,5 @@ register_forms("mobilenet_v2", Form("first_expansion", "bottlenecks.Bottlenecks_
 
 @register
 def mobilenet_v2(in_channels: int = 3, momentum: float = 0.1, first_expansion: bool = True) -> MobileNetV2:
-    """MobileNetV2 1.0, nine end points."""
+    """Build MobileNetV2 1.0 with nine end points; arguments as :class:`MobileNetV2`."""
     return MobileNetV2(in_channels, first_expansion, momentum)

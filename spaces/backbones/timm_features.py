@@ -176,7 +176,7 @@ class TimmLayout:
     """How weight files of a timm model name their tensors."""
 
     keys: dict[str, str]  # a file's key -> the backbone's
-    rest: frozenset[str]  # keys of the whole model that its features do not need
+    unused: frozenset[str]  # keys of the whole model that its features do not need
     inputs: tuple[str, ...]  # the backbone's keys of the filters that read the image
 
 

@@ -117,7 +117,7 @@ def _translate(
         state = {key.removeprefix("backbone."): v for key, v in loaded.items() if key.startswith("backbone.")}
         return "sparsemask", state, _parts(key for key in loaded if not key.startswith("backbone."))
     if timm is not None and not any(key.startswith("timm.") for key in loaded):
-        unused = [key for key in loaded if key in timm.rest or (key not in timm.keys and key.startswith(_TOPS))]
+        unused = [key for key in loaded if key in timm.unused or (key not in timm.keys and key.startswith(_TOPS))]
         state = {timm.keys.get(key, key): value for key, value in loaded.items() if key not in unused}
         return "timm", state, _parts(unused)
     return "sparsemask", dict(loaded), []

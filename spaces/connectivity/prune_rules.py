@@ -90,7 +90,7 @@ def prune_report(
     rm_subset: bool = True,
     repeat: bool = False,
 ) -> PruneReport:
-    """Prune as :func:`prune_connectivity` and report which stages were removed and why."""
+    """Prune as :func:`prune_connectivity`, arguments as there, and report which stages were removed and why."""
     if not 0 <= thres < 1:
         raise UseError(f"the threshold must be in [0, 1), got {thres:g}")
     values, exists = _halved(weights)

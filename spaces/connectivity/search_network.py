@@ -161,6 +161,12 @@ class FullyDenseNetwork(nn.Module):
 def build_backbone(name: str | nn.Module, in_channels: int, momentum: float, options: dict) -> nn.Module:
     """Build a backbone by name, or return the module given.
 
+    Args:
+        name: a backbone's name, a class, or a module.
+        in_channels: channels of the input image.
+        momentum: of all running statistics.
+        options: further arguments of the builder; the last three are ignored for a module.
+
     Raises:
         UseError: unknown name, or a module that is no :class:`sparsemask.spaces.backbones.Backbone`.
     """

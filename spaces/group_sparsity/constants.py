@@ -70,6 +70,11 @@ class _Reader(TorchDispatchMode):
 def read(network: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> tuple[list, Tensor, Tensor]:
     """Measure the values of removed channels on two random inputs.
 
+    Args:
+        network: the masked network, in evaluation mode.
+        graph: its channels.
+        gone: bool (graph.count,), the removed elements.
+
     Returns:
         (node, values, values on another input, weights) of each consumer of removed channels; the second input; the
         network's output for it.

@@ -56,7 +56,13 @@ def entries(reduction: Reduction, kept: Mapping[str, np.ndarray], merged: tuple[
 
 
 def conclude_search(context: Context, hinged: Hinged, kept: Mapping[str, np.ndarray]) -> None:
-    """Draw the result of a search and write its entries of run.json."""
+    """Draw the result of a search and write its entries of run.json.
+
+    Args:
+        context: of the run.
+        hinged: the searched network.
+        kept: the groups above the threshold, bool (count,) by set name.
+    """
     config, run, reduction = context.config, context.run, hinged.reduction
     merged = reduction.merged(reduction.removal.gone(kept), config.family.merge)
     run.note(**entries(reduction, kept, merged), threshold=config.family.thres)
@@ -67,7 +73,14 @@ def conclude_search(context: Context, hinged: Hinged, kept: Mapping[str, np.ndar
 def draw_groups(
     run: Run, kept: Mapping[str, np.ndarray], norms: Mapping[str, np.ndarray], threshold: float | None
 ) -> None:
-    """Draw the kept groups of every set, and norms before and after."""
+    """Draw the kept groups of every set, and norms before and after the search.
+
+    Args:
+        run: whose folder the drawings go to.
+        kept: bool (count,) by set name.
+        norms: (count,) by set name, after the search.
+        threshold: on the norms; None: not drawn.
+    """
     draw_kept_groups(run, kept)
     draw_spectra(start_norms(run), norms, run.pictures / "spectra.png", threshold)
 

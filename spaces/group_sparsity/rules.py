@@ -37,14 +37,21 @@ class Plan:
 
 
 def rows(network: nn.Module, name: str, projection: str, split: bool = True) -> GroupSet:
-    """Set of the input channels of a pair's 1×1 convolution, or of the 1×1 `name` itself without a split."""
+    """Build the set of rows: input channels of a 1×1 convolution, one a group.
+
+    Args:
+        network: without pairs.
+        name: of a convolution.
+        projection: "P1" or "P2".
+        split: whether the convolution becomes a pair, whose second convolution is meant.
+    """
     conv = network.get_submodule(name)
     inner = min(conv.out_channels, conv.weight[0].numel()) if split else conv.in_channels
     return GroupSet(f"{name}.rows", projection, (Member(f"{name}.1" if split else name, 1),), inner)
 
 
 def columns(network: nn.Module, name: str, projection: str, split: bool = True) -> GroupSet:
-    """Set of the output channels of a pair's 1×1 convolution, or of `name` itself without a split."""
+    """Build the set of columns: output channels of a convolution, one a group; arguments as for :func:`rows`."""
     count = network.get_submodule(name).out_channels
     return GroupSet(f"{name}.columns", projection, (Member(f"{name}.1" if split else name, 0),), count)
 

@@ -150,7 +150,16 @@ def described(what: object) -> dict:
 
 
 def small_widths(mask: np.ndarray, options, state: Mapping[str, Tensor]) -> str | None:
-    """Read the encoder's widths from a connectivity network's weights; None if they are the backbone's own."""
+    """Read the encoder's widths from a connectivity network's weights.
+
+    Args:
+        mask: connections, bool (L, L, 2).
+        options: of the network by name.
+        state: its weights.
+
+    Returns:
+        As :func:`sparsemask.spaces.connectivity.widths.widths_of`; None if the widths are the backbone's own.
+    """
     config = {**options, "widths": None}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         backbone = spaces.get("connectivity").network(mask, config).backbone

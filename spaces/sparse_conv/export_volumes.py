@@ -20,27 +20,27 @@ class PlainConv(nn.Module):
     Args:
         conv: the masked convolution.
         before: dense input channels, bool (C_in,); None: all.
-        own: dense output channels, bool (C_out,).
+        dense: dense output channels, bool (C_out,).
     """
 
-    def __init__(self, conv: MaskedConv, before: Tensor | None, own: Tensor):
+    def __init__(self, conv: MaskedConv, before: Tensor | None, dense: Tensor):
         super().__init__()
         self.conv, self.relu = conv.pair[0], conv.relu
         weight, bias = fold(*conv.pair)
         weight = weight if self.conv.transposed else weight.transpose(0, 1)  # (inputs, outputs, ...) until sliced
         before = torch.ones(len(weight), dtype=torch.bool) if before is None else before
-        order = torch.cat([own.nonzero()[:, 0], (~own).nonzero()[:, 0]])
+        order = torch.cat([dense.nonzero()[:, 0], (~dense).nonzero()[:, 0]])
         self.register_buffer("back", torch.argsort(order))
         self.parts = nn.ParameterDict()
-        for name, ins, outs in (("sparse", None, ~own), ("dense", before, own), ("across", ~before, own)):
+        for name, ins, outs in (("sparse", None, ~dense), ("dense", before, dense), ("across", ~before, dense)):
             ins = torch.ones_like(before) if ins is None else ins
             if ins.any() and outs.any():
                 part = weight[ins][:, outs]
                 part = part if self.conv.transposed else part.transpose(0, 1)
                 self.parts[name] = nn.Parameter(part.contiguous(), False)
-        self.count = int(own.sum())
-        self.register_buffer("dense_bias", bias[own].view(1, -1, 1, 1, 1))
-        self.register_buffer("sparse_bias", bias[~own].view(1, -1, 1, 1, 1))
+        self.count = int(dense.sum())
+        self.register_buffer("dense_bias", bias[dense].view(1, -1, 1, 1, 1))
+        self.register_buffer("sparse_bias", bias[~dense].view(1, -1, 1, 1, 1))
         for name, flags in (("dense_ins", before), ("sparse_ins", ~before)):
             self.register_buffer(name, flags.nonzero()[:, 0])
 
@@ -73,7 +73,13 @@ def plain_volume(left: Tensor, right: Tensor, levels: int, groups: int) -> Tenso
 
 
 def shifted(left: Tensor, right: Tensor, levels: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(left, right at x − d) for every disparity, both 0 where x < d."""
+    """Yield features for every disparity d from 0: (left, right at x − d), both 0 where x < d.
+
+    Args:
+        left: (N, C, H, W).
+        right: (N, C, H, W).
+        levels: number of disparities.
+    """
     width = left.shape[-1]
     wide = F.pad(right, (levels, 0))
     inside = F.pad(torch.ones_like(left[:, :1]), (levels, 0))

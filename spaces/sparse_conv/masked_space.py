@@ -154,7 +154,14 @@ def load(
 
 
 def save(path: str | os.PathLike, network: MaskedNetwork, space: str, masks: FineMasks | None = None) -> None:
-    """Write a network as safetensors; metadata: its space, its arguments and the masks' threshold."""
+    """Write a network as safetensors, atomically, with its space, arguments and masks' threshold as metadata.
+
+    Args:
+        path: the file.
+        network: its weights include the masks' logits.
+        space: name of its space.
+        masks: with the threshold; None: 0.5, the argmax.
+    """
     threshold = 0.5 if masks is None else masks.threshold
     entries = {"space": space, "threshold": float(threshold), **network.config}
     weights.save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in entries.items()})

@@ -128,16 +128,16 @@ class Watch:
 
     def table(self) -> Tensor:
         """Return the measurements of all processes, float64 (inputs, 5): `COLUMNS` by input, in the task's order."""
-        return self._whole(torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(COLUMNS)))
+        return self._gathered(torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(COLUMNS)))
 
     def by_module(self) -> dict[str, dict[str, float]]:
         """Return means over the inputs by module: keep ratio of `locations` and kept fraction `kept`."""
         names = list(blocks(self.network))
-        values = self._whole(torch.tensor(self.modules, dtype=torch.float64).reshape(len(self.rows), -1))
+        values = self._gathered(torch.tensor(self.modules, dtype=torch.float64).reshape(len(self.rows), -1))
         means = values.mean(0).reshape(len(names), 2).tolist()
         return {name: {"locations": a, "kept": b} for name, (a, b) in zip(names, means, strict=True)}
 
-    def _whole(self, rows: Tensor) -> Tensor:
+    def _gathered(self, rows: Tensor) -> Tensor:
         """Gather the rows of all processes: interleaved if the counts fit a strided split, else concatenated."""
         if self.alone:
             return rows
@@ -147,6 +147,6 @@ class Watch:
         counts = distributed.total(counts).tolist()
         count, start = sum(counts), sum(counts[:rank])
         in_turn = all(length == len(range(r, count, world)) for r, length in enumerate(counts))
-        whole = torch.zeros(count, rows.shape[1], dtype=rows.dtype, device=self.arithmetic.device)
-        whole[slice(rank, None, world) if in_turn else slice(start, start + len(rows))] = rows.to(whole)
-        return distributed.total(whole).cpu()
+        gathered = torch.zeros(count, rows.shape[1], dtype=rows.dtype, device=self.arithmetic.device)
+        gathered[slice(rank, None, world) if in_turn else slice(start, start + len(rows))] = rows.to(gathered)
+        return distributed.total(gathered).cpu()

@@ -66,5 +66,5 @@ def load_smpointseg(path: str | os.PathLike) -> SMPointSeg:
 
 
 def save_smpointseg(path: str | os.PathLike, network: SMPointSeg, masks: FineMasks | None = None) -> None:
-    """Write a network as safetensors; see :func:`sparsemask.spaces.sparse_conv.masked_space.save`."""
+    """Write a network as safetensors; arguments as :func:`sparsemask.spaces.sparse_conv.masked_space.save`."""
     masked_space.save(path, network, "smpointseg", masks)

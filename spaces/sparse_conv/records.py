@@ -23,7 +23,17 @@ _ROUNDS = 3
 
 
 def evaluate_kept(model: nn.Module, task: Task, arithmetic: Arithmetic, config: RunConfig) -> dict[str, float]:
-    """Evaluate a network with masks: the task's metrics, and `kept`, the mean kept fraction of its hard masks."""
+    """Evaluate a network with masks.
+
+    Args:
+        model: in any mode.
+        task: its data and metrics.
+        arithmetic: device and precision.
+        config: of the run.
+
+    Returns:
+        The task's metrics, and `kept`, the mean kept fraction of the hard masks.
+    """
     fractions = []
     hook = model.register_forward_hook(lambda module, *_: fractions.append(float(mean_kept(module).detach())))
     try:
@@ -88,6 +98,16 @@ def draw(space: MaskedSpace, model: MaskedNetwork, task: Task, arithmetic: Arith
     """Draw the masks of the validation item with the largest variance of kept locations, summed over modules.
 
     Modules without data masks (`mask_names`) are left out; nothing is drawn if no module has one.
+
+    Args:
+        space: of the network.
+        model: in evaluation mode.
+        task: its validation data.
+        arithmetic: device and precision.
+        path: the image file.
+
+    Raises:
+        UseError: no validation items.
     """
     names = model.mask_names
     chosen = [n for n, name in enumerate(names) if name] if names is not None else None

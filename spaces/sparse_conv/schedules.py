@@ -22,11 +22,26 @@ def published_epoch(step: int, steps: int, epochs: int = 1000) -> int:
 
 
 def temperature(epoch: int, epochs: float = 500.0, end: float = 0.4) -> float:
-    """Temperature of soft masks, τ = max(1 - (epoch - 1) / epochs, end); epoch from 1."""
+    """Temperature of soft masks, τ = max(1 - (epoch - 1) / epochs, end).
+
+    Args:
+        epoch: of the published run, from 1.
+        epochs: in which τ falls by 1, above 0.
+        end: smallest τ.
+    """
     return max(1 - (epoch - 1) / epochs, end)
 
 
 def sparse_weight(epoch: int, epochs: int = 50, start: int = 0) -> float:
-    """Factor on λ in [0, 1]: 0 up to epoch start + 1, then min((epoch - 1 - start) / epochs, 1); published: start 0."""
+    """Factor on λ, min((epoch - 1 - start) / epochs, 1), at least 0.
+
+    Args:
+        epoch: of the published run, from 1.
+        epochs: in which the factor rises to 1; 0: at once.
+        start: epochs before that; published: 0.
+
+    Returns:
+        In [0, 1].
+    """
     passed = epoch - 1 - start
     return max(0.0, min(passed / epochs, 1.0)) if epochs else float(passed >= 0)

@@ -74,5 +74,5 @@ def load_smsr(path: str | os.PathLike) -> SMSR:
 
 
 def save_smsr(path: str | os.PathLike, network: SMSR, masks: FineMasks | None = None) -> None:
-    """Write a network as safetensors; see :func:`sparsemask.spaces.sparse_conv.masked_space.save`."""
+    """Write a network as safetensors; arguments as :func:`sparsemask.spaces.sparse_conv.masked_space.save`."""
     masked_space.save(path, network, "smsr", masks)

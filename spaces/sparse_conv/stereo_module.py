@@ -58,7 +58,7 @@ class MaskedConv(nn.Sequential):
         return self.ch_mask[0, :, 0] >= self.ch_mask[0, :, 1]
 
     def forward(
-        self, x: Tensor, mask: Tensor, before: Tensor | None, own: Tensor, ins: Tensor | None = None,
+        self, x: Tensor, mask: Tensor, before: Tensor | None, dense: Tensor, ins: Tensor | None = None,
         outs: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The masked convolution of x (N, C_in, D, H, W).
@@ -67,7 +67,7 @@ class MaskedConv(nn.Sequential):
             x: features.
             mask: (N, 1, *) on the output's grid, soft or bool.
             before: which channels of x are dense, (C_in,), soft or bool; None: all.
-            own: which output channels are dense, (C_out,).
+            dense: which output channels are dense, (C_out,).
             ins: permutation of x's channels, in evaluation without gradients; None: the layer's order. `before` is in
                 the layer's order.
             outs: permutation of the output's channels; likewise.
@@ -75,13 +75,13 @@ class MaskedConv(nn.Sequential):
         activation = "relu" if self.relu else "none"
         conv, norm = self.pair
         if self.training or mask.is_floating_point():
-            return masked_conv(x, conv.weight, None, mask, before, own, self.geometry, activation, norm)
+            return masked_conv(x, conv.weight, None, mask, before, dense, self.geometry, activation, norm)
         weight, bias = fold(conv, norm) if torch.is_grad_enabled() else folded(conv, norm, ins, outs)
         g = self.geometry
         before = torch.ones(x.shape[1], dtype=torch.bool, device=x.device) if before is None else before
-        before, own = (flags if order is None else flags[order] for flags, order in ((before, ins), (own, outs)))
+        before, dense = (flags if order is None else flags[order] for flags, order in ((before, ins), (dense, outs)))
         return torch.ops.sparsemask.conv(
-            x, weight, bias, mask, before, own, g.stride, g.padding, g.dilation, g.output_padding, g.transposed, 1,
+            x, weight, bias, mask, before, dense, g.stride, g.padding, g.dilation, g.output_padding, g.transposed, 1,
             activation, dispatch.current(self.backend),
         )  # fmt: skip
 

@@ -50,6 +50,11 @@ def has_masks(state: Mapping[str, Tensor]) -> bool:
 def load_into(network: SMStereo, state: Mapping[str, Tensor], what: object = "checkpoint") -> None:
     """Load weights strictly; a GwcNet's have no masks and leave the network's unchanged.
 
+    Args:
+        network: changed in place.
+        state: the weights.
+        what: the file's name in errors.
+
     Raises:
         UseError: weights that do not fit.
     """
@@ -60,7 +65,13 @@ def load_into(network: SMStereo, state: Mapping[str, Tensor], what: object = "ch
 
 
 def build(state: Mapping[str, Tensor], what: object = "checkpoint", description: Mapping | None = None) -> SMStereo:
-    """Build the network of a state dict, in evaluation mode; without masks in it, all channels are dense."""
+    """Build the network of a state dict, in evaluation mode; without masks in it, all channels are dense.
+
+    Arguments as :func:`config_of`.
+
+    Raises:
+        UseError: weights of another network.
+    """
     config = config_of(state, what, description)
     network = build_described(lambda: SMStereo(**config), state, what, load_into)
     if not has_masks(state):
@@ -80,5 +91,5 @@ def load_smstereo(path: str | os.PathLike) -> SMStereo:
 
 
 def save_smstereo(path: str | os.PathLike, network: SMStereo, masks: FineMasks | None = None) -> None:
-    """Write a network as safetensors; see :func:`sparsemask.spaces.sparse_conv.masked_space.save`."""
+    """Write a network as safetensors; arguments as :func:`sparsemask.spaces.sparse_conv.masked_space.save`."""
     masked_space.save(path, network, "smstereo", masks)

@@ -63,7 +63,16 @@ def self_ensemble(run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def tiled(network: SMSR, images: Tensor, tile: int) -> Tensor:
-    """Compute `network(images)` in tiles of an even number of pixels."""
+    """Compute `network(images)` in tiles; sets `network.kept` and `network.masks`.
+
+    Args:
+        network: in evaluation mode.
+        images: (N, 3, H, W) of 0 to 255.
+        tile: side of a tile in pixels, even.
+
+    Returns:
+        (N, 3, s·H, s·W).
+    """
     size, scale = images.shape[-2:], network.scale
     boxes = [
         (slice(top, min(top + tile, size[0])), slice(left, min(left + tile, size[1])))

@@ -111,17 +111,17 @@ class MaskedBottleneck(LinearBottleneck):
             (multiply-adds with everything kept, executed fraction); fractions are differentiable in soft masks.
         """
         soft_mask, hard_mask, soft, hard_channels, size = self.seen
-        mask, shares = (hard_mask, hard_channels) if hard else (soft_mask, soft)
-        shares = [share.to(torch.float32) for share in shares]
+        mask, fractions = (hard_mask, hard_channels) if hard else (soft_mask, soft)
+        fractions = [fraction.to(torch.float32) for fraction in fractions]
         kept, (h, w) = mask.to(torch.float32).mean(), mask.shape[-2:]
         counts, before = [], None
         if self.expand:
             wide = kept if self.stride == 1 else spread(mask, size).to(torch.float32).mean()
-            before = shares.pop(0)
+            before = fractions.pop(0)
             counts.append((self.conv1.weight.numel() * size[0] * size[1], _executed(before.mean(), wide)))
-        dense_pairs = shares[0] if before is None else before * shares[0]
+        dense_pairs = fractions[0] if before is None else before * fractions[0]
         counts.append((self.conv2.weight.numel() * h * w, _executed(dense_pairs.mean(), kept)))
-        counts.append((self.conv3.weight.numel() * h * w, _executed(shares[0].mean() * shares[1].mean(), kept)))
+        counts.append((self.conv3.weight.numel() * h * w, _executed(fractions[0].mean() * fractions[1].mean(), kept)))
         return counts
 
     def overhead(self) -> int:

@@ -45,8 +45,8 @@ class SpecializedSpace(MaskedSpace):
     """Networks of a connectivity mask whose blocks and stages have data and channel masks."""
 
     name = "specialized"
-    own = ("where", "max_stride", "place_stride", "scale")
-    fixed = ("connectivity", "backbone_name", "depth", "n_class", *forms.names(), *own)
+    mask_options = ("where", "max_stride", "place_stride", "scale")
+    fixed = ("connectivity", "backbone_name", "depth", "n_class", *forms.names(), *mask_options)
     task = "segmentation"
     section = SpecializedNetworkSection
     # Schedules of this toolkit: λ rises over a fifth of the run, τ falls until its end.
@@ -74,7 +74,7 @@ class SpecializedSpace(MaskedSpace):
         backbone = common.backbone_name
         mask = read_mask(options["connectivity"], len(backbones.strides(backbone)), config.get("seed") or 0)
         arguments = {**common.network_options(), "mask": mask, "depth": common.depth}
-        return arguments | {name: options[name] for name in self.own if name in options}
+        return arguments | {name: options[name] for name in self.mask_options if name in options}
 
     def supernet(self, config) -> SpecializedNetwork:
         """Build the network with soft masks."""
