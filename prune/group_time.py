@@ -43,7 +43,7 @@ class _Layer:
 class Timetable:
     """Measured times of a network's layers, summed to predict the time of pruned networks.
 
-    Args:
+    Attributes:
         reduction: the group structure.
         network: one of this structure, for the geometry of its layers.
         batch: inputs at once.

@@ -24,7 +24,7 @@ _folded = Derived()
 class Reading:
     """Variants of the computation; defaults follow the paper, others the public code, for weights trained with it.
 
-    Args:
+    Attributes:
         kernel_batch_mix: samples of a batch use each other's kernel cells.
         index_rule: rounding of cell indices in evaluation: "trunc" as in training, or "round".
         tail_bias_count: how often the fusion's bias is added at kept points in evaluation, 1 or 2.
