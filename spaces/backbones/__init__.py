@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.own import imported, is_own
+from sparsemask.plugins import imported, is_own
 
 
 @runtime_checkable
@@ -73,7 +73,7 @@ def builder(name: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
             user's class or function itself.
 
     Raises:
-        UseError: unknown name, or code that the user has not named on the command line (see :mod:`sparsemask.own`).
+        UseError: unknown name, or code that the user has not named on the command line (see :mod:`sparsemask.plugins`).
     """
     if callable(name):
         return _own(name.__qualname__ if isinstance(name, type | FunctionType) else repr(name), name)

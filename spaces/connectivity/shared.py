@@ -66,7 +66,7 @@ def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | N
     Args:
         path: the file.
         backbone: the class or function that builds the encoder, if the file names a user's code: files import
-            nothing, see :mod:`sparsemask.own`.
+            nothing, see :mod:`sparsemask.plugins`.
 
     Returns:
         The network in evaluation mode, on the CPU.
