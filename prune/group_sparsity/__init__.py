@@ -1,7 +1,7 @@
-"""From learnt groups to a mask file: one threshold for all matrices that meets a target.
+"""Prune groups of weights to a mask file: one threshold for all matrices that meets a target.
 
-Hinge (Li et al., CVPR 2020, arXiv 2003.08935), section 3.4. The target is a share of the plain network's multiply-adds,
-parameters, or (not in the paper) of its milliseconds on the device at hand.
+Hinge (Li et al., CVPR 2020, arXiv 2003.08935), section 3.4. The target is a fraction of the plain network's
+multiply-adds or parameters, or (not in the paper) of its milliseconds on this device.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RULE = ("target", "by", "remain", "same_ratio", "merge", "relative", "fold")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupPruningSection(CountingSection):
-    """Which groups stay, and how what is left is judged."""
+    """Rules for the groups that are kept, and the evaluation of the pruned network."""
 
     title = "groups of weights"
     relative: bool = flag(
@@ -75,55 +75,55 @@ class GroupPruning(PruningFamily):
         parser.add_section("family", GroupPruningSection)
 
     def prune(self, config: RunConfig, given: Mapping, run: Run | None) -> None:
-        """Write the mask of a search run, or of any of its checkpoints, with what it leaves."""
+        """Write the mask of a search run, or of any of its checkpoints, and report cost and quality."""
         path = run.last if run else Path(config.run.checkpoint)
         out = output_path(config.run.out, files.SUFFIX, "a mask of groups of weights is")
-        found = checkpoint.load(path, config.network.space)
-        if "network" not in found:
+        state = checkpoint.load(path, config.network.space)
+        if "network" not in state:
             raise UseError(f"{path}: not a checkpoint of a search (a retrained network is pruned already)")
         space = spaces.get(config.network.space)
-        recipe = {**space.config(found["network"]), "fold": config.family.fold}
+        recipe = {**space.config(state["network"]), "fold": config.family.fold}
         hinged = space.structure(recipe)
         network, reduction = hinged.network, hinged.reduction
-        load_strictly(network, found["model"], path)
+        load_strictly(network, state["model"], path)
         network.eval()
-        config = _as_searched(config, given, found["config"], space)
+        config = _as_searched(config, given, state["config"], space)
         task = tasks.get(config.data.task, config)
         where = devices.arithmetic(config.device.gpu, config.device.type)
-        chosen = choose_groups(hinged, recipe, config, where)
+        choice = choose_groups(hinged, recipe, config, where)
         mask = files.GroupMask(
             space=config.network.space,
             config=recipe,
-            kept=chosen.kept,
-            merged=chosen.merged,
-            threshold=chosen.threshold,
+            kept=choice.kept,
+            merged=choice.merged,
+            threshold=choice.threshold,
             checkpoint=str(path.resolve()),
             sha256=sha256(path),
         )
         small, mask = _finished(space, hinged, mask)
-        noted = records.entries(reduction, mask.kept, mask.merged)
+        entries = records.entries(reduction, mask.kept, mask.merged)
         measured = (task, config, where)
         metrics = {"searched": group_curve.metrics(network, *measured), "pruned": group_curve.metrics(small, *measured)}
         if config.family.bn_reestimate:
             metrics["batch norms adapted"] = group_curve.adapted(small, *measured)
         curve = []
         if config.family.curve:
-            own = {"target": config.family.target, "share": chosen.ratio, **list(metrics.values())[-1]}
-            curve = group_curve.follow(hinged, recipe, *measured, {config.family.target: own})
+            row = {"target": config.family.target, "share": choice.ratio, **list(metrics.values())[-1]}
+            curve = group_curve.follow(hinged, recipe, *measured, {config.family.target: row})
             say(group_curve.rows_text(curve, task.primary))
-        ratios = {f"{name}_share": noted[name] / noted[f"{name}_dense"] for name in ("multiply_adds", "parameters")}
-        mask = dataclasses.replace(mask, figures={**ratios, **chosen.figures})
-        for line in _report(reduction, mask, noted, chosen, config):
+        ratios = {f"{name}_share": entries[name] / entries[f"{name}_dense"] for name in ("multiply_adds", "parameters")}
+        mask = dataclasses.replace(mask, figures={**ratios, **choice.figures})
+        for line in _report(reduction, mask, entries, choice, config):
             say(line)
-        said = "; ".join(f"{n}: {', '.join(f'{k} {v:.4f}' for k, v in f.items())}" for n, f in metrics.items())
-        say(f"before retraining {said} ({task.measured_on()})")
+        summary = "; ".join(f"{n}: {', '.join(f'{k} {v:.4f}' for k, v in f.items())}" for n, f in metrics.items())
+        say(f"before retraining {summary} ({task.measured_on()})")
         note = {
             **origin_note(config, run, path, mask.sha256, _RULE),
-            "step": found.get("step"),
+            "step": state.get("step"),
             "threshold": mask.threshold,
             "kept_fraction": mask.kept_fraction,
-            **noted,
-            **chosen.figures,
+            **entries,
+            **choice.figures,
             **{f"{task.primary}_{name.replace(' ', '_')}": f[task.primary] for name, f in metrics.items()},
             **({"curve": curve} if curve else {}),
         }
@@ -132,20 +132,20 @@ class GroupPruning(PruningFamily):
             files.save_mask(target, mask)
             write_json(target.with_suffix(".json"), note)
         if curve:
-            drawn = run.pictures / "tradeoff.png" if run else out.with_name("tradeoff.png")
+            picture = run.pictures / "tradeoff.png" if run else out.with_name("tradeoff.png")
             points = group_curve.points(curve, task.primary, metrics["searched"][task.primary])
-            say(f"curve: {draw_tradeoff(points, drawn, config.family.by)}")
+            say(f"curve: {draw_tradeoff(points, picture, config.family.by)}")
         if run:
-            reached = {"by": config.family.by, "wanted": config.family.target, "reached": chosen.ratio}
-            run.note(**noted, threshold=mask.threshold, target=reached)
+            reached = {"by": config.family.by, "wanted": config.family.target, "reached": choice.ratio}
+            run.note(**entries, threshold=mask.threshold, target=reached)
             records.draw_groups(run, mask.kept, reduction.norms(network), mask.threshold)
             page.write_report(run)
         say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-        say(next_line(out, run, found["config"]))
+        say(next_line(out, run, state["config"]))
 
 
 def _as_searched(config: RunConfig, given: Mapping, saved: Mapping, space: HingeSpace) -> RunConfig:
-    """What the command line leaves open is as the search had it: data, target and what counts."""
+    """Take what the command line does not set from the search: data, target and the rules for counting."""
     counted = ("target", "by", "remain", "same_ratio", "merge")
     numbers = ("crop_size", "scales", "n_class", "class_names")  # of tasks that label pixels
     known = {name: saved[name] for name in (*counted, *numbers) if name in saved and name not in given}
@@ -154,42 +154,42 @@ def _as_searched(config: RunConfig, given: Mapping, saved: Mapping, space: Hinge
 
 
 def _finished(space, hinged: Hinged, mask: files.GroupMask) -> tuple[torch.nn.Module, files.GroupMask]:
-    """The small network, and the mask with the channels that had to stay in it."""
+    """The small network, and the mask with the channels that could not be removed."""
     small = space.compressed(hinged, mask)
     stays = hinged.reduction.removal.gone(mask.kept)
     stays[small.removed] = False
     return small, dataclasses.replace(mask, config={**mask.config, "stays": stays.nonzero()[0].tolist()})
 
 
-def _report(reduction: Reduction, mask: files.GroupMask, noted: dict, chosen: Choice, config: RunConfig) -> list[str]:
-    """The mask in words: a table of its sets where they are few, what is left, and whether that was wanted."""
+def _report(reduction: Reduction, mask: files.GroupMask, entries: dict, choice: Choice, config: RunConfig) -> list[str]:
+    """The report: a table of at most 60 sets, remaining costs, and a note if the target is missed."""
     rows = [{"set": name, "kept": int(k.sum()), "of": len(k)} for name, k in mask.kept.items()]
     lines = [table(rows, {"set": "set", "kept": "kept", "of": "of"})] if len(rows) <= 60 else []
-    share = lambda name: f"{format_count(noted[name])} ({noted[name] / noted[f'{name}_dense']:.1%})"
+    share = lambda name: f"{format_count(entries[name])} ({entries[name] / entries[f'{name}_dense']:.1%})"
     merged = f", {len(mask.merged)} of {len(reduction.pairs)} pairs merged" if reduction.pairs else ""
     lines.append(
         f"kept {mask.kept_fraction:.1%} of the groups at threshold {mask.threshold:.4g}{merged}; multiply-adds "
         f"{share('multiply_adds')}, executed {share('multiply_adds_true')}, parameters {share('parameters')}"
     )
-    if "milliseconds" in chosen.figures:
-        ms, dense = chosen.figures["milliseconds"], chosen.figures["milliseconds_dense"]
+    if "milliseconds" in choice.figures:
+        ms, dense = choice.figures["milliseconds"], choice.figures["milliseconds_dense"]
         lines.append(
             f"measured {ms:.3f} ms, plain network {dense:.3f} ms ({ms / dense:.1%}), batch {config.family.batch}"
         )
-    if not chosen.met:
-        wanted = f"wanted {config.family.target:.1%} of the {config.family.by}, reached {chosen.ratio:.1%}"
-        lines.append(f"note: {wanted}: {_why(chosen, config.family)}")
+    if not choice.met:
+        shortfall = f"wanted {config.family.target:.1%} of the {config.family.by}, reached {choice.ratio:.1%}"
+        lines.append(f"note: {shortfall}: {_why(choice, config.family)}")
     return lines
 
 
-def _why(chosen: Choice, pruning: GroupPruningSection) -> str:
-    """Why a target was missed, and where nothing is gained what to do instead."""
-    if chosen.ratio <= pruning.target:
+def _why(choice: Choice, pruning: GroupPruningSection) -> str:
+    """Why a target was missed, and alternatives if nothing is gained."""
+    if choice.ratio <= pruning.target:
         return "no nearer step"
-    if pruning.by == "milliseconds" and chosen.ratio > 1 - NOISE:
-        other = "a larger --batch" if pruning.compiled else "--compiled, a larger --batch"
+    if pruning.by == "milliseconds" and choice.ratio > 1 - NOISE:
+        alternative = "a larger --batch" if pruning.compiled else "--compiled, a larger --batch"
         search = "a search with --variant columns or graph"
-        return f"nothing is faster here, the plain network is kept; try {other}, or {search}"
+        return f"nothing is faster here, the plain network is kept; try {alternative}, or {search}"
     return "a share of every set stays (--remain)"
 
 

@@ -1,4 +1,4 @@
-"""The groups that stay for a target: counted multiply-adds or parameters, or milliseconds that are measured."""
+"""Choose the groups that meet a target: counted multiply-adds or parameters, or measured milliseconds."""
 
 from __future__ import annotations
 
@@ -14,17 +14,26 @@ from sparsemask.masks.groups import GroupMask
 from sparsemask.prune.group_sparsity.timetable import Timetable
 from sparsemask.spaces.group_sparsity.fast import compare_times
 from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
-from sparsemask.spaces.group_sparsity.threshold import Found, find_threshold, kept_sets
+from sparsemask.spaces.group_sparsity.threshold import ThresholdResult, find_threshold, kept_sets
 
-NOISE = 0.03  # of a time: as good as measuring is
+NOISE = 0.03  # relative error of measured times
 _TRIES = 6  # networks built and timed for one target
-_NEAR, _OVER = 0.02, 0.01  # below and above a share of milliseconds: as good as measuring is
+_NEAR, _OVER = 0.02, 0.01  # accepted distance below and above a target ratio of milliseconds
 _ROUNDS = 15
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What stays, and what that comes to."""
+    """Kept groups and the cost ratio that they give.
+
+    Attributes:
+        kept: by set name, bool (count,).
+        merged: pairs that become one convolution.
+        threshold: on the groups' norms.
+        ratio: cost over the plain network's.
+        met: whether the ratio meets the target.
+        figures: measured times, for the mask file.
+    """
 
     kept: Mapping[str, np.ndarray]
     merged: tuple[str, ...]
@@ -35,66 +44,73 @@ class Choice:
 
 
 def choose_groups(hinged: Hinged, recipe: Mapping, config: RunConfig, where) -> Choice:
-    """The groups of a hinged network that stay for --target of --by."""
-    found, chosen = hinged.reduction, config.family
-    norms = found.norms(hinged.network)
-    if chosen.relative:
+    """Choose the groups of a hinged network that meet --target of --by.
+
+    Args:
+        hinged: the searched network.
+        recipe: its configuration.
+        config: of the command.
+        where: device and precision.
+    """
+    reduction, options = hinged.reduction, config.family
+    norms = reduction.norms(hinged.network)
+    if options.relative:
         norms = {name: values / (values.mean() or 1.0) for name, values in norms.items()}
-    partners = found.partners() if chosen.same_ratio else []
-    keep = lambda threshold: kept_sets(norms, threshold, chosen.remain, partners)
-    if chosen.by == "milliseconds":
+    partners = reduction.partners() if options.same_ratio else []
+    keep = lambda threshold: kept_sets(norms, threshold, options.remain, partners)
+    if options.by == "milliseconds":
         return _timed(hinged, recipe, config, where, norms, keep)
-    ratio = lambda threshold: found.ratio(keep(threshold), chosen.by, chosen.merge)
-    best = find_threshold(ratio, chosen.target, norms.values())
+    ratio = lambda threshold: reduction.ratio(keep(threshold), options.by, options.merge)
+    best = find_threshold(ratio, options.target, norms.values())
     kept = keep(best.threshold)
-    merged = found.merged(found.removal.gone(kept), chosen.merge)
-    return Choice(found.whole(kept, merged), merged, best.threshold, best.ratio, best.met)
+    merged = reduction.merged(reduction.removal.gone(kept), options.merge)
+    return Choice(reduction.whole(kept, merged), merged, best.threshold, best.ratio, best.met)
 
 
 def _timed(hinged: Hinged, recipe: Mapping, config: RunConfig, where, norms: Mapping, keep) -> Choice:
-    """Thresholds by predicted time, each network built and measured, the prediction corrected by what was measured."""
-    found, chosen, space = hinged.reduction, config.family, spaces.get(config.network.space)
-    shape, place = recipe["input_shape"], (chosen.batch, where.device, chosen.compiled)
+    """Search thresholds by predicted time; each network is built and timed, and its time corrects the prediction."""
+    reduction, options, space = hinged.reduction, config.family, spaces.get(config.network.space)
+    shape, timing = recipe["input_shape"], (options.batch, where.device, options.compiled)
     plain = space.plain(recipe)
-    dense = compare_times({"plain": plain}, shape, *place)["plain"]
-    table = Timetable(found, hinged.network, chosen.batch, where.device)
+    dense = compare_times({"plain": plain}, shape, *timing)["plain"]
+    table = Timetable(reduction, hinged.network, options.batch, where.device)
     predicted = table.calibrate(dense)
-    say(f"plain network {dense:.3f} ms at batch {chosen.batch}; channels pay in steps of {table.step}")
+    say(f"plain network {dense:.3f} ms at batch {options.batch}; channels pay in steps of {table.step}")
     factor, best = 1.0, None
     for _ in range(_TRIES):
         ratio = lambda t, factor=factor: (
-            table.predict(found.removal.gone(keep(t)), chosen.merge)[0] * factor / predicted
+            table.predict(reduction.removal.gone(keep(t)), options.merge)[0] * factor / predicted
         )
-        choice: Found = find_threshold(ratio, chosen.target, norms.values(), below=True)
+        choice: ThresholdResult = find_threshold(ratio, options.target, norms.values(), below=True)
         kept = keep(choice.threshold)
-        if chosen.merge == "auto":
+        if options.merge == "auto":
             kept = table.fill(kept, norms)
-        _, merged = table.predict(found.removal.gone(kept), chosen.merge)
-        kept = found.whole(kept, merged)
+        _, merged = table.predict(reduction.removal.gone(kept), options.merge)
+        kept = reduction.whole(kept, merged)
         small = space.compressed(hinged, GroupMask(recipe, kept, merged))
-        times = compare_times({"small": small, "plain": plain}, shape, *place, rounds=_ROUNDS)
+        times = compare_times({"small": small, "plain": plain}, shape, *timing, rounds=_ROUNDS)
         reached = times["small"] / times["plain"]
-        met = reached <= chosen.target + _OVER
-        figures = {"milliseconds": times["small"], "milliseconds_dense": times["plain"], "milliseconds_share": reached}
-        made = Choice(kept, merged, choice.threshold, reached, met, figures)
-        if best is None or _better(made, best, chosen.target):
-            best = made
-        if (met and reached >= chosen.target - _NEAR) or (not met and choice.ratio > chosen.target):
-            break  # as near as can be, or the share that always stays
+        met = reached <= options.target + _OVER
+        metrics = {"milliseconds": times["small"], "milliseconds_dense": times["plain"], "milliseconds_share": reached}
+        candidate = Choice(kept, merged, choice.threshold, reached, met, metrics)
+        if best is None or _better(candidate, best, options.target):
+            best = candidate
+        if (met and reached >= options.target - _NEAR) or (not met and choice.ratio > options.target):
+            break  # as near as possible, or limited by the minimum keep ratio
         factor *= reached / max(ratio(choice.threshold), 1e-6)
-    return _plain(found, best) if best.ratio > 1 - NOISE and not best.met else best
+    return _plain(reduction, best) if best.ratio > 1 - NOISE and not best.met else best
 
 
-def _plain(found: Reduction, tried: Choice) -> Choice:
-    """Everything kept, for where nothing that was tried is faster: fewer multiply-adds alone are no gain."""
+def _plain(reduction: Reduction, tried: Choice) -> Choice:
+    """Keep everything, if no tried network is faster than the plain one."""
     dense = tried.figures["milliseconds_dense"]
-    figures = {"milliseconds": dense, "milliseconds_dense": dense, "milliseconds_share": 1.0}
-    kept = {s.name: np.ones(s.count, dtype=bool) for s in found.sets}
-    return Choice(kept, tuple(found.pairs), 0.0, 1.0, False, figures)
+    metrics = {"milliseconds": dense, "milliseconds_dense": dense, "milliseconds_share": 1.0}
+    kept = {s.name: np.ones(s.count, dtype=bool) for s in reduction.sets}
+    return Choice(kept, tuple(reduction.pairs), 0.0, 1.0, False, metrics)
 
 
-def _better(one: Choice, other: Choice, target: float) -> bool:
-    """Whether a choice meets the target where the other does not, or is nearer to it."""
-    if one.met != other.met:
-        return one.met
-    return abs(one.ratio - target) < abs(other.ratio - target)
+def _better(candidate: Choice, best: Choice, target: float) -> bool:
+    """Whether a choice meets the target and the best so far does not, or else is nearer to it."""
+    if candidate.met != best.met:
+        return candidate.met
+    return abs(candidate.ratio - target) < abs(best.ratio - target)

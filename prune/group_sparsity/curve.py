@@ -1,4 +1,4 @@
-"""What pruning alone costs in quality: small networks before retraining, batch norms adapted to what is left."""
+"""Quality of pruned networks before retraining, with adapted batch norms."""
 
 from __future__ import annotations
 
@@ -20,14 +20,21 @@ from sparsemask.tasks import EvaluationContext, Task
 
 
 def metrics(network: torch.nn.Module, task: Task, config: RunConfig, where: Arithmetic) -> dict[str, float]:
-    """The task's metrics of a network as it is."""
+    """Evaluate a network on the task.
+
+    Args:
+        network: moved to the device.
+        task: its data and metrics.
+        config: of the command; `family.eval_limit` limits the inputs.
+        where: device and precision.
+    """
     network.to(where.device, where.parameters)
     context = EvaluationContext.from_config(where, config)
     return task.metrics(task.evaluate(network, context, limit=config.family.eval_limit, quick=True))
 
 
 def adapted(network: torch.nn.Module, task: Task, config: RunConfig, where: Arithmetic) -> dict[str, float]:
-    """Likewise with batch norms' statistics taken anew, in place, from --bn_reestimate training batches."""
+    """Evaluate as :func:`metrics`, after re-estimating batch norm statistics in place on --bn_reestimate batches."""
     network.to(where.device, where.parameters)
     if config.family.bn_reestimate:
         source, seed = task.train_data, config.training.seed
@@ -45,9 +52,18 @@ def follow(
     where: Arithmetic,
     done: Mapping[float, dict],
 ) -> list[dict]:
-    """Rows (target, share, metrics) of a hinged network pruned to every share of --curve, the largest first.
+    """Prune a hinged network to every ratio of --curve and evaluate each.
 
-    done: rows that are there already, by target.
+    Args:
+        hinged: the searched network.
+        recipe: its configuration.
+        task: its data and metrics.
+        config: of the command.
+        where: device and precision.
+        done: finished rows by target.
+
+    Returns:
+        Rows of target, reached ratio ("share") and metrics, the largest target first.
     """
     rows = dict(done)
     for target in {*config.family.curve} - done.keys():
@@ -58,7 +74,7 @@ def follow(
 
 
 def rows_text(rows: list[dict], primary: str) -> str:
-    """The rows as a table."""
+    """Return the rows as a table."""
     columns = {
         "target": ("target", ".0%"),
         "share": ("reached", ".1%"),
@@ -68,6 +84,6 @@ def rows_text(rows: list[dict], primary: str) -> str:
 
 
 def points(rows: list[dict], primary: str, searched: float) -> list[Tried]:
-    """The rows, and the network they were cut from, for :func:`sparsemask.pictures.hinge.draw_tradeoff`."""
-    found = [Tried(row["share"], row[primary], f"{row['target']:.0%}", "before retraining") for row in rows]
-    return [Tried(1.0, searched, "searched", "baseline"), *found]
+    """Return the rows and the unpruned network as points for :func:`sparsemask.pictures.hinge.draw_tradeoff`."""
+    pruned = [Tried(row["share"], row[primary], f"{row['target']:.0%}", "before retraining") for row in rows]
+    return [Tried(1.0, searched, "searched", "baseline"), *pruned]

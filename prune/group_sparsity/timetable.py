@@ -1,7 +1,7 @@
-"""Milliseconds of what may be left of a network, from layers measured on the device at hand.
+"""Predict the milliseconds of pruned networks from layers measured on this device.
 
-Thinner layers are not faster in proportion: a device works in blocks of channels, and two thin convolutions may take
-longer than the one they replace. So every layer's time is measured at the channel numbers that come into question.
+Time is not proportional to channels: devices work in blocks of channels, and two thin convolutions may take longer than
+the one they replace. Every layer is therefore measured at the channel numbers that are considered.
 """
 
 from __future__ import annotations
@@ -18,34 +18,37 @@ from sparsemask.spaces.group_sparsity.reduction import Reduction
 from sparsemask.timing import milliseconds
 
 _STEPS = (16, 8, 4, 2)
-_SAME = 0.97  # of a time: not worth being called faster
+_SAME = 0.97  # ratio of times above which both count as equal
 _REPEATS, _SECONDS = 15, 0.15  # of one measurement
 
 
 @dataclass
 class _Layer:
-    """How a convolution or linear layer is called, its channel numbers aside."""
+    """Geometry of a convolution or linear layer, without its channel numbers."""
 
     module: nn.Module
     size: tuple[int, ...]  # of the input, without batch and channels
     groups: int
-    each: int  # outputs a group
+    per_group: int  # outputs a group
 
     @property
     def key(self) -> tuple:
         m = self.module
         if isinstance(m, nn.Linear):
             return ("linear",)
-        return (m.kernel_size, m.stride, m.padding, m.dilation, self.size, self.groups > 1 and self.each)
+        return (m.kernel_size, m.stride, m.padding, m.dilation, self.size, self.groups > 1 and self.per_group)
 
 
 @dataclass
 class Timetable:
-    """Measured times of a structure's layers; asked for a network without some elements it sums them up.
+    """Measured times of a network's layers, summed to predict the time of pruned networks.
 
-    Args:
-        reduction: the structure; network: one of it, whose layers say how they are called.
-        batch: inputs at once. device, dtype: of the measurements.
+    Attributes:
+        reduction: the group structure.
+        network: one of this structure, for the geometry of its layers.
+        batch: inputs at once.
+        device: of the measurements.
+        dtype: of the measurements.
     """
 
     reduction: Reduction
@@ -53,8 +56,8 @@ class Timetable:
     batch: int
     device: torch.device
     dtype: torch.dtype = torch.float32
-    rest: float = 0.0
-    """Milliseconds an elementwise operation of one sample, what layers leave unexplained; see :meth:`calibrate`."""
+    elementwise: float = 0.0
+    """Milliseconds of an elementwise operation on one sample; see :meth:`calibrate`."""
     _known: dict[tuple, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,21 +73,25 @@ class Timetable:
         self.step = self._step()
 
     def _step(self) -> int:
-        """Channel numbers between multiples of it are no faster than the next multiple: measured, largest first."""
-        convs = [one for one in self.layers.values() if one.size and one.groups == 1 and one.module.out_channels >= 32]
+        """Measure the largest step such that channel numbers between its multiples are as slow as the next multiple."""
+        convs = [
+            layer
+            for layer in self.layers.values()
+            if layer.size and layer.groups == 1 and layer.module.out_channels >= 32
+        ]
         if not convs:
             return 1
-        widest = max(convs, key=lambda one: one.module.weight.numel())
+        widest = max(convs, key=lambda layer: layer.module.weight.numel())
         n_in, n_out = min(widest.module.in_channels, 128), min(widest.module.out_channels, 128) // 16 * 16
-        whole = self._measure(widest, n_in, n_out)
+        full = self._measure(widest, n_in, n_out)
         for step in _STEPS:
             between = [n_out - step + 1, n_out - step // 2] if step > 2 else [n_out - 1]
-            if all(self._measure(widest, n_in, n) >= _SAME * whole for n in between):
+            if all(self._measure(widest, n_in, n) >= _SAME * full for n in between):
                 return step
         return 1
 
     def time(self, name: str, n_in: int, n_out: int) -> float:
-        """Milliseconds of a layer with these channels, at the next multiples of the device's step."""
+        """Return a layer's milliseconds with these channels, rounded up to multiples of the device's step."""
         layer = self.layers[name]
         if layer.groups == 1:
             full = layer.module.weight.shape[:2]
@@ -95,25 +102,30 @@ class Timetable:
         return self._known[key]
 
     def _measure(self, layer: _Layer, n_in: int, n_out: int) -> float:
-        place = {"device": self.device, "dtype": self.dtype}
+        factory = {"device": self.device, "dtype": self.dtype}
         m = layer.module
         if isinstance(m, nn.Linear):
-            x, w = torch.randn(self.batch, n_in, **place), torch.randn(n_out, n_in, **place)
+            x, w = torch.randn(self.batch, n_in, **factory), torch.randn(n_out, n_in, **factory)
             call = lambda: F.linear(x, w)
         else:
-            groups = max(1, n_out // layer.each) if layer.groups > 1 else 1
+            groups = max(1, n_out // layer.per_group) if layer.groups > 1 else 1
             last = torch.channels_last
-            x = torch.randn(self.batch, n_in, *layer.size, **place).contiguous(memory_format=last)
-            w = torch.randn(n_out, n_in // groups, *m.kernel_size, **place).contiguous(memory_format=last)
-            b = torch.zeros(n_out, **place)
+            x = torch.randn(self.batch, n_in, *layer.size, **factory).contiguous(memory_format=last)
+            w = torch.randn(n_out, n_in // groups, *m.kernel_size, **factory).contiguous(memory_format=last)
+            b = torch.zeros(n_out, **factory)
             call = lambda: F.conv2d(x, w, b, m.stride, m.padding, m.dilation, groups)
-        # The fastest call: what else the machine does is no property of the layer.
+        # The fastest call, which other load on the machine affects least.
         return milliseconds(call, repeats=_REPEATS, warmup=2, device=self.device, budget=_SECONDS).fastest
 
     def predict(self, gone: np.ndarray, merge: str = "auto") -> tuple[float, tuple[str, ...]]:
-        """(milliseconds of the network without these elements, the pairs that are one convolution in it).
+        """Predict the time of the network without some elements.
 
-        merge: "auto", the faster form of every pair; "plan" or "none" as :meth:`Reduction.merged`.
+        Args:
+            gone: bool (graph.count,), the removed elements.
+            merge: "auto": the faster form of every pair; "plan" or "none" as :meth:`Reduction.merged`.
+
+        Returns:
+            Milliseconds, and the names of the merged pairs.
         """
         ends = self.reduction.accounting.layers(gone)
         fixed = None if merge == "auto" else set(self.reduction.merged(gone, merge))
@@ -125,17 +137,17 @@ class Timetable:
         for name in self.reduction.pairs:
             (n_in, rank), (_, n_out) = ends[f"{name}.0"], ends[f"{name}.1"]
             pair = self.time(f"{name}.0", n_in, rank) + self.time(f"{name}.1", rank, n_out)
-            pair += self.rest * self._positions(name) * rank  # written and read once more
-            one = self._one(name, n_in, n_out)
-            chosen = one <= pair if fixed is None else name in fixed
-            total += one if chosen else pair
+            pair += self.elementwise * self._positions(name) * rank  # written and read once more
+            merged_time = self._merged_time(name, n_in, n_out)
+            chosen = merged_time <= pair if fixed is None else name in fixed
+            total += merged_time if chosen else pair
             if chosen:
                 merged.append(name)
         count = self.reduction.accounting.count(gone)
-        return total + self.rest * (count.published - count.multiply_adds), tuple(merged)
+        return total + self.elementwise * (count.published - count.multiply_adds), tuple(merged)
 
-    def _one(self, name: str, n_in: int, n_out: int) -> float:
-        """The merged convolution of a pair: the first one's kernel, the second one's outputs."""
+    def _merged_time(self, name: str, n_in: int, n_out: int) -> float:
+        """Milliseconds of a pair's merged convolution: the first one's kernel, the second one's outputs."""
         first, second = self.layers[f"{name}.0"], self.layers[f"{name}.1"]
         n_out = min(-(-n_out // self.step) * self.step, second.module.weight.shape[0])
         n_in = min(-(-n_in // self.step) * self.step, first.module.weight.shape[1])
@@ -148,8 +160,15 @@ class Timetable:
         return int(np.prod(self.layers[f"{name}.1"].size, dtype=np.int64))
 
     def calibrate(self, plain: float) -> float:
-        """Lay what the plain network takes beyond its layers on its elementwise operations; returns its prediction."""
-        self.rest = 0.0
+        """Attribute the plain network's time beyond its layers to elementwise operations.
+
+        Args:
+            plain: measured milliseconds of the plain network.
+
+        Returns:
+            The prediction for the plain network.
+        """
+        self.elementwise = 0.0
         count = self.reduction.baseline["multiply-adds"] - self.reduction.baseline["executed"]
         nothing = np.zeros(self.reduction.graph.count, dtype=bool)
         layers = sum(
@@ -159,12 +178,20 @@ class Timetable:
         )
         for name in self.reduction.pairs:
             first, second = (self.layers[f"{name}.{part}"].module for part in (0, 1))
-            layers += self._one(name, first.in_channels, second.out_channels)
-        self.rest = max(0.0, plain - layers) / max(1, count)
-        return layers + self.rest * count
+            layers += self._merged_time(name, first.in_channels, second.out_channels)
+        self.elementwise = max(0.0, plain - layers) / max(1, count)
+        return layers + self.elementwise * count
 
     def fill(self, kept: Mapping[str, np.ndarray], norms: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`kept` with the groups that cost no time brought back, a set after the other, the largest norms first."""
+        """Restore dropped groups that cost no time, set by set, largest norms first.
+
+        Args:
+            kept: by set name, bool (count,).
+            norms: of the groups, by set name.
+
+        Returns:
+            `kept` with the restored groups.
+        """
         kept = {name: np.array(k) for name, k in kept.items()}
         now, _ = self.predict(self.reduction.removal.gone(kept))
         for name in kept:

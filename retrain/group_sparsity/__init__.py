@@ -1,4 +1,4 @@
-"""Networks of the groups that stayed: fine-tuned under a teacher, evaluated beside the plain network, shared.
+"""Retraining of networks with pruned groups by distillation, and evaluation compared with the plain network.
 
 Hinge (Li et al., CVPR 2020, arXiv 2003.08935), section 3.5.
 """
@@ -36,7 +36,7 @@ NETWORK = "network.safetensors"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupRetrainingSection(Section):
-    """What the small network starts from, and who teaches it."""
+    """Initial weights and teacher of the small network."""
 
     title = "groups of weights"
     mask_path: str | None = flag(help="mask file (.npz), as prune/prune.py writes it")
@@ -55,7 +55,7 @@ class GroupRetrainingSection(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupEvaluationSection(Section):
-    """How the small network is timed beside the plain one."""
+    """Timing of the small network and the plain one."""
 
     title = "groups of weights"
     mask_path: str | None = flag(help="checked against the weights' own")
@@ -66,7 +66,7 @@ class GroupEvaluationSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltPruned(Built):
-    """A small network, its mask, and who teaches it: never a part of the network, so neither trained nor saved."""
+    """A small network, its mask and its teacher, which is no submodule and so neither trained nor saved."""
 
     mask: files.GroupMask
     teacher: torch.nn.Module | None
@@ -82,11 +82,11 @@ class RestoredPruned(Restored):
 def _start(config: RunConfig) -> tuple[files.GroupMask, Path]:
     """The mask and the file that holds the weights."""
     if config.family.ft_model:
-        found = read_checkpoint(config.family.ft_model)
+        state = read_checkpoint(config.family.ft_model)
         mask = spaces.get(config.network.space).load(config.family.ft_model).mask
         if mask is None:
             raise UseError(
-                f"--ft_model {config.family.ft_model}: no pruned network of this toolkit ({len(found)} tensors)"
+                f"--ft_model {config.family.ft_model}: no pruned network of this toolkit ({len(state)} tensors)"
             )
         return mask, Path(config.family.ft_model)
     if config.family.mask_path is None:
@@ -100,21 +100,21 @@ def _start(config: RunConfig) -> tuple[files.GroupMask, Path]:
 
 
 def _same_mask(path: str, mask: files.GroupMask | None, what: object) -> None:
-    wanted = files.load_mask(path)
-    alike = mask is not None and wanted.merged == mask.merged and wanted.kept.keys() == mask.kept.keys()
-    if not alike or any((wanted.kept[k] != mask.kept[k]).any() for k in wanted.kept):
+    expected = files.load_mask(path)
+    alike = mask is not None and expected.merged == mask.merged and expected.kept.keys() == mask.kept.keys()
+    if not alike or any((expected.kept[k] != mask.kept[k]).any() for k in expected.kept):
         raise UseError(f"--mask_path {path}: {what} is not a network of this mask")
 
 
 def _network_of(config: RunConfig, given: Mapping, mask: files.GroupMask, source: object) -> dict[str, Any]:
-    """The network's numbers from its mask, by flag; UseError where the command line says otherwise."""
+    """The network's hyperparameters from its mask, by flag; UseError if the command line contradicts them."""
     known = {name: mask.config.get(name) for name in ("arch", "variant", "init", "n_class")}
     adopted(config, given, known, source)
     return {**known, "arch_options": [f"{k}={v}" for k, v in mask.config["arch_options"].items()] or None}
 
 
 class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
-    """Small networks of the groups that stayed."""
+    """Small networks of the kept groups."""
 
     verb = "retrain"
 
@@ -127,12 +127,12 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
         parser.add_section("family", GroupEvaluationSection)
 
     def resolve(self, config: RunConfig, given: Mapping) -> RunConfig:
-        """Refuse an unusable mask, and weights that are not the mask's."""
+        """Check the mask, and that the weights belong to it."""
         _start(config)
         return config
 
     def build(self, context: Context) -> BuiltPruned:
-        """The small network; its checkpoints carry how it is built, and who teaches it."""
+        """Build the small network; its checkpoints hold its mask and teacher."""
         config, task = context.config, context.task
         space = spaces.get(config.network.space)
         seed_all(config.run.seed)
@@ -147,18 +147,18 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
             changes = _network_of(config, context.given, mask, config.family.mask_path or path)
             if config.family.ft_model:
                 model = space.load(path).network
-                found = {}
+                state = {}
             else:
-                found = read_checkpoint(path)
+                state = read_checkpoint(path)
                 hinged = space.structure(mask.config)
-                load_strictly(hinged.network, bare_state(found, path), path)
+                load_strictly(hinged.network, bare_state(state, path), path)
                 model = space.compressed(hinged, mask)
                 changes["mask_path"] = str(Path(config.family.mask_path).resolve())
                 changes["search_checkpoint"] = str(path.resolve())
-            teacher = choose_teacher(config, found, path)
-            share = mask.figures.get("multiply_adds_share")
-            left = "" if share is None else f", {share:.1%} of the multiply-adds"
-            context.say(f"weights of {path}{left}; teacher: {teacher['what'] or 'none'}")
+            teacher = choose_teacher(config, state, path)
+            ratio = mask.figures.get("multiply_adds_share")
+            cost = "" if ratio is None else f", {ratio:.1%} of the multiply-adds"
+            context.say(f"weights of {path}{cost}; teacher: {teacher['what'] or 'none'}")
             saved = mask.recipe()
         if task.n_output != mask.config["n_class"]:
             raise UseError(
@@ -178,34 +178,34 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
         )
 
     def method(self, context: Context, built: BuiltPruned) -> FineTuning:
-        """The small network under its teacher."""
+        """Training with distillation."""
         return FineTuning(context.config, built.teacher)
 
     def finish(self, context: Context, built: BuiltPruned, result: dict) -> int:
-        """The network to share, its costs and pictures."""
+        """Write the network as safetensors, measure and draw it."""
         config, run, model, mask = context.config, context.run, built.model, built.mask
         space = spaces.get(config.network.space)
         reduction = space.structure(mask.config).reduction
         space.save(run.folder / NETWORK, model, mask)
-        noted = {
+        entries = {
             **records.entries(reduction, mask.kept, mask.merged),
             **records.times(model, mask.config, config.family.batch, context.arithmetic.device),
         }
-        run.note(network=NETWORK, threshold=mask.threshold, **noted)
+        run.note(network=NETWORK, threshold=mask.threshold, **entries)
         records.draw_kept_groups(run, mask.kept)
         run_summary.draw_training(context, model)
         line = (
             f"retrained: {run_summary.metric_text(context, result)}; multiply-adds "
-            f"{format_count(noted['multiply_adds'])} of {format_count(noted['multiply_adds_dense'])}, parameters "
-            f"{format_count(noted['parameters'])} of {format_count(noted['parameters_dense'])}, "
-            f"{noted['milliseconds']:.2f} ms (plain {noted['milliseconds_dense']:.2f}, batch {config.family.batch})"
+            f"{format_count(entries['multiply_adds'])} of {format_count(entries['multiply_adds_dense'])}, parameters "
+            f"{format_count(entries['parameters'])} of {format_count(entries['parameters_dense'])}, "
+            f"{entries['milliseconds']:.2f} ms (plain {entries['milliseconds_dense']:.2f}, batch {config.family.batch})"
         )
-        run_summary.announce(context, [line, slower_note([noted]), shortfall(context, result)], [NETWORK])
+        run_summary.announce(context, [line, slower_note([entries]), shortfall(context, result)], [NETWORK])
         run_summary.announce_next(context, "eval")
         return 0
 
     def restore(self, parser: Parser, given: dict, run: runs.Run | None) -> RestoredPruned:
-        """Of a run, or of any weights file, public and plain ones included."""
+        """Load the network of a run, or of any weights file, public and plain ones included."""
         source = read_source(parser, given, run, ("eval_limit", "config", "batch", "mask_path"))
         config = source.config
         loaded = spaces.get(given["space"]).load(source.path)
@@ -216,7 +216,7 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
         return RestoredPruned(config=config, model=model, arithmetic=where, run=run, mask=loaded.mask)
 
     def evaluate(self, restored: RestoredPruned) -> int:
-        """Print quality, and what the network costs beside the plain one."""
+        """Print the task's report, and the network's costs compared with the plain one's."""
         config, model, where = restored.config, restored.model, restored.arithmetic
         task = tasks.get(config.data.task, config)
         predictions: dict[int, torch.Tensor] = {}
@@ -228,18 +228,18 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
         if distributed.rank():
             return 0
         say(task.report(scores))
-        noted = measured(restored, task)
-        say(costs_text(noted, config.family))
-        if note := slower_note(noted):
+        rows = measured(restored, task)
+        say(costs_text(rows, config.family))
+        if note := slower_note(rows):
             say(note)
         if config.evaluation.out:
             say(f"predictions in {write_predictions(task, predictions, config.evaluation.out)}")
-        entries = {"eval": {**task.record(scores), "pictures": scores.count}, **noted[0]}
+        entries = {"eval": {**task.record(scores), "pictures": scores.count}, **rows[0]}
         record_evaluation(restored, task, scores, entries)
         return 0
 
     def load_run(self, run: runs.Run) -> torch.nn.Module:
-        """Of a search too."""
+        """Load the network of a run, also of a search."""
         return spaces.get(checkpoint.load(run.last)["space"]).load(run.last).network
 
 

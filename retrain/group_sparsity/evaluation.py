@@ -1,4 +1,4 @@
-"""What an evaluation says of a pruned network's cost, and the file of its predictions."""
+"""Cost report of a pruned network's evaluation, and its predictions file."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from sparsemask.tasks.classification.task import ClassificationTask
 if TYPE_CHECKING:
     from sparsemask.retrain.group_sparsity import GroupEvaluationSection
 
-_NOISE = 0.03  # of a time: not worth being called slower
+_NOISE = 0.03  # relative error of measured times
 
 
 def measured(restored: Restored, task: ClassificationTask) -> list[dict]:
-    """Entries of run.json for every batch size asked for (at least one): counts, and times where they are wanted.
+    """Measure the costs of a network.
 
-    A network without a mask (plain, or a published compressed file) is counted by itself.
+    Args:
+        restored: the network; without a mask (plain, or a published compressed file) no plain network is compared.
+        task: gives the shape of inputs.
+
+    Returns:
+        Entries of run.json for every batch size (at least one): counts, and times unless --rounds is 0.
     """
     timing, model, where, mask = restored.config.family, restored.model, restored.arithmetic, restored.mask
     space = spaces.get("hinge")
     if mask is not None:
-        found = space.structure(mask.config).reduction
-        counted, recipe = records.entries(found, mask.kept, mask.merged), mask.config
+        reduction = space.structure(mask.config).reduction
+        counted, recipe = records.entries(reduction, mask.kept, mask.merged), mask.config
     else:
         counted = {"parameters": count_parameters(model), "multiply_adds_true": multiply_adds(model, task.input_shape)}
         recipe = space.config({}, task.input_shape[1:])
@@ -49,7 +54,7 @@ def measured(restored: Restored, task: ClassificationTask) -> list[dict]:
 
 
 def costs_text(rows: list[Mapping], timing: GroupEvaluationSection) -> str:
-    """A table of costs, the network's and the plain one's, and where the times come from."""
+    """Return a table of the network's and the plain one's costs, and how times were measured."""
     lines = []
     for name, title, form in (
         ("multiply_adds", "multiply-adds (published convention)", format_count),
@@ -63,33 +68,34 @@ def costs_text(rows: list[Mapping], timing: GroupEvaluationSection) -> str:
             title = f"milliseconds, batch {row['timed']['batch']}"
             lines.append(_line(title, row["milliseconds"], row.get("milliseconds_dense"), "{:.3f}".format))
     names = {"cost": "cost", "value": "network", "plain": "plain", "share": "share", "gain": "gain"}
-    said = ""
+    footer = ""
     if timing.rounds:
         form = "compiled" if timing.compiled else "eager"
-        said = (
+        footer = (
             f"\n(medians of {timing.rounds} in turn, {form}, batch norms folded, {torch.get_num_threads()} thread(s))"
         )
-    return "\n" + table(lines, names) + said
+    return "\n" + table(lines, names) + footer
 
 
 def slower_note(rows: Sequence[Mapping]) -> str | None:
-    """One line where the network takes longer than the plain one, by more than measuring errs, and what to do then.
+    """Return a line with advice if the network is slower than the plain one by more than the error of measuring.
 
-    rows: entries with `milliseconds`, `milliseconds_dense` and `timed`, or without, where nothing was timed.
+    Args:
+        rows: as :func:`measured` returns them.
     """
     timed = [row for row in rows if row.get("milliseconds_dense")]
     slow = [row for row in timed if row["milliseconds"] > (1 + _NOISE) * row["milliseconds_dense"]]
     if not slow:
         return None
-    found = ", ".join(
+    ratios = ", ".join(
         f"{row['milliseconds'] / row['milliseconds_dense']:.0%} of its time at batch {row['timed']['batch']}"
         for row in slow
     )
     how = f"--by milliseconds --merge auto --batch {slow[0]['timed']['batch']}"
     how += " --compiled" if slow[0]["timed"]["compiled"] else ""
     return (
-        f"note: slower than the plain network here ({found}): fewer multiply-adds are not less time; prune with {how}, "
-        "which measures, or keep the plain network"
+        f"note: slower than the plain network here ({ratios}): fewer multiply-adds are not less time; prune with "
+        f"{how}, which measures, or keep the plain network"
     )
 
 
@@ -101,7 +107,7 @@ def _line(title: str, value: float, plain: float | None, form) -> dict:
 
 
 def write_predictions(task: ClassificationTask, predictions: Mapping[int, torch.Tensor], out: str) -> Path:
-    """Write the first guesses of every picture into a folder; returns the file."""
+    """Write the predictions of every image into a folder; returns the file's path."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "predictions.csv"

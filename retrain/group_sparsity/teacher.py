@@ -1,6 +1,6 @@
-"""Who teaches a pruned network, and the loss that listens: distillation after Hinton et al. (arXiv 1503.02531).
+"""Distillation of pruned networks (Hinton et al., arXiv 1503.02531): choice of the teacher, and the loss.
 
-Hinge (Li et al., CVPR 2020, arXiv 2003.08935) fine-tunes under the plain network's answers.
+Hinge (Li et al., CVPR 2020, arXiv 2003.08935) fine-tunes with the plain network as the teacher.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from sparsemask.weights import config_of, load_strictly, load_weights
 
 
 class FineTuning(Method):
-    """A plain training of the small network, with a teacher's answers beside the truth.
+    """Training of the small network on labels and a teacher's outputs.
 
-    teacher: the network that answers, frozen; None: there is the truth alone.
+    Args:
+        config: of the run: weight of the teacher's loss and temperature.
+        teacher: frozen; None: labels alone.
     """
 
     def __init__(self, config: RunConfig, teacher: torch.nn.Module | None):
@@ -32,46 +34,62 @@ class FineTuning(Method):
 
     def groups(self, model: torch.nn.Module, config: RunConfig) -> list[dict]:
         """Everything at --lr."""
-        place = next(model.parameters())
+        parameter = next(model.parameters())
         if self.teacher is not None:
-            self.teacher.to(place.device, place.dtype)
+            self.teacher.to(parameter.device, parameter.dtype)
         return [
             {"name": "network", "params": [p for p in model.parameters() if p.requires_grad], "lr": config.training.lr}
         ]
 
     def loss(self, model: torch.nn.Module, task, images, output, target) -> torch.Tensor:
-        """(1 - w)·CE + w·T²·KL(softmax(teacher / T) ‖ softmax(network / T)), summed over the pictures."""
-        own = task.loss(output, target)
+        """(1 - w)·CE + w·T²·KL(softmax(teacher / T) ‖ softmax(network / T)), summed over the images."""
+        task_loss = task.loss(output, target)
         if self.teacher is None or not self.share:
-            return own
+            return task_loss
         with torch.no_grad():
-            wanted = self.teacher.eval()(images)  # its batch norms must neither see nor remember this batch
+            answer = self.teacher.eval()(images)  # its batch norms must neither see nor remember this batch
         t = self.temperature
         pull = F.kl_div(
-            F.log_softmax(output.float() / t, 1), F.log_softmax(wanted.float() / t, 1), reduction="sum", log_target=True
+            F.log_softmax(output.float() / t, 1), F.log_softmax(answer.float() / t, 1), reduction="sum", log_target=True
         )
-        return (1 - self.share) * own + self.share * t * t * pull
+        return (1 - self.share) * task_loss + self.share * t * t * pull
 
 
-def choose_teacher(config: RunConfig, found: Mapping, path: Path) -> dict:
-    """Whose answers are learnt from: kind, file and its hash, as the checkpoints remember it."""
-    wanted = config.family.teacher if config.family.distill else "none"
-    if wanted == "auto":
-        start = config_of(found).get("pretrained_model")
-        wanted = start if isinstance(start, str) and Path(start).exists() else "search" if found else "none"
-    if wanted == "none":
+def choose_teacher(config: RunConfig, state: Mapping, path: Path) -> dict:
+    """Choose the teacher.
+
+    Args:
+        config: of the run.
+        state: the search's checkpoint; empty if the run starts from another retraining.
+        path: of the checkpoint.
+
+    Returns:
+        "kind" ("none", "search" or "plain"), "what" (the file) and its "sha256", as checkpoints store it.
+
+    Raises:
+        UseError: no such file or search.
+    """
+    source = config.family.teacher if config.family.distill else "none"
+    if source == "auto":
+        start = config_of(state).get("pretrained_model")
+        source = start if isinstance(start, str) and Path(start).exists() else "search" if state else "none"
+    if source == "none":
         return {"kind": "none", "what": "", "sha256": ""}
-    if wanted == "search":
-        if not found:
+    if source == "search":
+        if not state:
             raise UseError("--teacher search: --ft_model is no search; give a file of weights, or none")
         return {"kind": "search", "what": str(path.resolve()), "sha256": sha256(path)}
-    if not Path(wanted).is_file():
-        raise UseError(f"--teacher {wanted}: no such file (a file of weights, search or none)")
-    return {"kind": "plain", "what": str(Path(wanted).resolve()), "sha256": sha256(wanted)}
+    if not Path(source).is_file():
+        raise UseError(f"--teacher {source}: no such file (a file of weights, search or none)")
+    return {"kind": "plain", "what": str(Path(source).resolve()), "sha256": sha256(source)}
 
 
 def same_teacher(teacher: Mapping) -> dict:
-    """A resumed run's teacher: the same file, byte for byte."""
+    """Return a resumed run's teacher.
+
+    Raises:
+        UseError: its file is missing or has changed.
+    """
     if teacher["kind"] != "none":
         what = Path(teacher["what"])
         if not what.is_file() or sha256(what) != teacher["sha256"]:
@@ -80,7 +98,12 @@ def same_teacher(teacher: Mapping) -> dict:
 
 
 def build_teacher(teacher: Mapping, mask: GroupMask) -> torch.nn.Module | None:
-    """The network that answers, frozen, in evaluation mode; None where nobody does."""
+    """Build the teacher network, frozen, in evaluation mode; None without one.
+
+    Args:
+        teacher: as :func:`choose_teacher` returns it.
+        mask: of the pruned network; holds the recipe.
+    """
     if teacher["kind"] == "none":
         return None
     space, what = spaces.get("hinge"), teacher["what"]

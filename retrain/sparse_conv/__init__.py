@@ -1,4 +1,4 @@
-"""Networks with fine-grained masks: fine-tuned with the masks fixed, evaluated, shared."""
+"""Retraining of networks with fixed fine-grained masks, and their evaluation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from sparsemask.weights import bare_state, load_strictly, read_checkpoint
 
 
 class MasksFixed(Method):
-    """The weights train on under hard masks; channel logits and mask branches are frozen."""
+    """Training of the weights with hard masks; channel logits and mask branches are frozen."""
 
     def groups(self, model: torch.nn.Module, config: RunConfig) -> list[dict]:
         """All that is not frozen, at --lr."""
@@ -43,12 +43,12 @@ class MasksFixed(Method):
         ]
 
     def evaluate(self, model: torch.nn.Module, task, arithmetic, config: RunConfig) -> dict:
-        """The task's figures, and the kept fraction, which moves as the features under the masks do."""
+        """The task's metrics, and the kept fraction, which changes with the features that masks are predicted from."""
         return evaluate_kept(model, task, arithmetic, config)
 
 
 class Start(NamedTuple):
-    """A mask, the checkpoint that holds its weights, and the configuration with the network's numbers."""
+    """A mask, the checkpoint that holds its weights, and the configuration with the network's hyperparameters."""
 
     masks: files.FineMasks
     path: Path
@@ -56,7 +56,7 @@ class Start(NamedTuple):
 
 
 def _start(config: RunConfig, given: Mapping) -> Start:
-    """What the flags name; UseError where it does not fit together."""
+    """Resolve mask and weights from flags; UseError if they do not fit."""
     source = config.family.mask_path
     if source is None:
         raise UseError("--mask_path is missing: a mask file (prune/prune.py writes one)")
@@ -76,9 +76,16 @@ def _start(config: RunConfig, given: Mapping) -> Start:
 
 
 def with_network(config: RunConfig, given: Mapping, network: Mapping, source: object) -> RunConfig:
-    """A configuration with a network's numbers from its mask or weights.
+    """Set a network's hyperparameters in a configuration.
 
-    Raises UseError where the command line says otherwise.
+    Args:
+        config: of the command.
+        given: the flags that the user named on the command line.
+        network: hyperparameters by flag; unknown ones are ignored.
+        source: where they come from, for errors.
+
+    Raises:
+        UseError: the command line contradicts them.
     """
     return adopted(config, given, {name: value for name, value in network.items() if name in config}, source)
 
@@ -91,7 +98,7 @@ def _choose_backend(model: torch.nn.Module, name: str) -> None:
 
 
 def _calls(space, model: torch.nn.Module, config: RunConfig) -> dict:
-    """How a :class:`Watch` calls the network, where not as it is: in tiles, over flips."""
+    """Arguments of :class:`Watch` for calls in tiles or over flips; empty for plain calls."""
     if not isinstance(space, HasViews):
         if config.evaluation.flips:
             raise UseError(f"--flips is not for space '{config.network.space}'")
@@ -105,7 +112,7 @@ def _calls(space, model: torch.nn.Module, config: RunConfig) -> dict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SparseConvRetrainingSection(Section):
-    """Which mask, and the weights that it was made from."""
+    """The mask, and the weights that it was made from."""
 
     title = "fine-grained masks"
     mask_path: str | None = flag(help="mask file (.npz), as prune/prune.py writes it")
@@ -114,7 +121,7 @@ class SparseConvRetrainingSection(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SparseConvEvaluationSection(Section):
-    """Which masks, and how the network is computed and timed."""
+    """The masks, and how the network is computed and timed."""
 
     title = "fine-grained masks"
     mask_path: str | None = flag(help="mask file (.npz) of these weights (default: their argmax)")
@@ -139,11 +146,11 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
             parser.add_section("views", views)
 
     def resolve(self, config: RunConfig, given: Mapping) -> RunConfig:
-        """Refuse an unusable mask, and weights that are not the mask's, which says the network's numbers."""
+        """Check that mask and weights belong together; the mask determines the network's hyperparameters."""
         return _start(config, given).config
 
     def build(self, context: Context) -> Built:
-        """The network with its masks fixed; its checkpoints carry the masks."""
+        """Build the network with fixed masks; its checkpoints hold the masks."""
         config, run = context.config, context.run
         space = spaces.get(config.network.space)
         seed_all(config.run.seed)
@@ -169,26 +176,26 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         return Built(model, {"mask": saved}, changes, {"family": "sparse_conv"})
 
     def method(self, context: Context, built: Built) -> MasksFixed:
-        """Weights alone."""
+        """Training with fixed masks."""
         return MasksFixed()
 
     def finish(self, context: Context, built: Built, result: dict) -> int:
-        """The network to share, its mask file, costs; 1 where what skips and what multiplies by masks differ."""
-        noted = conclude(context, built.model)
-        share(context, built.model, noted, built.extra["mask"]["threshold"])
-        wrong = noted["milliseconds"] is None
-        times = "" if wrong else f", {noted['milliseconds']:.1f} ms (dense {noted['milliseconds_dense']:.1f})"
+        """Write network and mask file, measure and draw; 1 if skipping and multiplying give different outputs."""
+        measured = conclude(context, built.model)
+        share(context, built.model, measured, built.extra["mask"]["threshold"])
+        wrong = measured["milliseconds"] is None
+        times = "" if wrong else f", {measured['milliseconds']:.1f} ms (dense {measured['milliseconds_dense']:.1f})"
         line = (
             f"retrained: {run_summary.metric_text(context, result)}; kept fraction "
-            f"{noted['kept_fraction']:.3f}, {format_count(noted['parameters'])} parameters, multiply-adds "
-            f"{format_count(noted['multiply_adds'])} of {format_count(noted['multiply_adds_dense'])}{times}"
+            f"{measured['kept_fraction']:.3f}, {format_count(measured['parameters'])} parameters, multiply-adds "
+            f"{format_count(measured['multiply_adds'])} of {format_count(measured['multiply_adds_dense'])}{times}"
         )
         run_summary.announce(context, [line, shortfall(context, result)], [NETWORK, f"mask{files.SUFFIX}"])
         run_summary.announce_next(context, "eval")
         return int(wrong)
 
     def restore(self, parser: Parser, given: dict, run: runs.Run | None) -> Restored:
-        """Of a run, a specialisation included, or of any weights file, whose masks --mask_path may replace."""
+        """Load the network of a run (also a specialisation) or of a weights file; --mask_path replaces its masks."""
         space = spaces.get(given["space"])
         source = read_source(parser, given, run, ("eval_limit", "config"))
         config, state = source.config, source.state
@@ -210,7 +217,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         return Restored(config, ready(model, where), where, run)
 
     def evaluate(self, restored: Restored) -> int:
-        """Print quality, time of the sparse and the dense form, what was kept and computed."""
+        """Print metrics, times of the sparse and the dense form, kept fractions and multiply-adds."""
         config, model, where = restored.config, restored.model, restored.arithmetic
         task = tasks.get(config.data.task, config)
         space = spaces.get(config.network.space)
@@ -233,7 +240,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         return 0
 
     def load_run(self, run: runs.Run) -> torch.nn.Module:
-        """Of a search too."""
+        """Load the network of a run, also of a search."""
         state = checkpoint.load(run.last)
         return spaces.get(state["space"]).load(run.last).network
 

@@ -1,4 +1,4 @@
-"""The table an evaluation of a network with fine-grained masks prints: quality beside what it really cost."""
+"""Table of an evaluation of a network with fine-grained masks: metrics and measured costs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ _TIMES = ("ms", "dense_ms", "gain")
 
 
 def cost_rows(costs: Tensor) -> list[dict]:
-    """A row of costs for each input the network was called with, and one of the means."""
-    found = []
+    """Return a row of costs for each input, and a last one of means.
+
+    Args:
+        costs: as :meth:`sparsemask.spaces.sparse_conv.measuring.Watch.table` returns it.
+    """
+    rows = []
     for values in [*costs.tolist(), costs.mean(0).tolist()]:
-        one = dict(zip(COLUMNS, values, strict=True))
-        found.append({**one, "gain": one["dense_ms"] / one["ms"], "share": one["executed"] / one["dense"]})
+        row = dict(zip(COLUMNS, values, strict=True))
+        rows.append({**row, "gain": row["dense_ms"] / row["ms"], "share": row["executed"] / row["dense"]})
     if len(costs):
-        found[-1]["gain"] = math.exp(float((costs[:, 4] / costs[:, 3]).log().mean()))  # of ratios the geometric mean
-    return found
+        rows[-1]["gain"] = math.exp(float((costs[:, 4] / costs[:, 3]).log().mean()))  # of ratios the geometric mean
+    return rows
 
 
 def evaluation_text(
@@ -42,14 +46,24 @@ def evaluation_text(
     where: Arithmetic,
     config: RunConfig,
 ) -> str:
-    """The task's table with the costs (by picture, where it scores picture by picture), what each module keeps, and
-    the means."""
-    found = cost_rows(costs)
-    mean = found[-1]
+    """Return the evaluation's report: metrics and costs (by input, if scores are), kept fractions by module, means.
+
+    Args:
+        space: of the network.
+        model: the network.
+        task: that it was evaluated on.
+        scores: of the task.
+        costs: float64 (inputs, 5), see :func:`cost_rows`.
+        by_module: kept locations and fraction by module.
+        where: device and precision.
+        config: of the command.
+    """
+    input_costs = cost_rows(costs)
+    mean = input_costs[-1]
     timed = {k: v for k, v in _COSTS.items() if config.family.rounds or k not in _TIMES}
     by_sample = isinstance(scores, ScoresBySample)
     if by_sample:
-        rows = [{**quality, **cost} for quality, cost in zip(scores.rows(), found, strict=True)]
+        rows = [{**quality, **cost} for quality, cost in zip(scores.rows(), input_costs, strict=True)]
         lines = [table(rows, {**scores.columns, **timed})]
     else:
         lines = [
@@ -58,11 +72,11 @@ def evaluation_text(
             table([{"on": f"mean of {task.items}", **mean}], {"on": "on", **timed}),
         ]
     lines += ["", module_table(hard_masks(model), by_module), ""]
-    said = f"{scores.summary()}  " if by_sample else ""
-    said += f"kept {mean['kept']:.3f}  multiply-adds {100 * mean['share']:.1f} % of dense"
+    summary = f"{scores.summary()}  " if by_sample else ""
+    summary += f"kept {mean['kept']:.3f}  multiply-adds {100 * mean['share']:.1f} % of dense"
     if config.family.rounds:
-        said += f"  {mean['gain']:.2f} times as fast as dense"
-    lines.append(said)
+        summary += f"  {mean['gain']:.2f} times as fast as dense"
+    lines.append(summary)
     if row := space.published_row(model, mean["share"]):
         lines.append(row)
     device = str(where.device) if where.device.type == "cpu" else torch.cuda.get_device_name(where.device)
@@ -75,14 +89,14 @@ def evaluation_text(
 
 
 def record(model: nn.Module, task: Task, scores: Scores, costs: Tensor, by_module: dict) -> dict:
-    """What run.json keeps of an evaluation."""
-    *each, mean = ({k: _known(v) for k, v in row.items()} for row in cost_rows(costs))
-    kept = task.record(scores)
-    if "each" in kept:
-        kept["each"] = [{**a, **b} for a, b in zip(kept["each"], each, strict=True)]
-    return {**kept, **mean, "pictures": len(costs), "modules": by_module}
+    """Return an evaluation's entry of run.json; arguments as :func:`evaluation_text`."""
+    *by_input, mean = ({k: _known(v) for k, v in row.items()} for row in cost_rows(costs))
+    entries = task.record(scores)
+    if "each" in entries:
+        entries["each"] = [{**a, **b} for a, b in zip(entries["each"], by_input, strict=True)]
+    return {**entries, **mean, "pictures": len(costs), "modules": by_module}
 
 
 def _known(value):
-    """JSON knows neither NaN nor infinity."""
+    """None for NaN and infinity, which JSON lacks."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Learning fine-grained masks on trained networks: their start, their masks' method, the comparison of their forms."""
+"""Specialisation: learn fine-grained masks on trained networks, and compare the resulting forms."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _START = "what is specialised"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpecializationSection(search_method.SparseMaskSection):
-    """How masks are learnt, of which network, and how its forms are compared."""
+    """Options of the masks' training, the initial network and the comparison of forms."""
 
     run: str | None = flag(help="a retrained connectivity run (default: the newest)", group=_START)
     mask_path: str | None = flag(help="its connectivity mask, to be sure, or that of --ft_model", group=_START)
@@ -35,24 +35,24 @@ class SpecializationSection(search_method.SparseMaskSection):
 
 
 class Specialization(TrainingFamily[Built]):
-    """All spaces of fine-grained masks, their weights from dense networks."""
+    """Specialisation for all spaces of fine-grained masks, starting from dense weights."""
 
     verb = "specialize"
 
     def add_options(self, parser: Parser) -> None:
-        """Flags of the masks' search, with a budget, and of what is started from."""
+        """Flags of the masks' search, with a budget, and of the initial network."""
         search_method.add_section(parser, SpecializationSection, keep=0.5)
 
     def default_flags(self, given: dict) -> dict:
-        """The newest retrained network."""
+        """Default to the newest retrained network."""
         return newest_start(given)
 
     def resolve(self, config: RunConfig, given: Mapping) -> RunConfig:
-        """Find out which network is specialised."""
+        """Resolve the network that is specialised."""
         return resolve_start(config, given)
 
     def build(self, context: Context) -> Built:
-        """The network with soft masks on the dense network's weights, or as its checkpoint has it."""
+        """Build the network with soft masks and the dense network's weights, or for a checkpoint's."""
         config = context.config
         seed_all(config.run.seed)
         space = spaces.get(config.network.space)
@@ -64,11 +64,11 @@ class Specialization(TrainingFamily[Built]):
         return Built(model, notes={"family": "sparse_conv"})
 
     def method(self, context: Context, built: Built) -> search_method.SparseConvSearch:
-        """As the search's."""
+        """The search's method."""
         return search_method.SparseConvSearch(context.config)
 
     def finish(self, context: Context, built: Built, result: dict) -> int:
-        """The network and its mask file, the table of forms; 1 where forms differ that must not."""
+        """Write network and mask file, print the table of forms; 1 if forms differ that must be equal."""
         config, run, model = context.config, context.run, built.model
         measured = conclude(context, model)
         masks = share(context, model, measured, config.family.thres)
@@ -77,8 +77,8 @@ class Specialization(TrainingFamily[Built]):
         run.note(forms=rows, **({"wrong": wrong, "milliseconds": None, "milliseconds_dense": None} if wrong else {}))
         kept = masks.mean_kept
         missed = search_method.missed(kept, config.family.keep) if config.family.keep is not None else ""
-        of = "the multiply-adds" if model.kept_weights else "what has masks"
-        lines = [text, f"kept {kept:.3f} of {of} (budget {config.family.keep:g}{missed})"]
+        subject = "the multiply-adds" if model.kept_weights else "what has masks"
+        lines = [text, f"kept {kept:.3f} of {subject} (budget {config.family.keep:g}{missed})"]
         run_summary.announce(context, lines, [NETWORK, "mask.npz", "forms.json"])
         if wrong:
             training_setup.warn(

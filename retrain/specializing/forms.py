@@ -1,4 +1,4 @@
-"""The forms of a specialised network side by side, dense, masked and skipping: quality, multiply-adds, milliseconds."""
+"""Compare the dense, masked and skipping form of a specialised network: metrics, multiply-adds, milliseconds."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ from sparsemask.training_setup import Context
 
 _TIMED = 4  # validation items
 _EQUAL = (("dense", "kernels"), ("masked", "sparse"))
-_SHARE, _LEAST = 0.02, 0.005  # of a figure, and at least, that rounding may change
+_SHARE, _LEAST = 0.02, 0.005  # relative and absolute change of a metric that rounding may cause
 
 
 def compare_forms(context: Context, model: nn.Module) -> tuple[str, list[dict], list[str]]:
-    """(the table as text, its rows, which forms differ that must not).
+    """Evaluate and time the forms of a network: everything kept, masks that multiply, masks that skip.
 
-    Forms: everything kept, without masks; masks that multiply; masks that skip.
+    The form that keeps everything is timed by torch's operators ("dense") and, if possible, by the skipping kernels
+    ("kernels"), to separate the kernels' gain from the masks'; with --compiled also compiled for the first item's size.
+    Metrics and mean multiply-adds are over the items within --eval_limit, times are medians over the first few.
 
-    What keeps everything is timed twice where it can be, by torch's own operators (dense) and by the kernels that skip
-    (kernels), so that what the kernels gain is not taken for what the masks do; with --compiled a third time, compiled
-    for the first item's size. Quality is over the items that --eval_limit lets through; multiply-adds are means over
-    them, times medians over the first few, taken in turn.
+    Args:
+        context: of the run.
+        model: the network.
+
+    Returns:
+        The table as text, its rows, and a line for each two forms that differ and must be equal.
     """
     config, where, task = context.config, context.arithmetic, context.task
     space = spaces.get(config.network.space)
@@ -75,9 +79,9 @@ def compare_forms(context: Context, model: nn.Module) -> tuple[str, list[dict], 
     gain = f"multiply-adds {means['dense'] / means['executed']:.2f} times fewer"
     if times:
         gain += f", {times['dense'] / times['sparse']:.2f} times as fast"
-        others = {"kernels": "the same kernels with everything kept", "compiled": "dense, compiled"}
-        said = [f"{times[n] / times['sparse']:.2f} times as {what}" for n, what in others.items() if n in times]
-        gain += f" ({', '.join(said)})" if said else ""
+        labels = {"kernels": "the same kernels with everything kept", "compiled": "dense, compiled"}
+        comparisons = [f"{times[n] / times['sparse']:.2f} times as {what}" for n, what in labels.items() if n in times]
+        gain += f" ({', '.join(comparisons)})" if comparisons else ""
     count = len(watch.rows)
     if wrong:
         return "\n".join([*lines, *(f"{line}; no speed is claimed" for line in wrong)]), rows, wrong
@@ -88,7 +92,7 @@ def compare_forms(context: Context, model: nn.Module) -> tuple[str, list[dict], 
 
 
 def _by_reference(model: nn.Module):
-    """The network as the judge computes it: everything convolved, then multiplied by the masks."""
+    """The network on the reference backend: everything convolved, then multiplied by the masks."""
 
     def call(inputs):
         with backend("reference"):
@@ -98,41 +102,41 @@ def _by_reference(model: nn.Module):
 
 
 def _differences(forms: dict, rows: list[dict], task, where) -> list[str]:
-    """A line for every two forms that must give the same and do not, by their outputs or by their figures."""
-    figures = {row["form"]: {k: v for k, v in row.items() if k not in ("form", "multiply_adds")} for row in rows}
-    found = []
-    for one, other in _EQUAL:
-        if one not in forms or other not in forms:
+    """A line for each two forms that must be equal and differ, in outputs or metrics."""
+    metrics = {row["form"]: {k: v for k, v in row.items() if k not in ("form", "multiply_adds")} for row in rows}
+    messages = []
+    for first, second in _EQUAL:
+        if first not in forms or second not in forms:
             continue
-        apart = _apart(forms[one], forms[other], task, where)
-        a, b = figures.get(one, {}), figures.get(other, {})
+        apart = _apart(forms[first], forms[second], task, where)
+        a, b = metrics.get(first, {}), metrics.get(second, {})
         unlike = [name for name in a if name in b and differs(a[name], b[name])]
         if unlike:
-            said = ", ".join(f"{name} {a[name]:.4f} and {b[name]:.4f}" for name in unlike)
-            found.append(f"'{one}' and '{other}' must be equal and are not: {said}")
+            values = ", ".join(f"{name} {a[name]:.4f} and {b[name]:.4f}" for name in unlike)
+            messages.append(f"'{first}' and '{second}' must be equal and are not: {values}")
         elif not apart <= tolerance(where):
-            found.append(
-                f"'{one}' and '{other}' must be equal and are not: outputs differ by {apart:.1%} of their size"
+            messages.append(
+                f"'{first}' and '{second}' must be equal and are not: outputs differ by {apart:.1%} of their size"
             )
-    return found
+    return messages
 
 
-def differs(one: float, other: float) -> bool:
-    """Whether two figures of forms that must be equal are too far apart; rounding may turn a few masks and labels."""
-    if not (math.isfinite(one) and math.isfinite(other)):
-        return not (one == other or math.isnan(one) and math.isnan(other))
-    return not abs(one - other) <= max(_LEAST, _SHARE * max(abs(one), abs(other)))
+def differs(first: float, second: float) -> bool:
+    """Whether two metrics differ by more than rounding may cause, which can flip a few masks and labels."""
+    if not (math.isfinite(first) and math.isfinite(second)):
+        return not (first == second or math.isnan(first) and math.isnan(second))
+    return not abs(first - second) <= max(_LEAST, _SHARE * max(abs(first), abs(second)))
 
 
 @torch.no_grad()
-def _apart(one, other, task, where) -> float:
-    """Mean difference of two forms' outputs over their mean size, the worst of the first validation items."""
+def _apart(first, second, task, where) -> float:
+    """Relative difference of two forms' outputs, the largest over the first validation items."""
     worst = 0.0
     for index in range(min(_TIMED, len(task.eval_data))):
         inputs, _ = data.collate(task.eval_data, [task.eval_data[index]])
         inputs = inputs.to(where.device, where.parameters)
         with where.context():
-            apart = relative_difference(one(inputs), other(inputs))
+            apart = relative_difference(first(inputs), second(inputs))
         worst = apart if math.isnan(apart) else max(worst, apart)
         if math.isnan(worst):
             return worst
@@ -152,7 +156,7 @@ def _branches(model: nn.Module) -> float:
 
 @torch.no_grad()
 def _times(forms: dict, task, where, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each form over the first validation items; {} where nothing is to be timed."""
+    """Median milliseconds of each form over the first validation items; empty without timing."""
     if not rounds:
         return {}
     sums = dict.fromkeys(forms, 0.0)
@@ -164,7 +168,7 @@ def _times(forms: dict, task, where, rounds: int) -> dict[str, float]:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with where.context():
             calls = {name: functools.partial(form, inputs) for name, form in forms.items()}
-            found = compare(calls, rounds, warmup=4, device=where.device)
+            milliseconds = compare(calls, rounds, warmup=4, device=where.device)
         for name in forms:
-            sums[name] += found[name] / count
+            sums[name] += milliseconds[name] / count
     return sums

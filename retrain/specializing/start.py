@@ -1,4 +1,4 @@
-"""What a specialisation starts from: a retrained run's network, or weights and the mask of their connections."""
+"""Initial network of a specialisation: a retrained run's, or weights with their connectivity mask."""
 
 from __future__ import annotations
 
@@ -23,27 +23,39 @@ _NETWORK = ("backbone_name", "depth")
 
 
 def check_start(given: Mapping) -> None:
-    """Raise UseError for flags that cannot stand together."""
+    """Check flags that exclude each other.
+
+    Raises:
+        UseError: they contradict each other, or a threshold is out of range.
+    """
     if given.get("thres", 0) >= 1:
         raise UseError(f"--thres {given['thres']:g}: a probability below 1")
     if given.get("ft_model") and given.get("run"):
         raise UseError(f"--run {given['run']} and --ft_model {given['ft_model']}: give the one or the other")
 
 
-def newest_start(asked: dict) -> dict:
-    """The flag that names the newest retrained network, where `asked` names none."""
-    if asked.get("space", "specialized") not in ("connectivity", "specialized"):
+def newest_start(given: dict) -> dict:
+    """Return the flag for the newest retrained network; empty if `given` names a network."""
+    if given.get("space", "specialized") not in ("connectivity", "specialized"):
         return {}
-    if any(asked.get(name) for name in ("run", "ft_model")):
+    if any(given.get(name) for name in ("run", "ft_model")):
         return {}
-    return {"run": str(runs.newest(asked.get("exp_path") or "runs", "retrain", "connectivity").folder)}
+    return {"run": str(runs.newest(given.get("exp_path") or "runs", "retrain", "connectivity").folder)}
 
 
 def resolve_start(config: RunConfig, given: Mapping) -> RunConfig:
-    """The configuration with what the network is; UseError where flags do not fit.
+    """Complete the configuration by the initial network.
 
-    Afterwards `ft_model` is the weights' file and, of a network of searched connectivity, `connectivity` its mask as a
-    word.
+    Args:
+        config: of the command.
+        given: the flags that the user named on the command line.
+
+    Returns:
+        The configuration; `ft_model` is the weights file and, for networks of searched connectivity, `connectivity` the
+        encoded mask.
+
+    Raises:
+        UseError: flags that do not fit, or no such network.
     """
     check_start({"thres": config.family.thres, **(config if "connectivity" in config else {})})
     if "connectivity" not in config:
@@ -100,10 +112,10 @@ def _from_run(config: RunConfig, given: Mapping, run: runs.Run) -> RunConfig:
     if config.network.bn_momentum is None:
         config = config.replace(bn_momentum=saved.get("bn_momentum"))
     if config.family.mask_path:
-        other = read_mask(config.family.mask_path, len(mask), config.run.seed)
-        if not np.array_equal(mask, other):
+        given_mask = read_mask(config.family.mask_path, len(mask), config.run.seed)
+        if not np.array_equal(mask, given_mask):
             raise UseError(
                 f"{config.family.mask_path}: not the connections of {run.folder}; retrain that mask, or leave it out"
             )
-    # Said by the weights and the word from now on: the run's configuration starts it again.
+    # Weights and encoded mask replace the run, so that the configuration starts the same run again.
     return config.replace(connectivity=mask_word(mask), ft_model=str(run.last), run=None, mask_path=None)
