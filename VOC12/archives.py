@@ -79,13 +79,15 @@ class FolderSource:
         self.names = [name for name in layout.lists if (root / name).is_file()] + inside
 
     def read(self, name: str) -> bytes:
+        """The bytes of a file."""
         return (self.root / name).read_bytes()
 
     def size(self, name: str) -> int:
+        """Bytes of a file."""
         return (self.root / name).stat().st_size
 
     def close(self) -> None:
-        pass
+        """Nothing is held open."""
 
 
 class TarSource:
@@ -112,12 +114,15 @@ class TarSource:
         self.names = list(self._members)
 
     def read(self, name: str) -> bytes:
+        """The bytes of a member."""
         return self._texts[name] if name in self._texts else self._tar.read(self._members[name], _LARGEST)
 
     def size(self, name: str) -> int:
+        """Bytes of a member."""
         return self._members[name].size
 
     def close(self) -> None:
+        """Close the archive."""
         self._tar.close()
 
 

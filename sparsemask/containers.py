@@ -246,6 +246,7 @@ class Bounded:
         self.seek, self.tell, self.readline, self.readinto = file.seek, file.tell, file.readline, file.readinto
 
     def read(self, count: int = -1) -> bytes:
+        """As of a file, never beyond the bounds."""
         left = max(0, self._size - self._file.tell())
         return self._file.read(left if count is None or count < 0 else min(count, left))
 

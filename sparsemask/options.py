@@ -71,6 +71,7 @@ class Parser(argparse.ArgumentParser):
         section.add_to(self, defaults=defaults, helps=helps, only=only)
 
     def error(self, message: str) -> NoReturn:
+        """Refuse a command line in one line, with a hint where a word is near a known one."""
         raise UseError(f"{message}{self._hint(message)} (see {self.prog} --help)")
 
     def _hint(self, message: str) -> str:

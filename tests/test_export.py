@@ -50,7 +50,7 @@ def network() -> PrunedNetwork:
 @pytest.fixture
 def place(network, tmp_path, monkeypatch) -> Path:
     """A working directory with its weights, its mask and pictures."""
-    monkeypatch.setitem(backbones._BUILDERS, "small_pyramid", small_pyramid)
+    monkeypatch.setitem(backbones.BUILDERS, "small_pyramid", small_pyramid)
     monkeypatch.chdir(tmp_path)
     make_data(tmp_path / "data")
     torch.save({"model": network.state_dict()}, "weights.pt")

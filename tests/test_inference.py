@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from filling import fill, picture
 from sparsemask.inference import fold_batch_norm, optimize_for_inference
+from sparsemask.masks import DOWN, UP
 from sparsemask.spaces.connectivity import FCN, PrunedNetwork, named_mask
 
 
@@ -25,6 +27,16 @@ def test_folded_network_gives_the_same_logits(mask, first_expansion):
         error = (folded(x) - expected).abs().max() / expected.abs().max()
     assert error < 1e-4
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+
+
+def test_a_stage_of_the_global_feature_alone_is_folded():
+    mask = np.zeros((9, 9, 2), bool)
+    mask[3, 0, UP] = mask[8, 8, DOWN] = mask[8, 4, UP] = True
+    net, x = fill(PrunedNetwork(mask)).eval(), picture(2, 3, 65, 97)
+    folded = copy.deepcopy(net)
+    folded.fold()
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), net(x), rtol=1e-4, atol=1e-4 * float(net(x).abs().max()))
 
 
 @pytest.mark.parametrize("channels_last", [True, False, None])

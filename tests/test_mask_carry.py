@@ -157,7 +157,7 @@ def test_masks_in_words():
 @pytest.fixture
 def pyramid(monkeypatch):
     """A backbone of strides 8, 4, 4, 2 under the name "pyramid"."""
-    monkeypatch.setitem(backbones._BUILDERS, "pyramid", lambda in_channels=3, momentum=0.1: Pyramid())
+    monkeypatch.setitem(backbones.BUILDERS, "pyramid", lambda in_channels=3, momentum=0.1: Pyramid())
 
 
 ORIGINS = {

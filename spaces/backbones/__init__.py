@@ -1,68 +1,29 @@
 """Encoders by name: built-in ones, feature models of timm (the extra `timm`) and a user's own.
 
-:class:`Backbone` is their contract.
+:class:`Backbone` is their contract. Every module of this folder is loaded, so that a backbone is one file.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import pkgutil
+from collections.abc import Callable
+from importlib import import_module
 from types import FunctionType
-from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsemask.errors import UseError
 from sparsemask.plugins import imported, is_own
+from sparsemask.spaces.backbones.registry import BUILDERS, Backbone, is_backbone, register
 
-
-@runtime_checkable
-class Backbone(Protocol):
-    """A module that returns features at several scales, deepest first."""
-
-    channels: Sequence[int]
-    """Channels of each end point, deepest first."""
-    strides: Sequence[int]
-    """Input size over the size of each end point, deepest first."""
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Compute the end points.
-
-        Args:
-            x: (B, C, H, W).
-
-        Returns:
-            End points E_0 ... E_{L-1}, before their activation (timm's mostly after it).
-        """
-
-
-def is_backbone(module: object) -> bool:
-    """Whether a module is a :class:`Backbone` with at least one end point and as many channels as strides."""
-    if not isinstance(module, nn.Module) or not isinstance(module, Backbone):
-        return False
-    return 0 < len(module.channels) == len(module.strides)
-
-
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
-
-
-def register(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Register a backbone under its function's name; usable as a decorator.
-
-    Args:
-        builder: called as ``builder(in_channels=3, momentum=0.1, ...)``; returns a :class:`Backbone`.
-
-    Returns:
-        The builder itself.
-    """
-    _BUILDERS[builder.__name__] = builder
-    return builder
+__all__ = ["Backbone", "available", "builder", "create", "is_backbone", "register", "strides"]
 
 
 def available() -> list[str]:
     """Return the names of the registered backbones, sorted; :func:`builder` accepts timm's too."""
-    return sorted(_BUILDERS)
+    return sorted(BUILDERS)
 
 
 def builder(name: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -79,8 +40,8 @@ def builder(name: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return _own(name.__qualname__ if isinstance(name, type | FunctionType) else repr(name), name)
     if not isinstance(name, str):
         raise UseError(f"a backbone is said by its name, not by {name!r:.80}")
-    if name in _BUILDERS:
-        return _BUILDERS[name]
+    if name in BUILDERS:
+        return BUILDERS[name]
     if is_own(name):
         return _own(name, imported(name, "backbone"))
     from sparsemask.spaces.backbones.timm_features import timm_builder
@@ -124,4 +85,5 @@ def strides(name: str | Callable[..., nn.Module]) -> list[int]:
         return list(create(name).strides)
 
 
-from sparsemask.spaces.backbones import mobilenet_v2 as _mobilenet_v2  # noqa: E402, F401  (registers itself)
+for _module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -7,8 +7,8 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemask.spaces.backbones import register
 from sparsemask.spaces.backbones.forms import Form, register_forms
+from sparsemask.spaces.backbones.registry import register
 
 # Expansion, output channels, repeats, stride of the first block of each stage.
 STAGES = (

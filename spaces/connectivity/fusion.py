@@ -53,7 +53,10 @@ def decode(
         if used(DOWN, i):
             spread(DOWN, i, F.relu6(end_point))
         if sums[i]:
-            output = F.relu6(finish(i, _total(sums[i], end_point.shape[-2:])), inplace=True)
+            # A constant map alone is a view of one value a channel, which cannot be changed in place.
+            constant = len(sums[i]) == 1 and sums[i][0].shape[-2:] == (1, 1)
+            total = finish(i, _total(sums[i], end_point.shape[-2:]))
+            output = F.relu6(total, inplace=not constant)
             sums[i] = []
             if i + 1 < len(end_points) and used(UP, i + 1):
                 spread(UP, i + 1, output)

@@ -101,20 +101,24 @@ class Accounts(MaskedNetwork):
 
     @property
     def kept(self) -> list[Tensor]:
+        """By module: the soft share of each of its products that is kept, of every sample."""
         return [torch.stack([share for _, share in counts]) for counts in self._counts(False)]
 
     @property
     def hard_kept(self) -> list[Tensor]:
+        """The same of hard masks."""
         return [torch.stack([share for _, share in counts]) for counts in self._counts(True)]
 
     @property
     def kept_weights(self) -> list[Tensor]:
+        """By module: each product's share of the dense network's multiply-adds."""
         total = self.dense_multiply_adds
         device = self.fc_conv.weight.device
         return [torch.tensor([count / total for count, _ in counts], device=device) for counts in self._counts(True)]
 
     @property
     def kept_base(self) -> Tensor | float:
+        """Share of the dense network's multiply-adds that no mask drops, mask branches with them."""
         total = self.dense_multiply_adds
         masked = sum(count for counts in self._counts(True) for count, _ in counts)
         base = total - masked + sum(module.overhead() for module in self.masked.values())

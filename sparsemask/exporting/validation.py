@@ -96,10 +96,10 @@ def opened(path: str | os.PathLike, exportable: Exportable) -> tuple[Callable[[o
         return None, f"not tried: {RUNTIME} is not installed"
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = torch.get_num_threads()
+    session_options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(os.fspath(path), session_options, providers=["CPUExecutionProvider"])
 
     def run(batch) -> np.ndarray:
         arrays = (np.ascontiguousarray(one.numpy()) for one in exportable.tensors(batch))

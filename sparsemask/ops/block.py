@@ -56,9 +56,11 @@ class BlockCall:
 
     @property
     def like(self) -> Tensor:
+        """The features, whose layout and type the result has."""
         return self.x
 
     def served_by(self, backend: Backend) -> Tensor:
+        """See :meth:`Call.served_by`."""
         return backend.block(self)
 
     def layers(self) -> Iterator[tuple[Tensor, Geometry, Tensor, Tensor]]:

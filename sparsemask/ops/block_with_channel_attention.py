@@ -46,9 +46,11 @@ class AttendedBlockCall:
 
     @property
     def like(self) -> Tensor:
+        """The features, whose layout and type the result has."""
         return self.block.x
 
     def served_by(self, backend: Backend) -> Tensor:
+        """See :meth:`Call.served_by`."""
         return backend.attended_block(self)
 
 

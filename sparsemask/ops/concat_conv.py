@@ -66,9 +66,11 @@ class ConcatConvCall:
 
     @property
     def like(self) -> Tensor:
+        """The features, whose layout and type the result has."""
         return self.xs[0]
 
     def served_by(self, backend: Backend) -> Tensor:
+        """See :meth:`Call.served_by`."""
         return backend.joined_conv(self)
 
 

@@ -52,9 +52,11 @@ class InvertedResidualCall:
 
     @property
     def like(self) -> Tensor:
+        """The features, whose layout and type the result has."""
         return self.x
 
     def served_by(self, backend: Backend) -> Tensor:
+        """See :meth:`Call.served_by`."""
         return backend.inverted_residual(self)
 
 

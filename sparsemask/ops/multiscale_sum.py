@@ -45,9 +45,11 @@ class MultiscaleSumCall:
 
     @property
     def like(self) -> Tensor:
+        """The features, whose layout and type the result has."""
         return _like(self.xs)
 
     def served_by(self, backend: Backend) -> Tensor:
+        """See :meth:`Call.served_by`."""
         return backend.fuse_scales(self)
 
 

@@ -40,9 +40,11 @@ class Frame:
     y: tuple[float, float]
 
     def across(self, step: float) -> float:
+        """The x coordinate of a step."""
         return self.left + (step - self.x[0]) / (self.x[1] - self.x[0]) * (self.right - self.left)
 
     def up(self, value: float) -> float:
+        """The y coordinate of a value."""
         return self.bottom - (value - self.y[0]) / (self.y[1] - self.y[0]) * (self.bottom - self.top)
 
     def path(self, steps: np.ndarray, values: np.ndarray) -> str:

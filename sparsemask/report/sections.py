@@ -43,11 +43,13 @@ def tiles(c: Contents) -> str:
 
 
 def tile(title: str, value: str, more: str = "") -> str:
+    """A tile of the report's head: a value under its title."""
     small = f"<small>{html.escape(more)}</small>" if more else ""
     return f"<li><span>{html.escape(title)}</span><strong>{html.escape(value)}</strong>{small}</li>"
 
 
 def where(c: Contents) -> str:
+    """What the scores of a run were measured on."""
     pictures = number(c.evaluation.get("pictures"))
     return f"evaluated on {pictures:.0f} pictures" if pictures else "last validation while training"
 

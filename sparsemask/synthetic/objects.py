@@ -106,23 +106,27 @@ def _stroked(
 
 
 def lattice(canvas: Canvas, rng: Generator, place: Place) -> None:
+    """Crossing bars."""
     bars = int(rng.integers(3, 5))
     segments = outlines.lattice(bars * rng.uniform(5.4, 6.4), bars)
     _stroked(canvas, rng, place, "lattice", segments, rng.uniform(2.1, 2.6), CYAN, rng.uniform(-0.35, 0.35))
 
 
 def comb(canvas: Canvas, rng: Generator, place: Place) -> None:
+    """A spine with teeth."""
     teeth = int(rng.integers(4, 7))
     segments = outlines.comb((teeth - 1) * rng.uniform(4.6, 5.2), teeth, rng.uniform(20, 30))
     _stroked(canvas, rng, place, "comb", segments, rng.uniform(2.0, 2.4), MAGENTA, rng.uniform(-0.35, 0.35))
 
 
 def twig(canvas: Canvas, rng: Generator, place: Place) -> None:
+    """A branch with side branches."""
     segments = outlines.branch(rng, rng.uniform(16, 20))
     _stroked(canvas, rng, place, "twig", segments, rng.uniform(1.8, 2.3), WINE, 0.0)
 
 
 def writing(canvas: Canvas, rng: Generator, place: Place) -> None:
+    """Lines of strokes, as of a hand."""
     segments = outlines.writing(rng, int(rng.integers(2, 4)), int(rng.integers(3, 5)), 5.5, rng.uniform(9, 11))
     _stroked(canvas, rng, place, "writing", segments, rng.uniform(1.5, 1.8), INK, rng.uniform(-0.15, 0.15))
 
@@ -163,6 +167,7 @@ def _stone(canvas: Canvas, rng: Generator, place: Place, name: str, size: float)
 
 
 def pebbles(canvas: Canvas, rng: Generator, place: Place) -> None:
+    """A ring of small stones."""
     start, count = rng.uniform(0, 2 * np.pi), int(rng.integers(4, 6))
     for turn in start + np.arange(count) * 2 * np.pi / count:
         away = rng.uniform(14, 19)
@@ -176,6 +181,7 @@ def pebbles(canvas: Canvas, rng: Generator, place: Place) -> None:
 
 
 def boulder(canvas: Canvas, rng: Generator, place: Place) -> None:
+    """One large stone."""
     _stone(canvas, rng, place, "boulder", rng.uniform(23, 29))
 
 

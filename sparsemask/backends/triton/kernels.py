@@ -17,6 +17,7 @@ import triton.language as tl
 
 @triton.jit
 def activate(y, ACT: tl.constexpr, SLOPE: tl.constexpr):
+    """The activation of a name."""
     # where and not maximum, which drops NaN: a broken network must not look sound
     if ACT == "relu":
         y = tl.where(y < 0, 0.0, y)
@@ -40,6 +41,7 @@ ANY_SIZE = {
 
 
 def configs() -> list[triton.Config]:
+    """Tile sizes that are tried on a device."""
     if INTERPRETED:  # nothing can be measured there, and small tiles make small tests cross several of them
         return [triton.Config({"BLOCK_M": 32}, num_warps=1, num_stages=1)]
     tiles = [(64, 4, 3), (128, 4, 3), (128, 8, 3), (64, 4, 4), (32, 4, 3)]
@@ -83,11 +85,13 @@ def source(n, z, y, x, tap, SD, SH, SW, GEO: tl.constexpr):
 
 @triton.jit
 def either(a, b):
+    """Bitwise or, for reductions."""
     return a | b
 
 
 @triton.jit
 def product(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    """acc + a b, in the precision that is asked for."""
     if WIDEN:  # the interpreter keeps bfloat16 as bits and would multiply those
         a = a.to(tl.float32)
         b = b.to(tl.float32)

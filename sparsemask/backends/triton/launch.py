@@ -30,6 +30,7 @@ class Rows(NamedTuple):
 
     @property
     def count(self) -> int:
+        """How many rows there are."""
         return self.rows.shape[0]
 
 
@@ -42,15 +43,18 @@ class Shape(NamedTuple):
 
     @property
     def taps(self) -> int:
+        """Locations of the kernel."""
         a, b, c = self.geometry[0]
         return a * b * c
 
     @property
     def pointwise(self) -> bool:
+        """Whether an output location reads its own input location alone."""
         return self.geometry[5]
 
 
 def kernels():
+    """The module of kernels, imported when a kernel is first launched."""
     return importlib.import_module("sparsemask.backends.triton.kernels")
 
 
@@ -59,6 +63,7 @@ def _three(values: Sequence[int], fill: int) -> tuple[int, int, int]:
 
 
 def shape_of(geometry: Geometry, spatial: Sequence[int], target: Sequence[int]) -> Shape:
+    """A convolution's numbers in three dimensions, for maps of `spatial` and outputs of `target` sizes."""
     kernel, stride = _three(geometry.kernel, 1), _three(geometry.stride, 1)
     padding, dilation = _three(geometry.padding, 0), _three(geometry.dilation, 1)
     pointwise = kernel == stride == (1, 1, 1) and padding == (0, 0, 0) and tuple(spatial) == tuple(target)
@@ -99,6 +104,7 @@ def dense_first(dense: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tile(channels: int, largest: int) -> int:
+    """The power of two that holds the channels, from 16 to `largest`."""
     return max(16, min(largest, 1 << (channels - 1).bit_length()))
 
 
@@ -124,6 +130,7 @@ def arithmetic(x: Tensor, largest: int) -> dict:
 
 
 def blocks(n_in: int, n_out: int, dtype: torch.dtype, kept: bool) -> dict:
+    """Tile sizes of a product with dropped or kept rows."""
     # Dropped rows have few dense channels: narrow tiles, of which those without any only write zeros.
     columns, depth = (WIDEST[dtype], 32 if dtype == torch.float32 else 64) if kept else (32, 32)
     if kernels().INTERPRETED:  # small tiles, so that small tests cross several
@@ -132,6 +139,8 @@ def blocks(n_in: int, n_out: int, dtype: torch.dtype, kept: bool) -> dict:
 
 
 def tiles(rows: int, columns: int, groups: int = 1):
+    """The grid of a launch: how many tiles cover rows and columns, by groups."""
+
     def grid(meta):
         return (-(-rows // meta["BLOCK_M"])) * (-(-columns // meta["BLOCK_N"])), groups
 
@@ -151,6 +160,7 @@ def weight_of(weight: Tensor, transposed: bool, groups: int) -> tuple[Tensor, di
 
 
 def on_device(x: Tensor):
+    """The context in which kernels are launched on a tensor's device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
