@@ -130,8 +130,8 @@ def open_source(path: str | os.PathLike, layout: Layout) -> Source:
     path = must_exist(path, "archive or folder", f"expected {layout.title}")
     if path.is_dir():
         roots = [path / root for root in layout.roots]
-        found = next((root for root in roots if all((root / name).exists() for name in layout.lists)), path)
-        source: Source = FolderSource(found, layout)
+        root_folder = next((root for root in roots if all((root / name).exists() for name in layout.lists)), path)
+        source: Source = FolderSource(root_folder, layout)
     else:
         source = TarSource(path, layout)
     lacking = [name for name in layout.lists if name not in source.names]

@@ -47,14 +47,14 @@ class _Axis:
     def __init__(self, size: int, scale: float, crop: int, start: int, flip: bool = False) -> None:
         scaled = scaled_size(size, scale)
         count = min(scaled, crop)
-        first = (crop - count) // 2  # padding is centred, and only there where the picture is smaller
-        place = np.arange(start, start + count)
+        offset = (crop - count) // 2  # padding is centred, and only there where the picture is smaller
+        position = np.arange(start, start + count)
         if flip:
-            place, first = place[::-1], crop - first - count
-        self.part = slice(first, first + count)
+            position, offset = position[::-1], crop - offset - count
+        self.part = slice(offset, offset + count)
         # Twice the centre of output pixel i is the whole number 2 i + 1: whole numbers make nearest exact.
-        nearest = (2 * place + 1) * size // (2 * scaled)
-        centre = ((place + 0.5) * (size / scaled) - 0.5).clip(0, size - 1)
+        nearest = (2 * position + 1) * size // (2 * scaled)
+        centre = ((position + 0.5) * (size / scaled) - 0.5).clip(0, size - 1)
         low = centre.astype(np.int64)
         self.begin = int(min(low.min(), nearest.min()))
         self.end = int(max(min(low.max() + 2, size), nearest.max() + 1))
@@ -99,12 +99,12 @@ def augment(
     if not columns.identity:
         wide.lerp_(source.index_select(2, columns.high), columns.weight)
     image = torch.zeros(3, crop, crop)
-    part = image[:, rows.part, columns.part]
+    covered = image[:, rows.part, columns.part]
     if rows.identity:
-        part.copy_(wide.index_select(1, rows.low))
+        covered.copy_(wide.index_select(1, rows.low))
     else:
         above, below = wide.index_select(1, rows.low), wide.index_select(1, rows.high)
-        torch.lerp(above, below, rows.weight[:, None], out=part)
+        torch.lerp(above, below, rows.weight[:, None], out=covered)
 
     index = torch.from_numpy(np.ascontiguousarray(label[window]))
     target = torch.full((crop, crop), IGNORE, dtype=torch.int64)

@@ -94,15 +94,15 @@ def check_all(
         workers: processes, all cores by default.
         ignore_index: the number in labels that marks pixels to ignore.
     """
-    jobs = list(dict.fromkeys((str(picture), str(label), n_class, ignore_index) for picture, label in pairs))
-    faults, made = set(), Checked([], Survey(len(jobs)), Counter())
-    for found, values, notes in run_jobs(_look, jobs, len(jobs), "checking", workers):
-        faults |= set(found)
-        made.labels.looked += 1
-        made.labels.seen[values] = True
-        made.notes.update(notes)
-    made.faults = sorted(faults)
-    return made
+    jobs = list(dict.fromkeys((str(image), str(label), n_class, ignore_index) for image, label in pairs))
+    faults, result = set(), Checked([], Survey(len(jobs)), Counter())
+    for pair_faults, values, notes in run_jobs(_look, jobs, len(jobs), "checking", workers):
+        faults |= set(pair_faults)
+        result.labels.looked += 1
+        result.labels.seen[values] = True
+        result.notes.update(notes)
+    result.faults = sorted(faults)
+    return result
 
 
 def check_pair(picture_path: str, label_path: str, n_class: int, ignore_index: int = IGNORE) -> list[Fault]:
@@ -117,35 +117,35 @@ def _look(picture_path: str, label_path: str, n_class: int, ignore_index: int) -
     def read_indices(path: str) -> np.ndarray:
         return apply_ignored(read_label(path), ignore_index, n_class, path)
 
-    found = []
-    for path, read in ((picture_path, read_with_notes), (label_path, read_indices)):
+    decoded = []
+    for path, reader in ((picture_path, read_with_notes), (label_path, read_indices)):
         try:
-            found.append(read(path))
+            decoded.append(reader(path))
         except UseError as error:
             kind = "unreadable" if Path(path).is_file() else "missing"
             if isinstance(error, (ColourLabelError, LabelRangeError)):
                 kind = "colours" if isinstance(error, ColourLabelError) else "range"
             advice = f"; {ABSENT}" if kind == "missing" else ""
             faults.append(Fault(path, kind, str(error).removeprefix(f"{path}: ") + advice))
-            found.append(None)
-    (picture, notes), label = found[0] or (None, []), found[1]
+            decoded.append(None)
+    (image, notes), label = decoded[0] or (None, []), decoded[1]
     if label is not None and (wrong := beyond_classes(label, n_class, ignore_index)):
         faults.append(Fault(label_path, "range", wrong))
-    if picture is not None and label is not None and picture.shape[:2] != label.shape:
-        faults.append(Fault(label_path, "sizes", size_words(label.shape, picture_path, picture.shape[:2])))
+    if image is not None and label is not None and image.shape[:2] != label.shape:
+        faults.append(Fault(label_path, "sizes", size_words(label.shape, picture_path, image.shape[:2])))
     return faults, [] if label is None else np.unique(label).tolist(), notes
 
 
-def report(checked: Checked, names: Sequence[str], count: int, ignore_index: int, whole: bool) -> int:
-    """Print what a check of `count` pairs found; returns the exit status. whole: list every fault."""
+def report(checked: Checked, names: Sequence[str], count: int, ignore_index: int, list_all: bool) -> int:
+    """Print what a check of `count` pairs found; returns the exit status. list_all: list every fault."""
     counts = Counter(fault.kind for fault in checked.faults)
     listed: Counter = Counter()
     for fault in checked.faults:
         listed[fault.kind] += 1
-        if whole or listed[fault.kind] <= SHOWN:
+        if list_all or listed[fault.kind] <= SHOWN:
             print(f"{fault.path}: {fault.text}")
     for kind, text in KINDS.items():
-        if not whole and counts[kind] > SHOWN:
+        if not list_all and counts[kind] > SHOWN:
             print(f"... and {counts[kind] - SHOWN} more: {text} (--all lists them)")
     labels = checked.labels
     nothing = labels.unlabelled(ignored=ignore_index) if labels.seen.any() else None

@@ -61,8 +61,8 @@ def _content(data: bytes | Path) -> bytes:
 
 
 def _save(target: Path, label: np.ndarray, name: object) -> None:
-    whole = label.astype(np.uint8)
-    wrong = out_of_range(whole, 21)
-    if wrong or (label.dtype != np.uint8 and (whole != label).any()):
+    indices = label.astype(np.uint8)
+    wrong = out_of_range(indices, 21)
+    if wrong or (label.dtype != np.uint8 and (indices != label).any()):
         raise UseError(f"{name}: values {label.min()} to {label.max()}; VOC labels are 0 to 20, and 255")
-    save_label(target, whole)
+    save_label(target, indices)

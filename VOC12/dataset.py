@@ -59,7 +59,7 @@ class SegmentationDataset(Dataset):
         self.classes = list(classes) if classes is not None else load_class_names(None, n_class)
         if len(self.classes) != n_class:
             raise UseError(f"{len(self.classes)} class names for {n_class} classes")
-        self.pairs = [(str(picture), str(label)) for picture, label in pairs]
+        self.pairs = [(str(image), str(label)) for image, label in pairs]
         self.n_class = n_class
         self.crop_size = crop_size
         self.training = training
@@ -82,7 +82,7 @@ class SegmentationDataset(Dataset):
 
     @cached_property
     def _names(self) -> list[str]:
-        return distinct_names([picture for picture, _ in self.pairs])
+        return distinct_names([image for image, _ in self.pairs])
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Random scale, crop and flip, all from `rng`.
@@ -90,9 +90,9 @@ class SegmentationDataset(Dataset):
         Returns:
             image float32 (3, crop, crop), normalised; label int64 (crop, crop), 255 where padded.
         """
-        picture, label = self.load(index)
+        image, label = self.load(index)
         view = draw_view(label.shape, self.crop_size, self.scales, rng)
-        return augment(picture, label, view, self.crop_size, self.mean, self.std)
+        return augment(image, label, view, self.crop_size, self.mean, self.std)
 
     def whole(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The picture unscaled, padded (centred; mean and 255) to at least the crop size on each side.
@@ -100,16 +100,16 @@ class SegmentationDataset(Dataset):
         Returns:
             image float32 (3, H, W), normalised; label int64 (H, W).
         """
-        picture, label = self.load(index)
-        return pad(picture, label, self.crop_size, self.mean, self.std)
+        image, label = self.load(index)
+        return pad(image, label, self.crop_size, self.mean, self.std)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Read and check a pair: picture uint8 (H, W, 3), label uint8 (H, W)."""
-        picture_path, label_path = self.pairs[index]
-        picture, label = read_picture(picture_path), self.read(label_path)
-        if picture.shape[:2] != label.shape:
-            raise UseError(f"{label_path}: {size_words(label.shape, picture_path, picture.shape[:2])}")
-        return picture, label
+        image_path, label_path = self.pairs[index]
+        image, label = read_picture(image_path), self.read(label_path)
+        if image.shape[:2] != label.shape:
+            raise UseError(f"{label_path}: {size_words(label.shape, image_path, image.shape[:2])}")
+        return image, label
 
     def read(self, path: str) -> np.ndarray:
         """Read and check a label, uint8 (H, W); other formats override this."""

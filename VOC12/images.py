@@ -86,11 +86,11 @@ def without_suffix(name: str) -> str:
 
 def find_picture(folder: Path, stem: str) -> Path | None:
     """The picture of this name, without suffix, in a folder: the first of SUFFIXES that exists, in any case."""
-    usual = (stem + suffix for kind in SUFFIXES for suffix in (kind, kind.upper()))
-    found = next((folder / name for name in usual if (folder / name).is_file()), None)
-    if found is None and folder.is_dir():
-        found = next((path for path in sorted(folder.iterdir()) if path.stem == stem and is_picture(path)), None)
-    return found
+    candidates = (stem + suffix for kind in SUFFIXES for suffix in (kind, kind.upper()))
+    path_found = next((folder / name for name in candidates if (folder / name).is_file()), None)
+    if path_found is None and folder.is_dir():
+        path_found = next((path for path in sorted(folder.iterdir()) if path.stem == stem and is_picture(path)), None)
+    return path_found
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -197,15 +197,15 @@ def _read(path: str | os.PathLike | BinaryIO, name: object) -> tuple[np.ndarray,
         notes = ["16 bits a colour became 8"] if deep_colours(image) else []
         stored = _orientation(image) if image.format == "TIFF" else 1
         image.load()  # decodes all of it: truncation shows here and not later
-        found = max(stored, _orientation(image))
-        if found != 1:
-            notes.append(f"turned upright by EXIF orientation {found}")
-        shown = upright(image)
-        if is_deep(shown):
-            levels, note = grey_levels(shown)
+        orientation = max(stored, _orientation(image))
+        if orientation != 1:
+            notes.append(f"turned upright by EXIF orientation {orientation}")
+        turned = upright(image)
+        if is_deep(turned):
+            levels, note = grey_levels(turned)
             grey = np.rint(levels).astype(np.uint8)
             return np.ascontiguousarray(grey[..., None].repeat(3, axis=2)), [*notes, note]
-        return np.array(shown if shown.mode == "RGB" else shown.convert("RGB")), notes
+        return np.array(turned if turned.mode == "RGB" else turned.convert("RGB")), notes
 
 
 def _header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
@@ -213,10 +213,10 @@ def _header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
     with decoding(path), Image.open(path) as image:
         if image.format == "PNG" and image.fp is not None and _metadata_behind(image.fp):
             image.load()
-        found, (width, height) = _orientation(image), image.size
+        orientation, (width, height) = _orientation(image), image.size
         if image.format == "TIFF":  # whose size some versions of Pillow exchange at opening, others at decoding
             width, height = (int(image.tag_v2.get(tag, side)) for tag, side in ((_WIDTH, width), (_HEIGHT, height)))
-    return ((width, height) if found >= _SIDEWAYS else (height, width)), found
+    return ((width, height) if orientation >= _SIDEWAYS else (height, width)), orientation
 
 
 def _orientation(image: Image.Image) -> int:

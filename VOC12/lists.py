@@ -89,12 +89,12 @@ def columns_of(entry: str, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
     """
     endings = "|".join(map(re.escape, sorted(suffixes, key=len, reverse=True)))
     for path in (rf"[^\"'].*?(?:{endings})", r"[^\s,;\"']\S*?"):
-        pattern, found, place = re.compile(f"(?:{_QUOTED}|({path})){_BETWEEN}", re.IGNORECASE), [], 0
-        while place < len(entry) and (match := pattern.match(entry, place)):
-            found.append(next(group for group in match.groups() if group is not None))
-            place = match.end()
-        if found and place == len(entry):
-            return found
+        pattern, paths, position = re.compile(f"(?:{_QUOTED}|({path})){_BETWEEN}", re.IGNORECASE), [], 0
+        while position < len(entry) and (match := pattern.match(entry, position)):
+            paths.append(next(group for group in match.groups() if group is not None))
+            position = match.end()
+        if paths and position == len(entry):
+            return paths
     return entry.split()
 
 
@@ -130,21 +130,21 @@ def find_pairs(
                     f'{list_path}: "{entry}" is no pair of paths, "picture label": names need --im_path and --gt_path'
                 )
     bases = (list_path.parent, list_path.parent.parent, list_path.parents[min(2, len(list_path.parents) - 1)])
-    pictures, labels = (
-        _Folder(list_path.parent if path is None else must_exist(path, what))
-        for path, what in ((im_path, "picture folder"), (gt_path, "label folder"))
+    images, labels = (
+        _Folder(list_path.parent if path is None else must_exist(path, title))
+        for path, title in ((im_path, "picture folder"), (gt_path, "label folder"))
     )
     pairs = []
     for entry in entries:
         columns = columns_of(entry)
-        if pictures.has(entry):  # whatever it looks like
-            pairs.append((pictures.picture(entry), labels.label(entry)))
+        if images.has(entry):  # whatever it looks like
+            pairs.append((images.picture(entry), labels.label(entry)))
         elif _is_pair(columns):
-            picture, label = columns
-            pairs.append((_first(picture, (pictures.path, *bases)), _first(label, (labels.path, *bases))))
+            image, label = columns
+            pairs.append((_first(image, (images.path, *bases)), _first(label, (labels.path, *bases))))
         else:
             name = unquoted(entry)
-            pairs.append((pictures.picture(name), labels.label(name)))
+            pairs.append((images.picture(name), labels.label(name)))
     return pairs
 
 
@@ -166,10 +166,10 @@ def pairs_from_lists(
 
 def require(pairs: Sequence[Pair], list_path: object) -> None:
     """Raise a UseError that names the first absent file of `pairs` and counts them."""
-    for what, column in (("picture", 0), ("label", 1)):
+    for title, column in (("picture", 0), ("label", 1)):
         absent = [pair[column] for pair in pairs if not pair[column].is_file()]
         if absent:
-            raise UseError(f"{list_path}: {len(absent)} of {len(pairs)} {what}s absent, first {absent[0]}; {ABSENT}")
+            raise UseError(f"{list_path}: {len(absent)} of {len(pairs)} {title}s absent, first {absent[0]}; {ABSENT}")
 
 
 def devkit_root(voc_root: str | os.PathLike) -> Path:
@@ -189,8 +189,8 @@ def find_devkit_pairs(voc_root: str | os.PathLike, list_name: str, gt_folder: st
     if not list_path.is_file() and list_name == "train_aug" and (lists / "train.txt").is_file():
         list_path = lists / "train.txt"  # the original devkit has no augmented labels
     if not list_path.is_file():
-        known = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
-        raise UseError(f"no list '{list_name}' in {lists}; there are: {known}")
+        available = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
+        raise UseError(f"no list '{list_name}' in {lists}; there are: {available}")
     folders = ["SegmentationClass", "SegmentationClassAug"]
     if "aug" in list_path.stem.lower():
         folders.reverse()
@@ -232,8 +232,8 @@ class _Folder:
     def _files(self, folder: str) -> dict[str, str]:
         """Names in a folder below by themselves, and by their stem with the suffix in small letters."""
         if folder not in self._listed:
-            place = self.path / folder
-            names = sorted(os.listdir(place)) if place.is_dir() else []
+            directory = self.path / folder
+            names = sorted(os.listdir(directory)) if directory.is_dir() else []
             self._listed[folder] = {**{_small(name): name for name in names}, **{name: name for name in names}}
         return self._listed[folder]
 
@@ -245,13 +245,15 @@ class _Folder:
         tail = name.rpartition("/")[2]
         head = name[: len(name) - len(tail)]  # a folder of folders (city/picture)
         files = self._files(head)
-        for wanted in (tail, *(tail + suffix for suffix in suffixes)):
-            if found := files.get(wanted) or files.get(_small(wanted)):
-                return self.path / (head + found)
+        for candidate in (tail, *(tail + suffix for suffix in suffixes)):
+            if file_name := files.get(candidate) or files.get(_small(candidate)):
+                return self.path / (head + file_name)
         if Path(name).suffix.lower() in SUFFIXES:
             return self.path / name
         if (head, suffixes) not in self._usual:
-            counts = Counter(kind for one in files if (kind := os.path.splitext(one)[1]).lower() in suffixes)
+            counts = Counter(
+                kind for listed_name in files if (kind := os.path.splitext(listed_name)[1]).lower() in suffixes
+            )
             self._usual[head, suffixes] = counts.most_common(1)[0][0] if counts else suffixes[0]
         return self.path / (name + self._usual[head, suffixes])  # absent: as most files here are called
 

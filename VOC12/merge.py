@@ -57,11 +57,11 @@ def plan(voc: Source, sbd: Source, lists: dict[str, list[str]], out: Path) -> tu
     absent: list[str] = []
     in_voc, in_sbd = set(voc.names), set(sbd.names)
     for name in sorted({*lists["train_aug"], *lists["val"]}):
-        picture, label = out / "img" / f"{name}.jpg", out / "gt" / f"{name}.png"
+        image_name, label = out / "img" / f"{name}.jpg", out / "gt" / f"{name}.png"
         if (path := f"JPEGImages/{name}.jpg") in in_voc:
-            wanted[0, path] = Job(copy_picture, voc, path, picture)
+            wanted[0, path] = Job(copy_picture, voc, path, image_name)
         elif (path := f"img/{name}.jpg") in in_sbd:
-            wanted[1, path] = Job(copy_picture, sbd, path, picture)
+            wanted[1, path] = Job(copy_picture, sbd, path, image_name)
         else:
             absent.append(f"picture {name}.jpg")
         if (path := f"SegmentationClass/{name}.png") in in_voc:

@@ -52,14 +52,14 @@ def _solid(rng: Generator, colour: tuple, reach: float) -> Callable[[Array, Arra
     return lit
 
 
-def beaded(canvas: Canvas, rng: Generator, place: Place, host: str) -> None:
+def beaded(canvas: Canvas, rng: Generator, centre: Place, host: str) -> None:
     """A disc or a square with beads around it, whose class the host decides."""
     half = rng.uniform(17, 21)
     outline = shapes.disc if host == "disc" else shapes.square
     size = half * 1.1 if host == "disc" else half
     canvas.paint(
         INDEX[host],
-        place,
+        centre,
         1.5 * half,
         lambda x, y: outline(x, y, size),
         _shaded(rng, BLUE, half),
@@ -68,7 +68,7 @@ def beaded(canvas: Canvas, rng: Generator, place: Place, host: str) -> None:
     start, count = rng.uniform(0, 2 * np.pi), rng.integers(4, 6)
     for turn in start + np.arange(count) * 2 * np.pi / count + rng.uniform(-0.3, 0.3, count):
         away = half * 1.25 + rng.uniform(7, 10)
-        spot = (place[0] + away * np.cos(turn), place[1] + away * np.sin(turn))
+        spot = (centre[0] + away * np.cos(turn), centre[1] + away * np.sin(turn))
         radius = rng.uniform(6.0, 7.0)
         canvas.paint(
             INDEX[f"bead by {host}"],
@@ -79,7 +79,7 @@ def beaded(canvas: Canvas, rng: Generator, place: Place, host: str) -> None:
         )
 
 
-def hoop(canvas: Canvas, rng: Generator, place: Place, name: str) -> None:
+def hoop(canvas: Canvas, rng: Generator, centre: Place, name: str) -> None:
     """A ring or a wheel."""
     radius, half, spokes = rng.uniform(18, 25), rng.uniform(2.5, 3.2), rng.integers(5, 8)
     turn = rng.uniform(-np.pi, np.pi)
@@ -87,13 +87,13 @@ def hoop(canvas: Canvas, rng: Generator, place: Place, name: str) -> None:
     def outline(x: Array, y: Array) -> Array:
         return shapes.ring(x, y, radius, half) if name == "ring" else shapes.wheel(x, y, radius, half, spokes)
 
-    canvas.paint(INDEX[name], place, radius + half, outline, _shaded(rng, ORANGE, 3 * radius), turn)
+    canvas.paint(INDEX[name], centre, radius + half, outline, _shaded(rng, ORANGE, 3 * radius), turn)
 
 
 def _stroked(
     canvas: Canvas,
     rng: Generator,
-    place: Place,
+    centre: Place,
     name: str,
     segments: list,
     half: float,
@@ -102,32 +102,32 @@ def _stroked(
 ) -> None:
     reach = max(float(np.hypot(*np.array(segments).reshape(-1, 2).T).max()), 1.0) + half
     tint = _shaded(rng, colour, reach)
-    canvas.paint(INDEX[name], place, reach, lambda x, y: shapes.strokes(x, y, segments, half), tint, turn)
+    canvas.paint(INDEX[name], centre, reach, lambda x, y: shapes.strokes(x, y, segments, half), tint, turn)
 
 
-def lattice(canvas: Canvas, rng: Generator, place: Place) -> None:
+def lattice(canvas: Canvas, rng: Generator, centre: Place) -> None:
     bars = int(rng.integers(3, 5))
     segments = shapes.lattice(bars * rng.uniform(5.4, 6.4), bars)
-    _stroked(canvas, rng, place, "lattice", segments, rng.uniform(2.1, 2.6), CYAN, rng.uniform(-0.35, 0.35))
+    _stroked(canvas, rng, centre, "lattice", segments, rng.uniform(2.1, 2.6), CYAN, rng.uniform(-0.35, 0.35))
 
 
-def comb(canvas: Canvas, rng: Generator, place: Place) -> None:
+def comb(canvas: Canvas, rng: Generator, centre: Place) -> None:
     teeth = int(rng.integers(4, 7))
     segments = shapes.comb((teeth - 1) * rng.uniform(4.6, 5.2), teeth, rng.uniform(20, 30))
-    _stroked(canvas, rng, place, "comb", segments, rng.uniform(2.0, 2.4), MAGENTA, rng.uniform(-0.35, 0.35))
+    _stroked(canvas, rng, centre, "comb", segments, rng.uniform(2.0, 2.4), MAGENTA, rng.uniform(-0.35, 0.35))
 
 
-def twig(canvas: Canvas, rng: Generator, place: Place) -> None:
+def twig(canvas: Canvas, rng: Generator, centre: Place) -> None:
     segments = shapes.branch(rng, rng.uniform(16, 20))
-    _stroked(canvas, rng, place, "twig", segments, rng.uniform(1.8, 2.3), WINE, 0.0)
+    _stroked(canvas, rng, centre, "twig", segments, rng.uniform(1.8, 2.3), WINE, 0.0)
 
 
-def writing(canvas: Canvas, rng: Generator, place: Place) -> None:
+def writing(canvas: Canvas, rng: Generator, centre: Place) -> None:
     segments = shapes.writing(rng, int(rng.integers(2, 4)), int(rng.integers(3, 5)), 5.5, rng.uniform(9, 11))
-    _stroked(canvas, rng, place, "writing", segments, rng.uniform(1.5, 1.8), INK, rng.uniform(-0.15, 0.15))
+    _stroked(canvas, rng, centre, "writing", segments, rng.uniform(1.5, 1.8), INK, rng.uniform(-0.15, 0.15))
 
 
-def patch(canvas: Canvas, rng: Generator, place: Place, name: str) -> None:
+def patch(canvas: Canvas, rng: Generator, centre: Place, name: str) -> None:
     """A rounded patch that only its texture tells from the others."""
     radius, period, phase = rng.uniform(22, 28), rng.uniform(7.5, 9.5), rng.uniform(0, 2 * np.pi)
 
@@ -135,14 +135,14 @@ def patch(canvas: Canvas, rng: Generator, place: Place, name: str) -> None:
         if name == "grain":
             return textures.confetti(rng, x, y, 3.0)
         if name == "checker":
-            part = textures.checker(x, y, 1.6 * period, phase)
+            weight = textures.checker(x, y, 1.6 * period, phase)
         else:
-            part = textures.stripes(x if name == "upright stripes" else y, period, phase)
-        return textures.mix(SLATE, CREAM, part) * (1.0 - 0.12 * y / radius)[..., None]
+            weight = textures.stripes(x if name == "upright stripes" else y, period, phase)
+        return textures.mix(SLATE, CREAM, weight) * (1.0 - 0.12 * y / radius)[..., None]
 
     canvas.paint(
         INDEX[name],
-        place,
+        centre,
         1.25 * radius,
         lambda x, y: shapes.blob(rng, x, y, radius),
         colour,
@@ -150,11 +150,11 @@ def patch(canvas: Canvas, rng: Generator, place: Place, name: str) -> None:
     )
 
 
-def _stone(canvas: Canvas, rng: Generator, place: Place, name: str, size: float) -> None:
+def _stone(canvas: Canvas, rng: Generator, centre: Place, name: str, size: float) -> None:
     wide, high = size * rng.uniform(1.0, 1.2), size * rng.uniform(0.8, 1.0)
     canvas.paint(
         INDEX[name],
-        place,
+        centre,
         wide,
         lambda x, y: shapes.ellipse(x, y, wide, high),
         _solid(rng, SALMON, size),
@@ -162,24 +162,24 @@ def _stone(canvas: Canvas, rng: Generator, place: Place, name: str, size: float)
     )
 
 
-def pebbles(canvas: Canvas, rng: Generator, place: Place) -> None:
+def pebbles(canvas: Canvas, rng: Generator, centre: Place) -> None:
     start, count = rng.uniform(0, 2 * np.pi), int(rng.integers(4, 6))
     for turn in start + np.arange(count) * 2 * np.pi / count:
         away = rng.uniform(14, 19)
         _stone(
             canvas,
             rng,
-            (place[0] + away * np.cos(turn), place[1] + away * np.sin(turn)),
+            (centre[0] + away * np.cos(turn), centre[1] + away * np.sin(turn)),
             "pebbles",
             rng.uniform(6, 8),
         )
 
 
-def boulder(canvas: Canvas, rng: Generator, place: Place) -> None:
-    _stone(canvas, rng, place, "boulder", rng.uniform(23, 29))
+def boulder(canvas: Canvas, rng: Generator, centre: Place) -> None:
+    _stone(canvas, rng, centre, "boulder", rng.uniform(23, 29))
 
 
-def kite_or_tent(canvas: Canvas, rng: Generator, place: Place, in_sky: bool) -> None:
+def kite_or_tent(canvas: Canvas, rng: Generator, centre: Place, in_sky: bool) -> None:
     """The dotted diamond; only the scene tells which class it is."""
     wide, high = rng.uniform(17, 21), rng.uniform(22, 27)
 
@@ -187,10 +187,10 @@ def kite_or_tent(canvas: Canvas, rng: Generator, place: Place, in_sky: bool) -> 
         return textures.mix(RED, CREAM, textures.dots(x, y, 8.0)) * (1.0 - 0.12 * y / high)[..., None]
 
     index, turn = INDEX["kite" if in_sky else "tent"], rng.uniform(-0.3, 0.3)
-    canvas.paint(index, place, high, lambda x, y: shapes.diamond(x, y, wide, high), colour, turn)
+    canvas.paint(index, centre, high, lambda x, y: shapes.diamond(x, y, wide, high), colour, turn)
 
 
-def star_or_starfish(canvas: Canvas, rng: Generator, place: Place, in_sky: bool) -> None:
+def star_or_starfish(canvas: Canvas, rng: Generator, centre: Place, in_sky: bool) -> None:
     """The yellow star; only the scene tells which class it is."""
     radius = rng.uniform(20, 27)
     index, tint, turn = (
@@ -198,7 +198,7 @@ def star_or_starfish(canvas: Canvas, rng: Generator, place: Place, in_sky: bool)
         _shaded(rng, YELLOW, radius),
         rng.uniform(-0.6, 0.6),
     )
-    canvas.paint(index, place, radius, lambda x, y: shapes.star(x, y, radius), tint, turn)
+    canvas.paint(index, centre, radius, lambda x, y: shapes.star(x, y, radius), tint, turn)
 
 
 class Kind(NamedTuple):

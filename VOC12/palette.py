@@ -57,18 +57,18 @@ def encode_colours(rgb: np.ndarray, n_class: int = 21, name: object = "label") -
         ColourLabelError: a colour is none of the first `n_class` VOC colours nor void.
     """
     index = np.append(np.arange(n_class), IGNORE).astype(np.uint8)
-    known = _keys(VOC_COLOURS[index])
-    order = np.argsort(known)
-    wanted = _keys(rgb)
-    place = order[np.searchsorted(known, wanted, sorter=order).clip(max=n_class)]
-    wrong = known[place] != wanted
+    class_keys = _keys(VOC_COLOURS[index])
+    order = np.argsort(class_keys)
+    pixel_keys = _keys(rgb)
+    nearest = order[np.searchsorted(class_keys, pixel_keys, sorter=order).clip(max=n_class)]
+    wrong = class_keys[nearest] != pixel_keys
     if wrong.any():
         colour = tuple(int(value) for value in rgb[wrong][0])
         raise ColourLabelError(
             f"{name}: {int(wrong.sum())} pixels have no VOC colour (first {colour}); "
             "labels must be the devkit's colours or class indices"
         )
-    return index[place]
+    return index[nearest]
 
 
 def colourise(label: np.ndarray) -> np.ndarray:

@@ -84,8 +84,8 @@ def make_sample(
 
 def _draw(out: str, name: str, seed: int, size: int) -> None:
     """Draw one picture and its label; the label last, so that it vouches for the picture."""
-    picture, label = draw_scene(seed, int(name), size)
-    write_bulk(Path(out, "img", f"{name}.jpg"), encode_picture(picture))
+    image, label = draw_scene(seed, int(name), size)
+    write_bulk(Path(out, "img", f"{name}.jpg"), encode_picture(image))
     save_label(Path(out, "gt", f"{name}.png"), label)
 
 
@@ -102,8 +102,8 @@ def _stamped(out: Path, name: str) -> dict | None:
 
 def _absent(out: Path, names: list[str]) -> list[str]:
     """Names of which the picture or the label is not in `out`."""
-    found = [set(os.listdir(out / folder)) if (out / folder).is_dir() else set() for folder in ("img", "gt")]
-    return [name for name in names if f"{name}.jpg" not in found[0] or f"{name}.png" not in found[1]]
+    present = [set(os.listdir(out / folder)) if (out / folder).is_dir() else set() for folder in ("img", "gt")]
+    return [name for name in names if f"{name}.jpg" not in present[0] or f"{name}.png" not in present[1]]
 
 
 def _begin(out: Path, stamp: dict) -> None:

@@ -64,9 +64,9 @@ class Survey:
         gone = [_called(number, classes) for number in range(len(classes)) if not self.seen[number]]
         if not gone:
             return None
-        named = ", ".join(gone[:_NAMED]) + (f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else "")
+        listed = ", ".join(gone[:_NAMED]) + (f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else "")
         never = "never occur" if len(gone) > 1 else "never occurs"
-        return f"{len(gone)} of {len(classes)} classes {never} in {self.labels(which)}: {named}"
+        return f"{len(gone)} of {len(classes)} classes {never} in {self.labels(which)}: {listed}"
 
 
 def _called(number: int, classes: Sequence[str]) -> str:
@@ -87,14 +87,14 @@ def survey(
         items: what labels are called in messages.
     """
     paths = list(dict.fromkeys(paths))
-    found = Survey(len(paths), items=items)
-    first = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int)).tolist()
-    rest = sorted(set(range(len(paths))) - set(first))
-    for number, index in enumerate([*first, *rest]):
-        if number >= len(first) and len(found.classes) > 1:
+    result = Survey(len(paths), items=items)
+    spread = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int)).tolist()
+    later = sorted(set(range(len(paths))) - set(spread))
+    for number, index in enumerate([*spread, *later]):
+        if number >= len(spread) and len(result.classes) > 1:
             break
-        found.add(read(paths[index]))
-        if found.seen[:n_class].all():
-            found.looked = found.total  # nothing is absent, whatever the others hold
+        result.add(read(paths[index]))
+        if result.seen[:n_class].all():
+            result.looked = result.total  # nothing is absent, whatever the others hold
             break
-    return found
+    return result

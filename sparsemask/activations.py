@@ -42,7 +42,7 @@ class LayerZeros:
         return int((self.zeros > share).sum())
 
 
-def zero_shares(network: nn.Module, pictures: Iterable[Tensor]) -> list[LayerZeros]:
+def zero_shares(network: nn.Module, batches: Iterable[Tensor]) -> list[LayerZeros]:
     """Every ReLU's zeros on inputs (N, C, *spatial), in the order of computation; the network in evaluation mode.
 
     Features of a single place (an attention's means) are passed over. What stands in custom operators is not seen:
@@ -50,10 +50,10 @@ def zero_shares(network: nn.Module, pictures: Iterable[Tensor]) -> list[LayerZer
     """
     counter = _Counter()
     with evaluating(network), _named(network, counter.stack):
-        for one in pictures:
+        for batch in batches:
             counter.seen.clear()
             with counter:
-                network(one)
+                network(batch)
     return [LayerZeros(name, zeros / count, count) for name, (zeros, count) in counter.found.items()]
 
 
@@ -77,8 +77,8 @@ class _Counter(TorchDispatchMode):
         self.seen[name] = number = self.seen.get(name, 0) + 1
         name = name if number == 1 else f"{name} ({number})"
         zeros = (out == 0).transpose(0, 1).flatten(1).sum(1).double().cpu()
-        before, places = self.found.get(name, (0, 0))
-        self.found[name] = before + zeros, places + out.numel() // out.shape[1]
+        before, locations = self.found.get(name, (0, 0))
+        self.found[name] = before + zeros, locations + out.numel() // out.shape[1]
 
 
 @contextlib.contextmanager

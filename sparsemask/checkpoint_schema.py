@@ -154,10 +154,10 @@ def is_ours(state: Mapping) -> bool:
 
 def check(state: Mapping, what: object) -> None:
     """Raise UseError, naming `what` and the entry at fault, unless every known entry is what it must be."""
-    for name, (right, words) in ENTRIES.items():
-        if name in state and not right(state[name]):
-            found = _shown(state[name], words)
-            raise UseError(f"{what}: damaged or not of this toolkit: '{name}' must be {words}, found {found}")
+    for name, (is_valid, expected) in ENTRIES.items():
+        if name in state and not is_valid(state[name]):
+            shown = _shown(state[name], expected)
+            raise UseError(f"{what}: damaged or not of this toolkit: '{name}' must be {expected}, found {shown}")
 
 
 def _shown(value: object, words: str) -> str:

@@ -60,8 +60,8 @@ def reading(path: object, what: str = "truncated or damaged") -> Iterator[None]:
             if error.filename is None:
                 error.filename = str(path)
             raise
-        if found := stand_in(path):
-            raise UseError(f"{path}: {found}") from None
+        if explanation := stand_in(path):
+            raise UseError(f"{path}: {explanation}") from None
         why = one_line(error)[:160] or type(error).__name__
         raise UseError(f"{path}: {what} ({why})") from error
 
@@ -117,9 +117,9 @@ def npy_header(head: bytes, size: int) -> tuple[tuple[int, ...], bool, np.dtype,
     if any(n < 0 for n in shape):
         raise ValueError(f"an array of shape {shape}")
     count = math.prod(shape)
-    claimed, there = count * dtype.itemsize, size - stream.tell()
-    if claimed > there or (not dtype.itemsize and count > _PIECE):
-        raise ValueError(f"its header claims more than there is: {claimed} bytes of {there}")
+    claimed, available = count * dtype.itemsize, size - stream.tell()
+    if claimed > available or (not dtype.itemsize and count > _PIECE):
+        raise ValueError(f"its header claims more than there is: {claimed} bytes of {available}")
     return shape, fortran, dtype, stream.tell()
 
 
@@ -174,8 +174,8 @@ class Npz:
         with self._archive.open(entry) as stream:
             data = bytearray(stream.read(_HEADER))
             shape, fortran, dtype, start = npy_header(bytes(data), entry.file_size)
-            while piece := stream.read(_PIECE):  # to the end, where the checksum is compared
-                data += piece
+            while chunk := stream.read(_PIECE):  # to the end, where the checksum is compared
+                data += chunk
         if len(data) != entry.file_size:
             raise ValueError(f"{entry.filename} has {len(data)} bytes, not {entry.file_size}")
         count = math.prod(shape)
@@ -200,8 +200,8 @@ def read_npz(
     path: str | os.PathLike[str], what: str = "not readable as an archive of arrays", largest: int | None = None
 ) -> dict[str, np.ndarray]:
     """All arrays of an `.npz` file by name; see :func:`open_npz`."""
-    with open_npz(path, what, largest) as found:
-        return {name: found[name] for name in found.names}
+    with open_npz(path, what, largest) as arrays:
+        return {name: arrays[name] for name in arrays.names}
 
 
 # Archives
@@ -327,8 +327,8 @@ class Tar:
             if stream is None:
                 raise ValueError(f"{member.name[:80]} is no regular file")
             with stream:
-                while piece := stream.read(_PIECE):
-                    data += piece
+                while chunk := stream.read(_PIECE):
+                    data += chunk
             if len(data) != member.size:
                 raise EOFError("unexpected end of data")
             return bytes(data)
@@ -387,20 +387,20 @@ def parse_yaml(text: str) -> object:
     return value
 
 
-def _count(value: object, known: dict[int, int], above: set[int]) -> int:
+def _count(value: object, counts: dict[int, int], ancestors: set[int]) -> int:
     """Values in a value, aliases counted as often as they stand; ValueError where too many, or where they go round."""
     if not isinstance(value, dict | list | set | tuple):
         return 1
-    if id(value) in above:
+    if id(value) in ancestors:
         raise ValueError("an alias that holds itself")
-    if id(value) not in known:
-        above.add(id(value))
+    if id(value) not in counts:
+        ancestors.add(id(value))
         inner = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_count(part, known, above) for part in inner)
-        above.remove(id(value))
-        if known[id(value)] > _WIDE:
+        counts[id(value)] = 1 + sum(_count(part, counts, ancestors) for part in inner)
+        ancestors.remove(id(value))
+        if counts[id(value)] > _WIDE:
             raise ValueError("its aliases make too many values")
-    return known[id(value)]
+    return counts[id(value)]
 
 
 def read_json(path: str | os.PathLike[str]) -> object:

@@ -80,12 +80,12 @@ def count_parameters(net: nn.Module, part: str | None = None) -> int:
 
 def parameters_by_part(net: nn.Module) -> dict[str, int]:
     """Parameters of each direct child, and under '' the module's own; shared ones count in the first."""
-    seen: set[int] = set()
+    counted: set[int] = set()
     parts = {}
     groups = [*((name, child.parameters()) for name, child in net.named_children()), ("", net.parameters())]
     for name, parameters in groups:
-        fresh = {id(p): p.numel() for p in parameters if id(p) not in seen}
-        seen.update(fresh)
+        fresh = {id(p): p.numel() for p in parameters if id(p) not in counted}
+        counted.update(fresh)
         if fresh:
             parts[name] = sum(fresh.values())
     return parts
@@ -101,9 +101,9 @@ def multiply_adds(net: nn.Module | Callable[..., Any], inputs: Inputs, device: t
     """
     counter = FlopCounterMode(display=False, custom_mapping=_MORE_FORMULAS)
     with evaluating(net):
-        given = make_inputs(inputs, device_of(net, device, inputs), dtype_of(net))
+        tensors = make_inputs(inputs, device_of(net, device, inputs), dtype_of(net))
         with _Uncounted(), counter:
-            net(*given)
+            net(*tensors)
     return counter.get_total_flops() // 2
 
 

@@ -60,16 +60,16 @@ def describe(error: OSError) -> str | None:
     reason = _SYSTEM.get(error.errno or 0)
     if reason is None:
         return None
-    place = error.filename2 or error.filename
-    return f"{place}: {reason}" if place else reason
+    path = error.filename2 or error.filename
+    return f"{path}: {reason}" if path else reason
 
 
 def lost_worker(error: RuntimeError) -> str | None:
     """One line for what torch raises when a loader process died, anywhere in the main thread; None for any other."""
-    said = one_line(error)
-    if not said.startswith("DataLoader worker (pid"):
+    message = one_line(error)
+    if not message.startswith("DataLoader worker (pid"):
         return None
-    return f"a loader process was lost (out of memory?): {said.rstrip('. ')}; a lower --n_worker needs less"
+    return f"a loader process was lost (out of memory?): {message.rstrip('. ')}; a lower --n_worker needs less"
 
 
 @contextlib.contextmanager
@@ -146,6 +146,6 @@ def choose(name: str, known: Collection[str], what: str) -> None:
 
 def meant(name: object, known: Iterable[object]) -> str:
     """ "did you mean 'x'? " with the known name that is most like `name`; empty where none is."""
-    names = {str(one).lower(): str(one) for one in known}
+    names = {str(name_known).lower(): str(name_known) for name_known in known}
     near = difflib.get_close_matches(str(name).lower(), names, 1)
     return f"did you mean '{names[near[0]]}'? " if near else ""

@@ -95,12 +95,12 @@ def distinct_names(files: Sequence[str | os.PathLike[str]], suffix: bool = False
     names = [short(path) for path in paths]
     if len(set(names)) == len(paths):
         return names
-    whole = [Path(os.path.abspath(path)) for path in paths]
-    distinct = len(set(whole))
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    distinct = len(set(absolute))
     if len(set(names)) == distinct:
         return names
-    top = os.path.commonpath({path.parent for path in whole})
-    below = [path.relative_to(top) for path in whole]
+    top = os.path.commonpath({path.parent for path in absolute})
+    below = [path.relative_to(top) for path in absolute]
     names = [(path.parent / short(path)).as_posix() for path in below]
     owners: dict[str, set[Path]] = {}
     for name, path in zip(names, below, strict=True):

@@ -76,11 +76,11 @@ class FineMasks:
         """Raise UseError unless `path` is the checkpoint the masks were made from, byte for byte."""
         if not Path(path).is_file():
             raise UseError(f"checkpoint not found: {path}")
-        found = sha256(path)
-        if found != self.sha256:
+        digest = sha256(path)
+        if digest != self.sha256:
             raise UseError(
                 f"{what}: made from another checkpoint than {path} (SHA-256 {self.sha256[:12]}..., this one has "
-                f"{found[:12]}...); masks and weights belong together: prune that checkpoint"
+                f"{digest[:12]}...); masks and weights belong together: prune that checkpoint"
             )
 
 
@@ -155,8 +155,10 @@ def _check(masks: FineMasks, what: str) -> None:
         raise UseError(f"{what}: no channel masks in it")
     for name, mask in masks.channels.items():
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim not in (1, 2) or not mask.size:
-            found = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise UseError(f"{what}: the channel mask of {name} must be booleans (layers, channels), found {found}")
+            description = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise UseError(
+                f"{what}: the channel mask of {name} must be booleans (layers, channels), found {description}"
+            )
     if not 0 <= masks.threshold < 1:
         raise UseError(f"{what}: the data masks' threshold must be in [0, 1), found {masks.threshold:g}")
     shares = {**masks.kept, **({} if masks.kept_whole is None else {"the network": masks.kept_whole})}

@@ -25,12 +25,12 @@ def check_output(output: Any, model: object = None, what: object = "the network'
         NotFiniteError: how many values are NaN or infinite, and which of the weights of `model` (a module, or what has
             one as `network`), where they are the cause.
     """
-    for one in _tensors(output):
-        finite = torch.isfinite(one)
+    for tensor in _tensors(output):
+        finite = torch.isfinite(tensor)
         if not bool(finite.all()):
-            bad = one.numel() - int(finite.sum())
+            bad = tensor.numel() - int(finite.sum())
             raise NotFiniteError(
-                f"{what} is not finite: {bad} of {one.numel()} values are NaN or infinite{_why(model)}"
+                f"{what} is not finite: {bad} of {tensor.numel()} values are NaN or infinite{_why(model)}"
             )
     return output
 
@@ -40,11 +40,11 @@ def _tensors(value: Any):
         if value.is_floating_point() or value.is_complex():
             yield value
     elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
+        for item in value.values():
+            yield from _tensors(item)
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
+        for item in value:
+            yield from _tensors(item)
 
 
 def _why(model: object) -> str:

@@ -43,18 +43,22 @@ class Taken:
 
     def line(self, parser: opt.Parser) -> str | None:
         """What was taken over, in words that a command line could have; None where that is nothing."""
-        shown = {n: v for n, v in self.flags.items() if v != parser.get_default(n)}
-        return f"as in {shown_path(self.run.folder)}: {shlex.join(opt.spelled(shown))}" if shown else None
+        changed = {n: v for n, v in self.flags.items() if v != parser.get_default(n)}
+        return f"as in {shown_path(self.run.folder)}: {shlex.join(opt.spelled(changed))}" if changed else None
 
 
-def find(asked: Mapping) -> Origin | None:
-    """The run that the flags `asked` start from; one that is gone only where no other is named. None without any."""
+def find(requested: Mapping) -> Origin | None:
+    """The run that the `requested` flags start from, None without any; a deleted one only where no other is named."""
     gone = None
     for name in STARTS:
-        if not asked.get(name):
+        if not requested.get(name):
             continue
-        folder = _folder(asked[name]) if name == "run" else None
-        origin = Origin(f"--run {asked[name]}", folder) if folder else _of(f"--{name} {asked[name]}", asked[name], name)
+        folder = _folder(requested[name]) if name == "run" else None
+        origin = (
+            Origin(f"--run {requested[name]}", folder)
+            if folder
+            else _of(f"--{name} {requested[name]}", requested[name], name)
+        )
         if origin and origin.there:
             return origin
         gone = gone or origin
@@ -63,14 +67,14 @@ def find(asked: Mapping) -> Origin | None:
 
 def search_of(mask_path: str | Path | None) -> Run | None:
     """The run of the search that a mask file was pruned from, where it is still there."""
-    said = _said(mask_path) if mask_path else None
-    return said if said and said.config.is_file() else None
+    run = _said(mask_path) if mask_path else None
+    return run if run and run.config.is_file() else None
 
 
 def shown_path(path: str | Path) -> str:
     """A path as short as it may be: relative to the working directory where it lies below it."""
-    whole, here = Path(path).absolute(), Path.cwd()
-    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(path)
+    absolute, working_directory = Path(path).absolute(), Path.cwd()
+    return str(absolute.relative_to(working_directory)) if absolute.is_relative_to(working_directory) else str(path)
 
 
 def _folder(path: str | Path) -> Run | None:
@@ -84,13 +88,13 @@ def _holding(path: str | Path) -> Run | None:
     return _folder(folder) or _folder(folder.parent)
 
 
-def _of(what: str, path: str, flag: str) -> Origin | None:
+def _of(title: str, path: str, flag: str) -> Origin | None:
     if not Path(path).is_file():
         return None  # a named mask, or a mistake that the verb reports
     if run := _holding(path):
-        return Origin(what, run)
-    if flag == "mask_path" and (said := _said(path)):
-        return Origin(what, said, said.config.is_file())
+        return Origin(title, run)
+    if flag == "mask_path" and (noted_run := _said(path)):
+        return Origin(title, noted_run, noted_run.config.is_file())
     return None
 
 
@@ -120,25 +124,25 @@ def read_flags(run: Run) -> dict:
 
 def preset_of(run: Run) -> str:
     """The preset that a run's flags were laid over."""
-    said = run.info().get("preset") if run.info_file.is_file() else None
-    if isinstance(said, str):
-        return said
+    preset = run.info().get("preset") if run.info_file.is_file() else None
+    if isinstance(preset, str):
+        return preset
     return "sample" if read_flags(run).get("sample") is True else "short"
 
 
-def take(parser: opt.Parser, asked: Mapping, training: bool = True) -> Taken:
-    """What the command takes over from the run that `asked`, its flags and those of --config, starts from.
+def take(parser: opt.Parser, requested: Mapping, training: bool = True) -> Taken:
+    """What the command takes over from the run that the `requested` flags (its own and those of --config) start from.
 
     training: False for evaluation, which also takes sizes that the run had from its preset.
 
     Raises UseError where the run or its data are gone and nothing else was named.
     """
-    origin = find(asked)
+    origin = find(requested)
     if origin is None:
         return Taken()
     names = [name for name in parser.group("data") if name not in _NOT_DATA]
     if not origin.there:
-        if any(asked.get(name) for name in _naming(asked.get("task") or parser.get_default("task"))):
+        if any(requested.get(name) for name in _naming(requested.get("task") or parser.get_default("task"))):
             return Taken()
         raise UseError(
             f"{origin.what}: comes from the run {shown_path(origin.run.folder)}, which is gone, and with it which data "
@@ -148,41 +152,43 @@ def take(parser: opt.Parser, asked: Mapping, training: bool = True) -> Taken:
     space = parser.get_default("space")
     preset = preset_of(run)
     values = opt.preset_flags(preset, str(run.info().get("verb")), str(saved.get("space")))
-    own = opt.preset_flags(preset, parser.verb, space) if training else {}
+    verb_defaults = opt.preset_flags(preset, parser.verb, space) if training else {}
     # What the run had from its preset gives way to what the preset has for this verb.
-    ours = {n: v for n, v in saved.items() if not (n in own and n in values and values[n] == v)}
-    found = data_of(ours, asked, names, run)
+    inherited = {n: v for n, v in saved.items() if not (n in verb_defaults and n in values and values[n] == v)}
+    taken = data_of(inherited, requested, names, run)
     if saved.get("space") == "connectivity" and space in ("connectivity", "specialized"):
-        found |= {n: ours[n] for n in _ENCODER if ours.get(n) is not None and n in parser.actions()}
-    found = {n: v for n, v in parser.checked(found, run.config, foreign=True).items() if not asked.get(n)}
-    was, now = bool(saved.get("sample")), bool(found.get("sample") or asked.get("sample"))
+        taken |= {n: inherited[n] for n in _ENCODER if inherited.get(n) is not None and n in parser.actions()}
+    taken = {n: v for n, v in parser.checked(taken, run.config, foreign=True).items() if not requested.get(n)}
+    was, now = bool(saved.get("sample")), bool(taken.get("sample") or requested.get("sample"))
     fits = was == now or not (now or preset.endswith("sample"))  # the sample set has presets of its own
-    return Taken(run, found, preset if fits and opt.preset_name(preset, space) else None)
+    return Taken(run, taken, preset if fits and opt.preset_name(preset, space) else None)
 
 
-def data_of(saved: Mapping, asked: Mapping, names: Iterable[str], run: Run | str) -> dict:
-    """The flags among `names` by which a run (`saved`) named its data, as far as `asked` does not name others.
+def data_of(saved: Mapping, requested: Mapping, names: Iterable[str], run: Run | str) -> dict:
+    """The flags among `names` by which a run (`saved`) named its data, as far as `requested` does not name others.
 
     Raises UseError where a file or folder among them is gone.
     """
     task = saved.get("task")
-    if asked.get("task") and asked["task"] != task:
+    if requested.get("task") and requested["task"] != task:
         return {}  # another task's data
-    found = {n: saved[n] for n in names if saved.get(n) is not None and saved[n] is not False}
+    data_flags = {n: saved[n] for n in names if saved.get(n) is not None and saved[n] is not False}
     parts = datasets.LISTS if tasks.own_flags(str(task)) else datasets.FOLDERS
-    if any(asked.get(n) for n in datasets.WHOLE) or all(asked.get(n) for n in parts):
+    if any(requested.get(n) for n in datasets.WHOLE) or all(requested.get(n) for n in parts):
         return {"task": task} if isinstance(task, str) else {}
-    if any(asked.get(n) for n in ("data_test", *(() if tasks.own_flags(str(task)) else datasets.FOLDERS))):
-        found.pop("sample", None)  # stereo's lists win over it one by one
-    for name, value in found.items():
-        gone = isinstance(value, str) and name not in asked and Path(value).is_absolute() and not Path(value).exists()
+    if any(requested.get(n) for n in ("data_test", *(() if tasks.own_flags(str(task)) else datasets.FOLDERS))):
+        data_flags.pop("sample", None)  # stereo's lists win over it one by one
+    for name, value in data_flags.items():
+        gone = (
+            isinstance(value, str) and name not in requested and Path(value).is_absolute() and not Path(value).exists()
+        )
         if gone:
             folder = shown_path(run.folder if isinstance(run, Run) else run)
             raise UseError(
                 f"--{name} {value}: gone since {folder} was made with it; say by --{name} where it is now, or name "
                 "other data"
             )
-    return found
+    return data_flags
 
 
 def _naming(task: object) -> tuple[str, ...]:
@@ -202,8 +208,8 @@ def encoder_weights(run: Run, config: RunConfig) -> str | None:
     """
     saved = read_flags(run)
     path, name = saved.get("pretrained_model"), saved.get("backbone_name")
-    others = (config.network.pretrained_model, config.family.ft_model, config.family.inherit != "none")
-    if any(others) or saved.get("space") != "connectivity" or not isinstance(path, str):
+    alternatives = (config.network.pretrained_model, config.family.ft_model, config.family.inherit != "none")
+    if any(alternatives) or saved.get("space") != "connectivity" or not isinstance(path, str):
         return None
     if config.network.backbone_name != name or fine_masks.is_fine(config.family.mask_path):
         return None

@@ -84,11 +84,11 @@ def acquire_for_process(path: str | os.PathLike[str]) -> Lock | None:
         OSError: the file cannot be opened, or its file system has no locks.
     """
     try:
-        known = _for_process.get(_identity(os.stat(path)))
+        held = _for_process.get(_identity(os.stat(path)))
     except FileNotFoundError:
-        known = None
-    if known is not None:
-        return known
+        held = None
+    if held is not None:
+        return held
     lock = try_acquire(path, _PROBE)
     if lock is not None:
         _for_process[_identity(os.stat(path))] = lock

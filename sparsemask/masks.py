@@ -64,8 +64,8 @@ def check_mask(mask: np.ndarray, n_features: int | None = None, what: str = "mas
     output stage has inputs, no stage without inputs is used.
     """
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        found = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise UseError(f"{what}: a mask holds booleans, found {found}")
+        description = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise UseError(f"{what}: a mask holds booleans, found {description}")
     if mask.ndim != 3 or mask.shape[0] != mask.shape[1] or mask.shape[2] != 2 or not mask.shape[0]:
         raise UseError(f"{what}: a mask has shape (L, L, 2), found {mask.shape}")
     length = len(mask)

@@ -62,10 +62,10 @@ def _along(image: np.ndarray, axis: int, matrix: csr_array) -> np.ndarray:
     """Apply a matrix (new, old) to one axis of a picture, keeping its type."""
     moved = np.moveaxis(image, axis, 0)
     flat = moved.reshape(moved.shape[0], -1).astype(np.float64)
-    made = (matrix @ flat).reshape(matrix.shape[0], *moved.shape[1:])
+    resized = (matrix @ flat).reshape(matrix.shape[0], *moved.shape[1:])
     if image.dtype == np.uint8:
-        made = np.clip(np.floor(made + 0.5), 0, 255)
-    return np.ascontiguousarray(np.moveaxis(made.astype(image.dtype), 0, axis))
+        resized = np.clip(np.floor(resized + 0.5), 0, 255)
+    return np.ascontiguousarray(np.moveaxis(resized.astype(image.dtype), 0, axis))
 
 
 @functools.lru_cache(maxsize=64)
@@ -80,9 +80,9 @@ def _matrix(old: int, new: int, scale: float, antialias: bool) -> csr_array:
     mirrored = np.concatenate([np.arange(old), np.arange(old)[::-1]])
     columns = mirrored[(taps.astype(np.int64) - 1) % (2 * old)]
     rows = np.broadcast_to(np.arange(new)[:, None], columns.shape)
-    made = csr_array((weights.ravel(), (rows.ravel(), columns.ravel())), shape=(new, old))  # sums what falls together
-    made.eliminate_zeros()
-    return made
+    matrix = csr_array((weights.ravel(), (rows.ravel(), columns.ravel())), shape=(new, old))  # sums what falls together
+    matrix.eliminate_zeros()
+    return matrix
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

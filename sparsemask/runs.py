@@ -150,7 +150,7 @@ def newest_space(exp_path: str | Path, verb: str) -> str | None:
 
 
 def _newest(exp_path: str | Path, verb: str, space: str | None, quiet: bool = False) -> Run | None:
-    found = []
+    candidates = []
     for config in Path(exp_path).glob("*/config.yaml"):
         run = Run(config.parent)
         try:
@@ -160,5 +160,5 @@ def _newest(exp_path: str | Path, verb: str, space: str | None, quiet: bool = Fa
                 say(f"passed over: {error}", sys.stderr)
             continue
         if info.get("verb") == verb and run.last.exists() and space in (None, info.get("space")):
-            found.append((info.get("started", ""), run.last.stat().st_mtime, run))
-    return max(found, key=lambda entry: entry[:2])[2] if found else None
+            candidates.append((info.get("started", ""), run.last.stat().st_mtime, run))
+    return max(candidates, key=lambda entry: entry[:2])[2] if candidates else None

@@ -65,12 +65,12 @@ def milliseconds(
     device = device_of(net, device, inputs)
     times: list[float] = []
     with evaluating(net):
-        given = make_inputs(inputs, device, dtype_of(net))
+        arguments = make_inputs(inputs, device, dtype_of(net))
         for _ in range(warmup):
-            net(*given)
+            net(*arguments)
         end = time.perf_counter() + budget
         while len(times) < max(repeats, 1) and (len(times) < _FEWEST or time.perf_counter() < end):
-            times.append(_once(lambda: net(*given), device))
+            times.append(_once(lambda: net(*arguments), device))
     low, high = np.percentile(times, (25, 75)).tolist()
     return Timing(statistics.median(times), low, high, min(times), len(times))
 
@@ -87,9 +87,9 @@ def compare(
     with torch.no_grad():
         for number in range(warmup + rounds):
             for name, function in callables.items():
-                taken = _once(function, device)
+                elapsed = _once(function, device)
                 if number >= warmup:
-                    times[name].append(taken)
+                    times[name].append(elapsed)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -100,12 +100,12 @@ def make_inputs(
     if isinstance(inputs, Tensor) or (len(inputs) and all(isinstance(size, int) for size in inputs)):
         inputs = [inputs]
     generator = torch.Generator().manual_seed(0)
-    made = []
-    for one in inputs:
-        if isinstance(one, Sequence):
-            one = torch.randn(*one, generator=generator, dtype=torch.float32).to(dtype or torch.float32)
-        made.append(one.to(device))
-    return made
+    tensors = []
+    for item in inputs:
+        if isinstance(item, Sequence):
+            item = torch.randn(*item, generator=generator, dtype=torch.float32).to(dtype or torch.float32)
+        tensors.append(item.to(device))
+    return tensors
 
 
 @contextlib.contextmanager
@@ -128,8 +128,8 @@ def device_of(net: object, device: torch.device | str | None, inputs: Inputs = (
     if device is not None:
         return torch.device(device)
     parameters = net.parameters() if isinstance(net, nn.Module) else ()
-    given = [inputs] if isinstance(inputs, Tensor) else [one for one in inputs if isinstance(one, Tensor)]
-    return next((tensor.device for tensor in (*parameters, *given)), torch.device("cpu"))
+    tensors = [inputs] if isinstance(inputs, Tensor) else [item for item in inputs if isinstance(item, Tensor)]
+    return next((tensor.device for tensor in (*parameters, *tensors)), torch.device("cpu"))
 
 
 def dtype_of(net: object) -> torch.dtype | None:

@@ -80,19 +80,19 @@ def what_it_is(path: Path) -> str:
 
 def shard(path: Path) -> str:
     """In words, which part of a sharded checkpoint a file is by its name; empty for a whole one."""
-    found = _SHARD.search(path.name)
-    if not found or int(found[2]) < 2:
+    match = _SHARD.search(path.name)
+    if not match or int(match[2]) < 2:
         return ""
     return (
-        f"is part {int(found[1])} of {int(found[2])} of a sharded checkpoint, with some of the weights only: "
+        f"is part {int(match[1])} of {int(match[2])} of a sharded checkpoint, with some of the weights only: "
         "join the parts into one file first"
     )
 
 
 def _kind(path: Path, head: bytes) -> str:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if found := stand_in(path):
-        return found
+    if explanation := stand_in(path):
+        return explanation
     if text.startswith(b"{"):
         return _json_kind(path)
     if path.suffix == ".safetensors" and head.startswith(b"PK\x03\x04"):

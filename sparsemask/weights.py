@@ -71,19 +71,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def config_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """The run's configuration in a checkpoint; an empty one where it has none that is one."""
-    found = checkpoint.get("config")
-    return found if isinstance(found, Mapping) else {}
+    config = checkpoint.get("config")
+    return config if isinstance(config, Mapping) else {}
 
 
 def _unreadable(path: Path, error: Exception) -> str:
     if really := what_it_is(path):
         return f"{path}: {really}"
     text = str(error)
-    asked = re.search(r"GLOBAL\s+([\w.]+\.[\w.]+)", text)
-    if asked or _calls(path):
-        what = f" ({asked.group(1)})" if asked else ""
+    match = re.search(r"GLOBAL\s+([\w.]+\.[\w.]+)", text)
+    if match or _calls(path):
+        detail = f" ({match.group(1)})" if match else ""
         return (
-            f"{path}: refused, it is a pickle that asks for code to be run{what}; nothing was run. "
+            f"{path}: refused, it is a pickle that asks for code to be run{detail}; nothing was run. "
             "Save the bare state dict or a safetensors file instead"
         )
     if "TorchScript" in text:
@@ -113,8 +113,8 @@ def file_space(path: str | os.PathLike[str]) -> str | None:
     if not path.is_file():
         return None
     with contextlib.suppress(UseError, OSError, SafetensorError):
-        found = metadata(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-        space = found.get("space")
+        entries = metadata(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+        space = entries.get("space")
         return space if isinstance(space, str) else None
     return None
 
@@ -122,9 +122,9 @@ def file_space(path: str | os.PathLike[str]) -> str | None:
 def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a safetensors file says about its network: JSON values by name; others are passed over."""
     with containers.reading(path, "truncated or not a safetensors file"), safe_open(path, framework="pt") as file:
-        said = file.metadata() or {}
+        texts = file.metadata() or {}
     values = {}
-    for key, text in said.items():
+    for key, text in texts.items():
         with contextlib.suppress(ValueError, RecursionError):
             values[key] = json.loads(text)
     return values
@@ -144,20 +144,20 @@ def bare_state(checkpoint: Mapping[str, Any], what: object = "checkpoint") -> di
     state = unwrapped(checkpoint, what)
     strange = [key for key, value in state.items() if not checkpoint_schema.is_tensor(value)]
     if not state or strange:
-        found = f"found {', '.join(strange[:4])}" if strange else "it is empty"
-        raise UseError(f"{what}: no weights in it, neither bare nor under {' or '.join(ENTRIES)} ({found})")
+        reason = f"found {', '.join(strange[:4])}" if strange else "it is empty"
+        raise UseError(f"{what}: no weights in it, neither bare nor under {' or '.join(ENTRIES)} ({reason})")
     check_finite(state, what)
     return cast(dict[str, Tensor], state)
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
     """Load `state` into `module`; UseError, with nothing loaded, unless names and shapes agree and all is finite."""
-    own = module.state_dict()
-    shapes = [key for key in own if key in state and state[key].shape != own[key].shape]
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    plain = _in_plain_words(own, state, shapes)
-    problems = [plain] if plain else [_shape_line(key, state, own) for key in shapes[:3]]
+    expected = module.state_dict()
+    shapes = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    plain = _in_plain_words(expected, state, shapes)
+    problems = [plain] if plain else [_shape_line(key, state, expected) for key in shapes[:3]]
     if missing:
         problems.append(f"{len(missing)} tensors are missing ({_some(missing)})")
     if unexpected:
@@ -168,20 +168,20 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) 
     module.load_state_dict(state)
 
 
-def _in_plain_words(own: Mapping[str, Tensor], state: Mapping[str, Tensor], shapes: list[str]) -> str:
+def _in_plain_words(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], shapes: list[str]) -> str:
     """The usual causes of a wrong shape: another number of classes, another decoder depth."""
     causes = []
     key = "fc_conv.weight"
     if key in shapes:
-        found, wanted = state[key].shape, own[key].shape
+        file_shape, network_shape = state[key].shape, expected[key].shape
         for axis, name in ((0, "classes"), (1, "decoder depth")):
-            if len(found) == len(wanted) and found[axis] != wanted[axis]:
-                causes.append(f"{name}: the file has {found[axis]}, the network {wanted[axis]}")
+            if len(file_shape) == len(network_shape) and file_shape[axis] != network_shape[axis]:
+                causes.append(f"{name}: the file has {file_shape[axis]}, the network {network_shape[axis]}")
     return ", ".join(causes)
 
 
-def _shape_line(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    return f"{key} is {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
+def _shape_line(key: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    return f"{key} is {tuple(state[key].shape)} in the file, {tuple(expected[key].shape)} in the network"
 
 
 def _some(names: list[str]) -> str:

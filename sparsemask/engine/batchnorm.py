@@ -35,14 +35,14 @@ def set_training(module: torch.nn.Module, freeze_bn: bool) -> None:
 @contextlib.contextmanager
 def cumulative(module: torch.nn.Module) -> Iterator[None]:
     """Inside, training-mode passes replace the running statistics by the plain average over the passes."""
-    held = [(norm, norm.momentum) for norm in norms(module)]
-    for norm, _ in held:
+    momenta = [(norm, norm.momentum) for norm in norms(module)]
+    for norm, _ in momenta:
         norm.reset_running_stats()
         norm.momentum = None
     try:
         yield
     finally:
-        for norm, momentum in held:
+        for norm, momentum in momenta:
             norm.momentum = momentum
 
 

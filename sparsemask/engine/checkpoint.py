@@ -52,8 +52,8 @@ def saved_flags(state: dict, parser: Parser, what: object, without: Collection[s
 
     Raises UseError naming `what` where one has a value that its flag cannot have.
     """
-    known = parser.actions()
-    flags = parser.checked({k: v for k, v in state["config"].items() if k in known and k not in without}, what)
+    actions = parser.actions()
+    flags = parser.checked({k: v for k, v in state["config"].items() if k in actions and k not in without}, what)
     require(flags, parser, what, ("crop_size",))
     return flags
 
@@ -64,8 +64,8 @@ SETTLED = ("batch_size", "lr", "log_interval", "crop_size", "n_points", "train_s
 
 def require(flags: dict, parser: Parser, what: object, names: Collection[str] = SETTLED) -> None:
     """Raise UseError where a run's configuration lacks a flag that every run of the verb has."""
-    known = parser.actions()
-    lacking = [name for name in names if name in known and flags.get(name) is None]
+    actions = parser.actions()
+    lacking = [name for name in names if name in actions and flags.get(name) is None]
     if names is SETTLED and flags.get("max_iter") is None and flags.get("max_epoch") is None:
         lacking.append("max_iter")
     if lacking:

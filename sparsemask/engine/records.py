@@ -84,11 +84,11 @@ class Progress:
             # tqdm measures the terminal; a width of its own would wrap on narrow ones.
             self._bar = tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True)
 
-    def update(self, step: int, shown: dict) -> None:
-        """Step `step` is done; `shown` are the metrics beside the bar."""
+    def update(self, step: int, displayed: dict) -> None:
+        """Report that step `step` is done; `displayed` are the metrics beside the bar."""
         if not self._show:
             return
-        metrics = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+        metrics = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in displayed.items())
         if self._bar is not None:
             self._bar.set_postfix_str(metrics, refresh=False)
             self._bar.update(step - self._bar.n)

@@ -87,10 +87,10 @@ def laid_out(module: nn.Module, last: bool) -> nn.Module:
     """
     if not last:
         return module
-    found = copy.deepcopy(module).to(memory_format=torch.channels_last)
-    function = found._function
-    found._function = lambda net, *inputs: function(net, *map(channels_last, inputs))
-    return found
+    copied = copy.deepcopy(module).to(memory_format=torch.channels_last)
+    function = copied._function
+    copied._function = lambda net, *inputs: function(net, *map(channels_last, inputs))
+    return copied
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -101,8 +101,8 @@ def channels_last(x: Tensor) -> Tensor:
 def known_suffix(path: Path) -> str:
     """The suffix of a file's name; UseError for one of no format."""
     if path.suffix not in FORMATS:
-        known = "; ".join(f"{suffix}: {what}" for suffix, what in FORMATS.items())
-        raise UseError(f"--out {path}: no format is called '{path.suffix}' ({known})")
+        formats = "; ".join(f"{suffix}: {description}" for suffix, description in FORMATS.items())
+        raise UseError(f"--out {path}: no format is called '{path.suffix}' ({formats})")
     return path.suffix
 
 

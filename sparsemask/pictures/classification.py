@@ -36,12 +36,12 @@ def draw_predictions(samples: Sequence[Sample], path: str | os.PathLike) -> Path
     height = rows * row + _GAP
     with style.drawing():
         fig = style.figure(width, height)
-        for number, (picture, truth, best) in enumerate(samples):
+        for number, (image, truth, best) in enumerate(samples):
             left = _GAP + number % columns * (_SIDE + _GAP)
             bottom = height - _GAP - number // columns * row - _SIDE
             axes = style.place(fig, left, bottom, _SIDE, _SIDE)
-            step = -(-max(picture.shape[:2]) // _LONGEST)
-            axes.imshow(picture[::step, ::step], interpolation="nearest")
+            step = -(-max(image.shape[:2]) // _LONGEST)
+            axes.imshow(image[::step, ::step], interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             (guess, share), right = best[0], best[0][0] == truth
             ink = style.INK if right else style.ORANGE
@@ -68,10 +68,10 @@ def draw_accuracy(classes: Sequence[str], recall: np.ndarray, overall: float, pa
     """
     path = style.check_path(path)
     recall = np.asarray(recall, float)
-    shown = np.flatnonzero(np.isfinite(recall))
-    if not len(shown):
+    measured = np.flatnonzero(np.isfinite(recall))
+    if not len(measured):
         raise UseError(f"{path}: no class has pictures")
-    order = shown[np.argsort(recall[shown], kind="stable")]
+    order = measured[np.argsort(recall[measured], kind="stable")]
     few = len(order) <= 50
     step = 0.22 if few else 8.0 / len(order)
     height = 0.95 + len(order) * step

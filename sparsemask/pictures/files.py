@@ -63,9 +63,9 @@ def read_picture(path: str | os.PathLike) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are large but possible
             with Image.open(path) as opened:
-                said = ["16 bits a colour became 8"] if deep_colours(opened) else []
+                remarks = ["16 bits a colour became 8"] if deep_colours(opened) else []
                 opened.load()
-                return _decoded(opened, said)
+                return _decoded(opened, remarks)
     except UnidentifiedImageError:
         raise UseError(f"{path}: {stand_in(path) or 'not a picture that can be read'}") from None
     except Image.DecompressionBombError as error:
@@ -76,21 +76,21 @@ def read_picture(path: str | os.PathLike) -> Picture:
         raise UseError(f"{path}: truncated or not a picture ({one_line(error)[:160]})") from None
 
 
-def _decoded(opened: Image.Image, said: list[str]) -> Picture:
+def _decoded(opened: Image.Image, remarks: list[str]) -> Picture:
     notes = {k: opened.info[k] for k in ("icc_profile", "dpi") if opened.info.get(k)}
-    shown = upright(opened)
-    if is_deep(shown):
-        levels, note = grey_levels(shown)
-        deep = shown.mode != "F"  # 16 bits stay 16 where the result is written as such
-        return Picture(_tripled(levels), grey=True, deep=deep, notes=notes, said=said if deep else [*said, note])
+    turned = upright(opened)
+    if is_deep(turned):
+        levels, note = grey_levels(turned)
+        deep = turned.mode != "F"  # 16 bits stay 16 where the result is written as such
+        return Picture(_tripled(levels), grey=True, deep=deep, notes=notes, said=remarks if deep else [*remarks, note])
     alpha = None
-    if "A" in shown.getbands() or "a" in shown.getbands() or "transparency" in shown.info:
-        shown = shown.convert("RGBA")  # palettes with a transparent colour too
-        alpha = np.array(shown.getchannel("A"))
+    if "A" in turned.getbands() or "a" in turned.getbands() or "transparency" in turned.info:
+        turned = turned.convert("RGBA")  # palettes with a transparent colour too
+        alpha = np.array(turned.getchannel("A"))
     grey = opened.mode in ("1", "L", "LA", "La")
     if opened.mode == "CMYK":
         notes.pop("icc_profile", None)  # of inks; the colours are RGB from here
-    return Picture(np.asarray(shown.convert("RGB"), dtype=np.float32), alpha, grey, notes=notes, said=said)
+    return Picture(np.asarray(turned.convert("RGB"), dtype=np.float32), alpha, grey, notes=notes, said=remarks)
 
 
 def _tripled(values: np.ndarray) -> np.ndarray:
@@ -121,17 +121,17 @@ def write_picture(path: str | os.PathLike, picture: Picture) -> list[str]:
     else:
         values = picture.colour
     if deep:
-        made = Image.fromarray(np.clip(np.rint(values * 257), 0, 65535).astype(np.uint16))
+        image = Image.fromarray(np.clip(np.rint(values * 257), 0, 65535).astype(np.uint16))
     else:
-        made = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
     if picture.alpha is not None:
         if form in _ALPHA:
-            made.putalpha(Image.fromarray(picture.alpha))
+            image.putalpha(Image.fromarray(picture.alpha))
         else:
             lost.append(f"{form} has no transparency")
     options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(form, {})
     notes = {k: v for k, v in picture.notes.items() if k != "dpi" or form != "WEBP"}
-    write_bytes(path, encoded(made, form, **options, **notes))
+    write_bytes(path, encoded(image, form, **options, **notes))
     return lost
 
 

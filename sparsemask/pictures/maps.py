@@ -42,9 +42,11 @@ def draw_maps(samples: Sequence[Sample], path: str | os.PathLike) -> Path:
     """
     rows = []
     for number, sample in enumerate(samples):
-        picture, truth, prediction = shrunk(sample, number)
-        maps = (_grey(one)[..., None].repeat(3, axis=2) for one in (np.where(truth == VOID, _OPEN, truth), prediction))
-        rows.append([picture, *maps])
+        image, truth, prediction = shrunk(sample, number)
+        maps = (
+            _grey(values)[..., None].repeat(3, axis=2) for values in (np.where(truth == VOID, _OPEN, truth), prediction)
+        )
+        rows.append([image, *maps])
     void = any((sample[1] == VOID).any() for sample in samples)
     return draw_grid(rows, path, 0.3 if void else 0.05, _say_void if void else None)
 
@@ -57,5 +59,5 @@ def _grey(values: np.ndarray) -> np.ndarray:
 
 
 def _say_void(fig, share: float) -> None:
-    said = "grey in the truth: not labelled, or the annotators disagree"
-    fig.text(0.5, share / 2, said, ha="center", va="center", size=7.5)
+    text = "grey in the truth: not labelled, or the annotators disagree"
+    fig.text(0.5, share / 2, text, ha="center", va="center", size=7.5)

@@ -95,10 +95,10 @@ def panel_layers(
 
 
 def _draw(path: Path, xyz: np.ndarray, layers: Mapping[str, Panel], view: str, title: str | None) -> Path:
-    shown = laid_open(xyz, view)
-    seen, layers = xyz[shown], {caption: _part(layer, shown) for caption, layer in layers.items()}
+    visible = laid_open(xyz, view)
+    visible_xyz, layers = xyz[visible], {caption: _part(layer, visible) for caption, layer in layers.items()}
     entries = _entries([layer for layer in layers.values() if isinstance(layer, Layer)])
-    wide, across = _TALL * aspect(seen, view), min(_ACROSS, len(layers))
+    wide, across = _TALL * aspect(visible_xyz, view), min(_ACROSS, len(layers))
     down, empty = -(-len(layers) // across), -len(layers) % across
     width = across * wide + (across + 1) * _GAP
     # The legend takes the empty places of the last row if there are any, else a strip below.
@@ -106,21 +106,21 @@ def _draw(path: Path, xyz: np.ndarray, layers: Mapping[str, Panel], view: str, t
     columns = max(1, int(room / _widest(entries)))
     strip = -(-len(entries) // columns) * _LINE
     beside = bool(empty) and strip <= _TALL
-    note = "" if shown.all() else "Left out: the ceiling" + (" and the walls in front." if view != "bird" else ".")
+    note = "" if visible.all() else "Left out: the ceiling" + (" and the walls in front." if view != "bird" else ".")
     head = 0.36 if title else 0.06
     foot = (0 if beside else strip + 0.08) + (_LINE if note else 0) + 0.06
     height = head + down * (_TALL + _CAPTION) + foot
     with style.drawing():
         fig = style.figure(width, height)
-        scene = Scene(seen, view, (round(_TALL * _DPI), round(wide * _DPI)))
+        scene = Scene(visible_xyz, view, (round(_TALL * _DPI), round(wide * _DPI)))
         for k, (caption, layer) in enumerate(layers.items()):
             left = _GAP + (k % across) * (wide + _GAP)
             axes = style.place(fig, left, height - head - (k // across + 1) * (_TALL + _CAPTION), wide, _TALL)
             if isinstance(layer, Layer):
-                picture = scene.picture(layer.rgb, np.isin(layer.index, layer.front), layer.larger)
+                image = scene.picture(layer.rgb, np.isin(layer.index, layer.front), layer.larger)
             else:
-                picture = scene.picture(layer)
-            axes.imshow(picture, interpolation="antialiased", aspect="auto")
+                image = scene.picture(layer)
+            axes.imshow(image, interpolation="antialiased", aspect="auto")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color=style.PALE, lw=0.6)
             axes.set_title(caption, pad=4)
@@ -144,8 +144,8 @@ def _legend(fig, entries, start: tuple[float, float], columns: int, step: float)
         fig.text((x + 0.27) / width, y / height, name, va="center", size=style.LABEL)
 
 
-def _part(layer: Panel, shown: np.ndarray) -> Panel:
-    return replace(layer, index=layer.index[shown]) if isinstance(layer, Layer) else layer[shown]
+def _part(layer: Panel, visible: np.ndarray) -> Panel:
+    return replace(layer, index=layer.index[visible]) if isinstance(layer, Layer) else layer[visible]
 
 
 def _entries(layers: Sequence[Layer]) -> list[tuple[str, np.ndarray]]:

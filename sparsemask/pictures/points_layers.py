@@ -60,11 +60,11 @@ class Layer:
 
 def class_colours(names: Sequence[str]) -> np.ndarray:
     """uint8 (K, 3): the customary colour of every known class, others spread over the hues."""
-    made = []
+    colours = []
     for k, name in enumerate(names):
         hue, value = (0.08 + k * 0.618) % 1.0, (0.85, 0.6)[k % 2]
-        made.append(_KNOWN.get(name) or [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.65, value)])
-    return np.array(made, np.uint8).reshape(-1, 3)
+        colours.append(_KNOWN.get(name) or [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.65, value)])
+    return np.array(colours, np.uint8).reshape(-1, 3)
 
 
 def as_layer(

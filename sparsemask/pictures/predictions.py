@@ -38,10 +38,10 @@ def save_prediction(path: str | os.PathLike, index_map: np.ndarray, palette: np.
     colours[: len(palette)] = palette
     if len(palette) <= VOID:
         colours[VOID] = _VOID_COLOUR
-    picture = Image.fromarray(index_map)
-    picture.putpalette(colours.tobytes())
+    image = Image.fromarray(index_map)
+    image.putpalette(colours.tobytes())
     data = io.BytesIO()
-    picture.save(data, "PNG", optimize=True)
+    image.save(data, "PNG", optimize=True)
     write_bytes(path, data.getvalue())
     return path
 
@@ -51,12 +51,12 @@ def colourise(index_map: np.ndarray, palette: np.ndarray) -> np.ndarray:
     index_map, palette = _checked(index_map, palette)
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette
-    picture = colours[index_map]
+    image = colours[index_map]
     rows, columns = np.indices(index_map.shape)
     stripe = max(2, max(index_map.shape) // 80)
     void = index_map == VOID
-    picture[void] = np.where((rows + columns) // stripe % 2, _LIGHT, _DARK)[void][:, None]
-    return picture
+    image[void] = np.where((rows + columns) // stripe % 2, _LIGHT, _DARK)[void][:, None]
+    return image
 
 
 def draw_predictions(
@@ -96,11 +96,11 @@ def draw_grid(rows: Sequence[Sequence[np.ndarray]], path: str | os.PathLike, bel
     with style.drawing():
         fig = style.figure(GRID_WIDTH, height)
         top = height - 0.32
-        for number, (pictures, high) in enumerate(zip(rows, tall, strict=True)):
+        for number, (images, high) in enumerate(zip(rows, tall, strict=True)):
             top -= high
-            for k, picture in enumerate(pictures):
+            for k, image in enumerate(images):
                 axes = style.place(fig, 0.05 + _GAP + k * (_WIDE + _GAP), top, _WIDE, high)
-                axes.imshow(picture, interpolation="nearest" if k else "antialiased")
+                axes.imshow(image, interpolation="nearest" if k else "antialiased")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set(visible=True, color=style.PALE, lw=0.6)
                 if number == 0:
@@ -113,18 +113,18 @@ def draw_grid(rows: Sequence[Sequence[np.ndarray]], path: str | os.PathLike, bel
 
 def shrunk(sample: Sample, number: int) -> list[np.ndarray]:
     """The parts of sample `number`, large ones smaller; UseError unless they are of one size."""
-    picture, *maps = (np.asarray(part) for part in sample)
-    sizes = {part.shape[:2] for part in (picture, *maps)}
-    if picture.ndim != 3 or picture.shape[2] != 3 or len(sizes) != 1 or any(m.ndim != 2 for m in maps):
-        shapes = ", ".join(str(part.shape) for part in (picture, *maps))
+    image, *maps = (np.asarray(array) for array in sample)
+    sizes = {array.shape[:2] for array in (image, *maps)}
+    if image.ndim != 3 or image.shape[2] != 3 or len(sizes) != 1 or any(m.ndim != 2 for m in maps):
+        shapes = ", ".join(str(array.shape) for array in (image, *maps))
         raise UseError(f"sample {number}: picture, truth and prediction have shapes {shapes}; expected one size")
-    step = -(-max(picture.shape[:2]) // _LONGEST)  # every step-th pixel: labels must not be mixed
-    return [part[::step, ::step] for part in (picture, *maps)]
+    step = -(-max(image.shape[:2]) // _LONGEST)  # every step-th pixel: labels must not be mixed
+    return [array[::step, ::step] for array in (image, *maps)]
 
 
 def _row(sample: Sample, palette: np.ndarray, number: int) -> list[np.ndarray]:
-    picture, *maps = shrunk(sample, number)
-    return [picture, *(colourise(m, palette) for m in maps)]
+    image, *maps = shrunk(sample, number)
+    return [image, *(colourise(m, palette) for m in maps)]
 
 
 def _checked(index_map: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

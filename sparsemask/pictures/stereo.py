@@ -25,12 +25,12 @@ def colours(disparity: np.ndarray, low: float = 0.0, high: float | None = None, 
     from matplotlib import colormaps, colors
 
     values = np.asarray(disparity, np.float64)
-    known = np.isfinite(values) & (values > 0)
-    high = float(values[known].max(initial=low + 1)) if high is None else high
-    shares = np.where(known, (np.where(known, values, low) - low) / max(high - low, 1e-6), 0)
-    found = colormaps[name](shares.clip(0, 1), bytes=True)[..., :3]
+    has_value = np.isfinite(values) & (values > 0)
+    high = float(values[has_value].max(initial=low + 1)) if high is None else high
+    shares = np.where(has_value, (np.where(has_value, values, low) - low) / max(high - low, 1e-6), 0)
+    mapped = colormaps[name](shares.clip(0, 1), bytes=True)[..., :3]
     grey = np.rint(255 * np.array(colors.to_rgb(NOTHING))).astype(np.uint8)
-    return np.where(known[..., None], found, grey)
+    return np.where(has_value[..., None], mapped, grey)
 
 
 def draw_disparities(samples: Sequence[Sample], path: str | os.PathLike) -> Path:
@@ -65,12 +65,12 @@ def draw_disparities(samples: Sequence[Sample], path: str | os.PathLike) -> Path
 
 def _row(fig, sample: Sample, lefts: list[float], bottom: float, tall: float, titled: bool) -> None:
     name, left, disparity, truth = sample
-    told = truth > 0
-    error = np.where(told, np.abs(disparity - truth), np.nan)
-    high = float(np.percentile(truth[told] if told.any() else disparity, 99.5)) or 1.0
-    d1 = np.mean((error > 3) & (error > 0.05 * truth), where=told) if told.any() else np.nan
-    scored = f"EPE {np.nanmean(error):.2f} px, D1 {d1:.1%}" if told.any() else "no truth"
-    blank = np.where(told, truth, np.nan)
+    has_truth = truth > 0
+    error = np.where(has_truth, np.abs(disparity - truth), np.nan)
+    high = float(np.percentile(truth[has_truth] if has_truth.any() else disparity, 99.5)) or 1.0
+    d1 = np.mean((error > 3) & (error > 0.05 * truth), where=has_truth) if has_truth.any() else np.nan
+    scored = f"EPE {np.nanmean(error):.2f} px, D1 {d1:.1%}" if has_truth.any() else "no truth"
+    blank = np.where(has_truth, truth, np.nan)
     panels = [
         (left, name, "left picture"),
         (disparity, "", "disparity"),
@@ -79,8 +79,8 @@ def _row(fig, sample: Sample, lefts: list[float], bottom: float, tall: float, ti
     ]
     for k, (values, caption, title) in enumerate(panels):
         axes = style.place(fig, lefts[k], bottom, _WIDE, tall)
-        shown = {} if k == 0 else {"cmap": _blank_map(ERROR_MAP if k == 3 else MAP), "vmin": 0}
-        image = axes.imshow(values, interpolation="antialiased", vmax=(None, high, high, _WORST)[k], **shown)
+        options = {} if k == 0 else {"cmap": _blank_map(ERROR_MAP if k == 3 else MAP), "vmin": 0}
+        image = axes.imshow(values, interpolation="antialiased", vmax=(None, high, high, _WORST)[k], **options)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, color=style.PALE, lw=0.6)
         axes.set_xlabel(caption[:40], size=style.SMALL, labelpad=3, color=style.INK)
@@ -130,10 +130,10 @@ def draw_voxels(
     path = style.check_path(path)
     if not len(masks):
         raise UseError(f"{path}: no masks to draw")
-    picture = left if isinstance(left, np.ndarray) else picture_of(left)
-    shape = picture.shape[:2]
+    image = left if isinstance(left, np.ndarray) else picture_of(left)
+    shape = image.shape[:2]
     chosen = _finest(masks)
-    shown = [(picture, "left picture")] + ([] if disparity is None else [(disparity, "disparity")])
+    panels = [(image, "left picture")] + ([] if disparity is None else [(disparity, "disparity")])
     tall = _WIDE * min(shape[0] / shape[1], 1.5)
     low = max(0.6, tall * 0.6)  # of the views from above
     head, columns = 0.55 if title else 0.3, 1 + max(len(chosen), 1)
@@ -142,7 +142,7 @@ def draw_voxels(
     with style.drawing():
         fig = style.figure(columns * (_WIDE + _GAP) + _GAP + _BAR + 0.35, height)
         at, top = [_GAP + k * (_WIDE + _GAP) for k in range(columns)], height - head - tall
-        for number, (values, caption) in enumerate(shown):
+        for number, (values, caption) in enumerate(panels):
             axes = style.place(fig, at[0], top - number * (_CAPTION + tall), _WIDE, tall)
             axes.imshow(values, cmap=_blank_map(MAP), interpolation="antialiased")
             _bare(axes, caption)
@@ -153,10 +153,10 @@ def draw_voxels(
         return style.save(fig, path)
 
 
-def _module(fig, mask: np.ndarray, number: int, place, shape, disparity, last: bool) -> None:
+def _module(fig, mask: np.ndarray, number: int, layout, shape, disparity, last: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    left, top, tall, low = place
+    left, top, tall, low = layout
     axes = style.place(fig, left, top, _WIDE, tall)
     image = axes.imshow(mask.mean(0), cmap=KEPT_MAP, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     _bare(axes, f"module {number}: {percent(mask.mean())} of voxels kept")

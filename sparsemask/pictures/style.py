@@ -120,12 +120,12 @@ def check_path(path: str | os.PathLike) -> Path:
     return path
 
 
-def spread(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near the wanted ones, in their order, at least `gap` apart, in [low, high] if they fit."""
-    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+def spread(targets: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions near the targets, in their order, at least `gap` apart, in [low, high] if they fit."""
+    order = sorted(range(len(targets)), key=targets.__getitem__)
     groups: list[list[float]] = []  # [centre of the block, number of members]
     for index in order:
-        groups.append([wanted[index], 1])
+        groups.append([targets[index], 1])
         while True:
             centre, size = groups[-1]
             half = (size - 1) * gap / 2
@@ -135,7 +135,7 @@ def spread(wanted: list[float], gap: float, low: float, high: float) -> list[flo
             before = groups.pop(-2)
             groups[-1] = [(centre * size + before[0] * before[1]) / (size + before[1]), size + before[1]]
     placed = [centre + (k - (size - 1) / 2) * gap for centre, size in groups for k in range(int(size))]
-    result = [0.0] * len(wanted)
+    result = [0.0] * len(targets)
     for index, position in zip(order, placed, strict=True):
         result[index] = position
     return result

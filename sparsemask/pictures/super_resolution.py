@@ -34,9 +34,9 @@ def draw_super_resolution(samples: Sequence[Sample], path: str | os.PathLike, cr
     path = style.check_path(path)
     if not samples:
         raise UseError(f"{path}: no samples to draw")
-    for name, *pictures, _, _ in samples:
-        if len({picture.shape for picture in pictures}) != 1:
-            raise UseError(f"{name}: bicubic, prediction and truth have shapes {[p.shape for p in pictures]}")
+    for name, *images, _, _ in samples:
+        if len({image.shape for image in images}) != 1:
+            raise UseError(f"{name}: bicubic, prediction and truth have shapes {[p.shape for p in images]}")
     high = _WIDE + _CAPTION
     height = _TOP + len(samples) * (high + _GAP)
     with style.drawing():
@@ -46,9 +46,9 @@ def draw_super_resolution(samples: Sequence[Sample], path: str | os.PathLike, cr
             top, left, side = _box(bicubic, truth, crop)
             cut = (slice(top, top + side), slice(left, left + side))
             captions = (name, f"{before:.2f} dB", f"{after:.2f} dB ({after - before:+.2f})", "")
-            for k, picture in enumerate((truth, bicubic[cut], prediction[cut], truth[cut])):
+            for k, image in enumerate((truth, bicubic[cut], prediction[cut], truth[cut])):
                 axes = style.place(fig, _GAP + k * (_WIDE + _GAP), bottom, _WIDE, _WIDE)
-                axes.imshow(picture, interpolation="nearest" if k else "antialiased")
+                axes.imshow(image, interpolation="nearest" if k else "antialiased")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set(visible=k > 0, color=style.PALE, lw=0.6)
                 if number == 0:
@@ -72,8 +72,8 @@ def draw_psnr(names: Sequence[str], before: np.ndarray, after: np.ndarray, path:
     """
     path = style.check_path(path)
     before, after = np.asarray(before, float), np.asarray(after, float)
-    shown = np.flatnonzero(np.isfinite(before) & np.isfinite(after))
-    order = shown[np.argsort((after - before)[shown])]
+    finite = np.flatnonzero(np.isfinite(before) & np.isfinite(after))
+    order = finite[np.argsort((after - before)[finite])]
     at = np.arange(len(order))
     step = 0.22 if len(order) <= 40 else 8.8 / len(order)
     with style.drawing():

@@ -155,8 +155,8 @@ def _lines(axes, steps, halves, names, thres: float, log: bool) -> None:
     kept = halves[-1] > thres
     for index in sorted(range(len(names)), key=lambda k: kept[k]):
         width, alpha = (1.4, 0.95) if kept[index] else (0.7, 0.35)
-        shown = np.maximum(halves[:, index], floor)
-        axes.plot(steps, shown, color=KINDS[names[index][0]], lw=width, alpha=alpha, zorder=2 + kept[index])
+        values = np.maximum(halves[:, index], floor)
+        axes.plot(steps, values, color=KINDS[names[index][0]], lw=width, alpha=alpha, zorder=2 + kept[index])
     axes.axhline(thres, color=style.INK, lw=0.8, ls=(0, (4, 3)), zorder=5)
     axes.set_title(f"Weight / 2 of each connection; threshold {thres:g} dashed", size=style.TITLE, pad=24)
     axes.set(

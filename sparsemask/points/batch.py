@@ -35,7 +35,7 @@ class PointBatch:
     @property
     def sizes(self) -> list[int]:
         """Points of every level, fine to coarse."""
-        return [one.shape[1] for one in self.neighbours]
+        return [indices.shape[1] for indices in self.neighbours]
 
     def __len__(self) -> int:
         return len(self.features)
@@ -47,8 +47,8 @@ class PointBatch:
         return replace(
             self,
             features=self.features.to(device, dtype, non_blocking=non_blocking),
-            neighbours=[one.to(device, non_blocking=non_blocking) for one in self.neighbours],
-            upsample=[one.to(device, non_blocking=non_blocking) for one in self.upsample],
+            neighbours=[indices.to(device, non_blocking=non_blocking) for indices in self.neighbours],
+            upsample=[indices.to(device, non_blocking=non_blocking) for indices in self.upsample],
         )
 
     def pin_memory(self) -> PointBatch:
@@ -56,8 +56,8 @@ class PointBatch:
         return replace(
             self,
             features=self.features.pin_memory(),
-            neighbours=[one.pin_memory() for one in self.neighbours],
-            upsample=[one.pin_memory() for one in self.upsample],
+            neighbours=[indices.pin_memory() for indices in self.neighbours],
+            upsample=[indices.pin_memory() for indices in self.upsample],
         )
 
     @staticmethod
@@ -65,7 +65,7 @@ class PointBatch:
         """One batch of batches whose clouds have one size."""
         levels = range(len(samples[0].neighbours))
         return PointBatch(
-            torch.cat([one.features for one in samples]),
-            [torch.cat([one.neighbours[level] for one in samples]) for level in levels],
-            [torch.cat([one.upsample[level] for one in samples]) for level in levels[:-1]],
+            torch.cat([batch.features for batch in samples]),
+            [torch.cat([batch.neighbours[level] for batch in samples]) for level in levels],
+            [torch.cat([batch.upsample[level] for batch in samples]) for level in levels[:-1]],
         )

@@ -105,9 +105,9 @@ def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
     if (step := rounding(xyz)) > _COARSE:
         say(f"note: {path}: {xyz.dtype} coordinates so far from the origin are rounded to {step:.2g} m", sys.stderr)
     xyz, offset = near_origin(xyz)
-    for what, values in (("colours", colours), ("labels", labels)):
+    for title, values in (("colours", colours), ("labels", labels)):
         if values is not None and len(values) != len(xyz):
-            raise UseError(f"{path}: {len(values)} {what} for {len(xyz)} points")
+            raise UseError(f"{path}: {len(values)} {title} for {len(xyz)} points")
     if colours is not None and not colours.min() >= 0:
         raise UseError(f"{path}: colours that are negative or not finite")
     if labels is not None:
@@ -133,10 +133,10 @@ def read_projection(stem: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
     """
     ours, public = stem.with_name(f"{stem.name}_proj.npz"), stem.with_name(f"{stem.name}_proj.pkl")
     if ours.is_file():
-        found = read_archive(ours)
-        projection, labels = found.get("projection"), found.get("labels")
+        arrays = read_archive(ours)
+        projection, labels = arrays.get("projection"), arrays.get("labels")
     elif public.is_file():
-        projection, labels = [*(part.reshape(-1) for part in read_arrays(public)), None, None][:2]
+        projection, labels = [*(array.reshape(-1) for array in read_arrays(public)), None, None][:2]
     else:
         return None, None
     if projection is None or projection.ndim != 1 or projection.dtype.kind not in "iu":
@@ -161,10 +161,10 @@ def unit_colours(colours: np.ndarray) -> np.ndarray:
 
 def columns(table: dict[str, np.ndarray], names: str, path: object) -> np.ndarray | None:
     """Properties of a PLY file side by side, (N, C); None where the file has none of them, UseError where some."""
-    found = [table[name] for name in names.split() if name in table]
-    if found and len(found) < len(names.split()):
+    properties = [table[name] for name in names.split() if name in table]
+    if properties and len(properties) < len(names.split()):
         raise UseError(f"{path}: it has some of {names}, but not all")
-    return np.stack(found, axis=1) if found else None
+    return np.stack(properties, axis=1) if properties else None
 
 
 def _from_ply(path: Path) -> tuple:
@@ -183,14 +183,14 @@ def _from_npy(path: Path) -> tuple:
 
 
 def _from_npz(path: Path) -> tuple:
-    found = read_archive(path)
-    xyz, colours = found.get("xyz", found.get("points")), found.get("colours", found.get("colors"))
+    arrays = read_archive(path)
+    xyz, colours = arrays.get("xyz", arrays.get("points")), arrays.get("colours", arrays.get("colors"))
     for values in (xyz, colours):
         if values is not None and (values.ndim != 2 or values.shape[1] < 3 or values.dtype.kind not in "iuf"):
             raise UseError(f"{path}: expected (N, 3) numbers, found {values.shape} of {values.dtype}")
     if xyz is None:
-        raise UseError(f"{path}: no array 'xyz' in it, but {', '.join(found) or 'nothing'}")
-    labels = found.get("labels")
+        raise UseError(f"{path}: no array 'xyz' in it, but {', '.join(arrays) or 'nothing'}")
+    labels = arrays.get("labels")
     return xyz[:, :3], None if colours is None else colours[:, :3], None if labels is None else labels.reshape(-1)
 
 

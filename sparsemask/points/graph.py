@@ -47,21 +47,21 @@ def knn(
     Raises:
         UseError: no points.
     """
-    n, own = len(xyz), queries is None
+    n, of_itself = len(xyz), queries is None
     if n == 0:
         raise UseError("no points: neighbours cannot be found")
     tree = make_tree(xyz) if tree is None else tree
-    if own:
+    if of_itself:
         # In the order of the tree's leaves neighbouring queries read the same nodes, which caches reward.
         order = tree.indices
-        found = np.empty((n, min(k, n)), np.int32)
-        found[order] = nearest(xyz, xyz[order], min(k, n), threads, tree).reshape(n, -1)
-        _self_first(found)
+        neighbours = np.empty((n, min(k, n)), np.int32)
+        neighbours[order] = nearest(xyz, xyz[order], min(k, n), threads, tree).reshape(n, -1)
+        _self_first(neighbours)
     else:
-        found = nearest(xyz, queries, min(k, n), threads, tree).reshape(len(queries), -1)
+        neighbours = nearest(xyz, queries, min(k, n), threads, tree).reshape(len(queries), -1)
     if n < k:
-        found = np.concatenate([found, np.repeat(found[:, :1], k - n, axis=1)], axis=1)
-    return found
+        neighbours = np.concatenate([neighbours, np.repeat(neighbours[:, :1], k - n, axis=1)], axis=1)
+    return neighbours
 
 
 def build_graph(
@@ -94,21 +94,21 @@ def build_graph(
 
 def _coarser(fine: cKDTree, xyz: np.ndarray, coarse: cKDTree, threads: int) -> np.ndarray:
     """The nearest coarser point of every point of `fine`, asked in the order of its leaves; kept points keep it."""
-    found = np.empty(fine.n, np.int32)
-    found[fine.indices] = nearest(xyz[: coarse.n], xyz[fine.indices], 1, threads, coarse)
-    found[: coarse.n] = np.arange(coarse.n, dtype=np.int32)  # among duplicates, too, a point's own value
-    return found
+    neighbours = np.empty(fine.n, np.int32)
+    neighbours[fine.indices] = nearest(xyz[: coarse.n], xyz[fine.indices], 1, threads, coarse)
+    neighbours[: coarse.n] = np.arange(coarse.n, dtype=np.int32)  # among duplicates, too, a point's own value
+    return neighbours
 
 
-def _self_first(found: np.ndarray) -> None:
+def _self_first(neighbours: np.ndarray) -> None:
     """Bring every row's own number to column 0, in place; only points of the same place can stand before it."""
-    rows = np.flatnonzero(found[:, 0] != np.arange(len(found)))
+    rows = np.flatnonzero(neighbours[:, 0] != np.arange(len(neighbours)))
     if not len(rows):
         return
-    part = found[rows]
-    place = np.argmax(part == rows[:, None], axis=1)
+    wrong_rows = neighbours[rows]
+    column = np.argmax(wrong_rows == rows[:, None], axis=1)
     # Among more duplicates than neighbours the point itself may be missing: it takes the place of the last.
-    place[part[np.arange(len(rows)), place] != rows] = part.shape[1] - 1
-    part[np.arange(len(rows)), place] = part[:, 0]
-    part[:, 0] = rows
-    found[rows] = part
+    column[wrong_rows[np.arange(len(rows)), column] != rows] = wrong_rows.shape[1] - 1
+    wrong_rows[np.arange(len(rows)), column] = wrong_rows[:, 0]
+    wrong_rows[:, 0] = rows
+    neighbours[rows] = wrong_rows

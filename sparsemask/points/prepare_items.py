@@ -70,8 +70,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 def check(items: list[Item], inspect: Callable[[Item], list[str]], jobs: int | None, text: str) -> list[str]:
     """Open everything of every item; returns what is wrong, a line each, in order."""
-    found = run_jobs(_numbered, ((number, inspect, item) for number, item in enumerate(items)), len(items), text, jobs)
-    return [line for _, lines in sorted(found) for line in lines]
+    results = run_jobs(
+        _numbered, ((number, inspect, item) for number, item in enumerate(items)), len(items), text, jobs
+    )
+    return [line for _, lines in sorted(results) for line in lines]
 
 
 def _numbered(number: int, inspect: Callable[[Item], list[str]], item: Item) -> tuple[int, list[str]]:

@@ -94,12 +94,12 @@ def room(name: str, seed: int, points: int) -> tuple[np.ndarray, np.ndarray, lis
     _, area, kind, number = name.split("_")
     rng = np.random.default_rng([seed, int(area), TYPES.index(kind), int(number)])
     scene = furnish(kind, rng)
-    seen: dict[str, int] = {}
-    for thing in scene:
-        seen[thing.kind] = seen.get(thing.kind, 0) + 1
-        thing.name = f"{thing.kind}_{seen[thing.kind]}"
-    xyz, colours, owner = scan(sorted(scene, key=lambda thing: thing.name), points, rng)
-    names = sorted(thing.name for thing in scene)
+    counts: dict[str, int] = {}
+    for item in scene:
+        counts[item.kind] = counts.get(item.kind, 0) + 1
+        item.name = f"{item.kind}_{counts[item.kind]}"
+    xyz, colours, owner = scan(sorted(scene, key=lambda item: item.name), points, rng)
+    names = sorted(item.name for item in scene)
     xyz = (xyz + rng.uniform(-30, 30, 3) * [1, 1, 0]).round(3)
     return xyz, colours, [names[number] for number in owner]
 
@@ -142,6 +142,6 @@ def _begin(folder: Path, stamp: dict) -> None:
         raise UseError(f"{folder}: the folder is not empty and holds no generated rooms; give another")
     (folder / STAMP).unlink(missing_ok=True)
     if former is not None and former != stamp:
-        for made in (prepare_s3dis.OUT, RAW):
-            shutil.rmtree(folder / made, ignore_errors=True)
+        for name in (prepare_s3dis.OUT, RAW):
+            shutil.rmtree(folder / name, ignore_errors=True)
     write_json(folder / _STARTED, stamp)

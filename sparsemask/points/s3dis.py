@@ -33,10 +33,10 @@ def class_of(stem: str) -> int:
 
 def area_of(name: str) -> int:
     """Area of a room `Area_a_room`; UseError for another name."""
-    found = _NAME.fullmatch(name)
-    if not found:
+    match = _NAME.fullmatch(name)
+    if not match:
         raise UseError(f"'{name}' is no room's name: expected Area_<number>_<room>")
-    return int(found[1])
+    return int(match[1])
 
 
 def sub_folder(root: str | os.PathLike, grid: float = GRID) -> Path:

@@ -47,12 +47,12 @@ _MAPPED = np.full(1 << 16, _UNKNOWN, np.uint8)
 _MAPPED[list(LEARNING_MAP)] = list(LEARNING_MAP.values())
 
 
-def map_labels(raw: np.ndarray, where: object = "labels") -> np.ndarray:
+def map_labels(raw: np.ndarray, origin: object = "labels") -> np.ndarray:
     """Raw labels (their low 16 bits) to 0 (unlabelled) .. 19, uint8; UseError for a label that is not in the map."""
     mapped = _MAPPED[np.asarray(raw, np.uint32) & 0xFFFF]
     if (mapped == _UNKNOWN).any():
         some = ", ".join(map(str, np.unique(np.asarray(raw)[mapped == _UNKNOWN] & 0xFFFF)[:5]))
-        raise UseError(f"{where}: labels that SemanticKITTI does not know: {some}")
+        raise UseError(f"{origin}: labels that SemanticKITTI does not know: {some}")
     return mapped
 
 
@@ -116,12 +116,12 @@ def list_clouds(
         raise UseError(f"unknown part '{part}' of SemanticKITTI; known: {', '.join(SEQUENCES)}")
     folder = sequences_folder(root, f"sequences_{grid:.2f}")
     files: list[CloudFile] = []
-    for wanted in only or SEQUENCES[part]:
-        sequence, _, scan = wanted.partition("/")
-        found = sorted((folder / sequence / "velodyne").glob(f"{scan or '*'}.npy"))
-        if only and not found:
-            raise UseError(f"{folder}: no prepared scan {wanted}")
-        files += [CloudFile(f"{sequence}/{path.stem}", path, read_prepared) for path in _visible(found)]
+    for name in only or SEQUENCES[part]:
+        sequence, _, scan = name.partition("/")
+        paths = sorted((folder / sequence / "velodyne").glob(f"{scan or '*'}.npy"))
+        if only and not paths:
+            raise UseError(f"{folder}: no prepared scan {name}")
+        files += [CloudFile(f"{sequence}/{path.stem}", path, read_prepared) for path in _visible(paths)]
     if not files:
         raise UseError(f"{folder}: no prepared scans of part '{part}' (sequences {', '.join(SEQUENCES[part])})")
     return files
@@ -176,8 +176,8 @@ def all_points(file: CloudFile, cloud: Cloud, values: np.ndarray) -> np.ndarray:
     return original.carry_back(values, cloud, lambda: read_scan(original_path(file)))
 
 
-def _classes(mapped: np.ndarray, where: object) -> np.ndarray:
-    return classes_of(checked_classes(mapped, len(NAMES) + 1, where))
+def _classes(mapped: np.ndarray, origin: object) -> np.ndarray:
+    return classes_of(checked_classes(mapped, len(NAMES) + 1, origin))
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:

@@ -16,13 +16,13 @@ from sparsemask.costs import Cost
 def environment(device: torch.device | str = "cpu") -> dict[str, str | int]:
     """Versions of what computes, and the machine, as plain values for run.json."""
     device = torch.device(device)
-    found: dict[str, str | int] = {"sparsemask": __version__, "python": platform.python_version()}
+    values: dict[str, str | int] = {"sparsemask": __version__, "python": platform.python_version()}
     for package in ("torch", "numpy"):
-        found[package] = importlib.metadata.version(package)
-    found |= {"system": platform.platform(terse=True), "processor": _processor(), "cores": os.cpu_count() or 1}
-    found["threads"] = torch.get_num_threads()
-    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return found
+        values[package] = importlib.metadata.version(package)
+    values |= {"system": platform.platform(terse=True), "processor": _processor(), "cores": os.cpu_count() or 1}
+    values["threads"] = torch.get_num_threads()
+    values["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return values
 
 
 def cost_entries(cost: Cost, size: int) -> dict:

@@ -71,15 +71,15 @@ def picture(path: Path, alt: str, width: int = 820, limit: int = 800_000) -> str
     with opened:
         if opened.width * opened.height > _LARGEST:
             raise ValueError(f"{path.name} is too large")
-        shown = opened.convert("RGB")
+        image = opened.convert("RGB")
     while True:
-        if shown.width > width:
-            shown = shown.resize((width, max(1, round(shown.height * width / shown.width))), Image.Resampling.LANCZOS)
+        if image.width > width:
+            image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
         data = io.BytesIO()
-        shown.save(data, "PNG", optimize=True)
+        image.save(data, "PNG", optimize=True)
         if data.tell() <= limit or width < 200:
             break
         width = int(width * 0.85)
     code = base64.b64encode(data.getvalue()).decode()
-    size = f'width="{shown.width}" height="{shown.height}"'
+    size = f'width="{image.width}" height="{image.height}"'
     return f'<img src="data:image/png;base64,{code}" {size} alt="{escape(alt)}">'

@@ -70,25 +70,25 @@ def build_page(c: Contents) -> str:
     space = html.escape(c.info.get("space", c.config.get("space", "")))
     started = html.escape(f" · started {_date(c.info['started'])}" if c.info.get("started") else "")
     verb = html.escape(c.verb)
-    shown, tiles, paper = _SECTIONS, sections.tiles, _PAPER
+    parts, tiles, paper = _SECTIONS, sections.tiles, _PAPER
     if c.fine:
         by = "by class" if fine.by_class(c) else "by picture"
-        shown = [(key, f"{title} {by}" if key == "quality" else title, make) for key, title, make in _FINE_SECTIONS]
+        parts = [(key, f"{title} {by}" if key == "quality" else title, make) for key, title, make in _FINE_SECTIONS]
         tiles, paper = fine.tiles, fine.PAPERS.get(str(c.info.get("space")), fine.PAPERS["smsr"])
     elif c.grouped:
-        shown, tiles, paper = _GROUP_SECTIONS, groups.tiles, groups.PAPER
+        parts, tiles, paper = _GROUP_SECTIONS, groups.tiles, groups.PAPER
     method, address, number = paper
     body = [
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{make(c)}</section>'
-        for key, title, make in shown
+        for key, title, make in parts
     ]
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in shown)
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in parts)
     state = html.escape(c.state)
     problems = ""
     if c.problems:
         listed = "".join(f"<li>{html.escape(line)}</li>" for line in dict.fromkeys(c.problems))
-        said = "<p>Missing or not readable:</p>"
-        problems = f'<aside class="problems" aria-label="What is missing">{said}<ul>{listed}</ul></aside>'
+        heading = "<p>Missing or not readable:</p>"
+        problems = f'<aside class="problems" aria-label="What is missing">{heading}<ul>{listed}</ul></aside>'
     style = resources.files("sparsemask.report").joinpath("style.css").read_text()
     return f"""<!DOCTYPE html>
 <html lang="en">

@@ -18,11 +18,11 @@ _ELSEWHERE += ("kept", "spectra", "tradeoff")
 
 def classes(c: Contents) -> str:
     """The evaluation's figures, and each class's IoU, recall and share of the pixels."""
-    said = "; ".join(f"{TITLES.get(k, k.replace('_', ' '))} {v:.4f}" for k, v in c.figures.items())
-    pictures = number(c.evaluation.get("pictures"))
-    things = "crops" if c.fine else "pictures"
-    head = html.paragraph(f"On {pictures:.0f} validation {things}: {said}." if pictures else f"While training: {said}.")
-    head = head if said else ""
+    metrics = "; ".join(f"{TITLES.get(k, k.replace('_', ' '))} {v:.4f}" for k, v in c.figures.items())
+    count = number(c.evaluation.get("pictures"))
+    unit = "crops" if c.fine else "pictures"
+    head = html.paragraph(f"On {count:.0f} validation {unit}: {metrics}." if count else f"While training: {metrics}.")
+    head = head if metrics else ""
     rows = _rows(c)
     if rows:
         return head + html.table(*rows, kind="classes")
@@ -63,16 +63,16 @@ def _classified(c: Contents) -> tuple[tuple[str, ...], list]:
     wrong = c.confusion - np.diag(np.diag(c.confusion))
     rows = []
     for k, name in enumerate(c.classes):
-        other = int(wrong[k].argmax())
-        taken = f"{c.classes[other]} ({wrong[k, other]:.0f})" if wrong[k, other] else "–"
+        predicted = int(wrong[k].argmax())
+        confused_with = f"{c.classes[predicted]} ({wrong[k, predicted]:.0f})" if wrong[k, predicted] else "–"
         precision = _share(c.confusion[k, k], c.confusion[:, k].sum())
-        cells = (_bar(scores.recall[k]), precision, f"{c.confusion[k].sum():.0f}", html.escape(taken))
+        cells = (_bar(scores.recall[k]), precision, f"{c.confusion[k].sum():.0f}", html.escape(confused_with))
         rows.append((html.escape(name), *cells))
     return ("class", "accuracy", "precision", "pictures", "mostly taken for"), rows
 
 
-def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.3f}" if whole else "–"
+def _share(numerator: float, denominator: float) -> str:
+    return f"{numerator / denominator:.3f}" if denominator else "–"
 
 
 def _bar(value: float | None) -> str:
@@ -93,8 +93,8 @@ def confusion(c: Contents) -> str:
         parts.append(html.absent("None: a search is not evaluated class by class."))
     elif not c.evaluation:
         parts.append(html.absent(f"Not evaluated yet: {command_of(c, 'eval')}"))
-    others = [p for p in sorted(c.run.pictures.glob("*.png")) if not p.stem.startswith((*_ELSEWHERE, "mask"))]
-    parts += [figure_of(c, p, p.stem.replace("_", " "), 800, 200_000) for p in others[:4]]
+    drawings = [p for p in sorted(c.run.pictures.glob("*.png")) if not p.stem.startswith((*_ELSEWHERE, "mask"))]
+    parts += [figure_of(c, p, p.stem.replace("_", " "), 800, 200_000) for p in drawings[:4]]
     return "".join(parts) or html.absent("None: this task's evaluation has no confusion matrix.")
 
 

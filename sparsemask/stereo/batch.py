@@ -40,7 +40,7 @@ class StereoPair:
         self, device: torch.device | str, dtype: torch.dtype | None = None, non_blocking: bool = False
     ) -> StereoPair:
         """On another device, in another type."""
-        return self.map(lambda picture: picture.to(device, dtype, non_blocking=non_blocking))
+        return self.map(lambda image: image.to(device, dtype, non_blocking=non_blocking))
 
     def pin_memory(self) -> StereoPair:
         """In page-locked memory, for a data loader."""
@@ -49,4 +49,4 @@ class StereoPair:
     @staticmethod
     def collate(samples: Sequence[StereoPair]) -> StereoPair:
         """One batch of batches of one size."""
-        return StereoPair(*(torch.cat([getattr(one, side) for one in samples]) for side in ("left", "right")))
+        return StereoPair(*(torch.cat([getattr(pair, side) for pair in samples]) for side in ("left", "right")))

@@ -65,12 +65,12 @@ def write_disparity(path: str | os.PathLike, disparity: np.ndarray) -> None:
     if form is None:
         raise UseError(f"{path}: disparities are written as {' or '.join(WRITTEN)}")
     values = np.asarray(disparity, np.float32)
-    known = np.isfinite(values) & (values > 0)
-    values = np.where(known, values, np.float32(0))
+    has_value = np.isfinite(values) & (values > 0)
+    values = np.where(has_value, values, np.float32(0))
     if form == "PNG":
         if values.max(initial=0) > PNG_MOST:
             raise UseError(f"{path}: {values.max():.1f} px are more than a 16-bit PNG holds (below 256): .pfm")
-        values = np.maximum(np.rint(values * PNG_SCALE), known).astype(np.uint16)  # what is known stays above 0
+        values = np.maximum(np.rint(values * PNG_SCALE), has_value).astype(np.uint16)  # what is known stays above 0
     write_bytes(path, encoded(Image.fromarray(values), form))
 
 
@@ -106,11 +106,11 @@ def _read_pfm(file: BinaryIO) -> np.ndarray:
     scale = float(head[4])
     if not width * height or not np.isfinite(scale) or scale == 0:
         raise ValueError(f"its PFM header says {width}x{height} values of scale {scale:g}")
-    need, whole = 4 * width * height, os.fstat(file.fileno()).st_size
+    need, file_size = 4 * width * height, os.fstat(file.fileno()).st_size
     start = head.end()
-    if head[5] == b"\r\n" and b"\n" not in head[0][:-2] and whole - start == need - 1:
+    if head[5] == b"\r\n" and b"\n" not in head[0][:-2] and file_size - start == need - 1:
         start -= 1  # a lone CR, and a value whose first byte happens to be an LF
-    have = whole - start
+    have = file_size - start
     if have < need:
         raise ValueError(f"truncated: {have} of the {need} bytes that {width}x{height} values take")
     if have > need + 2:  # a line end behind them harms nobody
@@ -125,7 +125,7 @@ def _read_pfm(file: BinaryIO) -> np.ndarray:
 def _read_array(path: Path) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         return read_npy(path)
-    with open_npz(path, "not readable as an array") as found:
-        if len(found.names) != 1:
-            raise UseError(f"{path}: {len(found.names)} arrays, expected one ({', '.join(found.names)[:80]})")
-        return found[found.names[0]]
+    with open_npz(path, "not readable as an array") as arrays:
+        if len(arrays.names) != 1:
+            raise UseError(f"{path}: {len(arrays.names)} arrays, expected one ({', '.join(arrays.names)[:80]})")
+        return arrays[arrays.names[0]]

@@ -13,9 +13,9 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of
 MULTIPLE = 16  # of both sides: a quarter in the volume, and two more halvings in its hourglasses
 
 
-def normalise(picture: np.ndarray) -> Tensor:
+def normalise(image: np.ndarray) -> Tensor:
     """uint8 (H, W, 3) as float32 (1, 3, H, W) with ImageNet's mean and deviation."""
-    values = (picture.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
+    values = (image.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
 
 
@@ -38,7 +38,7 @@ def pad_to(values: Tensor, height: int, width: int) -> Tensor:
 def pad16(pair: StereoPair) -> StereoPair:
     """A pair with zeros at the top and on the right, so that both sides are multiples of 16 (as GwcNet tests)."""
     height, width = (-(-side // MULTIPLE) * MULTIPLE for side in pair.shape[-2:])
-    return pair.map(lambda picture: pad_to(picture, height, width))
+    return pair.map(lambda image: pad_to(image, height, width))
 
 
 def unpad(values: Tensor, height: int, width: int) -> Tensor:
@@ -51,7 +51,7 @@ def random_crop(pair: StereoPair, truth: Tensor, size: tuple[int, int], rng: np.
 
     Smaller pairs are padded at the top and on the right, the truth with 0: no value.
     """
-    pair, truth = pair.map(lambda one: pad_to(one, *size)), pad_to(truth, *size)
+    pair, truth = pair.map(lambda image: pad_to(image, *size)), pad_to(truth, *size)
     top, left = (int(rng.integers(side - most + 1)) for side, most in zip(pair.shape[-2:], size, strict=True))
     window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
-    return pair.map(lambda one: one[window].contiguous()), truth[window].contiguous()
+    return pair.map(lambda image: image[window].contiguous()), truth[window].contiguous()

@@ -98,22 +98,22 @@ def render(
     x, y = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
     nearest, disparity = _nearest(planes, [x] * len(planes), y)
     sources = [plane.source(x, y) for plane in planes]
-    shown, _ = _nearest(planes, sources, y)
+    nearest_right, _ = _nearest(planes, sources, y)
     # A pixel is seen from the right too where the layer shown there is its own.
-    there = x - disparity
-    hidden, _ = _nearest(planes, [plane.source(there, y) for plane in planes], y)
-    seen = (hidden == nearest) & (there >= 0)
+    x_right = x - disparity
+    hidden, _ = _nearest(planes, [plane.source(x_right, y) for plane in planes], y)
+    visible = (hidden == nearest) & (x_right >= 0)
     views = []
-    for chosen, places in ((nearest, [x] * len(planes)), (shown, sources)):
+    for chosen, coordinates in ((nearest, [x] * len(planes)), (nearest_right, sources)):
         view = np.zeros((height, width, 3))
-        for number, (plane, at) in enumerate(zip(planes, places, strict=True)):
-            mine = chosen == number
-            view[mine] = plane.colour(at[mine], y[mine])
+        for number, (plane, at) in enumerate(zip(planes, coordinates, strict=True)):
+            pixels = chosen == number
+            view[pixels] = plane.colour(at[pixels], y[pixels])
         if rng is not None:
             view = view * rng.uniform(0.97, 1.03) + rng.normal(0, 1.5, view.shape)
         views.append(np.rint(view).clip(0, 255).astype(np.uint8))
     truth = disparity.astype(np.float32)
-    return Frame(name, *views, truth if occluded else np.where(seen, truth, np.float32(0)), seen)
+    return Frame(name, *views, truth if occluded else np.where(visible, truth, np.float32(0)), visible)
 
 
 def write_scenes(

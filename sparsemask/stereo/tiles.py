@@ -96,19 +96,19 @@ def run_tiles(
     whole are the second result.
     """
     height, width = pair.shape[-2:]
-    whole = torch.empty(len(pair), height, width, device=pair.device)
-    found: list[Tensor] = []
+    disparities = torch.empty(len(pair), height, width, device=pair.device)
+    voxel_masks: list[Tensor] = []
     for box in boxes(height, width, tile):
         around = outer(box, height, width, maxdisp)
         inner = box.within(around)
-        part = run(pair.map(lambda one, around=around: around.of(one).contiguous()))
-        box.of(whole).copy_(inner.of(part))
+        tile_disparities = run(pair.map(lambda image, around=around: around.of(image).contiguous()))
+        box.of(disparities).copy_(inner.of(tile_disparities))
         for number, mask in enumerate(masks()):
-            scale = part.shape[-1] // mask.shape[-1]
-            if number == len(found):
-                found.append(mask.new_empty(*mask.shape[:-2], height // scale, width // scale))
-            box.of(found[number], scale).copy_(inner.of(mask, scale))
-    return whole, found
+            scale = tile_disparities.shape[-1] // mask.shape[-1]
+            if number == len(voxel_masks):
+                voxel_masks.append(mask.new_empty(*mask.shape[:-2], height // scale, width // scale))
+            box.of(voxel_masks[number], scale).copy_(inner.of(mask, scale))
+    return disparities, voxel_masks
 
 
 def _cuts(side: int, most: int) -> list[tuple[int, int]]:
@@ -120,5 +120,5 @@ def _cuts(side: int, most: int) -> list[tuple[int, int]]:
 
 def _sides(side: int) -> list[int]:
     """Sides of tiles to try: the whole, its half, its third, ..., in multiples of 16."""
-    found = {-(-side // (part * MULTIPLE)) * MULTIPLE for part in range(1, max(1, side // SMALLEST) + 1)}
-    return sorted(found, reverse=True)
+    sides = {-(-side // (n_tiles * MULTIPLE)) * MULTIPLE for n_tiles in range(1, max(1, side // SMALLEST) + 1)}
+    return sorted(sides, reverse=True)

@@ -16,8 +16,8 @@ def warn(text: str) -> None:
         say(text, sys.stderr)
 
 
-def say_how_read(which: str, *paths: str | os.PathLike) -> None:
+def say_how_read(split: str, *paths: str | os.PathLike) -> None:
     """What reading changes in the first picture(s) of a part: turned upright, 16 bits or floats scaled."""
     for path in paths:
         for text in picture_notes(path):
-            warn(f"note: {which} pictures are read so: {path}: {text}")
+            warn(f"note: {split} pictures are read so: {path}: {text}")

@@ -302,7 +302,7 @@ class Task(ABC):
 
     def check_views(self, flips: bool, scales: Sequence[float]) -> None:
         """Raise a UseError for views that the task cannot average over."""
-        asked = {"flips": flips, "scales": tuple(scales) != (1.0,)}
+        requested = {"flips": flips, "scales": tuple(scales) != (1.0,)}
         for name in VIEWS:
-            if asked[name] and name not in self.views:
+            if requested[name] and name not in self.views:
                 raise UseError(f"evaluation cannot average over {name} for {self.items} of this task")

@@ -41,11 +41,11 @@ class Ade20kTask(SegmentationTask):
         file = ade20k_root(Path(root)) / _INFO if root else None
         return object_names(file) if file is not None and file.is_file() else load_class_names(None, CLASSES)
 
-    def layout(self, root: Path, which: str) -> list[Pair]:
+    def layout(self, root: Path, split: str) -> list[Pair]:
         """The pictures of images/training or images/validation, or those that a list names."""
-        root, part = ade20k_root(root), _FOLDERS[which]
-        images, labels = root / "images" / part, root / "annotations" / part
-        listed = self.config[f"{which}_list"]
+        root, subfolder = ade20k_root(root), _FOLDERS[split]
+        images, labels = root / "images" / subfolder, root / "annotations" / subfolder
+        listed = self.config[f"{split}_list"]
         return pairs_from_lists(images, labels, listed) if listed else folder_pairs(images, labels, LABEL_SUFFIXES)
 
     def dataset(self, pairs: list[Pair], **settings) -> Ade20kDataset:

@@ -34,8 +34,8 @@ class ClassificationScores(SegmentationScores):
     def metrics(self) -> dict[str, float]:
         """top1, and top5 where there are more than five classes, as shares; loss: the mean cross-entropy."""
         count = max(1, self.count)
-        found = {"top1": self.top1, "top5": self.hits5 / count, "loss": self.entropy / count}
-        return {k: v for k, v in found.items() if k != "top5" or len(self.matrix) > TOP}
+        values = {"top1": self.top1, "top5": self.hits5 / count, "loss": self.entropy / count}
+        return {k: v for k, v in values.items() if k != "top5" or len(self.matrix) > TOP}
 
     @property
     def recall(self) -> np.ndarray:
@@ -49,9 +49,9 @@ class ClassificationScores(SegmentationScores):
 
     def summary(self) -> str:
         """The metrics in a line."""
-        found = self.metrics
-        top5 = f"  top-5 {found['top5']:.2%}" if "top5" in found else ""
-        return f"top-1 {found['top1']:.2%}{top5}  error {1 - found['top1']:.2%}  cross-entropy {found['loss']:.4f}"
+        values = self.metrics
+        top5 = f"  top-5 {values['top5']:.2%}" if "top5" in values else ""
+        return f"top-1 {values['top1']:.2%}{top5}  error {1 - values['top1']:.2%}  cross-entropy {values['loss']:.4f}"
 
     def text(self, classes: list[str]) -> str:
         """The table by class: accuracy, precision, pictures, what it is taken for most often."""
@@ -94,5 +94,5 @@ class ClassificationMeter:
         return ClassificationScores(matrix, int(matrix.sum()), int(self.total[-2]), float(self.total[-1]))
 
 
-def _over(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+def _over(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)

@@ -50,11 +50,11 @@ class ClassificationTask(Task):
         if not root:
             raise UseError("no pictures: give --data_root, or --sample")
         self.pictures: LabelledPictures = find_pictures(root)
-        found = len(self.pictures.classes)
-        self.n_output = config["n_class"] or found
-        if self.n_output < found:
-            raise UseError(f"--n_class {self.n_output}: {self.pictures.title} has {found} classes")
-        self.classes = [*self.pictures.classes, *(str(k) for k in range(found, self.n_output))]
+        n_classes = len(self.pictures.classes)
+        self.n_output = config["n_class"] or n_classes
+        if self.n_output < n_classes:
+            raise UseError(f"--n_class {self.n_output}: {self.pictures.title} has {n_classes} classes")
+        self.classes = [*self.pictures.classes, *(str(k) for k in range(n_classes, self.n_output))]
         self.cut = self._cut(self.pictures.training)
         self._train = data_set(self.pictures.training, self.cut, training=True)
         self._eval = data_set(self.pictures.validation, self.cut, training=False)
@@ -101,17 +101,17 @@ class ClassificationTask(Task):
         """Read the first picture of each part; say what is not as one might think."""
         if not self.config.data.sample:
             warn(f"pictures: {self.pictures.said()}")
-        for which, source in (("training", self.train_data), ("validation", self.eval_data)):
+        for split, source in (("training", self.train_data), ("validation", self.eval_data)):
             source.load(0)
             if not source.part.held:
-                say_how_read(which, source.part.pictures[0])
+                say_how_read(split, source.part.pictures[0])
         if len(np.unique(self.pictures.training.labels)) < 2:
             raise UseError(f"{self.pictures.title}: one class alone has training pictures: nothing to tell apart")
-        for which, part in (("training", self.pictures.training), ("validation", self.pictures.validation)):
+        for split, part in (("training", self.pictures.training), ("validation", self.pictures.validation)):
             absent = [name for k, name in enumerate(self.classes) if not (part.labels == k).any()]
             if absent:
-                more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-                warn(f"note: no {which} pictures of {len(absent)} classes ({', '.join(absent[:5])}{more})")
+                rest = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+                warn(f"note: no {split} pictures of {len(absent)} classes ({', '.join(absent[:5])}{rest})")
 
     def measured_on(self) -> str:
         """The validation pictures in words."""
@@ -129,8 +129,8 @@ class ClassificationTask(Task):
 
     def _fits(self, output: torch.Tensor) -> None:
         if output.ndim != 2 or output.shape[1] != self.n_output:
-            found = f"{tuple(output.shape)}"
-            raise UseError(f"the network gives {found} where {self.measured_on()} has {self.n_output} classes")
+            shape = f"{tuple(output.shape)}"
+            raise UseError(f"the network gives {shape} where {self.measured_on()} has {self.n_output} classes")
 
     @torch.no_grad()
     def predict(
@@ -169,8 +169,8 @@ class ClassificationTask(Task):
         for images, target in plainly(loader):
             logits = self.predict(model, images, context.arithmetic, flips)
             meter.add(logits, target)
-            for one in logits if on_prediction is not None else ():
-                on_prediction(indices[done], one)
+            for row in logits if on_prediction is not None else ():
+                on_prediction(indices[done], row)
                 done += 1
         meter.total = summed(meter.total, context.arithmetic)
         return meter.scores()
@@ -215,12 +215,14 @@ class ClassificationTask(Task):
         text = io.StringIO()
         top = min(TOP, self.n_output)
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["picture", "truth", *(f"{what}{k + 1}" for k in range(top) for what in ("class", "share"))])
+        writer.writerow(
+            ["picture", "truth", *(f"{column}{k + 1}" for k in range(top) for column in ("class", "share"))]
+        )
         for index, logits in sorted(predictions.items()):
             best = self.best(logits, top)
             truth = self.classes[int(self.eval_data.part.labels[index])]
-            shown = [cell for name, share in best for cell in (name, f"{share:.4f}")]
-            writer.writerow([self.eval_data.name(index), truth, *shown])
+            cells = [cell for name, share in best for cell in (name, f"{share:.4f}")]
+            writer.writerow([self.eval_data.name(index), truth, *cells])
         write_text(path, text.getvalue())
 
     def best(self, logits: torch.Tensor, top: int) -> list[tuple[str, float]]:
@@ -231,14 +233,14 @@ class ClassificationTask(Task):
     @torch.no_grad()
     def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 24) -> list[tuple]:
         """(picture uint8 (H, W, 3), truth, [(class, probability), ...]) of `n` validation pictures over the list."""
-        source, found = self.eval_data, []
+        source, samples = self.eval_data, []
         set_evaluation(model)
         for index in spread_indices(len(source), n):
             image, truth = source[index]
             logits = self.predict(model, image[None], arithmetic)[0]
             best = self.best(logits, min(3, self.n_output))
-            found.append((self.cut.picture(image), self.classes[int(truth)], best))
-        return found
+            samples.append((self.cut.picture(image), self.classes[int(truth)], best))
+        return samples
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write the grid of pictures with truth and prediction."""

@@ -25,14 +25,14 @@ def folder_pairs(images: Path, labels: Path, suffixes: Sequence[str] = (".png",)
     must_exist(images, "picture folder")
     must_exist(labels, "label folder")
     kinds = [suffix for suffix in SUFFIXES if images != labels or suffix not in suffixes]
-    pictures = sorted(path for path in images.iterdir() if is_picture(path) and path.suffix.lower() in kinds)
-    if not pictures:
+    image_paths = sorted(path for path in images.iterdir() if is_picture(path) and path.suffix.lower() in kinds)
+    if not image_paths:
         raise UseError(f"{images}: no pictures ({', '.join(kinds)}) in this folder")
     present = {path.stem + path.suffix.lower(): path.name for path in labels.iterdir()}
     pairs, absent = [], []
-    for picture in pictures:
-        name = next((present[picture.stem + s] for s in suffixes if picture.stem + s in present), None)
-        pairs.append((picture, labels / (name or picture.stem + suffixes[0])))
+    for image_path in image_paths:
+        name = next((present[image_path.stem + s] for s in suffixes if image_path.stem + s in present), None)
+        pairs.append((image_path, labels / (name or image_path.stem + suffixes[0])))
         if name is None:
             absent.append(pairs[-1][1])
     if absent:

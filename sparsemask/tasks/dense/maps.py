@@ -71,8 +71,8 @@ def read_grey(path: str | os.PathLike) -> np.ndarray:
     """
     with decoding(path), Image.open(path) as image:
         image.load()
-        shown = upright(image)
-        grey = np.rint(grey_levels(shown)[0]).astype(np.uint8) if is_deep(shown) else np.array(shown.convert("L"))
+        turned = upright(image)
+        grey = np.rint(grey_levels(turned)[0]).astype(np.uint8) if is_deep(turned) else np.array(turned.convert("L"))
     if grey.size and grey.max() == 1:
         raise UseError(f"{path}: its values are 0 and 1, expected 0 to 255 (white for yes)")
     return grey

@@ -72,7 +72,7 @@ class DenseTask(Task):
         raise UseError("this task has no sample set: give --im_path, --gt_path, --training_list and --eval_list")
 
     @abstractmethod
-    def layout(self, root: Path, which: str) -> list[tuple[Path, Path]]:
+    def layout(self, root: Path, split: str) -> list[tuple[Path, Path]]:
         """(picture, label) paths of the "training" or the "eval" set below a --data_root."""
 
     @abstractmethod
@@ -101,22 +101,22 @@ class DenseTask(Task):
         self.save(path, prediction)
         return path
 
-    def pairs(self, which: str) -> list[tuple[Path, Path]]:
+    def pairs(self, split: str) -> list[tuple[Path, Path]]:
         """(picture, label) paths of the "training" or the "eval" set that the configuration names."""
         config = self.config
         root = self.sample_folder() if config.data.sample else config.data.data_root
         if root:
-            return self.layout(Path(root), which)
+            return self.layout(Path(root), split)
         if config.data.voc_root:
             raise UseError(
                 f"--voc_root has no labels for --task {config.data.task}: give --data_root, or folders and lists"
             )
-        return datasets.pairs(config.data, which)
+        return datasets.pairs(config.data, split)
 
-    def _dataset(self, which: str) -> SegmentationDataset:
+    def _dataset(self, split: str) -> SegmentationDataset:
         config = self.config
-        more = {"scales": tuple(config.data.scales)} if config.data.scales else {}
-        return self.dataset(self.pairs(which), crop_size=config.data.crop_size, training=which == "training", **more)
+        options = {"scales": tuple(config.data.scales)} if config.data.scales else {}
+        return self.dataset(self.pairs(split), crop_size=config.data.crop_size, training=split == "training", **options)
 
     @property
     def train_data(self) -> SegmentationDataset:
@@ -135,12 +135,12 @@ class DenseTask(Task):
     def measured_on(self) -> str:
         """The validation pictures in words."""
         config = self.config
-        named = (
+        source = (
             "the sample set"
             if config.data.sample
             else config.data.data_root or config.data.voc_root or config.data.eval_list
         )
-        return f"validation pictures of {Path(str(named)).name}"
+        return f"validation pictures of {Path(str(source)).name}"
 
     def check(self) -> None:
         """Read both lists, the first pair of each, and labels until every class has been seen.
@@ -150,21 +150,21 @@ class DenseTask(Task):
         Raises:
             UseError: what is absent or of another kind, and labels that teach nothing.
         """
-        for which, data_set in (("training", self.train_data), ("validation", self.eval_data)):
+        for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
-            say_how_read(which, data_set.pairs[0][0])
-            self._check_labels(which, data_set)
+            say_how_read(split, data_set.pairs[0][0])
+            self._check_labels(split, data_set)
 
-    def _check_labels(self, which: str, data_set: SegmentationDataset) -> None:
+    def _check_labels(self, split: str, data_set: SegmentationDataset) -> None:
         """Refuse labels that teach nothing, and name the classes that never occur."""
-        found = survey([label for _, label in data_set.pairs], data_set.read, data_set.n_class)
-        wrong = found.unlabelled(which, data_set.ignore_index)
-        if which == "training":
-            wrong = wrong or found.single(data_set.classes, which)
-        if wrong:
-            advice = found.masks() if self.reads_indices else None
-            raise UseError(f"{wrong}; {advice}" if advice else wrong)
-        if absent := found.absent(data_set.classes, which):
+        labels_survey = survey([label for _, label in data_set.pairs], data_set.read, data_set.n_class)
+        problem = labels_survey.unlabelled(split, data_set.ignore_index)
+        if split == "training":
+            problem = problem or labels_survey.single(data_set.classes, split)
+        if problem:
+            advice = labels_survey.masks() if self.reads_indices else None
+            raise UseError(f"{problem}; {advice}" if advice else problem)
+        if absent := labels_survey.absent(data_set.classes, split):
             warn(f"note: {absent}")
 
     def count(self, target: torch.Tensor) -> float:
@@ -218,12 +218,12 @@ class DenseTask(Task):
             for images, target in groups:
                 images = images.to(arithmetic.device, arithmetic.parameters)
                 prediction = self.predict(model, images, arithmetic, flips, tuple(scales)).cpu()
-                for one, truth in zip(prediction, target, strict=True):
+                for labels, truth in zip(prediction, target, strict=True):
                     index = indices[done]
-                    one, truth = self._unpad(index, one, truth)
-                    meter.add(index, one, truth)
+                    labels, truth = self._unpad(index, labels, truth)
+                    meter.add(index, labels, truth)
                     if on_prediction is not None:
-                        on_prediction(index, one)
+                        on_prediction(index, labels)
                     done += 1
         meter.total = summed(meter.total, arithmetic)
         return meter.scores()
@@ -232,18 +232,18 @@ class DenseTask(Task):
         """Cut the centred padding off (H, W) maps of a validation picture."""
         height, width = picture_size(self.eval_data.pairs[index][0])
         top, left = ((have - size) // 2 for have, size in zip(padded[0].shape, (height, width), strict=True))
-        return [one[top : top + height, left : left + width] for one in padded]
+        return [padded_map[top : top + height, left : left + width] for padded_map in padded]
 
     def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 6) -> list[tuple]:
         """(picture, truth, prediction) of `n` validation pictures spread over the list."""
-        source, found = self.eval_data, []
+        source, samples = self.eval_data, []
         set_evaluation(model)
         for index in spread_indices(len(source), n):
             images = source[index][0][None].to(arithmetic.device, arithmetic.parameters)
             prediction = self.predict(model, images, arithmetic)[0].cpu()
-            picture, truth = source.load(index)
-            found.append((picture, truth, self._unpad(index, prediction)[0].numpy()))
-        return found
+            image, truth = source.load(index)
+            samples.append((image, truth, self._unpad(index, prediction)[0].numpy()))
+        return samples
 
 
 def resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

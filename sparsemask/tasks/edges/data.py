@@ -58,11 +58,11 @@ def read_annotations(path: str | os.PathLike) -> np.ndarray:
     except Exception as error:  # a torn or foreign file makes the reader fail in a dozen ways, none of them ours
         reason = f"{type(error).__name__}: {error}"
         raise UseError(f"{path}: not readable as BSDS500 ground truth, groundTruth.Boundaries ({reason})") from None
-    shapes = {one.shape for one in maps}
-    if len(shapes) != 1 or any(one.ndim != 2 or one.dtype.kind not in "buif" for one in maps):
-        found = ", ".join(f"{one.shape} {one.dtype}" for one in maps) or "none"
-        raise UseError(f"{path}: groundTruth.Boundaries must be maps (H, W) of one size, found {found}")
-    return np.stack([one > 0 for one in maps]).astype(np.float64)
+    shapes = {annotation.shape for annotation in maps}
+    if len(shapes) != 1 or any(annotation.ndim != 2 or annotation.dtype.kind not in "buif" for annotation in maps):
+        description = ", ".join(f"{annotation.shape} {annotation.dtype}" for annotation in maps) or "none"
+        raise UseError(f"{path}: groundTruth.Boundaries must be maps (H, W) of one size, found {description}")
+    return np.stack([annotation > 0 for annotation in maps]).astype(np.float64)
 
 
 def consensus(annotations: np.ndarray) -> np.ndarray:
@@ -89,5 +89,5 @@ class EdgesDataset(MapDataset):
         from skimage.morphology import thin
 
         path = self.pairs[index][1]
-        maps = [one > 0.5 for one in read_annotations(path)]
-        return maps if path.endswith(".mat") else [thin(one) for one in maps]
+        maps = [annotation > 0.5 for annotation in read_annotations(path)]
+        return maps if path.endswith(".mat") else [thin(annotation) for annotation in maps]

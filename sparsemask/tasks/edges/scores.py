@@ -40,12 +40,12 @@ def picture_counts(strength: np.ndarray, truths: Sequence[np.ndarray], threshold
             continue
         before = size
         edges = thin(edges)
-        found, recalled = np.zeros_like(edges), 0
+        matched_edges, recalled = np.zeros_like(edges), 0
         for truth in truths:
             predicted, true = match(edges, truth, away)
-            found |= predicted
+            matched_edges |= predicted
             recalled += int(true.sum())
-        counts[k] = recalled, total, found.sum(), edges.sum()
+        counts[k] = recalled, total, matched_edges.sum(), edges.sum()
     return counts
 
 
@@ -125,9 +125,9 @@ class EdgeScores(Scores):
 
     def _curve(self) -> tuple[np.ndarray, np.ndarray]:
         """Recall, ascending, and precision, of equal recalls the greatest."""
-        recall, places = np.unique(self.recall, return_inverse=True)
+        recall, positions = np.unique(self.recall, return_inverse=True)
         precision = np.zeros(len(recall))
-        np.maximum.at(precision, places, self.precision)
+        np.maximum.at(precision, positions, self.precision)
         return recall, precision
 
 

@@ -31,12 +31,12 @@ class EdgesTask(MapTask):
 
         return edges_sample()
 
-    def layout(self, root: Path, which: str) -> list[Pair]:
+    def layout(self, root: Path, split: str) -> list[Pair]:
         """The pairs of a split of BSDS500."""
         config = self.config
         return bsds_pairs(
             root,
-            (config.data.training_list or "trainval") if which == "training" else (config.data.eval_list or "test"),
+            (config.data.training_list or "trainval") if split == "training" else (config.data.eval_list or "test"),
         )
 
     def dataset(self, pairs: list[Pair], **settings) -> EdgesDataset:
@@ -49,7 +49,7 @@ class EdgesTask(MapTask):
         A picture without edges, or with nothing else, weighs nothing.
         """
         edge, rest = target == 1, target == 0
-        edges, rests = (one.sum((-2, -1), keepdim=True, dtype=torch.float32) for one in (edge, rest))
+        edges, rests = (pixels.sum((-2, -1), keepdim=True, dtype=torch.float32) for pixels in (edge, rest))
         beta = rests / (edges + rests).clamp(min=1)
         return beta * edge + (1 - beta) * rest
 

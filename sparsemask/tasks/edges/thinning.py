@@ -22,8 +22,8 @@ def thin_edges(strength: np.ndarray, border: int = BORDER) -> np.ndarray:
     rows, columns = np.mgrid[: strength.shape[0], : strength.shape[1]].astype(np.float64)
     keep = np.ones(strength.shape, bool)
     for side in (-1, 1):
-        place = rows + side * np.sin(angle), columns + side * np.cos(angle)
-        keep &= smooth * _SLACK >= map_coordinates(smooth, place, order=1, mode="nearest")
+        neighbour = rows + side * np.sin(angle), columns + side * np.cos(angle)
+        keep &= smooth * _SLACK >= map_coordinates(smooth, neighbour, order=1, mode="nearest")
     return np.where(keep, smooth, 0.0) * _fade(strength.shape, border)
 
 
@@ -52,5 +52,7 @@ def _triangle(field: np.ndarray, radius: int) -> np.ndarray:
 def _fade(size: tuple[int, int], border: int) -> np.ndarray:
     """(H, W) factors that fall linearly to 0 over the last `border` pixels to the rim."""
     from_rim = [np.minimum(np.arange(n), np.arange(n)[::-1]) for n in size]
-    down, across = (np.minimum(one / max(border, 1), 1.0) if border else np.ones(len(one)) for one in from_rim)
+    down, across = (
+        np.minimum(distance / max(border, 1), 1.0) if border else np.ones(len(distance)) for distance in from_rim
+    )
     return down[:, None] * across

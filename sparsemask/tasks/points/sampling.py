@@ -164,7 +164,7 @@ class Planner:
 
     def state(self, step: int) -> dict:
         """The tables as they were when `step` steps were done, whatever was planned since; fit for a checkpoint."""
-        undo = [(pick, old) for made, pick, old in self._undo if made >= step]
+        undo = [(pick, old) for planned_step, pick, old in self._undo if planned_step >= step]
         tables = self.tables.undone(undo)
         return {"step": step, "tables": {str(cloud): torch.from_numpy(table) for cloud, table in tables.items()}}
 

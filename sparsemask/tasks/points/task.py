@@ -92,8 +92,8 @@ class PointsTask(Task):
     @classmethod
     def resolved(cls, config: RunConfig) -> RunConfig:
         """A configuration in which every flag that is still None has the task's own value."""
-        own = {**cls.defaults, "d_in": cls.d_in, "n_class": len(cls.classes)}
-        return config.replace(**{n: value for n, value in own.items() if n in config and config[n] is None})
+        values = {**cls.defaults, "d_in": cls.d_in, "n_class": len(cls.classes)}
+        return config.replace(**{n: value for n, value in values.items() if n in config and config[n] is None})
 
     @staticmethod
     def sample_folder() -> Path:
@@ -103,7 +103,7 @@ class PointsTask(Task):
         return sample_folder()
 
     @abstractmethod
-    def files(self, which: str) -> list[CloudFile]:
+    def files(self, split: str) -> list[CloudFile]:
         """The "training" or the "eval" clouds that the configuration names."""
 
     @property
@@ -130,9 +130,9 @@ class PointsTask(Task):
             self._made[name] = make()
         return self._made[name]
 
-    def clouds(self, which: str) -> Clouds:
+    def clouds(self, split: str) -> Clouds:
         """The "training" or the "eval" clouds."""
-        return self._once(which, lambda: Clouds(self.files(which), self.hold))
+        return self._once(split, lambda: Clouds(self.files(split), self.hold))
 
     @property
     def _batch(self) -> int:
@@ -160,24 +160,26 @@ class PointsTask(Task):
         """
         self.eval_data[0]
         self.clouds("training")[0]
-        for which in ("training", "eval"):
-            self._check_labels(which)
+        for split in ("training", "eval"):
+            self._check_labels(split)
 
-    def _check_labels(self, which: str) -> None:
+    def _check_labels(self, split: str) -> None:
         """Refuse labels that teach nothing, and name the classes that never occur."""
-        clouds = self.clouds(which)
+        clouds = self.clouds(split)
 
         def read(number: int) -> np.ndarray:
             labels = clouds[number].labels
             return (np.full(1, IGNORED) if labels is None else labels).astype(np.uint8)  # -1 becomes 255
 
-        words = "validation" if which == "eval" else which
-        found = survey(range(len(clouds)), read, self.n_output, LIMIT if self.hold else _FEW_CLOUDS, "clouds")
-        if not found.classes:
-            raise UseError(f"no point has a class in {found.labels(words)}: {clouds.names[0]} and on are unlabelled")
-        if which == "training" and (single := found.single(self.classes, words)):
+        title = "validation" if split == "eval" else split
+        labels_survey = survey(range(len(clouds)), read, self.n_output, LIMIT if self.hold else _FEW_CLOUDS, "clouds")
+        if not labels_survey.classes:
+            raise UseError(
+                f"no point has a class in {labels_survey.labels(title)}: {clouds.names[0]} and on are unlabelled"
+            )
+        if split == "training" and (single := labels_survey.single(self.classes, title)):
             raise UseError(single)
-        if absent := found.absent(self.classes, words):
+        if absent := labels_survey.absent(self.classes, title):
             warn(f"note: {absent}")
 
     def measured_on(self) -> str:
@@ -228,32 +230,32 @@ class PointsTask(Task):
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(crops, truth, prediction) of batches of validation crops."""
         source = self.eval_data
-        mine = islice(source.picks(), distributed.rank(), limit or None, distributed.world())
-        for crops, labels, _, _ in plainly(source.loader(mine, context.batch_size, context.n_worker)):
-            found = probabilities_of(model, crops, context.arithmetic).argmax(2)
-            yield len(labels), labels.numpy().ravel(), found.numpy().ravel()
+        picks = islice(source.picks(), distributed.rank(), limit or None, distributed.world())
+        for crops, labels, _, _ in plainly(source.loader(picks, context.batch_size, context.n_worker)):
+            classes = probabilities_of(model, crops, context.arithmetic).argmax(2)
+            yield len(labels), labels.numpy().ravel(), classes.numpy().ravel()
 
     def _clouds(
         self, model: Callable, context: EvaluationContext, limit: int, on_prediction: Callable | None
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(1, truth, prediction) of each validation cloud; nothing to compare where a cloud has no labels."""
         source, chosen = self.eval_data, self.config.data
-        _, mine = shared_indices(len(source.clouds), limit or chosen.vote_limit)
+        _, numbers = shared_indices(len(source.clouds), limit or chosen.vote_limit)
         if on_prediction is not None:
-            for number in mine:  # before the work, not after it
+            for number in numbers:  # before the work, not after it
                 self.check_original(source.clouds.files[number])
-        for number, cloud, found in vote(
-            model, source, mine, context.arithmetic, self.n_output, chosen.vote_smooth, chosen.vote_until,
+        for number, cloud, classes in vote(
+            model, source, numbers, context.arithmetic, self.n_output, chosen.vote_smooth, chosen.vote_until,
             context.batch_size, context.n_worker,
         ):  # fmt: skip
             if on_prediction is not None:
-                on_prediction(number, found)
+                on_prediction(number, classes)
             truth = self._truth(cloud)
             if truth is None:
-                truth = np.full(len(found), IGNORED)
-            if len(truth) != len(found):
-                raise UseError(f"{cloud.name}: {len(truth)} labels for {len(found)} points")
-            yield 1, truth, found
+                truth = np.full(len(classes), IGNORED)
+            if len(truth) != len(classes):
+                raise UseError(f"{cloud.name}: {len(truth)} labels for {len(classes)} points")
+            yield 1, truth, classes
 
     @staticmethod
     def _truth(cloud) -> np.ndarray | None:
@@ -293,15 +295,15 @@ class PointsTask(Task):
     @torch.no_grad()
     def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 1) -> list[tuple]:
         """(name, xyz, colours or None, truth, prediction) of `n` validation crops, arrays of their points."""
-        found, source = [], self.eval_data
+        samples, source = [], self.eval_data
         set_evaluation(model)
         for key in range(min(n, len(source))):
             crops, labels = source[key]
             prediction = probabilities_of(model, crops, arithmetic)[0].argmax(1)
             features = crops.features[0].numpy().T
             colours = features[:, 3:6] if self.d_in == 6 else None
-            found.append((source.name(key), features[:, :3], colours, labels.numpy(), prediction.numpy()))
-        return found
+            samples.append((source.name(key), features[:, :3], colours, labels.numpy(), prediction.numpy()))
+        return samples
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write truth | prediction of the first sample."""

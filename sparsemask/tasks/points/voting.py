@@ -28,8 +28,8 @@ class Votes:
 
     def decide(self, projection: np.ndarray | None) -> np.ndarray:
         """The likeliest class of every original point, int64 (N_original,)."""
-        found = self.table.argmax(1)
-        return found if projection is None else found[projection]
+        classes = self.table.argmax(1)
+        return classes if projection is None else classes[projection]
 
 
 def crops_of(source: EvaluationCrops, numbers: list[int], until: float) -> Iterator[Pick]:
@@ -54,13 +54,13 @@ def vote(
     """Of each of the numbered clouds, as it is done: (number, cloud, classes (N_original,) of the original points)."""
     current, table = None, None
     for crops, _, indices, clouds in plainly(source.loader(crops_of(source, numbers, until), batch, workers)):
-        found = probabilities_of(model, crops, arithmetic).numpy()
-        for number, one, share in zip(clouds.tolist(), indices.numpy(), found, strict=True):
+        probabilities = probabilities_of(model, crops, arithmetic).numpy()
+        for number, point_indices, share in zip(clouds.tolist(), indices.numpy(), probabilities, strict=True):
             if number != current:
                 if table is not None:
                     yield _done(source, current, table)
                 current, table = number, Votes(source.clouds.sizes[number], n_class, smooth)
-            table.add(one, share)
+            table.add(point_indices, share)
     if table is not None:
         yield _done(source, current, table)
 

@@ -39,21 +39,21 @@ class Recipe:
     smooth: float
 
 
-def recipe(network, said: Mapping, what: object = "the weights", **asked) -> Recipe:
-    """The recipe of a network: what its run's configuration says, else as published; `asked` wins where not None.
+def recipe(network, run_config: Mapping, what: object = "the weights", **overrides) -> Recipe:
+    """The recipe of a network: what its run's configuration says, else as published; `overrides` win where not None.
 
     Raises UseError for a network of neither data set's channels and classes.
     """
-    found = _KINDS.get((network.d_in, network.n_class))
-    name = said.get("task") if said.get("task") in tasks.siblings("sample") else found
+    default_task = _KINDS.get((network.d_in, network.n_class))
+    name = run_config.get("task") if run_config.get("task") in tasks.siblings("sample") else default_task
     if name is None or (network.d_in, network.n_class) not in _KINDS:
         raise UseError(
             f"{what}: {network.d_in} channels a point and {network.n_class} classes are neither S3DIS's (6, 13) nor "
             "SemanticKITTI's (3, 19)"
         )
     kind = tasks.find(name)
-    told = {k: v for k, v in said.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    chosen = {**kind.defaults, **told, **{k: v for k, v in asked.items() if v is not None}}
+    numbers = {k: v for k, v in run_config.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    chosen = {**kind.defaults, **numbers, **{k: v for k, v in overrides.items() if v is not None}}
     settings = CropSettings(
         int(chosen["n_points"]), network.n_neighbors, network.ratio, len(network.channels), kind.d_in == 6, kind.centred
     )
@@ -78,7 +78,7 @@ class Segmented:
 
 
 def segment(
-    cloud: Cloud, network, made: Recipe, arithmetic, by_votes: bool | None = None,
+    cloud: Cloud, network, recipe: Recipe, arithmetic, by_votes: bool | None = None,
     share: Callable[[object], float] | None = None,
 ) -> Segmented:  # fmt: skip
     """Label every point of a cloud.
@@ -89,38 +89,38 @@ def segment(
 
     Raises UseError for a cloud without the colours that the network takes, or of too few points.
     """
-    if made.settings.colours and cloud.colours is None:
+    if recipe.settings.colours and cloud.colours is None:
         raise UseError(f"{cloud.name}: it has no colours, which this network takes")
     seconds: dict[str, float] = {}
     with _timed(seconds, "thinned out"):
-        own, moved = near_origin(cloud.xyz)
-        xyz, colours, _ = grid_subsample(own, made.grid, cloud.colours)
+        local_xyz, moved = near_origin(cloud.xyz)
+        xyz, colours, _ = grid_subsample(local_xyz, recipe.grid, cloud.colours)
         thin = Cloud(cloud.name, xyz, colours, offset=cloud.offset + moved)
-    found = Segmented(np.empty(0, np.int64), thin, seconds=seconds)
+    result = Segmented(np.empty(0, np.int64), thin, seconds=seconds)
     shares: list[float] = []
 
     def watch(module, inputs, _) -> None:
         shares.append(float("nan") if share is None else share(module))
-        found.crop = inputs[0].features[0, :3].t().float().cpu().numpy()
-        found.masks = [mask[0, 0].cpu().numpy() for mask in module.masks]
+        result.crop = inputs[0].features[0, :3].t().float().cpu().numpy()
+        result.masks = [mask[0, 0].cpu().numpy() for mask in module.masks]
 
     hook = network.register_forward_hook(watch)
     try:
-        if made.settings.centred if by_votes is None else by_votes:
-            labels = _voted(thin, network, made, arithmetic, seconds)
+        if recipe.settings.centred if by_votes is None else by_votes:
+            labels = _voted(thin, network, recipe, arithmetic, seconds)
         else:
-            labels = _whole(thin, network, made, arithmetic, seconds)
+            labels = _whole(thin, network, recipe, arithmetic, seconds)
     finally:
         hook.remove()
-    found.kept = float(np.mean(shares))
+    result.kept = float(np.mean(shares))
     with _timed(seconds, "carried back"):
         threads = torch.get_num_threads()
-        found.classes = labels[nearest(thin.xyz, own, threads=threads, tree=make_tree(thin.xyz))]
-    return found
+        result.classes = labels[nearest(thin.xyz, local_xyz, threads=threads, tree=make_tree(thin.xyz))]
+    return result
 
 
-def _whole(thin: Cloud, network, made: Recipe, arithmetic, seconds: dict) -> np.ndarray:
-    settings = made.settings
+def _whole(thin: Cloud, network, recipe: Recipe, arithmetic, seconds: dict) -> np.ndarray:
+    settings = recipe.settings
     with _timed(seconds, "neighbours"):
         order = np.random.default_rng(0).permutation(len(thin))
         order = order[shell_order(thin.xyz[order], settings.ratio, settings.levels)]
@@ -136,11 +136,11 @@ def _whole(thin: Cloud, network, made: Recipe, arithmetic, seconds: dict) -> np.
     return labels
 
 
-def _voted(thin: Cloud, network, made: Recipe, arithmetic, seconds: dict) -> np.ndarray:
+def _voted(thin: Cloud, network, recipe: Recipe, arithmetic, seconds: dict) -> np.ndarray:
     with _timed(seconds, "votes"):
         clouds = Clouds([CloudFile(thin.name, Path(thin.name), lambda _: thin)])
-        source = EvaluationCrops(clouds, made.settings, 1, made.task.noise)
-        [(_, _, labels)] = vote(network, source, [0], arithmetic, network.n_class, made.smooth)
+        source = EvaluationCrops(clouds, recipe.settings, 1, recipe.task.noise)
+        [(_, _, labels)] = vote(network, source, [0], arithmetic, network.n_class, recipe.smooth)
     return labels
 
 

@@ -43,27 +43,27 @@ def all_pairs(root: Path) -> list[Pair]:
     return folder_pairs(inner, inner)
 
 
-def split(pairs: list[Pair], which: str, training_list: str | None, eval_list: str | None) -> list[Pair]:
+def split(pairs: list[Pair], subset: str, training_list: str | None, eval_list: str | None) -> list[Pair]:
     """The "training" or "eval" part of the pairs; see the module's docstring."""
-    given, other = (training_list, eval_list) if which == "training" else (eval_list, training_list)
-    if given:
-        return _named(pairs, given)
-    if other:
-        taken = set(_named(pairs, other))
-        rest = [pair for pair in pairs if pair not in taken]
-        if not rest:
-            raise UseError(f"'{other}' leaves no {which} pictures: name them by --{which}_list")
-        return rest
+    own_list, other_list = (training_list, eval_list) if subset == "training" else (eval_list, training_list)
+    if own_list:
+        return _named(pairs, own_list)
+    if other_list:
+        excluded = set(_named(pairs, other_list))
+        remaining = [pair for pair in pairs if pair not in excluded]
+        if not remaining:
+            raise UseError(f"'{other_list}' leaves no {subset} pictures: name them by --{subset}_list")
+        return remaining
     chosen = set(pairs[9::10] or pairs[-1:])
-    return [pair for pair in pairs if (pair in chosen) == (which == "eval")]
+    return [pair for pair in pairs if (pair in chosen) == (subset == "eval")]
 
 
 def _named(pairs: list[Pair], name: str) -> list[Pair]:
     if name == ALL:
         return pairs
-    known = {picture.stem: (picture, mask) for picture, mask in pairs}
+    by_stem = {image.stem: (image, mask) for image, mask in pairs}
     names = [Path(without_suffix(entry)).name for entry in read_names(name)]
-    absent = [entry for entry in names if entry not in known]
+    absent = [entry for entry in names if entry not in by_stem]
     if absent:
         raise UseError(f"{name}: {len(absent)} of {len(names)} pictures absent, first {absent[0]}")
-    return [known[entry] for entry in names]
+    return [by_stem[entry] for entry in names]

@@ -30,9 +30,11 @@ def curves(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.nd
     Precision is 0 where nothing is predicted.
     """
     grey = np.rint(prediction * (LEVELS - 1)).astype(np.int64)
-    found, true = (np.bincount(grey[where].ravel(), minlength=LEVELS) for where in (np.ones_like(truth), truth))
-    found, true = (np.cumsum(one[::-1])[::-1] for one in (found, true))  # pixels at or above every grey value
-    return true / np.maximum(found, 1), true / true[0]
+    predicted, true = (np.bincount(grey[pixels].ravel(), minlength=LEVELS) for pixels in (np.ones_like(truth), truth))
+    predicted, true = (
+        np.cumsum(histogram[::-1])[::-1] for histogram in (predicted, true)
+    )  # pixels at or above every grey value
+    return true / np.maximum(predicted, 1), true / true[0]
 
 
 def adaptive(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -86,8 +88,8 @@ class SaliencyMeter:
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
         """Count one picture: prediction in [0, 1], target 1 where salient, 255 where not labelled."""
-        known = target <= 1
-        truth, values = (target[known] == 1).numpy(), prediction[known].numpy().astype(np.float64)
+        labelled = target <= 1
+        truth, values = (target[labelled] == 1).numpy(), prediction[labelled].numpy().astype(np.float64)
         row = np.zeros(len(self.total))
         row[_PICTURES] = 1
         if truth.size:
@@ -101,7 +103,7 @@ class SaliencyMeter:
     def scores(self) -> SaliencyScores:
         """Means of the sums; 0 where no picture has anything salient."""
         total = self.total.numpy()
-        pictures, true = int(total[_PICTURES]), int(total[_TRUE])
+        images, true = int(total[_PICTURES]), int(total[_TRUE])
         precision, recall = (total[4:] / max(true, 1)).reshape(2, LEVELS)
-        mae, adapted = float(total[_ERROR]) / max(pictures, 1), float(total[_ADAPTIVE]) / max(true, 1)
-        return SaliencyScores(precision, recall, adapted, mae, pictures, pictures - true)
+        mae, adapted = float(total[_ERROR]) / max(images, 1), float(total[_ADAPTIVE]) / max(true, 1)
+        return SaliencyScores(precision, recall, adapted, mae, images, images - true)

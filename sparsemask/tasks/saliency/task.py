@@ -26,10 +26,10 @@ class SaliencyTask(MapTask):
 
         return saliency_sample()
 
-    def layout(self, root: Path, which: str) -> list[Pair]:
+    def layout(self, root: Path, subset: str) -> list[Pair]:
         """The pairs below a folder in one of the layouts."""
         config = self.config
-        return split(all_pairs(root), which, config.data.training_list, config.data.eval_list)
+        return split(all_pairs(root), subset, config.data.training_list, config.data.eval_list)
 
     def dataset(self, pairs: list[Pair], **settings) -> SaliencyDataset:
         """Pictures with their masks."""

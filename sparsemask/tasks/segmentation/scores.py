@@ -59,8 +59,8 @@ class SegmentationScores(Scores):
     @property
     def miou(self) -> float:
         """Mean IoU over the classes that occur in truth or prediction; NaN when there is none."""
-        known = self.iou[~np.isnan(self.iou)]
-        return float(known.mean()) if known.size else float("nan")
+        occurring = self.iou[~np.isnan(self.iou)]
+        return float(occurring.mean()) if occurring.size else float("nan")
 
     @property
     def pixel_accuracy(self) -> float:
@@ -70,7 +70,7 @@ class SegmentationScores(Scores):
 
     def absent(self, names: list[str]) -> list[str]:
         """Names of the classes that do not occur in the truth."""
-        return [name for name, here in zip(names, self.present, strict=True) if not here]
+        return [name for name, present in zip(names, self.present, strict=True) if not present]
 
 
 class ConfusionMeter:

@@ -32,14 +32,14 @@ class SegmentationTask(DenseTask):
         """The names of the classes, one an output channel."""
         return datasets.class_names(self._config.data)
 
-    def layout(self, root: Path, which: str) -> list[tuple[Path, Path]]:
+    def layout(self, root: Path, split: str) -> list[tuple[Path, Path]]:
         """Raise a UseError: there is no public layout of segmentation alone."""
         raise UseError("--data_root is for the layouts of other tasks; segmentation has --voc_root, or --im_path")
 
-    def pairs(self, which: str) -> list[tuple[Path, Path]]:
+    def pairs(self, split: str) -> list[tuple[Path, Path]]:
         """(picture, label) paths of the "training" or the "eval" set that the configuration names."""
         root = self.config.data.data_root
-        return self.layout(Path(root), which) if root else datasets.pairs(self.config.data, which)
+        return self.layout(Path(root), split) if root else datasets.pairs(self.config.data, split)
 
     def dataset(self, pairs: list[tuple[Path, Path]], **settings) -> SegmentationDataset:
         """Pictures with their class indices."""

@@ -31,9 +31,9 @@ def valid(truth: torch.Tensor, maxdisp: float) -> torch.Tensor:
 
 def region_masks(truth: torch.Tensor) -> torch.Tensor:
     """(6, H, W) bool: REGIONS of a truth (3, H, W); empty where nobody says."""
-    seen, front, back = truth[SEEN] == 1, truth[FOREGROUND] == 1, truth[FOREGROUND] == 0
-    every = torch.ones_like(seen)
-    return torch.stack([every, back, front, seen, seen & back, seen & front])
+    visible, front, back = truth[SEEN] == 1, truth[FOREGROUND] == 1, truth[FOREGROUND] == 0
+    every = torch.ones_like(visible)
+    return torch.stack([every, back, front, visible, visible & back, visible & front])
 
 
 def count_errors(disparity: torch.Tensor, truth: torch.Tensor, maxdisp: float) -> torch.Tensor:
@@ -45,8 +45,8 @@ def count_errors(disparity: torch.Tensor, truth: torch.Tensor, maxdisp: float) -
     right = truth[DISPARITY][counted].double()
     error = (check_output(disparity, what="a disparity map")[counted].double() - right).abs()
     large = error > 3
-    each = [torch.ones_like(error), error, error > 1, error > 2, large, large & (error > 0.05 * right)]
-    return region_masks(truth)[:, counted].double() @ torch.stack([one.double() for one in each], 1)
+    per_pixel = [torch.ones_like(error), error, error > 1, error > 2, large, large & (error > 0.05 * right)]
+    return region_masks(truth)[:, counted].double() @ torch.stack([values.double() for values in per_pixel], 1)
 
 
 @dataclass(frozen=True)
@@ -122,22 +122,22 @@ class StereoScores(Scores):
         """The means in a line, D1 of the regions behind them."""
         f = self.means
         bad = "  ".join(f">{n} px {f[f'bad{n}']:.2%}" for n in (1, 2, 3))
-        said = f"EPE {f['epe']:.3f} px  {bad}  D1 {f['d1']:.2%}"
+        line = f"EPE {f['epe']:.3f} px  {bad}  D1 {f['d1']:.2%}"
         if len(self.regions) > 1:
             by_region = ", ".join(f"{name} {row['d1']:.2%}" for name, row in self.regions.items())
-            said += f" (all pixels together: {by_region})"
-        return said
+            line += f" (all pixels together: {by_region})"
+        return line
 
     @property
     def protocol(self) -> str:
         """How it was scored."""
-        said = f"pixels with 0 < truth < {self.maxdisp}"
-        told = self.sums[:, 0, 0].sum() + self.beyond.sum()
+        line = f"pixels with 0 < truth < {self.maxdisp}"
+        with_truth = self.sums[:, 0, 0].sum() + self.beyond.sum()
         if self.beyond.sum():
-            said += f", {self.beyond.sum() / told:.1%} of the truth is not below that"
+            line += f", {self.beyond.sum() / with_truth:.1%} of the truth is not below that"
         if self.untold:
-            said += f", {self.untold} without such pixels not in the means"
-        return said + "; means over pairs"
+            line += f", {self.untold} without such pixels not in the means"
+        return line + "; means over pairs"
 
 
 class StereoMeter:

@@ -115,14 +115,14 @@ def augment(patch: np.ndarray, mirror: bool, flip: bool, transpose: bool) -> np.
     return patch.swapaxes(0, 1) if transpose else patch
 
 
-def to_tensor(picture: np.ndarray) -> torch.Tensor:
+def to_tensor(image: np.ndarray) -> torch.Tensor:
     """(H, W, 3) uint8 as float32 (3, H, W) of 0 to 255."""
-    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32))
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
 
 
-def repeats(pictures: int, batch: int, test_every: int = 1000) -> int:
+def repeats(images: int, batch: int, test_every: int = 1000) -> int:
     """How often a pass goes through the pictures so that it has about `test_every` batches, at least once.
 
     As published: 20 times for 800 pictures in batches of 16, which is exactly 1000 batches.
     """
-    return max(1, test_every * batch // pictures)
+    return max(1, test_every * batch // images)

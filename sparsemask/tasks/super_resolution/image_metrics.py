@@ -60,12 +60,12 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor, scale: float, benchmark: bool = Tru
 
     if divisor not in (255, 256):
         raise UseError(f"SSIM divisor {divisor}: 255 (as published) or 256 (consistent with PSNR)")
-    one, other = (_shaved(_luma(image, divisor), scale, benchmark)[0].numpy() for image in _checked(sr, hr))
-    if min(one.shape) < 11:
-        raise UseError(f"{one.shape[1]}x{one.shape[0]} pixels without the rim: SSIM needs at least 11x11")
+    predicted, true = (_shaved(_luma(image, divisor), scale, benchmark)[0].numpy() for image in _checked(sr, hr))
+    if min(predicted.shape) < 11:
+        raise UseError(f"{predicted.shape[1]}x{predicted.shape[0]} pixels without the rim: SSIM needs at least 11x11")
     return float(
         structural_similarity(
-            one, other, data_range=PEAK, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            predicted, true, data_range=PEAK, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
     )
 
@@ -80,14 +80,14 @@ def _weighted(image: torch.Tensor, divisor: int) -> torch.Tensor:
 
 def _checked(*images: torch.Tensor | np.ndarray) -> list[torch.Tensor]:
     """The pictures as float64 (C, H, W) on the CPU."""
-    found = [torch.as_tensor(image).detach().to("cpu", torch.float64) for image in images]
-    found = [image[0] if image.ndim == 4 and len(image) == 1 else image for image in found]
-    shapes = [tuple(image.shape) for image in found]
+    tensors = [torch.as_tensor(image).detach().to("cpu", torch.float64) for image in images]
+    tensors = [image[0] if image.ndim == 4 and len(image) == 1 else image for image in tensors]
+    shapes = [tuple(image.shape) for image in tensors]
     if shapes[0] != shapes[1] or len(shapes[0]) != 3 or shapes[0][0] not in (1, 3):
         raise UseError(
             f"pictures to compare must be of one shape, (3, H, W) or (1, H, W), not {shapes[0]}, {shapes[1]}"
         )
-    return found
+    return tensors
 
 
 def _shaved(image: torch.Tensor, scale: float, benchmark: bool) -> torch.Tensor:

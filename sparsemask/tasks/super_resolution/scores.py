@@ -31,9 +31,9 @@ class Protocol:
 
     def __str__(self) -> str:
         rim = self.scale + (0 if self.benchmark else 6)
-        said = f"x{self.scale}, PSNR on {'luma' if self.benchmark else 'RGB'}, rim of {rim} left out"
-        said += f", SSIM luma over {self.divisor}"
-        return said + (", low resolution cropped to even sides" if self.crop_even else "")
+        text = f"x{self.scale}, PSNR on {'luma' if self.benchmark else 'RGB'}, rim of {rim} left out"
+        text += f", SSIM luma over {self.divisor}"
+        return text + (", low resolution cropped to even sides" if self.crop_even else "")
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ class SuperResolutionMeter:
 
 def enlarged(lr: torch.Tensor, scale: int) -> torch.Tensor:
     """Bicubic enlargement (3, scale * h, scale * w) of (3, h, w), values 0 to 255, as 8-bit pictures are enlarged."""
-    picture = lr.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    return torch.from_numpy(imresize(picture, scale)).permute(2, 0, 1).float()
+    image = lr.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    return torch.from_numpy(imresize(image, scale)).permute(2, 0, 1).float()
 
 
 def _mean(values: np.ndarray) -> float:

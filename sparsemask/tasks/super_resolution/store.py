@@ -44,9 +44,9 @@ class PictureStore:
         self.pairs, self.scale = list(pairs), int(scale)
         self.sizes = [self._size(pair) for pair in self.pairs]
         self.bytes = sum(3 * h * w * (1 + self.scale**2) for h, w in self.sizes)
-        made = any(pair.lr is None for pair in self.pairs)
+        needs_reduction = any(pair.lr is None for pair in self.pairs)
         if kind == "auto":
-            kind = "memory" if self.bytes <= memory else "sep" if made else "img"
+            kind = "memory" if self.bytes <= memory else "sep" if needs_reduction else "img"
         self.kind = kind
         self._kept: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(self.pairs)
 
@@ -91,23 +91,23 @@ class PictureStore:
         # Sizes that the scale does not divide are rounded either way by those who made the pictures.
         if abs(s * h - height) >= s or abs(s * w - width) >= s:
             turned = exif_words(pair.lr) or exif_words(pair.hr)
-            which = f"; the {'low' if exif_words(pair.lr) else 'high'}-resolution one is{turned}" if turned else ""
-            raise UseError(f"{pair.lr}: {w}x{h} pixels times {s} do not fit {pair.hr} of {width}x{height}{which}")
+            hint = f"; the {'low' if exif_words(pair.lr) else 'high'}-resolution one is{turned}" if turned else ""
+            raise UseError(f"{pair.lr}: {w}x{h} pixels times {s} do not fit {pair.hr} of {width}x{height}{hint}")
         return min(h, height // s), min(w, width // s)
 
 
-def _mapped(path: Path, what: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+def _mapped(path: Path, variant: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     """What `make` gives for a file, from the cache folder; made again when the file has changed or the copy is torn."""
     try:
         status = path.stat()
-        key = f"{_VERSION} {path.resolve()}{what} {status.st_mtime_ns} {status.st_size}"
+        key = f"{_VERSION} {path.resolve()}{variant} {status.st_mtime_ns} {status.st_size}"
         cached = datasets.cache() / "pictures" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         try:
             return map_npy(cached)
         except UseError:
-            picture = make()
+            image = make()
         with atomic_write(cached) as file:
-            np.save(file, picture, allow_pickle=False)
+            np.save(file, image, allow_pickle=False)
     except OSError as error:
         raise UseError(describe(error) or f"{path}: {error}") from None
-    return picture
+    return image

@@ -62,23 +62,23 @@ class SuperResolutionTask(Task):
         """The pictures that --sample stands for: photographs that come with scikit-image."""
         return folders.sample_folder()
 
-    def source(self, which: str) -> folders.Source:
+    def source(self, split: str) -> folders.Source:
         """The "training" or the "eval" pictures that the configuration names."""
-        if which not in self._sources:
-            self._sources[which] = folders.find_source(self.config.data, which)
-        return self._sources[which]
+        if split not in self._sources:
+            self._sources[split] = folders.find_source(self.config.data, split)
+        return self._sources[split]
 
     @property
     def train_data(self) -> SuperResolutionDataset:
         """Training patches."""
         if self._train is None:
             config = self.config
-            made = SuperResolutionDataset(
+            dataset = SuperResolutionDataset(
                 self.source("training").pairs, config.data.scale, config.data.patch_size, kind=config.data.ext
             )
-            made.repeat = repeats(len(made.store), config.get("batch_size") or 16, config.data.test_every)
-            made.store.fill()
-            self._train = made
+            dataset.repeat = repeats(len(dataset.store), config.get("batch_size") or 16, config.data.test_every)
+            dataset.store.fill()
+            self._train = dataset
         return self._train
 
     @property
@@ -86,15 +86,15 @@ class SuperResolutionTask(Task):
         """Validation pictures, whole."""
         if self._eval is None:
             config = self.config
-            made = SuperResolutionDataset(
+            dataset = SuperResolutionDataset(
                 self.source("eval").pairs,
                 config.data.scale,
                 None,
                 crop_even=config.data.crop_even,
                 kind=config.data.ext,
             )
-            made.store.fill()
-            self._eval = made
+            dataset.store.fill()
+            self._eval = dataset
         return self._eval
 
     @property
@@ -110,20 +110,20 @@ class SuperResolutionTask(Task):
 
         Says what is not as one might think: pictures left out, low-resolution ones made.
         """
-        for which, data_set in (("training", self.train_data), ("validation", self.eval_data)):
+        for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
-            say_how_read(which, *filter(None, data_set.pairs[0]))
-            said = []
+            say_how_read(split, *filter(None, data_set.pairs[0]))
+            notes = []
             if data_set.left_out:
-                whole = data_set.left_out + len(data_set.store)
-                said.append(f"{data_set.left_out} of {whole} are smaller than --patch_size and left out")
+                total = data_set.left_out + len(data_set.store)
+                notes.append(f"{data_set.left_out} of {total} are smaller than --patch_size and left out")
             if any(pair.lr is None and pair.hr.parent.name.endswith("HR") for pair in data_set.pairs):
-                said.append(f"no LR_bicubic/X{self.config.data.scale} beside them: made by bicubic")
-            if data_set.store.kind == "img" and self.config.data.ext == "auto" and which == "training":
+                notes.append(f"no LR_bicubic/X{self.config.data.scale} beside them: made by bicubic")
+            if data_set.store.kind == "img" and self.config.data.ext == "auto" and split == "training":
                 size = data_set.store.bytes / 1e9
-                said.append(f"{size:.1f} GB, decoded for every patch; --ext sep keeps them decoded on the disk")
-            if said and distributed.rank() == 0:
-                say(f"{which} pictures: {'; '.join(said)}", sys.stderr)
+                notes.append(f"{size:.1f} GB, decoded for every patch; --ext sep keeps them decoded on the disk")
+            if notes and distributed.rank() == 0:
+                say(f"{split} pictures: {'; '.join(notes)}", sys.stderr)
 
     def measured_on(self) -> str:
         """The validation pictures in words."""
@@ -184,9 +184,9 @@ class SuperResolutionTask(Task):
 
     def record(self, scores: SuperResolutionScores) -> dict:
         """The metrics, bicubic's, how they were taken, and those of each picture."""
-        *each, mean = [{k: json_value(v) for k, v in row.items()} for row in scores.rows()]
+        *per_image, mean = [{k: json_value(v) for k, v in row.items()} for row in scores.rows()]
         means = {k: v for k, v in mean.items() if k not in ("picture", "size")}
-        return {**means, "protocol": str(scores.protocol), "each": each}
+        return {**means, "protocol": str(scores.protocol), "each": per_image}
 
     def report(self, scores: SuperResolutionScores) -> str:
         """The table by picture with bicubic beside it, and a line of the means."""
@@ -227,16 +227,16 @@ class SuperResolutionTask(Task):
 
         The pictures are uint8 (H,W,3).
         """
-        source, found, protocol = self.eval_data, [], self.protocol
+        source, samples, protocol = self.eval_data, [], self.protocol
         set_evaluation(model)
         for index in spread_indices(len(source), n):
             images, truth = source[index]
             prediction = self.predict(model, images[None], arithmetic)[0]
             self._fits(prediction, truth)
             bicubic = enlarged(images, protocol.scale)
-            psnrs = [protocol(one, truth)[0] for one in (bicubic, prediction)]
-            found.append((source.name(index), *map(_picture, (bicubic, prediction, truth)), *psnrs))
-        return found
+            psnrs = [protocol(enlargement, truth)[0] for enlargement in (bicubic, prediction)]
+            samples.append((source.name(index), *map(_picture, (bicubic, prediction, truth)), *psnrs))
+        return samples
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write the grid of crops, bicubic | prediction | truth."""
@@ -247,8 +247,10 @@ class SuperResolutionTask(Task):
     def _fits(self, prediction: torch.Tensor, truth: torch.Tensor) -> None:
         """Raise a UseError unless both are of one size."""
         if prediction.shape != truth.shape:
-            made, wanted = (f"{one.shape[-1]}x{one.shape[-2]}" for one in (prediction, truth))
-            raise UseError(f"the network makes {made} of a picture to become {wanted}: is --scale its scale?")
+            output_size, target_size = (f"{image.shape[-1]}x{image.shape[-2]}" for image in (prediction, truth))
+            raise UseError(
+                f"the network makes {output_size} of a picture to become {target_size}: is --scale its scale?"
+            )
 
 
 def _picture(image: torch.Tensor) -> np.ndarray:
