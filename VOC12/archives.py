@@ -19,7 +19,7 @@ from sparsemask.errors import UseError
 from sparsemask.files import must_exist
 
 _TORN = "the archive is truncated or damaged, download it again"
-_LARGEST = 1 << 28  # bytes of a picture, a label or a list
+_LARGEST = 1 << 28  # bytes of an image, a label or a list
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Scale, pad, crop, flip and normalise, computing only the pixels that the crop shows.
 
-Equal to resizing the whole picture, padding it and cutting the crop out, at a fraction of the work. Bilinear
+Equal to resizing the whole image, padding it and cutting the crop out, at a fraction of the work. Bilinear
 resampling is the plain two-tap kind with half-pixel centres (OpenCV's INTER_LINEAR, torch's bilinear with
 align_corners=False), without anti-aliasing, as the published protocol has it; labels take the nearest pixel.
 """
@@ -21,10 +21,10 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 @dataclass(frozen=True)
 class View:
-    """One draw of the augmentation, for a picture of a known size."""
+    """One draw of the augmentation, for an image of a known size."""
 
     scale: float
-    top: int  # of the crop, in the scaled and padded picture
+    top: int  # of the crop, in the scaled and padded image
     left: int
     flip: bool
 
@@ -35,19 +35,19 @@ def scaled_size(size: int, scale: float) -> int:
 
 
 def draw_view(size: tuple[int, int], crop: int, scales: tuple[float, ...], rng: np.random.Generator) -> View:
-    """Draw scale, place and flip for a picture of `size` (H, W); always four draws, whatever comes out."""
+    """Draw scale, place and flip for an image of `size` (H, W); always four draws, whatever comes out."""
     scale = float(scales[rng.integers(len(scales))])
     top, left = (int(rng.integers(max(scaled_size(n, scale) - crop, 0) + 1)) for n in size)
     return View(scale, top, left, bool(rng.random() < 0.5))
 
 
 class _Axis:
-    """One axis of a view: which part of the crop the picture covers, and where that part comes from."""
+    """One axis of a view: which part of the crop the image covers, and where that part comes from."""
 
     def __init__(self, size: int, scale: float, crop: int, start: int, flip: bool = False) -> None:
         scaled = scaled_size(size, scale)
         count = min(scaled, crop)
-        offset = (crop - count) // 2  # padding is centred, and only there where the picture is smaller
+        offset = (crop - count) // 2  # padding is centred, and only there where the image is smaller
         position = np.arange(start, start + count)
         if flip:
             position, offset = position[::-1], crop - offset - count
@@ -76,10 +76,10 @@ def augment(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Show `view` of a picture and its label.
+    """Show `view` of an image and its label.
 
     Args:
-        picture: uint8 (H, W, 3).
+        image: uint8 (H, W, 3).
         label: uint8 (H, W).
         view: what to show.
         crop: side of the square result in pixels.
@@ -128,7 +128,7 @@ def pad(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalise a picture as it is and pad it, centred, to at least `least` pixels a side (mean / 255).
+    """Normalise an image as it is and pad it, centred, to at least `least` pixels a side (mean / 255).
 
     Returns:
         float32 (3, max(H, least), max(W, least)) and int64 of the same size.

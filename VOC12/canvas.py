@@ -1,4 +1,4 @@
-"""A picture under way: colours and label together, painted object by object with exact anti-aliasing."""
+"""An image under way: colours and label together, painted object by object with exact anti-aliasing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sparsemask.VOC12.textures import soften
 
 Array = np.ndarray
 VOID = 255
-REFERENCE = 128  # the picture size that lengths refer to
+REFERENCE = 128  # the image size that lengths refer to
 _SHADOW = (1.5, 2.5)  # right, down; its softness is 2
 
 
 class Canvas:
-    """A square picture (`image`: float RGB in [0, 1]) and its `label` (uint8 class indices, 255 void)."""
+    """A square image (`image`: float RGB in [0, 1]) and its `label` (uint8 class indices, 255 void)."""
 
     def __init__(self, image: Array) -> None:
         self.image = image

@@ -76,7 +76,7 @@ def check_pairs(
     workers: int | None = None,
     ignore_index: int = IGNORE,
 ) -> list[Fault]:
-    """Decode every pair of a picture and its label; returns what is wrong, sorted by file."""
+    """Decode every pair of an image and its label; returns what is wrong, sorted by file."""
     return check_all(pairs, n_class, workers, ignore_index).faults
 
 
@@ -89,7 +89,7 @@ def check_all(
     """Like :func:`check_pairs`, with what else is to be known of the pairs.
 
     Args:
-        pairs: (picture, label) files; repeated ones are opened once.
+        pairs: (image, label) files; repeated ones are opened once.
         n_class: number of classes.
         workers: processes, all cores by default.
         ignore_index: the number in labels that marks pixels to ignore.
@@ -111,7 +111,7 @@ def check_pair(picture_path: str, label_path: str, n_class: int, ignore_index: i
 
 
 def _look(picture_path: str, label_path: str, n_class: int, ignore_index: int) -> tuple[list[Fault], list, list[str]]:
-    """Faults of one pair, the values of its label (255: ignored), and notes on how the picture is read."""
+    """Faults of one pair, the values of its label (255: ignored), and notes on how the image is read."""
     faults: list[Fault] = []
 
     def read_indices(path: str) -> np.ndarray:

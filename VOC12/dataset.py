@@ -1,4 +1,4 @@
-"""Pictures and labels as tensors: VOC, or any folder of pictures and index PNG with a list."""
+"""Images and labels as tensors: VOC, or any folder of images and index PNG with a list."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from sparsemask.VOC12.palette import IGNORE, LabelRangeError, apply_ignored, bey
 
 
 class SegmentationDataset(Dataset):
-    """Pairs of a picture and its label.
+    """Pairs of an image and its label.
 
     Args:
-        pairs: (picture, label) files, as the functions of `sparsemask.VOC12.lists` return them.
+        pairs: (image, label) files, as the functions of `sparsemask.VOC12.lists` return them.
         n_class: number of classes, 1 to 255; labels are 0 to n_class - 1, and 255 to ignore.
         classes: their names; the VOC names for 21 classes, else "class i".
         crop_size: side of a training view; least side of an evaluation view, in pixels.
-        training: whether `dataset[i]` is a training view (from torch's random state) or the whole picture.
+        training: whether `dataset[i]` is a training view (from torch's random state) or the whole image.
         scales: the factors of which a training view takes one at random.
         mean, std: of the normalisation, per channel, for values in [0, 1].
         ignore_index: the number in label files, 0 to 255, that marks pixels to ignore; it becomes 255.
 
     Raises:
         UseError: no pairs, or impossible settings; at reading: a missing or truncated file, a label and a
-            picture of different sizes, a label beyond the classes, colours where indices are expected.
+            image of different sizes, a label beyond the classes, colours where indices are expected.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class SegmentationDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Training view (see :meth:`sample`) or whole picture (see :meth:`whole`), as `training` says."""
+        """Training view (see :meth:`sample`) or whole image (see :meth:`whole`), as `training` says."""
         if not self.training:
             return self.whole(index)
         return self.sample(index, np.random.default_rng(int(torch.randint(2**62, ()))))
 
     def name(self, index: int) -> str:
-        """Name of a picture: its file's, without suffix; with folders where two would have the same."""
+        """Name of an image: its file's, without suffix; with folders where two would have the same."""
         return self._names[index]
 
     @cached_property
@@ -95,7 +95,7 @@ class SegmentationDataset(Dataset):
         return augment(image, label, view, self.crop_size, self.mean, self.std)
 
     def whole(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The picture unscaled, padded (centred; mean and 255) to at least the crop size on each side.
+        """The image unscaled, padded (centred; mean and 255) to at least the crop size on each side.
 
         Returns:
             image float32 (3, H, W), normalised; label int64 (H, W).
@@ -104,7 +104,7 @@ class SegmentationDataset(Dataset):
         return pad(image, label, self.crop_size, self.mean, self.std)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read and check a pair: picture uint8 (H, W, 3), label uint8 (H, W)."""
+        """Read and check a pair: image uint8 (H, W, 3), label uint8 (H, W)."""
         image_path, label_path = self.pairs[index]
         image, label = read_picture(image_path), self.read(label_path)
         if image.shape[:2] != label.shape:

@@ -1,7 +1,7 @@
-"""Decoding pictures: which files count as pictures, upright, 8 bits a channel, every broken file in one clear line.
+"""Decoding images: which files count as images, upright, 8 bits a channel, every broken file in one clear line.
 
-The conventions here hold for every task and command. A picture is turned as its EXIF (or XMP) orientation says, as
-viewers show it; its size is that of the upright picture. 16-bit values are divided by 257. Floats of 0 to 1 are
+The conventions here hold for every task and command. An image is turned as its EXIF (or XMP) orientation says, as
+viewers show it; its size is that of the upright image. 16-bit values are divided by 257. Floats of 0 to 1 are
 multiplied by 255, floats of 0 to 255 are taken as they stand. Other values are refused.
 """
 
@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from sparsemask.containers import stand_in
 from sparsemask.errors import UseError
 
-# The suffixes of pictures, in any case; of several files that one name without suffix may mean, the first here wins.
+# The suffixes of images, in any case; of several files that one name without suffix may mean, the first here wins.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 # What Pillow raises on torn or hostile files, apart from operating-system errors.
@@ -51,7 +51,7 @@ _TURNS = {
 _SIDEWAYS = 5  # from this orientation on width and height are exchanged
 _TURNING_TEXTS = (b"XML:com.adobe.xmp", b"Raw profile type")  # texts of a PNG that may hold an orientation
 _CHUNKS = 100_000  # of a PNG, looked through for metadata behind the pixels
-_FEW_BITS = 4095  # largest value of 12 bits: a 16-bit picture below it would come out black
+_FEW_BITS = 4095  # largest value of 12 bits: a 16-bit image below it would come out black
 _HALF = 0.5 / 255  # half an 8-bit level, which floats may overshoot by
 
 
@@ -74,18 +74,18 @@ def decoding(name: object) -> Iterator[None]:
 
 
 def is_picture(path: str | os.PathLike) -> bool:
-    """Whether a file's name ends as a picture's does, and is not hidden."""
+    """Whether a file's name ends as an image's does, and is not hidden."""
     path = Path(path)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def without_suffix(name: str) -> str:
-    """A picture's name without its suffix; "my.photo-1", which has none, stays as it is."""
+    """An image's name without its suffix; "my.photo-1", which has none, stays as it is."""
     return str(Path(name).with_suffix("")) if Path(name).suffix.lower() in SUFFIXES else name
 
 
 def find_picture(folder: Path, stem: str) -> Path | None:
-    """The picture of this name, without suffix, in a folder: the first of SUFFIXES that exists, in any case."""
+    """The image of this name, without suffix, in a folder: the first of SUFFIXES that exists, in any case."""
     candidates = (stem + suffix for kind in SUFFIXES for suffix in (kind, kind.upper()))
     path_found = next((folder / name for name in candidates if (folder / name).is_file()), None)
     if path_found is None and folder.is_dir():
@@ -100,16 +100,16 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def picture_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Height and width of an upright picture, from its file's header; UseError as for :func:`read_picture`."""
+    """Height and width of an upright image, from its file's header; UseError as for :func:`read_picture`."""
     return _header(path)[0]
 
 
 def exif_words(path: str | os.PathLike, expected: tuple[int, int] | None = None) -> str:
-    """Words to add to a message about a picture's size: empty unless EXIF exchanges its height and width.
+    """Words to add to a message about an image's size: empty unless EXIF exchanges its height and width.
 
     Args:
-        path: the picture.
-        expected: height and width that do not fit the upright picture; if they fit its pixels as stored, the words
+        path: the image.
+        expected: height and width that do not fit the upright image; if they fit its pixels as stored, the words
             say what to do.
     """
     (height, width), orientation = _header(path)
@@ -122,13 +122,13 @@ def exif_words(path: str | os.PathLike, expected: tuple[int, int] | None = None)
 
 
 def size_words(size: tuple[int, int], picture: str | os.PathLike, upright_size: tuple[int, int]) -> str:
-    """What does not fit where a label (or map) of `size`, (H, W), has another size than its picture."""
+    """What does not fit where a label (or map) of `size`, (H, W), has another size than its image."""
     (tall, wide), (height, width) = size, upright_size
     return f"{wide}x{tall} pixels, but its picture {picture} has {width}x{height}{exif_words(picture, size)}"
 
 
 def read_picture(path: str | os.PathLike | BinaryIO, name: object = None) -> np.ndarray:
-    """Decode a picture of any mode to upright RGB, see the module's docstring.
+    """Decode an image of any mode to upright RGB, see the module's docstring.
 
     Args:
         path: a file, or an open binary stream (then say its `name` for messages).
@@ -137,13 +137,13 @@ def read_picture(path: str | os.PathLike | BinaryIO, name: object = None) -> np.
         uint8 array (H, W, 3); grey is repeated, alpha is dropped.
 
     Raises:
-        UseError: the file is missing, truncated or no picture, or has values of no known scale.
+        UseError: the file is missing, truncated or no image, or has values of no known scale.
     """
     return _read(path, name)[0]
 
 
 def picture_notes(path: str | os.PathLike) -> list[str]:
-    """What reading changes in a picture beyond its format, in words: turned upright, 16 bits or floats scaled."""
+    """What reading changes in an image beyond its format, in words: turned upright, 16 bits or floats scaled."""
     return read_with_notes(path)[1]
 
 
@@ -176,7 +176,7 @@ def grey_levels(image: Image.Image) -> tuple[np.ndarray, str]:
         raise ValueError(f"{mode}: values that are not finite: {advice}")
     if low >= -_HALF and high <= 1 + _HALF:
         return np.clip(values * 255, 0, 255), "floats of 0 to 1 were multiplied by 255"
-    # Between, nobody knows: as 0 to 255 the picture would be black.
+    # Between, nobody knows: as 0 to 255 the image would be black.
     if low >= -255 * _HALF and 8 < high <= 255 * (1 + _HALF):
         return np.clip(values, 0, 255), "floats of 0 to 255 were rounded"
     raise ValueError(f"{mode}: floats from {low:.4g} to {high:.4g}, expected 0 to 1 or 0 to 255: {advice}")
@@ -209,7 +209,7 @@ def _read(path: str | os.PathLike | BinaryIO, name: object) -> tuple[np.ndarray,
 
 
 def _header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
-    """((height, width) upright, orientation 1 to 8) of a picture, which is not decoded."""
+    """((height, width) upright, orientation 1 to 8) of an image, which is not decoded."""
     with decoding(path), Image.open(path) as image:
         if image.format == "PNG" and image.fp is not None and _metadata_behind(image.fp):
             image.load()
@@ -222,7 +222,7 @@ def _header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
 def _orientation(image: Image.Image) -> int:
     """How an image is to be turned, 1 (not at all) to 8; 1 where its metadata cannot be read."""
     try:
-        # The base class': that of PNG decodes the whole picture to look behind its pixels.
+        # The base class': that of PNG decodes the whole image to look behind its pixels.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
             found = Image.Image.getexif(image).get(_ORIENTATION, 1)

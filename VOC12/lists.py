@@ -1,4 +1,4 @@
-"""Which pictures and labels belong together: list files, folders of one's own, and the VOC devkit.
+"""Which images and labels belong together: list files, folders of one's own, and the VOC devkit.
 
 List files of every task are read here: UTF-8, with a byte order mark or without (UTF-16 with one), an entry a line.
 Blank lines and lines that begin with "#" do not count. An entry is a name, or several paths: "a.jpg a.png", separated
@@ -39,7 +39,7 @@ def is_prepared(folder: str | os.PathLike) -> bool:
 def read_list(path: str | os.PathLike) -> list[str]:
     """Read a list file, see the module's docstring: its entries, each as it stands.
 
-    Duplicates are kept: repeating a line is how a list gives a picture more weight.
+    Duplicates are kept: repeating a line is how a list gives an image more weight.
 
     Raises:
         UseError: no such file, not text, or no entries.
@@ -109,7 +109,7 @@ def load_class_names(path: str | os.PathLike | None, n_class: int) -> list[str]:
 
 
 def lists_pairs(path: str | os.PathLike) -> bool:
-    """Whether every line of a list names a picture and its label by their paths, which then need no folders."""
+    """Whether every line of a list names an image and its label by their paths, which then need no folders."""
     return all(_is_pair(columns_of(entry)) for entry in read_list(path))
 
 
@@ -151,7 +151,7 @@ def find_pairs(
 def pairs_from_lists(
     im_path: str | os.PathLike | None, gt_path: str | os.PathLike | None, list_path: str | os.PathLike
 ) -> list[Pair]:
-    """Pair the pictures of `im_path` (any of SUFFIXES) with the labels of `gt_path` (LABEL_SUFFIXES) named in a list.
+    """Pair the images of `im_path` (any of SUFFIXES) with the labels of `gt_path` (LABEL_SUFFIXES) named in a list.
 
     Names may carry their suffix, and folders before them ("val/0001"). The paths of two-column lines are taken from the
     folders, from the list's own folder or from the one or two above it; lists of such lines alone need no folders.
@@ -243,7 +243,7 @@ class _Folder:
 
     def _find(self, name: str, suffixes: tuple[str, ...]) -> Path:
         tail = name.rpartition("/")[2]
-        head = name[: len(name) - len(tail)]  # a folder of folders (city/picture)
+        head = name[: len(name) - len(tail)]  # a folder of folders (city/image)
         files = self._files(head)
         for candidate in (tail, *(tail + suffix for suffix in suffixes)):
             if file_name := files.get(candidate) or files.get(_small(candidate)):
@@ -261,7 +261,7 @@ class _Folder:
         return self._find(name, SUFFIXES)
 
     def label(self, name: str) -> Path:
-        # Of a picture's file name: its label bears the same stem.
+        # Of an image's file name: its label bears the same stem.
         return self._find(without_suffix(name), LABEL_SUFFIXES)
 
 

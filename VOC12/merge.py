@@ -1,4 +1,4 @@
-"""Merging VOC and SBD: whose names, pictures and labels go where."""
+"""Merging VOC and SBD: whose names, images and labels go where."""
 
 from __future__ import annotations
 

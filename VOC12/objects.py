@@ -1,4 +1,4 @@
-"""The things that a picture of the sample set can show; each draws itself and labels its classes."""
+"""The things that an image of the sample set can show; each draws itself and labels its classes."""
 
 from __future__ import annotations
 

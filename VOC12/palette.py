@@ -131,7 +131,7 @@ def read_label(
 
     Raises:
         ColourLabelError: colours where indices are expected, or unknown colours.
-        UseError: missing, truncated or no single-channel picture of at most 255.
+        UseError: missing, truncated or no single-channel image of at most 255.
     """
     name = name or path
     with decoding(name), Image.open(path) as image:

@@ -53,7 +53,7 @@ def prepare(
         the sizes of the lists train, val, trainval and train_aug.
 
     Raises:
-        UseError: an archive is missing, truncated or lacks something; a label or picture cannot be read; the
+        UseError: an archive is missing, truncated or lacks something; a label or image cannot be read; the
             sizes are not those expected.
     """
     out = Path(out)
@@ -77,7 +77,7 @@ def prepare(
     for name, names in lists.items():
         write_text(out / f"{name}.txt", "\n".join(names) + "\n")
     sizes = {name: len(names) for name, names in lists.items()}
-    os.sync()  # the pictures and labels were not forced to the disk one by one
+    os.sync()  # the images and labels were not forced to the disk one by one
     write_json(out / STAMP, sizes)  # last: whoever finds it finds everything
     print(f"{out}: {_words(sizes)}; {len(jobs)} files written, {kept} were there already")
     return sizes

@@ -51,8 +51,8 @@ def make_sample(
 
     Args:
         out: folder, absent, empty or of a former call; with other settings the former set is replaced.
-        train, val: numbers of pictures; train_aug is the same as train.
-        size: side of the square pictures, in pixels; the drawing scales with it.
+        train, val: numbers of images; train_aug is the same as train.
+        size: side of the square images, in pixels; the drawing scales with it.
         seed: the same seed gives the same pixels.
         workers: processes, None for all cores.
 
@@ -83,14 +83,14 @@ def make_sample(
 
 
 def _draw(out: str, name: str, seed: int, size: int) -> None:
-    """Draw one picture and its label; the label last, so that it vouches for the picture."""
+    """Draw one image and its label; the label last, so that it vouches for the image."""
     image, label = draw_scene(seed, int(name), size)
     write_bulk(Path(out, "img", f"{name}.jpg"), encode_picture(image))
     save_label(Path(out, "gt", f"{name}.png"), label)
 
 
 def encode_picture(picture: np.ndarray) -> bytes:
-    """JPEG of an RGB picture, its colours at full resolution so that thin strokes keep theirs."""
+    """JPEG of an RGB image, its colours at full resolution so that thin strokes keep theirs."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="JPEG", quality=92, subsampling=0)
     return file.getvalue()
@@ -101,7 +101,7 @@ def _stamped(out: Path, name: str) -> dict | None:
 
 
 def _absent(out: Path, names: list[str]) -> list[str]:
-    """Names of which the picture or the label is not in `out`."""
+    """Names of which the image or the label is not in `out`."""
     present = [set(os.listdir(out / folder)) if (out / folder).is_dir() else set() for folder in ("img", "gt")]
     return [name for name in names if f"{name}.jpg" not in present[0] or f"{name}.png" not in present[1]]
 

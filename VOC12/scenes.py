@@ -1,4 +1,4 @@
-"""One picture of the sample set with its label: twenty made-up classes on sky and ground scenes.
+"""One image of the sample set with its label: twenty made-up classes on sky and ground scenes.
 
 What decides a class differs on purpose, so that a network needs fine and coarse features both:
 
@@ -23,7 +23,7 @@ from sparsemask.VOC12.canvas import REFERENCE, Canvas
 from sparsemask.VOC12.objects import KINDS
 from sparsemask.VOC12.textures import fractal_noise, gradient, mix, value_noise
 
-THINGS = 5  # in one picture
+THINGS = 5  # in one image
 
 # Pale and unsaturated, so that the objects' own colours stay telling: (top, bottom, clouds).
 _SKIES = (
@@ -59,7 +59,7 @@ def ground(rng: Generator, size: int) -> np.ndarray:
 
 
 def things_of(seed: int, number: int, count: int = THINGS) -> list[int]:
-    """Which kinds the picture `number` shows: dealt from shuffled decks, so that all come equally often."""
+    """Which kinds the image `number` shows: dealt from shuffled decks, so that all come equally often."""
     deck = len(KINDS)
     dealt = range(number * count, number * count + count)
     return [int(_generator(seed, 1, at // deck).permutation(deck)[at % deck]) for at in dealt]
@@ -72,15 +72,15 @@ def _place(rng: Generator, occupied: list[tuple[float, float, float]], radius: f
     gaps = np.full(len(candidates), np.inf)
     for x, y, other_radius in occupied:
         gaps = np.minimum(gaps, np.hypot(candidates[:, 0] - x, candidates[:, 1] - y) - radius - other_radius)
-    # Things that fit stay where chance put them, else the pictures would all be laid out alike.
+    # Things that fit stay where chance put them, else the images would all be laid out alike.
     best = int(np.argmax(gaps > 1)) if (gaps > 1).any() else int(gaps.argmax())
     return float(candidates[best, 0]), float(candidates[best, 1])
 
 
 def draw_scene(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndarray, np.ndarray]:
-    """Draw picture `number` of the set `seed`: RGB (size, size, 3) and label (size, size), both uint8.
+    """Draw image `number` of the set `seed`: RGB (size, size, 3) and label (size, size), both uint8.
 
-    Every picture depends on (seed, number, size) only, so that a set can be drawn in any order.
+    Every image depends on (seed, number, size) only, so that a set can be drawn in any order.
     """
     rng = _generator(seed, 0, number)
     in_sky = bool(rng.integers(2))

@@ -1,7 +1,7 @@
 """Procedural textures of the sample set: value noise, gradients, stripes, checkers, grain.
 
 Every function returns float64 arrays; colours are RGB in [0, 1]. Lengths are in reference pixels, those of a
-picture of 128 x 128, so that a set drawn at another size looks the same.
+image of 128 x 128, so that a set drawn at another size looks the same.
 """
 
 from __future__ import annotations

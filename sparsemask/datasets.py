@@ -1,4 +1,4 @@
-"""Which pictures a command works on: the user's folders, a devkit, VOC where it was prepared, or the sample set."""
+"""Which images a command works on: the user's folders, a devkit, VOC where it was prepared, or the sample set."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
 
 
 def _paired(given: dict) -> bool:
-    """Whether both lists are there and name pictures and labels by their paths, so that no folders are needed."""
+    """Whether both lists are there and name images and labels by their paths, so that no folders are needed."""
     from sparsemask.VOC12.lists import lists_pairs
 
     return all(given.get(name) and Path(given[name]).is_file() and lists_pairs(given[name]) for name in LISTS)
@@ -106,7 +106,7 @@ def sample_folder() -> Path:
 
 
 def pairs(data: LabelledData, split: str) -> list[tuple[Path, Path]]:
-    """(picture, label) paths of the "training" or the "eval" list."""
+    """(image, label) paths of the "training" or the "eval" list."""
     from sparsemask.VOC12 import lists
 
     name = getattr(data, f"{split}_list")

@@ -3,7 +3,7 @@
 A `.npz` file of plain arrays (no pickle): format version, space, task, the connectivity mask (L, L, 2) or none, a
 channel mask for each module, the threshold of the data masks on P(keep), the kept fractions that were measured with
 the data they were measured on, and the SHA-256 of the checkpoint that holds the weights, mask branches included. Data
-masks depend on the picture and are no part of the file: the branches that predict them are in the checkpoint.
+masks depend on the image and are no part of the file: the branches that predict them are in the checkpoint.
 """
 
 from __future__ import annotations

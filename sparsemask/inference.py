@@ -84,7 +84,7 @@ def _fastest(forms: dict[str, Callable], example: torch.Tensor, rounds: int):
     if len(forms) == 1:
         form = next(iter(forms.values()))
         if form.compiled:
-            form(example)  # compile now, not at the first picture
+            form(example)  # compile now, not at the first image
         return form
     times = compare(
         {name: (lambda form=form: form(example)) for name, form in forms.items()}, rounds=rounds, device=example.device

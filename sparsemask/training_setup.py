@@ -91,7 +91,7 @@ def resolve_config(
         parser: of the command.
         given: the flags on the command line.
         training: False for evaluation, which has no budget: of a preset only the sample set's size counts, and other
-            pictures are padded to 513 as published.
+            images are padded to 513 as published.
         default_flags: more flags, from those of the command line and ``--config``: what is started from where they do
             not say it.
 

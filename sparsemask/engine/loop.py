@@ -24,7 +24,7 @@ from sparsemask.weight_files import check_finite
 
 
 def steps(training: TrainingSection, length: int) -> tuple[int, int]:
-    """(steps of the run, steps of an epoch) for a training list of `length` pictures."""
+    """(steps of the run, steps of an epoch) for a training list of `length` images."""
     epoch = math.ceil(length / training.batch_size)
     return training.max_iter or (training.max_epoch or 1) * epoch, epoch
 
@@ -45,7 +45,7 @@ class Fit:
                 f"--batch_size {training.batch_size} cannot be shared by {self.world} process(es) "
                 f"in {training.accumulate} part(s): it must be a multiple of {self.world * training.accumulate}"
             )
-        # A picture can be one pixel at the deepest layer, which has no variance; a task may know that it has more.
+        # An image can be one pixel at the deepest layer, which has no variance; a task may know that it has more.
         if share < task.smallest_share and not training.freeze_bn and batchnorm.norms(model):
             raise UseError(
                 f"{share} picture in each forward pass: batch norm needs 2 or more; raise --batch_size or --freeze_bn"

@@ -81,7 +81,7 @@ def pure(network: nn.Module, function: Callable[..., Tensor]) -> nn.Module:
 
 
 def laid_out(module: nn.Module, last: bool) -> nn.Module:
-    """What :func:`pure` made of a function of pictures, as a copy that puts their channels last, where `last` says so.
+    """What :func:`pure` made of a function of images, as a copy that puts their channels last, where `last` says so.
 
     Programs compute in the memory format that their inputs and weights have.
     """
@@ -94,7 +94,7 @@ def laid_out(module: nn.Module, last: bool) -> nn.Module:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Pictures (N, C, H, W) or volumes (N, C, D, H, W) with their channels last in memory."""
+    """Images (N, C, H, W) or volumes (N, C, D, H, W) with their channels last in memory."""
     return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
 

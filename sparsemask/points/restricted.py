@@ -1,6 +1,6 @@
 """Reading pickles of plain NumPy arrays without running anything that is in them.
 
-Public code keeps projections so, and CIFAR its pictures. A pickle is a program; here its only words are lists, tuples,
+Public code keeps projections so, and CIFAR its images. A pickle is a program; here its only words are lists, tuples,
 numbers, text and an array's type, shape and bytes, from which the array is built by `numpy.frombuffer`. All else is
 refused.
 """

@@ -1,4 +1,4 @@
-"""What stereo networks take: left and right pictures, rectified and normalised."""
+"""What stereo networks take: left and right images, rectified and normalised."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StereoPair:
         return len(self.left)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> StereoPair:
-        """The same done to both pictures."""
+        """The same done to both images."""
         return StereoPair(function(self.left), function(self.right))
 
     def to(

@@ -1,4 +1,4 @@
-"""Disparity maps and pictures of pairs, from and to files.
+"""Disparity maps and images of pairs, from and to files.
 
 .png   16 bits, 256 times the disparity, 0 = no value (KITTI; 255.99 px at most)
 .pfm   grey float map, rows from the bottom up, little endian where its third line is negative (SceneFlow,
@@ -32,9 +32,9 @@ PNG_MOST = 65535 / PNG_SCALE  # px, the largest that a 16-bit PNG holds
 
 
 def read_picture(path: str | os.PathLike) -> np.ndarray:
-    """A picture of any kind as uint8 (H, W, 3): grey is repeated, alpha dropped, 16 bits become 8.
+    """An image of any kind as uint8 (H, W, 3): grey is repeated, alpha dropped, 16 bits become 8.
 
-    Raises UseError when it is missing, torn or no picture.
+    Raises UseError when it is missing, torn or no image.
     """
     return np.rint(read_any(path).colour).clip(0, 255).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Pictures to tensors and back: normalisation, crops, padding to multiples of 16."""
+"""Images to tensors and back: normalisation, crops, padding to multiples of 16."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def normalise(image: np.ndarray) -> Tensor:
 
 
 def picture_of(tensor: Tensor) -> np.ndarray:
-    """The picture uint8 (H, W, 3) of a normalised one (3, H, W)."""
+    """The image uint8 (H, W, 3) of a normalised one (3, H, W)."""
     values = tensor.detach().cpu().float().permute(1, 2, 0).numpy() * np.float32(DEVIATION) + np.float32(MEAN)
     return np.rint(255 * values).clip(0, 255).astype(np.uint8)
 
 
 def make_pair(left: np.ndarray, right: np.ndarray) -> StereoPair:
-    """A batch of one of two pictures uint8 (H, W, 3)."""
+    """A batch of one of two images uint8 (H, W, 3)."""
     return StereoPair(normalise(left), normalise(right))
 
 
@@ -47,7 +47,7 @@ def unpad(values: Tensor, height: int, width: int) -> Tensor:
 
 
 def random_crop(pair: StereoPair, truth: Tensor, size: tuple[int, int], rng: np.random.Generator):
-    """A window of `size` (height, width) at random, the same of both pictures and the truth (1, H, W).
+    """A window of `size` (height, width) at random, the same of both images and the truth (1, H, W).
 
     Smaller pairs are padded at the top and on the right, the truth with 0: no value.
     """

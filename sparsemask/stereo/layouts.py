@@ -8,7 +8,7 @@
     Middlebury   folders, up to two levels down, with im0.png, im1.png and disp0GT.pfm or disp0.pfm [mask0nocc.png]
     flat         NAME_left.png, NAME_right.png and NAME_disp.npz, .pfm or .png (scikit-image's motorcycle)
 
-Pictures may have any suffix. SceneFlow is validated on what lies below TEST/, if anything does. Of all others the first
+Images may have any suffix. SceneFlow is validated on what lies below TEST/, if anything does. Of all others the first
 four fifths train (of KITTI 2015's 200 pairs 160, of which 40 remain); a single pair does both.
 """
 
@@ -146,11 +146,11 @@ _LAYOUTS: dict[str, Callable[[Path], Iterator[PairFiles]]] = {
 
 
 def _picture(folder: Path, stem: str) -> Path:
-    """The picture of this name in a folder, whatever its suffix; where none is there, a PNG that is absent."""
+    """The image of this name in a folder, whatever its suffix; where none is there, a PNG that is absent."""
     return find_picture(folder, stem) or folder / f"{stem}.png"
 
 
 def _name(left: str | Path) -> str:
-    """A name fit for a file, of a left picture's path in a list or a set."""
+    """A name fit for a file, of a left image's path in a list or a set."""
     parts = [part for part in Path(left).with_suffix("").parts if part not in ("left", "..", "/")]
     return "_".join(parts[-4:])

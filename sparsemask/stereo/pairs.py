@@ -16,8 +16,8 @@ from sparsemask.VOC12.images import exif_words
 class PairFiles(NamedTuple):
     """Where a pair lies.
 
-    disparity: the left picture's, None where there is none. noc: a disparity map that has values at non-occluded
-    pixels only, or a picture that is 255 there. objects: a picture that is above 0 on the foreground (KITTI 2015).
+    disparity: the left image's, None where there is none. noc: a disparity map that has values at non-occluded
+    pixels only, or an image that is 255 there. objects: an image that is above 0 on the foreground (KITTI 2015).
     """
 
     name: str
@@ -33,7 +33,7 @@ class Frame:
     """A pair in memory.
 
     left, right: uint8 (H, W, 3). disparity: float32 (H, W) in pixels, 0 = no value. noc: bool (H, W), where the right
-    picture shows the same point, or None if nobody says. foreground: bool (H, W), or None.
+    image shows the same point, or None if nobody says. foreground: bool (H, W), or None.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Frame:
 
 
 def read_pictures(left: Path | str, right: Path | str) -> tuple[np.ndarray, np.ndarray]:
-    """Both pictures, uint8 (H, W, 3); UseError where their sizes differ."""
+    """Both images, uint8 (H, W, 3); UseError where their sizes differ."""
     images = read_picture(left), read_picture(right)
     if images[0].shape != images[1].shape:
         a, b = (_size(one) for one in images)
@@ -64,7 +64,7 @@ def read_pictures(left: Path | str, right: Path | str) -> tuple[np.ndarray, np.n
 def read_frame(files: PairFiles) -> Frame:
     """Read a pair; UseError where a file is missing or broken, sizes differ, or disparities are of another scale.
 
-    Another scale shows in values wider than the picture, or all below one pixel.
+    Another scale shows in values wider than the image, or all below one pixel.
     """
     left, right = read_pictures(files.left, files.right)
     if files.disparity is None:
@@ -81,7 +81,7 @@ def read_frame(files: PairFiles) -> Frame:
 def _seen(files: PairFiles, left: np.ndarray) -> np.ndarray | None:
     if files.noc is None:
         return None
-    # Middlebury's masks are pictures: 255 seen, 128 occluded, 0 unknown.
+    # Middlebury's masks are images: 255 seen, 128 occluded, 0 unknown.
     mask = files.noc.stem.startswith("mask")
     visible = read_picture(files.noc)[..., 0] == 255 if mask else read_disparity(files.noc) > 0
     _same_size(visible, files.noc, left, files.left)

@@ -1,6 +1,6 @@
 """Generated scenes: textured planes, one before the other, with exact disparity and exact occlusion.
 
-Every layer is a plane: its disparity in the left picture is d(x, y) = a + b x + c y. The left picture shows of every
+Every layer is a plane: its disparity in the left image is d(x, y) = a + b x + c y. The left image shows of every
 pixel the nearest layer there, the one of the largest disparity; the right one is found the other way round: the point
 of a layer that it shows at (x', y) has x = (x' + a + c y) / (1 - b), so that it too is exact, with textures
 interpolated along the rows.
@@ -46,17 +46,17 @@ class Plane:
     box: bool = False
 
     def disparity(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """At points of the left picture."""
+        """At points of the left image."""
         a, b, c = self.coefficients
         return a + b * x + c * y
 
     def source(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The left x of what the right picture shows at (x, y)."""
+        """The left x of what the right image shows at (x, y)."""
         a, b, c = self.coefficients
         return (x + a + c * y) / (1 - b)
 
     def covers(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Whether points of the left picture, between its pixels too, are on the shape."""
+        """Whether points of the left image, between its pixels too, are on the shape."""
         if self.centre is None:
             return np.ones(np.broadcast(x, y).shape, bool)
         along, up = x - self.centre[0], y - self.centre[1]
@@ -65,7 +65,7 @@ class Plane:
         return np.maximum(abs(u), abs(v)) <= 1 if self.box else u * u + v * v <= 1
 
     def colour(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """(..., 3) at points of the left picture; y are whole numbers."""
+        """(..., 3) at points of the left image; y are whole numbers."""
         at = np.clip(x + self.margin, 0, self.texture.shape[1] - 1.001)
         left = at.astype(np.int64)
         share = (at - left)[..., None]
@@ -78,7 +78,7 @@ def make_scene(
 ) -> Frame:
     """A scene of `height` x `width` pixels, at least 32 each, with disparities of 1 px up to about `most`.
 
-    occluded: whether the disparity of pixels that the right picture does not show is told; 0 there otherwise.
+    occluded: whether the disparity of pixels that the right image does not show is told; 0 there otherwise.
     """
     if min(height, width) < LEAST:
         raise UseError(f"generated scenes: {width}x{height} pixels, at least {LEAST}x{LEAST} are needed")

@@ -1,7 +1,7 @@
 """Disparities of large pairs tile by tile, within a budget of memory.
 
 A tile is computed with OVERLAP pixels around it, and as many more on its left as there are disparities: what the right
-picture shows of it lies there. The hourglasses of a network see farther than that, so that tiles are near the whole's
+image shows of it lies there. The hourglasses of a network see farther than that, so that tiles are near the whole's
 result, not equal to it.
 """
 
@@ -57,7 +57,7 @@ def outer(box: Box, height: int, width: int, maxdisp: int) -> Box:
 
 
 def boxes(height: int, width: int, tile: tuple[int, int]) -> list[Box]:
-    """Tiles of `tile` (height, width) pixels at most, about equal, multiples of 16, that make up a picture."""
+    """Tiles of `tile` (height, width) pixels at most, about equal, multiples of 16, that make up an image."""
     rows, columns = (_cuts(side, most) for side, most in zip((height, width), tile, strict=True))
     return [Box(*row, *column) for row in rows for column in columns]
 

@@ -1,4 +1,4 @@
-"""The contract of a task: data, loss, metrics and pictures of what a network is for.
+"""The contract of a task: data, loss, metrics and drawings of what a network is for.
 
 :class:`Task` says everything that the engine, the families and the commands ask of a task, with its defaults;
 :class:`Scores` what an evaluation returns. :class:`sparsemask.testing.tasks.TaskContract` tests a task against it.
@@ -38,7 +38,7 @@ class DataSection(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledData(DataSection):
-    """Pictures with a label for every pixel."""
+    """Images with a label for every pixel."""
 
     voc_root: str | None = flag(help="a VOC devkit folder instead of folders and lists")
     data_root: str | None = flag(help="other tasks: an MSRA-B, ECSSD, BSDS500 or ADE20K folder")
@@ -298,7 +298,7 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, samples: list[tuple[Any, ...]], path: Path) -> None:
-        """Draw samples with truth and prediction into a picture file."""
+        """Draw samples with truth and prediction into an image file."""
 
     def check_views(self, flips: bool, scales: Sequence[float]) -> None:
         """Raise a UseError for views that the task cannot average over."""

@@ -157,7 +157,7 @@ class TaskContract:
                 task.evaluate(model, here(), **views)
 
     def test_scores_can_be_printed_kept_and_drawn(self, task: Task, model: nn.Module, tmp_path: Path):
-        """Text, JSON and pictures."""
+        """Text, JSON and images."""
         scores = task.evaluate(model, here())
         assert task.report(scores).strip() and str(scores.protocol)
         kept = json.loads(json.dumps(task.record(scores)))
@@ -197,7 +197,7 @@ class TaskContract:
 
 
 def labelled_options(**given: object) -> RunConfig:
-    """Configuration of a task on pictures with labels: the flags' defaults, crops of 48 pixels, no loader processes.
+    """Configuration of a task on images with labels: the flags' defaults, crops of 48 pixels, no loader processes.
 
     Args:
         given: other values, by the flags' names without dashes.

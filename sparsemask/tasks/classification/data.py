@@ -1,4 +1,4 @@
-"""Pictures with one class each as tensors: small ones of one size held in memory, others read from their files."""
+"""Images with one class each as tensors: small ones of one size held in memory, others read from their files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Cut:
-    """How pictures become what a network takes.
+    """How images become what a network takes.
 
-    size: side of the crop of pictures from files; those in memory keep theirs. resize: what their shorter side becomes
-    before. pad: black pixels around pictures in memory. mean, std: of each colour, in [0, 1].
+    size: side of the crop of images from files; those in memory keep theirs. resize: what their shorter side becomes
+    before. pad: black pixels around images in memory. mean, std: of each colour, in [0, 1].
     """
 
     mean: tuple[float, float, float]
@@ -43,7 +43,7 @@ class Cut:
         return torch.from_numpy(np.ascontiguousarray(images)).float().sub_(mean).div_(std)
 
     def picture(self, image: torch.Tensor) -> Array:
-        """The uint8 picture (H, W, 3) that became `image` (3, H, W)."""
+        """The uint8 image (H, W, 3) that became `image` (3, H, W)."""
         mean, std = (torch.tensor(statistic)[:, None, None] for statistic in (self.mean, self.std))
         values = (image.float().cpu() * std + mean) * 255
         return np.ascontiguousarray(values.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
@@ -51,7 +51,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Part:
-    """Training or validation pictures: uint8 (N, H, W, 3), or the files of N pictures; classes (N,) int64."""
+    """Training or validation images: uint8 (N, H, W, 3), or the files of N images; classes (N,) int64."""
 
     pictures: Array | Sequence[Path]
     labels: Array
@@ -61,11 +61,11 @@ class Part:
 
     @property
     def held(self) -> bool:
-        """Whether the pictures are in memory."""
+        """Whether the images are in memory."""
         return isinstance(self.pictures, np.ndarray)
 
     def name(self, index: int) -> str:
-        """Of a picture: its file's, with folders where two would have the same, or its number."""
+        """Of an image: its file's, with folders where two would have the same, or its number."""
         return f"{index:05d}" if self.held else self._names[index]
 
     @cached_property
@@ -73,13 +73,13 @@ class Part:
         return distinct_names(self.pictures, suffix=True)
 
     def take(self, indices: Array) -> Part:
-        """The pictures of these numbers."""
+        """The images of these numbers."""
         images = self.pictures[indices] if self.held else [self.pictures[i] for i in indices]
         return Part(images, self.labels[indices])
 
 
 class HeldPictures(Dataset):
-    """Pictures in memory. Training: a crop of the padded picture at random, mirrored at random; else as they are.
+    """Images in memory. Training: a crop of the padded image at random, mirrored at random; else as they are.
 
     ``batch`` makes a whole training batch at once, from four random words a sample (see the engine's data module).
     """
@@ -91,7 +91,7 @@ class HeldPictures(Dataset):
         return len(self.part)
 
     def name(self, index: int) -> str:
-        """Of a picture."""
+        """Of an image."""
         return self.part.name(index)
 
     def load(self, index: int) -> tuple[Array, int]:
@@ -104,13 +104,13 @@ class HeldPictures(Dataset):
         return self.cut.tensor(image.transpose(2, 0, 1)), torch.tensor(label)
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """One training picture, all from `rng`."""
+        """One training image, all from `rng`."""
         words = rng.integers(2**64, size=(1, 4), dtype=np.uint64)
         images, labels = self.batch(np.array([index]), words)
         return images[0], labels[0]
 
     def batch(self, indices: Array, random_words: Array) -> tuple[torch.Tensor, torch.Tensor]:
-        """Training pictures float32 (B, 3, H, W) and classes (B,); random_words: uint64 (B, 4)."""
+        """Training images float32 (B, 3, H, W) and classes (B,); random_words: uint64 (B, 4)."""
         images, labels = self.part.pictures[indices], torch.from_numpy(self.part.labels[indices])
         return self.cut.tensor(augment(images.transpose(0, 3, 1, 2), self.cut.pad, self.cut.flip, random_words)), labels
 
@@ -132,7 +132,7 @@ def augment(images: Array, pad: int, flip: bool, random_words: Array) -> Array:
 
 
 class FilePictures(Dataset):
-    """Pictures of any size, read when they are needed: the shorter side resized, then a crop.
+    """Images of any size, read when they are needed: the shorter side resized, then a crop.
 
     Training: a crop at random, mirrored at random; else the middle.
     """
@@ -146,7 +146,7 @@ class FilePictures(Dataset):
         return len(self.part)
 
     def name(self, index: int) -> str:
-        """Of a picture."""
+        """Of an image."""
         return self.part.name(index)
 
     def load(self, index: int) -> tuple[Array, int]:
@@ -163,7 +163,7 @@ class FilePictures(Dataset):
         return self._cropped(image, top, left), torch.tensor(label)
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """One training picture, all from `rng`."""
+        """One training image, all from `rng`."""
         image, label = self.load(index)
         top, left = (int(rng.integers(side - self.cut.size + 1)) for side in image.shape[:2])
         mirrored = bool(rng.integers(2)) and self.cut.flip
@@ -175,5 +175,5 @@ class FilePictures(Dataset):
 
 
 def data_set(part: Part, cut: Cut, training: bool) -> HeldPictures | FilePictures:
-    """The data set of a part, by where its pictures are."""
+    """The data set of a part, by where its images are."""
     return (HeldPictures if part.held else FilePictures)(part, cut, training)

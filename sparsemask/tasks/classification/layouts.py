@@ -1,11 +1,11 @@
-"""Which classified pictures there are below a --data_root.
+"""Which classified images there are below a --data_root.
 
     CIFAR        cifar-10 or -100, binary or python, as archives or unpacked, see :mod:`classification_cifar`
     npz          train*.npz and test*.npz (val*, eval*): x uint8 (N, H, W, 3), y (N,); class names in classes.json
     folders      train/CLASS/* and val/CLASS/*, ImageNet's layout; or CLASS/* alone
 
 Names of parts are known in any case: train, training; val, valid, validation, test, testing, eval, of which the first
-that is there validates. Where only training pictures are, every tenth of each class is for validation.
+that is there validates. Where only training images are, every tenth of each class is for validation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sparsemask.tasks.classification import cifar
 from sparsemask.tasks.classification.data import Part
 from sparsemask.VOC12.images import SUFFIXES, is_picture, picture_size, read_picture
 
-SMALL = 64  # pictures of files no larger than that, and of one size, are read into memory
+SMALL = 64  # images of files no larger than that, and of one size, are read into memory
 _MEMORY = 2 << 30  # bytes of them
 _TENTH = 10
 _TRAINING = ("train", "training")
@@ -34,7 +34,7 @@ _VALIDATION = ("val", "valid", "validation", "test", "testing", "eval")
 class LabelledPictures:
     """A data set: its name in words, its classes, its parts.
 
-    origin: where the training and the validation pictures were read from, in words. unused: what was not read.
+    origin: where the training and the validation images were read from, in words. unused: what was not read.
     """
 
     title: str
@@ -45,7 +45,7 @@ class LabelledPictures:
     unused: tuple[str, ...] = ()
 
     def said(self) -> str:
-        """A line of what was read: pictures, classes, where from, and what was left."""
+        """A line of what was read: images, classes, where from, and what was left."""
         parts = zip((self.training, self.validation), ("training", "validation"), self.origin, strict=True)
         descriptions = [
             f"{len(part)} for {purpose}" + (f" ({origin})" if origin else "") for part, purpose, origin in parts
@@ -55,7 +55,7 @@ class LabelledPictures:
 
 
 def find_pictures(root: str | os.PathLike) -> LabelledPictures:
-    """The pictures of a data root; UseError where there are none, or none that can be read."""
+    """The images of a data root; UseError where there are none, or none that can be read."""
     root = Path(root)
     if not root.exists():
         raise UseError(f"--data_root {root}: no such file or folder")
@@ -74,7 +74,7 @@ def find_pictures(root: str | os.PathLike) -> LabelledPictures:
 
 
 def split_tenths(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training and of the validation pictures: of each class every tenth validates.
+    """Numbers of the training and of the validation images: of each class every tenth validates.
 
     Of fewer than ten the last one does; a single one trains.
     """
@@ -117,7 +117,7 @@ def _whole(
 
 
 def read_npz(path: str | os.PathLike) -> Part:
-    """The pictures of an .npz: x uint8 (N, H, W, 3) or grey (N, H, W), (N, H, W, 1); y whole numbers (N,).
+    """The images of an .npz: x uint8 (N, H, W, 3) or grey (N, H, W), (N, H, W, 1); y whole numbers (N,).
 
     Raises:
         UseError: missing, torn, other arrays.
@@ -180,7 +180,7 @@ def _from_folders(root: Path) -> LabelledPictures:
 def _split_folder(inside: Sequence[Path], names: Sequence[str]) -> Path | None:
     """The folder that is a part of the data set by its name, in any case, and by the folders in it.
 
-    A folder of that name with pictures alone is a class: there are trains to recognise.
+    A folder of that name with images alone is a class: there are trains to recognise.
     """
     matching = [p for p in inside if p.name.lower() in names and any(q.is_dir() for q in p.iterdir())]
     empty = [p for p in inside if p.name.lower() in names and not any(p.iterdir())]
@@ -194,7 +194,7 @@ def _words(folders: Sequence[Path]) -> str:
 
 
 def _classes_of(root: Path, may_be_empty: bool = False) -> tuple[list[str], list[tuple[Path, int]]]:
-    """Names of the folders below `root`, sorted, and (file, class) of all pictures in them, at any depth.
+    """Names of the folders below `root`, sorted, and (file, class) of all images in them, at any depth.
 
     may_be_empty: accept fewer than two classes, and classes without images.
     """
@@ -218,7 +218,7 @@ def _classes_of(root: Path, may_be_empty: bool = False) -> tuple[list[str], list
 
 
 def _parts(*listed: list[tuple[Path, int]]) -> list[Part]:
-    """Parts of (file, class) lists; in memory if all pictures are small and of one size."""
+    """Parts of (file, class) lists; in memory if all images are small and of one size."""
     parts = [Part([p for p, _ in files], np.array([k for _, k in files], np.int64)) for files in listed]
     size = picture_size(parts[0].pictures[0])
     count = sum(map(len, parts))

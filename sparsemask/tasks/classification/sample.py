@@ -1,6 +1,6 @@
-"""Drawn pictures for classification: ten outlines, light and of any hue and texture, on dark grounds, 32x32.
+"""Drawn images for classification: ten outlines, light and of any hue and texture, on dark grounds, 32x32.
 
-Every picture is a function of (seed, number): class, place, size, turn, colours, texture, light and noise. Nothing but
+Every image is a function of (seed, number): class, place, size, turn, colours, texture, light and noise. Nothing but
 the outline tells the class. Drawn once into the cache folder, as .npz in the layout that any such data may have.
 """
 
@@ -61,7 +61,7 @@ def sample() -> Path:
 
 
 def make_sample(folder: Path, train: int = TRAIN, test: int = TEST, seed: int = 0) -> None:
-    """Draw `train` and `test` pictures, all classes alike, into train.npz, test.npz and classes.json."""
+    """Draw `train` and `test` images, all classes alike, into train.npz, test.npz and classes.json."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, numbers in (("train", range(train)), ("test", range(train, train + test))):
         images = np.stack([draw_picture(seed, number) for number in numbers])
@@ -72,7 +72,7 @@ def make_sample(folder: Path, train: int = TRAIN, test: int = TEST, seed: int = 
 
 
 def draw_picture(seed: int, number: int) -> np.ndarray:
-    """Picture uint8 (32, 32, 3) of class number % 10."""
+    """Image uint8 (32, 32, 3) of class number % 10."""
     rng = Generator(PCG64(SeedSequence([seed, _STREAM, number])))
     outline = list(OUTLINES.values())[number % len(OUTLINES)]
     size = SIDE * _FINE

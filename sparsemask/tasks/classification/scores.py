@@ -1,4 +1,4 @@
-"""What an evaluation of classified pictures says: top-1, top-5, cross-entropy, and each class by itself."""
+"""What an evaluation of classified images says: top-1, top-5, cross-entropy, and each class by itself."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TOP = 5
 
 @dataclass(frozen=True)
 class ClassificationScores(SegmentationScores):
-    """Scores of pictures.
+    """Scores of images.
 
-    matrix: (C, C) pictures, rows truth, columns the first guess. count: pictures. hits5: those whose class is among
+    matrix: (C, C) images, rows truth, columns the first guess. count: images. hits5: those whose class is among
     the first five guesses. entropy: sum of the cross-entropies, in nats.
     """
 
@@ -27,7 +27,7 @@ class ClassificationScores(SegmentationScores):
 
     @property
     def top1(self) -> float:
-        """Share of the pictures that are right."""
+        """Share of the images that are right."""
         return self.pixel_accuracy
 
     @property
@@ -39,7 +39,7 @@ class ClassificationScores(SegmentationScores):
 
     @property
     def recall(self) -> np.ndarray:
-        """(C,) share of each class's pictures that are right, NaN for a class without any."""
+        """(C,) share of each class's images that are right, NaN for a class without any."""
         return _over(np.diag(self.matrix), self.matrix.sum(1))
 
     @property
@@ -54,7 +54,7 @@ class ClassificationScores(SegmentationScores):
         return f"top-1 {values['top1']:.2%}{top5}  error {1 - values['top1']:.2%}  cross-entropy {values['loss']:.4f}"
 
     def text(self, classes: list[str]) -> str:
-        """The table by class: accuracy, precision, pictures, what it is taken for most often."""
+        """The table by class: accuracy, precision, images, what it is taken for most often."""
         wrong = self.matrix - np.diag(np.diag(self.matrix))
         rows = [
             {
@@ -74,7 +74,7 @@ class ClassificationScores(SegmentationScores):
 
 
 class ClassificationMeter:
-    """Counts over pictures; `total` (C * C + 2,) can be summed over processes: the matrix, hits in five, entropy."""
+    """Counts over images; `total` (C * C + 2,) can be summed over processes: the matrix, hits in five, entropy."""
 
     def __init__(self, n_class: int):
         self.n_class = n_class

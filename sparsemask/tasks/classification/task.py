@@ -1,7 +1,7 @@
-"""Classification: what a picture shows, by cross-entropy; top-1 and top-5.
+"""Classification: what an image shows, by cross-entropy; top-1 and top-5.
 
-Networks take pictures float32 (N, 3, H, W), normalised, and give logits (N, C). Where pictures lie:
-:mod:`sparsemask.tasks.classification.layouts`. Small pictures train as is usual on CIFAR: four black pixels around, a
+Networks take images float32 (N, 3, H, W), normalised, and give logits (N, C). Where images lie:
+:mod:`sparsemask.tasks.classification.layouts`. Small images train as is usual on CIFAR: four black pixels around, a
 crop at random, mirrored at random (He et al., CVPR 2016, section 4.2; so in Hinge, Li et al., CVPR 2020); larger ones:
 shorter side resized, a crop at random, mirrored; the middle is validated.
 """
@@ -31,11 +31,11 @@ from sparsemask.tasks.evaluation import set_evaluation, shared_indices, spread_i
 from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import EvaluationContext, Task
 
-_LARGE = 224  # side of what networks take of pictures that are not small
+_LARGE = 224  # side of what networks take of images that are not small
 
 
 class ClassificationTask(Task):
-    """Say what a picture shows. Predictions are logits (C,)."""
+    """Say what an image shows. Predictions are logits (C,)."""
 
     primary = "top1"
     score_flags = ("n_class", "image_size", "resize", "normalise")
@@ -61,7 +61,7 @@ class ClassificationTask(Task):
 
     @staticmethod
     def sample_folder() -> Path:
-        """The pictures that --sample stands for, drawn on first use."""
+        """The images that --sample stands for, drawn on first use."""
         from sparsemask.tasks.classification.sample import sample
 
         return sample()
@@ -89,16 +89,16 @@ class ClassificationTask(Task):
 
     @property
     def train_data(self) -> HeldPictures | FilePictures:
-        """Training pictures."""
+        """Training images."""
         return self._train
 
     @property
     def eval_data(self) -> HeldPictures | FilePictures:
-        """Validation pictures."""
+        """Validation images."""
         return self._eval
 
     def check(self) -> None:
-        """Read the first picture of each part; say what is not as one might think."""
+        """Read the first image of each part; say what is not as one might think."""
         if not self.config.data.sample:
             warn(f"pictures: {self.pictures.said()}")
         for split, source in (("training", self.train_data), ("validation", self.eval_data)):
@@ -114,11 +114,11 @@ class ClassificationTask(Task):
                 warn(f"note: no {split} pictures of {len(absent)} classes ({', '.join(absent[:5])}{rest})")
 
     def measured_on(self) -> str:
-        """The validation pictures in words."""
+        """The validation images in words."""
         return "drawn shapes" if self.config.data.sample else self.pictures.title
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch (N,) is to be divided by: its pictures."""
+        """What the loss of a batch (N,) is to be divided by: its images."""
         return target.numel()
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -176,7 +176,7 @@ class ClassificationTask(Task):
         return meter.scores()
 
     def record(self, scores: ClassificationScores) -> dict:
-        """The metrics, of how many pictures, and the accuracy of each class."""
+        """The metrics, of how many images, and the accuracy of each class."""
         accuracy = dict(zip(self.classes, scores.recall.tolist(), strict=True))
         return {
             **self.metrics(scores),
@@ -199,7 +199,7 @@ class ClassificationTask(Task):
         draw_accuracy(self.classes, scores.recall, scores.top1, Path(folder) / "accuracy.png")
 
     def write(self, folder: Path, index: int, prediction: torch.Tensor) -> Path:
-        """Write the prediction of a validation picture into a folder as a .csv of one row; returns the file."""
+        """Write the prediction of a validation image into a folder as a .csv of one row; returns the file."""
         path = Path(folder) / f"{self.eval_data.name(index)}.csv"
         self.save(path, {index: prediction})
         return path
@@ -207,7 +207,7 @@ class ClassificationTask(Task):
     def save(self, path: Path, predictions: Mapping[int, torch.Tensor]) -> None:
         """Write a .csv of predictions: name, truth, then the first five classes and their probabilities.
 
-        predictions: logits (C,) by number of the validation picture.
+        predictions: logits (C,) by number of the validation image.
         """
         path = Path(path)
         if path.suffix.lower() != ".csv":
@@ -232,7 +232,7 @@ class ClassificationTask(Task):
 
     @torch.no_grad()
     def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 24) -> list[tuple]:
-        """(picture uint8 (H, W, 3), truth, [(class, probability), ...]) of `n` validation pictures over the list."""
+        """(image uint8 (H, W, 3), truth, [(class, probability), ...]) of `n` validation images over the list."""
         source, samples = self.eval_data, []
         set_evaluation(model)
         for index in spread_indices(len(source), n):
@@ -243,7 +243,7 @@ class ClassificationTask(Task):
         return samples
 
     def draw(self, samples: list[tuple], path: Path) -> None:
-        """Write the grid of pictures with truth and prediction."""
+        """Write the grid of images with truth and prediction."""
         from sparsemask.pictures.classification import draw_predictions
 
         draw_predictions(samples, path)

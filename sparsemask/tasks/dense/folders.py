@@ -1,4 +1,4 @@
-"""Pairing pictures with labels in the folders of published data sets."""
+"""Pairing images with labels in the folders of published data sets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Pair = tuple[Path, Path]
 
 
 def folder_pairs(images: Path, labels: Path, suffixes: Sequence[str] = (".png",)) -> list[Pair]:
-    """All pictures of a folder with the labels of the same stem in another, or in the same one; sorted by name.
+    """All images of a folder with the labels of the same stem in another, or in the same one; sorted by name.
 
     Args:
-        images: holds pictures with any of SUFFIXES; those of labels count as pictures only where labels are elsewhere.
+        images: holds images with any of SUFFIXES; those of labels count as images only where labels are elsewhere.
         suffixes: of labels, in any case; the first that exists is taken.
 
     Raises:
-        UseError: no such folder, no pictures in it, or absent labels (the first is named, all are counted).
+        UseError: no such folder, no images in it, or absent labels (the first is named, all are counted).
     """
     must_exist(images, "picture folder")
     must_exist(labels, "label folder")

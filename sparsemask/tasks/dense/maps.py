@@ -17,7 +17,7 @@ from sparsemask.VOC12.images import decoding, grey_levels, is_deep, upright
 
 
 class MapDataset(SegmentationDataset):
-    """Pictures with labels of 0 (no), 1 (yes) and 255 (ignored)."""
+    """Images with labels of 0 (no), 1 (yes) and 255 (ignored)."""
 
     def __init__(self, pairs: list[tuple[Path, Path]], classes: tuple[str, str], **settings):
         super().__init__(pairs, 2, classes, **settings)
@@ -58,14 +58,14 @@ class MapTask(DenseTask):
         save_map(path, prediction.numpy())
 
     def draw(self, samples: list[tuple], path: Path) -> None:
-        """Write the picture | truth | prediction grid."""
+        """Write the image | truth | prediction grid."""
         from sparsemask.pictures import draw_maps
 
         draw_maps(samples, path)
 
 
 def read_grey(path: str | os.PathLike) -> np.ndarray:
-    """A map of 0 to 255 from a picture file of any mode, uint8 (H, W); 16 bits and floats are scaled like pictures'.
+    """A map of 0 to 255 from an image file of any mode, uint8 (H, W); 16 bits and floats are scaled like images'.
 
     Raises UseError for a missing or broken file, and for 0 and 1 where 0 and 255 are meant.
     """

@@ -1,6 +1,6 @@
-"""Drawn pictures for the other dense tasks, in the layouts of the data sets they stand in for.
+"""Drawn images for the other dense tasks, in the layouts of the data sets they stand in for.
 
-Every picture is a function of (seed, number, size), like those of the embedded sample set, whose scenes and outlines
+Every image is a function of (seed, number, size), like those of the embedded sample set, whose scenes and outlines
 they use. `--sample` draws each set once into the cache folder.
 """
 
@@ -35,7 +35,7 @@ _DULL = ((0.62, 0.60, 0.54), (0.52, 0.55, 0.48), (0.68, 0.64, 0.60))
 
 
 def make_saliency(folder: Path, count: int = 240, size: int = REFERENCE, seed: int = 0) -> None:
-    """Draw `count` pictures in ECSSD's layout: images/ and ground_truth_mask/."""
+    """Draw `count` images in ECSSD's layout: images/ and ground_truth_mask/."""
     for number in range(count):
         image, mask = draw_salient(seed, number, size)
         _write(folder / "images" / f"{number:04d}.jpg", encode_picture(image))
@@ -43,7 +43,7 @@ def make_saliency(folder: Path, count: int = 240, size: int = REFERENCE, seed: i
 
 
 def make_edges(folder: Path, train: int = 160, test: int = 24, size: int = REFERENCE, seed: int = 0) -> None:
-    """Draw pictures in BSDS500's layout: images/ and groundTruth/, train, val and test (val is half of test)."""
+    """Draw images in BSDS500's layout: images/ and groundTruth/, train, val and test (val is half of test)."""
     splits = ["train"] * train + ["val"] * (test // 2) + ["test"] * test
     for number, split in enumerate(splits):
         image, segmentations = draw_regions(seed, number, size)
@@ -78,7 +78,7 @@ def ade20k_sample() -> Path:
 
 
 def draw_salient(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndarray, np.ndarray]:
-    """A picture uint8 (size, size, 3) and its mask (size, size), 255 on the one or two large vivid things.
+    """An image uint8 (size, size, 3) and its mask (size, size), 255 on the one or two large vivid things.
 
     Smaller dull things lie about that are not salient; the masks' rims are grey, as smoothed rims are.
     """
@@ -97,7 +97,7 @@ def draw_salient(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndar
 
 
 def draw_regions(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A picture uint8 (size, size, 3) of overlapping things before a horizon, and what the annotators make of it.
+    """An image uint8 (size, size, 3) of overlapping things before a horizon, and what the annotators make of it.
 
     They give a segmentation (size, size) each: regions numbered from 0, some of which an annotator does not see,
     all of them up to a pixel beside the truth.

@@ -1,4 +1,4 @@
-"""What the dense tasks share: whose pictures, the loop over the validation set, averaging over views, samples.
+"""What the dense tasks share: whose images, the loop over the validation set, averaging over views, samples.
 
 A dense task says in a class what is its own: how its files are read, its loss, how the network's output becomes a
 prediction, and how predictions are scored and shown.
@@ -30,7 +30,7 @@ IGNORE = 255
 
 
 class Meter(Protocol):
-    """Counts over pictures that can be summed over processes.
+    """Counts over images that can be summed over processes.
 
     total: tensor of sums, replaced by the sum over all processes before `scores` is called.
     """
@@ -38,7 +38,7 @@ class Meter(Protocol):
     total: torch.Tensor
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
-        """Count the prediction (H, W) of validation picture `index`; target (H, W), 255 ignored."""
+        """Count the prediction (H, W) of validation image `index`; target (H, W), 255 ignored."""
 
     def scores(self) -> Scores:
         """What the sums say."""
@@ -47,7 +47,7 @@ class Meter(Protocol):
 class DenseTask(Task):
     """A label for every pixel.
 
-    Predictions are maps (H, W) of a whole picture; targets (N, H, W), 255 ignored.
+    Predictions are maps (H, W) of a whole image; targets (N, H, W), 255 ignored.
 
     Attributes:
         reads_indices: whether labels are index PNG, in which --ignore_index marks what does not count.
@@ -68,12 +68,12 @@ class DenseTask(Task):
 
     @staticmethod
     def sample_folder() -> Path:
-        """The pictures that --sample stands for, drawn on first use."""
+        """The images that --sample stands for, drawn on first use."""
         raise UseError("this task has no sample set: give --im_path, --gt_path, --training_list and --eval_list")
 
     @abstractmethod
     def layout(self, root: Path, split: str) -> list[tuple[Path, Path]]:
-        """(picture, label) paths of the "training" or the "eval" set below a --data_root."""
+        """(image, label) paths of the "training" or the "eval" set below a --data_root."""
 
     @abstractmethod
     def dataset(self, pairs: list[tuple[Path, Path]], **settings) -> SegmentationDataset:
@@ -81,7 +81,7 @@ class DenseTask(Task):
 
     @abstractmethod
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """What may be averaged over views of one picture, from logits (N, C, H, W)."""
+        """What may be averaged over views of one image, from logits (N, C, H, W)."""
 
     @abstractmethod
     def decide(self, probabilities: torch.Tensor) -> torch.Tensor:
@@ -96,13 +96,13 @@ class DenseTask(Task):
         """Write one prediction (H, W) as a PNG."""
 
     def write(self, folder: Path, index: int, prediction: torch.Tensor) -> Path:
-        """Write the prediction of a validation picture into a folder, under its name; returns the file."""
+        """Write the prediction of a validation image into a folder, under its name; returns the file."""
         path = Path(folder) / f"{self.eval_data.name(index)}.png"
         self.save(path, prediction)
         return path
 
     def pairs(self, split: str) -> list[tuple[Path, Path]]:
-        """(picture, label) paths of the "training" or the "eval" set that the configuration names."""
+        """(image, label) paths of the "training" or the "eval" set that the configuration names."""
         config = self.config
         root = self.sample_folder() if config.data.sample else config.data.data_root
         if root:
@@ -120,20 +120,20 @@ class DenseTask(Task):
 
     @property
     def train_data(self) -> SegmentationDataset:
-        """Training pictures."""
+        """Training images."""
         if self._train is None:
             self._train = self._dataset("training")
         return self._train
 
     @property
     def eval_data(self) -> SegmentationDataset:
-        """Validation pictures."""
+        """Validation images."""
         if self._eval is None:
             self._eval = self._dataset("eval")
         return self._eval
 
     def measured_on(self) -> str:
-        """The validation pictures in words."""
+        """The validation images in words."""
         config = self.config
         source = (
             "the sample set"
@@ -145,7 +145,7 @@ class DenseTask(Task):
     def check(self) -> None:
         """Read both lists, the first pair of each, and labels until every class has been seen.
 
-        Says which classes never occur, and what reading changes in the first pictures.
+        Says which classes never occur, and what reading changes in the first images.
 
         Raises:
             UseError: what is absent or of another kind, and labels that teach nothing.
@@ -229,13 +229,13 @@ class DenseTask(Task):
         return meter.scores()
 
     def _unpad(self, index: int, *padded: torch.Tensor) -> list[torch.Tensor]:
-        """Cut the centred padding off (H, W) maps of a validation picture."""
+        """Cut the centred padding off (H, W) maps of a validation image."""
         height, width = picture_size(self.eval_data.pairs[index][0])
         top, left = ((have - size) // 2 for have, size in zip(padded[0].shape, (height, width), strict=True))
         return [padded_map[top : top + height, left : left + width] for padded_map in padded]
 
     def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 6) -> list[tuple]:
-        """(picture, truth, prediction) of `n` validation pictures spread over the list."""
+        """(image, truth, prediction) of `n` validation images spread over the list."""
         source, samples = self.eval_data, []
         set_evaluation(model)
         for index in spread_indices(len(source), n):

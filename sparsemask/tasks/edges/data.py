@@ -1,4 +1,4 @@
-"""BSDS500: its folders, and the boundaries that several people drew into every picture."""
+"""BSDS500: its folders, and the boundaries that several people drew into every image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": (
 
 
 def bsds_pairs(root: Path, split: str) -> list[Pair]:
-    """(picture, label) paths of train, val, test or trainval.
+    """(image, label) paths of train, val, test or trainval.
 
     root: the folder with images/ and groundTruth/, or one of those above it in the archive (BSDS500, BSR).
     Labels are .mat, or .png.
@@ -78,7 +78,7 @@ def consensus(annotations: np.ndarray) -> np.ndarray:
 
 
 class EdgesDataset(MapDataset):
-    """Pictures with their boundaries."""
+    """Images with their boundaries."""
 
     def read(self, path: str) -> np.ndarray:
         """The annotators' consensus, uint8 (H, W): 0, 1, or 255 where they disagree."""

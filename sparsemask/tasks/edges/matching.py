@@ -15,11 +15,11 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-TOLERANCE = 0.0075  # of the picture's diagonal, as in BSDS500
+TOLERANCE = 0.0075  # of the image's diagonal, as in BSDS500
 
 
 def tolerance(size: tuple[int, int], share: float = TOLERANCE) -> float:
-    """The greatest distance of a match, in pixels, for a picture of `size` (H, W)."""
+    """The greatest distance of a match, in pixels, for an image of `size` (H, W)."""
     return share * float(np.hypot(*size))
 
 
@@ -47,7 +47,7 @@ def match(prediction: np.ndarray, truth: np.ndarray, distance: float) -> tuple[n
 
 
 def _steps(distance: float, wide: int) -> np.ndarray:
-    """Offsets in a flat picture of width `wide` to all pixels within `distance`, nearest first."""
+    """Offsets in a flat image of width `wide` to all pixels within `distance`, nearest first."""
     reach = int(distance)
     down, across = (offsets.ravel() for offsets in np.mgrid[-reach : reach + 1, -reach : reach + 1])
     away = np.hypot(down, across)

@@ -17,7 +17,7 @@ _QUICK = THRESHOLDS[9::10]  # 0.1, 0.2 … 0.9
 
 
 def picture_counts(strength: np.ndarray, truths: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
-    """Counts of one picture at every threshold.
+    """Counts of one image at every threshold.
 
     Args:
         strength: thinned edge strengths (H, W) in [0, 1].
@@ -64,9 +64,9 @@ class EdgeScores(Scores):
 
     Args:
         thresholds: (T,).
-        counts: (T, 4) as `picture_counts` gives them, summed over the pictures.
-        best: (4,) likewise at every picture's own best threshold.
-        count: pictures.
+        counts: (T, 4) as `picture_counts` gives them, summed over the images.
+        best: (4,) likewise at every image's own best threshold.
+        count: images.
     """
 
     thresholds: np.ndarray
@@ -101,7 +101,7 @@ class EdgeScores(Scores):
 
     @property
     def ois(self) -> float:
-        """F where every picture has its own best threshold (optimal image scale)."""
+        """F where every image has its own best threshold (optimal image scale)."""
         return float(precision_recall(self.best)[2])
 
     @property
@@ -134,15 +134,15 @@ class EdgeScores(Scores):
 class EdgeMeter:
     """Boundary counts of a validation set (see :class:`sparsemask.tasks.dense.Meter`).
 
-    truths(index): the annotators' boundaries of a validation picture. quick: nine thresholds instead of 99.
+    truths(index): the annotators' boundaries of a validation image. quick: nine thresholds instead of 99.
     """
 
     def __init__(self, truths: Callable[[int], Sequence[np.ndarray]], quick: bool = False):
         self.truths, self.thresholds = truths, _QUICK if quick else THRESHOLDS
-        self.total = torch.zeros(len(self.thresholds) + 2, 4, dtype=torch.int64)  # counts, best, number of pictures
+        self.total = torch.zeros(len(self.thresholds) + 2, 4, dtype=torch.int64)  # counts, best, number of images
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
-        """Count one picture."""
+        """Count one image."""
         counts = picture_counts(thin_edges(prediction.numpy()), self.truths(index), self.thresholds)
         # Of equally good thresholds the highest: where nothing is true, it predicts least.
         best = len(counts) - 1 - int(precision_recall(counts)[2][::-1].argmax())

@@ -26,7 +26,7 @@ class EdgesTask(MapTask):
 
     @staticmethod
     def sample_folder() -> Path:
-        """Drawn pictures in BSDS500's layout."""
+        """Drawn images in BSDS500's layout."""
         from sparsemask.tasks.dense.shapes import edges_sample
 
         return edges_sample()
@@ -40,13 +40,13 @@ class EdgesTask(MapTask):
         )
 
     def dataset(self, pairs: list[Pair], **settings) -> EdgesDataset:
-        """Pictures with their boundaries."""
+        """Images with their boundaries."""
         return EdgesDataset(pairs, self.classes, **settings)
 
     def weights(self, target: torch.Tensor) -> torch.Tensor:
-        """β = |Y-| / |Y| for edges and 1 - β for the rest, picture by picture (Xie and Tu 2015, section 3.1).
+        """β = |Y-| / |Y| for edges and 1 - β for the rest, image by image (Xie and Tu 2015, section 3.1).
 
-        A picture without edges, or with nothing else, weighs nothing.
+        An image without edges, or with nothing else, weighs nothing.
         """
         edge, rest = target == 1, target == 0
         edges, rests = (pixels.sum((-2, -1), keepdim=True, dtype=torch.float32) for pixels in (edge, rest))

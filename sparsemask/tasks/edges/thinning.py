@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import correlate1d, map_coordinates
 
-BORDER = 5  # pixels at the picture's rim over which edges fade: what the padding makes of them is no edge
+BORDER = 5  # pixels at the image's rim over which edges fade: what the padding makes of them is no edge
 _SLACK = 1.01  # a pixel may be this much smaller than its neighbour: plateaus must not vanish
 
 
@@ -42,7 +42,7 @@ def _gradient(field: np.ndarray) -> list[np.ndarray]:
 
 
 def _triangle(field: np.ndarray, radius: int) -> np.ndarray:
-    """Smooth with a triangle of weights `radius` pixels to each side; the picture is mirrored at its rim."""
+    """Smooth with a triangle of weights `radius` pixels to each side; the image is mirrored at its rim."""
     weights = np.concatenate([np.arange(1, radius + 2), np.arange(radius, 0, -1)]) / (radius + 1) ** 2
     for axis in (0, 1):
         field = correlate1d(field, weights, axis, mode="reflect")

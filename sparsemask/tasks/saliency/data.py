@@ -1,12 +1,12 @@
-"""Pictures and masks of MSRA-B or ECSSD folders.
+"""Images and masks of MSRA-B or ECSSD folders.
 
 --data_root is either layout:
 
-    ECSSD     images/ and ground_truth_mask/, pictures of any suffix under the same names
-    MSRA-B    pictures and *.png side by side, in the folder or in its Imgs/
+    ECSSD     images/ and ground_truth_mask/, images of any suffix under the same names
+    MSRA-B    images and *.png side by side, in the folder or in its Imgs/
 
 Masks are grey, salient from 128 on. --training_list and --eval_list are files of names, a line each, or the word
-`all`; what only one of them leaves over is the other's, and without both every tenth picture is for validation.
+`all`; what only one of them leaves over is the other's, and without both every tenth image is for validation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALL = "all"
 
 
 class SaliencyDataset(MapDataset):
-    """Pictures with their masks."""
+    """Images with their masks."""
 
     def read(self, path: str) -> np.ndarray:
         """A mask, uint8 (H, W): 1 where salient."""
@@ -35,7 +35,7 @@ class SaliencyDataset(MapDataset):
 
 
 def all_pairs(root: Path) -> list[Pair]:
-    """Every (picture, mask) below a folder in ECSSD's or MSRA-B's layout."""
+    """Every (image, mask) below a folder in ECSSD's or MSRA-B's layout."""
     must_exist(root, "data folder")
     if (root / "ground_truth_mask").is_dir() or (root / "images").is_dir():
         return folder_pairs(root / "images", root / "ground_truth_mask", (".png", *SUFFIXES))

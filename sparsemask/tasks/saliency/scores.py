@@ -24,7 +24,7 @@ def f_beta(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
 
 
 def curves(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall (256,) of one picture: `prediction` >= t/255 for t = 0 … 255.
+    """Precision and recall (256,) of one image: `prediction` >= t/255 for t = 0 … 255.
 
     prediction: in [0, 1], any shape, rounded to the 256 grey values its PNG would have. truth: bool, not all false.
     Precision is 0 where nothing is predicted.
@@ -38,7 +38,7 @@ def curves(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def adaptive(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """F-beta of one picture at twice the mean prediction (at most 1); truth: bool, not all false."""
+    """F-beta of one image at twice the mean prediction (at most 1); truth: bool, not all false."""
     chosen = prediction >= min(2 * prediction.mean(), 1.0)
     hit = np.count_nonzero(chosen & truth)
     return float(f_beta(hit / max(np.count_nonzero(chosen), 1), np.float64(hit / np.count_nonzero(truth))))
@@ -46,10 +46,10 @@ def adaptive(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class SaliencyScores(Scores):
-    """Scores of a set; means over pictures. Those without anything salient count for the error alone.
+    """Scores of a set; means over images. Those without anything salient count for the error alone.
 
-    precision, recall: (256,) at the thresholds t/255. adaptive: F-beta at each picture's adaptive threshold.
-    mae: mean absolute error. count, empty: pictures, and how many of them are without anything salient.
+    precision, recall: (256,) at the thresholds t/255. adaptive: F-beta at each image's adaptive threshold.
+    mae: mean absolute error. count, empty: images, and how many of them are without anything salient.
     """
 
     precision: np.ndarray
@@ -87,7 +87,7 @@ class SaliencyMeter:
         self.total = torch.zeros(4 + 2 * LEVELS, dtype=torch.float64)
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
-        """Count one picture: prediction in [0, 1], target 1 where salient, 255 where not labelled."""
+        """Count one image: prediction in [0, 1], target 1 where salient, 255 where not labelled."""
         labelled = target <= 1
         truth, values = (target[labelled] == 1).numpy(), prediction[labelled].numpy().astype(np.float64)
         row = np.zeros(len(self.total))
@@ -101,7 +101,7 @@ class SaliencyMeter:
         self.total += torch.from_numpy(row)
 
     def scores(self) -> SaliencyScores:
-        """Means of the sums; 0 where no picture has anything salient."""
+        """Means of the sums; 0 where no image has anything salient."""
         total = self.total.numpy()
         images, true = int(total[_PICTURES]), int(total[_TRUE])
         precision, recall = (total[4:] / max(true, 1)).reshape(2, LEVELS)

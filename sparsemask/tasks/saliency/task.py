@@ -1,6 +1,6 @@
 """Salient object detection: binary cross-entropy, F-beta and mean absolute error.
 
-Where pictures lie: :mod:`sparsemask.tasks.saliency.data`.
+Where images lie: :mod:`sparsemask.tasks.saliency.data`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class SaliencyTask(MapTask):
 
     @staticmethod
     def sample_folder() -> Path:
-        """Drawn pictures in ECSSD's layout."""
+        """Drawn images in ECSSD's layout."""
         from sparsemask.tasks.dense.shapes import saliency_sample
 
         return saliency_sample()
@@ -32,7 +32,7 @@ class SaliencyTask(MapTask):
         return split(all_pairs(root), subset, config.data.training_list, config.data.eval_list)
 
     def dataset(self, pairs: list[Pair], **settings) -> SaliencyDataset:
-        """Pictures with their masks."""
+        """Images with their masks."""
         return SaliencyDataset(pairs, self.classes, **settings)
 
     def meter(self, quick: bool) -> SaliencyMeter:

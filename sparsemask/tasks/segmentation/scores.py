@@ -74,14 +74,14 @@ class SegmentationScores(Scores):
 
 
 class ConfusionMeter:
-    """The confusion matrix of a validation set, picture by picture (see :class:`sparsemask.tasks.dense.Meter`)."""
+    """The confusion matrix of a validation set, image by image (see :class:`sparsemask.tasks.dense.Meter`)."""
 
     def __init__(self, n_class: int):
         self.n_class = n_class
-        self.total = torch.zeros(n_class * n_class + 1, dtype=torch.int64)  # and the pictures
+        self.total = torch.zeros(n_class * n_class + 1, dtype=torch.int64)  # and the images
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
-        """Count one picture."""
+        """Count one image."""
         self.total[:-1] += confusion(prediction, target, self.n_class).flatten()
         self.total[-1] += 1
 

@@ -1,4 +1,4 @@
-"""Disparity from two pictures."""
+"""Disparity from two images."""
 
 from sparsemask.tasks.stereo.task import StereoTask
 

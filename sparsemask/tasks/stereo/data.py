@@ -44,7 +44,7 @@ class Frames(Sequence):
         return self._held[number]
 
     def name(self, number: int) -> str:
-        """Of a pair; by the left picture's path where two would have the same."""
+        """Of a pair; by the left image's path where two would have the same."""
         return self._names[number]
 
     @cached_property

@@ -1,8 +1,8 @@
-"""What an evaluation of disparities says: end-point error and shares of bad pixels, by picture and by region.
+"""What an evaluation of disparities says: end-point error and shares of bad pixels, by image and by region.
 
 EPE is the mean absolute error in pixels; > n px the share of pixels with a larger error than n; D1 the share whose
 error is larger than 3 px and than 5 % of the truth (KITTI 2015; Menze and Geiger, CVPR 2015). As in GwcNet's
-evaluation (Guo et al., CVPR 2019) pixels with 0 < truth < maxdisp count, and metrics are means over pictures; by
+evaluation (Guo et al., CVPR 2019) pixels with 0 < truth < maxdisp count, and metrics are means over images; by
 region they are of all pixels together, as KITTI's own.
 """
 
@@ -51,10 +51,10 @@ def count_errors(disparity: torch.Tensor, truth: torch.Tensor, maxdisp: float) -
 
 @dataclass(frozen=True)
 class StereoScores(Scores):
-    """Sums over the pixels of some pictures.
+    """Sums over the pixels of some images.
 
-    names: of the pictures. sizes: (height, width) of each. sums: float64 (pictures, 6, 6), of each picture and region
-    the pixels and the sums of METRICS. beyond: of each picture the pixels whose truth is not below maxdisp.
+    names: of the images. sizes: (height, width) of each. sums: float64 (images, 6, 6), of each image and region
+    the pixels and the sums of METRICS. beyond: of each image the pixels whose truth is not below maxdisp.
     """
 
     names: list[str]
@@ -66,7 +66,7 @@ class StereoScores(Scores):
     columns = {"picture": "pair", "size": "size", **_HEADERS}
 
     def values(self) -> np.ndarray:
-        """(pictures, 5): METRICS of each picture over all its pixels, NaN for one without truth."""
+        """(images, 5): METRICS of each image over all its pixels, NaN for one without truth."""
         return _means(self.sums[:, 0])
 
     @property
@@ -81,14 +81,14 @@ class StereoScores(Scores):
 
     @property
     def means(self) -> dict[str, float]:
-        """METRICS, means over the pictures that have a truth; NaN where none has."""
+        """METRICS, means over the images that have a truth; NaN where none has."""
         values = self.values()
         values = values[~np.isnan(values[:, 0])]
         return dict(zip(METRICS, values.mean(0).tolist() if len(values) else [float("nan")] * 5, strict=True))
 
     @property
     def regions(self) -> dict[str, dict[str, float]]:
-        """METRICS of every region that has pixels, over all pictures' pixels together; and how many, `pixels`."""
+        """METRICS of every region that has pixels, over all images' pixels together; and how many, `pixels`."""
         sums = self.sums.sum(0)
         means = _means(sums)
         return {
@@ -99,11 +99,11 @@ class StereoScores(Scores):
 
     @property
     def untold(self) -> int:
-        """Pictures without truth that counts."""
+        """Images without truth that counts."""
         return int((self.sums[:, 0, 0] == 0).sum())
 
     def rows(self) -> list[dict]:
-        """A row of metrics for each picture, then their means."""
+        """A row of metrics for each image, then their means."""
         rows = [
             {"picture": name, "size": f"{w}x{h}", **dict(zip(METRICS, row, strict=True))}
             for name, (h, w), row in zip(self.names, self.sizes, self.values().tolist(), strict=True)
@@ -111,7 +111,7 @@ class StereoScores(Scores):
         return [*rows, {"picture": "mean", "size": None, **self.means}]
 
     def text(self) -> str:
-        """The table by picture, and by region where there is more than one."""
+        """The table by image, and by region where there is more than one."""
         lines = [table(self.rows(), self.columns)]
         if len(self.regions) > 1:
             rows = [{"region": name, **row} for name, row in self.regions.items()]
@@ -141,9 +141,9 @@ class StereoScores(Scores):
 
 
 class StereoMeter:
-    """Errors of every picture of a validation set; `total` (n, 39) is filled picture by picture.
+    """Errors of every image of a validation set; `total` (n, 39) is filled image by image.
 
-    Rows of pictures that another process has scored stay 0, so that the sum over processes is the whole.
+    Rows of images that another process has scored stay 0, so that the sum over processes is the whole.
     """
 
     def __init__(self, names: list[str], maxdisp: int):
@@ -151,7 +151,7 @@ class StereoMeter:
         self.total = torch.zeros(len(names), 39, dtype=torch.float64)
 
     def add(self, index: int, disparity: torch.Tensor, truth: torch.Tensor) -> None:
-        """Score picture `index`: disparity (H, W), truth (3, H, W)."""
+        """Score image `index`: disparity (H, W), truth (3, H, W)."""
         head = [*disparity.shape, float((truth[DISPARITY] >= self.maxdisp).sum())]
         sums = count_errors(disparity, truth, self.maxdisp)
         self.total[index] = torch.cat([torch.tensor(head, dtype=torch.float64), sums.flatten()])

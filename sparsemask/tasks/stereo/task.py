@@ -1,4 +1,4 @@
-"""Disparity from two pictures: smooth L1 on every head, EPE and D1 as published.
+"""Disparity from two images: smooth L1 on every head, EPE and D1 as published.
 
 Networks take a :class:`sparsemask.stereo.batch.StereoPair` and give disparities (B, H, W) in pixels, in training a
 list of them, one for each head. Loss and training as in GwcNet (Guo et al., CVPR 2019) and SMStereo (Wang et al.,
@@ -40,7 +40,7 @@ _RANGE = 0.75  # of maxdisp, that they have disparities up to
 
 
 class StereoTask(Task):
-    """Match pictures. Predictions are disparities (H, W) in pixels."""
+    """Match images. Predictions are disparities (H, W) in pixels."""
 
     primary = "d1_ok"  # 1 - D1, so that more is better
     n_output = 1
@@ -223,7 +223,7 @@ class StereoTask(Task):
         return samples
 
     def draw(self, samples: list[tuple], path: Path) -> None:
-        """Write the grid left picture | disparity | truth | error."""
+        """Write the grid left image | disparity | truth | error."""
         from sparsemask.pictures.stereo import draw_disparities
 
         draw_disparities(samples, path)

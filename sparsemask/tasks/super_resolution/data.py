@@ -1,4 +1,4 @@
-"""Pairs of low- and high-resolution pictures as tensors: patches to train on, whole pictures to validate."""
+"""Pairs of low- and high-resolution images as tensors: patches to train on, whole images to validate."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sparsemask.tasks.super_resolution.store import MEMORY, PictureStore
 
 
 class SuperResolutionDataset(Dataset):
-    """Pairs of pictures, RGB, values 0 to 255.
+    """Pairs of images, RGB, values 0 to 255.
 
     Args:
         pairs: the files.
         scale: high over low resolution.
-        patch_size: side of a training patch in low-resolution pixels; None: whole pictures, to validate.
-        repeat: how often a pass goes through the pictures, with other patches each time.
-        crop_even: whole pictures lose the last row or column where their low-resolution sides are odd, as the public
+        patch_size: side of a training patch in low-resolution pixels; None: whole images, to validate.
+        repeat: how often a pass goes through the images, with other patches each time.
+        crop_even: whole images lose the last row or column where their low-resolution sides are odd, as the public
             evaluation has it (Wang et al., CVPR 2021, whose network halves its input and takes no odd sides).
         kind, memory: see :class:`~sparsemask.tasks.super_resolution.store.PictureStore`.
 
     Attributes:
-        left_out: how many pictures are smaller than a patch and not used.
+        left_out: how many images are smaller than a patch and not used.
 
     Raises:
         UseError: no pairs, none as large as a patch, and what the store raises.
@@ -69,7 +69,7 @@ class SuperResolutionDataset(Dataset):
         return self.store.pairs
 
     def name(self, index: int) -> str:
-        """Name of a picture: its file's, without suffix; with folders where two would have the same."""
+        """Name of an image: its file's, without suffix; with folders where two would have the same."""
         return self._names[index % len(self.store)]
 
     @cached_property
@@ -121,8 +121,8 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def repeats(images: int, batch: int, test_every: int = 1000) -> int:
-    """How often a pass goes through the pictures so that it has about `test_every` batches, at least once.
+    """How often a pass goes through the images so that it has about `test_every` batches, at least once.
 
-    As published: 20 times for 800 pictures in batches of 16, which is exactly 1000 batches.
+    As published: 20 times for 800 images in batches of 16, which is exactly 1000 batches.
     """
     return max(1, test_every * batch // images)

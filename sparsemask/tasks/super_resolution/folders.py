@@ -1,12 +1,12 @@
-"""Where pictures for super-resolution lie, and which low-resolution picture belongs to which.
+"""Where images for super-resolution lie, and which low-resolution image belongs to which.
 
     DIV2K        DIR/DIV2K/HR/0001.png, DIR/DIV2K/LR_bicubic/X2/0001.png (or 0001x2.png);
                  or as it is published: DIR/DIV2K/DIV2K_{train,valid}_HR, DIV2K_{train,valid}_LR_bicubic/X2
     test sets    DIR/benchmark/Set5/HR/baby.png, DIR/benchmark/Set5/LR_bicubic/X2/baby.png (or babyx2.png)
-    pictures     any folder of pictures; the low-resolution ones are made by MATLAB's bicubic
+    images       any folder of images; the low-resolution ones are made by MATLAB's bicubic
 
 A name stands for a folder, or for one of that name (large or small letters) below --dir_data or $SPARSEMASK_DATA, in
-benchmark/ or beside it. A folder without pictures for a scale gets them made likewise.
+benchmark/ or beside it. A folder without images for a scale gets them made likewise.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _SAMPLE = {
 
 
 class Pair(NamedTuple):
-    """A high-resolution picture and its low-resolution one, None where that is to be made."""
+    """A high-resolution image and its low-resolution one, None where that is to be made."""
 
     hr: Path
     lr: Path | None
 
 
 class Source(NamedTuple):
-    """Pictures to work on. benchmark: whether they are scored on luma, as the published test sets are."""
+    """Images to work on. benchmark: whether they are scored on luma, as the published test sets are."""
 
     title: str
     pairs: list[Pair]
@@ -52,9 +52,9 @@ class Source(NamedTuple):
 
 
 def find_source(chosen: SuperResolutionData, split: str) -> Source:
-    """The "training" or the "eval" pictures that flags name.
+    """The "training" or the "eval" images that flags name.
 
-    Without --data_test every tenth picture of --hr_path is for validation, and of DIV2K the second --data_range.
+    Without --data_test every tenth image of --hr_path is for validation, and of DIV2K the second --data_range.
     """
     if split == "eval" and chosen.data_test:
         if chosen.data_test.lower() == DIV2K.lower():
@@ -123,16 +123,16 @@ def parse_range(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def read_folder(folder: Path, scale: int) -> list[Pair]:
-    """The pairs of a folder: of its HR/ and LR_bicubic/X{scale}/, or of all its pictures."""
+    """The pairs of a folder: of its HR/ and LR_bicubic/X{scale}/, or of all its images."""
     if (folder / "HR").is_dir():
         return pair_up(folder / "HR", folder / "LR_bicubic" / f"X{scale}", scale)
     return [Pair(path, None) for path in pictures(folder)]
 
 
 def pair_up(hr: Path, lr: Path, scale: int) -> list[Pair]:
-    """Pictures of a folder with those of the same name, or the name and "x{scale}", in another, if that is there.
+    """Images of a folder with those of the same name, or the name and "x{scale}", in another, if that is there.
 
-    Raises UseError for no pictures, and where some of the low-resolution ones are absent.
+    Raises UseError for no images, and where some of the low-resolution ones are absent.
     """
     high_resolution = pictures(hr)
     if not lr.is_dir():
@@ -150,7 +150,7 @@ def pair_up(hr: Path, lr: Path, scale: int) -> list[Pair]:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder, sorted by name; UseError where there are none."""
+    """The images of a folder, sorted by name; UseError where there are none."""
     if not folder.is_dir():
         raise UseError(f"picture folder not found: {folder}")
     paths = sorted(filter(is_picture, folder.iterdir()))
@@ -160,7 +160,7 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def sample_folder() -> Path:
-    """The folder of the pictures that come with scikit-image."""
+    """The folder of the images that come with scikit-image."""
     return Path(importlib.util.find_spec("skimage").origin).parent / "data"
 
 

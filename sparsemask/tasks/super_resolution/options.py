@@ -21,7 +21,7 @@ LOSSES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SuperResolutionData(DataSection):
-    """Which pictures, and how they are cut and scored."""
+    """Which images, and how they are cut and scored."""
 
     scale: int = flag(2, positive, help="high over low resolution (default: 2)")
     dir_data: str | None = flag(help="folder with DIV2K/ and benchmark/ in it")
@@ -65,7 +65,7 @@ def parse_loss(text: str) -> list[tuple[float, str]]:
 
 
 def whole_paths(data: SuperResolutionData) -> dict[str, str]:
-    """Whole paths in place of names and relative ones, so that a run finds its pictures again from anywhere."""
+    """Whole paths in place of names and relative ones, so that a run finds its images again from anywhere."""
     paths = {}
     for name in ("dir_data", "hr_path", "data_test"):
         value = getattr(data, name)

@@ -1,4 +1,4 @@
-"""Decoded pairs of pictures: in memory where they fit, else from their files, or decoded once onto the disk."""
+"""Decoded pairs of images: in memory where they fit, else from their files, or decoded once onto the disk."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from sparsemask.resize import imresize
 from sparsemask.tasks.super_resolution.folders import Pair
 from sparsemask.VOC12.images import exif_words, picture_size, read_picture
 
-MEMORY = 2 << 30  # bytes of pictures kept decoded
+MEMORY = 2 << 30  # bytes of images kept decoded
 KINDS = ("auto", "img", "sep")  # the public code's words: from the files each time, or each decoded once
 _SLOW = 256 << 20  # bytes whose decoding takes long enough to be announced
 _VERSION = 2  # of what is cached on the disk: raise it when any pixel changes
 
 
 class PictureStore:
-    """Pairs of pictures, read once or each time.
+    """Pairs of images, read once or each time.
 
     Args:
         pairs: their files. Without a low-resolution one it is made by MATLAB's bicubic from the high-resolution
-            picture, cropped to whole multiples of the scale.
+            image, cropped to whole multiples of the scale.
         scale: high over low resolution.
         kind: "img": decoded each time. "sep": decoded once into the toolkit's cache folder and mapped from there.
-            "auto": kept in memory if all fit into `memory` bytes, else "img", or "sep" where pictures are to be made.
+            "auto": kept in memory if all fit into `memory` bytes, else "img", or "sep" where images are to be made.
 
     Raises:
-        UseError: a file that is no picture, or a pair whose sizes do not fit together (only headers are read here);
+        UseError: a file that is no image, or a pair whose sizes do not fit together (only headers are read here);
             at reading: a torn file.
     """
 
@@ -80,7 +80,7 @@ class PictureStore:
         return imresize(hr, 1 / s) if pair.lr is None else read_picture(pair.lr)[:h, :w], hr
 
     def _size(self, pair: Pair) -> tuple[int, int]:
-        """Height and width of the low-resolution picture, or of what of it the other one covers."""
+        """Height and width of the low-resolution image, or of what of it the other one covers."""
         s = self.scale
         height, width = picture_size(pair.hr)
         if min(height, width) < s:
@@ -88,7 +88,7 @@ class PictureStore:
         if pair.lr is None:
             return height // s, width // s
         h, w = picture_size(pair.lr)
-        # Sizes that the scale does not divide are rounded either way by those who made the pictures.
+        # Sizes that the scale does not divide are rounded either way by those who made the images.
         if abs(s * h - height) >= s or abs(s * w - width) >= s:
             turned = exif_words(pair.lr) or exif_words(pair.hr)
             hint = f"; the {'low' if exif_words(pair.lr) else 'high'}-resolution one is{turned}" if turned else ""

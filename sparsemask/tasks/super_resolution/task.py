@@ -1,8 +1,8 @@
-"""Super-resolution: a picture from its bicubic reduction, by L1; PSNR and SSIM as published.
+"""Super-resolution: an image from its bicubic reduction, by L1; PSNR and SSIM as published.
 
-Where pictures lie: :mod:`sparsemask.tasks.super_resolution.folders`. Networks take and give RGB of 0 to 255, float32
+Where images lie: :mod:`sparsemask.tasks.super_resolution.folders`. Networks take and give RGB of 0 to 255, float32
 (N, 3, H, W), and enlarge by --scale. Scores are of luma for test sets and of RGB for DIV2K's validation
-pictures (Lim et al., "Enhanced deep residual networks for single image super-resolution", 2017; Wang et al.,
+images (Lim et al., "Enhanced deep residual networks for single image super-resolution", 2017; Wang et al.,
 "Exploring sparsity in image super-resolution for efficient inference", CVPR 2021).
 """
 
@@ -33,7 +33,7 @@ from sparsemask.tasks.super_resolution.scores import Protocol, SuperResolutionMe
 
 
 class SuperResolutionTask(Task):
-    """Enlarge pictures. Predictions are (3, H, W) of whole numbers, 0 to 255."""
+    """Enlarge images. Predictions are (3, H, W) of whole numbers, 0 to 255."""
 
     primary = "psnr"
     n_output = 3
@@ -59,11 +59,11 @@ class SuperResolutionTask(Task):
 
     @staticmethod
     def sample_folder() -> Path:
-        """The pictures that --sample stands for: photographs that come with scikit-image."""
+        """The images that --sample stands for: photographs that come with scikit-image."""
         return folders.sample_folder()
 
     def source(self, split: str) -> folders.Source:
-        """The "training" or the "eval" pictures that the configuration names."""
+        """The "training" or the "eval" images that the configuration names."""
         if split not in self._sources:
             self._sources[split] = folders.find_source(self.config.data, split)
         return self._sources[split]
@@ -83,7 +83,7 @@ class SuperResolutionTask(Task):
 
     @property
     def eval_data(self) -> SuperResolutionDataset:
-        """Validation pictures, whole."""
+        """Validation images, whole."""
         if self._eval is None:
             config = self.config
             dataset = SuperResolutionDataset(
@@ -99,16 +99,16 @@ class SuperResolutionTask(Task):
 
     @property
     def protocol(self) -> Protocol:
-        """How the validation pictures are scored."""
+        """How the validation images are scored."""
         config = self.config
         return Protocol(
             config.data.scale, self.source("eval").benchmark, config.data.ssim_divisor, config.data.crop_even
         )
 
     def check(self) -> None:
-        """Read all headers and, where they fit into memory, all pictures; UseError for what is absent or broken.
+        """Read all headers and, where they fit into memory, all images; UseError for what is absent or broken.
 
-        Says what is not as one might think: pictures left out, low-resolution ones made.
+        Says what is not as one might think: images left out, low-resolution ones made.
         """
         for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
@@ -126,7 +126,7 @@ class SuperResolutionTask(Task):
                 say(f"{split} pictures: {'; '.join(notes)}", sys.stderr)
 
     def measured_on(self) -> str:
-        """The validation pictures in words."""
+        """The validation images in words."""
         return self.source("eval").title
 
     def count(self, target: torch.Tensor) -> float:
@@ -146,7 +146,7 @@ class SuperResolutionTask(Task):
 
     @torch.no_grad()
     def predict(self, model: Callable, images: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
-        """Quantised pictures, float32 (N,3,sH,sW) on the CPU, of images (N,3,H,W) of 0 to 255."""
+        """Quantised images, float32 (N,3,sH,sW) on the CPU, of images (N,3,H,W) of 0 to 255."""
         output = arithmetic.run(model, images)
         return quantise(output.float()).cpu()
 
@@ -162,7 +162,7 @@ class SuperResolutionTask(Task):
         on_prediction: Callable[[int, torch.Tensor], None] | None = None,
         quick: bool = False,
     ) -> SuperResolutionScores:
-        """See :meth:`Task.evaluate`; pictures go one by one, and `quick` leaves out bicubic's scores.
+        """See :meth:`Task.evaluate`; images go one by one, and `quick` leaves out bicubic's scores.
 
         model: also a function that works on tiles.
         """
@@ -183,13 +183,13 @@ class SuperResolutionTask(Task):
         return meter.scores()
 
     def record(self, scores: SuperResolutionScores) -> dict:
-        """The metrics, bicubic's, how they were taken, and those of each picture."""
+        """The metrics, bicubic's, how they were taken, and those of each image."""
         *per_image, mean = [{k: json_value(v) for k, v in row.items()} for row in scores.rows()]
         means = {k: v for k, v in mean.items() if k not in ("picture", "size")}
         return {**means, "protocol": str(scores.protocol), "each": per_image}
 
     def report(self, scores: SuperResolutionScores) -> str:
-        """The table by picture with bicubic beside it, and a line of the means."""
+        """The table by image with bicubic beside it, and a line of the means."""
         lines = [scores.text(), ""]
         if scores.equal:
             lines.append(f"{scores.equal} equal to the truth (PSNR infinite): not in the mean PSNR")
@@ -201,13 +201,13 @@ class SuperResolutionTask(Task):
         return "\n".join(lines)
 
     def draw_scores(self, scores: SuperResolutionScores, folder: Path) -> None:
-        """Draw the PSNR of every picture beside bicubic's."""
+        """Draw the PSNR of every image beside bicubic's."""
         from sparsemask.pictures.super_resolution import draw_psnr
 
         draw_psnr(scores.names, scores.bicubic_psnrs, scores.psnrs, folder / "psnr.png")
 
     def write(self, folder: Path, index: int, prediction: torch.Tensor) -> Path:
-        """Write the prediction (3,H,W) of a validation picture into a folder, under its name; returns the file."""
+        """Write the prediction (3,H,W) of a validation image into a folder, under its name; returns the file."""
         path = Path(folder) / f"{self.eval_data.name(index)}.png"
         self.save(path, prediction)
         return path
@@ -223,9 +223,9 @@ class SuperResolutionTask(Task):
 
     @torch.no_grad()
     def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 4) -> list[tuple]:
-        """(name, bicubic, prediction, truth, bicubic's PSNR, PSNR) of `n` validation pictures spread over the list.
+        """(name, bicubic, prediction, truth, bicubic's PSNR, PSNR) of `n` validation images spread over the list.
 
-        The pictures are uint8 (H,W,3).
+        The images are uint8 (H,W,3).
         """
         source, samples, protocol = self.eval_data, [], self.protocol
         set_evaluation(model)
