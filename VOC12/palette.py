@@ -97,7 +97,8 @@ def beyond_classes(label: np.ndarray, n_class: int, ignored: int = IGNORE) -> st
 def apply_ignored(label: np.ndarray, ignored: int, n_class: int, name: object) -> np.ndarray:
     """A uint8 label in which `ignored` marks the pixels to ignore, with 255 in its place.
 
-    Raises UseError for 255 in the file where another number is ignored: it would be beyond all classes.
+    Raises:
+        UseError: 255 in the file where another number is ignored: it would be beyond all classes.
     """
     if ignored == IGNORE:
         return label

@@ -1,4 +1,4 @@
-"""How sparse features are: the share of zeros after every ReLU of a network, channel by channel.
+"""Sparsity of features: the share of zeros after every ReLU of a network, channel by channel.
 
 That many activations are zero, and that some channels hold most of them, is what motivates masks over locations and
 channels (Wang et al., "Exploring sparsity in image super-resolution for efficient inference", CVPR 2021, section 3).
@@ -43,10 +43,17 @@ class LayerZeros:
 
 
 def zero_shares(network: nn.Module, batches: Iterable[Tensor]) -> list[LayerZeros]:
-    """Every ReLU's zeros on inputs (N, C, *spatial), in the order of computation; the network in evaluation mode.
+    """Share of zeros after every ReLU, in the order of computation, with the network in evaluation mode.
 
-    Features of a single place (an attention's means) are passed over. What stands in custom operators is not seen:
-    give a form of the network that spells them out.
+    Features of a single location (the means of channel attention) are skipped. ReLUs inside custom operators are not
+    seen: pass a form of the network without such operators.
+
+    Args:
+        network: a module.
+        batches: inputs (N, C, *spatial).
+
+    Returns:
+        An entry for each ReLU, over all batches.
     """
     counter = _Counter()
     with evaluating(network), _named(network, counter.stack):
@@ -58,7 +65,7 @@ def zero_shares(network: nn.Module, batches: Iterable[Tensor]) -> list[LayerZero
 
 
 class _Counter(TorchDispatchMode):
-    """Sees every operator and counts the zeros of those that cut off."""
+    """Counts the zeros in the outputs of all operators that clip at zero."""
 
     def __init__(self):
         super().__init__()

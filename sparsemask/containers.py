@@ -1,8 +1,8 @@
-"""Containers from strangers: arrays (.npy, .npz), archives (zip, tar), YAML, JSON.
+"""Safe readers of untrusted files: arrays (.npy, .npz), archives (zip, tar), YAML, JSON.
 
-One place for what every reader of such files needs. A header's claims are compared with the bytes that are there before
-memory is taken for them, nothing is unpickled, and whatever goes wrong while a file is decoded is a UseError of one
-line. Files that the system refuses to open stay errors of the system (:func:`sparsemask.errors.command` words them).
+All readers of such files share this module. Sizes in a header are compared with the size of the file before memory is
+allocated, nothing is unpickled, and every failure of decoding is a one-line UseError. Files that the system refuses to
+open raise OSError (:func:`sparsemask.errors.command` prints it in one line).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile
 
 @contextlib.contextmanager
 def reading(path: object, what: str = "truncated or damaged") -> Iterator[None]:
-    """Inside, whatever fails is a UseError "PATH: WHAT (why)"; what the system refuses keeps its own words.
+    """Context manager that turns every failure inside into a UseError "PATH: WHAT (reason)"; OSErrors pass unchanged.
 
-    For decoders alone, which fail in any way on a damaged byte: no other code belongs inside.
+    Only for calls of decoders, which may raise anything on damaged data.
     """
     try:
         yield
@@ -67,7 +67,7 @@ def reading(path: object, what: str = "truncated or damaged") -> Iterator[None]:
 
 
 def stand_in(path: object) -> str:
-    """What was stored in place of a file, in words: a Git LFS pointer or a web page; empty where it is neither."""
+    """Describe what was stored in place of a file: a Git LFS pointer or a web page; empty where it is neither."""
     head = b""
     if isinstance(path, str | os.PathLike) and os.path.isfile(path):
         with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -100,7 +100,8 @@ def npy_header(head: bytes, size: int) -> tuple[tuple[int, ...], bool, np.dtype,
         head: its first bytes, the header among them.
         size: bytes that there are in all.
 
-    Raises ValueError where it is none, holds objects, or claims more bytes than there are.
+    Raises:
+        ValueError: it is none, holds objects, or claims more bytes than there are.
     """
     if head.startswith(b"PK"):
         raise ValueError("a zip archive, which holds several arrays (.npz)")
@@ -190,7 +191,8 @@ def open_npz(
 ) -> Iterator[Npz]:
     """An `.npz` file; inside, what cannot be decoded is a UseError "PATH: WHAT (why)".
 
-    largest: bytes that one array may have.
+    Args:
+        largest: bytes that one array may have.
     """
     with reading(path, what), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         yield Npz(archive, os.fstat(file.fileno()).st_size, largest)
@@ -208,7 +210,7 @@ def read_npz(
 
 
 def check_zip(archive: zipfile.ZipFile, size: int, largest: int | None = None) -> None:
-    """Raise ValueError where an archive's index claims what cannot be, or what cannot be read.
+    """Raise ValueError where the index of an archive claims impossible sizes or names entries that cannot be read.
 
     Args:
         archive: open for reading.
@@ -239,7 +241,7 @@ def check_zip_file(path: str | os.PathLike[str], what: str = "truncated or damag
 
 
 class Bounded:
-    """A file whose reads ask for no more bytes than are left, whatever a header claims; it may be sought in."""
+    """A seekable file whose reads ask for no more bytes than are left, whatever a header claims."""
 
     def __init__(self, file: io.BufferedReader):
         self._file, self._size = file, os.fstat(file.fileno()).st_size
@@ -254,7 +256,7 @@ _Unpacked = BinaryIO | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
 
 
 class _Steady:
-    """A file whose reads take no more memory than they find bytes, and refuse headers that are beyond reason."""
+    """A file whose reads allocate no more memory than there are bytes, and refuse oversized headers."""
 
     def __init__(self, file: _Unpacked):
         self._file = file
@@ -315,7 +317,7 @@ class Tar:
             yield member
 
     def read(self, member: tarfile.TarInfo, largest: int | None = None) -> bytes:
-        """A regular member's content; UseError where it is more than `largest` bytes, torn, or full of holes."""
+        """Content of a regular member; UseError where it exceeds `largest` bytes, is truncated, or is a sparse file."""
         most = memory() if largest is None else largest
         with reading(self.path, self.what):
             if member.issparse():
@@ -365,13 +367,13 @@ def _text(path: str | os.PathLike[str]) -> str:
 
 
 def read_yaml(path: str | os.PathLike[str]) -> object:
-    """The value of a YAML file; UseError in one line where it is none, nested beyond reason, or grows by aliases."""
+    """The value of a YAML file; UseError where it is invalid, nested too deeply, or expanded too far by aliases."""
     with reading(path, "not readable as YAML"):
         return parse_yaml(_text(path))
 
 
 def parse_yaml(text: str) -> object:
-    """The value of YAML text; ValueError or a YAMLError where it is none, nested beyond reason, or grows by aliases."""
+    """The value of YAML text; ValueError or YAMLError where it is invalid, too deeply nested, or too large."""
     depth = 0
     for bracket in re.findall(r"[][{}]", text):  # what the scanner would take long for
         depth += 1 if bracket in "[{" else -1
@@ -388,7 +390,7 @@ def parse_yaml(text: str) -> object:
 
 
 def _count(value: object, counts: dict[int, int], ancestors: set[int]) -> int:
-    """Values in a value, aliases counted as often as they stand; ValueError where too many, or where they go round."""
+    """Number of values inside a value, aliases counted each time; ValueError where too many, or for a cycle."""
     if not isinstance(value, dict | list | set | tuple):
         return 1
     if id(value) in ancestors:

@@ -37,7 +37,7 @@ def prepared() -> Path | None:
 
 
 def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | None]:
-    """Settle the data flags: (flags to lay over the defaults, preset for the budget, a line to print or None)."""
+    """Choose the data where flags leave it open: (flags to add, preset of the budget, a line to print or None)."""
     if given.get("sample"):
         return {"sample": True}, "sample", None
     if any(given.get(name) for name in WHOLE) or (given.get("data_test") and not training):
@@ -75,7 +75,7 @@ def _paired(given: dict) -> bool:
 
 
 def without_replaced(values: dict, given: dict) -> dict:
-    """Flags of a file or a run, without the data they name where `given` names other data."""
+    """Flags of a file or a run, without those that name data where `given` names other data."""
     if any(given.get(name) for name in WHOLE):
         gone = (*WHOLE, *FOLDERS, *(("data_test",) if given.get("sample") else ()))
     elif given.get("im_path") or given.get("gt_path"):

@@ -17,7 +17,10 @@ from sparsemask.finite import check_output
 class Arithmetic:
     """Where and in what precision a network runs.
 
-    device: torch device. parameters: dtype of weights and inputs. autocast: dtype of mixed precision, or None.
+    Attributes:
+        device: torch device.
+        parameters: dtype of weights and inputs.
+        autocast: dtype of mixed precision, or None.
     """
 
     device: torch.device
@@ -40,7 +43,7 @@ class Arithmetic:
             return check_output(model(inputs), model)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Loss scaler: at work for float16, a no-op otherwise. It skips steps until its scale fits the gradients."""
+        """Loss scaler: active for float16, else a no-op. It skips steps until its scale suits the gradients."""
         return torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
 
 

@@ -1,7 +1,7 @@
 """Errors of use: one clear line, exit status 2, no traceback.
 
-Failures inside the toolkit keep their traceback; whatever a user can mend (a missing file, a mask of
-another backbone, a full disk) is raised as :class:`UseError` and ends in one line on standard error.
+Internal failures keep their traceback. What a user can fix (a missing file, a mask of another backbone, a full disk) is
+raised as :class:`UseError` and printed as one line on standard error.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _SYSTEM = {
 
 
 class UseError(Exception):
-    """Something the user can mend: says what is wrong, where, and what to do."""
+    """An error that the user can fix: its message says what is wrong, where, and what to do."""
 
 
 class Terminated(SystemExit):
-    """SIGTERM, in a command: raised where the main process is, so that it can put things in order."""
+    """Raised in a command's main thread by SIGTERM, so that unfinished files are removed."""
 
     code: int
 
@@ -56,7 +56,7 @@ def one_line(text: object) -> str:
 
 
 def describe(error: OSError) -> str | None:
-    """One line for an operating-system error a user can mend, None for any other."""
+    """One line for an operating-system error that a user can fix, None for any other."""
     reason = _SYSTEM.get(error.errno or 0)
     if reason is None:
         return None
@@ -74,7 +74,7 @@ def lost_worker(error: RuntimeError) -> str | None:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Inside, SIGTERM raises :class:`Terminated`, unless somebody handles or ignores it already."""
+    """Inside, SIGTERM raises :class:`Terminated`, unless it is handled or ignored already."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -130,7 +130,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line; where nobody reads any more (a closed pipe) work goes on in silence."""
+    """Print a line; a closed pipe is ignored, so that work goes on."""
     stream = stream or sys.stdout
     try:
         print(text, file=stream, flush=True)

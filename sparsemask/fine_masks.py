@@ -185,7 +185,8 @@ def file_space(path: str | os.PathLike) -> str | None:
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Every array of a mask file (no pickle); what its headers claim is checked before so much is allocated.
 
-    Raises UseError when it is torn or no such archive.
+    Raises:
+        UseError: it is torn or no such archive.
     """
     return read_npz(path, "truncated or not a mask file", _LARGEST)
 

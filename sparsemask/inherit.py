@@ -133,9 +133,11 @@ def preset_of(run: Run) -> str:
 def take(parser: opt.Parser, requested: Mapping, training: bool = True) -> Taken:
     """What the command takes over from the run that the `requested` flags (its own and those of --config) start from.
 
-    training: False for evaluation, which also takes sizes that the run had from its preset.
+    Args:
+        training: False for evaluation, which also takes sizes that the run had from its preset.
 
-    Raises UseError where the run or its data are gone and nothing else was named.
+    Raises:
+        UseError: the run or its data are gone and nothing else was named.
     """
     origin = find(requested)
     if origin is None:
@@ -167,7 +169,8 @@ def take(parser: opt.Parser, requested: Mapping, training: bool = True) -> Taken
 def data_of(saved: Mapping, requested: Mapping, names: Iterable[str], run: Run | str) -> dict:
     """The flags among `names` by which a run (`saved`) named its data, as far as `requested` does not name others.
 
-    Raises UseError where a file or folder among them is gone.
+    Raises:
+        UseError: a file or folder among them is gone.
     """
     task = saved.get("task")
     if requested.get("task") and requested["task"] != task:
@@ -204,7 +207,8 @@ def _data_words(parser: opt.Parser) -> str:
 def encoder_weights(run: Run, config: RunConfig) -> str | None:
     """The encoder's weights that a run started from, for a retraining that starts from an encoder's; None otherwise.
 
-    Raises UseError where they are gone and there are none where weights usually lie.
+    Raises:
+        UseError: they are gone and there are none where weights usually lie.
     """
     saved = read_flags(run)
     path, name = saved.get("pretrained_model"), saved.get("backbone_name")

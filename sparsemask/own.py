@@ -32,7 +32,8 @@ def trust(name: str, code: Callable | None = None) -> None:
         name: ``package.module:name`` as the file says it.
         code: the class or function; None: it is imported by its name when it is needed.
 
-    Raises UseError where `name` is no such name.
+    Raises:
+        UseError: `name` is no such name.
     """
     if not is_own(name):
         raise UseError(f"'{name}': not a name of code (package.module:name)")
@@ -65,7 +66,8 @@ def imported(name: str, kind: str) -> Callable:
         name: given on the command line, or read from a file.
         kind: of thing that it should be, for messages ("network", "task").
 
-    Raises UseError where the user has not given the name, where it cannot be imported, or is not callable.
+    Raises:
+        UseError: the user has not given the name, it cannot be imported, or is not callable.
     """
     if name not in _trusted:
         raise UseError(

@@ -88,7 +88,8 @@ _CONTEXTS = {"fork": _ForkContext, "spawn": _SpawnContext, "forkserver": _ForkSe
 def helper_context(method: str | None = None) -> multiprocessing.context.BaseContext:
     """A multiprocessing context whose processes `terminate` by SIGKILL, since they ignore SIGTERM.
 
-    method: start method; the interpreter's default if None. What is started must call :func:`begin_helper`.
+    Args:
+        method: start method; the interpreter's default if None. What is started must call :func:`begin_helper`.
     """
     return _CONTEXTS[method or multiprocessing.get_start_method()]()
 

@@ -16,7 +16,8 @@ from sparsemask.training_setup import Context
 def note_start(context: Context, **entries) -> None:
     """Note what a run is and where it is computed; write the configuration that its build has settled.
 
-    entries: of run.json, by name.
+    Args:
+        entries: of run.json, by name.
     """
     if context.main:
         context.run.note(environment=page.environment(context.arithmetic.device), **entries)

@@ -31,8 +31,9 @@ from sparsemask.weight_files import ENTRIES, check_finite, shard, unwrapped, wha
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Everything a checkpoint holds, on the CPU: a torch file (zip or legacy) or a `.safetensors` file.
 
-    Raises UseError when it is missing, a folder, torn, no checkpoint, or asks for code to be run; and where entries of
-    a run's are not what they must be (:mod:`sparsemask.checkpoint_schema`).
+    Raises:
+        UseError: it is missing, a folder, torn, no checkpoint, or asks for code to be run; or an entry of a run's
+            checkpoint has the wrong type (:mod:`sparsemask.checkpoint_schema`).
     """
     path = Path(path)
     if path.is_dir():

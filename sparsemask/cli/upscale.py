@@ -88,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def find_network(weights: str | None, scale: int | None):
     """(the network, the file it comes from): of `weights`, or of what lies in $SPARSEMASK_WEIGHTS or the cache.
 
-    Raises UseError where there is none, or one of another scale.
+    Raises:
+        UseError: there is none, or one of another scale.
     """
     from sparsemask import datasets
     from sparsemask.spaces.sparse_conv import load_smsr

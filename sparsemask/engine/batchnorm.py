@@ -1,7 +1,7 @@
 """Batch norms: frozen statistics, and statistics re-estimated before a short run is evaluated.
 
-The published momentum of 0.0003 leaves running statistics near their start for thousands of steps; evaluating a short
-run with them is worthless (specification of the public defects, item 2).
+With the published momentum of 0.0003, running statistics stay near their initial values for thousands of steps, so that
+the evaluation of a short run means nothing.
 """
 
 from __future__ import annotations

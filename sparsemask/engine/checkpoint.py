@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on exactly, written beside and renamed into place."""
+"""Checkpoints: everything that an exact continuation of a run needs, written atomically."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CARRIED = {
 
 
 def save(path: str | Path, state: dict) -> None:
-    """Serialise first, then write: a full disk then fails as an ordinary write and leaves the last good file."""
+    """Write a checkpoint atomically: serialised in memory first, so that a full disk leaves the last good file."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state, "random": randomness.states()}, buffer)
     write_bytes(path, buffer.getvalue())
@@ -50,7 +50,8 @@ def load(path: str | Path, space: str | None = None) -> dict:
 def saved_flags(state: dict, parser: Parser, what: object, without: Collection[str] = ()) -> dict:
     """A checkpoint's configuration as flags that a parser knows, checked like the command line's; others are left out.
 
-    Raises UseError naming `what` where one has a value that its flag cannot have.
+    Raises:
+        UseError: one has a value that its flag cannot have; the message names `what`.
     """
     actions = parser.actions()
     flags = parser.checked({k: v for k, v in state["config"].items() if k in actions and k not in without}, what)

@@ -1,4 +1,4 @@
-"""Feeding a run: an endless, reproducible stream of full batches that can start at any step.
+"""Data loading: an endless, reproducible stream of full batches that can start at any step.
 
 Sample number n of a run is entry n mod N of the permutation of pass n // N, augmented by a generator that depends on
 the seed and n alone. Batches are consecutive samples, always full (a pass may end inside one). With several processes
@@ -112,7 +112,7 @@ class BatchSampler(Protocol):
         """The keys of each batch."""
 
     def consumed(self, step: int) -> None:
-        """Hear that the run has passed `step`."""
+        """Called when the run has finished `step`."""
 
     def state(self, step: int) -> dict | None:
         """What a checkpoint after `step` steps needs of the sampler, whatever was planned since; None: nothing."""
@@ -172,7 +172,7 @@ class Listed(Dataset):
 
 
 def one_line_errors(function, *arguments):
-    """Call; errors of use become plain ones of one line, which is what :func:`plainly` can take apart."""
+    """Wrap a function: a UseError becomes a plain one-line error that :func:`plainly` can parse."""
     try:
         return function(*arguments)
     except UseError as error:
@@ -197,10 +197,10 @@ class StepSampler:
         return (self.stop - self.start) * self.parts
 
     def consumed(self, step: int) -> None:
-        """Hear that the run has passed `step`: nothing here depends on it."""
+        """Called when the run has finished `step`; nothing here depends on it."""
 
     def state(self, step: int) -> dict | None:
-        """What a checkpoint after `step` needs of the sampler: nothing."""
+        """No state: the stream depends on the step alone."""
         return None
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -239,14 +239,15 @@ def collate(source: DataSource | EvaluationSource, samples: Sequence[tuple]) -> 
 
 
 def as_it_is(batch):
-    """The collation of what is a batch already."""
+    """Collation for sources whose items are batches already."""
     return batch
 
 
 def make_loader(dataset, workers: int, seed: int = 0, **how) -> DataLoader:
-    """The loader of every loop: `workers` processes that never outlive this one, and end when they are told to.
+    """Make a loader whose `workers` processes never outlive this one.
 
-    how: what torch's loader takes besides. Iterate it by :func:`plainly`, which ends the processes.
+    Args:
+        how: other arguments of torch's loader.
     """
     return DataLoader(
         dataset,
@@ -277,8 +278,7 @@ def plainly(loader: DataLoader) -> Iterator:
     """Iterate a loader; an error of use in a worker arrives as its own line, without the worker's traceback.
 
     The worker processes end with the iteration, however it ends: at its last batch, by an error, or when this generator
-    is closed. A ``for`` statement that is left drops, and so closes, it; who keeps it in a variable closes it
-    (``contextlib.closing``).
+    is closed. Leaving a ``for`` statement closes it; a generator kept in a variable needs ``contextlib.closing``.
     """
     batches = iter(loader)
     try:
@@ -300,7 +300,7 @@ def _nothing() -> None:
 
 
 def quiet_worker(_: int) -> None:
-    """Workers leave Ctrl-C and SIGTERM to the main process, do not outlive it, and keep to one thread."""
+    """Initialise a worker: ignore Ctrl-C and SIGTERM, end with the main process, use one thread."""
     begin_helper()
     torch.set_num_threads(1)
 

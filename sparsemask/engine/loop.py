@@ -1,4 +1,4 @@
-"""The training loop, for every family: what is special about a family is a :class:`Method`, about data a task."""
+"""The training loop of all families; a :class:`Method` holds what a family adds, a task what depends on the data."""
 
 from __future__ import annotations
 
@@ -287,9 +287,24 @@ def fit(
 ) -> dict:
     """Train `model` on `task`.
 
-    extra: what checkpoints carry beside the state (space, config, mask). state: a checkpoint to go on from.
-    Returns the metrics of the last evaluation. A killed run continued from its checkpoint ends in the same weights,
-    bit for bit on a CPU with the same number of threads, as one that was left alone.
+    A killed run that is continued from its checkpoint ends in the same weights as an uninterrupted one, bit for bit on
+    a CPU with the same number of threads.
+
+    Args:
+        model: the network, on its device.
+        method: what the family adds to the training steps.
+        task: data, loss and metrics.
+        config: of the run.
+        run: its folder, where checkpoints and metrics are written.
+        arithmetic: device and precision.
+        extra: what checkpoints hold beside the training state (space, config, mask).
+        state: a checkpoint to go on from; None: a new run.
+
+    Returns:
+        The metrics of the last evaluation, by name.
+
+    Raises:
+        UseError: a loss or weights that are not finite, or a checkpoint of another network.
     """
     loop = Fit(model, method, task, config, run, arithmetic, extra, state)
     title = run.folder.name

@@ -1,4 +1,4 @@
-"""Random states: one seed reaches everything, and a checkpoint holds all of it as tensors and integers.
+"""Random states: seeding, and saving and restoring them as tensors and integers.
 
 What must repeat exactly (augmentation, order, connection noise) is drawn from generators that are functions of the
 seed and of the position in the run, so that neither the number of workers nor a restart can change it.

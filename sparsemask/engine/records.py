@@ -1,4 +1,4 @@
-"""What a run writes while it goes: metrics.jsonl, TensorBoard events, the progress line."""
+"""Logs of a run: metrics.jsonl, TensorBoard events, the progress line."""
 
 from __future__ import annotations
 

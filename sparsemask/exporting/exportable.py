@@ -24,7 +24,7 @@ RUNTIME = "onnxruntime"
 
 @dataclass
 class Exportable:
-    """A trained network, and as a function of tensors, in evaluation, batch norms folded where they can be.
+    """A trained network as a function of tensors, in evaluation mode, batch norms folded where possible.
 
     Sizes are open where `dynamic` leaves them open: for every input a mapping from dimension to torch.export's word for
     it, or None for an input of one size; None altogether where nothing is open.

@@ -21,7 +21,7 @@ TOLERANCE = 1e-4  # of the largest output, or of one
 
 @dataclass(frozen=True)
 class Validation:
-    """What a file is worth."""
+    """Result of running an exported file: its size, error and time."""
 
     path: Path
     megabytes: float
@@ -34,7 +34,7 @@ class Validation:
 
     @property
     def good(self) -> bool:
-        """Whether the outputs are the network's, as far as this was looked at."""
+        """Whether the outputs agree with the network's; true where they were not compared."""
         return self.difference is None or self.difference <= TOLERANCE
 
     def row(self) -> dict[str, object]:

@@ -33,9 +33,11 @@ def traced(exportable: Exportable, plain: bool = False) -> torch.export.Exported
 def export_program(exportable: Exportable, path: str | os.PathLike, about: Mapping | None = None) -> Path:
     """Write torch's exported program (`torch.export.load` reads it); return the path.
 
-    about: plain values that are kept beside it, as the entry "sparsemask.json".
+    Args:
+        about: plain values that are kept beside it, as the entry "sparsemask.json".
 
-    Raises UseError where the network cannot be written so.
+    Raises:
+        UseError: the network cannot be written so.
     """
     _refuse(".pt2", exportable)
     memory = io.BytesIO()
@@ -51,7 +53,8 @@ def export_onnx(exportable: Exportable, path: str | os.PathLike, about: Mapping 
 
     Inputs and outputs bear the exportable's names, `about` is kept as the model's metadata.
 
-    Raises UseError where the packages that torch writes ONNX with are absent, or the network cannot be written so.
+    Raises:
+        UseError: the packages that torch writes ONNX with are absent, or the network cannot be written so.
     """
     _refuse(".onnx", exportable)
     with torch.no_grad(), _quiet():
@@ -75,7 +78,7 @@ def _refuse(suffix: str, exportable: Exportable) -> None:
 
 
 def _name_sizes(model, exportable: Exportable) -> None:
-    """Give the open sizes of the inputs names for people: the tracer's are numbers of symbols."""
+    """Name the dynamic sizes of the inputs (batch, height, width) in place of the tracer's symbols."""
     names = {}
     for graph_input in model.graph.input:
         for k, dim in enumerate(graph_input.type.tensor_type.shape.dim):
@@ -95,7 +98,7 @@ def _name_sizes(model, exportable: Exportable) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters' remarks on operators that are not in this network are nobody's concern."""
+    """Silence the exporters' warnings about operators that this network does not have."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

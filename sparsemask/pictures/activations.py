@@ -26,7 +26,8 @@ def draw_zeros(
         path: the file to write (.png, .svg, .pdf).
         title: a headline.
 
-    Raises UseError without layers.
+    Raises:
+        UseError: no layers.
     """
     path = style.check_path(path)
     if not len(names):

@@ -55,7 +55,8 @@ def draw_architecture(
         channels: channels of E_0 … E_{L-1}, deepest first.
         title: a headline.
 
-    Raises UseError for another shape or dtype, or lists of another length or order.
+    Raises:
+        UseError: another shape or dtype, or lists of another length or order.
     """
     path = style.check_path(path)
     mask = _checked(mask, strides, channels)

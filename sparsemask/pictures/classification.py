@@ -25,7 +25,8 @@ def draw_predictions(samples: Sequence[Sample], path: str | os.PathLike) -> Path
         samples: (picture uint8 (H, W, 3), truth, [(class, probability), ...] likeliest first).
         path: the file to write (.png, .svg, .pdf).
 
-    Raises UseError without samples.
+    Raises:
+        UseError: no samples.
     """
     path = style.check_path(path)
     if not samples:
@@ -64,7 +65,8 @@ def draw_accuracy(classes: Sequence[str], recall: np.ndarray, overall: float, pa
         overall: of all pictures.
         path: the file to write (.png, .svg, .pdf).
 
-    Raises UseError when no class has pictures.
+    Raises:
+        UseError: no class has pictures.
     """
     path = style.check_path(path)
     recall = np.asarray(recall, float)

@@ -30,7 +30,8 @@ def draw_comparison(
         title: the headline.
         metric: what 'miou' is called on the axis.
 
-    Raises UseError when no row has both a time and a score.
+    Raises:
+        UseError: no row has both a time and a score.
     """
     path = style.check_path(path)
     rows = [row for row in rows if _finite(row.get("milliseconds")) and _finite(row.get("miou"))]

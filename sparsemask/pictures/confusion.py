@@ -17,7 +17,9 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | o
 
     A class without pixels has a grey row. Numbers are per cent of the row; what rounds to
     0 is left out.
-    Raises UseError when the matrix is not square or does not fit the names.
+
+    Raises:
+        UseError: the matrix is not square or does not fit the names.
     """
     path = style.check_path(path)
     matrix = np.asarray(matrix, dtype=float)

@@ -50,7 +50,8 @@ def draw_curves(rows: Iterable[Mapping[str, object]], path: str | os.PathLike, t
         path: the file to write (.png, .svg, .pdf).
         title: a headline.
 
-    Raises UseError when the rows hold no numbers.
+    Raises:
+        UseError: the rows hold no numbers.
     """
     path = style.check_path(path)
     panels = _panels(list(rows))

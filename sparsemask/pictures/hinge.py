@@ -33,7 +33,8 @@ def draw_kept(kept: Mapping[str, tuple[int, int]], path: str | os.PathLike, titl
         path: the file to write (.png, .svg, .pdf).
         title: above the bars.
 
-    Raises UseError without sets, and for numbers that are no part of a whole.
+    Raises:
+        UseError: no sets, or numbers that are no part of a whole.
     """
     path = style.check_path(path)
     if not kept:
@@ -83,7 +84,8 @@ def draw_spectra(
         path: the file to write (.png, .svg, .pdf).
         threshold: in the norms' unit, a dotted line.
 
-    Raises UseError without sets, and for norms that are negative or not finite.
+    Raises:
+        UseError: no sets, or norms that are negative or not finite.
     """
     path = style.check_path(path)
     if not after:
@@ -131,7 +133,8 @@ def draw_tradeoff(points: Sequence[Tried], path: str | os.PathLike, cost: str = 
         path: the file to write (.png, .svg, .pdf).
         cost: name of the cost, for the axis; costs up to 1 are read as shares of the baseline's.
 
-    Raises UseError without points, and for figures that are not finite.
+    Raises:
+        UseError: no points, or values that are not finite.
     """
     path = style.check_path(path)
     if not points:

@@ -20,7 +20,8 @@ _OPEN = 0.5  # grey of what is ignored: stripes would not show on lines one pixe
 def save_map(path: str | os.PathLike, values: np.ndarray) -> Path:
     """Write values (H, W) in [0, 1] as a grey PNG, 0 black and 1 white, and return the path.
 
-    Raises UseError for other values and for a suffix other than .png.
+    Raises:
+        UseError: other values, or a suffix other than .png.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -38,7 +39,8 @@ def draw_maps(samples: Sequence[Sample], path: str | os.PathLike) -> Path:
         samples: (picture uint8 (H, W, 3), truth (H, W) of 0, 1 and 255 = ignored, prediction (H, W) in [0, 1]).
         path: the file to write (.png, .svg, .pdf).
 
-    Raises UseError for samples whose parts differ in size and for other values.
+    Raises:
+        UseError: samples whose parts differ in size, or other values.
     """
     rows = []
     for number, sample in enumerate(samples):

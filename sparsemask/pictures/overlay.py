@@ -54,7 +54,8 @@ def draw_masks(
         title: a headline.
         names: of the modules; without them they are counted.
 
-    Raises UseError without masks and where the sizes do not fit.
+    Raises:
+        UseError: no masks, or the sizes do not fit.
     """
     path = style.check_path(path)
     if not len(masks):

@@ -45,7 +45,8 @@ def draw_clouds(
         view: 'bird' or 'perspective'.
         title: a headline.
 
-    Raises UseError without panels, for panels of another number of points, and for what `as_layer` refuses.
+    Raises:
+        UseError: no panels, panels of another number of points, or what `as_layer` refuses.
     """
     path, xyz = style.check_path(path), checked(xyz)
     if not panels:

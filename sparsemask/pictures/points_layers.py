@@ -77,7 +77,8 @@ def as_layer(
         names: of the classes; by default their numbers.
         colours: uint8 (K, 3), one for every name; by default :func:`class_colours`.
 
-    Raises UseError for other shapes, classes without a name or a colour, and more than 255 classes.
+    Raises:
+        UseError: other shapes, classes without a name or a colour, and more than 255 classes.
     """
     if isinstance(values, Layer):
         return values
@@ -103,7 +104,8 @@ def as_layer(
 def error_layer(prediction: np.ndarray, truth: np.ndarray) -> Layer:
     """Where prediction and truth, classes (N,), differ; points whose truth is negative count as neither.
 
-    Raises UseError where they have different shapes.
+    Raises:
+        UseError: they have different shapes.
     """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape:
@@ -116,7 +118,8 @@ def error_layer(prediction: np.ndarray, truth: np.ndarray) -> Layer:
 def kept_layer(mask: np.ndarray, points: int) -> Layer:
     """What a level keeps of `points` points: its mask, bool (N_l,), speaks of the first N_l of them.
 
-    Raises UseError for a mask of more points.
+    Raises:
+        UseError: a mask of more points.
     """
     mask = np.asarray(mask, bool).ravel()
     if len(mask) > points:

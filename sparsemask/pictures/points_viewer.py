@@ -51,7 +51,8 @@ def write_viewer(
         names, colours: of the classes; see :func:`~sparsemask.pictures.points_layers.as_layer`.
         title: plain text.
 
-    Raises UseError without the package trimesh, without layers, for layers of another number of points.
+    Raises:
+        UseError: the package trimesh is absent, there are no layers, or one is of another number of points.
     """
     path, xyz, library = check_viewer(path), checked(xyz), _library()
     if not layers:

@@ -28,7 +28,9 @@ def save_prediction(path: str | os.PathLike, index_map: np.ndarray, palette: np.
     """Write a label map (H, W) of class indices (255 void) as a palette PNG and return the path.
 
     The pixels of the file are the indices; `palette` (N, 3) in 0..255 only says in which colours it is shown.
-    Raises UseError for indices the palette does not have and for a suffix other than .png.
+
+    Raises:
+        UseError: indices that the palette does not have, or a suffix other than .png.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -73,7 +75,8 @@ def draw_predictions(
         class_names: name of each class.
         palette: colours (N, 3) in 0..255, one per class at least.
 
-    Raises UseError for samples whose parts differ in size and for indices without a colour.
+    Raises:
+        UseError: samples whose parts differ in size, or indices without a colour.
     """
     rows = [_row(sample, palette, k) for k, sample in enumerate(samples)]
     occurring = sorted(set().union(*(np.unique(part).tolist() for _, *parts in samples for part in parts)))
@@ -86,7 +89,11 @@ def draw_predictions(
 def draw_grid(rows: Sequence[Sequence[np.ndarray]], path: str | os.PathLike, below: float = 0.0, finish=None) -> Path:
     """Draw rows of picture | truth | prediction, (H, W, 3) each, and return the path.
 
-    below: inches left free under them, for finish(figure, their share of its height). Raises UseError without rows.
+    Args:
+        below: inches left free under them, for finish(figure, their share of its height).
+
+    Raises:
+        UseError: no rows.
     """
     path = style.check_path(path)
     if not rows:

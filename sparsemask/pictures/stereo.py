@@ -42,7 +42,8 @@ def draw_disparities(samples: Sequence[Sample], path: str | os.PathLike) -> Path
         samples: (name, left uint8 (H, W, 3), disparity (H, W), truth (H, W), 0 = no value), in pixels.
         path: the file to write (.png, .svg, .pdf).
 
-    Raises UseError without samples and for maps of different sizes.
+    Raises:
+        UseError: no samples, or maps of different sizes.
     """
     path = style.check_path(path)
     if not samples:
@@ -123,7 +124,8 @@ def draw_voxels(
         title: a headline.
         disparity: (H, W) in pixels.
 
-    Raises UseError without masks.
+    Raises:
+        UseError: no masks.
     """
     from sparsemask.stereo.framing import picture_of
 

@@ -100,7 +100,8 @@ def place(fig: Figure, left: float, bottom: float, width: float, height: float) 
 def save(fig: Figure, path: str | os.PathLike) -> Path:
     """Write the figure atomically in the format of the path's suffix (png, svg, pdf); return the path.
 
-    Raises UseError for another suffix.
+    Raises:
+        UseError: another suffix.
     """
     path = check_path(path)
     form = path.suffix[1:].lower()

@@ -29,7 +29,8 @@ def draw_super_resolution(samples: Sequence[Sample], path: str | os.PathLike, cr
         path: the file to write (.png, .svg, .pdf).
         crop: side of the box, in pixels.
 
-    Raises UseError without samples and for pictures of different sizes.
+    Raises:
+        UseError: no samples, or images of different sizes.
     """
     path = style.check_path(path)
     if not samples:

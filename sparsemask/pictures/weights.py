@@ -25,7 +25,8 @@ def draw_weights(weights: Sequence[np.ndarray], path: str | os.PathLike, thres: 
         path: the file to write (.png, .svg, .pdf).
         thres: on the halved scale; cells at or below it are crossed out. None marks nothing.
 
-    Raises UseError for other shapes.
+    Raises:
+        UseError: other shapes.
     """
     path = style.check_path(path)
     halves = [_halved(w, i) for i, w in enumerate(weights)]
@@ -132,7 +133,8 @@ def draw_weight_history(
         thres: on the halved scale.
         log: logarithmic weight axis, which shows how far below the threshold the dropped ones lie.
 
-    Raises UseError for other shapes.
+    Raises:
+        UseError: other shapes.
     """
     path = style.check_path(path)
     steps, values = np.asarray(history[0], dtype=float), np.asarray(history[1], dtype=float)

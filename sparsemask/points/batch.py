@@ -13,9 +13,10 @@ from torch import Tensor
 class PointBatch:
     """B crops of N points, in random order: level l + 1 is the first points of level l.
 
-    features: (B, d_in, N) float, the first three channels x, y, z in metres.
-    neighbours: for every level, fine to coarse, (B, N_l, K) int32; column 0 is the point itself.
-    upsample: coarse to fine, (B, N_l) int32: of every point of a level the nearest one of the coarser level.
+    Attributes:
+        features: (B, d_in, N) float, the first three channels x, y, z in metres.
+        neighbours: for every level, fine to coarse, (B, N_l, K) int32; column 0 is the point itself.
+        upsample: coarse to fine, (B, N_l) int32: of every point of a level the nearest one of the coarser level.
     """
 
     features: Tensor

@@ -29,11 +29,13 @@ _COARSE = 0.005  # metres between coordinates that a file can tell apart, above 
 class Cloud:
     """A cloud, mostly one that grid subsampling has thinned out, and its way back to all points.
 
-    xyz: float32 (N, 3), metres, less `offset`. colours: float32 (N, 3) in [0, 1], or None.
-    labels: int32 (N,), classes of the network, -1 ignored, or None.
-    projection: int32 (N_original,), the nearest point of this cloud to every original one, or None.
-    full_labels: int32 (N_original,), the labels of the original points, or None.
-    offset: float64 (3,), metres: what was subtracted from georeferenced coordinates, which float32 cannot hold.
+    Attributes:
+        xyz: float32 (N, 3), metres, less `offset`.
+        colours: float32 (N, 3) in [0, 1], or None.
+        labels: int32 (N,), classes of the network, -1 ignored, or None.
+        projection: int32 (N_original,), the nearest point of this cloud to every original one, or None.
+        full_labels: int32 (N_original,), the labels of the original points, or None.
+        offset: float64 (3,), metres: what was subtracted from georeferenced coordinates, which float32 cannot hold.
     """
 
     name: str

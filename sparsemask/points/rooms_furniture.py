@@ -14,7 +14,8 @@ _SIDES = {"bottom": (2, 0), "top": (2, 1), "left": (0, 0), "right": (0, 1), "fro
 class Thing:
     """One object: its class's name, its parallelograms (corner, edge, edge) and their colours.
 
-    weight: points it gets for its area, against walls.
+    Attributes:
+        weight: points it gets for its area, against walls.
     """
 
     kind: str

@@ -13,7 +13,8 @@ from torch import Tensor
 class StereoPair:
     """B pairs of one size.
 
-    left, right: (B, 3, H, W) float, RGB, each channel less ImageNet's mean and over its deviation.
+    Attributes:
+        left, right: (B, 3, H, W) float, RGB, each channel less ImageNet's mean and over its deviation.
     """
 
     left: Tensor

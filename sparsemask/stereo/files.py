@@ -34,7 +34,8 @@ PNG_MOST = 65535 / PNG_SCALE  # px, the largest that a 16-bit PNG holds
 def read_picture(path: str | os.PathLike) -> np.ndarray:
     """An image of any kind as uint8 (H, W, 3): grey is repeated, alpha dropped, 16 bits become 8.
 
-    Raises UseError when it is missing, torn or no image.
+    Raises:
+        UseError: it is missing, torn or no image.
     """
     return np.rint(read_any(path).colour).clip(0, 255).astype(np.uint8)
 
@@ -42,7 +43,8 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
 def read_disparity(path: str | os.PathLike) -> np.ndarray:
     """A disparity map in pixels, float32 (H, W); 0 where there is no value (in the file: 0, negative, NaN, infinite).
 
-    Raises UseError for another suffix, a file that is missing, torn or of another kind: 8 bits, colour.
+    Raises:
+        UseError: another suffix, or a file that is missing, torn or of another kind (8 bits, colour).
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -58,7 +60,8 @@ def read_disparity(path: str | os.PathLike) -> np.ndarray:
 def write_disparity(path: str | os.PathLike, disparity: np.ndarray) -> None:
     """Write a map (H, W) in pixels as 16-bit PNG or PFM by the suffix; what is not finite or not above 0 has no value.
 
-    Raises UseError for another suffix, and for disparities that a PNG has no room for.
+    Raises:
+        UseError: another suffix, or disparities that a 16-bit PNG cannot hold.
     """
     path = Path(path)
     form = {".png": "PNG", ".pfm": "PPM"}.get(path.suffix.lower())

@@ -37,7 +37,8 @@ _NOC = {"disp_occ_0": "disp_noc_0", "disp_occ": "disp_noc"}
 def read_list(path: str | os.PathLike, root: str | os.PathLike | None = None) -> list[PairFiles]:
     """The pairs of a list file, names relative to `root` (default: the list's folder); files are not looked for.
 
-    Raises UseError when it is missing, empty, no text, or a line has not two or three names.
+    Raises:
+        UseError: it is missing, empty, no text, or a line has not two or three names.
     """
     path = Path(path)
     root = path.parent if root is None else Path(root)

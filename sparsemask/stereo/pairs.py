@@ -16,8 +16,10 @@ from sparsemask.VOC12.images import exif_words
 class PairFiles(NamedTuple):
     """Where a pair lies.
 
-    disparity: the left image's, None where there is none. noc: a disparity map that has values at non-occluded
-    pixels only, or an image that is 255 there. objects: an image that is above 0 on the foreground (KITTI 2015).
+    Attributes:
+        disparity: the left image's, None where there is none.
+        noc: a disparity map that has values at non-occluded pixels only, or an image that is 255 there.
+        objects: an image that is above 0 on the foreground (KITTI 2015).
     """
 
     name: str
@@ -32,8 +34,11 @@ class PairFiles(NamedTuple):
 class Frame:
     """A pair in memory.
 
-    left, right: uint8 (H, W, 3). disparity: float32 (H, W) in pixels, 0 = no value. noc: bool (H, W), where the right
-    image shows the same point, or None if nobody says. foreground: bool (H, W), or None.
+    Attributes:
+        left, right: uint8 (H, W, 3).
+        disparity: float32 (H, W) in pixels, 0 = no value.
+        noc: bool (H, W), where the right image shows the same point, or None if nobody says.
+        foreground: bool (H, W), or None.
     """
 
     name: str

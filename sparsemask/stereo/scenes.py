@@ -33,8 +33,10 @@ _LAYERS = (2, 6)  # before the background
 class Plane:
     """A textured plane a + b x + c y, cut to a shape.
 
-    texture: float32 (H, W', 3) of 0 to 255, whose first column lies at x = -margin. centre, radii (px), turn (radians):
-    of the shape, which is the whole plane where centre is None; box: a rectangle instead of an ellipse.
+    Attributes:
+        texture: float32 (H, W', 3) of 0 to 255, whose first column lies at x = -margin.
+        centre, radii, turn: of the shape, in pixels and radians; centre None: the whole plane.
+        box: a rectangle instead of an ellipse.
     """
 
     coefficients: tuple[float, float, float]
@@ -78,7 +80,8 @@ def make_scene(
 ) -> Frame:
     """A scene of `height` x `width` pixels, at least 32 each, with disparities of 1 px up to about `most`.
 
-    occluded: whether the disparity of pixels that the right image does not show is told; 0 there otherwise.
+    Args:
+        occluded: whether the disparity of pixels that the right image does not show is told; 0 there otherwise.
     """
     if min(height, width) < LEAST:
         raise UseError(f"generated scenes: {width}x{height} pixels, at least {LEAST}x{LEAST} are needed")

@@ -65,7 +65,8 @@ def boxes(height: int, width: int, tile: tuple[int, int]) -> list[Box]:
 def fitting_tile(height: int, width: int, maxdisp: int, budget: float) -> tuple[int, int]:
     """The largest tile (height, width) with which a pair stays within `budget` bytes; the whole where it fits.
 
-    Raises UseError where no tile does.
+    Raises:
+        UseError: no tile does; the smallest needs more.
     """
     if memory(height, width, maxdisp) <= budget:
         return height, width
@@ -92,8 +93,9 @@ def run_tiles(
 ) -> tuple[Tensor, list[Tensor]]:
     """The disparities (B, H, W) of a padded pair, computed in tiles of `tile` (height, width) pixels.
 
-    masks: returns, after a call of `run`, voxel masks (B, 1, D, h, w) at fractions of the pair's size; those of the
-    whole are the second result.
+    Args:
+        masks: returns, after a call of `run`, voxel masks (B, 1, D, h, w) at fractions of the pair's size; those of the
+            whole are the second result.
     """
     height, width = pair.shape[-2:]
     disparities = torch.empty(len(pair), height, width, device=pair.device)

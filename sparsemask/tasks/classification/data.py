@@ -24,8 +24,11 @@ Array = np.ndarray
 class Cut:
     """How images become what a network takes.
 
-    size: side of the crop of images from files; those in memory keep theirs. resize: what their shorter side becomes
-    before. pad: black pixels around images in memory. mean, std: of each colour, in [0, 1].
+    Attributes:
+        size: side of the crop of images from files; those in memory keep theirs.
+        resize: what their shorter side becomes before.
+        pad: black pixels around images in memory.
+        mean, std: of each colour, in [0, 1].
     """
 
     mean: tuple[float, float, float]
@@ -118,7 +121,8 @@ class HeldPictures(Dataset):
 def augment(images: Array, pad: int, flip: bool, random_words: Array) -> Array:
     """Random crops (B, C, H, W) of images with `pad` zeros around, mirrored at random with `flip`.
 
-    random_words: uint64 (B, 4), of which three choose row, column and side.
+    Args:
+        random_words: uint64 (B, 4), of which three choose row, column and side.
     """
     count, channels, height, width = images.shape
     padded = np.zeros((count, channels, height + 2 * pad, width + 2 * pad), images.dtype)

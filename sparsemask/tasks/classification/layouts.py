@@ -34,7 +34,9 @@ _VALIDATION = ("val", "valid", "validation", "test", "testing", "eval")
 class LabelledPictures:
     """A data set: its name in words, its classes, its parts.
 
-    origin: where the training and the validation images were read from, in words. unused: what was not read.
+    Attributes:
+        origin: where the training and the validation images were read from, in words.
+        unused: what was not read.
     """
 
     title: str
@@ -196,7 +198,8 @@ def _words(folders: Sequence[Path]) -> str:
 def _classes_of(root: Path, may_be_empty: bool = False) -> tuple[list[str], list[tuple[Path, int]]]:
     """Names of the folders below `root`, sorted, and (file, class) of all images in them, at any depth.
 
-    may_be_empty: accept fewer than two classes, and classes without images.
+    Args:
+        may_be_empty: accept fewer than two classes, and classes without images.
     """
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     labelled_files: list[tuple[Path, int]] = []

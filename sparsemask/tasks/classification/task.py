@@ -207,7 +207,8 @@ class ClassificationTask(Task):
     def save(self, path: Path, predictions: Mapping[int, torch.Tensor]) -> None:
         """Write a .csv of predictions: name, truth, then the first five classes and their probabilities.
 
-        predictions: logits (C,) by number of the validation image.
+        Args:
+            predictions: logits (C,) by number of the validation image.
         """
         path = Path(path)
         if path.suffix.lower() != ".csv":

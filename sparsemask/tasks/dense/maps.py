@@ -67,7 +67,8 @@ class MapTask(DenseTask):
 def read_grey(path: str | os.PathLike) -> np.ndarray:
     """A map of 0 to 255 from an image file of any mode, uint8 (H, W); 16 bits and floats are scaled like images'.
 
-    Raises UseError for a missing or broken file, and for 0 and 1 where 0 and 255 are meant.
+    Raises:
+        UseError: a missing or broken file, or 0 and 1 where 0 and 255 are meant.
     """
     with decoding(path), Image.open(path) as image:
         image.load()

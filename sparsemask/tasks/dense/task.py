@@ -32,7 +32,8 @@ IGNORE = 255
 class Meter(Protocol):
     """Counts over images that can be summed over processes.
 
-    total: tensor of sums, replaced by the sum over all processes before `scores` is called.
+    Attributes:
+        total: tensor of sums, replaced by the sum over all processes before `scores` is called.
     """
 
     total: torch.Tensor

@@ -21,8 +21,9 @@ SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": (
 def bsds_pairs(root: Path, split: str) -> list[Pair]:
     """(image, label) paths of train, val, test or trainval.
 
-    root: the folder with images/ and groundTruth/, or one of those above it in the archive (BSDS500, BSR).
-    Labels are .mat, or .png.
+    Args:
+        root: the folder with images/ and groundTruth/, or one of those above it in the archive (BSDS500, BSR). Labels
+            are .mat, or .png.
     """
     if split not in SPLITS:
         raise UseError(f"no split '{split}'; known: {', '.join(SPLITS)}")
@@ -42,8 +43,9 @@ def bsds_pairs(root: Path, split: str) -> list[Pair]:
 def read_annotations(path: str | os.PathLike) -> np.ndarray:
     """What every annotator marked, float (K, H, W) in [0, 1].
 
-    path: a .mat of BSDS500 (cell array groundTruth, each with Boundaries: 0 and 1), or a grey PNG: one map, whose
-    grey values are the shares of annotators (0 to 255).
+    Args:
+        path: a .mat of BSDS500 (cell array groundTruth, each with Boundaries: 0 and 1), or a grey PNG: one map, whose
+            grey values are the shares of annotators (0 to 255).
 
     Raises:
         UseError: missing, torn, or no such file; annotators of different sizes.

@@ -64,9 +64,12 @@ class Clouds(Sequence):
 class CropSettings:
     """How a crop becomes the network's input.
 
-    n_points: points of a crop. k, ratio, levels: of its neighbour lists (:func:`sparsemask.points.build_graph`).
-    colours: whether features are x, y, z, r, g, b. centred: coordinates from the crop's centre, not the sensor's.
-    tilt: largest rotation about x and y in degrees, in training; all rotate about z and are scaled by 0.8 to 1.2.
+    Attributes:
+        n_points: points of a crop.
+        k, ratio, levels: of its neighbour lists (:func:`sparsemask.points.build_graph`).
+        colours: whether features are x, y, z, r, g, b.
+        centred: coordinates from the crop's centre, not the sensor's.
+        tilt: largest rotation about x and y in degrees, in training; all rotate about z and are scaled by 0.8 to 1.2.
     """
 
     n_points: int

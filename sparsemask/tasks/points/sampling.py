@@ -27,7 +27,8 @@ TABLE, NOISE = 11, 12  # streams of randomness
 class Pick(NamedTuple):
     """A crop: of cloud number `cloud`, the points `indices` (n,) int32, nearest to `centre` (3,) float32 in metres.
 
-    draw: its number among all picks, by which further randomness is drawn.
+    Attributes:
+        draw: its number among all picks, by which further randomness is drawn.
     """
 
     cloud: int

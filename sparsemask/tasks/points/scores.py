@@ -84,7 +84,8 @@ def write_pair(path: Path, prediction: np.ndarray, truth: np.ndarray | None) -> 
 def pooled_text(folders: Iterable[str | Path], classes: list[str], expected: dict[int, int]) -> str:
     """The scores of all predictions below some folders as a table, and how many rooms of each area are missing.
 
-    expected: rooms of every area.
+    Args:
+        expected: rooms of every area.
     """
     scores, rooms = pooled(folders, len(classes))
     counts = ", ".join(f"area {area}: {count}" for area, count in sorted(rooms.items()))

@@ -156,7 +156,8 @@ class PointsTask(Task):
     def check(self) -> None:
         """Read the first cloud of each part, cut a crop, and look at labels until every class has been seen.
 
-        Raises UseError for what is absent or does not fit, and for labels that teach nothing.
+        Raises:
+            UseError: files are absent or do not fit, or labels have fewer than two classes.
         """
         self.eval_data[0]
         self.clouds("training")[0]

@@ -29,7 +29,12 @@ _KINDS = {(6, 13): "s3dis", (3, 19): "semantickitti"}  # by channels of a point 
 class Recipe:
     """How clouds are made into what a network was trained on.
 
-    names: of the classes. task: its class. settings: of crops. grid: side of the voxels, in metres. smooth: of votes.
+    Attributes:
+        names: of the classes.
+        task: its class.
+        settings: of crops.
+        grid: side of the voxels, in metres.
+        smooth: of votes.
     """
 
     names: tuple[str, ...]
@@ -42,7 +47,8 @@ class Recipe:
 def recipe(network, run_config: Mapping, what: object = "the weights", **overrides) -> Recipe:
     """The recipe of a network: what its run's configuration says, else as published; `overrides` win where not None.
 
-    Raises UseError for a network of neither data set's channels and classes.
+    Raises:
+        UseError: a network of neither data set's channels and classes.
     """
     default_task = _KINDS.get((network.d_in, network.n_class))
     name = run_config.get("task") if run_config.get("task") in tasks.siblings("sample") else default_task
@@ -64,9 +70,13 @@ def recipe(network, run_config: Mapping, what: object = "the weights", **overrid
 class Segmented:
     """A labelled cloud.
 
-    classes: int64 (N,), of the original points. thin: the thinned-out cloud. kept: the network's kept fraction.
-    seconds: what each step took. crop: xyz (n, 3) of the last points that the network took, in its order; masks: its
-    point masks on them, bool (N_l,), level by level.
+    Attributes:
+        classes: int64 (N,), of the original points.
+        thin: the thinned-out cloud.
+        kept: the network's kept fraction.
+        seconds: what each step took.
+        crop: xyz (n, 3) of the last points that the network took, in its order.
+        masks: its point masks on them, bool (N_l,), level by level.
     """
 
     classes: np.ndarray
@@ -83,11 +93,13 @@ def segment(
 ) -> Segmented:  # fmt: skip
     """Label every point of a cloud.
 
-    by_votes: from overlapping crops, as published, or the whole cloud in one pass; None: votes where the network takes
-    coordinates from a crop's centre, so that a large cloud would be strange to it.
-    share: tells a network's kept fraction after a call.
+    Args:
+        by_votes: from overlapping crops, as published, or the whole cloud in one pass; None: votes where the network
+            takes coordinates from a crop's centre, so that a whole large cloud differs from what it was trained on.
+        share: tells a network's kept fraction after a call.
 
-    Raises UseError for a cloud without the colours that the network takes, or of too few points.
+    Raises:
+        UseError: a cloud without the colours that the network takes, or of too few points.
     """
     if recipe.settings.colours and cloud.colours is None:
         raise UseError(f"{cloud.name}: it has no colours, which this network takes")

@@ -26,8 +26,12 @@ def f_beta(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
 def curves(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall (256,) of one image: `prediction` >= t/255 for t = 0 … 255.
 
-    prediction: in [0, 1], any shape, rounded to the 256 grey values its PNG would have. truth: bool, not all false.
-    Precision is 0 where nothing is predicted.
+    Args:
+        prediction: in [0, 1], any shape, rounded to the 256 grey values its PNG would have.
+        truth: bool, of the same shape, not all false.
+
+    Returns:
+        (precision, recall), float64 (256,) in [0, 1]; precision is 0 where nothing is predicted.
     """
     grey = np.rint(prediction * (LEVELS - 1)).astype(np.int64)
     predicted, true = (np.bincount(grey[pixels].ravel(), minlength=LEVELS) for pixels in (np.ones_like(truth), truth))
@@ -48,8 +52,11 @@ def adaptive(prediction: np.ndarray, truth: np.ndarray) -> float:
 class SaliencyScores(Scores):
     """Scores of a set; means over images. Those without anything salient count for the error alone.
 
-    precision, recall: (256,) at the thresholds t/255. adaptive: F-beta at each image's adaptive threshold.
-    mae: mean absolute error. count, empty: images, and how many of them are without anything salient.
+    Attributes:
+        precision, recall: (256,) at the thresholds t/255.
+        adaptive: F-beta at each image's adaptive threshold.
+        mae: mean absolute error.
+        count, empty: images, and how many of them are without anything salient.
     """
 
     precision: np.ndarray

@@ -39,7 +39,13 @@ def region_masks(truth: torch.Tensor) -> torch.Tensor:
 def count_errors(disparity: torch.Tensor, truth: torch.Tensor, maxdisp: float) -> torch.Tensor:
     """(6, 6) float64: of every region the pixels, and the sums of METRICS over them.
 
-    disparity: (H, W) in pixels; truth: (3, H, W). Raises UseError where the disparity is not finite.
+    Args:
+        disparity: (H, W) in pixels.
+        truth: (3, H, W): disparity, non-occluded, foreground.
+        maxdisp: in pixels; larger truths do not count.
+
+    Raises:
+        UseError: the disparity is not finite.
     """
     counted = valid(truth[DISPARITY], maxdisp)
     right = truth[DISPARITY][counted].double()
@@ -53,8 +59,11 @@ def count_errors(disparity: torch.Tensor, truth: torch.Tensor, maxdisp: float) -
 class StereoScores(Scores):
     """Sums over the pixels of some images.
 
-    names: of the images. sizes: (height, width) of each. sums: float64 (images, 6, 6), of each image and region
-    the pixels and the sums of METRICS. beyond: of each image the pixels whose truth is not below maxdisp.
+    Attributes:
+        names: of the images.
+        sizes: (height, width) of each.
+        sums: float64 (images, 6, 6), of each image and region the pixels and the sums of METRICS.
+        beyond: of each image the pixels whose truth is not below maxdisp.
     """
 
     names: list[str]

@@ -135,7 +135,9 @@ class StereoTask(Task):
     def loss(self, output: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
         """Sum of the smooth L1 of every head's disparities, weighted by WEIGHTS, where 0 < target < maxdisp.
 
-        output: (B, H, W), or one for each head; target: (B, H, W), all in pixels.
+        Args:
+            output: (B, H, W), or one for each head, in pixels.
+            target: (B, H, W), in pixels.
         """
         heads = [output] if isinstance(output, torch.Tensor) else list(output)
         counted = valid(target, self.config.network.maxdisp)

@@ -132,7 +132,8 @@ def read_folder(folder: Path, scale: int) -> list[Pair]:
 def pair_up(hr: Path, lr: Path, scale: int) -> list[Pair]:
     """Images of a folder with those of the same name, or the name and "x{scale}", in another, if that is there.
 
-    Raises UseError for no images, and where some of the low-resolution ones are absent.
+    Raises:
+        UseError: no images, or some of the low-resolution ones are absent.
     """
     high_resolution = pictures(hr)
     if not lr.is_dir():
@@ -167,7 +168,8 @@ def sample_folder() -> Path:
 def sample_pairs(split: str) -> list[Pair]:
     """Those of scikit-image's photographs that are there: nine to train on, three to validate.
 
-    Raises UseError where a scikit-image carries none of them.
+    Raises:
+        UseError: a scikit-image carries none of them.
     """
     folder = sample_folder()
     paths = [folder / name for name in _SAMPLE[split] if (folder / name).is_file()]

@@ -33,7 +33,8 @@ def psnr(sr: torch.Tensor, hr: torch.Tensor, scale: float, benchmark: bool = Tru
         benchmark: luma, as published for Set5, Set14, B100, Urban100 and Manga109; else the mean over RGB, six
             pixels more left out, as published for DIV2K's validation images.
 
-    Raises UseError for images of different or impossible shapes, or of nothing but rim.
+    Raises:
+        UseError: images of different or impossible shapes, or of nothing but rim.
     """
     sr, hr = _checked(sr, hr)
     difference = (sr - hr) / PEAK
@@ -54,7 +55,8 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor, scale: float, benchmark: bool = Tru
         divisor: of the luma weights. 255 is what the public code of SMSR uses here, and its published figures with
             it, although these weights belong over 256 (and its PSNR has them so); 256 is the consistent choice.
 
-    Raises UseError as :func:`psnr`, for another divisor, and where less than one window is left.
+    Raises:
+        UseError: as :func:`psnr`, another divisor, or less than one window is left.
     """
     from skimage.metrics import structural_similarity
 

@@ -40,7 +40,8 @@ class Protocol:
 class SuperResolutionScores(Scores):
     """Scores of some images, arrays of one length; bicubic's are NaN where they were not asked for.
 
-    sizes: height and width of the high-resolution images as scored.
+    Attributes:
+        sizes: height and width of the high-resolution images as scored.
     """
 
     names: list[str]

@@ -164,7 +164,8 @@ class SuperResolutionTask(Task):
     ) -> SuperResolutionScores:
         """See :meth:`Task.evaluate`; images go one by one, and `quick` leaves out bicubic's scores.
 
-        model: also a function that works on tiles.
+        Args:
+            model: also a function that works on tiles.
         """
         self.check_views(flips, scales)
         source = self.eval_data
