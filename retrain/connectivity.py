@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from sparsemask import masks, run_summary, runs, spaces, tasks, training_setup
@@ -24,73 +21,25 @@ from sparsemask.retrain.connectivity_start import SLIM, form_of, grouped, inheri
 from sparsemask.retrain.evaluation import prediction_writer, record_evaluation
 from sparsemask.retrain.load_trained import read_source, ready
 from sparsemask.retrain.shortfall import shortfall
-from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones import forms
-from sparsemask.spaces.connectivity.carry import PUBLIC, fit_mask
-from sparsemask.spaces.connectivity.named_masks import available_masks, is_named, named_mask, unknown_mask
+from sparsemask.spaces.connectivity.mask_source import BASELINE, Mask, resolve_mask
+from sparsemask.spaces.connectivity.named_masks import available_masks
 from sparsemask.spaces.connectivity.shared import save_network
 from sparsemask.spaces.encoder import encoder_weights
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly, load_weights
 
-FCN, VOC_MASK = "fcn", "sparsemask-voc"
 
-
-def read_mask(path: str | None) -> np.ndarray | str:
-    """The mask a flag names: a file's, a named one (for nine features), or "fcn"."""
-    if path is None:
-        raise UseError("--mask_path is missing: a mask file (prune/prune.py writes one) or a named mask")
-    if path == FCN:
-        return FCN
-    if Path(path).suffix == ".npy" or Path(path).exists():
-        return masks.load_mask(path)
-    if not is_named(path):
-        raise unknown_mask(path, FCN)
-    return path
-
-
-class Fitted(NamedTuple):
-    """A mask for the backbone of a configuration.
-
-    Attributes:
-        mask: bool (L, L, 2), or "fcn", the baseline without a decoder.
-        note: where it comes from, for the json beside its file.
-        lines: what was done to carry it to the backbone, in words.
-        config: the configuration, with the numbers that the mask decides.
-    """
-
-    mask: np.ndarray | str
-    note: dict
-    lines: list[str]
-    config: RunConfig
-
-
-def fitted_mask(config: RunConfig, given: Mapping) -> Fitted:
-    """The mask that a configuration names, carried to its backbone if need be.
+def mask_of(config: RunConfig, given: Mapping) -> tuple[Mask, RunConfig]:
+    """The mask that a configuration names, and the configuration with the numbers that a mask of groups decides.
 
     given: the flags that the user named on the command line.
 
-    Raises UseError when they do not fit.
+    Raises UseError when mask and backbone do not fit.
     """
-    path = config.family.mask_path
     if grouped(config):
-        mask, config = resolve_grouped(config, given)
-        return Fitted(mask, {"backbone_name": config.network.backbone_name}, [], config)
-    name, mask = config.network.backbone_name, read_mask(path)
-    if isinstance(mask, np.ndarray):
-        note = masks.mask_note(path)
-    elif mask == VOC_MASK:
-        mask, note = named_mask(mask, 9), {"backbone_name": PUBLIC}
-    else:
-        strides = backbones.strides(name)
-        mask = mask if mask == FCN else named_mask(mask, len(strides), config.run.seed)
-        return Fitted(mask, {"backbone_name": name, "strides": strides}, [], config)
-    return Fitted(*fit_mask(mask, note, name, path), config)
-
-
-def _mask_of(state: dict) -> np.ndarray | str:
-    mask = state.get("mask")
-    return mask.numpy() if isinstance(mask, torch.Tensor) else str(mask)
+        return resolve_grouped(config, given)
+    return resolve_mask(config.family.mask_path, config.network.backbone_name, config.run.seed), config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +48,7 @@ class ConnectivityMaskSection(Section):
 
     title = "connectivity network"
     mask_path: str | None = flag(
-        help=f"mask file, or a named mask: {', '.join(available_masks())}, or the baseline {FCN}"
+        help=f"mask file, or a named mask: {', '.join(available_masks())}, or the baseline {BASELINE}"
     )
 
 
@@ -134,39 +83,40 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
 
     def resolve(self, config: RunConfig, given: Mapping) -> RunConfig:
         """Refuse an unusable mask or missing weights; a mask of groups decides the network's numbers."""
-        fitted = fitted_mask(config, given)
-        if fitted.lines and config.family.inherit != "none":
+        mask, config = mask_of(config, given)
+        if mask.lines and config.family.inherit != "none":
             raise UseError(f"--inherit {config.family.inherit}: the mask's search had another encoder; leave it out")
         if config.family.ft_model:
             load_weights(config.family.ft_model)
-        return fitted.config
+        return config
 
     def build(self, context: Context) -> Built:
         """The small network; its checkpoints carry its mask."""
         config, run = context.config, context.run
         space = spaces.get(config.network.space)
         if context.state is not None:
-            mask = _mask_of(context.state)
-            return Built(space.network(mask, config), {"mask": context.state["mask"]})
-        mask, note, lines, _ = fitted_mask(config, context.given)
-        for line in lines:
+            mask = Mask.of_checkpoint(context.state["mask"])
+            return Built(space.network(mask.argument, config), {"mask": mask.entry})
+        mask, _ = mask_of(config, context.given)
+        for line in mask.lines:
             context.say(line)
         seed_all(config.run.seed)  # what is not inherited is drawn
         start = config.family.ft_model or (config.family.mask_path if grouped(config) else None)
         state = None
         if start:
             state = load_weights(start) if config.family.ft_model else spaces.get(SLIM).start(start)
-        inherited = inherited_state(context, mask, note) if state is None else None
+        inherited = inherited_state(context, mask) if state is None else None
         weights, changes = encoder_weights(context) if inherited is None and state is None else (None, {})
         seed_all(config.run.seed)
-        if isinstance(mask, np.ndarray):
+        if mask.connections is not None:
             if context.main:
-                masks.save_mask(run.folder / "mask.npy", mask, {**note, "mask_path": str(config.family.mask_path)})
+                note = {**mask.note, "mask_path": str(config.family.mask_path)}
+                masks.save_mask(run.folder / "mask.npy", mask.connections, note)
             changes["mask_path"] = str(run.folder / "mask.npy")
         named = state if state is not None else inherited
         if named is not None:
             changes |= form_of(config, mask, named)
-        model = space.network(mask, config.replace(**changes))
+        model = space.network(mask.argument, config.replace(**changes))
         if state is not None:
             load_strictly(model, state, start)
             context.say(f"fine-tuning {start}")
@@ -174,7 +124,7 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
             model.load_state_dict({**model.state_dict(), **inherited})
         elif weights is not None:
             load_strictly(model.backbone, weights.state, f"encoder '{config.network.backbone_name}'")
-        return Built(model, {"mask": mask if isinstance(mask, str) else torch.from_numpy(mask)}, changes)
+        return Built(model, {"mask": mask.entry}, changes)
 
     def method(self, context: Context, built: Built) -> Method:
         """A plain network is trained."""
@@ -183,21 +133,22 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
     def finish(self, context: Context, built: Built, result: dict) -> int:
         """The network to share, its costs and pictures."""
         config, run, model = context.config, context.run, built.model
-        mask = _mask_of(built.extra)
-        fcn = isinstance(mask, str)
+        connections = Mask.of_checkpoint(built.extra["mask"]).connections
+        count = None if connections is None else masks.count_connections(connections)
         cost = measure(model, (1, 3, config.data.crop_size, config.data.crop_size))
         save_network(run.folder / "network.safetensors", model, config, config["n_class"])
         run.note(
             network="network.safetensors",
-            connections=None if fcn else masks.count_connections(mask),
+            connections=count,
             strides=[int(s) for s in model.backbone.strides],
             channels=[int(c) for c in model.backbone.channels],
             **page.cost_entries(cost, config.data.crop_size),
         )
         run_summary.draw_training(context, model)
-        if not fcn:
-            draw_architecture(mask, run.pictures / "architecture.png", model.backbone.strides, model.backbone.channels)
-        kept = "fcn" if fcn else f"{masks.count_connections(mask)} connections"
+        if connections is not None:
+            drawing = run.pictures / "architecture.png"
+            draw_architecture(connections, drawing, model.backbone.strides, model.backbone.channels)
+        kept = BASELINE if count is None else f"{count} connections"
         line = (
             f"retrained: {run_summary.metric_text(context, result)}; {kept}, "
             f"{format_count(cost.parameters)} parameters, {format_count(cost.multiply_adds)} multiply-adds, "
@@ -217,29 +168,27 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
                 if config[name] != saved.get(name):
                     raise UseError(f"--{name} {config[name]}: the run has {saved.get(name)}")
             config = config.replace(**{name: saved.get(name) for name in (*forms.names(), "widths")})
-            mask, weights = _mask_of(source.state), source.state["model"]
+            mask, weights = Mask.of_checkpoint(source.state["mask"]), source.state["model"]
         else:
             weights = load_weights(source.path)
-            mask, _, _, config = fitted_mask(config, source.given)
+            mask, config = mask_of(config, source.given)
             config = config.replace(**form_of(config, mask, weights))
         where = training_setup.device(config)
         training_setup.prepare(config)
         config = tasks.get(config.data.task, config).config
         if source.state is not None and config.data.n_class != saved.get("n_class"):
             raise UseError(f"--n_class {config.data.n_class}: the run has {saved.get('n_class')}")
-        model = spaces.get(config.network.space).network(mask, config)
+        model = spaces.get(config.network.space).network(mask.argument, config)
         load_strictly(model, weights, source.path)
-        return Restored(config, ready(model, where), where, run, mask)
+        return Restored(config, ready(model, where), where, run, mask.argument)
 
     def evaluate(self, restored: Restored) -> int:
         """Print the task's report; write predictions and the picture of the scores where asked for."""
         config, model, where = restored.config, restored.model, restored.arithmetic
         task = tasks.get(config.data.task, config)
         views = {"flips": config.evaluation.flips, "scales": tuple(config.evaluation.eval_scales)}
-        write, context = (
-            prediction_writer(task, config.evaluation.out),
-            tasks.EvaluationContext.from_config(where, config),
-        )
+        write = prediction_writer(task, config.evaluation.out)
+        context = tasks.EvaluationContext.from_config(where, config)
         scores = task.evaluate(model, context, limit=config.evaluation.eval_limit, **views, on_prediction=write)
         if distributed.rank():
             return 0
@@ -252,7 +201,7 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
     def load_run(self, run: runs.Run) -> torch.nn.Module:
         """From the run's last checkpoint."""
         state = checkpoint.load(run.last)
-        model = spaces.get(state["space"]).network(_mask_of(state), state["config"])
+        model = spaces.get(state["space"]).network(Mask.of_checkpoint(state["mask"]).argument, state["config"])
         load_strictly(model, state["model"], run.last)
         return model.eval()
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -138,7 +137,7 @@ class Section:
     inherited_last: ClassVar[bool] = False
     """Whether the flags of the class derived from follow its own in --help."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, rule in self.flags().items():
             value = getattr(self, name)
             read = checked_value(
@@ -205,19 +204,22 @@ class Section:
         return dataclasses.replace(self, **flags)
 
 
-@functools.cache
+_FLAGS: dict[type[Section], Mapping[str, Flag]] = {}
+
+
 def _flags(section: type[Section]) -> Mapping[str, Flag]:
-    found = {field.name: field.metadata["flag"] for field in dataclasses.fields(section)}
-    if section.inherited_last:
-        inherited = {
-            f.name for base in section.__mro__[1:] if issubclass(base, Section) for f in dataclasses.fields(base)
-        }
-        own = [name for name in found if name not in inherited]
-        found = {name: found[name] for name in (*own, *(name for name in found if name in inherited))}
-    return MappingProxyType(found)
+    if section not in _FLAGS:
+        found = {field.name: field.metadata["flag"] for field in dataclasses.fields(section)}
+        if section.inherited_last:
+            bases = [base for base in section.__mro__[1:] if issubclass(base, Section)]
+            inherited = {field.name for base in bases for field in dataclasses.fields(base)}
+            own = [name for name in found if name not in inherited]
+            found = {name: found[name] for name in (*own, *(name for name in found if name in inherited))}
+        _FLAGS[section] = MappingProxyType(found)
+    return _FLAGS[section]
 
 
-def titled_group(parser: argparse.ArgumentParser, title: str | None):
+def titled_group(parser: argparse.ArgumentParser, title: str | None) -> argparse._ActionsContainer:
     """The group of a title in a parser, made where there is none; the parser itself without a title."""
     if title is None:
         return parser

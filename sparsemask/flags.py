@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsemask import fine_masks, inherit, runs, tasks
 from sparsemask.config import RunConfig, Section, flag
@@ -21,6 +22,9 @@ from sparsemask.options import Parser, fraction, natural, positive, rate
 from sparsemask.own import is_own
 from sparsemask.tasks import LabelledData
 from sparsemask.weights import file_space
+
+if TYPE_CHECKING:
+    from sparsemask.spaces import Space
 
 DEFAULT_SPACE = "connectivity"
 
@@ -43,12 +47,12 @@ class RunSection(Section):
     )
 
 
-def add_run(parser: Parser, space=None) -> None:
+def add_run(parser: Parser, space: Space | None = None) -> None:
     """Where a run lives and how it repeats."""
     parser.add_section("run", RunSection)
 
 
-def add_data(parser: Parser, space=None) -> None:
+def add_data(parser: Parser, space: Space | None = None) -> None:
     """Which pictures; without any of these: VOC where it was prepared, else the embedded sample set."""
     task = tasks.DEFAULT if space is None else space.task
     section = tasks.find(task).section if tasks.own_flags(task) else LabelledData
@@ -100,7 +104,7 @@ class EncoderSection(NetworkSection):
     bn_momentum: float | None = flag(None, rate, help="batch-norm momentum (published: 0.0003)")
 
 
-def add_network(parser: Parser, space=None) -> None:
+def add_network(parser: Parser, space: Space | None = None) -> None:
     """Which network."""
     section = EncoderSection if space is None else space.section
     name = DEFAULT_SPACE if space is None else space.name
@@ -120,7 +124,7 @@ class DeviceSection(Section):
     )
 
 
-def add_device(parser: Parser, space=None) -> None:
+def add_device(parser: Parser, space: Space | None = None) -> None:
     """Where it is computed."""
     parser.add_section("device", DeviceSection)
 
@@ -153,7 +157,7 @@ class TrainingSection(Section):
     log_interval: int | None = flag(None, positive, help="steps between lines of metrics")
 
 
-def add_training(parser: Parser, space=None) -> None:
+def add_training(parser: Parser, space: Space | None = None) -> None:
     """The optimisation."""
     parser.add_section("training", TrainingSection)
 

@@ -19,14 +19,18 @@ from sparsemask.devices import Arithmetic, arithmetic
 from sparsemask.engine import checkpoint, distributed
 from sparsemask.errors import UseError, say
 
-_PATHS = ("voc_root", "data_root", "im_path", "gt_path", "training_list", "eval_list", "class_names")
-_PATHS += ("pretrained_model", "ft_model", "search_checkpoint", "hr_path", "dir_data")
+_PATHS = (
+    "voc_root", "data_root", "im_path", "gt_path", "training_list", "eval_list", "class_names",
+    "pretrained_model", "ft_model", "search_checkpoint", "hr_path", "dir_data",
+)  # fmt: skip
 # What may differ when a run is resumed: where and how fast it is computed, not what.
 RUNTIME = ("gpu", "n_worker", "exp_path", "name", "resume", "config")
 
 
 Resolve = Callable[[RunConfig, Mapping[str, Any]], RunConfig]
 """Settles a configuration, given the flags that the user named."""
+DefaultFlags = Callable[[dict[str, Any]], dict[str, Any]]
+"""Flags that say what is started from where those of the command line and ``--config`` do not."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Context:
     run: runs.Run
     arithmetic: Arithmetic
     task: tasks.Task
-    state: dict | None = None
+    state: dict[str, Any] | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
 
     def with_config(self, config: RunConfig) -> Context:
@@ -83,7 +87,10 @@ class Resolved(NamedTuple):
 
 
 def resolve_config(
-    parser: opt.Parser, given: dict, training: bool = True, default_flags: Callable[[dict], dict] | None = None
+    parser: opt.Parser,
+    given: dict[str, Any],
+    training: bool = True,
+    default_flags: DefaultFlags | None = None,
 ) -> Resolved:
     """Lay the command line over ``--config``, the run that is started from, and a preset.
 
@@ -152,7 +159,7 @@ def open_training(
     parser: opt.Parser,
     argv: Sequence[str] | None,
     resolve: Resolve | None = None,
-    default_flags: Callable[[dict], dict] | None = None,
+    default_flags: DefaultFlags | None = None,
 ) -> Context:
     """Begin or resume a run.
 
@@ -196,7 +203,7 @@ def _shared_run(config: RunConfig, verb: str) -> runs.Run:
     """The first process makes the folder; the others learn its name."""
     if distributed.world() == 1:
         return runs.create(config, verb)
-    names: list = [None]
+    names: list[Any] = [None]
     if distributed.rank() == 0:
         run = runs.create(config, verb)
         names = [run.folder.name]
@@ -204,7 +211,7 @@ def _shared_run(config: RunConfig, verb: str) -> runs.Run:
     return run if distributed.rank() == 0 else runs.Run(Path(config.run.exp_path) / names[0])
 
 
-def _reopen(parser: opt.Parser, given: dict, run: runs.Run) -> Context:
+def _reopen(parser: opt.Parser, given: dict[str, Any], run: runs.Run) -> Context:
     """Go on with a run from its own configuration; only where it is computed may change."""
     state = checkpoint.load(run.last) if run.last.exists() else None
     saved = state["config"] if state else parser.from_file(run.config)
