@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a kill or a full disk never leaves half of one."""
+"""Atomic writing of files: a crash, a kill or a full disk never leaves a partial file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PART = ".part"  # ends the names of what is being written
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a binary file beside `path` and rename it into place when the block ends well.
 
-    On any error the temporary file is removed and whatever stood at `path` is untouched.
+    On any error the temporary file is removed and an existing file at `path` stays unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def remove_stale(folder: str | os.PathLike[str]) -> None:
-    """Remove, below `folder`, what :func:`atomic_write` had begun in processes that were killed."""
+    """Remove temporary files below `folder` that :func:`atomic_write` left in killed processes."""
     for path in Path(folder).rglob(f".*{_PART}"):
         with contextlib.suppress(OSError), open(path, "rb") as file:
             if locks.try_lock_open(file):
@@ -82,10 +82,17 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def distinct_names(files: Sequence[str | os.PathLike[str]], suffix: bool = False) -> list[str]:
-    """A name for each of some files, by which what is made of them can be kept apart: two files never share one.
+    """Names of files for what is made of them, unique for each file.
 
-    Stems where they differ (file names with `suffix`), else the paths below the folder that holds them all, `a/0000`
-    and `b/0000`; with their suffixes where these alone tell files apart. A file that is named twice has one name.
+    The stems where they differ, else the paths below the common folder (`a/0000` and `b/0000`), with suffixes where
+    only these differ. A file that is listed twice has one name.
+
+    Args:
+        files: paths.
+        suffix: use file names with suffixes, not stems.
+
+    Returns:
+        A name for each entry of `files`, in order.
     """
     paths = [Path(path) for path in files]
 
@@ -110,7 +117,7 @@ def distinct_names(files: Sequence[str | os.PathLike[str]], suffix: bool = False
 
 
 def must_exist(path: str | os.PathLike[str], what: str, hint: str = "") -> Path:
-    """Return `path` as a Path; UseError naming `what` when nothing is there."""
+    """Return `path` as a Path; UseError "WHAT not found" where it does not exist."""
     path = Path(path)
     if not path.exists():
         raise UseError(f"{what} not found: {path}" + (f" ({hint})" if hint else ""))

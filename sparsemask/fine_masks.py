@@ -1,4 +1,4 @@
-"""Files of fine-grained masks: where a network computes, and in which channels.
+"""Files of fine-grained masks over locations and channels.
 
 A `.npz` file of plain arrays (no pickle): format version, space, task, the connectivity mask (L, L, 2) or none, a
 channel mask for each module, the threshold of the data masks on P(keep), the kept fractions that were measured with
@@ -42,7 +42,7 @@ _LARGEST = 1 << 26  # bytes of one array; a mask file holds kilobytes
 
 @dataclass(frozen=True)
 class FineMasks:
-    """Hard masks of a network, and where they come from."""
+    """Hard masks of a network and their origin."""
 
     space: str
     task: str
@@ -67,13 +67,13 @@ class FineMasks:
 
     @property
     def mean_kept(self) -> float | None:
-        """Measured kept fraction of the network; None where nothing was measured."""
+        """Measured kept fraction of the network in [0, 1]; None where nothing was measured."""
         if self.kept_whole is not None:
             return self.kept_whole
         return float(np.mean(list(self.kept.values()))) if self.kept else None
 
     def check_weights(self, path: str | os.PathLike, what: str = "mask") -> None:
-        """Raise UseError unless `path` is the checkpoint the masks were made from, byte for byte."""
+        """Raise UseError unless `path` is, byte for byte, the checkpoint that the masks were made from."""
         if not Path(path).is_file():
             raise UseError(f"checkpoint not found: {path}")
         digest = sha256(path)
@@ -111,7 +111,14 @@ def save_masks(path: str | os.PathLike, masks: FineMasks) -> None:
 
 
 def load_masks(path: str | os.PathLike) -> FineMasks:
-    """Read masks; UseError in one line when the file is missing, torn, of another kind or of a newer version."""
+    """Read and check masks.
+
+    Args:
+        path: the `.npz` file.
+
+    Raises:
+        UseError: the file is missing, truncated, of another kind, or of a newer version.
+    """
     path = _npz(path)
     if path.is_dir():
         raise UseError(f"{path}: is a folder, expected a mask file ({SUFFIX})")
@@ -172,7 +179,7 @@ def _check(masks: FineMasks, what: str) -> None:
 
 
 def file_space(path: str | os.PathLike) -> str | None:
-    """The space that a mask file of any `.npz` kind says it is of; None where it is none, or unreadable."""
+    """The space named in an `.npz` mask file; None where it names none or is unreadable."""
     if not is_fine(path) or not Path(path).is_file():
         return None
     try:
@@ -183,10 +190,10 @@ def file_space(path: str | os.PathLike) -> str | None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of a mask file (no pickle); what its headers claim is checked before so much is allocated.
+    """Every array of a mask file (no pickle); sizes in its headers are checked before memory is allocated.
 
     Raises:
-        UseError: it is torn or no such archive.
+        UseError: it is truncated or no such archive.
     """
     return read_npz(path, "truncated or not a mask file", _LARGEST)
 

@@ -1,6 +1,6 @@
-"""One check of what networks give: values that are not finite are an error, never data.
+"""Check of network outputs: values that are not finite raise an error.
 
-NaN compares false with everything: unnoticed it becomes class 0, a black pixel, or a disparity that "has no value".
+Without it NaN, which compares false with everything, would become class 0, a black pixel, or a disparity without value.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ class NotFiniteError(UseError):
 
 
 def check_output(output: Any, model: object = None, what: object = "the network's output") -> Any:
-    """Return `output` (a tensor, or tensors in sequences or mappings) if all of it is finite.
+    """Return a network's output if all of its values are finite.
+
+    Args:
+        output: a tensor, or tensors in sequences or mappings.
+        model: the network, a module or an object with one as `network`; its weights are checked for the message.
+        what: how the message begins.
 
     Raises:
-        NotFiniteError: how many values are NaN or infinite, and which of the weights of `model` (a module, or what has
-            one as `network`), where they are the cause.
+        NotFiniteError: a value is NaN or infinite; the message counts them, and names weights that are not finite.
     """
     for tensor in _tensors(output):
         finite = torch.isfinite(tensor)

@@ -1,7 +1,7 @@
-"""What a command takes over from the run that its mask or its weights come from: data, classes, network, preset.
+"""Flags that a command inherits from the run that its mask or weights come from: data, classes, network, preset.
 
-So that ``retrain --mask_path mask.npy``, typed as it is printed, works on the data of the search. What stands on the
-command line or in ``--config`` wins.
+``retrain --mask_path mask.npy`` then works on the data of the search. Flags of the command line and of ``--config``
+have priority.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ _NOT_DATA = {"n_worker"}  # how data are read
 
 @dataclass(frozen=True)
 class Origin:
-    """The run that a file comes from. `what`: the flag and the file; `there`: whether the run's folder is there."""
+    """The run that a file comes from.
+
+    Attributes:
+        what: the flag and the file, for messages.
+        run: the run.
+        there: whether its folder still exists.
+    """
 
     what: str
     run: Run
@@ -35,14 +41,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Taken:
-    """What is taken over from `run`: `flags` by name and its preset."""
+    """The inherited `flags` by name, the `run` that they come from, and its preset."""
 
     run: Run | None = None
     flags: dict = field(default_factory=dict)
     preset: str | None = None
 
     def line(self, parser: opt.Parser) -> str | None:
-        """What was taken over, in words that a command line could have; None where that is nothing."""
+        """The inherited flags as they would stand on a command line; None where there are none."""
         changed = {n: v for n, v in self.flags.items() if v != parser.get_default(n)}
         return f"as in {shown_path(self.run.folder)}: {shlex.join(opt.spelled(changed))}" if changed else None
 
@@ -66,13 +72,13 @@ def find(requested: Mapping) -> Origin | None:
 
 
 def search_of(mask_path: str | Path | None) -> Run | None:
-    """The run of the search that a mask file was pruned from, where it is still there."""
+    """The search run that a mask file was pruned from; None where it no longer exists."""
     run = _said(mask_path) if mask_path else None
     return run if run and run.config.is_file() else None
 
 
 def shown_path(path: str | Path) -> str:
-    """A path as short as it may be: relative to the working directory where it lies below it."""
+    """A path for messages: relative to the working directory where it lies below it."""
     absolute, working_directory = Path(path).absolute(), Path.cwd()
     return str(absolute.relative_to(working_directory)) if absolute.is_relative_to(working_directory) else str(path)
 
@@ -99,7 +105,7 @@ def _of(title: str, path: str, flag: str) -> Origin | None:
 
 
 def _said(mask_path: str | Path) -> Run | None:
-    """The run that a mask file, or the json beside it, says it comes from; there or not."""
+    """The run named in a mask file or in the json beside it; it may no longer exist."""
     path = Path(mask_path)
     if not path.is_file():
         return None
@@ -131,13 +137,15 @@ def preset_of(run: Run) -> str:
 
 
 def take(parser: opt.Parser, requested: Mapping, training: bool = True) -> Taken:
-    """What the command takes over from the run that the `requested` flags (its own and those of --config) start from.
+    """The flags that the command inherits from the run that the `requested` flags start from.
 
     Args:
-        training: False for evaluation, which also takes sizes that the run had from its preset.
+        parser: of the command.
+        requested: its flags, and those of --config.
+        training: False for evaluation, which also inherits sizes that the run had from its preset.
 
     Raises:
-        UseError: the run or its data are gone and nothing else was named.
+        UseError: the run or its data no longer exist and no other data are named.
     """
     origin = find(requested)
     if origin is None:
@@ -170,7 +178,7 @@ def data_of(saved: Mapping, requested: Mapping, names: Iterable[str], run: Run |
     """The flags among `names` by which a run (`saved`) named its data, as far as `requested` does not name others.
 
     Raises:
-        UseError: a file or folder among them is gone.
+        UseError: a file or folder among them no longer exists.
     """
     task = saved.get("task")
     if requested.get("task") and requested["task"] != task:
@@ -205,10 +213,10 @@ def _data_words(parser: opt.Parser) -> str:
 
 
 def encoder_weights(run: Run, config: RunConfig) -> str | None:
-    """The encoder's weights that a run started from, for a retraining that starts from an encoder's; None otherwise.
+    """The file of encoder weights that a run started from, where a retraining starts from an encoder too; else None.
 
     Raises:
-        UseError: they are gone and there are none where weights usually lie.
+        UseError: the file no longer exists, and no weights are found in the usual places.
     """
     saved = read_flags(run)
     path, name = saved.get("pretrained_model"), saved.get("backbone_name")

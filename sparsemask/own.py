@@ -1,8 +1,8 @@
-"""Code that users bring themselves, by name: ``package.module:name``, in a file in the working directory or installed.
+"""User code by name: ``package.module:name``, in a file in the working directory or installed.
 
-A name alone imports nothing. Files (checkpoints, metadata, configurations, recipes, masks) name code too, and may come
-from strangers: only a name that the user said is imported, on the command line (any flag's value, or ``--trust NAME``)
-or in Python by :func:`trust`.
+Files (checkpoints, metadata, configurations, recipes, masks) may name code and may come from untrusted sources. Only
+names that the user gave are imported: on the command line (as a flag's value, or by ``--trust NAME``), or in Python by
+:func:`trust`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def is_own(name: object) -> bool:
 
 
 def trust(name: str, code: Callable | None = None) -> None:
-    """Let files name this code: from now on networks and tasks that ask for `name` get it.
+    """Allow files to name this code: networks and tasks that ask for `name` get it from now on.
 
     Args:
         name: ``package.module:name`` as the file says it.
         code: the class or function; None: it is imported by its name when it is needed.
 
     Raises:
-        UseError: `name` is no such name.
+        UseError: `name` has another form.
     """
     if not is_own(name):
         raise UseError(f"'{name}': not a name of code (package.module:name)")
@@ -60,14 +60,14 @@ def trusted() -> list[str]:
 
 
 def imported(name: str, kind: str) -> Callable:
-    """What ``package.module:name`` is, if the user gave that name; modules in the working directory are found too.
+    """Import ``package.module:name``, if the user gave that name; modules in the working directory are found too.
 
     Args:
         name: given on the command line, or read from a file.
         kind: of thing that it should be, for messages ("network", "task").
 
     Raises:
-        UseError: the user has not given the name, it cannot be imported, or is not callable.
+        UseError: the user has not given the name, or it cannot be imported or called.
     """
     if name not in _trusted:
         raise UseError(

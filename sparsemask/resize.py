@@ -1,7 +1,7 @@
 """Bicubic resizing with MATLAB's numbers: super-resolution's low-resolution images are made by its `imresize`.
 
-Other libraries' bicubic differs from it in the kernel (a = -0.75 for -0.5), in the missing low-pass filter or at the
-rim; a network scored on such images is scored on another problem.
+Bicubic resizing of other libraries differs in the kernel (a = -0.75, not -0.5), the missing low-pass filter or the
+border; scores on such images are not comparable.
 """
 
 from __future__ import annotations

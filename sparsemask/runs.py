@@ -1,4 +1,4 @@
-"""Run folders: made once, found again, held by one process at a time.
+"""Run folders: creating, finding and locking them.
 
 ``<exp_path>/<name>/`` holds config.yaml (starts the same run again), run.json (what it is and how it ended),
 checkpoints/, metrics.jsonl, tensorboard/, pictures/ and the mask or network that came out.
@@ -51,9 +51,10 @@ class Run:
         write_json(self.info_file, {**self.info(), **entries})
 
     def hold(self) -> Run:
-        """Take the folder for this process; UseError when another one is at work in it. A kill releases it.
+        """Lock the folder for this process, and remove temporary files of killed ones; a kill releases the lock.
 
-        What killed processes had begun to write there is removed.
+        Raises:
+            UseError: another process is at work in it.
         """
         try:
             self._lock = locks.acquire_for_process(self._lock_file)
@@ -74,7 +75,7 @@ class Run:
             return True
 
     def discard(self) -> None:
-        """Take away the folder that this process has made, unless another process is at work in it."""
+        """Remove the folder that this process has made, unless another process is at work in it."""
         if self._lock is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
@@ -114,7 +115,7 @@ def create(config: RunConfig, verb: str) -> Run:
 
 
 def _left_behind(path: Path) -> bool:
-    """Whether a file in a folder without a configuration is all that a killed process left of a run."""
+    """Whether a file, in a folder without a configuration, was left by a killed process."""
     return path.name == ".lock" or (path.name.startswith(".") and path.name.endswith(".part"))
 
 

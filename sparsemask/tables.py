@@ -1,4 +1,4 @@
-"""Plain text and Markdown tables and the numbers in them, one manner for all commands."""
+"""Plain text and Markdown tables, and how numbers are formatted in them."""
 
 from __future__ import annotations
 

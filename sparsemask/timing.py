@@ -1,4 +1,4 @@
-"""Milliseconds of networks and functions, measured so that two figures may be compared."""
+"""Milliseconds of networks and functions, measured so that two values can be compared."""
 
 from __future__ import annotations
 
@@ -81,7 +81,17 @@ def compare(
     warmup: int = 2,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Median milliseconds of each function, called in turn (A B A B …): a machine's drift hits all."""
+    """Median milliseconds of functions that are called in turn (A B A B …), so that drift affects all alike.
+
+    Args:
+        callables: functions by name.
+        rounds: timed calls of each.
+        warmup: calls of each before, not timed.
+        device: on a GPU the device's clock is read.
+
+    Returns:
+        Median milliseconds by name.
+    """
     device = torch.device(device)
     times: dict[str, list[float]] = {name: [] for name in callables}
     with torch.no_grad():
@@ -96,7 +106,7 @@ def compare(
 def make_inputs(
     inputs: Inputs, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> list[Tensor | Batch]:
-    """Inputs for a shape, a tensor, or a sequence of these and of batches; the noise is always the same."""
+    """Inputs for a shape, a tensor, or a sequence of these and of batches; shapes are filled with fixed noise."""
     if isinstance(inputs, Tensor) or (len(inputs) and all(isinstance(size, int) for size in inputs)):
         inputs = [inputs]
     generator = torch.Generator().manual_seed(0)
@@ -110,7 +120,7 @@ def make_inputs(
 
 @contextlib.contextmanager
 def evaluating(net: object) -> Iterator[None]:
-    """Evaluation mode, no gradients; after it each submodule's mode is as it was, frozen parts included."""
+    """Inside, evaluation mode without gradients; afterwards every submodule has its former mode."""
     modules = list(net.modules()) if isinstance(net, nn.Module) else []
     modes = [module.training for module in modules]
     if modules:

@@ -1,4 +1,4 @@
-"""What every training verb does before it trains: flags, data, device, run folder, checkpoint to go on from."""
+"""Setup of every training command: flags, data, device, run folder, checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Context:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this process writes files and prints."""
         return distributed.rank() == 0
 
     def say(self, text: str) -> None:
@@ -69,7 +69,7 @@ class Context:
 
     @contextlib.contextmanager
     def clean(self) -> Iterator[None]:
-        """Inside, what stops a run before its first checkpoint takes the folder this process made with it."""
+        """Inside, an error before the first checkpoint removes the folder that this process made."""
         try:
             yield
         except BaseException:
@@ -92,7 +92,7 @@ def resolve_config(
     training: bool = True,
     default_flags: DefaultFlags | None = None,
 ) -> Resolved:
-    """Lay the command line over ``--config``, the run that is started from, and a preset.
+    """Merge the command line over ``--config``, inherited flags and a preset.
 
     Args:
         parser: of the command.
@@ -212,7 +212,7 @@ def _shared_run(config: RunConfig, verb: str) -> runs.Run:
 
 
 def _reopen(parser: opt.Parser, given: dict[str, Any], run: runs.Run) -> Context:
-    """Go on with a run from its own configuration; only where it is computed may change."""
+    """Resume a run with its own configuration; only device and loader processes may change."""
     state = checkpoint.load(run.last) if run.last.exists() else None
     saved = state["config"] if state else parser.from_file(run.config)
     unknown = set(saved) - set(parser.actions())
@@ -240,7 +240,7 @@ def _reopen(parser: opt.Parser, given: dict[str, Any], run: runs.Run) -> Context
 
 
 def rewrite_config(context: Context) -> None:
-    """Write the run's configuration again, with what was settled since (weights found, the mask's copy)."""
+    """Rewrite the run's configuration with what was resolved since (weights found, the mask's copy)."""
     opt.write_config(context.run.config, context.config)
 
 

@@ -1,6 +1,6 @@
 """Reading and writing weights: checkpoints of this toolkit, public ones, bare state dicts, safetensors.
 
-Files from strangers are data: pickles are read with ``weights_only=True``, so that none of them runs code.
+Pickles are read with ``weights_only=True``, so that no file runs code.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def config_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The run's configuration in a checkpoint; an empty one where it has none that is one."""
+    """The run's configuration in a checkpoint; empty where it has none."""
     config = checkpoint.get("config")
     return config if isinstance(config, Mapping) else {}
 
@@ -109,7 +109,7 @@ def _brief(error: Exception) -> str:
 
 
 def file_space(path: str | os.PathLike[str]) -> str | None:
-    """The space that a checkpoint of a run, or a network's safetensors file, says it is of; None where none does."""
+    """The space named in a run's checkpoint or in a network's safetensors file; None where none is named."""
     path = Path(path)
     if not path.is_file():
         return None
@@ -121,7 +121,7 @@ def file_space(path: str | os.PathLike[str]) -> str | None:
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a safetensors file says about its network: JSON values by name; others are passed over."""
+    """Metadata of a network's safetensors file: JSON values by name; other entries are ignored."""
     with containers.reading(path, "truncated or not a safetensors file"), safe_open(path, framework="pt") as file:
         texts = file.metadata() or {}
     values = {}
@@ -132,16 +132,34 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The bare state dict inside any checkpoint, without the prefixes of DataParallel and torch.compile.
+    """The bare state dict of any checkpoint file, without the prefixes of DataParallel and torch.compile.
 
-    Reads this toolkit's checkpoints (entry `model`), public ones (`state_dict`, `params_ema`, `net`, ...), bare dicts
-    and safetensors. Raises UseError where weights are not finite.
+    Args:
+        path: a checkpoint of this toolkit (entry `model`), a public one (`state_dict`, `params_ema`, `net`, ...), a
+            bare state dict, or a safetensors file.
+
+    Returns:
+        Finite tensors by name.
+
+    Raises:
+        UseError: the file is missing or unreadable, or weights are not finite.
     """
     return bare_state(read_checkpoint(path), path)
 
 
 def bare_state(checkpoint: Mapping[str, Any], what: object = "checkpoint") -> dict[str, Tensor]:
-    """The bare state dict inside a checkpoint already read; UseError naming `what` without any, or not finite."""
+    """The bare state dict inside a checkpoint that has been read.
+
+    Args:
+        checkpoint: its entries.
+        what: how error messages begin, mostly the file.
+
+    Returns:
+        Finite tensors by name.
+
+    Raises:
+        UseError: it holds no weights, or some that are not finite.
+    """
     state = unwrapped(checkpoint, what)
     strange = [key for key, value in state.items() if not checkpoint_schema.is_tensor(value)]
     if not state or strange:
@@ -152,7 +170,16 @@ def bare_state(checkpoint: Mapping[str, Any], what: object = "checkpoint") -> di
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
-    """Load `state` into `module`; UseError, with nothing loaded, unless names and shapes agree and all is finite."""
+    """Load a state dict whose names and shapes must all agree.
+
+    Args:
+        module: changed in place.
+        state: tensors by name.
+        what: how error messages begin, mostly the file.
+
+    Raises:
+        UseError: names or shapes differ, or values are not finite; nothing is loaded then.
+    """
     expected = module.state_dict()
     shapes = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     missing = [key for key in expected if key not in state]
@@ -190,6 +217,6 @@ def _some(names: list[str]) -> str:
 
 
 def save_safetensors(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a state dict to share, atomically; `metadata` (text only) says where it comes from."""
+    """Write a state dict as safetensors, atomically; `metadata` (strings only) says where it comes from."""
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     write_bytes(path, to_safetensors(tensors, metadata=metadata))

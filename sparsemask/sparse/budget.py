@@ -1,4 +1,4 @@
-"""How much of its computation a network keeps, and the loss that presses it."""
+"""Kept fraction of a network's computation, and the budget loss on it."""
 
 from __future__ import annotations
 

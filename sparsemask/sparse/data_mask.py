@@ -1,4 +1,4 @@
-"""Which locations are important: a small network that predicts it from a module's input."""
+"""Data mask branch: a small network that predicts from a module's input which locations are kept."""
 
 from __future__ import annotations
 
