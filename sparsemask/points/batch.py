@@ -1,4 +1,4 @@
-"""What networks on point clouds take: features, and who is whose neighbour on every level."""
+"""Input of networks on point clouds: features, and neighbour indices on every level."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PointBatch:
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """Device of the tensors."""
         return self.features.device
 
     @property

@@ -27,7 +27,7 @@ _COARSE = 0.005  # metres between coordinates that a file can tell apart, above 
 
 @dataclass
 class Cloud:
-    """A cloud, mostly one that grid subsampling has thinned out, and its way back to all points.
+    """A cloud, usually after grid subsampling, with its projection to the original points.
 
     Attributes:
         xyz: float32 (N, 3), metres, less `offset`.
@@ -56,7 +56,7 @@ class Cloud:
 
     @cached_property
     def tree(self) -> cKDTree:
-        """The points' KD-tree, built when first asked for; it is never read from a file."""
+        """KD-tree of the points, built on first use."""
         return make_tree(self.xyz)
 
     def __getstate__(self) -> dict:
@@ -78,9 +78,9 @@ class CloudFile:
 
 
 def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
-    """Anybody's cloud: `.bin` (float32 x, y, z, remission), `.ply`, `.npy` or `.npz`.
+    """Read a cloud: `.bin` (float32 x, y, z, remission), `.ply`, `.npy` or `.npz`.
 
-    A `.ply` has x, y, z; red, green, blue and class (or label) if it likes. An `.npy` is (N, 3 or more): x, y, z, and
+    A `.ply` has x, y, z, and optionally red, green, blue and class (or label). An `.npy` is (N, 3 or more): x, y, z, and
     of six columns or more the next three are colours. An `.npz` has xyz (or points), and colours (or colors) and labels
     if it likes. Colours are taken by type: integers from 0 to their type's end, floats in [0, 1], or to 255 where one
     exceeds 1. Labels are taken as they stand. Georeferenced coordinates are moved near the origin before they become
@@ -91,7 +91,7 @@ def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
         columns: of a `.bin`: values of a point (default: 4, of `.pcd.bin` 5).
 
     Raises:
-        UseError: absent, torn, of another kind, without points, or with coordinates that are not finite.
+        UseError: the file is absent, truncated or of another kind, has no points, or values that are not finite.
     """
     path = Path(path)
     choose(path.suffix.lower(), _READERS, "kind of cloud")

@@ -1,4 +1,4 @@
-"""Who is whose neighbour: exact nearest neighbours within a cloud and between its levels."""
+"""Neighbour indices: exact nearest neighbours within a cloud and between its levels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sparsemask.errors import UseError
 
 
 def make_tree(xyz: np.ndarray) -> cKDTree:
-    """KD-tree of points (N, 3), built by sliding midpoints: half the time of medians, and as fast to ask."""
+    """KD-tree of points (N, 3), built by sliding midpoints: half the build time of medians, equal query time."""
     return cKDTree(xyz, balanced_tree=False)
 
 
@@ -38,7 +38,7 @@ def knn(
 
     Args:
         xyz: (N, 3) finite coordinates.
-        queries: (M, 3); None for `xyz`: then column 0 is the point itself, also among points of the same place.
+        queries: (M, 3); None for `xyz`: then column 0 is the point itself, also among points at the same location.
         k: neighbours; where there are fewer points the nearest one (the point itself) is repeated.
 
     Returns:
@@ -93,7 +93,7 @@ def build_graph(
 
 
 def _coarser(fine: cKDTree, xyz: np.ndarray, coarse: cKDTree, threads: int) -> np.ndarray:
-    """The nearest coarser point of every point of `fine`, asked in the order of its leaves; kept points keep it."""
+    """Index of the nearest coarser point of every point of `fine`; points of the coarser level are their own."""
     neighbours = np.empty(fine.n, np.int32)
     neighbours[fine.indices] = nearest(xyz[: coarse.n], xyz[fine.indices], 1, threads, coarse)
     neighbours[: coarse.n] = np.arange(coarse.n, dtype=np.int32)  # among duplicates, too, a point's own value
@@ -101,7 +101,7 @@ def _coarser(fine: cKDTree, xyz: np.ndarray, coarse: cKDTree, threads: int) -> n
 
 
 def _self_first(neighbours: np.ndarray) -> None:
-    """Bring every row's own number to column 0, in place; only points of the same place can stand before it."""
+    """Move every row's own index to column 0, in place; only points at the same location can precede it."""
     rows = np.flatnonzero(neighbours[:, 0] != np.arange(len(neighbours)))
     if not len(rows):
         return

@@ -17,7 +17,7 @@ def grid_subsample(
     *,
     voxels: bool = False,
 ) -> tuple[np.ndarray | None, ...]:
-    """One point a voxel: mean place, mean features, and the label of most points (the smallest among equals).
+    """One point a voxel: mean location, mean features, and the label of most points (the smallest among equals).
 
     Voxels are floor((p - o) / size) with o = floor(min / size) * size; they come out sorted by x, then y, then z.
 

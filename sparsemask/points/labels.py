@@ -1,4 +1,4 @@
-"""What class lists have in common: weights of the loss from how often classes occur."""
+"""Class weights and class counts of labelled clouds."""
 
 from __future__ import annotations
 

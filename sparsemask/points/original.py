@@ -1,4 +1,4 @@
-"""From thinned-out clouds back to all points: what is written under a scan's name is of all its points, or is not."""
+"""Predictions for all original points from those for a subsampled cloud."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsemask.points.graph import make_tree, nearest
 
 
 def check_original(name: str, projection: Path, original: Path, hint: str) -> None:
-    """UseError unless a thinned-out cloud's way back to all points is known; nothing is read.
+    """Raise UseError unless predictions for a subsampled cloud can be carried back to all points; reads nothing.
 
     Args:
         name: of the cloud.

@@ -50,7 +50,7 @@ def raw_rooms(raw: str | os.PathLike) -> list[Path]:
 
 
 def item(name: str, source: Path | None, out: Path, grid: float = GRID) -> Item:
-    """A room's files: the thinned-out cloud is written last, and so vouches for the others."""
+    """A room's files; the subsampled cloud is written last and marks the room as complete."""
     sub = out / f"sub_{grid:.3f}"
     return Item(name, source, (out / "original" / f"{name}.ply", sub / f"{name}_proj.npz", sub / f"{name}.ply"), grid)
 
@@ -62,7 +62,7 @@ def find_prepared(root: Path, grid: float = GRID) -> list[Item]:
 
 
 def make(room: Item) -> str | None:
-    """Make one room; returns what was mended in it, if anything."""
+    """Prepare one room; returns a note on repaired lines, or None."""
     xyz, colours, labels, mended = read_room(room.source)
     write_room(room, xyz, colours, labels)
     return mended

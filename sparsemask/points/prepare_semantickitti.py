@@ -70,7 +70,7 @@ def is_raw(folder: str | os.PathLike) -> bool:
 def item(
     name: str, source: Path | None, out: Path, grid: float, labelled: bool, projected: bool, columns: int | None = None
 ) -> Item:
-    """A scan's files: the thinned-out cloud is written last, and so vouches for the others."""
+    """A scan's files; the subsampled cloud is written last and marks the scan as complete."""
     sequence, scan = name.split("/")
     parts = [out / sequence / "proj" / f"{scan}_proj.npz"] * projected
     parts += [out / sequence / "labels" / f"{scan}.npy"] * labelled

@@ -1,7 +1,7 @@
 """Reading pickles of plain NumPy arrays without running anything that is in them.
 
-Public code keeps projections so, and CIFAR its images. A pickle is a program; here its only words are lists, tuples,
-numbers, text and an array's type, shape and bytes, from which the array is built by `numpy.frombuffer`. All else is
+Public code stores projections as pickles, and CIFAR its images. A pickle is a program; this reader accepts lists,
+tuples, numbers, strings, and type, shape and bytes of arrays, which are built by `numpy.frombuffer`. Everything else is
 refused.
 """
 

@@ -1,4 +1,4 @@
-"""Generated rooms in S3DIS's layout: the point clouds that are there where no data is named.
+"""Generated rooms in S3DIS's layout: the point clouds of --sample.
 
 Six areas of a few furnished rooms with all 13 classes, the same every time; `rooms_layout` says what stands where.
 """
@@ -136,7 +136,7 @@ def _stamped(folder: Path, name: str) -> dict | None:
 
 
 def _begin(folder: Path, stamp: dict) -> None:
-    """Leave `folder` with nothing but files of the rooms `stamp`, and say in it that they are being made."""
+    """Remove files of other settings from `folder`, and mark in it that rooms are being made."""
     former = _stamped(folder, STAMP) or _stamped(folder, _STARTED)
     if former is None and any(folder.glob("[!.]*")):
         raise UseError(f"{folder}: the folder is not empty and holds no generated rooms; give another")

@@ -1,4 +1,4 @@
-"""Things of generated rooms as flat patches: boxes, prisms, furniture."""
+"""Objects of generated rooms as flat patches: boxes, prisms, furniture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated rooms: what stands where, and the points a scanner would have taken of it."""
+"""Generated rooms: the placement of objects, and a simulated scan of their surfaces."""
 
 from __future__ import annotations
 

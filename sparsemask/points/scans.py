@@ -1,7 +1,7 @@
 """Headerless scans: `.bin` files of float32 rows that begin with x, y, z.
 
 Nothing in such a file says how many values a point has: KITTI and SemanticKITTI have four (remission), nuScenes
-(`.pcd.bin`) five (intensity, ring). By another number every value is taken for another; what then cannot be is refused.
+(`.pcd.bin`) five (intensity, ring). A wrong number misreads every value; values that are then impossible are refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_scan(path: str | os.PathLike, columns: int | None = None) -> np.ndarray
 
     Args:
         path: the file.
-        columns: values of a point; None: by its name, and what they cannot be is refused.
+        columns: values of a point, 3 or more; None: by the file's name, impossible values are refused.
 
     Raises:
         UseError: absent, empty, no whole number of points (truncated), coordinates that are not finite or beyond
@@ -66,7 +66,7 @@ def read_scan(path: str | os.PathLike, columns: int | None = None) -> np.ndarray
 
 
 def _impossible(table: np.ndarray, columns_given: bool) -> str:
-    """What these rows cannot be, in words; who names the layout himself may have any remission."""
+    """Why these rows cannot be points, else "". Where the number of columns is given, any remission is accepted."""
     farthest = float(np.abs(table[:, :3]).max())
     if farthest > _FARTHEST:
         return f"coordinates reach {farthest:.3g} m"

@@ -1,4 +1,4 @@
-"""What stereo networks take: left and right images, rectified and normalised."""
+"""Input of stereo networks: left and right images, rectified and normalised."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class StereoPair:
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """Device of the tensors."""
         return self.left.device
 
     def __len__(self) -> int:
         return len(self.left)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> StereoPair:
-        """The same done to both images."""
+        """Apply a function to both images."""
         return StereoPair(function(self.left), function(self.right))
 
     def to(

@@ -1,4 +1,4 @@
-"""Which pairs there are: by list files, or by the layouts of the public sets.
+"""Finding pairs: by list files, or by the layouts of the public sets.
 
     list         a line for each pair: LEFT RIGHT DISPARITY, relative to a folder; without DISPARITY: no truth
                  (as all lists are read: comments, quotes, names with spaces, see :mod:`sparsemask.VOC12.lists`)

@@ -1,4 +1,4 @@
-"""A pair with its truth, from files that must fit together."""
+"""Reading of a pair with its truth; sizes and scales of the files are checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsemask.VOC12.images import exif_words
 
 
 class PairFiles(NamedTuple):
-    """Where a pair lies.
+    """Files of a pair.
 
     Attributes:
         disparity: the left image's, None where there is none.

@@ -81,7 +81,7 @@ def make_scene(
     """A scene of `height` x `width` pixels, at least 32 each, with disparities of 1 px up to about `most`.
 
     Args:
-        occluded: whether the disparity of pixels that the right image does not show is told; 0 there otherwise.
+        occluded: whether pixels that the right image does not show have a disparity; else 0 there.
     """
     if min(height, width) < LEAST:
         raise UseError(f"generated scenes: {width}x{height} pixels, at least {LEAST}x{LEAST} are needed")

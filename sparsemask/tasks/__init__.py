@@ -1,4 +1,4 @@
-"""Tasks by name: data, loss, metrics and drawings of what a network is for.
+"""Tasks by name: data, loss, metrics and drawings.
 
 The contract is :class:`sparsemask.tasks.protocol.Task`. :class:`sparsemask.tasks.dense.DenseTask` gives most of it for
 tasks with a label for every pixel. A task whose data are not images with labels has flags of its own

@@ -22,7 +22,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Cut:
-    """How images become what a network takes.
+    """How images are cut and normalised for a network.
 
     Attributes:
         size: side of the crop of images from files; those in memory keep theirs.
@@ -68,7 +68,7 @@ class Part:
         return isinstance(self.pictures, np.ndarray)
 
     def name(self, index: int) -> str:
-        """Of an image: its file's, with folders where two would have the same, or its number."""
+        """Name of an image: of its file, with folders where two have the same, else its number."""
         return f"{index:05d}" if self.held else self._names[index]
 
     @cached_property
@@ -76,7 +76,7 @@ class Part:
         return distinct_names(self.pictures, suffix=True)
 
     def take(self, indices: Array) -> Part:
-        """The images of these numbers."""
+        """The images with these indices, as a part of its own."""
         images = self.pictures[indices] if self.held else [self.pictures[i] for i in indices]
         return Part(images, self.labels[indices])
 

@@ -47,7 +47,7 @@ class LabelledPictures:
     unused: tuple[str, ...] = ()
 
     def said(self) -> str:
-        """A line of what was read: images, classes, where from, and what was left."""
+        """Summary line: numbers of images and classes, their origin, and what is not used."""
         parts = zip((self.training, self.validation), ("training", "validation"), self.origin, strict=True)
         descriptions = [
             f"{len(part)} for {purpose}" + (f" ({origin})" if origin else "") for part, purpose, origin in parts
@@ -76,9 +76,9 @@ def find_pictures(root: str | os.PathLike) -> LabelledPictures:
 
 
 def split_tenths(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training and of the validation images: of each class every tenth validates.
+    """Indices of training and validation images: every tenth image of each class validates.
 
-    Of fewer than ten the last one does; a single one trains.
+    Of a class with fewer than ten images the last one validates; a single image trains.
     """
     validates = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -182,7 +182,7 @@ def _from_folders(root: Path) -> LabelledPictures:
 def _split_folder(inside: Sequence[Path], names: Sequence[str]) -> Path | None:
     """The folder that is a part of the data set by its name, in any case, and by the folders in it.
 
-    A folder of that name with images alone is a class: there are trains to recognise.
+    A folder of that name with images alone is a class (one may be called "train").
     """
     matching = [p for p in inside if p.name.lower() in names and any(q.is_dir() for q in p.iterdir())]
     empty = [p for p in inside if p.name.lower() in names and not any(p.iterdir())]

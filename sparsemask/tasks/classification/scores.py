@@ -1,4 +1,4 @@
-"""What an evaluation of classified images says: top-1, top-5, cross-entropy, and each class by itself."""
+"""Scores of classification: top-1, top-5, cross-entropy, and recall and precision of each class."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ClassificationScores(SegmentationScores):
         return f"top-1 {values['top1']:.2%}{top5}  error {1 - values['top1']:.2%}  cross-entropy {values['loss']:.4f}"
 
     def text(self, classes: list[str]) -> str:
-        """The table by class: accuracy, precision, images, what it is taken for most often."""
+        """Table by class: accuracy, precision, images, and the class it is most often confused with."""
         wrong = self.matrix - np.diag(np.diag(self.matrix))
         rows = [
             {
@@ -89,7 +89,7 @@ class ClassificationMeter:
         self.total[-1] += F.cross_entropy(logits, target, reduction="sum")
 
     def scores(self) -> ClassificationScores:
-        """What the sums say."""
+        """Scores of the counts."""
         matrix = self.total[:-2].reshape(self.n_class, self.n_class).round().long().numpy()
         return ClassificationScores(matrix, int(matrix.sum()), int(self.total[-2]), float(self.total[-1]))
 

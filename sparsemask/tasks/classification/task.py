@@ -1,4 +1,4 @@
-"""Classification: what an image shows, by cross-entropy; top-1 and top-5.
+"""Classification of images by cross-entropy; top-1 and top-5 accuracy.
 
 Networks take images float32 (N, 3, H, W), normalised, and give logits (N, C). Where images lie:
 :mod:`sparsemask.tasks.classification.layouts`. Small images train as is usual on CIFAR: four black pixels around, a
@@ -35,7 +35,7 @@ _LARGE = 224  # side of what networks take of images that are not small
 
 
 class ClassificationTask(Task):
-    """Say what an image shows. Predictions are logits (C,)."""
+    """Classify images. Predictions are logits (C,)."""
 
     primary = "top1"
     score_flags = ("n_class", "image_size", "resize", "normalise")
@@ -98,7 +98,7 @@ class ClassificationTask(Task):
         return self._eval
 
     def check(self) -> None:
-        """Read the first image of each part; say what is not as one might think."""
+        """Read the first image of each part; print notes on what is unusual."""
         if not self.config.data.sample:
             warn(f"pictures: {self.pictures.said()}")
         for split, source in (("training", self.train_data), ("validation", self.eval_data)):
@@ -118,7 +118,7 @@ class ClassificationTask(Task):
         return "drawn shapes" if self.config.data.sample else self.pictures.title
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch (N,) is to be divided by: its images."""
+        """Divisor of the loss of a batch (N,): its number of images."""
         return target.numel()
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ class MapDataset(SegmentationDataset):
 
 
 class MapTask(DenseTask):
-    """Predicts the probability of yes at every pixel; trained by binary cross-entropy."""
+    """Predicts a probability for every pixel; trained by binary cross-entropy."""
 
     n_output = 1
 
@@ -33,7 +33,7 @@ class MapTask(DenseTask):
         return (target != IGNORE).float()
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch (N,H,W) is to be divided by: the sum of its weights."""
+        """Divisor of the loss of a batch (N,H,W): the sum of its weights."""
         return float(self.weights(target).sum(dtype=torch.float64))
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,7 @@ def make_edges(folder: Path, train: int = 160, test: int = 24, size: int = REFER
 
 
 def make_ade20k(folder: Path, train: int = 160, val: int = 40, size: int = REFERENCE, seed: int = 0) -> None:
-    """Draw the sample set's scenes in ADE20K's layout; its 21 classes are 1 to 21, what it leaves open is 0."""
+    """Draw the sample set's scenes in ADE20K's layout; its 21 classes are 1 to 21, ignored pixels 0."""
     for number in range(train + val):
         split = "training" if number < train else "validation"
         image, label = draw_scene(seed, number, size)
@@ -78,9 +78,9 @@ def ade20k_sample() -> Path:
 
 
 def draw_salient(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndarray, np.ndarray]:
-    """An image uint8 (size, size, 3) and its mask (size, size), 255 on the one or two large vivid things.
+    """An image uint8 (size, size, 3) and its mask uint8 (size, size), 255 on one or two large vivid objects.
 
-    Smaller dull things lie about that are not salient; the masks' rims are grey, as smoothed rims are.
+    Smaller dull objects are not salient. Borders of the masks are grey, as antialiased borders are.
     """
     rng = _generator(seed, _SALIENCY, number)
     canvas = Canvas((sky if rng.integers(2) else ground)(rng, size))
@@ -97,10 +97,10 @@ def draw_salient(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndar
 
 
 def draw_regions(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndarray, list[np.ndarray]]:
-    """An image uint8 (size, size, 3) of overlapping things before a horizon, and what the annotators make of it.
+    """An image uint8 (size, size, 3) of overlapping objects before a horizon, and simulated annotations of it.
 
-    They give a segmentation (size, size) each: regions numbered from 0, some of which an annotator does not see,
-    all of them up to a pixel beside the truth.
+    Each annotator gives a segmentation (size, size) of regions numbered from 0, lacks some regions, and is up to one
+    pixel off.
     """
     rng = _generator(seed, _EDGES, number)
     horizon = int(size * rng.uniform(0.3, 0.7))
@@ -144,7 +144,7 @@ def save_annotations(path: Path, segmentations: list[np.ndarray]) -> None:
 
 
 def once(name: str, task: str, make: Callable[[Path], None]) -> Path:
-    """The set `name` in the cache, drawn beside and renamed when it is whole, unless it is there."""
+    """The set `name` in the cache folder, drawn atomically unless it exists."""
     folder = cache() / name
     if folder.is_dir():
         return folder
@@ -163,7 +163,7 @@ def once(name: str, task: str, make: Callable[[Path], None]) -> Path:
 
 
 def _paint(canvas: Canvas, rng: Generator, index: int, centre, radius: float, colours: tuple) -> None:
-    """Paint one thing of a random outline, colour and, at times, texture."""
+    """Paint one object of random outline, colour and, sometimes, texture."""
     base = np.clip(np.array(colours[rng.integers(len(colours))]) + rng.normal(0, 0.03, 3), 0, 1)
     darker, period = np.clip(base * rng.uniform(0.6, 0.8), 0, 1), rng.uniform(6, 9)
     kind, striped = int(rng.integers(5)), rng.random() < 0.3

@@ -1,7 +1,7 @@
-"""What the dense tasks share: whose images, the loop over the validation set, averaging over views, samples.
+"""Base class of the dense tasks: choice of the data, evaluation loop, averaging over views, samples.
 
-A dense task says in a class what is its own: how its files are read, its loss, how the network's output becomes a
-prediction, and how predictions are scored and shown.
+A dense task adds how its files are read, its loss, how the network's output becomes a prediction, and how predictions
+are scored and drawn.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Meter(Protocol):
         """Count the prediction (H, W) of validation image `index`; target (H, W), 255 ignored."""
 
     def scores(self) -> Scores:
-        """What the sums say."""
+        """Scores of the sums."""
 
 
 class DenseTask(Task):
@@ -82,7 +82,7 @@ class DenseTask(Task):
 
     @abstractmethod
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """What may be averaged over views of one image, from logits (N, C, H, W)."""
+        """Values to be averaged over views of one image, from logits (N, C, H, W)."""
 
     @abstractmethod
     def decide(self, probabilities: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,7 @@ class DenseTask(Task):
 
     @abstractmethod
     def meter(self, quick: bool) -> Meter:
-        """A fresh count; `quick`: while training, where a rough measure will do."""
+        """A new meter; `quick`: while training, where approximate metrics suffice."""
 
     @abstractmethod
     def save(self, path: Path, prediction: torch.Tensor) -> None:
@@ -134,7 +134,7 @@ class DenseTask(Task):
         return self._eval
 
     def measured_on(self) -> str:
-        """The validation images in words."""
+        """Description of the validation images."""
         config = self.config
         source = (
             "the sample set"
@@ -149,7 +149,7 @@ class DenseTask(Task):
         Says which classes never occur, and what reading changes in the first images.
 
         Raises:
-            UseError: what is absent or of another kind, and labels that teach nothing.
+            UseError: files are absent or of another kind, or labels hold fewer than two classes.
         """
         for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
@@ -157,7 +157,7 @@ class DenseTask(Task):
             self._check_labels(split, data_set)
 
     def _check_labels(self, split: str, data_set: SegmentationDataset) -> None:
-        """Refuse labels that teach nothing, and name the classes that never occur."""
+        """Refuse labels of fewer than two classes, and name the classes that never occur."""
         labels_survey = survey([label for _, label in data_set.pairs], data_set.read, data_set.n_class)
         problem = labels_survey.unlabelled(split, data_set.ignore_index)
         if split == "training":
@@ -169,7 +169,7 @@ class DenseTask(Task):
             warn(f"note: {absent}")
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch (N,H,W) is to be divided by: its labelled pixels."""
+        """Divisor of the loss of a batch (N,H,W): its labelled pixels."""
         return int((target != IGNORE).sum())
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""BSDS500: its folders, and the boundaries that several people drew into every image."""
+"""BSDS500: its folders, and the boundaries of several annotators for every image."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bsds_pairs(root: Path, split: str) -> list[Pair]:
 
 
 def read_annotations(path: str | os.PathLike) -> np.ndarray:
-    """What every annotator marked, float (K, H, W) in [0, 1].
+    """Boundaries of every annotator, float64 (K, H, W) in [0, 1].
 
     Args:
         path: a .mat of BSDS500 (cell array groundTruth, each with Boundaries: 0 and 1), or a grey PNG: one map, whose

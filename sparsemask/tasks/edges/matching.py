@@ -1,4 +1,4 @@
-"""Which predicted boundary pixels answer to which true ones, within a distance.
+"""Matching of predicted to true boundary pixels within a distance.
 
 The Berkeley benchmark (Martin, Fowlkes, Malik 2004) assigns predicted to true pixels one to one at least cost: the
 distance where it is within the tolerance, a hundred tolerances for a pixel that is left over. Leaving a pixel over

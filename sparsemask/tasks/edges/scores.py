@@ -50,7 +50,7 @@ def picture_counts(strength: np.ndarray, truths: Sequence[np.ndarray], threshold
 
 
 def precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision, recall and their harmonic mean F of counts (…, 4); each 0 where nothing is there to divide by."""
+    """Precision, recall and their harmonic mean F of counts (…, 4); 0 where a divisor is 0."""
     counts = np.asarray(counts, np.float64)
     recall = counts[..., 0] / np.maximum(counts[..., 1], 1)
     precision = counts[..., 2] / np.maximum(counts[..., 3], 1)

@@ -19,7 +19,7 @@ from sparsemask.tasks.edges.scores import EdgeMeter, EdgeScores, precision_recal
 
 
 class EdgesTask(MapTask):
-    """Which pixels lie on the boundary of something?"""
+    """Detect object boundaries."""
 
     primary = "ods"
     classes = ("no edge", "edge")

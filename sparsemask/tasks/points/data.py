@@ -140,7 +140,7 @@ def batch_of(features: np.ndarray, settings: CropSettings) -> PointBatch:
 
 
 def collate(samples: Sequence[tuple]) -> tuple:
-    """One batch: crops joined, what stands beside them stacked."""
+    """One batch: crops joined, other tensors stacked."""
     crops, *rest = zip(*samples, strict=True)
     return (PointBatch.collate(crops), *(torch.stack(tensors) for tensors in rest))
 
@@ -162,10 +162,10 @@ class TrainingCrops:
 
 
 class RandomCrops(TrainingCrops):
-    """Of a random cloud, around a random point of it."""
+    """Crops of a random cloud around a random point."""
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """A crop; which one, the generator alone says."""
+        """A crop drawn from `rng` alone."""
         number = int(rng.integers(len(self.clouds)))
         xyz = self.clouds[number].xyz
         centre = xyz[rng.integers(len(xyz))]
@@ -173,7 +173,7 @@ class RandomCrops(TrainingCrops):
 
 
 class PossibilityCrops(TrainingCrops):
-    """Where least was seen so far, with noise of so many metres on the centre (:class:`Possibilities`)."""
+    """Crops where least was seen so far, with noise in metres on the centre (:class:`Possibilities`)."""
 
     def __init__(self, clouds: Clouds, settings: CropSettings, length: int, noise: float):
         super().__init__(clouds, settings, length)
@@ -193,10 +193,10 @@ class PossibilityCrops(TrainingCrops):
 
 
 class EvaluationCrops(Dataset):
-    """Crops without augmentation: of a :class:`Pick`, (input, labels, points' numbers, cloud's number).
+    """Crops without augmentation: of a :class:`Pick`, (input, labels, indices of the points, index of the cloud).
 
-    As a sequence, by number: the crops (input, labels) that validation while training looks at. They are picked by
-    possibility from tables that start anew, so that figures of all steps and runs are of the same crops.
+    As a sequence: the crops (input, labels) of validation while training. They are picked by possibility from new
+    tables, so that the metrics of all steps and runs are of the same crops.
     """
 
     def __init__(self, clouds: Clouds, settings: CropSettings, length: int, noise: float):

@@ -3,7 +3,7 @@
 Networks take a :class:`sparsemask.points.batch.PointBatch` and give logits (B, C, N); targets are (B, N), -1 ignored.
 Sampling, augmentation, loss and votes as in SMPointSeg (Wang et al., "Sparse mask CNNs", TPAMI 2022) and RandLA-Net
 (Hu et al., CVPR 2020). Validation while training differs from the public code: its crops are the same every time, so
-that figures of several steps compare.
+that metrics of several steps are comparable.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class PointsTask(Task):
             self._check_labels(split)
 
     def _check_labels(self, split: str) -> None:
-        """Refuse labels that teach nothing, and name the classes that never occur."""
+        """Refuse labels of fewer than two classes, and name the classes that never occur."""
         clouds = self.clouds(split)
 
         def read(number: int) -> np.ndarray:
@@ -188,7 +188,7 @@ class PointsTask(Task):
         return self.title
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch (B, N) is to be divided by: the weights of its labelled points."""
+        """Divisor of the loss of a batch (B, N): the weights of its labelled points."""
         return float(self.weights[target[target >= 0]].sum(dtype=torch.float64))
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A network on anybody's cloud: thinned out, labelled in one pass or by votes, carried back to all points."""
+"""Segmentation of any cloud: grid subsampling, labels in one pass or by votes, carried back to all points."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KINDS = {(6, 13): "s3dis", (3, 19): "semantickitti"}  # by channels of a point 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How clouds are made into what a network was trained on.
+    """How clouds are prepared as in the network's training.
 
     Attributes:
         names: of the classes.
@@ -45,7 +45,7 @@ class Recipe:
 
 
 def recipe(network, run_config: Mapping, what: object = "the weights", **overrides) -> Recipe:
-    """The recipe of a network: what its run's configuration says, else as published; `overrides` win where not None.
+    """The recipe of a network: from its run's configuration, else as published; `overrides` win where not None.
 
     Raises:
         UseError: a network of neither data set's channels and classes.

@@ -6,7 +6,7 @@
     MSRA-B    images and *.png side by side, in the folder or in its Imgs/
 
 Masks are grey, salient from 128 on. --training_list and --eval_list are files of names, a line each, or the word
-`all`; what only one of them leaves over is the other's, and without both every tenth image is for validation.
+`all`. With one list, the remaining images are the other split; without lists every tenth image is for validation.
 """
 
 from __future__ import annotations

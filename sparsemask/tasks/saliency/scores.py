@@ -83,7 +83,7 @@ class SaliencyScores(Scores):
 
     @property
     def threshold(self) -> float:
-        """The threshold it has, in [0, 1]."""
+        """The threshold of the greatest F-beta, in [0, 1]."""
         return int(self.f.argmax()) / (LEVELS - 1)
 
 

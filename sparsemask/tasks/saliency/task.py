@@ -14,7 +14,7 @@ from sparsemask.tasks.saliency.scores import SaliencyMeter, SaliencyScores
 
 
 class SaliencyTask(MapTask):
-    """Which pixels belong to what catches the eye?"""
+    """Detect salient objects: a probability for every pixel."""
 
     primary = "f_beta"
     classes = ("background", "salient")

@@ -1,4 +1,4 @@
-"""What an evaluation of disparities says: end-point error and shares of bad pixels, by image and by region.
+"""Scores of disparities: end-point error and shares of bad pixels, by image and by region.
 
 EPE is the mean absolute error in pixels; > n px the share of pixels with a larger error than n; D1 the share whose
 error is larger than 3 px and than 5 % of the truth (KITTI 2015; Menze and Geiger, CVPR 2015). As in GwcNet's
@@ -30,7 +30,7 @@ def valid(truth: torch.Tensor, maxdisp: float) -> torch.Tensor:
 
 
 def region_masks(truth: torch.Tensor) -> torch.Tensor:
-    """(6, H, W) bool: REGIONS of a truth (3, H, W); empty where nobody says."""
+    """bool (6, H, W): REGIONS of a truth (3, H, W); all false where a region is not annotated."""
     visible, front, back = truth[SEEN] == 1, truth[FOREGROUND] == 1, truth[FOREGROUND] == 0
     every = torch.ones_like(visible)
     return torch.stack([every, back, front, visible, visible & back, visible & front])
@@ -139,7 +139,7 @@ class StereoScores(Scores):
 
     @property
     def protocol(self) -> str:
-        """How it was scored."""
+        """Protocol of the scores, for the printed line."""
         line = f"pixels with 0 < truth < {self.maxdisp}"
         with_truth = self.sums[:, 0, 0].sum() + self.beyond.sum()
         if self.beyond.sum():
@@ -166,7 +166,7 @@ class StereoMeter:
         self.total[index] = torch.cat([torch.tensor(head, dtype=torch.float64), sums.flatten()])
 
     def scores(self) -> StereoScores:
-        """What the sums say."""
+        """Scores of the sums."""
         values = self.total.numpy()
         sizes = [(int(h), int(w)) for h, w in values[:, :2]]
         return StereoScores(self.names, sizes, values[:, 3:].reshape(-1, 6, 6), values[:, 2], self.maxdisp)

@@ -129,7 +129,7 @@ class StereoTask(Task):
         return "generated scenes" if self._drawn("eval") else self.files("eval")[0]
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch with truth (B, H, W) is to be divided by: its pixels that count."""
+        """Divisor of the loss of a batch with truth (B, H, W): its valid pixels."""
         return int(valid(target, self.config.network.maxdisp).sum())
 
     def loss(self, output: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Where images for super-resolution lie, and which low-resolution image belongs to which.
+"""Layouts of image folders for super-resolution, and pairs of high- and low-resolution images.
 
     DIV2K        DIR/DIV2K/HR/0001.png, DIR/DIV2K/LR_bicubic/X2/0001.png (or 0001x2.png);
                  or as it is published: DIR/DIV2K/DIV2K_{train,valid}_HR, DIV2K_{train,valid}_LR_bicubic/X2

@@ -1,4 +1,4 @@
-"""What an evaluation of super-resolution says: PSNR and SSIM by image, beside bicubic enlargement of the same."""
+"""Scores of super-resolution: PSNR and SSIM by image, beside those of bicubic enlargement."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class SuperResolutionMeter:
         self.total[index] = torch.tensor(row, dtype=torch.float64)
 
     def scores(self) -> SuperResolutionScores:
-        """What the sums say."""
+        """Scores of the sums."""
         values = self.total.numpy()
         sizes = [(int(h), int(w)) for h, w in values[:, :2]]
         return SuperResolutionScores(self.names, sizes, *values[:, 2:].T, protocol=self.protocol)

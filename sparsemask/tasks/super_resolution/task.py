@@ -108,7 +108,7 @@ class SuperResolutionTask(Task):
     def check(self) -> None:
         """Read all headers and, where they fit into memory, all images; UseError for what is absent or broken.
 
-        Says what is not as one might think: images left out, low-resolution ones made.
+        Prints notes on images that are left out and on low-resolution ones that are made.
         """
         for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
@@ -130,7 +130,7 @@ class SuperResolutionTask(Task):
         return self.source("eval").title
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch (N,3,H,W) is to be divided by: its values."""
+        """Divisor of the loss of a batch (N,3,H,W): its number of values."""
         return target.numel()
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
