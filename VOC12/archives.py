@@ -1,8 +1,7 @@
-"""Reading a data set's files from a tar archive or from its unpacked folder, alike.
+"""Reading a data set's files from a tar archive or from its unpacked folder.
 
-Nothing is ever extracted by the path an archive names: callers ask for files by name and write them where
-they want. Members that are no regular files (links, devices) or whose path is absolute or climbs ("..") do
-not exist here, so a hostile archive can at most lack what we look for.
+Nothing is extracted by the path in an archive: callers read files by name and choose where to write them. Members that
+are no regular files (links, devices), or whose path is absolute or contains "..", are ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _LARGEST = 1 << 28  # bytes of an image, a label or a list
 
 @dataclass(frozen=True)
 class Layout:
-    """What a data set's folder holds."""
+    """Layout of a data set's folder."""
 
     title: str
     roots: tuple[str, ...]  # where its root may lie below an unpacked folder

@@ -1,6 +1,6 @@
-"""Scale, pad, crop, flip and normalise, computing only the pixels that the crop shows.
+"""Scale, pad, crop, flip and normalise, computing only the pixels of the crop.
 
-Equal to resizing the whole image, padding it and cutting the crop out, at a fraction of the work. Bilinear
+Equal to resizing the whole image, padding it and cropping, with less work. Bilinear
 resampling is the plain two-tap kind with half-pixel centres (OpenCV's INTER_LINEAR, torch's bilinear with
 align_corners=False), without anti-aliasing, as the published protocol has it; labels take the nearest pixel.
 """
@@ -35,7 +35,7 @@ def scaled_size(size: int, scale: float) -> int:
 
 
 def draw_view(size: tuple[int, int], crop: int, scales: tuple[float, ...], rng: np.random.Generator) -> View:
-    """Draw scale, place and flip for an image of `size` (H, W); always four draws, whatever comes out."""
+    """Draw scale, position and flip for an image of `size` (H, W); always four draws."""
     scale = float(scales[rng.integers(len(scales))])
     top, left = (int(rng.integers(max(scaled_size(n, scale) - crop, 0) + 1)) for n in size)
     return View(scale, top, left, bool(rng.random() < 0.5))

@@ -1,4 +1,4 @@
-"""An image under way: colours and label together, painted object by object with exact anti-aliasing."""
+"""Drawing canvas: colours and label, painted object by object with exact anti-aliasing."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Fault:
 
 @dataclass
 class Checked:
-    """What a check found: its faults sorted by file, the values of all labels, how often each note was made."""
+    """Result of a check: faults sorted by file, values of all labels, counts of each note."""
 
     faults: list[Fault]
     labels: Survey
@@ -86,7 +86,7 @@ def check_all(
     workers: int | None = None,
     ignore_index: int = IGNORE,
 ) -> Checked:
-    """Like :func:`check_pairs`, with what else is to be known of the pairs.
+    """Like :func:`check_pairs`, with the values of the labels and notes on the images.
 
     Args:
         pairs: (image, label) files; repeated ones are opened once.

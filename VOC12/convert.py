@@ -1,4 +1,4 @@
-"""Turning the public label formats into index PNG, one file at a time (these run in worker processes)."""
+"""Conversion of the public label formats to index PNG, one file at a time (run in worker processes)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def copy_picture(data: bytes, target: Path, name: object) -> None:
 
 
 def looks_whole(path: Path) -> bool:
-    """Whether a PNG is there from its first to its last bytes; cheap, decodes nothing."""
+    """Whether a PNG has its first and last bytes; nothing is decoded."""
     try:
         with open(path, "rb") as file:
             head = file.read(len(_PNG_HEAD))

@@ -57,7 +57,7 @@ _HALF = 0.5 / 255  # half an 8-bit level, which floats may overshoot by
 
 @contextlib.contextmanager
 def decoding(name: object) -> Iterator[None]:
-    """Turn whatever goes wrong while decoding the file called `name` into a UseError that says so."""
+    """Inside, every failure of decoding the file called `name` becomes a one-line UseError."""
     try:
         yield
     except FileNotFoundError:
@@ -105,7 +105,7 @@ def picture_size(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def exif_words(path: str | os.PathLike, expected: tuple[int, int] | None = None) -> str:
-    """Words to add to a message about an image's size: empty unless EXIF exchanges its height and width.
+    """Addition to a message about an image's size: empty unless EXIF exchanges its height and width.
 
     Args:
         path: the image.
@@ -148,7 +148,7 @@ def picture_notes(path: str | os.PathLike) -> list[str]:
 
 
 def read_with_notes(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
-    """What :func:`read_picture` and :func:`picture_notes` give, decoding once."""
+    """Results of :func:`read_picture` and :func:`picture_notes`, decoding once."""
     return _read(path, None)
 
 

@@ -224,7 +224,7 @@ def devkit_pairs(voc_root: str | os.PathLike, list_name: str, gt_folder: str | N
 
 
 class _Folder:
-    """A folder listed once: ten thousand names need no hundred thousand questions to the file system."""
+    """A folder whose files are listed once, which saves a query to the file system for every name."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._listed, self._usual = path, {}, {}

@@ -1,4 +1,4 @@
-"""The things that an image of the sample set can show; each draws itself and labels its classes."""
+"""Objects of the sample set; each function draws one and labels its classes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _solid(rng: Generator, colour: tuple, reach: float) -> Callable[[Array, Arra
 
 
 def beaded(canvas: Canvas, rng: Generator, centre: Place, host: str) -> None:
-    """A disc or a square with beads around it, whose class the host decides."""
+    """A disc or a square with beads around it; the class of the beads depends on the host."""
     half = rng.uniform(17, 21)
     outline = shapes.disc if host == "disc" else shapes.square
     size = half * 1.1 if host == "disc" else half
@@ -202,9 +202,9 @@ def star_or_starfish(canvas: Canvas, rng: Generator, centre: Place, in_sky: bool
 
 
 class Kind(NamedTuple):
-    """How a thing is drawn, and how much room it takes.
+    """How an object is drawn, and its size.
 
-    `draw(canvas, rng, place)`; where the scene decides the class, `draw(canvas, rng, place, in_sky)`.
+    `draw(canvas, rng, centre)`; where the scene decides the class, `draw(canvas, rng, centre, in_sky)`.
     """
 
     draw: Callable[..., None]

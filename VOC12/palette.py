@@ -77,12 +77,12 @@ def colourise(label: np.ndarray) -> np.ndarray:
 
 
 def beyond_classes(label: np.ndarray, n_class: int, ignored: int = IGNORE) -> str | None:
-    """What is wrong with a uint8 label of values beyond the classes, in words with advice; None where nothing is.
+    """Message, with advice, about values beyond the classes in a uint8 label; None where there are none.
 
     Args:
         label: class indices; pixels to ignore are 255, whatever they are in the file.
         n_class: number of classes.
-        ignored: what stands for them in the file.
+        ignored: their value in the file.
     """
     wrong = out_of_range(label, n_class)
     if not wrong:

@@ -83,14 +83,14 @@ def make_sample(
 
 
 def _draw(out: str, name: str, seed: int, size: int) -> None:
-    """Draw one image and its label; the label last, so that it vouches for the image."""
+    """Draw one image and its label; the label is written last and marks both as complete."""
     image, label = draw_scene(seed, int(name), size)
     write_bulk(Path(out, "img", f"{name}.jpg"), encode_picture(image))
     save_label(Path(out, "gt", f"{name}.png"), label)
 
 
 def encode_picture(picture: np.ndarray) -> bytes:
-    """JPEG of an RGB image, its colours at full resolution so that thin strokes keep theirs."""
+    """JPEG of an RGB image, without chroma subsampling, which would blur thin strokes."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="JPEG", quality=92, subsampling=0)
     return file.getvalue()
@@ -107,7 +107,7 @@ def _absent(out: Path, names: list[str]) -> list[str]:
 
 
 def _begin(out: Path, stamp: dict) -> None:
-    """Leave `out` with nothing but files of the set `stamp`, and say in it that it is being made."""
+    """Remove files of other settings from `out`, and mark in it that the set is being made."""
     former = _stamped(out, STAMP) or _stamped(out, _STARTED)
     if former is None and out.is_dir() and any(out.iterdir()):
         raise UseError(f"{out}: the folder is not empty and no sample set; give another by --out")

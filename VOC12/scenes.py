@@ -59,14 +59,14 @@ def ground(rng: Generator, size: int) -> np.ndarray:
 
 
 def things_of(seed: int, number: int, count: int = THINGS) -> list[int]:
-    """Which kinds the image `number` shows: dealt from shuffled decks, so that all come equally often."""
+    """Kinds of the objects in image `number`, from shuffled decks, so that all are equally frequent."""
     deck = len(KINDS)
     dealt = range(number * count, number * count + count)
     return [int(_generator(seed, 1, at // deck).permutation(deck)[at % deck]) for at in dealt]
 
 
 def _place(rng: Generator, occupied: list[tuple[float, float, float]], radius: float) -> tuple[float, float]:
-    """Of many random places the one with most air around it; near the border a thing may be cut."""
+    """A random position with enough distance to other objects; near the border an object may be cut."""
     margin = 0.72 * radius
     candidates = rng.uniform(margin, REFERENCE - margin, (60, 2))
     gaps = np.full(len(candidates), np.inf)

@@ -1,4 +1,4 @@
-"""Which classes occur in labels: what cannot teach anything is refused before training, what is absent is named."""
+"""Classes that occur in labels: labels of one class are refused before training, absent classes are named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ _NAMED = 10  # absent classes that are named, the others counted
 
 @dataclass
 class Survey:
-    """What labels hold. seen: bool (256,), the values that occur, 255 where ignored. items: what they are called."""
+    """Values that occur in labels.
+
+    Attributes:
+        total: number of labels.
+        looked: number of labels read.
+        seen: bool (256,), the values that occur; 255 is ignored.
+        items: what labels are called in messages.
+    """
 
     total: int
     looked: int = 0
@@ -38,13 +45,13 @@ class Survey:
         return f"the {of}" if self.looked >= self.total else f"the {self.looked} looked at of {of}"
 
     def unlabelled(self, which: str = "", ignored: int = IGNORE) -> str | None:
-        """What to say where no pixel has a class; None otherwise."""
+        """Message where no pixel has a class; None otherwise."""
         if self.classes:
             return None
         return f"no pixel has a class in {self.labels(which)}: all are {ignored}, ignored"
 
     def single(self, classes: Sequence[str], which: str = "") -> str | None:
-        """What to say where one class alone occurs, which teaches nothing; None otherwise."""
+        """Message where a single class occurs; None otherwise."""
         if len(self.classes) != 1 or self.classes[0] >= len(classes):
             return None
         [number] = self.classes

@@ -104,7 +104,7 @@ def _run(recipe: Recipe, work: Work) -> None:
 
 
 def _needless(recipe: Recipe, work: Work, stage: Stage) -> str:
-    """Why a stage is not needed; empty where it is. Settles its budget, once."""
+    """Why a stage is not needed; empty where it is. Resolves its budget, once."""
     step, target = stage.step, recipe.target
     if step is None or not step.auto or target is None:
         return ""
@@ -125,7 +125,7 @@ def _needless(recipe: Recipe, work: Work, stage: Stage) -> str:
 
 
 def _measured(recipe: Recipe, work: Work) -> dict:
-    """The table of all networks that are there, side by side; how it was measured; whether the target was met."""
+    """The table of all trained networks, how it was measured, and whether the target was met."""
     from sparsemask.cli.compress_table import costs, opened, quality, with_gains
 
     done_stages = [s for s in stages(recipe) if work.note(s.name).get("state") == "done" and s.makes_network]

@@ -1,4 +1,4 @@
-"""The stages of a recipe: one verb each, with its command line; and what of them is done, kept in compress.json."""
+"""The stages of a recipe, one command each, and their state, kept in compress.json."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def stages(recipe: Recipe) -> Iterator[Stage]:
 
 
 class Work:
-    """A recipe's folder: what is done in it, and the command lines of what is not.
+    """A recipe's folder: the stages that are done, and the command lines of the others.
 
     Attributes: current: name of the stage whose run holds the network so far, None before there is one; lock: held
     while this process works in it.
@@ -74,7 +74,7 @@ class Work:
     runs = property(lambda self: self.out / "runs")
 
     def open(self) -> None:
-        """Take up what an earlier process left; UseError where that was another recipe."""
+        """Continue from the state of an earlier process; UseError where that was of another recipe."""
         if not self.file.exists():
             return
         state = read_json(self.file)
@@ -89,7 +89,7 @@ class Work:
         write_json(self.file, self.state)
 
     def note(self, name: str) -> dict:
-        """What is remembered of a stage."""
+        """State of a stage."""
         return self.state["stages"].get(name, {})
 
     def done(self, name: str) -> bool:
@@ -119,7 +119,7 @@ class Work:
         return [*(["--search"] if stage.verb == "search" else []), *spelled(flags)]
 
     def _places(self, stage: Stage) -> dict:
-        """What a verb starts from, by the order of the steps."""
+        """Flags that name the files a verb starts from, by the order of the steps."""
         kinds = {step.kind for step in self.recipe.steps}
         if stage.step and stage.step.kind == "groups":
             return {
@@ -189,7 +189,7 @@ def call(stage: Stage, argv: list[str]) -> int:
 
 
 def difference(earlier, current, name: str = "") -> str:
-    """Where two recipes part, in a few words; empty where they do not."""
+    """The first difference between two recipes as text; empty where they are equal."""
     if earlier == current:
         return ""
     if isinstance(earlier, dict) and isinstance(current, dict):

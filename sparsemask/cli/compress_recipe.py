@@ -1,4 +1,4 @@
-"""Recipes of `sparsemask compress`: what they may say, read and checked before anything is run.
+"""Recipes of `sparsemask compress`, read and checked before anything is run.
 
 A recipe is YAML: `flags` for every verb that has them, a `target`, `steps` in their order, perhaps `baseline`,
 `rounds` and `compiled`. Flags are the verbs' own, checked by their parsers.
@@ -196,7 +196,7 @@ def _steps(value, common: dict, target: Target | None, path: Path) -> tuple[Step
 
 
 def _in_order(kind: str, flags: dict, available: set[str], steps: list[Step], title: str) -> None:
-    """Raise UseError where a step stands at the wrong place."""
+    """Raise UseError where the order of the steps is wrong."""
     needs = KINDS[kind].needs
     mask_given = kind == "retrain" and "mask_path" in flags
     if mask_given and "mask" in available:

@@ -1,4 +1,4 @@
-"""What a recipe's steps gained and cost: every network in the form that is run, timed in turn in one process."""
+"""Quality and costs after each step of a recipe: every network in its fast form, timed in turn in one process."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def opened(folder: Path, compiled: bool = False) -> Opened:
 
 
 def costs(networks: Mapping[str, Opened], rounds: int) -> dict[str, dict[str, float]]:
-    """{name: milliseconds, multiply_adds, parameters} on the same validation pictures, batch 1, timed in turn."""
+    """{name: milliseconds, multiply_adds, parameters} on the same validation images, batch 1, timed in turn."""
     first = next(iter(networks.values()))
     source = first.task.eval_data
     count = min(_PICTURES, len(source))
@@ -85,7 +85,7 @@ def costs(networks: Mapping[str, Opened], rounds: int) -> dict[str, dict[str, fl
 
 
 def quality(network: Opened, limit: int = 0) -> float:
-    """The task's primary metric of the form that is run, over the validation pictures (the first `limit`)."""
+    """The task's primary metric of the form that is run, over the validation images (the first `limit`)."""
     with repeatable():
         context = tasks.EvaluationContext.from_config(network.where, network.config)
         scores = network.task.evaluate(network, context, limit=limit, quick=True)

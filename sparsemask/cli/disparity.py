@@ -194,7 +194,7 @@ def run(network, pair, tile: tuple[int, int] | None):
 
 
 def write(files: dict[str, Path], disparity: np.ndarray) -> list[str]:
-    """Write a map (H, W) in pixels; what a format could not hold is returned in words."""
+    """Write a map (H, W) in pixels; returns notes on what a format could not hold."""
     from sparsemask.pictures.files import Picture, write_picture
     from sparsemask.pictures.stereo import colours
     from sparsemask.stereo.files import write_disparity

@@ -110,7 +110,7 @@ def find_network(weights: str | None, scale: int | None):
 
 
 def run(network, pixels, tile: int, ensemble: bool):
-    """The picture (1, 3, s·H, s·W); UseError where memory is too small for it in one piece."""
+    """The enlarged image (1, 3, s·H, s·W); UseError where memory is too small for it in one piece."""
     from sparsemask.spaces.sparse_conv import upscale
 
     try:

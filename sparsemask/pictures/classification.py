@@ -1,4 +1,4 @@
-"""Classified pictures with their likeliest classes, and the accuracy of each class."""
+"""Classified images with their likeliest classes, and the accuracy of each class."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Sample = tuple[np.ndarray, str, Sequence[tuple[str, float]]]
 
 
 def draw_predictions(samples: Sequence[Sample], path: str | os.PathLike) -> Path:
-    """Draw pictures in a grid, under each its likeliest class and the class it is; wrong ones framed; return the path.
+    """Draw images in a grid with predicted and true class; wrong ones framed; return the path.
 
     Args:
-        samples: (picture uint8 (H, W, 3), truth, [(class, probability), ...] likeliest first).
+        samples: (image uint8 (H, W, 3), truth, [(class, probability), ...] likeliest first).
         path: the file to write (.png, .svg, .pdf).
 
     Raises:
@@ -61,12 +61,12 @@ def draw_accuracy(classes: Sequence[str], recall: np.ndarray, overall: float, pa
 
     Args:
         classes: their names; beyond 50 they are not written.
-        recall: (C,) shares in [0, 1]; NaN for classes without pictures, which are left out.
-        overall: of all pictures.
+        recall: (C,) shares in [0, 1]; NaN for classes without images, which are left out.
+        overall: of all images, in [0, 1].
         path: the file to write (.png, .svg, .pdf).
 
     Raises:
-        UseError: no class has pictures.
+        UseError: no class has images.
     """
     path = style.check_path(path)
     recall = np.asarray(recall, float)

@@ -1,4 +1,4 @@
-"""Networks beside each other: milliseconds against quality, a bubble for each."""
+"""Comparison of networks: milliseconds against quality, a bubble for each."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _text(row: Mapping[str, object]) -> tuple[str, str]:
 
 
 def _labels(fig, axes, rows, radii) -> None:
-    """Write each label at the free place nearest to its bubble: none lies on another or on a bubble."""
+    """Write each label at the free position nearest to its bubble, without overlaps."""
     from matplotlib.transforms import Bbox
 
     fig.canvas.draw()

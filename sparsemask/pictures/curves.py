@@ -75,7 +75,7 @@ def draw_curves(rows: Iterable[Mapping[str, object]], path: str | os.PathLike, t
 
 
 def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian average around each point (no lag, unlike a running mean); gaps count nothing."""
+    """Gaussian average around each point (no lag, unlike a running mean); gaps have no weight."""
     from scipy.ndimage import gaussian_filter1d
 
     finite = np.isfinite(values)

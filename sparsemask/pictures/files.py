@@ -1,4 +1,4 @@
-"""Any picture file as an array, and back: grey or colour, 8 or 16 bits, palette, alpha, camera orientation."""
+"""Image files to arrays and back: grey or colour, 8 or 16 bits, palette, alpha, camera orientation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ALPHA, _DEEP = {"PNG", "WEBP", "TIFF"}, {"PNG", "TIFF"}
 
 @dataclass
 class Picture:
-    """A decoded picture; colours are not multiplied by alpha."""
+    """A decoded image; colours are not multiplied by alpha."""
 
     colour: np.ndarray
     """float32 (H, W, 3), 0 to 255; of a grey picture three times the same."""
@@ -45,7 +45,7 @@ class Picture:
         return f"{self.colour.shape[1]}x{self.colour.shape[0]}"
 
     def enlarged(self, colour: np.ndarray) -> Picture:
-        """The same picture with the colours (s·H, s·W, 3) of a larger one, its alpha enlarged by bicubic."""
+        """The same image with the colours (s·H, s·W, 3) of a larger one, its alpha enlarged by bicubic."""
         alpha = self.alpha
         if alpha is not None:
             alpha = np.asarray(Image.fromarray(alpha).resize(colour.shape[1::-1], Image.Resampling.BICUBIC))
@@ -53,7 +53,7 @@ class Picture:
 
 
 def read_picture(path: str | os.PathLike) -> Picture:
-    """Read a picture of any kind; UseError when it is missing, torn, no picture, or unreasonably large."""
+    """Read an image of any kind; UseError where it is missing, truncated, no image, or unreasonably large."""
     path = Path(path)
     if path.is_dir():
         raise UseError(f"{path}: is a folder, expected a picture")
@@ -98,7 +98,7 @@ def _tripled(values: np.ndarray) -> np.ndarray:
 
 
 def check_output(path: str | os.PathLike) -> Path:
-    """Return the path if a picture can be written there; UseError before any work otherwise."""
+    """Return the path if an image can be written there; UseError otherwise."""
     path = Path(path)
     if path.suffix.lower() not in _WRITTEN:
         raise UseError(f"{path}: a picture's name must end in one of {', '.join(_WRITTEN)}")
@@ -110,7 +110,7 @@ def check_output(path: str | os.PathLike) -> Path:
 
 
 def write_picture(path: str | os.PathLike, picture: Picture) -> list[str]:
-    """Write a picture atomically in the format of its suffix; what that format could not hold is returned in words."""
+    """Write an image atomically in the format of its suffix; returns notes on what the format could not hold."""
     path = check_output(path)
     form, lost = _WRITTEN[path.suffix.lower()], []
     deep = picture.deep and form in _DEEP and picture.alpha is None

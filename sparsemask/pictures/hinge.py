@@ -1,4 +1,4 @@
-"""Group sparsity at a glance: what each layer keeps, how group norms fall, what accuracy costs.
+"""Drawings of group sparsity: groups kept by each layer, spectra of group norms, accuracy over cost.
 
 Spectra: after the initialisation "svd2" the norms of a matrix's rows are the singular values of its convolution (Li et
 al., "Group sparsity: the hinge between filter pruning and decomposition for network compression", CVPR 2020, section

@@ -1,4 +1,4 @@
-"""Maps of probabilities in grey: single files, and grids of picture, truth and prediction."""
+"""Maps of probabilities in grey: single files, and grids of image, truth and prediction."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def save_map(path: str | os.PathLike, values: np.ndarray) -> Path:
 
 
 def draw_maps(samples: Sequence[Sample], path: str | os.PathLike) -> Path:
-    """Draw a grid picture | truth | prediction and return the path.
+    """Draw a grid image | truth | prediction and return the path.
 
     Args:
-        samples: (picture uint8 (H, W, 3), truth (H, W) of 0, 1 and 255 = ignored, prediction (H, W) in [0, 1]).
+        samples: (image uint8 (H, W, 3), truth (H, W) of 0, 1 and 255 = ignored, prediction (H, W) in [0, 1]).
         path: the file to write (.png, .svg, .pdf).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Data masks over the picture they were made for: kept places bright, dropped ones dark."""
+"""Data masks over their image: kept locations bright, dropped ones dark."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         mask: bool (H, W), or of a size that divides the image's.
 
     Returns:
-        uint8 (H, W, 3). Raises UseError where the sizes do not fit.
+        uint8 (H, W, 3).
+
+    Raises:
+        UseError: the sizes do not fit.
     """
     image, mask = np.asarray(image), np.asarray(mask, bool)
     image = image if image.ndim == 3 else image[..., None].repeat(3, 2)

@@ -1,4 +1,4 @@
-"""Clouds as pictures: prediction beside truth, what is wrong, what each level of a network keeps."""
+"""Drawings of clouds: prediction beside truth, errors, and the points that each level of a network keeps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def draw_clouds(
 ) -> Path:
     """Draw a cloud once for every panel, side by side, with a legend of what occurs; return the path.
 
-    A ceiling that would hide a room is left out, and the picture says so.
+    A ceiling that would hide a room is left out, with a note in the drawing.
 
     Args:
         path: the file to write (.png, .svg, .pdf).
@@ -71,7 +71,11 @@ def draw_kept(
         view: 'bird' or 'perspective'.
         title: a headline.
 
-    Returns the path. Raises UseError without masks and for masks of more points than the cloud has.
+    Returns:
+        The path.
+
+    Raises:
+        UseError: no masks, or masks of more points than the cloud has.
     """
     path, xyz = style.check_path(path), checked(xyz)
     if not len(masks):

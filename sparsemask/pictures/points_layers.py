@@ -1,4 +1,4 @@
-"""What a cloud can be painted with: classes, errors, kept points; and the customary colours of classes.
+"""Layers of colours for a cloud: classes, errors, kept points; and the usual colours of classes.
 
 S3DIS has no official colours; these are the ones most point-cloud toolkits show it in, with a clutter that is seen on
 white. SemanticKITTI's are those of its own configuration (`color_map` of semantic-kitti-api, there in the order BGR).
@@ -35,7 +35,7 @@ _RIGHT, _WRONG = (178, 190, 200), (205, 30, 40)
 
 @dataclass(frozen=True)
 class Layer:
-    """A paint for N points: point n has the colour and the name number index[n]."""
+    """Colours of N points: point n has the colour and the name with the number index[n]."""
 
     index: np.ndarray
     """uint8 (N,)."""

@@ -25,7 +25,7 @@ _DOME, _REACH = 26.0, 2  # strength of the shading, pixels between a point and t
 
 @dataclass(frozen=True)
 class Projected:
-    """Points on a picture of `size` (height, width) pixels; what lies outside or behind is left to be clipped."""
+    """Points projected to an image of `size` (height, width) pixels, not yet clipped."""
 
     across: np.ndarray
     down: np.ndarray
@@ -78,7 +78,7 @@ def laid_open(xyz: np.ndarray, view: str) -> np.ndarray:
 
 
 def aspect(xyz: np.ndarray, view: str) -> float:
-    """Width over height of a picture that suits the cloud."""
+    """Width over height of a fitting image of the cloud."""
     choose(view, VIEWS, "view")
     if view == "perspective":
         return 1.45
@@ -87,7 +87,7 @@ def aspect(xyz: np.ndarray, view: str) -> float:
 
 
 def project(xyz: np.ndarray, view: str, size: tuple[int, int]) -> Projected:
-    """Where points float32 (N, 3) fall on a picture of `size` (height, width): from above, or from beside and above."""
+    """Project points float32 (N, 3) to an image of `size` (height, width), from above or in perspective."""
     choose(view, VIEWS, "view")
     high, wide = size
     low, top = whole_box(xyz)
@@ -128,7 +128,7 @@ class Scene:
     Args:
         xyz: float32 (N, 3), metres, z up.
         view: 'bird' (from above, x to the right) or 'perspective'.
-        size: (height, width) of the pictures in pixels.
+        size: (height, width) of the images in pixels.
     """
 
     def __init__(self, xyz: np.ndarray, view: str, size: tuple[int, int]):

@@ -1,4 +1,4 @@
-"""Label maps in colours: single files, and grids of picture, truth and prediction."""
+"""Label maps in colours: single files, and grids of image, truth and prediction."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def draw_predictions(
     class_names: Sequence[str],
     palette: np.ndarray,
 ) -> Path:
-    """Draw a grid picture | truth | prediction with a legend of the classes that occur; return the path.
+    """Draw a grid image | truth | prediction with a legend of the classes that occur; return the path.
 
     Args:
-        samples: (picture uint8 (H, W, 3), truth (H, W), prediction (H, W)); indices of classes, 255 = void.
+        samples: (image uint8 (H, W, 3), truth (H, W), prediction (H, W)); indices of classes, 255 = void.
         path: the file to write (.png, .svg, .pdf).
         class_names: name of each class.
         palette: colours (N, 3) in 0..255, one per class at least.
@@ -87,7 +87,7 @@ def draw_predictions(
 
 
 def draw_grid(rows: Sequence[Sequence[np.ndarray]], path: str | os.PathLike, below: float = 0.0, finish=None) -> Path:
-    """Draw rows of picture | truth | prediction, (H, W, 3) each, and return the path.
+    """Draw rows of image | truth | prediction, (H, W, 3) each, and return the path.
 
     Args:
         below: inches left free under them, for finish(figure, their share of its height).

@@ -1,4 +1,4 @@
-"""Disparities as pictures: colour-mapped, beside truth and error, and the voxels that a network computes."""
+"""Drawings of disparities: colour-mapped, beside truth and error, and the voxels that a network computes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def colours(disparity: np.ndarray, low: float = 0.0, high: float | None = None, 
 
 
 def draw_disparities(samples: Sequence[Sample], path: str | os.PathLike) -> Path:
-    """Draw a row for each pair: left picture | disparity | truth | error, with colour bars; return the path.
+    """Draw a row for each pair: left image | disparity | truth | error, with colour bars; return the path.
 
     Disparity and truth of a row share their colours; errors beyond 5 px have that colour; grey: no truth.
 
@@ -113,12 +113,12 @@ def draw_voxels(
 ) -> Path:
     """Draw which voxels of the volume are computed; return the path.
 
-    Masks that differ are drawn, module by module: where in the picture, the share of a place's disparities that are
-    kept, and below it, seen from above, in how many of the rows a disparity is kept. With `disparity` the map itself is
-    drawn beside the picture, and its values as a line into the views from above (the median of a column).
+    Masks that differ are drawn, module by module: at every location of the image the share of disparities that
+    are kept, and below it, seen from above, the share of rows in which a disparity is kept. With `disparity` the map is
+    drawn beside the image, and its column medians as a line in the views from above.
 
     Args:
-        left: the left picture: a normalised tensor (3, H, W), or uint8 (H, W, 3).
+        left: the left image: a normalised tensor (3, H, W), or uint8 (H, W, 3).
         masks: bool (D, h, w) of the layers in order, equal ones next to each other or not.
         path: the file to write (.png, .svg, .pdf).
         title: a headline.

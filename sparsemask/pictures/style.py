@@ -1,4 +1,4 @@
-"""One look for every picture: colours, sizes, and how a figure is made and written.
+"""Common style of all drawings: colours, sizes, making and writing of figures.
 
 Figures never pass through pyplot, and the user's matplotlib settings are neither used nor changed.
 """
@@ -64,7 +64,7 @@ _SETTINGS = {
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """Our settings on top of matplotlib's own defaults, whatever the user has set; his are put back after."""
+    """Inside, this module's settings over matplotlib's defaults; the user's settings are restored afterwards."""
     import matplotlib
 
     defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
@@ -92,7 +92,7 @@ def sheet(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def place(fig: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """New axes at a place given in inches."""
+    """New axes at a position in inches."""
     across, up = fig.get_size_inches()
     return fig.add_axes((left / across, bottom / up, width / across, height / up))
 

@@ -1,4 +1,4 @@
-"""Enlarged pictures beside bicubic and the truth, and the PSNR of each picture."""
+"""Enlarged images beside bicubic and the truth, and the PSNR of each image."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Sample = tuple[str, np.ndarray, np.ndarray, np.ndarray, float, float]
 
 
 def draw_super_resolution(samples: Sequence[Sample], path: str | os.PathLike, crop: int = CROP) -> Path:
-    """Draw a row for each picture: the whole with a box, then that box bicubic | network | truth; return the path.
+    """Draw a row for each image: the whole with a box, then that box bicubic | network | truth; return the path.
 
-    The box is where bicubic errs most. The captions' PSNR are of whole pictures.
+    The box is where bicubic errs most. The captions' PSNR are of whole images.
 
     Args:
-        samples: (name, bicubic, prediction, truth, bicubic's PSNR, PSNR), the pictures uint8 (H, W, 3).
+        samples: (name, bicubic, prediction, truth, bicubic's PSNR, PSNR), the images uint8 (H, W, 3).
         path: the file to write (.png, .svg, .pdf).
         crop: side of the box, in pixels.
 
@@ -64,10 +64,10 @@ def draw_super_resolution(samples: Sequence[Sample], path: str | os.PathLike, cr
 
 
 def draw_psnr(names: Sequence[str], before: np.ndarray, after: np.ndarray, path: str | os.PathLike) -> Path:
-    """Draw the PSNR of each picture, bicubic's and the network's joined by a line; return the path.
+    """Draw the PSNR of each image, bicubic's and the network's joined by a line; return the path.
 
     Args:
-        names: of the pictures, best gain on top; beyond 40 they are not written.
+        names: of the images, best gain on top; beyond 40 they are not written.
         before, after: PSNR in dB of bicubic and of the network; infinite ones are left out.
         path: the file to write (.png, .svg, .pdf).
     """

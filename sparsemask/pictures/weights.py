@@ -1,4 +1,4 @@
-"""The search's connection weights: a heat map per stage (SparseMask, Figure 4), and their way there."""
+"""Connection weights of a search: a heat map per stage (SparseMask, Figure 4), and their history."""
 
 from __future__ import annotations
 

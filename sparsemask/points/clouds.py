@@ -80,11 +80,11 @@ class CloudFile:
 def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
     """Read a cloud: `.bin` (float32 x, y, z, remission), `.ply`, `.npy` or `.npz`.
 
-    A `.ply` has x, y, z, and optionally red, green, blue and class (or label). An `.npy` is (N, 3 or more): x, y, z, and
-    of six columns or more the next three are colours. An `.npz` has xyz (or points), and colours (or colors) and labels
-    if it likes. Colours are taken by type: integers from 0 to their type's end, floats in [0, 1], or to 255 where one
-    exceeds 1. Labels are taken as they stand. Georeferenced coordinates are moved near the origin before they become
-    float32 (:func:`~sparsemask.points.coordinates.near_origin`); `offset` says by how much.
+    A `.ply` has x, y, z, and optionally red, green, blue and class (or label). An `.npy` is (N, 3 or more): x, y, z and
+    colours in the next three of six columns or more. An `.npz` has xyz (or points), and optionally colours (or colors)
+    and labels. The range of colours follows from their type: integers from 0 to their type's maximum, floats in [0, 1],
+    or up to 255 where one exceeds 1. Labels are not changed. Georeferenced coordinates are moved near the origin before
+    they become float32 (:func:`~sparsemask.points.coordinates.near_origin`); `offset` is the translation.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: colours come from the page's style, names show where the pointer is; no script."""
+"""Line charts as inline SVG: colours of the page's style, names on hover; no script."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Series = tuple[np.ndarray, np.ndarray]  # steps, values
 
 @dataclass(frozen=True)
 class Frame:
-    """The place of a plot in its drawing, in user units, and the ranges it shows."""
+    """Position of a plot in its drawing, in user units, and the ranges it shows."""
 
     left: float
     top: float
@@ -152,7 +152,7 @@ def plain_names(count: int) -> list[tuple[str, str]]:
 
 
 def weight_history(steps: np.ndarray, halves: np.ndarray, thres: float) -> str:
-    """Every connection's weight over the search; the pointer brings out a line and its name."""
+    """Every connection's weight over the search; a line and its name are highlighted on hover."""
     names = plain_names(halves.shape[1])
     kept = halves[-1] > thres
     frame = Frame(56, 44, 830 if 0 < kept.sum() <= _NAMED else 900, 520, _span(steps), (0, 1))

@@ -1,4 +1,4 @@
-"""What a run's folder holds for its report; what is missing or torn is named instead of failing."""
+"""Contents of a run's folder for its report; missing or truncated files are listed, not errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFUSION = "confusion.json"
 
 @dataclass
 class Contents:
-    """A run as its files tell it. `problems`: what could not be read, a line each."""
+    """A run as read from its files. `problems`: what could not be read, a line each."""
 
     run: Run
     config: dict
@@ -70,13 +70,13 @@ class Contents:
 
     @property
     def evaluation(self) -> dict:
-        """What the evaluation noted; empty before one."""
+        """Entries of the evaluation; empty before one."""
         metrics = self.info.get("eval")
         return metrics if isinstance(metrics, dict) else {}
 
     @property
     def figures(self) -> dict[str, float]:
-        """The run's quality: of the evaluation, else of the last validation while training."""
+        """Metrics of the evaluation, else of the last validation while training."""
         for source in (self.evaluation, self.info.get("result")):
             if isinstance(source, dict):
                 metrics = {k: v for k, v in source.items() if k != "pictures" and number(v) is not None}
@@ -125,7 +125,7 @@ def record_confusion(run: Run, classes: Sequence[str], matrix: np.ndarray) -> No
 
 
 def found_or(contents: Contents, path: Path, read: Callable, default):
-    """What `read` makes of the file; without a readable one the default, and a line among the problems."""
+    """`read(path)`; where the file is not readable the default, and a line among the problems."""
     try:
         return read(path)
     except FileNotFoundError:

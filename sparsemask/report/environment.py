@@ -1,4 +1,4 @@
-"""What a run notes in its run.json for its report: on what it was computed, and what its network costs."""
+"""Entries of run.json for the report: the environment, and the costs of the network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str | int]:
 
 
 def cost_entries(cost: Cost, size: int) -> dict:
-    """Entries of run.json for the cost of a network on one picture of `size` × `size`."""
+    """Entries of run.json for the cost of a network on one image of `size` × `size`."""
     return {
         "parameters": cost.parameters,
         "decoder_parameters": cost.decoder_parameters,
@@ -38,7 +38,7 @@ def cost_entries(cost: Cost, size: int) -> dict:
 
 
 def _processor() -> str:
-    """The processor's name as people know it; the architecture where the system does not say."""
+    """Name of the processor; the architecture where the system has no name."""
     try:
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""The sections of a report on a network with fine-grained masks: what is kept, what that costs, quality by picture."""
+"""Sections of a report on a network with fine-grained masks: kept fractions, costs, quality by image."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tiles(c: Contents) -> str:
 
 
 def masks(c: Contents) -> str:
-    """Dense channels of every layer, kept locations of every module, and where these lie in a picture."""
+    """Dense channels of every layer, kept locations of every module, and a drawing of these over an image."""
     parts, modules = [], _masks(c)
     if modules:
         layers = max(len(module["dense_channels"]) for module in modules.values())
@@ -101,7 +101,7 @@ def _forms(c: Contents) -> str:
 
 
 def _masks(c: Contents) -> dict[str, dict]:
-    """run.json's entry, if it is what a run writes."""
+    """Checked entry `masks` of run.json."""
     entries = c.info.get("masks")
     if not isinstance(entries, Mapping):
         return {}
@@ -162,7 +162,7 @@ _COLUMNS = {
 
 
 def quality(c: Contents) -> str:
-    """The evaluation, class by class or picture by picture."""
+    """The evaluation by class or by image."""
     if by_class(c):
         return classes(c) + confusion(c)
     per_image = c.evaluation.get("each")

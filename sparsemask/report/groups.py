@@ -1,6 +1,6 @@
-"""The sections of a report on a network with group sparsity: what each layer keeps, how norms fell, what that costs.
+"""Sections of a report on a network with group sparsity: groups kept by each layer, norms, costs.
 
-They are made of these entries of run.json, any of which may be missing, and of pictures by these names:
+They use these entries of run.json, any of which may be missing, and these drawings:
 
     groups            {set's name: {"kept": groups that stay, "total": all of them}}
     merged            names of the pairs that are one convolution again

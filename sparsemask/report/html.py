@@ -1,4 +1,4 @@
-"""Small pieces of HTML. Every text passes through :func:`escape`; nothing here is safe that did not."""
+"""HTML elements. Every text must pass through :func:`escape`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def absent(text: str) -> str:
-    """What stands where a part of the run is missing."""
+    """Placeholder for a missing part of the run."""
     return paragraph(text, "absent")
 
 
@@ -57,10 +57,18 @@ def figure(body: str, caption: str, kind: str = "") -> str:
 
 
 def picture(path: Path, alt: str, width: int = 820, limit: int = 800_000) -> str:
-    """An <img> that carries the picture inside, at most `width` pixels wide and about `limit` bytes.
+    """An <img> element with the image embedded.
 
-    It is decoded and written anew, so that nothing but pixels comes from the file. OSError or ValueError when it
-    is no picture, or one of an unreasonable size.
+    The file is decoded and encoded again, so that only its pixels reach the page.
+
+    Args:
+        path: the image file.
+        alt: text in place of the image.
+        width: largest width in pixels.
+        limit: largest size in bytes, approximately.
+
+    Raises:
+        OSError, ValueError: the file is no image, or too large.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -1,4 +1,4 @@
-"""The sections that say where a run comes from: configuration, and how to repeat it."""
+"""Sections on the origin of a run: its configuration, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def configuration(c: Contents) -> str:
 
 
 def shown(value: object) -> str:
-    """A flag's value in words; only plain values and flat lists are spelled out."""
+    """A flag's value as text; only plain values and flat lists are written out."""
     if value is None:
         return _UNSAID
     if isinstance(value, bool):

@@ -52,7 +52,10 @@ _PAPER = "SparseMask", "https://arxiv.org/abs/1904.07642", "arXiv 1904.07642"
 def write_report(run: Run) -> Path:
     """Write `report.html` into the run's folder, atomically, from the files that lie in it; return its path.
 
-    What is missing is named in the page. Raises UseError when the folder holds no run's configuration.
+    Missing parts are named in the page.
+
+    Raises:
+        UseError: the folder has no readable configuration of a run.
     """
     path = run.folder / FILE
     write_text(path, build_page(read_run(run)))

@@ -1,4 +1,4 @@
-"""The section on how good the network is, class by class."""
+"""Section on the quality of the network, class by class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ELSEWHERE += ("kept", "spectra", "tradeoff")
 
 
 def classes(c: Contents) -> str:
-    """The evaluation's figures, and each class's IoU, recall and share of the pixels."""
+    """The evaluation's metrics, and each class's IoU, recall and share of the pixels."""
     metrics = "; ".join(f"{TITLES.get(k, k.replace('_', ' '))} {v:.4f}" for k, v in c.figures.items())
     count = number(c.evaluation.get("pictures"))
     unit = "crops" if c.fine else "pictures"
@@ -58,7 +58,7 @@ def _rows(c: Contents) -> tuple[tuple[str, ...], list] | None:
 
 
 def _classified(c: Contents) -> tuple[tuple[str, ...], list]:
-    """Of pictures with one class each: accuracy, precision, their number, and what they are mostly taken for."""
+    """Table of a classification: accuracy, precision, number of images, and the most frequent confusion."""
     scores = ClassificationScores(c.confusion)
     wrong = c.confusion - np.diag(np.diag(c.confusion))
     rows = []
@@ -82,7 +82,7 @@ def _bar(value: float | None) -> str:
 
 
 def confusion(c: Contents) -> str:
-    """The confusion matrix as a table, or as its picture; and whatever else an evaluation drew."""
+    """The confusion matrix as a table or as its drawing, and other drawings of an evaluation."""
     parts = []
     file = c.run.pictures / "confusion.png"
     if c.confusion is not None and len(c.classes) <= _READABLE:

@@ -1,4 +1,4 @@
-"""The sections of a report that show what a run learnt: key figures, curves, connections, drawings, costs."""
+"""Sections of a report on what a run learnt: key figures, curves, connections, drawings, costs."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def curves(c: Contents) -> str:
 
 
 def connections(c: Contents) -> str:
-    """The way of every connection's weight, and where it ended."""
+    """History and final value of every connection's weight."""
     if c.weights is None:
         if c.verb == "search":
             return html.absent("No history of the weights: history.jsonl is missing or empty.")
@@ -175,7 +175,7 @@ def _whole(values: object, count: int) -> list[int] | None:
 
 
 def figure_of(c: Contents, file, alt: str, width: int = 820, limit: int = 800_000) -> str:
-    """A picture of the run's folder as a figure on white; a line where it cannot be read."""
+    """An image file of the run's folder as a figure on white; a line where it cannot be read."""
     try:
         return html.figure(html.picture(file, alt, width, limit), alt, "paper")
     except (OSError, ValueError, SyntaxError) as error:
@@ -184,7 +184,7 @@ def figure_of(c: Contents, file, alt: str, width: int = 820, limit: int = 800_00
 
 
 def samples(c: Contents) -> str:
-    """Picture, truth and prediction side by side."""
+    """Image, truth and prediction side by side."""
     file = c.run.pictures / "samples.png"
     if not file.exists():
         return html.absent("No sample predictions: they are drawn at the end of a run.")

@@ -1,8 +1,8 @@
 """Disparities of large pairs tile by tile, within a budget of memory.
 
 A tile is computed with OVERLAP pixels around it, and with additional columns on its left, as many as there are
-disparities: there lies what the right image shows of the tile. The receptive field of the hourglasses is larger, so that
-the result differs slightly from that of the whole pair.
+disparities: there lies what the right image shows of the tile. The receptive field of the hourglasses is larger, so
+that the result differs slightly from that of the whole pair.
 """
 
 from __future__ import annotations
