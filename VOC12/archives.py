@@ -151,8 +151,8 @@ def _safe_name(member: tarfile.TarInfo) -> str | None:
 
 def _root(names: Iterable[str], layout: Layout) -> str:
     names = set(names)
-    first = layout.lists[0]
-    roots = {name[: -len(first)] for name in names if name == first or name.endswith("/" + first)}
+    first_list = layout.lists[0]
+    roots = {name[: -len(first_list)] for name in names if name == first_list or name.endswith("/" + first_list)}
     complete = [root for root in roots if all(root + name in names for name in layout.lists)]
     # Several complete ones (a copy nested deeper): the outermost is the data set.
     return min(complete, key=lambda root: (root.count("/"), root), default="")

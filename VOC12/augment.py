@@ -69,7 +69,7 @@ class _Axis:
 
 
 def augment(
-    picture: np.ndarray,
+    image: np.ndarray,
     label: np.ndarray,
     view: View,
     crop: int,
@@ -94,12 +94,12 @@ def augment(
     window = np.s_[rows.begin : rows.end, columns.begin : columns.end]
 
     # The source is smaller than the result more often than not: normalise there, columns before rows.
-    source = normalise(picture[window], mean, std)
+    source = normalise(image[window], mean, std)
     wide = source.index_select(2, columns.low)
     if not columns.identity:
         wide.lerp_(source.index_select(2, columns.high), columns.weight)
-    image = torch.zeros(3, crop, crop)
-    covered = image[:, rows.part, columns.part]
+    output = torch.zeros(3, crop, crop)
+    covered = output[:, rows.part, columns.part]
     if rows.identity:
         covered.copy_(wide.index_select(1, rows.low))
     else:
@@ -109,20 +109,20 @@ def augment(
     index = torch.from_numpy(np.ascontiguousarray(label[window]))
     target = torch.full((crop, crop), IGNORE, dtype=torch.int64)
     target[rows.part, columns.part] = index.index_select(1, columns.nearest).index_select(0, rows.nearest)
-    return image, target
+    return output, target
 
 
-def normalise(picture: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """Turn uint8 (H, W, 3) into float32 (3, H, W), (value / 255 - mean) / std."""
     gain = torch.tensor([1 / (255 * s) for s in std])
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
-    planes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     values = planes.to(torch.float32, memory_format=torch.contiguous_format)
     return values.mul_(gain[:, None, None]).add_(shift[:, None, None])
 
 
 def pad(
-    picture: np.ndarray,
+    image: np.ndarray,
     label: np.ndarray,
     least: int,
     mean: tuple[float, ...] = IMAGENET_MEAN,
@@ -135,8 +135,8 @@ def pad(
     """
     (height, width), (tall, wide) = label.shape, (max(side, least) for side in label.shape)
     top, left = (tall - height) // 2, (wide - width) // 2
-    image = torch.zeros(3, tall, wide)
-    image[:, top : top + height, left : left + width] = normalise(picture, mean, std)
+    output = torch.zeros(3, tall, wide)
+    output[:, top : top + height, left : left + width] = normalise(image, mean, std)
     target = torch.full((tall, wide), IGNORE, dtype=torch.int64)
     target[top : top + height, left : left + width] = torch.from_numpy(np.ascontiguousarray(label))
-    return image, target
+    return output, target

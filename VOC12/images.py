@@ -115,16 +115,16 @@ def exif_words(path: str | os.PathLike, expected: tuple[int, int] | None = None)
     (height, width), orientation = _header(path)
     if orientation < _SIDEWAYS:
         return ""
-    words = f" upright (its EXIF orientation is {orientation}, its pixels are stored as {height}x{width})"
+    text = f" upright (its EXIF orientation is {orientation}, its pixels are stored as {height}x{width})"
     if expected == (width, height):
-        words += ", which the other file fits: turn that one, or remove the EXIF orientation from the picture"
-    return words
+        text += ", which the other file fits: turn that one, or remove the EXIF orientation from the picture"
+    return text
 
 
-def size_words(size: tuple[int, int], picture: str | os.PathLike, upright_size: tuple[int, int]) -> str:
+def size_words(size: tuple[int, int], image_path: str | os.PathLike, upright_size: tuple[int, int]) -> str:
     """What does not fit where a label (or map) of `size`, (H, W), has another size than its image."""
     (tall, wide), (height, width) = size, upright_size
-    return f"{wide}x{tall} pixels, but its picture {picture} has {width}x{height}{exif_words(picture, size)}"
+    return f"{wide}x{tall} pixels, but its picture {image_path} has {width}x{height}{exif_words(image_path, size)}"
 
 
 def read_picture(path: str | os.PathLike | BinaryIO, name: object = None) -> np.ndarray:
@@ -225,15 +225,15 @@ def _orientation(image: Image.Image) -> int:
         # The base class': that of PNG decodes the whole image to look behind its pixels.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
-            found = Image.Image.getexif(image).get(_ORIENTATION, 1)
+            value = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except (*_BROKEN, OSError, KeyError, TypeError, AttributeError, OverflowError, AssertionError):
         return 1
-    return found if isinstance(found, int) and found in _TURNS else 1
+    return value if isinstance(value, int) and value in _TURNS else 1
 
 
 def _metadata_behind(file: BinaryIO) -> bool:
     """Whether a PNG has EXIF or XMP behind its pixels; the file's position is kept."""
-    place, pixels = file.tell(), False
+    position, pixels = file.tell(), False
     try:
         file.seek(8)
         for _ in range(_CHUNKS):
@@ -248,4 +248,4 @@ def _metadata_behind(file: BinaryIO) -> bool:
             file.seek(length - len(text) + 4, os.SEEK_CUR)
         return False
     finally:
-        file.seek(place)
+        file.seek(position)

@@ -34,10 +34,10 @@ def merge_lists(voc: Source, sbd: Source, expect: tuple[int, int, int]) -> dict[
         "trainval": sorted({*train, *val}),
         "train_aug": sorted({*extra, *train} - {*val}),
     }
-    for name, wanted in zip(("train", "val", "train_aug"), expect, strict=True):
-        if len(lists[name]) != wanted:
+    for name, expected in zip(("train", "val", "train_aug"), expect, strict=True):
+        if len(lists[name]) != expected:
             raise UseError(
-                f"the archives give {len(lists[name])} names for {name}, expected {wanted}: other releases "
+                f"the archives give {len(lists[name])} names for {name}, expected {expected}: other releases "
                 "than VOC 2012 trainval and SBD? if they are meant, say so with --expect TRAIN,VAL,TRAIN_AUG"
             )
     return lists
@@ -53,26 +53,26 @@ def _read_names(source: Source, path: str) -> list[str]:
 
 def plan(voc: Source, sbd: Source, lists: dict[str, list[str]], out: Path) -> tuple[list[Job], int]:
     """Files still to be written, in the order that reads the archives fastest, and how many are there."""
-    wanted: dict[tuple[int, str], Job] = {}
+    planned: dict[tuple[int, str], Job] = {}
     absent: list[str] = []
     in_voc, in_sbd = set(voc.names), set(sbd.names)
     for name in sorted({*lists["train_aug"], *lists["val"]}):
         image_name, label = out / "img" / f"{name}.jpg", out / "gt" / f"{name}.png"
         if (path := f"JPEGImages/{name}.jpg") in in_voc:
-            wanted[0, path] = Job(copy_picture, voc, path, image_name)
+            planned[0, path] = Job(copy_picture, voc, path, image_name)
         elif (path := f"img/{name}.jpg") in in_sbd:
-            wanted[1, path] = Job(copy_picture, sbd, path, image_name)
+            planned[1, path] = Job(copy_picture, sbd, path, image_name)
         else:
             absent.append(f"picture {name}.jpg")
         if (path := f"SegmentationClass/{name}.png") in in_voc:
-            wanted[0, path] = Job(png_to_index, voc, path, label)
+            planned[0, path] = Job(png_to_index, voc, path, label)
         elif (path := f"cls/{name}.mat") in in_sbd:
-            wanted[1, path] = Job(mat_to_png, sbd, path, label)
+            planned[1, path] = Job(mat_to_png, sbd, path, label)
         else:
             absent.append(f"label {name}")
     if absent:
         raise UseError(f"{len(absent)} listed files are in neither archive, first {absent[0]}; are they complete?")
-    ordered = [wanted[key] for i, s in enumerate((voc, sbd)) for name in s.names if (key := (i, name)) in wanted]
+    ordered = [planned[key] for i, s in enumerate((voc, sbd)) for name in s.names if (key := (i, name)) in planned]
     jobs = [job for job in ordered if not _there(job)]
     return jobs, len(ordered) - len(jobs)
 

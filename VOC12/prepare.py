@@ -91,14 +91,14 @@ def _complete(out: Path, expect: tuple[int, int, int]) -> dict[str, int] | None:
     if tuple(sizes.get(name) for name in ("train", "val", "train_aug")) != tuple(expect):
         return None
     try:
-        pictures, labels = set(os.listdir(out / "img")), set(os.listdir(out / "gt"))
+        images, labels = set(os.listdir(out / "img")), set(os.listdir(out / "gt"))
         lists = {name: (out / f"{name}.txt").read_text().split() for name in sizes}
     except OSError:
         return None
-    whole = all(len(names) == sizes[key] for key, names in lists.items()) and all(
-        f"{name}.jpg" in pictures and f"{name}.png" in labels for names in lists.values() for name in names
+    complete = all(len(names) == sizes[key] for key, names in lists.items()) and all(
+        f"{name}.jpg" in images and f"{name}.png" in labels for names in lists.values() for name in names
     )
-    return sizes if whole else None
+    return sizes if complete else None
 
 
 def _contents(sources: list[Source], jobs: list[Job]) -> Iterator[tuple]:

@@ -89,10 +89,10 @@ def _draw(out: str, name: str, seed: int, size: int) -> None:
     save_label(Path(out, "gt", f"{name}.png"), label)
 
 
-def encode_picture(picture: np.ndarray) -> bytes:
+def encode_picture(image: np.ndarray) -> bytes:
     """JPEG of an RGB image, without chroma subsampling, which would blur thin strokes."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="JPEG", quality=92, subsampling=0)
+    Image.fromarray(image).save(file, format="JPEG", quality=92, subsampling=0)
     return file.getvalue()
 
 

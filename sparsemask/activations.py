@@ -58,10 +58,10 @@ def zero_shares(network: nn.Module, batches: Iterable[Tensor]) -> list[LayerZero
     counter = _Counter()
     with evaluating(network), _named(network, counter.stack):
         for batch in batches:
-            counter.seen.clear()
+            counter.calls.clear()
             with counter:
                 network(batch)
-    return [LayerZeros(name, zeros / count, count) for name, (zeros, count) in counter.found.items()]
+    return [LayerZeros(name, zeros / count, count) for name, (zeros, count) in counter.zeros.items()]
 
 
 class _Counter(TorchDispatchMode):
@@ -70,8 +70,8 @@ class _Counter(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.stack: list[str] = []
-        self.seen: dict[str, int] = {}
-        self.found: dict[str, tuple[Tensor, int]] = {}
+        self.calls: dict[str, int] = {}
+        self.zeros: dict[str, tuple[Tensor, int]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -81,11 +81,11 @@ class _Counter(TorchDispatchMode):
 
     def _count(self, out: Tensor) -> None:
         name = self.stack[-1] if self.stack else ""
-        self.seen[name] = number = self.seen.get(name, 0) + 1
+        self.calls[name] = number = self.calls.get(name, 0) + 1
         name = name if number == 1 else f"{name} ({number})"
         zeros = (out == 0).transpose(0, 1).flatten(1).sum(1).double().cpu()
-        before, locations = self.found.get(name, (0, 0))
-        self.found[name] = before + zeros, locations + out.numel() // out.shape[1]
+        before, locations = self.zeros.get(name, (0, 0))
+        self.zeros[name] = before + zeros, locations + out.numel() // out.shape[1]
 
 
 @contextlib.contextmanager

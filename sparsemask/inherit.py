@@ -31,16 +31,16 @@ class Origin:
     Attributes:
         what: the flag and the file, for messages.
         run: the run.
-        there: whether its folder still exists.
+        exists: whether its folder still exists.
     """
 
     what: str
     run: Run
-    there: bool = True
+    exists: bool = True
 
 
 @dataclass(frozen=True)
-class Taken:
+class Inherited:
     """The inherited `flags` by name, the `run` that they come from, and its preset."""
 
     run: Run | None = None
@@ -65,7 +65,7 @@ def find(requested: Mapping) -> Origin | None:
             if folder
             else _of(f"--{name} {requested[name]}", requested[name], name)
         )
-        if origin and origin.there:
+        if origin and origin.exists:
             return origin
         gone = gone or origin
     return gone
@@ -73,7 +73,7 @@ def find(requested: Mapping) -> Origin | None:
 
 def search_of(mask_path: str | Path | None) -> Run | None:
     """The search run that a mask file was pruned from; None where it no longer exists."""
-    run = _said(mask_path) if mask_path else None
+    run = _noted_run(mask_path) if mask_path else None
     return run if run and run.config.is_file() else None
 
 
@@ -99,12 +99,12 @@ def _of(title: str, path: str, flag: str) -> Origin | None:
         return None  # a named mask, or a mistake that the verb reports
     if run := _holding(path):
         return Origin(title, run)
-    if flag == "mask_path" and (noted_run := _said(path)):
+    if flag == "mask_path" and (noted_run := _noted_run(path)):
         return Origin(title, noted_run, noted_run.config.is_file())
     return None
 
 
-def _said(mask_path: str | Path) -> Run | None:
+def _noted_run(mask_path: str | Path) -> Run | None:
     """The run named in a mask file or in the json beside it; it may no longer exist."""
     path = Path(mask_path)
     if not path.is_file():
@@ -136,7 +136,7 @@ def preset_of(run: Run) -> str:
     return "sample" if read_flags(run).get("sample") is True else "short"
 
 
-def take(parser: opt.Parser, requested: Mapping, training: bool = True) -> Taken:
+def take(parser: opt.Parser, requested: Mapping, training: bool = True) -> Inherited:
     """The flags that the command inherits from the run that the `requested` flags start from.
 
     Args:
@@ -149,11 +149,11 @@ def take(parser: opt.Parser, requested: Mapping, training: bool = True) -> Taken
     """
     origin = find(requested)
     if origin is None:
-        return Taken()
+        return Inherited()
     names = [name for name in parser.group("data") if name not in _NOT_DATA]
-    if not origin.there:
+    if not origin.exists:
         if any(requested.get(name) for name in _naming(requested.get("task") or parser.get_default("task"))):
-            return Taken()
+            return Inherited()
         raise UseError(
             f"{origin.what}: comes from the run {shown_path(origin.run.folder)}, which is gone, and with it which data "
             f"are meant: name them ({_data_words(parser)}), or --sample"
@@ -171,7 +171,7 @@ def take(parser: opt.Parser, requested: Mapping, training: bool = True) -> Taken
     taken = {n: v for n, v in parser.checked(taken, run.config, foreign=True).items() if not requested.get(n)}
     was, now = bool(saved.get("sample")), bool(taken.get("sample") or requested.get("sample"))
     fits = was == now or not (now or preset.endswith("sample"))  # the sample set has presets of its own
-    return Taken(run, taken, preset if fits and opt.preset_name(preset, space) else None)
+    return Inherited(run, taken, preset if fits and opt.preset_name(preset, space) else None)
 
 
 def data_of(saved: Mapping, requested: Mapping, names: Iterable[str], run: Run | str) -> dict:

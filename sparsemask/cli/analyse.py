@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     network, prepare, source = _load(options)
     images = [read_picture(path) for path in options.pictures]
     for path, image in zip(options.pictures, images, strict=True):
-        for text in image.said:
+        for text in image.remarks:
             print(f"note: {path}: {text}")
     inputs = [prepare(image.colour) for image in images]
     layers = zero_shares(network, inputs)

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{options.picture} {image.size} -> {out} {larger.size}, {spent:.2f} s; computed "
         f"{100 * np.mean(shares):.0f} % of channels x places ({source})"
     )
-    for line in [*(f"{options.picture}: {text}" for text in image.said), *lost]:
+    for line in [*(f"{options.picture}: {text}" for text in image.remarks), *lost]:
         print(f"note: {line}")
     if options.show_masks:
         for path in show(image, network, Path(options.picture).stem, Path(options.show_masks)):

@@ -36,7 +36,7 @@ class Picture:
     """16 bits a value (grey only: the decoder has no deep colours)."""
     notes: dict = field(default_factory=dict)
     """What is written back with it: colour profile, resolution."""
-    said: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     """What reading changed beyond the file's format, in words."""
 
     @property
@@ -82,7 +82,9 @@ def _decoded(opened: Image.Image, remarks: list[str]) -> Picture:
     if is_deep(turned):
         levels, note = grey_levels(turned)
         deep = turned.mode != "F"  # 16 bits stay 16 where the result is written as such
-        return Picture(_tripled(levels), grey=True, deep=deep, notes=notes, said=remarks if deep else [*remarks, note])
+        return Picture(
+            _tripled(levels), grey=True, deep=deep, notes=notes, remarks=remarks if deep else [*remarks, note]
+        )
     alpha = None
     if "A" in turned.getbands() or "a" in turned.getbands() or "transparency" in turned.info:
         turned = turned.convert("RGBA")  # palettes with a transparent colour too
@@ -90,7 +92,7 @@ def _decoded(opened: Image.Image, remarks: list[str]) -> Picture:
     grey = opened.mode in ("1", "L", "LA", "La")
     if opened.mode == "CMYK":
         notes.pop("icc_profile", None)  # of inks; the colours are RGB from here
-    return Picture(np.asarray(turned.convert("RGB"), dtype=np.float32), alpha, grey, notes=notes, said=remarks)
+    return Picture(np.asarray(turned.convert("RGB"), dtype=np.float32), alpha, grey, notes=notes, remarks=remarks)
 
 
 def _tripled(values: np.ndarray) -> np.ndarray:

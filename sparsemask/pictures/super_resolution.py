@@ -98,8 +98,8 @@ def _box(bicubic: np.ndarray, truth: np.ndarray, crop: int) -> tuple[int, int, i
     """Top, left and side of the square where bicubic errs most."""
     side = min(crop, *truth.shape[:2])
     error = np.square(bicubic.astype(np.float32) - truth).mean(-1)
-    room = error.shape[0] - side + 1, error.shape[1] - side + 1
-    mean = uniform_filter(error, side, mode="nearest")[side // 2 :, side // 2 :][: room[0], : room[1]]
+    margin = error.shape[0] - side + 1, error.shape[1] - side + 1
+    mean = uniform_filter(error, side, mode="nearest")[side // 2 :, side // 2 :][: margin[0], : margin[1]]
     top, left = np.unravel_index(int(mean.argmax()), mean.shape)
     return int(top), int(left), side
 

@@ -75,7 +75,7 @@ class Contents:
         return metrics if isinstance(metrics, dict) else {}
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Metrics of the evaluation, else of the last validation while training."""
         for source in (self.evaluation, self.info.get("result")):
             if isinstance(source, dict):
@@ -105,8 +105,8 @@ def read_run(run: Run) -> Contents:
     """Read a run's folder; UseError when it has no configuration that could be one's."""
     config = _config(run.config)
     contents = Contents(run, config)
-    contents.info = found_or(contents, run.info_file, read_json, {})
-    contents.rows = [row for row in found_or(contents, run.metrics, read_rows, []) if _has_step(row)]
+    contents.info = read_or_default(contents, run.info_file, read_json, {})
+    contents.rows = [row for row in read_or_default(contents, run.metrics, read_rows, []) if _has_step(row)]
     wrong = contents.info.get("wrong")
     contents.problems += [str(line)[:300] for line in wrong] if isinstance(wrong, list) else []
     _history(contents)
@@ -124,7 +124,7 @@ def record_confusion(run: Run, classes: Sequence[str], matrix: np.ndarray) -> No
     )
 
 
-def found_or(contents: Contents, path: Path, read: Callable, default):
+def read_or_default(contents: Contents, path: Path, read: Callable, default):
     """`read(path)`; where the file is not readable the default, and a line among the problems."""
     try:
         return read(path)
@@ -151,7 +151,9 @@ def _history(contents: Contents) -> None:
     if contents.packed or (contents.verb != "search" and not contents.run.history.exists()):
         return
     rows = [
-        r for r in found_or(contents, contents.run.history, read_rows, []) if _has_step(r) and _weights(r) is not None
+        r
+        for r in read_or_default(contents, contents.run.history, read_rows, [])
+        if _has_step(r) and _weights(r) is not None
     ]
     rows = [r for r in rows if len(r["weights"]) == len(rows[-1]["weights"])]
     if rows:
@@ -175,9 +177,9 @@ def _mask(contents: Contents) -> None:
     files = sorted(contents.run.folder.glob("mask*.npy"), key=lambda p: p.stat().st_mtime)
     if files:
         contents.mask_file = files[-1]
-        contents.mask = found_or(contents, files[-1], masks.load_mask, None)
+        contents.mask = read_or_default(contents, files[-1], masks.load_mask, None)
         if files[-1].with_suffix(".json").exists():
-            contents.note = found_or(contents, files[-1].with_suffix(".json"), read_json, {})
+            contents.note = read_or_default(contents, files[-1].with_suffix(".json"), read_json, {})
     elif contents.info.get("kept"):
         contents.mask = _from_names(str(contents.info["kept"]))
         if contents.mask is None:
@@ -215,7 +217,7 @@ def _confusion(contents: Contents) -> None:
     path = contents.run.folder / CONFUSION
     if not path.exists():
         return
-    data = found_or(contents, path, read_json, {})
+    data = read_or_default(contents, path, read_json, {})
     classes, rows = data.get("classes"), data.get("matrix")
     square = isinstance(classes, list) and classes and isinstance(rows, list) and len(rows) == len(classes)
     square = square and all(isinstance(row, list) and len(row) == len(classes) for row in rows)

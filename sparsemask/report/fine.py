@@ -27,7 +27,7 @@ def tiles(c: Contents) -> str:
     """The key figures, a tile each."""
     items = [
         tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}" if abs(v) < 10 else f"{v:.2f}", where(c))
-        for k, v in c.figures.items()
+        for k, v in c.metrics.items()
         if k in ("psnr", "ssim", "miou", "oa", "macc", "epe", "d1", "f_beta", "ods")
     ] or [tile("quality", "–", _NOT_YET)]
     kept, budget = number(c.info.get("kept_fraction")), number(c.config.get("keep"))

@@ -34,7 +34,7 @@ def tiles(c: Contents) -> str:
     """The key figures, a tile each."""
     items = [
         tile(TITLES.get(name, name), f"{value:.2%}", where(c))
-        for name, value in c.figures.items()
+        for name, value in c.metrics.items()
         if name in ("top1", "top5")
     ] or [tile("quality", "–", _NOT_YET)]
     sets = _sets(c)

@@ -18,7 +18,7 @@ _ELSEWHERE += ("kept", "spectra", "tradeoff")
 
 def classes(c: Contents) -> str:
     """The evaluation's metrics, and each class's IoU, recall and share of the pixels."""
-    metrics = "; ".join(f"{TITLES.get(k, k.replace('_', ' '))} {v:.4f}" for k, v in c.figures.items())
+    metrics = "; ".join(f"{TITLES.get(k, k.replace('_', ' '))} {v:.4f}" for k, v in c.metrics.items())
     count = number(c.evaluation.get("pictures"))
     unit = "crops" if c.fine else "pictures"
     head = html.paragraph(f"On {count:.0f} validation {unit}: {metrics}." if count else f"While training: {metrics}.")

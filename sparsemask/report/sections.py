@@ -24,7 +24,7 @@ def tiles(c: Contents) -> str:
     """The key figures, a tile each."""
     size = number(c.info.get("input_size"))
     at = f"at {size:.0f}×{size:.0f}" if size else ""
-    items = [tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}", where(c)) for k, v in list(c.figures.items())[:3]]
+    items = [tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}", where(c)) for k, v in list(c.metrics.items())[:3]]
     items = items or [tile("quality", "–", _NOT_YET)]
     count, connections_detail = _connections(c)
     items.append(tile("connections", "–" if count is None else str(count), connections_detail))

@@ -58,8 +58,8 @@ def read_pictures(left: Path | str, right: Path | str) -> tuple[np.ndarray, np.n
     """Both images, uint8 (H, W, 3); UseError where their sizes differ."""
     images = read_picture(left), read_picture(right)
     if images[0].shape != images[1].shape:
-        a, b = (_size(one) for one in images)
-        turned = [exif_words(one) for one in (right, left)]
+        a, b = (_size(item) for item in images)
+        turned = [exif_words(item) for item in (right, left)]
         raise UseError(
             f"{right}: {b} pixels{turned[0]}, but the left picture {left} has {a}{turned[1]}: a pair has one size"
         )

@@ -46,7 +46,7 @@ class LabelledPictures:
     origin: tuple[str, str] = ("", "")
     unused: tuple[str, ...] = ()
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """Summary line: numbers of images and classes, their origin, and what is not used."""
         parts = zip((self.training, self.validation), ("training", "validation"), self.origin, strict=True)
         descriptions = [

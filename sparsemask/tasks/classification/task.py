@@ -100,7 +100,7 @@ class ClassificationTask(Task):
     def check(self) -> None:
         """Read the first image of each part; print notes on what is unusual."""
         if not self.config.data.sample:
-            warn(f"pictures: {self.pictures.said()}")
+            warn(f"pictures: {self.pictures.summary()}")
         for split, source in (("training", self.train_data), ("validation", self.eval_data)):
             source.load(0)
             if not source.part.held:

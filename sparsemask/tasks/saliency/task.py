@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparsemask.tasks.dense.folders import Pair
 from sparsemask.tasks.dense.maps import MapTask
-from sparsemask.tasks.saliency.data import SaliencyDataset, all_pairs, split
+from sparsemask.tasks.saliency import data
 from sparsemask.tasks.saliency.scores import SaliencyMeter, SaliencyScores
 
 
@@ -26,14 +26,14 @@ class SaliencyTask(MapTask):
 
         return saliency_sample()
 
-    def layout(self, root: Path, subset: str) -> list[Pair]:
+    def layout(self, root: Path, split: str) -> list[Pair]:
         """The pairs below a folder in one of the layouts."""
         config = self.config
-        return split(all_pairs(root), subset, config.data.training_list, config.data.eval_list)
+        return data.split(data.all_pairs(root), split, config.data.training_list, config.data.eval_list)
 
-    def dataset(self, pairs: list[Pair], **settings) -> SaliencyDataset:
+    def dataset(self, pairs: list[Pair], **settings) -> data.SaliencyDataset:
         """Images with their masks."""
-        return SaliencyDataset(pairs, self.classes, **settings)
+        return data.SaliencyDataset(pairs, self.classes, **settings)
 
     def meter(self, quick: bool) -> SaliencyMeter:
         """Curves over all thresholds; they cost little."""
