@@ -21,7 +21,7 @@ def read_mat_label(data: bytes, name: object) -> np.ndarray:
     try:
         label = loadmat(io.BytesIO(data), variable_names=["GTcls"])["GTcls"][0, 0]["Segmentation"]
         label = np.asarray(label)
-    except Exception as error:  # a torn file makes the reader fail in a dozen ways, none of them ours
+    except Exception as error:  # a truncated file makes the reader fail in a dozen ways, none of them ours
         reason = f"{type(error).__name__}: {error}"
         raise UseError(f"{name}: not readable as an SBD label, GTcls.Segmentation ({reason})") from None
     if label.ndim != 2 or label.dtype.kind not in "uif" or label.size == 0:

@@ -25,7 +25,7 @@ from sparsemask.errors import UseError
 # The suffixes of images, in any case; of several files that one name without suffix may mean, the first here wins.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
-# What Pillow raises on torn or hostile files, apart from operating-system errors.
+# What Pillow raises on truncated or hostile files, apart from operating-system errors.
 _BROKEN = (
     SyntaxError,
     ValueError,

@@ -129,7 +129,15 @@ def _shaped(data: np.ndarray, shape: tuple[int, ...], fortran: bool) -> np.ndarr
 
 
 def read_npy(path: str | os.PathLike[str], what: str = "not readable as an array") -> np.ndarray:
-    """The array of an `.npy` file; UseError "PATH: WHAT (why)" where it is torn, lies about its size, holds objects."""
+    """Read the array of an `.npy` file.
+
+    Args:
+        path: the file.
+        what: the second part of error messages, "PATH: WHAT (reason)".
+
+    Raises:
+        UseError: the file is truncated, claims a wrong size, or holds objects.
+    """
     with reading(path, what), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         shape, fortran, dtype, start = npy_header(file.read(_HEADER), size)
@@ -159,7 +167,7 @@ def npy_length(path: str | os.PathLike[str]) -> int:
 
 
 class Npz:
-    """The arrays of an open `.npz` file by name; each is decoded when it is asked for."""
+    """The arrays of an open `.npz` file by name; each is decoded when it is read."""
 
     def __init__(self, archive: zipfile.ZipFile, size: int, largest: int | None):
         check_zip(archive, size, largest)
@@ -189,10 +197,15 @@ class Npz:
 def open_npz(
     path: str | os.PathLike[str], what: str = "not readable as an archive of arrays", largest: int | None = None
 ) -> Iterator[Npz]:
-    """An `.npz` file; inside, what cannot be decoded is a UseError "PATH: WHAT (why)".
+    """Context manager that opens an `.npz` file; arrays are decoded when they are read.
 
     Args:
-        largest: bytes that one array may have.
+        path: the file.
+        what: the second part of error messages, "PATH: WHAT (reason)".
+        largest: bytes that one array may have; None: as many as the machine has memory.
+
+    Raises:
+        UseError: the file, or an array that is read inside, cannot be decoded.
     """
     with reading(path, what), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         yield Npz(archive, os.fstat(file.fileno()).st_size, largest)
@@ -201,7 +214,7 @@ def open_npz(
 def read_npz(
     path: str | os.PathLike[str], what: str = "not readable as an archive of arrays", largest: int | None = None
 ) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz` file by name; see :func:`open_npz`."""
+    """Read all arrays of an `.npz` file by name; arguments and errors as for :func:`open_npz`."""
     with open_npz(path, what, largest) as arrays:
         return {name: arrays[name] for name in arrays.names}
 
@@ -233,7 +246,7 @@ def check_zip(archive: zipfile.ZipFile, size: int, largest: int | None = None) -
 
 
 def check_zip_file(path: str | os.PathLike[str], what: str = "truncated or damaged") -> None:
-    """The same of a file, where it is a zip archive; UseError "PATH: WHAT (why)"."""
+    """Check a file by :func:`check_zip` where it is a zip archive; UseError "PATH: WHAT (reason)"."""
     with reading(path, what), open(path, "rb") as file:
         if file.read(4) == b"PK\x03\x04" and zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:

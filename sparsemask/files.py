@@ -68,7 +68,7 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a JSON object; UseError when it is missing or torn."""
+    """Read a JSON object; UseError when it is missing or truncated."""
     value = containers.read_json(path)
     if not isinstance(value, dict):
         raise UseError(f"{path}: expected a JSON object, found {type(value).__name__}")

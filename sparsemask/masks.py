@@ -60,7 +60,7 @@ def load_mask(path: str | os.PathLike[str]) -> np.ndarray:
         UseError: the file is missing, truncated, of another kind, or holds no usable mask.
     """
     if Path(path).suffix == ".npz" and Path(path).is_file():
-        read_npz(path, "truncated or not a mask file", _LARGEST)  # a torn one says so, rather than be of another kind
+        read_npz(path, "truncated or not a mask file", _LARGEST)  # truncated ones are reported as such
     path = _npy(path)
     if path.is_dir():
         raise UseError(f"{path}: is a folder, expected a mask file (.npy)")

@@ -30,7 +30,7 @@ def table(rows: Rows, columns: Columns) -> str:
 
 
 def markdown_table(rows: Rows, columns: Columns) -> str:
-    """The same as a Markdown table, readable as it stands."""
+    """The same as a Markdown table with aligned columns."""
     headers, cells, right = _cells(rows, columns)
     headers, cells = _escaped(headers), [_escaped(row) for row in cells]
     widths = [max(3, *map(len, column)) for column in zip(headers, *cells, strict=True)]

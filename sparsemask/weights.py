@@ -29,10 +29,13 @@ from sparsemask.weight_files import ENTRIES, check_finite, shard, unwrapped, wha
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Everything a checkpoint holds, on the CPU: a torch file (zip or legacy) or a `.safetensors` file.
+    """Read all entries of a checkpoint, tensors on the CPU.
+
+    Args:
+        path: a torch file (zip or legacy) or a `.safetensors` file.
 
     Raises:
-        UseError: it is missing, a folder, torn, no checkpoint, or asks for code to be run; or an entry of a run's
+        UseError: it is missing, a folder, truncated, no checkpoint, or asks for code to be run; or an entry of a run's
             checkpoint has the wrong type (:mod:`sparsemask.checkpoint_schema`).
     """
     path = Path(path)

@@ -33,7 +33,7 @@ class JsonLines:
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """Rows of a .jsonl file; a torn last line (a killed run) is dropped, any other is a UseError."""
+    """Rows of a .jsonl file; a truncated last line (a killed run) is dropped, any other is a UseError."""
     rows, lines = [], Path(path).read_text(errors="replace").splitlines()
     for number, line in enumerate(lines):
         try:

@@ -73,7 +73,7 @@ class CloudFile:
     reader: Callable[[CloudFile], Cloud]
 
     def read(self) -> Cloud:
-        """Read it; UseError where a file is absent, torn, or does not fit the others."""
+        """Read it; UseError where a file is absent, truncated, or does not fit the others."""
         return self.reader(self)
 
 
@@ -118,7 +118,7 @@ def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
 
 
 def read_array(path: str | os.PathLike) -> np.ndarray:
-    """An `.npy` file's array of numbers; UseError where it is absent, torn, or holds objects."""
+    """An `.npy` file's array of numbers; UseError where it is absent, truncated, or holds objects."""
     return read_npy(path)
 
 
@@ -128,10 +128,10 @@ def has_projection(stem: Path) -> bool:
 
 
 def read_projection(stem: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Projection and labels of the original points, from STEM_proj.npz (ours) or STEM_proj.pkl (the public code's).
+    """Projection and labels of the original points, from STEM_proj.npz or the public code's STEM_proj.pkl.
 
     Returns:
-        projection int32 (N_original,), labels (N_original,) as they stand; None for what is not there.
+        projection int32 (N_original,), labels (N_original,) as stored; None for what is absent.
     """
     ours, public = stem.with_name(f"{stem.name}_proj.npz"), stem.with_name(f"{stem.name}_proj.pkl")
     if ours.is_file():
@@ -149,7 +149,7 @@ def read_projection(stem: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 
 def read_archive(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file; UseError where it is torn or holds objects."""
+    """The arrays of an `.npz` file; UseError where it is truncated or holds objects."""
     return read_npz(path)
 
 
@@ -162,7 +162,7 @@ def unit_colours(colours: np.ndarray) -> np.ndarray:
 
 
 def columns(table: dict[str, np.ndarray], names: str, path: object) -> np.ndarray | None:
-    """Properties of a PLY file side by side, (N, C); None where the file has none of them, UseError where some."""
+    """Columns (N, C) of properties of a PLY file; None where it has none of them, UseError where it has only some."""
     properties = [table[name] for name in names.split() if name in table]
     if properties and len(properties) < len(names.split()):
         raise UseError(f"{path}: it has some of {names}, but not all")

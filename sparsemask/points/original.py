@@ -29,13 +29,13 @@ def check_original(name: str, projection: Path, original: Path, hint: str) -> No
 
 
 def carry_back(values: np.ndarray, cloud: Cloud, original: Callable[[], np.ndarray]) -> np.ndarray:
-    """Values of all original points (N_original,) from those of a thinned-out cloud's points, the nearest one's.
+    """Values of all original points (N_original,) from those of a subsampled cloud's points, the nearest one's.
 
     Values that are of all points already, by the cloud's projection, are returned as they are.
 
     Args:
         values: (N,), or (N_original,).
-        cloud: the thinned-out one.
+        cloud: the subsampled one.
         original: gives the original points (N_original, 3), in the frame of `cloud.coordinates`; called where the
             cloud has no projection.
     """

@@ -95,7 +95,7 @@ def find_prepared(root: Path, grid: float = GRID) -> list[Item]:
 
 
 def make(scan: Item) -> None:
-    """Make one scan's files; UseError where the scan or its labels are torn or do not fit together."""
+    """Make one scan's files; UseError where the scan or its labels are truncated or do not fit together."""
     xyz = read_scan(scan.source, scan.columns)
     parts = {path.parent.name: path for path in scan.files}
     labels = None

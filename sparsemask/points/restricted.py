@@ -86,7 +86,7 @@ def read_arrays(path: str | os.PathLike) -> list[np.ndarray]:
     """The arrays of a pickled list or tuple of arrays (or of one array), in order.
 
     Raises:
-        UseError: absent, torn, or it holds anything but arrays of numbers.
+        UseError: absent, truncated, or it holds anything but arrays of numbers.
     """
     path = Path(path)
     try:
@@ -94,7 +94,7 @@ def read_arrays(path: str | os.PathLike) -> list[np.ndarray]:
             content = _Restricted(file).load()
     except FileNotFoundError:
         raise UseError(f"{path}: no such file") from None
-    except Exception as error:  # a torn or hostile pickle may fail in any way
+    except Exception as error:  # a truncated or hostile pickle may fail in any way
         raise UseError(f"{path}: not readable as a pickled list of arrays ({error})") from None
     parts = content if isinstance(content, (list, tuple)) else [content]
     arrays = [part.value if isinstance(part, _Array) else part for part in parts]
@@ -111,11 +111,11 @@ def read_mapping(file: BinaryIO, name: str) -> dict[str, object]:
         name: the file's, for messages.
 
     Raises:
-        UseError: torn, no dictionary, or it holds anything else.
+        UseError: truncated, no dictionary, or it holds anything else.
     """
     try:
         content = _Restricted(file, encoding="latin1").load()
-    except Exception as error:  # a torn or hostile pickle may fail in any way
+    except Exception as error:  # a truncated or hostile pickle may fail in any way
         raise UseError(f"{name}: not readable as a pickled dictionary ({error})") from None
     if not isinstance(content, dict):
         raise UseError(f"{name}: expected a pickled dictionary, found {type(content).__name__}")

@@ -57,7 +57,7 @@ def map_labels(raw: np.ndarray, origin: object = "labels") -> np.ndarray:
 
 
 def classes_of(mapped: np.ndarray) -> np.ndarray:
-    """0 .. 19 to the network's classes, int32: 0 .. 18, unlabelled -1."""
+    """Mapped labels 0 .. 19 to the network's classes, int32: 0 .. 18, unlabelled -1."""
     return mapped.astype(np.int32) + IGNORED
 
 
@@ -70,7 +70,7 @@ def read_labels(path: str | os.PathLike, points: int | None = None) -> np.ndarra
     """A `.label` file as 0 (unlabelled) .. 19, uint8 (N,).
 
     Raises:
-        UseError: absent, torn, of another length than `points`, or with labels that are not in the map.
+        UseError: absent, truncated, of another length than `points`, or with labels that are not in the map.
     """
     path = Path(path)
     try:
@@ -128,7 +128,11 @@ def list_clouds(
 
 
 def read_prepared(file: CloudFile) -> Cloud:
-    """A scan of `list_clouds`, ours or the public code's; UseError where its files are torn or do not fit together."""
+    """Read a scan of `list_clouds`, prepared by this toolkit or by the public code.
+
+    Raises:
+        UseError: its files are truncated or do not fit together.
+    """
     folder, scan = file.path.parents[1], file.path.stem
     xyz = read_array(file.path)
     if xyz.ndim != 2 or xyz.shape[1] != 3 or xyz.dtype.kind != "f":
@@ -172,7 +176,7 @@ def check_original(file: CloudFile) -> None:
 
 
 def all_points(file: CloudFile, cloud: Cloud, values: np.ndarray) -> np.ndarray:
-    """Values of all the scan's points from those of a prepared scan's; see :func:`original.carry_back`."""
+    """Values of all points of a scan from those of its prepared points; see :func:`original.carry_back`."""
     return original.carry_back(values, cloud, lambda: read_scan(original_path(file)))
 
 

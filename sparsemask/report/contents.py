@@ -102,7 +102,7 @@ def number(value: object) -> float | None:
 
 
 def read_run(run: Run) -> Contents:
-    """Read a run's folder; UseError when it has no configuration that could be one's."""
+    """Read a run's folder; UseError where it has no valid configuration."""
     config = _config(run.config)
     contents = Contents(run, config)
     contents.info = read_or_default(contents, run.info_file, read_json, {})

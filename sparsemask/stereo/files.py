@@ -35,7 +35,7 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
     """An image of any kind as uint8 (H, W, 3): grey is repeated, alpha dropped, 16 bits become 8.
 
     Raises:
-        UseError: it is missing, torn or no image.
+        UseError: it is missing, truncated or no image.
     """
     return np.rint(read_any(path).colour).clip(0, 255).astype(np.uint8)
 
@@ -44,7 +44,7 @@ def read_disparity(path: str | os.PathLike) -> np.ndarray:
     """A disparity map in pixels, float32 (H, W); 0 where there is no value (in the file: 0, negative, NaN, infinite).
 
     Raises:
-        UseError: another suffix, or a file that is missing, torn or of another kind (8 bits, colour).
+        UseError: another suffix, or a file that is missing, truncated or of another kind (8 bits, colour).
     """
     path = Path(path)
     suffix = path.suffix.lower()

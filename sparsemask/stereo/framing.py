@@ -31,7 +31,7 @@ def make_pair(left: np.ndarray, right: np.ndarray) -> StereoPair:
 
 
 def pad_to(values: Tensor, height: int, width: int) -> Tensor:
-    """(..., H, W) with zeros at the top and on the right up to a size; left as it is where it is as large."""
+    """Pad (..., H, W) with zeros at the top and on the right to at least a size."""
     return F.pad(values, (0, max(0, width - values.shape[-1]), max(0, height - values.shape[-2]), 0))
 
 
@@ -42,7 +42,7 @@ def pad16(pair: StereoPair) -> StereoPair:
 
 
 def unpad(values: Tensor, height: int, width: int) -> Tensor:
-    """(..., H, W) of a padded pair as it lies in the pair before padding: the lower left part."""
+    """Remove the padding of :func:`pad16` from (..., H, W): the lower left part of a size."""
     return values[..., values.shape[-2] - height :, :width]
 
 

@@ -37,7 +37,7 @@ class Frame:
     Attributes:
         left, right: uint8 (H, W, 3).
         disparity: float32 (H, W) in pixels, 0 = no value.
-        noc: bool (H, W), where the right image shows the same point, or None if nobody says.
+        noc: bool (H, W), where the right image shows the same point, or None if unknown.
         foreground: bool (H, W), or None.
     """
 

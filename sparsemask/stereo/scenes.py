@@ -122,8 +122,10 @@ def render(
 def write_scenes(
     folder: str | os.PathLike, count: int, height: int = 128, width: int = 256, most: float = 48, seed: int = 0
 ) -> list[Path]:
-    """Write scenes as files: 0000_left.png, 0000_right.png, 0000_disp.pfm, ..., and the list pairs.txt; returns those
-    of disparities.
+    """Write scenes as files: 0000_left.png, 0000_right.png, 0000_disp.pfm, ..., and the list pairs.txt.
+
+    Returns:
+        The files of disparities.
     """
     folder, written = Path(folder), []
     for number in range(count):

@@ -43,13 +43,13 @@ class Box(NamedTuple):
 
 
 def memory(height: int, width: int, maxdisp: int) -> float:
-    """About how many bytes a process that has loaded a network needs at most, for a pair in one piece."""
+    """Estimated peak memory in bytes of a process that runs a network on an untiled pair."""
     pixels = height * width
     return _ALWAYS + pixels * (_PIXEL + _VOXEL * maxdisp / 64)
 
 
 def outer(box: Box, height: int, width: int, maxdisp: int) -> Box:
-    """A tile with what is computed around it."""
+    """A tile with the margin that is computed around it."""
     return Box(
         max(0, box.top - OVERLAP), min(height, box.bottom + OVERLAP),
         max(0, box.left - OVERLAP - maxdisp), min(width, box.right + OVERLAP),

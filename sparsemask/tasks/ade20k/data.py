@@ -1,4 +1,4 @@
-"""ADE20K as the scene parsing challenge gives it away.
+"""ADE20K as published for the scene parsing challenge.
 
 --data_root is the challenge's folder (ADEChallengeData2016) or the one above it: images/{training,validation}/*.jpg,
 annotations/{training,validation}/*.png and objectInfo150.txt. The value 0 means other things: it is ignored, and

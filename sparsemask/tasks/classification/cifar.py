@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as they are given away: archives or unpacked, as bytes or as Python's pickles.
+"""CIFAR-10 and CIFAR-100 as published: archives or unpacked, in binary or as Python's pickles.
 
 The binary files (Krizhevsky, "Learning multiple layers of features from tiny images", 2009; the data set's page) are
 records of one label byte (CIFAR-100: coarse, then fine) and 3072 bytes, red, green and blue planes of 32x32. The
@@ -49,7 +49,10 @@ class _Form:
 def find(root: Path) -> tuple[str, list[str], Pictures, Pictures] | None:
     """(title, classes, training, validation) of an archive, or of a folder with one form's archive or files.
 
-    None where there is nothing of CIFAR's. UseError for both data sets at once, missing files, and torn ones.
+    None where there are no files of CIFAR.
+
+    Raises:
+        UseError: both data sets are there, or files are missing or truncated.
     """
     if root.is_file():
         if not is_tar(root):

@@ -122,7 +122,7 @@ def read_npz(path: str | os.PathLike) -> Part:
     """The images of an .npz: x uint8 (N, H, W, 3) or grey (N, H, W), (N, H, W, 1); y whole numbers (N,).
 
     Raises:
-        UseError: missing, torn, other arrays.
+        UseError: missing, truncated, other arrays.
     """
     path = Path(path)
     with open_npz(path, "not readable as an .npz of arrays") as content:

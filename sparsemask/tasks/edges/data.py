@@ -48,7 +48,7 @@ def read_annotations(path: str | os.PathLike) -> np.ndarray:
             grey values are the shares of annotators (0 to 255).
 
     Raises:
-        UseError: missing, torn, or no such file; annotators of different sizes.
+        UseError: missing, truncated, or no such file; annotators of different sizes.
     """
     path = Path(path)
     if path.suffix.lower() != ".mat":
@@ -57,7 +57,7 @@ def read_annotations(path: str | os.PathLike) -> np.ndarray:
     try:
         cells = loadmat(path, variable_names=["groundTruth"])["groundTruth"].ravel()
         maps = [np.asarray(cell["Boundaries"][0, 0]) for cell in cells]
-    except Exception as error:  # a torn or foreign file makes the reader fail in a dozen ways, none of them ours
+    except Exception as error:  # a truncated or foreign file makes the reader fail in a dozen ways, none of them ours
         reason = f"{type(error).__name__}: {error}"
         raise UseError(f"{path}: not readable as BSDS500 ground truth, groundTruth.Boundaries ({reason})") from None
     shapes = {annotation.shape for annotation in maps}

@@ -260,7 +260,7 @@ class PointsTask(Task):
 
     @staticmethod
     def _truth(cloud) -> np.ndarray | None:
-        """Labels of the original points; of the thinned-out ones where that is all there is."""
+        """Labels of the original points; of the subsampled ones where that is all there is."""
         return cloud.labels if cloud.projection is None else cloud.full_labels
 
     def record(self, scores: PointScores) -> dict:
@@ -287,11 +287,11 @@ class PointsTask(Task):
     def write(self, folder: Path, index: int, prediction: np.ndarray) -> Path:
         """Write the classes (N_original,) of validation cloud `index` below a folder; returns the file.
 
-        Classes of a thinned-out cloud's points are carried back to all; UseError where there is no way.
+        Classes of a subsampled cloud's points are carried back to all; UseError where there is no way.
         """
 
     def check_original(self, file: CloudFile) -> None:
-        """UseError where predictions for a thinned-out cloud could not be carried back to all its points."""
+        """UseError where predictions for a subsampled cloud could not be carried back to all its points."""
 
     @torch.no_grad()
     def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 1) -> list[tuple]:

@@ -72,7 +72,7 @@ class Segmented:
 
     Attributes:
         classes: int64 (N,), of the original points.
-        thin: the thinned-out cloud.
+        thin: the subsampled cloud.
         kept: the network's kept fraction.
         seconds: what each step took.
         crop: xyz (n, 3) of the last points that the network took, in its order.

@@ -36,7 +36,7 @@ class PictureStore:
 
     Raises:
         UseError: a file that is no image, or a pair whose sizes do not fit together (only headers are read here);
-            at reading: a torn file.
+            at reading: a truncated file.
     """
 
     def __init__(self, pairs: Sequence[Pair], scale: int, kind: str = "auto", memory: int = MEMORY):
@@ -97,7 +97,7 @@ class PictureStore:
 
 
 def _mapped(path: Path, variant: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `make` gives for a file, from the cache folder; made again when the file has changed or the copy is torn."""
+    """The result of `make` for a file, cached on the disk, remade where the file changed or the copy is damaged."""
     try:
         status = path.stat()
         key = f"{_VERSION} {path.resolve()}{variant} {status.st_mtime_ns} {status.st_size}"
