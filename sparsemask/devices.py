@@ -48,7 +48,13 @@ class Arithmetic:
 
 
 def arithmetic(gpu: int = 0, kind: str = "float32", local_rank: int = 0) -> Arithmetic:
-    """Arithmetic for ``--gpu`` (a CUDA index; negative, or no CUDA at all: the CPU) and ``--type``."""
+    """Device and precision of ``--gpu`` and ``--type``.
+
+    Args:
+        gpu: a CUDA index; negative, or without CUDA: the CPU.
+        kind: value of ``--type``.
+        local_rank: number of this process on its machine, which chooses the GPU among several processes.
+    """
     if gpu >= 0 and torch.cuda.is_available():
         index = gpu + local_rank
         if index >= torch.cuda.device_count():

@@ -139,7 +139,16 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def choose(name: str, known: Collection[str], what: str) -> None:
-    """Raise a UseError that lists the right names unless `name` is one of `known`."""
+    """Check a name against the known ones.
+
+    Args:
+        name: as the user gave it.
+        known: the accepted names.
+        what: kind of the name, for the message ("backend").
+
+    Raises:
+        UseError: the name is unknown; the message lists the known names and the most similar one.
+    """
     if name not in known:
         raise UseError(f"unknown {what} '{name}'; {meant(name, known)}known: {', '.join(sorted(map(str, known)))}")
 

@@ -133,7 +133,16 @@ def find(folder: str | Path) -> Run:
 
 
 def newest(exp_path: str | Path, verb: str, space: str | None = None) -> Run:
-    """The newest run of a verb that has a checkpoint; UseError, naming the command that makes one, when none has."""
+    """The newest run of a verb that has a checkpoint.
+
+    Args:
+        exp_path: folder of the runs.
+        verb: search or retrain, as run.json names it.
+        space: only runs of this space; None: of any.
+
+    Raises:
+        UseError: there is none; the message names the command that makes one.
+    """
     run = _newest(exp_path, verb, space)
     if run is None:
         made_by = opt.spoken(verb, "--mask_path mask.npy" if verb == "retrain" else "")

@@ -106,7 +106,16 @@ def compare(
 def make_inputs(
     inputs: Inputs, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> list[Tensor | Batch]:
-    """Inputs for a shape, a tensor, or a sequence of these and of batches; shapes are filled with fixed noise."""
+    """Inputs of a network from a description.
+
+    Args:
+        inputs: a shape, which is filled with fixed noise, a tensor, or a sequence of these and of batches.
+        device: where the inputs go.
+        dtype: of the noise; None: float32.
+
+    Returns:
+        The inputs, in order.
+    """
     if isinstance(inputs, Tensor) or (len(inputs) and all(isinstance(size, int) for size in inputs)):
         inputs = [inputs]
     generator = torch.Generator().manual_seed(0)

@@ -220,6 +220,12 @@ def _some(names: list[str]) -> str:
 
 
 def save_safetensors(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a state dict as safetensors, atomically; `metadata` (strings only) says where it comes from."""
+    """Write a state dict as a safetensors file, atomically.
+
+    Args:
+        path: the file to write.
+        state: tensors by name.
+        metadata: strings by name that say where the weights come from.
+    """
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     write_bytes(path, to_safetensors(tensors, metadata=metadata))

@@ -227,7 +227,17 @@ def step_sampler(
     source: DataSource, batch: int, start: int, stop: int, seed: int,
     rank: int = 0, world: int = 1, parts: int = 1, state: dict | None = None,
 ) -> BatchSampler:  # fmt: skip
-    """The source's own planner, going on from the `state` of a checkpoint, or a :class:`StepSampler`."""
+    """The sampler of a run's steps: the source's own planner, or a :class:`StepSampler`.
+
+    Args:
+        source: the training samples.
+        batch: samples of a step, over all processes.
+        start, stop: first step, and the step after the last.
+        seed: of the run.
+        rank, world: this process and the number of processes.
+        parts: number of parts of each process's share (gradient accumulation).
+        state: the sampler's state in a checkpoint; None: plan from the beginning.
+    """
     if isinstance(source, PlannedSource):
         return source.planner(batch, start, stop, seed, rank, world, parts, state)
     return StepSampler(len(source), batch, start, stop, seed, rank, world, parts)
@@ -319,5 +329,15 @@ def same_size_batches(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> list[
 def evaluation_loader(
     source: EvaluationSource, indices: np.ndarray | list[int], batch: int, workers: int
 ) -> DataLoader:
-    """Loader over ``source[i]`` for `indices`; every item is a list of (images, labels) batches of equal size."""
+    """Loader over ``source[i]`` for some indices, in order.
+
+    Args:
+        source: validation samples (input, label).
+        indices: of the samples.
+        batch: largest number of samples in a forward pass.
+        workers: loader processes; 0: none.
+
+    Returns:
+        A loader whose items are lists of (images, labels) batches; each batch holds samples of one size.
+    """
     return make_loader(Listed(source, indices), workers, batch_size=batch, collate_fn=same_size_batches)

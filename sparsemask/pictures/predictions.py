@@ -25,9 +25,15 @@ Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def save_prediction(path: str | os.PathLike, index_map: np.ndarray, palette: np.ndarray) -> Path:
-    """Write a label map (H, W) of class indices (255 void) as a palette PNG and return the path.
+    """Write a label map as a palette PNG, whose pixels are the class indices.
 
-    The pixels of the file are the indices; `palette` (N, 3) in 0..255 only says in which colours it is shown.
+    Args:
+        path: the file to write (.png).
+        index_map: class indices (H, W), 255 void.
+        palette: colours (N, 3) in 0..255 in which the indices are shown.
+
+    Returns:
+        The path.
 
     Raises:
         UseError: indices that the palette does not have, or a suffix other than .png.

@@ -47,9 +47,18 @@ def unpad(values: Tensor, height: int, width: int) -> Tensor:
 
 
 def random_crop(pair: StereoPair, truth: Tensor, size: tuple[int, int], rng: np.random.Generator):
-    """A window of `size` (height, width) at random, the same of both images and the truth (1, H, W).
+    """Cut the same random window from both images and the truth.
 
-    Smaller pairs are padded at the top and on the right, the truth with 0: no value.
+    Smaller pairs are padded at the top and on the right, the truth with 0 (no value).
+
+    Args:
+        pair: images (B, 3, H, W).
+        truth: disparities (1, H, W) in pixels.
+        size: (height, width) of the window.
+        rng: draws the position.
+
+    Returns:
+        (pair, truth) of the window.
     """
     pair, truth = pair.map(lambda image: pad_to(image, *size)), pad_to(truth, *size)
     top, left = (int(rng.integers(side - most + 1)) for side, most in zip(pair.shape[-2:], size, strict=True))

@@ -91,11 +91,17 @@ def fitting_tile(height: int, width: int, maxdisp: int, budget: float) -> tuple[
 def run_tiles(
     run: Callable[[StereoPair], Tensor], pair: StereoPair, maxdisp: int, tile: tuple[int, int], masks: Callable = list
 ) -> tuple[Tensor, list[Tensor]]:
-    """The disparities (B, H, W) of a padded pair, computed in tiles of `tile` (height, width) pixels.
+    """Disparities of a padded pair, computed in tiles.
 
     Args:
-        masks: returns, after a call of `run`, voxel masks (B, 1, D, h, w) at fractions of the pair's size; those of the
-            whole are the second result.
+        run: the network, from a pair to disparities (B, H, W).
+        pair: the padded pair.
+        maxdisp: number of disparities of the network.
+        tile: (height, width) of the tiles in pixels.
+        masks: called after each call of `run`; returns voxel masks (B, 1, D, h, w) at fractions of the pair's size.
+
+    Returns:
+        The disparities (B, H, W), and the voxel masks of the whole pair.
     """
     height, width = pair.shape[-2:]
     disparities = torch.empty(len(pair), height, width, device=pair.device)

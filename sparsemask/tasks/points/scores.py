@@ -57,7 +57,16 @@ class PointScores(SegmentationScores):
 
 
 def count_matches(truth: np.ndarray, prediction: np.ndarray, n_class: int) -> np.ndarray:
-    """(n_class, n_class) counts, rows truth; points whose truth is no class are not counted."""
+    """Confusion matrix of labelled points.
+
+    Args:
+        truth: classes (N,); points of other values are ignored.
+        prediction: classes (N,), 0 to n_class - 1.
+        n_class: number of classes C.
+
+    Returns:
+        Counts (C, C), rows truth, columns prediction.
+    """
     valid = (truth >= 0) & (truth < n_class)
     index = truth[valid].astype(np.int64) * n_class + prediction[valid].astype(np.int64)
     return np.bincount(index, minlength=n_class * n_class).reshape(n_class, n_class)

@@ -91,15 +91,22 @@ def segment(
     cloud: Cloud, network, recipe: Recipe, arithmetic, by_votes: bool | None = None,
     share: Callable[[object], float] | None = None,
 ) -> Segmented:  # fmt: skip
-    """Label every point of a cloud.
+    """Classify every point of a cloud.
 
     Args:
-        by_votes: from overlapping crops, as published, or the whole cloud in one pass; None: votes where the network
-            takes coordinates from a crop's centre, so that a whole large cloud differs from what it was trained on.
-        share: tells a network's kept fraction after a call.
+        cloud: the original points.
+        network: its masks are read after each call.
+        recipe: how the cloud is prepared, see :func:`recipe`.
+        arithmetic: device and precision.
+        by_votes: by votes over overlapping crops, as published, or the whole cloud in one pass; None: votes where the
+            network takes coordinates relative to a crop's centre, so that a whole cloud differs from its training data.
+        share: returns the kept fraction of the network after a call; None: NaN is noted.
+
+    Returns:
+        Classes of the original points, and what is drawn of the run.
 
     Raises:
-        UseError: a cloud without the colours that the network takes, or of too few points.
+        UseError: the network takes colours and the cloud has none, or it has too few points.
     """
     if recipe.settings.colours and cloud.colours is None:
         raise UseError(f"{cloud.name}: it has no colours, which this network takes")

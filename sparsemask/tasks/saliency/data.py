@@ -44,7 +44,16 @@ def all_pairs(root: Path) -> list[Pair]:
 
 
 def split(pairs: list[Pair], subset: str, training_list: str | None, eval_list: str | None) -> list[Pair]:
-    """The "training" or "eval" part of the pairs; see the module's docstring."""
+    """The training or validation part of pairs, by two optional lists; see the module's docstring.
+
+    Args:
+        pairs: (image, mask) files.
+        subset: "training" or "eval".
+        training_list, eval_list: files of names, "all", or None.
+
+    Raises:
+        UseError: names without an image, or no images left for the subset.
+    """
     own_list, other_list = (training_list, eval_list) if subset == "training" else (eval_list, training_list)
     if own_list:
         return _named(pairs, own_list)

@@ -13,7 +13,16 @@ from sparsemask.tasks.protocol import Scores
 
 
 def confusion(prediction: torch.Tensor, target: torch.Tensor, n_class: int) -> torch.Tensor:
-    """(n_class, n_class) counts, rows truth, columns prediction; targets outside 0 … n_class−1 are ignored."""
+    """Confusion matrix of class indices.
+
+    Args:
+        prediction: integers of any shape, 0 to n_class - 1.
+        target: integers of the same shape; pixels outside 0 to n_class - 1 are ignored.
+        n_class: number of classes C.
+
+    Returns:
+        int64 (C, C), rows truth, columns prediction.
+    """
     valid = (target >= 0) & (target < n_class)
     index = target[valid].long() * n_class + prediction[valid].long()
     return torch.bincount(index, minlength=n_class * n_class).reshape(n_class, n_class)

@@ -121,8 +121,13 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def repeats(images: int, batch: int, test_every: int = 1000) -> int:
-    """How often a pass goes through the images so that it has about `test_every` batches, at least once.
+    """Number of repetitions of the images in a pass, so that it has about `test_every` batches; at least 1.
 
-    As published: 20 times for 800 images in batches of 16, which is exactly 1000 batches.
+    As published: 20 for 800 images in batches of 16, which is exactly 1000 batches.
+
+    Args:
+        images: number of training images.
+        batch: samples of a step.
+        test_every: batches of a pass.
     """
     return max(1, test_every * batch // images)

@@ -96,7 +96,17 @@ def find_folder(name: str, dir_data: str | None, flag: str) -> Path:
 
 
 def div2k(dir_data: str | None, scale: int, data_range: str, split: str) -> Source:
-    """The part of DIV2K that a range "1-800/801-810" (training/validation, from 1, ends included) names."""
+    """The part of DIV2K for training or validation.
+
+    Args:
+        dir_data: folder that holds DIV2K; None: $SPARSEMASK_DATA.
+        scale: 2, 3 or 4.
+        data_range: "1-800/801-810": training and validation images, counted from 1, ends included.
+        split: "training" or "eval".
+
+    Raises:
+        UseError: no such folder, or fewer images than the range names.
+    """
     base = dir_data or os.environ.get("SPARSEMASK_DATA")
     if not base:
         raise UseError("DIV2K needs --dir_data, the folder that DIV2K lies in")
@@ -130,7 +140,12 @@ def read_folder(folder: Path, scale: int) -> list[Pair]:
 
 
 def pair_up(hr: Path, lr: Path, scale: int) -> list[Pair]:
-    """Images of a folder with those of the same name, or the name and "x{scale}", in another, if that is there.
+    """Pair high-resolution images with low-resolution ones of the same name, or the name and "x{scale}".
+
+    Args:
+        hr: folder of the high-resolution images.
+        lr: folder of the low-resolution ones; where it is absent, pairs have none.
+        scale: high over low resolution.
 
     Raises:
         UseError: no images, or some of the low-resolution ones are absent.
