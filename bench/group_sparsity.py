@@ -21,7 +21,7 @@ import torch
 
 from sparsemask import spaces
 from sparsemask.spaces.group_sparsity.fast import compare_times
-from sparsemask.spaces.group_sparsity.mask_file import GroupMask
+from sparsemask.masks.groups import GroupMask
 from sparsemask.spaces.group_sparsity.reduction import Reduction
 from sparsemask.tables import table
 

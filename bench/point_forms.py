@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsemask.spaces.sparse_conv.point_layers import PointConv
+from sparsemask.spaces.smpointseg.layers import PointConv
 from sparsemask.sparse import backend
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import sparsemask  # noqa: I001, F401  (before torch: it says how threads wait)
 import torch
 
-from sparsemask.cli.compress_table import opened
+from sparsemask.cli.compress.table import opened
 from sparsemask.inference import optimize_for_inference
 from sparsemask.tables import table
 from sparsemask.spaces.connectivity import named_mask

@@ -25,8 +25,8 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from sparsemask.spaces.sparse_conv.smstereo import SMStereo  # noqa: E402
-from sparsemask.spaces.sparse_conv.stereo_module import MaskedConv  # noqa: E402
+from sparsemask.spaces.smstereo.mask_module import MaskedConv  # noqa: E402
+from sparsemask.spaces.smstereo.network import SMStereo  # noqa: E402
 from sparsemask.sparse import backend  # noqa: E402
 from sparsemask.stereo.batch import StereoPair  # noqa: E402
 from sparsemask.tables import table  # noqa: E402
@@ -106,9 +106,9 @@ def layers(rounds: int, name: str, size: tuple[int, int, int], shares: list[floa
 @torch.no_grad()
 def network(path: Path, rounds: int, height: int, width: int, name: str) -> None:
     """A trained network on a generated scene, dense beside sparse: its hourglasses, aggregation, the whole."""
-    from sparsemask.spaces.sparse_conv.stereo_shared import load_smstereo
+    from sparsemask.spaces.smstereo.checkpoints import load_smstereo
     from sparsemask.stereo.framing import make_pair
-    from sparsemask.stereo.scenes import make_scene
+    from sparsemask.synthetic.stereo_scenes import make_scene
 
     model = load_smstereo(path)
     scene = make_scene(np.random.default_rng(0), height, width, 0.75 * model.maxdisp)

@@ -18,8 +18,8 @@ from sparsemask.families import PruningFamily
 from sparsemask.files import sha256
 from sparsemask.masks import save_mask
 from sparsemask.options import Parser, fraction
-from sparsemask.own import is_own
 from sparsemask.pictures import draw_architecture
+from sparsemask.plugins import is_own
 from sparsemask.prune.shared import next_line, origin_note, output_path
 from sparsemask.runs import Run
 from sparsemask.spaces import backbones

@@ -10,9 +10,9 @@ import numpy as np
 from sparsemask import spaces
 from sparsemask.config import RunConfig
 from sparsemask.errors import say
+from sparsemask.masks.groups import GroupMask
 from sparsemask.prune.group_time import Timetable
 from sparsemask.spaces.group_sparsity.fast import compare_times
-from sparsemask.spaces.group_sparsity.mask_file import GroupMask
 from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
 from sparsemask.spaces.group_sparsity.threshold import Found, find_threshold, kept_sets
 

@@ -11,9 +11,9 @@ from sparsemask import spaces
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import batchnorm, data
+from sparsemask.masks.groups import GroupMask
 from sparsemask.pictures.hinge import Tried
 from sparsemask.prune.group_budget import choose_groups
-from sparsemask.spaces.group_sparsity.mask_file import GroupMask
 from sparsemask.spaces.group_sparsity.reduction import Hinged
 from sparsemask.tables import table
 from sparsemask.tasks import EvaluationContext, Task

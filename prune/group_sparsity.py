@@ -20,13 +20,13 @@ from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import sha256, write_json
+from sparsemask.masks import groups as files
 from sparsemask.options import Parser, factor, natural, positive
 from sparsemask.pictures.hinge import draw_tradeoff
 from sparsemask.prune import group_curve
 from sparsemask.prune.group_budget import NOISE, Choice, choose_groups
 from sparsemask.prune.shared import next_line, origin_note, output_path, with_search
 from sparsemask.runs import Run
-from sparsemask.spaces.group_sparsity import mask_file as files
 from sparsemask.spaces.group_sparsity import records
 from sparsemask.spaces.group_sparsity.compress import FOLDS
 from sparsemask.spaces.group_sparsity.cost_options import CountingSection

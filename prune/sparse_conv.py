@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsemask import devices, flags, spaces, tasks
-from sparsemask import fine_masks as files
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import sha256, write_json
+from sparsemask.masks import spatial as files
 from sparsemask.options import Parser, fraction, natural
 from sparsemask.prune.shared import next_line, origin_note, output_path, with_search
 from sparsemask.runs import Run

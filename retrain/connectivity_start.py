@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsemask import fine_masks, spaces
+from sparsemask import spaces
 from sparsemask.config import RunConfig
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
+from sparsemask.masks import npz
 from sparsemask.options import adopted
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.connectivity.mask_source import Mask
-from sparsemask.spaces.slim.space import small_widths
+from sparsemask.spaces.connectivity_pruned_encoder.space import small_widths
 from sparsemask.training_setup import Context
 
 SLIM = "slim"
@@ -23,7 +24,7 @@ SLIM = "slim"
 def grouped(config: RunConfig) -> bool:
     """Whether the mask is one of groups of weights, which says the connections too, and holds weights."""
     # Evaluation and export have no --ft_model.
-    return not config.get("ft_model") and fine_masks.file_space(config.family.mask_path or "") == SLIM
+    return not config.get("ft_model") and npz.file_space(config.family.mask_path or "") == SLIM
 
 
 def resolve_grouped(config: RunConfig, given: Mapping) -> tuple[Mask, RunConfig]:

@@ -18,13 +18,13 @@ from sparsemask.engine import checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
+from sparsemask.masks import groups as files
 from sparsemask.options import Parser, adopted, factor, fraction, natural, positive
 from sparsemask.retrain.evaluation import record_evaluation
 from sparsemask.retrain.group_evaluation import costs_text, measured, slower_note, write_predictions
 from sparsemask.retrain.group_teacher import FineTuning, build_teacher, choose_teacher, same_teacher
 from sparsemask.retrain.load_trained import read_source, ready
 from sparsemask.retrain.shortfall import shortfall
-from sparsemask.spaces.group_sparsity import mask_file as files
 from sparsemask.spaces.group_sparsity import records
 from sparsemask.spaces.group_sparsity.cost_options import memory_flag
 from sparsemask.tables import format_count

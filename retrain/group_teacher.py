@@ -16,7 +16,7 @@ from sparsemask.config import RunConfig
 from sparsemask.engine import Method
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
-from sparsemask.spaces.group_sparsity.mask_file import GroupMask
+from sparsemask.masks.groups import GroupMask
 from sparsemask.weights import config_of, load_strictly, load_weights
 
 

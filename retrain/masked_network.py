@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparsemask import fine_masks as files
 from sparsemask import spaces
 from sparsemask.files import sha256
+from sparsemask.masks import spatial as files
 from sparsemask.spaces.sparse_conv.masking import hard_masks
 from sparsemask.training_setup import Context
 

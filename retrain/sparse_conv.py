@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 
-from sparsemask import fine_masks as files
 from sparsemask import run_summary, runs, spaces, tasks, training_setup
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.costs import format_count
@@ -18,6 +17,7 @@ from sparsemask.engine import Method, checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
+from sparsemask.masks import spatial as files
 from sparsemask.options import Parser, adopted, natural
 from sparsemask.retrain.evaluation import prediction_writer, record_evaluation
 from sparsemask.retrain.load_trained import read_source, ready

@@ -15,8 +15,8 @@ from sparsemask.errors import UseError
 from sparsemask.options import adopted
 from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones import forms
-from sparsemask.spaces.slim.space import small_widths
-from sparsemask.spaces.specialized.words import mask_word, read_mask
+from sparsemask.spaces.connectivity.encoding import mask_word, read_mask
+from sparsemask.spaces.connectivity_pruned_encoder.space import small_widths
 from sparsemask.weights import load_weights
 
 _NETWORK = ("backbone_name", "depth")

@@ -20,7 +20,7 @@ the configuration's values; a flag on the command line is fixed. --grid is a YAM
 The same command again goes on with a study, after Ctrl-C or a crash too; on another machine with the same --storage it
 joins (both need the same pictures, labels and initial weights, which is checked, and clocks that agree to within some
 seconds). Trials of workers that died are taken up again from their last checkpoint, twice at most. Hopeless trials are
-given up: see search/study_worker.py.
+given up: see search/studies/worker.py.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsemask import families, flags, own, spaces, training_setup
+from sparsemask import families, flags, plugins, spaces, training_setup
 from sparsemask.config import Section, flag
 from sparsemask.datasets import ROOT
 from sparsemask.errors import UseError, command, one_line
 from sparsemask.files import read_json
 from sparsemask.options import Parser, natural, positive, rate
-from sparsemask.search import study_plan
-from sparsemask.search.study_backend import StorageError, check_url, is_database, shown_url
-from sparsemask.search.study_plan import Plan
+from sparsemask.search.studies import plan as study_plan
+from sparsemask.search.studies.backend import StorageError, check_url, is_database, shown_url
+from sparsemask.search.studies.plan import Plan
 
 _WORKER = "--as-worker"
 
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == [_WORKER]:
-        from sparsemask.search import study_worker
+        from sparsemask.search.studies import worker as study_worker
 
         try:
             return study_worker.work(study_worker.read_plan())
@@ -143,8 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.write(int(argv[1]), f"{one_line(lost)}\n".encode())
             return 2
     plan, options = settle(argv)
-    from sparsemask.search.study_front import report
-    from sparsemask.search.study_storage import DONE, Store
+    from sparsemask.search.studies.front import report
+    from sparsemask.search.studies.storage import DONE, Store
 
     store = Store(plan)
     _own_folder(Path(plan.folder), store.study.user_attrs["id"])
@@ -196,7 +196,7 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
     workers = [
         subprocess.Popen(
             # Names of code that this command line said may be imported there too.
-            [sys.executable, "-P", "-m", "sparsemask.search.study", _WORKER, str(losses), *own.trusted()],
+            [sys.executable, "-P", "-m", "sparsemask.search.study", _WORKER, str(losses), *plugins.trusted()],
             pass_fds=(losses,),
             stdin=subprocess.PIPE,
             env=environment,

@@ -17,12 +17,12 @@ _checkout.unify(__name__)
 # Imported when asked for, so that one family's needs are no burden to another.
 _MODULES = {
     "connectivity": "sparsemask.spaces.connectivity.space",
-    "smsr": "sparsemask.spaces.sparse_conv.space",
-    "smpointseg": "sparsemask.spaces.sparse_conv.points_space",
-    "smstereo": "sparsemask.spaces.sparse_conv.stereo_space",
+    "smsr": "sparsemask.spaces.smsr.space",
+    "smpointseg": "sparsemask.spaces.smpointseg.space",
+    "smstereo": "sparsemask.spaces.smstereo.space",
     "specialized": "sparsemask.spaces.specialized.space",
     "hinge": "sparsemask.spaces.group_sparsity.space",
-    "slim": "sparsemask.spaces.slim.space",
+    "slim": "sparsemask.spaces.connectivity_pruned_encoder.space",
 }
 _SPACES: dict[str, Space] = {}
 

@@ -20,7 +20,7 @@ _LAZY = {
     "load_mask": "sparsemask.masks",
     "save_mask": "sparsemask.masks",
     "load_weights": "sparsemask.weights",
-    "trust": "sparsemask.own",
+    "trust": "sparsemask.plugins",
 }
 
 __all__ = ["UseError", "__version__", *_LAZY]

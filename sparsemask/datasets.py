@@ -96,7 +96,7 @@ def _voc_paths(folder: Path) -> dict[str, Path]:
 
 def sample_folder() -> Path:
     """The embedded sample set, drawn on first use."""
-    from sparsemask.VOC12.sample import make_sample
+    from sparsemask.synthetic.segmentation import make_sample
 
     folder = cache() / "sample"
     if not (folder / "STAMP.json").exists():

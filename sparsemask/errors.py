@@ -92,13 +92,13 @@ def _terminable() -> Iterator[None]:
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
     """Wrap a command's ``main(argv)``: errors of use exit 2 in one line, Ctrl-C 130, SIGTERM 143, a closed pipe 0.
 
-    Names of code on this command line may be imported while it runs (:mod:`sparsemask.own`). What trains prints by
+    Names of code on this command line may be imported while it runs (:mod:`sparsemask.plugins`). What trains prints by
     :func:`say`, which a closed pipe does not stop.
     """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
-        from sparsemask.own import trusting  # which raises what is defined here
+        from sparsemask.plugins import trusting  # which raises what is defined here
 
         message: str | None
         try:

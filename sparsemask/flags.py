@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsemask import fine_masks, inherit, runs, tasks
+from sparsemask import inherit, runs, tasks
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
+from sparsemask.masks import npz
 from sparsemask.options import Parser, fraction, natural, positive, rate
-from sparsemask.own import is_own
+from sparsemask.plugins import is_own
 from sparsemask.tasks import LabelledData
 from sparsemask.weights import file_space
 
@@ -187,7 +188,7 @@ def space_of(argv: Sequence[str] | None, newest: str | None = None) -> str:
         return seen["space"]
     found = next(filter(None, (_in_config(file, "space") for file in _configurations(seen))), None)
     mask, weights = seen.get("mask_path"), [seen[name] for name in ("checkpoint", "pretrained_model") if seen.get(name)]
-    found = found or (fine_masks.file_space(mask) if mask else None)
+    found = found or (npz.file_space(mask) if mask else None)
     found = found or next(filter(None, map(file_space, weights)), None)
     named = any(seen.get(name) for name in ("resume", "run", "mask_path", "checkpoint", "pretrained_model"))
     if found is None and newest and not named:

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparsemask import datasets, fine_masks, masks, tasks
+from sparsemask import datasets, masks, tasks
 from sparsemask import options as opt
 from sparsemask.config import RunConfig
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
+from sparsemask.masks import npz
 from sparsemask.runs import Run
 
 # Flags that name what a command starts from; of several the first one's run says which data are meant.
@@ -115,8 +116,8 @@ def _noted_run(mask_path: str | Path) -> Run | None:
     if isinstance(note.get("run"), str):
         return Run(note["run"])
     checkpoint = note.get("checkpoint")
-    if checkpoint is None and fine_masks.file_space(path):
-        checkpoint = str(fine_masks.read_arrays(path).get("checkpoint", ""))
+    if checkpoint is None and npz.file_space(path):
+        checkpoint = str(npz.read_arrays(path).get("checkpoint", ""))
     return _holding(checkpoint) if isinstance(checkpoint, str) and checkpoint else None
 
 
@@ -223,7 +224,7 @@ def encoder_weights(run: Run, config: RunConfig) -> str | None:
     alternatives = (config.network.pretrained_model, config.family.ft_model, config.family.inherit != "none")
     if any(alternatives) or saved.get("space") != "connectivity" or not isinstance(path, str):
         return None
-    if config.network.backbone_name != name or fine_masks.is_fine(config.family.mask_path):
+    if config.network.backbone_name != name or npz.is_fine(config.family.mask_path):
         return None
     if Path(path).is_file():
         return path

@@ -22,7 +22,7 @@ from sparsemask.config import RunConfig, Section, checked_value
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, meant
 from sparsemask.files import write_text
-from sparsemask.own import is_own, trusted
+from sparsemask.plugins import is_own, trusted
 
 SECTIONS = ("search", "prune", "retrain", "eval", "specialize", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.

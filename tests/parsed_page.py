@@ -5,7 +5,7 @@ from __future__ import annotations
 import html.parser
 
 from sparsemask.report import build_page
-from sparsemask.report.contents import read_run
+from sparsemask.report.run_data import read_run
 from sparsemask.runs import Run
 
 _VOID = {"meta", "link", "img", "br", "input"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparsemask.own import trust
+from sparsemask.plugins import trust
 
 
 class Pyramid(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sparsemask import spaces, tasks
 from sparsemask.config import RunConfig
-from sparsemask.own import trust
+from sparsemask.plugins import trust
 from sparsemask.search import run as search_run
 from sparsemask.spaces.group_sparsity.reduction import Hinged
 

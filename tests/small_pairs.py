@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from small_config import configured
 from sparsemask.config import RunConfig
-from sparsemask.spaces.sparse_conv.stereo_space import SMStereoNetwork
+from sparsemask.spaces.smstereo.space import SMStereoNetwork
 from sparsemask.tasks.stereo.options import StereoData
 
 

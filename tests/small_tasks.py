@@ -14,9 +14,9 @@ import small_pictures
 from sparsemask import tasks
 from sparsemask.points.prepare import prepare_semantickitti_scans
 from sparsemask.points.semantickitti import LEARNING_MAP
-from sparsemask.stereo.scenes import write_scenes
+from sparsemask.synthetic import dense_tasks
+from sparsemask.synthetic.stereo_scenes import write_scenes
 from sparsemask.tasks import Task
-from sparsemask.tasks.dense import shapes
 from sparsemask.tasks.points.s3dis import SampleTask
 from sparsemask.testing.tasks import labelled_options
 from tiny import make_data
@@ -89,9 +89,9 @@ def semantickitti(folder: Path) -> Task:
 
 BUILD: dict[str, Callable[[Path], Task]] = {
     "segmentation": segmentation,
-    "saliency": _dense("saliency", lambda folder: shapes.make_saliency(folder, 3, _SIDE)),
-    "edges": _dense("edges", lambda folder: shapes.make_edges(folder, 2, 2, _SIDE)),
-    "ade20k": _dense("ade20k", lambda folder: shapes.make_ade20k(folder, 2, 1, _SIDE)),
+    "saliency": _dense("saliency", lambda folder: dense_tasks.make_saliency(folder, 3, _SIDE)),
+    "edges": _dense("edges", lambda folder: dense_tasks.make_edges(folder, 2, 2, _SIDE)),
+    "ade20k": _dense("ade20k", lambda folder: dense_tasks.make_ade20k(folder, 2, 1, _SIDE)),
     "super_resolution": super_resolution,
     "stereo": stereo,
     "classification": classification,

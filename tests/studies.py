@@ -9,7 +9,7 @@ from pathlib import Path
 
 import optuna
 
-from sparsemask.search.study_plan import Plan
+from sparsemask.search.studies.plan import Plan
 from tiny import ROOT, SMALL, data_flags, environment, interruptible
 
 FEW = ["--max_iter", "3", "--retrain_iter", "2", "--hopeless", "0"]

@@ -11,10 +11,10 @@ from PIL import Image
 
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import train as retrain_train
+from sparsemask.synthetic.dense_tasks import make_ade20k
+from sparsemask.synthetic.objects import CLASS_NAMES
 from sparsemask.tasks import get
 from sparsemask.tasks.ade20k.data import Ade20kDataset, object_names
-from sparsemask.tasks.dense.shapes import make_ade20k
-from sparsemask.VOC12.objects import CLASS_NAMES
 from tiny import SMALL, fails
 
 
@@ -42,7 +42,7 @@ def test_layout(ade, above):
     given = options(data_root=str(ade.parent if above else ade))
     task = get("ade20k", given)
     assert task.classes == list(CLASS_NAMES)
-    assert given.n_class == task.n_output == 21
+    assert task.config.data.n_class == task.n_output == 21
     assert (len(task.train_data), len(task.eval_data)) == (6, 3)
     stored = np.array(Image.open(ade / "annotations/validation/0006.png")).astype(int)
     assert np.array_equal(task.eval_data.load(0)[1], np.where(stored == 0, 255, stored - 1))

@@ -28,10 +28,10 @@ from small_classes import (
 from sparsemask import UseError
 from sparsemask.engine import data
 from sparsemask.engine.randomness import draw_words
+from sparsemask.synthetic.classification import OUTLINES, draw_picture
 from sparsemask.tasks.classification.data import Cut, FilePictures, HeldPictures, Part, augment
 from sparsemask.tasks.classification.layouts import find_pictures, split_tenths
 from sparsemask.tasks.classification.options import STATISTICS
-from sparsemask.tasks.classification.sample import OUTLINES, draw_picture
 from sparsemask.tasks.classification.task import ClassificationTask
 
 KINDS = ("10-binary", "100-binary", "10-python", "100-python")

@@ -20,8 +20,8 @@ from sparsemask.engine.records import read_rows
 from sparsemask.options import Parser
 from sparsemask.pictures.classification import draw_accuracy, draw_predictions
 from sparsemask.runs import Run
+from sparsemask.synthetic.classification import VERSION
 from sparsemask.tasks.classification.options import STATISTICS
-from sparsemask.tasks.classification.sample import VERSION
 from sparsemask.tasks.classification.scores import ClassificationMeter, ClassificationScores
 from sparsemask.tasks.classification.task import ClassificationTask
 from sparsemask.tasks.protocol import EvaluationContext
@@ -84,7 +84,7 @@ def test_parts_of_two_sizes_are_refused(root, tmp_path):
 
 def test_without_data_the_drawn_set_is_used_and_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path))
-    monkeypatch.setattr("sparsemask.tasks.classification.sample.make_sample.__defaults__", (40, 20, 0))
+    monkeypatch.setattr("sparsemask.synthetic.classification.make_sample.__defaults__", (40, 20, 0))
     settings, preset, line = datasets.choose_data({"task": "classification"})
     assert settings == {"sample": True} and preset == "sample"
     assert line.count("\n") == 0 and "drawn shapes" in line and "--data_root" in line

@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from small_classes import write_npz
-from sparsemask import fine_masks, masks, own, spaces
-from sparsemask.cli import compress
+from sparsemask import masks, plugins, spaces
+from sparsemask.cli.compress import command as compress
 from sparsemask.engine import randomness
 from sparsemask.errors import UseError
+from sparsemask.masks import groups, spatial
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import export as retrain_export
@@ -28,7 +29,6 @@ from sparsemask.search import run as search_run
 from sparsemask.search import study as search_study
 from sparsemask.spaces.connectivity.named_masks import named_mask
 from sparsemask.spaces.connectivity.shared import load_network, save_network
-from sparsemask.spaces.group_sparsity import mask_file
 from tiny import data_flags, fails, make_data
 
 NAME = "evilmod:Enc"
@@ -86,17 +86,15 @@ def hinge_recipe() -> dict:
 
 
 def hinge_mask() -> str:
-    made = mask_file.GroupMask(hinge_recipe(), {"a": np.ones(2, bool)}, checkpoint="c.pt", sha256="0" * 64)
-    mask_file.save_mask("m.npz", made)
+    made = groups.GroupMask(hinge_recipe(), {"a": np.ones(2, bool)}, checkpoint="c.pt", sha256="0" * 64)
+    groups.save_mask("m.npz", made)
     return "m.npz"
 
 
 def fine_mask() -> str:
     config = {"backbone_name": NAME, "connectivity": "1:0e0", "where": "stages", "max_stride": 8}
     channels = {"a": np.ones((1, 2), bool)}
-    fine_masks.save_masks(
-        "f.npz", fine_masks.FineMasks("specialized", "segmentation", channels, "0" * 64, config=config)
-    )
+    spatial.save_masks("f.npz", spatial.FineMasks("specialized", "segmentation", channels, "0" * 64, config=config))
     return "f.npz"
 
 
@@ -210,7 +208,7 @@ LOADERS = {
     "specialized": lambda: spaces.get("specialized").load(
         safetensors(space="specialized", connectivity="1:0e0", where="stages", max_stride=8, **BACKBONE)
     ),
-    "specialized mask": lambda: spaces.get("specialized").network(fine_masks.load_masks(fine_mask())),
+    "specialized mask": lambda: spaces.get("specialized").network(spatial.load_masks(fine_mask())),
     "hinge": lambda: spaces.get("hinge").load(
         safetensors(space="hinge", config=hinge_recipe(), kept={"a": [1, 0]}, merged=[], threshold=None, figures={})
     ),
@@ -218,7 +216,7 @@ LOADERS = {
         torch.save(checkpoint("search", "hinge", {}, network=hinge_recipe()), "h.pt"),
         spaces.get("hinge").load("h.pt"),
     ),
-    "hinge mask": lambda: spaces.get("hinge").network(mask_file.load_mask(hinge_mask())),
+    "hinge mask": lambda: spaces.get("hinge").network(groups.load_mask(hinge_mask())),
 }
 
 
@@ -228,7 +226,7 @@ def test_loaders_import_nothing_that_only_a_file_names(place, name):
         LOADERS[name]()
     assert f"sparsemask.trust('{NAME}')" in str(error.value)
     assert not Path("imported").exists() and "evilmod" not in sys.modules
-    with own.trusting([NAME]), pytest.raises(UseError, match="cannot be imported"):
+    with plugins.trusting([NAME]), pytest.raises(UseError, match="cannot be imported"):
         LOADERS[name]()
     assert Path("imported").exists()
 
@@ -259,7 +257,7 @@ def test_the_class_itself_serves_instead(place):
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(load_network("n.safetensors", Small)(x), network(x))
-        with own.trusting([]):
+        with plugins.trusting([]):
             trust("their_file:Small", Small)
             assert torch.equal(load_network("n.safetensors")(x), network(x))
     with pytest.raises(UseError, match="is code that a file names"):  # what a command line trusted is forgotten with it
@@ -268,11 +266,11 @@ def test_the_class_itself_serves_instead(place):
 
 def test_only_whole_words_of_the_command_line_are_trusted():
     words = ["--backbone_name=a:B", "c:D", "--out", "x/e:F", "--text", "say g:H", "-i:J", "https://k:L"]
-    with own.trusting(words):
-        assert own.trusted() == sorted({"a:B", "c:D"} | set(own.trusted()) - {"a:B", "c:D"})
-        assert not {"e:F", "g:H", "k:L", "i:J"} & set(own.trusted())
+    with plugins.trusting(words):
+        assert plugins.trusted() == sorted({"a:B", "c:D"} | set(plugins.trusted()) - {"a:B", "c:D"})
+        assert not {"e:F", "g:H", "k:L", "i:J"} & set(plugins.trusted())
     with pytest.raises(UseError, match="not a name of code"):
-        own.trust("no name")
+        plugins.trust("no name")
 
 
 def test_a_file_cannot_trust(place, capfd):

@@ -18,9 +18,9 @@ import yaml
 
 import pyramid  # noqa: F401  (trusts its own name)
 from sparsemask import spaces
-from sparsemask.cli import compress
-from sparsemask.cli.compress_plan import Work
-from sparsemask.cli.compress_recipe import packaged, read
+from sparsemask.cli.compress import command as compress
+from sparsemask.cli.compress.plan import Work
+from sparsemask.cli.compress.recipe import packaged, read
 from sparsemask.engine.loop import Fit
 from sparsemask.sparse import backend
 from sparsemask.weights import load_weights

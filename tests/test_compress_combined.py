@@ -13,14 +13,14 @@ from sparsemask import spaces
 from sparsemask.costs import multiply_adds
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
+from sparsemask.masks.groups import GroupMask, load_mask, save_mask
 from sparsemask.spaces.connectivity import PrunedNetwork, load_network, named_mask, save_network
+from sparsemask.spaces.connectivity.encoding import mask_word
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.spaces.connectivity.widths import narrow_, widths_of
-from sparsemask.spaces.group_sparsity.mask_file import GroupMask, load_mask, save_mask
-from sparsemask.spaces.slim.space import described, small_widths
+from sparsemask.spaces.connectivity_pruned_encoder.space import described, small_widths
 from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks
 from sparsemask.spaces.specialized import SpecializedNetwork
-from sparsemask.spaces.specialized.words import mask_word
 from sparsemask.sparse import available_backends, backend
 from test_specialize_network import lively
 

@@ -15,14 +15,14 @@ from PIL import Image
 from sparsemask import UseError
 from sparsemask.cli import disparity
 from sparsemask.pictures.stereo import colours
-from sparsemask.spaces.sparse_conv.smstereo import SMStereo
-from sparsemask.spaces.sparse_conv.stereo_shared import load_smstereo, save_smstereo
+from sparsemask.spaces.smstereo.checkpoints import load_smstereo, save_smstereo
+from sparsemask.spaces.smstereo.network import SMStereo
 from sparsemask.sparse import backend
 from sparsemask.stereo.batch import StereoPair
 from sparsemask.stereo.files import read_disparity
 from sparsemask.stereo.framing import make_pair, pad16, unpad
-from sparsemask.stereo.scenes import make_scene
 from sparsemask.stereo.tiles import Box, boxes, fitting_tile, memory, outer, run_tiles
+from sparsemask.synthetic.stereo_scenes import make_scene
 from spoilt import truncate
 from tiny import borrow_kernels, fails
 
@@ -191,7 +191,7 @@ _PEAK = """
 import sys, torch
 from pathlib import Path
 from sparsemask.sparse import set_backend
-from sparsemask.spaces.sparse_conv.smstereo import SMStereo
+from sparsemask.spaces.smstereo.network import SMStereo
 from sparsemask.stereo.batch import StereoPair
 torch.set_num_threads(1)
 height, width, most = map(int, sys.argv[1:])

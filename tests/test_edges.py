@@ -16,8 +16,8 @@ from small_config import configured
 from sparsemask import UseError
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import train as retrain_train
+from sparsemask.synthetic.dense_tasks import boundaries, make_edges, save_annotations
 from sparsemask.tasks import LabelledData
-from sparsemask.tasks.dense.shapes import boundaries, make_edges, save_annotations
 from sparsemask.tasks.edges.data import bsds_pairs, consensus, read_annotations
 from sparsemask.tasks.edges.scores import EdgeMeter, EdgeScores, picture_counts, precision_recall
 from sparsemask.tasks.edges.thinning import thin_edges

@@ -13,7 +13,7 @@ from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
 from sparsemask.spaces.connectivity.named_masks import named_mask
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.specialized import SpecializedNetwork
-from sparsemask.spaces.specialized.plain import PlainForm, constant
+from sparsemask.spaces.specialized.onnx_form import PlainForm, constant
 from sparsemask.sparse import backend
 from test_smpointseg import crop, settle, small
 from test_smstereo import pair
@@ -140,7 +140,7 @@ def test_files_of_points_take_any_number(tmp_path):
 @pytest.fixture(scope="module")
 def stereo():
     """A stereo network with fewer encoder layers, statistics, and masks that keep some."""
-    from sparsemask.spaces.sparse_conv.smstereo import SMStereo
+    from sparsemask.spaces.smstereo.network import SMStereo
 
     torch.manual_seed(0)
     made = SMStereo(16, concat=4).train()

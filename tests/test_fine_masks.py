@@ -14,7 +14,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
-from sparsemask.fine_masks import FineMasks, file_space, is_fine, load_masks, read_arrays, save_masks
+from sparsemask.masks.npz import file_space, is_fine, read_arrays
+from sparsemask.masks.spatial import FineMasks, load_masks, save_masks
 from spoilt import Code, truncate
 
 

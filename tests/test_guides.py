@@ -15,9 +15,9 @@ import torch
 
 from literal_sparse import one_thread  # noqa: F401
 from small_classes import write_npz
-from sparsemask import datasets, own
+from sparsemask import datasets, plugins
 from sparsemask.errors import UseError
-from sparsemask.own import imported
+from sparsemask.plugins import imported
 from tiny import MASKS, ROOT, SMALL, borrow_kernels, environment, make_data
 
 GUIDES = ROOT / "docs" / "guides.md"
@@ -81,7 +81,7 @@ def run(line: str) -> None:
 @pytest.fixture(autouse=True)
 def own_names():
     """What a test trusts is forgotten after it."""
-    with own.trusting([]):
+    with plugins.trusting([]):
         yield
 
 
@@ -149,7 +149,7 @@ def test_what_is_no_part_is_refused_in_one_line(tmp_path, monkeypatch, code, wor
     Path("mine.py").write_text(code)
     sys.modules.pop("mine", None)
     importlib.invalidate_caches()
-    own.trust(word)
+    plugins.trust(word)
     use = {"task": tasks.find, "backbone": backbones.create, "network": lambda word: imported(word, "network")}[kind]
     with pytest.raises(UseError) as error:
         use(word)
@@ -167,7 +167,7 @@ def test_an_own_task_must_fit_the_space(tmp_path, monkeypatch):
     )
     sys.modules.pop("mine", None)
     importlib.invalidate_caches()
-    own.trust("mine:A"), own.trust("mine:B")
+    plugins.trust("mine:A"), plugins.trust("mine:B")
     assert tasks.fits("mine:A", "segmentation") and not tasks.fits("mine:A", "super_resolution")
     assert tasks.fits("mine:B", "super_resolution")  # derived from the space's own task
     sys.modules.pop("mine", None)
@@ -181,7 +181,7 @@ def test_a_backbone_of_one_s_own_takes_its_weights(tmp_path, monkeypatch):
     (text,) = [text for _, text in sections()["My own backbone"] if text.startswith("# my_")]
     Path("my_encoder.py").write_text(text)
     importlib.invalidate_caches()
-    own.trust("my_encoder:Encoder")
+    plugins.trust("my_encoder:Encoder")
     made = backbones.create("my_encoder:Encoder", momentum=0.2)
     assert made.steps[0][1].momentum == 0.2
     torch.save(made.state_dict(), "weights.pth")

@@ -17,8 +17,8 @@ from sparsemask.spaces.group_sparsity import networks
 from sparsemask.spaces.group_sparsity.accounting import Accounting
 from sparsemask.spaces.group_sparsity.channels import trace
 from sparsemask.spaces.group_sparsity.compress import compress
+from sparsemask.spaces.group_sparsity.factorize import hinge
 from sparsemask.spaces.group_sparsity.general import general_plan
-from sparsemask.spaces.group_sparsity.hinged import hinge
 from sparsemask.spaces.group_sparsity.merge import merge, paying
 from sparsemask.spaces.group_sparsity.removal import Removal
 from sparsemask.spaces.group_sparsity.rules import plan_for

@@ -18,10 +18,10 @@ from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
 from sparsemask.spaces.group_sparsity.border import fit_additions, fix_borders
 from sparsemask.spaces.group_sparsity.channels import trace
 from sparsemask.spaces.group_sparsity.compress import compress
+from sparsemask.spaces.group_sparsity.factorize import hinge
 from sparsemask.spaces.group_sparsity.folding import fold_norms
 from sparsemask.spaces.group_sparsity.general import general_plan
 from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
-from sparsemask.spaces.group_sparsity.hinged import hinge
 from sparsemask.spaces.group_sparsity.merge import merge
 from sparsemask.spaces.group_sparsity.removal import Removal
 from sparsemask.spaces.group_sparsity.rules import plan_for

@@ -11,7 +11,7 @@ from hinge import SmallUNet, enliven, lively, one_thread  # noqa: F401
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import groups, networks
 from sparsemask.spaces.group_sparsity.channels import trace
-from sparsemask.spaces.group_sparsity.hinged import hinge
+from sparsemask.spaces.group_sparsity.factorize import hinge
 from sparsemask.spaces.group_sparsity.rules import plan_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,7 @@ from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import loaders, networks
 from sparsemask.spaces.group_sparsity.channels import trace
 from sparsemask.spaces.group_sparsity.compress import compress
-from sparsemask.spaces.group_sparsity.hinged import DoubleReLU, hinge
+from sparsemask.spaces.group_sparsity.factorize import DoubleReLU, hinge
 from sparsemask.spaces.group_sparsity.matrices import Pair
 from sparsemask.spaces.group_sparsity.merge import merge
 from sparsemask.spaces.group_sparsity.rules import plan_for

@@ -8,8 +8,8 @@ from torch import nn
 
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import groups
+from sparsemask.spaces.group_sparsity.factorize import DoubleReLU
 from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
-from sparsemask.spaces.group_sparsity.hinged import DoubleReLU
 from sparsemask.spaces.group_sparsity.matrices import EXACT, INITS, Pair, factorise
 
 # Filters, inputs, kernel: fewer filters than weights in one, as many, more.

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hinge import one_thread, published_count  # noqa: F401
-from sparsemask import own
+from sparsemask import plugins
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import networks
 from sparsemask.spaces.group_sparsity.networks.layers import PadChannels
@@ -110,7 +110,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("given", "options", "text"), WRONG)
 def test_errors_of_use(given, options, text):
-    with own.trusting(given), pytest.raises(UseError, match=text):
+    with plugins.trusting(given), pytest.raises(UseError, match=text):
         networks.create(*given, **options)
 
 
@@ -120,7 +120,7 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch):
         "from torch import nn\ndef build(num_classes): return nn.Sequential(nn.Conv2d(3, num_classes, 3))\n"
         "def plain(): return nn.Conv2d(3, 5, 1)\n"
     )
-    with own.trusting(["my_small_net:build", "my_small_net:plain"]):
+    with plugins.trusting(["my_small_net:build", "my_small_net:plain"]):
         network = networks.create("my_small_net:build", 7)  # a file beside which the command was started
         assert isinstance(network, nn.Module) and network[0].out_channels == 7
         assert networks.create("my_small_net:plain", 7).out_channels == 5  # takes no number of classes

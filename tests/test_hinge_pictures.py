@@ -15,7 +15,7 @@ from sparsemask import UseError
 from sparsemask.options import write_config
 from sparsemask.pictures.hinge import Tried, draw_kept, draw_spectra, draw_tradeoff
 from sparsemask.report import build_page, record_confusion
-from sparsemask.report.contents import read_run
+from sparsemask.report.run_data import read_run
 from sparsemask.runs import Run
 
 CLASSES = ["cat", "dog", "<frog>"]

@@ -12,8 +12,8 @@ from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import groups, networks, rules
 from sparsemask.spaces.group_sparsity.channels import trace
 from sparsemask.spaces.group_sparsity.compress import compress
+from sparsemask.spaces.group_sparsity.factorize import DoubleReLU, hinge
 from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
-from sparsemask.spaces.group_sparsity.hinged import DoubleReLU, hinge
 from sparsemask.spaces.group_sparsity.matrices import Pair
 from sparsemask.spaces.group_sparsity.rules import Plan, plan_for
 

@@ -20,6 +20,7 @@ from sparsemask.config import RunConfig
 from sparsemask.engine.loop import Fit
 from sparsemask.files import sha256
 from sparsemask.flags import TrainingSection
+from sparsemask.masks.groups import GroupMask, load_mask, save_mask
 from sparsemask.prune import group_budget as prune_group_budget
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
@@ -29,7 +30,6 @@ from sparsemask.retrain.group_sparsity import GroupRetrainingSection
 from sparsemask.retrain.group_teacher import FineTuning
 from sparsemask.search import run as search_run
 from sparsemask.spaces.group_sparsity import records
-from sparsemask.spaces.group_sparsity.mask_file import GroupMask, load_mask, save_mask
 from sparsemask.weights import load_weights
 from tiny import fails
 

@@ -14,8 +14,8 @@ from torch import nn
 from literal_sparse import one_thread  # noqa: F401
 from small_hinge import hinged
 from sparsemask import spaces
+from sparsemask.masks.groups import GroupMask
 from sparsemask.spaces.group_sparsity import border
-from sparsemask.spaces.group_sparsity.mask_file import GroupMask
 
 KINDS = [
     (kind, dims, more)

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from sparsemask.cli import compress
 from sparsemask.cli import main as front
+from sparsemask.cli.compress import command as compress
 from sparsemask.errors import meant
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval

@@ -24,18 +24,19 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sparsemask import containers, fine_masks, flags, masks
-from sparsemask.cli import compress_recipe
+from sparsemask import containers, flags, masks
+from sparsemask.cli.compress import recipe
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError
 from sparsemask.files import read_json
+from sparsemask.masks import groups as mask_file
+from sparsemask.masks import npz, spatial
 from sparsemask.options import Parser
 from sparsemask.pictures.files import read_picture
 from sparsemask.points import clouds
 from sparsemask.points.ply import read_ply, write_ply
 from sparsemask.points.prepare_items import whole
-from sparsemask.search import study_plan
-from sparsemask.spaces.group_sparsity import mask_file
+from sparsemask.search.studies import plan
 from sparsemask.stereo.files import read_disparity
 from sparsemask.tasks.classification import cifar as classification_cifar
 from sparsemask.tasks.classification import layouts as classification_layouts
@@ -210,7 +211,7 @@ ARCHIVES = {
     "members that are no arrays": archive({n: b"words" for n in GOOD}),
 }
 ARCHIVE_READERS = {
-    "masks": fine_masks.load_masks,
+    "masks": spatial.load_masks,
     "groups": mask_file.load_mask,
     "classes": classification_layouts.read_npz,
     "cloud": clouds.read_cloud,
@@ -225,7 +226,7 @@ def test_archives_of_arrays_that_lie(tmp_path, name, reader):
     path = tmp_path / "a.npz"
     path.write_bytes(ARCHIVES[name])
     refused(ARCHIVE_READERS[reader], path)
-    assert fine_masks.file_space(path) is None
+    assert npz.file_space(path) is None
 
 
 def test_every_known_method_is_read(tmp_path):
@@ -374,8 +375,8 @@ YAMLS = {
 }
 YAML_READERS = {
     "flags": lambda path: Parser("search").from_file(path),
-    "recipe": lambda path: compress_recipe.read(str(path)),
-    "ranges": lambda path: study_plan.read_ranges(str(path), "connectivity", {}),
+    "recipe": lambda path: recipe.read(str(path)),
+    "ranges": lambda path: plan.read_ranges(str(path), "connectivity", {}),
 }
 
 
@@ -497,7 +498,7 @@ def mutations(data: bytes, rng: np.random.Generator, count: int):
 
 def fine(path: Path) -> None:
     channels = {"a": np.ones((2, 3), bool)}
-    fine_masks.save_masks(path, fine_masks.FineMasks("smsr", "super_resolution", channels, "0" * 64, config={"a": 1}))
+    spatial.save_masks(path, spatial.FineMasks("smsr", "super_resolution", channels, "0" * 64, config={"a": 1}))
 
 
 def groups(path: Path) -> None:
@@ -527,7 +528,7 @@ FILES = {
     "mask.npy": (unet, masks.load_mask),
     "cloud.npy": (lambda p: np.save(p, np.ones((4, 6))), clouds.read_cloud),
     "map.npy": (lambda p: np.save(p, np.ones((4, 6), np.float32)), read_disparity),
-    "fine.npz": (fine, fine_masks.load_masks),
+    "fine.npz": (fine, spatial.load_masks),
     "groups.npz": (groups, mask_file.load_mask),
     "classes.npz": (lambda p: p.write_bytes(archive(GOOD)), classification_layouts.read_npz),
     "lzma.npz": (lambda p: p.write_bytes(archive(GOOD, zipfile.ZIP_LZMA)), classification_layouts.read_npz),
@@ -585,7 +586,7 @@ ELSEWHERE = re.compile(
 KNOWN = {
     "sparsemask/containers.py",
     "sparsemask/weights.py",
-    "sparsemask/points/restricted.py",
+    "sparsemask/safe_pickle.py",
     "sparsemask/testing/families.py",  # reads back what it has just written itself
 }
 
@@ -616,7 +617,7 @@ STAND_INS = {
     [
         ("m.npy", masks.load_mask),
         ("m.npz", masks.load_mask),
-        ("m.npz", fine_masks.read_arrays),
+        ("m.npz", npz.read_arrays),
         ("p.jpg", read_picture),
         ("q.jpg", read_rgb),
         ("c.npy", containers.read_npy),

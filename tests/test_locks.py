@@ -17,7 +17,7 @@ import pytest
 from recorded_run import make_search
 from sparsemask import locks
 from sparsemask.errors import UseError
-from sparsemask.report.contents import read_run
+from sparsemask.report.run_data import read_run
 from sparsemask.runs import Run
 from tiny import ROOT
 

@@ -28,7 +28,7 @@ from sparsemask.retrain import specialize as retrain_specialize
 from sparsemask.retrain import train as retrain_train
 from sparsemask.search import run as search_run
 from sparsemask.sparse import backend
-from sparsemask.stereo.scenes import write_scenes
+from sparsemask.synthetic.stereo_scenes import write_scenes
 from sparsemask.tasks.points import data as points_data
 from spoilt import truncate
 from tiny import ROOT, SMALL, borrow_kernels, data_flags, environment, fails, interruptible, make_data

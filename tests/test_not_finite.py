@@ -18,7 +18,7 @@ from sparsemask.devices import Arithmetic
 from sparsemask.exporting import validation
 from sparsemask.finite import NotFiniteError, check_output
 from sparsemask.retrain import train as retrain_train
-from sparsemask.spaces.sparse_conv.smstereo import SMStereo
+from sparsemask.spaces.smstereo.network import SMStereo
 from sparsemask.sparse import backend
 from sparsemask.tasks.protocol import EvaluationContext
 from sparsemask.tasks.stereo.scores import count_errors

@@ -12,7 +12,7 @@ from sparsemask.backends.native import library
 from sparsemask.ops.point_conv import Level, cells, mixed_point_conv, point_conv
 from sparsemask.points.graph import build_graph
 from sparsemask.points.order import shell_order
-from sparsemask.spaces.sparse_conv.point_layers import PointConv
+from sparsemask.spaces.smpointseg.layers import PointConv
 from sparsemask.sparse import backend
 
 BACKENDS = ("native", "gather")

@@ -9,8 +9,8 @@ from raw_clouds import state
 from sparsemask.errors import UseError
 from sparsemask.points import s3dis
 from sparsemask.points.prepare import main
-from sparsemask.points.rooms import make_rooms, room
 from sparsemask.points.s3dis import NAMES
+from sparsemask.synthetic.rooms import make_rooms, room
 
 SMALL = {"areas": 2, "rooms": 2, "points": 600}
 

@@ -18,7 +18,7 @@ from small_clouds import CROPS, NETWORK, rooms
 from sparsemask import flags, spaces
 from sparsemask.datasets import cache
 from sparsemask.engine.schedules import factor
-from sparsemask.fine_masks import load_masks
+from sparsemask.masks.spatial import load_masks
 from sparsemask.options import presets
 from sparsemask.points.ply import read_ply
 from sparsemask.prune import prune as prune_prune

@@ -18,7 +18,7 @@ from small_pictures import make_folder, scene, write
 from sparsemask.backends import auto
 from sparsemask.cli import upscale
 from sparsemask.engine.loop import Fit
-from sparsemask.fine_masks import load_masks
+from sparsemask.masks.spatial import load_masks
 from sparsemask.ops import dispatch
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval

@@ -16,8 +16,8 @@ from recorded_run import CLASSES, MATRIX, STEPS, make_retrain, make_search
 from sparsemask import locks
 from sparsemask.masks import save_mask
 from sparsemask.report import build_page, charts, drawings
-from sparsemask.report.contents import read_run
 from sparsemask.report.page import _SECTIONS
+from sparsemask.report.run_data import read_run
 from sparsemask.report.sections import duration
 from sparsemask.spaces.connectivity import named_mask
 from tiny import SMALL, data_flags, make_data, verb

@@ -12,8 +12,8 @@ from parsed_page import Page, page_of
 from recorded_run import make_retrain, make_search
 from sparsemask.cli.main import main
 from sparsemask.report import build_page, names_of, write_report
-from sparsemask.report.contents import _from_names, read_run
 from sparsemask.report.page import _SECTIONS
+from sparsemask.report.run_data import _from_names, read_run
 from sparsemask.spaces.connectivity import named_mask
 
 HOSTILE = ["</td><script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "a&amp;b'c", "nul\x00bell\x07"]

@@ -17,8 +17,8 @@ from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import train as retrain_train
 from sparsemask.search import run as search_run
+from sparsemask.synthetic.dense_tasks import make_saliency
 from sparsemask.tasks import LabelledData
-from sparsemask.tasks.dense.shapes import make_saliency
 from sparsemask.tasks.saliency.data import SaliencyDataset, all_pairs, split
 from sparsemask.tasks.saliency.scores import SaliencyMeter, adaptive, curves
 from sparsemask.tasks.saliency.task import SaliencyTask
@@ -257,7 +257,7 @@ def test_verbs(ecssd, tmp_path, monkeypatch, capfd):
 
 
 def test_sample_is_drawn_once(tmp_path, monkeypatch):
-    from sparsemask.tasks.dense import shapes
+    from sparsemask.synthetic import dense_tasks as shapes
 
     monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path))
     drawn = []

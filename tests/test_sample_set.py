@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from sparsemask import UseError
-from sparsemask.VOC12 import sample, shapes
+from sparsemask.synthetic import outlines, segmentation
+from sparsemask.synthetic.objects import CLASS_NAMES, INDEX
+from sparsemask.synthetic.scenes import draw_scene, things_of
+from sparsemask.VOC12 import sample
 from sparsemask.VOC12.dataset import SegmentationDataset
 from sparsemask.VOC12.lists import load_class_names, pairs_from_lists
-from sparsemask.VOC12.objects import CLASS_NAMES, INDEX
-from sparsemask.VOC12.scenes import draw_scene, things_of
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def content(folder) -> dict[str, bytes]:
 
 
 def test_layout_reads_as_a_dataset(tmp_path):
-    stamp = sample.make_sample(tmp_path / "set", train=3, val=2, size=64)
+    stamp = segmentation.make_sample(tmp_path / "set", train=3, val=2, size=64)
     assert stamp == json.loads((tmp_path / "set/STAMP.json").read_text())
     lists = {name: (tmp_path / f"set/{name}.txt").read_text().split() for name in ("train", "val", "train_aug")}
     assert lists == {"train": ["0000", "0001", "0002"], "val": ["0003", "0004"], "train_aug": lists["train"]}
@@ -41,10 +42,10 @@ def test_layout_reads_as_a_dataset(tmp_path):
 
 def test_same_seed_same_bytes_and_second_call_touches_nothing(tmp_path):
     for name in "ab":
-        sample.make_sample(tmp_path / name, train=2, val=1, size=64, seed=7)
+        segmentation.make_sample(tmp_path / name, train=2, val=1, size=64, seed=7)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
-    sample.make_sample(tmp_path / "a", train=2, val=1, size=64, seed=7)
+    segmentation.make_sample(tmp_path / "a", train=2, val=1, size=64, seed=7)
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
 
 
@@ -56,32 +57,32 @@ def test_other_settings_other_pictures():
 @pytest.mark.parametrize("lost", ["img/0001.jpg", "gt/0000.png"])
 def test_half_made_folder_is_completed(tmp_path, monkeypatch, lost):
     whole, half = tmp_path / "whole", tmp_path / "half"
-    sample.make_sample(whole, train=2, val=1, size=64)
+    segmentation.make_sample(whole, train=2, val=1, size=64)
 
-    def killed(out, name, seed, size, draw=sample._draw):
+    def killed(out, name, seed, size, draw=segmentation._draw):
         if name == "0002":
             raise KeyboardInterrupt
         draw(out, name, seed, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "_draw", killed)
+        patch.setattr(segmentation, "_draw", killed)
         with pytest.raises(KeyboardInterrupt):
-            sample.make_sample(half, train=2, val=1, size=64)
+            segmentation.make_sample(half, train=2, val=1, size=64)
     # A folder without the stamp must not pass for a whole one.
     assert not (half / "STAMP.json").exists()
     (half / "img/.0002.jpg.1.part").write_bytes(b"torn")
-    sample.make_sample(half, train=2, val=1, size=64)
+    segmentation.make_sample(half, train=2, val=1, size=64)
     assert content(half) == content(whole)
     (half / lost).unlink()
-    sample.make_sample(half, train=2, val=1, size=64)
+    segmentation.make_sample(half, train=2, val=1, size=64)
     assert content(half) == content(whole)
 
 
 def test_other_settings_replace_the_former_set(tmp_path):
-    sample.make_sample(tmp_path / "a", train=4, val=1, size=64, seed=1)
+    segmentation.make_sample(tmp_path / "a", train=4, val=1, size=64, seed=1)
     (tmp_path / "a/img/holiday.jpg").write_bytes(b"mine")
-    sample.make_sample(tmp_path / "a", train=2, val=1, size=64, seed=2)
-    sample.make_sample(tmp_path / "b", train=2, val=1, size=64, seed=2)
+    segmentation.make_sample(tmp_path / "a", train=2, val=1, size=64, seed=2)
+    segmentation.make_sample(tmp_path / "b", train=2, val=1, size=64, seed=2)
     # The user's own file stays, the former set's surplus pictures do not.
     assert content(tmp_path / "a") == {**content(tmp_path / "b"), "img/holiday.jpg": b"mine"}
 
@@ -96,7 +97,7 @@ def test_folder_of_someone_else_is_left_alone(tmp_path, capsys):
 @pytest.mark.parametrize("wrong", [{"train": 0}, {"val": 0}, {"size": 8}, {"seed": -1}, {"train": 10**6}])
 def test_impossible_settings_are_refused(tmp_path, wrong):
     with pytest.raises(UseError, match=next(iter(wrong))):
-        sample.make_sample(tmp_path / "set", **wrong)
+        segmentation.make_sample(tmp_path / "set", **wrong)
     assert not (tmp_path / "set").exists()
 
 
@@ -135,7 +136,7 @@ def test_drawing_scales_with_the_picture():
 
 def test_thin_strokes_survive_the_file():
     picture = draw_scene(0, 0)[0]
-    read = np.asarray(Image.open(io.BytesIO(sample.encode_picture(picture)))).astype(int)
+    read = np.asarray(Image.open(io.BytesIO(segmentation.encode_picture(picture)))).astype(int)
     # Full-resolution chroma: half of it would blur a 4-pixel stroke's colour into the background.
     assert np.abs(read - picture).mean() < 4
 
@@ -146,14 +147,14 @@ GRID = np.meshgrid(np.arange(-19.95, 20, 0.1), np.arange(-19.95, 20, 0.1))
 @pytest.mark.parametrize(
     ("distance", "area"),
     [
-        (shapes.disc(*GRID, 10), 100 * np.pi),
-        (shapes.ellipse(*GRID, 12, 6), 72 * np.pi),
-        (shapes.square(*GRID, 10, 2), 400 - (4 - np.pi) * 4),
-        (shapes.diamond(*GRID, 8, 12), 192),
-        (shapes.ring(*GRID, 12, 2), np.pi * (14**2 - 10**2)),
+        (outlines.disc(*GRID, 10), 100 * np.pi),
+        (outlines.ellipse(*GRID, 12, 6), 72 * np.pi),
+        (outlines.square(*GRID, 10, 2), 400 - (4 - np.pi) * 4),
+        (outlines.diamond(*GRID, 8, 12), 192),
+        (outlines.ring(*GRID, 12, 2), np.pi * (14**2 - 10**2)),
         # Ten triangles between the middle, a tip and an inner corner.
-        (shapes.star(*GRID, 15, 5, 0.42), 5 * 15 * 15 * 0.42 * np.sin(np.pi / 5)),
-        (shapes.strokes(*GRID, [(-8, 0, 8, 0)], 2), 64 + 4 * np.pi),
+        (outlines.star(*GRID, 15, 5, 0.42), 5 * 15 * 15 * 0.42 * np.sin(np.pi / 5)),
+        (outlines.strokes(*GRID, [(-8, 0, 8, 0)], 2), 64 + 4 * np.pi),
     ],
     ids=["disc", "ellipse", "square", "diamond", "ring", "star", "strokes"],
 )

@@ -15,10 +15,10 @@ from sparsemask import spaces
 from sparsemask.engine import batchnorm
 from sparsemask.errors import UseError
 from sparsemask.points.batch import PointBatch
+from sparsemask.spaces.smpointseg.network import CONFIGS
+from sparsemask.spaces.smpointseg.space import multiply_adds
 from sparsemask.spaces.sparse_conv import Reading, SMPointSeg, load_smpointseg, save_smpointseg
 from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks, mean_kept
-from sparsemask.spaces.sparse_conv.points_space import multiply_adds
-from sparsemask.spaces.sparse_conv.smpointseg import CONFIGS
 from sparsemask.sparse import backend
 
 SMALL = {"d_in": 6, "n_class": 5, "channels": (16, 32, 64), "n_neighbors": 8, "radius": 0.1}
@@ -247,8 +247,8 @@ def test_the_paper_s_count(name, billions):
 
 
 def test_pooling_and_copying_on_a_toy_cloud():
-    from sparsemask.spaces.sparse_conv.point_layers import Join
-    from sparsemask.spaces.sparse_conv.smpointseg import _pool
+    from sparsemask.spaces.smpointseg.layers import Join
+    from sparsemask.spaces.smpointseg.network import _pool
 
     near = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0]], dtype=torch.int32)
     rows = torch.tensor([[1.0], [3.0], [7.0], [9.0]])

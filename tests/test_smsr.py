@@ -9,8 +9,8 @@ from PIL import Image
 
 from sparsemask import costs
 from sparsemask.errors import UseError
+from sparsemask.spaces.smsr.dense import MaskedForm, multiply_adds
 from sparsemask.spaces.sparse_conv import SMSR, DenseForm, apply_masks, fix_masks, hard_masks, load_smsr, save_smsr
-from sparsemask.spaces.sparse_conv.dense import MaskedForm, multiply_adds
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.sparse_conv.schedules import published_epoch, sparse_weight, temperature
 from sparsemask.sparse import available_backends, backend

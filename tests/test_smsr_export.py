@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsemask.spaces.sparse_conv.export import export_onnx, export_program
+from sparsemask.spaces.smsr.export import export_onnx, export_program
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.sparse import backend
 from test_smsr import network, pictures

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sparsemask.errors import UseError
+from sparsemask.spaces.smsr.tiles import self_ensemble
 from sparsemask.spaces.sparse_conv import upscale
-from sparsemask.spaces.sparse_conv.tiles import self_ensemble
 from test_smsr import network, one_backend, pictures  # noqa: F401
 
 

@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsemask import spaces
 from sparsemask.errors import UseError
 from sparsemask.ops.cost_volume import concatenation_volume, correlation_volume
+from sparsemask.spaces.smstereo.checkpoints import load_smstereo, save_smstereo
+from sparsemask.spaces.smstereo.mask_module import MaskedConv, SparseHourglass
+from sparsemask.spaces.smstereo.network import SMStereo, expected_disparity
+from sparsemask.spaces.smstereo.space import multiply_adds
 from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks
-from sparsemask.spaces.sparse_conv.smstereo import SMStereo, expected_disparity
-from sparsemask.spaces.sparse_conv.stereo_module import MaskedConv, SparseHourglass
-from sparsemask.spaces.sparse_conv.stereo_shared import load_smstereo, save_smstereo
-from sparsemask.spaces.sparse_conv.stereo_space import multiply_adds
 from sparsemask.sparse import backend, kept_fraction
 from sparsemask.sparse.training_form import masked_conv
 from sparsemask.stereo.batch import StereoPair

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from sparsemask.engine import batchnorm
+from sparsemask.spaces.smstereo.network import SMStereo
 from sparsemask.spaces.sparse_conv.masking import fix_masks
-from sparsemask.spaces.sparse_conv.smstereo import SMStereo
 from sparsemask.stereo.batch import StereoPair
 
 SHIFTS = (4, 11)  # px

@@ -12,10 +12,10 @@ import torch
 import pyramid  # noqa: F401  a user's encoder, trusted
 from point_crops import crop
 from sparsemask import spaces
+from sparsemask.masks.groups import GroupMask
 from sparsemask.spaces import Loaded, Space
 from sparsemask.spaces.connectivity import named_mask
-from sparsemask.spaces.group_sparsity.mask_file import GroupMask
-from sparsemask.spaces.specialized.words import mask_word
+from sparsemask.spaces.connectivity.encoding import mask_word
 from sparsemask.stereo.batch import StereoPair
 from sparsemask.testing.spaces import SpaceContract
 from toy_space import TOY, ToyNetwork, ToySpace
@@ -105,7 +105,9 @@ class TestUsersOwn(SpaceContract):
 def test_all_built_in_spaces_are_tested():
     tested = {case.space.name for case in every(SpaceContract) if isinstance(vars(case).get("space"), Space)}
     # Other tests of this process may have registered spaces of their own.
-    built_in = {name for name in spaces.available() if type(spaces.get(name)).__module__.startswith("spaces.")}
+    built_in = {
+        name for name in spaces.available() if type(spaces.get(name)).__module__.startswith("sparsemask.spaces.")
+    }
     assert built_in and tested == {*built_in, TOY.name}
 
 

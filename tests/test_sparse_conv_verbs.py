@@ -18,17 +18,17 @@ from sparsemask.config import RunConfig
 from sparsemask.engine.loop import Fit
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
-from sparsemask.fine_masks import load_masks
 from sparsemask.flags import RunSection
+from sparsemask.masks.spatial import load_masks
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import train as retrain_train
 from sparsemask.search import run as search_run
+from sparsemask.spaces.smsr.space import SMSRNetwork
 from sparsemask.spaces.sparse_conv import SMSR, load_smsr
 from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
 from sparsemask.spaces.sparse_conv.masking import blocks, channel_logits, mean_kept
 from sparsemask.spaces.sparse_conv.search_method import SparseConvSearch, SparseMaskSection
-from sparsemask.spaces.sparse_conv.space import SMSRNetwork
 from sparsemask.sparse import available_backends, backend
 from sparsemask.tasks.super_resolution.task import SuperResolutionTask
 from sparsemask.weights import load_weights

@@ -10,8 +10,8 @@ from torch import nn
 
 from literal_sparse import one_thread  # noqa: F401
 from sparsemask.errors import UseError
-from sparsemask.spaces.sparse_conv.point_block import PointMask
-from sparsemask.spaces.sparse_conv.stereo_module import VolumeMask
+from sparsemask.spaces.smpointseg.block import PointMask
+from sparsemask.spaces.smstereo.mask_module import VolumeMask
 from sparsemask.spaces.specialized.masks import Locator
 from sparsemask.sparse import (
     ChannelMask,

@@ -9,11 +9,11 @@ import torch
 from sparsemask import spaces
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
-from sparsemask.fine_masks import FineMasks, load_masks, save_masks
+from sparsemask.masks.spatial import FineMasks, load_masks, save_masks
 from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
+from sparsemask.spaces.connectivity.encoding import mask_word, read_mask
 from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks
 from sparsemask.spaces.specialized import SpecializedNetwork
-from sparsemask.spaces.specialized.words import mask_word, read_mask
 
 SPACE = spaces.get("specialized")
 CONFIG = {"connectivity": "unet", "depth": 8, "n_class": 4, "first_expansion": "no", "where": "all", "max_stride": 8}

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from small_pictures import make_folder
-from sparsemask.fine_masks import load_masks
 from sparsemask.masks import load_mask
+from sparsemask.masks.spatial import load_masks
 from sparsemask.retrain import connectivity as retrain_connectivity
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import export as retrain_export

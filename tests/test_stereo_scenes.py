@@ -7,7 +7,7 @@ import pytest
 
 from sparsemask import UseError
 from sparsemask.stereo.files import read_disparity, read_picture
-from sparsemask.stereo.scenes import Plane, make_scene, render, write_scenes
+from sparsemask.synthetic.stereo_scenes import Plane, make_scene, render, write_scenes
 
 
 def scene(seed: int = 0, **more):

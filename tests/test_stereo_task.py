@@ -23,7 +23,7 @@ from sparsemask.pictures.stereo import colours, draw_disparities, draw_errors, d
 from sparsemask.runs import Run
 from sparsemask.stereo.files import read_disparity, write_disparity
 from sparsemask.stereo.framing import make_pair
-from sparsemask.stereo.scenes import write_scenes
+from sparsemask.synthetic.stereo_scenes import write_scenes
 from sparsemask.tasks.protocol import EvaluationContext
 from sparsemask.tasks.stereo.options import StereoData
 from sparsemask.tasks.stereo.task import StereoTask

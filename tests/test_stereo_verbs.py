@@ -14,7 +14,7 @@ import yaml
 from sparsemask import flags
 from sparsemask.cli import disparity
 from sparsemask.engine.schedules import factor
-from sparsemask.fine_masks import load_masks
+from sparsemask.masks.spatial import load_masks
 from sparsemask.options import presets
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
@@ -22,7 +22,7 @@ from sparsemask.retrain import train as retrain_train
 from sparsemask.search import run as search_run
 from sparsemask.sparse import backend
 from sparsemask.stereo.files import read_disparity
-from sparsemask.stereo.scenes import write_scenes
+from sparsemask.synthetic.stereo_scenes import write_scenes
 from sparsemask.tasks.stereo import task as stereo
 from sparsemask.training_setup import resolve_config
 from sparsemask.weights import load_weights

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
+from sparsemask.search.studies.front import pareto
+from sparsemask.search.studies.plan import Plan, verb_parser
+from sparsemask.search.studies.storage import RETRIES, Store
+from sparsemask.search.studies.worker import EARLIER, hopeless
 from sparsemask.search.study import main, settle
-from sparsemask.search.study_front import pareto
-from sparsemask.search.study_plan import Plan, verb_parser
-from sparsemask.search.study_storage import RETRIES, Store
-from sparsemask.search.study_worker import EARLIER, hopeless
 from studies import flags, made_plan
 from tiny import ROOT, make_data
 
@@ -151,8 +151,8 @@ def test_misuse_ends_in_one_line_and_makes_nothing(data, tmp_path, capsys, more,
 
 HOLDER = """
 import sys, time
-from sparsemask.search.study_plan import Plan, verb_parser
-from sparsemask.search.study_storage import Store
+from sparsemask.search.studies.plan import Plan, verb_parser
+from sparsemask.search.studies.storage import Store
 store = Store(Plan.from_json(sys.argv[1]))
 store.enlist()
 trial, _ = store.claim()

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from sparsemask.errors import UseError
-from sparsemask.search import study_plan
+from sparsemask.search.studies import plan as study_plan
+from sparsemask.search.studies.data import describe
+from sparsemask.search.studies.plan import ADDED, difference
+from sparsemask.search.studies.storage import Store
 from sparsemask.search.study import settle
-from sparsemask.search.study_data import describe
-from sparsemask.search.study_plan import ADDED, difference
-from sparsemask.search.study_storage import Store
 from studies import flags, start, wait_for
 from tiny import make_data
 

@@ -18,9 +18,9 @@ import pytest
 from optuna.trial import TrialState
 
 from sparsemask.errors import UseError
+from sparsemask.search.studies.backend import driver_url
+from sparsemask.search.studies.storage import Store
 from sparsemask.search.study import main
-from sparsemask.search.study_backend import driver_url
-from sparsemask.search.study_storage import Store
 from studies import flags, made_plan, start, wait_for
 from tiny import make_data
 

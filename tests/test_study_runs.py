@@ -12,8 +12,8 @@ import pytest
 from optuna.trial import TrialState
 
 from sparsemask.masks import load_mask, mask_note
+from sparsemask.search.studies.front import pareto
 from sparsemask.search.study import main
-from sparsemask.search.study_front import pareto
 from studies import children, flags, start, trials, wait_for
 from tiny import SMALL, data_flags, make_data, verb
 

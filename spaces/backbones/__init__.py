@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.own import imported, is_own
+from sparsemask.plugins import imported, is_own
 
 
 @runtime_checkable
@@ -55,7 +55,7 @@ def builder(name: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """What builds backbone `name`: ours, a user's ``package.module:callable``, or timm's (with or without "timm/").
 
     name: or the user's class or function itself. UseError otherwise, and for code that the user has not named (see
-    :mod:`sparsemask.own`).
+    :mod:`sparsemask.plugins`).
     """
     if callable(name):
         return _own(name.__qualname__ if isinstance(name, type | FunctionType) else repr(name), name)

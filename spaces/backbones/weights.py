@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsemask.errors import UseError
-from sparsemask.own import is_own
+from sparsemask.plugins import is_own
 from sparsemask.spaces.backbones import builder, create, forms
 from sparsemask.spaces.backbones.mobilenet_v2_keys import timm_keys, torchvision_keys
 from sparsemask.spaces.backbones.timm_features import TimmLayout, timm_layout

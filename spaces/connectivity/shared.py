@@ -51,7 +51,7 @@ def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | N
     Args:
         path: the file.
         backbone: the class or function that builds the encoder, where the file names code of the user's: files import
-            nothing, see :mod:`sparsemask.own`.
+            nothing, see :mod:`sparsemask.plugins`.
 
     Raises UseError when it is missing, torn, says not enough about itself, or names code that the user has not.
     """

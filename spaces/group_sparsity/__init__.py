@@ -2,8 +2,8 @@
 
 from sparsemask.spaces.group_sparsity.channels import ChannelGraph, trace
 from sparsemask.spaces.group_sparsity.compress import compress
+from sparsemask.spaces.group_sparsity.factorize import DoubleReLU, hinge
 from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
-from sparsemask.spaces.group_sparsity.hinged import DoubleReLU, hinge
 from sparsemask.spaces.group_sparsity.loaders import load
 from sparsemask.spaces.group_sparsity.matrices import Pair, factorise
 from sparsemask.spaces.group_sparsity.merge import merge

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from sparsemask.errors import UseError, one_line
 from sparsemask.spaces.group_sparsity import networks
 from sparsemask.spaces.group_sparsity.border import fit_additions
-from sparsemask.spaces.group_sparsity.hinged import DoubleReLU
+from sparsemask.spaces.group_sparsity.factorize import DoubleReLU
 from sparsemask.spaces.group_sparsity.layouts import Layout, read
 from sparsemask.spaces.group_sparsity.matrices import Pair
 from sparsemask.spaces.group_sparsity.networks.resnet import ResNet

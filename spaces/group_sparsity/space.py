@@ -18,13 +18,13 @@ from sparsemask.config import RunConfig, flag
 from sparsemask.containers import memory
 from sparsemask.errors import UseError, choose
 from sparsemask.flags import NetworkSection
+from sparsemask.masks.groups import SPACE, GroupMask
 from sparsemask.spaces import register
 from sparsemask.spaces.described import describing, weightless
 from sparsemask.spaces.group_sparsity import loaders, networks
 from sparsemask.spaces.group_sparsity.border import fit_additions
 from sparsemask.spaces.group_sparsity.compress import compress
-from sparsemask.spaces.group_sparsity.hinged import hinge
-from sparsemask.spaces.group_sparsity.mask_file import SPACE, GroupMask
+from sparsemask.spaces.group_sparsity.factorize import hinge
 from sparsemask.spaces.group_sparsity.matrices import INITS
 from sparsemask.spaces.group_sparsity.merge import merge
 from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction, baseline

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparsemask import weights
 from sparsemask.errors import UseError
-from sparsemask.fine_masks import FineMasks
+from sparsemask.masks.spatial import FineMasks
 from sparsemask.spaces.protocols import Config, Loaded, Space
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks, threshold_of

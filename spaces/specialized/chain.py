@@ -10,7 +10,7 @@ from sparsemask.backends import auto
 from sparsemask.ops import dispatch
 from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck, MobileNetV2
 from sparsemask.spaces.specialized.bottleneck import MaskedBottleneck
-from sparsemask.spaces.specialized.narrow import NarrowBottleneck
+from sparsemask.spaces.specialized.channel_masked_bottleneck import NarrowBottleneck
 
 
 class EncoderChain:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sparsemask.exporting import Exportable, channels_last, pure
 from sparsemask.spaces.specialized.network import SpecializedNetwork
-from sparsemask.spaces.specialized.plain import PlainForm
+from sparsemask.spaces.specialized.onnx_form import PlainForm
 
 SIZE, EVEN = (65, 98), (64, 98)  # of the example; sizes are open, where pictures are enlarged even ones
 

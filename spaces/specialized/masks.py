@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsemask.ops import dispatch, multiscale_sum
 from sparsemask.ops.predict_mask import padded
 from sparsemask.ops.weight_cache import last
-from sparsemask.spaces.sparse_conv.smsr import begin_smoothly
+from sparsemask.spaces.sparse_conv.masked_network import begin_smoothly
 from sparsemask.sparse import gumbel_mask
 
 NARROWEST, WIDEST = 4, 16  # channels of a mask branch

@@ -18,14 +18,14 @@ from sparsemask.errors import UseError, choose
 from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
+from sparsemask.spaces.connectivity.encoding import mask_word
 from sparsemask.spaces.connectivity.fusion import batch_norm_errors, upsample
 from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
 from sparsemask.spaces.specialized.accounting import Accounts, number
 from sparsemask.spaces.specialized.bottleneck import MaskedBottleneck
 from sparsemask.spaces.specialized.chain import EncoderChain
-from sparsemask.spaces.specialized.narrow import NarrowBottleneck
+from sparsemask.spaces.specialized.channel_masked_bottleneck import NarrowBottleneck
 from sparsemask.spaces.specialized.stage import StageMasks, folded_decoder
-from sparsemask.spaces.specialized.words import mask_word
 from sparsemask.VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
 
 WHERE = ("decoder", "encoder", "all")

@@ -17,11 +17,11 @@ from sparsemask.flags import EncoderSection
 from sparsemask.options import positive
 from sparsemask.spaces import backbones, register
 from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.connectivity.encoding import read_mask
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.spaces.described import build_described, describing
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.specialized.network import WHERE, DenseNetwork, SpecializedNetwork
-from sparsemask.spaces.specialized.words import read_mask
 from sparsemask.VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
 
 

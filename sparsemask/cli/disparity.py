@@ -127,7 +127,7 @@ def check_outputs(options) -> dict[str, Path]:
 def find_network(weights: str | None, maxdisp: int | None):
     """(the network, the file it comes from): of `weights`, or of what lies in $SPARSEMASK_WEIGHTS or the cache."""
     from sparsemask import datasets
-    from sparsemask.spaces.sparse_conv.stereo_shared import load_smstereo
+    from sparsemask.spaces.smstereo.checkpoints import load_smstereo
     from sparsemask.stereo.framing import MULTIPLE
     from sparsemask.weights import file_space
 

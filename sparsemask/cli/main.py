@@ -38,7 +38,7 @@ VERBS = {
     "retrain": "sparsemask.retrain.train",
     "eval": "sparsemask.retrain.eval",
     "specialize": "sparsemask.retrain.specialize",
-    "compress": "sparsemask.cli.compress",
+    "compress": "sparsemask.cli.compress.command",
     "export": "sparsemask.retrain.export",
     "upscale": "sparsemask.cli.upscale",
     "segment-points": "sparsemask.cli.segment_points",

@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,11 +17,13 @@ from sparsemask.engine.method import Method
 from sparsemask.engine.records import JsonLines, Progress, TensorBoard
 from sparsemask.errors import UseError
 from sparsemask.finite import NotFiniteError
-from sparsemask.flags import TrainingSection
 from sparsemask.ops.dispatch import repeatable
 from sparsemask.runs import Run
 from sparsemask.tasks.protocol import Task
 from sparsemask.weight_files import check_finite
+
+if TYPE_CHECKING:
+    from sparsemask.flags import TrainingSection
 
 
 def steps(training: TrainingSection, length: int) -> tuple[int, int]:

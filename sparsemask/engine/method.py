@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
-from sparsemask.flags import TrainingSection
 from sparsemask.tasks.protocol import EvaluationContext, Task
+
+if TYPE_CHECKING:
+    from sparsemask.flags import TrainingSection
 
 
 class Method:

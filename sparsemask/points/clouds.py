@@ -18,8 +18,8 @@ from sparsemask.points.coordinates import near_origin, rounding
 from sparsemask.points.graph import make_tree
 from sparsemask.points.grid import check_points
 from sparsemask.points.ply import read_ply
-from sparsemask.points.restricted import read_arrays
 from sparsemask.points.scans import read_scan
+from sparsemask.safe_pickle import read_arrays
 
 IGNORED = -1  # the label that neither losses nor metrics count
 _COARSE = 0.005  # metres between coordinates that a file can tell apart, above which a line says so

@@ -19,8 +19,9 @@ from collections import Counter
 from pathlib import Path
 
 from sparsemask.errors import UseError, command
-from sparsemask.points import prepare_items, prepare_s3dis, prepare_semantickitti, rooms, s3dis, semantickitti
+from sparsemask.points import prepare_items, prepare_s3dis, prepare_semantickitti, s3dis, semantickitti
 from sparsemask.points.prepare_items import Item
+from sparsemask.synthetic import rooms
 
 _SHOWN = 20  # faults printed one by one
 

@@ -12,8 +12,8 @@ import numpy as np
 from sparsemask.pictures.curves import smooth
 from sparsemask.pictures.style import spread
 from sparsemask.pictures.weights import connection_names
-from sparsemask.report.contents import number
 from sparsemask.report.html import escape
+from sparsemask.report.run_data import number
 
 _FIRST = ("loss", "loss_task", "loss_sparse", "miou", "connections", "lr")
 _TITLES = {"miou": "mean IoU", "lr": "learning rate", "loss_task": "task loss", "loss_sparse": "sparse loss"}

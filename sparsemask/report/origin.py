@@ -7,7 +7,7 @@ import shlex
 from sparsemask.files import sha256
 from sparsemask.options import following, preset_flags, spoken
 from sparsemask.report import html
-from sparsemask.report.contents import Contents
+from sparsemask.report.run_data import Contents
 
 _UNSAID = "–"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sparsemask._version import __version__
 from sparsemask.files import write_text
-from sparsemask.report import fine, groups, html, origin, quality, sections
-from sparsemask.report.contents import Contents, read_run
+from sparsemask.report import groups_section, html, metrics_section, origin, sections, spatial_section
+from sparsemask.report.run_data import Contents, read_run
 from sparsemask.runs import Run
 
 FILE = "report.html"
@@ -22,27 +22,27 @@ _SECTIONS = (
     ("architecture", "Architecture", sections.architecture),
     ("samples", "Sample predictions", sections.samples),
     ("costs", "Costs", sections.costs),
-    ("classes", "Quality by class", quality.classes),
-    ("confusion", "Confusion matrix", quality.confusion),
+    ("classes", "Quality by class", metrics_section.classes),
+    ("confusion", "Confusion matrix", metrics_section.confusion),
     ("reproduce", "How to reproduce", origin.reproduce),
     ("configuration", "Configuration", origin.configuration),
 )
 _FINE_SECTIONS = (
     ("curves", "Curves", sections.curves),
-    ("masks", "Masks", fine.masks),
+    ("masks", "Masks", spatial_section.masks),
     ("samples", "Sample predictions", sections.samples),
-    ("costs", "Costs", fine.costs),
-    ("quality", "Quality", fine.quality),
+    ("costs", "Costs", spatial_section.costs),
+    ("quality", "Quality", spatial_section.quality),
     ("reproduce", "How to reproduce", origin.reproduce),
     ("configuration", "Configuration", origin.configuration),
 )
 _GROUP_SECTIONS = (  # by names of their own where the others' stand side by side: these are as wide as the page
     ("curves", "Curves", sections.curves),
-    ("layers", "Groups by layer", groups.layers),
-    ("spent", "Costs", groups.costs),
+    ("layers", "Groups by layer", groups_section.layers),
+    ("spent", "Costs", groups_section.costs),
     ("examples", "Sample predictions", sections.samples),
-    ("quality", "Quality by class", quality.classes),
-    ("matrix", "Confusion matrix", quality.confusion),
+    ("quality", "Quality by class", metrics_section.classes),
+    ("matrix", "Confusion matrix", metrics_section.confusion),
     ("reproduce", "How to reproduce", origin.reproduce),
     ("configuration", "Configuration", origin.configuration),
 )
@@ -75,11 +75,12 @@ def build_page(c: Contents) -> str:
     verb = html.escape(c.verb)
     parts, tiles, paper = _SECTIONS, sections.tiles, _PAPER
     if c.fine:
-        by = "by class" if fine.by_class(c) else "by picture"
+        by = "by class" if spatial_section.by_class(c) else "by picture"
         parts = [(key, f"{title} {by}" if key == "quality" else title, make) for key, title, make in _FINE_SECTIONS]
-        tiles, paper = fine.tiles, fine.PAPERS.get(str(c.info.get("space")), fine.PAPERS["smsr"])
+        tiles = spatial_section.tiles
+        paper = spatial_section.PAPERS.get(str(c.info.get("space")), spatial_section.PAPERS["smsr"])
     elif c.grouped:
-        parts, tiles, paper = _GROUP_SECTIONS, groups.tiles, groups.PAPER
+        parts, tiles, paper = _GROUP_SECTIONS, groups_section.tiles, groups_section.PAPER
     method, address, number = paper
     body = [
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{make(c)}</section>'

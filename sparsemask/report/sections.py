@@ -8,8 +8,8 @@ import numpy as np
 
 from sparsemask import masks
 from sparsemask.report import charts, drawings, html
-from sparsemask.report.contents import Contents, number
 from sparsemask.report.origin import command_of
+from sparsemask.report.run_data import Contents, number
 from sparsemask.tables import format_count
 
 TITLES = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "psnr": "PSNR (dB)", "ssim": "SSIM"}

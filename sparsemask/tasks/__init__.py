@@ -5,7 +5,7 @@ tasks with a label for every pixel. A task whose data are not images with labels
 (``Task.section``) in place of the others' data flags.
 
 A user's own task is a class ``package.module:Class``, mostly one derived from a task here, whose data flags it has; it
-is imported only where the user names it (:mod:`sparsemask.own`).
+is imported only where the user names it (:mod:`sparsemask.plugins`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from sparsemask.config import RunConfig
 from sparsemask.errors import UseError, choose
-from sparsemask.own import imported, is_own
+from sparsemask.plugins import imported, is_own
 from sparsemask.tasks.protocol import DataSection, EvaluationContext, LabelledData, Scores, ScoresBySample, Task
 
 __all__ = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from sparsemask.errors import UseError, choose, meant
-from sparsemask.own import imported, is_own
+from sparsemask.plugins import imported, is_own
 
 INPUT_SHAPE = (3, 32, 32)
 """Channels, height and width of the pictures that the named networks are made for."""
@@ -75,7 +75,7 @@ def create(arch: str | Callable, n_class: int = 10, **options) -> nn.Module:
     Args:
         arch: one of `available()`, or ``package.module:callable`` for a user's own CNN, which is called without
             arguments, or with `n_class` (or `num_classes`) if it takes it; it is imported only where the user has
-            named it (see :mod:`sparsemask.own`). The callable itself will do.
+            named it (see :mod:`sparsemask.plugins`). The callable itself will do.
         n_class: classes.
         options: arguments of the named network's class, such as `shortcut` or `bias` of a ResNet.
 

@@ -28,7 +28,7 @@ class Ade20kTask(SegmentationTask):
     @staticmethod
     def sample_folder() -> Path:
         """The embedded sample set in ADE20K's layout."""
-        from sparsemask.tasks.dense.shapes import ade20k_sample
+        from sparsemask.synthetic.dense_tasks import ade20k_sample
 
         return ade20k_sample()
 

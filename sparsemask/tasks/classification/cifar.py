@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsemask.containers import Tar, is_tar
 from sparsemask.errors import UseError
-from sparsemask.points.restricted import read_mapping
+from sparsemask.safe_pickle import read_mapping
 
 Pictures = tuple[np.ndarray, np.ndarray]  # uint8 (N, 32, 32, 3), int64 (N,)
 Files = dict[str, bytes]

@@ -62,7 +62,7 @@ class ClassificationTask(Task):
     @staticmethod
     def sample_folder() -> Path:
         """The images that --sample stands for, drawn on first use."""
-        from sparsemask.tasks.classification.sample import sample
+        from sparsemask.synthetic.classification import sample
 
         return sample()
 

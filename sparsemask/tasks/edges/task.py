@@ -27,7 +27,7 @@ class EdgesTask(MapTask):
     @staticmethod
     def sample_folder() -> Path:
         """Drawn images in BSDS500's layout."""
-        from sparsemask.tasks.dense.shapes import edges_sample
+        from sparsemask.synthetic.dense_tasks import edges_sample
 
         return edges_sample()
 

@@ -98,7 +98,7 @@ class PointsTask(Task):
     @staticmethod
     def sample_folder() -> Path:
         """The rooms that --sample stands for."""
-        from sparsemask.tasks.points.rooms import sample_folder
+        from sparsemask.tasks.points.synthetic_rooms import sample_folder
 
         return sample_folder()
 

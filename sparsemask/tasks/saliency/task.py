@@ -22,7 +22,7 @@ class SaliencyTask(MapTask):
     @staticmethod
     def sample_folder() -> Path:
         """Drawn images in ECSSD's layout."""
-        from sparsemask.tasks.dense.shapes import saliency_sample
+        from sparsemask.synthetic.dense_tasks import saliency_sample
 
         return saliency_sample()
 

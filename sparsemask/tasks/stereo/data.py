@@ -15,7 +15,7 @@ from sparsemask.files import distinct_names
 from sparsemask.stereo.batch import StereoPair
 from sparsemask.stereo.framing import make_pair, pad16, random_crop
 from sparsemask.stereo.pairs import Frame, PairFiles, read_frame
-from sparsemask.stereo.scenes import make_scene
+from sparsemask.synthetic.stereo_scenes import make_scene
 from sparsemask.tasks.stereo.scores import valid
 
 Sample = tuple[StereoPair, torch.Tensor]

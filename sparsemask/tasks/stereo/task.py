@@ -26,7 +26,7 @@ from sparsemask.stereo.batch import StereoPair
 from sparsemask.stereo.files import write_disparity
 from sparsemask.stereo.framing import MULTIPLE, picture_of, unpad
 from sparsemask.stereo.pairs import PairFiles
-from sparsemask.stereo.scenes import LEAST
+from sparsemask.synthetic.stereo_scenes import LEAST
 from sparsemask.tasks.evaluation import json_value, set_evaluation, shared_indices, spread_indices, summed
 from sparsemask.tasks.notes import say_how_read
 from sparsemask.tasks.protocol import EvaluationContext, Task

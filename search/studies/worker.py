@@ -1,0 +1,216 @@
+"""A worker of a study: takes trials until all are done; search, prune, retrain and evaluate in each.
+
+A trial is given up ("pruned") when it is hopeless, which is so when
+
+- the search or the retraining diverges, or does not fit into memory,
+- the threshold leaves no mask that a network can be built from,
+- the mask has more connections than --max_connections, where that is given,
+- after the search, with `EARLIER` trials or more to compare with, its quality is below --hopeless times their median
+  and its mask has no fewer connections than their median: a small mask may lie on the front even so.
+
+Optuna's own pruners know one objective only.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib
+import math
+import os
+import signal
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import torch
+from optuna.trial import Trial, TrialState
+
+from sparsemask.errors import UseError, one_line
+from sparsemask.files import read_json, write_json
+from sparsemask.options import write_config
+from sparsemask.runs import Run
+from sparsemask.search.studies.plan import VERBS, Plan
+from sparsemask.search.studies.storage import DONE, Store, folder_name
+
+EARLIER = 4
+_LARGEST_MASK = 40_000  # bytes kept in the storage, where a database's text may end at 64 KiB
+_FACTS = ("connections", "parameters", "multiply_adds", "milliseconds")
+
+
+class Hopeless(Exception):
+    """Why a trial is given up."""
+
+
+def work(plan: Plan) -> int:
+    """Take trials until the study is done; the exit status."""
+    store = Store(plan)
+    store.enlist()
+    try:
+        while True:
+            trial, done = store.claim()
+            if done:
+                return 0
+            if trial is None:
+                time.sleep(1)  # the last trials are with other workers, one of which may die
+                continue
+            with store.beating(trial):
+                _attempt(plan, store, trial)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        store.leave()
+
+
+def _attempt(plan: Plan, store: Store, trial: Trial) -> None:
+    """Run one trial and tell the storage how it ended."""
+    began = time.monotonic()
+    shown = ", ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in trial.params.items())
+    again = f" (again trial {trial.user_attrs['first']})" if "first" in trial.user_attrs else ""
+    _say(f"trial {trial.number}{again}: {shown}")
+    try:
+        values, facts = run_trial(plan, store, trial)
+    except Hopeless as why:
+        seconds = time.monotonic() - began
+        if store.tell(trial, TrialState.PRUNED, pruned=one_line(why)[:500], seconds=round(seconds, 1)):
+            _say(f"trial {trial.number} given up after {seconds:.0f} s: {one_line(why)}")
+    except (KeyboardInterrupt, SystemExit):
+        store.give_back(trial, died=False)
+        raise
+    except (UseError, OSError):  # the machine's trouble, not the trial's: another worker may finish it
+        store.give_back(trial, died=True)
+        raise
+    except Exception as error:
+        store.tell(trial, TrialState.FAIL, error=one_line(repr(error))[:500])
+        raise
+    else:
+        seconds = time.monotonic() - began
+        if store.tell(trial, TrialState.COMPLETE, values, **facts, seconds=round(seconds, 1)):
+            quality, cost = plan.objectives
+            connections = f", {facts['connections']} connections" if facts.get("connections") is not None else ""
+            _say(
+                f"trial {trial.number}: {quality} {values[0]:.4f}, {cost} {values[1]:.4g}{connections}, {seconds:.0f} s"
+            )
+        else:
+            _say(f"trial {trial.number}: taken for dead meanwhile, its result does not count")
+
+
+def run_trial(plan: Plan, store: Store, trial: Trial) -> tuple[list[float], dict]:
+    """Search, prune, retrain, evaluate: the two objectives' values, and facts to keep. Raises Hopeless."""
+    held = _hold(plan, trial)
+    folder = held.folder
+    write_json(folder / "trial.json", {"id": store.study.user_attrs["id"], "params": trial.params})
+    with store.reachable():
+        trial.set_user_attr("folder", folder.name)
+    quality, cost = plan.objectives
+    with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        found = _train(plan, "search", folder, trial.params).get(quality)
+        mask, note = _prune(plan, folder, trial.params)
+        with store.reachable():
+            trial.set_user_attr("search_quality", found if _finite(found) else None)
+            trial.set_user_attr("connections", note.get("connections"))
+        if why := hopeless(plan, found, note.get("connections"), store.study.get_trials(deepcopy=False)):
+            raise Hopeless(why)
+        result = _train(plan, "retrain", folder, trial.params, ["--mask_path", str(mask)])
+    info = Run(folder / "retrain").info()
+    values = [result.get(quality), info.get(cost)]
+    if not all(map(_finite, values)):
+        raise Hopeless(f"{quality} and {cost} after retraining are {values[0]} and {values[1]}")
+    facts = {name: info[name] for name in _FACTS if info.get(name) is not None}
+    if mask.stat().st_size <= _LARGEST_MASK:
+        facts |= {"mask": base64.b64encode(mask.read_bytes()).decode(), "mask_file": mask.name, "note": note}
+    return [float(value) for value in values], facts
+
+
+def hopeless(plan: Plan, quality: float | None, connections: int | None, trials: list) -> str:
+    """Why a trial with this quality after the search and this mask is not worth retraining; empty when it is."""
+    if not _finite(quality):
+        return f"{plan.objectives[0]} after the search is {quality}"
+    if plan.max_connections and (connections or 0) > plan.max_connections:
+        return f"{connections} connections, more than --max_connections {plan.max_connections}"
+    earlier = [t.user_attrs for t in trials if t.state in DONE and _finite(t.user_attrs.get("search_quality"))]
+    if len(earlier) < EARLIER:
+        return ""
+    usual = statistics.median(attrs["search_quality"] for attrs in earlier)
+    sizes = [attrs["connections"] for attrs in earlier if attrs.get("connections") is not None]
+    small = connections is not None and bool(sizes) and connections < statistics.median(sizes)
+    if quality < plan.hopeless * usual and not small:
+        return (
+            f"{plan.objectives[0]} {quality:.4f} after the search, the median of {len(earlier)} trials is {usual:.4f}"
+        )
+    return ""
+
+
+def _hold(plan: Plan, trial: Trial) -> Run:
+    """The trial's folder, held; a retry's is the first attempt's, unless somebody is still at work in it."""
+    for name in (trial.user_attrs.get("folder"), folder_name(trial.number)):
+        if name:
+            with contextlib.suppress(UseError):
+                return Run(Path(plan.folder) / name).hold()
+    raise UseError(f"{Path(plan.folder) / folder_name(trial.number)}: another process is at work in it")
+
+
+def _train(plan: Plan, verb: str, folder: Path, drawn: dict, more: list[str] | None = None) -> dict:
+    """Search or retrain in the trial's folder, going on where a killed attempt stopped; its last evaluation."""
+    config = folder / f"{verb}.yaml"
+    write_config(config, plan.call(verb, drawn))
+    try:
+        _call(verb, ["--config", str(config), "--exp_path", str(folder), "--name", verb, "--resume", *(more or [])])
+    except UseError as error:
+        if "no longer finite" in str(error):
+            raise Hopeless(f"{verb} diverged: {error}") from None
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise Hopeless(f"{verb} does not fit into memory: {one_line(error)[:200]}") from None
+    return Run(folder / verb).info().get("result", {})
+
+
+def _prune(plan: Plan, folder: Path, drawn: dict) -> tuple[Path, dict]:
+    """The mask of the search and the note beside it."""
+    mask = folder / "mask.npy"
+    flags = plan.call("prune", drawn)
+    flags = [part for name, value in flags.items() for part in _spelled(name, value)]
+    try:
+        _call("prune", [*flags, "--run", str(folder / "search"), "--out", str(mask)])
+    except UseError as error:
+        raise Hopeless(str(error)) from None
+    return mask, read_json(mask.with_suffix(".json"))
+
+
+def _spelled(name: str, value) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}"] if value else []
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def _call(verb: str, argv: list[str]) -> None:
+    """A verb in this process; unlike on the command line, errors of use come out as exceptions."""
+    importlib.import_module(VERBS[verb]).main.__wrapped__(argv)
+
+
+def _finite(value) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def read_plan() -> Plan:
+    """The plan from standard input. It stays open: when the study's command goes, the worker saves and stops too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+    line = b""
+    while not line.endswith(b"\n"):
+        more = os.read(0, 1 << 16)
+        if not more:
+            raise UseError("a worker is started by search/study.py, which hands it its plan")
+        line += more
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    return Plan.from_json(line.decode())
+
+
+def _stop_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,1 @@
+"""SMPointSeg: segmentation of point clouds with masks over points and channels."""

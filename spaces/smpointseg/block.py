@@ -1,0 +1,205 @@
+"""SMPointSeg's sparse block: which points matter, in which channels, and point convolutions that skip the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemask.errors import UseError
+from sparsemask.ops import dispatch
+from sparsemask.ops.point_block import Folded, row_linear, sparse_block
+from sparsemask.ops.point_conv import Level
+from sparsemask.ops.weight_cache import Derived
+from sparsemask.spaces.smpointseg.layers import BasicConv, PointConv, RowNorm, folded_of
+from sparsemask.sparse import gumbel_mask, kept_fraction
+
+_folded = Derived()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How weights are read; the defaults are the method's, the others the public code's, for weights trained with it.
+
+    kernel_batch_mix: samples of a batch read each other's kernel cells.
+    index_rule: of the cells in evaluation, "trunc" as in training, or "round".
+    tail_bias_count: how often the fusion's bias is added at kept points in evaluation, 1 or 2.
+    point_mask: "argmax", or "all": every point is kept in evaluation.
+    s2d: sparse inputs reach dense outputs at kept points only ("gated"), or at all points ("full").
+    """
+
+    kernel_batch_mix: bool = False
+    index_rule: str = "trunc"
+    tail_bias_count: int = 1
+    point_mask: str = "argmax"
+    s2d: str = "gated"
+
+    def __post_init__(self):
+        known = {
+            "index_rule": ("trunc", "round"), "tail_bias_count": (1, 2), "point_mask": ("argmax", "all"),
+            "s2d": ("gated", "full"), "kernel_batch_mix": (False, True),
+        }  # fmt: skip
+        for name, value in asdict(self).items():
+            if value not in known[name]:
+                raise UseError(f"{name} {value!r}: known are {', '.join(map(str, known[name]))}")
+
+
+class PointMask(nn.Sequential):
+    """The branch that says which points matter: 1×1, two point convolutions; logits (R, 2), index 1 keeps."""
+
+    def __init__(self, channels: int, neighbours: int):
+        narrow = max(1, channels // 4)
+        super().__init__(
+            BasicConv(channels, narrow),
+            BasicConv(narrow, narrow, neighbours),
+            BasicConv(narrow, 2, neighbours, norm=False, relu=False),
+        )
+        self.threshold = 0.5
+
+    def logits(self, rows: Tensor, level: Level, mixed: int = 1) -> Tensor:
+        """Rows (R, C) to logits (R, 2)."""
+        return self[2](self[1](self[0](rows), level, mixed), level, mixed)
+
+    def harden(self, logits: Tensor) -> Tensor:
+        """Bool (R, 1): P(keep) above the threshold; at 0.5 the argmax."""
+        drop, keep = logits.detach().split(1, 1)
+        return keep > drop if self.threshold == 0.5 else torch.sigmoid(keep - drop) > self.threshold
+
+
+class SparsePointBlock(nn.Module):
+    """Point convolutions under one point mask, a 1×1 fusion over their outputs, and a shortcut (section 2).
+
+    Args:
+        inputs, outputs: channels.
+        layers: point convolutions in sequence.
+        neighbours: K.
+    """
+
+    mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`
+    backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
+
+    def __init__(self, inputs: int, outputs: int, layers: int = 2, neighbours: int = 16):
+        super().__init__()
+        self.inputs, self.outputs, self.layers, self.neighbours = inputs, outputs, layers, neighbours
+        self.ch_mask = nn.Parameter(torch.rand(layers, outputs, 2))
+        self.body = nn.ModuleList(BasicConv(outputs if i else inputs, outputs, neighbours) for i in range(layers))
+        self.pt_mask = PointMask(inputs, neighbours)
+        self.tail = nn.Sequential(PointConv(layers * outputs, outputs, bias=True), RowNorm(outputs))
+        if inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv1d(inputs, outputs, 1, bias=False), RowNorm(outputs))
+
+    def mask_parameters(self) -> Iterator[nn.Parameter]:
+        """What :func:`sparsemask.sparse.set_mask_mode` freezes."""
+        yield self.ch_mask
+        yield from self.pt_mask.parameters()
+
+    @property
+    def channel_logits(self) -> Tensor:
+        """(L, C, 2), index 0 dense."""
+        return self.ch_mask
+
+    def costs(self, points: int) -> list[int]:
+        """Multiply-adds of each layer with everything kept, as the paper counts: K·(C_in + 1)·C_out a point."""
+        ins = [self.inputs] + [self.outputs] * (self.layers - 1)
+        return [points * self.neighbours * (one + 1) * self.outputs for one in ins]
+
+    def forward(
+        self, rows: Tensor, level: Level, body_level: Level, tau: float, noise: bool, reading: Reading, batch: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows (R, C_in) to (rows (R, C_out), kept fractions (L,), those of hard masks (L,), hard mask (R, 1) bool)."""
+        soft = self.training and self.mask_mode == "soft"
+        mixed = batch if reading.kernel_batch_mix else 1
+        spelled = self.training or mixed > 1 or dispatch.current(self.backend) == "reference"
+        logits = self.pt_mask.logits(rows, level, mixed) if spelled else self._locate(rows, level)
+        hard = self.pt_mask.harden(logits)
+        hard_dense = self.ch_mask[..., 0] >= self.ch_mask[..., 1]
+        if not self.training and reading.point_mask == "all":
+            hard = torch.ones_like(hard)
+        mask, dense = hard, hard_dense
+        if soft:
+            mask = gumbel_mask(logits, tau, 1, noise)[:, 1:]
+            dense = gumbel_mask(self.ch_mask, tau, 2, noise)[..., 0]
+        if spelled:
+            out = self._spelled(rows, level if self.training else body_level, mask, dense, reading, mixed)
+        else:
+            out = self._skip(rows, body_level, mask, dense, reading)
+        kept = kept_fraction(mask, dense)
+        return out, kept, kept_fraction(hard, hard_dense.detach()) if soft else kept, hard
+
+    def open(self, rows: Tensor, level: Level) -> Tensor:
+        """The block without masks, in evaluation."""
+        everything = torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
+        return self._skip(rows, level, everything, torch.ones_like(self.ch_mask[..., 0], dtype=torch.bool), Reading())
+
+    def _locate(self, rows: Tensor, level: Level) -> Tensor:
+        """The mask branch's logits in evaluation."""
+        x = rows
+        for layer in self.pt_mask:
+            weight, table, bias = folded_of(layer)
+            if table is None:
+                x = row_linear(x, weight, bias)
+            else:
+                x = torch.ops.sparsemask.point_conv(
+                    x, weight, table, bias, level.xyz, level.neighbours, level.cells, layer.relu
+                )
+        return x
+
+    def _skip(self, rows: Tensor, level: Level, mask: Tensor, dense: Tensor, reading: Reading) -> Tensor:
+        """The block in evaluation, skipping what the hard masks drop."""
+        parts = [*self.body, *self.tail, *([self.shortcut[1]] if self.inputs != self.outputs else [])]
+        sources = [t for part in parts for t in part.numbers()]
+        sources += [self.shortcut[0].weight.detach()] if self.inputs != self.outputs else []
+        count = reading.tail_bias_count
+        folded = _folded.get(sources, lambda: self.folded(count), count)
+        return sparse_block(rows, level, mask[:, 0], dense, folded, reading.s2d == "gated")
+
+    def folded(self, bias_count: int = 1) -> Folded:
+        """All weights with the batch norms in evaluation folded in, as copies."""
+        layers = [layer.folded() for layer in self.body]
+        conv, norm = self.tail
+        scale, shift = norm.factors()
+        bias = shift + scale * conv.conv_1x1.bias
+        shortcut = None
+        if self.inputs != self.outputs:
+            by, shift = self.shortcut[1].factors()
+            shortcut = self.shortcut[0].weight[:, :, 0] * by[:, None]
+            bias = bias + shift
+        return Folded(
+            weights=[w for w, _, _ in layers],
+            tables=[t for _, t, _ in layers],
+            biases=[b for _, _, b in layers],
+            tail=conv.weight * scale[:, None],
+            tail_bias=bias,
+            kept_bias=bias + (bias_count - 1) * scale * conv.conv_1x1.bias,
+            shortcut=shortcut,
+        )
+
+    def _spelled(self, rows: Tensor, level: Level, mask: Tensor, dense: Tensor, reading: Reading, mixed: int) -> Tensor:
+        """Everything computed and multiplied with soft or hard masks.
+
+        With A and B what the dense and the sparse inputs give, M the point mask, o the output's dense share and
+        g = o + (1 - o)·M: g·ReLU(norm(A + M/g·B)). Ungated, as in the public training code: g·ReLU(norm(A + B)).
+        """
+        mask, dense = mask.to(rows.dtype), dense.to(rows.dtype)
+        outs, before, x = [], None, rows
+        for layer, own in zip(self.body, dense, strict=True):
+            gate = own + (1 - own) * mask
+            if before is None or reading.s2d == "full":
+                z = layer.conv(x, level, mixed)
+            else:
+                ratio = mask / gate.clamp_min(torch.finfo(gate.dtype).eps)
+                sparse = layer.conv(x * (1 - before), level, mixed, coordinates=False)
+                z = torch.addcmul(layer.conv(x * before, level, mixed), ratio, sparse)
+            x = gate * F.relu(layer.norm(z))
+            outs.append(x)
+            before = own
+        y = F.linear(torch.cat(outs, 1), self.tail[0].weight, self.tail[0].conv_1x1.bias)
+        if not self.training and reading.tail_bias_count == 2:
+            y = y + mask * self.tail[0].conv_1x1.bias
+        y = self.tail[1](y)
+        if self.inputs != self.outputs:
+            rows = self.shortcut[1](F.linear(rows, self.shortcut[0].weight[:, :, 0]))
+        return F.relu(y + rows)

@@ -1,0 +1,190 @@
+"""SMPointSeg for other programs: batch norms folded, who is whose neighbour as inputs; any number of points.
+
+The program has the sparse operators; in ONNX everything is computed everywhere and masks multiply.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemask.exporting import Exportable, pure
+from sparsemask.ops.point_block import Folded, row_linear, sparse_block
+from sparsemask.ops.point_conv import Level, cells, cells_by_torch
+from sparsemask.points.batch import PointBatch
+from sparsemask.spaces.smpointseg.block import SparsePointBlock
+from sparsemask.spaces.smpointseg.layers import BasicConv, Join
+from sparsemask.spaces.smpointseg.network import SMPointSeg
+
+
+def exportable(space, network: SMPointSeg, batch: PointBatch) -> Exportable:
+    """As a function from one crop to logits (1, n_class, N).
+
+    Inputs: "features" (1, d_in, N), "neighbours0" ... (1, N_l, K) and "upsample0" ... (1, N_l), coarse to fine, int32,
+    as :class:`sparsemask.points.batch.PointBatch` has them. network: in evaluation mode, on the CPU; its masks are
+    exported hard. batch: a crop, which serves as the example.
+    """
+    levels = len(network.channels)
+    names = ["features", *(f"neighbours{n}" for n in range(levels)), *(f"upsample{n}" for n in range(levels - 1))]
+    open_size = torch.export.Dim.DYNAMIC
+    call = lambda net, *inputs: net(*inputs)  # noqa: E731
+    return Exportable(
+        network=network,
+        fast=network,
+        save=lambda path: space.save(path, network, space.masks_of(network)),
+        program=pure(_Form(network, plain=False), call),
+        plain=pure(_Form(network, plain=True), call),
+        inputs=dict(zip(names, tensors(batch), strict=True)),
+        outputs=("logits",),
+        dynamic=({2: open_size}, *({1: open_size} for _ in names[1:])),
+        tensors=tensors,
+    )
+
+
+def tensors(batch: PointBatch) -> tuple[Tensor, ...]:
+    """A crop's tensors, in the order of the inputs."""
+    return (batch.features, *batch.neighbours, *batch.upsample)
+
+
+class _Form(nn.Module):
+    """The network with its weights folded; plain: of operators that every framework has."""
+
+    @torch.no_grad()
+    def __init__(self, network: SMPointSeg, plain: bool):
+        super().__init__()
+        self.radius, self.rule, self.plain = network.radius, network.reading.index_rule, plain
+        self.begin, self.tail, self.end = (
+            _Layer(one, plain) for one in (network.init, network.tail[0], network.tail[2])
+        )
+        self.blocks = nn.ModuleList(_Block(one, network.reading, plain) for one in network.encoder)
+        self.joins = nn.ModuleList(_Join(one, plain) for one in network.decoder)
+
+    def forward(self, features: Tensor, *indices: Tensor) -> Tensor:
+        """See :func:`exportable`."""
+        neighbours, upsample = indices[: len(self.blocks)], indices[len(self.blocks) :]
+        xyz = features[0, :3].t()
+        xyz = xyz - xyz.mean(0, keepdim=True)
+        rows, skips = self.begin(features[0].t()), []
+        for number, (block, near) in enumerate(zip(self.blocks, neighbours, strict=True)):
+            near, count = near[0], near.shape[1]
+            here = xyz if not number else xyz.index_select(0, torch.arange(count))
+            radius, locate = self.radius * 2**number, cells_by_torch if self.plain else cells
+            level = body = Level(here, near, locate(here, near, radius))
+            if self.rule != "trunc":
+                body = Level(here, near, locate(here, near, radius, self.rule))
+            if number:
+                before = neighbours[number - 1][0].index_select(0, torch.arange(count))
+                rows = rows[before.long()].mean(1) if self.plain else torch.ops.sparsemask.point_means(rows, before)
+            rows = block(rows, level, body)
+            skips.append(rows)
+        for join, nearest, skip in zip(self.joins, upsample, reversed(skips[:-1]), strict=True):
+            rows = join(rows, nearest[0], skip)
+        return self.end(self.tail(rows)).t()[None]
+
+
+class _Layer(nn.Module):
+    """A 1×1 or point convolution, its norm and ReLU."""
+
+    def __init__(self, layer: BasicConv, plain: bool):
+        super().__init__()
+        weight, table, bias = layer.folded()
+        self.weight, self.bias = (nn.Parameter(one.detach().clone(), False) for one in (weight, bias))
+        self.table = None if table is None else nn.Parameter(table.detach().clone(), False)
+        self.relu, self.plain = layer.relu, plain
+
+    def forward(self, rows: Tensor, level: Level | None = None) -> Tensor:
+        if not self.plain:
+            if level is None:
+                return row_linear(rows, self.weight, self.bias, relu=self.relu)
+            return torch.ops.sparsemask.point_conv(
+                rows, self.weight, self.table, self.bias, level.xyz, level.neighbours, level.cells, self.relu
+            )
+        if level is None:
+            out = F.linear(rows, self.weight, self.bias)
+        else:
+            out = _aggregate(F.linear(rows, self.weight[:, :-3]), self.weight, self.table, level) + self.bias
+        return F.relu(out) if self.relu else out
+
+
+class _Join(nn.Module):
+    """A stage of the decoder."""
+
+    def __init__(self, layer: Join, plain: bool):
+        super().__init__()
+        weight, _, bias = layer.folded()
+        coarse = weight.shape[1] - weight.shape[0]
+        parts = (weight[:, :coarse], weight[:, coarse:], bias)
+        self.left, self.right, self.bias = (nn.Parameter(one.detach().contiguous().clone(), False) for one in parts)
+        self.plain = plain
+
+    def forward(self, coarse: Tensor, nearest: Tensor, skip: Tensor) -> Tensor:
+        if not self.plain:
+            return row_linear(skip, self.right, self.bias, row_linear(coarse, self.left, relu=False), nearest)
+        copies = F.linear(coarse, self.left).index_select(0, nearest.long())
+        return F.relu(F.linear(skip, self.right, self.bias) + copies)
+
+
+class _Block(nn.Module):
+    """A sparse block with its mask branch."""
+
+    def __init__(self, block: SparsePointBlock, reading, plain: bool):
+        super().__init__()
+        self.locate = nn.ModuleList(_Layer(one, plain) for one in block.pt_mask)
+        self.harden, self.all = block.pt_mask.harden, reading.point_mask == "all"
+        self.gated, self.plain = reading.s2d == "gated", plain
+        found = block.folded(reading.tail_bias_count)
+        self.count, self.linked = len(found.weights), found.shortcut is not None
+        self.numbers = nn.ParameterList(
+            nn.Parameter(one.detach().clone(), False)
+            for one in (*found.weights, *found.tables, *found.biases, found.tail, found.tail_bias, found.kept_bias,
+                        *([found.shortcut] if self.linked else []))
+        )  # fmt: skip
+        self.register_buffer("dense", (block.ch_mask[..., 0] >= block.ch_mask[..., 1]).clone())
+
+    @property
+    def folded(self) -> Folded:
+        """The weights by their names."""
+        n, found = self.count, list(self.numbers)
+        shortcut = found[3 * n + 3] if self.linked else None
+        return Folded(found[:n], found[n : 2 * n], found[2 * n : 3 * n], *found[3 * n : 3 * n + 3], shortcut)
+
+    def forward(self, rows: Tensor, level: Level, body: Level) -> Tensor:
+        first, second, third = self.locate
+        mask = self.harden(third(second(first(rows), level), level))[:, 0]
+        if self.all:
+            mask = torch.ones_like(mask)
+        if not self.plain:
+            return sparse_block(rows, body, mask, self.dense, self.folded, self.gated)
+        return self._masked(rows, body, mask.to(rows.dtype)[:, None])
+
+    def _masked(self, rows: Tensor, level: Level, mask: Tensor) -> Tensor:
+        """Sparse inputs, zero at dropped points, are products of their own where dense outputs may not see them."""
+        f = self.folded
+        out = f.tail_bias + mask * (f.kept_bias - f.tail_bias)
+        out = out + (rows if f.shortcut is None else F.linear(rows, f.shortcut))
+        x, before = rows, torch.ones(rows.shape[1])
+        tails = f.tail.split(self.dense.shape[1], 1)
+        for number, (weight, table, bias, tail) in enumerate(zip(f.weights, f.tables, f.biases, tails, strict=True)):
+            own = self.dense[number].to(x.dtype)
+            features = weight[:, :-3]
+            if number and self.gated:
+                part = _aggregate(F.linear(x * before, features), weight, table, level)
+                more = _aggregate(F.linear(x * (1 - before), features), weight, table, level, coordinates=False)
+                y = part + mask * more  # what sparse outputs are at dropped points does not matter
+            else:
+                y = _aggregate(F.linear(x, features), weight, table, level)
+            x = F.relu(y + bias) * torch.maximum(mask, own)
+            out = out + F.linear(x, tail)
+            before = own
+        return F.relu(out)
+
+
+def _aggregate(g: Tensor, weight: Tensor, table: Tensor, level: Level, coordinates: bool = True) -> Tensor:
+    """The pass over the neighbours of W·features, all at once; coordinates: with those."""
+    near, at = level.neighbours.long(), level.cells.long()
+    first = g
+    if coordinates:
+        g = g + level.xyz @ weight[:, -3:].t()
+    others = table[at[:, 1:]] * (g[near[:, 1:]] - g[:, None])
+    return table[at[:, 0]] * first + others.sum(1)

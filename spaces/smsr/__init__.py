@@ -1,0 +1,1 @@
+"""SMSR: super-resolution with masks over locations and channels."""

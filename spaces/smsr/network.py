@@ -1,0 +1,182 @@
+"""SMSR: super-resolution that computes where, and in which channels, it must (Wang et al., CVPR 2021, 2006.09603)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemask.errors import UseError
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, begin_smoothly
+from sparsemask.sparse import DataMask, SparseMaskBlock, gumbel_mask, joined_conv, kept_fraction
+
+SCALES = (2, 3, 4)
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
+RGB_RANGE = 255.0
+
+
+class SMSR(MaskedNetwork):
+    """The network of the paper's section 3, under the public checkpoints' names.
+
+    Args:
+        scale: 2, 3 or 4.
+        n_feats: channels of the features; the mask branches have a quarter of them.
+        n_modules: sparse mask modules in sequence.
+        n_layers: sparse mask convolutions in a module.
+        reduction: of the channel attention's bottleneck.
+
+    In evaluation the masks are hard and the convolutions run through the sparse operator; in training they are soft
+    (see :func:`sparsemask.sparse.set_mask_mode`) and `tau` is the softmax's temperature.
+
+    After a forward pass `kept` holds, module by module, the (L,) kept fractions of its layers (differentiable in
+    training), `masks` the data masks (N, 1, H, W), and `hard_kept` the kept fractions of hard masks in their place.
+    """
+
+    def __init__(self, scale: int = 2, n_feats: int = 64, n_modules: int = 5, n_layers: int = 4, reduction: int = 16):
+        super().__init__()
+        if scale not in SCALES:
+            raise UseError(f"SMSR magnifies by {', '.join(map(str, SCALES))}, not by {scale}")
+        for name, value, least in (
+            ("n_feats", n_feats, 4), ("n_modules", n_modules, 1), ("n_layers", n_layers, 1), ("reduction", reduction, 1)
+        ):  # fmt: skip
+            if value < least:
+                raise UseError(f"SMSR's {name} must be at least {least}, got {value}")
+        self.scale, self.n_feats, self.n_modules = scale, n_feats, n_modules
+        self.n_layers, self.reduction = n_layers, reduction
+        self.tau = 1.0
+        self.kept: list[Tensor] = []
+        self.hard_kept: list[Tensor] = []
+        self.masks: list[Tensor] = []
+        conv = lambda a, b, k: nn.Conv2d(a, b, k, padding=k // 2)
+        self.sub_mean = MeanShift(-1)
+        self.head = nn.Sequential(conv(3, n_feats, 3), nn.ReLU(), conv(n_feats, n_feats, 3))
+        self.body = nn.ModuleList(SparseMaskModule(n_feats, n_layers, reduction) for _ in range(n_modules))
+        self.collect = nn.Sequential(conv(n_modules * n_feats, n_feats, 1), nn.ReLU(), conv(n_feats, n_feats, 3))
+        self.tail = nn.Sequential(conv(n_feats, 3 * scale**2, 3), nn.PixelShuffle(scale))
+        self.add_mean = MeanShift(1)
+
+    @property
+    def config(self) -> dict[str, int]:
+        """The arguments that build this network again."""
+        return {
+            "scale": self.scale,
+            "n_feats": self.n_feats,
+            "n_modules": self.n_modules,
+            "n_layers": self.n_layers,
+            "reduction": self.reduction,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W), any H and W; not clamped."""
+        out, self.kept, self.masks = self.compute(x)
+        self.hard_kept = [k if m.hard_kept is None else m.hard_kept for m, k in zip(self.body, self.kept, strict=True)]
+        return out
+
+    def compute(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """As :meth:`forward`, without a trace in the module: (pictures, kept fractions, data masks)."""
+        x, base, head = self.begin(x)
+        features, outputs, kept, masks = head, [], [], []
+        for module in self.body:
+            features, one, mask = module(features, self.tau)
+            outputs.append(features)
+            kept.append(one)
+            masks.append(mask)
+        if torch.is_grad_enabled():
+            total = self.collect[0](torch.cat(outputs, 1))
+        else:  # a concatenation of all modules would be the largest tensor of the network
+            total = joined_conv(outputs, self.collect[0].weight, self.collect[0].bias)
+        del outputs, features
+        return self.end(total, head, base), kept, masks
+
+    def begin(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(mean-subtracted input, its bicubic upsampling, features of the head)."""
+        x = self.sub_mean(x).contiguous(memory_format=torch.channels_last)
+        return x, self.skip(x), self.head(x)
+
+    def skip(self, x: Tensor) -> Tensor:
+        """The bicubic skip connection, corners not aligned, as published."""
+        return F.interpolate(x, scale_factor=float(self.scale), mode="bicubic", align_corners=False)
+
+    def gather(self, number: int, features: Tensor, total: Tensor | None) -> Tensor:
+        """What the 1×1 convolution over all modules' features makes of module `number`'s, added to `total`."""
+        conv = self.collect[0]
+        weight = conv.weight[:, number * self.n_feats : (number + 1) * self.n_feats]
+        part = F.conv2d(features, weight, conv.bias if number == 0 else None)
+        return part if total is None else part.add_(total)
+
+    def end(self, total: Tensor, head: Tensor, base: Tensor) -> Tensor:
+        """From the gathered features to the picture."""
+        total = self.collect[1](total) if torch.is_grad_enabled() else F.relu_(total)
+        features = self.collect[2](total) + head
+        return self.add_mean(self.tail(features) + base)
+
+
+class SparseMaskModule(nn.Module):
+    """A data mask, a block of sparse mask convolutions under it, channel attention, and the module's input added."""
+
+    def __init__(self, channels: int, layers: int = 4, reduction: int = 16):
+        super().__init__()
+        self.spa_mask = DataMask(channels)
+        begin_smoothly(self.spa_mask[-1])
+        self.body = SparseMaskBlock(channels, layers)
+        self.ca = ChannelAttention(channels, reduction)
+        self.hard_kept: Tensor | None = None
+
+    def forward(self, x: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (N, C, H, W) -> (features, kept fractions (L,), data mask (N, 1, H, W))."""
+        mask = self.locate(x, tau)
+        if self.body.skips(x, mask):
+            squeeze, _, excite, _ = self.ca.conv_du
+            attention = (squeeze.weight, squeeze.bias, excite.weight, excite.bias)
+            return *self.body.attended(x, mask, attention), mask
+        y, kept = self.body(x, mask, tau)
+        return self.attend(x, y, y.mean((2, 3), keepdim=True)), kept, mask
+
+    def fuse(self, x: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Everything up to the channel attention, which alone looks at the whole picture."""
+        mask = self.locate(x, tau)
+        y, kept = self.body(x, mask, tau)
+        return y, kept, mask
+
+    def locate(self, x: Tensor, tau: float = 1.0) -> Tensor:
+        """The data mask (N, 1, H, W). Where it is soft, what a hard one would keep is noted, for budgets."""
+        self.hard_kept = None
+        if not self.training or self.spa_mask.mask_mode != "soft":
+            return self.spa_mask(x, tau)
+        logits = self.spa_mask.logits(x)
+        drop, keep = logits.detach().split(1, 1)
+        self.hard_kept = kept_fraction(torch.sigmoid(keep - drop) > self.spa_mask.threshold, self.body.ch_mask.detach())
+        return gumbel_mask(logits, tau)[:, 1:]
+
+    def attend(self, x: Tensor, y: Tensor, mean: Tensor) -> Tensor:
+        """x + a·y, the attention a from the mean (N, C, 1, 1) of y over the picture; without gradients it takes y."""
+        a = self.ca(mean)
+        return torch.addcmul(x, y, a) if torch.is_grad_enabled() else y.mul_(a).add_(x)
+
+
+class ChannelAttention(nn.Module):
+    """A weight in (0, 1) for every channel from the channels' means (RCAN, arXiv 1807.02758)."""
+
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__()
+        narrow = max(1, channels // reduction)
+        self.conv_du = nn.Sequential(
+            nn.Conv2d(channels, narrow, 1), nn.ReLU(), nn.Conv2d(narrow, channels, 1), nn.Sigmoid()
+        )
+
+    def forward(self, mean: Tensor) -> Tensor:
+        """Means (N, C, 1, 1) -> weights (N, C, 1, 1)."""
+        return self.conv_du(mean)
+
+
+class MeanShift(nn.Module):
+    """Adds or subtracts the mean colour; not learned. Its two tensors stand in the public checkpoints."""
+
+    def __init__(self, sign: int):
+        super().__init__()
+        self.register_buffer("weight", torch.eye(3).view(3, 3, 1, 1))
+        self.register_buffer("bias", sign * RGB_RANGE * torch.tensor(RGB_MEAN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) to pictures."""
+        return x + self.bias.view(1, 3, 1, 1)

@@ -1,0 +1,1 @@
+"""SMStereo: disparity from two pictures with masks over voxels and channels."""

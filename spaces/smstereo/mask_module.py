@@ -1,0 +1,224 @@
+"""SMStereo's sparse mask module: an hourglass of 3-D convolutions under masks at three sizes (TPAMI 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemask.ops import dispatch
+from sparsemask.ops.add_relu import add_relu
+from sparsemask.ops.geometry import Geometry
+from sparsemask.spaces.smstereo.layers import ConvNorm, activate, convolve, fold, folded
+from sparsemask.spaces.sparse_conv.masked_network import begin_smoothly
+from sparsemask.sparse import gumbel_mask, kept_fraction
+from sparsemask.sparse.training_form import masked_conv
+
+
+class MaskedConv(nn.Sequential):
+    """A convolution and its batch norm, with a channel mask: some channels at all voxels, the others at kept ones.
+
+    The parameter `ch_mask` (1, C_out, 2) holds two logits a channel, index 0 dense, initialised U(0, 1). The parts lie
+    as in GwcNet's hourglass: with a ReLU, (convolution, norm) and ReLU, else convolution and norm.
+    """
+
+    mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`
+    backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, transposed: bool = False, relu: bool = True):
+        made = ConvNorm(inputs, outputs, 3, stride, transposed=transposed)
+        super().__init__(*([made, nn.ReLU()] if relu else made))
+        self.relu, self.stride, self.outputs = relu, stride, outputs
+        self.ch_mask = nn.Parameter(torch.rand(1, outputs, 2))
+        self.geometry = Geometry.of(3, 3, 2, 1, 1, 1, transposed=True) if transposed else Geometry.of(3, 3, stride, 1)
+
+    @property
+    def pair(self) -> tuple[nn.Module, nn.Module]:
+        """The convolution and its norm."""
+        conv, norm = self[0] if self.relu else self
+        return conv, norm
+
+    def mask_parameters(self) -> Iterator[nn.Parameter]:
+        """What :func:`sparsemask.sparse.set_mask_mode` freezes."""
+        yield self.ch_mask
+
+    def dense(self, tau: float, noise: bool) -> Tensor:
+        """Dense shares (C_out,): soft while masks are learnt, else bool; ties are dense."""
+        if self.training and self.mask_mode == "soft":
+            return gumbel_mask(self.ch_mask, tau, 2, noise)[0, :, 0]
+        return self.ch_mask[0, :, 0] >= self.ch_mask[0, :, 1]
+
+    def forward(
+        self, x: Tensor, mask: Tensor, before: Tensor | None, own: Tensor, ins: Tensor | None = None,
+        outs: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The masked convolution of x (N, C_in, D, H, W).
+
+        mask: (N, 1, *) on the output's grid, soft or bool; before: the dense shares of x's channels, None: all dense;
+        own: of the outputs. ins, outs: in evaluation without gradients, orders of the channels of x and of what is
+        returned, None: the layer's own; `before` and `own` are in the layer's own.
+        """
+        activation = "relu" if self.relu else "none"
+        conv, norm = self.pair
+        if self.training or mask.is_floating_point():
+            return masked_conv(x, conv.weight, None, mask, before, own, self.geometry, activation, norm)
+        weight, bias = fold(conv, norm) if torch.is_grad_enabled() else folded(conv, norm, ins, outs)
+        g = self.geometry
+        before = torch.ones(x.shape[1], dtype=torch.bool, device=x.device) if before is None else before
+        before, own = (flags if order is None else flags[order] for flags, order in ((before, ins), (own, outs)))
+        return torch.ops.sparsemask.conv(
+            x, weight, bias, mask, before, own, g.stride, g.padding, g.dilation, g.output_padding, g.transposed, 1,
+            activation, dispatch.current(self.backend),
+        )  # fmt: skip
+
+    def everything(self, x: Tensor) -> Tensor:
+        """The plain convolution, without masks."""
+        conv, norm = self.pair
+        y = norm(conv(x)) if torch.is_grad_enabled() else convolve(conv, x, *folded(conv, norm))
+        return activate(y) if self.relu else y
+
+
+class VolumeMask(nn.Sequential):
+    """The branch that says which voxels matter: a light hourglass at half the size; logits (N, 2, D, H, W)."""
+
+    mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`
+    backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
+
+    def __init__(self, channels: int, narrow: int = 8):
+        up = nn.ConvTranspose3d(narrow, 2, 3, 2, 1, output_padding=1)
+        super().__init__(
+            nn.AvgPool3d(2), nn.Conv3d(channels, narrow, 3, 1, 1), nn.ReLU(), nn.Conv3d(narrow, narrow, 3, 1, 1),
+            nn.ReLU(), up,
+        )  # fmt: skip
+        begin_smoothly(up)
+        self.threshold = 0.5
+
+    def mask_parameters(self) -> Iterator[nn.Parameter]:
+        """What :func:`sparsemask.sparse.set_mask_mode` freezes."""
+        yield from self.parameters()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Features (N, C, D, H, W), even sizes, to logits; index 1 keeps."""
+        if self.training or torch.is_grad_enabled():
+            return super().forward(x)
+        _, first, _, second, _, up = self
+        pooled = x  # the mean of eight by sums of two: torch's pooling is slow where channels come last
+        for dim in (2, 3, 4):
+            before, after = pooled.unflatten(dim, (-1, 2)).unbind(dim + 1)
+            pooled = before + after
+        pooled = pooled.mul_(0.125)
+        every = pooled.new_ones((len(x), 1, *pooled.shape[2:]), dtype=torch.bool)
+        # As convolutions that keep everything: the kernels like rows of channels, which torch's do not in 3-D.
+        features = self._everywhere(second, self._everywhere(first, pooled, every), every)
+        return up(features)
+
+    def _everywhere(self, conv: nn.Conv3d, x: Tensor, every: Tensor) -> Tensor:
+        dense = [torch.ones(n, dtype=torch.bool, device=x.device) for n in (conv.in_channels, conv.out_channels)]
+        g = (conv.stride, conv.padding, conv.dilation, (0, 0, 0), False, 1)
+        return torch.ops.sparsemask.conv(
+            x, conv.weight, conv.bias, every, *dense, *g, "relu", dispatch.current(self.backend)
+        )
+
+    def harden(self, logits: Tensor) -> Tensor:
+        """Bool (N, 1, D, H, W): P(keep) above the threshold; at 0.5 the argmax."""
+        drop, keep = logits.detach().split(1, 1)
+        return keep > drop if self.threshold == 0.5 else torch.sigmoid(keep - drop) > self.threshold
+
+
+class SparseHourglass(nn.Module):
+    """Six sparse mask convolutions down to a quarter of the size and back, with the input and the middle added.
+
+    A voxel of a coarser mask is kept if any of the finer ones in it is.
+    """
+
+    def __init__(self, channels: int = 32):
+        super().__init__()
+        c = channels
+        self.conv1 = MaskedConv(c, 2 * c, stride=2)
+        self.conv2 = MaskedConv(2 * c, 2 * c)
+        self.conv3 = MaskedConv(2 * c, 4 * c, stride=2)
+        self.conv4 = MaskedConv(4 * c, 4 * c)
+        self.conv5 = MaskedConv(4 * c, 2 * c, transposed=True, relu=False)
+        self.conv6 = MaskedConv(2 * c, c, transposed=True, relu=False)
+        self.redir1 = ConvNorm(c, c, 1)
+        self.redir2 = ConvNorm(2 * c, 2 * c, 1)
+        self.locate = VolumeMask(c)
+
+    @property
+    def convs(self) -> list[MaskedConv]:
+        """The six, in order."""
+        return [self.conv1, self.conv2, self.conv3, self.conv4, self.conv5, self.conv6]
+
+    def forward(self, x: Tensor, tau: float = 1.0, noise: bool = True):
+        """(N, C, D, H, W), sizes multiples of 4, to (the same, kept fractions, those of hard masks, hard masks)."""
+        logits = self.locate.logits(x)
+        hard = self.locate.harden(logits)
+        fine = hard
+        if self.training and self.locate.mask_mode == "soft":
+            fine = gumbel_mask(logits, tau, 1, noise)[:, 1:]
+        masks, hards = _sizes(fine), _sizes(hard)
+        levels = (1, 1, 2, 2, 1, 0)
+        dense = [conv.dense(tau, noise) for conv in self.convs]
+        out = self._run(x, masks, dense)
+        kept = [kept_fraction(masks[level], own[None]) for level, own in zip(levels, dense, strict=True)]
+        hard_kept = kept
+        if self.training:
+            sure = [conv.ch_mask[0, :, 0].detach() >= conv.ch_mask[0, :, 1].detach() for conv in self.convs]
+            hard_kept = [kept_fraction(hards[level], own[None]) for level, own in zip(levels, sure, strict=True)]
+        return out, kept, hard_kept, [hards[level] for level in levels]
+
+    def _run(self, x: Tensor, masks: list[Tensor], dense: list[Tensor]) -> Tensor:
+        half, quarter = masks[1:]
+        if not (self.training or torch.is_grad_enabled() or half.is_floating_point()):
+            return self._skip(x, masks, dense)
+        one = self.conv1(x, half, None, dense[0])
+        two = self.conv2(one, half, dense[0], dense[1])
+        del one
+        four = self.conv4(self.conv3(two, quarter, dense[1], dense[2]), quarter, dense[2], dense[3])
+        five = F.relu(self.conv5(four, half, dense[3], dense[4]) + self.redir2(two))
+        del two, four
+        # Where it is dropped the sum still holds what was added: its sparse channels are dropped like the others.
+        five = five * _gate(half, dense[4], five)
+        return F.relu(self.conv6(five, masks[0], dense[4], dense[5]) + self.redir1(x))
+
+    def _skip(self, x: Tensor, masks: list[Tensor], dense: list[Tensor]) -> Tensor:
+        """The same in evaluation: between its ends, features hold their dense channels first, so that what dropped
+        voxels need of them lies together."""
+        half, quarter = masks[1:]
+        a, b, c, d, e = (torch.argsort(~one, stable=True) for one in dense[:5])
+        one = self.conv1(x, half, None, dense[0], None, a)
+        two = self.conv2(one, half, dense[0], dense[1], a, b)
+        del one
+        four = self.conv3(two, quarter, dense[1], dense[2], b, c)
+        four = self.conv4(four, quarter, dense[2], dense[3], c, d)
+        five = self.conv5(four, half, dense[3], dense[4], d, e)
+        five = add_relu(five, self.redir2(two, b, e), half, dense[4][e])
+        del two, four
+        return add_relu(self.conv6(five, masks[0], dense[4], dense[5], e), self.redir1(x))
+
+    def everything(self, x: Tensor) -> Tensor:
+        """The hourglass without masks."""
+        one = self.conv1.everything(x)
+        two = self.conv2.everything(one)
+        del one
+        four = self.conv4.everything(self.conv3.everything(two))
+        five = add_relu(self.conv5.everything(four), self.redir2(two))
+        return add_relu(self.conv6.everything(five), self.redir1(x))
+
+
+def _gate(mask: Tensor, dense: Tensor, like: Tensor) -> Tensor:
+    """1 in dense channels and at kept voxels, 0 elsewhere; soft masks likewise."""
+    mask, dense = mask.to(like.dtype), dense.to(like.dtype).view(1, -1, 1, 1, 1)
+    return dense + (1 - dense) * mask
+
+
+def _sizes(fine: Tensor) -> list[Tensor]:
+    """The mask at full, half and quarter size."""
+    found = [fine]
+    for _ in range(2):
+        last = found[-1]
+        coarse = F.max_pool3d(last if last.is_floating_point() else last.float(), 2)
+        found.append(coarse if last.is_floating_point() else coarse > 0)
+    return found

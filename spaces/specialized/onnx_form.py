@@ -1,0 +1,248 @@
+"""Specialised networks of operators that every framework has: masks multiply, and what they never keep is not there."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemask.masks import UP
+from sparsemask.spaces.connectivity.fusion import decode
+from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
+from sparsemask.spaces.specialized.bottleneck import MaskedBottleneck
+from sparsemask.spaces.specialized.channel_masked_bottleneck import NarrowBottleneck
+from sparsemask.spaces.specialized.masks import Locator
+from sparsemask.spaces.specialized.network import SpecializedNetwork
+
+
+class PlainForm(nn.Module):
+    """A network of hard masks with its batch norms folded; it shares nothing with the one it is made of.
+
+    Every convolution runs once, everywhere. Masks are left out where all channels of a module are dense or where its
+    mask branch is sure to keep every location; where it is sure to keep none, the channels that it masks are removed,
+    as those are that a channel mask without a data mask drops.
+    """
+
+    @torch.no_grad()
+    def __init__(self, network: SpecializedNetwork):
+        super().__init__()
+        form = copy.deepcopy(network).eval()
+        stages = {int(name.rpartition("_")[2]): module for name, module in form.stage_masks.items()}
+        PrunedNetwork.fold(form)
+        for name, block in list(form.backbone.named_modules()):
+            if isinstance(block, (MaskedBottleneck, NarrowBottleneck)):
+                plain = PlainBlock(block) if isinstance(block, MaskedBottleneck) else block.narrowed()
+                form.backbone.set_submodule(name, plain)
+        depth = form.fc_conv.in_channels
+        self.locate, self.dense, live = nn.ModuleDict(), nn.ParameterDict(), {}
+        final, nothing = max(_reaching(form)), False
+        for i in range(len(form.backbone.channels)):
+            live[i] = torch.ones(depth, dtype=torch.bool)
+            if i in stages and stages[i].locate is None:  # a channel mask alone
+                live[i] = stages[i].channels.some()[1]
+            elif i in stages:
+                dense, kept = stages[i].channels()[1][0], constant(stages[i].locate)
+                if kept is False:
+                    live[i] = dense if i < final else _some(dense)
+                    nothing = i == final and not dense.any()
+                elif kept is None and not dense.all():
+                    self.locate[str(i)], self.dense[str(i)] = PlainLocator(stages[i].locate), _flags(dense)
+        self.takers, self.products = {}, nn.ModuleDict()
+        for (kind, j), takers in form._takers.items():
+            takers = [i for i in takers if live[i].any()]
+            read = live[j - 1] if kind == UP and j else None
+            if takers and (read is None or read.any()):
+                self._take(form, kind, j, takers, live, read)
+        self.network, self.live = form, {i: int(one.sum()) for i, one in live.items()}
+        self.classify = _conv(form.fc_conv, slice(None), live[final])
+        if nothing:
+            self.classify.weight.zero_()
+        form.stage_masks, form.merged, form.fc_conv = nn.ModuleDict(), nn.ModuleDict(), nn.Identity()
+        form.decoders = nn.ModuleDict()
+        form.scored = self.scored
+        self.requires_grad_(False)
+
+    def _take(self, form, kind: int, j: int, takers: list[int], live: dict, read: Tensor | None) -> None:
+        """The convolution of one feature for the stages that take it, of channels that are there alone."""
+        every = form._takers[kind, j]
+        merged, depth = form.merged[f"{kind}_{j}"], form.fc_conv.in_channels
+        rows = torch.cat([every.index(i) * depth + live[i].nonzero()[:, 0] for i in takers])
+        self.takers[kind, j] = takers
+        self.products[f"{kind}_{j}"] = _conv(merged, rows, slice(None) if read is None else read)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or larger pictures."""
+        return self.network(x)
+
+    def scored(self, x: Tensor, size=None) -> Tensor:
+        """The classifier's output."""
+        points = self.network.backbone(x)
+        masks = {i: locate(F.relu6(points[int(i)])) for i, locate in self.locate.items()}
+
+        def product(kind: int, j: int, feature: Tensor) -> Iterator[tuple[int, Tensor]]:
+            takers = self.takers[kind, j]
+            parts = self.products[f"{kind}_{j}"](feature).split([self.live[i] for i in takers], 1)
+            yield from zip(takers, parts, strict=True)
+
+        def finish(i: int, total: Tensor) -> Tensor:  # before relu6, which leaves zeros as they are
+            return gate(total, self.dense[str(i)], masks[str(i)]) if str(i) in masks else total
+
+        return self.classify(decode(points, lambda kind, j: (kind, j) in self.takers, product, finish))
+
+
+class PlainBlock(nn.Module):
+    """An inverted residual under hard masks; a depth-wise convolution reads zeros where its input was dropped.
+
+    block: its batch norms folded into its convolutions.
+    """
+
+    @torch.no_grad()
+    def __init__(self, block: MaskedBottleneck):
+        super().__init__()
+        self.stride, self.shortcut = block.stride, block.shortcut
+        hard = block.channels()[1]
+        first, (middle, outs) = hard[0] if block.expand else None, hard[-2:]
+        before = torch.ones_like(middle) if first is None else first
+        kept = constant(block.locate)
+        everything = kept is True or all(bool(one.all()) for one in hard)
+        use = block.conv3.weight.abs().sum((0, 2, 3)) > 0
+        bias, rows = block.conv3.bias, torch.ones_like(outs)
+        if kept is False:
+            # What is dense reads what is dense: of a dropped input a bias is left, which is a constant.
+            constants = F.relu6(block.conv2.bias) * (middle & ~before)
+            bias = (bias + block.conv3.weight[:, :, 0, 0] @ constants) * outs
+            use, rows = use & middle & before, outs
+        self.whole = everything or kept is False
+        use = _some(use)
+        self.reads = None
+        self.conv1 = _conv(block.conv1, use, slice(None)) if block.expand else None
+        if not block.expand and not use.all():
+            self.reads = use.nonzero()[:, 0].tolist()
+        self.conv2 = _depthwise(block.conv2, use)
+        self.conv3 = _conv(block.conv3, slice(None), use)
+        self.conv3.weight.mul_(rows.view(-1, 1, 1, 1))
+        self.conv3.bias.copy_(bias)
+        if self.whole:
+            return
+        before, middle = before[use], middle[use]
+        self.locate = PlainLocator(block.locate)
+        self.dense = nn.ParameterDict({"middle": _flags(middle), "outs": _flags(outs)})
+        if first is not None and not before.all():
+            self.dense["before"] = _flags(before)
+        if (middle & ~before).any():  # dense outputs of sparse inputs: these count at kept places only
+            self.dense["across"] = _flags(~middle | before)
+            self.bias, self.conv2.bias = self.conv2.bias, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', h, w)."""
+        y, mask, dense = x, None, {}
+        if not self.whole:
+            mask, dense = self.locate(x), self.dense
+        if self.conv1 is not None:
+            y = F.relu6(self.conv1(y))
+            if "before" in dense:
+                y = gate(y, dense["before"], mask if self.stride == 1 else _spread(mask, *x.shape[-2:]))
+        y = self.conv2(y if self.reads is None else y[:, self.reads])
+        if "across" in dense:
+            y = gate(y, dense["across"], mask) + self.bias.view(1, -1, 1, 1)
+        y = F.relu6(y)
+        if mask is not None:
+            y = gate(self.conv3(gate(y, dense["middle"], mask)), dense["outs"], mask)
+        else:
+            y = self.conv3(y)
+        return x + y if self.shortcut else y
+
+
+class PlainLocator(nn.Module):
+    """A mask branch whose sizes may be open: it asks nothing about them."""
+
+    def __init__(self, locate: Locator):
+        super().__init__()
+        pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)  # as if the last row of an odd size came twice
+        self.layers, self.stride = nn.Sequential(pool, *list(locate)[1:]), locate.stride
+        self.least = least(locate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, C, H, W) to the mask (N, 1, h, w) of 0 and 1."""
+        height, width = x.shape[-2:]
+        drop, keep = self.layers(x).split(1, 1)
+        mask = (keep - drop > self.least).to(x.dtype)
+        return mask if self.stride == 2 else _cut(mask, torch.arange(height), torch.arange(width))
+
+
+def gate(y: Tensor, dense: Tensor, mask: Tensor) -> Tensor:
+    """y (N, C, H, W) in dense channels and at kept locations. dense: (1, C, 1, 1), mask: (N, 1, H, W), 0 and 1."""
+    return y * torch.maximum(mask, dense)
+
+
+@torch.no_grad()
+def constant(locate: Locator) -> bool | None:
+    """What a mask branch says of every location of any input, or None where that depends on the input.
+
+    Read off the signs of its weights: what follows a ReLU is never negative.
+    """
+    first, second, last = locate[1], locate[3], locate[5]
+    alive = (first.weight != 0).flatten(1).any(1) | (first.bias > 0)
+    weight = second.weight * alive.view(1, -1, 1, 1)
+    alive = (weight > 0).flatten(1).any(1) | (second.bias > 0)
+    along = 1 if isinstance(last, nn.ConvTranspose2d) else 0
+    drop, keep = last.weight.unbind(along)
+    weight = (keep - drop) * alive.view(-1, *[1] * (keep.ndim - 1))
+    bias = float(last.bias[1] - last.bias[0]) - least(locate)
+    if bool((weight <= 0).all()) and bias <= 0:
+        return False
+    return True if bool((weight >= 0).all()) and bias > 0 else None
+
+
+def _spread(mask: Tensor, height: int, width: int) -> Tensor:
+    """A mask on the output grid of a stride-2 module carried to its input's: its 2×2 blocks'."""
+    return _cut(mask, torch.arange(height) // 2, torch.arange(width) // 2)
+
+
+def _cut(mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Some rows and columns, by index: slices of open sizes would ask whether there is anything to cut off."""
+    return mask.index_select(2, rows).index_select(3, columns)
+
+
+def least(locate: Locator) -> float:
+    """What a location's logit must exceed for it to be kept."""
+    return 0.0 if locate.threshold == 0.5 else math.log(locate.threshold / (1 - locate.threshold))
+
+
+def _reaching(network: PrunedNetwork) -> set[int]:
+    """Stages that the output depends on."""
+    return {i for takers in network._takers.values() for i in takers}
+
+
+def _some(flags: Tensor) -> Tensor:
+    """The flags, one of them true: a layer without channels is more trouble than one of zero weights."""
+    if not flags.any():
+        flags = flags.clone()
+        flags[0] = True
+    return flags
+
+
+def _flags(dense: Tensor) -> nn.Parameter:
+    return nn.Parameter(dense.to(torch.float32).view(1, -1, 1, 1), False)
+
+
+def _conv(conv: nn.Conv2d, rows, columns) -> nn.Conv2d:
+    """Some outputs of a 1×1 convolution, of some of its inputs."""
+    weight, bias = conv.weight[rows][:, columns], conv.bias[rows]
+    return _filled(nn.Conv2d(weight.shape[1], len(weight), 1), weight, bias)
+
+
+def _depthwise(conv: nn.Conv2d, channels: Tensor) -> nn.Conv2d:
+    weight = conv.weight[channels]
+    count = len(weight)
+    made = nn.Conv2d(count, count, conv.kernel_size, conv.stride, conv.padding, groups=count)
+    return _filled(made, weight, conv.bias[channels])
+
+
+def _filled(made: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    made.weight, made.bias = (nn.Parameter(one.detach().clone(), False) for one in (weight, bias))
+    return made
