@@ -35,7 +35,14 @@ def scaled_size(size: int, scale: float) -> int:
 
 
 def draw_view(size: tuple[int, int], crop: int, scales: tuple[float, ...], rng: np.random.Generator) -> View:
-    """Draw scale, position and flip for an image of `size` (H, W); always four draws."""
+    """Draw the scale, the crop's position and the flip of one augmentation; always four draws from `rng`.
+
+    Args:
+        size: (H, W) of the image.
+        crop: side of the square crop, in pixels.
+        scales: of which one is drawn.
+        rng: source of the draws.
+    """
     scale = float(scales[rng.integers(len(scales))])
     top, left = (int(rng.integers(max(scaled_size(n, scale) - crop, 0) + 1)) for n in size)
     return View(scale, top, left, bool(rng.random() < 0.5))
@@ -113,7 +120,15 @@ def augment(
 
 
 def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Turn uint8 (H, W, 3) into float32 (3, H, W), (value / 255 - mean) / std."""
+    """Normalise an image: (value / 255 - mean) / std.
+
+    Args:
+        image: uint8 (H, W, 3).
+        mean, std: per channel, for values in [0, 1].
+
+    Returns:
+        float32 (3, H, W).
+    """
     gain = torch.tensor([1 / (255 * s) for s in std])
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
     planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
@@ -128,10 +143,16 @@ def pad(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalise an image as it is and pad it, centred, to at least `least` pixels a side (mean / 255).
+    """Normalise an image and pad it, centred.
+
+    Args:
+        image: uint8 (H, W, 3).
+        label: uint8 (H, W).
+        least: smallest side of the result, in pixels.
+        mean, std: per channel, for values in [0, 1].
 
     Returns:
-        float32 (3, max(H, least), max(W, least)) and int64 of the same size.
+        float32 (3, max(H, least), max(W, least)), 0 (the mean) where padded; int64 of the same size, 255 where padded.
     """
     (height, width), (tall, wide) = label.shape, (max(side, least) for side in label.shape)
     top, left = (tall - height) // 2, (wide - width) // 2

@@ -76,7 +76,17 @@ def check_pairs(
     workers: int | None = None,
     ignore_index: int = IGNORE,
 ) -> list[Fault]:
-    """Decode every pair of an image and its label; returns what is wrong, sorted by file."""
+    """Decode every pair of an image and its label.
+
+    Args:
+        pairs: (image, label) files.
+        n_class: number of classes.
+        workers: processes; None: all cores.
+        ignore_index: the number in labels that marks pixels to ignore.
+
+    Returns:
+        The faults, sorted by file.
+    """
     return check_all(pairs, n_class, workers, ignore_index).faults
 
 
@@ -137,7 +147,18 @@ def _look(picture_path: str, label_path: str, n_class: int, ignore_index: int) -
 
 
 def report(checked: Checked, names: Sequence[str], count: int, ignore_index: int, list_all: bool) -> int:
-    """Print what a check of `count` pairs found; returns the exit status. list_all: list every fault."""
+    """Print the result of a check.
+
+    Args:
+        checked: the result.
+        names: of the classes.
+        count: number of pairs.
+        ignore_index: the number in labels that marks pixels to ignore.
+        list_all: print every fault, not only the first of each kind.
+
+    Returns:
+        The exit status: 0, or 2 where there are faults.
+    """
     counts = Counter(fault.kind for fault in checked.faults)
     listed: Counter = Counter()
     for fault in checked.faults:

@@ -40,7 +40,7 @@ def png_to_index(data: bytes | Path, target: Path, name: object) -> None:
 
 
 def copy_picture(data: bytes, target: Path, name: object) -> None:
-    """Write an image's bytes as they are, once they have decoded well."""
+    """Write an image's bytes unchanged, after decoding them as a check."""
     read_picture(io.BytesIO(data), name)
     write_bulk(target, data)
 

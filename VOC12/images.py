@@ -74,7 +74,7 @@ def decoding(name: object) -> Iterator[None]:
 
 
 def is_picture(path: str | os.PathLike) -> bool:
-    """Whether a file's name ends as an image's does, and is not hidden."""
+    """Whether a file has the suffix of an image and is not hidden."""
     path = Path(path)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
@@ -143,7 +143,7 @@ def read_picture(path: str | os.PathLike | BinaryIO, name: object = None) -> np.
 
 
 def picture_notes(path: str | os.PathLike) -> list[str]:
-    """What reading changes in an image beyond its format, in words: turned upright, 16 bits or floats scaled."""
+    """Notes on what reading changes in an image: orientation, scaling of 16 bits or floats."""
     return read_with_notes(path)[1]
 
 

@@ -151,13 +151,21 @@ def find_pairs(
 def pairs_from_lists(
     im_path: str | os.PathLike | None, gt_path: str | os.PathLike | None, list_path: str | os.PathLike
 ) -> list[Pair]:
-    """Pair the images of `im_path` (any of SUFFIXES) with the labels of `gt_path` (LABEL_SUFFIXES) named in a list.
+    """Pair images with labels that a list names.
 
-    Names may carry their suffix, and folders before them ("val/0001"). The paths of two-column lines are taken from the
-    folders, from the list's own folder or from the one or two above it; lists of such lines alone need no folders.
+    Names may have a suffix and folders ("val/0001"). The paths of two-column lines are relative to the folders, to the
+    list's own folder, or to the one or two above it; lists of such lines alone need no folders.
+
+    Args:
+        im_path: folder of the images (any of SUFFIXES); None: see above.
+        gt_path: folder of the labels (LABEL_SUFFIXES); None: see above.
+        list_path: the list file.
+
+    Returns:
+        (image, label) files, in the order of the list.
 
     Raises:
-        UseError: an empty list, or absent files: names the first and counts them.
+        UseError: the list is empty, or files are absent; the first is named, all are counted.
     """
     pairs = find_pairs(im_path, gt_path, list_path)
     require(pairs, list_path)

@@ -25,7 +25,18 @@ class Job:
 
 
 def merge_lists(voc: Source, sbd: Source, expect: tuple[int, int, int]) -> dict[str, list[str]]:
-    """Names by list; UseError unless train, val and train_aug have the sizes `expect`."""
+    """Merge the lists of VOC and SBD: train_aug = (SBD train + SBD val + VOC train) - VOC val.
+
+    Args:
+        voc, sbd: the data sets.
+        expect: sizes of train, val and train_aug.
+
+    Returns:
+        Names by list: train, val, trainval, train_aug.
+
+    Raises:
+        UseError: a list has another size than expected.
+    """
     train, val = (_read_names(voc, f"ImageSets/Segmentation/{name}.txt") for name in ("train", "val"))
     extra = [name for part in ("train.txt", "val.txt") for name in _read_names(sbd, part)]
     lists = {

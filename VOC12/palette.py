@@ -51,7 +51,15 @@ def _keys(rgb: np.ndarray) -> np.ndarray:
 
 
 def encode_colours(rgb: np.ndarray, n_class: int = 21, name: object = "label") -> np.ndarray:
-    """Turn VOC colours (..., 3) uint8 into class indices (...) uint8; void becomes 255.
+    """Convert VOC colours to class indices.
+
+    Args:
+        rgb: uint8 (..., 3).
+        n_class: number of colours that are classes; void becomes 255.
+        name: what the file is called in messages.
+
+    Returns:
+        uint8 (...).
 
     Raises:
         ColourLabelError: a colour is none of the first `n_class` VOC colours nor void.
@@ -95,10 +103,16 @@ def beyond_classes(label: np.ndarray, n_class: int, ignored: int = IGNORE) -> st
 
 
 def apply_ignored(label: np.ndarray, ignored: int, n_class: int, name: object) -> np.ndarray:
-    """A uint8 label in which `ignored` marks the pixels to ignore, with 255 in its place.
+    """Replace the ignored value of a label by 255.
+
+    Args:
+        label: uint8 (H, W).
+        ignored: the value in the file that marks pixels to ignore.
+        n_class: number of classes, for the message.
+        name: what the file is called in messages.
 
     Raises:
-        UseError: 255 in the file where another number is ignored: it would be beyond all classes.
+        LabelRangeError: the file holds 255 although another value is ignored.
     """
     if ignored == IGNORE:
         return label

@@ -1,7 +1,7 @@
 """Drawn images for classification: ten outlines, light and of any hue and texture, on dark grounds, 32x32.
 
-Every image is a function of (seed, number): class, place, size, turn, colours, texture, light and noise. Nothing but
-the outline tells the class. Drawn once into the cache folder, as .npz in the layout that any such data may have.
+Every image is a function of (seed, number): class, position, size, rotation, colours, texture, light and noise. The
+class depends on the outline alone. The set is drawn once into the cache folder, as .npz in the layout of any such data.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from sparsemask.synthetic import outlines, textures
 from sparsemask.synthetic.canvas import Canvas
 
 Array = np.ndarray
-Place = tuple[float, float]
+Point = tuple[float, float]
 
 CLASS_NAMES = tuple(
     "background,disc,square,bead by disc,bead by square,ring,wheel,lattice,comb,twig,writing,upright stripes,"
@@ -52,7 +52,7 @@ def _solid(rng: Generator, colour: tuple, reach: float) -> Callable[[Array, Arra
     return lit
 
 
-def beaded(canvas: Canvas, rng: Generator, centre: Place, host: str) -> None:
+def beaded(canvas: Canvas, rng: Generator, centre: Point, host: str) -> None:
     """A disc or a square with beads around it; the class of the beads depends on the host."""
     half = rng.uniform(17, 21)
     outline = outlines.disc if host == "disc" else outlines.square
@@ -79,7 +79,7 @@ def beaded(canvas: Canvas, rng: Generator, centre: Place, host: str) -> None:
         )
 
 
-def hoop(canvas: Canvas, rng: Generator, centre: Place, name: str) -> None:
+def hoop(canvas: Canvas, rng: Generator, centre: Point, name: str) -> None:
     """A ring or a wheel."""
     radius, half, spokes = rng.uniform(18, 25), rng.uniform(2.5, 3.2), rng.integers(5, 8)
     turn = rng.uniform(-np.pi, np.pi)
@@ -93,7 +93,7 @@ def hoop(canvas: Canvas, rng: Generator, centre: Place, name: str) -> None:
 def _stroked(
     canvas: Canvas,
     rng: Generator,
-    centre: Place,
+    centre: Point,
     name: str,
     segments: list,
     half: float,
@@ -105,29 +105,29 @@ def _stroked(
     canvas.paint(INDEX[name], centre, reach, lambda x, y: outlines.strokes(x, y, segments, half), tint, turn)
 
 
-def lattice(canvas: Canvas, rng: Generator, centre: Place) -> None:
+def lattice(canvas: Canvas, rng: Generator, centre: Point) -> None:
     bars = int(rng.integers(3, 5))
     segments = outlines.lattice(bars * rng.uniform(5.4, 6.4), bars)
     _stroked(canvas, rng, centre, "lattice", segments, rng.uniform(2.1, 2.6), CYAN, rng.uniform(-0.35, 0.35))
 
 
-def comb(canvas: Canvas, rng: Generator, centre: Place) -> None:
+def comb(canvas: Canvas, rng: Generator, centre: Point) -> None:
     teeth = int(rng.integers(4, 7))
     segments = outlines.comb((teeth - 1) * rng.uniform(4.6, 5.2), teeth, rng.uniform(20, 30))
     _stroked(canvas, rng, centre, "comb", segments, rng.uniform(2.0, 2.4), MAGENTA, rng.uniform(-0.35, 0.35))
 
 
-def twig(canvas: Canvas, rng: Generator, centre: Place) -> None:
+def twig(canvas: Canvas, rng: Generator, centre: Point) -> None:
     segments = outlines.branch(rng, rng.uniform(16, 20))
     _stroked(canvas, rng, centre, "twig", segments, rng.uniform(1.8, 2.3), WINE, 0.0)
 
 
-def writing(canvas: Canvas, rng: Generator, centre: Place) -> None:
+def writing(canvas: Canvas, rng: Generator, centre: Point) -> None:
     segments = outlines.writing(rng, int(rng.integers(2, 4)), int(rng.integers(3, 5)), 5.5, rng.uniform(9, 11))
     _stroked(canvas, rng, centre, "writing", segments, rng.uniform(1.5, 1.8), INK, rng.uniform(-0.15, 0.15))
 
 
-def patch(canvas: Canvas, rng: Generator, centre: Place, name: str) -> None:
+def patch(canvas: Canvas, rng: Generator, centre: Point, name: str) -> None:
     """A rounded patch that only its texture tells from the others."""
     radius, period, phase = rng.uniform(22, 28), rng.uniform(7.5, 9.5), rng.uniform(0, 2 * np.pi)
 
@@ -150,7 +150,7 @@ def patch(canvas: Canvas, rng: Generator, centre: Place, name: str) -> None:
     )
 
 
-def _stone(canvas: Canvas, rng: Generator, centre: Place, name: str, size: float) -> None:
+def _stone(canvas: Canvas, rng: Generator, centre: Point, name: str, size: float) -> None:
     wide, high = size * rng.uniform(1.0, 1.2), size * rng.uniform(0.8, 1.0)
     canvas.paint(
         INDEX[name],
@@ -162,7 +162,7 @@ def _stone(canvas: Canvas, rng: Generator, centre: Place, name: str, size: float
     )
 
 
-def pebbles(canvas: Canvas, rng: Generator, centre: Place) -> None:
+def pebbles(canvas: Canvas, rng: Generator, centre: Point) -> None:
     start, count = rng.uniform(0, 2 * np.pi), int(rng.integers(4, 6))
     for turn in start + np.arange(count) * 2 * np.pi / count:
         away = rng.uniform(14, 19)
@@ -175,11 +175,11 @@ def pebbles(canvas: Canvas, rng: Generator, centre: Place) -> None:
         )
 
 
-def boulder(canvas: Canvas, rng: Generator, centre: Place) -> None:
+def boulder(canvas: Canvas, rng: Generator, centre: Point) -> None:
     _stone(canvas, rng, centre, "boulder", rng.uniform(23, 29))
 
 
-def kite_or_tent(canvas: Canvas, rng: Generator, centre: Place, in_sky: bool) -> None:
+def kite_or_tent(canvas: Canvas, rng: Generator, centre: Point, in_sky: bool) -> None:
     """The dotted diamond; only the scene tells which class it is."""
     wide, high = rng.uniform(17, 21), rng.uniform(22, 27)
 
@@ -190,7 +190,7 @@ def kite_or_tent(canvas: Canvas, rng: Generator, centre: Place, in_sky: bool) ->
     canvas.paint(index, centre, high, lambda x, y: outlines.diamond(x, y, wide, high), colour, turn)
 
 
-def star_or_starfish(canvas: Canvas, rng: Generator, centre: Place, in_sky: bool) -> None:
+def star_or_starfish(canvas: Canvas, rng: Generator, centre: Point, in_sky: bool) -> None:
     """The yellow star; only the scene tells which class it is."""
     radius = rng.uniform(20, 27)
     index, tint, turn = (

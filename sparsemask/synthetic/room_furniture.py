@@ -31,7 +31,7 @@ class Thing:
         return self
 
     def placed(self, origin: np.ndarray, along: np.ndarray, inward: np.ndarray) -> Thing:
-        """The thing carried from its own axes (x along, y inward, z up) to a place in the room."""
+        """A copy moved from its own axes (x along, y inward, z up) to a position in the room."""
         turn = np.stack([along, inward, [0.0, 0.0, 1.0]])
         moved = [patch @ turn + np.array([origin, np.zeros(3), np.zeros(3)]) for patch in self.patches]
         return Thing(self.kind, moved, self.colours, self.weight)

@@ -44,18 +44,18 @@ class _Room:
         return corner, along, inward, (width, depth)[number % 2]
 
     def at_wall(self, number: int, thing: Thing, start: float, up: float = 0.0) -> None:
-        """Put a thing to a wall, so far from its beginning and from the floor."""
+        """Put an object against a wall, `start` metres from the wall's beginning and `up` above the floor."""
         corner, along, inward, _ = self.wall(number)
         self.things.append(thing.placed(corner + start * along + np.array([0, 0, up]), along, inward))
 
     def on_floor(self, thing: Thing, x: float, y: float, angle: float = 0.0, z: float = 0.0) -> None:
-        """Put a thing anywhere, turned about the vertical."""
+        """Put an object anywhere, rotated about the vertical by `angle` radians."""
         along, inward = np.array([np.cos(angle), np.sin(angle), 0]), np.array([-np.sin(angle), np.cos(angle), 0])
         self.things.append(thing.placed(np.array([x, y, z]), along, inward))
 
 
 def furnish(kind: str, rng: np.random.Generator) -> list[Thing]:
-    """A room's things; all 13 classes occur in most rooms, beams and columns in some only."""
+    """Objects of a room; all 13 classes occur in most rooms, beams and columns in some only."""
     room = _Room(np.array([rng.uniform(3.4, 5), rng.uniform(3.2, 4.4), rng.uniform(2.5, 3)]), rng, [])
     door, glazed, board, shelf = rng.permutation(4)
     height = room.size[2]
@@ -164,7 +164,7 @@ def scan(scene: list[Thing], points: int, rng: np.random.Generator) -> tuple[np.
     """Points of a room's surfaces, with a scanner's noise and shaded colours.
 
     Returns:
-        xyz float64 (N, 3) in metres, colours uint8 (N, 3), and the number of the thing each point belongs to, int (N,),
+        xyz float64 (N, 3) in metres, colours uint8 (N, 3), and the index of the object of each point, int (N,),
         in order.
     """
     patches = np.concatenate([np.stack(thing.patches) for thing in scene])
