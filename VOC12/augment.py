@@ -90,7 +90,8 @@ def augment(
         label: uint8 (H, W).
         view: what to show.
         crop: side of the square result in pixels.
-        mean, std: per channel, for values in [0, 1].
+        mean: per channel, for values in [0, 1].
+        std: per channel, for values in [0, 1].
 
     Returns:
         float32 (3, crop, crop), normalised, 0 (the mean) where padded; int64 (crop, crop), 255 where padded.
@@ -124,7 +125,8 @@ def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
 
     Args:
         image: uint8 (H, W, 3).
-        mean, std: per channel, for values in [0, 1].
+        mean: per channel, for values in [0, 1].
+        std: per channel, for values in [0, 1].
 
     Returns:
         float32 (3, H, W).
@@ -149,7 +151,8 @@ def pad(
         image: uint8 (H, W, 3).
         label: uint8 (H, W).
         least: smallest side of the result, in pixels.
-        mean, std: per channel, for values in [0, 1].
+        mean: per channel, for values in [0, 1].
+        std: per channel, for values in [0, 1].
 
     Returns:
         float32 (3, max(H, least), max(W, least)), 0 (the mean) where padded; int64 of the same size, 255 where padded.

@@ -28,7 +28,8 @@ class SegmentationDataset(Dataset):
         crop_size: side of a training view; least side of an evaluation view, in pixels.
         training: whether `dataset[i]` is a training view (from torch's random state) or the whole image.
         scales: the factors of which a training view takes one at random.
-        mean, std: of the normalisation, per channel, for values in [0, 1].
+        mean: per channel, for values in [0, 1].
+        std: per channel, for values in [0, 1].
         ignore_index: the number in label files, 0 to 255, that marks pixels to ignore; it becomes 255.
 
     Raises:

@@ -28,7 +28,8 @@ def merge_lists(voc: Source, sbd: Source, expect: tuple[int, int, int]) -> dict[
     """Merge the lists of VOC and SBD: train_aug = (SBD train + SBD val + VOC train) - VOC val.
 
     Args:
-        voc, sbd: the data sets.
+        voc: the VOC data set.
+        sbd: the SBD data set.
         expect: sizes of train, val and train_aug.
 
     Returns:

@@ -131,8 +131,9 @@ class PlannedSource(Protocol):
         Args:
             batch: samples of a step, over all processes.
             seed: of the run.
-            rank, world: this process and how many there are.
-            parts: of which each process's share consists.
+            rank: number of this process.
+            world: number of processes.
+            parts: number of parts of each process's share.
             state: what the sampler's `state` gave after `start` steps; None: plan from the beginning.
         """
 
@@ -232,9 +233,11 @@ def step_sampler(
     Args:
         source: the training samples.
         batch: samples of a step, over all processes.
-        start, stop: first step, and the step after the last.
+        start: first step.
+        stop: step after the last.
         seed: of the run.
-        rank, world: this process and the number of processes.
+        rank: number of this process.
+        world: number of processes.
         parts: number of parts of each process's share (gradient accumulation).
         state: the sampler's state in a checkpoint; None: plan from the beginning.
     """

@@ -80,7 +80,8 @@ def draw_spectra(
     floor. From the threshold down is what is removed.
 
     Args:
-        before, after: norms (count,) by the set's name; a set that `before` lacks is drawn without it.
+        before: norms (count,) before the search, by the set's name; sets may be absent.
+        after: norms (count,) after the search, by the set's name.
         path: the file to write (.png, .svg, .pdf).
         threshold: in the norms' unit, a dotted line.
 

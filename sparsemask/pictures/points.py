@@ -41,7 +41,8 @@ def draw_clouds(
         xyz: float32 (N, 3), metres, z up.
         panels: what each shows, by its title: classes (N,) with negative ones for no label, a bool mask (N,), colours
             uint8 (N, 3), or a :class:`~sparsemask.pictures.points_layers.Layer`.
-        names, colours: of the classes; see :func:`~sparsemask.pictures.points_layers.as_layer`.
+        names: of the classes; None: their numbers.
+        colours: uint8 (K, 3) of the classes; None: :func:`~sparsemask.pictures.points_layers.class_colours`.
         view: 'bird' or 'perspective'.
         title: a headline.
 

@@ -48,7 +48,8 @@ def write_viewer(
         xyz: float32 (N, 3), metres, z up; kept to 1/65535 of the cloud's size.
         layers: what points are painted with, by name, as the panels of
             :func:`~sparsemask.pictures.points.draw_clouds`.
-        names, colours: of the classes; see :func:`~sparsemask.pictures.points_layers.as_layer`.
+        names: of the classes; None: their numbers.
+        colours: uint8 (K, 3) of the classes; None: :func:`~sparsemask.pictures.points_layers.class_colours`.
         title: plain text.
 
     Raises:

@@ -21,7 +21,8 @@ def draw_precision_recall(
     """Draw a curve over its thresholds and return the path.
 
     Args:
-        precision, recall: (T,) in [0, 1], in the order of the thresholds.
+        precision: (T,) in [0, 1], in the order of the thresholds.
+        recall: (T,) likewise.
         path: the file to write (.png, .svg, .pdf).
         f: F of precision and recall, whose lines 0.1, 0.2 … 0.9 are drawn light.
         best: recall, precision and name of the point to mark.

@@ -200,7 +200,8 @@ def draw_errors(names: Sequence[str], epe: np.ndarray, d1: np.ndarray, path: str
 
     Args:
         names: of the pairs; beyond 40 they are not written.
-        epe, d1: in pixels, and shares; pairs without truth (NaN) are left out.
+        epe: end-point errors in pixels; pairs without truth (NaN) are left out.
+        d1: shares of bad pixels in [0, 1].
         path: the file to write (.png, .svg, .pdf).
     """
     path = style.check_path(path)

@@ -68,7 +68,8 @@ def draw_psnr(names: Sequence[str], before: np.ndarray, after: np.ndarray, path:
 
     Args:
         names: of the images, best gain on top; beyond 40 they are not written.
-        before, after: PSNR in dB of bicubic and of the network; infinite ones are left out.
+        before: PSNR of bicubic in dB; infinite ones are left out.
+        after: PSNR of the network in dB, likewise.
         path: the file to write (.png, .svg, .pdf).
     """
     path = style.check_path(path)

@@ -14,7 +14,8 @@ def shell_order(xyz: np.ndarray, ratio: int, levels: int) -> np.ndarray:
 
     Args:
         xyz: (N, 3), shuffled.
-        ratio, levels: as for :func:`sparsemask.points.graph.build_graph`.
+        ratio: points of a level over those of the next.
+        levels: number of levels.
     """
     codes = _morton(xyz)
     bounds = [0, *sorted(len(xyz) // ratio**level for level in range(levels))]

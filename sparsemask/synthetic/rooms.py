@@ -40,7 +40,8 @@ def make_rooms(
     Args:
         folder: absent, empty or of a former call; with other settings the former rooms are replaced.
         seed: the same seed gives the same points.
-        areas, rooms: number of areas, and of rooms in each.
+        areas: number of areas.
+        rooms: number of rooms in each area.
         points: of a room, before grid subsampling.
         grid: side of the voxels, in metres.
         raw: also write the raw layout, FOLDER/raw/Area_a/room/Annotations/<class>_<n>.txt.

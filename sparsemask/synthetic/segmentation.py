@@ -41,7 +41,8 @@ def make_sample(
 
     Args:
         out: folder, absent, empty or of a former call; with other settings the former set is replaced.
-        train, val: numbers of images; train_aug is the same as train.
+        train: number of training images; train_aug is the same list.
+        val: number of validation images.
         size: side of the square images, in pixels; the drawing scales with it.
         seed: the same seed gives the same pixels.
         workers: processes, None for all cores.

@@ -27,7 +27,9 @@ def match(prediction: np.ndarray, truth: np.ndarray, distance: float) -> tuple[n
     """Match boundary pixels one to one, as many as possible, none farther apart than `distance` pixels.
 
     Args:
-        prediction, truth: bool (H, W).
+        prediction: bool (H, W).
+        truth: bool (H, W).
+        distance: in pixels.
 
     Returns:
         which pixels of `prediction` and of `truth` are matched: bool (H, W) each, equally many.

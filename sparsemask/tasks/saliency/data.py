@@ -49,7 +49,8 @@ def split(pairs: list[Pair], subset: str, training_list: str | None, eval_list: 
     Args:
         pairs: (image, mask) files.
         subset: "training" or "eval".
-        training_list, eval_list: files of names, "all", or None.
+        training_list: file of names, "all", or None.
+        eval_list: likewise.
 
     Raises:
         UseError: names without an image, or no images left for the subset.

@@ -25,7 +25,8 @@ class SuperResolutionDataset(Dataset):
         repeat: how often a pass goes through the images, with other patches each time.
         crop_even: whole images lose the last row or column where their low-resolution sides are odd, as the public
             evaluation has it (Wang et al., CVPR 2021, whose network halves its input and takes no odd sides).
-        kind, memory: see :class:`~sparsemask.tasks.super_resolution.store.PictureStore`.
+        kind: see :class:`~sparsemask.tasks.super_resolution.store.PictureStore`.
+        memory: likewise.
 
     Attributes:
         left_out: how many images are smaller than a patch and not used.

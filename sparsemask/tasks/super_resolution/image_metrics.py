@@ -28,7 +28,8 @@ def psnr(sr: torch.Tensor, hr: torch.Tensor, scale: float, benchmark: bool = Tru
     """Peak signal-to-noise ratio in dB of one image; infinite for equal ones.
 
     Args:
-        sr, hr: the image and the truth.
+        sr: the image, values 0 to 255.
+        hr: the truth, of the same shape.
         scale: ceil(scale) pixels are left out on each side.
         benchmark: luma, as published for Set5, Set14, B100, Urban100 and Manga109; else the mean over RGB, six
             pixels more left out, as published for DIV2K's validation images.
@@ -51,8 +52,11 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor, scale: float, benchmark: bool = Tru
     error visibility to structural similarity", 2004, section III.C); K1 = 0.01, K2 = 0.03, L = 255.
 
     Args:
-        sr, hr, scale, benchmark: as for :func:`psnr`; it is luma either way, `benchmark` only says what is left out.
-        divisor: of the luma weights. 255 is what the public code of SMSR uses here, and its published figures with
+        sr: as for :func:`psnr`.
+        hr: as for :func:`psnr`.
+        scale: as for :func:`psnr`.
+        benchmark: as for :func:`psnr`, but for the border alone; luma is compared either way.
+        divisor: of the luma weights. 255 is what the public code of SMSR uses here, and its published results with
             it, although these weights belong over 256 (and its PSNR has them so); 256 is the consistent choice.
 
     Raises:
