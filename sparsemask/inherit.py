@@ -166,13 +166,13 @@ def take(parser: opt.Parser, requested: Mapping, training: bool = True) -> Inher
     verb_defaults = opt.preset_flags(preset, parser.verb, space) if training else {}
     # What the run had from its preset gives way to what the preset has for this verb.
     inherited = {n: v for n, v in saved.items() if not (n in verb_defaults and n in values and values[n] == v)}
-    taken = data_of(inherited, requested, names, run)
+    chosen = data_of(inherited, requested, names, run)
     if saved.get("space") == "connectivity" and space in ("connectivity", "specialized"):
-        taken |= {n: inherited[n] for n in _ENCODER if inherited.get(n) is not None and n in parser.actions()}
-    taken = {n: v for n, v in parser.checked(taken, run.config, foreign=True).items() if not requested.get(n)}
-    was, now = bool(saved.get("sample")), bool(taken.get("sample") or requested.get("sample"))
+        chosen |= {n: inherited[n] for n in _ENCODER if inherited.get(n) is not None and n in parser.actions()}
+    chosen = {n: v for n, v in parser.checked(chosen, run.config, foreign=True).items() if not requested.get(n)}
+    was, now = bool(saved.get("sample")), bool(chosen.get("sample") or requested.get("sample"))
     fits = was == now or not (now or preset.endswith("sample"))  # the sample set has presets of its own
-    return Inherited(run, taken, preset if fits and opt.preset_name(preset, space) else None)
+    return Inherited(run, chosen, preset if fits and opt.preset_name(preset, space) else None)
 
 
 def data_of(saved: Mapping, requested: Mapping, names: Iterable[str], run: Run | str) -> dict:

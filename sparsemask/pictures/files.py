@@ -111,29 +111,29 @@ def check_output(path: str | os.PathLike) -> Path:
     return path
 
 
-def write_picture(path: str | os.PathLike, picture: Picture) -> list[str]:
+def write_picture(path: str | os.PathLike, image: Picture) -> list[str]:
     """Write an image atomically in the format of its suffix; returns notes on what the format could not hold."""
     path = check_output(path)
     form, lost = _WRITTEN[path.suffix.lower()], []
-    deep = picture.deep and form in _DEEP and picture.alpha is None
-    if picture.deep and not deep:
+    deep = image.deep and form in _DEEP and image.alpha is None
+    if image.deep and not deep:
         lost.append("16 bits became 8")
-    if picture.grey:
-        values = picture.colour.mean(axis=2)
+    if image.grey:
+        values = image.colour.mean(axis=2)
     else:
-        values = picture.colour
+        values = image.colour
     if deep:
-        image = Image.fromarray(np.clip(np.rint(values * 257), 0, 65535).astype(np.uint16))
+        result = Image.fromarray(np.clip(np.rint(values * 257), 0, 65535).astype(np.uint16))
     else:
-        image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
-    if picture.alpha is not None:
+        result = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    if image.alpha is not None:
         if form in _ALPHA:
-            image.putalpha(Image.fromarray(picture.alpha))
+            result.putalpha(Image.fromarray(image.alpha))
         else:
             lost.append(f"{form} has no transparency")
     options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(form, {})
-    notes = {k: v for k, v in picture.notes.items() if k != "dpi" or form != "WEBP"}
-    write_bytes(path, encoded(image, form, **options, **notes))
+    notes = {k: v for k, v in image.notes.items() if k != "dpi" or form != "WEBP"}
+    write_bytes(path, encoded(result, form, **options, **notes))
     return lost
 
 

@@ -183,5 +183,5 @@ def _copied(call) -> list[Tensor]:
     return copies
 
 
-def _same(some: list[Tensor], others: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+def _same(tensors: list[Tensor], expected: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))

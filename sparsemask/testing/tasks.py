@@ -123,11 +123,11 @@ class TaskContract:
         assert sum(task.count(target[k : k + 1]) for k in parts) == pytest.approx(count, rel=1e-5)
         if self.loss_is_sum:
             losses = [
-                task.loss(mapped(output, lambda one, k=k: one[k : k + 1]), target[k : k + 1]).item() for k in parts
+                task.loss(mapped(output, lambda item, k=k: item[k : k + 1]), target[k : k + 1]).item() for k in parts
             ]
             assert sum(losses) == pytest.approx(loss.item(), rel=1e-4)
         loss.backward()
-        assert all(bool(torch.isfinite(one.grad).all()) for one in model.parameters() if one.requires_grad)
+        assert all(bool(torch.isfinite(item.grad).all()) for item in model.parameters() if item.requires_grad)
 
     def test_an_evaluation_is_whole_and_repeats(self, task: Task, model: nn.Module):
         """Scores say how many samples they are of, every one of them was predicted, and metrics hold the primary."""
