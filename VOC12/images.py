@@ -176,7 +176,7 @@ def grey_levels(image: Image.Image) -> tuple[np.ndarray, str]:
         raise ValueError(f"{mode}: values that are not finite: {advice}")
     if low >= -_HALF and high <= 1 + _HALF:
         return np.clip(values * 255, 0, 255), "floats of 0 to 1 were multiplied by 255"
-    # Between, nobody knows: as 0 to 255 the image would be black.
+    # Values between are ambiguous: as 0 to 255 the image would be black.
     if low >= -255 * _HALF and 8 < high <= 255 * (1 + _HALF):
         return np.clip(values, 0, 255), "floats of 0 to 255 were rounded"
     raise ValueError(f"{mode}: floats from {low:.4g} to {high:.4g}, expected 0 to 1 or 0 to 255: {advice}")

@@ -28,7 +28,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            locks.try_lock_open(file)  # says that somebody is at work on it: remove_stale leaves it alone
+            locks.try_lock_open(file)  # marks the file as in use, for remove_stale
             yield file
             file.flush()
             os.fsync(file.fileno())

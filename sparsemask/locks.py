@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _POLL = 0.005  # seconds between two tries
-_PROBE = 0.2  # seconds for which somebody may only have looked whether a lock is held
+_PROBE = 0.2  # seconds; another process may hold the lock briefly to test it
 
 _descriptors: set[int] = set()  # of the locks of this process
 _for_process: weakref.WeakValueDictionary[tuple[int, int], Lock] = weakref.WeakValueDictionary()  # device and inode

@@ -116,7 +116,7 @@ def _read_pfm(file: BinaryIO) -> np.ndarray:
     have = file_size - start
     if have < need:
         raise ValueError(f"truncated: {have} of the {need} bytes that {width}x{height} values take")
-    if have > need + 2:  # a line end behind them harms nobody
+    if have > need + 2:  # a trailing line end is accepted
         raise ValueError(
             f"{have} bytes for {width}x{height} values, which take {need}: was it changed as if it were text?"
         )

@@ -17,7 +17,7 @@ from sparsemask.finite import check_output
 from sparsemask.tables import table
 from sparsemask.tasks.protocol import Scores
 
-DISPARITY, SEEN, FOREGROUND = range(3)  # channels of a truth (3, H, W); the latter two are 1, 0, or -1: nobody says
+DISPARITY, SEEN, FOREGROUND = range(3)  # channels of a truth (3, H, W); the latter two are 1, 0, or -1: unknown
 REGIONS = ("all", "background", "foreground", "non-occluded", "non-oc. background", "non-oc. foreground")
 METRICS = ("epe", "bad1", "bad2", "bad3", "d1")
 _HEADERS = {"epe": ("EPE px", ".3f"), "bad1": (">1 px", ".2%"), "bad2": (">2 px", ".2%"), "bad3": (">3 px", ".2%"),
