@@ -1,6 +1,6 @@
-"""Encoders, by name: our own, through the extra `timm` any of its models that give features, and a user's own.
+"""Encoders by name: built-in ones, feature models of timm (the extra `timm`) and a user's own.
 
-What a backbone is, :class:`Backbone` says.
+:class:`Backbone` is their contract.
 """
 
 from __future__ import annotations
@@ -19,19 +19,26 @@ from sparsemask.plugins import imported, is_own
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A module that gives features of several sizes, all ordered from the deepest."""
+    """A module that returns features at several scales, deepest first."""
 
     channels: Sequence[int]
-    """Channels of each end point."""
+    """Channels of each end point, deepest first."""
     strides: Sequence[int]
-    """How many times smaller than the input each end point is."""
+    """Input size over the size of each end point, deepest first."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) to the end points E_0 ... E_{L-1}, before their activation (timm's: mostly after)."""
+        """Compute the end points.
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            End points E_0 ... E_{L-1}, before their activation (timm's mostly after it).
+        """
 
 
 def is_backbone(module: object) -> bool:
-    """Whether a module is a :class:`Backbone`, with as many channels as strides and at least one end point."""
+    """Whether a module is a :class:`Backbone` with at least one end point and as many channels as strides."""
     if not isinstance(module, nn.Module) or not isinstance(module, Backbone):
         return False
     return 0 < len(module.channels) == len(module.strides)
@@ -41,21 +48,32 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Decorator: make `builder(in_channels=3, momentum=0.1, ...)` known by its own name."""
+    """Register a backbone under its function's name; usable as a decorator.
+
+    Args:
+        builder: called as ``builder(in_channels=3, momentum=0.1, ...)``; returns a :class:`Backbone`.
+
+    Returns:
+        The builder itself.
+    """
     _BUILDERS[builder.__name__] = builder
     return builder
 
 
 def available() -> list[str]:
-    """Names of our own backbones; :func:`builder` knows timm's too."""
+    """Return the names of the registered backbones, sorted; :func:`builder` accepts timm's too."""
     return sorted(_BUILDERS)
 
 
 def builder(name: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """What builds backbone `name`: ours, a user's ``package.module:callable``, or timm's (with or without "timm/").
+    """Return the function that builds a backbone.
 
-    name: or the user's class or function itself. UseError otherwise, and for code that the user has not named (see
-    :mod:`sparsemask.plugins`).
+    Args:
+        name: a registered name, a user's ``package.module:callable``, a timm model (with or without "timm/"), or the
+            user's class or function itself.
+
+    Raises:
+        UseError: unknown name, or code that the user has not named on the command line (see :mod:`sparsemask.plugins`).
     """
     if callable(name):
         return _own(name.__qualname__ if isinstance(name, type | FunctionType) else repr(name), name)
@@ -71,28 +89,37 @@ def builder(name: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 def _own(name: str, make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """A user's builder, which is given those arguments that it takes; what it returns is looked at."""
-    taken = inspect.signature(make).parameters
+    """Wrap a user's builder: pass only the arguments that it accepts and check what it returns."""
+    parameters = inspect.signature(make).parameters
 
     def build(**options) -> nn.Module:
-        made = make(**{key: value for key, value in options.items() if key in taken})
-        if not is_backbone(made):
+        module = make(**{key: value for key, value in options.items() if key in parameters})
+        if not is_backbone(module):
             raise UseError(
                 f"backbone '{name}': expected a torch.nn.Module with `channels` and `strides`, one an end point, "
                 "deepest first"
             )
-        return made
+        return module
 
     return build
 
 
 def create(name: str | Callable[..., nn.Module], in_channels: int = 3, **options) -> nn.Module:
-    """A new backbone with random weights; `options` (such as `momentum`) go to its builder."""
+    """Build a backbone with random weights.
+
+    Args:
+        name: as for :func:`builder`.
+        in_channels: channels of the input image.
+        options: further arguments of the builder, such as `momentum`.
+
+    Raises:
+        UseError: as :func:`builder`, or a user's builder that returns no backbone.
+    """
     return builder(name)(in_channels=in_channels, **options)
 
 
 def strides(name: str | Callable[..., nn.Module]) -> list[int]:
-    """The strides of a backbone's end points, deepest first; nothing is computed."""
+    """Return the strides of a backbone's end points, deepest first; built on the meta device."""
     with torch.device("meta"):
         return list(create(name).strides)
 
