@@ -1,8 +1,7 @@
-"""Reading a data set's files from a tar archive or from its unpacked folder, alike.
+"""Reading a data set's files from a tar archive or from its unpacked folder.
 
-Nothing is ever extracted by the path an archive names: callers ask for files by name and write them where
-they want. Members that are no regular files (links, devices) or whose path is absolute or climbs ("..") do
-not exist here, so a hostile archive can at most lack what we look for.
+Nothing is extracted by the path in an archive: callers read files by name and choose where to write them. Members that
+are no regular files (links, devices), or whose path is absolute or contains "..", are ignored.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from sparsemask.errors import UseError
 from sparsemask.files import must_exist
 
 _TORN = "the archive is truncated or damaged, download it again"
-_LARGEST = 1 << 28  # bytes of a picture, a label or a list
+_LARGEST = 1 << 28  # bytes of an image, a label or a list
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a data set's folder holds."""
+    """Layout of a data set's folder."""
 
     title: str
     roots: tuple[str, ...]  # where its root may lie below an unpacked folder
@@ -135,8 +134,8 @@ def open_source(path: str | os.PathLike, layout: Layout) -> Source:
     path = must_exist(path, "archive or folder", f"expected {layout.title}")
     if path.is_dir():
         roots = [path / root for root in layout.roots]
-        found = next((root for root in roots if all((root / name).exists() for name in layout.lists)), path)
-        source: Source = FolderSource(found, layout)
+        root_folder = next((root for root in roots if all((root / name).exists() for name in layout.lists)), path)
+        source: Source = FolderSource(root_folder, layout)
     else:
         source = TarSource(path, layout)
     lacking = [name for name in layout.lists if name not in source.names]
@@ -157,8 +156,8 @@ def _safe_name(member: tarfile.TarInfo) -> str | None:
 
 def _root(names: Iterable[str], layout: Layout) -> str:
     names = set(names)
-    first = layout.lists[0]
-    roots = {name[: -len(first)] for name in names if name == first or name.endswith("/" + first)}
+    first_list = layout.lists[0]
+    roots = {name[: -len(first_list)] for name in names if name == first_list or name.endswith("/" + first_list)}
     complete = [root for root in roots if all(root + name in names for name in layout.lists)]
     # Several complete ones (a copy nested deeper): the outermost is the data set.
     return min(complete, key=lambda root: (root.count("/"), root), default="")

@@ -1,6 +1,6 @@
-"""Scale, pad, crop, flip and normalise, computing only the pixels that the crop shows.
+"""Scale, pad, crop, flip and normalise, computing only the pixels of the crop.
 
-Equal to resizing the whole picture, padding it and cutting the crop out, at a fraction of the work. Bilinear
+Equal to resizing the whole image, padding it and cropping, with less work. Bilinear
 resampling is the plain two-tap kind with half-pixel centres (OpenCV's INTER_LINEAR, torch's bilinear with
 align_corners=False), without anti-aliasing, as the published protocol has it; labels take the nearest pixel.
 """
@@ -21,10 +21,10 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 @dataclass(frozen=True)
 class View:
-    """One draw of the augmentation, for a picture of a known size."""
+    """One draw of the augmentation, for an image of a known size."""
 
     scale: float
-    top: int  # of the crop, in the scaled and padded picture
+    top: int  # of the crop, in the scaled and padded image
     left: int
     flip: bool
 
@@ -35,26 +35,33 @@ def scaled_size(size: int, scale: float) -> int:
 
 
 def draw_view(size: tuple[int, int], crop: int, scales: tuple[float, ...], rng: np.random.Generator) -> View:
-    """Draw scale, place and flip for a picture of `size` (H, W); always four draws, whatever comes out."""
+    """Draw the scale, the crop's position and the flip of one augmentation; always four draws from `rng`.
+
+    Args:
+        size: (H, W) of the image.
+        crop: side of the square crop, in pixels.
+        scales: of which one is drawn.
+        rng: source of the draws.
+    """
     scale = float(scales[rng.integers(len(scales))])
     top, left = (int(rng.integers(max(scaled_size(n, scale) - crop, 0) + 1)) for n in size)
     return View(scale, top, left, bool(rng.random() < 0.5))
 
 
 class _Axis:
-    """One axis of a view: which part of the crop the picture covers, and where that part comes from."""
+    """One axis of a view: which part of the crop the image covers, and where that part comes from."""
 
     def __init__(self, size: int, scale: float, crop: int, start: int, flip: bool = False) -> None:
         scaled = scaled_size(size, scale)
         count = min(scaled, crop)
-        first = (crop - count) // 2  # padding is centred, and only there where the picture is smaller
-        place = np.arange(start, start + count)
+        offset = (crop - count) // 2  # padding is centred, and only there where the image is smaller
+        position = np.arange(start, start + count)
         if flip:
-            place, first = place[::-1], crop - first - count
-        self.part = slice(first, first + count)
+            position, offset = position[::-1], crop - offset - count
+        self.part = slice(offset, offset + count)
         # Twice the centre of output pixel i is the whole number 2 i + 1: whole numbers make nearest exact.
-        nearest = (2 * place + 1) * size // (2 * scaled)
-        centre = ((place + 0.5) * (size / scaled) - 0.5).clip(0, size - 1)
+        nearest = (2 * position + 1) * size // (2 * scaled)
+        centre = ((position + 0.5) * (size / scaled) - 0.5).clip(0, size - 1)
         low = centre.astype(np.int64)
         self.begin = int(min(low.min(), nearest.min()))
         self.end = int(max(min(low.max() + 2, size), nearest.max() + 1))
@@ -69,21 +76,22 @@ class _Axis:
 
 
 def augment(
-    picture: np.ndarray,
+    image: np.ndarray,
     label: np.ndarray,
     view: View,
     crop: int,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Show `view` of a picture and its label.
+    """Show `view` of an image and its label.
 
     Args:
-        picture: uint8 (H, W, 3).
+        image: uint8 (H, W, 3).
         label: uint8 (H, W).
         view: what to show.
         crop: side of the square result in pixels.
-        mean, std: per channel, for values in [0, 1].
+        mean: per channel, for values in [0, 1].
+        std: per channel, for values in [0, 1].
 
     Returns:
         float32 (3, crop, crop), normalised, 0 (the mean) where padded; int64 (crop, crop), 255 where padded.
@@ -94,49 +102,65 @@ def augment(
     window = np.s_[rows.begin : rows.end, columns.begin : columns.end]
 
     # The source is smaller than the result more often than not: normalise there, columns before rows.
-    source = normalise(picture[window], mean, std)
+    source = normalise(image[window], mean, std)
     wide = source.index_select(2, columns.low)
     if not columns.identity:
         wide.lerp_(source.index_select(2, columns.high), columns.weight)
-    image = torch.zeros(3, crop, crop)
-    part = image[:, rows.part, columns.part]
+    output = torch.zeros(3, crop, crop)
+    covered = output[:, rows.part, columns.part]
     if rows.identity:
-        part.copy_(wide.index_select(1, rows.low))
+        covered.copy_(wide.index_select(1, rows.low))
     else:
         above, below = wide.index_select(1, rows.low), wide.index_select(1, rows.high)
-        torch.lerp(above, below, rows.weight[:, None], out=part)
+        torch.lerp(above, below, rows.weight[:, None], out=covered)
 
     index = torch.from_numpy(np.ascontiguousarray(label[window]))
     target = torch.full((crop, crop), IGNORE, dtype=torch.int64)
     target[rows.part, columns.part] = index.index_select(1, columns.nearest).index_select(0, rows.nearest)
-    return image, target
+    return output, target
 
 
-def normalise(picture: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Turn uint8 (H, W, 3) into float32 (3, H, W), (value / 255 - mean) / std."""
+def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Normalise an image: (value / 255 - mean) / std.
+
+    Args:
+        image: uint8 (H, W, 3).
+        mean: per channel, for values in [0, 1].
+        std: per channel, for values in [0, 1].
+
+    Returns:
+        float32 (3, H, W).
+    """
     gain = torch.tensor([1 / (255 * s) for s in std])
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
-    planes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     values = planes.to(torch.float32, memory_format=torch.contiguous_format)
     return values.mul_(gain[:, None, None]).add_(shift[:, None, None])
 
 
 def pad(
-    picture: np.ndarray,
+    image: np.ndarray,
     label: np.ndarray,
     least: int,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalise a picture as it is and pad it, centred, to at least `least` pixels a side (mean / 255).
+    """Normalise an image and pad it, centred.
+
+    Args:
+        image: uint8 (H, W, 3).
+        label: uint8 (H, W).
+        least: smallest side of the result, in pixels.
+        mean: per channel, for values in [0, 1].
+        std: per channel, for values in [0, 1].
 
     Returns:
-        float32 (3, max(H, least), max(W, least)) and int64 of the same size.
+        float32 (3, max(H, least), max(W, least)), 0 (the mean) where padded; int64 of the same size, 255 where padded.
     """
     (height, width), (tall, wide) = label.shape, (max(side, least) for side in label.shape)
     top, left = (tall - height) // 2, (wide - width) // 2
-    image = torch.zeros(3, tall, wide)
-    image[:, top : top + height, left : left + width] = normalise(picture, mean, std)
+    output = torch.zeros(3, tall, wide)
+    output[:, top : top + height, left : left + width] = normalise(image, mean, std)
     target = torch.full((tall, wide), IGNORE, dtype=torch.int64)
     target[top : top + height, left : left + width] = torch.from_numpy(np.ascontiguousarray(label))
-    return image, target
+    return output, target

@@ -1,4 +1,4 @@
-"""Writing many small files: each whole or absent after a kill, without waiting for the disk at every one."""
+"""Atomic writing of many small files, without forcing each to the disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_bulk(path: str | os.PathLike, data: bytes) -> None:
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Remove what killed runs were writing: temporary names of ours, and nothing else."""
+    """Remove temporary files that killed runs left; other files stay."""
     for folder in folders:
         for path in folder.glob(".*.part"):
             path.unlink(missing_ok=True)

@@ -63,7 +63,7 @@ class Fault:
 
 @dataclass
 class Checked:
-    """What a check found: its faults sorted by file, the values of all labels, how often each note was made."""
+    """Result of a check: faults sorted by file, values of all labels, counts of each note."""
 
     faults: list[Fault]
     labels: Survey
@@ -76,7 +76,17 @@ def check_pairs(
     workers: int | None = None,
     ignore_index: int = IGNORE,
 ) -> list[Fault]:
-    """Decode every pair of a picture and its label; returns what is wrong, sorted by file."""
+    """Decode every pair of an image and its label.
+
+    Args:
+        pairs: (image, label) files.
+        n_class: number of classes.
+        workers: processes; None: all cores.
+        ignore_index: the number in labels that marks pixels to ignore.
+
+    Returns:
+        The faults, sorted by file.
+    """
     return check_all(pairs, n_class, workers, ignore_index).faults
 
 
@@ -86,23 +96,23 @@ def check_all(
     workers: int | None = None,
     ignore_index: int = IGNORE,
 ) -> Checked:
-    """Like :func:`check_pairs`, with what else is to be known of the pairs.
+    """Like :func:`check_pairs`, with the values of the labels and notes on the images.
 
     Args:
-        pairs: (picture, label) files; repeated ones are opened once.
+        pairs: (image, label) files; repeated ones are opened once.
         n_class: number of classes.
         workers: processes, all cores by default.
         ignore_index: the number in labels that marks pixels to ignore.
     """
-    jobs = list(dict.fromkeys((str(picture), str(label), n_class, ignore_index) for picture, label in pairs))
-    faults, made = set(), Checked([], Survey(len(jobs)), Counter())
-    for found, values, notes in run_jobs(_look, jobs, len(jobs), "checking", workers):
-        faults |= set(found)
-        made.labels.looked += 1
-        made.labels.seen[values] = True
-        made.notes.update(notes)
-    made.faults = sorted(faults)
-    return made
+    jobs = list(dict.fromkeys((str(image), str(label), n_class, ignore_index) for image, label in pairs))
+    faults, result = set(), Checked([], Survey(len(jobs)), Counter())
+    for pair_faults, values, notes in run_jobs(_look, jobs, len(jobs), "checking", workers):
+        faults |= set(pair_faults)
+        result.labels.looked += 1
+        result.labels.seen[values] = True
+        result.notes.update(notes)
+    result.faults = sorted(faults)
+    return result
 
 
 def check_pair(picture_path: str, label_path: str, n_class: int, ignore_index: int = IGNORE) -> list[Fault]:
@@ -111,41 +121,52 @@ def check_pair(picture_path: str, label_path: str, n_class: int, ignore_index: i
 
 
 def _look(picture_path: str, label_path: str, n_class: int, ignore_index: int) -> tuple[list[Fault], list, list[str]]:
-    """Faults of one pair, the values of its label (255: ignored), and notes on how the picture is read."""
+    """Faults of one pair, the values of its label (255: ignored), and notes on how the image is read."""
     faults: list[Fault] = []
 
     def read_indices(path: str) -> np.ndarray:
         return apply_ignored(read_label(path), ignore_index, n_class, path)
 
-    found = []
-    for path, read in ((picture_path, read_with_notes), (label_path, read_indices)):
+    decoded = []
+    for path, reader in ((picture_path, read_with_notes), (label_path, read_indices)):
         try:
-            found.append(read(path))
+            decoded.append(reader(path))
         except UseError as error:
             kind = "unreadable" if Path(path).is_file() else "missing"
             if isinstance(error, (ColourLabelError, LabelRangeError)):
                 kind = "colours" if isinstance(error, ColourLabelError) else "range"
             advice = f"; {ABSENT}" if kind == "missing" else ""
             faults.append(Fault(path, kind, str(error).removeprefix(f"{path}: ") + advice))
-            found.append(None)
-    (picture, notes), label = found[0] or (None, []), found[1]
+            decoded.append(None)
+    (image, notes), label = decoded[0] or (None, []), decoded[1]
     if label is not None and (wrong := beyond_classes(label, n_class, ignore_index)):
         faults.append(Fault(label_path, "range", wrong))
-    if picture is not None and label is not None and picture.shape[:2] != label.shape:
-        faults.append(Fault(label_path, "sizes", size_words(label.shape, picture_path, picture.shape[:2])))
+    if image is not None and label is not None and image.shape[:2] != label.shape:
+        faults.append(Fault(label_path, "sizes", size_words(label.shape, picture_path, image.shape[:2])))
     return faults, [] if label is None else np.unique(label).tolist(), notes
 
 
-def report(checked: Checked, names: Sequence[str], count: int, ignore_index: int, whole: bool) -> int:
-    """Print what a check of `count` pairs found; returns the exit status. whole: list every fault."""
+def report(checked: Checked, names: Sequence[str], count: int, ignore_index: int, list_all: bool) -> int:
+    """Print the result of a check.
+
+    Args:
+        checked: the result.
+        names: of the classes.
+        count: number of pairs.
+        ignore_index: the number in labels that marks pixels to ignore.
+        list_all: print every fault, not only the first of each kind.
+
+    Returns:
+        The exit status: 0, or 2 where there are faults.
+    """
     counts = Counter(fault.kind for fault in checked.faults)
     listed: Counter = Counter()
     for fault in checked.faults:
         listed[fault.kind] += 1
-        if whole or listed[fault.kind] <= SHOWN:
+        if list_all or listed[fault.kind] <= SHOWN:
             print(f"{fault.path}: {fault.text}")
     for kind, text in KINDS.items():
-        if not whole and counts[kind] > SHOWN:
+        if not list_all and counts[kind] > SHOWN:
             print(f"... and {counts[kind] - SHOWN} more: {text} (--all lists them)")
     labels = checked.labels
     nothing = labels.unlabelled(ignored=ignore_index) if labels.seen.any() else None

@@ -1,4 +1,4 @@
-"""Turning the public label formats into index PNG, one file at a time (these run in worker processes)."""
+"""Conversion of the public label formats to index PNG, one file at a time (run in worker processes)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_mat_label(data: bytes, name: object) -> np.ndarray:
     try:
         label = loadmat(io.BytesIO(data), variable_names=["GTcls"])["GTcls"][0, 0]["Segmentation"]
         label = np.asarray(label)
-    except Exception as error:  # a torn file makes the reader fail in a dozen ways, none of them ours
+    except Exception as error:  # a truncated file makes the reader fail in a dozen ways, none of them ours
         reason = f"{type(error).__name__}: {error}"
         raise UseError(f"{name}: not readable as an SBD label, GTcls.Segmentation ({reason})") from None
     if label.ndim != 2 or label.dtype.kind not in "uif" or label.size == 0:
@@ -40,13 +40,13 @@ def png_to_index(data: bytes | Path, target: Path, name: object) -> None:
 
 
 def copy_picture(data: bytes, target: Path, name: object) -> None:
-    """Write a picture's bytes as they are, once they have decoded well."""
+    """Write an image's bytes unchanged, after decoding them as a check."""
     read_picture(io.BytesIO(data), name)
     write_bulk(target, data)
 
 
 def looks_whole(path: Path) -> bool:
-    """Whether a PNG is there from its first to its last bytes; cheap, decodes nothing."""
+    """Whether a PNG has its first and last bytes; nothing is decoded."""
     try:
         with open(path, "rb") as file:
             head = file.read(len(_PNG_HEAD))
@@ -61,8 +61,8 @@ def _content(data: bytes | Path) -> bytes:
 
 
 def _save(target: Path, label: np.ndarray, name: object) -> None:
-    whole = label.astype(np.uint8)
-    wrong = out_of_range(whole, 21)
-    if wrong or (label.dtype != np.uint8 and (whole != label).any()):
+    indices = label.astype(np.uint8)
+    wrong = out_of_range(indices, 21)
+    if wrong or (label.dtype != np.uint8 and (indices != label).any()):
         raise UseError(f"{name}: values {label.min()} to {label.max()}; VOC labels are 0 to 20, and 255")
-    save_label(target, whole)
+    save_label(target, indices)

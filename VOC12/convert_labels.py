@@ -32,7 +32,20 @@ def convert(
     new_path: str | os.PathLike,
     workers: int | None = None,
 ) -> tuple[int, int]:
-    """Convert the listed labels not converted yet; returns (files written, files that were there)."""
+    """Convert the listed labels that are not converted yet.
+
+    Args:
+        path: folder of the labels, PNG in colours or with a palette.
+        list_path: file of names.
+        new_path: folder of the index PNG.
+        workers: processes; None: all cores.
+
+    Returns:
+        (files written, files that existed).
+
+    Raises:
+        UseError: labels are absent or unreadable, or both folders are the same.
+    """
     source, target = must_exist(path, "label folder"), Path(new_path)
     if target.resolve() == source.resolve():
         raise UseError(f"{target}: the new folder is the old one; give another, the originals stay as they are")

@@ -1,4 +1,4 @@
-"""Pictures and labels as tensors: VOC, or any folder of pictures and index PNG with a list."""
+"""Images and labels as tensors: VOC, or any folder of images and index PNG with a list."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from sparsemask.VOC12.palette import IGNORE, LabelRangeError, apply_ignored, bey
 
 
 class SegmentationDataset(Dataset):
-    """Pairs of a picture and its label.
+    """Pairs of an image and its label.
 
     Args:
-        pairs: (picture, label) files, as the functions of `sparsemask.VOC12.lists` return them.
+        pairs: (image, label) files, as the functions of `sparsemask.VOC12.lists` return them.
         n_class: number of classes, 1 to 255; labels are 0 to n_class - 1, and 255 to ignore.
         classes: their names; the VOC names for 21 classes, else "class i".
         crop_size: side of a training view; least side of an evaluation view, in pixels.
-        training: whether `dataset[i]` is a training view (from torch's random state) or the whole picture.
+        training: whether `dataset[i]` is a training view (from torch's random state) or the whole image.
         scales: the factors of which a training view takes one at random.
-        mean, std: of the normalisation, per channel, for values in [0, 1].
+        mean: per channel, for values in [0, 1].
+        std: per channel, for values in [0, 1].
         ignore_index: the number in label files, 0 to 255, that marks pixels to ignore; it becomes 255.
 
     Raises:
         UseError: no pairs, or impossible settings; at reading: a missing or truncated file, a label and a
-            picture of different sizes, a label beyond the classes, colours where indices are expected.
+            image of different sizes, a label beyond the classes, colours where indices are expected.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class SegmentationDataset(Dataset):
         self.classes = list(classes) if classes is not None else load_class_names(None, n_class)
         if len(self.classes) != n_class:
             raise UseError(f"{len(self.classes)} class names for {n_class} classes")
-        self.pairs = [(str(picture), str(label)) for picture, label in pairs]
+        self.pairs = [(str(image), str(label)) for image, label in pairs]
         self.n_class = n_class
         self.crop_size = crop_size
         self.training = training
@@ -71,18 +72,18 @@ class SegmentationDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Training view (see :meth:`sample`) or whole picture (see :meth:`whole`), as `training` says."""
+        """Training view (see :meth:`sample`) or whole image (see :meth:`whole`), as `training` says."""
         if not self.training:
             return self.whole(index)
         return self.sample(index, np.random.default_rng(int(torch.randint(2**62, ()))))
 
     def name(self, index: int) -> str:
-        """Name of a picture: its file's, without suffix; with folders where two would have the same."""
+        """Name of an image: its file's, without suffix; with folders where two would have the same."""
         return self._names[index]
 
     @cached_property
     def _names(self) -> list[str]:
-        return distinct_names([picture for picture, _ in self.pairs])
+        return distinct_names([image for image, _ in self.pairs])
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Random scale, crop and flip, all from `rng`.
@@ -90,26 +91,26 @@ class SegmentationDataset(Dataset):
         Returns:
             image float32 (3, crop, crop), normalised; label int64 (crop, crop), 255 where padded.
         """
-        picture, label = self.load(index)
+        image, label = self.load(index)
         view = draw_view(label.shape, self.crop_size, self.scales, rng)
-        return augment(picture, label, view, self.crop_size, self.mean, self.std)
+        return augment(image, label, view, self.crop_size, self.mean, self.std)
 
     def whole(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The picture unscaled, padded (centred; mean and 255) to at least the crop size on each side.
+        """The image unscaled, padded (centred; mean and 255) to at least the crop size on each side.
 
         Returns:
             image float32 (3, H, W), normalised; label int64 (H, W).
         """
-        picture, label = self.load(index)
-        return pad(picture, label, self.crop_size, self.mean, self.std)
+        image, label = self.load(index)
+        return pad(image, label, self.crop_size, self.mean, self.std)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read and check a pair: picture uint8 (H, W, 3), label uint8 (H, W)."""
-        picture_path, label_path = self.pairs[index]
-        picture, label = read_picture(picture_path), self.read(label_path)
-        if picture.shape[:2] != label.shape:
-            raise UseError(f"{label_path}: {size_words(label.shape, picture_path, picture.shape[:2])}")
-        return picture, label
+        """Read and check a pair: image uint8 (H, W, 3), label uint8 (H, W)."""
+        image_path, label_path = self.pairs[index]
+        image, label = read_picture(image_path), self.read(label_path)
+        if image.shape[:2] != label.shape:
+            raise UseError(f"{label_path}: {size_words(label.shape, image_path, image.shape[:2])}")
+        return image, label
 
     def read(self, path: str) -> np.ndarray:
         """Read and check a label, uint8 (H, W); other formats override this."""

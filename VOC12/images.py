@@ -1,7 +1,7 @@
-"""Decoding pictures: which files count as pictures, upright, 8 bits a channel, every broken file in one clear line.
+"""Decoding images: which files count as images, upright, 8 bits a channel, every broken file in one clear line.
 
-The conventions here hold for every task and command. A picture is turned as its EXIF (or XMP) orientation says, as
-viewers show it; its size is that of the upright picture. 16-bit values are divided by 257. Floats of 0 to 1 are
+The conventions here hold for every task and command. An image is turned as its EXIF (or XMP) orientation says, as
+viewers show it; its size is that of the upright image. 16-bit values are divided by 257. Floats of 0 to 1 are
 multiplied by 255, floats of 0 to 255 are taken as they stand. Other values are refused.
 """
 
@@ -22,10 +22,10 @@ from PIL import Image, UnidentifiedImageError
 from sparsemask.containers import stand_in
 from sparsemask.errors import UseError
 
-# The suffixes of pictures, in any case; of several files that one name without suffix may mean, the first here wins.
+# The suffixes of images, in any case; of several files that one name without suffix may mean, the first here wins.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
-# What Pillow raises on torn or hostile files, apart from operating-system errors.
+# What Pillow raises on truncated or hostile files, apart from operating-system errors.
 _BROKEN = (
     SyntaxError,
     ValueError,
@@ -51,13 +51,13 @@ _TURNS = {
 _SIDEWAYS = 5  # from this orientation on width and height are exchanged
 _TURNING_TEXTS = (b"XML:com.adobe.xmp", b"Raw profile type")  # texts of a PNG that may hold an orientation
 _CHUNKS = 100_000  # of a PNG, looked through for metadata behind the pixels
-_FEW_BITS = 4095  # largest value of 12 bits: a 16-bit picture below it would come out black
+_FEW_BITS = 4095  # largest value of 12 bits: a 16-bit image below it would come out black
 _HALF = 0.5 / 255  # half an 8-bit level, which floats may overshoot by
 
 
 @contextlib.contextmanager
 def decoding(name: object) -> Iterator[None]:
-    """Turn whatever goes wrong while decoding the file called `name` into a UseError that says so."""
+    """Inside, every failure of decoding the file called `name` becomes a one-line UseError."""
     try:
         yield
     except FileNotFoundError:
@@ -74,23 +74,23 @@ def decoding(name: object) -> Iterator[None]:
 
 
 def is_picture(path: str | os.PathLike) -> bool:
-    """Whether a file's name ends as a picture's does, and is not hidden."""
+    """Whether a file has the suffix of an image and is not hidden."""
     path = Path(path)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def without_suffix(name: str) -> str:
-    """A picture's name without its suffix; "my.photo-1", which has none, stays as it is."""
+    """An image's name without its suffix; "my.photo-1", which has none, stays as it is."""
     return str(Path(name).with_suffix("")) if Path(name).suffix.lower() in SUFFIXES else name
 
 
 def find_picture(folder: Path, stem: str) -> Path | None:
-    """The picture of this name, without suffix, in a folder: the first of SUFFIXES that exists, in any case."""
-    usual = (stem + suffix for kind in SUFFIXES for suffix in (kind, kind.upper()))
-    found = next((folder / name for name in usual if (folder / name).is_file()), None)
-    if found is None and folder.is_dir():
-        found = next((path for path in sorted(folder.iterdir()) if path.stem == stem and is_picture(path)), None)
-    return found
+    """The image of this name, without suffix, in a folder: the first of SUFFIXES that exists, in any case."""
+    candidates = (stem + suffix for kind in SUFFIXES for suffix in (kind, kind.upper()))
+    path_found = next((folder / name for name in candidates if (folder / name).is_file()), None)
+    if path_found is None and folder.is_dir():
+        path_found = next((path for path in sorted(folder.iterdir()) if path.stem == stem and is_picture(path)), None)
+    return path_found
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -100,35 +100,35 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def picture_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Height and width of an upright picture, from its file's header; UseError as for :func:`read_picture`."""
+    """Height and width of an upright image, from its file's header; UseError as for :func:`read_picture`."""
     return _header(path)[0]
 
 
 def exif_words(path: str | os.PathLike, expected: tuple[int, int] | None = None) -> str:
-    """Words to add to a message about a picture's size: empty unless EXIF exchanges its height and width.
+    """Addition to a message about an image's size: empty unless EXIF exchanges its height and width.
 
     Args:
-        path: the picture.
-        expected: height and width that do not fit the upright picture; if they fit its pixels as stored, the words
+        path: the image.
+        expected: height and width that do not fit the upright image; if they fit its pixels as stored, the words
             say what to do.
     """
     (height, width), orientation = _header(path)
     if orientation < _SIDEWAYS:
         return ""
-    words = f" upright (its EXIF orientation is {orientation}, its pixels are stored as {height}x{width})"
+    text = f" upright (its EXIF orientation is {orientation}, its pixels are stored as {height}x{width})"
     if expected == (width, height):
-        words += ", which the other file fits: turn that one, or remove the EXIF orientation from the picture"
-    return words
+        text += ", which the other file fits: turn that one, or remove the EXIF orientation from the picture"
+    return text
 
 
-def size_words(size: tuple[int, int], picture: str | os.PathLike, upright_size: tuple[int, int]) -> str:
-    """What does not fit where a label (or map) of `size`, (H, W), has another size than its picture."""
+def size_words(size: tuple[int, int], image_path: str | os.PathLike, upright_size: tuple[int, int]) -> str:
+    """What does not fit where a label (or map) of `size`, (H, W), has another size than its image."""
     (tall, wide), (height, width) = size, upright_size
-    return f"{wide}x{tall} pixels, but its picture {picture} has {width}x{height}{exif_words(picture, size)}"
+    return f"{wide}x{tall} pixels, but its picture {image_path} has {width}x{height}{exif_words(image_path, size)}"
 
 
 def read_picture(path: str | os.PathLike | BinaryIO, name: object = None) -> np.ndarray:
-    """Decode a picture of any mode to upright RGB, see the module's docstring.
+    """Decode an image of any mode to upright RGB, see the module's docstring.
 
     Args:
         path: a file, or an open binary stream (then say its `name` for messages).
@@ -137,18 +137,18 @@ def read_picture(path: str | os.PathLike | BinaryIO, name: object = None) -> np.
         uint8 array (H, W, 3); grey is repeated, alpha is dropped.
 
     Raises:
-        UseError: the file is missing, truncated or no picture, or has values of no known scale.
+        UseError: the file is missing, truncated or no image, or has values of no known scale.
     """
     return _read(path, name)[0]
 
 
 def picture_notes(path: str | os.PathLike) -> list[str]:
-    """What reading changes in a picture beyond its format, in words: turned upright, 16 bits or floats scaled."""
+    """Notes on what reading changes in an image: orientation, scaling of 16 bits or floats."""
     return read_with_notes(path)[1]
 
 
 def read_with_notes(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
-    """What :func:`read_picture` and :func:`picture_notes` give, decoding once."""
+    """Results of :func:`read_picture` and :func:`picture_notes`, decoding once."""
     return _read(path, None)
 
 
@@ -176,7 +176,7 @@ def grey_levels(image: Image.Image) -> tuple[np.ndarray, str]:
         raise ValueError(f"{mode}: values that are not finite: {advice}")
     if low >= -_HALF and high <= 1 + _HALF:
         return np.clip(values * 255, 0, 255), "floats of 0 to 1 were multiplied by 255"
-    # Between, nobody knows: as 0 to 255 the picture would be black.
+    # Values between are ambiguous: as 0 to 255 the image would be black.
     if low >= -255 * _HALF and 8 < high <= 255 * (1 + _HALF):
         return np.clip(values, 0, 255), "floats of 0 to 255 were rounded"
     raise ValueError(f"{mode}: floats from {low:.4g} to {high:.4g}, expected 0 to 1 or 0 to 255: {advice}")
@@ -197,43 +197,43 @@ def _read(path: str | os.PathLike | BinaryIO, name: object) -> tuple[np.ndarray,
         notes = ["16 bits a colour became 8"] if deep_colours(image) else []
         stored = _orientation(image) if image.format == "TIFF" else 1
         image.load()  # decodes all of it: truncation shows here and not later
-        found = max(stored, _orientation(image))
-        if found != 1:
-            notes.append(f"turned upright by EXIF orientation {found}")
-        shown = upright(image)
-        if is_deep(shown):
-            levels, note = grey_levels(shown)
+        orientation = max(stored, _orientation(image))
+        if orientation != 1:
+            notes.append(f"turned upright by EXIF orientation {orientation}")
+        turned = upright(image)
+        if is_deep(turned):
+            levels, note = grey_levels(turned)
             grey = np.rint(levels).astype(np.uint8)
             return np.ascontiguousarray(grey[..., None].repeat(3, axis=2)), [*notes, note]
-        return np.array(shown if shown.mode == "RGB" else shown.convert("RGB")), notes
+        return np.array(turned if turned.mode == "RGB" else turned.convert("RGB")), notes
 
 
 def _header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
-    """((height, width) upright, orientation 1 to 8) of a picture, which is not decoded."""
+    """((height, width) upright, orientation 1 to 8) of an image, which is not decoded."""
     with decoding(path), Image.open(path) as image:
         if image.format == "PNG" and image.fp is not None and _metadata_behind(image.fp):
             image.load()
-        found, (width, height) = _orientation(image), image.size
+        orientation, (width, height) = _orientation(image), image.size
         if image.format == "TIFF":  # whose size some versions of Pillow exchange at opening, others at decoding
             width, height = (int(image.tag_v2.get(tag, side)) for tag, side in ((_WIDTH, width), (_HEIGHT, height)))
-    return ((width, height) if found >= _SIDEWAYS else (height, width)), found
+    return ((width, height) if orientation >= _SIDEWAYS else (height, width)), orientation
 
 
 def _orientation(image: Image.Image) -> int:
     """How an image is to be turned, 1 (not at all) to 8; 1 where its metadata cannot be read."""
     try:
-        # The base class': that of PNG decodes the whole picture to look behind its pixels.
+        # The base class': that of PNG decodes the whole image to look behind its pixels.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
-            found = Image.Image.getexif(image).get(_ORIENTATION, 1)
+            value = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except (*_BROKEN, OSError, KeyError, TypeError, AttributeError, OverflowError, AssertionError):
         return 1
-    return found if isinstance(found, int) and found in _TURNS else 1
+    return value if isinstance(value, int) and value in _TURNS else 1
 
 
 def _metadata_behind(file: BinaryIO) -> bool:
     """Whether a PNG has EXIF or XMP behind its pixels; the file's position is kept."""
-    place, pixels = file.tell(), False
+    position, pixels = file.tell(), False
     try:
         file.seek(8)
         for _ in range(_CHUNKS):
@@ -248,4 +248,4 @@ def _metadata_behind(file: BinaryIO) -> bool:
             file.seek(length - len(text) + 4, os.SEEK_CUR)
         return False
     finally:
-        file.seek(place)
+        file.seek(position)

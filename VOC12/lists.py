@@ -1,4 +1,4 @@
-"""Which pictures and labels belong together: list files, folders of one's own, and the VOC devkit.
+"""Which images and labels belong together: list files, folders of one's own, and the VOC devkit.
 
 List files of every task are read here: UTF-8, with a byte order mark or without (UTF-16 with one), an entry a line.
 Blank lines and lines that begin with "#" do not count. An entry is a name, or several paths: "a.jpg a.png", separated
@@ -39,7 +39,7 @@ def is_prepared(folder: str | os.PathLike) -> bool:
 def read_list(path: str | os.PathLike) -> list[str]:
     """Read a list file, see the module's docstring: its entries, each as it stands.
 
-    Duplicates are kept: repeating a line is how a list gives a picture more weight.
+    Duplicates are kept: repeating a line is how a list gives an image more weight.
 
     Raises:
         UseError: no such file, not text, or no entries.
@@ -89,12 +89,12 @@ def columns_of(entry: str, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
     """
     endings = "|".join(map(re.escape, sorted(suffixes, key=len, reverse=True)))
     for path in (rf"[^\"'].*?(?:{endings})", r"[^\s,;\"']\S*?"):
-        pattern, found, place = re.compile(f"(?:{_QUOTED}|({path})){_BETWEEN}", re.IGNORECASE), [], 0
-        while place < len(entry) and (match := pattern.match(entry, place)):
-            found.append(next(group for group in match.groups() if group is not None))
-            place = match.end()
-        if found and place == len(entry):
-            return found
+        pattern, paths, position = re.compile(f"(?:{_QUOTED}|({path})){_BETWEEN}", re.IGNORECASE), [], 0
+        while position < len(entry) and (match := pattern.match(entry, position)):
+            paths.append(next(group for group in match.groups() if group is not None))
+            position = match.end()
+        if paths and position == len(entry):
+            return paths
     return entry.split()
 
 
@@ -109,7 +109,7 @@ def load_class_names(path: str | os.PathLike | None, n_class: int) -> list[str]:
 
 
 def lists_pairs(path: str | os.PathLike) -> bool:
-    """Whether every line of a list names a picture and its label by their paths, which then need no folders."""
+    """Whether every line of a list names an image and its label by their paths, which then need no folders."""
     return all(_is_pair(columns_of(entry)) for entry in read_list(path))
 
 
@@ -130,34 +130,42 @@ def find_pairs(
                     f'{list_path}: "{entry}" is no pair of paths, "picture label": names need --im_path and --gt_path'
                 )
     bases = (list_path.parent, list_path.parent.parent, list_path.parents[min(2, len(list_path.parents) - 1)])
-    pictures, labels = (
-        _Folder(list_path.parent if path is None else must_exist(path, what))
-        for path, what in ((im_path, "picture folder"), (gt_path, "label folder"))
+    images, labels = (
+        _Folder(list_path.parent if path is None else must_exist(path, title))
+        for path, title in ((im_path, "picture folder"), (gt_path, "label folder"))
     )
     pairs = []
     for entry in entries:
         columns = columns_of(entry)
-        if pictures.has(entry):  # whatever it looks like
-            pairs.append((pictures.picture(entry), labels.label(entry)))
+        if images.has(entry):  # whatever it looks like
+            pairs.append((images.picture(entry), labels.label(entry)))
         elif _is_pair(columns):
-            picture, label = columns
-            pairs.append((_first(picture, (pictures.path, *bases)), _first(label, (labels.path, *bases))))
+            image, label = columns
+            pairs.append((_first(image, (images.path, *bases)), _first(label, (labels.path, *bases))))
         else:
             name = unquoted(entry)
-            pairs.append((pictures.picture(name), labels.label(name)))
+            pairs.append((images.picture(name), labels.label(name)))
     return pairs
 
 
 def pairs_from_lists(
     im_path: str | os.PathLike | None, gt_path: str | os.PathLike | None, list_path: str | os.PathLike
 ) -> list[Pair]:
-    """Pair the pictures of `im_path` (any of SUFFIXES) with the labels of `gt_path` (LABEL_SUFFIXES) named in a list.
+    """Pair images with labels that a list names.
 
-    Names may carry their suffix, and folders before them ("val/0001"). The paths of two-column lines are taken from the
-    folders, from the list's own folder or from the one or two above it; lists of such lines alone need no folders.
+    Names may have a suffix and folders ("val/0001"). The paths of two-column lines are relative to the folders, to the
+    list's own folder, or to the one or two above it; lists of such lines alone need no folders.
+
+    Args:
+        im_path: folder of the images (any of SUFFIXES); None: see above.
+        gt_path: folder of the labels (LABEL_SUFFIXES); None: see above.
+        list_path: the list file.
+
+    Returns:
+        (image, label) files, in the order of the list.
 
     Raises:
-        UseError: an empty list, or absent files: names the first and counts them.
+        UseError: the list is empty, or files are absent; the first is named, all are counted.
     """
     pairs = find_pairs(im_path, gt_path, list_path)
     require(pairs, list_path)
@@ -166,10 +174,10 @@ def pairs_from_lists(
 
 def require(pairs: Sequence[Pair], list_path: object) -> None:
     """Raise a UseError that names the first absent file of `pairs` and counts them."""
-    for what, column in (("picture", 0), ("label", 1)):
+    for title, column in (("picture", 0), ("label", 1)):
         absent = [pair[column] for pair in pairs if not pair[column].is_file()]
         if absent:
-            raise UseError(f"{list_path}: {len(absent)} of {len(pairs)} {what}s absent, first {absent[0]}; {ABSENT}")
+            raise UseError(f"{list_path}: {len(absent)} of {len(pairs)} {title}s absent, first {absent[0]}; {ABSENT}")
 
 
 def devkit_root(voc_root: str | os.PathLike) -> Path:
@@ -189,8 +197,8 @@ def find_devkit_pairs(voc_root: str | os.PathLike, list_name: str, gt_folder: st
     if not list_path.is_file() and list_name == "train_aug" and (lists / "train.txt").is_file():
         list_path = lists / "train.txt"  # the original devkit has no augmented labels
     if not list_path.is_file():
-        known = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
-        raise UseError(f"no list '{list_name}' in {lists}; there are: {known}")
+        available = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
+        raise UseError(f"no list '{list_name}' in {lists}; there are: {available}")
     folders = ["SegmentationClass", "SegmentationClassAug"]
     if "aug" in list_path.stem.lower():
         folders.reverse()
@@ -224,7 +232,7 @@ def devkit_pairs(voc_root: str | os.PathLike, list_name: str, gt_folder: str | N
 
 
 class _Folder:
-    """A folder listed once: ten thousand names need no hundred thousand questions to the file system."""
+    """A folder whose files are listed once, which saves a query to the file system for every name."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._listed, self._usual = path, {}, {}
@@ -232,8 +240,8 @@ class _Folder:
     def _files(self, folder: str) -> dict[str, str]:
         """Names in a folder below by themselves, and by their stem with the suffix in small letters."""
         if folder not in self._listed:
-            place = self.path / folder
-            names = sorted(os.listdir(place)) if place.is_dir() else []
+            directory = self.path / folder
+            names = sorted(os.listdir(directory)) if directory.is_dir() else []
             self._listed[folder] = {**{_small(name): name for name in names}, **{name: name for name in names}}
         return self._listed[folder]
 
@@ -243,15 +251,17 @@ class _Folder:
 
     def _find(self, name: str, suffixes: tuple[str, ...]) -> Path:
         tail = name.rpartition("/")[2]
-        head = name[: len(name) - len(tail)]  # a folder of folders (city/picture)
+        head = name[: len(name) - len(tail)]  # a folder of folders (city/image)
         files = self._files(head)
-        for wanted in (tail, *(tail + suffix for suffix in suffixes)):
-            if found := files.get(wanted) or files.get(_small(wanted)):
-                return self.path / (head + found)
+        for candidate in (tail, *(tail + suffix for suffix in suffixes)):
+            if file_name := files.get(candidate) or files.get(_small(candidate)):
+                return self.path / (head + file_name)
         if Path(name).suffix.lower() in SUFFIXES:
             return self.path / name
         if (head, suffixes) not in self._usual:
-            counts = Counter(kind for one in files if (kind := os.path.splitext(one)[1]).lower() in suffixes)
+            counts = Counter(
+                kind for listed_name in files if (kind := os.path.splitext(listed_name)[1]).lower() in suffixes
+            )
             self._usual[head, suffixes] = counts.most_common(1)[0][0] if counts else suffixes[0]
         return self.path / (name + self._usual[head, suffixes])  # absent: as most files here are called
 
@@ -259,7 +269,7 @@ class _Folder:
         return self._find(name, SUFFIXES)
 
     def label(self, name: str) -> Path:
-        # Of a picture's file name: its label bears the same stem.
+        # Of an image's file name: its label bears the same stem.
         return self._find(without_suffix(name), LABEL_SUFFIXES)
 
 

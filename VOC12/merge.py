@@ -1,4 +1,4 @@
-"""Merging VOC and SBD: whose names, pictures and labels go where."""
+"""Merging VOC and SBD: whose names, images and labels go where."""
 
 from __future__ import annotations
 
@@ -25,7 +25,19 @@ class Job:
 
 
 def merge_lists(voc: Source, sbd: Source, expect: tuple[int, int, int]) -> dict[str, list[str]]:
-    """Names by list; UseError unless train, val and train_aug have the sizes `expect`."""
+    """Merge the lists of VOC and SBD: train_aug = (SBD train + SBD val + VOC train) - VOC val.
+
+    Args:
+        voc: the VOC data set.
+        sbd: the SBD data set.
+        expect: sizes of train, val and train_aug.
+
+    Returns:
+        Names by list: train, val, trainval, train_aug.
+
+    Raises:
+        UseError: a list has another size than expected.
+    """
     train, val = (_read_names(voc, f"ImageSets/Segmentation/{name}.txt") for name in ("train", "val"))
     extra = [name for part in ("train.txt", "val.txt") for name in _read_names(sbd, part)]
     lists = {
@@ -34,10 +46,10 @@ def merge_lists(voc: Source, sbd: Source, expect: tuple[int, int, int]) -> dict[
         "trainval": sorted({*train, *val}),
         "train_aug": sorted({*extra, *train} - {*val}),
     }
-    for name, wanted in zip(("train", "val", "train_aug"), expect, strict=True):
-        if len(lists[name]) != wanted:
+    for name, expected in zip(("train", "val", "train_aug"), expect, strict=True):
+        if len(lists[name]) != expected:
             raise UseError(
-                f"the archives give {len(lists[name])} names for {name}, expected {wanted}: other releases "
+                f"the archives give {len(lists[name])} names for {name}, expected {expected}: other releases "
                 "than VOC 2012 trainval and SBD? if they are meant, say so with --expect TRAIN,VAL,TRAIN_AUG"
             )
     return lists
@@ -53,26 +65,26 @@ def _read_names(source: Source, path: str) -> list[str]:
 
 def plan(voc: Source, sbd: Source, lists: dict[str, list[str]], out: Path) -> tuple[list[Job], int]:
     """Files still to be written, in the order that reads the archives fastest, and how many are there."""
-    wanted: dict[tuple[int, str], Job] = {}
+    planned: dict[tuple[int, str], Job] = {}
     absent: list[str] = []
     in_voc, in_sbd = set(voc.names), set(sbd.names)
     for name in sorted({*lists["train_aug"], *lists["val"]}):
-        picture, label = out / "img" / f"{name}.jpg", out / "gt" / f"{name}.png"
+        image_name, label = out / "img" / f"{name}.jpg", out / "gt" / f"{name}.png"
         if (path := f"JPEGImages/{name}.jpg") in in_voc:
-            wanted[0, path] = Job(copy_picture, voc, path, picture)
+            planned[0, path] = Job(copy_picture, voc, path, image_name)
         elif (path := f"img/{name}.jpg") in in_sbd:
-            wanted[1, path] = Job(copy_picture, sbd, path, picture)
+            planned[1, path] = Job(copy_picture, sbd, path, image_name)
         else:
             absent.append(f"picture {name}.jpg")
         if (path := f"SegmentationClass/{name}.png") in in_voc:
-            wanted[0, path] = Job(png_to_index, voc, path, label)
+            planned[0, path] = Job(png_to_index, voc, path, label)
         elif (path := f"cls/{name}.mat") in in_sbd:
-            wanted[1, path] = Job(mat_to_png, sbd, path, label)
+            planned[1, path] = Job(mat_to_png, sbd, path, label)
         else:
             absent.append(f"label {name}")
     if absent:
         raise UseError(f"{len(absent)} listed files are in neither archive, first {absent[0]}; are they complete?")
-    ordered = [wanted[key] for i, s in enumerate((voc, sbd)) for name in s.names if (key := (i, name)) in wanted]
+    ordered = [planned[key] for i, s in enumerate((voc, sbd)) for name in s.names if (key := (i, name)) in planned]
     jobs = [job for job in ordered if not _there(job)]
     return jobs, len(ordered) - len(jobs)
 

@@ -51,24 +51,32 @@ def _keys(rgb: np.ndarray) -> np.ndarray:
 
 
 def encode_colours(rgb: np.ndarray, n_class: int = 21, name: object = "label") -> np.ndarray:
-    """Turn VOC colours (..., 3) uint8 into class indices (...) uint8; void becomes 255.
+    """Convert VOC colours to class indices.
+
+    Args:
+        rgb: uint8 (..., 3).
+        n_class: number of colours that are classes; void becomes 255.
+        name: what the file is called in messages.
+
+    Returns:
+        uint8 (...).
 
     Raises:
         ColourLabelError: a colour is none of the first `n_class` VOC colours nor void.
     """
     index = np.append(np.arange(n_class), IGNORE).astype(np.uint8)
-    known = _keys(VOC_COLOURS[index])
-    order = np.argsort(known)
-    wanted = _keys(rgb)
-    place = order[np.searchsorted(known, wanted, sorter=order).clip(max=n_class)]
-    wrong = known[place] != wanted
+    class_keys = _keys(VOC_COLOURS[index])
+    order = np.argsort(class_keys)
+    pixel_keys = _keys(rgb)
+    nearest = order[np.searchsorted(class_keys, pixel_keys, sorter=order).clip(max=n_class)]
+    wrong = class_keys[nearest] != pixel_keys
     if wrong.any():
         colour = tuple(int(value) for value in rgb[wrong][0])
         raise ColourLabelError(
             f"{name}: {int(wrong.sum())} pixels have no VOC colour (first {colour}); "
             "labels must be the devkit's colours or class indices"
         )
-    return index[place]
+    return index[nearest]
 
 
 def colourise(label: np.ndarray) -> np.ndarray:
@@ -77,12 +85,12 @@ def colourise(label: np.ndarray) -> np.ndarray:
 
 
 def beyond_classes(label: np.ndarray, n_class: int, ignored: int = IGNORE) -> str | None:
-    """What is wrong with a uint8 label of values beyond the classes, in words with advice; None where nothing is.
+    """Message, with advice, about values beyond the classes in a uint8 label; None where there are none.
 
     Args:
         label: class indices; pixels to ignore are 255, whatever they are in the file.
         n_class: number of classes.
-        ignored: what stands for them in the file.
+        ignored: their value in the file.
     """
     wrong = out_of_range(label, n_class)
     if not wrong:
@@ -95,9 +103,16 @@ def beyond_classes(label: np.ndarray, n_class: int, ignored: int = IGNORE) -> st
 
 
 def apply_ignored(label: np.ndarray, ignored: int, n_class: int, name: object) -> np.ndarray:
-    """A uint8 label in which `ignored` marks the pixels to ignore, with 255 in its place.
+    """Replace the ignored value of a label by 255.
 
-    Raises UseError for 255 in the file where another number is ignored: it would be beyond all classes.
+    Args:
+        label: uint8 (H, W).
+        ignored: the value in the file that marks pixels to ignore.
+        n_class: number of classes, for the message.
+        name: what the file is called in messages.
+
+    Raises:
+        LabelRangeError: the file holds 255 although another value is ignored.
     """
     if ignored == IGNORE:
         return label
@@ -131,7 +146,7 @@ def read_label(
 
     Raises:
         ColourLabelError: colours where indices are expected, or unknown colours.
-        UseError: missing, truncated or no single-channel picture of at most 255.
+        UseError: missing, truncated or no single-channel image of at most 255.
     """
     name = name or path
     with decoding(name), Image.open(path) as image:

@@ -53,7 +53,7 @@ def prepare(
         the sizes of the lists train, val, trainval and train_aug.
 
     Raises:
-        UseError: an archive is missing, truncated or lacks something; a label or picture cannot be read; the
+        UseError: an archive is missing, truncated or lacks something; a label or image cannot be read; the
             sizes are not those expected.
     """
     out = Path(out)
@@ -77,7 +77,7 @@ def prepare(
     for name, names in lists.items():
         write_text(out / f"{name}.txt", "\n".join(names) + "\n")
     sizes = {name: len(names) for name, names in lists.items()}
-    os.sync()  # the pictures and labels were not forced to the disk one by one
+    os.sync()  # the images and labels were not forced to the disk one by one
     write_json(out / STAMP, sizes)  # last: whoever finds it finds everything
     print(f"{out}: {_words(sizes)}; {len(jobs)} files written, {kept} were there already")
     return sizes
@@ -91,14 +91,14 @@ def _complete(out: Path, expect: tuple[int, int, int]) -> dict[str, int] | None:
     if tuple(sizes.get(name) for name in ("train", "val", "train_aug")) != tuple(expect):
         return None
     try:
-        pictures, labels = set(os.listdir(out / "img")), set(os.listdir(out / "gt"))
+        images, labels = set(os.listdir(out / "img")), set(os.listdir(out / "gt"))
         lists = {name: (out / f"{name}.txt").read_text().split() for name in sizes}
     except OSError:
         return None
-    whole = all(len(names) == sizes[key] for key, names in lists.items()) and all(
-        f"{name}.jpg" in pictures and f"{name}.png" in labels for names in lists.values() for name in names
+    complete = all(len(names) == sizes[key] for key, names in lists.items()) and all(
+        f"{name}.jpg" in images and f"{name}.png" in labels for names in lists.values() for name in names
     )
-    return sizes if whole else None
+    return sizes if complete else None
 
 
 def _contents(sources: list[Source], jobs: list[Job]) -> Iterator[tuple]:

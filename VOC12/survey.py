@@ -1,4 +1,4 @@
-"""Which classes occur in labels: what cannot teach anything is refused before training, what is absent is named."""
+"""Classes that occur in labels: labels of one class are refused before training, absent classes are named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ _NAMED = 10  # absent classes that are named, the others counted
 
 @dataclass
 class Survey:
-    """What labels hold. seen: bool (256,), the values that occur, 255 where ignored. items: what they are called."""
+    """Values that occur in labels.
+
+    Attributes:
+        total: number of labels.
+        looked: number of labels read.
+        seen: bool (256,), the values that occur; 255 is ignored.
+        items: what labels are called in messages.
+    """
 
     total: int
     looked: int = 0
@@ -38,13 +45,13 @@ class Survey:
         return f"the {of}" if self.looked >= self.total else f"the {self.looked} looked at of {of}"
 
     def unlabelled(self, which: str = "", ignored: int = IGNORE) -> str | None:
-        """What to say where no pixel has a class; None otherwise."""
+        """Message where no pixel has a class; None otherwise."""
         if self.classes:
             return None
         return f"no pixel has a class in {self.labels(which)}: all are {ignored}, ignored"
 
     def single(self, classes: Sequence[str], which: str = "") -> str | None:
-        """What to say where one class alone occurs, which teaches nothing; None otherwise."""
+        """Message where a single class occurs; None otherwise."""
         if len(self.classes) != 1 or self.classes[0] >= len(classes):
             return None
         [number] = self.classes
@@ -64,9 +71,9 @@ class Survey:
         gone = [_called(number, classes) for number in range(len(classes)) if not self.seen[number]]
         if not gone:
             return None
-        named = ", ".join(gone[:_NAMED]) + (f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else "")
+        listed = ", ".join(gone[:_NAMED]) + (f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else "")
         never = "never occur" if len(gone) > 1 else "never occurs"
-        return f"{len(gone)} of {len(classes)} classes {never} in {self.labels(which)}: {named}"
+        return f"{len(gone)} of {len(classes)} classes {never} in {self.labels(which)}: {listed}"
 
 
 def _called(number: int, classes: Sequence[str]) -> str:
@@ -87,14 +94,14 @@ def survey(
         items: what labels are called in messages.
     """
     paths = list(dict.fromkeys(paths))
-    found = Survey(len(paths), items=items)
-    first = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int)).tolist()
-    rest = sorted(set(range(len(paths))) - set(first))
-    for number, index in enumerate([*first, *rest]):
-        if number >= len(first) and len(found.classes) > 1:
+    result = Survey(len(paths), items=items)
+    spread = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int)).tolist()
+    later = sorted(set(range(len(paths))) - set(spread))
+    for number, index in enumerate([*spread, *later]):
+        if number >= len(spread) and len(result.classes) > 1:
             break
-        found.add(read(paths[index]))
-        if found.seen[:n_class].all():
-            found.looked = found.total  # nothing is absent, whatever the others hold
+        result.add(read(paths[index]))
+        if result.seen[:n_class].all():
+            result.looked = result.total  # nothing is absent, whatever the others hold
             break
-    return found
+    return result

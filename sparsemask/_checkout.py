@@ -1,4 +1,4 @@
-"""One name for every package, in a checkout too.
+"""Import names: one name for every package, in a checkout as in an installation.
 
 Installed, `search`, `prune`, `retrain`, `spaces` and `VOC12` lie inside of `sparsemask`. In a checkout they stand
 beside it, where `python search/run.py` finds them; there, a finder makes `sparsemask.spaces` of the folder `spaces`.
@@ -21,7 +21,7 @@ _PACKAGE = "sparsemask"
 
 
 class _Alias:
-    """Loads a module that has another name: gives out the one module that there is."""
+    """Loader of a module under a second name: returns the module already loaded."""
 
     def __init__(self, spec: ModuleSpec):
         self._spec = spec
@@ -69,9 +69,9 @@ def install() -> None:
 
 
 def unify(name: str) -> None:
-    """Called by the `__init__` of each package: imported as `spaces`, it is `sparsemask.spaces` all the same.
+    """Make a package imported as `spaces` the same module as `sparsemask.spaces`; called by its `__init__`.
 
-    Once a module has run, the import system hands out what stands in `sys.modules`; the one that calls this is dropped.
+    The import system returns the entry of `sys.modules`, so that the duplicate that calls this is dropped.
     """
     if name in FOLDERS:
         sys.modules[name] = importlib.import_module(f"{_PACKAGE}.{name}")

@@ -1,4 +1,4 @@
-"""How sparse features are: the share of zeros after every ReLU of a network, channel by channel.
+"""Sparsity of features: the share of zeros after every ReLU of a network, channel by channel.
 
 That many activations are zero, and that some channels hold most of them, is what motivates masks over locations and
 channels (Wang et al., "Exploring sparsity in image super-resolution for efficient inference", CVPR 2021, section 3).
@@ -42,29 +42,36 @@ class LayerZeros:
         return int((self.zeros > share).sum())
 
 
-def zero_shares(network: nn.Module, pictures: Iterable[Tensor]) -> list[LayerZeros]:
-    """Every ReLU's zeros on inputs (N, C, *spatial), in the order of computation; the network in evaluation mode.
+def zero_shares(network: nn.Module, batches: Iterable[Tensor]) -> list[LayerZeros]:
+    """Share of zeros after every ReLU, in the order of computation, with the network in evaluation mode.
 
-    Features of a single place (an attention's means) are passed over. What stands in custom operators is not seen:
-    give a form of the network that spells them out.
+    Features of a single location (the means of channel attention) are skipped. ReLUs inside custom operators are not
+    seen: pass a form of the network without such operators.
+
+    Args:
+        network: a module.
+        batches: inputs (N, C, *spatial).
+
+    Returns:
+        An entry for each ReLU, over all batches.
     """
     counter = _Counter()
     with evaluating(network), _named(network, counter.stack):
-        for one in pictures:
-            counter.seen.clear()
+        for batch in batches:
+            counter.calls.clear()
             with counter:
-                network(one)
-    return [LayerZeros(name, zeros / count, count) for name, (zeros, count) in counter.found.items()]
+                network(batch)
+    return [LayerZeros(name, zeros / count, count) for name, (zeros, count) in counter.zeros.items()]
 
 
 class _Counter(TorchDispatchMode):
-    """Sees every operator and counts the zeros of those that cut off."""
+    """Counts the zeros in the outputs of all operators that clip at zero."""
 
     def __init__(self):
         super().__init__()
         self.stack: list[str] = []
-        self.seen: dict[str, int] = {}
-        self.found: dict[str, tuple[Tensor, int]] = {}
+        self.calls: dict[str, int] = {}
+        self.zeros: dict[str, tuple[Tensor, int]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -74,11 +81,11 @@ class _Counter(TorchDispatchMode):
 
     def _count(self, out: Tensor) -> None:
         name = self.stack[-1] if self.stack else ""
-        self.seen[name] = number = self.seen.get(name, 0) + 1
+        self.calls[name] = number = self.calls.get(name, 0) + 1
         name = name if number == 1 else f"{name} ({number})"
         zeros = (out == 0).transpose(0, 1).flatten(1).sum(1).double().cpu()
-        before, places = self.found.get(name, (0, 0))
-        self.found[name] = before + zeros, places + out.numel() // out.shape[1]
+        before, locations = self.zeros.get(name, (0, 0))
+        self.zeros[name] = before + zeros, locations + out.numel() // out.shape[1]
 
 
 @contextlib.contextmanager

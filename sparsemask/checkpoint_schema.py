@@ -1,7 +1,7 @@
 """What the entries of a run's checkpoint are: names, types, sizes. Checked once, where checkpoints are read.
 
-Checkpoints may come from strangers. The rest of the toolkit may rely on what is written here: a step is a whole number,
-a configuration holds plain values, weights are tensors that have the memory that they claim.
+Checkpoints may come from untrusted sources. The rest of the toolkit relies on these checks: a step is an integer, a
+configuration holds plain values, weights are tensors whose storage has the size that their shape claims.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _mapping(check: Check, key: Check = _text) -> Check:
 
 
 def is_plain(value: object, depth: int = 0) -> bool:
-    """Whether a value is None, a truth value, a number, text, or lists and mappings of such."""
+    """Whether a value is None, a boolean, a number, a string, or lists and mappings of these."""
     if isinstance(value, list | tuple):
         return depth < _DEEP and all(is_plain(part, depth + 1) for part in value)
     if isinstance(value, Mapping):
@@ -153,11 +153,19 @@ def is_ours(state: Mapping) -> bool:
 
 
 def check(state: Mapping, what: object) -> None:
-    """Raise UseError, naming `what` and the entry at fault, unless every known entry is what it must be."""
-    for name, (right, words) in ENTRIES.items():
-        if name in state and not right(state[name]):
-            found = _shown(state[name], words)
-            raise UseError(f"{what}: damaged or not of this toolkit: '{name}' must be {words}, found {found}")
+    """Check the types of all known entries of a checkpoint.
+
+    Args:
+        state: the checkpoint.
+        what: how the error message begins, mostly the file.
+
+    Raises:
+        UseError: an entry has the wrong type; the message names it.
+    """
+    for name, (is_valid, expected) in ENTRIES.items():
+        if name in state and not is_valid(state[name]):
+            shown = _shown(state[name], expected)
+            raise UseError(f"{what}: damaged or not of this toolkit: '{name}' must be {expected}, found {shown}")
 
 
 def _shown(value: object, words: str) -> str:

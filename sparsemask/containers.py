@@ -1,8 +1,8 @@
-"""Containers from strangers: arrays (.npy, .npz), archives (zip, tar), YAML, JSON.
+"""Safe readers of untrusted files: arrays (.npy, .npz), archives (zip, tar), YAML, JSON.
 
-One place for what every reader of such files needs. A header's claims are compared with the bytes that are there before
-memory is taken for them, nothing is unpickled, and whatever goes wrong while a file is decoded is a UseError of one
-line. Files that the system refuses to open stay errors of the system (:func:`sparsemask.errors.command` words them).
+All readers of such files share this module. Sizes in a header are compared with the size of the file before memory is
+allocated, nothing is unpickled, and every failure of decoding is a one-line UseError. Files that the system refuses to
+open raise OSError (:func:`sparsemask.errors.command` prints it in one line).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile
 
 @contextlib.contextmanager
 def reading(path: object, what: str = "truncated or damaged") -> Iterator[None]:
-    """Inside, whatever fails is a UseError "PATH: WHAT (why)"; what the system refuses keeps its own words.
+    """Context manager that turns every failure inside into a UseError "PATH: WHAT (reason)"; OSErrors pass unchanged.
 
-    For decoders alone, which fail in any way on a damaged byte: no other code belongs inside.
+    Only for calls of decoders, which may raise anything on damaged data.
     """
     try:
         yield
@@ -60,14 +60,14 @@ def reading(path: object, what: str = "truncated or damaged") -> Iterator[None]:
             if error.filename is None:
                 error.filename = str(path)
             raise
-        if found := stand_in(path):
-            raise UseError(f"{path}: {found}") from None
+        if explanation := stand_in(path):
+            raise UseError(f"{path}: {explanation}") from None
         why = one_line(error)[:160] or type(error).__name__
         raise UseError(f"{path}: {what} ({why})") from error
 
 
 def stand_in(path: object) -> str:
-    """What was stored in place of a file, in words: a Git LFS pointer or a web page; empty where it is neither."""
+    """Describe what was stored in place of a file: a Git LFS pointer or a web page; empty where it is neither."""
     head = b""
     if isinstance(path, str | os.PathLike) and os.path.isfile(path):
         with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -100,7 +100,8 @@ def npy_header(head: bytes, size: int) -> tuple[tuple[int, ...], bool, np.dtype,
         head: its first bytes, the header among them.
         size: bytes that there are in all.
 
-    Raises ValueError where it is none, holds objects, or claims more bytes than there are.
+    Raises:
+        ValueError: it is none, holds objects, or claims more bytes than there are.
     """
     if head.startswith(b"PK"):
         raise ValueError("a zip archive, which holds several arrays (.npz)")
@@ -117,9 +118,9 @@ def npy_header(head: bytes, size: int) -> tuple[tuple[int, ...], bool, np.dtype,
     if any(n < 0 for n in shape):
         raise ValueError(f"an array of shape {shape}")
     count = math.prod(shape)
-    claimed, there = count * dtype.itemsize, size - stream.tell()
-    if claimed > there or (not dtype.itemsize and count > _PIECE):
-        raise ValueError(f"its header claims more than there is: {claimed} bytes of {there}")
+    claimed, available = count * dtype.itemsize, size - stream.tell()
+    if claimed > available or (not dtype.itemsize and count > _PIECE):
+        raise ValueError(f"its header claims more than there is: {claimed} bytes of {available}")
     return shape, fortran, dtype, stream.tell()
 
 
@@ -128,7 +129,15 @@ def _shaped(data: np.ndarray, shape: tuple[int, ...], fortran: bool) -> np.ndarr
 
 
 def read_npy(path: str | os.PathLike[str], what: str = "not readable as an array") -> np.ndarray:
-    """The array of an `.npy` file; UseError "PATH: WHAT (why)" where it is torn, lies about its size, holds objects."""
+    """Read the array of an `.npy` file.
+
+    Args:
+        path: the file.
+        what: the second part of error messages, "PATH: WHAT (reason)".
+
+    Raises:
+        UseError: the file is truncated, claims a wrong size, or holds objects.
+    """
     with reading(path, what), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         shape, fortran, dtype, start = npy_header(file.read(_HEADER), size)
@@ -158,7 +167,7 @@ def npy_length(path: str | os.PathLike[str]) -> int:
 
 
 class Npz:
-    """The arrays of an open `.npz` file by name; each is decoded when it is asked for."""
+    """The arrays of an open `.npz` file by name; each is decoded when it is read."""
 
     def __init__(self, archive: zipfile.ZipFile, size: int, largest: int | None):
         check_zip(archive, size, largest)
@@ -174,8 +183,8 @@ class Npz:
         with self._archive.open(entry) as stream:
             data = bytearray(stream.read(_HEADER))
             shape, fortran, dtype, start = npy_header(bytes(data), entry.file_size)
-            while piece := stream.read(_PIECE):  # to the end, where the checksum is compared
-                data += piece
+            while chunk := stream.read(_PIECE):  # to the end, where the checksum is compared
+                data += chunk
         if len(data) != entry.file_size:
             raise ValueError(f"{entry.filename} has {len(data)} bytes, not {entry.file_size}")
         count = math.prod(shape)
@@ -188,9 +197,15 @@ class Npz:
 def open_npz(
     path: str | os.PathLike[str], what: str = "not readable as an archive of arrays", largest: int | None = None
 ) -> Iterator[Npz]:
-    """An `.npz` file; inside, what cannot be decoded is a UseError "PATH: WHAT (why)".
+    """Context manager that opens an `.npz` file; arrays are decoded when they are read.
 
-    largest: bytes that one array may have.
+    Args:
+        path: the file.
+        what: the second part of error messages, "PATH: WHAT (reason)".
+        largest: bytes that one array may have; None: as many as the machine has memory.
+
+    Raises:
+        UseError: the file, or an array that is read inside, cannot be decoded.
     """
     with reading(path, what), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         yield Npz(archive, os.fstat(file.fileno()).st_size, largest)
@@ -199,16 +214,16 @@ def open_npz(
 def read_npz(
     path: str | os.PathLike[str], what: str = "not readable as an archive of arrays", largest: int | None = None
 ) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz` file by name; see :func:`open_npz`."""
-    with open_npz(path, what, largest) as found:
-        return {name: found[name] for name in found.names}
+    """Read all arrays of an `.npz` file by name; arguments and errors as for :func:`open_npz`."""
+    with open_npz(path, what, largest) as arrays:
+        return {name: arrays[name] for name in arrays.names}
 
 
 # Archives
 
 
 def check_zip(archive: zipfile.ZipFile, size: int, largest: int | None = None) -> None:
-    """Raise ValueError where an archive's index claims what cannot be, or what cannot be read.
+    """Raise ValueError where the index of an archive claims impossible sizes or names entries that cannot be read.
 
     Args:
         archive: open for reading.
@@ -231,7 +246,7 @@ def check_zip(archive: zipfile.ZipFile, size: int, largest: int | None = None) -
 
 
 def check_zip_file(path: str | os.PathLike[str], what: str = "truncated or damaged") -> None:
-    """The same of a file, where it is a zip archive; UseError "PATH: WHAT (why)"."""
+    """Check a file by :func:`check_zip` where it is a zip archive; UseError "PATH: WHAT (reason)"."""
     with reading(path, what), open(path, "rb") as file:
         if file.read(4) == b"PK\x03\x04" and zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
@@ -239,7 +254,7 @@ def check_zip_file(path: str | os.PathLike[str], what: str = "truncated or damag
 
 
 class Bounded:
-    """A file whose reads ask for no more bytes than are left, whatever a header claims; it may be sought in."""
+    """A seekable file whose reads ask for no more bytes than are left, whatever a header claims."""
 
     def __init__(self, file: io.BufferedReader):
         self._file, self._size = file, os.fstat(file.fileno()).st_size
@@ -255,7 +270,7 @@ _Unpacked = BinaryIO | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
 
 
 class _Steady:
-    """A file whose reads take no more memory than they find bytes, and refuse headers that are beyond reason."""
+    """A file whose reads allocate no more memory than there are bytes, and refuse oversized headers."""
 
     def __init__(self, file: _Unpacked):
         self._file = file
@@ -316,7 +331,7 @@ class Tar:
             yield member
 
     def read(self, member: tarfile.TarInfo, largest: int | None = None) -> bytes:
-        """A regular member's content; UseError where it is more than `largest` bytes, torn, or full of holes."""
+        """Content of a regular member; UseError where it exceeds `largest` bytes, is truncated, or is a sparse file."""
         most = memory() if largest is None else largest
         with reading(self.path, self.what):
             if member.issparse():
@@ -328,8 +343,8 @@ class Tar:
             if stream is None:
                 raise ValueError(f"{member.name[:80]} is no regular file")
             with stream:
-                while piece := stream.read(_PIECE):
-                    data += piece
+                while chunk := stream.read(_PIECE):
+                    data += chunk
             if len(data) != member.size:
                 raise EOFError("unexpected end of data")
             return bytes(data)
@@ -366,13 +381,13 @@ def _text(path: str | os.PathLike[str]) -> str:
 
 
 def read_yaml(path: str | os.PathLike[str]) -> object:
-    """The value of a YAML file; UseError in one line where it is none, nested beyond reason, or grows by aliases."""
+    """The value of a YAML file; UseError where it is invalid, nested too deeply, or expanded too far by aliases."""
     with reading(path, "not readable as YAML"):
         return parse_yaml(_text(path))
 
 
 def parse_yaml(text: str) -> object:
-    """The value of YAML text; ValueError or a YAMLError where it is none, nested beyond reason, or grows by aliases."""
+    """The value of YAML text; ValueError or YAMLError where it is invalid, too deeply nested, or too large."""
     depth = 0
     for bracket in re.findall(r"[][{}]", text):  # what the scanner would take long for
         depth += 1 if bracket in "[{" else -1
@@ -388,20 +403,20 @@ def parse_yaml(text: str) -> object:
     return value
 
 
-def _count(value: object, known: dict[int, int], above: set[int]) -> int:
-    """Values in a value, aliases counted as often as they stand; ValueError where too many, or where they go round."""
+def _count(value: object, counts: dict[int, int], ancestors: set[int]) -> int:
+    """Number of values inside a value, aliases counted each time; ValueError where too many, or for a cycle."""
     if not isinstance(value, dict | list | set | tuple):
         return 1
-    if id(value) in above:
+    if id(value) in ancestors:
         raise ValueError("an alias that holds itself")
-    if id(value) not in known:
-        above.add(id(value))
+    if id(value) not in counts:
+        ancestors.add(id(value))
         inner = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_count(part, known, above) for part in inner)
-        above.remove(id(value))
-        if known[id(value)] > _WIDE:
+        counts[id(value)] = 1 + sum(_count(part, counts, ancestors) for part in inner)
+        ancestors.remove(id(value))
+        if counts[id(value)] > _WIDE:
             raise ValueError("its aliases make too many values")
-    return known[id(value)]
+    return counts[id(value)]
 
 
 def read_json(path: str | os.PathLike[str]) -> object:

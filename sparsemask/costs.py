@@ -66,9 +66,14 @@ class Cost:
 
 
 def count_parameters(net: nn.Module, part: str | None = None) -> int:
-    """Number of parameters, trainable or not, of a module or of its submodule `part`; shared ones count once.
+    """Number of parameters, trainable or not; shared ones count once.
 
-    Raises UseError when there is no such submodule.
+    Args:
+        net: any module.
+        part: name of a submodule, whose parameters alone are counted; None: all.
+
+    Raises:
+        UseError: there is no such submodule.
     """
     if part is not None:
         try:
@@ -79,31 +84,39 @@ def count_parameters(net: nn.Module, part: str | None = None) -> int:
 
 
 def parameters_by_part(net: nn.Module) -> dict[str, int]:
-    """Parameters of each direct child, and under '' the module's own; shared ones count in the first."""
-    seen: set[int] = set()
+    """Parameters of each direct child, the module's own under ''; shared ones count in the first child."""
+    counted: set[int] = set()
     parts = {}
     groups = [*((name, child.parameters()) for name, child in net.named_children()), ("", net.parameters())]
     for name, parameters in groups:
-        fresh = {id(p): p.numel() for p in parameters if id(p) not in seen}
-        seen.update(fresh)
+        fresh = {id(p): p.numel() for p in parameters if id(p) not in counted}
+        counted.update(fresh)
         if fresh:
             parts[name] = sum(fresh.values())
     return parts
 
 
 def multiply_adds(net: nn.Module | Callable[..., Any], inputs: Inputs, device: torch.device | str | None = None) -> int:
-    """Multiply-adds that one forward pass really executes: convolutions and matrix products, no biases.
+    """Multiply-adds that one forward pass executes: convolutions and matrix products, without biases.
 
-    Measured by running the network once, in evaluation mode and without gradients; its modes are put back and
-    no random state moves. Custom operators count by the formula registered for them with
-    `torch.utils.flop_counter.register_flop_formula` (in floating-point operations, two per multiply-add); one
-    without a formula is named in a warning, once, and counts nothing: register 0 for what multiplies nothing.
+    The network is run once, in evaluation mode and without gradients; its modes are restored and no random state
+    changes. Custom operators count by the formula registered with
+    `torch.utils.flop_counter.register_flop_formula` (floating-point operations, two per multiply-add). An operator
+    without a formula is named in a warning, once, and counts as 0.
+
+    Args:
+        net: a module or a function.
+        inputs: as for :func:`sparsemask.timing.milliseconds`.
+        device: where it runs; None: the network's own.
+
+    Returns:
+        The number of multiply-adds.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_MORE_FORMULAS)
     with evaluating(net):
-        given = make_inputs(inputs, device_of(net, device, inputs), dtype_of(net))
+        tensors = make_inputs(inputs, device_of(net, device, inputs), dtype_of(net))
         with _Uncounted(), counter:
-            net(*given)
+            net(*tensors)
     return counter.get_total_flops() // 2
 
 
@@ -115,7 +128,16 @@ def measure(
     device: torch.device | str | None = None,
     **timing: Any,
 ) -> Cost:
-    """Everything about a network on inputs of this shape; `timing` goes to :func:`milliseconds`."""
+    """Parameters, executed multiply-adds and time of a network.
+
+    Args:
+        net: a module.
+        inputs: as for :func:`sparsemask.timing.milliseconds`.
+        time: whether it is timed.
+        kept_fraction: noted in the result, in [0, 1].
+        device: where it runs; None: the network's own.
+        timing: other arguments of :func:`sparsemask.timing.milliseconds`.
+    """
     device = device_of(net, device, inputs)
     clock = milliseconds(net, inputs, device=device, **timing) if time else None
     return Cost(
@@ -145,7 +167,7 @@ _SILENT |= {"aten._transformer_encoder_layer_fwd", "aten._native_multi_head_atte
 
 
 class _Uncounted(TorchDispatchMode):
-    """Stands below the counter, sees each operator executed, and names those whose cost nobody knows."""
+    """A dispatch mode below the counter that reports operators without a cost formula."""
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None

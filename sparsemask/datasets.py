@@ -1,4 +1,4 @@
-"""Which pictures a command works on: the user's folders, a devkit, VOC where it was prepared, or the sample set."""
+"""Which images a command works on: the user's folders, a devkit, VOC where it was prepared, or the sample set."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ WHOLE = ("sample", "data_root", "voc_root", "hr_path", "dir_data")
 
 def cache() -> Path:
     """The toolkit's own folder for what it makes or finds once ($SPARSEMASK_HOME, or the user's cache folder)."""
-    named = os.environ.get("SPARSEMASK_HOME")
+    override = os.environ.get("SPARSEMASK_HOME")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(base) / "sparsemask"
+    return Path(override) if override else Path(base) / "sparsemask"
 
 
 def prepared() -> Path | None:
@@ -37,7 +37,7 @@ def prepared() -> Path | None:
 
 
 def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | None]:
-    """Settle the data flags: (flags to lay over the defaults, preset for the budget, a line to print or None)."""
+    """Choose the data where flags leave it open: (flags to add, preset of the budget, a line to print or None)."""
     if given.get("sample"):
         return {"sample": True}, "sample", None
     if any(given.get(name) for name in WHOLE) or (given.get("data_test") and not training):
@@ -68,14 +68,14 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
 
 
 def _paired(given: dict) -> bool:
-    """Whether both lists are there and name pictures and labels by their paths, so that no folders are needed."""
+    """Whether both lists are there and name images and labels by their paths, so that no folders are needed."""
     from sparsemask.VOC12.lists import lists_pairs
 
     return all(given.get(name) and Path(given[name]).is_file() and lists_pairs(given[name]) for name in LISTS)
 
 
 def without_replaced(values: dict, given: dict) -> dict:
-    """Flags of a file or a run, without the data they name where `given` names other data."""
+    """Flags of a file or a run, without those that name data where `given` names other data."""
     if any(given.get(name) for name in WHOLE):
         gone = (*WHOLE, *FOLDERS, *(("data_test",) if given.get("sample") else ()))
     elif given.get("im_path") or given.get("gt_path"):
@@ -105,19 +105,19 @@ def sample_folder() -> Path:
     return folder
 
 
-def pairs(data: LabelledData, which: str) -> list[tuple[Path, Path]]:
-    """(picture, label) paths of the "training" or the "eval" list."""
+def pairs(data: LabelledData, split: str) -> list[tuple[Path, Path]]:
+    """(image, label) paths of the "training" or the "eval" list."""
     from sparsemask.VOC12 import lists
 
-    name = getattr(data, f"{which}_list")
+    name = getattr(data, f"{split}_list")
     if data.sample:
         folder = sample_folder()
-        listed = folder / ("train.txt" if which == "training" else "val.txt")
+        listed = folder / ("train.txt" if split == "training" else "val.txt")
         return lists.pairs_from_lists(folder / "img", folder / "gt", listed)
     if data.voc_root:
-        return lists.devkit_pairs(data.voc_root, name or ("train_aug" if which == "training" else "val"))
+        return lists.devkit_pairs(data.voc_root, name or ("train_aug" if split == "training" else "val"))
     if not (data.im_path and data.gt_path and name) and not (name and lists.lists_pairs(name)):
-        raise UseError(f"no {which} pictures: give --im_path, --gt_path and --{which}_list, or --voc_root, or --sample")
+        raise UseError(f"no {split} pictures: give --im_path, --gt_path and --{split}_list, or --voc_root, or --sample")
     return lists.pairs_from_lists(data.im_path, data.gt_path, name)
 
 
@@ -137,19 +137,17 @@ def backbone_weights(name: str, given: str | None) -> Path | None:
         if not Path(given).is_file():
             raise UseError(f"--pretrained_model: no such file: {given}")
         return Path(given)
-    named = os.environ.get("SPARSEMASK_WEIGHTS")
-    if named and Path(named).is_file():
-        return Path(named)
-    if named and not Path(named).is_dir():
-        raise UseError(f"SPARSEMASK_WEIGHTS: no such file or folder: {named}")
-    for folder in [Path(named)] if named else [cache() / "weights"]:
+    override = os.environ.get("SPARSEMASK_WEIGHTS")
+    if override and Path(override).is_file():
+        return Path(override)
+    if override and not Path(override).is_dir():
+        raise UseError(f"SPARSEMASK_WEIGHTS: no such file or folder: {override}")
+    for folder in [Path(override)] if override else [cache() / "weights"]:
         # "mobilenet_v2-b0353104.pth" is such a file; "vgg16_bn-6c64b313.pth" is not one of vgg16.
-        named_so = re.compile(re.escape(name) + r"([-.]|_imagenet|_ra|$)")
-        found = sorted(
-            p
-            for p in folder.glob("*")
-            if p.suffix in (".pth", ".pt", ".tar", ".safetensors") and named_so.match(p.stem)
+        pattern = re.compile(re.escape(name) + r"([-.]|_imagenet|_ra|$)")
+        files = sorted(
+            p for p in folder.glob("*") if p.suffix in (".pth", ".pt", ".tar", ".safetensors") and pattern.match(p.stem)
         )
-        if found:
-            return found[0]
+        if files:
+            return files[0]
     return None

@@ -17,7 +17,10 @@ from sparsemask.finite import check_output
 class Arithmetic:
     """Where and in what precision a network runs.
 
-    device: torch device. parameters: dtype of weights and inputs. autocast: dtype of mixed precision, or None.
+    Attributes:
+        device: torch device.
+        parameters: dtype of weights and inputs.
+        autocast: dtype of mixed precision, or None.
     """
 
     device: torch.device
@@ -40,12 +43,18 @@ class Arithmetic:
             return check_output(model(inputs), model)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Loss scaler: at work for float16, a no-op otherwise. It skips steps until its scale fits the gradients."""
+        """Loss scaler: active for float16, else a no-op. It skips steps until its scale suits the gradients."""
         return torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
 
 
 def arithmetic(gpu: int = 0, kind: str = "float32", local_rank: int = 0) -> Arithmetic:
-    """Arithmetic for ``--gpu`` (a CUDA index; negative, or no CUDA at all: the CPU) and ``--type``."""
+    """Device and precision of ``--gpu`` and ``--type``.
+
+    Args:
+        gpu: a CUDA index; negative, or without CUDA: the CPU.
+        kind: value of ``--type``.
+        local_rank: number of this process on its machine, which chooses the GPU among several processes.
+    """
     if gpu >= 0 and torch.cuda.is_available():
         index = gpu + local_rank
         if index >= torch.cuda.device_count():

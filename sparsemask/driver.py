@@ -26,13 +26,13 @@ def training_parser(
         description: the command's help text.
         ignored: texts of --help of switches that change nothing.
     """
-    made = Parser(family.verb, prog=prog, description=description)
+    parser = Parser(family.verb, prog=prog, description=description)
     for name, text in (ignored or {}).items():
-        made.add_argument(f"--{name}", dest=f"_{name}", action="store_true", help=text)
+        parser.add_argument(f"--{name}", dest=f"_{name}", action="store_true", help=text)
     for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
-        add(made, space)
-    family.add_options(made)
-    return made
+        add(parser, space)
+    family.add_options(parser)
+    return parser
 
 
 def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | None = None) -> int:

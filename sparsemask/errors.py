@@ -1,7 +1,7 @@
 """Errors of use: one clear line, exit status 2, no traceback.
 
-Failures inside the toolkit keep their traceback; whatever a user can mend (a missing file, a mask of
-another backbone, a full disk) is raised as :class:`UseError` and ends in one line on standard error.
+Internal failures keep their traceback. What a user can fix (a missing file, a mask of another backbone, a full disk) is
+raised as :class:`UseError` and printed as one line on standard error.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _SYSTEM = {
 
 
 class UseError(Exception):
-    """Something the user can mend: says what is wrong, where, and what to do."""
+    """An error that the user can fix: its message says what is wrong, where, and what to do."""
 
 
 class Terminated(SystemExit):
-    """SIGTERM, in a command: raised where the main process is, so that it can put things in order."""
+    """Raised in a command's main thread by SIGTERM, so that unfinished files are removed."""
 
     code: int
 
@@ -56,25 +56,25 @@ def one_line(text: object) -> str:
 
 
 def describe(error: OSError) -> str | None:
-    """One line for an operating-system error a user can mend, None for any other."""
+    """One line for an operating-system error that a user can fix, None for any other."""
     reason = _SYSTEM.get(error.errno or 0)
     if reason is None:
         return None
-    place = error.filename2 or error.filename
-    return f"{place}: {reason}" if place else reason
+    path = error.filename2 or error.filename
+    return f"{path}: {reason}" if path else reason
 
 
 def lost_worker(error: RuntimeError) -> str | None:
     """One line for what torch raises when a loader process died, anywhere in the main thread; None for any other."""
-    said = one_line(error)
-    if not said.startswith("DataLoader worker (pid"):
+    message = one_line(error)
+    if not message.startswith("DataLoader worker (pid"):
         return None
-    return f"a loader process was lost (out of memory?): {said.rstrip('. ')}; a lower --n_worker needs less"
+    return f"a loader process was lost (out of memory?): {message.rstrip('. ')}; a lower --n_worker needs less"
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Inside, SIGTERM raises :class:`Terminated`, unless somebody handles or ignores it already."""
+    """Inside, SIGTERM raises :class:`Terminated`, unless it is handled or ignored already."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -130,7 +130,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line; where nobody reads any more (a closed pipe) work goes on in silence."""
+    """Print a line; a closed pipe is ignored, so that work goes on."""
     stream = stream or sys.stdout
     try:
         print(text, file=stream, flush=True)
@@ -139,13 +139,22 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def choose(name: str, known: Collection[str], what: str) -> None:
-    """Raise a UseError that lists the right names unless `name` is one of `known`."""
+    """Check a name against the known ones.
+
+    Args:
+        name: as the user gave it.
+        known: the accepted names.
+        what: kind of the name, for the message ("backend").
+
+    Raises:
+        UseError: the name is unknown; the message lists the known names and the most similar one.
+    """
     if name not in known:
         raise UseError(f"unknown {what} '{name}'; {meant(name, known)}known: {', '.join(sorted(map(str, known)))}")
 
 
 def meant(name: object, known: Iterable[object]) -> str:
     """ "did you mean 'x'? " with the known name that is most like `name`; empty where none is."""
-    names = {str(one).lower(): str(one) for one in known}
+    names = {str(name_known).lower(): str(name_known) for name_known in known}
     near = difflib.get_close_matches(str(name).lower(), names, 1)
     return f"did you mean '{names[near[0]]}'? " if near else ""

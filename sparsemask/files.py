@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a kill or a full disk never leaves half of one."""
+"""Atomic writing of files: a crash, a kill or a full disk never leaves a partial file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _PART = ".part"  # ends the names of what is being written
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a binary file beside `path` and rename it into place when the block ends well.
 
-    On any error the temporary file is removed and whatever stood at `path` is untouched.
+    On any error the temporary file is removed and an existing file at `path` stays unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            locks.try_lock_open(file)  # says that somebody is at work on it: remove_stale leaves it alone
+            locks.try_lock_open(file)  # marks the file as in use, for remove_stale
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -44,7 +44,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def remove_stale(folder: str | os.PathLike[str]) -> None:
-    """Remove, below `folder`, what :func:`atomic_write` had begun in processes that were killed."""
+    """Remove temporary files below `folder` that :func:`atomic_write` left in killed processes."""
     for path in Path(folder).rglob(f".*{_PART}"):
         with contextlib.suppress(OSError), open(path, "rb") as file:
             if locks.try_lock_open(file):
@@ -68,7 +68,7 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a JSON object; UseError when it is missing or torn."""
+    """Read a JSON object; UseError when it is missing or truncated."""
     value = containers.read_json(path)
     if not isinstance(value, dict):
         raise UseError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -82,10 +82,17 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def distinct_names(files: Sequence[str | os.PathLike[str]], suffix: bool = False) -> list[str]:
-    """A name for each of some files, by which what is made of them can be kept apart: two files never share one.
+    """Names of files for what is made of them, unique for each file.
 
-    Stems where they differ (file names with `suffix`), else the paths below the folder that holds them all, `a/0000`
-    and `b/0000`; with their suffixes where these alone tell files apart. A file that is named twice has one name.
+    The stems where they differ, else the paths below the common folder (`a/0000` and `b/0000`), with suffixes where
+    only these differ. A file that is listed twice has one name.
+
+    Args:
+        files: paths.
+        suffix: use file names with suffixes, not stems.
+
+    Returns:
+        A name for each entry of `files`, in order.
     """
     paths = [Path(path) for path in files]
 
@@ -95,12 +102,12 @@ def distinct_names(files: Sequence[str | os.PathLike[str]], suffix: bool = False
     names = [short(path) for path in paths]
     if len(set(names)) == len(paths):
         return names
-    whole = [Path(os.path.abspath(path)) for path in paths]
-    distinct = len(set(whole))
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    distinct = len(set(absolute))
     if len(set(names)) == distinct:
         return names
-    top = os.path.commonpath({path.parent for path in whole})
-    below = [path.relative_to(top) for path in whole]
+    top = os.path.commonpath({path.parent for path in absolute})
+    below = [path.relative_to(top) for path in absolute]
     names = [(path.parent / short(path)).as_posix() for path in below]
     owners: dict[str, set[Path]] = {}
     for name, path in zip(names, below, strict=True):
@@ -110,7 +117,7 @@ def distinct_names(files: Sequence[str | os.PathLike[str]], suffix: bool = False
 
 
 def must_exist(path: str | os.PathLike[str], what: str, hint: str = "") -> Path:
-    """Return `path` as a Path; UseError naming `what` when nothing is there."""
+    """Return `path` as a Path; UseError "WHAT not found" where it does not exist."""
     path = Path(path)
     if not path.exists():
         raise UseError(f"{what} not found: {path}" + (f" ({hint})" if hint else ""))

@@ -1,6 +1,6 @@
-"""One check of what networks give: values that are not finite are an error, never data.
+"""Check of network outputs: values that are not finite raise an error.
 
-NaN compares false with everything: unnoticed it becomes class 0, a black pixel, or a disparity that "has no value".
+Without it NaN, which compares false with everything, would become class 0, a black pixel, or a disparity without value.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ class NotFiniteError(UseError):
 
 
 def check_output(output: Any, model: object = None, what: object = "the network's output") -> Any:
-    """Return `output` (a tensor, or tensors in sequences or mappings) if all of it is finite.
+    """Return a network's output if all of its values are finite.
+
+    Args:
+        output: a tensor, or tensors in sequences or mappings.
+        model: the network, a module or an object with one as `network`; its weights are checked for the message.
+        what: how the message begins.
 
     Raises:
-        NotFiniteError: how many values are NaN or infinite, and which of the weights of `model` (a module, or what has
-            one as `network`), where they are the cause.
+        NotFiniteError: a value is NaN or infinite; the message counts them, and names weights that are not finite.
     """
-    for one in _tensors(output):
-        finite = torch.isfinite(one)
+    for tensor in _tensors(output):
+        finite = torch.isfinite(tensor)
         if not bool(finite.all()):
-            bad = one.numel() - int(finite.sum())
+            bad = tensor.numel() - int(finite.sum())
             raise NotFiniteError(
-                f"{what} is not finite: {bad} of {one.numel()} values are NaN or infinite{_why(model)}"
+                f"{what} is not finite: {bad} of {tensor.numel()} values are NaN or infinite{_why(model)}"
             )
     return output
 
@@ -40,11 +44,11 @@ def _tensors(value: Any):
         if value.is_floating_point() or value.is_complex():
             yield value
     elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
+        for item in value.values():
+            yield from _tensors(item)
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
+        for item in value:
+            yield from _tensors(item)
 
 
 def _why(model: object) -> str:

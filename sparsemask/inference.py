@@ -1,7 +1,6 @@
-"""Make a trained network fast on the device at hand: batch norms folded, channels last, compiled where that pays.
+"""Fast forms of trained networks: batch norms folded, channels last, compiled where measured to be faster.
 
-The result computes the same function (float rounding aside), is for evaluation only, and shares nothing with the
-network it came from.
+The result computes the same function up to rounding, is for evaluation only, and shares no memory with the network.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Foldable(Protocol):
     """A network that has an evaluation form of its own."""
 
     def fold(self) -> None:
-        """Turn into the evaluation form, in place: batch norms are folded. There is no way back."""
+        """Fold the batch norms in place, irreversibly."""
 
 
 def optimize_for_inference(
@@ -84,7 +83,7 @@ def _fastest(forms: dict[str, Callable], example: torch.Tensor, rounds: int):
     if len(forms) == 1:
         form = next(iter(forms.values()))
         if form.compiled:
-            form(example)  # compile now, not at the first picture
+            form(example)  # compile now, not at the first image
         return form
     times = compare(
         {name: (lambda form=form: form(example)) for name, form in forms.items()}, rounds=rounds, device=example.device

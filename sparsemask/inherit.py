@@ -1,7 +1,7 @@
-"""What a command takes over from the run that its mask or its weights come from: data, classes, network, preset.
+"""Flags that a command inherits from the run that its mask or weights come from: data, classes, network, preset.
 
-So that ``retrain --mask_path mask.npy``, typed as it is printed, works on the data of the search. What stands on the
-command line or in ``--config`` wins.
+``retrain --mask_path mask.npy`` then works on the data of the search. Flags of the command line and of ``--config``
+have priority.
 """
 
 from __future__ import annotations
@@ -27,51 +27,61 @@ _NOT_DATA = {"n_worker"}  # how data are read
 
 @dataclass(frozen=True)
 class Origin:
-    """The run that a file comes from. `what`: the flag and the file; `there`: whether the run's folder is there."""
+    """The run that a file comes from.
+
+    Attributes:
+        what: the flag and the file, for messages.
+        run: the run.
+        exists: whether its folder still exists.
+    """
 
     what: str
     run: Run
-    there: bool = True
+    exists: bool = True
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What is taken over from `run`: `flags` by name and its preset."""
+class Inherited:
+    """The inherited `flags` by name, the `run` that they come from, and its preset."""
 
     run: Run | None = None
     flags: dict = field(default_factory=dict)
     preset: str | None = None
 
     def line(self, parser: opt.Parser) -> str | None:
-        """What was taken over, in words that a command line could have; None where that is nothing."""
-        shown = {n: v for n, v in self.flags.items() if v != parser.get_default(n)}
-        return f"as in {shown_path(self.run.folder)}: {shlex.join(opt.spelled(shown))}" if shown else None
+        """The inherited flags as they would stand on a command line; None where there are none."""
+        changed = {n: v for n, v in self.flags.items() if v != parser.get_default(n)}
+        return f"as in {shown_path(self.run.folder)}: {shlex.join(opt.spelled(changed))}" if changed else None
 
 
-def find(asked: Mapping) -> Origin | None:
-    """The run that the flags `asked` start from; one that is gone only where no other is named. None without any."""
+def find(requested: Mapping) -> Origin | None:
+    """The run that the `requested` flags start from, None without any; a deleted one only where no other is named."""
     gone = None
     for name in STARTS:
-        if not asked.get(name):
+        if not requested.get(name):
             continue
-        folder = _folder(asked[name]) if name == "run" else None
-        origin = Origin(f"--run {asked[name]}", folder) if folder else _of(f"--{name} {asked[name]}", asked[name], name)
-        if origin and origin.there:
+        folder = _folder(requested[name]) if name == "run" else None
+        origin = (
+            Origin(f"--run {requested[name]}", folder)
+            if folder
+            else _of(f"--{name} {requested[name]}", requested[name], name)
+        )
+        if origin and origin.exists:
             return origin
         gone = gone or origin
     return gone
 
 
 def search_of(mask_path: str | Path | None) -> Run | None:
-    """The run of the search that a mask file was pruned from, where it is still there."""
-    said = _said(mask_path) if mask_path else None
-    return said if said and said.config.is_file() else None
+    """The search run that a mask file was pruned from; None where it no longer exists."""
+    run = _noted_run(mask_path) if mask_path else None
+    return run if run and run.config.is_file() else None
 
 
 def shown_path(path: str | Path) -> str:
-    """A path as short as it may be: relative to the working directory where it lies below it."""
-    whole, here = Path(path).absolute(), Path.cwd()
-    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(path)
+    """A path for messages: relative to the working directory where it lies below it."""
+    absolute, working_directory = Path(path).absolute(), Path.cwd()
+    return str(absolute.relative_to(working_directory)) if absolute.is_relative_to(working_directory) else str(path)
 
 
 def _folder(path: str | Path) -> Run | None:
@@ -85,18 +95,18 @@ def _holding(path: str | Path) -> Run | None:
     return _folder(folder) or _folder(folder.parent)
 
 
-def _of(what: str, path: str, flag: str) -> Origin | None:
+def _of(title: str, path: str, flag: str) -> Origin | None:
     if not Path(path).is_file():
         return None  # a named mask, or a mistake that the verb reports
     if run := _holding(path):
-        return Origin(what, run)
-    if flag == "mask_path" and (said := _said(path)):
-        return Origin(what, said, said.config.is_file())
+        return Origin(title, run)
+    if flag == "mask_path" and (noted_run := _noted_run(path)):
+        return Origin(title, noted_run, noted_run.config.is_file())
     return None
 
 
-def _said(mask_path: str | Path) -> Run | None:
-    """The run that a mask file, or the json beside it, says it comes from; there or not."""
+def _noted_run(mask_path: str | Path) -> Run | None:
+    """The run named in a mask file or in the json beside it; it may no longer exist."""
     path = Path(mask_path)
     if not path.is_file():
         return None
@@ -121,26 +131,30 @@ def read_flags(run: Run) -> dict:
 
 def preset_of(run: Run) -> str:
     """The preset that a run's flags were laid over."""
-    said = run.info().get("preset") if run.info_file.is_file() else None
-    if isinstance(said, str):
-        return said
+    preset = run.info().get("preset") if run.info_file.is_file() else None
+    if isinstance(preset, str):
+        return preset
     return "sample" if read_flags(run).get("sample") is True else "short"
 
 
-def take(parser: opt.Parser, asked: Mapping, training: bool = True) -> Taken:
-    """What the command takes over from the run that `asked`, its flags and those of --config, starts from.
+def take(parser: opt.Parser, requested: Mapping, training: bool = True) -> Inherited:
+    """The flags that the command inherits from the run that the `requested` flags start from.
 
-    training: False for evaluation, which also takes sizes that the run had from its preset.
+    Args:
+        parser: of the command.
+        requested: its flags, and those of --config.
+        training: False for evaluation, which also inherits sizes that the run had from its preset.
 
-    Raises UseError where the run or its data are gone and nothing else was named.
+    Raises:
+        UseError: the run or its data no longer exist and no other data are named.
     """
-    origin = find(asked)
+    origin = find(requested)
     if origin is None:
-        return Taken()
+        return Inherited()
     names = [name for name in parser.group("data") if name not in _NOT_DATA]
-    if not origin.there:
-        if any(asked.get(name) for name in _naming(asked.get("task") or parser.get_default("task"))):
-            return Taken()
+    if not origin.exists:
+        if any(requested.get(name) for name in _naming(requested.get("task") or parser.get_default("task"))):
+            return Inherited()
         raise UseError(
             f"{origin.what}: comes from the run {shown_path(origin.run.folder)}, which is gone, and with it which data "
             f"are meant: name them ({_data_words(parser)}), or --sample"
@@ -149,41 +163,44 @@ def take(parser: opt.Parser, asked: Mapping, training: bool = True) -> Taken:
     space = parser.get_default("space")
     preset = preset_of(run)
     values = opt.preset_flags(preset, str(run.info().get("verb")), str(saved.get("space")))
-    own = opt.preset_flags(preset, parser.verb, space) if training else {}
+    verb_defaults = opt.preset_flags(preset, parser.verb, space) if training else {}
     # What the run had from its preset gives way to what the preset has for this verb.
-    ours = {n: v for n, v in saved.items() if not (n in own and n in values and values[n] == v)}
-    found = data_of(ours, asked, names, run)
+    inherited = {n: v for n, v in saved.items() if not (n in verb_defaults and n in values and values[n] == v)}
+    chosen = data_of(inherited, requested, names, run)
     if saved.get("space") == "connectivity" and space in ("connectivity", "specialized"):
-        found |= {n: ours[n] for n in _ENCODER if ours.get(n) is not None and n in parser.actions()}
-    found = {n: v for n, v in parser.checked(found, run.config, foreign=True).items() if not asked.get(n)}
-    was, now = bool(saved.get("sample")), bool(found.get("sample") or asked.get("sample"))
+        chosen |= {n: inherited[n] for n in _ENCODER if inherited.get(n) is not None and n in parser.actions()}
+    chosen = {n: v for n, v in parser.checked(chosen, run.config, foreign=True).items() if not requested.get(n)}
+    was, now = bool(saved.get("sample")), bool(chosen.get("sample") or requested.get("sample"))
     fits = was == now or not (now or preset.endswith("sample"))  # the sample set has presets of its own
-    return Taken(run, found, preset if fits and opt.preset_name(preset, space) else None)
+    return Inherited(run, chosen, preset if fits and opt.preset_name(preset, space) else None)
 
 
-def data_of(saved: Mapping, asked: Mapping, names: Iterable[str], run: Run | str) -> dict:
-    """The flags among `names` by which a run (`saved`) named its data, as far as `asked` does not name others.
+def data_of(saved: Mapping, requested: Mapping, names: Iterable[str], run: Run | str) -> dict:
+    """The flags among `names` by which a run (`saved`) named its data, as far as `requested` does not name others.
 
-    Raises UseError where a file or folder among them is gone.
+    Raises:
+        UseError: a file or folder among them no longer exists.
     """
     task = saved.get("task")
-    if asked.get("task") and asked["task"] != task:
+    if requested.get("task") and requested["task"] != task:
         return {}  # another task's data
-    found = {n: saved[n] for n in names if saved.get(n) is not None and saved[n] is not False}
+    data_flags = {n: saved[n] for n in names if saved.get(n) is not None and saved[n] is not False}
     parts = datasets.LISTS if tasks.own_flags(str(task)) else datasets.FOLDERS
-    if any(asked.get(n) for n in datasets.WHOLE) or all(asked.get(n) for n in parts):
+    if any(requested.get(n) for n in datasets.WHOLE) or all(requested.get(n) for n in parts):
         return {"task": task} if isinstance(task, str) else {}
-    if any(asked.get(n) for n in ("data_test", *(() if tasks.own_flags(str(task)) else datasets.FOLDERS))):
-        found.pop("sample", None)  # stereo's lists win over it one by one
-    for name, value in found.items():
-        gone = isinstance(value, str) and name not in asked and Path(value).is_absolute() and not Path(value).exists()
+    if any(requested.get(n) for n in ("data_test", *(() if tasks.own_flags(str(task)) else datasets.FOLDERS))):
+        data_flags.pop("sample", None)  # stereo's lists win over it one by one
+    for name, value in data_flags.items():
+        gone = (
+            isinstance(value, str) and name not in requested and Path(value).is_absolute() and not Path(value).exists()
+        )
         if gone:
             folder = shown_path(run.folder if isinstance(run, Run) else run)
             raise UseError(
                 f"--{name} {value}: gone since {folder} was made with it; say by --{name} where it is now, or name "
                 "other data"
             )
-    return found
+    return data_flags
 
 
 def _naming(task: object) -> tuple[str, ...]:
@@ -197,14 +214,15 @@ def _data_words(parser: opt.Parser) -> str:
 
 
 def encoder_weights(run: Run, config: RunConfig) -> str | None:
-    """The encoder's weights that a run started from, for a retraining that starts from an encoder's; None otherwise.
+    """The file of encoder weights that a run started from, where a retraining starts from an encoder too; else None.
 
-    Raises UseError where they are gone and there are none where weights usually lie.
+    Raises:
+        UseError: the file no longer exists, and no weights are found in the usual places.
     """
     saved = read_flags(run)
     path, name = saved.get("pretrained_model"), saved.get("backbone_name")
-    others = (config.network.pretrained_model, config.family.ft_model, config.family.inherit != "none")
-    if any(others) or saved.get("space") != "connectivity" or not isinstance(path, str):
+    alternatives = (config.network.pretrained_model, config.family.ft_model, config.family.inherit != "none")
+    if any(alternatives) or saved.get("space") != "connectivity" or not isinstance(path, str):
         return None
     if config.network.backbone_name != name or npz.is_fine(config.family.mask_path):
         return None

@@ -1,7 +1,7 @@
 """Locks between processes, on files.
 
-The operating system holds them on open files, by way of `filelock`: a lock ends with the process that took it, however
-that ends, and a file that is left behind blocks nobody. Forked processes do not inherit locks.
+The operating system holds them on open files, through `filelock`: a lock ends with its process, however that ends, so
+that a leftover lock file blocks nobody. Forked processes do not inherit locks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _POLL = 0.005  # seconds between two tries
-_PROBE = 0.2  # seconds for which somebody may only have looked whether a lock is held
+_PROBE = 0.2  # seconds; another process may hold the lock briefly to test it
 
 _descriptors: set[int] = set()  # of the locks of this process
 _for_process: weakref.WeakValueDictionary[tuple[int, int], Lock] = weakref.WeakValueDictionary()  # device and inode
@@ -27,7 +27,7 @@ class Lock:
         self._finalizer.atexit = False  # the operating system does it
 
     def release(self) -> None:
-        """Let others have it; again does nothing."""
+        """Release the lock; calling it again does nothing."""
         self._finalizer()
 
     def __enter__(self) -> Lock:
@@ -54,7 +54,7 @@ def acquire(path: str | os.PathLike[str], create: bool = True) -> Lock:
 
 
 def try_acquire(path: str | os.PathLike[str], timeout: float = 0, create: bool = True) -> Lock | None:
-    """As :func:`acquire`, for `timeout` seconds at most; None when somebody else has had the lock all the time."""
+    """As :func:`acquire`, for at most `timeout` seconds; None where another holder kept the lock."""
     end = time.monotonic() + timeout
     while True:
         descriptor = _open(Path(path), create)
@@ -75,7 +75,7 @@ def try_acquire(path: str | os.PathLike[str], timeout: float = 0, create: bool =
 
 
 def acquire_for_process(path: str | os.PathLike[str]) -> Lock | None:
-    """Lock a file for this process as a whole: whoever asks in it again gets the same lock.
+    """Lock a file for the whole process: later calls in the same process return the same lock.
 
     Returns:
         The lock; None when another process has it.
@@ -84,11 +84,11 @@ def acquire_for_process(path: str | os.PathLike[str]) -> Lock | None:
         OSError: the file cannot be opened, or its file system has no locks.
     """
     try:
-        known = _for_process.get(_identity(os.stat(path)))
+        held = _for_process.get(_identity(os.stat(path)))
     except FileNotFoundError:
-        known = None
-    if known is not None:
-        return known
+        held = None
+    if held is not None:
+        return held
     lock = try_acquire(path, _PROBE)
     if lock is not None:
         _for_process[_identity(os.stat(path))] = lock
@@ -96,7 +96,7 @@ def acquire_for_process(path: str | os.PathLike[str]) -> Lock | None:
 
 
 def is_held(path: str | os.PathLike[str]) -> bool:
-    """Whether somebody, this process perhaps, has locked a file; False where there is no such file.
+    """Whether any process, this one included, has locked a file; False where there is no such file.
 
     Raises:
         OSError: the file cannot be opened, or its file system has no locks.
@@ -112,7 +112,7 @@ def is_held(path: str | os.PathLike[str]) -> bool:
 
 
 def try_lock_open(file: IO[Any]) -> bool:
-    """Lock a file that is open until it is closed. False when somebody else has it, or its file system has no locks."""
+    """Lock an open file until it is closed; False where another holds it or its file system has no locks."""
     try:
         return _try(file.fileno())
     except OSError:

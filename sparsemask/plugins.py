@@ -1,8 +1,8 @@
-"""Code that users bring themselves, by name: ``package.module:name``, in a file in the working directory or installed.
+"""User code by name: ``package.module:name``, in a file in the working directory or installed.
 
-A name alone imports nothing. Files (checkpoints, metadata, configurations, recipes, masks) name code too, and may come
-from strangers: only a name that the user said is imported, on the command line (any flag's value, or ``--trust NAME``)
-or in Python by :func:`trust`.
+Files (checkpoints, metadata, configurations, recipes, masks) may name code and may come from untrusted sources. Only
+names that the user gave are imported: on the command line (as a flag's value, or by ``--trust NAME``), or in Python by
+:func:`trust`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # no address of a hub, no
 _trusted: dict[str, Callable | None] = {}  # name -> what it is, None where it is yet to be imported
 
 
-def is_own(word: object) -> bool:
-    """Whether a word names something of the user's."""
-    return isinstance(word, str) and _OWN.fullmatch(word) is not None
+def is_own(name: object) -> bool:
+    """Whether a value is the name of user code, ``package.module:name``."""
+    return isinstance(name, str) and _OWN.fullmatch(name) is not None
 
 
 def trust(name: str, code: Callable | None = None) -> None:
-    """Let files name this code: from now on networks and tasks that ask for `name` get it.
+    """Allow files to name this code: networks and tasks that ask for `name` get it from now on.
 
     Args:
         name: ``package.module:name`` as the file says it.
         code: the class or function; None: it is imported by its name when it is needed.
 
-    Raises UseError where `name` is no such name.
+    Raises:
+        UseError: `name` has another form.
     """
     if not is_own(name):
         raise UseError(f"'{name}': not a name of code (package.module:name)")
@@ -40,12 +41,12 @@ def trust(name: str, code: Callable | None = None) -> None:
 
 
 @contextlib.contextmanager
-def trusting(words: Sequence[object]) -> Iterator[None]:
-    """Inside, every name of code among the words of a command line is trusted; other words are passed over."""
+def trusting(arguments: Sequence[object]) -> Iterator[None]:
+    """Inside, every name of user code among the arguments of a command line is trusted; other arguments are ignored."""
     before = dict(_trusted)
-    values = [word.partition("=")[2] if word.startswith("--") else word for word in map(str, words)]
-    for word in filter(is_own, values):
-        _trusted.setdefault(word, None)
+    values = [argument.partition("=")[2] if argument.startswith("--") else argument for argument in map(str, arguments)]
+    for argument in filter(is_own, values):
+        _trusted.setdefault(argument, None)
     try:
         yield
     finally:
@@ -58,43 +59,46 @@ def trusted() -> list[str]:
     return sorted(_trusted)
 
 
-def imported(word: str, kind: str) -> Callable:
-    """What ``package.module:name`` is, if the user said that name; modules in the working directory are found too.
+def imported(name: str, kind: str) -> Callable:
+    """Import ``package.module:name``, if the user gave that name; modules in the working directory are found too.
 
     Args:
-        word: said on the command line, or found in a file.
+        name: given on the command line, or read from a file.
         kind: of thing that it should be, for messages ("network", "task").
 
-    Raises UseError where the user has not said the name, where it cannot be imported, or is no callable.
+    Raises:
+        UseError: the user has not given the name, or it cannot be imported or called.
     """
-    if word not in _trusted:
+    if name not in _trusted:
         raise UseError(
-            f"{kind} '{word}' is code that a file names and your command line does not; nothing was imported: if you "
-            f"trust that code, add --trust {word} (in Python: sparsemask.trust('{word}'))"
+            f"{kind} '{name}' is code that a file names and your command line does not; nothing was imported: if you "
+            f"trust that code, add --trust {name} (in Python: sparsemask.trust('{name}'))"
         )
-    if (code := _trusted[word]) is not None:
+    if (code := _trusted[name]) is not None:
         return code
-    value = _import(word, kind)
+    value = _import(name, kind)
     if not callable(value):
-        raise UseError(f"{kind} '{word}': is no callable that builds a {kind}")
+        raise UseError(f"{kind} '{name}': is no callable that builds a {kind}")
     return value
 
 
-def _import(word: str, kind: str) -> object:
-    place, _, name = word.partition(":")
-    here = os.getcwd()
-    added = here not in sys.path
+def _import(reference: str, kind: str) -> object:
+    module_name, _, name = reference.partition(":")
+    working_directory = os.getcwd()
+    added = working_directory not in sys.path
     if added:  # a user's file beside which the command was started; after everything else, so that it hides nothing
-        sys.path.append(here)
+        sys.path.append(working_directory)
     try:
-        value = importlib.import_module(place)
+        value = importlib.import_module(module_name)
         for part in name.split("."):
             value = getattr(value, part)
     except Exception as error:  # a user's module may fail in any way, a mistake in its syntax included
-        where = f", line {error.lineno} of {error.filename}" if isinstance(error, SyntaxError) else ""
-        said = one_line(error.msg if isinstance(error, SyntaxError) else error) or type(error).__name__
-        raise UseError(f"{kind} '{word}': cannot be imported ({type(error).__name__}: {said}{where})") from error
+        location = f", line {error.lineno} of {error.filename}" if isinstance(error, SyntaxError) else ""
+        message = one_line(error.msg if isinstance(error, SyntaxError) else error) or type(error).__name__
+        raise UseError(
+            f"{kind} '{reference}': cannot be imported ({type(error).__name__}: {message}{location})"
+        ) from error
     finally:
         if added:
-            sys.path.remove(here)
+            sys.path.remove(working_directory)
     return value

@@ -1,4 +1,4 @@
-"""Processes that work for another one: they leave signals to it, never outlive it, and can always be ended.
+"""Helper processes: they ignore signals, never outlive the main process, and can always be ended.
 
 Ctrl-C reaches every process of a terminal, and `timeout`, SLURM and containers send SIGTERM to all processes of a
 group. Only the main process may decide what follows; helpers therefore ignore both. They end when they are told to, by
@@ -19,7 +19,7 @@ _PATIENCE = 0.5  # seconds between two looks at the parent
 
 
 def begin_helper() -> None:
-    """What a helper process does first: leave Ctrl-C and SIGTERM to the main process, and end when that one is gone."""
+    """Initialise a helper process: ignore Ctrl-C and SIGTERM, and end when the main process ends."""
     for number in _LEFT_TO_MAIN:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_MAIN)
@@ -27,7 +27,7 @@ def begin_helper() -> None:
 
 
 def follow_parent() -> None:
-    """Watch the parent in a thread, and end this process soon after it: a killed one cannot stop its helpers.
+    """Watch the parent in a thread, and end this process soon after it, since a killed parent stops no helpers.
 
     Does nothing in a process that multiprocessing did not start.
     """
@@ -88,7 +88,8 @@ _CONTEXTS = {"fork": _ForkContext, "spawn": _SpawnContext, "forkserver": _ForkSe
 def helper_context(method: str | None = None) -> multiprocessing.context.BaseContext:
     """A multiprocessing context whose processes `terminate` by SIGKILL, since they ignore SIGTERM.
 
-    method: start method; the interpreter's default if None. What is started must call :func:`begin_helper`.
+    Args:
+        method: start method; the interpreter's default if None. What is started must call :func:`begin_helper`.
     """
     return _CONTEXTS[method or multiprocessing.get_start_method()]()
 

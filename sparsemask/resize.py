@@ -1,7 +1,7 @@
-"""Bicubic resizing with MATLAB's numbers: super-resolution's low-resolution pictures are made by its `imresize`.
+"""Bicubic resizing with MATLAB's numbers: super-resolution's low-resolution images are made by its `imresize`.
 
-Other libraries' bicubic differs from it in the kernel (a = -0.75 for -0.5), in the missing low-pass filter or at the
-rim; a network scored on such pictures is scored on another problem.
+Bicubic resizing of other libraries differs in the kernel (a = -0.75, not -0.5), the missing low-pass filter or the
+border; scores on such images are not comparable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WIDTH = 4  # of the kernel's support, in pixels
 def imresize(
     image: np.ndarray, scale: float | None = None, size: tuple[int, int] | None = None, antialias: bool = True
 ) -> np.ndarray:
-    """Resize a picture as MATLAB's ``imresize(image, scale)`` or ``imresize(image, size)``, method bicubic.
+    """Resize an image as MATLAB's ``imresize(image, scale)`` or ``imresize(image, size)``, method bicubic.
 
     Args:
         image: (H, W) or (H, W, C), uint8 or floating.
@@ -29,11 +29,11 @@ def imresize(
         antialias: widen the kernel by 1 / scale when making smaller (MATLAB's default).
 
     Returns:
-        The picture in the same type: uint8 rounded (halves up) and clipped after either pass, as MATLAB does;
+        The image in the same type: uint8 rounded (halves up) and clipped after either pass, as MATLAB does;
         floating values neither rounded nor clipped, computed in float64.
 
     Raises:
-        UseError: another type or shape, an empty picture, or a scale or size that is not positive.
+        UseError: another type or shape, an empty image, or a scale or size that is not positive.
 
     Kernel: Keys, "Cubic convolution interpolation for digital image processing", 1981, a = -1/2.
     """
@@ -59,18 +59,18 @@ def imresize(
 
 
 def _along(image: np.ndarray, axis: int, matrix: csr_array) -> np.ndarray:
-    """Apply a matrix (new, old) to one axis of a picture, keeping its type."""
+    """Apply a matrix (new, old) to one axis of an image, keeping its type."""
     moved = np.moveaxis(image, axis, 0)
     flat = moved.reshape(moved.shape[0], -1).astype(np.float64)
-    made = (matrix @ flat).reshape(matrix.shape[0], *moved.shape[1:])
+    resized = (matrix @ flat).reshape(matrix.shape[0], *moved.shape[1:])
     if image.dtype == np.uint8:
-        made = np.clip(np.floor(made + 0.5), 0, 255)
-    return np.ascontiguousarray(np.moveaxis(made.astype(image.dtype), 0, axis))
+        resized = np.clip(np.floor(resized + 0.5), 0, 255)
+    return np.ascontiguousarray(np.moveaxis(resized.astype(image.dtype), 0, axis))
 
 
 @functools.lru_cache(maxsize=64)
 def _matrix(old: int, new: int, scale: float, antialias: bool) -> csr_array:
-    """Weights (new, old) of one axis: pixel centres at whole numbers from 1, the picture mirrored at its rim."""
+    """Weights (new, old) of one axis: pixel centres at whole numbers from 1, the image mirrored at its rim."""
     narrow = min(scale, 1.0) if antialias else 1.0
     width = _WIDTH / narrow
     centres = (np.arange(new) + 1) / scale + 0.5 * (1 - 1 / scale)
@@ -80,9 +80,9 @@ def _matrix(old: int, new: int, scale: float, antialias: bool) -> csr_array:
     mirrored = np.concatenate([np.arange(old), np.arange(old)[::-1]])
     columns = mirrored[(taps.astype(np.int64) - 1) % (2 * old)]
     rows = np.broadcast_to(np.arange(new)[:, None], columns.shape)
-    made = csr_array((weights.ravel(), (rows.ravel(), columns.ravel())), shape=(new, old))  # sums what falls together
-    made.eliminate_zeros()
-    return made
+    matrix = csr_array((weights.ravel(), (rows.ravel(), columns.ravel())), shape=(new, old))  # sums what falls together
+    matrix.eliminate_zeros()
+    return matrix
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What every family's training notes when a run begins, and draws and says when it is finished."""
+"""Notes of a run when it begins; drawings and printed lines when it is finished; for every family."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from sparsemask.training_setup import Context
 
 
 def note_start(context: Context, **entries) -> None:
-    """Note what a run is and where it is computed; write the configuration that its build has settled.
+    """Write the resolved configuration, and what the run is and where it is computed to run.json.
 
-    entries: of run.json, by name.
+    Args:
+        entries: of run.json, by name.
     """
     if context.main:
         context.run.note(environment=page.environment(context.arithmetic.device), **entries)
@@ -38,7 +39,7 @@ def metric_text(context: Context, result: dict) -> str:
 
 
 def announce(context: Context, lines: Sequence[str | None], files: Sequence[str] = ()) -> None:
-    """Print what came out, where it lies, and write the report.
+    """Print the results and their folder, and write the report.
 
     Args:
         lines: what came out; None is passed over.

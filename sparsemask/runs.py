@@ -1,4 +1,4 @@
-"""Run folders: made once, found again, held by one process at a time.
+"""Run folders: creating, finding and locking them.
 
 ``<exp_path>/<name>/`` holds config.yaml (starts the same run again), run.json (what it is and how it ended),
 checkpoints/, metrics.jsonl, tensorboard/, pictures/ and the mask or network that came out.
@@ -51,9 +51,10 @@ class Run:
         write_json(self.info_file, {**self.info(), **entries})
 
     def hold(self) -> Run:
-        """Take the folder for this process; UseError when another one is at work in it. A kill releases it.
+        """Lock the folder for this process, and remove temporary files of killed ones; a kill releases the lock.
 
-        What killed processes had begun to write there is removed.
+        Raises:
+            UseError: another process is at work in it.
         """
         try:
             self._lock = locks.acquire_for_process(self._lock_file)
@@ -74,7 +75,7 @@ class Run:
             return True
 
     def discard(self) -> None:
-        """Take away the folder that this process has made, unless another process is at work in it."""
+        """Remove the folder that this process has made, unless another process is at work in it."""
         if self._lock is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
@@ -114,7 +115,7 @@ def create(config: RunConfig, verb: str) -> Run:
 
 
 def _left_behind(path: Path) -> bool:
-    """Whether a file in a folder without a configuration is all that a killed process left of a run."""
+    """Whether a file, in a folder without a configuration, was left by a killed process."""
     return path.name == ".lock" or (path.name.startswith(".") and path.name.endswith(".part"))
 
 
@@ -132,7 +133,16 @@ def find(folder: str | Path) -> Run:
 
 
 def newest(exp_path: str | Path, verb: str, space: str | None = None) -> Run:
-    """The newest run of a verb that has a checkpoint; UseError, naming the command that makes one, when none has."""
+    """The newest run of a verb that has a checkpoint.
+
+    Args:
+        exp_path: folder of the runs.
+        verb: search or retrain, as run.json names it.
+        space: only runs of this space; None: of any.
+
+    Raises:
+        UseError: there is none; the message names the command that makes one.
+    """
     run = _newest(exp_path, verb, space)
     if run is None:
         made_by = opt.spoken(verb, "--mask_path mask.npy" if verb == "retrain" else "")
@@ -150,7 +160,7 @@ def newest_space(exp_path: str | Path, verb: str) -> str | None:
 
 
 def _newest(exp_path: str | Path, verb: str, space: str | None, quiet: bool = False) -> Run | None:
-    found = []
+    candidates = []
     for config in Path(exp_path).glob("*/config.yaml"):
         run = Run(config.parent)
         try:
@@ -160,5 +170,5 @@ def _newest(exp_path: str | Path, verb: str, space: str | None, quiet: bool = Fa
                 say(f"passed over: {error}", sys.stderr)
             continue
         if info.get("verb") == verb and run.last.exists() and space in (None, info.get("space")):
-            found.append((info.get("started", ""), run.last.stat().st_mtime, run))
-    return max(found, key=lambda entry: entry[:2])[2] if found else None
+            candidates.append((info.get("started", ""), run.last.stat().st_mtime, run))
+    return max(candidates, key=lambda entry: entry[:2])[2] if candidates else None

@@ -1,7 +1,7 @@
 """Reading pickles of plain NumPy arrays without running anything that is in them.
 
-Public code keeps projections so, and CIFAR its pictures. A pickle is a program; here its only words are lists, tuples,
-numbers, text and an array's type, shape and bytes, from which the array is built by `numpy.frombuffer`. All else is
+Public code stores projections as pickles, and CIFAR its images. A pickle is a program; this reader accepts lists,
+tuples, numbers, strings, and type, shape and bytes of arrays, which are built by `numpy.frombuffer`. Everything else is
 refused.
 """
 
@@ -31,10 +31,10 @@ class _Type:
         self.order = {"<": "<", ">": ">"}.get(state[1], "=")
 
     def real(self) -> np.dtype:
-        found = np.dtype(self.name)
-        if found.kind not in "biuf":
-            raise pickle.UnpicklingError(f"an array of type {found}")
-        return found.newbyteorder(self.order)
+        dtype = np.dtype(self.name)
+        if dtype.kind not in "biuf":
+            raise pickle.UnpicklingError(f"an array of type {dtype}")
+        return dtype.newbyteorder(self.order)
 
 
 class _Array:
@@ -53,8 +53,8 @@ def _array(data: object, kind: object, shape: object, order: str) -> np.ndarray:
         data = data.encode("latin1")
     if not isinstance(data, (bytes, bytearray)) or not isinstance(kind, _Type) or not isinstance(shape, tuple):
         raise pickle.UnpicklingError("an array that is no block of numbers")
-    found = np.frombuffer(data, kind.real()).reshape(shape, order=order)
-    return found.astype(found.dtype.newbyteorder("="))
+    array = np.frombuffer(data, kind.real()).reshape(shape, order=order)
+    return array.astype(array.dtype.newbyteorder("="))
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -86,17 +86,17 @@ def read_arrays(path: str | os.PathLike) -> list[np.ndarray]:
     """The arrays of a pickled list or tuple of arrays (or of one array), in order.
 
     Raises:
-        UseError: absent, torn, or it holds anything but arrays of numbers.
+        UseError: absent, truncated, or it holds anything but arrays of numbers.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            found = _Restricted(file).load()
+            content = _Restricted(file).load()
     except FileNotFoundError:
         raise UseError(f"{path}: no such file") from None
-    except Exception as error:  # a torn or hostile pickle may fail in any way
+    except Exception as error:  # a truncated or hostile pickle may fail in any way
         raise UseError(f"{path}: not readable as a pickled list of arrays ({error})") from None
-    parts = found if isinstance(found, (list, tuple)) else [found]
+    parts = content if isinstance(content, (list, tuple)) else [content]
     arrays = [part.value if isinstance(part, _Array) else part for part in parts]
     if not all(isinstance(array, np.ndarray) for array in arrays):
         raise UseError(f"{path}: expected a pickled list of arrays")
@@ -111,14 +111,14 @@ def read_mapping(file: BinaryIO, name: str) -> dict[str, object]:
         name: the file's, for messages.
 
     Raises:
-        UseError: torn, no dictionary, or it holds anything else.
+        UseError: truncated, no dictionary, or it holds anything else.
     """
     try:
-        found = _Restricted(file, encoding="latin1").load()
-    except Exception as error:  # a torn or hostile pickle may fail in any way
+        content = _Restricted(file, encoding="latin1").load()
+    except Exception as error:  # a truncated or hostile pickle may fail in any way
         raise UseError(f"{name}: not readable as a pickled dictionary ({error})") from None
-    if not isinstance(found, dict):
-        raise UseError(f"{name}: expected a pickled dictionary, found {type(found).__name__}")
+    if not isinstance(content, dict):
+        raise UseError(f"{name}: expected a pickled dictionary, found {type(content).__name__}")
     text = lambda value: value.decode("latin1") if isinstance(value, bytes) else value
-    plain = {str(text(key)): value.value if isinstance(value, _Array) else value for key, value in found.items()}
+    plain = {str(text(key)): value.value if isinstance(value, _Array) else value for key, value in content.items()}
     return {key: [text(v) for v in value] if isinstance(value, list) else value for key, value in plain.items()}

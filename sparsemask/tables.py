@@ -1,4 +1,4 @@
-"""Plain text and Markdown tables and the numbers in them, one manner for all commands."""
+"""Plain text and Markdown tables, and how numbers are formatted in them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def table(rows: Rows, columns: Columns) -> str:
 
 
 def markdown_table(rows: Rows, columns: Columns) -> str:
-    """The same as a Markdown table, readable as it stands."""
+    """The same as a Markdown table with aligned columns."""
     headers, cells, right = _cells(rows, columns)
     headers, cells = _escaped(headers), [_escaped(row) for row in cells]
     widths = [max(3, *map(len, column)) for column in zip(headers, *cells, strict=True)]
@@ -44,14 +44,14 @@ def format_count(number: float, unit: str | None = None) -> str:
 
     A unit is used from a tenth of it on (a thousand from one), so that networks of one table stay comparable.
     """
-    known = dict(_UNITS)
+    units = dict(_UNITS)
     if unit is None:
         unit = next((u for u, size in _UNITS if abs(number) >= (size if u == "k" else size / 10)), None)
         if unit is None:
             return f"{number:g}"
-    elif unit not in known:
-        raise UseError(f"unknown unit '{unit}'; known: {', '.join(known)}")
-    value = number / known[unit]
+    elif unit not in units:
+        raise UseError(f"unknown unit '{unit}'; known: {', '.join(units)}")
+    value = number / units[unit]
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{digits}f} {unit}"
 
@@ -63,13 +63,13 @@ def _line(values: Sequence[str], widths: Sequence[int], right: Sequence[bool], b
 
 
 def _cells(rows: Rows, columns: Columns) -> tuple[list[str], list[list[str]], list[bool]]:
-    named = columns if isinstance(columns, Mapping) else {key: key for key in columns}
+    by_key = columns if isinstance(columns, Mapping) else {key: key for key in columns}
     headers, formats = [], []
-    for value in named.values():
+    for value in by_key.values():
         header, form = value if isinstance(value, tuple) else (value, None)
         headers.append(header)
         formats.append(form)
-    cells = [[_shown(row.get(key), form) for key, form in zip(named, formats, strict=True)] for row in rows]
+    cells = [[_shown(row.get(key), form) for key, form in zip(by_key, formats, strict=True)] for row in rows]
     right = []
     for k in range(len(headers)):
         values = [row[k] for row in cells if row[k] != _NOTHING]

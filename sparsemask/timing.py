@@ -1,4 +1,4 @@
-"""Milliseconds of networks and functions, measured so that two figures may be compared."""
+"""Milliseconds of networks and functions, measured so that two values can be compared."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def milliseconds(
     device = device_of(net, device, inputs)
     times: list[float] = []
     with evaluating(net):
-        given = make_inputs(inputs, device, dtype_of(net))
+        arguments = make_inputs(inputs, device, dtype_of(net))
         for _ in range(warmup):
-            net(*given)
+            net(*arguments)
         end = time.perf_counter() + budget
         while len(times) < max(repeats, 1) and (len(times) < _FEWEST or time.perf_counter() < end):
-            times.append(_once(lambda: net(*given), device))
+            times.append(_once(lambda: net(*arguments), device))
     low, high = np.percentile(times, (25, 75)).tolist()
     return Timing(statistics.median(times), low, high, min(times), len(times))
 
@@ -81,36 +81,55 @@ def compare(
     warmup: int = 2,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Median milliseconds of each function, called in turn (A B A B …): a machine's drift hits all."""
+    """Median milliseconds of functions that are called in turn (A B A B …), so that drift affects all alike.
+
+    Args:
+        callables: functions by name.
+        rounds: timed calls of each.
+        warmup: calls of each before, not timed.
+        device: on a GPU the device's clock is read.
+
+    Returns:
+        Median milliseconds by name.
+    """
     device = torch.device(device)
     times: dict[str, list[float]] = {name: [] for name in callables}
     with torch.no_grad():
         for number in range(warmup + rounds):
             for name, function in callables.items():
-                taken = _once(function, device)
+                elapsed = _once(function, device)
                 if number >= warmup:
-                    times[name].append(taken)
+                    times[name].append(elapsed)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def make_inputs(
     inputs: Inputs, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> list[Tensor | Batch]:
-    """Inputs for a shape, a tensor, or a sequence of these and of batches; the noise is always the same."""
+    """Inputs of a network from a description.
+
+    Args:
+        inputs: a shape, which is filled with fixed noise, a tensor, or a sequence of these and of batches.
+        device: where the inputs go.
+        dtype: of the noise; None: float32.
+
+    Returns:
+        The inputs, in order.
+    """
     if isinstance(inputs, Tensor) or (len(inputs) and all(isinstance(size, int) for size in inputs)):
         inputs = [inputs]
     generator = torch.Generator().manual_seed(0)
-    made = []
-    for one in inputs:
-        if isinstance(one, Sequence):
-            one = torch.randn(*one, generator=generator, dtype=torch.float32).to(dtype or torch.float32)
-        made.append(one.to(device))
-    return made
+    tensors = []
+    for item in inputs:
+        if isinstance(item, Sequence):
+            item = torch.randn(*item, generator=generator, dtype=torch.float32).to(dtype or torch.float32)
+        tensors.append(item.to(device))
+    return tensors
 
 
 @contextlib.contextmanager
 def evaluating(net: object) -> Iterator[None]:
-    """Evaluation mode, no gradients; after it each submodule's mode is as it was, frozen parts included."""
+    """Inside, evaluation mode without gradients; afterwards every submodule has its former mode."""
     modules = list(net.modules()) if isinstance(net, nn.Module) else []
     modes = [module.training for module in modules]
     if modules:
@@ -128,8 +147,8 @@ def device_of(net: object, device: torch.device | str | None, inputs: Inputs = (
     if device is not None:
         return torch.device(device)
     parameters = net.parameters() if isinstance(net, nn.Module) else ()
-    given = [inputs] if isinstance(inputs, Tensor) else [one for one in inputs if isinstance(one, Tensor)]
-    return next((tensor.device for tensor in (*parameters, *given)), torch.device("cpu"))
+    tensors = [inputs] if isinstance(inputs, Tensor) else [item for item in inputs if isinstance(item, Tensor)]
+    return next((tensor.device for tensor in (*parameters, *tensors)), torch.device("cpu"))
 
 
 def dtype_of(net: object) -> torch.dtype | None:

@@ -1,4 +1,4 @@
-"""What every training verb does before it trains: flags, data, device, run folder, checkpoint to go on from."""
+"""Setup of every training command: flags, data, device, run folder, checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Context:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this process writes files and prints."""
         return distributed.rank() == 0
 
     def say(self, text: str) -> None:
@@ -69,7 +69,7 @@ class Context:
 
     @contextlib.contextmanager
     def clean(self) -> Iterator[None]:
-        """Inside, what stops a run before its first checkpoint takes the folder this process made with it."""
+        """Inside, an error before the first checkpoint removes the folder that this process made."""
         try:
             yield
         except BaseException:
@@ -92,13 +92,13 @@ def resolve_config(
     training: bool = True,
     default_flags: DefaultFlags | None = None,
 ) -> Resolved:
-    """Lay the command line over ``--config``, the run that is started from, and a preset.
+    """Merge the command line over ``--config``, inherited flags and a preset.
 
     Args:
         parser: of the command.
         given: the flags on the command line.
         training: False for evaluation, which has no budget: of a preset only the sample set's size counts, and other
-            pictures are padded to 513 as published.
+            images are padded to 513 as published.
         default_flags: more flags, from those of the command line and ``--config``: what is started from where they do
             not say it.
 
@@ -107,35 +107,35 @@ def resolve_config(
     """
     # A preset may serve several tasks, each with its own flags; a user's file is meant for this one.
     ours = bool(given.get("config") and opt.preset_name(given["config"], parser.get_default("space")))
-    filed = parser.from_file(given["config"], foreign=ours) if given.get("config") else {}
-    filed = datasets.without_replaced(filed, given)
+    from_file = parser.from_file(given["config"], foreign=ours) if given.get("config") else {}
+    from_file = datasets.without_replaced(from_file, given)
     if default_flags is not None:
-        filed |= default_flags({**filed, **given})
-    taken = inherit.take(parser, {**filed, **given}, training)
-    asked = {"task": parser.get_default("task"), **taken.flags, **filed, **given}
-    data, preset, line = datasets.choose_data(asked, training)
-    preset = taken.preset or preset
+        from_file |= default_flags({**from_file, **given})
+    inherited = inherit.take(parser, {**from_file, **given}, training)
+    requested = {"task": parser.get_default("task"), **inherited.flags, **from_file, **given}
+    data, preset, line = datasets.choose_data(requested, training)
+    preset = inherited.preset or preset
     # A preset's budget is the whole budget.
     if given.get("config") and opt.preset_name(given["config"], parser.get_default("space")):
         preset = given["config"]
-    layers = [parser.from_file(preset, foreign=True), data, taken.flags, filed, given]
+    layers = [parser.from_file(preset, foreign=True), data, inherited.flags, from_file, given]
     if not training:
         layers[0] = {k: v if preset == "sample" else 513 for k, v in layers[0].items() if k == "crop_size"}
-    for low, high in ((layers[0], filed), ({**layers[0], **filed}, given)):
+    for low, high in ((layers[0], from_file), ({**layers[0], **from_file}, given)):
         if high.get("max_epoch") and not high.get("max_iter") and low.get("max_iter"):
             high.setdefault("max_iter", None)  # epochs that are asked for win over a lower layer's steps
     config = parser.resolve(*layers)
-    if taken.run is not None and parser.verb == "retrain" and "inherit" in config:
-        if weights := inherit.encoder_weights(taken.run, config):
-            taken.flags["pretrained_model"] = weights
+    if inherited.run is not None and parser.verb == "retrain" and "inherit" in config:
+        if weights := inherit.encoder_weights(inherited.run, config):
+            inherited.flags["pretrained_model"] = weights
             config = config.replace(pretrained_model=weights)
-    lines = [line, taken.line(parser)]
+    lines = [line, inherited.line(parser)]
     if training:
         lines.append(f"preset: {preset}")
     flags.check_task(config, parser.get_default("task"))
     # A run must find its files from any folder.
-    found = {name: config.get(name) for name in _PATHS}
-    config = config.replace(**{n: str(Path(v).resolve()) for n, v in found.items() if v and Path(v).exists()})
+    paths = {name: config.get(name) for name in _PATHS}
+    config = config.replace(**{n: str(Path(v).resolve()) for n, v in paths.items() if v and Path(v).exists()})
     return Resolved(config, "\n".join(filter(None, lines)) or None, preset)
 
 
@@ -170,16 +170,16 @@ def open_training(
         default_flags: as in :func:`resolve_config`.
     """
     given = parser.given(argv)
-    wanted = given.get("resume")
-    if wanted == "auto":
+    resume_from = given.get("resume")
+    if resume_from == "auto":
         if not given.get("name"):
             raise UseError("--resume without a folder needs --name, to know which run is meant")
         folder = Path(given.get("exp_path") or parser.get_default("exp_path")) / given["name"]
-        wanted = folder if (folder / "config.yaml").exists() else None
-    if wanted:
-        return _reopen(parser, given, runs.find(wanted))
+        resume_from = folder if (folder / "config.yaml").exists() else None
+    if resume_from:
+        return _reopen(parser, given, runs.find(resume_from))
     config, line, preset = resolve_config(parser, given, default_flags=default_flags)
-    where = device(config)
+    torch_device = device(config)
     if line and distributed.rank() == 0:
         say(line)
     if resolve is not None:
@@ -188,7 +188,7 @@ def open_training(
     run = _shared_run(task.config, parser.verb)
     if distributed.rank() == 0:
         run.note(preset=preset)
-    return Context(task.config.replace(name=run.folder.name), run, where, task, given=given)
+    return Context(task.config.replace(name=run.folder.name), run, torch_device, task, given=given)
 
 
 def open_task(config: RunConfig) -> tasks.Task:
@@ -212,7 +212,7 @@ def _shared_run(config: RunConfig, verb: str) -> runs.Run:
 
 
 def _reopen(parser: opt.Parser, given: dict[str, Any], run: runs.Run) -> Context:
-    """Go on with a run from its own configuration; only where it is computed may change."""
+    """Resume a run with its own configuration; only device and loader processes may change."""
     state = checkpoint.load(run.last) if run.last.exists() else None
     saved = state["config"] if state else parser.from_file(run.config)
     unknown = set(saved) - set(parser.actions())
@@ -221,14 +221,14 @@ def _reopen(parser: opt.Parser, given: dict[str, Any], run: runs.Run) -> Context
         raise UseError(f"{run.folder}: a run of '{made_by}', which {parser.prog} cannot go on with")
     saved = parser.checked(saved, run.last if state else run.config)
     checkpoint.require(saved, parser, run.last if state else run.config)
-    other = sorted(k for k, v in given.items() if k not in RUNTIME and saved.get(k) != v)
-    place = {"exp_path": str(run.folder.parent), "name": run.folder.name}
-    config = parser.resolve(saved, {k: given[k] for k in ("gpu", "n_worker") if k in given}, place)
-    where = device(config)
+    ignored = sorted(k for k, v in given.items() if k not in RUNTIME and saved.get(k) != v)
+    run_flags = {"exp_path": str(run.folder.parent), "name": run.folder.name}
+    config = parser.resolve(saved, {k: given[k] for k in ("gpu", "n_worker") if k in given}, run_flags)
+    torch_device = device(config)
     if distributed.rank() == 0:
         run.hold()
-        if other:
-            print(f"note: resuming by the run's own configuration, not by {', '.join('--' + o for o in other)}")
+        if ignored:
+            print(f"note: resuming by the run's own configuration, not by {', '.join('--' + flag for flag in ignored)}")
         done = (
             ", which is finished: only its last words are written again"
             if run.info().get("state") == "finished"
@@ -236,11 +236,11 @@ def _reopen(parser: opt.Parser, given: dict[str, Any], run: runs.Run) -> Context
         )
         say(f"resuming {run.folder} " + (f"after step {state['step']}" if state else "from the start") + done)
     task = open_task(config)
-    return Context(task.config, run, where, task, state)
+    return Context(task.config, run, torch_device, task, state)
 
 
 def rewrite_config(context: Context) -> None:
-    """Write the run's configuration again, with what was settled since (weights found, the mask's copy)."""
+    """Rewrite the run's configuration with what was resolved since (weights found, the mask's copy)."""
     opt.write_config(context.run.config, context.config)
 
 

@@ -1,4 +1,4 @@
-"""Files of weights from elsewhere: what a file really is, and where the state dict in a checkpoint lies.
+"""Weight files of other origin: their actual format, and the state dict inside a checkpoint.
 
 Training frameworks wrap state dicts in entries (`params_ema`) and names in prefixes (`_orig_mod.` of compiled modules);
 downloads are often not the file that was meant (a Git LFS pointer, an HTML page, one shard, an index).
@@ -32,9 +32,9 @@ _said: set[str] = set()
 def unwrapped(checkpoint: Mapping, what: object) -> dict[str, object]:
     """The bare state dict inside a checkpoint, its keys without the prefixes of wrappers.
 
-    Entries of :data:`ENTRIES` are entered, the first there is; `module.` (DataParallel, AveragedModel) and `_orig_mod.`
-    (torch.compile) are taken off where every key has them, `_orig_mod.` inside a key wherever it stands. A line says
-    what was unusual. Values are not looked at: the result may hold what are no tensors.
+    The first entry of :data:`ENTRIES` that exists is used. The prefixes `module.` (DataParallel, AveragedModel) and
+    `_orig_mod.` (torch.compile) are removed where every key has them, `_orig_mod.` inside a key everywhere. Unusual
+    entries and prefixes are printed in one line. Values are not checked: the result may hold other types than tensors.
     """
     entry = next((name for name in ENTRIES if isinstance(checkpoint.get(name), Mapping)), None)
     if entry is not None:
@@ -61,7 +61,7 @@ def unwrapped(checkpoint: Mapping, what: object) -> dict[str, object]:
 
 
 def check_finite(state: Mapping[str, object], what: object) -> None:
-    """UseError, with the first names, where tensors of a state dict hold NaN or infinite values."""
+    """Raise UseError, with the first names, where tensors of a state dict hold NaN or infinite values."""
     real = {k: v for k, v in state.items() if isinstance(v, Tensor) and _floats(v) and not v.is_meta}
     bad = [k for k, v in real.items() if not bool(torch.isfinite(v).all())]
     if bad:
@@ -70,7 +70,7 @@ def check_finite(state: Mapping[str, object], what: object) -> None:
 
 
 def what_it_is(path: Path) -> str:
-    """What a file that is no checkpoint really is, in words; empty where nobody knows."""
+    """Describe what a file that is no checkpoint actually is; empty where unknown."""
     with contextlib.suppress(OSError):
         with open(path, "rb") as file:
             head = file.read(_HEAD)
@@ -79,20 +79,20 @@ def what_it_is(path: Path) -> str:
 
 
 def shard(path: Path) -> str:
-    """In words, which part of a sharded checkpoint a file is by its name; empty for a whole one."""
-    found = _SHARD.search(path.name)
-    if not found or int(found[2]) < 2:
+    """Describe which part of a sharded checkpoint a file is, by its name; empty for a whole one."""
+    match = _SHARD.search(path.name)
+    if not match or int(match[2]) < 2:
         return ""
     return (
-        f"is part {int(found[1])} of {int(found[2])} of a sharded checkpoint, with some of the weights only: "
+        f"is part {int(match[1])} of {int(match[2])} of a sharded checkpoint, with some of the weights only: "
         "join the parts into one file first"
     )
 
 
 def _kind(path: Path, head: bytes) -> str:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if found := stand_in(path):
-        return found
+    if explanation := stand_in(path):
+        return explanation
     if text.startswith(b"{"):
         return _json_kind(path)
     if path.suffix == ".safetensors" and head.startswith(b"PK\x03\x04"):

@@ -1,6 +1,6 @@
 """Reading and writing weights: checkpoints of this toolkit, public ones, bare state dicts, safetensors.
 
-Files from strangers are data: pickles are read with ``weights_only=True``, so that none of them runs code.
+Pickles are read with ``weights_only=True``, so that no file runs code.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ from sparsemask.weight_files import ENTRIES, check_finite, shard, unwrapped, wha
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Everything a checkpoint holds, on the CPU: a torch file (zip or legacy) or a `.safetensors` file.
+    """Read all entries of a checkpoint, tensors on the CPU.
 
-    Raises UseError when it is missing, a folder, torn, no checkpoint, or asks for code to be run; and where entries of
-    a run's are not what they must be (:mod:`sparsemask.checkpoint_schema`).
+    Args:
+        path: a torch file (zip or legacy) or a `.safetensors` file.
+
+    Raises:
+        UseError: it is missing, a folder, truncated, no checkpoint, or asks for code to be run; or an entry of a run's
+            checkpoint has the wrong type (:mod:`sparsemask.checkpoint_schema`).
     """
     path = Path(path)
     if path.is_dir():
@@ -70,20 +74,20 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def config_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The run's configuration in a checkpoint; an empty one where it has none that is one."""
-    found = checkpoint.get("config")
-    return found if isinstance(found, Mapping) else {}
+    """The run's configuration in a checkpoint; empty where it has none."""
+    config = checkpoint.get("config")
+    return config if isinstance(config, Mapping) else {}
 
 
 def _unreadable(path: Path, error: Exception) -> str:
     if really := what_it_is(path):
         return f"{path}: {really}"
     text = str(error)
-    asked = re.search(r"GLOBAL\s+([\w.]+\.[\w.]+)", text)
-    if asked or _calls(path):
-        what = f" ({asked.group(1)})" if asked else ""
+    match = re.search(r"GLOBAL\s+([\w.]+\.[\w.]+)", text)
+    if match or _calls(path):
+        detail = f" ({match.group(1)})" if match else ""
         return (
-            f"{path}: refused, it is a pickle that asks for code to be run{what}; nothing was run. "
+            f"{path}: refused, it is a pickle that asks for code to be run{detail}; nothing was run. "
             "Save the bare state dict or a safetensors file instead"
         )
     if "TorchScript" in text:
@@ -108,56 +112,83 @@ def _brief(error: Exception) -> str:
 
 
 def file_space(path: str | os.PathLike[str]) -> str | None:
-    """The space that a checkpoint of a run, or a network's safetensors file, says it is of; None where none does."""
+    """The space named in a run's checkpoint or in a network's safetensors file; None where none is named."""
     path = Path(path)
     if not path.is_file():
         return None
     with contextlib.suppress(UseError, OSError, SafetensorError):
-        found = metadata(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-        space = found.get("space")
+        entries = metadata(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+        space = entries.get("space")
         return space if isinstance(space, str) else None
     return None
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a safetensors file says about its network: JSON values by name; others are passed over."""
+    """Metadata of a network's safetensors file: JSON values by name; other entries are ignored."""
     with containers.reading(path, "truncated or not a safetensors file"), safe_open(path, framework="pt") as file:
-        said = file.metadata() or {}
+        texts = file.metadata() or {}
     values = {}
-    for key, text in said.items():
+    for key, text in texts.items():
         with contextlib.suppress(ValueError, RecursionError):
             values[key] = json.loads(text)
     return values
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The bare state dict inside any checkpoint, without the prefixes of DataParallel and torch.compile.
+    """The bare state dict of any checkpoint file, without the prefixes of DataParallel and torch.compile.
 
-    Reads this toolkit's checkpoints (entry `model`), public ones (`state_dict`, `params_ema`, `net`, ...), bare dicts
-    and safetensors. Raises UseError where weights are not finite.
+    Args:
+        path: a checkpoint of this toolkit (entry `model`), a public one (`state_dict`, `params_ema`, `net`, ...), a
+            bare state dict, or a safetensors file.
+
+    Returns:
+        Finite tensors by name.
+
+    Raises:
+        UseError: the file is missing or unreadable, or weights are not finite.
     """
     return bare_state(read_checkpoint(path), path)
 
 
 def bare_state(checkpoint: Mapping[str, Any], what: object = "checkpoint") -> dict[str, Tensor]:
-    """The bare state dict inside a checkpoint already read; UseError naming `what` without any, or not finite."""
+    """The bare state dict inside a checkpoint that has been read.
+
+    Args:
+        checkpoint: its entries.
+        what: how error messages begin, mostly the file.
+
+    Returns:
+        Finite tensors by name.
+
+    Raises:
+        UseError: it holds no weights, or some that are not finite.
+    """
     state = unwrapped(checkpoint, what)
     strange = [key for key, value in state.items() if not checkpoint_schema.is_tensor(value)]
     if not state or strange:
-        found = f"found {', '.join(strange[:4])}" if strange else "it is empty"
-        raise UseError(f"{what}: no weights in it, neither bare nor under {' or '.join(ENTRIES)} ({found})")
+        reason = f"found {', '.join(strange[:4])}" if strange else "it is empty"
+        raise UseError(f"{what}: no weights in it, neither bare nor under {' or '.join(ENTRIES)} ({reason})")
     check_finite(state, what)
     return cast(dict[str, Tensor], state)
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
-    """Load `state` into `module`; UseError, with nothing loaded, unless names and shapes agree and all is finite."""
-    own = module.state_dict()
-    shapes = [key for key in own if key in state and state[key].shape != own[key].shape]
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    plain = _in_plain_words(own, state, shapes)
-    problems = [plain] if plain else [_shape_line(key, state, own) for key in shapes[:3]]
+    """Load a state dict whose names and shapes must all agree.
+
+    Args:
+        module: changed in place.
+        state: tensors by name.
+        what: how error messages begin, mostly the file.
+
+    Raises:
+        UseError: names or shapes differ, or values are not finite; nothing is loaded then.
+    """
+    expected = module.state_dict()
+    shapes = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    plain = _in_plain_words(expected, state, shapes)
+    problems = [plain] if plain else [_shape_line(key, state, expected) for key in shapes[:3]]
     if missing:
         problems.append(f"{len(missing)} tensors are missing ({_some(missing)})")
     if unexpected:
@@ -168,20 +199,20 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) 
     module.load_state_dict(state)
 
 
-def _in_plain_words(own: Mapping[str, Tensor], state: Mapping[str, Tensor], shapes: list[str]) -> str:
+def _in_plain_words(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], shapes: list[str]) -> str:
     """The usual causes of a wrong shape: another number of classes, another decoder depth."""
     causes = []
     key = "fc_conv.weight"
     if key in shapes:
-        found, wanted = state[key].shape, own[key].shape
+        file_shape, network_shape = state[key].shape, expected[key].shape
         for axis, name in ((0, "classes"), (1, "decoder depth")):
-            if len(found) == len(wanted) and found[axis] != wanted[axis]:
-                causes.append(f"{name}: the file has {found[axis]}, the network {wanted[axis]}")
+            if len(file_shape) == len(network_shape) and file_shape[axis] != network_shape[axis]:
+                causes.append(f"{name}: the file has {file_shape[axis]}, the network {network_shape[axis]}")
     return ", ".join(causes)
 
 
-def _shape_line(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    return f"{key} is {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
+def _shape_line(key: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    return f"{key} is {tuple(state[key].shape)} in the file, {tuple(expected[key].shape)} in the network"
 
 
 def _some(names: list[str]) -> str:
@@ -189,6 +220,12 @@ def _some(names: list[str]) -> str:
 
 
 def save_safetensors(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a state dict to share, atomically; `metadata` (text only) says where it comes from."""
+    """Write a state dict as a safetensors file, atomically.
+
+    Args:
+        path: the file to write.
+        state: tensors by name.
+        metadata: strings by name that say where the weights come from.
+    """
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     write_bytes(path, to_safetensors(tensors, metadata=metadata))

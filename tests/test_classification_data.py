@@ -240,24 +240,24 @@ def test_the_usual_names_of_parts_in_any_case(tmp_path, train, held):
     write_classes(tmp_path / held, {"dog": 2}, (8, 8))
     found = find_pictures(tmp_path)
     assert found.classes == ["cat", "dog"] and (len(found.training), found.validation.labels.tolist()) == (7, [1, 1])
-    assert found.said() == f"7 for training ({train}/), 2 for validation ({held}/), 2 classes"
+    assert found.summary() == f"7 for training ({train}/), 2 for validation ({held}/), 2 classes"
 
 
 def test_what_is_not_read_is_said(tmp_path):
     for name, count in (("Training", 3), ("valid", 2), ("Testing", 2), ("raw", 1)):
         write_classes(tmp_path / name, {"cat": count, "dog": count}, (8, 8))
-    assert find_pictures(tmp_path).said() == (
+    assert find_pictures(tmp_path).summary() == (
         "6 for training (Training/), 4 for validation (valid/), 2 classes; not used: Testing/, raw/"
     )
     write_classes(tmp_path / "b" / "Training", {"cat": 12, "dog": 12}, (8, 8))
     write_classes(tmp_path / "b" / "more", {"cat": 1}, (8, 8))
-    assert find_pictures(tmp_path / "b").said() == (
+    assert find_pictures(tmp_path / "b").summary() == (
         "22 for training (Training/), 2 for validation (every tenth of each class), 2 classes; not used: more/"
     )
-    assert find_pictures(write_classes(tmp_path / "c", {"cat": 2, "dog": 2}, (8, 8))).said() == (
+    assert find_pictures(write_classes(tmp_path / "c", {"cat": 2, "dog": 2}, (8, 8))).summary() == (
         f"2 for training (2 class folders in {tmp_path / 'c'}), 2 for validation (every tenth of each class), 2 classes"
     )
-    assert find_pictures(write_npz(tmp_path / "n")).said() == (
+    assert find_pictures(write_npz(tmp_path / "n")).summary() == (
         "30 for training (train.npz), 10 for validation (test.npz), 10 classes"
     )
 

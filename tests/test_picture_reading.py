@@ -250,7 +250,7 @@ def test_sixteen_bits_a_colour_are_said(tmp_path):
     data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(data)
     assert (read_picture(tmp_path / "a.png") == 0x80).all()
-    assert picture_notes(tmp_path / "a.png") == read_any(tmp_path / "a.png").said == ["16 bits a colour became 8"]
+    assert picture_notes(tmp_path / "a.png") == read_any(tmp_path / "a.png").remarks == ["16 bits a colour became 8"]
 
 
 def test_every_task_says_how_its_first_pictures_are_read(tmp_path, capsys):

@@ -21,13 +21,13 @@ _MOSTLY = 0.9
 
 def parser() -> Parser:
     """The command's flags."""
-    made = Parser("analyse", prog="sparsemask analyse", description=__doc__)
-    made.add_argument("pictures", nargs="+", metavar="IN", help="pictures, over which shares are taken")
-    made.add_argument("--weights", default=None, help="a super-resolution network's weights")
-    made.add_argument("--run", default=None, help="a run's folder instead")
-    made.add_argument("--masked", action="store_true", help="with the network's masks, where it has some")
-    made.add_argument("--out", default=None, help="folder for zeros.png and zeros.csv")
-    return made
+    result = Parser("analyse", prog="sparsemask analyse", description=__doc__)
+    result.add_argument("pictures", nargs="+", metavar="IN", help="pictures, over which shares are taken")
+    result.add_argument("--weights", default=None, help="a super-resolution network's weights")
+    result.add_argument("--run", default=None, help="a run's folder instead")
+    result.add_argument("--masked", action="store_true", help="with the network's masks, where it has some")
+    result.add_argument("--out", default=None, help="folder for zeros.png and zeros.csv")
+    return result
 
 
 @command
@@ -41,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparsemask.tables import table
 
     network, prepare, source = _load(options)
-    read = [read_picture(path) for path in options.pictures]
-    for path, picture in zip(options.pictures, read, strict=True):
-        for text in picture.said:
+    images = [read_picture(path) for path in options.pictures]
+    for path, image in zip(options.pictures, images, strict=True):
+        for text in image.remarks:
             print(f"note: {path}: {text}")
-    pictures = [prepare(picture.colour) for picture in read]
-    layers = zero_shares(network, pictures)
+    inputs = [prepare(image.colour) for image in images]
+    layers = zero_shares(network, inputs)
     if not layers:
         raise UseError(f"{source}: no ReLU in this network")
     rows = [
@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     print(table(rows, columns))
     total = sum(float(layer.zeros.sum()) * layer.count for layer in layers)
-    whole = sum(len(layer.zeros) * layer.count for layer in layers)
+    count = sum(len(layer.zeros) * layer.count for layer in layers)
     masked = "with its masks" if options.masked else "without masks"
-    print(f"\n{100 * total / whole:.1f} % of all activations are zero ({source}, {masked}, {len(pictures)} picture(s))")
+    print(f"\n{100 * total / count:.1f} % of all activations are zero ({source}, {masked}, {len(inputs)} picture(s))")
     if options.out:
         for path in write(layers, Path(options.out), f"Zero activations: {Path(str(source)).name}"):
             print(f"wrote {path}")

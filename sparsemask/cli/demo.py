@@ -38,26 +38,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.max_iter:
         common += ["--max_iter", str(options.max_iter)]
     _step("search", ["--search", "--name", "search", *common])
-    mask, found = out / "mask.npy", runs_folder / "search"
-    _step("prune", ["--run", str(found), "--out", str(mask)])
-    for name, named in NETWORKS.items():
-        start = ["--search_checkpoint", str(found / "checkpoints" / "last.pt")]
-        _step("retrain", ["--mask_path", named or str(mask), "--name", name, *start, *common])
+    mask, search_run = out / "mask.npy", runs_folder / "search"
+    _step("prune", ["--run", str(search_run), "--out", str(mask)])
+    for name, mask_name in NETWORKS.items():
+        start = ["--search_checkpoint", str(search_run / "checkpoints" / "last.pt")]
+        _step("retrain", ["--mask_path", mask_name or str(mask), "--name", name, *start, *common])
     rows = compare(runs_folder)
-    _report(rows, out, found)
+    _report(rows, out, search_run)
     print(f"{time.monotonic() - began:.0f} s in all")
     return 0
 
 
-def _step(verb: str, rest: list[str]) -> None:
+def _step(verb: str, arguments: list[str]) -> None:
     """Run one verb as a process of its own, showing the command."""
     script = {"search": "search/run.py", "prune": "prune/prune.py", "retrain": "retrain/train.py"}[verb]
     if (ROOT / script).is_file() and Path.cwd().resolve() == ROOT:
-        shown, call = f"python {script}", [sys.executable, script]
+        command, call = f"python {script}", [sys.executable, script]
     else:
-        shown, call = f"sparsemask {verb}", [sys.executable, "-m", "sparsemask.cli", verb]
-    print(f"\n$ {shown} {' '.join(rest)}", flush=True)
-    status = subprocess.call([*call, *rest])
+        command, call = f"sparsemask {verb}", [sys.executable, "-m", "sparsemask.cli", verb]
+    print(f"\n$ {command} {' '.join(arguments)}", flush=True)
+    status = subprocess.call([*call, *arguments])
     if status in (130, -2):
         raise KeyboardInterrupt(f"the demo ends with its {verb}")
     if status:
@@ -86,7 +86,7 @@ def compare(runs_folder: Path) -> list[dict]:
     return rows
 
 
-def _report(rows: list[dict], out: Path, found: Path) -> None:
+def _report(rows: list[dict], out: Path, search_run: Path) -> None:
     from sparsemask.costs import format_count
     from sparsemask.pictures import draw_comparison
     from sparsemask.tables import table
@@ -103,6 +103,6 @@ def _report(rows: list[dict], out: Path, found: Path) -> None:
     print(f"\nOne {rows[0]['input_size']}x{rows[0]['input_size']} picture, this machine's CPU:\n")
     print(table(rows, columns))
     print("\npictures:")
-    for path in [out / "comparison.png", *sorted((found / "pictures").glob("*.png"))]:
+    for path in [out / "comparison.png", *sorted((search_run / "pictures").glob("*.png"))]:
         print(f"  {path}")
     print(f"  {out / 'runs'}/*/pictures/  (architecture, curves and predictions of every network)")

@@ -25,25 +25,27 @@ from sparsemask.options import Parser, factor, natural, positive
 
 def parser() -> Parser:
     """The command's flags."""
-    made = Parser("disparity", prog="sparsemask disparity", description=__doc__)
-    made.add_argument("left", metavar="LEFT", help="the left picture: PNG, JPEG, WebP, TIFF, BMP, ...")
-    made.add_argument("right", metavar="RIGHT", help="the right picture")
-    made.add_argument(
+    result = Parser("disparity", prog="sparsemask disparity", description=__doc__)
+    result.add_argument("left", metavar="LEFT", help="the left picture: PNG, JPEG, WebP, TIFF, BMP, ...")
+    result.add_argument("right", metavar="RIGHT", help="the right picture")
+    result.add_argument(
         "out", metavar="OUT", help="the picture to write (.png, .jpg, .webp, .tif, .bmp), or the map, .pfm"
     )
-    made.add_argument("--png16", metavar="FILE", default=None, help="write the map as 16-bit PNG too")
-    made.add_argument("--pfm", metavar="FILE", default=None, help="write the map as PFM too")
-    made.add_argument("--weights", default=None, help="the network's weights (default: looked for, see above)")
-    made.add_argument(
+    result.add_argument("--png16", metavar="FILE", default=None, help="write the map as 16-bit PNG too")
+    result.add_argument("--pfm", metavar="FILE", default=None, help="write the map as PFM too")
+    result.add_argument("--weights", default=None, help="the network's weights (default: looked for, see above)")
+    result.add_argument(
         "--maxdisp", type=positive, default=None, help="a multiple of 16: disparities below it (default: as trained)"
     )
-    made.add_argument("--show-masks", "--show_masks", metavar="DIR", default=None, help="draw the masks into a folder")
-    size = made.add_mutually_exclusive_group()
+    result.add_argument(
+        "--show-masks", "--show_masks", metavar="DIR", default=None, help="draw the masks into a folder"
+    )
+    size = result.add_mutually_exclusive_group()
     size.add_argument("--memory", type=factor, default=None, metavar="GB", help="tiles that need about so much at most")
     size.add_argument("--tile", type=natural, default=0, help="side of tiles in pixels, 0: none (default: 0)")
-    made.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
-    made.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
-    return made
+    result.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
+    result.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    return result
 
 
 @command
@@ -68,28 +70,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparsemask.finite import check_output
     from sparsemask.sparse import repeatable, set_backend
 
-    where = arithmetic(options.gpu)
-    set_backend(network.to(where.device), options.backend)
-    pair = pad16(make_pair(left, right)).to(where.device)
+    compute = arithmetic(options.gpu)
+    set_backend(network.to(compute.device), options.backend)
+    pair = pad16(make_pair(left, right)).to(compute.device)
     tile = settle_tile(options, pair, network.maxdisp)
     began = time.perf_counter()
     with repeatable():
-        found, masks, kept = run(network, pair, tile)
-    check_output(found, network)
-    disparity = unpad(found[0], *left.shape[:2]).cpu().numpy()
+        output, masks, kept = run(network, pair, tile)
+    check_output(output, network)
+    disparity = unpad(output[0], *left.shape[:2]).cpu().numpy()
     spent = time.perf_counter() - began
     lost = write(files, disparity)
-    pieces = "" if tile is None else f", tiles of {tile[1]}x{tile[0]} at most"
+    tiling = "" if tile is None else f", tiles of {tile[1]}x{tile[0]} at most"
     print(
         f"{options.left} {left.shape[1]}x{left.shape[0]} -> {', '.join(str(file) for file in files.values())}: "
-        f"{disparity.min():.1f} to {disparity.max():.1f} px, {spent:.2f} s{pieces}; kept fraction {kept:.2f} ({source})"
+        f"{disparity.min():.1f} to {disparity.max():.1f} px, {spent:.2f} s{tiling}; kept fraction {kept:.2f} ({source})"
     )
     notes = [f"{name}: {text}" for name in (options.left, options.right) for text in picture_notes(name)]
     for line in [*notes, *lost]:
         print(f"note: {line}")
     if options.show_masks:
-        shown = picture_of(pair.left[0]), [mask[0, 0].cpu().numpy() for mask in masks], found[0].cpu().numpy()
-        print(f"masks: {show(*shown, Path(options.left).stem, Path(options.show_masks))}")
+        drawn = picture_of(pair.left[0]), [mask[0, 0].cpu().numpy() for mask in masks], output[0].cpu().numpy()
+        print(f"masks: {show(*drawn, Path(options.left).stem, Path(options.show_masks))}")
     return 0
 
 
@@ -172,27 +174,27 @@ def run(network, pair, tile: tuple[int, int] | None):
     kept = []
 
     def call(part):
-        found = network(part)
+        disparities = network(part)
         kept.append((float(mean_kept(network)), part.left.numel()))
-        return found
+        return disparities
 
     try:
         with torch.no_grad():
             if tile is None:
-                found, masks = call(pair), network.masks
+                disparities, masks = call(pair), network.masks
             else:
-                found, masks = run_tiles(call, pair, network.maxdisp, tile, lambda: network.masks)
+                disparities, masks = run_tiles(call, pair, network.maxdisp, tile, lambda: network.masks)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
         size = f"{pair.shape[-1]}x{pair.shape[-2]}"
         raise UseError(f"not enough memory for {size} pixels: try --memory with what there is") from None
     shares, pixels = zip(*kept, strict=True)
-    return found.float(), masks, float(np.average(shares, weights=pixels))
+    return disparities.float(), masks, float(np.average(shares, weights=pixels))
 
 
 def write(files: dict[str, Path], disparity: np.ndarray) -> list[str]:
-    """Write a map (H, W) in pixels; what a format could not hold is returned in words."""
+    """Write a map (H, W) in pixels; returns notes on what a format could not hold."""
     from sparsemask.pictures.files import Picture, write_picture
     from sparsemask.pictures.stereo import colours
     from sparsemask.tasks.stereo.files import write_disparity
@@ -207,10 +209,10 @@ def write(files: dict[str, Path], disparity: np.ndarray) -> list[str]:
     return lost
 
 
-def show(picture: np.ndarray, masks: list[np.ndarray], disparity: np.ndarray, name: str, folder: Path) -> Path:
+def show(image: np.ndarray, masks: list[np.ndarray], disparity: np.ndarray, name: str, folder: Path) -> Path:
     """Draw which voxels were computed, beside the disparity; returns the file."""
     from sparsemask.pictures.stereo import draw_voxels
 
     folder.mkdir(parents=True, exist_ok=True)
     title = f"Where each module computes: {name}"
-    return draw_voxels(picture, masks, folder / f"{name}_masks.png", title, disparity)
+    return draw_voxels(image, masks, folder / f"{name}_masks.png", title, disparity)

@@ -20,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = Parser("report", prog="sparsemask report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
-    found = [runs.find(folder) for folder in parser.parse_args(argv).runs]
+    found_runs = [runs.find(folder) for folder in parser.parse_args(argv).runs]
     from sparsemask.report import write_report  # loads matplotlib and torch, after the folders are known to be right
 
-    for run in found:
+    for run in found_runs:
         print(f"report: {write_report(run)}")
     return 0

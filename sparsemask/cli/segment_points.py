@@ -27,27 +27,29 @@ SUFFIXES = (".ply", ".label", ".npz")
 
 def parser() -> Parser:
     """The command's flags."""
-    made = Parser("segment-points", prog="sparsemask segment-points", description=__doc__)
-    made.add_argument("cloud", metavar="IN", help="the cloud: .bin (float32 x, y, z, remission), .ply, .npy or .npz")
-    made.add_argument("out", metavar="OUT", help="the file to write: .ply, .label or .npz")
-    made.add_argument("--weights", required=True, help="the network's weights")
-    made.add_argument("--show", metavar="DIR", default=None, help="draw classes and kept points into a folder")
-    made.add_argument("--web", metavar="HTML", default=None, help="write a page that shows the cloud")
-    made.add_argument(
+    result = Parser("segment-points", prog="sparsemask segment-points", description=__doc__)
+    result.add_argument("cloud", metavar="IN", help="the cloud: .bin (float32 x, y, z, remission), .ply, .npy or .npz")
+    result.add_argument("out", metavar="OUT", help="the file to write: .ply, .label or .npz")
+    result.add_argument("--weights", required=True, help="the network's weights")
+    result.add_argument("--show", metavar="DIR", default=None, help="draw classes and kept points into a folder")
+    result.add_argument("--web", metavar="HTML", default=None, help="write a page that shows the cloud")
+    result.add_argument(
         "--bin_columns",
         type=positive,
         default=None,
         metavar="N",
         help="float32 values a point of a .bin, x, y, z first (default: 4; of .pcd.bin 5)",
     )
-    made.add_argument("--grid", type=factor, default=None, help="side of the voxels in metres (default: as trained)")
-    made.add_argument("--n_points", type=positive, default=None, help="points of a crop (default: as trained)")
-    way = made.add_mutually_exclusive_group()
-    way.add_argument("--votes", action="store_true", default=None, help="by votes of overlapping crops, as published")
-    way.add_argument("--whole", action="store_true", help="the whole cloud in one pass")
-    made.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
-    made.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
-    return made
+    result.add_argument("--grid", type=factor, default=None, help="side of the voxels in metres (default: as trained)")
+    result.add_argument("--n_points", type=positive, default=None, help="points of a crop (default: as trained)")
+    method = result.add_mutually_exclusive_group()
+    method.add_argument(
+        "--votes", action="store_true", default=None, help="by votes of overlapping crops, as published"
+    )
+    method.add_argument("--whole", action="store_true", help="the whole cloud in one pass")
+    result.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
+    result.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    return result
 
 
 @command
@@ -64,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparsemask.tasks.points.task import WritesRawLabels
     from sparsemask.tasks.points.whole import recipe, segment
 
-    network, said = load(Path(options.weights))
-    where = arithmetic(options.gpu)
-    set_backend(network.to(where.device), options.backend)
-    made = recipe(network, said, options.weights, n_points=options.n_points, grid=options.grid)
-    if out.suffix == ".label" and not issubclass(made.task, WritesRawLabels):
+    network, run_config = load(Path(options.weights))
+    compute = arithmetic(options.gpu)
+    set_backend(network.to(compute.device), options.backend)
+    settings = recipe(network, run_config, options.weights, n_points=options.n_points, grid=options.grid)
+    if out.suffix == ".label" and not issubclass(settings.task, WritesRawLabels):
         raise UseError(f"{out}: .label files hold SemanticKITTI's labels, and these weights are of other classes: .ply")
     prepared = semantickitti.prepared_file(options.cloud) if out.suffix.lower() == ".label" else None
     if prepared is not None:
@@ -76,21 +78,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     cloud = read_cloud(options.cloud, options.bin_columns)
     read = time.perf_counter() - began
-    found = segment(
-        cloud, network, made, where, False if options.whole else options.votes, lambda one: float(mean_kept(one))
+    segmented = segment(
+        cloud,
+        network,
+        settings,
+        compute,
+        False if options.whole else options.votes,
+        lambda module: float(mean_kept(module)),
     )
-    classes, of = found.classes, ""
+    classes, of = segmented.classes, ""
     if prepared is not None:
         classes = semantickitti.all_points(prepared, prepared.read(), classes)
         of = f", labels of all {len(classes)} points of the scan"
-    write(out, cloud, classes, made)
-    steps = {"read": read, **found.seconds}
-    said = ", ".join(f"{name} {spent:.2f}" for name, spent in steps.items())
+    write(out, cloud, classes, settings)
+    steps = {"read": read, **segmented.seconds}
+    durations = ", ".join(f"{name} {spent:.2f}" for name, spent in steps.items())
     print(
-        f"{options.cloud} ({len(cloud)} points) -> {out}{of}: {sum(steps.values()):.2f} s ({said}); {len(found.thin)} "
-        f"points {made.grid:g} m apart; kept {100 * found.kept:.0f} % ({options.weights})"
+        f"{options.cloud} ({len(cloud)} points) -> {out}{of}: {sum(steps.values()):.2f} s ({durations}); "
+        f"{len(segmented.thin)} points {settings.grid:g} m apart; kept {100 * segmented.kept:.0f} % ({options.weights})"
     )
-    for path in show(cloud, found, made, options.show, options.web):
+    for path in show(cloud, segmented, settings, options.show, options.web):
         print(f"written: {path}")
     return 0
 
@@ -119,14 +126,14 @@ def load(path: Path) -> tuple[object, Mapping]:
     if name != "smpointseg":
         raise UseError(f"{path}: weights of space '{name}', not of 'smpointseg'")
     network = spaces.get(name).load(path).network
-    said = read_checkpoint(path).get("config") if path.suffix != ".safetensors" else None
+    run_config = read_checkpoint(path).get("config") if path.suffix != ".safetensors" else None
     beside = path.parent / "config.yaml"
-    if said is None and beside.is_file():
-        said = read_yaml(beside)
-    return network, said if isinstance(said, Mapping) else {}
+    if run_config is None and beside.is_file():
+        run_config = read_yaml(beside)
+    return network, run_config if isinstance(run_config, Mapping) else {}
 
 
-def write(path: Path, cloud, classes: np.ndarray, made) -> None:
+def write(path: Path, cloud, classes: np.ndarray, recipe) -> None:
     """Write the classes (N,) of a cloud's points."""
     from sparsemask.files import write_bytes
     from sparsemask.pictures.point_clouds.layers import class_colours
@@ -134,22 +141,22 @@ def write(path: Path, cloud, classes: np.ndarray, made) -> None:
 
     kind = path.suffix.lower()
     if kind == ".label":
-        write_bytes(path, made.task.raw_labels(classes))
+        write_bytes(path, recipe.task.raw_labels(classes))
         return
     if kind == ".npz":
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, xyz=cloud.coordinates, pred=classes.astype(np.uint8), names=np.array(made.names))
+        np.savez_compressed(buffer, xyz=cloud.coordinates, pred=classes.astype(np.uint8), names=np.array(recipe.names))
         write_bytes(path, buffer.getvalue())
         return
     columns = dict(zip("xyz", cloud.coordinates.T, strict=True)) | {"pred": classes.astype(np.uint8)}
-    colours = class_colours(made.names)[classes]
+    colours = class_colours(recipe.names)[classes]
     columns |= dict(zip(("red", "green", "blue"), colours.T, strict=True))
     if cloud.labels is not None:
         columns["label"] = cloud.labels
-    write_ply(path, columns, comment="classes: " + " ".join(made.names))
+    write_ply(path, columns, comment="classes: " + " ".join(recipe.names))
 
 
-def show(cloud, found, made, folder: str | None, web: str | None) -> list[Path]:
+def show(cloud, segmented, recipe, folder: str | None, web: str | None) -> list[Path]:
     """Draw what was asked for; returns the files."""
     from sparsemask.pictures.point_clouds.figures import draw_clouds, draw_kept
     from sparsemask.pictures.point_clouds.viewer import write_viewer
@@ -159,11 +166,11 @@ def show(cloud, found, made, folder: str | None, web: str | None) -> list[Path]:
         Path(folder).mkdir(parents=True, exist_ok=True)
         for view in ("perspective", "bird"):
             path = Path(folder) / f"{cloud.name}_{view}.png"
-            files.append(draw_clouds(path, cloud.xyz, {"prediction": found.classes}, made.names, view=view))
-        files.append(draw_kept(Path(folder) / f"{cloud.name}_kept.png", found.crop, found.masks))
+            files.append(draw_clouds(path, cloud.xyz, {"prediction": segmented.classes}, recipe.names, view=view))
+        files.append(draw_kept(Path(folder) / f"{cloud.name}_kept.png", segmented.crop, segmented.masks))
     if web is not None:
-        layers = {"prediction": found.classes}
+        layers = {"prediction": segmented.classes}
         if cloud.colours is not None:
             layers["colours"] = np.rint(255 * cloud.colours).astype(np.uint8)
-        files.append(write_viewer(web, cloud.xyz, layers, made.names, title=cloud.name))
+        files.append(write_viewer(web, cloud.xyz, layers, recipe.names, title=cloud.name))
     return files

@@ -28,19 +28,21 @@ TILE = 256
 
 def parser() -> Parser:
     """The command's flags."""
-    made = Parser("upscale", prog="sparsemask upscale", description=__doc__)
-    made.add_argument("picture", metavar="IN", help="the picture: PNG, JPEG, WebP, TIFF, BMP, ...")
-    made.add_argument("out", metavar="OUT", help="the picture to write: .png, .jpg, .webp, .tif or .bmp")
-    made.add_argument("--scale", type=positive, default=None, help="2, 3 or 4 (default: that of the weights)")
-    made.add_argument("--weights", default=None, help="the network's weights (default: looked for, see above)")
-    made.add_argument("--show-masks", "--show_masks", metavar="DIR", default=None, help="draw the masks into a folder")
-    made.add_argument("--ensemble", action="store_true", help="mean over the eight flips and transpositions")
-    made.add_argument(
+    result = Parser("upscale", prog="sparsemask upscale", description=__doc__)
+    result.add_argument("picture", metavar="IN", help="the picture: PNG, JPEG, WebP, TIFF, BMP, ...")
+    result.add_argument("out", metavar="OUT", help="the picture to write: .png, .jpg, .webp, .tif or .bmp")
+    result.add_argument("--scale", type=positive, default=None, help="2, 3 or 4 (default: that of the weights)")
+    result.add_argument("--weights", default=None, help="the network's weights (default: looked for, see above)")
+    result.add_argument(
+        "--show-masks", "--show_masks", metavar="DIR", default=None, help="draw the masks into a folder"
+    )
+    result.add_argument("--ensemble", action="store_true", help="mean over the eight flips and transpositions")
+    result.add_argument(
         "--tile", type=natural, default=None, help=f"input pixels, 0: none (default: {TILE} for large pictures, else 0)"
     )
-    made.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
-    made.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
-    return made
+    result.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
+    result.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    return result
 
 
 @command
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparsemask.pictures.files import check_output, read_picture, write_picture
 
     out = check_output(options.out)
-    picture = read_picture(options.picture)
+    image = read_picture(options.picture)
     network, source = find_network(options.weights, options.scale)
 
     import torch
@@ -59,26 +61,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparsemask.finite import check_output
     from sparsemask.sparse import repeatable, set_backend
 
-    where = arithmetic(options.gpu)
-    set_backend(network.to(where.device), options.backend)
-    height, width = picture.colour.shape[:2]
+    compute = arithmetic(options.gpu)
+    set_backend(network.to(compute.device), options.backend)
+    height, width = image.colour.shape[:2]
     tile = options.tile if options.tile is not None else TILE if height * width > LARGE else 0
     began = time.perf_counter()
-    pixels = torch.from_numpy(picture.colour).permute(2, 0, 1)[None].to(where.device)
+    pixels = torch.from_numpy(image.colour).permute(2, 0, 1)[None].to(compute.device)
     with repeatable():
-        made = check_output(run(network, pixels, tile, options.ensemble), network)
+        output = check_output(run(network, pixels, tile, options.ensemble), network)
     spent = time.perf_counter() - began
-    larger = picture.enlarged(made[0].permute(1, 2, 0).cpu().numpy())
+    larger = image.enlarged(output[0].permute(1, 2, 0).cpu().numpy())
     lost = write_picture(out, larger)
-    shares = [float(one.float().mean()) for one in network.kept]
+    shares = [float(mask.float().mean()) for mask in network.kept]
     print(
-        f"{options.picture} {picture.size} -> {out} {larger.size}, {spent:.2f} s; computed "
+        f"{options.picture} {image.size} -> {out} {larger.size}, {spent:.2f} s; computed "
         f"{100 * np.mean(shares):.0f} % of channels x places ({source})"
     )
-    for line in [*(f"{options.picture}: {text}" for text in picture.said), *lost]:
+    for line in [*(f"{options.picture}: {text}" for text in image.remarks), *lost]:
         print(f"note: {line}")
     if options.show_masks:
-        for path in show(picture, network, Path(options.picture).stem, Path(options.show_masks)):
+        for path in show(image, network, Path(options.picture).stem, Path(options.show_masks)):
             print(f"masks: {path}")
     return 0
 
@@ -86,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def find_network(weights: str | None, scale: int | None):
     """(the network, the file it comes from): of `weights`, or of what lies in $SPARSEMASK_WEIGHTS or the cache.
 
-    Raises UseError where there is none, or one of another scale.
+    Raises:
+        UseError: there is none, or one of another scale.
     """
     from sparsemask import datasets
     from sparsemask.spaces.sparse_conv import load_smsr
@@ -107,7 +110,7 @@ def find_network(weights: str | None, scale: int | None):
 
 
 def run(network, pixels, tile: int, ensemble: bool):
-    """The picture (1, 3, s·H, s·W); UseError where memory is too small for it in one piece."""
+    """The enlarged image (1, 3, s·H, s·W); UseError where memory is too small for it in one piece."""
     from sparsemask.spaces.sparse_conv import upscale
 
     try:
@@ -121,20 +124,20 @@ def run(network, pixels, tile: int, ensemble: bool):
         ) from None
 
 
-def show(picture, network, name: str, folder: Path) -> list[Path]:
-    """Draw the masks: all of them with their kept shares on one page, and each over the picture, pixel by pixel."""
+def show(image, network, name: str, folder: Path) -> list[Path]:
+    """Draw the masks: all of them with their keep ratios on one page, and each over the image, pixel by pixel."""
     from PIL import Image
 
     from sparsemask.files import write_bytes
     from sparsemask.pictures.files import encoded
     from sparsemask.pictures.overlay import draw_masks, overlay
 
-    pixels = np.clip(np.rint(picture.colour), 0, 255).astype(np.uint8)
+    pixels = np.clip(np.rint(image.colour), 0, 255).astype(np.uint8)
     masks = [mask[0, 0].cpu().numpy() for mask in network.masks]
     folder.mkdir(parents=True, exist_ok=True)
-    made = [draw_masks(pixels, masks, folder / f"{name}_masks.png", f"Where each module computes: {name}")]
+    paths = [draw_masks(pixels, masks, folder / f"{name}_masks.png", f"Where each module computes: {name}")]
     for number, mask in enumerate(masks, 1):
         path = folder / f"{name}_module{number}.png"
         write_bytes(path, encoded(Image.fromarray(overlay(pixels, mask)), "PNG"))
-        made.append(path)
-    return made
+        paths.append(path)
+    return paths

@@ -1,7 +1,7 @@
 """Batch norms: frozen statistics, and statistics re-estimated before a short run is evaluated.
 
-The published momentum of 0.0003 leaves running statistics near their start for thousands of steps; evaluating a short
-run with them is worthless (specification of the public defects, item 2).
+With the published momentum of 0.0003, running statistics stay near their initial values for thousands of steps, so that
+the evaluation of a short run means nothing.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def set_training(module: torch.nn.Module, freeze_bn: bool) -> None:
 @contextlib.contextmanager
 def cumulative(module: torch.nn.Module) -> Iterator[None]:
     """Inside, training-mode passes replace the running statistics by the plain average over the passes."""
-    held = [(norm, norm.momentum) for norm in norms(module)]
-    for norm, _ in held:
+    momenta = [(norm, norm.momentum) for norm in norms(module)]
+    for norm, _ in momenta:
         norm.reset_running_stats()
         norm.momentum = None
     try:
         yield
     finally:
-        for norm, momentum in held:
+        for norm, momentum in momenta:
             norm.momentum = momentum
 
 

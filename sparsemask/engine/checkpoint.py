@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on exactly, written beside and renamed into place."""
+"""Checkpoints: everything that an exact continuation of a run needs, written atomically."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CARRIED = {
 
 
 def save(path: str | Path, state: dict) -> None:
-    """Serialise first, then write: a full disk then fails as an ordinary write and leaves the last good file."""
+    """Write a checkpoint atomically: serialised in memory first, so that a full disk leaves the last good file."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state, "random": randomness.states()}, buffer)
     write_bytes(path, buffer.getvalue())
@@ -50,10 +50,11 @@ def load(path: str | Path, space: str | None = None) -> dict:
 def saved_flags(state: dict, parser: Parser, what: object, without: Collection[str] = ()) -> dict:
     """A checkpoint's configuration as flags that a parser knows, checked like the command line's; others are left out.
 
-    Raises UseError naming `what` where one has a value that its flag cannot have.
+    Raises:
+        UseError: one has a value that its flag cannot have; the message names `what`.
     """
-    known = parser.actions()
-    flags = parser.checked({k: v for k, v in state["config"].items() if k in known and k not in without}, what)
+    actions = parser.actions()
+    flags = parser.checked({k: v for k, v in state["config"].items() if k in actions and k not in without}, what)
     require(flags, parser, what, ("crop_size",))
     return flags
 
@@ -64,8 +65,8 @@ SETTLED = ("batch_size", "lr", "log_interval", "crop_size", "n_points", "train_s
 
 def require(flags: dict, parser: Parser, what: object, names: Collection[str] = SETTLED) -> None:
     """Raise UseError where a run's configuration lacks a flag that every run of the verb has."""
-    known = parser.actions()
-    lacking = [name for name in names if name in known and flags.get(name) is None]
+    actions = parser.actions()
+    lacking = [name for name in names if name in actions and flags.get(name) is None]
     if names is SETTLED and flags.get("max_iter") is None and flags.get("max_epoch") is None:
         lacking.append("max_iter")
     if lacking:

@@ -1,4 +1,4 @@
-"""Feeding a run: an endless, reproducible stream of full batches that can start at any step.
+"""Data loading: an endless, reproducible stream of full batches that can start at any step.
 
 Sample number n of a run is entry n mod N of the permutation of pass n // N, augmented by a generator that depends on
 the seed and n alone. Batches are consecutive samples, always full (a pass may end inside one). With several processes
@@ -112,7 +112,7 @@ class BatchSampler(Protocol):
         """The keys of each batch."""
 
     def consumed(self, step: int) -> None:
-        """Hear that the run has passed `step`."""
+        """Called when the run has finished `step`."""
 
     def state(self, step: int) -> dict | None:
         """What a checkpoint after `step` steps needs of the sampler, whatever was planned since; None: nothing."""
@@ -131,8 +131,9 @@ class PlannedSource(Protocol):
         Args:
             batch: samples of a step, over all processes.
             seed: of the run.
-            rank, world: this process and how many there are.
-            parts: of which each process's share consists.
+            rank: number of this process.
+            world: number of processes.
+            parts: number of parts of each process's share.
             state: what the sampler's `state` gave after `start` steps; None: plan from the beginning.
         """
 
@@ -172,7 +173,7 @@ class Listed(Dataset):
 
 
 def one_line_errors(function, *arguments):
-    """Call; errors of use become plain ones of one line, which is what :func:`plainly` can take apart."""
+    """Wrap a function: a UseError becomes a plain one-line error that :func:`plainly` can parse."""
     try:
         return function(*arguments)
     except UseError as error:
@@ -197,10 +198,10 @@ class StepSampler:
         return (self.stop - self.start) * self.parts
 
     def consumed(self, step: int) -> None:
-        """Hear that the run has passed `step`: nothing here depends on it."""
+        """Called when the run has finished `step`; nothing here depends on it."""
 
     def state(self, step: int) -> dict | None:
-        """What a checkpoint after `step` needs of the sampler: nothing."""
+        """No state: the stream depends on the step alone."""
         return None
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -227,7 +228,19 @@ def step_sampler(
     source: DataSource, batch: int, start: int, stop: int, seed: int,
     rank: int = 0, world: int = 1, parts: int = 1, state: dict | None = None,
 ) -> BatchSampler:  # fmt: skip
-    """The source's own planner, going on from the `state` of a checkpoint, or a :class:`StepSampler`."""
+    """The sampler of a run's steps: the source's own planner, or a :class:`StepSampler`.
+
+    Args:
+        source: the training samples.
+        batch: samples of a step, over all processes.
+        start: first step.
+        stop: step after the last.
+        seed: of the run.
+        rank: number of this process.
+        world: number of processes.
+        parts: number of parts of each process's share (gradient accumulation).
+        state: the sampler's state in a checkpoint; None: plan from the beginning.
+    """
     if isinstance(source, PlannedSource):
         return source.planner(batch, start, stop, seed, rank, world, parts, state)
     return StepSampler(len(source), batch, start, stop, seed, rank, world, parts)
@@ -239,14 +252,15 @@ def collate(source: DataSource | EvaluationSource, samples: Sequence[tuple]) -> 
 
 
 def as_it_is(batch):
-    """The collation of what is a batch already."""
+    """Collation for sources whose items are batches already."""
     return batch
 
 
 def make_loader(dataset, workers: int, seed: int = 0, **how) -> DataLoader:
-    """The loader of every loop: `workers` processes that never outlive this one, and end when they are told to.
+    """Make a loader whose `workers` processes never outlive this one.
 
-    how: what torch's loader takes besides. Iterate it by :func:`plainly`, which ends the processes.
+    Args:
+        how: other arguments of torch's loader.
     """
     return DataLoader(
         dataset,
@@ -277,8 +291,7 @@ def plainly(loader: DataLoader) -> Iterator:
     """Iterate a loader; an error of use in a worker arrives as its own line, without the worker's traceback.
 
     The worker processes end with the iteration, however it ends: at its last batch, by an error, or when this generator
-    is closed. A ``for`` statement that is left drops, and so closes, it; who keeps it in a variable closes it
-    (``contextlib.closing``).
+    is closed. Leaving a ``for`` statement closes it; a generator kept in a variable needs ``contextlib.closing``.
     """
     batches = iter(loader)
     try:
@@ -300,7 +313,7 @@ def _nothing() -> None:
 
 
 def quiet_worker(_: int) -> None:
-    """Workers leave Ctrl-C and SIGTERM to the main process, do not outlive it, and keep to one thread."""
+    """Initialise a worker: ignore Ctrl-C and SIGTERM, end with the main process, use one thread."""
     begin_helper()
     torch.set_num_threads(1)
 
@@ -319,5 +332,15 @@ def same_size_batches(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> list[
 def evaluation_loader(
     source: EvaluationSource, indices: np.ndarray | list[int], batch: int, workers: int
 ) -> DataLoader:
-    """Loader over ``source[i]`` for `indices`; every item is a list of (images, labels) batches of equal size."""
+    """Loader over ``source[i]`` for some indices, in order.
+
+    Args:
+        source: validation samples (input, label).
+        indices: of the samples.
+        batch: largest number of samples in a forward pass.
+        workers: loader processes; 0: none.
+
+    Returns:
+        A loader whose items are lists of (images, labels) batches; each batch holds samples of one size.
+    """
     return make_loader(Listed(source, indices), workers, batch_size=batch, collate_fn=same_size_batches)

@@ -1,4 +1,4 @@
-"""The training loop, for every family: what is special about a family is a :class:`Method`, about data a task."""
+"""The training loop of all families; a :class:`Method` holds what a family adds, a task what depends on the data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def steps(training: TrainingSection, length: int) -> tuple[int, int]:
-    """(steps of the run, steps of an epoch) for a training list of `length` pictures."""
+    """(steps of the run, steps of an epoch) for a training list of `length` images."""
     epoch = math.ceil(length / training.batch_size)
     return training.max_iter or (training.max_epoch or 1) * epoch, epoch
 
@@ -48,7 +48,7 @@ class Fit:
                 f"--batch_size {training.batch_size} cannot be shared by {self.world} process(es) "
                 f"in {training.accumulate} part(s): it must be a multiple of {self.world * training.accumulate}"
             )
-        # A picture can be one pixel at the deepest layer, which has no variance; a task may know that it has more.
+        # An image can be one pixel at the deepest layer, which has no variance; a task may know that it has more.
         if share < task.smallest_share and not training.freeze_bn and batchnorm.norms(model):
             raise UseError(
                 f"{share} picture in each forward pass: batch norm needs 2 or more; raise --batch_size or --freeze_bn"
@@ -74,8 +74,8 @@ class Fit:
         try:
             check_finite(state["model"], self.run.last)
             self.model.load_state_dict(state["model"])
-            for one, saved in zip(self.optimizers, state["optimizer"], strict=True):
-                checkpoint.load_optimizer(one, saved)
+            for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
+                checkpoint.load_optimizer(optimizer, saved)
             self.scaler.load_state_dict(state["scaler"])
             self.method.restore(state.get("method") or {})
             randomness.restore(state["random"])
@@ -87,7 +87,7 @@ class Fit:
     @property
     def groups(self) -> list[dict]:
         """The optimizers' parameter groups as they are now: loading a state replaces them."""
-        return [group for one in self.optimizers for group in one.param_groups]
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     @property
     def seconds(self) -> float:
@@ -104,7 +104,7 @@ class Fit:
                 raise UseError(f"{self.run.folder}: the run's folder was taken away while it ran; nothing is saved")
             state = {
                 "model": self.model.state_dict(),
-                "optimizer": [one.state_dict() for one in self.optimizers],
+                "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
                 "scheduler": {"name": self.config.training.schedule, "step": self.step, "max_iter": self.max_iter},
                 "scaler": self.scaler.state_dict(),
                 "method": self.method.state(),
@@ -164,8 +164,8 @@ class Fit:
         for group, base in zip(self.groups, self.base, strict=True):
             group["lr"] = base * factor
         self.method.before_step(self.model, self.step)
-        for one in self.optimizers:
-            one.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         device = self.arithmetic.device
         counted = sum(self.task.count(target) for _, target in parts)
         counted = distributed.total(torch.tensor(float(counted), dtype=torch.float64, device=device)).clamp(min=1)
@@ -194,15 +194,17 @@ class Fit:
         distributed.sum_gradients(parameters)
         # Connection weights that are held still have no gradients, and the scaler takes no optimizer without any.
         moving = [
-            one for one in self.optimizers if any(p.grad is not None for g in one.param_groups for p in g["params"])
+            optimizer
+            for optimizer in self.optimizers
+            if any(p.grad is not None for g in optimizer.param_groups for p in g["params"])
         ]
         if training.clip:
-            for one in moving:
-                self.scaler.unscale_(one)
+            for optimizer in moving:
+                self.scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(parameters, training.clip)
         self.method.before_update(self.model, self.groups)
-        for one in moving:
-            self.scaler.step(one)
+        for optimizer in moving:
+            self.scaler.step(optimizer)
         self.scaler.update()
         self.method.after_step(self.model)
         self.step += 1
@@ -244,21 +246,21 @@ class Fit:
                 while self.step < self.max_iter and not self.method.finished:
                     row = self.train_step(list(itertools.islice(batches, training.accumulate)))
                     self.sampler.consumed(self.step)
-                    shown = {"loss": row["loss"], **self.method.metrics(self.model)}
+                    displayed = {"loss": row["loss"], **self.method.metrics(self.model)}
                     due = self.step % interval == 0 or self.step == self.max_iter
                     if due:
                         result = self.evaluate()
                         row.update({f"val_{k}": v for k, v in result.items() if isinstance(v, float)})
                         self._remember(result)
                     if self.task.primary in result:
-                        shown[self.task.primary] = result[self.task.primary]
+                        displayed[self.task.primary] = result[self.task.primary]
                     if main and (due or self.step % training.log_interval == 0):
                         records.add({**row, **self.method.metrics(self.model)})
                         board.scalars({**row, **self.method.metrics(self.model)})
                         remembered = self.method.history(self.model)
                         if remembered:
                             history.add({"step": self.step, **remembered})
-                    progress.update(self.step, shown)
+                    progress.update(self.step, displayed)
                     if due or self.step % training.checkpoint_interval == 0:
                         self.save()
                     if self.leaving and self.step < self.max_iter and not self.method.finished:
@@ -288,9 +290,24 @@ def fit(
 ) -> dict:
     """Train `model` on `task`.
 
-    extra: what checkpoints carry beside the state (space, config, mask). state: a checkpoint to go on from.
-    Returns the metrics of the last evaluation. A killed run continued from its checkpoint ends in the same weights,
-    bit for bit on a CPU with the same number of threads, as one that was left alone.
+    A killed run that is continued from its checkpoint ends in the same weights as an uninterrupted one, bit for bit on
+    a CPU with the same number of threads.
+
+    Args:
+        model: the network, on its device.
+        method: what the family adds to the training steps.
+        task: data, loss and metrics.
+        config: of the run.
+        run: its folder, where checkpoints and metrics are written.
+        arithmetic: device and precision.
+        extra: what checkpoints hold beside the training state (space, config, mask).
+        state: a checkpoint to go on from; None: a new run.
+
+    Returns:
+        The metrics of the last evaluation, by name.
+
+    Raises:
+        UseError: a loss or weights that are not finite, or a checkpoint of another network.
     """
     loop = Fit(model, method, task, config, run, arithmetic, extra, state)
     title = run.folder.name

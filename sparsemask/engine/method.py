@@ -1,4 +1,4 @@
-"""What is special about a family's training: a :class:`Method`, which the loop calls at every turn."""
+"""The hooks of a family in the training loop."""
 
 from __future__ import annotations
 
@@ -49,14 +49,18 @@ class Method:
         return task.loss(output, target)
 
     def before_update(self, model: torch.nn.Module, groups: list[dict]) -> None:
-        """Called with the gradients there (loss-scaled under float16), before the optimizers take their step; the
-        groups' learning rates are the schedule's and may be changed for this step."""
+        """Called after backward, before the optimizers' step.
+
+        Args:
+            model: its gradients are loss-scaled under float16.
+            groups: the optimizers' parameter groups; their learning rates may be changed for this step.
+        """
 
     def after_step(self, model: torch.nn.Module) -> None:
         """Called after every optimizer update."""
 
     def state(self) -> dict:
-        """What the method has to remember beside the network: tensors, numbers and words, for the checkpoint."""
+        """State of the method for the checkpoint, beside the network: tensors, numbers and strings."""
         return {}
 
     def restore(self, state: dict) -> None:

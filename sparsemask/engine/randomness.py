@@ -1,4 +1,4 @@
-"""Random states: one seed reaches everything, and a checkpoint holds all of it as tensors and integers.
+"""Random states: seeding, and saving and restoring them as tensors and integers.
 
 What must repeat exactly (augmentation, order, connection noise) is drawn from generators that are functions of the
 seed and of the position in the run, so that neither the number of workers nor a restart can change it.
@@ -31,10 +31,18 @@ def draw_generator(seed: int, stream: int, draw: int) -> np.random.Generator:
 
 
 def draw_words(seed: int, stream: int, draws: np.ndarray) -> np.ndarray:
-    """Random uint64 (n, 4), row k of the `draws[k]`-th sample of a stream and of that alone; draws: (n,), near ones.
+    """Random words of samples: row k depends on the seed, the stream and `draws[k]` alone.
 
-    The stream is one sequence of a counter-based generator (Philox), of which every sample has a block: a hundred
-    samples' numbers cost what one generator of :func:`draw_generator` does.
+    The stream is one sequence of a counter-based generator (Philox), in which every sample has a block. Words of a
+    hundred samples take as long as one generator of :func:`draw_generator`.
+
+    Args:
+        seed: of the run.
+        stream: number of the stream.
+        draws: (n,) numbers of the samples, close to each other.
+
+    Returns:
+        uint64 (n, 4).
     """
     first = int(draws.min())
     key = np.random.SeedSequence([seed, stream]).generate_state(2, np.uint64)

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: metrics.jsonl, TensorBoard events, the progress line."""
+"""Logs of a run: metrics.jsonl, TensorBoard events, the progress line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class JsonLines:
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """Rows of a .jsonl file; a torn last line (a killed run) is dropped, any other is a UseError."""
+    """Rows of a .jsonl file; a truncated last line (a killed run) is dropped, any other is a UseError."""
     rows, lines = [], Path(path).read_text(errors="replace").splitlines()
     for number, line in enumerate(lines):
         try:
@@ -84,11 +84,11 @@ class Progress:
             # tqdm measures the terminal; a width of its own would wrap on narrow ones.
             self._bar = tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True)
 
-    def update(self, step: int, shown: dict) -> None:
-        """Step `step` is done; `shown` are the metrics beside the bar."""
+    def update(self, step: int, displayed: dict) -> None:
+        """Report that step `step` is done; `displayed` are the metrics beside the bar."""
         if not self._show:
             return
-        metrics = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+        metrics = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in displayed.items())
         if self._bar is not None:
             self._bar.set_postfix_str(metrics, refresh=False)
             self._bar.update(step - self._bar.n)

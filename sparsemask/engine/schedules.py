@@ -14,11 +14,20 @@ def factor(
     warmup: int = 0,
     epoch: int = 1,
 ) -> float:
-    """Factor on every base learning rate at `step` (0 … max_iter−1).
+    """Factor on every base learning rate at a step.
 
-    poly: (1 − step/max_iter)^gamma, per iteration (SparseMask, section 4.1). step: gamma at each passed milestone
-    (fractions of the run; default 1/2 and 3/4). exponential: gamma to the number of epochs of `epoch` steps that have
-    passed. constant: 1. The first `warmup` steps rise linearly.
+    Args:
+        name: "poly": (1 - step/max_iter)^gamma, per iteration (SparseMask, section 4.1). "step": gamma at each passed
+            milestone. "exponential": gamma to the number of passed epochs. "constant": 1.
+        step: 0 to max_iter - 1.
+        max_iter: steps of the run.
+        gamma: exponent of "poly", base of "step" and "exponential".
+        milestones: fractions of the run in [0, 1], for "step"; None: 1/2 and 3/4.
+        warmup: number of first steps in which the factor rises linearly.
+        epoch: steps of an epoch, for "exponential".
+
+    Returns:
+        The factor, 0 or more.
     """
     if name == "poly":
         value = (1 - step / max_iter) ** gamma

@@ -24,7 +24,7 @@ RUNTIME = "onnxruntime"
 
 @dataclass
 class Exportable:
-    """A trained network, and as a function of tensors, in evaluation, batch norms folded where they can be.
+    """A trained network as a function of tensors, in evaluation mode, batch norms folded where possible.
 
     Sizes are open where `dynamic` leaves them open: for every input a mapping from dimension to torch.export's word for
     it, or None for an input of one size; None altogether where nothing is open.
@@ -81,28 +81,28 @@ def pure(network: nn.Module, function: Callable[..., Tensor]) -> nn.Module:
 
 
 def laid_out(module: nn.Module, last: bool) -> nn.Module:
-    """What :func:`pure` made of a function of pictures, as a copy that puts their channels last, where `last` says so.
+    """What :func:`pure` made of a function of images, as a copy that puts their channels last, where `last` says so.
 
     Programs compute in the memory format that their inputs and weights have.
     """
     if not last:
         return module
-    found = copy.deepcopy(module).to(memory_format=torch.channels_last)
-    function = found._function
-    found._function = lambda net, *inputs: function(net, *map(channels_last, inputs))
-    return found
+    copied = copy.deepcopy(module).to(memory_format=torch.channels_last)
+    function = copied._function
+    copied._function = lambda net, *inputs: function(net, *map(channels_last, inputs))
+    return copied
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Pictures (N, C, H, W) or volumes (N, C, D, H, W) with their channels last in memory."""
+    """Images (N, C, H, W) or volumes (N, C, D, H, W) with their channels last in memory."""
     return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
 
 def known_suffix(path: Path) -> str:
     """The suffix of a file's name; UseError for one of no format."""
     if path.suffix not in FORMATS:
-        known = "; ".join(f"{suffix}: {what}" for suffix, what in FORMATS.items())
-        raise UseError(f"--out {path}: no format is called '{path.suffix}' ({known})")
+        formats = "; ".join(f"{suffix}: {description}" for suffix, description in FORMATS.items())
+        raise UseError(f"--out {path}: no format is called '{path.suffix}' ({formats})")
     return path.suffix
 
 

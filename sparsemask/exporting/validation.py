@@ -21,7 +21,7 @@ TOLERANCE = 1e-4  # of the largest output, or of one
 
 @dataclass(frozen=True)
 class Validation:
-    """What a file is worth."""
+    """Result of running an exported file: its size, error and time."""
 
     path: Path
     megabytes: float
@@ -34,7 +34,7 @@ class Validation:
 
     @property
     def good(self) -> bool:
-        """Whether the outputs are the network's, as far as this was looked at."""
+        """Whether the outputs agree with the network's; true where they were not compared."""
         return self.difference is None or self.difference <= TOLERANCE
 
     def row(self) -> dict[str, object]:
@@ -75,10 +75,10 @@ def validate(
     worst = 0.0
     with torch.no_grad():
         for batch in batches:
-            wanted = check_output(exportable.network(batch), exportable.network)
-            found = torch.as_tensor(run(batch))
-            scale = max(1.0, float(wanted.abs().max()))
-            gap = float((found - wanted).abs().max()) / scale
+            expected = check_output(exportable.network(batch), exportable.network)
+            actual = torch.as_tensor(run(batch))
+            scale = max(1.0, float(expected.abs().max()))
+            gap = float((actual - expected).abs().max()) / scale
             worst = max(worst, gap if math.isfinite(gap) else math.inf)  # max() passes NaN over
         if not rounds:
             return Validation(Path(path), size, worst, None, None, note)
@@ -102,7 +102,7 @@ def opened(path: str | os.PathLike, exportable: Exportable) -> tuple[Callable[[o
     session = onnxruntime.InferenceSession(os.fspath(path), session_options, providers=["CPUExecutionProvider"])
 
     def run(batch) -> np.ndarray:
-        arrays = (np.ascontiguousarray(one.numpy()) for one in exportable.tensors(batch))
+        arrays = (np.ascontiguousarray(tensor.numpy()) for tensor in exportable.tensors(batch))
         return session.run(None, dict(zip(exportable.inputs, arrays, strict=True)))[0]
 
     return run, ""

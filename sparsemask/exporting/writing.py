@@ -23,19 +23,21 @@ ABOUT = "sparsemask.json"  # the entry of a program that says what it is
 def traced(exportable: Exportable, plain: bool = False) -> torch.export.ExportedProgram:
     """The exported program, with the sparse operators, or `plain` without them."""
     module = exportable.plain if plain else exportable.program
-    given = tuple(exportable.inputs.values())
+    arguments = tuple(exportable.inputs.values())
     # A function of any number of inputs takes them as one, whose sizes are said together.
     shapes = None if exportable.dynamic is None else (tuple(exportable.dynamic),)
     with torch.no_grad(), _quiet():
-        return torch.export.export(module, given, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
 
 
 def export_program(exportable: Exportable, path: str | os.PathLike, about: Mapping | None = None) -> Path:
     """Write torch's exported program (`torch.export.load` reads it); return the path.
 
-    about: plain values that are kept beside it, as the entry "sparsemask.json".
+    Args:
+        about: plain values that are kept beside it, as the entry "sparsemask.json".
 
-    Raises UseError where the network cannot be written so.
+    Raises:
+        UseError: the network cannot be written so.
     """
     _refuse(".pt2", exportable)
     memory = io.BytesIO()
@@ -51,15 +53,16 @@ def export_onnx(exportable: Exportable, path: str | os.PathLike, about: Mapping 
 
     Inputs and outputs bear the exportable's names, `about` is kept as the model's metadata.
 
-    Raises UseError where the packages that torch writes ONNX with are absent, or the network cannot be written so.
+    Raises:
+        UseError: the packages that torch writes ONNX with are absent, or the network cannot be written so.
     """
     _refuse(".onnx", exportable)
     with torch.no_grad(), _quiet():
-        made = torch.onnx.export(
+        program = torch.onnx.export(
             traced(exportable, plain=True), dynamo=True, verbose=False,
             input_names=list(exportable.inputs), output_names=list(exportable.outputs),
         )  # fmt: skip
-    model = made.model_proto
+    model = program.model_proto
     _name_sizes(model, exportable)
     for key, value in (about or {}).items():
         entry = model.metadata_props.add()
@@ -75,27 +78,27 @@ def _refuse(suffix: str, exportable: Exportable) -> None:
 
 
 def _name_sizes(model, exportable: Exportable) -> None:
-    """Give the open sizes of the inputs names for people: the tracer's are numbers of symbols."""
-    known = {}
-    for given in model.graph.input:
-        for k, dim in enumerate(given.type.tensor_type.shape.dim):
+    """Name the dynamic sizes of the inputs (batch, height, width) in place of the tracer's symbols."""
+    names = {}
+    for graph_input in model.graph.input:
+        for k, dim in enumerate(graph_input.type.tensor_type.shape.dim):
             if dim.dim_param:
-                rank = len(given.type.tensor_type.shape.dim)
+                rank = len(graph_input.type.tensor_type.shape.dim)
                 usual = {0: "batch", rank - 2: "height", rank - 1: "width"}.get(k, f"size{k}") if rank == 4 else ""
-                name = usual or f"{given.name}_{k}"
-                known.setdefault(dim.dim_param, name)
-                dim.dim_param = known[dim.dim_param]
-    for found in (*model.graph.output, *model.graph.value_info):
-        for dim in found.type.tensor_type.shape.dim:
-            if dim.dim_param in known:
-                dim.dim_param = known[dim.dim_param]
+                name = usual or f"{graph_input.name}_{k}"
+                names.setdefault(dim.dim_param, name)
+                dim.dim_param = names[dim.dim_param]
+    for value in (*model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
             elif dim.dim_param:
                 dim.ClearField("dim_param")  # a formula of symbols that no longer have their names
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters' remarks on operators that are not in this network are nobody's concern."""
+    """Silence the exporters' warnings about operators that this network does not have."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -25,9 +25,17 @@ _NOTED = {"run", "checkpoint", "connections", "mask_path", "carried_from"}  # wh
 
 
 def save_mask(path: str | os.PathLike[str], mask: np.ndarray, note: dict[str, Any] | None = None) -> None:
-    """Write a checked mask to `path` (.npy) and, when given, `note` to the json file beside it, atomically.
+    """Check a mask and write it, with a note in the json file beside it; each file atomically.
 
-    The note goes first: a crash in between leaves no mask without its note.
+    The note is written first, so that a crash in between leaves no mask without its note.
+
+    Args:
+        path: the `.npy` file.
+        mask: bool (L, L, 2).
+        note: plain values by name, such as where the mask comes from; None: an older note is removed.
+
+    Raises:
+        UseError: see :func:`check_mask`.
     """
     path = _npy(path)
     mask = check_mask(mask, what=str(path))
@@ -40,9 +48,19 @@ def save_mask(path: str | os.PathLike[str], mask: np.ndarray, note: dict[str, An
 
 
 def load_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a mask: bool (L, L, 2), checked by :func:`check_mask`; UseError in one line otherwise."""
+    """Read a connectivity mask.
+
+    Args:
+        path: the `.npy` file.
+
+    Returns:
+        bool (L, L, 2), checked by :func:`check_mask`.
+
+    Raises:
+        UseError: the file is missing, truncated, of another kind, or holds no usable mask.
+    """
     if Path(path).suffix == ".npz" and Path(path).is_file():
-        read_npz(path, "truncated or not a mask file", _LARGEST)  # a torn one says so, rather than be of another kind
+        read_npz(path, "truncated or not a mask file", _LARGEST)  # truncated ones are reported as such
     path = _npy(path)
     if path.is_dir():
         raise UseError(f"{path}: is a folder, expected a mask file (.npy)")
@@ -52,20 +70,29 @@ def load_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def mask_note(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What the json file beside a mask says; empty when there is none."""
+    """The note in the json file beside a mask; empty where there is none."""
     note = Path(path).with_suffix(".json")
     return read_json(note) if note.exists() else {}
 
 
 def check_mask(mask: np.ndarray, n_features: int | None = None, what: str = "mask") -> np.ndarray:
-    """Return `mask` as an array of its own; UseError naming `what` unless it describes a network that works.
+    """Check that a connectivity mask describes a usable network, and return a copy of it.
 
-    Checked: dtype bool, shape (L, L, 2) with L >= 1 (L = `n_features` where given), nothing at j > i, the
-    output stage has inputs, no stage without inputs is used.
+    Args:
+        mask: bool (L, L, 2), L at least 1, nothing true at j > i; the output stage has inputs, and no stage without
+            inputs is used.
+        n_features: L that is expected; None: any.
+        what: how error messages begin.
+
+    Returns:
+        A copy of the mask.
+
+    Raises:
+        UseError: the mask violates one of these conditions.
     """
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        found = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise UseError(f"{what}: a mask holds booleans, found {found}")
+        description = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise UseError(f"{what}: a mask holds booleans, found {description}")
     if mask.ndim != 3 or mask.shape[0] != mask.shape[1] or mask.shape[2] != 2 or not mask.shape[0]:
         raise UseError(f"{what}: a mask has shape (L, L, 2), found {mask.shape}")
     length = len(mask)
@@ -83,7 +110,7 @@ def check_mask(mask: np.ndarray, n_features: int | None = None, what: str = "mas
 
 
 def why_unusable(mask: np.ndarray) -> str:
-    """Why no network can be built from a well-formed mask; empty text when one can."""
+    """The reason why no network can be built from a well-formed mask; empty where one can."""
     inputs: np.ndarray = np.logical_or.reduce(mask, axis=(1, 2))
     last = len(mask) - 1
     if not inputs[last]:
@@ -96,12 +123,12 @@ def why_unusable(mask: np.ndarray) -> str:
 
 
 def count_connections(mask: np.ndarray) -> int:
-    """Number of connections a mask keeps."""
+    """Number of connections that a mask (L, L, 2) keeps."""
     return int(np.count_nonzero(mask))
 
 
 def _forget_note(note: Path) -> None:
-    """Remove an older mask's note, which would speak of the wrong mask; any other json file is not ours."""
+    """Remove an older mask's note; other json files stay."""
     if note.exists():
         with contextlib.suppress(UseError):
             if _NOTED & read_json(note).keys():

@@ -24,7 +24,7 @@ def is_fine(path: str | os.PathLike[str] | None) -> bool:
 
 
 def file_space(path: str | os.PathLike[str]) -> str | None:
-    """The space that a mask file of any `.npz` kind says it is of; None where it is none, or unreadable."""
+    """The space named in an `.npz` mask file; None where it names none or is unreadable."""
     if not is_fine(path) or not Path(path).is_file():
         return None
     try:
@@ -35,10 +35,10 @@ def file_space(path: str | os.PathLike[str]) -> str | None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of a mask file; what its headers claim is checked before so much is allocated.
+    """Every array of a mask file; sizes in its headers are checked before memory is allocated.
 
     Raises:
-        UseError: a torn file, or no such archive.
+        UseError: a truncated file, or no such archive.
     """
     return read_npz(path, "truncated or not a mask file", _LARGEST)
 
@@ -53,7 +53,7 @@ def read(path: Path, kind: str, needed: Sequence[str], newest: int) -> dict[str,
         newest: the highest format version that is understood.
 
     Raises:
-        UseError: a missing or torn file, one of another kind, or of a newer version.
+        UseError: a missing or truncated file, one of another kind, or of a newer version.
     """
     if path.is_dir():
         raise UseError(f"{path}: is a folder, expected a mask file ({SUFFIX})")

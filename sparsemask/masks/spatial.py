@@ -1,9 +1,9 @@
-"""Files of fine-grained masks: where a network computes, and in which channels.
+"""Files of fine-grained masks over locations and channels.
 
 A `.npz` file of plain arrays (no pickle): format version, space, task, the connectivity mask (L, L, 2) or none, a
 channel mask for each module, the threshold of the data masks on P(keep), the kept fractions that were measured with
 the data they were measured on, and the SHA-256 of the checkpoint that holds the weights, mask branches included. Data
-masks depend on the picture and are no part of the file: the branches that predict them are in the checkpoint.
+masks depend on the image and are no part of the file: the branches that predict them are in the checkpoint.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CHANNELS, _KEPT = "channels/", "kept/"
 
 @dataclass(frozen=True)
 class FineMasks:
-    """Hard masks of a network, and where they come from."""
+    """Hard masks of a network and their origin."""
 
     space: str
     task: str
@@ -61,20 +61,20 @@ class FineMasks:
 
     @property
     def mean_kept(self) -> float | None:
-        """Measured kept fraction of the network; None where nothing was measured."""
+        """Measured kept fraction of the network in [0, 1]; None where nothing was measured."""
         if self.kept_whole is not None:
             return self.kept_whole
         return float(np.mean(list(self.kept.values()))) if self.kept else None
 
     def check_weights(self, path: str | os.PathLike, what: str = "mask") -> None:
-        """Raise UseError unless `path` is the checkpoint the masks were made from, byte for byte."""
+        """Raise UseError unless `path` is, byte for byte, the checkpoint that the masks were made from."""
         if not Path(path).is_file():
             raise UseError(f"checkpoint not found: {path}")
-        found = sha256(path)
-        if found != self.sha256:
+        digest = sha256(path)
+        if digest != self.sha256:
             raise UseError(
                 f"{what}: made from another checkpoint than {path} (SHA-256 {self.sha256[:12]}..., this one has "
-                f"{found[:12]}...); masks and weights belong together: prune that checkpoint"
+                f"{digest[:12]}...); masks and weights belong together: prune that checkpoint"
             )
 
 
@@ -103,7 +103,14 @@ def save_masks(path: str | os.PathLike, masks: FineMasks) -> None:
 
 
 def load_masks(path: str | os.PathLike) -> FineMasks:
-    """Read masks; UseError in one line when the file is missing, torn, of another kind or of a newer version."""
+    """Read and check masks.
+
+    Args:
+        path: the `.npz` file.
+
+    Raises:
+        UseError: the file is missing, truncated, of another kind, or of a newer version.
+    """
     path = _npz(path)
     needed = ("space", "task", "threshold", "sha256", "config")
     arrays = npz.read(path, "a file of fine-grained masks", needed, FORMAT)
@@ -133,8 +140,10 @@ def _check(masks: FineMasks, what: str) -> None:
         raise UseError(f"{what}: no channel masks in it")
     for name, mask in masks.channels.items():
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim not in (1, 2) or not mask.size:
-            found = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise UseError(f"{what}: the channel mask of {name} must be booleans (layers, channels), found {found}")
+            description = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise UseError(
+                f"{what}: the channel mask of {name} must be booleans (layers, channels), found {description}"
+            )
     if not 0 <= masks.threshold < 1:
         raise UseError(f"{what}: the data masks' threshold must be in [0, 1), found {masks.threshold:g}")
     shares = {**masks.kept, **({} if masks.kept_whole is None else {"the network": masks.kept_whole})}

@@ -1,4 +1,4 @@
-"""Pictures of searches and results; matplotlib is imported when the first one is drawn."""
+"""Drawings of searches and results; matplotlib is imported when the first one is drawn."""
 
 from __future__ import annotations
 

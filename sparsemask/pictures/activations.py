@@ -26,7 +26,8 @@ def draw_zeros(
         path: the file to write (.png, .svg, .pdf).
         title: a headline.
 
-    Raises UseError without layers.
+    Raises:
+        UseError: no layers.
     """
     path = style.check_path(path)
     if not len(names):
@@ -38,22 +39,22 @@ def draw_zeros(
         fig = style.figure(width, height)
         tall = len(names) * row
         axes = style.place(fig, left, _BELOW, _WIDE, tall)
-        rows = np.stack([_stretched(np.sort(np.asarray(one, float))) for one in shares])
+        rows = np.stack([_stretched(np.sort(np.asarray(zeros, float))) for zeros in shares])
         edges = np.arange(len(names) + 1) - 0.5
-        shown = axes.pcolormesh(np.linspace(0, 1, rows.shape[1] + 1), edges, rows, cmap=style.HEAT, vmin=0, vmax=1)
+        mesh = axes.pcolormesh(np.linspace(0, 1, rows.shape[1] + 1), edges, rows, cmap=style.HEAT, vmin=0, vmax=1)
         axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 1), xlabel="channels, sorted (share of the layer's)")
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(axis="y", length=0)
         axes.hlines(edges[1:-1], 0, 1, color=style.PAPER, lw=1.5 if row > 0.12 else 0.3)
         bars = style.place(fig, left + _WIDE + _GAP, _BELOW, _BAR, tall)
-        means = [float(np.mean(one)) for one in shares]
+        means = [float(np.mean(zeros)) for zeros in shares]
         bars.barh(range(len(names)), means, height=0.62, color=style.BLUE)
         bars.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 1), xlabel="mean share of zeros", yticks=[])
         bars.set_xticks([0, 0.5, 1])
         bars.grid(axis="x")
         bars.set_axisbelow(True)
         legend = style.place(fig, left + _WIDE - 1.3, height - 0.32, 1.3, 0.1)
-        fig.colorbar(shown, cax=legend, orientation="horizontal", ticks=[0, 0.5, 1])
+        fig.colorbar(mesh, cax=legend, orientation="horizontal", ticks=[0, 0.5, 1])
         legend.tick_params(length=0, pad=1)
         fig.text((left + _WIDE - 1.38) / width, 1 - 0.27 / height, "zeros", ha="right", va="center", size=style.SMALL)
         if title:

@@ -26,13 +26,13 @@ Connection = tuple[str, int, int]  # kind, index of the source (0 for G), stage 
 
 def connections(mask: np.ndarray) -> list[Connection]:
     """The kept connections of a mask as (kind, source, stage): E_source, G or D_source feeds D_stage."""
-    found: list[Connection] = []
+    kept: list[Connection] = []
     for stage, source, column in np.argwhere(mask).tolist():
         if column == 0:
-            found.append(("encoder", source, stage))
+            kept.append(("encoder", source, stage))
         else:
-            found.append(("global", 0, stage) if source == 0 else ("decoder", source - 1, stage))
-    return found
+            kept.append(("global", 0, stage) if source == 0 else ("decoder", source - 1, stage))
+    return kept
 
 
 def draw_architecture(
@@ -55,7 +55,8 @@ def draw_architecture(
         channels: channels of E_0 … E_{L-1}, deepest first.
         title: a headline.
 
-    Raises UseError for another shape or dtype, or lists of another length or order.
+    Raises:
+        UseError: another shape or dtype, or lists of another length or order.
     """
     path = style.check_path(path)
     mask = _checked(mask, strides, channels)

@@ -1,4 +1,4 @@
-"""Classified pictures with their likeliest classes, and the accuracy of each class."""
+"""Classified images with their likeliest classes, and the accuracy of each class."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ Sample = tuple[np.ndarray, str, Sequence[tuple[str, float]]]
 
 
 def draw_predictions(samples: Sequence[Sample], path: str | os.PathLike) -> Path:
-    """Draw pictures in a grid, under each its likeliest class and the class it is; wrong ones framed; return the path.
+    """Draw images in a grid with predicted and true class; wrong ones framed; return the path.
 
     Args:
-        samples: (picture uint8 (H, W, 3), truth, [(class, probability), ...] likeliest first).
+        samples: (image uint8 (H, W, 3), truth, [(class, probability), ...] likeliest first).
         path: the file to write (.png, .svg, .pdf).
 
-    Raises UseError without samples.
+    Raises:
+        UseError: no samples.
     """
     path = style.check_path(path)
     if not samples:
@@ -36,12 +37,12 @@ def draw_predictions(samples: Sequence[Sample], path: str | os.PathLike) -> Path
     height = rows * row + _GAP
     with style.drawing():
         fig = style.figure(width, height)
-        for number, (picture, truth, best) in enumerate(samples):
+        for number, (image, truth, best) in enumerate(samples):
             left = _GAP + number % columns * (_SIDE + _GAP)
             bottom = height - _GAP - number // columns * row - _SIDE
             axes = style.place(fig, left, bottom, _SIDE, _SIDE)
-            step = -(-max(picture.shape[:2]) // _LONGEST)
-            axes.imshow(picture[::step, ::step], interpolation="nearest")
+            step = -(-max(image.shape[:2]) // _LONGEST)
+            axes.imshow(image[::step, ::step], interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             (guess, share), right = best[0], best[0][0] == truth
             ink = style.INK if right else style.ORANGE
@@ -60,18 +61,19 @@ def draw_accuracy(classes: Sequence[str], recall: np.ndarray, overall: float, pa
 
     Args:
         classes: their names; beyond 50 they are not written.
-        recall: (C,) shares in [0, 1]; NaN for classes without pictures, which are left out.
-        overall: of all pictures.
+        recall: (C,) shares in [0, 1]; NaN for classes without images, which are left out.
+        overall: of all images, in [0, 1].
         path: the file to write (.png, .svg, .pdf).
 
-    Raises UseError when no class has pictures.
+    Raises:
+        UseError: no class has images.
     """
     path = style.check_path(path)
     recall = np.asarray(recall, float)
-    shown = np.flatnonzero(np.isfinite(recall))
-    if not len(shown):
+    measured = np.flatnonzero(np.isfinite(recall))
+    if not len(measured):
         raise UseError(f"{path}: no class has pictures")
-    order = shown[np.argsort(recall[shown], kind="stable")]
+    order = measured[np.argsort(recall[measured], kind="stable")]
     few = len(order) <= 50
     step = 0.22 if few else 8.0 / len(order)
     height = 0.95 + len(order) * step

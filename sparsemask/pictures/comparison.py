@@ -1,4 +1,4 @@
-"""Networks beside each other: milliseconds against quality, a bubble for each."""
+"""Comparison of networks: milliseconds against quality, a bubble for each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def draw_comparison(
         title: the headline.
         metric: what 'miou' is called on the axis.
 
-    Raises UseError when no row has both a time and a score.
+    Raises:
+        UseError: no row has both a time and a score.
     """
     path = style.check_path(path)
     rows = [row for row in rows if _finite(row.get("milliseconds")) and _finite(row.get("miou"))]
@@ -75,7 +76,7 @@ def _text(row: Mapping[str, object]) -> tuple[str, str]:
 
 
 def _labels(fig, axes, rows, radii) -> None:
-    """Write each label at the free place nearest to its bubble: none lies on another or on a bubble."""
+    """Write each label at the free position nearest to its bubble, without overlaps."""
     from matplotlib.transforms import Bbox
 
     fig.canvas.draw()
@@ -85,7 +86,7 @@ def _labels(fig, axes, rows, radii) -> None:
         Bbox.from_bounds(x - r * inch, y - r * inch, 2 * r * inch, 2 * r * inch)
         for (x, y), r in zip(centres, radii, strict=True)
     ]
-    frame, taken = axes.get_window_extent(renderer), []
+    frame, occupied = axes.get_window_extent(renderer), []
     for k, row in enumerate(rows):
         name, details = _text(row)
         text = axes.text(0, 0, f"{name}\n{details}".strip(), size=style.SMALL, transform=None, zorder=5)
@@ -93,12 +94,12 @@ def _labels(fig, axes, rows, radii) -> None:
         best, least = None, math.inf
         for away, angle in ((away, angle) for away in (0.04, 0.15, 0.3, 0.5) for angle in range(0, 360, 30)):
             box = _beside(centres[k], radii[k] * inch, away * inch, math.radians(angle), size)
-            clash = sum(_overlap(box, other) for other in (*taken, *bubbles))
+            clash = sum(_overlap(box, obstacle) for obstacle in (*occupied, *bubbles))
             clash += 4 * (1 - _overlap(box, frame))
             cost = clash * 100 + away
             if cost < least - 1e-9:
                 best, least = box, cost
-        taken.append(best)
+        occupied.append(best)
         text.set_position((best.x0, best.y0))
         _tie(axes, centres[k], radii[k] * inch, best, inch)
 
@@ -111,11 +112,11 @@ def _beside(centre, radius: float, away: float, angle: float, size):
     return Bbox.from_bounds(x, y, size.width, size.height)
 
 
-def _overlap(one, other) -> float:
-    """The share of `one` that lies on `other`."""
-    wide = min(one.x1, other.x1) - max(one.x0, other.x0)
-    high = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return wide * high / (one.width * one.height) if wide > 0 and high > 0 else 0.0
+def _overlap(box, other) -> float:
+    """The share of the area of `box` that `other` covers."""
+    wide = min(box.x1, other.x1) - max(box.x0, other.x0)
+    high = min(box.y1, other.y1) - max(box.y0, other.y0)
+    return wide * high / (box.width * box.height) if wide > 0 and high > 0 else 0.0
 
 
 def _tie(axes, centre, radius: float, box, inch: float) -> None:

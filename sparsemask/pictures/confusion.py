@@ -13,11 +13,20 @@ from sparsemask.pictures import style
 
 
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | os.PathLike) -> Path:
-    """Draw counts [truth, prediction] (C, C) with each row scaled to 1 and return the path.
+    """Draw a confusion matrix with each row scaled to 1.
 
-    A class without pixels has a grey row. Numbers are per cent of the row; what rounds to
-    0 is left out.
-    Raises UseError when the matrix is not square or does not fit the names.
+    A class without pixels has a grey row. Numbers are per cent of the row; values that round to 0 are left out.
+
+    Args:
+        matrix: counts (C, C), rows truth, columns prediction.
+        class_names: name of each class.
+        path: the file to write (.png, .svg, .pdf).
+
+    Returns:
+        The path.
+
+    Raises:
+        UseError: the matrix is not square or does not fit the names.
     """
     path = style.check_path(path)
     matrix = np.asarray(matrix, dtype=float)

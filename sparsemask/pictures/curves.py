@@ -50,7 +50,8 @@ def draw_curves(rows: Iterable[Mapping[str, object]], path: str | os.PathLike, t
         path: the file to write (.png, .svg, .pdf).
         title: a headline.
 
-    Raises UseError when the rows hold no numbers.
+    Raises:
+        UseError: the rows hold no numbers.
     """
     path = style.check_path(path)
     panels = _panels(list(rows))
@@ -74,33 +75,33 @@ def draw_curves(rows: Iterable[Mapping[str, object]], path: str | os.PathLike, t
 
 
 def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian average around each point (no lag, unlike a running mean); gaps count nothing."""
+    """Gaussian average around each point (no lag, unlike a running mean); gaps have no weight."""
     from scipy.ndimage import gaussian_filter1d
 
-    known = np.isfinite(values)
-    total = gaussian_filter1d(np.where(known, values, 0.0), sigma, mode="constant")
-    weight = gaussian_filter1d(known.astype(float), sigma, mode="constant")
+    finite = np.isfinite(values)
+    total = gaussian_filter1d(np.where(finite, values, 0.0), sigma, mode="constant")
+    weight = gaussian_filter1d(finite.astype(float), sigma, mode="constant")
     return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 1e-9)
 
 
 def _panels(rows: list[Mapping[str, object]]) -> dict[str, tuple[Series | None, Series | None]]:
     """Quantity -> (training series, validation series), in the order of the panels."""
-    found: dict[str, dict[float, float]] = {}
+    quantities: dict[str, dict[float, float]] = {}
     for row in rows:
         if not _number(row.get("step")):
             continue
         for key, value in row.items():
             if key not in _NOT_CURVES and _number(value):
-                found.setdefault(key, {})[float(row["step"])] = float(value)
+                quantities.setdefault(key, {})[float(row["step"])] = float(value)
     panels: dict[str, list[Series | None]] = {}
-    for key, points in found.items():
+    for key, points in quantities.items():
         steps = np.array(sorted(points))
         values = np.array([points[step] for step in steps])
         if not np.isfinite(values).any():
             continue
         prefix = next((p for p in _VALIDATION if key.startswith(p)), "")
         panels.setdefault(key.removeprefix(prefix), [None, None])[bool(prefix)] = (steps, values)
-    longest = max(map(len, found.values()), default=0)
+    longest = max(map(len, quantities.values()), default=0)
     for series in panels.values():  # measured far less often than the rest: measured by a validation
         if series[1] is None and len(series[0][0]) * 4 <= longest:
             series.reverse()
@@ -115,8 +116,8 @@ def _number(value: object) -> bool:
 def _panel(axes, name: str, train: Series | None, validation: Series | None) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    known = [abs(v) for series in (train, validation) if series for v in series[1] if math.isfinite(v)]
-    exponent = math.floor(math.log10(max(known))) if max(known) else 0
+    magnitudes = [abs(v) for series in (train, validation) if series for v in series[1] if math.isfinite(v)]
+    exponent = math.floor(math.log10(max(magnitudes))) if max(magnitudes) else 0
     exponent = 0 if -3 <= exponent < 5 else exponent
     if train is not None:
         steps, values = train[0], train[1] / 10.0**exponent
@@ -147,6 +148,6 @@ def _panel(axes, name: str, train: Series | None, validation: Series | None) -> 
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if name == "connections":
-        axes.set_ylim(0, max(known) * 1.08 or 1)
+        axes.set_ylim(0, max(magnitudes) * 1.08 or 1)
     if train is not None and validation is not None:
         axes.legend(loc="best", handlelength=1.2, borderpad=0.1, labelspacing=0.2)

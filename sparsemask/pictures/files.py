@@ -1,4 +1,4 @@
-"""Any picture file as an array, and back: grey or colour, 8 or 16 bits, palette, alpha, camera orientation."""
+"""Image files to arrays and back: grey or colour, 8 or 16 bits, palette, alpha, camera orientation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ALPHA, _DEEP = {"PNG", "WEBP", "TIFF"}, {"PNG", "TIFF"}
 
 @dataclass
 class Picture:
-    """A decoded picture; colours are not multiplied by alpha."""
+    """A decoded image; colours are not multiplied by alpha."""
 
     colour: np.ndarray
     """float32 (H, W, 3), 0 to 255; of a grey picture three times the same."""
@@ -36,7 +36,7 @@ class Picture:
     """16 bits a value (grey only: the decoder has no deep colours)."""
     notes: dict = field(default_factory=dict)
     """What is written back with it: colour profile, resolution."""
-    said: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     """What reading changed beyond the file's format, in words."""
 
     @property
@@ -45,7 +45,7 @@ class Picture:
         return f"{self.colour.shape[1]}x{self.colour.shape[0]}"
 
     def enlarged(self, colour: np.ndarray) -> Picture:
-        """The same picture with the colours (s·H, s·W, 3) of a larger one, its alpha enlarged by bicubic."""
+        """The same image with the colours (s·H, s·W, 3) of a larger one, its alpha enlarged by bicubic."""
         alpha = self.alpha
         if alpha is not None:
             alpha = np.asarray(Image.fromarray(alpha).resize(colour.shape[1::-1], Image.Resampling.BICUBIC))
@@ -53,7 +53,7 @@ class Picture:
 
 
 def read_picture(path: str | os.PathLike) -> Picture:
-    """Read a picture of any kind; UseError when it is missing, torn, no picture, or unreasonably large."""
+    """Read an image of any kind; UseError where it is missing, truncated, no image, or unreasonably large."""
     path = Path(path)
     if path.is_dir():
         raise UseError(f"{path}: is a folder, expected a picture")
@@ -63,9 +63,9 @@ def read_picture(path: str | os.PathLike) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are large but possible
             with Image.open(path) as opened:
-                said = ["16 bits a colour became 8"] if deep_colours(opened) else []
+                remarks = ["16 bits a colour became 8"] if deep_colours(opened) else []
                 opened.load()
-                return _decoded(opened, said)
+                return _decoded(opened, remarks)
     except UnidentifiedImageError:
         raise UseError(f"{path}: {stand_in(path) or 'not a picture that can be read'}") from None
     except Image.DecompressionBombError as error:
@@ -76,21 +76,23 @@ def read_picture(path: str | os.PathLike) -> Picture:
         raise UseError(f"{path}: truncated or not a picture ({one_line(error)[:160]})") from None
 
 
-def _decoded(opened: Image.Image, said: list[str]) -> Picture:
+def _decoded(opened: Image.Image, remarks: list[str]) -> Picture:
     notes = {k: opened.info[k] for k in ("icc_profile", "dpi") if opened.info.get(k)}
-    shown = upright(opened)
-    if is_deep(shown):
-        levels, note = grey_levels(shown)
-        deep = shown.mode != "F"  # 16 bits stay 16 where the result is written as such
-        return Picture(_tripled(levels), grey=True, deep=deep, notes=notes, said=said if deep else [*said, note])
+    turned = upright(opened)
+    if is_deep(turned):
+        levels, note = grey_levels(turned)
+        deep = turned.mode != "F"  # 16 bits stay 16 where the result is written as such
+        return Picture(
+            _tripled(levels), grey=True, deep=deep, notes=notes, remarks=remarks if deep else [*remarks, note]
+        )
     alpha = None
-    if "A" in shown.getbands() or "a" in shown.getbands() or "transparency" in shown.info:
-        shown = shown.convert("RGBA")  # palettes with a transparent colour too
-        alpha = np.array(shown.getchannel("A"))
+    if "A" in turned.getbands() or "a" in turned.getbands() or "transparency" in turned.info:
+        turned = turned.convert("RGBA")  # palettes with a transparent colour too
+        alpha = np.array(turned.getchannel("A"))
     grey = opened.mode in ("1", "L", "LA", "La")
     if opened.mode == "CMYK":
         notes.pop("icc_profile", None)  # of inks; the colours are RGB from here
-    return Picture(np.asarray(shown.convert("RGB"), dtype=np.float32), alpha, grey, notes=notes, said=said)
+    return Picture(np.asarray(turned.convert("RGB"), dtype=np.float32), alpha, grey, notes=notes, remarks=remarks)
 
 
 def _tripled(values: np.ndarray) -> np.ndarray:
@@ -98,7 +100,7 @@ def _tripled(values: np.ndarray) -> np.ndarray:
 
 
 def check_output(path: str | os.PathLike) -> Path:
-    """Return the path if a picture can be written there; UseError before any work otherwise."""
+    """Return the path if an image can be written there; UseError otherwise."""
     path = Path(path)
     if path.suffix.lower() not in _WRITTEN:
         raise UseError(f"{path}: a picture's name must end in one of {', '.join(_WRITTEN)}")
@@ -109,29 +111,29 @@ def check_output(path: str | os.PathLike) -> Path:
     return path
 
 
-def write_picture(path: str | os.PathLike, picture: Picture) -> list[str]:
-    """Write a picture atomically in the format of its suffix; what that format could not hold is returned in words."""
+def write_picture(path: str | os.PathLike, image: Picture) -> list[str]:
+    """Write an image atomically in the format of its suffix; returns notes on what the format could not hold."""
     path = check_output(path)
     form, lost = _WRITTEN[path.suffix.lower()], []
-    deep = picture.deep and form in _DEEP and picture.alpha is None
-    if picture.deep and not deep:
+    deep = image.deep and form in _DEEP and image.alpha is None
+    if image.deep and not deep:
         lost.append("16 bits became 8")
-    if picture.grey:
-        values = picture.colour.mean(axis=2)
+    if image.grey:
+        values = image.colour.mean(axis=2)
     else:
-        values = picture.colour
+        values = image.colour
     if deep:
-        made = Image.fromarray(np.clip(np.rint(values * 257), 0, 65535).astype(np.uint16))
+        result = Image.fromarray(np.clip(np.rint(values * 257), 0, 65535).astype(np.uint16))
     else:
-        made = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
-    if picture.alpha is not None:
+        result = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    if image.alpha is not None:
         if form in _ALPHA:
-            made.putalpha(Image.fromarray(picture.alpha))
+            result.putalpha(Image.fromarray(image.alpha))
         else:
             lost.append(f"{form} has no transparency")
     options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(form, {})
-    notes = {k: v for k, v in picture.notes.items() if k != "dpi" or form != "WEBP"}
-    write_bytes(path, encoded(made, form, **options, **notes))
+    notes = {k: v for k, v in image.notes.items() if k != "dpi" or form != "WEBP"}
+    write_bytes(path, encoded(result, form, **options, **notes))
     return lost
 
 

@@ -1,4 +1,4 @@
-"""Group sparsity at a glance: what each layer keeps, how group norms fall, what accuracy costs.
+"""Drawings of group sparsity: groups kept by each layer, spectra of group norms, accuracy over cost.
 
 Spectra: after the initialisation "svd2" the norms of a matrix's rows are the singular values of its convolution (Li et
 al., "Group sparsity: the hinge between filter pruning and decomposition for network compression", CVPR 2020, section
@@ -33,18 +33,19 @@ def draw_kept(kept: Mapping[str, tuple[int, int]], path: str | os.PathLike, titl
         path: the file to write (.png, .svg, .pdf).
         title: above the bars.
 
-    Raises UseError without sets, and for numbers that are no part of a whole.
+    Raises:
+        UseError: no sets, or numbers that are no part of a whole.
     """
     path = style.check_path(path)
     if not kept:
         raise UseError(f"{path}: no sets of groups to draw")
-    wrong = next((name for name, (part, whole) in kept.items() if not 0 <= part <= whole or not whole), None)
+    wrong = next((name for name, (part, total) in kept.items() if not 0 <= part <= total or not total), None)
     if wrong is not None:
         raise UseError(f"{wrong}: {kept[wrong][0]} groups of {kept[wrong][1]} cannot be")
     names, (parts, wholes) = list(kept), np.array(list(kept.values()), float).T
-    count, named = len(names), len(names) <= _NAMED
-    step = 0.19 if named else max(9.0 / count, 0.04)
-    left = 0.35 + 0.062 * max(map(len, map(_short, names))) if named else 0.6
+    count, show_names = len(names), len(names) <= _NAMED
+    step = 0.19 if show_names else max(9.0 / count, 0.04)
+    left = 0.35 + 0.062 * max(map(len, map(_short, names))) if show_names else 0.6
     height = 0.95 + count * step
     at = np.arange(count)[::-1]
     with style.drawing():
@@ -52,9 +53,9 @@ def draw_kept(kept: Mapping[str, tuple[int, int]], path: str | os.PathLike, titl
         axes = style.place(fig, left, 0.48, 4.0, height - 0.85)
         axes.barh(at, np.ones(count), height=0.8, color="#EFEFEF")
         axes.barh(at, parts / wholes, height=0.8, color=[_KINDS.get(_kind(name), style.BLUE) for name in names])
-        if named:
-            for y, part, whole in zip(at, parts, wholes, strict=True):
-                axes.text(1.01, y, f"{part:.0f} / {whole:.0f}", va="center", size=6, color=style.GREY)
+        if show_names:
+            for y, part, total in zip(at, parts, wholes, strict=True):
+                axes.text(1.01, y, f"{part:.0f} / {total:.0f}", va="center", size=6, color=style.GREY)
             axes.set_yticks(at, [_short(name) for name in names], size=6.5)
         else:
             axes.set_yticks([])
@@ -79,11 +80,13 @@ def draw_spectra(
     floor. From the threshold down is what is removed.
 
     Args:
-        before, after: norms (count,) by the set's name; a set that `before` lacks is drawn without it.
+        before: norms (count,) before the search, by the set's name; sets may be absent.
+        after: norms (count,) after the search, by the set's name.
         path: the file to write (.png, .svg, .pdf).
         threshold: in the norms' unit, a dotted line.
 
-    Raises UseError without sets, and for norms that are negative or not finite.
+    Raises:
+        UseError: no sets, or norms that are negative or not finite.
     """
     path = style.check_path(path)
     if not after:
@@ -131,7 +134,8 @@ def draw_tradeoff(points: Sequence[Tried], path: str | os.PathLike, cost: str = 
         path: the file to write (.png, .svg, .pdf).
         cost: name of the cost, for the axis; costs up to 1 are read as shares of the baseline's.
 
-    Raises UseError without points, and for figures that are not finite.
+    Raises:
+        UseError: no points, or values that are not finite.
     """
     path = style.check_path(path)
     if not points:
@@ -177,9 +181,9 @@ def _kinds(axes, names: Sequence[str]) -> None:
     """What the colours mean, where there is more than one."""
     from matplotlib.patches import Patch
 
-    found = [kind for kind in _KINDS if any(_kind(name) == kind for name in names)]
-    if len(found) > 1:
-        patches = [Patch(color=_KINDS[kind], label=kind) for kind in found]
+    kinds = [kind for kind in _KINDS if any(_kind(name) == kind for name in names)]
+    if len(kinds) > 1:
+        patches = [Patch(color=_KINDS[kind], label=kind) for kind in kinds]
         axes.legend(
             handles=patches, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, borderpad=0.1, handlelength=1
         )
@@ -245,10 +249,10 @@ def _legend(fig, height: float, before: Mapping, threshold: float | None) -> Non
 
 
 def _norms(name: str, values: Sequence[float]) -> np.ndarray:
-    found = np.sort(np.asarray(values, float).ravel())[::-1]
-    if not len(found) or not np.isfinite(found).all() or found[-1] < 0:
+    norms = np.sort(np.asarray(values, float).ravel())[::-1]
+    if not len(norms) or not np.isfinite(norms).all() or norms[-1] < 0:
         raise UseError(f"{name}: norms must be finite and not negative, one for each group")
-    return found
+    return norms
 
 
 def _short(name: str, most: int = 34) -> str:

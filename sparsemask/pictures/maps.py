@@ -1,4 +1,4 @@
-"""Maps of probabilities in grey: single files, and grids of picture, truth and prediction."""
+"""Maps of probabilities in grey: single files, and grids of image, truth and prediction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _OPEN = 0.5  # grey of what is ignored: stripes would not show on lines one pixe
 def save_map(path: str | os.PathLike, values: np.ndarray) -> Path:
     """Write values (H, W) in [0, 1] as a grey PNG, 0 black and 1 white, and return the path.
 
-    Raises UseError for other values and for a suffix other than .png.
+    Raises:
+        UseError: other values, or a suffix other than .png.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -32,19 +33,22 @@ def save_map(path: str | os.PathLike, values: np.ndarray) -> Path:
 
 
 def draw_maps(samples: Sequence[Sample], path: str | os.PathLike) -> Path:
-    """Draw a grid picture | truth | prediction and return the path.
+    """Draw a grid image | truth | prediction and return the path.
 
     Args:
-        samples: (picture uint8 (H, W, 3), truth (H, W) of 0, 1 and 255 = ignored, prediction (H, W) in [0, 1]).
+        samples: (image uint8 (H, W, 3), truth (H, W) of 0, 1 and 255 = ignored, prediction (H, W) in [0, 1]).
         path: the file to write (.png, .svg, .pdf).
 
-    Raises UseError for samples whose parts differ in size and for other values.
+    Raises:
+        UseError: samples whose parts differ in size, or other values.
     """
     rows = []
     for number, sample in enumerate(samples):
-        picture, truth, prediction = shrunk(sample, number)
-        maps = (_grey(one)[..., None].repeat(3, axis=2) for one in (np.where(truth == VOID, _OPEN, truth), prediction))
-        rows.append([picture, *maps])
+        image, truth, prediction = shrunk(sample, number)
+        maps = (
+            _grey(values)[..., None].repeat(3, axis=2) for values in (np.where(truth == VOID, _OPEN, truth), prediction)
+        )
+        rows.append([image, *maps])
     void = any((sample[1] == VOID).any() for sample in samples)
     return draw_grid(rows, path, 0.3 if void else 0.05, _say_void if void else None)
 
@@ -57,5 +61,5 @@ def _grey(values: np.ndarray) -> np.ndarray:
 
 
 def _say_void(fig, share: float) -> None:
-    said = "grey in the truth: not labelled, or the annotators disagree"
-    fig.text(0.5, share / 2, said, ha="center", va="center", size=7.5)
+    text = "grey in the truth: not labelled, or the annotators disagree"
+    fig.text(0.5, share / 2, text, ha="center", va="center", size=7.5)

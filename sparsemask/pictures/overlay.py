@@ -1,4 +1,4 @@
-"""Data masks over the picture they were made for: kept places bright, dropped ones dark."""
+"""Data masks over their image: kept locations bright, dropped ones dark."""
 
 from __future__ import annotations
 
@@ -18,65 +18,69 @@ _ACROSS, _WIDE, _GAP, _CAPTION = (3, 4), 2.6, 0.1, 0.27  # panels a row, and inc
 _LONGEST = 720  # pixels; larger pictures are drawn smaller
 
 
-def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The picture where the mask keeps it, a dark blue shade of it elsewhere.
+def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image where the mask keeps it, a dark blue shade of it elsewhere.
 
     Args:
-        picture: uint8 (H, W, 3) or (H, W).
-        mask: bool (H, W), or of a size that divides the picture's.
+        image: uint8 (H, W, 3) or (H, W).
+        mask: bool (H, W), or of a size that divides the image's.
 
     Returns:
-        uint8 (H, W, 3). Raises UseError where the sizes do not fit.
+        uint8 (H, W, 3).
+
+    Raises:
+        UseError: the sizes do not fit.
     """
-    picture, mask = np.asarray(picture), np.asarray(mask, bool)
-    picture = picture if picture.ndim == 3 else picture[..., None].repeat(3, 2)
-    across = [a // b if b and a % b == 0 else 0 for a, b in zip(picture.shape[:2], mask.shape, strict=True)]
+    image, mask = np.asarray(image), np.asarray(mask, bool)
+    image = image if image.ndim == 3 else image[..., None].repeat(3, 2)
+    across = [a // b if b and a % b == 0 else 0 for a, b in zip(image.shape[:2], mask.shape, strict=True)]
     if 0 in across:
-        raise UseError(f"a mask of {mask.shape} does not fit a picture of {picture.shape[:2]}")
+        raise UseError(f"a mask of {mask.shape} does not fit a picture of {image.shape[:2]}")
     mask = mask.repeat(across[0], 0).repeat(across[1], 1)
-    dark = _DIM * (picture @ _LUMA)[..., None] + 255 * _TINT
-    return np.where(mask[..., None], picture, dark.round()).astype(np.uint8)
+    dark = _DIM * (image @ _LUMA)[..., None] + 255 * _TINT
+    return np.where(mask[..., None], image, dark.round()).astype(np.uint8)
 
 
 def draw_masks(
-    picture: np.ndarray,
+    image: np.ndarray,
     masks: Sequence[np.ndarray],
     path: str | os.PathLike,
     title: str | None = None,
     names: Sequence[str] | None = None,
 ) -> Path:
-    """Draw the picture and, module by module, its data mask over it, the kept share below each; return the path.
+    """Draw the image and, module by module, its data mask over it, the keep ratio below each; return the path.
 
     Args:
-        picture: uint8 (H, W, 3) or (H, W).
+        image: uint8 (H, W, 3) or (H, W).
         masks: bool (H, W) of each module.
         path: the file to write (.png, .svg, .pdf).
         title: a headline.
         names: of the modules; without them they are counted.
 
-    Raises UseError without masks and where the sizes do not fit.
+    Raises:
+        UseError: no masks, or the sizes do not fit.
     """
     path = style.check_path(path)
     if not len(masks):
         raise UseError(f"{path}: no masks to draw")
-    picture = np.asarray(picture)
-    panels = [(picture if picture.ndim == 3 else picture[..., None].repeat(3, 2), "picture")]
+    image = np.asarray(image)
+    panels = [(image if image.ndim == 3 else image[..., None].repeat(3, 2), "picture")]
     names = names or [f"module {number}" for number in range(1, len(masks) + 1)]
     for name, mask in zip(names, masks, strict=True):
-        panels.append((overlay(picture, mask), f"{name}: {percent(np.mean(mask))} kept"))
-    step = -(-max(picture.shape[:2]) // _LONGEST)
+        panels.append((overlay(image, mask), f"{name}: {percent(np.mean(mask))} kept"))
+    step = -(-max(image.shape[:2]) // _LONGEST)
     across = min(min(_ACROSS, key=lambda n: -len(panels) % n), len(panels))  # the fewest empty places
     down = math.ceil(len(panels) / across)
-    tall = _WIDE * min(picture.shape[0] / picture.shape[1], 2.0)
+    tall = _WIDE * min(image.shape[0] / image.shape[1], 2.0)
     head = 0.34 if title else 0.0
     width, height = across * _WIDE + (across + 1) * _GAP, down * (tall + _CAPTION) + _GAP + head
     with style.drawing():
         fig = style.figure(width, height)
-        for k, (shown, caption) in enumerate(panels):
+        for k, (panel, caption) in enumerate(panels):
             left = _GAP + (k % across) * (_WIDE + _GAP)
             bottom = height - head - _GAP - tall - (k // across) * (tall + _CAPTION)
             axes = style.place(fig, left, bottom, _WIDE, tall)
-            axes.imshow(shown[::step, ::step], interpolation="nearest" if k else "antialiased")
+            axes.imshow(panel[::step, ::step], interpolation="nearest" if k else "antialiased")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color=style.PALE, lw=0.6)
             axes.set_xlabel(caption, labelpad=3, color=style.INK)

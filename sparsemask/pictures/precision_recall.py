@@ -21,13 +21,14 @@ def draw_precision_recall(
     """Draw a curve over its thresholds and return the path.
 
     Args:
-        precision, recall: (T,) in [0, 1], in the order of the thresholds.
+        precision: (T,) in [0, 1], in the order of the thresholds.
+        recall: (T,) likewise.
         path: the file to write (.png, .svg, .pdf).
         f: F of precision and recall, whose lines 0.1, 0.2 … 0.9 are drawn light.
         best: recall, precision and name of the point to mark.
     """
     path = style.check_path(path)
-    found = np.asarray(precision) + recall > 0  # where nothing is predicted there is no point to draw
+    defined = np.asarray(precision) + recall > 0  # where nothing is predicted there is no point to draw
     with style.drawing():
         fig = style.figure(3.6, 3.5)
         axes = style.place(fig, 0.5, 0.45, 2.85, 2.85)
@@ -35,11 +36,11 @@ def draw_precision_recall(
         across, up = np.meshgrid(grid, grid)
         lines = axes.contour(across, up, f(up, across), np.arange(1, 10) / 10, colors=style.PALE, linewidths=0.7)
         axes.clabel(lines, fmt="%.1f", fontsize=6, colors=style.GREY)
-        axes.plot(recall[found], precision[found], color=style.BLUE, lw=1.5, marker="o", ms=1.8)
+        axes.plot(recall[defined], precision[defined], color=style.BLUE, lw=1.5, marker="o", ms=1.8)
         side = -1 if best[0] > 0.5 else 1  # the name stands where the curve is not: inside of a bend, else outside
         axes.plot(*best[:2], "o", color=style.ORANGE, ms=5, mec=style.PAPER, mew=0.6, zorder=4)
-        where = dict(ha="right", va="top") if side < 0 else dict(ha="left", va="bottom")
-        where |= dict(xytext=(7 * side, 7 * side), textcoords="offset points", color=style.ORANGE, weight="bold")
-        axes.annotate(best[2], best[:2], **where)
+        annotation = dict(ha="right", va="top") if side < 0 else dict(ha="left", va="bottom")
+        annotation |= dict(xytext=(7 * side, 7 * side), textcoords="offset points", color=style.ORANGE, weight="bold")
+        axes.annotate(best[2], best[:2], **annotation)
         axes.set(xlim=(0, 1), ylim=(0, 1.0), xlabel="recall", ylabel="precision")
         return style.save(fig, path)

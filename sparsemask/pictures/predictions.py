@@ -1,4 +1,4 @@
-"""Label maps in colours: single files, and grids of picture, truth and prediction."""
+"""Label maps in colours: single files, and grids of image, truth and prediction."""
 
 from __future__ import annotations
 
@@ -25,10 +25,18 @@ Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def save_prediction(path: str | os.PathLike, index_map: np.ndarray, palette: np.ndarray) -> Path:
-    """Write a label map (H, W) of class indices (255 void) as a palette PNG and return the path.
+    """Write a label map as a palette PNG, whose pixels are the class indices.
 
-    The pixels of the file are the indices; `palette` (N, 3) in 0..255 only says in which colours it is shown.
-    Raises UseError for indices the palette does not have and for a suffix other than .png.
+    Args:
+        path: the file to write (.png).
+        index_map: class indices (H, W), 255 void.
+        palette: colours (N, 3) in 0..255 in which the indices are shown.
+
+    Returns:
+        The path.
+
+    Raises:
+        UseError: indices that the palette does not have, or a suffix other than .png.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -38,10 +46,10 @@ def save_prediction(path: str | os.PathLike, index_map: np.ndarray, palette: np.
     colours[: len(palette)] = palette
     if len(palette) <= VOID:
         colours[VOID] = _VOID_COLOUR
-    picture = Image.fromarray(index_map)
-    picture.putpalette(colours.tobytes())
+    image = Image.fromarray(index_map)
+    image.putpalette(colours.tobytes())
     data = io.BytesIO()
-    picture.save(data, "PNG", optimize=True)
+    image.save(data, "PNG", optimize=True)
     write_bytes(path, data.getvalue())
     return path
 
@@ -51,12 +59,12 @@ def colourise(index_map: np.ndarray, palette: np.ndarray) -> np.ndarray:
     index_map, palette = _checked(index_map, palette)
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette
-    picture = colours[index_map]
+    image = colours[index_map]
     rows, columns = np.indices(index_map.shape)
     stripe = max(2, max(index_map.shape) // 80)
     void = index_map == VOID
-    picture[void] = np.where((rows + columns) // stripe % 2, _LIGHT, _DARK)[void][:, None]
-    return picture
+    image[void] = np.where((rows + columns) // stripe % 2, _LIGHT, _DARK)[void][:, None]
+    return image
 
 
 def draw_predictions(
@@ -65,15 +73,16 @@ def draw_predictions(
     class_names: Sequence[str],
     palette: np.ndarray,
 ) -> Path:
-    """Draw a grid picture | truth | prediction with a legend of the classes that occur; return the path.
+    """Draw a grid image | truth | prediction with a legend of the classes that occur; return the path.
 
     Args:
-        samples: (picture uint8 (H, W, 3), truth (H, W), prediction (H, W)); indices of classes, 255 = void.
+        samples: (image uint8 (H, W, 3), truth (H, W), prediction (H, W)); indices of classes, 255 = void.
         path: the file to write (.png, .svg, .pdf).
         class_names: name of each class.
         palette: colours (N, 3) in 0..255, one per class at least.
 
-    Raises UseError for samples whose parts differ in size and for indices without a colour.
+    Raises:
+        UseError: samples whose parts differ in size, or indices without a colour.
     """
     rows = [_row(sample, palette, k) for k, sample in enumerate(samples)]
     occurring = sorted(set().union(*(np.unique(part).tolist() for _, *parts in samples for part in parts)))
@@ -84,9 +93,13 @@ def draw_predictions(
 
 
 def draw_grid(rows: Sequence[Sequence[np.ndarray]], path: str | os.PathLike, below: float = 0.0, finish=None) -> Path:
-    """Draw rows of picture | truth | prediction, (H, W, 3) each, and return the path.
+    """Draw rows of image | truth | prediction, (H, W, 3) each, and return the path.
 
-    below: inches left free under them, for finish(figure, their share of its height). Raises UseError without rows.
+    Args:
+        below: inches left free under them, for finish(figure, their share of its height).
+
+    Raises:
+        UseError: no rows.
     """
     path = style.check_path(path)
     if not rows:
@@ -96,11 +109,11 @@ def draw_grid(rows: Sequence[Sequence[np.ndarray]], path: str | os.PathLike, bel
     with style.drawing():
         fig = style.figure(GRID_WIDTH, height)
         top = height - 0.32
-        for number, (pictures, high) in enumerate(zip(rows, tall, strict=True)):
+        for number, (images, high) in enumerate(zip(rows, tall, strict=True)):
             top -= high
-            for k, picture in enumerate(pictures):
+            for k, image in enumerate(images):
                 axes = style.place(fig, 0.05 + _GAP + k * (_WIDE + _GAP), top, _WIDE, high)
-                axes.imshow(picture, interpolation="nearest" if k else "antialiased")
+                axes.imshow(image, interpolation="nearest" if k else "antialiased")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set(visible=True, color=style.PALE, lw=0.6)
                 if number == 0:
@@ -113,18 +126,18 @@ def draw_grid(rows: Sequence[Sequence[np.ndarray]], path: str | os.PathLike, bel
 
 def shrunk(sample: Sample, number: int) -> list[np.ndarray]:
     """The parts of sample `number`, large ones smaller; UseError unless they are of one size."""
-    picture, *maps = (np.asarray(part) for part in sample)
-    sizes = {part.shape[:2] for part in (picture, *maps)}
-    if picture.ndim != 3 or picture.shape[2] != 3 or len(sizes) != 1 or any(m.ndim != 2 for m in maps):
-        shapes = ", ".join(str(part.shape) for part in (picture, *maps))
+    image, *maps = (np.asarray(array) for array in sample)
+    sizes = {array.shape[:2] for array in (image, *maps)}
+    if image.ndim != 3 or image.shape[2] != 3 or len(sizes) != 1 or any(m.ndim != 2 for m in maps):
+        shapes = ", ".join(str(array.shape) for array in (image, *maps))
         raise UseError(f"sample {number}: picture, truth and prediction have shapes {shapes}; expected one size")
-    step = -(-max(picture.shape[:2]) // _LONGEST)  # every step-th pixel: labels must not be mixed
-    return [part[::step, ::step] for part in (picture, *maps)]
+    step = -(-max(image.shape[:2]) // _LONGEST)  # every step-th pixel: labels must not be mixed
+    return [array[::step, ::step] for array in (image, *maps)]
 
 
 def _row(sample: Sample, palette: np.ndarray, number: int) -> list[np.ndarray]:
-    picture, *maps = shrunk(sample, number)
-    return [picture, *(colourise(m, palette) for m in maps)]
+    image, *maps = shrunk(sample, number)
+    return [image, *(colourise(m, palette) for m in maps)]
 
 
 def _checked(index_map: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

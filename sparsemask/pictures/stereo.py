@@ -1,4 +1,4 @@
-"""Disparities as pictures: colour-mapped, beside truth and error, and the voxels that a network computes."""
+"""Drawings of disparities: colour-mapped, beside truth and error, and the voxels that a network computes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def colours(disparity: np.ndarray, low: float = 0.0, high: float | None = None, 
     from matplotlib import colormaps, colors
 
     values = np.asarray(disparity, np.float64)
-    known = np.isfinite(values) & (values > 0)
-    high = float(values[known].max(initial=low + 1)) if high is None else high
-    shares = np.where(known, (np.where(known, values, low) - low) / max(high - low, 1e-6), 0)
-    found = colormaps[name](shares.clip(0, 1), bytes=True)[..., :3]
+    has_value = np.isfinite(values) & (values > 0)
+    high = float(values[has_value].max(initial=low + 1)) if high is None else high
+    shares = np.where(has_value, (np.where(has_value, values, low) - low) / max(high - low, 1e-6), 0)
+    mapped = colormaps[name](shares.clip(0, 1), bytes=True)[..., :3]
     grey = np.rint(255 * np.array(colors.to_rgb(NOTHING))).astype(np.uint8)
-    return np.where(known[..., None], found, grey)
+    return np.where(has_value[..., None], mapped, grey)
 
 
 def draw_disparities(samples: Sequence[Sample], path: str | os.PathLike) -> Path:
-    """Draw a row for each pair: left picture | disparity | truth | error, with colour bars; return the path.
+    """Draw a row for each pair: left image | disparity | truth | error, with colour bars; return the path.
 
     Disparity and truth of a row share their colours; errors beyond 5 px have that colour; grey: no truth.
 
@@ -42,7 +42,8 @@ def draw_disparities(samples: Sequence[Sample], path: str | os.PathLike) -> Path
         samples: (name, left uint8 (H, W, 3), disparity (H, W), truth (H, W), 0 = no value), in pixels.
         path: the file to write (.png, .svg, .pdf).
 
-    Raises UseError without samples and for maps of different sizes.
+    Raises:
+        UseError: no samples, or maps of different sizes.
     """
     path = style.check_path(path)
     if not samples:
@@ -65,12 +66,12 @@ def draw_disparities(samples: Sequence[Sample], path: str | os.PathLike) -> Path
 
 def _row(fig, sample: Sample, lefts: list[float], bottom: float, tall: float, titled: bool) -> None:
     name, left, disparity, truth = sample
-    told = truth > 0
-    error = np.where(told, np.abs(disparity - truth), np.nan)
-    high = float(np.percentile(truth[told] if told.any() else disparity, 99.5)) or 1.0
-    d1 = np.mean((error > 3) & (error > 0.05 * truth), where=told) if told.any() else np.nan
-    scored = f"EPE {np.nanmean(error):.2f} px, D1 {d1:.1%}" if told.any() else "no truth"
-    blank = np.where(told, truth, np.nan)
+    has_truth = truth > 0
+    error = np.where(has_truth, np.abs(disparity - truth), np.nan)
+    high = float(np.percentile(truth[has_truth] if has_truth.any() else disparity, 99.5)) or 1.0
+    d1 = np.mean((error > 3) & (error > 0.05 * truth), where=has_truth) if has_truth.any() else np.nan
+    scored = f"EPE {np.nanmean(error):.2f} px, D1 {d1:.1%}" if has_truth.any() else "no truth"
+    blank = np.where(has_truth, truth, np.nan)
     panels = [
         (left, name, "left picture"),
         (disparity, "", "disparity"),
@@ -79,8 +80,8 @@ def _row(fig, sample: Sample, lefts: list[float], bottom: float, tall: float, ti
     ]
     for k, (values, caption, title) in enumerate(panels):
         axes = style.place(fig, lefts[k], bottom, _WIDE, tall)
-        shown = {} if k == 0 else {"cmap": _blank_map(ERROR_MAP if k == 3 else MAP), "vmin": 0}
-        image = axes.imshow(values, interpolation="antialiased", vmax=(None, high, high, _WORST)[k], **shown)
+        options = {} if k == 0 else {"cmap": _blank_map(ERROR_MAP if k == 3 else MAP), "vmin": 0}
+        image = axes.imshow(values, interpolation="antialiased", vmax=(None, high, high, _WORST)[k], **options)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, color=style.PALE, lw=0.6)
         axes.set_xlabel(caption[:40], size=style.SMALL, labelpad=3, color=style.INK)
@@ -112,28 +113,29 @@ def draw_voxels(
 ) -> Path:
     """Draw which voxels of the volume are computed; return the path.
 
-    Masks that differ are drawn, module by module: where in the picture, the share of a place's disparities that are
-    kept, and below it, seen from above, in how many of the rows a disparity is kept. With `disparity` the map itself is
-    drawn beside the picture, and its values as a line into the views from above (the median of a column).
+    Masks that differ are drawn, module by module: at every location of the image the share of disparities that
+    are kept, and below it, seen from above, the share of rows in which a disparity is kept. With `disparity` the map is
+    drawn beside the image, and its column medians as a line in the views from above.
 
     Args:
-        left: the left picture: a normalised tensor (3, H, W), or uint8 (H, W, 3).
+        left: the left image: a normalised tensor (3, H, W), or uint8 (H, W, 3).
         masks: bool (D, h, w) of the layers in order, equal ones next to each other or not.
         path: the file to write (.png, .svg, .pdf).
         title: a headline.
         disparity: (H, W) in pixels.
 
-    Raises UseError without masks.
+    Raises:
+        UseError: no masks.
     """
     from sparsemask.tasks.stereo.framing import picture_of
 
     path = style.check_path(path)
     if not len(masks):
         raise UseError(f"{path}: no masks to draw")
-    picture = left if isinstance(left, np.ndarray) else picture_of(left)
-    shape = picture.shape[:2]
+    image = left if isinstance(left, np.ndarray) else picture_of(left)
+    shape = image.shape[:2]
     chosen = _finest(masks)
-    shown = [(picture, "left picture")] + ([] if disparity is None else [(disparity, "disparity")])
+    panels = [(image, "left picture")] + ([] if disparity is None else [(disparity, "disparity")])
     tall = _WIDE * min(shape[0] / shape[1], 1.5)
     low = max(0.6, tall * 0.6)  # of the views from above
     head, columns = 0.55 if title else 0.3, 1 + max(len(chosen), 1)
@@ -142,7 +144,7 @@ def draw_voxels(
     with style.drawing():
         fig = style.figure(columns * (_WIDE + _GAP) + _GAP + _BAR + 0.35, height)
         at, top = [_GAP + k * (_WIDE + _GAP) for k in range(columns)], height - head - tall
-        for number, (values, caption) in enumerate(shown):
+        for number, (values, caption) in enumerate(panels):
             axes = style.place(fig, at[0], top - number * (_CAPTION + tall), _WIDE, tall)
             axes.imshow(values, cmap=_blank_map(MAP), interpolation="antialiased")
             _bare(axes, caption)
@@ -153,10 +155,10 @@ def draw_voxels(
         return style.save(fig, path)
 
 
-def _module(fig, mask: np.ndarray, number: int, place, shape, disparity, last: bool) -> None:
+def _module(fig, mask: np.ndarray, number: int, layout, shape, disparity, last: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    left, top, tall, low = place
+    left, top, tall, low = layout
     axes = style.place(fig, left, top, _WIDE, tall)
     image = axes.imshow(mask.mean(0), cmap=KEPT_MAP, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     _bare(axes, f"module {number}: {percent(mask.mean())} of voxels kept")
@@ -198,7 +200,8 @@ def draw_errors(names: Sequence[str], epe: np.ndarray, d1: np.ndarray, path: str
 
     Args:
         names: of the pairs; beyond 40 they are not written.
-        epe, d1: in pixels, and shares; pairs without truth (NaN) are left out.
+        epe: end-point errors in pixels; pairs without truth (NaN) are left out.
+        d1: shares of bad pixels in [0, 1].
         path: the file to write (.png, .svg, .pdf).
     """
     path = style.check_path(path)

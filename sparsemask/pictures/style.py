@@ -1,4 +1,4 @@
-"""One look for every picture: colours, sizes, and how a figure is made and written.
+"""Common style of all drawings: colours, sizes, making and writing of figures.
 
 Figures never pass through pyplot, and the user's matplotlib settings are neither used nor changed.
 """
@@ -64,7 +64,7 @@ _SETTINGS = {
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """Our settings on top of matplotlib's own defaults, whatever the user has set; his are put back after."""
+    """Inside, this module's settings over matplotlib's defaults; the user's settings are restored afterwards."""
     import matplotlib
 
     defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
@@ -92,7 +92,7 @@ def sheet(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def place(fig: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """New axes at a place given in inches."""
+    """New axes at a position in inches."""
     across, up = fig.get_size_inches()
     return fig.add_axes((left / across, bottom / up, width / across, height / up))
 
@@ -100,7 +100,8 @@ def place(fig: Figure, left: float, bottom: float, width: float, height: float) 
 def save(fig: Figure, path: str | os.PathLike) -> Path:
     """Write the figure atomically in the format of the path's suffix (png, svg, pdf); return the path.
 
-    Raises UseError for another suffix.
+    Raises:
+        UseError: another suffix.
     """
     path = check_path(path)
     form = path.suffix[1:].lower()
@@ -120,12 +121,12 @@ def check_path(path: str | os.PathLike) -> Path:
     return path
 
 
-def spread(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near the wanted ones, in their order, at least `gap` apart, in [low, high] if they fit."""
-    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+def spread(targets: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions near the targets, in their order, at least `gap` apart, in [low, high] if they fit."""
+    order = sorted(range(len(targets)), key=targets.__getitem__)
     groups: list[list[float]] = []  # [centre of the block, number of members]
     for index in order:
-        groups.append([wanted[index], 1])
+        groups.append([targets[index], 1])
         while True:
             centre, size = groups[-1]
             half = (size - 1) * gap / 2
@@ -135,7 +136,7 @@ def spread(wanted: list[float], gap: float, low: float, high: float) -> list[flo
             before = groups.pop(-2)
             groups[-1] = [(centre * size + before[0] * before[1]) / (size + before[1]), size + before[1]]
     placed = [centre + (k - (size - 1) / 2) * gap for centre, size in groups for k in range(int(size))]
-    result = [0.0] * len(wanted)
+    result = [0.0] * len(targets)
     for index, position in zip(order, placed, strict=True):
         result[index] = position
     return result

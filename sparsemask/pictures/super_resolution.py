@@ -1,4 +1,4 @@
-"""Enlarged pictures beside bicubic and the truth, and the PSNR of each picture."""
+"""Enlarged images beside bicubic and the truth, and the PSNR of each image."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ Sample = tuple[str, np.ndarray, np.ndarray, np.ndarray, float, float]
 
 
 def draw_super_resolution(samples: Sequence[Sample], path: str | os.PathLike, crop: int = CROP) -> Path:
-    """Draw a row for each picture: the whole with a box, then that box bicubic | network | truth; return the path.
+    """Draw a row for each image: the whole with a box, then that box bicubic | network | truth; return the path.
 
-    The box is where bicubic errs most. The captions' PSNR are of whole pictures.
+    The box is where bicubic errs most. The captions' PSNR are of whole images.
 
     Args:
-        samples: (name, bicubic, prediction, truth, bicubic's PSNR, PSNR), the pictures uint8 (H, W, 3).
+        samples: (name, bicubic, prediction, truth, bicubic's PSNR, PSNR), the images uint8 (H, W, 3).
         path: the file to write (.png, .svg, .pdf).
         crop: side of the box, in pixels.
 
-    Raises UseError without samples and for pictures of different sizes.
+    Raises:
+        UseError: no samples, or images of different sizes.
     """
     path = style.check_path(path)
     if not samples:
         raise UseError(f"{path}: no samples to draw")
-    for name, *pictures, _, _ in samples:
-        if len({picture.shape for picture in pictures}) != 1:
-            raise UseError(f"{name}: bicubic, prediction and truth have shapes {[p.shape for p in pictures]}")
+    for name, *images, _, _ in samples:
+        if len({image.shape for image in images}) != 1:
+            raise UseError(f"{name}: bicubic, prediction and truth have shapes {[p.shape for p in images]}")
     high = _WIDE + _CAPTION
     height = _TOP + len(samples) * (high + _GAP)
     with style.drawing():
@@ -46,9 +47,9 @@ def draw_super_resolution(samples: Sequence[Sample], path: str | os.PathLike, cr
             top, left, side = _box(bicubic, truth, crop)
             cut = (slice(top, top + side), slice(left, left + side))
             captions = (name, f"{before:.2f} dB", f"{after:.2f} dB ({after - before:+.2f})", "")
-            for k, picture in enumerate((truth, bicubic[cut], prediction[cut], truth[cut])):
+            for k, image in enumerate((truth, bicubic[cut], prediction[cut], truth[cut])):
                 axes = style.place(fig, _GAP + k * (_WIDE + _GAP), bottom, _WIDE, _WIDE)
-                axes.imshow(picture, interpolation="nearest" if k else "antialiased")
+                axes.imshow(image, interpolation="nearest" if k else "antialiased")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set(visible=k > 0, color=style.PALE, lw=0.6)
                 if number == 0:
@@ -63,17 +64,18 @@ def draw_super_resolution(samples: Sequence[Sample], path: str | os.PathLike, cr
 
 
 def draw_psnr(names: Sequence[str], before: np.ndarray, after: np.ndarray, path: str | os.PathLike) -> Path:
-    """Draw the PSNR of each picture, bicubic's and the network's joined by a line; return the path.
+    """Draw the PSNR of each image, bicubic's and the network's joined by a line; return the path.
 
     Args:
-        names: of the pictures, best gain on top; beyond 40 they are not written.
-        before, after: PSNR in dB of bicubic and of the network; infinite ones are left out.
+        names: of the images, best gain on top; beyond 40 they are not written.
+        before: PSNR of bicubic in dB; infinite ones are left out.
+        after: PSNR of the network in dB, likewise.
         path: the file to write (.png, .svg, .pdf).
     """
     path = style.check_path(path)
     before, after = np.asarray(before, float), np.asarray(after, float)
-    shown = np.flatnonzero(np.isfinite(before) & np.isfinite(after))
-    order = shown[np.argsort((after - before)[shown])]
+    finite = np.flatnonzero(np.isfinite(before) & np.isfinite(after))
+    order = finite[np.argsort((after - before)[finite])]
     at = np.arange(len(order))
     step = 0.22 if len(order) <= 40 else 8.8 / len(order)
     with style.drawing():
@@ -97,8 +99,8 @@ def _box(bicubic: np.ndarray, truth: np.ndarray, crop: int) -> tuple[int, int, i
     """Top, left and side of the square where bicubic errs most."""
     side = min(crop, *truth.shape[:2])
     error = np.square(bicubic.astype(np.float32) - truth).mean(-1)
-    room = error.shape[0] - side + 1, error.shape[1] - side + 1
-    mean = uniform_filter(error, side, mode="nearest")[side // 2 :, side // 2 :][: room[0], : room[1]]
+    margin = error.shape[0] - side + 1, error.shape[1] - side + 1
+    mean = uniform_filter(error, side, mode="nearest")[side // 2 :, side // 2 :][: margin[0], : margin[1]]
     top, left = np.unravel_index(int(mean.argmax()), mean.shape)
     return int(top), int(left), side
 

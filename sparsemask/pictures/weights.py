@@ -1,4 +1,4 @@
-"""The search's connection weights: a heat map per stage (SparseMask, Figure 4), and their way there."""
+"""Connection weights of a search: a heat map per stage (SparseMask, Figure 4), and their history."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def draw_weights(weights: Sequence[np.ndarray], path: str | os.PathLike, thres: 
         path: the file to write (.png, .svg, .pdf).
         thres: on the halved scale; cells at or below it are crossed out. None marks nothing.
 
-    Raises UseError for other shapes.
+    Raises:
+        UseError: other shapes.
     """
     path = style.check_path(path)
     halves = [_halved(w, i) for i, w in enumerate(weights)]
@@ -132,7 +133,8 @@ def draw_weight_history(
         thres: on the halved scale.
         log: logarithmic weight axis, which shows how far below the threshold the dropped ones lie.
 
-    Raises UseError for other shapes.
+    Raises:
+        UseError: other shapes.
     """
     path = style.check_path(path)
     steps, values = np.asarray(history[0], dtype=float), np.asarray(history[1], dtype=float)
@@ -155,8 +157,8 @@ def _lines(axes, steps, halves, names, thres: float, log: bool) -> None:
     kept = halves[-1] > thres
     for index in sorted(range(len(names)), key=lambda k: kept[k]):
         width, alpha = (1.4, 0.95) if kept[index] else (0.7, 0.35)
-        shown = np.maximum(halves[:, index], floor)
-        axes.plot(steps, shown, color=KINDS[names[index][0]], lw=width, alpha=alpha, zorder=2 + kept[index])
+        values = np.maximum(halves[:, index], floor)
+        axes.plot(steps, values, color=KINDS[names[index][0]], lw=width, alpha=alpha, zorder=2 + kept[index])
     axes.axhline(thres, color=style.INK, lw=0.8, ls=(0, (4, 3)), zorder=5)
     axes.set_title(f"Weight / 2 of each connection; threshold {thres:g} dashed", size=style.TITLE, pad=24)
     axes.set(

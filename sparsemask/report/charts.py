@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: colours come from the page's style, names show where the pointer is; no script."""
+"""Line charts as inline SVG: colours of the page's style, names on hover; no script."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Series = tuple[np.ndarray, np.ndarray]  # steps, values
 
 @dataclass(frozen=True)
 class Frame:
-    """The place of a plot in its drawing, in user units, and the ranges it shows."""
+    """Position of a plot in its drawing, in user units, and the ranges it shows."""
 
     left: float
     top: float
@@ -93,18 +93,18 @@ def _labels(marks: Sequence[float]) -> list[str]:
 
 def curves(rows: Sequence[dict]) -> list[tuple[str, str]]:
     """(title, SVG) of each quantity of the metrics, the known ones first; 'val_x' is drawn with 'x'."""
-    found: dict[str, dict[str, dict[float, float]]] = {}
+    quantities: dict[str, dict[str, dict[float, float]]] = {}
     for row in rows:
         for key, value in row.items():
             if key in ("step", "epoch", "time", "seconds") or number(value) is None:
                 continue
             kind = "validation" if key.startswith("val_") else "training"
-            found.setdefault(key.removeprefix("val_"), {}).setdefault(kind, {})[float(row["step"])] = float(value)
+            quantities.setdefault(key.removeprefix("val_"), {}).setdefault(kind, {})[float(row["step"])] = float(value)
     rank = lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)
     panels = []
-    for name in sorted(found, key=rank):
+    for name in sorted(quantities, key=rank):
         series = {}
-        for kind, points in found[name].items():
+        for kind, points in quantities[name].items():
             steps = np.array(sorted(points))
             series[kind] = steps, np.array([points[s] for s in steps])
         panels.append((_TITLES.get(name, name.replace("_", " ")), _panel(name, series)))
@@ -116,8 +116,8 @@ def _panel(name: str, series: dict[str, Series]) -> str:
     values = np.concatenate([v for _, v in series.values()])
     low, high = float(values.min()), float(values.max())
     low = 0.0 if name in _STEADY else low
-    room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    frame = Frame(52, 12, 308, 158, _span(steps), (low if low == 0 else low - room, high + room))
+    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    frame = Frame(52, 12, 308, 158, _span(steps), (low if low == 0 else low - margin, high + margin))
     out = [frame.axes()]
     if "training" in series:
         steps, values = _thinned(*series["training"])
@@ -133,12 +133,14 @@ def _panel(name: str, series: dict[str, Series]) -> str:
         for step, value in zip(steps, values, strict=True):
             at = f'cx="{frame.across(step):.1f}" cy="{frame.up(value):.1f}"'
             out.append(f'<circle class="valid" {at} r="3.5"><title>step {step:g}: {value:.4g}</title></circle>')
-    said = "; ".join(
+    description = "; ".join(
         f"{kind} from {v[0]:.3g} at step {s[0]:g} to {v[-1]:.3g} at step {s[-1]:g}, "
         f"between {v.min():.3g} and {v.max():.3g}"
         for kind, (s, v) in series.items()
     )
-    return f'<svg class="panel" viewBox="0 0 320 180" role="img" aria-label="{escape(said)}">{"".join(out)}</svg>'
+    return (
+        f'<svg class="panel" viewBox="0 0 320 180" role="img" aria-label="{escape(description)}">{"".join(out)}</svg>'
+    )
 
 
 def last_value(rows: Sequence[dict], name: str) -> float | None:
@@ -152,7 +154,7 @@ def plain_names(count: int) -> list[tuple[str, str]]:
 
 
 def weight_history(steps: np.ndarray, halves: np.ndarray, thres: float) -> str:
-    """Every connection's weight over the search; the pointer brings out a line and its name."""
+    """Every connection's weight over the search; a line and its name are highlighted on hover."""
     names = plain_names(halves.shape[1])
     kept = halves[-1] > thres
     frame = Frame(56, 44, 830 if 0 < kept.sum() <= _NAMED else 900, 520, _span(steps), (0, 1))
@@ -173,10 +175,12 @@ def weight_history(steps: np.ndarray, halves: np.ndarray, thres: float) -> str:
     out.append(f'<line class="thres" x1="{frame.left}" x2="{frame.right}" y1="{at:.1f}" y2="{at:.1f}"/>')
     if 0 < kept.sum() <= _NAMED:
         out.extend(_ends(frame, halves[-1], np.flatnonzero(kept), names))
-    said = f"{kept.sum()} of {len(names)} connections end above {thres:g}: " + ", ".join(
+    description = f"{kept.sum()} of {len(names)} connections end above {thres:g}: " + ", ".join(
         f"{names[k][1]} {halves[-1, k]:.2f}" for k in np.flatnonzero(kept)
     )
-    return f'<svg class="history" viewBox="0 0 920 570" role="img" aria-label="{escape(said)}">{"".join(out)}</svg>'
+    return (
+        f'<svg class="history" viewBox="0 0 920 570" role="img" aria-label="{escape(description)}">{"".join(out)}</svg>'
+    )
 
 
 def _ends(frame: Frame, last: np.ndarray, kept: np.ndarray, names: list[tuple[str, str]]) -> list[str]:

@@ -25,7 +25,7 @@ def architecture(mask: np.ndarray, strides: Sequence[int] | None, channels: Sequ
 
 
 def inline(svg: str, kind: str, label: str) -> str:
-    """A drawing of ours (an SVG file's text) for the inside of a page, its colours turned for dark pages.
+    """An SVG drawing of this toolkit for the inside of a page, with colours for light and dark pages.
 
     Every colour becomes a variable with the colour itself as fallback; a dark page redefines the variables.
     """

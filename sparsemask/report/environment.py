@@ -1,4 +1,4 @@
-"""What a run notes in its run.json for its report: on what it was computed, and what its network costs."""
+"""Entries of run.json for the report: the environment, and the costs of the network."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sparsemask.costs import Cost
 def environment(device: torch.device | str = "cpu") -> dict[str, str | int]:
     """Versions of what computes, and the machine, as plain values for run.json."""
     device = torch.device(device)
-    found: dict[str, str | int] = {"sparsemask": __version__, "python": platform.python_version()}
+    values: dict[str, str | int] = {"sparsemask": __version__, "python": platform.python_version()}
     for package in ("torch", "numpy"):
-        found[package] = importlib.metadata.version(package)
-    found |= {"system": platform.platform(terse=True), "processor": _processor(), "cores": os.cpu_count() or 1}
-    found["threads"] = torch.get_num_threads()
-    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return found
+        values[package] = importlib.metadata.version(package)
+    values |= {"system": platform.platform(terse=True), "processor": _processor(), "cores": os.cpu_count() or 1}
+    values["threads"] = torch.get_num_threads()
+    values["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return values
 
 
 def cost_entries(cost: Cost, size: int) -> dict:
-    """Entries of run.json for the cost of a network on one picture of `size` × `size`."""
+    """Entries of run.json for the cost of a network on one image of `size` × `size`."""
     return {
         "parameters": cost.parameters,
         "decoder_parameters": cost.decoder_parameters,
@@ -38,7 +38,7 @@ def cost_entries(cost: Cost, size: int) -> dict:
 
 
 def _processor() -> str:
-    """The processor's name as people know it; the architecture where the system does not say."""
+    """Name of the processor; the architecture where the system has no name."""
     try:
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("model name"):

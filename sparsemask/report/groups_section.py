@@ -1,6 +1,6 @@
-"""The sections of a report on a network with group sparsity: what each layer keeps, how norms fell, what that costs.
+"""Sections of a report on a network with group sparsity: groups kept by each layer, norms, costs.
 
-They are made of these entries of run.json, any of which may be missing, and of pictures by these names:
+They use these entries of run.json, any of which may be missing, and these drawings:
 
     groups            {set's name: {"kept": groups that stay, "total": all of them}}
     merged            names of the pairs that are one convolution again
@@ -32,26 +32,26 @@ _COSTS = (
 
 def tiles(c: Contents) -> str:
     """The key figures, a tile each."""
-    shown = [
+    items = [
         tile(TITLES.get(name, name), f"{value:.2%}", where(c))
-        for name, value in c.figures.items()
+        for name, value in c.metrics.items()
         if name in ("top1", "top5")
     ] or [tile("quality", "–", _NOT_YET)]
     sets = _sets(c)
-    kept, total = (sum(one[k] for one in sets.values()) for k in (0, 1))
+    kept, total = (sum(counts[k] for counts in sets.values()) for k in (0, 1))
     merged = c.info.get("merged")
-    more = f"of {total:g}" + (f", pairs merged: {len(merged)}" if isinstance(merged, list) and merged else "")
-    shown.append(tile("groups kept", f"{kept:g}", more) if sets else tile("groups kept", "–", _NOT_YET))
+    detail = f"of {total:g}" + (f", pairs merged: {len(merged)}" if isinstance(merged, list) and merged else "")
+    items.append(tile("groups kept", f"{kept:g}", detail) if sets else tile("groups kept", "–", _NOT_YET))
     for name, title, form, _ in _COSTS:
         value, dense = number(c.info.get(name)), number(c.info.get(f"{name}_dense"))
         if name != "multiply_adds_true":
             shown_value, shown_dense = _alike(value, dense, form)
-            more = f"{value / dense:.1%} of {shown_dense}" if value is not None and dense else ""
-            shown.append(tile(title, "–", _NOT_YET) if value is None else tile(title, shown_value, more))
+            detail = f"{value / dense:.1%} of {shown_dense}" if value is not None and dense else ""
+            items.append(tile(title, "–", _NOT_YET) if value is None else tile(title, shown_value, detail))
     spent = number(c.info.get("seconds"))
     done = f"{c.rows[-1]['step']:g} steps" if c.rows else ""
-    shown.append(tile("time spent", "–" if spent is None else duration(spent), done or _NOT_YET))
-    return f'<ul class="tiles">{"".join(shown)}</ul>'
+    items.append(tile("time spent", "–" if spent is None else duration(spent), done or _NOT_YET))
+    return f'<ul class="tiles">{"".join(items)}</ul>'
 
 
 def _alike(value: float | None, dense: float | None, form) -> tuple[str, str]:
@@ -66,18 +66,18 @@ def layers(c: Contents) -> str:
     """What every layer keeps, and the norms of its groups before and after."""
     parts, sets = [], _sets(c)
     threshold, target = number(c.info.get("threshold")), c.info.get("target")
-    said = [f"Groups whose norm is below {threshold:.4g} are removed."] if threshold is not None else []
+    sentences = [f"Groups whose norm is below {threshold:.4g} are removed."] if threshold is not None else []
     if isinstance(target, Mapping) and None not in (number(target.get("wanted")), number(target.get("reached"))):
         by = str(target.get("by"))[:40]
-        said.append(f"Wanted: {target['wanted']:.1%} of the {by}; reached: {target['reached']:.1%}.")
-    if said:
-        parts.append(html.paragraph(" ".join(said), "note"))
-    pictures = (
+        sentences.append(f"Wanted: {target['wanted']:.1%} of the {by}; reached: {target['reached']:.1%}.")
+    if sentences:
+        parts.append(html.paragraph(" ".join(sentences), "note"))
+    drawings = (
         ("kept", "Share of its groups that each layer keeps"),
         ("spectra", "Norms of the groups of each layer, largest first, before and after the search"),
         ("tradeoff", "Accuracy over cost"),
     )
-    drawn = [(c.run.pictures / f"{name}.png", caption) for name, caption in pictures]
+    drawn = [(c.run.pictures / f"{name}.png", caption) for name, caption in drawings]
     parts += [figure_of(c, file, caption, 900) for file, caption in drawn if file.exists()]
     if sets:
         rows = [
@@ -97,9 +97,9 @@ def layers(c: Contents) -> str:
 
 def _sets(c: Contents) -> dict[str, tuple[float, float]]:
     """run.json's entry `groups`: (kept, total) by the set's name; what is no part of a whole is left out and named."""
-    found, good = c.info.get("groups"), {}
-    for name, one in found.items() if isinstance(found, Mapping) else ():
-        kept, total = (number(one.get(k)) for k in ("kept", "total")) if isinstance(one, Mapping) else (None, None)
+    entries, good = c.info.get("groups"), {}
+    for name, entry in entries.items() if isinstance(entries, Mapping) else ():
+        kept, total = (number(entry.get(k)) for k in ("kept", "total")) if isinstance(entry, Mapping) else (None, None)
         if kept is None or not total or not 0 <= kept <= total:
             c.problems.append(f"run.json: the groups of {str(name)[:60]} are not readable")
         else:
@@ -113,19 +113,19 @@ def costs(c: Contents) -> str:
     timed = info.get("timed") if isinstance(info.get("timed"), Mapping) else {}
     machine = ", ".join(f"{name} {timed[key]}" for key, name in _TIMED if key in timed)
     machine += ", both compiled" if timed.get("compiled") is True else ""
-    for name, title, form, more in _COSTS:
+    for name, title, form, detail in _COSTS:
         value, dense = number(info.get(name)), number(info.get(f"{name}_dense"))
         if value is None:
             continue
-        more = ", ".join(filter(None, [more, machine if name == "milliseconds" else ""]))
+        detail = ", ".join(filter(None, [detail, machine if name == "milliseconds" else ""]))
         share = f"{value / dense:.1%}" if dense else "–"
-        rows.append((html.escape(title), *_alike(value, dense, form), share, html.escape(more)))
+        rows.append((html.escape(title), *_alike(value, dense, form), share, html.escape(detail)))
     fast, slow = number(info.get("milliseconds")), number(info.get("milliseconds_dense"))
     if fast and slow:
         rows.append(("gain in time", f"{slow / fast:.2f}", "", "", "before over after"))
     if number(info.get("seconds")) is not None:
-        said = "training and validation, resumed parts together"
-        rows.append(("time spent", duration(info["seconds"]), "", "", said))
+        note = "training and validation, resumed parts together"
+        rows.append(("time spent", duration(info["seconds"]), "", "", note))
     for file in (c.run.folder / "network.safetensors", c.run.last):
         if file.is_file():
             rows.append((html.escape(file.name), f"{file.stat().st_size / 1e6:.1f} MB", "", "", "on disk"))

@@ -1,4 +1,4 @@
-"""Small pieces of HTML. Every text passes through :func:`escape`; nothing here is safe that did not."""
+"""HTML elements. Every text must pass through :func:`escape`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def absent(text: str) -> str:
-    """What stands where a part of the run is missing."""
+    """Placeholder for a missing part of the run."""
     return paragraph(text, "absent")
 
 
@@ -57,10 +57,18 @@ def figure(body: str, caption: str, kind: str = "") -> str:
 
 
 def picture(path: Path, alt: str, width: int = 820, limit: int = 800_000) -> str:
-    """An <img> that carries the picture inside, at most `width` pixels wide and about `limit` bytes.
+    """An <img> element with the image embedded.
 
-    It is decoded and written anew, so that nothing but pixels comes from the file. OSError or ValueError when it
-    is no picture, or one of an unreasonable size.
+    The file is decoded and encoded again, so that only its pixels reach the page.
+
+    Args:
+        path: the image file.
+        alt: text in place of the image.
+        width: largest width in pixels.
+        limit: largest size in bytes, approximately.
+
+    Raises:
+        OSError, ValueError: the file is no image, or too large.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -71,15 +79,15 @@ def picture(path: Path, alt: str, width: int = 820, limit: int = 800_000) -> str
     with opened:
         if opened.width * opened.height > _LARGEST:
             raise ValueError(f"{path.name} is too large")
-        shown = opened.convert("RGB")
+        image = opened.convert("RGB")
     while True:
-        if shown.width > width:
-            shown = shown.resize((width, max(1, round(shown.height * width / shown.width))), Image.Resampling.LANCZOS)
+        if image.width > width:
+            image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
         data = io.BytesIO()
-        shown.save(data, "PNG", optimize=True)
+        image.save(data, "PNG", optimize=True)
         if data.tell() <= limit or width < 200:
             break
         width = int(width * 0.85)
     code = base64.b64encode(data.getvalue()).decode()
-    size = f'width="{shown.width}" height="{shown.height}"'
+    size = f'width="{image.width}" height="{image.height}"'
     return f'<img src="data:image/png;base64,{code}" {size} alt="{escape(alt)}">'

@@ -1,4 +1,4 @@
-"""The section on how good the network is, class by class."""
+"""Section on the quality of the network, class by class."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _ELSEWHERE += ("kept", "spectra", "tradeoff")
 
 
 def classes(c: Contents) -> str:
-    """The evaluation's figures, and each class's IoU, recall and share of the pixels."""
-    said = "; ".join(f"{TITLES.get(k, k.replace('_', ' '))} {v:.4f}" for k, v in c.figures.items())
-    pictures = number(c.evaluation.get("pictures"))
-    things = "crops" if c.fine else "pictures"
-    head = html.paragraph(f"On {pictures:.0f} validation {things}: {said}." if pictures else f"While training: {said}.")
-    head = head if said else ""
+    """The evaluation's metrics, and each class's IoU, recall and share of the pixels."""
+    metrics = "; ".join(f"{TITLES.get(k, k.replace('_', ' '))} {v:.4f}" for k, v in c.metrics.items())
+    count = number(c.evaluation.get("pictures"))
+    unit = "crops" if c.fine else "pictures"
+    head = html.paragraph(f"On {count:.0f} validation {unit}: {metrics}." if count else f"While training: {metrics}.")
+    head = head if metrics else ""
     rows = _rows(c)
     if rows:
         return head + html.table(*rows, kind="classes")
@@ -58,21 +58,21 @@ def _rows(c: Contents) -> tuple[tuple[str, ...], list] | None:
 
 
 def _classified(c: Contents) -> tuple[tuple[str, ...], list]:
-    """Of pictures with one class each: accuracy, precision, their number, and what they are mostly taken for."""
+    """Table of a classification: accuracy, precision, number of images, and the most frequent confusion."""
     scores = ClassificationScores(c.confusion)
     wrong = c.confusion - np.diag(np.diag(c.confusion))
     rows = []
     for k, name in enumerate(c.classes):
-        other = int(wrong[k].argmax())
-        taken = f"{c.classes[other]} ({wrong[k, other]:.0f})" if wrong[k, other] else "–"
+        predicted = int(wrong[k].argmax())
+        confused_with = f"{c.classes[predicted]} ({wrong[k, predicted]:.0f})" if wrong[k, predicted] else "–"
         precision = _share(c.confusion[k, k], c.confusion[:, k].sum())
-        cells = (_bar(scores.recall[k]), precision, f"{c.confusion[k].sum():.0f}", html.escape(taken))
+        cells = (_bar(scores.recall[k]), precision, f"{c.confusion[k].sum():.0f}", html.escape(confused_with))
         rows.append((html.escape(name), *cells))
     return ("class", "accuracy", "precision", "pictures", "mostly taken for"), rows
 
 
-def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.3f}" if whole else "–"
+def _share(numerator: float, denominator: float) -> str:
+    return f"{numerator / denominator:.3f}" if denominator else "–"
 
 
 def _bar(value: float | None) -> str:
@@ -82,7 +82,7 @@ def _bar(value: float | None) -> str:
 
 
 def confusion(c: Contents) -> str:
-    """The confusion matrix as a table, or as its picture; and whatever else an evaluation drew."""
+    """The confusion matrix as a table or as its drawing, and other drawings of an evaluation."""
     parts = []
     file = c.run.pictures / "confusion.png"
     if c.confusion is not None and len(c.classes) <= _READABLE:
@@ -93,8 +93,8 @@ def confusion(c: Contents) -> str:
         parts.append(html.absent("None: a search is not evaluated class by class."))
     elif not c.evaluation:
         parts.append(html.absent(f"Not evaluated yet: {command_of(c, 'eval')}"))
-    others = [p for p in sorted(c.run.pictures.glob("*.png")) if not p.stem.startswith((*_ELSEWHERE, "mask"))]
-    parts += [figure_of(c, p, p.stem.replace("_", " "), 800, 200_000) for p in others[:4]]
+    drawings = [p for p in sorted(c.run.pictures.glob("*.png")) if not p.stem.startswith((*_ELSEWHERE, "mask"))]
+    parts += [figure_of(c, p, p.stem.replace("_", " "), 800, 200_000) for p in drawings[:4]]
     return "".join(parts) or html.absent("None: this task's evaluation has no confusion matrix.")
 
 

@@ -1,4 +1,4 @@
-"""The sections that say where a run comes from: configuration, and how to repeat it."""
+"""Sections on the origin of a run: its configuration, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def command_of(c: Contents, verb: str) -> str:
     """The command line of the next verb for this run, as this user types it."""
     folder, config = shlex.quote(str(c.run.folder)), c.config
     if verb == "prune":
-        wanted = f"--target {config.get('target') or 0.5:g}" if c.grouped else f"--thres {c.thres:g}"
-        return following("prune", f"{wanted} --run {folder}", config)
+        criterion = f"--target {config.get('target') or 0.5:g}" if c.grouped else f"--thres {c.thres:g}"
+        return following("prune", f"{criterion} --run {folder}", config)
     if verb == "retrain":
         return following("retrain", f"--mask_path mask.{'npz' if c.packed else 'npy'}", config, c.run.folder)
     return following(verb, f"--run {folder}", config)
@@ -36,13 +36,13 @@ def configuration(c: Contents) -> str:
         changed += differs
         cell = f"<mark>{html.escape(shown(value))}</mark>" if differs else html.escape(shown(value))
         rows.append((html.escape(flag), cell, html.escape(shown(preset[flag])) if flag in preset else ""))
-    said = f"{len(rows)} flags; {changed} differ from the preset “{name}”"
+    summary = f"{len(rows)} flags; {changed} differ from the preset “{name}”"
     table = html.table(("flag", "value", html.escape(f"preset {name}")), rows, kind="flags")
-    return f"<details><summary>{html.escape(said)}</summary>{table}</details>"
+    return f"<details><summary>{html.escape(summary)}</summary>{table}</details>"
 
 
 def shown(value: object) -> str:
-    """A flag's value in words; only plain values and flat lists are spelled out."""
+    """A flag's value as text; only plain values and flat lists are written out."""
     if value is None:
         return _UNSAID
     if isinstance(value, bool):
@@ -81,25 +81,31 @@ def reproduce(c: Contents) -> str:
 
 
 def _circumstances(c: Contents) -> list[tuple[str, str]]:
-    found = c.info.get("environment")
-    found = found if isinstance(found, dict) else {}
-    versions = [f"{name} {found[name]}" for name in ("sparsemask", "python", "torch", "numpy") if name in found]
-    machine = [str(found[name]) for name in ("processor", "system") if name in found]
-    cores = f"cores: {found['cores']}, threads of torch: {found.get('threads', _UNSAID)}" if "cores" in found else ""
+    environment = c.info.get("environment")
+    environment = environment if isinstance(environment, dict) else {}
+    versions = [
+        f"{name} {environment[name]}" for name in ("sparsemask", "python", "torch", "numpy") if name in environment
+    ]
+    machine = [str(environment[name]) for name in ("processor", "system") if name in environment]
+    cores = (
+        f"cores: {environment['cores']}, threads of torch: {environment.get('threads', _UNSAID)}"
+        if "cores" in environment
+        else ""
+    )
     rows = [
         ("seed", shown(c.config.get("seed"))),
         ("data", _data(c.config)),
         ("versions", ", ".join(versions) or "not recorded by this run"),
         ("machine", ", ".join([*machine, cores] if cores else machine) or "not recorded by this run"),
-        ("device", f"{found.get('device', _UNSAID)}, {shown(c.config.get('type'))}"),
+        ("device", f"{environment.get('device', _UNSAID)}, {shown(c.config.get('type'))}"),
     ]
     start = c.config.get("pretrained_model") or (c.packed and c.config.get("search_checkpoint"))
     rows.append(("weights" if c.packed else "encoder weights", shown(start or "none: from random weights")))
     if c.mask_file is not None and (c.packed or c.mask is not None):
         rows.append(("mask", f"{c.mask_file.name}, SHA-256 {sha256(c.mask_file)}"))
-    named = c.note.get("mask_path") or c.config.get("mask_path")
-    if named:
-        rows.append(("mask given as", str(named)))
+    mask_path = c.note.get("mask_path") or c.config.get("mask_path")
+    if mask_path:
+        rows.append(("mask given as", str(mask_path)))
     if c.note.get("checkpoint"):
         digest = f", SHA-256 {c.note['sha256']}" if c.note.get("sha256") else ""
         rows.append(("search checkpoint", f"{c.note['checkpoint']}{digest}"))
@@ -111,5 +117,5 @@ def _data(config: dict) -> str:
         return "the embedded sample set"
     names = ("voc_root", "data_root", "im_path", "gt_path", "training_list", "eval_list")
     names += ("hr_path", "dir_data", "data_test", "scale", "train_scans", "eval_scans")
-    said = [f"{name} {config[name]}" for name in names if config.get(name)]
-    return ", ".join(said) or _UNSAID
+    flags = [f"{name} {config[name]}" for name in names if config.get(name)]
+    return ", ".join(flags) or _UNSAID

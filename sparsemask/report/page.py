@@ -52,7 +52,10 @@ _PAPER = "SparseMask", "https://arxiv.org/abs/1904.07642", "arXiv 1904.07642"
 def write_report(run: Run) -> Path:
     """Write `report.html` into the run's folder, atomically, from the files that lie in it; return its path.
 
-    What is missing is named in the page. Raises UseError when the folder holds no run's configuration.
+    Missing parts are named in the page.
+
+    Raises:
+        UseError: the folder has no readable configuration of a run.
     """
     path = run.folder / FILE
     write_text(path, build_page(read_run(run)))
@@ -70,26 +73,26 @@ def build_page(c: Contents) -> str:
     space = html.escape(c.info.get("space", c.config.get("space", "")))
     started = html.escape(f" · started {_date(c.info['started'])}" if c.info.get("started") else "")
     verb = html.escape(c.verb)
-    shown, tiles, paper = _SECTIONS, sections.tiles, _PAPER
+    parts, tiles, paper = _SECTIONS, sections.tiles, _PAPER
     if c.fine:
         by = "by class" if spatial_section.by_class(c) else "by picture"
-        shown = [(key, f"{title} {by}" if key == "quality" else title, make) for key, title, make in _FINE_SECTIONS]
+        parts = [(key, f"{title} {by}" if key == "quality" else title, make) for key, title, make in _FINE_SECTIONS]
         tiles = spatial_section.tiles
         paper = spatial_section.PAPERS.get(str(c.info.get("space")), spatial_section.PAPERS["smsr"])
     elif c.grouped:
-        shown, tiles, paper = _GROUP_SECTIONS, groups_section.tiles, groups_section.PAPER
+        parts, tiles, paper = _GROUP_SECTIONS, groups_section.tiles, groups_section.PAPER
     method, address, number = paper
     body = [
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{make(c)}</section>'
-        for key, title, make in shown
+        for key, title, make in parts
     ]
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in shown)
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in parts)
     state = html.escape(c.state)
     problems = ""
     if c.problems:
         listed = "".join(f"<li>{html.escape(line)}</li>" for line in dict.fromkeys(c.problems))
-        said = "<p>Missing or not readable:</p>"
-        problems = f'<aside class="problems" aria-label="What is missing">{said}<ul>{listed}</ul></aside>'
+        heading = "<p>Missing or not readable:</p>"
+        problems = f'<aside class="problems" aria-label="What is missing">{heading}<ul>{listed}</ul></aside>'
     style = resources.files("sparsemask.report").joinpath("style.css").read_text()
     return f"""<!DOCTYPE html>
 <html lang="en">

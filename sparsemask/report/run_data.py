@@ -1,4 +1,4 @@
-"""What a run's folder holds for its report; what is missing or torn is named instead of failing."""
+"""Contents of a run's folder for its report; missing or truncated files are listed, not errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFUSION = "confusion.json"
 
 @dataclass
 class Contents:
-    """A run as its files tell it. `problems`: what could not be read, a line each."""
+    """A run as read from its files. `problems`: what could not be read, a line each."""
 
     run: Run
     config: dict
@@ -70,18 +70,18 @@ class Contents:
 
     @property
     def evaluation(self) -> dict:
-        """What the evaluation noted; empty before one."""
-        found = self.info.get("eval")
-        return found if isinstance(found, dict) else {}
+        """Entries of the evaluation; empty before one."""
+        metrics = self.info.get("eval")
+        return metrics if isinstance(metrics, dict) else {}
 
     @property
-    def figures(self) -> dict[str, float]:
-        """The run's quality: of the evaluation, else of the last validation while training."""
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the evaluation, else of the last validation while training."""
         for source in (self.evaluation, self.info.get("result")):
             if isinstance(source, dict):
-                found = {k: v for k, v in source.items() if k != "pictures" and number(v) is not None}
-                if found:
-                    return found
+                metrics = {k: v for k, v in source.items() if k != "pictures" and number(v) is not None}
+                if metrics:
+                    return metrics
         last = next((row for row in reversed(self.rows) if any(k.startswith("val_") for k in row)), {})
         return {k[4:]: v for k, v in last.items() if k.startswith("val_") and number(v) is not None}
 
@@ -102,17 +102,17 @@ def number(value: object) -> float | None:
 
 
 def read_run(run: Run) -> Contents:
-    """Read a run's folder; UseError when it has no configuration that could be one's."""
+    """Read a run's folder; UseError where it has no valid configuration."""
     config = _config(run.config)
-    found = Contents(run, config)
-    found.info = found_or(found, run.info_file, read_json, {})
-    found.rows = [row for row in found_or(found, run.metrics, read_rows, []) if _has_step(row)]
-    wrong = found.info.get("wrong")
-    found.problems += [str(line)[:300] for line in wrong] if isinstance(wrong, list) else []
-    _history(found)
-    _mask(found)
-    _confusion(found)
-    return found
+    contents = Contents(run, config)
+    contents.info = read_or_default(contents, run.info_file, read_json, {})
+    contents.rows = [row for row in read_or_default(contents, run.metrics, read_rows, []) if _has_step(row)]
+    wrong = contents.info.get("wrong")
+    contents.problems += [str(line)[:300] for line in wrong] if isinstance(wrong, list) else []
+    _history(contents)
+    _mask(contents)
+    _confusion(contents)
+    return contents
 
 
 def record_confusion(run: Run, classes: Sequence[str], matrix: np.ndarray) -> None:
@@ -124,15 +124,15 @@ def record_confusion(run: Run, classes: Sequence[str], matrix: np.ndarray) -> No
     )
 
 
-def found_or(found: Contents, path: Path, read: Callable, default):
-    """What `read` makes of the file; without a readable one the default, and a line among the problems."""
+def read_or_default(contents: Contents, path: Path, read: Callable, default):
+    """`read(path)`; where the file is not readable the default, and a line among the problems."""
     try:
         return read(path)
     except FileNotFoundError:
-        found.problems.append(f"{path.name} is missing")
+        contents.problems.append(f"{path.name} is missing")
     except (UseError, OSError, ValueError, RecursionError) as error:
         missing = not path.exists()
-        found.problems.append(f"{path.name} is missing" if missing else one_line(error)[:300])
+        contents.problems.append(f"{path.name} is missing" if missing else one_line(error)[:300])
     return default
 
 
@@ -147,39 +147,43 @@ def _has_step(row: object) -> bool:
     return isinstance(row, dict) and number(row.get("step")) is not None
 
 
-def _history(found: Contents) -> None:
-    if found.packed or (found.verb != "search" and not found.run.history.exists()):
+def _history(contents: Contents) -> None:
+    if contents.packed or (contents.verb != "search" and not contents.run.history.exists()):
         return
-    rows = [r for r in found_or(found, found.run.history, read_rows, []) if _has_step(r) and _weights(r) is not None]
+    rows = [
+        r
+        for r in read_or_default(contents, contents.run.history, read_rows, [])
+        if _has_step(r) and _weights(r) is not None
+    ]
     rows = [r for r in rows if len(r["weights"]) == len(rows[-1]["weights"])]
     if rows:
-        found.steps = np.array([float(r["step"]) for r in rows])
-        found.weights = np.clip(np.abs(np.array([_weights(r) for r in rows])), 0, 2) / 2
+        contents.steps = np.array([float(r["step"]) for r in rows])
+        contents.weights = np.clip(np.abs(np.array([_weights(r) for r in rows])), 0, 2) / 2
 
 
 def _weights(row: dict) -> list[float] | None:
     values = row.get("weights")
     values = [number(v) for v in values] if isinstance(values, list) else []
     depth = math.isqrt(len(values))
-    whole = values and len(values) == depth * (depth + 1) and None not in values
-    return values if whole else None
+    complete = values and len(values) == depth * (depth + 1) and None not in values
+    return values if complete else None
 
 
-def _mask(found: Contents) -> None:
+def _mask(contents: Contents) -> None:
     """The newest mask file of the folder; before a pruning, what the end of the search noted."""
-    if found.packed:
-        found.mask_file = max(found.run.folder.glob("mask*.npz"), key=lambda p: p.stat().st_mtime, default=None)
+    if contents.packed:
+        contents.mask_file = max(contents.run.folder.glob("mask*.npz"), key=lambda p: p.stat().st_mtime, default=None)
         return
-    files = sorted(found.run.folder.glob("mask*.npy"), key=lambda p: p.stat().st_mtime)
+    files = sorted(contents.run.folder.glob("mask*.npy"), key=lambda p: p.stat().st_mtime)
     if files:
-        found.mask_file = files[-1]
-        found.mask = found_or(found, files[-1], masks.load_mask, None)
+        contents.mask_file = files[-1]
+        contents.mask = read_or_default(contents, files[-1], masks.load_mask, None)
         if files[-1].with_suffix(".json").exists():
-            found.note = found_or(found, files[-1].with_suffix(".json"), read_json, {})
-    elif found.info.get("kept"):
-        found.mask = _from_names(str(found.info["kept"]))
-        if found.mask is None:
-            found.problems.append("run.json: 'kept' does not name connections")
+            contents.note = read_or_default(contents, files[-1].with_suffix(".json"), read_json, {})
+    elif contents.info.get("kept"):
+        contents.mask = _from_names(str(contents.info["kept"]))
+        if contents.mask is None:
+            contents.problems.append("run.json: 'kept' does not name connections")
 
 
 _LINK = re.compile(r"(?:E(\d{1,2})|D(\d{1,2})|(G))>D(\d{1,2})")
@@ -209,16 +213,16 @@ def _from_names(text: str) -> np.ndarray | None:
     return mask
 
 
-def _confusion(found: Contents) -> None:
-    path = found.run.folder / CONFUSION
+def _confusion(contents: Contents) -> None:
+    path = contents.run.folder / CONFUSION
     if not path.exists():
         return
-    content = found_or(found, path, read_json, {})
-    classes, rows = content.get("classes"), content.get("matrix")
+    data = read_or_default(contents, path, read_json, {})
+    classes, rows = data.get("classes"), data.get("matrix")
     square = isinstance(classes, list) and classes and isinstance(rows, list) and len(rows) == len(classes)
     square = square and all(isinstance(row, list) and len(row) == len(classes) for row in rows)
     if not square or any((number(v) or 0) < 0 or number(v) is None for row in rows for v in row):
-        if content:
-            found.problems.append(f"{path.name} holds no confusion matrix")
+        if data:
+            contents.problems.append(f"{path.name} holds no confusion matrix")
         return
-    found.classes, found.confusion = [str(name) for name in classes], np.array(rows, dtype=float)
+    contents.classes, contents.confusion = [str(name) for name in classes], np.array(rows, dtype=float)

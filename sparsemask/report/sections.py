@@ -1,4 +1,4 @@
-"""The sections of a report that show what a run learnt: key figures, curves, connections, drawings, costs."""
+"""Sections of a report on what a run learnt: key figures, curves, connections, drawings, costs."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ def tiles(c: Contents) -> str:
     """The key figures, a tile each."""
     size = number(c.info.get("input_size"))
     at = f"at {size:.0f}×{size:.0f}" if size else ""
-    shown = [tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}", where(c)) for k, v in list(c.figures.items())[:3]]
-    shown = shown or [tile("quality", "–", _NOT_YET)]
-    count, said = _connections(c)
-    shown.append(tile("connections", "–" if count is None else str(count), said))
+    items = [tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}", where(c)) for k, v in list(c.metrics.items())[:3]]
+    items = items or [tile("quality", "–", _NOT_YET)]
+    count, connections_detail = _connections(c)
+    items.append(tile("connections", "–" if count is None else str(count), connections_detail))
     network = "network found" if c.verb == "search" else ""
     for name, title in (("parameters", "parameters"), ("multiply_adds", "multiply-adds")):
         value = number(c.info.get(name))
-        more = ", ".join(filter(None, [at if name == "multiply_adds" else "", network]))
-        shown.append(tile(title, "–", _NOT_YET) if value is None else tile(title, format_count(value), more))
+        detail = ", ".join(filter(None, [at if name == "multiply_adds" else "", network]))
+        items.append(tile(title, "–", _NOT_YET) if value is None else tile(title, format_count(value), detail))
     time = number(c.info.get("milliseconds"))
-    more = ", ".join(filter(None, [f"one picture {at}".strip(), network]))
-    shown.append(tile("milliseconds", "–", _NOT_YET) if time is None else tile("milliseconds", f"{time:.1f}", more))
+    detail = ", ".join(filter(None, [f"one picture {at}".strip(), network]))
+    items.append(tile("milliseconds", "–", _NOT_YET) if time is None else tile("milliseconds", f"{time:.1f}", detail))
     spent = number(c.info.get("seconds"))
     done = f"{c.rows[-1]['step']:g} steps" if c.rows else ""
-    shown.append(tile("time spent", "–" if spent is None else duration(spent), done or _NOT_YET))
-    return f'<ul class="tiles">{"".join(shown)}</ul>'
+    items.append(tile("time spent", "–" if spent is None else duration(spent), done or _NOT_YET))
+    return f'<ul class="tiles">{"".join(items)}</ul>'
 
 
-def tile(title: str, value: str, more: str = "") -> str:
+def tile(title: str, value: str, detail: str = "") -> str:
     """A tile of the report's head: a value under its title."""
-    small = f"<small>{html.escape(more)}</small>" if more else ""
+    small = f"<small>{html.escape(detail)}</small>" if detail else ""
     return f"<li><span>{html.escape(title)}</span><strong>{html.escape(value)}</strong>{small}</li>"
 
 
 def where(c: Contents) -> str:
     """What the scores of a run were measured on."""
-    pictures = number(c.evaluation.get("pictures"))
-    return f"evaluated on {pictures:.0f} pictures" if pictures else "last validation while training"
+    count = number(c.evaluation.get("pictures"))
+    return f"evaluated on {count:.0f} pictures" if count else "last validation while training"
 
 
 def _connections(c: Contents) -> tuple[int | None, str]:
@@ -83,13 +83,13 @@ def curves(c: Contents) -> str:
     panels = charts.curves(c.rows)
     if not panels:
         return html.absent("No curves: metrics.jsonl holds no numbers (a line is written every --log_interval steps).")
-    shown = "".join(html.figure(svg, title, "chart") for title, svg in panels)
+    figures = "".join(html.figure(svg, title, "chart") for title, svg in panels)
     legend = '<p class="legend"><span class="key train">training</span> <span class="key valid">validation</span></p>'
-    return f'{legend}<div class="panels">{shown}</div>'
+    return f'{legend}<div class="panels">{figures}</div>'
 
 
 def connections(c: Contents) -> str:
-    """The way of every connection's weight, and where it ended."""
+    """History and final value of every connection's weight."""
     if c.weights is None:
         if c.verb == "search":
             return html.absent("No history of the weights: history.jsonl is missing or empty.")
@@ -97,7 +97,7 @@ def connections(c: Contents) -> str:
             "A retrained network's connections are fixed; how they were learnt stands in the report of the search"
             + (f" it comes from ({c.note['run']})." if c.note.get("run") else ".")
         )
-    legend = "".join(f'<span class="key {kind}">from {said}</span> ' for kind, said in _KINDS.items())
+    legend = "".join(f'<span class="key {kind}">from {origin}</span> ' for kind, origin in _KINDS.items())
     history = charts.weight_history(c.steps, c.weights, c.thres)
     caption = (
         f"Half of each of the {c.weights.shape[1]} connections' weights; dashed: the threshold {c.thres:g}. "
@@ -177,7 +177,7 @@ def _whole(values: object, count: int) -> list[int] | None:
 
 
 def figure_of(c: Contents, file, alt: str, width: int = 820, limit: int = 800_000) -> str:
-    """A picture of the run's folder as a figure on white; a line where it cannot be read."""
+    """An image file of the run's folder as a figure on white; a line where it cannot be read."""
     try:
         return html.figure(html.picture(file, alt, width, limit), alt, "paper")
     except (OSError, ValueError, SyntaxError) as error:
@@ -186,7 +186,7 @@ def figure_of(c: Contents, file, alt: str, width: int = 820, limit: int = 800_00
 
 
 def samples(c: Contents) -> str:
-    """Picture, truth and prediction side by side."""
+    """Image, truth and prediction side by side."""
     file = c.run.pictures / "samples.png"
     if not file.exists():
         return html.absent("No sample predictions: they are drawn at the end of a run.")
@@ -199,18 +199,18 @@ def costs(c: Contents) -> str:
     size = number(info.get("input_size"))
     at = f"one picture of {size:.0f}×{size:.0f}" if size else "one picture"
 
-    def add(name: str, value: object, form, more: str = "") -> None:
+    def add(name: str, value: object, form, detail: str = "") -> None:
         if number(value) is not None:
-            rows.append((html.escape(name), html.escape(form(value)), html.escape(more)))
+            rows.append((html.escape(name), html.escape(form(value)), html.escape(detail)))
 
-    for name, title, more in (
+    for name, title, detail in (
         ("parameters", "parameters", ""),
         ("decoder_parameters", "of these in the decoder", ""),
         ("multiply_adds", "multiply-adds", f", executed for {at}"),
     ):
         value = number(info.get(name))
         if value is not None:
-            add(title, value, format_count, f"{value:,.0f}{more}")
+            add(title, value, format_count, f"{value:,.0f}{detail}")
     timed = info.get("timed") if isinstance(info.get("timed"), Mapping) else {}
     on = f", {timed.get('device')}, threads: {timed.get('threads')}" if timed else ""
     add("milliseconds", info.get("milliseconds"), lambda v: f"{v:.1f}", f"median, {at}{on}")
@@ -224,5 +224,5 @@ def costs(c: Contents) -> str:
             add(file.name, file.stat().st_size, lambda v: f"{v / 1e6:.1f} MB", "on disk")
     if not rows:
         return html.absent("Nothing was measured: costs are noted at the end of a run.")
-    said = html.paragraph(f"Of the network found when the search ended, at threshold {c.thres:g}; time: of the search.")
-    return (said if c.verb == "search" else "") + html.table((), rows, kind="plain costs")
+    note = html.paragraph(f"Of the network found when the search ended, at threshold {c.thres:g}; time: of the search.")
+    return (note if c.verb == "search" else "") + html.table((), rows, kind="plain costs")

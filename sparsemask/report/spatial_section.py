@@ -1,4 +1,4 @@
-"""The sections of a report on a network with fine-grained masks: what is kept, what that costs, quality by picture."""
+"""Sections of a report on a network with fine-grained masks: kept fractions, costs, quality by image."""
 
 from __future__ import annotations
 
@@ -25,44 +25,46 @@ _PICTURES = {  # that an evaluation draws, by name
 
 def tiles(c: Contents) -> str:
     """The key figures, a tile each."""
-    shown = [
+    items = [
         tile(TITLES.get(k, k.replace("_", " ")), f"{v:.3f}" if abs(v) < 10 else f"{v:.2f}", where(c))
-        for k, v in c.figures.items()
+        for k, v in c.metrics.items()
         if k in ("psnr", "ssim", "miou", "oa", "macc", "epe", "d1", "f_beta", "ods")
     ] or [tile("quality", "–", _NOT_YET)]
     kept, budget = number(c.info.get("kept_fraction")), number(c.config.get("keep"))
     on = str(c.info.get("measured_on") or "")
-    said = ", ".join(filter(None, [f"budget {budget:g}" if budget is not None else "", on]))
-    shown.append(tile("kept fraction", "–", _NOT_YET) if kept is None else tile("kept fraction", f"{kept:.3f}", said))
+    detail_kept = ", ".join(filter(None, [f"budget {budget:g}" if budget is not None else "", on]))
+    items.append(
+        tile("kept fraction", "–", _NOT_YET) if kept is None else tile("kept fraction", f"{kept:.3f}", detail_kept)
+    )
     count = number(c.info.get("parameters"))
-    shown.append(tile("parameters", "–", _NOT_YET) if count is None else tile("parameters", format_count(count)))
+    items.append(tile("parameters", "–", _NOT_YET) if count is None else tile("parameters", format_count(count)))
     for name, title, form in (
         ("multiply_adds", "multiply-adds", format_count),
         ("milliseconds", "milliseconds", lambda v: f"{v:.1f}"),
     ):
         value, dense = number(c.info.get(name)), number(c.info.get(f"{name}_dense"))
-        more = f"of {form(dense)} dense ({100 * value / dense:.0f} %)" if value is not None and dense else ""
-        shown.append(tile(title, "–", _NOT_YET) if value is None else tile(title, form(value), more))
+        detail = f"of {form(dense)} dense ({100 * value / dense:.0f} %)" if value is not None and dense else ""
+        items.append(tile(title, "–", _NOT_YET) if value is None else tile(title, form(value), detail))
     spent = number(c.info.get("seconds"))
     done = f"{c.rows[-1]['step']:g} steps" if c.rows else ""
-    shown.append(tile("time spent", "–" if spent is None else duration(spent), done or _NOT_YET))
-    return f'<ul class="tiles">{"".join(shown)}</ul>'
+    items.append(tile("time spent", "–" if spent is None else duration(spent), done or _NOT_YET))
+    return f'<ul class="tiles">{"".join(items)}</ul>'
 
 
 def masks(c: Contents) -> str:
-    """Dense channels of every layer, kept locations of every module, and where these lie in a picture."""
-    parts, found = [], _masks(c)
-    if found:
-        layers = max(len(one["dense_channels"]) for one in found.values())
+    """Dense channels of every layer, kept locations of every module, and a drawing of these over an image."""
+    parts, modules = [], _masks(c)
+    if modules:
+        layers = max(len(module["dense_channels"]) for module in modules.values())
         rows = []
-        for name, one in found.items():
-            dense = [heat(count / one["channels"], f"{count:g}") for count in one["dense_channels"]]
+        for name, module in modules.items():
+            dense = [heat(count / module["channels"], f"{count:g}") for count in module["dense_channels"]]
             dense += ["<td></td>"] * (layers - len(dense))
-            shares = [heat(one[key], f"{one[key]:.3f}") for key in ("locations", "kept")]
+            shares = [heat(module[key], f"{module[key]:.3f}") for key in ("locations", "kept")]
             rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{"".join(dense + shares)}</tr>')
         head = [*(f"layer {k + 1}" for k in range(layers)), "kept locations", "kept fraction"]
         head = "".join(f'<th scope="col">{title}</th>' for title in head)
-        widths = {one["channels"] for one in found.values()}
+        widths = {module["channels"] for module in modules.values()}
         of = f" of {widths.pop():g}" if len(widths) == 1 else ""
         note = (
             f"Layers: channels{of} that are computed everywhere, the others at kept locations only. Shares: "
@@ -99,15 +101,17 @@ def _forms(c: Contents) -> str:
 
 
 def _masks(c: Contents) -> dict[str, dict]:
-    """run.json's entry, if it is what a run writes."""
-    found = c.info.get("masks")
-    if not isinstance(found, Mapping):
+    """Checked entry `masks` of run.json."""
+    entries = c.info.get("masks")
+    if not isinstance(entries, Mapping):
         return {}
     good = {}
-    for name, one in found.items():
-        dense = one.get("dense_channels") if isinstance(one, Mapping) else None
+    for name, entry in entries.items():
+        dense = entry.get("dense_channels") if isinstance(entry, Mapping) else None
         counts = [number(v) for v in dense] if isinstance(dense, list) else [None]
-        shares = [number(one.get(k)) for k in ("locations", "kept", "channels")] if isinstance(one, Mapping) else [None]
+        shares = (
+            [number(entry.get(k)) for k in ("locations", "kept", "channels")] if isinstance(entry, Mapping) else [None]
+        )
         if None in counts or None in shares or not shares[2] or shares[2] < 0 or not counts:
             c.problems.append(f"run.json: the masks of {str(name)[:60]} are not readable")
             continue
@@ -121,9 +125,9 @@ def costs(c: Contents) -> str:
     """Size, computation and time, sparse and dense beside each other."""
     info, rows = c.info, []
 
-    def add(name: str, value: object, form, more: str = "") -> None:
+    def add(name: str, value: object, form, detail: str = "") -> None:
         if number(value) is not None:
-            rows.append((html.escape(name), html.escape(form(value)), html.escape(more)))
+            rows.append((html.escape(name), html.escape(form(value)), html.escape(detail)))
 
     on = f"mean of {info['measured_on']}" if info.get("measured_on") else ""
     timed = info.get("timed") if isinstance(info.get("timed"), Mapping) else {}
@@ -158,11 +162,11 @@ _COLUMNS = {
 
 
 def quality(c: Contents) -> str:
-    """The evaluation, class by class or picture by picture."""
+    """The evaluation by class or by image."""
     if by_class(c):
         return classes(c) + confusion(c)
-    each = c.evaluation.get("each")
-    rows = [row for row in each if isinstance(row, Mapping)] if isinstance(each, list) else []
+    per_image = c.evaluation.get("each")
+    rows = [row for row in per_image if isinstance(row, Mapping)] if isinstance(per_image, list) else []
     if not rows:
         if c.verb == "search":
             return html.absent(

@@ -1,4 +1,4 @@
-"""How much of its computation a network keeps, and the loss that presses it."""
+"""Kept fraction of a network's computation, and the budget loss on it."""
 
 from __future__ import annotations
 
@@ -46,4 +46,4 @@ def budget_loss(kept: Sequence[Tensor]) -> Tensor:
     """
     if not len(kept):
         raise UseError("no kept fractions: the network has no sparse mask modules, or has not run yet")
-    return torch.cat([one.reshape(-1) for one in kept]).mean()
+    return torch.cat([fractions.reshape(-1) for fractions in kept]).mean()

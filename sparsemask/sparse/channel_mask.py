@@ -1,4 +1,4 @@
-"""Which channels are dense: a free parameter for every layer and channel."""
+"""Channel masks: which channels are dense, by a learnt parameter for every layer and channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which locations are important: a small network that predicts it from a module's input."""
+"""Data mask branch: a small network that predicts from a module's input which locations are kept."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class DataMask(nn.Sequential):
         spatial = x.shape[2:]
         odd = [n % 2 for n in spatial]
         if any(odd):
-            x = F.pad(x, [side for o in reversed(odd) for side in (0, o)], mode="replicate")
+            x = F.pad(x, [side for remainder in reversed(odd) for side in (0, remainder)], mode="replicate")
         logits = super().forward(x)
         return logits[(..., *(slice(0, n) for n in spatial))] if any(odd) else logits
 

@@ -1,6 +1,6 @@
-"""Importing this registers every operator of the toolkit: before a program that was exported elsewhere is loaded.
+"""Registers every operator of the toolkit on import; needed before an exported program is loaded.
 
-The name that the instructions beside exported programs give; it is :mod:`sparsemask.ops.register_all`.
+Instructions beside exported programs name this module; it is :mod:`sparsemask.ops.register_all`.
 """
 
 from sparsemask.ops import register_all  # noqa: F401

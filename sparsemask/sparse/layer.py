@@ -103,7 +103,7 @@ class SparseMaskConv(nn.Module):
         Raises:
             UseError: for shapes that do not fit.
         """
-        soft = any(one is not None and one.is_floating_point() for one in (mask, in_dense, out_dense))
+        soft = any(flags is not None and flags.is_floating_point() for flags in (mask, in_dense, out_dense))
         if self.training or soft:
             self._check(x, mask, in_dense, out_dense)
             return masked_conv(
@@ -127,17 +127,17 @@ class SparseMaskConv(nn.Module):
             return self._fold()
         sources = [self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
         make = lambda: tuple(map(last, self._fold()))
-        return _folded.get([one for one in sources if one is not None], make, (self.geometry, norm.eps))
+        return _folded.get([tensor for tensor in sources if tensor is not None], make, (self.geometry, norm.eps))
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         norm, g = self.norm, self.geometry
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         bias = norm.running_mean.new_zeros(()) if self.bias is None else self.bias
         if g.transposed:  # (in, out / groups, ...): the inputs of a group stand together
-            each = scale.view(g.groups, 1, -1).expand(-1, self.in_channels // g.groups, -1).flatten(0, 1)
+            per_channel = scale.view(g.groups, 1, -1).expand(-1, self.in_channels // g.groups, -1).flatten(0, 1)
         else:
-            each = scale.view(-1, 1)
-        weight = self.weight * each.reshape(*each.shape, *[1] * (self.weight.ndim - 2))
+            per_channel = scale.view(-1, 1)
+        weight = self.weight * per_channel.reshape(*per_channel.shape, *[1] * (self.weight.ndim - 2))
         return weight, (bias - norm.running_mean) * scale + norm.bias
 
     def _check(self, x: Tensor, mask: Tensor, in_dense: Tensor | None, out_dense: Tensor | None) -> None:
@@ -145,12 +145,12 @@ class SparseMaskConv(nn.Module):
             raise UseError(
                 f"features {tuple(x.shape)} given to a layer of {self.in_channels} channels, {self.geometry}"
             )
-        wanted = (x.shape[0], 1, *self.geometry.output_size(x.shape[2:]))
-        if tuple(mask.shape) != wanted:
-            raise UseError(f"the mask must have the output's shape {wanted}, got {tuple(mask.shape)}")
-        for flags, channels, what in ((in_dense, self.in_channels, "input"), (out_dense, self.out_channels, "output")):
+        expected = (x.shape[0], 1, *self.geometry.output_size(x.shape[2:]))
+        if tuple(mask.shape) != expected:
+            raise UseError(f"the mask must have the output's shape {expected}, got {tuple(mask.shape)}")
+        for flags, channels, side in ((in_dense, self.in_channels, "input"), (out_dense, self.out_channels, "output")):
             if flags is not None:
-                check_flags(flags, channels, what, soft=True)
+                check_flags(flags, channels, side, soft=True)
 
     def extra_repr(self) -> str:
         g = self.geometry

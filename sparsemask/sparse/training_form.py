@@ -34,9 +34,11 @@ def masked_conv(
 
     Args:
         x: (N, C_in, *spatial).
-        weight, bias: as torch's convolution of the geometry has them; bias (C_out,) or None.
+        weight: as torch's convolution of the geometry has it.
+        bias: (C_out,), or None.
         mask: (N, 1, *out spatial), soft or hard.
-        in_dense, out_dense: (C_in,), (C_out,), soft or hard; None: all dense.
+        in_dense: (C_in,), soft or hard; None: all dense.
+        out_dense: (C_out,), soft or hard; None: all dense.
         geometry: kernel, stride, padding, ..., groups.
         activation: "none", "relu" or "leaky_relu:SLOPE".
         norm: before the activation.

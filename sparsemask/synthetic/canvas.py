@@ -1,4 +1,4 @@
-"""A picture under way: colours and label together, painted object by object with exact anti-aliasing."""
+"""Drawing canvas: colours and label, painted object by object with exact anti-aliasing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sparsemask.synthetic.textures import soften
 
 Array = np.ndarray
 VOID = 255
-REFERENCE = 128  # the picture size that lengths refer to
+REFERENCE = 128  # the image size that lengths refer to
 _SHADOW = (1.5, 2.5)  # right, down; its softness is 2
 
 
 class Canvas:
-    """A square picture (`image`: float RGB in [0, 1]) and its `label` (uint8 class indices, 255 void)."""
+    """A square image (`image`: float RGB in [0, 1]) and its `label` (uint8 class indices, 255 void)."""
 
     def __init__(self, image: Array) -> None:
         self.image = image
@@ -35,7 +35,7 @@ class Canvas:
     def paint(
         self,
         index: int,
-        place: tuple[float, float],
+        centre: tuple[float, float],
         reach: float,
         distance: Callable[[Array, Array], Array],
         colour: Callable[[Array, Array], Array],
@@ -44,10 +44,10 @@ class Canvas:
         """Paint one object of class `index` and cast its shadow.
 
         `distance(x, y)` is the signed distance to the outline (negative inside), `colour(x, y)` the RGB, in
-        the object's frame: centred on `place`, turned by `turn` radians, within `reach` of it. Pixels that
+        the object's frame: centred on `centre`, turned by `turn` radians, within `reach` of it. Pixels that
         the outline cuts become void, a border of about one pixel as in PASCAL VOC.
         """
-        rows, columns, x, y = self._window(*place, reach + 8)
+        rows, columns, x, y = self._window(*centre, reach + 8)
         if not x.size:
             return
         cos, sin = np.cos(turn), np.sin(turn)
@@ -64,9 +64,9 @@ class Canvas:
         label[cover > 0.25] = VOID
         label[cover > 0.75] = index
 
-    def mist(self, place: tuple[float, float], radius: float, colour: Array) -> None:
-        """Veil the surroundings of `place` in `colour`: whole up to `radius`, gone at 1.6 times that."""
-        rows, columns, x, y = self._window(*place, 1.6 * radius)
+    def mist(self, centre: tuple[float, float], radius: float, colour: Array) -> None:
+        """Veil the surroundings of `centre` in `colour`: opaque up to `radius`, transparent at 1.6 times that."""
+        rows, columns, x, y = self._window(*centre, 1.6 * radius)
         veil = np.clip((1.6 - np.hypot(x, y) / radius) / 0.6, 0, 1)
         veil = (0.92 * veil * veil * (3 - 2 * veil))[..., None]
         self.image[rows, columns] = self.image[rows, columns] * (1 - veil) + colour * veil

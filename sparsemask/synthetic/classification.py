@@ -1,7 +1,7 @@
-"""Drawn pictures for classification: ten outlines, light and of any hue and texture, on dark grounds, 32x32.
+"""Drawn images for classification: ten outlines, light and of any hue and texture, on dark grounds, 32x32.
 
-Every picture is a function of (seed, number): class, place, size, turn, colours, texture, light and noise. Nothing but
-the outline tells the class. Drawn once into the cache folder, as .npz in the layout that any such data may have.
+Every image is a function of (seed, number): class, position, size, rotation, colours, texture, light and noise. The
+class depends on the outline alone. The set is drawn once into the cache folder, as .npz in the layout of any such data.
 """
 
 from __future__ import annotations
@@ -61,37 +61,37 @@ def sample() -> Path:
 
 
 def make_sample(folder: Path, train: int = TRAIN, test: int = TEST, seed: int = 0) -> None:
-    """Draw `train` and `test` pictures, all classes alike, into train.npz, test.npz and classes.json."""
+    """Draw `train` and `test` images, all classes alike, into train.npz, test.npz and classes.json."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, numbers in (("train", range(train)), ("test", range(train, train + test))):
-        pictures = np.stack([draw_picture(seed, number) for number in numbers])
+        images = np.stack([draw_picture(seed, number) for number in numbers])
         labels = np.array([number % len(OUTLINES) for number in numbers], np.uint8)
         with atomic_write(folder / f"{name}.npz") as file:
-            np.savez_compressed(file, x=pictures, y=labels)
+            np.savez_compressed(file, x=images, y=labels)
     write_text(folder / "classes.json", json.dumps(list(OUTLINES)) + "\n")
 
 
 def draw_picture(seed: int, number: int) -> np.ndarray:
-    """Picture uint8 (32, 32, 3) of class number % 10."""
+    """Image uint8 (32, 32, 3) of class number % 10."""
     rng = Generator(PCG64(SeedSequence([seed, _STREAM, number])))
     outline = list(OUTLINES.values())[number % len(OUTLINES)]
     size = SIDE * _FINE
     down, across = (np.mgrid[:size, :size] + 0.5) / _FINE
     # Lighter than the ground, always: where either may be, a network needs thousands of steps before it sees outlines.
     dark, light = rng.uniform(0, _BETWEEN, (2, 3)), rng.uniform(_BETWEEN, 1, (2, 3))
-    behind = textures.mix(*dark, textures.value_noise(rng, size, *rng.integers(2, 6, 2)))
+    background = textures.mix(*dark, textures.value_noise(rng, size, *rng.integers(2, 6, 2)))
     radius = rng.uniform(8, 12.5)
     middle = SIDE / 2 + rng.uniform(-1, 1, 2) * (SIDE / 2 - radius)
     turn = rng.uniform(-0.6, 0.6)
     x, y = across - middle[0], down - middle[1]
     x, y = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
     if rng.integers(2):
-        part = textures.stripes(x + y * rng.uniform(-1, 1), rng.uniform(4, 7), rng.uniform(0, 6))
+        weight = textures.stripes(x + y * rng.uniform(-1, 1), rng.uniform(4, 7), rng.uniform(0, 6))
     else:
-        part = textures.value_noise(rng, size, 4, 4)
-    thing = textures.mix(light[0], 0.6 * light[0] + 0.4 * light[1], part)
+        weight = textures.value_noise(rng, size, 4, 4)
+    texture = textures.mix(light[0], 0.6 * light[0] + 0.4 * light[1], weight)
     cover = np.clip(0.5 - outline(x / radius, y / radius) * radius * _FINE, 0, 1)
     lit = 1 + rng.uniform(-0.3, 0.3) * (across / SIDE - 0.5) + rng.uniform(-0.3, 0.3) * (down / SIDE - 0.5)
-    drawn = textures.mix(behind, thing, cover) * lit[..., None]
+    drawn = textures.mix(background, texture, cover) * lit[..., None]
     drawn = drawn.reshape(SIDE, _FINE, SIDE, _FINE, 3).mean((1, 3)) + rng.normal(0, 0.04, (SIDE, SIDE, 3))
     return (np.clip(drawn, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""Drawn pictures for the other dense tasks, in the layouts of the data sets they stand in for.
+"""Drawn images for the other dense tasks, in the layouts of the data sets they stand in for.
 
-Every picture is a function of (seed, number, size), like those of the embedded sample set, whose scenes and outlines
+Every image is a function of (seed, number, size), like those of the embedded sample set, whose scenes and outlines
 they use. `--sample` draws each set once into the cache folder.
 """
 
@@ -35,29 +35,29 @@ _DULL = ((0.62, 0.60, 0.54), (0.52, 0.55, 0.48), (0.68, 0.64, 0.60))
 
 
 def make_saliency(folder: Path, count: int = 240, size: int = REFERENCE, seed: int = 0) -> None:
-    """Draw `count` pictures in ECSSD's layout: images/ and ground_truth_mask/."""
+    """Draw `count` images in ECSSD's layout: images/ and ground_truth_mask/."""
     for number in range(count):
-        picture, mask = draw_salient(seed, number, size)
-        _write(folder / "images" / f"{number:04d}.jpg", encode_picture(picture))
+        image, mask = draw_salient(seed, number, size)
+        _write(folder / "images" / f"{number:04d}.jpg", encode_picture(image))
         _save_grey(folder / "ground_truth_mask" / f"{number:04d}.png", mask)
 
 
 def make_edges(folder: Path, train: int = 160, test: int = 24, size: int = REFERENCE, seed: int = 0) -> None:
-    """Draw pictures in BSDS500's layout: images/ and groundTruth/, train, val and test (val is half of test)."""
-    parts = ["train"] * train + ["val"] * (test // 2) + ["test"] * test
-    for number, part in enumerate(parts):
-        picture, segmentations = draw_regions(seed, number, size)
-        _write(folder / "images" / part / f"{number:04d}.jpg", encode_picture(picture))
-        save_annotations(folder / "groundTruth" / part / f"{number:04d}.mat", segmentations)
+    """Draw images in BSDS500's layout: images/ and groundTruth/, train, val and test (val is half of test)."""
+    splits = ["train"] * train + ["val"] * (test // 2) + ["test"] * test
+    for number, split in enumerate(splits):
+        image, segmentations = draw_regions(seed, number, size)
+        _write(folder / "images" / split / f"{number:04d}.jpg", encode_picture(image))
+        save_annotations(folder / "groundTruth" / split / f"{number:04d}.mat", segmentations)
 
 
 def make_ade20k(folder: Path, train: int = 160, val: int = 40, size: int = REFERENCE, seed: int = 0) -> None:
-    """Draw the sample set's scenes in ADE20K's layout; its 21 classes are 1 to 21, what it leaves open is 0."""
+    """Draw the sample set's scenes in ADE20K's layout; its 21 classes are 1 to 21, ignored pixels 0."""
     for number in range(train + val):
-        part = "training" if number < train else "validation"
-        picture, label = draw_scene(seed, number, size)
-        _write(folder / "images" / part / f"{number:04d}.jpg", encode_picture(picture))
-        _save_grey(folder / "annotations" / part / f"{number:04d}.png", label + np.uint8(1))  # 255 wraps to 0
+        split = "training" if number < train else "validation"
+        image, label = draw_scene(seed, number, size)
+        _write(folder / "images" / split / f"{number:04d}.jpg", encode_picture(image))
+        _save_grey(folder / "annotations" / split / f"{number:04d}.png", label + np.uint8(1))  # 255 wraps to 0
     rows = [f"{k}\t0\t{train}\t{val}\t0\t{name}" for k, name in enumerate(CLASS_NAMES, 1)]
     write_text(folder / "objectInfo150.txt", "\n".join(["Idx\tRatio\tTrain\tVal\tStuff\tName", *rows]) + "\n")
 
@@ -78,29 +78,29 @@ def ade20k_sample() -> Path:
 
 
 def draw_salient(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndarray, np.ndarray]:
-    """A picture uint8 (size, size, 3) and its mask (size, size), 255 on the one or two large vivid things.
+    """An image uint8 (size, size, 3) and its mask uint8 (size, size), 255 on one or two large vivid objects.
 
-    Smaller dull things lie about that are not salient; the masks' rims are grey, as smoothed rims are.
+    Smaller dull objects are not salient. Borders of the masks are grey, as antialiased borders are.
     """
     rng = _generator(seed, _SALIENCY, number)
     canvas = Canvas((sky if rng.integers(2) else ground)(rng, size))
     for _ in range(rng.integers(5, 10)):
         _paint(canvas, rng, 0, rng.uniform(8, REFERENCE - 8, 2), rng.uniform(4, 8), _DULL)
     canvas.label[:] = 0
-    places = [(0.5, 0.5)] if rng.random() < 0.6 else [(0.3, 0.4), (0.7, 0.6)]
-    for place in places:
-        middle = REFERENCE * (np.array(place) + rng.uniform(-0.12, 0.12, 2))
-        _paint(canvas, rng, 1, middle, rng.uniform(17, 30 if len(places) == 1 else 22), _VIVID)
+    centres = [(0.5, 0.5)] if rng.random() < 0.6 else [(0.3, 0.4), (0.7, 0.6)]
+    for centre in centres:
+        middle = REFERENCE * (np.array(centre) + rng.uniform(-0.12, 0.12, 2))
+        _paint(canvas, rng, 1, middle, rng.uniform(17, 30 if len(centres) == 1 else 22), _VIVID)
     mask = np.zeros(256, np.uint8)
     mask[[1, VOID]] = 255, 128
     return _noisy(canvas, rng), mask[canvas.label]
 
 
 def draw_regions(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A picture uint8 (size, size, 3) of overlapping things before a horizon, and what the annotators make of it.
+    """An image uint8 (size, size, 3) of overlapping objects before a horizon, and simulated annotations of it.
 
-    They give a segmentation (size, size) each: regions numbered from 0, some of which an annotator does not see,
-    all of them up to a pixel beside the truth.
+    Each annotator gives a segmentation (size, size) of regions numbered from 0, lacks some regions, and is up to one
+    pixel off.
     """
     rng = _generator(seed, _EDGES, number)
     horizon = int(size * rng.uniform(0.3, 0.7))
@@ -111,37 +111,40 @@ def draw_regions(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndar
     for region in regions:
         spot = rng.uniform(20, REFERENCE - 20, 2)
         _paint(canvas, rng, region, spot, rng.uniform(12, 24), _VIVID + _DULL)
-    whole = _fill(canvas.label, canvas.label == VOID)
-    seen = []
+    complete = _fill(canvas.label, canvas.label == VOID)
+    segmentations = []
     for annotator in range(ANNOTATORS):
-        mine = whole
+        segmentation = complete
         for region in regions:
             if annotator and rng.random() < 0.15:
-                mine = _fill(mine, mine == region)
+                segmentation = _fill(segmentation, segmentation == region)
         shift = rng.integers(-1, 2, 2) if annotator else (0, 0)
-        seen.append(np.pad(mine, 1, "edge")[1 + shift[0] :, 1 + shift[1] :][:size, :size])
-    return _noisy(canvas, rng), seen
+        segmentations.append(np.pad(segmentation, 1, "edge")[1 + shift[0] :, 1 + shift[1] :][:size, :size])
+    return _noisy(canvas, rng), segmentations
 
 
 def boundaries(segmentation: np.ndarray) -> np.ndarray:
     """Bool (H, W): pixels whose right or lower neighbour is of another region."""
-    found = np.zeros(segmentation.shape, bool)
-    found[:, :-1] |= segmentation[:, :-1] != segmentation[:, 1:]
-    found[:-1] |= segmentation[:-1] != segmentation[1:]
-    return found
+    edges = np.zeros(segmentation.shape, bool)
+    edges[:, :-1] |= segmentation[:, :-1] != segmentation[:, 1:]
+    edges[:-1] |= segmentation[:-1] != segmentation[1:]
+    return edges
 
 
 def save_annotations(path: Path, segmentations: list[np.ndarray]) -> None:
     """Write a BSDS500 ground-truth file: a cell array of structs with Segmentation and Boundaries."""
     cells = np.empty((1, len(segmentations)), object)
-    for k, one in enumerate(segmentations):
-        cells[0, k] = {"Segmentation": one.astype(np.uint16) + 1, "Boundaries": boundaries(one).astype(np.uint8)}
+    for k, segmentation in enumerate(segmentations):
+        cells[0, k] = {
+            "Segmentation": segmentation.astype(np.uint16) + 1,
+            "Boundaries": boundaries(segmentation).astype(np.uint8),
+        }
     path.parent.mkdir(parents=True, exist_ok=True)
     savemat(path, {"groundTruth": cells}, do_compression=True)
 
 
 def once(name: str, task: str, make: Callable[[Path], None]) -> Path:
-    """The set `name` in the cache, drawn beside and renamed when it is whole, unless it is there."""
+    """The set `name` in the cache folder, drawn atomically unless it exists."""
     folder = cache() / name
     if folder.is_dir():
         return folder
@@ -159,10 +162,10 @@ def once(name: str, task: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _paint(canvas: Canvas, rng: Generator, index: int, place, radius: float, colours: tuple) -> None:
-    """Paint one thing of a random outline, colour and, at times, texture."""
+def _paint(canvas: Canvas, rng: Generator, index: int, centre, radius: float, colours: tuple) -> None:
+    """Paint one object of random outline, colour and, sometimes, texture."""
     base = np.clip(np.array(colours[rng.integers(len(colours))]) + rng.normal(0, 0.03, 3), 0, 1)
-    other, period = np.clip(base * rng.uniform(0.6, 0.8), 0, 1), rng.uniform(6, 9)
+    darker, period = np.clip(base * rng.uniform(0.6, 0.8), 0, 1), rng.uniform(6, 9)
     kind, striped = int(rng.integers(5)), rng.random() < 0.3
     dents = int(rng.integers(1 << 30))
 
@@ -180,9 +183,9 @@ def _paint(canvas: Canvas, rng: Generator, index: int, place, radius: float, col
     def colour(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         lit = (1.0 - 0.15 * y / radius)[..., None]
         stripes = textures.stripes(x, period, 0.0) if striped else np.zeros_like(x)
-        return textures.mix(base, other, stripes) * lit
+        return textures.mix(base, darker, stripes) * lit
 
-    canvas.paint(index, (float(place[0]), float(place[1])), 1.35 * radius, outline, colour, rng.uniform(-0.6, 0.6))
+    canvas.paint(index, (float(centre[0]), float(centre[1])), 1.35 * radius, outline, colour, rng.uniform(-0.6, 0.6))
 
 
 def _fill(label: np.ndarray, holes: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The things that a picture of the sample set can show; each draws itself and labels its classes."""
+"""Objects of the sample set; each function draws one and labels its classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsemask.synthetic import outlines, textures
 from sparsemask.synthetic.canvas import Canvas
 
 Array = np.ndarray
-Place = tuple[float, float]
+Point = tuple[float, float]
 
 CLASS_NAMES = tuple(
     "background,disc,square,bead by disc,bead by square,ring,wheel,lattice,comb,twig,writing,upright stripes,"
@@ -52,14 +52,14 @@ def _solid(rng: Generator, colour: tuple, reach: float) -> Callable[[Array, Arra
     return lit
 
 
-def beaded(canvas: Canvas, rng: Generator, place: Place, host: str) -> None:
-    """A disc or a square with beads around it, whose class the host decides."""
+def beaded(canvas: Canvas, rng: Generator, centre: Point, host: str) -> None:
+    """A disc or a square with beads around it; the class of the beads depends on the host."""
     half = rng.uniform(17, 21)
     outline = outlines.disc if host == "disc" else outlines.square
     size = half * 1.1 if host == "disc" else half
     canvas.paint(
         INDEX[host],
-        place,
+        centre,
         1.5 * half,
         lambda x, y: outline(x, y, size),
         _shaded(rng, BLUE, half),
@@ -68,7 +68,7 @@ def beaded(canvas: Canvas, rng: Generator, place: Place, host: str) -> None:
     start, count = rng.uniform(0, 2 * np.pi), rng.integers(4, 6)
     for turn in start + np.arange(count) * 2 * np.pi / count + rng.uniform(-0.3, 0.3, count):
         away = half * 1.25 + rng.uniform(7, 10)
-        spot = (place[0] + away * np.cos(turn), place[1] + away * np.sin(turn))
+        spot = (centre[0] + away * np.cos(turn), centre[1] + away * np.sin(turn))
         radius = rng.uniform(6.0, 7.0)
         canvas.paint(
             INDEX[f"bead by {host}"],
@@ -79,7 +79,7 @@ def beaded(canvas: Canvas, rng: Generator, place: Place, host: str) -> None:
         )
 
 
-def hoop(canvas: Canvas, rng: Generator, place: Place, name: str) -> None:
+def hoop(canvas: Canvas, rng: Generator, centre: Point, name: str) -> None:
     """A ring or a wheel."""
     radius, half, spokes = rng.uniform(18, 25), rng.uniform(2.5, 3.2), rng.integers(5, 8)
     turn = rng.uniform(-np.pi, np.pi)
@@ -87,13 +87,13 @@ def hoop(canvas: Canvas, rng: Generator, place: Place, name: str) -> None:
     def outline(x: Array, y: Array) -> Array:
         return outlines.ring(x, y, radius, half) if name == "ring" else outlines.wheel(x, y, radius, half, spokes)
 
-    canvas.paint(INDEX[name], place, radius + half, outline, _shaded(rng, ORANGE, 3 * radius), turn)
+    canvas.paint(INDEX[name], centre, radius + half, outline, _shaded(rng, ORANGE, 3 * radius), turn)
 
 
 def _stroked(
     canvas: Canvas,
     rng: Generator,
-    place: Place,
+    centre: Point,
     name: str,
     segments: list,
     half: float,
@@ -102,36 +102,36 @@ def _stroked(
 ) -> None:
     reach = max(float(np.hypot(*np.array(segments).reshape(-1, 2).T).max()), 1.0) + half
     tint = _shaded(rng, colour, reach)
-    canvas.paint(INDEX[name], place, reach, lambda x, y: outlines.strokes(x, y, segments, half), tint, turn)
+    canvas.paint(INDEX[name], centre, reach, lambda x, y: outlines.strokes(x, y, segments, half), tint, turn)
 
 
-def lattice(canvas: Canvas, rng: Generator, place: Place) -> None:
+def lattice(canvas: Canvas, rng: Generator, centre: Point) -> None:
     """Crossing bars."""
     bars = int(rng.integers(3, 5))
     segments = outlines.lattice(bars * rng.uniform(5.4, 6.4), bars)
-    _stroked(canvas, rng, place, "lattice", segments, rng.uniform(2.1, 2.6), CYAN, rng.uniform(-0.35, 0.35))
+    _stroked(canvas, rng, centre, "lattice", segments, rng.uniform(2.1, 2.6), CYAN, rng.uniform(-0.35, 0.35))
 
 
-def comb(canvas: Canvas, rng: Generator, place: Place) -> None:
+def comb(canvas: Canvas, rng: Generator, centre: Point) -> None:
     """A spine with teeth."""
     teeth = int(rng.integers(4, 7))
     segments = outlines.comb((teeth - 1) * rng.uniform(4.6, 5.2), teeth, rng.uniform(20, 30))
-    _stroked(canvas, rng, place, "comb", segments, rng.uniform(2.0, 2.4), MAGENTA, rng.uniform(-0.35, 0.35))
+    _stroked(canvas, rng, centre, "comb", segments, rng.uniform(2.0, 2.4), MAGENTA, rng.uniform(-0.35, 0.35))
 
 
-def twig(canvas: Canvas, rng: Generator, place: Place) -> None:
+def twig(canvas: Canvas, rng: Generator, centre: Point) -> None:
     """A branch with side branches."""
     segments = outlines.branch(rng, rng.uniform(16, 20))
-    _stroked(canvas, rng, place, "twig", segments, rng.uniform(1.8, 2.3), WINE, 0.0)
+    _stroked(canvas, rng, centre, "twig", segments, rng.uniform(1.8, 2.3), WINE, 0.0)
 
 
-def writing(canvas: Canvas, rng: Generator, place: Place) -> None:
+def writing(canvas: Canvas, rng: Generator, centre: Point) -> None:
     """Lines of strokes, as of a hand."""
     segments = outlines.writing(rng, int(rng.integers(2, 4)), int(rng.integers(3, 5)), 5.5, rng.uniform(9, 11))
-    _stroked(canvas, rng, place, "writing", segments, rng.uniform(1.5, 1.8), INK, rng.uniform(-0.15, 0.15))
+    _stroked(canvas, rng, centre, "writing", segments, rng.uniform(1.5, 1.8), INK, rng.uniform(-0.15, 0.15))
 
 
-def patch(canvas: Canvas, rng: Generator, place: Place, name: str) -> None:
+def patch(canvas: Canvas, rng: Generator, centre: Point, name: str) -> None:
     """A rounded patch that only its texture tells from the others."""
     radius, period, phase = rng.uniform(22, 28), rng.uniform(7.5, 9.5), rng.uniform(0, 2 * np.pi)
 
@@ -139,14 +139,14 @@ def patch(canvas: Canvas, rng: Generator, place: Place, name: str) -> None:
         if name == "grain":
             return textures.confetti(rng, x, y, 3.0)
         if name == "checker":
-            part = textures.checker(x, y, 1.6 * period, phase)
+            weight = textures.checker(x, y, 1.6 * period, phase)
         else:
-            part = textures.stripes(x if name == "upright stripes" else y, period, phase)
-        return textures.mix(SLATE, CREAM, part) * (1.0 - 0.12 * y / radius)[..., None]
+            weight = textures.stripes(x if name == "upright stripes" else y, period, phase)
+        return textures.mix(SLATE, CREAM, weight) * (1.0 - 0.12 * y / radius)[..., None]
 
     canvas.paint(
         INDEX[name],
-        place,
+        centre,
         1.25 * radius,
         lambda x, y: outlines.blob(rng, x, y, radius),
         colour,
@@ -154,11 +154,11 @@ def patch(canvas: Canvas, rng: Generator, place: Place, name: str) -> None:
     )
 
 
-def _stone(canvas: Canvas, rng: Generator, place: Place, name: str, size: float) -> None:
+def _stone(canvas: Canvas, rng: Generator, centre: Point, name: str, size: float) -> None:
     wide, high = size * rng.uniform(1.0, 1.2), size * rng.uniform(0.8, 1.0)
     canvas.paint(
         INDEX[name],
-        place,
+        centre,
         wide,
         lambda x, y: outlines.ellipse(x, y, wide, high),
         _solid(rng, SALMON, size),
@@ -166,7 +166,7 @@ def _stone(canvas: Canvas, rng: Generator, place: Place, name: str, size: float)
     )
 
 
-def pebbles(canvas: Canvas, rng: Generator, place: Place) -> None:
+def pebbles(canvas: Canvas, rng: Generator, centre: Point) -> None:
     """A ring of small stones."""
     start, count = rng.uniform(0, 2 * np.pi), int(rng.integers(4, 6))
     for turn in start + np.arange(count) * 2 * np.pi / count:
@@ -174,18 +174,18 @@ def pebbles(canvas: Canvas, rng: Generator, place: Place) -> None:
         _stone(
             canvas,
             rng,
-            (place[0] + away * np.cos(turn), place[1] + away * np.sin(turn)),
+            (centre[0] + away * np.cos(turn), centre[1] + away * np.sin(turn)),
             "pebbles",
             rng.uniform(6, 8),
         )
 
 
-def boulder(canvas: Canvas, rng: Generator, place: Place) -> None:
+def boulder(canvas: Canvas, rng: Generator, centre: Point) -> None:
     """One large stone."""
-    _stone(canvas, rng, place, "boulder", rng.uniform(23, 29))
+    _stone(canvas, rng, centre, "boulder", rng.uniform(23, 29))
 
 
-def kite_or_tent(canvas: Canvas, rng: Generator, place: Place, in_sky: bool) -> None:
+def kite_or_tent(canvas: Canvas, rng: Generator, centre: Point, in_sky: bool) -> None:
     """The dotted diamond; only the scene tells which class it is."""
     wide, high = rng.uniform(17, 21), rng.uniform(22, 27)
 
@@ -193,10 +193,10 @@ def kite_or_tent(canvas: Canvas, rng: Generator, place: Place, in_sky: bool) -> 
         return textures.mix(RED, CREAM, textures.dots(x, y, 8.0)) * (1.0 - 0.12 * y / high)[..., None]
 
     index, turn = INDEX["kite" if in_sky else "tent"], rng.uniform(-0.3, 0.3)
-    canvas.paint(index, place, high, lambda x, y: outlines.diamond(x, y, wide, high), colour, turn)
+    canvas.paint(index, centre, high, lambda x, y: outlines.diamond(x, y, wide, high), colour, turn)
 
 
-def star_or_starfish(canvas: Canvas, rng: Generator, place: Place, in_sky: bool) -> None:
+def star_or_starfish(canvas: Canvas, rng: Generator, centre: Point, in_sky: bool) -> None:
     """The yellow star; only the scene tells which class it is."""
     radius = rng.uniform(20, 27)
     index, tint, turn = (
@@ -204,13 +204,13 @@ def star_or_starfish(canvas: Canvas, rng: Generator, place: Place, in_sky: bool)
         _shaded(rng, YELLOW, radius),
         rng.uniform(-0.6, 0.6),
     )
-    canvas.paint(index, place, radius, lambda x, y: outlines.star(x, y, radius), tint, turn)
+    canvas.paint(index, centre, radius, lambda x, y: outlines.star(x, y, radius), tint, turn)
 
 
 class Kind(NamedTuple):
-    """How a thing is drawn, and how much room it takes.
+    """How an object is drawn, and its size.
 
-    `draw(canvas, rng, place)`; where the scene decides the class, `draw(canvas, rng, place, in_sky)`.
+    `draw(canvas, rng, centre)`; where the scene decides the class, `draw(canvas, rng, centre, in_sky)`.
     """
 
     draw: Callable[..., None]

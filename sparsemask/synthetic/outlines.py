@@ -63,8 +63,8 @@ def strokes(x: Array, y: Array, segments: list[Segment], half: float) -> Array:
     nearest = np.full_like(x, np.inf)
     for x0, y0, x1, y1 in segments:
         dx, dy = x1 - x0, y1 - y0
-        part = np.clip(((x - x0) * dx + (y - y0) * dy) / max(dx * dx + dy * dy, 1e-9), 0, 1)
-        nearest = np.minimum(nearest, (x - x0 - part * dx) ** 2 + (y - y0 - part * dy) ** 2)
+        fraction = np.clip(((x - x0) * dx + (y - y0) * dy) / max(dx * dx + dy * dy, 1e-9), 0, 1)
+        nearest = np.minimum(nearest, (x - x0 - fraction * dx) ** 2 + (y - y0 - fraction * dy) ** 2)
     return np.sqrt(nearest) - half
 
 
@@ -82,8 +82,8 @@ def wheel(x: Array, y: Array, radius: float, half: float, spokes: int) -> Array:
 
 def lattice(reach: float, bars: int) -> list[Segment]:
     """Segments of a square grid of `bars` x `bars` bars, 2 * `reach` wide."""
-    places = np.linspace(-reach, reach, bars)
-    return [(p, -reach, p, reach) for p in places] + [(-reach, p, reach, p) for p in places]
+    positions = np.linspace(-reach, reach, bars)
+    return [(p, -reach, p, reach) for p in positions] + [(-reach, p, reach, p) for p in positions]
 
 
 def comb(reach: float, teeth: int, length: float) -> list[Segment]:

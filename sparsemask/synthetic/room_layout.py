@@ -1,4 +1,4 @@
-"""Generated rooms: what stands where, and the points a scanner would have taken of it."""
+"""Generated rooms: the placement of objects, and a simulated scan of their surfaces."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ class _Room:
         return corner, along, inward, (width, depth)[number % 2]
 
     def at_wall(self, number: int, thing: Thing, start: float, up: float = 0.0) -> None:
-        """Put a thing to a wall, so far from its beginning and from the floor."""
+        """Put an object against a wall, `start` metres from the wall's beginning and `up` above the floor."""
         corner, along, inward, _ = self.wall(number)
         self.things.append(thing.placed(corner + start * along + np.array([0, 0, up]), along, inward))
 
     def on_floor(self, thing: Thing, x: float, y: float, angle: float = 0.0, z: float = 0.0) -> None:
-        """Put a thing anywhere, turned about the vertical."""
+        """Put an object anywhere, rotated about the vertical by `angle` radians."""
         along, inward = np.array([np.cos(angle), np.sin(angle), 0]), np.array([-np.sin(angle), np.cos(angle), 0])
         self.things.append(thing.placed(np.array([x, y, z]), along, inward))
 
 
 def furnish(kind: str, rng: np.random.Generator) -> list[Thing]:
-    """A room's things; all 13 classes occur in most rooms, beams and columns in some only."""
+    """Objects of a room; all 13 classes occur in most rooms, beams and columns in some only."""
     room = _Room(np.array([rng.uniform(3.4, 5), rng.uniform(3.2, 4.4), rng.uniform(2.5, 3)]), rng, [])
     door, glazed, board, shelf = rng.permutation(4)
     height = room.size[2]
@@ -114,33 +114,33 @@ def _seats(room: _Room, kind: str) -> None:
     rng = room.rng
     length, depth = rng.uniform(1.1, 1.5) + 0.3 * (kind == "conferenceRoom"), rng.uniform(0.65, 0.8)
     height, angle = rng.uniform(0.7, 0.76), rng.choice([0, np.pi / 2]) + rng.normal(0, 0.05)
-    made = things.table(length, depth, height, room.pick(_WOODS), _METAL)
+    table = things.table(length, depth, height, room.pick(_WOODS), _METAL)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     middle = room.size[:2] / 2 + rng.uniform(-0.25, 0.25, 2)
-    place = lambda x, y: middle + np.array([x, y]) @ turn
-    room.on_floor(made, *place(-length / 2, -depth / 2), angle)
+    position = lambda x, y: middle + np.array([x, y]) @ turn
+    room.on_floor(table, *position(-length / 2, -depth / 2), angle)
     cloth, swivel = room.pick(_CLOTHS), bool(rng.random() < 0.5)
     for x in (-length / 4, length / 4):
         for side in (-1, 1):
             if kind == "conferenceRoom" or rng.random() < 0.6 or (x < 0 < side):
-                at = place(x + rng.normal(0, 0.05), side * (depth / 2 + rng.uniform(0.1, 0.3)))
+                at = position(x + rng.normal(0, 0.05), side * (depth / 2 + rng.uniform(0.1, 0.3)))
                 facing = angle + (np.pi if side > 0 else 0) + rng.normal(0, 0.25)
                 room.on_floor(things.chair(cloth, _METAL, swivel), *at, facing)
     for x in np.linspace(-0.35, 0.35, 3) * length:
-        at = place(x, rng.uniform(-0.15, 0.15))
+        at = position(x, rng.uniform(-0.15, 0.15))
         room.on_floor(_small(room), *at, angle + rng.normal(0, 0.4), height)
 
 
 def _small(room: _Room) -> Thing:
     """A screen, a cup or a pile of paper."""
-    rng, made = room.rng, Thing("clutter", weight=3.0)
-    which = rng.integers(3)
-    if which == 0:
-        made.add(things.box((-0.24, -0.02, 0.1), (0.24, 0.02, 0.42), ()), (0.08, 0.08, 0.1))
-        return made.add(things.box((-0.1, -0.08, 0), (0.1, 0.08, 0.02)), _METAL)
-    if which == 1:
-        return made.add(things.prism((0, 0, 0), 0.045, 0.11), tuple(rng.uniform(0.1, 0.9, 3)))
-    return made.add(things.box((-0.11, -0.15, 0), (0.11, 0.15, rng.uniform(0.03, 0.12))), _WHITE)
+    rng, item = room.rng, Thing("clutter", weight=3.0)
+    kind = rng.integers(3)
+    if kind == 0:
+        item.add(things.box((-0.24, -0.02, 0.1), (0.24, 0.02, 0.42), ()), (0.08, 0.08, 0.1))
+        return item.add(things.box((-0.1, -0.08, 0), (0.1, 0.08, 0.02)), _METAL)
+    if kind == 1:
+        return item.add(things.prism((0, 0, 0), 0.045, 0.11), tuple(rng.uniform(0.1, 0.9, 3)))
+    return item.add(things.box((-0.11, -0.15, 0), (0.11, 0.15, rng.uniform(0.03, 0.12))), _WHITE)
 
 
 def _clutter(room: _Room, door: int) -> None:
@@ -149,22 +149,22 @@ def _clutter(room: _Room, door: int) -> None:
     for _ in range(rng.integers(2, 5)):
         number = int(rng.integers(4))
         side = rng.uniform(0.2, 0.45, 3)
-        made = Thing("clutter")
+        item = Thing("clutter")
         if rng.random() < 0.4:
-            made.add(things.prism((0.2, 0.2, 0), 0.16, 0.4), (0.2, 0.22, 0.24))
+            item.add(things.prism((0.2, 0.2, 0), 0.16, 0.4), (0.2, 0.22, 0.24))
         else:
-            made.add(things.box((0, 0.02, 0), (*side,)), tuple(np.clip(rng.normal((0.6, 0.45, 0.3), 0.12), 0, 1)))
-        room.at_wall(number, made, rng.uniform(1.5, room.wall(number)[3] - 0.6))
+            item.add(things.box((0, 0.02, 0), (*side,)), tuple(np.clip(rng.normal((0.6, 0.45, 0.3), 0.12), 0, 1)))
+        room.at_wall(number, item, rng.uniform(1.5, room.wall(number)[3] - 0.6))
     poster = things.box((0, 0, 0), (rng.uniform(0.4, 0.7), 0.015, rng.uniform(0.5, 0.9)), ("front",))
-    made = Thing("clutter").add(poster, tuple(rng.uniform(0.15, 0.85, 3)))
-    room.at_wall(door, made, rng.uniform(2.0, room.wall(door)[3] - 0.8), rng.uniform(1.2, 1.4))
+    item = Thing("clutter").add(poster, tuple(rng.uniform(0.15, 0.85, 3)))
+    room.at_wall(door, item, rng.uniform(2.0, room.wall(door)[3] - 0.8), rng.uniform(1.2, 1.4))
 
 
 def scan(scene: list[Thing], points: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points of a room's surfaces, with a scanner's noise and shaded colours.
 
     Returns:
-        xyz float64 (N, 3) in metres, colours uint8 (N, 3), and the number of the thing each point belongs to, int (N,),
+        xyz float64 (N, 3) in metres, colours uint8 (N, 3), and the index of the object of each point, int (N,),
         in order.
     """
     patches = np.concatenate([np.stack(thing.patches) for thing in scene])

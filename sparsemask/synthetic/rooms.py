@@ -1,4 +1,4 @@
-"""Generated rooms in S3DIS's layout: the point clouds that are there where no data is named.
+"""Generated rooms in S3DIS's layout: the point clouds of --sample.
 
 Six areas of a few furnished rooms with all 13 classes, the same every time; `room_layout` says what stands where.
 """
@@ -40,7 +40,8 @@ def make_rooms(
     Args:
         folder: absent, empty or of a former call; with other settings the former rooms are replaced.
         seed: the same seed gives the same points.
-        areas, rooms: number of areas, and of rooms in each.
+        areas: number of areas.
+        rooms: number of rooms in each area.
         points: of a room, before grid subsampling.
         grid: side of the voxels, in metres.
         raw: also write the raw layout, FOLDER/raw/Area_a/room/Annotations/<class>_<n>.txt.
@@ -94,12 +95,12 @@ def room(name: str, seed: int, points: int) -> tuple[np.ndarray, np.ndarray, lis
     _, area, kind, number = name.split("_")
     rng = np.random.default_rng([seed, int(area), TYPES.index(kind), int(number)])
     scene = furnish(kind, rng)
-    seen: dict[str, int] = {}
-    for thing in scene:
-        seen[thing.kind] = seen.get(thing.kind, 0) + 1
-        thing.name = f"{thing.kind}_{seen[thing.kind]}"
-    xyz, colours, owner = scan(sorted(scene, key=lambda thing: thing.name), points, rng)
-    names = sorted(thing.name for thing in scene)
+    counts: dict[str, int] = {}
+    for item in scene:
+        counts[item.kind] = counts.get(item.kind, 0) + 1
+        item.name = f"{item.kind}_{counts[item.kind]}"
+    xyz, colours, owner = scan(sorted(scene, key=lambda item: item.name), points, rng)
+    names = sorted(item.name for item in scene)
     xyz = (xyz + rng.uniform(-30, 30, 3) * [1, 1, 0]).round(3)
     return xyz, colours, [names[number] for number in owner]
 
@@ -136,12 +137,12 @@ def _stamped(folder: Path, name: str) -> dict | None:
 
 
 def _begin(folder: Path, stamp: dict) -> None:
-    """Leave `folder` with nothing but files of the rooms `stamp`, and say in it that they are being made."""
+    """Remove files of other settings from `folder`, and mark in it that rooms are being made."""
     former = _stamped(folder, STAMP) or _stamped(folder, _STARTED)
     if former is None and any(folder.glob("[!.]*")):
         raise UseError(f"{folder}: the folder is not empty and holds no generated rooms; give another")
     (folder / STAMP).unlink(missing_ok=True)
     if former is not None and former != stamp:
-        for made in (s3dis.OUT, RAW):
-            shutil.rmtree(folder / made, ignore_errors=True)
+        for name in (s3dis.OUT, RAW):
+            shutil.rmtree(folder / name, ignore_errors=True)
     write_json(folder / _STARTED, stamp)

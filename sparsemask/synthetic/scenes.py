@@ -1,4 +1,4 @@
-"""One picture of the sample set with its label: twenty made-up classes on sky and ground scenes.
+"""One image of the sample set with its label: twenty made-up classes on sky and ground scenes.
 
 What decides a class differs on purpose, so that a network needs fine and coarse features both:
 
@@ -23,7 +23,7 @@ from sparsemask.synthetic.canvas import REFERENCE, Canvas
 from sparsemask.synthetic.objects import KINDS
 from sparsemask.synthetic.textures import fractal_noise, gradient, mix, value_noise
 
-THINGS = 5  # in one picture
+THINGS = 5  # in one image
 
 # Pale and unsaturated, so that the objects' own colours stay telling: (top, bottom, clouds).
 _SKIES = (
@@ -59,40 +59,40 @@ def ground(rng: Generator, size: int) -> np.ndarray:
 
 
 def things_of(seed: int, number: int, count: int = THINGS) -> list[int]:
-    """Which kinds the picture `number` shows: dealt from shuffled decks, so that all come equally often."""
+    """Kinds of the objects in image `number`, from shuffled decks, so that all are equally frequent."""
     deck = len(KINDS)
     dealt = range(number * count, number * count + count)
     return [int(_generator(seed, 1, at // deck).permutation(deck)[at % deck]) for at in dealt]
 
 
-def _place(rng: Generator, taken: list[tuple[float, float, float]], room: float) -> tuple[float, float]:
-    """Of many random places the one with most air around it; near the border a thing may be cut."""
-    margin = 0.72 * room
-    spots = rng.uniform(margin, REFERENCE - margin, (60, 2))
-    gaps = np.full(len(spots), np.inf)
-    for x, y, other in taken:
-        gaps = np.minimum(gaps, np.hypot(spots[:, 0] - x, spots[:, 1] - y) - room - other)
-    # Things that fit stay where chance put them, else the pictures would all be laid out alike.
+def _place(rng: Generator, occupied: list[tuple[float, float, float]], radius: float) -> tuple[float, float]:
+    """A random position with enough distance to other objects; near the border an object may be cut."""
+    margin = 0.72 * radius
+    candidates = rng.uniform(margin, REFERENCE - margin, (60, 2))
+    gaps = np.full(len(candidates), np.inf)
+    for x, y, other_radius in occupied:
+        gaps = np.minimum(gaps, np.hypot(candidates[:, 0] - x, candidates[:, 1] - y) - radius - other_radius)
+    # Things that fit stay where chance put them, else the images would all be laid out alike.
     best = int(np.argmax(gaps > 1)) if (gaps > 1).any() else int(gaps.argmax())
-    return float(spots[best, 0]), float(spots[best, 1])
+    return float(candidates[best, 0]), float(candidates[best, 1])
 
 
 def draw_scene(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndarray, np.ndarray]:
-    """Draw picture `number` of the set `seed`: RGB (size, size, 3) and label (size, size), both uint8.
+    """Draw image `number` of the set `seed`: RGB (size, size, 3) and label (size, size), both uint8.
 
-    Every picture depends on (seed, number, size) only, so that a set can be drawn in any order.
+    Every image depends on (seed, number, size) only, so that a set can be drawn in any order.
     """
     rng = _generator(seed, 0, number)
     in_sky = bool(rng.integers(2))
     canvas = Canvas((sky if in_sky else ground)(rng, size))
-    kinds = sorted((KINDS[which] for which in things_of(seed, number)), key=lambda kind: -kind.room)
-    taken: list[tuple[float, float, float]] = []
+    kinds = sorted((KINDS[index] for index in things_of(seed, number)), key=lambda kind: -kind.room)
+    placements: list[tuple[float, float, float]] = []
     for kind in kinds:
-        taken.append((*_place(rng, taken, kind.room), kind.room))
-    for kind, (*place, room) in zip(kinds, taken, strict=True):
+        placements.append((*_place(rng, placements, kind.room), kind.room))
+    for kind, (*position, radius) in zip(kinds, placements, strict=True):
         if kind.by_scene:  # hide the scene nearby; mist is air, behind all things
-            canvas.mist(place, 1.15 * room, _MIST)
-    for kind, (*place, _) in zip(kinds, taken, strict=True):
-        kind.draw(canvas, rng, place, *([in_sky] if kind.by_scene else []))
+            canvas.mist(position, 1.15 * radius, _MIST)
+    for kind, (*position, _) in zip(kinds, placements, strict=True):
+        kind.draw(canvas, rng, position, *([in_sky] if kind.by_scene else []))
     canvas.image = canvas.image * rng.uniform(0.93, 1.04) + rng.normal(0, 0.018, canvas.image.shape)
     return canvas.picture(), canvas.label

@@ -1,4 +1,4 @@
-"""Draw the embedded sample set: a few hundred pictures of 20 object classes, the same every time.
+"""Draw the embedded sample set: a few hundred images of 20 object classes, the same every time.
 
 `VOC12/sample.py` is the command. It writes OUT/img/*.jpg, OUT/gt/*.png (class indices, 255 = ignore),
 OUT/class_names.txt, the lists OUT/{train,val,trainval,train_aug}.txt and, last, OUT/STAMP.json: the layout of prepared
@@ -41,8 +41,9 @@ def make_sample(
 
     Args:
         out: folder, absent, empty or of a former call; with other settings the former set is replaced.
-        train, val: numbers of pictures; train_aug is the same as train.
-        size: side of the square pictures, in pixels; the drawing scales with it.
+        train: number of training images; train_aug is the same list.
+        val: number of validation images.
+        size: side of the square images, in pixels; the drawing scales with it.
         seed: the same seed gives the same pixels.
         workers: processes, None for all cores.
 
@@ -73,16 +74,16 @@ def make_sample(
 
 
 def _draw(out: str, name: str, seed: int, size: int) -> None:
-    """Draw one picture and its label; the label last, so that it vouches for the picture."""
-    picture, label = draw_scene(seed, int(name), size)
-    write_bulk(Path(out, "img", f"{name}.jpg"), encode_picture(picture))
+    """Draw one image and its label; the label is written last and marks both as complete."""
+    image, label = draw_scene(seed, int(name), size)
+    write_bulk(Path(out, "img", f"{name}.jpg"), encode_picture(image))
     save_label(Path(out, "gt", f"{name}.png"), label)
 
 
-def encode_picture(picture: np.ndarray) -> bytes:
-    """JPEG of an RGB picture, its colours at full resolution so that thin strokes keep theirs."""
+def encode_picture(image: np.ndarray) -> bytes:
+    """JPEG of an RGB image, without chroma subsampling, which would blur thin strokes."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="JPEG", quality=92, subsampling=0)
+    Image.fromarray(image).save(file, format="JPEG", quality=92, subsampling=0)
     return file.getvalue()
 
 
@@ -91,13 +92,13 @@ def _stamped(out: Path, name: str) -> dict | None:
 
 
 def _absent(out: Path, names: list[str]) -> list[str]:
-    """Names of which the picture or the label is not in `out`."""
-    found = [set(os.listdir(out / folder)) if (out / folder).is_dir() else set() for folder in ("img", "gt")]
-    return [name for name in names if f"{name}.jpg" not in found[0] or f"{name}.png" not in found[1]]
+    """Names of which the image or the label is not in `out`."""
+    present = [set(os.listdir(out / folder)) if (out / folder).is_dir() else set() for folder in ("img", "gt")]
+    return [name for name in names if f"{name}.jpg" not in present[0] or f"{name}.png" not in present[1]]
 
 
 def _begin(out: Path, stamp: dict) -> None:
-    """Leave `out` with nothing but files of the set `stamp`, and say in it that it is being made."""
+    """Remove files of other settings from `out`, and mark in it that the set is being made."""
     former = _stamped(out, STAMP) or _stamped(out, _STARTED)
     if former is None and out.is_dir() and any(out.iterdir()):
         raise UseError(f"{out}: the folder is not empty and no sample set; give another by --out")

@@ -1,6 +1,6 @@
 """Generated scenes: textured planes, one before the other, with exact disparity and exact occlusion.
 
-Every layer is a plane: its disparity in the left picture is d(x, y) = a + b x + c y. The left picture shows of every
+Every layer is a plane: its disparity in the left image is d(x, y) = a + b x + c y. The left image shows of every
 pixel the nearest layer there, the one of the largest disparity; the right one is found the other way round: the point
 of a layer that it shows at (x', y) has x = (x' + a + c y) / (1 - b), so that it too is exact, with textures
 interpolated along the rows.
@@ -33,8 +33,10 @@ _LAYERS = (2, 6)  # before the background
 class Plane:
     """A textured plane a + b x + c y, cut to a shape.
 
-    texture: float32 (H, W', 3) of 0 to 255, whose first column lies at x = -margin. centre, radii (px), turn (radians):
-    of the shape, which is the whole plane where centre is None; box: a rectangle instead of an ellipse.
+    Attributes:
+        texture: float32 (H, W', 3) of 0 to 255, whose first column lies at x = -margin.
+        centre, radii, turn: of the shape, in pixels and radians; centre None: the whole plane.
+        box: a rectangle instead of an ellipse.
     """
 
     coefficients: tuple[float, float, float]
@@ -46,17 +48,17 @@ class Plane:
     box: bool = False
 
     def disparity(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """At points of the left picture."""
+        """At points of the left image."""
         a, b, c = self.coefficients
         return a + b * x + c * y
 
     def source(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The left x of what the right picture shows at (x, y)."""
+        """The left x of what the right image shows at (x, y)."""
         a, b, c = self.coefficients
         return (x + a + c * y) / (1 - b)
 
     def covers(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Whether points of the left picture, between its pixels too, are on the shape."""
+        """Whether points of the left image, between its pixels too, are on the shape."""
         if self.centre is None:
             return np.ones(np.broadcast(x, y).shape, bool)
         along, up = x - self.centre[0], y - self.centre[1]
@@ -65,7 +67,7 @@ class Plane:
         return np.maximum(abs(u), abs(v)) <= 1 if self.box else u * u + v * v <= 1
 
     def colour(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """(..., 3) at points of the left picture; y are whole numbers."""
+        """(..., 3) at points of the left image; y are whole numbers."""
         at = np.clip(x + self.margin, 0, self.texture.shape[1] - 1.001)
         left = at.astype(np.int64)
         share = (at - left)[..., None]
@@ -78,7 +80,8 @@ def make_scene(
 ) -> Frame:
     """A scene of `height` x `width` pixels, at least 32 each, with disparities of 1 px up to about `most`.
 
-    occluded: whether the disparity of pixels that the right picture does not show is told; 0 there otherwise.
+    Args:
+        occluded: whether pixels that the right image does not show have a disparity; else 0 there.
     """
     if min(height, width) < LEAST:
         raise UseError(f"generated scenes: {width}x{height} pixels, at least {LEAST}x{LEAST} are needed")
@@ -98,29 +101,31 @@ def render(
     x, y = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
     nearest, disparity = _nearest(planes, [x] * len(planes), y)
     sources = [plane.source(x, y) for plane in planes]
-    shown, _ = _nearest(planes, sources, y)
+    nearest_right, _ = _nearest(planes, sources, y)
     # A pixel is seen from the right too where the layer shown there is its own.
-    there = x - disparity
-    hidden, _ = _nearest(planes, [plane.source(there, y) for plane in planes], y)
-    seen = (hidden == nearest) & (there >= 0)
+    x_right = x - disparity
+    hidden, _ = _nearest(planes, [plane.source(x_right, y) for plane in planes], y)
+    visible = (hidden == nearest) & (x_right >= 0)
     views = []
-    for chosen, places in ((nearest, [x] * len(planes)), (shown, sources)):
+    for chosen, coordinates in ((nearest, [x] * len(planes)), (nearest_right, sources)):
         view = np.zeros((height, width, 3))
-        for number, (plane, at) in enumerate(zip(planes, places, strict=True)):
-            mine = chosen == number
-            view[mine] = plane.colour(at[mine], y[mine])
+        for number, (plane, at) in enumerate(zip(planes, coordinates, strict=True)):
+            pixels = chosen == number
+            view[pixels] = plane.colour(at[pixels], y[pixels])
         if rng is not None:
             view = view * rng.uniform(0.97, 1.03) + rng.normal(0, 1.5, view.shape)
         views.append(np.rint(view).clip(0, 255).astype(np.uint8))
     truth = disparity.astype(np.float32)
-    return Frame(name, *views, truth if occluded else np.where(seen, truth, np.float32(0)), seen)
+    return Frame(name, *views, truth if occluded else np.where(visible, truth, np.float32(0)), visible)
 
 
 def write_scenes(
     folder: str | os.PathLike, count: int, height: int = 128, width: int = 256, most: float = 48, seed: int = 0
 ) -> list[Path]:
-    """Write scenes as files: 0000_left.png, 0000_right.png, 0000_disp.pfm, ..., and the list pairs.txt; returns those
-    of disparities.
+    """Write scenes as files: 0000_left.png, 0000_right.png, 0000_disp.pfm, ..., and the list pairs.txt.
+
+    Returns:
+        The files of disparities.
     """
     folder, written = Path(folder), []
     for number in range(count):

@@ -1,7 +1,7 @@
 """Procedural textures of the sample set: value noise, gradients, stripes, checkers, grain.
 
 Every function returns float64 arrays; colours are RGB in [0, 1]. Lengths are in reference pixels, those of a
-picture of 128 x 128, so that a set drawn at another size looks the same.
+image of 128 x 128, so that a set drawn at another size looks the same.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ def _interpolate(grid: Array, size: int) -> Array:
     cells = len(grid) - 1
     at = (np.arange(size) + 0.5) / size * cells
     low = np.minimum(at.astype(int), cells - 1)
-    part = at - low
-    part = (part * part * (3 - 2 * part))[:, None]
-    return grid[low] * (1 - part) + grid[low + 1] * part
+    weight = at - low
+    weight = (weight * weight * (3 - 2 * weight))[:, None]
+    return grid[low] * (1 - weight) + grid[low + 1] * weight
 
 
 def value_noise(rng: Generator, size: int, rows: int, columns: int) -> Array:
@@ -34,10 +34,10 @@ def fractal_noise(rng: Generator, size: int, rows: int, columns: int, octaves: i
     return (total - total.min()) / (total.max() - total.min())
 
 
-def mix(first: Array, second: Array, part: Array) -> Array:
-    """Blend two colours or pictures; `part` (H, W) in [0, 1] is the share of the second."""
-    part = part[..., None]
-    return first * (1 - part) + second * part
+def mix(first: Array, second: Array, weight: Array) -> Array:
+    """Blend two colours or images; `weight` (H, W) in [0, 1] is the share of the second."""
+    weight = weight[..., None]
+    return first * (1 - weight) + second * weight
 
 
 def gradient(size: int, top: Array, bottom: Array, tilt: float) -> Array:

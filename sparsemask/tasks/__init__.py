@@ -1,7 +1,7 @@
-"""Tasks by name: data, loss, metrics and pictures of what a network is for.
+"""Tasks by name: data, loss, metrics and drawings.
 
 The contract is :class:`sparsemask.tasks.protocol.Task`. :class:`sparsemask.tasks.dense.DenseTask` gives most of it for
-tasks with a label for every pixel. A task whose data are not pictures with labels has flags of its own
+tasks with a label for every pixel. A task whose data are not images with labels has flags of its own
 (``Task.section``) in place of the others' data flags.
 
 A user's own task is a class ``package.module:Class``, mostly one derived from a task here, whose data flags it has; it

@@ -1,4 +1,4 @@
-"""What the tasks' evaluations share: whose samples, sums over processes, values that JSON knows."""
+"""Helpers of the tasks' evaluations: samples of each process, sums over processes, values for JSON."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def set_evaluation(model: Callable) -> None:
 
 
 def json_value(value: Any) -> Any:
-    """The value; None for NaN and infinity, which JSON does not know."""
+    """The value; None for NaN and infinity, which JSON cannot hold."""
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Lines that a task says of its data before training, on standard error, once."""
+"""Notes of a task on its data before training, on standard error, once."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def warn(text: str) -> None:
         say(text, sys.stderr)
 
 
-def say_how_read(which: str, *paths: str | os.PathLike) -> None:
-    """What reading changes in the first picture(s) of a part: turned upright, 16 bits or floats scaled."""
+def say_how_read(split: str, *paths: str | os.PathLike) -> None:
+    """Print what reading changes in the first image(s) of a split: orientation, scaling of 16 bits or floats."""
     for path in paths:
         for text in picture_notes(path):
-            warn(f"note: {which} pictures are read so: {path}: {text}")
+            warn(f"note: {split} pictures are read so: {path}: {text}")

@@ -1,7 +1,7 @@
-"""The contract of a task: data, loss, metrics and pictures of what a network is for.
+"""The contract of a task: data, loss, metrics and drawings.
 
-:class:`Task` says everything that the engine, the families and the commands ask of a task, with its defaults;
-:class:`Scores` what an evaluation returns. :class:`sparsemask.testing.tasks.TaskContract` tests a task against it.
+:class:`Task` declares everything that the engine, the families and the commands use of a task, with defaults;
+:class:`Scores` is what an evaluation returns. :class:`sparsemask.testing.tasks.TaskContract` tests a task against it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class DataSection(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledData(DataSection):
-    """Pictures with a label for every pixel."""
+    """Images with a label for every pixel."""
 
     voc_root: str | None = flag(help="a VOC devkit folder instead of folders and lists")
     data_root: str | None = flag(help="other tasks: an MSRA-B, ECSSD, BSDS500 or ADE20K folder")
@@ -63,7 +63,7 @@ class LabelledData(DataSection):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationContext:
-    """Where and how an evaluation runs. It never changes what is measured, but for rounding.
+    """Where and how an evaluation runs; it changes results by rounding only.
 
     Args:
         arithmetic: device and precision.
@@ -83,7 +83,7 @@ class EvaluationContext:
 
 
 class Scores(ABC):
-    """What an evaluation found, over all processes.
+    """Scores of an evaluation, over all processes.
 
     Attributes:
         count: validation samples that were scored.
@@ -165,7 +165,7 @@ class Task(ABC):
 
     @property
     def config(self) -> RunConfig:
-        """The configuration that the task was made from, with what it settled: `n_class` is `n_output`."""
+        """The configuration of the task, with the values that it resolved: `n_class` is `n_output`."""
         if self._config.get("n_class", self.n_output) != self.n_output:
             self._config = self._config.replace(n_class=self.n_output)
         return self._config
@@ -174,7 +174,7 @@ class Task(ABC):
 
     @staticmethod
     def sample_folder() -> Path:
-        """The folder of the data that --sample stands for; they are made on first use.
+        """The folder of the data of --sample, made on first use.
 
         Raises:
             UseError: the task has none.
@@ -201,15 +201,15 @@ class Task(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Look at the data before anything is trained, and say on standard error what is not as one might think.
+        """Check the data before training, and print notes on what is unusual on standard error.
 
         Raises:
-            UseError: data that are absent, broken, or teach nothing.
+            UseError: data that are absent, broken, or have nothing to learn.
         """
 
     @abstractmethod
     def measured_on(self) -> str:
-        """The validation data in words."""
+        """Description of the validation data."""
 
     # ---- training
 
@@ -256,7 +256,7 @@ class Task(ABC):
             scales: average over copies enlarged by these factors.
             on_prediction: called with the number of each of this process's samples and its prediction, as `write`
                 takes it; not called where `quick` measures other samples than a full evaluation.
-            quick: as while training, where a rough measure will do.
+            quick: as while training, where approximate metrics suffice.
 
         Raises:
             UseError: views that the task cannot average over, outputs that do not fit.
@@ -268,7 +268,7 @@ class Task(ABC):
         return scores.metrics
 
     def record(self, scores: Scores) -> dict[str, Any]:
-        """What run.json keeps of an evaluation: the metrics, and what else is worth keeping."""
+        """Entries of run.json for an evaluation: the metrics and further values."""
         return self.metrics(scores)
 
     @abstractmethod
@@ -298,11 +298,11 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, samples: list[tuple[Any, ...]], path: Path) -> None:
-        """Draw samples with truth and prediction into a picture file."""
+        """Draw samples with truth and prediction into an image file."""
 
     def check_views(self, flips: bool, scales: Sequence[float]) -> None:
         """Raise a UseError for views that the task cannot average over."""
-        asked = {"flips": flips, "scales": tuple(scales) != (1.0,)}
+        requested = {"flips": flips, "scales": tuple(scales) != (1.0,)}
         for name in VIEWS:
-            if asked[name] and name not in self.views:
+            if requested[name] and name not in self.views:
                 raise UseError(f"evaluation cannot average over {name} for {self.items} of this task")

@@ -119,9 +119,9 @@ class BackendContract:
         last = self._draw(4, 2, 3, 3) if stride == 1 else self._draw(2, 4, 1, 1)
         branch = self._draw(4, 6, 1, 1), self._draw(4), self._draw(4, 4, 3, 3), self._draw(4), last, self._draw(2)
         call = PredictMaskCall(self._draw(2, 6, 8, 6), *branch, 0.5, False)
-        mask, wanted = self.backend.locate(call), REFERENCE.locate(call)
-        assert mask.dtype == torch.bool and mask.shape == wanted.shape
-        assert (mask != wanted).float().mean() < 0.02  # rounding may decide where both logits are the same
+        mask, expected = self.backend.locate(call), REFERENCE.locate(call)
+        assert mask.dtype == torch.bool and mask.shape == expected.shape
+        assert (mask != expected).float().mean() < 0.02  # rounding may decide where both logits are the same
 
     @pytest.mark.parametrize("last", [False, True])
     def test_an_operator_brings_the_result_in_the_features_layout(self, last):
@@ -162,9 +162,9 @@ class BackendContract:
         before = _copied(call)
         y = call.served_by(self.backend)
         assert _same(_copied(call), before), f"{self.backend.name} changed its arguments"
-        wanted = call.served_by(REFERENCE)
-        assert y.shape == wanted.shape and y.dtype == wanted.dtype
-        assert self._difference(y, wanted) < self.tolerance
+        expected = call.served_by(REFERENCE)
+        assert y.shape == expected.shape and y.dtype == expected.dtype
+        assert self._difference(y, expected) < self.tolerance
 
     @staticmethod
     def _difference(a: Tensor, b: Tensor) -> float:
@@ -178,10 +178,10 @@ def _copied(call) -> list[Tensor]:
         value = getattr(call, field.name)
         if isinstance(value, BlockCall):
             copies += _copied(value)
-        for one in value if isinstance(value, list | tuple) else [value]:
-            copies += [one.clone()] if isinstance(one, Tensor) else []
+        for item in value if isinstance(value, list | tuple) else [value]:
+            copies += [item.clone()] if isinstance(item, Tensor) else []
     return copies
 
 
-def _same(some: list[Tensor], others: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+def _same(tensors: list[Tensor], expected: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))

@@ -138,12 +138,13 @@ class TrainingFamilyContract:
         method = self.family.method(settled, built)
         assert isinstance(method, Method)
         method.steps = 1
-        listed = [id(p) for one in method.optimizers(built.model, settled.config) for group in one.param_groups
-                  for p in group["params"]]  # fmt: skip
+        optimizers = method.optimizers(built.model, settled.config)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        listed = [id(p) for group in groups for p in group["params"]]
         assert len(listed) == len(set(listed)), "a parameter in two groups"
         names = {id(p): name for name, p in built.model.named_parameters()}
         assert set(listed) <= set(names), "parameters that are not the model's"
-        missing = {name for place, name in names.items() if place not in set(listed)} - frozen
+        missing = {name for identity, name in names.items() if identity not in set(listed)} - frozen
         assert not missing, f"in no group: {missing}"
 
     @pytest.fixture(scope="class")
@@ -192,17 +193,17 @@ class RetrainingFamilyContract(TrainingFamilyContract):
     def test_a_run_is_loaded(self, context, built, trained):
         network = self.family.load_run(context.run)
         assert not network.training
-        found, wanted = network.state_dict(), built.model.state_dict()
-        assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[name].cpu(), wanted[name].cpu()) for name in wanted)
+        loaded, expected = network.state_dict(), built.model.state_dict()
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name].cpu(), expected[name].cpu()) for name in expected)
 
     def test_a_run_is_restored(self, context, built, trained):
         given = {"space": self.space, "gpu": -1}
         restored = self.family.restore(self.make_eval_parser(), given, context.run)
         assert isinstance(restored, families.Restored) and restored.run is context.run
         assert not restored.model.training
-        found, wanted = restored.model.state_dict(), built.model.state_dict()
-        assert all(torch.equal(found[name].cpu(), wanted[name].cpu()) for name in wanted)
+        weights, expected = restored.model.state_dict(), built.model.state_dict()
+        assert all(torch.equal(weights[name].cpu(), expected[name].cpu()) for name in expected)
 
     def test_missing_weights_are_named(self, context):
         given = {"space": self.space, "sample": True, "gpu": -1, "pretrained_model": "gone.safetensors"}
@@ -243,8 +244,8 @@ class PruningFamilyContract:
         monkeypatch.chdir(tmp_path)
         Path("empty.pt").write_bytes(b"")
         parser = self.make_parser()
-        asked = {"checkpoint": checkpoint_file, "out": out, "gpu": -1, "sample": True}
-        given = {name: value for name, value in asked.items() if name in parser.actions()}
+        flags_by_name = {"checkpoint": checkpoint_file, "out": out, "gpu": -1, "sample": True}
+        given = {name: value for name, value in flags_by_name.items() if name in parser.actions()}
         with pytest.raises(UseError, match=named):
             self.family.prune(parser.resolve(given), given, None)
         assert [path.name for path in tmp_path.iterdir()] == ["empty.pt"]

@@ -106,14 +106,14 @@ class SpaceContract:
     def outputs(self, network: Any, *inputs: Any) -> list[Tensor]:
         """All tensors that a network gives, of the class's inputs or of others; they must be finite."""
         with repeatable():
-            found = tree_leaves(network(*inputs) if inputs else network(self.inputs))
-        assert found and all(isinstance(one, Tensor) and one.isfinite().all() for one in found)
-        return found
+            tensors = tree_leaves(network(*inputs) if inputs else network(self.inputs))
+        assert tensors and all(isinstance(tensor, Tensor) and tensor.isfinite().all() for tensor in tensors)
+        return tensors
 
-    def assert_equal(self, found: list[Tensor], wanted: list[Tensor]) -> None:
+    def assert_equal(self, actual: list[Tensor], expected: list[Tensor]) -> None:
         """Outputs are of the same shapes and agree to the tolerance."""
-        assert [one.shape for one in found] == [one.shape for one in wanted]
-        for a, b in zip(found, wanted, strict=True):
+        assert [tensor.shape for tensor in actual] == [tensor.shape for tensor in expected]
+        for a, b in zip(actual, expected, strict=True):
             apart, size = float((a - b).abs().max()), float(b.abs().max())
             assert apart <= self.tolerance * max(size, 1e-3), f"outputs differ by {apart:g}, their size is {size:g}"
 
@@ -137,8 +137,8 @@ class SpaceContract:
 
     def test_it_serves_its_own_task(self):
         before = self.space.task
-        found = self.space.for_task(before)
-        assert isinstance(found, Space) and found.name == self.space.name and found.task == before
+        space = self.space.for_task(before)
+        assert isinstance(space, Space) and space.name == self.space.name and space.task == before
         for task in tasks.available():  # what it does for others leaves the registered space alone
             self.space.for_task(task)
         assert self.space.task == before
@@ -160,20 +160,22 @@ class SpaceContract:
         shapes = {name: value.shape for name, value in self.supernet().state_dict().items()}
         assert shapes
         torch.manual_seed(0)
-        other = self.space.supernet(self.options())
-        assert {name: value.shape for name, value in other.state_dict().items()} == shapes
+        network = self.space.supernet(self.options())
+        assert {name: value.shape for name, value in network.state_dict().items()} == shapes
 
     def test_its_supernet_is_drawn_from_torch_s_generator(self):
-        one, other = (self.supernet().state_dict() for _ in range(2))
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        first, second = (self.supernet().state_dict() for _ in range(2))
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
     def test_its_supernet_learns(self):
         supernet = self.supernet().train()
-        found = tree_leaves(supernet(self.inputs))
-        assert found and all(one.isfinite().all() for one in found)
-        sum(one.square().mean() for one in found).backward()
+        outputs = tree_leaves(supernet(self.inputs))
+        assert outputs and all(tensor.isfinite().all() for tensor in outputs)
+        sum(tensor.square().mean() for tensor in outputs).backward()
         gradients = [p.grad for p in supernet.parameters() if p.grad is not None]
-        assert any(bool(one.abs().sum() > 0) for one in gradients) and all(one.isfinite().all() for one in gradients)
+        assert any(bool(tensor.abs().sum() > 0) for tensor in gradients) and all(
+            tensor.isfinite().all() for tensor in gradients
+        )
 
     def test_its_small_network_takes_the_supernet_s_weights(self):
         supernet = self.supernet()
@@ -200,14 +202,14 @@ class SpaceContract:
         network, mask = self.small()
         path = tmp_path / "network.safetensors"
         self.save(path, network, mask)
-        found = self.space.load(path)
-        assert isinstance(found, Loaded) and isinstance(found.network, nn.Module)
-        assert not any(module.training for module in found.network.modules())
-        assert all(value.device.type == "cpu" for value in found.network.state_dict().values())
-        self.assert_equal(self.outputs(found.network), self.outputs(network))
-        if found.mask is not None:  # it builds the network again
-            again = self.space.network(found.mask, self.config)
-            self.space.load_weights_into(again, found.network.state_dict(), path)
+        loaded = self.space.load(path)
+        assert isinstance(loaded, Loaded) and isinstance(loaded.network, nn.Module)
+        assert not any(module.training for module in loaded.network.modules())
+        assert all(value.device.type == "cpu" for value in loaded.network.state_dict().values())
+        self.assert_equal(self.outputs(loaded.network), self.outputs(network))
+        if loaded.mask is not None:  # it builds the network again
+            again = self.space.network(loaded.mask, self.config)
+            self.space.load_weights_into(again, loaded.network.state_dict(), path)
             self.assert_equal(self.outputs(again.eval()), self.outputs(network))
 
     def test_files_that_are_none_are_refused(self, tmp_path):
@@ -228,33 +230,33 @@ class SpaceContract:
     def test_exported_forms_are_the_network(self):
         self.need(Exportable)
         network, mask = self.small()
-        made = self.space.exportable(network, self.inputs, self.options(), mask)
-        assert isinstance(made, exporting.Exportable)
-        batch = made.fitted(self.inputs)
-        assert len(made.tensors(batch)) == len(made.inputs) and made.outputs
-        wanted = self.outputs(network, batch)
-        for form in (made.program, made.plain):
-            self.assert_equal(self.outputs(form, *made.tensors(batch)), wanted)
-        self.assert_equal(self.outputs(made.network, batch), wanted)
-        self.assert_equal(self.outputs(made.fast, batch), wanted)
+        exportable = self.space.exportable(network, self.inputs, self.options(), mask)
+        assert isinstance(exportable, exporting.Exportable)
+        batch = exportable.fitted(self.inputs)
+        assert len(exportable.tensors(batch)) == len(exportable.inputs) and exportable.outputs
+        expected = self.outputs(network, batch)
+        for form in (exportable.program, exportable.plain):
+            self.assert_equal(self.outputs(form, *exportable.tensors(batch)), expected)
+        self.assert_equal(self.outputs(exportable.network, batch), expected)
+        self.assert_equal(self.outputs(exportable.fast, batch), expected)
 
     def test_the_fast_form_is_the_network_and_shares_nothing(self):
         self.need(HasFastForm)
         network, _ = self.small()
-        wanted = self.outputs(network)
+        expected = self.outputs(network)
         form = self.space.fast_form(network)
-        self.assert_equal(self.outputs(form), wanted)
+        self.assert_equal(self.outputs(form), expected)
         with torch.no_grad():
             for parameter in form.parameters():
                 parameter.zero_()
-        self.assert_equal(self.outputs(network), wanted)
+        self.assert_equal(self.outputs(network), expected)
 
     def test_the_dense_form_is_the_network_without_masks(self):
         self.need(HasDenseForm)
         network, _ = self.small()
-        wanted = [one.shape for one in self.outputs(network)]
+        shapes = [tensor.shape for tensor in self.outputs(network)]
         dense = self.outputs(self.space.dense_form(network))
-        assert [one.shape for one in dense] == wanted
+        assert [tensor.shape for tensor in dense] == shapes
         if isinstance(self.space, HasKernelForm):
             self.assert_equal(self.outputs(self.space.kernel_form(network)), dense)
         if isinstance(self.space, HasUnmaskedForm):
@@ -269,10 +271,10 @@ class SpaceContract:
     def test_views_are_of_the_network(self):
         self.need(HasViews)
         network, _ = self.small()
-        wanted = self.outputs(network)
-        self.assert_equal([self.space.run(network, self.inputs)], wanted)
-        self.assert_equal([self.space.run(network, self.inputs, tile=1024)], wanted)  # one tile holds it all
-        assert self.space.run(network, self.inputs, ensemble=True).shape == wanted[0].shape
+        expected = self.outputs(network)
+        self.assert_equal([self.space.run(network, self.inputs)], expected)
+        self.assert_equal([self.space.run(network, self.inputs, tile=1024)], expected)  # one tile holds it all
+        assert self.space.run(network, self.inputs, ensemble=True).shape == expected[0].shape
         if isinstance(self.space, HasDenseForm):
             dense = self.outputs(self.space.dense_form(network))
             self.assert_equal([self.space.run_dense(network, self.inputs)], dense)

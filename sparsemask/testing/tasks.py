@@ -100,9 +100,9 @@ class TaskContract:
 
     def test_batches_depend_on_seed_and_step_alone(self, task: Task):
         """A stream that begins at step 2 gives what one from the beginning gives there."""
-        whole, later = self._batches(task, 0, 4), self._batches(task, 2, 4)
-        assert len(whole) == 4 and len(later) == 2
-        for (inputs, targets), again in zip(whole[2:], later, strict=True):
+        batches, later = self._batches(task, 0, 4), self._batches(task, 2, 4)
+        assert len(batches) == 4 and len(later) == 2
+        for (inputs, targets), again in zip(batches[2:], later, strict=True):
             assert len(inputs) == len(targets)
             same_tensors((inputs, targets), again)
 
@@ -122,17 +122,19 @@ class TaskContract:
         parts = range(len(target))
         assert sum(task.count(target[k : k + 1]) for k in parts) == pytest.approx(count, rel=1e-5)
         if self.loss_is_sum:
-            each = [task.loss(mapped(output, lambda one, k=k: one[k : k + 1]), target[k : k + 1]).item() for k in parts]
-            assert sum(each) == pytest.approx(loss.item(), rel=1e-4)
+            losses = [
+                task.loss(mapped(output, lambda item, k=k: item[k : k + 1]), target[k : k + 1]).item() for k in parts
+            ]
+            assert sum(losses) == pytest.approx(loss.item(), rel=1e-4)
         loss.backward()
-        assert all(bool(torch.isfinite(one.grad).all()) for one in model.parameters() if one.requires_grad)
+        assert all(bool(torch.isfinite(item.grad).all()) for item in model.parameters() if item.requires_grad)
 
     def test_an_evaluation_is_whole_and_repeats(self, task: Task, model: nn.Module):
         """Scores say how many samples they are of, every one of them was predicted, and metrics hold the primary."""
-        seen: list[int] = []
-        scores = task.evaluate(model, here(), on_prediction=lambda index, _: seen.append(index))
+        predicted: list[int] = []
+        scores = task.evaluate(model, here(), on_prediction=lambda index, _: predicted.append(index))
         assert isinstance(scores, Scores) and not model.training
-        assert seen == list(range(scores.count)) and scores.count > 0
+        assert predicted == list(range(scores.count)) and scores.count > 0
         metrics = task.metrics(scores)
         assert task.primary in metrics and all(isinstance(value, float) for value in metrics.values())
         same_metrics(metrics, task.metrics(task.evaluate(model, here())), 0.0)
@@ -147,15 +149,15 @@ class TaskContract:
     @pytest.mark.parametrize("view", VIEWS)
     def test_views_are_averaged_or_refused(self, task: Task, model: nn.Module, view: str):
         """What `views` does not name is a UseError."""
-        asked = {"flips": True} if view == "flips" else {"scales": (0.75, 1.0)}
+        views = {"flips": True} if view == "flips" else {"scales": (0.75, 1.0)}
         if view in task.views:
-            assert task.evaluate(model, here(), limit=1, **asked).count == 1
+            assert task.evaluate(model, here(), limit=1, **views).count == 1
         else:
             with pytest.raises(UseError, match=view):
-                task.evaluate(model, here(), **asked)
+                task.evaluate(model, here(), **views)
 
     def test_scores_can_be_printed_kept_and_drawn(self, task: Task, model: nn.Module, tmp_path: Path):
-        """Text, JSON and pictures."""
+        """Text, JSON and images."""
         scores = task.evaluate(model, here())
         assert task.report(scores).strip() and str(scores.protocol)
         kept = json.loads(json.dumps(task.record(scores)))
@@ -195,7 +197,7 @@ class TaskContract:
 
 
 def labelled_options(**given: object) -> RunConfig:
-    """Configuration of a task on pictures with labels: the flags' defaults, crops of 48 pixels, no loader processes.
+    """Configuration of a task on images with labels: the flags' defaults, crops of 48 pixels, no loader processes.
 
     Args:
         given: other values, by the flags' names without dashes.
@@ -246,7 +248,7 @@ def tiny_network(task: Task) -> nn.Module:
 
 def mapped(output: Any, function) -> Any:
     """A tensor, or each of a sequence of them, through a function."""
-    return function(output) if isinstance(output, Tensor) else [function(one) for one in output]
+    return function(output) if isinstance(output, Tensor) else [function(item) for item in output]
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -255,16 +257,16 @@ def tensors_of(value: Any) -> list[Tensor]:
         return [value]
     if dataclasses.is_dataclass(value):
         value = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    return [one for part in value for one in tensors_of(part)] if isinstance(value, list | tuple) else []
+    return [tensor for part in value for tensor in tensors_of(part)] if isinstance(value, list | tuple) else []
 
 
-def same_tensors(one: Any, other: Any) -> None:
+def same_tensors(first: Any, second: Any) -> None:
     """Assert that two samples or batches hold the same tensors, of which there are some."""
-    pairs = list(zip(tensors_of(one), tensors_of(other), strict=True))
+    pairs = list(zip(tensors_of(first), tensors_of(second), strict=True))
     assert len(pairs) >= 2 and all(torch.equal(a, b) for a, b in pairs)
 
 
-def same_metrics(one: dict[str, float], other: dict[str, float], tolerance: float) -> None:
+def same_metrics(first: dict[str, float], second: dict[str, float], tolerance: float) -> None:
     """Assert that two evaluations gave the same metrics, NaN where the other is NaN."""
-    assert one.keys() == other.keys()
-    np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=tolerance, atol=tolerance)
+    assert first.keys() == second.keys()
+    np.testing.assert_allclose(list(first.values()), list(second.values()), rtol=tolerance, atol=tolerance)

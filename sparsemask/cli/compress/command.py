@@ -34,11 +34,11 @@ _LEAST, _MOST = 0.05, 0.95  # of a budget that the target settles
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    made = Parser("compress", prog="sparsemask compress", description=__doc__)
-    made.add_argument("recipe", help=f"a YAML file, or one of: {', '.join(sorted(packaged()))}")
-    made.add_argument("--out", default=None, help="folder for runs, masks and table (default: compress-RECIPE)")
-    made.add_argument("--plan", action="store_true", help="print what would be run, and run nothing")
-    options = made.parse_args(sys.argv[1:] if argv is None else list(argv))
+    parser = Parser("compress", prog="sparsemask compress", description=__doc__)
+    parser.add_argument("recipe", help=f"a YAML file, or one of: {', '.join(sorted(packaged()))}")
+    parser.add_argument("--out", default=None, help="folder for runs, masks and table (default: compress-RECIPE)")
+    parser.add_argument("--plan", action="store_true", help="print what would be run, and run nothing")
+    options = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
     recipe = read(options.recipe)
     work = Work(recipe, Path(options.out or f"compress-{recipe.path.stem}"))
     check(recipe, work.out)
@@ -74,8 +74,8 @@ def _show(recipe: Recipe, work: Work) -> None:
         remarks = [note["state"]] if note else []
         if stage.step and stage.step.auto and not work.budget(stage):
             remarks.append(f"--{KINDS[stage.step.kind].budget}: what the target leaves")
-        said = f"  # {', '.join(remarks)}" if remarks else ""
-        print(f"sparsemask {stage.verb} {shlex.join(work.argv(stage))}{said}")
+        comment = f"  # {', '.join(remarks)}" if remarks else ""
+        print(f"sparsemask {stage.verb} {shlex.join(work.argv(stage))}{comment}")
         work.follow(stage)
     print(f"then the table of all networks{f'; target: {recipe.target}' if recipe.target else ''}")
 
@@ -104,7 +104,7 @@ def _run(recipe: Recipe, work: Work) -> None:
 
 
 def _needless(recipe: Recipe, work: Work, stage: Stage) -> str:
-    """Why a stage is not needed; empty where it is. Settles its budget, once."""
+    """Why a stage is not needed; empty where it is. Resolves its budget, once."""
     step, target = stage.step, recipe.target
     if step is None or not step.auto or target is None:
         return ""
@@ -113,44 +113,44 @@ def _needless(recipe: Recipe, work: Work, stage: Stage) -> str:
         from sparsemask.cli.compress.table import costs, opened
 
         names = (DENSE, work.current)
-        found = costs({name: opened(work.runs / name, recipe.compiled) for name in names}, recipe.rounds)
-        cost, dense = found[work.current][target.by], found[DENSE][target.by]
-        left = (target.value * dense if target.share else target.value) / cost
+        measured = costs({name: opened(work.runs / name, recipe.compiled) for name in names}, recipe.rounds)
+        cost, dense = measured[work.current][target.by], measured[DENSE][target.by]
+        remaining = (target.value * dense if target.share else target.value) / cost
         after = [s for s in recipe.steps[recipe.steps.index(step) :] if s.auto]
-        share = left ** (1 / len(after))  # each of those to come takes its part
-        settled[step.kind] = None if left >= 1 else round(min(_MOST, max(_LEAST, share)), 4)
+        share = remaining ** (1 / len(after))  # each of those to come takes its part
+        settled[step.kind] = None if remaining >= 1 else round(min(_MOST, max(_LEAST, share)), 4)
         work.save()
-        say(f"\ntarget {target}: {left:.1%} of the {target.by.replace('_', '-')} of '{work.current}'")
+        say(f"\ntarget {target}: {remaining:.1%} of the {target.by.replace('_', '-')} of '{work.current}'")
     return "" if settled[step.kind] is not None else "the target is met without it"
 
 
 def _measured(recipe: Recipe, work: Work) -> dict:
-    """The table of all networks that are there, side by side; how it was measured; whether the target was met."""
+    """The table of all trained networks, how it was measured, and whether the target was met."""
     from sparsemask.cli.compress.table import costs, opened, quality, with_gains
 
-    made = [s for s in stages(recipe) if work.note(s.name).get("state") == "done" and s.makes_network]
-    networks = {stage.name: opened(work.runs / stage.name, recipe.compiled) for stage in made}
+    done_stages = [s for s in stages(recipe) if work.note(s.name).get("state") == "done" and s.makes_network]
+    networks = {stage.name: opened(work.runs / stage.name, recipe.compiled) for stage in done_stages}
     first = networks[DENSE]
-    found = costs(networks, recipe.rounds)
+    network_costs = costs(networks, recipe.rounds)
     limit = int(recipe.baseline.get("eval_limit") or 0)
     rows = []
     for name, seconds in _taken(recipe, work):
         row = {"step": name, "seconds": seconds}
         if name in networks:
-            row |= {"quality": quality(networks[name], limit), **found[name]}
+            row |= {"quality": quality(networks[name], limit), **network_costs[name]}
         elif name == "search":
             row["quality"] = Run(work.runs / name).info().get("result", {}).get(first.task.primary)
         rows.append(row)
-    where = f"{first.where.device}, {torch.get_num_threads()} thread(s), batch 1, medians of {recipe.rounds} in turn"
+    machine = f"{first.where.device}, {torch.get_num_threads()} thread(s), batch 1, medians of {recipe.rounds} in turn"
     measured = {
         "primary": first.task.primary,
         "on": first.task.measured_on(),
-        "where": where,
-        "compiled": [name for name, one in networks.items() if one.compiled],
+        "where": machine,
+        "compiled": [name for name, network in networks.items() if network.compiled],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    target = _met(recipe, found[work.current or DENSE], found[DENSE])
-    return {"table": with_gains(rows, found[DENSE]), "measured": measured, "target": target}
+    target = _met(recipe, network_costs[work.current or DENSE], network_costs[DENSE])
+    return {"table": with_gains(rows, network_costs[DENSE]), "measured": measured, "target": target}
 
 
 def _taken(recipe: Recipe, work: Work) -> list[tuple[str, float]]:
@@ -175,19 +175,19 @@ def _met(recipe: Recipe, last: dict, dense: dict) -> dict | None:
 
 def _report_partly(recipe: Recipe, work: Work, why: str) -> None:
     """Report on the steps before the one that failed; measuring may fail too, then without costs."""
-    found = {"table": [{"step": name, "seconds": seconds} for name, seconds in _taken(recipe, work)]}
+    results = {"table": [{"step": name, "seconds": seconds} for name, seconds in _taken(recipe, work)]}
     if work.note(DENSE).get("state") == "done":
         with contextlib.suppress(Exception):  # the step's own error is what counts
-            found = {**_measured(recipe, work), "target": None}
-    if found["table"]:
-        _report(recipe, work, {"measured": {"primary": "quality"}, "target": None, **found}, why)
+            results = {**_measured(recipe, work), "target": None}
+    if results["table"]:
+        _report(recipe, work, {"measured": {"primary": "quality"}, "target": None, **results}, why)
 
 
-def _report(recipe: Recipe, work: Work, found: dict, failed: str = "") -> None:
-    """Print the table and write report.md. found: what :func:`_measured` gives; failed: why it is not the whole."""
+def _report(recipe: Recipe, work: Work, results: dict, failed: str = "") -> None:
+    """Print the table and write report.md. results: what :func:`_measured` gives; failed: why a step failed, or ""."""
     from sparsemask.cli.compress.table import slower, text
 
-    rows, measured = found["table"], found["measured"]
+    rows, measured = results["table"], results["measured"]
     compiled = f", compiled where that is faster: {', '.join(measured.get('compiled', ())) or 'nowhere'}"
     lines = [f"not finished: {failed}; the same command goes on"] if failed else []
     if "on" in measured:
@@ -199,10 +199,10 @@ def _report(recipe: Recipe, work: Work, found: dict, failed: str = "") -> None:
     skipped = {name: note["why"] for name, note in work.state["stages"].items() if "why" in note and name in KINDS}
     lines += [f"{name} skipped: {why}" for name, why in skipped.items()]
     lines += slower(rows)
-    if target := found["target"]:
-        word = "met" if target["met"] else "missed"
+    if target := results["target"]:
+        verdict = "met" if target["met"] else "missed"
         by = target["by"].replace("_", "-")
-        lines.append(f"target {word}: {target['reached']:.4g} {by}, wanted {target['wanted']:.4g} ({recipe.target})")
+        lines.append(f"target {verdict}: {target['reached']:.4g} {by}, wanted {target['wanted']:.4g} ({recipe.target})")
     say(f"\n{text(rows, measured['primary'])}\n")
     for line in lines:
         say(line)

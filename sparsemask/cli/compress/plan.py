@@ -1,4 +1,4 @@
-"""The stages of a recipe: one verb each, with its command line; and what of them is done, kept in compress.json."""
+"""The stages of a recipe, one command each, and their state, kept in compress.json."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def stages(recipe: Recipe) -> Iterator[Stage]:
 
 
 class Work:
-    """A recipe's folder: what is done in it, and the command lines of what is not.
+    """A recipe's folder: the stages that are done, and the command lines of the others.
 
     Attributes: current: name of the stage whose run holds the network so far, None before there is one; lock: held
     while this process works in it.
@@ -74,22 +74,22 @@ class Work:
     runs = property(lambda self: self.out / "runs")
 
     def open(self) -> None:
-        """Take up what an earlier process left; UseError where that was another recipe."""
+        """Continue from the state of an earlier process; UseError where that was of another recipe."""
         if not self.file.exists():
             return
-        found = read_json(self.file)
-        if found.get("format") != FORMAT:
+        state = read_json(self.file)
+        if state.get("format") != FORMAT:
             raise UseError(f"{self.file}: of another version of the toolkit; take another --out")
-        if where := difference(found.get("recipe"), self.recipe.content):
-            raise UseError(f"{self.out} was begun with another recipe: {where}; restore it, or take another --out")
-        self.state = found
+        if part := difference(state.get("recipe"), self.recipe.content):
+            raise UseError(f"{self.out} was begun with another recipe: {part}; restore it, or take another --out")
+        self.state = state
 
     def save(self) -> None:
         """Write compress.json, atomically."""
         write_json(self.file, self.state)
 
     def note(self, name: str) -> dict:
-        """What is remembered of a stage."""
+        """State of a stage."""
         return self.state["stages"].get(name, {})
 
     def done(self, name: str) -> bool:
@@ -119,8 +119,8 @@ class Work:
         return [*(["--search"] if stage.verb == "search" else []), *spelled(flags)]
 
     def _places(self, stage: Stage) -> dict:
-        """What a verb starts from, by the order of the steps."""
-        there = {step.kind for step in self.recipe.steps}
+        """Flags that name the files a verb starts from, by the order of the steps."""
+        kinds = {step.kind for step in self.recipe.steps}
         if stage.step and stage.step.kind == "groups":
             return {
                 "search": {"space": "slim", "pretrained_model": str(self.runs / self.current / "network.safetensors")},
@@ -129,9 +129,9 @@ class Work:
             }[stage.verb]
         if stage.verb == "prune":
             return {"run": str(self.runs / "search"), "out": str(self.out / MASK)}
-        if stage.verb == "retrain" and stage.step and "prune" in there:
+        if stage.verb == "retrain" and stage.step and "prune" in kinds:
             return {"mask_path": str(self.out / MASK)}
-        if stage.verb == "retrain" and "search" in there:
+        if stage.verb == "retrain" and "search" in kinds:
             return {"search_checkpoint": str(Run(self.runs / "search").last)}
         return {"run": str(self.runs / self.current)} if stage.verb in ("specialize", "export") else {}
 
@@ -142,8 +142,8 @@ class Work:
         if note.get("state") == "begun":
             seconds += _last_sign(self.runs / stage.name, note["began"]) - note["began"]
         run = Run(self.runs / stage.name)
-        whole = run.config.exists() and run.info_file.exists()
-        if stage.trains and run.folder.exists() and not whole:
+        complete = run.config.exists() and run.info_file.exists()
+        if stage.trains and run.folder.exists() and not complete:
             shutil.rmtree(run.folder)  # killed before the run was one
         kills = note.get("resumed", 0) + (note.get("state") == "begun")
         began = {"state": "begun", "began": time.time(), "seconds": seconds, "resumed": kills}
@@ -188,18 +188,18 @@ def call(stage: Stage, argv: list[str]) -> int:
     return main(argv) or 0
 
 
-def difference(there, here, name: str = "") -> str:
-    """Where two recipes part, in a few words; empty where they do not."""
-    if there == here:
+def difference(earlier, current, name: str = "") -> str:
+    """The first difference between two recipes as text; empty where they are equal."""
+    if earlier == current:
         return ""
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = [*here, *(key for key in there if key not in here)]
-        return next(difference(there.get(k), here.get(k), f"{name}.{k}".strip(".")) for k in keys
-                    if there.get(k) != here.get(k))  # fmt: skip
-    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        pairs = enumerate(zip(there, here, strict=True), 1)
+    if isinstance(earlier, dict) and isinstance(current, dict):
+        keys = [*current, *(key for key in earlier if key not in current)]
+        return next(difference(earlier.get(k), current.get(k), f"{name}.{k}".strip(".")) for k in keys
+                    if earlier.get(k) != current.get(k))  # fmt: skip
+    if isinstance(earlier, list) and isinstance(current, list) and len(earlier) == len(current):
+        pairs = enumerate(zip(earlier, current, strict=True), 1)
         return next(difference(a, b, f"{name}.{n}") for n, (a, b) in pairs if a != b)
-    return f"{name} is {_short(there)} there and {_short(here)} here"
+    return f"{name} is {_short(earlier)} there and {_short(current)} here"
 
 
 def _short(value) -> str:

@@ -1,4 +1,4 @@
-"""Recipes of `sparsemask compress`: what they may say, read and checked before anything is run.
+"""Recipes of `sparsemask compress`, read and checked before anything is run.
 
 A recipe is YAML: `flags` for every verb that has them, a `target`, `steps` in their order, perhaps `baseline`,
 `rounds` and `compiled`. Flags are the verbs' own, checked by their parsers.
@@ -116,7 +116,7 @@ def read(name: str) -> Recipe:
     """The recipe of a file or of a packaged name; UseError naming the key at fault."""
     path = packaged().get(name, Path(name))
     if not path.is_file():
-        near = f"; {found.strip()}" if (found := meant(name, packaged())) else ""
+        near = f"; {suggestion.strip()}" if (suggestion := meant(name, packaged())) else ""
         raise UseError(f"recipe not found: {name} (a file, or one of: {', '.join(sorted(packaged()))}){near}")
     content = read_yaml(path)
     content = _mapping(content, str(path), _KEYS)
@@ -130,60 +130,60 @@ def read(name: str) -> Recipe:
     target = _target(content.get("target"), path)
     steps = _steps(content.get("steps"), common, target, path)
     baseline = dict(next((step.flags["retrain"] for step in steps if step.kind == "retrain"), {}))
-    more = _mapping(content.get("baseline"), f"{path}: baseline")
-    baseline |= _checked("retrain", "connectivity", common, {**more}, f"{path}: baseline", {})
+    overrides = _mapping(content.get("baseline"), f"{path}: baseline")
+    baseline |= _checked("retrain", "connectivity", common, {**overrides}, f"{path}: baseline", {})
     baseline.pop("mask_path", None)
     return Recipe(path, steps, target, baseline, rounds, compiled, content)
 
 
-def _mapping(value, what: str, known: tuple[str, ...] | None = None) -> dict:
-    if value is None and known is None:
+def _mapping(value, title: str, allowed: tuple[str, ...] | None = None) -> dict:
+    if value is None and allowed is None:
         return {}
     if not isinstance(value, dict):
-        raise UseError(f"{what}: expected a mapping, found {type(value).__name__}")
+        raise UseError(f"{title}: expected a mapping, found {type(value).__name__}")
     for key in value:
-        if known is not None and key not in known:
-            raise UseError(f"{what}: unknown key '{key}'; {meant(key, known)}known: {', '.join(known)}")
-    return {str(key): one for key, one in value.items()}
+        if allowed is not None and key not in allowed:
+            raise UseError(f"{title}: unknown key '{key}'; {meant(key, allowed)}known: {', '.join(allowed)}")
+    return {str(key): item for key, item in value.items()}
 
 
 def _target(value, path: Path) -> Target | None:
     if value is None:
         return None
-    what = f"{path}: target"
-    found = _mapping(value, what, COSTS)
-    if len(found) != 1:
-        raise UseError(f"{what}: name one of {', '.join(COSTS)}, as in milliseconds: 25%")
-    ((by, text),) = found.items()
+    title = f"{path}: target"
+    mapping = _mapping(value, title, COSTS)
+    if len(mapping) != 1:
+        raise UseError(f"{title}: name one of {', '.join(COSTS)}, as in milliseconds: 25%")
+    ((by, text),) = mapping.items()
     share = isinstance(text, str) and text.endswith("%")
     try:
         number = float(text.removesuffix("%")) / 100 if share else float(text)
         if isinstance(text, bool) or not 0 < number < math.inf:
             raise ValueError
     except (TypeError, ValueError):
-        raise UseError(f"{what}.{by}: a number above 0, or a share such as 25%, not {text!r}") from None
+        raise UseError(f"{title}.{by}: a number above 0, or a share such as 25%, not {text!r}") from None
     return Target(by, number, share)
 
 
 def _steps(value, common: dict, target: Target | None, path: Path) -> tuple[Step, ...]:
     if not isinstance(value, list) or not value:
         raise UseError(f"{path}: steps: expected a list of {', '.join(KINDS)}")
-    there, steps, unknown = {""}, [], set(common)
+    available, steps, unknown = {""}, [], set(common)
     for number, entry in enumerate(value, 1):
         entry = {entry: None} if isinstance(entry, str) else entry
         if not isinstance(entry, dict) or len(entry) != 1:
             raise UseError(f"{path}: steps: step {number}: expected one of {', '.join(KINDS)}, with its flags")
         ((kind, flags),) = entry.items()
-        what = f"{path}: step {number} ({kind})"
+        title = f"{path}: step {number} ({kind})"
         if kind not in KINDS:
             near = meant(kind, KINDS)
             raise UseError(f"{path}: steps: step {number}: unknown step '{kind}'; {near}known: {', '.join(KINDS)}")
         if any(step.kind == kind for step in steps):
-            raise UseError(f"{what}: stands twice")
-        flags = _mapping(flags, what)
-        _in_order(kind, flags, there, steps, what)
-        there.add(KINDS[kind].gives)
-        steps.append(_step(kind, flags, common, target, what))
+            raise UseError(f"{title}: stands twice")
+        flags = _mapping(flags, title)
+        _in_order(kind, flags, available, steps, title)
+        available.add(KINDS[kind].gives)
+        steps.append(_step(kind, flags, common, target, title))
         if kind == "retrain":  # what comes after starts from its network
             common = {**common, **{n: v for n, v in steps[-1].flags["retrain"].items() if n in _NETWORK}}
         for verb, space in KINDS[kind].calls:
@@ -195,68 +195,68 @@ def _steps(value, common: dict, target: Target | None, path: Path) -> tuple[Step
     return tuple(steps)
 
 
-def _in_order(kind: str, flags: dict, there: set[str], steps: list[Step], what: str) -> None:
-    """Raise UseError where a step stands at the wrong place."""
+def _in_order(kind: str, flags: dict, available: set[str], steps: list[Step], title: str) -> None:
+    """Raise UseError where the order of the steps is wrong."""
     needs = KINDS[kind].needs
-    named = kind == "retrain" and "mask_path" in flags
-    if named and "mask" in there:
-        raise UseError(f"{what}: mask_path: the step 'prune' makes the mask; leave out one of the two")
-    if needs not in there and not named:
-        maker = next(name for name, one in KINDS.items() if one.gives == needs)
+    mask_given = kind == "retrain" and "mask_path" in flags
+    if mask_given and "mask" in available:
+        raise UseError(f"{title}: mask_path: the step 'prune' makes the mask; leave out one of the two")
+    if needs not in available and not mask_given:
+        maker = next(name for name, step_kind in KINDS.items() if step_kind.gives == needs)
         also = ", or give it mask_path" if kind == "retrain" else ""
-        raise UseError(f"{what}: stands before the step '{maker}', which it needs{also}")
+        raise UseError(f"{title}: stands before the step '{maker}', which it needs{also}")
     before = [step.kind for step in steps]
     if kind != "export" and "export" in before:
-        raise UseError(f"{what}: stands after 'export', which writes the finished network")
+        raise UseError(f"{title}: stands after 'export', which writes the finished network")
     if kind != "export" and "specialize" in before:
-        raise UseError(f"{what}: stands after 'specialize', whose masks belong to its weights")
+        raise UseError(f"{title}: stands after 'specialize', whose masks belong to its weights")
 
 
-def _step(kind: str, given: dict, common: dict, target: Target | None, what: str) -> Step:
+def _step(kind: str, step_flags: dict, common: dict, target: Target | None, title: str) -> Step:
     """A step with the flags of each of its verbs: common ones < the step's < those of a section named as the verb."""
     calls, budget = KINDS[kind].calls, KINDS[kind].budget
     many = len(calls) > 1
-    sections = {verb: _mapping(given.pop(verb, None), f"{what}: {verb}") for verb, _ in calls} if many else {}
-    auto = bool(budget) and given.get(budget) == AUTO
+    sections = {verb: _mapping(step_flags.pop(verb, None), f"{title}: {verb}") for verb, _ in calls} if many else {}
+    auto = bool(budget) and step_flags.get(budget) == AUTO
     if auto:
-        given.pop(budget)
+        step_flags.pop(budget)
         if target is None:
-            raise UseError(f"{what}: {budget}: auto needs a target, and the recipe has none")
-    flags, unknown = {}, set(given)
+            raise UseError(f"{title}: {budget}: auto needs a target, and the recipe has none")
+    flags, unknown = {}, set(step_flags)
     for verb, space in calls:
-        own = sections.get(verb, {})
-        flat = given if not many else {k: v for k, v in given.items() if k in parser(verb, space).actions()}
+        section = sections.get(verb, {})
+        flat = step_flags if not many else {k: v for k, v in step_flags.items() if k in parser(verb, space).actions()}
         unknown -= flat.keys()
-        flags[verb] = _checked(verb, space, common, {**flat, **own}, what, own)
+        flags[verb] = _checked(verb, space, common, {**flat, **section}, title, section)
     if unknown:
         wrong = sorted(unknown)[0]
         near = meant(wrong, {name for verb, space in calls for name in parser(verb, space).actions()}).strip()
-        raise UseError(f"{what}: unknown flag '{wrong}'{f'; {near}' if near else ''}")
+        raise UseError(f"{title}: unknown flag '{wrong}'{f'; {near}' if near else ''}")
     if kind == "export":
-        _check_out(flags["export"], what)
+        _check_out(flags["export"], title)
     return Step(kind, flags, auto)
 
 
-def _check_out(flags: dict, what: str) -> None:
+def _check_out(flags: dict, title: str) -> None:
     names = flags.get("out")
     if not names:
-        raise UseError(f"{what}: out: files to write, such as [network.onnx]")
+        raise UseError(f"{title}: out: files to write, such as [network.onnx]")
     for name in names:
         if Path(name).name != name or name in (".", ".."):
-            raise UseError(f"{what}: out: '{name}': a file name alone; it is written into the recipe's folder")
+            raise UseError(f"{title}: out: '{name}': a file name alone; it is written into the recipe's folder")
 
 
-def _checked(verb: str, space: str, common: dict, own: dict, what: str, section: dict) -> dict:
-    made = parser(verb, space, common.get("task"))
+def _checked(verb: str, space: str, common: dict, step_flags: dict, title: str, section: dict) -> dict:
+    verb_parser = parser(verb, space, common.get("task"))
     if space == "slim" or verb in ("specialize", "export"):  # start from the network at hand, not from an encoder
         common = {name: value for name, value in common.items() if name not in _ENCODER}
-    for name in {**common, **own}:
+    for name in {**common, **step_flags}:
         if name in _OWN and (verb, name) not in _ALLOWED:
-            raise UseError(f"{what}: '{name}' is the recipe's own business; leave it out")
-        if name == "task" and name in own:
-            raise UseError(f"{what}: 'task' belongs to the recipe's flags: all steps have one task")
-    where = f"{what}: {verb}" if section else what
-    return {**made.checked(common, what, foreign=True), **made.checked(own, where)}
+            raise UseError(f"{title}: '{name}' is the recipe's own business; leave it out")
+        if name == "task" and name in step_flags:
+            raise UseError(f"{title}: 'task' belongs to the recipe's flags: all steps have one task")
+    section_title = f"{title}: {verb}" if section else title
+    return {**verb_parser.checked(common, title, foreign=True), **verb_parser.checked(step_flags, section_title)}
 
 
 @functools.lru_cache(maxsize=32)

@@ -1,4 +1,4 @@
-"""What a recipe's steps gained and cost: every network in the form that is run, timed in turn in one process."""
+"""Quality and costs after each step of a recipe: every network in its fast form, timed in turn in one process."""
 
 from __future__ import annotations
 
@@ -40,56 +40,56 @@ class Opened:
     compiled: bool = False
     """Whether what is run is compiled."""
 
-    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """The network's output."""
         with torch.no_grad():
-            return self.plain(pictures)
+            return self.plain(images)
 
 
 def opened(folder: Path, compiled: bool = False) -> Opened:
     """The network of a run's folder. compiled: also try its compiled form, where no masks skip."""
     argv = ["--run", str(folder)]
     space = flags.space_of(argv)
-    made = evaluation.parser(space)
-    restored = open_trained(made, read_flags(made, argv, space))
-    config, network, where = restored.config, restored.model, restored.arithmetic
+    parser = evaluation.parser(space)
+    restored = open_trained(parser, read_flags(parser, argv, space))
+    config, network, arithmetic = restored.config, restored.model, restored.arithmetic
     task = tasks.get(config.data.task, config)
-    example = task.eval_data[0][0][None].to(where.device, where.parameters)
+    example = task.eval_data[0][0][None].to(arithmetic.device, arithmetic.parameters)
     if isinstance(spaces.get(space), HasFastForm):
         form = spaces.get(space).fast_form(network)
         run = plain = lambda x: form(x.contiguous(memory_format=torch.channels_last))
-        return Opened(config, network, run, plain, where, task)
+        return Opened(config, network, run, plain, arithmetic, task)
     run = plain = optimize_for_inference(network, example, compiled=False)
     if compiled:
         run = optimize_for_inference(network, example, compiled=None)
-    return Opened(config, network, run, plain, where, task, run.compiled)
+    return Opened(config, network, run, plain, arithmetic, task, run.compiled)
 
 
 def costs(networks: Mapping[str, Opened], rounds: int) -> dict[str, dict[str, float]]:
-    """{name: milliseconds, multiply_adds, parameters} on the same validation pictures, batch 1, timed in turn."""
+    """{name: milliseconds, multiply_adds, parameters} on the same validation images, batch 1, timed in turn."""
     first = next(iter(networks.values()))
     source = first.task.eval_data
     count = min(_PICTURES, len(source))
-    found = {n: {"milliseconds": 0.0, "multiply_adds": 0.0} for n in networks}
+    measured = {n: {"milliseconds": 0.0, "multiply_adds": 0.0} for n in networks}
     for index in range(count):
-        picture = source[index][0][None].to(first.where.device, first.where.parameters)
+        image = source[index][0][None].to(first.where.device, first.where.parameters)
         times = compare(
-            {n: functools.partial(one.run, picture) for n, one in networks.items()}, rounds, 3, picture.device
+            {n: functools.partial(network.run, image) for n, network in networks.items()}, rounds, 3, image.device
         )
-        for name, one in networks.items():
-            found[name]["milliseconds"] += times[name] / count
-            found[name]["multiply_adds"] += multiply_adds(one, picture) / count
-    for name, one in networks.items():
-        found[name]["parameters"] = count_parameters(one.network)
-    return found
+        for name, network in networks.items():
+            measured[name]["milliseconds"] += times[name] / count
+            measured[name]["multiply_adds"] += multiply_adds(network, image) / count
+    for name, network in networks.items():
+        measured[name]["parameters"] = count_parameters(network.network)
+    return measured
 
 
-def quality(one: Opened, limit: int = 0) -> float:
-    """The task's primary metric of the form that is run, over the validation pictures (the first `limit`)."""
+def quality(network: Opened, limit: int = 0) -> float:
+    """The task's primary metric of the form that is run, over the validation images (the first `limit`)."""
     with repeatable():
-        context = tasks.EvaluationContext.from_config(one.where, one.config)
-        scores = one.task.evaluate(one, context, limit=limit, quick=True)
-    return float(one.task.metrics(scores)[one.task.primary])
+        context = tasks.EvaluationContext.from_config(network.where, network.config)
+        scores = network.task.evaluate(network, context, limit=limit, quick=True)
+    return float(network.task.metrics(scores)[network.task.primary])
 
 
 def with_gains(rows: list[dict], dense: Mapping) -> list[dict]:

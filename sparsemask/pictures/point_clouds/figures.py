@@ -1,4 +1,4 @@
-"""Clouds as pictures: prediction beside truth, what is wrong, what each level of a network keeps."""
+"""Drawings of clouds: prediction beside truth, errors, and the points that each level of a network keeps."""
 
 from __future__ import annotations
 
@@ -34,18 +34,20 @@ def draw_clouds(
 ) -> Path:
     """Draw a cloud once for every panel, side by side, with a legend of what occurs; return the path.
 
-    A ceiling that would hide a room is left out, and the picture says so.
+    A ceiling that would hide a room is left out, with a note in the drawing.
 
     Args:
         path: the file to write (.png, .svg, .pdf).
         xyz: float32 (N, 3), metres, z up.
         panels: what each shows, by its title: classes (N,) with negative ones for no label, a bool mask (N,), colours
             uint8 (N, 3), or a :class:`~sparsemask.pictures.point_clouds.layers.Layer`.
-        names, colours: of the classes; see :func:`~sparsemask.pictures.point_clouds.layers.as_layer`.
+        names: of the classes; None: their numbers.
+        colours: uint8 (K, 3) of the classes; None: :func:`~sparsemask.pictures.point_clouds.layers.class_colours`.
         view: 'bird' or 'perspective'.
         title: a headline.
 
-    Raises UseError without panels, for panels of another number of points, and for what `as_layer` refuses.
+    Raises:
+        UseError: no panels, panels of another number of points, or what `as_layer` refuses.
     """
     path, xyz = style.check_path(path), checked(xyz)
     if not panels:
@@ -70,7 +72,11 @@ def draw_kept(
         view: 'bird' or 'perspective'.
         title: a headline.
 
-    Returns the path. Raises UseError without masks and for masks of more points than the cloud has.
+    Returns:
+        The path.
+
+    Raises:
+        UseError: no masks, or masks of more points than the cloud has.
     """
     path, xyz = style.check_path(path), checked(xyz)
     if not len(masks):
@@ -95,10 +101,10 @@ def panel_layers(
 
 
 def _draw(path: Path, xyz: np.ndarray, layers: Mapping[str, Panel], view: str, title: str | None) -> Path:
-    shown = laid_open(xyz, view)
-    seen, layers = xyz[shown], {caption: _part(layer, shown) for caption, layer in layers.items()}
+    visible = laid_open(xyz, view)
+    visible_xyz, layers = xyz[visible], {caption: _part(layer, visible) for caption, layer in layers.items()}
     entries = _entries([layer for layer in layers.values() if isinstance(layer, Layer)])
-    wide, across = _TALL * aspect(seen, view), min(_ACROSS, len(layers))
+    wide, across = _TALL * aspect(visible_xyz, view), min(_ACROSS, len(layers))
     down, empty = -(-len(layers) // across), -len(layers) % across
     width = across * wide + (across + 1) * _GAP
     # The legend takes the empty places of the last row if there are any, else a strip below.
@@ -106,21 +112,21 @@ def _draw(path: Path, xyz: np.ndarray, layers: Mapping[str, Panel], view: str, t
     columns = max(1, int(room / _widest(entries)))
     strip = -(-len(entries) // columns) * _LINE
     beside = bool(empty) and strip <= _TALL
-    note = "" if shown.all() else "Left out: the ceiling" + (" and the walls in front." if view != "bird" else ".")
+    note = "" if visible.all() else "Left out: the ceiling" + (" and the walls in front." if view != "bird" else ".")
     head = 0.36 if title else 0.06
     foot = (0 if beside else strip + 0.08) + (_LINE if note else 0) + 0.06
     height = head + down * (_TALL + _CAPTION) + foot
     with style.drawing():
         fig = style.figure(width, height)
-        scene = Scene(seen, view, (round(_TALL * _DPI), round(wide * _DPI)))
+        scene = Scene(visible_xyz, view, (round(_TALL * _DPI), round(wide * _DPI)))
         for k, (caption, layer) in enumerate(layers.items()):
             left = _GAP + (k % across) * (wide + _GAP)
             axes = style.place(fig, left, height - head - (k // across + 1) * (_TALL + _CAPTION), wide, _TALL)
             if isinstance(layer, Layer):
-                picture = scene.picture(layer.rgb, np.isin(layer.index, layer.front), layer.larger)
+                image = scene.picture(layer.rgb, np.isin(layer.index, layer.front), layer.larger)
             else:
-                picture = scene.picture(layer)
-            axes.imshow(picture, interpolation="antialiased", aspect="auto")
+                image = scene.picture(layer)
+            axes.imshow(image, interpolation="antialiased", aspect="auto")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color=style.PALE, lw=0.6)
             axes.set_title(caption, pad=4)
@@ -144,8 +150,8 @@ def _legend(fig, entries, start: tuple[float, float], columns: int, step: float)
         fig.text((x + 0.27) / width, y / height, name, va="center", size=style.LABEL)
 
 
-def _part(layer: Panel, shown: np.ndarray) -> Panel:
-    return replace(layer, index=layer.index[shown]) if isinstance(layer, Layer) else layer[shown]
+def _part(layer: Panel, visible: np.ndarray) -> Panel:
+    return replace(layer, index=layer.index[visible]) if isinstance(layer, Layer) else layer[visible]
 
 
 def _entries(layers: Sequence[Layer]) -> list[tuple[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""What a cloud can be painted with: classes, errors, kept points; and the customary colours of classes.
+"""Layers of colours for a cloud: classes, errors, kept points; and the usual colours of classes.
 
 S3DIS has no official colours; these are the ones most point-cloud toolkits show it in, with a clutter that is seen on
 white. SemanticKITTI's are those of its own configuration (`color_map` of semantic-kitti-api, there in the order BGR).
@@ -35,7 +35,7 @@ _RIGHT, _WRONG = (178, 190, 200), (205, 30, 40)
 
 @dataclass(frozen=True)
 class Layer:
-    """A paint for N points: point n has the colour and the name number index[n]."""
+    """Colours of N points: point n has the colour and the name with the number index[n]."""
 
     index: np.ndarray
     """uint8 (N,)."""
@@ -60,11 +60,11 @@ class Layer:
 
 def class_colours(names: Sequence[str]) -> np.ndarray:
     """uint8 (K, 3): the customary colour of every known class, others spread over the hues."""
-    made = []
+    colours = []
     for k, name in enumerate(names):
         hue, value = (0.08 + k * 0.618) % 1.0, (0.85, 0.6)[k % 2]
-        made.append(_KNOWN.get(name) or [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.65, value)])
-    return np.array(made, np.uint8).reshape(-1, 3)
+        colours.append(_KNOWN.get(name) or [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.65, value)])
+    return np.array(colours, np.uint8).reshape(-1, 3)
 
 
 def as_layer(
@@ -77,7 +77,8 @@ def as_layer(
         names: of the classes; by default their numbers.
         colours: uint8 (K, 3), one for every name; by default :func:`class_colours`.
 
-    Raises UseError for other shapes, classes without a name or a colour, and more than 255 classes.
+    Raises:
+        UseError: other shapes, classes without a name or a colour, and more than 255 classes.
     """
     if isinstance(values, Layer):
         return values
@@ -103,7 +104,8 @@ def as_layer(
 def error_layer(prediction: np.ndarray, truth: np.ndarray) -> Layer:
     """Where prediction and truth, classes (N,), differ; points whose truth is negative count as neither.
 
-    Raises UseError where they have different shapes.
+    Raises:
+        UseError: they have different shapes.
     """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape:
@@ -116,7 +118,8 @@ def error_layer(prediction: np.ndarray, truth: np.ndarray) -> Layer:
 def kept_layer(mask: np.ndarray, points: int) -> Layer:
     """What a level keeps of `points` points: its mask, bool (N_l,), speaks of the first N_l of them.
 
-    Raises UseError for a mask of more points.
+    Raises:
+        UseError: a mask of more points.
     """
     mask = np.asarray(mask, bool).ravel()
     if len(mask) > points:

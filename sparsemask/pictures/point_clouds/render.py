@@ -25,7 +25,7 @@ _DOME, _REACH = 26.0, 2  # strength of the shading, pixels between a point and t
 
 @dataclass(frozen=True)
 class Projected:
-    """Points on a picture of `size` (height, width) pixels; what lies outside or behind is left to be clipped."""
+    """Points projected to an image of `size` (height, width) pixels, not yet clipped."""
 
     across: np.ndarray
     down: np.ndarray
@@ -70,15 +70,15 @@ def laid_open(xyz: np.ndarray, view: str) -> np.ndarray:
     height = roof(xyz)
     if height is None:
         return np.ones(len(xyz), bool)
-    shown = xyz[:, 2] < height
+    visible = xyz[:, 2] < height
     if view == "perspective":
-        sides, corner = np.percentile(xyz[shown, :2], (0.2, 99.8), axis=0)
-        shown &= (xyz[:, :2] > sides + _WALL * (corner - sides)).all(1)  # the camera stands towards -x and -y
-    return shown if shown.any() else np.ones(len(xyz), bool)
+        sides, corner = np.percentile(xyz[visible, :2], (0.2, 99.8), axis=0)
+        visible &= (xyz[:, :2] > sides + _WALL * (corner - sides)).all(1)  # the camera stands towards -x and -y
+    return visible if visible.any() else np.ones(len(xyz), bool)
 
 
 def aspect(xyz: np.ndarray, view: str) -> float:
-    """Width over height of a picture that suits the cloud."""
+    """Width over height of a fitting image of the cloud."""
     choose(view, VIEWS, "view")
     if view == "perspective":
         return 1.45
@@ -87,7 +87,7 @@ def aspect(xyz: np.ndarray, view: str) -> float:
 
 
 def project(xyz: np.ndarray, view: str, size: tuple[int, int]) -> Projected:
-    """Where points float32 (N, 3) fall on a picture of `size` (height, width): from above, or from beside and above."""
+    """Project points float32 (N, 3) to an image of `size` (height, width), from above or in perspective."""
     choose(view, VIEWS, "view")
     high, wide = size
     low, top = whole_box(xyz)
@@ -113,8 +113,10 @@ def project(xyz: np.ndarray, view: str, size: tuple[int, int]) -> Projected:
         distance = max(1.03 * np.percentile(reach, 100 - 4 * stray), 0.01)
         if last or stray == _FAR:
             break
-        for one in (x, y):  # what is seen moves to the middle of the picture, so that the camera can come nearer
-            one -= distance * np.percentile(one / np.maximum(distance - near, 1e-6), (stray, 100 - stray)).mean()
+        for coordinate in (x, y):  # what is seen moves to the middle of the picture, so that the camera can come nearer
+            coordinate -= (
+                distance * np.percentile(coordinate / np.maximum(distance - near, 1e-6), (stray, 100 - stray)).mean()
+            )
     depth = distance - near
     zoom = high / 2 / _TANGENT / np.maximum(depth, 1e-6)
     return Projected(wide / 2 + zoom * x, high / 2 - zoom * y, depth, zoom, size)
@@ -126,7 +128,7 @@ class Scene:
     Args:
         xyz: float32 (N, 3), metres, z up.
         view: 'bird' (from above, x to the right) or 'perspective'.
-        size: (height, width) of the pictures in pixels.
+        size: (height, width) of the images in pixels.
     """
 
     def __init__(self, xyz: np.ndarray, view: str, size: tuple[int, int]):
@@ -145,30 +147,32 @@ class Scene:
         """
         drawn = np.full((*self._places.size, 3), 255, np.float32)
         passes = [self._whole] + ([self._seen(front, larger)] if front is not None and front.any() else [])
-        for there, point, light in passes:
-            drawn[there] = rgb[point] * light[:, None]
+        for pixels, point, light in passes:
+            drawn[pixels] = rgb[point] * light[:, None]
         small = drawn.reshape(self._size[0], _FINER, self._size[1], _FINER, 3).mean((1, 3))
         return np.clip(np.rint(small), 0, 255).astype(np.uint8)
 
-    def _seen(self, shown: np.ndarray, larger: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _seen(self, visible: np.ndarray, larger: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Which pixels show a point, bool (H, W); of those, the point and its light."""
-        point, depth = _nearest(self._places, shown, self._spacing * larger, _FINER * larger)
-        there = point >= 0
-        light = _dome(np.where(there, depth, np.inf))[there] * self._by_height[point[there]]
-        return there, point[there], light.astype(np.float32)
+        point, depth = _nearest(self._places, visible, self._spacing * larger, _FINER * larger)
+        pixels = point >= 0
+        light = _dome(np.where(pixels, depth, np.inf))[pixels] * self._by_height[point[pixels]]
+        return pixels, point[pixels], light.astype(np.float32)
 
 
-def _nearest(places: Projected, shown: np.ndarray, metres: float, pixels: float) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(projected: Projected, visible: np.ndarray, metres: float, pixels: float) -> tuple[np.ndarray, np.ndarray]:
     """For every pixel the point that is nearest there (-1: none), and its depth; a splat is that many metres wide."""
-    high, wide = places.size
-    inside = shown & (places.depth > 1e-3)
-    inside &= (places.across > -9) & (places.across < wide + 9) & (places.down > -9) & (places.down < high + 9)
+    high, wide = projected.size
+    inside = visible & (projected.depth > 1e-3)
+    inside &= (
+        (projected.across > -9) & (projected.across < wide + 9) & (projected.down > -9) & (projected.down < high + 9)
+    )
     number = np.flatnonzero(inside)
-    sides = np.clip(np.rint(metres * places.zoom[number]), max(1, round(1.7 * pixels)), 6 * pixels).astype(int)
+    sides = np.clip(np.rint(metres * projected.zoom[number]), max(1, round(1.7 * pixels)), 6 * pixels).astype(int)
     pixel, owner = [], []
     for side in np.unique(sides):
         chosen = number[sides == side]
-        corner = [np.rint(part[chosen] - side / 2).astype(np.int64) for part in (places.down, places.across)]
+        corner = [np.rint(part[chosen] - side / 2).astype(np.int64) for part in (projected.down, projected.across)]
         steps = np.arange(side)
         row = (corner[0][:, None, None] + steps[:, None]).repeat(side, 2).ravel()
         column = (corner[1][:, None, None] + steps).repeat(side, 1).ravel()
@@ -178,10 +182,10 @@ def _nearest(places: Projected, shown: np.ndarray, metres: float, pixels: float)
     point = np.full(high * wide, -1, np.int64)
     if pixel:
         pixel, owner = np.concatenate(pixel), np.concatenate(owner)
-        order = np.argsort(-places.depth[owner], kind="stable")  # of values written to one pixel the last remains
+        order = np.argsort(-projected.depth[owner], kind="stable")  # of values written to one pixel the last remains
         point[pixel[order]] = owner[order]
     point = point.reshape(high, wide)
-    return point, places.depth[point]
+    return point, projected.depth[point]
 
 
 def _dome(depth: np.ndarray) -> np.ndarray:
@@ -191,9 +195,9 @@ def _dome(depth: np.ndarray) -> np.ndarray:
     padded = np.pad(log, _REACH, constant_values=np.inf)
     for step in ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)):
         down, across = (_REACH + _REACH * part for part in step)
-        other = padded[down : down + log.shape[0], across : across + log.shape[1]]
+        shifted = padded[down : down + log.shape[0], across : across + log.shape[1]]
         with np.errstate(invalid="ignore"):  # nothing beside nothing
-            total += np.minimum(np.nan_to_num(np.maximum(log - other, 0), nan=0.0, posinf=0.0), 0.05)
+            total += np.minimum(np.nan_to_num(np.maximum(log - shifted, 0), nan=0.0, posinf=0.0), 0.05)
     return np.maximum(np.exp(-_DOME * total / 8), 0.35)
 
 

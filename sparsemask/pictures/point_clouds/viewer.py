@@ -48,10 +48,12 @@ def write_viewer(
         xyz: float32 (N, 3), metres, z up; kept to 1/65535 of the cloud's size.
         layers: what points are painted with, by name, as the panels of
             :func:`~sparsemask.pictures.point_clouds.figures.draw_clouds`.
-        names, colours: of the classes; see :func:`~sparsemask.pictures.point_clouds.layers.as_layer`.
+        names: of the classes; None: their numbers.
+        colours: uint8 (K, 3) of the classes; None: :func:`~sparsemask.pictures.point_clouds.layers.class_colours`.
         title: plain text.
 
-    Raises UseError without the package trimesh, without layers, for layers of another number of points.
+    Raises:
+        UseError: the package trimesh is absent, there are no layers, or one is of another number of points.
     """
     path, xyz, library = check_viewer(path), checked(xyz), _library()
     if not layers:
@@ -89,27 +91,27 @@ def _library() -> str:
 
 def _cloud(xyz: np.ndarray, layers: Mapping[str, Layer | np.ndarray]) -> dict:
     """What the page's script reads; arrays as base64 of their bytes."""
-    whole, near = np.stack([xyz.min(0), xyz.max(0)]).astype(np.float64), whole_box(xyz)
+    bounds, near = np.stack([xyz.min(0), xyz.max(0)]).astype(np.float64), whole_box(xyz)
     # Coordinates are whole steps around the middle of what matters, where the camera turns.
     middle = near.mean(0)
-    step = np.maximum(2 * np.abs(whole - middle).max(0) / _STEPS, 1e-9)
+    step = np.maximum(2 * np.abs(bounds - middle).max(0) / _STEPS, 1e-9)
     steps = np.clip(np.rint((xyz - middle) / step + _STEPS / 2), 0, _STEPS).astype("<u2")
-    shown = []
+    entries = []
     for name, layer in layers.items():
-        one = {"name": str(name), "data": _base64(layer.index if isinstance(layer, Layer) else layer)}
+        entry = {"name": str(name), "data": _base64(layer.index if isinstance(layer, Layer) else layer)}
         if isinstance(layer, Layer):
-            one["colours"] = layer.colours.tolist()
-            one["legend"] = [[k, str(layer.names[k]), percent(n / len(xyz))] for k, n in layer.occurring()]
-        shown.append(one)
+            entry["colours"] = layer.colours.tolist()
+            entry["legend"] = [[k, str(layer.names[k]), percent(n / len(xyz))] for k, n in layer.occurring()]
+        entries.append(entry)
     height = roof(xyz)
     reach = float(np.linalg.norm(near[1] - near[0])) / 2
     return {
         "points": _base64(steps),
         "step": step.tolist(),
-        "heights": [*(whole[:, 2] - middle[2]).tolist(), None if height is None else height - float(middle[2])],
+        "heights": [*(bounds[:, 2] - middle[2]).tolist(), None if height is None else height - float(middle[2])],
         "reach": max(reach, 1e-3),
         "spacing": max(spacing(xyz), 1e-4),
-        "layers": shown,
+        "layers": entries,
     }
 
 
@@ -122,7 +124,7 @@ def _page(title: str, count: int, cloud: dict, scripts: Sequence[str], style: st
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {hashes}"
     # Inside a script element only '<' could end it; as \u003c it cannot.
     data = json.dumps(cloud, separators=(",", ":")).replace("<", "\\u003c")
-    shown = "\n".join(f"<script>{text}</script>" for text in scripts)
+    script_elements = "\n".join(f"<script>{text}</script>" for text in scripts)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -149,7 +151,7 @@ def _page(title: str, count: int, cloud: dict, scripts: Sequence[str], style: st
 <ul id="legend"></ul>
 </aside>
 <script type="application/json" id="cloud">{data}</script>
-{shown}
+{script_elements}
 </body>
 </html>
 """

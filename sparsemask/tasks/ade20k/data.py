@@ -1,8 +1,8 @@
-"""ADE20K as the scene parsing challenge gives it away.
+"""ADE20K as published for the scene parsing challenge.
 
 --data_root is the challenge's folder (ADEChallengeData2016) or the one above it: images/{training,validation}/*.jpg,
 annotations/{training,validation}/*.png and objectInfo150.txt. The value 0 means other things: it is ignored, and
-value k is class k - 1. --training_list and --eval_list may name a part of the pictures, a line each.
+value k is class k - 1. --training_list and --eval_list may name a part of the images, a line each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sparsemask.VOC12.palette import read_label
 
 
 class Ade20kDataset(SegmentationDataset):
-    """Pictures with their class indices; the files' 0 is 255 here, all others are one less."""
+    """Images with their class indices; the files' 0 is 255 here, all others are one less."""
 
     def read(self, path: str) -> np.ndarray:
         """Class indices, uint8 (H, W)."""

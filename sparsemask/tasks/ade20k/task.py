@@ -1,6 +1,6 @@
 """Scene parsing on ADE20K: segmentation with 150 classes, pixel accuracy and mean IoU.
 
-Where pictures lie: :mod:`sparsemask.tasks.ade20k.data`.
+Where images lie: :mod:`sparsemask.tasks.ade20k.data`.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Ade20kTask(SegmentationTask):
         file = ade20k_root(Path(root)) / _INFO if root else None
         return object_names(file) if file is not None and file.is_file() else load_class_names(None, CLASSES)
 
-    def layout(self, root: Path, which: str) -> list[Pair]:
-        """The pictures of images/training or images/validation, or those that a list names."""
-        root, part = ade20k_root(root), _FOLDERS[which]
-        images, labels = root / "images" / part, root / "annotations" / part
-        listed = self.config[f"{which}_list"]
+    def layout(self, root: Path, split: str) -> list[Pair]:
+        """The images of images/training or images/validation, or those that a list names."""
+        root, subfolder = ade20k_root(root), _FOLDERS[split]
+        images, labels = root / "images" / subfolder, root / "annotations" / subfolder
+        listed = self.config[f"{split}_list"]
         return pairs_from_lists(images, labels, listed) if listed else folder_pairs(images, labels, LABEL_SUFFIXES)
 
     def dataset(self, pairs: list[Pair], **settings) -> Ade20kDataset:
-        """Pictures with their class indices."""
+        """Images with their class indices."""
         return Ade20kDataset(pairs, self.n_class, self.classes, **settings)

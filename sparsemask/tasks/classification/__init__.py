@@ -1,4 +1,4 @@
-"""Classification of pictures."""
+"""Classification of images."""
 
 from sparsemask.tasks.classification.task import ClassificationTask
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as they are given away: archives or unpacked, as bytes or as Python's pickles.
+"""CIFAR-10 and CIFAR-100 as published: archives or unpacked, in binary or as Python's pickles.
 
 The binary files (Krizhevsky, "Learning multiple layers of features from tiny images", 2009; the data set's page) are
 records of one label byte (CIFAR-100: coarse, then fine) and 3072 bytes, red, green and blue planes of 32x32. The
@@ -49,21 +49,24 @@ class _Form:
 def find(root: Path) -> tuple[str, list[str], Pictures, Pictures] | None:
     """(title, classes, training, validation) of an archive, or of a folder with one form's archive or files.
 
-    None where there is nothing of CIFAR's. UseError for both data sets at once, missing files, and torn ones.
+    None where there are no files of CIFAR.
+
+    Raises:
+        UseError: both data sets are there, or files are missing or truncated.
     """
     if root.is_file():
         if not is_tar(root):
             return None
         return _from_archive(root)
-    places = [(form, place) for form in _FORMS for place in _places(root, form)]
-    if not places:
+    candidates = [(form, path) for form in _FORMS for path in _places(root, form)]
+    if not candidates:
         return None
-    if len({form.classes for form, _ in places}) > 1:
+    if len({form.classes for form, _ in candidates}) > 1:
         raise UseError(f"{root}: CIFAR-10 and CIFAR-100 are both here: --data_root must name one of them")
-    form, place = places[0]  # of several forms of one data set the binary one
-    if place.is_file():
-        return _from_archive(place)
-    return _read(form, {p.name: p.read_bytes() for p in place.iterdir() if p.name in (*form.files, form.names)}, place)
+    form, path = candidates[0]  # of several forms of one data set the binary one
+    if path.is_file():
+        return _from_archive(path)
+    return _read(form, {p.name: p.read_bytes() for p in path.iterdir() if p.name in (*form.files, form.names)}, path)
 
 
 def _places(root: Path, form: _Form) -> list[Path]:
@@ -74,76 +77,78 @@ def _places(root: Path, form: _Form) -> list[Path]:
 
 
 def _from_archive(path: Path) -> tuple[str, list[str], Pictures, Pictures]:
-    wanted = {name for form in _FORMS for name in (*form.files, form.names)}
-    found: Files = {}
+    file_names = {name for form in _FORMS for name in (*form.files, form.names)}
+    contents: Files = {}
     with Tar(path, "torn or not an archive; download it again") as archive:
         for member in archive:
             name = PurePosixPath(member.name).name
-            if not member.isfile() or name not in wanted or name in found:
+            if not member.isfile() or name not in file_names or name in contents:
                 continue
             if member.size > _LARGEST:
                 raise UseError(f"{path}: {member.name} has {member.size} bytes, more than any file of CIFAR's")
-            found[name] = archive.read(member, _LARGEST)
-    form = next((form for form in _FORMS if any(name in found for name in form.training)), None)
+            contents[name] = archive.read(member, _LARGEST)
+    form = next((form for form in _FORMS if any(name in contents for name in form.training)), None)
     if form is None:
         raise UseError(f"{path}: an archive without CIFAR's files ({', '.join(form.archive for form in _FORMS)})")
-    return _read(form, found, path)
+    return _read(form, contents, path)
 
 
-def _read(form: _Form, files: Files, where: Path) -> tuple[str, list[str], Pictures, Pictures]:
+def _read(form: _Form, files: Files, origin: Path) -> tuple[str, list[str], Pictures, Pictures]:
     missing = [name for name in form.files if name not in files]
     if missing:
-        raise UseError(f"{where}: {missing[0]} is missing ({form.title} has {len(form.files)} files of pictures)")
-    parts = {name: form.read(files[name], form.classes, f"{where}, {name}") for name in form.files}
-    training = tuple(np.concatenate(arrays) for arrays in zip(*(parts[name] for name in form.training), strict=True))
-    names = form.read_names(files[form.names], f"{where}, {form.names}") if form.names in files else []
+        raise UseError(f"{origin}: {missing[0]} is missing ({form.title} has {len(form.files)} files of pictures)")
+    by_file = {name: form.read(files[name], form.classes, f"{origin}, {name}") for name in form.files}
+    training = tuple(np.concatenate(arrays) for arrays in zip(*(by_file[name] for name in form.training), strict=True))
+    names = form.read_names(files[form.names], f"{origin}, {form.names}") if form.names in files else []
     if names and len(names) != form.classes:
-        raise UseError(f"{where}, {form.names}: {len(names)} class names, expected {form.classes}")
+        raise UseError(f"{origin}, {form.names}: {len(names)} class names, expected {form.classes}")
     if not names:
         names = list(_NAMES) if form.classes == len(_NAMES) else [str(k) for k in range(form.classes)]
-    return form.title, names, training, parts[form.validation]
+    return form.title, names, training, by_file[form.validation]
 
 
-def _read_binary(content: bytes, classes: int, what: str) -> Pictures:
+def _read_binary(content: bytes, classes: int, title: str) -> Pictures:
     """Records of a binary file; the label is the byte right before the planes."""
     head = 1 if classes == len(_NAMES) else 2
     size = head + 3 * _SIDE**2
     if not content or len(content) % size:
-        raise UseError(f"{what}: {len(content)} bytes are no whole number of records of {size}; download it again")
+        raise UseError(f"{title}: {len(content)} bytes are no whole number of records of {size}; download it again")
     records = np.frombuffer(content, np.uint8).reshape(-1, size)
-    return _checked(records[:, head:], records[:, head - 1], classes, what)
+    return _checked(records[:, head:], records[:, head - 1], classes, title)
 
 
-def _read_pickle(content: bytes, classes: int, what: str) -> Pictures:
-    found = read_mapping(io.BytesIO(content), what)
-    data, labels = found.get("data"), found.get("labels" if classes == len(_NAMES) else "fine_labels")
-    right = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3 * _SIDE**2
-    if not right or not isinstance(labels, list) or len(labels) != len(data) or not len(data):
-        raise UseError(f"{what}: expected data, uint8 (N, {3 * _SIDE**2}), and as many labels")
+def _read_pickle(content: bytes, classes: int, title: str) -> Pictures:
+    entries = read_mapping(io.BytesIO(content), title)
+    data, labels = entries.get("data"), entries.get("labels" if classes == len(_NAMES) else "fine_labels")
+    well_formed = (
+        isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3 * _SIDE**2
+    )
+    if not well_formed or not isinstance(labels, list) or len(labels) != len(data) or not len(data):
+        raise UseError(f"{title}: expected data, uint8 (N, {3 * _SIDE**2}), and as many labels")
     if not all(isinstance(label, int) for label in labels):
-        raise UseError(f"{what}: labels that are no whole numbers")
-    return _checked(data, np.array(labels), classes, what)
+        raise UseError(f"{title}: labels that are no whole numbers")
+    return _checked(data, np.array(labels), classes, title)
 
 
-def _checked(planes: np.ndarray, labels: np.ndarray, classes: int, what: str) -> Pictures:
+def _checked(planes: np.ndarray, labels: np.ndarray, classes: int, title: str) -> Pictures:
     if labels.min() < 0 or labels.max() >= classes:
-        raise UseError(f"{what}: label {max(labels.max(), -labels.min())} beyond the {classes} classes")
-    pictures = planes.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(pictures), labels.astype(np.int64)
+        raise UseError(f"{title}: label {max(labels.max(), -labels.min())} beyond the {classes} classes")
+    images = planes.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), labels.astype(np.int64)
 
 
-def _names_of_text(content: bytes, what: str) -> list[str]:
+def _names_of_text(content: bytes, title: str) -> list[str]:
     try:
         return content.decode().split()
     except UnicodeDecodeError:
-        raise UseError(f"{what}: no text") from None
+        raise UseError(f"{title}: no text") from None
 
 
-def _names_of_pickle(content: bytes, what: str) -> list[str]:
-    found = read_mapping(io.BytesIO(content), what)
-    names = found.get("fine_label_names", found.get("label_names"))
+def _names_of_pickle(content: bytes, title: str) -> list[str]:
+    entries = read_mapping(io.BytesIO(content), title)
+    names = entries.get("fine_label_names", entries.get("label_names"))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UseError(f"{what}: expected a list of class names")
+        raise UseError(f"{title}: expected a list of class names")
     return names
 
 

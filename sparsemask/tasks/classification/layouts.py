@@ -1,11 +1,11 @@
-"""Which classified pictures there are below a --data_root.
+"""Which classified images there are below a --data_root.
 
     CIFAR        cifar-10 or -100, binary or python, as archives or unpacked, see :mod:`classification_cifar`
     npz          train*.npz and test*.npz (val*, eval*): x uint8 (N, H, W, 3), y (N,); class names in classes.json
     folders      train/CLASS/* and val/CLASS/*, ImageNet's layout; or CLASS/* alone
 
 Names of parts are known in any case: train, training; val, valid, validation, test, testing, eval, of which the first
-that is there validates. Where only training pictures are, every tenth of each class is for validation.
+that is there validates. Where only training images are, every tenth of each class is for validation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sparsemask.tasks.classification import cifar
 from sparsemask.tasks.classification.data import Part
 from sparsemask.VOC12.images import SUFFIXES, is_picture, picture_size, read_picture
 
-SMALL = 64  # pictures of files no larger than that, and of one size, are read into memory
+SMALL = 64  # images of files no larger than that, and of one size, are read into memory
 _MEMORY = 2 << 30  # bytes of them
 _TENTH = 10
 _TRAINING = ("train", "training")
@@ -34,7 +34,9 @@ _VALIDATION = ("val", "valid", "validation", "test", "testing", "eval")
 class LabelledPictures:
     """A data set: its name in words, its classes, its parts.
 
-    origin: where the training and the validation pictures were read from, in words. unused: what was not read.
+    Attributes:
+        origin: where the training and the validation images were read from, in words.
+        unused: what was not read.
     """
 
     title: str
@@ -44,44 +46,46 @@ class LabelledPictures:
     origin: tuple[str, str] = ("", "")
     unused: tuple[str, ...] = ()
 
-    def said(self) -> str:
-        """A line of what was read: pictures, classes, where from, and what was left."""
+    def summary(self) -> str:
+        """Summary line: numbers of images and classes, their origin, and what is not used."""
         parts = zip((self.training, self.validation), ("training", "validation"), self.origin, strict=True)
-        words = [f"{len(part)} for {what}" + (f" ({where})" if where else "") for part, what, where in parts]
-        line = f"{', '.join(words)}, {len(self.classes)} classes"
+        descriptions = [
+            f"{len(part)} for {purpose}" + (f" ({origin})" if origin else "") for part, purpose, origin in parts
+        ]
+        line = f"{', '.join(descriptions)}, {len(self.classes)} classes"
         return line + (f"; not used: {', '.join(self.unused)}" if self.unused else "")
 
 
 def find_pictures(root: str | os.PathLike) -> LabelledPictures:
-    """The pictures of a data root; UseError where there are none, or none that can be read."""
+    """The images of a data root; UseError where there are none, or none that can be read."""
     root = Path(root)
     if not root.exists():
         raise UseError(f"--data_root {root}: no such file or folder")
-    found = cifar.find(root)
-    if found is not None:
-        title, classes, *parts = found
+    cifar_data = cifar.find(root)
+    if cifar_data is not None:
+        title, classes, *parts = cifar_data
         return LabelledPictures(title, classes, *(Part(*part) for part in parts))
     if root.is_file():
         if root.suffix != ".npz":
             raise UseError(f"--data_root {root}: neither a CIFAR archive nor .npz")
         return _from_npz([root], [], root.parent)
-    files = {which: _npz_of(root, starts) for which, starts in (("train", _TRAINING), ("eval", _VALIDATION))}
+    files = {split: _npz_of(root, starts) for split, starts in (("train", _TRAINING), ("eval", _VALIDATION))}
     if files["train"]:
         return _from_npz(files["train"], files["eval"], root)
     return _from_folders(root)
 
 
 def split_tenths(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training and of the validation pictures: of each class every tenth validates.
+    """Indices of training and validation images: every tenth image of each class validates.
 
-    Of fewer than ten the last one does; a single one trains.
+    Of a class with fewer than ten images the last one validates; a single image trains.
     """
-    held = np.zeros(len(labels), bool)
+    validates = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        (where,) = np.nonzero(labels == label)
-        chosen = where[_TENTH - 1 :: _TENTH] if len(where) >= _TENTH else where[1:][-1:]
-        held[chosen] = True
-    return np.flatnonzero(~held), np.flatnonzero(held)
+        (members,) = np.nonzero(labels == label)
+        chosen = members[_TENTH - 1 :: _TENTH] if len(members) >= _TENTH else members[1:][-1:]
+        validates[chosen] = True
+    return np.flatnonzero(~validates), np.flatnonzero(validates)
 
 
 def _npz_of(root: Path, starts: Sequence[str]) -> list[Path]:
@@ -104,37 +108,37 @@ def _from_npz(train: list[Path], validation: list[Path], root: Path) -> Labelled
 
 
 def _whole(
-    title: str, classes: list[str], parts: list[Part], where: str, unused: tuple[str, ...] = ()
+    title: str, classes: list[str], parts: list[Part], source: str, unused: tuple[str, ...] = ()
 ) -> LabelledPictures:
     """A data set of one part, of which a tenth validates."""
-    train, held = split_tenths(parts[0].labels)
-    if not len(held):
+    train, validation = split_tenths(parts[0].labels)
+    if not len(validation):
         raise UseError(f"{title}: too few pictures to leave any for validation")
-    title, origin = f"{title}, every tenth picture", (where, "every tenth of each class")
-    return LabelledPictures(title, classes, parts[0].take(train), parts[0].take(held), origin, unused)
+    title, origin = f"{title}, every tenth picture", (source, "every tenth of each class")
+    return LabelledPictures(title, classes, parts[0].take(train), parts[0].take(validation), origin, unused)
 
 
 def read_npz(path: str | os.PathLike) -> Part:
-    """The pictures of an .npz: x uint8 (N, H, W, 3) or grey (N, H, W), (N, H, W, 1); y whole numbers (N,).
+    """The images of an .npz: x uint8 (N, H, W, 3) or grey (N, H, W), (N, H, W, 1); y whole numbers (N,).
 
     Raises:
-        UseError: missing, torn, other arrays.
+        UseError: missing, truncated, other arrays.
     """
     path = Path(path)
     with open_npz(path, "not readable as an .npz of arrays") as content:
         if "x" not in content or "y" not in content:
             raise UseError(f"{path}: expected arrays x (uint8 N, H, W, 3) and y (N,)")
-        pictures, labels = content["x"], content["y"]
-    if pictures.ndim == 3:
-        pictures = pictures[..., None]
-    right = pictures.dtype == np.uint8 and pictures.ndim == 4 and pictures.shape[-1] in (1, 3) and pictures.size
-    if not right:
-        raise UseError(f"{path}: x must be uint8 (N, H, W, 3), found {pictures.dtype} {pictures.shape}")
-    if labels.shape != (len(pictures),) or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise UseError(f"{path}: y must be {len(pictures)} classes from 0, found {labels.dtype} {labels.shape}")
-    if pictures.shape[-1] == 1:
-        pictures = pictures.repeat(3, axis=-1)
-    return Part(pictures, labels.astype(np.int64))
+        images, labels = content["x"], content["y"]
+    if images.ndim == 3:
+        images = images[..., None]
+    valid = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] in (1, 3) and images.size
+    if not valid:
+        raise UseError(f"{path}: x must be uint8 (N, H, W, 3), found {images.dtype} {images.shape}")
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise UseError(f"{path}: y must be {len(images)} classes from 0, found {labels.dtype} {labels.shape}")
+    if images.shape[-1] == 1:
+        images = images.repeat(3, axis=-1)
+    return Part(images, labels.astype(np.int64))
 
 
 def _class_names(path: Path, count: int) -> list[str]:
@@ -149,73 +153,75 @@ def _class_names(path: Path, count: int) -> list[str]:
 
 def _from_folders(root: Path) -> LabelledPictures:
     inside = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    train, *held = (_split_folder(inside, names) for names in (_TRAINING, *((name,) for name in _VALIDATION)))
-    held = [folder for folder in held if folder is not None]
+    train, *validation = (_split_folder(inside, names) for names in (_TRAINING, *((name,) for name in _VALIDATION)))
+    validation = [folder for folder in validation if folder is not None]
     title = root.resolve().name
     if train is None:
         if inside and all(folder.name.lower() in (*_TRAINING, *_VALIDATION) for folder in inside):
             raise UseError(f"{root}: {_words(inside)} here, of which none has class folders to train on (train/CLASS/)")
-        if held:
+        if validation:
             raise UseError(
-                f"{root}: {_words(held)} beside {len(inside) - len(held)} class folders: put what trains into train/"
+                f"{root}: {_words(validation)} beside {len(inside) - len(validation)} class folders: "
+                "put what trains into train/"
             )
         classes, files = _classes_of(root)
         return _whole(title, classes, _parts(files), f"{len(inside)} class folders in {root}")
     classes, files = _classes_of(train)
-    unused = tuple(f"{folder.name}/" for folder in inside if folder not in (train, *held[:1]))
-    if not held:
+    unused = tuple(f"{folder.name}/" for folder in inside if folder not in (train, *validation[:1]))
+    if not validation:
         return _whole(title, classes, _parts(files), f"{train.name}/", unused)
-    known, others = _classes_of(held[0], part=True)
-    strange = sorted(set(known) - set(classes))
+    class_names, validation_files = _classes_of(validation[0], may_be_empty=True)
+    strange = sorted(set(class_names) - set(classes))
     if strange:
-        raise UseError(f"{held[0]}: class '{strange[0]}' is not among the {len(classes)} of {train}")
+        raise UseError(f"{validation[0]}: class '{strange[0]}' is not among the {len(classes)} of {train}")
     numbers = {name: k for k, name in enumerate(classes)}
-    parts = _parts(files, [(path, numbers[known[k]]) for path, k in others])
-    return LabelledPictures(title, classes, *parts, (f"{train.name}/", f"{held[0].name}/"), unused)
+    parts = _parts(files, [(path, numbers[class_names[k]]) for path, k in validation_files])
+    return LabelledPictures(title, classes, *parts, (f"{train.name}/", f"{validation[0].name}/"), unused)
 
 
 def _split_folder(inside: Sequence[Path], names: Sequence[str]) -> Path | None:
     """The folder that is a part of the data set by its name, in any case, and by the folders in it.
 
-    A folder of that name with pictures alone is a class: there are trains to recognise.
+    A folder of that name with images alone is a class (one may be called "train").
     """
-    found = [p for p in inside if p.name.lower() in names and any(q.is_dir() for q in p.iterdir())]
+    matching = [p for p in inside if p.name.lower() in names and any(q.is_dir() for q in p.iterdir())]
     empty = [p for p in inside if p.name.lower() in names and not any(p.iterdir())]
-    if len(found) > 1:
-        raise UseError(f"{found[0].parent}: {_words(found)} are one part by their names: leave one of them")
-    return (found or empty or [None])[0]
+    if len(matching) > 1:
+        raise UseError(f"{matching[0].parent}: {_words(matching)} are one part by their names: leave one of them")
+    return (matching or empty or [None])[0]
 
 
 def _words(folders: Sequence[Path]) -> str:
     return " and ".join(f"{folder.name}/" for folder in folders)
 
 
-def _classes_of(root: Path, part: bool = False) -> tuple[list[str], list[tuple[Path, int]]]:
-    """Names of the folders below `root`, sorted, and (file, class) of all pictures in them, at any depth.
+def _classes_of(root: Path, may_be_empty: bool = False) -> tuple[list[str], list[tuple[Path, int]]]:
+    """Names of the folders below `root`, sorted, and (file, class) of all images in them, at any depth.
 
-    part: classes may be absent or have none.
+    Args:
+        may_be_empty: accept fewer than two classes, and classes without images.
     """
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found: list[tuple[Path, int]] = []
+    labelled_files: list[tuple[Path, int]] = []
     for number, name in enumerate(classes):
-        before = len(found)
+        before = len(labelled_files)
         for folder, inner, files in os.walk(root / name):
             inner.sort()
             chosen = sorted(filter(is_picture, files))
-            found += [(Path(folder) / file, number) for file in chosen]
-        if len(found) == before and not part:
+            labelled_files += [(Path(folder) / file, number) for file in chosen]
+        if len(labelled_files) == before and not may_be_empty:
             raise UseError(f"{root / name}: no pictures of class '{name}' ({', '.join(SUFFIXES)})")
-    if not found or (len(classes) < 2 and not part):
-        what = f"{len(classes)} class folder(s)" if classes else "nothing"
+    if not labelled_files or (len(classes) < 2 and not may_be_empty):
+        description = f"{len(classes)} class folder(s)" if classes else "nothing"
         raise UseError(
-            f"{root}: {what} here; expected CIFAR's files, train*.npz and test*.npz, or a folder for each of 2 classes "
-            "or more, below train/ and val/ or here"
+            f"{root}: {description} here; expected CIFAR's files, train*.npz and test*.npz, or a folder for each of 2 "
+            "classes or more, below train/ and val/ or here"
         )
-    return classes, found
+    return classes, labelled_files
 
 
 def _parts(*listed: list[tuple[Path, int]]) -> list[Part]:
-    """Parts of (file, class) lists; in memory if all pictures are small and of one size."""
+    """Parts of (file, class) lists; in memory if all images are small and of one size."""
     parts = [Part([p for p, _ in files], np.array([k for _, k in files], np.int64)) for files in listed]
     size = picture_size(parts[0].pictures[0])
     count = sum(map(len, parts))

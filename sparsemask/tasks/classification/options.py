@@ -21,7 +21,7 @@ STATISTICS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassificationData(DataSection):
-    """Which pictures, and how they are cut and normalised."""
+    """Which images, and how they are cut and normalised."""
 
     data_root: str | None = flag(
         help="CIFAR-10 or -100 (a public archive, or its folder), a folder of train*.npz and test*.npz (x uint8 NHWC, "

@@ -1,4 +1,4 @@
-"""What an evaluation of classified pictures says: top-1, top-5, cross-entropy, and each class by itself."""
+"""Scores of classification: top-1, top-5, cross-entropy, and recall and precision of each class."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TOP = 5
 
 @dataclass(frozen=True)
 class ClassificationScores(SegmentationScores):
-    """Scores of pictures.
+    """Scores of images.
 
-    matrix: (C, C) pictures, rows truth, columns the first guess. count: pictures. hits5: those whose class is among
+    matrix: (C, C) images, rows truth, columns the first guess. count: images. hits5: those whose class is among
     the first five guesses. entropy: sum of the cross-entropies, in nats.
     """
 
@@ -27,19 +27,19 @@ class ClassificationScores(SegmentationScores):
 
     @property
     def top1(self) -> float:
-        """Share of the pictures that are right."""
+        """Share of the images that are right."""
         return self.pixel_accuracy
 
     @property
     def metrics(self) -> dict[str, float]:
         """top1, and top5 where there are more than five classes, as shares; loss: the mean cross-entropy."""
         count = max(1, self.count)
-        found = {"top1": self.top1, "top5": self.hits5 / count, "loss": self.entropy / count}
-        return {k: v for k, v in found.items() if k != "top5" or len(self.matrix) > TOP}
+        values = {"top1": self.top1, "top5": self.hits5 / count, "loss": self.entropy / count}
+        return {k: v for k, v in values.items() if k != "top5" or len(self.matrix) > TOP}
 
     @property
     def recall(self) -> np.ndarray:
-        """(C,) share of each class's pictures that are right, NaN for a class without any."""
+        """(C,) share of each class's images that are right, NaN for a class without any."""
         return _over(np.diag(self.matrix), self.matrix.sum(1))
 
     @property
@@ -49,12 +49,12 @@ class ClassificationScores(SegmentationScores):
 
     def summary(self) -> str:
         """The metrics in a line."""
-        found = self.metrics
-        top5 = f"  top-5 {found['top5']:.2%}" if "top5" in found else ""
-        return f"top-1 {found['top1']:.2%}{top5}  error {1 - found['top1']:.2%}  cross-entropy {found['loss']:.4f}"
+        values = self.metrics
+        top5 = f"  top-5 {values['top5']:.2%}" if "top5" in values else ""
+        return f"top-1 {values['top1']:.2%}{top5}  error {1 - values['top1']:.2%}  cross-entropy {values['loss']:.4f}"
 
     def text(self, classes: list[str]) -> str:
-        """The table by class: accuracy, precision, pictures, what it is taken for most often."""
+        """Table by class: accuracy, precision, images, and the class it is most often confused with."""
         wrong = self.matrix - np.diag(np.diag(self.matrix))
         rows = [
             {
@@ -74,7 +74,7 @@ class ClassificationScores(SegmentationScores):
 
 
 class ClassificationMeter:
-    """Counts over pictures; `total` (C * C + 2,) can be summed over processes: the matrix, hits in five, entropy."""
+    """Counts over images; `total` (C * C + 2,) can be summed over processes: the matrix, hits in five, entropy."""
 
     def __init__(self, n_class: int):
         self.n_class = n_class
@@ -89,10 +89,10 @@ class ClassificationMeter:
         self.total[-1] += F.cross_entropy(logits, target, reduction="sum")
 
     def scores(self) -> ClassificationScores:
-        """What the sums say."""
+        """Scores of the counts."""
         matrix = self.total[:-2].reshape(self.n_class, self.n_class).round().long().numpy()
         return ClassificationScores(matrix, int(matrix.sum()), int(self.total[-2]), float(self.total[-1]))
 
 
-def _over(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+def _over(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)

@@ -1,7 +1,7 @@
-"""Classification: what a picture shows, by cross-entropy; top-1 and top-5.
+"""Classification of images by cross-entropy; top-1 and top-5 accuracy.
 
-Networks take pictures float32 (N, 3, H, W), normalised, and give logits (N, C). Where pictures lie:
-:mod:`sparsemask.tasks.classification.layouts`. Small pictures train as is usual on CIFAR: four black pixels around, a
+Networks take images float32 (N, 3, H, W), normalised, and give logits (N, C). Where images lie:
+:mod:`sparsemask.tasks.classification.layouts`. Small images train as is usual on CIFAR: four black pixels around, a
 crop at random, mirrored at random (He et al., CVPR 2016, section 4.2; so in Hinge, Li et al., CVPR 2020); larger ones:
 shorter side resized, a crop at random, mirrored; the middle is validated.
 """
@@ -31,11 +31,11 @@ from sparsemask.tasks.evaluation import set_evaluation, shared_indices, spread_i
 from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import EvaluationContext, Task
 
-_LARGE = 224  # side of what networks take of pictures that are not small
+_LARGE = 224  # side of what networks take of images that are not small
 
 
 class ClassificationTask(Task):
-    """Say what a picture shows. Predictions are logits (C,)."""
+    """Classify images. Predictions are logits (C,)."""
 
     primary = "top1"
     score_flags = ("n_class", "image_size", "resize", "normalise")
@@ -50,18 +50,18 @@ class ClassificationTask(Task):
         if not root:
             raise UseError("no pictures: give --data_root, or --sample")
         self.pictures: LabelledPictures = find_pictures(root)
-        found = len(self.pictures.classes)
-        self.n_output = config["n_class"] or found
-        if self.n_output < found:
-            raise UseError(f"--n_class {self.n_output}: {self.pictures.title} has {found} classes")
-        self.classes = [*self.pictures.classes, *(str(k) for k in range(found, self.n_output))]
+        n_classes = len(self.pictures.classes)
+        self.n_output = config["n_class"] or n_classes
+        if self.n_output < n_classes:
+            raise UseError(f"--n_class {self.n_output}: {self.pictures.title} has {n_classes} classes")
+        self.classes = [*self.pictures.classes, *(str(k) for k in range(n_classes, self.n_output))]
         self.cut = self._cut(self.pictures.training)
         self._train = data_set(self.pictures.training, self.cut, training=True)
         self._eval = data_set(self.pictures.validation, self.cut, training=False)
 
     @staticmethod
     def sample_folder() -> Path:
-        """The pictures that --sample stands for, drawn on first use."""
+        """The images that --sample stands for, drawn on first use."""
         from sparsemask.synthetic.classification import sample
 
         return sample()
@@ -89,36 +89,36 @@ class ClassificationTask(Task):
 
     @property
     def train_data(self) -> HeldPictures | FilePictures:
-        """Training pictures."""
+        """Training images."""
         return self._train
 
     @property
     def eval_data(self) -> HeldPictures | FilePictures:
-        """Validation pictures."""
+        """Validation images."""
         return self._eval
 
     def check(self) -> None:
-        """Read the first picture of each part; say what is not as one might think."""
+        """Read the first image of each part; print notes on what is unusual."""
         if not self.config.data.sample:
-            warn(f"pictures: {self.pictures.said()}")
-        for which, source in (("training", self.train_data), ("validation", self.eval_data)):
+            warn(f"pictures: {self.pictures.summary()}")
+        for split, source in (("training", self.train_data), ("validation", self.eval_data)):
             source.load(0)
             if not source.part.held:
-                say_how_read(which, source.part.pictures[0])
+                say_how_read(split, source.part.pictures[0])
         if len(np.unique(self.pictures.training.labels)) < 2:
             raise UseError(f"{self.pictures.title}: one class alone has training pictures: nothing to tell apart")
-        for which, part in (("training", self.pictures.training), ("validation", self.pictures.validation)):
+        for split, part in (("training", self.pictures.training), ("validation", self.pictures.validation)):
             absent = [name for k, name in enumerate(self.classes) if not (part.labels == k).any()]
             if absent:
-                more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-                warn(f"note: no {which} pictures of {len(absent)} classes ({', '.join(absent[:5])}{more})")
+                rest = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+                warn(f"note: no {split} pictures of {len(absent)} classes ({', '.join(absent[:5])}{rest})")
 
     def measured_on(self) -> str:
-        """The validation pictures in words."""
+        """The validation images in words."""
         return "drawn shapes" if self.config.data.sample else self.pictures.title
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch (N,) is to be divided by: its pictures."""
+        """Divisor of the loss of a batch (N,): its number of images."""
         return target.numel()
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -129,8 +129,8 @@ class ClassificationTask(Task):
 
     def _fits(self, output: torch.Tensor) -> None:
         if output.ndim != 2 or output.shape[1] != self.n_output:
-            found = f"{tuple(output.shape)}"
-            raise UseError(f"the network gives {found} where {self.measured_on()} has {self.n_output} classes")
+            shape = f"{tuple(output.shape)}"
+            raise UseError(f"the network gives {shape} where {self.measured_on()} has {self.n_output} classes")
 
     @torch.no_grad()
     def predict(
@@ -169,14 +169,14 @@ class ClassificationTask(Task):
         for images, target in plainly(loader):
             logits = self.predict(model, images, context.arithmetic, flips)
             meter.add(logits, target)
-            for one in logits if on_prediction is not None else ():
-                on_prediction(indices[done], one)
+            for row in logits if on_prediction is not None else ():
+                on_prediction(indices[done], row)
                 done += 1
         meter.total = summed(meter.total, context.arithmetic)
         return meter.scores()
 
     def record(self, scores: ClassificationScores) -> dict:
-        """The metrics, of how many pictures, and the accuracy of each class."""
+        """The metrics, of how many images, and the accuracy of each class."""
         accuracy = dict(zip(self.classes, scores.recall.tolist(), strict=True))
         return {
             **self.metrics(scores),
@@ -199,7 +199,7 @@ class ClassificationTask(Task):
         draw_accuracy(self.classes, scores.recall, scores.top1, Path(folder) / "accuracy.png")
 
     def write(self, folder: Path, index: int, prediction: torch.Tensor) -> Path:
-        """Write the prediction of a validation picture into a folder as a .csv of one row; returns the file."""
+        """Write the prediction of a validation image into a folder as a .csv of one row; returns the file."""
         path = Path(folder) / f"{self.eval_data.name(index)}.csv"
         self.save(path, {index: prediction})
         return path
@@ -207,7 +207,8 @@ class ClassificationTask(Task):
     def save(self, path: Path, predictions: Mapping[int, torch.Tensor]) -> None:
         """Write a .csv of predictions: name, truth, then the first five classes and their probabilities.
 
-        predictions: logits (C,) by number of the validation picture.
+        Args:
+            predictions: logits (C,) by number of the validation image.
         """
         path = Path(path)
         if path.suffix.lower() != ".csv":
@@ -215,12 +216,14 @@ class ClassificationTask(Task):
         text = io.StringIO()
         top = min(TOP, self.n_output)
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["picture", "truth", *(f"{what}{k + 1}" for k in range(top) for what in ("class", "share"))])
+        writer.writerow(
+            ["picture", "truth", *(f"{column}{k + 1}" for k in range(top) for column in ("class", "share"))]
+        )
         for index, logits in sorted(predictions.items()):
             best = self.best(logits, top)
             truth = self.classes[int(self.eval_data.part.labels[index])]
-            shown = [cell for name, share in best for cell in (name, f"{share:.4f}")]
-            writer.writerow([self.eval_data.name(index), truth, *shown])
+            cells = [cell for name, share in best for cell in (name, f"{share:.4f}")]
+            writer.writerow([self.eval_data.name(index), truth, *cells])
         write_text(path, text.getvalue())
 
     def best(self, logits: torch.Tensor, top: int) -> list[tuple[str, float]]:
@@ -230,18 +233,18 @@ class ClassificationTask(Task):
 
     @torch.no_grad()
     def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 24) -> list[tuple]:
-        """(picture uint8 (H, W, 3), truth, [(class, probability), ...]) of `n` validation pictures over the list."""
-        source, found = self.eval_data, []
+        """(image uint8 (H, W, 3), truth, [(class, probability), ...]) of `n` validation images over the list."""
+        source, samples = self.eval_data, []
         set_evaluation(model)
         for index in spread_indices(len(source), n):
             image, truth = source[index]
             logits = self.predict(model, image[None], arithmetic)[0]
             best = self.best(logits, min(3, self.n_output))
-            found.append((self.cut.picture(image), self.classes[int(truth)], best))
-        return found
+            samples.append((self.cut.picture(image), self.classes[int(truth)], best))
+        return samples
 
     def draw(self, samples: list[tuple], path: Path) -> None:
-        """Write the grid of pictures with truth and prediction."""
+        """Write the grid of images with truth and prediction."""
         from sparsemask.pictures.classification import draw_predictions
 
         draw_predictions(samples, path)

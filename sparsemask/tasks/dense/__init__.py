@@ -1,4 +1,4 @@
-"""What the tasks with a label for every pixel share; a user's own task of that kind derives from :class:`DenseTask`."""
+"""Base of the tasks with a label for every pixel; a user's own dense task derives from :class:`DenseTask`."""
 
 from sparsemask.tasks.dense.task import IGNORE, DenseTask, Meter, resize
 

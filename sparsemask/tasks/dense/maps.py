@@ -17,14 +17,14 @@ from sparsemask.VOC12.images import decoding, grey_levels, is_deep, upright
 
 
 class MapDataset(SegmentationDataset):
-    """Pictures with labels of 0 (no), 1 (yes) and 255 (ignored)."""
+    """Images with labels of 0 (no), 1 (yes) and 255 (ignored)."""
 
     def __init__(self, pairs: list[tuple[Path, Path]], classes: tuple[str, str], **settings):
         super().__init__(pairs, 2, classes, **settings)
 
 
 class MapTask(DenseTask):
-    """Predicts the probability of yes at every pixel; trained by binary cross-entropy."""
+    """Predicts a probability for every pixel; trained by binary cross-entropy."""
 
     n_output = 1
 
@@ -33,7 +33,7 @@ class MapTask(DenseTask):
         return (target != IGNORE).float()
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch (N,H,W) is to be divided by: the sum of its weights."""
+        """Divisor of the loss of a batch (N,H,W): the sum of its weights."""
         return float(self.weights(target).sum(dtype=torch.float64))
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -58,21 +58,22 @@ class MapTask(DenseTask):
         save_map(path, prediction.numpy())
 
     def draw(self, samples: list[tuple], path: Path) -> None:
-        """Write the picture | truth | prediction grid."""
+        """Write the image | truth | prediction grid."""
         from sparsemask.pictures import draw_maps
 
         draw_maps(samples, path)
 
 
 def read_grey(path: str | os.PathLike) -> np.ndarray:
-    """A map of 0 to 255 from a picture file of any mode, uint8 (H, W); 16 bits and floats are scaled like pictures'.
+    """A map of 0 to 255 from an image file of any mode, uint8 (H, W); 16 bits and floats are scaled like images'.
 
-    Raises UseError for a missing or broken file, and for 0 and 1 where 0 and 255 are meant.
+    Raises:
+        UseError: a missing or broken file, or 0 and 1 where 0 and 255 are meant.
     """
     with decoding(path), Image.open(path) as image:
         image.load()
-        shown = upright(image)
-        grey = np.rint(grey_levels(shown)[0]).astype(np.uint8) if is_deep(shown) else np.array(shown.convert("L"))
+        turned = upright(image)
+        grey = np.rint(grey_levels(turned)[0]).astype(np.uint8) if is_deep(turned) else np.array(turned.convert("L"))
     if grey.size and grey.max() == 1:
         raise UseError(f"{path}: its values are 0 and 1, expected 0 to 255 (white for yes)")
     return grey

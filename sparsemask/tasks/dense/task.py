@@ -1,7 +1,7 @@
-"""What the dense tasks share: whose pictures, the loop over the validation set, averaging over views, samples.
+"""Base class of the dense tasks: choice of the data, evaluation loop, averaging over views, samples.
 
-A dense task says in a class what is its own: how its files are read, its loss, how the network's output becomes a
-prediction, and how predictions are scored and shown.
+A dense task adds how its files are read, its loss, how the network's output becomes a prediction, and how predictions
+are scored and drawn.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ IGNORE = 255
 
 
 class Meter(Protocol):
-    """Counts over pictures that can be summed over processes.
+    """Counts over images that can be summed over processes.
 
-    total: tensor of sums, replaced by the sum over all processes before `scores` is called.
+    Attributes:
+        total: tensor of sums, replaced by the sum over all processes before `scores` is called.
     """
 
     total: torch.Tensor
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
-        """Count the prediction (H, W) of validation picture `index`; target (H, W), 255 ignored."""
+        """Count the prediction (H, W) of validation image `index`; target (H, W), 255 ignored."""
 
     def scores(self) -> Scores:
-        """What the sums say."""
+        """Scores of the sums."""
 
 
 class DenseTask(Task):
     """A label for every pixel.
 
-    Predictions are maps (H, W) of a whole picture; targets (N, H, W), 255 ignored.
+    Predictions are maps (H, W) of a whole image; targets (N, H, W), 255 ignored.
 
     Attributes:
         reads_indices: whether labels are index PNG, in which --ignore_index marks what does not count.
@@ -68,12 +69,12 @@ class DenseTask(Task):
 
     @staticmethod
     def sample_folder() -> Path:
-        """The pictures that --sample stands for, drawn on first use."""
+        """The images that --sample stands for, drawn on first use."""
         raise UseError("this task has no sample set: give --im_path, --gt_path, --training_list and --eval_list")
 
     @abstractmethod
-    def layout(self, root: Path, which: str) -> list[tuple[Path, Path]]:
-        """(picture, label) paths of the "training" or the "eval" set below a --data_root."""
+    def layout(self, root: Path, split: str) -> list[tuple[Path, Path]]:
+        """(image, label) paths of the "training" or the "eval" set below a --data_root."""
 
     @abstractmethod
     def dataset(self, pairs: list[tuple[Path, Path]], **settings) -> SegmentationDataset:
@@ -81,7 +82,7 @@ class DenseTask(Task):
 
     @abstractmethod
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """What may be averaged over views of one picture, from logits (N, C, H, W)."""
+        """Values to be averaged over views of one image, from logits (N, C, H, W)."""
 
     @abstractmethod
     def decide(self, probabilities: torch.Tensor) -> torch.Tensor:
@@ -89,86 +90,86 @@ class DenseTask(Task):
 
     @abstractmethod
     def meter(self, quick: bool) -> Meter:
-        """A fresh count; `quick`: while training, where a rough measure will do."""
+        """A new meter; `quick`: while training, where approximate metrics suffice."""
 
     @abstractmethod
     def save(self, path: Path, prediction: torch.Tensor) -> None:
         """Write one prediction (H, W) as a PNG."""
 
     def write(self, folder: Path, index: int, prediction: torch.Tensor) -> Path:
-        """Write the prediction of a validation picture into a folder, under its name; returns the file."""
+        """Write the prediction of a validation image into a folder, under its name; returns the file."""
         path = Path(folder) / f"{self.eval_data.name(index)}.png"
         self.save(path, prediction)
         return path
 
-    def pairs(self, which: str) -> list[tuple[Path, Path]]:
-        """(picture, label) paths of the "training" or the "eval" set that the configuration names."""
+    def pairs(self, split: str) -> list[tuple[Path, Path]]:
+        """(image, label) paths of the "training" or the "eval" set that the configuration names."""
         config = self.config
         root = self.sample_folder() if config.data.sample else config.data.data_root
         if root:
-            return self.layout(Path(root), which)
+            return self.layout(Path(root), split)
         if config.data.voc_root:
             raise UseError(
                 f"--voc_root has no labels for --task {config.data.task}: give --data_root, or folders and lists"
             )
-        return datasets.pairs(config.data, which)
+        return datasets.pairs(config.data, split)
 
-    def _dataset(self, which: str) -> SegmentationDataset:
+    def _dataset(self, split: str) -> SegmentationDataset:
         config = self.config
-        more = {"scales": tuple(config.data.scales)} if config.data.scales else {}
-        return self.dataset(self.pairs(which), crop_size=config.data.crop_size, training=which == "training", **more)
+        options = {"scales": tuple(config.data.scales)} if config.data.scales else {}
+        return self.dataset(self.pairs(split), crop_size=config.data.crop_size, training=split == "training", **options)
 
     @property
     def train_data(self) -> SegmentationDataset:
-        """Training pictures."""
+        """Training images."""
         if self._train is None:
             self._train = self._dataset("training")
         return self._train
 
     @property
     def eval_data(self) -> SegmentationDataset:
-        """Validation pictures."""
+        """Validation images."""
         if self._eval is None:
             self._eval = self._dataset("eval")
         return self._eval
 
     def measured_on(self) -> str:
-        """The validation pictures in words."""
+        """Description of the validation images."""
         config = self.config
-        named = (
+        source = (
             "the sample set"
             if config.data.sample
             else config.data.data_root or config.data.voc_root or config.data.eval_list
         )
-        return f"validation pictures of {Path(str(named)).name}"
+        return f"validation pictures of {Path(str(source)).name}"
 
     def check(self) -> None:
         """Read both lists, the first pair of each, and labels until every class has been seen.
 
-        Says which classes never occur, and what reading changes in the first pictures.
+        Says which classes never occur, and what reading changes in the first images.
 
         Raises:
-            UseError: what is absent or of another kind, and labels that teach nothing.
+            UseError: files are absent or of another kind, or labels hold fewer than two classes.
         """
-        for which, data_set in (("training", self.train_data), ("validation", self.eval_data)):
+        for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
-            say_how_read(which, data_set.pairs[0][0])
-            self._check_labels(which, data_set)
+            say_how_read(split, data_set.pairs[0][0])
+            self._check_labels(split, data_set)
 
-    def _check_labels(self, which: str, data_set: SegmentationDataset) -> None:
-        """Refuse labels that teach nothing, and name the classes that never occur."""
-        found = survey([label for _, label in data_set.pairs], data_set.read, data_set.n_class)
-        wrong = found.unlabelled(which, data_set.ignore_index)
-        if which == "training":
-            wrong = wrong or found.single(data_set.classes, which)
-        if wrong:
-            advice = found.masks() if self.reads_indices else None
-            raise UseError(f"{wrong}; {advice}" if advice else wrong)
-        if absent := found.absent(data_set.classes, which):
+    def _check_labels(self, split: str, data_set: SegmentationDataset) -> None:
+        """Refuse labels of fewer than two classes, and name the classes that never occur."""
+        labels_survey = survey([label for _, label in data_set.pairs], data_set.read, data_set.n_class)
+        problem = labels_survey.unlabelled(split, data_set.ignore_index)
+        if split == "training":
+            problem = problem or labels_survey.single(data_set.classes, split)
+        if problem:
+            advice = labels_survey.masks() if self.reads_indices else None
+            raise UseError(f"{problem}; {advice}" if advice else problem)
+        if absent := labels_survey.absent(data_set.classes, split):
             warn(f"note: {absent}")
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch (N,H,W) is to be divided by: its labelled pixels."""
+        """Divisor of the loss of a batch (N,H,W): its labelled pixels."""
         return int((target != IGNORE).sum())
 
     @torch.no_grad()
@@ -218,32 +219,32 @@ class DenseTask(Task):
             for images, target in groups:
                 images = images.to(arithmetic.device, arithmetic.parameters)
                 prediction = self.predict(model, images, arithmetic, flips, tuple(scales)).cpu()
-                for one, truth in zip(prediction, target, strict=True):
+                for labels, truth in zip(prediction, target, strict=True):
                     index = indices[done]
-                    one, truth = self._unpad(index, one, truth)
-                    meter.add(index, one, truth)
+                    labels, truth = self._unpad(index, labels, truth)
+                    meter.add(index, labels, truth)
                     if on_prediction is not None:
-                        on_prediction(index, one)
+                        on_prediction(index, labels)
                     done += 1
         meter.total = summed(meter.total, arithmetic)
         return meter.scores()
 
     def _unpad(self, index: int, *padded: torch.Tensor) -> list[torch.Tensor]:
-        """Cut the centred padding off (H, W) maps of a validation picture."""
+        """Cut the centred padding off (H, W) maps of a validation image."""
         height, width = picture_size(self.eval_data.pairs[index][0])
         top, left = ((have - size) // 2 for have, size in zip(padded[0].shape, (height, width), strict=True))
-        return [one[top : top + height, left : left + width] for one in padded]
+        return [padded_map[top : top + height, left : left + width] for padded_map in padded]
 
     def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 6) -> list[tuple]:
-        """(picture, truth, prediction) of `n` validation pictures spread over the list."""
-        source, found = self.eval_data, []
+        """(image, truth, prediction) of `n` validation images spread over the list."""
+        source, samples = self.eval_data, []
         set_evaluation(model)
         for index in spread_indices(len(source), n):
             images = source[index][0][None].to(arithmetic.device, arithmetic.parameters)
             prediction = self.predict(model, images, arithmetic)[0].cpu()
-            picture, truth = source.load(index)
-            found.append((picture, truth, self._unpad(index, prediction)[0].numpy()))
-        return found
+            image, truth = source.load(index)
+            samples.append((image, truth, self._unpad(index, prediction)[0].numpy()))
+        return samples
 
 
 def resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""BSDS500: its folders, and the boundaries that several people drew into every picture."""
+"""BSDS500: its folders, and the boundaries of several annotators for every image."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": (
 
 
 def bsds_pairs(root: Path, split: str) -> list[Pair]:
-    """(picture, label) paths of train, val, test or trainval.
+    """(image, label) paths of train, val, test or trainval.
 
-    root: the folder with images/ and groundTruth/, or one of those above it in the archive (BSDS500, BSR).
-    Labels are .mat, or .png.
+    Args:
+        root: the folder with images/ and groundTruth/, or one of those above it in the archive (BSDS500, BSR). Labels
+            are .mat, or .png.
     """
     if split not in SPLITS:
         raise UseError(f"no split '{split}'; known: {', '.join(SPLITS)}")
@@ -40,13 +41,14 @@ def bsds_pairs(root: Path, split: str) -> list[Pair]:
 
 
 def read_annotations(path: str | os.PathLike) -> np.ndarray:
-    """What every annotator marked, float (K, H, W) in [0, 1].
+    """Boundaries of every annotator, float64 (K, H, W) in [0, 1].
 
-    path: a .mat of BSDS500 (cell array groundTruth, each with Boundaries: 0 and 1), or a grey PNG: one map, whose
-    grey values are the shares of annotators (0 to 255).
+    Args:
+        path: a .mat of BSDS500 (cell array groundTruth, each with Boundaries: 0 and 1), or a grey PNG: one map, whose
+            grey values are the shares of annotators (0 to 255).
 
     Raises:
-        UseError: missing, torn, or no such file; annotators of different sizes.
+        UseError: missing, truncated, or no such file; annotators of different sizes.
     """
     path = Path(path)
     if path.suffix.lower() != ".mat":
@@ -55,14 +57,14 @@ def read_annotations(path: str | os.PathLike) -> np.ndarray:
     try:
         cells = loadmat(path, variable_names=["groundTruth"])["groundTruth"].ravel()
         maps = [np.asarray(cell["Boundaries"][0, 0]) for cell in cells]
-    except Exception as error:  # a torn or foreign file makes the reader fail in a dozen ways, none of them ours
+    except Exception as error:  # a truncated or foreign file makes the reader fail in a dozen ways, none of them ours
         reason = f"{type(error).__name__}: {error}"
         raise UseError(f"{path}: not readable as BSDS500 ground truth, groundTruth.Boundaries ({reason})") from None
-    shapes = {one.shape for one in maps}
-    if len(shapes) != 1 or any(one.ndim != 2 or one.dtype.kind not in "buif" for one in maps):
-        found = ", ".join(f"{one.shape} {one.dtype}" for one in maps) or "none"
-        raise UseError(f"{path}: groundTruth.Boundaries must be maps (H, W) of one size, found {found}")
-    return np.stack([one > 0 for one in maps]).astype(np.float64)
+    shapes = {annotation.shape for annotation in maps}
+    if len(shapes) != 1 or any(annotation.ndim != 2 or annotation.dtype.kind not in "buif" for annotation in maps):
+        description = ", ".join(f"{annotation.shape} {annotation.dtype}" for annotation in maps) or "none"
+        raise UseError(f"{path}: groundTruth.Boundaries must be maps (H, W) of one size, found {description}")
+    return np.stack([annotation > 0 for annotation in maps]).astype(np.float64)
 
 
 def consensus(annotations: np.ndarray) -> np.ndarray:
@@ -78,7 +80,7 @@ def consensus(annotations: np.ndarray) -> np.ndarray:
 
 
 class EdgesDataset(MapDataset):
-    """Pictures with their boundaries."""
+    """Images with their boundaries."""
 
     def read(self, path: str) -> np.ndarray:
         """The annotators' consensus, uint8 (H, W): 0, 1, or 255 where they disagree."""
@@ -89,5 +91,5 @@ class EdgesDataset(MapDataset):
         from skimage.morphology import thin
 
         path = self.pairs[index][1]
-        maps = [one > 0.5 for one in read_annotations(path)]
-        return maps if path.endswith(".mat") else [thin(one) for one in maps]
+        maps = [annotation > 0.5 for annotation in read_annotations(path)]
+        return maps if path.endswith(".mat") else [thin(annotation) for annotation in maps]

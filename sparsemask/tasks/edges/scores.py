@@ -17,7 +17,7 @@ _QUICK = THRESHOLDS[9::10]  # 0.1, 0.2 … 0.9
 
 
 def picture_counts(strength: np.ndarray, truths: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
-    """Counts of one picture at every threshold.
+    """Counts of one image at every threshold.
 
     Args:
         strength: thinned edge strengths (H, W) in [0, 1].
@@ -40,17 +40,17 @@ def picture_counts(strength: np.ndarray, truths: Sequence[np.ndarray], threshold
             continue
         before = size
         edges = thin(edges)
-        found, recalled = np.zeros_like(edges), 0
+        matched_edges, recalled = np.zeros_like(edges), 0
         for truth in truths:
             predicted, true = match(edges, truth, away)
-            found |= predicted
+            matched_edges |= predicted
             recalled += int(true.sum())
-        counts[k] = recalled, total, found.sum(), edges.sum()
+        counts[k] = recalled, total, matched_edges.sum(), edges.sum()
     return counts
 
 
 def precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision, recall and their harmonic mean F of counts (…, 4); each 0 where nothing is there to divide by."""
+    """Precision, recall and their harmonic mean F of counts (…, 4); 0 where a divisor is 0."""
     counts = np.asarray(counts, np.float64)
     recall = counts[..., 0] / np.maximum(counts[..., 1], 1)
     precision = counts[..., 2] / np.maximum(counts[..., 3], 1)
@@ -64,9 +64,9 @@ class EdgeScores(Scores):
 
     Args:
         thresholds: (T,).
-        counts: (T, 4) as `picture_counts` gives them, summed over the pictures.
-        best: (4,) likewise at every picture's own best threshold.
-        count: pictures.
+        counts: (T, 4) as `picture_counts` gives them, summed over the images.
+        best: (4,) likewise at every image's own best threshold.
+        count: images.
     """
 
     thresholds: np.ndarray
@@ -101,7 +101,7 @@ class EdgeScores(Scores):
 
     @property
     def ois(self) -> float:
-        """F where every picture has its own best threshold (optimal image scale)."""
+        """F where every image has its own best threshold (optimal image scale)."""
         return float(precision_recall(self.best)[2])
 
     @property
@@ -125,24 +125,24 @@ class EdgeScores(Scores):
 
     def _curve(self) -> tuple[np.ndarray, np.ndarray]:
         """Recall, ascending, and precision, of equal recalls the greatest."""
-        recall, places = np.unique(self.recall, return_inverse=True)
+        recall, positions = np.unique(self.recall, return_inverse=True)
         precision = np.zeros(len(recall))
-        np.maximum.at(precision, places, self.precision)
+        np.maximum.at(precision, positions, self.precision)
         return recall, precision
 
 
 class EdgeMeter:
     """Boundary counts of a validation set (see :class:`sparsemask.tasks.dense.Meter`).
 
-    truths(index): the annotators' boundaries of a validation picture. quick: nine thresholds instead of 99.
+    truths(index): the annotators' boundaries of a validation image. quick: nine thresholds instead of 99.
     """
 
     def __init__(self, truths: Callable[[int], Sequence[np.ndarray]], quick: bool = False):
         self.truths, self.thresholds = truths, _QUICK if quick else THRESHOLDS
-        self.total = torch.zeros(len(self.thresholds) + 2, 4, dtype=torch.int64)  # counts, best, number of pictures
+        self.total = torch.zeros(len(self.thresholds) + 2, 4, dtype=torch.int64)  # counts, best, number of images
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
-        """Count one picture."""
+        """Count one image."""
         counts = picture_counts(thin_edges(prediction.numpy()), self.truths(index), self.thresholds)
         # Of equally good thresholds the highest: where nothing is true, it predicts least.
         best = len(counts) - 1 - int(precision_recall(counts)[2][::-1].argmax())

@@ -19,37 +19,37 @@ from sparsemask.tasks.edges.scores import EdgeMeter, EdgeScores, precision_recal
 
 
 class EdgesTask(MapTask):
-    """Which pixels lie on the boundary of something?"""
+    """Detect object boundaries."""
 
     primary = "ods"
     classes = ("no edge", "edge")
 
     @staticmethod
     def sample_folder() -> Path:
-        """Drawn pictures in BSDS500's layout."""
+        """Drawn images in BSDS500's layout."""
         from sparsemask.synthetic.dense_tasks import edges_sample
 
         return edges_sample()
 
-    def layout(self, root: Path, which: str) -> list[Pair]:
+    def layout(self, root: Path, split: str) -> list[Pair]:
         """The pairs of a split of BSDS500."""
         config = self.config
         return bsds_pairs(
             root,
-            (config.data.training_list or "trainval") if which == "training" else (config.data.eval_list or "test"),
+            (config.data.training_list or "trainval") if split == "training" else (config.data.eval_list or "test"),
         )
 
     def dataset(self, pairs: list[Pair], **settings) -> EdgesDataset:
-        """Pictures with their boundaries."""
+        """Images with their boundaries."""
         return EdgesDataset(pairs, self.classes, **settings)
 
     def weights(self, target: torch.Tensor) -> torch.Tensor:
-        """β = |Y-| / |Y| for edges and 1 - β for the rest, picture by picture (Xie and Tu 2015, section 3.1).
+        """β = |Y-| / |Y| for edges and 1 - β for the rest, image by image (Xie and Tu 2015, section 3.1).
 
-        A picture without edges, or with nothing else, weighs nothing.
+        An image without edges, or with nothing else, weighs nothing.
         """
         edge, rest = target == 1, target == 0
-        edges, rests = (one.sum((-2, -1), keepdim=True, dtype=torch.float32) for one in (edge, rest))
+        edges, rests = (pixels.sum((-2, -1), keepdim=True, dtype=torch.float32) for pixels in (edge, rest))
         beta = rests / (edges + rests).clamp(min=1)
         return beta * edge + (1 - beta) * rest
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import correlate1d, map_coordinates
 
-BORDER = 5  # pixels at the picture's rim over which edges fade: what the padding makes of them is no edge
+BORDER = 5  # pixels at the image's rim over which edges fade: what the padding makes of them is no edge
 _SLACK = 1.01  # a pixel may be this much smaller than its neighbour: plateaus must not vanish
 
 
@@ -22,8 +22,8 @@ def thin_edges(strength: np.ndarray, border: int = BORDER) -> np.ndarray:
     rows, columns = np.mgrid[: strength.shape[0], : strength.shape[1]].astype(np.float64)
     keep = np.ones(strength.shape, bool)
     for side in (-1, 1):
-        place = rows + side * np.sin(angle), columns + side * np.cos(angle)
-        keep &= smooth * _SLACK >= map_coordinates(smooth, place, order=1, mode="nearest")
+        neighbour = rows + side * np.sin(angle), columns + side * np.cos(angle)
+        keep &= smooth * _SLACK >= map_coordinates(smooth, neighbour, order=1, mode="nearest")
     return np.where(keep, smooth, 0.0) * _fade(strength.shape, border)
 
 
@@ -42,7 +42,7 @@ def _gradient(field: np.ndarray) -> list[np.ndarray]:
 
 
 def _triangle(field: np.ndarray, radius: int) -> np.ndarray:
-    """Smooth with a triangle of weights `radius` pixels to each side; the picture is mirrored at its rim."""
+    """Smooth with a triangle of weights `radius` pixels to each side; the image is mirrored at its rim."""
     weights = np.concatenate([np.arange(1, radius + 2), np.arange(radius, 0, -1)]) / (radius + 1) ** 2
     for axis in (0, 1):
         field = correlate1d(field, weights, axis, mode="reflect")
@@ -52,5 +52,7 @@ def _triangle(field: np.ndarray, radius: int) -> np.ndarray:
 def _fade(size: tuple[int, int], border: int) -> np.ndarray:
     """(H, W) factors that fall linearly to 0 over the last `border` pixels to the rim."""
     from_rim = [np.minimum(np.arange(n), np.arange(n)[::-1]) for n in size]
-    down, across = (np.minimum(one / max(border, 1), 1.0) if border else np.ones(len(one)) for one in from_rim)
+    down, across = (
+        np.minimum(distance / max(border, 1), 1.0) if border else np.ones(len(distance)) for distance in from_rim
+    )
     return down[:, None] * across

@@ -50,13 +50,13 @@ class Clouds(Sequence):
     @property
     def names(self) -> list[str]:
         """Of the clouds, in order."""
-        return [one.name for one in self.files]
+        return [file.name for file in self.files]
 
     @cached_property
     def sizes(self) -> list[int]:
         """Points of every cloud; from a file's header where clouds are not held."""
-        if self._most < len(self) and all(one.path.suffix == ".npy" for one in self.files):
-            return [len(map_npy(one.path)) for one in self.files]
+        if self._most < len(self) and all(file.path.suffix == ".npy" for file in self.files):
+            return [len(map_npy(file.path)) for file in self.files]
         return [len(self[number]) for number in range(len(self))]
 
 
@@ -64,10 +64,12 @@ class Clouds(Sequence):
 class CropSettings:
     """How a crop becomes the network's input.
 
-    n_points: points of a crop. k, ratio, levels: of its neighbour lists
-    (:func:`sparsemask.tasks.points.clouds.build_graph`).
-    colours: whether features are x, y, z, r, g, b. centred: coordinates from the crop's centre, not the sensor's.
-    tilt: largest rotation about x and y in degrees, in training; all rotate about z and are scaled by 0.8 to 1.2.
+    Attributes:
+        n_points: points of a crop.
+        k, ratio, levels: of its neighbour lists (:func:`sparsemask.tasks.points.clouds.build_graph`).
+        colours: whether features are x, y, z, r, g, b.
+        centred: coordinates from the crop's centre, not the sensor's.
+        tilt: largest rotation about x and y in degrees, in training; all rotate about z and are scaled by 0.8 to 1.2.
     """
 
     n_points: int
@@ -92,10 +94,10 @@ def augmentation(rng: np.random.Generator, tilt: float = 0.0) -> np.ndarray:
     matrix = np.eye(3)
     angles = [rng.uniform(0, 2 * math.pi), *(np.deg2rad(rng.uniform(-tilt, tilt, 2)) if tilt else ())]
     for axis, angle in zip((2, 0, 1), angles, strict=False):
-        one, (i, j) = np.eye(3), [k for k in range(3) if k != axis]
-        one[i, i] = one[j, j] = math.cos(angle)
-        one[i, j], one[j, i] = math.sin(angle), -math.sin(angle)
-        matrix = matrix @ one
+        rotation, (i, j) = np.eye(3), [k for k in range(3) if k != axis]
+        rotation[i, i] = rotation[j, j] = math.cos(angle)
+        rotation[i, j], rotation[j, i] = math.sin(angle), -math.sin(angle)
+        matrix = matrix @ rotation
     return (matrix * rng.uniform(0.8, 1.2)).astype(np.float32)
 
 
@@ -116,14 +118,14 @@ def cut(
         xyz = xyz - pick.centre
     if training:
         xyz = xyz @ augmentation(rng, settings.tilt)
-    parts = [xyz]
+    features = [xyz]
     if settings.colours:
         if cloud.colours is None:
             raise UseError(f"{cloud.name}: it has no colours, which this network takes")
-        parts.append(cloud.colours[indices])
-    made = batch_of(np.concatenate(parts, axis=1), settings)
+        features.append(cloud.colours[indices])
+    crop = batch_of(np.concatenate(features, axis=1), settings)
     labels = np.full(len(indices), IGNORED) if cloud.labels is None else cloud.labels[indices]
-    return made, labels.astype(np.int64), indices
+    return crop, labels.astype(np.int64), indices
 
 
 def batch_of(features: np.ndarray, settings: CropSettings) -> PointBatch:
@@ -132,15 +134,15 @@ def batch_of(features: np.ndarray, settings: CropSettings) -> PointBatch:
     neighbours, upsample = build_graph(features[:, :3], settings.k, settings.ratio, settings.levels, threads)
     return PointBatch(
         torch.from_numpy(np.ascontiguousarray(features.T, np.float32))[None],
-        [torch.from_numpy(one)[None] for one in neighbours],
-        [torch.from_numpy(one)[None] for one in upsample],
+        [torch.from_numpy(indices)[None] for indices in neighbours],
+        [torch.from_numpy(indices)[None] for indices in upsample],
     )
 
 
 def collate(samples: Sequence[tuple]) -> tuple:
-    """One batch: crops joined, what stands beside them stacked."""
+    """One batch: crops joined, other tensors stacked."""
     crops, *rest = zip(*samples, strict=True)
-    return (PointBatch.collate(crops), *(torch.stack(one) for one in rest))
+    return (PointBatch.collate(crops), *(torch.stack(tensors) for tensors in rest))
 
 
 class TrainingCrops:
@@ -160,10 +162,10 @@ class TrainingCrops:
 
 
 class RandomCrops(TrainingCrops):
-    """Of a random cloud, around a random point of it."""
+    """Crops of a random cloud around a random point."""
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """A crop; which one, the generator alone says."""
+        """A crop drawn from `rng` alone."""
         number = int(rng.integers(len(self.clouds)))
         xyz = self.clouds[number].xyz
         centre = xyz[rng.integers(len(xyz))]
@@ -171,7 +173,7 @@ class RandomCrops(TrainingCrops):
 
 
 class PossibilityCrops(TrainingCrops):
-    """Where least was seen so far, with noise of so many metres on the centre (:class:`Possibilities`)."""
+    """Crops where least was seen so far, with noise in metres on the centre (:class:`Possibilities`)."""
 
     def __init__(self, clouds: Clouds, settings: CropSettings, length: int, noise: float):
         super().__init__(clouds, settings, length)
@@ -191,10 +193,10 @@ class PossibilityCrops(TrainingCrops):
 
 
 class EvaluationCrops(Dataset):
-    """Crops without augmentation: of a :class:`Pick`, (input, labels, points' numbers, cloud's number).
+    """Crops without augmentation: of a :class:`Pick`, (input, labels, indices of the points, index of the cloud).
 
-    As a sequence, by number: the crops (input, labels) that validation while training looks at. They are picked by
-    possibility from tables that start anew, so that figures of all steps and runs are of the same crops.
+    As a sequence: the crops (input, labels) of validation while training. They are picked by possibility from new
+    tables, so that the metrics of all steps and runs are of the same crops.
     """
 
     def __init__(self, clouds: Clouds, settings: CropSettings, length: int, noise: float):

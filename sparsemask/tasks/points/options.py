@@ -1,4 +1,4 @@
-"""The flags of point-cloud tasks; names follow the public code. What is None is settled by the task: as published."""
+"""The flags of point-cloud tasks; names follow the public code. None stands for the task's published value."""
 
 from __future__ import annotations
 

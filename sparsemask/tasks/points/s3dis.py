@@ -34,14 +34,14 @@ class S3DISTask(PointsTask):
         rooms = "generated rooms" if self.config.data.sample else "S3DIS"
         return f"{rooms}, area {self.config.data.test_area}"
 
-    def files(self, which: str) -> list[CloudFile]:
+    def files(self, split: str) -> list[CloudFile]:
         """The rooms of the test area, or of all others."""
         config = self.config
         root = self.sample_folder() if config.data.sample else config.data.data_root
         if not root:
             raise UseError("--task s3dis: --data_root FOLDER is missing (sparsemask prepare-points s3dis makes it)")
         return s3dis.list_clouds(
-            root, "train" if which == "training" else "val", config.data.test_area, config.data.grid
+            root, "train" if split == "training" else "val", config.data.test_area, config.data.grid
         )
 
     @property
@@ -53,7 +53,9 @@ class S3DISTask(PointsTask):
         def counted() -> torch.Tensor:
             clouds = self.clouds("training")
             labels = [clouds[number].labels for number in range(len(clouds))]
-            return torch.from_numpy(class_weights(sum(np.bincount(one, minlength=self.n_output) for one in labels)))
+            return torch.from_numpy(
+                class_weights(sum(np.bincount(room_labels, minlength=self.n_output) for room_labels in labels))
+            )
 
         return self._once("weights", counted)
 

@@ -1,4 +1,4 @@
-"""Which crops of which clouds: possibility sampling, planned by the main process so that runs resume exactly.
+"""Possibility sampling of crops, planned by the main process so that runs resume exactly.
 
 Every point has a possibility, at first drawn from U(0, 1)/1000. The next crop is of the cloud with the lowest one,
 around that point (shifted by noise), and holds the nearest points; each is then raised by (1 - d²/max d²)², d its
@@ -27,7 +27,8 @@ TABLE, NOISE = 11, 12  # streams of randomness
 class Pick(NamedTuple):
     """A crop: of cloud number `cloud`, the points `indices` (n,) int32, nearest to `centre` (3,) float32 in metres.
 
-    draw: its number among all picks, by which further randomness is drawn.
+    Attributes:
+        draw: its number among all picks, by which further randomness is drawn.
     """
 
     cloud: int
@@ -53,7 +54,7 @@ def nearest(squared: np.ndarray, count: int) -> np.ndarray:
 
 
 def raise_by(squared: np.ndarray) -> np.ndarray:
-    """What a crop adds to its points' possibilities: (1 - d²/max d²)², of squared distances (n,)."""
+    """Increase of the possibilities of a crop's points: (1 - d²/max d²)², of squared distances (n,)."""
     largest = squared.max()
     return np.square(1 - squared / largest) if largest > 0 else np.ones_like(squared)
 
@@ -109,7 +110,7 @@ class Possibilities:
         return tables
 
     def restore(self, tables: dict[int, np.ndarray]) -> None:
-        """Put back what :meth:`undone` gave; UseError where the clouds are others."""
+        """Restore the tables of :meth:`undone`; UseError where the clouds differ."""
         for cloud, table in tables.items():
             if not 0 <= cloud < len(self.clouds) or len(table) != self.clouds.sizes[cloud]:
                 raise UseError("the checkpoint's possibility tables are of other clouds: was the data prepared anew?")
@@ -158,13 +159,13 @@ class Planner:
         return keys
 
     def consumed(self, step: int) -> None:
-        """Hear that the run has passed `step` (so many steps are done): their crops need not be undone any more."""
+        """Called when `step` steps are done; their crops need not be undone any more."""
         while self._undo and self._undo[0][0] < step:
             self._undo.popleft()
 
     def state(self, step: int) -> dict:
-        """The tables as they were when `step` steps were done, whatever was planned since; fit for a checkpoint."""
-        undo = [(pick, old) for made, pick, old in self._undo if made >= step]
+        """The tables after `step` steps, without what was planned since; for a checkpoint."""
+        undo = [(pick, old) for planned_step, pick, old in self._undo if planned_step >= step]
         tables = self.tables.undone(undo)
         return {"step": step, "tables": {str(cloud): torch.from_numpy(table) for cloud, table in tables.items()}}
 

@@ -57,7 +57,16 @@ class PointScores(SegmentationScores):
 
 
 def count_matches(truth: np.ndarray, prediction: np.ndarray, n_class: int) -> np.ndarray:
-    """(n_class, n_class) counts, rows truth; points whose truth is no class are not counted."""
+    """Confusion matrix of labelled points.
+
+    Args:
+        truth: classes (N,); points of other values are ignored.
+        prediction: classes (N,), 0 to n_class - 1.
+        n_class: number of classes C.
+
+    Returns:
+        Counts (C, C), rows truth, columns prediction.
+    """
     valid = (truth >= 0) & (truth < n_class)
     index = truth[valid].astype(np.int64) * n_class + prediction[valid].astype(np.int64)
     return np.bincount(index, minlength=n_class * n_class).reshape(n_class, n_class)
@@ -84,13 +93,14 @@ def write_pair(path: Path, prediction: np.ndarray, truth: np.ndarray | None) -> 
 def pooled_text(folders: Iterable[str | Path], classes: list[str], expected: dict[int, int]) -> str:
     """The scores of all predictions below some folders as a table, and how many rooms of each area are missing.
 
-    expected: rooms of every area.
+    Args:
+        expected: rooms of every area.
     """
     scores, rooms = pooled(folders, len(classes))
-    said = ", ".join(f"area {area}: {count}" for area, count in sorted(rooms.items()))
+    counts = ", ".join(f"area {area}: {count}" for area, count in sorted(rooms.items()))
     missing = [f"area {a}: {n - rooms.get(a, 0)} of {n}" for a, n in expected.items() if rooms.get(a, 0) < n]
     note = f"\nnote: rooms that are not there: {', '.join(missing)}" if missing else ""
-    return score_text(scores, classes, f"rooms of {said}") + note
+    return score_text(scores, classes, f"rooms of {counts}") + note
 
 
 def pooled(folders: Iterable[str | Path], n_class: int) -> tuple[PointScores, dict[int, int]]:
@@ -99,22 +109,22 @@ def pooled(folders: Iterable[str | Path], n_class: int) -> tuple[PointScores, di
     Raises:
         UseError: no such files, one without `pred` and `label`, or a room that is there twice.
     """
-    matrix, rooms, seen = np.zeros((n_class, n_class), np.int64), {}, {}
+    matrix, rooms, paths = np.zeros((n_class, n_class), np.int64), {}, {}
     for folder in folders:
         for path in sorted(Path(folder).rglob("Area_*.ply")):
-            found = re.match(r"Area_(\d+)_", path.name)
-            if found is None:
+            match = re.match(r"Area_(\d+)_", path.name)
+            if match is None:
                 continue
-            if path.stem in seen:
-                raise UseError(f"{path.stem}: predicted twice, {seen[path.stem]} and {path}")
-            seen[path.stem] = path
+            if path.stem in paths:
+                raise UseError(f"{path.stem}: predicted twice, {paths[path.stem]} and {path}")
+            paths[path.stem] = path
             columns = read_ply(path)
             if not {"pred", "label"} <= set(columns):
                 raise UseError(f"{path}: no predictions of a labelled room (no properties pred and label)")
             if (columns["pred"] >= n_class).any():
                 raise UseError(f"{path}: predictions of more than {n_class} classes")
             matrix += count_matches(columns["label"], columns["pred"], n_class)
-            rooms[int(found[1])] = rooms.get(int(found[1]), 0) + 1
-    if not seen:
+            rooms[int(match[1])] = rooms.get(int(match[1]), 0) + 1
+    if not paths:
         raise UseError(f"no predictions Area_*.ply below {', '.join(map(str, folders))} (eval --out writes them)")
     return PointScores(matrix), rooms

@@ -33,7 +33,7 @@ class SemanticKITTITask(PointsTask):
         """The data in words."""
         return f"SemanticKITTI {' '.join(self.config.data.eval_scans or ['08'])}"
 
-    def files(self, which: str) -> list[CloudFile]:
+    def files(self, split: str) -> list[CloudFile]:
         """The named sequences or scans, or the published part."""
         config = self.config
         if config.data.sample:
@@ -41,8 +41,8 @@ class SemanticKITTITask(PointsTask):
         if not config.data.data_root:
             making = "sparsemask prepare-points semantickitti makes it"
             raise UseError(f"--task semantickitti: --data_root FOLDER is missing ({making})")
-        part, only = ("train", config.data.train_scans) if which == "training" else ("val", config.data.eval_scans)
-        return kitti.list_clouds(config.data.data_root, part, only, config.data.grid)
+        subset, scans = ("train", config.data.train_scans) if split == "training" else ("val", config.data.eval_scans)
+        return kitti.list_clouds(config.data.data_root, subset, scans, config.data.grid)
 
     def _training(self, clouds: Clouds, settings: CropSettings, length: int) -> TrainingCrops:
         return RandomCrops(clouds, settings, length)

@@ -1,4 +1,4 @@
-"""Where the generated rooms lie; they are made on first use."""
+"""Folder of the generated rooms, made on first use."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Networks take a :class:`sparsemask.tasks.points.clouds.batch.PointBatch` and giv
 -1 ignored.
 Sampling, augmentation, loss and votes as in SMPointSeg (Wang et al., "Sparse mask CNNs", TPAMI 2022) and RandLA-Net
 (Hu et al., CVPR 2020). Validation while training differs from the public code: its crops are the same every time, so
-that figures of several steps compare.
+that metrics of several steps are comparable.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class PointsTask(Task):
     @classmethod
     def resolved(cls, config: RunConfig) -> RunConfig:
         """A configuration in which every flag that is still None has the task's own value."""
-        own = {**cls.defaults, "d_in": cls.d_in, "n_class": len(cls.classes)}
-        return config.replace(**{n: value for n, value in own.items() if n in config and config[n] is None})
+        values = {**cls.defaults, "d_in": cls.d_in, "n_class": len(cls.classes)}
+        return config.replace(**{n: value for n, value in values.items() if n in config and config[n] is None})
 
     @staticmethod
     def sample_folder() -> Path:
@@ -104,7 +104,7 @@ class PointsTask(Task):
         return sample_folder()
 
     @abstractmethod
-    def files(self, which: str) -> list[CloudFile]:
+    def files(self, split: str) -> list[CloudFile]:
         """The "training" or the "eval" clouds that the configuration names."""
 
     @property
@@ -131,9 +131,9 @@ class PointsTask(Task):
             self._made[name] = make()
         return self._made[name]
 
-    def clouds(self, which: str) -> Clouds:
+    def clouds(self, split: str) -> Clouds:
         """The "training" or the "eval" clouds."""
-        return self._once(which, lambda: Clouds(self.files(which), self.hold))
+        return self._once(split, lambda: Clouds(self.files(split), self.hold))
 
     @property
     def _batch(self) -> int:
@@ -157,28 +157,31 @@ class PointsTask(Task):
     def check(self) -> None:
         """Read the first cloud of each part, cut a crop, and look at labels until every class has been seen.
 
-        Raises UseError for what is absent or does not fit, and for labels that teach nothing.
+        Raises:
+            UseError: files are absent or do not fit, or labels have fewer than two classes.
         """
         self.eval_data[0]
         self.clouds("training")[0]
-        for which in ("training", "eval"):
-            self._check_labels(which)
+        for split in ("training", "eval"):
+            self._check_labels(split)
 
-    def _check_labels(self, which: str) -> None:
-        """Refuse labels that teach nothing, and name the classes that never occur."""
-        clouds = self.clouds(which)
+    def _check_labels(self, split: str) -> None:
+        """Refuse labels of fewer than two classes, and name the classes that never occur."""
+        clouds = self.clouds(split)
 
         def read(number: int) -> np.ndarray:
             labels = clouds[number].labels
             return (np.full(1, IGNORED) if labels is None else labels).astype(np.uint8)  # -1 becomes 255
 
-        words = "validation" if which == "eval" else which
-        found = survey(range(len(clouds)), read, self.n_output, LIMIT if self.hold else _FEW_CLOUDS, "clouds")
-        if not found.classes:
-            raise UseError(f"no point has a class in {found.labels(words)}: {clouds.names[0]} and on are unlabelled")
-        if which == "training" and (single := found.single(self.classes, words)):
+        title = "validation" if split == "eval" else split
+        labels_survey = survey(range(len(clouds)), read, self.n_output, LIMIT if self.hold else _FEW_CLOUDS, "clouds")
+        if not labels_survey.classes:
+            raise UseError(
+                f"no point has a class in {labels_survey.labels(title)}: {clouds.names[0]} and on are unlabelled"
+            )
+        if split == "training" and (single := labels_survey.single(self.classes, title)):
             raise UseError(single)
-        if absent := found.absent(self.classes, words):
+        if absent := labels_survey.absent(self.classes, title):
             warn(f"note: {absent}")
 
     def measured_on(self) -> str:
@@ -186,7 +189,7 @@ class PointsTask(Task):
         return self.title
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch (B, N) is to be divided by: the weights of its labelled points."""
+        """Divisor of the loss of a batch (B, N): the weights of its labelled points."""
         return float(self.weights[target[target >= 0]].sum(dtype=torch.float64))
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -229,36 +232,36 @@ class PointsTask(Task):
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(crops, truth, prediction) of batches of validation crops."""
         source = self.eval_data
-        mine = islice(source.picks(), distributed.rank(), limit or None, distributed.world())
-        for crops, labels, _, _ in plainly(source.loader(mine, context.batch_size, context.n_worker)):
-            found = probabilities_of(model, crops, context.arithmetic).argmax(2)
-            yield len(labels), labels.numpy().ravel(), found.numpy().ravel()
+        picks = islice(source.picks(), distributed.rank(), limit or None, distributed.world())
+        for crops, labels, _, _ in plainly(source.loader(picks, context.batch_size, context.n_worker)):
+            classes = probabilities_of(model, crops, context.arithmetic).argmax(2)
+            yield len(labels), labels.numpy().ravel(), classes.numpy().ravel()
 
     def _clouds(
         self, model: Callable, context: EvaluationContext, limit: int, on_prediction: Callable | None
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(1, truth, prediction) of each validation cloud; nothing to compare where a cloud has no labels."""
         source, chosen = self.eval_data, self.config.data
-        _, mine = shared_indices(len(source.clouds), limit or chosen.vote_limit)
+        _, numbers = shared_indices(len(source.clouds), limit or chosen.vote_limit)
         if on_prediction is not None:
-            for number in mine:  # before the work, not after it
+            for number in numbers:  # before the work, not after it
                 self.check_original(source.clouds.files[number])
-        for number, cloud, found in vote(
-            model, source, mine, context.arithmetic, self.n_output, chosen.vote_smooth, chosen.vote_until,
+        for number, cloud, classes in vote(
+            model, source, numbers, context.arithmetic, self.n_output, chosen.vote_smooth, chosen.vote_until,
             context.batch_size, context.n_worker,
         ):  # fmt: skip
             if on_prediction is not None:
-                on_prediction(number, found)
+                on_prediction(number, classes)
             truth = self._truth(cloud)
             if truth is None:
-                truth = np.full(len(found), IGNORED)
-            if len(truth) != len(found):
-                raise UseError(f"{cloud.name}: {len(truth)} labels for {len(found)} points")
-            yield 1, truth, found
+                truth = np.full(len(classes), IGNORED)
+            if len(truth) != len(classes):
+                raise UseError(f"{cloud.name}: {len(truth)} labels for {len(classes)} points")
+            yield 1, truth, classes
 
     @staticmethod
     def _truth(cloud) -> np.ndarray | None:
-        """Labels of the original points; of the thinned-out ones where that is all there is."""
+        """Labels of the original points; of the subsampled ones where that is all there is."""
         return cloud.labels if cloud.projection is None else cloud.full_labels
 
     def record(self, scores: PointScores) -> dict:
@@ -285,24 +288,24 @@ class PointsTask(Task):
     def write(self, folder: Path, index: int, prediction: np.ndarray) -> Path:
         """Write the classes (N_original,) of validation cloud `index` below a folder; returns the file.
 
-        Classes of a thinned-out cloud's points are carried back to all; UseError where there is no way.
+        Classes of a subsampled cloud's points are carried back to all; UseError where there is no way.
         """
 
     def check_original(self, file: CloudFile) -> None:
-        """UseError where predictions for a thinned-out cloud could not be carried back to all its points."""
+        """UseError where predictions for a subsampled cloud could not be carried back to all its points."""
 
     @torch.no_grad()
     def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 1) -> list[tuple]:
         """(name, xyz, colours or None, truth, prediction) of `n` validation crops, arrays of their points."""
-        found, source = [], self.eval_data
+        samples, source = [], self.eval_data
         set_evaluation(model)
         for key in range(min(n, len(source))):
             crops, labels = source[key]
             prediction = probabilities_of(model, crops, arithmetic)[0].argmax(1)
             features = crops.features[0].numpy().T
             colours = features[:, 3:6] if self.d_in == 6 else None
-            found.append((source.name(key), features[:, :3], colours, labels.numpy(), prediction.numpy()))
-        return found
+            samples.append((source.name(key), features[:, :3], colours, labels.numpy(), prediction.numpy()))
+        return samples
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write truth | prediction of the first sample."""

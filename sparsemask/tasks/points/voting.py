@@ -28,8 +28,8 @@ class Votes:
 
     def decide(self, projection: np.ndarray | None) -> np.ndarray:
         """The likeliest class of every original point, int64 (N_original,)."""
-        found = self.table.argmax(1)
-        return found if projection is None else found[projection]
+        classes = self.table.argmax(1)
+        return classes if projection is None else classes[projection]
 
 
 def crops_of(source: EvaluationCrops, numbers: list[int], until: float) -> Iterator[Pick]:
@@ -51,16 +51,31 @@ def vote(
     model, source: EvaluationCrops, numbers: list[int], arithmetic,
     n_class: int, smooth: float, until: float = 0.5, batch: int = 1, workers: int = 0,
 ) -> Iterator[tuple[int, Cloud, np.ndarray]]:  # fmt: skip
-    """Of each of the numbered clouds, as it is done: (number, cloud, classes (N_original,) of the original points)."""
+    """Classify all points of clouds by votes over overlapping crops.
+
+    Args:
+        model: the network.
+        source: the clouds and how crops are cut.
+        numbers: of the clouds, in order.
+        arithmetic: device and precision.
+        n_class: number of classes.
+        smooth: weight of the former probabilities at every visit, in [0, 1).
+        until: possibility that every point must exceed, see :class:`~sparsemask.tasks.points.sampling.Possibilities`.
+        batch: crops in a forward pass.
+        workers: loader processes.
+
+    Yields:
+        (number, cloud, classes int64 (N_original,) of the original points) of each cloud when it is done.
+    """
     current, table = None, None
     for crops, _, indices, clouds in plainly(source.loader(crops_of(source, numbers, until), batch, workers)):
-        found = probabilities_of(model, crops, arithmetic).numpy()
-        for number, one, share in zip(clouds.tolist(), indices.numpy(), found, strict=True):
+        probabilities = probabilities_of(model, crops, arithmetic).numpy()
+        for number, point_indices, share in zip(clouds.tolist(), indices.numpy(), probabilities, strict=True):
             if number != current:
                 if table is not None:
                     yield _done(source, current, table)
                 current, table = number, Votes(source.clouds.sizes[number], n_class, smooth)
-            table.add(one, share)
+            table.add(point_indices, share)
     if table is not None:
         yield _done(source, current, table)
 

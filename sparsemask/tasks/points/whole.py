@@ -1,4 +1,4 @@
-"""A network on anybody's cloud: thinned out, labelled in one pass or by votes, carried back to all points."""
+"""Segmentation of any cloud: grid subsampling, labels in one pass or by votes, carried back to all points."""
 
 from __future__ import annotations
 
@@ -27,9 +27,14 @@ _KINDS = {(6, 13): "s3dis", (3, 19): "semantickitti"}  # by channels of a point 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How clouds are made into what a network was trained on.
+    """How clouds are prepared as in the network's training.
 
-    names: of the classes. task: its class. settings: of crops. grid: side of the voxels, in metres. smooth: of votes.
+    Attributes:
+        names: of the classes.
+        task: its class.
+        settings: of crops.
+        grid: side of the voxels, in metres.
+        smooth: of votes.
     """
 
     names: tuple[str, ...]
@@ -39,21 +44,22 @@ class Recipe:
     smooth: float
 
 
-def recipe(network, said: Mapping, what: object = "the weights", **asked) -> Recipe:
-    """The recipe of a network: what its run's configuration says, else as published; `asked` wins where not None.
+def recipe(network, run_config: Mapping, what: object = "the weights", **overrides) -> Recipe:
+    """The recipe of a network: from its run's configuration, else as published; `overrides` win where not None.
 
-    Raises UseError for a network of neither data set's channels and classes.
+    Raises:
+        UseError: a network of neither data set's channels and classes.
     """
-    found = _KINDS.get((network.d_in, network.n_class))
-    name = said.get("task") if said.get("task") in tasks.siblings("sample") else found
+    default_task = _KINDS.get((network.d_in, network.n_class))
+    name = run_config.get("task") if run_config.get("task") in tasks.siblings("sample") else default_task
     if name is None or (network.d_in, network.n_class) not in _KINDS:
         raise UseError(
             f"{what}: {network.d_in} channels a point and {network.n_class} classes are neither S3DIS's (6, 13) nor "
             "SemanticKITTI's (3, 19)"
         )
     kind = tasks.find(name)
-    told = {k: v for k, v in said.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    chosen = {**kind.defaults, **told, **{k: v for k, v in asked.items() if v is not None}}
+    numbers = {k: v for k, v in run_config.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    chosen = {**kind.defaults, **numbers, **{k: v for k, v in overrides.items() if v is not None}}
     settings = CropSettings(
         int(chosen["n_points"]), network.n_neighbors, network.ratio, len(network.channels), kind.d_in == 6, kind.centred
     )
@@ -64,9 +70,13 @@ def recipe(network, said: Mapping, what: object = "the weights", **asked) -> Rec
 class Segmented:
     """A labelled cloud.
 
-    classes: int64 (N,), of the original points. thin: the thinned-out cloud. kept: the network's kept fraction.
-    seconds: what each step took. crop: xyz (n, 3) of the last points that the network took, in its order; masks: its
-    point masks on them, bool (N_l,), level by level.
+    Attributes:
+        classes: int64 (N,), of the original points.
+        thin: the subsampled cloud.
+        kept: the network's kept fraction.
+        seconds: what each step took.
+        crop: xyz (n, 3) of the last points that the network took, in its order.
+        masks: its point masks on them, bool (N_l,), level by level.
     """
 
     classes: np.ndarray
@@ -78,49 +88,58 @@ class Segmented:
 
 
 def segment(
-    cloud: Cloud, network, made: Recipe, arithmetic, by_votes: bool | None = None,
+    cloud: Cloud, network, recipe: Recipe, arithmetic, by_votes: bool | None = None,
     share: Callable[[object], float] | None = None,
 ) -> Segmented:  # fmt: skip
-    """Label every point of a cloud.
+    """Classify every point of a cloud.
 
-    by_votes: from overlapping crops, as published, or the whole cloud in one pass; None: votes where the network takes
-    coordinates from a crop's centre, so that a large cloud would be strange to it.
-    share: tells a network's kept fraction after a call.
+    Args:
+        cloud: the original points.
+        network: its masks are read after each call.
+        recipe: how the cloud is prepared, see :func:`recipe`.
+        arithmetic: device and precision.
+        by_votes: by votes over overlapping crops, as published, or the whole cloud in one pass; None: votes where the
+            network takes coordinates relative to a crop's centre, so that a whole cloud differs from its training data.
+        share: returns the kept fraction of the network after a call; None: NaN is noted.
 
-    Raises UseError for a cloud without the colours that the network takes, or of too few points.
+    Returns:
+        Classes of the original points, and what is drawn of the run.
+
+    Raises:
+        UseError: the network takes colours and the cloud has none, or it has too few points.
     """
-    if made.settings.colours and cloud.colours is None:
+    if recipe.settings.colours and cloud.colours is None:
         raise UseError(f"{cloud.name}: it has no colours, which this network takes")
     seconds: dict[str, float] = {}
     with _timed(seconds, "thinned out"):
-        own, moved = near_origin(cloud.xyz)
-        xyz, colours, _ = grid_subsample(own, made.grid, cloud.colours)
+        local_xyz, moved = near_origin(cloud.xyz)
+        xyz, colours, _ = grid_subsample(local_xyz, recipe.grid, cloud.colours)
         thin = Cloud(cloud.name, xyz, colours, offset=cloud.offset + moved)
-    found = Segmented(np.empty(0, np.int64), thin, seconds=seconds)
+    result = Segmented(np.empty(0, np.int64), thin, seconds=seconds)
     shares: list[float] = []
 
     def watch(module, inputs, _) -> None:
         shares.append(float("nan") if share is None else share(module))
-        found.crop = inputs[0].features[0, :3].t().float().cpu().numpy()
-        found.masks = [mask[0, 0].cpu().numpy() for mask in module.masks]
+        result.crop = inputs[0].features[0, :3].t().float().cpu().numpy()
+        result.masks = [mask[0, 0].cpu().numpy() for mask in module.masks]
 
     hook = network.register_forward_hook(watch)
     try:
-        if made.settings.centred if by_votes is None else by_votes:
-            labels = _voted(thin, network, made, arithmetic, seconds)
+        if recipe.settings.centred if by_votes is None else by_votes:
+            labels = _voted(thin, network, recipe, arithmetic, seconds)
         else:
-            labels = _whole(thin, network, made, arithmetic, seconds)
+            labels = _whole(thin, network, recipe, arithmetic, seconds)
     finally:
         hook.remove()
-    found.kept = float(np.mean(shares))
+    result.kept = float(np.mean(shares))
     with _timed(seconds, "carried back"):
         threads = torch.get_num_threads()
-        found.classes = labels[nearest(thin.xyz, own, threads=threads, tree=make_tree(thin.xyz))]
-    return found
+        result.classes = labels[nearest(thin.xyz, local_xyz, threads=threads, tree=make_tree(thin.xyz))]
+    return result
 
 
-def _whole(thin: Cloud, network, made: Recipe, arithmetic, seconds: dict) -> np.ndarray:
-    settings = made.settings
+def _whole(thin: Cloud, network, recipe: Recipe, arithmetic, seconds: dict) -> np.ndarray:
+    settings = recipe.settings
     with _timed(seconds, "neighbours"):
         order = np.random.default_rng(0).permutation(len(thin))
         order = order[shell_order(thin.xyz[order], settings.ratio, settings.levels)]
@@ -136,11 +155,11 @@ def _whole(thin: Cloud, network, made: Recipe, arithmetic, seconds: dict) -> np.
     return labels
 
 
-def _voted(thin: Cloud, network, made: Recipe, arithmetic, seconds: dict) -> np.ndarray:
+def _voted(thin: Cloud, network, recipe: Recipe, arithmetic, seconds: dict) -> np.ndarray:
     with _timed(seconds, "votes"):
         clouds = Clouds([CloudFile(thin.name, Path(thin.name), lambda _: thin)])
-        source = EvaluationCrops(clouds, made.settings, 1, made.task.noise)
-        [(_, _, labels)] = vote(network, source, [0], arithmetic, network.n_class, made.smooth)
+        source = EvaluationCrops(clouds, recipe.settings, 1, recipe.task.noise)
+        [(_, _, labels)] = vote(network, source, [0], arithmetic, network.n_class, recipe.smooth)
     return labels
 
 

@@ -1,12 +1,12 @@
-"""Pictures and masks of MSRA-B or ECSSD folders.
+"""Images and masks of MSRA-B or ECSSD folders.
 
 --data_root is either layout:
 
-    ECSSD     images/ and ground_truth_mask/, pictures of any suffix under the same names
-    MSRA-B    pictures and *.png side by side, in the folder or in its Imgs/
+    ECSSD     images/ and ground_truth_mask/, images of any suffix under the same names
+    MSRA-B    images and *.png side by side, in the folder or in its Imgs/
 
 Masks are grey, salient from 128 on. --training_list and --eval_list are files of names, a line each, or the word
-`all`; what only one of them leaves over is the other's, and without both every tenth picture is for validation.
+`all`. With one list, the remaining images are the other split; without lists every tenth image is for validation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALL = "all"
 
 
 class SaliencyDataset(MapDataset):
-    """Pictures with their masks."""
+    """Images with their masks."""
 
     def read(self, path: str) -> np.ndarray:
         """A mask, uint8 (H, W): 1 where salient."""
@@ -35,7 +35,7 @@ class SaliencyDataset(MapDataset):
 
 
 def all_pairs(root: Path) -> list[Pair]:
-    """Every (picture, mask) below a folder in ECSSD's or MSRA-B's layout."""
+    """Every (image, mask) below a folder in ECSSD's or MSRA-B's layout."""
     must_exist(root, "data folder")
     if (root / "ground_truth_mask").is_dir() or (root / "images").is_dir():
         return folder_pairs(root / "images", root / "ground_truth_mask", (".png", *SUFFIXES))
@@ -43,27 +43,37 @@ def all_pairs(root: Path) -> list[Pair]:
     return folder_pairs(inner, inner)
 
 
-def split(pairs: list[Pair], which: str, training_list: str | None, eval_list: str | None) -> list[Pair]:
-    """The "training" or "eval" part of the pairs; see the module's docstring."""
-    given, other = (training_list, eval_list) if which == "training" else (eval_list, training_list)
-    if given:
-        return _named(pairs, given)
-    if other:
-        taken = set(_named(pairs, other))
-        rest = [pair for pair in pairs if pair not in taken]
-        if not rest:
-            raise UseError(f"'{other}' leaves no {which} pictures: name them by --{which}_list")
-        return rest
+def split(pairs: list[Pair], subset: str, training_list: str | None, eval_list: str | None) -> list[Pair]:
+    """The training or validation part of pairs, by two optional lists; see the module's docstring.
+
+    Args:
+        pairs: (image, mask) files.
+        subset: "training" or "eval".
+        training_list: file of names, "all", or None.
+        eval_list: likewise.
+
+    Raises:
+        UseError: names without an image, or no images left for the subset.
+    """
+    own_list, other_list = (training_list, eval_list) if subset == "training" else (eval_list, training_list)
+    if own_list:
+        return _named(pairs, own_list)
+    if other_list:
+        excluded = set(_named(pairs, other_list))
+        remaining = [pair for pair in pairs if pair not in excluded]
+        if not remaining:
+            raise UseError(f"'{other_list}' leaves no {subset} pictures: name them by --{subset}_list")
+        return remaining
     chosen = set(pairs[9::10] or pairs[-1:])
-    return [pair for pair in pairs if (pair in chosen) == (which == "eval")]
+    return [pair for pair in pairs if (pair in chosen) == (subset == "eval")]
 
 
 def _named(pairs: list[Pair], name: str) -> list[Pair]:
     if name == ALL:
         return pairs
-    known = {picture.stem: (picture, mask) for picture, mask in pairs}
+    by_stem = {image.stem: (image, mask) for image, mask in pairs}
     names = [Path(without_suffix(entry)).name for entry in read_names(name)]
-    absent = [entry for entry in names if entry not in known]
+    absent = [entry for entry in names if entry not in by_stem]
     if absent:
         raise UseError(f"{name}: {len(absent)} of {len(names)} pictures absent, first {absent[0]}")
-    return [known[entry] for entry in names]
+    return [by_stem[entry] for entry in names]

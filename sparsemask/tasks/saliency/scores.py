@@ -24,19 +24,25 @@ def f_beta(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
 
 
 def curves(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall (256,) of one picture: `prediction` >= t/255 for t = 0 … 255.
+    """Precision and recall (256,) of one image: `prediction` >= t/255 for t = 0 … 255.
 
-    prediction: in [0, 1], any shape, rounded to the 256 grey values its PNG would have. truth: bool, not all false.
-    Precision is 0 where nothing is predicted.
+    Args:
+        prediction: in [0, 1], any shape, rounded to the 256 grey values its PNG would have.
+        truth: bool, of the same shape, not all false.
+
+    Returns:
+        (precision, recall), float64 (256,) in [0, 1]; precision is 0 where nothing is predicted.
     """
     grey = np.rint(prediction * (LEVELS - 1)).astype(np.int64)
-    found, true = (np.bincount(grey[where].ravel(), minlength=LEVELS) for where in (np.ones_like(truth), truth))
-    found, true = (np.cumsum(one[::-1])[::-1] for one in (found, true))  # pixels at or above every grey value
-    return true / np.maximum(found, 1), true / true[0]
+    predicted, true = (np.bincount(grey[pixels].ravel(), minlength=LEVELS) for pixels in (np.ones_like(truth), truth))
+    predicted, true = (
+        np.cumsum(histogram[::-1])[::-1] for histogram in (predicted, true)
+    )  # pixels at or above every grey value
+    return true / np.maximum(predicted, 1), true / true[0]
 
 
 def adaptive(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """F-beta of one picture at twice the mean prediction (at most 1); truth: bool, not all false."""
+    """F-beta of one image at twice the mean prediction (at most 1); truth: bool, not all false."""
     chosen = prediction >= min(2 * prediction.mean(), 1.0)
     hit = np.count_nonzero(chosen & truth)
     return float(f_beta(hit / max(np.count_nonzero(chosen), 1), np.float64(hit / np.count_nonzero(truth))))
@@ -44,10 +50,13 @@ def adaptive(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class SaliencyScores(Scores):
-    """Scores of a set; means over pictures. Those without anything salient count for the error alone.
+    """Scores of a set; means over images. Those without anything salient count for the error alone.
 
-    precision, recall: (256,) at the thresholds t/255. adaptive: F-beta at each picture's adaptive threshold.
-    mae: mean absolute error. count, empty: pictures, and how many of them are without anything salient.
+    Attributes:
+        precision, recall: (256,) at the thresholds t/255.
+        adaptive: F-beta at each image's adaptive threshold.
+        mae: mean absolute error.
+        count, empty: images, and how many of them are without anything salient.
     """
 
     precision: np.ndarray
@@ -74,7 +83,7 @@ class SaliencyScores(Scores):
 
     @property
     def threshold(self) -> float:
-        """The threshold it has, in [0, 1]."""
+        """The threshold of the greatest F-beta, in [0, 1]."""
         return int(self.f.argmax()) / (LEVELS - 1)
 
 
@@ -85,9 +94,9 @@ class SaliencyMeter:
         self.total = torch.zeros(4 + 2 * LEVELS, dtype=torch.float64)
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
-        """Count one picture: prediction in [0, 1], target 1 where salient, 255 where not labelled."""
-        known = target <= 1
-        truth, values = (target[known] == 1).numpy(), prediction[known].numpy().astype(np.float64)
+        """Count one image: prediction in [0, 1], target 1 where salient, 255 where not labelled."""
+        labelled = target <= 1
+        truth, values = (target[labelled] == 1).numpy(), prediction[labelled].numpy().astype(np.float64)
         row = np.zeros(len(self.total))
         row[_PICTURES] = 1
         if truth.size:
@@ -99,9 +108,9 @@ class SaliencyMeter:
         self.total += torch.from_numpy(row)
 
     def scores(self) -> SaliencyScores:
-        """Means of the sums; 0 where no picture has anything salient."""
+        """Means of the sums; 0 where no image has anything salient."""
         total = self.total.numpy()
-        pictures, true = int(total[_PICTURES]), int(total[_TRUE])
+        images, true = int(total[_PICTURES]), int(total[_TRUE])
         precision, recall = (total[4:] / max(true, 1)).reshape(2, LEVELS)
-        mae, adapted = float(total[_ERROR]) / max(pictures, 1), float(total[_ADAPTIVE]) / max(true, 1)
-        return SaliencyScores(precision, recall, adapted, mae, pictures, pictures - true)
+        mae, adapted = float(total[_ERROR]) / max(images, 1), float(total[_ADAPTIVE]) / max(true, 1)
+        return SaliencyScores(precision, recall, adapted, mae, images, images - true)

@@ -1,6 +1,6 @@
 """Salient object detection: binary cross-entropy, F-beta and mean absolute error.
 
-Where pictures lie: :mod:`sparsemask.tasks.saliency.data`.
+Where images lie: :mod:`sparsemask.tasks.saliency.data`.
 """
 
 from __future__ import annotations
@@ -9,31 +9,31 @@ from pathlib import Path
 
 from sparsemask.tasks.dense.folders import Pair
 from sparsemask.tasks.dense.maps import MapTask
-from sparsemask.tasks.saliency.data import SaliencyDataset, all_pairs, split
+from sparsemask.tasks.saliency import data
 from sparsemask.tasks.saliency.scores import SaliencyMeter, SaliencyScores
 
 
 class SaliencyTask(MapTask):
-    """Which pixels belong to what catches the eye?"""
+    """Detect salient objects: a probability for every pixel."""
 
     primary = "f_beta"
     classes = ("background", "salient")
 
     @staticmethod
     def sample_folder() -> Path:
-        """Drawn pictures in ECSSD's layout."""
+        """Drawn images in ECSSD's layout."""
         from sparsemask.synthetic.dense_tasks import saliency_sample
 
         return saliency_sample()
 
-    def layout(self, root: Path, which: str) -> list[Pair]:
+    def layout(self, root: Path, split: str) -> list[Pair]:
         """The pairs below a folder in one of the layouts."""
         config = self.config
-        return split(all_pairs(root), which, config.data.training_list, config.data.eval_list)
+        return data.split(data.all_pairs(root), split, config.data.training_list, config.data.eval_list)
 
-    def dataset(self, pairs: list[Pair], **settings) -> SaliencyDataset:
-        """Pictures with their masks."""
-        return SaliencyDataset(pairs, self.classes, **settings)
+    def dataset(self, pairs: list[Pair], **settings) -> data.SaliencyDataset:
+        """Images with their masks."""
+        return data.SaliencyDataset(pairs, self.classes, **settings)
 
     def meter(self, quick: bool) -> SaliencyMeter:
         """Curves over all thresholds; they cost little."""

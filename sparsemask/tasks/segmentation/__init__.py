@@ -1,4 +1,4 @@
-"""Semantic segmentation of pictures."""
+"""Semantic segmentation of images."""
 
 from sparsemask.tasks.segmentation.task import SegmentationTask
 

@@ -13,7 +13,16 @@ from sparsemask.tasks.protocol import Scores
 
 
 def confusion(prediction: torch.Tensor, target: torch.Tensor, n_class: int) -> torch.Tensor:
-    """(n_class, n_class) counts, rows truth, columns prediction; targets outside 0 … n_class−1 are ignored."""
+    """Confusion matrix of class indices.
+
+    Args:
+        prediction: integers of any shape, 0 to n_class - 1.
+        target: integers of the same shape; pixels outside 0 to n_class - 1 are ignored.
+        n_class: number of classes C.
+
+    Returns:
+        int64 (C, C), rows truth, columns prediction.
+    """
     valid = (target >= 0) & (target < n_class)
     index = target[valid].long() * n_class + prediction[valid].long()
     return torch.bincount(index, minlength=n_class * n_class).reshape(n_class, n_class)
@@ -59,8 +68,8 @@ class SegmentationScores(Scores):
     @property
     def miou(self) -> float:
         """Mean IoU over the classes that occur in truth or prediction; NaN when there is none."""
-        known = self.iou[~np.isnan(self.iou)]
-        return float(known.mean()) if known.size else float("nan")
+        occurring = self.iou[~np.isnan(self.iou)]
+        return float(occurring.mean()) if occurring.size else float("nan")
 
     @property
     def pixel_accuracy(self) -> float:
@@ -70,18 +79,18 @@ class SegmentationScores(Scores):
 
     def absent(self, names: list[str]) -> list[str]:
         """Names of the classes that do not occur in the truth."""
-        return [name for name, here in zip(names, self.present, strict=True) if not here]
+        return [name for name, present in zip(names, self.present, strict=True) if not present]
 
 
 class ConfusionMeter:
-    """The confusion matrix of a validation set, picture by picture (see :class:`sparsemask.tasks.dense.Meter`)."""
+    """The confusion matrix of a validation set, image by image (see :class:`sparsemask.tasks.dense.Meter`)."""
 
     def __init__(self, n_class: int):
         self.n_class = n_class
-        self.total = torch.zeros(n_class * n_class + 1, dtype=torch.int64)  # and the pictures
+        self.total = torch.zeros(n_class * n_class + 1, dtype=torch.int64)  # and the images
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
-        """Count one picture."""
+        """Count one image."""
         self.total[:-1] += confusion(prediction, target, self.n_class).flatten()
         self.total[-1] += 1
 

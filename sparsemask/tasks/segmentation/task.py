@@ -1,4 +1,4 @@
-"""Semantic segmentation: pixel cross-entropy, mean IoU over one confusion matrix, pictures of the predictions."""
+"""Semantic segmentation: pixel cross-entropy, mean IoU over one confusion matrix, drawings of the predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparsemask.VOC12.dataset import SegmentationDataset
 
 
 class SegmentationTask(DenseTask):
-    """Segmentation of the pictures that the configuration names."""
+    """Segmentation of the images that the configuration names."""
 
     primary = "miou"
     reads_indices = reads_voc = True
@@ -32,17 +32,17 @@ class SegmentationTask(DenseTask):
         """The names of the classes, one an output channel."""
         return datasets.class_names(self._config.data)
 
-    def layout(self, root: Path, which: str) -> list[tuple[Path, Path]]:
+    def layout(self, root: Path, split: str) -> list[tuple[Path, Path]]:
         """Raise a UseError: there is no public layout of segmentation alone."""
         raise UseError("--data_root is for the layouts of other tasks; segmentation has --voc_root, or --im_path")
 
-    def pairs(self, which: str) -> list[tuple[Path, Path]]:
-        """(picture, label) paths of the "training" or the "eval" set that the configuration names."""
+    def pairs(self, split: str) -> list[tuple[Path, Path]]:
+        """(image, label) paths of the "training" or the "eval" set that the configuration names."""
         root = self.config.data.data_root
-        return self.layout(Path(root), which) if root else datasets.pairs(self.config.data, which)
+        return self.layout(Path(root), split) if root else datasets.pairs(self.config.data, split)
 
     def dataset(self, pairs: list[tuple[Path, Path]], **settings) -> SegmentationDataset:
-        """Pictures with their class indices."""
+        """Images with their class indices."""
         ignored = self.config.data.ignore_index
         return SegmentationDataset(pairs, self.n_class, self.classes, ignore_index=ignored, **settings)
 
@@ -103,7 +103,7 @@ class SegmentationTask(DenseTask):
         save_prediction(path, prediction.numpy().astype(np.uint8), VOC_COLOURS)
 
     def draw(self, samples: list[tuple], path: Path) -> None:
-        """Write the picture | truth | prediction grid."""
+        """Write the image | truth | prediction grid."""
         from sparsemask.pictures.predictions import draw_predictions
         from sparsemask.VOC12.palette import VOC_COLOURS
 

@@ -1,4 +1,4 @@
-"""Disparity from two pictures: the task, its files, the layouts of public sets, and what networks take.
+"""Disparity from two images: the task, its files, the layouts of public sets, and what networks take.
 
 Pictures are rectified: the point that the left picture shows at (x, y) is at (x - d, y) in the right one, where d >= 0
 is its disparity in pixels. Disparity maps are float32 (H, W) of the left picture; 0 is no value.

@@ -1,4 +1,4 @@
-"""What stereo networks take: left and right pictures, rectified and normalised."""
+"""Input of stereo networks: left and right images, rectified and normalised."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 class StereoPair:
     """B pairs of one size.
 
-    left, right: (B, 3, H, W) float, RGB, each channel less ImageNet's mean and over its deviation.
+    Attributes:
+        left, right: (B, 3, H, W) float, RGB, each channel less ImageNet's mean and over its deviation.
     """
 
     left: Tensor
@@ -26,21 +27,21 @@ class StereoPair:
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """Device of the tensors."""
         return self.left.device
 
     def __len__(self) -> int:
         return len(self.left)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> StereoPair:
-        """The same done to both pictures."""
+        """Apply a function to both images."""
         return StereoPair(function(self.left), function(self.right))
 
     def to(
         self, device: torch.device | str, dtype: torch.dtype | None = None, non_blocking: bool = False
     ) -> StereoPair:
         """On another device, in another type."""
-        return self.map(lambda picture: picture.to(device, dtype, non_blocking=non_blocking))
+        return self.map(lambda image: image.to(device, dtype, non_blocking=non_blocking))
 
     def pin_memory(self) -> StereoPair:
         """In page-locked memory, for a data loader."""
@@ -49,4 +50,4 @@ class StereoPair:
     @staticmethod
     def collate(samples: Sequence[StereoPair]) -> StereoPair:
         """One batch of batches of one size."""
-        return StereoPair(*(torch.cat([getattr(one, side) for one in samples]) for side in ("left", "right")))
+        return StereoPair(*(torch.cat([getattr(pair, side) for pair in samples]) for side in ("left", "right")))

@@ -44,7 +44,7 @@ class Frames(Sequence):
         return self._held[number]
 
     def name(self, number: int) -> str:
-        """Of a pair; by the left picture's path where two would have the same."""
+        """Of a pair; by the left image's path where two would have the same."""
         return self._names[number]
 
     @cached_property
@@ -99,8 +99,8 @@ class TrainingCrops(Dataset):
         frame = self.frames[index]
         truth = torch.from_numpy(frame.disparity)[None]
         if not valid(truth, self.maxdisp).any():
-            where = self.frames.files[index].disparity or self.frames.name(index)
-            raise UseError(f"{where}: no disparity above 0 and below --maxdisp {self.maxdisp}: nothing to learn from")
+            path = self.frames.files[index].disparity or self.frames.name(index)
+            raise UseError(f"{path}: no disparity above 0 and below --maxdisp {self.maxdisp}: nothing to learn from")
         pair = make_pair(frame.left, frame.right)
         for _ in range(_TRIES):
             crop = random_crop(pair, truth, self.size, rng)
@@ -145,6 +145,6 @@ class WholePairs(Dataset):
         """(pair (1, 3, H', W'), truth (1, 3, H, W): disparity, non-occluded, foreground), see `stereo_scores`."""
         frame = self.frames[index]
         maps = [frame.disparity]
-        for known in (frame.noc, frame.foreground):
-            maps.append(np.full(frame.size, -1, np.float32) if known is None else known.astype(np.float32))
+        for extra_map in (frame.noc, frame.foreground):
+            maps.append(np.full(frame.size, -1, np.float32) if extra_map is None else extra_map.astype(np.float32))
         return pad16(make_pair(frame.left, frame.right)), torch.from_numpy(np.stack(maps))[None]

@@ -1,4 +1,4 @@
-"""Disparity maps and pictures of pairs, from and to files.
+"""Disparity maps and images of pairs, from and to files.
 
 .png   16 bits, 256 times the disparity, 0 = no value (KITTI; 255.99 px at most)
 .pfm   grey float map, rows from the bottom up, little endian where its third line is negative (SceneFlow,
@@ -32,9 +32,10 @@ PNG_MOST = 65535 / PNG_SCALE  # px, the largest that a 16-bit PNG holds
 
 
 def read_picture(path: str | os.PathLike) -> np.ndarray:
-    """A picture of any kind as uint8 (H, W, 3): grey is repeated, alpha dropped, 16 bits become 8.
+    """An image of any kind as uint8 (H, W, 3): grey is repeated, alpha dropped, 16 bits become 8.
 
-    Raises UseError when it is missing, torn or no picture.
+    Raises:
+        UseError: it is missing, truncated or no image.
     """
     return np.rint(read_any(path).colour).clip(0, 255).astype(np.uint8)
 
@@ -42,7 +43,8 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
 def read_disparity(path: str | os.PathLike) -> np.ndarray:
     """A disparity map in pixels, float32 (H, W); 0 where there is no value (in the file: 0, negative, NaN, infinite).
 
-    Raises UseError for another suffix, a file that is missing, torn or of another kind: 8 bits, colour.
+    Raises:
+        UseError: another suffix, or a file that is missing, truncated or of another kind (8 bits, colour).
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -58,19 +60,20 @@ def read_disparity(path: str | os.PathLike) -> np.ndarray:
 def write_disparity(path: str | os.PathLike, disparity: np.ndarray) -> None:
     """Write a map (H, W) in pixels as 16-bit PNG or PFM by the suffix; what is not finite or not above 0 has no value.
 
-    Raises UseError for another suffix, and for disparities that a PNG has no room for.
+    Raises:
+        UseError: another suffix, or disparities that a 16-bit PNG cannot hold.
     """
     path = Path(path)
     form = {".png": "PNG", ".pfm": "PPM"}.get(path.suffix.lower())
     if form is None:
         raise UseError(f"{path}: disparities are written as {' or '.join(WRITTEN)}")
     values = np.asarray(disparity, np.float32)
-    known = np.isfinite(values) & (values > 0)
-    values = np.where(known, values, np.float32(0))
+    has_value = np.isfinite(values) & (values > 0)
+    values = np.where(has_value, values, np.float32(0))
     if form == "PNG":
         if values.max(initial=0) > PNG_MOST:
             raise UseError(f"{path}: {values.max():.1f} px are more than a 16-bit PNG holds (below 256): .pfm")
-        values = np.maximum(np.rint(values * PNG_SCALE), known).astype(np.uint16)  # what is known stays above 0
+        values = np.maximum(np.rint(values * PNG_SCALE), has_value).astype(np.uint16)  # what is known stays above 0
     write_bytes(path, encoded(Image.fromarray(values), form))
 
 
@@ -106,14 +109,14 @@ def _read_pfm(file: BinaryIO) -> np.ndarray:
     scale = float(head[4])
     if not width * height or not np.isfinite(scale) or scale == 0:
         raise ValueError(f"its PFM header says {width}x{height} values of scale {scale:g}")
-    need, whole = 4 * width * height, os.fstat(file.fileno()).st_size
+    need, file_size = 4 * width * height, os.fstat(file.fileno()).st_size
     start = head.end()
-    if head[5] == b"\r\n" and b"\n" not in head[0][:-2] and whole - start == need - 1:
+    if head[5] == b"\r\n" and b"\n" not in head[0][:-2] and file_size - start == need - 1:
         start -= 1  # a lone CR, and a value whose first byte happens to be an LF
-    have = whole - start
+    have = file_size - start
     if have < need:
         raise ValueError(f"truncated: {have} of the {need} bytes that {width}x{height} values take")
-    if have > need + 2:  # a line end behind them harms nobody
+    if have > need + 2:  # a trailing line end is accepted
         raise ValueError(
             f"{have} bytes for {width}x{height} values, which take {need}: was it changed as if it were text?"
         )
@@ -125,7 +128,7 @@ def _read_pfm(file: BinaryIO) -> np.ndarray:
 def _read_array(path: Path) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         return read_npy(path)
-    with open_npz(path, "not readable as an array") as found:
-        if len(found.names) != 1:
-            raise UseError(f"{path}: {len(found.names)} arrays, expected one ({', '.join(found.names)[:80]})")
-        return found[found.names[0]]
+    with open_npz(path, "not readable as an array") as arrays:
+        if len(arrays.names) != 1:
+            raise UseError(f"{path}: {len(arrays.names)} arrays, expected one ({', '.join(arrays.names)[:80]})")
+        return arrays[arrays.names[0]]

@@ -1,4 +1,4 @@
-"""Which pairs there are: by list files, or by the layouts of the public sets.
+"""Finding pairs: by list files, or by the layouts of the public sets.
 
     list         a line for each pair: LEFT RIGHT DISPARITY, relative to a folder; without DISPARITY: no truth
                  (as all lists are read: comments, quotes, names with spaces, see :mod:`sparsemask.VOC12.lists`)
@@ -8,7 +8,7 @@
     Middlebury   folders, up to two levels down, with im0.png, im1.png and disp0GT.pfm or disp0.pfm [mask0nocc.png]
     flat         NAME_left.png, NAME_right.png and NAME_disp.npz, .pfm or .png (scikit-image's motorcycle)
 
-Pictures may have any suffix. SceneFlow is validated on what lies below TEST/, if anything does. Of all others the first
+Images may have any suffix. SceneFlow is validated on what lies below TEST/, if anything does. Of all others the first
 four fifths train (of KITTI 2015's 200 pairs 160, of which 40 remain); a single pair does both.
 """
 
@@ -37,17 +37,18 @@ _NOC = {"disp_occ_0": "disp_noc_0", "disp_occ": "disp_noc"}
 def read_list(path: str | os.PathLike, root: str | os.PathLike | None = None) -> list[PairFiles]:
     """The pairs of a list file, names relative to `root` (default: the list's folder); files are not looked for.
 
-    Raises UseError when it is missing, empty, no text, or a line has not two or three names.
+    Raises:
+        UseError: it is missing, empty, no text, or a line has not two or three names.
     """
     path = Path(path)
     root = path.parent if root is None else Path(root)
-    found = []
+    pairs = []
     for number, entry in read_numbered(path):
-        parts = columns_of(entry, _NAMED)
-        if len(parts) not in (2, 3):
-            raise UseError(f"{path}, line {number}: {len(parts)} names, expected LEFT RIGHT DISPARITY")
-        found.append(_with_companions(_name(parts[0]), *(root / part for part in parts)))
-    return found
+        names = columns_of(entry, _NAMED)
+        if len(names) not in (2, 3):
+            raise UseError(f"{path}, line {number}: {len(names)} names, expected LEFT RIGHT DISPARITY")
+        pairs.append(_with_companions(_name(names[0]), *(root / name for name in names)))
+    return pairs
 
 
 def find_pairs(root: str | os.PathLike) -> tuple[str, list[PairFiles]]:
@@ -56,26 +57,26 @@ def find_pairs(root: str | os.PathLike) -> tuple[str, list[PairFiles]]:
     if not root.is_dir():
         raise UseError(f"--data_root {root}: no such folder")
     for name, layout in _LAYOUTS.items():
-        found = list(layout(root))
-        if found:
-            absent = next((p for pair in found for p in (pair.right, pair.disparity) if p and not p.exists()), None)
+        pairs = list(layout(root))
+        if pairs:
+            absent = next((p for pair in pairs for p in (pair.right, pair.disparity) if p and not p.exists()), None)
             if absent is not None:
                 raise UseError(f"{root}: {name} pairs, but {absent} is missing")
-            return name, found
+            return name, pairs
     raise UseError(
         f"{root}: no pairs in a layout that is known ({', '.join(_LAYOUTS)}): give --training_list and --eval_list"
     )
 
 
-def split(pairs: list[PairFiles], which: str) -> list[PairFiles]:
+def split(pairs: list[PairFiles], subset: str) -> list[PairFiles]:
     """The "training" or the "eval" part of a set's pairs, see the module's docstring."""
     tests = [pair for pair in pairs if "TEST" in pair.left.parts]
     if 0 < len(tests) < len(pairs):
-        return tests if which == "eval" else [pair for pair in pairs if "TEST" not in pair.left.parts]
+        return tests if subset == "eval" else [pair for pair in pairs if "TEST" not in pair.left.parts]
     if len(pairs) == 1:
         return pairs
     border = min(len(pairs) * 4 // 5, len(pairs) - 1)
-    return pairs[border:] if which == "eval" else pairs[:border]
+    return pairs[border:] if subset == "eval" else pairs[:border]
 
 
 def _with_companions(name: str, left: Path, right: Path, disparity: Path | None = None) -> PairFiles:
@@ -87,17 +88,23 @@ def _with_companions(name: str, left: Path, right: Path, disparity: Path | None 
         if disparity.stem.startswith("disp0"):
             noc = folder / "mask0nocc.png"
         objects = folder.with_name("obj_map") / disparity.name
-    return PairFiles(name, left, right, disparity, *(one if one and one.is_file() else None for one in (noc, objects)))
+    return PairFiles(
+        name,
+        left,
+        right,
+        disparity,
+        *(companion if companion and companion.is_file() else None for companion in (noc, objects)),
+    )
 
 
 def _kitti(root: Path) -> Iterator[PairFiles]:
     for base in (root / "training", root):
         for left, right, truths in _KITTI:
-            known = [base / truth for truth in truths if (base / truth).is_dir()]
-            if known and (base / left).is_dir() and (base / right).is_dir():
-                for file in sorted(known[0].glob("*.png")):
-                    pictures = (_picture(base / side, file.stem) for side in (left, right))
-                    yield _with_companions(file.stem, *pictures, file)
+            truth_folders = [base / truth for truth in truths if (base / truth).is_dir()]
+            if truth_folders and (base / left).is_dir() and (base / right).is_dir():
+                for file in sorted(truth_folders[0].glob("*.png")):
+                    images = (_picture(base / side, file.stem) for side in (left, right))
+                    yield _with_companions(file.stem, *images, file)
                 return
 
 
@@ -140,11 +147,11 @@ _LAYOUTS: dict[str, Callable[[Path], Iterator[PairFiles]]] = {
 
 
 def _picture(folder: Path, stem: str) -> Path:
-    """The picture of this name in a folder, whatever its suffix; where none is there, a PNG that is absent."""
+    """The image of this name in a folder, whatever its suffix; where none is there, a PNG that is absent."""
     return find_picture(folder, stem) or folder / f"{stem}.png"
 
 
 def _name(left: str | Path) -> str:
-    """A name fit for a file, of a left picture's path in a list or a set."""
+    """A name fit for a file, of a left image's path in a list or a set."""
     parts = [part for part in Path(left).with_suffix("").parts if part not in ("left", "..", "/")]
     return "_".join(parts[-4:])

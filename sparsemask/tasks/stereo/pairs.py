@@ -1,4 +1,4 @@
-"""A pair with its truth, from files that must fit together."""
+"""Reading of a pair with its truth; sizes and scales of the files are checked."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from sparsemask.VOC12.images import exif_words
 
 
 class PairFiles(NamedTuple):
-    """Where a pair lies.
+    """Files of a pair.
 
-    disparity: the left picture's, None where there is none. noc: a disparity map that has values at non-occluded
-    pixels only, or a picture that is 255 there. objects: a picture that is above 0 on the foreground (KITTI 2015).
+    Attributes:
+        disparity: the left image's, None where there is none.
+        noc: a disparity map that has values at non-occluded pixels only, or an image that is 255 there.
+        objects: an image that is above 0 on the foreground (KITTI 2015).
     """
 
     name: str
@@ -32,8 +34,11 @@ class PairFiles(NamedTuple):
 class Frame:
     """A pair in memory.
 
-    left, right: uint8 (H, W, 3). disparity: float32 (H, W) in pixels, 0 = no value. noc: bool (H, W), where the right
-    picture shows the same point, or None if nobody says. foreground: bool (H, W), or None.
+    Attributes:
+        left, right: uint8 (H, W, 3).
+        disparity: float32 (H, W) in pixels, 0 = no value.
+        noc: bool (H, W), where the right image shows the same point, or None if unknown.
+        foreground: bool (H, W), or None.
     """
 
     name: str
@@ -50,21 +55,21 @@ class Frame:
 
 
 def read_pictures(left: Path | str, right: Path | str) -> tuple[np.ndarray, np.ndarray]:
-    """Both pictures, uint8 (H, W, 3); UseError where their sizes differ."""
-    found = read_picture(left), read_picture(right)
-    if found[0].shape != found[1].shape:
-        a, b = (_size(one) for one in found)
-        turned = [exif_words(one) for one in (right, left)]
+    """Both images, uint8 (H, W, 3); UseError where their sizes differ."""
+    images = read_picture(left), read_picture(right)
+    if images[0].shape != images[1].shape:
+        a, b = (_size(item) for item in images)
+        turned = [exif_words(item) for item in (right, left)]
         raise UseError(
             f"{right}: {b} pixels{turned[0]}, but the left picture {left} has {a}{turned[1]}: a pair has one size"
         )
-    return found
+    return images
 
 
 def read_frame(files: PairFiles) -> Frame:
     """Read a pair; UseError where a file is missing or broken, sizes differ, or disparities are of another scale.
 
-    Another scale shows in values wider than the picture, or all below one pixel.
+    Another scale shows in values wider than the image, or all below one pixel.
     """
     left, right = read_pictures(files.left, files.right)
     if files.disparity is None:
@@ -73,33 +78,33 @@ def read_frame(files: PairFiles) -> Frame:
     _same_size(truth, files.disparity, left, files.left)
     most = float(truth.max())
     if most > left.shape[1] or 0 < most < 1:
-        said = f"the largest is {most:.4g} px" + (f", the picture {left.shape[1]} wide" if most > 1 else "")
-        raise UseError(f"{files.disparity}: of another scale: {said} (16-bit PNG hold 256 times the pixels)")
+        detail = f"the largest is {most:.4g} px" + (f", the picture {left.shape[1]} wide" if most > 1 else "")
+        raise UseError(f"{files.disparity}: of another scale: {detail} (16-bit PNG hold 256 times the pixels)")
     return Frame(files.name, left, right, truth, _seen(files, left), _foreground(files, left))
 
 
 def _seen(files: PairFiles, left: np.ndarray) -> np.ndarray | None:
     if files.noc is None:
         return None
-    # Middlebury's masks are pictures: 255 seen, 128 occluded, 0 unknown.
+    # Middlebury's masks are images: 255 seen, 128 occluded, 0 unknown.
     mask = files.noc.stem.startswith("mask")
-    found = read_picture(files.noc)[..., 0] == 255 if mask else read_disparity(files.noc) > 0
-    _same_size(found, files.noc, left, files.left)
-    return found
+    visible = read_picture(files.noc)[..., 0] == 255 if mask else read_disparity(files.noc) > 0
+    _same_size(visible, files.noc, left, files.left)
+    return visible
 
 
 def _foreground(files: PairFiles, left: np.ndarray) -> np.ndarray | None:
     if files.objects is None:
         return None
-    found = read_picture(files.objects)[..., 0] > 0
-    _same_size(found, files.objects, left, files.left)
-    return found
+    foreground = read_picture(files.objects)[..., 0] > 0
+    _same_size(foreground, files.objects, left, files.left)
+    return foreground
 
 
-def _same_size(values: np.ndarray, path: Path, left: np.ndarray, picture: Path) -> None:
+def _same_size(values: np.ndarray, path: Path, left: np.ndarray, image_path: Path) -> None:
     if values.shape != left.shape[:2]:
-        turned = exif_words(picture, values.shape)
-        raise UseError(f"{path}: {_size(values)} values for the {_size(left)} pixels of {picture}{turned}")
+        turned = exif_words(image_path, values.shape)
+        raise UseError(f"{path}: {_size(values)} values for the {_size(left)} pixels of {image_path}{turned}")
 
 
 def _size(array: np.ndarray) -> str:

@@ -1,8 +1,8 @@
-"""What an evaluation of disparities says: end-point error and shares of bad pixels, by picture and by region.
+"""Scores of disparities: end-point error and shares of bad pixels, by image and by region.
 
 EPE is the mean absolute error in pixels; > n px the share of pixels with a larger error than n; D1 the share whose
 error is larger than 3 px and than 5 % of the truth (KITTI 2015; Menze and Geiger, CVPR 2015). As in GwcNet's
-evaluation (Guo et al., CVPR 2019) pixels with 0 < truth < maxdisp count, and metrics are means over pictures; by
+evaluation (Guo et al., CVPR 2019) pixels with 0 < truth < maxdisp count, and metrics are means over images; by
 region they are of all pixels together, as KITTI's own.
 """
 
@@ -17,7 +17,7 @@ from sparsemask.finite import check_output
 from sparsemask.tables import table
 from sparsemask.tasks.protocol import Scores
 
-DISPARITY, SEEN, FOREGROUND = range(3)  # channels of a truth (3, H, W); the latter two are 1, 0, or -1: nobody says
+DISPARITY, SEEN, FOREGROUND = range(3)  # channels of a truth (3, H, W); the latter two are 1, 0, or -1: unknown
 REGIONS = ("all", "background", "foreground", "non-occluded", "non-oc. background", "non-oc. foreground")
 METRICS = ("epe", "bad1", "bad2", "bad3", "d1")
 _HEADERS = {"epe": ("EPE px", ".3f"), "bad1": (">1 px", ".2%"), "bad2": (">2 px", ".2%"), "bad3": (">3 px", ".2%"),
@@ -30,31 +30,40 @@ def valid(truth: torch.Tensor, maxdisp: float) -> torch.Tensor:
 
 
 def region_masks(truth: torch.Tensor) -> torch.Tensor:
-    """(6, H, W) bool: REGIONS of a truth (3, H, W); empty where nobody says."""
-    seen, front, back = truth[SEEN] == 1, truth[FOREGROUND] == 1, truth[FOREGROUND] == 0
-    every = torch.ones_like(seen)
-    return torch.stack([every, back, front, seen, seen & back, seen & front])
+    """bool (6, H, W): REGIONS of a truth (3, H, W); all false where a region is not annotated."""
+    visible, front, back = truth[SEEN] == 1, truth[FOREGROUND] == 1, truth[FOREGROUND] == 0
+    every = torch.ones_like(visible)
+    return torch.stack([every, back, front, visible, visible & back, visible & front])
 
 
 def count_errors(disparity: torch.Tensor, truth: torch.Tensor, maxdisp: float) -> torch.Tensor:
     """(6, 6) float64: of every region the pixels, and the sums of METRICS over them.
 
-    disparity: (H, W) in pixels; truth: (3, H, W). Raises UseError where the disparity is not finite.
+    Args:
+        disparity: (H, W) in pixels.
+        truth: (3, H, W): disparity, non-occluded, foreground.
+        maxdisp: in pixels; larger truths do not count.
+
+    Raises:
+        UseError: the disparity is not finite.
     """
     counted = valid(truth[DISPARITY], maxdisp)
     right = truth[DISPARITY][counted].double()
     error = (check_output(disparity, what="a disparity map")[counted].double() - right).abs()
     large = error > 3
-    each = [torch.ones_like(error), error, error > 1, error > 2, large, large & (error > 0.05 * right)]
-    return region_masks(truth)[:, counted].double() @ torch.stack([one.double() for one in each], 1)
+    per_pixel = [torch.ones_like(error), error, error > 1, error > 2, large, large & (error > 0.05 * right)]
+    return region_masks(truth)[:, counted].double() @ torch.stack([values.double() for values in per_pixel], 1)
 
 
 @dataclass(frozen=True)
 class StereoScores(Scores):
-    """Sums over the pixels of some pictures.
+    """Sums over the pixels of some images.
 
-    names: of the pictures. sizes: (height, width) of each. sums: float64 (pictures, 6, 6), of each picture and region
-    the pixels and the sums of METRICS. beyond: of each picture the pixels whose truth is not below maxdisp.
+    Attributes:
+        names: of the images.
+        sizes: (height, width) of each.
+        sums: float64 (images, 6, 6), of each image and region the pixels and the sums of METRICS.
+        beyond: of each image the pixels whose truth is not below maxdisp.
     """
 
     names: list[str]
@@ -66,7 +75,7 @@ class StereoScores(Scores):
     columns = {"picture": "pair", "size": "size", **_HEADERS}
 
     def values(self) -> np.ndarray:
-        """(pictures, 5): METRICS of each picture over all its pixels, NaN for one without truth."""
+        """(images, 5): METRICS of each image over all its pixels, NaN for one without truth."""
         return _means(self.sums[:, 0])
 
     @property
@@ -81,14 +90,14 @@ class StereoScores(Scores):
 
     @property
     def means(self) -> dict[str, float]:
-        """METRICS, means over the pictures that have a truth; NaN where none has."""
+        """METRICS, means over the images that have a truth; NaN where none has."""
         values = self.values()
         values = values[~np.isnan(values[:, 0])]
         return dict(zip(METRICS, values.mean(0).tolist() if len(values) else [float("nan")] * 5, strict=True))
 
     @property
     def regions(self) -> dict[str, dict[str, float]]:
-        """METRICS of every region that has pixels, over all pictures' pixels together; and how many, `pixels`."""
+        """METRICS of every region that has pixels, over all images' pixels together; and how many, `pixels`."""
         sums = self.sums.sum(0)
         means = _means(sums)
         return {
@@ -99,11 +108,11 @@ class StereoScores(Scores):
 
     @property
     def untold(self) -> int:
-        """Pictures without truth that counts."""
+        """Images without truth that counts."""
         return int((self.sums[:, 0, 0] == 0).sum())
 
     def rows(self) -> list[dict]:
-        """A row of metrics for each picture, then their means."""
+        """A row of metrics for each image, then their means."""
         rows = [
             {"picture": name, "size": f"{w}x{h}", **dict(zip(METRICS, row, strict=True))}
             for name, (h, w), row in zip(self.names, self.sizes, self.values().tolist(), strict=True)
@@ -111,7 +120,7 @@ class StereoScores(Scores):
         return [*rows, {"picture": "mean", "size": None, **self.means}]
 
     def text(self) -> str:
-        """The table by picture, and by region where there is more than one."""
+        """The table by image, and by region where there is more than one."""
         lines = [table(self.rows(), self.columns)]
         if len(self.regions) > 1:
             rows = [{"region": name, **row} for name, row in self.regions.items()]
@@ -122,28 +131,28 @@ class StereoScores(Scores):
         """The means in a line, D1 of the regions behind them."""
         f = self.means
         bad = "  ".join(f">{n} px {f[f'bad{n}']:.2%}" for n in (1, 2, 3))
-        said = f"EPE {f['epe']:.3f} px  {bad}  D1 {f['d1']:.2%}"
+        line = f"EPE {f['epe']:.3f} px  {bad}  D1 {f['d1']:.2%}"
         if len(self.regions) > 1:
             by_region = ", ".join(f"{name} {row['d1']:.2%}" for name, row in self.regions.items())
-            said += f" (all pixels together: {by_region})"
-        return said
+            line += f" (all pixels together: {by_region})"
+        return line
 
     @property
     def protocol(self) -> str:
-        """How it was scored."""
-        said = f"pixels with 0 < truth < {self.maxdisp}"
-        told = self.sums[:, 0, 0].sum() + self.beyond.sum()
+        """Protocol of the scores, for the printed line."""
+        line = f"pixels with 0 < truth < {self.maxdisp}"
+        with_truth = self.sums[:, 0, 0].sum() + self.beyond.sum()
         if self.beyond.sum():
-            said += f", {self.beyond.sum() / told:.1%} of the truth is not below that"
+            line += f", {self.beyond.sum() / with_truth:.1%} of the truth is not below that"
         if self.untold:
-            said += f", {self.untold} without such pixels not in the means"
-        return said + "; means over pairs"
+            line += f", {self.untold} without such pixels not in the means"
+        return line + "; means over pairs"
 
 
 class StereoMeter:
-    """Errors of every picture of a validation set; `total` (n, 39) is filled picture by picture.
+    """Errors of every image of a validation set; `total` (n, 39) is filled image by image.
 
-    Rows of pictures that another process has scored stay 0, so that the sum over processes is the whole.
+    Rows of images that another process has scored stay 0, so that the sum over processes is the whole.
     """
 
     def __init__(self, names: list[str], maxdisp: int):
@@ -151,13 +160,13 @@ class StereoMeter:
         self.total = torch.zeros(len(names), 39, dtype=torch.float64)
 
     def add(self, index: int, disparity: torch.Tensor, truth: torch.Tensor) -> None:
-        """Score picture `index`: disparity (H, W), truth (3, H, W)."""
+        """Score image `index`: disparity (H, W), truth (3, H, W)."""
         head = [*disparity.shape, float((truth[DISPARITY] >= self.maxdisp).sum())]
         sums = count_errors(disparity, truth, self.maxdisp)
         self.total[index] = torch.cat([torch.tensor(head, dtype=torch.float64), sums.flatten()])
 
     def scores(self) -> StereoScores:
-        """What the sums say."""
+        """Scores of the sums."""
         values = self.total.numpy()
         sizes = [(int(h), int(w)) for h, w in values[:, :2]]
         return StereoScores(self.names, sizes, values[:, 3:].reshape(-1, 6, 6), values[:, 2], self.maxdisp)

@@ -1,4 +1,4 @@
-"""Disparity from two pictures: smooth L1 on every head, EPE and D1 as published.
+"""Disparity from two images: smooth L1 on every head, EPE and D1 as published.
 
 Networks take a :class:`sparsemask.tasks.stereo.batch.StereoPair` and give disparities (B, H, W) in pixels, in
 training a list of them, one for each head. Loss and training as in GwcNet (Guo et al., CVPR 2019) and SMStereo
@@ -40,7 +40,7 @@ _RANGE = 0.75  # of maxdisp, that they have disparities up to
 
 
 class StereoTask(Task):
-    """Match pictures. Predictions are disparities (H, W) in pixels."""
+    """Match images. Predictions are disparities (H, W) in pixels."""
 
     primary = "d1_ok"  # 1 - D1, so that more is better
     n_output = 1
@@ -73,24 +73,24 @@ class StereoTask(Task):
             self._made[name] = make()
         return self._made[name]
 
-    def _drawn(self, which: str) -> bool:
+    def _drawn(self, split: str) -> bool:
         """Whether the "training" or the "eval" pairs are generated scenes: a list wins over --sample."""
-        return bool(self.config.data.sample and not self.config[f"{which}_list"])
+        return bool(self.config.data.sample and not self.config[f"{split}_list"])
 
     @property
     def _size(self) -> tuple[int, int]:
         return self.config.data.crop_height, self.config.data.crop_width
 
-    def files(self, which: str) -> tuple[str, list[PairFiles]]:
+    def files(self, split: str) -> tuple[str, list[PairFiles]]:
         """(name of the set, files) of the "training" or the "eval" pairs that the configuration names."""
         config = self.config
-        listed = config[f"{which}_list"]
+        listed = config[f"{split}_list"]
         if listed:
             return Path(listed).stem, layouts.read_list(listed, config.data.data_root)
         if not config.data.data_root:
-            raise UseError(f"no {which} pairs: give --{which}_list or --data_root, or --sample")
-        _, found = self._once("root", lambda: layouts.find_pairs(config.data.data_root))
-        return Path(config.data.data_root).resolve().name, layouts.split(found, which)
+            raise UseError(f"no {split} pairs: give --{split}_list or --data_root, or --sample")
+        _, pairs = self._once("root", lambda: layouts.find_pairs(config.data.data_root))
+        return Path(config.data.data_root).resolve().name, layouts.split(pairs, split)
 
     @property
     def train_data(self) -> TrainingCrops | TrainingScenes:
@@ -114,9 +114,9 @@ class StereoTask(Task):
         """Read the first pair of each part; UseError for what is absent or does not fit together."""
         self.train_data.sample(0, np.random.default_rng(0))
         self.eval_data[0]
-        for which in ("training", "eval"):
-            if not self._drawn(which):
-                say_how_read(which, self.files(which)[1][0].left)
+        for split in ("training", "eval"):
+            if not self._drawn(split):
+                say_how_read(split, self.files(split)[1][0].left)
         if (
             not (self._drawn("training") or self._drawn("eval"))
             and self.files("training")[1] == self.files("eval")[1]
@@ -129,13 +129,15 @@ class StereoTask(Task):
         return "generated scenes" if self._drawn("eval") else self.files("eval")[0]
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch with truth (B, H, W) is to be divided by: its pixels that count."""
+        """Divisor of the loss of a batch with truth (B, H, W): its valid pixels."""
         return int(valid(target, self.config.network.maxdisp).sum())
 
     def loss(self, output: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
         """Sum of the smooth L1 of every head's disparities, weighted by WEIGHTS, where 0 < target < maxdisp.
 
-        output: (B, H, W), or one for each head; target: (B, H, W), all in pixels.
+        Args:
+            output: (B, H, W), or one for each head, in pixels.
+            target: (B, H, W), in pixels.
         """
         heads = [output] if isinstance(output, torch.Tensor) else list(output)
         counted = valid(target, self.config.network.maxdisp)
@@ -150,10 +152,10 @@ class StereoTask(Task):
     @torch.no_grad()
     def predict(self, model: Callable, pair: StereoPair, size: Sequence[int], arithmetic: Arithmetic) -> torch.Tensor:
         """Disparities float32 (B, *size) on the CPU, of padded pairs that were of `size` (height, width)."""
-        found = arithmetic.run(model, pair)
-        if found.shape != (len(pair), *pair.shape[-2:]):
-            raise UseError(f"the network makes {tuple(found.shape)} of pairs of {tuple(pair.shape)}")
-        return unpad(found.float(), *size).cpu()
+        disparity = arithmetic.run(model, pair)
+        if disparity.shape != (len(pair), *pair.shape[-2:]):
+            raise UseError(f"the network makes {tuple(disparity.shape)} of pairs of {tuple(pair.shape)}")
+        return unpad(disparity.float(), *size).cpu()
 
     @torch.no_grad()
     def evaluate(
@@ -185,9 +187,9 @@ class StereoTask(Task):
 
     def record(self, scores: StereoScores) -> dict:
         """The metrics, those of every region, how they were taken, and those of each pair."""
-        *each, mean = [{k: json_value(v) for k, v in row.items()} for row in scores.rows()]
+        *per_pair, mean = [{k: json_value(v) for k, v in row.items()} for row in scores.rows()]
         means = {k: v for k, v in mean.items() if k not in ("picture", "size")}
-        return {**means, "protocol": scores.protocol, "regions": scores.regions, "each": each}
+        return {**means, "protocol": scores.protocol, "regions": scores.regions, "each": per_pair}
 
     def report(self, scores: StereoScores) -> str:
         """The tables by pair and by region, and a line of the means."""
@@ -212,18 +214,18 @@ class StereoTask(Task):
     @torch.no_grad()
     def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 4) -> list[tuple]:
         """(name, left uint8 (H, W, 3), disparity (H, W), truth (H, W)) of `n` validation pairs spread over the list."""
-        source, found = self.eval_data, []
+        source, samples = self.eval_data, []
         set_evaluation(model)
         for index in spread_indices(len(source), n):
             pair, truth = source[index]
             size = truth.shape[-2:]
             disparity = self.predict(model, pair, size, arithmetic)[0].numpy()
             left = picture_of(unpad(pair.left, *size)[0])
-            found.append((source.name(index), left, disparity, truth[0, DISPARITY].numpy()))
-        return found
+            samples.append((source.name(index), left, disparity, truth[0, DISPARITY].numpy()))
+        return samples
 
     def draw(self, samples: list[tuple], path: Path) -> None:
-        """Write the grid left picture | disparity | truth | error."""
+        """Write the grid left image | disparity | truth | error."""
         from sparsemask.pictures.stereo import draw_disparities
 
         draw_disparities(samples, path)

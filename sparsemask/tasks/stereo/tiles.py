@@ -1,8 +1,8 @@
 """Disparities of large pairs tile by tile, within a budget of memory.
 
-A tile is computed with OVERLAP pixels around it, and as many more on its left as there are disparities: what the right
-picture shows of it lies there. The hourglasses of a network see farther than that, so that tiles are near the whole's
-result, not equal to it.
+A tile is computed with OVERLAP pixels around it, and with additional columns on its left, as many as there are
+disparities: there lies what the right image shows of the tile. The receptive field of the hourglasses is larger, so
+that the result differs slightly from that of the whole pair.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Box(NamedTuple):
 
 
 def memory(height: int, width: int, maxdisp: int) -> float:
-    """About how many bytes a process that has loaded a network needs at most, for a pair in one piece."""
+    """Estimated peak memory in bytes of a process that runs a network on an untiled pair."""
     pixels = height * width
     return _ALWAYS + pixels * (_PIXEL + _VOXEL * maxdisp / 64)
 
 
 def outer(box: Box, height: int, width: int, maxdisp: int) -> Box:
-    """A tile with what is computed around it."""
+    """A tile with the margin that is computed around it."""
     return Box(
         max(0, box.top - OVERLAP), min(height, box.bottom + OVERLAP),
         max(0, box.left - OVERLAP - maxdisp), min(width, box.right + OVERLAP),
@@ -57,7 +57,7 @@ def outer(box: Box, height: int, width: int, maxdisp: int) -> Box:
 
 
 def boxes(height: int, width: int, tile: tuple[int, int]) -> list[Box]:
-    """Tiles of `tile` (height, width) pixels at most, about equal, multiples of 16, that make up a picture."""
+    """Tiles of `tile` (height, width) pixels at most, about equal, multiples of 16, that make up an image."""
     rows, columns = (_cuts(side, most) for side, most in zip((height, width), tile, strict=True))
     return [Box(*row, *column) for row in rows for column in columns]
 
@@ -65,7 +65,8 @@ def boxes(height: int, width: int, tile: tuple[int, int]) -> list[Box]:
 def fitting_tile(height: int, width: int, maxdisp: int, budget: float) -> tuple[int, int]:
     """The largest tile (height, width) with which a pair stays within `budget` bytes; the whole where it fits.
 
-    Raises UseError where no tile does.
+    Raises:
+        UseError: no tile does; the smallest needs more.
     """
     if memory(height, width, maxdisp) <= budget:
         return height, width
@@ -90,25 +91,32 @@ def fitting_tile(height: int, width: int, maxdisp: int, budget: float) -> tuple[
 def run_tiles(
     run: Callable[[StereoPair], Tensor], pair: StereoPair, maxdisp: int, tile: tuple[int, int], masks: Callable = list
 ) -> tuple[Tensor, list[Tensor]]:
-    """The disparities (B, H, W) of a padded pair, computed in tiles of `tile` (height, width) pixels.
+    """Disparities of a padded pair, computed in tiles.
 
-    masks: returns, after a call of `run`, voxel masks (B, 1, D, h, w) at fractions of the pair's size; those of the
-    whole are the second result.
+    Args:
+        run: the network, from a pair to disparities (B, H, W).
+        pair: the padded pair.
+        maxdisp: number of disparities of the network.
+        tile: (height, width) of the tiles in pixels.
+        masks: called after each call of `run`; returns voxel masks (B, 1, D, h, w) at fractions of the pair's size.
+
+    Returns:
+        The disparities (B, H, W), and the voxel masks of the whole pair.
     """
     height, width = pair.shape[-2:]
-    whole = torch.empty(len(pair), height, width, device=pair.device)
-    found: list[Tensor] = []
+    disparities = torch.empty(len(pair), height, width, device=pair.device)
+    voxel_masks: list[Tensor] = []
     for box in boxes(height, width, tile):
         around = outer(box, height, width, maxdisp)
         inner = box.within(around)
-        part = run(pair.map(lambda one, around=around: around.of(one).contiguous()))
-        box.of(whole).copy_(inner.of(part))
+        tile_disparities = run(pair.map(lambda image, around=around: around.of(image).contiguous()))
+        box.of(disparities).copy_(inner.of(tile_disparities))
         for number, mask in enumerate(masks()):
-            scale = part.shape[-1] // mask.shape[-1]
-            if number == len(found):
-                found.append(mask.new_empty(*mask.shape[:-2], height // scale, width // scale))
-            box.of(found[number], scale).copy_(inner.of(mask, scale))
-    return whole, found
+            scale = tile_disparities.shape[-1] // mask.shape[-1]
+            if number == len(voxel_masks):
+                voxel_masks.append(mask.new_empty(*mask.shape[:-2], height // scale, width // scale))
+            box.of(voxel_masks[number], scale).copy_(inner.of(mask, scale))
+    return disparities, voxel_masks
 
 
 def _cuts(side: int, most: int) -> list[tuple[int, int]]:
@@ -120,5 +128,5 @@ def _cuts(side: int, most: int) -> list[tuple[int, int]]:
 
 def _sides(side: int) -> list[int]:
     """Sides of tiles to try: the whole, its half, its third, ..., in multiples of 16."""
-    found = {-(-side // (part * MULTIPLE)) * MULTIPLE for part in range(1, max(1, side // SMALLEST) + 1)}
-    return sorted(found, reverse=True)
+    sides = {-(-side // (n_tiles * MULTIPLE)) * MULTIPLE for n_tiles in range(1, max(1, side // SMALLEST) + 1)}
+    return sorted(sides, reverse=True)

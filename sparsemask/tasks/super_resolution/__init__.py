@@ -1,4 +1,4 @@
-"""Super-resolution of pictures."""
+"""Super-resolution of images."""
 
 from sparsemask.tasks.super_resolution.task import SuperResolutionTask
 

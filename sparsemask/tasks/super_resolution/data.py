@@ -1,4 +1,4 @@
-"""Pairs of low- and high-resolution pictures as tensors: patches to train on, whole pictures to validate."""
+"""Pairs of low- and high-resolution images as tensors: patches to train on, whole images to validate."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from sparsemask.tasks.super_resolution.store import MEMORY, PictureStore
 
 
 class SuperResolutionDataset(Dataset):
-    """Pairs of pictures, RGB, values 0 to 255.
+    """Pairs of images, RGB, values 0 to 255.
 
     Args:
         pairs: the files.
         scale: high over low resolution.
-        patch_size: side of a training patch in low-resolution pixels; None: whole pictures, to validate.
-        repeat: how often a pass goes through the pictures, with other patches each time.
-        crop_even: whole pictures lose the last row or column where their low-resolution sides are odd, as the public
+        patch_size: side of a training patch in low-resolution pixels; None: whole images, to validate.
+        repeat: how often a pass goes through the images, with other patches each time.
+        crop_even: whole images lose the last row or column where their low-resolution sides are odd, as the public
             evaluation has it (Wang et al., CVPR 2021, whose network halves its input and takes no odd sides).
-        kind, memory: see :class:`~sparsemask.tasks.super_resolution.store.PictureStore`.
+        kind: see :class:`~sparsemask.tasks.super_resolution.store.PictureStore`.
+        memory: likewise.
 
     Attributes:
-        left_out: how many pictures are smaller than a patch and not used.
+        left_out: how many images are smaller than a patch and not used.
 
     Raises:
         UseError: no pairs, none as large as a patch, and what the store raises.
@@ -69,7 +70,7 @@ class SuperResolutionDataset(Dataset):
         return self.store.pairs
 
     def name(self, index: int) -> str:
-        """Name of a picture: its file's, without suffix; with folders where two would have the same."""
+        """Name of an image: its file's, without suffix; with folders where two would have the same."""
         return self._names[index % len(self.store)]
 
     @cached_property
@@ -115,14 +116,19 @@ def augment(patch: np.ndarray, mirror: bool, flip: bool, transpose: bool) -> np.
     return patch.swapaxes(0, 1) if transpose else patch
 
 
-def to_tensor(picture: np.ndarray) -> torch.Tensor:
+def to_tensor(image: np.ndarray) -> torch.Tensor:
     """(H, W, 3) uint8 as float32 (3, H, W) of 0 to 255."""
-    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32))
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
 
 
-def repeats(pictures: int, batch: int, test_every: int = 1000) -> int:
-    """How often a pass goes through the pictures so that it has about `test_every` batches, at least once.
+def repeats(images: int, batch: int, test_every: int = 1000) -> int:
+    """Number of repetitions of the images in a pass, so that it has about `test_every` batches; at least 1.
 
-    As published: 20 times for 800 pictures in batches of 16, which is exactly 1000 batches.
+    As published: 20 for 800 images in batches of 16, which is exactly 1000 batches.
+
+    Args:
+        images: number of training images.
+        batch: samples of a step.
+        test_every: batches of a pass.
     """
-    return max(1, test_every * batch // pictures)
+    return max(1, test_every * batch // images)

@@ -1,7 +1,7 @@
-"""PSNR and SSIM of pictures as published for super-resolution: on luma or RGB, shaved, of whole-numbered values.
+"""PSNR and SSIM of images as published for super-resolution: on luma or RGB, shaved, of whole-numbered values.
 
-All take pictures of 0 to 255, float or integer, (C, H, W) or (1, C, H, W) with C = 3, or C = 1 for luma itself, and
-compute in float64. They quantise nothing: published figures are of quantised pictures, see :func:`quantise`.
+All take images of 0 to 255, float or integer, (C, H, W) or (1, C, H, W) with C = 3, or C = 1 for luma itself, and
+compute in float64. They quantise nothing: published figures are of quantised images, see :func:`quantise`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ _RGB_SHAVE = 6  # more pixels than the scale, where RGB is scored
 
 
 def quantise(images: torch.Tensor) -> torch.Tensor:
-    """Values as an 8-bit picture would hold them, in the tensor's own type: clamped to 0 to 255 and rounded."""
+    """Values as an 8-bit image would hold them, in the tensor's own type: clamped to 0 to 255 and rounded."""
     return images.clamp(0, PEAK).round() if images.is_floating_point() else images.clamp(0, int(PEAK))
 
 
 def psnr(sr: torch.Tensor, hr: torch.Tensor, scale: float, benchmark: bool = True) -> float:
-    """Peak signal-to-noise ratio in dB of one picture; infinite for equal ones.
+    """Peak signal-to-noise ratio in dB of one image; infinite for equal ones.
 
     Args:
-        sr, hr: the picture and the truth.
+        sr: the image, values 0 to 255.
+        hr: the truth, of the same shape.
         scale: ceil(scale) pixels are left out on each side.
         benchmark: luma, as published for Set5, Set14, B100, Urban100 and Manga109; else the mean over RGB, six
-            pixels more left out, as published for DIV2K's validation pictures.
+            pixels more left out, as published for DIV2K's validation images.
 
-    Raises UseError for pictures of different or impossible shapes, or of nothing but rim.
+    Raises:
+        UseError: images of different or impossible shapes, or of nothing but rim.
     """
     sr, hr = _checked(sr, hr)
     difference = (sr - hr) / PEAK
@@ -44,28 +46,32 @@ def psnr(sr: torch.Tensor, hr: torch.Tensor, scale: float, benchmark: bool = Tru
 
 
 def ssim(sr: torch.Tensor, hr: torch.Tensor, scale: float, benchmark: bool = True, divisor: int = 255) -> float:
-    """Structural similarity of the luma of one picture, at most 1.
+    """Structural similarity of the luma of one image, at most 1.
 
     Gaussian windows of 11 x 11 pixels, sigma 1.5, where they lie inside (Wang et al., "Image quality assessment: from
     error visibility to structural similarity", 2004, section III.C); K1 = 0.01, K2 = 0.03, L = 255.
 
     Args:
-        sr, hr, scale, benchmark: as for :func:`psnr`; it is luma either way, `benchmark` only says what is left out.
-        divisor: of the luma weights. 255 is what the public code of SMSR uses here, and its published figures with
+        sr: as for :func:`psnr`.
+        hr: as for :func:`psnr`.
+        scale: as for :func:`psnr`.
+        benchmark: as for :func:`psnr`, but for the border alone; luma is compared either way.
+        divisor: of the luma weights. 255 is what the public code of SMSR uses here, and its published results with
             it, although these weights belong over 256 (and its PSNR has them so); 256 is the consistent choice.
 
-    Raises UseError as :func:`psnr`, for another divisor, and where less than one window is left.
+    Raises:
+        UseError: as :func:`psnr`, another divisor, or less than one window is left.
     """
     from skimage.metrics import structural_similarity
 
     if divisor not in (255, 256):
         raise UseError(f"SSIM divisor {divisor}: 255 (as published) or 256 (consistent with PSNR)")
-    one, other = (_shaved(_luma(image, divisor), scale, benchmark)[0].numpy() for image in _checked(sr, hr))
-    if min(one.shape) < 11:
-        raise UseError(f"{one.shape[1]}x{one.shape[0]} pixels without the rim: SSIM needs at least 11x11")
+    predicted, true = (_shaved(_luma(image, divisor), scale, benchmark)[0].numpy() for image in _checked(sr, hr))
+    if min(predicted.shape) < 11:
+        raise UseError(f"{predicted.shape[1]}x{predicted.shape[0]} pixels without the rim: SSIM needs at least 11x11")
     return float(
         structural_similarity(
-            one, other, data_range=PEAK, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            predicted, true, data_range=PEAK, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
     )
 
@@ -79,19 +85,19 @@ def _weighted(image: torch.Tensor, divisor: int) -> torch.Tensor:
 
 
 def _checked(*images: torch.Tensor | np.ndarray) -> list[torch.Tensor]:
-    """The pictures as float64 (C, H, W) on the CPU."""
-    found = [torch.as_tensor(image).detach().to("cpu", torch.float64) for image in images]
-    found = [image[0] if image.ndim == 4 and len(image) == 1 else image for image in found]
-    shapes = [tuple(image.shape) for image in found]
+    """The images as float64 (C, H, W) on the CPU."""
+    tensors = [torch.as_tensor(image).detach().to("cpu", torch.float64) for image in images]
+    tensors = [image[0] if image.ndim == 4 and len(image) == 1 else image for image in tensors]
+    shapes = [tuple(image.shape) for image in tensors]
     if shapes[0] != shapes[1] or len(shapes[0]) != 3 or shapes[0][0] not in (1, 3):
         raise UseError(
             f"pictures to compare must be of one shape, (3, H, W) or (1, H, W), not {shapes[0]}, {shapes[1]}"
         )
-    return found
+    return tensors
 
 
 def _shaved(image: torch.Tensor, scale: float, benchmark: bool) -> torch.Tensor:
-    """The picture without its rim."""
+    """The image without its rim."""
     rim = math.ceil(scale) + (0 if benchmark else _RGB_SHAVE)
     if min(image.shape[-2:]) <= 2 * rim:
         raise UseError(f"{image.shape[-1]}x{image.shape[-2]} pixels: nothing is left without a rim of {rim}")

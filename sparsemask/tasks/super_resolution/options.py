@@ -21,7 +21,7 @@ LOSSES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SuperResolutionData(DataSection):
-    """Which pictures, and how they are cut and scored."""
+    """Which images, and how they are cut and scored."""
 
     scale: int = flag(2, positive, help="high over low resolution (default: 2)")
     dir_data: str | None = flag(help="folder with DIV2K/ and benchmark/ in it")
@@ -55,21 +55,21 @@ class SuperResolutionData(DataSection):
 def parse_loss(text: str) -> list[tuple[float, str]]:
     """(weight, name) of each term of a --loss such as "1*L1" or "0.5*L1+0.5*MSE"; UseError for any other."""
     terms = []
-    for part in str(text).replace(" ", "").split("+"):
-        found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\*(\w+)", part)
-        if not found or found[2] not in LOSSES:
-            known = ", ".join(LOSSES)
-            raise UseError(f"--loss {text}: expected terms weight*name like 1*L1, joined by +, with names {known}")
-        terms.append((float(found[1]), found[2]))
+    for term in str(text).replace(" ", "").split("+"):
+        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\*(\w+)", term)
+        if not match or match[2] not in LOSSES:
+            names = ", ".join(LOSSES)
+            raise UseError(f"--loss {text}: expected terms weight*name like 1*L1, joined by +, with names {names}")
+        terms.append((float(match[1]), match[2]))
     return terms
 
 
 def whole_paths(data: SuperResolutionData) -> dict[str, str]:
-    """Whole paths in place of names and relative ones, so that a run finds its pictures again from anywhere."""
-    found = {}
+    """Whole paths in place of names and relative ones, so that a run finds its images again from anywhere."""
+    paths = {}
     for name in ("dir_data", "hr_path", "data_test"):
         value = getattr(data, name)
         if value and not (name == "data_test" and value.lower() == DIV2K.lower()):
             with contextlib.suppress(UseError):  # what is absent is only missed when it is needed
-                found[name] = str(find_folder(value, data.dir_data, f"--{name}").resolve())
-    return found
+                paths[name] = str(find_folder(value, data.dir_data, f"--{name}").resolve())
+    return paths

@@ -1,4 +1,4 @@
-"""What an evaluation of super-resolution says: PSNR and SSIM by picture, beside bicubic enlargement of the same."""
+"""Scores of super-resolution: PSNR and SSIM by image, beside those of bicubic enlargement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparsemask.tasks.super_resolution.image_metrics import psnr, ssim
 
 @dataclass(frozen=True)
 class Protocol:
-    """How pictures are scored; see :mod:`sparsemask.tasks.super_resolution.image_metrics`."""
+    """How images are scored; see :mod:`sparsemask.tasks.super_resolution.image_metrics`."""
 
     scale: int
     benchmark: bool = True
@@ -23,7 +23,7 @@ class Protocol:
     crop_even: bool = False
 
     def __call__(self, sr: torch.Tensor, hr: torch.Tensor) -> tuple[float, float]:
-        """PSNR in dB and SSIM of a quantised picture (3, H, W) of 0 to 255."""
+        """PSNR in dB and SSIM of a quantised image (3, H, W) of 0 to 255."""
         return (
             psnr(sr, hr, self.scale, self.benchmark),
             ssim(sr, hr, self.scale, self.benchmark, self.divisor),
@@ -31,16 +31,17 @@ class Protocol:
 
     def __str__(self) -> str:
         rim = self.scale + (0 if self.benchmark else 6)
-        said = f"x{self.scale}, PSNR on {'luma' if self.benchmark else 'RGB'}, rim of {rim} left out"
-        said += f", SSIM luma over {self.divisor}"
-        return said + (", low resolution cropped to even sides" if self.crop_even else "")
+        text = f"x{self.scale}, PSNR on {'luma' if self.benchmark else 'RGB'}, rim of {rim} left out"
+        text += f", SSIM luma over {self.divisor}"
+        return text + (", low resolution cropped to even sides" if self.crop_even else "")
 
 
 @dataclass(frozen=True)
 class SuperResolutionScores(Scores):
-    """Scores of some pictures, arrays of one length; bicubic's are NaN where they were not asked for.
+    """Scores of some images, arrays of one length; bicubic's are NaN where they were not asked for.
 
-    sizes: height and width of the high-resolution pictures as scored.
+    Attributes:
+        sizes: height and width of the high-resolution images as scored.
     """
 
     names: list[str]
@@ -63,7 +64,7 @@ class SuperResolutionScores(Scores):
 
     @property
     def count(self) -> int:
-        """Pictures."""
+        """Images."""
         return len(self.names)
 
     def summary(self) -> str:
@@ -72,7 +73,7 @@ class SuperResolutionScores(Scores):
 
     @property
     def psnr(self) -> float:
-        """Mean PSNR of the pictures that differ from the truth; infinite if all are equal to it."""
+        """Mean PSNR of the images that differ from the truth; infinite if all are equal to it."""
         return _mean(self.psnrs)
 
     @property
@@ -92,11 +93,11 @@ class SuperResolutionScores(Scores):
 
     @property
     def equal(self) -> int:
-        """Pictures equal to the truth, whose PSNR is infinite."""
+        """Images equal to the truth, whose PSNR is infinite."""
         return int(np.isposinf(self.psnrs).sum())
 
     def rows(self) -> list[dict]:
-        """A row of metrics for each picture, then their means."""
+        """A row of metrics for each image, then their means."""
         rows = [
             {"picture": name, "size": f"{w}x{h}", "bicubic_psnr": bp, "psnr": p, "bicubic_ssim": bs, "ssim": s}
             for name, (h, w), bp, p, bs, s in zip(
@@ -126,9 +127,9 @@ class SuperResolutionScores(Scores):
 
 
 class SuperResolutionMeter:
-    """PSNR and SSIM of every picture of a validation set; `total` (n, 6) is filled picture by picture.
+    """PSNR and SSIM of every image of a validation set; `total` (n, 6) is filled image by image.
 
-    Rows of pictures that another process has scored stay 0, so that the sum over processes is the whole.
+    Rows of images that another process has scored stay 0, so that the sum over processes is the whole.
     """
 
     def __init__(self, names: list[str], protocol: Protocol, bicubic: bool = True):
@@ -136,22 +137,22 @@ class SuperResolutionMeter:
         self.total = torch.zeros(len(names), 6, dtype=torch.float64)
 
     def add(self, index: int, prediction: torch.Tensor, truth: torch.Tensor, lr: torch.Tensor) -> None:
-        """Score picture `index`: prediction and truth (3, H, W), quantised; lr (3, h, w), what it was made from."""
+        """Score image `index`: prediction and truth (3, H, W), quantised; lr (3, h, w), what it was made from."""
         row = [*truth.shape[-2:], *self.protocol(prediction, truth)]
         row += self.protocol(enlarged(lr, self.protocol.scale), truth) if self.bicubic else [float("nan")] * 2
         self.total[index] = torch.tensor(row, dtype=torch.float64)
 
     def scores(self) -> SuperResolutionScores:
-        """What the sums say."""
+        """Scores of the sums."""
         values = self.total.numpy()
         sizes = [(int(h), int(w)) for h, w in values[:, :2]]
         return SuperResolutionScores(self.names, sizes, *values[:, 2:].T, protocol=self.protocol)
 
 
 def enlarged(lr: torch.Tensor, scale: int) -> torch.Tensor:
-    """Bicubic enlargement (3, scale * h, scale * w) of (3, h, w), values 0 to 255, as 8-bit pictures are enlarged."""
-    picture = lr.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    return torch.from_numpy(imresize(picture, scale)).permute(2, 0, 1).float()
+    """Bicubic enlargement (3, scale * h, scale * w) of (3, h, w), values 0 to 255, as 8-bit images are enlarged."""
+    image = lr.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    return torch.from_numpy(imresize(image, scale)).permute(2, 0, 1).float()
 
 
 def _mean(values: np.ndarray) -> float:

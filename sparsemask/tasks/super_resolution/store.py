@@ -1,4 +1,4 @@
-"""Decoded pairs of pictures: in memory where they fit, else from their files, or decoded once onto the disk."""
+"""Decoded pairs of images: in memory where they fit, else from their files, or decoded once onto the disk."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from sparsemask.resize import imresize
 from sparsemask.tasks.super_resolution.folders import Pair
 from sparsemask.VOC12.images import exif_words, picture_size, read_picture
 
-MEMORY = 2 << 30  # bytes of pictures kept decoded
+MEMORY = 2 << 30  # bytes of images kept decoded
 KINDS = ("auto", "img", "sep")  # the public code's words: from the files each time, or each decoded once
 _SLOW = 256 << 20  # bytes whose decoding takes long enough to be announced
 _VERSION = 2  # of what is cached on the disk: raise it when any pixel changes
 
 
 class PictureStore:
-    """Pairs of pictures, read once or each time.
+    """Pairs of images, read once or each time.
 
     Args:
         pairs: their files. Without a low-resolution one it is made by MATLAB's bicubic from the high-resolution
-            picture, cropped to whole multiples of the scale.
+            image, cropped to whole multiples of the scale.
         scale: high over low resolution.
         kind: "img": decoded each time. "sep": decoded once into the toolkit's cache folder and mapped from there.
-            "auto": kept in memory if all fit into `memory` bytes, else "img", or "sep" where pictures are to be made.
+            "auto": kept in memory if all fit into `memory` bytes, else "img", or "sep" where images are to be made.
 
     Raises:
-        UseError: a file that is no picture, or a pair whose sizes do not fit together (only headers are read here);
-            at reading: a torn file.
+        UseError: a file that is no image, or a pair whose sizes do not fit together (only headers are read here);
+            at reading: a truncated file.
     """
 
     def __init__(self, pairs: Sequence[Pair], scale: int, kind: str = "auto", memory: int = MEMORY):
@@ -44,9 +44,9 @@ class PictureStore:
         self.pairs, self.scale = list(pairs), int(scale)
         self.sizes = [self._size(pair) for pair in self.pairs]
         self.bytes = sum(3 * h * w * (1 + self.scale**2) for h, w in self.sizes)
-        made = any(pair.lr is None for pair in self.pairs)
+        needs_reduction = any(pair.lr is None for pair in self.pairs)
         if kind == "auto":
-            kind = "memory" if self.bytes <= memory else "sep" if made else "img"
+            kind = "memory" if self.bytes <= memory else "sep" if needs_reduction else "img"
         self.kind = kind
         self._kept: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(self.pairs)
 
@@ -80,7 +80,7 @@ class PictureStore:
         return imresize(hr, 1 / s) if pair.lr is None else read_picture(pair.lr)[:h, :w], hr
 
     def _size(self, pair: Pair) -> tuple[int, int]:
-        """Height and width of the low-resolution picture, or of what of it the other one covers."""
+        """Height and width of the low-resolution image, or of what of it the other one covers."""
         s = self.scale
         height, width = picture_size(pair.hr)
         if min(height, width) < s:
@@ -88,26 +88,26 @@ class PictureStore:
         if pair.lr is None:
             return height // s, width // s
         h, w = picture_size(pair.lr)
-        # Sizes that the scale does not divide are rounded either way by those who made the pictures.
+        # Sizes that the scale does not divide are rounded either way by those who made the images.
         if abs(s * h - height) >= s or abs(s * w - width) >= s:
             turned = exif_words(pair.lr) or exif_words(pair.hr)
-            which = f"; the {'low' if exif_words(pair.lr) else 'high'}-resolution one is{turned}" if turned else ""
-            raise UseError(f"{pair.lr}: {w}x{h} pixels times {s} do not fit {pair.hr} of {width}x{height}{which}")
+            hint = f"; the {'low' if exif_words(pair.lr) else 'high'}-resolution one is{turned}" if turned else ""
+            raise UseError(f"{pair.lr}: {w}x{h} pixels times {s} do not fit {pair.hr} of {width}x{height}{hint}")
         return min(h, height // s), min(w, width // s)
 
 
-def _mapped(path: Path, what: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `make` gives for a file, from the cache folder; made again when the file has changed or the copy is torn."""
+def _mapped(path: Path, variant: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The result of `make` for a file, cached on the disk, remade where the file changed or the copy is damaged."""
     try:
         status = path.stat()
-        key = f"{_VERSION} {path.resolve()}{what} {status.st_mtime_ns} {status.st_size}"
+        key = f"{_VERSION} {path.resolve()}{variant} {status.st_mtime_ns} {status.st_size}"
         cached = datasets.cache() / "pictures" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         try:
             return map_npy(cached)
         except UseError:
-            picture = make()
+            image = make()
         with atomic_write(cached) as file:
-            np.save(file, picture, allow_pickle=False)
+            np.save(file, image, allow_pickle=False)
     except OSError as error:
         raise UseError(describe(error) or f"{path}: {error}") from None
-    return picture
+    return image

@@ -1,8 +1,8 @@
-"""Super-resolution: a picture from its bicubic reduction, by L1; PSNR and SSIM as published.
+"""Super-resolution: an image from its bicubic reduction, by L1; PSNR and SSIM as published.
 
-Where pictures lie: :mod:`sparsemask.tasks.super_resolution.folders`. Networks take and give RGB of 0 to 255, float32
+Where images lie: :mod:`sparsemask.tasks.super_resolution.folders`. Networks take and give RGB of 0 to 255, float32
 (N, 3, H, W), and enlarge by --scale. Scores are of luma for test sets and of RGB for DIV2K's validation
-pictures (Lim et al., "Enhanced deep residual networks for single image super-resolution", 2017; Wang et al.,
+images (Lim et al., "Enhanced deep residual networks for single image super-resolution", 2017; Wang et al.,
 "Exploring sparsity in image super-resolution for efficient inference", CVPR 2021).
 """
 
@@ -33,7 +33,7 @@ from sparsemask.tasks.super_resolution.scores import Protocol, SuperResolutionMe
 
 
 class SuperResolutionTask(Task):
-    """Enlarge pictures. Predictions are (3, H, W) of whole numbers, 0 to 255."""
+    """Enlarge images. Predictions are (3, H, W) of whole numbers, 0 to 255."""
 
     primary = "psnr"
     n_output = 3
@@ -59,78 +59,78 @@ class SuperResolutionTask(Task):
 
     @staticmethod
     def sample_folder() -> Path:
-        """The pictures that --sample stands for: photographs that come with scikit-image."""
+        """The images that --sample stands for: photographs that come with scikit-image."""
         return folders.sample_folder()
 
-    def source(self, which: str) -> folders.Source:
-        """The "training" or the "eval" pictures that the configuration names."""
-        if which not in self._sources:
-            self._sources[which] = folders.find_source(self.config.data, which)
-        return self._sources[which]
+    def source(self, split: str) -> folders.Source:
+        """The "training" or the "eval" images that the configuration names."""
+        if split not in self._sources:
+            self._sources[split] = folders.find_source(self.config.data, split)
+        return self._sources[split]
 
     @property
     def train_data(self) -> SuperResolutionDataset:
         """Training patches."""
         if self._train is None:
             config = self.config
-            made = SuperResolutionDataset(
+            dataset = SuperResolutionDataset(
                 self.source("training").pairs, config.data.scale, config.data.patch_size, kind=config.data.ext
             )
-            made.repeat = repeats(len(made.store), config.get("batch_size") or 16, config.data.test_every)
-            made.store.fill()
-            self._train = made
+            dataset.repeat = repeats(len(dataset.store), config.get("batch_size") or 16, config.data.test_every)
+            dataset.store.fill()
+            self._train = dataset
         return self._train
 
     @property
     def eval_data(self) -> SuperResolutionDataset:
-        """Validation pictures, whole."""
+        """Validation images, whole."""
         if self._eval is None:
             config = self.config
-            made = SuperResolutionDataset(
+            dataset = SuperResolutionDataset(
                 self.source("eval").pairs,
                 config.data.scale,
                 None,
                 crop_even=config.data.crop_even,
                 kind=config.data.ext,
             )
-            made.store.fill()
-            self._eval = made
+            dataset.store.fill()
+            self._eval = dataset
         return self._eval
 
     @property
     def protocol(self) -> Protocol:
-        """How the validation pictures are scored."""
+        """How the validation images are scored."""
         config = self.config
         return Protocol(
             config.data.scale, self.source("eval").benchmark, config.data.ssim_divisor, config.data.crop_even
         )
 
     def check(self) -> None:
-        """Read all headers and, where they fit into memory, all pictures; UseError for what is absent or broken.
+        """Read all headers and, where they fit into memory, all images; UseError for what is absent or broken.
 
-        Says what is not as one might think: pictures left out, low-resolution ones made.
+        Prints notes on images that are left out and on low-resolution ones that are made.
         """
-        for which, data_set in (("training", self.train_data), ("validation", self.eval_data)):
+        for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
-            say_how_read(which, *filter(None, data_set.pairs[0]))
-            said = []
+            say_how_read(split, *filter(None, data_set.pairs[0]))
+            notes = []
             if data_set.left_out:
-                whole = data_set.left_out + len(data_set.store)
-                said.append(f"{data_set.left_out} of {whole} are smaller than --patch_size and left out")
+                total = data_set.left_out + len(data_set.store)
+                notes.append(f"{data_set.left_out} of {total} are smaller than --patch_size and left out")
             if any(pair.lr is None and pair.hr.parent.name.endswith("HR") for pair in data_set.pairs):
-                said.append(f"no LR_bicubic/X{self.config.data.scale} beside them: made by bicubic")
-            if data_set.store.kind == "img" and self.config.data.ext == "auto" and which == "training":
+                notes.append(f"no LR_bicubic/X{self.config.data.scale} beside them: made by bicubic")
+            if data_set.store.kind == "img" and self.config.data.ext == "auto" and split == "training":
                 size = data_set.store.bytes / 1e9
-                said.append(f"{size:.1f} GB, decoded for every patch; --ext sep keeps them decoded on the disk")
-            if said and distributed.rank() == 0:
-                say(f"{which} pictures: {'; '.join(said)}", sys.stderr)
+                notes.append(f"{size:.1f} GB, decoded for every patch; --ext sep keeps them decoded on the disk")
+            if notes and distributed.rank() == 0:
+                say(f"{split} pictures: {'; '.join(notes)}", sys.stderr)
 
     def measured_on(self) -> str:
-        """The validation pictures in words."""
+        """The validation images in words."""
         return self.source("eval").title
 
     def count(self, target: torch.Tensor) -> float:
-        """What the loss of a batch (N,3,H,W) is to be divided by: its values."""
+        """Divisor of the loss of a batch (N,3,H,W): its number of values."""
         return target.numel()
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -146,7 +146,7 @@ class SuperResolutionTask(Task):
 
     @torch.no_grad()
     def predict(self, model: Callable, images: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
-        """Quantised pictures, float32 (N,3,sH,sW) on the CPU, of images (N,3,H,W) of 0 to 255."""
+        """Quantised images, float32 (N,3,sH,sW) on the CPU, of images (N,3,H,W) of 0 to 255."""
         output = arithmetic.run(model, images)
         return quantise(output.float()).cpu()
 
@@ -162,9 +162,10 @@ class SuperResolutionTask(Task):
         on_prediction: Callable[[int, torch.Tensor], None] | None = None,
         quick: bool = False,
     ) -> SuperResolutionScores:
-        """See :meth:`Task.evaluate`; pictures go one by one, and `quick` leaves out bicubic's scores.
+        """See :meth:`Task.evaluate`; images go one by one, and `quick` leaves out bicubic's scores.
 
-        model: also a function that works on tiles.
+        Args:
+            model: also a function that works on tiles.
         """
         self.check_views(flips, scales)
         source = self.eval_data
@@ -183,13 +184,13 @@ class SuperResolutionTask(Task):
         return meter.scores()
 
     def record(self, scores: SuperResolutionScores) -> dict:
-        """The metrics, bicubic's, how they were taken, and those of each picture."""
-        *each, mean = [{k: json_value(v) for k, v in row.items()} for row in scores.rows()]
+        """The metrics, bicubic's, how they were taken, and those of each image."""
+        *per_image, mean = [{k: json_value(v) for k, v in row.items()} for row in scores.rows()]
         means = {k: v for k, v in mean.items() if k not in ("picture", "size")}
-        return {**means, "protocol": str(scores.protocol), "each": each}
+        return {**means, "protocol": str(scores.protocol), "each": per_image}
 
     def report(self, scores: SuperResolutionScores) -> str:
-        """The table by picture with bicubic beside it, and a line of the means."""
+        """The table by image with bicubic beside it, and a line of the means."""
         lines = [scores.text(), ""]
         if scores.equal:
             lines.append(f"{scores.equal} equal to the truth (PSNR infinite): not in the mean PSNR")
@@ -201,13 +202,13 @@ class SuperResolutionTask(Task):
         return "\n".join(lines)
 
     def draw_scores(self, scores: SuperResolutionScores, folder: Path) -> None:
-        """Draw the PSNR of every picture beside bicubic's."""
+        """Draw the PSNR of every image beside bicubic's."""
         from sparsemask.pictures.super_resolution import draw_psnr
 
         draw_psnr(scores.names, scores.bicubic_psnrs, scores.psnrs, folder / "psnr.png")
 
     def write(self, folder: Path, index: int, prediction: torch.Tensor) -> Path:
-        """Write the prediction (3,H,W) of a validation picture into a folder, under its name; returns the file."""
+        """Write the prediction (3,H,W) of a validation image into a folder, under its name; returns the file."""
         path = Path(folder) / f"{self.eval_data.name(index)}.png"
         self.save(path, prediction)
         return path
@@ -223,20 +224,20 @@ class SuperResolutionTask(Task):
 
     @torch.no_grad()
     def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 4) -> list[tuple]:
-        """(name, bicubic, prediction, truth, bicubic's PSNR, PSNR) of `n` validation pictures spread over the list.
+        """(name, bicubic, prediction, truth, bicubic's PSNR, PSNR) of `n` validation images spread over the list.
 
-        The pictures are uint8 (H,W,3).
+        The images are uint8 (H,W,3).
         """
-        source, found, protocol = self.eval_data, [], self.protocol
+        source, samples, protocol = self.eval_data, [], self.protocol
         set_evaluation(model)
         for index in spread_indices(len(source), n):
             images, truth = source[index]
             prediction = self.predict(model, images[None], arithmetic)[0]
             self._fits(prediction, truth)
             bicubic = enlarged(images, protocol.scale)
-            psnrs = [protocol(one, truth)[0] for one in (bicubic, prediction)]
-            found.append((source.name(index), *map(_picture, (bicubic, prediction, truth)), *psnrs))
-        return found
+            psnrs = [protocol(enlargement, truth)[0] for enlargement in (bicubic, prediction)]
+            samples.append((source.name(index), *map(_picture, (bicubic, prediction, truth)), *psnrs))
+        return samples
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write the grid of crops, bicubic | prediction | truth."""
@@ -247,8 +248,10 @@ class SuperResolutionTask(Task):
     def _fits(self, prediction: torch.Tensor, truth: torch.Tensor) -> None:
         """Raise a UseError unless both are of one size."""
         if prediction.shape != truth.shape:
-            made, wanted = (f"{one.shape[-1]}x{one.shape[-2]}" for one in (prediction, truth))
-            raise UseError(f"the network makes {made} of a picture to become {wanted}: is --scale its scale?")
+            output_size, target_size = (f"{image.shape[-1]}x{image.shape[-2]}" for image in (prediction, truth))
+            raise UseError(
+                f"the network makes {output_size} of a picture to become {target_size}: is --scale its scale?"
+            )
 
 
 def _picture(image: torch.Tensor) -> np.ndarray:

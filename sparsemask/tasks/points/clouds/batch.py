@@ -1,4 +1,4 @@
-"""What networks on point clouds take: features, and who is whose neighbour on every level."""
+"""Input of networks on point clouds: features, and neighbour indices on every level."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor
 class PointBatch:
     """B crops of N points, in random order: level l + 1 is the first points of level l.
 
-    features: (B, d_in, N) float, the first three channels x, y, z in metres.
-    neighbours: for every level, fine to coarse, (B, N_l, K) int32; column 0 is the point itself.
-    upsample: coarse to fine, (B, N_l) int32: of every point of a level the nearest one of the coarser level.
+    Attributes:
+        features: (B, d_in, N) float, the first three channels x, y, z in metres.
+        neighbours: for every level, fine to coarse, (B, N_l, K) int32; column 0 is the point itself.
+        upsample: coarse to fine, (B, N_l) int32: of every point of a level the nearest one of the coarser level.
     """
 
     features: Tensor
@@ -29,13 +30,13 @@ class PointBatch:
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """Device of the tensors."""
         return self.features.device
 
     @property
     def sizes(self) -> list[int]:
         """Points of every level, fine to coarse."""
-        return [one.shape[1] for one in self.neighbours]
+        return [indices.shape[1] for indices in self.neighbours]
 
     def __len__(self) -> int:
         return len(self.features)
@@ -47,8 +48,8 @@ class PointBatch:
         return replace(
             self,
             features=self.features.to(device, dtype, non_blocking=non_blocking),
-            neighbours=[one.to(device, non_blocking=non_blocking) for one in self.neighbours],
-            upsample=[one.to(device, non_blocking=non_blocking) for one in self.upsample],
+            neighbours=[indices.to(device, non_blocking=non_blocking) for indices in self.neighbours],
+            upsample=[indices.to(device, non_blocking=non_blocking) for indices in self.upsample],
         )
 
     def pin_memory(self) -> PointBatch:
@@ -56,8 +57,8 @@ class PointBatch:
         return replace(
             self,
             features=self.features.pin_memory(),
-            neighbours=[one.pin_memory() for one in self.neighbours],
-            upsample=[one.pin_memory() for one in self.upsample],
+            neighbours=[indices.pin_memory() for indices in self.neighbours],
+            upsample=[indices.pin_memory() for indices in self.upsample],
         )
 
     @staticmethod
@@ -65,7 +66,7 @@ class PointBatch:
         """One batch of batches whose clouds have one size."""
         levels = range(len(samples[0].neighbours))
         return PointBatch(
-            torch.cat([one.features for one in samples]),
-            [torch.cat([one.neighbours[level] for one in samples]) for level in levels],
-            [torch.cat([one.upsample[level] for one in samples]) for level in levels[:-1]],
+            torch.cat([batch.features for batch in samples]),
+            [torch.cat([batch.neighbours[level] for batch in samples]) for level in levels],
+            [torch.cat([batch.upsample[level] for batch in samples]) for level in levels[:-1]],
         )

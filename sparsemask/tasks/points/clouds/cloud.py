@@ -27,13 +27,15 @@ _COARSE = 0.005  # metres between coordinates that a file can tell apart, above 
 
 @dataclass
 class Cloud:
-    """A cloud, mostly one that grid subsampling has thinned out, and its way back to all points.
+    """A cloud, usually after grid subsampling, with its projection to the original points.
 
-    xyz: float32 (N, 3), metres, less `offset`. colours: float32 (N, 3) in [0, 1], or None.
-    labels: int32 (N,), classes of the network, -1 ignored, or None.
-    projection: int32 (N_original,), the nearest point of this cloud to every original one, or None.
-    full_labels: int32 (N_original,), the labels of the original points, or None.
-    offset: float64 (3,), metres: what was subtracted from georeferenced coordinates, which float32 cannot hold.
+    Attributes:
+        xyz: float32 (N, 3), metres, less `offset`.
+        colours: float32 (N, 3) in [0, 1], or None.
+        labels: int32 (N,), classes of the network, -1 ignored, or None.
+        projection: int32 (N_original,), the nearest point of this cloud to every original one, or None.
+        full_labels: int32 (N_original,), the labels of the original points, or None.
+        offset: float64 (3,), metres: what was subtracted from georeferenced coordinates, which float32 cannot hold.
     """
 
     name: str
@@ -54,7 +56,7 @@ class Cloud:
 
     @cached_property
     def tree(self) -> cKDTree:
-        """The points' KD-tree, built when first asked for; it is never read from a file."""
+        """KD-tree of the points, built on first use."""
         return make_tree(self.xyz)
 
     def __getstate__(self) -> dict:
@@ -71,25 +73,25 @@ class CloudFile:
     reader: Callable[[CloudFile], Cloud]
 
     def read(self) -> Cloud:
-        """Read it; UseError where a file is absent, torn, or does not fit the others."""
+        """Read it; UseError where a file is absent, truncated, or does not fit the others."""
         return self.reader(self)
 
 
 def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
-    """Anybody's cloud: `.bin` (float32 x, y, z, remission), `.ply`, `.npy` or `.npz`.
+    """Read a cloud: `.bin` (float32 x, y, z, remission), `.ply`, `.npy` or `.npz`.
 
-    A `.ply` has x, y, z; red, green, blue and class (or label) if it likes. An `.npy` is (N, 3 or more): x, y, z, and
-    of six columns or more the next three are colours. An `.npz` has xyz (or points), and colours (or colors) and labels
-    if it likes. Colours are taken by type: integers from 0 to their type's end, floats in [0, 1], or to 255 where one
-    exceeds 1. Labels are taken as they stand. Georeferenced coordinates are moved near the origin before they become
-    float32 (:func:`~sparsemask.coordinates.near_origin`); `offset` says by how much.
+    A `.ply` has x, y, z, and optionally red, green, blue and class (or label). An `.npy` is (N, 3 or more): x, y, z and
+    colours in the next three of six columns or more. An `.npz` has xyz (or points), and optionally colours (or colors)
+    and labels. The range of colours follows from their type: integers from 0 to their type's maximum, floats in [0, 1],
+    or up to 255 where one exceeds 1. Labels are not changed. Georeferenced coordinates are moved near the origin before
+    they become float32 (:func:`~sparsemask.coordinates.near_origin`); `offset` is the translation.
 
     Args:
         path: the file.
         columns: of a `.bin`: values of a point (default: 4, of `.pcd.bin` 5).
 
     Raises:
-        UseError: absent, torn, of another kind, without points, or with coordinates that are not finite.
+        UseError: the file is absent, truncated or of another kind, has no points, or values that are not finite.
     """
     path = Path(path)
     choose(path.suffix.lower(), _READERS, "kind of cloud")
@@ -105,9 +107,9 @@ def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
     if (step := rounding(xyz)) > _COARSE:
         say(f"note: {path}: {xyz.dtype} coordinates so far from the origin are rounded to {step:.2g} m", sys.stderr)
     xyz, offset = near_origin(xyz)
-    for what, values in (("colours", colours), ("labels", labels)):
+    for title, values in (("colours", colours), ("labels", labels)):
         if values is not None and len(values) != len(xyz):
-            raise UseError(f"{path}: {len(values)} {what} for {len(xyz)} points")
+            raise UseError(f"{path}: {len(values)} {title} for {len(xyz)} points")
     if colours is not None and not colours.min() >= 0:
         raise UseError(f"{path}: colours that are negative or not finite")
     if labels is not None:
@@ -116,7 +118,7 @@ def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
 
 
 def read_array(path: str | os.PathLike) -> np.ndarray:
-    """An `.npy` file's array of numbers; UseError where it is absent, torn, or holds objects."""
+    """An `.npy` file's array of numbers; UseError where it is absent, truncated, or holds objects."""
     return read_npy(path)
 
 
@@ -126,17 +128,17 @@ def has_projection(stem: Path) -> bool:
 
 
 def read_projection(stem: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Projection and labels of the original points, from STEM_proj.npz (ours) or STEM_proj.pkl (the public code's).
+    """Projection and labels of the original points, from STEM_proj.npz or the public code's STEM_proj.pkl.
 
     Returns:
-        projection int32 (N_original,), labels (N_original,) as they stand; None for what is not there.
+        projection int32 (N_original,), labels (N_original,) as stored; None for what is absent.
     """
     ours, public = stem.with_name(f"{stem.name}_proj.npz"), stem.with_name(f"{stem.name}_proj.pkl")
     if ours.is_file():
-        found = read_archive(ours)
-        projection, labels = found.get("projection"), found.get("labels")
+        arrays = read_archive(ours)
+        projection, labels = arrays.get("projection"), arrays.get("labels")
     elif public.is_file():
-        projection, labels = [*(part.reshape(-1) for part in read_arrays(public)), None, None][:2]
+        projection, labels = [*(array.reshape(-1) for array in read_arrays(public)), None, None][:2]
     else:
         return None, None
     if projection is None or projection.ndim != 1 or projection.dtype.kind not in "iu":
@@ -147,7 +149,7 @@ def read_projection(stem: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 
 def read_archive(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file; UseError where it is torn or holds objects."""
+    """The arrays of an `.npz` file; UseError where it is truncated or holds objects."""
     return read_npz(path)
 
 
@@ -160,11 +162,11 @@ def unit_colours(colours: np.ndarray) -> np.ndarray:
 
 
 def columns(table: dict[str, np.ndarray], names: str, path: object) -> np.ndarray | None:
-    """Properties of a PLY file side by side, (N, C); None where the file has none of them, UseError where some."""
-    found = [table[name] for name in names.split() if name in table]
-    if found and len(found) < len(names.split()):
+    """Columns (N, C) of properties of a PLY file; None where it has none of them, UseError where it has only some."""
+    properties = [table[name] for name in names.split() if name in table]
+    if properties and len(properties) < len(names.split()):
         raise UseError(f"{path}: it has some of {names}, but not all")
-    return np.stack(found, axis=1) if found else None
+    return np.stack(properties, axis=1) if properties else None
 
 
 def _from_ply(path: Path) -> tuple:
@@ -183,14 +185,14 @@ def _from_npy(path: Path) -> tuple:
 
 
 def _from_npz(path: Path) -> tuple:
-    found = read_archive(path)
-    xyz, colours = found.get("xyz", found.get("points")), found.get("colours", found.get("colors"))
+    arrays = read_archive(path)
+    xyz, colours = arrays.get("xyz", arrays.get("points")), arrays.get("colours", arrays.get("colors"))
     for values in (xyz, colours):
         if values is not None and (values.ndim != 2 or values.shape[1] < 3 or values.dtype.kind not in "iuf"):
             raise UseError(f"{path}: expected (N, 3) numbers, found {values.shape} of {values.dtype}")
     if xyz is None:
-        raise UseError(f"{path}: no array 'xyz' in it, but {', '.join(found) or 'nothing'}")
-    labels = found.get("labels")
+        raise UseError(f"{path}: no array 'xyz' in it, but {', '.join(arrays) or 'nothing'}")
+    labels = arrays.get("labels")
     return xyz[:, :3], None if colours is None else colours[:, :3], None if labels is None else labels.reshape(-1)
 
 

@@ -1,4 +1,4 @@
-"""Who is whose neighbour: exact nearest neighbours within a cloud and between its levels."""
+"""Neighbour indices: exact nearest neighbours within a cloud and between its levels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sparsemask.errors import UseError
 
 
 def make_tree(xyz: np.ndarray) -> cKDTree:
-    """KD-tree of points (N, 3), built by sliding midpoints: half the time of medians, and as fast to ask."""
+    """KD-tree of points (N, 3), built by sliding midpoints: half the build time of medians, equal query time."""
     return cKDTree(xyz, balanced_tree=False)
 
 
@@ -38,7 +38,7 @@ def knn(
 
     Args:
         xyz: (N, 3) finite coordinates.
-        queries: (M, 3); None for `xyz`: then column 0 is the point itself, also among points of the same place.
+        queries: (M, 3); None for `xyz`: then column 0 is the point itself, also among points at the same location.
         k: neighbours; where there are fewer points the nearest one (the point itself) is repeated.
 
     Returns:
@@ -47,21 +47,21 @@ def knn(
     Raises:
         UseError: no points.
     """
-    n, own = len(xyz), queries is None
+    n, of_itself = len(xyz), queries is None
     if n == 0:
         raise UseError("no points: neighbours cannot be found")
     tree = make_tree(xyz) if tree is None else tree
-    if own:
+    if of_itself:
         # In the order of the tree's leaves neighbouring queries read the same nodes, which caches reward.
         order = tree.indices
-        found = np.empty((n, min(k, n)), np.int32)
-        found[order] = nearest(xyz, xyz[order], min(k, n), threads, tree).reshape(n, -1)
-        _self_first(found)
+        neighbours = np.empty((n, min(k, n)), np.int32)
+        neighbours[order] = nearest(xyz, xyz[order], min(k, n), threads, tree).reshape(n, -1)
+        _self_first(neighbours)
     else:
-        found = nearest(xyz, queries, min(k, n), threads, tree).reshape(len(queries), -1)
+        neighbours = nearest(xyz, queries, min(k, n), threads, tree).reshape(len(queries), -1)
     if n < k:
-        found = np.concatenate([found, np.repeat(found[:, :1], k - n, axis=1)], axis=1)
-    return found
+        neighbours = np.concatenate([neighbours, np.repeat(neighbours[:, :1], k - n, axis=1)], axis=1)
+    return neighbours
 
 
 def build_graph(
@@ -93,22 +93,22 @@ def build_graph(
 
 
 def _coarser(fine: cKDTree, xyz: np.ndarray, coarse: cKDTree, threads: int) -> np.ndarray:
-    """The nearest coarser point of every point of `fine`, asked in the order of its leaves; kept points keep it."""
-    found = np.empty(fine.n, np.int32)
-    found[fine.indices] = nearest(xyz[: coarse.n], xyz[fine.indices], 1, threads, coarse)
-    found[: coarse.n] = np.arange(coarse.n, dtype=np.int32)  # among duplicates, too, a point's own value
-    return found
+    """Index of the nearest coarser point of every point of `fine`; points of the coarser level are their own."""
+    neighbours = np.empty(fine.n, np.int32)
+    neighbours[fine.indices] = nearest(xyz[: coarse.n], xyz[fine.indices], 1, threads, coarse)
+    neighbours[: coarse.n] = np.arange(coarse.n, dtype=np.int32)  # among duplicates, too, a point's own value
+    return neighbours
 
 
-def _self_first(found: np.ndarray) -> None:
-    """Bring every row's own number to column 0, in place; only points of the same place can stand before it."""
-    rows = np.flatnonzero(found[:, 0] != np.arange(len(found)))
+def _self_first(neighbours: np.ndarray) -> None:
+    """Move every row's own index to column 0, in place; only points at the same location can precede it."""
+    rows = np.flatnonzero(neighbours[:, 0] != np.arange(len(neighbours)))
     if not len(rows):
         return
-    part = found[rows]
-    place = np.argmax(part == rows[:, None], axis=1)
+    wrong_rows = neighbours[rows]
+    column = np.argmax(wrong_rows == rows[:, None], axis=1)
     # Among more duplicates than neighbours the point itself may be missing: it takes the place of the last.
-    place[part[np.arange(len(rows)), place] != rows] = part.shape[1] - 1
-    part[np.arange(len(rows)), place] = part[:, 0]
-    part[:, 0] = rows
-    found[rows] = part
+    column[wrong_rows[np.arange(len(rows)), column] != rows] = wrong_rows.shape[1] - 1
+    wrong_rows[np.arange(len(rows)), column] = wrong_rows[:, 0]
+    wrong_rows[:, 0] = rows
+    neighbours[rows] = wrong_rows

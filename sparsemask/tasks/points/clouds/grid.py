@@ -17,7 +17,7 @@ def grid_subsample(
     *,
     voxels: bool = False,
 ) -> tuple[np.ndarray | None, ...]:
-    """One point a voxel: mean place, mean features, and the label of most points (the smallest among equals).
+    """One point a voxel: mean location, mean features, and the label of most points (the smallest among equals).
 
     Voxels are floor((p - o) / size) with o = floor(min / size) * size; they come out sorted by x, then y, then z.
 
@@ -49,14 +49,14 @@ def grid_subsample(
     return (*out, inverse) if voxels else out
 
 
-def check_points(xyz: np.ndarray, where: object = "the cloud") -> None:
+def check_points(xyz: np.ndarray, origin: object = "the cloud") -> None:
     """UseError unless `xyz` has points and all their coordinates are finite; says how many are not."""
     if len(xyz) == 0:
-        raise UseError(f"{where}: no points")
+        raise UseError(f"{origin}: no points")
     with np.errstate(invalid="ignore"):
         total = xyz.sum(dtype=np.float64)
     if not np.isfinite(total) and (bad := int((~np.isfinite(xyz)).any(axis=1).sum())):
-        raise UseError(f"{where}: {bad} of {len(xyz)} points have coordinates that are not finite (NaN or infinite)")
+        raise UseError(f"{origin}: {bad} of {len(xyz)} points have coordinates that are not finite (NaN or infinite)")
 
 
 def _sort_by_voxel(xyz: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""In what order points lie in memory: near ones near each other, which caches reward."""
+"""Order of points in memory: near points are stored near each other, for the caches."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ _BITS = 10
 
 
 def shell_order(xyz: np.ndarray, ratio: int, levels: int) -> np.ndarray:
-    """A permutation (N,) that sorts by place within every level's own points, and so changes no level.
+    """A permutation (N,) that sorts by location within every level's own points, and so changes no level.
 
     Level l is the first N // ratio**l points; its own points are those that no coarser level has.
 
     Args:
         xyz: (N, 3), shuffled.
-        ratio, levels: as for :func:`sparsemask.tasks.points.clouds.graph.build_graph`.
+        ratio: points of a level over those of the next.
+        levels: number of levels.
     """
     codes = _morton(xyz)
     bounds = [0, *sorted(len(xyz) // ratio**level for level in range(levels))]

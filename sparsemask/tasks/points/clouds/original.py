@@ -1,4 +1,4 @@
-"""From thinned-out clouds back to all points: what is written under a scan's name is of all its points, or is not."""
+"""Predictions for all original points from those for a subsampled cloud."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsemask.tasks.points.clouds.graph import make_tree, nearest
 
 
 def check_original(name: str, projection: Path, original: Path, hint: str) -> None:
-    """UseError unless a thinned-out cloud's way back to all points is known; nothing is read.
+    """Raise UseError unless predictions for a subsampled cloud can be carried back to all points; reads nothing.
 
     Args:
         name: of the cloud.
@@ -29,13 +29,13 @@ def check_original(name: str, projection: Path, original: Path, hint: str) -> No
 
 
 def carry_back(values: np.ndarray, cloud: Cloud, original: Callable[[], np.ndarray]) -> np.ndarray:
-    """Values of all original points (N_original,) from those of a thinned-out cloud's points, the nearest one's.
+    """Values of all original points (N_original,) from those of a subsampled cloud's points, the nearest one's.
 
     Values that are of all points already, by the cloud's projection, are returned as they are.
 
     Args:
         values: (N,), or (N_original,).
-        cloud: the thinned-out one.
+        cloud: the subsampled one.
         original: gives the original points (N_original, 3), in the frame of `cloud.coordinates`; called where the
             cloud has no projection.
     """

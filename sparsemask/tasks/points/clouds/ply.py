@@ -76,10 +76,10 @@ def write_ply(path: str | os.PathLike, columns: Mapping[str, np.ndarray], commen
     header += [f"comment {' '.join(comment.split())}"] * bool(comment)
     header.append(f"element vertex {lengths.pop()}")
     for name, values in arrays.items():
-        word = _NAMES.get(values.dtype.str[1:])
-        if word is None or not re.fullmatch(r"[!-~]+", name):
+        type_name = _NAMES.get(values.dtype.str[1:])
+        if type_name is None or not re.fullmatch(r"[!-~]+", name):
             raise UseError(f"{path}: a PLY file cannot hold '{name}' of type {values.dtype}")
-        header.append(f"property {word} {name}")
+        header.append(f"property {type_name} {name}")
     table = np.empty(len(values), np.dtype([(name, "<" + values.dtype.str[1:]) for name, values in arrays.items()]))
     for name, values in arrays.items():
         table[name] = values

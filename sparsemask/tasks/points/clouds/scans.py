@@ -1,7 +1,7 @@
 """Headerless scans: `.bin` files of float32 rows that begin with x, y, z.
 
 Nothing in such a file says how many values a point has: KITTI and SemanticKITTI have four (remission), nuScenes
-(`.pcd.bin`) five (intensity, ring). By another number every value is taken for another; what then cannot be is refused.
+(`.pcd.bin`) five (intensity, ring). A wrong number misreads every value; values that are then impossible are refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_scan(path: str | os.PathLike, columns: int | None = None) -> np.ndarray
 
     Args:
         path: the file.
-        columns: values of a point; None: by its name, and what they cannot be is refused.
+        columns: values of a point, 3 or more; None: by the file's name, impossible values are refused.
 
     Raises:
         UseError: absent, empty, no whole number of points (truncated), coordinates that are not finite or beyond
@@ -42,7 +42,7 @@ def read_scan(path: str | os.PathLike, columns: int | None = None) -> np.ndarray
     path = Path(path)
     if columns is not None and not 3 <= columns <= MOST:
         raise UseError(f"{path}: {columns} values a point: 3 to {MOST} are read, x, y, z first")
-    told, columns = columns is not None, columns or usual_columns(path)
+    columns_given, columns = columns is not None, columns or usual_columns(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -55,8 +55,8 @@ def read_scan(path: str | os.PathLike, columns: int | None = None) -> np.ndarray
     table = values.reshape(-1, columns)
     xyz = table[:, :3].astype(np.float32)
     check_points(xyz, path)
-    problem = _impossible(table, told)
-    if problem or not told:
+    problem = _impossible(table, columns_given)
+    if problem or not columns_given:
         better = _fitting(values, len(data), columns) if problem or _mixed(table) else None
         if problem or better:
             problem = problem or "its columns all hold the same mixture of values"
@@ -65,12 +65,12 @@ def read_scan(path: str | os.PathLike, columns: int | None = None) -> np.ndarray
     return xyz
 
 
-def _impossible(table: np.ndarray, told: bool) -> str:
-    """What these rows cannot be, in words; who names the layout himself may have any remission."""
+def _impossible(table: np.ndarray, columns_given: bool) -> str:
+    """Why these rows cannot be points, else "". Where the number of columns is given, any remission is accepted."""
     farthest = float(np.abs(table[:, :3]).max())
     if farthest > _FARTHEST:
         return f"coordinates reach {farthest:.3g} m"
-    if table.shape[1] > 3 and not told:
+    if table.shape[1] > 3 and not columns_given:
         low, high = float(table[:, 3].min()), float(table[:, 3].max())
         if not (low >= 0 and high <= _BRIGHTEST):
             return f"remission would be {low:.3g} to {high:.3g}, which must be 0 to 1, 255 or {_BRIGHTEST}"
@@ -85,19 +85,19 @@ def _mixed(table: np.ndarray) -> bool:
     return bool(apart[3, :3].min() < _ALIKE)
 
 
-def _fitting(values: np.ndarray, size: int, but: int) -> int | None:
+def _fitting(values: np.ndarray, size: int, excluded: int) -> int | None:
     """The number of columns by which values differ most from column to column, of those that `size` bytes allow."""
-    found = {}
+    distances = {}
     for columns in range(3, 9):
         if size % (4 * columns) == 0 and size >= 64 * columns:
             with np.errstate(all="ignore"):
                 # Of few points columns lie apart by chance.
                 chance = _CHANCE / (len(values) / columns) ** 0.5
-                found[columns] = max(0.0, float(_distances(values.reshape(-1, columns)).max()) - chance)
+                distances[columns] = max(0.0, float(_distances(values.reshape(-1, columns)).max()) - chance)
     # A mixture lies less apart than what it is made of. Multiples of the right number part the columns as well as it
     # does: of such the smallest.
-    least = max(_APART, 1.5 * found.pop(but, 0.0), 0.8 * max(found.values(), default=0.0))
-    return min((columns for columns, apart in found.items() if apart >= least), default=None)
+    least = max(_APART, 1.5 * distances.pop(excluded, 0.0), 0.8 * max(distances.values(), default=0.0))
+    return min((columns for columns, apart in distances.items() if apart >= least), default=None)
 
 
 def _distances(table: np.ndarray) -> np.ndarray:

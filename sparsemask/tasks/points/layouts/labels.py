@@ -1,4 +1,4 @@
-"""What class lists have in common: weights of the loss from how often classes occur."""
+"""Class weights and class counts of labelled clouds."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def class_counts(clouds: Iterable[Cloud], classes: int) -> np.ndarray:
     return total
 
 
-def checked_classes(labels: np.ndarray, classes: int, where: object) -> np.ndarray:
+def checked_classes(labels: np.ndarray, classes: int, origin: object) -> np.ndarray:
     """Labels as int32; UseError unless all lie in 0 .. classes - 1 (naming some that do not)."""
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         some = ", ".join(map(str, np.unique(wrong)[:5]))
-        raise UseError(f"{where}: {len(wrong)} labels are none of 0 .. {classes - 1} ({some})")
+        raise UseError(f"{origin}: {len(wrong)} labels are none of 0 .. {classes - 1} ({some})")
     return labels.astype(np.int32)

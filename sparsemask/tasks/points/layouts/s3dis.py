@@ -33,14 +33,14 @@ def class_of(stem: str) -> int:
 
 def area_of(name: str) -> int:
     """Area of a room `Area_a_room`; UseError for another name."""
-    found = _NAME.fullmatch(name)
-    if not found:
+    match = _NAME.fullmatch(name)
+    if not match:
         raise UseError(f"'{name}' is no room's name: expected Area_<number>_<room>")
-    return int(found[1])
+    return int(match[1])
 
 
 def sub_folder(root: str | os.PathLike, grid: float = GRID) -> Path:
-    """The folder of thinned-out rooms: in `root`, or in S3DIS_ply inside or beside it; UseError without."""
+    """The folder of subsampled rooms: in `root`, or in S3DIS_ply inside or beside it; UseError without."""
     name = f"sub_{grid:.3f}"
     for base in (Path(root), Path(root) / "S3DIS_ply", Path(root).parent / "S3DIS_ply"):
         if (base / name).is_dir():
@@ -73,7 +73,11 @@ def list_clouds(root: str | os.PathLike, part: str = "all", test_area: int = 5, 
 
 
 def read_prepared(file: CloudFile) -> Cloud:
-    """A room of `list_clouds`, ours or the public code's; UseError where its files are torn or do not fit together."""
+    """Read a room of `list_clouds`, prepared by this toolkit or by the public code.
+
+    Raises:
+        UseError: its files are truncated or do not fit together.
+    """
     cloud = _room(file.path)
     cloud.projection, labels = read_projection(file.path.with_suffix(""))
     if labels is not None:

@@ -47,17 +47,17 @@ _MAPPED = np.full(1 << 16, _UNKNOWN, np.uint8)
 _MAPPED[list(LEARNING_MAP)] = list(LEARNING_MAP.values())
 
 
-def map_labels(raw: np.ndarray, where: object = "labels") -> np.ndarray:
+def map_labels(raw: np.ndarray, origin: object = "labels") -> np.ndarray:
     """Raw labels (their low 16 bits) to 0 (unlabelled) .. 19, uint8; UseError for a label that is not in the map."""
     mapped = _MAPPED[np.asarray(raw, np.uint32) & 0xFFFF]
     if (mapped == _UNKNOWN).any():
         some = ", ".join(map(str, np.unique(np.asarray(raw)[mapped == _UNKNOWN] & 0xFFFF)[:5]))
-        raise UseError(f"{where}: labels that SemanticKITTI does not know: {some}")
+        raise UseError(f"{origin}: labels that SemanticKITTI does not know: {some}")
     return mapped
 
 
 def classes_of(mapped: np.ndarray) -> np.ndarray:
-    """0 .. 19 to the network's classes, int32: 0 .. 18, unlabelled -1."""
+    """Mapped labels 0 .. 19 to the network's classes, int32: 0 .. 18, unlabelled -1."""
     return mapped.astype(np.int32) + IGNORED
 
 
@@ -70,7 +70,7 @@ def read_labels(path: str | os.PathLike, points: int | None = None) -> np.ndarra
     """A `.label` file as 0 (unlabelled) .. 19, uint8 (N,).
 
     Raises:
-        UseError: absent, torn, of another length than `points`, or with labels that are not in the map.
+        UseError: absent, truncated, of another length than `points`, or with labels that are not in the map.
     """
     path = Path(path)
     try:
@@ -116,19 +116,23 @@ def list_clouds(
         raise UseError(f"unknown part '{part}' of SemanticKITTI; known: {', '.join(SEQUENCES)}")
     folder = sequences_folder(root, f"sequences_{grid:.2f}")
     files: list[CloudFile] = []
-    for wanted in only or SEQUENCES[part]:
-        sequence, _, scan = wanted.partition("/")
-        found = sorted((folder / sequence / "velodyne").glob(f"{scan or '*'}.npy"))
-        if only and not found:
-            raise UseError(f"{folder}: no prepared scan {wanted}")
-        files += [CloudFile(f"{sequence}/{path.stem}", path, read_prepared) for path in _visible(found)]
+    for name in only or SEQUENCES[part]:
+        sequence, _, scan = name.partition("/")
+        paths = sorted((folder / sequence / "velodyne").glob(f"{scan or '*'}.npy"))
+        if only and not paths:
+            raise UseError(f"{folder}: no prepared scan {name}")
+        files += [CloudFile(f"{sequence}/{path.stem}", path, read_prepared) for path in _visible(paths)]
     if not files:
         raise UseError(f"{folder}: no prepared scans of part '{part}' (sequences {', '.join(SEQUENCES[part])})")
     return files
 
 
 def read_prepared(file: CloudFile) -> Cloud:
-    """A scan of `list_clouds`, ours or the public code's; UseError where its files are torn or do not fit together."""
+    """Read a scan of `list_clouds`, prepared by this toolkit or by the public code.
+
+    Raises:
+        UseError: its files are truncated or do not fit together.
+    """
     folder, scan = file.path.parents[1], file.path.stem
     xyz = read_array(file.path)
     if xyz.ndim != 2 or xyz.shape[1] != 3 or xyz.dtype.kind != "f":
@@ -172,12 +176,12 @@ def check_original(file: CloudFile) -> None:
 
 
 def all_points(file: CloudFile, cloud: Cloud, values: np.ndarray) -> np.ndarray:
-    """Values of all the scan's points from those of a prepared scan's; see :func:`original.carry_back`."""
+    """Values of all points of a scan from those of its prepared points; see :func:`original.carry_back`."""
     return original.carry_back(values, cloud, lambda: read_scan(original_path(file)))
 
 
-def _classes(mapped: np.ndarray, where: object) -> np.ndarray:
-    return classes_of(checked_classes(mapped, len(NAMES) + 1, where))
+def _classes(mapped: np.ndarray, origin: object) -> np.ndarray:
+    return classes_of(checked_classes(mapped, len(NAMES) + 1, origin))
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:

@@ -87,9 +87,9 @@ def check_semantickitti(
 
 
 def _run(items: list[Item], make, folder: Path, jobs: int | None, text: str) -> tuple[int, int]:
-    made, there = prepare_items.prepare(items, make, folder, jobs, text)
-    print(f"{folder}: {made} prepared, {there} were there already")
-    return made, there
+    n_made, n_present = prepare_items.prepare(items, make, folder, jobs, text)
+    print(f"{folder}: {n_made} prepared, {n_present} were there already")
+    return n_made, n_present
 
 
 def _folder(items: list[Item], depth: int) -> Path:
@@ -115,50 +115,71 @@ def _parser() -> argparse.ArgumentParser:
         ("semantickitti", semantickitti, "the folder of sequences/"),
         ("rooms", s3dis, "where to"),
     ):
-        one = sets.add_parser(name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        one.add_argument("folder", metavar="FOLDER", help=raw)
-        one.add_argument("--grid", type=float, default=module.GRID, metavar="M", help="voxels, metres (%(default)s)")
-        one.add_argument("--jobs", type=int, metavar="N", help="processes (default: all cores)")
-        one.add_argument("--check", action="store_true", help="make nothing: open what is there, say what is wrong")
+        set_parser = sets.add_parser(
+            name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        set_parser.add_argument("folder", metavar="FOLDER", help=raw)
+        set_parser.add_argument(
+            "--grid", type=float, default=module.GRID, metavar="M", help="voxels, metres (%(default)s)"
+        )
+        set_parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: all cores)")
+        set_parser.add_argument(
+            "--check", action="store_true", help="make nothing: open what is there, say what is wrong"
+        )
         if name != "rooms":
-            one.add_argument("--out", metavar="FOLDER", help="where to (default: beside FOLDER)")
+            set_parser.add_argument("--out", metavar="FOLDER", help="where to (default: beside FOLDER)")
     kitti = sets.choices["semantickitti"]
     kitti.add_argument("--sequences", nargs="+", metavar="NN", help="only these")
     kitti.add_argument("--project", action="store_true", help="projections of training sequences, too")
     kitti.add_argument(
         "--bin_columns", type=int, metavar="N", help="float32 values a point of the scans, x, y, z first (4)"
     )
-    made = sets.choices["rooms"]
+    generated = sets.choices["rooms"]
     for flag, value, text in (
         ("--seed", 0, "the same seed gives the same rooms"),
         ("--areas", 6, "number of areas"),
         ("--rooms", 3, "rooms in each"),
         ("--points", 40_000, "points of a room before grid subsampling"),
     ):
-        made.add_argument(flag, type=int, default=value, metavar="N", help=f"{text} (%(default)s)")
-    made.add_argument("--raw", action="store_true", help="write the raw layout, too (FOLDER/raw)")
+        generated.add_argument(flag, type=int, default=value, metavar="N", help=f"{text} (%(default)s)")
+    generated.add_argument("--raw", action="store_true", help="write the raw layout, too (FOLDER/raw)")
     return parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    o = _parser().parse_args(argv)
-    if o.grid <= 0:
-        raise UseError(f"--grid {o.grid:g}: a voxel's side must be positive")
-    if o.set == "semantickitti":
-        flags = {"out": o.out, "grid": o.grid, "only": o.sequences, "project": o.project, "jobs": o.jobs}
-        flags["columns"] = o.bin_columns
-        if o.check:
-            return _report(check_semantickitti(o.folder, **flags))
-        prepare_semantickitti_scans(o.folder, **flags)
-    elif o.check:
-        return _report(check_s3dis(o.folder, getattr(o, "out", None), o.grid, o.jobs))
-    elif o.set == "s3dis":
-        prepare_s3dis_rooms(o.folder, o.out, o.grid, o.jobs)
+    options = _parser().parse_args(argv)
+    if options.grid <= 0:
+        raise UseError(f"--grid {options.grid:g}: a voxel's side must be positive")
+    if options.set == "semantickitti":
+        flags = {
+            "out": options.out,
+            "grid": options.grid,
+            "only": options.sequences,
+            "project": options.project,
+            "jobs": options.jobs,
+        }
+        flags["columns"] = options.bin_columns
+        if options.check:
+            return _report(check_semantickitti(options.folder, **flags))
+        prepare_semantickitti_scans(options.folder, **flags)
+    elif options.check:
+        return _report(check_s3dis(options.folder, getattr(options, "out", None), options.grid, options.jobs))
+    elif options.set == "s3dis":
+        prepare_s3dis_rooms(options.folder, options.out, options.grid, options.jobs)
     else:
-        folder = rooms.make_rooms(o.folder, o.seed, o.areas, o.rooms, o.points, o.grid, o.raw, o.jobs)
-        print(f"{folder}: {o.areas * o.rooms} rooms")
+        folder = rooms.make_rooms(
+            options.folder,
+            options.seed,
+            options.areas,
+            options.rooms,
+            options.points,
+            options.grid,
+            options.raw,
+            options.jobs,
+        )
+        print(f"{folder}: {options.areas * options.rooms} rooms")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What all preparations share: items whose files are whole or absent, made by several processes, and checks."""
+"""Common part of all preparations: items with files written atomically, several processes, and checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparsemask.VOC12.workers import run_jobs
 
 @dataclass(frozen=True)
 class Item:
-    """One cloud to prepare: its name, what it is made from, and the files it gives, the one that vouches last."""
+    """One cloud to prepare: its name, its source, and its files; the last one marks the item as complete."""
 
     name: str
     source: Path | None
@@ -59,7 +59,7 @@ def prepare(
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Work in a folder alone; whoever comes later waits. A kill lets go of the lock."""
+    """Hold the lock of a folder; other processes wait. A kill releases it."""
     lock = locks.try_acquire(folder / ".lock")
     if lock is None:
         say(f"{folder}: another process is at work here; waiting for it", sys.stderr)
@@ -70,8 +70,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 def check(items: list[Item], inspect: Callable[[Item], list[str]], jobs: int | None, text: str) -> list[str]:
     """Open everything of every item; returns what is wrong, a line each, in order."""
-    found = run_jobs(_numbered, ((number, inspect, item) for number, item in enumerate(items)), len(items), text, jobs)
-    return [line for _, lines in sorted(found) for line in lines]
+    results = run_jobs(
+        _numbered, ((number, inspect, item) for number, item in enumerate(items)), len(items), text, jobs
+    )
+    return [line for _, lines in sorted(results) for line in lines]
 
 
 def _numbered(number: int, inspect: Callable[[Item], list[str]], item: Item) -> tuple[int, list[str]]:

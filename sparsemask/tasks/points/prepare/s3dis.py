@@ -50,7 +50,7 @@ def raw_rooms(raw: str | os.PathLike) -> list[Path]:
 
 
 def item(name: str, source: Path | None, out: Path, grid: float = GRID) -> Item:
-    """A room's files: the thinned-out cloud is written last, and so vouches for the others."""
+    """A room's files; the subsampled cloud is written last and marks the room as complete."""
     sub = out / f"sub_{grid:.3f}"
     return Item(name, source, (out / "original" / f"{name}.ply", sub / f"{name}_proj.npz", sub / f"{name}.ply"), grid)
 
@@ -61,27 +61,27 @@ def find_prepared(root: Path, grid: float = GRID) -> list[Item]:
     return [item(name, None, root, grid) for name in sorted(names)]
 
 
-def make(one: Item) -> str | None:
-    """Make one room; returns what was mended in it, if anything."""
-    xyz, colours, labels, mended = read_room(one.source)
-    write_room(one, xyz, colours, labels)
+def make(room: Item) -> str | None:
+    """Prepare one room; returns a note on repaired lines, or None."""
+    xyz, colours, labels, mended = read_room(room.source)
+    write_room(room, xyz, colours, labels)
     return mended
 
 
-def write_room(one: Item, xyz: np.ndarray, colours: np.ndarray, labels: np.ndarray) -> None:
+def write_room(room: Item, xyz: np.ndarray, colours: np.ndarray, labels: np.ndarray) -> None:
     """Write a room's three files.
 
     Args:
-        one: which.
+        room: its name, voxel size and files.
         xyz: (N, 3), metres; moved so that the least coordinates become 0.
         colours: uint8 (N, 3).
         labels: (N,), 0 .. 12.
     """
-    check_points(xyz, one.name)
+    check_points(xyz, room.name)
     xyz = (xyz - xyz.min(0)).astype(np.float32)
     labels = np.asarray(labels, np.uint8)
-    sub, means, classes = grid_subsample(xyz, one.grid, colours / np.float32(255), labels)
-    original, proj, thinned = one.files
+    sub, means, classes = grid_subsample(xyz, room.grid, colours / np.float32(255), labels)
+    original, proj, thinned = room.files
     write_ply(original, _columns(xyz, colours, labels))
     with atomic_write(proj) as file:
         np.savez(file, projection=nearest(sub, xyz, tree=make_tree(sub)), labels=labels)
@@ -147,24 +147,24 @@ def _mend(path: Path, data: bytes) -> tuple[bytes, list[str]]:
     return b"\n".join(lines), mended
 
 
-def check(one: Item) -> list[str]:
+def check(room: Item) -> list[str]:
     """What is wrong with a prepared room, a line each."""
-    faults = [f"{path}: missing or torn" for path in (one.files[0], one.files[2]) if not whole(path)]
+    faults = [f"{path}: missing or torn" for path in (room.files[0], room.files[2]) if not whole(path)]
     if faults:
         return faults
     try:
-        cloud = read_prepared(CloudFile(one.name, one.files[2], read_prepared))
-        full = read_original(CloudFile(one.name, one.files[2], read_prepared))
+        cloud = read_prepared(CloudFile(room.name, room.files[2], read_prepared))
+        full = read_original(CloudFile(room.name, room.files[2], read_prepared))
     except UseError as error:
         return [str(error)]
     if cloud.projection is None:
-        return [f"{one.files[1]}: missing"]
+        return [f"{room.files[1]}: missing"]
     if len(cloud.projection) != len(full):
-        faults.append(f"{one.files[1]}: {len(cloud.projection)} entries for {len(full)} points")
+        faults.append(f"{room.files[1]}: {len(cloud.projection)} entries for {len(full)} points")
     elif len(cloud.projection) and not 0 <= cloud.projection.min() <= cloud.projection.max() < len(cloud):
-        faults.append(f"{one.files[1]}: points beyond the {len(cloud)} of the thinned-out cloud")
+        faults.append(f"{room.files[1]}: points beyond the {len(cloud)} of the thinned-out cloud")
     if cloud.full_labels is not None and not np.array_equal(cloud.full_labels, full.labels):
-        faults.append(f"{one.files[1]}: its labels are not those of {one.files[0].name}")
+        faults.append(f"{room.files[1]}: its labels are not those of {room.files[0].name}")
     return faults
 
 

@@ -70,7 +70,7 @@ def is_raw(folder: str | os.PathLike) -> bool:
 def item(
     name: str, source: Path | None, out: Path, grid: float, labelled: bool, projected: bool, columns: int | None = None
 ) -> Item:
-    """A scan's files: the thinned-out cloud is written last, and so vouches for the others."""
+    """A scan's files; the subsampled cloud is written last and marks the scan as complete."""
     sequence, scan = name.split("/")
     parts = [out / sequence / "proj" / f"{scan}_proj.npz"] * projected
     parts += [out / sequence / "labels" / f"{scan}.npy"] * labelled
@@ -79,7 +79,7 @@ def item(
 
 def find_prepared(root: Path, grid: float = GRID) -> list[Item]:
     """The items of a prepared folder, by the files that are there, ours or the public code's."""
-    found = sorted(root.glob("[0-9][0-9]/velodyne/[!.]*.npy"))
+    paths = sorted(root.glob("[0-9][0-9]/velodyne/[!.]*.npy"))
     has = lambda path, part, end: (path.parents[1] / part / f"{path.stem}{end}").is_file()
     return [
         item(
@@ -90,18 +90,18 @@ def find_prepared(root: Path, grid: float = GRID) -> list[Item]:
             has(path, "labels", ".npy"),
             has(path, "proj", "_proj.npz"),
         )
-        for path in found
+        for path in paths
     ]
 
 
-def make(one: Item) -> None:
-    """Make one scan's files; UseError where the scan or its labels are torn or do not fit together."""
-    xyz = read_scan(one.source, one.columns)
-    parts = {path.parent.name: path for path in one.files}
+def make(scan: Item) -> None:
+    """Make one scan's files; UseError where the scan or its labels are truncated or do not fit together."""
+    xyz = read_scan(scan.source, scan.columns)
+    parts = {path.parent.name: path for path in scan.files}
     labels = None
     if "labels" in parts:
-        labels = read_labels(one.source.parents[1] / "labels" / f"{one.source.stem}.label", len(xyz))
-    sub, _, classes = grid_subsample(xyz, one.grid, None, labels)
+        labels = read_labels(scan.source.parents[1] / "labels" / f"{scan.source.stem}.label", len(xyz))
+    sub, _, classes = grid_subsample(xyz, scan.grid, None, labels)
     if "proj" in parts:
         arrays = {"projection": nearest(sub, xyz, tree=make_tree(sub))} | ({} if labels is None else {"labels": labels})
         write_bulk(parts["proj"], _bytes(np.savez, **arrays))
@@ -110,29 +110,29 @@ def make(one: Item) -> None:
     write_bulk(parts["velodyne"], _bytes(np.save, sub))
 
 
-def check(one: Item) -> list[str]:
+def check(scan: Item) -> list[str]:
     """What is wrong with a prepared scan, a line each."""
-    faults = [f"{path}: missing or torn" for path in one.files if not whole(path)]
+    faults = [f"{path}: missing or torn" for path in scan.files if not whole(path)]
     if faults:
         return faults
     try:
-        cloud = read_prepared(CloudFile(one.name, one.files[-1], read_prepared))
+        cloud = read_prepared(CloudFile(scan.name, scan.files[-1], read_prepared))
     except UseError as error:
         return [str(error)]
     if cloud.projection is not None:
         if len(cloud.projection) and not 0 <= cloud.projection.min() <= cloud.projection.max() < len(cloud):
-            faults.append(f"{one.files[0]}: points beyond the {len(cloud)} of the thinned-out cloud")
+            faults.append(f"{scan.files[0]}: points beyond the {len(cloud)} of the thinned-out cloud")
         size = (
-            one.source.stat().st_size // (4 * (one.columns or usual_columns(one.source)))
-            if one.source
+            scan.source.stat().st_size // (4 * (scan.columns or usual_columns(scan.source)))
+            if scan.source
             else len(cloud.projection)
         )
         if size != len(cloud.projection):
-            faults.append(f"{one.files[0]}: {len(cloud.projection)} entries for the scan's {size} points")
+            faults.append(f"{scan.files[0]}: {len(cloud.projection)} entries for the scan's {size} points")
     return faults
 
 
-def _bytes(save, *arrays: np.ndarray, **named: np.ndarray) -> bytes:
+def _bytes(save, *arrays: np.ndarray, **keywords: np.ndarray) -> bytes:
     file = io.BytesIO()
-    save(file, *arrays, **named)
+    save(file, *arrays, **keywords)
     return file.getvalue()
