@@ -25,13 +25,13 @@ import torch.nn.functional as F  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from bench.point_forms import public_style  # noqa: E402
-from sparsemask.points.clouds import read_cloud  # noqa: E402
-from sparsemask.points.grid import grid_subsample  # noqa: E402
 from sparsemask.spaces.smpointseg.network import CONFIGS  # noqa: E402
 from sparsemask.spaces.sparse_conv import Reading, SMPointSeg  # noqa: E402
 from sparsemask.spaces.sparse_conv.masking import mean_kept  # noqa: E402
 from sparsemask.sparse import backend  # noqa: E402
 from sparsemask.tables import table  # noqa: E402
+from sparsemask.tasks.points.clouds.cloud import read_cloud  # noqa: E402
+from sparsemask.tasks.points.clouds.grid import grid_subsample  # noqa: E402
 from sparsemask.tasks.points.data import CropSettings, Pick, cut  # noqa: E402
 
 POINTS, GRID = 45_056, 0.06

@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from sparsemask.spaces.smstereo.mask_module import MaskedConv  # noqa: E402
 from sparsemask.spaces.smstereo.network import SMStereo  # noqa: E402
 from sparsemask.sparse import backend  # noqa: E402
-from sparsemask.stereo.batch import StereoPair  # noqa: E402
 from sparsemask.tables import table  # noqa: E402
+from sparsemask.tasks.stereo.batch import StereoPair  # noqa: E402
 
 KINDS = (  # name, inputs, outputs, stride, transposed, how often the input's grid is halved
     ("1: 32-64 stride 2", 32, 64, 2, False, 0), ("2: 64-64", 64, 64, 1, False, 1),
@@ -107,8 +107,8 @@ def layers(rounds: int, name: str, size: tuple[int, int, int], shares: list[floa
 def network(path: Path, rounds: int, height: int, width: int, name: str) -> None:
     """A trained network on a generated scene, dense beside sparse: its hourglasses, aggregation, the whole."""
     from sparsemask.spaces.smstereo.checkpoints import load_smstereo
-    from sparsemask.stereo.framing import make_pair
     from sparsemask.synthetic.stereo_scenes import make_scene
+    from sparsemask.tasks.stereo.framing import make_pair
 
     model = load_smstereo(path)
     scene = make_scene(np.random.default_rng(0), height, width, 0.75 * model.maxdisp)
@@ -156,7 +156,7 @@ def network(path: Path, rounds: int, height: int, width: int, name: str) -> None
 
 def child(form: str, budget: float, size: tuple[int, int]) -> None:
     """Print seconds, the most memory of one form, in tiles where there is a budget, and what was held before (GB)."""
-    from sparsemask.stereo.tiles import fitting_tile, run_tiles
+    from sparsemask.tasks.stereo.tiles import fitting_tile, run_tiles
 
     torch.manual_seed(0)
     model = SMStereo().eval()

@@ -1,4 +1,4 @@
-"""Pruning: the masks of a search are made hard."""
+"""Pruning: turn the relaxed masks of a search into hard ones."""
 
 from sparsemask import _checkout
 

@@ -1,4 +1,4 @@
-"""Connection weights become a connectivity mask; the rules are :mod:`sparsemask.spaces.connectivity.prune_rules`."""
+"""Prune connection weights to a connectivity mask by :mod:`sparsemask.spaces.connectivity.prune_rules`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["FAMILY", "prune_connectivity", "prune_report"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectivityPruningSection(Section):
-    """Which connections stay."""
+    """Rules for the connections that are kept."""
 
     title = "connectivity"
     thres: float = flag(0.001, fraction, help="keep weights above it (default: 0.001)")
@@ -49,7 +49,7 @@ class ConnectivityPruning(PruningFamily):
         parser.add_section("family", ConnectivityPruningSection)
 
     def prune(self, config: RunConfig, given: Mapping, run: Run | None) -> None:
-        """Write the mask of a search run, or of any checkpoint, with its report and picture."""
+        """Write the mask of a search run, or of any checkpoint, with its report and drawing."""
         path = run.last if run else Path(config.run.checkpoint)
         out = output_path(config.run.out, ".npy", "a connectivity mask is")
         state = read_checkpoint(path)
@@ -89,7 +89,7 @@ class ConnectivityPruning(PruningFamily):
 
 
 def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:
-    """The strides of the search's backbone; None where they are not known, which is no reason not to prune."""
+    """The strides of the search's backbone; None if they are unknown, which does not prevent pruning."""
     strides = None
     if is_own(backbone_name):
         try:
@@ -103,16 +103,16 @@ def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:
 
 
 def _stage_weights(state: dict, path: Path) -> list[np.ndarray]:
-    """The raw weights of the stages, deepest first, out of a supernet's state dict."""
-    found = {}
+    """The raw weights of the stages, deepest first, from a supernet's state dict."""
+    weights = {}
     for key, value in state.items():
         match = re.fullmatch(r"decoders\.Decoders_(\d+)\._weight_", key)
         if match:
             value = value.detach() if value.dtype == torch.float64 else value.detach().float()
-            found[int(match[1])] = value.numpy()
-    if not found or sorted(found) != list(range(len(found))):
+            weights[int(match[1])] = value.numpy()
+    if not weights or sorted(weights) != list(range(len(weights))):
         raise UseError(f"{path}: no connection weights in it; take the checkpoint of a search, not of a retraining")
-    return [found[i] for i in range(len(found))]
+    return [weights[i] for i in range(len(weights))]
 
 
 FAMILY = ConnectivityPruning()

@@ -27,7 +27,7 @@ from sparsemask.options import Parser
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneSection(Section):
-    """Which search, and where its mask goes."""
+    """The search to prune, and the mask file to write."""
 
     config: str | None = flag(help="YAML file of flags", transient=True)
     exp_path: str = flag("runs", help="folder that holds the runs (default: runs)")
@@ -38,27 +38,34 @@ class PruneSection(Section):
 
 def parser(space: str = "connectivity") -> Parser:
     """The command's flags, the family's own included."""
-    made = Parser("prune", prog="prune/prune.py", description=__doc__)
+    command_parser = Parser("prune", prog="prune/prune.py", description=__doc__)
     name = spaces.get(space).name
-    made.add_section("run", PruneSection, only=("config",))
-    made.add_section("network", flags.SpaceSection, defaults={"space": name})
-    made.add_section("run", PruneSection, only=("exp_path", "run", "checkpoint", "out"))
-    families.find("prune", spaces.get(space)).add_options(made)
-    return made
+    command_parser.add_section("run", PruneSection, only=("config",))
+    command_parser.add_section("network", flags.SpaceSection, defaults={"space": name})
+    command_parser.add_section("run", PruneSection, only=("exp_path", "run", "checkpoint", "out"))
+    families.find("prune", spaces.get(space)).add_options(command_parser)
+    return command_parser
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
-    """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
-    made = parser(space or flags.space_of(argv, newest="search"))
-    return made, made.given(argv)
+    """Parse a command line without reading data.
+
+    Returns:
+        The parser of the command line's space, and the flags given on it.
+
+    Raises:
+        UseError: an invalid command line.
+    """
+    command_parser = parser(space or flags.space_of(argv, newest="search"))
+    return command_parser, command_parser.given(argv)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    made, given = read(argv)
-    space = made.get_default("space")
-    config = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given)
+    command_parser, given = read(argv)
+    space = command_parser.get_default("space")
+    config = command_parser.resolve(command_parser.from_file(given["config"]) if given.get("config") else {}, given)
     run = None
     if config.run.checkpoint is None:
         run = runs.find(config.run.run) if config.run.run else runs.newest(config.run.exp_path, "search", space)

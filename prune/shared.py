@@ -1,4 +1,4 @@
-"""What several families' pruning has in common: files and notes, and the data that masks are measured on."""
+"""Shared by the families' pruning: output files, notes, and the data that masks are measured on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ from sparsemask.spaces import Space
 
 
 def output_path(out: str | None, suffix: str, kind: str) -> Path:
-    """The mask file to write; UseError where it cannot be one of `suffix` in a folder that is there.
+    """Return the path of the mask file to write.
 
-    kind: what the file holds, with its verb, for the message.
+    Args:
+        out: value of --out; None: "mask" in the current folder.
+        suffix: required suffix.
+        kind: subject and verb of the error message, such as "a connectivity mask is".
+
+    Raises:
+        UseError: another suffix, or a folder that does not exist.
     """
     path = Path(out or f"mask{suffix}")
     if path.suffix != suffix:
@@ -30,7 +36,15 @@ def output_path(out: str | None, suffix: str, kind: str) -> Path:
 
 
 def origin_note(config: RunConfig, run: Run | None, path: Path, digest: str, rule: Sequence[str]) -> dict:
-    """Where a mask comes from, for the json beside it: run, checkpoint and the flags that are its rule."""
+    """Return the origin of a mask for its json note.
+
+    Args:
+        config: of the command.
+        run: the search run, if it is one.
+        path: the checkpoint.
+        digest: its SHA-256.
+        rule: names of the flags that determine the mask.
+    """
     return {
         "space": config.network.space,
         "run": str(run.folder.resolve()) if run else None,
@@ -41,27 +55,33 @@ def origin_note(config: RunConfig, run: Run | None, path: Path, digest: str, rul
 
 
 def next_line(out: Path, run: Run | None, saved: dict) -> str:
-    """The line that says what to do with a mask file. saved: the flags of its search."""
-    said = following("retrain", f"--mask_path {shlex.quote(str(out))}", saved, run.folder if run else None)
-    return f"next: {said}"
+    """Return a line with the command for retraining with a mask file.
+
+    Args:
+        out: the mask file.
+        run: the search run, if it is one.
+        saved: flags of the search.
+    """
+    command = following("retrain", f"--mask_path {shlex.quote(str(out))}", saved, run.folder if run else None)
+    return f"next: {command}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSection(Section):
-    """What of its search a mask is measured with."""
+    """Flags of the search with which a mask is measured."""
 
     batch_size: int | None = flag(None, positive, help="pictures a step")
     seed: int = flag(0, natural, help="seed of everything random")
 
 
 def with_search(config: RunConfig, given: Mapping, saved: Mapping, known: Mapping, space: Space) -> RunConfig:
-    """A pruning's configuration with the network of its search, and its data where the command line names no others.
+    """Complete a pruning's configuration by its search's network, and by its data unless the command line names others.
 
     Args:
         config: the command's.
         given: the flags that the user named on the command line.
         saved: the flags of the search.
-        known: numbers of the network, and what else a mask is measured with, by flag; foreign ones are passed over.
+        known: the network's hyperparameters and other values for the measurement, by flag; unknown ones are ignored.
         space: of the network.
     """
     sections = {"network": space.section(space=space.name), "training": SearchSection()}
@@ -70,11 +90,11 @@ def with_search(config: RunConfig, given: Mapping, saved: Mapping, known: Mappin
     if saved.get("task") in tasks.siblings(config.data.task) and "task" not in given:
         config = config.replace(task=saved["task"])
     kind = tasks.find(config.data.task)
-    asked = {name: config[name] for name in (*kind.data_flags, "sample") if config.get(name)}
-    asked["task"] = config.data.task
+    selected = {name: config[name] for name in (*kind.data_flags, "sample") if config.get(name)}
+    selected["task"] = config.data.task
     names = {*kind.data_flags, *kind.score_flags, "sample"} & set(config)
-    found = inherit.data_of(saved, asked, names, config.run.run or config.run.checkpoint or "the search")
-    config = config.replace(**{name: value for name, value in found.items() if name in names and name not in given})
+    inherited = inherit.data_of(saved, selected, names, config.run.run or config.run.checkpoint or "the search")
+    config = config.replace(**{name: value for name, value in inherited.items() if name in names and name not in given})
     chosen, _, line = datasets.choose_data({name: value for name, value in config.items() if value}, training=False)
     if line:
         say(line)

@@ -1,6 +1,6 @@
-"""From learnt fine-grained masks to a mask file: argmax over channels, a threshold on the data masks.
+"""Prune fine-grained masks to a mask file: argmax over channels, a threshold on the data masks.
 
-The network keeps all its weights: masks say what is computed. The report says how much is kept on validation pictures.
+The network keeps all its weights; masks select what is computed. The report gives what is kept on validation data.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sparsemask.weights import bare_state, config_of, read_checkpoint
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SparseConvPruningSection(Section):
-    """When a location stays, and on how much of the data that is measured."""
+    """Rule for the locations that are kept, and the number of validation inputs."""
 
     title = "fine-grained masks"
     thres: float = flag(0.5, fraction, help="keep a location where P(keep) is above it (default: 0.5, argmax)")
@@ -43,16 +43,16 @@ class SparseConvPruning(PruningFamily):
         parser.add_section("family", SparseConvPruningSection)
 
     def prune(self, config: RunConfig, given: Mapping, run: Run | None) -> None:
-        """Write the masks of a search run, or of any checkpoint, with what they keep on validation pictures."""
+        """Write the masks of a search run, or of any checkpoint, and report what they keep on validation data."""
         path = run.last if run else Path(config.run.checkpoint)
         out = output_path(config.run.out, files.SUFFIX, "fine-grained masks are")
-        found = read_checkpoint(path)
-        if found.get("space", config.network.space) != config.network.space:
-            raise UseError(f"{path}: a checkpoint of space '{found['space']}', not of '{config.network.space}'")
+        state = read_checkpoint(path)
+        if state.get("space", config.network.space) != config.network.space:
+            raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{config.network.space}'")
         space = spaces.get(config.network.space)
-        network = space.build(bare_state(found, path), path, config_of(found))
+        network = space.build(bare_state(state, path), path, config_of(state))
         network_config = space.config_of(network)
-        config = with_search(config, given, config_of(found), network_config, space)
+        config = with_search(config, given, config_of(state), network_config, space)
         task = tasks.get(config.data.task, config)
         where = devices.arithmetic(config.device.gpu, config.device.type)
         set_threshold(network.to(where.device, where.parameters), config.family.thres)
@@ -68,7 +68,7 @@ class SparseConvPruning(PruningFamily):
             channels=hard_masks(network),
             sha256=sha256(path),
             threshold=config.family.thres,
-            kept={name: shares["kept"] for name, shares in by_module.items()},
+            kept={name: module_metrics["kept"] for name, module_metrics in by_module.items()},
             kept_whole=means["kept"],
             measured_on=measured_on,
             config=network_config,
@@ -80,7 +80,7 @@ class SparseConvPruning(PruningFamily):
             say(line)
         note = {
             **origin_note(config, run, path, masks.sha256, ("thres",)),
-            "step": found.get("step"),
+            "step": state.get("step"),
             "kept_fraction": masks.mean_kept,
             "measured_on": measured_on,
             **metrics,
@@ -90,17 +90,24 @@ class SparseConvPruning(PruningFamily):
             files.save_masks(target, masks)
             write_json(target.with_suffix(".json"), note)
         say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-        say(next_line(out, run, config_of(found)))
+        say(next_line(out, run, config_of(state)))
 
 
 def report(masks: files.FineMasks, by_module: dict, means: dict, metrics: dict) -> list[str]:
-    """The masks in words: a table by module, and what they keep in all."""
-    said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    """Return the report's lines: a table by module, total kept fraction, multiply-adds and metrics.
+
+    Args:
+        masks: the hard masks.
+        by_module: kept locations and fraction by module.
+        means: of the measurements, by column.
+        metrics: of the task.
+    """
+    summary = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     return [
         module_table(masks.channels, by_module),
         f"kept fraction {masks.mean_kept:.3f} at threshold {masks.threshold:g}; multiply-adds "
         f"{format_count(means['executed'])} of {format_count(means['dense'])} "
-        f"({100 * means['executed'] / means['dense']:.0f} %); {said} ({masks.measured_on})",
+        f"({100 * means['executed'] / means['dense']:.0f} %); {summary} ({masks.measured_on})",
     ]
 
 

@@ -30,7 +30,7 @@ from sparsemask.retrain.load_trained import add_trained, family_of, open_trained
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationSection(Section):
-    """How the network is evaluated, and what is written."""
+    """Options of the evaluation."""
 
     title = "evaluation"
     eval_batch_size: int = flag(1, positive, help="pictures of one size together (default: 1)")
@@ -42,24 +42,24 @@ class EvaluationSection(Section):
 
 def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     """The command's flags."""
-    made = Parser("eval", prog="retrain/eval.py", description=__doc__)
-    add_trained(made, space, task)
-    made.add_section("evaluation", EvaluationSection)
-    family_of(space).add_eval_options(made)
-    return made
+    command_parser = Parser("eval", prog="retrain/eval.py", description=__doc__)
+    add_trained(command_parser, space, task)
+    command_parser.add_section("evaluation", EvaluationSection)
+    family_of(space).add_eval_options(command_parser)
+    return command_parser
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     space = flags.space_of(argv, newest="retrain")
-    made = parser(space, flags.task_of(argv))
-    given = read_flags(made, argv, space)
+    command_parser = parser(space, flags.task_of(argv))
+    given = read_flags(command_parser, argv, space)
     if given.get("six_fold"):
-        config = made.resolve(given)
+        config = command_parser.resolve(given)
         say(tasks.find(config.data.task).pooled_text(config.data.six_fold))
         return 0
-    status = family_of(space).evaluate(open_trained(made, given))
+    status = family_of(space).evaluate(open_trained(command_parser, given))
     distributed.stop()
     return status
 

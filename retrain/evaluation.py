@@ -1,4 +1,4 @@
-"""What every family's evaluation does with scores beside printing them: predictions as files, the run's record."""
+"""Shared by all families' evaluation: prediction files and the record in the run's folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsemask.tasks import Scores, Task
 
 
 def prediction_writer(task: Task, out: str | None) -> Callable | None:
-    """What writes each prediction into the folder `out`, which is made; None without one."""
+    """Return the function that writes each prediction into the folder `out`, which is created; None without one."""
     if not out:
         return None
     folder = Path(out)
@@ -23,10 +23,12 @@ def prediction_writer(task: Task, out: str | None) -> Callable | None:
 
 
 def record_evaluation(restored: Restored, task: Task, scores: Scores, entries: dict) -> None:
-    """Draw an evaluation's scores and note them in the run's folder, if the network is of a run.
+    """Draw an evaluation's scores and record them in the run's folder, if the network belongs to a run.
 
     Args:
-        scores: the task's.
+        restored: the network.
+        task: that it was evaluated on.
+        scores: of the evaluation.
         entries: of run.json, by name.
     """
     run = restored.run

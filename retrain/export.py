@@ -36,7 +36,7 @@ from sparsemask.tables import table
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportSection(Section):
-    """What is written, and how it is compared with the network."""
+    """Files to write, and how they are compared with the network."""
 
     title = "export"
     out: Sequence[str] | None = flag(nargs="+", metavar="FILE", help="files to write; suffixes say formats")
@@ -47,18 +47,25 @@ class ExportSection(Section):
 
 def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     """The command's flags."""
-    made = Parser("export", prog="retrain/export.py", description=__doc__)
-    add_trained(made, space, task)
-    made.add_section("evaluation", ExportSection)
-    family_of(space).add_eval_options(made)
-    return made
+    command_parser = Parser("export", prog="retrain/export.py", description=__doc__)
+    add_trained(command_parser, space, task)
+    command_parser.add_section("evaluation", ExportSection)
+    family_of(space).add_eval_options(command_parser)
+    return command_parser
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
-    """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
+    """Parse a command line without reading data.
+
+    Returns:
+        The parser of the command line's space, and the flags given on it.
+
+    Raises:
+        UseError: an invalid command line, or a format that cannot be written here.
+    """
     space = space or flags.space_of(argv, newest="retrain")
-    made = parser(space, flags.task_of(argv))
-    given = read_flags(made, argv, space)
+    command_parser = parser(space, flags.task_of(argv))
+    given = read_flags(command_parser, argv, space)
     paths = [Path(path) for path in given.get("out") or ()]
     if not paths:
         raise UseError("--out is missing: files to write, such as network.onnx")
@@ -66,43 +73,55 @@ def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, 
         refuse(exporting.why_not(exporting.known_suffix(path)))
     if given.get("type", "float32") != "float32":
         raise UseError(f"--type {given['type']}: networks are exported in float32")
-    return made, given
+    return command_parser, given
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    made, given = read(argv)
+    command_parser, given = read(argv)
     space, paths = given["space"], [Path(path) for path in given["out"]]
     for path in paths:  # before anything is computed
         exporting.format_of(path)
     if not isinstance(spaces.get(space), Exportable):
         able = [name for name in spaces.available() if isinstance(spaces.get(name), Exportable)]
         raise UseError(f"--space {space}: its networks cannot be exported; those of {', '.join(able)} can")
-    restored = open_trained(made, {**given, "gpu": -1})
+    restored = open_trained(command_parser, {**given, "gpu": -1})
     config, network = restored.config, restored.model.eval().requires_grad_(False)
     source = tasks.get(config.data.task, config).eval_data
     batches = [batch_of(source[i][0]) for i in range(min(len(source), config.evaluation.eval_limit))]
     exportable = spaces.get(space).exportable(network, batches[0], config, restored.mask)
-    batches = [exportable.fitted(one) for one in batches]
+    batches = [exportable.fitted(batch) for batch in batches]
     if config.evaluation.fixed:
         exportable = exportable.fixed(batches[0])
-        batches = [one for one in batches if shapes(exportable, one) == shapes(exportable, batches[0])]
+        batches = [batch for batch in batches if shapes(exportable, batch) == shapes(exportable, batches[0])]
     for path in paths:
         refuse(exporting.why_not(path.suffix, exportable))
     about = {"toolkit": f"sparsemask {__version__}", "space": space, "task": config.data.task}
-    found = [export(path, exportable, batches, space, about, config.evaluation.repeats) for path in paths]
-    say(table([one.row() for one in found], COLUMNS))
-    said = f"{config.evaluation.repeats} in turn, {torch.get_num_threads()} thread(s)"
-    say(f"difference: the largest over {len(batches)} input(s), to the outputs' size; ms: medians of {said}")
-    bad = [str(one.path) for one in found if not one.good]
+    validations = [export(path, exportable, batches, space, about, config.evaluation.repeats) for path in paths]
+    say(table([validation.row() for validation in validations], COLUMNS))
+    timing = f"{config.evaluation.repeats} in turn, {torch.get_num_threads()} thread(s)"
+    say(f"difference: the largest over {len(batches)} input(s), to the outputs' size; ms: medians of {timing}")
+    bad = [str(validation.path) for validation in validations if not validation.good]
     if bad:
         say(f"{', '.join(bad)}: the outputs are not those of the network", sys.stderr)
     return 1 if bad else 0
 
 
 def export(path: Path, exportable: exporting.Exportable, batches: list, space: str, about: dict, repeats: int):
-    """Write one file and try it: a :class:`sparsemask.exporting.Validation`."""
+    """Write one file and compare its outputs with the network's.
+
+    Args:
+        path: the file; its suffix selects the format.
+        exportable: the network.
+        batches: inputs to compare on.
+        space: name of the network's space.
+        about: metadata.
+        repeats: timed calls.
+
+    Returns:
+        A :class:`sparsemask.exporting.Validation`.
+    """
     note = ""
     if path.suffix == ".safetensors":
         exportable.save(path)
@@ -114,13 +133,13 @@ def export(path: Path, exportable: exporting.Exportable, batches: list, space: s
 
 
 def batch_of(sample) -> object:
-    """One input as a batch: tensors are stacked, the batches of points and pairs are batches already."""
+    """Turn one input into a batch; inputs of points and pairs are batches already."""
     return sample[None].float() if isinstance(sample, torch.Tensor) else sample
 
 
 def shapes(exportable: exporting.Exportable, batch) -> list[tuple[int, ...]]:
     """Sizes of a batch's tensors."""
-    return [tuple(one.shape) for one in exportable.tensors(batch)]
+    return [tuple(tensor.shape) for tensor in exportable.tensors(batch)]
 
 
 def refuse(reason: str | None) -> None:

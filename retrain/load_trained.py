@@ -1,4 +1,4 @@
-"""How the verbs that take a trained network find it: a run's, the newest run's, or that of a file of weights."""
+"""Find the trained network of a command: a run's, the newest run's, or that of a weights file."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class TrainedSection(Section):
 
 
 def family_of(space: str) -> RetrainingFamily:
-    """The family that trains and reads the networks of a space, by the space's name."""
+    """Return the family that retrains and loads the networks of a space."""
     return families.find("retrain", spaces.get(space))
 
 
 def for_task(space: str, task: str | None) -> Space:
-    """The space of a name, with the flags that a task's data have, where it serves tasks of several kinds."""
-    found = spaces.get(space)
-    return found.for_task(task) if task else found
+    """Return a space by name, for a task's data if one is named."""
+    instance = spaces.get(space)
+    return instance.for_task(task) if task else instance
 
 
 def add_trained(parser: Parser, space: str, task: str | None = None) -> None:
-    """The flags that say which network, and on which data it runs; the family's own must still be added."""
+    """Add the flags for network, data and device; the family's own must be added separately."""
     parser.add_section("run", TrainedSection, only=("config", "run", "exp_path"))
     for add in (flags.add_data, flags.add_network, flags.add_device):
         add(parser, for_task(space, task))
@@ -49,7 +49,16 @@ def add_trained(parser: Parser, space: str, task: str | None = None) -> None:
 
 
 def read_flags(parser: Parser, argv: Sequence[str] | None, space: str) -> dict:
-    """What the command line and its --config give; UseError where they name two networks."""
+    """Return the flags of the command line and its --config.
+
+    Args:
+        parser: of the command.
+        argv: the command line; None: the process's.
+        space: name of the space, if no flag names one.
+
+    Raises:
+        UseError: they name two networks.
+    """
     given = parser.given(argv)
     given = {**(parser.from_file(given["config"], foreign=True) if given.get("config") else {}), **given}
     if given.get("run"):
@@ -61,7 +70,15 @@ def read_flags(parser: Parser, argv: Sequence[str] | None, space: str) -> dict:
 
 
 def open_trained(parser: Parser, given: dict) -> Restored:
-    """The network that flags name: of --pretrained_model, of --run, or of the newest run."""
+    """Load the network of --pretrained_model, of --run, or of the newest run.
+
+    Args:
+        parser: of the command.
+        given: as :func:`read_flags` returns it.
+
+    Raises:
+        UseError: no such network, or flags that do not fit it.
+    """
     space, run = given["space"], None
     if not given.get("pretrained_model"):
         if given.get("run"):
@@ -75,12 +92,12 @@ def open_trained(parser: Parser, given: dict) -> Restored:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network's weights are, and the configuration they are used with.
+    """The file of a network's weights, and the configuration to use it with.
 
     Attributes:
-        config: the command's, over those of the run, if there is one.
+        config: the command's, completed by the run's, if there is one.
         path: of the file.
-        state: its checkpoint, where it is a run's; None for a file of weights of any origin.
+        state: its checkpoint, if it is a run's; None for a weights file of any origin.
         saved: the run's flags that the command knows; empty without a run.
         given: the flags that the user named.
     """
@@ -92,11 +109,17 @@ class Source:
     given: dict
 
 
-def read_source(parser: Parser, given: dict, run: runs.Run | None, own: Collection[str]) -> Source:
+def read_source(parser: Parser, given: dict, run: runs.Run | None, excluded: Collection[str]) -> Source:
     """Resolve a command's configuration for the network of a run, or of ``--pretrained_model``.
 
     Args:
-        own: flags that are not taken over from the run, since they are for the asking.
+        parser: of the command.
+        given: the flags that the user named.
+        run: the run, or None for ``--pretrained_model``.
+        excluded: flags that are not taken from the run.
+
+    Raises:
+        UseError: no such checkpoint, or flags that do not fit it.
     """
     if run is None:
         config, line, _ = training_setup.resolve_config(parser, given, training=False)
@@ -108,11 +131,11 @@ def read_source(parser: Parser, given: dict, run: runs.Run | None, own: Collecti
         raise UseError(f"--checkpoint {name}: last or best")
     path = run.checkpoints / f"{name}.pt"
     state = checkpoint.load(path, given["space"])
-    saved = checkpoint.saved_flags(state, parser, path, own)
+    saved = checkpoint.saved_flags(state, parser, path, excluded)
     config = parser.resolve(datasets.without_replaced(saved, given), given)
     return Source(config, path, state, saved, given)
 
 
 def ready(model: nn.Module, where: Arithmetic) -> nn.Module:
-    """The network on its device, in evaluation mode."""
+    """Move a network to its device and put it into evaluation mode."""
     return model.to(where.device, where.parameters).eval()

@@ -1,4 +1,4 @@
-"""A network with fine-grained masks as files to share."""
+"""Write a network with fine-grained masks and its mask file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,16 @@ NETWORK = "network.safetensors"
 
 
 def share(context: Context, model: nn.Module, measured: dict, threshold: float) -> files.FineMasks:
-    """Write a finished run's network.safetensors and mask.npz, which belong together.
+    """Write a finished run's network.safetensors and mask.npz, which refers to it.
 
-    measured: what :func:`sparsemask.spaces.sparse_conv.records.conclude` returned. threshold: of the data masks.
+    Args:
+        context: of the run.
+        model: the network.
+        measured: as :func:`sparsemask.spaces.sparse_conv.records.conclude` returns it.
+        threshold: of the data masks.
+
+    Returns:
+        The masks.
     """
     config, run = context.config, context.run
     space = spaces.get(config.network.space)
@@ -27,7 +34,7 @@ def share(context: Context, model: nn.Module, measured: dict, threshold: float) 
         channels=hard_masks(model),
         sha256="",
         threshold=threshold,
-        kept={name: shares["kept"] for name, shares in measured["masks"].items()},
+        kept={name: module_metrics["kept"] for name, module_metrics in measured["masks"].items()},
         kept_whole=measured["kept_fraction"],
         measured_on=measured["measured_on"],
         config=space.config_of(model),

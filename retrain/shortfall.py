@@ -1,4 +1,4 @@
-"""Whether a retrained network ends below the network that its mask was searched on."""
+"""Compare a retrained network's metric with that of the search its mask comes from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _NOTICED = 0.0005  # of a metric; smaller differences are not shown
 
 
 def shortfall(context: Context, result: dict) -> str | None:
-    """A line where the run's metric is below its search's on the same data, and what may help; None otherwise.
+    """Return a line with advice if the run's metric is below its search's on the same data; None otherwise.
 
     Args:
-        context: of the finished run; more of its task's metric `primary` is better.
+        context: of the finished run; higher values of its task's `primary` metric are better.
         result: the metrics of the run's last validation.
     """
     task, config = context.task, context.config
@@ -23,23 +23,23 @@ def shortfall(context: Context, result: dict) -> str | None:
         return None
     before = search.info().get("result")
     before = before.get(task.primary) if isinstance(before, dict) else None
-    own = result.get(task.primary)
-    if not (isinstance(before, float) and isinstance(own, float)) or not _same_data(context, search):
+    metric = result.get(task.primary)
+    if not (isinstance(before, float) and isinstance(metric, float)) or not _same_data(context, search):
         return None
-    if not own < before - _NOTICED or math.isnan(before):
+    if not metric < before - _NOTICED or math.isnan(before):
         return None
-    more = ""
+    advice = ""
     if config.get("inherit", "all") != "all" and not config.get("ft_model"):
-        more = ", or --inherit all, which starts from the search's weights"
+        advice = ", or --inherit all, which starts from the search's weights"
     steps = config.training.max_iter
     longer = f"a longer run ({f'--max_iter {2 * steps}' if steps else '--max_epoch'})"
     where = inherit.shown_path(search.folder)
-    return f"note: {task.primary} {own:.4f} is below its search's {before:.4f} ({where}): {longer} may help{more}"
+    return f"note: {task.primary} {metric:.4f} is below its search's {before:.4f} ({where}): {longer} may help{advice}"
 
 
 def _same_data(context: Context, search) -> bool:
     """Whether both were scored on the same data, as far as flags say."""
-    saved, own = inherit.read_flags(search), context.config
-    kind = tasks.find(own["task"])
+    saved, config = inherit.read_flags(search), context.config
+    kind = tasks.find(config["task"])
     names = ("task", "sample", *kind.data_flags, *kind.score_flags, "n_class", "eval_limit")
-    return all((saved.get(name) or None) == (own.get(name) or None) for name in names)
+    return all((saved.get(name) or None) == (config.get(name) or None) for name in names)

@@ -27,22 +27,26 @@ from sparsemask import driver, flags, spaces
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser
 from sparsemask.retrain.load_trained import for_task
-from sparsemask.retrain.specialize_family import FAMILY
-from sparsemask.retrain.specialize_start import check_start
+from sparsemask.retrain.specializing.family import FAMILY
+from sparsemask.retrain.specializing.start import check_start
 from sparsemask.spaces import Space
 
 SPACE = "specialized"
 
 
 def space_of(argv: Sequence[str] | None) -> Space:
-    """The space whose masks are learnt, with the task that the other flags are to be for."""
-    seen = flags.typed(argv)
-    again = seen.keys() & {"resume", "config"}  # --run names what is started from, which may have another task
-    name = seen.get("space") or (flags.space_of(argv) if again else SPACE)
+    """Return the space whose masks are learnt, for the task of the command line.
+
+    Raises:
+        UseError: a space without fine-grained masks.
+    """
+    typed = flags.typed(argv)
+    again = typed.keys() & {"resume", "config"}  # --run names what is started from, which may have another task
+    name = typed.get("space") or (flags.space_of(argv) if again else SPACE)
     name = SPACE if name == "connectivity" else name
     if spaces.get(name).family != "sparse_conv":
         raise UseError(f"--space {name}: its networks have no fine-grained masks to specialise")
-    return for_task(name, flags.task_of(argv) if again else seen.get("task") or None)
+    return for_task(name, flags.task_of(argv) if again else typed.get("task") or None)
 
 
 def parser(space: Space) -> Parser:
@@ -51,11 +55,18 @@ def parser(space: Space) -> Parser:
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
-    """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
-    made = parser(spaces.get(space) if space else space_of(argv))
-    given = made.given(argv)
+    """Parse a command line without reading data.
+
+    Returns:
+        The parser of the command line's space, and the flags given on it.
+
+    Raises:
+        UseError: an invalid command line.
+    """
+    command_parser = parser(spaces.get(space) if space else space_of(argv))
+    given = command_parser.given(argv)
     check_start(given)
-    return made, given
+    return command_parser, given
 
 
 @command

@@ -31,17 +31,24 @@ def parser(space: str = "connectivity", task: str | None = None) -> Parser:
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
-    """(the parser that a command line means, what stands on it); UseError where it is none. Reads no data."""
+    """Parse a command line without reading data.
+
+    Returns:
+        The parser of the command line's space, and the flags given on it.
+
+    Raises:
+        UseError: an invalid command line.
+    """
     space = space or flags.space_of(argv)
-    made = parser(spaces.get(space).trained_as, flags.task_of(argv))
-    return made, made.given(argv)
+    command_parser = parser(spaces.get(space).trained_as, flags.task_of(argv))
+    return command_parser, command_parser.given(argv)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    made, _ = read(argv)
-    return driver.train(family_of(made.get_default("space")), made, argv)
+    command_parser, _ = read(argv)
+    return driver.train(family_of(command_parser.get_default("space")), command_parser, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How connectivity masks are learnt: weights in [0, 2] with noise, driven to 0 or 1 by the sparse loss.
+"""Search for connectivity masks: noisy connection weights in [0, 2], driven to 0 or 2 by the sparse loss.
 
 SparseMask (arXiv 1904.07642), sections 3.2 and 3.3.
 """
@@ -53,16 +53,16 @@ class ConnectivitySearch(Method):
         self.warmup = config.family.mask_warmup
 
     def optimizers(self, model: torch.nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
-        """The network's optimizer, and SGD at a rate of their own for the connection weights.
+        """The network's optimizer, and SGD with a separate learning rate for the connection weights.
 
-        Always SGD: a step of Adam has one length whatever the gradient's, so that the small but steady pull of the
-        sparse loss would drown in the noise of the task's.
+        Always SGD: Adam normalises the gradient's magnitude, so that the small but constant gradient of the sparse loss
+        would be lost in the noise of the task's.
         """
         masks = list(model.raw_weights())
-        own = {id(p) for p in masks}
+        mask_ids = {id(p) for p in masks}
         groups = self.groups(model, config)
         for group in groups:
-            group["params"] = [p for p in group["params"] if id(p) not in own]
+            group["params"] = [p for p in group["params"] if id(p) not in mask_ids]
         training = config.training
         rate = training.lr * config.family.mask_lr_mult
         decay = training.decay if training.optimizer == "sgd" else 0.0
@@ -123,7 +123,7 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
         return ConnectivitySearch(context.config)
 
     def finish(self, context: Context, built: Built, result: dict) -> int:
-        """Pictures of the weights; costs and a drawing of the network that the threshold would leave."""
+        """Draw the weights; measure and draw the network that pruning at the threshold would give."""
         config, run, model = context.config, context.run, built.model
         weights = [w.detach().cpu().numpy() for w in model.raw_weights()]
         report = prune_report(weights, config.family.thres)

@@ -1,7 +1,7 @@
-"""How groups of weights are learnt to vanish: proximal gradient on the rows and columns of matrices.
+"""Search for removable groups of weights: proximal gradient on rows and columns of the sparsity-inducing matrices.
 
 Hinge (Li et al., CVPR 2020, arXiv 2003.08935), section 3.3. After every SGD step each group is shrunk by a proximal
-operator; the search ends when what is left at the running threshold costs little enough.
+operator; the search ends when the cost of the groups above the running threshold reaches the target.
 """
 
 from __future__ import annotations
@@ -71,25 +71,27 @@ class GroupSearch(Method):
         self.ratio, self.shares = math.nan, {}
 
     def groups(self, model: torch.nn.Module, config: RunConfig) -> list[dict]:
-        """All else at --lr times --lr_ratio, the matrices of P1 and of P2 at --lr; one in both counts as P1's."""
+        """Matrices of P1 and of P2 at --lr (those in both as P1's), all other parameters at --lr times --lr_ratio."""
         self._prepare(model)
-        taken: set[int] = set()
-        found = {}
+        assigned: set[int] = set()
+        matrices = {}
         for name, sets in (("P1", self.first), ("P2", self.second)):
-            found[name] = [p for p in self._matrices(model, sets) if id(p) not in taken]
-            taken |= {id(p) for p in found[name]}
-        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-        made = [{"name": "network", "params": rest, "lr": config.training.lr * config.family.lr_ratio}]
-        made += [{"name": name, "params": params, "lr": config.training.lr} for name, params in found.items() if params]
+            matrices[name] = [p for p in self._matrices(model, sets) if id(p) not in assigned]
+            assigned |= {id(p) for p in matrices[name]}
+        others = [p for p in model.parameters() if p.requires_grad and id(p) not in assigned]
+        param_groups = [{"name": "network", "params": others, "lr": config.training.lr * config.family.lr_ratio}]
+        param_groups += [
+            {"name": name, "params": params, "lr": config.training.lr} for name, params in matrices.items() if params
+        ]
         self.adjusts = (
             config.family.lr_adjust != "none"
-            and len(made) == 3
-            and len(found["P2"]) == len(self._matrices(model, self.second))
+            and len(param_groups) == 3
+            and len(matrices["P2"]) == len(self._matrices(model, self.second))
         )
-        return made
+        return param_groups
 
     def _prepare(self, model: torch.nn.Module) -> None:
-        """What is constant over the run, from the network as it begins."""
+        """Set the constants of the run from the initial network."""
         self.sets = self.reduction.sets
         self.first = [s for s in self.sets if s.projection == "P1"] or list(self.sets)
         self.second = [s for s in self.sets if s.projection == "P2" and s not in self.first]
@@ -97,7 +99,7 @@ class GroupSearch(Method):
         device = next(model.parameters()).device
         counts = torch.tensor([s.count for s in self.sets], device=device)
         self.counts = counts.tolist()
-        self.of = torch.arange(len(self.sets), device=device).repeat_interleave(counts)
+        self.set_index = torch.arange(len(self.sets), device=device).repeat_interleave(counts)
         with torch.no_grad():
             means = [float(groups.norms(model, s).mean()) for s in self.sets]
         self.balance = means if self.search.layer_balancing else [1.0] * len(means)
@@ -105,37 +107,37 @@ class GroupSearch(Method):
     @staticmethod
     def _matrices(model: torch.nn.Module, sets: list) -> list[torch.nn.Parameter]:
         """The weights of the sets' 1×1 convolutions, each once, matched by identity."""
-        found: dict[int, torch.nn.Parameter] = {}
+        weights: dict[int, torch.nn.Parameter] = {}
         for s in sets:
-            found.update({id(w): w for w in groups.weights(model, s) if w.dim() == 4 and w.shape[2:] == (1, 1)})
-        return list(found.values())
+            weights.update({id(w): w for w in groups.weights(model, s) if w.dim() == 4 and w.shape[2:] == (1, 1)})
+        return list(weights.values())
 
     def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor | None, dict]:
-        """The groups' penalty: added to the loss only with --sparsify sgd, else watched."""
+        """The groups' penalty: added to the loss with --sparsify sgd, else only recorded."""
         search = self.search
         active = step >= search.prox_start
         loss = None
         if search.sparsify == "sgd":
-            found = self._penalties(model)
-            self.penalties = {name: float(value.detach()) for name, value in found.items()}
+            penalties = self._penalties(model)
+            self.penalties = {name: float(value.detach()) for name, value in penalties.items()}
             self.strength = self._annealed()
-            loss = self.strength * sum(found.values()) if active else None
+            loss = self.strength * sum(penalties.values()) if active else None
         elif not self.penalties:
             with torch.no_grad():
                 self.penalties = {name: float(value) for name, value in self._penalties(model).items()}
-        return loss, {**self.penalties, "lambda": self._annealed() if active else 0.0, **self._ratio_figure()}
+        return loss, {**self.penalties, "lambda": self._annealed() if active else 0.0, **self._ratio_metric()}
 
-    def _ratio_figure(self) -> dict:
+    def _ratio_metric(self) -> dict:
         return {} if self.gradient_ratio is None else {"gradient_ratio": self.gradient_ratio}
 
     def _penalties(self, model: torch.nn.Module, norms: dict | None = None) -> dict[str, torch.Tensor]:
         reduce = self.reduction.plan.reduction
-        found = {}
+        penalties = {}
         for name, sets in (("loss_p1", self.first), ("loss_p2", self.second)):
             if sets:
                 values = [groups.norms(model, s) if norms is None else norms[s.name] for s in sets]
-                found[name] = proximal.group_loss(values, reduce, self.search.q)
-        return found
+                penalties[name] = proximal.group_loss(values, reduce, self.search.q)
+        return penalties
 
     def _annealed(self) -> float:
         search = self.search
@@ -147,7 +149,7 @@ class GroupSearch(Method):
         )
 
     def before_update(self, model: torch.nn.Module, groups_: list[dict]) -> None:
-        """Remember the matrices' scheduled rate, by which groups are shrunk; adjust rates by the gradients' ratio."""
+        """Store the matrices' scheduled learning rate for the proximal step; adjust rates by the gradients' ratio."""
         self.rate = groups_[-1]["lr"]
         if not self.adjusts:
             return
@@ -175,13 +177,17 @@ class GroupSearch(Method):
         joined = torch.cat(list(norms.values()))
         self.penalties = {name: float(value) for name, value in self._penalties(model, norms).items()}
         self.strength = self._annealed()
-        rho = self.strength * self.rate * torch.tensor(self.balance, device=joined.device, dtype=joined.dtype)[self.of]
-        shrunk = proximal.factors(self.operator, joined, rho, self.of).split(self.counts)
+        rho = (
+            self.strength
+            * self.rate
+            * torch.tensor(self.balance, device=joined.device, dtype=joined.dtype)[self.set_index]
+        )
+        shrunk = proximal.factors(self.operator, joined, rho, self.set_index).split(self.counts)
         for s, by in zip(self.sets, shrunk, strict=True):
             groups.scale_(model, s, by)
 
     def evaluate(self, model: torch.nn.Module, task, arithmetic, config: RunConfig) -> dict:
-        """The task's metrics and what would be left, counted without touching a parameter; ends the run at target."""
+        """The task's metrics and the cost ratio at the running threshold; ends the run when the target is reached."""
         metrics = super().evaluate(model, task, arithmetic, config)
         kept = kept_sets(self.reduction.norms(model), config.family.thres, config.family.remain, self.partners)
         self.ratio = self.reduction.ratio(kept, self._by(), config.family.merge)
@@ -191,19 +197,19 @@ class GroupSearch(Method):
         return {**metrics, "ratio": self.ratio}
 
     def _by(self) -> str:
-        # Time is measured by pruning; while training multiply-adds stand for it.
+        # Pruning measures time; during training multiply-adds are used instead.
         return "params" if self.search.by == "params" else "multiply-adds"
 
     def metrics(self, model: torch.nn.Module) -> dict:
-        """The share of the cost that would be left at the running threshold, of the last evaluation."""
+        """The cost ratio at the running threshold, of the last evaluation."""
         return {} if math.isnan(self.ratio) else {"ratio": self.ratio}
 
     def history(self, model: torch.nn.Module) -> dict:
-        """The share of its groups that each set would keep, of the last evaluation."""
+        """Keep ratio of each set at the running threshold, of the last evaluation."""
         return {"kept": {name: round(share, 4) for name, share in self.shares.items()}} if self.shares else {}
 
     def state(self) -> dict:
-        """All that steps depend on beside the weights."""
+        """The state that steps depend on besides the weights."""
         return {
             "balance": self.balance,
             "gradient_ratio": self.gradient_ratio,
@@ -215,28 +221,32 @@ class GroupSearch(Method):
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from there."""
-        for name, now in self.state().items():
-            if name in state and not _alike(name, state[name], now):
+        """Restore a state that :meth:`state` returned.
+
+        Raises:
+            ValueError: an entry of another type.
+        """
+        for name, current in self.state().items():
+            if name in state and not _alike(name, state[name], current):
                 raise ValueError(f"{name} cannot be {state[name]!r:.40}")
         vars(self).update({name: state[name] for name in self.state() if name in state})
 
 
-def _alike(name: str, value: object, now: object) -> bool:
-    """Whether a remembered value is of the type that this method keeps."""
-    numbers = lambda many: all(isinstance(one, int | float) for one in many)  # noqa: E731
-    if isinstance(now, dict):
+def _alike(name: str, value: object, current: object) -> bool:
+    """Whether a restored value has the type of the current one."""
+    numbers = lambda values: all(isinstance(entry, int | float) for entry in values)  # noqa: E731
+    if isinstance(current, dict):
         return isinstance(value, dict) and numbers(value.values())
-    if isinstance(now, list):
+    if isinstance(current, list):
         return isinstance(value, list) and numbers(value)
-    if isinstance(now, bool | int):
-        return type(value) is type(now)
+    if isinstance(current, bool | int):
+        return type(value) is type(current)
     return isinstance(value, int | float) or (value is None and name == "gradient_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltHinged(Built):
-    """A network with its pairs, and what may be left of it."""
+    """A network with its pairs, and its group structure."""
 
     reduction: Reduction
 
@@ -287,7 +297,7 @@ class GroupSearchFamily(TrainingFamily[BuiltHinged]):
         return GroupSearch(context.config, built.reduction)
 
     def finish(self, context: Context, built: BuiltHinged, result: dict) -> int:
-        """Pictures and costs of what the running threshold would leave."""
+        """Draw and record the groups above the running threshold and their cost."""
         config, reduction = context.config, built.reduction
         partners = reduction.partners() if config.family.same_ratio else ()
         kept = kept_sets(reduction.norms(built.model), config.family.thres, config.family.remain, partners)

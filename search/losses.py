@@ -1,4 +1,4 @@
-"""What drives the masks: the sparse loss of the connectivity search."""
+"""The sparse loss of the connectivity search (arXiv 1904.07642, section 3.2)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def sparse_loss(w: Tensor, ratio: float | None = None, eps: float = 1e-10) -> Tensor:
-    """Pushes every connection weight of a stage to 0 or 2, and their mean to a small kept fraction.
+    """Loss that drives every connection weight of a stage to 0 or 2, and their mean to a small kept fraction.
 
     With v = w/2 and m = mean(v): the mean binary entropy of v plus the cross-entropy between `ratio` and m
     (Wu, Zhang, Huang 2019, arXiv 1904.07642, section 3.2).

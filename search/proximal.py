@@ -39,10 +39,10 @@ def _l1_2(n: Tensor, rho: Tensor, sets: Tensor, count: int) -> Tensor:
     x = torch.where(length > 0, shrunk * (1 + rho / length.clamp_min(torch.finfo(n.dtype).tiny)), shrunk)
     # Where no norm is above ρ the minimiser is the largest group alone, as it is; of equal ones the first.
     highest = n.new_zeros(count).scatter_reduce_(0, sets, n, "amax")[sets]
-    place = torch.arange(len(n), device=n.device)
+    index = torch.arange(len(n), device=n.device)
     first = torch.full((count,), len(n), device=n.device)
-    first = first.scatter_reduce_(0, sets, torch.where(n == highest, place, len(n)), "amin")[sets]
-    return torch.where(length > 0, _divide(x, n), (place == first).to(n.dtype))
+    first = first.scatter_reduce_(0, sets, torch.where(n == highest, index, len(n)), "amin")[sets]
+    return torch.where(length > 0, _divide(x, n), (index == first).to(n.dtype))
 
 
 def _l1_half(n: Tensor, rho: Tensor, sets: Tensor, count: int) -> Tensor:
@@ -71,19 +71,23 @@ _ALIASES = {"l1d2": "l1/2", "l1_2": "l1-2", "l1-l2": "l1-2", "log-sum": "logsum"
 
 
 def operators() -> list[str]:
-    """Names of the operators."""
+    """Return the names of the operators."""
     return list(_OPERATORS)
 
 
 def operator_name(name: str) -> str:
-    """The operator's name for any of its spellings (`l1d2` is `l1/2`); UseError listing them for another word."""
+    """Return an operator's canonical name for any of its spellings (`l1d2` is `l1/2`).
+
+    Raises:
+        UseError: unknown operator; the message lists the known ones.
+    """
     name = _ALIASES.get(name, name)
     choose(name, _OPERATORS, "regularizer")
     return name
 
 
 def factors(name: str, norms: Tensor, rho: Tensor | float, sets: Tensor | None = None) -> Tensor:
-    """What each group is multiplied by.
+    """Compute the factor by which a proximal step scales each group.
 
     Args:
         name: an operator, see :func:`operators`.
@@ -92,7 +96,10 @@ def factors(name: str, norms: Tensor, rho: Tensor | float, sets: Tensor | None =
         sets: (G,) integers, which matrix each group belongs to; without it all belong to one.
 
     Returns:
-        (G,) factors in [0, ∞) — above 1 only for l1-2, which makes up for what it takes from the length.
+        (G,) factors in [0, ∞); above 1 only for l1-2, which compensates for the shrunk length.
+
+    Raises:
+        UseError: unknown operator.
     """
     if not len(norms):
         return norms.clone()
@@ -103,9 +110,13 @@ def factors(name: str, norms: Tensor, rho: Tensor | float, sets: Tensor | None =
 
 
 def annealed(strength: float, factor: float, thresholds: tuple[float, float], monitored: float) -> float:
-    """λ as the sparsity grows: λ above t1, λ/a down to t2, λ/a² below; a = 0 leaves it.
+    """Anneal λ as sparsity grows: λ above t1, λ/a between t2 and t1, λ/a² below t2.
 
-    thresholds: (t1, t2), t1 > t2. monitored: the loss of the first projection (see :func:`group_loss`).
+    Args:
+        strength: λ.
+        factor: a; 0: λ is not annealed.
+        thresholds: (t1, t2), t1 > t2.
+        monitored: the loss of the first projection (see :func:`group_loss`).
     """
     high, low = thresholds
     if not factor or monitored > high:
@@ -114,28 +125,37 @@ def annealed(strength: float, factor: float, thresholds: tuple[float, float], mo
 
 
 def group_loss(norms: list[Tensor], reduction: str, q: float = 1.0) -> Tensor:
-    """(Σ n^q)^(1/q) of each matrix's norms, over the matrices as `reduction` says: mean or sum. q = 1 is l2,1."""
+    """Penalty of a projection's groups: (Σ n^q)^(1/q) of each matrix, reduced over matrices.
+
+    Args:
+        norms: (G,) of each matrix.
+        reduction: "mean" or "sum".
+        q: above 0; 1 is the l2,1 norm.
+    """
     if q == 1:
-        each = torch.stack([n.sum() for n in norms])
+        per_matrix = torch.stack([n.sum() for n in norms])
     else:  # a norm of exactly 0 has no gradient for q < 1
-        each = torch.stack([n.clamp_min(EPSILON).pow(q).sum().pow(1 / q) for n in norms])
-    return each.mean() if reduction == "mean" else each.sum()
+        per_matrix = torch.stack([n.clamp_min(EPSILON).pow(q).sum().pow(1 / q) for n in norms])
+    return per_matrix.mean() if reduction == "mean" else per_matrix.sum()
 
 
 CLAMP, POWER, NEWEST = (5 / 9, 9 / 5), 1.35, 0.9
 
 
 def running_ratio(before: float | None, now: float) -> float:
-    """The mean ratio of the projections' gradients: the first value as it is, then clamp(0.1·before + 0.9·now)."""
+    """Running mean of the projections' gradient ratio: the first value, then 0.1·before + 0.9·now clamped to CLAMP."""
     if before is None:
         return now
     return min(max((1 - NEWEST) * before + NEWEST * now, CLAMP[0]), CLAMP[1])
 
 
 def adjusted_rates(rates: list[float], ratio: float, method: str = "p1") -> list[float]:
-    """Learning rates of [all else, P1, P2] for a ratio of gradients |∇P1| / |∇P2|.
+    """Adjust learning rates to the ratio of the projections' gradients.
 
-    p1: all but the last are divided by ratio^1.35. p2: the last is multiplied by it. none: as they are.
+    Args:
+        rates: of [other parameters, P1, P2].
+        ratio: |∇P1| / |∇P2|, above 0.
+        method: "p1": all but the last are divided by ratio^1.35; "p2": the last is multiplied by it; "none": unchanged.
     """
     power = ratio**POWER
     if method == "p1":

@@ -41,12 +41,12 @@ class SparseConvSearchFamily(TrainingFamily[Built]):
         return SparseConvSearch(context.config)
 
     def finish(self, context: Context, built: Built, result: dict) -> int:
-        """Costs and pictures; 1 where what skips and what multiplies by masks differ."""
+        """Measure and draw the network; returns 1 if skipping and multiplying by masks give different outputs."""
         keep = context.config.family.keep
         noted = conclude(context, built.model)
         kept = noted["kept_fraction"]
-        wanted = "" if keep is None else f" (budget {keep:g}{missed(kept, keep)})"
-        line = f"searched: {run_summary.metric_text(context, result)}; kept fraction {kept:.3f}{wanted}"
+        budget = "" if keep is None else f" (budget {keep:g}{missed(kept, keep)})"
+        line = f"searched: {run_summary.metric_text(context, result)}; kept fraction {kept:.3f}{budget}"
         run_summary.announce(context, [line])
         run_summary.announce_next(context, "prune")
         return int(noted["milliseconds"] is None)

@@ -57,7 +57,7 @@ _WORKER = "--as-worker"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudySection(Section):
-    """What a study is and how it is run."""
+    """Options of a study."""
 
     title = "study"
     study: str | None = flag(help="the study's name, and its folder in --exp_path")
@@ -81,22 +81,28 @@ class StudySection(Section):
 
 def parser(space: str = "connectivity") -> Parser:
     """The command's flags, those of the family's search included."""
-    made = Parser("study", prog="search/study.py", description=__doc__)
-    made.add_section("run", StudySection)
+    command_parser = Parser("study", prog="search/study.py", description=__doc__)
+    command_parser.add_section("run", StudySection)
     for add in (flags.add_data, flags.add_network, flags.add_device, flags.add_training):
-        add(made, spaces.get(space))
-    families.find("search", spaces.get(space)).add_options(made)
-    return made
+        add(command_parser, spaces.get(space))
+    families.find("search", spaces.get(space)).add_options(command_parser)
+    return command_parser
 
 
 def settle(argv: Sequence[str] | None) -> tuple[Plan, StudySection]:
-    """The plan and the study's own options; UseError before anything is written."""
+    """Resolve a command line into the study's plan and its own options, before anything is written.
+
+    Raises:
+        UseError: an invalid command line.
+    """
     space = flags.space_of(argv)
     if spaces.get(space).family != "connectivity":
         raise UseError(f"--space {space}: a study is about connectivity masks; search, prune and retrain it one by one")
-    made = parser(space)
-    given = made.given(argv)
-    options = made.resolve(made.from_file(given["config"]) if given.get("config") else {}, given).run
+    command_parser = parser(space)
+    given = command_parser.given(argv)
+    options = command_parser.resolve(
+        command_parser.from_file(given["config"]) if given.get("config") else {}, given
+    ).run
     if not options.study:
         raise UseError("--study is missing: the study's name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", options.study):
@@ -106,11 +112,11 @@ def settle(argv: Sequence[str] | None) -> tuple[Plan, StudySection]:
     fixed = {verb: study_plan.verb_flags(verb, space, given, given.get("config")) for verb in study_plan.VERBS}
     if options.retrain_iter:
         fixed["retrain"]["max_iter"] = options.retrain_iter
-    settled, line, _ = training_setup.resolve_config(study_plan.verb_parser("search", space), fixed["search"])
+    config, line, _ = training_setup.resolve_config(study_plan.verb_parser("search", space), fixed["search"])
     if line:
         print(line, flush=True)
-    task = training_setup.open_task(settled)
-    settled = task.config
+    task = training_setup.open_task(config)
+    config = task.config
     plan = Plan(
         study=options.study,
         folder=str(Path(options.exp_path) / options.study),
@@ -118,7 +124,7 @@ def settle(argv: Sequence[str] | None) -> tuple[Plan, StudySection]:
         objectives=study_plan.objectives(options.objectives, task.primary),
         ranges=study_plan.read_ranges(options.grid, space, given)
         if options.grid
-        else study_plan.default_ranges(settled, given),
+        else study_plan.default_ranges(config, given),
         flags=fixed,
         trials=options.trials,
         seed=options.seed,
@@ -126,7 +132,7 @@ def settle(argv: Sequence[str] | None) -> tuple[Plan, StudySection]:
         max_connections=options.max_connections,
         heartbeat=options.heartbeat,
     )
-    plan.identity = study_plan.identity(plan, settled, task)
+    plan.identity = study_plan.identity(plan, config, task)
     return plan, options
 
 
@@ -149,8 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = Store(plan)
     _own_folder(Path(plan.folder), store.study.user_attrs["id"])
     done = sum(store.counts()[state] for state in DONE)
-    place = shown_url(store.place) if store.database else store.place
-    print(f"study {plan.study}: {done} of {plan.trials} trials done; watch it: optuna-dashboard {place}", flush=True)
+    location = shown_url(store.place) if store.database else store.place
+    print(f"study {plan.study}: {done} of {plan.trials} trials done; watch it: optuna-dashboard {location}", flush=True)
     statuses, stopped, lost = [], False, []
     if done < plan.trials:
         workers = min(options.workers, plan.trials - done)
@@ -175,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _own_folder(folder: Path, study: str) -> None:
-    """UseError when trials in the folder belong to another study of the same name: they would be gone on with."""
+    """Raise UseError if trials in the folder belong to another study of the same name, which would be resumed."""
     for file in folder.glob("trial-*/trial.json"):
         if read_json(file).get("id") != study:
             raise UseError(f"{file.parent} is of another study named {folder.name}; remove it, or take another --study")
@@ -187,17 +193,17 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
     Returns:
         Their exit statuses, whether Ctrl-C stopped them, and the lines of those that lost the storage.
     """
-    lost, losses = os.pipe()
+    read_end, write_end = os.pipe()
     threads = max(1, len(os.sched_getaffinity(0)) // count)
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # this very toolkit
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
-    # Groups of their own: a terminal's Ctrl-C is for this process, which tells each of them once. They get the plan
-    # by a pipe, since a URL may hold a password, and leave when it is closed.
+    # In process groups of their own: a terminal's Ctrl-C reaches only this process, which stops each worker once. They
+    # read the plan from a pipe, since a URL may hold a password, and stop when it is closed.
     workers = [
         subprocess.Popen(
             # Names of code that this command line said may be imported there too.
-            [sys.executable, "-P", "-m", "sparsemask.search.study", _WORKER, str(losses), *plugins.trusted()],
-            pass_fds=(losses,),
+            [sys.executable, "-P", "-m", "sparsemask.search.study", _WORKER, str(write_end), *plugins.trusted()],
+            pass_fds=(write_end,),
             stdin=subprocess.PIPE,
             env=environment,
             process_group=0,
@@ -208,28 +214,28 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
         with contextlib.suppress(BrokenPipeError):  # dead already: its exit status tells
             worker.stdin.write((plan.to_json() + "\n").encode())
             worker.stdin.flush()
-    os.close(losses)
-    asked, left = 0, list(workers)
-    while left:
+    os.close(write_end)
+    interrupts, running = 0, list(workers)
+    while running:
         try:
             time.sleep(0.2)
-            for worker in [one for one in left if one.poll() is not None]:
-                left.remove(worker)
+            for worker in [process for process in running if process.poll() is not None]:
+                running.remove(worker)
                 if worker.returncode < 0:
                     training_setup.warn(f"worker {worker.pid} was killed by signal {-worker.returncode}")
         except KeyboardInterrupt:
-            asked += 1
-            if asked == 1:
+            interrupts += 1
+            if interrupts == 1:
                 print("\nstopping after the running steps (again: at once) ...", file=sys.stderr, flush=True)
-            for worker in left:
-                if asked == 1:
+            for worker in running:
+                if interrupts == 1:
                     worker.stdin.close()
                 else:
-                    worker.send_signal(signal.SIGINT if asked == 2 else signal.SIGKILL)
-    os.set_blocking(lost, False)  # a helper of a worker may still have the other end open
-    with open(lost, "rb") as file:
+                    worker.send_signal(signal.SIGINT if interrupts == 2 else signal.SIGKILL)
+    os.set_blocking(read_end, False)  # a helper of a worker may still have the other end open
+    with open(read_end, "rb") as file:
         lines = (file.read() or b"").decode().splitlines()
-    return [worker.returncode for worker in workers], asked > 0, list(dict.fromkeys(lines))
+    return [worker.returncode for worker in workers], interrupts > 0, list(dict.fromkeys(lines))
 
 
 if __name__ == "__main__":

@@ -28,17 +28,17 @@ _SPACES: dict[str, Space] = {}
 
 
 def register(name: str, space: Space) -> Space:
-    """Make a space known to all commands.
+    """Register a space, so that every command can find it by name.
 
     Args:
-        name: what --space says; a later space of the same name replaces the earlier.
-        space: its attribute `name` is set.
+        name: value of ``--space``; registering a name again replaces the earlier space.
+        space: the space; its attribute `name` is set to `name`.
 
     Returns:
-        The space.
+        The space itself.
 
     Raises:
-        TypeError: an object that is no :class:`Space`.
+        TypeError: `space` is not a :class:`Space`.
     """
     if not isinstance(space, Space):
         raise TypeError(f"{name}: expected a spaces.Space, got {type(space).__name__}")
@@ -48,15 +48,21 @@ def register(name: str, space: Space) -> Space:
 
 
 def available() -> list[str]:
-    """Names of all spaces."""
+    """Return the names of all spaces, sorted."""
     return sorted(_MODULES.keys() | _SPACES.keys())
 
 
 def get(name: str) -> Space:
-    """The space of a name.
+    """Return a space by its name; its module is imported on first use.
+
+    Args:
+        name: one of :func:`available`.
+
+    Returns:
+        The registered space.
 
     Raises:
-        UseError: no space has this name; the error lists those that there are.
+        UseError: no space has this name; the message lists the known ones.
     """
     choose(name, available(), "space")
     if name not in _SPACES:

@@ -1,4 +1,4 @@
-"""Networks that files describe: built as they say, if that can be and if their weights are of such a network."""
+"""Build networks from files that describe them, and check that the weights fit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sparsemask.weights import load_strictly
 
 @contextlib.contextmanager
 def describing(what: object) -> Iterator[None]:
-    """Inside, where a network is built from what a file says: whatever that leads to is a UseError naming `what`."""
+    """Context in which a network is built from a file's description: every failure is a UseError that names `what`."""
     with reading(what, "says nothing readable of its network"):
         yield
 
 
 class _NoDraws(TorchFunctionMode):
-    """Draws nothing for tensors without memory: torch would import its whole compiler for that."""
+    """Skips random initialisation of meta tensors, for which torch would import its compiler."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (Tensor.normal_, Tensor.uniform_) and args and args[0].is_meta:
@@ -32,7 +32,7 @@ class _NoDraws(TorchFunctionMode):
 
 @contextlib.contextmanager
 def weightless() -> Iterator[None]:
-    """Inside, networks are built without memory, and no random number is drawn."""
+    """Context in which networks are built on the meta device and no random number is drawn."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"), _NoDraws():
         yield
 
@@ -43,12 +43,19 @@ def build_described(
     what: object,
     load: Callable[[nn.Module, Mapping[str, Tensor], object], None] = load_strictly,
 ) -> nn.Module:
-    """The network that `build` makes, its weights loaded, in evaluation mode.
+    """Build a network, load its weights strictly and put it into evaluation mode.
 
-    It is built without memory first, so that sizes that a file only claims are compared with its tensors before any
-    memory is taken for them. `load` loads them strictly.
+    It is built on the meta device first, so that the sizes that a file claims are compared with its tensors before
+    memory is allocated.
 
-    Raises UseError naming `what` where it cannot be built, or the weights are of another network.
+    Args:
+        build: makes the network.
+        state: its weights.
+        what: the file's name in errors.
+        load: loads weights strictly: (network, state, what).
+
+    Raises:
+        UseError: the network cannot be built, or the weights are of another one.
     """
     with describing(what):
         with weightless(), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The encoder's ImageNet weights for a verb: found, read, and said in one line."""
+"""Find and read the encoder's ImageNet weights for a command, and report them in one line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from sparsemask.training_setup import Context
 
 
 def encoder_weights(context: Context) -> tuple[ImportedWeights | None, dict[str, Any]]:
-    """Weights for a new run's encoder, and the flags that they settle.
+    """Load the encoder's weights for a new run.
+
+    Args:
+        context: of the command.
 
     Returns:
-        The weights, None for random ones or a checkpoint to go on from; and by name the encoder's form where it was
-        "auto" (:func:`sparsemask.spaces.backbones.forms.resolved`) and ``pretrained_model``, the path that was found,
-        so that the run's configuration repeats it.
+        The weights (None: start from random ones, or resume from a checkpoint), and the flags that they determine:
+        ``pretrained_model``, the file's path, and the encoder's form where it was "auto"
+        (:func:`sparsemask.spaces.backbones.forms.resolved`).
     """
     config = context.config
     if context.state is not None:
@@ -29,6 +32,6 @@ def encoder_weights(context: Context) -> tuple[ImportedWeights | None, dict[str,
             f"{datasets.cache() / 'weights'}): the encoder starts from random weights"
         )
         return None, forms.resolved(config, None)
-    found = load_backbone_weights(path, name)
-    context.say(found.message)
-    return found, {"pretrained_model": str(path), **forms.resolved(config, found.form)}
+    weights = load_backbone_weights(path, name)
+    context.say(weights.message)
+    return weights, {"pretrained_model": str(path), **forms.resolved(config, weights.form)}

@@ -1,7 +1,8 @@
-"""The contract between search spaces and the commands, and what only some spaces can do.
+"""The contract between search spaces and commands, and optional capabilities of spaces.
 
-:class:`Space` is what every space is. The protocols after it are capabilities: commands ask for them by ``isinstance``,
-never by the name of a space or of a method. A space has a capability by having its methods; nothing is declared.
+:class:`Space` is the base class of every space. The protocols after it are capabilities: commands test for them by
+``isinstance``, never by the name of a space or of a method. A space has a capability if it has its methods; nothing is
+declared.
 
 :class:`sparsemask.testing.spaces.SpaceContract` tests a space against all of it, a user's own too.
 """
@@ -32,9 +33,11 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a file holds: a network with its weights, in evaluation mode on the CPU, and the mask it was built from.
+    """Content of a file: a network with its weights, in evaluation mode on the CPU, and the mask it was built from.
 
-    mask: of the kind that the space's :meth:`Space.network` takes; None for a network without one.
+    Attributes:
+        network: the network.
+        mask: as the space's :meth:`Space.network` takes it; None for a network without one.
     """
 
     network: nn.Module
@@ -93,7 +96,7 @@ class Space(ABC):
 
     @abstractmethod
     def transfer(self, checkpoint: Mapping[str, Tensor], mask: Any, config: Config) -> dict[str, Tensor]:
-        """Say which weights a small network starts from, out of its supernet's.
+        """Compute the weights that a small network starts from, out of its supernet's.
 
         Args:
             checkpoint: state dict of the supernet (bare names).
@@ -149,7 +152,7 @@ class Space(ABC):
 
 @runtime_checkable
 class MakesMasks(Protocol):
-    """A network has its masks in itself, so that no rule is needed to make them hard."""
+    """Networks contain their masks, so that no rule is needed to make them hard."""
 
     def masks_of(self, network: nn.Module) -> Any:
         """The hard masks of a network, of a supernet too, as :meth:`Space.network` takes them."""
@@ -157,7 +160,7 @@ class MakesMasks(Protocol):
 
 @runtime_checkable
 class Shareable(Protocol):
-    """Networks can be written as files that say how they are built, knowing no command's options."""
+    """Networks can be written as files that describe how they are built, without a command's options."""
 
     def save(self, path: str | os.PathLike[str], network: nn.Module, mask: Any) -> None:
         """Write a network as safetensors, atomically.
@@ -187,7 +190,7 @@ class HasDenseForm(Protocol):
 
 @runtime_checkable
 class HasKernelForm(Protocol):
-    """The kernels that skip can be timed with everything kept: what they gain is not taken for what masks do."""
+    """The kernels that skip can be timed with everything kept, to separate their gain from the masks'."""
 
     def kernel_form(self, network: nn.Module) -> nn.Module:
         """A copy that computes what the dense form computes, by the operators of the fast form."""
@@ -203,7 +206,7 @@ class HasUnmaskedForm(Protocol):
 
 @runtime_checkable
 class HasLayerwiseForm(Protocol):
-    """A network that runs as few operators can be run layer by layer, so that every layer's features are seen."""
+    """Networks that run as few fused operators can be run layer by layer, so that hooks see every layer's features."""
 
     def layerwise_form(self, network: nn.Module, masked: bool) -> nn.Module:
         """The same weights as plain layers; masked: masks multiply, else everything is kept."""
@@ -235,7 +238,7 @@ class Exportable(Protocol):
     def exportable(
         self, network: nn.Module, batch: object, config: Config, mask: object = None
     ) -> exporting.Exportable:
-        """Say how a network is called from tensors alone, with and without sparse operators.
+        """Describe how a network is called with tensors only, with and without sparse operators.
 
         Args:
             network: in evaluation mode, on the CPU, without gradients.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparsemask.points.batch import PointBatch
-from sparsemask.points.graph import build_graph
+from sparsemask.tasks.points.clouds.batch import PointBatch
+from sparsemask.tasks.points.clouds.graph import build_graph
 
 
 def crop(count: int = 128, d_in: int = 6, k: int = 8, levels: int = 3, samples: int = 1, seed: int = 0) -> PointBatch:

@@ -8,9 +8,9 @@ import numpy as np
 
 from small_config import configured
 from sparsemask.config import RunConfig
-from sparsemask.points.clouds import Cloud, CloudFile
 from sparsemask.spaces.smpointseg.space import SMPointSegNetwork
 from sparsemask.synthetic.rooms import make_rooms
+from sparsemask.tasks.points.clouds.cloud import Cloud, CloudFile
 from sparsemask.tasks.points.data import Clouds, CropSettings
 from sparsemask.tasks.points.options import PointsData
 

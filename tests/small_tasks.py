@@ -12,11 +12,11 @@ import small_clouds
 import small_pairs
 import small_pictures
 from sparsemask import tasks
-from sparsemask.points.prepare import prepare_semantickitti_scans
-from sparsemask.points.semantickitti import LEARNING_MAP
 from sparsemask.synthetic import dense_tasks
 from sparsemask.synthetic.stereo_scenes import write_scenes
 from sparsemask.tasks import Task
+from sparsemask.tasks.points.layouts.semantickitti import LEARNING_MAP
+from sparsemask.tasks.points.prepare.command import prepare_semantickitti_scans
 from sparsemask.tasks.points.s3dis import SampleTask
 from sparsemask.testing.tasks import labelled_options
 from tiny import make_data

@@ -12,6 +12,10 @@ from sparsemask import UseError
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.flags import DeviceSection, RunSection, TrainingSection
 from sparsemask.options import Parser, natural, positive, rate
+from sparsemask.prune import prune as prune_verb
+from sparsemask.retrain import eval as evaluation
+from sparsemask.retrain import export, train
+from sparsemask.search import run as search_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,3 +167,13 @@ def test_flags_of_a_kind_are_checked_by_it():
 
     with pytest.raises(UseError, match="'count' cannot be -1"):
         Counted(count=-1)
+
+
+@pytest.mark.parametrize("space", ["connectivity", "hinge", "slim", "smpointseg", "smsr", "smstereo", "specialized"])
+def test_every_flag_of_a_command_is_a_field_of_one_section(space):
+    commands = [search_run, prune_verb, train, evaluation, export]
+    for made in [command.parser(space) for command in commands]:
+        names = [name for section in made.sections.values() for name in section.flags()]
+        assert sorted(names) == sorted(made.actions()), made.prog
+        defaults = made.resolve()
+        assert RunConfig.from_flat(made.sections, defaults.flat()) == defaults

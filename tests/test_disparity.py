@@ -18,11 +18,11 @@ from sparsemask.pictures.stereo import colours
 from sparsemask.spaces.smstereo.checkpoints import load_smstereo, save_smstereo
 from sparsemask.spaces.smstereo.network import SMStereo
 from sparsemask.sparse import backend
-from sparsemask.stereo.batch import StereoPair
-from sparsemask.stereo.files import read_disparity
-from sparsemask.stereo.framing import make_pair, pad16, unpad
-from sparsemask.stereo.tiles import Box, boxes, fitting_tile, memory, outer, run_tiles
 from sparsemask.synthetic.stereo_scenes import make_scene
+from sparsemask.tasks.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.files import read_disparity
+from sparsemask.tasks.stereo.framing import make_pair, pad16, unpad
+from sparsemask.tasks.stereo.tiles import Box, boxes, fitting_tile, memory, outer, run_tiles
 from spoilt import truncate
 from tiny import borrow_kernels, fails
 
@@ -192,7 +192,7 @@ import sys, torch
 from pathlib import Path
 from sparsemask.sparse import set_backend
 from sparsemask.spaces.smstereo.network import SMStereo
-from sparsemask.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.batch import StereoPair
 torch.set_num_threads(1)
 height, width, most = map(int, sys.argv[1:])
 set_backend(network := SMStereo(most).eval(), "gather")

@@ -24,7 +24,7 @@ from sparsemask.prune import sparse_conv as prune_sparse_conv
 from sparsemask.retrain import connectivity as retrain_connectivity
 from sparsemask.retrain import group_sparsity as retrain_group_sparsity
 from sparsemask.retrain import sparse_conv as retrain_sparse_conv
-from sparsemask.retrain.specialize_family import FAMILY as SPECIALIZATION
+from sparsemask.retrain.specializing.family import FAMILY as SPECIALIZATION
 from sparsemask.search import connectivity as search_connectivity
 from sparsemask.search import group_sparsity as search_group_sparsity
 from sparsemask.search import run as search_run

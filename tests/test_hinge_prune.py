@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemask.prune.group_budget import Choice
 from sparsemask.prune.group_sparsity import _why
-from sparsemask.spaces.group_sparsity.threshold import Found, find_threshold, kept_groups, kept_sets, largest
+from sparsemask.prune.group_sparsity.budget import Choice
+from sparsemask.spaces.group_sparsity.threshold import ThresholdResult, find_threshold, kept_groups, kept_sets, largest
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_of_equal_ratios_the_lowest_threshold():
 
 
 def test_a_target_is_met_to_a_thousandth():
-    assert Found(0.1, 1e-3, 0.0).met and not Found(0.1, 1.1e-3, 0.0).met
-    assert Found(0.1, 0.0, 1e-3).met and not Found(0.1, 0.0, 1.1e-3).met
+    assert ThresholdResult(0.1, 1e-3, 0.0).met and not ThresholdResult(0.1, 1.1e-3, 0.0).met
+    assert ThresholdResult(0.1, 0.0, 1e-3).met and not ThresholdResult(0.1, 0.0, 1.1e-3).met
 
 
 @pytest.mark.parametrize("floor", [0.05, 0.3, 0.55, 0.9])

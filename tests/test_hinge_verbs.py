@@ -21,13 +21,13 @@ from sparsemask.engine.loop import Fit
 from sparsemask.files import sha256
 from sparsemask.flags import TrainingSection
 from sparsemask.masks.groups import GroupMask, load_mask, save_mask
-from sparsemask.prune import group_budget as prune_group_budget
 from sparsemask.prune import prune as prune_prune
+from sparsemask.prune.group_sparsity import budget as prune_group_budget
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import train as retrain_train
-from sparsemask.retrain.group_evaluation import slower_note
 from sparsemask.retrain.group_sparsity import GroupRetrainingSection
-from sparsemask.retrain.group_teacher import FineTuning
+from sparsemask.retrain.group_sparsity.evaluation import slower_note
+from sparsemask.retrain.group_sparsity.teacher import FineTuning
 from sparsemask.search import run as search_run
 from sparsemask.spaces.group_sparsity import records
 from sparsemask.weights import load_weights

@@ -33,13 +33,13 @@ from sparsemask.masks import groups as mask_file
 from sparsemask.masks import npz, spatial
 from sparsemask.options import Parser
 from sparsemask.pictures.files import read_picture
-from sparsemask.points import clouds
-from sparsemask.points.ply import read_ply, write_ply
-from sparsemask.points.prepare_items import whole
 from sparsemask.search.studies import plan
-from sparsemask.stereo.files import read_disparity
 from sparsemask.tasks.classification import cifar as classification_cifar
 from sparsemask.tasks.classification import layouts as classification_layouts
+from sparsemask.tasks.points.clouds import cloud
+from sparsemask.tasks.points.clouds.ply import read_ply, write_ply
+from sparsemask.tasks.points.prepare.items import whole
+from sparsemask.tasks.stereo.files import read_disparity
 from sparsemask.VOC12 import archives, images
 from sparsemask.VOC12.images import read_picture as read_rgb
 from sparsemask.weights import load_weights, metadata
@@ -109,9 +109,9 @@ ARRAYS = {
 }
 ARRAY_READERS = {
     "mask": masks.load_mask,
-    "cloud": clouds.read_cloud,
+    "cloud": cloud.read_cloud,
     "disparity": read_disparity,
-    "prepared": clouds.read_array,
+    "prepared": cloud.read_array,
     "mapped": containers.map_npy,
     "plain": containers.read_npy,
     "length": containers.npy_length,
@@ -214,8 +214,8 @@ ARCHIVE_READERS = {
     "masks": spatial.load_masks,
     "groups": mask_file.load_mask,
     "classes": classification_layouts.read_npz,
-    "cloud": clouds.read_cloud,
-    "projection": clouds.read_archive,
+    "cloud": cloud.read_cloud,
+    "projection": cloud.read_archive,
     "disparity": read_disparity,
 }
 
@@ -345,7 +345,7 @@ def test_clouds_that_lie(tmp_path, name):
     path = tmp_path / "a.ply"
     path.write_bytes(PLYS[name].encode("latin1"))
     refused(read_ply, path)
-    refused(clouds.read_cloud, path)
+    refused(cloud.read_cloud, path)
 
 
 # Text
@@ -526,7 +526,7 @@ XYZ = {name: np.arange(4, dtype=np.float32) for name in "xyz"}
 # Name of the file -> what writes a valid one, what reads it.
 FILES = {
     "mask.npy": (unet, masks.load_mask),
-    "cloud.npy": (lambda p: np.save(p, np.ones((4, 6))), clouds.read_cloud),
+    "cloud.npy": (lambda p: np.save(p, np.ones((4, 6))), cloud.read_cloud),
     "map.npy": (lambda p: np.save(p, np.ones((4, 6), np.float32)), read_disparity),
     "fine.npz": (fine, spatial.load_masks),
     "groups.npz": (groups, mask_file.load_mask),
@@ -538,9 +538,9 @@ FILES = {
     "a.tar.gz": (lambda p: p.write_bytes(gzip.compress(tar({"a": b"x" * 700}))), members),
     "a.tar.bz2": (lambda p: p.write_bytes(bz2.compress(tar({"a": b"x" * 700}))), members),
     "a.tar.xz": (lambda p: p.write_bytes(lzma.compress(tar({"a": b"x" * 700}))), members),
-    "binary.ply": (lambda p: write_ply(p, XYZ), clouds.read_cloud),
-    "ascii.ply": (lambda p: p.write_text(PLY.format("ascii 1.0", 2) + "0 0 1\n1 1 1\n"), clouds.read_cloud),
-    "scan.bin": (lambda p: p.write_bytes(np.ones((4, 4), "<f4").tobytes()), clouds.read_cloud),
+    "binary.ply": (lambda p: write_ply(p, XYZ), cloud.read_cloud),
+    "ascii.ply": (lambda p: p.write_text(PLY.format("ascii 1.0", 2) + "0 0 1\n1 1 1\n"), cloud.read_cloud),
+    "scan.bin": (lambda p: p.write_bytes(np.ones((4, 4), "<f4").tobytes()), cloud.read_cloud),
     "a.yaml": (lambda p: p.write_text("space: smsr\nseed: 3\nlist: [1, {a: b}]\n"), containers.read_yaml),
     "a.json": (lambda p: p.write_text(json.dumps({"a": [1, {"b": None}]})), read_json),
     "a.pt": (checkpoint, load_weights),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -80,3 +81,19 @@ def test_commands_run_as_modules_of_a_checkout(tmp_path):
     said = run("", tmp_path, "-m", "VOC12.sample", "--help")
     assert "draw" in said and "--out" in said
     assert run("", tmp_path, "-m", "sparsemask.VOC12.sample", "--help") == said
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sparsemask.load_mask", "sparsemask.save_mask", "sparsemask.trust", "sparsemask.masks.load_mask",
+        "sparsemask.masks.save_mask", "sparsemask.fine_masks.load_masks", "sparsemask.fine_masks.save_masks",
+        "sparsemask.points.build_graph", "sparsemask.points.PointBatch", "sparsemask.spaces.sparse_conv.SMSR",
+        "sparsemask.spaces.sparse_conv.SMPointSeg", "sparsemask.spaces.sparse_conv.load_smsr",
+        "sparsemask.tasks.points.PointsTask", "sparsemask.tasks.stereo.StereoTask",
+        "sparsemask.VOC12.sample.make_sample",
+    ],
+)  # fmt: skip
+def test_names_that_users_import_stay(name):
+    module, _, attribute = name.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), attribute))

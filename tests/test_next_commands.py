@@ -16,7 +16,7 @@ from sparsemask import options
 from sparsemask.prune import connectivity as prune_connectivity
 from sparsemask.retrain import connectivity as retrain_connectivity
 from sparsemask.retrain import specialize as retrain_specialize
-from sparsemask.retrain.specialize_start import newest_start
+from sparsemask.retrain.specializing.start import newest_start
 from sparsemask.runs import Run
 from sparsemask.search import connectivity as search_connectivity
 from sparsemask.search import run as search_run

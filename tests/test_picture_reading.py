@@ -14,14 +14,14 @@ from PIL import Image
 from sparsemask import UseError
 from sparsemask.pictures.files import read_picture as read_any
 from sparsemask.resize import imresize
-from sparsemask.stereo import layouts
-from sparsemask.stereo.files import read_picture as read_stereo
-from sparsemask.stereo.pairs import PairFiles, read_frame
 from sparsemask.tasks import get
 from sparsemask.tasks.classification.layouts import find_pictures
 from sparsemask.tasks.dense.maps import read_grey
 from sparsemask.tasks.edges.data import EdgesDataset
 from sparsemask.tasks.saliency.data import SaliencyDataset, all_pairs
+from sparsemask.tasks.stereo import layouts
+from sparsemask.tasks.stereo.files import read_picture as read_stereo
+from sparsemask.tasks.stereo.pairs import PairFiles, read_frame
 from sparsemask.tasks.super_resolution.data import SuperResolutionDataset
 from sparsemask.tasks.super_resolution.folders import Pair
 from sparsemask.VOC12 import check

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from sparsemask.errors import UseError
-from sparsemask.points import Cloud, read_cloud, s3dis, semantickitti, write_ply
-from sparsemask.points.labels import class_counts, class_weights
 from sparsemask.safe_pickle import read_arrays
+from sparsemask.tasks.points.clouds import Cloud, read_cloud, write_ply
+from sparsemask.tasks.points.layouts import s3dis, semantickitti
+from sparsemask.tasks.points.layouts.labels import class_counts, class_weights
 
 XYZ = np.array([[0, 1, 2], [3, 4, 5], [3, 4, 5], [-1, 0, 0.5]], np.float32)
 RGB = np.array([[0, 0, 0], [255, 0, 0], [0, 51, 0], [0, 0, 255]], np.uint8)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sparsemask.errors import UseError
-from sparsemask.points import build_graph, knn, nearest
-from sparsemask.points.graph import make_tree
+from sparsemask.tasks.points.clouds import build_graph, knn, nearest
+from sparsemask.tasks.points.clouds.graph import make_tree
 
 
 def cloud(n: int, seed: int = 0) -> np.ndarray:

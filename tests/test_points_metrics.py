@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from small_clouds import options
 from sparsemask.errors import UseError
-from sparsemask.points import s3dis, semantickitti
-from sparsemask.points.ply import read_ply, write_ply
+from sparsemask.tasks.points.clouds.ply import read_ply, write_ply
+from sparsemask.tasks.points.layouts import s3dis, semantickitti
 from sparsemask.tasks.points.s3dis import S3DISTask
 from sparsemask.tasks.points.scores import PointScores, count_matches, pooled, pooled_text, score_text, write_pair
 from sparsemask.tasks.points.semantickitti import SemanticKITTITask

@@ -11,10 +11,10 @@ from small_clouds import options, rooms
 from sparsemask import UseError, spaces, tasks
 from sparsemask.cli.segment_points import main
 from sparsemask.devices import arithmetic
-from sparsemask.points import s3dis, semantickitti
-from sparsemask.points.graph import nearest
-from sparsemask.points.ply import read_ply
-from sparsemask.points.prepare import prepare_semantickitti_scans
+from sparsemask.tasks.points.clouds.graph import nearest
+from sparsemask.tasks.points.clouds.ply import read_ply
+from sparsemask.tasks.points.layouts import s3dis, semantickitti
+from sparsemask.tasks.points.prepare.command import prepare_semantickitti_scans
 from sparsemask.tasks.protocol import EvaluationContext
 from test_points_segment import network
 from test_points_task import constant

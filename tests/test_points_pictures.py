@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from sparsemask.errors import UseError
-from sparsemask.pictures.points import draw_clouds, draw_kept
-from sparsemask.pictures.points_layers import (
+from sparsemask.pictures.point_clouds.figures import draw_clouds, draw_kept
+from sparsemask.pictures.point_clouds.layers import (
     S3DIS_COLOURS,
     SEMANTICKITTI_COLOURS,
     Layer,
@@ -17,8 +17,8 @@ from sparsemask.pictures.points_layers import (
     error_layer,
     kept_layer,
 )
-from sparsemask.pictures.points_render import VIEWS, Scene, laid_open, project
-from sparsemask.points import s3dis, semantickitti
+from sparsemask.pictures.point_clouds.render import VIEWS, Scene, laid_open, project
+from sparsemask.tasks.points.layouts import s3dis, semantickitti
 
 NAMES = list(S3DIS_COLOURS)
 
@@ -145,7 +145,9 @@ def test_pictures_are_written(view, tmp_path):
 
 def test_kept_points_level_by_level(cloud, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("sparsemask.pictures.points._draw", lambda path, xyz, layers, *_: seen.append(layers) or path)
+    monkeypatch.setattr(
+        "sparsemask.pictures.point_clouds.figures._draw", lambda path, xyz, layers, *_: seen.append(layers) or path
+    )
     draw_kept(tmp_path / "k.png", cloud, [np.arange(400) < 100, np.ones((1, 100), bool), np.zeros(25, bool)])
     assert list(seen[0]) == [
         "level 1: 25 % of 400 points kept", "level 2: 100 % of 100 points kept", "level 3: 0 % of 25 points kept"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sparsemask.errors import UseError
-from sparsemask.points import read_ply, write_ply
-from sparsemask.points.ply import ply_size
+from sparsemask.tasks.points.clouds import read_ply, write_ply
+from sparsemask.tasks.points.clouds.ply import ply_size
 
 COLUMNS = {
     "x": np.array([0.5, -1.25, 3e8], np.float32),

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from raw_clouds import raw_rooms, state
-from sparsemask.points import semantickitti
-from sparsemask.points.prepare import check_s3dis, main, prepare_s3dis_rooms, prepare_semantickitti_scans
+from sparsemask.tasks.points.layouts import semantickitti
+from sparsemask.tasks.points.prepare.command import check_s3dis, main, prepare_s3dis_rooms, prepare_semantickitti_scans
 from tiny import environment
 
 
 def command(*argv: object) -> list[str]:
-    return [sys.executable, "-m", "sparsemask.points.prepare", *map(str, argv), "--jobs", "1"]
+    return [sys.executable, "-m", "sparsemask.tasks.points.prepare.command", *map(str, argv), "--jobs", "1"]
 
 
 def _renumber(out: Path) -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from raw_clouds import state
 from sparsemask.errors import UseError
-from sparsemask.points import s3dis
-from sparsemask.points.prepare import main
-from sparsemask.points.s3dis import NAMES
 from sparsemask.synthetic.rooms import make_rooms, room
+from sparsemask.tasks.points.layouts import s3dis
+from sparsemask.tasks.points.layouts.s3dis import NAMES
+from sparsemask.tasks.points.prepare.command import main
 
 SMALL = {"areas": 2, "rooms": 2, "points": 600}
 

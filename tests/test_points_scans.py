@@ -9,17 +9,18 @@ import pytest
 
 from sparsemask import UseError, spaces
 from sparsemask.cli.segment_points import main
+from sparsemask.coordinates import near_origin
 from sparsemask.devices import arithmetic
-from sparsemask.pictures.points_render import checked
-from sparsemask.pictures.points_viewer import write_viewer
-from sparsemask.points import read_cloud, s3dis
-from sparsemask.points.clouds import Cloud
-from sparsemask.points.coordinates import near_origin
-from sparsemask.points.grid import grid_subsample
-from sparsemask.points.ply import read_ply, write_ply
-from sparsemask.points.prepare import main as prepare
-from sparsemask.points.prepare import prepare_s3dis_rooms
-from sparsemask.points.scans import read_scan
+from sparsemask.pictures.point_clouds.render import checked
+from sparsemask.pictures.point_clouds.viewer import write_viewer
+from sparsemask.tasks.points.clouds import read_cloud
+from sparsemask.tasks.points.clouds.cloud import Cloud
+from sparsemask.tasks.points.clouds.grid import grid_subsample
+from sparsemask.tasks.points.clouds.ply import read_ply, write_ply
+from sparsemask.tasks.points.clouds.scans import read_scan
+from sparsemask.tasks.points.layouts import s3dis
+from sparsemask.tasks.points.prepare.command import main as prepare
+from sparsemask.tasks.points.prepare.command import prepare_s3dis_rooms
 from sparsemask.tasks.points.whole import recipe, segment
 from test_points_segment import network
 from tiny import fails

@@ -14,9 +14,9 @@ from sparsemask import spaces
 from sparsemask.cli.main import VERBS
 from sparsemask.cli.segment_points import main
 from sparsemask.devices import arithmetic
-from sparsemask.points import semantickitti
-from sparsemask.points.clouds import Cloud
-from sparsemask.points.ply import read_ply, write_ply
+from sparsemask.tasks.points.clouds.cloud import Cloud
+from sparsemask.tasks.points.clouds.ply import read_ply, write_ply
+from sparsemask.tasks.points.layouts import semantickitti
 from sparsemask.tasks.points.whole import recipe, segment
 from spoilt import listing
 from tiny import fails

@@ -12,10 +12,10 @@ from small_clouds import options, rooms
 from sparsemask import datasets, tasks
 from sparsemask.devices import arithmetic
 from sparsemask.errors import UseError
-from sparsemask.points import semantickitti
-from sparsemask.points.labels import class_weights
-from sparsemask.points.ply import read_ply, write_ply
-from sparsemask.points.prepare import prepare_semantickitti_scans
+from sparsemask.tasks.points.clouds.ply import read_ply, write_ply
+from sparsemask.tasks.points.layouts import semantickitti
+from sparsemask.tasks.points.layouts.labels import class_weights
+from sparsemask.tasks.points.prepare.command import prepare_semantickitti_scans
 from sparsemask.tasks.points.task import PointsTask
 from sparsemask.tasks.protocol import EvaluationContext
 

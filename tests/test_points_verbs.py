@@ -20,13 +20,13 @@ from sparsemask.datasets import cache
 from sparsemask.engine.schedules import factor
 from sparsemask.masks.spatial import load_masks
 from sparsemask.options import presets
-from sparsemask.points.ply import read_ply
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import train as retrain_train
 from sparsemask.search import run as search_run
 from sparsemask.spaces.sparse_conv.schedules import published_epoch, temperature
 from sparsemask.sparse import backend
+from sparsemask.tasks.points.clouds.ply import read_ply
 from sparsemask.training_setup import resolve_config
 from sparsemask.weights import load_weights
 from spoilt import listing

@@ -13,10 +13,10 @@ import pytest
 
 from devtools import Page
 from sparsemask.errors import UseError
-from sparsemask.pictures.points_layers import S3DIS_COLOURS, error_layer
+from sparsemask.pictures.point_clouds.layers import S3DIS_COLOURS, error_layer
 
 pytest.importorskip("trimesh", reason="trimesh absent: pip install -e .[viewer]")
-from sparsemask.pictures.points_viewer import _library, check_viewer, write_viewer  # noqa: E402
+from sparsemask.pictures.point_clouds.viewer import _library, check_viewer, write_viewer  # noqa: E402
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 NAMES = list(S3DIS_COLOURS)

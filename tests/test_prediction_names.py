@@ -17,9 +17,9 @@ from sparsemask.devices import Arithmetic
 from sparsemask.families import Restored
 from sparsemask.files import distinct_names
 from sparsemask.retrain import connectivity
-from sparsemask.stereo.files import read_disparity, write_disparity
 from sparsemask.tasks.classification.data import Part
 from sparsemask.tasks.saliency.data import SaliencyDataset
+from sparsemask.tasks.stereo.files import read_disparity, write_disparity
 from sparsemask.VOC12.dataset import SegmentationDataset
 
 CPU = Arithmetic(torch.device("cpu"))

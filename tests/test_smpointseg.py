@@ -14,12 +14,12 @@ from point_crops import crop, part
 from sparsemask import spaces
 from sparsemask.engine import batchnorm
 from sparsemask.errors import UseError
-from sparsemask.points.batch import PointBatch
 from sparsemask.spaces.smpointseg.network import CONFIGS
 from sparsemask.spaces.smpointseg.space import multiply_adds
 from sparsemask.spaces.sparse_conv import Reading, SMPointSeg, load_smpointseg, save_smpointseg
 from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks, mean_kept
 from sparsemask.sparse import backend
+from sparsemask.tasks.points.clouds.batch import PointBatch
 
 SMALL = {"d_in": 6, "n_class": 5, "channels": (16, 32, 64), "n_neighbors": 8, "radius": 0.1}
 BACKENDS = ("native", "gather", "reference")

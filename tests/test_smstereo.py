@@ -17,7 +17,7 @@ from sparsemask.spaces.smstereo.space import multiply_adds
 from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks
 from sparsemask.sparse import backend, kept_fraction
 from sparsemask.sparse.training_form import masked_conv
-from sparsemask.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.batch import StereoPair
 
 KINDS = {  # inputs, outputs, stride, transposed
     "down 1": (8, 16, 2, False), "half": (16, 16, 1, False), "down 2": (16, 24, 2, False),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sparsemask.engine import batchnorm
 from sparsemask.spaces.smstereo.network import SMStereo
 from sparsemask.spaces.sparse_conv.masking import fix_masks
-from sparsemask.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.batch import StereoPair
 
 SHIFTS = (4, 11)  # px
 STEPS = 12

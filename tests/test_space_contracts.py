@@ -16,7 +16,7 @@ from sparsemask.masks.groups import GroupMask
 from sparsemask.spaces import Loaded, Space
 from sparsemask.spaces.connectivity import named_mask
 from sparsemask.spaces.connectivity.encoding import mask_word
-from sparsemask.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.batch import StereoPair
 from sparsemask.testing.spaces import SpaceContract
 from toy_space import TOY, ToyNetwork, ToySpace
 

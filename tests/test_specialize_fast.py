@@ -36,12 +36,12 @@ def test_one_operator_locates_what_the_branch_does(channels, stride, size, cut):
     with torch.no_grad():
         for threshold in (0.5, 0.2, 0.0):
             branch.threshold = fast.threshold = threshold
-            wanted = branch(x, cut=cut)[0]
+            wanted = branch(x, apply_relu6=cut)[0]
             assert threshold or wanted.all()  # P(keep) above 0 is everywhere
             for name in BACKENDS:
                 for given in (x, last(x)):
                     with backend(name):
-                        assert torch.equal(fast(given, cut=cut)[0], wanted), name
+                        assert torch.equal(fast(given, apply_relu6=cut)[0], wanted), name
         assert multiply_adds(fast, x) == 2 * branch.multiply_adds(*size)
 
 

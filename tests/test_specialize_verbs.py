@@ -18,7 +18,7 @@ from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import export as retrain_export
 from sparsemask.retrain import specialize as retrain_specialize
 from sparsemask.retrain import train as retrain_train
-from sparsemask.retrain.specialize_forms import differs
+from sparsemask.retrain.specializing.forms import differs
 from sparsemask.search import run as search_run
 from sparsemask.spaces.specialized.space import SpecializedSpace
 from sparsemask.sparse import backend

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sparsemask import UseError
-from sparsemask.stereo.files import read_disparity, write_disparity
+from sparsemask.tasks.stereo.files import read_disparity, write_disparity
 
 MAP = np.random.default_rng(0).uniform(1, 90, (5, 7)).astype(np.float32)
 

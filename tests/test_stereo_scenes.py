@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sparsemask import UseError
-from sparsemask.stereo.files import read_disparity, read_picture
 from sparsemask.synthetic.stereo_scenes import Plane, make_scene, render, write_scenes
+from sparsemask.tasks.stereo.files import read_disparity, read_picture
 
 
 def scene(seed: int = 0, **more):

@@ -21,10 +21,10 @@ from sparsemask.engine import Method, data, distributed, fit
 from sparsemask.engine.records import read_rows
 from sparsemask.pictures.stereo import colours, draw_disparities, draw_errors, draw_voxels
 from sparsemask.runs import Run
-from sparsemask.stereo.files import read_disparity, write_disparity
-from sparsemask.stereo.framing import make_pair
 from sparsemask.synthetic.stereo_scenes import write_scenes
 from sparsemask.tasks.protocol import EvaluationContext
+from sparsemask.tasks.stereo.files import read_disparity, write_disparity
+from sparsemask.tasks.stereo.framing import make_pair
 from sparsemask.tasks.stereo.options import StereoData
 from sparsemask.tasks.stereo.task import StereoTask
 

@@ -21,9 +21,9 @@ from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import train as retrain_train
 from sparsemask.search import run as search_run
 from sparsemask.sparse import backend
-from sparsemask.stereo.files import read_disparity
 from sparsemask.synthetic.stereo_scenes import write_scenes
 from sparsemask.tasks.stereo import task as stereo
+from sparsemask.tasks.stereo.files import read_disparity
 from sparsemask.training_setup import resolve_config
 from sparsemask.weights import load_weights
 from tiny import fails

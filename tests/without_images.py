@@ -19,7 +19,7 @@ PACKAGES = {"VOC12", "prune", "retrain", "search", "spaces", "sparsemask"}
 def _drawing_functions() -> list[Callable]:
     """Every public function that draws an image, and the one that writes a run's report."""
     modules = [
-        importlib.import_module(f"{pictures.__name__}.{one.name}") for one in pkgutil.iter_modules(pictures.__path__)
+        importlib.import_module(one.name) for one in pkgutil.walk_packages(pictures.__path__, f"{pictures.__name__}.")
     ]
     functions = [value for module in modules for value in vars(module).values() if inspect.isfunction(value)]
     drawing = [function for function in functions if function.__name__.startswith("draw_")]

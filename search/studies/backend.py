@@ -1,4 +1,4 @@
-"""The storages of a study: a journal file that survives kills, or any database that Optuna can use."""
+"""Storages of a study: a journal file that survives kills, or any database that Optuna supports."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sparsemask.errors import UseError, one_line
 
 
 class StorageError(UseError):
-    """The storage cannot be used: what every process of a study meets at once."""
+    """The storage cannot be used; all processes of a study fail with it at once."""
 
 
 class JournalLock:
-    """The lock of a journal. Optuna's own outlives a killed holder by half a minute; this one goes with it.
+    """The lock of a journal, released when its holder is killed (Optuna's own only after half a minute).
 
-    Before anything is written, a last line that a full disk or a crash has torn is cut off.
+    On acquisition an incomplete last line, left by a full disk or a crash, is removed.
     """
 
     def __init__(self, path: Path):
@@ -40,7 +40,7 @@ class JournalLock:
         return True
 
     def release(self) -> None:
-        """Let the next one in."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
 
@@ -56,7 +56,11 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def open_journal(path: Path) -> optuna.storages.JournalStorage:
-    """The journal at `path`, made if it is new."""
+    """Open the journal at `path`; it is created if missing.
+
+    Raises:
+        UseError: no such folder, or a file that is no Optuna journal.
+    """
     from optuna.storages.journal import JournalFileBackend
 
     if not path.parent.is_dir():
@@ -79,7 +83,17 @@ def _begins_as_journal(path: Path) -> bool:
 
 
 def open_database(url: str, heartbeat: int, stale: Callable) -> optuna.storages.RDBStorage:
-    """A database with heartbeats each `heartbeat` seconds; `stale(study, trial)` follows a trial taken for dead."""
+    """Open a database.
+
+    Args:
+        url: its URL.
+        heartbeat: seconds between a running trial's heartbeats; after three missed ones the trial counts as dead.
+        stale: (study, trial), called for a dead trial.
+
+    Raises:
+        UseError: an invalid URL, or a missing driver.
+        StorageError: the database cannot be used.
+    """
     check_url(url)
     with reachable(url):
         return optuna.storages.RDBStorage(
@@ -93,7 +107,7 @@ def open_database(url: str, heartbeat: int, stale: Callable) -> optuna.storages.
 
 @contextlib.contextmanager
 def reachable(url: str | None) -> Iterator[None]:
-    """Inside, what a database complains of is an error of use, without the password."""
+    """Context that turns database errors into UseErrors, without the password."""
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
@@ -107,8 +121,8 @@ def reachable(url: str | None) -> Iterator[None]:
         ) from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ or error
-        said = one_line(getattr(cause, "orig", None) or cause)
-        raise StorageError(f"storage {shown_url(url)} cannot be used: {said[:300]}") from None
+        message = one_line(getattr(cause, "orig", None) or cause)
+        raise StorageError(f"storage {shown_url(url)} cannot be used: {message[:300]}") from None
     except RuntimeError as error:
         if "optuna version" not in str(error):
             raise
@@ -121,7 +135,11 @@ def is_database(storage: str | None) -> bool:
 
 
 def check_url(url: str) -> None:
-    """UseError unless a storage URL can be one."""
+    """Check a storage URL.
+
+    Raises:
+        UseError: not a database URL, or a database that several processes cannot share.
+    """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -143,16 +161,16 @@ def shown_url(url: str | None) -> str:
 
 
 def driver_url(url: str) -> str:
-    """A PostgreSQL URL that names no driver gets the one that is installed; any other stays."""
-    scheme, rest = url.split("://", 1)
+    """Add the installed driver to a PostgreSQL URL without one; other URLs are returned as they are."""
+    scheme, location = url.split("://", 1)
     if scheme not in ("postgres", "postgresql"):
         return url
     driver = next((d for d in ("psycopg", "psycopg2") if importlib.util.find_spec(d)), "psycopg")
-    return f"postgresql+{driver}://{rest}"
+    return f"postgresql+{driver}://{location}"
 
 
 def _patience(url: str) -> dict:
-    """Seconds to wait for a server or for a locked file, as the driver calls them."""
+    """The driver's options for the seconds to wait for a server or a locked file."""
     if url.startswith("sqlite"):
         return {"timeout": 60}
     return {"connect_timeout": 10} if url.startswith(("postgres", "mysql")) else {}

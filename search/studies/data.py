@@ -1,6 +1,6 @@
-"""What a study is about, in a few words: its data, its classes, the weights it starts from.
+"""Fingerprints of a study's data, classes and initial weights.
 
-Paths say nothing: other machines have the same pictures elsewhere, and another data set may lie in the same place.
+Paths are not compared: machines may have the same images in different folders, and different ones in the same folder.
 """
 
 from __future__ import annotations
@@ -17,26 +17,31 @@ from sparsemask.engine.randomness import draw_generator
 from sparsemask.files import sha256
 from sparsemask.tasks import Task
 
-_READ = 128  # samples of a part that are read whole, evenly spaced; of all others the names count
+_READ = 128  # samples of a part whose content is read, evenly spaced; of all others only names are used
 _LOSSY = (".jpg", ".jpeg")
 _SHOWN = 16  # hexadecimal digits
 
 
 def fingerprint(task: Task, config: RunConfig) -> dict[str, str]:
-    """Part -> what tells it from another one, equal wherever the same data are.
+    """Fingerprint a study's data, independent of the machine.
 
-    config: the search's.
+    Args:
+        task: its data.
+        config: of the search.
+
+    Returns:
+        By part ("training", "validation", "classes", "weights") a short description with a digest.
     """
-    found = {"training": describe(task.train_data, True), "validation": describe(task.eval_data, False)}
+    parts = {"training": describe(task.train_data, True), "validation": describe(task.eval_data, False)}
     if task.classes:
-        found["classes"] = f"{len(task.classes)}, {_short('/'.join(task.classes).encode())}"
+        parts["classes"] = f"{len(task.classes)}, {_short('/'.join(task.classes).encode())}"
     weights = datasets.backbone_weights(config.network.backbone_name, config.network.pretrained_model)
-    found["weights"] = sha256(weights)[:_SHOWN] if weights else "none"
-    return found
+    parts["weights"] = sha256(weights)[:_SHOWN] if weights else "none"
+    return parts
 
 
 def describe(source: DataSource | EvaluationSource, training: bool) -> str:
-    """How many samples a source has, and a digest of their names and of what is in an evenly spaced part of them."""
+    """Number of samples of a source, and a digest of their names and of the content of evenly spaced ones."""
     digest = hashlib.sha256()
     if isinstance(source, NamedSource):
         for index in range(len(source)):
@@ -48,11 +53,11 @@ def describe(source: DataSource | EvaluationSource, training: bool) -> str:
 
 
 def _content(source: DataSource | EvaluationSource, index: int, training: bool):
-    """A sample as bytes. Decoded, since lossless files may be written differently; lossy ones are read differently."""
+    """A sample's bytes: decoded for lossless files, whose encoding may vary; raw for lossy ones, whose decoding may."""
     if isinstance(source, FileSource):
-        picture, label = source.load(index)
+        image, label = source.load(index)
         path = Path(source.pairs[index][0])
-        yield path.read_bytes() if path.suffix.lower() in _LOSSY else _bytes(picture)
+        yield path.read_bytes() if path.suffix.lower() in _LOSSY else _bytes(image)
         yield _bytes(label)
         return
     sample = source.sample(index, draw_generator(0, 0, index)) if training else source[index]

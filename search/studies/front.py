@@ -1,4 +1,4 @@
-"""The Pareto front of a study: table, picture, files, and its masks ready for retraining."""
+"""The Pareto front of a study: table, plot, files and masks for retraining."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ _HEADERS = {
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (quality, cost) that no other beats: better in one, no worse in the other.
+    """Return the indices of the Pareto-optimal points, in order of rising cost.
 
-    In order of rising cost; equal points are all on the front or none is.
+    Args:
+        points: (quality, cost) of each; higher quality and lower cost are better. Of equal points all or none are
+            returned.
     """
     order = sorted(range(len(points)), key=lambda i: (points[i][1], -points[i][0]))
     front: list[int] = []
@@ -42,14 +44,14 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def report(plan: Plan, study: optuna.Study) -> str:
-    """Write front.json, front.md, front.png and masks/ into the study's folder; returns what is to be printed."""
+    """Write front.json, front.md, front.png and masks/ into the study's folder; returns a summary to print."""
     folder, trials = Path(plan.folder), study.get_trials(deepcopy=False)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     front = [complete[i] for i in pareto([tuple(t.values) for t in complete])]
-    kept = save_masks(folder / "masks", plan, front)
-    rows = [_row(plan, trial, kept) for trial in front]
+    mask_files = save_masks(folder / "masks", plan, front)
+    rows = [_row(plan, trial, mask_files) for trial in front]
     summary = _summary(trials)
-    everything = [_row(plan, t, kept) for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    everything = [_row(plan, t, mask_files) for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     content = {"study": plan.study, "objectives": plan.objectives, "summary": summary, "front": rows}
     write_json(folder / "front.json", {**content, "trials": everything})
     if not front:
@@ -65,17 +67,26 @@ def report(plan: Plan, study: optuna.Study) -> str:
     write_text(folder / "front.md", "\n\n".join(parts) + "\n")
     lines = [f"\nPareto front, {plan.objectives[0]} up and {plan.objectives[1]} down:\n", table(rows, columns), ""]
     lines += [f"{summary}; {folder / 'front.png'}, front.md, front.json"]
-    if kept:
+    if mask_files:
         lines.append(f"the front's masks, for retrain --mask_path: {folder / 'masks'}/")
     return "\n".join(lines)
 
 
 def save_masks(folder: Path, plan: Plan, front: Sequence[FrozenTrial]) -> dict[int, str]:
-    """Write the masks of these trials, with their notes, out of the storage; drop those of trials no longer among them.
+    """Write the masks of trials and their notes from the storage into a folder; masks of other trials are removed.
 
-    Returns the file's name by trial number.
+    Args:
+        folder: to write to.
+        plan: the study.
+        front: the trials.
+
+    Returns:
+        The file's name by trial number.
+
+    Raises:
+        UseError: a damaged mask, or an invalid file name in the storage.
     """
-    kept = {}
+    files = {}
     for trial in front:
         facts = trial.user_attrs
         if "mask" not in facts:
@@ -91,20 +102,23 @@ def save_masks(folder: Path, plan: Plan, front: Sequence[FrozenTrial]) -> dict[i
         origin = {"study": plan.study, "trial": trial.number, "params": trial.params, "result": result}
         write_json(path.with_suffix(".json"), {**facts.get("note", {}), **origin})
         write_bytes(path, data)
-        kept[trial.number] = path.name
-    names = {name for mask in kept.values() for name in (mask, str(Path(mask).with_suffix(".json")))}
+        files[trial.number] = path.name
+    names = {name for mask in files.values() for name in (mask, str(Path(mask).with_suffix(".json")))}
     for path in folder.glob("trial-*") if folder.is_dir() else ():
         if path.name not in names and _OURS.fullmatch(path.name):
             path.unlink()
-    return kept
+    return files
 
 
-def _row(plan: Plan, trial: FrozenTrial, kept: dict[int, str]) -> dict:
+def _row(plan: Plan, trial: FrozenTrial, mask_files: dict[int, str]) -> dict:
     facts = trial.user_attrs
     values = dict(zip(plan.objectives, trial.values, strict=True)) if trial.values else {}
     row = {"trial": trial.number, **{name: facts.get(name) for name in _HEADERS}, **values, **trial.params}
     row |= {"search_quality": facts.get("search_quality"), "seconds": facts.get("seconds")}
-    row |= {"folder": facts.get("folder"), "mask": f"masks/{kept[trial.number]}" if trial.number in kept else None}
+    row |= {
+        "folder": facts.get("folder"),
+        "mask": f"masks/{mask_files[trial.number]}" if trial.number in mask_files else None,
+    }
     return {**row, "pruned": facts.get("pruned")}
 
 
@@ -118,15 +132,15 @@ def _short(value: object) -> str:
 
 
 def _summary(trials: Sequence[FrozenTrial]) -> str:
-    """How many trials, and how they ended, in words."""
+    """Number of trials by final state, as text."""
     states = [trial.state for trial in trials]
-    words = [
+    labels = [
         (TrialState.COMPLETE, "complete"),
         (TrialState.PRUNED, "given up as hopeless"),
         (TrialState.RUNNING, "running"),
         (TrialState.WAITING, "waiting"),
     ]
-    parts = [f"{states.count(state)} {word}" for state, word in words if states.count(state)]
+    parts = [f"{states.count(state)} {label}" for state, label in labels if states.count(state)]
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
     broken = sum("error" in trial.user_attrs for trial in failed)
     parts += [f"{len(failed) - broken} broken off and taken up again"] if len(failed) > broken else []
@@ -135,11 +149,15 @@ def _summary(trials: Sequence[FrozenTrial]) -> str:
 
 
 def draw_front(path: Path, plan: Plan, complete: Sequence[FrozenTrial], front: Sequence[FrozenTrial]) -> Path:
-    """Cost against quality: every complete trial a dot, the front's joined and numbered."""
+    """Plot quality over cost: every complete trial as a dot, those of the front connected and numbered."""
     quality, cost = plan.objectives
     peak = max(trial.values[1] for trial in complete)
-    unit, word = next(((u, w) for u, w in ((1e9, "G "), (1e6, "M "), (1e3, "k ")) if peak >= u / 10), (1.0, ""))
-    names = {"multiply_adds": f"{word}multiply-adds", "milliseconds": "milliseconds", "parameters": f"{word}parameters"}
+    unit, prefix = next(((u, w) for u, w in ((1e9, "G "), (1e6, "M "), (1e3, "k ")) if peak >= u / 10), (1.0, ""))
+    names = {
+        "multiply_adds": f"{prefix}multiply-adds",
+        "milliseconds": "milliseconds",
+        "parameters": f"{prefix}parameters",
+    }
     unit = 1.0 if cost == "milliseconds" else unit
     with style.drawing():
         fig = style.figure(6.4, 4.2)
@@ -163,7 +181,7 @@ def draw_front(path: Path, plan: Plan, complete: Sequence[FrozenTrial], front: S
 
 
 def _number(axes, front: Sequence[FrozenTrial], xs: list[float], ys: list[float]) -> None:
-    """Each point's trials and connections at its upper left, apart from one another."""
+    """Label each point with its trials and connections, without overlaps."""
     labels: dict[tuple[float, float], list[FrozenTrial]] = {}
     for trial, x, y in zip(front, xs, ys, strict=True):
         labels.setdefault((x, y), []).append(trial)

@@ -1,9 +1,9 @@
-"""Where a study is kept, who is at work on which trial, and what becomes of the trials of the dead.
+"""Storage of a study: assignment of trials to workers, and recovery of trials whose workers died.
 
 A journal file (the default) is read and written under a lock that the kernel releases when its holder is killed.
-Every worker holds a lock file of its own as long as it lives: whoever finds it free knows at once that the worker is
-dead, without clocks; on a network file system that passes locks on, from another machine too. In a database, where
-workers share nothing else, a running trial's owner records a heartbeat and is taken for dead after three missed ones.
+Every worker holds a lock file of its own while it lives; a free one shows that the worker is dead, without clocks and,
+on a network file system with locks, from other machines too. With a database, a running trial's owner records
+heartbeats and counts as dead after three missed ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Store:
 
     def __init__(self, plan: Plan):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.filterwarnings("ignore", "Heartbeat of storage")  # it thinks that nobody records them
+        warnings.filterwarnings("ignore", "Heartbeat of storage")  # Store.beating records them
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.plan, self.owner, self._lock = plan, None, None
         self.database = backend.is_database(plan.storage)
@@ -54,11 +54,11 @@ class Store:
             self.study = self._join()
 
     def reachable(self):
-        """Inside, what the storage complains of is an error of use."""
+        """Context that turns storage errors into UseErrors."""
         return backend.reachable(self.plan.storage)
 
     def _join(self) -> optuna.Study:
-        """The study, made if it is new; UseError when one of this name searches something else."""
+        """Open or create the study; UseError if one of this name has another identity."""
         study = optuna.create_study(
             study_name=self.plan.study, storage=self.storage, directions=["maximize", "minimize"], load_if_exists=True
         )
@@ -69,8 +69,8 @@ class Store:
             study.set_user_attr("sparsemask", self.plan.identity)
             study.set_user_attr("id", uuid.uuid4().hex)
             study.set_metric_names(self.plan.objectives)
-        elif self.plan.identity and (parted := difference(self.plan.identity, known)):
-            raise UseError(f"study '{self.plan.study}' exists, and {parted}; take another --study, or its own flags")
+        elif self.plan.identity and (mismatch := difference(self.plan.identity, known)):
+            raise UseError(f"study '{self.plan.study}' exists, and {mismatch}; take another --study, or its own flags")
         elif added := {name: self.plan.identity[name] for name in ADDED if name in self.plan.identity.keys() - known}:
             # Begun by an older version: from now on it is known what it is about.
             study.set_user_attr("sparsemask", {**known, **added})
@@ -78,17 +78,17 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Inside, no other process of this storage (database: of this machine) deals out trials."""
+        """Context in which no other process of this storage (database: of this machine) assigns trials."""
         with locks.acquire(self.locks / f"{self.plan.study}.lock"):
             yield
 
     def enlist(self) -> None:
-        """Make this process a worker: hold a lock file that says that it lives."""
+        """Register this process as a worker: hold a lock file while it lives."""
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._lock = locks.acquire(self._lock_file(self.owner))  # held while the process lives
 
     def leave(self) -> None:
-        """The worker ends well: its lock file goes with it."""
+        """Unregister the worker and remove its lock file."""
         if self._lock is not None:
             self._lock_file(self.owner).unlink(missing_ok=True)
             self._lock.release()
@@ -102,7 +102,11 @@ class Store:
         return {state: states.count(state) for state in TrialState}
 
     def claim(self) -> tuple[Trial | None, bool]:
-        """(a trial to work on or None, whether all trials of the plan are done)."""
+        """Claim a trial.
+
+        Returns:
+            A trial to work on or None, and whether all trials of the plan are done.
+        """
         with self.reachable(), self.lock():
             self._reclaim()
             counts = self.counts()
@@ -123,7 +127,7 @@ class Store:
             return trial, False
 
     def _reclaim(self) -> None:
-        """Fail the running trials of dead workers and put them in the queue again."""
+        """Fail the running trials of dead workers and enqueue them again."""
         if self.database:
             optuna.storages.fail_stale_trials(self.study)
         late = datetime.now() - timedelta(seconds=3 * self.plan.heartbeat)
@@ -152,7 +156,17 @@ class Store:
         return True
 
     def tell(self, trial: Trial, state: TrialState, values: list[float] | None = None, **facts) -> bool:
-        """End a trial; False when it had been taken for dead meanwhile and its result no longer counts."""
+        """End a trial.
+
+        Args:
+            trial: claimed by this worker.
+            state: how it ended.
+            values: of the objectives, if it is complete.
+            facts: user attributes to store.
+
+        Returns:
+            False if the trial was taken for dead meanwhile, so that its result does not count.
+        """
         try:
             with self.reachable():
                 for name, value in facts.items():
@@ -163,7 +177,7 @@ class Store:
         return True
 
     def give_back(self, trial: Trial, died: bool) -> None:
-        """Put a trial that this worker cannot finish into the queue again."""
+        """Enqueue a trial again that this worker cannot finish; died: count it as a failed attempt."""
         with self.reachable(), self.lock():
             frozen = self.study.get_trials(deepcopy=False)[trial.number]
             if self._fail(frozen):
@@ -171,7 +185,7 @@ class Store:
 
     @contextlib.contextmanager
     def beating(self, trial: Trial) -> Iterator[None]:
-        """Inside, a thread records the trial's heartbeat where the storage is a database."""
+        """Context in which a thread records the trial's heartbeat, if the storage is a database."""
         over = threading.Event()
 
         def beat() -> None:
@@ -189,27 +203,27 @@ class Store:
 
 
 def enqueue_again(study: optuna.Study, trial: FrozenTrial, died: bool = True) -> None:
-    """Put a failed trial's parameters in the queue, at most `RETRIES` times for one whose workers died.
+    """Enqueue a failed trial's parameters again, at most `RETRIES` times if its workers died.
 
-    The retry works in the first trial's folder, where the checkpoints are.
+    The retry uses the first trial's folder, which holds its checkpoints.
     """
     deaths = trial.user_attrs.get("deaths", 0) + died
     if deaths > RETRIES or set(trial.params) != set(study.user_attrs["sparsemask"]["ranges"]):
         return
     first = trial.user_attrs.get("first", trial.number)
-    kept = {"first": first, "folder": folder_name(first), "deaths": deaths}
+    attributes = {"first": first, "folder": folder_name(first), "deaths": deaths}
     history = [*trial.system_attrs.get("retry_history", []), trial.number]
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs=kept,
+            user_attrs=attributes,
             system_attrs={"failed_trial": first, "retry_history": history},  # as Optuna's own callback has it
         )
     )
 
 
 def folder_name(number: int) -> str:
-    """A trial's folder below the study's."""
+    """Name of a trial's folder in the study's."""
     return f"trial-{number:04d}"

@@ -40,11 +40,11 @@ _FACTS = ("connections", "parameters", "multiply_adds", "milliseconds")
 
 
 class Hopeless(Exception):
-    """Why a trial is given up."""
+    """A trial is given up; the message is the reason."""
 
 
 def work(plan: Plan) -> int:
-    """Take trials until the study is done; the exit status."""
+    """Run trials until the study is done; returns the exit status."""
     store = Store(plan)
     store.enlist()
     try:
@@ -64,15 +64,15 @@ def work(plan: Plan) -> int:
 
 
 def _attempt(plan: Plan, store: Store, trial: Trial) -> None:
-    """Run one trial and tell the storage how it ended."""
-    began = time.monotonic()
+    """Run one trial and store its outcome."""
+    start = time.monotonic()
     shown = ", ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in trial.params.items())
     again = f" (again trial {trial.user_attrs['first']})" if "first" in trial.user_attrs else ""
     _say(f"trial {trial.number}{again}: {shown}")
     try:
         values, facts = run_trial(plan, store, trial)
     except Hopeless as why:
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start
         if store.tell(trial, TrialState.PRUNED, pruned=one_line(why)[:500], seconds=round(seconds, 1)):
             _say(f"trial {trial.number} given up after {seconds:.0f} s: {one_line(why)}")
     except (KeyboardInterrupt, SystemExit):
@@ -85,7 +85,7 @@ def _attempt(plan: Plan, store: Store, trial: Trial) -> None:
         store.tell(trial, TrialState.FAIL, error=one_line(repr(error))[:500])
         raise
     else:
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start
         if store.tell(trial, TrialState.COMPLETE, values, **facts, seconds=round(seconds, 1)):
             quality, cost = plan.objectives
             connections = f", {facts['connections']} connections" if facts.get("connections") is not None else ""
@@ -97,20 +97,27 @@ def _attempt(plan: Plan, store: Store, trial: Trial) -> None:
 
 
 def run_trial(plan: Plan, store: Store, trial: Trial) -> tuple[list[float], dict]:
-    """Search, prune, retrain, evaluate: the two objectives' values, and facts to keep. Raises Hopeless."""
-    held = _hold(plan, trial)
-    folder = held.folder
+    """Search, prune, retrain and evaluate.
+
+    Returns:
+        The two objectives' values, and user attributes to store.
+
+    Raises:
+        Hopeless: the trial is given up.
+    """
+    run = _hold(plan, trial)
+    folder = run.folder
     write_json(folder / "trial.json", {"id": store.study.user_attrs["id"], "params": trial.params})
     with store.reachable():
         trial.set_user_attr("folder", folder.name)
     quality, cost = plan.objectives
     with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        found = _train(plan, "search", folder, trial.params).get(quality)
+        search_quality = _train(plan, "search", folder, trial.params).get(quality)
         mask, note = _prune(plan, folder, trial.params)
         with store.reachable():
-            trial.set_user_attr("search_quality", found if _finite(found) else None)
+            trial.set_user_attr("search_quality", search_quality if _finite(search_quality) else None)
             trial.set_user_attr("connections", note.get("connections"))
-        if why := hopeless(plan, found, note.get("connections"), store.study.get_trials(deepcopy=False)):
+        if why := hopeless(plan, search_quality, note.get("connections"), store.study.get_trials(deepcopy=False)):
             raise Hopeless(why)
         result = _train(plan, "retrain", folder, trial.params, ["--mask_path", str(mask)])
     info = Run(folder / "retrain").info()
@@ -124,7 +131,14 @@ def run_trial(plan: Plan, store: Store, trial: Trial) -> tuple[list[float], dict
 
 
 def hopeless(plan: Plan, quality: float | None, connections: int | None, trials: list) -> str:
-    """Why a trial with this quality after the search and this mask is not worth retraining; empty when it is."""
+    """Return why a trial is not worth retraining; empty if it is.
+
+    Args:
+        plan: with the limits.
+        quality: after the search.
+        connections: of its mask; None if it has none.
+        trials: of the study, to compare with.
+    """
     if not _finite(quality):
         return f"{plan.objectives[0]} after the search is {quality}"
     if plan.max_connections and (connections or 0) > plan.max_connections:
@@ -143,7 +157,7 @@ def hopeless(plan: Plan, quality: float | None, connections: int | None, trials:
 
 
 def _hold(plan: Plan, trial: Trial) -> Run:
-    """The trial's folder, held; a retry's is the first attempt's, unless somebody is still at work in it."""
+    """Lock the trial's folder; a retry uses the first attempt's, unless another process still holds it."""
     for name in (trial.user_attrs.get("folder"), folder_name(trial.number)):
         if name:
             with contextlib.suppress(UseError):
@@ -151,12 +165,14 @@ def _hold(plan: Plan, trial: Trial) -> Run:
     raise UseError(f"{Path(plan.folder) / folder_name(trial.number)}: another process is at work in it")
 
 
-def _train(plan: Plan, verb: str, folder: Path, drawn: dict, more: list[str] | None = None) -> dict:
-    """Search or retrain in the trial's folder, going on where a killed attempt stopped; its last evaluation."""
+def _train(plan: Plan, verb: str, folder: Path, values: dict, arguments: list[str] | None = None) -> dict:
+    """Search or retrain in the trial's folder, resuming a killed attempt; returns the last evaluation's metrics."""
     config = folder / f"{verb}.yaml"
-    write_config(config, plan.call(verb, drawn))
+    write_config(config, plan.call(verb, values))
     try:
-        _call(verb, ["--config", str(config), "--exp_path", str(folder), "--name", verb, "--resume", *(more or [])])
+        _call(
+            verb, ["--config", str(config), "--exp_path", str(folder), "--name", verb, "--resume", *(arguments or [])]
+        )
     except UseError as error:
         if "no longer finite" in str(error):
             raise Hopeless(f"{verb} diverged: {error}") from None
@@ -166,10 +182,10 @@ def _train(plan: Plan, verb: str, folder: Path, drawn: dict, more: list[str] | N
     return Run(folder / verb).info().get("result", {})
 
 
-def _prune(plan: Plan, folder: Path, drawn: dict) -> tuple[Path, dict]:
-    """The mask of the search and the note beside it."""
+def _prune(plan: Plan, folder: Path, values: dict) -> tuple[Path, dict]:
+    """Prune the search; returns the mask's path and its note."""
     mask = folder / "mask.npy"
-    flags = plan.call("prune", drawn)
+    flags = plan.call("prune", values)
     flags = [part for name, value in flags.items() for part in _spelled(name, value)]
     try:
         _call("prune", [*flags, "--run", str(folder / "search"), "--out", str(mask)])
@@ -185,7 +201,7 @@ def _spelled(name: str, value) -> list[str]:
 
 
 def _call(verb: str, argv: list[str]) -> None:
-    """A verb in this process; unlike on the command line, errors of use come out as exceptions."""
+    """Run a command in this process; UseErrors are raised instead of printed."""
     importlib.import_module(VERBS[verb]).main.__wrapped__(argv)
 
 
@@ -198,14 +214,14 @@ def _say(line: str) -> None:
 
 
 def read_plan() -> Plan:
-    """The plan from standard input. It stays open: when the study's command goes, the worker saves and stops too."""
+    """Read the plan from standard input, which stays open: when it is closed, the worker saves and stops."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     line = b""
     while not line.endswith(b"\n"):
-        more = os.read(0, 1 << 16)
-        if not more:
+        chunk = os.read(0, 1 << 16)
+        if not chunk:
             raise UseError("a worker is started by search/study.py, which hands it its plan")
-        line += more
+        line += chunk
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     return Plan.from_json(line.decode())
 

@@ -1,6 +1,6 @@
-"""Encoders, by name: our own, through the extra `timm` any of its models that give features, and a user's own.
+"""Encoders by name: built-in ones, feature models of timm (the extra `timm`) and a user's own.
 
-What a backbone is, :class:`Backbone` says. Every module of this folder is loaded, so that a backbone is one file.
+:class:`Backbone` is their contract. Every module of this folder is loaded, so that a backbone is one file.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ __all__ = ["Backbone", "available", "builder", "create", "is_backbone", "registe
 
 
 def available() -> list[str]:
-    """Names of our own backbones; :func:`builder` knows timm's too."""
+    """Return the names of the registered backbones, sorted; :func:`builder` accepts timm's too."""
     return sorted(BUILDERS)
 
 
 def builder(name: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """What builds backbone `name`: ours, a user's ``package.module:callable``, or timm's (with or without "timm/").
+    """Return the function that builds a backbone.
 
-    name: or the user's class or function itself. UseError otherwise, and for code that the user has not named (see
-    :mod:`sparsemask.plugins`).
+    Args:
+        name: a registered name, a user's ``package.module:callable``, a timm model (with or without "timm/"), or the
+            user's class or function itself.
+
+    Raises:
+        UseError: unknown name, or code that the user has not named on the command line (see :mod:`sparsemask.plugins`).
     """
     if callable(name):
         return _own(name.__qualname__ if isinstance(name, type | FunctionType) else repr(name), name)
@@ -46,28 +50,37 @@ def builder(name: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 def _own(name: str, make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """A user's builder, which is given those arguments that it takes; what it returns is looked at."""
-    taken = inspect.signature(make).parameters
+    """Wrap a user's builder: pass only the arguments that it accepts and check what it returns."""
+    parameters = inspect.signature(make).parameters
 
     def build(**options) -> nn.Module:
-        made = make(**{key: value for key, value in options.items() if key in taken})
-        if not is_backbone(made):
+        module = make(**{key: value for key, value in options.items() if key in parameters})
+        if not is_backbone(module):
             raise UseError(
                 f"backbone '{name}': expected a torch.nn.Module with `channels` and `strides`, one an end point, "
                 "deepest first"
             )
-        return made
+        return module
 
     return build
 
 
 def create(name: str | Callable[..., nn.Module], in_channels: int = 3, **options) -> nn.Module:
-    """A new backbone with random weights; `options` (such as `momentum`) go to its builder."""
+    """Build a backbone with random weights.
+
+    Args:
+        name: as for :func:`builder`.
+        in_channels: channels of the input image.
+        options: further arguments of the builder, such as `momentum`.
+
+    Raises:
+        UseError: as :func:`builder`, or a user's builder that returns no backbone.
+    """
     return builder(name)(in_channels=in_channels, **options)
 
 
 def strides(name: str | Callable[..., nn.Module]) -> list[int]:
-    """The strides of a backbone's end points, deepest first; nothing is computed."""
+    """Return the strides of a backbone's end points, deepest first; built on the meta device."""
     with torch.device("meta"):
         return list(create(name).strides)
 

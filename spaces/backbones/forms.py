@@ -1,7 +1,7 @@
-"""Options of a backbone that its weights decide: flags, files and configurations carry them, backbones alone know them.
+"""Variants of a backbone that its weights determine, as flags, configurations and files store them.
 
-A form is a yes or no: MobileNetV2 exists with and without a 1×1 expansion in its first stage. Words are those of the
-flags, "yes" and "no", and "auto" where weights are still to decide.
+A form is binary: MobileNetV2 exists with and without a 1×1 expansion in its first stage. Flags spell it "yes" or "no",
+or "auto" until weights decide.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Form:
     """An option of a backbone's builder that its weights decide."""
 
     option: str
-    """The builder's argument, true unless it is said; also its name as a flag, and in files."""
+    """Name of the builder's argument (default: true), of the flag and of the entry in files."""
     tensor: str
-    """The backbone's tensor that weights of this form have and others lack."""
+    """Name of a tensor of the backbone that only weights of this form have."""
 
 
 _FORMS: dict[str, tuple[Form, ...]] = {}
@@ -32,7 +32,7 @@ def _of(backbone: object) -> tuple[Form, ...]:
 
 
 def register_forms(backbone: str, *forms: Form) -> None:
-    """Say in which forms a registered backbone comes."""
+    """Declare the forms of a registered backbone."""
     _FORMS[backbone] = forms
 
 
@@ -47,11 +47,14 @@ def has_forms(backbone: object) -> bool:
 
 
 def of_weights(state: Mapping[str, Tensor], backbone: object) -> dict[str, str]:
-    """The form that weights have, in words, by option; options of other backbones are "yes".
+    """Determine the form from weights.
 
     Args:
-        state: of the backbone, or of a whole network that has it under `backbone.`.
-        backbone: its name.
+        state: state dict of the backbone, or of a network that holds it under ``backbone.``.
+        backbone: the backbone's name.
+
+    Returns:
+        "yes" or "no" by option; options of other backbones are "yes".
     """
     lacking = [
         form.option for form in _of(backbone) if form.tensor not in state and f"backbone.{form.tensor}" not in state
@@ -60,23 +63,23 @@ def of_weights(state: Mapping[str, Tensor], backbone: object) -> dict[str, str]:
 
 
 def flags_of(options: Mapping[str, Any]) -> dict[str, bool]:
-    """The form that a command line, a configuration or a file says, by option; what is not said is true."""
-    said = ((name, options.get(name)) for name in names())
-    return {name: True if value is None else value not in ("no", False) for name, value in said}
+    """Read the form from a command line, a configuration or a file as booleans; missing options are true."""
+    values = ((name, options.get(name)) for name in names())
+    return {name: True if value is None else value not in ("no", False) for name, value in values}
 
 
 def words_of(options: Mapping[str, Any]) -> dict[str, str]:
-    """The same in words."""
+    """Read the form as :func:`flags_of`, spelled "yes" or "no"."""
     return {name: "yes" if value else "no" for name, value in flags_of(options).items()}
 
 
 def arguments(backbone: object, options: Mapping[str, Any]) -> dict[str, bool]:
-    """The arguments of a backbone's builder that say its form, where that is not the usual one."""
-    said = flags_of(options)
-    return {form.option: False for form in _of(backbone) if not said[form.option]}
+    """Return the builder's arguments for a form that differs from the default."""
+    flags = flags_of(options)
+    return {form.option: False for form in _of(backbone) if not flags[form.option]}
 
 
 def resolved(options: Mapping[str, Any], weights: Mapping[str, str] | None) -> dict[str, str]:
-    """What becomes of options that are "auto": the form of the weights found, "no" without any."""
-    found = dict.fromkeys(names(), "no") if weights is None else weights
-    return {name: found[name] for name in names() if options.get(name) == "auto"}
+    """Resolve options that are "auto": to the weights' form, or to "no" without weights."""
+    form = dict.fromkeys(names(), "no") if weights is None else weights
+    return {name: form[name] for name in names() if options.get(name) == "auto"}

@@ -57,7 +57,7 @@ class MobileNetV2(nn.Module):
     output of each stage.
 
     Args:
-        in_channels: channels of the input picture.
+        in_channels: channels of the input image.
         first_expansion: whether the first stage has a 1x1 expansion although its factor is 1 (the form of the
             public SparseMask weights: 2 224 960 parameters; torchvision's and timm's lacks it: 2 223 872).
         momentum: of the running statistics.
@@ -106,5 +106,5 @@ register_forms("mobilenet_v2", Form("first_expansion", "bottlenecks.Bottlenecks_
 
 @register
 def mobilenet_v2(in_channels: int = 3, momentum: float = 0.1, first_expansion: bool = True) -> MobileNetV2:
-    """MobileNetV2 1.0, nine end points."""
+    """Build MobileNetV2 1.0 with nine end points; arguments as :class:`MobileNetV2`."""
     return MobileNetV2(in_channels, first_expansion, momentum)

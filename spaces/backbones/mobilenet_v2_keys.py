@@ -11,8 +11,8 @@ def torchvision_keys() -> dict[str, str]:
     for number, (block, expands, _, _) in enumerate(_blocks(), start=1):
         layers = ["0.0", "0.1", "1.0", "1.1", "2", "3"] if expands else ["0.0", "0.1", "1", "2"]
         names |= _pair(f"features.{number}.conv.", layers, block, expands)
-    last = len(list(_blocks())) + 1
-    return names | {f"features.{last}.0": "conv_last", f"features.{last}.1": "bn_last"}
+    last_number = len(list(_blocks())) + 1
+    return names | {f"features.{last_number}.0": "conv_last", f"features.{last_number}.1": "bn_last"}
 
 
 def timm_keys() -> dict[str, str]:
@@ -27,12 +27,12 @@ def timm_keys() -> dict[str, str]:
 
 
 def _blocks():
-    """Our block name, whether it expands, stage, place in the stage."""
+    """Block name, whether it expands, stage, index within the stage."""
     for i, (expansion, _, repeats, _) in enumerate(STAGES):
         for j in range(repeats):
             yield f"bottlenecks.Bottlenecks_{i}.LinearBottleneck{i}_{j}.", expansion > 1, i, j
 
 
-def _pair(theirs: str, layers: list[str], ours: str, expands: bool) -> dict[str, str]:
-    own = ["conv1", "bn1", "conv2", "bn2", "conv3", "bn3"][0 if expands else 2 :]
-    return {theirs + a: ours + b for a, b in zip(layers, own, strict=True)}
+def _pair(source_prefix: str, layers: list[str], target_prefix: str, expands: bool) -> dict[str, str]:
+    target_layers = ["conv1", "bn1", "conv2", "bn2", "conv3", "bn3"][0 if expands else 2 :]
+    return {source_prefix + a: target_prefix + b for a, b in zip(layers, target_layers, strict=True)}

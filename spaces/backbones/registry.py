@@ -1,4 +1,4 @@
-"""What a backbone is, and how one of ours becomes known by its name."""
+"""The contract of a backbone, and the table of backbones by name."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A module that gives features of several sizes, all ordered from the deepest."""
+    """A module that returns features at several scales, deepest first."""
 
     channels: Sequence[int]
-    """Channels of each end point."""
+    """Channels of each end point, deepest first."""
     strides: Sequence[int]
-    """How many times smaller than the input each end point is."""
+    """Input size over the size of each end point, deepest first."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) to the end points E_0 ... E_{L-1}, before their activation (timm's: mostly after)."""
+        """Compute the end points.
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            End points E_0 ... E_{L-1}, before their activation (timm's mostly after it).
+        """
 
 
 def is_backbone(module: object) -> bool:
-    """Whether a module is a :class:`Backbone`, with as many channels as strides and at least one end point."""
+    """Whether a module is a :class:`Backbone` with at least one end point and as many channels as strides."""
     if not isinstance(module, nn.Module) or not isinstance(module, Backbone):
         return False
     return 0 < len(module.channels) == len(module.strides)
@@ -33,6 +40,13 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Decorator: make `builder(in_channels=3, momentum=0.1, ...)` known by its own name."""
+    """Register a backbone under its function's name; usable as a decorator.
+
+    Args:
+        builder: called as ``builder(in_channels=3, momentum=0.1, ...)``; returns a :class:`Backbone`.
+
+    Returns:
+        The builder itself.
+    """
     BUILDERS[builder.__name__] = builder
     return builder

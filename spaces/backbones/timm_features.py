@@ -31,17 +31,18 @@ class TimmFeatures(nn.Module):
 
     Args:
         name: a timm model, with or without "timm/" before it.
-        in_channels: channels of the input picture.
+        in_channels: channels of the input image.
         momentum: of all running statistics (models without batch norm have none).
 
-    Raises UseError for unknown models, models without features, and those for pictures of one size only.
+    Raises:
+        UseError: unknown model, a model without features, or one for images of a single size.
     """
 
     def __init__(self, name: str, in_channels: int = 3, momentum: float = 0.1):
         super().__init__()
         traits = model_traits(name)
         self.channels, self.strides = list(traits.channels), list(traits.strides)
-        self._places, self._multiple, self._channels_last = traits.places, traits.multiple, traits.channels_last
+        self._indices, self._multiple, self._channels_last = traits.indices, traits.multiple, traits.channels_last
         self.timm = _build(name, in_channels)
         for module in self.timm.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -58,7 +59,7 @@ class TimmFeatures(nn.Module):
             if "too small" not in str(error) and "Kernel size can't be greater" not in str(error):
                 raise
             raise UseError(f"pictures of {height}x{width} are too small for this backbone: take larger crops") from None
-        points = [features[place] for place in self._places]
+        points = [features[index] for index in self._indices]
         if self._channels_last:
             points = [point.permute(0, 3, 1, 2) for point in points]
         if self._multiple > 1:
@@ -71,18 +72,22 @@ class TimmFeatures(nn.Module):
 
 @dataclass(frozen=True)
 class Traits:
-    """What a trial run tells of a model; all tuples deepest first."""
+    """Properties of a model measured by a trial run; all tuples deepest first."""
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
-    places: tuple[int, ...]  # of the end points in timm's list
-    multiple: int  # sides of a picture must be its multiples; 1 for most
+    indices: tuple[int, ...]  # of the end points in timm's list of features
+    multiple: int  # height and width of an image must be multiples of it; 1 for most
     channels_last: bool  # features come as (B, H, W, C)
 
 
 @functools.cache
 def model_traits(name: str) -> Traits:
-    """End points of a timm model, found by a trial run without memory or arithmetic; UseError where it fails."""
+    """Determine the end points of a timm model by a trial run on the meta device.
+
+    Raises:
+        UseError: the model does not accept images of any size.
+    """
     with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
         net = _build(name).eval()
         strides = net.feature_info.reduction()
@@ -94,14 +99,14 @@ def model_traits(name: str) -> Traits:
             f"backbone '{name}': this timm model does not take pictures of any size, which an encoder here must; "
             "take a convolutional one (resnet50, vgg16, efficientnet_b0, convnext_tiny, ...)"
         )
-    last = str(getattr(net, "output_fmt", "")).endswith("NHWC")  # some of timm's models alone have it
-    places = [i for i, stride in enumerate(strides) if stride > 1][::-1]
+    channels_last = str(getattr(net, "output_fmt", "")).endswith("NHWC")  # some of timm's models alone have it
+    indices = [i for i, stride in enumerate(strides) if stride > 1][::-1]
     return Traits(
-        channels=tuple(features[i].shape[3 if last else 1] for i in places),
-        strides=tuple(strides[i] for i in places),
-        places=tuple(places),
+        channels=tuple(features[i].shape[3 if channels_last else 1] for i in indices),
+        strides=tuple(strides[i] for i in indices),
+        indices=tuple(indices),
         multiple=multiple,
-        channels_last=last,
+        channels_last=channels_last,
     )
 
 
@@ -113,7 +118,15 @@ def _try(net: nn.Module, size: tuple[int, int]) -> list[Tensor] | None:
 
 
 def timm_builder(name: str, registered: list[str]) -> Callable[..., TimmFeatures]:
-    """What builds backbone `name` by timm; UseError for a name that neither we (`registered`) nor timm know."""
+    """Return the function that builds backbone `name` with timm.
+
+    Args:
+        name: a timm model, with or without "timm/" before it.
+        registered: names of the built-in backbones, for the error message.
+
+    Raises:
+        UseError: timm is missing or does not know the name.
+    """
     model = name.removeprefix(PREFIX)
     try:
         timm = import_timm()
@@ -131,7 +144,11 @@ def timm_builder(name: str, registered: list[str]) -> Callable[..., TimmFeatures
 
 
 def import_timm():
-    """The timm package; UseError in plain words where it is absent or does not import."""
+    """Import timm.
+
+    Raises:
+        UseError: it is not installed or does not import.
+    """
     try:
         import timm
     except ModuleNotFoundError as error:
@@ -159,25 +176,25 @@ class TimmLayout:
     """How weight files of a timm model name their tensors."""
 
     keys: dict[str, str]  # a file's key -> the backbone's
-    rest: frozenset[str]  # keys of the whole model that its features have no use for
-    inputs: tuple[str, ...]  # the backbone's keys of the filters that see the picture
+    unused: frozenset[str]  # keys of the whole model that its features do not need
+    inputs: tuple[str, ...]  # the backbone's keys of the filters that read the image
 
 
 def timm_layout(name: str) -> TimmLayout:
-    """The layout of timm's own files for `name`; torchvision's ResNets, VGGs and DenseNets mostly agree with it."""
+    """Return the layout of timm's weight files for a model; torchvision's ResNets, VGGs and DenseNets mostly match."""
     model = name.removeprefix(PREFIX)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        whole = import_timm().create_model(model, pretrained=False)
-        own = list(_build(model).state_dict())
-    theirs = set(whole.state_dict())
+        classifier = import_timm().create_model(model, pretrained=False)
+        feature_keys = list(_build(model).state_dict())
+    classifier_keys = set(classifier.state_dict())
     # A feature net may flatten the model's outer containers ("features.0" -> "features_0") or wrap the model.
-    flat = {f"{a}_{b}": f"{a}.{b}" for a, child in whole.named_children() for b, _ in child.named_children()}
+    flat = {f"{a}_{b}": f"{a}.{b}" for a, child in classifier.named_children() for b, _ in child.named_children()}
     keys = {}
-    for key in own:
+    for key in feature_keys:
         head, dot, tail = key.partition(".")
         names = (key, flat.get(head, head) + dot + tail, key.removeprefix("model."), key.removeprefix("body."))
-        keys[next((name for name in names if name in theirs), key)] = f"timm.{key}"
-    first = whole.pretrained_cfg.get("first_conv") or ()
-    first = [first] if isinstance(first, str) else first
-    inputs = tuple(keys[f"{conv}.weight"] for conv in first if f"{conv}.weight" in keys)
-    return TimmLayout(keys, frozenset(theirs - set(keys)), inputs)
+        keys[next((name for name in names if name in classifier_keys), key)] = f"timm.{key}"
+    first_convs = classifier.pretrained_cfg.get("first_conv") or ()
+    first_convs = [first_convs] if isinstance(first_convs, str) else first_convs
+    inputs = tuple(keys[f"{conv}.weight"] for conv in first_convs if f"{conv}.weight" in keys)
+    return TimmLayout(keys, frozenset(classifier_keys - set(keys)), inputs)

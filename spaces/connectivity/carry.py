@@ -1,4 +1,4 @@
-"""A mask searched on one backbone carried to another (arXiv 1904.07642, section 4.3), and masks in words."""
+"""Transfer a mask from one backbone to another (arXiv 1904.07642, section 4.3), and print masks as text."""
 
 from __future__ import annotations
 
@@ -33,18 +33,23 @@ def carry_mask(mask: np.ndarray, strides_from: Sequence[int], strides_to: Sequen
 
     Args:
         mask: bool (L, L, 2), see :mod:`sparsemask.masks`.
-        strides_from, strides_to: strides of the end points, deepest first, of the mask's backbone and the other.
+        strides_from: strides of the end points of the mask's backbone, deepest first.
+        strides_to: those of the other backbone.
 
-    Raises UseError where nothing is left for the output stage.
+    Returns:
+        Bool (L', L', 2).
+
+    Raises:
+        UseError: no connection to the output stage remains.
     """
     mask = check_mask(mask, len(strides_from))
     if list(strides_from) == list(strides_to):
         return mask
-    places = _match(strides_from, strides_to)
-    stages = [*places[:-1], len(strides_to) - 1]
+    matches = _match(strides_from, strides_to)
+    stages = [*matches[:-1], len(strides_to) - 1]
     carried = np.zeros((len(strides_to), len(strides_to), 2), dtype=bool)
     for i, j, kind in np.argwhere(mask).tolist():
-        stage, source = stages[i], places[j]
+        stage, source = stages[i], matches[j]
         if kind == UP:
             giver = stages[j - 1] if j else -1  # the global average is u_0
             source = None if giver is None or giver == stage else giver + 1
@@ -65,22 +70,33 @@ def carry_mask(mask: np.ndarray, strides_from: Sequence[int], strides_to: Sequen
 
 
 def _match(strides_from: Sequence[int], strides_to: Sequence[int]) -> list[int | None]:
-    """The feature there of each feature here, None without a match; never decreasing."""
-    there: dict[int, list[int]] = {}
-    for place, stride in enumerate(strides_to):
-        there.setdefault(stride, []).append(place)
-    seen: dict[int, int] = {}
+    """Index of the matching feature of the other backbone for each feature, None without one; non-decreasing."""
+    by_stride: dict[int, list[int]] = {}
+    for index, stride in enumerate(strides_to):
+        by_stride.setdefault(stride, []).append(index)
+    ranks: dict[int, int] = {}
     matched = []
     for stride in strides_from:
-        rank = seen[stride] = seen.get(stride, -1) + 1
-        matched.append(there[stride][min(rank, len(there[stride]) - 1)] if stride in there else None)
+        rank = ranks[stride] = ranks.get(stride, -1) + 1
+        matched.append(by_stride[stride][min(rank, len(by_stride[stride]) - 1)] if stride in by_stride else None)
     return matched
 
 
 def origin(note: dict, n_features: int, what: object = "mask") -> tuple[str | None, list[int] | None]:
-    """The backbone a mask was made for and its strides, from the note beside it; None for what is unknown.
+    """Determine the backbone that a mask was made for, from the note beside its file.
 
-    Without a note, nine features are the public masks' (MobileNetV2). UseError where mask and note disagree.
+    Without a note, a mask of nine features is taken for a public one (MobileNetV2).
+
+    Args:
+        note: content of the mask's json file; empty if there is none.
+        n_features: L, the mask's number of features.
+        what: the mask's name in errors.
+
+    Returns:
+        The backbone's name and strides; None for what is unknown.
+
+    Raises:
+        UseError: mask and note disagree.
     """
     name, strides = note.get("backbone_name"), note.get("strides")
     if not name and strides is None and n_features == len(backbones.strides(PUBLIC)):
@@ -92,8 +108,8 @@ def origin(note: dict, n_features: int, what: object = "mask") -> tuple[str | No
             raise UseError(f"{what}: by the note beside it, it is for another backbone: {error}") from None
     if strides is None:
         return None, None
-    whole = isinstance(strides, list) and all(type(s) is int and s > 0 for s in strides)
-    if not whole or len(strides) != n_features or strides != sorted(strides, reverse=True):
+    valid = isinstance(strides, list) and all(type(s) is int and s > 0 for s in strides)
+    if not valid or len(strides) != n_features or strides != sorted(strides, reverse=True):
         raise UseError(
             f"{what}: the note beside it does not fit: {n_features} features, but strides {strides!r:.80} "
             f"(backbone {name})"
@@ -104,22 +120,26 @@ def origin(note: dict, n_features: int, what: object = "mask") -> tuple[str | No
 def fit_mask(
     mask: np.ndarray, note: dict, backbone_name: str, what: object = "mask"
 ) -> tuple[np.ndarray, dict, list[str]]:
-    """A mask for `backbone_name`, carried to it where it was made for other strides; its note; what was done, in words.
+    """Adapt a mask to a backbone; it is carried over (:func:`carry_mask`) if it was made for other strides.
 
     Args:
         mask: bool (L, L, 2).
-        note: what the json file beside the mask says; empty when there is none.
-        backbone_name: the backbone that the network will have.
+        note: content of the mask's json file; empty if there is none.
+        backbone_name: the network's backbone.
         what: the mask's name in errors.
 
-    A carried mask's note has an entry `carried_from`: the old note with backbone, strides and connections. UseError
-    for a mask of unknown origin with another number of features, and where nothing can be carried.
+    Returns:
+        The mask, its note and lines that say what was done. The note of a carried mask has an entry `carried_from`:
+        the old note with backbone, strides and number of connections.
+
+    Raises:
+        UseError: a mask of unknown origin with another number of features, or one that cannot be carried.
     """
     name, strides_from = origin(note, len(mask), what)
     strides = backbones.strides(backbone_name)
-    settled = {"backbone_name": backbone_name, "strides": strides}
+    target = {"backbone_name": backbone_name, "strides": strides}
     if strides_from is None or strides_from == strides:
-        return check_mask(mask, len(strides), str(what)), {**note, **settled}, []
+        return check_mask(mask, len(strides), str(what)), {**note, **target}, []
     carried = carry_mask(mask, strides_from, strides)
     before, after = count_connections(mask), count_connections(carried)
     origins = {**note, "mask_path": str(what), "backbone_name": name, "strides": strides_from, "connections": before}
@@ -128,11 +148,11 @@ def fit_mask(
         f"({_listed(strides)}): {before} connections become {after}",
         *mask_lines(carried, strides),
     ]
-    return carried, {**settled, "connections": after, "carried_from": origins}, lines
+    return carried, {**target, "connections": after, "carried_from": origins}, lines
 
 
 def mask_lines(mask: np.ndarray, strides: Sequence[int] | None = None) -> list[str]:
-    """The mask in words, a line for each stage with inputs: ``stage 3 (/16) <- E_3, G, D_1``, deepest first."""
+    """Return the mask as text, a line for each stage with inputs, deepest first: ``stage 3 (/16) <- E_3, G, D_1``."""
     lines = []
     for i, row in enumerate(mask):
         names = [f"E_{j}" for j in np.flatnonzero(row[:, DOWN])]

@@ -1,4 +1,4 @@
-"""A connectivity mask as one word, so that a configuration, a file's metadata and a command line can hold it."""
+"""Connectivity masks as strings, which configurations, metadata and command lines can hold."""
 
 from __future__ import annotations
 
@@ -16,29 +16,42 @@ _WORD = re.compile(r"(\d+):(\d+[eu]\d+(?:,\d+[eu]\d+)*)")
 
 
 def mask_word(mask: np.ndarray) -> str:
-    """A mask (L, L, 2) as "L:ikj,...": stage i takes feature j of kind e, an end point, or u, an earlier stage's."""
-    taken = (f"{i}{_KINDS[kind]}{j}" for i, j, kind in np.argwhere(mask).tolist())
-    return f"{len(mask)}:{','.join(taken)}"
+    """Encode a mask as a string "L:ikj,...": stage i reads feature j of kind e (end point) or u (earlier stage).
+
+    Args:
+        mask: bool (L, L, 2).
+    """
+    connections = (f"{i}{_KINDS[kind]}{j}" for i, j, kind in np.argwhere(mask).tolist())
+    return f"{len(mask)}:{','.join(connections)}"
 
 
 def read_mask(text: str, features: int, seed: int = 0) -> np.ndarray:
-    """The mask that a word, a file (.npy) or a name (unet, dense, random-15, ...) says, for so many features.
+    """Read a mask from an encoded string, a file (.npy) or a name (unet, dense, random-15, ...).
 
-    Raises UseError where it is none of these, or does not fit.
+    Args:
+        text: any of these.
+        features: L that the mask must have.
+        seed: of random masks.
+
+    Returns:
+        Bool (L, L, 2).
+
+    Raises:
+        UseError: none of these, or a mask of another size.
     """
-    found = _WORD.fullmatch(text)
-    if not found:
+    match = _WORD.fullmatch(text)
+    if not match:
         mask = (
             load_mask(text) if Path(text).suffix == ".npy" or Path(text).exists() else named_mask(text, features, seed)
         )
         return check_mask(mask, features)
-    size = int(found[1])
+    size = int(match[1])
     if size != features:
         raise UseError(f"--connectivity {text[:40]}: of {size} features, the encoder has {features}")
     mask = np.zeros((size, size, 2), dtype=bool)
-    for one in found[2].split(","):
-        i, letter, j = re.fullmatch(r"(\d+)([eu])(\d+)", one).groups()
+    for connection in match[2].split(","):
+        i, letter, j = re.fullmatch(r"(\d+)([eu])(\d+)", connection).groups()
         if max(int(i), int(j)) >= size:
-            raise UseError(f"--connectivity {text[:40]}: {one} is outside of {size} features")
+            raise UseError(f"--connectivity {text[:40]}: {connection} is outside of {size} features")
         mask[int(i), int(j), DOWN if letter == "e" else UP] = True
     return check_mask(mask, features)

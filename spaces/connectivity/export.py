@@ -1,4 +1,4 @@
-"""Connectivity networks for other programs: connections that were pruned are not in them, batch norms are folded."""
+"""Export of connectivity networks: without the pruned connections, batch norms folded."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SIZE = (64, 96)  # of the example; sizes are open
 
 
 def exportable(network: nn.Module, batch: Tensor, options) -> Exportable:
-    """A PrunedNetwork or FCN as a function from pictures to scores at the last stage's size.
+    """Describe a PrunedNetwork or FCN as a function from images to scores at the last stage's size.
 
     Args:
         network: in evaluation mode, on the CPU.
-        batch: pictures (B, C, H, W) as the task prepares them.
+        batch: images (B, C, H, W) as the task prepares them.
         options: of the run: backbone_name, depth, the encoder's form, n_class.
     """
     folded = copy.deepcopy(network).eval()
@@ -37,7 +37,7 @@ def exportable(network: nn.Module, batch: Tensor, options) -> Exportable:
     def save(path: Path) -> None:
         save_network(path, network, options, options["n_class"])
 
-    # Two pictures: a size of one would be taken for a constant.
+    # Two images: torch.export takes a batch size of one for a constant.
     example = torch.zeros(2, batch.shape[1], *SIZE)
     any_size = torch.export.Dim.DYNAMIC
     return Exportable(

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsemask.errors import UseError
 from sparsemask.masks import DOWN, UP
 
-# product(kind, j, x): what feature j, DOWN (E_j) or UP (u_j), gives: (stage i, tensor of depth channels)
+# product(kind, j, x): contributions (stage i, tensor of depth channels) of feature j, DOWN (E_j) or UP (u_j)
 Product = Callable[[int, int, Tensor], Iterable[tuple[int, Tensor]]]
 
 
@@ -31,16 +31,16 @@ def decode(
 
     Args:
         end_points: E_0 ... E_{L-1}, deepest first, before activation.
-        used: whether any stage takes feature j of a kind; features of no use are not computed.
-        product: convolves one activated feature for all stages that take it.
-        finish: what a stage does to the sum of its inputs (batch norm).
+        used: whether any stage reads feature j of a kind; unused features are not computed.
+        product: convolves one activated feature for all stages that read it.
+        finish: applied by a stage to the sum of its inputs (batch norm).
     """
     # A tensor of each size; sizes are compared, not hashed: they are open where a network is exported.
     sums: list[list[Tensor]] = [[] for _ in end_points]
 
     def spread(kind: int, j: int, x: Tensor) -> None:
         for stage, y in product(kind, j, x):
-            alike = (n for n, one in enumerate(sums[stage]) if one.shape[-2:] == y.shape[-2:])
+            alike = (n for n, partial in enumerate(sums[stage]) if partial.shape[-2:] == y.shape[-2:])
             if (at := next(alike, None)) is None:
                 sums[stage].append(y)
             else:
@@ -80,7 +80,7 @@ def _total(sums: list[Tensor], size: torch.Size) -> Tensor:
 
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear to `size`, corners aligned; nothing is done where the size is right."""
+    """Resize (B, C, h, w) bilinearly to `size` (H, W), corners aligned; returned as it is if the size is right."""
     size = tuple(size)
     if tuple(x.shape[-2:]) == size:
         return x
@@ -91,7 +91,7 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
 
 @contextlib.contextmanager
 def batch_norm_errors() -> Iterator[None]:
-    """Say in plain words that batch statistics of a single value per channel do not exist."""
+    """Turn torch's error for batch statistics of a single value per channel into a UseError."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Connectivity masks that have a name: classic decoders, random controls, the published search result."""
+"""Named connectivity masks: classic decoders, random baselines, the published search result."""
 
 from __future__ import annotations
 
@@ -20,19 +20,30 @@ _RANDOM = r"random-(\d{1,6})"
 
 
 def available_masks() -> list[str]:
-    """Names :func:`named_mask` knows; `random-k` stands for any number k."""
+    """Return the names that :func:`named_mask` accepts; `random-k` stands for any number k."""
     return ["dense", "random-k", "sparseacn", "sparsemask-voc", "unet"]
 
 
 def named_mask(name: str, n_features: int, seed: int = 0) -> np.ndarray:
-    """The mask called `name` for a backbone with `n_features` end points, bool (L, L, 2).
+    """Build a named mask for a backbone with `n_features` end points.
 
     - `dense`: every connection.
     - `unet`: stage 0 takes E_0, stage i takes E_i and the stage before it.
     - `sparseacn`: in the sequence E_{L-1} ... E_0, G, D_0 ..., each stage takes the features 1, 2, 4, 8 and
-      16 places before it (Zhu et al. 2018, arXiv 1801.05895).
+      16 positions before it (Zhu et al. 2018, arXiv 1801.05895).
     - `sparsemask-voc`: the published result on PASCAL VOC 2012; 9 features only.
     - `random-15`: 15 random connections, the same for the same `seed`; every stage with inputs is used.
+
+    Args:
+        name: as above.
+        n_features: L, at least 1.
+        seed: of random masks.
+
+    Returns:
+        Bool (L, L, 2).
+
+    Raises:
+        UseError: unknown name, or a mask that does not exist for L features.
     """
     if name == "unet":
         return _from_pairs(n_features, [(i, i, DOWN) for i in range(n_features)] + _chain(n_features))
@@ -52,9 +63,9 @@ def named_mask(name: str, n_features: int, seed: int = 0) -> np.ndarray:
     raise unknown_mask(name)
 
 
-def unknown_mask(name: str, *more: str) -> UseError:
-    """The error for a name that is no mask's; `more`: further names that would do where it was given."""
-    known = sorted([*available_masks(), *more])
+def unknown_mask(name: str, *extra: str) -> UseError:
+    """The error for an unknown mask name; `extra`: further names that are valid where it was given."""
+    known = sorted([*available_masks(), *extra])
     return UseError(
         f"unknown mask '{name}'; {meant(name, known)}known: {', '.join(known)} (for example random-15), or a mask file"
     )
@@ -87,7 +98,7 @@ def _acn_inputs(i: int) -> list[tuple[int, int, int]]:
 
 
 def _random(k: int, n_features: int, rng: np.random.Generator) -> np.ndarray:
-    """Grow a decoder from its output stage: a stage comes to life with its first use and one input."""
+    """Grow a decoder from its output stage: a stage is added with its first use and one input."""
     most = n_features * (n_features + 1)
     if not 1 <= k <= most:
         raise UseError(f"mask 'random-{k}': {n_features} features have 1 to {most} connections")
@@ -101,25 +112,25 @@ def _random(k: int, n_features: int, rng: np.random.Generator) -> np.ndarray:
 def _grow(k: int, n_features: int, rng: np.random.Generator) -> np.ndarray | None:
     mask = np.zeros((n_features, n_features, 2), dtype=bool)
     alive = {n_features - 1}
-    left = k
-    while left:
+    remaining = k
+    while remaining:
         # An output of a stage not yet alive costs two: its use and its first input.
         free = [
             (i, j, kind)
             for i in sorted(alive)
             for j in range(i + 1)
             for kind in (DOWN, UP)
-            if not mask[i, j, kind] and (left > 1 or kind == DOWN or j == 0 or j - 1 in alive)
+            if not mask[i, j, kind] and (remaining > 1 or kind == DOWN or j == 0 or j - 1 in alive)
         ]
         if not free:
             return None
         i, j, kind = free[rng.integers(len(free))]
         mask[i, j, kind] = True
-        left -= 1
+        remaining -= 1
         if kind == UP and j and j - 1 not in alive:
             alive.add(j - 1)
             sources = [(c, DOWN) for c in range(j)] + [(0, UP)]
             sources += [(c, UP) for c in range(1, j) if c - 1 in alive]
             mask[(j - 1, *sources[rng.integers(len(sources))])] = True
-            left -= 1
+            remaining -= 1
     return mask

@@ -1,7 +1,7 @@
 """From connection weights to a connectivity mask (Wu, Zhang, Huang 2019, arXiv 1904.07642, section 3.3).
 
-Threshold; drop the stages that the output does not reach; then clean up: stages with the same inputs become
-one, and a stage whose inputs and uses another covers goes.
+Threshold; drop stages that the output does not depend on; merge stages with the same inputs; remove stages whose
+inputs and uses are subsets of another stage's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sparsemask.masks import UP, count_connections, why_unusable
 
 @dataclass
 class PruneReport:
-    """A mask and how it came about. Weights are on the halved scale [0, 1], as the threshold is."""
+    """A pruned mask and how it was obtained. Weights are halved to [0, 1], as the threshold is."""
 
     mask: np.ndarray
     thres: float
@@ -30,14 +30,14 @@ class PruneReport:
 
     @property
     def margin(self) -> float | None:
-        """Smallest kept weight over the largest dropped one; None where nothing was kept or dropped."""
+        """Smallest kept weight over the largest dropped one; None if none was kept or none dropped."""
         if self.smallest_kept is None or self.largest_dropped is None:
             return None
         return self.smallest_kept / self.largest_dropped if self.largest_dropped else float("inf")
 
     @property
     def problem(self) -> str:
-        """Why no network can be built from the mask; empty when one can."""
+        """Reason why no network can be built from the mask; empty if one can."""
         return why_unusable(self.mask)
 
     def lines(self) -> list[str]:
@@ -64,16 +64,21 @@ def prune_connectivity(
     rm_subset: bool = True,
     repeat: bool = False,
 ) -> np.ndarray:
-    """The connectivity mask, bool (L, L, 2), that raw connection weights describe.
+    """Turn connection weights into a connectivity mask (arXiv 1904.07642, section 3.3).
 
     Args:
         weights: L arrays or tensors, of shape (i+1, 2) for stage i, or one zero-padded (L, L, 2) array.
         thres: connections with |w| clipped to [0, 2] and halved above it are kept; in [0, 1).
         rm_duplicate: merge stages with the same inputs.
-        rm_subset: remove stages whose inputs and uses are covered by another stage's.
-        repeat: clean until nothing changes; published is one pass of each.
+        rm_subset: remove stages whose inputs and uses are subsets of another stage's.
+        repeat: repeat both clean-up rules until nothing changes; published is one pass of each.
 
-    The result may be unusable (an output stage without inputs): see :func:`sparsemask.masks.why_unusable`.
+    Returns:
+        Bool (L, L, 2). It may be unusable (an output stage without inputs), see
+        :func:`sparsemask.masks.why_unusable`.
+
+    Raises:
+        UseError: threshold out of range, weights of a wrong shape or not finite.
     """
     return prune_report(weights, thres, rm_duplicate, rm_subset, repeat).mask
 
@@ -85,7 +90,7 @@ def prune_report(
     rm_subset: bool = True,
     repeat: bool = False,
 ) -> PruneReport:
-    """As :func:`prune_connectivity`, with what was removed and why."""
+    """Prune as :func:`prune_connectivity`, arguments as there, and report which stages were removed and why."""
     if not 0 <= thres < 1:
         raise UseError(f"the threshold must be in [0, 1), got {thres:g}")
     values, exists = _halved(weights)

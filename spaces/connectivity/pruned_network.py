@@ -1,4 +1,4 @@
-"""The networks that remain: the decoder a mask describes, and the fully convolutional baseline."""
+"""Small networks: an encoder with the decoder of a mask, and the fully convolutional baseline."""
 
 from __future__ import annotations
 
@@ -33,15 +33,18 @@ class PrunedNetwork(nn.Module):
         mask: bool (L, L, 2), see :mod:`sparsemask.masks`; L is the backbone's number of end points.
         backbone_name: name of a registered backbone, or a backbone already built.
         depth: channels of every decoder stage.
-        in_channels: channels of the input picture.
+        in_channels: channels of the input image.
         num_classes: channels of the output.
         bn_momentum: of all running statistics.
-        widths: channels of the backbone's layers where they are not its own, see
-        :mod:`sparsemask.spaces.connectivity.widths`.
+        widths: channels of the backbone's layers where they differ from the registered backbone's, see
+            :mod:`sparsemask.spaces.connectivity.widths`.
         backbone_options: further arguments of the backbone's builder, such as its form.
 
     Stages that do not reach the output keep their (frozen) parameters, so that public checkpoints load, but
     are not computed.
+
+    Raises:
+        UseError: a mask of another number of features, an unknown backbone, or widths that do not fit.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class PrunedNetwork(nn.Module):
         self.fc_conv = nn.Conv2d(depth, num_classes, 1)
         init_convolutions(self.decoders, self.fc_conv)
         self.merged = nn.ModuleDict()  # filled by fold()
-        # Stages that take feature j of a kind and matter to the output.
+        # Stages that read feature j of a kind and reach the output.
         self._takers = {
             (kind, j): [i for i in live if self.mask[i, j, kind]] for j in range(len(channels)) for kind in (DOWN, UP)
         }
@@ -85,7 +88,7 @@ class PrunedNetwork(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Turn into the evaluation form, in place: no batch norms, one convolution per feature. There is no way back.
+        """Turn into the evaluation form, in place and irreversibly: no batch norms, one convolution per feature.
 
         A stage's batch norm scales all of its convolutions; its shift joins one of them (a constant commutes with
         bilinear upsampling).
@@ -105,9 +108,9 @@ class PrunedNetwork(nn.Module):
             if takers:
                 convs = self._convs(kind, j)
                 weight = torch.cat([conv.weight for conv in convs])
-                merged[f"{kind}_{j}"] = one = nn.Conv2d(weight.shape[1], len(weight), 1).to(weight)
-                one.weight.copy_(weight)
-                one.bias.copy_(torch.cat([conv.bias for conv in convs]))
+                merged[f"{kind}_{j}"] = joint = nn.Conv2d(weight.shape[1], len(weight), 1).to(weight)
+                joint.weight.copy_(weight)
+                joint.bias.copy_(torch.cat([conv.bias for conv in convs]))
         for stage in self.decoders.values():
             stage.down_convs, stage.up_convs = nn.ModuleDict(), nn.ModuleDict()
         self.merged.update(merged)
@@ -124,11 +127,11 @@ class PrunedNetwork(nn.Module):
         return decode(end_points, self.used, self.product, self.finish)
 
     def used(self, kind: int, j: int) -> bool:
-        """Whether any stage that matters takes feature j of a kind."""
+        """Whether any stage that reaches the output reads feature j of a kind."""
         return bool(self._takers[kind, j])
 
     def product(self, kind: int, j: int, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(stage, what it gets) of feature j, for all stages that take it."""
+        """(stage, contribution) of feature j, for all stages that read it."""
         if self.merged:
             products = self.merged[f"{kind}_{j}"](x)
         else:
@@ -136,7 +139,7 @@ class PrunedNetwork(nn.Module):
         yield from zip(self._takers[kind, j], products.split(self.fc_conv.in_channels, 1), strict=True)
 
     def finish(self, i: int, total: Tensor) -> Tensor:
-        """What stage i does to the sum of its inputs before relu6."""
+        """Batch norm of stage i on the sum of its inputs, before relu6."""
         return self.decoders[f"Decoders_{i}"].bn(total)
 
 
@@ -179,7 +182,7 @@ class FCN(nn.Module):
         init_convolutions(self.fc_conv)
 
     def fold(self) -> None:
-        """Turn into the evaluation form, in place: no batch norms. There is no way back."""
+        """Fold the batch norms into the convolutions, in place and irreversibly."""
         self.eval()
         fold_pairs(self.backbone)
 

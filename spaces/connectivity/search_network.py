@@ -38,7 +38,7 @@ class FullyDenseNetwork(nn.Module):
     Args:
         backbone_name: name of a registered backbone, or a backbone already built.
         depth: channels of every decoder stage.
-        in_channels: channels of the input picture.
+        in_channels: channels of the input image.
         num_classes: channels of the output.
         bn_momentum: of all running statistics (published: 0.0003; short runs want more).
         noise_std: standard deviation of the noise on the connection weights when training.
@@ -103,7 +103,7 @@ class FullyDenseNetwork(nn.Module):
         return [stage._weight_ for stage in self.stages]
 
     def connection_weights(self) -> list[Tensor]:
-        """The clamped weights in [0, 2] of the last forward pass, the very noisy sample, with their graph."""
+        """The weights in [0, 2] that the last forward pass used (noise added, then clamped), with their graph."""
         if self._last_weights is None:
             return [w.clamp(0, 2) for w in self.raw_weights()]
         return self._last_weights
@@ -125,7 +125,7 @@ class FullyDenseNetwork(nn.Module):
 
     @torch.no_grad()
     def clamp_weights_(self) -> None:
-        """Clamp the raw weights to [0, 2]; due after every optimizer step."""
+        """Clamp the raw weights to [0, 2], in place; call it after every optimizer step."""
         for w in self.raw_weights():
             w.clamp_(0, 2)
 
@@ -159,7 +159,17 @@ class FullyDenseNetwork(nn.Module):
 
 
 def build_backbone(name: str | nn.Module, in_channels: int, momentum: float, options: dict) -> nn.Module:
-    """A backbone by name, or the module given; UseError unless it keeps the backbones' contract."""
+    """Build a backbone by name, or return the module given.
+
+    Args:
+        name: a backbone's name, a class, or a module.
+        in_channels: channels of the input image.
+        momentum: of all running statistics.
+        options: further arguments of the builder; the last three are ignored for a module.
+
+    Raises:
+        UseError: unknown name, or a module that is no :class:`sparsemask.spaces.backbones.Backbone`.
+    """
     if isinstance(name, str | type):
         return create(name, in_channels, momentum=momentum, **options)
     if not is_backbone(name):

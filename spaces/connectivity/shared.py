@@ -1,4 +1,4 @@
-"""Networks as files to share: safetensors whose metadata says what to build."""
+"""Connectivity networks as safetensors files whose metadata describes the network."""
 
 from __future__ import annotations
 
@@ -21,8 +21,14 @@ _MOST = 1 << 31  # of any number that a file says
 
 
 def save_network(path: str | os.PathLike, network: PrunedNetwork | FCN, config: Mapping, n_class: int) -> None:
-    """Write a network; `config` has backbone_name, depth and the encoder's form
-    (:mod:`sparsemask.spaces.backbones.forms`)."""
+    """Write a network as a safetensors file that describes it, atomically.
+
+    Args:
+        path: the file.
+        network: its weights, mask and widths are written.
+        config: has backbone_name, depth and the encoder's form (:mod:`sparsemask.spaces.backbones.forms`).
+        n_class: channels of the output.
+    """
     entries = {
         "space": "connectivity",
         "backbone_name": config["backbone_name"],
@@ -37,7 +43,16 @@ def save_network(path: str | os.PathLike, network: PrunedNetwork | FCN, config: 
 
 
 def mask_from(connections: list[list[int]], features: int) -> np.ndarray:
-    """The mask bool (L,L,2) of the connections that a file lists; ValueError where L is beyond reason."""
+    """Build the mask, bool (L, L, 2), from a file's list of connections.
+
+    Args:
+        connections: (stage, feature, kind) of each.
+        features: L, 1 to 1000.
+
+    Raises:
+        ValueError: L out of range.
+        IndexError: a connection outside of L features.
+    """
     if not isinstance(features, int) or not 0 < features <= 1000:
         raise ValueError(f"{features!r:.40} features")
     mask = np.zeros((features, features, 2), dtype=bool)
@@ -46,31 +61,37 @@ def mask_from(connections: list[list[int]], features: int) -> np.ndarray:
 
 
 def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | None = None) -> PrunedNetwork | FCN:
-    """The network of a file written by :func:`save_network` (a run's network.safetensors), in evaluation mode.
+    """Load a network from a file that :func:`save_network` wrote (a run's network.safetensors).
 
     Args:
         path: the file.
-        backbone: the class or function that builds the encoder, where the file names code of the user's: files import
+        backbone: the class or function that builds the encoder, if the file names a user's code: files import
             nothing, see :mod:`sparsemask.plugins`.
 
-    Raises UseError when it is missing, torn, says not enough about itself, or names code that the user has not.
+    Returns:
+        The network in evaluation mode, on the CPU.
+
+    Raises:
+        UseError: the file is missing, damaged, does not describe a network, or names code that the user has not named.
     """
     state = load_weights(path)
     if Path(path).suffix != ".safetensors":
         raise UseError(f"{path}: only a safetensors file says what network it is; build one and use load_weights")
-    said = metadata(path)
-    missing = [key for key in (*_FIXED, "connections") if key not in said]
+    entries = metadata(path)
+    missing = [key for key in (*_FIXED, "connections") if key not in entries]
     if missing:
         raise UseError(f"{path}: does not say what network it is ({missing[0]}); build one and use load_weights")
-    name, depth, n_class, features = (said[key] for key in _FIXED)
+    name, depth, n_class, features = (entries[key] for key in _FIXED)
     for key, value in (("depth", depth), ("n_class", n_class), ("features", features)):
         if not isinstance(value, int) or not 0 < value < _MOST:
             raise UseError(f"{path}: {key} must be a whole number from 1 to {_MOST - 1}, found {repr(value):.40}")
     options = {"backbone_name": name if backbone is None else backbone, "num_classes": n_class}
-    options |= forms.arguments(name, said)
-    connections = said["connections"]
+    options |= forms.arguments(name, entries)
+    connections = entries["connections"]
     if connections is None:
         return build_described(lambda: FCN(**options), state, path)
     with describing(path):
         mask = mask_from(connections, features)
-    return build_described(lambda: PrunedNetwork(mask, depth=depth, widths=said.get("widths"), **options), state, path)
+    return build_described(
+        lambda: PrunedNetwork(mask, depth=depth, widths=entries.get("widths"), **options), state, path
+    )

@@ -1,4 +1,4 @@
-"""The connectivity space: which features should each decoder stage fuse?"""
+"""The connectivity space: a mask selects the features that each decoder stage fuses (arXiv 1904.07642)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from sparsemask.spaces.protocols import Loaded, Space
 
 @dataclass(frozen=True)
 class ConnectivityConfig:
-    """What fixes the networks of this space, and nothing else."""
+    """Hyperparameters of the networks of this space.
+
+    Raises:
+        UseError: unknown backbone, or a value out of range.
+    """
 
     backbone_name: str = "mobilenet_v2"
     depth: int = 64
@@ -31,8 +35,8 @@ class ConnectivityConfig:
     bn_momentum: float = 0.0003
     noise_std: float = 0.1
     encoder: Mapping[str, bool] = field(default_factory=dict)
-    """Arguments of the backbone's builder that say its form, where that is not the usual one; weights decide it."""
-    widths: str | None = None  # of its layers, where groups of weights were removed
+    """Arguments of the backbone's builder for a form that is not the default; weights decide it."""
+    widths: str | None = None  # of the backbone's layers, if groups of weights were removed
 
     def __post_init__(self):
         backbones.builder(self.backbone_name)  # UseError for unknown names
@@ -48,10 +52,10 @@ class ConnectivityConfig:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | ConnectivityConfig) -> ConnectivityConfig:
-        """Pick this space's options out of a mapping, passing over foreign and None entries."""
+        """Select this space's options from a mapping; foreign entries and None are ignored."""
         if isinstance(options, cls):
             return options
-        known = {one.name for one in fields(cls)}
+        known = {option.name for option in fields(cls)}
         picked = {key: value for key, value in options.items() if key in known and value is not None}
         return cls(**{"encoder": forms.arguments(picked.get("backbone_name", cls.backbone_name), options), **picked})
 
@@ -82,7 +86,7 @@ class ConnectivitySpace(Space):
         return FullyDenseNetwork(depth=config.depth, noise_std=config.noise_std, **options)
 
     def network(self, mask: np.ndarray | str, config) -> PrunedNetwork | FCN:
-        """The small network of a mask, of a named mask, or of `fcn`, the baseline without a decoder."""
+        """Build the small network of a mask, of a named mask, or of `fcn`, the baseline without a decoder."""
         config = ConnectivityConfig.from_options(config)
         options = config.network_options()
         if isinstance(mask, str):
@@ -95,14 +99,14 @@ class ConnectivitySpace(Space):
                 config.backbone_name, config.in_channels, momentum=config.bn_momentum, **config.encoder
             )
             mask = named_mask(mask, len(encoder.channels))
-            more = {"num_classes": config.n_class, "bn_momentum": config.bn_momentum, "widths": widths}
-            return PrunedNetwork(mask, encoder, config.depth, config.in_channels, **more)
+            settings = {"num_classes": config.n_class, "bn_momentum": config.bn_momentum, "widths": widths}
+            return PrunedNetwork(mask, encoder, config.depth, config.in_channels, **settings)
         return PrunedNetwork(mask, depth=config.depth, **options)
 
     def transfer(
         self, checkpoint: Mapping[str, Tensor], mask: np.ndarray | str, config, inherit: str = "encoder"
     ) -> dict[str, Tensor]:
-        """The state a small network starts from, out of a supernet's bare state dict: its encoder, or `all`.
+        """Select the weights that a small network inherits from a supernet: `encoder` or `all`.
 
         The backbone's form is the checkpoint's, whatever `config` says.
         """
@@ -112,14 +116,14 @@ class ConnectivitySpace(Space):
         return inherited_state(self.network(mask, config), checkpoint, inherit)
 
     def load(self, path: str | os.PathLike) -> Loaded:
-        """The network of a file to share and its connections, bool (L, L, 2); None for the baseline `fcn`."""
+        """Load a network and its connections, bool (L, L, 2), from a safetensors file; no mask for `fcn`."""
         from sparsemask.spaces.connectivity.shared import load_network
 
         network = load_network(path)
         return Loaded(network, network.mask)
 
     def exportable(self, network: PrunedNetwork | FCN, batch: Tensor, options, mask=None):
-        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
+        """Describe the network for retrain/export.py; see :class:`sparsemask.exporting.Exportable`."""
         from sparsemask.spaces.connectivity.export import exportable
 
         return exportable(network, batch, options)

@@ -1,4 +1,4 @@
-"""What a pruned network inherits from the supernet."""
+"""Weights that a pruned network inherits from the supernet."""
 
 from __future__ import annotations
 
@@ -14,41 +14,47 @@ INHERIT = ("encoder", "all")
 
 
 def inherited_state(net: PrunedNetwork | FCN, state: Mapping[str, Tensor], how: str = "encoder") -> dict[str, Tensor]:
-    """The state dict for `net` (PrunedNetwork or FCN) out of a supernet's `state`.
+    """Build the state dict of a small network from a supernet's weights.
 
     Args:
-        net: the small network; what is not inherited keeps its values.
+        net: the small network; weights that are not inherited keep their values.
         state: state dict of the FullyDenseNetwork (bare keys).
         how: `encoder` copies the backbone only. `all` also carries over the classifier, the stages' batch
             norms and the kept convolutions, with connection weight and inner batch norm folded in: in
             evaluation the result equals the supernet whose other connections have weight 0.
+
+    Returns:
+        A state dict that fits `net` strictly.
+
+    Raises:
+        UseError: a supernet of another backbone, depth or number of classes; `all` for the FCN baseline.
     """
     choose(how, INHERIT, "inheritance")
-    own = net.state_dict()
-    new = {key: _take(state, key, own) if key.startswith("backbone.") else value for key, value in own.items()}
+    target = net.state_dict()
+    new = {key: _take(state, key, target) if key.startswith("backbone.") else value for key, value in target.items()}
     if how == "encoder":
         return new
     if not isinstance(net, PrunedNetwork):
         raise UseError("inherit 'all' needs a connectivity mask: the FCN baseline has no decoder to inherit")
-    new |= {key: _take(state, key, own) for key in own if key.startswith("fc_conv.")}
+    new |= {key: _take(state, key, target) for key in target if key.startswith("fc_conv.")}
     for name, stage in net.decoders.items():
         prefix = f"decoders.{name}"
         w = _get(state, f"{prefix}._weight_").clamp(0, 2)
-        offset = torch.zeros_like(_take(state, f"{prefix}.bn.running_mean", own))
+        offset = torch.zeros_like(_take(state, f"{prefix}.bn.running_mean", target))
         for column, (kind, convs) in enumerate((("down_convs", stage.down_convs), ("up_convs", stage.up_convs))):
             for j in convs:
                 key = f"{prefix}.{kind}.{j}"
                 scale, constant = _folded(state, f"{key}.1", w[int(j), column], stage.bn.eps)
                 new[f"{key}.weight"] = _get(state, f"{key}.0.weight") * scale[:, None, None, None]
                 offset += constant
-        for key in own:
+        for key in target:
             if key.startswith(f"{prefix}.bn."):
-                new[key] = _take(state, key, own)
+                new[key] = _take(state, key, target)
         # The constants of the inner batch norms are gone from the sum: its mean moves by as much.
         new[f"{prefix}.bn.running_mean"] = new[f"{prefix}.bn.running_mean"] - offset
     for key, value in new.items():
-        if value.shape != own[key].shape:
-            raise UseError(_misfit(key, value, own[key]))
+        if value.shape != target[key].shape:
+            raise UseError(_misfit(key, value, target[key]))
     return new
 
 
@@ -64,15 +70,15 @@ def _get(state: Mapping[str, Tensor], key: str) -> Tensor:
     return state[key]
 
 
-def _take(state: Mapping[str, Tensor], key: str, own: Mapping[str, Tensor]) -> Tensor:
+def _take(state: Mapping[str, Tensor], key: str, target: Mapping[str, Tensor]) -> Tensor:
     value = _get(state, key)
-    if value.shape != own[key].shape:
-        raise UseError(_misfit(key, value, own[key]))
+    if value.shape != target[key].shape:
+        raise UseError(_misfit(key, value, target[key]))
     return value.clone()
 
 
-def _misfit(key: str, value: Tensor, own: Tensor) -> str:
+def _misfit(key: str, value: Tensor, expected: Tensor) -> str:
     return (
-        f"the search checkpoint does not fit: {key} is {tuple(value.shape)} there, {tuple(own.shape)} in the "
+        f"the search checkpoint does not fit: {key} is {tuple(value.shape)} there, {tuple(expected.shape)} in the "
         "network (other classes, depth or backbone)"
     )

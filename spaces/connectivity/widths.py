@@ -1,8 +1,7 @@
-"""Backbones whose layers lost channels: all widths as one word, and back.
+"""Channel numbers of a pruned backbone as one string, which configurations, metadata and command lines can hold.
 
-The word lists the layers in the backbone's order, "OUTxIN" for a convolution, "OUTxRANKxIN" for one that became a pair
-(:class:`sparsemask.spaces.group_sparsity.matrices.Pair`), "N" for a norm; so that a configuration, a file's metadata
-and a command line can hold it. What removing groups of weights leaves of a backbone is described by it.
+The string lists the layers in the backbone's order: "OUTxIN" for a convolution, "OUTxRANKxIN" for a factorised one
+(:class:`sparsemask.spaces.group_sparsity.matrices.Pair`), "N" for a norm.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sparsemask.errors import UseError
 
-_SIZE = 64  # of the picture that end points are counted with
+_SIZE = 64  # height and width of the image by which the end points' channels are counted
 _ENTRY = re.compile(r"\d{1,5}(x\d{1,5}){0,2}")
 
 
@@ -27,47 +26,61 @@ def _layers(backbone: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def widths_of(backbone: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """The widths of the backbone in `state`, a whole network's weights, that is `backbone` but for them; None if alike.
+    """Read the widths of a pruned backbone from a network's weights.
 
-    Raises UseError for weights with parts that no widths describe.
+    Args:
+        backbone: the unpruned backbone.
+        state: state dict of the whole network.
+
+    Returns:
+        The string; None if the widths are those of `backbone`.
+
+    Raises:
+        UseError: weights that widths cannot describe (borders).
     """
-    words, alike = [], True
-    for place, module in _layers(backbone):
-        name = f"backbone.{place}"
+    entries, alike = [], True
+    for layer, module in _layers(backbone):
+        name = f"backbone.{layer}"
         if f"{name}.border" in state or f"{name}.0.border" in state:
             raise UseError(f"{name} has a border: prune with --fold interior, or --fold none")
         first, second = state.get(f"{name}.0.weight"), state.get(f"{name}.1.weight")
         if isinstance(module, nn.Conv2d) and first is not None and second is not None:
-            words.append(f"{second.shape[0]}x{first.shape[0]}x{first.shape[1] * module.groups}")
+            entries.append(f"{second.shape[0]}x{first.shape[0]}x{first.shape[1] * module.groups}")
             alike = False
             continue
         weight = state.get(f"{name}.weight", module.weight)
         grouped = module.groups if isinstance(module, nn.Conv2d) else 1
         inputs = [weight.shape[0] if grouped > 1 else weight.shape[1]] if weight.dim() == 4 else []
-        words.append("x".join(map(str, [weight.shape[0], *inputs])))
+        entries.append("x".join(map(str, [weight.shape[0], *inputs])))
         alike = alike and weight.shape == module.weight.shape
-    return None if alike else ",".join(words)
+    return None if alike else ",".join(entries)
 
 
 def narrow_(backbone: nn.Module, widths: str, in_channels: int = 3) -> None:
-    """Give a fresh backbone, in place, the widths of a word: of every layer the first channels stay.
+    """Shrink a new backbone in place to the widths of a string; every layer keeps its first channels.
 
-    Raises UseError where the word is none, of another backbone, or its layers do not fit together.
+    Args:
+        backbone: as built by its builder.
+        widths: as :func:`widths_of` returns it.
+        in_channels: channels of the input image.
+
+    Raises:
+        UseError: not a string of widths, one of another backbone, or layers that do not fit together.
     """
     from sparsemask.spaces.group_sparsity.matrices import Pair
     from sparsemask.spaces.group_sparsity.slicing import reshape_
 
-    layers, words = _layers(backbone), widths.split(",")
-    if len(words) != len(layers) or not all(map(_ENTRY.fullmatch, words)):
+    layers, entries = _layers(backbone), widths.split(",")
+    if len(entries) != len(layers) or not all(map(_ENTRY.fullmatch, entries)):
         raise UseError(f"--widths {widths[:40]}: not the widths of this backbone, which has {len(layers)} layers")
     values = {}
-    for (name, module), word in zip(layers, words, strict=True):
-        sizes = [int(part) for part in word.split("x")]
+    for (name, module), entry in zip(layers, entries, strict=True):
+        sizes = [int(part) for part in entry.split("x")]
         conv = isinstance(module, nn.Conv2d)
-        own = (module.out_channels, module.in_channels) if conv else (module.num_features,)
+        current = (module.out_channels, module.in_channels) if conv else (module.num_features,)
         wrong = len(sizes) not in ((2, 3) if conv else (1,)) or min(sizes) < 1
-        if wrong or sizes[0] > own[0] or (conv and sizes[-1] > own[1]):
-            raise UseError(f"--widths: {name} cannot be {word}: it has {'x'.join(map(str, own))}")
+        if wrong or sizes[0] > current[0] or (conv and sizes[-1] > current[1]):
+            raise UseError(f"--widths: {name} cannot be {entry}: it has {'x'.join(map(str, current))}")
         if len(sizes) == 3:
             backbone.set_submodule(name, Pair.shaped(module, sizes[1], sizes[2], sizes[0]))
             continue
@@ -78,13 +91,13 @@ def narrow_(backbone: nn.Module, widths: str, in_channels: int = 3) -> None:
                 values[f"{name}.{key}"] = value[rows]
             elif value.dim() == 4:
                 values[f"{name}.{key}"] = value[rows] if module.groups > 1 else value[rows, : sizes[1]]
-    own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-    reshape_(backbone, {name: value for name, value in values.items() if value.shape != own[name].shape})
+    current = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    reshape_(backbone, {name: value for name, value in values.items() if value.shape != current[name].shape})
     backbone.channels = _end_points(backbone, in_channels)
 
 
 def _end_points(backbone: nn.Module, in_channels: int) -> list[int]:
-    """Channels of a backbone's end points, by a run that computes nothing."""
+    """Channels of a backbone's end points, by a run on the meta device."""
     twin = copy.deepcopy(backbone).to("meta").eval()
     try:
         with torch.no_grad():

@@ -1,8 +1,7 @@
-"""The space of retrained connectivity networks whose encoders lose groups of weights.
+"""The space of retrained connectivity networks whose encoders are pruned by groups of weights.
 
-What remains is a connectivity network again, its encoder with fewer channels
-(:mod:`sparsemask.spaces.connectivity.widths`), so that it is fine-tuned, evaluated, exported and specialised as any
-other.
+The result is a connectivity network again, its encoder with fewer channels
+(:mod:`sparsemask.spaces.connectivity.widths`), which is fine-tuned, evaluated, exported and specialised as any other.
 """
 
 from __future__ import annotations
@@ -51,9 +50,9 @@ class SlimNetwork(EncoderSection):
 class SlimSpace(HingeSpace):
     """Connectivity networks under the general rule of group sparsity (Li et al., CVPR 2020, section 3).
 
-    Channels of the encoder may vanish, those that shortcuts and depth-wise convolutions tie as one group; its
-    convolutions larger than 1×1 become pairs, whose ranks may vanish too. An inverted residual is such a
-    decomposition: its expanded channels are its rank. The decoder keeps its channels: what masks them is specialising.
+    Channels of the encoder can be removed, those that shortcuts and depth-wise convolutions tie as one group; its
+    convolutions larger than 1×1 become pairs, whose ranks can be reduced too. An inverted residual is such a
+    decomposition already: its expanded channels are its rank. The decoder keeps its channels; specialising masks them.
     """
 
     name = "slim"
@@ -62,43 +61,42 @@ class SlimSpace(HingeSpace):
     trained_as = "connectivity"
 
     def settled(self, config: RunConfig, given: Mapping, state: Mapping[str, Tensor], what: object) -> dict[str, Any]:
-        """The network's numbers, from a retrained run's checkpoint or network.safetensors."""
-        found = described(what)
+        """Read the network's options from a retrained run's checkpoint or network.safetensors."""
+        network_options = described(what)
         if config.network.bn_momentum is not None:
-            found.pop("bn_momentum", None)
-        for name, value in found.items():
+            network_options.pop("bn_momentum", None)
+        for name, value in network_options.items():
             if name in given and given[name] != value:
                 raise UseError(f"--{name} {given[name]}: {what} has {value}")
-        return found
+        return network_options
 
     def config(self, options, shape: Sequence[int] = (3, 97, 97)) -> dict:
-        """The recipe of a network, plain values."""
-        found = options
-        if "arch_options" not in found:
-            if not found.get("connectivity"):
+        """Return the recipe of a network as plain values; arguments as :meth:`HingeSpace.config`."""
+        if "arch_options" not in options:
+            if not options.get("connectivity"):
                 raise UseError(
                     "--pretrained_model is missing: a retrained connectivity network (runs/NAME/network.safetensors)"
                 )
             network = {"backbone_name": ConnectivityConfig.backbone_name}
-            network |= {name: found[name] for name in _NETWORK if found.get(name) is not None}
-            found = {**found, "arch": ARCH, "arch_options": network, "variant": GENERAL}
-        return super().config(found, shape)
+            network |= {name: options[name] for name in _NETWORK if options.get(name) is not None}
+            options = {**options, "arch": ARCH, "arch_options": network, "variant": GENERAL}
+        return super().config(options, shape)
 
     def plain(self, config) -> nn.Module:
-        """The network as it was retrained, its weights drawn from torch's generator."""
+        """Build the retrained network, its weights drawn from torch's generator."""
         config = self.config(config)
-        said = config["arch_options"]
-        mask = read_mask(said["connectivity"], len(backbones.strides(said["backbone_name"])))
-        return spaces.get("connectivity").network(mask, {**said, "n_class": config["n_class"]})
+        network_options = config["arch_options"]
+        mask = read_mask(network_options["connectivity"], len(backbones.strides(network_options["backbone_name"])))
+        return spaces.get("connectivity").network(mask, {**network_options, "n_class": config["n_class"]})
 
     def plan(self, plain: nn.Module, config: Mapping) -> Plan:
-        """The general rule's, of the encoder's groups alone."""
+        """Return the general rule's plan, restricted to the encoder's groups."""
         plan = general_plan(plain, trace(plain, example(config["input_shape"], plain)))
-        ours = tuple(s for s in plan.sets if all(m.module.startswith("backbone.") for m in s.members))
-        return dataclasses.replace(plan, sets=ours)
+        encoder_sets = tuple(s for s in plan.sets if all(m.module.startswith("backbone.") for m in s.members))
+        return dataclasses.replace(plan, sets=encoder_sets)
 
     def structure(self, config) -> Hinged:
-        """The same, for weights to be loaded into."""
+        """Build the network with its pairs, for weights to be loaded into."""
         return self.hinged(self.plain(config), config)
 
     def load_weights_into(self, network: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
@@ -106,46 +104,62 @@ class SlimSpace(HingeSpace):
         weights.load_strictly(network, state, source)
 
     def start(self, path) -> dict[str, Tensor]:
-        """Weights of the network that a mask file leaves."""
+        """Compute the weights of the pruned network of a mask file."""
         _, mask = self.read(path)
         return self.transfer(weights.load_weights(mask.checkpoint), mask)
 
     def read(self, path) -> tuple[np.ndarray, GroupMask]:
-        """(connectivity mask, mask) of a mask file; UseError where its checkpoint is not there as it was."""
+        """Read the connectivity mask and the group mask of a mask file.
+
+        Raises:
+            UseError: a mask of another space, or its checkpoint is missing or has changed.
+        """
         mask = load_mask(path)
         if mask.space != self.name:
             raise UseError(f"{path}: a mask of space '{mask.space}', not of '{self.name}'")
         if mask.checkpoint is None:
             raise UseError(f"{path}: does not say which search it comes from; prune again")
         mask.check_weights(mask.checkpoint, path)
-        said = mask.config["arch_options"]
-        return read_mask(said["connectivity"], len(backbones.strides(said["backbone_name"]))), mask
+        network_options = mask.config["arch_options"]
+        return read_mask(
+            network_options["connectivity"], len(backbones.strides(network_options["backbone_name"]))
+        ), mask
 
 
 def described(what: object) -> dict:
-    """What a retrained connectivity run's checkpoint or network.safetensors says of its network, as options.
+    """Read a network's options from a retrained connectivity run's checkpoint or network.safetensors.
 
-    Raises UseError for files of other networks, and for the baseline without a decoder.
+    Raises:
+        UseError: a file of another network, or of the baseline without a decoder.
     """
     if Path(str(what)).suffix == ".safetensors":
-        said = weights.metadata(what)
-        space, pairs, size = said.get("space"), said.get("connections"), said.get("features")
+        entries = weights.metadata(what)
+        space, pairs, size = entries.get("space"), entries.get("connections"), entries.get("features")
         mask = None
         if pairs is not None and size is not None:
             mask = mask_from(pairs, size)
-        found = {**said, **forms.words_of(said)}
+        options = {**entries, **forms.words_of(entries)}
     else:
         state = weights.read_checkpoint(what)
-        space, mask, found = state.get("space"), state.get("mask"), dict(weights.config_of(state))
+        space, mask, options = state.get("space"), state.get("mask"), dict(weights.config_of(state))
         mask = mask.numpy() if isinstance(mask, Tensor) else None
     if space != "connectivity" or mask is None or not (mask[..., DOWN].any() or mask[..., UP].any()):
         raise UseError(f"{what}: not of a retrained connectivity network (runs/NAME/network.safetensors)")
-    known = {name: found.get(name) for name in _NETWORK if name != "connectivity" and name in found}
+    known = {name: options.get(name) for name in _NETWORK if name != "connectivity" and name in options}
     return {**known, "connectivity": mask_word(mask)}
 
 
 def small_widths(mask: np.ndarray, options, state: Mapping[str, Tensor]) -> str | None:
-    """Widths of the encoder in a connectivity network's weights; None where it has its own."""
+    """Read the encoder's widths from a connectivity network's weights.
+
+    Args:
+        mask: connections, bool (L, L, 2).
+        options: of the network by name.
+        state: its weights.
+
+    Returns:
+        As :func:`sparsemask.spaces.connectivity.widths.widths_of`; None if the widths are the backbone's own.
+    """
     config = {**options, "widths": None}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         backbone = spaces.get("connectivity").network(mask, config).backbone

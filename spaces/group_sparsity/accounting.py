@@ -1,4 +1,4 @@
-"""What a network costs once channels are gone, from its graph alone: no tensor is touched, no parameter made anew."""
+"""Cost of a network after removing channels, computed from its graph without changing a tensor."""
 
 from __future__ import annotations
 
@@ -23,21 +23,24 @@ class Count:
     """Cost of one sample."""
 
     published: int
-    """Multiply-adds by the convention of the published figures: convolutions, linear layers, 2 an element for
-    BatchNorm2d and 1 for modules of ReLU's kind."""
+    """Multiply-adds by the paper's convention: convolutions, linear layers, 2 an element for BatchNorm2d and 1 for
+    modules of ReLU's kind."""
     multiply_adds: int
-    """Those that convolutions and linear layers execute; as :func:`sparsemask.costs.multiply_adds` counts."""
+    """Multiply-adds executed by convolutions and linear layers, as :func:`sparsemask.costs.multiply_adds` counts."""
     parameters: int
-    """Trainable ones."""
+    """Trainable parameters."""
 
 
 class Accounting:
-    """Counts what remains of a network; prepared once, then a few array operations a question.
+    """Counts the cost of a network without some channels; prepared once, then a few array operations per count.
 
     Args:
-        network: the traced network, with its pairs. Nothing of it is kept or changed.
+        network: the traced network, with its pairs; neither kept nor changed.
         graph: its channels. Sizes are those of the input it was traced with.
-        input_shape: checked against the graph's where given, (B, C, H, W) or (C, H, W).
+        input_shape: checked against the graph's if given, (B, C, H, W) or (C, H, W).
+
+    Raises:
+        UseError: `input_shape` differs from the graph's.
     """
 
     def __init__(self, network: nn.Module, graph: ChannelGraph, input_shape: Collection[int] | None = None):
@@ -53,16 +56,20 @@ class Accounting:
         return self  # never changes, and serves every copy of the network
 
     def count(self, gone: np.ndarray | None = None, merge: Collection[str] | str = ()) -> Count:
-        """The cost without the elements in `gone` (mask or numbers; None: the whole network).
+        """Count the cost without some elements.
 
         Args:
-            merge: names of pairs counted as the one convolution they are equal to; "cheaper": those for which that
-                is no more multiply-adds.
+            gone: removed elements, bool (graph.count,) or their numbers; None: the whole network.
+            merge: names of pairs that are counted as the one convolution they are equal to; "cheaper": those for which
+                that takes no more multiply-adds.
+
+        Raises:
+            UseError: a name that is no pair.
         """
         alive = np.ones(self.graph.count, bool) if gone is None else ~self.graph.as_mask(gone)
         into, out = self._into.count(alive), self._out.count(alive)
         # A grouped convolution loses whole groups: what one group has stays.
-        inner = np.where(self._groups > 1, self._each, into)
+        inner = np.where(self._groups > 1, self._per_group, into)
         products = self._area * inner * out
         parameters = int(self._sizes(alive))
         chosen = self._chosen(merge, into, out)
@@ -76,7 +83,7 @@ class Accounting:
         return Count(total + int(self._rate @ self._maps.count(alive)), total, parameters)
 
     def chosen(self, gone: np.ndarray | None = None, merge: Collection[str] | str = "cheaper") -> list[str]:
-        """Names of the pairs that `merge` stands for."""
+        """Return the names of the pairs that `merge` selects; arguments as for :meth:`count`."""
         alive = np.ones(self.graph.count, bool) if gone is None else ~self.graph.as_mask(gone)
         picked = self._chosen(merge, self._into.count(alive), self._out.count(alive))
         return [self.pair_names[i] for i in picked]
@@ -97,7 +104,7 @@ class Accounting:
         self._into = _Lines([node.consumes for node in nodes])
         self._out = _Lines([node.makes for node in nodes])
         self._groups = np.array([node.groups for node in nodes])
-        self._each = np.array([len(node.consumes) // node.groups for node in nodes])
+        self._per_group = np.array([len(node.consumes) // node.groups for node in nodes])
         self._kernel = np.array([_volume(n.weight.shape[2:]) if n.op == "convolution" else 1 for n in nodes])
         # A transposed convolution multiplies at every position of its input.
         at = [n.inputs[0] if n.op == "convolution" and n.args[6] else n.outputs[0] for n in nodes]
@@ -114,39 +121,39 @@ class Accounting:
         self._maps, self._rate = _Lines(lines), np.array(rates, dtype=np.int64)
 
     def _parameters(self, network: nn.Module) -> None:
-        rows, columns, fixed, rest = [], [], [], 0
+        rows, columns, fixed, constant = [], [], [], 0
         for name, parameter in network.named_parameters():
             if not parameter.requires_grad:
                 continue
             axes = {d: e for d, e in self.graph.axes.get(name, {}).items() if len(e)}
             if not axes:
-                rest += parameter.numel()
+                constant += parameter.numel()
                 continue
             arrays = list(axes.values())
             rows.append(arrays[0])
             columns.append(arrays[1] if len(arrays) > 1 else np.zeros(0, np.int64))
             fixed.append(parameter.numel() // _volume(map(len, arrays)))
-        one, two = _Lines(rows), _Lines(columns)
+        first_axis, second_axis = _Lines(rows), _Lines(columns)
         single = np.array([len(c) == 0 for c in columns])
         fixed = np.array(fixed, dtype=np.int64)
-        self._sizes = functools.partial(_sizes, rest, fixed, single, one, two)
+        self._sizes = functools.partial(_sizes, constant, fixed, single, first_axis, second_axis)
 
     def _pairs(self, network: nn.Module) -> None:
-        place = {name: i for i, name in enumerate(self.names) if self.graph.node(name) is self.graph.nodes[i]}
-        found = [name for name, m in network.named_modules() if isinstance(m, Pair)]
-        self.pair_names = [name for name in found if f"{name}.0" in place and f"{name}.1" in place]
-        self._first = np.array([place[f"{name}.0"] for name in self.pair_names], dtype=np.int64)
-        self._second = np.array([place[f"{name}.1"] for name in self.pair_names], dtype=np.int64)
+        node_index = {name: i for i, name in enumerate(self.names) if self.graph.node(name) is self.graph.nodes[i]}
+        names = [name for name, m in network.named_modules() if isinstance(m, Pair)]
+        self.pair_names = [name for name in names if f"{name}.0" in node_index and f"{name}.1" in node_index]
+        self._first = np.array([node_index[f"{name}.0"] for name in self.pair_names], dtype=np.int64)
+        self._second = np.array([node_index[f"{name}.1"] for name in self.pair_names], dtype=np.int64)
 
     def layers(self, gone: np.ndarray | None = None) -> Mapping[str, tuple[int, int]]:
-        """By convolution or linear layer: channels in and out that remain."""
+        """Return the remaining input and output channels of each convolution and linear layer, by name."""
         alive = np.ones(self.graph.count, bool) if gone is None else ~self.graph.as_mask(gone)
         ends = zip(self._into.count(alive).tolist(), self._out.count(alive).tolist(), strict=True)
         return dict(zip(self.names, ends, strict=True))
 
 
 class _Lines:
-    """Many arrays of elements in one, so that what is alive of each is counted at once."""
+    """Many arrays of elements concatenated, so that the remaining ones of all are counted at once."""
 
     def __init__(self, arrays: list[np.ndarray]):
         self._at = np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
@@ -158,9 +165,11 @@ class _Lines:
         return sums[self._ends[1:]] - sums[self._ends[:-1]]
 
 
-def _sizes(rest: int, fixed: np.ndarray, single: np.ndarray, one: _Lines, two: _Lines, alive: np.ndarray) -> int:
-    """Parameters: of those without channels, and of each array as many as its one or two axes have alive."""
-    return rest + (fixed * one.count(alive) * np.where(single, 1, two.count(alive))).sum()
+def _sizes(
+    constant: int, fixed: np.ndarray, single: np.ndarray, first_axis: _Lines, second_axis: _Lines, alive: np.ndarray
+) -> int:
+    """Parameters: the constant ones, and of each tensor the product over its one or two axes of remaining channels."""
+    return constant + (fixed * first_axis.count(alive) * np.where(single, 1, second_axis.count(alive))).sum()
 
 
 def _volume(sizes) -> int:
@@ -168,5 +177,5 @@ def _volume(sizes) -> int:
 
 
 def _spread(shape: tuple[int, ...], batch: int) -> int:
-    """Positions a sample of a tensor (B, C, ...) or (rows, C): whatever is not channels."""
+    """Positions a sample of a tensor (B, C, ...) or (rows, C): the product of all dimensions but channels."""
     return max(1, shape[0] // batch) * _volume(shape[2:])

@@ -1,4 +1,4 @@
-"""Convolutions that still feel removed constant channels where these ended: at the zero padding.
+"""Convolutions that account for removed constant channels at the zero padding.
 
 A removed channel that held a constant c adds the convolution of a map of c's: the same everywhere but near the border,
 where part of the kernel lies on the padding. One more input channel, of ones, whose weights are the sum of c times the
@@ -15,16 +15,16 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 
 class _Bordered:
-    """Mixed into a convolution class: an output is that of the convolution plus that of `border` on ones."""
+    """Mixin of a convolution class: adds the convolution of an input of ones by `border` to the output."""
 
-    def forward(self, x: Tensor, *more) -> Tensor:
-        y = super().forward(x, *more)
+    def forward(self, x: Tensor, *args) -> Tensor:
+        y = super().forward(x, *args)
         if self.border_map is not None and not self.training and self.border_map.shape[2:] == y.shape[2:]:
             return y + self.border_map
         return y + self.border_of(x)
 
     def border_of(self, x: Tensor) -> Tensor:
-        """(1, out channels, ...): what the ones add to the output for an input of x's size."""
+        """(1, out channels, ...): the contribution of the ones for an input of x's size."""
         ones = x.new_ones(1, 1, *x.shape[2:])
         transposed = isinstance(self, _ConvTransposeNd)
         ahead = self.output_padding if transposed else (0,) * len(self.stride)
@@ -76,19 +76,22 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def can_be_bordered(module: nn.Module) -> bool:
-    """Whether :func:`add_border` knows this convolution."""
+    """Whether :func:`add_border` supports this module."""
     return type(module) in _CLASSES or isinstance(module, _Bordered)
 
 
 def border_weights(module: nn.Module) -> Tensor | None:
-    """The border of a convolution, None where it has none."""
+    """The border's weights of a convolution, None without a border."""
     return module.border if isinstance(module, _Bordered) else None
 
 
 def add_border(module: nn.Module, border: Tensor) -> None:
-    """Let a convolution add `border`, weights (out channels, 1, k, ...) of a channel of ones, in place.
+    """Add an input channel of ones to a convolution, in place; repeated borders are summed.
 
-    Transposed ones: (1, out channels, k, ...). The border is a parameter, `border`, and trains with the others.
+    Args:
+        module: a convolution that :func:`can_be_bordered` accepts.
+        border: weights of the channel, (out channels, 1, k, ...), or (1, out channels, k, ...) of a transposed
+            convolution. They become the trainable parameter `border`.
     """
     if isinstance(module, _Bordered):
         module.border = nn.Parameter(module.border.detach() + border)
@@ -102,7 +105,7 @@ def add_border(module: nn.Module, border: Tensor) -> None:
 
 
 def add_bias(module: nn.Module, bias: Tensor) -> None:
-    """Add to the bias of a convolution or linear layer, in place; one without gets one."""
+    """Add to the bias of a convolution or linear layer, in place; a missing bias is created."""
     if module.bias is None:
         module.bias = nn.Parameter(bias.clone())
     else:
@@ -111,9 +114,16 @@ def add_bias(module: nn.Module, bias: Tensor) -> None:
 
 @torch.no_grad()
 def fix_borders(network: nn.Module, example: Tensor) -> nn.Module:
-    """Keep every border's map for inputs of this size, in place: evaluation then adds it and convolves no ones.
+    """Precompute every border's map for inputs of one size, in place, so that evaluation only adds it.
 
-    Forgotten when training begins; after loading other weights call it again. Returns the network.
+    The maps are dropped when training begins; call it again after loading other weights.
+
+    Args:
+        network: changed in place.
+        example: an input (B, C, ...).
+
+    Returns:
+        The network.
     """
 
     def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -134,9 +144,16 @@ def fix_borders(network: nn.Module, example: Tensor) -> nn.Module:
 
 
 def fit_additions(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Add the biases and borders that a compressed network's state dict has and `network` lacks, in place.
+    """Create the biases and borders that a compressed network's state dict has and `network` lacks, in place.
 
-    Call it when pairs are in place and channel numbers set, before loading. Returns the network.
+    Call it after pairs and channel numbers are set and before loading.
+
+    Args:
+        network: changed in place.
+        state: the state dict.
+
+    Returns:
+        The network.
     """
     for name, module in list(network.named_modules()):
         if not isinstance(module, _ConvNd | nn.Linear):

@@ -1,6 +1,6 @@
-"""What channels of a network hang together: the description on which every rule of group sparsity rests.
+"""Channel dependencies of a network: which channels can only be removed together.
 
-Hinge (Li et al. 2020, arXiv 2003.08935) treats each architecture by hand; here the ties are read off one run.
+Hinge (Li et al. 2020, arXiv 2003.08935) treats each architecture by hand; here dependencies are traced in one run.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ PRODUCTS = ("convolution", "mm", "addmm")
 
 
 def _resolved(node: Node, classes: np.ndarray, value: Callable) -> Node:
-    made = node.makes is not None
+    is_product = node.makes is not None
     return replace(
         node,
         inputs=tuple(map(value, node.inputs)),
         outputs=tuple(map(value, node.outputs)),
         args=tree_map_only(Value, value, node.args),
-        consumes=classes[node.consumes] if made else None,
-        makes=classes[node.makes] if made else None,
+        consumes=classes[node.consumes] if is_product else None,
+        makes=classes[node.makes] if is_product else None,
         weight=value(node.weight),
         bias=value(node.bias),
     )
 
 
 class ChannelGraph:
-    """Every channel of a traced network as an *element*: channels that are removed together bear one number.
+    """Every channel of a traced network as an *element*: channels that are removed together share one number.
 
-    Elements are numbered 0 ... count - 1. A network's input and output, and whatever the trace does not understand,
-    are locked. Made by :func:`trace`; holds no tensors, and serves every network of the same structure.
+    Elements are numbered 0 ... count - 1. Channels of the network's input and output, and of operators that the trace
+    does not understand, are locked. Made by :func:`trace`; holds no tensors, valid for every network of the same
+    structure.
 
     Attributes:
         count: number of elements.
@@ -79,21 +80,29 @@ class ChannelGraph:
 
     @staticmethod
     def module_of(node: Node) -> str:
-        """The module whose weight a product uses; the running one where the weight is computed."""
+        """Name of the module whose weight a product uses; of the running module if the weight is computed."""
         name = node.weight.parameter if node.weight else ""
         return name.rpartition(".")[0] if name else node.module
 
     def node(self, module: str) -> Node:
-        """The convolution or matrix product that a module executes; UseError where it executes none."""
+        """Return the convolution or matrix product of a module.
+
+        Raises:
+            UseError: the module executed none.
+        """
         if module not in self._owned:
             raise UseError(f"no convolution or linear layer '{module}' ran when the network was traced")
         return self._owned[module]
 
     def elements(self, module: str, dim: int) -> np.ndarray:
-        """Elements along a module's outputs (dim 0) or inputs (dim 1), int64 (channels,).
+        """Return the elements along a module's outputs or inputs, int64 (channels,).
 
-        Convolutions, linear layers, and whatever else has a `weight` (batch norms: dim 0). UseError for a name that
-        the trace did not meet.
+        Args:
+            module: name of a convolution, linear layer or any module with a `weight` (batch norms: dim 0).
+            dim: 0: output channels, 1: input channels.
+
+        Raises:
+            UseError: a module that did not run when the network was traced.
         """
         if module in self._owned and self._owned[module].weight.parameter:
             return self._owned[module].makes if dim == 0 else self._owned[module].consumes
@@ -102,35 +111,40 @@ class ChannelGraph:
             raise UseError(f"'{module}' has no channels along dimension {dim} in the traced network")
         return axes[dim]
 
-    def same(self, one: tuple[str, int], other: tuple[str, int]) -> bool:
-        """Whether two (module, dim) carry the same elements in the same order."""
-        return bool(np.array_equal(self.elements(*one), self.elements(*other)))
+    def same(self, first: tuple[str, int], second: tuple[str, int]) -> bool:
+        """Whether two sides (module, dim) have the same elements in the same order."""
+        return bool(np.array_equal(self.elements(*first), self.elements(*second)))
 
     def locked(self, elements: np.ndarray) -> np.ndarray:
-        """bool, of the shape of `elements`: which of them can never be removed."""
+        """Which elements can never be removed, bool of the shape of `elements`."""
         return self._locked[elements]
 
     def reason(self, element: int) -> str | None:
-        """Why an element is locked, in words; None where it is not."""
+        """Reason why an element is locked; None if it is not."""
         return self._reasons[element]
 
     @functools.cached_property
     def dense(self) -> list[Node]:
-        """Products that are not grouped: they alone make and consume channels, grouped ones pass them on."""
+        """Products without groups; only these create and consume channels, grouped ones pass them on."""
         return [node for node in self.nodes if node.groups == 1]
 
     def remove(self, network: nn.Module, gone: np.ndarray) -> nn.Module:
-        """Slice the network in place: weights, biases, buffers, channel and group numbers. Returns it.
+        """Remove channels in place: from weights, biases, buffers, channel and group numbers.
+
+        Parameters stay the same objects. The contributions of removed channels are lost; see
+        :func:`sparsemask.spaces.group_sparsity.compress.compress`, which preserves the function. Modules with channel
+        numbers of their own are notified by ``remove_channels(keep_in, keep_out)``
+        (:class:`sparsemask.spaces.group_sparsity.tracing.RemovesChannels`).
 
         Args:
             network: the traced one or one of the same structure and shapes.
-            gone: bool (count,), or the numbers of the elements to remove. UseError for locked ones, and where a tensor
-                would lose all of its channels.
+            gone: elements to remove, bool (count,) or their numbers.
 
-        Parameters stay the same objects. What the removed channels held is lost; see
-        :func:`sparsemask.spaces.group_sparsity.compress.compress`, which preserves the function. A module with a method
-        ``remove_channels(keep_in, keep_out)`` (bool arrays over its input's and output's channels) may have channel
-        numbers of its own, and is told.
+        Returns:
+            The network.
+
+        Raises:
+            UseError: a locked element, or a tensor that would lose all of its channels.
         """
         gone = self.as_mask(gone)
         if (bad := np.flatnonzero(gone & self._locked)).size:
@@ -156,13 +170,21 @@ class ChannelGraph:
 
 
 def trace(network: nn.Module, example: Tensor) -> ChannelGraph:
-    """Run `network` once on `example` (B, C, ...) in evaluation mode, and say which channels hang together.
+    """Run a network once in evaluation mode and record which channels depend on each other.
 
     Sums and products tie channels, concatenations join them, convolutions and linear layers make new ones, grouped
-    convolutions tie whole groups, a flattened map repeats its channels. The network is left as it was.
+    convolutions tie whole groups, a flattened map repeats its channels. The network is not changed.
 
-    Raises UseError, naming the module, for decisions taken from a tensor's contents, for weights that are used twice,
-    for a network without convolutions, and where it does not run.
+    Args:
+        network: any network of convolutions.
+        example: an input (B, C, ...).
+
+    Returns:
+        The channel graph.
+
+    Raises:
+        UseError: value-dependent control flow, weights that are used twice, a network without convolutions, or one that
+            does not run on the input; the message names the module.
     """
     if not any(p.dim() > 2 for p in network.parameters()):
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
@@ -182,16 +204,16 @@ def _refuse_reuse(watched: Watched) -> None:
     for node in watched.nodes:
         for value in (node.weight,) if node.makes is not None else ():
             if value.parameter in users and value.parameter:
-                place = value.parameter.rpartition(".")[0]
-                raise UseError(f"module '{place}' is used twice: shared weights cannot be pruned; give each its own")
+                module = value.parameter.rpartition(".")[0]
+                raise UseError(f"module '{module}' is used twice: shared weights cannot be pruned; give each its own")
             users[value.parameter] = node.module
 
 
 def _follows(network: nn.Module, example: Tensor, graph: ChannelGraph, elements: np.ndarray) -> bool:
-    """Whether a size written in the network's code follows when a channel goes: tried on a copy."""
-    found = np.unique(graph._classes[elements])
-    free = found[~graph.locked(found)]
-    if not free.size or len(found) < 2:
+    """Whether a size written in the network's code still fits after removing a channel; tried on a copy."""
+    classes = np.unique(graph._classes[elements])
+    free = classes[~graph.locked(classes)]
+    if not free.size or len(classes) < 2:
         return True
     trial = copy.deepcopy(network).eval()
     try:

@@ -1,7 +1,7 @@
-"""What removed channels leave behind, and where it can be put.
+"""Constants of removed channels, and the biases and running means that can absorb them.
 
-A channel whose groups are zero still carries what biases and batch norms make of zero, through activations, sums and
-pools. It does not depend on the input, so it is read off the network itself, run on two random inputs.
+A channel whose groups are zero still holds the constant that biases and batch norms make of zero, through activations,
+sums and pools. It does not depend on the input and is measured by running the network on two random inputs.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _PASS = """clone detach alias _to_copy expand mean _adaptive_avg_pool2d adaptive
 
 @dataclass
 class Plan:
-    """What has to be added where, over the channels before the removal."""
+    """Corrections to biases, running means and borders, over the channels before the removal."""
 
     biases: dict[str, Tensor] = field(default_factory=dict)
-    """By module: to its bias (out channels,)."""
+    """By module: added to its bias, (out channels,)."""
     means: dict[str, Tensor] = field(default_factory=dict)
-    """By buffer: from a batch norm's running mean (channels,)."""
+    """By buffer: subtracted from a batch norm's running mean, (channels,)."""
     borders: dict[str, Tensor] = field(default_factory=dict)
     """By module: weights of a channel of ones."""
     refused: list[np.ndarray] = field(default_factory=list)
-    """Elements whose constants have no place: they cannot go."""
+    """Elements whose constants cannot be absorbed; they cannot be removed."""
 
 
 class _Reader(TorchDispatchMode):
-    """Runs the traced network again and keeps what the removed channels hold where they are consumed."""
+    """Runs the traced network again and records the values of removed channels at the layers that consume them."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -50,7 +50,7 @@ class _Reader(TorchDispatchMode):
     def __init__(self, graph: ChannelGraph, gone: np.ndarray):
         super().__init__()
         self.graph, self.gone, self.step = graph, gone, 0
-        self.found: dict[int, tuple[Tensor, Tensor]] = {}
+        self.values: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -62,13 +62,23 @@ class _Reader(TorchDispatchMode):
             x, weight = args[:2] if node.op == "convolution" else args[-2:]
             dim = int(node.op == "convolution" and not args[6])
             at = at.to(x.device)
-            self.found[self.step] = (x.index_select(1, at).double(), weight.index_select(dim, at).double())
+            self.values[self.step] = (x.index_select(1, at).double(), weight.index_select(dim, at).double())
         self.step += 1
         return func(*args, **(kwargs or {}))
 
 
 def read(network: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> tuple[list, Tensor, Tensor]:
-    """[(node, values, values on another input, weights)] of the consumers of removed channels; an input, its output."""
+    """Measure the values of removed channels on two random inputs.
+
+    Args:
+        network: the masked network, in evaluation mode.
+        graph: its channels.
+        gone: bool (graph.count,), the removed elements.
+
+    Returns:
+        (node, values, values on another input, weights) of each consumer of removed channels; the second input; the
+        network's output for it.
+    """
     like = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
     runs = []
@@ -77,16 +87,23 @@ def read(network: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> tuple[lis
         reader = _Reader(graph, gone)
         with torch.no_grad(), reader:
             output = network(example)
-        runs.append(reader.found)
+        runs.append(reader.values)
     return [(graph.all_nodes[k], x, runs[1][k][0], w) for k, (x, w) in runs[0].items()], example, output
 
 
-def plan(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, found: list, fold: str) -> Plan:
-    """Where the constants of the removed channels go; `fold` as for
-    :func:`sparsemask.spaces.group_sparsity.compress.compress`."""
+def plan(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, consumers: list, fold: str) -> Plan:
+    """Decide where the constants of removed channels are absorbed.
+
+    Args:
+        network: the masked network, in evaluation mode.
+        graph: its channels.
+        gone: bool (graph.count,), the removed elements.
+        consumers: as :func:`read` returns them.
+        fold: "exact" or "interior", see :func:`sparsemask.spaces.group_sparsity.compress.compress`.
+    """
     result = Plan()
     users = _users(graph)
-    for node, x, other, weight in found:
+    for node, x, other, weight in consumers:
         elements = node.consumes[gone[node.consumes]]
         convolves = node.op == "convolution"
         seen_by = (
@@ -125,13 +142,13 @@ def plan(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, found: list,
 
 def _put(network, graph, node: Node, amount: Tensor, users: dict, result: Plan, elements: np.ndarray) -> None:
     """Add `amount` (out channels,) to a product's output, or refuse."""
-    places = _Places(network, graph, users)
-    if not places.product(node, amount):
+    targets = _Targets(network, graph, users)
+    if not targets.product(node, amount):
         result.refused.append(elements)
         return
-    for kept, new in ((result.biases, places.biases), (result.means, places.means)):
+    for totals, new in ((result.biases, targets.biases), (result.means, targets.means)):
         for name, part in new:
-            kept[name] = kept.get(name, 0) + part
+            totals[name] = totals.get(name, 0) + part
 
 
 def leaves(tree) -> list[Tensor]:
@@ -147,8 +164,8 @@ def _users(graph: ChannelGraph) -> dict[int, list[Node]]:
     return users
 
 
-class _Places:
-    """Looks for what can take a constant: biases that exist, running means further on, at last a bias to be made."""
+class _Targets:
+    """Searches for layers that can absorb a constant: existing biases, later running means, finally a new bias."""
 
     def __init__(self, network: nn.Module, graph: ChannelGraph, users: dict[int, list[Node]]):
         self.network, self.graph, self.users = network, graph, users
@@ -156,7 +173,7 @@ class _Places:
         self.means: list[tuple[str, Tensor]] = []
 
     def product(self, node: Node, amount: Tensor, new: bool = True) -> bool:
-        """Whether a constant (out channels,) at a product's output found its places; `new`: a new bias may be one."""
+        """Whether a constant (out channels,) at a product's output can be absorbed; `new`: also by a new bias."""
         module = self.graph.module_of(node) if node.weight.parameter else None
         if module and node.bias is not None and node.bias.parameter == f"{module}.bias":
             self.biases.append((module, amount))
@@ -171,22 +188,22 @@ class _Places:
         return False
 
     def value(self, value: Value, amount: Tensor) -> bool:
-        """Likewise for a constant (channels,) in a tensor: every use of it has to take it."""
+        """Whether a constant (channels,) in a tensor can be absorbed by every operator that reads it."""
         uses = self.users.get(value.number, ())
         return bool(uses) and all(self._use(node, value, amount) for node in uses)
 
     def _use(self, node: Node, value: Value, amount: Tensor) -> bool:
-        places = [i for i, v in enumerate(node.inputs) if v.number == value.number]
+        positions = [i for i, v in enumerate(node.inputs) if v.number == value.number]
         out = node.outputs[0]
         wide = len(out.shape) > 1 and out.shape[1] == len(amount)
         if node.op.endswith("batch_norm") or node.op.startswith("_batch_norm"):
             mean = next((v.parameter for v in node.inputs[1:] if v.parameter.endswith("running_mean")), "")
-            if mean and places == [0]:
+            if mean and positions == [0]:
                 self.means.append((mean, amount))
-            return bool(mean) and places == [0]
+            return bool(mean) and positions == [0]
         if node.op == "convolution":
             # A 1x1 convolution (a pair's second one) makes of a constant another one.
-            plain = node.groups == 1 and not node.args[6] and not any(node.args[4]) and places == [0]
+            plain = node.groups == 1 and not node.args[6] and not any(node.args[4]) and positions == [0]
             if not plain or not node.weight.parameter or max(node.weight.shape[2:]) > 1:
                 return False
             weight = self.network.get_parameter(node.weight.parameter).double().flatten(1)
@@ -196,22 +213,24 @@ class _Places:
                 wide
                 and not node.named
                 and len(value.shape) == len(out.shape)
-                and (self.value(out, amount * len(places)))
+                and (self.value(out, amount * len(positions)))
             )
         if node.op in ("split", "split_with_sizes", "unsafe_split"):
             if len(node.args) != 3 or node.args[2] != 1:
                 return False
-            parts = amount.split([o.shape[1] for o in node.outputs])
+            parts = amount.split([output.shape[1] for output in node.outputs])
             return all(
-                self.value(o, part) for o, part in zip(node.outputs, parts, strict=True) if o.number in self.users
+                self.value(output, part)
+                for output, part in zip(node.outputs, parts, strict=True)
+                if output.number in self.users
             )
         if node.op == "cat":
-            if node.args[1:] != (1,) or len(places) > 1:
+            if node.args[1:] != (1,) or len(positions) > 1:
                 return False
-            at = sum(v.shape[1] for v in node.inputs[: places[0]])
-            whole = amount.new_zeros(out.shape[1])
-            whole[at : at + len(amount)] = amount
-            return self.value(out, whole)
+            at = sum(v.shape[1] for v in node.inputs[: positions[0]])
+            padded = amount.new_zeros(out.shape[1])
+            padded[at : at + len(amount)] = amount
+            return self.value(out, padded)
         return node.op in _PASS and wide and 1 in out.axes and self.value(out, amount)
 
 

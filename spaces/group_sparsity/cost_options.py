@@ -1,4 +1,4 @@
-"""The flags that say how much of a network may remain, and how that is counted; the search watches by them too."""
+"""Flags for the target cost of a pruned network and how it is counted, shared by search and pruning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Channel elements: numbered channels, which of them are one and the same, and which have to stay."""
+"""Channel elements: numbered channels, their equivalence classes, and which of them are locked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.sparse.csgraph import connected_components
 
 
 class Elements:
-    """A growing set of channels. Ties and locks are collected first and resolved together, at the end."""
+    """A growing set of channels. Ties and locks are collected first and resolved together at the end."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -16,7 +16,7 @@ class Elements:
         self._locks: list[tuple[np.ndarray, str]] = []
 
     def fresh(self, count: int, reason: str | None = None) -> np.ndarray:
-        """Numbers of `count` new elements, (count,) int64; locked where a reason is given."""
+        """Create `count` elements and return their numbers, (count,) int64; locked if a reason is given."""
         numbers = np.arange(self.count, self.count + count)
         self.count += count
         if reason:
@@ -24,16 +24,16 @@ class Elements:
         return numbers
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Entry i of `a` and entry i of `b` are removed together; one of them may be a single element."""
+        """Require that entry i of `a` and entry i of `b` are removed together; either may be a single element."""
         a, b = np.broadcast_arrays(a, b)
         self._ties.append((a, b))
 
     def lock(self, elements: np.ndarray, reason: str) -> None:
-        """These elements can never be removed; the first reason given is the one that is told."""
+        """Forbid to remove these elements; of several reasons the first is reported."""
         self._locks.append((np.asarray(elements), reason))
 
     def resolve(self) -> tuple[np.ndarray, list[str | None]]:
-        """The class of every element, (count,) int64, numbered from 0; for every class why it is locked, or None."""
+        """Return the class of every element, (count,) int64 from 0, and for every class why it is locked, or None."""
         if self._ties:
             a, b = (np.concatenate(side) for side in zip(*self._ties, strict=True))
         else:

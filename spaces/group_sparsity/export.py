@@ -1,4 +1,4 @@
-"""Networks whose groups were pruned for other programs: groups are gone, batch norms folded, borders are maps."""
+"""Export of networks with pruned groups: batch norms folded, borders precomputed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from sparsemask.spaces.group_sparsity.fast import fast_form, folded
 
 
 def exportable(network: nn.Module, batch: Tensor, mask=None, save=None) -> Exportable:
-    """A network as a function from pictures (B, C, H, W) of the size of `batch`, any B, to its outputs.
+    """Describe a network as a function from images (B, C, H, W) of the size of `batch`, any B, to its outputs.
 
-    network: in evaluation mode, on the CPU. mask: which groups stayed, kept beside the weights, None: a plain network.
-    save(path, network, mask): writes it to share.
+    Args:
+        network: in evaluation mode, on the CPU.
+        batch: an example (B, C, H, W).
+        mask: the groups that were kept; None: a plain network.
+        save: (path, network, mask), writes the network as a safetensors file.
     """
     two = torch.cat([batch, batch]) if len(batch) == 1 else batch
     plain = pure(folded(network, two).requires_grad_(False), lambda net, picture: net(picture))

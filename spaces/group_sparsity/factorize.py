@@ -1,4 +1,4 @@
-"""Replaces convolutions by a factorised pair (Hinge, section 3)."""
+"""Replace convolutions by factorised pairs (Hinge, Li et al., CVPR 2020, section 3)."""
 
 from __future__ import annotations
 
@@ -26,19 +26,28 @@ class DoubleReLU(nn.Module):
 
 
 def hinge(network: nn.Module, plan, init: str = "svd2", generator: torch.Generator | None = None, **settings: float):
-    """Put the plan's pairs and double ReLUs into `network`, which is changed and returned.
+    """Insert the plan's pairs and double ReLUs into a network, in place.
 
-    `network.sets` is then the list of its groups, counted anew where an initialisation changes a rank. The function is
-    kept by the initialisations in `matrices.EXACT`; `settings` as for `matrices.factorise`.
-    Raises UseError where the network has no such convolution.
+    Args:
+        network: the plain network.
+        plan: which convolutions are factorised, and the groups.
+        init: initialisation of pairs, one of `matrices.INITS`; those in `matrices.EXACT` preserve the function.
+        generator: of random initialisations.
+        settings: further arguments of `matrices.factorise`.
+
+    Returns:
+        The network; its `sets` are the groups, recounted if the initialisation changed a rank.
+
+    Raises:
+        UseError: the network lacks a convolution or ReLU of the plan.
     """
     for name in plan.splits:
         network.set_submodule(name, Pair.of(_convolution(network, name), init, generator, **settings))
     for name in plan.double_relu:
-        where = network.get_submodule(name)
-        if not isinstance(where, nn.ReLU):
-            raise UseError(f"{name}: is {type(where).__name__}, expected a ReLU to be made a double one")
-        network.set_submodule(name, DoubleReLU().train(where.training))
+        relu = network.get_submodule(name)
+        if not isinstance(relu, nn.ReLU):
+            raise UseError(f"{name}: is {type(relu).__name__}, expected a ReLU to be made a double one")
+        network.set_submodule(name, DoubleReLU().train(relu.training))
     network.sets = [counted(network, s) for s in plan.sets]
     return network
 
@@ -54,7 +63,7 @@ def _convolution(network: nn.Module, name: str) -> nn.Conv2d:
 
 
 def counted(network: nn.Module, s: GroupSet) -> GroupSet:
-    """The same set with as many groups as the network's shapes say."""
+    """The same set with the number of groups that the network's shapes give."""
     member = s.members[0]
     if member.index is not None:
         return s

@@ -1,4 +1,4 @@
-"""Networks as they are timed and run: batch norms folded, borders precomputed, the faster memory format."""
+"""Networks prepared for timing and inference: batch norms folded, borders precomputed, the faster memory format."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ from sparsemask.timing import compare, make_inputs
 
 
 def folded(network: nn.Module, example: torch.Tensor) -> nn.Module:
-    """A copy in evaluation mode, batch norms folded into convolutions wherever they follow one."""
-    made = copy.deepcopy(network).eval()
-    fix_borders(made, example)
-    return fold_norms(made, example)
+    """Return a copy in evaluation mode, batch norms folded into the convolutions before them, borders precomputed."""
+    result = copy.deepcopy(network).eval()
+    fix_borders(result, example)
+    return fold_norms(result, example)
 
 
 def fast_form(network: nn.Module, shape: Sequence[int], batch: int, device, compiled: bool = False):
-    """The network made fast for inputs (batch, *shape): a callable of one; its `form` says how.
+    """Optimise a network for inputs of one shape.
 
-    compiled: measure the compiled form too and take the faster.
+    Args:
+        network: moved to `device`.
+        shape: (C, H, W).
+        batch: inputs at once.
+        device: to run on.
+        compiled: also measure the compiled form and take the faster one.
+
+    Returns:
+        A callable of one input, whose `form` names the chosen form, and an example input.
     """
     example = make_inputs((batch, *shape), device)[0]
     with torch.no_grad():
@@ -35,7 +43,19 @@ def fast_form(network: nn.Module, shape: Sequence[int], batch: int, device, comp
 def compare_times(
     networks: dict[str, nn.Module], shape: Sequence[int], batch: int, device, compiled: bool = False, rounds: int = 9
 ) -> dict[str, float]:
-    """Median milliseconds of each network on a batch of inputs, each in its fast form, timed in turn."""
+    """Time networks in their fast forms, in turn.
+
+    Args:
+        networks: by name.
+        shape: (C, H, W) of an input.
+        batch: inputs at once.
+        device: to run on.
+        compiled: also consider compiled forms.
+        rounds: timed calls of each.
+
+    Returns:
+        Median milliseconds for a batch, by name.
+    """
     forms = {name: fast_form(network, shape, batch, device, compiled) for name, network in networks.items()}
     calls = {name: (lambda form=form, x=x: form(x)) for name, (form, x) in forms.items()}
     return compare(calls, rounds=rounds, device=device)

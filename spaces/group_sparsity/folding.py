@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, wherever a trace shows the two in turn."""
+"""Fold batch norms into the convolutions before them, found by tracing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from sparsemask.spaces.group_sparsity.channels import ChannelGraph, trace
 
 @torch.no_grad()
 def fold_norms(network: nn.Module, example: Tensor) -> nn.Module:
-    """Turn `network` into its evaluation form, in place: foldable batch norms become part of a convolution. Returns it.
+    """Fold batch norms into the convolutions before them, in place and irreversibly.
 
-    Found by one run on the first of `example` (B, C, ...) rather than by names, so that users' networks, and
-    convolutions with borders (:mod:`sparsemask.spaces.group_sparsity.border`), are folded as well. What cannot be
-    folded stays. There is no way back. UseError for a network that cannot be traced.
+    They are found by one run rather than by names, so that users' networks and convolutions with borders
+    (:mod:`sparsemask.spaces.group_sparsity.border`) are folded as well. Norms that cannot be folded stay.
+
+    Args:
+        network: changed in place; put into evaluation mode.
+        example: inputs (B, C, ...), of which the first is used.
+
+    Returns:
+        The network.
+
+    Raises:
+        UseError: the network cannot be traced.
     """
     network.eval()
     for conv, name in _in_turn(network, trace(network, example[:1])):
@@ -33,12 +42,12 @@ def fold_norms(network: nn.Module, example: Tensor) -> nn.Module:
 
 
 def _in_turn(network: nn.Module, graph: ChannelGraph) -> list[tuple[str, str]]:
-    """(convolution, batch norm) of those whose output only the batch norm reads."""
+    """(convolution, batch norm) pairs where only the batch norm reads the convolution's output."""
     readers: dict[int, list] = {}
     for node in graph.all_nodes:
         for number in {value.number for value in node.inputs}:
             readers.setdefault(number, []).append(node)
-    found = []
+    pairs = []
     for node in graph.nodes:
         name = graph.module_of(node)
         if not node.weight.parameter.endswith(".weight") or (node.op == "convolution" and node.args[6]):
@@ -51,5 +60,5 @@ def _in_turn(network: nn.Module, graph: ChannelGraph) -> list[tuple[str, str]]:
         mean = next((v.parameter for v in after[0].inputs if v.parameter.endswith(".running_mean")), "")
         norm = mean.rpartition(".")[0]
         if norm and isinstance(module := network.get_submodule(norm), _BatchNorm) and module.affine:
-            found.append((name, norm))
-    return found
+            pairs.append((name, norm))
+    return pairs

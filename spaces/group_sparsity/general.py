@@ -1,4 +1,4 @@
-"""Where matrices go in any network of convolutions: the rule that reads the graph instead of a table."""
+"""Factorisation and group sets for any convolutional network, derived from its channel graph."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ _PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTransp
 
 
 def general_plan(network: nn.Module, graph: ChannelGraph | None = None, pairs: bool = True) -> Plan:
-    """The plan for any traced network, which has no pairs in it yet.
+    """Derive the plan of a network from its channel graph.
 
-    Every convolution without groups and larger than 1×1, but the first, becomes a pair whose rows may vanish ("P1"),
-    which lowers its rank. Channels that are not locked may vanish too ("P2"): those that shortcuts tie
-    together as one group, its norm joint over all layers that make it. Without `pairs` nothing is split and channels
-    alone may vanish.
+    Every convolution without groups and larger than 1×1, except the first, becomes a pair whose rows can be removed
+    ("P1"), which lowers its rank. Channels that are not locked can be removed too ("P2"); channels that shortcuts tie
+    together form one group, whose norm is taken over all layers that produce it.
+
+    Args:
+        network: without pairs.
+        graph: its channels; None: traced with a 3×32×32 image.
+        pairs: False: factorise nothing, so that only channels can be removed.
     """
     if graph is None:
         graph = trace(network, torch.zeros(1, *INPUT_SHAPE))
@@ -36,24 +40,29 @@ def _splits(network: nn.Module, name: str) -> bool:
 
 
 def _producers(network: nn.Module, graph: ChannelGraph, nodes: list) -> dict[str, np.ndarray]:
-    """By name, in order of execution: the elements that the layers among `nodes` make, grouped ones included."""
-    found = {}
+    """Output elements of the layers among `nodes`, grouped ones included, by name in order of execution."""
+    producers = {}
     for node in nodes:
         name = graph.module_of(node)
         if isinstance(network.get_submodule(name), _PRODUCERS):
             if node.weight is not None and node.weight.parameter == f"{name}.weight":
-                found[name] = node.makes
-    return found
+                producers[name] = node.makes
+    return producers
 
 
 def channel_sets(network: nn.Module, graph: ChannelGraph, splits: set[str] = frozenset(), projection: str = "P2"):
-    """The sets of channels that may vanish: a group for every element that is free and made by layers.
+    """Build the sets of removable channels: a group for every element that is not locked and produced by layers.
 
-    Depth-wise and grouped convolutions, which pass channels on, count as makers too: what they make of a constant under
-    padding differs from place to place, and only as zeros leaves a channel that can go without a trace.
+    Depth-wise and grouped convolutions, which pass channels on, count as producers too: under padding their output for
+    a constant input varies between positions, and only a channel of zeros can be removed exactly.
 
-    Elements made by the same layers form a set, so that norms within one are of the same number of weights. A
-    layer in `splits` is meant as the pair it will be.
+    Elements produced by the same layers form a set, so that all norms of a set cover the same number of weights.
+
+    Args:
+        network: without pairs.
+        graph: its channels.
+        splits: layers that will become pairs; their groups refer to the pair's second convolution.
+        projection: "P1" or "P2", of the sets.
     """
     producers = _producers(network, graph, graph.nodes)
     makers: list[list[str]] = [[] for _ in range(graph.count)]
@@ -68,21 +77,21 @@ def channel_sets(network: nn.Module, graph: ChannelGraph, splits: set[str] = fro
     for element, names in enumerate(makers):
         if names and not graph.locked(np.array(element)):
             alike.setdefault(tuple(names), []).append(element)
-    order = {name: place for place, name in enumerate(producers)}
+    order = {name: index for index, name in enumerate(producers)}
     sets, used = [], set()
     for names in sorted(alike, key=lambda names: [order[name] for name in names]):
         group = np.full(graph.count, -1)
         group[alike[names]] = np.arange(len(alike[names]))
         label = f"{names[0]}.channels" if names[0] not in used else f"{names[0]}.channels{len(names)}"
         used.add(names[0])
-        places = {name: f"{name}.1" if name in splits else name for name in names}
-        members = {places[name]: group[producers[name]] for name in names}
+        layers = {name: f"{name}.1" if name in splits else name for name in names}
+        members = {layers[name]: group[producers[name]] for name in names}
         sets.append(_set(label, projection, members, len(alike[names])))
     return sets
 
 
 def _set(name: str, projection: str, members: dict[str, np.ndarray], count: int) -> GroupSet:
-    """A set out of the groups of every member's output channels; without indices where they are plain."""
+    """A set from the group of every output channel of its members; indices are omitted for consecutive groups."""
     size = max(1, len(next(iter(members.values()))) // count)
     plain = np.arange(count).repeat(size)
     if all(np.array_equal(index, plain) for index in members.values()):

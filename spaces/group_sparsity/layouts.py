@@ -1,4 +1,4 @@
-"""Whose network a state dict is of, told by its names and shapes, and its names as this toolkit has them."""
+"""Recognise the architecture of a state dict by its names and shapes, and rename its tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsemask.spaces.group_sparsity import networks
 
 @dataclass(frozen=True)
 class Layout:
-    """A state dict understood."""
+    """A recognised state dict."""
 
     arch: str
     """Name for `networks.create`."""
@@ -22,17 +22,23 @@ class Layout:
     state: dict[str, Tensor]
     """The weights under this toolkit's names."""
     options: dict = field(default_factory=dict)
-    """Further arguments for `networks.create`, where they differ from the named network's."""
+    """Arguments of `networks.create` that differ from the named network's."""
     strided: bool = False
-    """Whether the file's origin says that its shortcuts take every second pixel."""
+    """Whether the layout implies shortcuts that take every second pixel."""
 
 
 def read(state: Mapping[str, Tensor], what: object) -> Layout:
-    """Find out which of the named networks a state dict is of: plain, hinged, compressed or merged.
+    """Recognise which named network a state dict belongs to: plain, hinged, compressed or merged.
 
-    Knows the layout that group sparsity's networks are published in, which is this toolkit's but for hinged DenseNets,
-    and the CIFAR ResNets whose shortcuts take every second pixel and pad channels with zeros (`layer1.0.conv1`, ...).
-    Raises UseError naming `what` for any other.
+    Supports the published layout of group sparsity's networks, which is this toolkit's except for hinged DenseNets, and
+    the CIFAR ResNets whose shortcuts take every second pixel and pad channels with zeros (`layer1.0.conv1`, ...).
+
+    Args:
+        state: tensors by name.
+        what: the file's name in errors.
+
+    Raises:
+        UseError: the weights are damaged or of another network.
     """
     state = {key: value for key, value in state.items() if not key.endswith("running_grad_ratio")}
     for fits, understand in _KNOWN:
@@ -48,17 +54,17 @@ def read(state: Mapping[str, Tensor], what: object) -> Layout:
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """1 + the largest number that the pattern's group takes."""
-    return 1 + max(int(found[1]) for found in map(re.compile(pattern).match, state) if found)
+    """1 + the largest number matched by the pattern's group."""
+    return 1 + max(int(match[1]) for match in map(re.compile(pattern).match, state) if match)
 
 
 def _named(family: str, n_class: int, state: dict[str, Tensor], settings: dict, strided: bool = False) -> Layout:
-    """The layout with the name of the network that has these settings, the rest as options."""
-    found = [arch for arch in networks.available() if networks.architecture(arch).family == family]
+    """The layout named after the network with these settings; remaining differences become options."""
+    candidates = [arch for arch in networks.available() if networks.architecture(arch).family == family]
     if family in networks.ANY_DEPTH:
-        found.append(f"{family}{settings['depth']}")
+        candidates.append(f"{family}{settings['depth']}")
     for fixed in (("depth", "block"), ("depth",)):  # another block is an option of the depth's network
-        for arch in found:
+        for arch in candidates:
             defaults = networks.defaults(arch)
             if all(defaults.get(key) == settings.get(key, defaults.get(key)) for key in fixed):
                 options = {key: value for key, value in settings.items() if defaults.get(key) != value}
@@ -82,17 +88,17 @@ def _resnet(state: dict[str, Tensor]) -> Layout:
 
 
 def _strided_resnet(state: dict[str, Tensor]) -> Layout:
-    places = {"conv1": "body.0", "bn1": "body.1", "conv2": "body.3", "bn2": "body.4", "shortcut": "downsample"}
-    outside = {"conv1": "features.0.0", "bn1": "features.0.1", "linear": "classifier"}
+    body_layers = {"conv1": "body.0", "bn1": "body.1", "conv2": "body.3", "bn2": "body.4", "shortcut": "downsample"}
+    other_layers = {"conv1": "features.0.0", "bn1": "features.0.1", "linear": "classifier"}
     renamed = {}
     for key, value in state.items():
-        inside = re.match(r"layer([123])\.(\d+)\.(\w+?)\.(.+)$", key)
-        if inside:
-            stage, block, part, rest = inside.groups()
-            renamed[f"features.{stage}.{block}.{places[part]}.{rest}"] = value
+        match = re.match(r"layer([123])\.(\d+)\.(\w+?)\.(.+)$", key)
+        if match:
+            stage, block, part, leaf = match.groups()
+            renamed[f"features.{stage}.{block}.{body_layers[part]}.{leaf}"] = value
         else:
-            part, _, rest = key.partition(".")
-            renamed[f"{outside[part]}.{rest}"] = value
+            part, _, leaf = key.partition(".")
+            renamed[f"{other_layers[part]}.{leaf}"] = value
     convolved = any(".downsample." in key for key in renamed)
     settings = {
         "depth": 2 + 6 * _count(state, r"layer1\.(\d+)\."),
@@ -126,9 +132,9 @@ def _vgg(state: dict[str, Tensor]) -> Layout:
 def _densenet(state: dict[str, Tensor]) -> Layout:
     renamed = {}
     for key, value in state.items():  # the matrix stands after its convolution there, in it here
-        found = re.match(r"(features\.(?:[135]\.\d+\.body|[24]))\.([23])\.(weight|bias)$", key)
-        if found and f"{found[1]}.3.weight" in state:
-            key = f"{found[1]}.2.{int(found[2]) - 2}.{found[3]}"
+        match = re.match(r"(features\.(?:[135]\.\d+\.body|[24]))\.([23])\.(weight|bias)$", key)
+        if match and f"{match[1]}.3.weight" in state:
+            key = f"{match[1]}.2.{int(match[2]) - 2}.{match[3]}"
         renamed[key] = value
     depth = 4 + 3 * _count(state, r"features\.1\.(\d+)\.")
     settings = {"depth": depth, "growth": state["features.0.weight"].shape[0] // 2}

@@ -1,4 +1,4 @@
-"""Networks out of files: plain, hinged, merged, and compressed ones, whose tensors are smaller than the plain one's."""
+"""Load networks from files: plain, hinged, merged and compressed ones."""
 
 from __future__ import annotations
 
@@ -25,16 +25,24 @@ _COUNTER = "num_batches_tracked"
 
 
 def load(path: str | os.PathLike, **options) -> nn.Module:
-    """The network of a file, in evaluation mode; as :func:`build`."""
+    """Load the network of a file; as :func:`build`."""
     return build(load_weights(path), path, **options)
 
 
 def build(state: Mapping[str, Tensor], what: object, **options) -> nn.Module:
-    """The network that a state dict is of, with its weights, in evaluation mode.
+    """Build the network of a state dict and load its weights.
 
-    Names and shapes say which; `options` (of `networks.create`) say what they cannot, as `shortcut="strided"` for a
-    file whose names do not tell. Raises UseError naming `what` where it is none of the named networks, torn, or its
-    layers do not fit each other.
+    Args:
+        state: tensors by name; names and shapes determine the network.
+        what: the file's name in errors.
+        options: of `networks.create`, for properties that names and shapes do not determine, such as
+            `shortcut="strided"`.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        UseError: not a named network, damaged, or layers that do not fit together.
     """
     layout = read(state, what)
     network = networks.create(layout.arch, layout.n_class, **{**layout.options, **options})
@@ -50,10 +58,16 @@ def build(state: Mapping[str, Tensor], what: object, **options) -> nn.Module:
 
 
 def load_into(network: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
-    """Start `network` from weights of the same shapes, of any layout that :func:`read` knows or of its own names.
+    """Load weights of the same shapes into a network.
 
-    Raises UseError, with nothing loaded, where they do not fit, or where the file's shortcuts are others than the
-    network's (which no name or shape would betray).
+    Args:
+        network: changed in place.
+        state: tensors under the network's names or in any layout that :func:`read` recognises.
+        what: the file's name in errors.
+
+    Raises:
+        UseError: the weights do not fit, or the file's shortcuts are of another kind (which names and shapes do not
+            show); nothing is loaded then.
     """
     if any(key not in state for key in network.state_dict() if not key.endswith(_COUNTER)):
         try:
@@ -71,9 +85,9 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], what: object) -> 
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
-    own = network.state_dict()
+    expected = network.state_dict()
     state = dict(state)
-    for key, value in own.items():
+    for key, value in expected.items():
         if key.endswith(_COUNTER):  # older files lack it
             state.setdefault(key, torch.zeros_like(value))
         elif key in state and value.dim() == 0 and state[key].numel() == 1:
@@ -82,12 +96,16 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], what: object) -> None
 
 
 def fit_shapes(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give `network` the shapes of a state dict under its own names, before it is loaded.
+    """Give a network the shapes of a state dict, in place, before it is loaded.
 
-    A convolution whose weights are in the file as a pair's becomes a pair, a pair whose weights are one convolution's
-    becomes that, a ReLU with slopes a double one; channels, groups and features are set; biases and borders that came
-    in by compression are added. Parameters that change their shape are new objects. What the file lacks is left as it
-    is, for the loading to complain about.
+    A convolution that is a pair in the file becomes a pair, a pair that is one convolution becomes one, a ReLU with
+    slopes becomes a double one; channels, groups and features are set; biases and borders from compression are added.
+    Parameters that change their shape are new objects. Tensors that the file lacks are left as they are; loading then
+    reports them.
+
+    Args:
+        network: changed in place.
+        state: tensors under the network's names.
     """
     for name, module in list(network.named_modules()):
         parent = network.get_submodule(name.rpartition(".")[0]) if name else None
@@ -122,20 +140,20 @@ def _fit_site(network: nn.Module, name: str, module: Pair | _ConvNd, state: Mapp
 def _fit_convolution(conv: _ConvNd, name: str, state: Mapping[str, Tensor]) -> None:
     # whole groups are removed: what each has stays
     transposed = isinstance(conv, _ConvTransposeNd)
-    each = (conv.in_channels if transposed else conv.out_channels) // conv.groups
+    per_group = (conv.in_channels if transposed else conv.out_channels) // conv.groups
     _resize(conv, name, state)
     if conv.groups > 1:
-        conv.groups = max(1, conv.weight.shape[0] // each)
+        conv.groups = max(1, conv.weight.shape[0] // per_group)
     sizes = conv.weight.shape[0], conv.weight.shape[1] * conv.groups
     conv.in_channels, conv.out_channels = sizes if transposed else sizes[::-1]
 
 
 def _resize(module: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
-    """Make a module's tensors as large as the file's of the same number of dimensions."""
+    """Resize a module's tensors to the file's tensors of the same number of dimensions."""
     for kinds in (module._parameters, module._buffers):
-        for key, own in kinds.items():
-            found = state.get(f"{name}.{key}")
-            if own is None or found is None or found.shape == own.shape or found.dim() != own.dim():
+        for key, current in kinds.items():
+            tensor = state.get(f"{name}.{key}")
+            if current is None or tensor is None or tensor.shape == current.shape or tensor.dim() != current.dim():
                 continue
-            fresh = torch.zeros(found.shape, dtype=own.dtype, device=own.device)
-            kinds[key] = nn.Parameter(fresh, own.requires_grad) if isinstance(own, nn.Parameter) else fresh
+            fresh = torch.zeros(tensor.shape, dtype=current.dtype, device=current.device)
+            kinds[key] = nn.Parameter(fresh, current.requires_grad) if isinstance(current, nn.Parameter) else fresh

@@ -1,4 +1,4 @@
-"""The sparsity-inducing matrix: a convolution as a thinner one of the same kernel and a 1×1 that mixes its filters.
+"""The sparsity-inducing matrix: a convolution factorised into one of the same kernel size and a 1×1 convolution.
 
 With W a convolution's weights as a matrix of c·k² rows and n columns (one a filter), W = U A. The filters of U are the
 first convolution, A the second: column j of A is output channel j, row i is filter i of the first. A zero column is a
@@ -17,15 +17,15 @@ from sparsemask.errors import choose
 
 INITS = ("svd2", "svd", "p-identity", "p-random", "t-random", "p-disturbance-u", "p-disturbance-n")
 EXACT = ("svd2", "svd", "p-identity")
-"""Those that keep the convolution's function."""
+"""Initialisations that preserve the convolution's function."""
 
 
 def factorise(
     weight: Tensor, init: str = "svd2", generator: torch.Generator | None = None, scale: float = 0.05, dim: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Weights (n, c, kh, kw) -> first (r, c, kh, kw) and second (n, r, 1, 1), of the same type; r = n unless said.
+    """Factorise a convolution's weight (Li et al., CVPR 2020, section 3).
 
-    `init`, with W = U S Vᵀ (in float64):
+    Initialisations, with W = U S Vᵀ (in float64); r = n unless stated:
 
     - "svd2": U and S Vᵀ, so that the norms of A's rows are the singular values; r = min(n, c·kh·kw).
     - "svd": U S (zero columns where c·kh·kw < n) and Vᵀ.
@@ -34,6 +34,16 @@ def factorise(
       training, they do not keep the function; nor does
     - "p-disturbance-u", "p-disturbance-n": W and the identity plus `scale` times uniform or normal values, its columns
       (`dim` 0) or rows (`dim` 1) scaled to length 1.
+
+    Args:
+        weight: (n, c, kh, kw).
+        init: one of `INITS`.
+        generator: of random values; None: torch's global generator.
+        scale: of the disturbance.
+        dim: along which disturbed matrices are normalised.
+
+    Returns:
+        Weights of the first convolution (r, c, kh, kw) and of the second (n, r, 1, 1), of the type of `weight`.
     """
     choose(init, INITS, "initialisation")
     n, shape = weight.shape[0], weight.shape[1:]
@@ -74,9 +84,9 @@ def _factors(
 
 
 class Pair(nn.Sequential):
-    """Two convolutions in the place of one: [0] of its kernel, without bias, [1] a 1×1 with the bias.
+    """Two convolutions that replace one.
 
-    [0] has the stride, padding and dilation.
+    [0] has its kernel size, stride, padding and dilation, [1] is a 1×1 convolution with its bias.
     """
 
     def __init__(self, first: nn.Conv2d, second: nn.Conv2d) -> None:
@@ -84,18 +94,22 @@ class Pair(nn.Sequential):
 
     @classmethod
     def shaped(cls, conv: nn.Conv2d, rank: int, n_in: int | None = None, n_out: int | None = None) -> Pair:
-        """A pair for `conv` with `rank` filters in between and fresh weights."""
+        """A pair for `conv` with `rank` filters in between and newly initialised weights."""
         n_in = conv.in_channels if n_in is None else n_in
         n_out = conv.out_channels if n_out is None else n_out
-        place = {"device": conv.weight.device, "dtype": conv.weight.dtype}
-        first = _like(conv, n_in, rank, False, place)
-        return cls(first, nn.Conv2d(rank, n_out, 1, bias=conv.bias is not None, **place))
+        factory = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        first = _like(conv, n_in, rank, False, factory)
+        return cls(first, nn.Conv2d(rank, n_out, 1, bias=conv.bias is not None, **factory))
 
     @classmethod
     def of(
         cls, conv: nn.Conv2d, init: str = "svd2", generator: torch.Generator | None = None, **settings: float
     ) -> Pair:
-        """The pair of a convolution (not grouped); `init` and `settings` as for :func:`factorise`."""
+        """Factorise a convolution without groups; `init` and `settings` as for :func:`factorise`.
+
+        Raises:
+            ValueError: the convolution is grouped.
+        """
         if conv.groups != 1 or not isinstance(conv, nn.Conv2d):
             raise ValueError(f"no pair for {conv}: grouped")
         first, second = factorise(conv.weight, init, generator, **settings)
@@ -108,10 +122,10 @@ class Pair(nn.Sequential):
         return pair.train(conv.training)
 
     def merged(self) -> nn.Conv2d:
-        """The one convolution that does the same."""
+        """The single convolution that computes the same."""
         first, second = self
-        place = {"device": first.weight.device, "dtype": first.weight.dtype}
-        conv = _like(first, first.in_channels, second.out_channels, second.bias is not None, place)
+        factory = {"device": first.weight.device, "dtype": first.weight.dtype}
+        conv = _like(first, first.in_channels, second.out_channels, second.bias is not None, factory)
         with torch.no_grad():
             matrix = second.weight.flatten(1).double() @ first.weight.flatten(1).double()
             conv.weight.copy_(matrix.reshape(conv.weight.shape))
@@ -120,7 +134,7 @@ class Pair(nn.Sequential):
         return conv.train(self.training)
 
 
-def _like(conv: nn.Conv2d, n_in: int, n_out: int, bias: bool, place: dict) -> nn.Conv2d:
+def _like(conv: nn.Conv2d, n_in: int, n_out: int, bias: bool, factory: dict) -> nn.Conv2d:
     return nn.Conv2d(
         n_in,
         n_out,
@@ -130,5 +144,5 @@ def _like(conv: nn.Conv2d, n_in: int, n_out: int, bias: bool, place: dict) -> nn
         conv.dilation,
         bias=bias,
         padding_mode=conv.padding_mode,
-        **place,
+        **factory,
     )

@@ -1,7 +1,7 @@
-"""Pairs made one convolution again, and back.
+"""Merge pairs into single convolutions, and undo it.
 
 Of W = U A the product has k²·c·n multiply-adds a position, the pair r·(k²·c + n): below rank r = k²cn / (k²c + n) the
-pair is the cheaper one (Li et al. 2020, arXiv 2003.08935, section 3.1). What a device needs is another question;
+pair is cheaper (Li et al. 2020, arXiv 2003.08935, section 3.1). Time on a device may differ;
 :mod:`sparsemask.prune.group_sparsity` measures it.
 """
 
@@ -24,29 +24,33 @@ def pairs(network: nn.Module) -> dict[str, Pair]:
 
 
 def merge(network: nn.Module, names: Iterable[str] | None = None) -> dict[str, Pair]:
-    """Replace pairs by the one convolution each is equal to, in place.
+    """Replace pairs by the single convolutions they are equal to, in place.
 
     Args:
-        names: of pairs; None merges all.
+        network: changed in place.
+        names: of pairs; None: all.
 
-    Returns the pairs that were replaced; :func:`split` puts the same objects back, bit for bit. Raises UseError, before
-    anything changes, for a name that is no pair.
+    Returns:
+        The replaced pairs by name; :func:`split` puts the same objects back.
+
+    Raises:
+        UseError: a name that is no pair; nothing is changed then.
     """
-    found = pairs(network)
-    names = list(found if names is None else names)
+    by_name = pairs(network)
+    names = list(by_name if names is None else names)
     for name in names:
-        if name not in found:
-            raise UseError(f"'{name}' is no pair of this network; its pairs: {', '.join(found) or 'none'}")
-    taken = {}
+        if name not in by_name:
+            raise UseError(f"'{name}' is no pair of this network; its pairs: {', '.join(by_name) or 'none'}")
+    replaced = {}
     for name in names:
-        taken[name] = found[name]
-        network.set_submodule(name, merged(found[name]))
-    return taken
+        replaced[name] = by_name[name]
+        network.set_submodule(name, merged(by_name[name]))
+    return replaced
 
 
 @torch.no_grad()
 def merged(pair: Pair) -> nn.Conv2d:
-    """The one convolution that does the same, with the bias and border that compression may have given the first."""
+    """The single convolution equal to a pair, including a bias and border of its first convolution."""
     first, second = pair
     conv = pair.merged()
     matrix = second.weight.flatten(1)
@@ -58,20 +62,27 @@ def merged(pair: Pair) -> nn.Conv2d:
     return conv
 
 
-def split(network: nn.Module, taken: Mapping[str, Pair]) -> None:
-    """Undo :func:`merge`, in place, with the pairs that it returned; what the merged ones learnt meanwhile is lost."""
-    for name, pair in taken.items():
+def split(network: nn.Module, replaced: Mapping[str, Pair]) -> None:
+    """Undo :func:`merge` in place with the pairs that it returned; changes of the merged convolutions are lost."""
+    for name, pair in replaced.items():
         network.set_submodule(name, pair)
 
 
 def merged_is_cheaper(kernel: int, c_in: np.ndarray, rank: np.ndarray, c_out: np.ndarray) -> np.ndarray:
-    """bool: where one convolution of kernel area `kernel` has fewer multiply-adds than the pair, or as many."""
+    """Whether one convolution has at most as many multiply-adds as the pair, elementwise.
+
+    Args:
+        kernel: area of the kernel.
+        c_in: input channels.
+        rank: filters between the two convolutions.
+        c_out: output channels.
+    """
     c_in, rank, c_out = map(np.asarray, (c_in, rank, c_out))
     return kernel * c_in * c_out <= rank * (kernel * c_in + c_out)
 
 
 def paying(network: nn.Module) -> list[str]:
-    """Names of the pairs that cost no fewer multiply-adds than the one convolution they are equal to."""
+    """Names of the pairs that take at least as many multiply-adds as the single convolution they are equal to."""
     names = []
     for name, pair in pairs(network).items():
         first, second = pair

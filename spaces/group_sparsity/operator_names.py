@@ -1,4 +1,4 @@
-"""Names of torch's operators by what they do to channels; an in-place form goes by the same name."""
+"""Names of torch's operators by their effect on channels; in-place forms have the same name."""
 
 ELEMENTWISE = """add sub rsub mul div maximum minimum where addcmul addcdiv lerp pow clamp clamp_min clamp_max
     eq ne lt le gt ge logical_and logical_or logical_not masked_fill copy relu relu6 hardtanh sigmoid silu gelu tanh

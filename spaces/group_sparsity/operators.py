@@ -1,4 +1,4 @@
-"""What an operator does to the channels of its inputs. What is not written here locks them."""
+"""Rules for the effect of each operator on channels; operators without a rule lock their inputs' channels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from sparsemask.spaces.group_sparsity.tracing import Node, RemovesChannels, Trac
 
 
 def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: list[Value], output) -> None:
-    """Give every output of an operator its elements; tie and lock those of the inputs."""
+    """Apply the rule of an operator that ran: assign elements to its outputs, tie and lock those of its inputs.
+
+    Args:
+        tracer: records the result.
+        func: the operator.
+        name: its name.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        inputs: values of its input tensors.
+        output: what it returned.
+    """
     outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
     op = name[:-1] if name.endswith("_") and not name.endswith("__") else name
     varies = any(value.varies for value in inputs) and not op.startswith("new_")
@@ -47,17 +57,17 @@ def _elementwise(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> lis
     out = outputs[0]
     axes: dict[int, np.ndarray] = {}
     for dim in range(out.dim()):
-        there = []
+        aligned = []
         for value in node.inputs:
-            own = dim - out.dim() + len(value.shape)
-            if own >= 0 and value.shape[own] == out.shape[dim]:
-                there.append(value.axes.get(own))
-        known = [elements for elements in there if elements is not None]
+            position = dim - out.dim() + len(value.shape)
+            if position >= 0 and value.shape[position] == out.shape[dim]:
+                aligned.append(value.axes.get(position))
+        known = [elements for elements in aligned if elements is not None]
         if not known:
             continue
         for other in known[1:]:
             tracer.elements.tie(known[0], other)
-        if len(known) < len(there) and out.shape[dim] > 1:
+        if len(known) < len(aligned) and out.shape[dim] > 1:
             tracer.elements.lock(known[0], f"{tracer.where()}: {node.op} with a constant of fixed size")
         axes[dim] = known[0]
     return [axes if t.shape == out.shape else {} for t in outputs]
@@ -104,11 +114,11 @@ def _concatenate(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> lis
             continue
         if d == dim:
             reason = f"{tracer.where()}: concatenated constants of fixed size"
-            whole = [
+            filled = [
                 tracer.elements.fresh(value.shape[d], reason) if a is None else a
                 for value, a in zip(parts, arrays, strict=True)
             ]
-            axes[d] = np.concatenate(whole)
+            axes[d] = np.concatenate(filled)
         else:
             for other in known[1:]:
                 tracer.elements.tie(known[0], other)
@@ -119,55 +129,55 @@ def _concatenate(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> lis
 
 
 def _move(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> list[dict]:
-    """Operators that only carry entries about: done once more with the elements' numbers in place of the entries."""
+    """Operators that only move entries: repeated with the elements' numbers instead of the entries."""
     value = node.inputs[0]
-    name, given = tracer.call
-    told = [a for a in tree_leaves(given[1:]) if isinstance(a, int)] if name in names.SIZED else []
-    opened = _opened(tracer)
+    name, call_args = tracer.call
+    sizes = [a for a in tree_leaves(call_args[1:]) if isinstance(a, int)] if name in names.SIZED else []
+    follows = _opened(tracer)
     axes: list[dict] = [{} for _ in outputs]
     for dim, elements in value.axes.items():
         numbers = torch.from_numpy(elements).view([-1 if d == dim else 1 for d in range(len(value.shape))])
         numbers = numbers.expand(value.shape).contiguous()
-        put = [tree_map_only(Tensor, lambda t, n=numbers: n, a) if i == 0 else a for i, a in enumerate(args)]
-        moved = tree_leaves(func(*put, **kwargs))
+        replaced = [tree_map_only(Tensor, lambda t, n=numbers: n, a) if i == 0 else a for i, a in enumerate(args)]
+        moved = tree_leaves(func(*replaced, **kwargs))
         for k, t in enumerate(moved):
-            found = _along(t, dim)
-            if found is None:
+            changed = _along(t, dim)
+            if changed is None:
                 tracer.elements.lock(elements, f"{tracer.where()}: {node.op} mixes channels with positions")
                 continue
-            place, line = found
-            same = len(line) == len(elements) and bool((line == elements).all())
+            target, moved_elements = changed
+            same = len(moved_elements) == len(elements) and bool((moved_elements == elements).all())
             reason = f"{tracer.where()}: {node.op} has channel numbers of its own"
             if node.op in names.RESHAPES:
-                if name in names.SIZED and (len(told) != t.dim() or told[place] != -1):
+                if name in names.SIZED and (len(sizes) != t.dim() or sizes[target] != -1):
                     tracer.seen.doubtful.append((elements, reason))
-            elif not opened and (not same or (node.op in names.CUTS and _cut_at(node, args, kwargs, dim))):
+            elif not follows and (not same or (node.op in names.CUTS and _cut_at(node, args, kwargs, dim))):
                 tracer.elements.lock(elements, reason)
-                tracer.elements.lock(line, reason)
-            axes[k][place] = line
+                tracer.elements.lock(moved_elements, reason)
+            axes[k][target] = moved_elements
     return axes
 
 
 def _opened(tracer: Tracer) -> bool:
-    """Whether a module is running that follows the removal of channels by itself."""
+    """Whether a module is running that handles the removal of channels itself."""
     return any(isinstance(module, RemovesChannels) for module in tracer.owners)
 
 
 def _pad(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> list[dict]:
-    """A constant around a tensor; before and after its channels it makes new ones."""
+    """Constant padding; padding along channels creates new elements."""
     value, pads = node.inputs[0], list(args[1])
     axes = {}
     for dim, elements in value.axes.items():
-        place = 2 * (len(value.shape) - 1 - dim)
-        before, after = pads[place : place + 2] or (0, 0)
+        offset = 2 * (len(value.shape) - 1 - dim)
+        before, after = pads[offset : offset + 2] or (0, 0)
         axes[dim] = elements
         if before or after:
             new = tracer.elements.fresh(max(before, 0)), tracer.elements.fresh(max(after, 0))
             middle = elements[max(-before, 0) : len(elements) - max(-after, 0)]
             axes[dim] = np.concatenate([new[0], middle, new[1]])
             if not _opened(tracer):
-                for some in (elements, axes[dim]):
-                    tracer.elements.lock(some, f"{tracer.where()}: channels padded by numbers of its own")
+                for channels in (elements, axes[dim]):
+                    tracer.elements.lock(channels, f"{tracer.where()}: channels padded by numbers of its own")
     return [axes]
 
 
@@ -177,7 +187,7 @@ def _cut_at(node: Node, args: tuple, kwargs: dict, dim: int) -> bool:
 
 
 def _along(numbers: Tensor, before: int) -> tuple[int, np.ndarray] | None:
-    """The one dimension along which numbers change, and the numbers; None where there are several."""
+    """The single dimension along which numbers change, and the numbers; None if there are several."""
     changing = [d for d in range(numbers.dim()) if (numbers != numbers.narrow(d, 0, 1)).any()]
     if len(changing) > 1 or numbers.dim() == 0:
         return None
@@ -214,11 +224,11 @@ def _convolution(tracer: Tracer, node: Node, func, args, kwargs, outputs) -> lis
         elements.tie(into, at)
     else:
         wide = outputs[0].shape[1]
-        own = weight.axes[0]
+        filters = weight.axes[0]
         elements.lock(weight.axes[1], "channels inside a group stay together")
-        out = elements.fresh(wide) if transposed else own
+        out = elements.fresh(wide) if transposed else filters
         if transposed:
-            elements.tie(own, at)
+            elements.tie(filters, at)
         for a, b in zip(np.split(at, groups), np.split(out, groups), strict=True):
             elements.tie(np.concatenate([a, b]), a[:1])
     if bias is not None and 0 in bias.axes:

@@ -1,4 +1,4 @@
-"""What runs of this family note and draw: groups kept, costs beside the plain network's, norms before and after."""
+"""Run records of this family: kept groups, costs compared with the plain network's, norms before and after."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _START = "norms.json"
 
 
 def keep_start_norms(context: Context, hinged: Hinged) -> None:
-    """Keep the norms that the groups begin with."""
+    """Write the groups' initial norms into the run's folder."""
     if context.main:
         norms = hinged.reduction.norms(hinged.network)
         rounded = {name: [float(f"{v:.4g}") for v in n] for name, n in norms.items()}
@@ -30,56 +30,84 @@ def keep_start_norms(context: Context, hinged: Hinged) -> None:
 
 
 def start_norms(run: Run) -> dict[str, list[float]]:
-    """Those norms; empty where none were kept."""
+    """Read the groups' initial norms by set name; empty if there are none."""
     try:
-        found = read_json(run.folder / _START)
+        norms = read_json(run.folder / _START)
     except (OSError, UseError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return norms if isinstance(norms, dict) else {}
 
 
-def entries(found: Reduction, kept: Mapping[str, np.ndarray], merged: tuple[str, ...]) -> dict:
-    """Entries of run.json about what stays and what that costs."""
-    cost, plain = found.cost(kept, merged), found.baseline
-    noted = {"groups": {name: {"kept": int(k.sum()), "total": len(k)} for name, k in kept.items()}}
-    noted["merged"] = list(merged)
+def entries(reduction: Reduction, kept: Mapping[str, np.ndarray], merged: tuple[str, ...]) -> dict:
+    """Entries of run.json: kept groups and costs.
+
+    Args:
+        reduction: of the network.
+        kept: by set name, bool (count,).
+        merged: names of merged pairs.
+    """
+    cost, plain = reduction.cost(kept, merged), reduction.baseline
+    result = {"groups": {name: {"kept": int(k.sum()), "total": len(k)} for name, k in kept.items()}}
+    result["merged"] = list(merged)
     names = {"parameters": "params", "multiply_adds": "multiply-adds", "multiply_adds_true": "executed"}
     for entry, name in names.items():
-        noted |= {entry: cost[name], f"{entry}_dense": plain[name]}
-    return noted
+        result |= {entry: cost[name], f"{entry}_dense": plain[name]}
+    return result
 
 
 def conclude_search(context: Context, hinged: Hinged, kept: Mapping[str, np.ndarray]) -> None:
-    """Pictures and entries at the end of a search."""
-    config, run, found = context.config, context.run, hinged.reduction
-    merged = found.merged(found.removal.gone(kept), config.family.merge)
-    run.note(**entries(found, kept, merged), threshold=config.family.thres)
-    draw_groups(run, kept, found.norms(hinged.network), config.family.thres)
+    """Draw the result of a search and write its entries of run.json.
+
+    Args:
+        context: of the run.
+        hinged: the searched network.
+        kept: the groups above the threshold, bool (count,) by set name.
+    """
+    config, run, reduction = context.config, context.run, hinged.reduction
+    merged = reduction.merged(reduction.removal.gone(kept), config.family.merge)
+    run.note(**entries(reduction, kept, merged), threshold=config.family.thres)
+    draw_groups(run, kept, reduction.norms(hinged.network), config.family.thres)
     run_summary.draw_training(context, hinged.network)
 
 
 def draw_groups(
     run: Run, kept: Mapping[str, np.ndarray], norms: Mapping[str, np.ndarray], threshold: float | None
 ) -> None:
-    """What stays of every set, and how its norms fell."""
+    """Draw the kept groups of every set, and norms before and after the search.
+
+    Args:
+        run: whose folder the drawings go to.
+        kept: bool (count,) by set name.
+        norms: (count,) by set name, after the search.
+        threshold: on the norms; None: not drawn.
+    """
     draw_kept_groups(run, kept)
     draw_spectra(start_norms(run), norms, run.pictures / "spectra.png", threshold)
 
 
 def draw_kept_groups(run: Run, kept: Mapping[str, np.ndarray]) -> None:
-    """What stays of every set."""
+    """Draw the kept groups of every set."""
     draw_kept({name: (int(k.sum()), len(k)) for name, k in kept.items()}, run.pictures / "kept.png")
 
 
 def times(
     small: nn.Module, config: Mapping, batch: int, device: torch.device, compiled: bool = False, rounds: int = 9
 ) -> dict:
-    """Entries of run.json: milliseconds of a small network and of the plain one, on a batch."""
+    """Entries of run.json: milliseconds of a small network and of the plain one, on a batch.
+
+    Args:
+        small: the pruned network.
+        config: its recipe.
+        batch: inputs at once.
+        device: to measure on.
+        compiled: also consider compiled forms.
+        rounds: timed calls of each network.
+    """
     plain = spaces.get("hinge").plain(config)
     shape = config["input_shape"]
-    found = compare_times({"small": small, "plain": plain}, shape, batch, device, compiled, rounds)
+    milliseconds = compare_times({"small": small, "plain": plain}, shape, batch, device, compiled, rounds)
     return {
-        "milliseconds": found["small"],
-        "milliseconds_dense": found["plain"],
+        "milliseconds": milliseconds["small"],
+        "milliseconds_dense": milliseconds["plain"],
         "timed": {"device": str(device), "threads": torch.get_num_threads(), "batch": batch, "compiled": compiled},
     }

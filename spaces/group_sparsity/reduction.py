@@ -1,4 +1,4 @@
-"""A hinged network seen as what may be left of it: its groups' norms, what goes when some go, what that costs."""
+"""Norms, removable elements and costs of a hinged network as functions of the kept groups."""
 
 from __future__ import annotations
 
@@ -28,10 +28,19 @@ def pairs_of(network: nn.Module) -> tuple[str, ...]:
 
 
 class Reduction:
-    """Bound to a structure, not to weights: every network of the same shapes may be asked about.
+    """Group structure of a network; independent of its weights, valid for every network of the same shapes.
 
-    Attributes: sets, graph, removal, accounting; pairs, names; baseline, what the plain network costs by name:
-    "multiply-adds" (as published: batch norms and activations count), "executed" (products alone), "params".
+    Attributes:
+        sets: the groups.
+        graph: the channels.
+        removal: from groups to elements.
+        accounting: counts costs.
+        pairs: names of the pairs.
+        baseline: cost of the plain network by name: "multiply-adds" (as published: batch norms and activations count),
+            "executed" (products alone), "params".
+
+    Raises:
+        UseError: the network has no groups.
     """
 
     def __init__(self, network: nn.Module, plan: Plan, shape: Sequence[int], baseline: Mapping[str, int]):
@@ -45,14 +54,16 @@ class Reduction:
         self.pairs = pairs_of(network)
 
     def norms(self, network: nn.Module) -> dict[str, np.ndarray]:
-        """Norms of every set's groups (count,), by name."""
+        """Return the norms of every set's groups, (count,) float64, by set name."""
         with torch.no_grad():
             return {s.name: groups.norms(network, s).double().cpu().numpy() for s in self.sets}
 
     def merged(self, gone: np.ndarray, merge: str | Iterable[str]) -> tuple[str, ...]:
-        """Which pairs become one convolution when these elements go.
+        """Return the pairs that are merged when some elements are removed.
 
-        merge: "auto", those that then multiply less; "plan", those of the rule; "none"; or names.
+        Args:
+            gone: bool (graph.count,).
+            merge: "auto": pairs for which that takes fewer multiply-adds; "plan": those of the rule; "none"; or names.
         """
         if merge == "auto":
             return tuple(self.accounting.chosen(gone))
@@ -61,22 +72,26 @@ class Reduction:
         return tuple(merge)
 
     def cost(self, kept: Mapping[str, np.ndarray], merge: str | Iterable[str] = "auto") -> dict[str, int]:
-        """What the network without the groups that are not `kept` costs, by the names of `baseline`."""
+        """Return the cost with only the `kept` groups, by the names of `baseline`."""
         gone = self.removal.gone(kept)
         return costs(self.accounting.count(gone, self.merged(gone, merge)))
 
     def ratio(self, kept: Mapping[str, np.ndarray], by: str, merge: str | Iterable[str] = "auto") -> float:
-        """That cost over the plain network's."""
+        """Return the cost `by` with only the `kept` groups, over the plain network's."""
         return self.cost(kept, merge)[by] / self.baseline[by]
 
     def whole(self, kept: Mapping[str, np.ndarray], merged: Iterable[str]) -> dict[str, np.ndarray]:
-        """`kept` with all rows of the pairs that are merged: what ties a product's factors costs it nothing."""
+        """Return `kept` with all rows of merged pairs kept: they do not change the merged convolution's cost."""
         inner = {f"{name}.1" for name in merged}
         free = {s.name for s in self.sets if all(m.module in inner and m.dim == 1 for m in s.members)}
         return {name: np.ones_like(k) if name in free else np.asarray(k) for name, k in kept.items()}
 
     def partners(self) -> list[tuple[str, str]]:
-        """Sets of P1 and P2 that belong together (the same block's, of as many groups); UseError where none match."""
+        """Return corresponding sets of P1 and P2 (of the same block and size).
+
+        Raises:
+            UseError: they do not correspond one to one.
+        """
         first, second = ([s for s in self.sets if s.projection == p] for p in groups.PROJECTIONS)
         if not second or [s.count for s in first] != [s.count for s in second]:
             raise UseError("--same_ratio: this network's two kinds of groups do not match one by one")
@@ -85,23 +100,23 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Hinged:
-    """A network with its pairs in place, and what may be left of it."""
+    """A network with its pairs, and its group structure."""
 
     network: nn.Module
     reduction: Reduction
 
 
 def costs(counted: Count) -> dict[str, int]:
-    """What an accounting counts, by name."""
+    """Counted costs by the names of :attr:`Reduction.baseline`."""
     return {"multiply-adds": counted.published, "executed": counted.multiply_adds, "params": counted.parameters}
 
 
 def baseline(network: nn.Module, shape: Sequence[int]) -> dict[str, int]:
-    """What a plain network costs on one input of this shape (C, H, W)."""
+    """Cost of a plain network on one input of shape (C, H, W), by name."""
     return costs(Accounting(network, trace(network, example(shape, network))).count())
 
 
 def example(shape: Sequence[int], network: nn.Module) -> Tensor:
-    """An input (1, *shape) where the network is."""
+    """An input of zeros (1, *shape) on the network's device, of its type."""
     parameter = next(network.parameters())
     return torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)

@@ -1,4 +1,4 @@
-"""From groups that are zero to channels that can go."""
+"""From dropped groups to removable channels."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ Kept = Mapping[str, "np.ndarray | torch.Tensor"]
 
 
 class Removal:
-    """Which channels go when groups are dropped; prepared once, asked often (tens of microseconds a set).
+    """Determines which channels are removed when groups are dropped; prepared once (tens of microseconds a set).
 
-    A channel goes where every convolution that makes it makes zero of it (what remains of it is a constant), or where
-    none that takes it looks at it. Grouped convolutions pass channels on and count for neither.
+    A channel is removed if every convolution that produces it has zero weights for it (a constant remains), or if every
+    convolution that reads it has. Grouped convolutions pass channels on and count for neither.
+
+    Args:
+        graph: the channels.
+        sets: the groups.
     """
 
     def __init__(self, graph: ChannelGraph, sets: Sequence[GroupSet]):
@@ -36,9 +40,9 @@ class Removal:
         for s in self.sets:
             for member in s.members:
                 elements = graph.elements(member.module, member.dim)
-                of = _groups(s, member, len(elements))
+                group_of = _groups(s, member, len(elements))
                 if member.module in dense:
-                    sides.setdefault((member.module, member.dim), []).append((s.name, of))
+                    sides.setdefault((member.module, member.dim), []).append((s.name, group_of))
         for (module, dim), uses in sides.items():
             self._members.append((dim, graph.elements(module, dim), uses))
         arrays = [e for axes in graph.axes.values() for e in axes.values() if len(e)]
@@ -49,34 +53,37 @@ class Removal:
         return self  # never changes, and serves every copy of the network
 
     def gone(self, kept: Kept) -> np.ndarray:
-        """bool (graph.count,): the elements that go.
+        """Return the removed elements, bool (graph.count,).
+
+        A tensor that would lose all of its channels keeps the first.
 
         Args:
             kept: by set name, bool (count,); a set that is not named keeps all of its groups.
 
-        No tensor loses all of its channels: its first one stays. Raises UseError for unknown sets and wrong lengths.
+        Raises:
+            UseError: unknown set, or a mask of another length.
         """
         dropped = self._dropped(kept)
         lost = [[], []]
         for dim, elements, uses in self._members:
-            masks = [dropped[name][of] for name, of in uses if name in dropped]
+            masks = [dropped[name][group_of] for name, group_of in uses if name in dropped]
             if masks:
                 lost[dim].append(elements[np.logical_or.reduce(masks)])
         count = self.graph.count
         gone = np.zeros(count, dtype=bool)
-        for total, some in zip(self._ends, lost, strict=True):
-            gone |= (total > 0) & (_counted(some, count) == total)
+        for total, channels in zip(self._ends, lost, strict=True):
+            gone |= (total > 0) & (_counted(channels, count) == total)
         gone &= ~self.graph.locked(np.arange(count))
         return self.spare(gone)
 
     def spare(self, gone: np.ndarray) -> np.ndarray:
-        """`gone` without the first channel of every tensor that would lose all of them; changed in place."""
-        left = np.add.reduceat((~gone[self._lines]).astype(np.int64), self._starts)
-        gone[self._lines[self._starts[left == 0]]] = False
+        """Keep the first channel of every tensor that would lose all of them; changes and returns `gone`."""
+        remaining = np.add.reduceat((~gone[self._lines]).astype(np.int64), self._starts)
+        gone[self._lines[self._starts[remaining == 0]]] = False
         return gone
 
     def zero_(self, network: nn.Module, kept: Kept) -> nn.Module:
-        """Make every dropped group of `network` exactly zero, in place; returns it."""
+        """Set every dropped group of `network` to zero, in place, and return the network."""
         dropped = self._dropped(kept)
         for s in self.sets:
             if s.name in dropped:

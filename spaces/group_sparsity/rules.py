@@ -1,4 +1,4 @@
-"""Where matrices go, and which groups of weights may vanish: the published rules, and one for any other network."""
+"""Which convolutions are factorised and which groups can be removed: the published rules, and one for any network."""
 
 from __future__ import annotations
 
@@ -13,38 +13,45 @@ from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
 from sparsemask.spaces.group_sparsity.networks import densenet, resnet, resnext, wide_resnet
 
 GENERAL = "graph"
-"""The variant that any network has: the rule of :mod:`sparsemask.spaces.group_sparsity.general`."""
+"""Variant for any network: the rule of :mod:`sparsemask.spaces.group_sparsity.general`."""
 CHANNELS = "channels"
-"""The same without pairs, so that filters alone are pruned; any network has it too."""
+"""The same without pairs, so that only filters are pruned."""
 TRACED = (GENERAL, CHANNELS)
-"""Variants whose rule reads the graph."""
+"""Variants whose rule uses the channel graph."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What group sparsity changes in a network and what it may remove; module names are of the plain network."""
+    """Changes to a network before training and the groups that can be removed; names are the plain network's."""
 
     splits: tuple[str, ...] = ()
     """Convolutions that become pairs."""
     sets: tuple[GroupSet, ...] = ()
-    """Groups that may vanish; their members are modules of the network with its pairs."""
+    """Groups that can be removed; their members are modules of the network with its pairs."""
     reduction: str = "sum"
-    """"sum" or "mean": how the penalties of a projection's sets become one."""
+    """"sum" or "mean": how the penalties of a projection's sets are combined."""
     merge: tuple[str, ...] = ()
-    """Pairs to become one convolution again after compression."""
+    """Pairs that are merged after compression."""
     double_relu: tuple[str, ...] = ()
     """ReLUs that become double ones."""
 
 
 def rows(network: nn.Module, name: str, projection: str, split: bool = True) -> GroupSet:
-    """The input channels of a pair's 1×1 convolution (or of the 1×1 `name` itself, where nothing is split)."""
+    """Build the set of rows: input channels of a 1×1 convolution, one a group.
+
+    Args:
+        network: without pairs.
+        name: of a convolution.
+        projection: "P1" or "P2".
+        split: whether the convolution becomes a pair, whose second convolution is meant.
+    """
     conv = network.get_submodule(name)
     inner = min(conv.out_channels, conv.weight[0].numel()) if split else conv.in_channels
     return GroupSet(f"{name}.rows", projection, (Member(f"{name}.1" if split else name, 1),), inner)
 
 
 def columns(network: nn.Module, name: str, projection: str, split: bool = True) -> GroupSet:
-    """The output channels of a pair's 1×1 convolution (or of `name` itself, where nothing is split)."""
+    """Build the set of columns: output channels of a convolution, one a group; arguments as for :func:`rows`."""
     count = network.get_submodule(name).out_channels
     return GroupSet(f"{name}.columns", projection, (Member(f"{name}.1" if split else name, 0),), count)
 
@@ -62,20 +69,20 @@ def _resnet(network: nn.Module, variant: str) -> Plan:
         for name, _ in blocks:
             sets += [columns(network, f"{name}.body.0", "P1", False), rows(network, f"{name}.body.6", "P2", False)]
         return Plan(sets=tuple(sets))
-    first, second = ([f"{name}.body.{place}" for name, _ in blocks] for place in (0, 3))
+    first, second = ([f"{name}.body.{index}" for name, _ in blocks] for index in (0, 3))
     return _two_matrices(
         network, first, second, variant, reduction="mean", double_relu=tuple(f"{name}.body.2" for name, _ in blocks)
     )
 
 
-def _two_matrices(network: nn.Module, first: list[str], second: list[str], variant: str, **more) -> Plan:
-    """Blocks of two 3×3 convolutions: of the first rows or columns may vanish, of the second rows."""
+def _two_matrices(network: nn.Module, first: list[str], second: list[str], variant: str, **settings) -> Plan:
+    """Blocks of two 3×3 convolutions: rows or columns of the first and rows of the second can be removed."""
     kind = rows if variant == "svd" else columns
     sets = []
     for a, b in zip(first, second, strict=True):
         sets += [kind(network, a, "P1"), rows(network, b, "P2")]
     splits = tuple(name for pair in zip(first, second, strict=True) for name in pair)
-    return Plan(splits, tuple(sets), merge=() if variant == "svd" else tuple(first), **more)
+    return Plan(splits, tuple(sets), merge=() if variant == "svd" else tuple(first), **settings)
 
 
 def _wide_resnet(network: nn.Module, variant: str) -> Plan:
@@ -124,23 +131,24 @@ _RULES: dict[str, tuple[Callable[[nn.Module, str], Plan], tuple[str, ...]]] = {
 
 
 def variants(arch: str) -> tuple[str, ...]:
-    """The variants of a network's rule, its default first."""
+    """Return the variants of a network's rule, the default first."""
     known = networks.architecture(arch)
     return TRACED if known is None else (*_RULES[known.family][1], *TRACED)
 
 
 def plan_for(arch: str, variant: str | None, network: nn.Module, graph=None) -> Plan:
-    """The plan for a network that `networks.create(arch, ...)` built (plain: no pairs in it yet).
+    """Return the plan for a network that `networks.create(arch, ...)` built.
 
     Args:
-        arch: the network's name; for a user's own there is the general rule only.
-        variant: None is the network's default. "svd": rows of every pair (and a network's only published rule);
-            "columns": columns of a block's first pair, or of every one in a DenseNet, merged afterwards;
+        arch: the network's name; a user's own has only the general rules.
+        variant: None: the network's default. "svd": rows of every pair (and a network's only published rule);
+            "columns": columns of a block's first pair, or of every pair of a DenseNet, merged afterwards;
             "graph": the general rule, shortcuts included; "channels": the same without pairs.
-        network: the network.
-        graph: its ChannelGraph; needed by the general rules alone, which trace a picture of 3×32×32 without it.
+        network: without pairs.
+        graph: its ChannelGraph, used by the general rules alone; None: traced with a 3×32×32 image.
 
-    Raises UseError for a variant the network does not have.
+    Raises:
+        UseError: the network has no such variant.
     """
     known = variants(arch)
     variant = variant or known[0]

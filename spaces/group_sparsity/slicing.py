@@ -1,4 +1,4 @@
-"""Parameters that change their shape in place, and the channel numbers that modules keep beside them."""
+"""Change shapes of parameters in place and update the channel numbers of their modules."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 def owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module that holds a parameter or buffer (or child), and its last name."""
-    place, _, last = name.rpartition(".")
-    return network.get_submodule(place), last
+    parent, _, last = name.rpartition(".")
+    return network.get_submodule(parent), last
 
 
 def tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -24,16 +24,20 @@ def tensors(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def reshape_(network: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give parameters and buffers new values of any shape; then every module's channel numbers follow.
+    """Give parameters and buffers new values of any shape, in place, and update the modules' channel numbers.
 
-    The Parameter objects stay the same, their gradients are dropped. Whole groups only are ever removed from a
-    grouped convolution, so that its number of groups shrinks with its outputs.
+    Parameter objects stay the same, their gradients are dropped. Grouped convolutions only ever lose whole groups, so
+    that the number of groups shrinks with the outputs.
+
+    Args:
+        network: changed in place.
+        values: new tensors by name of parameter or buffer.
     """
-    own = tensors(network)
+    current = tensors(network)
     touched: dict[int, tuple[nn.Module, int]] = {}
     for name, value in values.items():
         module, last = owner(network, name)
-        tensor = own[name]
+        tensor = current[name]
         if last == "weight":
             touched[id(module)] = module, tensor.shape[0]
         else:
@@ -45,26 +49,27 @@ def reshape_(network: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def keep_(network: nn.Module, axes: Mapping[str, Mapping[int, np.ndarray]], alive: np.ndarray) -> None:
-    """Slice every tensor along the dimensions given.
+    """Keep the entries of every tensor whose elements are alive, in place.
 
     Args:
+        network: changed in place.
         axes: by name of parameter or buffer: elements along some of its dimensions.
         alive: bool, by element.
     """
-    own, changed = tensors(network), {}
+    current, changed = tensors(network), {}
     for name, dims in axes.items():
-        value = own[name].detach()
+        value = current[name].detach()
         for dim, elements in dims.items():
             kept = alive[elements]
             if not kept.all():
                 value = value.index_select(dim, torch.from_numpy(np.flatnonzero(kept)).to(value.device))
-        if value.shape != own[name].shape:
+        if value.shape != current[name].shape:
             changed[name] = value
     reshape_(network, changed)
 
 
 def _renumber(module: nn.Module, rows_before: int) -> None:
-    """Channel numbers from the shapes of the tensors; `rows_before`: of the weight, 0 where it did not change."""
+    """Set channel numbers from tensor shapes; `rows_before`: the weight's rows before, 0 if it did not change."""
     if isinstance(module, _ConvNd):
         rows, columns = module.weight.shape[:2]
         if rows_before and module.groups > 1:
@@ -75,7 +80,7 @@ def _renumber(module: nn.Module, rows_before: int) -> None:
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):
-        held = module.weight if module.weight is not None else module.running_mean
-        module.num_features = len(held)
+        tensor = module.weight if module.weight is not None else module.running_mean
+        module.num_features = len(tensor)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()

@@ -1,4 +1,4 @@
-"""The space of networks whose convolutions are pruned or decomposed: which groups of weights does a network need?"""
+"""The space of networks whose convolutions are pruned or decomposed: masks select groups of weights."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class HingeSpace(Space):
     section = HingeNetwork
 
     def settled(self, config: RunConfig, given: Mapping, state: Mapping[str, Tensor], what: object) -> dict[str, Any]:
-        """Flags that weights of a named network tell, by name: which network it is.
+        """Determine which named network weights belong to.
 
         Args:
             config: the configuration so far.
@@ -67,33 +67,43 @@ class HingeSpace(Space):
             state: the weights.
             what: where they come from, for errors.
 
+        Returns:
+            The flags `arch` and `arch_options`; empty for a user's own network.
+
         Raises:
-            UseError: the command line says otherwise.
+            UseError: the command line contradicts the weights.
         """
         if ":" in config.network.arch:
             return {}
         layout = loaders.read(state, what)
         if "arch" in given and given["arch"] != layout.arch:
             raise UseError(f"--arch {given['arch']}: {what} is of {layout.arch}")
-        found = dict(layout.options)
+        options = dict(layout.options)
         for name, value in parsed(given.get("arch_options")).items():
-            if name in found and found[name] != value:
-                raise UseError(f"--arch_options {name}={value}: {what} has {found[name]}")
-            found[name] = value
-        words = [f"{name}={value}" for name, value in found.items()]
-        return {"arch": layout.arch, "arch_options": words or None}
+            if name in options and options[name] != value:
+                raise UseError(f"--arch_options {name}={value}: {what} has {options[name]}")
+            options[name] = value
+        entries = [f"{name}={value}" for name, value in options.items()]
+        return {"arch": layout.arch, "arch_options": entries or None}
 
     def config(self, options, shape: Sequence[int] = networks.INPUT_SHAPE) -> dict:
-        """The recipe of a network, plain values: what files say of it; `shape` (C, H, W) of its input."""
-        found = options
+        """Return the recipe of a network as plain values, as files store it.
+
+        Args:
+            options: by name; missing ones have their defaults.
+            shape: (C, H, W) of an input, if `options` have none.
+
+        Raises:
+            UseError: an invalid value.
+        """
         recipe = {
-            "arch": found.get("arch", "resnet56"),
-            "arch_options": parsed(found.get("arch_options")),
-            "n_class": found.get("n_class") or 10,
-            "variant": found.get("variant"),
-            "init": found.get("init", "svd2"),
-            "input_shape": list(found.get("input_shape") or shape),
-            "fold": found.get("fold", "exact"),
+            "arch": options.get("arch", "resnet56"),
+            "arch_options": parsed(options.get("arch_options")),
+            "n_class": options.get("n_class") or 10,
+            "variant": options.get("variant"),
+            "init": options.get("init", "svd2"),
+            "input_shape": list(options.get("input_shape") or shape),
+            "fold": options.get("fold", "exact"),
         }
         for name, right in _RECIPE.items():
             if not right(recipe[name]):
@@ -101,16 +111,22 @@ class HingeSpace(Space):
         return recipe
 
     def plain(self, config) -> nn.Module:
-        """The network as it is without groups, its weights drawn from torch's generator."""
+        """Build the network without pairs, its weights drawn from torch's generator."""
         config = self.config(config)
         return networks.create(config["arch"], config["n_class"], **config["arch_options"])
 
     def plan(self, plain: nn.Module, config: Mapping) -> Plan:
-        """Where pairs go in a plain network, and which groups may vanish."""
+        """Return the plan of a plain network: its pairs and removable groups."""
         return plan_for(config["arch"], config["variant"], plain, _graph(plain, config))
 
     def hinged(self, plain: nn.Module, config, seed: int = 0) -> Hinged:
-        """A plain network with its pairs in place (it is changed), and what may be left of it."""
+        """Insert the pairs into a plain network, in place, and determine its group structure.
+
+        Args:
+            plain: the network; changed.
+            config: its recipe.
+            seed: of random initialisations.
+        """
         config = self.config(config)
         shape = config["input_shape"]
         costs = baseline(plain, shape)
@@ -119,11 +135,15 @@ class HingeSpace(Space):
         return Hinged(network, Reduction(network, plan, shape, costs))
 
     def supernet(self, config) -> nn.Module:
-        """The network with its pairs, from random weights."""
+        """Build the network with its pairs, with random weights."""
         return self.hinged(self.plain(config), config).network
 
     def structure(self, config) -> Hinged:
-        """The same, for weights to be loaded into: it need not be factorised with care."""
+        """Build the network with its pairs for weights to be loaded into, by a cheaper initialisation.
+
+        Raises:
+            UseError: a network larger than this machine's memory.
+        """
         config = self.config(config)
         _check_size(config)
         plain = self.plain(config)
@@ -133,11 +153,11 @@ class HingeSpace(Space):
         return self.hinged(plain, config)
 
     def load_weights_into(self, network: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
-        """Load a plain network's weights, in any layout that is known."""
+        """Load a plain network's weights, in any known layout."""
         loaders.load_into(network, state, source)
 
     def compressed(self, hinged: Hinged, mask: GroupMask) -> nn.Module:
-        """A new, smaller network: the hinged one with its weights, without the groups that do not stay."""
+        """Build a smaller network from a hinged one with its weights, without the dropped groups."""
         reduction, fold = hinged.reduction, mask.config.get("fold", "exact")
         check_sets(reduction, mask)
         small = compress(hinged.network, reduction.graph, reduction.removal, mask.kept, fold)
@@ -145,13 +165,19 @@ class HingeSpace(Space):
         return small
 
     def network(self, mask: GroupMask, config=None, state: Mapping[str, Tensor] | None = None) -> nn.Module:
-        """The small network that a mask describes; with its weights, where `state` has them."""
+        """Build the small network of a mask.
+
+        Args:
+            mask: the kept groups.
+            config: ignored; the mask holds the recipe.
+            state: weights to load, strictly; None: they stay random.
+        """
         hinged = self.structure(mask.config)
-        network, found = hinged.network, hinged.reduction
-        check_sets(found, mask)
-        gone = found.removal.gone(mask.kept)
+        network, reduction = hinged.network, hinged.reduction
+        check_sets(reduction, mask)
+        gone = reduction.removal.gone(mask.kept)
         gone[list(mask.config.get("stays", ()))] = False
-        found.graph.remove(network, gone)
+        reduction.graph.remove(network, gone)
         network.sets = []
         merge(network, mask.merged)
         if state is not None:
@@ -160,46 +186,45 @@ class HingeSpace(Space):
         return network
 
     def transfer(self, checkpoint: Mapping[str, Tensor], mask: GroupMask, config=None) -> dict[str, Tensor]:
-        """The small network's weights out of the hinged one's: what stays, its constants folded."""
+        """Compute the small network's weights from the hinged one's, constants of removed channels folded in."""
         hinged = self.structure(mask.config)
         weights.load_strictly(hinged.network, checkpoint, "checkpoint")
         return self.compressed(hinged, mask).state_dict()
 
     def save(self, path, network: nn.Module, mask: GroupMask) -> None:
-        """Write a small network to share: safetensors that say how it is built."""
-        said = {"space": SPACE, **mask.recipe()}
-        weights.save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in said.items()})
+        """Write a small network as a safetensors file that describes how it is built."""
+        entries = {"space": SPACE, **mask.recipe()}
+        weights.save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in entries.items()})
 
     def exportable(self, network: nn.Module, batch: Tensor, options, mask: GroupMask | None = None):
-        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`. mask: None: a plain network."""
+        """Describe the network for retrain/export.py; mask: None for a plain network."""
         from sparsemask.spaces.group_sparsity.export import exportable
 
         return exportable(network, batch, mask, self.save)
 
     def load(self, path: str | os.PathLike) -> Loaded:
-        """The network of a file, and its mask (None for plain and published files).
+        """Load the network of a file and its mask (None for plain and published files).
 
-        Reads this toolkit's checkpoints of searches and retrainings, its safetensors, public files, compressed ones
-        included.
+        Reads this toolkit's checkpoints and safetensors files, and public files, compressed ones included.
         """
-        found = weights.read_checkpoint(path)
-        recipe = found.get("mask")
-        if Path(path).suffix == ".safetensors" and "kept" in (said := weights.metadata(path)):
-            recipe = said
-        state = weights.bare_state(found, path)
+        checkpoint = weights.read_checkpoint(path)
+        recipe = checkpoint.get("mask")
+        if Path(path).suffix == ".safetensors" and "kept" in (entries := weights.metadata(path)):
+            recipe = entries
+        state = weights.bare_state(checkpoint, path)
         with describing(path):
             if isinstance(recipe, Mapping):
                 mask = GroupMask.from_recipe(recipe, path)
                 return Loaded(self.network(mask, state=state).eval(), mask)
-            if isinstance(found.get("network"), Mapping):  # a search's
-                network = self.structure(found["network"]).network
+            if isinstance(checkpoint.get("network"), Mapping):  # a search's
+                network = self.structure(checkpoint["network"]).network
                 weights.load_strictly(network, state, path)
                 return Loaded(network.eval())
             return Loaded(loaders.build(state, path))
 
 
 def _graph(plain: nn.Module, config: Mapping):
-    """The plain network's graph, where the rule asks for one."""
+    """The plain network's graph, if the rule needs one."""
     from sparsemask.spaces.group_sparsity.channels import trace
     from sparsemask.spaces.group_sparsity.reduction import example
     from sparsemask.spaces.group_sparsity.rules import TRACED, variants
@@ -213,7 +238,7 @@ def _whole(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
 
 
-# What a recipe's entries are: it may come from a stranger's file.
+# Checks of a recipe's entries, which may come from an untrusted file.
 _RECIPE = {
     "arch": lambda v: isinstance(v, str),
     "arch_options": lambda v: all(isinstance(name, str) and is_plain(part) for name, part in v.items()),
@@ -226,11 +251,11 @@ _RECIPE = {
 
 
 def _check_size(config: Mapping) -> None:
-    """Raise UseError for a named network whose weights are more than this machine's memory."""
+    """Raise UseError for a named network whose weights exceed this machine's memory."""
     if config["arch"] != "connectivity" and networks.architecture(config["arch"]) is not None:
         with weightless():
             network = networks.create(config["arch"], config["n_class"], **config["arch_options"])
-        size = sum(4 * one.numel() for one in network.parameters())
+        size = sum(4 * parameter.numel() for parameter in network.parameters())
         if size > memory():
             raise UseError(f"a network's recipe: {config['arch']} of {size >> 30} GiB is more than this machine has")
 
@@ -240,12 +265,16 @@ def _tall(conv: nn.Conv2d) -> bool:
 
 
 def check_sets(reduction: Reduction, mask: GroupMask) -> None:
-    """Raise UseError where a mask is of another network."""
+    """Check that a mask fits a network's group structure.
+
+    Raises:
+        UseError: it is a mask of another network.
+    """
     known = {s.name: s.count for s in reduction.sets}
     for name, kept in mask.kept.items():
         if known.get(name) != len(kept):
-            there = f"{known[name]} groups" if name in known else "no such groups"
-            raise UseError(f"the mask is of another network: {name} has {len(kept)} groups there, {there} here")
+            actual = f"{known[name]} groups" if name in known else "no such groups"
+            raise UseError(f"the mask is of another network: {name} has {len(kept)} groups there, {actual} here")
     if missing := sorted(set(known) - set(mask.kept)):
         raise UseError(f"the mask is of another network: nothing is said of {', '.join(missing[:3])}")
     for name in mask.merged:
@@ -253,16 +282,20 @@ def check_sets(reduction: Reduction, mask: GroupMask) -> None:
 
 
 def parsed(options: Sequence[str] | Mapping | None) -> dict:
-    """Arguments of a network from `name=value` words; UseError for what is none."""
+    """Parse arguments of a network from `name=value` strings.
+
+    Raises:
+        UseError: a string without a name or an equals sign.
+    """
     if isinstance(options, Mapping):
         return dict(options)
-    found = {}
-    for word in options or ():
-        name, equals, value = str(word).partition("=")
+    arguments = {}
+    for entry in options or ():
+        name, equals, value = str(entry).partition("=")
         if not equals or not name:
-            raise UseError(f"--arch_options {word}: expected NAME=VALUE, as shortcut=C")
-        found[name] = _value(value)
-    return found
+            raise UseError(f"--arch_options {entry}: expected NAME=VALUE, as shortcut=C")
+        arguments[name] = _value(value)
+    return arguments
 
 
 def _value(text: str):

@@ -1,4 +1,4 @@
-"""Which groups of weights stay at a threshold, and which threshold meets a target.
+"""Select the groups above a threshold, and search for the threshold that meets a target.
 
 Hinge (Li et al., CVPR 2020, arXiv 2003.08935), section 3.4: one threshold nullifies groups in all matrices.
 """
@@ -10,19 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TOLERANCE = 1e-3  # of a ratio: what counts as met
+TOLERANCE = 1e-3  # largest difference between ratio and target that counts as met
 
 
 def kept_groups(norms: np.ndarray, threshold: float, share: float = 0.2) -> np.ndarray:
-    """Which groups of one matrix stay, bool (N,).
+    """Select the groups of one matrix that are kept.
 
-    Those with a norm of at least the threshold (above it, where that is 0), and in any case the largest `share` of
-    all, at least one; where fewer than so many are above zero, the first ones fill up.
+    Kept are groups with a norm of at least the threshold (above it, if it is 0), and always the largest `share` of all
+    groups, at least one; if fewer are above zero, the first ones fill up.
 
     Args:
         norms: (N,), at least 0.
         threshold: at least 0.
-        share: in [0, 1).
+        share: minimum keep ratio, in [0, 1).
+
+    Returns:
+        Bool (N,).
     """
     norms = np.asarray(norms, dtype=np.float64)
     least = max(1, int(share * len(norms)))
@@ -35,7 +38,7 @@ def kept_groups(norms: np.ndarray, threshold: float, share: float = 0.2) -> np.n
 
 
 def largest(norms: np.ndarray, count: int) -> np.ndarray:
-    """The `count` largest groups, and those as large as the smallest of them; bool (N,)."""
+    """Select the `count` largest groups and those equal to the smallest of them; bool (N,)."""
     norms = np.asarray(norms, dtype=np.float64)
     count = min(max(count, 1), len(norms))
     return norms >= np.partition(norms, -count)[-count]
@@ -47,10 +50,17 @@ def kept_sets(
     share: float = 0.2,
     partners: Iterable[tuple[str, str]] = (),
 ) -> dict[str, np.ndarray]:
-    """:func:`kept_groups` of every set of groups, by name.
+    """Apply :func:`kept_groups` to every set of groups.
 
-    partners: pairs of names (first, second) of equal counts; the second keeps as many of its largest as the first
-    does (the published ``p1_p2_same_ratio``).
+    Args:
+        norms: (N,) by set name.
+        threshold: at least 0.
+        share: minimum keep ratio of each set, in [0, 1).
+        partners: pairs of set names (first, second) of equal sizes; the second keeps as many of its largest groups as
+            the first (the published ``p1_p2_same_ratio``).
+
+    Returns:
+        Bool (N,) by set name.
     """
     kept = {name: kept_groups(values, threshold, share) for name, values in norms.items()}
     for first, second in partners:
@@ -59,8 +69,8 @@ def kept_sets(
 
 
 @dataclass(frozen=True)
-class Found:
-    """A threshold, the ratio it gives, and whether that is the target."""
+class ThresholdResult:
+    """A threshold, the cost ratio that it gives and the target."""
 
     threshold: float
     ratio: float
@@ -68,27 +78,28 @@ class Found:
 
     @property
     def met(self) -> bool:
-        """Whether the ratio is the target, to :data:`TOLERANCE`."""
+        """Whether the ratio is within :data:`TOLERANCE` of the target."""
         return abs(self.ratio - self.target) <= TOLERANCE
 
 
 def find_threshold(
     ratio: Callable[[float], float], target: float, norms: Iterable[np.ndarray], below: bool = False
-) -> Found:
-    """The threshold whose ratio is nearest to the target; of two as near the smaller ratio, of equal ones the lowest.
+) -> ThresholdResult:
+    """Find the threshold whose ratio is nearest to the target.
 
-    The ratio falls in steps as the threshold passes the groups' norms, so that halving the list of norms finds the
-    best of all thresholds (the published search walks in steps of its own and may stop beside it).
+    Ties are broken by the smaller ratio, then by the lower threshold. The ratio is a step function of the threshold
+    with steps at the groups' norms, so that bisection over the sorted norms finds the optimum (the published search
+    uses fixed steps and may miss it).
 
     Args:
-        ratio: threshold -> what then remains, over what there is without pruning; must not rise.
-        target: the ratio wanted.
+        ratio: threshold -> remaining cost over the cost without pruning; non-increasing.
+        target: the desired ratio.
         norms: of every set.
-        below: the nearest of those that do not exceed the target, where there are any (a budget).
+        below: take the nearest ratio that does not exceed the target, if there is one (a budget).
     """
-    every = np.unique(np.concatenate([np.asarray(n, dtype=np.float64).ravel() for n in norms]))
+    values = np.unique(np.concatenate([np.asarray(n, dtype=np.float64).ravel() for n in norms]))
     # A threshold at a norm keeps that group: the next larger number drops it.
-    points = np.concatenate([[0.0], np.nextafter(every, np.inf)])
+    points = np.concatenate([[0.0], np.nextafter(values, np.inf)])
     low, high = 0, len(points) - 1  # the ratio of low is above the target, that of high may be below
     known: dict[int, float] = {}
 
@@ -98,16 +109,16 @@ def find_threshold(
         return known[index]
 
     if at(low) <= target:
-        return Found(float(points[low]), at(low), target)
-    if at(high) > target:  # the share that always stays is above the target
+        return ThresholdResult(float(points[low]), at(low), target)
+    if at(high) > target:  # the minimum keep ratio is above the target
         floor = at(high)
-        while low < high:  # the lowest threshold that does as much
+        while low < high:  # find the lowest threshold with the same ratio
             middle = (low + high) // 2
             if at(middle) > floor:
                 low = middle + 1
             else:
                 high = middle
-        return Found(float(points[high]), floor, target)
+        return ThresholdResult(float(points[high]), floor, target)
     while high - low > 1:
         middle = (low + high) // 2
         if at(middle) > target:
@@ -115,4 +126,4 @@ def find_threshold(
         else:
             high = middle
     best = high if below or target - at(high) <= at(low) - target else low
-    return Found(float(points[best]), at(best), target)
+    return ThresholdResult(float(points[best]), at(best), target)

@@ -1,7 +1,7 @@
-"""One run of a network, watched operator by operator: what channels every tensor carries.
+"""Trace one run of a network operator by operator: which channels every tensor carries.
 
-The run itself is the description, so that loops, dictionaries, functional convolutions and sizes taken from other
-tensors need no special care; a decision that is taken from a tensor's contents is noticed and refused.
+Since a run is traced, loops, dictionaries, functional convolutions and sizes taken from other tensors need no special
+care. Value-dependent control flow is not supported; it is detected and refused.
 """
 
 from __future__ import annotations
@@ -26,20 +26,25 @@ from sparsemask.spaces.group_sparsity.slicing import tensors
 
 @runtime_checkable
 class RemovesChannels(Protocol):
-    """A module with channel numbers of its own that follows when channels around it are removed."""
+    """A module with channel numbers of its own that can update them when channels are removed."""
 
     def remove_channels(self, keep_in: np.ndarray, keep_out: np.ndarray) -> None:
-        """Keep some channels of the input and of the output, bool arrays over those that there are."""
+        """Keep some channels.
+
+        Args:
+            keep_in: bool (input channels,).
+            keep_out: bool (output channels,).
+        """
 
 
-# Functions and operators that tell Python what a tensor contains.
+# Functions and operators that return a tensor's values to Python.
 _READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"}
 _READS |= {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
 
 
 @dataclass
 class Value:
-    """A tensor at one moment of the run: its shape and, for some dimensions, the elements along them."""
+    """A tensor at one point of the run: its shape and, for some dimensions, the elements along them."""
 
     number: int
     shape: tuple[int, ...]
@@ -47,7 +52,7 @@ class Value:
     varies: bool
     """Whether it depends on the network's input."""
     parameter: str = ""
-    """Its name, where it is a parameter or buffer of the network."""
+    """Its name, if it is a parameter or buffer of the network."""
 
 
 @dataclass
@@ -73,20 +78,19 @@ class Node:
 
 @dataclass
 class Watched:
-    """What a run showed."""
+    """The record of a run."""
 
     elements: Elements
     nodes: list[Node]
     calls: list[tuple[str, nn.Module, Value | None, Value | None]]
-    """Modules in order of their calls, with their first input and output tensor."""
+    """Modules in call order, with their first input and output tensor."""
     parameters: dict[str, Value]
     doubtful: list[tuple[np.ndarray, str]] = field(default_factory=list)
-    """Elements of tensors that were given a size in numbers, which may or may not follow the channels."""
+    """Elements of tensors reshaped to literal sizes, which may or may not follow the channels, and the reason."""
 
 
 class Tracer(TorchDispatchMode):
-    """Runs a network once and collects; the rules per operator are in
-    :mod:`sparsemask.spaces.group_sparsity.operators`."""
+    """Runs a network once and records its operators; rules are in :mod:`sparsemask.spaces.group_sparsity.operators`."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -104,7 +108,11 @@ class Tracer(TorchDispatchMode):
         self.call: tuple[str, tuple] = ("", ())
 
     def run(self, example: Tensor) -> Watched:
-        """Run on `example`; raises UseError where the run, the input or the network cannot be used."""
+        """Run the network on `example`, (B, C, ...).
+
+        Raises:
+            UseError: the network does not run on this input, or cannot be traced.
+        """
         _refuse_shared(self.network)
         axes = {1: self.elements.fresh(example.shape[1], "it is the network's input")} if example.dim() > 1 else {}
         self.remember(example, axes, varies=True)
@@ -131,25 +139,25 @@ class Tracer(TorchDispatchMode):
         return self.seen
 
     def where(self) -> str:
-        """The module that is running, in words."""
-        place = self.stack[-1] if self.stack else ""
+        """Name and class of the running module, for messages."""
+        module = self.stack[-1] if self.stack else ""
         kind = type(self.owners[-1] if self.owners else self.network).__name__
-        return f"module '{place}' ({kind})" if place else kind
+        return f"module '{module}' ({kind})" if module else kind
 
     def value(self, tensor: Tensor) -> Value:
-        """What is known of a tensor; parameters and buffers get elements when they are first met."""
-        found = self.values.get(tensor)
-        if found is None:
+        """The record of a tensor; parameters and buffers get elements on first use."""
+        known = self.values.get(tensor)
+        if known is None:
             name = self.names.get(id(tensor), "")
             axes = {d: self.elements.fresh(tensor.shape[d]) for d in range(min(tensor.dim(), 2))} if name else {}
-            found = self.remember(tensor, axes, varies=False)
+            known = self.remember(tensor, axes, varies=False)
             if name:
-                found.parameter = name
-                self.seen.parameters[name] = found
-        return found
+                known.parameter = name
+                self.seen.parameters[name] = known
+        return known
 
     def remember(self, tensor: Tensor, axes: dict[int, np.ndarray], varies: bool) -> Value:
-        """A new value for a tensor, which may have been changed in place."""
+        """Record a new value for a tensor, which may have been changed in place."""
         value = Value(next(self.numbers), tuple(tensor.shape), axes, varies)
         self.values[tensor] = value
         return value
@@ -179,13 +187,13 @@ class Tracer(TorchDispatchMode):
         return next((self.value(t) for t in tree_leaves(tree) if isinstance(t, Tensor)), None)
 
     def refuse_reading(self, name: str, tree) -> None:
-        """UseError where an operator tells Python what a tensor contains that depends on the input."""
-        found = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+        """Raise UseError if an operator returns values of an input-dependent tensor to Python."""
+        operands = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
         if name == "index":  # a mask's number of entries is a size of the result
-            found = [t for t in found[1:] if t.dtype in (torch.bool, torch.uint8)]
+            operands = [t for t in operands[1:] if t.dtype in (torch.bool, torch.uint8)]
         elif name not in _READS:
             return
-        if any(self.value(t).varies for t in found):
+        if any(self.value(t).varies for t in operands):
             raise UseError(
                 f"{self.where()} decides by what a tensor contains ({name.strip('_')}): its channels cannot be traced; "
                 "take that decision out of forward"
@@ -204,7 +212,7 @@ class Tracer(TorchDispatchMode):
 
 
 class _Calls(TorchFunctionMode):
-    """Remembers which function of torch was called, with which sizes, while its operators run."""
+    """Records which torch function was called, with which arguments, while its operators run."""
 
     def __init__(self, tracer: Tracer):
         super().__init__()
@@ -222,11 +230,11 @@ class _Calls(TorchFunctionMode):
 
 
 def _refuse_shared(network: nn.Module) -> None:
-    seen: dict[int, str] = {}
+    names: dict[int, str] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
-        if id(parameter) in seen:
+        if id(parameter) in names:
             raise UseError(
                 f"module '{name.rpartition('.')[0]}' shares its {name.rpartition('.')[2]} with "
-                f"'{seen[id(parameter)].rpartition('.')[0]}': shared weights cannot be pruned; give each its own"
+                f"'{names[id(parameter)].rpartition('.')[0]}': shared weights cannot be pruned; give each its own"
             )
-        seen[id(parameter)] = name
+        names[id(parameter)] = name

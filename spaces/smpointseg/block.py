@@ -1,4 +1,4 @@
-"""SMPointSeg's sparse block: which points matter, in which channels, and point convolutions that skip the rest."""
+"""SMPointSeg's sparse block: point and channel masks, and point convolutions that skip dropped points."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ _folded = Derived()
 
 @dataclass(frozen=True)
 class Reading:
-    """How weights are read; the defaults are the method's, the others the public code's, for weights trained with it.
+    """Variants of the computation; defaults follow the paper, others the public code, for weights trained with it.
 
-    kernel_batch_mix: samples of a batch read each other's kernel cells.
-    index_rule: of the cells in evaluation, "trunc" as in training, or "round".
-    tail_bias_count: how often the fusion's bias is added at kept points in evaluation, 1 or 2.
-    point_mask: "argmax", or "all": every point is kept in evaluation.
-    s2d: sparse inputs reach dense outputs at kept points only ("gated"), or at all points ("full").
+    Attributes:
+        kernel_batch_mix: samples of a batch use each other's kernel cells.
+        index_rule: rounding of cell indices in evaluation: "trunc" as in training, or "round".
+        tail_bias_count: how often the fusion's bias is added at kept points in evaluation, 1 or 2.
+        point_mask: "argmax", or "all": every point is kept in evaluation.
+        s2d: dense outputs use sparse inputs at kept points only ("gated"), or at all points ("full").
+
+    Raises:
+        UseError: an unknown value.
     """
 
     kernel_batch_mix: bool = False
@@ -48,7 +52,7 @@ class Reading:
 
 
 class PointMask(nn.Sequential):
-    """The branch that says which points matter: 1×1, two point convolutions; logits (R, 2), index 1 keeps."""
+    """The mask branch of points: a 1×1 and two point convolutions; logits (R, 2), index 1 keeps."""
 
     def __init__(self, channels: int, neighbours: int):
         narrow = max(1, channels // 4)
@@ -104,12 +108,25 @@ class SparsePointBlock(nn.Module):
     def costs(self, points: int) -> list[int]:
         """Multiply-adds of each layer with everything kept, as the paper counts: K·(C_in + 1)·C_out a point."""
         ins = [self.inputs] + [self.outputs] * (self.layers - 1)
-        return [points * self.neighbours * (one + 1) * self.outputs for one in ins]
+        return [points * self.neighbours * (width + 1) * self.outputs for width in ins]
 
     def forward(
         self, rows: Tensor, level: Level, body_level: Level, tau: float, noise: bool, reading: Reading, batch: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows (R, C_in) to (rows (R, C_out), kept fractions (L,), those of hard masks (L,), hard mask (R, 1) bool)."""
+        """Apply the block.
+
+        Args:
+            rows: features (R, C_in), one row a point.
+            level: points and cells for the mask branch.
+            body_level: those for the block's convolutions.
+            tau: temperature of soft masks.
+            noise: whether Gumbel noise is added to soft masks.
+            reading: variants of the computation.
+            batch: samples in the batch.
+
+        Returns:
+            Features (R, C_out), kept fractions (L,), kept fractions of hard masks (L,), hard mask bool (R, 1).
+        """
         soft = self.training and self.mask_mode == "soft"
         mixed = batch if reading.kernel_batch_mix else 1
         spelled = self.training or mixed > 1 or dispatch.current(self.backend) == "reference"
@@ -157,7 +174,7 @@ class SparsePointBlock(nn.Module):
         return sparse_block(rows, level, mask[:, 0], dense, folded, reading.s2d == "gated")
 
     def folded(self, bias_count: int = 1) -> Folded:
-        """All weights with the batch norms in evaluation folded in, as copies."""
+        """Copies of all weights with the batch norms (in evaluation) folded in."""
         layers = [layer.folded() for layer in self.body]
         conv, norm = self.tail
         scale, shift = norm.factors()
@@ -185,8 +202,8 @@ class SparsePointBlock(nn.Module):
         """
         mask, dense = mask.to(rows.dtype), dense.to(rows.dtype)
         outs, before, x = [], None, rows
-        for layer, own in zip(self.body, dense, strict=True):
-            gate = own + (1 - own) * mask
+        for layer, dense_share in zip(self.body, dense, strict=True):
+            gate = dense_share + (1 - dense_share) * mask
             if before is None or reading.s2d == "full":
                 z = layer.conv(x, level, mixed)
             else:
@@ -195,7 +212,7 @@ class SparsePointBlock(nn.Module):
                 z = torch.addcmul(layer.conv(x * before, level, mixed), ratio, sparse)
             x = gate * F.relu(layer.norm(z))
             outs.append(x)
-            before = own
+            before = dense_share
         y = F.linear(torch.cat(outs, 1), self.tail[0].weight, self.tail[0].conv_1x1.bias)
         if not self.training and reading.tail_bias_count == 2:
             y = y + mask * self.tail[0].conv_1x1.bias

@@ -1,4 +1,4 @@
-"""SMPointSeg from files: public checkpoints, checkpoints of runs, networks to share. The weights say what to build."""
+"""SMPointSeg from files: public checkpoints, checkpoints of runs, safetensors. Weights determine the architecture."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ from sparsemask.spaces.described import build_described
 from sparsemask.spaces.smpointseg.network import CONFIGS, SMPointSeg
 from sparsemask.spaces.sparse_conv import masked_space
 
-_TOLD = ("n_neighbors", "radius", "ratio")  # what no weight tells
+_TOLD = ("n_neighbors", "radius", "ratio")  # arguments that weights do not determine
 
 
-def config_of(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mapping | None = None) -> dict:
-    """The arguments of the :class:`SMPointSeg` that a state dict belongs to; UseError naming `what` if it is of none.
+def config_of(state: Mapping[str, Tensor], what: object = "checkpoint", description: Mapping | None = None) -> dict:
+    """Determine the arguments of an :class:`SMPointSeg` from its state dict.
 
-    said: its numbers of neighbours, radius and ratio; what is missing is that of the published network of these widths,
-    else of S3DIS's.
+    Args:
+        state: the weights.
+        what: the file's name in errors.
+        description: `n_neighbors`, `radius` and `ratio`; missing ones are those of the published network with these
+            widths, else of S3DIS's.
+
+    Raises:
+        UseError: weights of another network.
     """
-    numbers = {int(found[1]) for key in state if (found := re.match(r"encoder\.(\d+)\.ch_mask$", key))}
+    numbers = {int(match[1]) for key in state if (match := re.match(r"encoder\.(\d+)\.ch_mask$", key))}
     try:
         channels = [int(state[f"encoder.{level}.ch_mask"].shape[1]) for level in range(len(numbers))]
         layers = int(state["encoder.0.ch_mask"].shape[0])
@@ -34,19 +40,25 @@ def config_of(state: Mapping[str, Tensor], what: object = "checkpoint", said: Ma
     if not channels or layers > len(state) or numbers != set(range(len(numbers))):
         raise UseError(f"{what}: no weights of an SMPointSeg network (blocks missing)")
     known = next((c for c in CONFIGS.values() if list(c["channels"]) == channels), CONFIGS["s3dis"])
-    told = {"ratio": 4, **{name: known[name] for name in ("n_neighbors", "radius")}}
-    told |= {name: said[name] for name in _TOLD if said and isinstance(said.get(name), int | float)}
-    return {"d_in": d_in, "n_class": n_class, "channels": channels, "layers": layers, **told}
+    settings = {"ratio": 4, **{name: known[name] for name in ("n_neighbors", "radius")}}
+    settings |= {
+        name: description[name] for name in _TOLD if description and isinstance(description.get(name), int | float)
+    }
+    return {"d_in": d_in, "n_class": n_class, "channels": channels, "layers": layers, **settings}
 
 
-def build(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mapping | None = None) -> SMPointSeg:
-    """The network of a state dict, strictly loaded, in evaluation mode; UseError naming `what` if it does not fit."""
-    config = config_of(state, what, said)
+def build(state: Mapping[str, Tensor], what: object = "checkpoint", description: Mapping | None = None) -> SMPointSeg:
+    """Build the network of a state dict, strictly loaded, in evaluation mode; arguments as :func:`config_of`.
+
+    Raises:
+        UseError: weights of another network.
+    """
+    config = config_of(state, what, description)
     return build_described(lambda: SMPointSeg(**config), state, what)
 
 
 def load_smpointseg(path: str | os.PathLike) -> SMPointSeg:
-    """The network of a file, in evaluation mode on the CPU: public checkpoint, run's checkpoint, safetensors.
+    """Load a network from a public checkpoint, a run's checkpoint or a safetensors file, in evaluation mode on the CPU.
 
     See :func:`sparsemask.spaces.sparse_conv.masked_space.load`.
     """
@@ -54,5 +66,5 @@ def load_smpointseg(path: str | os.PathLike) -> SMPointSeg:
 
 
 def save_smpointseg(path: str | os.PathLike, network: SMPointSeg, masks: FineMasks | None = None) -> None:
-    """Write a network to share; see :func:`sparsemask.spaces.sparse_conv.masked_space.save`."""
+    """Write a network as safetensors; arguments as :func:`sparsemask.spaces.sparse_conv.masked_space.save`."""
     masked_space.save(path, network, "smpointseg", masks)

@@ -1,6 +1,6 @@
-"""SMPointSeg for other programs: batch norms folded, who is whose neighbour as inputs; any number of points.
+"""Export of SMPointSeg: batch norms folded, neighbour indices as inputs, any number of points.
 
-The program has the sparse operators; in ONNX everything is computed everywhere and masks multiply.
+The torch program has the sparse operators; in ONNX everything is computed everywhere and masks multiply.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ from torch import Tensor, nn
 from sparsemask.exporting import Exportable, pure
 from sparsemask.ops.point_block import Folded, row_linear, sparse_block
 from sparsemask.ops.point_conv import Level, cells, cells_by_torch
-from sparsemask.points.batch import PointBatch
 from sparsemask.spaces.smpointseg.block import SparsePointBlock
 from sparsemask.spaces.smpointseg.layers import BasicConv, Join
 from sparsemask.spaces.smpointseg.network import SMPointSeg
+from sparsemask.tasks.points.clouds.batch import PointBatch
 
 
 def exportable(space, network: SMPointSeg, batch: PointBatch) -> Exportable:
-    """As a function from one crop to logits (1, n_class, N).
+    """Describe the network as a function from one crop to logits (1, n_class, N).
 
     Inputs: "features" (1, d_in, N), "neighbours0" ... (1, N_l, K) and "upsample0" ... (1, N_l), coarse to fine, int32,
-    as :class:`sparsemask.points.batch.PointBatch` has them. network: in evaluation mode, on the CPU; its masks are
-    exported hard. batch: a crop, which serves as the example.
+    as :class:`sparsemask.tasks.points.clouds.batch.PointBatch` has them.
+
+    Args:
+        space: the network's space.
+        network: in evaluation mode, on the CPU; its masks are exported hard.
+        batch: a crop that serves as the example.
     """
     levels = len(network.channels)
     names = ["features", *(f"neighbours{n}" for n in range(levels)), *(f"upsample{n}" for n in range(levels - 1))]
@@ -48,17 +52,17 @@ def tensors(batch: PointBatch) -> tuple[Tensor, ...]:
 
 
 class _Form(nn.Module):
-    """The network with its weights folded; plain: of operators that every framework has."""
+    """The network with its weights folded; plain: made of standard operators."""
 
     @torch.no_grad()
     def __init__(self, network: SMPointSeg, plain: bool):
         super().__init__()
         self.radius, self.rule, self.plain = network.radius, network.reading.index_rule, plain
         self.begin, self.tail, self.end = (
-            _Layer(one, plain) for one in (network.init, network.tail[0], network.tail[2])
+            _Layer(layer, plain) for layer in (network.init, network.tail[0], network.tail[2])
         )
-        self.blocks = nn.ModuleList(_Block(one, network.reading, plain) for one in network.encoder)
-        self.joins = nn.ModuleList(_Join(one, plain) for one in network.decoder)
+        self.blocks = nn.ModuleList(_Block(layer, network.reading, plain) for layer in network.encoder)
+        self.joins = nn.ModuleList(_Join(layer, plain) for layer in network.decoder)
 
     def forward(self, features: Tensor, *indices: Tensor) -> Tensor:
         """See :func:`exportable`."""
@@ -68,11 +72,11 @@ class _Form(nn.Module):
         rows, skips = self.begin(features[0].t()), []
         for number, (block, near) in enumerate(zip(self.blocks, neighbours, strict=True)):
             near, count = near[0], near.shape[1]
-            here = xyz if not number else xyz.index_select(0, torch.arange(count))
+            level_xyz = xyz if not number else xyz.index_select(0, torch.arange(count))
             radius, locate = self.radius * 2**number, cells_by_torch if self.plain else cells
-            level = body = Level(here, near, locate(here, near, radius))
+            level = body = Level(level_xyz, near, locate(level_xyz, near, radius))
             if self.rule != "trunc":
-                body = Level(here, near, locate(here, near, radius, self.rule))
+                body = Level(level_xyz, near, locate(level_xyz, near, radius, self.rule))
             if number:
                 before = neighbours[number - 1][0].index_select(0, torch.arange(count))
                 rows = rows[before.long()].mean(1) if self.plain else torch.ops.sparsemask.point_means(rows, before)
@@ -89,7 +93,7 @@ class _Layer(nn.Module):
     def __init__(self, layer: BasicConv, plain: bool):
         super().__init__()
         weight, table, bias = layer.folded()
-        self.weight, self.bias = (nn.Parameter(one.detach().clone(), False) for one in (weight, bias))
+        self.weight, self.bias = (nn.Parameter(tensor.detach().clone(), False) for tensor in (weight, bias))
         self.table = None if table is None else nn.Parameter(table.detach().clone(), False)
         self.relu, self.plain = layer.relu, plain
 
@@ -115,7 +119,9 @@ class _Join(nn.Module):
         weight, _, bias = layer.folded()
         coarse = weight.shape[1] - weight.shape[0]
         parts = (weight[:, :coarse], weight[:, coarse:], bias)
-        self.left, self.right, self.bias = (nn.Parameter(one.detach().contiguous().clone(), False) for one in parts)
+        self.left, self.right, self.bias = (
+            nn.Parameter(tensor.detach().contiguous().clone(), False) for tensor in parts
+        )
         self.plain = plain
 
     def forward(self, coarse: Tensor, nearest: Tensor, skip: Tensor) -> Tensor:
@@ -130,24 +136,24 @@ class _Block(nn.Module):
 
     def __init__(self, block: SparsePointBlock, reading, plain: bool):
         super().__init__()
-        self.locate = nn.ModuleList(_Layer(one, plain) for one in block.pt_mask)
+        self.locate = nn.ModuleList(_Layer(part, plain) for part in block.pt_mask)
         self.harden, self.all = block.pt_mask.harden, reading.point_mask == "all"
         self.gated, self.plain = reading.s2d == "gated", plain
-        found = block.folded(reading.tail_bias_count)
-        self.count, self.linked = len(found.weights), found.shortcut is not None
+        folded = block.folded(reading.tail_bias_count)
+        self.count, self.linked = len(folded.weights), folded.shortcut is not None
         self.numbers = nn.ParameterList(
-            nn.Parameter(one.detach().clone(), False)
-            for one in (*found.weights, *found.tables, *found.biases, found.tail, found.tail_bias, found.kept_bias,
-                        *([found.shortcut] if self.linked else []))
+            nn.Parameter(part.detach().clone(), False)
+            for part in (*folded.weights, *folded.tables, *folded.biases, folded.tail, folded.tail_bias,
+                         folded.kept_bias, *([folded.shortcut] if self.linked else []))
         )  # fmt: skip
         self.register_buffer("dense", (block.ch_mask[..., 0] >= block.ch_mask[..., 1]).clone())
 
     @property
     def folded(self) -> Folded:
         """The weights by their names."""
-        n, found = self.count, list(self.numbers)
-        shortcut = found[3 * n + 3] if self.linked else None
-        return Folded(found[:n], found[n : 2 * n], found[2 * n : 3 * n], *found[3 * n : 3 * n + 3], shortcut)
+        n, numbers = self.count, list(self.numbers)
+        shortcut = numbers[3 * n + 3] if self.linked else None
+        return Folded(numbers[:n], numbers[n : 2 * n], numbers[2 * n : 3 * n], *numbers[3 * n : 3 * n + 3], shortcut)
 
     def forward(self, rows: Tensor, level: Level, body: Level) -> Tensor:
         first, second, third = self.locate
@@ -159,32 +165,32 @@ class _Block(nn.Module):
         return self._masked(rows, body, mask.to(rows.dtype)[:, None])
 
     def _masked(self, rows: Tensor, level: Level, mask: Tensor) -> Tensor:
-        """Sparse inputs, zero at dropped points, are products of their own where dense outputs may not see them."""
+        """The block with masks that multiply; sparse inputs are convolved separately if dense outputs are gated."""
         f = self.folded
         out = f.tail_bias + mask * (f.kept_bias - f.tail_bias)
         out = out + (rows if f.shortcut is None else F.linear(rows, f.shortcut))
         x, before = rows, torch.ones(rows.shape[1])
         tails = f.tail.split(self.dense.shape[1], 1)
         for number, (weight, table, bias, tail) in enumerate(zip(f.weights, f.tables, f.biases, tails, strict=True)):
-            own = self.dense[number].to(x.dtype)
+            dense = self.dense[number].to(x.dtype)
             features = weight[:, :-3]
             if number and self.gated:
-                part = _aggregate(F.linear(x * before, features), weight, table, level)
-                more = _aggregate(F.linear(x * (1 - before), features), weight, table, level, coordinates=False)
-                y = part + mask * more  # what sparse outputs are at dropped points does not matter
+                from_dense = _aggregate(F.linear(x * before, features), weight, table, level)
+                from_sparse = _aggregate(F.linear(x * (1 - before), features), weight, table, level, coordinates=False)
+                y = from_dense + mask * from_sparse  # what sparse outputs are at dropped points does not matter
             else:
                 y = _aggregate(F.linear(x, features), weight, table, level)
-            x = F.relu(y + bias) * torch.maximum(mask, own)
+            x = F.relu(y + bias) * torch.maximum(mask, dense)
             out = out + F.linear(x, tail)
-            before = own
+            before = dense
         return F.relu(out)
 
 
 def _aggregate(g: Tensor, weight: Tensor, table: Tensor, level: Level, coordinates: bool = True) -> Tensor:
-    """The pass over the neighbours of W·features, all at once; coordinates: with those."""
+    """Aggregate W·features over the neighbours, all at once; coordinates: include the points' coordinates."""
     near, at = level.neighbours.long(), level.cells.long()
     first = g
     if coordinates:
         g = g + level.xyz @ weight[:, -3:].t()
-    others = table[at[:, 1:]] * (g[near[:, 1:]] - g[:, None])
-    return table[at[:, 0]] * first + others.sum(1)
+    differences = table[at[:, 1:]] * (g[near[:, 1:]] - g[:, None])
+    return table[at[:, 0]] * first + differences.sum(1)

@@ -16,18 +16,18 @@ _folded = Derived()
 
 
 class RowNorm(nn.BatchNorm1d):
-    """Batch norm of rows (R, C), which torch normalises fastest as a channels-last picture."""
+    """Batch norm of rows (R, C), which torch normalises fastest as a channels-last image."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         return
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows (R, C) to rows."""
-        picture = rows[None, :, None].permute(0, 3, 1, 2)
-        return super().forward(picture).permute(0, 2, 3, 1).reshape(rows.shape)
+        image = rows[None, :, None].permute(0, 3, 1, 2)
+        return super().forward(image).permute(0, 2, 3, 1).reshape(rows.shape)
 
     def numbers(self) -> list[Tensor]:
-        """All that evaluation depends on."""
+        """The tensors that evaluation depends on."""
         return [self.weight.detach(), self.bias.detach(), self.running_mean, self.running_var]
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -54,10 +54,10 @@ class PointConv(nn.Module):
         self.conv_1x1 = nn.Conv1d(inputs + 3 * (neighbours > 1), outputs, 1, bias=bias)
 
     def numbers(self) -> list[Tensor]:
-        """All that evaluation depends on."""
+        """The tensors that evaluation depends on."""
         conv = self.conv_1x1
-        found = [conv.weight.detach()] if conv.bias is None else [conv.weight.detach(), conv.bias.detach()]
-        return found if self.neighbours == 1 else [*found, self.conv_dw.detach()]
+        tensors = [conv.weight.detach()] if conv.bias is None else [conv.weight.detach(), conv.bias.detach()]
+        return tensors if self.neighbours == 1 else [*tensors, self.conv_dw.detach()]
 
     @property
     def weight(self) -> Tensor:
@@ -72,7 +72,11 @@ class PointConv(nn.Module):
     def forward(self, rows: Tensor, level: Level | None = None, mixed: int = 1, coordinates: bool = True) -> Tensor:
         """Rows (R, C_in) to (R, C_out).
 
-        mixed: the batch size, for the public code's mistake; 1: without it. coordinates: False for features alone.
+        Args:
+            rows: one row a point.
+            level: points, neighbours and cells; unused by a 1×1 convolution.
+            mixed: the batch size to reproduce the public code's mixing of samples; 1: without it.
+            coordinates: False: features alone.
         """
         weight = self.weight
         if self.neighbours == 1:
@@ -109,14 +113,11 @@ class BasicConv(nn.Module):
         return F.relu(rows) if self.relu else rows
 
     def numbers(self) -> list[Tensor]:
-        """All that evaluation depends on; faster than asking for all parameters and buffers."""
+        """The tensors that evaluation depends on; faster than listing all parameters and buffers."""
         return [*self.conv.numbers(), *([] if self.norm is None else self.norm.numbers())]
 
     def folded(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Weight (C_out, C_in [+ 3]), table (cells, C_out) or None, and bias (C_out,) with the batch norm in them.
-
-        They are copies.
-        """
+        """Copies of weight (C_out, C_in [+ 3]), table (cells, C_out) or None, bias (C_out,), batch norm folded in."""
         weight = self.conv.weight
         scale, shift = (1.0, weight.new_zeros(len(weight))) if self.norm is None else self.norm.factors()
         if self.conv.neighbours > 1:
@@ -125,9 +126,9 @@ class BasicConv(nn.Module):
 
 
 class Join(BasicConv):
-    """A decoder's stage: coarser features copied to the nearest finer points, joined with those, 1×1, norm, ReLU.
+    """A decoder stage: coarse features copied to the nearest fine points, concatenated with theirs, 1×1, norm, ReLU.
 
-    The copies are made after the convolution: it is linear, and there are fewer coarser points.
+    Features are copied after the convolution, which is linear: there are fewer coarse points.
     """
 
     def forward(self, coarse: Tensor, nearest: Tensor, skip: Tensor) -> Tensor:
@@ -147,5 +148,5 @@ class Join(BasicConv):
 
 
 def folded_of(layer: BasicConv, make=None):
-    """What `make`, or the layer's `folded`, makes of its weights and statistics, kept until they change."""
+    """Cached result of `make` (default: the layer's `folded`), recomputed when weights or statistics change."""
     return _folded.get(layer.numbers(), make or layer.folded, type(layer).__name__)

@@ -1,4 +1,4 @@
-"""SMPointSeg: segmentation of point clouds that computes at the points, and in the channels, that matter.
+"""SMPointSeg: point cloud segmentation that computes only at kept points and in dense channels.
 
 Wang et al., "Sparse Mask CNNs", TPAMI 2022, section 4; an encoder and decoder like RandLA-Net's (arXiv 1911.11236).
 """
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from sparsemask.errors import UseError
 from sparsemask.ops.point_block import row_linear
 from sparsemask.ops.point_conv import Level, cells, point_means
-from sparsemask.points.batch import PointBatch
 from sparsemask.spaces.smpointseg.block import Reading, SparsePointBlock
 from sparsemask.spaces.smpointseg.layers import BasicConv, Join, folded_of
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
+from sparsemask.tasks.points.clouds.batch import PointBatch
 
 CONFIGS = {
     "s3dis": {"d_in": 6, "n_class": 13, "channels": (32, 64, 128, 256, 512), "n_neighbors": 16, "radius": 0.05},
@@ -36,12 +36,15 @@ class SMPointSeg(MaskedNetwork):
         radius: half the kernel's edge at the finest level, metres; it doubles from level to level.
         ratio: points of a level over points of the next.
         layers: point convolutions of a block.
-        reading: how weights are read, see :class:`Reading`.
+        reading: variants of the computation, see :class:`Reading`.
 
     In evaluation the masks are hard and dropped points are skipped; in training they are soft, `tau` is the softmax's
     temperature and `noise` says whether Gumbel noise is added. After a forward pass `kept` holds, block by block, the
-    (L,) kept fractions of its layers, `hard_kept` those of hard masks, `kept_weights` the shares of all multiply-adds
-    by which the paper weighs them, and `masks` the point masks, bool (B, 1, N_l).
+    (L,) kept fractions of its layers, `hard_kept` those of hard masks, `kept_weights` the fractions of all
+    multiply-adds by which the paper weighs them, and `masks` the point masks, bool (B, 1, N_l).
+
+    Raises:
+        UseError: an argument out of range.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class SMPointSeg(MaskedNetwork):
 
     @property
     def config(self) -> dict[str, object]:
-        """The arguments that build this network again, but how it reads weights."""
+        """The arguments that build this network again, without `reading`."""
         return {
             "d_in": self.d_in,
             "n_class": self.n_class,
@@ -100,14 +103,19 @@ class SMPointSeg(MaskedNetwork):
         out, kept, hard_kept, masks = self.compute(batch)
         self.kept, self.hard_kept, self.masks = kept, hard_kept, masks
         costs = [block.costs(n) for block, n in zip(self.encoder, batch.sizes, strict=True)]
-        whole = sum(map(sum, costs))
-        self.kept_weights = [out.new_tensor(one) / whole for one in costs]
+        total = sum(map(sum, costs))
+        self.kept_weights = [out.new_tensor(layer_costs) / total for layer_costs in costs]
         return out
 
     def compute(self, batch: PointBatch, masked: bool = True):
-        """As :meth:`forward`, without a trace in the module: (logits, kept, hard kept, masks).
+        """Compute as :meth:`forward`, without setting attributes.
 
-        masked: False computes everything everywhere, in evaluation.
+        Args:
+            batch: crops.
+            masked: False: compute everything everywhere, in evaluation.
+
+        Returns:
+            (logits, kept, hard kept, masks).
         """
         self._check(batch)
         count, size = batch.features.shape[0], batch.features.shape[2]
@@ -120,8 +128,8 @@ class SMPointSeg(MaskedNetwork):
             if number:
                 rows = _pool(rows, levels[number - 1].neighbours, count, batch.sizes[number])
             if masked:
-                rows, one, hard, mask = block(rows, level, body_level, self.tau, self.noise, self.reading, count)
-                kept.append(one)
+                rows, block_kept, hard, mask = block(rows, level, body_level, self.tau, self.noise, self.reading, count)
+                kept.append(block_kept)
                 hard_kept.append(hard)
                 masks.append(mask.view(count, 1, -1))
             else:
@@ -141,9 +149,9 @@ class SMPointSeg(MaskedNetwork):
         return row_linear(rows, weight, bias, relu=layer.relu)
 
     def _levels(self, batch: PointBatch) -> tuple[list[Level], list[Level]]:
-        """Every level's points as rows: for the mask branches, and as the point convolutions read them."""
+        """Every level's points as rows: for the mask branches and for the blocks' point convolutions."""
         xyz = batch.features[:, :3].transpose(1, 2)
-        # Only differences matter, and they are the more exact the smaller the coordinates.
+        # Only differences are used, which are more exact for small coordinates.
         xyz = (xyz - xyz.mean(1, keepdim=True)).contiguous()
         levels, body = [], []
         rule = "trunc" if self.training else self.reading.index_rule
@@ -157,7 +165,7 @@ class SMPointSeg(MaskedNetwork):
         return levels, body
 
     def _check(self, batch: PointBatch) -> None:
-        """Raise a UseError for a batch that is of another network."""
+        """Raise a UseError for a batch that does not fit the network."""
         if len(batch.neighbours) != len(self.channels) or len(batch.upsample) != len(self.channels) - 1:
             raise UseError(f"a crop of {len(batch.neighbours)} levels for a network of {len(self.channels)}")
         if batch.features.ndim != 3 or batch.features.shape[1] != self.d_in:

@@ -1,4 +1,4 @@
-"""The space of SMPointSeg networks: which points, and which of their channels, need to be computed?"""
+"""The space of SMPointSeg networks: masks select the points and channels that are computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from sparsemask.config import flag
 from sparsemask.costs import count_parameters
 from sparsemask.flags import NetworkSection
 from sparsemask.options import factor, positive
-from sparsemask.points.batch import PointBatch
 from sparsemask.spaces import register
 from sparsemask.spaces.smpointseg import checkpoints
 from sparsemask.spaces.smpointseg.block import Reading
@@ -20,6 +19,7 @@ from sparsemask.spaces.smpointseg.network import SMPointSeg
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import hard_masks
 from sparsemask.tables import format_count
+from sparsemask.tasks.points.clouds.batch import PointBatch
 
 _PAPER_POINTS = 50_000  # the size at which the paper counts
 
@@ -58,23 +58,23 @@ class SMPointSegSpace(MaskedSpace):
     published = {"epochs": 100, "sparse": 0.04, "sparse_epochs": 0, "tau_epochs": 30.0, "tau_end": 0.1}
 
     def supernet(self, config) -> SMPointSeg:
-        """The network with soft masks."""
+        """Build the network with soft masks."""
         return SMPointSeg(**self.arguments(config), reading=reading_of(config))
 
-    def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMPointSeg:
-        """The network of a state dict, in evaluation mode. said: numbers that no weight tells, such as the radius."""
-        return checkpoints.build(state, what, said)
+    def build(self, state: Mapping[str, Tensor], what: object, description: Mapping | None = None) -> SMPointSeg:
+        """Build the network of a state dict, in evaluation mode; description: `n_neighbors`, `radius`, `ratio`."""
+        return checkpoints.build(state, what, description)
 
     def configure(self, network: SMPointSeg, config: Mapping) -> None:
-        """Read the weights as the flags say."""
+        """Set the variants of the computation from flags."""
         network.reading = reading_of(config)
 
     def dense_cost(self, network: SMPointSeg, batch: PointBatch, published: bool = False) -> int:
-        """Multiply-adds on crops with everything kept; `published`: of the masked layers alone, as the paper counts."""
+        """Count multiply-adds on crops with everything kept; published: of masked layers alone, as the paper counts."""
         return multiply_adds(network, batch.sizes, published) * len(batch)
 
     def published_row(self, network: SMPointSeg, share: float) -> str:
-        """Size and cost as the paper gives them: parameters, and multiply-adds of a crop of 50 000 points."""
+        """Return size and cost in the paper's convention: parameters, and multiply-adds of a crop of 50 000 points."""
         sizes = [_PAPER_POINTS // network.ratio**level for level in range(len(network.channels))]
         dense, printed = (multiply_adds(network, sizes, published) for published in (False, True))
         count = count_parameters(network) - sum(2 * mask.size for mask in hard_masks(network).values())
@@ -85,18 +85,18 @@ class SMPointSegSpace(MaskedSpace):
         )
 
     def dense_form(self, network: SMPointSeg) -> nn.Module:
-        """The same weights without masks, to be timed against."""
+        """Return the same weights without masks, the baseline for timing."""
         return DensePoints(network)
 
     def exportable(self, network: SMPointSeg, batch: PointBatch, options, mask=None):
-        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
+        """Describe the network for retrain/export.py; see :class:`sparsemask.exporting.Exportable`."""
         from sparsemask.spaces.smpointseg.export import exportable
 
         return exportable(self, network, batch)
 
     def draw_masks(self, inputs: PointBatch, masks: list[np.ndarray], path, title=None, names=None) -> None:
         """Draw the kept points of every level of one crop, masks bool (1, N_l) or (N_l,)."""
-        from sparsemask.pictures.points import draw_kept
+        from sparsemask.pictures.point_clouds.figures import draw_kept
 
         xyz = inputs.features[0, :3].t().float().numpy()
         draw_kept(path, xyz, [np.asarray(mask).reshape(-1) for mask in masks], title=title)
@@ -115,22 +115,28 @@ class DensePoints(nn.Module):
 
 
 def reading_of(options: Mapping) -> Reading:
-    """How the options say that weights are read."""
-    return Reading(**{one.name: options[one.name] for one in fields(Reading) if options.get(one.name) is not None})
+    """Select the variants of the computation from options."""
+    return Reading(
+        **{field.name: options[field.name] for field in fields(Reading) if options.get(field.name) is not None}
+    )
 
 
 def reading_words(reading: Reading) -> str:
-    """What differs from the method, in words; empty where nothing does."""
+    """Return the variants that differ from the paper as text; empty if none does."""
     usual = asdict(Reading())
     return ", ".join(f"{name} {value}" for name, value in asdict(reading).items() if value != usual[name])
 
 
 def multiply_adds(network: SMPointSeg, sizes: list[int], published: bool = False) -> int:
-    """Multiply-adds on one crop with `sizes` points on its levels when every point and channel is kept.
+    """Count multiply-adds on one crop when every point and channel is kept.
 
-    Executed ones, without the mask branches; biases, pooling and products with masks are not counted. `published`
-    counts the masked layers alone and as the paper does, K·(C_in + 1)·C_out a point: 6.65 G for S3DIS's configuration
-    and 6.85 G for SemanticKITTI's at 50 000 points.
+    Counted are executed ones, without mask branches, biases, pooling and products with masks.
+
+    Args:
+        network: the SMPointSeg.
+        sizes: points of each level.
+        published: count masked layers alone, as the paper does, K·(C_in + 1)·C_out a point: 6.65 G for S3DIS's
+            configuration and 6.85 G for SemanticKITTI's at 50 000 points.
     """
     if published:
         return sum(sum(block.costs(n)) for block, n in zip(network.encoder, sizes, strict=True))

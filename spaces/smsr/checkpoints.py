@@ -1,4 +1,4 @@
-"""SMSR from files: public checkpoints, checkpoints of runs, networks to share. The weights say what to build."""
+"""SMSR from files: public checkpoints, checkpoints of runs, safetensors. Weights determine the architecture."""
 
 from __future__ import annotations
 
@@ -17,8 +17,16 @@ from sparsemask.spaces.sparse_conv import masked_space
 
 
 def config_of(state: Mapping[str, Tensor], what: object = "checkpoint") -> dict[str, int]:
-    """The arguments of the :class:`SMSR` that a state dict belongs to; UseError naming `what` when it is of none."""
-    numbers = {int(found[1]) for key in state if (found := re.match(r"body\.(\d+)\.body\.ch_mask$", key))}
+    """Determine the arguments of an :class:`SMSR` from its state dict.
+
+    Args:
+        state: the weights.
+        what: the file's name in errors.
+
+    Raises:
+        UseError: weights of another network.
+    """
+    numbers = {int(match[1]) for key in state if (match := re.match(r"body\.(\d+)\.body\.ch_mask$", key))}
     try:
         channels, layers = state["body.0.body.ch_mask"].shape[1:3]
         narrow, wide = state["body.0.ca.conv_du.0.weight"].shape[:2]
@@ -37,10 +45,16 @@ def config_of(state: Mapping[str, Tensor], what: object = "checkpoint") -> dict[
     }
 
 
-def build(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mapping | None = None) -> SMSR:
-    """The network of a state dict, strictly loaded, in evaluation mode; UseError naming `what` if it does not fit.
+def build(state: Mapping[str, Tensor], what: object = "checkpoint", description: Mapping | None = None) -> SMSR:
+    """Build the network of a state dict, strictly loaded, in evaluation mode.
 
-    said: what else the file says; the weights tell everything.
+    Args:
+        state: the weights.
+        what: the file's name in errors.
+        description: ignored; the weights determine everything.
+
+    Raises:
+        UseError: weights of another network.
     """
     config = config_of(state, what)
     for name in ("sub_mean.weight", "add_mean.weight"):
@@ -52,7 +66,7 @@ def build(state: Mapping[str, Tensor], what: object = "checkpoint", said: Mappin
 
 
 def load_smsr(path: str | os.PathLike) -> SMSR:
-    """The network of a file, in evaluation mode on the CPU: public checkpoint, run's checkpoint, safetensors.
+    """Load a network from a public checkpoint, a run's checkpoint or a safetensors file, in evaluation mode on the CPU.
 
     See :func:`sparsemask.spaces.sparse_conv.masked_space.load`.
     """
@@ -60,5 +74,5 @@ def load_smsr(path: str | os.PathLike) -> SMSR:
 
 
 def save_smsr(path: str | os.PathLike, network: SMSR, masks: FineMasks | None = None) -> None:
-    """Write a network to share; see :func:`sparsemask.spaces.sparse_conv.masked_space.save`."""
+    """Write a network as safetensors; arguments as :func:`sparsemask.spaces.sparse_conv.masked_space.save`."""
     masked_space.save(path, network, "smsr", masks)

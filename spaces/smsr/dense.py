@@ -1,4 +1,4 @@
-"""The same weights as plain dense layers: without masks, which the sparse network is timed against, or times them."""
+"""SMSR as plain dense layers: without masks (the baseline for timing), or with masks that multiply."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from sparsemask.sparse import harden_channels
 class DenseForm(nn.Module):
     """An SMSR with everything kept, as plain convolutions: no mask branches, no masks.
 
-    It shares the weights of `network`. Its output is that of the network whose data masks keep every location.
+    It shares the weights of `network` and computes its output with every location and channel kept.
+
+    Args:
+        network: the SMSR.
     """
 
     def __init__(self, network: SMSR):
@@ -21,7 +24,7 @@ class DenseForm(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W)."""
+        """Images (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W)."""
         net = self.network
         _, base, head = net.begin(x)
         features, total = head, None
@@ -41,12 +44,14 @@ class DenseForm(nn.Module):
 
 
 class MaskedForm(nn.Module):
-    """An SMSR whose hard masks multiply and skip nothing, made of operators that every framework has.
+    """An SMSR whose hard masks multiply and skip nothing, made of standard operators.
 
-    It shares the weights of `network`, gives its numbers and does all of the dense work twice over: for export, and to
-    look at features, since every layer is called as a module.
+    It shares the weights of `network` and gives the same output, at more than the dense cost: for export, and to
+    inspect features, since every layer is called as a module.
 
-    open: keep every location and channel instead.
+    Args:
+        network: the SMSR.
+        open: keep every location and channel.
     """
 
     def __init__(self, network: SMSR, open: bool = False):
@@ -54,7 +59,7 @@ class MaskedForm(nn.Module):
         self.network, self.open = network, open
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W)."""
+        """Images (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W)."""
         net = self.network
         _, base, head = net.begin(x)
         features, outputs = head, []
@@ -77,21 +82,26 @@ class MaskedForm(nn.Module):
     def _fuse(module: SparseMaskModule, x: Tensor, mask: Tensor | None) -> Tensor:
         dense = harden_channels(module.body.ch_mask.detach()).to(x.dtype)
         before, outputs = None, []
-        for layer, mine in zip(module.body.body, dense.unbind(), strict=True):
+        for layer, channels in zip(module.body.body, dense.unbind(), strict=True):
             if mask is None:
                 x = layer(x, torch.ones_like(x[:, :1]), None, None)
             else:
-                x, before = layer(x, mask, before, mine), mine
+                x, before = layer(x, mask, before, channels), channels
             outputs.append(x)
         return module.body.collect(torch.cat(outputs, 1))
 
 
 def multiply_adds(network: SMSR, height: int, width: int, published: bool = False) -> int:
-    """Multiply-adds of the network on one picture of height × width when every location and channel is kept.
+    """Count multiply-adds on one image when every location and channel is kept.
 
-    The mask branches are counted in, biases and products with masks are not. `published` counts as the papers do: the
-    mask branches' transposed convolutions at the size of their output and the two shifts of the mean as convolutions
-    (224.1 G for ×2 to 1280×720; executed are 223.80 G).
+    Mask branches are included, biases and products with masks are not.
+
+    Args:
+        network: the SMSR.
+        height: of the input, pixels.
+        width: of the input, pixels.
+        published: count as the papers do: the mask branches' transposed convolutions at the size of their output and
+            the two shifts of the mean as convolutions (224.1 G for ×2 to 1280×720; executed are 223.80 G).
     """
     pixels = height * width
     half = -(-height // 2) * -(-width // 2)

@@ -1,7 +1,7 @@
-"""Networks of sparse mask convolutions for other programs: torch.export with the sparse operator, ONNX without it.
+"""Export of SMSR: torch.export with the sparse operator, ONNX without it.
 
-`torch.export` keeps `sparsemask::attended_block`, so that the exported program skips what the masks drop wherever this
-package is installed. ONNX has no such operator: there the masks multiply, with the same numbers, and nothing is saved.
+`torch.export` keeps `sparsemask::attended_block`, so that the exported program skips dropped locations and channels
+wherever this package is installed. ONNX has no such operator: masks multiply, with equal outputs and no savings.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ INPUT, OUTPUT = "picture", "larger"
 def exportable(
     network: SMSR, batch: Tensor | None = None, options=None, size: tuple[int, int] = (64, 96)
 ) -> Exportable:
-    """An SMSR as a function from pictures (1, 3, H, W) to (1, 3, s·H, s·W), any even H and W.
+    """Describe an SMSR as a function from images (1, 3, H, W) to (1, 3, s·H, s·W), any even H and W.
 
-    network: loaded, on the CPU; its masks are exported hard. size: H and W of the example.
+    Args:
+        network: loaded, on the CPU; its masks are exported hard.
+        batch: ignored.
+        options: ignored.
+        size: H and W of the example.
     """
     height, width = (torch.export.Dim(name, min=2, max=1 << 14) for name in ("half_height", "half_width"))
     return Exportable(
@@ -46,26 +50,34 @@ def exportable(
 def export_program(
     network: SMSR, size: tuple[int, int] = (64, 64), dynamic: bool = True
 ) -> torch.export.ExportedProgram:
-    """The network as an exported program from pictures (1, 3, H, W) to (1, 3, s·H, s·W), the sparse operator in it.
+    """Export the network as a program with the sparse operator, from images (1, 3, H, W) to (1, 3, s·H, s·W).
 
     Args:
         network: loaded; its masks are exported hard.
         size: H and W of the example.
-        dynamic: any even H and W of at least 2, else these alone.
+        dynamic: True: any even H and W of at least 4; False: only `size`.
     """
     return traced(_of(network, size, dynamic))
 
 
 def export_onnx(network: SMSR, path: str | os.PathLike, size: tuple[int, int] = (64, 64), dynamic: bool = True) -> Path:
-    """Write the network's dense-masked form as an ONNX file, atomically; return the path.
+    """Write the network, its masks multiplying, as an ONNX file, atomically.
 
-    Args: as for :func:`export_program`; input "picture", output "larger".
+    Args:
+        network: loaded; its masks are exported hard.
+        path: the file; its input is called "picture", its output "larger".
+        size: H and W of the example.
+        dynamic: as for :func:`export_program`.
 
-    Raises UseError where the packages that torch writes ONNX with are absent.
+    Returns:
+        The path.
+
+    Raises:
+        UseError: the packages that torch needs to write ONNX are missing.
     """
     return exporting.export_onnx(_of(network, size, dynamic), path)
 
 
 def _of(network: nn.Module, size: tuple[int, int], dynamic: bool) -> Exportable:
-    found = exportable(network, size=size)
-    return found if dynamic else found.fixed(torch.zeros(1, 3, *size))
+    form = exportable(network, size=size)
+    return form if dynamic else form.fixed(torch.zeros(1, 3, *size))

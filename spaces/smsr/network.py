@@ -1,4 +1,4 @@
-"""SMSR: super-resolution that computes where, and in which channels, it must (Wang et al., CVPR 2021, 2006.09603)."""
+"""SMSR: super-resolution that computes at kept locations and in dense channels (Wang et al., CVPR 2021, 2006.09603)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class SMSR(MaskedNetwork):
     (see :func:`sparsemask.sparse.set_mask_mode`) and `tau` is the softmax's temperature.
 
     After a forward pass `kept` holds, module by module, the (L,) kept fractions of its layers (differentiable in
-    training), `masks` the data masks (N, 1, H, W), and `hard_kept` the kept fractions of hard masks in their place.
+    training), `masks` the data masks (N, 1, H, W), and `hard_kept` the kept fractions of hard masks.
+
+    Raises:
+        UseError: an argument out of range.
     """
 
     def __init__(self, scale: int = 2, n_feats: int = 64, n_modules: int = 5, n_layers: int = 4, reduction: int = 16):
@@ -67,19 +70,19 @@ class SMSR(MaskedNetwork):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W), any H and W; not clamped."""
+        """Images (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W), any H and W; not clamped."""
         out, self.kept, self.masks = self.compute(x)
         self.hard_kept = [k if m.hard_kept is None else m.hard_kept for m, k in zip(self.body, self.kept, strict=True)]
         return out
 
     def compute(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """As :meth:`forward`, without a trace in the module: (pictures, kept fractions, data masks)."""
+        """Compute as :meth:`forward`, without setting attributes: (images, kept fractions, data masks)."""
         x, base, head = self.begin(x)
         features, outputs, kept, masks = head, [], [], []
         for module in self.body:
-            features, one, mask = module(features, self.tau)
+            features, module_kept, mask = module(features, self.tau)
             outputs.append(features)
-            kept.append(one)
+            kept.append(module_kept)
             masks.append(mask)
         if torch.is_grad_enabled():
             total = self.collect[0](torch.cat(outputs, 1))
@@ -98,14 +101,14 @@ class SMSR(MaskedNetwork):
         return F.interpolate(x, scale_factor=float(self.scale), mode="bicubic", align_corners=False)
 
     def gather(self, number: int, features: Tensor, total: Tensor | None) -> Tensor:
-        """What the 1×1 convolution over all modules' features makes of module `number`'s, added to `total`."""
+        """Contribution of module `number`'s features to the 1×1 convolution over all modules, added to `total`."""
         conv = self.collect[0]
         weight = conv.weight[:, number * self.n_feats : (number + 1) * self.n_feats]
         part = F.conv2d(features, weight, conv.bias if number == 0 else None)
         return part if total is None else part.add_(total)
 
     def end(self, total: Tensor, head: Tensor, base: Tensor) -> Tensor:
-        """From the gathered features to the picture."""
+        """From the gathered features to the image."""
         total = self.collect[1](total) if torch.is_grad_enabled() else F.relu_(total)
         features = self.collect[2](total) + head
         return self.add_mean(self.tail(features) + base)
@@ -133,13 +136,13 @@ class SparseMaskModule(nn.Module):
         return self.attend(x, y, y.mean((2, 3), keepdim=True)), kept, mask
 
     def fuse(self, x: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-        """Everything up to the channel attention, which alone looks at the whole picture."""
+        """Everything up to the channel attention, the only layer that depends on the whole image."""
         mask = self.locate(x, tau)
         y, kept = self.body(x, mask, tau)
         return y, kept, mask
 
     def locate(self, x: Tensor, tau: float = 1.0) -> Tensor:
-        """The data mask (N, 1, H, W). Where it is soft, what a hard one would keep is noted, for budgets."""
+        """The data mask (N, 1, H, W); if it is soft, `hard_kept` is set to the kept fractions of a hard one."""
         self.hard_kept = None
         if not self.training or self.spa_mask.mask_mode != "soft":
             return self.spa_mask(x, tau)
@@ -149,7 +152,7 @@ class SparseMaskModule(nn.Module):
         return gumbel_mask(logits, tau)[:, 1:]
 
     def attend(self, x: Tensor, y: Tensor, mean: Tensor) -> Tensor:
-        """x + a·y, the attention a from the mean (N, C, 1, 1) of y over the picture; without gradients it takes y."""
+        """x + a·y, attention a from the mean (N, C, 1, 1) of y over the image; without gradients y is overwritten."""
         a = self.ca(mean)
         return torch.addcmul(x, y, a) if torch.is_grad_enabled() else y.mul_(a).add_(x)
 
@@ -170,7 +173,7 @@ class ChannelAttention(nn.Module):
 
 
 class MeanShift(nn.Module):
-    """Adds or subtracts the mean colour; not learned. Its two tensors stand in the public checkpoints."""
+    """Adds or subtracts the mean colour; not learned. Its two tensors are part of the public checkpoints."""
 
     def __init__(self, sign: int):
         super().__init__()
@@ -178,5 +181,5 @@ class MeanShift(nn.Module):
         self.register_buffer("bias", sign * RGB_RANGE * torch.tensor(RGB_MEAN))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) to pictures."""
+        """Images (N, 3, H, W) to images."""
         return x + self.bias.view(1, 3, 1, 1)

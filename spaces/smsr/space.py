@@ -1,4 +1,4 @@
-"""The space of SMSR networks: which locations and which channels need to be computed?"""
+"""The space of SMSR networks: masks select the locations and channels that are computed."""
 
 from __future__ import annotations
 
@@ -47,27 +47,27 @@ class SMSRSpace(MaskedSpace):
     task = "super_resolution"
     section = SMSRNetwork
     views = SMSRViews
-    weights_name = "smsr_x{scale}"  # files of weights are looked for by it
+    weights_name = "smsr_x{scale}"  # name of the weights file to search for
 
     def supernet(self, config) -> SMSR:
-        """The network with soft masks."""
+        """Build the network with soft masks."""
         return SMSR(**self.arguments(config))
 
-    def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMSR:
-        """The network of a state dict, in evaluation mode; the weights say what to build, whatever else is said."""
-        return checkpoints.build(state, what, said)
+    def build(self, state: Mapping[str, Tensor], what: object, description: Mapping | None = None) -> SMSR:
+        """Build the network of a state dict, in evaluation mode; the description is ignored."""
+        return checkpoints.build(state, what, description)
 
-    def dense_cost(self, network: SMSR, picture: Tensor, published: bool = False) -> int:
-        """Multiply-adds on a picture (N, 3, H, W) with everything kept."""
+    def dense_cost(self, network: SMSR, images: Tensor, published: bool = False) -> int:
+        """Count multiply-adds on images (N, 3, H, W) with everything kept; published: as the papers count."""
         from sparsemask.spaces.smsr.dense import multiply_adds
 
-        return multiply_adds(network, *picture.shape[-2:], published) * len(picture)
+        return multiply_adds(network, *images.shape[-2:], published) * len(images)
 
     def published_row(self, network: SMSR, share: float) -> str:
-        """Size and cost as papers give them: parameters, and multiply-adds of an output of 1280 × 720."""
+        """Return size and cost in the papers' convention: parameters, and multiply-adds for an output of 1280 × 720."""
         scale = network.config["scale"]
-        picture = torch.empty(1, 3, 720 // scale, 1280 // scale, device="meta")
-        dense, printed = (self.dense_cost(network, picture, published) for published in (False, True))
+        image = torch.empty(1, 3, 720 // scale, 1280 // scale, device="meta")
+        dense, printed = (self.dense_cost(network, image, published) for published in (False, True))
         count = count_parameters(network) - sum(2 * mask.size for mask in hard_masks(network).values())
         return (
             f"at 1280x720: {format_count(count, 'k')} parameters, multiply-adds "
@@ -76,38 +76,38 @@ class SMSRSpace(MaskedSpace):
         )
 
     def dense_form(self, network: SMSR) -> nn.Module:
-        """The same weights without masks, to be timed against."""
+        """Return the same weights without masks, the baseline for timing."""
         from sparsemask.spaces.smsr.dense import DenseForm
 
         return DenseForm(network)
 
     def layerwise_form(self, network: SMSR, masked: bool) -> nn.Module:
-        """The network made of plain layers, with its masks or keeping everything: every layer's features are seen."""
+        """Return the network as plain layers, whose features hooks can read; masked: False: everything is kept."""
         from sparsemask.spaces.smsr.dense import MaskedForm
 
         return MaskedForm(network, open=not masked)
 
     def prepare(self, colour: np.ndarray) -> Tensor:
-        """Colours (H, W, 3) of 0 to 255 as the network's input."""
+        """Turn colours (H, W, 3) of 0 to 255 into an input (1, 3, H, W)."""
         return torch.from_numpy(colour).permute(2, 0, 1)[None]
 
     def run(self, network: SMSR, images: Tensor, tile: int = 0, ensemble: bool = False) -> Tensor:
-        """The network on images, in tiles and as the mean over flips where asked for."""
+        """Run the network on images (N, 3, H, W); arguments as :func:`sparsemask.spaces.smsr.tiles.upscale`."""
         return upscale(network, images, tile, ensemble)
 
     def run_dense(self, network: SMSR, images: Tensor, ensemble: bool = False) -> Tensor:
-        """The same of the dense form (whole images)."""
+        """Run the dense form on whole images (N, 3, H, W)."""
         form = self.dense_form(network)
         return self_ensemble(form, images) if ensemble else form(images)
 
     def exportable(self, network: SMSR, batch: Tensor, options, mask=None):
-        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
+        """Describe the network for retrain/export.py; see :class:`sparsemask.exporting.Exportable`."""
         from sparsemask.spaces.smsr.export import exportable
 
         return exportable(network, batch)
 
     def draw_masks(self, inputs: Tensor, masks: list, path, title: str | None = None, names=None) -> None:
-        """Draw data masks, bool arrays (H, W), over their picture (1, 3, H, W) of 0 to 255."""
+        """Draw data masks, bool arrays (H, W), over their image (1, 3, H, W) of 0 to 255."""
         from sparsemask.pictures.overlay import draw_masks
 
         draw_masks(inputs[0].clamp(0, 255).round().byte().permute(1, 2, 0).numpy(), masks, path, title, names)

@@ -1,7 +1,6 @@
-"""SMStereo for other programs: batch norms folded; with the sparse operators, or masks that multiply.
+"""Export of SMStereo: batch norms folded; with the sparse operators, or with masks that multiply.
 
-Both forms take the network's modules over and put folded layers in the place of those that fold themselves while they
-run, which no file can hold.
+Both forms reuse the network's modules and replace those that fold themselves at run time by folded layers.
 """
 
 from __future__ import annotations
@@ -18,13 +17,16 @@ from sparsemask.spaces.smstereo.export_volumes import PlainConv, plain_volume, s
 from sparsemask.spaces.smstereo.layers import ConvNorm, convolve, fold
 from sparsemask.spaces.smstereo.mask_module import MaskedConv, SparseHourglass, _sizes
 from sparsemask.spaces.smstereo.network import SIZE, SMStereo
-from sparsemask.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.batch import StereoPair
 
 
 def exportable(space, network: SMStereo, pair: StereoPair) -> Exportable:
-    """As a function from a left and a right picture (1, 3, H, W), any multiples of 16, to disparities (1, H, W).
+    """Describe the network as a function from a left and a right image (1, 3, H, W) to disparities (1, H, W).
 
-    network: in evaluation mode, on the CPU; its masks are exported hard.
+    Args:
+        space: the network's space.
+        network: in evaluation mode, on the CPU; its masks are exported hard.
+        pair: ignored; H and W are any multiples of 16.
     """
     height, width = (torch.export.Dim(name, min=2, max=1 << 10) for name in ("sixteenths_high", "sixteenths_wide"))
     sizes = {2: SIZE * height, 3: SIZE * width}
@@ -43,7 +45,7 @@ def exportable(space, network: SMStereo, pair: StereoPair) -> Exportable:
 
 
 class _Folded(nn.Module):
-    """A convolution with its batch norm in it, in the manner of `run`."""
+    """A convolution with its batch norm folded in, computed by `run`."""
 
     def __init__(self, conv: nn.Module, norm: nn.Module, run=None):
         super().__init__()
@@ -58,39 +60,39 @@ class _Folded(nn.Module):
 
 
 class _Hourglass(nn.Module):
-    """What a folded hourglass has: its convolutions, their dense channels, and the mask branch."""
+    """Base of folded hourglasses: the mask branch, the skip convolutions and the dense channels of each layer."""
 
     @torch.no_grad()
     def __init__(self, module: SparseHourglass):
         super().__init__()
         self.locate = module.locate
-        self.redir1, self.redir2 = (_Folded(*one) for one in (module.redir1, module.redir2))
+        self.redir1, self.redir2 = (_Folded(*layer) for layer in (module.redir1, module.redir2))
         self.flags = [conv.dense(1.0, False).clone() for conv in module.convs]
 
 
 class _SkippingHourglass(_Hourglass):
-    """By the sparse operator; between its ends features hold their dense channels first."""
+    """An hourglass of sparse operators; intermediate features hold their dense channels first."""
 
     @torch.no_grad()
     def __init__(self, module: SparseHourglass):
         super().__init__(module)
-        orders = [torch.argsort(~one, stable=True) for one in self.flags[:5]]
+        orders = [torch.argsort(~tensor, stable=True) for tensor in self.flags[:5]]
         self.weights = nn.ParameterList()
         self.convs = []
         ends = zip([None, *orders], [*orders, None], strict=True)
         before = torch.ones(module.conv1.pair[0].in_channels, dtype=torch.bool)
-        for number, (conv, (ins, outs), own) in enumerate(zip(module.convs, ends, self.flags, strict=True)):
+        for number, (conv, (ins, outs), dense) in enumerate(zip(module.convs, ends, self.flags, strict=True)):
             weight, bias = _ordered(conv, ins, outs)
-            own = own if outs is None else own[outs]
-            self.weights.extend(nn.Parameter(one, False) for one in (weight, bias))
-            for name, flags in (("before", before), ("own", own)):
+            dense = dense if outs is None else dense[outs]
+            self.weights.extend(nn.Parameter(tensor, False) for tensor in (weight, bias))
+            for name, flags in (("before", before), ("own", dense)):
                 self.register_buffer(f"{name}{number}", flags.clone())
             self.convs.append((conv.geometry, "relu" if conv.relu else "none"))
-            before = own
-        two, five = orders[1], orders[4]
+            before = dense
+        order2, order5 = orders[1], orders[4]
         shape = self.redir2.weight.shape
-        self.redir2.weight.data = self.redir2.weight.data[five][:, two].reshape(shape)
-        self.redir2.bias.data = self.redir2.bias.data[five]
+        self.redir2.weight.data = self.redir2.weight.data[order5][:, order2].reshape(shape)
+        self.redir2.bias.data = self.redir2.bias.data[order5]
 
     def _conv(self, number: int, x: Tensor, mask: Tensor) -> Tensor:
         g, activation = self.convs[number]
@@ -109,29 +111,29 @@ class _SkippingHourglass(_Hourglass):
 
 
 class _PlainHourglass(_Hourglass):
-    """By masks that multiply."""
+    """An hourglass whose masks multiply."""
 
     @torch.no_grad()
     def __init__(self, module: SparseHourglass):
         super().__init__(module)
         reads = [None, *self.flags[:-1]]
         self.convs = nn.ModuleList(
-            PlainConv(conv, before, own) for conv, before, own in zip(module.convs, reads, self.flags, strict=True)
+            PlainConv(conv, before, dense) for conv, before, dense in zip(module.convs, reads, self.flags, strict=True)
         )
         self.register_buffer("dense", self.flags[4].to(torch.float32).view(1, -1, 1, 1, 1))
 
     def forward(self, x: Tensor, tau: float = 1.0, noise: bool = False):
         logits = nn.Sequential.forward(self.locate, x)
-        fine, half, quarter = (one.to(x.dtype) for one in _sizes(self.locate.harden(logits)))
-        one, two, three, four, five, six = self.convs
-        middle = two(one(x, half), half)
-        y = four(three(middle, quarter), quarter)
-        y = F.relu(five(y, half) + self.redir2(middle)) * torch.maximum(half, self.dense)
-        return F.relu(six(y, fine) + self.redir1(x)), [], [], []
+        fine, half, quarter = (mask.to(x.dtype) for mask in _sizes(self.locate.harden(logits)))
+        conv1, conv2, conv3, conv4, conv5, conv6 = self.convs
+        middle = conv2(conv1(x, half), half)
+        y = conv4(conv3(middle, quarter), quarter)
+        y = F.relu(conv5(y, half) + self.redir2(middle)) * torch.maximum(half, self.dense)
+        return F.relu(conv6(y, fine) + self.redir1(x)), [], [], []
 
 
 class _Plain(nn.Module):
-    """The network of operators that every framework has."""
+    """The network made of standard operators."""
 
     def __init__(self, network: SMStereo):
         super().__init__()
@@ -142,13 +144,19 @@ class _Plain(nn.Module):
         self.register_buffer("values", torch.arange(float(maxdisp)).view(1, -1, 1, 1))
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """Pictures (1, 3, H, W) to disparities (1, H, W)."""
+        """Images (1, 3, H, W) to disparities (1, H, W)."""
         net = self.network
-        (a, more_a), (b, more_b) = net.feature_extraction(left), net.feature_extraction(right)
-        volume = plain_volume(a, b, net.maxdisp // 4, net.groups)
-        if more_a is not None:
-            both = [torch.cat([one, other], 1) for one, other in shifted(more_a, more_b, net.maxdisp // 4)]
-            volume = torch.cat([volume, torch.stack(both, 2)], 1)
+        (left_features, left_concat), (right_features, right_concat) = (
+            net.feature_extraction(left),
+            net.feature_extraction(right),
+        )
+        volume = plain_volume(left_features, right_features, net.maxdisp // 4, net.groups)
+        if left_concat is not None:
+            pairs = [
+                torch.cat([left_part, right_part], 1)
+                for left_part, right_part in shifted(left_concat, right_concat, net.maxdisp // 4)
+            ]
+            volume = torch.cat([volume, torch.stack(pairs, 2)], 1)
         x = net.aggregate(volume)
         for module in net.hourglasses:
             x = module(x)[0]
@@ -172,16 +180,16 @@ class _Skipping(nn.Module):
 
 @torch.no_grad()
 def _with(network: SMStereo, hourglass: type, run=None) -> SMStereo:
-    """A copy with other hourglasses, its other layers folded; the heads that only training has are gone."""
-    made = copy.deepcopy(network).eval()
+    """A copy with other hourglasses, all other layers folded, without the heads used only in training."""
+    copied = copy.deepcopy(network).eval()
     for name in ("dres2", "dres3", "dres4"):
-        made.set_submodule(name, hourglass(made.get_submodule(name)))
+        copied.set_submodule(name, hourglass(copied.get_submodule(name)))
     for name in ("classif0", "classif1", "classif2"):
-        made.set_submodule(name, nn.Identity())
-    for name, module in list(made.named_modules()):
+        copied.set_submodule(name, nn.Identity())
+    for name, module in list(copied.named_modules()):
         if isinstance(module, ConvNorm):
-            made.set_submodule(name, _Folded(*module, run=run))
-    return made.requires_grad_(False)
+            copied.set_submodule(name, _Folded(*module, run=run))
+    return copied.requires_grad_(False)
 
 
 def _plain_convolve(conv: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -190,7 +198,7 @@ def _plain_convolve(conv: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) ->
 
 
 def _ordered(conv: MaskedConv, ins: Tensor | None, outs: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Folded weight and bias, their channels in other orders."""
+    """Folded weight and bias, channels permuted by `ins` and `outs`."""
     weight, bias = fold(*conv.pair)
     rows = 1 if conv.pair[0].transposed else 0
     if outs is not None:

@@ -1,4 +1,4 @@
-"""What exports of stereo networks make of volumes with operators that every framework has."""
+"""Cost volumes and masked 3-D convolutions of stereo networks in standard operators, for export."""
 
 from __future__ import annotations
 
@@ -13,46 +13,51 @@ from sparsemask.spaces.smstereo.mask_module import MaskedConv
 
 
 class PlainConv(nn.Module):
-    """A masked convolution of hard masks, each of whose products is computed once.
+    """A convolution under hard masks, computed densely, each product once.
 
-    Sparse outputs are those of all inputs times the mask; dense outputs take what sparse inputs give at kept voxels.
+    Sparse outputs are convolutions of all inputs times the mask; dense outputs use sparse inputs at kept voxels only.
+
+    Args:
+        conv: the masked convolution.
+        before: dense input channels, bool (C_in,); None: all.
+        dense: dense output channels, bool (C_out,).
     """
 
-    def __init__(self, conv: MaskedConv, before: Tensor | None, own: Tensor):
+    def __init__(self, conv: MaskedConv, before: Tensor | None, dense: Tensor):
         super().__init__()
         self.conv, self.relu = conv.pair[0], conv.relu
         weight, bias = fold(*conv.pair)
-        weight = weight if self.conv.transposed else weight.transpose(0, 1)  # (inputs, outputs, ...) for the while
+        weight = weight if self.conv.transposed else weight.transpose(0, 1)  # (inputs, outputs, ...) until sliced
         before = torch.ones(len(weight), dtype=torch.bool) if before is None else before
-        order = torch.cat([own.nonzero()[:, 0], (~own).nonzero()[:, 0]])
+        order = torch.cat([dense.nonzero()[:, 0], (~dense).nonzero()[:, 0]])
         self.register_buffer("back", torch.argsort(order))
         self.parts = nn.ParameterDict()
-        for name, ins, outs in (("sparse", None, ~own), ("dense", before, own), ("across", ~before, own)):
+        for name, ins, outs in (("sparse", None, ~dense), ("dense", before, dense), ("across", ~before, dense)):
             ins = torch.ones_like(before) if ins is None else ins
             if ins.any() and outs.any():
                 part = weight[ins][:, outs]
                 part = part if self.conv.transposed else part.transpose(0, 1)
                 self.parts[name] = nn.Parameter(part.contiguous(), False)
-        self.count = int(own.sum())
-        self.register_buffer("dense_bias", bias[own].view(1, -1, 1, 1, 1))
-        self.register_buffer("sparse_bias", bias[~own].view(1, -1, 1, 1, 1))
+        self.count = int(dense.sum())
+        self.register_buffer("dense_bias", bias[dense].view(1, -1, 1, 1, 1))
+        self.register_buffer("sparse_bias", bias[~dense].view(1, -1, 1, 1, 1))
         for name, flags in (("dense_ins", before), ("sparse_ins", ~before)):
             self.register_buffer(name, flags.nonzero()[:, 0])
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (N, C, D, H, W), zero in sparse channels of dropped voxels, mask (N, 1, ...) on the output's grid."""
-        found = []
+        outputs = []
         if self.count:
             total = self.dense_bias
             if "dense" in self.parts:
                 total = total + self._run("dense", x.index_select(1, self.dense_ins))
             if "across" in self.parts:
                 total = total + mask * self._run("across", x.index_select(1, self.sparse_ins))
-            found.append(F.relu(total) if self.relu else total)
+            outputs.append(F.relu(total) if self.relu else total)
         if "sparse" in self.parts:
             y = self._run("sparse", x) + self.sparse_bias
-            found.append(mask * (F.relu(y) if self.relu else y))
-        return torch.cat(found, 1).index_select(1, self.back)
+            outputs.append(mask * (F.relu(y) if self.relu else y))
+        return torch.cat(outputs, 1).index_select(1, self.back)
 
     def _run(self, name: str, x: Tensor) -> Tensor:
         c, weight = self.conv, self.parts[name]
@@ -62,13 +67,19 @@ class PlainConv(nn.Module):
 
 
 def plain_volume(left: Tensor, right: Tensor, levels: int, groups: int) -> Tensor:
-    """As :func:`sparsemask.ops.cost_volume.correlation_volume`, for open sizes."""
-    found = [(a * b).unflatten(1, (groups, -1)).mean(2) for a, b in shifted(left, right, levels)]
-    return torch.stack(found, 2)
+    """As :func:`sparsemask.ops.cost_volume.correlation_volume`, for dynamic sizes."""
+    products = [(a * b).unflatten(1, (groups, -1)).mean(2) for a, b in shifted(left, right, levels)]
+    return torch.stack(products, 2)
 
 
 def shifted(left: Tensor, right: Tensor, levels: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(left, right at x − d) for every disparity, both 0 where x < d."""
+    """Yield features for every disparity d from 0: (left, right at x − d), both 0 where x < d.
+
+    Args:
+        left: (N, C, H, W).
+        right: (N, C, H, W).
+        levels: number of disparities.
+    """
     width = left.shape[-1]
     wide = F.pad(right, (levels, 0))
     inside = F.pad(torch.ones_like(left[:, :1]), (levels, 0))

@@ -14,22 +14,29 @@ _folded = Derived()
 class ConvNorm(nn.Sequential):
     """A convolution without bias and its batch norm; in evaluation one convolution.
 
-    dims: 2 or 3. transposed: of stride 2, which doubles the size.
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        kernel: kernel size.
+        stride: of a plain convolution.
+        dilation: of a plain convolution.
+        dims: 2 or 3.
+        transposed: transposed convolution of stride 2, which doubles the size.
     """
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1, dims: int = 3,
         transposed: bool = False,
     ):  # fmt: skip
-        conv, turned, norm = (
+        conv, conv_transpose, norm = (
             (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
             (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d),
         )[dims - 2]
         if transposed:
-            made = turned(inputs, outputs, kernel, 2, 1, output_padding=1, bias=False)
+            layer = conv_transpose(inputs, outputs, kernel, 2, 1, output_padding=1, bias=False)
         else:
-            made = conv(inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation, bias=False)
-        super().__init__(made, norm(outputs))
+            layer = conv(inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation, bias=False)
+        super().__init__(layer, norm(outputs))
 
     def forward(self, x: Tensor, ins: Tensor | None = None, outs: Tensor | None = None) -> Tensor:
         """(N, C_in, *spatial) to (N, C_out, *spatial); ins, outs: orders of the channels, in evaluation."""
@@ -41,9 +48,13 @@ class ConvNorm(nn.Sequential):
 def folded(
     conv: nn.Module, norm: nn.Module, ins: Tensor | None = None, outs: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with its batch norm in evaluation in them, kept until these change.
+    """Weight and bias of a convolution with its batch norm (in evaluation) folded in; cached until these change.
 
-    ins, outs: int64 orders that its channels are put in, or None.
+    Args:
+        conv: the convolution.
+        norm: its batch norm.
+        ins: permutation of the input channels, int64 (C_in,), or None.
+        outs: permutation of the output channels, int64 (C_out,), or None.
     """
     sources = [t.detach() for t in (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)]
     orders = [order for order in (ins, outs) if order is not None]
@@ -52,17 +63,17 @@ def folded(
 
 
 def _ordered(conv: nn.Module, weight: Tensor, bias: Tensor, ins: Tensor | None, outs: Tensor | None):
-    turned = isinstance(conv, nn.ConvTranspose2d | nn.ConvTranspose3d)
+    transposed = isinstance(conv, nn.ConvTranspose2d | nn.ConvTranspose3d)
     form = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
     if outs is not None:
-        weight, bias = weight.index_select(1 if turned else 0, outs), bias[outs]
+        weight, bias = weight.index_select(1 if transposed else 0, outs), bias[outs]
     if ins is not None:
-        weight = weight.index_select(0 if turned else 1, ins)
+        weight = weight.index_select(0 if transposed else 1, ins)
     return weight.contiguous(memory_format=form), bias
 
 
 def fold(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """As :func:`folded`, computed now, with gradients."""
+    """As :func:`folded`, without cache and permutations, differentiable."""
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     along = (1, -1) if isinstance(conv, nn.ConvTranspose2d | nn.ConvTranspose3d) else (-1, 1)
     weight = conv.weight * scale.view(*along, *[1] * (conv.weight.ndim - 2))
@@ -71,20 +82,20 @@ def fold(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def convolve(conv: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution module's geometry with other weights."""
+    """Convolve with other weights by the geometry of a convolution module."""
     dims = weight.ndim - 2
     if isinstance(conv, nn.ConvTranspose2d | nn.ConvTranspose3d):
         run = F.conv_transpose2d if dims == 2 else F.conv_transpose3d
         return run(x, weight, bias, conv.stride, conv.padding, conv.output_padding, 1, conv.dilation)
     if dims == 3 and max(weight.shape[2:]) == 1 and conv.stride == (1, 1, 1):
-        # A product of rows: without threads torch takes a slow way through 3-D convolutions.
+        # As a matrix product: torch's 3-D convolution is slow on a single thread.
         return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
     run = F.conv2d if dims == 2 else F.conv3d
     return run(x, weight, bias, conv.stride, conv.padding, conv.dilation)
 
 
 def activate(x: Tensor) -> Tensor:
-    """ReLU, in place where nobody needs what was there."""
+    """ReLU, in place without gradients."""
     return F.relu(x) if torch.is_grad_enabled() else x.relu_()
 
 
@@ -118,9 +129,10 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The encoder of both pictures: 320 channels for the correlation at a quarter of the size.
+    """The encoder of both images: 320 channels for the correlation at a quarter of the size.
 
-    concat: channels for a concatenation volume too; 0: none.
+    Args:
+        concat: channels for an additional concatenation volume; 0: none.
     """
 
     def __init__(self, concat: int = 0):
@@ -140,12 +152,12 @@ class Encoder(nn.Module):
             )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Pictures (N, 3, H, W) to features (N, 320, H/4, W/4) and those of the concatenation, or None."""
+        """Images (N, 3, H, W) to features (N, 320, H/4, W/4) and those of the concatenation, or None."""
         for number in (0, 2, 4):
             x = activate(self.firstconv[number](x))
         x = self.layer2(self.layer1(x))
-        more = self.layer3(x)
-        features = torch.cat([x, more, self.layer4(more)], 1)
+        deeper = self.layer3(x)
+        features = torch.cat([x, deeper, self.layer4(deeper)], 1)
         return features, None if self.lastconv is None else self.lastconv(features)
 
 

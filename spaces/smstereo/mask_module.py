@@ -18,18 +18,25 @@ from sparsemask.sparse.training_form import masked_conv
 
 
 class MaskedConv(nn.Sequential):
-    """A convolution and its batch norm, with a channel mask: some channels at all voxels, the others at kept ones.
+    """A convolution and its batch norm with a channel mask: dense channels at all voxels, sparse ones at kept voxels.
 
-    The parameter `ch_mask` (1, C_out, 2) holds two logits a channel, index 0 dense, initialised U(0, 1). The parts lie
-    as in GwcNet's hourglass: with a ReLU, (convolution, norm) and ReLU, else convolution and norm.
+    The parameter `ch_mask` (1, C_out, 2) holds two logits a channel, index 0 dense, initialised U(0, 1). Submodules are
+    nested as in GwcNet's hourglass: (convolution, norm) and ReLU with a ReLU, else convolution and norm.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        stride: of a plain convolution.
+        transposed: transposed convolution of stride 2.
+        relu: whether a ReLU follows.
     """
 
     mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, transposed: bool = False, relu: bool = True):
-        made = ConvNorm(inputs, outputs, 3, stride, transposed=transposed)
-        super().__init__(*([made, nn.ReLU()] if relu else made))
+        layer = ConvNorm(inputs, outputs, 3, stride, transposed=transposed)
+        super().__init__(*([layer, nn.ReLU()] if relu else layer))
         self.relu, self.stride, self.outputs = relu, stride, outputs
         self.ch_mask = nn.Parameter(torch.rand(1, outputs, 2))
         self.geometry = Geometry.of(3, 3, 2, 1, 1, 1, transposed=True) if transposed else Geometry.of(3, 3, stride, 1)
@@ -51,25 +58,30 @@ class MaskedConv(nn.Sequential):
         return self.ch_mask[0, :, 0] >= self.ch_mask[0, :, 1]
 
     def forward(
-        self, x: Tensor, mask: Tensor, before: Tensor | None, own: Tensor, ins: Tensor | None = None,
+        self, x: Tensor, mask: Tensor, before: Tensor | None, dense: Tensor, ins: Tensor | None = None,
         outs: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The masked convolution of x (N, C_in, D, H, W).
 
-        mask: (N, 1, *) on the output's grid, soft or bool; before: the dense shares of x's channels, None: all dense;
-        own: of the outputs. ins, outs: in evaluation without gradients, orders of the channels of x and of what is
-        returned, None: the layer's own; `before` and `own` are in the layer's own.
+        Args:
+            x: features.
+            mask: (N, 1, *) on the output's grid, soft or bool.
+            before: which channels of x are dense, (C_in,), soft or bool; None: all.
+            dense: which output channels are dense, (C_out,).
+            ins: permutation of x's channels, in evaluation without gradients; None: the layer's order. `before` is in
+                the layer's order.
+            outs: permutation of the output's channels; likewise.
         """
         activation = "relu" if self.relu else "none"
         conv, norm = self.pair
         if self.training or mask.is_floating_point():
-            return masked_conv(x, conv.weight, None, mask, before, own, self.geometry, activation, norm)
+            return masked_conv(x, conv.weight, None, mask, before, dense, self.geometry, activation, norm)
         weight, bias = fold(conv, norm) if torch.is_grad_enabled() else folded(conv, norm, ins, outs)
         g = self.geometry
         before = torch.ones(x.shape[1], dtype=torch.bool, device=x.device) if before is None else before
-        before, own = (flags if order is None else flags[order] for flags, order in ((before, ins), (own, outs)))
+        before, dense = (flags if order is None else flags[order] for flags, order in ((before, ins), (dense, outs)))
         return torch.ops.sparsemask.conv(
-            x, weight, bias, mask, before, own, g.stride, g.padding, g.dilation, g.output_padding, g.transposed, 1,
+            x, weight, bias, mask, before, dense, g.stride, g.padding, g.dilation, g.output_padding, g.transposed, 1,
             activation, dispatch.current(self.backend),
         )  # fmt: skip
 
@@ -81,7 +93,7 @@ class MaskedConv(nn.Sequential):
 
 
 class VolumeMask(nn.Sequential):
-    """The branch that says which voxels matter: a light hourglass at half the size; logits (N, 2, D, H, W)."""
+    """The mask branch of voxels: a light hourglass at half the size; logits (N, 2, D, H, W)."""
 
     mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
@@ -104,21 +116,21 @@ class VolumeMask(nn.Sequential):
         if self.training or torch.is_grad_enabled():
             return super().forward(x)
         _, first, _, second, _, up = self
-        pooled = x  # the mean of eight by sums of two: torch's pooling is slow where channels come last
+        pooled = x  # the mean of eight by pairwise sums: torch's pooling is slow for channels last
         for dim in (2, 3, 4):
             before, after = pooled.unflatten(dim, (-1, 2)).unbind(dim + 1)
             pooled = before + after
         pooled = pooled.mul_(0.125)
-        every = pooled.new_ones((len(x), 1, *pooled.shape[2:]), dtype=torch.bool)
-        # As convolutions that keep everything: the kernels like rows of channels, which torch's do not in 3-D.
-        features = self._everywhere(second, self._everywhere(first, pooled, every), every)
+        everything_kept = pooled.new_ones((len(x), 1, *pooled.shape[2:]), dtype=torch.bool)
+        # By the sparse operator with everything kept: faster than torch's 3-D convolution for channels last.
+        features = self._everywhere(second, self._everywhere(first, pooled, everything_kept), everything_kept)
         return up(features)
 
-    def _everywhere(self, conv: nn.Conv3d, x: Tensor, every: Tensor) -> Tensor:
+    def _everywhere(self, conv: nn.Conv3d, x: Tensor, everything_kept: Tensor) -> Tensor:
         dense = [torch.ones(n, dtype=torch.bool, device=x.device) for n in (conv.in_channels, conv.out_channels)]
         g = (conv.stride, conv.padding, conv.dilation, (0, 0, 0), False, 1)
         return torch.ops.sparsemask.conv(
-            x, conv.weight, conv.bias, every, *dense, *g, "relu", dispatch.current(self.backend)
+            x, conv.weight, conv.bias, everything_kept, *dense, *g, "relu", dispatch.current(self.backend)
         )
 
     def harden(self, logits: Tensor) -> Tensor:
@@ -128,7 +140,7 @@ class VolumeMask(nn.Sequential):
 
 
 class SparseHourglass(nn.Module):
-    """Six sparse mask convolutions down to a quarter of the size and back, with the input and the middle added.
+    """Six sparse mask convolutions down to a quarter of the size and back, with two skip connections.
 
     A voxel of a coarser mask is kept if any of the finer ones in it is.
     """
@@ -162,50 +174,54 @@ class SparseHourglass(nn.Module):
         levels = (1, 1, 2, 2, 1, 0)
         dense = [conv.dense(tau, noise) for conv in self.convs]
         out = self._run(x, masks, dense)
-        kept = [kept_fraction(masks[level], own[None]) for level, own in zip(levels, dense, strict=True)]
+        kept = [
+            kept_fraction(masks[level], layer_dense[None]) for level, layer_dense in zip(levels, dense, strict=True)
+        ]
         hard_kept = kept
         if self.training:
-            sure = [conv.ch_mask[0, :, 0].detach() >= conv.ch_mask[0, :, 1].detach() for conv in self.convs]
-            hard_kept = [kept_fraction(hards[level], own[None]) for level, own in zip(levels, sure, strict=True)]
+            hard_dense = [conv.ch_mask[0, :, 0].detach() >= conv.ch_mask[0, :, 1].detach() for conv in self.convs]
+            hard_kept = [
+                kept_fraction(hards[level], layer_dense[None])
+                for level, layer_dense in zip(levels, hard_dense, strict=True)
+            ]
         return out, kept, hard_kept, [hards[level] for level in levels]
 
     def _run(self, x: Tensor, masks: list[Tensor], dense: list[Tensor]) -> Tensor:
         half, quarter = masks[1:]
         if not (self.training or torch.is_grad_enabled() or half.is_floating_point()):
             return self._skip(x, masks, dense)
-        one = self.conv1(x, half, None, dense[0])
-        two = self.conv2(one, half, dense[0], dense[1])
-        del one
-        four = self.conv4(self.conv3(two, quarter, dense[1], dense[2]), quarter, dense[2], dense[3])
-        five = F.relu(self.conv5(four, half, dense[3], dense[4]) + self.redir2(two))
-        del two, four
-        # Where it is dropped the sum still holds what was added: its sparse channels are dropped like the others.
-        five = five * _gate(half, dense[4], five)
-        return F.relu(self.conv6(five, masks[0], dense[4], dense[5]) + self.redir1(x))
+        x1 = self.conv1(x, half, None, dense[0])
+        x2 = self.conv2(x1, half, dense[0], dense[1])
+        del x1
+        x4 = self.conv4(self.conv3(x2, quarter, dense[1], dense[2]), quarter, dense[2], dense[3])
+        x5 = F.relu(self.conv5(x4, half, dense[3], dense[4]) + self.redir2(x2))
+        del x2, x4
+        # The skip connection has values at dropped voxels: its sparse channels are dropped there too.
+        x5 = x5 * _gate(half, dense[4], x5)
+        return F.relu(self.conv6(x5, masks[0], dense[4], dense[5]) + self.redir1(x))
 
     def _skip(self, x: Tensor, masks: list[Tensor], dense: list[Tensor]) -> Tensor:
-        """The same in evaluation: between its ends, features hold their dense channels first, so that what dropped
-        voxels need of them lies together."""
+        """As :meth:`_run` in evaluation; intermediate features hold their dense channels first, contiguously."""
         half, quarter = masks[1:]
-        a, b, c, d, e = (torch.argsort(~one, stable=True) for one in dense[:5])
-        one = self.conv1(x, half, None, dense[0], None, a)
-        two = self.conv2(one, half, dense[0], dense[1], a, b)
-        del one
-        four = self.conv3(two, quarter, dense[1], dense[2], b, c)
-        four = self.conv4(four, quarter, dense[2], dense[3], c, d)
-        five = self.conv5(four, half, dense[3], dense[4], d, e)
-        five = add_relu(five, self.redir2(two, b, e), half, dense[4][e])
-        del two, four
-        return add_relu(self.conv6(five, masks[0], dense[4], dense[5], e), self.redir1(x))
+        order1, order2, order3, order4, order5 = (torch.argsort(~flags, stable=True) for flags in dense[:5])
+        x1 = self.conv1(x, half, None, dense[0], None, order1)
+        x2 = self.conv2(x1, half, dense[0], dense[1], order1, order2)
+        del x1
+        x4 = self.conv3(x2, quarter, dense[1], dense[2], order2, order3)
+        x4 = self.conv4(x4, quarter, dense[2], dense[3], order3, order4)
+        x5 = self.conv5(x4, half, dense[3], dense[4], order4, order5)
+        x5 = add_relu(x5, self.redir2(x2, order2, order5), half, dense[4][order5])
+        del x2, x4
+        return add_relu(self.conv6(x5, masks[0], dense[4], dense[5], order5), self.redir1(x))
 
     def everything(self, x: Tensor) -> Tensor:
         """The hourglass without masks."""
-        one = self.conv1.everything(x)
-        two = self.conv2.everything(one)
-        del one
-        four = self.conv4.everything(self.conv3.everything(two))
-        five = add_relu(self.conv5.everything(four), self.redir2(two))
-        return add_relu(self.conv6.everything(five), self.redir1(x))
+        x1 = self.conv1.everything(x)
+        x2 = self.conv2.everything(x1)
+        del x1
+        x4 = self.conv4.everything(self.conv3.everything(x2))
+        x5 = add_relu(self.conv5.everything(x4), self.redir2(x2))
+        return add_relu(self.conv6.everything(x5), self.redir1(x))
 
 
 def _gate(mask: Tensor, dense: Tensor, like: Tensor) -> Tensor:
@@ -216,9 +232,9 @@ def _gate(mask: Tensor, dense: Tensor, like: Tensor) -> Tensor:
 
 def _sizes(fine: Tensor) -> list[Tensor]:
     """The mask at full, half and quarter size."""
-    found = [fine]
+    sizes = [fine]
     for _ in range(2):
-        last = found[-1]
-        coarse = F.max_pool3d(last if last.is_floating_point() else last.float(), 2)
-        found.append(coarse if last.is_floating_point() else coarse > 0)
-    return found
+        finer = sizes[-1]
+        coarse = F.max_pool3d(finer if finer.is_floating_point() else finer.float(), 2)
+        sizes.append(coarse if finer.is_floating_point() else coarse > 0)
+    return sizes

@@ -1,4 +1,4 @@
-"""SMStereo: disparity by 3-D convolutions that compute at the voxels, and in the channels, that matter.
+"""SMStereo: disparity by 3-D convolutions that compute at kept voxels and in dense channels.
 
 Wang et al., "Sparse Mask CNNs", TPAMI 2022, section on stereo matching; its dense form is GwcNet (Guo et al., CVPR
 2019, arXiv 1903.04025), whose public weights load under their own names.
@@ -20,21 +20,24 @@ from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 
 SIZE = 16  # heights and widths are multiples of it
 _WIDTH = 32
-_ADDED = 0.1  # the first scale of what is added
+_ADDED = 0.1  # initial batch norm scale of residual branches
 
 
 class SMStereo(MaskedNetwork):
-    """The network.
+    """The stereo network.
 
     Args:
         maxdisp: disparities of 0 to maxdisp − 1 pixels; a multiple of 16.
-        groups: of the correlation's 320 channels.
-        concat: channels of a concatenation volume beside it, 12 as in GwcNet-gc; 0: none, as here.
+        groups: of the correlation's 320 channels; a divisor of 320.
+        concat: channels of an additional concatenation volume, 12 in GwcNet-gc; 0: none.
 
     In evaluation the masks are hard and dropped voxels are skipped; in training they are soft, `tau` is the softmax's
     temperature and `noise` says whether Gumbel noise is added. After a forward pass `kept` holds, layer by layer of the
     three hourglasses, the (1,) kept fractions, `hard_kept` those of hard masks, and `masks` the voxel masks, bool
     (B, 1, D, H, W), each at its layer's size.
+
+    Raises:
+        UseError: an argument out of range.
     """
 
     def __init__(self, maxdisp: int = 192, groups: int = 40, concat: int = 0):
@@ -72,46 +75,46 @@ class SMStereo(MaskedNetwork):
 
     @property
     def heads(self) -> list[nn.Sequential]:
-        """After the hourglass of each number; the first, before them, is for training alone."""
+        """Heads by number of hourglasses before them; the first three are used in training alone."""
         return [self.classif0, self.classif1, self.classif2, self.classif3]
 
     def forward(self, pair) -> Tensor | list[Tensor]:
         """Pairs (`left` and `right`, (B, 3, H, W), multiples of 16) to disparities (B, H, W) in pixels.
 
-        In training those of all four heads, from the first to the last.
+        In training a list of those of all four heads, from the first to the last.
         """
-        found, self.kept, self.hard_kept, self.masks = self.compute(pair.left, pair.right)
-        return found if self.training else found[-1]
+        disparities, self.kept, self.hard_kept, self.masks = self.compute(pair.left, pair.right)
+        return disparities if self.training else disparities[-1]
 
     def compute(self, left: Tensor, right: Tensor, masked: bool = True):
-        """As :meth:`forward`, without a trace in the module: (disparities, kept, hard kept, masks)."""
+        """Compute as :meth:`forward`, without setting attributes: (disparities, kept, hard kept, masks)."""
         self._check(left, right)
         size = tuple(left.shape[-2:])
         x = self.aggregate(self.volume(left, right))
-        found, kept, hard_kept, masks = [], [], [], []
+        disparities, kept, hard_kept, masks = [], [], [], []
         if self.training:
-            found.append(self.regress(self.heads[0], x, size))
+            disparities.append(self.regress(self.heads[0], x, size))
         for number, module in enumerate(self.hourglasses, 1):
             if masked:
-                x, one, hard, mask = module(x, self.tau, self.noise)
-                kept += one
+                x, fractions, hard, mask = module(x, self.tau, self.noise)
+                kept += fractions
                 hard_kept += hard
                 masks += mask
             else:
                 x = module.everything(x)
             if self.training or number == 3:
-                found.append(self.regress(self.heads[number], x, size))
-        return found, kept, hard_kept, masks
+                disparities.append(self.regress(self.heads[number], x, size))
+        return disparities, kept, hard_kept, masks
 
     def volume(self, left: Tensor, right: Tensor) -> Tensor:
         """The cost volume (B, C, maxdisp/4, H/4, W/4), channels last in memory."""
         count, levels = len(left), self.maxdisp // 4
-        both = torch.cat([left, right]).contiguous(memory_format=torch.channels_last)
-        features, more = self.feature_extraction(both)  # batch norm sees both pictures at once
+        images = torch.cat([left, right]).contiguous(memory_format=torch.channels_last)
+        features, concat_features = self.feature_extraction(images)  # batch norm sees both images at once
         volume = correlation_volume(features[:count], features[count:], levels, self.groups)
-        if more is None:
+        if concat_features is None:
             return volume
-        volume = torch.cat([volume, concatenation_volume(more[:count], more[count:], levels)], 1)
+        volume = torch.cat([volume, concatenation_volume(concat_features[:count], concat_features[count:], levels)], 1)
         return volume.contiguous(memory_format=torch.channels_last_3d)
 
     def aggregate(self, volume: Tensor) -> Tensor:
@@ -126,17 +129,17 @@ class SMStereo(MaskedNetwork):
         return expected_disparity(cost[:, 0], self.maxdisp, size)
 
     def _begin(self) -> None:
-        """Draw convolutions as GwcNet does; what is added to something else begins small.
+        """Initialise convolutions as GwcNet does, and residual branches with a small batch norm scale.
 
-        So the shortest path from pictures to disparities learns first (Goyal et al. 2017, arXiv 1706.02677, section
-        5.1): without it the first hundred steps hardly leave the pictures' mean disparities.
+        The shortest path from images to disparities then learns first (Goyal et al. 2017, arXiv 1706.02677, section
+        5.1); otherwise the first hundred steps predict little more than mean disparities.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d) and module.bias is None:
                 fan = module.out_channels * math.prod(module.kernel_size)
                 nn.init.normal_(module.weight, 0, math.sqrt(2 / fan))
         added = [block.conv2 for block in self.modules() if isinstance(block, Residual)]
-        for branch in (*added, self.dres1[2], *(one.conv6 for one in self.hourglasses)):
+        for branch in (*added, self.dres1[2], *(hourglass.conv6 for hourglass in self.hourglasses)):
             nn.init.constant_(branch[1].weight, _ADDED)
 
     def _check(self, left: Tensor, right: Tensor) -> None:
@@ -147,10 +150,18 @@ class SMStereo(MaskedNetwork):
 
 
 def expected_disparity(cost: Tensor, maxdisp: int, size: tuple[int, int]) -> Tensor:
-    """Costs (B, D, h, w), upsampled to (B, maxdisp, H, W), softmax over disparities, expectation: (B, H, W).
+    """Expected disparity under a softmax over upsampled costs.
 
-    In evaluation disparities pass one after the other, so that the upsampled costs are never held: two of the coarse
-    levels are mixed for each of the fine ones, and weighted by exponentials relative to the largest fine cost.
+    In evaluation disparities are processed one after the other, so that upsampled costs are never stored: each is
+    interpolated between two coarse levels and weighted by its exponential relative to the largest fine cost.
+
+    Args:
+        cost: (B, D, h, w).
+        maxdisp: disparities after upsampling.
+        size: (H, W) after upsampling.
+
+    Returns:
+        (B, H, W), in pixels.
     """
     if torch.is_grad_enabled():
         cost = F.interpolate(cost[:, None], (maxdisp, *size), mode="trilinear", align_corners=False)[:, 0]
@@ -158,23 +169,23 @@ def expected_disparity(cost: Tensor, maxdisp: int, size: tuple[int, int]) -> Ten
         return (F.softmax(cost, 1) * values.view(1, -1, 1, 1)).sum(1)
     wide = F.interpolate(cost, size, mode="bilinear", align_corners=False)
     levels, lowest = cost.shape[1], torch.finfo(cost.dtype).min
-    places: list[tuple[int, int, float]] = []  # of every disparity: the two coarse levels, and the upper one's share
+    blends: list[tuple[int, int, float]] = []  # of every disparity: two coarse levels, and the upper one's weight
     for d in range(maxdisp):
         at = max((d + 0.5) * levels / maxdisp - 0.5, 0.0)
         low = min(int(at), levels - 1)
-        places.append((low, min(low + 1, levels - 1), at - low))
-    fine = lambda d: torch.lerp(wide[:, places[d][0]], wide[:, places[d][1]], places[d][2])
-    # Not the largest coarse cost: no disparity need come near it, and then all exponentials vanish. Between two coarse
-    # levels costs are a line, of which an end is the largest.
+        blends.append((low, min(low + 1, levels - 1), at - low))
+    fine = lambda d: torch.lerp(wide[:, blends[d][0]], wide[:, blends[d][1]], blends[d][2])
+    # Not the largest coarse cost: all fine costs may be far below it, and all exponentials vanish. Between two coarse
+    # levels costs are linear, so that the largest is at an end.
     top = torch.full_like(wide[:, 0], lowest)
     for d in range(maxdisp):
-        if d in (0, maxdisp - 1) or places[d - 1][0] != places[d][0] or places[d + 1][0] != places[d][0]:
+        if d in (0, maxdisp - 1) or blends[d - 1][0] != blends[d][0] or blends[d + 1][0] != blends[d][0]:
             top = torch.maximum(top, fine(d))
     weight, value = torch.zeros_like(top), torch.zeros_like(top)
     for d in range(maxdisp):
-        one = fine(d).sub_(top).exp_()
-        weight += one
-        value.add_(one, alpha=d)
+        term = fine(d).sub_(top).exp_()
+        weight += term
+        value.add_(term, alpha=d)
     return value / weight
 
 

@@ -1,4 +1,4 @@
-"""The space of SMStereo networks: which voxels of the cost volume, and which channels, need to be computed?"""
+"""The space of SMStereo networks: masks select the voxels of the cost volume and the channels that are computed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import hard_masks
 from sparsemask.tables import format_count
 
-_PAPER_SIZE = (544, 960)  # of a SceneFlow picture, padded
+_PAPER_SIZE = (544, 960)  # of a SceneFlow image, padded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,45 +47,45 @@ class SMStereoSpace(MaskedSpace):
     published = {"epochs": 16, "sparse": 0.1, "sparse_epochs": 1, "tau_epochs": 8.0, "tau_end": 0.4}
 
     def supernet(self, config) -> SMStereo:
-        """The network with soft masks."""
+        """Build the network with soft masks."""
         return SMStereo(**self.arguments(config))
 
     def load_weights_into(self, network: SMStereo, state: Mapping[str, Tensor], source: object) -> None:
-        """Start a network from weights, a GwcNet's too."""
+        """Load weights, a GwcNet's too."""
         checkpoints.load_into(network, state, source)
 
-    def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SMStereo:
-        """The network of a state dict, in evaluation mode. said: maxdisp, which no weight tells."""
-        return checkpoints.build(state, what, said)
+    def build(self, state: Mapping[str, Tensor], what: object, description: Mapping | None = None) -> SMStereo:
+        """Build the network of a state dict, in evaluation mode; description: `maxdisp`."""
+        return checkpoints.build(state, what, description)
 
     def dense_cost(self, network: SMStereo, pair, published: bool = False) -> int:
-        """Multiply-adds on pairs with everything kept, without mask branches; `published`: as the paper counts."""
+        """Count multiply-adds on pairs with everything kept, without mask branches; published: as the paper counts."""
         return sum(multiply_adds(network, *pair.shape[-2:], published).values()) * pair.shape[0]
 
     def published_row(self, network: SMStereo, share: float) -> str:
-        """Size and cost as the paper gives them: parameters, and multiply-adds at 540 × 960, disparity as built."""
+        """Return size and cost in the paper's convention: parameters, and multiply-adds at 540 × 960."""
         dense, printed = (multiply_adds(network, *_PAPER_SIZE, published) for published in (False, True))
         count = count_parameters(network) - sum(2 * mask.size for mask in hard_masks(network).values())
-        whole = sum(dense.values())
+        total = sum(dense.values())
         return (
             f"at 960x540, {network.maxdisp} disparities: {format_count(count, 'k')} parameters, multiply-adds "
-            f"{whole / 1e9:.0f} G with everything kept (aggregation {(whole - dense['encoder']) / 1e9:.0f} G, as "
+            f"{total / 1e9:.0f} G with everything kept (aggregation {(total - dense['encoder']) / 1e9:.0f} G, as "
             f"published papers count {(sum(printed.values()) - printed['encoder']) / 1e9:.0f} G), "
-            f"{share * whole / 1e9:.0f} G at these pairs' share"
+            f"{share * total / 1e9:.0f} G at these pairs' share"
         )
 
     def dense_form(self, network: SMStereo) -> nn.Module:
-        """The same weights without masks, to be timed against."""
+        """Return the same weights without masks, the baseline for timing."""
         return DenseStereo(network)
 
     def exportable(self, network: SMStereo, batch, options, mask=None):
-        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
+        """Describe the network for retrain/export.py; see :class:`sparsemask.exporting.Exportable`."""
         from sparsemask.spaces.smstereo.export import exportable
 
         return exportable(self, network, batch)
 
     def draw_masks(self, inputs, masks: list[np.ndarray], path, title=None, names=None) -> None:
-        """Draw the kept voxels of every layer, bool (D, h, w), summed over disparities, over the left picture."""
+        """Draw the kept voxels of every layer, bool (D, h, w), summed over disparities, over the left image."""
         from sparsemask.pictures.stereo import draw_voxels
 
         draw_voxels(inputs.left[0], [np.asarray(mask) for mask in masks], path, title)
@@ -104,10 +104,17 @@ class DenseStereo(nn.Module):
 
 
 def multiply_adds(network: SMStereo, height: int, width: int, published: bool = False) -> dict[str, int]:
-    """Multiply-adds of the dense form's parts on one pair, sizes multiples of 16.
+    """Count multiply-adds of the dense form's parts on one pair.
 
-    encoder (both pictures, and the volume), aggregation (before the hourglasses), hourglasses, head. True ones, as they
-    are executed; `published`: transposed convolutions counted at the size of their output, as the paper's table does.
+    Args:
+        network: the SMStereo.
+        height: of the images, a multiple of 16.
+        width: of the images, a multiple of 16.
+        published: count transposed convolutions at the size of their output, as the paper's table does; else as
+            executed.
+
+    Returns:
+        By part: "encoder" (both images and the volume), "aggregation" (before the hourglasses), "hourglasses", "head".
     """
     return dict(_multiply_adds(tuple(network.config.items()), height, width, published))
 
@@ -116,7 +123,7 @@ def multiply_adds(network: SMStereo, height: int, width: int, published: bool = 
 def _multiply_adds(config: tuple, height: int, width: int, published: bool) -> dict[str, int]:
     with torch.device("meta"):
         twin = SMStereo(**dict(config)).eval()
-        picture = torch.empty(1, 3, height, width)
+        image = torch.empty(1, 3, height, width)
     counted = {}
 
     def count(name, run):
@@ -126,7 +133,7 @@ def _multiply_adds(config: tuple, height: int, width: int, published: bool) -> d
         return out
 
     with torch.enable_grad():  # nothing is folded
-        volume = count("encoder", lambda: twin.volume(picture, picture))
+        volume = count("encoder", lambda: twin.volume(image, image))
         x = count("aggregation", lambda: twin.aggregate(volume))
         count("hourglasses", lambda: twin.dres2.everything(x))
         count("head", lambda: twin.regress(twin.classif3, x, (height, width)))
@@ -134,7 +141,7 @@ def _multiply_adds(config: tuple, height: int, width: int, published: bool) -> d
     if published:
         voxels = volume[0, 0].numel()
         for conv, size in ((twin.dres2.conv5, voxels // 8), (twin.dres2.conv6, voxels)):
-            # Seven of eight taps of a place are counted though none is multiplied.
+            # The convention counts all eight phases of a location, one of which is executed.
             counted["hourglasses"] += 3 * size * conv.pair[0].weight.numel() * 7 // 8
     return counted
 

@@ -1,4 +1,4 @@
-"""Where masks are fixed before a run is over: the channel masks' common threshold that meets the budget."""
+"""Calibrate channel masks to a budget before they are fixed: one common shift of their logits."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ _HALVINGS = 12
 
 
 def meet_budget(model: nn.Module, inputs, keep: float) -> float:
-    """Shift all channel logits, dense against sparse, by one number, so that `keep` is kept; returns that number.
+    """Shift all channel logits, dense against sparse, by one number, so that the kept fraction meets a budget.
 
-    The loss on the kept fraction presses towards a budget and the task's loss back: they come to rest beside it. What
-    they have ordered stays in order. Data masks stay as they are; where they put the budget out of reach, all stays.
+    Training ends near the budget, where the loss on the kept fraction and the task's loss balance. The shift preserves
+    the order of the channels. Data masks are not changed; if they put the budget out of reach, nothing is shifted.
 
     Args:
-        inputs: a batch that the kept fraction is measured on, with hard masks; each process has its own.
+        model: changed in place.
+        inputs: a batch on which the kept fraction is measured, with hard masks; each process has its own.
         keep: kept fraction in [0, 1).
+
+    Returns:
+        The shift; 0 if the budget is out of reach.
     """
     logits = [channel_logits(block) for block in blocks(model).values()]
-    dense = [one[..., 0] for one in logits]
-    span = max(float((one[..., 0] - one[..., 1]).detach().abs().max()) for one in logits)
-    before = [one.detach().clone() for one in dense]
+    dense = [logit[..., 0] for logit in logits]
+    span = max(float((logit[..., 0] - logit[..., 1]).detach().abs().max()) for logit in logits)
+    before = [logit.detach().clone() for logit in dense]
 
     @torch.no_grad()
     def kept(shift: float) -> float:
-        for one, was in zip(dense, before, strict=True):
-            one.copy_(was + shift)
+        for logit, start in zip(dense, before, strict=True):
+            logit.copy_(start + shift)
         model(inputs)
-        found = mean_kept(model, hard=True).detach().double().reshape(1)
-        both = distributed.total(torch.cat([found, torch.ones_like(found)])).tolist()
-        return both[0] / both[1]
+        fraction = mean_kept(model, hard=True).detach().double().reshape(1)
+        sums = distributed.total(torch.cat([fraction, torch.ones_like(fraction)])).tolist()
+        return sums[0] / sums[1]
 
     with evaluating(model):
         down = kept(0.0) > keep

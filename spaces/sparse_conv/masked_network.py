@@ -1,4 +1,4 @@
-"""What networks with fine-grained masks have in common."""
+"""Base class of networks with fine-grained masks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 def begin_smoothly(up: nn.ConvTranspose2d) -> None:
     """Start a transposed 3×3 convolution of stride 2 as bilinear upsampling of random channels.
 
-    Drawn freely its four phases differ more than the picture's places do, and short trainings end with masks that are
-    a checkerboard over everything.
+    With independent random weights its four phases differ more than the image's locations do, and short trainings end
+    with checkerboard masks.
     """
     line = up.weight.new_tensor([0.5, 1.0, 0.5])
     up.weight.copy_(up.weight[:, :, 1:2, 1:2] * line[:, None] * line)
@@ -22,35 +22,35 @@ def begin_smoothly(up: nn.ConvTranspose2d) -> None:
 
 @runtime_checkable
 class LocationMask(Protocol):
-    """A mask branch: it predicts from features which locations of a module matter."""
+    """A mask branch: predicts from features which locations of a module are kept."""
 
     threshold: float
-    """A location is kept where P(keep) is above it, when masks are hard; 0.5 is the argmax."""
+    """A hard mask keeps a location if P(keep) is above it; 0.5 is the argmax."""
 
     def logits(self, x: Tensor) -> Tensor:
-        """Two logits a location, index 1 keeps it."""
+        """Predict two logits a location; index 1 keeps it."""
 
 
 class MaskedNetwork(nn.Module):
-    """What search, evaluation and pictures ask of a network with fine-grained masks.
+    """A network with fine-grained masks, as search, evaluation and visualisation use it.
 
-    In training masks are soft (:func:`sparsemask.sparse.set_mask_mode`); in evaluation they are hard. After a forward
-    pass of a batch of N:
+    In training masks are soft (:func:`sparsemask.sparse.set_mask_mode`); in evaluation they are hard. `kept` and the
+    attributes after it describe the last forward pass, of a batch of N.
     """
 
     tau: float = 1.0
     """Temperature of the soft masks, set by the search before a step."""
     config: Mapping[str, Any]
-    """Plain values that build the network again: what its files say of it."""
+    """Arguments that build the network again, plain values; stored in its files."""
     kept: Sequence[Tensor]
-    """Of each masked module the kept fractions (L,) of its layers, in [0, 1]; differentiable in training."""
+    """Kept fractions (L,) of the layers of each masked module, in [0, 1]; differentiable in training."""
     hard_kept: Sequence[Tensor]
-    """The same of hard masks in their place."""
+    """The same for hard masks."""
     masks: Sequence[Tensor]
-    """Of each masked module the data mask, bool (N, 1, *spatial)."""
+    """Data mask of each masked module, bool (N, 1, *spatial)."""
     kept_weights: Sequence[Tensor] = ()
-    """Of each masked module the share of all multiply-adds that each layer has, (L,); empty: all count alike."""
+    """Fraction of all multiply-adds in each layer, (L,), of each masked module; empty: all layers weigh the same."""
     kept_base: Tensor | float = 0.0
-    """Share of all multiply-adds of what has no masks and of mask branches; it counts where `kept_weights` do."""
+    """Fraction of all multiply-adds in unmasked layers and mask branches; used together with `kept_weights`."""
     mask_names: Sequence[str] | None = None
-    """A short name of each masked module, empty of those without a data mask; None: all have one."""
+    """Short name of each masked module, empty for those without a data mask; None: all have one."""

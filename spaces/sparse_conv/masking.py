@@ -1,4 +1,4 @@
-"""Hard masks of networks made of sparse mask blocks: read out, put in, counted."""
+"""Read, set and count the hard masks of networks made of sparse mask blocks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sparsemask.sparse import budget_loss, set_mask_mode
 
 
 def blocks(network: nn.Module) -> dict[str, nn.Module]:
-    """The network's sparse mask blocks, those with channel logits `ch_mask`, by module name, in order."""
-    # Of parameters, which protocols do not see.
+    """Return the sparse mask blocks (modules with channel logits `ch_mask`) by name, in order."""
+    # By their parameters, which runtime protocols do not see.
     return {
         name: module
         for name, module in network.named_modules()
@@ -24,49 +24,55 @@ def blocks(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def channel_logits(block: nn.Module) -> Tensor:
-    """A block's channel logits as a view (layers, channels, 2), index 0 dense, however its checkpoints lay them out."""
+    """Return a view of a block's channel logits, (layers, channels, 2), index 0 dense, for any stored layout."""
     logits = block.ch_mask
     return logits[0].transpose(0, 1) if logits.ndim == 4 else logits
 
 
 def hard_masks(network: nn.Module) -> dict[str, np.ndarray]:
-    """Every block's channel masks, bool (layers, channels), True is dense; ties are dense."""
-    found = {}
+    """Return every block's channel mask by name, bool (layers, channels), True is dense; ties are dense."""
+    masks = {}
     for name, block in blocks(network).items():
         dense, sparse = channel_logits(block).detach().unbind(-1)
-        found[name] = np.ascontiguousarray((dense >= sparse).cpu().numpy())
-    return found
+        masks[name] = np.ascontiguousarray((dense >= sparse).cpu().numpy())
+    return masks
 
 
 def apply_masks(network: nn.Module, channels: Mapping[str, np.ndarray], threshold: float = 0.5) -> None:
-    """Make hard channel masks and the data masks' threshold the network's own; UseError where they do not fit.
+    """Set a network's hard channel masks and the data masks' threshold; contradicting logits are overwritten.
 
-    Channel logits that say otherwise are overwritten.
+    Args:
+        network: changed in place.
+        channels: by block name, bool (layers, channels), True is dense.
+        threshold: of P(keep), in [0, 1).
+
+    Raises:
+        UseError: masks of another network.
     """
     known = blocks(network)
     if set(known) != set(channels):
         odd = sorted(set(known) ^ set(channels))
         raise UseError(f"these masks are of another network: {len(channels)} modules for {len(known)} ({odd[0]})")
     for name, block in known.items():
-        wanted = torch.as_tensor(np.ascontiguousarray(np.atleast_2d(channels[name])))
+        mask = torch.as_tensor(np.ascontiguousarray(np.atleast_2d(channels[name])))
         logits = channel_logits(block).detach()
-        if wanted.shape != logits.shape[:2]:
-            found, expected = (" x ".join(map(str, shape)) for shape in (wanted.shape, logits.shape[:2]))
-            raise UseError(f"these masks are of another network: {name} has {found} layers x channels for {expected}")
+        if mask.shape != logits.shape[:2]:
+            actual, expected = (" x ".join(map(str, shape)) for shape in (mask.shape, logits.shape[:2]))
+            raise UseError(f"these masks are of another network: {name} has {actual} layers x channels for {expected}")
         with torch.no_grad():
-            wrong = (logits[..., 0] >= logits[..., 1]) != wanted.to(logits.device)
-            logits[wrong] = torch.stack([wanted, ~wanted], -1).to(logits)[wrong]
+            wrong = (logits[..., 0] >= logits[..., 1]) != mask.to(logits.device)
+            logits[wrong] = torch.stack([mask, ~mask], -1).to(logits)[wrong]
     set_threshold(network, threshold)
 
 
 def set_threshold(network: nn.Module, threshold: float) -> None:
-    """Keep a location where P(keep) is above `threshold`, in all data masks; 0.5 is the argmax."""
+    """Set the threshold on P(keep) of all data masks; 0.5 is the argmax."""
     for branch in _branches(network):
         branch.threshold = float(threshold)
 
 
 def threshold_of(network: nn.Module) -> float:
-    """The threshold that all of its data masks have; 0.5 without any."""
+    """Return the threshold of the data masks; 0.5 without any."""
     return next((branch.threshold for branch in _branches(network)), 0.5)
 
 
@@ -75,20 +81,27 @@ def _branches(network: nn.Module) -> Iterator[LocationMask]:
 
 
 def fix_masks(network: nn.Module) -> None:
-    """Masks fixed: hard in training too, channel logits and mask branches frozen; the weights still train."""
+    """Make masks hard in training too and freeze channel logits and mask branches; other weights still train."""
     set_mask_mode(network, "hard")
 
 
 def mean_kept(network: MaskedNetwork, hard: bool = False) -> Tensor:
-    """Kept fraction of a network by its last forward pass, differentiable in soft masks. hard: as if they were hard.
+    """Compute the kept fraction of a network's last forward pass.
 
-    The mean over all modules and layers; where the network says what share of the multiply-adds each layer has
-    (`kept_weights`), weighted by it, with the share of what has no masks (`kept_base`) added.
+    It is the mean over all modules and layers; with `kept_weights` it is the weighted sum plus `kept_base`, which is
+    the executed fraction of all multiply-adds.
+
+    Args:
+        network: after a forward pass.
+        hard: of hard masks instead of soft ones.
+
+    Returns:
+        A scalar, differentiable in soft masks.
     """
     kept = network.hard_kept if hard else network.kept
     weights = network.kept_weights
     if not weights:
         return budget_loss(kept)
-    total = torch.stack([(share * one).sum() for share, one in zip(weights, kept, strict=True)]).sum()
+    total = torch.stack([(weight * fractions).sum() for weight, fractions in zip(weights, kept, strict=True)]).sum()
     total = total + network.kept_base
     return total if total.requires_grad else total.clamp_max(1.0)  # with mask branches it can be more than dense

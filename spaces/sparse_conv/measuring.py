@@ -1,4 +1,4 @@
-"""What a network of sparse mask convolutions computes on given pictures, and how long it takes."""
+"""Measure what a network of sparse mask convolutions keeps and computes on inputs, and how long it takes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ COLUMNS = ("kept", "executed", "dense", "ms", "dense_ms")
 
 
 def module_table(channels: dict[str, np.ndarray], by_module: dict[str, dict[str, float]]) -> str:
-    """What each module keeps, as text: dense channels of every layer, kept locations, kept fraction.
+    """Return a table of each module's dense channels by layer, kept locations and kept fraction.
 
-    channels: hard channel masks (layers, channels). by_module: as :meth:`Watch.by_module` gives it.
+    Args:
+        channels: hard channel masks, bool (layers, channels), by module.
+        by_module: as :meth:`Watch.by_module` returns it.
     """
     rows = [
         {**by_module[name], "module": name, "dense": f"{' '.join(map(str, mask.sum(1).tolist()))} of {mask.shape[1]}"}
@@ -36,10 +38,10 @@ def module_table(channels: dict[str, np.ndarray], by_module: dict[str, dict[str,
     return table(rows, {**columns, "locations": ("kept locations", ".3f"), "kept": ("kept fraction", ".3f")})
 
 
-def relative_difference(found, wanted) -> float:
-    """Mean difference of two outputs over the mean size of `wanted`, the worst of their tensors; NaN where one is."""
+def relative_difference(actual, expected) -> float:
+    """Mean absolute difference of two outputs over the mean magnitude of `expected`; the largest of their tensors."""
     worst = 0.0
-    for a, b in zip(_tensors(found), _tensors(wanted), strict=True):
+    for a, b in zip(_tensors(actual), _tensors(expected), strict=True):
         apart = float((a - b).abs().mean() / b.abs().mean().clamp_min(1e-6))
         worst = apart if math.isnan(apart) else max(worst, apart)
         if math.isnan(worst):
@@ -48,7 +50,7 @@ def relative_difference(found, wanted) -> float:
 
 
 def tolerance(arithmetic) -> float:
-    """The relative difference that rounding may make in this arithmetic: it may turn a few masks."""
+    """Relative difference that rounding may cause in this arithmetic, including a few flipped mask entries."""
     if (arithmetic.autocast or arithmetic.parameters) in (torch.bfloat16, torch.float16):
         return 0.1
     return 0.001 if arithmetic.device.type == "cpu" else 0.01  # GPUs may convolve with 10 bits (TF32)
@@ -56,24 +58,23 @@ def tolerance(arithmetic) -> float:
 
 def _tensors(output) -> list[Tensor]:
     """The floating-point tensors of an output."""
-    return [one.float() for one in tree_leaves(output) if isinstance(one, Tensor) and one.is_floating_point()]
+    return [leaf.float() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 class Watch:
-    """Calls a network picture by picture and remembers, of each, what was kept, computed and how long it took.
+    """Calls a network input by input and records what was kept and computed and how long it took.
 
-    Before anything is timed, the first output is compared with the judge's (backend "reference": everything convolved,
-    then multiplied by the masks). Where they are not the same, `disagreement` says so and nothing is timed: what
-    computes something else has no speed.
+    Before timing, the first output is compared with the reference backend's (everything convolved, then multiplied by
+    the masks). If they differ, `disagreement` describes it and nothing is timed.
 
     Args:
         space: the network's space.
-        network: in evaluation mode; after a call it has `kept` and `masks`. Pictures may be crops of clouds.
-        arithmetic: where and in which precision (:class:`sparsemask.devices.Arithmetic`).
-        rounds: timed calls of the sparse and of the dense form in turn, after one that is not; 0: no times.
-        run: the call itself where it is not the network's own (tiles, ensembles); times are of that too.
-        run_dense: likewise of the dense form.
-        alone: whether this process sees all pictures, whatever other processes there are.
+        network: in evaluation mode; after a call it has `kept` and `masks`. Inputs are images, pairs or crops.
+        arithmetic: device and precision (:class:`sparsemask.devices.Arithmetic`).
+        rounds: timed calls of the sparse and of the dense form in turn, after an untimed one; 0: no timing.
+        run: replaces the network's own call (tiles, ensembles); it is timed too.
+        run_dense: replaces the dense form's call.
+        alone: whether this process sees all inputs even if there are other processes.
     """
 
     def __init__(
@@ -94,31 +95,31 @@ class Watch:
         self.disagreement: str | None = None
         self.rows: list[list[float]] = []
         self.modules: list[list[list[float]]] = []
-        """Of each picture, each module's (share of kept locations, kept fraction)."""
+        """By input and module: keep ratio of locations, kept fraction."""
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """The network's output."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """Run the network on a batch of one, record its measurements and return its output."""
         with FlopCounterMode(display=False) as counter, repeatable():  # times are of what is the fastest, below
-            out = self.run(pictures)
+            out = self.run(images)
         locations = [float(mask.float().mean()) for mask in self.form.masks]
-        fractions = [float(one.float().mean()) for one in self.form.kept]
+        fractions = [float(fraction.float().mean()) for fraction in self.form.kept]
         self.modules.append([list(pair) for pair in zip(locations, fractions, strict=True)])
         times = [float("nan")] * 2
         if self.rounds and not self.rows:
-            self._judge(out, pictures)
+            self._judge(out, images)
         if self.rounds and not self.disagreement:
-            calls = {"sparse": lambda: self.run(pictures), "dense": lambda: self.run_dense(pictures)}
+            calls = {"sparse": lambda: self.run(images), "dense": lambda: self.run_dense(images)}
             with self.arithmetic.context():
-                found = compare(calls, self.rounds, warmup=1, device=pictures.device)
-            times = [found["sparse"], found["dense"]]
-        executed, dense = counter.get_total_flops() // 2, self.space.dense_cost(self.network, pictures)
+                milliseconds = compare(calls, self.rounds, warmup=1, device=images.device)
+            times = [milliseconds["sparse"], milliseconds["dense"]]
+        executed, dense = counter.get_total_flops() // 2, self.space.dense_cost(self.network, images)
         self.rows.append([float(mean_kept(self.form)), executed, dense, *times])
         return out
 
-    def _judge(self, out: Tensor, pictures: Tensor) -> None:
+    def _judge(self, out: Tensor, images: Tensor) -> None:
         with backend("reference"):
-            apart = relative_difference(out, self.run(pictures))
+            apart = relative_difference(out, self.run(images))
         if not apart <= tolerance(self.arithmetic):
             self.disagreement = (
                 f"the network that skips and the one that multiplies by its masks must be equal and are not: outputs "
@@ -126,26 +127,26 @@ class Watch:
             )
 
     def table(self) -> Tensor:
-        """(pictures, 5) float64: COLUMNS of each picture in the task's order, over all processes."""
-        return self._whole(torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(COLUMNS)))
+        """Return the measurements of all processes, float64 (inputs, 5): `COLUMNS` by input, in the task's order."""
+        return self._gathered(torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(COLUMNS)))
 
     def by_module(self) -> dict[str, dict[str, float]]:
-        """Module name -> means over the pictures: share of kept `locations`, and kept fraction `kept`."""
+        """Return means over the inputs by module: keep ratio of `locations` and kept fraction `kept`."""
         names = list(blocks(self.network))
-        values = self._whole(torch.tensor(self.modules, dtype=torch.float64).reshape(len(self.rows), -1))
+        values = self._gathered(torch.tensor(self.modules, dtype=torch.float64).reshape(len(self.rows), -1))
         means = values.mean(0).reshape(len(names), 2).tolist()
         return {name: {"locations": a, "kept": b} for name, (a, b) in zip(names, means, strict=True)}
 
-    def _whole(self, mine: Tensor) -> Tensor:
-        """The rows of all processes: every world()-th is one's own, or where they do not have as many, one by one."""
+    def _gathered(self, rows: Tensor) -> Tensor:
+        """Gather the rows of all processes: interleaved if the counts fit a strided split, else concatenated."""
         if self.alone:
-            return mine
+            return rows
         rank, world = distributed.rank(), distributed.world()
         counts = torch.zeros(world, dtype=torch.long, device=self.arithmetic.device)
-        counts[rank] = len(mine)
+        counts[rank] = len(rows)
         counts = distributed.total(counts).tolist()
         count, start = sum(counts), sum(counts[:rank])
-        in_turn = all(have == len(range(r, count, world)) for r, have in enumerate(counts))
-        whole = torch.zeros(count, mine.shape[1], dtype=mine.dtype, device=self.arithmetic.device)
-        whole[slice(rank, None, world) if in_turn else slice(start, start + len(mine))] = mine.to(whole)
-        return distributed.total(whole).cpu()
+        in_turn = all(length == len(range(r, count, world)) for r, length in enumerate(counts))
+        gathered = torch.zeros(count, rows.shape[1], dtype=rows.dtype, device=self.arithmetic.device)
+        gathered[slice(rank, None, world) if in_turn else slice(start, start + len(rows))] = rows.to(gathered)
+        return distributed.total(gathered).cpu()

@@ -1,4 +1,4 @@
-"""What a run of this family notes: kept fractions, costs, pictures of the masks."""
+"""Run records of this family: kept fractions, costs, drawings of the masks."""
 
 from __future__ import annotations
 
@@ -18,25 +18,41 @@ from sparsemask.spaces.sparse_conv.measuring import COLUMNS, Watch
 from sparsemask.tasks import Task
 from sparsemask.training_setup import Context
 
-_MEASURED = 8  # validation pictures measured at the end of a run
+_MEASURED = 8  # validation inputs measured at the end of a run
 _ROUNDS = 3
 
 
 def evaluate_kept(model: nn.Module, task: Task, arithmetic: Arithmetic, config: RunConfig) -> dict[str, float]:
-    """The task's metrics of a network with masks, and `kept`, the mean kept fraction of its hard masks."""
-    found = []
-    hook = model.register_forward_hook(lambda module, *_: found.append(float(mean_kept(module).detach())))
+    """Evaluate a network with masks.
+
+    Args:
+        model: in any mode.
+        task: its data and metrics.
+        arithmetic: device and precision.
+        config: of the run.
+
+    Returns:
+        The task's metrics, and `kept`, the mean kept fraction of the hard masks.
+    """
+    fractions = []
+    hook = model.register_forward_hook(lambda module, *_: fractions.append(float(mean_kept(module).detach())))
     try:
         metrics = Method().evaluate(model, task, arithmetic, config)
     finally:
         hook.remove()
-    sums = torch.tensor([sum(found), len(found)], dtype=torch.float64, device=arithmetic.device)
+    sums = torch.tensor([sum(fractions), len(fractions)], dtype=torch.float64, device=arithmetic.device)
     total, count = distributed.total(sums).tolist()
     return {**metrics, "kept": total / max(count, 1)}
 
 
 def entries(model: nn.Module, watch: Watch, measured_on: str) -> dict:
-    """Entries of run.json: means over the pictures a watch has seen."""
+    """Entries of run.json: means over the inputs that a watch has measured.
+
+    Args:
+        model: the network.
+        watch: after its calls.
+        measured_on: description of the inputs.
+    """
     means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
     if watch.disagreement:
         training_setup.warn(watch.disagreement)
@@ -45,8 +61,12 @@ def entries(model: nn.Module, watch: Watch, measured_on: str) -> dict:
     return {
         "kept_fraction": means["kept"],
         "masks": {
-            name: {**shares, "dense_channels": channels[name].sum(1).tolist(), "channels": int(channels[name].shape[1])}
-            for name, shares in watch.by_module().items()
+            name: {
+                **module_metrics,
+                "dense_channels": channels[name].sum(1).tolist(),
+                "channels": int(channels[name].shape[1]),
+            }
+            for name, module_metrics in watch.by_module().items()
         },
         "measured_on": measured_on,
         "parameters": count_parameters(model),
@@ -59,7 +79,7 @@ def entries(model: nn.Module, watch: Watch, measured_on: str) -> dict:
 
 
 def conclude(context: Context, model: nn.Module) -> dict:
-    """Measure the finished network on validation pictures, draw what there is to see; returns what is noted."""
+    """Measure the finished network on validation inputs, draw its masks and return the entries of run.json."""
     config, run, task = context.config, context.run, context.task
     space = spaces.get(config.network.space)
     count = min(_MEASURED, config.training.eval_limit or _MEASURED, len(task.eval_data))
@@ -67,17 +87,27 @@ def conclude(context: Context, model: nn.Module) -> dict:
     for index in range(count):  # not by task.evaluate: only one process is here
         with context.arithmetic.context():
             watch(_inputs(task, index, context.arithmetic))
-    found = entries(model, watch, f"{task.measured_on()}, {count} {task.items}")
-    run.note(**found)
+    notes = entries(model, watch, f"{task.measured_on()}, {count} {task.items}")
+    run.note(**notes)
     run_summary.draw_training(context, model)
     draw(space, model, task, context.arithmetic, run.pictures / "masks.png")
-    return found
+    return notes
 
 
 def draw(space: MaskedSpace, model: MaskedNetwork, task: Task, arithmetic: Arithmetic, path) -> None:
-    """The masks of the validation item in which most is to tell: where modules differ most in what they keep.
+    """Draw the masks of the validation item with the largest variance of kept locations, summed over modules.
 
-    Of a network that has modules without data masks (`mask_names`) the others alone; nothing where there are none.
+    Modules without data masks (`mask_names`) are left out; nothing is drawn if no module has one.
+
+    Args:
+        space: of the network.
+        model: in evaluation mode.
+        task: its validation data.
+        arithmetic: device and precision.
+        path: the image file.
+
+    Raises:
+        UseError: no validation items.
     """
     names = model.mask_names
     chosen = [n for n, name in enumerate(names) if name] if names is not None else None
@@ -89,8 +119,8 @@ def draw(space: MaskedSpace, model: MaskedNetwork, task: Task, arithmetic: Arith
         with torch.no_grad(), arithmetic.context():
             model(inputs)
         masks = model.masks if chosen is None else [model.masks[n] for n in chosen]
-        shares = torch.stack([mask.float().mean() for mask in masks])
-        spread = float((shares * (1 - shares)).sum())
+        keep_ratios = torch.stack([mask.float().mean() for mask in masks])
+        spread = float((keep_ratios * (1 - keep_ratios)).sum())
         if best is None or spread > best[0]:
             masks = [mask[0, 0].cpu().numpy() for mask in masks]
             best = spread, task.eval_data.name(index), inputs, masks

@@ -1,8 +1,8 @@
-"""How fine-grained masks are learnt: Gumbel-softmax over keep and drop, and a loss on the kept fraction.
+"""Training of fine-grained masks: Gumbel-softmax over keep and drop, and a loss on the kept fraction.
 
-SMSR (Wang et al., CVPR 2021, arXiv 2006.09603), section 3; for points SMPointSeg (TPAMI 2022). Two losses: the
-published λ·η, which presses for less until the task's loss presses back, and with --keep κ a budget, λ·(η - κ)².
-Searching trains by it from the start, specialising from a trained network.
+SMSR (Wang et al., CVPR 2021, arXiv 2006.09603), section 3; for points SMPointSeg (TPAMI 2022). Two losses on the kept
+fraction η: the published λ·η, and with --keep κ a budget, λ·(η - κ)². Searching trains from random or dense weights,
+specialising from a trained network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PUBLISHED = {"epochs": 1000, "sparse": 0.1, "sparse_epochs": 50, "tau_epochs": 5
 
 
 def published(space: str) -> dict:
-    """The published numbers of a space: epochs of the run, weight of the loss and schedules."""
+    """Return the published hyperparameters of a space: epochs of the run, weight of the loss and schedules."""
     return {**PUBLISHED, **spaces.get(space).published}
 
 
@@ -64,18 +64,21 @@ def add_section(parser: Parser, section: type[SparseMaskSection] = SparseMaskSec
     """Add the flags of learning fine-grained masks, with the published schedules of the parser's space as defaults.
 
     Args:
-        section: perhaps one with more flags.
-        defaults: of flags, where they are not the space's.
+        parser: changed in place.
+        section: the section or a subclass with more flags.
+        defaults: of flags, overriding the space's.
     """
-    own = published(parser.get_default("space"))
-    epochs = f"epochs of {own['epochs']}, whatever the run's own length"
+    schedule = published(parser.get_default("space"))
+    epochs = f"epochs of {schedule['epochs']}, whatever the run's own length"
     helps = {
-        "sparse": f"factor λ of the kept fraction (default: {own['sparse']})",
-        "sparse_epochs": f"λ rises linearly over so many {epochs} (default: {own['sparse_epochs']})",
-        "tau_epochs": f"epochs in which τ falls by 1 (default: {own['tau_epochs']:g})",
-        "tau_end": f"where τ stops falling (default: {own['tau_end']})",
+        "sparse": f"factor λ of the kept fraction (default: {schedule['sparse']})",
+        "sparse_epochs": f"λ rises linearly over so many {epochs} (default: {schedule['sparse_epochs']})",
+        "tau_epochs": f"epochs in which τ falls by 1 (default: {schedule['tau_epochs']:g})",
+        "tau_end": f"where τ stops falling (default: {schedule['tau_end']})",
     }
-    parser.add_section("family", section, defaults={**{name: own[name] for name in helps}, **defaults}, helps=helps)
+    parser.add_section(
+        "family", section, defaults={**{name: schedule[name] for name in helps}, **defaults}, helps=helps
+    )
 
 
 class SparseConvSearch(Method):
@@ -90,10 +93,10 @@ class SparseConvSearch(Method):
     def groups(self, model: torch.nn.Module, config: RunConfig) -> list[dict]:
         """The network at --lr, the channel masks at --lr times --mask_lr_mult and without weight decay."""
         masks = [block.ch_mask for block in blocks(model).values()]
-        own = {id(p) for p in masks}
-        rest = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
+        mask_ids = {id(p) for p in masks}
+        others = [p for p in model.parameters() if id(p) not in mask_ids and p.requires_grad]
         channels = {"name": "channel masks", "params": masks, "lr": config.training.lr * config.family.mask_lr_mult}
-        return [{"name": "network", "params": rest, "lr": config.training.lr}, {**channels, "weight_decay": 0.0}]
+        return [{"name": "network", "params": others, "lr": config.training.lr}, {**channels, "weight_decay": 0.0}]
 
     def before_step(self, model: torch.nn.Module, step: int) -> None:
         """Set the temperature, whether masks are hard, and the generator that the masks' noise is drawn from.
@@ -107,7 +110,7 @@ class SparseConvSearch(Method):
         torch.manual_seed(int(step_generator(self.seed, max(step, 0), stream).initial_seed()))
 
     def penalty(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor | None, dict]:
-        """λ·η of the soft masks, or λ·(η - κ)² with η as the masks would be hard, of this forward pass.
+        """λ·η of the soft masks, or λ·(η - κ)² with η of the hard masks, of this forward pass.
 
         None once masks are fixed (--settle).
         """
@@ -140,11 +143,11 @@ class SparseConvSearch(Method):
             self.inputs = None
 
     def evaluate(self, model: torch.nn.Module, task, arithmetic, config: RunConfig) -> dict:
-        """The task's metrics and the kept fraction of the hard masks, over the same pictures."""
+        """The task's metrics and the kept fraction of the hard masks, on the same inputs."""
         return evaluate_kept(model, task, arithmetic, config)
 
     def metrics(self, model: torch.nn.Module) -> dict:
-        """The kept fraction, were the masks hard, and how large a share of the channels is dense."""
+        """The kept fraction of hard masks and the fraction of dense channels."""
         dense = [mask.mean() for mask in hard_masks(model).values()]
         return {"kept": self.kept, "dense_channels": float(sum(dense) / len(dense))}
 
@@ -168,7 +171,7 @@ class SparseConvSearch(Method):
 
 
 def missed(kept: float, budget: float) -> str:
-    """What to say of a budget that a finished run did not meet; empty where it did."""
+    """Remark on a budget that a finished run missed by more than 0.05; empty if it was met."""
     if abs(kept - budget) <= 0.05:
         return ""
     return ", missed: a longer run, a larger --sparse or --mask_lr_mult would come nearer"

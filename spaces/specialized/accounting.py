@@ -1,4 +1,4 @@
-"""Multiply-adds of a specialised network: with everything kept, and what the last forward pass executed of them."""
+"""Multiply-adds of a specialised network: with everything kept, and as executed by the last forward pass."""
 
 from __future__ import annotations
 
@@ -23,17 +23,21 @@ _SHORT = re.compile(f"({'|'.join(_WORDS)})")
 
 @lru_cache(maxsize=64)
 def dense_multiply_adds(mask: bytes, shape: tuple[int, ...], config: tuple, size: tuple[int, int]) -> int:
-    """Of one picture (height, width) on the network of a connectivity mask, counted on a twin without memory.
+    """Count the multiply-adds of a connectivity network on one image, by a twin on the meta device.
 
-    config: backbone (its name, or the module), depth, input channels, classes, options of the backbone.
+    Args:
+        mask: bytes of the connectivity mask.
+        shape: of the mask, (L, L, 2).
+        config: backbone (its name, or the module), depth, input channels, classes, options of the backbone.
+        size: height and width of the image.
     """
     backbone, depth, channels, classes, options = config
     connections = np.frombuffer(mask, dtype=bool).reshape(shape)
     with torch.device("meta"):
         twin = PrunedNetwork(connections, backbone, depth, channels, classes, **dict(options)).eval()
-        picture = torch.empty(1, channels, *size)
+        image = torch.empty(1, channels, *size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(picture)
+        twin(image)
     return counter.get_total_flops() // 2
 
 
@@ -43,13 +47,13 @@ def number(name: str) -> int:
 
 
 class Accounts(MaskedNetwork):
-    """What a :class:`SpecializedNetwork` says of its last forward pass."""
+    """Kept fractions and multiply-adds of a :class:`SpecializedNetwork`'s last forward pass."""
 
     masked: dict[str, MaskedModule]
     """Its modules with masks, by name."""
 
     def connections(self, i: int) -> Iterator[tuple[int, int]]:
-        """(kind, feature) of what stage i takes."""
+        """(kind, feature) of the connections that stage i reads."""
         for (kind, j), takers in self._takers.items():
             if i in takers:
                 yield kind, j
@@ -63,7 +67,7 @@ class Accounts(MaskedNetwork):
         ]
 
     def _reads(self, i: int, hard: bool) -> list[tuple[int, tuple[int, int], Tensor | float]]:
-        """(channels, size, share of the channels that there are) of what stage i reads."""
+        """(channels, size, fraction of channels present) of the features that stage i reads."""
         sizes = [tuple(-(-n // stride) for n in self._counted) for stride in self.backbone.strides]
         reads = []
         for kind, j in self.connections(i):
@@ -77,7 +81,7 @@ class Accounts(MaskedNetwork):
 
     @property
     def dense_multiply_adds(self) -> int:
-        """Multiply-adds of one picture of the last one's size with everything kept, without mask branches."""
+        """Multiply-adds on one image of the last size with everything kept, without mask branches."""
         return dense_multiply_adds(self.mask.tobytes(), self.mask.shape, self._dense_twin, self._counted)
 
     @property
@@ -87,9 +91,9 @@ class Accounts(MaskedNetwork):
 
     @property
     def mask_names(self) -> list[str]:
-        """A short name of each masked module, as pictures have it; empty of those without a data mask."""
+        """Short name of each masked module, for drawings; empty for modules without a data mask."""
         return [
-            _SHORT.sub(lambda found: _WORDS[found[1]], name.rpartition(".")[2]).replace("_", ".")
+            _SHORT.sub(lambda match: _WORDS[match[1]], name.rpartition(".")[2]).replace("_", ".")
             if module.locate is not None
             else ""
             for name, module in self.masked.items()
@@ -98,33 +102,33 @@ class Accounts(MaskedNetwork):
     @property
     def kept(self) -> list[Tensor]:
         """By module: the soft share of each of its products that is kept, of every sample."""
-        return [torch.stack([share for _, share in one]) for one in self._counts(False)]
+        return [torch.stack([share for _, share in counts]) for counts in self._counts(False)]
 
     @property
     def hard_kept(self) -> list[Tensor]:
         """The same of hard masks."""
-        return [torch.stack([share for _, share in one]) for one in self._counts(True)]
+        return [torch.stack([share for _, share in counts]) for counts in self._counts(True)]
 
     @property
     def kept_weights(self) -> list[Tensor]:
         """By module: each product's share of the dense network's multiply-adds."""
-        whole = self.dense_multiply_adds
+        total = self.dense_multiply_adds
         device = self.fc_conv.weight.device
-        return [torch.tensor([count / whole for count, _ in one], device=device) for one in self._counts(True)]
+        return [torch.tensor([count / total for count, _ in counts], device=device) for counts in self._counts(True)]
 
     @property
     def kept_base(self) -> Tensor | float:
         """Share of the dense network's multiply-adds that no mask drops, mask branches with them."""
-        whole = self.dense_multiply_adds
-        masked = sum(count for one in self._counts(True) for count, _ in one)
-        left = whole - masked + sum(module.overhead() for module in self.masked.values())
+        total = self.dense_multiply_adds
+        masked = sum(count for counts in self._counts(True) for count, _ in counts)
+        base = total - masked + sum(module.overhead() for module in self.masked.values())
         for i in {i for takers in self._takers.values() for i in takers}:  # stages without masks read fewer channels
             if f"Decoders_{i}" not in self.stage_masks:
                 for channels, size, present in self._reads(i, not self.training):
-                    left = left - channels * self.fc_conv.in_channels * size[0] * size[1] * (1 - present)
+                    base = base - channels * self.fc_conv.in_channels * size[0] * size[1] * (1 - present)
         final = max(i for takers in self._takers.values() for i in takers)
-        if f"Decoders_{final}" in self.stage_masks:  # the classifier reads what there is of the last stage
+        if f"Decoders_{final}" in self.stage_masks:  # the classifier reads the channels present in the last stage
             height, width = (-(-n // self.backbone.strides[final]) for n in self._counted)
             present = self.stage_masks[f"Decoders_{final}"].present(not self.training)
-            left = left - self.fc_conv.weight.numel() * height * width * (1 - present)
-        return left / whole
+            base = base - self.fc_conv.weight.numel() * height * width * (1 - present)
+        return base / total

@@ -16,13 +16,13 @@ from sparsemask.spaces.specialized.masks import Channels, Locator, gated
 
 
 class MaskedBottleneck(LinearBottleneck):
-    """A :class:`LinearBottleneck` that computes where, and in which channels, its masks say.
+    """A :class:`LinearBottleneck` with a data mask and channel masks.
 
     Masks act after batch norm and activation; a depth-wise convolution reads zeros where its input was dropped; the
     shortcut passes everywhere, so that a dropped location of a residual block is the identity. At stride 2 a location
     of the input is kept if the output it lies in is.
 
-    After :meth:`fold` it skips, by the operator `sparsemask::inverted_residual`; before, masks multiply.
+    Masks multiply; after :meth:`fold` the operator `sparsemask::inverted_residual` skips what they drop.
     """
 
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
@@ -41,27 +41,27 @@ class MaskedBottleneck(LinearBottleneck):
 
     @classmethod
     def of(cls, block: LinearBottleneck) -> MaskedBottleneck:
-        """The same block with fresh masks on it."""
+        """Copy a block and add newly initialised masks."""
         first = block.conv1 if block.expand else block.conv2
         inputs, middle = first.in_channels, block.conv2.out_channels
         stride, momentum = block.conv2.stride[0], block.bn2.momentum
-        made = cls(inputs, block.conv3.out_channels, stride, middle / inputs, block.expand, momentum)
-        made.shortcut = block.shortcut  # of a narrowed block numbers may agree by chance
+        masked = cls(inputs, block.conv3.out_channels, stride, middle / inputs, block.expand, momentum)
+        masked.shortcut = block.shortcut  # channel numbers of a narrowed block may agree by chance
         for name, part in block.named_children():
-            made.get_submodule(name).load_state_dict(part.state_dict())
-        return made
+            masked.get_submodule(name).load_state_dict(part.state_dict())
+        return masked
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"seen": None}  # part of a graph: neither copied nor pickled
 
     def fold(self) -> None:
-        """Skip from now on; the batch norms are folded into the convolutions already. There is no way back."""
+        """Switch to the skipping form, irreversibly; batch norms must be folded into the convolutions already."""
         self.folded = True
         self.locate.fold()
         for conv in self._convs:
             conv.weight, conv.bias = (nn.Parameter(last(p.detach()), False) for p in (conv.weight, conv.bias))
             last(conv.weight), last(conv.bias)
-        self.hard = [last(one) for one in self.channels()[1]]
+        self.hard = [last(flags) for flags in self.channels()[1]]
 
     @property
     def _convs(self) -> list[nn.Conv2d]:
@@ -73,15 +73,15 @@ class MaskedBottleneck(LinearBottleneck):
         if self.folded:
             self.seen = mask, hard, self.hard, self.hard, tuple(x.shape[-2:])
             return self._skip(x, mask)
-        soft, sure = self.channels(self.tau)
-        self.seen = mask, hard, soft, sure, tuple(x.shape[-2:])
+        soft, hard_channels = self.channels(self.tau)
+        self.seen = mask, hard, soft, hard_channels, tuple(x.shape[-2:])
         y, before = x, None
-        rest = list(soft)
+        remaining = list(soft)
         if self.expand:
-            before = rest.pop(0)
+            before = remaining.pop(0)
             wide = mask if self.stride == 1 else spread(mask, x.shape[-2:])
             y, _ = gated(self.conv1(y), None, lambda z: F.relu6(self.bn1(z)), wide, before)
-        depthwise, projection = rest
+        depthwise, projection = remaining
         z = self.conv2(y)
         a, b = _split(z, before)
         y, _ = gated(a, b, lambda z: F.relu6(self.bn2(z)), mask, depthwise)
@@ -98,37 +98,41 @@ class MaskedBottleneck(LinearBottleneck):
 
     @property
     def mask(self) -> Tensor:
-        """Where it computed in the last forward pass, (N, 1, h, w)."""
+        """Data mask of the last forward pass, (N, 1, h, w)."""
         return self.seen[0]
 
     def counted(self, hard: bool = False) -> list[tuple[int, Tensor]]:
-        """(multiply-adds with everything kept, share executed) of each convolution in the last forward pass.
+        """Cost of each convolution in the last forward pass, for one image.
 
-        For one picture; shares are differentiable while masks are learnt. hard: of the hard masks in their place.
+        Args:
+            hard: of hard masks instead of soft ones.
+
+        Returns:
+            (multiply-adds with everything kept, executed fraction); fractions are differentiable in soft masks.
         """
-        soft_mask, hard_mask, soft, sure, size = self.seen
-        mask, shares = (hard_mask, sure) if hard else (soft_mask, soft)
-        shares = [one.to(torch.float32) for one in shares]
+        soft_mask, hard_mask, soft, hard_channels, size = self.seen
+        mask, fractions = (hard_mask, hard_channels) if hard else (soft_mask, soft)
+        fractions = [fraction.to(torch.float32) for fraction in fractions]
         kept, (h, w) = mask.to(torch.float32).mean(), mask.shape[-2:]
-        found, before = [], None
+        counts, before = [], None
         if self.expand:
             wide = kept if self.stride == 1 else spread(mask, size).to(torch.float32).mean()
-            before = shares.pop(0)
-            found.append((self.conv1.weight.numel() * size[0] * size[1], _executed(before.mean(), wide)))
-        both = shares[0] if before is None else before * shares[0]
-        found.append((self.conv2.weight.numel() * h * w, _executed(both.mean(), kept)))
-        found.append((self.conv3.weight.numel() * h * w, _executed(shares[0].mean() * shares[1].mean(), kept)))
-        return found
+            before = fractions.pop(0)
+            counts.append((self.conv1.weight.numel() * size[0] * size[1], _executed(before.mean(), wide)))
+        dense_pairs = fractions[0] if before is None else before * fractions[0]
+        counts.append((self.conv2.weight.numel() * h * w, _executed(dense_pairs.mean(), kept)))
+        counts.append((self.conv3.weight.numel() * h * w, _executed(fractions[0].mean() * fractions[1].mean(), kept)))
+        return counts
 
     def overhead(self) -> int:
-        """Multiply-adds of the mask branch in the last forward pass, for one picture."""
+        """Multiply-adds of the mask branch in the last forward pass, for one image."""
         return self.locate.multiply_adds(*self.seen[-1])
 
 
 def _split(
     x: Tensor, dense: Tensor | None, run: Callable[[Tensor], Tensor] = lambda part: part
 ) -> tuple[Tensor, Tensor | None]:
-    """What a layer makes of its dense and of its sparse inputs; None where there are none, as far as can be seen."""
+    """Outputs of a layer for its dense and for its sparse inputs; None without sparse inputs, if that is known."""
     if dense is None:
         return run(x), None
     share = dense.to(x.dtype).view(1, -1, 1, 1)
@@ -138,5 +142,5 @@ def _split(
 
 
 def _executed(everywhere: Tensor, kept: Tensor) -> Tensor:
-    """Share of a layer's multiply-adds: what is dense on both sides everywhere, the rest where it is kept."""
+    """Executed fraction of a layer's multiply-adds: dense products everywhere, all others at kept locations."""
     return everywhere + (1 - everywhere) * kept

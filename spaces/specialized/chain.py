@@ -1,4 +1,4 @@
-"""The blocks of a folded encoder as one chain of native calls, where they are the toolkit's own."""
+"""The blocks of a folded MobileNetV2 encoder as one native call."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from sparsemask.spaces.specialized.channel_masked_bottleneck import NarrowBottle
 
 
 class EncoderChain:
-    """A folded encoder's blocks, in one call where native kernels are the fastest way, else block by block.
+    """A folded encoder's blocks, in one native call if that is the fastest way, else block by block.
 
-    Its weights must not change any more.
+    Args:
+        backbone: folded; its weights must not change afterwards.
     """
 
     def __init__(self, backbone: MobileNetV2):
@@ -30,7 +31,7 @@ class EncoderChain:
 
     @staticmethod
     def of(backbone: nn.Module) -> EncoderChain | None:
-        """The chain of an encoder, None where it is not of blocks that are known."""
+        """The chain of an encoder; None if it is no MobileNetV2."""
         return EncoderChain(backbone) if type(backbone) is MobileNetV2 else None
 
     def __call__(self, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
@@ -43,14 +44,16 @@ class EncoderChain:
             return self._run(backbone, x)
         key = ("chain", self.chain.number, tuple(x.shape))
         # Raced against torch's own convolutions.
-        return auto.BACKEND.race(key, x, lambda one: self._run(backbone, x) if one is native else _by(one, backbone, x))
+        return auto.BACKEND.race(
+            key, x, lambda candidate: self._run(backbone, x) if candidate is native else _by(candidate, backbone, x)
+        )
 
     def _run(self, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
         first = backbone.conv1(x)
         outs, masks = self.chain(F.relu6(first))
         size, count = first.shape[-2:], len(x)
         for block, mask, out in zip(self.blocks, masks, outs, strict=False):
-            if isinstance(block, MaskedBottleneck):  # a module looks long at what is set on it
+            if isinstance(block, MaskedBottleneck):  # nn.Module.__setattr__ is slow
                 vars(block)["seen"] = mask, mask, block.hard, block.hard, tuple(size)
             elif isinstance(block, NarrowBottleneck):
                 vars(block)["seen"] = count, block.hard, block.hard, tuple(size)
@@ -62,13 +65,13 @@ class EncoderChain:
         return [*points, outs[-1]][::-1]
 
 
-def _by(one, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
-    with dispatch.backend(one.name):
+def _by(candidate, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
+    with dispatch.backend(candidate.name):
         return backbone(x)
 
 
 def _described(block: LinearBottleneck) -> tuple[tuple | None, tuple]:
-    """What :class:`sparsemask.backends.native.chain.Chain` is told of a folded block."""
+    """Description of a folded block for :class:`sparsemask.backends.native.chain.Chain`."""
     branch = block.locate.described() if isinstance(block, MaskedBottleneck) else None
     if isinstance(block, MaskedBottleneck):
         flags = block.hard if block.expand else [None, *block.hard]
@@ -77,5 +80,5 @@ def _described(block: LinearBottleneck) -> tuple[tuple | None, tuple]:
             torch.zeros(len(w), dtype=torch.bool) for w in (block.conv2.weight, block.conv2.weight, block.conv3.weight)
         ]
     first = (block.conv1.weight, block.conv1.bias, flags[0]) if block.expand else (None, None, None)
-    rest = (block.conv2.weight, block.conv2.bias, flags[1], block.conv3.weight, block.conv3.bias, flags[2])
-    return branch, (*first, *rest, block.conv2.stride[0], block.shortcut)
+    body = (block.conv2.weight, block.conv2.bias, flags[1], block.conv3.weight, block.conv3.bias, flags[2])
+    return branch, (*first, *body, block.conv2.stride[0], block.shortcut)

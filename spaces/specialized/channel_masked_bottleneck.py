@@ -1,6 +1,6 @@
-"""An inverted residual under a channel mask alone: what is dropped is dropped everywhere, and really removed.
+"""An inverted residual with a channel mask only: dropped channels are removed.
 
-On small maps a data mask takes longer than it saves; fewer channels are faster on any map.
+On small maps predicting a data mask takes longer than it saves; fewer channels are faster on any map.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from sparsemask.spaces.specialized.masks import Channels
 
 
 class NarrowBottleneck(LinearBottleneck):
-    """A :class:`LinearBottleneck` with an expansion, of which a mask says which expanded channels there are.
+    """A :class:`LinearBottleneck` with an expansion and a mask over its expanded channels.
 
-    A depth-wise convolution reads one channel of the expansion and the projection one of either, so that one mask
-    serves all three. The projection's outputs stay: a shortcut carries them.
+    Expansion, depth-wise convolution and projection share the expanded channels, so that one mask serves all three. The
+    projection's outputs are kept, since shortcuts add to them.
 
-    After :meth:`fold` the dropped channels are gone; before, the mask multiplies.
+    The mask multiplies; :meth:`fold` removes the dropped channels.
     """
 
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
@@ -38,43 +38,43 @@ class NarrowBottleneck(LinearBottleneck):
 
     @classmethod
     def of(cls, block: LinearBottleneck) -> NarrowBottleneck:
-        """The same block with a fresh mask on it."""
+        """Copy a block and add a newly initialised mask."""
         inputs, middle = block.conv1.in_channels, block.conv2.out_channels
-        made = cls(inputs, block.conv3.out_channels, block.conv2.stride[0], middle / inputs, block.bn2.momentum)
-        made.shortcut = block.shortcut  # of a narrowed block numbers may agree by chance
+        narrow = cls(inputs, block.conv3.out_channels, block.conv2.stride[0], middle / inputs, block.bn2.momentum)
+        narrow.shortcut = block.shortcut  # channel numbers of a narrowed block may agree by chance
         for name, part in block.named_children():
-            made.get_submodule(name).load_state_dict(part.state_dict())
-        return made
+            narrow.get_submodule(name).load_state_dict(part.state_dict())
+        return narrow
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"seen": None}
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Let channels that say little, by batch norm and projection, be the first to go."""
+        """Rank channels by the norms of batch norm and projection, so that the least important are dropped first."""
         scale = (self.bn2.weight.square() + self.bn2.bias.clamp_min(0).square()).sqrt()
         self.channels.rank(scale * self.conv3.weight.flatten(1).norm(dim=0))
 
     def narrowed(self) -> LinearBottleneck:
-        """The block with the channels that are left alone, batch norms folded into the convolutions already."""
-        left = self.channels.some()[1].nonzero().flatten()
-        inputs, outputs, count = self.conv1.in_channels, self.conv3.out_channels, len(left)
-        made = LinearBottleneck(inputs, outputs, self.stride, 1, True, 0.1)
-        made.conv1, made.conv2 = nn.Conv2d(inputs, count, 1), nn.Conv2d(count, count, 3, self.stride, 1, groups=count)
-        made.conv3 = nn.Conv2d(count, outputs, 1)
-        made.bn1 = made.bn2 = made.bn3 = nn.Identity()
-        made.shortcut = self.shortcut
-        kept = (self.conv1.weight[left], self.conv1.bias[left], self.conv2.weight[left], self.conv2.bias[left])
-        kept += (self.conv3.weight[:, left], self.conv3.bias)
-        for n, conv in enumerate((made.conv1, made.conv2, made.conv3)):
-            conv.weight, conv.bias = (nn.Parameter(p.detach().contiguous(), False) for p in kept[2 * n : 2 * n + 2])
-        return made.eval()
+        """The block with its kept channels only; batch norms must be folded into the convolutions already."""
+        kept = self.channels.some()[1].nonzero().flatten()
+        inputs, outputs, count = self.conv1.in_channels, self.conv3.out_channels, len(kept)
+        block = LinearBottleneck(inputs, outputs, self.stride, 1, True, 0.1)
+        block.conv1, block.conv2 = nn.Conv2d(inputs, count, 1), nn.Conv2d(count, count, 3, self.stride, 1, groups=count)
+        block.conv3 = nn.Conv2d(count, outputs, 1)
+        block.bn1 = block.bn2 = block.bn3 = nn.Identity()
+        block.shortcut = self.shortcut
+        tensors = (self.conv1.weight[kept], self.conv1.bias[kept], self.conv2.weight[kept], self.conv2.bias[kept])
+        tensors += (self.conv3.weight[:, kept], self.conv3.bias)
+        for n, conv in enumerate((block.conv1, block.conv2, block.conv3)):
+            conv.weight, conv.bias = (nn.Parameter(p.detach().contiguous(), False) for p in tensors[2 * n : 2 * n + 2])
+        return block.eval()
 
     def fold(self) -> None:
-        """Remove the dropped channels; batch norms are folded into the convolutions already. There is no way back."""
+        """Remove the dropped channels, irreversibly; batch norms must be folded into the convolutions already."""
         self.folded, self.hard = True, self.channels.some()[1]
-        left = self.narrowed()
-        self.conv1, self.conv2, self.conv3 = left.conv1, left.conv2, left.conv3
+        narrowed = self.narrowed()
+        self.conv1, self.conv2, self.conv3 = narrowed.conv1, narrowed.conv2, narrowed.conv3
         for conv in (self.conv1, self.conv2, self.conv3):
             last(conv.weight), last(conv.bias)
         self.none, self.no_outputs = (
@@ -91,8 +91,8 @@ class NarrowBottleneck(LinearBottleneck):
                 self.conv3.weight, self.conv3.bias, self.no_outputs, self.stride, self.shortcut,
                 dispatch.current(self.backend),
             )  # fmt: skip
-        soft, sure = self.channels.some(self.tau)
-        self.seen = x.shape[0], soft, sure, tuple(x.shape[-2:])
+        soft, hard_channels = self.channels.some(self.tau)
+        self.seen = x.shape[0], soft, hard_channels, tuple(x.shape[-2:])
         y = F.relu6(self.bn1(self.conv1(x)))
         y = F.relu6(self.bn2(self.conv2(y))) * soft.to(x.dtype).view(1, -1, 1, 1)
         y = self.bn3(self.conv3(y))
@@ -100,23 +100,27 @@ class NarrowBottleneck(LinearBottleneck):
 
     @property
     def mask(self) -> Tensor:
-        """Where it computed in the last forward pass: everywhere, (N, 1, h, w)."""
+        """Data mask of the last forward pass, (N, 1, h, w): all ones."""
         batch, _, _, size = self.seen
-        whole = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.conv3.weight.device)
-        return whole.expand(batch, 1, *around(1, self.stride).output_size(size))
+        everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.conv3.weight.device)
+        return everywhere.expand(batch, 1, *around(1, self.stride).output_size(size))
 
     def counted(self, hard: bool = False) -> list[tuple[int, Tensor]]:
-        """(multiply-adds with everything kept, share executed) of each convolution in the last forward pass.
+        """Cost of each convolution in the last forward pass, for one image.
 
-        For one picture; shares are differentiable while masks are learnt. hard: of the hard masks in their place.
+        Args:
+            hard: of hard masks instead of soft ones.
+
+        Returns:
+            (multiply-adds with everything kept, executed fraction); fractions are differentiable in soft masks.
         """
-        _, soft, sure, (height, width) = self.seen
-        share = (sure if hard else soft).to(torch.float32)
-        places, count = torch.tensor(self.mask.shape[-2:]).prod().item(), len(share)
+        _, soft, hard_channels, (height, width) = self.seen
+        share = (hard_channels if hard else soft).to(torch.float32)
+        locations, count = torch.tensor(self.mask.shape[-2:]).prod().item(), len(share)
         inputs, outputs = self.conv1.in_channels, self.conv3.out_channels
-        whole = (inputs * count * height * width, 9 * count * places, count * outputs * places)
-        return [(one, share.mean()) for one in whole]
+        totals = (inputs * count * height * width, 9 * count * locations, count * outputs * locations)
+        return [(total, share.mean()) for total in totals]
 
     def overhead(self) -> int:
-        """There is no mask branch."""
+        """0: there is no mask branch."""
         return 0

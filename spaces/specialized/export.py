@@ -1,4 +1,4 @@
-"""Specialised networks for other programs: the form that skips as a program, the form whose masks multiply as ONNX."""
+"""Export of specialised networks: the skipping form as a torch program, the form whose masks multiply as ONNX."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from sparsemask.exporting import Exportable, channels_last, pure
 from sparsemask.spaces.specialized.network import SpecializedNetwork
 from sparsemask.spaces.specialized.onnx_form import PlainForm
 
-SIZE, EVEN = (65, 98), (64, 98)  # of the example; sizes are open, where pictures are enlarged even ones
+SIZE, EVEN = (65, 98), (64, 98)  # of the example; sizes are dynamic, for super-resolution even
 
 
 def exportable(space, network: SpecializedNetwork, batch: Tensor) -> Exportable:
-    """As a function from pictures to scores at the last stage's size, or to larger pictures; sizes open.
+    """Describe the network as a function from images to scores at the last stage's size, or to larger images.
 
-    network: in evaluation mode, on the CPU; its masks are exported hard. batch: pictures (B, C, H, W).
+    Args:
+        space: the network's space.
+        network: in evaluation mode, on the CPU; its masks are exported hard.
+        batch: images (B, C, H, W), whose number of channels counts; sizes are dynamic.
     """
     fast = space.fast_form(network)
     any_size = torch.export.Dim.DYNAMIC
@@ -33,9 +36,9 @@ def exportable(space, network: SpecializedNetwork, batch: Tensor) -> Exportable:
 
 
 def _run(net: nn.Module, picture: Tensor) -> Tensor:
-    """The skipping form, with nothing left behind in it."""
-    found = net(channels_last(picture))
+    """Run the skipping form and clear the state of its forward pass."""
+    output = net(channels_last(picture))
     for module in net.masked.values():
         module.seen = None
     net._counted = None
-    return found
+    return output

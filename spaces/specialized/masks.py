@@ -1,4 +1,4 @@
-"""Parts that masks are made of: the branch that says where, the gate on a convolution, a mask on another grid."""
+"""Building blocks of masks: the mask branch, channel masks, the gate of a convolution, masks on other grids."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from sparsemask.spaces.sparse_conv.masked_network import begin_smoothly
 from sparsemask.sparse import gumbel_mask
 
 NARROWEST, WIDEST = 4, 16  # channels of a mask branch
-_EAGER = 0.5  # logits a fresh branch keeps and drops with: most is kept, as the network was trained
+_EAGER = 0.5  # initial logits ±0.5 of keep and drop: a new branch keeps most locations
 
 
 class MaskedModule(Protocol):
-    """What a network's accounts ask of a module with masks."""
+    """A module with masks, as :class:`sparsemask.spaces.specialized.accounting.Accounts` uses it."""
 
     locate: Locator | None
     """The branch that predicts its data mask; None: it has a channel mask alone."""
     tau: float
     """Temperature of its soft masks."""
     seen: tuple | None
-    """What the last forward pass left to be counted."""
+    """Masks and sizes of the last forward pass, for counting."""
 
     @property
     def mask(self) -> Tensor:
-        """Where it computed in the last forward pass, (N, 1, h, w); without a data mask everywhere."""
+        """Data mask of the last forward pass, (N, 1, h, w); all ones without a mask branch."""
 
     def overhead(self) -> int:
-        """Multiply-adds of the mask branch in the last forward pass, for one picture."""
+        """Multiply-adds of the mask branch in the last forward pass, for one image."""
 
     def fold(self) -> None:
-        """Skip from now on; batch norms are folded into the convolutions already. There is no way back."""
+        """Switch to the skipping form, irreversibly; batch norms must be folded into the convolutions already."""
 
 
 class Locator(nn.Sequential):
-    """Which locations of a module's output matter, from its input: a light hourglass at half the input's size.
+    """The mask branch: predicts a module's data mask from its input by a light hourglass at half the size.
 
-    As the data masks of SMSR (Wang et al. 2021, section 3.1), but pooled before the first convolution, which is 1×1: an
-    inverted residual is itself so light that a 3×3 convolution at its input's size would cost what masks save.
+    As SMSR's data masks (Wang et al. 2021, section 3.1), but with pooling before the first convolution, which is 1×1: a
+    3×3 convolution at the input's size would cost as much as masks save of an inverted residual.
 
     Args:
         channels: of the module's input.
@@ -74,30 +74,36 @@ class Locator(nn.Sequential):
     def logits(self, x: Tensor) -> Tensor:
         """Features (N, C, H, W) to logits (N, 2, h, w), index 1 keeps; odd sizes are padded by their last row."""
         height, width = x.shape[-2:]
-        found = super().forward(padded(x))
-        return found[..., :height, :width] if self.stride == 1 else found
+        logits = super().forward(padded(x))
+        return logits[..., :height, :width] if self.stride == 1 else logits
 
     def fold(self) -> None:
-        """Be one operator from now on, for evaluation only. There is no way back."""
+        """Switch to a single operator for evaluation, irreversibly."""
         self.folded = True
         for k in (1, 3, 5):
-            one = self[k]
-            one.weight, one.bias = (nn.Parameter(p.detach(), False) for p in (one.weight, one.bias))
-            last(one.weight), last(one.bias)
+            conv = self[k]
+            conv.weight, conv.bias = (nn.Parameter(p.detach(), False) for p in (conv.weight, conv.bias))
+            last(conv.weight), last(conv.bias)
 
     def described(self) -> tuple:
         """Weights and biases of its three convolutions, and the threshold."""
         return *(p for k in (1, 3, 5) for p in (self[k].weight, self[k].bias)), self.threshold
 
-    def forward(self, x: Tensor, tau: float = 1.0, cut: bool = False) -> tuple[Tensor, Tensor]:
-        """(mask, hard mask), (N, 1, h, w) each; soft in training while masks are learnt, else both the hard one.
+    def forward(self, x: Tensor, tau: float = 1.0, apply_relu6: bool = False) -> tuple[Tensor, Tensor]:
+        """Predict the mask.
 
-        cut: relu6 of x is read.
+        Args:
+            x: features (N, C, H, W).
+            tau: temperature of soft masks.
+            apply_relu6: whether x passes ReLU6 first.
+
+        Returns:
+            (mask, hard mask), (N, 1, h, w) each; the mask is soft while masks are learnt, else the hard one.
         """
         if self.folded:
-            mask = torch.ops.sparsemask.locate(x, *self.described(), cut, dispatch.current(self.backend))
+            mask = torch.ops.sparsemask.locate(x, *self.described(), apply_relu6, dispatch.current(self.backend))
             return mask, mask
-        logits = self.logits(F.relu6(x) if cut else x)
+        logits = self.logits(F.relu6(x) if apply_relu6 else x)
         drop, keep = logits.detach().split(1, 1)
         hard = keep > drop if self.threshold == 0.5 else torch.sigmoid(keep - drop) > self.threshold
         if self.training and self.mask_mode == "soft":
@@ -105,14 +111,17 @@ class Locator(nn.Sequential):
         return hard, hard
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Of one picture whose features are height × width."""
+        """Multiply-adds on one image whose features are height × width."""
         return -(-height // 2) * -(-width // 2) * sum(self[k].weight.numel() for k in (1, 3, 5))
 
 
 class Channels(nn.Module):
-    """Channel masks of a module's convolutions, one after the other in `ch_mask` (1, ΣC, 2), index 0 dense.
+    """Channel masks of a module's convolutions, concatenated in `ch_mask` (1, ΣC, 2), index 0 dense.
 
-    The logits start from U(0, 1), as published. widths: output channels of each convolution.
+    Logits are initialised from U(0, 1), as published.
+
+    Args:
+        widths: output channels of each convolution.
     """
 
     mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`
@@ -127,7 +136,7 @@ class Channels(nn.Module):
         yield self.ch_mask
 
     def forward(self, tau: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
-        """(dense shares, hard ones) of each convolution, (C,); soft in training while masks are learnt."""
+        """(masks, hard masks) of each convolution, (C,), 1 is dense; the first are soft while masks are learnt."""
         hard = (self.ch_mask[0, :, 0] >= self.ch_mask[0, :, 1]).detach()
         soft = hard
         if self.training and self.mask_mode == "soft":
@@ -135,7 +144,7 @@ class Channels(nn.Module):
         return list(soft.split(self.widths)), list(hard.split(self.widths))
 
     def some(self, tau: float = 1.0) -> tuple[Tensor, Tensor]:
-        """(dense shares, hard ones), (C,), of a module with one convolution's mask: its likeliest channel stays."""
+        """(mask, hard mask), (C,), of a module with a single mask; at least the most probable channel is kept."""
         (soft,), (hard,) = self(tau)
         if not hard.any():
             logits = self.ch_mask[0].detach()
@@ -145,23 +154,29 @@ class Channels(nn.Module):
 
     @torch.no_grad()
     def rank(self, importance: Tensor) -> None:
-        """Begin with all channels dense, those of least `importance` (C,) the nearest to being dropped."""
-        places = importance.argsort().argsort().to(self.ch_mask)
-        self.ch_mask[0, :, 0] = (places + 1) / len(places)
+        """Initialise all channels as dense, those of least `importance` (C,) closest to being dropped."""
+        ranks = importance.argsort().argsort().to(self.ch_mask)
+        self.ch_mask[0, :, 0] = (ranks + 1) / len(ranks)
         self.ch_mask[0, :, 1] = 0
 
 
 def gated(
     a: Tensor, b: Tensor | None, norm: Callable[[Tensor], Tensor], mask: Tensor, dense: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(g·norm(a + M/g·b), g) with the gate g = d + (1 - d)·M: a sparse mask convolution's training form.
+    """Training form of a sparse mask convolution: (g·norm(a + M/g·b), g) with the gate g = d + (1 - d)·M.
 
-    Its dense inputs gave `a`, its sparse ones `b` (None: there are none); `norm` is all that follows the convolution,
-    bias, batch norm and activation; masks act after it (Wang et al. 2021, section 3.2, with norm and bias). With hard
-    masks it is what skipping computes.
+    Masks act after bias, batch norm and activation (Wang et al. 2021, section 3.2, with norm and bias). With hard masks
+    the result equals the skipping form's.
 
     Args:
-        mask: (N, 1, H, W); dense: (C,); both soft or bool.
+        a: the convolution of the dense inputs, (N, C, H, W).
+        b: that of the sparse inputs; None: there are none.
+        norm: what follows the convolution: bias, batch norm and activation.
+        mask: data mask M, (N, 1, H, W), soft or bool.
+        dense: channel mask d, (C,), soft or bool.
+
+    Returns:
+        The output and the gate.
     """
     mask = mask.to(a.dtype)
     dense = dense.to(a.dtype).view(1, -1, 1, 1)
@@ -172,9 +187,16 @@ def gated(
 
 
 def carry(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """A mask (N, 1, H, W) on the grid of a feature (h, w) that is upsampled to it, corners aligned.
+    """Carry a mask to the grid of a smaller feature that is upsampled to the mask's size, corners aligned.
 
-    A location is kept if any that reads it is: bool masks exactly; of soft ones the greatest about it.
+    A location is kept if any location that reads it is; for soft masks by an adaptive maximum.
+
+    Args:
+        mask: (N, 1, H, W), bool or soft.
+        size: (h, w) of the feature.
+
+    Returns:
+        (N, 1, h, w).
     """
     size = tuple(size)
     if tuple(mask.shape[-2:]) == size:
@@ -187,11 +209,11 @@ def carry(mask: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _carried(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """The same of a bool mask by two products with who reads whom: sizes may be open."""
-    found = mask.to(torch.float32)
+    """As :func:`carry` for bool masks and dynamic sizes, by products with matrices of which location reads which."""
+    reached = mask.to(torch.float32)
     for d in (2, 3):
         n, m = size[d - 2], mask.shape[d]
         at = torch.arange(m, device=mask.device) * ((n - 1) / (m - 1))  # n < m: a feature is never finer
         reads = ((at[None] - torch.arange(n, device=mask.device)[:, None]).abs() < 1 + 1e-4).to(torch.float32)
-        found = reads @ found if d == 2 else found @ reads.t()
-    return found > 0
+        reached = reads @ reached if d == 2 else reached @ reads.t()
+    return reached > 0

@@ -1,7 +1,7 @@
-"""A network whose connectivity was searched, with fine-grained masks: where its modules compute, and in which channels.
+"""Networks of searched connectivity with fine-grained masks.
 
-The connectivity mask says which features are fused (SparseMask, arXiv 1904.07642), data and channel masks where, and in
-which channels, the blocks of the encoder and the stages of the decoder compute (Wang et al., CVPR 2021, 2006.09603).
+The connectivity mask selects which features are fused (SparseMask, arXiv 1904.07642); data and channel masks select the
+locations and channels that the encoder's blocks and the decoder's stages compute (Wang et al., CVPR 2021, 2006.09603).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from sparsemask.spaces.specialized.stage import StageMasks, folded_decoder
 from sparsemask.VOC12.augment import IMAGENET_MEAN, IMAGENET_STD
 
 WHERE = ("decoder", "encoder", "all")
-"""Which modules of a specialised network have masks."""
+"""Choices of the modules that have masks."""
 
 
 class DenseNetwork(PrunedNetwork):
-    """A :class:`PrunedNetwork` that may also enlarge pictures.
+    """A :class:`PrunedNetwork`, optionally for super-resolution.
 
     Args:
         mask: connections, bool (L, L, 2), as PrunedNetwork's.
@@ -42,9 +42,12 @@ class DenseNetwork(PrunedNetwork):
         in_channels: channels of the input.
         num_classes: channels of the output.
         bn_momentum: of all running statistics.
-        scale: None, or how many times pictures are enlarged: RGB of 0 to 255 in and out, `num_classes` being ignored;
-            a pixel shuffle brings the last stage's features to full size, and bicubic upsampling is added.
+        scale: None, or the magnification of super-resolution, 1 to 8: RGB of 0 to 255 in and out, `num_classes` is
+            ignored; a pixel shuffle brings the last stage's features to full size, and bicubic upsampling is added.
         backbone_options: further arguments of the backbone's builder.
+
+    Raises:
+        UseError: `scale` out of range or with other than 3 input channels; and as :class:`PrunedNetwork`.
     """
 
     def __init__(
@@ -70,18 +73,18 @@ class DenseNetwork(PrunedNetwork):
         if scale is not None:
             for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
                 self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-            nn.init.zeros_(self.fc_conv.weight)  # it begins as bicubic
+            nn.init.zeros_(self.fc_conv.weight)  # initially the output is bicubic upsampling
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or upsampled to `size`; or pictures."""
+        """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or upsampled to `size`; or images."""
         if self.scale is None:
             return self.scored(x, size)
         logits = self.scored((x - self.mean) / self.std)
         factor = round((logits.shape[1] / 3) ** 0.5)
         height, width = (self.scale * n for n in x.shape[-2:])
-        more = F.pixel_shuffle(logits, factor)[..., :height, :width]
+        residual = F.pixel_shuffle(logits, factor)[..., :height, :width]
         base = F.interpolate(x, scale_factor=float(self.scale), mode="bicubic", align_corners=False)
-        return base + 255 * more
+        return base + 255 * residual
 
     def scored(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """The classifier's output."""
@@ -101,17 +104,19 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         scale: as DenseNetwork's.
         backbone_options: further arguments of the backbone's builder.
         where: which modules have masks: stages of the "decoder", inverted residuals of the "encoder", or "all".
-        max_stride: modules whose output is more times smaller than the picture than this are left dense.
-        place_stride: those whose output is more times smaller than this have channel masks alone, since on small maps
-            finding places takes longer than leaving them out saves; None: all have data masks.
+        max_stride: modules whose output has a larger stride are left dense.
+        place_stride: modules whose output has a larger stride have channel masks alone, since predicting data masks on
+            small maps takes longer than skipping saves; None: all have data masks.
 
     In training masks are soft (see :func:`sparsemask.sparse.set_mask_mode`) and `tau` is their temperature; in
     evaluation they are hard and multiply. :meth:`fold` makes the form that skips.
 
-    After a forward pass `masks` holds each masked module's data mask (N, 1, h, w), `kept` the (layers,) shares of its
-    convolutions' multiply-adds that were executed, differentiable in training, `hard_kept` those of hard masks,
-    `kept_weights` what share of all multiply-adds each convolution has, and `kept_base` that of what has no masks.
-    Raises UseError where nothing would have a mask.
+    After a forward pass `masks` holds each masked module's data mask (N, 1, h, w), `kept` the executed fractions
+    (layers,) of its convolutions' multiply-adds, differentiable in training, `hard_kept` those of hard masks,
+    `kept_weights` each convolution's fraction of all multiply-adds, and `kept_base` that of unmasked layers.
+
+    Raises:
+        UseError: no module would have a mask; and as :class:`DenseNetwork`.
     """
 
     def __init__(
@@ -141,7 +146,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         self.tau = 1.0
         self.masked = {}
         self.decoder = None  # filled by fold()
-        self._chain: EncoderChain | None = None  # of addresses: made again where it is copied
+        self._chain: EncoderChain | None = None  # holds addresses: not copied, rebuilt when needed
         self._chains = True
         self._dense_twin = (
             twin,
@@ -160,7 +165,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
             for i in live:
                 if strides[i] <= max_stride:
                     self.stage_masks[f"Decoders_{i}"] = StageMasks(channels[i], depth, strides[i] <= self.place_stride)
-        self.masked |= {f"stage_masks.{name}": one for name, one in self.stage_masks.items()}
+        self.masked |= {f"stage_masks.{name}": module for name, module in self.stage_masks.items()}
         if not self.masked:
             raise UseError(
                 f"no module to mask: --where {where} finds no stage, and no inverted residual of the toolkit's own "
@@ -169,14 +174,14 @@ class SpecializedNetwork(Accounts, DenseNetwork):
 
     def _mask_encoder(self) -> None:
         """Put masks on the encoder's inverted residuals."""
-        stride = 2  # of what the first block reads: the first convolution halves
+        stride = 2  # of the first block's input: the first convolution has stride 2
         for name, block in list(self.backbone.named_modules()):
             if isinstance(block, LinearBottleneck):
                 stride *= block.conv2.stride[0]
-                places = stride <= self.place_stride
-                if stride <= self.max_stride and (places or block.expand):
+                has_data_mask = stride <= self.place_stride
+                if stride <= self.max_stride and (has_data_mask or block.expand):
                     owner, _, last = name.rpartition(".")
-                    masked = (MaskedBottleneck if places else NarrowBottleneck).of(block)
+                    masked = (MaskedBottleneck if has_data_mask else NarrowBottleneck).of(block)
                     self.backbone.get_submodule(owner)._modules[last] = masked
                     self.masked[f"backbone.{name}"] = masked
 
@@ -184,26 +189,27 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         return self.__dict__ | {"_counted": None, "_chain": None}
 
     def fold(self, chained: bool = True) -> None:
-        """Turn into the evaluation form that skips what masks drop, in place, batch norms folded. No way back.
+        """Turn into the skipping form for evaluation, in place and irreversibly; batch norms are folded.
 
-        chained: the encoder's blocks may be one native call, else each is an operator that a program can hold.
+        Args:
+            chained: True: the encoder's blocks may run as one native call; False: each is an exportable operator.
         """
         self._chains = chained
         for parameter in self.parameters():
             parameter.requires_grad_(False)
-        placed = {number(name): one for name, one in self.stage_masks.items() if one.locate is not None}
-        narrow = {number(name): one for name, one in self.stage_masks.items() if one.locate is None}
-        dense = {i: one.channels()[1][0] for i, one in placed.items()}
-        present = {i: one.channels.some()[1] for i, one in narrow.items()}
-        bottlenecks = [one for one in self.modules() if isinstance(one, (MaskedBottleneck, NarrowBottleneck))]
+        located = {number(name): module for name, module in self.stage_masks.items() if module.locate is not None}
+        narrow = {number(name): module for name, module in self.stage_masks.items() if module.locate is None}
+        dense = {i: module.channels()[1][0] for i, module in located.items()}
+        present = {i: module.channels.some()[1] for i, module in narrow.items()}
+        bottlenecks = [module for module in self.modules() if isinstance(module, (MaskedBottleneck, NarrowBottleneck))]
         super().fold()
-        for one in [*bottlenecks, *self.stage_masks.values()]:
-            one.fold()
+        for module in [*bottlenecks, *self.stage_masks.values()]:
+            module.fold()
         self.decoder = folded_decoder(self, dense, present)
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Set the channel masks of modules without a data mask by the weights, which have been loaded."""
+        """Initialise the channel masks of modules without a data mask from the loaded weights."""
         for name, module in self.masked.items():
             if isinstance(module, NarrowBottleneck):
                 module.begin()
@@ -224,9 +230,11 @@ class SpecializedNetwork(Accounts, DenseNetwork):
             if self.decoder is None:
                 logits = self.fc_conv(self.decode(points))
             else:
-                placed = ((number(n), one) for n, one in self.stage_masks.items() if one.locate is not None)
-                masks = {i: module.seen[0] for i, module in placed}
-                rows = self.decoder(points, masks).permute(0, 2, 3, 1)  # a product: lone 1×1 convolutions are slower
+                located = ((number(n), module) for n, module in self.stage_masks.items() if module.locate is not None)
+                masks = {i: module.seen[0] for i, module in located}
+                rows = self.decoder(points, masks).permute(
+                    0, 2, 3, 1
+                )  # as a matrix product, faster than a single 1×1 convolution
                 logits = F.linear(rows, self.decoder.classify.flatten(1), self.fc_conv.bias).permute(0, 3, 1, 2)
         return logits if size is None else upsample(logits, size)
 
@@ -236,25 +244,29 @@ class SpecializedNetwork(Accounts, DenseNetwork):
             self._chain = EncoderChain.of(self.backbone)
         return self.backbone(x) if self._chain is None else self._chain(self.backbone, x)
 
-    def note_size(self, pictures: Tensor) -> None:
-        """Count for pictures of this size from now on."""
-        self._counted = tuple(pictures.shape[-2:])
+    def note_size(self, images: Tensor) -> None:
+        """Set the size of images (N, C, H, W) for which multiply-adds are counted."""
+        self._counted = tuple(images.shape[-2:])
 
     def finish(self, i: int, total: Tensor) -> Tensor:
-        """What stage i does to the sum of its inputs; masks act after batch norm and activation."""
+        """Batch norm, activation and masks of stage i on the sum of its inputs."""
         total = super().finish(i, total)
         name = f"Decoders_{i}"
         return self.stage_masks[name].gate(F.relu6(total)) if name in self.stage_masks else total
 
     @property
     def config(self) -> dict:
-        """Plain numbers and words that build this network again."""
+        """The arguments that build this network again, plain values.
+
+        Raises:
+            UseError: the encoder was given as a module.
+        """
         a = self.arguments
         if not isinstance(a["backbone_name"], str):
             raise UseError("a network on an encoder of its own cannot be described in a file: register the encoder")
-        found = {name: a[name] for name in ("backbone_name", "depth")}
-        found |= {"n_class": a["num_classes"], **forms.words_of(a)}
-        found |= {"connectivity": mask_word(self.mask), "where": self.where, "max_stride": self.max_stride}
-        found |= {"place_stride": self.place_stride}
-        found |= {"widths": self.widths} if self.widths else {}
-        return found if self.scale is None else {**found, "scale": self.scale}
+        entries = {name: a[name] for name in ("backbone_name", "depth")}
+        entries |= {"n_class": a["num_classes"], **forms.words_of(a)}
+        entries |= {"connectivity": mask_word(self.mask), "where": self.where, "max_stride": self.max_stride}
+        entries |= {"place_stride": self.place_stride}
+        entries |= {"widths": self.widths} if self.widths else {}
+        return entries if self.scale is None else {**entries, "scale": self.scale}

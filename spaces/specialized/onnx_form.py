@@ -1,4 +1,4 @@
-"""Specialised networks of operators that every framework has: masks multiply, and what they never keep is not there."""
+"""Specialised networks in standard operators, for ONNX: masks multiply, channels that are never kept are removed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from sparsemask.spaces.specialized.network import SpecializedNetwork
 
 
 class PlainForm(nn.Module):
-    """A network of hard masks with its batch norms folded; it shares nothing with the one it is made of.
+    """A copy of a network with hard masks that multiply, batch norms folded.
 
-    Every convolution runs once, everywhere. Masks are left out where all channels of a module are dense or where its
-    mask branch is sure to keep every location; where it is sure to keep none, the channels that it masks are removed,
-    as those are that a channel mask without a data mask drops.
+    Every convolution runs once, everywhere. Masks are omitted if all channels of a module are dense or if its mask
+    branch always keeps every location. If the branch never keeps a location, the sparse channels are removed, as are
+    channels dropped by a channel mask without a data mask.
+
+    Args:
+        network: not changed.
     """
 
     @torch.no_grad()
@@ -57,7 +60,7 @@ class PlainForm(nn.Module):
             read = live[j - 1] if kind == UP and j else None
             if takers and (read is None or read.any()):
                 self._take(form, kind, j, takers, live, read)
-        self.network, self.live = form, {i: int(one.sum()) for i, one in live.items()}
+        self.network, self.live = form, {i: int(flags.sum()) for i, flags in live.items()}
         self.classify = _conv(form.fc_conv, slice(None), live[final])
         if nothing:
             self.classify.weight.zero_()
@@ -67,15 +70,15 @@ class PlainForm(nn.Module):
         self.requires_grad_(False)
 
     def _take(self, form, kind: int, j: int, takers: list[int], live: dict, read: Tensor | None) -> None:
-        """The convolution of one feature for the stages that take it, of channels that are there alone."""
-        every = form._takers[kind, j]
+        """Build the convolution of one feature for the stages that read it, without removed channels."""
+        all_takers = form._takers[kind, j]
         merged, depth = form.merged[f"{kind}_{j}"], form.fc_conv.in_channels
-        rows = torch.cat([every.index(i) * depth + live[i].nonzero()[:, 0] for i in takers])
+        rows = torch.cat([all_takers.index(i) * depth + live[i].nonzero()[:, 0] for i in takers])
         self.takers[kind, j] = takers
         self.products[f"{kind}_{j}"] = _conv(merged, rows, slice(None) if read is None else read)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or larger pictures."""
+        """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or larger images."""
         return self.network(x)
 
     def scored(self, x: Tensor, size=None) -> Tensor:
@@ -95,9 +98,10 @@ class PlainForm(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """An inverted residual under hard masks; a depth-wise convolution reads zeros where its input was dropped.
+    """An inverted residual with hard masks; a depth-wise convolution reads zeros where its input was dropped.
 
-    block: its batch norms folded into its convolutions.
+    Args:
+        block: its batch norms folded into its convolutions.
     """
 
     @torch.no_grad()
@@ -108,11 +112,11 @@ class PlainBlock(nn.Module):
         first, (middle, outs) = hard[0] if block.expand else None, hard[-2:]
         before = torch.ones_like(middle) if first is None else first
         kept = constant(block.locate)
-        everything = kept is True or all(bool(one.all()) for one in hard)
+        everything = kept is True or all(bool(flags.all()) for flags in hard)
         use = block.conv3.weight.abs().sum((0, 2, 3)) > 0
         bias, rows = block.conv3.bias, torch.ones_like(outs)
         if kept is False:
-            # What is dense reads what is dense: of a dropped input a bias is left, which is a constant.
+            # Dense outputs read dense inputs only; a dropped input leaves a bias, which is constant.
             constants = F.relu6(block.conv2.bias) * (middle & ~before)
             bias = (bias + block.conv3.weight[:, :, 0, 0] @ constants) * outs
             use, rows = use & middle & before, outs
@@ -133,7 +137,7 @@ class PlainBlock(nn.Module):
         self.dense = nn.ParameterDict({"middle": _flags(middle), "outs": _flags(outs)})
         if first is not None and not before.all():
             self.dense["before"] = _flags(before)
-        if (middle & ~before).any():  # dense outputs of sparse inputs: these count at kept places only
+        if (middle & ~before).any():  # dense outputs of sparse inputs, which count at kept locations only
             self.dense["across"] = _flags(~middle | before)
             self.bias, self.conv2.bias = self.conv2.bias, None
 
@@ -158,7 +162,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainLocator(nn.Module):
-    """A mask branch whose sizes may be open: it asks nothing about them."""
+    """A mask branch for dynamic sizes: no control flow depends on them."""
 
     def __init__(self, locate: Locator):
         super().__init__()
@@ -175,15 +179,15 @@ class PlainLocator(nn.Module):
 
 
 def gate(y: Tensor, dense: Tensor, mask: Tensor) -> Tensor:
-    """y (N, C, H, W) in dense channels and at kept locations. dense: (1, C, 1, 1), mask: (N, 1, H, W), 0 and 1."""
+    """Zero y (N, C, H, W) in sparse channels at dropped locations; dense: (1, C, 1, 1), mask: (N, 1, H, W), 0 or 1."""
     return y * torch.maximum(mask, dense)
 
 
 @torch.no_grad()
 def constant(locate: Locator) -> bool | None:
-    """What a mask branch says of every location of any input, or None where that depends on the input.
+    """Whether a mask branch keeps every location (True) or none (False) for any input; None if that depends on it.
 
-    Read off the signs of its weights: what follows a ReLU is never negative.
+    Derived from the signs of its weights, since ReLU outputs are non-negative.
     """
     first, second, last = locate[1], locate[3], locate[5]
     alive = (first.weight != 0).flatten(1).any(1) | (first.bias > 0)
@@ -199,17 +203,17 @@ def constant(locate: Locator) -> bool | None:
 
 
 def _spread(mask: Tensor, height: int, width: int) -> Tensor:
-    """A mask on the output grid of a stride-2 module carried to its input's: its 2×2 blocks'."""
+    """Carry a mask from the output grid of a stride-2 module to its input's: each entry covers a 2×2 block."""
     return _cut(mask, torch.arange(height) // 2, torch.arange(width) // 2)
 
 
 def _cut(mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Some rows and columns, by index: slices of open sizes would ask whether there is anything to cut off."""
+    """Select rows and columns by index; slices of dynamic sizes would add guards."""
     return mask.index_select(2, rows).index_select(3, columns)
 
 
 def least(locate: Locator) -> float:
-    """What a location's logit must exceed for it to be kept."""
+    """Difference of logits (keep - drop) above which a location is kept."""
     return 0.0 if locate.threshold == 0.5 else math.log(locate.threshold / (1 - locate.threshold))
 
 
@@ -219,7 +223,7 @@ def _reaching(network: PrunedNetwork) -> set[int]:
 
 
 def _some(flags: Tensor) -> Tensor:
-    """The flags, one of them true: a layer without channels is more trouble than one of zero weights."""
+    """The flags with at least one true, so that no layer is without channels."""
     if not flags.any():
         flags = flags.clone()
         flags[0] = True
@@ -239,10 +243,10 @@ def _conv(conv: nn.Conv2d, rows, columns) -> nn.Conv2d:
 def _depthwise(conv: nn.Conv2d, channels: Tensor) -> nn.Conv2d:
     weight = conv.weight[channels]
     count = len(weight)
-    made = nn.Conv2d(count, count, conv.kernel_size, conv.stride, conv.padding, groups=count)
-    return _filled(made, weight, conv.bias[channels])
+    layer = nn.Conv2d(count, count, conv.kernel_size, conv.stride, conv.padding, groups=count)
+    return _filled(layer, weight, conv.bias[channels])
 
 
-def _filled(made: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    made.weight, made.bias = (nn.Parameter(one.detach().clone(), False) for one in (weight, bias))
-    return made
+def _filled(layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    layer.weight, layer.bias = (nn.Parameter(tensor.detach().clone(), False) for tensor in (weight, bias))
+    return layer

@@ -1,4 +1,4 @@
-"""The space of specialised networks: searched connectivity, and fine-grained masks for the task at hand."""
+"""The space of specialised networks: searched connectivity with fine-grained masks."""
 
 from __future__ import annotations
 
@@ -45,81 +45,101 @@ class SpecializedSpace(MaskedSpace):
     """Networks of a connectivity mask whose blocks and stages have data and channel masks."""
 
     name = "specialized"
-    own = ("where", "max_stride", "place_stride", "scale")
-    fixed = ("connectivity", "backbone_name", "depth", "n_class", *forms.names(), *own)
+    mask_options = ("where", "max_stride", "place_stride", "scale")
+    fixed = ("connectivity", "backbone_name", "depth", "n_class", *forms.names(), *mask_options)
     task = "segmentation"
     section = SpecializedNetworkSection
-    # Schedules are of this toolkit: λ rises over a fifth of the run, τ falls over the rest of it.
+    # Schedules of this toolkit: λ rises over a fifth of the run, τ falls until its end.
     published = {"epochs": 100, "sparse": 10.0, "sparse_epochs": 20, "tau_epochs": 120.0, "tau_end": 0.4}
 
     def for_task(self, task: str) -> SpecializedSpace:
-        """The same space as the commands' flags are to be for another task's data."""
-        found = copy.copy(self)
-        found.task = task
-        return found
+        """Return a copy of the space for another task's data."""
+        space = copy.copy(self)
+        space.task = task
+        return space
 
     def arguments(self, config) -> dict:
-        """A network's arguments, from options by name."""
+        """Return a network's arguments.
+
+        Args:
+            config: options by name, `connectivity` among them.
+
+        Raises:
+            UseError: no connectivity mask, or one that does not fit the backbone.
+        """
         options = super().arguments(config)
         if not options.get("connectivity"):
             raise UseError("--connectivity is missing: a mask file (.npy), a named mask, or use retrain/specialize.py")
         common = ConnectivityConfig.from_options(config)
         backbone = common.backbone_name
         mask = read_mask(options["connectivity"], len(backbones.strides(backbone)), config.get("seed") or 0)
-        found = {**common.network_options(), "mask": mask, "depth": common.depth}
-        return found | {name: options[name] for name in self.own if name in options}
+        arguments = {**common.network_options(), "mask": mask, "depth": common.depth}
+        return arguments | {name: options[name] for name in self.mask_options if name in options}
 
     def supernet(self, config) -> SpecializedNetwork:
-        """The network with soft masks."""
+        """Build the network with soft masks."""
         return SpecializedNetwork(**self.arguments(config))
 
     def load_weights_into(self, network: SpecializedNetwork, state: Mapping[str, Tensor], source: object) -> None:
-        """Start a network from another's weights: one without masks, or with another classifier, may be among them."""
-        own = network.state_dict()
-        fresh = {k for k in own if k not in state and (".locate." in k or k.endswith(".ch_mask"))}
-        if "fc_conv.weight" in state and state["fc_conv.weight"].shape != own["fc_conv.weight"].shape:
+        """Load another network's weights; missing masks and a classifier of another shape stay as they are."""
+        current = network.state_dict()
+        fresh = {k for k in current if k not in state and (".locate." in k or k.endswith(".ch_mask"))}
+        if "fc_conv.weight" in state and state["fc_conv.weight"].shape != current["fc_conv.weight"].shape:
             fresh |= {"fc_conv.weight", "fc_conv.bias"}  # another task
-        weights.load_strictly(network, {**state, **{k: own[k] for k in fresh}}, source)
+        weights.load_strictly(network, {**state, **{k: current[k] for k in fresh}}, source)
         if any(k.endswith(".ch_mask") for k in fresh):
             network.begin()
 
-    def build(self, state: Mapping[str, Tensor], what: object, said: Mapping | None = None) -> SpecializedNetwork:
-        """The network of a state dict, in evaluation mode. said: its configuration, which no weight tells in whole."""
-        said = said or {}
-        missing = [name for name in ("connectivity", "where", "max_stride") if not said.get(name)]
+    def build(
+        self, state: Mapping[str, Tensor], what: object, description: Mapping | None = None
+    ) -> SpecializedNetwork:
+        """Build the network of a state dict, in evaluation mode.
+
+        Args:
+            state: its weights.
+            what: the file's name in errors.
+            description: its configuration: `connectivity`, `where`, `max_stride` and others.
+
+        Raises:
+            UseError: an incomplete description, or weights of another network.
+        """
+        description = description or {}
+        missing = [name for name in ("connectivity", "where", "max_stride") if not description.get(name)]
         if missing:
             raise UseError(f"{what}: does not say what network it is (no {', '.join(missing)})")
-        name = said.get("backbone_name", "mobilenet_v2")
+        name = description.get("backbone_name", "mobilenet_v2")
         with describing(what):
             form = forms.of_weights(state, name)
-        return build_described(lambda: self.supernet({"backbone_name": name, **said, **form}), state, what)
+        return build_described(lambda: self.supernet({"backbone_name": name, **description, **form}), state, what)
 
     def connectivity_of(self, network: SpecializedNetwork) -> np.ndarray:
-        """The connections, for mask files."""
+        """Return the connectivity mask (L, L, 2), for mask files."""
         return network.mask
 
-    def dense_cost(self, network: SpecializedNetwork, pictures: Tensor) -> int:
-        """Multiply-adds on pictures (N, 3, H, W) with everything kept, without mask branches."""
-        network.note_size(pictures)
-        return network.dense_multiply_adds * len(pictures)
+    def dense_cost(self, network: SpecializedNetwork, images: Tensor) -> int:
+        """Count multiply-adds on images (N, 3, H, W) with everything kept, without mask branches."""
+        network.note_size(images)
+        return network.dense_multiply_adds * len(images)
 
     def exportable(self, network: SpecializedNetwork, batch: Tensor, options, mask=None):
-        """What retrain/export.py writes; see :class:`sparsemask.exporting.Exportable`."""
+        """Describe the network for retrain/export.py; see :class:`sparsemask.exporting.Exportable`."""
         from sparsemask.spaces.specialized.export import exportable
 
         return exportable(self, network, batch)
 
     def fast_form(self, network: SpecializedNetwork, chained: bool = True) -> SpecializedNetwork:
-        """The form that skips what the masks drop; it shares nothing with the network.
+        """Return a copy that skips what the masks drop.
 
-        chained: the encoder's blocks may be one native call, which no program can hold.
+        Args:
+            network: not changed.
+            chained: whether the encoder's blocks may run as one native call, which cannot be exported.
         """
         form = copy.deepcopy(network).eval()
         form.fold(chained)
         return form.to(memory_format=torch.channels_last)
 
     def dense_form(self, network: SpecializedNetwork) -> nn.Module:
-        """The same weights without masks, folded, to be timed against."""
+        """Return the same weights without masks, batch norms folded: the baseline for timing."""
         form = self.unmasked(network)
         form.fold()
         for parameter in form.parameters():
@@ -127,11 +147,13 @@ class SpecializedSpace(MaskedSpace):
         return form.to(memory_format=torch.channels_last)
 
     def kernel_form(self, network: SpecializedNetwork) -> nn.Module:
-        """The same weights, everything kept, by the kernels that the skipping form has."""
+        """Return the same weights with everything kept, computed by the kernels of the skipping form."""
         options = {**network.arguments, "where": "all", "max_stride": 1 << 10, "place_stride": 1}
         form = SpecializedNetwork(**options).to(network.fc_conv.weight)
-        state, own = network.state_dict(), form.state_dict()
-        form.load_state_dict({k: own[k] if k.endswith(".ch_mask") or ".locate." in k else state[k] for k in own})
+        state, current = network.state_dict(), form.state_dict()
+        form.load_state_dict(
+            {k: current[k] if k.endswith(".ch_mask") or ".locate." in k else state[k] for k in current}
+        )
         for module in form.masked.values():
             nn.init.ones_(module.channels.ch_mask)  # ties are dense
         form = form.eval()
@@ -139,26 +161,26 @@ class SpecializedSpace(MaskedSpace):
         return form.to(memory_format=torch.channels_last)
 
     def unmasked(self, network: SpecializedNetwork) -> DenseNetwork:
-        """The network without masks, a copy, in evaluation mode."""
+        """Return a copy without masks, in evaluation mode."""
         form = DenseNetwork(**network.arguments).to(network.fc_conv.weight)
         state = network.state_dict()
         form.load_state_dict({name: state[name] for name in form.state_dict()})
         return form.eval()
 
     def draw_masks(self, inputs: Tensor, masks: list, path, title: str | None = None, names=None) -> None:
-        """Draw data masks, bool arrays (h, w), over their picture (1, 3, H, W), normalised or of 0 to 255."""
+        """Draw data masks, bool arrays (h, w), over their image (1, 3, H, W), normalised or of 0 to 255."""
         from sparsemask.pictures.overlay import draw_masks
 
-        picture = inputs[0].float()
-        if picture.min() < 0 or picture.max() < 10:  # normalised: within three deviations of the mean
-            mean, std = (torch.tensor(one).view(3, 1, 1) for one in (IMAGENET_MEAN, IMAGENET_STD))
-            picture = 255 * (picture * std + mean)
-        picture = picture.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
-        draw_masks(picture, [_enlarged(mask, picture.shape[:2]) for mask in masks], path, title, names)
+        image = inputs[0].float()
+        if image.min() < 0 or image.max() < 10:  # normalised: within three deviations of the mean
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+            image = 255 * (image * std + mean)
+        image = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+        draw_masks(image, [_enlarged(mask, image.shape[:2]) for mask in masks], path, title, names)
 
 
 def _enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask at the picture's size: every pixel has its nearest location's, corners aligned."""
+    """A mask at the image's size by nearest neighbour, corners aligned."""
     rows, columns = (np.linspace(0, n - 1, m).round().astype(int) for n, m in zip(mask.shape, size, strict=True))
     return np.asarray(mask)[rows][:, columns]
 

@@ -1,4 +1,4 @@
-"""A decoder stage under masks: predicted from the end point at its size, carried to the grid of all it reads."""
+"""Masks of decoder stages, predicted from the end point at the stage's size, and the folded decoder that skips."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ if TYPE_CHECKING:
 
 
 class StageMasks(nn.Module):
-    """Masks of one stage: of its output grid, and of its channels, which all of its 1×1 convolutions share.
+    """Data and channel mask of one stage, shared by all of its 1×1 convolutions.
 
-    A concatenation followed by a 1×1 convolution is one convolution, whatever sizes it reads; each part is masked on
-    its own grid by the mask carried there, so that at a kept place nothing is missing.
+    Each input is masked on its own grid by the mask carried there (:func:`carry`), so that kept locations are exact.
 
     Args:
-        channels: of the end point at the stage's size, which the mask is predicted from.
-        depth: of the stage's output.
-        places: whether there is a data mask; without one, channels that are not dense are nowhere, and removed.
+        channels: of the end point at the stage's size, from which the data mask is predicted.
+        depth: channels of the stage's output.
+        has_data_mask: False: channels that are not dense are removed.
     """
 
     tau = 1.0
 
-    def __init__(self, channels: int, depth: int, places: bool = True):
+    def __init__(self, channels: int, depth: int, has_data_mask: bool = True):
         super().__init__()
-        self.locate = Locator(channels) if places else None
+        self.locate = Locator(channels) if has_data_mask else None
         self.channels = Channels([depth])
         self.known: Known | None = None
         self.register_buffer("whole", torch.ones(1, 1, 1, 1, dtype=torch.bool), persistent=False)
@@ -43,63 +42,68 @@ class StageMasks(nn.Module):
         return self.__dict__ | {"seen": None}
 
     def fold(self) -> None:
-        """Change no more: for evaluation only."""
+        """Fix the masks' parameters for evaluation, irreversibly."""
         if self.locate is None:
             self.known = Known(*self.channels.some())
         else:
             self.locate.fold()
 
     def see(self, end_point: Tensor) -> None:
-        """Predict the masks of this forward pass: (mask, hard mask, dense shares, hard ones, size)."""
+        """Predict the masks of this forward pass; sets `seen`: (mask, hard mask, channel mask, hard one, size)."""
         size = tuple(end_point.shape[-2:])
         if self.locate is None:
             mask = hard = self.whole.expand(end_point.shape[0], 1, *size)
-            soft, sure = (self.known or self.channels).some(self.tau)
+            soft, hard_channels = (self.known or self.channels).some(self.tau)
         else:
-            mask, hard = self.locate(end_point, self.tau, cut=True)
-            (soft,), (sure,) = self.channels(self.tau)
-        vars(self)["seen"] = mask, hard, soft, sure, size  # a module looks long at what is set on it
+            mask, hard = self.locate(end_point, self.tau, apply_relu6=True)
+            (soft,), (hard_channels,) = self.channels(self.tau)
+        vars(self)["seen"] = mask, hard, soft, hard_channels, size  # nn.Module.__setattr__ is slow
 
     @property
     def mask(self) -> Tensor:
-        """Where it computed in the last forward pass, (N, 1, h, w)."""
+        """Data mask of the last forward pass, (N, 1, h, w)."""
         return self.seen[0]
 
     def gate(self, y: Tensor) -> Tensor:
-        """The stage's activated output (N, depth, H, W) where its masks let it be."""
+        """Apply the masks to the stage's activated output (N, depth, H, W)."""
         dense = self.seen[2].to(y.dtype).view(1, -1, 1, 1)
         return y * (dense if self.locate is None else dense + (1 - dense) * self.seen[0].to(y.dtype))
 
     def present(self, hard: bool = False) -> Tensor | float:
-        """Share of the output's channels that others read."""
+        """Fraction of the output's channels that are present: below 1 only without a data mask."""
         return 1.0 if self.locate is not None else self.seen[3 if hard else 2].to(torch.float32).mean()
 
     def counted(
         self, reads: Sequence[tuple[int, tuple[int, int], Tensor | float]], hard: bool = False
     ) -> list[tuple[int, Tensor]]:
-        """(multiply-adds with everything kept, share executed) of each 1×1 in the last forward pass, for one picture.
+        """Cost of each 1×1 convolution in the last forward pass, for one image.
 
-        reads: (channels, size, share of the channels that there are) of the features.
+        Args:
+            reads: (channels, size, fraction of channels present) of the features.
+            hard: of hard masks instead of soft ones.
+
+        Returns:
+            (multiply-adds with everything kept, executed fraction).
         """
         mask, dense = (self.seen[1], self.seen[3]) if hard else (self.seen[0], self.seen[2])
         everywhere = dense.to(torch.float32).mean()
-        found = []
+        counts = []
         for channels, size, present in reads:
             share = everywhere
             if self.locate is not None:
                 kept = carry(mask, size).to(torch.float32).mean()
                 share = everywhere + (1 - everywhere) * kept
-                share = torch.ones_like(share) if size == (1, 1) else share  # a single place is not skipped
-            found.append((channels * len(dense) * size[0] * size[1], share * present))
-        return found
+                share = torch.ones_like(share) if size == (1, 1) else share  # a single location is not skipped
+            counts.append((channels * len(dense) * size[0] * size[1], share * present))
+        return counts
 
     def overhead(self) -> int:
-        """Multiply-adds of the mask branch in the last forward pass, for one picture."""
+        """Multiply-adds of the mask branch in the last forward pass, for one image."""
         return 0 if self.locate is None else self.locate.multiply_adds(*self.seen[-1])
 
 
 class Known(nn.Module):
-    """Channel masks that nothing has to be asked of."""
+    """Fixed channel masks, in place of :class:`Channels` after folding."""
 
     def __init__(self, soft: Tensor, hard: Tensor):
         super().__init__()
@@ -107,14 +111,17 @@ class Known(nn.Module):
         self.register_buffer("hard", hard.clone())
 
     def some(self, tau: float = 1.0) -> tuple[Tensor, Tensor]:
-        """(dense shares, hard ones), the same."""
+        """(mask, hard mask); as :meth:`Channels.some`."""
         return self.soft, self.hard
 
 
 class FoldedDecoder(nn.Module):
-    """The decoder that skips: 1×1 convolutions at kept places, and one pass a stage from their sizes to its own.
+    """The decoder that skips: 1×1 convolutions at kept locations, and one pass a stage from their sizes to its own.
 
-    Stages hold their dense channels first, so that what dropped places have of them lies together.
+    Stages hold their dense channels first, contiguously.
+
+    Args:
+        depth: channels of a stage.
     """
 
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
@@ -126,13 +133,18 @@ class FoldedDecoder(nn.Module):
         self.counts: dict[int, int] = {}  # dense channels of a stage
         self.takers: dict[tuple[int, int], list[int]] = {}
         self.classify = nn.Parameter(torch.empty(0))
-        self._whole: Decoder | bool | None = None  # of addresses: made again where it is copied
+        self._whole: Decoder | bool | None = None  # holds addresses: not copied, rebuilt when needed
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_whole": None}
 
     def forward(self, points: Sequence[Tensor], masks: Mapping[int, Tensor]) -> Tensor:
-        """The last stage's output, its channels in the folded order. masks: bool, of masked stages by number."""
+        """Compute the last stage's output, channels in the folded order.
+
+        Args:
+            points: end points, deepest first.
+            masks: data masks, bool (N, 1, h, w), of masked stages by number.
+        """
         native = dispatch.find("native")
         if (
             self._whole is not False
@@ -149,10 +161,10 @@ class FoldedDecoder(nn.Module):
         return self._staged(points, masks)
 
     def _described(self, count: int, masks: Mapping[int, Tensor]):
-        """All stages as one, False where they do not fit. The first feature's mean is one more feature, the last."""
+        """All stages as one native decoder, False if it does not support them; the global mean is the last feature."""
         from sparsemask.backends.native.decoder import Decoder, Stage
 
-        found, made = [], {}
+        stages, stage_index = [], {}
         for i in range(count):
             sources = []
             if (UP, 0) in self.takers and i in self.takers[UP, 0]:
@@ -161,11 +173,13 @@ class FoldedDecoder(nn.Module):
                 if i not in takers or (kind, j) == (UP, 0):
                     continue
                 feature = kind == DOWN
-                sources.append((feature, j if feature else made[j - 1], self.weights[f"{kind}_{j}_{i}"], feature))
+                sources.append(
+                    (feature, j if feature else stage_index[j - 1], self.weights[f"{kind}_{j}_{i}"], feature)
+                )
             if sources:
-                made[i] = len(found)
-                found.append(Stage(i, sources, self.biases[str(i)], i in masks, self.counts.get(i, self.depth)))
-        decoder = Decoder(found)
+                stage_index[i] = len(stages)
+                stages.append(Stage(i, sources, self.biases[str(i)], i in masks, self.counts.get(i, self.depth)))
+        decoder = Decoder(stages)
         return decoder if decoder.fits else False
 
     def _staged(self, points: Sequence[Tensor], masks: Mapping[int, Tensor]) -> Tensor:
@@ -194,39 +208,40 @@ class FoldedDecoder(nn.Module):
 
 
 def folded_decoder(network, dense: Mapping[int, Tensor], present: Mapping[int, Tensor] | None = None) -> FoldedDecoder:
-    """The decoder of a folded network (:meth:`PrunedNetwork.fold`).
+    """Build the skipping decoder of a folded network (:meth:`PrunedNetwork.fold`).
 
     Args:
-        dense: channel masks of stages with a data mask, by number.
-        present: those of stages without one: other channels are removed.
+        network: folded.
+        dense: channel masks, bool (depth,), of stages with a data mask, by number.
+        present: those of stages without a data mask, whose other channels are removed.
     """
     depth = network.fc_conv.in_channels
-    made = FoldedDecoder(depth)
+    decoder = FoldedDecoder(depth)
     order = {
         i: torch.arange(depth, device=network.fc_conv.weight.device) for i in range(len(network.backbone.channels))
     }
     for i, flags in (present or {}).items():
         order[i] = flags.nonzero().flatten()
-        made.counts[i] = len(order[i])
+        decoder.counts[i] = len(order[i])
     for i, flags in dense.items():
         order[i] = torch.argsort(~flags, stable=True)
-        made.counts[i] = int(flags.sum())
+        decoder.counts[i] = int(flags.sum())
     biases: dict[int, Tensor] = {}
     for (kind, j), takers in network._takers.items():
         if not takers:
             continue
-        made.takers[kind, j] = list(takers)
+        decoder.takers[kind, j] = list(takers)
         merged = network.merged[f"{kind}_{j}"]
         parts = zip(takers, merged.weight.split(depth), merged.bias.split(depth), strict=True)
         for i, weight, bias in parts:
             weight = weight[order[i]]
             if kind == UP and j:
                 weight = weight[:, order[j - 1]]
-            made.weights[f"{kind}_{j}_{i}"] = nn.Parameter(last(weight.detach().contiguous()), False)
+            decoder.weights[f"{kind}_{j}_{i}"] = nn.Parameter(last(weight.detach().contiguous()), False)
             biases[i] = biases.get(i, 0) + bias[order[i]]
     for i, bias in biases.items():
-        made.biases[str(i)] = nn.Parameter(bias.detach(), False)
-        last(made.biases[str(i)])
-    final = max(i for takers in made.takers.values() for i in takers)
-    made.classify = nn.Parameter(network.fc_conv.weight[:, order[final]].detach().contiguous(), False)
-    return made
+        decoder.biases[str(i)] = nn.Parameter(bias.detach(), False)
+        last(decoder.biases[str(i)])
+    final = max(i for takers in decoder.takers.values() for i in takers)
+    decoder.classify = nn.Parameter(network.fc_conv.weight[:, order[final]].detach().contiguous(), False)
+    return decoder

@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     files = check_outputs(options)
 
-    from sparsemask.stereo.framing import make_pair, pad16, picture_of, unpad
-    from sparsemask.stereo.pairs import read_pictures
+    from sparsemask.tasks.stereo.framing import make_pair, pad16, picture_of, unpad
+    from sparsemask.tasks.stereo.pairs import read_pictures
     from sparsemask.VOC12.images import picture_notes
 
     left, right = read_pictures(options.left, options.right)
@@ -126,7 +126,7 @@ def find_network(weights: str | None, maxdisp: int | None):
     """(the network, the file it comes from): of `weights`, or of what lies in $SPARSEMASK_WEIGHTS or the cache."""
     from sparsemask import datasets
     from sparsemask.spaces.smstereo.checkpoints import load_smstereo
-    from sparsemask.stereo.framing import MULTIPLE
+    from sparsemask.tasks.stereo.framing import MULTIPLE
     from sparsemask.weights import file_space
 
     if maxdisp is not None and maxdisp % MULTIPLE:
@@ -148,7 +148,7 @@ def find_network(weights: str | None, maxdisp: int | None):
 
 def settle_tile(options, pair, maxdisp: int) -> tuple[int, int] | None:
     """(height, width) of the tiles, None for one piece."""
-    from sparsemask.stereo.tiles import SMALLEST, fitting_tile
+    from sparsemask.tasks.stereo.tiles import SMALLEST, fitting_tile
 
     height, width = pair.shape[-2:]
     if options.memory is not None:
@@ -167,7 +167,7 @@ def run(network, pair, tile: tuple[int, int] | None):
     import torch
 
     from sparsemask.spaces.sparse_conv.masking import mean_kept
-    from sparsemask.stereo.tiles import run_tiles
+    from sparsemask.tasks.stereo.tiles import run_tiles
 
     kept = []
 
@@ -195,7 +195,7 @@ def write(files: dict[str, Path], disparity: np.ndarray) -> list[str]:
     """Write a map (H, W) in pixels; what a format could not hold is returned in words."""
     from sparsemask.pictures.files import Picture, write_picture
     from sparsemask.pictures.stereo import colours
-    from sparsemask.stereo.files import write_disparity
+    from sparsemask.tasks.stereo.files import write_disparity
 
     lost = []
     for kind, path in files.items():

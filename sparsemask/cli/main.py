@@ -47,7 +47,7 @@ VERBS = {
     "study": "sparsemask.search.study",
     "report": "sparsemask.cli.report",
     "prepare": "sparsemask.VOC12.prepare",
-    "prepare-points": "sparsemask.points.prepare",
+    "prepare-points": "sparsemask.tasks.points.prepare.command",
     "check": "sparsemask.VOC12.check",
     "sample": "sparsemask.VOC12.sample",
     "demo": "sparsemask.cli.demo",

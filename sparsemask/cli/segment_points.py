@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = check_output(Path(options.out), options.show, options.web)
 
     from sparsemask.devices import arithmetic
-    from sparsemask.points import semantickitti
-    from sparsemask.points.clouds import read_cloud
     from sparsemask.spaces.sparse_conv.masking import mean_kept
     from sparsemask.sparse import set_backend
+    from sparsemask.tasks.points.clouds.cloud import read_cloud
+    from sparsemask.tasks.points.layouts import semantickitti
     from sparsemask.tasks.points.task import WritesRawLabels
     from sparsemask.tasks.points.whole import recipe, segment
 
@@ -129,8 +129,8 @@ def load(path: Path) -> tuple[object, Mapping]:
 def write(path: Path, cloud, classes: np.ndarray, made) -> None:
     """Write the classes (N,) of a cloud's points."""
     from sparsemask.files import write_bytes
-    from sparsemask.pictures.points_layers import class_colours
-    from sparsemask.points.ply import write_ply
+    from sparsemask.pictures.point_clouds.layers import class_colours
+    from sparsemask.tasks.points.clouds.ply import write_ply
 
     kind = path.suffix.lower()
     if kind == ".label":
@@ -151,8 +151,8 @@ def write(path: Path, cloud, classes: np.ndarray, made) -> None:
 
 def show(cloud, found, made, folder: str | None, web: str | None) -> list[Path]:
     """Draw what was asked for; returns the files."""
-    from sparsemask.pictures.points import draw_clouds, draw_kept
-    from sparsemask.pictures.points_viewer import write_viewer
+    from sparsemask.pictures.point_clouds.figures import draw_clouds, draw_kept
+    from sparsemask.pictures.point_clouds.viewer import write_viewer
 
     files = []
     if folder is not None:

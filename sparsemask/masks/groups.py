@@ -1,8 +1,8 @@
-"""Files that say which groups of a network stay: `.npz` of plain arrays, no pickle.
+"""Mask files of kept groups: `.npz` of plain arrays, no pickle.
 
-Format version, space, the network's recipe (name, options, variant, initialisation, classes, picture), a bool array for
-every set of groups, the names of the pairs that become one convolution, the threshold, and the SHA-256 of the
-checkpoint that holds the weights.
+Contents: format version, space, the network's recipe (name, options, variant, initialisation, classes, input shape), a
+bool array for every set of groups, the names of merged pairs, the threshold, and the SHA-256 of the checkpoint that
+holds the weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NEEDED = ("arch", "n_class", "arch_options", "variant", "init", "input_shape")
 
 @dataclass(frozen=True)
 class GroupMask:
-    """Which groups of a hinged network stay."""
+    """The groups of a hinged network that are kept."""
 
     config: Mapping[str, object]
     """The network's recipe: arch, n_class, arch_options, variant, init, input_shape, fold."""
@@ -39,22 +39,30 @@ class GroupMask:
     merged: tuple[str, ...] = ()
     """Pairs that are one convolution."""
     threshold: float | None = None
-    """Groups with smaller norms went; None where no single threshold says it."""
+    """Groups with smaller norms were dropped; None if there is no single threshold."""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """What was counted and measured of the network: shares of the plain one's cost, and the like."""
+    """Counted and measured costs of the network, such as ratios to the plain network's."""
     checkpoint: str | None = None
-    """Where the weights lay."""
+    """Path of the checkpoint that holds the weights."""
     sha256: str = ""
-    """Of that file."""
+    """Of the checkpoint."""
     space: str = SPACE
 
     @property
     def kept_fraction(self) -> float:
-        """Share of all groups that stay."""
+        """Keep ratio over all groups, in (0, 1]."""
         return sum(int(k.sum()) for k in self.kept.values()) / max(1, sum(len(k) for k in self.kept.values()))
 
     def check_weights(self, path: str | os.PathLike, what: object = "mask") -> None:
-        """Raise UseError unless `path` is the checkpoint the mask was made from, byte for byte."""
+        """Check that a file is the checkpoint that the mask was made from.
+
+        Args:
+            path: the checkpoint.
+            what: the mask's name in errors.
+
+        Raises:
+            UseError: the file is missing or differs.
+        """
         if not Path(path).is_file():
             raise UseError(f"checkpoint not found: {path}")
         if sha256(path) != self.sha256:
@@ -63,7 +71,7 @@ class GroupMask:
             )
 
     def recipe(self) -> dict:
-        """The same as plain values, for a checkpoint or a network to share."""
+        """Return the mask as plain values, for checkpoints and safetensors metadata."""
         return {
             "config": dict(self.config),
             "kept": {name: [len(k), *np.flatnonzero(k).tolist()] for name, k in self.kept.items()},
@@ -74,23 +82,31 @@ class GroupMask:
 
     @classmethod
     def from_recipe(cls, recipe: Mapping, what: object) -> GroupMask:
-        """The mask of :meth:`recipe`'s values; UseError naming `what` where they are none."""
+        """Build the mask from the values of :meth:`recipe`.
+
+        Raises:
+            UseError: the values describe no mask; the message names `what`.
+        """
         try:
             kept = {}
-            for name, (count, *places) in recipe["kept"].items():
+            for name, (count, *indices) in recipe["kept"].items():
                 if not 0 < int(count) <= _MOST:
                     raise ValueError(f"{name} of {count} groups")
                 kept[name] = np.zeros(int(count), dtype=bool)
-                kept[name][places] = True
-            made = cls(dict(recipe["config"]), kept, tuple(recipe["merged"]), recipe["threshold"], recipe["figures"])
+                kept[name][indices] = True
+            mask = cls(dict(recipe["config"]), kept, tuple(recipe["merged"]), recipe["threshold"], recipe["figures"])
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UseError(f"{what}: says nothing readable of a network of groups ({one_line(error)[:100]})") from None
-        _check(made, what)
-        return made
+        _check(mask, what)
+        return mask
 
 
 def save_mask(path: str | os.PathLike, mask: GroupMask) -> None:
-    """Write a checked mask to `path` (.npz), atomically."""
+    """Check a mask and write it to `path` (.npz), atomically.
+
+    Raises:
+        UseError: another suffix, or an invalid mask.
+    """
     path = _npz(path)
     _check(mask, path)
     arrays: dict[str, np.ndarray] = {
@@ -108,7 +124,11 @@ def save_mask(path: str | os.PathLike, mask: GroupMask) -> None:
 
 
 def load_mask(path: str | os.PathLike) -> GroupMask:
-    """Read a mask; UseError in one line when the file is missing, torn, of another kind or of a newer version."""
+    """Read a mask file.
+
+    Raises:
+        UseError: the file is missing, damaged, of another kind or of a newer version.
+    """
     path = _npz(path)
     needed = ("space", "config", "merged", "threshold", "sha256")
     arrays = npz.read(path, "a mask of groups of weights", needed, FORMAT)

@@ -125,7 +125,7 @@ def draw_voxels(
 
     Raises UseError without masks.
     """
-    from sparsemask.stereo.framing import picture_of
+    from sparsemask.tasks.stereo.framing import picture_of
 
     path = style.check_path(path)
     if not len(masks):

@@ -13,10 +13,10 @@ import numpy as np
 
 from sparsemask.errors import UseError
 from sparsemask.files import read_json, write_json
-from sparsemask.points import prepare_s3dis
-from sparsemask.points.prepare_items import Item, locked, prepare, whole
-from sparsemask.points.s3dis import GRID, class_of
 from sparsemask.synthetic.room_layout import TYPES, furnish, scan
+from sparsemask.tasks.points.layouts.s3dis import GRID, class_of
+from sparsemask.tasks.points.prepare import s3dis
+from sparsemask.tasks.points.prepare.items import Item, locked, prepare, whole
 from sparsemask.VOC12.bulk import write_bulk
 
 VERSION = 1  # of the rooms: raise it when any point changes, so that old folders are made anew
@@ -58,7 +58,7 @@ def make_rooms(
         if not low <= stamp[name] <= high:
             raise UseError(f"generated rooms: {name} {stamp[name]} is not between {low} and {high}")
     items = room_items(folder, areas, rooms, grid)
-    out = folder / prepare_s3dis.OUT
+    out = folder / s3dis.OUT
     unwritten = lambda: [item for item in items if raw and not _raw_folder(folder, item.name).is_dir()]
     complete = lambda: _stamped(folder, STAMP) == stamp and all(whole(path) for item in items for path in item.files)
     if complete() and not unwritten():
@@ -81,7 +81,7 @@ def room_items(folder: Path, areas: int, rooms: int, grid: float) -> list[Item]:
         for area in range(1, areas + 1)
         for number in range(rooms)
     ]
-    return [prepare_s3dis.item(name, None, folder / prepare_s3dis.OUT, grid) for name in names]
+    return [s3dis.item(name, None, folder / s3dis.OUT, grid) for name in names]
 
 
 def room(name: str, seed: int, points: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -112,7 +112,7 @@ class _Maker:
 
     def __call__(self, item: Item) -> None:
         xyz, colours, annotations = room(item.name, self.seed, self.points)
-        prepare_s3dis.write_room(item, xyz, colours, np.array([class_of(name) for name in annotations], np.uint8))
+        s3dis.write_room(item, xyz, colours, np.array([class_of(name) for name in annotations], np.uint8))
 
 
 def _write_raw(folder: Path, xyz: np.ndarray, colours: np.ndarray, annotations: list[str]) -> None:
@@ -142,6 +142,6 @@ def _begin(folder: Path, stamp: dict) -> None:
         raise UseError(f"{folder}: the folder is not empty and holds no generated rooms; give another")
     (folder / STAMP).unlink(missing_ok=True)
     if former is not None and former != stamp:
-        for made in (prepare_s3dis.OUT, RAW):
+        for made in (s3dis.OUT, RAW):
             shutil.rmtree(folder / made, ignore_errors=True)
     write_json(folder / _STARTED, stamp)

@@ -20,8 +20,8 @@ from scipy.ndimage import gaussian_filter, zoom
 from sparsemask.errors import UseError
 from sparsemask.files import write_bytes
 from sparsemask.pictures.files import encoded
-from sparsemask.stereo.files import write_disparity
-from sparsemask.stereo.pairs import Frame
+from sparsemask.tasks.stereo.files import write_disparity
+from sparsemask.tasks.stereo.pairs import Frame
 
 VERSION = 1  # of the scenes: raise it when any pixel changes
 LEAST = 32  # px, of a side

@@ -14,19 +14,19 @@ from sparsemask.errors import UseError, choose, meant
 from sparsemask.plugins import imported, is_own
 
 INPUT_SHAPE = (3, 32, 32)
-"""Channels, height and width of the pictures that the named networks are made for."""
+"""Channels, height and width of the images that the named networks are made for."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a named network is built, and which rules of group sparsity it follows."""
+    """How a named network is built, and which group sparsity rules apply to it."""
 
     family: str
     """The module in this folder; also the key of its rules."""
     build: str
     """The class in that module."""
     settings: dict = field(default_factory=dict)
-    """Its arguments; those of `create` come over them."""
+    """Its arguments, overridden by those of `create`."""
 
 
 _NAMED = {
@@ -53,15 +53,19 @@ def available() -> list[str]:
 
 
 def architecture(arch: str) -> Architecture | None:
-    """What is known of a named network; None for ``package.module:callable``. UseError for an unknown name."""
+    """Return the architecture of a named network; None for ``package.module:callable``.
+
+    Raises:
+        UseError: unknown name.
+    """
     if is_own(arch):
         return None
     if not isinstance(arch, str):
         raise UseError(f"a network is said by its name, not by {arch!r:.80}")
     if arch not in _NAMED:
-        other = re.fullmatch(r"(resnet|resnext|densenet)(\d{1,4})", arch)
-        if other:  # another depth of a known family
-            return Architecture(other[1], ANY_DEPTH[other[1]], {"depth": int(other[2])})
+        match = re.fullmatch(r"(resnet|resnext|densenet)(\d{1,4})", arch)
+        if match:  # another depth of a known family
+            return Architecture(match[1], ANY_DEPTH[match[1]], {"depth": int(match[2])})
         raise UseError(
             f"unknown network '{arch}'; {meant(arch, _NAMED)}known: {', '.join(available())}; resnet, resnext or "
             "densenet of another depth; your own: package.module:callable"
@@ -70,17 +74,17 @@ def architecture(arch: str) -> Architecture | None:
 
 
 def create(arch: str | Callable, n_class: int = 10, **options) -> nn.Module:
-    """A network with fresh weights, drawn from torch's global generator.
+    """Build a network, its weights drawn from torch's global generator.
 
     Args:
         arch: one of `available()`, or ``package.module:callable`` for a user's own CNN, which is called without
-            arguments, or with `n_class` (or `num_classes`) if it takes it; it is imported only where the user has
-            named it (see :mod:`sparsemask.plugins`). The callable itself will do.
-        n_class: classes.
+            arguments, or with `n_class` (or `num_classes`) if it accepts it; it is imported only if the user has
+            named it (see :mod:`sparsemask.plugins`). The callable itself is accepted too.
+        n_class: number of classes.
         options: arguments of the named network's class, such as `shortcut` or `bias` of a ResNet.
 
-    Raises UseError for unknown names, options and depths, and for a callable that cannot be imported or returns no
-    module.
+    Raises:
+        UseError: unknown name, option or depth, or a callable that cannot be imported or returns no module.
     """
     known = None if callable(arch) else architecture(arch)
     if known is None:
@@ -94,12 +98,14 @@ def create(arch: str | Callable, n_class: int = 10, **options) -> nn.Module:
 
 
 def defaults(arch: str) -> dict:
-    """The arguments that a named network is built with, but for `n_class`."""
+    """Return the default arguments of a named network, without `n_class`."""
     known = architecture(arch)
     parameters = inspect.signature(_builder(known)).parameters.values()
-    own = {each.name: each.default for each in parameters if each.default is not each.empty}
-    own.pop("n_class")
-    return {**own, **known.settings}
+    arguments = {
+        parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
+    }
+    arguments.pop("n_class")
+    return {**arguments, **known.settings}
 
 
 def _builder(known: Architecture) -> Callable:
@@ -109,9 +115,9 @@ def _builder(known: Architecture) -> Callable:
 
 def _own(arch: str | Callable, n_class: int) -> nn.Module:
     builder = arch if callable(arch) else imported(arch, "network")
-    taken = _parameters(builder)
-    called = next((name for name in ("n_class", "num_classes") if name in taken), None)
-    network = builder(**{called: n_class} if called else {})
+    parameters = _parameters(builder)
+    class_argument = next((name for name in ("n_class", "num_classes") if name in parameters), None)
+    network = builder(**{class_argument: n_class} if class_argument else {})
     if not isinstance(network, nn.Module):
         raise UseError(f"network '{arch}': returned {type(network).__name__}, expected a torch.nn.Module")
     return network

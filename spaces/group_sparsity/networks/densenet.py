@@ -1,4 +1,4 @@
-"""DenseNet for small pictures (Huang et al., CVPR 2017), without bottlenecks or compression."""
+"""DenseNet for small images (Huang et al., CVPR 2017), without bottlenecks or compression."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _transition(channels: int) -> nn.Sequential:
 
 
 class DenseNet(nn.Module):
-    """Pictures (N, 3, H, W) -> logits (N, n_class): three dense blocks, two transitions.
+    """Images (N, 3, H, W) -> logits (N, n_class): three dense blocks, two transitions.
 
     Args:
         depth: 3 n + 4.

@@ -1,4 +1,4 @@
-"""Pieces that several of the networks are made of."""
+"""Layers that several of the networks share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparsemask.errors import UseError
 class PadChannels(nn.Module):
     """(N, C, H, W) -> (N, before + C + after, H, W), the new channels zero.
 
-    The numbers follow when channels of what the result is added to are removed (`remove_channels`).
+    The numbers are updated when channels of the tensor that the result is added to are removed (`remove_channels`).
     """
 
     def __init__(self, before: int, after: int) -> None:
@@ -33,15 +33,25 @@ class PadChannels(nn.Module):
 
 
 def conv3x3(n_in: int, n_out: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A 3×3 convolution that keeps the size, but for its stride."""
+    """A 3×3 convolution with padding 1."""
     return nn.Conv2d(n_in, n_out, 3, stride, 1, bias=bias)
 
 
-def blocks_of(depth: int, fixed: int, each: int, name: str) -> int:
-    """Blocks a stage of three for a network of `depth` layers, `fixed` outside and `each` a block in every stage."""
-    count, rest = divmod(depth - fixed, each)
-    if rest or count < 1:
-        raise UseError(f"{name}: depth {depth} does not exist; it must be {fixed} plus a multiple of {each}")
+def blocks_of(depth: int, fixed: int, per_block: int, name: str) -> int:
+    """Number of blocks in each of three stages for a network of `depth` layers.
+
+    Args:
+        depth: fixed + per_block · blocks.
+        fixed: layers outside of the stages.
+        per_block: layers of one block in all three stages.
+        name: of the architecture, for errors.
+
+    Raises:
+        UseError: no such depth.
+    """
+    count, remainder = divmod(depth - fixed, per_block)
+    if remainder or count < 1:
+        raise UseError(f"{name}: depth {depth} does not exist; it must be {fixed} plus a multiple of {per_block}")
     return count
 
 

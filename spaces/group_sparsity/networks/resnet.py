@@ -1,4 +1,4 @@
-"""Residual networks for small pictures (He et al., CVPR 2016, section 4.2), basic and bottleneck blocks."""
+"""Residual networks for small images (He et al., CVPR 2016, section 4.2), basic and bottleneck blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHORTCUTS = ("A", "C", "strided")
 
 
 def _shortcut(kind: str, n_in: int, n_out: int, stride: int) -> nn.Module:
-    """What stands beside a block: nothing, a pool or a stride with zero channels, or a 1×1 convolution."""
+    """Shortcut of a block: identity, pooling or striding with zero channels, or a 1×1 convolution."""
     if stride == 1 and n_in == n_out:
         return nn.Identity()
     if kind == "C":
@@ -51,7 +51,7 @@ def bottleneck(n_in: int, width: int, stride: int, shortcut: str) -> Block:
 
 
 class ResNet(nn.Module):
-    """Pictures (N, 3, H, W) -> logits (N, n_class): a stem of 16 channels and three stages of 16, 32, 64 (times 4).
+    """Images (N, 3, H, W) -> logits (N, n_class): a stem of 16 channels and three stages of 16, 32, 64 (times 4).
 
     Args:
         depth: 6 n + 2 with basic blocks, 9 n + 2 with bottlenecks.

@@ -1,4 +1,4 @@
-"""ResNeXt for small pictures (Xie et al., CVPR 2017), in the lighter form that group sparsity was published with."""
+"""ResNeXt for small images (Xie et al., CVPR 2017), in the lighter form that group sparsity was published with."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 class ResNeXt(nn.Module):
-    """Pictures (N, 3, H, W) -> logits (N, n_class): a 1×1 stem of 64 channels and three stages.
+    """Images (N, 3, H, W) -> logits (N, n_class): a 1×1 stem of 64 channels and three stages.
 
     Args:
         depth: 9 n + 2.

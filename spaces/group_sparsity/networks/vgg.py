@@ -1,4 +1,4 @@
-"""VGG-16 for pictures of 32×32 (Simonyan and Zisserman, ICLR 2015), with batch norms."""
+"""VGG-16 for images of 32×32 (Simonyan and Zisserman, ICLR 2015), with batch norms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
 class VGG(nn.Module):
-    """Pictures (N, 3, 32, 32) -> logits (N, n_class): thirteen convolutions, then three linear layers.
+    """Images (N, 3, 32, 32) -> logits (N, n_class): thirteen convolutions, then three linear layers.
 
     The linear layers (512, 512, classes) have no activation between them, as published.
     """

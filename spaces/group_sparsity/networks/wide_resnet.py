@@ -27,7 +27,7 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Pictures (N, 3, H, W) -> logits (N, n_class): a stem of 16 channels and stages of 16, 32, 64 times `widen`.
+    """Images (N, 3, H, W) -> logits (N, n_class): a stem of 16 channels and stages of 16, 32, 64 times `widen`.
 
     Args:
         depth: 6 n + 4.

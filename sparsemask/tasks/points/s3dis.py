@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from sparsemask.errors import UseError
-from sparsemask.points import s3dis
-from sparsemask.points.clouds import CloudFile
-from sparsemask.points.labels import class_weights
-from sparsemask.points.original import carry_back, check_original
+from sparsemask.tasks.points.clouds.cloud import CloudFile
+from sparsemask.tasks.points.clouds.original import carry_back, check_original
+from sparsemask.tasks.points.layouts import s3dis
+from sparsemask.tasks.points.layouts.labels import class_weights
 from sparsemask.tasks.points.scores import pooled_text, write_pair
 from sparsemask.tasks.points.task import PointsTask
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from sparsemask.errors import UseError
-from sparsemask.points.clouds import IGNORED
-from sparsemask.points.ply import read_ply, write_ply
+from sparsemask.tasks.points.clouds.cloud import IGNORED
+from sparsemask.tasks.points.clouds.ply import read_ply, write_ply
 from sparsemask.tasks.segmentation.scores import SegmentationScores, class_table
 
 _UNKNOWN = 255  # ignored points in files of predictions

@@ -9,9 +9,9 @@ import torch
 
 from sparsemask.errors import UseError
 from sparsemask.files import write_bytes
-from sparsemask.points import semantickitti as kitti
-from sparsemask.points.clouds import CloudFile
+from sparsemask.tasks.points.clouds.cloud import CloudFile
 from sparsemask.tasks.points.data import Clouds, CropSettings, RandomCrops, TrainingCrops
+from sparsemask.tasks.points.layouts import semantickitti as kitti
 from sparsemask.tasks.points.task import PointsTask
 
 

@@ -1,6 +1,7 @@
 """Labels for points: crops of prepared clouds, weighted cross-entropy, votes, mean IoU over full clouds.
 
-Networks take a :class:`sparsemask.points.batch.PointBatch` and give logits (B, C, N); targets are (B, N), -1 ignored.
+Networks take a :class:`sparsemask.tasks.points.clouds.batch.PointBatch` and give logits (B, C, N); targets are (B, N),
+-1 ignored.
 Sampling, augmentation, loss and votes as in SMPointSeg (Wang et al., "Sparse mask CNNs", TPAMI 2022) and RandLA-Net
 (Hu et al., CVPR 2020). Validation while training differs from the public code: its crops are the same every time, so
 that figures of several steps compare.
@@ -24,9 +25,9 @@ from sparsemask.devices import Arithmetic
 from sparsemask.engine import distributed
 from sparsemask.engine.data import plainly
 from sparsemask.errors import UseError
-from sparsemask.points.clouds import IGNORED, CloudFile
 from sparsemask.tasks.evaluation import set_evaluation, shared_indices, summed
 from sparsemask.tasks.notes import warn
+from sparsemask.tasks.points.clouds.cloud import IGNORED, CloudFile
 from sparsemask.tasks.points.data import (
     Clouds,
     CropSettings,
@@ -305,8 +306,8 @@ class PointsTask(Task):
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write truth | prediction of the first sample."""
-        from sparsemask.pictures.points import draw_clouds
-        from sparsemask.pictures.points_layers import error_layer
+        from sparsemask.pictures.point_clouds.figures import draw_clouds
+        from sparsemask.pictures.point_clouds.layers import error_layer
 
         name, xyz, colours, truth, prediction = samples[0]
         panels = {"truth": truth, "prediction": prediction, "errors": error_layer(prediction, truth)}

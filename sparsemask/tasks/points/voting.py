@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sparsemask.engine.data import plainly
-from sparsemask.points.clouds import Cloud
+from sparsemask.tasks.points.clouds.cloud import Cloud
 from sparsemask.tasks.points.data import EvaluationCrops
 from sparsemask.tasks.points.sampling import Pick, votes
 

@@ -1,8 +1,8 @@
 """Disparity from two pictures: smooth L1 on every head, EPE and D1 as published.
 
-Networks take a :class:`sparsemask.stereo.batch.StereoPair` and give disparities (B, H, W) in pixels, in training a
-list of them, one for each head. Loss and training as in GwcNet (Guo et al., CVPR 2019) and SMStereo (Wang et al.,
-"Sparse mask CNNs", TPAMI 2022).
+Networks take a :class:`sparsemask.tasks.stereo.batch.StereoPair` and give disparities (B, H, W) in pixels, in
+training a list of them, one for each head. Loss and training as in GwcNet (Guo et al., CVPR 2019) and SMStereo
+(Wang et al., "Sparse mask CNNs", TPAMI 2022).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from sparsemask.devices import Arithmetic
 from sparsemask.engine import distributed
 from sparsemask.engine.data import Listed, make_loader, plainly
 from sparsemask.errors import UseError, say
-from sparsemask.stereo import layouts
-from sparsemask.stereo.batch import StereoPair
-from sparsemask.stereo.files import write_disparity
-from sparsemask.stereo.framing import MULTIPLE, picture_of, unpad
-from sparsemask.stereo.pairs import PairFiles
 from sparsemask.synthetic.stereo_scenes import LEAST
 from sparsemask.tasks.evaluation import json_value, set_evaluation, shared_indices, spread_indices, summed
 from sparsemask.tasks.notes import say_how_read
 from sparsemask.tasks.protocol import EvaluationContext, Task
+from sparsemask.tasks.stereo import layouts
+from sparsemask.tasks.stereo.batch import StereoPair
 from sparsemask.tasks.stereo.data import Frames, Scenes, TrainingCrops, TrainingScenes, WholePairs, collate
+from sparsemask.tasks.stereo.files import write_disparity
+from sparsemask.tasks.stereo.framing import MULTIPLE, picture_of, unpad
 from sparsemask.tasks.stereo.options import StereoData
+from sparsemask.tasks.stereo.pairs import PairFiles
 from sparsemask.tasks.stereo.scores import DISPARITY, StereoMeter, StereoScores, valid
 
 WEIGHTS = (0.5, 0.5, 0.7, 1.0)  # of the heads; a network with fewer has the last ones

@@ -1,0 +1,209 @@
+"""Connectivity networks: built from a mask, started from an encoder, evaluated, shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from sparsemask import masks, run_summary, runs, spaces, tasks, training_setup
+from sparsemask import report as page
+from sparsemask.config import RunConfig, Section, flag
+from sparsemask.costs import format_count, measure
+from sparsemask.engine import Method, checkpoint, distributed
+from sparsemask.engine.randomness import seed_all
+from sparsemask.errors import UseError, say
+from sparsemask.families import Built, Restored, RetrainingFamily
+from sparsemask.options import Parser
+from sparsemask.pictures import draw_architecture
+from sparsemask.retrain.connectivity.start import SLIM, form_of, grouped, inherited_state, resolve_grouped
+from sparsemask.retrain.evaluation import prediction_writer, record_evaluation
+from sparsemask.retrain.load_trained import read_source, ready
+from sparsemask.retrain.shortfall import shortfall
+from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.connectivity.mask_source import BASELINE, Mask, resolve_mask
+from sparsemask.spaces.connectivity.named_masks import available_masks
+from sparsemask.spaces.connectivity.shared import save_network
+from sparsemask.spaces.encoder import encoder_weights
+from sparsemask.training_setup import Context
+from sparsemask.weights import load_strictly, load_weights
+
+
+def mask_of(config: RunConfig, given: Mapping) -> tuple[Mask, RunConfig]:
+    """The mask that a configuration names, and the configuration with the numbers that a mask of groups decides.
+
+    given: the flags that the user named on the command line.
+
+    Raises UseError when mask and backbone do not fit.
+    """
+    if grouped(config):
+        return resolve_grouped(config, given)
+    return resolve_mask(config.family.mask_path, config.network.backbone_name, config.run.seed), config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectivityMaskSection(Section):
+    """Which mask."""
+
+    title = "connectivity network"
+    mask_path: str | None = flag(
+        help=f"mask file, or a named mask: {', '.join(available_masks())}, or the baseline {BASELINE}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectivityRetrainingSection(ConnectivityMaskSection):
+    """Which mask, and where the weights start."""
+
+    ft_model: str | None = flag(help="fine-tune: weights of the whole network", group="where the weights start")
+    inherit: str = flag(
+        "none",
+        choices=("none", "encoder", "all"),
+        help="take the encoder, or all kept connections too, from the search (default: none, the pretrained encoder)",
+        group="where the weights start",
+    )
+    search_checkpoint: str | None = flag(
+        help="checkpoint to inherit from (default: the mask's own)", group="where the weights start"
+    )
+
+
+class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
+    """Small networks of searched, named and foreign masks."""
+
+    verb = "retrain"
+
+    def add_eval_options(self, parser: Parser) -> None:
+        """Flags that both verbs of this family have."""
+        parser.add_section("family", ConnectivityMaskSection)
+
+    def add_options(self, parser: Parser) -> None:
+        """Flags of retraining."""
+        parser.add_section("family", ConnectivityRetrainingSection)
+
+    def resolve(self, config: RunConfig, given: Mapping) -> RunConfig:
+        """Refuse an unusable mask or missing weights; a mask of groups decides the network's numbers."""
+        mask, config = mask_of(config, given)
+        if mask.lines and config.family.inherit != "none":
+            raise UseError(f"--inherit {config.family.inherit}: the mask's search had another encoder; leave it out")
+        if config.family.ft_model:
+            load_weights(config.family.ft_model)
+        return config
+
+    def build(self, context: Context) -> Built:
+        """The small network; its checkpoints carry its mask."""
+        config, run = context.config, context.run
+        space = spaces.get(config.network.space)
+        if context.state is not None:
+            mask = Mask.of_checkpoint(context.state["mask"])
+            return Built(space.network(mask.argument, config), {"mask": mask.entry})
+        mask, _ = mask_of(config, context.given)
+        for line in mask.lines:
+            context.say(line)
+        seed_all(config.run.seed)  # what is not inherited is drawn
+        start = config.family.ft_model or (config.family.mask_path if grouped(config) else None)
+        state = None
+        if start:
+            state = load_weights(start) if config.family.ft_model else spaces.get(SLIM).start(start)
+        inherited = inherited_state(context, mask) if state is None else None
+        weights, changes = encoder_weights(context) if inherited is None and state is None else (None, {})
+        seed_all(config.run.seed)
+        if mask.connections is not None:
+            if context.main:
+                note = {**mask.note, "mask_path": str(config.family.mask_path)}
+                masks.save_mask(run.folder / "mask.npy", mask.connections, note)
+            changes["mask_path"] = str(run.folder / "mask.npy")
+        named = state if state is not None else inherited
+        if named is not None:
+            changes |= form_of(config, mask, named)
+        model = space.network(mask.argument, config.replace(**changes))
+        if state is not None:
+            load_strictly(model, state, start)
+            context.say(f"fine-tuning {start}")
+        elif inherited is not None:
+            model.load_state_dict({**model.state_dict(), **inherited})
+        elif weights is not None:
+            load_strictly(model.backbone, weights.state, f"encoder '{config.network.backbone_name}'")
+        return Built(model, {"mask": mask.entry}, changes)
+
+    def method(self, context: Context, built: Built) -> Method:
+        """A plain network is trained."""
+        return Method()
+
+    def finish(self, context: Context, built: Built, result: dict) -> int:
+        """The network to share, its costs and pictures."""
+        config, run, model = context.config, context.run, built.model
+        connections = Mask.of_checkpoint(built.extra["mask"]).connections
+        count = None if connections is None else masks.count_connections(connections)
+        cost = measure(model, (1, 3, config.data.crop_size, config.data.crop_size))
+        save_network(run.folder / "network.safetensors", model, config, config["n_class"])
+        run.note(
+            network="network.safetensors",
+            connections=count,
+            strides=[int(s) for s in model.backbone.strides],
+            channels=[int(c) for c in model.backbone.channels],
+            **page.cost_entries(cost, config.data.crop_size),
+        )
+        run_summary.draw_training(context, model)
+        if connections is not None:
+            drawing = run.pictures / "architecture.png"
+            draw_architecture(connections, drawing, model.backbone.strides, model.backbone.channels)
+        kept = BASELINE if count is None else f"{count} connections"
+        line = (
+            f"retrained: {run_summary.metric_text(context, result)}; {kept}, "
+            f"{format_count(cost.parameters)} parameters, {format_count(cost.multiply_adds)} multiply-adds, "
+            f"{cost.milliseconds:.1f} ms at {config.data.crop_size}x{config.data.crop_size}"
+        )
+        run_summary.announce(context, [line, shortfall(context, result)], ["network.safetensors"])
+        run_summary.announce_next(context, "eval")
+        return 0
+
+    def restore(self, parser: Parser, given: dict, run: runs.Run | None) -> Restored:
+        """Of a run, or of any weights file with --mask_path."""
+        # The run's limit was for validation while training; here it is for the asking.
+        source = read_source(parser, given, run, ("eval_limit",))
+        config, saved = source.config, source.saved
+        if source.state is not None:
+            for name in ("task", "backbone_name", "depth"):
+                if config[name] != saved.get(name):
+                    raise UseError(f"--{name} {config[name]}: the run has {saved.get(name)}")
+            config = config.replace(**{name: saved.get(name) for name in (*forms.names(), "widths")})
+            mask, weights = Mask.of_checkpoint(source.state["mask"]), source.state["model"]
+        else:
+            weights = load_weights(source.path)
+            mask, config = mask_of(config, source.given)
+            config = config.replace(**form_of(config, mask, weights))
+        where = training_setup.device(config)
+        training_setup.prepare(config)
+        config = tasks.get(config.data.task, config).config
+        if source.state is not None and config.data.n_class != saved.get("n_class"):
+            raise UseError(f"--n_class {config.data.n_class}: the run has {saved.get('n_class')}")
+        model = spaces.get(config.network.space).network(mask.argument, config)
+        load_strictly(model, weights, source.path)
+        return Restored(config, ready(model, where), where, run, mask.argument)
+
+    def evaluate(self, restored: Restored) -> int:
+        """Print the task's report; write predictions and the picture of the scores where asked for."""
+        config, model, where = restored.config, restored.model, restored.arithmetic
+        task = tasks.get(config.data.task, config)
+        views = {"flips": config.evaluation.flips, "scales": tuple(config.evaluation.eval_scales)}
+        write = prediction_writer(task, config.evaluation.out)
+        context = tasks.EvaluationContext.from_config(where, config)
+        scores = task.evaluate(model, context, limit=config.evaluation.eval_limit, **views, on_prediction=write)
+        if distributed.rank():
+            return 0
+        say(task.report(scores))
+        if config.evaluation.out:
+            say(f"predictions in {config.evaluation.out}")
+        record_evaluation(restored, task, scores, {"eval": {**task.record(scores), "pictures": scores.count}})
+        return 0
+
+    def load_run(self, run: runs.Run) -> torch.nn.Module:
+        """From the run's last checkpoint."""
+        state = checkpoint.load(run.last)
+        model = spaces.get(state["space"]).network(Mask.of_checkpoint(state["mask"]).argument, state["config"])
+        load_strictly(model, state["model"], run.last)
+        return model.eval()
+
+
+FAMILY = ConnectivityRetraining()

@@ -1,0 +1,92 @@
+"""Specialisation: learn fine-grained masks on trained networks, and compare the resulting forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sparsemask import run_summary, spaces, training_setup
+from sparsemask.config import RunConfig, flag
+from sparsemask.engine.randomness import seed_all
+from sparsemask.families import Built, TrainingFamily
+from sparsemask.files import write_json
+from sparsemask.options import Parser, natural
+from sparsemask.retrain.masked_network import NETWORK, share
+from sparsemask.retrain.specializing.forms import compare_forms
+from sparsemask.retrain.specializing.start import newest_start, resolve_start
+from sparsemask.spaces.sparse_conv import search_method
+from sparsemask.spaces.sparse_conv.masking import set_threshold
+from sparsemask.spaces.sparse_conv.records import conclude
+from sparsemask.training_setup import Context
+from sparsemask.weights import load_weights
+
+_START = "what is specialised"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpecializationSection(search_method.SparseMaskSection):
+    """Options of the masks' training, the initial network and the comparison of forms."""
+
+    run: str | None = flag(help="a retrained connectivity run (default: the newest)", group=_START)
+    mask_path: str | None = flag(help="its connectivity mask, to be sure, or that of --ft_model", group=_START)
+    ft_model: str | None = flag(help="weights of the dense network instead of a run", group=_START)
+    rounds: int = flag(5, natural, help="timed calls of each form, 0: none (default: 5)", group=_START)
+    compiled: bool = flag(False, help="time the dense form compiled, too (a minute)", group=_START)
+
+
+class Specialization(TrainingFamily[Built]):
+    """Specialisation for all spaces of fine-grained masks, starting from dense weights."""
+
+    verb = "specialize"
+
+    def add_options(self, parser: Parser) -> None:
+        """Flags of the masks' search, with a budget, and of the initial network."""
+        search_method.add_section(parser, SpecializationSection, keep=0.5)
+
+    def default_flags(self, given: dict) -> dict:
+        """Default to the newest retrained network."""
+        return newest_start(given)
+
+    def resolve(self, config: RunConfig, given: Mapping) -> RunConfig:
+        """Resolve the network that is specialised."""
+        return resolve_start(config, given)
+
+    def build(self, context: Context) -> Built:
+        """Build the network with soft masks and the dense network's weights, or for a checkpoint's."""
+        config = context.config
+        seed_all(config.run.seed)
+        space = spaces.get(config.network.space)
+        model = space.supernet(config)
+        if context.state is None:
+            space.load_weights_into(model, load_weights(config.family.ft_model), config.family.ft_model)
+            context.say(f"starting from {config.family.ft_model}")
+        set_threshold(model, config.family.thres)
+        return Built(model, notes={"family": "sparse_conv"})
+
+    def method(self, context: Context, built: Built) -> search_method.SparseConvSearch:
+        """The search's method."""
+        return search_method.SparseConvSearch(context.config)
+
+    def finish(self, context: Context, built: Built, result: dict) -> int:
+        """Write network and mask file, print the table of forms; 1 if forms differ that must be equal."""
+        config, run, model = context.config, context.run, built.model
+        measured = conclude(context, model)
+        masks = share(context, model, measured, config.family.thres)
+        text, rows, wrong = compare_forms(context, model)
+        write_json(run.folder / "forms.json", rows)
+        run.note(forms=rows, **({"wrong": wrong, "milliseconds": None, "milliseconds_dense": None} if wrong else {}))
+        kept = masks.mean_kept
+        missed = search_method.missed(kept, config.family.keep) if config.family.keep is not None else ""
+        subject = "the multiply-adds" if model.kept_weights else "what has masks"
+        lines = [text, f"kept {kept:.3f} of {subject} (budget {config.family.keep:g}{missed})"]
+        run_summary.announce(context, lines, [NETWORK, "mask.npz", "forms.json"])
+        if wrong:
+            training_setup.warn(
+                f"error: {'; '.join(wrong)}: the kernels of this machine are not to be trusted with this network"
+            )
+            return 1
+        run_summary.announce_next(context, "eval")
+        return 0
+
+
+FAMILY = Specialization()

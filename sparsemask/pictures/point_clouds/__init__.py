@@ -1,0 +1,1 @@
+"""Drawings of point clouds: figures, and a viewer for the browser."""

@@ -1,0 +1,1 @@
+"""Preparing point clouds: `sparsemask prepare-points`."""

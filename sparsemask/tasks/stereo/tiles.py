@@ -1,0 +1,124 @@
+"""Disparities of large pairs tile by tile, within a budget of memory.
+
+A tile is computed with OVERLAP pixels around it, and as many more on its left as there are disparities: what the right
+picture shows of it lies there. The hourglasses of a network see farther than that, so that tiles are near the whole's
+result, not equal to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparsemask.errors import UseError
+from sparsemask.tasks.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.framing import MULTIPLE
+
+OVERLAP = 64  # px
+SMALLEST = 64  # px, of a tile's sides
+# Peaks of the process in evaluation, float32 (bench/stereo.py memory), rounded up: of a voxel of a quarter's size, of a
+# pixel, and whatever the size. That is torch, weights as packed for several kernels, and what the allocator holds back
+# after tiles of other shapes.
+_VOXEL, _PIXEL, _ALWAYS = 420, 600, 850e6
+
+
+class Box(NamedTuple):
+    """Rows top to bottom and columns left to right, ends excluded."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def of(self, values: Tensor, part: int = 1) -> Tensor:
+        """The part of (..., H, W) in the box, of values at 1/part of its size; a view."""
+        return values[..., self.top // part : self.bottom // part, self.left // part : self.right // part]
+
+    def within(self, outer: Box) -> Box:
+        """The box as seen from the corner of one around it."""
+        return Box(self.top - outer.top, self.bottom - outer.top, self.left - outer.left, self.right - outer.left)
+
+
+def memory(height: int, width: int, maxdisp: int) -> float:
+    """About how many bytes a process that has loaded a network needs at most, for a pair in one piece."""
+    pixels = height * width
+    return _ALWAYS + pixels * (_PIXEL + _VOXEL * maxdisp / 64)
+
+
+def outer(box: Box, height: int, width: int, maxdisp: int) -> Box:
+    """A tile with what is computed around it."""
+    return Box(
+        max(0, box.top - OVERLAP), min(height, box.bottom + OVERLAP),
+        max(0, box.left - OVERLAP - maxdisp), min(width, box.right + OVERLAP),
+    )  # fmt: skip
+
+
+def boxes(height: int, width: int, tile: tuple[int, int]) -> list[Box]:
+    """Tiles of `tile` (height, width) pixels at most, about equal, multiples of 16, that make up a picture."""
+    rows, columns = (_cuts(side, most) for side, most in zip((height, width), tile, strict=True))
+    return [Box(*row, *column) for row in rows for column in columns]
+
+
+def fitting_tile(height: int, width: int, maxdisp: int, budget: float) -> tuple[int, int]:
+    """The largest tile (height, width) with which a pair stays within `budget` bytes; the whole where it fits.
+
+    Raises UseError where no tile does.
+    """
+    if memory(height, width, maxdisp) <= budget:
+        return height, width
+    best = None
+    for tall in _sides(height):
+        for wide in _sides(width):
+            parts = [outer(box, height, width, maxdisp) for box in boxes(height, width, (tall, wide))]
+            if max(memory(b.bottom - b.top, b.right - b.left, maxdisp) for b in parts) <= budget:
+                work = sum((b.bottom - b.top) * (b.right - b.left) for b in parts)
+                best = min(best or (work, tall, wide), (work, tall, wide))
+    if best is None:
+        least = [outer(box, height, width, maxdisp) for box in boxes(height, width, (SMALLEST, SMALLEST))]
+        needed = max(memory(b.bottom - b.top, b.right - b.left, maxdisp) for b in least) / 1e9
+        raise UseError(
+            f"{budget / 1e9:.2g} GB are too few for --maxdisp {maxdisp}: even tiles of {SMALLEST} pixels need about "
+            f"{needed:.1f} GB"
+        )
+    return best[1:]
+
+
+@torch.no_grad()
+def run_tiles(
+    run: Callable[[StereoPair], Tensor], pair: StereoPair, maxdisp: int, tile: tuple[int, int], masks: Callable = list
+) -> tuple[Tensor, list[Tensor]]:
+    """The disparities (B, H, W) of a padded pair, computed in tiles of `tile` (height, width) pixels.
+
+    masks: returns, after a call of `run`, voxel masks (B, 1, D, h, w) at fractions of the pair's size; those of the
+    whole are the second result.
+    """
+    height, width = pair.shape[-2:]
+    whole = torch.empty(len(pair), height, width, device=pair.device)
+    found: list[Tensor] = []
+    for box in boxes(height, width, tile):
+        around = outer(box, height, width, maxdisp)
+        inner = box.within(around)
+        part = run(pair.map(lambda one, around=around: around.of(one).contiguous()))
+        box.of(whole).copy_(inner.of(part))
+        for number, mask in enumerate(masks()):
+            scale = part.shape[-1] // mask.shape[-1]
+            if number == len(found):
+                found.append(mask.new_empty(*mask.shape[:-2], height // scale, width // scale))
+            box.of(found[number], scale).copy_(inner.of(mask, scale))
+    return whole, found
+
+
+def _cuts(side: int, most: int) -> list[tuple[int, int]]:
+    count = -(-side // max(most - most % MULTIPLE, MULTIPLE))
+    units = side // MULTIPLE
+    ends = [units * k // count * MULTIPLE for k in range(count + 1)]
+    return list(zip(ends[:-1], ends[1:], strict=True))
+
+
+def _sides(side: int) -> list[int]:
+    """Sides of tiles to try: the whole, its half, its third, ..., in multiples of 16."""
+    found = {-(-side // (part * MULTIPLE)) * MULTIPLE for part in range(1, max(1, side // SMALLEST) + 1)}
+    return sorted(found, reverse=True)
