@@ -34,14 +34,16 @@ from sparsemask.backends.triton.launch import (
     arithmetic,
     as_rows,
     dense_first,
-    kernels,
-    launch,
     on_device,
     row_lists,
     shape_of,
     tile,
     weight_of,
 )
+
+# Under other names: `kernels` and `launch` are modules of this package.
+from sparsemask.backends.triton.launch import kernels as load_kernels
+from sparsemask.backends.triton.launch import launch as launch_conv
 from sparsemask.ops.block import BlockCall
 from sparsemask.ops.conv import ConvCall
 from sparsemask.ops.layout import from_rows
@@ -72,7 +74,7 @@ def _why_not(device: torch.device, dtype: torch.dtype, interpret: bool) -> str |
         version = importlib.import_module("triton").__version__
         if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
             return f"triton {version} is too old, {_OLDEST[0]}.{_OLDEST[1]} is needed"
-        loaded = kernels()
+        loaded = load_kernels()
     except Exception as error:  # whatever a half-installed triton raises: the other backends must go on
         return f"triton cannot be used: {type(error).__name__}: {error}".splitlines()[0]
     if device.type == "cpu" and not loaded.INTERPRETED:
@@ -112,16 +114,16 @@ class TritonBackend(Backend):
                 ins, n_ins = dense_first(in_dense.view(groups, -1))
                 outs, n_outs = dense_first(out_dense.view(groups, -1))
                 common = dict(shape=shape, how=how, lists=lists, groups=groups, in_counts=n_ins, out_counts=n_outs)
-                launch(rows_in, by, steps, bias, out, kept=True, **common)
-                launch(rows_in, by, steps, bias, out, kept=False, in_list=ins, out_list=outs, **common)
+                launch_conv(rows_in, by, steps, bias, out, kept=True, **common)
+                launch_conv(rows_in, by, steps, bias, out, kept=False, in_list=ins, out_list=outs, **common)
         return from_rows(out, x.shape[0], target)
 
     def _small(self, rows_in, by, steps, bias, mask, in_dense, out_dense, out, shape, how, x) -> None:
         groups, _, n_in, n_out = by.shape
-        block_m, block_n = (32, 16) if kernels().INTERPRETED else (64, tile(out.shape[1], 64))
+        block_m, block_n = (32, 16) if load_kernels().INTERPRETED else (64, tile(out.shape[1], 64))
         flat = mask.expand(x.shape[0], *mask.shape[1:]).reshape(-1)
         grid = (-(-out.shape[0] // block_m) * -(-out.shape[1] // block_n),)
-        kernels().conv_small[grid](
+        load_kernels().conv_small[grid](
             rows_in, by, bias if bias is not None else rows_in, out, flat.to(torch.uint8),
             in_dense.to(torch.uint8), out_dense.to(torch.uint8), out.shape[0], *shape.source, *shape.target,
             rows_in.stride(0), out.stride(0), **steps, C_IN=n_in, C_OUT=n_out, TOTAL_OUT=out.shape[1],
