@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ import torch
 import pyramid  # noqa: F401  a user's encoder, trusted
 from point_crops import crop
 from sparsemask import spaces
+from sparsemask.config import Section, flag
 from sparsemask.masks.groups import GroupMask
+from sparsemask.options import positive
 from sparsemask.spaces import Loaded, Space
 from sparsemask.spaces.connectivity import named_mask
 from sparsemask.spaces.connectivity.encoding import mask_word
@@ -122,7 +126,16 @@ def halved(self, network):
     return made
 
 
-# Methods that break the contract, and the test that must find it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OddViews(Section):
+    """A flag without a word of what it is for."""
+
+    title: ClassVar[str] = "odd"
+
+    odd: int = flag(1, positive, help="")
+
+
+# Members that break the contract, and the test that must find it.
 FAULTS = {
     "load gives a bare network": (
         {"load": lambda self, path: ToySpace.load(self, path).network},
@@ -149,7 +162,7 @@ FAULTS = {
         SpaceContract.test_the_fast_form_is_the_network_and_shares_nothing,
     ),
     "a flag does not say what it is for": (
-        {"add_eval_options": lambda self, group: group.add_argument("--odd")},
+        {"views": OddViews},
         SpaceContract.test_its_flags_stand_beside_those_of_every_command,
     ),
 }

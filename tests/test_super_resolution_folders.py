@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import sparsemask.search.run
 from small_config import configured
 from small_pictures import make_folder, make_pairs, options, scene, write
 from sparsemask import UseError
@@ -35,13 +36,13 @@ def test_div2k_in_either_naming(tmp_path, suffix):
     root = tmp_path / "data/DIV2K"
     make_pairs(root / "HR", root / "LR_bicubic/X2", 6, suffix=suffix)
     o = options(dir_data=tmp_path / "data", data_range="2-4/5-6")
-    training, validation = find_source(o, "training"), find_source(o, "eval")
+    training, validation = find_source(o.data, "training"), find_source(o.data, "eval")
     # Both ends of a range belong to it.
     assert names(training.pairs) == [(f"{k:04d}.png", f"{k:04d}{suffix}.png") for k in (2, 3, 4)]
     assert names(validation.pairs) == [(f"{k:04d}.png", f"{k:04d}{suffix}.png") for k in (5, 6)]
     # Validation pictures of DIV2K are the ones scored on RGB.
     assert (training.benchmark, validation.benchmark) == (True, False)
-    named = find_source(options(dir_data=tmp_path / "data", data_range="1-4/6-6", data_test="DIV2K"), "eval")
+    named = find_source(options(dir_data=tmp_path / "data", data_range="1-4/6-6", data_test="DIV2K").data, "eval")
     assert names(named.pairs) == [("0006.png", f"0006{suffix}.png")] and not named.benchmark
 
 
@@ -50,8 +51,8 @@ def test_div2k_as_it_is_unpacked(tmp_path):
         root = tmp_path / "DIV2K"
         make_pairs(root / f"DIV2K_{part}_HR", root / f"DIV2K_{part}_LR_bicubic/X2", n, suffix="x2", first=first)
     o = options(dir_data=tmp_path, data_range="1-4/5-6")
-    assert names(find_source(o, "training").pairs) == [(f"{k:04d}.png", f"{k:04d}x2.png") for k in (1, 2, 3, 4)]
-    assert [pair.lr.parents[1].name for pair in find_source(o, "eval").pairs] == ["DIV2K_valid_LR_bicubic"] * 2
+    assert names(find_source(o.data, "training").pairs) == [(f"{k:04d}.png", f"{k:04d}x2.png") for k in (1, 2, 3, 4)]
+    assert [pair.lr.parents[1].name for pair in find_source(o.data, "eval").pairs] == ["DIV2K_valid_LR_bicubic"] * 2
 
 
 @pytest.mark.parametrize("place", ["benchmark/Set5", "Set5", "set5"])
@@ -66,7 +67,7 @@ def test_test_sets_are_found_by_name(tmp_path, monkeypatch, place, by):
         monkeypatch.setenv("SPARSEMASK_DATA", str(root))
     else:
         given["data_test"] = root / place
-    found = find_source(options(**given), "eval")
+    found = find_source(options(**given).data, "eval")
     assert names(found.pairs) == [("0001.png", "0001.png"), ("0002.png", "0002.png")] and found.benchmark
 
 
@@ -75,8 +76,8 @@ def test_a_run_keeps_the_folder_that_a_name_stood_for(tmp_path, monkeypatch):
     make_folder(tmp_path / "here/set5", 1)
     monkeypatch.setenv("SPARSEMASK_DATA", str(tmp_path / "here"))
     o = options(hr_path="t91", data_test="Set5")
-    SuperResolutionTask(o)
-    assert (o.hr_path, o.data_test) == (str(tmp_path / "here/t91"), str(tmp_path / "here/set5"))
+    data = SuperResolutionTask(o).config.data
+    assert (data.hr_path, data.data_test) == (str(tmp_path / "here/t91"), str(tmp_path / "here/set5"))
 
 
 # Every tenth picture of a folder is kept for validation, unless there are others for it.
@@ -84,11 +85,11 @@ def test_folder_of_pictures_alone(tmp_path):
     make_folder(tmp_path / "a", 21)
     make_folder(tmp_path / "b", 2)
     (tmp_path / "a/notes.txt").write_text("not a picture")
-    stems = lambda o, which: [int(pair.hr.stem) for pair in find_source(o, which).pairs]
+    stems = lambda o, which: [int(pair.hr.stem) for pair in find_source(o.data, which).pairs]
     o = options(hr_path=tmp_path / "a")
     assert stems(o, "eval") == [10, 20]
     assert stems(o, "training") == [k for k in range(1, 22) if k not in (10, 20)]
-    assert all(pair.lr is None for pair in find_source(o, "training").pairs)
+    assert all(pair.lr is None for pair in find_source(o.data, "training").pairs)
     o = options(hr_path=tmp_path / "a", data_test=tmp_path / "b")
     assert (stems(o, "training"), stems(o, "eval")) == (list(range(1, 22)), [1, 2])
 
@@ -201,10 +202,6 @@ def tiny_picture(folder):
     return {"hr_path": folder}, "0002.png: 9x1 pixels are too few for --scale 2"
 
 
-def another_tasks_data(folder):
-    return {"data_root": folder}, "--data_root is for other tasks"
-
-
 def another_range(folder):
     return {"hr_path": folder, "rgb_range": 1}, "--rgb_range 1"
 
@@ -215,7 +212,7 @@ def unknown_loss(folder):
 
 CASES = [
     no_folder, no_set, nothing_named, no_validation, empty, no_div2k, other_div2k, div2k_without_dir, short_div2k,
-    one_less, other_size, torn, no_picture, deep, too_small, tiny_picture, another_tasks_data, another_range,
+    one_less, other_size, torn, no_picture, deep, too_small, tiny_picture, another_range,
     unknown_loss,
 ]  # fmt: skip
 
@@ -232,3 +229,8 @@ def test_a_network_that_enlarges_nothing(tmp_path):
     o = configured(LabelledData, task="super_resolution")
     with pytest.raises(UseError, match="--space smsr"):
         SuperResolutionTask(o)
+
+
+def test_another_task_s_data_flag_is_refused(tmp_path):
+    with pytest.raises(UseError, match="unrecognized arguments: --data_root"):
+        sparsemask.search.run.read(["--space", "smsr", "--data_root", str(tmp_path)])

@@ -51,28 +51,28 @@ class Source(NamedTuple):
     benchmark: bool = True
 
 
-def find_source(chosen: SuperResolutionData, split: str) -> Source:
+def find_source(data: SuperResolutionData, split: str) -> Source:
     """The "training" or the "eval" images that flags name.
 
     Without --data_test every tenth image of --hr_path is for validation, and of DIV2K the second --data_range.
     """
-    if split == "eval" and chosen.data_test:
-        if chosen.data_test.lower() == DIV2K.lower():
-            return div2k(chosen.dir_data, chosen.scale, chosen.data_range, split)
-        folder = find_folder(chosen.data_test, chosen.dir_data, "--data_test")
-        return Source(folder.name, read_folder(folder, chosen.scale))
-    if chosen.sample:
+    if split == "eval" and data.data_test:
+        if data.data_test.lower() == DIV2K.lower():
+            return div2k(data.dir_data, data.scale, data.data_range, split)
+        folder = find_folder(data.data_test, data.dir_data, "--data_test")
+        return Source(folder.name, read_folder(folder, data.scale))
+    if data.sample:
         return Source("sample", sample_pairs(split))
-    if chosen.hr_path:
-        folder = find_folder(chosen.hr_path, chosen.dir_data, "--hr_path")
-        pairs = read_folder(folder, chosen.scale)
-        validation = set() if chosen.data_test else set(pairs[9::10] or pairs[-1:])
-        chosen = [pair for pair in pairs if (pair in validation) == (split == "eval")]
-        if not chosen:
+    if data.hr_path:
+        folder = find_folder(data.hr_path, data.dir_data, "--hr_path")
+        pairs = read_folder(folder, data.scale)
+        validation = set() if data.data_test else set(pairs[9::10] or pairs[-1:])
+        kept = [pair for pair in pairs if (pair in validation) == (split == "eval")]
+        if not kept:
             raise UseError(f"{folder}: its one picture is needed for validation: add pictures, or give --data_test")
-        return Source(folder.name, chosen)
-    if chosen.dir_data:
-        return div2k(chosen.dir_data, chosen.scale, chosen.data_range, split)
+        return Source(folder.name, kept)
+    if data.dir_data:
+        return div2k(data.dir_data, data.scale, data.data_range, split)
     flags = "--hr_path or --dir_data FOLDER" if split == "training" else "--data_test NAME or FOLDER"
     raise UseError(f"no {split} pictures: give {flags}, or --sample")
 

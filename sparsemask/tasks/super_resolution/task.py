@@ -45,11 +45,6 @@ class SuperResolutionTask(Task):
     def __init__(self, config: RunConfig):
         if config.get("scale") is None:
             raise UseError("--task super_resolution needs a network that enlarges pictures: --space smsr")
-        for name in ("data_root", "voc_root", "im_path", "gt_path"):
-            if config.get(name):
-                raise UseError(
-                    f"--{name} is for other tasks; super_resolution has --hr_path, --dir_data and --data_test"
-                )
         if config.data.rgb_range != 255:
             raise UseError(f"--rgb_range {config.data.rgb_range}: pictures have values of 0 to 255 here, and no others")
         super().__init__(config.replace(**whole_paths(config.data)))
