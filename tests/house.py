@@ -217,11 +217,12 @@ def undocumented(files: list[Source]) -> list[str]:
 
 
 def _code_lines(file: Source) -> list[tuple[int, str]]:
-    """(number, text) of the lines that compute: no blank lines, comments, docstrings, imports."""
+    """(number, text) of the lines that compute: no blank lines, comments, docstrings, imports, ``__all__``."""
     left_out: set[int] = set()
     for node in ast.walk(file.tree):
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        if text or isinstance(node, ast.Import | ast.ImportFrom):
+        public = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        if text or public or isinstance(node, ast.Import | ast.ImportFrom):
             left_out |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     lines = ((n, line.strip()) for n, line in enumerate(file.lines, 1) if n not in left_out)
     return [(n, line) for n, line in lines if line and not line.startswith("#")]
