@@ -67,7 +67,8 @@ def run(line: str) -> None:
         words = [str(ROOT / word) if word.endswith(".py") else word for word in words[1:]]
         home = environment(Path.cwd() / "home")
         done = subprocess.run([sys.executable, *launch, *words], env=home, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, (line, done.stderr[-3000:])
+        print(done.stderr, file=sys.stderr)  # whole, where a test fails
+        assert done.returncode == 0, line
         return
     assert words[0] == "python", line
     if words[1:3] == ["-m", "pytest"]:

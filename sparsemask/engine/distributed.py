@@ -24,8 +24,13 @@ def start(device_is_cuda: bool | None = None) -> tuple[int, int, int]:
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, together with the others.
+
+    The first process may still write pictures and reports when the others are done, and gloo can abort a process whose
+    peers have closed their connections.
+    """
     if dist.is_initialized():
+        barrier()
         dist.destroy_process_group()
 
 
