@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 
 import torch
 
 from sparsemask._version import __version__
 from sparsemask.costs import Cost
+from sparsemask.devices import processor
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, str | int]:
@@ -19,7 +19,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str | int]:
     values: dict[str, str | int] = {"sparsemask": __version__, "python": platform.python_version()}
     for package in ("torch", "numpy"):
         values[package] = importlib.metadata.version(package)
-    values |= {"system": platform.platform(terse=True), "processor": _processor(), "cores": os.cpu_count() or 1}
+    values |= {"system": platform.platform(terse=True), "processor": processor(), "cores": os.cpu_count() or 1}
     values["threads"] = torch.get_num_threads()
     values["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return values
@@ -35,14 +35,3 @@ def cost_entries(cost: Cost, size: int) -> dict:
         "input_size": size,
         "timed": {"device": cost.device, "threads": cost.threads, "spread": cost.spread},
     }
-
-
-def _processor() -> str:
-    """Name of the processor; the architecture where the system has no name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
