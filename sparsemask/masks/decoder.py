@@ -1,8 +1,8 @@
 """Decoders of the wider space: beside the connections, every stage's operation and width, and a context block.
 
 A published mask (:mod:`sparsemask.masks.connectivity`) chooses connections alone: every stage has 1x1 convolutions of
-one width, and the last stage is the output. A :class:`DecoderMask` chooses more. Its file is `.npy` too, an array of one
-record a stage, so that the header of the file says which of the two it is.
+one width, and the last stage is the output. A :class:`DecoderMask` chooses more. Its file is `.npy` too, an array of
+one record a stage, so that the header of the file says which of the two it is.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def decoder_mask(
     for stage in range(output - 1, -1, -1):
         if not cleaned[:, stage + 1, UP].any():
             cleaned[stage] = False
-    live: np.ndarray = cleaned.any((1, 2))
+    live: np.ndarray = np.logical_or.reduce(cleaned, axis=(1, 2))
     kinds, channels = np.array(operations), np.array(widths)
     if kinds.shape != live.shape or channels.shape != live.shape:
         raise UseError(f"{what}: a decoder of {len(live)} features has as many operations and widths")
