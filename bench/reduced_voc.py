@@ -1,4 +1,4 @@
-"""Write pictures and labels of a VOC folder at half of their size, so that short trainings on small crops see whole objects.
+"""Write pictures and labels of a VOC folder at half of their size: short trainings on small crops see whole objects.
 
     python bench/reduced_voc.py VOCdevkit HALF [--factor 2]
 
