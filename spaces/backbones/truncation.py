@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
 from sparsemask.spaces.backbones.registry import Backbone
-from sparsemask.weights import under
+from sparsemask.weights import unbuilt_parts, under
 
 
 @runtime_checkable
@@ -75,6 +75,23 @@ def truncate_(backbone: nn.Module, deepest: int) -> list[str]:
     vars(backbone)["unbuilt"] = [*(earlier.unbuilt if earlier else []), *removed]
     vars(backbone)["built_from"] = deepest
     return removed
+
+
+def as_saved(
+    build: Callable[[Mapping[str, Any]], nn.Module], config: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> nn.Module:
+    """Build the network of a run that is resumed, whose optimizer has a state for every one of its parameters.
+
+    Args:
+        build: makes a network of a configuration.
+        config: options by name; `whole_encoder` is set for a run of a version that built the whole encoder.
+        state: the checkpoint's weights.
+    """
+    network = build(config)
+    parts = unbuilt_parts(network)
+    if any(under(key, parts) for key in state):
+        network = build({**config, "whole_encoder": True})
+    return network
 
 
 @runtime_checkable
