@@ -12,18 +12,19 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast, runtime_checkable
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from sparsemask import checkpoint_schema, containers
-from sparsemask.errors import UseError, one_line
+from sparsemask.errors import UseError, one_line, say
 from sparsemask.files import write_bytes
 from sparsemask.weight_files import ENTRIES, check_finite, shard, unwrapped, what_it_is
 
@@ -172,8 +173,33 @@ def bare_state(checkpoint: Mapping[str, Any], what: object = "checkpoint") -> di
     return cast(dict[str, Tensor], state)
 
 
+@runtime_checkable
+class PartlyBuilt(Protocol):
+    """A module without some of its parts: weights of these are left out when others are loaded."""
+
+    unbuilt: Sequence[str]
+    """Names of the parts, within the module."""
+
+
+def under(name: str, parts: Collection[str]) -> bool:
+    """Whether a tensor or module is one of the named parts, or lies in one."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def unbuilt_parts(module: nn.Module) -> list[str]:
+    """The names, within a network, of all parts that are not built (:class:`PartlyBuilt`)."""
+    return [
+        f"{name}.{part}" if name else part
+        for name, child in module.named_modules()
+        if isinstance(child, PartlyBuilt)
+        for part in child.unbuilt
+    ]
+
+
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
     """Load a state dict whose names and shapes must all agree.
+
+    Weights of parts that are not built (:class:`PartlyBuilt`) are left out, and a line says so.
 
     Args:
         module: changed in place.
@@ -184,6 +210,9 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) 
         UseError: names or shapes differ, or values are not finite; nothing is loaded then.
     """
     expected = module.state_dict()
+    parts = unbuilt_parts(module)
+    left_out = [key for key in state if under(key, parts)]
+    state = {key: value for key, value in state.items() if key not in set(left_out)} if left_out else state
     shapes = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
@@ -197,6 +226,9 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) 
         raise UseError(f"{what}: these weights do not fit the network: {'; '.join(problems)}")
     check_finite(state, what)
     module.load_state_dict(state)
+    on_meta = any(value.is_meta for value in expected.values())  # a trial, before the network is built
+    if left_out and not on_meta and not (dist.is_initialized() and dist.get_rank()):
+        say(f"{what}: {len(left_out)} tensors left out, of blocks that nothing reads ({_some(parts)})")
 
 
 def _in_plain_words(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], shapes: list[str]) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from sparsemask import UseError
+from sparsemask.masks import DOWN, UP
 from sparsemask.pictures import draw_architecture
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
@@ -20,6 +23,7 @@ from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones.weights import load_backbone_weights
 from sparsemask.spaces.connectivity import ConnectivityConfig, FullyDenseNetwork, PrunedNetwork, named_mask
 from sparsemask.spaces.connectivity.carry import carry_mask
+from sparsemask.weights import unbuilt_parts, under
 from tiny import SMALL, data_flags, environment, make_data, verb
 
 MOBILENET = [32, 32, 32, 16, 16, 8, 4, 2, 2]
@@ -70,6 +74,10 @@ CONTRACTS = {
 }
 
 
+# Models that timm builds whole whatever features are asked for.
+WHOLE = ("legacy_xception",)
+
+
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_a_timm_model_keeps_the_backbones_contract(timm, name):
     channels, strides = CONTRACTS[name]
@@ -86,6 +94,42 @@ def test_a_timm_model_keeps_the_backbones_contract(timm, name):
         # Models round as they like, up, down or by unpadded convolutions; never far from size / stride.
         for point, stride in zip(points, strides, strict=True):
             assert all(abs(side - whole / stride) < 4 for side, whole in zip(point.shape[2:], size, strict=True))
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_a_truncated_timm_model_gives_the_same_features_and_keeps_their_names(timm, name):
+    torch.manual_seed(0)
+    net = backbones.create(name, momentum=0.02)
+    last = len(net.strides) - 1
+    x = torch.randn(2, 3, 65, 97)
+    whole, state = copy.deepcopy(net), net.state_dict()
+    for deepest in (2, last):
+        removed = backbones.truncate_(net, deepest)
+        assert bool(removed) == (name not in WHOLE), removed
+        left = net.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in left.items())
+        assert [key for key in state if key not in left] == [key for key in state if under(key, unbuilt_parts(net))]
+        with torch.no_grad():
+            points = [n.eval()(x) for n in (whole, net)]
+        if removed:
+            assert points[1][:deepest] == [None] * deepest
+        for theirs, ours in zip(*(found[deepest:] for found in points), strict=True):
+            assert torch.equal(theirs, ours)
+        net.load_state_dict(state)
+    assert all(norm.momentum == 0.02 for norm in net.modules() if isinstance(norm, nn.BatchNorm2d))
+
+
+def test_a_network_on_a_truncated_timm_model_learns_as_on_the_whole_one(timm):
+    mask = np.zeros((5, 5, 2), bool)
+    mask[3, 3, DOWN] = mask[4, 4, DOWN] = mask[4, 4, UP] = True
+    nets = [PrunedNetwork(mask, "resnet18", 8, num_classes=3, whole_encoder=whole) for whole in (True, False)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x, grads = torch.randn(2, 3, 64, 64), []
+    for net in nets:
+        net.train()(x).square().sum().backward()
+        grads.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    assert not any(name.startswith("backbone.timm.layer2") for name in grads[1])
+    assert all(torch.equal(grad, grads[0][name]) for name, grad in grads[1].items())
 
 
 def test_building_repeats_whether_or_not_the_trial_run_was_made(timm):

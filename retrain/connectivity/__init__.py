@@ -22,6 +22,7 @@ from sparsemask.retrain.evaluation import prediction_writer, record_evaluation
 from sparsemask.retrain.load_trained import read_source, ready
 from sparsemask.retrain.shortfall import shortfall
 from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.connectivity.mask_source import BASELINE, Mask, resolve_mask
 from sparsemask.spaces.connectivity.named_masks import available_masks
 from sparsemask.spaces.connectivity.shared import save_network
@@ -96,7 +97,8 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         space = spaces.get(config.network.space)
         if context.state is not None:
             mask = Mask.of_checkpoint(context.state["mask"])
-            return Built(space.network(mask.argument, config), {"mask": mask.entry})
+            model = as_saved(lambda options: space.network(mask.argument, options), config, context.state["model"])
+            return Built(model, {"mask": mask.entry})
         mask, _ = mask_of(config, context.given)
         for line in mask.lines:
             context.say(line)

@@ -24,6 +24,7 @@ from sparsemask.retrain.load_trained import read_source, ready
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.shortfall import shortfall
 from sparsemask.retrain.sparse_conv.table import evaluation_text, record
+from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.protocols import HasViews
 from sparsemask.spaces.sparse_conv.masking import apply_masks, fix_masks, set_threshold
 from sparsemask.spaces.sparse_conv.measuring import Watch
@@ -157,7 +158,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         changes = {}
         if context.state is not None:
             saved = context.state["mask"]
-            model = space.supernet(config)
+            model = as_saved(space.supernet, config, context.state["model"])
             apply_masks(model, {k: v.numpy() for k, v in saved["channels"].items()}, saved["threshold"])
         else:
             masks, path, _ = _start(config, context.given)

@@ -14,6 +14,7 @@ from sparsemask.options import Parser, natural
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.specializing.forms import compare_forms
 from sparsemask.retrain.specializing.start import newest_start, resolve_start
+from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.sparse_conv import search_method
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.sparse_conv.records import conclude
@@ -56,8 +57,10 @@ class Specialization(TrainingFamily[Built]):
         config = context.config
         seed_all(config.run.seed)
         space = spaces.get(config.network.space)
-        model = space.supernet(config)
-        if context.state is None:
+        if context.state is not None:
+            model = as_saved(space.supernet, config, context.state["model"])
+        else:
+            model = space.supernet(config)
             space.load_weights_into(model, load_weights(config.family.ft_model), config.family.ft_model)
             context.say(f"starting from {config.family.ft_model}")
         set_threshold(model, config.family.thres)

@@ -17,8 +17,19 @@ from torch import nn
 from sparsemask.errors import UseError
 from sparsemask.plugins import imported, is_own
 from sparsemask.spaces.backbones.registry import BUILDERS, Backbone, is_backbone, register
+from sparsemask.spaces.backbones.truncation import Truncatable, truncate_
 
-__all__ = ["Backbone", "available", "builder", "create", "is_backbone", "register", "strides"]
+__all__ = [
+    "Backbone",
+    "Truncatable",
+    "available",
+    "builder",
+    "create",
+    "is_backbone",
+    "register",
+    "strides",
+    "truncate_",
+]
 
 
 def available() -> list[str]:

@@ -70,6 +70,7 @@ class MobileNetV2(nn.Module):
         super().__init__()
         self.channels, self.strides = list(self.channels), list(self.strides)
         self.first_expansion = first_expansion
+        self.deepest = 0  # the deepest end point that is computed
         self.conv1 = nn.Conv2d(in_channels, FIRST, 3, 2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(FIRST, momentum=momentum)
         stages, width = OrderedDict(), FIRST
@@ -89,16 +90,25 @@ class MobileNetV2(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> nine end points, deepest first, of sizes ceil(H / stride)."""
+    def truncate_(self, deepest: int) -> None:
+        """As :meth:`sparsemask.spaces.backbones.Truncatable.truncate_`."""
+        if not self.deepest:
+            del self.conv_last, self.bn_last
+        for name in list(self.bottlenecks._modules)[len(self.channels) - 1 - deepest :]:
+            del self.bottlenecks._modules[name]  # by name: without a slice's new numbers
+        self.deepest = deepest
+
+    def forward(self, x: Tensor) -> list[Tensor | None]:
+        """(B, C, H, W) -> nine end points, deepest first, of sizes ceil(H / stride); None before `deepest`."""
         x = self.bn1(self.conv1(x))
-        end_points = [x]
+        end_points: list[Tensor | None] = [x]
         x = F.relu6(x)
         for stage in self.bottlenecks:
             x = stage(x)
             end_points.append(x)
-        end_points.append(self.bn_last(self.conv_last(x)))
-        return end_points[::-1]
+        if not self.deepest:
+            end_points.append(self.bn_last(self.conv_last(x)))
+        return [*[None] * self.deepest, *end_points[::-1]]
 
 
 register_forms("mobilenet_v2", Form("first_expansion", "bottlenecks.Bottlenecks_0.LinearBottleneck0_0.conv1.weight"))

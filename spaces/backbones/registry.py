@@ -17,14 +17,15 @@ class Backbone(Protocol):
     strides: Sequence[int]
     """Input size over the size of each end point, deepest first."""
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor] | list[Tensor | None]:
         """Compute the end points.
 
         Args:
             x: (B, C, H, W).
 
         Returns:
-            End points E_0 ... E_{L-1}, before their activation (timm's mostly after it).
+            End points E_0 ... E_{L-1}, before their activation (timm's mostly after it); None for those that a
+            truncated backbone does not compute (:func:`sparsemask.spaces.backbones.truncate_`).
         """
 
 

@@ -42,13 +42,44 @@ class TimmFeatures(nn.Module):
         super().__init__()
         traits = model_traits(name)
         self.channels, self.strides = list(traits.channels), list(traits.strides)
+        self._name, self._in_channels = name, in_channels
         self._indices, self._multiple, self._channels_last = traits.indices, traits.multiple, traits.channels_last
         self.timm = _build(name, in_channels)
+        self.deepest = 0  # the deepest end point that is computed
         for module in self.timm.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = momentum
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def truncate_(self, deepest: int) -> None:
+        """As :meth:`sparsemask.spaces.backbones.Truncatable.truncate_`; models that timm does not cut stay whole."""
+        last = self._indices[deepest]
+        with torch.random.fork_rng(devices=[]):
+            cut = _build(self._name, self._in_channels, tuple(range(last + 1)))
+        # Where stages are one sequence, timm builds all of them (EfficientNet).
+        head, _, tail = cut.feature_info.module_name(last).partition(".")
+        steps = dict(cut.named_children()).get(head)
+        number = tail.partition(".")[0]
+        if isinstance(steps, nn.Sequential) and number in steps._modules:
+            names = list(steps._modules)
+            for name in names[names.index(number) + 1 :]:
+                del steps._modules[name]
+        tensors = {**dict(self.timm.named_parameters()), **dict(self.timm.named_buffers())}
+        wanted = cut.state_dict()
+        if not wanted.keys() < tensors.keys():
+            return
+        learns = {name: parameter.requires_grad for name, parameter in self.timm.named_parameters()}
+        cut.load_state_dict({name: tensors[name] for name in wanted}, assign=True)
+        for name, parameter in cut.named_parameters():
+            parameter.requires_grad_(learns[name])
+        modules = dict(self.timm.named_modules())
+        for name, module in cut.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = modules[name].momentum
+        self.timm = cut.train(self.timm.training)
+        self._indices = self._indices[deepest:]
+        self.deepest = deepest
+
+    def forward(self, x: Tensor) -> list[Tensor | None]:
         """(B, C, H, W) -> end points, deepest first, of sizes H / stride (rounded as the model does)."""
         height, width = x.shape[-2:]
         if self._multiple > 1:
@@ -65,9 +96,9 @@ class TimmFeatures(nn.Module):
         if self._multiple > 1:
             points = [
                 point[..., : -(-height // stride), : -(-width // stride)]
-                for point, stride in zip(points, self.strides, strict=True)
+                for point, stride in zip(points, self.strides[self.deepest :], strict=True)
             ]
-        return points
+        return [*[None] * self.deepest, *points]
 
 
 @dataclass(frozen=True)
@@ -163,10 +194,11 @@ def import_timm():
     return timm
 
 
-def _build(name: str, in_channels: int = 3) -> nn.Module:
+def _build(name: str, in_channels: int = 3, features: tuple[int, ...] | None = None) -> nn.Module:
     timm = import_timm()
+    options = {"in_chans": in_channels} | ({} if features is None else {"out_indices": features})
     try:
-        return timm.create_model(name.removeprefix(PREFIX), pretrained=False, features_only=True, in_chans=in_channels)
+        return timm.create_model(name.removeprefix(PREFIX), pretrained=False, features_only=True, **options)
     except (RuntimeError, AssertionError, TypeError, AttributeError) as error:
         raise UseError(f"backbone '{name}': timm gives no features of this model ({one_line(error)[:160]})") from None
 

@@ -22,7 +22,7 @@ Product = Callable[[int, int, Tensor], Iterable[tuple[int, Tensor]]]
 
 
 def decode(
-    end_points: Sequence[Tensor],
+    end_points: Sequence[Tensor | None],
     used: Callable[[int, int], bool],
     product: Product,
     finish: Callable[[int, Tensor], Tensor],
@@ -30,7 +30,7 @@ def decode(
     """Run the decoder stages from the deepest and return relu6 of the last one, (B, depth, H, W).
 
     Args:
-        end_points: E_0 ... E_{L-1}, deepest first, before activation.
+        end_points: E_0 ... E_{L-1}, deepest first, before activation; None where no stage reads it or has its size.
         used: whether any stage reads feature j of a kind; unused features are not computed.
         product: convolves one activated feature for all stages that read it.
         finish: applied by a stage to the sum of its inputs (batch norm).

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from sparsemask.inference import fold_pairs
 from sparsemask.masks import DOWN, UP, check_mask
+from sparsemask.masks.decoder import deepest_end_point
+from sparsemask.spaces.backbones import truncate_
 from sparsemask.spaces.connectivity.fusion import batch_norm_errors, decode, upsample
 from sparsemask.spaces.connectivity.search_network import build_backbone, init_convolutions
-from sparsemask.spaces.connectivity.widths import narrow_
+from sparsemask.spaces.connectivity.widths import layer_names, narrow_
 
 
 class Stage(nn.Module):
@@ -31,15 +33,17 @@ class PrunedNetwork(nn.Module):
 
     Args:
         mask: bool (L, L, 2), see :mod:`sparsemask.masks`; L is the backbone's number of end points.
-        backbone_name: name of a registered backbone, or a backbone already built.
+        backbone_name: name of a registered backbone, or a backbone already built, which is truncated in place.
         depth: channels of every decoder stage.
         in_channels: channels of the input image.
         num_classes: channels of the output.
         bn_momentum: of all running statistics.
         widths: channels of the backbone's layers where they differ from the registered backbone's, see
             :mod:`sparsemask.spaces.connectivity.widths`.
+        whole_encoder: whether to build what lies behind the deepest end point in use, too.
         backbone_options: further arguments of the backbone's builder, such as its form.
 
+    Of the encoder, only what the output depends on is built (:func:`sparsemask.spaces.backbones.truncate_`).
     Stages that do not reach the output keep their (frozen) parameters, so that public checkpoints load, but
     are not computed.
 
@@ -56,16 +60,20 @@ class PrunedNetwork(nn.Module):
         num_classes: int = 21,
         bn_momentum: float = 0.0003,
         widths: str | None = None,
+        whole_encoder: bool = False,
         **backbone_options,
     ):
         super().__init__()
         self.backbone = build_backbone(backbone_name, in_channels, bn_momentum, backbone_options)
         self.widths = widths
-        if widths:
-            narrow_(self.backbone, widths, in_channels)
-        channels = list(self.backbone.channels)
-        self.mask = check_mask(mask, len(channels))
+        self.mask = check_mask(mask, len(self.backbone.channels))
         live = _reaching_output(self.mask)
+        layers = layer_names(self.backbone)
+        if not whole_encoder:
+            truncate_(self.backbone, deepest_end_point(self.mask[live]))
+        if widths:
+            narrow_(self.backbone, widths, in_channels, layers)
+        channels = list(self.backbone.channels)
         stages = {}
         for i, row in enumerate(self.mask):
             if row.any():
@@ -122,7 +130,7 @@ class PrunedNetwork(nn.Module):
         logits = self.fc_conv(features)
         return logits if size is None else upsample(logits, size)
 
-    def decode(self, end_points: Sequence[Tensor]) -> Tensor:
+    def decode(self, end_points: Sequence[Tensor | None]) -> Tensor:
         """The last decoder stage's output, (B, depth, h, w), from the encoder's end points."""
         return decode(end_points, self.used, self.product, self.finish)
 

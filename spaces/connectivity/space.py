@@ -37,6 +37,7 @@ class ConnectivityConfig:
     encoder: Mapping[str, bool] = field(default_factory=dict)
     """Arguments of the backbone's builder for a form that is not the default; weights decide it."""
     widths: str | None = None  # of the backbone's layers, if groups of weights were removed
+    whole_encoder: bool = False  # whether what lies behind the deepest end point in use is built too
 
     def __post_init__(self):
         backbones.builder(self.backbone_name)  # UseError for unknown names
@@ -69,6 +70,8 @@ class ConnectivityConfig:
         }
         if self.widths:
             options["widths"] = self.widths
+        if self.whole_encoder:
+            options["whole_encoder"] = True
         return options | self.encoder
 
 
@@ -82,7 +85,7 @@ class ConnectivitySpace(Space):
     def supernet(self, config) -> FullyDenseNetwork:
         """The Fully Dense Network."""
         config = ConnectivityConfig.from_options(config)
-        options = replace(config, widths=None).network_options()
+        options = replace(config, widths=None, whole_encoder=False).network_options()
         return FullyDenseNetwork(depth=config.depth, noise_std=config.noise_std, **options)
 
     def network(self, mask: np.ndarray | str, config) -> PrunedNetwork | FCN:
@@ -90,7 +93,7 @@ class ConnectivitySpace(Space):
         config = ConnectivityConfig.from_options(config)
         options = config.network_options()
         if isinstance(mask, str):
-            widths = options.pop("widths", None)
+            widths, whole = options.pop("widths", None), options.pop("whole_encoder", False)
             if mask == "fcn":
                 if widths:
                     raise UseError("the baseline 'fcn' has no widths of its own: --widths is for networks of a mask")
@@ -100,6 +103,7 @@ class ConnectivitySpace(Space):
             )
             mask = named_mask(mask, len(encoder.channels))
             settings = {"num_classes": config.n_class, "bn_momentum": config.bn_momentum, "widths": widths}
+            settings["whole_encoder"] = whole
             return PrunedNetwork(mask, encoder, config.depth, config.in_channels, **settings)
         return PrunedNetwork(mask, depth=config.depth, **options)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +56,20 @@ def widths_of(backbone: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     return None if alike else ",".join(entries)
 
 
-def narrow_(backbone: nn.Module, widths: str, in_channels: int = 3) -> None:
+def layer_names(backbone: nn.Module) -> list[str]:
+    """The layers that a string of widths lists, in its order."""
+    return [name for name, _ in _layers(backbone)]
+
+
+def narrow_(backbone: nn.Module, widths: str, in_channels: int = 3, layers: Sequence[str] | None = None) -> None:
     """Shrink a new backbone in place to the widths of a string; every layer keeps its first channels.
 
     Args:
         backbone: as built by its builder.
         widths: as :func:`widths_of` returns it.
         in_channels: channels of the input image.
+        layers: what the string lists, of a backbone that was truncated since: :func:`layer_names` of the whole one;
+            entries of layers that are not built are not looked at.
 
     Raises:
         UseError: not a string of widths, one of another backbone, or layers that do not fit together.
@@ -70,11 +77,15 @@ def narrow_(backbone: nn.Module, widths: str, in_channels: int = 3) -> None:
     from sparsemask.spaces.group_sparsity.matrices import Pair
     from sparsemask.spaces.group_sparsity.slicing import reshape_
 
-    layers, entries = _layers(backbone), widths.split(",")
-    if len(entries) != len(layers) or not all(map(_ENTRY.fullmatch, entries)):
-        raise UseError(f"--widths {widths[:40]}: not the widths of this backbone, which has {len(layers)} layers")
+    built, entries = dict(_layers(backbone)), widths.split(",")
+    names = list(built) if layers is None else layers
+    if len(entries) != len(names) or not all(map(_ENTRY.fullmatch, entries)):
+        raise UseError(f"--widths {widths[:40]}: not the widths of this backbone, which has {len(names)} layers")
     values = {}
-    for (name, module), entry in zip(layers, entries, strict=True):
+    for name, entry in zip(names, entries, strict=True):
+        if name not in built:
+            continue
+        module = built[name]
         sizes = [int(part) for part in entry.split("x")]
         conv = isinstance(module, nn.Conv2d)
         current = (module.out_channels, module.in_channels) if conv else (module.num_features,)
@@ -104,4 +115,4 @@ def _end_points(backbone: nn.Module, in_channels: int) -> list[int]:
             points = twin(torch.empty(1, in_channels, _SIZE, _SIZE, device="meta"))
     except RuntimeError as error:
         raise UseError(f"--widths: layers do not fit together ({str(error)[:100]})") from None
-    return [point.shape[1] for point in points]
+    return [whole if point is None else point.shape[1] for point, whole in zip(points, backbone.channels, strict=True)]

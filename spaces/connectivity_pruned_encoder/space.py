@@ -79,6 +79,7 @@ class SlimSpace(HingeSpace):
                 )
             network = {"backbone_name": ConnectivityConfig.backbone_name}
             network |= {name: options[name] for name in _NETWORK if options.get(name) is not None}
+            network["whole_encoder"] = False
             options = {**options, "arch": ARCH, "arch_options": network, "variant": GENERAL}
         return super().config(options, shape)
 
@@ -87,7 +88,9 @@ class SlimSpace(HingeSpace):
         config = self.config(config)
         network_options = config["arch_options"]
         mask = read_mask(network_options["connectivity"], len(backbones.strides(network_options["backbone_name"])))
-        return spaces.get("connectivity").network(mask, {**network_options, "n_class": config["n_class"]})
+        # Recipes of version 0.1.0 do not say it: their groups are of the whole encoder.
+        options = {"whole_encoder": True, **network_options, "n_class": config["n_class"]}
+        return spaces.get("connectivity").network(mask, options)
 
     def plan(self, plain: nn.Module, config: Mapping) -> Plan:
         """Return the general rule's plan, restricted to the encoder's groups."""
@@ -160,7 +163,7 @@ def small_widths(mask: np.ndarray, options, state: Mapping[str, Tensor]) -> str 
     Returns:
         As :func:`sparsemask.spaces.connectivity.widths.widths_of`; None if the widths are the backbone's own.
     """
-    config = {**options, "widths": None}
+    config = {**options, "widths": None, "whole_encoder": True}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         backbone = spaces.get("connectivity").network(mask, config).backbone
     return widths_of(backbone, state)

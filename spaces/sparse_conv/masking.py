@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsemask.errors import UseError
 from sparsemask.spaces.sparse_conv.masked_network import LocationMask, MaskedNetwork
 from sparsemask.sparse import budget_loss, set_mask_mode
+from sparsemask.weights import unbuilt_parts, under
 
 
 def blocks(network: nn.Module) -> dict[str, nn.Module]:
@@ -43,13 +44,15 @@ def apply_masks(network: nn.Module, channels: Mapping[str, np.ndarray], threshol
 
     Args:
         network: changed in place.
-        channels: by block name, bool (layers, channels), True is dense.
+        channels: by block name, bool (layers, channels), True is dense; those of blocks that are not built are left
+            out.
         threshold: of P(keep), in [0, 1).
 
     Raises:
         UseError: masks of another network.
     """
-    known = blocks(network)
+    known, unbuilt = blocks(network), unbuilt_parts(network)
+    channels = {name: mask for name, mask in channels.items() if not under(name, unbuilt)}
     if set(known) != set(channels):
         odd = sorted(set(known) ^ set(channels))
         raise UseError(f"these masks are of another network: {len(channels)} modules for {len(known)} ({odd[0]})")

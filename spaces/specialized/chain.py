@@ -25,17 +25,19 @@ class EncoderChain:
 
         self.blocks = [block for stage in backbone.bottlenecks for block in stage]
         self.ends = [len(stage) for stage in backbone.bottlenecks]
-        self.chain = Chain(
-            [*map(_described, self.blocks), (None, (backbone.conv_last.weight, backbone.conv_last.bias))]
-        )
+        self.deepest = backbone.deepest
+        links = [*map(_described, self.blocks)]
+        if not self.deepest:
+            links.append((None, (backbone.conv_last.weight, backbone.conv_last.bias)))
+        self.chain = Chain(links)
 
     @staticmethod
     def of(backbone: nn.Module) -> EncoderChain | None:
-        """The chain of an encoder; None if it is no MobileNetV2."""
-        return EncoderChain(backbone) if type(backbone) is MobileNetV2 else None
+        """The chain of an encoder; None if it is no MobileNetV2, or one without blocks."""
+        return EncoderChain(backbone) if type(backbone) is MobileNetV2 and len(backbone.bottlenecks) else None
 
-    def __call__(self, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
-        """The encoder's end points, deepest first."""
+    def __call__(self, backbone: MobileNetV2, x: Tensor) -> list[Tensor | None]:
+        """The encoder's end points, deepest first; None for those that are not built."""
         chosen = dispatch.current(MaskedBottleneck.backend)
         native = dispatch.find("native")
         if chosen not in ("auto", "native") or native.why_not(x.device, x.dtype) or not x.numel():
@@ -48,7 +50,7 @@ class EncoderChain:
             key, x, lambda candidate: self._run(backbone, x) if candidate is native else _by(candidate, backbone, x)
         )
 
-    def _run(self, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
+    def _run(self, backbone: MobileNetV2, x: Tensor) -> list[Tensor | None]:
         first = backbone.conv1(x)
         outs, masks = self.chain(F.relu6(first))
         size, count = first.shape[-2:], len(x)
@@ -62,10 +64,12 @@ class EncoderChain:
         for count in self.ends:
             at += count
             points.append(outs[at - 1])
-        return [*points, outs[-1]][::-1]
+        if not self.deepest:
+            points.append(outs[-1])
+        return [*[None] * self.deepest, *points[::-1]]
 
 
-def _by(candidate, backbone: MobileNetV2, x: Tensor) -> list[Tensor]:
+def _by(candidate, backbone: MobileNetV2, x: Tensor) -> list[Tensor | None]:
     with dispatch.backend(candidate.name):
         return backbone(x)
 

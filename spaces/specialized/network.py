@@ -238,7 +238,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
                 logits = F.linear(rows, self.decoder.classify.flatten(1), self.fc_conv.bias).permute(0, 3, 1, 2)
         return logits if size is None else upsample(logits, size)
 
-    def _chained(self, x: Tensor) -> list[Tensor]:
+    def _chained(self, x: Tensor) -> list[Tensor | None]:
         """The folded encoder's end points."""
         if self._chain is None and self._chains:
             self._chain = EncoderChain.of(self.backbone)
