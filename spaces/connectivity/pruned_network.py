@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemask.errors import UseError
 from sparsemask.inference import fold_pairs
-from sparsemask.masks import DOWN, UP, check_mask
-from sparsemask.masks.decoder import POINTWISE, DecoderMask
+from sparsemask.masks import DOWN, UP
+from sparsemask.masks.decoder import POINTWISE, DecoderMask, check_decoder
 from sparsemask.spaces.connectivity.fusion import batch_norm_errors, decode, upsample
 from sparsemask.spaces.connectivity.operations import OPERATION_MODULES, ContextBlock
 from sparsemask.spaces.connectivity.search_network import build_backbone, init_convolutions
@@ -187,27 +186,6 @@ class PrunedNetwork(nn.Module):
     def refine(self, i: int, output: Tensor) -> Tensor:
         """Operation and context block of stage i on its activated sum."""
         return self.decoders[f"Decoders_{i}"].refine(output)
-
-
-def check_decoder(mask: np.ndarray | DecoderMask, n_features: int, what: str = "mask") -> np.ndarray | DecoderMask:
-    """Check a mask of either space; one of the published space is copied.
-
-    Args:
-        mask: bool (L, L, 2), or a decoder of the wider space, which was checked when it was made.
-        n_features: L that is expected.
-        what: how error messages begin.
-
-    Raises:
-        UseError: a mask of another number of features, or an unusable one.
-    """
-    if not isinstance(mask, DecoderMask):
-        return check_mask(mask, n_features, what)
-    if len(mask) != n_features:
-        raise UseError(
-            f"{what}: the mask is for {len(mask)} features, this backbone has {n_features}; "
-            "take a mask searched with this backbone"
-        )
-    return mask
 
 
 def _together(convs: Sequence[nn.Conv2d], x: Tensor) -> Tensor:
