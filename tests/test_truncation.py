@@ -13,16 +13,19 @@ from torch import nn
 
 from filling import fill
 from pyramid import Pyramid
-from sparsemask import UseError
+from sparsemask import UseError, spaces
 from sparsemask.costs import measure
 from sparsemask.engine.loop import Fit
 from sparsemask.inference import optimize_for_inference
 from sparsemask.masks import DOWN, UP, check_mask, save_mask
+from sparsemask.masks.groups import GroupMask
 from sparsemask.plugins import trust
 from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import export as retrain_export
 from sparsemask.retrain import train as retrain_train
 from sparsemask.spaces import backbones
 from sparsemask.spaces.connectivity import PrunedNetwork, load_network, named_mask, pruned_network, save_network
+from sparsemask.spaces.connectivity.encoding import mask_word
 from sparsemask.spaces.connectivity_pruned_encoder.space import small_widths
 from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks
 from sparsemask.spaces.specialized import SpecializedNetwork
@@ -265,3 +268,37 @@ def test_a_run_that_began_with_the_whole_encoder_ends_with_it(run_flags, monkeyp
     assert retrain_train.main([*flags, "--name", "tuned", "--ft_model", "runs/whole/network.safetensors"]) == 0
     assert capsys.readouterr().out.count("left out") == 1
     assert load_weights("runs/tuned/network.safetensors").keys() == cut.keys()
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["recipe of the version before", "recipe of today"])
+def test_groups_of_weights_of_a_truncated_encoder(before, capsys):
+    mask = np.zeros((9, 9, 2), bool)  # a chain from E_5 on: every stage reaches the output
+    for stage in range(5, 9):
+        mask[stage, stage] = True, stage > 5
+    slim, options = spaces.get("slim"), {"depth": 6, "n_class": 3, "connectivity": mask_word(mask)}
+    config = slim.config(options, (3, 33, 33))
+    if before:
+        del config["arch_options"]["whole_encoder"]
+    torch.manual_seed(0)
+    hinged = slim.hinged(lively(slim.plain(config)), config)
+    network, rng = hinged.network.eval(), np.random.default_rng(0)
+    assert bool(unbuilt_parts(network)) != before
+    kept = {s.name: np.append(True, rng.random(s.count - 1) < 0.6) for s in hinged.reduction.sets}
+    state = slim.compressed(hinged, GroupMask(config, kept, space="slim", sha256="0")).state_dict()
+    left = spaces.get("connectivity").network(mask, {**options, "widths": small_widths(mask, options, state)})
+    load_strictly(left.eval(), state, "small.npz")
+    assert capsys.readouterr().out.count("left out") == before
+    zeroed, x = hinged.reduction.removal.zero_(copy.deepcopy(network), kept), torch.randn(2, 3, 65, 80)
+    with torch.no_grad():
+        torch.testing.assert_close(left(x), zeroed(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("no_images")
+def test_a_truncated_network_is_exported(run_flags, capsys):
+    assert retrain_train.main([*run_flags, "--max_iter", "1", "--name", "r"]) == 0
+    assert retrain_export.main(["--run", "runs/r", "--out", "net.pt2", "--repeats", "0"]) == 0
+    network = load_network("runs/r/network.safetensors", Steps).eval()
+    assert unbuilt_parts(network)
+    x = torch.randn(1, 3, 40, 48)
+    with torch.no_grad():
+        assert torch.isfinite(network(x)).all()
