@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +13,26 @@ from torch import nn
 
 from filling import fill
 from pyramid import Pyramid
-from sparsemask import UseError
+from sparsemask import UseError, spaces
 from sparsemask.costs import measure
+from sparsemask.engine.loop import Fit
 from sparsemask.inference import optimize_for_inference
-from sparsemask.masks import DOWN, UP, check_mask
+from sparsemask.masks import DOWN, UP, check_mask, save_mask
+from sparsemask.masks.groups import GroupMask
+from sparsemask.plugins import trust
+from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import export as retrain_export
+from sparsemask.retrain import train as retrain_train
 from sparsemask.spaces import backbones
-from sparsemask.spaces.connectivity import PrunedNetwork, load_network, named_mask, save_network
+from sparsemask.spaces.connectivity import PrunedNetwork, load_network, named_mask, pruned_network, save_network
+from sparsemask.spaces.connectivity.encoding import mask_word
 from sparsemask.spaces.connectivity_pruned_encoder.space import small_widths
-from sparsemask.weights import load_strictly, unbuilt_parts, under
+from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks
+from sparsemask.spaces.specialized import SpecializedNetwork
+from sparsemask.spaces.specialized.onnx_form import PlainForm
+from sparsemask.weights import load_strictly, load_weights, unbuilt_parts, under
+from test_specialize_network import lively
+from tiny import SMALL, data_flags, make_data
 
 
 class Steps(Pyramid):
@@ -32,6 +46,7 @@ class Steps(Pyramid):
         return [None] * (len(self.channels) - len(points)) + points
 
 
+NAME = "test_truncation:Steps"
 PARTS = ("weight", "bias", "running_mean", "running_var")
 BACKBONES = {"mobilenet_v2": lambda: "mobilenet_v2", "own": Steps}
 
@@ -170,3 +185,120 @@ def test_widths_of_a_truncated_encoder():
     for net in nets:
         load_strictly(net, state, "narrow.pt")
     check_alike(*nets)
+
+
+def specialized(whole_encoder: bool) -> SpecializedNetwork:
+    return SpecializedNetwork(MASK, depth=8, num_classes=3, max_stride=16, whole_encoder=whole_encoder)
+
+
+def test_a_truncated_specialised_network_skips_as_the_whole_one():
+    torch.manual_seed(0)
+    nets = [specialized(True), specialized(False)]
+    lively(nets[0])
+    load_strictly(nets[1].eval(), nets[0].state_dict(), "whole.pt")
+    assert set(nets[1].masked) < set(nets[0].masked)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        wanted = nets[0](x)
+        assert torch.equal(nets[1](x), wanted)
+        for chained in (True, False):
+            fast = copy.deepcopy(nets[1])
+            fast.fold(chained)
+            torch.testing.assert_close(fast(x), wanted, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(PlainForm(nets[1])(x), wanted, rtol=1e-3, atol=1e-4)
+    assert nets[1].dense_multiply_adds < nets[0].dense_multiply_adds
+    apply_masks(nets[1], hard_masks(nets[0]))
+    with torch.no_grad():
+        assert torch.equal(nets[1](x), wanted)
+
+
+def test_an_encoder_of_a_single_layer_specialises():
+    mask = np.zeros((9, 9, 2), bool)
+    mask[8, 8, DOWN] = True
+    net = lively(SpecializedNetwork(mask, depth=8, num_classes=3))
+    x = torch.randn(1, 3, 32, 48)
+    with torch.no_grad():
+        wanted = net(x)
+        net.fold()
+        torch.testing.assert_close(net(x), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def run_flags(tmp_path, monkeypatch) -> list[str]:
+    """Flags that retrain a network on a user's encoder, of which a part is not read."""
+    trust(NAME, Steps)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
+    mask = random_mask(np.random.default_rng(2), 4, 2)
+    save_mask("mask.npy", mask, {"backbone_name": NAME, "strides": list(Steps.strides)})
+    make_data(tmp_path / "data", n=8)
+    return ["--mask_path", "mask.npy", *data_flags(tmp_path / "data"), *SMALL, "--backbone_name", NAME]
+
+
+@pytest.mark.usefixtures("no_images")
+def test_a_run_that_began_with_the_whole_encoder_ends_with_it(run_flags, monkeypatch, capsys):
+    flags = [*run_flags, "--max_iter", "4"]
+    assert retrain_train.main([*flags, "--name", "cut"]) == 0
+    step = Fit.train_step
+
+    def stopped(self, parts):
+        if self.step == 3:
+            raise KeyError("stopped")
+        return step(self, parts)
+
+    with monkeypatch.context() as patch:  # as the version before built it
+        patch.setattr(pruned_network, "truncate_", lambda *_: [])
+        assert retrain_train.main([*flags, "--name", "whole"]) == 0
+        patch.setattr(Fit, "train_step", stopped)
+        with pytest.raises(KeyError):
+            retrain_train.main([*flags, "--name", "stopped"])
+    assert retrain_train.main(["--resume", "runs/stopped"]) == 0
+    whole, resumed, cut = (load_weights(f"runs/{name}/checkpoints/last.pt") for name in ("whole", "stopped", "cut"))
+    assert whole.keys() == resumed.keys() > cut.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert all(torch.equal(value, whole[name]) for name, value in cut.items())  # the same from the same seed
+    capsys.readouterr()
+    scores = []
+    for name, lines in (("whole", 1), ("cut", 0)):
+        assert retrain_eval.main(["--run", f"runs/{name}"]) == 0
+        assert capsys.readouterr().out.count("left out") == lines
+        scores.append(json.loads(Path(f"runs/{name}/run.json").read_text())["eval"])
+    assert scores[0] == scores[1]
+    assert retrain_train.main([*flags, "--name", "tuned", "--ft_model", "runs/whole/network.safetensors"]) == 0
+    assert capsys.readouterr().out.count("left out") == 1
+    assert load_weights("runs/tuned/network.safetensors").keys() == cut.keys()
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["recipe of the version before", "recipe of today"])
+def test_groups_of_weights_of_a_truncated_encoder(before, capsys):
+    mask = np.zeros((9, 9, 2), bool)  # a chain from E_5 on: every stage reaches the output
+    for stage in range(5, 9):
+        mask[stage, stage] = True, stage > 5
+    slim, options = spaces.get("slim"), {"depth": 6, "n_class": 3, "connectivity": mask_word(mask)}
+    config = slim.config(options, (3, 33, 33))
+    if before:
+        del config["arch_options"]["whole_encoder"]
+    torch.manual_seed(0)
+    hinged = slim.hinged(lively(slim.plain(config)), config)
+    network, rng = hinged.network.eval(), np.random.default_rng(0)
+    assert bool(unbuilt_parts(network)) != before
+    kept = {s.name: np.append(True, rng.random(s.count - 1) < 0.6) for s in hinged.reduction.sets}
+    state = slim.compressed(hinged, GroupMask(config, kept, space="slim", sha256="0")).state_dict()
+    left = spaces.get("connectivity").network(mask, {**options, "widths": small_widths(mask, options, state)})
+    load_strictly(left.eval(), state, "small.npz")
+    assert capsys.readouterr().out.count("left out") == before
+    zeroed, x = hinged.reduction.removal.zero_(copy.deepcopy(network), kept), torch.randn(2, 3, 65, 80)
+    with torch.no_grad():
+        torch.testing.assert_close(left(x), zeroed(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("no_images")
+def test_a_truncated_network_is_exported(run_flags, capsys):
+    assert retrain_train.main([*run_flags, "--max_iter", "1", "--name", "r"]) == 0
+    assert retrain_export.main(["--run", "runs/r", "--out", "net.pt2", "--repeats", "0"]) == 0
+    network = load_network("runs/r/network.safetensors", Steps).eval()
+    assert unbuilt_parts(network)
+    x = torch.randn(1, 3, 40, 48)
+    with torch.no_grad():
+        assert torch.isfinite(network(x)).all()

@@ -52,11 +52,12 @@ class TimmFeatures(nn.Module):
 
     def truncate_(self, deepest: int) -> None:
         """As :meth:`sparsemask.spaces.backbones.Truncatable.truncate_`; models that timm does not cut stay whole."""
-        last = self._indices[deepest]
+        # Numbers of timm's features, of which a model may leave out the first (DLA).
+        features = tuple(self.timm.feature_info.out_indices)[: self._indices[deepest - self.deepest] + 1]
         with torch.random.fork_rng(devices=[]):
-            cut = _build(self._name, self._in_channels, tuple(range(last + 1)))
+            cut = _build(self._name, self._in_channels, features)
         # Where stages are one sequence, timm builds all of them (EfficientNet).
-        head, _, tail = cut.feature_info.module_name(last).partition(".")
+        head, _, tail = cut.feature_info.module_name(features[-1]).partition(".")
         steps = dict(cut.named_children()).get(head)
         number = tail.partition(".")[0]
         if isinstance(steps, nn.Sequential) and number in steps._modules:
@@ -76,7 +77,7 @@ class TimmFeatures(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = modules[name].momentum
         self.timm = cut.train(self.timm.training)
-        self._indices = self._indices[deepest:]
+        self._indices = self._indices[deepest - self.deepest :]
         self.deepest = deepest
 
     def forward(self, x: Tensor) -> list[Tensor | None]:

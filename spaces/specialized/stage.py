@@ -138,51 +138,55 @@ class FoldedDecoder(nn.Module):
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_whole": None}
 
-    def forward(self, points: Sequence[Tensor], masks: Mapping[int, Tensor]) -> Tensor:
+    def forward(self, points: Sequence[Tensor | None], masks: Mapping[int, Tensor]) -> Tensor:
         """Compute the last stage's output, channels in the folded order.
 
         Args:
-            points: end points, deepest first.
+            points: end points, deepest first; None for those that are not built.
             masks: data masks, bool (N, 1, h, w), of masked stages by number.
         """
         native = dispatch.find("native")
+        built = [point for point in points if point is not None]
+        begin = len(points) - len(built)  # the native decoder numbers what is built
         if (
             self._whole is not False
             and not torch.compiler.is_exporting()
             and dispatch.current(self.backend) in ("auto", "native")
-            and not native.why_not(points[0].device, points[0].dtype)
-            and points[0].numel()
+            and not native.why_not(built[0].device, built[0].dtype)
+            and built[0].numel()
         ):
             if self._whole is None:
-                self._whole = self._described(len(points), masks)
+                self._whole = self._described(begin, len(points), masks)
             if self._whole:
-                mean = [points[0].mean((2, 3), keepdim=True)] if (UP, 0) in self.takers else []
-                return self._whole([*points, *mean], masks)
+                mean = [built[0].mean((2, 3), keepdim=True)] if (UP, 0) in self.takers else []
+                return self._whole([*built, *mean], {i - begin: mask for i, mask in masks.items()})
         return self._staged(points, masks)
 
-    def _described(self, count: int, masks: Mapping[int, Tensor]):
+    def _described(self, begin: int, count: int, masks: Mapping[int, Tensor]):
         """All stages as one native decoder, False if it does not support them; the global mean is the last feature."""
         from sparsemask.backends.native.decoder import Decoder, Stage
 
         stages, stage_index = [], {}
-        for i in range(count):
+        for i in range(begin, count):
             sources = []
             if (UP, 0) in self.takers and i in self.takers[UP, 0]:
-                sources.append((True, count, self.weights[f"{UP}_0_{i}"], True))
+                sources.append((True, count - begin, self.weights[f"{UP}_0_{i}"], True))
             for (kind, j), takers in self.takers.items():
                 if i not in takers or (kind, j) == (UP, 0):
                     continue
                 feature = kind == DOWN
                 sources.append(
-                    (feature, j if feature else stage_index[j - 1], self.weights[f"{kind}_{j}_{i}"], feature)
+                    (feature, j - begin if feature else stage_index[j - 1], self.weights[f"{kind}_{j}_{i}"], feature)
                 )
             if sources:
                 stage_index[i] = len(stages)
-                stages.append(Stage(i, sources, self.biases[str(i)], i in masks, self.counts.get(i, self.depth)))
+                stages.append(
+                    Stage(i - begin, sources, self.biases[str(i)], i in masks, self.counts.get(i, self.depth))
+                )
         decoder = Decoder(stages)
         return decoder if decoder.fits else False
 
-    def _staged(self, points: Sequence[Tensor], masks: Mapping[int, Tensor]) -> Tensor:
+    def _staged(self, points: Sequence[Tensor | None], masks: Mapping[int, Tensor]) -> Tensor:
         """Stage by stage, each an operator."""
         inputs: list[list[tuple]] = [[] for _ in points]
 
@@ -194,6 +198,8 @@ class FoldedDecoder(nn.Module):
             spread(UP, 0, points[0].mean((2, 3), keepdim=True), True)
         output = None
         for i, point in enumerate(points):
+            if point is None:
+                continue
             spread(DOWN, i, point, True)
             if inputs[i]:
                 xs, weights, cut = map(list, zip(*inputs[i], strict=True))
