@@ -1,6 +1,7 @@
 """Networks of the wider space: against a literal computation, folded, and equal to the published ones where alike."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -14,7 +15,12 @@ from sparsemask.errors import UseError
 from sparsemask.inference import optimize_for_inference
 from sparsemask.masks import DOWN, UP
 from sparsemask.masks.decoder import FULL, POINTWISE, SEPARABLE, DecoderMask, as_decoder, decoder_mask
-from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
+from sparsemask.pictures import draw_architecture
+from sparsemask.spaces.connectivity import FullyDenseNetwork, PrunedNetwork, load_network, named_mask, save_network
+from sparsemask.spaces.connectivity.transfer import inherited_state
+from sparsemask.spaces.connectivity_pruned_encoder.space import described
+from sparsemask.spaces.specialized.network import SpecializedNetwork
+from sparsemask.weights import save_safetensors
 
 
 def drawn(seed: int, length: int = 4) -> DecoderMask:
@@ -123,3 +129,90 @@ def test_what_is_deeper_than_all_that_is_used_is_not_looked_at():
 def test_a_decoder_of_another_backbone_is_refused():
     with pytest.raises(UseError, match="for 5 features, this backbone has 4"):
         PrunedNetwork(drawn(0, 5), Pyramid())
+
+
+def test_a_shared_file_says_the_whole_decoder(tmp_path):
+    mask = decoder_mask(drawn(0, 9).connections, [FULL, SEPARABLE, 0] * 3, [8, 16, 24] * 3, context=True)
+    net = lively(PrunedNetwork(mask, num_classes=3)).eval()
+    file = tmp_path / "network.safetensors"
+    save_network(file, net, {"backbone_name": "mobilenet_v2", "depth": 64}, 3)
+    loaded = load_network(file)
+    assert loaded.mask == mask
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), net(x))
+    with pytest.raises(UseError, match="a decoder of the wider space; networks with a pruned encoder"):
+        described(file)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"operations": [7] * 9},
+        {"widths": [12] * 9},
+        {"widths": ["x"] * 9},
+        {"widths": [1 << 40] * 9},
+        {"operations": [0]},
+        {"context": None, "widths": None},
+        None,
+    ],
+)
+def test_files_that_describe_no_decoder_are_refused(tmp_path, words):
+    net = PrunedNetwork(named_mask("unet", 9), depth=8)
+    file = tmp_path / "network.safetensors"
+    right = {"operations": [0] * 9, "widths": [8] * 9, "context": False}
+    entries = {
+        "space": "connectivity", "backbone_name": "mobilenet_v2", "depth": 8, "n_class": 21, "features": 9,
+        "connections": np.argwhere(net.mask).tolist(), "decoder": "x" if words is None else {**right, **words},
+    }  # fmt: skip
+    save_safetensors(file, net.state_dict(), {key: json.dumps(value) for key, value in entries.items()})
+    with pytest.raises(UseError, match="network.safetensors"):
+        load_network(file)
+
+
+def test_what_a_search_has_is_inherited_and_the_rest_drawn():
+    search = lively(FullyDenseNetwork(depth=16, num_classes=3))
+    state = search.state_dict()
+    takes = named_mask("random-9", 9, seed=1)
+    mask = decoder_mask(takes, [FULL] * 9, [8, 16, 24] * 3, context=True)
+    net = PrunedNetwork(mask, num_classes=3)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    new = inherited_state(net, state, "all")
+    assert {key: value.shape for key, value in new.items()} == {key: value.shape for key, value in before.items()}
+    exact = inherited_state(PrunedNetwork(takes, depth=16, num_classes=3), state, "all")
+    for key, value in new.items():
+        if ".operation." in key or ".context." in key:
+            assert torch.equal(value, before[key]), key
+        elif key in exact:  # the first channels of what the published network takes over
+            common = tuple(slice(min(sizes)) for sizes in zip(value.shape, exact[key].shape, strict=True))
+            assert torch.equal(value[common], exact[key][common]), key
+    net.load_state_dict(new)
+    # The same decoder told as one of the wider space inherits exactly the same.
+    same = inherited_state(PrunedNetwork(as_decoder(takes, 16), num_classes=3), state, "all")
+    assert all(torch.equal(value, exact[key]) for key, value in same.items())
+    with pytest.raises(UseError, match="does not fit: fc_conv"):
+        inherited_state(PrunedNetwork(mask, num_classes=4), state, "all")
+
+
+def test_the_classifier_of_another_stage_is_not_inherited():
+    state = FullyDenseNetwork(depth=16, num_classes=3).state_dict()
+    net = PrunedNetwork(named_mask("fpn", 9, strides=[32, 32, 32, 16, 16, 8, 4, 2, 2], depth=16), num_classes=3)
+    new = inherited_state(net, state, "all")
+    assert torch.equal(new["fc_conv.weight"], net.fc_conv.weight)
+    assert not torch.equal(
+        new["decoders.Decoders_3.down_convs.3.weight"], net.decoders["Decoders_3"].down_convs["3"].weight
+    )
+
+
+def test_specialised_networks_refuse_the_wider_space():
+    with pytest.raises(UseError, match="a decoder of the wider space; specialised networks take masks of connections"):
+        SpecializedNetwork(drawn(0, 9))
+
+
+def test_drawings_show_operations_and_widths(tmp_path):
+    mask = named_mask("fpn", 9, strides=[32, 32, 32, 16, 16, 8, 4, 2, 2], depth=48)
+    mask = decoder_mask(mask.connections, [FULL, 0, 0, SEPARABLE, 0, POINTWISE, FULL, 0, 0], mask.widths, context=True)
+    svg = draw_architecture(mask, tmp_path / "a.svg").read_text()
+    for words in ("<!-- 3×3, 48 -->", "<!-- sep. 3×3, 48 -->", "<!-- 1×1, 48 -->", "context block at"):
+        assert words in svg
+    assert svg.count("empty") == 3  # stages after the output are not there

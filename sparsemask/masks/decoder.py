@@ -157,6 +157,11 @@ def check_decoder(mask: np.ndarray | DecoderMask, n_features: int, what: str = "
     return mask
 
 
+def connections_of(mask: np.ndarray | DecoderMask) -> np.ndarray:
+    """The connections, bool (L, L, 2), of a mask of either space."""
+    return mask.connections if isinstance(mask, DecoderMask) else mask
+
+
 def only_published(mask: np.ndarray | DecoderMask, what: str, who: str) -> np.ndarray:
     """Return the mask where it is of the published space.
 
