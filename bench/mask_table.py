@@ -243,7 +243,10 @@ def read_end_points(mask: DecoderMask) -> set[int]:
 
 
 class FeaturePool:
-    """The end points of all views of a part of the pictures, and their labels."""
+    """The end points of all views of a part of the pictures, (N, H, W, C), and their labels.
+
+    Channels come last in memory: a step of a decoder takes half of the time on a CPU.
+    """
 
     def __init__(self, cache: Cache, part: str, device: str, n_features: int):
         self.features = [cache.read(f"{part}_feature{j}", device) for j in range(n_features)]
@@ -257,9 +260,10 @@ class FeaturePool:
         picked = []
         for j, feature in enumerate(self.features):
             if j in read:
-                picked.append(feature.index_select(0, rows).float())
+                picked.append(feature.index_select(0, rows).float().permute(0, 3, 1, 2))
             else:
-                picked.append(feature.new_zeros(1, 1, 1, 1, dtype=torch.float32).expand(len(rows), *feature.shape[1:]))
+                nothing = feature.new_zeros(1, 1, 1, 1, dtype=torch.float32)
+                picked.append(nothing.expand(len(rows), *feature.shape[1:]).permute(0, 3, 1, 2))
         return picked
 
 
@@ -272,7 +276,7 @@ def prepare(pictures: Pictures, folder: Path, pretrained: str | None, device: st
     for part in ("val", "train"):
         images = cache.read(f"{part}_images")
         with torch.no_grad():
-            shapes = [tuple(e.shape[1:]) for e in backbone(images[:1].float().to(device))]
+            shapes = [tuple(e.permute(0, 2, 3, 1).shape[1:]) for e in backbone(images[:1].float().to(device))]
         if all(cache.has(f"{part}_feature{j}") for j in range(len(shapes))):
             continue
         # All end points in one pass; each becomes a file of its own.
@@ -281,7 +285,7 @@ def prepare(pictures: Pictures, folder: Path, pretrained: str | None, device: st
             with torch.no_grad():
                 end_points = backbone(images[first : first + 16].float().to(device))
             for array, end_point in zip(arrays, end_points, strict=True):
-                array[first : first + 16] = end_point.half().cpu().numpy()
+                array[first : first + 16] = end_point.permute(0, 2, 3, 1).half().cpu().numpy()
         for j, array in enumerate(arrays):
             cache.write(f"{part}_feature{j}", array.shape, "float16", iter([array]))
     print(f"{pictures.key}: views and features ready, {time.monotonic() - began:.0f} s", flush=True)
@@ -392,11 +396,11 @@ def train_decoders(
 
     The result of a mask does not depend on the others beside it.
     """
-    cost = _features()
-    networks = []
+    features, networks = _features(), []
     for mask in masks:
         torch.manual_seed(seed)
-        networks.append(build(mask, GivenFeatures(cost.channels, cost.strides)).to(device).train())
+        network = build(mask, GivenFeatures(features.channels, features.strides))
+        networks.append(network.to(device, memory_format=torch.channels_last).train())
     indices = batch_indices(len(train), budget.steps, budget.batch, seed)
     if device == "cpu":
         _train_in_turn(networks, masks, train, indices, budget)
