@@ -80,7 +80,7 @@ from sparsemask.masks.decoder import (
 )
 from sparsemask.spaces.backbones import create, forms
 from sparsemask.spaces.backbones.weights import load_backbone_weights
-from sparsemask.spaces.connectivity.named_masks import available_masks, named_mask
+from sparsemask.spaces.connectivity.named_masks import available_masks, named_mask, random_decoder
 from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
 
 BACKBONE, DEPTH, MOMENTUM = "mobilenet_v2", 64, 0.1
@@ -89,8 +89,11 @@ BACKBONE, DEPTH, MOMENTUM = "mobilenet_v2", 64, 0.1
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 
-def draw(rng: np.random.Generator, n_features: int) -> DecoderMask:
-    """A random mask: half of them grown from the output stage, half thrown (any connection with one probability)."""
+def draw(rng: np.random.Generator, strides: Sequence[int]) -> DecoderMask:
+    """A random mask: half of the wider space; of the published one, half are grown from the output, half thrown."""
+    n_features = len(strides)
+    if rng.random() < 0.5:
+        return random_decoder(rng, n_features, strides)
     most = n_features * (n_features + 1)
     if rng.random() < 0.5:
         count = int(np.exp(rng.uniform(0, np.log(most))))
@@ -203,8 +206,8 @@ def table_masks(count: int, side: int, seed: int = 0) -> list[Entry]:
     named = {}
     for name in available_masks():
         if not name.startswith("random"):
-            named.setdefault(as_decoder(named_mask(name, features), DEPTH), name)
-    random = spread_masks(count, lambda rng: draw(rng, features), cost, seed)
+            named.setdefault(as_decoder(named_mask(name, features, strides=cost.strides), DEPTH), name)
+    random = spread_masks(count, lambda rng: draw(rng, cost.strides), cost, seed)
     return [Entry(m, n) for m, n in named.items()] + [Entry(m) for m in random if m not in named]
 
 
@@ -405,7 +408,16 @@ def train_decoders(
     if device == "cpu":
         _train_in_turn(networks, masks, train, indices, budget)
     else:
-        _train_graphs(networks, masks, train, indices.to(device), budget)
+        try:
+            _train_graphs(networks, masks, train, indices.to(device), budget)
+        except RuntimeError as error:
+            print(f"no CUDA graphs ({str(error).splitlines()[0][:120]}): step by step", flush=True)
+            torch.cuda.synchronize()
+            for network, mask in zip(networks, masks, strict=True):
+                torch.manual_seed(seed)
+                fresh = build(mask, GivenFeatures(features.channels, features.strides))
+                network.load_state_dict(fresh.state_dict())
+            _train_in_turn(networks, masks, train, indices.to(device), budget)
     return [_score(network.eval(), mask, val) for network, mask in zip(networks, masks, strict=True)]
 
 
@@ -600,6 +612,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs-mask-table", help="folder of results and of cached features")
     parser.add_argument("--voc_root", help="a VOC devkit; without it the embedded sample set")
+    parser.add_argument("--reduced", action="store_true", help="the devkit is at half of its size (reduced_voc.py)")
     parser.add_argument("--pretrained_model", help="ImageNet weights of MobileNetV2, for a VOC devkit")
     parser.add_argument("--masks", type=int, default=320, help="random masks of the table")
     parser.add_argument("--limit", type=int, default=0, help="train only so many of them, spread over the list")
@@ -632,7 +645,10 @@ def main(argv: list[str] | None = None) -> None:
         if found is None:
             raise UseError("a VOC devkit needs an encoder's ImageNet weights: --pretrained_model FILE")
         pretrained = str(found)
-    pictures = choose_pictures(options.voc_root, views=options.views, limit=options.pictures, held_out=options.held_out)
+    views = {"views": options.views, "limit": options.pictures, "held_out": options.held_out}
+    if options.reduced:
+        views |= {"scales": (1.0, 1.5, 2.0), "scale": 1.0}
+    pictures = choose_pictures(options.voc_root, **views)
     out, budget = Path(options.out), Budget(options.steps, options.batch, options.lr)
     settings = {"pictures": {**asdict(pictures), "root": ""}, "budget": asdict(budget), "masks": options.masks}
     settings |= {"seeds": options.seeds, "encoder_steps": 0 if pretrained else options.encoder_steps}
