@@ -98,17 +98,18 @@ class MobileNetV2(nn.Module):
             del self.bottlenecks._modules[name]  # by name: without a slice's new numbers
         self.deepest = deepest
 
-    def forward(self, x: Tensor) -> list[Tensor | None]:
+    def forward(self, x: Tensor, deepest: int = 0) -> list[Tensor | None]:
         """(B, C, H, W) -> nine end points, deepest first, of sizes ceil(H / stride); None before `deepest`."""
+        deepest = max(deepest, self.deepest)
         x = self.bn1(self.conv1(x))
         end_points: list[Tensor | None] = [x]
         x = F.relu6(x)
-        for stage in self.bottlenecks:
+        for stage in list(self.bottlenecks)[: len(self.channels) - 1 - deepest]:
             x = stage(x)
             end_points.append(x)
-        if not self.deepest:
+        if not deepest:
             end_points.append(self.bn_last(self.conv_last(x)))
-        return [*[None] * self.deepest, *end_points[::-1]]
+        return [*[None] * deepest, *end_points[::-1]]
 
 
 register_forms("mobilenet_v2", Form("first_expansion", "bottlenecks.Bottlenecks_0.LinearBottleneck0_0.conv1.weight"))
