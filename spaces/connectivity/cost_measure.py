@@ -187,16 +187,17 @@ class Workbench:
         if kind == "full":
             full = self._conv(c, c, 3)
             return lambda: F.relu6(full(x), inplace=True)
-        last = self._conv(4 * c if kind == "context" else c, c)
+        last = self._conv(3 * c if kind == "context" else c, c)
         if kind == "separable":
             spatial = self._conv(c, c, 3, groups=c)
             return lambda: F.relu6(last(F.relu6(spatial(x), inplace=True)), inplace=True)
         branches = [self._conv(c, c, 3, dilation=dilation, groups=c) for dilation in (1, 2, 4)]
+        scaling, mean_product = self._conv(c, c, groups=c), self._conv(c, c)
 
         def context() -> Tensor:
-            parts = [F.relu6(branch(x), inplace=True) for branch in branches]
-            parts.append(F.relu6(x.mean((2, 3), keepdim=True)).expand_as(x))
-            return F.relu6(x + last(torch.cat(parts, 1)), inplace=True)
+            near = [F.relu6(branch(x), inplace=True) for branch in branches]
+            mean = F.relu6(scaling(x.mean((2, 3), keepdim=True)))
+            return F.relu6(x + (last(torch.cat(near, 1)) + mean_product(mean)))
 
         return context
 

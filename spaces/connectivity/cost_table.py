@@ -153,10 +153,10 @@ class CostTable:
         for j in range(length):
             whole_encoder = network_function(_one_connection(length, j), channels_last, encoder=True)
             functions[Step("encoder", (j,), 0)] = whole_encoder
+        functions |= {mask: network_function(mask.connections, channels_last) for mask in masks}
+        del forms
         times, busy = clock(functions, rounds)
-        del forms, functions, bench
-        whole, also = clock({mask: network_function(mask.connections, channels_last) for mask in masks}, rounds)
-        busy = max(busy, also)
+        whole = [(mask, times.pop(mask)) for mask in masks]
         encoder = [times.pop(Step("encoder", (j,), 0)) for j in range(length)]
         encoder = np.maximum.accumulate(encoder[::-1])[::-1].tolist()  # deeper is never cheaper
         table = cls(
@@ -168,7 +168,7 @@ class CostTable:
             times=tuple(times.items()),
             busy=round(busy, 3),
         )
-        table = _calibrated(table, [(mask, whole[mask]) for mask in masks])
+        table = _calibrated(table, whole)
         if busy > _BUSY:
             progress(
                 f"cost table: this machine is busy, what was timed took {busy:.2f} times what it takes alone; "
@@ -343,10 +343,10 @@ def cost_table(
     depth: int = 64,
     n_class: int = 21,
     threads: int | None = None,
+    progress: Callable[[str], object] = print,
     device: torch.device | str = "cpu",
     in_channels: int = 3,
     network: Mapping[str, Any] | None = None,
-    progress: Callable[[str], object] = print,
     clock: Timer | None = None,
 ) -> CostTable:
     """The table of the cache, or one measured now, which is then kept there; a line says so.

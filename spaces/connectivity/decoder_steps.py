@@ -66,7 +66,8 @@ class Step:
         """Of the convolutions; 0 for all else. Those of the encoder are not known here."""
         if self.kind not in _PRODUCTS:
             return 0
-        return self.site[0] * self.site[1] * _PRODUCTS[self.kind](self.width, *self.site[2:])
+        once = self.width**2 if self.kind == "context" else 0  # the global mean's product
+        return self.site[0] * self.site[1] * _PRODUCTS[self.kind](self.width, *self.site[2:]) + once
 
 
 _PRODUCTS = {
@@ -74,8 +75,9 @@ _PRODUCTS = {
     "head": lambda width, classes: width * classes,
     "full": lambda width: 9 * width**2,
     "separable": lambda width: 9 * width + width**2,
-    "context": lambda width: 27 * width + 4 * width**2,
+    "context": lambda width: 27 * width + 3 * width**2,
 }
+"""Multiply-adds at one location, by the width and the channels on the other side."""
 
 
 def decoder_steps(geometry: Geometry, decoder: DecoderMask) -> list[tuple[str, Step]]:
