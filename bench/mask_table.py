@@ -89,8 +89,14 @@ BACKBONE, DEPTH, MOMENTUM = "mobilenet_v2", 64, 0.1
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 
-def draw(rng: np.random.Generator, n_features: int) -> DecoderMask:
-    """A random mask: half of them grown from the output stage, half thrown (any connection with one probability)."""
+def draw(rng: np.random.Generator, strides: Sequence[int]) -> DecoderMask:
+    """A random mask: half of them grown from the output stage, half thrown (any connection with one probability).
+
+    Args:
+        rng: draws everything.
+        strides: of the backbone's end points, deepest first.
+    """
+    n_features = len(strides)
     most = n_features * (n_features + 1)
     if rng.random() < 0.5:
         count = int(np.exp(rng.uniform(0, np.log(most))))
@@ -150,6 +156,10 @@ class DecoderCost:
         return float(total + mask.widths[mask.output] * N_CLASS * self.areas[mask.output])
 
 
+decoder_cost = once(DecoderCost)
+"""The cost function of a size, made once."""
+
+
 def shape_of(mask: DecoderMask) -> tuple[int, int, int]:
     """What masks of one cost are spread over: deepest end point, output stage, number of stages."""
     return mask.deepest, mask.output, len(mask.stages)
@@ -198,13 +208,13 @@ class Entry:
 
 def table_masks(count: int, side: int, seed: int = 0) -> list[Entry]:
     """The masks of a table: all named ones, then random ones."""
-    cost = DecoderCost(side)
+    cost = decoder_cost(side)
     features = len(cost.channels)
     named = {}
     for name in available_masks():
         if not name.startswith("random"):
             named.setdefault(as_decoder(named_mask(name, features), DEPTH), name)
-    random = spread_masks(count, lambda rng: draw(rng, features), cost, seed)
+    random = spread_masks(count, lambda rng: draw(rng, cost.strides), cost, seed)
     return [Entry(m, n) for m, n in named.items()] + [Entry(m) for m in random if m not in named]
 
 
@@ -572,7 +582,7 @@ def make_table(settings: dict, entries: Sequence[Entry], results: list[dict], wh
     full = defaultdict(list)
     for row in whole:
         full[row["mask"]].append(row["miou"])
-    cost = DecoderCost(settings["pictures"]["crop"])
+    cost = decoder_cost(settings["pictures"]["crop"])
     rows = []
     for number, entry in enumerate(entries):
         found = [scores.get((number, seed)) for seed in settings["seeds"]]
@@ -665,7 +675,7 @@ def _train_table(options: argparse.Namespace, entries: list[Entry], log: Log, be
     numbers = list(range(len(entries)))
     if options.limit:
         numbers = spread_evenly(numbers, options.limit)
-    cost = DecoderCost(97)
+    cost = decoder_cost(97)
     numbers.sort(key=lambda number: -cost(entries[number].mask))
     tasks, members = [], {}
     for seed in options.seeds:
@@ -692,7 +702,7 @@ def _check(options: argparse.Namespace, entries: list[Entry], log: Log, whole: L
     scores = defaultdict(list)
     for row in log.rows():
         scores[row["mask"]].append(row["miou"])
-    cost = DecoderCost(97)
+    cost = decoder_cost(97)
     chosen = spread_evenly(sorted(scores, key=lambda number: cost(entries[number].mask)), options.check)
     done = {(row["mask"], row["seed"]) for row in whole.rows()}
     seed, encoder_lr = options.seeds[0], options.lr / 10
