@@ -133,6 +133,9 @@ def draw(points: list[Point], words: str, title: str, path: Path) -> Path:
 
 def _label(fig, axes, points: list[Point]) -> None:
     """Write the names where each covers the fewest points and names: beside, above or below its point."""
+    from matplotlib.patheffects import withStroke
+
+    halo = withStroke(linewidth=2.5, foreground=style.PAPER)
     fig.canvas.draw()
     renderer = fig.canvas.get_renderer()
     centres = axes.transData.transform([(p.cost, p.score) for p in points])
@@ -166,6 +169,7 @@ def _label(fig, axes, points: list[Point]) -> None:
                 size=style.SMALL,
                 color=style.INK,
                 zorder=6,
+                path_effects=[halo],
             )
             box = text.get_window_extent(renderer).padded(1)
             covered = sum(box.contains(*c) for i, c in enumerate(centres) if i != index and points[i].name)
