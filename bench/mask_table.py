@@ -188,7 +188,9 @@ def spread_masks(
         shapes = defaultdict(list)
         for index in np.flatnonzero(np.digitize(costs, edges) == part):
             shapes[shape_of(drawn[index])].append(drawn[index])
-        queues.append(_in_turn([shapes[shape] for shape in sorted(shapes)]))
+        order = sorted(shapes)
+        rng.shuffle(order)  # a part may have more shapes than masks to give
+        queues.append(_in_turn([shapes[shape] for shape in order]))
     return _in_turn(queues)[:count]
 
 
