@@ -90,7 +90,12 @@ BACKBONE, DEPTH, MOMENTUM = "mobilenet_v2", 64, 0.1
 
 
 def draw(rng: np.random.Generator, strides: Sequence[int]) -> DecoderMask:
-    """A random mask: half of the wider space; of the published one, half are grown from the output, half thrown."""
+    """A random mask: half of the wider space; of the published one, half are grown from the output, half thrown.
+
+    Args:
+        rng: draws everything.
+        strides: of the backbone's end points, deepest first.
+    """
     n_features = len(strides)
     if rng.random() < 0.5:
         return random_decoder(rng, n_features, strides)
@@ -153,6 +158,10 @@ class DecoderCost:
         return float(total + mask.widths[mask.output] * N_CLASS * self.areas[mask.output])
 
 
+decoder_cost = once(DecoderCost)
+"""The cost function of a size, made once."""
+
+
 def shape_of(mask: DecoderMask) -> tuple[int, int, int]:
     """What masks of one cost are spread over: deepest end point, output stage, number of stages."""
     return mask.deepest, mask.output, len(mask.stages)
@@ -181,7 +190,9 @@ def spread_masks(
         shapes = defaultdict(list)
         for index in np.flatnonzero(np.digitize(costs, edges) == part):
             shapes[shape_of(drawn[index])].append(drawn[index])
-        queues.append(_in_turn([shapes[shape] for shape in sorted(shapes)]))
+        order = sorted(shapes)
+        rng.shuffle(order)  # a part may have more shapes than masks to give
+        queues.append(_in_turn([shapes[shape] for shape in order]))
     return _in_turn(queues)[:count]
 
 
@@ -201,7 +212,7 @@ class Entry:
 
 def table_masks(count: int, side: int, seed: int = 0) -> list[Entry]:
     """The masks of a table: all named ones, then random ones."""
-    cost = DecoderCost(side)
+    cost = decoder_cost(side)
     features = len(cost.channels)
     named = {}
     for name in available_masks():
@@ -584,7 +595,7 @@ def make_table(settings: dict, entries: Sequence[Entry], results: list[dict], wh
     full = defaultdict(list)
     for row in whole:
         full[row["mask"]].append(row["miou"])
-    cost = DecoderCost(settings["pictures"]["crop"])
+    cost = decoder_cost(settings["pictures"]["crop"])
     rows = []
     for number, entry in enumerate(entries):
         found = [scores.get((number, seed)) for seed in settings["seeds"]]
@@ -681,7 +692,7 @@ def _train_table(options: argparse.Namespace, entries: list[Entry], log: Log, be
     numbers = list(range(len(entries)))
     if options.limit:
         numbers = spread_evenly(numbers, options.limit)
-    cost = DecoderCost(97)
+    cost = decoder_cost(97)
     numbers.sort(key=lambda number: -cost(entries[number].mask))
     tasks, members = [], {}
     for seed in options.seeds:
@@ -708,7 +719,7 @@ def _check(options: argparse.Namespace, entries: list[Entry], log: Log, whole: L
     scores = defaultdict(list)
     for row in log.rows():
         scores[row["mask"]].append(row["miou"])
-    cost = DecoderCost(97)
+    cost = decoder_cost(97)
     chosen = spread_evenly(sorted(scores, key=lambda number: cost(entries[number].mask)), options.check)
     done = {(row["mask"], row["seed"]) for row in whole.rows()}
     seed, encoder_lr = options.seeds[0], options.lr / 10
