@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sparsemask.errors import UseError
 from sparsemask.tasks.points.clouds.cloud import IGNORED
 from sparsemask.tasks.points.clouds.ply import read_ply, write_ply
-from sparsemask.tasks.segmentation.scores import SegmentationScores, class_table
+from sparsemask.tasks.segmentation.scores import ConfusionMeter, SegmentationScores, class_table
 
 _UNKNOWN = 255  # ignored points in files of predictions
 
@@ -56,22 +57,6 @@ class PointScores(SegmentationScores):
         return {"miou": self.miou, "oa": self.oa, "macc": self.macc}
 
 
-def count_matches(truth: np.ndarray, prediction: np.ndarray, n_class: int) -> np.ndarray:
-    """Confusion matrix of labelled points.
-
-    Args:
-        truth: classes (N,); points of other values are ignored.
-        prediction: classes (N,), 0 to n_class - 1.
-        n_class: number of classes C.
-
-    Returns:
-        Counts (C, C), rows truth, columns prediction.
-    """
-    valid = (truth >= 0) & (truth < n_class)
-    index = truth[valid].astype(np.int64) * n_class + prediction[valid].astype(np.int64)
-    return np.bincount(index, minlength=n_class * n_class).reshape(n_class, n_class)
-
-
 def score_text(scores: PointScores, classes: list[str], measured_on: str) -> str:
     """The table by class, the absent classes, and the means."""
     lines = [class_table(scores, classes, "points")]
@@ -109,7 +94,7 @@ def pooled(folders: Iterable[str | Path], n_class: int) -> tuple[PointScores, di
     Raises:
         UseError: no such files, one without `pred` and `label`, or a room that is there twice.
     """
-    matrix, rooms, paths = np.zeros((n_class, n_class), np.int64), {}, {}
+    meter, rooms, paths = ConfusionMeter(n_class, PointScores), {}, {}
     for folder in folders:
         for path in sorted(Path(folder).rglob("Area_*.ply")):
             match = re.match(r"Area_(\d+)_", path.name)
@@ -123,8 +108,9 @@ def pooled(folders: Iterable[str | Path], n_class: int) -> tuple[PointScores, di
                 raise UseError(f"{path}: no predictions of a labelled room (no properties pred and label)")
             if (columns["pred"] >= n_class).any():
                 raise UseError(f"{path}: predictions of more than {n_class} classes")
-            matrix += count_matches(columns["label"], columns["pred"], n_class)
+            prediction, truth = (torch.from_numpy(columns[name].astype(np.int64)) for name in ("pred", "label"))
+            meter.add(len(paths), prediction, truth)
             rooms[int(match[1])] = rooms.get(int(match[1]), 0) + 1
     if not paths:
         raise UseError(f"no predictions Area_*.ply below {', '.join(map(str, folders))} (eval --out writes them)")
-    return PointScores(matrix), rooms
+    return meter.scores(), rooms

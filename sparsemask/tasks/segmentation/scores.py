@@ -83,21 +83,21 @@ class SegmentationScores(Scores):
 
 
 class ConfusionMeter:
-    """The confusion matrix of a validation set, image by image (see :class:`sparsemask.tasks.dense.Meter`)."""
+    """The confusion matrix of a validation set, sample by sample (see :class:`sparsemask.tasks.dense.Meter`)."""
 
-    def __init__(self, n_class: int):
-        self.n_class = n_class
-        self.total = torch.zeros(n_class * n_class + 1, dtype=torch.int64)  # and the images
+    def __init__(self, n_class: int, kind: type[SegmentationScores] = SegmentationScores):
+        self.n_class, self.kind = n_class, kind
+        self.total = torch.zeros(n_class * n_class + 1, dtype=torch.int64)  # and the samples
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
-        """Count one image."""
+        """Count one sample."""
         self.total[:-1] += confusion(prediction, target, self.n_class).flatten()
         self.total[-1] += 1
 
     def scores(self) -> SegmentationScores:
         """Scores of the matrix."""
         matrix = self.total[:-1].reshape(self.n_class, self.n_class)
-        return SegmentationScores(matrix.numpy(), int(self.total[-1]))
+        return self.kind(matrix.numpy(), int(self.total[-1]))
 
 
 def class_table(scores: SegmentationScores, classes: list[str], what: str = "pixels") -> str:
