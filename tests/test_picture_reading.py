@@ -155,9 +155,9 @@ def test_predictions_of_turned_pictures_have_their_upright_size(tmp_path):
 def test_check_opens_pictures_upright_and_names_exif(tmp_path, capsys):
     picture = turned(tmp_path / "a.jpg", quality=95)
     label = labels(tmp_path, UPRIGHT)
-    assert check.check_pair(str(picture), str(label), 3) == []
+    assert check.check_all([(picture, label)], 3).faults == []
     labels(tmp_path, UPRIGHT.T)
-    [fault] = check.check_pair(str(picture), str(label), 3)
+    [fault] = check.check_all([(picture, label)], 3).faults
     assert fault.kind == "sizes" and "EXIF orientation is 6" in fault.text and "turn that one" in fault.text
 
 
