@@ -56,8 +56,8 @@ class ClassificationTask(Task):
             raise UseError(f"--n_class {self.n_output}: {self.pictures.title} has {n_classes} classes")
         self.classes = [*self.pictures.classes, *(str(k) for k in range(n_classes, self.n_output))]
         self.cut = self._cut(self.pictures.training)
-        self._train = data_set(self.pictures.training, self.cut, training=True)
-        self._eval = data_set(self.pictures.validation, self.cut, training=False)
+        self._train = data_set(self.pictures.training, self.cut)
+        self._eval = data_set(self.pictures.validation, self.cut)
 
     @staticmethod
     def sample_folder() -> Path:
@@ -124,7 +124,7 @@ class ClassificationTask(Task):
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Sum of the cross-entropies of logits (N, C) and classes (N,)."""
         self._fits(output)
-        kind = torch.float64 if output.dtype == torch.float64 else torch.float32
+        kind = torch.promote_types(output.dtype, torch.float32)
         return F.cross_entropy(output.to(kind), target, reduction="sum")
 
     def _fits(self, output: torch.Tensor) -> None:
