@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from sparsemask.datasets import cache
 from sparsemask.errors import UseError
 from sparsemask.files import read_json, write_json
 from sparsemask.synthetic.room_layout import TYPES, furnish, scan
@@ -73,6 +75,15 @@ def make_rooms(
         write_json(folder / STAMP, stamp)  # last: whoever finds it finds everything
         (folder / _STARTED).unlink(missing_ok=True)
     return out
+
+
+def sample_folder() -> Path:
+    """The folder of the rooms of --sample, made on first use."""
+    folder = cache() / "rooms"
+    if not (folder / STAMP).exists():
+        print(f"making the sample rooms in {folder} ...", file=sys.stderr, flush=True)
+    make_rooms(folder)
+    return folder
 
 
 def room_items(folder: Path, areas: int, rooms: int, grid: float) -> list[Item]:

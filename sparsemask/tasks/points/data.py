@@ -66,7 +66,7 @@ class CropSettings:
 
     Attributes:
         n_points: points of a crop.
-        k, ratio, levels: of its neighbour lists (:func:`sparsemask.tasks.points.clouds.build_graph`).
+        k, ratio, levels: of its neighbour lists (:func:`sparsemask.points.build_graph`).
         colours: whether features are x, y, z, r, g, b.
         centred: coordinates from the crop's centre, not the sensor's.
         tilt: largest rotation about x and y in degrees, in training; all rotate about z and are scaled by 0.8 to 1.2.

@@ -101,7 +101,7 @@ class PointsTask(Task):
     @staticmethod
     def sample_folder() -> Path:
         """The rooms that --sample stands for."""
-        from sparsemask.tasks.points.synthetic_rooms import sample_folder
+        from sparsemask.synthetic.rooms import sample_folder
 
         return sample_folder()
 
@@ -192,7 +192,7 @@ class PointsTask(Task):
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Sum of the cross-entropy of `output` (B, C, N), weighted by class; -1 in `target` is ignored."""
-        kind = output.dtype if output.dtype == torch.float64 else torch.float32
+        kind = torch.promote_types(output.dtype, torch.float32)
         weights = self.weights.to(output.device, kind)
         return F.cross_entropy(output.to(kind), target, weights, ignore_index=IGNORED, reduction="sum")
 

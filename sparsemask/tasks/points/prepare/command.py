@@ -126,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
         set_parser.add_argument(
             "--check", action="store_true", help="make nothing: open what is there, say what is wrong"
         )
-        if name != "rooms":
+        if name == "rooms":
+            set_parser.set_defaults(out=None)
+        else:
             set_parser.add_argument("--out", metavar="FOLDER", help="where to (default: beside FOLDER)")
     kitti = sets.choices["semantickitti"]
     kitti.add_argument("--sequences", nargs="+", metavar="NN", help="only these")
@@ -165,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
             return _report(check_semantickitti(options.folder, **flags))
         prepare_semantickitti_scans(options.folder, **flags)
     elif options.check:
-        return _report(check_s3dis(options.folder, getattr(options, "out", None), options.grid, options.jobs))
+        return _report(check_s3dis(options.folder, options.out, options.grid, options.jobs))
     elif options.set == "s3dis":
         prepare_s3dis_rooms(options.folder, options.out, options.grid, options.jobs)
     else:
