@@ -39,7 +39,7 @@ class MapTask(DenseTask):
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Weighted sum of the binary cross-entropy; `output` (N,1,h,w) is resized to `target` (N,H,W)."""
         logits = resize(output, target.shape[-2:])[:, 0]
-        kind = logits.dtype if logits.dtype == torch.float64 else torch.float32
+        kind = torch.promote_types(logits.dtype, torch.float32)
         truth, weights = (target == 1).to(kind), self.weights(target).to(kind)
         return F.binary_cross_entropy_with_logits(logits.to(kind), truth, weights, reduction="sum")
 

@@ -49,7 +49,7 @@ class SegmentationTask(DenseTask):
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Sum of the pixel cross-entropy; `output` (N,C,h,w) is resized to `target` (N,H,W), 255 is ignored."""
         logits = resize(output, target.shape[-2:])
-        kind = logits.dtype if logits.dtype == torch.float64 else torch.float32
+        kind = torch.promote_types(logits.dtype, torch.float32)
         return F.cross_entropy(logits.to(kind), target, ignore_index=IGNORE, reduction="sum")
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:

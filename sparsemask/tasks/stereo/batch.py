@@ -50,4 +50,4 @@ class StereoPair:
     @staticmethod
     def collate(samples: Sequence[StereoPair]) -> StereoPair:
         """One batch of batches of one size."""
-        return StereoPair(*(torch.cat([getattr(pair, side) for pair in samples]) for side in ("left", "right")))
+        return StereoPair(torch.cat([pair.left for pair in samples]), torch.cat([pair.right for pair in samples]))

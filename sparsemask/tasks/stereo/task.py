@@ -135,7 +135,7 @@ class StereoTask(Task):
         """
         heads = [output] if isinstance(output, torch.Tensor) else list(output)
         counted = valid(target, self.config.network.maxdisp)
-        kind = torch.float64 if heads[0].dtype == torch.float64 else torch.float32
+        kind = torch.promote_types(heads[0].dtype, torch.float32)
         truth = target[counted].to(kind)
         weights = WEIGHTS[len(WEIGHTS) - len(heads) :]
         return sum(

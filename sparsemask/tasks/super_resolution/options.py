@@ -67,8 +67,7 @@ def parse_loss(text: str) -> list[tuple[float, str]]:
 def whole_paths(data: SuperResolutionData) -> dict[str, str]:
     """Whole paths in place of names and relative ones, so that a run finds its images again from anywhere."""
     paths = {}
-    for name in ("dir_data", "hr_path", "data_test"):
-        value = getattr(data, name)
+    for name, value in (("dir_data", data.dir_data), ("hr_path", data.hr_path), ("data_test", data.data_test)):
         if value and not (name == "data_test" and value.lower() == DIV2K.lower()):
             with contextlib.suppress(UseError):  # what is absent is only missed when it is needed
                 paths[name] = str(find_folder(value, data.dir_data, f"--{name}").resolve())

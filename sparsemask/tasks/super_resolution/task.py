@@ -126,7 +126,7 @@ class SuperResolutionTask(Task):
                 f"the network makes {tuple(output.shape)} where the pictures are {tuple(target.shape)}: "
                 f"is --scale {self.config.data.scale} its scale?"
             )
-        kind = torch.float64 if output.dtype == torch.float64 else torch.float32
+        kind = torch.promote_types(output.dtype, torch.float32)
         output, target = output.to(kind), target.to(kind)
         return sum(weight * LOSSES[name](output, target) for weight, name in self._terms)
 
