@@ -16,7 +16,7 @@ from sparsemask.pictures.files import read_picture as read_any
 from sparsemask.resize import imresize
 from sparsemask.tasks import get
 from sparsemask.tasks.classification.layouts import find_pictures
-from sparsemask.tasks.dense.maps import read_grey
+from sparsemask.tasks.dense.data import read_grey
 from sparsemask.tasks.edges.data import EdgesDataset
 from sparsemask.tasks.saliency.data import SaliencyDataset, all_pairs
 from sparsemask.tasks.stereo import layouts

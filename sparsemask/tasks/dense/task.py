@@ -1,7 +1,7 @@
 """Base class of the dense tasks: choice of the data, evaluation loop, averaging over views, samples.
 
 A dense task adds how its files are read, its loss, how the network's output becomes a prediction, and how predictions
-are scored and drawn.
+are scored and drawn. :class:`MapTask` is the base of those that predict one map of probabilities, shown in grey.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import Evaluation, Task
 from sparsemask.VOC12.dataset import SegmentationDataset
 from sparsemask.VOC12.images import picture_size
+from sparsemask.VOC12.palette import IGNORE
 from sparsemask.VOC12.survey import survey
-
-IGNORE = 255
 
 
 class Meter(protocol.Meter, Protocol):
@@ -211,6 +210,47 @@ class DenseTask(Task):
         prediction = self.predict(model, images, arithmetic)[0].cpu()
         image, truth = self.eval_data.load(index)
         return image, truth, self._unpad(index, prediction)[0].numpy()
+
+
+class MapTask(DenseTask):
+    """Predicts a probability for every pixel; trained by binary cross-entropy."""
+
+    n_output = 1
+
+    def weights(self, target: torch.Tensor) -> torch.Tensor:
+        """Weight of every pixel of a target (N,H,W) in the loss, 0 where it is ignored; here 1 elsewhere."""
+        return (target != IGNORE).float()
+
+    def count(self, target: torch.Tensor) -> float:
+        """Divisor of the loss of a batch (N,H,W): the sum of its weights."""
+        return float(self.weights(target).sum(dtype=torch.float64))
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Weighted sum of the binary cross-entropy; `output` (N,1,h,w) is resized to `target` (N,H,W)."""
+        logits = resize(output, target.shape[-2:])[:, 0]
+        kind = torch.promote_types(logits.dtype, torch.float32)
+        truth, weights = (target == 1).to(kind), self.weights(target).to(kind)
+        return F.binary_cross_entropy_with_logits(logits.to(kind), truth, weights, reduction="sum")
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Sigmoid."""
+        return logits.sigmoid()
+
+    def decide(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """The probabilities themselves, (N,H,W) in [0, 1]."""
+        return probabilities[:, 0]
+
+    def save(self, path: Path, prediction: torch.Tensor) -> None:
+        """Write probabilities as a grey PNG, white for 1."""
+        from sparsemask.pictures import save_map
+
+        save_map(path, prediction.numpy())
+
+    def draw(self, samples: list[tuple], path: Path) -> None:
+        """Write the image | truth | prediction grid."""
+        from sparsemask.pictures import draw_maps
+
+        draw_maps(samples, path)
 
 
 def resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -30,12 +30,6 @@ class PointScores(SegmentationScores):
         return np.where(self.present, super().iou, np.nan)
 
     @property
-    def recall(self) -> np.ndarray:
-        """(C,) share of each class's points that are found, NaN for absent ones."""
-        hit, truth = np.diag(self.matrix).astype(np.float64), self.matrix.sum(1)
-        return np.divide(hit, truth, out=np.full_like(hit, np.nan), where=truth > 0)
-
-    @property
     def oa(self) -> float:
         """Overall accuracy: share of the labelled points that are right."""
         return self.pixel_accuracy

@@ -28,13 +28,7 @@ from sparsemask.engine.data import plainly
 from sparsemask.errors import UseError
 from sparsemask.tasks.notes import warn
 from sparsemask.tasks.points.clouds.cloud import IGNORED, CloudFile
-from sparsemask.tasks.points.data import (
-    Clouds,
-    CropSettings,
-    EvaluationCrops,
-    PossibilityCrops,
-    TrainingCrops,
-)
+from sparsemask.tasks.points.data import Clouds, CropSettings, EvaluationCrops, PossibilityCrops, TrainingCrops
 from sparsemask.tasks.points.options import PointsData
 from sparsemask.tasks.points.scores import PointScores, score_text
 from sparsemask.tasks.points.voting import probabilities_of, vote

@@ -31,8 +31,7 @@ class SuperResolutionData(DataSection):
         "(default: every tenth of --hr_path, or DIV2K's part)"
     )
     data_range: str = flag(
-        "1-800/801-810",
-        help="pictures of DIV2K to train on and to validate, ends included (default: 1-800/801-810)",
+        "1-800/801-810", help="pictures of DIV2K to train on and to validate, ends included (default: 1-800/801-810)"
     )
     patch_size: int = flag(96, positive, help="low-resolution pixels (default: 96)")
     test_every: int = flag(1000, positive, help="batches an epoch, about (default: 1000)")

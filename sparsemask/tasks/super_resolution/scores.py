@@ -24,10 +24,7 @@ class Protocol:
 
     def __call__(self, sr: torch.Tensor, hr: torch.Tensor) -> tuple[float, float]:
         """PSNR in dB and SSIM of a quantised image (3, H, W) of 0 to 255."""
-        return (
-            psnr(sr, hr, self.scale, self.benchmark),
-            ssim(sr, hr, self.scale, self.benchmark, self.divisor),
-        )
+        return (psnr(sr, hr, self.scale, self.benchmark), ssim(sr, hr, self.scale, self.benchmark, self.divisor))
 
     def __str__(self) -> str:
         rim = self.scale + (0 if self.benchmark else 6)
