@@ -25,10 +25,7 @@ from sparsemask.VOC12.lists import read_names
 
 
 def convert(
-    path: str | os.PathLike,
-    list_path: str | os.PathLike,
-    new_path: str | os.PathLike,
-    workers: int | None = None,
+    path: str | os.PathLike, list_path: str | os.PathLike, new_path: str | os.PathLike, workers: int | None = None
 ) -> tuple[int, int]:
     """Convert the listed labels that are not converted yet.
 

@@ -30,12 +30,7 @@ _LIMITS = {"train": (1, 9000), "val": (1, 900), "size": (48, 1024), "seed": (0, 
 
 
 def make_sample(
-    out: str | os.PathLike,
-    train: int = 240,
-    val: int = 60,
-    size: int = 128,
-    seed: int = 0,
-    workers: int | None = 1,
+    out: str | os.PathLike, train: int = 240, val: int = 60, size: int = 128, seed: int = 0, workers: int | None = 1
 ) -> dict[str, int]:
     """Draw the sample set into `out`; returns at once when it is there, completes it when it is half made.
 
