@@ -29,6 +29,7 @@ from sparsemask.tasks.classification.options import STATISTICS, ClassificationDa
 from sparsemask.tasks.classification.scores import TOP, ClassificationMeter, ClassificationScores
 from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import Evaluation, Task
+from sparsemask.tasks.segmentation.scores import by_class
 
 _LARGE = 224  # side of what networks take of images that are not small
 
@@ -162,12 +163,8 @@ class ClassificationTask(Task):
 
     def record(self, scores: ClassificationScores) -> dict:
         """The metrics, of how many images, and the accuracy of each class."""
-        accuracy = dict(zip(self.classes, scores.recall.tolist(), strict=True))
-        return {
-            **self.metrics(scores),
-            "pictures": scores.count,
-            "accuracy": {k: v if v == v else None for k, v in accuracy.items()},
-        }
+        accuracy = by_class(self.classes, scores.recall)
+        return {**self.metrics(scores), "pictures": scores.count, "accuracy": accuracy}
 
     def report(self, scores: ClassificationScores) -> str:
         """The table by class (of a hundred at most), and a line of the metrics."""

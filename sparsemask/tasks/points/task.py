@@ -33,7 +33,7 @@ from sparsemask.tasks.points.options import PointsData
 from sparsemask.tasks.points.scores import PointScores, score_text
 from sparsemask.tasks.points.voting import probabilities_of, vote
 from sparsemask.tasks.protocol import Evaluation, Task
-from sparsemask.tasks.segmentation.scores import ConfusionMeter
+from sparsemask.tasks.segmentation.scores import ConfusionMeter, by_class
 from sparsemask.VOC12.survey import LIMIT, survey
 
 _FEW_CLOUDS = 32  # looked at for classes where not all are held
@@ -237,7 +237,7 @@ class PointsTask(Task):
 
     def record(self, scores: PointScores) -> dict:
         """The metrics, and the IoU of every class (None: it does not occur)."""
-        iou = {c: None if np.isnan(v) else float(v) for c, v in zip(self.classes, scores.iou, strict=True)}
+        iou = by_class(self.classes, scores.iou)
         return {**self.metrics(scores), "iou": iou, "points": int(scores.matrix.sum())}
 
     def report(self, scores: PointScores) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +85,11 @@ class SegmentationScores(Scores):
     def absent(self, names: list[str]) -> list[str]:
         """Names of the classes that do not occur in the truth."""
         return [name for name, present in zip(names, self.present, strict=True) if not present]
+
+
+def by_class(classes: Sequence[str], values: np.ndarray) -> dict[str, float | None]:
+    """Values (C,) by the classes' names for JSON; None for NaN."""
+    return {name: None if math.isnan(v) else v for name, v in zip(classes, values.tolist(), strict=True)}
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

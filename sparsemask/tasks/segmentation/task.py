@@ -12,7 +12,7 @@ from sparsemask import datasets
 from sparsemask.config import RunConfig
 from sparsemask.errors import UseError
 from sparsemask.tasks.dense.task import IGNORE, DenseTask, resize
-from sparsemask.tasks.segmentation.scores import ConfusionMeter, SegmentationScores, class_table
+from sparsemask.tasks.segmentation.scores import ConfusionMeter, SegmentationScores, by_class, class_table
 from sparsemask.VOC12.dataset import SegmentationDataset
 
 
@@ -75,8 +75,7 @@ class SegmentationTask(DenseTask):
 
     def record(self, scores: SegmentationScores) -> dict:
         """The metrics, and the IoU of every class (None: it occurs nowhere)."""
-        iou = {c: None if np.isnan(v) else float(v) for c, v in zip(self.classes, scores.iou, strict=True)}
-        return {**self.metrics(scores), "iou": iou}
+        return {**self.metrics(scores), "iou": by_class(self.classes, scores.iou)}
 
     def report(self, scores: SegmentationScores) -> str:
         """The table by class, the absent classes, and the means."""
