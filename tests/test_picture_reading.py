@@ -20,8 +20,8 @@ from sparsemask.tasks.dense.data import read_grey
 from sparsemask.tasks.edges.data import EdgesDataset
 from sparsemask.tasks.saliency.data import SaliencyDataset, all_pairs
 from sparsemask.tasks.stereo import layouts
+from sparsemask.tasks.stereo.files import PairFiles, read_frame
 from sparsemask.tasks.stereo.files import read_picture as read_stereo
-from sparsemask.tasks.stereo.pairs import PairFiles, read_frame
 from sparsemask.tasks.super_resolution.data import SuperResolutionDataset
 from sparsemask.tasks.super_resolution.folders import Pair
 from sparsemask.VOC12 import check

@@ -22,8 +22,8 @@ from sparsemask.engine.records import read_rows
 from sparsemask.pictures.stereo import colours, draw_disparities, draw_errors, draw_voxels
 from sparsemask.runs import Run
 from sparsemask.tasks.protocol import EvaluationContext
+from sparsemask.tasks.stereo.batch import make_pair
 from sparsemask.tasks.stereo.files import read_disparity, write_disparity
-from sparsemask.tasks.stereo.framing import make_pair
 from sparsemask.tasks.stereo.options import StereoData
 from sparsemask.tasks.stereo.task import StereoTask
 

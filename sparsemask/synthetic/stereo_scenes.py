@@ -15,7 +15,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, zoom
 
 from sparsemask.errors import UseError
-from sparsemask.tasks.stereo.pairs import Frame
+from sparsemask.tasks.stereo.files import Frame
 
 VERSION = 1  # of the scenes: raise it when any pixel changes
 LEAST = 32  # px, of a side

@@ -19,8 +19,7 @@ from sparsemask.engine.randomness import draw_generator
 from sparsemask.errors import UseError
 from sparsemask.tasks.points.clouds.batch import PointBatch
 from sparsemask.tasks.points.clouds.cloud import IGNORED, Cloud, CloudFile
-from sparsemask.tasks.points.clouds.graph import build_graph
-from sparsemask.tasks.points.clouds.order import shell_order
+from sparsemask.tasks.points.clouds.graph import build_graph, shell_order
 from sparsemask.tasks.points.sampling import Pick, Planner, Possibilities, nearest, squared_distances
 
 SHUFFLE = 13  # stream of randomness

@@ -24,12 +24,10 @@ from sparsemask.synthetic.stereo_scenes import LEAST
 from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import Evaluation, Task, json_rows
 from sparsemask.tasks.stereo import layouts
-from sparsemask.tasks.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.batch import MULTIPLE, StereoPair, picture_of, unpad
 from sparsemask.tasks.stereo.data import Frames, Scenes, TrainingCrops, TrainingScenes, WholePairs, collate
-from sparsemask.tasks.stereo.files import write_disparity
-from sparsemask.tasks.stereo.framing import MULTIPLE, picture_of, unpad
+from sparsemask.tasks.stereo.files import PairFiles, write_disparity
 from sparsemask.tasks.stereo.options import StereoData
-from sparsemask.tasks.stereo.pairs import PairFiles
 from sparsemask.tasks.stereo.scores import DISPARITY, StereoMeter, StereoScores, valid
 
 WEIGHTS = (0.5, 0.5, 0.7, 1.0)  # of the heads; a network with fewer has the last ones
