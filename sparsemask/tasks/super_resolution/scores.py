@@ -95,23 +95,17 @@ class SuperResolutionScores(Scores):
 
     def rows(self) -> list[dict]:
         """A row of metrics for each image, then their means."""
+        metrics = ("bicubic_psnr", "psnr", "bicubic_ssim", "ssim")
+        values = np.stack([self.bicubic_psnrs, self.psnrs, self.bicubic_ssims, self.ssims], axis=1).tolist()
         rows = [
-            {"picture": name, "size": f"{w}x{h}", "bicubic_psnr": bp, "psnr": p, "bicubic_ssim": bs, "ssim": s}
-            for name, (h, w), bp, p, bs, s in zip(
-                self.names,
-                self.sizes,
-                self.bicubic_psnrs.tolist(),
-                self.psnrs.tolist(),
-                self.bicubic_ssims.tolist(),
-                self.ssims.tolist(),
-                strict=True,
-            )
+            {"picture": name, "size": f"{width}x{height}", **dict(zip(metrics, row, strict=True))}
+            for name, (height, width), row in zip(self.names, self.sizes, values, strict=True)
         ]
-        mean = {"picture": "mean", "size": None, "bicubic_psnr": self.bicubic_psnr, "psnr": self.psnr}
-        return [*rows, {**mean, "bicubic_ssim": self.bicubic_ssim, "ssim": self.ssim}]
+        means = (self.bicubic_psnr, self.psnr, self.bicubic_ssim, self.ssim)
+        return [*rows, {"picture": "mean", "size": None, **dict(zip(metrics, means, strict=True))}]
 
     def text(self) -> str:
-        """The table, and how it was scored."""
+        """The table by image."""
         columns = {
             "picture": "picture",
             "size": "size",
