@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsemask.files import atomic_write, write_text
 from sparsemask.synthetic import outlines, textures
-from sparsemask.synthetic.dense_tasks import once
+from sparsemask.synthetic.folders import once
 from sparsemask.synthetic.scenes import generator
 
 VERSION = 2  # of the drawings: raise it when any pixel changes

@@ -6,11 +6,6 @@ they use. `--sample` draws each set once into the cache folder.
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +14,10 @@ from PIL import Image
 from scipy.io import savemat
 from scipy.ndimage import distance_transform_edt
 
-from sparsemask.datasets import cache
 from sparsemask.files import write_text
 from sparsemask.synthetic import outlines, textures
 from sparsemask.synthetic.canvas import REFERENCE, VOID, Canvas
+from sparsemask.synthetic.folders import once
 from sparsemask.synthetic.objects import CLASS_NAMES
 from sparsemask.synthetic.scenes import draw_scene, generator, ground, sky
 from sparsemask.synthetic.segmentation import encode_picture
@@ -141,25 +136,6 @@ def save_annotations(path: Path, segmentations: list[np.ndarray]) -> None:
         }
     path.parent.mkdir(parents=True, exist_ok=True)
     savemat(path, {"groundTruth": cells}, do_compression=True)
-
-
-def once(name: str, task: str, make: Callable[[Path], None]) -> Path:
-    """The set `name` in the cache folder, drawn atomically unless it exists."""
-    folder = cache() / name
-    if folder.is_dir():
-        return folder
-    print(f"drawing pictures for --task {task} into {folder} ...", file=sys.stderr, flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-    try:
-        make(part / name)
-        os.rename(part / name, folder)
-    except OSError:
-        if not folder.is_dir():  # another process was quicker
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return folder
 
 
 def _paint(canvas: Canvas, rng: Generator, index: int, centre, radius: float, colours: tuple) -> None:
