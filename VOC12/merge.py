@@ -69,20 +69,21 @@ def plan(voc: Source, sbd: Source, lists: dict[str, list[str]], out: Path) -> tu
     held = [set(source.names) for source in sources]
     planned: dict[tuple[int, str], Job] = {}
     absent: list[str] = []
+
+    def add(title: str, target: Path, *choices: tuple[int, str, Callable]) -> None:
+        """Plan one file from the first source that has it."""
+        for number, path, function in choices:
+            if path in held[number]:
+                planned[number, path] = Job(function, sources[number], path, target)
+                return
+        absent.append(title)
+
     for name in sorted({*lists["train_aug"], *lists["val"]}):
         image, label = f"{name}.jpg", f"{name}.png"
-        images = ((0, f"JPEGImages/{image}", copy_picture), (1, f"img/{image}", copy_picture))
+        pictures = ((0, f"JPEGImages/{image}", copy_picture), (1, f"img/{image}", copy_picture))
+        add(f"picture {image}", out / "img" / image, *pictures)
         labels = ((0, f"SegmentationClass/{label}", png_to_index), (1, f"cls/{name}.mat", mat_to_png))
-        for title, target, choices in (
-            (f"picture {image}", out / "img" / image, images),
-            (f"label {name}", out / "gt" / label, labels),
-        ):
-            chosen = next((choice for choice in choices if choice[1] in held[choice[0]]), None)
-            if chosen is None:
-                absent.append(title)
-            else:
-                number, path, function = chosen
-                planned[number, path] = Job(function, sources[number], path, target)
+        add(f"label {name}", out / "gt" / label, *labels)
     if absent:
         raise UseError(f"{len(absent)} listed files are in neither archive, first {absent[0]}; are they complete?")
     ordered = [planned[key] for i, s in enumerate(sources) for name in s.names if (key := (i, name)) in planned]
