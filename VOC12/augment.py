@@ -20,6 +20,25 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 @dataclass(frozen=True)
+class Colours:
+    """Mean and deviation of each channel, for values in [0, 1]."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def normalise(self, image: np.ndarray) -> torch.Tensor:
+        """(value / 255 - mean) / std of an image uint8 (H, W, 3), float32 (3, H, W)."""
+        gain = torch.tensor([1 / (255 * s) for s in self.std])
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)])
+        planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        values = planes.to(torch.float32, memory_format=torch.contiguous_format)
+        return values.mul_(gain[:, None, None]).add_(shift[:, None, None])
+
+
+IMAGENET = Colours()
+
+
+@dataclass(frozen=True)
 class View:
     """One draw of the augmentation, for an image of a known size."""
 
@@ -76,12 +95,7 @@ class _Axis:
 
 
 def augment(
-    image: np.ndarray,
-    label: np.ndarray,
-    view: View,
-    crop: int,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
+    image: np.ndarray, label: np.ndarray, view: View, crop: int, colours: Colours = IMAGENET
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Show `view` of an image and its label.
 
@@ -90,8 +104,7 @@ def augment(
         label: uint8 (H, W).
         view: what to show.
         crop: side of the square result in pixels.
-        mean: per channel, for values in [0, 1].
-        std: per channel, for values in [0, 1].
+        colours: how the image is normalised.
 
     Returns:
         float32 (3, crop, crop), normalised, 0 (the mean) where padded; int64 (crop, crop), 255 where padded.
@@ -102,7 +115,7 @@ def augment(
     window = np.s_[rows.begin : rows.end, columns.begin : columns.end]
 
     # The source is smaller than the result more often than not: normalise there, columns before rows.
-    source = normalise(image[window], mean, std)
+    source = colours.normalise(image[window])
     wide = source.index_select(2, columns.low)
     if not columns.identity:
         wide.lerp_(source.index_select(2, columns.high), columns.weight)
@@ -120,30 +133,8 @@ def augment(
     return output, target
 
 
-def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Normalise an image: (value / 255 - mean) / std.
-
-    Args:
-        image: uint8 (H, W, 3).
-        mean: per channel, for values in [0, 1].
-        std: per channel, for values in [0, 1].
-
-    Returns:
-        float32 (3, H, W).
-    """
-    gain = torch.tensor([1 / (255 * s) for s in std])
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
-    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    values = planes.to(torch.float32, memory_format=torch.contiguous_format)
-    return values.mul_(gain[:, None, None]).add_(shift[:, None, None])
-
-
 def pad(
-    image: np.ndarray,
-    label: np.ndarray,
-    least: int,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
+    image: np.ndarray, label: np.ndarray, least: int, colours: Colours = IMAGENET
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalise an image and pad it, centred.
 
@@ -151,8 +142,7 @@ def pad(
         image: uint8 (H, W, 3).
         label: uint8 (H, W).
         least: smallest side of the result, in pixels.
-        mean: per channel, for values in [0, 1].
-        std: per channel, for values in [0, 1].
+        colours: how the image is normalised.
 
     Returns:
         float32 (3, max(H, least), max(W, least)), 0 (the mean) where padded; int64 of the same size, 255 where padded.
@@ -160,7 +150,7 @@ def pad(
     (height, width), (tall, wide) = label.shape, (max(side, least) for side in label.shape)
     top, left = (tall - height) // 2, (wide - width) // 2
     output = torch.zeros(3, tall, wide)
-    output[:, top : top + height, left : left + width] = normalise(image, mean, std)
+    output[:, top : top + height, left : left + width] = colours.normalise(image)
     target = torch.full((tall, wide), IGNORE, dtype=torch.int64)
     target[top : top + height, left : left + width] = torch.from_numpy(np.ascontiguousarray(label))
     return output, target

@@ -70,33 +70,13 @@ class Checked:
     notes: Counter
 
 
-def check_pairs(
-    pairs: Sequence[tuple[str | os.PathLike, str | os.PathLike]],
-    n_class: int = 21,
-    workers: int | None = None,
-    ignore_index: int = IGNORE,
-) -> list[Fault]:
-    """Decode every pair of an image and its label.
-
-    Args:
-        pairs: (image, label) files.
-        n_class: number of classes.
-        workers: processes; None: all cores.
-        ignore_index: the number in labels that marks pixels to ignore.
-
-    Returns:
-        The faults, sorted by file.
-    """
-    return check_all(pairs, n_class, workers, ignore_index).faults
-
-
 def check_all(
     pairs: Sequence[tuple[str | os.PathLike, str | os.PathLike]],
     n_class: int = 21,
     workers: int | None = None,
     ignore_index: int = IGNORE,
 ) -> Checked:
-    """Like :func:`check_pairs`, with the values of the labels and notes on the images.
+    """Decode every pair of an image and its label.
 
     Args:
         pairs: (image, label) files; repeated ones are opened once.
@@ -113,11 +93,6 @@ def check_all(
         result.notes.update(notes)
     result.faults = sorted(faults)
     return result
-
-
-def check_pair(picture_path: str, label_path: str, n_class: int, ignore_index: int = IGNORE) -> list[Fault]:
-    """Faults of one pair."""
-    return _look(picture_path, label_path, n_class, ignore_index)[0]
 
 
 def _look(picture_path: str, label_path: str, n_class: int, ignore_index: int) -> tuple[list[Fault], list, list[str]]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
 
 from sparsemask.errors import UseError
-from sparsemask.VOC12.bulk import write_bulk
+from sparsemask.VOC12.bulk import remove_leftovers, write_bulk
 from sparsemask.VOC12.images import read_picture
 from sparsemask.VOC12.palette import out_of_range, read_label, save_label
+from sparsemask.VOC12.workers import run_jobs
 
 _PNG_HEAD, _PNG_TAIL = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
@@ -43,6 +45,29 @@ def copy_picture(data: bytes, target: Path, name: object) -> None:
     """Write an image's bytes unchanged, after decoding them as a check."""
     read_picture(io.BytesIO(data), name)
     write_bulk(target, data)
+
+
+def convert_files(
+    function: Callable[..., None], files: Sequence[tuple[Path, Path]], target: Path, workers: int | None
+) -> tuple[int, int]:
+    """Convert the files (old, new) whose new one is not whole yet, and say how many they were.
+
+    Args:
+        function: converts one, as :func:`mat_to_png` does.
+        files: the new ones are below `target`.
+        target: folder.
+        workers: processes; None: all cores.
+
+    Returns:
+        (files written, files that existed).
+    """
+    jobs = [(old, new, old) for old, new in files if not looks_whole(new)]
+    remove_leftovers(target)
+    for _ in run_jobs(function, jobs, len(jobs), "converting", workers):
+        pass
+    written, present = len(jobs), len(files) - len(jobs)
+    print(f"{target}: {written} labels converted, {present} were there already")
+    return written, present
 
 
 def looks_whole(path: Path) -> bool:

@@ -20,17 +20,12 @@ from pathlib import Path
 
 from sparsemask.errors import UseError, command
 from sparsemask.files import must_exist
-from sparsemask.VOC12.bulk import remove_leftovers
-from sparsemask.VOC12.convert import looks_whole, png_to_index
+from sparsemask.VOC12.convert import convert_files, png_to_index
 from sparsemask.VOC12.lists import read_names
-from sparsemask.VOC12.workers import run_jobs
 
 
 def convert(
-    path: str | os.PathLike,
-    list_path: str | os.PathLike,
-    new_path: str | os.PathLike,
-    workers: int | None = None,
+    path: str | os.PathLike, list_path: str | os.PathLike, new_path: str | os.PathLike, workers: int | None = None
 ) -> tuple[int, int]:
     """Convert the listed labels that are not converted yet.
 
@@ -56,17 +51,8 @@ def convert(
     absent = [name for name in names if not (source / f"{name}.png").is_file()]
     if absent:
         raise UseError(f"{list_path}: {len(absent)} of {len(names)} labels absent, first {source / absent[0]}.png")
-    jobs = [
-        (old, new, old)
-        for name in names
-        if not looks_whole(new := target / f"{name}.png")
-        for old in [source / f"{name}.png"]
-    ]
-    remove_leftovers(target)
-    for _ in run_jobs(png_to_index, jobs, len(jobs), "converting", workers):
-        pass
-    print(f"{target}: {len(jobs)} labels converted, {len(names) - len(jobs)} were there already")
-    return len(jobs), len(names) - len(jobs)
+    files = [(source / f"{name}.png", target / f"{name}.png") for name in names]
+    return convert_files(png_to_index, files, target, workers)
 
 
 @command

@@ -20,9 +20,7 @@ from pathlib import Path
 
 from sparsemask.errors import UseError, command
 from sparsemask.files import must_exist
-from sparsemask.VOC12.bulk import remove_leftovers
-from sparsemask.VOC12.convert import looks_whole, mat_to_png
-from sparsemask.VOC12.workers import run_jobs
+from sparsemask.VOC12.convert import convert_files, mat_to_png
 
 
 def convert(sbd_path: str | os.PathLike, workers: int | None = None) -> tuple[int, int]:
@@ -36,12 +34,7 @@ def convert(sbd_path: str | os.PathLike, workers: int | None = None) -> tuple[in
     if not mats:
         raise UseError(f"{source}: no .mat files in it")
     target = source.parent / "cls_png"
-    jobs = [(mat, path, mat) for mat in mats if not looks_whole(path := target / f"{mat.stem}.png")]
-    remove_leftovers(target)
-    for _ in run_jobs(mat_to_png, jobs, len(jobs), "converting", workers):
-        pass
-    print(f"{target}: {len(jobs)} labels converted, {len(mats) - len(jobs)} were there already")
-    return len(jobs), len(mats) - len(jobs)
+    return convert_files(mat_to_png, [(mat, target / f"{mat.stem}.png") for mat in mats], target, workers)
 
 
 @command

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from sparsemask.errors import UseError
 from sparsemask.files import distinct_names
-from sparsemask.VOC12.augment import IMAGENET_MEAN, IMAGENET_STD, SCALES, augment, draw_view, pad
+from sparsemask.VOC12.augment import IMAGENET_MEAN, IMAGENET_STD, SCALES, Colours, augment, draw_view, pad
 from sparsemask.VOC12.images import read_picture, size_words
 from sparsemask.VOC12.lists import load_class_names
 from sparsemask.VOC12.palette import IGNORE, LabelRangeError, apply_ignored, beyond_classes, read_label
@@ -65,7 +65,7 @@ class SegmentationDataset(Dataset):
         self.crop_size = crop_size
         self.training = training
         self.scales = tuple(scales)
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.colours = Colours(tuple(mean), tuple(std))
         self.ignore_index = ignore_index
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class SegmentationDataset(Dataset):
         """
         image, label = self.load(index)
         view = draw_view(label.shape, self.crop_size, self.scales, rng)
-        return augment(image, label, view, self.crop_size, self.mean, self.std)
+        return augment(image, label, view, self.crop_size, self.colours)
 
     def whole(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The image unscaled, padded (centred; mean and 255) to at least the crop size on each side.
@@ -102,7 +102,7 @@ class SegmentationDataset(Dataset):
             image float32 (3, H, W), normalised; label int64 (H, W).
         """
         image, label = self.load(index)
-        return pad(image, label, self.crop_size, self.mean, self.std)
+        return pad(image, label, self.crop_size, self.colours)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Read and check a pair: image uint8 (H, W, 3), label uint8 (H, W)."""

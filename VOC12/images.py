@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from sparsemask.containers import stand_in
 from sparsemask.errors import UseError
@@ -189,7 +189,8 @@ def is_deep(image: Image.Image) -> bool:
 
 def deep_colours(image: Image.Image) -> bool:
     """Whether an image's file, not decoded yet, has 16 bits a colour, of which the decoder keeps the upper 8."""
-    return not is_deep(image) and any(";16" in str(tile[-1]) for tile in getattr(image, "tile", None) or ())
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else ()
+    return not is_deep(image) and any(";16" in str(tile[-1]) for tile in tiles)
 
 
 def _read(path: str | os.PathLike | BinaryIO, name: object) -> tuple[np.ndarray, list[str]]:

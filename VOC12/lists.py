@@ -31,11 +31,6 @@ STAMP = "prepared.json"  # written last by prepare.py: its presence says that th
 Pair = tuple[Path, Path]
 
 
-def is_prepared(folder: str | os.PathLike) -> bool:
-    """Whether `folder` holds VOC as completed by VOC12/prepare.py."""
-    return (Path(folder) / STAMP).is_file()
-
-
 def read_list(path: str | os.PathLike) -> list[str]:
     """Read a list file, see the module's docstring: its entries, each as it stands.
 

@@ -65,26 +65,28 @@ def _read_names(source: Source, path: str) -> list[str]:
 
 def plan(voc: Source, sbd: Source, lists: dict[str, list[str]], out: Path) -> tuple[list[Job], int]:
     """Files still to be written, in the order that reads the archives fastest, and how many are there."""
+    sources = (voc, sbd)
+    held = [set(source.names) for source in sources]
     planned: dict[tuple[int, str], Job] = {}
     absent: list[str] = []
-    in_voc, in_sbd = set(voc.names), set(sbd.names)
+
+    def add(title: str, target: Path, *choices: tuple[int, str, Callable]) -> None:
+        """Plan one file from the first source that has it."""
+        for number, path, function in choices:
+            if path in held[number]:
+                planned[number, path] = Job(function, sources[number], path, target)
+                return
+        absent.append(title)
+
     for name in sorted({*lists["train_aug"], *lists["val"]}):
-        image_name, label = out / "img" / f"{name}.jpg", out / "gt" / f"{name}.png"
-        if (path := f"JPEGImages/{name}.jpg") in in_voc:
-            planned[0, path] = Job(copy_picture, voc, path, image_name)
-        elif (path := f"img/{name}.jpg") in in_sbd:
-            planned[1, path] = Job(copy_picture, sbd, path, image_name)
-        else:
-            absent.append(f"picture {name}.jpg")
-        if (path := f"SegmentationClass/{name}.png") in in_voc:
-            planned[0, path] = Job(png_to_index, voc, path, label)
-        elif (path := f"cls/{name}.mat") in in_sbd:
-            planned[1, path] = Job(mat_to_png, sbd, path, label)
-        else:
-            absent.append(f"label {name}")
+        image, label = f"{name}.jpg", f"{name}.png"
+        pictures = ((0, f"JPEGImages/{image}", copy_picture), (1, f"img/{image}", copy_picture))
+        add(f"picture {image}", out / "img" / image, *pictures)
+        labels = ((0, f"SegmentationClass/{label}", png_to_index), (1, f"cls/{name}.mat", mat_to_png))
+        add(f"label {name}", out / "gt" / label, *labels)
     if absent:
         raise UseError(f"{len(absent)} listed files are in neither archive, first {absent[0]}; are they complete?")
-    ordered = [planned[key] for i, s in enumerate((voc, sbd)) for name in s.names if (key := (i, name)) in planned]
+    ordered = [planned[key] for i, s in enumerate(sources) for name in s.names if (key := (i, name)) in planned]
     jobs = [job for job in ordered if not _there(job)]
     return jobs, len(ordered) - len(jobs)
 

@@ -130,11 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", default="VOC12/data", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     parser.add_argument(
-        "--expect",
-        type=_three,
-        default=EXPECT,
-        metavar="N,N,N",
-        help="sizes of train, val, train_aug to insist on",
+        "--expect", type=_three, default=EXPECT, metavar="N,N,N", help="sizes of train, val, train_aug to insist on"
     )
     options = parser.parse_args(argv)
     prepare(options.voc, options.sbd, options.out, options.expect, options.workers)

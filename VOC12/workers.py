@@ -21,12 +21,7 @@ def usable_cores() -> int:
 
 
 def run_jobs(
-    function: Callable,
-    jobs: Iterable[tuple],
-    total: int,
-    text: str,
-    workers: int | None = None,
-    few: int = _FEW,
+    function: Callable, jobs: Iterable[tuple], total: int, text: str, workers: int | None = None, few: int = _FEW
 ) -> Iterator:
     """Yield `function(*job)` for every job, in the order they end, with a progress bar on standard error.
 

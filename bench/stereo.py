@@ -108,7 +108,7 @@ def network(path: Path, rounds: int, height: int, width: int, name: str) -> None
     """A trained network on a generated scene, dense beside sparse: its hourglasses, aggregation, the whole."""
     from sparsemask.spaces.smstereo.checkpoints import load_smstereo
     from sparsemask.synthetic.stereo_scenes import make_scene
-    from sparsemask.tasks.stereo.framing import make_pair
+    from sparsemask.tasks.stereo.batch import make_pair
 
     model = load_smstereo(path)
     scene = make_scene(np.random.default_rng(0), height, width, 0.75 * model.maxdisp)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sparsemask import containers, locks
+from sparsemask import locks
 from sparsemask.errors import UseError
 
 _PART = ".part"  # ends the names of what is being written
@@ -69,6 +69,8 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object; UseError when it is missing or truncated."""
+    from sparsemask import containers  # loads numpy, which most of this module's callers do not need
+
     value = containers.read_json(path)
     if not isinstance(value, dict):
         raise UseError(f"{path}: expected a JSON object, found {type(value).__name__}")

@@ -16,10 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-import yaml
-
 from sparsemask.config import RunConfig, Section, checked_value
-from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, meant
 from sparsemask.files import write_text
 from sparsemask.plugins import is_own, trusted
@@ -131,6 +128,8 @@ class Parser(argparse.ArgumentParser):
 
         foreign: pass over flags that this verb does not have instead of refusing them.
         """
+        from sparsemask.containers import read_yaml  # with numpy, which a command line alone does not need
+
         path = find_config(path, self.get_default("space"))
         content = read_yaml(path)
         if content is None:
@@ -242,6 +241,8 @@ def preset_flags(name: str, verb: str, space: str) -> dict[str, Any]:
     """What a preset has for a verb and a space, as it stands in its file; {} where they have no such preset."""
     if preset_name(name, space) is None:
         return {}
+    from sparsemask.containers import read_yaml
+
     content = cast(dict[str, Any], read_yaml(find_config(name, space)))
     return {**{k: v for k, v in content.items() if k not in SECTIONS}, **(content.get(verb) or {})}
 
@@ -288,6 +289,8 @@ def adopted(config: RunConfig, given: Mapping[str, Any], values: Mapping[str, An
 
 def write_config(path: str | Path, config: RunConfig | Mapping[str, Any]) -> None:
     """Write a run's configuration, or flags by name: ``--config`` on this file starts the same run again."""
+    import yaml
+
     flags = config.flat() if isinstance(config, RunConfig) else plain(config)
     write_text(path, yaml.safe_dump(flags, sort_keys=True, allow_unicode=True))
 

@@ -13,7 +13,6 @@ import small_pairs
 import small_pictures
 from sparsemask import tasks
 from sparsemask.synthetic import dense_tasks
-from sparsemask.synthetic.stereo_scenes import write_scenes
 from sparsemask.tasks import Task
 from sparsemask.tasks.points.layouts.semantickitti import LEARNING_MAP
 from sparsemask.tasks.points.prepare.command import prepare_semantickitti_scans
@@ -52,7 +51,7 @@ def super_resolution(folder: Path) -> Task:
 
 def stereo(folder: Path) -> Task:
     """Three pairs, one of them to validate."""
-    write_scenes(folder, 3, 40, 72, 20)
+    small_pairs.write_scenes(folder, 3, 40, 72, 20)
     return tasks.get("stereo", small_pairs.options(data_root=folder))
 
 

@@ -371,7 +371,7 @@ def test_random_words_depend_on_the_draw_alone(draws, seed, stream):
 
 
 def held(count: int = 23) -> HeldPictures:
-    return HeldPictures(Part(*pictures(count, side=8)), PLAIN, training=True)
+    return HeldPictures(Part(*pictures(count, side=8)), PLAIN)
 
 
 def batches(source, start: int, stop: int, workers: int = 0, rank: int = 0, world: int = 1):
@@ -419,7 +419,7 @@ def test_files_are_resized_by_the_shorter_side_and_cropped(tmp_path):
     write_classes(tmp_path, {"a": 2, "b": 2}, (40, 100))
     part = find_pictures(tmp_path)
     files = Part(sorted(tmp_path.rglob("*.png")), np.arange(4))
-    source = FilePictures(files, Cut((0.0,) * 3, (1.0,) * 3, 16, 20), training=True)
+    source = FilePictures(files, Cut((0.0,) * 3, (1.0,) * 3, 16, 20))
     assert not part.training.held and source.load(0)[0].shape == (20, 50, 3)
     middle, label = source[1]
     np.testing.assert_allclose(middle.permute(1, 2, 0).numpy() * 255, source.load(1)[0][2:18, 17:33], atol=1e-4)
@@ -429,12 +429,12 @@ def test_files_are_resized_by_the_shorter_side_and_cropped(tmp_path):
     again = source.sample(1, np.random.default_rng(0))[0]
     assert torch.equal(again, crops[0]), "a crop is a function of its generator"
     with pytest.raises(UseError, match="--resize 15"):
-        FilePictures(files, Cut((0.0,) * 3, (1.0,) * 3, 16, 15), training=True)
+        FilePictures(files, Cut((0.0,) * 3, (1.0,) * 3, 16, 15))
 
 
 def test_files_train_through_the_engine(tmp_path):
     write_classes(tmp_path, {"a": 3, "b": 3}, (30, 30))
-    source = FilePictures(Part(sorted(tmp_path.rglob("*.png")), np.arange(6)), Cut((0,) * 3, (1,) * 3, 8, 9), True)
+    source = FilePictures(Part(sorted(tmp_path.rglob("*.png")), np.arange(6)), Cut((0,) * 3, (1,) * 3, 8, 9))
     for (x, y), (u, v) in zip(batches(source, 0, 3), batches(source, 0, 3, workers=2), strict=True):
         assert x.shape == (6, 3, 8, 8) and torch.equal(x, u) and torch.equal(y, v)
     with pytest.raises(UseError, match="no such file"):
@@ -455,7 +455,7 @@ def test_drawn_pictures_repeat_and_classes_differ():
 
 def test_a_batch_is_made_in_time():
     """A loader must not be what a small network waits for: 128 pictures of 32x32 in 3 ms, generous on busy machines."""
-    source = HeldPictures(Part(*pictures(512)), PLAIN, training=True)
+    source = HeldPictures(Part(*pictures(512)), PLAIN)
     indices, best = np.arange(128), 1.0
     for _ in range(30):
         began = time.perf_counter()

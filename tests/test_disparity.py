@@ -19,9 +19,8 @@ from sparsemask.spaces.smstereo.checkpoints import load_smstereo, save_smstereo
 from sparsemask.spaces.smstereo.network import SMStereo
 from sparsemask.sparse import backend
 from sparsemask.synthetic.stereo_scenes import make_scene
-from sparsemask.tasks.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.batch import StereoPair, make_pair, pad16, unpad
 from sparsemask.tasks.stereo.files import read_disparity
-from sparsemask.tasks.stereo.framing import make_pair, pad16, unpad
 from sparsemask.tasks.stereo.tiles import Box, boxes, fitting_tile, memory, outer, run_tiles
 from spoilt import truncate
 from tiny import borrow_kernels, fails

@@ -111,7 +111,6 @@ ARRAY_READERS = {
     "mask": masks.load_mask,
     "cloud": cloud.read_cloud,
     "disparity": read_disparity,
-    "prepared": cloud.read_array,
     "mapped": containers.map_npy,
     "plain": containers.read_npy,
     "length": containers.npy_length,
@@ -215,7 +214,7 @@ ARCHIVE_READERS = {
     "groups": mask_file.load_mask,
     "classes": classification_layouts.read_npz,
     "cloud": cloud.read_cloud,
-    "projection": cloud.read_archive,
+    "plain": containers.read_npz,
     "disparity": read_disparity,
 }
 

@@ -19,6 +19,7 @@ from torch.utils.data import get_worker_info
 
 from small_classes import write_classes
 from small_clouds import CROPS, NETWORK, rooms
+from small_pairs import write_scenes
 from small_pictures import make_folder
 from sparsemask.engine import data as engine_data
 from sparsemask.errors import UseError
@@ -28,7 +29,6 @@ from sparsemask.retrain import specialize as retrain_specialize
 from sparsemask.retrain import train as retrain_train
 from sparsemask.search import run as search_run
 from sparsemask.sparse import backend
-from sparsemask.synthetic.stereo_scenes import write_scenes
 from sparsemask.tasks.points import data as points_data
 from spoilt import truncate
 from tiny import ROOT, SMALL, borrow_kernels, data_flags, environment, fails, interruptible, make_data

@@ -16,12 +16,12 @@ from sparsemask.pictures.files import read_picture as read_any
 from sparsemask.resize import imresize
 from sparsemask.tasks import get
 from sparsemask.tasks.classification.layouts import find_pictures
-from sparsemask.tasks.dense.maps import read_grey
+from sparsemask.tasks.dense.data import read_grey
 from sparsemask.tasks.edges.data import EdgesDataset
 from sparsemask.tasks.saliency.data import SaliencyDataset, all_pairs
 from sparsemask.tasks.stereo import layouts
+from sparsemask.tasks.stereo.files import PairFiles, read_frame
 from sparsemask.tasks.stereo.files import read_picture as read_stereo
-from sparsemask.tasks.stereo.pairs import PairFiles, read_frame
 from sparsemask.tasks.super_resolution.data import SuperResolutionDataset
 from sparsemask.tasks.super_resolution.folders import Pair
 from sparsemask.VOC12 import check
@@ -155,9 +155,9 @@ def test_predictions_of_turned_pictures_have_their_upright_size(tmp_path):
 def test_check_opens_pictures_upright_and_names_exif(tmp_path, capsys):
     picture = turned(tmp_path / "a.jpg", quality=95)
     label = labels(tmp_path, UPRIGHT)
-    assert check.check_pair(str(picture), str(label), 3) == []
+    assert check.check_all([(picture, label)], 3).faults == []
     labels(tmp_path, UPRIGHT.T)
-    [fault] = check.check_pair(str(picture), str(label), 3)
+    [fault] = check.check_all([(picture, label)], 3).faults
     assert fault.kind == "sizes" and "EXIF orientation is 6" in fault.text and "turn that one" in fault.text
 
 

@@ -12,8 +12,7 @@ from sparsemask.backends.native import library
 from sparsemask.ops.point_conv import Level, cells, mixed_point_conv, point_conv
 from sparsemask.spaces.smpointseg.layers import PointConv
 from sparsemask.sparse import backend
-from sparsemask.tasks.points.clouds.graph import build_graph
-from sparsemask.tasks.points.clouds.order import shell_order
+from sparsemask.tasks.points.clouds.graph import build_graph, shell_order
 
 BACKENDS = ("native", "gather")
 RADIUS = 0.15

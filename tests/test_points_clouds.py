@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sparsemask.errors import UseError
+from sparsemask.points import Cloud, read_cloud, write_ply
 from sparsemask.safe_pickle import read_arrays
-from sparsemask.tasks.points.clouds import Cloud, read_cloud, write_ply
 from sparsemask.tasks.points.layouts import s3dis, semantickitti
 from sparsemask.tasks.points.layouts.labels import class_counts, class_weights
 

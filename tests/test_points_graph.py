@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsemask.errors import UseError
-from sparsemask.tasks.points.clouds import build_graph, knn, nearest
+from sparsemask.points import build_graph, knn, nearest
 from sparsemask.tasks.points.clouds.graph import make_tree
 
 

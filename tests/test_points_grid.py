@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparsemask.errors import UseError
-from sparsemask.tasks.points.clouds import grid_subsample, nearest
+from sparsemask.points import grid_subsample, nearest
 
 ONE = np.array([[0.1, 0.1, 0.1], [0.3, 0.5, 0.1], [-0.2, 0.1, 0.1], [-0.9, 0.9, 0.1], [1.5, 0.1, 0.1]], np.float32)
 

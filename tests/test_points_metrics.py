@@ -12,8 +12,9 @@ from sparsemask.errors import UseError
 from sparsemask.tasks.points.clouds.ply import read_ply, write_ply
 from sparsemask.tasks.points.layouts import s3dis, semantickitti
 from sparsemask.tasks.points.s3dis import S3DISTask
-from sparsemask.tasks.points.scores import PointScores, count_matches, pooled, pooled_text, score_text, write_pair
+from sparsemask.tasks.points.scores import PointScores, pooled, pooled_text, score_text, write_pair
 from sparsemask.tasks.points.semantickitti import SemanticKITTITask
+from sparsemask.tasks.segmentation.scores import confusion
 
 CLASSES = [f"class{n}" for n in range(13)]
 
@@ -46,8 +47,8 @@ def test_nothing_labelled_is_no_score():
 
 
 def test_ignored_points_are_counted_nowhere():
-    truth, found = np.array([0, 1, -1, -1, 2]), np.array([0, 2, 0, 1, 2])
-    assert count_matches(truth, found, 3).tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
+    truth, found = torch.tensor([0, 1, -1, -1, 2]), torch.tensor([0, 2, 0, 1, 2])
+    assert confusion(found, truth, 3).tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
 
 
 def test_the_loss_is_weighted_and_ignores():
@@ -68,7 +69,7 @@ def test_predictions_of_several_folders_are_pooled(tmp_path):
     rng, matrix = np.random.default_rng(0), np.zeros((13, 13), np.int64)
     for number, room in enumerate(["Area_1_office_1", "Area_1_hall_2", "Area_2_office_1"]):
         truth, found = rng.integers(-1, 13, 400), rng.integers(0, 13, 400)
-        matrix += count_matches(truth, found, 13)
+        matrix += confusion(torch.from_numpy(found), torch.from_numpy(truth), 13).numpy()
         write_pair(tmp_path / f"area{number % 2}" / f"{room}.ply", found, truth)
     columns = read_ply(tmp_path / "area0" / "Area_1_office_1.ply")
     assert list(columns) == ["pred", "label"] and columns["pred"].dtype == np.uint8

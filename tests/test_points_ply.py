@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsemask.errors import UseError
-from sparsemask.tasks.points.clouds import read_ply, write_ply
+from sparsemask.points import read_ply, write_ply
 from sparsemask.tasks.points.clouds.ply import ply_size
 
 COLUMNS = {

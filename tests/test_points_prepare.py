@@ -11,7 +11,7 @@ import pytest
 
 from raw_clouds import TEXT, raw_rooms, raw_scans, state
 from sparsemask.errors import UseError
-from sparsemask.tasks.points.clouds import grid_subsample, nearest, read_ply
+from sparsemask.points import grid_subsample, nearest, read_ply
 from sparsemask.tasks.points.layouts import s3dis, semantickitti
 from sparsemask.tasks.points.prepare import s3dis as prepare_s3dis
 from sparsemask.tasks.points.prepare.command import main, prepare_s3dis_rooms, prepare_semantickitti_scans

@@ -13,7 +13,7 @@ from sparsemask.coordinates import near_origin
 from sparsemask.devices import arithmetic
 from sparsemask.pictures.point_clouds.render import checked
 from sparsemask.pictures.point_clouds.viewer import write_viewer
-from sparsemask.tasks.points.clouds import read_cloud
+from sparsemask.points import read_cloud
 from sparsemask.tasks.points.clouds.cloud import Cloud
 from sparsemask.tasks.points.clouds.grid import grid_subsample
 from sparsemask.tasks.points.clouds.ply import read_ply, write_ply

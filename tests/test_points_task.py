@@ -104,7 +104,7 @@ def test_rooms_of_one_area_validate_the_others(room_folder):
 
 
 def test_generated_rooms_have_weights_of_their_own(room_folder, monkeypatch):
-    monkeypatch.setattr("sparsemask.tasks.points.synthetic_rooms.sample_folder", lambda: room_folder)
+    monkeypatch.setattr("sparsemask.synthetic.rooms.sample_folder", lambda: room_folder)
     task = tasks.get("sample", options(grid=0.25))
     cloud = task.clouds("training")[0]
     counts = np.bincount(cloud.labels, minlength=13)

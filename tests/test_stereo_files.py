@@ -10,11 +10,9 @@ import torch
 from PIL import Image
 
 from sparsemask import UseError
-from sparsemask.tasks.stereo.batch import StereoPair
-from sparsemask.tasks.stereo.files import read_disparity, read_picture, write_disparity
-from sparsemask.tasks.stereo.framing import make_pair, normalise, pad16, picture_of, random_crop, unpad
+from sparsemask.tasks.stereo.batch import StereoPair, make_pair, normalise, pad16, picture_of, random_crop, unpad
+from sparsemask.tasks.stereo.files import PairFiles, read_disparity, read_frame, read_picture, write_disparity
 from sparsemask.tasks.stereo.layouts import find_pairs, read_list, split
-from sparsemask.tasks.stereo.pairs import PairFiles, read_frame
 from spoilt import truncate
 
 RNG = np.random.default_rng(0)

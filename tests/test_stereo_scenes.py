@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from small_pairs import write_scenes
 from sparsemask import UseError
-from sparsemask.synthetic.stereo_scenes import Plane, make_scene, render, write_scenes
+from sparsemask.synthetic.stereo_scenes import Plane, make_scene, render
 from sparsemask.tasks.stereo.files import read_disparity, read_picture
 
 

@@ -14,17 +14,16 @@ from PIL import Image
 from torch import nn
 
 from small_config import configured
-from small_pairs import options
+from small_pairs import options, write_scenes
 from sparsemask import UseError, datasets, tasks
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import Method, data, distributed, fit
 from sparsemask.engine.records import read_rows
 from sparsemask.pictures.stereo import colours, draw_disparities, draw_errors, draw_voxels
 from sparsemask.runs import Run
-from sparsemask.synthetic.stereo_scenes import write_scenes
 from sparsemask.tasks.protocol import EvaluationContext
+from sparsemask.tasks.stereo.batch import make_pair
 from sparsemask.tasks.stereo.files import read_disparity, write_disparity
-from sparsemask.tasks.stereo.framing import make_pair
 from sparsemask.tasks.stereo.options import StereoData
 from sparsemask.tasks.stereo.task import StereoTask
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from small_pairs import write_scenes
 from sparsemask import flags
 from sparsemask.cli import disparity
 from sparsemask.engine.schedules import factor
@@ -21,7 +22,6 @@ from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import train as retrain_train
 from sparsemask.search import run as search_run
 from sparsemask.sparse import backend
-from sparsemask.synthetic.stereo_scenes import write_scenes
 from sparsemask.tasks.stereo import task as stereo
 from sparsemask.tasks.stereo.files import read_disparity
 from sparsemask.training_setup import resolve_config

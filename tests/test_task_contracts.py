@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from argparse import Namespace
 
 import pytest
@@ -75,6 +77,20 @@ class TestRare(TaskContract):
 
 def test_every_task_is_here():
     assert set(BUILD) == set(tasks.available())
+
+
+def test_names_and_flags_of_tasks_load_no_libraries():
+    code = "import sys, sparsemask.tasks; print(*{'numpy', 'torch', 'yaml'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_task_gives_its_loops_or_whole_evaluations():
+    bare = type("Bare", (Task,), dict.fromkeys(Task.__abstractmethods__))(configured(LabelledData))
+    with pytest.raises(NotImplementedError, match="Bare needs measure, or an evaluate of its own"):
+        bare.evaluate(torch.nn.Identity(), EvaluationContext(arithmetic=CPU))
+    whole = type("Whole", (type(bare),), {"evaluate": lambda self, model, context, **how: how})
+    assert whole(configured(LabelledData)).evaluate(None, None, limit=2) == {"limit": 2}
 
 
 def test_a_network_of_another_task_is_asked_for():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sparsemask.errors import UseError
 from sparsemask.VOC12 import prepare
-from sparsemask.VOC12.lists import is_prepared
+from sparsemask.VOC12.lists import STAMP
 from voc_archives import (
     EXPECT,
     FROM_SBD,
@@ -124,7 +124,7 @@ def test_bad_archives_are_one_line(voc_change, sbd_change, message, tmp_path, ca
     with pytest.raises(UseError, match=message) as caught:
         prepare.prepare(voc, sbd, out, expect=EXPECT)
     assert "\n" not in str(caught.value)
-    assert not is_prepared(out) and not list(out.rglob("*.part"))
+    assert not (out / STAMP).is_file() and not list(out.rglob("*.part"))
     argv = ["--voc", str(voc), "--sbd", str(sbd), "--out", str(out), "--expect", "3,2,6"]
     assert prepare.main(argv) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
@@ -138,7 +138,7 @@ def test_truncated_archives(cut, which, archives, tmp_path):
     # Cut between two members, a plain tar is shorter but sound: then its files are missing.
     with pytest.raises(UseError, match="truncated or damaged|not found in it|in neither archive"):
         prepare.prepare(*archives, tmp_path / "out", expect=EXPECT)
-    assert not is_prepared(tmp_path / "out")
+    assert not (tmp_path / "out" / STAMP).is_file()
 
 
 def test_no_archive_and_not_an_archive(archives, tmp_path):

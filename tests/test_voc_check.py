@@ -84,7 +84,7 @@ def noise(size: tuple[int, int], kind: str) -> bytes:
 def test_each_fault_is_found_and_named(break_it, kind, path, text, data, capsys):
     break_it(data)
     pairs = [(data / "img" / f"{name}.jpg", data / "gt" / f"{name}.png") for name in "abc"]
-    faults = check.check_pairs(pairs, 21)
+    faults = check.check_all(pairs, 21).faults
     assert [(fault.kind, fault.path) for fault in faults] == [(kind, str(data / path))]
     assert run_check(data) == 2
     line, summary = capsys.readouterr().out.splitlines()
@@ -100,7 +100,7 @@ def test_several_processes_find_the_same(data):
     for i in (3, 17, 138):
         (data / "gt" / f"x{i}.png").write_bytes(b"\x89PNG")
     pairs = [(data / "img" / f"x{i}.jpg", data / "gt" / f"x{i}.png") for i in range(150)]
-    alone, together = (check.check_pairs(pairs, 21, workers=workers) for workers in (1, 2))
+    alone, together = (check.check_all(pairs, 21, workers).faults for workers in (1, 2))
     assert alone == together and len(alone) == 3
 
 
@@ -242,7 +242,7 @@ def test_check_of_a_devkit(devkit, capsys):
 @pytest.mark.real
 def test_shared_sample_is_clean(shared_data):
     pairs = devkit_pairs(shared_data / "voc_sample", "train")
-    assert len(pairs) == 131 and check.check_pairs(pairs[:40], 21, workers=1) == []
+    assert len(pairs) == 131 and check.check_all(pairs[:40], 21, workers=1).faults == []
 
 
 def test_palette_entries_are_distinct():

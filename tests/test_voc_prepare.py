@@ -14,7 +14,7 @@ import pytest
 
 from sparsemask.VOC12 import prepare
 from sparsemask.VOC12.convert import looks_whole
-from sparsemask.VOC12.lists import is_prepared, pairs_from_lists
+from sparsemask.VOC12.lists import STAMP, pairs_from_lists
 from sparsemask.VOC12.palette import read_label
 from tiny import interruptible
 from voc_archives import (
@@ -114,7 +114,7 @@ def test_killed_run_is_completed(workers, tmp_path):
         time.sleep(0.002)
     run.send_signal(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    assert not is_prepared(out)
+    assert not (out / STAMP).is_file()
     written = list(out.glob("gt/[0-9]*.png"))
     assert 40 <= len(written) < 408
     assert all(looks_whole(path) for path in written)  # whatever bears its final name is whole
@@ -123,7 +123,7 @@ def test_killed_run_is_completed(workers, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((out / "gt").iterdir())) == len(list((out / "img").iterdir())) == 408
-    assert is_prepared(out) and not list(out.rglob("*.part"))
+    assert (out / STAMP).is_file() and not list(out.rglob("*.part"))
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in before.items())  # completed, not begun again
     for name in (own[0], own[-1]):
         np.testing.assert_array_equal(read_label(out / "gt" / f"{name}.png"), label(FROM_SBD))
@@ -144,7 +144,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_nothing_torn(workers, tmp_path):
     error = run.communicate()[1]
     assert run.returncode == 130, error
     assert "stopped" in error.splitlines()[-1] and "Traceback" not in error
-    assert not is_prepared(out) and not list(out.rglob("*.part"))
+    assert not (out / STAMP).is_file() and not list(out.rglob("*.part"))
 
 
 def test_workers_of_a_killed_run_do_not_stay(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from sparsemask.VOC12.lists import is_prepared
+from sparsemask.VOC12.lists import STAMP
 from sparsemask.VOC12.palette import VOC_COLOURS, colourise, read_label
 
 TRAIN, VAL = ["2007_000001", "2007_000002", "2007_000003"], ["2007_000101", "2007_000102"]
@@ -112,7 +112,7 @@ def check_output(out: Path) -> None:
         np.testing.assert_array_equal(read_label(path), label(FROM_SBD if name in OWN else FROM_VOC))
         # Pictures travel byte for byte, VOC's before SBD's.
         assert (out / "img" / f"{name}.jpg").read_bytes() == picture(200 if name in OWN else 50)
-    assert is_prepared(out)
+    assert (out / STAMP).is_file()
     assert not list(out.rglob("*.part"))
     for part in ("img", "gt"):
         assert len(list((out / part).iterdir())) == len(TRAIN + VAL + OWN)

@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     files = check_outputs(options)
 
-    from sparsemask.tasks.stereo.framing import make_pair, pad16, picture_of, unpad
-    from sparsemask.tasks.stereo.pairs import read_pictures
+    from sparsemask.tasks.stereo.batch import make_pair, pad16, picture_of, unpad
+    from sparsemask.tasks.stereo.files import read_pictures
     from sparsemask.VOC12.images import picture_notes
 
     left, right = read_pictures(options.left, options.right)
@@ -128,7 +128,7 @@ def find_network(weights: str | None, maxdisp: int | None):
     """(the network, the file it comes from): of `weights`, or of what lies in $SPARSEMASK_WEIGHTS or the cache."""
     from sparsemask import datasets
     from sparsemask.spaces.smstereo.checkpoints import load_smstereo
-    from sparsemask.tasks.stereo.framing import MULTIPLE
+    from sparsemask.tasks.stereo.batch import MULTIPLE
     from sparsemask.weights import file_space
 
     if maxdisp is not None and maxdisp % MULTIPLE:

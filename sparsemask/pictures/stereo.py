@@ -127,7 +127,7 @@ def draw_voxels(
     Raises:
         UseError: no masks.
     """
-    from sparsemask.tasks.stereo.framing import picture_of
+    from sparsemask.tasks.stereo.batch import picture_of
 
     path = style.check_path(path)
     if not len(masks):

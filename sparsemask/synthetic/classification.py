@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-from numpy.random import PCG64, Generator, SeedSequence
 
 from sparsemask.files import atomic_write, write_text
 from sparsemask.synthetic import outlines, textures
-from sparsemask.synthetic.dense_tasks import once
+from sparsemask.synthetic.folders import once
+from sparsemask.synthetic.scenes import generator
 
 VERSION = 2  # of the drawings: raise it when any pixel changes
 SIDE = 32
@@ -73,7 +73,7 @@ def make_sample(folder: Path, train: int = TRAIN, test: int = TEST, seed: int = 
 
 def draw_picture(seed: int, number: int) -> np.ndarray:
     """Image uint8 (32, 32, 3) of class number % 10."""
-    rng = Generator(PCG64(SeedSequence([seed, _STREAM, number])))
+    rng = generator(seed, _STREAM, number)
     outline = list(OUTLINES.values())[number % len(OUTLINES)]
     size = SIDE * _FINE
     down, across = (np.mgrid[:size, :size] + 0.5) / _FINE

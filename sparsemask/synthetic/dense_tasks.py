@@ -6,25 +6,20 @@ they use. `--sample` draws each set once into the cache folder.
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.random import PCG64, Generator, SeedSequence
+from numpy.random import Generator
 from PIL import Image
 from scipy.io import savemat
 from scipy.ndimage import distance_transform_edt
 
-from sparsemask.datasets import cache
 from sparsemask.files import write_text
 from sparsemask.synthetic import outlines, textures
 from sparsemask.synthetic.canvas import REFERENCE, VOID, Canvas
+from sparsemask.synthetic.folders import once
 from sparsemask.synthetic.objects import CLASS_NAMES
-from sparsemask.synthetic.scenes import draw_scene, ground, sky
+from sparsemask.synthetic.scenes import draw_scene, generator, ground, sky
 from sparsemask.synthetic.segmentation import encode_picture
 
 VERSION = 1  # of the drawings: raise it when any pixel changes
@@ -82,7 +77,7 @@ def draw_salient(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndar
 
     Smaller dull objects are not salient. Borders of the masks are grey, as antialiased borders are.
     """
-    rng = _generator(seed, _SALIENCY, number)
+    rng = generator(seed, _SALIENCY, number)
     canvas = Canvas((sky if rng.integers(2) else ground)(rng, size))
     for _ in range(rng.integers(5, 10)):
         _paint(canvas, rng, 0, rng.uniform(8, REFERENCE - 8, 2), rng.uniform(4, 8), _DULL)
@@ -102,7 +97,7 @@ def draw_regions(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndar
     Each annotator gives a segmentation (size, size) of regions numbered from 0, lacks some regions, and is up to one
     pixel off.
     """
-    rng = _generator(seed, _EDGES, number)
+    rng = generator(seed, _EDGES, number)
     horizon = int(size * rng.uniform(0.3, 0.7))
     below = np.arange(size)[:, None] >= horizon + np.rint(size * 0.03 * np.sin(np.arange(size) / size * 9)).astype(int)
     canvas = Canvas(np.where(below[..., None], ground(rng, size), sky(rng, size)))
@@ -143,25 +138,6 @@ def save_annotations(path: Path, segmentations: list[np.ndarray]) -> None:
     savemat(path, {"groundTruth": cells}, do_compression=True)
 
 
-def once(name: str, task: str, make: Callable[[Path], None]) -> Path:
-    """The set `name` in the cache folder, drawn atomically unless it exists."""
-    folder = cache() / name
-    if folder.is_dir():
-        return folder
-    print(f"drawing pictures for --task {task} into {folder} ...", file=sys.stderr, flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-    try:
-        make(part / name)
-        os.rename(part / name, folder)
-    except OSError:
-        if not folder.is_dir():  # another process was quicker
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return folder
-
-
 def _paint(canvas: Canvas, rng: Generator, index: int, centre, radius: float, colours: tuple) -> None:
     """Paint one object of random outline, colour and, sometimes, texture."""
     base = np.clip(np.array(colours[rng.integers(len(colours))]) + rng.normal(0, 0.03, 3), 0, 1)
@@ -178,7 +154,7 @@ def _paint(canvas: Canvas, rng: Generator, index: int, centre, radius: float, co
             return outlines.ellipse(x, y, radius, 0.65 * radius)
         if kind == 3:
             return outlines.star(x, y, 1.2 * radius)
-        return outlines.blob(_generator(dents), x, y, radius)
+        return outlines.blob(generator(dents), x, y, radius)
 
     def colour(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         lit = (1.0 - 0.15 * y / radius)[..., None]
@@ -197,10 +173,6 @@ def _fill(label: np.ndarray, holes: np.ndarray) -> np.ndarray:
 def _noisy(canvas: Canvas, rng: Generator) -> np.ndarray:
     canvas.image = canvas.image + rng.normal(0, 0.018, canvas.image.shape)
     return canvas.picture()
-
-
-def _generator(*key: int) -> Generator:
-    return Generator(PCG64(SeedSequence(key)))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -91,14 +91,7 @@ def hoop(canvas: Canvas, rng: Generator, centre: Point, name: str) -> None:
 
 
 def _stroked(
-    canvas: Canvas,
-    rng: Generator,
-    centre: Point,
-    name: str,
-    segments: list,
-    half: float,
-    colour: tuple,
-    turn: float,
+    canvas: Canvas, rng: Generator, centre: Point, name: str, segments: list, half: float, colour: tuple, turn: float
 ) -> None:
     reach = max(float(np.hypot(*np.array(segments).reshape(-1, 2).T).max()), 1.0) + half
     tint = _shaded(rng, colour, reach)
@@ -199,11 +192,7 @@ def kite_or_tent(canvas: Canvas, rng: Generator, centre: Point, in_sky: bool) ->
 def star_or_starfish(canvas: Canvas, rng: Generator, centre: Point, in_sky: bool) -> None:
     """The yellow star; only the scene tells which class it is."""
     radius = rng.uniform(20, 27)
-    index, tint, turn = (
-        INDEX["star" if in_sky else "starfish"],
-        _shaded(rng, YELLOW, radius),
-        rng.uniform(-0.6, 0.6),
-    )
+    index, tint, turn = (INDEX["star" if in_sky else "starfish"], _shaded(rng, YELLOW, radius), rng.uniform(-0.6, 0.6))
     canvas.paint(index, centre, radius, lambda x, y: outlines.star(x, y, radius), tint, turn)
 
 

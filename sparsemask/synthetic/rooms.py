@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from sparsemask.errors import UseError
-from sparsemask.files import read_json, write_json
+from sparsemask.datasets import cache
+from sparsemask.synthetic.folders import STAMP, StampedFolder
 from sparsemask.synthetic.room_layout import TYPES, furnish, scan
 from sparsemask.tasks.points.layouts.s3dis import GRID, class_of
 from sparsemask.tasks.points.prepare import s3dis
@@ -20,7 +21,6 @@ from sparsemask.tasks.points.prepare.items import Item, locked, prepare, whole
 from sparsemask.VOC12.bulk import write_bulk
 
 VERSION = 1  # of the rooms: raise it when any point changes, so that old folders are made anew
-STAMP, _STARTED = "STAMP.json", "STARTED.json"
 RAW = "raw"
 _LIMITS = {"seed": (0, 2**32 - 1), "areas": (1, 99), "rooms": (1, 999), "points": (200, 10**7), "grid": (0.001, 10)}
 
@@ -54,25 +54,31 @@ def make_rooms(
         UseError: impossible settings, or `folder` holds something else.
     """
     folder = Path(folder)
-    stamp = {"version": VERSION, "seed": seed, "areas": areas, "rooms": rooms, "points": points, "grid": grid}
-    for name, (low, high) in _LIMITS.items():
-        if not low <= stamp[name] <= high:
-            raise UseError(f"generated rooms: {name} {stamp[name]} is not between {low} and {high}")
+    settings = {"version": VERSION, "seed": seed, "areas": areas, "rooms": rooms, "points": points, "grid": grid}
+    stamp = StampedFolder(folder, "generated rooms", settings, _LIMITS)
     items = room_items(folder, areas, rooms, grid)
     out = folder / s3dis.OUT
     unwritten = lambda: [item for item in items if raw and not _raw_folder(folder, item.name).is_dir()]
-    complete = lambda: _stamped(folder, STAMP) == stamp and all(whole(path) for item in items for path in item.files)
+    complete = lambda: stamp.stamped and all(whole(path) for item in items for path in item.files)
     if complete() and not unwritten():
         return out
     with locked(folder):
         if not complete():  # while we waited, another process may have made them
-            _begin(folder, stamp)
+            stamp.begin(lambda: [shutil.rmtree(folder / name, ignore_errors=True) for name in (s3dis.OUT, RAW)])
             prepare(items, _Maker(seed, points), out, jobs, "making rooms")
         for item in unwritten():
             _write_raw(_raw_folder(folder, item.name), *room(item.name, seed, points))
-        write_json(folder / STAMP, stamp)  # last: whoever finds it finds everything
-        (folder / _STARTED).unlink(missing_ok=True)
+        stamp.finish()
     return out
+
+
+def sample_folder() -> Path:
+    """The folder of the rooms of --sample, made on first use."""
+    folder = cache() / "rooms"
+    if not (folder / STAMP).exists():
+        print(f"making the sample rooms in {folder} ...", file=sys.stderr, flush=True)
+    make_rooms(folder)
+    return folder
 
 
 def room_items(folder: Path, areas: int, rooms: int, grid: float) -> list[Item]:
@@ -130,19 +136,3 @@ def _write_raw(folder: Path, xyz: np.ndarray, colours: np.ndarray, annotations: 
 def _raw_folder(folder: Path, name: str) -> Path:
     _, area, kind = name.split("_", 2)
     return folder / RAW / f"Area_{area}" / kind / "Annotations"
-
-
-def _stamped(folder: Path, name: str) -> dict | None:
-    return read_json(folder / name) if (folder / name).is_file() else None
-
-
-def _begin(folder: Path, stamp: dict) -> None:
-    """Remove files of other settings from `folder`, and mark in it that rooms are being made."""
-    former = _stamped(folder, STAMP) or _stamped(folder, _STARTED)
-    if former is None and any(folder.glob("[!.]*")):
-        raise UseError(f"{folder}: the folder is not empty and holds no generated rooms; give another")
-    (folder / STAMP).unlink(missing_ok=True)
-    if former is not None and former != stamp:
-        for name in (s3dis.OUT, RAW):
-            shutil.rmtree(folder / name, ignore_errors=True)
-    write_json(folder / _STARTED, stamp)

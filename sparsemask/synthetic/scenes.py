@@ -39,7 +39,8 @@ _GROUNDS = (  # (dark, light, tufts)
 _MIST = np.array((0.86, 0.86, 0.84))
 
 
-def _generator(*key: int) -> Generator:
+def generator(*key: int) -> Generator:
+    """Random numbers of a key: a seed, a stream, a number; the same on every machine."""
     return Generator(PCG64(SeedSequence(key)))
 
 
@@ -62,7 +63,7 @@ def things_of(seed: int, number: int, count: int = THINGS) -> list[int]:
     """Kinds of the objects in image `number`, from shuffled decks, so that all are equally frequent."""
     deck = len(KINDS)
     dealt = range(number * count, number * count + count)
-    return [int(_generator(seed, 1, at // deck).permutation(deck)[at % deck]) for at in dealt]
+    return [int(generator(seed, 1, at // deck).permutation(deck)[at % deck]) for at in dealt]
 
 
 def _place(rng: Generator, occupied: list[tuple[float, float, float]], radius: float) -> tuple[float, float]:
@@ -82,7 +83,7 @@ def draw_scene(seed: int, number: int, size: int = REFERENCE) -> tuple[np.ndarra
 
     Every image depends on (seed, number, size) only, so that a set can be drawn in any order.
     """
-    rng = _generator(seed, 0, number)
+    rng = generator(seed, 0, number)
     in_sky = bool(rng.integers(2))
     canvas = Canvas((sky if in_sky else ground)(rng, size))
     kinds = sorted((KINDS[index] for index in things_of(seed, number)), key=lambda kind: -kind.room)

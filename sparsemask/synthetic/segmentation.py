@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sparsemask.errors import UseError
-from sparsemask.files import read_json, write_json, write_text
+from sparsemask.files import write_text
+from sparsemask.synthetic.folders import StampedFolder
 from sparsemask.synthetic.objects import CLASS_NAMES
 from sparsemask.synthetic.scenes import draw_scene
 from sparsemask.VOC12.bulk import remove_leftovers, write_bulk
@@ -24,18 +24,11 @@ from sparsemask.VOC12.palette import save_label
 from sparsemask.VOC12.workers import run_jobs
 
 VERSION = 1  # of the drawings: raise it when any pixel changes, so that old folders are drawn anew
-STAMP = "STAMP.json"
-_STARTED = "STARTED.json"  # the stamp to be, while the folder is half made
 _LIMITS = {"train": (1, 9000), "val": (1, 900), "size": (48, 1024), "seed": (0, 2**32 - 1)}
 
 
 def make_sample(
-    out: str | os.PathLike,
-    train: int = 240,
-    val: int = 60,
-    size: int = 128,
-    seed: int = 0,
-    workers: int | None = 1,
+    out: str | os.PathLike, train: int = 240, val: int = 60, size: int = 128, seed: int = 0, workers: int | None = 1
 ) -> dict[str, int]:
     """Draw the sample set into `out`; returns at once when it is there, completes it when it is half made.
 
@@ -54,23 +47,21 @@ def make_sample(
         UseError: impossible settings, or `out` holds something that is not a sample set.
     """
     out = Path(out)
-    stamp = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
-    for name, (low, high) in _LIMITS.items():
-        if not low <= stamp[name] <= high:
-            raise UseError(f"sample set: {name} {stamp[name]} is not between {low} and {high}")
+    settings = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
+    stamp = StampedFolder(out, "sample set", settings, _LIMITS)
     names = [f"{number:04d}" for number in range(train + val)]
-    if _stamped(out, STAMP) == stamp and not _absent(out, names):
-        return stamp
-    _begin(out, stamp)
+    if stamp.stamped and not _absent(out, names):
+        return settings
+    stamp.begin(lambda: _remove(out))
+    remove_leftovers(out / "img", out / "gt")
     jobs = [(str(out), name, seed, size) for name in _absent(out, names)]
     for _ in run_jobs(_draw, jobs, len(jobs), "drawing the sample set", workers):
         pass
     lists = {"train": names[:train], "val": names[train:], "trainval": names, "train_aug": names[:train]}
     for name, entries in (*lists.items(), ("class_names", CLASS_NAMES)):
         write_text(out / f"{name}.txt", "\n".join(entries) + "\n")
-    write_json(out / STAMP, stamp)  # last: whoever finds it finds everything
-    (out / _STARTED).unlink(missing_ok=True)
-    return stamp
+    stamp.finish()
+    return settings
 
 
 def _draw(out: str, name: str, seed: int, size: int) -> None:
@@ -87,26 +78,15 @@ def encode_picture(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _stamped(out: Path, name: str) -> dict | None:
-    return read_json(out / name) if (out / name).is_file() else None
-
-
 def _absent(out: Path, names: list[str]) -> list[str]:
     """Names of which the image or the label is not in `out`."""
     present = [set(os.listdir(out / folder)) if (out / folder).is_dir() else set() for folder in ("img", "gt")]
     return [name for name in names if f"{name}.jpg" not in present[0] or f"{name}.png" not in present[1]]
 
 
-def _begin(out: Path, stamp: dict) -> None:
-    """Remove files of other settings from `out`, and mark in it that the set is being made."""
-    former = _stamped(out, STAMP) or _stamped(out, _STARTED)
-    if former is None and out.is_dir() and any(out.iterdir()):
-        raise UseError(f"{out}: the folder is not empty and no sample set; give another by --out")
-    (out / STAMP).unlink(missing_ok=True)
-    if former is not None and former != stamp:
-        for folder, suffix in (("img", "jpg"), ("gt", "png")):
-            for path in (out / folder).glob(f"*.{suffix}"):
-                if re.fullmatch(r"\d{4}", path.stem):  # drawn here: anything else is the user's
-                    path.unlink()
-    write_json(out / _STARTED, stamp)
-    remove_leftovers(out / "img", out / "gt")
+def _remove(out: Path) -> None:
+    """Remove images and labels that were drawn here; others are the user's."""
+    for folder, suffix in (("img", "jpg"), ("gt", "png")):
+        for path in (out / folder).glob(f"*.{suffix}"):
+            if re.fullmatch(r"\d{4}", path.stem):
+                path.unlink()

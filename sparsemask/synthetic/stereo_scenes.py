@@ -8,20 +8,14 @@ interpolated along the rows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 
 from sparsemask.errors import UseError
-from sparsemask.files import write_bytes
-from sparsemask.pictures.files import encoded
-from sparsemask.tasks.stereo.files import write_disparity
-from sparsemask.tasks.stereo.pairs import Frame
+from sparsemask.tasks.stereo.files import Frame
 
 VERSION = 1  # of the scenes: raise it when any pixel changes
 LEAST = 32  # px, of a side
@@ -117,28 +111,6 @@ def render(
         views.append(np.rint(view).clip(0, 255).astype(np.uint8))
     truth = disparity.astype(np.float32)
     return Frame(name, *views, truth if occluded else np.where(visible, truth, np.float32(0)), visible)
-
-
-def write_scenes(
-    folder: str | os.PathLike, count: int, height: int = 128, width: int = 256, most: float = 48, seed: int = 0
-) -> list[Path]:
-    """Write scenes as files: 0000_left.png, 0000_right.png, 0000_disp.pfm, ..., and the list pairs.txt.
-
-    Returns:
-        The files of disparities.
-    """
-    folder, written = Path(folder), []
-    for number in range(count):
-        frame = make_scene(np.random.default_rng([seed, number]), height, width, most)
-        stem = f"{number:04d}"
-        for side in ("left", "right"):
-            write_bytes(folder / f"{stem}_{side}.png", encoded(Image.fromarray(getattr(frame, side)), "PNG"))
-        written.append(folder / f"{stem}_disp.pfm")
-        write_disparity(written[-1], frame.disparity)
-    names = (path.name.removesuffix("_disp.pfm") for path in written)
-    lines = (f"{name}_left.png {name}_right.png {name}_disp.pfm\n" for name in names)
-    write_bytes(folder / "pairs.txt", "".join(lines).encode())
-    return written
 
 
 def _nearest(planes: Sequence[Plane], xs: Sequence[np.ndarray], y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

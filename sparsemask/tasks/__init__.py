@@ -16,11 +16,20 @@ from typing import NamedTuple
 from sparsemask.config import RunConfig
 from sparsemask.errors import UseError, choose
 from sparsemask.plugins import imported, is_own
-from sparsemask.tasks.protocol import DataSection, EvaluationContext, LabelledData, Scores, ScoresBySample, Task
+from sparsemask.tasks.protocol import (
+    DataSection,
+    Evaluation,
+    EvaluationContext,
+    LabelledData,
+    Meter,
+    Scores,
+    ScoresBySample,
+    Task,
+)  # fmt: skip
 
 __all__ = [
-    "DEFAULT", "DataSection", "EvaluationContext", "LabelledData", "Scores", "ScoresBySample", "Task", "available",
-    "find", "fits", "get", "own_flags", "siblings",
+    "DEFAULT", "DataSection", "Evaluation", "EvaluationContext", "LabelledData", "Meter", "Scores", "ScoresBySample",
+    "Task", "available", "find", "fits", "get", "own_flags", "siblings",
 ]  # fmt: skip
 
 

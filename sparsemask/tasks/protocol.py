@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -121,6 +123,52 @@ class ScoresBySample(Protocol):
         """The means in a line."""
 
 
+def json_rows(scores: ScoresBySample) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(means, rows of the samples) of scores for JSON: None for NaN and infinity, the means without a name."""
+    *rows, mean = [
+        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        for row in scores.rows()
+    ]
+    return {key: value for key, value in mean.items() if key not in ("picture", "size")}, rows
+
+
+class Meter(Protocol):
+    """Counts over samples that can be summed over processes.
+
+    Attributes:
+        total: tensor of sums, replaced by the sum over all processes before `scores` is called.
+    """
+
+    total: torch.Tensor
+
+    def scores(self) -> Scores:
+        """Scores of the sums."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a call of :meth:`Task.evaluate` asks for, see there."""
+
+    context: EvaluationContext
+    limit: int
+    flips: bool
+    scales: tuple[float, ...]
+    quick: bool
+    on_prediction: Callable[[int, Any], None] | None
+
+    def indices(self, length: int) -> tuple[int, list[int]]:
+        """(samples that all processes score of `length`, numbers of this process's)."""
+        from sparsemask.engine import distributed
+
+        count = min(self.limit or length, length)
+        return count, list(range(count))[distributed.rank() :: distributed.world()]
+
+    def predicted(self, index: int, prediction: Any) -> None:
+        """Hand a sample's prediction to whoever asked for it."""
+        if self.on_prediction is not None:
+            self.on_prediction(index, prediction)
+
+
 class Task(ABC):
     """What a network is trained for and measured by.
 
@@ -142,6 +190,7 @@ class Task(ABC):
         input_shape: (1, C, H, W) of the network's inputs where all have one shape, else None.
         smallest_share: samples that batch norm needs in a forward pass.
         views: over which views of one sample `evaluate` can average, of "flips" and "scales".
+        n_drawn: samples that a run draws.
         no_data: line that says no data are named, without a full stop; None: one with the first of `data_flags`.
         sample_words: what --sample stands for; None where there is none.
     """
@@ -157,6 +206,7 @@ class Task(ABC):
     input_shape: tuple[int, ...] | None = None
     smallest_share: ClassVar[int] = 2
     views: ClassVar[tuple[str, ...]] = ()
+    n_drawn: ClassVar[int] = 6
     no_data: ClassVar[str | None] = None
     sample_words: ClassVar[str | None] = "drawn pictures"
 
@@ -234,7 +284,6 @@ class Task(ABC):
 
     # ---- evaluation
 
-    @abstractmethod
     def evaluate(
         self,
         model: Callable[..., Any],
@@ -246,7 +295,7 @@ class Task(ABC):
         on_prediction: Callable[[int, Any], None] | None = None,
         quick: bool = False,
     ) -> Scores:
-        """Scores of a network on the validation samples, over all processes.
+        """Scores of a network on the validation samples, over all processes; `measure` has the task's own loop.
 
         Args:
             model: a module, which is put into evaluation mode, or any function of the network's inputs.
@@ -262,6 +311,28 @@ class Task(ABC):
             UseError: views that the task cannot average over, outputs that do not fit.
             NotFiniteError: an output with NaN or infinite values.
         """
+        from sparsemask.engine import distributed
+
+        self.check_views(flips, scales)
+        evaluation = Evaluation(
+            context=context, limit=limit, flips=flips, scales=tuple(scales), quick=quick, on_prediction=on_prediction
+        )
+        with _evaluation_mode(model):
+            meter = self.measure(model, evaluation)
+        meter.total = distributed.total(meter.total.to(context.arithmetic.device)).cpu()
+        return meter.scores()
+
+    def measure(self, model: Callable[..., Any], evaluation: Evaluation) -> Meter:
+        """Predict and count this process's validation samples; every task has it, or an `evaluate` of its own.
+
+        Args:
+            model: in evaluation mode; gradients are off.
+            evaluation: which samples and views. `evaluation.predicted` takes every prediction.
+
+        Returns:
+            The counts, not yet summed over processes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs measure, or an evaluate of its own")
 
     def metrics(self, scores: Scores) -> dict[str, float]:
         """The metrics that training logs and commands print, `primary` among them. Override it to add some."""
@@ -292,9 +363,24 @@ class Task(ABC):
             The file.
         """
 
-    @abstractmethod
-    def samples(self, model: Callable[..., Any], arithmetic: Arithmetic, n: int = 6) -> list[tuple[Any, ...]]:
-        """Up to `n` validation samples, spread over all, with the predictions of `model`, as `draw` takes them."""
+    def samples(self, model: Callable[..., Any], arithmetic: Arithmetic, n: int | None = None) -> list[tuple[Any, ...]]:
+        """Up to `n` (None: `n_drawn`) validation samples, spread over all, with predictions, as `draw` takes them."""
+        import numpy as np
+
+        length = len(self.eval_data)
+        indices = np.unique(np.linspace(0, length - 1, min(n or self.n_drawn, length)).astype(int)).tolist()
+        with _evaluation_mode(model):
+            return [self.sample(model, arithmetic, index) for index in indices]
+
+    def sample(self, model: Callable[..., Any], arithmetic: Arithmetic, index: int) -> tuple[Any, ...]:
+        """Validation sample `index` with its prediction; every task has it, or `samples` of its own.
+
+        Args:
+            model: in evaluation mode; gradients are off.
+            arithmetic: device and precision.
+            index: number of the validation sample.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs sample, or samples of its own")
 
     @abstractmethod
     def draw(self, samples: list[tuple[Any, ...]], path: Path) -> None:
@@ -306,3 +392,12 @@ class Task(ABC):
         for name in VIEWS:
             if requested[name] and name not in self.views:
                 raise UseError(f"evaluation cannot average over {name} for {self.items} of this task")
+
+
+def _evaluation_mode(model: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Put a module into evaluation mode, for good, and turn gradients off in a ``with`` block."""
+    import torch
+
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    return torch.no_grad()

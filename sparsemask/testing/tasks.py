@@ -256,7 +256,7 @@ def tensors_of(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if dataclasses.is_dataclass(value):
-        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        value = list(vars(value).values())
     return [tensor for part in value for tensor in tensors_of(part)] if isinstance(value, list | tuple) else []
 
 

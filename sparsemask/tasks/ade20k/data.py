@@ -13,10 +13,9 @@ import numpy as np
 
 from sparsemask.errors import UseError
 from sparsemask.files import must_exist
-from sparsemask.tasks.dense.task import IGNORE
 from sparsemask.VOC12.dataset import SegmentationDataset
 from sparsemask.VOC12.lists import read_list
-from sparsemask.VOC12.palette import read_label
+from sparsemask.VOC12.palette import IGNORE, read_label
 
 
 class Ade20kDataset(SegmentationDataset):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsemask.tasks.ade20k.data import Ade20kDataset, ade20k_root, object_names
-from sparsemask.tasks.dense.folders import Pair, folder_pairs
+from sparsemask.tasks.dense.data import Pair, folder_pairs
 from sparsemask.tasks.dense.task import DenseTask
 from sparsemask.tasks.segmentation.task import SegmentationTask
 from sparsemask.VOC12.lists import LABEL_SUFFIXES, load_class_names, pairs_from_lists, read_list

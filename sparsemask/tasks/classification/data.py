@@ -81,14 +81,11 @@ class Part:
         return Part(images, self.labels[indices])
 
 
-class HeldPictures(Dataset):
-    """Images in memory. Training: a crop of the padded image at random, mirrored at random; else as they are.
+class _Pictures(Dataset):
+    """The images of a part, cut for a network."""
 
-    ``batch`` makes a whole training batch at once, from four random words a sample (see the engine's data module).
-    """
-
-    def __init__(self, part: Part, cut: Cut, training: bool):
-        self.part, self.cut, self.training = part, cut, training
+    def __init__(self, part: Part, cut: Cut):
+        self.part, self.cut = part, cut
 
     def __len__(self) -> int:
         return len(self.part)
@@ -96,6 +93,13 @@ class HeldPictures(Dataset):
     def name(self, index: int) -> str:
         """Of an image."""
         return self.part.name(index)
+
+
+class HeldPictures(_Pictures):
+    """Images in memory. Training: a crop of the padded image at random, mirrored at random; else as they are.
+
+    ``batch`` makes a whole training batch at once, from four random words a sample (see the engine's data module).
+    """
 
     def load(self, index: int) -> tuple[Array, int]:
         """uint8 (H, W, 3), and the class."""
@@ -135,23 +139,16 @@ def augment(images: Array, pad: int, flip: bool, random_words: Array) -> Array:
     return cut
 
 
-class FilePictures(Dataset):
+class FilePictures(_Pictures):
     """Images of any size, read when they are needed: the shorter side resized, then a crop.
 
     Training: a crop at random, mirrored at random; else the middle.
     """
 
-    def __init__(self, part: Part, cut: Cut, training: bool):
+    def __init__(self, part: Part, cut: Cut):
         if cut.resize < cut.size:
             raise UseError(f"--resize {cut.resize}: pictures are cropped to {cut.size} after it (--image_size)")
-        self.part, self.cut, self.training = part, cut, training
-
-    def __len__(self) -> int:
-        return len(self.part)
-
-    def name(self, index: int) -> str:
-        """Of an image."""
-        return self.part.name(index)
+        super().__init__(part, cut)
 
     def load(self, index: int) -> tuple[Array, int]:
         """uint8 (h, w, 3) with its shorter side resized, and the class; UseError for a broken file."""
@@ -178,6 +175,6 @@ class FilePictures(Dataset):
         return self.cut.tensor((crop[:, ::-1] if mirrored else crop).transpose(2, 0, 1))
 
 
-def data_set(part: Part, cut: Cut, training: bool) -> HeldPictures | FilePictures:
+def data_set(part: Part, cut: Cut) -> HeldPictures | FilePictures:
     """The data set of a part, by where its images are."""
-    return (HeldPictures if part.held else FilePictures)(part, cut, training)
+    return (HeldPictures if part.held else FilePictures)(part, cut)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sparsemask.tables import table
-from sparsemask.tasks.segmentation.scores import SegmentationScores, confusion
+from sparsemask.tasks.segmentation.scores import SegmentationScores, confusion, ratio
 
 TOP = 5
 
@@ -38,14 +38,9 @@ class ClassificationScores(SegmentationScores):
         return {k: v for k, v in values.items() if k != "top5" or len(self.matrix) > TOP}
 
     @property
-    def recall(self) -> np.ndarray:
-        """(C,) share of each class's images that are right, NaN for a class without any."""
-        return _over(np.diag(self.matrix), self.matrix.sum(1))
-
-    @property
     def precision(self) -> np.ndarray:
         """(C,) share of each class's guesses that are right, NaN for a class never guessed."""
-        return _over(np.diag(self.matrix), self.matrix.sum(0))
+        return ratio(np.diag(self.matrix), self.matrix.sum(0))
 
     def summary(self) -> str:
         """The metrics in a line."""
@@ -92,7 +87,3 @@ class ClassificationMeter:
         """Scores of the counts."""
         matrix = self.total[:-2].reshape(self.n_class, self.n_class).round().long().numpy()
         return ClassificationScores(matrix, int(matrix.sum()), int(self.total[-2]), float(self.total[-1]))
-
-
-def _over(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)

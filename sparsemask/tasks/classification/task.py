@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,9 @@ from sparsemask.tasks.classification.data import Cut, FilePictures, HeldPictures
 from sparsemask.tasks.classification.layouts import LabelledPictures, find_pictures
 from sparsemask.tasks.classification.options import STATISTICS, ClassificationData
 from sparsemask.tasks.classification.scores import TOP, ClassificationMeter, ClassificationScores
-from sparsemask.tasks.evaluation import set_evaluation, shared_indices, spread_indices, summed
 from sparsemask.tasks.notes import say_how_read, warn
-from sparsemask.tasks.protocol import EvaluationContext, Task
+from sparsemask.tasks.protocol import Evaluation, Task
+from sparsemask.tasks.segmentation.scores import by_class
 
 _LARGE = 224  # side of what networks take of images that are not small
 
@@ -40,6 +40,7 @@ class ClassificationTask(Task):
     primary = "top1"
     score_flags = ("n_class", "image_size", "resize", "normalise")
     views = ("flips",)
+    n_drawn = 24
     sample_words = "drawn shapes"
     no_data = "no pictures named (--data_root CIFAR's archive or folder, .npz files, or class folders)"
     section = ClassificationData
@@ -56,8 +57,8 @@ class ClassificationTask(Task):
             raise UseError(f"--n_class {self.n_output}: {self.pictures.title} has {n_classes} classes")
         self.classes = [*self.pictures.classes, *(str(k) for k in range(n_classes, self.n_output))]
         self.cut = self._cut(self.pictures.training)
-        self._train = data_set(self.pictures.training, self.cut, training=True)
-        self._eval = data_set(self.pictures.validation, self.cut, training=False)
+        self._train = data_set(self.pictures.training, self.cut)
+        self._eval = data_set(self.pictures.validation, self.cut)
 
     @staticmethod
     def sample_folder() -> Path:
@@ -124,7 +125,7 @@ class ClassificationTask(Task):
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Sum of the cross-entropies of logits (N, C) and classes (N,)."""
         self._fits(output)
-        kind = torch.float64 if output.dtype == torch.float64 else torch.float32
+        kind = torch.promote_types(output.dtype, torch.float32)
         return F.cross_entropy(output.to(kind), target, reduction="sum")
 
     def _fits(self, output: torch.Tensor) -> None:
@@ -146,43 +147,24 @@ class ClassificationTask(Task):
         logs = torch.stack([view.float().log_softmax(1) for view in views])
         return (logs.logsumexp(0) - math.log(len(views))).cpu()
 
-    @torch.no_grad()
-    def evaluate(
-        self,
-        model: Callable,
-        context: EvaluationContext,
-        *,
-        limit: int = 0,
-        flips: bool = False,
-        scales: Sequence[float] = (1.0,),
-        on_prediction: Callable[[int, torch.Tensor], None] | None = None,
-        quick: bool = False,
-    ) -> ClassificationScores:
-        """See :meth:`Task.evaluate`; `quick` makes no difference."""
-        self.check_views(flips, scales)
-        source = self.eval_data
-        _, indices = shared_indices(len(source), limit)
+    def measure(self, model: Callable, evaluation: Evaluation) -> ClassificationMeter:
+        """See :meth:`Task.measure`; `quick` makes no difference."""
+        source, context = self.eval_data, evaluation.context
+        _, indices = evaluation.indices(len(source))
         workers = 0 if source.part.held else context.n_worker
         loader = make_loader(Listed(source, indices), workers, batch_size=context.batch_size)
-        meter, done = ClassificationMeter(self.n_output), 0
-        set_evaluation(model)
+        meter, numbers = ClassificationMeter(self.n_output), iter(indices)
         for images, target in plainly(loader):
-            logits = self.predict(model, images, context.arithmetic, flips)
+            logits = self.predict(model, images, context.arithmetic, evaluation.flips)
             meter.add(logits, target)
-            for row in logits if on_prediction is not None else ():
-                on_prediction(indices[done], row)
-                done += 1
-        meter.total = summed(meter.total, context.arithmetic)
-        return meter.scores()
+            for row in logits:
+                evaluation.predicted(next(numbers), row)
+        return meter
 
     def record(self, scores: ClassificationScores) -> dict:
         """The metrics, of how many images, and the accuracy of each class."""
-        accuracy = dict(zip(self.classes, scores.recall.tolist(), strict=True))
-        return {
-            **self.metrics(scores),
-            "pictures": scores.count,
-            "accuracy": {k: v if v == v else None for k, v in accuracy.items()},
-        }
+        accuracy = by_class(self.classes, scores.recall)
+        return {**self.metrics(scores), "pictures": scores.count, "accuracy": accuracy}
 
     def report(self, scores: ClassificationScores) -> str:
         """The table by class (of a hundred at most), and a line of the metrics."""
@@ -231,17 +213,11 @@ class ClassificationTask(Task):
         shares = logits.double().softmax(0).topk(top)
         return [(self.classes[k], p) for k, p in zip(shares.indices.tolist(), shares.values.tolist(), strict=True)]
 
-    @torch.no_grad()
-    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 24) -> list[tuple]:
-        """(image uint8 (H, W, 3), truth, [(class, probability), ...]) of `n` validation images over the list."""
-        source, samples = self.eval_data, []
-        set_evaluation(model)
-        for index in spread_indices(len(source), n):
-            image, truth = source[index]
-            logits = self.predict(model, image[None], arithmetic)[0]
-            best = self.best(logits, min(3, self.n_output))
-            samples.append((self.cut.picture(image), self.classes[int(truth)], best))
-        return samples
+    def sample(self, model: Callable, arithmetic: Arithmetic, index: int) -> tuple:
+        """(image uint8 (H, W, 3), truth, [(class, probability), ...]) of a validation image."""
+        image, truth = self.eval_data[index]
+        logits = self.predict(model, image[None], arithmetic)[0]
+        return self.cut.picture(image), self.classes[int(truth)], self.best(logits, min(3, self.n_output))
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write the grid of images with truth and prediction."""

@@ -1,13 +1,15 @@
 """Base class of the dense tasks: choice of the data, evaluation loop, averaging over views, samples.
 
 A dense task adds how its files are read, its loss, how the network's output becomes a prediction, and how predictions
-are scored and drawn.
+are scored and drawn. :class:`MapTask` is the base of those that predict one map of probabilities, shown in grey.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -19,30 +21,20 @@ from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import data
 from sparsemask.errors import UseError
-from sparsemask.tasks.evaluation import set_evaluation, shared_indices, spread_indices, summed
+from sparsemask.tasks import protocol
 from sparsemask.tasks.notes import say_how_read, warn
-from sparsemask.tasks.protocol import EvaluationContext, Scores, Task
+from sparsemask.tasks.protocol import Evaluation, Task
 from sparsemask.VOC12.dataset import SegmentationDataset
 from sparsemask.VOC12.images import picture_size
+from sparsemask.VOC12.palette import IGNORE
 from sparsemask.VOC12.survey import survey
 
-IGNORE = 255
 
-
-class Meter(Protocol):
-    """Counts over images that can be summed over processes.
-
-    Attributes:
-        total: tensor of sums, replaced by the sum over all processes before `scores` is called.
-    """
-
-    total: torch.Tensor
+class Meter(protocol.Meter, Protocol):
+    """Counts over images."""
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
         """Count the prediction (H, W) of validation image `index`; target (H, W), 255 ignored."""
-
-    def scores(self) -> Scores:
-        """Scores of the sums."""
 
 
 class DenseTask(Task):
@@ -65,7 +57,6 @@ class DenseTask(Task):
                 f"--ignore_index {ignored}: is for --task segmentation; other tasks' labels have their own rules"
             )
         super().__init__(config)
-        self._train = self._eval = None
 
     @staticmethod
     def sample_folder() -> Path:
@@ -119,19 +110,15 @@ class DenseTask(Task):
         options = {"scales": tuple(config.data.scales)} if config.data.scales else {}
         return self.dataset(self.pairs(split), crop_size=config.data.crop_size, training=split == "training", **options)
 
-    @property
+    @cached_property
     def train_data(self) -> SegmentationDataset:
         """Training images."""
-        if self._train is None:
-            self._train = self._dataset("training")
-        return self._train
+        return self._dataset("training")
 
-    @property
+    @cached_property
     def eval_data(self) -> SegmentationDataset:
         """Validation images."""
-        if self._eval is None:
-            self._eval = self._dataset("eval")
-        return self._eval
+        return self._dataset("eval")
 
     def measured_on(self) -> str:
         """Description of the validation images."""
@@ -195,39 +182,21 @@ class DenseTask(Task):
                 total = total + self.probabilities(logits.float())
         return self.decide(total / (len(scales) * (1 + flips)))
 
-    @torch.no_grad()
-    def evaluate(
-        self,
-        model: Callable,
-        context: EvaluationContext,
-        *,
-        limit: int = 0,
-        flips: bool = False,
-        scales: Sequence[float] = (1.0,),
-        on_prediction: Callable[[int, torch.Tensor], None] | None = None,
-        quick: bool = False,
-    ) -> Scores:
-        """See :meth:`Task.evaluate`; predictions are (H, W), padding removed."""
-        self.check_views(flips, scales)
-        source, arithmetic = self.eval_data, context.arithmetic
-        _, indices = shared_indices(len(source), limit)
+    def measure(self, model: Callable, evaluation: Evaluation) -> Meter:
+        """See :meth:`Task.measure`; predictions are (H, W), padding removed."""
+        source, context = self.eval_data, evaluation.context
+        _, indices = evaluation.indices(len(source))
         loader = data.evaluation_loader(source, indices, context.batch_size, context.n_worker)
-        meter = self.meter(quick)
-        set_evaluation(model)
-        done = 0
-        for groups in data.plainly(loader):
-            for images, target in groups:
-                images = images.to(arithmetic.device, arithmetic.parameters)
-                prediction = self.predict(model, images, arithmetic, flips, tuple(scales)).cpu()
-                for labels, truth in zip(prediction, target, strict=True):
-                    index = indices[done]
-                    labels, truth = self._unpad(index, labels, truth)
-                    meter.add(index, labels, truth)
-                    if on_prediction is not None:
-                        on_prediction(index, labels)
-                    done += 1
-        meter.total = summed(meter.total, arithmetic)
-        return meter.scores()
+        meter, numbers = self.meter(evaluation.quick), iter(indices)
+        for images, target in chain.from_iterable(data.plainly(loader)):
+            images = images.to(context.arithmetic.device, context.arithmetic.parameters)
+            prediction = self.predict(model, images, context.arithmetic, evaluation.flips, evaluation.scales).cpu()
+            for padded in zip(prediction, target, strict=True):
+                index = next(numbers)
+                labels, truth = self._unpad(index, *padded)
+                meter.add(index, labels, truth)
+                evaluation.predicted(index, labels)
+        return meter
 
     def _unpad(self, index: int, *padded: torch.Tensor) -> list[torch.Tensor]:
         """Cut the centred padding off (H, W) maps of a validation image."""
@@ -235,16 +204,53 @@ class DenseTask(Task):
         top, left = ((have - size) // 2 for have, size in zip(padded[0].shape, (height, width), strict=True))
         return [padded_map[top : top + height, left : left + width] for padded_map in padded]
 
-    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 6) -> list[tuple]:
-        """(image, truth, prediction) of `n` validation images spread over the list."""
-        source, samples = self.eval_data, []
-        set_evaluation(model)
-        for index in spread_indices(len(source), n):
-            images = source[index][0][None].to(arithmetic.device, arithmetic.parameters)
-            prediction = self.predict(model, images, arithmetic)[0].cpu()
-            image, truth = source.load(index)
-            samples.append((image, truth, self._unpad(index, prediction)[0].numpy()))
-        return samples
+    def sample(self, model: Callable, arithmetic: Arithmetic, index: int) -> tuple:
+        """(image, truth, prediction) of a validation image."""
+        images = self.eval_data[index][0][None].to(arithmetic.device, arithmetic.parameters)
+        prediction = self.predict(model, images, arithmetic)[0].cpu()
+        image, truth = self.eval_data.load(index)
+        return image, truth, self._unpad(index, prediction)[0].numpy()
+
+
+class MapTask(DenseTask):
+    """Predicts a probability for every pixel; trained by binary cross-entropy."""
+
+    n_output = 1
+
+    def weights(self, target: torch.Tensor) -> torch.Tensor:
+        """Weight of every pixel of a target (N,H,W) in the loss, 0 where it is ignored; here 1 elsewhere."""
+        return (target != IGNORE).float()
+
+    def count(self, target: torch.Tensor) -> float:
+        """Divisor of the loss of a batch (N,H,W): the sum of its weights."""
+        return float(self.weights(target).sum(dtype=torch.float64))
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Weighted sum of the binary cross-entropy; `output` (N,1,h,w) is resized to `target` (N,H,W)."""
+        logits = resize(output, target.shape[-2:])[:, 0]
+        kind = torch.promote_types(logits.dtype, torch.float32)
+        truth, weights = (target == 1).to(kind), self.weights(target).to(kind)
+        return F.binary_cross_entropy_with_logits(logits.to(kind), truth, weights, reduction="sum")
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Sigmoid."""
+        return logits.sigmoid()
+
+    def decide(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """The probabilities themselves, (N,H,W) in [0, 1]."""
+        return probabilities[:, 0]
+
+    def save(self, path: Path, prediction: torch.Tensor) -> None:
+        """Write probabilities as a grey PNG, white for 1."""
+        from sparsemask.pictures import save_map
+
+        save_map(path, prediction.numpy())
+
+    def draw(self, samples: list[tuple], path: Path) -> None:
+        """Write the image | truth | prediction grid."""
+        from sparsemask.pictures import draw_maps
+
+        draw_maps(samples, path)
 
 
 def resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

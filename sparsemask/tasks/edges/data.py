@@ -10,10 +10,9 @@ from scipy.io import loadmat
 
 from sparsemask.errors import UseError
 from sparsemask.files import must_exist
-from sparsemask.tasks.dense.folders import Pair, folder_pairs
-from sparsemask.tasks.dense.maps import MapDataset, read_grey
-from sparsemask.tasks.dense.task import IGNORE
+from sparsemask.tasks.dense.data import MapDataset, Pair, folder_pairs, read_grey
 from sparsemask.VOC12.lists import LABEL_SUFFIXES
+from sparsemask.VOC12.palette import IGNORE
 
 SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")}
 

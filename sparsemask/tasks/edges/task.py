@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsemask.tasks.dense.folders import Pair
-from sparsemask.tasks.dense.maps import MapTask
+from sparsemask.tasks.dense.data import Pair
+from sparsemask.tasks.dense.task import MapTask
 from sparsemask.tasks.edges.data import EdgesDataset, bsds_pairs
 from sparsemask.tasks.edges.scores import EdgeMeter, EdgeScores, precision_recall
 

@@ -19,8 +19,7 @@ from sparsemask.engine.randomness import draw_generator
 from sparsemask.errors import UseError
 from sparsemask.tasks.points.clouds.batch import PointBatch
 from sparsemask.tasks.points.clouds.cloud import IGNORED, Cloud, CloudFile
-from sparsemask.tasks.points.clouds.graph import build_graph
-from sparsemask.tasks.points.clouds.order import shell_order
+from sparsemask.tasks.points.clouds.graph import build_graph, shell_order
 from sparsemask.tasks.points.sampling import Pick, Planner, Possibilities, nearest, squared_distances
 
 SHUFFLE = 13  # stream of randomness
@@ -66,7 +65,7 @@ class CropSettings:
 
     Attributes:
         n_points: points of a crop.
-        k, ratio, levels: of its neighbour lists (:func:`sparsemask.tasks.points.clouds.build_graph`).
+        k, ratio, levels: of its neighbour lists (:func:`sparsemask.points.build_graph`).
         colours: whether features are x, y, z, r, g, b.
         centred: coordinates from the crop's centre, not the sensor's.
         tilt: largest rotation about x and y in degrees, in training; all rotate about z and are scaled by 0.8 to 1.2.

@@ -17,8 +17,7 @@ class PointsData(DataSection):
     data_root: str | None = flag(help="prepared data (sparsemask prepare-points makes it)")
     test_area: int = flag(5, positive, help="s3dis: the area to validate on, the others train (default: 5)")
     train_scans: Sequence[str] | None = flag(
-        nargs="+",
-        help="semantickitti: sequences (00) or scans (00/000000) to train on (default: the published part)",
+        nargs="+", help="semantickitti: sequences (00) or scans (00/000000) to train on (default: the published part)"
     )
     eval_scans: Sequence[str] | None = flag(nargs="+", help="semantickitti: likewise to validate on, or to predict")
     grid: float | None = flag(None, factor, help="voxels of the prepared data, in metres")

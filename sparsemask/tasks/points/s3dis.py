@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from sparsemask.errors import UseError
 from sparsemask.tasks.points.clouds.cloud import CloudFile
 from sparsemask.tasks.points.clouds.original import carry_back, check_original
 from sparsemask.tasks.points.layouts import s3dis
-from sparsemask.tasks.points.layouts.labels import class_weights
+from sparsemask.tasks.points.layouts.labels import class_counts, class_weights
 from sparsemask.tasks.points.scores import pooled_text, write_pair
 from sparsemask.tasks.points.task import PointsTask
 
@@ -44,20 +45,12 @@ class S3DISTask(PointsTask):
             root, "train" if split == "training" else "val", config.data.test_area, config.data.grid
         )
 
-    @property
+    @cached_property
     def weights(self) -> torch.Tensor:
         """As published, from all rooms' counts; of generated rooms from their own."""
         if not self.config.data.sample:
             return torch.from_numpy(s3dis.WEIGHTS)
-
-        def counted() -> torch.Tensor:
-            clouds = self.clouds("training")
-            labels = [clouds[number].labels for number in range(len(clouds))]
-            return torch.from_numpy(
-                class_weights(sum(np.bincount(room_labels, minlength=self.n_output) for room_labels in labels))
-            )
-
-        return self._once("weights", counted)
+        return torch.from_numpy(class_weights(class_counts(self.clouds("training"), self.n_output)))
 
     @classmethod
     def pooled_text(cls, folders: list[str]) -> str:

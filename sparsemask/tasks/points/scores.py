@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sparsemask.errors import UseError
 from sparsemask.tasks.points.clouds.cloud import IGNORED
 from sparsemask.tasks.points.clouds.ply import read_ply, write_ply
-from sparsemask.tasks.segmentation.scores import SegmentationScores, class_table
+from sparsemask.tasks.segmentation.scores import ConfusionMeter, SegmentationScores, class_table
 
 _UNKNOWN = 255  # ignored points in files of predictions
 
@@ -27,12 +28,6 @@ class PointScores(SegmentationScores):
     def iou(self) -> np.ndarray:
         """(C,), NaN for classes absent from the truth."""
         return np.where(self.present, super().iou, np.nan)
-
-    @property
-    def recall(self) -> np.ndarray:
-        """(C,) share of each class's points that are found, NaN for absent ones."""
-        hit, truth = np.diag(self.matrix).astype(np.float64), self.matrix.sum(1)
-        return np.divide(hit, truth, out=np.full_like(hit, np.nan), where=truth > 0)
 
     @property
     def oa(self) -> float:
@@ -54,22 +49,6 @@ class PointScores(SegmentationScores):
     def metrics(self) -> dict[str, float]:
         """mIoU, overall accuracy, mean accuracy."""
         return {"miou": self.miou, "oa": self.oa, "macc": self.macc}
-
-
-def count_matches(truth: np.ndarray, prediction: np.ndarray, n_class: int) -> np.ndarray:
-    """Confusion matrix of labelled points.
-
-    Args:
-        truth: classes (N,); points of other values are ignored.
-        prediction: classes (N,), 0 to n_class - 1.
-        n_class: number of classes C.
-
-    Returns:
-        Counts (C, C), rows truth, columns prediction.
-    """
-    valid = (truth >= 0) & (truth < n_class)
-    index = truth[valid].astype(np.int64) * n_class + prediction[valid].astype(np.int64)
-    return np.bincount(index, minlength=n_class * n_class).reshape(n_class, n_class)
 
 
 def score_text(scores: PointScores, classes: list[str], measured_on: str) -> str:
@@ -109,7 +88,7 @@ def pooled(folders: Iterable[str | Path], n_class: int) -> tuple[PointScores, di
     Raises:
         UseError: no such files, one without `pred` and `label`, or a room that is there twice.
     """
-    matrix, rooms, paths = np.zeros((n_class, n_class), np.int64), {}, {}
+    meter, rooms, paths = ConfusionMeter(n_class, PointScores), {}, {}
     for folder in folders:
         for path in sorted(Path(folder).rglob("Area_*.ply")):
             match = re.match(r"Area_(\d+)_", path.name)
@@ -123,8 +102,9 @@ def pooled(folders: Iterable[str | Path], n_class: int) -> tuple[PointScores, di
                 raise UseError(f"{path}: no predictions of a labelled room (no properties pred and label)")
             if (columns["pred"] >= n_class).any():
                 raise UseError(f"{path}: predictions of more than {n_class} classes")
-            matrix += count_matches(columns["label"], columns["pred"], n_class)
+            prediction, truth = (torch.from_numpy(columns[name].astype(np.int64)) for name in ("pred", "label"))
+            meter.add(len(paths), prediction, truth)
             rooms[int(match[1])] = rooms.get(int(match[1]), 0) + 1
     if not paths:
         raise UseError(f"no predictions Area_*.ply below {', '.join(map(str, folders))} (eval --out writes them)")
-    return PointScores(matrix), rooms
+    return meter.scores(), rooms

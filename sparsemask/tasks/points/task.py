@@ -9,9 +9,10 @@ that metrics of several steps are comparable.
 
 from __future__ import annotations
 
-import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -25,20 +26,14 @@ from sparsemask.devices import Arithmetic
 from sparsemask.engine import distributed
 from sparsemask.engine.data import plainly
 from sparsemask.errors import UseError
-from sparsemask.tasks.evaluation import set_evaluation, shared_indices, summed
 from sparsemask.tasks.notes import warn
 from sparsemask.tasks.points.clouds.cloud import IGNORED, CloudFile
-from sparsemask.tasks.points.data import (
-    Clouds,
-    CropSettings,
-    EvaluationCrops,
-    PossibilityCrops,
-    TrainingCrops,
-)
+from sparsemask.tasks.points.data import Clouds, CropSettings, EvaluationCrops, PossibilityCrops, TrainingCrops
 from sparsemask.tasks.points.options import PointsData
-from sparsemask.tasks.points.scores import PointScores, count_matches, score_text
+from sparsemask.tasks.points.scores import PointScores, score_text
 from sparsemask.tasks.points.voting import probabilities_of, vote
-from sparsemask.tasks.protocol import EvaluationContext, Task
+from sparsemask.tasks.protocol import Evaluation, Task
+from sparsemask.tasks.segmentation.scores import ConfusionMeter, by_class
 from sparsemask.VOC12.survey import LIMIT, survey
 
 _FEW_CLOUDS = 32  # looked at for classes where not all are held
@@ -70,6 +65,7 @@ class PointsTask(Task):
     score_flags = ("test_area", "train_scans", "eval_scans", "grid", "n_points", "val_steps", "batch_size")
     score_flags += ("vote_smooth", "vote_until")
     items = "crops"
+    n_drawn = 1
     smallest_share = 1  # a crop has enough points for batch norm
     section = PointsData
 
@@ -88,7 +84,7 @@ class PointsTask(Task):
             raise UseError(f"--task {config.data.task} needs a network that takes points: --space smpointseg")
         super().__init__(self.resolved(config))
         self.n_output = len(self.classes)
-        self._made: dict = {}
+        self._clouds: dict[str, Clouds] = {}
 
     @classmethod
     def resolved(cls, config: RunConfig) -> RunConfig:
@@ -99,7 +95,7 @@ class PointsTask(Task):
     @staticmethod
     def sample_folder() -> Path:
         """The rooms that --sample stands for."""
-        from sparsemask.tasks.points.synthetic_rooms import sample_folder
+        from sparsemask.synthetic.rooms import sample_folder
 
         return sample_folder()
 
@@ -126,33 +122,29 @@ class PointsTask(Task):
             self.tilt,
         )
 
-    def _once(self, name: str, make):
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
-
     def clouds(self, split: str) -> Clouds:
         """The "training" or the "eval" clouds."""
-        return self._once(split, lambda: Clouds(self.files(split), self.hold))
+        if split not in self._clouds:
+            self._clouds[split] = Clouds(self.files(split), self.hold)
+        return self._clouds[split]
 
     @property
     def _batch(self) -> int:
         return self.config.get("batch_size") or 1
 
-    @property
+    @cached_property
     def train_data(self) -> TrainingCrops:
         """Training crops; an epoch has --train_steps batches."""
-        length = self.config.data.train_steps * self._batch
-        return self._once("train", lambda: self._training(self.clouds("training"), self.settings, length))
+        return self._training(self.clouds("training"), self.settings, self.config.data.train_steps * self._batch)
 
     def _training(self, clouds: Clouds, settings: CropSettings, length: int) -> TrainingCrops:
         return PossibilityCrops(clouds, settings, length, self.noise)
 
-    @property
+    @cached_property
     def eval_data(self) -> EvaluationCrops:
         """Validation crops."""
         length = self.config.data.val_steps * self._batch
-        return self._once("crops", lambda: EvaluationCrops(self.clouds("eval"), self.settings, length, self.noise))
+        return EvaluationCrops(self.clouds("eval"), self.settings, length, self.noise)
 
     def check(self) -> None:
         """Read the first cloud of each part, cut a crop, and look at labels until every class has been seen.
@@ -194,70 +186,49 @@ class PointsTask(Task):
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Sum of the cross-entropy of `output` (B, C, N), weighted by class; -1 in `target` is ignored."""
-        kind = output.dtype if output.dtype == torch.float64 else torch.float32
+        kind = torch.promote_types(output.dtype, torch.float32)
         weights = self.weights.to(output.device, kind)
         return F.cross_entropy(output.to(kind), target, weights, ignore_index=IGNORED, reduction="sum")
 
-    @torch.no_grad()
-    def evaluate(
-        self,
-        model: Callable,
-        context: EvaluationContext,
-        *,
-        limit: int = 0,
-        flips: bool = False,
-        scales: Sequence[float] = (1.0,),
-        on_prediction: Callable[[int, np.ndarray], None] | None = None,
-        quick: bool = False,
-    ) -> PointScores:
-        """See :meth:`Task.evaluate`.
+    def measure(self, model: Callable, evaluation: Evaluation) -> ConfusionMeter:
+        """See :meth:`Task.measure`.
 
         By votes on every cloud (the first `limit`, or --vote_limit), of all original points; `quick`: of --val_steps
         batches of crops (at most `limit` crops).
         """
-        self.check_views(flips, scales)
-        set_evaluation(model)
-        rows = self._crops(model, context, limit) if quick else self._clouds(model, context, limit, on_prediction)
-        n_class, count = self.n_output, 0
-        matrix = np.zeros((n_class, n_class), np.int64)
-        with contextlib.closing(rows):  # and with it the loader's processes
-            for samples, truth, prediction in rows:
-                count += samples
-                matrix += count_matches(truth, prediction, n_class)
-        total = summed(torch.from_numpy(np.append(matrix, count)), context.arithmetic).numpy()
-        return PointScores(total[:-1].reshape(n_class, n_class), int(total[-1]))
+        meter = ConfusionMeter(self.n_output, PointScores)
+        if evaluation.quick:
+            self._measure_crops(model, evaluation, meter)
+        else:
+            self._measure_clouds(model, evaluation, meter)
+        return meter
 
-    def _crops(
-        self, model: Callable, context: EvaluationContext, limit: int
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(crops, truth, prediction) of batches of validation crops."""
-        source = self.eval_data
-        picks = islice(source.picks(), distributed.rank(), limit or None, distributed.world())
-        for crops, labels, _, _ in plainly(source.loader(picks, context.batch_size, context.n_worker)):
+    def _measure_crops(self, model: Callable, evaluation: Evaluation, meter: ConfusionMeter) -> None:
+        source, context = self.eval_data, evaluation.context
+        picks = islice(source.picks(), distributed.rank(), evaluation.limit or None, distributed.world())
+        for crops, labels, _, numbers in plainly(source.loader(picks, context.batch_size, context.n_worker)):
             classes = probabilities_of(model, crops, context.arithmetic).argmax(2)
-            yield len(labels), labels.numpy().ravel(), classes.numpy().ravel()
+            for number, prediction, truth in zip(numbers.tolist(), classes, labels, strict=True):
+                meter.add(number, prediction, truth)
 
-    def _clouds(
-        self, model: Callable, context: EvaluationContext, limit: int, on_prediction: Callable | None
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(1, truth, prediction) of each validation cloud; nothing to compare where a cloud has no labels."""
-        source, chosen = self.eval_data, self.config.data
-        _, numbers = shared_indices(len(source.clouds), limit or chosen.vote_limit)
-        if on_prediction is not None:
+    def _measure_clouds(self, model: Callable, evaluation: Evaluation, meter: ConfusionMeter) -> None:
+        source, chosen, context = self.eval_data, self.config.data, evaluation.context
+        limited = replace(evaluation, limit=evaluation.limit or chosen.vote_limit)
+        _, numbers = limited.indices(len(source.clouds))
+        if evaluation.on_prediction is not None:
             for number in numbers:  # before the work, not after it
                 self.check_original(source.clouds.files[number])
         for number, cloud, classes in vote(
             model, source, numbers, context.arithmetic, self.n_output, chosen.vote_smooth, chosen.vote_until,
             context.batch_size, context.n_worker,
         ):  # fmt: skip
-            if on_prediction is not None:
-                on_prediction(number, classes)
+            evaluation.predicted(number, classes)
             truth = self._truth(cloud)
             if truth is None:
                 truth = np.full(len(classes), IGNORED)
             if len(truth) != len(classes):
                 raise UseError(f"{cloud.name}: {len(truth)} labels for {len(classes)} points")
-            yield 1, truth, classes
+            meter.add(number, torch.from_numpy(classes), torch.from_numpy(truth))
 
     @staticmethod
     def _truth(cloud) -> np.ndarray | None:
@@ -266,7 +237,7 @@ class PointsTask(Task):
 
     def record(self, scores: PointScores) -> dict:
         """The metrics, and the IoU of every class (None: it does not occur)."""
-        iou = {c: None if np.isnan(v) else float(v) for c, v in zip(self.classes, scores.iou, strict=True)}
+        iou = by_class(self.classes, scores.iou)
         return {**self.metrics(scores), "iou": iou, "points": int(scores.matrix.sum())}
 
     def report(self, scores: PointScores) -> str:
@@ -294,18 +265,13 @@ class PointsTask(Task):
     def check_original(self, file: CloudFile) -> None:
         """UseError where predictions for a subsampled cloud could not be carried back to all its points."""
 
-    @torch.no_grad()
-    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 1) -> list[tuple]:
-        """(name, xyz, colours or None, truth, prediction) of `n` validation crops, arrays of their points."""
-        samples, source = [], self.eval_data
-        set_evaluation(model)
-        for key in range(min(n, len(source))):
-            crops, labels = source[key]
-            prediction = probabilities_of(model, crops, arithmetic)[0].argmax(1)
-            features = crops.features[0].numpy().T
-            colours = features[:, 3:6] if self.d_in == 6 else None
-            samples.append((source.name(key), features[:, :3], colours, labels.numpy(), prediction.numpy()))
-        return samples
+    def sample(self, model: Callable, arithmetic: Arithmetic, index: int) -> tuple:
+        """(name, xyz, colours or None, truth, prediction) of a validation crop, arrays of its points."""
+        crops, labels = self.eval_data[index]
+        prediction = probabilities_of(model, crops, arithmetic)[0].argmax(1)
+        features = crops.features[0].numpy().T
+        colours = features[:, 3:6] if self.d_in == 6 else None
+        return self.eval_data.name(index), features[:, :3], colours, labels.numpy(), prediction.numpy()
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write truth | prediction of the first sample."""

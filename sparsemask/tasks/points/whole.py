@@ -15,9 +15,8 @@ from sparsemask import tasks
 from sparsemask.coordinates import near_origin
 from sparsemask.errors import UseError
 from sparsemask.tasks.points.clouds.cloud import Cloud, CloudFile
-from sparsemask.tasks.points.clouds.graph import make_tree, nearest
+from sparsemask.tasks.points.clouds.graph import make_tree, nearest, shell_order
 from sparsemask.tasks.points.clouds.grid import grid_subsample
-from sparsemask.tasks.points.clouds.order import shell_order
 from sparsemask.tasks.points.data import Clouds, CropSettings, EvaluationCrops, batch_of
 from sparsemask.tasks.points.task import PointsTask
 from sparsemask.tasks.points.voting import vote

@@ -17,8 +17,7 @@ import numpy as np
 
 from sparsemask.errors import UseError
 from sparsemask.files import must_exist
-from sparsemask.tasks.dense.folders import Pair, folder_pairs
-from sparsemask.tasks.dense.maps import MapDataset, read_grey
+from sparsemask.tasks.dense.data import MapDataset, Pair, folder_pairs, read_grey
 from sparsemask.VOC12.images import SUFFIXES, without_suffix
 from sparsemask.VOC12.lists import read_names
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparsemask.tasks.dense.folders import Pair
-from sparsemask.tasks.dense.maps import MapTask
+from sparsemask.tasks.dense.data import Pair
+from sparsemask.tasks.dense.task import MapTask
 from sparsemask.tasks.saliency import data
 from sparsemask.tasks.saliency.scores import SaliencyMeter, SaliencyScores
 

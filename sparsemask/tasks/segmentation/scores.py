@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,9 +57,13 @@ class SegmentationScores(Scores):
 
         A class absent from the truth but predicted somewhere scores 0, as published.
         """
-        hit = np.diag(self.matrix).astype(np.float64)
-        union = self.matrix.sum(0) + self.matrix.sum(1) - np.diag(self.matrix)
-        return np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
+        hit = np.diag(self.matrix)
+        return ratio(hit, self.matrix.sum(0) + self.matrix.sum(1) - hit)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """(C,) share of each class's samples that are found, NaN for a class without any."""
+        return ratio(np.diag(self.matrix), self.matrix.sum(1))
 
     @property
     def present(self) -> np.ndarray:
@@ -82,39 +87,49 @@ class SegmentationScores(Scores):
         return [name for name, present in zip(names, self.present, strict=True) if not present]
 
 
-class ConfusionMeter:
-    """The confusion matrix of a validation set, image by image (see :class:`sparsemask.tasks.dense.Meter`)."""
+def by_class(classes: Sequence[str], values: np.ndarray) -> dict[str, float | None]:
+    """Values (C,) by the classes' names for JSON; None for NaN."""
+    return {name: None if math.isnan(v) else v for name, v in zip(classes, values.tolist(), strict=True)}
 
-    def __init__(self, n_class: int):
-        self.n_class = n_class
-        self.total = torch.zeros(n_class * n_class + 1, dtype=torch.int64)  # and the images
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Quotients, NaN where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
+
+
+class ConfusionMeter:
+    """The confusion matrix of a validation set, sample by sample (see :class:`sparsemask.tasks.dense.Meter`)."""
+
+    def __init__(self, n_class: int, kind: type[SegmentationScores] = SegmentationScores):
+        self.n_class, self.kind = n_class, kind
+        self.total = torch.zeros(n_class * n_class + 1, dtype=torch.int64)  # and the samples
 
     def add(self, index: int, prediction: torch.Tensor, target: torch.Tensor) -> None:
-        """Count one image."""
+        """Count one sample."""
         self.total[:-1] += confusion(prediction, target, self.n_class).flatten()
         self.total[-1] += 1
 
     def scores(self) -> SegmentationScores:
         """Scores of the matrix."""
         matrix = self.total[:-1].reshape(self.n_class, self.n_class)
-        return SegmentationScores(matrix.numpy(), int(self.total[-1]))
+        return self.kind(matrix.numpy(), int(self.total[-1]))
 
 
 def class_table(scores: SegmentationScores, classes: list[str], what: str = "pixels") -> str:
     """IoU, recall and share of the labelled pixels, a row a class; a dash where a class does not occur at all."""
     truth = scores.matrix.sum(1)
-    rows = []
-    for index, name in enumerate(classes):
-        iou = scores.iou[index]
-        hit = scores.matrix[index, index]
-        rows.append(
-            {
-                "class": name,
-                "IoU": None if math.isnan(iou) else float(iou),
-                "recall": float(hit / truth[index]) if truth[index] else None,
-                "share": float(100 * truth[index] / max(1, truth.sum())),
-            }
+    shares = 100 * truth / max(1, truth.sum())
+    rows = [
+        {
+            "class": name,
+            "IoU": None if math.isnan(iou) else iou,
+            "recall": None if math.isnan(recall) else recall,
+            "share": share,
+        }
+        for name, iou, recall, share in zip(
+            classes, scores.iou.tolist(), scores.recall.tolist(), shares.tolist(), strict=True
         )
+    ]
     return table(
         rows, {"class": "class", "IoU": ("IoU", ".3f"), "recall": ("recall", ".3f"), "share": (f"% {what}", ".1f")}
     )

@@ -12,7 +12,7 @@ from sparsemask import datasets
 from sparsemask.config import RunConfig
 from sparsemask.errors import UseError
 from sparsemask.tasks.dense.task import IGNORE, DenseTask, resize
-from sparsemask.tasks.segmentation.scores import ConfusionMeter, SegmentationScores, class_table
+from sparsemask.tasks.segmentation.scores import ConfusionMeter, SegmentationScores, by_class, class_table
 from sparsemask.VOC12.dataset import SegmentationDataset
 
 
@@ -49,7 +49,7 @@ class SegmentationTask(DenseTask):
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Sum of the pixel cross-entropy; `output` (N,C,h,w) is resized to `target` (N,H,W), 255 is ignored."""
         logits = resize(output, target.shape[-2:])
-        kind = logits.dtype if logits.dtype == torch.float64 else torch.float32
+        kind = torch.promote_types(logits.dtype, torch.float32)
         return F.cross_entropy(logits.to(kind), target, ignore_index=IGNORE, reduction="sum")
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
@@ -75,8 +75,7 @@ class SegmentationTask(DenseTask):
 
     def record(self, scores: SegmentationScores) -> dict:
         """The metrics, and the IoU of every class (None: it occurs nowhere)."""
-        iou = {c: None if np.isnan(v) else float(v) for c, v in zip(self.classes, scores.iou, strict=True)}
-        return {**self.metrics(scores), "iou": iou}
+        return {**self.metrics(scores), "iou": by_class(self.classes, scores.iou)}
 
     def report(self, scores: SegmentationScores) -> str:
         """The table by class, the absent classes, and the means."""

@@ -13,9 +13,8 @@ from torch.utils.data import Dataset
 from sparsemask.errors import UseError
 from sparsemask.files import distinct_names
 from sparsemask.synthetic.stereo_scenes import make_scene
-from sparsemask.tasks.stereo.batch import StereoPair
-from sparsemask.tasks.stereo.framing import make_pair, pad16, random_crop
-from sparsemask.tasks.stereo.pairs import Frame, PairFiles, read_frame
+from sparsemask.tasks.stereo.batch import StereoPair, make_pair, pad16, random_crop
+from sparsemask.tasks.stereo.files import Frame, PairFiles, read_frame
 from sparsemask.tasks.stereo.scores import valid
 
 Sample = tuple[StereoPair, torch.Tensor]

@@ -1,4 +1,4 @@
-"""Disparity maps and images of pairs, from and to files.
+"""Pairs with their truth, disparity maps and images, from and to files; sizes and scales are checked.
 
 .png   16 bits, 256 times the disparity, 0 = no value (KITTI; 255.99 px at most)
 .pfm   grey float map, rows from the bottom up, little endian where its third line is negative (SceneFlow,
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,7 @@ from sparsemask.errors import UseError
 from sparsemask.files import write_bytes
 from sparsemask.pictures.files import encoded
 from sparsemask.pictures.files import read_picture as read_any
-from sparsemask.VOC12.images import decoding
+from sparsemask.VOC12.images import decoding, exif_words
 
 SUFFIXES = (".png", ".pfm", ".npz", ".npy")
 WRITTEN = (".png", ".pfm")
@@ -29,6 +30,47 @@ PNG_SCALE = 256
 _HEADER = 256  # bytes that a PFM's header has at most
 _PFM = re.compile(rb"(P[fF])\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?[\d.]{1,40}(?:[eE][-+]?\d{1,3})?)(\r\n|\s)")
 PNG_MOST = 65535 / PNG_SCALE  # px, the largest that a 16-bit PNG holds
+
+
+class PairFiles(NamedTuple):
+    """Files of a pair.
+
+    Attributes:
+        disparity: the left image's, None where there is none.
+        noc: a disparity map that has values at non-occluded pixels only, or an image that is 255 there.
+        objects: an image that is above 0 on the foreground (KITTI 2015).
+    """
+
+    name: str
+    left: Path
+    right: Path
+    disparity: Path | None = None
+    noc: Path | None = None
+    objects: Path | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A pair in memory.
+
+    Attributes:
+        left, right: uint8 (H, W, 3).
+        disparity: float32 (H, W) in pixels, 0 = no value.
+        noc: bool (H, W), where the right image shows the same point, or None if unknown.
+        foreground: bool (H, W), or None.
+    """
+
+    name: str
+    left: np.ndarray
+    right: np.ndarray
+    disparity: np.ndarray
+    noc: np.ndarray | None = None
+    foreground: np.ndarray | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.left.shape[:2]
 
 
 def read_picture(path: str | os.PathLike) -> np.ndarray:
@@ -75,6 +117,35 @@ def write_disparity(path: str | os.PathLike, disparity: np.ndarray) -> None:
             raise UseError(f"{path}: {values.max():.1f} px are more than a 16-bit PNG holds (below 256): .pfm")
         values = np.maximum(np.rint(values * PNG_SCALE), has_value).astype(np.uint16)  # what is known stays above 0
     write_bytes(path, encoded(Image.fromarray(values), form))
+
+
+def read_pictures(left: Path | str, right: Path | str) -> tuple[np.ndarray, np.ndarray]:
+    """Both images, uint8 (H, W, 3); UseError where their sizes differ."""
+    images = read_picture(left), read_picture(right)
+    if images[0].shape != images[1].shape:
+        a, b = (_size(item) for item in images)
+        turned = [exif_words(item) for item in (right, left)]
+        raise UseError(
+            f"{right}: {b} pixels{turned[0]}, but the left picture {left} has {a}{turned[1]}: a pair has one size"
+        )
+    return images
+
+
+def read_frame(files: PairFiles) -> Frame:
+    """Read a pair; UseError where a file is missing or broken, sizes differ, or disparities are of another scale.
+
+    Another scale shows in values wider than the image, or all below one pixel.
+    """
+    left, right = read_pictures(files.left, files.right)
+    if files.disparity is None:
+        return Frame(files.name, left, right, np.zeros(left.shape[:2], np.float32))
+    truth = read_disparity(files.disparity)
+    _same_size(truth, files.disparity, left, files.left)
+    most = float(truth.max())
+    if most > left.shape[1] or 0 < most < 1:
+        detail = f"the largest is {most:.4g} px" + (f", the picture {left.shape[1]} wide" if most > 1 else "")
+        raise UseError(f"{files.disparity}: of another scale: {detail} (16-bit PNG hold 256 times the pixels)")
+    return Frame(files.name, left, right, truth, _seen(files, left), _foreground(files, left))
 
 
 def _read_map(path: Path, suffix: str) -> np.ndarray:
@@ -132,3 +203,31 @@ def _read_array(path: Path) -> np.ndarray:
         if len(arrays.names) != 1:
             raise UseError(f"{path}: {len(arrays.names)} arrays, expected one ({', '.join(arrays.names)[:80]})")
         return arrays[arrays.names[0]]
+
+
+def _seen(files: PairFiles, left: np.ndarray) -> np.ndarray | None:
+    if files.noc is None:
+        return None
+    # Middlebury's masks are images: 255 seen, 128 occluded, 0 unknown.
+    mask = files.noc.stem.startswith("mask")
+    visible = read_picture(files.noc)[..., 0] == 255 if mask else read_disparity(files.noc) > 0
+    _same_size(visible, files.noc, left, files.left)
+    return visible
+
+
+def _foreground(files: PairFiles, left: np.ndarray) -> np.ndarray | None:
+    if files.objects is None:
+        return None
+    foreground = read_picture(files.objects)[..., 0] > 0
+    _same_size(foreground, files.objects, left, files.left)
+    return foreground
+
+
+def _same_size(values: np.ndarray, path: Path, left: np.ndarray, image_path: Path) -> None:
+    if values.shape != left.shape[:2]:
+        turned = exif_words(image_path, values.shape)
+        raise UseError(f"{path}: {_size(values)} values for the {_size(left)} pixels of {image_path}{turned}")
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sparsemask.errors import UseError
 from sparsemask.tasks.stereo.files import SUFFIXES as MAPS
-from sparsemask.tasks.stereo.pairs import PairFiles
+from sparsemask.tasks.stereo.files import PairFiles
 from sparsemask.VOC12.images import SUFFIXES, find_picture, is_picture
 from sparsemask.VOC12.lists import columns_of, read_numbered
 

@@ -7,8 +7,8 @@ training a list of them, one for each head. Loss and training as in GwcNet (Guo 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +18,16 @@ import torch.nn.functional as F
 from sparsemask import datasets
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
-from sparsemask.engine import distributed
 from sparsemask.engine.data import Listed, make_loader, plainly
-from sparsemask.errors import UseError, say
+from sparsemask.errors import UseError
 from sparsemask.synthetic.stereo_scenes import LEAST
-from sparsemask.tasks.evaluation import json_value, set_evaluation, shared_indices, spread_indices, summed
-from sparsemask.tasks.notes import say_how_read
-from sparsemask.tasks.protocol import EvaluationContext, Task
+from sparsemask.tasks.notes import say_how_read, warn
+from sparsemask.tasks.protocol import Evaluation, Task, json_rows
 from sparsemask.tasks.stereo import layouts
-from sparsemask.tasks.stereo.batch import StereoPair
+from sparsemask.tasks.stereo.batch import MULTIPLE, StereoPair, picture_of, unpad
 from sparsemask.tasks.stereo.data import Frames, Scenes, TrainingCrops, TrainingScenes, WholePairs, collate
-from sparsemask.tasks.stereo.files import write_disparity
-from sparsemask.tasks.stereo.framing import MULTIPLE, picture_of, unpad
+from sparsemask.tasks.stereo.files import PairFiles, write_disparity
 from sparsemask.tasks.stereo.options import StereoData
-from sparsemask.tasks.stereo.pairs import PairFiles
 from sparsemask.tasks.stereo.scores import DISPARITY, StereoMeter, StereoScores, valid
 
 WEIGHTS = (0.5, 0.5, 0.7, 1.0)  # of the heads; a network with fewer has the last ones
@@ -49,6 +45,7 @@ class StereoTask(Task):
     sample_words = "generated scenes"
     no_data = "no pairs named (--data_root FOLDER, or --training_list and --eval_list FILE)"
     items = "pairs"
+    n_drawn = 4
     section = StereoData
 
     def __init__(self, config: RunConfig):
@@ -61,17 +58,11 @@ class StereoTask(Task):
             if side % MULTIPLE or side < LEAST:
                 raise UseError(f"--{name} {side}: must be a multiple of {MULTIPLE}, {LEAST} at least")
         super().__init__(config)
-        self._made: dict = {}
 
     @staticmethod
     def sample_folder() -> Path:
         """Where generated scenes would lie; they are drawn when they are needed, and nothing is written."""
         return datasets.cache()
-
-    def _once(self, name: str, make):
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
 
     def _drawn(self, split: str) -> bool:
         """Whether the "training" or the "eval" pairs are generated scenes: a list wins over --sample."""
@@ -89,26 +80,30 @@ class StereoTask(Task):
             return Path(listed).stem, layouts.read_list(listed, config.data.data_root)
         if not config.data.data_root:
             raise UseError(f"no {split} pairs: give --{split}_list or --data_root, or --sample")
-        _, pairs = self._once("root", lambda: layouts.find_pairs(config.data.data_root))
-        return Path(config.data.data_root).resolve().name, layouts.split(pairs, split)
+        return Path(config.data.data_root).resolve().name, layouts.split(self._pairs, split)
+
+    @cached_property
+    def _pairs(self) -> list[PairFiles]:
+        """All pairs below --data_root."""
+        return layouts.find_pairs(self.config.data.data_root)[1]
 
     @property
+    def _most(self) -> float:
+        """The largest disparity of generated scenes, in pixels."""
+        return _RANGE * self.config.network.maxdisp
+
+    @cached_property
     def train_data(self) -> TrainingCrops | TrainingScenes:
         """Training crops, or scenes that are new at every draw."""
-        config = self.config
         if self._drawn("training"):
-            return self._once("train", lambda: TrainingScenes(_EPOCH, self._size, _RANGE * config.network.maxdisp))
-        return self._once(
-            "train", lambda: TrainingCrops(Frames(self.files("training")[1]), self._size, config.network.maxdisp)
-        )
+            return TrainingScenes(_EPOCH, self._size, self._most)
+        return TrainingCrops(Frames(self.files("training")[1]), self._size, self.config.network.maxdisp)
 
-    @property
+    @cached_property
     def eval_data(self) -> WholePairs:
         """Validation pairs, whole."""
-        if self._drawn("eval"):
-            most = _RANGE * self.config.network.maxdisp
-            return self._once("eval", lambda: WholePairs(Scenes(_VALIDATION, self._size, most)))
-        return self._once("eval", lambda: WholePairs(Frames(self.files("eval")[1])))
+        drawn = self._drawn("eval")
+        return WholePairs(Scenes(_VALIDATION, self._size, self._most) if drawn else Frames(self.files("eval")[1]))
 
     def check(self) -> None:
         """Read the first pair of each part; UseError for what is absent or does not fit together."""
@@ -117,12 +112,9 @@ class StereoTask(Task):
         for split in ("training", "eval"):
             if not self._drawn(split):
                 say_how_read(split, self.files(split)[1][0].left)
-        if (
-            not (self._drawn("training") or self._drawn("eval"))
-            and self.files("training")[1] == self.files("eval")[1]
-            and distributed.rank() == 0
-        ):
-            say("note: the same pairs are for training and for validation", sys.stderr)
+        drawn = self._drawn("training") or self._drawn("eval")
+        if not drawn and self.files("training")[1] == self.files("eval")[1]:
+            warn("note: the same pairs are for training and for validation")
 
     def measured_on(self) -> str:
         """The validation pairs in words."""
@@ -141,7 +133,7 @@ class StereoTask(Task):
         """
         heads = [output] if isinstance(output, torch.Tensor) else list(output)
         counted = valid(target, self.config.network.maxdisp)
-        kind = torch.float64 if heads[0].dtype == torch.float64 else torch.float32
+        kind = torch.promote_types(heads[0].dtype, torch.float32)
         truth = target[counted].to(kind)
         weights = WEIGHTS[len(WEIGHTS) - len(heads) :]
         return sum(
@@ -157,38 +149,22 @@ class StereoTask(Task):
             raise UseError(f"the network makes {tuple(disparity.shape)} of pairs of {tuple(pair.shape)}")
         return unpad(disparity.float(), *size).cpu()
 
-    @torch.no_grad()
-    def evaluate(
-        self,
-        model: Callable,
-        context: EvaluationContext,
-        *,
-        limit: int = 0,
-        flips: bool = False,
-        scales: Sequence[float] = (1.0,),
-        on_prediction: Callable[[int, torch.Tensor], None] | None = None,
-        quick: bool = False,
-    ) -> StereoScores:
-        """See :meth:`Task.evaluate`; pairs go one by one, and `quick` makes no difference."""
-        self.check_views(flips, scales)
-        source = self.eval_data
-        count, indices = shared_indices(len(source), limit)
+    def measure(self, model: Callable, evaluation: Evaluation) -> StereoMeter:
+        """See :meth:`Task.measure`; pairs go one by one, and `quick` makes no difference."""
+        source, context = self.eval_data, evaluation.context
+        count, indices = evaluation.indices(len(source))
         workers = context.n_worker if len(indices) > 1 else 0
         loader = make_loader(Listed(source, indices), workers, collate_fn=collate)
         meter = StereoMeter([source.name(i) for i in range(count)], self.config.network.maxdisp)
-        set_evaluation(model)
         for index, (pair, truth) in zip(indices, plainly(loader), strict=True):
             disparity = self.predict(model, pair, truth.shape[-2:], context.arithmetic)[0]
             meter.add(index, disparity, truth[0])
-            if on_prediction is not None:
-                on_prediction(index, disparity)
-        meter.total = summed(meter.total, context.arithmetic)
-        return meter.scores()
+            evaluation.predicted(index, disparity)
+        return meter
 
     def record(self, scores: StereoScores) -> dict:
         """The metrics, those of every region, how they were taken, and those of each pair."""
-        *per_pair, mean = [{k: json_value(v) for k, v in row.items()} for row in scores.rows()]
-        means = {k: v for k, v in mean.items() if k not in ("picture", "size")}
+        means, per_pair = json_rows(scores)
         return {**means, "protocol": scores.protocol, "regions": scores.regions, "each": per_pair}
 
     def report(self, scores: StereoScores) -> str:
@@ -211,18 +187,13 @@ class StereoTask(Task):
         """Write a disparity (H, W) as 16-bit PNG (256 times the pixels) or PFM, by the suffix."""
         write_disparity(path, np.asarray(prediction))
 
-    @torch.no_grad()
-    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 4) -> list[tuple]:
-        """(name, left uint8 (H, W, 3), disparity (H, W), truth (H, W)) of `n` validation pairs spread over the list."""
-        source, samples = self.eval_data, []
-        set_evaluation(model)
-        for index in spread_indices(len(source), n):
-            pair, truth = source[index]
-            size = truth.shape[-2:]
-            disparity = self.predict(model, pair, size, arithmetic)[0].numpy()
-            left = picture_of(unpad(pair.left, *size)[0])
-            samples.append((source.name(index), left, disparity, truth[0, DISPARITY].numpy()))
-        return samples
+    def sample(self, model: Callable, arithmetic: Arithmetic, index: int) -> tuple:
+        """(name, left uint8 (H, W, 3), disparity (H, W), truth (H, W)) of a validation pair."""
+        pair, truth = self.eval_data[index]
+        size = truth.shape[-2:]
+        disparity = self.predict(model, pair, size, arithmetic)[0].numpy()
+        left = picture_of(unpad(pair.left, *size)[0])
+        return self.eval_data.name(index), left, disparity, truth[0, DISPARITY].numpy()
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write the grid left image | disparity | truth | error."""

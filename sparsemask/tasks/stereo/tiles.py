@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsemask.errors import UseError
-from sparsemask.tasks.stereo.batch import StereoPair
-from sparsemask.tasks.stereo.framing import MULTIPLE
+from sparsemask.tasks.stereo.batch import MULTIPLE, StereoPair
 
 OVERLAP = 64  # px
 SMALLEST = 64  # px, of a tile's sides

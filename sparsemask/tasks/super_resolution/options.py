@@ -31,8 +31,7 @@ class SuperResolutionData(DataSection):
         "(default: every tenth of --hr_path, or DIV2K's part)"
     )
     data_range: str = flag(
-        "1-800/801-810",
-        help="pictures of DIV2K to train on and to validate, ends included (default: 1-800/801-810)",
+        "1-800/801-810", help="pictures of DIV2K to train on and to validate, ends included (default: 1-800/801-810)"
     )
     patch_size: int = flag(96, positive, help="low-resolution pixels (default: 96)")
     test_every: int = flag(1000, positive, help="batches an epoch, about (default: 1000)")
@@ -67,8 +66,7 @@ def parse_loss(text: str) -> list[tuple[float, str]]:
 def whole_paths(data: SuperResolutionData) -> dict[str, str]:
     """Whole paths in place of names and relative ones, so that a run finds its images again from anywhere."""
     paths = {}
-    for name in ("dir_data", "hr_path", "data_test"):
-        value = getattr(data, name)
+    for name, value in (("dir_data", data.dir_data), ("hr_path", data.hr_path), ("data_test", data.data_test)):
         if value and not (name == "data_test" and value.lower() == DIV2K.lower()):
             with contextlib.suppress(UseError):  # what is absent is only missed when it is needed
                 paths[name] = str(find_folder(value, data.dir_data, f"--{name}").resolve())

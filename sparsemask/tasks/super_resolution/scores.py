@@ -24,10 +24,7 @@ class Protocol:
 
     def __call__(self, sr: torch.Tensor, hr: torch.Tensor) -> tuple[float, float]:
         """PSNR in dB and SSIM of a quantised image (3, H, W) of 0 to 255."""
-        return (
-            psnr(sr, hr, self.scale, self.benchmark),
-            ssim(sr, hr, self.scale, self.benchmark, self.divisor),
-        )
+        return (psnr(sr, hr, self.scale, self.benchmark), ssim(sr, hr, self.scale, self.benchmark, self.divisor))
 
     def __str__(self) -> str:
         rim = self.scale + (0 if self.benchmark else 6)
@@ -98,23 +95,17 @@ class SuperResolutionScores(Scores):
 
     def rows(self) -> list[dict]:
         """A row of metrics for each image, then their means."""
+        metrics = ("bicubic_psnr", "psnr", "bicubic_ssim", "ssim")
+        values = np.stack([self.bicubic_psnrs, self.psnrs, self.bicubic_ssims, self.ssims], axis=1).tolist()
         rows = [
-            {"picture": name, "size": f"{w}x{h}", "bicubic_psnr": bp, "psnr": p, "bicubic_ssim": bs, "ssim": s}
-            for name, (h, w), bp, p, bs, s in zip(
-                self.names,
-                self.sizes,
-                self.bicubic_psnrs.tolist(),
-                self.psnrs.tolist(),
-                self.bicubic_ssims.tolist(),
-                self.ssims.tolist(),
-                strict=True,
-            )
+            {"picture": name, "size": f"{width}x{height}", **dict(zip(metrics, row, strict=True))}
+            for name, (height, width), row in zip(self.names, self.sizes, values, strict=True)
         ]
-        mean = {"picture": "mean", "size": None, "bicubic_psnr": self.bicubic_psnr, "psnr": self.psnr}
-        return [*rows, {**mean, "bicubic_ssim": self.bicubic_ssim, "ssim": self.ssim}]
+        means = (self.bicubic_psnr, self.psnr, self.bicubic_ssim, self.ssim)
+        return [*rows, {"picture": "mean", "size": None, **dict(zip(metrics, means, strict=True))}]
 
     def text(self) -> str:
-        """The table, and how it was scored."""
+        """The table by image."""
         columns = {
             "picture": "picture",
             "size": "size",

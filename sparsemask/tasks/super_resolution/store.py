@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import numpy as np
 
 from sparsemask import datasets
 from sparsemask.containers import map_npy
-from sparsemask.engine import distributed
-from sparsemask.errors import UseError, choose, describe, say
+from sparsemask.errors import UseError, choose, describe
 from sparsemask.files import atomic_write
 from sparsemask.resize import imresize
+from sparsemask.tasks.notes import warn
 from sparsemask.tasks.super_resolution.folders import Pair
 from sparsemask.VOC12.images import exif_words, picture_size, read_picture
 
@@ -56,8 +55,8 @@ class PictureStore:
     def fill(self) -> None:
         """Decode what is to be kept in memory, so that processes started later share it."""
         if self.kind == "memory":
-            if self.bytes > _SLOW and distributed.rank() == 0:
-                say(f"decoding {len(self)} pictures into memory ({self.bytes / 1e9:.1f} GB) ...", sys.stderr)
+            if self.bytes > _SLOW:
+                warn(f"decoding {len(self)} pictures into memory ({self.bytes / 1e9:.1f} GB) ...")
             for index in range(len(self)):
                 self[index]
 

@@ -9,8 +9,8 @@ images (Lim et al., "Enhanced deep residual networks for single image super-reso
 from __future__ import annotations
 
 import io
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,11 @@ from PIL import Image
 
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
-from sparsemask.engine import data, distributed
-from sparsemask.errors import UseError, say
+from sparsemask.engine import data
+from sparsemask.errors import UseError
 from sparsemask.files import write_bytes
-from sparsemask.tasks.evaluation import json_value, set_evaluation, shared_indices, spread_indices, summed
-from sparsemask.tasks.notes import say_how_read
-from sparsemask.tasks.protocol import EvaluationContext, Task
+from sparsemask.tasks.notes import say_how_read, warn
+from sparsemask.tasks.protocol import Evaluation, Task, json_rows
 from sparsemask.tasks.super_resolution import folders
 from sparsemask.tasks.super_resolution.data import SuperResolutionDataset, repeats
 from sparsemask.tasks.super_resolution.image_metrics import quantise
@@ -39,6 +38,7 @@ class SuperResolutionTask(Task):
     n_output = 3
     data_flags = ("hr_path", "dir_data", "data_test")
     score_flags = ("scale", "data_range", "ssim_divisor", "crop_even")
+    n_drawn = 4
     sample_words = "the embedded pictures"
     section = SuperResolutionData
 
@@ -49,7 +49,6 @@ class SuperResolutionTask(Task):
             raise UseError(f"--rgb_range {config.data.rgb_range}: pictures have values of 0 to 255 here, and no others")
         super().__init__(config.replace(**whole_paths(config.data)))
         self._terms = parse_loss(config.data.loss)
-        self._train = self._eval = None
         self._sources: dict[str, folders.Source] = {}
 
     @staticmethod
@@ -63,34 +62,26 @@ class SuperResolutionTask(Task):
             self._sources[split] = folders.find_source(self.config.data, split)
         return self._sources[split]
 
-    @property
+    @cached_property
     def train_data(self) -> SuperResolutionDataset:
         """Training patches."""
-        if self._train is None:
-            config = self.config
-            dataset = SuperResolutionDataset(
-                self.source("training").pairs, config.data.scale, config.data.patch_size, kind=config.data.ext
-            )
-            dataset.repeat = repeats(len(dataset.store), config.get("batch_size") or 16, config.data.test_every)
-            dataset.store.fill()
-            self._train = dataset
-        return self._train
+        config = self.config
+        dataset = SuperResolutionDataset(
+            self.source("training").pairs, config.data.scale, config.data.patch_size, kind=config.data.ext
+        )
+        dataset.repeat = repeats(len(dataset.store), config.get("batch_size") or 16, config.data.test_every)
+        dataset.store.fill()
+        return dataset
 
-    @property
+    @cached_property
     def eval_data(self) -> SuperResolutionDataset:
         """Validation images, whole."""
-        if self._eval is None:
-            config = self.config
-            dataset = SuperResolutionDataset(
-                self.source("eval").pairs,
-                config.data.scale,
-                None,
-                crop_even=config.data.crop_even,
-                kind=config.data.ext,
-            )
-            dataset.store.fill()
-            self._eval = dataset
-        return self._eval
+        chosen = self.config.data
+        dataset = SuperResolutionDataset(
+            self.source("eval").pairs, chosen.scale, None, crop_even=chosen.crop_even, kind=chosen.ext
+        )
+        dataset.store.fill()
+        return dataset
 
     @property
     def protocol(self) -> Protocol:
@@ -117,8 +108,8 @@ class SuperResolutionTask(Task):
             if data_set.store.kind == "img" and self.config.data.ext == "auto" and split == "training":
                 size = data_set.store.bytes / 1e9
                 notes.append(f"{size:.1f} GB, decoded for every patch; --ext sep keeps them decoded on the disk")
-            if notes and distributed.rank() == 0:
-                say(f"{split} pictures: {'; '.join(notes)}", sys.stderr)
+            if notes:
+                warn(f"{split} pictures: {'; '.join(notes)}")
 
     def measured_on(self) -> str:
         """The validation images in words."""
@@ -135,7 +126,7 @@ class SuperResolutionTask(Task):
                 f"the network makes {tuple(output.shape)} where the pictures are {tuple(target.shape)}: "
                 f"is --scale {self.config.data.scale} its scale?"
             )
-        kind = torch.float64 if output.dtype == torch.float64 else torch.float32
+        kind = torch.promote_types(output.dtype, torch.float32)
         output, target = output.to(kind), target.to(kind)
         return sum(weight * LOSSES[name](output, target) for weight, name in self._terms)
 
@@ -145,43 +136,23 @@ class SuperResolutionTask(Task):
         output = arithmetic.run(model, images)
         return quantise(output.float()).cpu()
 
-    @torch.no_grad()
-    def evaluate(
-        self,
-        model: Callable,
-        context: EvaluationContext,
-        *,
-        limit: int = 0,
-        flips: bool = False,
-        scales: Sequence[float] = (1.0,),
-        on_prediction: Callable[[int, torch.Tensor], None] | None = None,
-        quick: bool = False,
-    ) -> SuperResolutionScores:
-        """See :meth:`Task.evaluate`; images go one by one, and `quick` leaves out bicubic's scores.
-
-        Args:
-            model: also a function that works on tiles.
-        """
-        self.check_views(flips, scales)
-        source = self.eval_data
-        count, indices = shared_indices(len(source), limit)
+    def measure(self, model: Callable, evaluation: Evaluation) -> SuperResolutionMeter:
+        """See :meth:`Task.measure`; images go one by one, and `quick` leaves out bicubic's scores."""
+        source, context = self.eval_data, evaluation.context
+        count, indices = evaluation.indices(len(source))
         workers = 0 if source.store.kind == "memory" else context.n_worker
         loader = data.evaluation_loader(source, indices, 1, workers)
-        meter = SuperResolutionMeter([source.name(i) for i in range(count)], self.protocol, not quick)
-        set_evaluation(model)
+        meter = SuperResolutionMeter([source.name(i) for i in range(count)], self.protocol, not evaluation.quick)
         for index, [(images, target)] in zip(indices, data.plainly(loader), strict=True):
             prediction = self.predict(model, images, context.arithmetic)[0]
             self._fits(prediction, target[0])
             meter.add(index, prediction, target[0], images[0])
-            if on_prediction is not None:
-                on_prediction(index, prediction)
-        meter.total = summed(meter.total, context.arithmetic)
-        return meter.scores()
+            evaluation.predicted(index, prediction)
+        return meter
 
     def record(self, scores: SuperResolutionScores) -> dict:
         """The metrics, bicubic's, how they were taken, and those of each image."""
-        *per_image, mean = [{k: json_value(v) for k, v in row.items()} for row in scores.rows()]
-        means = {k: v for k, v in mean.items() if k not in ("picture", "size")}
+        means, per_image = json_rows(scores)
         return {**means, "protocol": str(scores.protocol), "each": per_image}
 
     def report(self, scores: SuperResolutionScores) -> str:
@@ -217,22 +188,14 @@ class SuperResolutionTask(Task):
         Image.fromarray(_picture(quantise(prediction))).save(buffer, "PNG")
         write_bytes(path, buffer.getvalue())
 
-    @torch.no_grad()
-    def samples(self, model: Callable, arithmetic: Arithmetic, n: int = 4) -> list[tuple]:
-        """(name, bicubic, prediction, truth, bicubic's PSNR, PSNR) of `n` validation images spread over the list.
-
-        The images are uint8 (H,W,3).
-        """
-        source, samples, protocol = self.eval_data, [], self.protocol
-        set_evaluation(model)
-        for index in spread_indices(len(source), n):
-            images, truth = source[index]
-            prediction = self.predict(model, images[None], arithmetic)[0]
-            self._fits(prediction, truth)
-            bicubic = enlarged(images, protocol.scale)
-            psnrs = [protocol(enlargement, truth)[0] for enlargement in (bicubic, prediction)]
-            samples.append((source.name(index), *map(_picture, (bicubic, prediction, truth)), *psnrs))
-        return samples
+    def sample(self, model: Callable, arithmetic: Arithmetic, index: int) -> tuple:
+        """(name, bicubic, prediction, truth, bicubic's PSNR, PSNR) of a validation image; images uint8 (H,W,3)."""
+        images, truth = self.eval_data[index]
+        prediction = self.predict(model, images[None], arithmetic)[0]
+        self._fits(prediction, truth)
+        bicubic = enlarged(images, self.protocol.scale)
+        psnrs = [self.protocol(enlargement, truth)[0] for enlargement in (bicubic, prediction)]
+        return self.eval_data.name(index), *map(_picture, (bicubic, prediction, truth)), *psnrs
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write the grid of crops, bicubic | prediction | truth."""

@@ -117,11 +117,6 @@ def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
     return Cloud(path.stem, xyz, None if colours is None else unit_colours(colours), labels, offset=offset)
 
 
-def read_array(path: str | os.PathLike) -> np.ndarray:
-    """An `.npy` file's array of numbers; UseError where it is absent, truncated, or holds objects."""
-    return read_npy(path)
-
-
 def has_projection(stem: Path) -> bool:
     """Whether there is a file that :func:`read_projection` reads."""
     return any(stem.with_name(f"{stem.name}_proj.{kind}").is_file() for kind in ("npz", "pkl"))
@@ -135,7 +130,7 @@ def read_projection(stem: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
     """
     ours, public = stem.with_name(f"{stem.name}_proj.npz"), stem.with_name(f"{stem.name}_proj.pkl")
     if ours.is_file():
-        arrays = read_archive(ours)
+        arrays = read_npz(ours)
         projection, labels = arrays.get("projection"), arrays.get("labels")
     elif public.is_file():
         projection, labels = [*(array.reshape(-1) for array in read_arrays(public)), None, None][:2]
@@ -146,11 +141,6 @@ def read_projection(stem: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
     if labels is not None and len(labels) != len(projection):
         raise UseError(f"{stem}: {len(labels)} labels beside a projection of {len(projection)} points")
     return projection.astype(np.int32), labels
-
-
-def read_archive(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file; UseError where it is truncated or holds objects."""
-    return read_npz(path)
 
 
 def unit_colours(colours: np.ndarray) -> np.ndarray:
@@ -178,14 +168,14 @@ def _from_ply(path: Path) -> tuple:
 
 
 def _from_npy(path: Path) -> tuple:
-    table = read_array(path)
+    table = read_npy(path)
     if table.ndim != 2 or table.shape[1] < 3 or table.dtype.kind not in "iuf":
         raise UseError(f"{path}: expected (N, 3) numbers or more columns, found {table.shape} of {table.dtype}")
     return table[:, :3], table[:, 3:6] if table.shape[1] >= 6 else None, None
 
 
 def _from_npz(path: Path) -> tuple:
-    arrays = read_archive(path)
+    arrays = read_npz(path)
     xyz, colours = arrays.get("xyz", arrays.get("points")), arrays.get("colours", arrays.get("colors"))
     for values in (xyz, colours):
         if values is not None and (values.ndim != 2 or values.shape[1] < 3 or values.dtype.kind not in "iuf"):

@@ -1,4 +1,4 @@
-"""Neighbour indices: exact nearest neighbours within a cloud and between its levels."""
+"""Neighbour indices: exact nearest neighbours within a cloud and between its levels; and an order good for caches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from sparsemask.errors import UseError
+
+_BITS = 10  # of a cell's number along an axis, see :func:`shell_order`
 
 
 def make_tree(xyz: np.ndarray) -> cKDTree:
@@ -112,3 +114,37 @@ def _self_first(neighbours: np.ndarray) -> None:
     wrong_rows[np.arange(len(rows)), column] = wrong_rows[:, 0]
     wrong_rows[:, 0] = rows
     neighbours[rows] = wrong_rows
+
+
+def shell_order(xyz: np.ndarray, ratio: int, levels: int) -> np.ndarray:
+    """A permutation (N,) that sorts by location within every level's own points, and so changes no level.
+
+    Level l is the first N // ratio**l points; its own points are those that no coarser level has.
+
+    Args:
+        xyz: (N, 3), shuffled.
+        ratio: points of a level over those of the next.
+        levels: number of levels.
+    """
+    codes = _morton(xyz)
+    bounds = [0, *sorted(len(xyz) // ratio**level for level in range(levels))]
+    parts = [a + np.argsort(codes[a:b], kind="stable") for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return np.concatenate(parts)
+
+
+def _morton(xyz: np.ndarray) -> np.ndarray:
+    """Places along a Z-shaped curve through a grid of 1024 cells an axis."""
+    low = xyz.min(0)
+    extent = float((xyz.max(0) - low).max()) or 1.0
+    cells = ((xyz - low) * ((1 << _BITS) - 1) / extent).astype(np.uint32)
+    code = np.zeros(len(xyz), np.uint32)
+    for axis in range(3):
+        code |= _spread(cells[:, axis]) << np.uint32(axis)
+    return code
+
+
+def _spread(x: np.ndarray) -> np.ndarray:
+    """Two zero bits between any two bits of 10-bit numbers."""
+    for shift, mask in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):
+        x = (x | (x << np.uint32(shift))) & np.uint32(mask)
+    return x

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsemask.containers import read_npy
 from sparsemask.coordinates import near_origin
 from sparsemask.errors import UseError
 from sparsemask.tasks.points.clouds import original
-from sparsemask.tasks.points.clouds.cloud import IGNORED, Cloud, CloudFile, read_array, read_projection
+from sparsemask.tasks.points.clouds.cloud import IGNORED, Cloud, CloudFile, read_projection
 from sparsemask.tasks.points.clouds.grid import check_points
 from sparsemask.tasks.points.clouds.scans import read_scan
 from sparsemask.tasks.points.layouts.labels import checked_classes, class_weights
@@ -134,7 +135,7 @@ def read_prepared(file: CloudFile) -> Cloud:
         UseError: its files are truncated or do not fit together.
     """
     folder, scan = file.path.parents[1], file.path.stem
-    xyz = read_array(file.path)
+    xyz = read_npy(file.path)
     if xyz.ndim != 2 or xyz.shape[1] != 3 or xyz.dtype.kind != "f":
         raise UseError(f"{file.path}: expected (N, 3) coordinates, found {xyz.shape} of {xyz.dtype}")
     check_points(xyz, file.path)
@@ -142,7 +143,7 @@ def read_prepared(file: CloudFile) -> Cloud:
     cloud = Cloud(file.name, xyz, offset=offset)
     labels = folder / "labels" / file.path.name
     if labels.is_file():
-        cloud.labels = _classes(read_array(labels).reshape(-1), labels)
+        cloud.labels = _classes(read_npy(labels).reshape(-1), labels)
         if len(cloud.labels) != len(cloud):
             raise UseError(f"{labels}: {len(cloud.labels)} labels for {len(cloud)} points")
     cloud.projection, mapped = read_projection(folder / "proj" / scan)

@@ -126,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
         set_parser.add_argument(
             "--check", action="store_true", help="make nothing: open what is there, say what is wrong"
         )
-        if name != "rooms":
+        if name == "rooms":
+            set_parser.set_defaults(out=None)
+        else:
             set_parser.add_argument("--out", metavar="FOLDER", help="where to (default: beside FOLDER)")
     kitti = sets.choices["semantickitti"]
     kitti.add_argument("--sequences", nargs="+", metavar="NN", help="only these")
@@ -153,32 +155,17 @@ def main(argv: list[str] | None = None) -> int:
     if options.grid <= 0:
         raise UseError(f"--grid {options.grid:g}: a voxel's side must be positive")
     if options.set == "semantickitti":
-        flags = {
-            "out": options.out,
-            "grid": options.grid,
-            "only": options.sequences,
-            "project": options.project,
-            "jobs": options.jobs,
-        }
-        flags["columns"] = options.bin_columns
+        given = (options.folder, options.out, options.grid, options.sequences, options.project, options.jobs)
         if options.check:
-            return _report(check_semantickitti(options.folder, **flags))
-        prepare_semantickitti_scans(options.folder, **flags)
+            return _report(check_semantickitti(*given, options.bin_columns))
+        prepare_semantickitti_scans(*given, options.bin_columns)
     elif options.check:
-        return _report(check_s3dis(options.folder, getattr(options, "out", None), options.grid, options.jobs))
+        return _report(check_s3dis(options.folder, options.out, options.grid, options.jobs))
     elif options.set == "s3dis":
         prepare_s3dis_rooms(options.folder, options.out, options.grid, options.jobs)
     else:
-        folder = rooms.make_rooms(
-            options.folder,
-            options.seed,
-            options.areas,
-            options.rooms,
-            options.points,
-            options.grid,
-            options.raw,
-            options.jobs,
-        )
+        settings = (options.seed, options.areas, options.rooms, options.points, options.grid)
+        folder = rooms.make_rooms(options.folder, *settings, options.raw, options.jobs)
         print(f"{folder}: {options.areas * options.rooms} rooms")
     return 0
 

@@ -1,13 +1,18 @@
-"""Pairing images with labels in the folders of published data sets."""
+"""Images and labels in the folders of published data sets, and maps of yes and no in grey."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from sparsemask.errors import UseError
 from sparsemask.files import must_exist
-from sparsemask.VOC12.images import SUFFIXES, is_picture
+from sparsemask.VOC12.dataset import SegmentationDataset
+from sparsemask.VOC12.images import SUFFIXES, decoding, grey_levels, is_deep, is_picture, upright
 
 Pair = tuple[Path, Path]
 
@@ -38,3 +43,25 @@ def folder_pairs(images: Path, labels: Path, suffixes: Sequence[str] = (".png",)
     if absent:
         raise UseError(f"{labels}: {len(absent)} of {len(pairs)} labels absent, first {absent[0].name}")
     return pairs
+
+
+class MapDataset(SegmentationDataset):
+    """Images with labels of 0 (no), 1 (yes) and 255 (ignored)."""
+
+    def __init__(self, pairs: list[tuple[Path, Path]], classes: tuple[str, str], **settings):
+        super().__init__(pairs, 2, classes, **settings)
+
+
+def read_grey(path: str | os.PathLike) -> np.ndarray:
+    """A map of 0 to 255 from an image file of any mode, uint8 (H, W); 16 bits and floats are scaled like images'.
+
+    Raises:
+        UseError: a missing or broken file, or 0 and 1 where 0 and 255 are meant.
+    """
+    with decoding(path), Image.open(path) as image:
+        image.load()
+        turned = upright(image)
+        grey = np.rint(grey_levels(turned)[0]).astype(np.uint8) if is_deep(turned) else np.array(turned.convert("L"))
+    if grey.size and grey.max() == 1:
+        raise UseError(f"{path}: its values are 0 and 1, expected 0 to 255 (white for yes)")
+    return grey
