@@ -20,7 +20,7 @@ from sparsemask.families import Built, TrainingFamily
 from sparsemask.options import Parser, factor, natural, positive, rate
 from sparsemask.search import proximal
 from sparsemask.spaces.group_sparsity import groups, records
-from sparsemask.spaces.group_sparsity.cost_options import CountingSection, memory_flag
+from sparsemask.spaces.group_sparsity.options import CountingSection, memory_flag
 from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
 from sparsemask.spaces.group_sparsity.threshold import kept_sets
 from sparsemask.training_setup import Context

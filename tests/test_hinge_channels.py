@@ -14,8 +14,8 @@ from hinge import SmallUNet, lively, one_thread  # noqa: F401
 from sparsemask.errors import UseError
 from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
 from sparsemask.spaces.group_sparsity import networks
-from sparsemask.spaces.group_sparsity.channels import trace
-from sparsemask.spaces.group_sparsity.elements import Elements
+from sparsemask.spaces.group_sparsity.tracing.graph import trace
+from sparsemask.spaces.group_sparsity.tracing.record import Elements
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PICTURE = torch.zeros(1, 3, 16, 16)

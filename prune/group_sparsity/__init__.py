@@ -28,8 +28,8 @@ from sparsemask.prune.group_sparsity.budget import NOISE, Choice, choose_groups
 from sparsemask.prune.shared import next_line, origin_note, output_path, with_search
 from sparsemask.runs import Run
 from sparsemask.spaces.group_sparsity import records
-from sparsemask.spaces.group_sparsity.compress import FOLDS
-from sparsemask.spaces.group_sparsity.cost_options import CountingSection
+from sparsemask.spaces.group_sparsity.compression.compress import FOLDS
+from sparsemask.spaces.group_sparsity.options import CountingSection
 from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
 from sparsemask.spaces.group_sparsity.space import HingeSpace
 from sparsemask.tables import format_count, table
@@ -158,7 +158,7 @@ def _finished(space, hinged: Hinged, mask: files.GroupMask) -> tuple[torch.nn.Mo
     small = space.compressed(hinged, mask)
     stays = hinged.reduction.removal.gone(mask.kept)
     stays[small.removed] = False
-    return small, dataclasses.replace(mask, config={**mask.config, "stays": stays.nonzero()[0].tolist()})
+    return small.network, dataclasses.replace(mask, config={**mask.config, "stays": stays.nonzero()[0].tolist()})
 
 
 def _report(reduction: Reduction, mask: files.GroupMask, entries: dict, choice: Choice, config: RunConfig) -> list[str]:

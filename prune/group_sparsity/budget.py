@@ -87,7 +87,7 @@ def _timed(hinged: Hinged, recipe: Mapping, config: RunConfig, where, norms: Map
             kept = table.fill(kept, norms)
         _, merged = table.predict(reduction.removal.gone(kept), options.merge)
         kept = reduction.whole(kept, merged)
-        small = space.compressed(hinged, GroupMask(recipe, kept, merged))
+        small = space.compressed(hinged, GroupMask(recipe, kept, merged)).network
         times = compare_times({"small": small, "plain": plain}, shape, *timing, rounds=_ROUNDS)
         reached = times["small"] / times["plain"]
         met = reached <= options.target + _OVER

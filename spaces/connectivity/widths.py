@@ -1,7 +1,7 @@
 """Channel numbers of a pruned backbone as one string, which configurations, metadata and command lines can hold.
 
 The string lists the layers in the backbone's order: "OUTxIN" for a convolution, "OUTxRANKxIN" for a factorised one
-(:class:`sparsemask.spaces.group_sparsity.matrices.Pair`), "N" for a norm.
+(:class:`sparsemask.spaces.group_sparsity.pairs.Pair`), "N" for a norm.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def narrow_(backbone: nn.Module, widths: str, in_channels: int = 3) -> None:
     Raises:
         UseError: not a string of widths, one of another backbone, or layers that do not fit together.
     """
-    from sparsemask.spaces.group_sparsity.matrices import Pair
-    from sparsemask.spaces.group_sparsity.slicing import reshape_
+    from sparsemask.spaces.group_sparsity.pairs import Pair
+    from sparsemask.spaces.group_sparsity.tracing.slicing import reshape_
 
     layers, entries = _layers(backbone), widths.split(",")
     if len(entries) != len(layers) or not all(map(_ENTRY.fullmatch, entries)):

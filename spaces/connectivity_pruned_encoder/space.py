@@ -28,12 +28,11 @@ from sparsemask.spaces.connectivity.encoding import mask_word, read_mask
 from sparsemask.spaces.connectivity.shared import mask_from
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.spaces.connectivity.widths import widths_of
-from sparsemask.spaces.group_sparsity.channels import trace
-from sparsemask.spaces.group_sparsity.general import general_plan
-from sparsemask.spaces.group_sparsity.matrices import INITS
+from sparsemask.spaces.group_sparsity.pairs import INITS
 from sparsemask.spaces.group_sparsity.reduction import Hinged, example
-from sparsemask.spaces.group_sparsity.rules import GENERAL, Plan
+from sparsemask.spaces.group_sparsity.rules import GENERAL, Plan, general_plan
 from sparsemask.spaces.group_sparsity.space import HingeSpace
+from sparsemask.spaces.group_sparsity.tracing.graph import trace
 
 ARCH = "connectivity"
 _NETWORK = ("connectivity", "backbone_name", "depth", *forms.names(), "bn_momentum", "widths")

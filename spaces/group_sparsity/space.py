@@ -22,13 +22,12 @@ from sparsemask.masks.groups import SPACE, GroupMask
 from sparsemask.spaces import register
 from sparsemask.spaces.described import describing, weightless
 from sparsemask.spaces.group_sparsity import loaders, networks
-from sparsemask.spaces.group_sparsity.border import fit_additions
-from sparsemask.spaces.group_sparsity.compress import compress
-from sparsemask.spaces.group_sparsity.factorize import hinge
-from sparsemask.spaces.group_sparsity.matrices import INITS
-from sparsemask.spaces.group_sparsity.merge import merge
-from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction, baseline
-from sparsemask.spaces.group_sparsity.rules import Plan, plan_for
+from sparsemask.spaces.group_sparsity.compression.border import fit_additions
+from sparsemask.spaces.group_sparsity.compression.compress import Compressed, remove_groups
+from sparsemask.spaces.group_sparsity.pairs import INITS, hinge, merge
+from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction, baseline, example
+from sparsemask.spaces.group_sparsity.rules import TRACED, Plan, plan_for, variants
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
 from sparsemask.spaces.protocols import Loaded, Space
 
 
@@ -156,12 +155,12 @@ class HingeSpace(Space):
         """Load a plain network's weights, in any known layout."""
         loaders.load_into(network, state, source)
 
-    def compressed(self, hinged: Hinged, mask: GroupMask) -> nn.Module:
-        """Build a smaller network from a hinged one with its weights, without the dropped groups."""
+    def compressed(self, hinged: Hinged, mask: GroupMask) -> Compressed:
+        """Build a smaller network from a hinged one with its weights, without the dropped groups, and say what went."""
         reduction, fold = hinged.reduction, mask.config.get("fold", "exact")
         check_sets(reduction, mask)
-        small = compress(hinged.network, reduction.graph, reduction.removal, mask.kept, fold)
-        merge(small, mask.merged)
+        small = remove_groups(hinged.network, reduction.removal, mask.kept, fold)
+        merge(small.network, mask.merged)
         return small
 
     def network(self, mask: GroupMask, config=None, state: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -178,7 +177,6 @@ class HingeSpace(Space):
         gone = reduction.removal.gone(mask.kept)
         gone[list(mask.config.get("stays", ()))] = False
         reduction.graph.remove(network, gone)
-        network.sets = []
         merge(network, mask.merged)
         if state is not None:
             fit_additions(network, state)
@@ -189,7 +187,7 @@ class HingeSpace(Space):
         """Compute the small network's weights from the hinged one's, constants of removed channels folded in."""
         hinged = self.structure(mask.config)
         weights.load_strictly(hinged.network, checkpoint, "checkpoint")
-        return self.compressed(hinged, mask).state_dict()
+        return self.compressed(hinged, mask).network.state_dict()
 
     def save(self, path, network: nn.Module, mask: GroupMask) -> None:
         """Write a small network as a safetensors file that describes how it is built."""
@@ -223,12 +221,8 @@ class HingeSpace(Space):
             return Loaded(loaders.build(state, path))
 
 
-def _graph(plain: nn.Module, config: Mapping):
+def _graph(plain: nn.Module, config: Mapping) -> ChannelGraph | None:
     """The plain network's graph, if the rule needs one."""
-    from sparsemask.spaces.group_sparsity.channels import trace
-    from sparsemask.spaces.group_sparsity.reduction import example
-    from sparsemask.spaces.group_sparsity.rules import TRACED, variants
-
     if (config["variant"] or variants(config["arch"])[0]) not in TRACED:
         return None
     return trace(plain, example(config["input_shape"], plain))

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sparsemask.errors import UseError
-from sparsemask.spaces.group_sparsity.channels import ChannelGraph
 from sparsemask.spaces.group_sparsity.groups import GroupSet, zero_
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 
 Kept = Mapping[str, "np.ndarray | torch.Tensor"]
 

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from sparsemask.errors import UseError
-from sparsemask.spaces.group_sparsity.slicing import keep_
-from sparsemask.spaces.group_sparsity.tracing import Node, RemovesChannels, Tracer, Value, Watched
-
-PRODUCTS = ("convolution", "mm", "addmm")
+from sparsemask.spaces.group_sparsity.tracing.record import Node, RemovesChannels, Value, Watched
+from sparsemask.spaces.group_sparsity.tracing.slicing import keep_
+from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
 
 
 def _resolved(node: Node, classes: np.ndarray, value: Callable) -> Node:
@@ -124,6 +123,15 @@ class ChannelGraph:
         return self._reasons[element]
 
     @functools.cached_property
+    def readers(self) -> dict[int, list[Node]]:
+        """The operators that read each tensor, by the number of its value, in order of execution."""
+        readers: dict[int, list[Node]] = {}
+        for node in self.all_nodes:
+            for number in {value.number for value in node.inputs}:
+                readers.setdefault(number, []).append(node)
+        return readers
+
+    @functools.cached_property
     def dense(self) -> list[Node]:
         """Products without groups; only these create and consume channels, grouped ones pass them on."""
         return [node for node in self.nodes if node.groups == 1]
@@ -132,9 +140,9 @@ class ChannelGraph:
         """Remove channels in place: from weights, biases, buffers, channel and group numbers.
 
         Parameters stay the same objects. The contributions of removed channels are lost; see
-        :func:`sparsemask.spaces.group_sparsity.compress.compress`, which preserves the function. Modules with channel
-        numbers of their own are notified by ``remove_channels(keep_in, keep_out)``
-        (:class:`sparsemask.spaces.group_sparsity.tracing.RemovesChannels`).
+        :func:`sparsemask.spaces.group_sparsity.compression.compress.compress`, which preserves the function. Modules
+        with channel numbers of their own are notified by ``remove_channels(keep_in, keep_out)``
+        (:class:`sparsemask.spaces.group_sparsity.tracing.record.RemovesChannels`).
 
         Args:
             network: the traced one or one of the same structure and shapes.

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsemask.errors import choose
-from sparsemask.spaces.group_sparsity import constants
-from sparsemask.spaces.group_sparsity.border import add_bias, add_border
-from sparsemask.spaces.group_sparsity.channels import ChannelGraph
+from sparsemask.spaces.group_sparsity.compression import constants
+from sparsemask.spaces.group_sparsity.compression.border import add_bias, add_border
+from sparsemask.spaces.group_sparsity.compression.removal import Kept, Removal
 from sparsemask.spaces.group_sparsity.groups import GroupSet
-from sparsemask.spaces.group_sparsity.removal import Kept, Removal
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
+from sparsemask.timing import evaluating
 
 FOLDS = ("exact", "interior", "none")
 
 
-@torch.no_grad()
 def compress(
     network: nn.Module, graph: ChannelGraph, sets: Sequence[GroupSet] | Removal, kept: Kept, fold: str = "exact"
 ) -> nn.Module:
@@ -39,64 +40,72 @@ def compress(
         fold: treatment of the constants that dropped channels leave after biases, batch norms and activations.
             "exact": the result equals the network whose dropped groups (and their biases) are zero, at any input
             size; under zero padding a convolution gets a small `border`
-            (:mod:`sparsemask.spaces.group_sparsity.border`). A channel whose constant cannot be folded (it varies
-            between positions, for instance) stays, zeroed.
+            (:mod:`sparsemask.spaces.group_sparsity.compression.border`). A channel whose constant cannot be folded
+            (it varies between positions, for instance) stays, zeroed.
             "interior": constants go into biases and running means alone, so that outputs differ near the border.
             "none": constants are dropped, as in the published code; for networks that are trained further.
 
     Returns:
-        A new network; its `removed` are the numbers of the removed elements.
+        A new network.
 
     Raises:
         UseError: masks of another network, or an unknown `fold`.
         RuntimeError: the result does not reproduce the masked network on a random input ("exact"); a bug.
     """
-    choose(fold, FOLDS, "fold")
     removal = sets if isinstance(sets, Removal) else Removal(graph, sets)
+    return remove_groups(network, removal, kept, fold).network
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A smaller network, and the numbers of the elements that were removed, int64 (R,)."""
+
+    network: nn.Module
+    removed: np.ndarray
+
+
+@torch.no_grad()
+def remove_groups(network: nn.Module, removal: Removal, kept: Kept, fold: str = "exact") -> Compressed:
+    """Do as :func:`compress`, and tell which channels are gone: those whose constants cannot be folded stay."""
+    choose(fold, FOLDS, "fold")
+    graph = removal.graph
     small = removal.zero_(copy.deepcopy(network), kept)
-    modes = {name: module.training for name, module in small.named_modules()}
-    small.eval()
     gone = removal.gone(kept)
-    plan, example, expected = constants.Plan(), None, None
-    while fold != "none" and gone.any():
-        consumers, example, expected = constants.read(small, graph, gone)
-        plan = constants.plan(small, graph, gone, consumers, fold)
-        if not plan.refused:
-            break
-        for elements in plan.refused:
-            gone[elements] = False
-    _add(small, graph, plan, gone)
-    if example is not None and fold == "exact":
-        _check(small(example), expected)
-    for name, module in small.named_modules():
-        module.training = modes[name]
-    if "sets" in vars(small):
-        small.sets = []  # they counted the channels from before
-    small.removed = np.flatnonzero(gone)
-    return small
+    with evaluating(small):
+        plan, example, expected = constants.Plan(), None, None
+        while fold != "none" and gone.any():
+            consumers, example, expected = constants.read(small, graph, gone)
+            plan = constants.plan(small, graph, gone, consumers, fold)
+            if not plan.refused:
+                break
+            for elements in plan.refused:
+                gone[elements] = False
+        _add(small, graph, plan, gone)
+        if example is not None and fold == "exact":
+            _check(small(example), expected)
+    return Compressed(small, np.flatnonzero(gone))
 
 
-def _add(network: nn.Module, graph: ChannelGraph, plan: constants.Plan, gone) -> None:
+def _add(network: nn.Module, graph: ChannelGraph, plan: constants.Plan, gone: np.ndarray) -> None:
     """Remove the channels and fold their constants into the remaining layers."""
     for name, amount in plan.means.items():
         network.get_buffer(name).sub_(amount.to(network.get_buffer(name)))
     graph.remove(network, gone)
     for name, amount in plan.biases.items():
         module = network.get_submodule(name)
-        add_bias(module, _remaining(graph, name, amount, gone, 0).to(module.weight))
+        add_bias(module, _remaining(graph, name, amount, gone).to(module.weight))
     for name, border in plan.borders.items():
-        module = network.get_submodule(name)
-        add_border(
-            module, _remaining(graph, name, border, gone, 1 if graph.node(name).args[6] else 0).to(module.weight)
-        )
+        module, out = network.get_submodule(name), int(graph.node(name).transposed)
+        add_border(module, _remaining(graph, name, border, gone, out).to(module.weight))
 
 
-def _remaining(graph: ChannelGraph, name: str, value: torch.Tensor, gone, dim: int) -> torch.Tensor:
-    remaining = torch.from_numpy(~gone[graph.elements(name, 0)]).to(value.device)
-    return value.transpose(0, dim)[remaining].transpose(0, dim).contiguous()
+def _remaining(graph: ChannelGraph, name: str, value: Tensor, gone: np.ndarray, dim: int = 0) -> Tensor:
+    """The entries of a module's remaining output channels, which lie along `dim`."""
+    remaining = torch.from_numpy(np.flatnonzero(~gone[graph.elements(name, 0)])).to(value.device)
+    return value.index_select(dim, remaining)
 
 
 def _check(output, expected) -> None:
-    for a, b in zip(*(constants.leaves(x) for x in (output, expected)), strict=True):
+    for a, b in zip(constants.leaves(output), constants.leaves(expected), strict=True):
         if a.shape != b.shape or (a - b).abs().max() > 1e-3 * (1 + b.abs().max()):
             raise RuntimeError("the compressed network does not do what the masked one does")
