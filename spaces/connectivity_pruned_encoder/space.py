@@ -84,9 +84,8 @@ class SlimSpace(HingeSpace):
     def plain(self, config) -> nn.Module:
         """Build the retrained network, its weights drawn from torch's generator."""
         config = self.config(config)
-        network_options = config["arch_options"]
-        mask = read_mask(network_options["connectivity"], len(backbones.strides(network_options["backbone_name"])))
-        return spaces.get("connectivity").network(mask, {**network_options, "n_class": config["n_class"]})
+        options = {**config["arch_options"], "n_class": config["n_class"]}
+        return spaces.get("connectivity").network(_connections(options), options)
 
     def plan(self, plain: nn.Module, config: Mapping) -> Plan:
         """Return the general rule's plan, restricted to the encoder's groups."""
@@ -119,10 +118,12 @@ class SlimSpace(HingeSpace):
         if mask.checkpoint is None:
             raise UseError(f"{path}: does not say which search it comes from; prune again")
         mask.check_weights(mask.checkpoint, path)
-        network_options = mask.config["arch_options"]
-        return read_mask(
-            network_options["connectivity"], len(backbones.strides(network_options["backbone_name"]))
-        ), mask
+        return _connections(mask.config["arch_options"]), mask
+
+
+def _connections(options: Mapping) -> np.ndarray:
+    """The connectivity mask of a network's options, bool (L, L, 2)."""
+    return read_mask(options["connectivity"], len(backbones.strides(options["backbone_name"])))
 
 
 def described(what: object) -> dict:

@@ -53,13 +53,12 @@ class Accounting:
     def __deepcopy__(self, memo: dict):
         return self  # never changes, and serves every copy of the network
 
-    def count(self, gone: np.ndarray | None = None, merge: Collection[str] | str = ()) -> Count:
+    def count(self, gone: np.ndarray | None = None, merge: Collection[str] = ()) -> Count:
         """Count the cost without some elements.
 
         Args:
             gone: removed elements, bool (graph.count,) or their numbers; None: the whole network.
-            merge: names of pairs that are counted as the one convolution they are equal to; "cheaper": those for which
-                that takes no more multiply-adds.
+            merge: names of pairs that are counted as the one convolution they are equal to.
 
         Raises:
             UseError: a name that is no pair.
@@ -70,21 +69,23 @@ class Accounting:
         inner = np.where(self._groups > 1, self._per_group, into)
         products = self._area * inner * out
         parameters = self._constant + int((self._fixed * self._rows.count(alive) * self._columns.count(alive)).sum())
-        chosen = self._chosen(merge, into, out)
-        if chosen.size:
-            a, b = self._first[chosen], self._second[chosen]
-            kernel, positions = self._kernel[a], self._positions[b]
-            weights = kernel * into[a] * out[b]
-            parameters += int((weights - kernel * into[a] * out[a] - into[b] * out[b]).sum())
-            products[a], products[b] = weights * positions, 0
+        if unknown := set(merge) - set(self.pair_names):
+            raise UseError(f"'{min(unknown)}' is no pair of this network")
+        merged = np.array([name in merge for name in self.pair_names], dtype=bool)
+        a, b = self._first[merged], self._second[merged]
+        weights = self._kernel[a] * into[a] * out[b]
+        parameters += int((weights - self._kernel[a] * into[a] * out[a] - into[b] * out[b]).sum())
+        products[a], products[b] = weights * self._positions[b], 0
         total = int(products.sum())
         return Count(total + int(self._rate @ self._maps.count(alive)), total, parameters)
 
     def chosen(self, gone: np.ndarray | None = None) -> list[str]:
         """Return the names of the pairs that take no more multiply-adds as one convolution."""
         alive = self._alive(gone)
-        picked = self._chosen("cheaper", self._into.count(alive), self._out.count(alive))
-        return [self.pair_names[i] for i in picked]
+        into, out = self._into.count(alive), self._out.count(alive)
+        a, b = self._first, self._second
+        cheaper = merged_is_cheaper(self._kernel[a], into[a], out[a], out[b])
+        return [name for name, chosen in zip(self.pair_names, cheaper, strict=True) if chosen]
 
     def layers(self, gone: np.ndarray | None = None) -> Mapping[str, tuple[int, int]]:
         """Return the remaining input and output channels of each convolution and linear layer, by name."""
@@ -96,16 +97,6 @@ class Accounting:
         """Which elements remain, and one more that always does, bool (graph.count + 1,)."""
         gone = np.zeros(self.graph.count, bool) if gone is None else self.graph.as_mask(gone)
         return np.append(~gone, True)
-
-    def _chosen(self, merge: Collection[str] | str, into: np.ndarray, out: np.ndarray) -> np.ndarray:
-        if isinstance(merge, str):
-            if merge != "cheaper":
-                raise UseError(f"merge is \"cheaper\" or names of pairs, not '{merge}'")
-            a, b = self._first, self._second
-            return np.flatnonzero(merged_is_cheaper(self._kernel[a], into[a], out[a], out[b]))
-        if unknown := set(merge) - set(self.pair_names):
-            raise UseError(f"'{min(unknown)}' is no pair of this network")
-        return np.array([self.pair_names.index(name) for name in merge], dtype=np.int64)
 
     def _products(self, network: nn.Module) -> None:
         nodes = self.graph.nodes

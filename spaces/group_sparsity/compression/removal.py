@@ -74,10 +74,6 @@ class Removal:
         for total, channels in zip(self._ends, lost, strict=True):
             gone |= (total > 0) & (_counted(channels, count) == total)
         gone &= ~self.graph.locked(np.arange(count))
-        return self.spare(gone)
-
-    def spare(self, gone: np.ndarray) -> np.ndarray:
-        """Keep the first channel of every tensor that would lose all of them; changes and returns `gone`."""
         remaining = np.add.reduceat((~gone[self._lines]).astype(np.int64), self._starts)
         gone[self._lines[self._starts[remaining == 0]]] = False
         return gone

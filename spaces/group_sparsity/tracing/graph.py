@@ -110,10 +110,6 @@ class ChannelGraph:
             raise UseError(f"'{module}' has no channels along dimension {dim} in the traced network")
         return axes[dim]
 
-    def same(self, first: tuple[str, int], second: tuple[str, int]) -> bool:
-        """Whether two sides (module, dim) have the same elements in the same order."""
-        return bool(np.array_equal(self.elements(*first), self.elements(*second)))
-
     def locked(self, elements: np.ndarray) -> np.ndarray:
         """Which elements can never be removed, bool of the shape of `elements`."""
         return self._locked[elements]
@@ -208,13 +204,12 @@ def trace(network: nn.Module, example: Tensor) -> ChannelGraph:
 
 
 def _refuse_reuse(watched: Watched) -> None:
-    users: dict[str, str] = {}
-    for node in watched.nodes:
-        for value in (node.weight,) if node.makes is not None else ():
-            if value.parameter in users and value.parameter:
-                module = value.parameter.rpartition(".")[0]
-                raise UseError(f"module '{module}' is used twice: shared weights cannot be pruned; give each its own")
-            users[value.parameter] = node.module
+    used = set()
+    for name in (node.weight.parameter for node in watched.nodes if node.makes is not None):
+        if name in used:
+            module = name.rpartition(".")[0]
+            raise UseError(f"module '{module}' is used twice: shared weights cannot be pruned; give each its own")
+        used |= {name} - {""}  # computed weights have no name
 
 
 def _follows(network: nn.Module, example: Tensor, graph: ChannelGraph, elements: np.ndarray) -> bool:

@@ -67,7 +67,7 @@ class _Call:
     @property
     def handled(self) -> bool:
         """Whether a module is running that handles the removal of channels itself."""
-        return any(isinstance(module, RemovesChannels) for module in self.tracer.owners)
+        return any(isinstance(module, RemovesChannels) for _, module in self.tracer.running)
 
 
 def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: list[Value], output) -> None:
@@ -85,7 +85,7 @@ def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: l
     outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
     op = name[:-1] if name.endswith("_") and not name.endswith("__") else name
     varies = any(value.varies for value in inputs) and not op.startswith("new_")
-    node = Node(op, tracer.stack[-1] if tracer.stack else "", tuple(inputs), ())
+    node = Node(op, tracer.running[-1][0] if tracer.running else "", tuple(inputs), ())
     node.args, node.named = tree_map_only(Tensor, tracer.value, args), tuple(kwargs)
     axes: list[Axes] = [{} for _ in outputs]
     if any(value.axes for value in inputs):

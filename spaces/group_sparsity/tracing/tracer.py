@@ -42,8 +42,8 @@ class Tracer(TorchDispatchMode):
         self.values = WeakIdKeyDictionary()  # what no one holds any more is freed, as in any other run
         self.numbers = itertools.count()
         self.seen = Watched(self.elements, [], [], {})
-        self.stack: list[str] = []
-        self.owners: list[nn.Module] = []
+        self.running: list[tuple[str, nn.Module]] = []
+        """The modules whose forward runs, the innermost last."""
         self.call: tuple[str, tuple] = ("", ())
 
     def run(self, example: Tensor) -> Watched:
@@ -75,9 +75,9 @@ class Tracer(TorchDispatchMode):
 
     def where(self) -> str:
         """Name and class of the running module, for messages."""
-        module = self.stack[-1] if self.stack else ""
-        kind = type(self.owners[-1] if self.owners else self.network).__name__
-        return f"module '{module}' ({kind})" if module else kind
+        name, module = self.running[-1] if self.running else ("", self.network)
+        kind = type(module).__name__
+        return f"module '{name}' ({kind})" if name else kind
 
     def value(self, tensor: Tensor) -> Value:
         """The record of a tensor; parameters and buffers get elements on first use."""
@@ -102,15 +102,13 @@ class Tracer(TorchDispatchMode):
         hooks = []
 
         def before(name, module, args):
-            self.stack.append(name)
-            self.owners.append(module)
+            self.running.append((name, module))
             calls[name] += 1
             if calls[name] > 1 and next(module.parameters(recurse=False), None) is not None:
                 raise UseError(f"{self.where()} is called twice: shared weights cannot be pruned; give each its own")
 
         def after(name, module, args, output):
-            self.stack.pop()
-            self.owners.pop()
+            self.running.pop()
             self.seen.calls.append((name, module, self._first(args), self._first(output)))
 
         for name, module in self.network.named_modules():
