@@ -15,8 +15,8 @@ from sparsemask.prune.group_sparsity.timetable import Timetable
 from sparsemask.spaces.group_sparsity.fast import compare_times
 from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
 from sparsemask.spaces.group_sparsity.threshold import ThresholdResult, find_threshold, kept_sets
+from sparsemask.timing import NOISE
 
-NOISE = 0.03  # relative error of measured times
 _TRIES = 6  # networks built and timed for one target
 _NEAR, _OVER = 0.02, 0.01  # accepted distance below and above a target ratio of milliseconds
 _ROUNDS = 15

@@ -246,7 +246,7 @@ _RECIPE = {
 
 def _check_size(config: Mapping) -> None:
     """Raise UseError for a named network whose weights exceed this machine's memory."""
-    if config["arch"] != "connectivity" and networks.architecture(config["arch"]) is not None:
+    if networks.architecture(config["arch"]) is not None:
         with weightless():
             network = networks.create(config["arch"], config["n_class"], **config["arch_options"])
         size = sum(4 * parameter.numel() for parameter in network.parameters())

@@ -20,6 +20,7 @@ from sparsemask.spaces.group_sparsity.compression.border import add_bias, add_bo
 from sparsemask.spaces.group_sparsity.compression.removal import Kept, Removal
 from sparsemask.spaces.group_sparsity.groups import GroupSet
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
+from sparsemask.spaces.group_sparsity.tracing.record import tensors_in
 from sparsemask.timing import evaluating
 
 FOLDS = ("exact", "interior", "none")
@@ -106,6 +107,6 @@ def _remaining(graph: ChannelGraph, name: str, value: Tensor, gone: np.ndarray, 
 
 
 def _check(output, expected) -> None:
-    for a, b in zip(constants.leaves(output), constants.leaves(expected), strict=True):
+    for a, b in zip(tensors_in(output), tensors_in(expected), strict=True):
         if a.shape != b.shape or (a - b).abs().max() > 1e-3 * (1 + b.abs().max()):
             raise RuntimeError("the compressed network does not do what the masked one does")

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sparsemask.spaces.group_sparsity.compression.border import can_be_bordered
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
@@ -132,11 +131,6 @@ def plan(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, consumers: l
         else:
             result.refused.append(elements)
     return result
-
-
-def leaves(tree) -> list[Tensor]:
-    """The tensors in a network's output."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 class _Targets:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparsemask.spaces.group_sparsity.tracing.record import Node, RemovesChannels, Value
+from sparsemask.spaces.group_sparsity.tracing.record import Node, RemovesChannels, Value, tensors_in
 
 if TYPE_CHECKING:
     from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
@@ -82,7 +82,7 @@ def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: l
         inputs: values of its input tensors.
         output: what it returned.
     """
-    outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+    outputs = tensors_in(output)
     op = name[:-1] if name.endswith("_") and not name.endswith("__") else name
     varies = any(value.varies for value in inputs) and not op.startswith("new_")
     node = Node(op, tracer.running[-1][0] if tracer.running else "", tuple(inputs), ())

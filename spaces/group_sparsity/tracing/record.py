@@ -8,7 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 class Elements:
@@ -117,6 +118,11 @@ class Watched:
     parameters: dict[str, Value]
     doubtful: list[tuple[np.ndarray, str]] = field(default_factory=list)
     """Elements of tensors reshaped to literal sizes, which may or may not follow the channels, and the reason."""
+
+
+def tensors_in(tree: object) -> list[Tensor]:
+    """The tensors in nested arguments or outputs."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 @runtime_checkable

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsemask.errors import UseError, one_line
 from sparsemask.spaces.group_sparsity.tracing.operators import follow
-from sparsemask.spaces.group_sparsity.tracing.record import Elements, Value, Watched
+from sparsemask.spaces.group_sparsity.tracing.record import Elements, Value, Watched, tensors_in
 from sparsemask.spaces.group_sparsity.tracing.slicing import tensors
 from sparsemask.timing import evaluating
 
@@ -67,10 +66,9 @@ class Tracer(TorchDispatchMode):
         finally:
             for hook in hooks:
                 hook.remove()
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                for elements in self.value(tensor).axes.values():
-                    self.elements.lock(elements, "it reaches the network's output")
+        for tensor in tensors_in(output):
+            for elements in self.value(tensor).axes.values():
+                self.elements.lock(elements, "it reaches the network's output")
         return self.seen
 
     def where(self) -> str:
@@ -117,11 +115,11 @@ class Tracer(TorchDispatchMode):
         return hooks
 
     def _first(self, tree) -> Value | None:
-        return next((self.value(t) for t in tree_leaves(tree) if isinstance(t, Tensor)), None)
+        return next(map(self.value, tensors_in(tree)), None)
 
     def refuse_reading(self, name: str, tree) -> None:
         """Raise UseError if an operator returns values of an input-dependent tensor to Python."""
-        operands = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+        operands = tensors_in(tree)
         if name == "index":  # a mask's number of entries is a size of the result
             operands = [t for t in operands[1:] if t.dtype in (torch.bool, torch.uint8)]
         elif name not in _READS:
@@ -136,7 +134,7 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         self.refuse_reading(name, (args, kwargs))
-        inputs = [self.value(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        inputs = [self.value(t) for t in tensors_in((args, kwargs))]
         output = func(*args, **kwargs)
         follow(self, func, name, args, kwargs, inputs, output)
         return output

@@ -17,12 +17,10 @@ from sparsemask.retrain.load_trained import open_trained, read_flags
 from sparsemask.spaces.protocols import HasFastForm
 from sparsemask.sparse import repeatable
 from sparsemask.tables import format_count, markdown_table, table
-from sparsemask.timing import compare
+from sparsemask.timing import NOISE, compare
 
 _PICTURES = 4
 """Validation pictures that are timed and counted; where masks skip, what is computed depends on them."""
-
-_NOISE = 0.03  # of a time: as good as measuring is
 
 
 @dataclass
@@ -108,7 +106,7 @@ def slower(rows: list[dict]) -> list[str]:
         f"note: '{b['step']}' takes {b['milliseconds'] / a['milliseconds']:.0%} of the time of '{a['step']}' here: "
         "fewer multiply-adds are not less time; keep the latter's run, or leave the step out"
         for a, b in zip(timed, timed[1:], strict=False)
-        if b["milliseconds"] > (1 + _NOISE) * a["milliseconds"] and a["step"] != "dense"
+        if b["milliseconds"] > (1 + NOISE) * a["milliseconds"] and a["step"] != "dense"
     ]
 
 
