@@ -277,6 +277,33 @@ def test_what_depends_on_the_input_stays():
         assert len(result.removed) == 0 and close(result.network(x), masked(network, removal, kept)(x))
 
 
+class OwnConv2d(nn.Conv2d):
+    """A class of a user's own, which gets no border."""
+
+
+class TwoReaders(nn.Module):
+    """Of two layers that read the same channels, one takes a constant into its bias and the other cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1), OwnConv2d(6, 2, 3, padding=1)
+
+    def forward(self, x):
+        y = torch.sigmoid(self.a(x))
+        return self.b(y) + self.c(y)
+
+
+def test_what_one_of_two_layers_cannot_take_stays_for_both():
+    torch.manual_seed(0)
+    network = TwoReaders().eval()
+    graph = trace(network, torch.zeros(1, 3, 8, 8))
+    removal, kept = Removal(graph, [A]), {"a": np.arange(6) > 1}
+    result = remove_groups(network, removal, kept)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert len(result.removed) == 0 and close(result.network(x), masked(network, removal, kept)(x))
+
+
 def test_a_set_never_loses_everything():
     torch.manual_seed(0)
     network = enliven(Chain(kernel_size=3, padding=1))

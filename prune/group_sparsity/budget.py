@@ -9,6 +9,7 @@ import numpy as np
 
 from sparsemask import spaces
 from sparsemask.config import RunConfig
+from sparsemask.devices import Arithmetic
 from sparsemask.errors import say
 from sparsemask.masks.groups import GroupMask
 from sparsemask.prune.group_sparsity.timetable import Timetable
@@ -43,7 +44,7 @@ class Choice:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def choose_groups(hinged: Hinged, recipe: Mapping, config: RunConfig, where) -> Choice:
+def choose_groups(hinged: Hinged, recipe: Mapping, config: RunConfig, where: Arithmetic) -> Choice:
     """Choose the groups of a hinged network that meet --target of --by.
 
     Args:
@@ -67,7 +68,7 @@ def choose_groups(hinged: Hinged, recipe: Mapping, config: RunConfig, where) -> 
     return Choice(reduction.whole(kept, merged), merged, best.threshold, best.ratio, best.met)
 
 
-def _timed(hinged: Hinged, recipe: Mapping, config: RunConfig, where, norms: Mapping, keep) -> Choice:
+def _timed(hinged: Hinged, recipe: Mapping, config: RunConfig, where: Arithmetic, norms: Mapping, keep) -> Choice:
     """Search thresholds by predicted time; each network is built and timed, and its time corrects the prediction."""
     reduction, options, space = hinged.reduction, config.family, spaces.get(config.network.space)
     shape, timing = recipe["input_shape"], (options.batch, where.device, options.compiled)

@@ -27,7 +27,7 @@ from sparsemask.spaces.group_sparsity.compression.compress import Compressed, re
 from sparsemask.spaces.group_sparsity.pairs import INITS, hinge, merge
 from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction, baseline, example
 from sparsemask.spaces.group_sparsity.rules import TRACED, Plan, plan_for, variants
-from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
+from sparsemask.spaces.group_sparsity.tracing.graph import trace
 from sparsemask.spaces.protocols import Loaded, Space
 
 
@@ -116,7 +116,9 @@ class HingeSpace(Space):
 
     def plan(self, plain: nn.Module, config: Mapping) -> Plan:
         """Return the plan of a plain network: its pairs and removable groups."""
-        return plan_for(config["arch"], config["variant"], plain, _graph(plain, config))
+        variant = config["variant"] or variants(config["arch"])[0]
+        graph = trace(plain, example(config["input_shape"], plain)) if variant in TRACED else None
+        return plan_for(config["arch"], variant, plain, graph)
 
     def hinged(self, plain: nn.Module, config, seed: int = 0) -> Hinged:
         """Insert the pairs into a plain network, in place, and determine its group structure.
@@ -219,13 +221,6 @@ class HingeSpace(Space):
                 weights.load_strictly(network, state, path)
                 return Loaded(network.eval())
             return Loaded(loaders.build(state, path))
-
-
-def _graph(plain: nn.Module, config: Mapping) -> ChannelGraph | None:
-    """The plain network's graph, if the rule needs one."""
-    if (config["variant"] or variants(config["arch"])[0]) not in TRACED:
-        return None
-    return trace(plain, example(config["input_shape"], plain))
 
 
 def _whole(value: object, most: int) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sparsemask.errors import choose
 from sparsemask.spaces.group_sparsity.compression import constants
 from sparsemask.spaces.group_sparsity.compression.border import add_bias, add_border
+from sparsemask.spaces.group_sparsity.compression.constants import Corrections
 from sparsemask.spaces.group_sparsity.compression.removal import Kept, Removal
 from sparsemask.spaces.group_sparsity.groups import GroupSet
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
@@ -73,29 +74,30 @@ def remove_groups(network: nn.Module, removal: Removal, kept: Kept, fold: str = 
     small = removal.zero_(copy.deepcopy(network), kept)
     gone = removal.gone(kept)
     with evaluating(small):
-        plan, example, expected = constants.Plan(), None, None
+        corrections, example, expected = Corrections(), None, None
         while fold != "none" and gone.any():
             consumers, example, expected = constants.read(small, graph, gone)
-            plan = constants.plan(small, graph, gone, consumers, fold)
-            if not plan.refused:
+            corrections = constants.corrections(small, graph, gone, consumers, fold)
+            if not corrections.refused:
                 break
-            for elements in plan.refused:
+            for elements in corrections.refused:
                 gone[elements] = False
-        _add(small, graph, plan, gone)
+            corrections = Corrections()  # those were of channels some of which stay
+        _apply(small, graph, corrections, gone)
         if example is not None and fold == "exact":
             _check(small(example), expected)
     return Compressed(small, np.flatnonzero(gone))
 
 
-def _add(network: nn.Module, graph: ChannelGraph, plan: constants.Plan, gone: np.ndarray) -> None:
-    """Remove the channels and fold their constants into the remaining layers."""
-    for name, amount in plan.means.items():
+def _apply(network: nn.Module, graph: ChannelGraph, corrections: Corrections, gone: np.ndarray) -> None:
+    """Remove the channels and fold their constants into the remaining layers, in place."""
+    for name, amount in corrections.means.items():
         network.get_buffer(name).sub_(amount.to(network.get_buffer(name)))
     graph.remove(network, gone)
-    for name, amount in plan.biases.items():
+    for name, amount in corrections.biases.items():
         module = network.get_submodule(name)
         add_bias(module, _remaining(graph, name, amount, gone).to(module.weight))
-    for name, border in plan.borders.items():
+    for name, border in corrections.borders.items():
         module, out = network.get_submodule(name), int(graph.node(name).transposed)
         add_border(module, _remaining(graph, name, border, gone, out).to(module.weight))
 

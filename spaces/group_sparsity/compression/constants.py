@@ -26,7 +26,7 @@ _PASS = """clone detach alias _to_copy expand mean _adaptive_avg_pool2d adaptive
 
 
 @dataclass
-class Plan:
+class Corrections:
     """Corrections to biases, running means and borders, over the channels before the removal."""
 
     biases: dict[str, Tensor] = field(default_factory=dict)
@@ -89,7 +89,7 @@ def read(network: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> tuple[lis
     return [(graph.all_nodes[k], x, runs[1][k][0], w) for k, (x, w) in runs[0].items()], example, output
 
 
-def plan(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, consumers: list, fold: str) -> Plan:
+def corrections(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, consumers: list, fold: str) -> Corrections:
     """Decide where the constants of removed channels are absorbed.
 
     Args:
@@ -99,7 +99,7 @@ def plan(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, consumers: l
         consumers: as :func:`read` returns them.
         fold: "exact" or "interior", see :func:`sparsemask.spaces.group_sparsity.compression.compress.compress`.
     """
-    result = Plan()
+    result = Corrections()
     for node, x, other, weight in consumers:
         elements = node.consumes[gone[node.consumes]]
         convolves, into = node.op == "convolution", node.input_dim
@@ -141,9 +141,9 @@ class _Targets:
         self.biases: list[tuple[str, Tensor]] = []
         self.means: list[tuple[str, Tensor]] = []
 
-    def add_to(self, plan: Plan) -> None:
-        """Enter what was found into a plan."""
-        for totals, new in ((plan.biases, self.biases), (plan.means, self.means)):
+    def add_to(self, result: Corrections) -> None:
+        """Add what was found to the corrections."""
+        for totals, new in ((result.biases, self.biases), (result.means, self.means)):
             for name, part in new:
                 totals[name] = totals.get(name, 0) + part
 

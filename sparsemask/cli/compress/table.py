@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from sparsemask import flags, spaces, tasks
+from sparsemask.config import RunConfig
 from sparsemask.costs import count_parameters, multiply_adds
+from sparsemask.devices import Arithmetic
 from sparsemask.inference import optimize_for_inference
 from sparsemask.retrain import eval as evaluation
 from sparsemask.retrain.load_trained import open_trained, read_flags
@@ -27,13 +29,13 @@ _PICTURES = 4
 class Opened:
     """A run's network as it is run: batch norms folded, the faster memory format, masks that skip, perhaps compiled."""
 
-    config: object
+    config: RunConfig
     network: torch.nn.Module
-    run: object
-    """A callable of pictures (1, C, H, W), contiguous."""
-    plain: object
-    """The same, not compiled: what is counted, and what pictures of any size are scored with."""
-    where: object
+    run: Callable[[torch.Tensor], torch.Tensor]
+    """From images (1, C, H, W), contiguous."""
+    plain: Callable[[torch.Tensor], torch.Tensor]
+    """The same, not compiled: what is counted, and what images of any size are scored with."""
+    where: Arithmetic
     task: tasks.Task
     compiled: bool = False
     """Whether what is run is compiled."""
