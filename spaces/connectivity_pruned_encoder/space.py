@@ -29,10 +29,10 @@ from sparsemask.spaces.connectivity.shared import mask_from
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.spaces.connectivity.widths import widths_of
 from sparsemask.spaces.group_sparsity.pairs import INITS
-from sparsemask.spaces.group_sparsity.reduction import Hinged, example
+from sparsemask.spaces.group_sparsity.reduction import Hinged
 from sparsemask.spaces.group_sparsity.rules import GENERAL, Plan, general_plan
 from sparsemask.spaces.group_sparsity.space import HingeSpace
-from sparsemask.spaces.group_sparsity.tracing.graph import trace
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 
 ARCH = "connectivity"
 _NETWORK = ("connectivity", "backbone_name", "depth", *forms.names(), "bn_momentum", "widths")
@@ -87,9 +87,9 @@ class SlimSpace(HingeSpace):
         options = {**config["arch_options"], "n_class": config["n_class"]}
         return spaces.get("connectivity").network(_connections(options), options)
 
-    def plan(self, plain: nn.Module, config: Mapping) -> Plan:
+    def plan(self, plain: nn.Module, config: Mapping, graph: ChannelGraph) -> Plan:
         """Return the general rule's plan, restricted to the encoder's groups."""
-        plan = general_plan(plain, trace(plain, example(config["input_shape"], plain)))
+        plan = general_plan(plain, graph)
         encoder_sets = tuple(s for s in plan.sets if all(m.module.startswith("backbone.") for m in s.members))
         return dataclasses.replace(plan, sets=encoder_sets)
 

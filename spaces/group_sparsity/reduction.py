@@ -103,11 +103,6 @@ def costs(counted: Count) -> dict[str, int]:
     return {"multiply-adds": counted.published, "executed": counted.multiply_adds, "params": counted.parameters}
 
 
-def baseline(network: nn.Module, shape: Sequence[int]) -> dict[str, int]:
-    """Cost of a plain network on one input of shape (C, H, W), by name."""
-    return costs(Accounting(network, trace(network, example(shape, network))).count())
-
-
 def example(shape: Sequence[int], network: nn.Module) -> Tensor:
     """An input of zeros (1, *shape) on the network's device, of its type."""
     parameter = next(network.parameters())

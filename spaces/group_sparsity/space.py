@@ -22,12 +22,13 @@ from sparsemask.masks.groups import SPACE, GroupMask
 from sparsemask.spaces import register
 from sparsemask.spaces.described import describing, weightless
 from sparsemask.spaces.group_sparsity import loaders, networks
+from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
 from sparsemask.spaces.group_sparsity.compression.border import fit_additions
 from sparsemask.spaces.group_sparsity.compression.compress import Compressed, remove_groups
 from sparsemask.spaces.group_sparsity.pairs import INITS, hinge, merge
-from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction, baseline, example
-from sparsemask.spaces.group_sparsity.rules import TRACED, Plan, plan_for, variants
-from sparsemask.spaces.group_sparsity.tracing.graph import trace
+from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction, costs, example
+from sparsemask.spaces.group_sparsity.rules import Plan, plan_for
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
 from sparsemask.spaces.protocols import Loaded, Space
 
 
@@ -114,44 +115,42 @@ class HingeSpace(Space):
         config = self.config(config)
         return networks.create(config["arch"], config["n_class"], **config["arch_options"])
 
-    def plan(self, plain: nn.Module, config: Mapping) -> Plan:
-        """Return the plan of a plain network: its pairs and removable groups."""
-        variant = config["variant"] or variants(config["arch"])[0]
-        graph = trace(plain, example(config["input_shape"], plain)) if variant in TRACED else None
-        return plan_for(config["arch"], variant, plain, graph)
+    def plan(self, plain: nn.Module, config: Mapping, graph: ChannelGraph) -> Plan:
+        """Return the plan of a plain network, whose channels are `graph`: its pairs and removable groups."""
+        return plan_for(config["arch"], config["variant"], plain, graph)
 
-    def hinged(self, plain: nn.Module, config, seed: int = 0) -> Hinged:
+    def hinged(self, plain: nn.Module, config, seed: int = 0, loaded: bool = False) -> Hinged:
         """Insert the pairs into a plain network, in place, and determine its group structure.
 
         Args:
             plain: the network; changed.
             config: its recipe.
             seed: of random initialisations.
+            loaded: whether weights are loaded afterwards, so that a cheaper initialisation of equal shapes will do.
         """
         config = self.config(config)
-        shape = config["input_shape"]
-        costs = baseline(plain, shape)
-        plan = self.plan(plain, config)
-        network = hinge(plain, plan, config["init"], torch.Generator().manual_seed(seed))
-        return Hinged(network, Reduction(network, plan, shape, costs))
+        shape, init = config["input_shape"], config["init"]
+        graph = trace(plain, example(shape, plain))
+        plan = self.plan(plain, config, graph)
+        baseline = costs(Accounting(plain, graph).count())
+        if loaded and init == "svd2" and all(_tall(plain.get_submodule(name)) for name in plan.splits):
+            init = "p-identity"
+        network = hinge(plain, plan, init, torch.Generator().manual_seed(seed))
+        return Hinged(network, Reduction(network, plan, shape, baseline))
 
     def supernet(self, config) -> nn.Module:
         """Build the network with its pairs, with random weights."""
         return self.hinged(self.plain(config), config).network
 
     def structure(self, config) -> Hinged:
-        """Build the network with its pairs for weights to be loaded into, by a cheaper initialisation.
+        """Build the network with its pairs for weights to be loaded into.
 
         Raises:
             UseError: a network larger than this machine's memory.
         """
         config = self.config(config)
         _check_size(config)
-        plain = self.plain(config)
-        plan = self.plan(plain, config)
-        if config["init"] == "svd2" and all(_tall(plain.get_submodule(name)) for name in plan.splits):
-            config["init"] = "p-identity"
-        return self.hinged(plain, config)
+        return self.hinged(self.plain(config), config, loaded=True)
 
     def load_weights_into(self, network: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
         """Load a plain network's weights, in any known layout."""

@@ -69,9 +69,9 @@ class ChannelGraph:
         # A convolution's border (of a compressed network) is a product too, but not the one its name stands for.
         self._owned = {self.module_of(n): n for n in self.nodes if not n.weight.parameter.endswith(".border")}
         self._adaptable = {
-            name: (before.axes.get(1), after.axes.get(1))
+            name: (before.axes[1], after.axes[1])
             for name, kind, before, after in self.calls
-            if issubclass(kind, RemovesChannels) and before is not None and after is not None
+            if issubclass(kind, RemovesChannels) and before and after and 1 in before.axes and 1 in after.axes
         }
 
     def __deepcopy__(self, memo: dict):
@@ -159,7 +159,7 @@ class ChannelGraph:
                     raise UseError(f"{name} would lose all of its channels; keep at least one")
         keep_(network, self.axes, ~gone)
         for name, (before, after) in self._adaptable.items():
-            if before is not None and after is not None and (gone[before].any() or gone[after].any()):
+            if gone[before].any() or gone[after].any():
                 network.get_submodule(name).remove_channels(~gone[before], ~gone[after])
         return network
 
