@@ -54,7 +54,7 @@ def main() -> None:
     hinged = space.hinged(space.plain(config), config)
     hinged.network.eval()
     kept = narrowed(hinged.reduction, options.share)
-    small = space.compressed(hinged, GroupMask(config, kept, ()))
+    small = space.compressed(hinged, GroupMask(config, kept, ())).network
     ratio = hinged.reduction.ratio(kept, "multiply-adds")
     rows = []
     for batch in options.batch:

@@ -20,7 +20,7 @@ from sparsemask.families import Built, TrainingFamily
 from sparsemask.options import Parser, factor, natural, positive, rate
 from sparsemask.search import proximal
 from sparsemask.spaces.group_sparsity import groups, records
-from sparsemask.spaces.group_sparsity.cost_options import CountingSection, memory_flag
+from sparsemask.spaces.group_sparsity.options import CountingSection, memory_flag
 from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
 from sparsemask.spaces.group_sparsity.threshold import kept_sets
 from sparsemask.training_setup import Context
@@ -79,10 +79,9 @@ class GroupSearch(Method):
             matrices[name] = [p for p in self._matrices(model, sets) if id(p) not in assigned]
             assigned |= {id(p) for p in matrices[name]}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in assigned]
-        param_groups = [{"name": "network", "params": others, "lr": config.training.lr * config.family.lr_ratio}]
-        param_groups += [
-            {"name": name, "params": params, "lr": config.training.lr} for name, params in matrices.items() if params
-        ]
+        lr = config.training.lr
+        param_groups = [{"name": "network", "params": others, "lr": lr * config.family.lr_ratio}]
+        param_groups += [{"name": name, "params": params, "lr": lr} for name, params in matrices.items() if params]
         self.adjusts = (
             config.family.lr_adjust != "none"
             and len(param_groups) == 3
@@ -125,10 +124,8 @@ class GroupSearch(Method):
         elif not self.penalties:
             with torch.no_grad():
                 self.penalties = {name: float(value) for name, value in self._penalties(model).items()}
-        return loss, {**self.penalties, "lambda": self._annealed() if active else 0.0, **self._ratio_metric()}
-
-    def _ratio_metric(self) -> dict:
-        return {} if self.gradient_ratio is None else {"gradient_ratio": self.gradient_ratio}
+        ratio = {} if self.gradient_ratio is None else {"gradient_ratio": self.gradient_ratio}
+        return loss, {**self.penalties, "lambda": self._annealed() if active else 0.0, **ratio}
 
     def _penalties(self, model: torch.nn.Module, norms: dict | None = None) -> dict[str, torch.Tensor]:
         reduce = self.reduction.plan.reduction
@@ -140,13 +137,8 @@ class GroupSearch(Method):
         return penalties
 
     def _annealed(self) -> float:
-        search = self.search
-        return proximal.annealed(
-            search.sparse,
-            search.anneal,
-            tuple(search.anneal_at),
-            self.penalties.get("loss_p1", math.inf),
-        )
+        search, watched = self.search, self.penalties.get("loss_p1", math.inf)
+        return proximal.annealed(search.sparse, search.anneal, tuple(search.anneal_at), watched)
 
     def before_update(self, model: torch.nn.Module, groups_: list[dict]) -> None:
         """Store the matrices' scheduled learning rate for the proximal step; adjust rates by the gradients' ratio."""
@@ -160,9 +152,8 @@ class GroupSearch(Method):
             self.gradient_ratio = proximal.running_ratio(self.gradient_ratio, ratio)
         if self.gradient_ratio is not None:
             rates = [group["lr"] for group in groups_]
-            for group, value in zip(
-                groups_, proximal.adjusted_rates(rates, self.gradient_ratio, self.search.lr_adjust), strict=True
-            ):
+            adjusted = proximal.adjusted_rates(rates, self.gradient_ratio, self.search.lr_adjust)
+            for group, value in zip(groups_, adjusted, strict=True):
                 group["lr"] = value
 
     @torch.no_grad()
@@ -177,11 +168,8 @@ class GroupSearch(Method):
         joined = torch.cat(list(norms.values()))
         self.penalties = {name: float(value) for name, value in self._penalties(model, norms).items()}
         self.strength = self._annealed()
-        rho = (
-            self.strength
-            * self.rate
-            * torch.tensor(self.balance, device=joined.device, dtype=joined.dtype)[self.set_index]
-        )
+        balance = torch.tensor(self.balance, device=joined.device, dtype=joined.dtype)
+        rho = self.strength * self.rate * balance[self.set_index]
         shrunk = proximal.factors(self.operator, joined, rho, self.set_index).split(self.counts)
         for s, by in zip(self.sets, shrunk, strict=True):
             groups.scale_(model, s, by)

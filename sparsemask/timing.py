@@ -24,6 +24,9 @@ class Batch(Protocol):
 Shape = tuple[int, ...]
 Inputs = Shape | Tensor | Sequence[Shape | Tensor | Batch]  # one input, or several
 
+NOISE = 0.03
+"""Relative error of measured times: networks nearer than that are equally fast."""
+
 _AMPLE, _FEWEST = 5.0, 3  # seconds spent on timing, and repeats taken whatever they last
 
 

@@ -48,7 +48,7 @@ def slimmed():
     for one in kept.values():
         one[0] = True
     mask = GroupMask(config, kept, space="slim", sha256="0")
-    state = SLIM.compressed(hinged, mask).state_dict()
+    state = SLIM.compressed(hinged, mask).network.state_dict()
     return reduction.removal.zero_(copy.deepcopy(network), kept), mask, state
 
 

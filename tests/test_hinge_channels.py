@@ -14,8 +14,8 @@ from hinge import SmallUNet, lively, one_thread  # noqa: F401
 from sparsemask.errors import UseError
 from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
 from sparsemask.spaces.group_sparsity import networks
-from sparsemask.spaces.group_sparsity.channels import trace
-from sparsemask.spaces.group_sparsity.elements import Elements
+from sparsemask.spaces.group_sparsity.tracing.graph import trace
+from sparsemask.spaces.group_sparsity.tracing.record import Elements
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PICTURE = torch.zeros(1, 3, 16, 16)
@@ -111,12 +111,16 @@ TIES = {
 }
 
 
+def same_elements(graph, one, other):
+    return np.array_equal(graph.elements(*one), graph.elements(*other))
+
+
 @pytest.mark.parametrize("name", TIES)
 def test_ties(name):
-    network, same, apart = TIES[name]
+    network, tied, apart = TIES[name]
     graph = trace(network, PICTURE)
-    for one, other in same:
-        assert graph.same(one, other), (one, other)
+    for one, other in tied:
+        assert same_elements(graph, one, other), (one, other)
     for one, other in apart:
         assert not set(graph.elements(*one)) & set(graph.elements(*other)), (one, other)
     assert not graph.locked(graph.elements("a", 0)).any()  # free: they reach neither end
@@ -294,8 +298,8 @@ def test_two_more_networks():
     graph = trace(network, torch.zeros(1, 3, 65, 65))
     block = "backbone.bottlenecks.Bottlenecks_2.LinearBottleneck2_{}"
     # a shortcut ties block outputs; the decoder's functional convolution reads them
-    assert graph.same((block.format(0) + ".conv3", 0), (block.format(2) + ".conv3", 0))
-    assert graph.same((block.format(2) + ".conv3", 0), ("decoders.Decoders_5.down_convs.5", 1))
+    assert same_elements(graph, (block.format(0) + ".conv3", 0), (block.format(2) + ".conv3", 0))
+    assert same_elements(graph, (block.format(2) + ".conv3", 0), ("decoders.Decoders_5.down_convs.5", 1))
     assert not graph.locked(graph.elements(block.format(1) + ".conv1", 0)).any()
     # all stages must stay equally deep, for their products are split by one number
     assert "split" in graph.reason(graph.elements("decoders.Decoders_3.down_convs.3", 0)[0])

@@ -10,9 +10,9 @@ from torch import nn
 from hinge import SmallUNet, enliven, lively, one_thread  # noqa: F401
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import groups, networks
-from sparsemask.spaces.group_sparsity.channels import trace
-from sparsemask.spaces.group_sparsity.factorize import hinge
+from sparsemask.spaces.group_sparsity.pairs import groups_of, hinge
 from sparsemask.spaces.group_sparsity.rules import plan_for
+from sparsemask.spaces.group_sparsity.tracing.graph import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,15 +79,16 @@ def test_a_network_of_the_users_own_is_hinged():
     channels = {s.name: s.count for s in plan.sets if s.projection == "P2"}
     counts = {"first.0": 8, "down.0": 12, "deep.0": 16, "up": 10, "join.0": 9}
     assert channels == {f"{name}.channels": count for name, count in counts.items()}
-    for s in network.sets:  # the transposed convolution's outputs lie along its weight's second dimension
+    for s in groups_of(network, plan):  # the transposed convolution's outputs lie along its weight's second dimension
         gone = torch.arange(s.count) == 1
         groups.zero_(network, s, gone)
         assert (groups.norms(network, s) == 0).equal(gone)
 
 
 def test_zero_channels_of_the_general_rule_are_zero_features():
-    network = hinge(lively("resnet20"), plan_for("resnet20", "graph", lively("resnet20")))
-    s = next(s for s in network.sets if s.name == "features.0.0.channels")
+    plan = plan_for("resnet20", "graph", lively("resnet20"))
+    network = hinge(lively("resnet20"), plan)
+    s = next(s for s in groups_of(network, plan) if s.name == "features.0.0.channels")
     groups.zero_(network, s, torch.arange(16) == 5)
     found = {}
     for member in s.members:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,12 +13,11 @@ from torch import nn
 from hinge import SmallUNet, enliven, lively, one_thread  # noqa: F401
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import loaders, networks
-from sparsemask.spaces.group_sparsity.channels import trace
-from sparsemask.spaces.group_sparsity.compress import compress
-from sparsemask.spaces.group_sparsity.factorize import DoubleReLU, hinge
-from sparsemask.spaces.group_sparsity.matrices import Pair
-from sparsemask.spaces.group_sparsity.merge import merge
+from sparsemask.spaces.group_sparsity.compression.compress import compress
+from sparsemask.spaces.group_sparsity.groups import GroupSet
+from sparsemask.spaces.group_sparsity.pairs import DoubleReLU, Pair, groups_of, hinge, merge
 from sparsemask.spaces.group_sparsity.rules import plan_for
+from sparsemask.spaces.group_sparsity.tracing.graph import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,9 +34,9 @@ NETWORKS = [
 ]
 
 
-def dropped(network: nn.Module, share: float = 0.4) -> dict[str, np.ndarray]:
+def dropped(sets: Sequence[GroupSet], share: float = 0.4) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {s.name: rng.random(s.count) >= share for s in network.sets}
+    return {s.name: rng.random(s.count) >= share for s in sets}
 
 
 @pytest.mark.parametrize("fold", ["exact", "none"])
@@ -46,7 +46,8 @@ def test_compressed_files_build_their_network(arch, variant, options, fold):
     plan = plan_for(arch, variant, network)
     hinge(network, plan, "p-identity")
     x = torch.randn(2, 3, 32, 32)
-    small = compress(network, trace(network, x[:1]), network.sets, dropped(network), fold)
+    sets = groups_of(network, plan)
+    small = compress(network, trace(network, x[:1]), sets, dropped(sets), fold)
     merge(small, plan.merge)
     built = loaders.build(small.state_dict(), "file")
     with torch.no_grad():
@@ -157,8 +158,9 @@ def test_weights_of_a_network_of_the_users_own():
     x = torch.randn(1, 3, 16, 16)
     assert torch.equal(other(x), network(x))
     graph = trace(network, x)
-    hinge(network, plan_for("my:unet", None, network, graph))
-    small = compress(network, trace(network, x), network.sets, dropped(network))
+    plan = plan_for("my:unet", None, network, graph)
+    sets = groups_of(hinge(network, plan), plan)
+    small = compress(network, trace(network, x), sets, dropped(sets))
     fresh = SmallUNet().eval()
     loaders.fit_shapes(fresh, small.state_dict())
     fresh.load_state_dict(small.state_dict())

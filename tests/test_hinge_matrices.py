@@ -8,9 +8,8 @@ from torch import nn
 
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import groups
-from sparsemask.spaces.group_sparsity.factorize import DoubleReLU
 from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
-from sparsemask.spaces.group_sparsity.matrices import EXACT, INITS, Pair, factorise
+from sparsemask.spaces.group_sparsity.pairs import EXACT, INITS, DoubleReLU, Pair, factorise
 
 # Filters, inputs, kernel: fewer filters than weights in one, as many, more.
 SHAPES = [(8, 5, 3), (18, 2, 3), (64, 3, 3), (12, 12, 1), (1, 4, 3), (6, 1, 1)]

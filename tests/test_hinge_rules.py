@@ -10,12 +10,11 @@ from torch import nn
 from hinge import SmallUNet, enliven, lively, one_thread, published_count  # noqa: F401
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import groups, networks, rules
-from sparsemask.spaces.group_sparsity.channels import trace
-from sparsemask.spaces.group_sparsity.compress import compress
-from sparsemask.spaces.group_sparsity.factorize import DoubleReLU, hinge
+from sparsemask.spaces.group_sparsity.compression.compress import compress
 from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
-from sparsemask.spaces.group_sparsity.matrices import Pair
+from sparsemask.spaces.group_sparsity.pairs import DoubleReLU, Pair, groups_of, hinge
 from sparsemask.spaces.group_sparsity.rules import Plan, plan_for
+from sparsemask.spaces.group_sparsity.tracing.graph import trace
 
 # Network, variant, multiply-adds and parameters of the hinged network in percent of the plain one's.
 SHARES = [
@@ -119,7 +118,7 @@ def test_hinging_keeps_the_function(arch, variant, init):
         assert (network(x) - before).abs().max() < 1e-5 * max(1, float(before.abs().max()))
     assert sum(isinstance(m, Pair) for m in network.modules()) == len(plan.splits)
     assert sum(isinstance(m, DoubleReLU) for m in network.modules()) == len(plan.double_relu)
-    assert [s.name for s in network.sets] == [s.name for s in plan.sets]
+    assert [s.name for s in groups_of(network, plan)] == [s.name for s in plan.sets]
     assert not any(m.training for m in network.modules())
 
 
@@ -128,7 +127,7 @@ def test_sets_are_counted_by_the_rank_that_an_initialisation_gives():
     plan = plan_for("my:own", None, network, trace(network, torch.zeros(1, 3, 8, 8)))
     assert [s.count for s in plan.sets if s.name == "1.rows"] == [72]
     hinge(network, plan, "svd")  # 100 rows, of which 28 meet zero filters
-    assert [s.count for s in network.sets if s.name == "1.rows"] == [100]
+    assert [s.count for s in groups_of(network, plan) if s.name == "1.rows"] == [100]
 
 
 # The paper's two-layer statement ------------------------------------------------------------------------------------
@@ -177,14 +176,15 @@ def test_compression_turns_columns_into_fewer_filters_and_rows_into_a_low_rank_p
     layers = [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)]
     network = nn.Sequential(*layers).eval()
     x = torch.randn(2, 3, 9, 9)
-    hinge(network, plan_for("my:own", None, network, trace(network, x)))
+    plan = plan_for("my:own", None, network, trace(network, x))
+    sets = groups_of(hinge(network, plan), plan)
     graph = trace(network, x)
     kept = np.arange(8) % 2 == 0
     for name, shapes in (
         ("2.channels", [(8, 6, 3, 3), (4, 8, 1, 1), (4, 4, 1, 1)]),  # four filters of eight; four inputs of the next
         ("2.rows", [(4, 6, 3, 3), (8, 4, 1, 1), (4, 8, 1, 1)]),  # a pair of rank four
     ):
-        small = compress(network, graph, network.sets, {name: kept})
+        small = compress(network, graph, sets, {name: kept})
         assert [tuple(m.weight.shape) for m in (*small[2], small[4])] == shapes
         assert small[2].merged().out_channels == shapes[1][0]  # merged: fewer filters, or the same at a lower rank
         assert torch.linalg.matrix_rank(small[2].merged().weight.flatten(1)) == 4

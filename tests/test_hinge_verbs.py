@@ -128,9 +128,10 @@ def test_compressed_saved_loaded_is_the_masked_network(tmp_path, arch, variant):
     merged = found.merged(found.removal.gone(kept), "auto")
     config = space.config({"arch": arch, "variant": variant, "input_shape": (3, 8, 8)})
     mask = GroupMask(config, kept, merged)
-    small = space.compressed(made, mask)
+    compressed = space.compressed(made, mask)
+    small = compressed.network
     stays = found.removal.gone(kept)
-    stays[small.removed] = False
+    stays[compressed.removed] = False
     mask = GroupMask({**config, "stays": stays.nonzero()[0].tolist()}, kept, merged)
     space.save(tmp_path / "n.safetensors", small, mask)
     again = space.load(tmp_path / "n.safetensors")

@@ -15,7 +15,7 @@ from literal_sparse import one_thread  # noqa: F401
 from small_hinge import hinged
 from sparsemask import spaces
 from sparsemask.masks.groups import GroupMask
-from sparsemask.spaces.group_sparsity import border
+from sparsemask.spaces.group_sparsity.compression import border
 
 KINDS = [
     (kind, dims, more)
@@ -75,8 +75,9 @@ def test_networks_are_saved_whole(arch, variant):
     for one in kept.values():
         one[0] = True
     config = space.config({"arch": arch, "variant": variant, "input_shape": (3, 8, 8)})
-    small = space.compressed(made, GroupMask(config, kept, found.merged(found.removal.gone(kept), "auto"))).eval()
-    assert any(isinstance(module, border._Bordered) for module in small.modules())
+    mask = GroupMask(config, kept, found.merged(found.removal.gone(kept), "auto"))
+    small = space.compressed(made, mask).network.eval()
+    assert any(isinstance(module, border.Bordered) for module in small.modules())
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         for one in (small, network):  # as it is while groups are searched, too

@@ -24,15 +24,16 @@ from sparsemask.masks import groups as files
 from sparsemask.options import Parser, factor, natural, positive
 from sparsemask.pictures.hinge import draw_tradeoff
 from sparsemask.prune.group_sparsity import curve as group_curve
-from sparsemask.prune.group_sparsity.budget import NOISE, Choice, choose_groups
+from sparsemask.prune.group_sparsity.budget import Choice, choose_groups
 from sparsemask.prune.shared import next_line, origin_note, output_path, with_search
 from sparsemask.runs import Run
 from sparsemask.spaces.group_sparsity import records
-from sparsemask.spaces.group_sparsity.compress import FOLDS
-from sparsemask.spaces.group_sparsity.cost_options import CountingSection
+from sparsemask.spaces.group_sparsity.compression.compress import FOLDS
+from sparsemask.spaces.group_sparsity.options import CountingSection
 from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
 from sparsemask.spaces.group_sparsity.space import HingeSpace
 from sparsemask.tables import format_count, table
+from sparsemask.timing import NOISE
 from sparsemask.weights import load_strictly
 
 _RULE = ("target", "by", "remain", "same_ratio", "merge", "relative", "fold")
@@ -91,16 +92,7 @@ class GroupPruning(PruningFamily):
         task = tasks.get(config.data.task, config)
         where = devices.arithmetic(config.device.gpu, config.device.type)
         choice = choose_groups(hinged, recipe, config, where)
-        mask = files.GroupMask(
-            space=config.network.space,
-            config=recipe,
-            kept=choice.kept,
-            merged=choice.merged,
-            threshold=choice.threshold,
-            checkpoint=str(path.resolve()),
-            sha256=sha256(path),
-        )
-        small, mask = _finished(space, hinged, mask)
+        small, mask = _pruned(space, hinged, recipe, choice, path)
         entries = records.entries(reduction, mask.kept, mask.merged)
         measured = (task, config, where)
         metrics = {"searched": group_curve.metrics(network, *measured), "pruned": group_curve.metrics(small, *measured)}
@@ -153,12 +145,23 @@ def _as_searched(config: RunConfig, given: Mapping, saved: Mapping, space: Hinge
     return with_search(config, given, saved, known, space)
 
 
-def _finished(space, hinged: Hinged, mask: files.GroupMask) -> tuple[torch.nn.Module, files.GroupMask]:
-    """The small network, and the mask with the channels that could not be removed."""
+def _pruned(
+    space: HingeSpace, hinged: Hinged, recipe: Mapping, choice: Choice, path: Path
+) -> tuple[torch.nn.Module, files.GroupMask]:
+    """The small network of a choice, and its mask, which says too what channels could not be removed."""
+    mask = files.GroupMask(
+        space=space.name,
+        config=recipe,
+        kept=choice.kept,
+        merged=choice.merged,
+        threshold=choice.threshold,
+        checkpoint=str(path.resolve()),
+        sha256=sha256(path),
+    )
     small = space.compressed(hinged, mask)
     stays = hinged.reduction.removal.gone(mask.kept)
     stays[small.removed] = False
-    return small, dataclasses.replace(mask, config={**mask.config, "stays": stays.nonzero()[0].tolist()})
+    return small.network, dataclasses.replace(mask, config={**recipe, "stays": stays.nonzero()[0].tolist()})
 
 
 def _report(reduction: Reduction, mask: files.GroupMask, entries: dict, choice: Choice, config: RunConfig) -> list[str]:

@@ -9,14 +9,15 @@ import numpy as np
 
 from sparsemask import spaces
 from sparsemask.config import RunConfig
+from sparsemask.devices import Arithmetic
 from sparsemask.errors import say
 from sparsemask.masks.groups import GroupMask
 from sparsemask.prune.group_sparsity.timetable import Timetable
 from sparsemask.spaces.group_sparsity.fast import compare_times
 from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction
 from sparsemask.spaces.group_sparsity.threshold import ThresholdResult, find_threshold, kept_sets
+from sparsemask.timing import NOISE
 
-NOISE = 0.03  # relative error of measured times
 _TRIES = 6  # networks built and timed for one target
 _NEAR, _OVER = 0.02, 0.01  # accepted distance below and above a target ratio of milliseconds
 _ROUNDS = 15
@@ -43,7 +44,7 @@ class Choice:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def choose_groups(hinged: Hinged, recipe: Mapping, config: RunConfig, where) -> Choice:
+def choose_groups(hinged: Hinged, recipe: Mapping, config: RunConfig, where: Arithmetic) -> Choice:
     """Choose the groups of a hinged network that meet --target of --by.
 
     Args:
@@ -67,7 +68,7 @@ def choose_groups(hinged: Hinged, recipe: Mapping, config: RunConfig, where) -> 
     return Choice(reduction.whole(kept, merged), merged, best.threshold, best.ratio, best.met)
 
 
-def _timed(hinged: Hinged, recipe: Mapping, config: RunConfig, where, norms: Mapping, keep) -> Choice:
+def _timed(hinged: Hinged, recipe: Mapping, config: RunConfig, where: Arithmetic, norms: Mapping, keep) -> Choice:
     """Search thresholds by predicted time; each network is built and timed, and its time corrects the prediction."""
     reduction, options, space = hinged.reduction, config.family, spaces.get(config.network.space)
     shape, timing = recipe["input_shape"], (options.batch, where.device, options.compiled)
@@ -87,7 +88,7 @@ def _timed(hinged: Hinged, recipe: Mapping, config: RunConfig, where, norms: Map
             kept = table.fill(kept, norms)
         _, merged = table.predict(reduction.removal.gone(kept), options.merge)
         kept = reduction.whole(kept, merged)
-        small = space.compressed(hinged, GroupMask(recipe, kept, merged))
+        small = space.compressed(hinged, GroupMask(recipe, kept, merged)).network
         times = compare_times({"small": small, "plain": plain}, shape, *timing, rounds=_ROUNDS)
         reached = times["small"] / times["plain"]
         met = reached <= options.target + _OVER

@@ -68,8 +68,8 @@ def follow(
     rows = dict(done)
     for target in {*config.family.curve} - done.keys():
         choice = choose_groups(hinged, recipe, config.replace(target=target), where)
-        small = spaces.get(config.network.space).compressed(hinged, GroupMask(recipe, choice.kept, choice.merged))
-        rows[target] = {"target": target, "share": choice.ratio, **adapted(small, task, config, where)}
+        pruned = spaces.get(config.network.space).compressed(hinged, GroupMask(recipe, choice.kept, choice.merged))
+        rows[target] = {"target": target, "share": choice.ratio, **adapted(pruned.network, task, config, where)}
     return [rows[target] for target in sorted(rows, reverse=True)]
 
 

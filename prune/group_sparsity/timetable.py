@@ -6,6 +6,7 @@ the one they replace. Every layer is therefore measured at the channel numbers t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -48,14 +49,12 @@ class Timetable:
         network: one of this structure, for the geometry of its layers.
         batch: inputs at once.
         device: of the measurements.
-        dtype: of the measurements.
     """
 
     reduction: Reduction
     network: nn.Module
     batch: int
     device: torch.device
-    dtype: torch.dtype = torch.float32
     elementwise: float = 0.0
     """Milliseconds of an elementwise operation on one sample; see :meth:`calibrate`."""
     _known: dict[tuple, float] = field(default_factory=dict)
@@ -93,26 +92,29 @@ class Timetable:
     def time(self, name: str, n_in: int, n_out: int) -> float:
         """Return a layer's milliseconds with these channels, rounded up to multiples of the device's step."""
         layer = self.layers[name]
+        return self._time(layer, n_in, n_out, *layer.module.weight.shape[:2])
+
+    def _time(self, layer: _Layer, n_in: int, n_out: int, most_out: int, most_in: int) -> float:
         if layer.groups == 1:
-            full = layer.module.weight.shape[:2]
-            n_out, n_in = (min(-(-n // self.step) * self.step, f) for n, f in zip((n_out, n_in), full, strict=True))
+            n_in, n_out = (
+                min(-(-n // self.step) * self.step, most) for n, most in ((n_in, most_in), (n_out, most_out))
+            )
         key = (*layer.key, n_in, n_out)
         if key not in self._known:
             self._known[key] = self._measure(layer, n_in, n_out)
         return self._known[key]
 
     def _measure(self, layer: _Layer, n_in: int, n_out: int) -> float:
-        factory = {"device": self.device, "dtype": self.dtype}
-        m = layer.module
+        m, device = layer.module, self.device
         if isinstance(m, nn.Linear):
-            x, w = torch.randn(self.batch, n_in, **factory), torch.randn(n_out, n_in, **factory)
+            x, w = torch.randn(self.batch, n_in, device=device), torch.randn(n_out, n_in, device=device)
             call = lambda: F.linear(x, w)
         else:
             groups = max(1, n_out // layer.per_group) if layer.groups > 1 else 1
             last = torch.channels_last
-            x = torch.randn(self.batch, n_in, *layer.size, **factory).contiguous(memory_format=last)
-            w = torch.randn(n_out, n_in // groups, *m.kernel_size, **factory).contiguous(memory_format=last)
-            b = torch.zeros(n_out, **factory)
+            x = torch.randn(self.batch, n_in, *layer.size, device=device).contiguous(memory_format=last)
+            w = torch.randn(n_out, n_in // groups, *m.kernel_size, device=device).contiguous(memory_format=last)
+            b = torch.zeros(n_out, device=device)
             call = lambda: F.conv2d(x, w, b, m.stride, m.padding, m.dilation, groups)
         # The fastest call, which other load on the machine affects least.
         return milliseconds(call, repeats=_REPEATS, warmup=2, device=self.device, budget=_SECONDS).fastest
@@ -137,7 +139,7 @@ class Timetable:
         for name in self.reduction.pairs:
             (n_in, rank), (_, n_out) = ends[f"{name}.0"], ends[f"{name}.1"]
             pair = self.time(f"{name}.0", n_in, rank) + self.time(f"{name}.1", rank, n_out)
-            pair += self.elementwise * self._positions(name) * rank  # written and read once more
+            pair += self.elementwise * math.prod(self.layers[f"{name}.1"].size) * rank  # written and read once more
             merged_time = self._merged_time(name, n_in, n_out)
             chosen = merged_time <= pair if fixed is None else name in fixed
             total += merged_time if chosen else pair
@@ -149,15 +151,7 @@ class Timetable:
     def _merged_time(self, name: str, n_in: int, n_out: int) -> float:
         """Milliseconds of a pair's merged convolution: the first one's kernel, the second one's outputs."""
         first, second = self.layers[f"{name}.0"], self.layers[f"{name}.1"]
-        n_out = min(-(-n_out // self.step) * self.step, second.module.weight.shape[0])
-        n_in = min(-(-n_in // self.step) * self.step, first.module.weight.shape[1])
-        key = (*first.key, n_in, n_out)
-        if key not in self._known:
-            self._known[key] = self._measure(first, n_in, n_out)
-        return self._known[key]
-
-    def _positions(self, name: str) -> int:
-        return int(np.prod(self.layers[f"{name}.1"].size, dtype=np.int64))
+        return self._time(first, n_in, n_out, second.module.weight.shape[0], first.module.weight.shape[1])
 
     def calibrate(self, plain: float) -> float:
         """Attribute the plain network's time beyond its layers to elementwise operations.

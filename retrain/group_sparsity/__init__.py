@@ -26,7 +26,7 @@ from sparsemask.retrain.group_sparsity.teacher import FineTuning, build_teacher,
 from sparsemask.retrain.load_trained import read_source, ready
 from sparsemask.retrain.shortfall import shortfall
 from sparsemask.spaces.group_sparsity import records
-from sparsemask.spaces.group_sparsity.cost_options import memory_flag
+from sparsemask.spaces.group_sparsity.options import memory_flag
 from sparsemask.tables import format_count
 from sparsemask.training_setup import Context
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint
@@ -152,7 +152,7 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
                 state = read_checkpoint(path)
                 hinged = space.structure(mask.config)
                 load_strictly(hinged.network, bare_state(state, path), path)
-                model = space.compressed(hinged, mask)
+                model = space.compressed(hinged, mask).network
                 changes["mask_path"] = str(Path(config.family.mask_path).resolve())
                 changes["search_checkpoint"] = str(path.resolve())
             teacher = choose_teacher(config, state, path)

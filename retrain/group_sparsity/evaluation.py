@@ -15,11 +15,10 @@ from sparsemask.spaces.group_sparsity import records
 from sparsemask.spaces.group_sparsity.fast import compare_times
 from sparsemask.tables import format_count, table
 from sparsemask.tasks.classification.task import ClassificationTask
+from sparsemask.timing import NOISE
 
 if TYPE_CHECKING:
     from sparsemask.retrain.group_sparsity import GroupEvaluationSection
-
-_NOISE = 0.03  # relative error of measured times
 
 
 def measured(restored: Restored, task: ClassificationTask) -> list[dict]:
@@ -84,7 +83,7 @@ def slower_note(rows: Sequence[Mapping]) -> str | None:
         rows: as :func:`measured` returns them.
     """
     timed = [row for row in rows if row.get("milliseconds_dense")]
-    slow = [row for row in timed if row["milliseconds"] > (1 + _NOISE) * row["milliseconds_dense"]]
+    slow = [row for row in timed if row["milliseconds"] > (1 + NOISE) * row["milliseconds_dense"]]
     if not slow:
         return None
     ratios = ", ".join(

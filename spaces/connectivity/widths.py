@@ -1,7 +1,7 @@
 """Channel numbers of a pruned backbone as one string, which configurations, metadata and command lines can hold.
 
 The string lists the layers in the backbone's order: "OUTxIN" for a convolution, "OUTxRANKxIN" for a factorised one
-(:class:`sparsemask.spaces.group_sparsity.matrices.Pair`), "N" for a norm.
+(:class:`sparsemask.spaces.group_sparsity.pairs.Pair`), "N" for a norm.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def narrow_(backbone: nn.Module, widths: str, in_channels: int = 3, layers: Sequ
     Raises:
         UseError: not a string of widths, one of another backbone, or layers that do not fit together.
     """
-    from sparsemask.spaces.group_sparsity.matrices import Pair
-    from sparsemask.spaces.group_sparsity.slicing import reshape_
+    from sparsemask.spaces.group_sparsity.pairs import Pair
+    from sparsemask.spaces.group_sparsity.tracing.slicing import reshape_
 
     built, entries = dict(_layers(backbone)), widths.split(",")
     names = list(built) if layers is None else layers

@@ -29,12 +29,11 @@ from sparsemask.spaces.connectivity.encoding import mask_word, read_mask
 from sparsemask.spaces.connectivity.shared import mask_from
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.spaces.connectivity.widths import widths_of
-from sparsemask.spaces.group_sparsity.channels import trace
-from sparsemask.spaces.group_sparsity.general import general_plan
-from sparsemask.spaces.group_sparsity.matrices import INITS
-from sparsemask.spaces.group_sparsity.reduction import Hinged, example
-from sparsemask.spaces.group_sparsity.rules import GENERAL, Plan
+from sparsemask.spaces.group_sparsity.pairs import INITS
+from sparsemask.spaces.group_sparsity.reduction import Hinged
+from sparsemask.spaces.group_sparsity.rules import GENERAL, Plan, general_plan
 from sparsemask.spaces.group_sparsity.space import HingeSpace
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 
 ARCH = "connectivity"
 _NETWORK = ("connectivity", "backbone_name", "depth", *forms.names(), "bn_momentum", "widths")
@@ -87,15 +86,13 @@ class SlimSpace(HingeSpace):
     def plain(self, config) -> nn.Module:
         """Build the retrained network, its weights drawn from torch's generator."""
         config = self.config(config)
-        network_options = config["arch_options"]
-        mask = read_mask(network_options["connectivity"], len(backbones.strides(network_options["backbone_name"])))
         # Recipes of version 0.1.0 do not say it: their groups are of the whole encoder.
-        options = {"whole_encoder": True, **network_options, "n_class": config["n_class"]}
-        return spaces.get("connectivity").network(mask, options)
+        options = {"whole_encoder": True, **config["arch_options"], "n_class": config["n_class"]}
+        return spaces.get("connectivity").network(_connections(options), options)
 
-    def plan(self, plain: nn.Module, config: Mapping) -> Plan:
+    def plan(self, plain: nn.Module, config: Mapping, graph: ChannelGraph) -> Plan:
         """Return the general rule's plan, restricted to the encoder's groups."""
-        plan = general_plan(plain, trace(plain, example(config["input_shape"], plain)))
+        plan = general_plan(plain, graph)
         encoder_sets = tuple(s for s in plan.sets if all(m.module.startswith("backbone.") for m in s.members))
         return dataclasses.replace(plan, sets=encoder_sets)
 
@@ -124,10 +121,12 @@ class SlimSpace(HingeSpace):
         if mask.checkpoint is None:
             raise UseError(f"{path}: does not say which search it comes from; prune again")
         mask.check_weights(mask.checkpoint, path)
-        network_options = mask.config["arch_options"]
-        return read_mask(
-            network_options["connectivity"], len(backbones.strides(network_options["backbone_name"]))
-        ), mask
+        return _connections(mask.config["arch_options"]), mask
+
+
+def _connections(options: Mapping) -> np.ndarray:
+    """The connectivity mask of a network's options, bool (L, L, 2)."""
+    return read_mask(options["connectivity"], len(backbones.strides(options["backbone_name"])))
 
 
 def described(what: object) -> dict:

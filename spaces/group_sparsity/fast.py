@@ -6,15 +6,60 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparsemask.inference import optimize_for_inference
-from sparsemask.spaces.group_sparsity.border import fix_borders
-from sparsemask.spaces.group_sparsity.folding import fold_norms
+from sparsemask.inference import fold_batch_norm, optimize_for_inference
+from sparsemask.spaces.group_sparsity.compression.border import Bordered, fix_borders
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
 from sparsemask.timing import compare, make_inputs
 
 
-def folded(network: nn.Module, example: torch.Tensor) -> nn.Module:
+@torch.no_grad()
+def fold_norms(network: nn.Module, example: Tensor) -> nn.Module:
+    """Fold batch norms into the convolutions before them, in place and irreversibly.
+
+    They are found by one run rather than by names, so that users' networks and convolutions with borders
+    (:mod:`sparsemask.spaces.group_sparsity.compression.border`) are folded as well. Norms that cannot be folded stay.
+
+    Args:
+        network: changed in place; put into evaluation mode.
+        example: inputs (B, C, ...), of which the first is used.
+
+    Returns:
+        The network.
+
+    Raises:
+        UseError: the network cannot be traced.
+    """
+    network.eval()
+    for conv, name in _in_turn(network, trace(network, example[:1])):
+        module, norm = network.get_submodule(conv), network.get_submodule(name)
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        fold_batch_norm(module, norm)
+        if isinstance(module, Bordered):
+            module.scale_border(scale)
+        network.set_submodule(name, nn.Identity())
+    return network
+
+
+def _in_turn(network: nn.Module, graph: ChannelGraph) -> list[tuple[str, str]]:
+    """(convolution, batch norm) pairs where only the batch norm reads the convolution's output."""
+    pairs = []
+    for node in graph.nodes:
+        name = graph.module_of(node)
+        if not node.weight.parameter.endswith(".weight") or node.transposed:
+            continue
+        after = graph.readers.get(node.outputs[0].number, [])
+        if isinstance(network.get_submodule(name), Bordered) and len(after) == 1 and after[0].op == "add":
+            after = graph.readers.get(after[0].outputs[0].number, [])
+        norm = after[0].running_mean.rpartition(".")[0] if len(after) == 1 else ""
+        if norm and isinstance(module := network.get_submodule(norm), _BatchNorm) and module.affine:
+            pairs.append((name, norm))
+    return pairs
+
+
+def folded(network: nn.Module, example: Tensor) -> nn.Module:
     """Return a copy in evaluation mode, batch norms folded into the convolutions before them, borders precomputed."""
     result = copy.deepcopy(network).eval()
     fix_borders(result, example)
@@ -59,6 +104,3 @@ def compare_times(
     forms = {name: fast_form(network, shape, batch, device, compiled) for name, network in networks.items()}
     calls = {name: (lambda form=form, x=x: form(x)) for name, (form, x) in forms.items()}
     return compare(calls, rounds=rounds, device=device)
-
-
-__all__ = ["compare_times", "fast_form", "folded"]

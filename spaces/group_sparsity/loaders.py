@@ -7,19 +7,15 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsemask.errors import UseError, one_line
 from sparsemask.spaces.group_sparsity import networks
-from sparsemask.spaces.group_sparsity.border import fit_additions
-from sparsemask.spaces.group_sparsity.factorize import DoubleReLU
-from sparsemask.spaces.group_sparsity.layouts import Layout, read
-from sparsemask.spaces.group_sparsity.matrices import Pair
+from sparsemask.spaces.group_sparsity.compression.border import fit_additions
+from sparsemask.spaces.group_sparsity.layouts import read
 from sparsemask.spaces.group_sparsity.networks.resnet import ResNet
+from sparsemask.spaces.group_sparsity.pairs import DoubleReLU, Pair
+from sparsemask.spaces.group_sparsity.tracing.slicing import reshape_, tensors
 from sparsemask.weights import load_strictly, load_weights
-
-__all__ = ["Layout", "build", "fit_shapes", "load", "load_into", "read"]
 
 _COUNTER = "num_batches_tracked"
 
@@ -100,8 +96,7 @@ def fit_shapes(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     A convolution that is a pair in the file becomes a pair, a pair that is one convolution becomes one, a ReLU with
     slopes becomes a double one; channels, groups and features are set; biases and borders from compression are added.
-    Parameters that change their shape are new objects. Tensors that the file lacks are left as they are; loading then
-    reports them.
+    Tensors that the file lacks are left as they are; loading then reports them.
 
     Args:
         network: changed in place.
@@ -109,51 +104,20 @@ def fit_shapes(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """
     for name, module in list(network.named_modules()):
         parent = network.get_submodule(name.rpartition(".")[0]) if name else None
-        if isinstance(module, Pair | _ConvNd) and not isinstance(parent, Pair):
-            _fit_site(network, name, module, state)
-        elif isinstance(module, nn.ReLU) and f"{name}.slope_p" in state:
+        if isinstance(module, nn.ReLU) and f"{name}.slope_p" in state:
             network.set_submodule(name, DoubleReLU())
-        elif isinstance(module, _BatchNorm) and f"{name}.running_mean" in state:
-            module.num_features = len(state[f"{name}.running_mean"])
-            _resize(module, name, state)
-        elif isinstance(module, nn.Linear) and f"{name}.weight" in state:
-            _resize(module, name, state)
-            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, Pair) and f"{name}.weight" in state:
+            network.set_submodule(name, module.merged())
+        elif isinstance(module, nn.Conv2d) and not isinstance(parent, Pair) and _is_pair(state, name):
+            network.set_submodule(name, Pair.shaped(module, len(state[f"{name}.0.weight"])))
+    resized = {}
+    for name, tensor in tensors(network).items():
+        target = state.get(name)
+        if target is not None and target.dim() == tensor.dim() and target.shape != tensor.shape:
+            resized[name] = tensor.new_zeros(target.shape)
+    reshape_(network, resized)
     fit_additions(network, state)
 
 
-def _fit_site(network: nn.Module, name: str, module: Pair | _ConvNd, state: Mapping[str, Tensor]) -> None:
-    plain, first, second = (state.get(f"{name}{part}.weight") for part in ("", ".0", ".1"))
-    if first is not None and second is not None and isinstance(module, Pair | nn.Conv2d):
-        if not isinstance(module, Pair):
-            module = Pair.shaped(module, len(first))
-            network.set_submodule(name, module)
-        _fit_convolution(module[0], f"{name}.0", state)
-        _fit_convolution(module[1], f"{name}.1", state)
-    elif plain is not None:
-        if isinstance(module, Pair):
-            module = module.merged()
-            network.set_submodule(name, module)
-        _fit_convolution(module, name, state)
-
-
-def _fit_convolution(conv: _ConvNd, name: str, state: Mapping[str, Tensor]) -> None:
-    # whole groups are removed: what each has stays
-    transposed = isinstance(conv, _ConvTransposeNd)
-    per_group = (conv.in_channels if transposed else conv.out_channels) // conv.groups
-    _resize(conv, name, state)
-    if conv.groups > 1:
-        conv.groups = max(1, conv.weight.shape[0] // per_group)
-    sizes = conv.weight.shape[0], conv.weight.shape[1] * conv.groups
-    conv.in_channels, conv.out_channels = sizes if transposed else sizes[::-1]
-
-
-def _resize(module: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
-    """Resize a module's tensors to the file's tensors of the same number of dimensions."""
-    for kinds in (module._parameters, module._buffers):
-        for key, current in kinds.items():
-            tensor = state.get(f"{name}.{key}")
-            if current is None or tensor is None or tensor.shape == current.shape or tensor.dim() != current.dim():
-                continue
-            fresh = torch.zeros(tensor.shape, dtype=current.dtype, device=current.device)
-            kinds[key] = nn.Parameter(fresh, current.requires_grad) if isinstance(current, nn.Parameter) else fresh
+def _is_pair(state: Mapping[str, Tensor], name: str) -> bool:
+    return f"{name}.0.weight" in state and f"{name}.1.weight" in state

@@ -11,20 +11,12 @@ from torch import Tensor, nn
 
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import groups
-from sparsemask.spaces.group_sparsity.accounting import Accounting, Count
-from sparsemask.spaces.group_sparsity.channels import ChannelGraph, trace
+from sparsemask.spaces.group_sparsity.compression.accounting import Accounting, Count
+from sparsemask.spaces.group_sparsity.compression.removal import Removal
 from sparsemask.spaces.group_sparsity.groups import GroupSet
-from sparsemask.spaces.group_sparsity.matrices import Pair
-from sparsemask.spaces.group_sparsity.removal import Removal
+from sparsemask.spaces.group_sparsity.pairs import groups_of, pairs_of
 from sparsemask.spaces.group_sparsity.rules import Plan
-
-MERGES = ("auto", "plan", "none")
-COSTS = ("multiply-adds", "params")
-
-
-def pairs_of(network: nn.Module) -> tuple[str, ...]:
-    """Names of a network's pairs."""
-    return tuple(name for name, module in network.named_modules() if isinstance(module, Pair))
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
 
 
 class Reduction:
@@ -45,13 +37,13 @@ class Reduction:
 
     def __init__(self, network: nn.Module, plan: Plan, shape: Sequence[int], baseline: Mapping[str, int]):
         self.plan, self.shape, self.baseline = plan, tuple(shape), dict(baseline)
-        self.sets: tuple[GroupSet, ...] = tuple(network.sets)
+        self.sets: tuple[GroupSet, ...] = groups_of(network, plan)
         if not self.sets:
             raise UseError(f"{type(network).__name__}: no groups of weights that could be removed")
         self.graph: ChannelGraph = trace(network, example(self.shape, network))
         self.removal = Removal(self.graph, self.sets)
         self.accounting = Accounting(network, self.graph, (1, *self.shape))
-        self.pairs = pairs_of(network)
+        self.pairs = tuple(pairs_of(network))
 
     def norms(self, network: nn.Module) -> dict[str, np.ndarray]:
         """Return the norms of every set's groups, (count,) float64, by set name."""
@@ -67,9 +59,9 @@ class Reduction:
         """
         if merge == "auto":
             return tuple(self.accounting.chosen(gone))
-        if merge in MERGES:
-            return self.plan.merge if merge == "plan" else ()
-        return tuple(merge)
+        if merge == "plan":
+            return self.plan.merge
+        return () if merge == "none" else tuple(merge)
 
     def cost(self, kept: Mapping[str, np.ndarray], merge: str | Iterable[str] = "auto") -> dict[str, int]:
         """Return the cost with only the `kept` groups, by the names of `baseline`."""
@@ -109,11 +101,6 @@ class Hinged:
 def costs(counted: Count) -> dict[str, int]:
     """Counted costs by the names of :attr:`Reduction.baseline`."""
     return {"multiply-adds": counted.published, "executed": counted.multiply_adds, "params": counted.parameters}
-
-
-def baseline(network: nn.Module, shape: Sequence[int]) -> dict[str, int]:
-    """Cost of a plain network on one input of shape (C, H, W), by name."""
-    return costs(Accounting(network, trace(network, example(shape, network))).count())
 
 
 def example(shape: Sequence[int], network: nn.Module) -> Tensor:

@@ -22,13 +22,13 @@ from sparsemask.masks.groups import SPACE, GroupMask
 from sparsemask.spaces import register
 from sparsemask.spaces.described import describing, weightless
 from sparsemask.spaces.group_sparsity import loaders, networks
-from sparsemask.spaces.group_sparsity.border import fit_additions
-from sparsemask.spaces.group_sparsity.compress import compress
-from sparsemask.spaces.group_sparsity.factorize import hinge
-from sparsemask.spaces.group_sparsity.matrices import INITS
-from sparsemask.spaces.group_sparsity.merge import merge
-from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction, baseline
+from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
+from sparsemask.spaces.group_sparsity.compression.border import fit_additions
+from sparsemask.spaces.group_sparsity.compression.compress import Compressed, remove_groups
+from sparsemask.spaces.group_sparsity.pairs import INITS, hinge, merge
+from sparsemask.spaces.group_sparsity.reduction import Hinged, Reduction, costs, example
 from sparsemask.spaces.group_sparsity.rules import Plan, plan_for
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
 from sparsemask.spaces.protocols import Loaded, Space
 
 
@@ -115,53 +115,53 @@ class HingeSpace(Space):
         config = self.config(config)
         return networks.create(config["arch"], config["n_class"], **config["arch_options"])
 
-    def plan(self, plain: nn.Module, config: Mapping) -> Plan:
-        """Return the plan of a plain network: its pairs and removable groups."""
-        return plan_for(config["arch"], config["variant"], plain, _graph(plain, config))
+    def plan(self, plain: nn.Module, config: Mapping, graph: ChannelGraph) -> Plan:
+        """Return the plan of a plain network, whose channels are `graph`: its pairs and removable groups."""
+        return plan_for(config["arch"], config["variant"], plain, graph)
 
-    def hinged(self, plain: nn.Module, config, seed: int = 0) -> Hinged:
+    def hinged(self, plain: nn.Module, config, seed: int = 0, loaded: bool = False) -> Hinged:
         """Insert the pairs into a plain network, in place, and determine its group structure.
 
         Args:
             plain: the network; changed.
             config: its recipe.
             seed: of random initialisations.
+            loaded: whether weights are loaded afterwards, so that a cheaper initialisation of equal shapes will do.
         """
         config = self.config(config)
-        shape = config["input_shape"]
-        costs = baseline(plain, shape)
-        plan = self.plan(plain, config)
-        network = hinge(plain, plan, config["init"], torch.Generator().manual_seed(seed))
-        return Hinged(network, Reduction(network, plan, shape, costs))
+        shape, init = config["input_shape"], config["init"]
+        graph = trace(plain, example(shape, plain))
+        plan = self.plan(plain, config, graph)
+        baseline = costs(Accounting(plain, graph).count())
+        if loaded and init == "svd2" and all(_tall(plain.get_submodule(name)) for name in plan.splits):
+            init = "p-identity"
+        network = hinge(plain, plan, init, torch.Generator().manual_seed(seed))
+        return Hinged(network, Reduction(network, plan, shape, baseline))
 
     def supernet(self, config) -> nn.Module:
         """Build the network with its pairs, with random weights."""
         return self.hinged(self.plain(config), config).network
 
     def structure(self, config) -> Hinged:
-        """Build the network with its pairs for weights to be loaded into, by a cheaper initialisation.
+        """Build the network with its pairs for weights to be loaded into.
 
         Raises:
             UseError: a network larger than this machine's memory.
         """
         config = self.config(config)
         _check_size(config)
-        plain = self.plain(config)
-        plan = self.plan(plain, config)
-        if config["init"] == "svd2" and all(_tall(plain.get_submodule(name)) for name in plan.splits):
-            config["init"] = "p-identity"
-        return self.hinged(plain, config)
+        return self.hinged(self.plain(config), config, loaded=True)
 
     def load_weights_into(self, network: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
         """Load a plain network's weights, in any known layout."""
         loaders.load_into(network, state, source)
 
-    def compressed(self, hinged: Hinged, mask: GroupMask) -> nn.Module:
-        """Build a smaller network from a hinged one with its weights, without the dropped groups."""
+    def compressed(self, hinged: Hinged, mask: GroupMask) -> Compressed:
+        """Build a smaller network from a hinged one with its weights, without the dropped groups, and say what went."""
         reduction, fold = hinged.reduction, mask.config.get("fold", "exact")
         check_sets(reduction, mask)
-        small = compress(hinged.network, reduction.graph, reduction.removal, mask.kept, fold)
-        merge(small, mask.merged)
+        small = remove_groups(hinged.network, reduction.removal, mask.kept, fold)
+        merge(small.network, mask.merged)
         return small
 
     def network(self, mask: GroupMask, config=None, state: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -178,7 +178,6 @@ class HingeSpace(Space):
         gone = reduction.removal.gone(mask.kept)
         gone[list(mask.config.get("stays", ()))] = False
         reduction.graph.remove(network, gone)
-        network.sets = []
         merge(network, mask.merged)
         if state is not None:
             fit_additions(network, state)
@@ -189,7 +188,7 @@ class HingeSpace(Space):
         """Compute the small network's weights from the hinged one's, constants of removed channels folded in."""
         hinged = self.structure(mask.config)
         weights.load_strictly(hinged.network, checkpoint, "checkpoint")
-        return self.compressed(hinged, mask).state_dict()
+        return self.compressed(hinged, mask).network.state_dict()
 
     def save(self, path, network: nn.Module, mask: GroupMask) -> None:
         """Write a small network as a safetensors file that describes how it is built."""
@@ -223,17 +222,6 @@ class HingeSpace(Space):
             return Loaded(loaders.build(state, path))
 
 
-def _graph(plain: nn.Module, config: Mapping):
-    """The plain network's graph, if the rule needs one."""
-    from sparsemask.spaces.group_sparsity.channels import trace
-    from sparsemask.spaces.group_sparsity.reduction import example
-    from sparsemask.spaces.group_sparsity.rules import TRACED, variants
-
-    if (config["variant"] or variants(config["arch"])[0]) not in TRACED:
-        return None
-    return trace(plain, example(config["input_shape"], plain))
-
-
 def _whole(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
 
@@ -252,7 +240,7 @@ _RECIPE = {
 
 def _check_size(config: Mapping) -> None:
     """Raise UseError for a named network whose weights exceed this machine's memory."""
-    if config["arch"] != "connectivity" and networks.architecture(config["arch"]) is not None:
+    if networks.architecture(config["arch"]) is not None:
         with weightless():
             network = networks.create(config["arch"], config["n_class"], **config["arch_options"])
         size = sum(4 * parameter.numel() for parameter in network.parameters())

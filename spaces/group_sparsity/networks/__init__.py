@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -12,9 +11,26 @@ from torch import nn
 
 from sparsemask.errors import UseError, choose, meant
 from sparsemask.plugins import imported, is_own
+from sparsemask.spaces.group_sparsity.networks.densenet import DenseNet
+from sparsemask.spaces.group_sparsity.networks.resnet import ResNet
+from sparsemask.spaces.group_sparsity.networks.resnext import ResNeXt
+from sparsemask.spaces.group_sparsity.networks.vgg import VGG
+from sparsemask.spaces.group_sparsity.networks.wide_resnet import WideResNet
 
 INPUT_SHAPE = (3, 32, 32)
 """Channels, height and width of the images that the named networks are made for."""
+
+
+_FAMILIES: dict[str, type[nn.Module]] = {
+    "densenet": DenseNet,
+    "resnet": ResNet,
+    "resnext": ResNeXt,
+    "vgg": VGG,
+    "wide_resnet": WideResNet,
+}
+
+ANY_DEPTH = ("resnet", "resnext", "densenet")
+"""Families whose networks may be named with another depth, as resnet110."""
 
 
 @dataclass(frozen=True)
@@ -22,29 +38,21 @@ class Architecture:
     """How a named network is built, and which group sparsity rules apply to it."""
 
     family: str
-    """The module in this folder; also the key of its rules."""
-    build: str
-    """The class in that module."""
+    """Which class builds it; also the key of its rules."""
     settings: dict = field(default_factory=dict)
     """Its arguments, overridden by those of `create`."""
 
 
 _NAMED = {
-    "resnet20": Architecture("resnet", "ResNet", {"depth": 20}),
-    "resnet56": Architecture("resnet", "ResNet", {"depth": 56}),
-    "resnet164": Architecture(
-        "resnet", "ResNet", {"depth": 164, "block": "bottleneck", "bias": False, "shortcut": "C"}
-    ),
-    "resnext20": Architecture("resnext", "ResNeXt", {"depth": 20}),
-    "resnext164": Architecture("resnext", "ResNeXt", {"depth": 164}),
-    "vgg16": Architecture("vgg", "VGG"),
-    "densenet40": Architecture("densenet", "DenseNet", {"depth": 40}),
-    "wrn16_10": Architecture("wide_resnet", "WideResNet", {"depth": 16, "widen": 10}),
+    "resnet20": Architecture("resnet", {"depth": 20}),
+    "resnet56": Architecture("resnet", {"depth": 56}),
+    "resnet164": Architecture("resnet", {"depth": 164, "block": "bottleneck", "bias": False, "shortcut": "C"}),
+    "resnext20": Architecture("resnext", {"depth": 20}),
+    "resnext164": Architecture("resnext", {"depth": 164}),
+    "vgg16": Architecture("vgg"),
+    "densenet40": Architecture("densenet", {"depth": 40}),
+    "wrn16_10": Architecture("wide_resnet", {"depth": 16, "widen": 10}),
 }
-
-
-ANY_DEPTH = {"resnet": "ResNet", "resnext": "ResNeXt", "densenet": "DenseNet"}
-"""Families whose networks may be named with another depth, as resnet110: their classes."""
 
 
 def available() -> list[str]:
@@ -63,9 +71,9 @@ def architecture(arch: str) -> Architecture | None:
     if not isinstance(arch, str):
         raise UseError(f"a network is said by its name, not by {arch!r:.80}")
     if arch not in _NAMED:
-        match = re.fullmatch(r"(resnet|resnext|densenet)(\d{1,4})", arch)
-        if match:  # another depth of a known family
-            return Architecture(match[1], ANY_DEPTH[match[1]], {"depth": int(match[2])})
+        match = re.fullmatch(rf"({'|'.join(ANY_DEPTH)})(\d{{1,4}})", arch)
+        if match:
+            return Architecture(match[1], {"depth": int(match[2])})
         raise UseError(
             f"unknown network '{arch}'; {meant(arch, _NAMED)}known: {', '.join(available())}; resnet, resnext or "
             "densenet of another depth; your own: package.module:callable"
@@ -94,23 +102,18 @@ def create(arch: str | Callable, n_class: int = 10, **options) -> nn.Module:
     settings = defaults(arch)
     for name in options:
         choose(name, [key for key in settings if key != "depth"], f"option of {arch}")
-    return _builder(known)(n_class=n_class, **{**settings, **options})
+    return _FAMILIES[known.family](n_class=n_class, **{**settings, **options})
 
 
 def defaults(arch: str) -> dict:
     """Return the default arguments of a named network, without `n_class`."""
     known = architecture(arch)
-    parameters = inspect.signature(_builder(known)).parameters.values()
+    parameters = inspect.signature(_FAMILIES[known.family]).parameters.values()
     arguments = {
         parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
     }
     arguments.pop("n_class")
     return {**arguments, **known.settings}
-
-
-def _builder(known: Architecture) -> Callable:
-    # By its name, so that one family's module is imported alone.
-    return getattr(importlib.import_module(f"{__name__}.{known.family}"), known.build)
 
 
 def _own(arch: str | Callable, n_class: int) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,6 +55,33 @@ def blocks_of(depth: int, fixed: int, per_block: int, name: str) -> int:
     if remainder or count < 1:
         raise UseError(f"{name}: depth {depth} does not exist; it must be {fixed} plus a multiple of {per_block}")
     return count
+
+
+def shortcut_conv(n_in: int, n_out: int, stride: int) -> nn.Sequential:
+    """A strided 1×1 convolution with batch norm, as a block's shortcut."""
+    return nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+
+
+def stages(
+    block: Callable[[int, int, int], nn.Module], channels: int, widths: Sequence[int], count: int, expansion: int = 1
+) -> list[nn.Sequential]:
+    """Stages of `count` blocks; the first block of every stage but the first has a stride of 2.
+
+    Args:
+        block: (input channels, width, stride) -> a block.
+        channels: of the first stage's input.
+        widths: of the stages.
+        count: blocks a stage.
+        expansion: output channels of a block over its width.
+    """
+    result = []
+    for number, width in enumerate(widths):
+        blocks = []
+        for index in range(count):
+            blocks.append(block(channels, width, 2 if index == 0 and number > 0 else 1))
+            channels = width * expansion
+        result.append(nn.Sequential(*blocks))
+    return result
 
 
 def he_init(network: nn.Module) -> None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.errors import choose
-from sparsemask.spaces.group_sparsity.networks.layers import PadChannels, blocks_of, conv3x3, he_init
+from sparsemask.spaces.group_sparsity.networks.layers import (
+    PadChannels,
+    blocks_of,
+    conv3x3,
+    he_init,
+    shortcut_conv,
+    stages,
+)
 
 SHORTCUTS = ("A", "C", "strided")
 
@@ -16,7 +25,7 @@ def _shortcut(kind: str, n_in: int, n_out: int, stride: int) -> nn.Module:
     if stride == 1 and n_in == n_out:
         return nn.Identity()
     if kind == "C":
-        return nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+        return shortcut_conv(n_in, n_out, stride)
     before = (n_out - n_in) // 2
     size = stride if kind == "A" else 1  # a mean over one pixel takes every second pixel
     return nn.Sequential(nn.AvgPool2d(size, stride), PadChannels(before, n_out - n_in - before))
@@ -68,17 +77,10 @@ class ResNet(nn.Module):
         make, expansion, layers = (basic, 1, 6) if block == "basic" else (bottleneck, 4, 9)
         count = blocks_of(depth, 2, layers, "resnet")
         self.shortcut = shortcut
-        parts = [nn.Sequential(conv3x3(3, 16, bias=bias), nn.BatchNorm2d(16), nn.ReLU())]
-        channels = 16
-        for width in (16, 32, 64):
-            stage = []
-            for index in range(count):
-                stride = 2 if index == 0 and width > 16 else 1
-                stage.append(make(channels, width, stride, shortcut))
-                channels = width * expansion
-            parts.append(nn.Sequential(*stage))
-        self.features = nn.Sequential(*parts)
-        self.classifier = nn.Linear(channels, n_class)
+        stem = nn.Sequential(conv3x3(3, 16, bias=bias), nn.BatchNorm2d(16), nn.ReLU())
+        block_of = functools.partial(make, shortcut=shortcut)
+        self.features = nn.Sequential(stem, *stages(block_of, 16, (16, 32, 64), count, expansion))
+        self.classifier = nn.Linear(64 * expansion, n_class)
         he_init(self)
 
     def forward(self, x: Tensor) -> Tensor:

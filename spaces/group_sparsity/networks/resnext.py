@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemask.spaces.group_sparsity.networks.layers import blocks_of, he_init
+from sparsemask.spaces.group_sparsity.networks.layers import blocks_of, he_init, shortcut_conv, stages
 
 
 class Block(nn.Module):
@@ -22,7 +24,7 @@ class Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(n_out)
         self.shortcut = nn.Sequential()
         if stride != 1 or n_in != n_out:
-            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+            self.shortcut = shortcut_conv(n_in, n_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -44,15 +46,10 @@ class ResNeXt(nn.Module):
         count = blocks_of(depth, 2, 9, "resnext")
         self.conv1 = nn.Conv2d(3, 64, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        channels = 64
-        for number in (1, 2, 3):
-            inner = cardinality * width * 2 ** (number - 1)
-            stage = []
-            for index in range(count):
-                stage.append(Block(channels, inner, 2 if index == 0 and number > 1 else 1, cardinality))
-                channels = 2 * inner
-            setattr(self, f"layer{number}", nn.Sequential(*stage))
-        self.linear = nn.Linear(channels, n_class)
+        widths = [cardinality * width * factor for factor in (1, 2, 4)]
+        block = functools.partial(Block, cardinality=cardinality)
+        self.layer1, self.layer2, self.layer3 = stages(block, 64, widths, count, expansion=2)
+        self.linear = nn.Linear(2 * widths[-1], n_class)
         he_init(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemask.spaces.group_sparsity.networks.layers import blocks_of, conv3x3, he_init
+from sparsemask.spaces.group_sparsity.networks.layers import blocks_of, conv3x3, he_init, stages
 
 
 class Block(nn.Module):
@@ -38,16 +38,10 @@ class WideResNet(nn.Module):
         super().__init__()
         count = blocks_of(depth, 4, 6, "wide resnet")
         self.conv1 = conv3x3(3, 16, bias=True)
-        channels = 16
-        for number in (1, 2, 3):
-            width = 8 * 2**number * widen
-            stage = []
-            for index in range(count):
-                stage.append(Block(channels, width, 2 if index == 0 and number > 1 else 1))
-                channels = width
-            setattr(self, f"layer{number}", nn.Sequential(*stage))
-        self.bn1 = nn.BatchNorm2d(channels, momentum=0.9)
-        self.linear = nn.Linear(channels, n_class)
+        widths = [width * widen for width in (16, 32, 64)]
+        self.layer1, self.layer2, self.layer3 = stages(Block, 16, widths, count)
+        self.bn1 = nn.BatchNorm2d(widths[-1], momentum=0.9)
+        self.linear = nn.Linear(widths[-1], n_class)
         he_init(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsemask.cli.compress.recipe import KINDS, VERBS, Recipe, Step, parser, spelled
+from sparsemask.cli.compress.recipe import KINDS, VERBS, Recipe, Step, parser
 from sparsemask.errors import UseError
 from sparsemask.files import read_json, write_json
+from sparsemask.options import spelled
 from sparsemask.runs import Run
 
 FORMAT = 1

@@ -16,7 +16,7 @@ from pathlib import Path
 from sparsemask import spaces, tasks
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError, meant
-from sparsemask.options import Parser, spelled
+from sparsemask.options import Parser
 from sparsemask.spaces.backbones import forms
 
 VERBS = {
@@ -100,10 +100,6 @@ class Recipe:
     """Whether networks without data masks are also compiled, and the faster form is taken."""
     content: dict = field(default_factory=dict)
     """As it was written."""
-
-    def step(self, kind: str) -> Step | None:
-        """The step of a kind, None without one."""
-        return next((step for step in self.steps if step.kind == kind), None)
 
 
 def packaged() -> dict[str, Path]:
@@ -268,6 +264,3 @@ def parser(verb: str, space: str, task: str | None = None) -> Parser:
     if verb == "specialize":
         return module.parser(spaces.get(space))
     return module.parser(space or "connectivity")
-
-
-__all__ = ["AUTO", "COSTS", "KINDS", "Recipe", "Step", "Target", "packaged", "parser", "read", "spelled"]

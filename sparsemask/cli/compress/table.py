@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from sparsemask import flags, spaces, tasks
+from sparsemask.config import RunConfig
 from sparsemask.costs import count_parameters, multiply_adds
+from sparsemask.devices import Arithmetic
 from sparsemask.inference import optimize_for_inference
 from sparsemask.retrain import eval as evaluation
 from sparsemask.retrain.load_trained import open_trained, read_flags
 from sparsemask.spaces.protocols import HasFastForm
 from sparsemask.sparse import repeatable
 from sparsemask.tables import format_count, markdown_table, table
-from sparsemask.timing import compare
+from sparsemask.timing import NOISE, compare
 
 _PICTURES = 4
 """Validation pictures that are timed and counted; where masks skip, what is computed depends on them."""
-
-_NOISE = 0.03  # of a time: as good as measuring is
 
 
 @dataclass
 class Opened:
     """A run's network as it is run: batch norms folded, the faster memory format, masks that skip, perhaps compiled."""
 
-    config: object
+    config: RunConfig
     network: torch.nn.Module
-    run: object
-    """A callable of pictures (1, C, H, W), contiguous."""
-    plain: object
-    """The same, not compiled: what is counted, and what pictures of any size are scored with."""
-    where: object
+    run: Callable[[torch.Tensor], torch.Tensor]
+    """From images (1, C, H, W), contiguous."""
+    plain: Callable[[torch.Tensor], torch.Tensor]
+    """The same, not compiled: what is counted, and what images of any size are scored with."""
+    where: Arithmetic
     task: tasks.Task
     compiled: bool = False
     """Whether what is run is compiled."""
@@ -108,7 +108,7 @@ def slower(rows: list[dict]) -> list[str]:
         f"note: '{b['step']}' takes {b['milliseconds'] / a['milliseconds']:.0%} of the time of '{a['step']}' here: "
         "fewer multiply-adds are not less time; keep the latter's run, or leave the step out"
         for a, b in zip(timed, timed[1:], strict=False)
-        if b["milliseconds"] > (1 + _NOISE) * a["milliseconds"] and a["step"] != "dense"
+        if b["milliseconds"] > (1 + NOISE) * a["milliseconds"] and a["step"] != "dense"
     ]
 
 

@@ -8,89 +8,27 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsemask.errors import UseError, one_line
-from sparsemask.spaces.group_sparsity.elements import Elements
-from sparsemask.spaces.group_sparsity.slicing import tensors
-
-
-@runtime_checkable
-class RemovesChannels(Protocol):
-    """A module with channel numbers of its own that can update them when channels are removed."""
-
-    def remove_channels(self, keep_in: np.ndarray, keep_out: np.ndarray) -> None:
-        """Keep some channels.
-
-        Args:
-            keep_in: bool (input channels,).
-            keep_out: bool (output channels,).
-        """
-
+from sparsemask.spaces.group_sparsity.tracing.operators import follow
+from sparsemask.spaces.group_sparsity.tracing.record import Elements, Value, Watched, tensors_in
+from sparsemask.spaces.group_sparsity.tracing.slicing import tensors
+from sparsemask.timing import evaluating
 
 # Functions and operators that return a tensor's values to Python.
 _READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"}
 _READS |= {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
 
 
-@dataclass
-class Value:
-    """A tensor at one point of the run: its shape and, for some dimensions, the elements along them."""
-
-    number: int
-    shape: tuple[int, ...]
-    axes: dict[int, np.ndarray]
-    varies: bool
-    """Whether it depends on the network's input."""
-    parameter: str = ""
-    """Its name, if it is a parameter or buffer of the network."""
-
-
-@dataclass
-class Node:
-    """One operator that ran."""
-
-    op: str
-    module: str
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-    args: tuple = ()
-    """Arguments as they were, tensors replaced by their Value."""
-    named: tuple[str, ...] = ()
-    """Names of the keyword arguments."""
-    consumes: np.ndarray | None = None
-    """Convolutions and matrix products: elements along the input's channels."""
-    makes: np.ndarray | None = None
-    """Likewise the output's."""
-    groups: int = 1
-    weight: Value | None = None
-    bias: Value | None = None
-
-
-@dataclass
-class Watched:
-    """The record of a run."""
-
-    elements: Elements
-    nodes: list[Node]
-    calls: list[tuple[str, nn.Module, Value | None, Value | None]]
-    """Modules in call order, with their first input and output tensor."""
-    parameters: dict[str, Value]
-    doubtful: list[tuple[np.ndarray, str]] = field(default_factory=list)
-    """Elements of tensors reshaped to literal sizes, which may or may not follow the channels, and the reason."""
-
-
 class Tracer(TorchDispatchMode):
-    """Runs a network once and records its operators; rules are in :mod:`sparsemask.spaces.group_sparsity.operators`."""
+    """Runs a network once and records its operators."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -103,8 +41,8 @@ class Tracer(TorchDispatchMode):
         self.values = WeakIdKeyDictionary()  # what no one holds any more is freed, as in any other run
         self.numbers = itertools.count()
         self.seen = Watched(self.elements, [], [], {})
-        self.stack: list[str] = []
-        self.owners: list[nn.Module] = []
+        self.running: list[tuple[str, nn.Module]] = []
+        """The modules whose forward runs, the innermost last."""
         self.call: tuple[str, tuple] = ("", ())
 
     def run(self, example: Tensor) -> Watched:
@@ -117,10 +55,8 @@ class Tracer(TorchDispatchMode):
         axes = {1: self.elements.fresh(example.shape[1], "it is the network's input")} if example.dim() > 1 else {}
         self.remember(example, axes, varies=True)
         hooks = self._hooks()
-        modes = {module: module.training for module in self.network.modules()}
-        self.network.eval()
         try:
-            with torch.no_grad(), self, _Calls(self):
+            with evaluating(self.network), self, _Calls(self):
                 output = self.network(example)
         except UseError:
             raise
@@ -130,19 +66,16 @@ class Tracer(TorchDispatchMode):
         finally:
             for hook in hooks:
                 hook.remove()
-            for module, training in modes.items():
-                module.training = training
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                for elements in self.value(tensor).axes.values():
-                    self.elements.lock(elements, "it reaches the network's output")
+        for tensor in tensors_in(output):
+            for elements in self.value(tensor).axes.values():
+                self.elements.lock(elements, "it reaches the network's output")
         return self.seen
 
     def where(self) -> str:
         """Name and class of the running module, for messages."""
-        module = self.stack[-1] if self.stack else ""
-        kind = type(self.owners[-1] if self.owners else self.network).__name__
-        return f"module '{module}' ({kind})" if module else kind
+        name, module = self.running[-1] if self.running else ("", self.network)
+        kind = type(module).__name__
+        return f"module '{name}' ({kind})" if name else kind
 
     def value(self, tensor: Tensor) -> Value:
         """The record of a tensor; parameters and buffers get elements on first use."""
@@ -167,15 +100,13 @@ class Tracer(TorchDispatchMode):
         hooks = []
 
         def before(name, module, args):
-            self.stack.append(name)
-            self.owners.append(module)
+            self.running.append((name, module))
             calls[name] += 1
             if calls[name] > 1 and next(module.parameters(recurse=False), None) is not None:
                 raise UseError(f"{self.where()} is called twice: shared weights cannot be pruned; give each its own")
 
         def after(name, module, args, output):
-            self.stack.pop()
-            self.owners.pop()
+            self.running.pop()
             self.seen.calls.append((name, module, self._first(args), self._first(output)))
 
         for name, module in self.network.named_modules():
@@ -184,11 +115,11 @@ class Tracer(TorchDispatchMode):
         return hooks
 
     def _first(self, tree) -> Value | None:
-        return next((self.value(t) for t in tree_leaves(tree) if isinstance(t, Tensor)), None)
+        return next(map(self.value, tensors_in(tree)), None)
 
     def refuse_reading(self, name: str, tree) -> None:
         """Raise UseError if an operator returns values of an input-dependent tensor to Python."""
-        operands = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+        operands = tensors_in(tree)
         if name == "index":  # a mask's number of entries is a size of the result
             operands = [t for t in operands[1:] if t.dtype in (torch.bool, torch.uint8)]
         elif name not in _READS:
@@ -200,12 +131,10 @@ class Tracer(TorchDispatchMode):
             )
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        from sparsemask.spaces.group_sparsity.operators import follow
-
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         self.refuse_reading(name, (args, kwargs))
-        inputs = [self.value(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        inputs = [self.value(t) for t in tensors_in((args, kwargs))]
         output = func(*args, **kwargs)
         follow(self, func, name, args, kwargs, inputs, output)
         return output

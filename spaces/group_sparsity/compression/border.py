@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from sparsemask.timing import evaluating
 
-class _Bordered:
+
+class Bordered:
     """Mixin of a convolution class: adds the convolution of an input of ones by `border` to the output."""
 
     def forward(self, x: Tensor, *args) -> Tensor:
+        """The convolution of x, (B, C, ...), and the contribution of the ones."""
         y = super().forward(x, *args)
         if self.border_map is not None and not self.training and self.border_map.shape[2:] == y.shape[2:]:
             return y + self.border_map
@@ -32,7 +35,15 @@ class _Bordered:
             ones, self.border, None, self.stride, self.padding, self.dilation, transposed, ahead, 1
         )
 
+    def scale_border(self, scale: Tensor) -> None:
+        """Multiply the border's contribution by a factor for every output channel, (out channels,), in place."""
+        out = int(isinstance(self, _ConvTransposeNd))  # dimension of the output channels
+        self.border.transpose(0, out).mul_(scale.view(-1, *[1] * (self.border.dim() - 1)))
+        if self.border_map is not None:
+            self.border_map *= scale.view(1, -1, *[1] * (self.border_map.dim() - 2))
+
     def train(self, mode: bool = True):
+        """Set the mode; training drops a precomputed map."""
         if mode:
             self.border_map = None
         return super().train(mode)
@@ -41,27 +52,27 @@ class _Bordered:
 # Named here, so that networks that hold them can be pickled, copied and saved whole.
 
 
-class BorderedConv1d(_Bordered, nn.Conv1d):
+class BorderedConv1d(Bordered, nn.Conv1d):
     """A convolution with a border."""
 
 
-class BorderedConv2d(_Bordered, nn.Conv2d):
+class BorderedConv2d(Bordered, nn.Conv2d):
     """A convolution with a border."""
 
 
-class BorderedConv3d(_Bordered, nn.Conv3d):
+class BorderedConv3d(Bordered, nn.Conv3d):
     """A convolution with a border."""
 
 
-class BorderedConvTranspose1d(_Bordered, nn.ConvTranspose1d):
+class BorderedConvTranspose1d(Bordered, nn.ConvTranspose1d):
     """A transposed convolution with a border."""
 
 
-class BorderedConvTranspose2d(_Bordered, nn.ConvTranspose2d):
+class BorderedConvTranspose2d(Bordered, nn.ConvTranspose2d):
     """A transposed convolution with a border."""
 
 
-class BorderedConvTranspose3d(_Bordered, nn.ConvTranspose3d):
+class BorderedConvTranspose3d(Bordered, nn.ConvTranspose3d):
     """A transposed convolution with a border."""
 
 
@@ -77,12 +88,7 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 
 def can_be_bordered(module: nn.Module) -> bool:
     """Whether :func:`add_border` supports this module."""
-    return type(module) in _CLASSES or isinstance(module, _Bordered)
-
-
-def border_weights(module: nn.Module) -> Tensor | None:
-    """The border's weights of a convolution, None without a border."""
-    return module.border if isinstance(module, _Bordered) else None
+    return type(module) in _CLASSES or isinstance(module, Bordered)
 
 
 def add_border(module: nn.Module, border: Tensor) -> None:
@@ -93,7 +99,7 @@ def add_border(module: nn.Module, border: Tensor) -> None:
         border: weights of the channel, (out channels, 1, k, ...), or (1, out channels, k, ...) of a transposed
             convolution. They become the trainable parameter `border`.
     """
-    if isinstance(module, _Bordered):
+    if isinstance(module, Bordered):
         module.border = nn.Parameter(module.border.detach() + border)
         return
     if isinstance(module.padding, str):  # "same": the numbers it stands for
@@ -112,7 +118,6 @@ def add_bias(module: nn.Module, bias: Tensor) -> None:
         module.bias.data += bias
 
 
-@torch.no_grad()
 def fix_borders(network: nn.Module, example: Tensor) -> nn.Module:
     """Precompute every border's map for inputs of one size, in place, so that evaluation only adds it.
 
@@ -129,17 +134,14 @@ def fix_borders(network: nn.Module, example: Tensor) -> nn.Module:
     def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
         module.border_map = module.border_of(args[0])
 
-    bordered = [m for m in network.modules() if isinstance(m, _Bordered)]
-    modes = {module: module.training for module in network.modules()}
-    hooks = [m.register_forward_hook(keep) for m in bordered]
+    hooks = [module.register_forward_hook(keep) for module in network.modules() if isinstance(module, Bordered)]
     try:
-        if bordered:
-            network.eval()(example)
+        if hooks:
+            with evaluating(network):
+                network(example)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
     return network
 
 
@@ -161,9 +163,8 @@ def fit_additions(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         bias, border = (state.get(f"{name}.{key}") for key in ("bias", "border"))
         if bias is not None and module.bias is None:
             add_bias(module, bias.to(module.weight))
-        if border is not None and can_be_bordered(module):
-            if isinstance(module, _Bordered):
-                module.border.data = border.to(module.weight).clone()
-            else:
-                add_border(module, border.to(module.weight))
+        if border is not None and isinstance(module, Bordered):
+            module.border.data = border.to(module.weight).clone()
+        elif border is not None and can_be_bordered(module):
+            add_border(module, border.to(module.weight))
     return network

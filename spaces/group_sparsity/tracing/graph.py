@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from sparsemask.errors import UseError
-from sparsemask.spaces.group_sparsity.slicing import keep_
-from sparsemask.spaces.group_sparsity.tracing import Node, RemovesChannels, Tracer, Value, Watched
-
-PRODUCTS = ("convolution", "mm", "addmm")
+from sparsemask.spaces.group_sparsity.tracing.record import Node, RemovesChannels, Value, Watched
+from sparsemask.spaces.group_sparsity.tracing.slicing import keep_
+from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
 
 
 def _resolved(node: Node, classes: np.ndarray, value: Callable) -> Node:
@@ -70,9 +69,9 @@ class ChannelGraph:
         # A convolution's border (of a compressed network) is a product too, but not the one its name stands for.
         self._owned = {self.module_of(n): n for n in self.nodes if not n.weight.parameter.endswith(".border")}
         self._adaptable = {
-            name: (before.axes.get(1), after.axes.get(1))
+            name: (before.axes[1], after.axes[1])
             for name, kind, before, after in self.calls
-            if issubclass(kind, RemovesChannels) and before is not None and after is not None
+            if issubclass(kind, RemovesChannels) and before and after and 1 in before.axes and 1 in after.axes
         }
 
     def __deepcopy__(self, memo: dict):
@@ -111,10 +110,6 @@ class ChannelGraph:
             raise UseError(f"'{module}' has no channels along dimension {dim} in the traced network")
         return axes[dim]
 
-    def same(self, first: tuple[str, int], second: tuple[str, int]) -> bool:
-        """Whether two sides (module, dim) have the same elements in the same order."""
-        return bool(np.array_equal(self.elements(*first), self.elements(*second)))
-
     def locked(self, elements: np.ndarray) -> np.ndarray:
         """Which elements can never be removed, bool of the shape of `elements`."""
         return self._locked[elements]
@@ -122,6 +117,15 @@ class ChannelGraph:
     def reason(self, element: int) -> str | None:
         """Reason why an element is locked; None if it is not."""
         return self._reasons[element]
+
+    @functools.cached_property
+    def readers(self) -> dict[int, list[Node]]:
+        """The operators that read each tensor, by the number of its value, in order of execution."""
+        readers: dict[int, list[Node]] = {}
+        for node in self.all_nodes:
+            for number in {value.number for value in node.inputs}:
+                readers.setdefault(number, []).append(node)
+        return readers
 
     @functools.cached_property
     def dense(self) -> list[Node]:
@@ -132,9 +136,9 @@ class ChannelGraph:
         """Remove channels in place: from weights, biases, buffers, channel and group numbers.
 
         Parameters stay the same objects. The contributions of removed channels are lost; see
-        :func:`sparsemask.spaces.group_sparsity.compress.compress`, which preserves the function. Modules with channel
-        numbers of their own are notified by ``remove_channels(keep_in, keep_out)``
-        (:class:`sparsemask.spaces.group_sparsity.tracing.RemovesChannels`).
+        :func:`sparsemask.spaces.group_sparsity.compression.compress.compress`, which preserves the function. Modules
+        with channel numbers of their own are notified by ``remove_channels(keep_in, keep_out)``
+        (:class:`sparsemask.spaces.group_sparsity.tracing.record.RemovesChannels`).
 
         Args:
             network: the traced one or one of the same structure and shapes.
@@ -155,7 +159,7 @@ class ChannelGraph:
                     raise UseError(f"{name} would lose all of its channels; keep at least one")
         keep_(network, self.axes, ~gone)
         for name, (before, after) in self._adaptable.items():
-            if before is not None and after is not None and (gone[before].any() or gone[after].any()):
+            if gone[before].any() or gone[after].any():
                 network.get_submodule(name).remove_channels(~gone[before], ~gone[after])
         return network
 
@@ -200,13 +204,12 @@ def trace(network: nn.Module, example: Tensor) -> ChannelGraph:
 
 
 def _refuse_reuse(watched: Watched) -> None:
-    users: dict[str, str] = {}
-    for node in watched.nodes:
-        for value in (node.weight,) if node.makes is not None else ():
-            if value.parameter in users and value.parameter:
-                module = value.parameter.rpartition(".")[0]
-                raise UseError(f"module '{module}' is used twice: shared weights cannot be pruned; give each its own")
-            users[value.parameter] = node.module
+    used = set()
+    for name in (node.weight.parameter for node in watched.nodes if node.makes is not None):
+        if name in used:
+            module = name.rpartition(".")[0]
+            raise UseError(f"module '{module}' is used twice: shared weights cannot be pruned; give each its own")
+        used |= {name} - {""}  # computed weights have no name
 
 
 def _follows(network: nn.Module, example: Tensor, graph: ChannelGraph, elements: np.ndarray) -> bool:

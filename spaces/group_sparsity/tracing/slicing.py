@@ -73,7 +73,7 @@ def _renumber(module: nn.Module, rows_before: int) -> None:
     if isinstance(module, _ConvNd):
         rows, columns = module.weight.shape[:2]
         if rows_before and module.groups > 1:
-            module.groups = module.groups * rows // rows_before
+            module.groups = max(1, module.groups * rows // rows_before)
         wide = columns * module.groups
         transposed = isinstance(module, _ConvTransposeNd)
         module.in_channels, module.out_channels = (rows, wide) if transposed else (wide, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -10,9 +9,8 @@ import numpy as np
 from torch import nn
 
 from sparsemask.errors import UseError
-from sparsemask.spaces.group_sparsity.channels import ChannelGraph
-from sparsemask.spaces.group_sparsity.matrices import Pair
-from sparsemask.spaces.group_sparsity.merge import merged_is_cheaper
+from sparsemask.spaces.group_sparsity.pairs import Pair, merged_is_cheaper
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 
 # Modules that the published convention counts with one operation an element.
 _RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.ELU)
@@ -55,48 +53,50 @@ class Accounting:
     def __deepcopy__(self, memo: dict):
         return self  # never changes, and serves every copy of the network
 
-    def count(self, gone: np.ndarray | None = None, merge: Collection[str] | str = ()) -> Count:
+    def count(self, gone: np.ndarray | None = None, merge: Collection[str] = ()) -> Count:
         """Count the cost without some elements.
 
         Args:
             gone: removed elements, bool (graph.count,) or their numbers; None: the whole network.
-            merge: names of pairs that are counted as the one convolution they are equal to; "cheaper": those for which
-                that takes no more multiply-adds.
+            merge: names of pairs that are counted as the one convolution they are equal to.
 
         Raises:
             UseError: a name that is no pair.
         """
-        alive = np.ones(self.graph.count, bool) if gone is None else ~self.graph.as_mask(gone)
+        alive = self._alive(gone)
         into, out = self._into.count(alive), self._out.count(alive)
         # A grouped convolution loses whole groups: what one group has stays.
         inner = np.where(self._groups > 1, self._per_group, into)
         products = self._area * inner * out
-        parameters = int(self._sizes(alive))
-        chosen = self._chosen(merge, into, out)
-        if chosen.size:
-            a, b = self._first[chosen], self._second[chosen]
-            kernel, positions = self._kernel[a], self._positions[b]
-            weights = kernel * into[a] * out[b]
-            parameters += int((weights - kernel * into[a] * out[a] - into[b] * out[b]).sum())
-            products[a], products[b] = weights * positions, 0
+        parameters = self._constant + int((self._fixed * self._rows.count(alive) * self._columns.count(alive)).sum())
+        if unknown := set(merge) - set(self.pair_names):
+            raise UseError(f"'{min(unknown)}' is no pair of this network")
+        merged = np.array([name in merge for name in self.pair_names], dtype=bool)
+        a, b = self._first[merged], self._second[merged]
+        weights = self._kernel[a] * into[a] * out[b]
+        parameters += int((weights - self._kernel[a] * into[a] * out[a] - into[b] * out[b]).sum())
+        products[a], products[b] = weights * self._positions[b], 0
         total = int(products.sum())
         return Count(total + int(self._rate @ self._maps.count(alive)), total, parameters)
 
-    def chosen(self, gone: np.ndarray | None = None, merge: Collection[str] | str = "cheaper") -> list[str]:
-        """Return the names of the pairs that `merge` selects; arguments as for :meth:`count`."""
-        alive = np.ones(self.graph.count, bool) if gone is None else ~self.graph.as_mask(gone)
-        picked = self._chosen(merge, self._into.count(alive), self._out.count(alive))
-        return [self.pair_names[i] for i in picked]
+    def chosen(self, gone: np.ndarray | None = None) -> list[str]:
+        """Return the names of the pairs that take no more multiply-adds as one convolution."""
+        alive = self._alive(gone)
+        into, out = self._into.count(alive), self._out.count(alive)
+        a, b = self._first, self._second
+        cheaper = merged_is_cheaper(self._kernel[a], into[a], out[a], out[b])
+        return [name for name, chosen in zip(self.pair_names, cheaper, strict=True) if chosen]
 
-    def _chosen(self, merge: Collection[str] | str, into: np.ndarray, out: np.ndarray) -> np.ndarray:
-        if isinstance(merge, str):
-            if merge != "cheaper":
-                raise UseError(f"merge is \"cheaper\" or names of pairs, not '{merge}'")
-            a, b = self._first, self._second
-            return np.flatnonzero(merged_is_cheaper(self._kernel[a], into[a], out[a], out[b]))
-        if unknown := set(merge) - set(self.pair_names):
-            raise UseError(f"'{min(unknown)}' is no pair of this network")
-        return np.array([self.pair_names.index(name) for name in merge], dtype=np.int64)
+    def layers(self, gone: np.ndarray | None = None) -> Mapping[str, tuple[int, int]]:
+        """Return the remaining input and output channels of each convolution and linear layer, by name."""
+        alive = self._alive(gone)
+        ends = zip(self._into.count(alive).tolist(), self._out.count(alive).tolist(), strict=True)
+        return dict(zip(self.names, ends, strict=True))
+
+    def _alive(self, gone: np.ndarray | None) -> np.ndarray:
+        """Which elements remain, and one more that always does, bool (graph.count + 1,)."""
+        gone = np.zeros(self.graph.count, bool) if gone is None else self.graph.as_mask(gone)
+        return np.append(~gone, True)
 
     def _products(self, network: nn.Module) -> None:
         nodes = self.graph.nodes
@@ -107,7 +107,7 @@ class Accounting:
         self._per_group = np.array([len(node.consumes) // node.groups for node in nodes])
         self._kernel = np.array([_volume(n.weight.shape[2:]) if n.op == "convolution" else 1 for n in nodes])
         # A transposed convolution multiplies at every position of its input.
-        at = [n.inputs[0] if n.op == "convolution" and n.args[6] else n.outputs[0] for n in nodes]
+        at = [node.inputs[0] if node.transposed else node.outputs[0] for node in nodes]
         self._positions = np.array([_spread(value.shape, self.graph.shape[0]) for value in at])
         self._area = self._kernel * self._positions
 
@@ -121,22 +121,21 @@ class Accounting:
         self._maps, self._rate = _Lines(lines), np.array(rates, dtype=np.int64)
 
     def _parameters(self, network: nn.Module) -> None:
-        rows, columns, fixed, constant = [], [], [], 0
+        """Constant parameters, and of each tensor the one or two axes of channels and what it has for each of them."""
+        rows, columns, fixed = [], [], []
+        always = np.array([self.graph.count])  # one more element that is never removed: an axis of length one
+        self._constant = 0
         for name, parameter in network.named_parameters():
+            axes = [e for e in self.graph.axes.get(name, {}).values() if len(e)]
             if not parameter.requires_grad:
                 continue
-            axes = {d: e for d, e in self.graph.axes.get(name, {}).items() if len(e)}
             if not axes:
-                constant += parameter.numel()
+                self._constant += parameter.numel()
                 continue
-            arrays = list(axes.values())
-            rows.append(arrays[0])
-            columns.append(arrays[1] if len(arrays) > 1 else np.zeros(0, np.int64))
-            fixed.append(parameter.numel() // _volume(map(len, arrays)))
-        first_axis, second_axis = _Lines(rows), _Lines(columns)
-        single = np.array([len(c) == 0 for c in columns])
-        fixed = np.array(fixed, dtype=np.int64)
-        self._sizes = functools.partial(_sizes, constant, fixed, single, first_axis, second_axis)
+            rows.append(axes[0])
+            columns.append(axes[1] if len(axes) > 1 else always)
+            fixed.append(parameter.numel() // _volume(map(len, axes)))
+        self._rows, self._columns, self._fixed = _Lines(rows), _Lines(columns), np.array(fixed, dtype=np.int64)
 
     def _pairs(self, network: nn.Module) -> None:
         node_index = {name: i for i, name in enumerate(self.names) if self.graph.node(name) is self.graph.nodes[i]}
@@ -144,12 +143,6 @@ class Accounting:
         self.pair_names = [name for name in names if f"{name}.0" in node_index and f"{name}.1" in node_index]
         self._first = np.array([node_index[f"{name}.0"] for name in self.pair_names], dtype=np.int64)
         self._second = np.array([node_index[f"{name}.1"] for name in self.pair_names], dtype=np.int64)
-
-    def layers(self, gone: np.ndarray | None = None) -> Mapping[str, tuple[int, int]]:
-        """Return the remaining input and output channels of each convolution and linear layer, by name."""
-        alive = np.ones(self.graph.count, bool) if gone is None else ~self.graph.as_mask(gone)
-        ends = zip(self._into.count(alive).tolist(), self._out.count(alive).tolist(), strict=True)
-        return dict(zip(self.names, ends, strict=True))
 
 
 class _Lines:
@@ -163,13 +156,6 @@ class _Lines:
         """int64 (arrays,)"""
         sums = np.concatenate([[0], np.cumsum(alive[self._at], dtype=np.int64)])
         return sums[self._ends[1:]] - sums[self._ends[:-1]]
-
-
-def _sizes(
-    constant: int, fixed: np.ndarray, single: np.ndarray, first_axis: _Lines, second_axis: _Lines, alive: np.ndarray
-) -> int:
-    """Parameters: the constant ones, and of each tensor the product over its one or two axes of remaining channels."""
-    return constant + (fixed * first_axis.count(alive) * np.where(single, 1, second_axis.count(alive))).sum()
 
 
 def _volume(sizes) -> int:

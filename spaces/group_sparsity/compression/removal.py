@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sparsemask.errors import UseError
-from sparsemask.spaces.group_sparsity.channels import ChannelGraph
-from sparsemask.spaces.group_sparsity.groups import GroupSet, zero_
+from sparsemask.spaces.group_sparsity.groups import GroupSet, Member, zero_
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 
 Kept = Mapping[str, "np.ndarray | torch.Tensor"]
 
@@ -34,17 +34,13 @@ class Removal:
             _counted([node.makes for node in graph.dense], count),
             _counted([node.consumes for node in graph.dense], count),
         ]
-        # (side, elements, set, group) of every channel of every member; a side that two sets name counts once.
-        self._members: list[tuple[int, np.ndarray, list[tuple[str, np.ndarray]]]] = []
-        sides: dict[tuple[str, int], list[tuple[str, np.ndarray]]] = {}
+        # (module, side) -> (set, group of every channel); a side that two sets name counts once.
+        self._sides: dict[tuple[str, int], list[tuple[str, np.ndarray]]] = {}
         for s in self.sets:
             for member in s.members:
-                elements = graph.elements(member.module, member.dim)
-                group_of = _groups(s, member, len(elements))
+                group_of = _groups(s, member, len(graph.elements(member.module, member.dim)))
                 if member.module in dense:
-                    sides.setdefault((member.module, member.dim), []).append((s.name, group_of))
-        for (module, dim), uses in sides.items():
-            self._members.append((dim, graph.elements(module, dim), uses))
+                    self._sides.setdefault((member.module, member.dim), []).append((s.name, group_of))
         arrays = [e for axes in graph.axes.values() for e in axes.values() if len(e)]
         self._lines = np.concatenate(arrays)
         self._starts = np.cumsum([0, *map(len, arrays[:-1])])
@@ -65,19 +61,16 @@ class Removal:
         """
         dropped = self._dropped(kept)
         lost = [[], []]
-        for dim, elements, uses in self._members:
+        for (module, dim), uses in self._sides.items():
             masks = [dropped[name][group_of] for name, group_of in uses if name in dropped]
             if masks:
-                lost[dim].append(elements[np.logical_or.reduce(masks)])
+                lost[dim].append(self.graph.elements(module, dim)[np.logical_or.reduce(masks)])
         count = self.graph.count
         gone = np.zeros(count, dtype=bool)
         for total, channels in zip(self._ends, lost, strict=True):
             gone |= (total > 0) & (_counted(channels, count) == total)
         gone &= ~self.graph.locked(np.arange(count))
-        return self.spare(gone)
-
-    def spare(self, gone: np.ndarray) -> np.ndarray:
-        """Keep the first channel of every tensor that would lose all of them; changes and returns `gone`."""
+        # The first channel of a tensor that would lose all of them stays.
         remaining = np.add.reduceat((~gone[self._lines]).astype(np.int64), self._starts)
         gone[self._lines[self._starts[remaining == 0]]] = False
         return gone
@@ -105,7 +98,7 @@ class Removal:
         return dropped
 
 
-def _groups(s: GroupSet, member, channels: int) -> np.ndarray:
+def _groups(s: GroupSet, member: Member, channels: int) -> np.ndarray:
     """The group of every channel, (channels,); the number after the last one for a channel of none."""
     if member.index is not None:
         groups = np.asarray(member.index)

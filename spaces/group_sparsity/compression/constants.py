@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from sparsemask.spaces.group_sparsity.border import can_be_bordered
-from sparsemask.spaces.group_sparsity.channels import ChannelGraph
-from sparsemask.spaces.group_sparsity.tracing import Node, Value
+from sparsemask.spaces.group_sparsity.compression.border import can_be_bordered
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
+from sparsemask.spaces.group_sparsity.tracing.record import Node, Value
 
 # Below this, relative to a channel's largest value, two values are the same (bilinear resizing rounds).
 _SAME = 2e-6
@@ -27,7 +26,7 @@ _PASS = """clone detach alias _to_copy expand mean _adaptive_avg_pool2d adaptive
 
 
 @dataclass
-class Plan:
+class Corrections:
     """Corrections to biases, running means and borders, over the channels before the removal."""
 
     biases: dict[str, Tensor] = field(default_factory=dict)
@@ -60,9 +59,8 @@ class _Reader(TorchDispatchMode):
         if node.makes is not None and node.groups == 1 and self.gone[node.consumes].any():
             at = torch.from_numpy(np.flatnonzero(self.gone[node.consumes]))
             x, weight = args[:2] if node.op == "convolution" else args[-2:]
-            dim = int(node.op == "convolution" and not args[6])
             at = at.to(x.device)
-            self.values[self.step] = (x.index_select(1, at).double(), weight.index_select(dim, at).double())
+            self.values[self.step] = x.index_select(1, at).double(), weight.index_select(node.input_dim, at).double()
         self.step += 1
         return func(*args, **(kwargs or {}))
 
@@ -91,7 +89,7 @@ def read(network: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> tuple[lis
     return [(graph.all_nodes[k], x, runs[1][k][0], w) for k, (x, w) in runs[0].items()], example, output
 
 
-def plan(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, consumers: list, fold: str) -> Plan:
+def corrections(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, consumers: list, fold: str) -> Corrections:
     """Decide where the constants of removed channels are absorbed.
 
     Args:
@@ -99,81 +97,58 @@ def plan(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, consumers: l
         graph: its channels.
         gone: bool (graph.count,), the removed elements.
         consumers: as :func:`read` returns them.
-        fold: "exact" or "interior", see :func:`sparsemask.spaces.group_sparsity.compress.compress`.
+        fold: "exact" or "interior", see :func:`sparsemask.spaces.group_sparsity.compression.compress.compress`.
     """
-    result = Plan()
-    users = _users(graph)
+    result = Corrections()
     for node, x, other, weight in consumers:
         elements = node.consumes[gone[node.consumes]]
-        convolves = node.op == "convolution"
-        seen_by = (
-            weight.abs().flatten(1).amax(1)
-            if not convolves or node.args[6]
-            else weight.abs().amax((0, *range(2, weight.dim())))
-        )
+        convolves, into = node.op == "convolution", node.input_dim
+        read = weight.abs().amax([d for d in range(weight.dim()) if d != into]) > 0
         scale = x.abs().amax((0, *range(2, x.dim()))) + 1e-3
         moves = (x - other).abs().amax((0, *range(2, x.dim()))) > _SAME * scale
-        if convolves:
-            flat = x.flatten(2)
-            moves |= (fold == "exact") & ((flat.amax((0, 2)) - flat.amin((0, 2))) > _SAME * scale)
-        if (moves & (seen_by > 0)).any():
-            result.refused.append(elements[(moves & (seen_by > 0)).cpu().numpy()])
+        if convolves and fold == "exact":
+            positions = x.flatten(2)
+            moves |= (positions.amax((0, 2)) - positions.amin((0, 2))) > _SAME * scale
+        if (moves & read).any():
+            result.refused.append(elements[(moves & read).cpu().numpy()])
             continue
-        value = x[(0, slice(None), *(size // 2 for size in x.shape[2:]))]
-        value = torch.where(seen_by > 0, value, 0)
-        if not (value * seen_by).any():
+        value = torch.where(read, x[(0, slice(None), *(size // 2 for size in x.shape[2:]))], 0)
+        if not value.any():
             continue
-        if not convolves:
-            _put(network, graph, node, value @ weight, users, result, elements)
-            continue
-        padded, transposed = any(node.args[4]), node.args[6]
-        ones = torch.tensordot(value, weight, ([0], [0 if transposed else 1]))  # (out channels, k, ...)
-        module = graph.module_of(node)
-        if fold == "exact" and (padded or transposed):
+        total = torch.tensordot(value, weight, ([0], [into]))  # (out channels, k, ...)
+        if convolves and fold == "exact" and (node.transposed or any(node.args[4])):
+            module = graph.module_of(node)
             if node.weight.parameter and can_be_bordered(network.get_submodule(module)):
-                result.borders[module] = ones.unsqueeze(0 if transposed else 1)
+                result.borders[module] = total.unsqueeze(into)
             else:
                 result.refused.append(elements)
             continue
-        inside = ones.flatten(1).sum(1) / (np.prod(node.args[3]) if transposed else 1)
-        _put(network, graph, node, inside, users, result, elements)
+        inside = total.flatten(1).sum(1) if convolves else total
+        # Strides of a transposed convolution spread the kernel over that many outputs.
+        targets = _Targets(network, graph)
+        if targets.product(node, inside / np.prod(node.args[3]) if node.transposed else inside):
+            targets.add_to(result)
+        else:
+            result.refused.append(elements)
     return result
-
-
-def _put(network, graph, node: Node, amount: Tensor, users: dict, result: Plan, elements: np.ndarray) -> None:
-    """Add `amount` (out channels,) to a product's output, or refuse."""
-    targets = _Targets(network, graph, users)
-    if not targets.product(node, amount):
-        result.refused.append(elements)
-        return
-    for totals, new in ((result.biases, targets.biases), (result.means, targets.means)):
-        for name, part in new:
-            totals[name] = totals.get(name, 0) + part
-
-
-def leaves(tree) -> list[Tensor]:
-    """The tensors in a network's output."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _users(graph: ChannelGraph) -> dict[int, list[Node]]:
-    users: dict[int, list[Node]] = {}
-    for node in graph.all_nodes:
-        for number in {value.number for value in node.inputs}:
-            users.setdefault(number, []).append(node)
-    return users
 
 
 class _Targets:
     """Searches for layers that can absorb a constant: existing biases, later running means, finally a new bias."""
 
-    def __init__(self, network: nn.Module, graph: ChannelGraph, users: dict[int, list[Node]]):
-        self.network, self.graph, self.users = network, graph, users
+    def __init__(self, network: nn.Module, graph: ChannelGraph):
+        self.network, self.graph = network, graph
         self.biases: list[tuple[str, Tensor]] = []
         self.means: list[tuple[str, Tensor]] = []
 
-    def product(self, node: Node, amount: Tensor, new: bool = True) -> bool:
-        """Whether a constant (out channels,) at a product's output can be absorbed; `new`: also by a new bias."""
+    def add_to(self, result: Corrections) -> None:
+        """Add what was found to the corrections."""
+        for totals, new in ((result.biases, self.biases), (result.means, self.means)):
+            for name, part in new:
+                totals[name] = totals.get(name, 0) + part
+
+    def product(self, node: Node, amount: Tensor) -> bool:
+        """Whether a constant (out channels,) at a product's output can be absorbed."""
         module = self.graph.module_of(node) if node.weight.parameter else None
         if module and node.bias is not None and node.bias.parameter == f"{module}.bias":
             self.biases.append((module, amount))
@@ -182,48 +157,41 @@ class _Targets:
         if self.value(node.outputs[0], amount):
             return True
         del self.biases[before[0] :], self.means[before[1] :]
-        if new and module and _lacks_bias(self.network.get_submodule(module)):
+        if module and _lacks_bias(self.network.get_submodule(module)):
             self.biases.append((module, amount))
             return True
         return False
 
     def value(self, value: Value, amount: Tensor) -> bool:
         """Whether a constant (channels,) in a tensor can be absorbed by every operator that reads it."""
-        uses = self.users.get(value.number, ())
+        uses = self.graph.readers.get(value.number, ())
         return bool(uses) and all(self._use(node, value, amount) for node in uses)
 
     def _use(self, node: Node, value: Value, amount: Tensor) -> bool:
+        """Whether one operator that reads the tensor can absorb the constant, or what it makes of it is absorbed."""
         positions = [i for i, v in enumerate(node.inputs) if v.number == value.number]
         out = node.outputs[0]
         wide = len(out.shape) > 1 and out.shape[1] == len(amount)
-        if node.op.endswith("batch_norm") or node.op.startswith("_batch_norm"):
-            mean = next((v.parameter for v in node.inputs[1:] if v.parameter.endswith("running_mean")), "")
-            if mean and positions == [0]:
-                self.means.append((mean, amount))
-            return bool(mean) and positions == [0]
+        if node.is_batch_norm:
+            fits = bool(node.running_mean) and positions == [0]
+            if fits:
+                self.means.append((node.running_mean, amount))
+            return fits
         if node.op == "convolution":
             # A 1x1 convolution (a pair's second one) makes of a constant another one.
-            plain = node.groups == 1 and not node.args[6] and not any(node.args[4]) and positions == [0]
+            plain = node.groups == 1 and not node.transposed and not any(node.args[4]) and positions == [0]
             if not plain or not node.weight.parameter or max(node.weight.shape[2:]) > 1:
                 return False
             weight = self.network.get_parameter(node.weight.parameter).double().flatten(1)
             return self.product(node, weight @ amount)
         if node.op == "add":
-            return (
-                wide
-                and not node.named
-                and len(value.shape) == len(out.shape)
-                and (self.value(out, amount * len(positions)))
-            )
+            fits = wide and not node.named and len(value.shape) == len(out.shape)
+            return fits and self.value(out, amount * len(positions))
         if node.op in ("split", "split_with_sizes", "unsafe_split"):
             if len(node.args) != 3 or node.args[2] != 1:
                 return False
-            parts = amount.split([output.shape[1] for output in node.outputs])
-            return all(
-                self.value(output, part)
-                for output, part in zip(node.outputs, parts, strict=True)
-                if output.number in self.users
-            )
+            parts = zip(node.outputs, amount.split([output.shape[1] for output in node.outputs]), strict=True)
+            return all(self.value(output, part) for output, part in parts if output.number in self.graph.readers)
         if node.op == "cat":
             if node.args[1:] != (1,) or len(positions) > 1:
                 return False

@@ -1,0 +1,138 @@
+"""What tracing a network records: channel elements, the tensors that carry them, and the operators that ran."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+
+class Elements:
+    """A growing set of channels. Ties and locks are collected first and resolved together at the end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._ties: list[tuple[np.ndarray, np.ndarray]] = []
+        self._locks: list[tuple[np.ndarray, str]] = []
+
+    def fresh(self, count: int, reason: str | None = None) -> np.ndarray:
+        """Create `count` elements and return their numbers, (count,) int64; locked if a reason is given."""
+        numbers = np.arange(self.count, self.count + count)
+        self.count += count
+        if reason:
+            self.lock(numbers, reason)
+        return numbers
+
+    def tie(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Require that entry i of `a` and entry i of `b` are removed together; either may be a single element."""
+        a, b = np.broadcast_arrays(a, b)
+        self._ties.append((a, b))
+
+    def lock(self, elements: np.ndarray, reason: str) -> None:
+        """Forbid to remove these elements; of several reasons the first is reported."""
+        self._locks.append((np.asarray(elements), reason))
+
+    def resolve(self) -> tuple[np.ndarray, list[str | None]]:
+        """Return the class of every element, (count,) int64 from 0, and for every class why it is locked, or None."""
+        if self._ties:
+            a, b = (np.concatenate(side) for side in zip(*self._ties, strict=True))
+        else:
+            a = b = np.zeros(0, np.int64)
+        links = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(self.count, self.count))
+        number, classes = connected_components(links, directed=False)
+        reasons: list[str | None] = [None] * number
+        for elements, reason in reversed(self._locks):
+            for c in np.unique(classes[elements]):
+                reasons[c] = reason
+        return classes.astype(np.int64), reasons
+
+
+@dataclass
+class Value:
+    """A tensor at one point of the run: its shape and, for some dimensions, the elements along them."""
+
+    number: int
+    shape: tuple[int, ...]
+    axes: dict[int, np.ndarray]
+    varies: bool
+    """Whether it depends on the network's input."""
+    parameter: str = ""
+    """Its name, if it is a parameter or buffer of the network."""
+
+
+@dataclass
+class Node:
+    """One operator that ran."""
+
+    op: str
+    module: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    args: tuple = ()
+    """Arguments as they were, tensors replaced by their Value."""
+    named: tuple[str, ...] = ()
+    """Names of the keyword arguments."""
+    consumes: np.ndarray | None = None
+    """Convolutions and matrix products: elements along the input's channels."""
+    makes: np.ndarray | None = None
+    """Likewise the output's."""
+    groups: int = 1
+    weight: Value | None = None
+    bias: Value | None = None
+
+    @property
+    def is_batch_norm(self) -> bool:
+        """Whether it normalises by a batch's or by running statistics."""
+        return self.op.endswith("batch_norm") or self.op.startswith("_batch_norm")
+
+    @property
+    def running_mean(self) -> str:
+        """Name of a batch norm's running mean; empty for other operators, and where it has none of its own."""
+        names = (value.parameter for value in self.inputs[1:] if self.is_batch_norm)
+        return next((name for name in names if name.endswith("running_mean")), "")
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution."""
+        return self.op == "convolution" and self.args[6]
+
+    @property
+    def input_dim(self) -> int:
+        """Products: the dimension of the weight's input channels, as the operator is given it."""
+        return int(self.op == "convolution" and not self.transposed)
+
+
+@dataclass
+class Watched:
+    """The record of a run."""
+
+    elements: Elements
+    nodes: list[Node]
+    calls: list[tuple[str, nn.Module, Value | None, Value | None]]
+    """Modules in call order, with their first input and output tensor."""
+    parameters: dict[str, Value]
+    doubtful: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    """Elements of tensors reshaped to literal sizes, which may or may not follow the channels, and the reason."""
+
+
+def tensors_in(tree: object) -> list[Tensor]:
+    """The tensors in nested arguments or outputs."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@runtime_checkable
+class RemovesChannels(Protocol):
+    """A module with channel numbers of its own that can update them when channels are removed."""
+
+    def remove_channels(self, keep_in: np.ndarray, keep_out: np.ndarray) -> None:
+        """Keep some channels.
+
+        Args:
+            keep_in: bool (input channels,).
+            keep_out: bool (output channels,).
+        """
