@@ -10,13 +10,14 @@ from pathlib import Path
 
 from torch import nn
 
-from sparsemask import datasets, families, flags, inherit, runs, spaces, tasks, training_setup
+from sparsemask import datasets, families, flags, runs, spaces, tasks, training_setup
 from sparsemask import report as page
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError, describe, say
 from sparsemask.families import Restored, RetrainingFamily
+from sparsemask.files import shown_path
 from sparsemask.options import Parser, natural
 from sparsemask.spaces import Space
 from sparsemask.tasks import Scores, Task
@@ -197,7 +198,7 @@ def shortfall(context: Context, result: dict) -> str | None:
         result: the metrics of the run's last validation.
     """
     task, config = context.task, context.config
-    search = inherit.search_of(config.family.mask_path)
+    search = datasets.search_of(config.family.mask_path)
     if search is None or search.folder.resolve() == context.run.folder.resolve():
         return None
     before = search.info().get("result")
@@ -212,13 +213,13 @@ def shortfall(context: Context, result: dict) -> str | None:
         advice = ", or --inherit all, which starts from the search's weights"
     steps = config.training.max_iter
     longer = f"a longer run ({f'--max_iter {2 * steps}' if steps else '--max_epoch'})"
-    where = inherit.shown_path(search.folder)
+    where = shown_path(search.folder)
     return f"note: {task.primary} {metric:.4f} is below its search's {before:.4f} ({where}): {longer} may help{advice}"
 
 
 def _same_data(context: Context, search) -> bool:
     """Whether both were scored on the same data, as far as flags say."""
-    saved, config = inherit.read_flags(search), context.config
+    saved, config = datasets.read_flags(search), context.config
     kind = tasks.find(config["task"])
     names = ("task", "sample", *kind.data_flags, *kind.score_flags, "n_class", "eval_limit")
     return all((saved.get(name) or None) == (config.get(name) or None) for name in names)

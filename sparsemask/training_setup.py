@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sparsemask import datasets, flags, inherit, runs, tasks
+from sparsemask import datasets, flags, runs, tasks
 from sparsemask import options as opt
 from sparsemask import report as page
 from sparsemask.config import RunConfig
@@ -151,7 +151,7 @@ def resolve_config(
     from_file = datasets.without_replaced(from_file, given)
     if default_flags is not None:
         from_file |= default_flags({**from_file, **given})
-    inherited = inherit.take(parser, {**from_file, **given}, training)
+    inherited = datasets.inherited_flags(parser, {**from_file, **given}, training)
     requested = {"task": parser.get_default("task"), **inherited.flags, **from_file, **given}
     data, preset, line = datasets.choose_data(requested, training)
     preset = inherited.preset or preset
@@ -166,7 +166,7 @@ def resolve_config(
             high.setdefault("max_iter", None)  # epochs that are asked for win over a lower layer's steps
     config = parser.resolve(*layers)
     if inherited.run is not None and parser.verb == "retrain" and "inherit" in config:
-        if weights := inherit.encoder_weights(inherited.run, config):
+        if weights := datasets.encoder_weights(inherited.run, config):
             inherited.flags["pretrained_model"] = weights
             config = config.replace(pretrained_model=weights)
     lines = [line, inherited.line(parser)]
