@@ -126,7 +126,7 @@ def pairs(data: LabelledData, split: str) -> list[tuple[Path, Path]]:
     """(image, label) paths of the "training" or the "eval" list."""
     from sparsemask.VOC12 import lists
 
-    name = getattr(data, f"{split}_list")
+    name = data.training_list if split == "training" else data.eval_list
     if data.sample:
         folder = sample_folder()
         listed = folder / ("train.txt" if split == "training" else "val.txt")

@@ -131,8 +131,8 @@ def write_scenes(
     for number in range(count):
         frame = make_scene(np.random.default_rng([seed, number]), height, width, most)
         stem = f"{number:04d}"
-        for side in ("left", "right"):
-            write_bytes(folder / f"{stem}_{side}.png", encoded(Image.fromarray(getattr(frame, side)), "PNG"))
+        for side, image in (("left", frame.left), ("right", frame.right)):
+            write_bytes(folder / f"{stem}_{side}.png", encoded(Image.fromarray(image), "PNG"))
         written.append(folder / f"{stem}_disp.pfm")
         write_disparity(written[-1], frame.disparity)
     names = (path.name.removesuffix("_disp.pfm") for path in written)
