@@ -15,13 +15,12 @@ import torch
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
-from sparsemask.files import sha256
+from sparsemask.files import output_path, sha256
 from sparsemask.masks import save_mask
 from sparsemask.options import Parser, fraction
 from sparsemask.pictures import draw_architecture
 from sparsemask.plugins import is_own
-from sparsemask.prune.shared import next_line, origin_note, output_path
-from sparsemask.runs import Run
+from sparsemask.runs import Run, origin_note, say_pruned
 from sparsemask.spaces import backbones
 from sparsemask.spaces.connectivity.carry import mask_lines, origin
 from sparsemask.spaces.connectivity.prune_rules import prune_connectivity, prune_report
@@ -51,7 +50,7 @@ class ConnectivityPruning(PruningFamily):
     def prune(self, config: RunConfig, given: Mapping, run: Run | None) -> None:
         """Write the mask of a search run, or of any checkpoint, with its report and drawing."""
         path = run.last if run else Path(config.run.checkpoint)
-        out = output_path(config.run.out, ".npy", "a connectivity mask is")
+        out = output_path(config.run.out or "mask.npy", ".npy", "a connectivity mask is")
         state = read_checkpoint(path)
         if state.get("space", config.network.space) != config.network.space:
             raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{config.network.space}'")
@@ -79,13 +78,12 @@ class ConnectivityPruning(PruningFamily):
             "backbone_name": backbone_name,
             "strides": strides,
         }
-        targets = [run.folder / f"mask_thres_{config.family.thres:g}.npy"] if run else []
-        for target in [*targets, out]:
+        targets = [*([run.folder / f"mask_thres_{config.family.thres:g}.npy"] if run else []), out]
+        for target in targets:
             save_mask(target, report.mask, note)
         if run:
             draw_architecture(report.mask, run.pictures / f"mask_thres_{config.family.thres:g}.png", strides)
-        print(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-        print(next_line(out, run, config_of(state)))
+        say_pruned(targets, run, config_of(state))
 
 
 def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:

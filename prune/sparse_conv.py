@@ -13,11 +13,11 @@ from sparsemask import devices, flags, spaces, tasks
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
-from sparsemask.files import sha256, write_json
+from sparsemask.files import output_path, sha256, write_json
 from sparsemask.masks import spatial as files
 from sparsemask.options import Parser, fraction, natural
-from sparsemask.prune.shared import next_line, origin_note, output_path, with_search
-from sparsemask.runs import Run
+from sparsemask.prune.measuring import with_search
+from sparsemask.runs import Run, origin_note, say_pruned
 from sparsemask.spaces.sparse_conv.masking import hard_masks, set_threshold
 from sparsemask.spaces.sparse_conv.measuring import COLUMNS, Watch, module_table
 from sparsemask.tables import format_count
@@ -45,7 +45,7 @@ class SparseConvPruning(PruningFamily):
     def prune(self, config: RunConfig, given: Mapping, run: Run | None) -> None:
         """Write the masks of a search run, or of any checkpoint, and report what they keep on validation data."""
         path = run.last if run else Path(config.run.checkpoint)
-        out = output_path(config.run.out, files.SUFFIX, "fine-grained masks are")
+        out = output_path(config.run.out or f"mask{files.SUFFIX}", files.SUFFIX, "fine-grained masks are")
         state = read_checkpoint(path)
         if state.get("space", config.network.space) != config.network.space:
             raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{config.network.space}'")
@@ -85,12 +85,11 @@ class SparseConvPruning(PruningFamily):
             "measured_on": measured_on,
             **metrics,
         }
-        targets = [run.folder / f"mask_thres_{config.family.thres:g}{files.SUFFIX}"] if run else []
-        for target in [*targets, out]:
+        targets = [*([run.folder / f"mask_thres_{config.family.thres:g}{files.SUFFIX}"] if run else []), out]
+        for target in targets:
             files.save_masks(target, masks)
             write_json(target.with_suffix(".json"), note)
-        say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-        say(next_line(out, run, config_of(state)))
+        say_pruned(targets, run, config_of(state))
 
 
 def report(masks: files.FineMasks, by_module: dict, means: dict, metrics: dict) -> list[str]:

@@ -25,7 +25,7 @@ from sparsemask.config import Section, flag
 from sparsemask.engine import distributed
 from sparsemask.errors import command, say
 from sparsemask.options import Parser, factor, natural, positive
-from sparsemask.retrain.load_trained import add_trained, family_of, open_trained, read_flags
+from sparsemask.retrain.trained import family_of, open_trained, read_flags, trained_parser
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +42,7 @@ class EvaluationSection(Section):
 
 def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     """The command's flags."""
-    command_parser = Parser("eval", prog="retrain/eval.py", description=__doc__)
-    add_trained(command_parser, space, task)
-    command_parser.add_section("evaluation", EvaluationSection)
-    family_of(space).add_eval_options(command_parser)
-    return command_parser
+    return trained_parser(Parser("eval", prog="retrain/eval.py", description=__doc__), EvaluationSection, space, task)
 
 
 @command

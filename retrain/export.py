@@ -29,7 +29,7 @@ from sparsemask.config import Section, flag
 from sparsemask.errors import UseError, command, say
 from sparsemask.exporting.validation import COLUMNS, opened
 from sparsemask.options import Parser, natural, positive
-from sparsemask.retrain.load_trained import add_trained, family_of, open_trained, read_flags
+from sparsemask.retrain.trained import open_trained, read_flags, trained_parser
 from sparsemask.spaces.protocols import Exportable
 from sparsemask.tables import table
 
@@ -47,11 +47,7 @@ class ExportSection(Section):
 
 def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     """The command's flags."""
-    command_parser = Parser("export", prog="retrain/export.py", description=__doc__)
-    add_trained(command_parser, space, task)
-    command_parser.add_section("evaluation", ExportSection)
-    family_of(space).add_eval_options(command_parser)
-    return command_parser
+    return trained_parser(Parser("export", prog="retrain/export.py", description=__doc__), ExportSection, space, task)
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:

@@ -23,12 +23,12 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 import sys
 from collections.abc import Sequence
 
-from sparsemask import driver, flags, spaces
+from sparsemask import families, flags, spaces
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser
-from sparsemask.retrain.load_trained import for_task
 from sparsemask.retrain.specializing.family import FAMILY
 from sparsemask.retrain.specializing.start import check_start
+from sparsemask.retrain.trained import for_task
 from sparsemask.spaces import Space
 
 SPACE = "specialized"
@@ -51,7 +51,7 @@ def space_of(argv: Sequence[str] | None) -> Space:
 
 def parser(space: Space) -> Parser:
     """The command's flags, the family's own included."""
-    return driver.training_parser(FAMILY, space, "retrain/specialize.py", __doc__)
+    return families.training_parser(FAMILY, space, "retrain/specialize.py", __doc__)
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
@@ -72,7 +72,7 @@ def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return driver.train(FAMILY, read(argv)[0], argv)
+    return families.train(FAMILY, read(argv)[0], argv)
 
 
 if __name__ == "__main__":

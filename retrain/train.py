@@ -19,15 +19,15 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 import sys
 from collections.abc import Sequence
 
-from sparsemask import driver, flags, spaces
+from sparsemask import families, flags, spaces
 from sparsemask.errors import command
 from sparsemask.options import Parser
-from sparsemask.retrain.load_trained import family_of, for_task
+from sparsemask.retrain.trained import family_of, for_task
 
 
 def parser(space: str = "connectivity", task: str | None = None) -> Parser:
     """The command's flags, the family's own included."""
-    return driver.training_parser(family_of(space), for_task(space, task), "retrain/train.py", __doc__)
+    return families.training_parser(family_of(space), for_task(space, task), "retrain/train.py", __doc__)
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
@@ -48,7 +48,7 @@ def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     command_parser, _ = read(argv)
-    return driver.train(family_of(command_parser.get_default("space")), command_parser, argv)
+    return families.train(family_of(command_parser.get_default("space")), command_parser, argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sparsemask import report as page
-from sparsemask import run_summary, spaces
+from sparsemask import spaces
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.costs import measure
 from sparsemask.engine import Method, optimizer
@@ -131,7 +131,7 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
         rows = read_rows(run.history)
         history = [row["step"] for row in rows], np.array([row["weights"] for row in rows])
         draw_weight_history(history, run.pictures / "weight_history.png", config.family.thres)
-        run_summary.draw_training(context, model)
+        context.draw_training(model)
         if not report.problem:
             strides, channels = model.backbone.strides, model.backbone.channels
             draw_architecture(report.mask, run.pictures / "architecture.png", strides, channels)
@@ -144,9 +144,8 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
                 channels=[int(c) for c in channels],
                 **page.cost_entries(cost, config.data.crop_size),
             )
-        line = f"searched: {run_summary.metric_text(context, result)}; {report.lines()[0]}"
-        run_summary.announce(context, [line])
-        run_summary.announce_next(context, "prune")
+        line = f"searched: {context.metric_text(result)}; {report.lines()[0]}"
+        context.announce([line], then="prune")
         return 0
 
 

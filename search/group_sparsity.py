@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsemask import run_summary, spaces
+from sparsemask import spaces
 from sparsemask.config import RunConfig, flag
 from sparsemask.engine import Method
 from sparsemask.engine.randomness import seed_all
@@ -294,11 +294,10 @@ class GroupSearchFamily(TrainingFamily[BuiltHinged]):
         reached = ratio - config.family.target <= config.family.stop_limit
         missed = "" if reached else ": --target not reached, a larger --sparse or a longer run would come nearer"
         line = (
-            f"searched: {run_summary.metric_text(context, result)}; at threshold {config.family.thres:g} "
+            f"searched: {context.metric_text(result)}; at threshold {config.family.thres:g} "
             f"{100 * ratio:.1f} % of the multiply-adds would be left{missed}"
         )
-        run_summary.announce(context, [line])
-        run_summary.announce_next(context, "prune")
+        context.announce([line], then="prune")
         return 0
 
 

@@ -19,7 +19,7 @@ if not __package__:  # run as a file: the repository's root takes the place of t
 import sys
 from collections.abc import Sequence
 
-from sparsemask import driver, families, flags, spaces
+from sparsemask import families, flags, spaces
 from sparsemask.errors import command
 from sparsemask.options import Parser
 
@@ -28,7 +28,7 @@ def parser(space: str = "connectivity") -> Parser:
     """The command's flags, the family's own included."""
     family = families.find("search", spaces.get(space))
     ignored = {"search": "search (the default here; kept for old command lines)"}
-    return driver.training_parser(family, spaces.get(space), "search/run.py", __doc__, ignored)
+    return families.training_parser(family, spaces.get(space), "search/run.py", __doc__, ignored)
 
 
 def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, dict]:
@@ -48,7 +48,8 @@ def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     command_parser, _ = read(argv)
-    return driver.train(families.find("search", spaces.get(command_parser.get_default("space"))), command_parser, argv)
+    family = families.find("search", spaces.get(command_parser.get_default("space")))
+    return families.train(family, command_parser, argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsemask import run_summary, spaces
+from sparsemask import spaces
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
 from sparsemask.options import Parser
@@ -46,9 +46,8 @@ class SparseConvSearchFamily(TrainingFamily[Built]):
         noted = conclude(context, built.model)
         kept = noted["kept_fraction"]
         budget = "" if keep is None else f" (budget {keep:g}{missed(kept, keep)})"
-        line = f"searched: {run_summary.metric_text(context, result)}; kept fraction {kept:.3f}{budget}"
-        run_summary.announce(context, [line])
-        run_summary.announce_next(context, "prune")
+        line = f"searched: {context.metric_text(result)}; kept fraction {kept:.3f}{budget}"
+        context.announce([line], then="prune")
         return int(noted["milliseconds"] is None)
 
 

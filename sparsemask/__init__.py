@@ -28,5 +28,5 @@ __all__ = ["UseError", "__version__", *_LAZY]
 
 def __getattr__(name: str) -> object:
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        return getattr(importlib.import_module(_LAZY[name]), name)  # imported when first asked for
     raise AttributeError(f"module 'sparsemask' has no attribute '{name}'")

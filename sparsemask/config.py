@@ -139,7 +139,7 @@ class Section:
 
     def __post_init__(self) -> None:
         for name, rule in self.flags().items():
-            value = getattr(self, name)
+            value = self.value(name)
             read = checked_value(
                 name,
                 value,
@@ -194,9 +194,13 @@ class Section:
                 words |= {key: value for key, value in {**given, "const": rule.const}.items() if value is not None}
             titled_group(parser, rule.group or cls.title).add_argument(f"--{name}", **words)
 
+    def value(self, name: str) -> Any:
+        """The value of one flag; a tuple where it takes several."""
+        return getattr(self, name)  # names of fields are data here: they come from files and command lines
+
     def values(self) -> dict[str, Any]:
         """The flags' values by name; lists where a flag takes several."""
-        found = {name: getattr(self, name) for name in self.flags()}
+        found = {name: self.value(name) for name in self.flags()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
     def replace(self, **flags: Any) -> Self:
@@ -227,10 +231,6 @@ def titled_group(parser: argparse.ArgumentParser, title: str | None) -> argparse
         if group.title == title:
             return group
     return parser.add_argument_group(title)
-
-
-ROLES = ("run", "data", "network", "device", "training", "evaluation", "family", "views")
-"""What a command's sections are for; a command has those that it needs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,8 +282,17 @@ class RunConfig(Mapping[str, Any]):
 
     def sections(self) -> dict[str, Section]:
         """The sections there are, by role."""
-        found = {role: getattr(self, role) for role in ROLES}
-        return {role: section for role, section in found.items() if section is not None}
+        roles = {
+            "run": self.run,
+            "data": self.data,
+            "network": self.network,
+            "device": self.device,
+            "training": self.training,
+            "evaluation": self.evaluation,
+            "family": self.family,
+            "views": self.views,
+        }
+        return {role: section for role, section in roles.items() if section is not None}
 
     def __len__(self) -> int:
         return sum(len(section.flags()) for section in self.sections().values())
@@ -296,7 +305,7 @@ class RunConfig(Mapping[str, Any]):
         """The value of a flag by its name; KeyError where no section has it."""
         for section in self.sections().values():
             if name in section.flags():
-                value = getattr(section, name)
+                value = section.value(name)
                 return list(value) if isinstance(value, tuple) else value
         raise KeyError(name)
 

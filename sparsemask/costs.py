@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
@@ -172,7 +173,7 @@ class _Uncounted(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        packet = getattr(func, "_overloadpacket", None)
+        packet = func.overloadpacket if isinstance(func, OpOverload) else None
         name = str(packet) if packet is not None else "aten."
         custom = name.split(".")[0] not in _BUILTIN and packet not in flop_registry
         if (custom or name in _SILENT) and name not in _warned:

@@ -65,9 +65,8 @@ def arithmetic(gpu: int = 0, kind: str = "float32", local_rank: int = 0) -> Arit
         device = torch.device("cpu")
     if kind == "float64":
         return Arithmetic(device, torch.float64)
-    if kind in ("bfloat16", "float16"):
-        return Arithmetic(device, torch.float32, getattr(torch, kind))
-    return Arithmetic(device)
+    mixed = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    return Arithmetic(device, torch.float32, mixed.get(kind))
 
 
 def processor() -> str:

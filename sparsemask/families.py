@@ -1,28 +1,27 @@
-"""Contracts of a family of methods: what search/, prune/ and retrain/ implement for it, and how it is found.
+"""Families of methods: what search/, prune/ and retrain/ implement for one, how it is found, and how it is trained.
 
 A family is a way of learning masks (connectivity, sparse_conv, group_sparsity). Each of the folders `search/`, `prune/`
 and `retrain/` holds a module named after it whose `FAMILY` is an object of the contract below. The commands know
-nothing else of a family: :func:`sparsemask.driver.train` trains every :class:`TrainingFamily`.
+nothing else of a family: :func:`train` trains every :class:`TrainingFamily`, from the command line to the exit status.
 """
 
 from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
+from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 
 from torch import nn
 
+from sparsemask import flags, training_setup
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
-from sparsemask.engine import Method
+from sparsemask.engine import Method, distributed, fit
 from sparsemask.options import Parser
 from sparsemask.runs import Run
-
-if TYPE_CHECKING:
-    from sparsemask.training_setup import Context
+from sparsemask.training_setup import Context
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Built:
         model: the network to be trained, not yet on its device. Nothing is hung on it from outside.
         extra: what its checkpoints carry beside state and configuration, by name: tensors, numbers, words, and lists
             and dictionaries of these (checkpoints are read with ``weights_only=True``).
-        changes: flags whose values only weights or masks tell, by name; the driver puts them into the configuration,
-            which is written again.
+        changes: flags whose values only weights or masks tell, by name; :func:`train` puts them into the
+            configuration, which is written again.
         notes: entries of run.json, by name.
     """
 
@@ -254,3 +253,59 @@ def register(verb: Verb, name: str, family: TrainingFamily[Any] | PruningFamily)
     if not isinstance(family, contract):
         raise TypeError(f"{verb} of family '{name}': {type(family).__name__} is no {contract.__name__}")
     _FAMILIES[verb, name] = family
+
+
+def training_parser(
+    family: TrainingFamily[Any],
+    space: Any,
+    prog: str,
+    description: str | None,
+    ignored: Mapping[str, str] | None = None,
+) -> Parser:
+    """The flags of a training command for a space, the family's own included.
+
+    Args:
+        space: what the flags of data and network depend on.
+        prog: the command's file, as `search/run.py`.
+        description: the command's help text.
+        ignored: texts of --help of switches that change nothing.
+    """
+    parser = Parser(family.verb, prog=prog, description=description)
+    for name, text in (ignored or {}).items():
+        parser.add_argument(f"--{name}", dest=f"_{name}", action="store_true", help=text)
+    for add in (flags.add_run, flags.add_data, flags.add_network, flags.add_device, flags.add_training):
+        add(parser, space)
+    family.add_options(parser)
+    return parser
+
+
+def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | None = None) -> int:
+    """Begin or resume a run and train it to its end.
+
+    Args:
+        family: whose networks and method are trained.
+        parser: of the command, see :func:`training_parser`.
+        argv: the command line; None: the process's own.
+
+    Returns:
+        The command's exit status.
+
+    Raises:
+        UseError: nothing can be trained from this configuration. A folder that this call made is then removed.
+    """
+    context = training_setup.open_training(parser, argv, family.resolve, family.default_flags)
+    run = context.run
+    with context.clean():
+        built = family.build(context)
+        context = context.with_config(context.config.replace(**built.changes))
+        context.note_start(**built.notes)
+        config = context.config
+        extra = {"verb": family.verb, "space": config.network.space, "config": config.flat(), **built.extra}
+        method = family.method(context, built)
+        result = fit(built.model, method, context.task, config, run, context.arithmetic, extra, context.state)
+    status = 0
+    if context.main:
+        run.note(state="finished", result=result)
+        status = family.finish(context, built, result)
+    distributed.stop()
+    return status

@@ -140,3 +140,28 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def shown_path(path: str | Path) -> str:
+    """A path for messages: relative to the working directory where it lies below it."""
+    absolute, working_directory = Path(path).absolute(), Path.cwd()
+    return str(absolute.relative_to(working_directory)) if absolute.is_relative_to(working_directory) else str(path)
+
+
+def output_path(path: str | os.PathLike[str], suffix: str, kind: str) -> Path:
+    """Check the path of a file to be written, which a user named.
+
+    Args:
+        path: of the file.
+        suffix: that it must have.
+        kind: subject and verb of the error message, such as "a connectivity mask is".
+
+    Raises:
+        UseError: another suffix, or a folder that does not exist.
+    """
+    path = Path(path)
+    if path.suffix != suffix:
+        raise UseError(f"--out {path}: {kind} a {suffix} file")
+    if not path.parent.is_dir():
+        raise UseError(f"--out {path}: no such folder: {path.parent}")
+    return path

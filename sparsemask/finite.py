@@ -6,7 +6,7 @@ Without it NaN, which compares false with everything, would become class 0, a bl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,15 @@ def _tensors(value: Any):
             yield from _tensors(item)
 
 
+@runtime_checkable
+class _Wraps(Protocol):
+    """What calls a network in a way of its own."""
+
+    network: nn.Module
+
+
 def _why(model: object) -> str:
-    module = model if isinstance(model, nn.Module) else getattr(model, "network", None)
+    module = model.network if isinstance(model, _Wraps) and not isinstance(model, nn.Module) else model
     if not isinstance(module, nn.Module):
         return ""
     for name, value in module.state_dict().items():

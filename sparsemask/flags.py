@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsemask import inherit, runs, tasks
+from sparsemask import datasets, runs, tasks
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
@@ -204,7 +204,7 @@ def task_of(argv: Sequence[str] | None) -> str | None:
     files = _configurations(seen)
     if not seen.get("resume"):
         with contextlib.suppress(UseError, OSError):  # the verb reports it when it reads it
-            origin = inherit.find(seen)
+            origin = datasets.origin_of(seen)
             files += [origin.run.config] if origin else []
     return next(filter(None, (_in_config(file, "task") for file in files)), None)
 

@@ -7,6 +7,7 @@ that a leftover lock file blocks nobody. Forked processes do not inherit locks.
 from __future__ import annotations
 
 import os
+import sys
 import time
 import weakref
 from pathlib import Path
@@ -160,5 +161,5 @@ def _forget() -> None:
     _for_process.clear()
 
 
-if hasattr(os, "register_at_fork"):  # absent on Windows
+if sys.platform != "win32":  # where nothing forks
     os.register_at_fork(after_in_child=_forget)

@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         """Add the flags of a section.
 
         Args:
-            role: what it is for, see :data:`sparsemask.config.ROLES`.
+            role: what it is for, an attribute of :class:`sparsemask.config.RunConfig`.
             section: its class.
             defaults: by flag, where this command's are not the section's.
             helps: texts of --help, likewise.

@@ -91,7 +91,7 @@ def _import(reference: str, kind: str) -> object:
     try:
         value = importlib.import_module(module_name)
         for part in name.split("."):
-            value = getattr(value, part)
+            value = getattr(value, part)  # a name that the user wrote
     except Exception as error:  # a user's module may fail in any way, a mistake in its syntax included
         location = f", line {error.lineno} of {error.filename}" if isinstance(error, SyntaxError) else ""
         message = one_line(error.msg if isinstance(error, SyntaxError) else error) or type(error).__name__

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +174,35 @@ def _newest(exp_path: str | Path, verb: str, space: str | None, quiet: bool = Fa
         if info.get("verb") == verb and run.last.exists() and space in (None, info.get("space")):
             candidates.append((info.get("started", ""), run.last.stat().st_mtime, run))
     return max(candidates, key=lambda entry: entry[:2])[2] if candidates else None
+
+
+def origin_note(config: RunConfig, run: Run | None, path: Path, digest: str, rule: Sequence[str]) -> dict[str, Any]:
+    """What the json beside a mask says of its origin.
+
+    Args:
+        config: of the pruning.
+        run: the search, if it is a run.
+        path: its checkpoint.
+        digest: the checkpoint's SHA-256.
+        rule: names of the flags that determine the mask.
+    """
+    return {
+        "space": config.network.space,
+        "run": str(run.folder.resolve()) if run else None,
+        "checkpoint": str(path.resolve()),
+        "sha256": digest,
+        "rule": {name: config[name] for name in rule},
+    }
+
+
+def say_pruned(masks: Sequence[Path], run: Run | None, saved: Mapping[str, Any]) -> None:
+    """Print the files that a mask was written to, and the command line that retrains with the last one.
+
+    Args:
+        masks: the files.
+        run: the search, if it is a run.
+        saved: flags of the search.
+    """
+    say(f"mask: {' and '.join(map(str, masks))}")
+    rest = f"--mask_path {shlex.quote(str(masks[-1]))}"
+    say(f"next: {opt.following('retrain', rest, saved, run.folder if run else None)}")

@@ -1,4 +1,4 @@
-"""Setup of every training command: flags, data, device, run folder, checkpoint to resume from."""
+"""What every training command does first and last: resolve its flags, open its run; draw, announce, report."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from sparsemask import datasets, flags, inherit, runs, tasks
+from sparsemask import datasets, flags, runs, tasks
 from sparsemask import options as opt
+from sparsemask import report as page
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic, arithmetic
 from sparsemask.engine import checkpoint, distributed
+from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError, say
+from sparsemask.pictures import draw_curves
 
 _PATHS = (
     "voc_root", "data_root", "im_path", "gt_path", "training_list", "eval_list", "class_names",
@@ -77,6 +81,42 @@ class Context:
                 self.run.discard()
             raise
 
+    def note_start(self, **entries: object) -> None:
+        """Write to the run's folder what it is, where it is computed, and the configuration as it is now.
+
+        Args:
+            entries: of run.json, by name.
+        """
+        if self.main:
+            self.run.note(environment=page.environment(self.arithmetic.device), **entries)
+            if self.state is None:
+                opt.write_config(self.run.config, self.config)
+
+    def draw_training(self, model: nn.Module) -> None:
+        """Draw the curves of the run's metrics, and predictions on validation samples."""
+        draw_curves(read_rows(self.run.metrics), self.run.pictures / "curves.png")
+        self.task.draw(self.task.samples(model, self.arithmetic), self.run.pictures / "samples.png")
+
+    def metric_text(self, result: Mapping[str, float]) -> str:
+        """The task's primary metric among those of the last validation, with its name."""
+        name = self.task.primary
+        return f"{name} {result.get(name, float('nan')):.4f}"
+
+    def announce(self, lines: Sequence[str | None], files: Sequence[str] = (), then: str | None = None) -> None:
+        """Print what came out of the run and where it lies, and write its report.
+
+        Args:
+            lines: the results; None is passed over.
+            files: of the run's folder that are named beside its pictures.
+            then: the verb that goes on from the run, whose command line is printed last.
+        """
+        for line in filter(None, lines):
+            self.say(line)
+        self.say(f"run: {self.run.folder} ({', '.join([*files, f'pictures in {self.run.pictures}'])})")
+        self.say(f"report: {page.write_report(self.run)}")
+        if then is not None:
+            self.say(f"next: {page.next_command(self.run, then)}")
+
 
 class Resolved(NamedTuple):
     """A command's configuration, the lines to print about it, and the preset that it was laid over."""
@@ -111,7 +151,7 @@ def resolve_config(
     from_file = datasets.without_replaced(from_file, given)
     if default_flags is not None:
         from_file |= default_flags({**from_file, **given})
-    inherited = inherit.take(parser, {**from_file, **given}, training)
+    inherited = datasets.inherited_flags(parser, {**from_file, **given}, training)
     requested = {"task": parser.get_default("task"), **inherited.flags, **from_file, **given}
     data, preset, line = datasets.choose_data(requested, training)
     preset = inherited.preset or preset
@@ -126,7 +166,7 @@ def resolve_config(
             high.setdefault("max_iter", None)  # epochs that are asked for win over a lower layer's steps
     config = parser.resolve(*layers)
     if inherited.run is not None and parser.verb == "retrain" and "inherit" in config:
-        if weights := inherit.encoder_weights(inherited.run, config):
+        if weights := datasets.encoder_weights(inherited.run, config):
             inherited.flags["pretrained_model"] = weights
             config = config.replace(pretrained_model=weights)
     lines = [line, inherited.line(parser)]
@@ -237,11 +277,6 @@ def _reopen(parser: opt.Parser, given: dict[str, Any], run: runs.Run) -> Context
         say(f"resuming {run.folder} " + (f"after step {state['step']}" if state else "from the start") + done)
     task = open_task(config)
     return Context(task.config, run, torch_device, task, state)
-
-
-def rewrite_config(context: Context) -> None:
-    """Rewrite the run's configuration with what was resolved since (weights found, the mask's copy)."""
-    opt.write_config(context.run.config, context.config)
 
 
 def warn(text: str) -> None:

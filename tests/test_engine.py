@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sparsemask import UseError
-from sparsemask.engine import batchnorm, checkpoint, randomness, schedules
+from sparsemask.engine import checkpoint, randomness
 from sparsemask.engine.data import SeededSamples, StepSampler, same_size_batches, training_loader
+from sparsemask.engine.method import learning_rate_factor, reestimate, set_training
 from sparsemask.engine.records import JsonLines, read_rows
 
 
@@ -86,11 +87,11 @@ def test_random_states_survive_a_file(tmp_path):
     ],
 )
 def test_schedules(name, step, expected):
-    assert schedules.factor(name, step, 100, epoch=10) == pytest.approx(expected)
+    assert learning_rate_factor(name, step, 100, epoch=10) == pytest.approx(expected)
 
 
 def test_warmup_rises_linearly_to_the_schedule():
-    values = [schedules.factor("constant", step, 100, warmup=4) for step in range(6)]
+    values = [learning_rate_factor("constant", step, 100, warmup=4) for step in range(6)]
     assert values == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
 
 
@@ -98,7 +99,7 @@ def test_reestimated_statistics_are_the_batches_average():
     torch.manual_seed(0)
     norm = torch.nn.BatchNorm2d(3, momentum=0.0003)
     batches = [torch.randn(4, 3, 5, 5) * 3 + 2 for _ in range(6)]
-    batchnorm.reestimate(norm, batches)
+    reestimate(norm, batches)
     mean = torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0)
     var = torch.stack([b.var((0, 2, 3)) for b in batches]).mean(0)
     assert torch.allclose(norm.running_mean, mean, atol=1e-6)
@@ -109,7 +110,7 @@ def test_reestimated_statistics_are_the_batches_average():
 
 def test_frozen_batch_norms_stay_in_evaluation():
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
-    batchnorm.set_training(net, freeze_bn=True)
+    set_training(net, freeze_bn=True)
     assert net.training
     assert not net[1].training
 

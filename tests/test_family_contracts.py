@@ -13,7 +13,7 @@ from torch import nn
 import pyramid  # noqa: F401  (a backbone of a user's own)
 from small_classes import write_npz
 from small_pictures import make_folder
-from sparsemask import driver, families, run_summary, runs, spaces, training_setup
+from sparsemask import families, runs, spaces, training_setup
 from sparsemask.config import Section, flag
 from sparsemask.engine import Method, checkpoint, fit
 from sparsemask.flags import NetworkSection
@@ -213,14 +213,14 @@ class ToyFamily(families.RetrainingFamily):
         return ToyMethod(context.config.family.pull)
 
     def finish(self, context, built, result) -> int:
-        run_summary.announce(context, [f"trained: {run_summary.metric_text(context, result)}"])
+        context.announce([f"trained: {context.metric_text(result)}"])
         return 3
 
     def add_eval_options(self, parser) -> None:
         parser.add_section("family", ToyEvaluation)
 
     def restore(self, parser, given, run):
-        from sparsemask.retrain.load_trained import read_source, ready
+        from sparsemask.retrain.trained import read_source, ready
 
         source = read_source(parser, given, run, ("eval_limit",))
         where = training_setup.device(source.config)
@@ -270,14 +270,14 @@ class TestToy(RetrainingFamilyContract):
 def test_a_users_family_is_driven_whole(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     family, more = families.find("retrain", spaces.get("toy")), ["--gpu", "-1", "--n_worker", "0"]
-    parser = lambda: driver.training_parser(family, spaces.get("toy"), "retrain/train.py", None)
+    parser = lambda: families.training_parser(family, spaces.get("toy"), "retrain/train.py", None)
     argv = [*toy_flags(tmp_path), *more, "--max_iter", "2", "--eval_limit", "1", "--pull", "0.5", "--name", "t"]
-    assert driver.train(family, parser(), argv) == 3
+    assert families.train(family, parser(), argv) == 3
     run = runs.find("runs/t")
     state = checkpoint.load(run.last)
     assert (state["verb"], state["space"], state["pull"], state["step"]) == ("retrain", "toy", 0.5, 2)
     assert run.info()["state"] == "finished" and "trained: miou" in capsys.readouterr().out
-    assert driver.train(family, parser(), ["--resume", "runs/t"]) == 3  # its last words again
+    assert families.train(family, parser(), ["--resume", "runs/t"]) == 3  # its last words again
     assert checkpoint.load(run.last)["step"] == 2
 
 
@@ -289,9 +289,9 @@ def test_a_failing_build_takes_its_folder_with_it(tmp_path, monkeypatch):
             assert context.run.folder.exists()
             raise ValueError("no network")
 
-    parser = driver.training_parser(Failing(), spaces.get("toy"), "retrain/train.py", None)
+    parser = families.training_parser(Failing(), spaces.get("toy"), "retrain/train.py", None)
     with pytest.raises(ValueError, match="no network"):
-        driver.train(Failing(), parser, [*toy_flags(tmp_path), "--gpu", "-1", "--max_iter", "1", "--name", "t"])
+        families.train(Failing(), parser, [*toy_flags(tmp_path), "--gpu", "-1", "--max_iter", "1", "--name", "t"])
     assert not Path("runs/t").exists()
 
 

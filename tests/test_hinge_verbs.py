@@ -15,7 +15,7 @@ import yaml
 
 from small_classes import write_npz
 from small_hinge import hinged
-from sparsemask import flags, run_summary, spaces
+from sparsemask import flags, spaces
 from sparsemask.config import RunConfig
 from sparsemask.engine.loop import Fit
 from sparsemask.files import sha256
@@ -30,6 +30,7 @@ from sparsemask.retrain.group_sparsity.evaluation import slower_note
 from sparsemask.retrain.group_sparsity.teacher import FineTuning
 from sparsemask.search import run as search_run
 from sparsemask.spaces.group_sparsity import records
+from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
 from tiny import fails
 
@@ -69,7 +70,7 @@ def place(searched, tmp_path, monkeypatch) -> Path:
     shutil.copytree(searched, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
-    for module, name in ((records, "draw_groups"), (records, "draw_kept_groups"), (run_summary, "draw_training")):
+    for module, name in ((records, "draw_groups"), (records, "draw_kept_groups"), (Context, "draw_training")):
         monkeypatch.setattr(module, name, lambda *_: None)
     return folder
 

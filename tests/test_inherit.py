@@ -14,8 +14,8 @@ from sparsemask import UseError, flags, runs
 from sparsemask.masks import save_mask
 from sparsemask.retrain import specialize as retrain_specialize
 from sparsemask.retrain import train as retrain_train
-from sparsemask.retrain.shortfall import shortfall
 from sparsemask.retrain.specializing.start import newest_start
+from sparsemask.retrain.trained import shortfall
 from sparsemask.search import run as search_run
 from sparsemask.spaces.connectivity.named_masks import named_mask
 from sparsemask.training_setup import Context, resolve_config

@@ -320,12 +320,12 @@ def test_an_evaluation_that_is_told_to_stop(place, number, status):
     script = (
         "import os, sys, time\n"
         "sys.path.insert(0, os.environ['ROOT'])\n"
-        "from sparsemask.tasks.dense import task as dense\n"
+        "from sparsemask.tasks.segmentation import task as segmentation\n"
         "import sparsemask.retrain.eval\n"
         "def slow(*a):\n"
         "    open('begun', 'w').close()\n"
         "    time.sleep(3600)\n"
-        "dense.resize = slow\n"
+        "segmentation.resize = slow\n"
         "sys.exit(sparsemask.retrain.eval.main(['--run', 'runs/r', '--n_worker', '2']))\n"
     )
     process = subprocess.Popen(

@@ -17,7 +17,7 @@ import yaml
 from small_clouds import CROPS, NETWORK, rooms
 from sparsemask import flags, spaces
 from sparsemask.datasets import cache
-from sparsemask.engine.schedules import factor
+from sparsemask.engine.method import learning_rate_factor as factor
 from sparsemask.masks.spatial import load_masks
 from sparsemask.options import presets
 from sparsemask.prune import prune as prune_prune

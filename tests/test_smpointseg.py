@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from filling import fill
 from point_crops import crop, part
 from sparsemask import spaces
-from sparsemask.engine import batchnorm
+from sparsemask.engine.method import set_training
 from sparsemask.errors import UseError
 from sparsemask.spaces.smpointseg.network import CONFIGS
 from sparsemask.spaces.smpointseg.space import multiply_adds
@@ -94,7 +94,7 @@ def test_published_training_form(recorded, name):
     found, batch = recorded
     network = fill(SMPointSeg(**SMALL, reading=Reading(s2d="full")))
     network.noise = False
-    batchnorm.set_training(network, freeze_bn=True)
+    set_training(network, freeze_bn=True)
     network.tail[1].eval()  # no dropout
     with torch.no_grad(), backend(name):
         out = network(batch)
@@ -177,7 +177,7 @@ def test_training_with_saturated_logits_is_the_hard_network():
             block.pt_mask[2].conv.conv_1x1.weight.mul_(1e4)
         hard = network(batch)
         network.tau = 0.1
-        batchnorm.set_training(network, freeze_bn=True)
+        set_training(network, freeze_bn=True)
         network.tail[1].eval()
         torch.testing.assert_close(network(batch), hard, rtol=1e-4, atol=1e-4)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparsemask.engine import batchnorm
+from sparsemask.engine.method import reestimate
 from sparsemask.spaces.smstereo.network import SMStereo
 from sparsemask.spaces.sparse_conv.masking import fix_masks
 from sparsemask.tasks.stereo.batch import StereoPair
@@ -45,7 +45,7 @@ def test_a_shift_is_regressed_to_itself():
         optimizer.zero_grad()
         sum(F.smooth_l1_loss(head, truth) for head in heads).backward()
         optimizer.step()
-    batchnorm.reestimate(network, [pair])  # so few steps leave running averages behind
+    reestimate(network, [pair])  # so few steps leave running averages behind
     network.eval()
     with torch.no_grad():
         error = (network(pair) - truth)[..., max(SHIFTS) :].abs().mean((1, 2))  # further left the right picture ends

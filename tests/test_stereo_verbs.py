@@ -14,7 +14,7 @@ import yaml
 from small_pairs import write_scenes
 from sparsemask import flags
 from sparsemask.cli import disparity
-from sparsemask.engine.schedules import factor
+from sparsemask.engine.method import learning_rate_factor as factor
 from sparsemask.masks.spatial import load_masks
 from sparsemask.options import presets
 from sparsemask.prune import prune as prune_prune

@@ -19,14 +19,14 @@ from sparsemask.config import RunConfig, flag
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
-from sparsemask.files import sha256, write_json
+from sparsemask.files import output_path, sha256, write_json
 from sparsemask.masks import groups as files
 from sparsemask.options import Parser, factor, natural, positive
 from sparsemask.pictures.hinge import draw_tradeoff
 from sparsemask.prune.group_sparsity import curve as group_curve
 from sparsemask.prune.group_sparsity.budget import Choice, choose_groups
-from sparsemask.prune.shared import next_line, origin_note, output_path, with_search
-from sparsemask.runs import Run
+from sparsemask.prune.measuring import with_search
+from sparsemask.runs import Run, origin_note, say_pruned
 from sparsemask.spaces.group_sparsity import records
 from sparsemask.spaces.group_sparsity.compression.compress import FOLDS
 from sparsemask.spaces.group_sparsity.options import CountingSection
@@ -78,7 +78,7 @@ class GroupPruning(PruningFamily):
     def prune(self, config: RunConfig, given: Mapping, run: Run | None) -> None:
         """Write the mask of a search run, or of any of its checkpoints, and report cost and quality."""
         path = run.last if run else Path(config.run.checkpoint)
-        out = output_path(config.run.out, files.SUFFIX, "a mask of groups of weights is")
+        out = output_path(config.run.out or f"mask{files.SUFFIX}", files.SUFFIX, "a mask of groups of weights is")
         state = checkpoint.load(path, config.network.space)
         if "network" not in state:
             raise UseError(f"{path}: not a checkpoint of a search (a retrained network is pruned already)")
@@ -119,8 +119,9 @@ class GroupPruning(PruningFamily):
             **{f"{task.primary}_{name.replace(' ', '_')}": f[task.primary] for name, f in metrics.items()},
             **({"curve": curve} if curve else {}),
         }
-        targets = [run.folder / f"mask_{config.family.by}_{config.family.target:g}{files.SUFFIX}"] if run else []
-        for target in [*targets, out]:
+        named = f"mask_{config.family.by}_{config.family.target:g}{files.SUFFIX}"
+        targets = [*([run.folder / named] if run else []), out]
+        for target in targets:
             files.save_mask(target, mask)
             write_json(target.with_suffix(".json"), note)
         if curve:
@@ -132,8 +133,7 @@ class GroupPruning(PruningFamily):
             run.note(**entries, threshold=mask.threshold, target=reached)
             records.draw_groups(run, mask.kept, reduction.norms(network), mask.threshold)
             page.write_report(run)
-        say(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
-        say(next_line(out, run, state["config"]))
+        say_pruned(targets, run, state["config"])
 
 
 def _as_searched(config: RunConfig, given: Mapping, saved: Mapping, space: HingeSpace) -> RunConfig:

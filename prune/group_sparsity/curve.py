@@ -10,7 +10,8 @@ import torch
 from sparsemask import spaces
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
-from sparsemask.engine import batchnorm, data
+from sparsemask.engine import data
+from sparsemask.engine.method import reestimate
 from sparsemask.masks.groups import GroupMask
 from sparsemask.pictures.hinge import Tried
 from sparsemask.prune.group_sparsity.budget import choose_groups
@@ -40,7 +41,7 @@ def adapted(network: torch.nn.Module, task: Task, config: RunConfig, where: Arit
         source, seed = task.train_data, config.training.seed
         sampler = data.step_sampler(source, config.training.batch_size, 0, config.family.bn_reestimate, seed)
         with contextlib.closing(data.plainly(data.training_loader(source, sampler, seed, 0))) as batches:
-            batchnorm.reestimate(network, (images.to(where.device, where.parameters) for images, _ in batches))
+            reestimate(network, (images.to(where.device, where.parameters) for images, _ in batches))
     return metrics(network.eval(), task, config, where)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsemask import masks, run_summary, runs, spaces, tasks, training_setup
+from sparsemask import masks, runs, spaces, tasks, training_setup
 from sparsemask import report as page
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.costs import format_count, measure
@@ -19,9 +19,7 @@ from sparsemask.masks.decoder import save_decoder
 from sparsemask.options import Parser
 from sparsemask.pictures import draw_architecture
 from sparsemask.retrain.connectivity.start import SLIM, form_of, grouped, inherited_state, resolve_grouped
-from sparsemask.retrain.evaluation import prediction_writer, record_evaluation
-from sparsemask.retrain.load_trained import read_source, ready
-from sparsemask.retrain.shortfall import shortfall
+from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.connectivity.mask_source import BASELINE, Mask, resolve_mask
@@ -148,18 +146,17 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
             channels=[int(c) for c in model.backbone.channels],
             **page.cost_entries(cost, config.data.crop_size),
         )
-        run_summary.draw_training(context, model)
+        context.draw_training(model)
         if mask.decoder is not None:
             drawing = run.pictures / "architecture.png"
             draw_architecture(mask.decoder, drawing, model.backbone.strides, model.backbone.channels)
         kept = BASELINE if count is None else f"{count} connections"
         line = (
-            f"retrained: {run_summary.metric_text(context, result)}; {kept}, "
+            f"retrained: {context.metric_text(result)}; {kept}, "
             f"{format_count(cost.parameters)} parameters, {format_count(cost.multiply_adds)} multiply-adds, "
             f"{cost.milliseconds:.1f} ms at {config.data.crop_size}x{config.data.crop_size}"
         )
-        run_summary.announce(context, [line, shortfall(context, result)], ["network.safetensors"])
-        run_summary.announce_next(context, "eval")
+        context.announce([line, shortfall(context, result)], ["network.safetensors"], then="eval")
         return 0
 
     def restore(self, parser: Parser, given: dict, run: runs.Run | None) -> Restored:

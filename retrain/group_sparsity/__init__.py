@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sparsemask import run_summary, runs, spaces, tasks, training_setup
+from sparsemask import runs, spaces, tasks, training_setup
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.engine import checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
@@ -20,11 +20,9 @@ from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.masks import groups as files
 from sparsemask.options import Parser, adopted, factor, fraction, natural, positive
-from sparsemask.retrain.evaluation import record_evaluation
 from sparsemask.retrain.group_sparsity.evaluation import costs_text, measured, slower_note, write_predictions
 from sparsemask.retrain.group_sparsity.teacher import FineTuning, build_teacher, choose_teacher, same_teacher
-from sparsemask.retrain.load_trained import read_source, ready
-from sparsemask.retrain.shortfall import shortfall
+from sparsemask.retrain.trained import read_source, ready, record_evaluation, shortfall
 from sparsemask.spaces.group_sparsity import records
 from sparsemask.spaces.group_sparsity.options import memory_flag
 from sparsemask.tables import format_count
@@ -193,15 +191,14 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
         }
         run.note(network=NETWORK, threshold=mask.threshold, **entries)
         records.draw_kept_groups(run, mask.kept)
-        run_summary.draw_training(context, model)
+        context.draw_training(model)
         line = (
-            f"retrained: {run_summary.metric_text(context, result)}; multiply-adds "
+            f"retrained: {context.metric_text(result)}; multiply-adds "
             f"{format_count(entries['multiply_adds'])} of {format_count(entries['multiply_adds_dense'])}, parameters "
             f"{format_count(entries['parameters'])} of {format_count(entries['parameters_dense'])}, "
             f"{entries['milliseconds']:.2f} ms (plain {entries['milliseconds_dense']:.2f}, batch {config.family.batch})"
         )
-        run_summary.announce(context, [line, slower_note([entries]), shortfall(context, result)], [NETWORK])
-        run_summary.announce_next(context, "eval")
+        context.announce([line, slower_note([entries]), shortfall(context, result)], [NETWORK], then="eval")
         return 0
 
     def restore(self, parser: Parser, given: dict, run: runs.Run | None) -> RestoredPruned:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from sparsemask import run_summary, runs, spaces, tasks, training_setup
+from sparsemask import runs, spaces, tasks, training_setup
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.costs import format_count
 from sparsemask.engine import Method, checkpoint, distributed
@@ -19,11 +19,9 @@ from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.masks import spatial as files
 from sparsemask.options import Parser, adopted, natural
-from sparsemask.retrain.evaluation import prediction_writer, record_evaluation
-from sparsemask.retrain.load_trained import read_source, ready
 from sparsemask.retrain.masked_network import NETWORK, share
-from sparsemask.retrain.shortfall import shortfall
 from sparsemask.retrain.sparse_conv.table import evaluation_text, record
+from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
 from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.protocols import HasViews
 from sparsemask.spaces.sparse_conv.masking import apply_masks, fix_masks, set_threshold
@@ -187,12 +185,11 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         wrong = measured["milliseconds"] is None
         times = "" if wrong else f", {measured['milliseconds']:.1f} ms (dense {measured['milliseconds_dense']:.1f})"
         line = (
-            f"retrained: {run_summary.metric_text(context, result)}; kept fraction "
+            f"retrained: {context.metric_text(result)}; kept fraction "
             f"{measured['kept_fraction']:.3f}, {format_count(measured['parameters'])} parameters, multiply-adds "
             f"{format_count(measured['multiply_adds'])} of {format_count(measured['multiply_adds_dense'])}{times}"
         )
-        run_summary.announce(context, [line, shortfall(context, result)], [NETWORK, f"mask{files.SUFFIX}"])
-        run_summary.announce_next(context, "eval")
+        context.announce([line, shortfall(context, result)], [NETWORK, f"mask{files.SUFFIX}"], then="eval")
         return int(wrong)
 
     def restore(self, parser: Parser, given: dict, run: runs.Run | None) -> Restored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sparsemask import run_summary, spaces, training_setup
+from sparsemask import spaces, training_setup
 from sparsemask.config import RunConfig, flag
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
@@ -82,13 +82,12 @@ class Specialization(TrainingFamily[Built]):
         missed = search_method.missed(kept, config.family.keep) if config.family.keep is not None else ""
         subject = "the multiply-adds" if model.kept_weights else "what has masks"
         lines = [text, f"kept {kept:.3f} of {subject} (budget {config.family.keep:g}{missed})"]
-        run_summary.announce(context, lines, [NETWORK, "mask.npz", "forms.json"])
+        context.announce(lines, [NETWORK, "mask.npz", "forms.json"], then=None if wrong else "eval")
         if wrong:
             training_setup.warn(
                 f"error: {'; '.join(wrong)}: the kernels of this machine are not to be trusted with this network"
             )
             return 1
-        run_summary.announce_next(context, "eval")
         return 0
 
 

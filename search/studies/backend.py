@@ -108,7 +108,7 @@ def open_database(url: str, heartbeat: int, stale: Callable) -> optuna.storages.
 @contextlib.contextmanager
 def reachable(url: str | None) -> Iterator[None]:
     """Context that turns database errors into UseErrors, without the password."""
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import SQLAlchemyError, StatementError
 
     try:
         yield
@@ -121,7 +121,7 @@ def reachable(url: str | None) -> Iterator[None]:
         ) from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ or error
-        message = one_line(getattr(cause, "orig", None) or cause)
+        message = one_line(cause.orig if isinstance(cause, StatementError) and cause.orig else cause)
         raise StorageError(f"storage {shown_url(url)} cannot be used: {message[:300]}") from None
     except RuntimeError as error:
         if "optuna version" not in str(error):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsemask import run_summary, spaces
+from sparsemask import spaces
 from sparsemask.errors import UseError
 from sparsemask.files import read_json, write_text
 from sparsemask.pictures.hinge import draw_kept, draw_spectra
@@ -67,7 +67,7 @@ def conclude_search(context: Context, hinged: Hinged, kept: Mapping[str, np.ndar
     merged = reduction.merged(reduction.removal.gone(kept), config.family.merge)
     run.note(**entries(reduction, kept, merged), threshold=config.family.thres)
     draw_groups(run, kept, reduction.norms(hinged.network), config.family.thres)
-    run_summary.draw_training(context, hinged.network)
+    context.draw_training(hinged.network)
 
 
 def draw_groups(

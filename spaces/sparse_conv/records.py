@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sparsemask import run_summary, spaces, training_setup
+from sparsemask import spaces, training_setup
 from sparsemask.config import RunConfig
 from sparsemask.costs import count_parameters
 from sparsemask.devices import Arithmetic
@@ -89,7 +89,7 @@ def conclude(context: Context, model: nn.Module) -> dict:
             watch(_inputs(task, index, context.arithmetic))
     notes = entries(model, watch, f"{task.measured_on()}, {count} {task.items}")
     run.note(**notes)
-    run_summary.draw_training(context, model)
+    context.draw_training(model)
     draw(space, model, task, context.arithmetic, run.pictures / "masks.png")
     return notes
 

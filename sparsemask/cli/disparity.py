@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsemask.cli.computing import add_computing, place
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser, factor, natural, positive
 
@@ -43,8 +44,7 @@ def parser() -> Parser:
     size = result.add_mutually_exclusive_group()
     size.add_argument("--memory", type=factor, default=None, metavar="GB", help="tiles that need about so much at most")
     size.add_argument("--tile", type=natural, default=0, help="side of tiles in pixels, 0: none (default: 0)")
-    result.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
-    result.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    add_computing(result)
     return result
 
 
@@ -66,12 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{files['png16']}: 16-bit PNG hold disparities below 256, with --maxdisp {network.maxdisp}: --pfm"
         )
 
-    from sparsemask.devices import arithmetic
     from sparsemask.finite import check_output
-    from sparsemask.sparse import repeatable, set_backend
+    from sparsemask.sparse import repeatable
 
-    compute = arithmetic(options.gpu)
-    set_backend(network.to(compute.device), options.backend)
+    compute = place(network, options)
     pair = pad16(make_pair(left, right)).to(compute.device)
     tile = settle_tile(options, pair, network.maxdisp)
     began = time.perf_counter()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsemask.cli.computing import add_computing, place
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser, factor, positive
 
@@ -47,8 +48,7 @@ def parser() -> Parser:
         "--votes", action="store_true", default=None, help="by votes of overlapping crops, as published"
     )
     method.add_argument("--whole", action="store_true", help="the whole cloud in one pass")
-    result.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
-    result.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    add_computing(result)
     return result
 
 
@@ -58,17 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     out = check_output(Path(options.out), options.show, options.web)
 
-    from sparsemask.devices import arithmetic
     from sparsemask.spaces.sparse_conv.masking import mean_kept
-    from sparsemask.sparse import set_backend
     from sparsemask.tasks.points.clouds.cloud import read_cloud
     from sparsemask.tasks.points.layouts import semantickitti
     from sparsemask.tasks.points.task import WritesRawLabels
     from sparsemask.tasks.points.whole import recipe, segment
 
     network, run_config = load(Path(options.weights))
-    compute = arithmetic(options.gpu)
-    set_backend(network.to(compute.device), options.backend)
+    compute = place(network, options)
     settings = recipe(network, run_config, options.weights, n_points=options.n_points, grid=options.grid)
     if out.suffix == ".label" and not issubclass(settings.task, WritesRawLabels):
         raise UseError(f"{out}: .label files hold SemanticKITTI's labels, and these weights are of other classes: .ply")

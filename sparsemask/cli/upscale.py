@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsemask.cli.computing import add_computing, place
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser, natural, positive
 
@@ -40,8 +41,7 @@ def parser() -> Parser:
     result.add_argument(
         "--tile", type=natural, default=None, help=f"input pixels, 0: none (default: {TILE} for large pictures, else 0)"
     )
-    result.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
-    result.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    add_computing(result)
     return result
 
 
@@ -57,12 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from sparsemask.devices import arithmetic
     from sparsemask.finite import check_output
-    from sparsemask.sparse import repeatable, set_backend
+    from sparsemask.sparse import repeatable
 
-    compute = arithmetic(options.gpu)
-    set_backend(network.to(compute.device), options.backend)
+    compute = place(network, options)
     height, width = image.colour.shape[:2]
     tile = options.tile if options.tile is not None else TILE if height * width > LARGE else 0
     began = time.perf_counter()

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from sparsemask.engine.randomness import draw_generator, draw_words
 from sparsemask.errors import UseError, describe, lost_worker, one_line
@@ -305,11 +306,8 @@ def plainly(loader: DataLoader) -> Iterator:
         raise UseError(reason) from None
     finally:
         # Torch has no public name for it. Left to the iterator's end, it would wait for whoever holds a traceback.
-        getattr(batches, "_shutdown_workers", _nothing)()
-
-
-def _nothing() -> None:
-    """What there is to end where samples are made in this process."""
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
 
 
 def quiet_worker(_: int) -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sparsemask.engine import batchnorm, checkpoint, data, distributed, randomness, schedules
+from sparsemask.engine import checkpoint, data, distributed, randomness
 from sparsemask.engine.interrupt import Interrupt
-from sparsemask.engine.method import Method
+from sparsemask.engine.method import Method, batch_norms, learning_rate_factor, reestimate, set_momentum, set_training
 from sparsemask.engine.records import JsonLines, Progress, TensorBoard
 from sparsemask.errors import UseError
 from sparsemask.finite import NotFiniteError
@@ -49,7 +49,7 @@ class Fit:
                 f"in {training.accumulate} part(s): it must be a multiple of {self.world * training.accumulate}"
             )
         # An image can be one pixel at the deepest layer, which has no variance; a task may know that it has more.
-        if share < task.smallest_share and not training.freeze_bn and batchnorm.norms(model):
+        if share < task.smallest_share and not training.freeze_bn and batch_norms(model):
             raise UseError(
                 f"{share} picture in each forward pass: batch norm needs 2 or more; raise --batch_size or --freeze_bn"
             )
@@ -57,7 +57,7 @@ class Fit:
         method.steps = self.max_iter
         model.to(arithmetic.device, arithmetic.parameters)
         if (momentum := config.get("bn_momentum")) is not None:  # networks without batch norm lack the flag
-            batchnorm.set_momentum(model, momentum)
+            set_momentum(model, momentum)
         self.optimizers = method.optimizers(model, config)
         self.base = [group["lr"] for group in self.groups]
         self.scaler = arithmetic.scaler()
@@ -152,7 +152,7 @@ class Fit:
     def train_step(self, parts: list) -> dict:
         """Forward and backward over the parts of one batch, one update; returns the step's metrics."""
         training = self.config.training
-        factor = schedules.factor(
+        factor = learning_rate_factor(
             training.schedule,
             self.step,
             self.max_iter,
@@ -222,13 +222,13 @@ class Fit:
             loader = data.training_loader(self.task.train_data, sampler, seed, self.config.data.n_worker)
             self.method.before_step(self.model, -1)
             with contextlib.closing(data.plainly(loader)) as batches:
-                batchnorm.reestimate(self.model, (self._to(images) for images, _ in batches))
+                reestimate(self.model, (self._to(images) for images, _ in batches))
         distributed.average_buffers(self.model)
         try:
             result = self.method.evaluate(self.model, self.task, self.arithmetic, self.config)
         except NotFiniteError as error:
             raise UseError(f"validation after step {self.step}: {error}; {self._kept()}") from None
-        batchnorm.set_training(self.model, training.freeze_bn)
+        set_training(self.model, training.freeze_bn)
         return result
 
     def run_all(self, title: str) -> dict:
@@ -240,7 +240,7 @@ class Fit:
         board = TensorBoard(self.run.tensorboard if main else None, self.step)
         progress = Progress(self.max_iter, self.step, title, main)
         result: dict = dict(self.best.get("latest", {}))
-        batchnorm.set_training(self.model, training.freeze_bn)
+        set_training(self.model, training.freeze_bn)
         try:
             with self.interrupt, repeatable(), contextlib.closing(self._batches()) as batches:
                 while self.step < self.max_iter and not self.method.finished:

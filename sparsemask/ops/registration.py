@@ -36,6 +36,7 @@ def register(
     _library.define(name + (schema or torch.library.infer_schema(run, mutates_args=())), tags=tags)
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
-    register_flop_formula(getattr(torch.ops.sparsemask, name), get_raw=True)(flops)
+    operator = getattr(torch.ops.sparsemask, name)  # torch makes it when it is asked for by name
+    register_flop_formula(operator, get_raw=True)(flops)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=save, lib=_library)

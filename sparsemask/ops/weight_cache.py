@@ -30,7 +30,7 @@ def last(tensor: Tensor) -> Tensor:
 
 def lasting(tensor: Tensor) -> bool:
     """Whether it was marked, and not written to since."""
-    marked = getattr(tensor, "_sparsemask_lasts", None)
+    marked = getattr(tensor, "_sparsemask_lasts", None)  # few tensors have the mark
     return marked is not None and marked == tensor._version
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -196,16 +197,41 @@ def samples(c: Contents) -> str:
     return figure_of(c, file, "Validation pictures, their truth, and the network's predictions")
 
 
+class CostTable:
+    """The table of a run's costs: name, value, detail."""
+
+    def __init__(self, c: Contents):
+        self._contents = c
+        self._rows: list[tuple[str, str, str]] = []
+        timed = c.info.get("timed")
+        self.timed: Mapping = timed if isinstance(timed, Mapping) else {}
+        self.machine = f", {self.timed.get('device')}, threads: {self.timed.get('threads')}" if self.timed else ""
+
+    def add(self, name: str, value: object, form: Callable[[Any], str], detail: str = "") -> None:
+        """Add a row, where the value is a number."""
+        if number(value) is not None:
+            self._rows.append((html.escape(name), html.escape(form(value)), html.escape(detail)))
+
+    def text(self, note: str = "") -> str:
+        """The table as HTML, with the run's time and files as its last rows, behind a note."""
+        c, seconds = self._contents, self._contents.info.get("seconds")
+        self.add("time spent", seconds, duration, "training and validation, resumed parts together")
+        last = number(c.rows[-1]["step"]) if c.rows else None
+        if last and number(seconds):
+            self.add("seconds a step", seconds / last, lambda v: f"{v:.3g}", "validation included")
+        for file in (c.run.folder / "network.safetensors", c.run.last):
+            if file.is_file():
+                self.add(file.name, file.stat().st_size, lambda v: f"{v / 1e6:.1f} MB", "on disk")
+        if not self._rows:
+            return html.absent("Nothing was measured: costs are noted at the end of a run.")
+        return note + html.table((), self._rows, kind="plain costs")
+
+
 def costs(c: Contents) -> str:
     """Everything measured about size and time."""
-    info, rows = c.info, []
+    info, rows = c.info, CostTable(c)
     size = number(info.get("input_size"))
     at = f"one picture of {size:.0f}×{size:.0f}" if size else "one picture"
-
-    def add(name: str, value: object, form, detail: str = "") -> None:
-        if number(value) is not None:
-            rows.append((html.escape(name), html.escape(form(value)), html.escape(detail)))
-
     for name, title, detail in (
         ("parameters", "parameters", ""),
         ("decoder_parameters", "of these in the decoder", ""),
@@ -213,19 +239,9 @@ def costs(c: Contents) -> str:
     ):
         value = number(info.get(name))
         if value is not None:
-            add(title, value, format_count, f"{value:,.0f}{detail}")
-    timed = info.get("timed") if isinstance(info.get("timed"), Mapping) else {}
-    on = f", {timed.get('device')}, threads: {timed.get('threads')}" if timed else ""
-    add("milliseconds", info.get("milliseconds"), lambda v: f"{v:.1f}", f"median, {at}{on}")
-    add("spread of the milliseconds", timed.get("spread"), lambda v: f"{v:.1f}", "between the quartiles")
-    add("time spent", info.get("seconds"), duration, "training and validation, resumed parts together")
-    last = number(c.rows[-1]["step"]) if c.rows else None
-    if last and number(info.get("seconds")):
-        add("seconds a step", info["seconds"] / last, lambda v: f"{v:.3g}", "validation included")
-    for file in (c.run.folder / "network.safetensors", c.run.last):
-        if file.is_file():
-            add(file.name, file.stat().st_size, lambda v: f"{v / 1e6:.1f} MB", "on disk")
-    if not rows:
-        return html.absent("Nothing was measured: costs are noted at the end of a run.")
+            rows.add(title, value, format_count, f"{value:,.0f}{detail}")
+    one_digit = "{:.1f}".format
+    rows.add("milliseconds", info.get("milliseconds"), one_digit, f"median, {at}{rows.machine}")
+    rows.add("spread of the milliseconds", rows.timed.get("spread"), one_digit, "between the quartiles")
     note = html.paragraph(f"Of the network found when the search ended, at threshold {c.thres:g}; time: of the search.")
-    return (note if c.verb == "search" else "") + html.table((), rows, kind="plain costs")
+    return rows.text(note if c.verb == "search" else "")

@@ -8,7 +8,7 @@ from sparsemask.report import html
 from sparsemask.report.metrics_section import classes, confusion
 from sparsemask.report.origin import command_of
 from sparsemask.report.run_data import Contents, number
-from sparsemask.report.sections import TITLES, duration, figure_of, heat, tile, where
+from sparsemask.report.sections import TITLES, CostTable, duration, figure_of, heat, tile, where
 from sparsemask.tables import format_count
 
 PAPERS = {
@@ -123,33 +123,18 @@ def _masks(c: Contents) -> dict[str, dict]:
 
 def costs(c: Contents) -> str:
     """Size, computation and time, sparse and dense beside each other."""
-    info, rows = c.info, []
-
-    def add(name: str, value: object, form, detail: str = "") -> None:
-        if number(value) is not None:
-            rows.append((html.escape(name), html.escape(form(value)), html.escape(detail)))
-
+    info, rows = c.info, CostTable(c)
     on = f"mean of {info['measured_on']}" if info.get("measured_on") else ""
-    timed = info.get("timed") if isinstance(info.get("timed"), Mapping) else {}
-    machine = f", {timed.get('device')}, threads: {timed.get('threads')}" if timed else ""
-    milliseconds = lambda v: f"{v:.1f}"
-    add("parameters", info.get("parameters"), format_count, "masks and their branches included")
-    add("multiply-adds executed", info.get("multiply_adds"), format_count, on)
-    add("multiply-adds dense", info.get("multiply_adds_dense"), format_count, "everything kept, mask branches included")
-    add("milliseconds", info.get("milliseconds"), milliseconds, f"{on}{machine}")
-    add("milliseconds dense", info.get("milliseconds_dense"), milliseconds, "the same weights, no masks, no branches")
     sparse, dense = number(info.get("milliseconds")), number(info.get("milliseconds_dense"))
-    add("gain in time", dense / sparse if sparse and dense else None, lambda v: f"{v:.2f}", "dense over sparse")
-    add("time spent", info.get("seconds"), duration, "training and validation, resumed parts together")
-    last = number(c.rows[-1]["step"]) if c.rows else None
-    if last and number(info.get("seconds")):
-        add("seconds a step", info["seconds"] / last, lambda v: f"{v:.3g}", "validation included")
-    for file in (c.run.folder / "network.safetensors", c.run.last):
-        if file.is_file():
-            add(file.name, file.stat().st_size, lambda v: f"{v / 1e6:.1f} MB", "on disk")
-    if not rows:
-        return html.absent("Nothing was measured: costs are noted at the end of a run.")
-    return html.table((), rows, kind="plain costs")
+    one_digit = "{:.1f}".format
+    every = "everything kept, mask branches included"
+    rows.add("parameters", info.get("parameters"), format_count, "masks and their branches included")
+    rows.add("multiply-adds executed", info.get("multiply_adds"), format_count, on)
+    rows.add("multiply-adds dense", info.get("multiply_adds_dense"), format_count, every)
+    rows.add("milliseconds", sparse, one_digit, f"{on}{rows.machine}")
+    rows.add("milliseconds dense", dense, one_digit, "the same weights, no masks, no branches")
+    rows.add("gain in time", dense / sparse if sparse and dense else None, "{:.2f}".format, "dense over sparse")
+    return rows.text()
 
 
 _COLUMNS = {

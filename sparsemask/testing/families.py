@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsemask import driver, families, options, run_summary, spaces, training_setup
+from sparsemask import families, options, spaces, training_setup
 from sparsemask.engine import Method, checkpoint, fit
 from sparsemask.errors import UseError
 from sparsemask.options import Parser
@@ -80,7 +80,7 @@ class TrainingFamilyContract:
 
     def make_parser(self) -> Parser:
         """The parser that the command of this verb would make."""
-        return driver.training_parser(self.family, spaces.get(self.space), "contract", None)
+        return families.training_parser(self.family, spaces.get(self.space), "contract", None)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -106,7 +106,7 @@ class TrainingFamilyContract:
     def settled(cls, context, built) -> training_setup.Context:
         """The run's context with what building has settled, as the driver makes it."""
         context = context.with_config(context.config.replace(**built.changes))
-        run_summary.note_start(context, **built.notes)
+        context.note_start(**built.notes)
         return context
 
     @pytest.fixture(scope="class")

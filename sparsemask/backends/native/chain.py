@@ -107,7 +107,7 @@ class _Sizes:
             self.flags += places if link.masked else 0
             height, width = size
         self.words = np.frombuffer(self.links, np.int64).reshape(len(self.links), -1)
-        word = lambda *names: sum(getattr(kind, n).offset for kind, n in names) // 8
+        word = lambda *names: sum(vars(kind)[n].offset for kind, n in names) // 8
         block = (_Link, "block")
         inverted, branch = inverted_residual._Inverted, predict_mask._Locate
         self.x = word(block, (inverted, "x")), word((_Link, "locate"), (branch, "x"))

@@ -103,7 +103,7 @@ class _Sizes:
             outs.append((self.numbers, (batch, height, width, columns)))
             self.numbers += batch * height * width * columns
         self.last = outs[-1]
-        word = lambda kind, name: getattr(kind, name).offset // 8
+        word = lambda kind, name: vars(kind)[name].offset // 8
         self.words = np.frombuffer(self.told, np.int64).reshape(len(stages), -1)
         self.scale_words = np.frombuffer(self.scales, np.int64).reshape(len(self.scales), -1)
         self.rows = word(scales._Scale, "rows")

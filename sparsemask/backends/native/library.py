@@ -168,7 +168,7 @@ def _chosen() -> tuple[ctypes.CDLL, build.Form]:
 def _loaded(wanted: build.Form) -> ctypes.CDLL:
     loaded = build.library(wanted)
     for name, (arguments, answer) in _ENTRIES.items():
-        function = getattr(loaded, name)
+        function = getattr(loaded, name)  # which keeps what ctypes finds under the name
         function.argtypes, function.restype = arguments, answer
     loaded.sm_keep_memory()
     return loaded

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from sparsemask.backends.native import library
 
-_local = threading.local()
+
+class _Local(threading.local):
+    """What each thread has of its own."""
+
+    def __init__(self) -> None:
+        self.pages: list[Tensor] = []
+
+
+_local = _Local()
 
 
 class Workspace:
@@ -19,7 +27,7 @@ class Workspace:
     """
 
     def __enter__(self) -> Workspace:
-        self._pages: list[Tensor] = getattr(_local, "pages", [])
+        self._pages = _local.pages
         _local.pages = []  # a call inside this one gets memory of its own
         self._page = self._used = 0
         return self

@@ -15,7 +15,7 @@ from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.devices import Arithmetic
 from sparsemask.inference import optimize_for_inference
 from sparsemask.retrain import eval as evaluation
-from sparsemask.retrain.load_trained import open_trained, read_flags
+from sparsemask.retrain.trained import open_trained, read_flags
 from sparsemask.spaces.protocols import HasFastForm
 from sparsemask.sparse import repeatable
 from sparsemask.tables import format_count, markdown_table, table

@@ -1,21 +1,29 @@
-"""Find the trained network of a command: a run's, the newest run's, or that of a weights file."""
+"""Trained networks: found by a command's flags, their evaluation recorded, compared with their search."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import functools
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from sparsemask import datasets, families, flags, runs, spaces, training_setup
+from sparsemask import datasets, families, flags, runs, spaces, tasks, training_setup
+from sparsemask import report as page
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import checkpoint
-from sparsemask.errors import UseError, say
+from sparsemask.errors import UseError, describe, say
 from sparsemask.families import Restored, RetrainingFamily
+from sparsemask.files import shown_path
 from sparsemask.options import Parser, natural
 from sparsemask.spaces import Space
+from sparsemask.tasks import Scores, Task
+from sparsemask.training_setup import Context
+
+_NOTICED = 0.0005  # of a metric; smaller differences from the search are not shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,12 +48,22 @@ def for_task(space: str, task: str | None) -> Space:
     return instance.for_task(task) if task else instance
 
 
-def add_trained(parser: Parser, space: str, task: str | None = None) -> None:
-    """Add the flags for network, data and device; the family's own must be added separately."""
+def trained_parser(parser: Parser, section: type[Section], space: str, task: str | None) -> Parser:
+    """Add the flags of a command on a trained network: network, data, device, the command's section, the family's own.
+
+    Args:
+        parser: of the command; it is returned.
+        section: of role "evaluation", the command's own.
+        space: name of the network's space.
+        task: whose data have flags; None: the space's.
+    """
     parser.add_section("run", TrainedSection, only=("config", "run", "exp_path"))
     for add in (flags.add_data, flags.add_network, flags.add_device):
         add(parser, for_task(space, task))
     parser.add_section("run", TrainedSection, only=("checkpoint", "seed"))
+    parser.add_section("evaluation", section)
+    family_of(space).add_eval_options(parser)
+    return parser
 
 
 def read_flags(parser: Parser, argv: Sequence[str] | None, space: str) -> dict:
@@ -139,3 +157,69 @@ def read_source(parser: Parser, given: dict, run: runs.Run | None, excluded: Col
 def ready(model: nn.Module, where: Arithmetic) -> nn.Module:
     """Move a network to its device and put it into evaluation mode."""
     return model.to(where.device, where.parameters).eval()
+
+
+def prediction_writer(task: Task, out: str | None) -> Callable | None:
+    """Return the function that writes each prediction into the folder `out`, which is created; None without one."""
+    if not out:
+        return None
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return functools.partial(task.write, folder)
+
+
+def record_evaluation(restored: Restored, task: Task, scores: Scores, entries: dict) -> None:
+    """Draw an evaluation's scores and record them in the run's folder, if the network belongs to a run.
+
+    Args:
+        restored: the network.
+        task: that it was evaluated on.
+        scores: of the evaluation.
+        entries: of run.json, by name.
+    """
+    run = restored.run
+    if run is None:
+        return
+    try:
+        task.draw_scores(scores, run.pictures)
+        if scores.confusion is not None:
+            page.record_confusion(run, task.classes, scores.confusion)
+        run.note(**entries)
+        say(f"report: {page.write_report(run)}")
+    except OSError as error:  # the metrics are printed; a folder that may not be written is not worth failing for
+        training_setup.warn(f"not written into {run.folder}: {describe(error) or error}")
+
+
+def shortfall(context: Context, result: dict) -> str | None:
+    """Return a line with advice if the run's metric is below its search's on the same data; None otherwise.
+
+    Args:
+        context: of the finished run; higher values of its task's `primary` metric are better.
+        result: the metrics of the run's last validation.
+    """
+    task, config = context.task, context.config
+    search = datasets.search_of(config.family.mask_path)
+    if search is None or search.folder.resolve() == context.run.folder.resolve():
+        return None
+    before = search.info().get("result")
+    before = before.get(task.primary) if isinstance(before, dict) else None
+    metric = result.get(task.primary)
+    if not (isinstance(before, float) and isinstance(metric, float)) or not _same_data(context, search):
+        return None
+    if not metric < before - _NOTICED or math.isnan(before):
+        return None
+    advice = ""
+    if config.get("inherit", "all") != "all" and not config.get("ft_model"):
+        advice = ", or --inherit all, which starts from the search's weights"
+    steps = config.training.max_iter
+    longer = f"a longer run ({f'--max_iter {2 * steps}' if steps else '--max_epoch'})"
+    where = shown_path(search.folder)
+    return f"note: {task.primary} {metric:.4f} is below its search's {before:.4f} ({where}): {longer} may help{advice}"
+
+
+def _same_data(context: Context, search) -> bool:
+    """Whether both were scored on the same data, as far as flags say."""
+    saved, config = datasets.read_flags(search), context.config
+    kind = tasks.find(config["task"])
+    names = ("task", "sample", *kind.data_flags, *kind.score_flags, "n_class", "eval_limit")
+    return all((saved.get(name) or None) == (config.get(name) or None) for name in names)
