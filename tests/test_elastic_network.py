@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pyramid import Pyramid
-from sparsemask.engine.batchnorm import reestimate
+from sparsemask.engine.method import reestimate
 from sparsemask.errors import UseError
 from sparsemask.masks.decoder import DecoderMask
 from sparsemask.spaces.connectivity import PrunedNetwork, named_mask

@@ -84,7 +84,7 @@ class ElasticNetwork(nn.Module):
     A stage of a decoder takes what it needs from its full form here: of its inputs those that it has, of its 3x3
     convolutions the one of its operation, the context block if it has one, and of all channels the first. Running
     statistics are shared by all decoders too, so that in evaluation they are right for a decoder only after
-    :func:`sparsemask.engine.batchnorm.reestimate` of its :meth:`restricted` form.
+    :func:`sparsemask.engine.method.reestimate` of its :meth:`restricted` form.
 
     Args:
         backbone: name of a registered backbone, or a backbone already built.
