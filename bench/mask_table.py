@@ -64,7 +64,7 @@ from bench.mask_data import (
     prepare_pool,
     spread_evenly,
 )
-from bench.mask_truth import FORMAT, rank_correlation, unpack
+from bench.mask_truth import FORMAT, load_truth, rank_correlation, unpack
 from sparsemask.costs import multiply_adds
 from sparsemask.datasets import backbone_weights
 from sparsemask.errors import UseError, command
@@ -597,6 +597,10 @@ def write_table(path: Path, table: dict) -> None:
         packed.write(json.dumps(table, separators=(",", ":")).encode())
 
 
+def _read_table(path: Path) -> dict:
+    return json.loads(gzip.decompress(path.read_bytes()))
+
+
 def make_table(settings: dict, entries: Sequence[Entry], results: list[dict], whole: list[dict]) -> dict:
     """The table of a finished run: what bench/mask_truth.py reads."""
     scores = {(row["mask"], row["seed"]): row["miou"] for row in results}
@@ -618,7 +622,8 @@ def price(path: Path, side: int, threads: int) -> None:
     """Add predicted milliseconds of every mask, on this machine, to a table."""
     from sparsemask.spaces.connectivity.cost_table import cost_table
 
-    table = json.loads(gzip.decompress(path.read_bytes()))
+    load_truth(path)  # which says what is wrong with a file that is no table
+    table = _read_table(path)
     torch.set_num_threads(threads)
     prices = cost_table(BACKBONE, (side, side), depth=DEPTH, n_class=N_CLASS, threads=threads)
     table["ms"][f"{side}/{threads}"] = [round(float(prices.predict(unpack(row["mask"]))), 4) for row in table["rows"]]
@@ -645,7 +650,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--together", type=int, default=4, help="decoders that are trained side by side")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--table", help="folder of the table; default OUT")
+    parser.add_argument("--table", help="folder of the table once all masks are trained; default OUT")
     parser.add_argument("--check", type=int, default=0, metavar="N", help="train N masks as a whole")
     parser.add_argument("--check_steps", type=int, default=500)
     parser.add_argument("--price", metavar="TABLE", help="add milliseconds to a table, train nothing")
@@ -679,9 +684,13 @@ def main(argv: list[str] | None = None) -> None:
         _check(options, entries, log, whole, begin)
     noted = Log(out / "whole", read_json(out / "whole" / "settings.json")) if (out / "whole").exists() else None
     table = make_table(settings, entries, log.rows(), noted.rows() if noted else [])
-    path = Path(options.table or out) / f"mask_table_{pictures.name}.json.gz"
-    if not (options.limit and path.exists()):
-        write_table(path, table)
+    complete = len(table["rows"]) == len(entries)
+    path = Path(options.table if options.table and complete else out) / f"mask_table_{pictures.name}.json.gz"
+    if path.exists():
+        former = _read_table(path)
+        if [row["mask"] for row in former["rows"]] == [row["mask"] for row in table["rows"]]:
+            table["ms"] = former["ms"]
+    write_table(path, table)
     print(f"{len(table['rows'])} masks of {len(entries)}: {path}")
 
 

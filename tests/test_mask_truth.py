@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +267,32 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch, entries):
     assert len(prepared) == 2
     with pytest.raises(UseError, match="other settings .budget."):
         mask_table.main([*command, "--steps", "7"])
+
+
+def test_milliseconds_are_added_without_training(table, monkeypatch, capsys):
+    """The table's masks get what the machine's cost table predicts; a second price stands beside the first."""
+    asked = []
+
+    class Prices:
+        def predict(self, mask):
+            return 2.0 + len(mask.stages)
+
+    def cost_table(backbone, size, **options):
+        asked.append((backbone, size, options["threads"]))
+        return Prices()
+
+    module = types.SimpleNamespace(cost_table=cost_table)
+    monkeypatch.setitem(sys.modules, "sparsemask.spaces.connectivity.cost_table", module)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    path = table[2]
+    mask_table.main(["--price", str(path), "--size", "97", "256", "--threads", "1"])
+    truth = mask_truth.load_truth(path)
+    assert asked == [("mobilenet_v2", (97, 97), 1), ("mobilenet_v2", (256, 256), 1)]
+    assert truth.cost("97/1").tolist() == [2.0 + len(mask.stages) for mask in truth.masks]
+    assert "256/1" in truth.costs and "ms (97×97, 1 thread)" in mask_truth.summary(truth)
+    assert truth.percentile(2.0, 3.0, "97/1") == 100
+    with pytest.raises(UseError, match="no such table"):
+        mask_table.main(["--price", str(path.with_name("absent.gz"))])
 
 
 def test_the_mean_is_over_classes_of_the_truth():
