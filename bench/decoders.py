@@ -15,8 +15,9 @@ A network's milliseconds are those of its scores at the picture's size, one pict
 networks are timed in turn, in one process, the lower quartile counts; eagerly as they are and with folded batch norms
 and channels last, the faster of the two, and compiled (`--compile`).
 
-Results are lines of OUT/results.jsonl, one a finished training: the command goes on where it was stopped. It prints
-Markdown, and writes it and the figures to OUT/decoders.md and OUT/decoders.json, which bench/front_picture.py draws.
+Results are lines of OUT/results.jsonl, one a finished training: the command goes on where it was stopped, on another
+machine too, so that a GPU can train (`--device cuda --sizes`) and a CPU time afterwards. It prints Markdown, and writes
+it and the figures to OUT/decoders.md and OUT/decoders.json, which bench/front_picture.py draws.
 """
 
 from __future__ import annotations
@@ -298,7 +299,6 @@ def main(argv: list[str] | None = None) -> None:
         out, {**settings, "pictures": {**asdict(pictures), "root": ""}, "pretrained": bool(options.pretrained_model)}
     )
     cache = Cache(out / pictures.key)
-    prepare_pool(pictures, cache)
     done = {(row["network"], row["seed"], str(row["mask"])) for row in log.rows()}
     tasks, names = [], {}
     for seed in options.seeds:
@@ -307,6 +307,8 @@ def main(argv: list[str] | None = None) -> None:
                 task = (spec, seed, settings)
                 names[id(task)] = name
                 tasks.append(task)
+    if tasks:
+        prepare_pool(pictures, cache)
     begin = (str(cache.folder), options.device, None, options.pretrained_model)
     for number, (task, (miou, seconds)) in enumerate(run_jobs(options.jobs, begin, _train, tasks), 1):
         name = names[id(task)]

@@ -64,7 +64,7 @@ from bench.mask_data import (
     prepare_pool,
     spread_evenly,
 )
-from bench.mask_truth import FORMAT, rank_correlation, unpack
+from bench.mask_truth import FORMAT, load_truth, rank_correlation, unpack
 from sparsemask.costs import multiply_adds
 from sparsemask.datasets import backbone_weights
 from sparsemask.errors import UseError, command
@@ -469,48 +469,67 @@ def _train_in_turn(
 def _train_graphs(
     networks: list[PrunedNetwork], masks: Sequence[DecoderMask], pool: FeaturePool, indices: Tensor, budget: Budget
 ) -> None:
-    """On a GPU: one CUDA graph a decoder, a step a replay, each on a stream of its own.
+    """On a GPU: a step is one replay of a CUDA graph, each decoder's on a stream of its own.
 
-    A graph counts its steps itself and reads its batch and its learning rate by that number.
+    Where no graph can be made, a line says so and the steps are launched operator by operator.
     """
+    before = [{key: value.clone() for key, value in network.state_dict().items()} for network in networks]
     rates = learning_rates(budget.steps).to(indices.device) * budget.lr
-    current, replays = torch.cuda.current_stream(), []
-    for network, mask in zip(networks, masks, strict=True):
-        lr = torch.zeros((), device=indices.device)
-        optimizer = _optimizer(network, lr=lr, capturable=True)
-        read, number = read_end_points(mask), torch.zeros(1, dtype=torch.long, device=indices.device)
-
-        def step(network=network, optimizer=optimizer, lr=lr, read=read, number=number) -> None:
-            rows = indices.index_select(0, number)[0]
-            lr.copy_(rates.index_select(0, number)[0])
-            labels = pool.labels.index_select(0, rows).long()
-            _loss(network, pool.batch(rows, read), labels).backward()
-            optimizer.step()
-            number.add_(1)
-
-        before = {key: value.clone() for key, value in network.state_dict().items()}
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # libraries choose their kernels, the optimizer makes its state
-                optimizer.zero_grad(set_to_none=True)
-                step()
-            optimizer.zero_grad(set_to_none=True)
-        current.wait_stream(stream)
-        with torch.cuda.graph(graph, stream=stream):
-            step()
-        network.load_state_dict(before)
-        for state in optimizer.state.values():
-            for value in state.values():
-                value.zero_()
-        number.zero_()
-        stream.wait_stream(current)
-        replays.append((stream, graph))
+    try:
+        replays = [_capture(n, read_end_points(m), pool, indices, rates) for n, m in zip(networks, masks, strict=True)]
+    except RuntimeError as error:
+        print(f"no CUDA graphs: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        for network, state in zip(networks, before, strict=True):
+            network.load_state_dict(state)
+        _train_in_turn(networks, masks, pool, indices, budget)
+        return
     for _ in range(budget.steps):
-        for stream, graph in replays:
-            with torch.cuda.stream(stream):
-                graph.replay()
+        for replay in replays:
+            replay()
     torch.cuda.synchronize()
+
+
+def _capture(
+    network: PrunedNetwork, read: set[int], pool: FeaturePool, indices: Tensor, rates: Tensor
+) -> Callable[[], None]:
+    """A training step as a graph that counts its steps itself and reads batch and learning rate by that number."""
+    lr = torch.zeros((), device=indices.device)
+    optimizer = _optimizer(network, lr=lr, capturable=True)
+    number = torch.zeros(1, dtype=torch.long, device=indices.device)
+
+    def step() -> None:
+        rows = indices.index_select(0, number)[0]
+        lr.copy_(rates.index_select(0, number)[0])
+        labels = pool.labels.index_select(0, rows).long()
+        _loss(network, pool.batch(rows, read), labels).backward()
+        optimizer.step()
+        number.add_(1)
+
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    current, stream, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # libraries choose their kernels, the optimizer makes its state
+            optimizer.zero_grad(set_to_none=True)
+            step()
+            number.zero_()
+        optimizer.zero_grad(set_to_none=True)
+    current.wait_stream(stream)
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    # Capturing runs nothing; what the two steps before it have changed is put back.
+    network.load_state_dict(before)
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
+    number.zero_()
+    stream.wait_stream(current)
+
+    def replay() -> None:
+        with torch.cuda.stream(stream):
+            graph.replay()
+
+    return replay
 
 
 @torch.no_grad()
@@ -589,6 +608,10 @@ def write_table(path: Path, table: dict) -> None:
         packed.write(json.dumps(table, separators=(",", ":")).encode())
 
 
+def _read_table(path: Path) -> dict:
+    return json.loads(gzip.decompress(path.read_bytes()))
+
+
 def make_table(settings: dict, entries: Sequence[Entry], results: list[dict], whole: list[dict]) -> dict:
     """The table of a finished run: what bench/mask_truth.py reads."""
     scores = {(row["mask"], row["seed"]): row["miou"] for row in results}
@@ -610,7 +633,8 @@ def price(path: Path, side: int, threads: int) -> None:
     """Add predicted milliseconds of every mask, on this machine, to a table."""
     from sparsemask.spaces.connectivity.cost_table import cost_table
 
-    table = json.loads(gzip.decompress(path.read_bytes()))
+    load_truth(path)  # which says what is wrong with a file that is no table
+    table = _read_table(path)
     torch.set_num_threads(threads)
     prices = cost_table(BACKBONE, (side, side), depth=DEPTH, n_class=N_CLASS, threads=threads)
     table["ms"][f"{side}/{threads}"] = [round(float(prices.predict(unpack(row["mask"]))), 4) for row in table["rows"]]
@@ -638,7 +662,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--together", type=int, default=4, help="decoders that are trained side by side")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--table", help="folder of the table; default OUT")
+    parser.add_argument("--table", help="folder of the table once all masks are trained; default OUT")
     parser.add_argument("--check", type=int, default=0, metavar="N", help="train N masks as a whole")
     parser.add_argument("--check_steps", type=int, default=500)
     parser.add_argument("--price", metavar="TABLE", help="add milliseconds to a table, train nothing")
@@ -665,17 +689,23 @@ def main(argv: list[str] | None = None) -> None:
     settings |= {"seeds": options.seeds, "encoder_steps": 0 if pretrained else options.encoder_steps}
     log = Log(out, settings)
     entries = _kept_masks(out / "masks.json", options.masks, pictures.crop)
-    cache = prepare(pictures, out, pretrained, options.device, options.encoder_steps)
-    begin = (str(cache.folder), options.device, budget, pretrained)
-    _train_table(options, entries, log, begin)
+    begin = (str(out / pictures.key), options.device, budget, pretrained)
+    tasks = _missing(options, entries, log)
+    if tasks or options.check:
+        prepare(pictures, out, pretrained, options.device, options.encoder_steps)
+    _train_table(options.jobs, entries, tasks, log, begin)
     whole = Log(out / "whole", {**settings, "check_steps": options.check_steps}) if options.check else None
     if whole:
         _check(options, entries, log, whole, begin)
     noted = Log(out / "whole", read_json(out / "whole" / "settings.json")) if (out / "whole").exists() else None
     table = make_table(settings, entries, log.rows(), noted.rows() if noted else [])
-    path = Path(options.table or out) / f"mask_table_{pictures.name}.json.gz"
-    if not (options.limit and path.exists()):
-        write_table(path, table)
+    complete = len(table["rows"]) == len(entries)
+    path = Path(options.table if options.table and complete else out) / f"mask_table_{pictures.name}.json.gz"
+    if path.exists():
+        former = _read_table(path)
+        if [row["mask"] for row in former["rows"]] == [row["mask"] for row in table["rows"]]:
+            table["ms"] = former["ms"]
+    write_table(path, table)
     print(f"{len(table['rows'])} masks of {len(entries)}: {path}")
 
 
@@ -686,27 +716,27 @@ def _kept_masks(path: Path, count: int, side: int) -> list[Entry]:
     return [Entry(unpack(numbers), name) for name, numbers in read_json(path)["masks"]]
 
 
-def _train_table(options: argparse.Namespace, entries: list[Entry], log: Log, begin: tuple) -> None:
-    """Train what is missing, a line a result."""
+def _missing(options: argparse.Namespace, entries: list[Entry], log: Log) -> list[tuple[list[int], int]]:
+    """(numbers of masks, seed) of the trainings that are not done, the longest first."""
     done = {(row["mask"], row["seed"]) for row in log.rows()}
     numbers = list(range(len(entries)))
     if options.limit:
         numbers = spread_evenly(numbers, options.limit)
     cost = decoder_cost(97)
     numbers.sort(key=lambda number: -cost(entries[number].mask))
-    tasks, members = [], {}
+    groups = []
     for seed in options.seeds:
         missing = [number for number in numbers if (number, seed) not in done]
-        for first in range(0, len(missing), options.together):
-            group = missing[first : first + options.together]
-            task = ([pack(entries[number].mask) for number in group], seed)
-            members[id(task)] = group
-            tasks.append(task)
-    # The longest first, so that no process is left with much at the end.
-    tasks.sort(key=lambda task: members[id(task)])
-    tasks.sort(key=lambda task: -max(cost(entries[number].mask) for number in members[id(task)]))
-    began, finished, total = time.monotonic(), 0, sum(len(task[0]) for task in tasks)
-    for task, (scores, seconds) in run_jobs(options.jobs, begin, _job, tasks):
+        groups += [(missing[i : i + options.together], seed) for i in range(0, len(missing), options.together)]
+    return sorted(groups, key=lambda group: -cost(entries[group[0][0]].mask))
+
+
+def _train_table(jobs: int, entries: list[Entry], groups: list[tuple[list[int], int]], log: Log, begin: tuple) -> None:
+    """Train what is missing, a line a result."""
+    tasks = [([pack(entries[number].mask) for number in group], seed) for group, seed in groups]
+    members = {id(task): group for task, (group, _) in zip(tasks, groups, strict=True)}
+    began, finished, total = time.monotonic(), 0, sum(len(group) for group, _ in groups)
+    for task, (scores, seconds) in run_jobs(jobs, begin, _job, tasks):
         for number, miou in zip(members[id(task)], scores, strict=True):
             log.add({"mask": number, "seed": task[1], "miou": miou, "seconds": round(seconds / len(scores), 2)})
         finished += len(scores)

@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,83 @@ def test_a_training_depends_on_its_mask_and_seed_alone():
     alone = [mask_table.train_decoders([mask], 0, pool, pool, budget, "cpu")[0] for mask in masks]
     assert together == alone
     assert together != mask_table.train_decoders(masks, 1, pool, pool, budget, "cpu")
+
+
+def test_without_graphs_steps_are_launched_one_by_one(monkeypatch, capsys):
+    torch.manual_seed(2)
+    with torch.no_grad():
+        end_points = mask_table.new_encoder(None).eval()(torch.randn(4, 3, 33, 33))
+    pool = _pool(end_points, torch.randint(0, 21, (4, 33, 33), dtype=torch.uint8))
+    mask, budget = as_decoder(named_mask("random-3", 9, 1), 64), mask_table.Budget(steps=2, batch=2, lr=0.01)
+    indices = batch_indices(4, 2, 2, seed=0)
+
+    def refuse(network, *rest):
+        network.fc_conv.weight.data.zero_()  # what warming up has changed
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(mask_table, "_capture", refuse)
+    states = []
+    for train in (mask_table._train_in_turn, mask_table._train_graphs):
+        torch.manual_seed(3)
+        features = mask_table.GivenFeatures(mask_table._features().channels, mask_table._features().strides)
+        network = mask_table.build(mask, features).train()
+        train([network], [mask], pool, indices, budget)
+        states.append(network.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert capsys.readouterr().err == "no CUDA graphs: operation not permitted when stream is capturing\n"
+
+
+def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch, entries):
+    """Only missing trainings run, longest first; with none missing, nothing is prepared."""
+    monkeypatch.setattr(mask_table, "table_masks", lambda count, side: entries[:6])
+    prepared, ran = [], []
+    monkeypatch.setattr(mask_table, "prepare", lambda *a: prepared.append(a))
+
+    def run_jobs(jobs, begin, work, tasks):
+        for task in tasks:
+            ran.append((len(task[0]), task[1]))
+            if len(ran) == 3:
+                raise KeyboardInterrupt
+            yield task, ([0.5] * len(task[0]), 1.0)
+
+    monkeypatch.setattr(mask_table, "run_jobs", run_jobs)
+    command = ["--out", str(tmp_path), "--masks", "3", "--together", "2"]
+    with pytest.raises(KeyboardInterrupt):
+        mask_table.main(command)
+    mask_table.main(command)
+    truth = mask_truth.load_truth(tmp_path / "mask_table_sample.json.gz")
+    assert len(truth.masks) == 6 and len(prepared) == 2
+    assert sum(count for count, _ in ran) - ran[2][0] == 12
+    mask_table.main(command)
+    assert len(prepared) == 2
+    with pytest.raises(UseError, match="other settings .budget."):
+        mask_table.main([*command, "--steps", "7"])
+
+
+def test_milliseconds_are_added_without_training(table, monkeypatch, capsys):
+    """The table's masks get what the machine's cost table predicts; a second price stands beside the first."""
+    asked = []
+
+    class Prices:
+        def predict(self, mask):
+            return 2.0 + len(mask.stages)
+
+    def cost_table(backbone, size, **options):
+        asked.append((backbone, size, options["threads"]))
+        return Prices()
+
+    module = types.SimpleNamespace(cost_table=cost_table)
+    monkeypatch.setitem(sys.modules, "sparsemask.spaces.connectivity.cost_table", module)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    path = table[2]
+    mask_table.main(["--price", str(path), "--size", "97", "256", "--threads", "1"])
+    truth = mask_truth.load_truth(path)
+    assert asked == [("mobilenet_v2", (97, 97), 1), ("mobilenet_v2", (256, 256), 1)]
+    assert truth.cost("97/1").tolist() == [2.0 + len(mask.stages) for mask in truth.masks]
+    assert "256/1" in truth.costs and "ms (97×97, 1 thread)" in mask_truth.summary(truth)
+    assert truth.percentile(2.0, 3.0, "97/1") == 100
+    with pytest.raises(UseError, match="no such table"):
+        mask_table.main(["--price", str(path.with_name("absent.gz"))])
 
 
 def test_the_mean_is_over_classes_of_the_truth():
