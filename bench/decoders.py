@@ -202,7 +202,7 @@ def choose_networks(options: argparse.Namespace) -> dict[str, dict]:
     for name in options.named:
         if not is_named(name):
             raise UseError(f"--named {name}: no such mask")
-        add(name, "named", named_mask(name, FEATURES))
+        add(name, "named", named_mask(name, FEATURES, strides=new_encoder(None).strides))
     for entry in options.mask:
         name, _, path = entry.partition("=")
         if not path:

@@ -162,13 +162,13 @@ def test_masks_are_spread_over_costs_and_shapes():
     assert len({mask.deepest for mask in masks}) >= 7 and len({len(mask.stages) for mask in masks}) >= 5
 
 
-@pytest.mark.parametrize("name", ["unet", "sparsemask-voc", "random-7"])
+@pytest.mark.parametrize("name", ["unet", "sparsemask-voc", "random-7", "fpn", "unet-3x3"])
 def test_the_formula_of_multiply_adds_is_what_the_network_executes(name):
     from sparsemask.costs import multiply_adds
 
-    mask = as_decoder(named_mask(name, 9, 3), 64)
+    mask = as_decoder(named_mask(name, 9, 3, (32, 32, 32, 16, 16, 8, 4, 2, 2)), 64)
     cost = mask_table.DecoderCost(65)
-    network = PrunedNetwork(mask.connections, num_classes=21)
+    network = PrunedNetwork(mask, num_classes=21)
     # The network may compute the whole encoder; the formula counts it as deep as it is used.
     unused = cost.encoder[0] - cost.encoder[mask.deepest]
     executed = multiply_adds(network, (1, 3, 65, 65))
