@@ -17,7 +17,7 @@ from sparsemask import spaces
 from sparsemask.config import Section, flag
 from sparsemask.masks.groups import GroupMask
 from sparsemask.options import positive
-from sparsemask.spaces import Loaded, Space
+from sparsemask.spaces import Loaded, Space, backbones
 from sparsemask.spaces.connectivity import named_mask
 from sparsemask.spaces.connectivity.encoding import mask_word
 from sparsemask.tasks.stereo.batch import StereoPair
@@ -45,6 +45,11 @@ WORD = mask_word(named_mask("unet", 9))
 class TestConnectivity(SpaceContract):
     space, config = spaces.get("connectivity"), ENCODER
     inputs, mask = noise(2, 3, 33, 40), named_mask("unet", 9)
+
+
+class TestConnectivityWider(SpaceContract):
+    space, config = spaces.get("connectivity"), ENCODER
+    inputs, mask = noise(2, 3, 33, 40), named_mask("fpn", 9, strides=backbones.strides("mobilenet_v2"), depth=8)
 
 
 class TestConnectivityBaseline(SpaceContract):

@@ -14,7 +14,7 @@ from sparsemask.masks import DOWN, UP
 from sparsemask.masks.decoder import FULL, MULTIPLE, SEPARABLE, DecoderMask, check_decoder, deepest_end_point
 from sparsemask.spaces.backbones.mobilenet_v2 import MobileNetV2
 from sparsemask.spaces.connectivity.fusion import batch_norm_errors, decode, upsample
-from sparsemask.spaces.connectivity.operations import ContextBlock, FullConvolution, SeparableConvolution
+from sparsemask.spaces.connectivity.operations import ContextBlock, FullConvolution, Layers, SeparableConvolution
 from sparsemask.spaces.connectivity.pruned_network import Structure
 from sparsemask.spaces.connectivity.search_network import build_backbone, init_convolutions
 
@@ -68,10 +68,10 @@ class ElasticStage(nn.Module):
         self.down_convs = nn.ModuleDict({str(j): nn.Conv2d(c, depth, 1, bias=False) for j, c in enumerate(down)})
         self.up_convs = nn.ModuleDict({str(j): nn.Conv2d(c, depth, 1, bias=False) for j, c in enumerate(up)})
         self.bn = ElasticNorm(depth, momentum=momentum)
-        layers = {"conv": ElasticConv, "norm": ElasticNorm}
-        self.separable = SeparableConvolution(depth, momentum, **layers)
-        self.full = FullConvolution(depth, momentum, **layers)
-        self.context = ContextBlock(depth, momentum, **layers)
+        layers = Layers(ElasticConv, ElasticNorm)
+        self.separable = SeparableConvolution(depth, momentum, layers)
+        self.full = FullConvolution(depth, momentum, layers)
+        self.context = ContextBlock(depth, momentum, layers)
 
     def operation(self, number: int) -> nn.Module | None:
         """The layers of an operation, None for the published one."""

@@ -5,6 +5,8 @@ All keep the number of channels, take and give activated features, and fold into
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,26 +18,30 @@ DILATIONS = (1, 2, 4)
 """Of the context block's 3x3 convolutions."""
 
 
+@dataclass(frozen=True)
+class Layers:
+    """Classes of convolutions and batch norms."""
+
+    conv: type[nn.Conv2d] = nn.Conv2d
+    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d
+
+
+PLAIN = Layers()
+
+
 class FullConvolution(nn.Module):
     """A 3x3 convolution, batch norm, relu6.
 
     Args:
         width: channels in and out.
         momentum: of the running statistics.
-        conv: class of the convolutions.
-        norm: class of the batch norms.
+        layers: classes of its convolutions and batch norms.
     """
 
-    def __init__(
-        self,
-        width: int,
-        momentum: float | None,
-        conv: type[nn.Conv2d] = nn.Conv2d,
-        norm: type[nn.BatchNorm2d] = nn.BatchNorm2d,
-    ):
+    def __init__(self, width: int, momentum: float, layers: Layers = PLAIN):
         super().__init__()
-        self.conv = conv(width, width, 3, padding=1, bias=False)
-        self.bn: nn.Module = norm(width, momentum=momentum)
+        self.conv = layers.conv(width, width, 3, padding=1, bias=False)
+        self.bn: nn.Module = layers.norm(width, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
@@ -52,18 +58,12 @@ class SeparableConvolution(nn.Module):
     Arguments as :class:`FullConvolution`'s.
     """
 
-    def __init__(
-        self,
-        width: int,
-        momentum: float | None,
-        conv: type[nn.Conv2d] = nn.Conv2d,
-        norm: type[nn.BatchNorm2d] = nn.BatchNorm2d,
-    ):
+    def __init__(self, width: int, momentum: float, layers: Layers = PLAIN):
         super().__init__()
-        self.depthwise = conv(width, width, 3, padding=1, groups=width, bias=False)
-        self.bn_depthwise: nn.Module = norm(width, momentum=momentum)
-        self.pointwise = conv(width, width, 1, bias=False)
-        self.bn_pointwise: nn.Module = norm(width, momentum=momentum)
+        self.depthwise = layers.conv(width, width, 3, padding=1, groups=width, bias=False)
+        self.bn_depthwise: nn.Module = layers.norm(width, momentum=momentum)
+        self.pointwise = layers.conv(width, width, 1, bias=False)
+        self.bn_pointwise: nn.Module = layers.norm(width, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
@@ -86,22 +86,16 @@ class ContextBlock(nn.Module):
     Arguments as :class:`FullConvolution`'s.
     """
 
-    def __init__(
-        self,
-        width: int,
-        momentum: float | None,
-        conv: type[nn.Conv2d] = nn.Conv2d,
-        norm: type[nn.BatchNorm2d] = nn.BatchNorm2d,
-    ):
+    def __init__(self, width: int, momentum: float, layers: Layers = PLAIN):
         super().__init__()
         self.convs = nn.ModuleList(
-            conv(width, width, 3, padding=d, dilation=d, groups=width, bias=False) for d in DILATIONS
+            layers.conv(width, width, 3, padding=d, dilation=d, groups=width, bias=False) for d in DILATIONS
         )
-        self.bns = nn.ModuleList(norm(width, momentum=momentum) for _ in DILATIONS)
-        self.bn_mean: nn.Module = norm(width, momentum=momentum)
-        self.project = conv(len(DILATIONS) * width, width, 1, bias=False)
-        self.project_mean = conv(width, width, 1, bias=False)
-        self.bn: nn.Module = norm(width, momentum=momentum)
+        self.bns = nn.ModuleList(layers.norm(width, momentum=momentum) for _ in DILATIONS)
+        self.bn_mean: nn.Module = layers.norm(width, momentum=momentum)
+        self.project = layers.conv(len(DILATIONS) * width, width, 1, bias=False)
+        self.project_mean = layers.conv(width, width, 1, bias=False)
+        self.bn: nn.Module = layers.norm(width, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
