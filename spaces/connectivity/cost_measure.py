@@ -1,7 +1,8 @@
 """Times of the steps of connectivity networks on the machine at hand.
 
 Everything is timed in turn, in several rounds, so that a disturbance meets all alike, and of each the lower quartile
-counts. With one thread on a CPU it is the thread's processor time, which other processes hardly change.
+counts, on a busy machine the least. With one thread on a CPU it is the thread's processor time: other processes change
+it by what they take of caches and memory, not by their time.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _SHORTEST = 4e-4  # seconds; functions that take less are called several times w
 _MOST_CALLS = 64
 # The C library maps blocks above this size (bytes) anew at each allocation, and the pages' first touch costs.
 _MAPPED = 1 << 25
+BUSY = 1.15
+"""Above, what a :class:`Timer` says of the machine means that milliseconds are not exact to a few percent."""
 WIDTHS = (8, 16, 24, 32, 48, 64)
 """Widths of stages at which steps are measured, beside the depth of the published space."""
 
@@ -77,18 +80,15 @@ def timer(device: torch.device, threads: int) -> Timer:
             for _ in range(rounds):
                 for key, function in functions.items():
                     taken[key].append(_measured(function, calls[key], device))
-        wall = np.array([[w for w, _ in times] for times in taken.values()])
-        if device.type == "cpu" and threads == 1:
-            processor = np.array([[p for _, p in times] for times in taken.values()])
-            return dict(zip(taken, _quartile(processor), strict=True)), float(wall.sum() / max(processor.sum(), 1e-9))
-        spread = np.median(wall, 1).sum() / max(wall.min(1).sum(), 1e-9)
-        return dict(zip(taken, _quartile(wall), strict=True)), float(spread)
+        wall, processor = np.moveaxis(np.array(list(taken.values())), 2, 0)
+        own = device.type == "cpu" and threads == 1
+        busy = (
+            wall.sum() / max(processor.sum(), 1e-9) if own else np.median(wall, 1).sum() / max(wall.min(1).sum(), 1e-9)
+        )
+        seconds = np.percentile(processor if own else wall, 0 if busy > BUSY else 25, axis=1)
+        return dict(zip(taken, (seconds * 1e3).tolist(), strict=True)), float(busy)
 
     return time_all
-
-
-def _quartile(seconds: np.ndarray) -> list[float]:
-    return (np.percentile(seconds, 25, axis=1) * 1e3).tolist()
 
 
 def _calls(function: Callable[[], object], device: torch.device) -> int:
