@@ -45,7 +45,7 @@ from sparsemask.spaces.connectivity.expected_cost import ExpectedCost
 from sparsemask.spaces.connectivity.named_masks import named_mask
 from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
 
-_VERSION = 1
+_VERSION = 2
 CURRENCIES = ("ms", "multiply-adds")
 _ROUNDS, _CALIBRATION = 7, 16
 _NOISE = 0.03  # relative error of a network's time that is expected
