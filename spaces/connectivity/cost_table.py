@@ -31,15 +31,22 @@ from sparsemask.files import read_json, write_json
 from sparsemask.inference import Form, optimize_for_inference
 from sparsemask.masks import DOWN, UP
 from sparsemask.masks.decoder import MULTIPLE, DecoderMask, as_decoder, decoder_mask
-from sparsemask.spaces.connectivity.cost_measure import Lazy, Timer, Workbench, steps_to_measure, timer
+from sparsemask.spaces.connectivity.cost_measure import (
+    BUSY,
+    Lazy,
+    Timer,
+    Workbench,
+    steps_to_measure,
+    thread_count,
+    timer,
+)
 from sparsemask.spaces.connectivity.decoder_steps import Geometry, Step, decoder_steps
 from sparsemask.spaces.connectivity.expected_cost import ExpectedCost
 from sparsemask.spaces.connectivity.named_masks import named_mask
 from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
 
-_VERSION = 1
+_VERSION = 2
 CURRENCIES = ("ms", "multiply-adds")
-_BUSY = 1.15  # of what the timer says of the machine; above, the table comes with a line
 _ROUNDS, _CALIBRATION = 7, 16
 _NOISE = 0.03  # relative error of a network's time that is expected
 _BLOCK = 16  # widths that are multiples of it take another, faster way through the convolutions
@@ -169,7 +176,7 @@ class CostTable:
             busy=round(busy, 3),
         )
         table = _calibrated(table, whole)
-        if busy > _BUSY:
+        if busy > BUSY:
             progress(
                 f"cost table: this machine is busy, what was timed took {busy:.2f} times what it takes alone; "
                 "do not trust the milliseconds to a few percent"
@@ -484,7 +491,7 @@ def _length(backbone: str | nn.Module) -> int:
 def _geometry(backbone: str | nn.Module, key: Key) -> Geometry:
     """Shapes of the encoder's features."""
     net = _network(backbone, key, _one_connection(_length(backbone), 0))
-    with torch.inference_mode():
+    with thread_count(1), torch.inference_mode():
         points = net.backbone(torch.zeros(1, key.in_channels, *key.size))
     sizes = [(point.shape[-2], point.shape[-1]) for point in points]
     return Geometry(tuple(point.shape[1] for point in points), tuple(sizes), key.depth, key.n_class)
@@ -493,7 +500,8 @@ def _geometry(backbone: str | nn.Module, key: Key) -> Geometry:
 def _encoder_multiply_adds(backbone: str | nn.Module, key: Key, j: int) -> int:
     """Multiply-adds of the encoder of networks whose deepest end point is j."""
     net = _network(backbone, key, _one_connection(_length(backbone), j))
-    return costs.multiply_adds(net.backbone, (1, key.in_channels, *key.size))
+    with thread_count(1):
+        return costs.multiply_adds(net.backbone, (1, key.in_channels, *key.size))
 
 
 def _calibration_masks(length: int, depth: int) -> list[DecoderMask]:
