@@ -98,11 +98,11 @@ def _best(value: object) -> bool:
 
 
 def _mask(value: object) -> bool:
-    """Of connections, by name or (L, L, 2); of channels in modules; of groups."""
+    """Of connections, by name or (L, L, 2); a decoder of the wider space; of channels in modules; of groups."""
     if value is None or isinstance(value, str):
         return True
     if isinstance(value, Tensor):
-        return _tensor_of(torch.bool, (None, None, 2))(value)
+        return _tensor_of(torch.bool, (None, None, 2))(value) or _tensor_of(torch.int32, (None, None))(value)
     channels = _fields(
         channels=_mapping(lambda v: is_tensor(v) and v.dtype == torch.bool),
         threshold=lambda v: _number(v) and 0 <= v < 1,

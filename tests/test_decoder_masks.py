@@ -15,6 +15,8 @@ from sparsemask.masks.decoder import (
     load_decoder,
     save_decoder,
 )
+from sparsemask.spaces.connectivity.encoding import read_mask
+from sparsemask.spaces.connectivity.named_masks import available_masks, is_named, named_mask, random_decoder
 
 
 def small(**changes) -> DecoderMask:
@@ -76,3 +78,75 @@ def test_other_records_are_refused(tmp_path):
         load_decoder(tmp_path / "m.npy")
     with pytest.raises(UseError, match="shape"):
         DecoderMask.unpack(small().packed()[:, 1:])
+
+
+MOBILENET, RESNET, SHALLOW = [32, 32, 32, 16, 16, 8, 4, 2, 2], [32, 16, 8, 4, 2], [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "lines"),
+    [
+        ("fpn", MOBILENET, {0: "E0", 3: "E3 D0", 5: "E5 D3", 6: "E6 D0 D3 D5"}),
+        ("fpn", RESNET, {0: "E0", 1: "E1 D0", 2: "E2 D1", 3: "E3 D0 D1 D2"}),
+        ("unet-3x3", RESNET, {0: "E0", 1: "E1 D0", 2: "E2 D1", 3: "E3 D2"}),
+        ("unet-3x3", [8, 8, 2], {0: "E0", 1: "E1 D0"}),
+    ],
+)
+def test_classic_decoders_stop_at_stride_4(name, strides, lines):
+    mask = named_mask(name, len(strides), strides=strides, depth=24)
+    read = {
+        i: " ".join(
+            [f"E{j}" for j in np.flatnonzero(mask.connections[i, :, DOWN])]
+            + [f"D{j - 1}" for j in np.flatnonzero(mask.connections[i, :, UP])]
+        )
+        for i in mask.stages
+    }
+    assert read == lines and not mask.context
+    assert all(mask.operations[i] == FULL and mask.widths[i] == 24 for i in mask.stages)
+
+
+def test_classic_decoders_need_strides_from_4_on():
+    assert {"fpn", "unet-3x3"} <= set(available_masks()) and is_named("fpn")
+    with pytest.raises(UseError, match="'fpn': needs the strides of the backbone's 9 end points"):
+        named_mask("fpn", 9)
+    with pytest.raises(UseError, match="'unet-3x3': no end point of stride 4 or more"):
+        named_mask("unet-3x3", 2, strides=SHALLOW)
+    with pytest.raises(UseError, match="'fpn': widths of stages are multiples of 8"):
+        named_mask("fpn", 9, strides=MOBILENET, depth=20)
+
+
+@pytest.mark.parametrize("strides", [MOBILENET, RESNET, SHALLOW, [8]])
+def test_random_decoders_are_valid_and_of_all_shapes(strides):
+    rng = np.random.default_rng(0)
+    masks = [random_decoder(rng, len(strides), strides) for _ in range(400)]
+    for mask in masks:
+        again = decoder_mask(mask.connections, mask.operations, mask.widths, mask.context)
+        assert again == mask  # valid, and nothing in it that the output does not depend on
+    assert {strides[m.output] for m in masks} == {s for s in strides if s in (2, 4, 8, 16)} | {strides[-1]}
+    assert {m.deepest for m in masks} == set(range(len(strides)))
+    assert {len(m.stages) for m in masks} == set(range(1, len(strides) + 1))
+    assert {m.context for m in masks} == {True, False}
+    assert {int(m.widths[i]) for m in masks for i in m.stages} == {16, 24, 32, 48, 64}
+    assert {int(m.operations[i]) for m in masks for i in m.stages} == {0, 1, 2}
+    assert len({m.key for m in masks}) > (300 if len(strides) > 2 else 20)
+    alike = [m for m in masks if not m.context and not m.operations.any() and m.output == len(strides) - 1]
+    assert any(len({int(m.widths[i]) for i in m.stages}) == 1 for m in alike)  # published ones
+    same = [random_decoder(np.random.default_rng(7), len(strides), strides) for _ in range(2)]
+    assert same[0] == same[1]
+
+
+def test_random_decoders_take_the_widths_given_and_refuse_wrong_ones():
+    rng = np.random.default_rng(0)
+    drawn = [random_decoder(rng, 5, RESNET, widths=(8, 40)) for _ in range(30)]
+    assert {int(m.widths[i]) for m in drawn for i in m.stages} == {8, 40}
+    with pytest.raises(UseError, match="multiples of 8"):
+        random_decoder(rng, 5, RESNET, widths=(12,))
+    with pytest.raises(UseError, match="4 end points has as many strides, not 5"):
+        random_decoder(rng, 4, RESNET)
+
+
+def test_what_takes_published_masks_alone_says_so(tmp_path):
+    save_decoder(tmp_path / "m.npy", small())
+    for text in (str(tmp_path / "m.npy"), "fpn"):
+        with pytest.raises(UseError, match="a decoder of the wider space; specialised networks and .* alone"):
+            read_mask(text, 5)

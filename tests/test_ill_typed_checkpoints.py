@@ -96,7 +96,7 @@ def written(state: dict, tmp_path):
 def test_what_runs_write_is_right(tmp_path):
     path = written(right(), tmp_path)
     assert checkpoint.load(path, "connectivity")["step"] == 3 and file_space(path) == "connectivity"
-    for mask in (None, "unet", torch.ones(2, 2, 2, dtype=torch.bool),
+    for mask in (None, "unet", torch.ones(2, 2, 2, dtype=torch.bool), torch.ones(2, 7, dtype=torch.int32),
                  {"channels": {"a": torch.ones(2, dtype=torch.bool)}, "threshold": 0.5},
                  {"config": {"arch": "x"}, "kept": {"a": [1, 0]}, "merged": []}):  # fmt: skip
         checkpoint_schema.check({**right(), "mask": mask, "data": None, "teacher": dict.fromkeys(

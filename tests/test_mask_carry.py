@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from pyramid import Pyramid
 from sparsemask import UseError
 from sparsemask.masks import DOWN, UP, load_mask, mask_note, save_mask, why_unusable
+from sparsemask.masks.decoder import decoder_mask
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import train as retrain_train
 from sparsemask.spaces import backbones
 from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
 from sparsemask.spaces.connectivity.carry import carry_mask, fit_mask, mask_lines, origin
+from sparsemask.spaces.connectivity.named_masks import random_decoder
 from tiny import SMALL, data_flags, make_data
 
 MOBILENET = [32, 32, 32, 16, 16, 8, 4, 2, 2]
@@ -142,6 +144,61 @@ def test_what_is_carried_is_usable_and_nothing_is_invented(here, there, k, seed)
     # Every stage that is left reaches the output.
     for stage in alive - {len(there) - 1}:
         assert carried[:, stage + 1, UP].any()
+
+
+def wide_of(n_features: int, *connections, context: bool = False):
+    """A decoder whose stage i has operation i modulo 3 and 8 (i + 1) channels."""
+    stages = range(n_features)
+    mask = made_of(n_features, *connections)
+    return decoder_mask(mask, [i % 3 for i in stages], [8 * (i + 1) for i in stages], context)
+
+
+FPN = named_mask("fpn", 9, strides=MOBILENET, depth=48)
+WIDE_CASES = {
+    "the output goes with its size": (FPN, MOBILENET, RESNET, [
+        "stage 0 (/32, 3x3, 48 channels) <- E_0",
+        "stage 1 (/16, 3x3, 48 channels) <- E_1, D_0",
+        "stage 2 (/8, 3x3, 48 channels) <- E_2, D_1",
+        "stage 3 (/4, 3x3, 48 channels) <- E_3, D_0, D_1, D_2",
+    ]),
+    "its size is absent: the next coarser one": (FPN, MOBILENET, [32, 16, 8, 2], [
+        "stage 0 (/32, 3x3, 48 channels) <- E_0",
+        "stage 1 (/16, 3x3, 48 channels) <- E_1, D_0",
+        "stage 2 (/8, 3x3, 48 channels) <- E_2, D_0, D_1",
+    ]),
+    "an output that is the last stage stays it": (
+        wide_of(3, (0, 0, DOWN), (2, 1, UP), (2, 2, DOWN), context=True), [8, 4, 2], [8, 4], [
+            "stage 0 (/8, 1x1, 8 channels, context) <- E_0", "stage 1 (/4, 3x3, 24 channels) <- D_0",
+        ]),
+    "stages that become one have the last one's operation": (
+        wide_of(4, (0, 0, DOWN), (1, 1, DOWN), (2, 1, UP), (2, 2, UP)), [8, 8, 4, 2], [8, 4, 2], [
+            "stage 0 (/8, separable 3x3, 16 channels) <- E_0", "stage 1 (/4, 3x3, 24 channels) <- D_0",
+        ]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WIDE_CASES)
+def test_decoders_of_the_wider_space_are_carried_with_their_stages(case):
+    mask, here, there, lines = WIDE_CASES[case]
+    carried = carry_mask(mask, here, there)
+    assert mask_lines(carried, there) == lines
+    assert carry_mask(mask, here, here) == mask
+
+
+@pytest.mark.parametrize("there", [RESNET, [32, 8, 4], [4, 2], [2], [16, 16, 1]])
+def test_decoders_of_any_shape_are_carried_or_refused(there):
+    rng, kept = np.random.default_rng(1), 0
+    for _ in range(100):
+        mask = random_decoder(rng, 9, MOBILENET)
+        try:
+            carried = carry_mask(mask, MOBILENET, there)
+        except UseError as error:
+            assert "nothing is left for the output stage" in str(error)
+            continue
+        kept += 1
+        assert len(carried) == len(there) and carried.connections.sum() <= mask.connections.sum()
+        assert {int(w) for w in carried.widths if w} <= {int(w) for w in mask.widths if w}
+    assert kept
 
 
 def test_masks_in_words():

@@ -8,6 +8,7 @@ import torch
 
 from sparsemask import UseError
 from sparsemask.masks import save_mask
+from sparsemask.masks.decoder import DecoderMask, save_decoder
 from sparsemask.spaces import backbones
 from sparsemask.spaces.connectivity.mask_source import BASELINE, Mask, resolve_mask
 from sparsemask.spaces.connectivity.named_masks import named_mask
@@ -43,6 +44,17 @@ def test_a_checkpoint_gives_back_what_it_took():
     assert isinstance(mask.entry, torch.Tensor)
     again = Mask.of_checkpoint(mask.entry)
     assert np.array_equal(again.argument, mask.connections)
+
+
+def test_decoders_of_the_wider_space_come_from_files_names_and_checkpoints(tmp_path):
+    fpn = resolve_mask("fpn", NAME, depth=16)
+    assert isinstance(fpn.decoder, DecoderMask) and set(fpn.decoder.widths) == {0, 16}
+    assert np.array_equal(fpn.connections, fpn.decoder.connections)
+    save_decoder(tmp_path / "m.npy", fpn.decoder, dict(fpn.note))
+    assert resolve_mask(str(tmp_path / "m.npy"), NAME).decoder == fpn.decoder
+    assert fpn.entry.dtype == torch.int32 and Mask.of_checkpoint(fpn.entry).argument == fpn.decoder
+    with pytest.raises(UseError, match="not a decoder mask"):
+        Mask.of_checkpoint(fpn.entry[:, 1:])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from sparsemask.engine import Method, checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
+from sparsemask.masks.decoder import save_decoder
 from sparsemask.options import Parser
 from sparsemask.pictures import draw_architecture
 from sparsemask.retrain.connectivity.start import SLIM, form_of, grouped, inherited_state, resolve_grouped
@@ -39,7 +40,8 @@ def mask_of(config: RunConfig, given: Mapping) -> tuple[Mask, RunConfig]:
     """
     if grouped(config):
         return resolve_grouped(config, given)
-    return resolve_mask(config.family.mask_path, config.network.backbone_name, config.run.seed), config
+    network = config.network
+    return resolve_mask(config.family.mask_path, network.backbone_name, config.run.seed, network.depth), config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,10 +110,10 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         inherited = inherited_state(context, mask) if state is None else None
         weights, changes = encoder_weights(context) if inherited is None and state is None else (None, {})
         seed_all(config.run.seed)
-        if mask.connections is not None:
+        if mask.decoder is not None:
             if context.main:
                 note = {**mask.note, "mask_path": str(config.family.mask_path)}
-                masks.save_mask(run.folder / "mask.npy", mask.connections, note)
+                save_decoder(run.folder / "mask.npy", mask.decoder, note)
             changes["mask_path"] = str(run.folder / "mask.npy")
         named = state if state is not None else inherited
         if named is not None:
@@ -133,8 +135,8 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
     def finish(self, context: Context, built: Built, result: dict) -> int:
         """The network to share, its costs and pictures."""
         config, run, model = context.config, context.run, built.model
-        connections = Mask.of_checkpoint(built.extra["mask"]).connections
-        count = None if connections is None else masks.count_connections(connections)
+        mask = Mask.of_checkpoint(built.extra["mask"])
+        count = None if mask.connections is None else masks.count_connections(mask.connections)
         cost = measure(model, (1, 3, config.data.crop_size, config.data.crop_size))
         save_network(run.folder / "network.safetensors", model, config, config["n_class"])
         run.note(
@@ -145,9 +147,9 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
             **page.cost_entries(cost, config.data.crop_size),
         )
         run_summary.draw_training(context, model)
-        if connections is not None:
+        if mask.decoder is not None:
             drawing = run.pictures / "architecture.png"
-            draw_architecture(connections, drawing, model.backbone.strides, model.backbone.channels)
+            draw_architecture(mask.decoder, drawing, model.backbone.strides, model.backbone.channels)
         kept = BASELINE if count is None else f"{count} connections"
         line = (
             f"retrained: {run_summary.metric_text(context, result)}; {kept}, "

@@ -64,6 +64,6 @@ def form_of(config: RunConfig, mask: Mask, state: dict) -> dict[str, Any]:
     """Flags that weights decide, by name: the form of the encoder, and the widths of its layers."""
     name = config.network.backbone_name
     found = forms.of_weights(state, name) if forms.has_forms(name) else {}
-    if mask.connections is None:
+    if mask.decoder is None:
         return {**found, "widths": None}
-    return {**found, "widths": small_widths(mask.connections, config.replace(**found), state)}
+    return {**found, "widths": small_widths(mask.decoder, config.replace(**found), state)}

@@ -12,6 +12,7 @@ from sparsemask import runs
 from sparsemask.config import RunConfig
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError
+from sparsemask.masks.decoder import wider_refused
 from sparsemask.options import adopted
 from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones import forms
@@ -104,6 +105,8 @@ def _from_run(config: RunConfig, given: Mapping, run: runs.Run) -> RunConfig:
         raise UseError(f"{run.folder}: the baseline '{mask}' has no decoder to specialise")
     if not isinstance(mask, torch.Tensor):
         raise UseError(f"{run.last}: no connections in it")
+    if mask.dtype != torch.bool:
+        raise wider_refused(str(run.folder), "specialised networks")
     mask, saved = mask.numpy(), state["config"]
     for name in _NETWORK:
         if saved.get(name) is None:

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparsemask.errors import UseError
-from sparsemask.masks import DOWN, UP, check_mask, count_connections, why_unusable
+from sparsemask.masks import DOWN, UP, count_connections, why_unusable
+from sparsemask.masks.decoder import OPERATIONS, DecoderMask, check_decoder, connections_of, decoder_mask
 from sparsemask.spaces import backbones
 
 # Masks of nine features that do not say where they come from are the public ones.
 PUBLIC = "mobilenet_v2"
 
 
-def carry_mask(mask: np.ndarray, strides_from: Sequence[int], strides_to: Sequence[int]) -> np.ndarray:
-    """The mask for a backbone with end points of other strides, bool (L', L', 2).
+def carry_mask(
+    mask: np.ndarray | DecoderMask, strides_from: Sequence[int], strides_to: Sequence[int]
+) -> np.ndarray | DecoderMask:
+    """The mask for a backbone with end points of other strides.
 
     Features are matched by spatial size, what has no match is dropped:
 
@@ -28,45 +31,61 @@ def carry_mask(mask: np.ndarray, strides_from: Sequence[int], strides_to: Sequen
        inputs and uses; what one of them took from another falls away, since it is now the same stage.
     4. Stages left without inputs lose their uses, and stages that no longer reach the output are removed.
 
+    In the wider space, too, an output stage that is the last one stays the last one. One that is not goes where the
+    feature of its size goes; without a match it becomes the shallowest stage that is coarser. Operations and widths go
+    with their stages; stages that become one have the last one's. A context block stays at the deepest stage.
+
     So every connection carried stands for at least one of the mask's; `unet` and `dense` remain what they are where
     no stride is lost. Equal strides give the mask as it is.
 
     Args:
-        mask: bool (L, L, 2), see :mod:`sparsemask.masks`.
+        mask: bool (L, L, 2), see :mod:`sparsemask.masks`, or a decoder of the wider space.
         strides_from: strides of the end points of the mask's backbone, deepest first.
         strides_to: those of the other backbone.
 
     Returns:
-        Bool (L', L', 2).
+        Bool (L', L', 2), or a decoder of the wider space.
 
     Raises:
         UseError: no connection to the output stage remains.
     """
-    mask = check_mask(mask, len(strides_from))
+    mask = check_decoder(mask, len(strides_from))
     if list(strides_from) == list(strides_to):
         return mask
     matches = _match(strides_from, strides_to)
     stages = [*matches[:-1], len(strides_to) - 1]
-    carried = np.zeros((len(strides_to), len(strides_to), 2), dtype=bool)
-    for i, j, kind in np.argwhere(mask).tolist():
+    last = output = len(strides_to) - 1
+    if isinstance(mask, DecoderMask) and mask.output < len(mask) - 1:
+        if stages[mask.output] is None:
+            coarser = [k for k, stride in enumerate(strides_to) if stride > strides_from[mask.output]]
+            stages[mask.output] = coarser[-1] if coarser else 0
+        output = stages[mask.output]
+    carried = np.zeros((last + 1, last + 1, 2), dtype=bool)
+    for i, j, kind in np.argwhere(connections_of(mask)).tolist():
         stage, source = stages[i], matches[j]
         if kind == UP:
             giver = stages[j - 1] if j else -1  # the global average is u_0
             source = None if giver is None or giver == stage else giver + 1
         if stage is not None and source is not None:
             carried[stage, source, kind] = True
-    for stage in range(len(carried) - 1):
+    for stage in range(output):
         if not carried[stage].any():
             carried[:, stage + 1, UP] = False
-    for stage in range(len(carried) - 2, -1, -1):
+    for stage in range(output - 1, -1, -1):
         if not carried[:, stage + 1, UP].any():
             carried[stage] = False
-    if why_unusable(carried):
+    if why_unusable(carried[: output + 1, : output + 1]):
         raise UseError(
             f"the mask cannot be carried from strides {_listed(strides_from)} to {_listed(strides_to)}: nothing is "
             "left for the output stage; search with this backbone"
         )
-    return carried
+    if not isinstance(mask, DecoderMask):
+        return carried
+    operations, widths = np.zeros((2, last + 1), dtype=np.int32)
+    for i in mask.stages:  # of stages that become one, the last one's stay
+        if stages[i] is not None:
+            operations[stages[i]], widths[stages[i]] = mask.operations[i], mask.widths[i]
+    return decoder_mask(carried, operations, widths, mask.context)
 
 
 def _match(strides_from: Sequence[int], strides_to: Sequence[int]) -> list[int | None]:
@@ -118,12 +137,12 @@ def origin(note: dict, n_features: int, what: object = "mask") -> tuple[str | No
 
 
 def fit_mask(
-    mask: np.ndarray, note: dict, backbone_name: str, what: object = "mask"
-) -> tuple[np.ndarray, dict, list[str]]:
+    mask: np.ndarray | DecoderMask, note: dict, backbone_name: str, what: object = "mask"
+) -> tuple[np.ndarray | DecoderMask, dict, list[str]]:
     """Adapt a mask to a backbone; it is carried over (:func:`carry_mask`) if it was made for other strides.
 
     Args:
-        mask: bool (L, L, 2).
+        mask: bool (L, L, 2), or a decoder of the wider space.
         note: content of the mask's json file; empty if there is none.
         backbone_name: the network's backbone.
         what: the mask's name in errors.
@@ -139,9 +158,9 @@ def fit_mask(
     strides = backbones.strides(backbone_name)
     target = {"backbone_name": backbone_name, "strides": strides}
     if strides_from is None or strides_from == strides:
-        return check_mask(mask, len(strides), str(what)), {**note, **target}, []
+        return check_decoder(mask, len(strides), str(what)), {**note, **target}, []
     carried = carry_mask(mask, strides_from, strides)
-    before, after = count_connections(mask), count_connections(carried)
+    before, after = (count_connections(connections_of(m)) for m in (mask, carried))
     origins = {**note, "mask_path": str(what), "backbone_name": name, "strides": strides_from, "connections": before}
     lines = [
         f"mask carried from {name or 'another backbone'} (strides {_listed(strides_from)}) to {backbone_name} "
@@ -151,13 +170,20 @@ def fit_mask(
     return carried, {**target, "connections": after, "carried_from": origins}, lines
 
 
-def mask_lines(mask: np.ndarray, strides: Sequence[int] | None = None) -> list[str]:
-    """Return the mask as text, a line for each stage with inputs, deepest first: ``stage 3 (/16) <- E_3, G, D_1``."""
+def mask_lines(mask: np.ndarray | DecoderMask, strides: Sequence[int] | None = None) -> list[str]:
+    """Return the mask as text, a line for each stage with inputs, deepest first: ``stage 3 (/16) <- E_3, G, D_1``.
+
+    In the wider space with operation and width: ``stage 3 (/16, 3x3, 48 channels, context) <- E_3, D_1``.
+    """
     lines = []
-    for i, row in enumerate(mask):
+    for i, row in enumerate(connections_of(mask)):
         names = [f"E_{j}" for j in np.flatnonzero(row[:, DOWN])]
         names += [f"D_{j - 1}" if j else "G" for j in np.flatnonzero(row[:, UP])]
-        size = f" (/{strides[i]})" if strides is not None else ""
+        words = [f"/{strides[i]}"] if strides is not None else []
+        if isinstance(mask, DecoderMask):
+            words += [OPERATIONS[mask.operations[i]], f"{mask.widths[i]} channels"]
+            words += ["context"] if mask.context and i == mask.stages[0] else []
+        size = f" ({', '.join(words)})" if words else ""
         if names:
             lines.append(f"stage {i}{size} <- {', '.join(names)}")
     return lines

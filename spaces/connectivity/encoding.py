@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from sparsemask.errors import UseError
-from sparsemask.masks import DOWN, UP, check_mask, load_mask
-from sparsemask.spaces.connectivity.named_masks import named_mask
+from sparsemask.masks import DOWN, UP, check_mask
+from sparsemask.masks.decoder import load_decoder, only_published, wider_refused
+from sparsemask.spaces.connectivity.named_masks import is_wider, named_mask
 
+_WHO = "specialised networks and networks with a pruned encoder"
 _KINDS = {DOWN: "e", UP: "u"}
 _WORD = re.compile(r"(\d+):(\d+[eu]\d+(?:,\d+[eu]\d+)*)")
 
@@ -37,13 +39,16 @@ def read_mask(text: str, features: int, seed: int = 0) -> np.ndarray:
         Bool (L, L, 2).
 
     Raises:
-        UseError: none of these, or a mask of another size.
+        UseError: none of these, a mask of another size, or a decoder of the wider space.
     """
     match = _WORD.fullmatch(text)
     if not match:
-        mask = (
-            load_mask(text) if Path(text).suffix == ".npy" or Path(text).exists() else named_mask(text, features, seed)
-        )
+        if Path(text).suffix == ".npy" or Path(text).exists():
+            mask = only_published(load_decoder(text), text, _WHO)
+        elif is_wider(text):
+            raise wider_refused(f"mask '{text}'", _WHO)
+        else:
+            mask = named_mask(text, features, seed)
         return check_mask(mask, features)
     size = int(match[1])
     if size != features:

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsemask.errors import UseError
 from sparsemask.masks import DOWN, UP
 
-# product(kind, j, x): contributions (stage i, tensor of depth channels) of feature j, DOWN (E_j) or UP (u_j)
+# product(kind, j, x): contributions (stage i, tensor of the stage's channels) of feature j, DOWN (E_j) or UP (u_j)
 Product = Callable[[int, int, Tensor], Iterable[tuple[int, Tensor]]]
 
 
@@ -26,14 +26,16 @@ def decode(
     used: Callable[[int, int], bool],
     product: Product,
     finish: Callable[[int, Tensor], Tensor],
+    refine: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Run the decoder stages from the deepest and return relu6 of the last one, (B, depth, H, W).
+    """Run the decoder stages from the deepest and return the output of the last one with inputs, (B, depth, H, W).
 
     Args:
-        end_points: E_0 ... E_{L-1}, deepest first, before activation.
+        end_points: E_0 ... E_{L-1}, deepest first, before activation; what is deeper than all that is used may be None.
         used: whether any stage reads feature j of a kind; unused features are not computed.
         product: convolves one activated feature for all stages that read it.
-        finish: applied by a stage to the sum of its inputs (batch norm).
+        finish: applied by a stage to the sum of its inputs (batch norm), before relu6.
+        refine: applied by a stage after relu6; None: nothing is.
     """
     # A tensor of each size; sizes are compared, not hashed: they are open where a network is exported.
     sums: list[list[Tensor]] = [[] for _ in end_points]
@@ -57,6 +59,8 @@ def decode(
             constant = len(sums[i]) == 1 and sums[i][0].shape[-2:] == (1, 1)
             total = finish(i, _total(sums[i], end_point.shape[-2:]))
             output = F.relu6(total, inplace=not constant)
+            if refine is not None:
+                output = refine(i, output)
             sums[i] = []
             if i + 1 < len(end_points) and used(UP, i + 1):
                 spread(UP, i + 1, output)

@@ -1,4 +1,4 @@
-"""Which connections a network has, from what a user may name: a mask file, a named mask, the baseline `fcn`."""
+"""Which decoder a network has, from what a user may name: a mask file, a named mask, the baseline `fcn`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from sparsemask import masks
 from sparsemask.errors import UseError
+from sparsemask.masks.decoder import DecoderMask, connections_of, load_decoder
 from sparsemask.spaces import backbones
 from sparsemask.spaces.connectivity.carry import PUBLIC, fit_mask
 from sparsemask.spaces.connectivity.named_masks import is_named, named_mask, unknown_mask
@@ -22,15 +23,16 @@ _PUBLISHED = "sparsemask-voc"
 
 @dataclass(frozen=True)
 class Mask:
-    """The connections of a network, fitted to its backbone.
+    """The decoder of a network, fitted to its backbone.
 
     Attributes:
-        connections: bool (L, L, 2); None is the baseline `fcn`, a classifier on the encoder without a decoder.
-        note: where they come from, for the json beside a mask file.
-        lines: what was done to carry them to the backbone, in words.
+        decoder: bool (L, L, 2) of the published space, or a decoder of the wider one; None is the baseline `fcn`, a
+            classifier on the encoder without a decoder.
+        note: where it comes from, for the json beside a mask file.
+        lines: what was done to carry it to the backbone, in words.
     """
 
-    connections: np.ndarray | None
+    decoder: np.ndarray | DecoderMask | None
     note: Mapping[str, Any] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
 
@@ -39,27 +41,37 @@ class Mask:
         """The mask of a checkpoint's entry `mask`; UseError where it is a word that stands for none."""
         if isinstance(entry, str) and entry != BASELINE:
             raise unknown_mask(entry, BASELINE)
-        return cls(entry.numpy() if isinstance(entry, torch.Tensor) else None)
+        if not isinstance(entry, torch.Tensor):
+            return cls(None)
+        return cls(entry.numpy() if entry.dtype == torch.bool else DecoderMask.unpack(entry))
+
+    @property
+    def connections(self) -> np.ndarray | None:
+        """Bool (L, L, 2) of either space; None of the baseline."""
+        return None if self.decoder is None else connections_of(self.decoder)
 
     @property
     def entry(self) -> torch.Tensor | str:
         """What a checkpoint holds of it."""
-        return BASELINE if self.connections is None else torch.from_numpy(self.connections)
+        if isinstance(self.decoder, DecoderMask):
+            return self.decoder.packed()
+        return BASELINE if self.decoder is None else torch.from_numpy(self.decoder)
 
     @property
-    def argument(self) -> np.ndarray | str:
+    def argument(self) -> np.ndarray | DecoderMask | str:
         """What :meth:`sparsemask.spaces.Space.network` takes."""
-        return BASELINE if self.connections is None else self.connections
+        return BASELINE if self.decoder is None else self.decoder
 
 
-def resolve_mask(source: str | None, backbone: str, seed: int = 0) -> Mask:
+def resolve_mask(source: str | None, backbone: str, seed: int = 0, depth: int = 64) -> Mask:
     """The mask that a flag names, fitted to a backbone.
 
     Args:
-        source: a mask file, which is carried where it was made for other strides, a name of
+        source: a mask file of either space, which is carried where it was made for other strides, a name of
             :func:`sparsemask.spaces.connectivity.named_masks.available_masks`, or `fcn`.
         backbone: name of the encoder.
         seed: of random masks.
+        depth: channels of the stages of named decoders of the wider space.
 
     Raises:
         UseError: no mask is named, it is unknown or unreadable, or nothing of it can be carried to the backbone.
@@ -67,16 +79,16 @@ def resolve_mask(source: str | None, backbone: str, seed: int = 0) -> Mask:
     if source is None:
         raise UseError("--mask_path is missing: a mask file (prune/prune.py writes one) or a named mask")
     if source != BASELINE and (Path(source).suffix == ".npy" or Path(source).exists()):
-        return _fitted(masks.load_mask(source), masks.mask_note(source), backbone, source)
+        return _fitted(load_decoder(source), masks.mask_note(source), backbone, source)
     if source == _PUBLISHED:
         return _fitted(named_mask(source, 9), {"backbone_name": PUBLIC}, backbone, source)
     if source != BASELINE and not is_named(source):
         raise unknown_mask(source, BASELINE)
     strides = backbones.strides(backbone)
-    connections = None if source == BASELINE else named_mask(source, len(strides), seed)
-    return Mask(connections, {"backbone_name": backbone, "strides": strides})
+    decoder = None if source == BASELINE else named_mask(source, len(strides), seed, strides, depth)
+    return Mask(decoder, {"backbone_name": backbone, "strides": strides})
 
 
-def _fitted(connections: np.ndarray, note: dict[str, Any], backbone: str, source: str) -> Mask:
-    connections, note, lines = fit_mask(connections, note, backbone, source)
-    return Mask(connections, note, tuple(lines))
+def _fitted(decoder: np.ndarray | DecoderMask, note: dict[str, Any], backbone: str, source: str) -> Mask:
+    decoder, note, lines = fit_mask(decoder, note, backbone, source)
+    return Mask(decoder, note, tuple(lines))

@@ -10,29 +10,70 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.inference import fold_pairs
-from sparsemask.masks import DOWN, UP, check_mask
+from sparsemask.masks import DOWN, UP
+from sparsemask.masks.decoder import POINTWISE, DecoderMask, check_decoder
 from sparsemask.spaces.connectivity.fusion import batch_norm_errors, decode, upsample
+from sparsemask.spaces.connectivity.operations import OPERATION_MODULES, ContextBlock
 from sparsemask.spaces.connectivity.search_network import build_backbone, init_convolutions
 from sparsemask.spaces.connectivity.widths import narrow_
 
 
 class Stage(nn.Module):
-    """Parameters of one decoder stage: a 1x1 convolution per kept connection, keyed by its feature."""
+    """Parameters of one decoder stage: a 1x1 convolution per kept connection, keyed by its feature, and what follows.
 
-    def __init__(self, down: dict[int, int], up: dict[int, int], depth: int, momentum: float):
+    `operation` and `context` are None in the published space, where batch norm and relu6 end a stage.
+    """
+
+    def __init__(
+        self,
+        down: dict[int, int],
+        up: dict[int, int],
+        width: int,
+        momentum: float,
+        operation: int = POINTWISE,
+        context: bool = False,
+    ):
         super().__init__()
-        self.down_convs = nn.ModuleDict({str(j): nn.Conv2d(c, depth, 1, bias=False) for j, c in down.items()})
-        self.up_convs = nn.ModuleDict({str(j): nn.Conv2d(c, depth, 1, bias=False) for j, c in up.items()})
-        self.bn = nn.BatchNorm2d(depth, momentum=momentum)
+        self.down_convs = nn.ModuleDict({str(j): nn.Conv2d(c, width, 1, bias=False) for j, c in down.items()})
+        self.up_convs = nn.ModuleDict({str(j): nn.Conv2d(c, width, 1, bias=False) for j, c in up.items()})
+        self.bn = nn.BatchNorm2d(width, momentum=momentum)
+        layer = OPERATION_MODULES[operation]
+        self.operation = None if layer is None else layer(width, momentum)
+        self.context = ContextBlock(width, momentum) if context else None
+
+    def refine(self, x: Tensor) -> Tensor:
+        """What follows the activated sum of the inputs, (B, width, h, w)."""
+        if self.operation is not None:
+            x = self.operation(x)
+        return x if self.context is None else self.context(x)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Fold all batch norms into the convolutions, in place and irreversibly.
+
+        The stage's own scales all of its 1x1 convolutions; its shift joins one of them (a constant commutes with
+        bilinear upsampling).
+        """
+        convs = [*self.down_convs.values(), *self.up_convs.values()]
+        scale = self.bn.weight * torch.rsqrt(self.bn.running_var + self.bn.eps)
+        for conv in convs:
+            conv.weight.mul_(scale.view(-1, 1, 1, 1))
+            conv.bias = nn.Parameter(torch.zeros_like(scale))
+        convs[0].bias.copy_(self.bn.bias - self.bn.running_mean * scale)
+        self.bn = nn.Identity()
+        for part in (self.operation, self.context):
+            if part is not None:
+                part.fold()
 
 
 class PrunedNetwork(nn.Module):
-    """Encoder and the decoder of a connectivity mask (arXiv 1904.07642, section 3.3).
+    """Encoder and the decoder of a connectivity mask (arXiv 1904.07642, section 3.3), or of the wider space.
 
     Args:
-        mask: bool (L, L, 2), see :mod:`sparsemask.masks`; L is the backbone's number of end points.
+        mask: bool (L, L, 2), see :mod:`sparsemask.masks`, or a decoder of the wider space, see
+            :mod:`sparsemask.masks.decoder`; L is the backbone's number of end points.
         backbone_name: name of a registered backbone, or a backbone already built.
-        depth: channels of every decoder stage.
+        depth: channels of every decoder stage; a decoder of the wider space says its widths itself.
         in_channels: channels of the input image.
         num_classes: channels of the output.
         bn_momentum: of all running statistics.
@@ -40,8 +81,8 @@ class PrunedNetwork(nn.Module):
             :mod:`sparsemask.spaces.connectivity.widths`.
         backbone_options: further arguments of the backbone's builder, such as its form.
 
-    Stages that do not reach the output keep their (frozen) parameters, so that public checkpoints load, but
-    are not computed.
+    Stages of a published mask that do not reach the output keep their (frozen) parameters, so that public checkpoints
+    load, but are not computed. A decoder of the wider space has no such stages.
 
     Raises:
         UseError: a mask of another number of features, an unknown backbone, or widths that do not fit.
@@ -49,7 +90,7 @@ class PrunedNetwork(nn.Module):
 
     def __init__(
         self,
-        mask: np.ndarray,
+        mask: np.ndarray | DecoderMask,
         backbone_name: str | nn.Module = "mobilenet_v2",
         depth: int = 64,
         in_channels: int = 3,
@@ -64,21 +105,30 @@ class PrunedNetwork(nn.Module):
         if widths:
             narrow_(self.backbone, widths, in_channels)
         channels = list(self.backbone.channels)
-        self.mask = check_mask(mask, len(channels))
-        live = _reaching_output(self.mask)
+        self.mask = check_decoder(mask, len(channels))
+        if isinstance(self.mask, DecoderMask):
+            connections, live, output = self.mask.connections, self.mask.stages, self.mask.output
+            self.stage_widths = self.mask.widths.tolist()
+            operations = self.mask.operations.tolist()
+            context = {live[0]} if self.mask.context else set()
+        else:
+            connections, live, output = self.mask, _reaching_output(self.mask), len(channels) - 1
+            self.stage_widths = [depth] * len(channels)
+            operations, context = [POINTWISE] * len(channels), set()
         stages = {}
-        for i, row in enumerate(self.mask):
+        for i, row in enumerate(connections):
             if row.any():
                 down = {int(j): channels[j] for j in np.flatnonzero(row[:, DOWN])}
-                up = {int(j): depth if j else channels[0] for j in np.flatnonzero(row[:, UP])}
-                stages[f"Decoders_{i}"] = Stage(down, up, depth, bn_momentum).requires_grad_(i in live)
+                up = {int(j): self.stage_widths[j - 1] if j else channels[0] for j in np.flatnonzero(row[:, UP])}
+                stage = Stage(down, up, self.stage_widths[i], bn_momentum, operations[i], i in context)
+                stages[f"Decoders_{i}"] = stage.requires_grad_(i in live)
         self.decoders = nn.ModuleDict(stages)
-        self.fc_conv = nn.Conv2d(depth, num_classes, 1)
+        self.fc_conv = nn.Conv2d(self.stage_widths[output], num_classes, 1)
         init_convolutions(self.decoders, self.fc_conv)
         self.merged = nn.ModuleDict()  # filled by fold()
         # Stages that read feature j of a kind and reach the output.
         self._takers = {
-            (kind, j): [i for i in live if self.mask[i, j, kind]] for j in range(len(channels)) for kind in (DOWN, UP)
+            (kind, j): [i for i in live if connections[i, j, kind]] for j in range(len(channels)) for kind in (DOWN, UP)
         }
 
     def _convs(self, kind: int, j: int) -> list[nn.Conv2d]:
@@ -88,21 +138,11 @@ class PrunedNetwork(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Turn into the evaluation form, in place and irreversibly: no batch norms, one convolution per feature.
-
-        A stage's batch norm scales all of its convolutions; its shift joins one of them (a constant commutes with
-        bilinear upsampling).
-        """
+        """Turn into the evaluation form, in place and irreversibly: no batch norms, one convolution per feature."""
         self.eval()
         fold_pairs(self.backbone)
         for stage in self.decoders.values():
-            convs = [*stage.down_convs.values(), *stage.up_convs.values()]
-            scale = stage.bn.weight * torch.rsqrt(stage.bn.running_var + stage.bn.eps)
-            for conv in convs:
-                conv.weight.mul_(scale.view(-1, 1, 1, 1))
-                conv.bias = nn.Parameter(torch.zeros_like(scale))
-            convs[0].bias.copy_(stage.bn.bias - stage.bn.running_mean * scale)
-            stage.bn = nn.Identity()
+            stage.fold()
         merged = {}
         for (kind, j), takers in self._takers.items():
             if takers:
@@ -116,15 +156,15 @@ class PrunedNetwork(nn.Module):
         self.merged.update(merged)
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or upsampled to `size`."""
+        """(B, C, H, W) -> scores (B, classes, h, w) at the output stage's size, or upsampled to `size`."""
         with batch_norm_errors():
             features = self.decode(self.backbone(x))
         logits = self.fc_conv(features)
         return logits if size is None else upsample(logits, size)
 
     def decode(self, end_points: Sequence[Tensor]) -> Tensor:
-        """The last decoder stage's output, (B, depth, h, w), from the encoder's end points."""
-        return decode(end_points, self.used, self.product, self.finish)
+        """The output stage's output, (B, width, h, w), from the encoder's end points."""
+        return decode(end_points, self.used, self.product, self.finish, self.refine)
 
     def used(self, kind: int, j: int) -> bool:
         """Whether any stage that reaches the output reads feature j of a kind."""
@@ -136,11 +176,16 @@ class PrunedNetwork(nn.Module):
             products = self.merged[f"{kind}_{j}"](x)
         else:
             products = _together(self._convs(kind, j), x)
-        yield from zip(self._takers[kind, j], products.split(self.fc_conv.in_channels, 1), strict=True)
+        takers = self._takers[kind, j]
+        yield from zip(takers, products.split([self.stage_widths[i] for i in takers], 1), strict=True)
 
     def finish(self, i: int, total: Tensor) -> Tensor:
         """Batch norm of stage i on the sum of its inputs, before relu6."""
         return self.decoders[f"Decoders_{i}"].bn(total)
+
+    def refine(self, i: int, output: Tensor) -> Tensor:
+        """Operation and context block of stage i on its activated sum."""
+        return self.decoders[f"Decoders_{i}"].refine(output)
 
 
 def _together(convs: Sequence[nn.Conv2d], x: Tensor) -> Tensor:

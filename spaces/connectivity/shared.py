@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from sparsemask.errors import UseError
+from sparsemask.masks.decoder import DecoderMask, decoder_mask
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from sparsemask.spaces.described import build_described, describing
@@ -36,10 +38,18 @@ def save_network(path: str | os.PathLike, network: PrunedNetwork | FCN, config: 
         "n_class": n_class,
         **forms.flags_of(config),
         "features": len(network.backbone.channels),
-        "connections": None if network.mask is None else np.argwhere(network.mask).tolist(),
+        **_entries(network.mask),
         "widths": network.widths,
     }
     save_safetensors(path, network.state_dict(), {k: json.dumps(v) for k, v in entries.items()})
+
+
+def _entries(mask: np.ndarray | DecoderMask | None) -> dict[str, Any]:
+    """What a file says of the decoder; `decoder` is of the wider space alone."""
+    if isinstance(mask, DecoderMask):
+        words = {"operations": mask.operations.tolist(), "widths": mask.widths.tolist(), "context": mask.context}
+        return {"connections": np.argwhere(mask.connections).tolist(), "decoder": words}
+    return {"connections": None if mask is None else np.argwhere(mask).tolist()}
 
 
 def mask_from(connections: list[list[int]], features: int) -> np.ndarray:
@@ -91,7 +101,9 @@ def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | N
     if connections is None:
         return build_described(lambda: FCN(**options), state, path)
     with describing(path):
-        mask = mask_from(connections, features)
+        mask: np.ndarray | DecoderMask = mask_from(connections, features)
+        if (words := entries.get("decoder")) is not None:
+            mask = decoder_mask(mask, words["operations"], words["widths"], words["context"], str(path))
     return build_described(
         lambda: PrunedNetwork(mask, depth=depth, widths=entries.get("widths"), **options), state, path
     )

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from sparsemask.errors import UseError
+from sparsemask.masks.decoder import DecoderMask
 from sparsemask.spaces import backbones, register
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.connectivity.named_masks import named_mask
@@ -73,7 +74,10 @@ class ConnectivityConfig:
 
 
 class ConnectivitySpace(Space):
-    """SparseMask's space: 2^(L(L+1)) decoders on an encoder with L end points."""
+    """SparseMask's space: 2^(L(L+1)) decoders on an encoder with L end points, and the wider one around it.
+
+    Decoders of the wider space choose operations, widths and the output's stage too (:mod:`sparsemask.masks.decoder`).
+    """
 
     family = "connectivity"
     name = "connectivity"
@@ -85,8 +89,8 @@ class ConnectivitySpace(Space):
         options = replace(config, widths=None).network_options()
         return FullyDenseNetwork(depth=config.depth, noise_std=config.noise_std, **options)
 
-    def network(self, mask: np.ndarray | str, config) -> PrunedNetwork | FCN:
-        """Build the small network of a mask, of a named mask, or of `fcn`, the baseline without a decoder."""
+    def network(self, mask: np.ndarray | DecoderMask | str, config) -> PrunedNetwork | FCN:
+        """Build the small network of a mask of either space, of a named one, or of `fcn`, without a decoder."""
         config = ConnectivityConfig.from_options(config)
         options = config.network_options()
         if isinstance(mask, str):
@@ -98,13 +102,17 @@ class ConnectivitySpace(Space):
             encoder = backbones.create(
                 config.backbone_name, config.in_channels, momentum=config.bn_momentum, **config.encoder
             )
-            mask = named_mask(mask, len(encoder.channels))
+            mask = named_mask(mask, len(encoder.channels), strides=list(encoder.strides), depth=config.depth)
             settings = {"num_classes": config.n_class, "bn_momentum": config.bn_momentum, "widths": widths}
             return PrunedNetwork(mask, encoder, config.depth, config.in_channels, **settings)
         return PrunedNetwork(mask, depth=config.depth, **options)
 
     def transfer(
-        self, checkpoint: Mapping[str, Tensor], mask: np.ndarray | str, config, inherit: str = "encoder"
+        self,
+        checkpoint: Mapping[str, Tensor],
+        mask: np.ndarray | DecoderMask | str,
+        config,
+        inherit: str = "encoder",
     ) -> dict[str, Tensor]:
         """Select the weights that a small network inherits from a supernet: `encoder` or `all`.
 
@@ -116,7 +124,7 @@ class ConnectivitySpace(Space):
         return inherited_state(self.network(mask, config), checkpoint, inherit)
 
     def load(self, path: str | os.PathLike) -> Loaded:
-        """Load a network and its connections, bool (L, L, 2), from a safetensors file; no mask for `fcn`."""
+        """Load a network and its mask, of either space, from a safetensors file; no mask for `fcn`."""
         from sparsemask.spaces.connectivity.shared import load_network
 
         network = load_network(path)

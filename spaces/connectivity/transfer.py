@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsemask.errors import UseError, choose
+from sparsemask.masks.decoder import DecoderMask
 from sparsemask.spaces.connectivity.pruned_network import FCN, PrunedNetwork
 
 INHERIT = ("encoder", "all")
@@ -21,7 +22,9 @@ def inherited_state(net: PrunedNetwork | FCN, state: Mapping[str, Tensor], how: 
         state: state dict of the FullyDenseNetwork (bare keys).
         how: `encoder` copies the backbone only. `all` also carries over the classifier, the stages' batch
             norms and the kept convolutions, with connection weight and inner batch norm folded in: in
-            evaluation the result equals the supernet whose other connections have weight 0.
+            evaluation the result equals the supernet whose other connections have weight 0. A decoder of the wider
+            space takes what is there: of other widths the first channels, the classifier if its output is the last
+            stage; all else keeps its values.
 
     Returns:
         A state dict that fits `net` strictly.
@@ -36,11 +39,13 @@ def inherited_state(net: PrunedNetwork | FCN, state: Mapping[str, Tensor], how: 
         return new
     if not isinstance(net, PrunedNetwork):
         raise UseError("inherit 'all' needs a connectivity mask: the FCN baseline has no decoder to inherit")
-    new |= {key: _take(state, key, target) for key in target if key.startswith("fc_conv.")}
+    wider = isinstance(net.mask, DecoderMask)
+    if not wider or net.mask.output == len(net.mask) - 1:
+        new |= {key: _get(state, key).clone() for key in target if key.startswith("fc_conv.")}
     for name, stage in net.decoders.items():
         prefix = f"decoders.{name}"
         w = _get(state, f"{prefix}._weight_").clamp(0, 2)
-        offset = torch.zeros_like(_take(state, f"{prefix}.bn.running_mean", target))
+        offset = torch.zeros_like(_get(state, f"{prefix}.bn.running_mean"))
         for column, (kind, convs) in enumerate((("down_convs", stage.down_convs), ("up_convs", stage.up_convs))):
             for j in convs:
                 key = f"{prefix}.{kind}.{j}"
@@ -49,13 +54,27 @@ def inherited_state(net: PrunedNetwork | FCN, state: Mapping[str, Tensor], how: 
                 offset += constant
         for key in target:
             if key.startswith(f"{prefix}.bn."):
-                new[key] = _take(state, key, target)
+                new[key] = _get(state, key).clone()
         # The constants of the inner batch norms are gone from the sum: its mean moves by as much.
         new[f"{prefix}.bn.running_mean"] = new[f"{prefix}.bn.running_mean"] - offset
     for key, value in new.items():
         if value.shape != target[key].shape:
-            raise UseError(_misfit(key, value, target[key]))
+            if not wider:
+                raise UseError(_misfit(key, value, target[key]))
+            new[key] = _leading(key, value, target[key])
     return new
+
+
+def _leading(key: str, value: Tensor, drawn: Tensor) -> Tensor:
+    """The value's first channels in the drawn tensor; numbers of classes and of the encoder's channels must agree."""
+    widths = {0, 1} if ".up_convs." in key else {1} if key.startswith("fc_conv.") else {0}
+    fixed = [n for n in range(drawn.dim()) if n not in widths]
+    if value.dim() != drawn.dim() or any(value.shape[n] != drawn.shape[n] for n in fixed):
+        raise UseError(_misfit(key, value, drawn))
+    common = tuple(slice(min(sizes)) for sizes in zip(value.shape, drawn.shape, strict=True))
+    filled = drawn.clone()
+    filled[common] = value[common]
+    return filled
 
 
 def _folded(state: Mapping[str, Tensor], norm: str, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from sparsemask.config import RunConfig, flag
 from sparsemask.errors import UseError
 from sparsemask.flags import EncoderSection
 from sparsemask.masks import DOWN, UP
+from sparsemask.masks.decoder import DecoderMask, wider_refused
 from sparsemask.masks.groups import GroupMask, load_mask
 from sparsemask.spaces import backbones, register
 from sparsemask.spaces.backbones import forms
@@ -138,22 +139,26 @@ def described(what: object) -> dict:
         mask = None
         if pairs is not None and size is not None:
             mask = mask_from(pairs, size)
+        wider = entries.get("decoder") is not None
         options = {**entries, **forms.words_of(entries)}
     else:
         state = weights.read_checkpoint(what)
         space, mask, options = state.get("space"), state.get("mask"), dict(weights.config_of(state))
         mask = mask.numpy() if isinstance(mask, Tensor) else None
+        wider = mask is not None and mask.dtype != np.bool_
+    if space == "connectivity" and wider:
+        raise wider_refused(str(what), "networks with a pruned encoder")
     if space != "connectivity" or mask is None or not (mask[..., DOWN].any() or mask[..., UP].any()):
         raise UseError(f"{what}: not of a retrained connectivity network (runs/NAME/network.safetensors)")
     known = {name: options.get(name) for name in _NETWORK if name != "connectivity" and name in options}
     return {**known, "connectivity": mask_word(mask)}
 
 
-def small_widths(mask: np.ndarray, options, state: Mapping[str, Tensor]) -> str | None:
+def small_widths(mask: np.ndarray | DecoderMask, options, state: Mapping[str, Tensor]) -> str | None:
     """Read the encoder's widths from a connectivity network's weights.
 
     Args:
-        mask: connections, bool (L, L, 2).
+        mask: connections, bool (L, L, 2), or a decoder of the wider space.
         options: of the network by name.
         state: its weights.
 

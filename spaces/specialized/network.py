@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError, choose
+from sparsemask.masks.decoder import only_published
 from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
@@ -47,7 +48,8 @@ class DenseNetwork(PrunedNetwork):
         backbone_options: further arguments of the backbone's builder.
 
     Raises:
-        UseError: `scale` out of range or with other than 3 input channels; and as :class:`PrunedNetwork`.
+        UseError: a decoder of the wider space; `scale` out of range or with other than 3 input channels; and as
+            :class:`PrunedNetwork`.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class DenseNetwork(PrunedNetwork):
         scale: int | None = None,
         **backbone_options,
     ):
+        only_published(mask, "mask", "specialised networks")
         if scale is not None:
             if in_channels != 3 or not 1 <= scale <= 8:
                 raise UseError(

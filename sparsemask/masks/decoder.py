@@ -136,6 +136,53 @@ def decoder_mask(
     )
 
 
+def check_decoder(mask: np.ndarray | DecoderMask, n_features: int, what: str = "mask") -> np.ndarray | DecoderMask:
+    """Check a mask of either space; one of the published space is copied.
+
+    Args:
+        mask: bool (L, L, 2), or a decoder of the wider space, which was checked when it was made.
+        n_features: L that is expected.
+        what: how error messages begin.
+
+    Raises:
+        UseError: a mask of another number of features, or an unusable one.
+    """
+    if not isinstance(mask, DecoderMask):
+        return check_mask(mask, n_features, what)
+    if len(mask) != n_features:
+        raise UseError(
+            f"{what}: the mask is for {len(mask)} features, this backbone has {n_features}; "
+            "take a mask searched with this backbone"
+        )
+    return mask
+
+
+def connections_of(mask: np.ndarray | DecoderMask) -> np.ndarray:
+    """The connections, bool (L, L, 2), of a mask of either space."""
+    return mask.connections if isinstance(mask, DecoderMask) else mask
+
+
+def only_published(mask: np.ndarray | DecoderMask, what: str, who: str) -> np.ndarray:
+    """Return the mask where it is of the published space.
+
+    Args:
+        mask: of either space.
+        what: how the error message begins.
+        who: what cannot take a decoder of the wider space, in words.
+
+    Raises:
+        UseError: a decoder of the wider space.
+    """
+    if isinstance(mask, DecoderMask):
+        raise wider_refused(what, who)
+    return mask
+
+
+def wider_refused(what: str, who: str) -> UseError:
+    """The error of :func:`only_published`."""
+    return UseError(f"{what}: a decoder of the wider space; {who} take masks of connections alone (unet, dense, ...)")
+
+
 def as_decoder(mask: np.ndarray | DecoderMask, depth: int) -> DecoderMask:
     """Describe a published mask as a decoder of the wider space.
 

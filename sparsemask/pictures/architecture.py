@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsemask.errors import UseError
+from sparsemask.masks.decoder import FULL, POINTWISE, SEPARABLE, DecoderMask, connections_of
 from sparsemask.pictures import style
 
 KINDS = {"encoder": style.BLUE, "global": style.ORANGE, "decoder": style.GREEN}
@@ -17,6 +18,8 @@ _LEGEND = {
     "global": "global average to stage",
     "decoder": "stage to later stage",
 }
+
+_OPERATIONS = {POINTWISE: "1×1", SEPARABLE: "sep. 3×3", FULL: "3×3"}
 
 # Inches.
 _ROW, _TALL, _WIDE, _MARGIN, _BETWEEN = 0.62, 0.36, 1.42, 0.3, 2.3
@@ -36,7 +39,7 @@ def connections(mask: np.ndarray) -> list[Connection]:
 
 
 def draw_architecture(
-    mask: np.ndarray,
+    mask: np.ndarray | DecoderMask,
     path: str | os.PathLike,
     strides: Sequence[int] | None = None,
     channels: Sequence[int] | None = None,
@@ -45,11 +48,12 @@ def draw_architecture(
     """Draw the network a connectivity mask describes and return the path.
 
     Left the encoder's features, from shallow (top) to deep, and their global average G; right the decoder's
-    stages at the same sizes; an arrow for each kept connection; empty stages as ghosts.
+    stages at the same sizes; an arrow for each kept connection; empty stages as ghosts. Stages of the wider space show
+    their operation and width, and none is drawn after the output stage.
 
     Args:
         mask: bool (L, L, 2); row i = stage i, 0 the deepest; [i, j, 0] = E_j feeds stage i; [i, j, 1] = u_j
-            feeds stage i with u_0 = G and u_j = D_{j-1}; false for j > i.
+            feeds stage i with u_0 = G and u_j = D_{j-1}; false for j > i. Or a decoder of the wider space.
         path: the file to write; its suffix (.png, .svg, .pdf) chooses the format.
         strides: stride of E_0 … E_{L-1}, deepest first.
         channels: channels of E_0 … E_{L-1}, deepest first.
@@ -59,8 +63,10 @@ def draw_architecture(
         UseError: another shape or dtype, or lists of another length or order.
     """
     path = style.check_path(path)
-    mask = _checked(mask, strides, channels)
+    decoder = mask if isinstance(mask, DecoderMask) else None
+    mask = _checked(connections_of(mask), strides, channels)
     depth, kept = len(mask), connections(mask)
+    output = depth - 1 if decoder is None else decoder.output
     reach = max((stage - source for kind, source, stage in kept if kind == "decoder"), default=1)
     left, right = _MARGIN + _WIDE / 2, _MARGIN + _WIDE * 1.5 + _BETWEEN
     width = right + _WIDE / 2 + _bulge(reach) + 0.3
@@ -73,22 +79,27 @@ def draw_architecture(
         fig, axes = style.sheet(width, height)
         fed = {stage for _, _, stage in kept}
         used = {(kind, source) for kind, source, _ in kept}
-        _trunk(axes, left, right, y, above, below, has_output=depth - 1 in fed)
+        unfed = output not in fed
+        _trunk(axes, left, right, y, above, below, output=None if unfed else output)
         _box(axes, left, above, ["picture"], style.GREY, wide=0.9, plain=True)
-        unfed = depth - 1 not in fed
         _box(axes, right, above, ["head: classes"], style.GREY, wide=1.15, plain=True, ghost=unfed)
         for j in range(depth):
             label = [f"$E_{{{j}}}$", strides and f"/{strides[j]}", channels and f"{channels[j]} ch"]
             _box(axes, left, y[j], label, KINDS["encoder"], faint=("encoder", j) not in used)
         _box(axes, left, below, ["$G$", "1×1", None], KINDS["global"], faint=("global", 0) not in used)
-        for i in range(depth):
+        for i in range(output + 1):
             inputs = int(mask[i].sum())
-            count = f"{inputs} input" + "s" * (inputs > 1) if inputs else "empty"
-            label = [f"$D_{{{i}}}$", strides and f"/{strides[i]}", count]
+            if decoder is not None and inputs:
+                operation = f"{_OPERATIONS[int(decoder.operations[i])]}, {decoder.widths[i]}"
+                label = [f"$D_{{{i}}}$ " + (f" /{strides[i]}" if strides else ""), None, operation]
+            else:
+                count = f"{inputs} input" + "s" * (inputs > 1) if inputs else "empty"
+                label = [f"$D_{{{i}}}$", strides and f"/{strides[i]}", count]
             _box(axes, right, y[i], label, KINDS["decoder"], ghost=i not in fed)
         _arrows(axes, kept, left + _WIDE / 2, right - _WIDE / 2, y, below)
         stages = f"{len(fed)} of {depth} stages"
-        note = f"{len(kept)} of {depth * (depth + 1)} connections, {stages}"
+        context = f", context block at $D_{{{decoder.stages[0]}}}$" if decoder is not None and decoder.context else ""
+        note = f"{len(kept)} of {depth * (depth + 1)} connections, {stages}{context}"
         axes.text(_MARGIN, height - 0.18, title or "Architecture", va="top", size=style.TITLE, weight="bold")
         axes.text(_MARGIN, height - 0.41, note, va="top", size=style.SMALL, color=style.GREY)
         _legend(axes, kept)
@@ -131,14 +142,14 @@ def _box(axes, x, y, texts, colour, wide=_WIDE, plain=False, faint=False, ghost=
             axes.text(x + at * wide, y - 0.005, text, ha=side, va="center", size=8, color=ink, zorder=4)
 
 
-def _trunk(axes, left, right, y, above, below, has_output: bool) -> None:
-    """The encoder's own way down, and the way out of the last stage."""
+def _trunk(axes, left, right, y, above, below, output: int | None) -> None:
+    """The encoder's own way down, and the way out of the output stage."""
     points = [above - 0.135, *(level for row in reversed(y) for level in (row + _TALL / 2, row - _TALL / 2))]
     points.append(below + _TALL / 2)
     for start, end in zip(points[::2], points[1::2], strict=True):
         _arrow(axes, [(left, start), (left, end)], style.GREY, 0.9, 0.8, 6)
-    if has_output:
-        _arrow(axes, [(right, y[-1] + _TALL / 2), (right, above - 0.135)], style.GREY, 0.9, 0.8, 6)
+    if output is not None:
+        _arrow(axes, [(right, y[output] + _TALL / 2), (right, above - 0.135)], style.GREY, 0.9, 0.8, 6)
 
 
 def _arrows(axes, kept: list[Connection], start: float, end: float, y, below: float) -> None:

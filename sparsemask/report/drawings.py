@@ -10,18 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsemask.masks.decoder import DecoderMask, connections_of
 from sparsemask.pictures import draw_architecture
 from sparsemask.report.html import escape
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 
 
-def architecture(mask: np.ndarray, strides: Sequence[int] | None, channels: Sequence[int] | None) -> str:
+def architecture(mask: np.ndarray | DecoderMask, strides: Sequence[int] | None, channels: Sequence[int] | None) -> str:
     """The network a mask describes as inline SVG. At most one to a page: its parts are named inside it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "architecture.svg"
         svg = draw_architecture(mask, file, strides, channels, "Encoder and decoder").read_text()
-    return inline(svg, "architecture", f"The network: {int(mask.sum())} connections between encoder and decoder stages")
+    count = int(connections_of(mask).sum())
+    return inline(svg, "architecture", f"The network: {count} connections between encoder and decoder stages")
 
 
 def inline(svg: str, kind: str, label: str) -> str:

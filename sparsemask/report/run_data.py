@@ -16,6 +16,7 @@ from sparsemask.containers import read_yaml
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError, one_line
 from sparsemask.files import read_json, write_text
+from sparsemask.masks.decoder import DecoderMask, load_decoder
 from sparsemask.runs import Run
 
 CONFUSION = "confusion.json"
@@ -33,7 +34,7 @@ class Contents:
     """(T,) logged steps of a search."""
     weights: np.ndarray | None = None
     """(T, L(L+1)) the connections' weights at these steps, halved: in [0, 1]."""
-    mask: np.ndarray | None = None
+    mask: np.ndarray | DecoderMask | None = None
     mask_file: Path | None = None
     note: dict = field(default_factory=dict)
     """What stands beside the mask: where it comes from."""
@@ -177,7 +178,7 @@ def _mask(contents: Contents) -> None:
     files = sorted(contents.run.folder.glob("mask*.npy"), key=lambda p: p.stat().st_mtime)
     if files:
         contents.mask_file = files[-1]
-        contents.mask = read_or_default(contents, files[-1], masks.load_mask, None)
+        contents.mask = read_or_default(contents, files[-1], load_decoder, None)
         if files[-1].with_suffix(".json").exists():
             contents.note = read_or_default(contents, files[-1].with_suffix(".json"), read_json, {})
     elif contents.info.get("kept"):

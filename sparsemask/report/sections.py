@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sparsemask import masks
+from sparsemask.masks.decoder import DecoderMask, connections_of
 from sparsemask.report import charts, drawings, html
 from sparsemask.report.origin import command_of
 from sparsemask.report.run_data import Contents, number
@@ -58,7 +59,8 @@ def _connections(c: Contents) -> tuple[int | None, str]:
     """How many connections, and which count that is."""
     if c.mask is not None:
         total = len(c.mask) * (len(c.mask) + 1)
-        return masks.count_connections(c.mask), f"of {total}" + (", pruned" if c.verb == "search" else "")
+        pruned = ", pruned" if c.verb == "search" else ""
+        return masks.count_connections(connections_of(c.mask)), f"of {total}{pruned}"
     if c.info.get("connections") is None and "network" in c.info:
         return None, "the baseline without a mask"
     last = charts.last_value(c.rows, "connections")
@@ -164,9 +166,10 @@ def architecture(c: Contents) -> str:
     return html.absent("No mask to draw yet." + (f" Make one: {command_of(c, 'prune')}" if c.verb == "search" else ""))
 
 
-def _count(mask: np.ndarray) -> str:
-    used = int(mask.any(axis=(1, 2)).sum())
-    return f"{masks.count_connections(mask)} connections, {used} of {len(mask)} stages"
+def _count(mask: np.ndarray | DecoderMask) -> str:
+    kept = connections_of(mask)
+    used = int(kept.any(axis=(1, 2)).sum())
+    return f"{masks.count_connections(kept)} connections, {used} of {len(mask)} stages"
 
 
 def _whole(values: object, count: int) -> list[int] | None:
