@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsemask.config import RunConfig, Section, flag
+from sparsemask.config import RunConfig, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import sha256
@@ -23,18 +23,21 @@ from sparsemask.plugins import is_own
 from sparsemask.prune.shared import next_line, origin_note, output_path
 from sparsemask.runs import Run
 from sparsemask.spaces import backbones
+from sparsemask.spaces.connectivity.budget import Budget, BudgetSection, Costs, of_flags, open_costs
+from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
 from sparsemask.spaces.connectivity.carry import mask_lines, origin
-from sparsemask.spaces.connectivity.prune_rules import prune_connectivity, prune_report
+from sparsemask.spaces.connectivity.prune_rules import PruneReport, prune_connectivity, prune_report
 from sparsemask.weights import bare_state, config_of, read_checkpoint
 
 __all__ = ["FAMILY", "prune_connectivity", "prune_report"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ConnectivityPruningSection(Section):
+class ConnectivityPruningSection(BudgetSection):
     """Rules for the connections that are kept."""
 
     title = "connectivity"
+    inherited_last = True
     thres: float = flag(0.001, fraction, help="keep weights above it (default: 0.001)")
     keep_duplicate: bool = flag(False, help="do not merge stages with the same inputs")
     keep_subset: bool = flag(False, help="do not remove stages that another one covers")
@@ -55,13 +58,15 @@ class ConnectivityPruning(PruningFamily):
         state = read_checkpoint(path)
         if state.get("space", config.network.space) != config.network.space:
             raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{config.network.space}'")
-        report = prune_report(
-            _stage_weights(bare_state(state, path), path),
-            config.family.thres,
-            not config.family.keep_duplicate,
-            not config.family.keep_subset,
-            config.family.repeat,
-        )
+        weights, budget = _stage_weights(bare_state(state, path), path), _budget(config, state)
+        rules = not config.family.keep_duplicate, not config.family.keep_subset, config.family.repeat
+        report: PruneReport
+        if budget is None:
+            report = prune_report(weights, config.family.thres, *rules)
+        else:
+            costs = _costs(budget, state, run)
+            budget.check(costs)
+            report = prune_to_budget(weights, config.family.thres, budget, costs, *rules)
         for line in report.lines():
             print(line)
         if report.problem:
@@ -79,13 +84,33 @@ class ConnectivityPruning(PruningFamily):
             "backbone_name": backbone_name,
             "strides": strides,
         }
-        targets = [run.folder / f"mask_thres_{config.family.thres:g}.npy"] if run else []
+        name = f"mask_thres_{config.family.thres:g}"
+        if budget is not None:
+            name += f"_{budget.name}"
+            note["budget"] = {"unit": budget.unit, "most": budget.most, "predicted": report.cost}
+        targets = [run.folder / f"{name}.npy"] if run else []
         for target in [*targets, out]:
             save_mask(target, report.mask, note)
         if run:
-            draw_architecture(report.mask, run.pictures / f"mask_thres_{config.family.thres:g}.png", strides)
+            draw_architecture(report.mask, run.pictures / f"{name}.png", strides)
         print(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
         print(next_line(out, run, config_of(state)))
+
+
+def _budget(config: RunConfig, state: dict) -> Budget | None:
+    """The budget of the command line, else that of the search, which it then says."""
+    given, searched = config.family.budget, of_flags(config_of(state))
+    if given is None and searched is not None:
+        say(f"the search's budget: {searched.flag}")
+    return given or searched
+
+
+def _costs(budget: Budget, state: dict, run: Run | None) -> Costs:
+    """The costs by which a search reckoned, or those of this machine."""
+    saved = config_of(state)
+    if missing := [n for n in ("backbone_name", "crop_size", "depth", "n_class") if saved.get(n) is None]:
+        raise UseError(f"{budget.flag}: the checkpoint does not say {', '.join(missing)} of its search")
+    return open_costs(saved, run, training=False)
 
 
 def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:

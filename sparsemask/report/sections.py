@@ -218,6 +218,7 @@ def costs(c: Contents) -> str:
     on = f", {timed.get('device')}, threads: {timed.get('threads')}" if timed else ""
     add("milliseconds", info.get("milliseconds"), lambda v: f"{v:.1f}", f"median, {at}{on}")
     add("spread of the milliseconds", timed.get("spread"), lambda v: f"{v:.1f}", "between the quartiles")
+    rows += _budget(info.get("budget"))
     add("time spent", info.get("seconds"), duration, "training and validation, resumed parts together")
     last = number(c.rows[-1]["step"]) if c.rows else None
     if last and number(info.get("seconds")):
@@ -229,3 +230,23 @@ def costs(c: Contents) -> str:
         return html.absent("Nothing was measured: costs are noted at the end of a run.")
     note = html.paragraph(f"Of the network found when the search ended, at threshold {c.thres:g}; time: of the search.")
     return (note if c.verb == "search" else "") + html.table((), rows, kind="plain costs")
+
+
+def _budget(noted: object) -> list[tuple[str, str, str]]:
+    """Rows on the budget of a search: what was asked for, predicted and measured."""
+    if not isinstance(noted, Mapping):
+        return []
+    in_ms = noted.get("unit") == "ms"
+    names = {"most": "budget", "predicted": "predicted", "measured_ms": "measured"}
+    details = {
+        "most": "the most that the network may cost",
+        "predicted": "from the costs of the encoder's and the decoder's parts on this machine",
+        "measured_ms": "milliseconds of one picture, batch norms folded",
+    }
+    found = []
+    for key, title in names.items():
+        value = number(noted.get(key))
+        if value is not None:
+            text = f"{value:.1f}" + (" ms" if in_ms else "") if in_ms or key == "measured_ms" else format_count(value)
+            found.append((html.escape(title), html.escape(text), html.escape(details[key])))
+    return found
