@@ -89,16 +89,17 @@ class MobileNetV2(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> nine end points, deepest first, of sizes ceil(H / stride)."""
+    def forward(self, x: Tensor, deepest: int = 0) -> list[Tensor | None]:
+        """(B, C, H, W) -> nine end points, deepest first, of sizes ceil(H / stride); None before `deepest`."""
         x = self.bn1(self.conv1(x))
-        end_points = [x]
+        end_points: list[Tensor | None] = [x]
         x = F.relu6(x)
-        for stage in self.bottlenecks:
+        for stage in list(self.bottlenecks)[: len(self.channels) - 1 - deepest]:
             x = stage(x)
             end_points.append(x)
-        end_points.append(self.bn_last(self.conv_last(x)))
-        return end_points[::-1]
+        if not deepest:
+            end_points.append(self.bn_last(self.conv_last(x)))
+        return [*[None] * deepest, *end_points[::-1]]
 
 
 register_forms("mobilenet_v2", Form("first_expansion", "bottlenecks.Bottlenecks_0.LinearBottleneck0_0.conv1.weight"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -66,6 +67,42 @@ class Stage(nn.Module):
                 part.fold()
 
 
+@dataclass(frozen=True)
+class Structure:
+    """A checked mask of either space, told by stages.
+
+    Attributes:
+        connections: bool (L, L, 2).
+        live: stages that the output depends on, deepest first.
+        output: the stage that the classifier reads.
+        widths: channels of each stage.
+        operations: of each stage, by number.
+        context: the stage with the context block, if any.
+    """
+
+    connections: np.ndarray
+    live: list[int]
+    output: int
+    widths: list[int]
+    operations: list[int]
+    context: int | None
+
+    @classmethod
+    def of(cls, mask: np.ndarray | DecoderMask, depth: int) -> Structure:
+        """Of a mask; depth: channels of the stages of a published one."""
+        if isinstance(mask, DecoderMask):
+            stages, widths, operations = mask.stages, mask.widths.tolist(), mask.operations.tolist()
+            return cls(mask.connections, stages, mask.output, widths, operations, stages[0] if mask.context else None)
+        length = len(mask)
+        return cls(mask, _reaching_output(mask), length - 1, [depth] * length, [POINTWISE] * length, None)
+
+    @property
+    def takers(self) -> dict[tuple[int, int], list[int]]:
+        """Live stages that read feature j of a kind, by (kind, j)."""
+        features = range(len(self.connections))
+        return {(k, j): [i for i in self.live if self.connections[i, j, k]] for j in features for k in (DOWN, UP)}
+
+
 class PrunedNetwork(nn.Module):
     """Encoder and the decoder of a connectivity mask (arXiv 1904.07642, section 3.3), or of the wider space.
 
@@ -106,30 +143,21 @@ class PrunedNetwork(nn.Module):
             narrow_(self.backbone, widths, in_channels)
         channels = list(self.backbone.channels)
         self.mask = check_decoder(mask, len(channels))
-        if isinstance(self.mask, DecoderMask):
-            connections, live, output = self.mask.connections, self.mask.stages, self.mask.output
-            self.stage_widths = self.mask.widths.tolist()
-            operations = self.mask.operations.tolist()
-            context = {live[0]} if self.mask.context else set()
-        else:
-            connections, live, output = self.mask, _reaching_output(self.mask), len(channels) - 1
-            self.stage_widths = [depth] * len(channels)
-            operations, context = [POINTWISE] * len(channels), set()
+        structure = Structure.of(self.mask, depth)
+        self.stage_widths = structure.widths
         stages = {}
-        for i, row in enumerate(connections):
+        for i, row in enumerate(structure.connections):
             if row.any():
+                width = structure.widths[i]
                 down = {int(j): channels[j] for j in np.flatnonzero(row[:, DOWN])}
-                up = {int(j): self.stage_widths[j - 1] if j else channels[0] for j in np.flatnonzero(row[:, UP])}
-                stage = Stage(down, up, self.stage_widths[i], bn_momentum, operations[i], i in context)
-                stages[f"Decoders_{i}"] = stage.requires_grad_(i in live)
+                up = {int(j): structure.widths[j - 1] if j else channels[0] for j in np.flatnonzero(row[:, UP])}
+                stage = Stage(down, up, width, bn_momentum, structure.operations[i], i == structure.context)
+                stages[f"Decoders_{i}"] = stage.requires_grad_(i in structure.live)
         self.decoders = nn.ModuleDict(stages)
-        self.fc_conv = nn.Conv2d(self.stage_widths[output], num_classes, 1)
+        self.fc_conv = nn.Conv2d(structure.widths[structure.output], num_classes, 1)
         init_convolutions(self.decoders, self.fc_conv)
         self.merged = nn.ModuleDict()  # filled by fold()
-        # Stages that read feature j of a kind and reach the output.
-        self._takers = {
-            (kind, j): [i for i in live if connections[i, j, kind]] for j in range(len(channels)) for kind in (DOWN, UP)
-        }
+        self._takers = structure.takers
 
     def _convs(self, kind: int, j: int) -> list[nn.Conv2d]:
         """The convolutions of feature j, one per stage that takes it."""
