@@ -17,15 +17,17 @@ from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import sha256
 from sparsemask.masks import save_mask
+from sparsemask.masks.decoder import save_decoder
 from sparsemask.options import Parser, fraction
 from sparsemask.pictures import draw_architecture
 from sparsemask.plugins import is_own
 from sparsemask.prune.shared import next_line, origin_note, output_path
 from sparsemask.runs import Run
 from sparsemask.spaces import backbones
-from sparsemask.spaces.connectivity.budget import Budget, BudgetSection, Costs, of_flags, open_costs
+from sparsemask.spaces.connectivity.budget import Budget, BudgetSection, Costs, cost_text, of_flags, open_costs
 from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
 from sparsemask.spaces.connectivity.carry import mask_lines, origin
+from sparsemask.spaces.connectivity.front_files import FOLDER, Point, choose, connections, read_front
 from sparsemask.spaces.connectivity.prune_rules import PruneReport, prune_connectivity, prune_report
 from sparsemask.weights import bare_state, config_of, read_checkpoint
 
@@ -58,6 +60,9 @@ class ConnectivityPruning(PruningFamily):
         state = read_checkpoint(path)
         if state.get("space", config.network.space) != config.network.space:
             raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{config.network.space}'")
+        if config_of(state).get("method") == "one-shot":
+            _from_front(config, state, run, path, out)
+            return
         weights, budget = _stage_weights(bare_state(state, path), path), _budget(config, state)
         rules = not config.family.keep_duplicate, not config.family.keep_subset, config.family.repeat
         report: PruneReport
@@ -95,6 +100,44 @@ class ConnectivityPruning(PruningFamily):
             draw_architecture(report.mask, run.pictures / f"{name}.png", strides)
         print(f"mask: {' and '.join(str(t) for t in [*targets, out])}")
         print(next_line(out, run, config_of(state)))
+
+
+def _from_front(config: RunConfig, state: dict, run: Run | None, path: Path, out: Path) -> None:
+    """Write the mask of a one-shot search's front that a budget asks for."""
+    if run is None:
+        raise UseError(f"{path}: of a one-shot search, whose masks lie in its run's folder; name the run by --run")
+    points, budget = read_front(run.folder), _budget(config, state)
+    chosen = choose(points, budget)
+    print(f"front: {len(points)} masks; {run.folder / FOLDER / chosen.file}: {_priced(chosen)}")
+    backbone_name = config_of(state).get("backbone_name")
+    strides = _strides(backbone_name, len(chosen.mask))
+    for line in mask_lines(chosen.mask, strides):
+        print(line)
+    note = {
+        **origin_note(config, run, path, sha256(path), ("thres",)),
+        "step": state.get("step"),
+        "connections": connections(chosen.mask),
+        "backbone_name": backbone_name,
+        "strides": strides,
+        "front": chosen.file,
+        "score": chosen.score,
+        "predicted_ms": chosen.ms,
+        "multiply_adds": chosen.multiply_adds,
+    }
+    if budget is not None:
+        note["budget"] = {"unit": budget.unit, "most": budget.most, "predicted": chosen.cost(budget.unit)}
+    name = f"mask_front_{Path(chosen.file).stem}"
+    for target in (run.folder / f"{name}.npy", out):
+        save_decoder(target, chosen.mask, note)
+    draw_architecture(chosen.mask, run.pictures / f"{name}.png", strides)
+    print(f"mask: {run.folder / f'{name}.npy'} and {out}")
+    print(next_line(out, run, config_of(state)))
+
+
+def _priced(point: Point) -> str:
+    """What a point of a front scores and costs."""
+    ms = "" if point.ms is None else f"{cost_text(point.ms, 'ms')} predicted, "
+    return f"score {point.score:.4f}, {ms}{cost_text(point.multiply_adds, 'multiply-adds')}"
 
 
 def _budget(config: RunConfig, state: dict) -> Budget | None:

@@ -58,7 +58,9 @@ def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | Non
         config = context.config
         extra = {"verb": family.verb, "space": config.network.space, "config": config.flat(), **built.extra}
         method = family.method(context, built)
-        result = fit(built.model, method, context.task, config, run, context.arithmetic, extra, context.state)
+        result = fit(
+            built.model, method, built.task or context.task, config, run, context.arithmetic, extra, context.state
+        )
     status = 0
     if context.main:
         run.note(state="finished", result=result)

@@ -22,6 +22,7 @@ from sparsemask.options import Parser
 from sparsemask.runs import Run
 
 if TYPE_CHECKING:
+    from sparsemask.tasks.protocol import Task
     from sparsemask.training_setup import Context
 
 
@@ -36,12 +37,15 @@ class Built:
         changes: flags whose values only weights or masks tell, by name; the driver puts them into the configuration,
             which is written again.
         notes: entries of run.json, by name.
+        task: the task as it is trained on, where the family keeps a part of the training samples back; None: the
+            context's.
     """
 
     model: nn.Module
     extra: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    task: Task | None = None
 
 
 @dataclass(frozen=True)

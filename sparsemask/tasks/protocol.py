@@ -306,3 +306,21 @@ class Task(ABC):
         for name in VIEWS:
             if requested[name] and name not in self.views:
                 raise UseError(f"evaluation cannot average over {name} for {self.items} of this task")
+
+
+@runtime_checkable
+class HoldsOut(Protocol):
+    """A task that can keep a part of its training samples back, to choose among networks by them."""
+
+    def hold_out(self, share: float) -> tuple[Task, Task]:
+        """Split the training samples, the same way every time.
+
+        Args:
+            share: of the samples that is kept back, above 0 and below 1.
+
+        Returns:
+            The task with the other training samples, and one whose validation samples are those kept back.
+
+        Raises:
+            UseError: there are too few samples.
+        """
