@@ -31,6 +31,7 @@ from sparsemask.search.studies.backend import open_journal
 from sparsemask.search.studies.front import pareto
 from sparsemask.spaces.connectivity.named_masks import named_mask
 
+_DIRECTIONS = ("maximize", "minimize")
 _WAIT = 0.2  # seconds between two looks at candidates that other processes have
 _SLACK = 1.25  # candidates of more than this many budgets are not scored
 _TRIALS = 6  # at most, for each candidate that is to be scored
@@ -107,6 +108,52 @@ class Encoding:
         return list(itertools.islice(filter(within, itertools.chain(masks, tries)), count))
 
 
+class Proposals:
+    """Candidates that NSGA-II proposes, from a copy of the study in memory.
+
+    Args:
+        search: whose decoders they are.
+    """
+
+    def __init__(self, search: FrontSearch):
+        self._distributions = search.encoding.distributions
+        self._size = max(4, min(40, search.candidates // 4))
+        self._study = optuna.create_study(directions=_DIRECTIONS)
+        self._known: set[int] = set()
+
+    def __call__(self, done: Sequence[FrozenTrial], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Propose a candidate.
+
+        Args:
+            done: all that are scored.
+            seed: of this one.
+
+        Returns:
+            Its parameters, and what the sampler must know of it later.
+        """
+        for trial in done:
+            if trial.number not in self._known:
+                self._known.add(trial.number)
+                self._study.add_trial(trial)
+        self._study.sampler = _Sampler(self._distributions, population_size=self._size, seed=seed % 2**32)
+        trial = self._study.ask(self._distributions)
+        attributes = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
+        self._study.tell(trial, state=TrialState.FAIL)
+        return trial.params, dict(attributes)
+
+
+class _Sampler(optuna.samplers.NSGAIISampler):
+    """NSGA-II over parameters that are known from the beginning."""
+
+    def __init__(self, distributions: dict[str, CategoricalDistribution], **options: Any):
+        super().__init__(**options)
+        self._distributions = distributions
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        """All parameters."""
+        return dict(self._distributions)
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """A decoder that was scored.
@@ -162,7 +209,8 @@ class FrontSearch:
         return optuna.create_study(
             study_name="front",
             storage=open_journal(self._journal),
-            directions=["maximize", "minimize"],
+            directions=_DIRECTIONS,
+            sampler=optuna.samplers.RandomSampler(),  # candidates come with their parameters
             load_if_exists=True,
         )
 
@@ -175,8 +223,9 @@ class FrontSearch:
                 self._journal.unlink()
                 study = self._open()
             if "identity" not in study.user_attrs:
+                _, attributes = Proposals(self)([], self.seed)  # those of a first generation
                 for mask in self.encoding.seeds(self.seed, max(8, self.candidates // 3), self._within):
-                    study.enqueue_trial(self.encoding.encode(mask))
+                    study.add_trial(self._waiting(self.encoding.encode(mask), attributes))
                 study.set_user_attr("identity", self.identity)  # last: a study without it was killed while it was made
             return len(_complete(study))
 
@@ -186,14 +235,14 @@ class FrontSearch:
         Args:
             evaluate: gives a decoder's score.
         """
-        study, encoding = self._open(), self.encoding
+        study, encoding, proposals = self._open(), self.encoding, Proposals(self)
         owner = f"{os.getpid()}.{time.monotonic_ns()}"
         path = self.folder / f"{owner}.worker"
         alive = locks.acquire(path)
         try:
             while True:
                 with self._lock():
-                    trial, enough = self._claim(study, owner)
+                    trial, enough = self._claim(study, owner, proposals)
                 if enough:
                     return
                 if trial is None:
@@ -215,27 +264,31 @@ class FrontSearch:
     def _within(self, mask: AnyMask) -> bool:
         return self.cost(mask) <= _SLACK * self.most
 
-    def _claim(self, study: optuna.Study, owner: str) -> tuple[optuna.Trial | None, bool]:
+    def _claim(self, study: optuna.Study, owner: str, proposals: Proposals) -> tuple[optuna.Trial | None, bool]:
         """A candidate to score, and whether there are enough."""
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if not locks.is_held(self.folder / f"{trial.user_attrs.get('owner')}.worker"):
                 study.tell(trial.number, state=TrialState.FAIL)
-                if set(trial.params) == set(self.encoding.distributions):
-                    study.enqueue_trial(trial.params)
+                study.add_trial(self._waiting(trial.params, trial.system_attrs))
         trials = study.get_trials(deepcopy=False)
-        done = sum(trial.state == TrialState.COMPLETE for trial in trials)
-        tried = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
-        enough = done >= self.candidates or tried >= _TRIALS * self.candidates
+        done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        tried = len(done) + sum(trial.state == TrialState.PRUNED for trial in trials)
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
-        if enough or done + running >= self.candidates:
+        enough = len(done) >= self.candidates or tried >= _TRIALS * self.candidates
+        if enough or len(done) + running >= self.candidates:
             return None, enough
-        study.sampler = optuna.samplers.NSGAIISampler(
-            population_size=max(4, min(40, self.candidates // 4)),
-            seed=(self.seed * 1_000_003 + tried + running) % 2**32,
-        )
+        if not any(trial.state == TrialState.WAITING for trial in trials):
+            study.add_trial(self._waiting(*proposals(done, self.seed * 1_000_003 + tried + running)))
         trial = study.ask(self.encoding.distributions)
         trial.set_user_attr("owner", owner)
         return trial, False
+
+    def _waiting(self, params: dict[str, Any], attributes: dict[str, Any]) -> FrozenTrial:
+        """A candidate to be taken up: with all its parameters at once, each of which were else a write of its own."""
+        distributions = self.encoding.distributions
+        return optuna.create_trial(
+            state=TrialState.WAITING, params=params, distributions=distributions, system_attrs=attributes
+        )
 
     def scored(self) -> list[Candidate]:
         """Every different decoder that was scored."""
