@@ -12,28 +12,33 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsemask.config import RunConfig, Section, flag
+from sparsemask.config import RunConfig, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import output_path, sha256
 from sparsemask.masks import save_mask
+from sparsemask.masks.decoder import save_decoder
 from sparsemask.options import Parser, fraction
 from sparsemask.pictures import draw_architecture
 from sparsemask.plugins import is_own
 from sparsemask.runs import Run, origin_note, say_pruned
 from sparsemask.spaces import backbones
+from sparsemask.spaces.connectivity.budget import Budget, BudgetSection, Costs, cost_text, of_flags, open_costs
+from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
 from sparsemask.spaces.connectivity.carry import mask_lines, origin
-from sparsemask.spaces.connectivity.prune_rules import prune_connectivity, prune_report
+from sparsemask.spaces.connectivity.front_files import FOLDER, Point, choose, connections, read_front
+from sparsemask.spaces.connectivity.prune_rules import PruneReport, prune_connectivity, prune_report
 from sparsemask.weights import bare_state, config_of, read_checkpoint
 
 __all__ = ["FAMILY", "prune_connectivity", "prune_report"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ConnectivityPruningSection(Section):
+class ConnectivityPruningSection(BudgetSection):
     """Rules for the connections that are kept."""
 
     title = "connectivity"
+    inherited_last = True
     thres: float = flag(0.001, fraction, help="keep weights above it (default: 0.001)")
     keep_duplicate: bool = flag(False, help="do not merge stages with the same inputs")
     keep_subset: bool = flag(False, help="do not remove stages that another one covers")
@@ -54,13 +59,18 @@ class ConnectivityPruning(PruningFamily):
         state = read_checkpoint(path)
         if state.get("space", config.network.space) != config.network.space:
             raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{config.network.space}'")
-        report = prune_report(
-            _stage_weights(bare_state(state, path), path),
-            config.family.thres,
-            not config.family.keep_duplicate,
-            not config.family.keep_subset,
-            config.family.repeat,
-        )
+        if config_of(state).get("method") == "one-shot":
+            _from_front(config, state, run, path, out)
+            return
+        weights, budget = _stage_weights(bare_state(state, path), path), _budget(config, state)
+        rules = not config.family.keep_duplicate, not config.family.keep_subset, config.family.repeat
+        report: PruneReport
+        if budget is None:
+            report = prune_report(weights, config.family.thres, *rules)
+        else:
+            costs = _costs(budget, state, run)
+            budget.check(costs)
+            report = prune_to_budget(weights, config.family.thres, budget, costs, *rules)
         for line in report.lines():
             print(line)
         if report.problem:
@@ -78,12 +88,70 @@ class ConnectivityPruning(PruningFamily):
             "backbone_name": backbone_name,
             "strides": strides,
         }
-        targets = [*([run.folder / f"mask_thres_{config.family.thres:g}.npy"] if run else []), out]
+        name = f"mask_thres_{config.family.thres:g}"
+        if budget is not None:
+            name += f"_{budget.name}"
+            note["budget"] = {"unit": budget.unit, "most": budget.most, "predicted": report.cost}
+        targets = [*([run.folder / f"{name}.npy"] if run else []), out]
         for target in targets:
             save_mask(target, report.mask, note)
         if run:
-            draw_architecture(report.mask, run.pictures / f"mask_thres_{config.family.thres:g}.png", strides)
+            draw_architecture(report.mask, run.pictures / f"{name}.png", strides)
         say_pruned(targets, run, config_of(state))
+
+
+def _from_front(config: RunConfig, state: dict, run: Run | None, path: Path, out: Path) -> None:
+    """Write the mask of a one-shot search's front that a budget asks for."""
+    if run is None:
+        raise UseError(f"{path}: of a one-shot search, whose masks lie in its run's folder; name the run by --run")
+    points, budget = read_front(run.folder), _budget(config, state)
+    chosen = choose(points, budget)
+    print(f"front: {len(points)} masks; {run.folder / FOLDER / chosen.file}: {_priced(chosen)}")
+    backbone_name = config_of(state).get("backbone_name")
+    strides = _strides(backbone_name, len(chosen.mask))
+    for line in mask_lines(chosen.mask, strides):
+        print(line)
+    note = {
+        **origin_note(config, run, path, sha256(path), ("thres",)),
+        "step": state.get("step"),
+        "connections": connections(chosen.mask),
+        "backbone_name": backbone_name,
+        "strides": strides,
+        "front": chosen.file,
+        "score": chosen.score,
+        "predicted_ms": chosen.ms,
+        "multiply_adds": chosen.multiply_adds,
+    }
+    if budget is not None:
+        note["budget"] = {"unit": budget.unit, "most": budget.most, "predicted": chosen.cost(budget.unit)}
+    name = f"mask_front_{Path(chosen.file).stem}"
+    targets = [run.folder / f"{name}.npy", out]
+    for target in targets:
+        save_decoder(target, chosen.mask, note)
+    draw_architecture(chosen.mask, run.pictures / f"{name}.png", strides)
+    say_pruned(targets, run, config_of(state))
+
+
+def _priced(point: Point) -> str:
+    """What a point of a front scores and costs."""
+    ms = "" if point.ms is None else f"{cost_text(point.ms, 'ms')} predicted, "
+    return f"score {point.score:.4f}, {ms}{cost_text(point.multiply_adds, 'multiply-adds')}"
+
+
+def _budget(config: RunConfig, state: dict) -> Budget | None:
+    """The budget of the command line, else that of the search, which it then says."""
+    given, searched = config.family.budget, of_flags(config_of(state))
+    if given is None and searched is not None:
+        say(f"the search's budget: {searched.flag}")
+    return given or searched
+
+
+def _costs(budget: Budget, state: dict, run: Run | None) -> Costs:
+    """The costs by which a search reckoned, or those of this machine."""
+    saved = config_of(state)
+    if missing := [n for n in ("backbone_name", "crop_size", "depth", "n_class") if saved.get(n) is None]:
+        raise UseError(f"{budget.flag}: the checkpoint does not say {', '.join(missing)} of its search")
+    return open_costs(saved, run, training=False)
 
 
 def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:

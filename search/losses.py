@@ -26,3 +26,9 @@ def sparse_loss(w: Tensor, ratio: float | None = None, eps: float = 1e-10) -> Te
     m = v.mean()
     entropy = -(v * torch.log(v + eps) + (1 - v) * torch.log(1 - v + eps)).mean()
     return entropy - (ratio * torch.log(m + eps) + (1 - ratio) * torch.log(1 - m + eps))
+
+
+def weight_entropy(w: Tensor, eps: float = 1e-10) -> Tensor:
+    """The part of :func:`sparse_loss` that makes weights hard: the mean binary entropy of w/2; arguments as there."""
+    v = w / 2
+    return -(v * torch.log(v + eps) + (1 - v) * torch.log(1 - v + eps)).mean()

@@ -11,7 +11,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
 from torch import nn
 
@@ -22,6 +22,9 @@ from sparsemask.engine import Method, distributed, fit
 from sparsemask.options import Parser
 from sparsemask.runs import Run
 from sparsemask.training_setup import Context
+
+if TYPE_CHECKING:
+    from sparsemask.tasks.protocol import Task
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,15 @@ class Built:
         changes: flags whose values only weights or masks tell, by name; :func:`train` puts them into the
             configuration, which is written again.
         notes: entries of run.json, by name.
+        task: the task as it is trained on, where the family keeps a part of the training samples back; None: the
+            context's.
     """
 
     model: nn.Module
     extra: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    task: Task | None = None
 
 
 @dataclass(frozen=True)
@@ -302,7 +308,9 @@ def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | Non
         config = context.config
         extra = {"verb": family.verb, "space": config.network.space, "config": config.flat(), **built.extra}
         method = family.method(context, built)
-        result = fit(built.model, method, context.task, config, run, context.arithmetic, extra, context.state)
+        result = fit(
+            built.model, method, built.task or context.task, config, run, context.arithmetic, extra, context.state
+        )
     status = 0
     if context.main:
         run.note(state="finished", result=result)

@@ -327,6 +327,12 @@ def factor(text: str) -> float:
     return value
 
 
+def amount(text: str) -> float:
+    """argparse type: a finite number above 0, with k, M or G for thousands, millions and billions."""
+    units = {"k": 1e3, "M": 1e6, "G": 1e9}
+    return factor(text.rstrip("kMG")) * units.get(text[-1:], 1.0)
+
+
 def fraction(text: str) -> float:
     """argparse type: a number in [0, 1)."""
     value = float(text)

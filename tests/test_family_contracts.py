@@ -25,10 +25,10 @@ from sparsemask.retrain import connectivity as retrain_connectivity
 from sparsemask.retrain import group_sparsity as retrain_group_sparsity
 from sparsemask.retrain import sparse_conv as retrain_sparse_conv
 from sparsemask.retrain.specializing.family import FAMILY as SPECIALIZATION
-from sparsemask.search import connectivity as search_connectivity
 from sparsemask.search import group_sparsity as search_group_sparsity
 from sparsemask.search import run as search_run
 from sparsemask.search import sparse_conv as search_sparse_conv
+from sparsemask.search.connectivity import family as search_connectivity
 from sparsemask.testing.families import PruningFamilyContract, RetrainingFamilyContract, TrainingFamilyContract
 from sparsemask.weights import save_safetensors
 from tiny import ROOT, data_flags, make_data

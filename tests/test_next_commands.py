@@ -18,8 +18,8 @@ from sparsemask.retrain import connectivity as retrain_connectivity
 from sparsemask.retrain import specialize as retrain_specialize
 from sparsemask.retrain.specializing.start import newest_start
 from sparsemask.runs import Run
-from sparsemask.search import connectivity as search_connectivity
 from sparsemask.search import run as search_run
+from sparsemask.search.connectivity import family as search_connectivity
 from sparsemask.sparse import backend
 from sparsemask.training_setup import resolve_config
 from tiny import MASKS, borrow_kernels, data_flags, make_data

@@ -93,19 +93,11 @@ def prune_report(
     """Prune as :func:`prune_connectivity`, arguments as there, and report which stages were removed and why."""
     if not 0 <= thres < 1:
         raise UseError(f"the threshold must be in [0, 1), got {thres:g}")
-    values, exists = _halved(weights)
+    values, exists = halved(weights)
     kept = (values > thres) & exists
     mask = kept.copy()
     why: dict[int, str] = {}
-    _drop_unreached(mask, why)
-    while True:
-        before = mask.copy()
-        if rm_duplicate:
-            _merge_duplicates(mask, why)
-        if rm_subset:
-            _drop_subsets(mask, why)
-        if not repeat or (mask == before).all():
-            break
+    clean(mask, why, rm_duplicate, rm_subset, repeat)
     dropped = exists & ~kept
     gone = [stage for stage in range(len(mask)) if not mask[stage].any()]
     return PruneReport(
@@ -119,7 +111,20 @@ def prune_report(
     )
 
 
-def _halved(weights: Sequence[np.ndarray | torch.Tensor] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def clean(mask: np.ndarray, why: dict[int, str], rm_duplicate: bool, rm_subset: bool, repeat: bool) -> None:
+    """Apply the rules for whole stages to a mask, in place; `why` gets the reason by stage."""
+    _drop_unreached(mask, why)
+    while True:
+        before = mask.copy()
+        if rm_duplicate:
+            _merge_duplicates(mask, why)
+        if rm_subset:
+            _drop_subsets(mask, why)
+        if not repeat or (mask == before).all():
+            break
+
+
+def halved(weights: Sequence[np.ndarray | torch.Tensor] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """|w| clipped to [0, 2] and halved, zero-padded to (L, L, 2); and where a connection exists."""
     stages = [np.asarray(w.detach().cpu() if isinstance(w, torch.Tensor) else w) for w in weights]
     length = len(stages)

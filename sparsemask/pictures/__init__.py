@@ -6,6 +6,7 @@ from sparsemask.pictures.architecture import draw_architecture
 from sparsemask.pictures.comparison import draw_comparison
 from sparsemask.pictures.confusion import draw_confusion
 from sparsemask.pictures.curves import draw_curves
+from sparsemask.pictures.front import draw_front
 from sparsemask.pictures.maps import draw_maps, save_map
 from sparsemask.pictures.precision_recall import draw_precision_recall
 from sparsemask.pictures.predictions import draw_predictions, save_prediction
@@ -16,6 +17,7 @@ __all__ = [
     "draw_comparison",
     "draw_confusion",
     "draw_curves",
+    "draw_front",
     "draw_maps",
     "draw_precision_recall",
     "draw_predictions",

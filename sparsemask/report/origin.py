@@ -7,7 +7,7 @@ import shlex
 from sparsemask.files import sha256
 from sparsemask.options import following, preset_flags, spoken
 from sparsemask.report import html
-from sparsemask.report.run_data import Contents
+from sparsemask.report.run_data import Contents, number
 
 _UNSAID = "–"
 
@@ -17,6 +17,7 @@ def command_of(c: Contents, verb: str) -> str:
     folder, config = shlex.quote(str(c.run.folder)), c.config
     if verb == "prune":
         criterion = f"--target {config.get('target') or 0.5:g}" if c.grouped else f"--thres {c.thres:g}"
+        criterion += "".join(f" --{n} {config[n]:g}" for n in ("budget_ms", "budget_macs") if number(config.get(n)))
         return following("prune", f"{criterion} --run {folder}", config)
     if verb == "retrain":
         return following("retrain", f"--mask_path mask.{'npz' if c.packed else 'npy'}", config, c.run.folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsemask._version import __version__
 from sparsemask.files import write_text
-from sparsemask.report import groups_section, html, metrics_section, origin, sections, spatial_section
+from sparsemask.report import front_section, groups_section, html, metrics_section, origin, sections, spatial_section
 from sparsemask.report.run_data import Contents, read_run
 from sparsemask.runs import Run
 
@@ -81,6 +81,8 @@ def build_page(c: Contents) -> str:
         paper = spatial_section.PAPERS.get(str(c.info.get("space")), spatial_section.PAPERS["smsr"])
     elif c.grouped:
         parts, tiles, paper = _GROUP_SECTIONS, groups_section.tiles, groups_section.PAPER
+    elif "front" in c.info:
+        parts = [("front", "Front", front_section.front), *(part for part in parts if part[0] != "connections")]
     method, address, number = paper
     body = [
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{make(c)}</section>'

@@ -202,7 +202,7 @@ class CostTable:
 
     def __init__(self, c: Contents):
         self._contents = c
-        self._rows: list[tuple[str, str, str]] = []
+        self.rows: list[tuple[str, str, str]] = []
         timed = c.info.get("timed")
         self.timed: Mapping = timed if isinstance(timed, Mapping) else {}
         self.machine = f", {self.timed.get('device')}, threads: {self.timed.get('threads')}" if self.timed else ""
@@ -210,7 +210,7 @@ class CostTable:
     def add(self, name: str, value: object, form: Callable[[Any], str], detail: str = "") -> None:
         """Add a row, where the value is a number."""
         if number(value) is not None:
-            self._rows.append((html.escape(name), html.escape(form(value)), html.escape(detail)))
+            self.rows.append((html.escape(name), html.escape(form(value)), html.escape(detail)))
 
     def text(self, note: str = "") -> str:
         """The table as HTML, with the run's time and files as its last rows, behind a note."""
@@ -222,9 +222,9 @@ class CostTable:
         for file in (c.run.folder / "network.safetensors", c.run.last):
             if file.is_file():
                 self.add(file.name, file.stat().st_size, lambda v: f"{v / 1e6:.1f} MB", "on disk")
-        if not self._rows:
+        if not self.rows:
             return html.absent("Nothing was measured: costs are noted at the end of a run.")
-        return note + html.table((), self._rows, kind="plain costs")
+        return note + html.table((), self.rows, kind="plain costs")
 
 
 def costs(c: Contents) -> str:
@@ -243,5 +243,26 @@ def costs(c: Contents) -> str:
     one_digit = "{:.1f}".format
     rows.add("milliseconds", info.get("milliseconds"), one_digit, f"median, {at}{rows.machine}")
     rows.add("spread of the milliseconds", rows.timed.get("spread"), one_digit, "between the quartiles")
+    rows.rows += _budget(info.get("budget"))
     note = html.paragraph(f"Of the network found when the search ended, at threshold {c.thres:g}; time: of the search.")
     return rows.text(note if c.verb == "search" else "")
+
+
+def _budget(noted: object) -> list[tuple[str, str, str]]:
+    """Rows on the budget of a search: what was asked for, predicted and measured."""
+    if not isinstance(noted, Mapping):
+        return []
+    in_ms = noted.get("unit") == "ms"
+    names = {"most": "budget", "predicted": "predicted", "measured_ms": "measured"}
+    details = {
+        "most": "the most that the network may cost",
+        "predicted": "from the costs of the encoder's and the decoder's parts on this machine",
+        "measured_ms": "milliseconds of one picture, batch norms folded",
+    }
+    found = []
+    for key, title in names.items():
+        value = number(noted.get(key))
+        if value is not None:
+            text = f"{value:.1f}" + (" ms" if in_ms else "") if in_ms or key == "measured_ms" else format_count(value)
+            found.append((html.escape(title), html.escape(text), html.escape(details[key])))
+    return found

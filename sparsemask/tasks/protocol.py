@@ -365,10 +365,9 @@ class Task(ABC):
 
     def samples(self, model: Callable[..., Any], arithmetic: Arithmetic, n: int | None = None) -> list[tuple[Any, ...]]:
         """Up to `n` (None: `n_drawn`) validation samples, spread over all, with predictions, as `draw` takes them."""
-        import numpy as np
 
         length = len(self.eval_data)
-        indices = np.unique(np.linspace(0, length - 1, min(n or self.n_drawn, length)).astype(int)).tolist()
+        indices = spread_indices(length, n or self.n_drawn)
         with _evaluation_mode(model):
             return [self.sample(model, arithmetic, index) for index in indices]
 
@@ -394,6 +393,13 @@ class Task(ABC):
                 raise UseError(f"evaluation cannot average over {name} for {self.items} of this task")
 
 
+def spread_indices(length: int, n: int) -> list[int]:
+    """Up to `n` numbers below `length`, evenly spaced from the first to the last."""
+    import numpy as np
+
+    return np.unique(np.linspace(0, length - 1, min(n, length)).astype(int)).tolist()
+
+
 def _evaluation_mode(model: Callable[..., Any]) -> AbstractContextManager[None]:
     """Put a module into evaluation mode, for good, and turn gradients off in a ``with`` block."""
     import torch
@@ -401,3 +407,21 @@ def _evaluation_mode(model: Callable[..., Any]) -> AbstractContextManager[None]:
     if isinstance(model, torch.nn.Module):
         model.eval()
     return torch.no_grad()
+
+
+@runtime_checkable
+class HoldsOut(Protocol):
+    """A task that can keep a part of its training samples back, to choose among networks by them."""
+
+    def hold_out(self, share: float) -> tuple[Task, Task]:
+        """Split the training samples, the same way every time.
+
+        Args:
+            share: of the samples that is kept back, above 0 and below 1.
+
+        Returns:
+            The task with the other training samples, and one whose validation samples are those kept back.
+
+        Raises:
+            UseError: there are too few samples.
+        """

@@ -6,6 +6,7 @@ are scored and drawn. :class:`MapTask` is the base of those that predict one map
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -23,7 +24,7 @@ from sparsemask.engine import data
 from sparsemask.errors import UseError
 from sparsemask.tasks import protocol
 from sparsemask.tasks.notes import say_how_read, warn
-from sparsemask.tasks.protocol import Evaluation, Task
+from sparsemask.tasks.protocol import Evaluation, Task, spread_indices
 from sparsemask.VOC12.dataset import SegmentationDataset
 from sparsemask.VOC12.images import picture_size
 from sparsemask.VOC12.palette import IGNORE
@@ -105,10 +106,22 @@ class DenseTask(Task):
             )
         return datasets.pairs(config.data, split)
 
-    def _dataset(self, split: str) -> SegmentationDataset:
+    def hold_out(self, share: float) -> tuple[DenseTask, DenseTask]:
+        """See :class:`sparsemask.tasks.protocol.HoldsOut`; pictures spread over the list are kept back."""
+        pairs = self.pairs("training")
+        kept_back = set(spread_indices(len(pairs), max(1, round(share * len(pairs)))))
+        if len(kept_back) == len(pairs):
+            raise UseError(f"{len(pairs)} training picture: none can be kept back; take more pictures")
+        train, held = copy.copy(self), copy.copy(self)
+        train._train = self._dataset("training", [pair for i, pair in enumerate(pairs) if i not in kept_back])
+        held._eval = self._dataset("eval", [pair for i, pair in enumerate(pairs) if i in kept_back])
+        return train, held
+
+    def _dataset(self, split: str, pairs: list[tuple[Path, Path]] | None = None) -> SegmentationDataset:
         config = self.config
         options = {"scales": tuple(config.data.scales)} if config.data.scales else {}
-        return self.dataset(self.pairs(split), crop_size=config.data.crop_size, training=split == "training", **options)
+        pairs = self.pairs(split) if pairs is None else pairs
+        return self.dataset(pairs, crop_size=config.data.crop_size, training=split == "training", **options)
 
     @cached_property
     def train_data(self) -> SegmentationDataset:

@@ -1,0 +1,273 @@
+"""The family of connectivity searches: its flags, what is trained, and what a finished search leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsemask import report as page
+from sparsemask import spaces
+from sparsemask.config import RunConfig, flag
+from sparsemask.costs import measure
+from sparsemask.engine import Method
+from sparsemask.engine.randomness import seed_all
+from sparsemask.engine.records import read_rows
+from sparsemask.errors import UseError
+from sparsemask.families import Built, TrainingFamily
+from sparsemask.files import sha256
+from sparsemask.masks.decoder import save_decoder
+from sparsemask.options import Parser, fraction, natural, positive, rate
+from sparsemask.pictures import draw_architecture, draw_front, draw_weight_history, draw_weights
+from sparsemask.search.connectivity.front import FrontSearch, front
+from sparsemask.search.connectivity.latency import LatencySearch
+from sparsemask.search.connectivity.one_shot import DecoderSpace, OneShotNetwork, OneShotSearch
+from sparsemask.search.connectivity.published import ConnectivitySearch
+from sparsemask.search.connectivity.scoring import Scorer, search_front
+from sparsemask.spaces import backbones
+from sparsemask.spaces.connectivity.budget import Budget, BudgetSection, measured_ms, open_costs
+from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
+from sparsemask.spaces.connectivity.front_files import FOLDER, Point, choose, connections, write_front
+from sparsemask.spaces.connectivity.prune_rules import prune_report
+from sparsemask.spaces.connectivity.space import ConnectivityConfig
+from sparsemask.spaces.encoder import encoder_weights
+from sparsemask.tasks.protocol import HoldsOut, Task
+from sparsemask.training_setup import Context
+from sparsemask.weights import load_strictly
+
+_ONE_SHOT = "one-shot search"
+METHODS = ("published", "latency", "one-shot")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectivitySearchSection(BudgetSection):
+    """How connection weights are learnt."""
+
+    title = "connectivity search"
+    inherited_last = True
+    method: str | None = flag(
+        None,
+        choices=METHODS,
+        help="published: the sparse loss; latency: within a budget; one-shot: a front of scores and costs (default: "
+        "latency with a budget, else published)",
+    )
+    sparse: float = flag(0.01, rate, help="factor of the sparse loss (default: 0.01)")
+    noise: float = flag(0.1, rate, help="standard deviation of the weights' noise (default: 0.1)")
+    mask_lr_mult: float = flag(10.0, rate, help="factor on --lr for the connection weights (published: 10)")
+    mask_warmup: int = flag(
+        0,
+        natural,
+        help="steps before the connection weights move: a random decoder's gradients say nothing of them (default: 0)",
+    )
+    thres: float = flag(0.001, fraction, help="threshold of the count shown (default: 0.001)")
+    decoder_space: str = flag(
+        "wide",
+        choices=("wide", "published"),
+        group=_ONE_SHOT,
+        help="wide: every stage's operation and width, the output stage and a context block too (default: wide)",
+    )
+    masks_a_step: int = flag(2, positive, group=_ONE_SHOT, help="decoders trained in a step (default: 2)")
+    candidates: int = flag(160, positive, group=_ONE_SHOT, help="decoders that are scored for the front (default: 160)")
+    front_workers: int = flag(2, positive, group=_ONE_SHOT, help="processes that score them (default: 2)")
+    held_out: float = flag(
+        0.15, fraction, group=_ONE_SHOT, help="share of the training pictures that they are scored on (default: 0.15)"
+    )
+
+    def check(self) -> None:
+        """One budget at most, and a method that knows budgets."""
+        BudgetSection.check(self)
+        if self.method == "published" and self.budget is not None:
+            raise UseError(f"{self.budget.flag}: --method published knows no budget; take --method latency or one-shot")
+        if not self.held_out:
+            raise UseError("--held_out 0: candidates are scored on pictures that are not trained on")
+        if self.method == "latency" and self.budget is None:
+            raise UseError("--method latency: needs --budget_ms or --budget_macs")
+
+    @property
+    def way(self) -> str:
+        """The method, which a budget implies where none is named."""
+        return self.method or ("published" if self.budget is None else "latency")
+
+
+@dataclass(frozen=True)
+class OneShotBuilt(Built):
+    """An elastic network, and what its decoders are scored on.
+
+    Attributes:
+        decoders: the space of the decoders.
+        held: the task whose validation samples are the training samples that were kept back.
+    """
+
+    decoders: DecoderSpace | None = None
+    held: Task | None = None
+
+
+class ConnectivitySearchFamily(TrainingFamily[Built]):
+    """The fully dense network and its connection weights."""
+
+    verb = "search"
+
+    def add_options(self, parser: Parser) -> None:
+        """Flags of the connectivity search."""
+        parser.add_section("family", ConnectivitySearchSection)
+
+    def resolve(self, config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+        """Settle the method, and refuse a budget below what any mask costs."""
+        section = config.family
+        if section.budget is not None:
+            section.budget.check(open_costs(config), section.way == "one-shot" and section.decoder_space == "wide")
+        return config.replace(method=section.way)
+
+    def build(self, context: Context) -> Built:
+        """The fully dense network: from its checkpoint's configuration, or with pretrained encoder weights."""
+        weights, changes = encoder_weights(context)
+        config = context.config.replace(**changes)
+        seed_all(config.run.seed)
+        if config.family.way == "one-shot":
+            built = _elastic(context, config, changes)
+            if weights is not None:
+                load_strictly(built.model.backbone, weights.state, f"encoder '{config.network.backbone_name}'")
+            return built
+        model = spaces.get(config.network.space).supernet({**config, "noise_std": config.family.noise})
+        if weights is not None:
+            load_strictly(model.backbone, weights.state, f"encoder '{config.network.backbone_name}'")
+        return Built(model, changes=changes)
+
+    def method(self, context: Context, built: Built) -> Method:
+        """Network and connection weights together, within the budget if there is one."""
+        config, budget = context.config, context.config.family.budget
+        if isinstance(built, OneShotBuilt) and built.decoders is not None:
+            return OneShotSearch(config, built.decoders)
+        if config.family.way == "published" or budget is None:
+            return ConnectivitySearch(config)
+        return LatencySearch(config, open_costs(config, context.run), budget)
+
+    def finish(self, context: Context, built: Built, result: dict) -> int:
+        """Draw the weights; measure and draw the network that pruning would give."""
+        config, run, model = context.config, context.run, built.model
+        if isinstance(built, OneShotBuilt):
+            return finish_front(context, built, result)
+        weights = [w.detach().cpu().numpy() for w in model.raw_weights()]
+        budget, entries = config.family.budget, {}
+        report = prune_report(weights, config.family.thres)
+        if budget is not None and not report.problem:
+            report = prune_to_budget(weights, config.family.thres, budget, open_costs(config, run))
+            entries = {"budget": {"unit": budget.unit, "most": budget.most, "predicted": report.cost}}
+        draw_weights(weights, run.pictures / "weights.png", config.family.thres)
+        rows = read_rows(run.history)
+        history = [row["step"] for row in rows], np.array([row["weights"] for row in rows])
+        draw_weight_history(history, run.pictures / "weight_history.png", config.family.thres)
+        context.draw_training(model)
+        if not report.problem:
+            strides, channels = model.backbone.strides, model.backbone.channels
+            draw_architecture(report.mask, run.pictures / "architecture.png", strides, channels)
+            network = spaces.get(config.network.space).network(report.mask, config)
+            network.to(context.arithmetic.device, context.arithmetic.parameters)
+            cost = measure(network, (1, 3, config.data.crop_size, config.data.crop_size), repeats=10)
+            if entries:
+                entries["budget"]["measured_ms"] = measured_ms(
+                    network, config.data.crop_size, context.arithmetic.device
+                )
+            run.note(
+                kept=page.names_of(report.mask),
+                strides=[int(s) for s in strides],
+                channels=[int(c) for c in channels],
+                **page.cost_entries(cost, config.data.crop_size),
+                **entries,
+            )
+        line = f"searched: {context.metric_text(result)}; {report.lines()[0]}"
+        context.announce([line, *report.lines()[1:][-1:]] if entries else [line], then="prune")
+        return 0
+
+
+def _elastic(context: Context, config: RunConfig, changes: Mapping[str, Any]) -> OneShotBuilt:
+    """The elastic network, and the task without the pictures that are kept back."""
+    task = context.task
+    if not isinstance(task, HoldsOut):
+        raise UseError(f"--method one-shot: task '{config.data.task}' cannot keep training samples back (hold_out)")
+    train, held = task.hold_out(config.family.held_out)
+    options = ConnectivityConfig.from_options(config)
+    strides = tuple(backbones.strides(options.backbone_name))
+    space = DecoderSpace(strides, options.depth, config.family.decoder_space == "wide")
+    settings = {"n_class": options.n_class, "in_channels": options.in_channels, "bn_momentum": options.bn_momentum}
+    model = OneShotNetwork(space, options.backbone_name, **settings, **options.encoder)
+    return OneShotBuilt(model, changes=changes, task=train, decoders=space, held=held)
+
+
+def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
+    """Score candidates, write the front, draw it, and measure the mask that is taken from it."""
+    config, run, model = context.config, context.run, built.model
+    section, budget = config.family, config.family.budget
+    unit = Budget("ms", math.inf) if budget is None else budget
+    costs, folder = open_costs(config, run), run.folder / FOLDER
+    digest = sha256(run.last)
+    search = FrontSearch(
+        folder,
+        built.decoders,
+        lambda mask: unit.cost(costs, mask),
+        section.candidates,
+        config.run.seed,
+        digest,
+        unit.most,
+    )
+    context.draw_training(model)
+    done = search.prepare()
+    if done:
+        context.say(f"{done} candidates are scored already")
+    scorer = Scorer(model, built.task, built.held, config, context.arithmetic)
+    search_front(search, scorer, section.front_workers)
+    scored = [candidate for candidate in search.scored() if math.isfinite(candidate.score)]
+    points = [Point(c.mask, c.score, costs.predict(c.mask), int(costs.multiply_adds(c.mask))) for c in front(scored)]
+    strides, channels = model.backbone.strides, model.backbone.channels
+    origin = {
+        "space": config.network.space,
+        "run": str(run.folder.resolve()),
+        "checkpoint": str(run.last.resolve()),
+        "sha256": digest,
+        "backbone_name": config.network.backbone_name,
+        "strides": [int(s) for s in strides],
+    }
+    primary = built.held.primary
+    facts = {"score": primary, "scored_on": "training pictures that were kept back", "unit": unit.unit}
+    everything = [[c.cost, c.score, connections(c.mask)] for c in scored]
+    points = write_front(run.folder, points, {**facts, "candidates": everything}, origin)
+    chosen = choose(points, budget)
+    save_decoder(run.folder / "mask_front.npy", chosen.mask, {**origin, "connections": connections(chosen.mask)})
+    draw_architecture(chosen.mask, run.pictures / "architecture.png", strides, channels)
+    draw_front(
+        [(p.cost(unit.unit), p.score) for p in points],
+        [(c.cost, c.score) for c in scored],
+        run.pictures / "front.png",
+        "predicted milliseconds" if unit.unit == "ms" else "multiply-adds",
+        primary,
+        [Path(p.file).stem for p in points],
+        points.index(chosen),
+        None if budget is None else budget.most,
+    )
+    network = spaces.get(config.network.space).network(chosen.mask, config)
+    network.to(context.arithmetic.device, context.arithmetic.parameters)
+    cost = measure(network, (1, 3, config.data.crop_size, config.data.crop_size), repeats=10)
+    ms = measured_ms(network, config.data.crop_size, context.arithmetic.device)
+    noted = {"unit": unit.unit, "predicted": chosen.cost(unit.unit), "measured_ms": ms}
+    run.note(
+        strides=origin["strides"],
+        channels=[int(c) for c in channels],
+        budget=noted if budget is None else {**noted, "most": budget.most},
+        front={"points": len(points), "candidates": len(scored), "chosen": chosen.file},
+        **page.cost_entries(cost, config.data.crop_size),
+    )
+    costs_text = f"{unit.text(chosen.cost(unit.unit))} predicted, {ms:.2f} ms measured"
+    taken = f"{chosen.file}: {primary} {chosen.score:.4f}, {costs_text}"
+    lines = [
+        f"searched: {context.metric_text(result)} with the largest decoder; {len(scored)} candidates",
+        f"front: {len(points)} masks in {folder}; {'within the budget' if budget else 'nearly the best'}: {taken}",
+    ]
+    context.announce(lines, then="prune")
+    return 0
+
+
+FAMILY = ConnectivitySearchFamily()

@@ -1,0 +1,313 @@
+"""The front of a one-shot search: which decoders give the best score for what they cost.
+
+Candidates are scored with the weights of the trained elastic network, their batch norms re-estimated on fixed training
+batches, on training pictures that were kept back. NSGA-II (Deb et al. 2002, as Optuna has it) goes on from named
+decoders and random ones of all sizes. The study lies in the run's folder as an Optuna journal, so that a killed search
+goes on, and several processes take candidates from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from sparsemask import locks
+from sparsemask.masks import DOWN, UP
+from sparsemask.masks.decoder import OPERATIONS, POINTWISE, DecoderMask, as_decoder, decoder_mask
+from sparsemask.search.connectivity.one_shot import AnyMask, DecoderSpace
+from sparsemask.search.studies.backend import open_journal
+from sparsemask.search.studies.front import pareto
+from sparsemask.spaces.connectivity.named_masks import named_mask
+
+_DIRECTIONS = ("maximize", "minimize")
+_WAIT = 0.2  # seconds between two looks at candidates that other processes have
+_SLACK = 1.25  # candidates of more than this many budgets are not scored
+_TRIALS = 6  # at most, for each candidate that is to be scored
+
+
+class Encoding:
+    """Decoders as the parameters of an Optuna trial.
+
+    Args:
+        space: of the decoders. Of the published one a parameter is a connection; of the wider one also the output
+            stage, every stage's operation and width, and the context block.
+    """
+
+    def __init__(self, space: DecoderSpace):
+        self.space, length = space, len(space.strides)
+        self.outputs = [i for i, stride in enumerate(space.strides) if stride <= 16] or [length - 1]
+        self._connections = {
+            f"{i} from {'EU'[kind]}{j}": (i, j, kind)
+            for i in range(length)
+            for j in range(i + 1)
+            for kind in (DOWN, UP)
+        }
+        self.distributions: dict[str, CategoricalDistribution] = {
+            name: CategoricalDistribution([False, True]) for name in self._connections
+        }
+        if space.wide:
+            self.distributions["output"] = CategoricalDistribution(self.outputs)
+            self.distributions["context"] = CategoricalDistribution([False, True])
+            for i in range(length):
+                self.distributions[f"operation {i}"] = CategoricalDistribution(list(range(len(OPERATIONS))))
+                self.distributions[f"width {i}"] = CategoricalDistribution(list(space.widths))
+
+    def decode(self, params: Mapping[str, Any]) -> AnyMask:
+        """The decoder of a trial's parameters; what could not be built is mended."""
+        length, space = len(self.space.strides), self.space
+        takes = np.zeros((length, length, 2), bool)
+        for name, place in self._connections.items():
+            takes[place] = params[name]
+        output = params["output"] if space.wide else length - 1
+        takes[output + 1 :] = False
+        for stage in range(output):  # stages without inputs give none
+            if not takes[stage].any():
+                takes[:, stage + 1, UP] = False
+        if not takes[output].any():
+            takes[output, output, DOWN] = True
+        operations, widths = [POINTWISE] * length, [space.widths[-1]] * length
+        if space.wide:
+            operations = [params[f"operation {i}"] for i in range(length)]
+            widths = [params[f"width {i}"] for i in range(length)]
+        mask = decoder_mask(takes, operations, widths, bool(params.get("context", False)))
+        return mask if space.wide else mask.connections
+
+    def encode(self, mask: AnyMask) -> dict[str, Any]:
+        """The parameters of a decoder; what its unused stages would be is the cheapest."""
+        connections = mask.connections if isinstance(mask, DecoderMask) else mask
+        params: dict[str, Any] = {name: bool(connections[place]) for name, place in self._connections.items()}
+        if self.space.wide:
+            decoder = as_decoder(mask, self.space.widths[-1])
+            params |= {"output": decoder.output, "context": bool(decoder.context)}
+            for i, width in enumerate(decoder.widths.tolist()):
+                nearest = min(self.space.widths, key=lambda known, width=width: abs(known - width))
+                params |= {f"operation {i}": int(decoder.operations[i]), f"width {i}": nearest}
+        return params
+
+    def seeds(self, seed: int, count: int, within: Callable[[AnyMask], bool] = lambda mask: True) -> list[AnyMask]:
+        """Named decoders, and random ones of all sizes, `count` at most and as far as they are `within` a bound."""
+        rng, length = np.random.default_rng(seed), len(self.space.strides)
+        masks = [named_mask(name, length) for name in ("unet", "sparseacn", "dense")]
+        if self.space.wide:
+            depth = self.space.widths[-1]
+            masks = [as_decoder(mask, depth) for mask in masks]
+            masks = [mask for mask in masks if mask.output in self.outputs]
+        tries = (self.space.random(rng) for _ in range(50 * count))
+        return list(itertools.islice(filter(within, itertools.chain(masks, tries)), count))
+
+
+class Proposals:
+    """Candidates that NSGA-II proposes, from a copy of the study in memory.
+
+    Args:
+        search: whose decoders they are.
+    """
+
+    def __init__(self, search: FrontSearch):
+        self._distributions = search.encoding.distributions
+        self._size = max(4, min(40, search.candidates // 4))
+        self._study = optuna.create_study(directions=_DIRECTIONS)
+        self._known: set[int] = set()
+
+    def __call__(self, done: Sequence[FrozenTrial], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Propose a candidate.
+
+        Args:
+            done: all that are scored.
+            seed: of this one.
+
+        Returns:
+            Its parameters, and what the sampler must know of it later.
+        """
+        for trial in done:
+            if trial.number not in self._known:
+                self._known.add(trial.number)
+                self._study.add_trial(trial)
+        self._study.sampler = _Sampler(self._distributions, population_size=self._size, seed=seed % 2**32)
+        trial = self._study.ask(self._distributions)
+        attributes = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
+        self._study.tell(trial, state=TrialState.FAIL)
+        return trial.params, dict(attributes)
+
+
+class _Sampler(optuna.samplers.NSGAIISampler):
+    """NSGA-II over parameters that are known from the beginning."""
+
+    def __init__(self, distributions: dict[str, CategoricalDistribution], **options: Any):
+        super().__init__(**options)
+        self._distributions = distributions
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        """All parameters."""
+        return dict(self._distributions)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A decoder that was scored.
+
+    Attributes:
+        mask: the decoder.
+        score: the task's primary metric.
+        cost: in the search's unit.
+    """
+
+    mask: AnyMask
+    score: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class FrontSearch:
+    """Many candidates of one trained network.
+
+    Attributes:
+        folder: of the front in the run's folder; the study lies in it.
+        space: of the decoders.
+        cost: predicts what a decoder costs.
+        candidates: how many are scored.
+        seed: of the search.
+        identity: of the weights and pictures that scores hold for; a study of others is begun anew.
+        most: what candidates should not cost much more than, in the unit of `cost`.
+    """
+
+    folder: Path
+    space: DecoderSpace
+    cost: Callable[[AnyMask], float]
+    candidates: int
+    seed: int
+    identity: str
+    most: float = math.inf
+
+    @property
+    def encoding(self) -> Encoding:
+        """Of its decoders."""
+        return Encoding(self.space)
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder / "study.journal"
+
+    def _lock(self) -> locks.Lock:
+        return locks.acquire(self.folder / "study.lock")
+
+    def _open(self) -> optuna.Study:
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        return optuna.create_study(
+            study_name="front",
+            storage=open_journal(self._journal),
+            directions=_DIRECTIONS,
+            sampler=optuna.samplers.RandomSampler(),  # candidates come with their parameters
+            load_if_exists=True,
+        )
+
+    def prepare(self) -> int:
+        """Make the study, or open it; the number of candidates that it has already."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            study = self._open()
+            if study.user_attrs.get("identity", self.identity) != self.identity:
+                self._journal.unlink()
+                study = self._open()
+            if "identity" not in study.user_attrs:
+                _, attributes = Proposals(self)([], self.seed)  # those of a first generation
+                for mask in self.encoding.seeds(self.seed, max(8, self.candidates // 3), self._within):
+                    study.add_trial(self._waiting(self.encoding.encode(mask), attributes))
+                study.set_user_attr("identity", self.identity)  # last: a study without it was killed while it was made
+            return len(_complete(study))
+
+    def work(self, evaluate: Callable[[AnyMask], float]) -> None:
+        """Score candidates until there are enough; several processes may do so at once.
+
+        Args:
+            evaluate: gives a decoder's score.
+        """
+        study, encoding, proposals = self._open(), self.encoding, Proposals(self)
+        owner = f"{os.getpid()}.{time.monotonic_ns()}"
+        path = self.folder / f"{owner}.worker"
+        alive = locks.acquire(path)
+        try:
+            while True:
+                with self._lock():
+                    trial, enough = self._claim(study, owner, proposals)
+                if enough:
+                    return
+                if trial is None:
+                    time.sleep(_WAIT)  # the last ones are with other processes, one of which may die
+                    continue
+                mask = encoding.decode(trial.params)
+                if not self._within(mask):
+                    study.tell(trial, state=TrialState.PRUNED)
+                    continue
+                packed = _packed(mask)
+                known = next((t for t in _complete(study) if t.user_attrs["mask"] == packed), None)
+                values = list(known.values) if known else [evaluate(mask), self.cost(mask)]
+                trial.set_user_attr("mask", packed)
+                study.tell(trial, values)
+        finally:
+            path.unlink(missing_ok=True)
+            alive.release()
+
+    def _within(self, mask: AnyMask) -> bool:
+        return self.cost(mask) <= _SLACK * self.most
+
+    def _claim(self, study: optuna.Study, owner: str, proposals: Proposals) -> tuple[optuna.Trial | None, bool]:
+        """A candidate to score, and whether there are enough."""
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if not locks.is_held(self.folder / f"{trial.user_attrs.get('owner')}.worker"):
+                study.tell(trial.number, state=TrialState.FAIL)
+                study.add_trial(self._waiting(trial.params, trial.system_attrs))
+        trials = study.get_trials(deepcopy=False)
+        done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        tried = len(done) + sum(trial.state == TrialState.PRUNED for trial in trials)
+        running = sum(trial.state == TrialState.RUNNING for trial in trials)
+        enough = len(done) >= self.candidates or tried >= _TRIALS * self.candidates
+        if enough or len(done) + running >= self.candidates:
+            return None, enough
+        if not any(trial.state == TrialState.WAITING for trial in trials):
+            study.add_trial(self._waiting(*proposals(done, self.seed * 1_000_003 + tried + running)))
+        trial = study.ask(self.encoding.distributions)
+        trial.set_user_attr("owner", owner)
+        return trial, False
+
+    def _waiting(self, params: dict[str, Any], attributes: dict[str, Any]) -> FrozenTrial:
+        """A candidate to be taken up: with all its parameters at once, each of which were else a write of its own."""
+        distributions = self.encoding.distributions
+        return optuna.create_trial(
+            state=TrialState.WAITING, params=params, distributions=distributions, system_attrs=attributes
+        )
+
+    def scored(self) -> list[Candidate]:
+        """Every different decoder that was scored."""
+        found = {trial.user_attrs["mask"]: trial for trial in _complete(self._open())}
+        encoding = self.encoding
+        return [Candidate(encoding.decode(t.params), *map(float, t.values)) for t in found.values()]
+
+
+def _complete(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _packed(mask: AnyMask) -> str:
+    if isinstance(mask, DecoderMask):
+        return mask.packed().numpy().tobytes().hex()
+    return np.packbits(mask).tobytes().hex()
+
+
+def front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that nothing beats in score and cost, the cheapest first; of equal ones one."""
+    chosen = [candidates[i] for i in pareto([(c.score, c.cost) for c in candidates])]
+    return [c for n, c in enumerate(chosen) if not n or (c.score, c.cost) != (chosen[n - 1].score, chosen[n - 1].cost)]

@@ -1,0 +1,224 @@
+"""Budgets of connectivity searches: the published loss as it was, the latency search, pruning to a budget, refusals."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pyramid  # noqa: F401  (a backbone of a user's own)
+from fake_costs import FakeCosts, use_fake_costs
+from literal_sparse import one_thread  # noqa: F401
+from sparsemask import UseError
+from sparsemask.masks import count_connections, load_mask, why_unusable
+from sparsemask.options import amount
+from sparsemask.prune import prune as prune_prune
+from sparsemask.report.environment import environment
+from sparsemask.search import run as search_run
+from sparsemask.spaces.connectivity.budget import Budget, BudgetSection
+from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
+from sparsemask.spaces.connectivity.prune_rules import prune_connectivity
+from tiny import MASKS, SMALL, borrow_kernels, data_flags, fails, make_data
+
+SMALL = [*SMALL, "--backbone_name", "pyramid:Pyramid", "--bn_momentum", "0.1"]
+pytestmark = pytest.mark.usefixtures("one_thread", "no_images")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(tmp_path / "home")))
+    monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
+    return tmp_path
+
+
+def final(name: str) -> dict:
+    return torch.load(Path("runs") / name / "checkpoints" / "last.pt", weights_only=True)
+
+
+def rows(name: str) -> list[dict]:
+    return [json.loads(line) for line in (Path("runs") / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def digest(model: dict[str, torch.Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, value in sorted(model.items()):
+        total.update(name.encode())
+        total.update(value.contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def test_the_published_preset_takes_the_steps_it_took(data, here, golden):
+    """Twenty steps as they were before budgets: equal bits where they were recorded, near ones elsewhere."""
+    known = json.loads((golden / "published_steps.json").read_text())
+    small = ["--depth", "8", "--crop_size", "33", "--batch_size", "4", "--n_worker", "0", "--log_interval", "1"]
+    argv = ["--search", "--config", "published", *data_flags(data), *small, "--max_iter", "20", "--name", "p"]
+    assert search_run.main(argv) == 0
+    found, state = rows("p"), final("p")
+    weights = [w for k, v in state["model"].items() if k.endswith("_weight_") for w in v.flatten().tolist()]
+    np.testing.assert_allclose([row["loss"] for row in found], known["loss"], rtol=1e-4)
+    np.testing.assert_allclose([row["loss_sparse"] for row in found], known["loss_sparse"], rtol=1e-5)
+    np.testing.assert_allclose(weights, known["weights"], rtol=1e-5)
+    now = environment(torch.device("cpu"))
+    if (now["processor"], now["torch"]) == (known["processor"], known["torch"]):
+        assert digest(state["model"]) == known["sha256"]
+    assert state["config"]["method"] == "published" and state["method"] == {}
+
+
+def search(data: Path, name: str, *more: str, steps: int = 40) -> int:
+    argv = ["--search", *data_flags(data), *SMALL, *MASKS, "--mask_lr_mult", "100", "--eval_interval", "0"]
+    return search_run.main([*argv, "--max_iter", str(steps), "--name", name, *more])
+
+
+def test_a_latency_search_meets_its_budget(data, here, monkeypatch, capfd):
+    costs = use_fake_costs(monkeypatch, 4)
+    assert search(data, "s", "--budget_ms", "14", steps=60) == 0
+    found = rows("s")
+    assert {"expected_ms", "budget_strength", "loss_entropy"} <= found[-1].keys()
+    assert found[0]["expected_ms"] > 20
+    assert all(row["expected_ms"] <= 1.1 * 14 for row in found if row["step"] >= 0.8 * 60)
+    assert max(row["budget_strength"] for row in found) > 0
+    assert final("s")["config"]["method"] == "latency"
+    said = capfd.readouterr().out
+    assert "budget 14 ms" in said and "prune --thres 0.001 --budget_ms 14 --run" in said
+    info = json.loads(Path("runs/s/run.json").read_text())
+    assert info["budget"]["unit"] == "ms" and info["budget"]["predicted"] <= 14
+    # The three commands as they stand: pruning takes the search's budget.
+    assert prune_prune.main(["--thres", "0.001"]) == 0
+    assert "the search's budget: --budget_ms 14" in capfd.readouterr().out
+    assert costs.predict(load_mask("mask.npy")) <= 14
+    assert json.loads(Path("mask.json").read_text())["budget"]["predicted"] <= 14
+    assert prune_prune.main(["--thres", "0.001", "--budget_macs", "8M"]) == 0
+    assert costs.multiply_adds(load_mask("mask.npy")) <= 8e6
+
+
+def test_the_strength_follows_the_budget(data, here, monkeypatch):
+    """A budget that nothing exceeds leaves the strength at 0; a smaller one is met with a larger strength."""
+    use_fake_costs(monkeypatch, 4)
+    assert search(data, "free", "--budget_macs", "0.9G", steps=20) == 0
+    assert all(row["budget_strength"] == 0 for row in rows("free"))
+    for name, budget in (("half", "17"), ("small", "8")):
+        assert search(data, name, "--budget_ms", budget, steps=40) == 0
+    assert 0 < max(r["budget_strength"] for r in rows("half")) < max(r["budget_strength"] for r in rows("small"))
+
+
+def test_a_killed_latency_search_goes_on_bit_for_bit(data, here, monkeypatch):
+    from sparsemask.engine.loop import Fit
+
+    use_fake_costs(monkeypatch, 4)
+    flags = ["--budget_ms", "10", "--resume"]
+    assert search(data, "alone", *flags, steps=11) == 0
+    plain = Fit.train_step
+
+    def dying(self, parts):
+        if self.step == 7:
+            raise RuntimeError("as if killed")
+        return plain(self, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fit, "train_step", dying)
+        with pytest.raises(RuntimeError):
+            search(data, "killed", *flags, steps=11)
+    assert final("killed")["step"] == 6 and final("killed")["method"]["strength"] > 0
+    assert search(data, "killed", *flags, steps=11) == 0
+    one, other = final("alone"), final("killed")
+    assert digest(one["model"]) == digest(other["model"]) and one["method"] == other["method"]
+    assert rows("alone") == rows("killed")
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("unit", ["ms", "multiply-adds"])
+def test_pruning_meets_any_budget(seed, unit):
+    rng, length = np.random.default_rng(seed), 2 + seed % 8
+    costs = FakeCosts(length)
+    weights = [rng.random((i + 1, 2)) * 2 for i in range(length)]
+    free = prune_connectivity(weights, 0.001)
+    scale = 1.0 if unit == "ms" else 1e6
+    direct = costs.connection.copy()
+    last = length - 1
+    least = min(
+        costs.predict(_single(length, j, kind)) for j in range(length) for kind in (0, 1) if kind == 0 or j == 0
+    )
+    assert direct[last].min() > 0
+    for share in (0.0, 0.1, 0.3, 0.7, 1.0):
+        most = (least + share * (costs.predict(free) - least)) * scale * (1 + 1e-9)
+        budget = Budget(unit, most)
+        report = prune_to_budget(weights, 0.001, budget, costs)
+        assert not why_unusable(report.mask) and report.problem == ""
+        assert report.cost == pytest.approx(budget.cost(costs, report.mask)) and report.cost <= most
+        assert report.connections == count_connections(report.mask)
+        if share == 1.0:
+            assert (report.mask == free).all()
+    assert f"budget {budget.text()}" in report.lines()[-1]
+
+
+def _single(length: int, j: int, kind: int) -> np.ndarray:
+    mask = np.zeros((length, length, 2), bool)
+    mask[-1, j, kind] = True
+    return mask
+
+
+def test_the_least_weight_for_its_cost_goes_first():
+    """Of two end points that cost alike the lighter goes, and with the last reader of the deepest its segment goes."""
+    costs, weights = FakeCosts(4), [np.zeros((i + 1, 2)) for i in range(4)]
+    weights[3][[1, 2, 3], 0] = 0.9, 1.0, 1.1
+    all_three = costs.predict(prune_connectivity(weights, 0.001))
+    [kept] = [
+        np.argwhere(prune_to_budget(weights, 0.001, Budget("ms", all_three - 0.01), costs).mask).tolist() for _ in [0]
+    ]
+    assert kept == [[3, 2, 0], [3, 3, 0]]
+
+
+def test_what_cannot_be_kept_says_what_the_least_is_made_of():
+    costs, weights = FakeCosts(4), [np.zeros((i + 1, 2)) for i in range(4)]
+    weights[3][0, 0] = 1.0
+    with pytest.raises(UseError, match=r"--budget_ms 8: the least that the search.s connections cost .*encoder 12 ms"):
+        prune_to_budget(weights, 0.001, Budget("ms", 8.0), costs)
+    with pytest.raises(UseError, match=r"--budget_ms 1: the least that any mask costs is 5.35 ms \(encoder 3 ms, dec"):
+        Budget("ms", 1.0).check(costs)
+
+
+def test_amounts():
+    assert [amount(text) for text in ("30M", "0.05G", "12k", "7")] == [30e6, 0.05e9, 12e3, 7.0]
+    for text in ("0M", "-1G", "M", "1T", "inf", ""):
+        with pytest.raises((ValueError, TypeError, argparse.ArgumentTypeError)):
+            amount(text)
+    assert BudgetSection(budget_macs=30e6).budget == Budget("multiply-adds", 30e6)
+
+
+BAD = {
+    "both": (["--budget_ms", "9", "--budget_macs", "9M"], ["one budget at a time"]),
+    "published": (["--budget_ms", "9", "--method", "published"], ["--method published knows no budget"]),
+    "none": (["--method", "latency"], ["--method latency: needs --budget_ms or --budget_macs"]),
+    "least": (["--budget_ms", "0.5"], ["the least that any mask costs is 5.35 ms", "encoder 3 ms"]),
+    "least macs": (["--budget_macs", "2M"], ["the least that any mask costs is 5.35 M multiply-adds"]),
+    "amount": (["--budget_macs", "many"], ["budget_macs"]),
+    "negative": (["--budget_ms", "-3"], ["budget_ms"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_budgets_are_one_line_and_leave_nothing(name, data, here, monkeypatch, capfd):
+    use_fake_costs(monkeypatch, 4)
+    flags, words = BAD[name]
+    fails(capfd, search_run.main, ["--search", *data_flags(data), *SMALL, "--max_iter", "2", *flags], words)
+    assert not Path("runs").exists()
+
+
+def test_a_checkpoint_that_does_not_say_its_search_has_no_budget(here, monkeypatch, capfd):
+    use_fake_costs(monkeypatch, 4)
+    model = {f"decoders.Decoders_{i}._weight_": torch.ones(i + 1, 2) for i in range(4)}
+    torch.save({"model": model, "space": "connectivity"}, "w.pt")
+    words = ["--budget_ms 9: the checkpoint does not say backbone_name"]
+    fails(capfd, prune_prune.main, ["--checkpoint", "w.pt", "--budget_ms", "9"], words)
+    fails(capfd, prune_prune.main, ["--checkpoint", "w.pt", "--budget_ms", "9", "--budget_macs", "9M"], ["one budget"])
