@@ -1,6 +1,7 @@
 """Fast forms of trained networks: batch norms folded, channels last, compiled where measured to be faster.
 
-The result computes the same function up to rounding, is for evaluation only, and shares no memory with the network.
+The result computes the same function up to rounding, is for evaluation only, and shares no memory with the network. The
+process keeps the memory that it frees from then on (:func:`sparsemask.memory.keep_freed_memory`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from sparsemask.memory import keep_freed_memory
 from sparsemask.timing import compare
 
 
@@ -44,6 +46,7 @@ def optimize_for_inference(
     Returns:
         A callable of the input. Its attribute ``form`` says what was chosen.
     """
+    keep_freed_memory()
     folded = copy.deepcopy(network).eval()
     if isinstance(folded, Foldable):
         folded.fold()

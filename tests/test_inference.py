@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from filling import fill, picture
 from sparsemask.inference import fold_batch_norm, optimize_for_inference
 from sparsemask.masks import DOWN, UP
+from sparsemask.memory import keep_freed_memory
 from sparsemask.spaces.connectivity import FCN, PrunedNetwork, named_mask
 
 
@@ -68,3 +70,17 @@ def test_module_without_a_fold_is_still_optimised():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     x = torch.randn(1, 3, 9, 9)
     assert torch.allclose(optimize_for_inference(net, x, compiled=False, rounds=1)(x), net(x), atol=1e-6)
+
+
+def test_freed_memory_is_kept_where_the_c_library_is_glibc():
+    known = platform.libc_ver()[0] == "glibc"
+    assert keep_freed_memory() is known and keep_freed_memory() is known
+    if known:
+        import resource
+
+        blocks = [torch.ones(12 << 20) for _ in range(2)]  # 48 MiB each, which glibc would return
+        del blocks
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            torch.ones(12 << 20)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 12 << 10  # pages of one block

@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.masks import DOWN, UP
+from sparsemask.memory import keep_freed_memory
 from sparsemask.spaces.connectivity.decoder_steps import CONSTANT, Geometry, Step
 
 Functions = Mapping[Hashable, Callable[[], object]]
 _SHORTEST = 4e-4  # seconds; functions that take less are called several times within one measurement
 _MOST_CALLS = 64
-# The C library maps blocks above this size (bytes) anew at each allocation, and the pages' first touch costs.
-_MAPPED = 1 << 25
 BUSY = 1.15
 """Above, what a :class:`Timer` says of the machine means that milliseconds are not exact to a few percent."""
 WIDTHS = (8, 16, 24, 32, 48, 64)
@@ -71,7 +70,8 @@ def thread_count(threads: int) -> Iterator[None]:
 
 
 def timer(device: torch.device, threads: int) -> Timer:
-    """A timer for functions that run on a device with a number of threads."""
+    """A timer for functions that run on a device with a number of threads; freed memory is kept, as networks do."""
+    keep_freed_memory()
 
     def time_all(functions: Functions, rounds: int) -> tuple[dict[Hashable, float], float]:
         with thread_count(threads), torch.inference_mode():
@@ -117,7 +117,7 @@ def steps_to_measure(geometry: Geometry) -> list[Step]:
         for kind in (DOWN, UP):
             size = geometry.source_size(kind, j)
             inputs = widths[1:] if kind == UP and j else [geometry.channels[j]]
-            for width in _joint_widths(geometry, size, len(geometry) - j):
+            for width in _joint_widths(geometry, len(geometry) - j):
                 steps += [Step("conv", (*size, c), width) for c in inputs]
     for size in dict.fromkeys(geometry.sizes):
         for width in widths:
@@ -130,12 +130,11 @@ def steps_to_measure(geometry: Geometry) -> list[Step]:
     return list(dict.fromkeys(steps))
 
 
-def _joint_widths(geometry: Geometry, size: tuple[int, int], takers: int) -> list[int]:
-    """Output channels of a joint product to measure: those of 1, 2, ... takers, of narrow ones, and at a jump."""
+def _joint_widths(geometry: Geometry, takers: int) -> list[int]:
+    """Output channels of a joint product to measure: those of 1, 2, ... takers, and of narrow ones."""
     most = takers * max(geometry.depth, WIDTHS[-1])
     widths = {*WIDTHS, 40, most - 8, *(geometry.depth * n for n in (1, 2, 3, 5, takers) if n <= takers)}
-    jump = _MAPPED // 4 // (size[0] * size[1]) // 16 * 16
-    return sorted({w for w in (*widths, jump, jump + 16) if 8 <= w <= most or w == geometry.depth})
+    return sorted({w for w in widths if 8 <= w <= most or w == geometry.depth})
 
 
 class Workbench:

@@ -46,7 +46,7 @@ from sparsemask.spaces.connectivity.expected_cost import ExpectedCost
 from sparsemask.spaces.connectivity.named_masks import named_mask, random_decoder
 from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
 
-_VERSION = 1
+_VERSION = 2
 CURRENCIES = ("ms", "multiply-adds")
 _ROUNDS = 7
 _CALIBRATION = 14  # networks of each space
