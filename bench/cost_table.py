@@ -1,6 +1,7 @@
 """Predicted against measured milliseconds of random masks, by picture size and number of threads.
 
     python bench/cost_table.py --sizes 97 256 512 --threads 1 2 --masks 50 --out results.md
+    python bench/cost_table.py --wide                            decoders of the wider space
 
 Tables come from the cache (`sparsemask.spaces.connectivity.cost_table`) or are measured first; --anew measures them in
 any case. Networks are timed in turn, in the form in which the table predicts them. With one thread, processor time
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,9 +24,12 @@ import numpy as np
 import torch
 
 from sparsemask.inference import Form, optimize_for_inference
+from sparsemask.masks.decoder import DecoderMask
+from sparsemask.spaces.backbones import strides
 from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
 from sparsemask.spaces.connectivity.cost_measure import timer
 from sparsemask.spaces.connectivity.cost_table import CostTable, cost_table
+from sparsemask.spaces.connectivity.named_masks import random_decoder
 from sparsemask.tables import markdown_table
 
 COLUMNS = {
@@ -48,7 +52,13 @@ def random_masks(count: int, length: int, seed: int = 0) -> list[np.ndarray]:
     return [named_mask(f"random-{rng.integers(1, most + 1)}", length, 10_000 + n) for n in range(count)]
 
 
-def measured(table: CostTable, masks: list[np.ndarray], rounds: int) -> tuple[np.ndarray, float]:
+def random_decoders(count: int, strides: list[int], seed: int = 1) -> list[DecoderMask]:
+    """Decoders of the wider space, none of which calibrates a table."""
+    rng = np.random.default_rng(seed)
+    return [random_decoder(rng, len(strides), strides) for _ in range(count)]
+
+
+def measured(table: CostTable, masks: Sequence[np.ndarray | DecoderMask], rounds: int) -> tuple[np.ndarray, float]:
     """Milliseconds of the networks of masks, and how busy the machine was."""
     key = table.key
     example = torch.rand(1, key.in_channels, *key.size)
@@ -65,14 +75,16 @@ def measured(table: CostTable, masks: list[np.ndarray], rounds: int) -> tuple[np
     return np.array([times[number] for number in range(len(masks))]), busy
 
 
-def row(backbone: str, size: int, threads: int, count: int, rounds: int, anew: bool) -> dict[str, str]:
+def row(options: argparse.Namespace, size: int, threads: int) -> dict[str, str]:
     """One line of the table: errors of the predictions for one size and number of threads."""
     begun = time.perf_counter()
-    make = CostTable.measure if anew else cost_table
-    table = make(backbone, (size, size), threads=threads)
+    make = CostTable.measure if options.anew else cost_table
+    table = make(options.backbone, (size, size), threads=threads)
     seconds = time.perf_counter() - begun
-    masks = random_masks(count, len(table.geometry))
-    ms, busy = measured(table, masks, rounds)
+    masks: Sequence[np.ndarray | DecoderMask] = random_masks(options.masks, len(table.geometry))
+    if options.wide:
+        masks = random_decoders(options.masks, strides(options.backbone))
+    ms, busy = measured(table, masks, options.rounds)
     errors = np.abs(np.array([table.predict(mask) for mask in masks]) / ms - 1) * 100
     values = {"size": f"{size}x{size}", "threads": str(threads), "busy": f"{max(busy, table.busy):.2f}"}
     values |= {"fastest": f"{ms.min():.1f}", "slowest": f"{ms.max():.1f}", "seconds": f"{seconds:.0f} s"}
@@ -87,6 +99,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[97, 256, 512])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--masks", type=int, default=50, help="random masks a line")
+    parser.add_argument("--wide", action="store_true", help="random decoders of the wider space")
     parser.add_argument("--rounds", type=int, default=7, help="times that every network is timed")
     parser.add_argument("--anew", action="store_true", help="measure the tables, whatever the cache holds")
     parser.add_argument("--out", help="also write the table to this file")
@@ -94,7 +107,7 @@ def main() -> None:
     rows = []
     for size in options.sizes:
         for threads in options.threads:
-            rows.append(row(options.backbone, size, threads, options.masks, options.rounds, options.anew))
+            rows.append(row(options, size, threads))
             print(rows[-1], flush=True)
     text = markdown_table(rows, COLUMNS)
     print(text)

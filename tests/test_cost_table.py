@@ -129,6 +129,13 @@ def test_multiply_adds_are_those_of_the_network(depth):
         assert table.multiply_adds(mask) == costs.multiply_adds(net, (1, 3, *SIZE))
 
 
+def test_multiply_adds_of_the_wider_space_are_those_of_the_network(table):
+    for seed in range(12):
+        decoder = some_decoder(seed)
+        net = PrunedNetwork(decoder, Pyramid(), num_classes=CLASSES)
+        assert table.multiply_adds(decoder) == costs.multiply_adds(net, (1, 3, *SIZE))
+
+
 def test_explanation_sums_to_the_prediction(table):
     for mask in [*random_masks(4), some_decoder(1)]:
         rows = table.explain(mask)

@@ -31,6 +31,7 @@ from sparsemask.files import read_json, write_json
 from sparsemask.inference import Form, optimize_for_inference
 from sparsemask.masks import DOWN, UP
 from sparsemask.masks.decoder import MULTIPLE, DecoderMask, as_decoder, decoder_mask
+from sparsemask.spaces.backbones import strides
 from sparsemask.spaces.connectivity.cost_measure import (
     BUSY,
     Lazy,
@@ -42,19 +43,20 @@ from sparsemask.spaces.connectivity.cost_measure import (
 )
 from sparsemask.spaces.connectivity.decoder_steps import Geometry, Step, decoder_steps
 from sparsemask.spaces.connectivity.expected_cost import ExpectedCost
-from sparsemask.spaces.connectivity.named_masks import named_mask
+from sparsemask.spaces.connectivity.named_masks import named_mask, random_decoder
 from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
 
 _VERSION = 2
 CURRENCIES = ("ms", "multiply-adds")
-_ROUNDS, _CALIBRATION = 7, 16
+_ROUNDS = 7
+_CALIBRATION = 14  # networks of each space
 _NOISE = 0.03  # relative error of a network's time that is expected
 _BLOCK = 16  # widths that are multiples of it take another, faster way through the convolutions
 # Kinds of steps whose times share a factor.
-_GROUPS = ("encoder", "conv", "resize", "elementwise", "spatial")
+_GROUPS = ("encoder", "conv", "resize", "elementwise", "full", "depthwise")
 _GROUP_OF = {"encoder": "encoder", "conv": "conv", "head": "conv", "resize": "resize", "resize_part": "resize"}
 _GROUP_OF |= dict.fromkeys(("mean", "relu6", "add", "add_part", "finish"), "elementwise")
-_GROUP_OF |= dict.fromkeys(("separable", "full", "context"), "spatial")
+_GROUP_OF |= {"full": "full", "separable": "depthwise", "context": "depthwise"}
 
 
 @dataclass(frozen=True)
@@ -140,19 +142,19 @@ class CostTable:
         geometry = _geometry(backbone, key)
         length = len(geometry)
         example = torch.rand(1, in_channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
-        masks = _calibration_masks(length, depth)
+        masks = _calibration_masks(_strides(backbone), depth)
 
-        def network_function(connections: np.ndarray, last: bool, encoder: bool = False) -> Lazy:
+        def network_function(mask: np.ndarray | DecoderMask, last: bool, encoder: bool = False) -> Lazy:
             def make() -> Callable[[], object]:
                 with torch.random.fork_rng(devices=[]):
-                    built = _network(backbone, key, connections).to(device)
+                    built = _network(backbone, key, mask).to(device)
                     form = optimize_for_inference(built, example, compiled=False, channels_last=last)
                 form = Form(form.network.backbone, form.form) if encoder else form
                 return lambda: form(example)
 
             return Lazy(make)
 
-        forms = {(mask, last): network_function(mask.connections, last) for mask in masks[:3] for last in (False, True)}
+        forms = {(mask, last): network_function(mask, last) for mask in masks[:3] for last in (False, True)}
         by_form, _ = clock(forms, rounds)
         channels_last = sum(ms if last else -ms for (_, last), ms in by_form.items()) <= 0
         bench = Workbench(geometry, device, channels_last)
@@ -160,7 +162,7 @@ class CostTable:
         for j in range(length):
             whole_encoder = network_function(_one_connection(length, j), channels_last, encoder=True)
             functions[Step("encoder", (j,), 0)] = whole_encoder
-        functions |= {mask: network_function(mask.connections, channels_last) for mask in masks}
+        functions |= {mask: network_function(mask, channels_last) for mask in masks}
         del forms
         times, busy = clock(functions, rounds)
         whole = [(mask, times.pop(mask)) for mask in masks]
@@ -395,7 +397,7 @@ def _cached(path: Path, key: Key) -> tuple[CostTable | None, str]:
     if other:
         return None, f"the one kept is of another {other[0]} ({vars(table.key)[other[0]]})"
     encoder, last = table.encoder_multiply_adds, len(table.geometry) - 1
-    same = _length(key.backbone) == last + 1 and _geometry(key.backbone, key) == table.geometry
+    same = len(_strides(key.backbone)) == last + 1 and _geometry(key.backbone, key) == table.geometry
     if not same or any(_encoder_multiply_adds(key.backbone, key, j) != encoder[j] for j in {0, last}):
         return None, "the one kept is of another form of the backbone"
     return table, ""
@@ -467,12 +469,12 @@ def _ms(value: object) -> float:
     return float(value)
 
 
-def _network(backbone: str | nn.Module, key: Key, connections: np.ndarray) -> PrunedNetwork:
-    """The network of a published mask, untrained."""
+def _network(backbone: str | nn.Module, key: Key, mask: np.ndarray | DecoderMask) -> PrunedNetwork:
+    """The network of a mask, untrained."""
     encoder = backbone if isinstance(backbone, str) else copy.deepcopy(backbone)
     options = dict(key.network)
     with torch.random.fork_rng(devices=[]):
-        return PrunedNetwork(connections, encoder, key.depth, key.in_channels, key.n_class, **options).eval()
+        return PrunedNetwork(mask, encoder, key.depth, key.in_channels, key.n_class, **options).eval()
 
 
 def _one_connection(length: int, j: int) -> np.ndarray:
@@ -482,15 +484,13 @@ def _one_connection(length: int, j: int) -> np.ndarray:
     return mask
 
 
-def _length(backbone: str | nn.Module) -> int:
-    from sparsemask.spaces.backbones import strides
-
-    return len(strides(backbone)) if isinstance(backbone, str) else len(backbone.channels)
+def _strides(backbone: str | nn.Module) -> list[int]:
+    return list(strides(backbone) if isinstance(backbone, str) else backbone.strides)
 
 
 def _geometry(backbone: str | nn.Module, key: Key) -> Geometry:
     """Shapes of the encoder's features."""
-    net = _network(backbone, key, _one_connection(_length(backbone), 0))
+    net = _network(backbone, key, _one_connection(len(_strides(backbone)), 0))
     with thread_count(1), torch.inference_mode():
         points = net.backbone(torch.zeros(1, key.in_channels, *key.size))
     sizes = [(point.shape[-2], point.shape[-1]) for point in points]
@@ -499,19 +499,22 @@ def _geometry(backbone: str | nn.Module, key: Key) -> Geometry:
 
 def _encoder_multiply_adds(backbone: str | nn.Module, key: Key, j: int) -> int:
     """Multiply-adds of the encoder of networks whose deepest end point is j."""
-    net = _network(backbone, key, _one_connection(_length(backbone), j))
+    net = _network(backbone, key, _one_connection(len(_strides(backbone)), j))
     with thread_count(1):
         return costs.multiply_adds(net.backbone, (1, key.in_channels, *key.size))
 
 
-def _calibration_masks(length: int, depth: int) -> list[DecoderMask]:
-    """Named masks, and random ones of all sizes."""
+def _calibration_masks(strides: Sequence[int], depth: int) -> list[DecoderMask]:
+    """Named masks and random ones of all sizes, and random decoders of the wider space."""
+    length = len(strides)
     most = length * (length + 1)
     masks = [named_mask(name, length) for name in ("unet", "dense", "sparseacn")]
     counts = np.unique(np.geomspace(1, max(1, most * 2 // 3), _CALIBRATION).round().astype(int))
     masks += [named_mask(f"random-{count}", length, 100 + int(count)) for count in counts]
     masks += [named_mask(f"random-{max(1, most // share)}", length, share) for share in range(2, 9)]
-    return list(dict.fromkeys(_decoder(mask, depth) for mask in masks))[:_CALIBRATION]
+    published = list(dict.fromkeys(_decoder(mask, depth) for mask in masks))[:_CALIBRATION]
+    rng = np.random.default_rng(0)
+    return list(dict.fromkeys([*published, *(random_decoder(rng, length, strides) for _ in range(_CALIBRATION))]))
 
 
 def _decoder(mask: np.ndarray | DecoderMask, depth: int) -> DecoderMask:
