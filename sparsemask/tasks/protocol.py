@@ -365,7 +365,6 @@ class Task(ABC):
 
     def samples(self, model: Callable[..., Any], arithmetic: Arithmetic, n: int | None = None) -> list[tuple[Any, ...]]:
         """Up to `n` (None: `n_drawn`) validation samples, spread over all, with predictions, as `draw` takes them."""
-
         length = len(self.eval_data)
         indices = spread_indices(length, n or self.n_drawn)
         with _evaluation_mode(model):
