@@ -12,7 +12,8 @@ import torch
 
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
-from sparsemask.engine import batchnorm, data
+from sparsemask.engine import data
+from sparsemask.engine.method import cumulative
 from sparsemask.finite import NotFiniteError
 from sparsemask.ops.dispatch import repeatable
 from sparsemask.processes import begin_helper, helper_context
@@ -50,7 +51,7 @@ class Scorer:
             if self.frozen:
                 return
             model.backbone.train()
-            with batchnorm.cumulative(model.backbone):
+            with cumulative(model.backbone):
                 for images in self.batches:
                     model.end_points(images)
             model.backbone.eval()
@@ -63,7 +64,7 @@ class Scorer:
         with repeatable():
             if not self.frozen:
                 model.decoders.train()
-                with batchnorm.cumulative(model.decoders), arithmetic.context():
+                with cumulative(model.decoders), arithmetic.context():
                     for images in self.batches:
                         model(images)
             try:
