@@ -396,7 +396,8 @@ def spread_indices(length: int, n: int) -> list[int]:
     """Up to `n` numbers below `length`, evenly spaced from the first to the last."""
     import numpy as np
 
-    return np.unique(np.linspace(0, length - 1, min(n, length)).astype(int)).tolist()
+    indices: list[int] = np.unique(np.linspace(0, length - 1, min(n, length)).astype(int)).tolist()
+    return indices
 
 
 def _evaluation_mode(model: Callable[..., Any]) -> AbstractContextManager[None]:
