@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparsemask import datasets
+from sparsemask.config import RunConfig
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.backbones.weights import ImportedWeights, load_backbone_weights
 from sparsemask.training_setup import Context
@@ -35,3 +36,16 @@ def encoder_weights(context: Context) -> tuple[ImportedWeights | None, dict[str,
     weights = load_backbone_weights(path, name)
     context.say(weights.message)
     return weights, {"pretrained_model": str(path), **forms.resolved(config, weights.form)}
+
+
+def encoder_form(config: RunConfig) -> dict[str, str]:
+    """The encoder's form where it is "auto", as :func:`encoder_weights` will find it, without a word.
+
+    Args:
+        config: of a run that begins.
+    """
+    name = config.network.backbone_name
+    if not forms.resolved(config, None):
+        return {}
+    path = datasets.backbone_weights(name, config.network.pretrained_model)
+    return forms.resolved(config, None if path is None else load_backbone_weights(path, name).form)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparsemask import report as page
-from sparsemask import spaces
+from sparsemask import spaces, tasks
 from sparsemask.config import RunConfig, flag
 from sparsemask.costs import measure
 from sparsemask.engine import Method
@@ -34,7 +34,7 @@ from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
 from sparsemask.spaces.connectivity.front_files import FOLDER, Point, choose, connections, write_front
 from sparsemask.spaces.connectivity.prune_rules import prune_report
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
-from sparsemask.spaces.encoder import encoder_weights
+from sparsemask.spaces.encoder import encoder_form, encoder_weights
 from sparsemask.tasks.protocol import HoldsOut, Task
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly
@@ -119,7 +119,8 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
         """Settle the method, and refuse a budget below what any mask costs."""
         section = config.family
         if section.budget is not None:
-            section.budget.check(open_costs(config), section.way == "one-shot" and section.decoder_space == "wide")
+            network = tasks.get(config.data.task, config.replace(**encoder_form(config))).config
+            section.budget.check(open_costs(network), section.way == "one-shot" and section.decoder_space == "wide")
         return config.replace(method=section.way)
 
     def build(self, context: Context) -> Built:

@@ -34,6 +34,8 @@ from sparsemask.spaces.connectivity.named_masks import named_mask
 _DIRECTIONS = ("maximize", "minimize")
 _WAIT = 0.2  # seconds between two looks at candidates that other processes have
 _SLACK = 1.25  # candidates of more than this many budgets are not scored
+_CHANGES = 3  # parameters of a candidate that mutate, on average; many are of stages that it does not use
+_SEEDS = 0.5  # of the candidates; the sampler proposes the others
 _TRIALS = 6  # at most, for each candidate that is to be scored
 
 
@@ -135,7 +137,12 @@ class Proposals:
             if trial.number not in self._known:
                 self._known.add(trial.number)
                 self._study.add_trial(trial)
-        self._study.sampler = _Sampler(self._distributions, population_size=self._size, seed=seed % 2**32)
+        self._study.sampler = _Sampler(
+            self._distributions,
+            population_size=self._size,
+            mutation_prob=min(0.5, _CHANGES / len(self._distributions)),
+            seed=seed % 2**32,
+        )
         trial = self._study.ask(self._distributions)
         attributes = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
         self._study.tell(trial, state=TrialState.FAIL)
@@ -224,10 +231,10 @@ class FrontSearch:
                 study = self._open()
             if "identity" not in study.user_attrs:
                 _, attributes = Proposals(self)([], self.seed)  # those of a first generation
-                for mask in self.encoding.seeds(self.seed, max(8, self.candidates // 3), self._within):
+                for mask in self.encoding.seeds(self.seed, max(8, round(_SEEDS * self.candidates)), self._within):
                     study.add_trial(self._waiting(self.encoding.encode(mask), attributes))
                 study.set_user_attr("identity", self.identity)  # last: a study without it was killed while it was made
-            return len(_complete(study))
+            return len({trial.user_attrs["mask"] for trial in _complete(study)})
 
     def work(self, evaluate: Callable[[AnyMask], float]) -> None:
         """Score candidates until there are enough; several processes may do so at once.
@@ -274,8 +281,9 @@ class FrontSearch:
         done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         tried = len(done) + sum(trial.state == TrialState.PRUNED for trial in trials)
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
-        enough = len(done) >= self.candidates or tried >= _TRIALS * self.candidates
-        if enough or len(done) + running >= self.candidates:
+        different = len({trial.user_attrs["mask"] for trial in done})
+        enough = different >= self.candidates or tried >= _TRIALS * self.candidates
+        if enough or different + running >= self.candidates:
             return None, enough
         if not any(trial.state == TrialState.WAITING for trial in trials):
             study.add_trial(self._waiting(*proposals(done, self.seed * 1_000_003 + tried + running)))
