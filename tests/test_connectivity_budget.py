@@ -90,7 +90,7 @@ def test_a_latency_search_meets_its_budget(data, here, monkeypatch, capfd):
     assert max(row["budget_strength"] for row in found) > 0
     assert final("s")["config"]["method"] == "latency"
     said = capfd.readouterr().out
-    assert "budget 14 ms" in said and "prune --thres 0.001 --budget_ms 14 --run" in said
+    assert "budget 14 ms" in said and "--thres 0.001 --budget_ms 14 --run" in said
     info = json.loads(Path("runs/s/run.json").read_text())
     assert info["budget"]["unit"] == "ms" and info["budget"]["predicted"] <= 14
     # The three commands as they stand: pruning takes the search's budget.

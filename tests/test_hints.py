@@ -38,7 +38,7 @@ NEARLY = [
     (search_run.main, ["--config", "publshed"], ["publshed", "did you mean 'published'?"]),
     (search_run.main, ["--space", "smsr", "--config", "Published"], ["did you mean 'published'?"]),
     (retrain_train.main, ["--sample", "--mask_path", "unett"], ["did you mean 'unet'?", "fcn", "sparsemask-voc"]),
-    (retrain_train.main, ["--sample", "--mask_path", "fnc"], ["did you mean 'fcn'?"]),
+    (retrain_train.main, ["--sample", "--mask_path", "fccn"], ["did you mean 'fcn'?"]),
     (compress.main, ["voc_sampel"], ["recipe not found", "voc_sample); did you mean 'voc_sample'?"]),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -116,6 +117,41 @@ def test_sampled_decoders_depend_on_seed_and_step_alone(searched):
     assert flat[0] == flat[8] == WIDE.largest().key
     assert int(DecoderMask.unpack(one.sampled(2)[0].packed()).connections.sum()) == 1  # the smallest
     assert len(set(flat)) >= 12
+
+
+def test_a_run_begins_with_a_plain_decoder():
+    from types import SimpleNamespace
+
+    from sparsemask.search.connectivity.one_shot import OneShotSearch
+
+    config = SimpleNamespace(run=SimpleNamespace(seed=0), family=SimpleNamespace(masks_a_step=2))
+    method = OneShotSearch(config, WIDE)
+    method.steps = 10
+    assert [len(method.sampled(step)) for step in range(6)] == [1, 1, 1, 1, 2, 2]
+    assert method.sampled(3)[0].key == WIDE.plain().key
+
+
+def test_a_decoder_is_tuned_alone_and_leaves_nothing_behind(here, monkeypatch):
+    """Scores are of weights of a decoder's own, the same every time, whatever was scored before."""
+    from sparsemask.search.connectivity import family
+
+    kept = []
+    monkeypatch.setattr(family, "search_front", lambda search, scorer, workers: kept.append(scorer))
+    with contextlib.suppress(Exception):  # nothing was scored, so that there is no front to write
+        search(here / "data", "tuned", "--tune_steps", "8")
+    scorer, masks = kept[0], [WIDE.plain(), WIDE.largest()]
+    before = {name: value.clone() for name, value in scorer.model.state_dict().items()}
+    losses = []
+    loss = scorer.task.loss
+    monkeypatch.setattr(scorer.task, "loss", lambda *a: losses.append(loss(*a)) or losses[-1])
+    first = [scorer(mask) for mask in masks]
+    assert losses[7] < losses[0] and losses[15] < losses[8]
+    assert [scorer(mask) for mask in reversed(masks)] == first[::-1]
+    torch.testing.assert_close(losses[8:16], losses[16:24], rtol=0, atol=0)
+    parts = {name: value for name, value in scorer.model.state_dict().items() if "running" not in name}
+    for name, value in parts.items():
+        if "num_batches" not in name:
+            assert torch.equal(value, before[name]), name
 
 
 def test_a_search_leaves_a_front(searched, monkeypatch):

@@ -284,7 +284,7 @@ def test_groups_of_weights_of_a_truncated_encoder(before, capsys):
     network, rng = hinged.network.eval(), np.random.default_rng(0)
     assert bool(unbuilt_parts(network)) != before
     kept = {s.name: np.append(True, rng.random(s.count - 1) < 0.6) for s in hinged.reduction.sets}
-    state = slim.compressed(hinged, GroupMask(config, kept, space="slim", sha256="0")).state_dict()
+    state = slim.compressed(hinged, GroupMask(config, kept, space="slim", sha256="0")).network.state_dict()
     left = spaces.get("connectivity").network(mask, {**options, "widths": small_widths(mask, options, state)})
     load_strictly(left.eval(), state, "small.npz")
     assert capsys.readouterr().out.count("left out") == before

@@ -71,7 +71,10 @@ class ConnectivitySearchSection(BudgetSection):
         help="wide: every stage's operation and width, the output stage and a context block too (default: wide)",
     )
     masks_a_step: int = flag(2, positive, group=_ONE_SHOT, help="decoders trained in a step (default: 2)")
-    candidates: int = flag(160, positive, group=_ONE_SHOT, help="decoders that are scored for the front (default: 160)")
+    tune_steps: int = flag(
+        40, natural, group=_ONE_SHOT, help="steps that a decoder is trained alone before it is scored (default: 40)"
+    )
+    candidates: int = flag(100, positive, group=_ONE_SHOT, help="decoders that are scored for the front (default: 100)")
     front_workers: int = flag(2, positive, group=_ONE_SHOT, help="processes that score them (default: 2)")
     held_out: float = flag(
         0.15, fraction, group=_ONE_SHOT, help="share of the training pictures that they are scored on (default: 0.15)"

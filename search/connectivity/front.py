@@ -104,7 +104,9 @@ class Encoding:
         masks = [named_mask(name, length) for name in ("unet", "sparseacn", "dense")]
         if self.space.wide:
             depth = self.space.widths[-1]
-            masks = [as_decoder(mask, depth) for mask in masks]
+            strides = self.space.strides
+            finer = [named_mask(name, length, strides=strides, depth=depth) for name in ("unet-3x3", "fpn")]
+            masks = [*finer, *(as_decoder(mask, depth) for mask in masks)]
             masks = [mask for mask in masks if mask.output in self.outputs]
         tries = (self.space.random(rng) for _ in range(50 * count))
         return list(itertools.islice(filter(within, itertools.chain(masks, tries)), count))
@@ -275,8 +277,10 @@ class FrontSearch:
         """A candidate to score, and whether there are enough."""
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if not locks.is_held(self.folder / f"{trial.user_attrs.get('owner')}.worker"):
-                study.tell(trial.number, state=TrialState.FAIL)
-                study.add_trial(self._waiting(trial.params, trial.system_attrs))
+                # What a dead process had is taken over as it is: in its place, so that what follows is the same.
+                taken = optuna.trial.Trial(study, trial._trial_id)
+                taken.set_user_attr("owner", owner)
+                return taken, False
         trials = study.get_trials(deepcopy=False)
         done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         tried = len(done) + sum(trial.state == TrialState.PRUNED for trial in trials)

@@ -1,8 +1,9 @@
 """One-shot: one network with the weights of every decoder, trained under sampled decoders.
 
-In turn the largest, the smallest and random ones are trained (the sandwich rule: Yu and Huang 2019, arXiv 1903.05134).
-Which ones depends on the seed and the step alone. Candidates are then scored with these weights, see
-:mod:`sparsemask.search.connectivity.front`.
+At first a plain decoder is trained with the encoder, for `STEADY` of the run: under decoders at random an encoder
+learns slowly, from random weights hardly at all. Then the largest, the smallest and random ones are trained in turn
+(the sandwich rule: Yu and Huang 2019, arXiv 1903.05134). Which ones depends on the seed and the step alone. Candidates
+are then scored, see :mod:`sparsemask.search.connectivity.scoring` and :mod:`sparsemask.search.connectivity.front`.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ from torch import Tensor
 
 from sparsemask.config import RunConfig
 from sparsemask.engine import Method
+from sparsemask.engine.method import batch_norms
 from sparsemask.engine.randomness import draw_generator
 from sparsemask.masks.decoder import FULL, MULTIPLE, DecoderMask, decoder_mask
 from sparsemask.spaces.connectivity.budget import smallest_masks
 from sparsemask.spaces.connectivity.elastic import ElasticNetwork
 from sparsemask.spaces.connectivity.named_masks import named_mask, random_decoder
 from sparsemask.spaces.connectivity.pruned_network import Structure
+from sparsemask.spaces.connectivity.search_network import init_convolutions
 from sparsemask.tasks.protocol import Task
 
 SAMPLED = 4  # stream of randomness
 AnyMask = np.ndarray | DecoderMask
 _REMEMBERED = 1 << 30  # bytes of features
+STEADY = 0.4  # of the run: the part in which one decoder alone is trained
 _CYCLE = ("largest", "random", "random", "random", "smallest", "random", "random", "random")
 
 
@@ -59,6 +63,12 @@ class DecoderSpace:
             return dense
         length = len(dense)
         return decoder_mask(dense, [FULL] * length, [self.widths[-1]] * length, context=True)
+
+    def plain(self) -> AnyMask:
+        """A decoder in common use, every stage of full width: `unet`, in the wider space with 3x3 convolutions."""
+        if self.wide:
+            return named_mask("unet-3x3", len(self.strides), strides=self.strides, depth=self.widths[-1])
+        return named_mask("unet", len(self.strides))
 
     def smallest(self, rng: np.random.Generator) -> AnyMask:
         """One of those of a single connection."""
@@ -95,6 +105,12 @@ class OneShotNetwork(ElasticNetwork):
         """As :meth:`ElasticNetwork.forward`."""
         return super().forward(x, self.chosen if mask is None else mask, size)
 
+    def draw_decoders_(self) -> None:
+        """Draw all weights but the encoder's anew, by torch's global generator, as those of a new network."""
+        init_convolutions(self.decoders, self.fc_conv)
+        for norm in batch_norms(self.decoders):
+            norm.reset_parameters()
+
     def remember_end_points(self) -> None:
         """From now on compute the encoder once for each batch of images; its weights must not change any more."""
         self._points, self._room = {}, _REMEMBERED
@@ -106,7 +122,8 @@ class OneShotNetwork(ElasticNetwork):
         key = hashlib.blake2b(x.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
         if key in self._points:
             return self._points[key]
-        points = self.backbone(x)
+        with torch.no_grad():
+            points = self.backbone(x)
         size = sum(point.numel() * point.element_size() for point in points)
         if self._room >= size:
             self._points[key] = points
@@ -131,6 +148,8 @@ class OneShotSearch(Method):
 
     def sampled(self, step: int) -> list[AnyMask]:
         """The decoders of a step, which depend on the seed and the step alone."""
+        if step < STEADY * self.steps:
+            return [self.space.plain()]
         masks = []
         for number in range(step * self.each, (step + 1) * self.each):
             rng = draw_generator(self.seed, SAMPLED, number)

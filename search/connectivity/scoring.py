@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import multiprocessing
 import os
@@ -22,12 +23,15 @@ from sparsemask.search.connectivity.one_shot import AnyMask, OneShotNetwork
 from sparsemask.tasks.protocol import EvaluationContext, Task
 
 BATCHES = 4  # training batches from which batch norms are re-estimated
+TUNING = 24  # training batches on which decoders are tuned, in turn
 
 
 class Scorer:
     """Scores decoders by the task's primary metric on training samples that were kept back.
 
     The encoder's features of all samples are computed once. Scores depend on nothing but the weights and the samples.
+    Shared weights rank decoders by how often their parts were trained; a few steps of its own, from weights drawn anew,
+    with the encoder as it is, tell a decoder's worth much better. They are few since they need the decoder alone.
 
     Args:
         model: trained; its weights stay as they are.
@@ -41,10 +45,15 @@ class Scorer:
         self.model, self.held, self.frozen = model, held, config.training.freeze_bn
         self.context = EvaluationContext(arithmetic=arithmetic)
         training, seed = config.training, config.run.seed + 1
-        sampler = data.step_sampler(task.train_data, training.batch_size, 0, BATCHES, seed, 0, 1, 1, None)
+        self.task, self.steps, self.seed = task, config.family.tune_steps, config.run.seed
+        self.lr, self.decay = training.lr * training.last_layer_lr_mult, training.decay
+        wanted = max(BATCHES, min(TUNING, self.steps))
+        sampler = data.step_sampler(task.train_data, training.batch_size, 0, wanted, seed, 0, 1, 1, None)
         loader = data.training_loader(task.train_data, sampler, seed, 0)
+        device, kind = arithmetic.device, arithmetic.parameters
         with contextlib.closing(data.plainly(loader)) as batches:
-            self.batches = [images.to(arithmetic.device, arithmetic.parameters) for images, _ in batches]
+            self.tuning = [(images.to(device, kind), target.to(device)) for images, target in batches]
+        self.batches = [images for images, _ in self.tuning[:BATCHES]]
         model.eval()
         model.remember_end_points()
         with torch.no_grad(), arithmetic.context(), repeatable():
@@ -56,15 +65,14 @@ class Scorer:
                     model.end_points(images)
             model.backbone.eval()
 
-    @torch.no_grad()
     def __call__(self, mask: AnyMask) -> float:
         """The score; 0 where the outputs are not finite."""
-        model, arithmetic = self.model, self.context.arithmetic
+        model = self.model
         model.chosen = mask
-        with repeatable():
+        with repeatable(), self._tuned(mask), torch.no_grad():
             if not self.frozen:
                 model.decoders.train()
-                with cumulative(model.decoders), arithmetic.context():
+                with cumulative(model.decoders), self.context.arithmetic.context():
                     for images in self.batches:
                         model(images)
             try:
@@ -73,6 +81,37 @@ class Scorer:
                 return 0.0
         value = self.held.metrics(scores)[self.held.primary]
         return float(value) if math.isfinite(value) else 0.0
+
+    @contextlib.contextmanager
+    def _tuned(self, mask: AnyMask) -> Iterator[None]:
+        """Inside, the decoder's weights are those of a short training of its own; the encoder's stay."""
+        if not self.steps:
+            yield
+            return
+        model, arithmetic = self.model, self.context.arithmetic
+        parts = {name: part for name, part in model.named_children() if name != "backbone"}
+        before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model.draw_decoders_()
+        parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.decay)
+        model.decoders.train()
+        for step in range(self.steps):
+            images, target = self.tuning[step % len(self.tuning)]
+            warm = min(1.0, (step + 1) / max(1, self.steps // 5))
+            optimizer.param_groups[0]["lr"] = self.lr * warm * (1 - step / self.steps)
+            optimizer.zero_grad(set_to_none=True)
+            with arithmetic.context():
+                loss = self.task.loss(model(images), target)
+            loss.backward()
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        try:
+            yield
+        finally:
+            for name, part in parts.items():
+                part.load_state_dict(before[name])
 
 
 def search_front(search: FrontSearch, scorer: Scorer, workers: int) -> None:
