@@ -12,8 +12,9 @@ For every run, by the retrained masks of bench/mask_table.py:
   cheapest mask to the dense decoder; of the others the pruned mask. Each is placed among the table's masks of at most
   its milliseconds, and beside the eight random masks of the table that are nearest in milliseconds.
 
-Named masks stand beside them. All milliseconds are predicted by one cost table of the machine at hand. Finished scores
-and trainings are lines of OUT/results.jsonl: the command goes on where it was stopped. The result is OUT/worth.md.
+The table's named masks stand beside them. All milliseconds are predicted by one cost table of the machine at hand.
+Finished scores and trainings are lines of OUT/results.jsonl: the command goes on where it was stopped. The result is
+OUT/worth.md.
 
 The features are those that the table was made with (`--features`, the folder that `bench/mask_table.py --out` names).
 Where they are gone they are made anew; one mask of the table is always trained again, to see that its score comes back.
@@ -76,7 +77,6 @@ from sparsemask.spaces.connectivity.prune_rules import prune_report
 from sparsemask.tables import markdown_table
 from sparsemask.training_setup import Context
 
-NAMED = ("unet", "sparseacn", "sparsemask-voc", "dense", "fpn", "unet-3x3")
 RANDOM = 8  # random masks of about a pick's milliseconds
 _AGREE = 0.02  # of mean IoU: a mask of the table that is trained again comes nearer than that
 
@@ -217,6 +217,12 @@ def encoder_strides() -> list[int]:
     return list(backbones.strides(BACKBONE))
 
 
+def budget(truth: Truth, share: float, prices: Costs, cost: str) -> float:
+    """As :meth:`Truth.budget`, the dense decoder's cost predicted where the table lacks it."""
+    least, dense = truth.cost(cost).min(), prices.predict(named_mask("dense", len(encoder_strides())))
+    return float(least + share * (dense - least))
+
+
 def describe(mask: DecoderMask) -> str:
     """A mask in words: connections, strides of its output and of its deepest end point, what stages do."""
     strides = encoder_strides()
@@ -346,7 +352,7 @@ def picks(search: Search, truth: Truth, prices: Costs, cost: str) -> list[Pick]:
     points = [replace(point, ms=prices.predict(point.mask)) for point in read_front(search.context.run.folder)]
     found = []
     for share in BUDGETS:
-        most = truth.budget(share, cost)
+        most = budget(truth, share, prices, cost)
         bound = f"{share:.0%}: {most:.2f} ms"
         try:
             mask = as_decoder(choose(points, CostBudget("ms", most)).mask, DEPTH)
@@ -356,11 +362,11 @@ def picks(search: Search, truth: Truth, prices: Costs, cost: str) -> list[Pick]:
     return found
 
 
-def best_by_scores(search: Search, truth: Truth, scores: np.ndarray, cost: str) -> list[Pick]:
+def best_by_scores(search: Search, truth: Truth, scores: np.ndarray, prices: Costs, cost: str) -> list[Pick]:
     """The masks of the table that a run's scores put first within each budget: a search of the table alone."""
     found, costs = [], truth.cost(cost)
     for share in BUDGETS:
-        most = truth.budget(share, cost)
+        most = budget(truth, share, prices, cost)
         inside = np.flatnonzero((costs <= most) & ~np.isnan(scores))
         if len(inside):
             mask = truth.masks[inside[scores[inside].argmax()]]
@@ -427,31 +433,36 @@ def percentile(truth: Truth, miou: float, ms: float, cost: str) -> float | None:
     return truth.percentile(miou, ms, cost) if (truth.cost(cost) <= ms).any() else None
 
 
-def named_rows(found: Sequence[dict], truth: Truth, known: Callable, prices: Costs, cost: str) -> Iterator[dict]:
-    """The named masks, and which of the picks reach at least their mean IoU in less time."""
-    masks = named_decoders()
-    for name, mask in sorted(masks.items(), key=lambda item: prices.predict(item[1])):
-        ms, miou = prices.predict(mask), float(np.mean(known(mask)))
+def named_rows(found: Sequence[dict], truth: Truth, cost: str) -> Iterator[dict]:
+    """The table's named masks, and which of the picks reach at least their mean IoU in less time."""
+    for number in np.argsort(truth.cost(cost), kind="stable"):
+        if truth.names[number] is None:
+            continue
+        ms, miou = float(truth.cost(cost)[number]), float(truth.score[number])
         better = [row for row in found if row.get("ms", ms) < ms and row["miou"] >= miou]
         beaten = "; ".join(f"{row['run']} ({row['ms']:.2f} ms, {row['miou']:.3f})" for row in better)
-        yield {"name": name, "ms": ms, "miou": miou, "percentile": percentile(truth, miou, ms, cost), "beaten": beaten}
-
-
-def named_decoders() -> dict[str, DecoderMask]:
-    """The named masks for the table's encoder."""
-    strides = encoder_strides()
-    return {name: as_decoder(named_mask(name, len(strides), strides=strides), DEPTH) for name in NAMED}
+        row = {"name": truth.names[number], "ms": ms, "miou": miou, "beaten": beaten or "-"}
+        yield {**row, "percentile": percentile(truth, miou, ms, cost)}
 
 
 def write_report(
-    truth: Truth, cost: str, correlations: Mapping[str, list[dict]], found: list[dict], named: list[dict], control: str
+    truth: Truth, cost: str, dense: float, correlations: Mapping[str, list[dict]], found: list[dict], control: str
 ) -> str:
-    """The whole in Markdown."""
+    """The whole in Markdown.
+
+    Args:
+        truth: the table.
+        cost: which milliseconds of it.
+        dense: those of the dense decoder.
+        correlations: rows of :func:`correlation_rows` by run.
+        found: rows of :func:`pick_row`.
+        control: whether the table's scores come back.
+    """
     side, threads = cost.split("/")
     lines = [
         f"Table '{truth.name}': {len(truth.masks)} masks, {truth.miou.shape[1]} seeds; milliseconds predicted at "
         f"{side}×{side}, {threads} thread(s). Budgets: shares of the way from the cheapest mask of the table "
-        f"({truth.cost(cost).min():.2f} ms) to the dense decoder ({truth.budget(1.0, cost):.2f} ms). {control}"
+        f"({truth.cost(cost).min():.2f} ms) to the dense decoder ({dense:.2f} ms). {control}"
     ]
     columns = {"masks": "masks", "count": "number", "rho": ("Spearman", ".2f"), "interval": "95 % interval"}
     columns["ceiling"] = ("most that can be reached", ".2f")
@@ -463,8 +474,10 @@ def write_report(
         columns |= {"of_budget": ("percentile within the budget", ".0f"), "random": f"mean of {RANDOM} random masks"}
         columns |= {"best": ("best of them", ".3f"), "above": "above", "range": "their ms"}
         lines += ["Masks found, retrained as the table's:", markdown_table(found, columns)]
-    columns = {"name": "named mask", "ms": ("ms", ".2f"), "miou": ("mIoU", ".3f"), "percentile": ("percentile", ".0f")}
-    lines.append(markdown_table(named, {**columns, "beaten": "at least its mIoU in less time"}))
+    if named := list(named_rows(found, truth, cost)):
+        columns = {"name": "named mask", "ms": ("ms", ".2f"), "miou": ("mIoU", ".3f")}
+        columns |= {"percentile": ("percentile", ".0f"), "beaten": "at least its mIoU in less time"}
+        lines.append(markdown_table(named, columns))
     return "\n\n".join(lines) + "\n"
 
 
@@ -498,16 +511,15 @@ def worth(options: argparse.Namespace) -> str:
             scores = score_masks(search, truth, log)
             trained = np.array([search.trained_width(mask) for mask in truth.masks])
             correlations[search.name] = list(correlation_rows(truth, scores, cost, trained))
-            chosen += best_by_scores(search, truth, scores, cost)
+            chosen += best_by_scores(search, truth, scores, prices, cost)
         chosen += picks(search, truth, prices, cost)
     number, before, after = trainer.control()
     control = f"Mask {number} trained again: {after:.3f}, in the table {before:.3f}."
     if abs(after - before) > _AGREE:
         control += " **The features are not those of the table: what is retrained here cannot be compared with it.**"
-    trainer.train_all([*(pick.mask for pick in chosen if pick.mask is not None), *named_decoders().values()])
+    trainer.train_all([pick.mask for pick in chosen if pick.mask is not None])
     found = [pick_row(pick, truth, trainer.known, prices, cost) for pick in chosen]
-    named = list(named_rows(found, truth, trainer.known, prices, cost))
-    return write_report(truth, cost, correlations, found, named, control)
+    return write_report(truth, cost, budget(truth, 1.0, prices, cost), correlations, found, control)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -151,13 +151,13 @@ def test_picks_are_the_front_s_best_within_a_budget(here, table):
 
 def test_the_table_by_scores_is_a_pick_of_the_table(table):
     search = types.SimpleNamespace(name="x")
-    found = search_worth.best_by_scores(search, table, table.score, COST)
+    found = search_worth.best_by_scores(search, table, table.score, FakeCosts(9, 64), COST)
     for pick in found:
         number = table.number(pick.mask)
         assert table.cost(COST)[number] <= pick.most
         assert table.score[number] == table.score[table.cost(COST) <= pick.most].max()
     nothing = np.full(len(table.masks), np.nan)
-    assert search_worth.best_by_scores(search, table, nothing, COST) == []
+    assert search_worth.best_by_scores(search, table, nothing, FakeCosts(9, 64), COST) == []
 
 
 def test_a_row_says_where_a_pick_lies(table):
@@ -178,6 +178,27 @@ def test_a_row_says_where_a_pick_lies(table):
     assert row["random"] == f"{random.mean():.3f} ± {random.std(ddof=1) / len(random) ** 0.5:.3f}"
     none = search_worth.pick_row(search_worth.Pick("x", "b", None, problem="why"), table, None, costs, COST)
     assert none == {"run": "x", "bound": "b", "mask": "why"}
+
+
+def test_named_masks_that_are_beaten_say_by_what(table):
+    dense, unet = table.number("dense"), table.number("unet")
+    ms = table.cost(COST)
+    found = [{"run": "a", "ms": ms[unet] - 0.01, "miou": float(table.score[unet])}, {"run": "none"}]
+    rows = {row["name"]: row for row in search_worth.named_rows(found, table, COST)}
+    assert set(rows) == {name for name in table.names if name} and len(rows) >= 6
+    assert rows["unet"]["beaten"].startswith("a (") and rows["unet"]["ms"] == ms[unet]
+    assert (rows["dense"]["beaten"] == "-") == (table.score[unet] < table.score[dense])
+    found[0]["miou"] -= 1e-6
+    rows = {row["name"]: row for row in search_worth.named_rows(found, table, COST)}
+    assert rows["unet"]["beaten"] == "-"
+
+
+def test_budgets_are_the_table_s(table):
+    costs = FakeCosts(9, 64)
+    for share in (0, 0.25, 1):
+        assert search_worth.budget(table, share, costs, COST) == pytest.approx(table.budget(share, COST))
+    without = search_worth.subset(table, [n for n, name in enumerate(table.names) if name != "dense"])
+    assert search_worth.budget(without, 1, costs, COST) == pytest.approx(table.budget(1, COST))
 
 
 def test_correlations_are_given_within_thirds_of_cost(table):
