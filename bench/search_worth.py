@@ -459,9 +459,10 @@ def write_report(
         control: whether the table's scores come back.
     """
     side, threads = cost.split("/")
+    unfinished = ", not finished" if truth.names.count(None) < truth.settings["masks"] else ""
     lines = [
-        f"Table '{truth.name}': {len(truth.masks)} masks, {truth.miou.shape[1]} seeds; milliseconds predicted at "
-        f"{side}×{side}, {threads} thread(s). Budgets: shares of the way from the cheapest mask of the table "
+        f"Table '{truth.name}'{unfinished}: {len(truth.masks)} masks, {truth.miou.shape[1]} seeds; milliseconds "
+        f"predicted at {side}×{side}, {threads} thread(s). Budgets: shares of the way from the table's cheapest mask "
         f"({truth.cost(cost).min():.2f} ms) to the dense decoder ({dense:.2f} ms). {control}"
     ]
     columns = {"masks": "masks", "count": "number", "rho": ("Spearman", ".2f"), "interval": "95 % interval"}

@@ -95,7 +95,10 @@ def test_searches_are_compared_with_the_truth(here, monkeypatch, tmp_path, capsy
     use(here, monkeypatch)
     before = (here / "table/results.jsonl").read_bytes()
     report = run(tmp_path, *(word for name in ("one", "published", "latency") for word in ("--run", f"runs/{name}")))
-    assert f"{MASKS + 6 - 1} masks, 2 seeds" in report and "Scores of **one** against the truth" in report
+    assert (
+        f"'sample', not finished: {MASKS + 6 - 1} masks, 2 seeds" in report
+        and "Scores of **one** against the truth" in report
+    )
     assert all(f"| {name} " in report for name in ("unet", "fpn", "dense", "sparseacn", "sparsemask-voc"))
     for words in ("25%: ", "50%: ", "75%: ", "weights above 0.001", "15 ms", "one, table by its scores"):
         assert words in report
