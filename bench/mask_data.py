@@ -229,14 +229,7 @@ class Log:
 
     def rows(self) -> list[dict]:
         """All results so far."""
-        found = []
-        lines = self.path.read_text().split("\n") if self.path.exists() else []
-        for line in lines:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
+        return read_log(self.path)
 
     def add(self, row: dict) -> None:
         """Append a result; it begins a line of its own even behind one that was cut."""
@@ -248,3 +241,14 @@ class Log:
                 file.seek(size - 1)
                 cut = file.read(1) != b"\n"
             file.write((b"\n" if cut else b"") + json.dumps(row).encode() + b"\n")
+
+
+def read_log(path: Path) -> list[dict]:
+    """The results of a log's file so far, none where it is absent; a line that was cut is left out."""
+    found = []
+    for line in path.read_text().split("\n") if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found

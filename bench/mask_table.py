@@ -556,7 +556,7 @@ def _begin(folder: str, device: str, budget: Budget, pretrained: str | None) -> 
     _worker.update(cache=Cache(Path(folder)), device=device, budget=budget, pretrained=pretrained)
 
 
-def _job(masks: list[list[int]], seed: int) -> tuple[list[float], float]:
+def decoder_job(masks: list[list[int]], seed: int) -> tuple[list[float], float]:
     """Mean IoU of some masks with a seed, and seconds."""
     began, cache, device = time.monotonic(), _worker["cache"], _worker["device"]
     if "train" not in _worker:
@@ -688,7 +688,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = {"pictures": {**asdict(pictures), "root": ""}, "budget": asdict(budget), "masks": options.masks}
     settings |= {"seeds": options.seeds, "encoder_steps": 0 if pretrained else options.encoder_steps}
     log = Log(out, settings)
-    entries = _kept_masks(out / "masks.json", options.masks, pictures.crop)
+    entries = kept_masks(out / "masks.json", options.masks, pictures.crop)
     begin = (str(out / pictures.key), options.device, budget, pretrained)
     tasks = _missing(options, entries, log)
     if tasks or options.check:
@@ -709,7 +709,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(table['rows'])} masks of {len(entries)}: {path}")
 
 
-def _kept_masks(path: Path, count: int, side: int) -> list[Entry]:
+def kept_masks(path: Path, count: int, side: int) -> list[Entry]:
     """The masks of a run: drawn once, then read, so that a newer version of the drawing changes nothing."""
     if not path.exists():
         write_json(path, {"masks": [[e.name, pack(e.mask)] for e in table_masks(count, side)]})
@@ -736,7 +736,7 @@ def _train_table(jobs: int, entries: list[Entry], groups: list[tuple[list[int], 
     tasks = [([pack(entries[number].mask) for number in group], seed) for group, seed in groups]
     members = {id(task): group for task, (group, _) in zip(tasks, groups, strict=True)}
     began, finished, total = time.monotonic(), 0, sum(len(group) for group, _ in groups)
-    for task, (scores, seconds) in run_jobs(jobs, begin, _job, tasks):
+    for task, (scores, seconds) in run_jobs(jobs, begin, decoder_job, tasks):
         for number, miou in zip(members[id(task)], scores, strict=True):
             log.add({"mask": number, "seed": task[1], "miou": miou, "seconds": round(seconds / len(scores), 2)})
         finished += len(scores)
