@@ -237,6 +237,7 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
     }
     primary = built.held.primary
     facts = {"score": primary, "scored_on": "training pictures that were kept back", "unit": unit.unit}
+    facts["tune_steps"] = section.tune_steps
     everything = [[c.cost, c.score, connections(c.mask)] for c in scored]
     points = write_front(run.folder, points, {**facts, "candidates": everything}, origin)
     chosen = choose(points, budget)

@@ -54,7 +54,11 @@ def draw_front(
         inch = fig.dpi
         places = [axes.transData.transform(point) for point in points]
         heights = style.spread([y + 0.06 * inch for _, y in places], 0.13 * inch, -math.inf, math.inf)
-        for (x, _), height, label in zip(places, heights, labels, strict=True):
-            options = dict(ha="right", size=style.SMALL, color=style.INK, zorder=6)
-            axes.annotate(label, (x - 0.06 * inch, height), xycoords="figure pixels", **options)
+        for number, ((x, _), height, label) in enumerate(zip(places, heights, labels, strict=True)):
+            # The ring around the next point would lie on the label: it goes to the other side.
+            left = chosen != number + 1 or places[chosen][0] - x > 0.25 * inch
+            shift = (-0.06 if left else 0.1) * inch
+            height = height if left else places[number][1] - 0.15 * inch
+            options = dict(ha="right" if left else "left", size=style.SMALL, color=style.INK, zorder=6)
+            axes.annotate(label, (x + shift, height), xycoords="figure pixels", **options)
         return style.save(fig, path)

@@ -43,5 +43,7 @@ def front(c: Contents) -> str:
     )
     score = html.escape(sections.TITLES.get(str(content.get("score")), str(content.get("score")))[:60])
     heads = ("mask", score, "predicted ms", "multiply-adds", "connections")
-    text = "Scores with the shared weights, on training pictures that were kept back; marked: the mask that is taken."
+    steps = number(content.get("tune_steps"))
+    weights = f"after {steps:.0f} steps of each decoder alone" if steps else "with the shared weights"
+    text = f"Scores {weights}, on training pictures that were kept back; marked: the mask that is taken."
     return drawn + html.paragraph(text) + html.table(heads, rows, kind="plain")

@@ -12,7 +12,7 @@ from sparsemask.tasks.classification.scores import ClassificationScores
 from sparsemask.tasks.segmentation.scores import SegmentationScores
 
 _READABLE = 40  # classes; a larger matrix is shown as a picture
-_ELSEWHERE = ("architecture", "curves", "samples", "weights", "weight_history", "confusion")
+_ELSEWHERE = ("architecture", "curves", "samples", "weights", "weight_history", "confusion", "front")
 _ELSEWHERE += ("kept", "spectra", "tradeoff")
 
 
