@@ -6,16 +6,19 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import pyramid  # noqa: F401  (a backbone of a user's own)
+from bench.mask_table import DecoderCost
 from fake_costs import FakeCosts, use_fake_costs
 from literal_sparse import one_thread  # noqa: F401
 from sparsemask import UseError
 from sparsemask.masks import count_connections, load_mask, why_unusable
+from sparsemask.masks.decoder import as_decoder
 from sparsemask.options import amount
 from sparsemask.prune import prune as prune_prune
 from sparsemask.report.environment import environment
@@ -160,6 +163,22 @@ def test_pruning_meets_any_budget(seed, unit):
         if share == 1.0:
             assert (report.mask == free).all()
     assert f"budget {budget.text()}" in report.lines()[-1]
+
+
+def test_removals_at_the_deep_end_do_not_take_the_decoder_with_them():
+    """Weights of a real search: most are kept where nothing reads them; two stages at the end fit into the budget."""
+    weights = [np.zeros((i + 1, 2)) for i in range(9)]
+    for i, inputs in {0: [0], 1: [0, 1], 2: [1, 2], 3: [2], 4: [1, 3, 4], 5: [1, 3, 4, 5], 6: [5, 6]}.items():
+        weights[i][inputs, 0] = 2
+    weights[1][1, 1] = 2
+    weights[7][4:8, 0], weights[7][7, 1] = (1.84, 0.98, 0.94, 2), 0.28
+    weights[8][8], weights[8][7, 1] = (2, 1.12), 0.74
+    count = DecoderCost(97)
+    costs = SimpleNamespace(multiply_adds=lambda mask: count(as_decoder(mask, 64)))
+    report = prune_to_budget(weights, 0.001, Budget("multiply-adds", 45e6), costs)
+    assert 35e6 < report.cost <= 45e6
+    kept = {tuple(place) for place in np.argwhere(report.mask).tolist()}
+    assert {(8, 8, 0), (8, 8, 1), (7, 7, 0), (7, 6, 0)} <= kept
 
 
 def _single(length: int, j: int, kind: int) -> np.ndarray:

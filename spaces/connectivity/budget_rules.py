@@ -3,11 +3,14 @@
 From all connections above the threshold those go first that have the smallest weight for what they cost: a connection,
 a stage with all its inputs, or everything that reads the deepest end point in use, behind which the encoder is not
 built. What a removal saves is the difference of two predictions, with the cleaning rules applied to both masks, and is
-computed anew when it is about to decide. At the end what still fits is taken back, heaviest first.
+computed anew when it is about to decide. At the end what still fits is taken back, heaviest first. This is done once
+for every end point that may be the deepest in use, since one removal too many at that end cannot be undone connection
+by connection; of the masks within the budget the one that keeps most weight is taken.
 """
 
 from __future__ import annotations
 
+import copy
 import heapq
 import itertools
 import math
@@ -81,8 +84,7 @@ def prune_to_budget(
     before = decoder.cost
     if before > budget.most:
         decoder.values = carried(values, (values > thres) & exists, report.mask)
-        decoder.reduce()
-        decoder.fill(thres)
+        decoder = _heaviest(decoder, thres)
     mask = decoder.mask
     gone = [stage for stage in range(len(mask)) if report.mask[stage].any() and not mask[stage].any()]
     removed = [*report.removed, *((stage, "costs more than it weighs") for stage in gone)]
@@ -92,6 +94,32 @@ def prune_to_budget(
     return replace(
         found, mask=mask, connections=count_connections(mask), smallest_kept=smallest, cost=decoder.cost, before=before
     )
+
+
+def _heaviest(whole: _Decoder, thres: float) -> _Decoder:
+    """Of the masks within the budget, one for each deepest end point, the one that keeps most weight."""
+    found = []
+    for deepest in range(len(whole.mask)):
+        decoder = copy.copy(whole)
+        if deepest:
+            mask = whole.mask.copy()
+            mask[:, :deepest, DOWN] = False
+            mask[:, 0, UP] = False
+            cleaned = whole.cleaned(mask)
+            if cleaned is None:
+                continue
+            decoder.take(cleaned)
+        try:
+            decoder.reduce()
+        except UseError as error:
+            found.append((-1.0, error))
+            continue
+        decoder.fill(thres)
+        found.append((float(decoder.values[decoder.mask].sum()), decoder))
+    _, best = max(found, key=lambda entry: entry[0])
+    if isinstance(best, UseError):
+        raise found[0][1]
+    return best
 
 
 class _Decoder:
