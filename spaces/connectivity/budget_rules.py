@@ -3,8 +3,9 @@
 From all connections above the threshold those go first that have the smallest weight for what they cost: a connection,
 a stage with all its inputs, or everything that reads the deepest end point in use, behind which the encoder is not
 built. What a removal saves is the difference of two predictions, with the cleaning rules applied to both masks, and is
-computed anew when it is about to decide. At the end what still fits is taken back, heaviest first. This is done once
-for every end point that may be the deepest in use, since one removal too many at that end cannot be undone connection
+computed anew when it is about to decide. Near the budget every single removal that meets it is looked at, and the one
+that keeps most weight remembered. At the end what still fits is taken back, heaviest first. This is done once for every
+end point that may be the deepest in use, since one removal too many at that end cannot be undone connection
 by connection; of the masks within the budget the one that keeps most weight is taken.
 """
 
@@ -26,6 +27,7 @@ from sparsemask.masks.decoder import deepest_end_point
 from sparsemask.spaces.connectivity.budget import Budget, Costs
 from sparsemask.spaces.connectivity.prune_rules import PruneReport, clean, halved, prune_report
 
+_NEAR = 1.6  # times the budget: from here on single removals that meet it are looked at
 Move = tuple[str, int, int, int]  # a connection (i, j, kind), all inputs of a stage, or all that reads an end point
 
 
@@ -98,7 +100,7 @@ def prune_to_budget(
 
 def _heaviest(whole: _Decoder, thres: float) -> _Decoder:
     """Of the masks within the budget, one for each deepest end point, the one that keeps most weight."""
-    found = []
+    found, begun = [], set()
     for deepest in range(len(whole.mask)):
         decoder = copy.copy(whole)
         if deepest:
@@ -109,6 +111,9 @@ def _heaviest(whole: _Decoder, thres: float) -> _Decoder:
             if cleaned is None:
                 continue
             decoder.take(cleaned)
+        if decoder.mask.tobytes() in begun:
+            continue
+        begun.add(decoder.mask.tobytes())
         try:
             decoder.reduce()
         except UseError as error:
@@ -188,7 +193,7 @@ class _Decoder:
         order = itertools.count()
         heap = [(self.score(move), next(order), move, 0) for move in self.moves()]
         heapq.heapify(heap)
-        begun, version = (self.mask, self.values), 0
+        begun, version, best = (self.mask, self.values), 0, self._met()
         while self.cost > self.budget.most and heap:
             score, _, move, scored_at = heapq.heappop(heap)
             if scored_at < version:
@@ -203,9 +208,25 @@ class _Decoder:
                 continue
             self.take(mask)
             version += 1
+            best = max(best, self._met(), key=lambda entry: entry[0])
+        if best[0] > (self.values[self.mask].sum() if self.cost <= self.budget.most else 0):
+            self.mask, self.values, self.cost = best[1:]
         if self.cost > self.budget.most:
             self.mask, self.values = begun
             self.take(self._smallest())
+
+    def _met(self) -> tuple[float, np.ndarray, np.ndarray, float]:
+        """Of single removals that meet the budget the one that keeps most: (weight, mask, values, cost); 0 for none."""
+        best = (0.0, self.mask, self.values, self.cost)
+        if not self.budget.most < self.cost <= _NEAR * self.budget.most:
+            return best
+        for move in self.moves():
+            mask = self.without(move)
+            if mask is None or (cost := self.budget.cost(self.costs, mask)) > self.budget.most:
+                continue
+            values = carried(self.values, self.mask, mask)
+            best = max(best, (float(values[mask].sum()), mask, values, cost), key=lambda entry: entry[0])
+        return best
 
     def _smallest(self) -> np.ndarray:
         """The heaviest single input of the output stage that is within the budget."""
