@@ -20,6 +20,7 @@ from sparsemask.ops.dispatch import repeatable
 from sparsemask.processes import begin_helper, helper_context
 from sparsemask.search.connectivity.front import FrontSearch
 from sparsemask.search.connectivity.one_shot import AnyMask, OneShotNetwork
+from sparsemask.spaces.connectivity.cost_measure import thread_count
 from sparsemask.tasks.protocol import EvaluationContext, Task
 
 BATCHES = 4  # training batches from which batch norms are re-estimated
@@ -124,7 +125,7 @@ def search_front(search: FrontSearch, scorer: Scorer, workers: int) -> None:
     """
     forks = "fork" in multiprocessing.get_all_start_methods() and scorer.context.arithmetic.device.type == "cpu"
     count = workers if forks else 1
-    with _threads(max(1, len(os.sched_getaffinity(0)) // count) if count > 1 else torch.get_num_threads()):
+    with thread_count(max(1, len(os.sched_getaffinity(0)) // count) if count > 1 else torch.get_num_threads()):
         helpers = []
         if count > 1:
             scorer(search.space.largest())  # now all features are there, and shared by the processes
@@ -146,13 +147,3 @@ def _help(search: FrontSearch, scorer: Scorer) -> None:
     """A helper process: its candidates are taken up by others if it ends."""
     begin_helper()
     search.work(scorer)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
