@@ -1,8 +1,8 @@
 """The front of a one-shot search: which decoders give the best score for what they cost.
 
-Candidates are scored on training pictures that were kept back (:mod:`sparsemask.search.connectivity.scoring`). NSGA-II
-(Deb et al. 2002, as Optuna has it) goes on from named decoders and random ones of all sizes. The study lies in the run's
-folder as an Optuna journal, so that a killed search goes on, and several processes take candidates from it.
+Candidates are scored on training pictures that were kept back (:mod:`sparsemask.search.connectivity.scoring`).
+NSGA-II (Deb et al. 2002, as Optuna has it) goes on from named decoders and random ones of all sizes. The study lies in
+the run's folder as an Optuna journal, so that a killed search goes on, and several processes take candidates from it.
 """
 
 from __future__ import annotations
