@@ -12,6 +12,7 @@ from sparsemask.masks.decoder import DecoderMask
 from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
 from sparsemask.spaces.connectivity.elastic import ElasticNetwork
 from sparsemask.spaces.connectivity.named_masks import random_decoder
+from sparsemask.spaces.connectivity.transfer import inherited_state
 
 STRIDES = list(Pyramid.strides)
 WIDTHS = (8, 16, 24)
@@ -67,6 +68,23 @@ def test_published_masks_have_the_full_depth(name):
     x = torch.randn(2, 3, 33, 33, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(net(x, mask), alone(net, mask).eval()(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("mask", [decoder(3), decoder(11), named_mask("unet", 4)], ids=["3", "11", "unet"])
+def test_a_retrained_network_inherits_its_decoder(mask):
+    net = elastic().eval()
+    small = PrunedNetwork(mask, Pyramid(), depth=24, num_classes=3, bn_momentum=0.1).double().eval()
+    small.load_state_dict(inherited_state(small, net.state_dict(), "all"), strict=True)
+    x = torch.randn(2, 3, 33, 33, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), net(x, mask), rtol=1e-10, atol=1e-10)
+
+
+def test_a_damaged_elastic_checkpoint_is_refused():
+    net, state = PrunedNetwork(decoder(3), Pyramid(), depth=24, num_classes=3), elastic().state_dict()
+    del state["decoders.Decoders_1.bn.weight"]
+    with pytest.raises(UseError, match="another elastic network"):
+        inherited_state(net, state, "all")
 
 
 def test_nothing_but_the_decoder_itself_is_touched():

@@ -189,7 +189,10 @@ def test_the_three_commands_chain(here, capfd):
     cheapest = points[0]
     assert prune_prune.main(["--budget_ms", f"{cheapest.ms:.3f}1"]) == 0
     assert load_decoder("mask.npy") == cheapest.mask
-    assert retrain_train.main(["--mask_path", "mask.npy", "--max_iter", "2", *SMALL[:-2]]) == 0
+    for how in ("encoder", "all"):
+        argv = ["--mask_path", "mask.npy", "--max_iter", "2", "--inherit", how, *SMALL[:-2]]
+        assert retrain_train.main(argv) == 0
+    assert "inherited from the search: all that is kept" in capfd.readouterr().out
 
 
 def test_the_published_space_and_macs(here, capfd):

@@ -51,9 +51,9 @@ class DecoderSpace:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels that stages of the wider space may have: a quarter of the depth, half, three quarters, all."""
+        """Channels that stages of the wider space may have: 2, 3, 4, 6 and 8 eighths of the depth."""
         return tuple(
-            sorted({max(MULTIPLE, self.depth * quarter // 4 // MULTIPLE * MULTIPLE) for quarter in (1, 2, 3, 4)})
+            sorted({max(MULTIPLE, self.depth * eighths // 8 // MULTIPLE * MULTIPLE) for eighths in (2, 3, 4, 6, 8)})
         )
 
     def largest(self) -> AnyMask:

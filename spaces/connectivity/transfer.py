@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsemask.errors import UseError, choose
-from sparsemask.masks.decoder import DecoderMask
+from sparsemask.masks.decoder import MULTIPLE, DecoderMask
+from sparsemask.spaces.connectivity.elastic import ElasticNetwork
 from sparsemask.spaces.connectivity.pruned_network import FCN, PrunedNetwork
 
 INHERIT = ("encoder", "all")
@@ -19,12 +20,12 @@ def inherited_state(net: PrunedNetwork | FCN, state: Mapping[str, Tensor], how: 
 
     Args:
         net: the small network; weights that are not inherited keep their values.
-        state: state dict of the FullyDenseNetwork (bare keys).
+        state: state dict of the FullyDenseNetwork, or of a one-shot search's ElasticNetwork (bare keys).
         how: `encoder` copies the backbone only. `all` also carries over the classifier, the stages' batch
             norms and the kept convolutions, with connection weight and inner batch norm folded in: in
             evaluation the result equals the supernet whose other connections have weight 0. A decoder of the wider
             space takes what is there: of other widths the first channels, the classifier if its output is the last
-            stage; all else keeps its values.
+            stage; all else keeps its values. Of an elastic network everything is there, at every width.
 
     Returns:
         A state dict that fits `net` strictly.
@@ -40,6 +41,9 @@ def inherited_state(net: PrunedNetwork | FCN, state: Mapping[str, Tensor], how: 
     if not isinstance(net, PrunedNetwork):
         raise UseError("inherit 'all' needs a connectivity mask: the FCN baseline has no decoder to inherit")
     wider = isinstance(net.mask, DecoderMask)
+    if _is_elastic(state):
+        taken = _elastic_decoder(state, len(net.mask)).state_for(net.mask)
+        return new | {key: _take(taken, key, target) for key in target if not key.startswith("backbone.")}
     if not wider or net.mask.output == len(net.mask) - 1:
         new |= {key: _get(state, key).clone() for key in target if key.startswith("fc_conv.")}
     for name, stage in net.decoders.items():
@@ -63,6 +67,35 @@ def inherited_state(net: PrunedNetwork | FCN, state: Mapping[str, Tensor], how: 
                 raise UseError(_misfit(key, value, target[key]))
             new[key] = _leading(key, value, target[key])
     return new
+
+
+def _is_elastic(state: Mapping[str, Tensor]) -> bool:
+    return "decoders.Decoders_0.full.conv.weight" in state
+
+
+class _EndPoints(nn.Module):
+    """Stands for an encoder of which the channels alone are asked."""
+
+    def __init__(self, channels: list[int]):
+        super().__init__()
+        self.channels, self.strides = channels, [1] * len(channels)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Never computed."""
+        raise NotImplementedError
+
+
+def _elastic_decoder(state: Mapping[str, Tensor], length: int) -> ElasticNetwork:
+    """The elastic network of a state dict, without its encoder."""
+    convs = [_get(state, f"decoders.Decoders_{length - 1}.down_convs.{j}.weight") for j in range(length)]
+    depth, classes = len(convs[0]), len(_get(state, "fc_conv.bias"))
+    widths = range(MULTIPLE, depth + 1, MULTIPLE)
+    network = ElasticNetwork(_EndPoints([conv.shape[1] for conv in convs]), depth, widths, classes).to(convs[0].dtype)
+    try:
+        network.load_state_dict({key: value for key, value in state.items() if not key.startswith("backbone.")})
+    except RuntimeError:
+        raise UseError("the search checkpoint is of another elastic network: other stages or channels") from None
+    return network
 
 
 def _leading(key: str, value: Tensor, drawn: Tensor) -> Tensor:
