@@ -40,7 +40,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.mask_data import Log, Pictures, read_log
+from bench.mask_data import Log, Pictures, read_log, spread_evenly
 from bench.mask_table import (
     BACKBONE,
     DEPTH,
@@ -240,10 +240,16 @@ def key(mask: DecoderMask) -> str:
     return hashlib.sha256(mask.packed().numpy().tobytes()).hexdigest()[:16]
 
 
-def score_masks(search: Search, truth: Truth, log: Log) -> np.ndarray:
-    """(N,) scores of the table's masks by the run's network, NaN where it cannot score them; finished ones are read."""
+def score_masks(search: Search, truth: Truth, log: Log, limit: int = 0) -> np.ndarray:
+    """(N,) scores of the table's masks by the run's network, NaN where there is none; finished ones are read.
+
+    With a limit only so many masks are scored, spread over the multiply-adds.
+    """
     done = {row["mask"]: row["score"] for row in log.rows() if row.get("run") == search.digest}
-    missing = [mask for mask in truth.masks if search.scores(mask) and key(mask) not in done]
+    order = np.argsort(truth.cost("multiply_adds"), kind="stable").tolist()
+    scored = [truth.masks[number] for number in order if search.scores(truth.masks[number])]
+    scored = spread_evenly(scored, limit) if limit else scored
+    missing = [mask for mask in scored if key(mask) not in done]
     scorer, began = search.scorer() if missing else None, time.monotonic()
     for count, mask in enumerate(missing, 1):
         done[key(mask)] = score = scorer(mask)
@@ -509,7 +515,7 @@ def worth(options: argparse.Namespace) -> str:
     correlations, chosen = {}, []
     for search in searches:
         if search.way == "one-shot":
-            scores = score_masks(search, truth, log)
+            scores = score_masks(search, truth, log, options.scored)
             trained = np.array([search.trained_width(mask) for mask in truth.masks])
             correlations[search.name] = list(correlation_rows(truth, scores, cost, trained))
             chosen += best_by_scores(search, truth, scores, prices, cost)
@@ -534,6 +540,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--features", help="folder of mask_table.py's results (default: OUT of --partial)")
     parser.add_argument("--voc_root", help="the devkit, for a table of VOC")
     parser.add_argument("--pretrained_model", help="ImageNet weights of MobileNetV2, for a table of VOC")
+    parser.add_argument("--scored", type=int, default=0, help="masks that a one-shot's network scores; 0: all")
     parser.add_argument("--threads", type=int, default=1, help="of the predicted milliseconds")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread that train")
     parser.add_argument("--together", type=int, default=4, help="decoders that are trained side by side")
