@@ -120,7 +120,7 @@ def draw(points: list[Point], words: str, title: str, path: Path) -> Path:
                 high = [max(p.scores) - p.score for p in members]
                 axes.errorbar(xs, ys, (low, high), fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.7, zorder=3)
         ours = front_of([p for p in points if p.kind in ("named", "searched")])
-        if len(ours) > 1:
+        if any(p.kind == "searched" for p in ours):
             line = dict(where="post", color=style.ORANGE, lw=1.1, alpha=0.8, zorder=2)
             axes.step([p.cost for p in ours], [p.score for p in ours], **line)
         axes.margins(0.12, 0.12)

@@ -125,7 +125,7 @@ def test_scores_are_those_of_the_search(here, monkeypatch):
 
 def test_masks_of_other_widths_are_scored_and_told_apart(here, table):
     search = search_worth.Search(Path("runs/one"))
-    mask = as_decoder(named_mask("unet-3x3", 9, strides=(32, 32, 32, 16, 16, 8, 4, 2, 2), depth=24), 64)
+    mask = as_decoder(named_mask("unet-3x3", 9, strides=(32, 32, 32, 16, 16, 8, 4, 2, 2), depth=40), 64)
     assert not search.trained_width(mask) and search.trained_width(as_decoder(named_mask("unet", 9), 64))
     assert 0 <= search.scorer()(mask) <= 1
     assert not search_worth.is_published(mask) and search_worth.is_published(as_decoder(named_mask("dense", 9), 64))
