@@ -289,6 +289,17 @@ def test_a_busy_machine_is_reported():
     assert len(lines) == 1
 
 
+def test_a_busy_machine_s_table_is_measured_again_and_the_better_one_kept(home):
+    lines: list[str] = []
+    ask(lines, Clock(busy=1.8))
+    worse = Clock(busy=2.5)
+    assert ask(lines, worse).busy == 1.8 and worse.asked
+    assert any("measured on a busy machine" in line for line in lines)
+    assert ask(lines, Clock(busy=1.02)).busy == 1.02
+    idle = Clock()
+    assert ask(lines, idle).busy == 1.02 and not idle.asked
+
+
 def test_real_steps_are_timed():
     before, backbone = torch.get_num_threads(), Pyramid()
     state = torch.get_rng_state()

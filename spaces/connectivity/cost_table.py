@@ -360,19 +360,22 @@ def cost_table(
 ) -> CostTable:
     """The table of the cache, or one measured now, which is then kept there; a line says so.
 
+    One that was measured on a busy machine is measured again, and the better one of the two kept.
     Several processes that ask for one table wait for the first. Arguments as of :meth:`CostTable.measure`.
     """
     key = _key(backbone, size, depth, n_class, threads, torch.device(device), in_channels, network)
     path = table_path(key)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locks.acquire(path.with_suffix(".lock")):
-        table, why = _cached(path, key)
-        if table is not None:
-            return table
+        kept, why = _cached(path, key)
+        if kept is not None and kept.busy <= BUSY:
+            return kept
         what = f"{backbone}, {size[0]}x{size[1]}, {key.threads} thread{'s' * (key.threads > 1)}"
         progress(f"cost table ({what}): {why}; measuring, which takes up to three minutes")
         options = {"in_channels": in_channels, "network": network, "progress": progress, "clock": clock}
         table = CostTable.measure(backbone, size, depth, n_class, key.threads, device, **options)
+        if kept is not None and kept.busy <= table.busy:
+            return kept
         table.save(path)
     return table
 
@@ -400,7 +403,7 @@ def _cached(path: Path, key: Key) -> tuple[CostTable | None, str]:
     same = len(_strides(key.backbone)) == last + 1 and _geometry(key.backbone, key) == table.geometry
     if not same or any(_encoder_multiply_adds(key.backbone, key, j) != encoder[j] for j in {0, last}):
         return None, "the one kept is of another form of the backbone"
-    return table, ""
+    return table, "the one kept was measured on a busy machine"
 
 
 def _key(
