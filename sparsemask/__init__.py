@@ -21,6 +21,7 @@ _LAZY = {
     "save_mask": "sparsemask.masks",
     "load_weights": "sparsemask.weights",
     "trust": "sparsemask.plugins",
+    **dict.fromkeys(("load", "plan", "save", "shrink"), "sparsemask.spaces.group_sparsity.shrinking"),
 }
 
 __all__ = ["UseError", "__version__", *_LAZY]

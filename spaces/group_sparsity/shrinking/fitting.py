@@ -1,0 +1,226 @@
+"""Find the smaller network that meets a target: candidates are built, and what they really cost decides."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from sparsemask import costs
+from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
+from sparsemask.spaces.group_sparsity.compression.border import Bordered, fix_borders
+from sparsemask.spaces.group_sparsity.compression.compress import remove_groups
+from sparsemask.spaces.group_sparsity.compression.removal import Removal
+from sparsemask.spaces.group_sparsity.groups import GroupSet
+from sparsemask.spaces.group_sparsity.inputs import Inputs
+from sparsemask.spaces.group_sparsity.shrinking.allocation import Allocation
+from sparsemask.spaces.group_sparsity.shrinking.report import Costs
+from sparsemask.spaces.group_sparsity.threshold import find_threshold
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
+from sparsemask.timing import Timer, evaluating
+
+NEAR = 0.03
+"""Relative distance to a target of milliseconds that counts as met; shares have it in absolute terms."""
+_LEVELS = np.linspace(0, 1, 4097)
+_CLOSE = 0.003  # of a share; nearer than that nothing is tried any more
+_TRIES = 6  # networks built for a share
+_TIMED = 8  # networks built for milliseconds
+_ROUNDS = 5
+
+
+def count_costs(network: nn.Module, inputs: Inputs) -> Costs:
+    """Executed multiply-adds for the inputs, maps of borders being constants, and parameters, frozen ones included."""
+    if any(isinstance(module, Bordered) for module in network.modules()):
+        network = fix_borders(copy.deepcopy(network), inputs.given)
+    with evaluating(network):
+        multiply_adds = costs.multiply_adds(lambda: inputs.run(network), ())
+    return Costs(multiply_adds, costs.count_parameters(network))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A smaller network.
+
+    Attributes:
+        network: in the mode of the whole one.
+        removed: elements of the channel graph that it lacks, bool (graph.count,).
+        costs: counted.
+    """
+
+    network: nn.Module
+    removed: np.ndarray
+    costs: Costs
+
+
+class LayerRemoval(Removal):
+    """A removal in networks that may have been made small before: borders of convolutions make no channels.
+
+    Args:
+        graph: the channels.
+        sets: the groups.
+    """
+
+    def __init__(self, graph: ChannelGraph, sets: Sequence[GroupSet]):
+        super().__init__(graph, sets)
+        nodes = [node for node in graph.dense if not (node.weight and node.weight.parameter.endswith(".border"))]
+        count = lambda arrays: np.bincount(np.concatenate(arrays), minlength=graph.count)
+        self._ends = [count([node.makes for node in nodes]), count([node.consumes for node in nodes])]
+
+
+class Candidates:
+    """Builds the networks of an allocation's levels.
+
+    Channels whose constants cannot be folded are found when a network is built; from then on they keep their weights,
+    and others go in their place.
+
+    Args:
+        network: the whole network, not changed.
+        inputs: for which it is counted.
+        removal: from groups to elements.
+        allocation: from levels to groups; its barred groups are completed.
+        fold: as for :func:`sparsemask.spaces.group_sparsity.compression.compress.compress`.
+    """
+
+    def __init__(self, network: nn.Module, inputs: Inputs, removal: Removal, allocation: Allocation, fold: str):
+        self._network, self._inputs, self._removal, self._fold = network, inputs, removal, fold
+        self.allocation = allocation
+        self._accounting = Accounting(network, removal.graph, frozen=True)
+        self.unfoldable = np.zeros(removal.graph.count, dtype=bool)
+        """Elements that stay since their constants cannot be folded."""
+
+    def predicted(self, level: float, by: str) -> int:
+        """Cost at a level as the channel graph tells it: of convolutions and linear layers for one sample."""
+        return self._counted(self._removal.gone(self.allocation.kept(level)), by)
+
+    def counted(self, candidate: Candidate, by: str) -> int:
+        """The same of a candidate."""
+        return self._counted(candidate.removed, by)
+
+    def at(self, level: float) -> Candidate:
+        """Build the network of a level."""
+        for last in (False, False, False, True):
+            kept = self.allocation.kept(level)
+            result = remove_groups(self._network, self._removal, kept, self._fold)
+            removed = self._removal.graph.as_mask(result.removed)
+            stays = self._removal.gone(kept) & ~removed
+            self.unfoldable |= stays
+            if last or not stays.any():
+                break
+            self.allocation.bar(stays)
+        network = result.network
+        return Candidate(network, removed, count_costs(network, self._inputs))
+
+    def _counted(self, gone: np.ndarray, by: str) -> int:
+        count = self._accounting.count(gone)
+        return count.parameters if by == "parameters" else count.multiply_adds
+
+
+def fit_share(candidates: Candidates, goal: float, by: str, now: Costs) -> Candidate:
+    """Find the network whose multiply-adds or parameters are nearest to a number, as counted when it is built.
+
+    Args:
+        candidates: builds networks.
+        goal: the number.
+        by: "multiply-adds" or "parameters".
+        now: costs of the whole network.
+    """
+    start = max(candidates.predicted(0.0, by), 1)
+    slope = now.by(by) / start  # real cost over that of the graph, which counts one sample and no other operators
+    best: Candidate | None = None
+    tried = set()
+    for _ in range(_TRIES):
+        expected = lambda level, slope=slope: now.by(by) + slope * (candidates.predicted(level, by) - start)
+        level = find_threshold(expected, goal, [_LEVELS]).threshold
+        kept = b"".join(mask.tobytes() for mask in candidates.allocation.kept(level).values())
+        if kept in tried:
+            break
+        tried.add(kept)
+        candidate = candidates.at(level)
+        reached, counted = candidate.costs.by(by), candidates.counted(candidate, by)
+        if best is None or abs(reached - goal) < abs(best.costs.by(by) - goal):
+            best = candidate
+        if abs(reached - goal) <= _CLOSE * now.by(by):
+            break
+        if counted < start and reached < now.by(by):
+            slope = (now.by(by) - reached) / (start - counted)
+    assert best is not None
+    return best
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A candidate whose time was measured.
+
+    Attributes:
+        candidate: the network.
+        milliseconds: its time.
+        whole: time of the whole network in the same rounds.
+        least: time of the smallest network that the allocation has; None where that was not needed.
+        busy: how busy the machine was, see :class:`sparsemask.timing.Timer`.
+    """
+
+    candidate: Candidate
+    milliseconds: float
+    whole: float
+    least: float | None
+    busy: float
+
+
+def fit_time(candidates: Candidates, goal: float, network: nn.Module, inputs: Inputs, clock: Timer) -> Fitted:
+    """Find the network that takes a number of milliseconds, as measured.
+
+    Levels are bracketed and interpolated. Every candidate is timed in the same rounds as the two that bracket it and
+    the whole network, so that a change of the machine's speed meets all alike.
+
+    Args:
+        candidates: builds networks.
+        goal: milliseconds.
+        network: the whole one.
+        inputs: of all networks.
+        clock: times functions in turn.
+    """
+    built = {0.0: candidates.at(0.0), 1.0: candidates.at(1.0)}
+    slow, fast = 0.0, 1.0
+
+    def measured(*levels: float) -> tuple[dict[float, float], float, float]:
+        """Milliseconds by level, of the whole network, and how busy the machine was."""
+        networks = {"whole": network, **{level: built[level].network for level in levels}}
+        times, busy = time_networks(networks, inputs, clock)
+        return {level: times[level] for level in levels}, times["whole"], busy
+
+    times, whole, busy = measured(slow, fast)
+    least = times[fast]
+    level = min((slow, fast), key=lambda level: abs(times[level] - goal))
+    best = Fitted(built[level], times[level], whole, least, busy)
+    for _ in range(_TIMED if times[fast] < goal < times[slow] else 0):
+        share = (times[slow] - goal) / max(times[slow] - times[fast], 1e-9)
+        level = slow + (fast - slow) * min(max(share, 0.05), 0.95)
+        built[level] = candidates.at(level)
+        times, whole, busy = measured(slow, fast, level)
+        if abs(times[level] - goal) < abs(best.milliseconds - goal) or best.candidate in (built[0.0], built[1.0]):
+            best = Fitted(built[level], times[level], whole, least, busy)
+        if abs(times[level] - goal) <= NEAR / 2 * goal:
+            break
+        same = [np.array_equal(built[level].removed, built[end].removed) for end in (slow, fast)]
+        if any(same):
+            break
+        slow, fast = (level, fast) if times[level] > goal else (slow, level)
+    return best
+
+
+def time_networks(
+    networks: Mapping[Hashable, nn.Module], inputs: Inputs, clock: Timer
+) -> tuple[dict[Hashable, float], float]:
+    """Milliseconds of networks in evaluation mode that are called in turn, by key, and how busy the machine was."""
+
+    def call(network: nn.Module) -> Callable[[], object]:
+        return lambda: inputs.run(network)
+
+    with contextlib.ExitStack() as stack:
+        for network in networks.values():
+            stack.enter_context(evaluating(network))
+        return clock({key: call(network) for key, network in networks.items()}, _ROUNDS)
