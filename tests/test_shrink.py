@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,7 @@ from torch import nn
 import sparsemask
 from hinge import SmallUNet, enliven, lively, one_thread  # noqa: F401
 from sparsemask import UseError, costs
-from sparsemask.spaces.group_sparsity.compression.removal import Removal
-from sparsemask.spaces.group_sparsity.groups import GroupSet
-from sparsemask.spaces.group_sparsity.shrinking.recipe import unpacked
+from sparsemask.spaces.group_sparsity.groups import GroupSet, axis
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,34 +54,26 @@ NETWORKS = {
 }
 
 
-def zeroed(network: nn.Module, small: nn.Module, example: torch.Tensor) -> nn.Module:
-    """A copy of the network in which the weights and biases that make the removed channels are zero."""
-    plan = sparsemask.plan(network, example)
-    kept = {}
-    for c in plan.channels:
-        text = small.report.recipe.kept.get(c.makers[0].module)
-        elements = plan.graph.elements(c.makers[0].module, 0)
-        stays = np.ones(plan.graph.count, bool)
-        if text:
-            stays[elements[~unpacked(text)]] = False
-        kept[c.name] = stays[c.elements]
-    return Removal(plan.graph, [c.groups for c in plan.channels]).zero_(copy.deepcopy(network), kept)
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_half_is_left_and_equals_the_zeroed_network(name):
     network = NETWORKS[name]().double()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     before = copy.deepcopy(network.state_dict())
-    small = sparsemask.shrink(network, x, target=0.5, timed=False)
+    plan = sparsemask.plan(network, x)
+    small = plan.shrink(target=0.5, timed=False)
     assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), before.values(), strict=True))
     assert type(small) is type(network)
     with torch.no_grad():
-        wanted, whole, found = zeroed(network, small, x)(x), network(x), small(x)
+        wanted, whole, found = plan.zeroed(small)(x), network(x), small(x)
         elsewhere = torch.randn(1, 3, 40, 24, dtype=torch.float64)
-        assert torch.allclose(small(elsewhere), zeroed(network, small, x)(elsewhere), rtol=0, atol=1e-9)
+        assert torch.allclose(small(elsewhere), plan.zeroed(small)(elsewhere), rtol=0, atol=1e-9)
     assert (found - wanted).abs().max() < 1e-9 * (1 + wanted.abs().max())
     assert (found - whole).abs().max() > 1e-3  # something did go
+    for c in plan.channels:  # and it is the weights of what went that are zero there
+        maker = c.makers[0].module
+        kept = small.get_submodule(maker).weight.shape[axis(small.get_submodule(maker), 0)]
+        weight = plan.zeroed(small).get_submodule(maker).weight.transpose(0, axis(small.get_submodule(maker), 0))
+        assert int((weight.flatten(1).abs().sum(1) > 0).sum()) == kept
     report = small.report
     share = costs.multiply_adds(small, x) / costs.multiply_adds(network, x)
     assert abs(share - 0.5) < 0.04  # with the convolutions of ones, of which the report does not speak

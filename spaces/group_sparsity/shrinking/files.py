@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsemask import weights
 from sparsemask.errors import UseError
-from sparsemask.spaces.group_sparsity.shrinking.report import Report
+from sparsemask.spaces.group_sparsity.shrinking.report import Report, former_report
 
 _SUFFIX, _ENTRY = ".safetensors", "shrunk"
 
@@ -25,8 +25,8 @@ def save(network: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         UseError: another suffix, or a network without a report.
     """
-    report = vars(network).get("report")
-    if not isinstance(report, Report):
+    report = former_report(network)
+    if report is None:
         raise UseError(
             f"{type(network).__name__} has no report: only networks that sparsemask.shrink made are saved so"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +31,14 @@ from sparsemask.spaces.group_sparsity.shrinking.fitting import (
 )
 from sparsemask.spaces.group_sparsity.shrinking.importance import Subject
 from sparsemask.spaces.group_sparsity.shrinking.recipe import recipe_of
-from sparsemask.spaces.group_sparsity.shrinking.report import Costs, LayerChange, Locked, Report, locked_lines
+from sparsemask.spaces.group_sparsity.shrinking.report import (
+    Costs,
+    LayerChange,
+    Locked,
+    Report,
+    former_report,
+    locked_lines,
+)
 from sparsemask.spaces.group_sparsity.shrinking.settings import Options, Settings
 from sparsemask.spaces.group_sparsity.shrinking.targets import Target
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
@@ -146,6 +154,23 @@ class ShrinkPlan:
         layers = {member.module for c in self.channels for member in c.makers}
         return tuple(c for c in channels if all(member.module in layers for member in c.makers))
 
+    def zeroed(self, small: nn.Module) -> nn.Module:
+        """A copy of the whole network in which the weights that make the channels that `small` lacks are zero.
+
+        With fold "exact" a small network equals it.
+
+        Args:
+            small: made from this network in one step.
+        """
+        report = former_report(small)
+        if report is None:
+            raise UseError(
+                f"{type(small).__name__}: no report; only networks that sparsemask.shrink made can be compared"
+            )
+        gone = report.recipe.gone(self.graph)
+        removal = LayerRemoval(self.graph, [c.groups for c in self.channels])
+        return removal.zero_(copy.deepcopy(self.network), {c.name: ~gone[c.elements] for c in self.channels})
+
     def __str__(self) -> str:
         accounting = Accounting(self.network, self.graph, frozen=True)
         total = accounting.count()
@@ -213,7 +238,7 @@ class ShrinkPlan:
         ends = Accounting(self.network, self.graph, frozen=True).layers(candidate.removed)
         changes = (LayerChange(layer, self.origin.widths.get(layer, now), now) for layer, now in ends.items())
         unfoldable = _locked(self.network, self.graph, candidates.unfoldable, UNFOLDABLE)
-        former = _former_report(self.network)
+        former = former_report(self.network)
         report = Report(
             network=self.origin.name,
             inputs=str(self.inputs),
@@ -258,7 +283,7 @@ def plan(network: nn.Module, example: AnyInputs, *, only: Patterns = (), skip: P
         ``print(sparsemask.plan(net, torch.zeros(1, 3, 224, 224)))``
     """
     inputs = Inputs.of(example, device_of_network(network))
-    if _former_report(network) is None and "report" in dir(network):
+    if former_report(network) is None and "report" in dir(network):
         raise UseError(
             f"{type(network).__name__} has an attribute `report` of its own, where the result has its report"
         )
@@ -359,12 +384,6 @@ def _locked(network: nn.Module, graph: ChannelGraph, elements: np.ndarray, reaso
         why = reason or graph.reason(int(stays[0])) or "its weights are computed, not a layer's own"
         result.append(Locked(layer, len(stays), len(node.makes), why))
     return tuple(result)
-
-
-def _former_report(network: nn.Module) -> Report | None:
-    """The report of a network that was made small before."""
-    report = vars(network).get("report")
-    return report if isinstance(report, Report) else None
 
 
 def _place(device: torch.device) -> str:

@@ -47,14 +47,22 @@ class Recipe:
             UseError: a network of other layers or sizes.
         """
         graph = trace(network, Inputs.drawn(self.inputs, device_of_network(network)).given)
+        graph.remove(network, self.gone(graph))
+        return fit_additions(network, {name: _zeros(network, name) for name in self.added})
+
+    def gone(self, graph: ChannelGraph) -> np.ndarray:
+        """The elements of the original network's channel graph that went, bool (graph.count,).
+
+        Raises:
+            UseError: a graph of other layers or sizes.
+        """
         gone = np.zeros(graph.count, dtype=bool)
         for layer, text in self.kept.items():
             mask, elements = unpacked(text), graph.elements(layer, 0)
             if len(mask) != len(elements):
                 raise UseError(f"'{layer}' has {len(elements)} channels, in the recipe's network {len(mask)}")
             gone[elements[~mask]] = True
-        graph.remove(network, gone)
-        return fit_additions(network, {name: _zeros(network, name) for name in self.added})
+        return gone
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as values of JSON."""

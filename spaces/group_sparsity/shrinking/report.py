@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity.shrinking.recipe import Recipe
 from sparsemask.tables import format_count, table
@@ -129,6 +131,12 @@ class Report:
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UseError(f"{what}: its report is not readable; was it written by sparsemask.save?") from None
         return cls(before=before, after=after, layers=layers, locked=locked, notes=notes, recipe=recipe, **texts)
+
+
+def former_report(network: nn.Module) -> Report | None:
+    """The report of a network that :func:`sparsemask.shrink` made; None for others."""
+    report = vars(network).get("report")
+    return report if isinstance(report, Report) else None
 
 
 def locked_lines(locked: Sequence[Locked]) -> list[str]:
