@@ -36,38 +36,38 @@ def milliseconds(network) -> float:
         return 1 + costs.multiply_adds(lambda: network.eval()(IMAGE), ()) / 1e7
 
 
-@pytest.mark.parametrize(("target", "wanted"), [("3 ms", 3.0), ("2.2ms", 2.2), (" 4.1 ms ", 4.1)])
+@pytest.mark.parametrize(("target", "wanted"), [("2.4 ms", 2.4), ("1.8ms", 1.8), (" 3.1 ms ", 3.1)])
 def test_milliseconds_are_met_as_measured(machine, target, wanted):
-    small = sparsemask.shrink(lively("resnet20"), IMAGE, target)
+    small = sparsemask.shrink(lively("resnet14"), IMAGE, target)
     assert small.report.after.milliseconds == pytest.approx(wanted, rel=0.03)
     assert small.report.notes == ()
-    assert len(machine["calls"]) <= 10
+    assert len(machine["calls"]) <= 20  # two roundings of widths, and the report
 
 
 def test_a_share_of_the_milliseconds(machine):
-    network = lively("resnet20")
+    network = lively("resnet14")
     small = sparsemask.shrink(network, IMAGE, "50%", by="milliseconds")
     assert small.report.after.milliseconds == pytest.approx(milliseconds(network) / 2, rel=0.03)
 
 
 def test_floors_are_said(machine):
-    network = lively("resnet20")
+    network = lively("resnet14")
     small = sparsemask.shrink(network, IMAGE, "1.01 ms", minimum=0.5)
     (note,) = small.report.notes
     floor = f"{small.report.after.milliseconds:.3g} ms"
-    assert "wanted 1.01 ms" in note and f"the smallest network takes {floor}" in note and "minimum" in note
+    assert "wanted 1.01 ms" in note and f"(the smallest network takes {floor})" in note and "minimum" in note
     quick = sparsemask.shrink(network, IMAGE, "50 ms")
     assert quick.report.layers == () and "wanted 50 ms" in quick.report.notes[0]
 
 
 def test_a_busy_machine_is_said(machine):
     machine["busy"] = 1.6
-    small = sparsemask.shrink(lively("resnet20"), IMAGE, "3 ms")
+    small = sparsemask.shrink(lively("resnet14"), IMAGE, "2.4 ms")
     assert len(small.report.notes) == 1 and "busy (1.6 times" in small.report.notes[0]
 
 
 def test_steps_by_time(machine):
-    network = lively("resnet20")
+    network = lively("resnet14")
     start = milliseconds(network)
     times = [s.report.after.milliseconds for s in sparsemask.plan(network, IMAGE).steps(2, target="2 ms")]
     assert times == pytest.approx([(start * 2) ** 0.5, 2.0], rel=0.04)
@@ -75,7 +75,7 @@ def test_steps_by_time(machine):
 
 def test_on_this_machine():
     """The time of the finished network, measured again by itself; widely, since others use this machine as well."""
-    network = lively("resnet20")
+    network = lively("resnet14")
     clock = timer(torch.device("cpu"), 1, 0.5)
     with torch.no_grad():
         whole = clock({0: lambda: network(IMAGE)}, 5)[0][0]
@@ -87,4 +87,4 @@ def test_on_this_machine():
 def test_what_is_no_time():
     for target in ("8 s", "-8 ms", "ms"):
         with pytest.raises(UseError, match="target"):
-            sparsemask.shrink(lively("resnet20"), IMAGE, target)
+            sparsemask.shrink(lively("resnet14"), IMAGE, target)

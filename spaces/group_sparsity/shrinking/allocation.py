@@ -36,6 +36,8 @@ class Allocation:
         policy: see above; the first pattern that matches a layer counts, sets without one stay whole.
         minimum: groups of each set that always stay: a share below 1, or a number.
         multiple: channels of each set are kept in multiples of this number, as far as there are so many.
+        narrow: whether sets of few channels are exempt: they take the largest power of two in the multiple of which
+            they have eight.
 
     Raises:
         UseError: an unknown policy, a pattern that matches nothing, numbers out of range.
@@ -49,13 +51,14 @@ class Allocation:
         policy: Policy = "uniform",
         minimum: float = 0.1,
         multiple: int = 1,
+        narrow: bool = False,
     ):
         if not minimum > 0 or (minimum >= 1 and int(minimum) != minimum):
             raise UseError(f"minimum: {minimum}; expected a share between 0 and 1, or a number of channels")
         if multiple < 1 or int(multiple) != multiple:
             raise UseError(f"multiple: {multiple}; expected a whole number such as 8")
         self.channels, self.scores = tuple(channels), dict(scores)
-        self.minimum, self.multiple = minimum, int(multiple)
+        self.minimum, self.multiple, self.narrow = minimum, int(multiple), narrow
         self._shares = _shares(channels, policy) if isinstance(policy, Mapping) else None
         if isinstance(policy, str):
             choose(policy, POLICIES, "policy")
@@ -112,7 +115,10 @@ class Allocation:
         """The number of groups nearest to the wanted one that is a multiple and not below the minimum."""
         least = math.ceil(self.minimum * c.count) if self.minimum < 1 else int(self.minimum)
         count = max(wanted, least, 1)
-        block = self.multiple // math.gcd(self.multiple, c.groups.size)
+        multiple = self.multiple
+        while self.narrow and multiple > 1 and 8 * multiple > c.count * c.groups.size:
+            multiple //= 2
+        block = multiple // math.gcd(multiple, c.groups.size)
         if block > 1:
             count = max(block, int(count / block + offset) * block)
             count = max(count, -(-least // block) * block)

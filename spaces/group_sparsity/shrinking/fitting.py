@@ -159,14 +159,14 @@ class Fitted:
         candidate: the network.
         milliseconds: its time.
         whole: time of the whole network in the same rounds.
-        least: time of the smallest network that the allocation has; None where that was not needed.
+        least: time of the smallest network that the allocation has.
         busy: how busy the machine was, see :class:`sparsemask.timing.Timer`.
     """
 
     candidate: Candidate
     milliseconds: float
     whole: float
-    least: float | None
+    least: float
     busy: float
 
 
@@ -188,7 +188,8 @@ def fit_time(candidates: Candidates, goal: float, network: nn.Module, inputs: In
 
     def measured(*levels: float) -> tuple[dict[float, float], float, float]:
         """Milliseconds by level, of the whole network, and how busy the machine was."""
-        networks = {"whole": network, **{level: built[level].network for level in levels}}
+        networks: dict[Hashable, nn.Module] = {"whole": network}
+        networks |= {level: built[level].network for level in levels}
         times, busy = time_networks(networks, inputs, clock)
         return {level: times[level] for level in levels}, times["whole"], busy
 

@@ -42,8 +42,8 @@ class Subject:
 
     def weight(self, member: Member) -> Tensor:
         """A member's weight with its channels along the first dimension, without a gradient."""
-        module = self.network.get_submodule(member.module)
-        return module.weight.detach().transpose(0, axis(module, member.dim))
+        weight = self.network.get_parameter(f"{member.module}.weight").detach()
+        return weight.transpose(0, axis(self.network.get_submodule(member.module), member.dim))
 
 
 class Importance(Protocol):
@@ -108,7 +108,7 @@ def taylor(subject: Subject) -> Scores:
     """
     network = copy.deepcopy(subject.network).eval().requires_grad_(True)
     members = {member.module: member for c in subject.channels for member in c.makers}
-    weights = {name: network.get_submodule(name).weight for name in members}
+    weights = {name: network.get_parameter(f"{name}.weight") for name in members}
     totals = {c.name: torch.zeros(c.count) for c in subject.channels}
     batches = 0
     for inputs, target in _labelled(subject, "taylor"):
@@ -119,7 +119,7 @@ def taylor(subject: Subject) -> Scores:
             products = (gradient * weight).detach().transpose(0, axis(network.get_submodule(name), 0))
             changes[name] = products.flatten(1).sum(1).float().cpu()
         for c in subject.channels:
-            totals[c.name] += sum(c.per_group(m, changes[m.module]) for m in c.makers).square()
+            totals[c.name] += torch.stack([c.per_group(m, changes[m.module]) for m in c.makers]).sum(0).square()
         batches += 1
     return {name: total / max(batches, 1) for name, total in totals.items()}
 
@@ -141,7 +141,7 @@ def fisher(subject: Subject) -> Scores:
         for c in subject.channels:
             parts = [c.per_group(m, gradients[m.module]) for m in c.makers if m.module in gradients]
             if parts:
-                totals[c.name] += sum(parts).square().sum(1)
+                totals[c.name] += torch.stack(parts).sum(0).square().sum(1)
         samples += size
     return {name: total / max(samples, 1) for name, total in totals.items()}
 

@@ -147,4 +147,4 @@ def _zeros(network: nn.Module, name: str) -> Tensor:
     transposed = isinstance(module, _ConvTransposeNd)
     if kind == "border":
         return torch.zeros_like(weight[:1] if transposed else weight[:, :1])
-    return weight.new_zeros(module.out_channels if transposed else len(weight))
+    return weight.new_zeros(module.out_channels if isinstance(module, _ConvTransposeNd) else len(weight))

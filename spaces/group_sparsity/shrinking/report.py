@@ -116,18 +116,17 @@ class Report:
             UseError: they are no report; the message begins with `what`.
         """
         try:
-            values = dict(values)  # type: ignore[call-overload]
-            recipe = Recipe.from_json(values.pop("recipe"), what)
-            before, after = (_costs(values.pop(name)) for name in ("before", "after"))
+            entries = dict(values)  # type: ignore[call-overload]
+            recipe = Recipe.from_json(entries["recipe"], what)
+            before, after = (_costs(entries[name]) for name in ("before", "after"))
             layers = tuple(
-                LayerChange(str(v["layer"]), _pair(v["before"]), _pair(v["after"])) for v in values.pop("layers")
+                LayerChange(str(v["layer"]), _pair(v["before"]), _pair(v["after"])) for v in entries["layers"]
             )
             locked = tuple(
-                Locked(str(v["layer"]), int(v["channels"]), int(v["of"]), str(v["reason"]))
-                for v in values.pop("locked")
+                Locked(str(v["layer"]), int(v["channels"]), int(v["of"]), str(v["reason"])) for v in entries["locked"]
             )
-            notes = tuple(str(note) for note in values.pop("notes"))
-            texts = {name: str(values[name]) for name in ("network", "inputs", "target", "how", "place")}
+            notes = tuple(str(note) for note in entries["notes"])
+            texts = {name: str(entries[name]) for name in ("network", "inputs", "target", "how", "place")}
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UseError(f"{what}: its report is not readable; was it written by sparsemask.save?") from None
         return cls(before=before, after=after, layers=layers, locked=locked, notes=notes, recipe=recipe, **texts)

@@ -21,7 +21,7 @@ class Options(TypedDict, total=False):
     importance: str | Importance
     policy: Policy
     minimum: float
-    multiple: int
+    multiple: int | None
     fold: str
     data: Batches | None
     loss: Loss | None
@@ -36,7 +36,7 @@ class Settings:
     importance: str | Importance = "l2"
     policy: Policy = "uniform"
     minimum: float = 0.1
-    multiple: int = 1
+    multiple: int | None = None
     fold: str = "exact"
     data: Batches | None = None
     loss: Loss | None = None
@@ -46,5 +46,5 @@ class Settings:
     def __str__(self) -> str:
         name = self.importance if isinstance(self.importance, str) else "an importance of one's own"
         policy = self.policy if isinstance(self.policy, str) else "shares by layer"
-        multiple = f", multiples of {self.multiple}" if self.multiple > 1 else ""
+        multiple = f", multiples of {self.multiple}" if self.multiple is not None and self.multiple > 1 else ""
         return f"{name}, {policy}{multiple}, fold {self.fold}"
