@@ -158,9 +158,9 @@ class Fitted:
     Attributes:
         candidate: the network.
         milliseconds: its time.
-        whole: time of the whole network in the same rounds.
+        whole: time of the whole network.
         least: time of the smallest network that the allocation has.
-        busy: how busy the machine was, see :class:`sparsemask.timing.Timer`.
+        busy: how busy the machine was at most, see :class:`sparsemask.timing.Timer`.
     """
 
     candidate: Candidate
@@ -170,11 +170,41 @@ class Fitted:
     busy: float
 
 
+class Stopwatch:
+    """Times of networks as shares of the whole one's, which is timed in the same rounds.
+
+    A change of the machine's speed meets both. The share is the median over what was measured of a network, and the
+    whole network's time the least that was.
+
+    Args:
+        network: the whole one.
+        inputs: of all networks.
+        clock: times functions in turn.
+    """
+
+    def __init__(self, network: nn.Module, inputs: Inputs, clock: Timer):
+        self._network, self._inputs, self._clock = network, inputs, clock
+        self._shares: dict[float, list[float]] = {}
+        self.whole, self.busy = float("inf"), 1.0
+
+    def measure(self, networks: Mapping[float, nn.Module]) -> None:
+        """Time some networks, by their levels, in turn with the whole one."""
+        every: dict[Hashable, nn.Module] = {"whole": self._network, **networks}
+        times, busy = time_networks(every, self._inputs, self._clock)
+        self.busy, self.whole = max(self.busy, busy), min(self.whole, times["whole"])
+        for level in networks:
+            self._shares.setdefault(level, []).append(times[level] / times["whole"])
+
+    def __getitem__(self, level: float) -> float:
+        """Milliseconds of a network that was measured."""
+        return float(np.median(self._shares[level])) * self.whole
+
+
 def fit_time(candidates: Candidates, goal: float, network: nn.Module, inputs: Inputs, clock: Timer) -> Fitted:
     """Find the network that takes a number of milliseconds, as measured.
 
-    Levels are bracketed and interpolated. Every candidate is timed in the same rounds as the two that bracket it and
-    the whole network, so that a change of the machine's speed meets all alike.
+    Levels are bracketed and interpolated; a candidate is timed beside the two that bracket it, and once more by itself
+    where it meets the goal.
 
     Args:
         candidates: builds networks.
@@ -184,33 +214,23 @@ def fit_time(candidates: Candidates, goal: float, network: nn.Module, inputs: In
         clock: times functions in turn.
     """
     built = {0.0: candidates.at(0.0), 1.0: candidates.at(1.0)}
+    watch = Stopwatch(network, inputs, clock)
     slow, fast = 0.0, 1.0
-
-    def measured(*levels: float) -> tuple[dict[float, float], float, float]:
-        """Milliseconds by level, of the whole network, and how busy the machine was."""
-        networks: dict[Hashable, nn.Module] = {"whole": network}
-        networks |= {level: built[level].network for level in levels}
-        times, busy = time_networks(networks, inputs, clock)
-        return {level: times[level] for level in levels}, times["whole"], busy
-
-    times, whole, busy = measured(slow, fast)
-    least = times[fast]
-    level = min((slow, fast), key=lambda level: abs(times[level] - goal))
-    best = Fitted(built[level], times[level], whole, least, busy)
-    for _ in range(_TIMED if times[fast] < goal < times[slow] else 0):
-        share = (times[slow] - goal) / max(times[slow] - times[fast], 1e-9)
+    watch.measure({level: built[level].network for level in (slow, fast)})
+    for _ in range(_TIMED if watch[fast] < goal < watch[slow] else 0):
+        share = (watch[slow] - goal) / max(watch[slow] - watch[fast], 1e-9)
         level = slow + (fast - slow) * min(max(share, 0.05), 0.95)
         built[level] = candidates.at(level)
-        times, whole, busy = measured(slow, fast, level)
-        if abs(times[level] - goal) < abs(best.milliseconds - goal) or best.candidate in (built[0.0], built[1.0]):
-            best = Fitted(built[level], times[level], whole, least, busy)
-        if abs(times[level] - goal) <= NEAR / 2 * goal:
+        watch.measure({end: built[end].network for end in (slow, fast, level)})
+        if abs(watch[level] - goal) <= NEAR / 2 * goal:
+            watch.measure({level: built[level].network})
+            if abs(watch[level] - goal) <= NEAR / 2 * goal:
+                break
+        if any(np.array_equal(built[level].removed, built[end].removed) for end in (slow, fast)):
             break
-        same = [np.array_equal(built[level].removed, built[end].removed) for end in (slow, fast)]
-        if any(same):
-            break
-        slow, fast = (level, fast) if times[level] > goal else (slow, level)
-    return best
+        slow, fast = (level, fast) if watch[level] > goal else (slow, level)
+    best = min(built, key=lambda level: abs(watch[level] - goal))
+    return Fitted(built[best], watch[best], watch.whole, watch[1.0], watch.busy)
 
 
 def time_networks(

@@ -63,15 +63,21 @@ class Origin:
 
 @dataclass(frozen=True)
 class Choice:
-    """A network for a target: elements that could not be folded, the distance from the target, and what to say.
+    """A network for a target.
 
-    A distance of 1 and less counts as met.
+    Attributes:
+        candidate: the network.
+        unfoldable: elements of the graph that could not be folded.
+        distance: from the target; 1 and less counts as met.
+        notes: what is to be said of it.
+        times: milliseconds of the whole and of this network, where they were measured.
     """
 
     candidate: Candidate
     unfoldable: np.ndarray
     distance: float
     notes: tuple[str, ...] = ()
+    times: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,8 @@ class ShrinkPlan:
             least = f" (the smallest network takes {fitted.least:.3g} ms)" if floor else ""
             notes = (*notes, self._missed(missed + least, floor))
         done = fitted.milliseconds < wanted and not fitted.candidate.removed.any()  # the whole network is fast enough
-        return Choice(fitted.candidate, candidates.unfoldable, 0 if done else distance / NEAR, notes)
+        times = (fitted.whole, fitted.milliseconds)
+        return Choice(fitted.candidate, candidates.unfoldable, 0 if done else distance / NEAR, notes, times)
 
     def _missed(self, missed: str, floor: bool) -> str:
         """Say that a target was missed, and why: nothing smaller is to be had, or networks have no nearer step."""
@@ -258,14 +265,16 @@ class ShrinkPlan:
         """The network with its report."""
         candidate, notes, place = choice.candidate, choice.notes, ""
         small, before, after = candidate.network, self.origin.costs, candidate.costs
-        if settings.timed:
+        measured = choice.times
+        if measured is None and settings.timed:
             times, busy = self._clock_times({"whole": self.network, "small": small})
-            if before.milliseconds is None:
-                before = replace(before, milliseconds=times["whole"])
-            after = replace(after, milliseconds=times["small"])
-            place = _place(device_of_network(self.network))
-            if busy > BUSY and not any("busy" in note for note in notes):
+            measured = times["whole"], times["small"]
+            if busy > BUSY:
                 notes = (*notes, _busy_note(busy))
+        if measured is not None:
+            before = before if before.milliseconds is not None else replace(before, milliseconds=measured[0])
+            after = replace(after, milliseconds=measured[1])
+            place = _place(device_of_network(self.network))
         ends = Accounting(self.network, self.graph, frozen=True).layers(candidate.removed)
         changes = (LayerChange(layer, self.origin.widths.get(layer, now), now) for layer, now in ends.items())
         unfoldable = _locked(self.network, self.graph, choice.unfoldable, UNFOLDABLE)
