@@ -69,7 +69,7 @@ def with_sparsemask(network: nn.Module, x: Tensor, target: float) -> dict:
     difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*outputs, strict=True))
     reasons: dict[str, int] = {}
     for one in small.report.locked:
-        reasons[one.reason] = reasons.get(one.reason, 0) + one.channels
+        reasons[one.why] = reasons.get(one.why, 0) + one.channels
     report = small.report
     counted = report.after.multiply_adds / report.before.multiply_adds
     result = {"tracing": tracing, "difference": difference, "locked": reasons, "notes": list(report.notes)}

@@ -21,7 +21,10 @@ _LAZY = {
     "save_mask": "sparsemask.masks",
     "load_weights": "sparsemask.weights",
     "trust": "sparsemask.plugins",
-    **dict.fromkeys(("load", "plan", "save", "shrink"), "sparsemask.spaces.group_sparsity.shrinking"),
+    "load": "sparsemask.spaces.group_sparsity.shrinking",
+    "plan": "sparsemask.spaces.group_sparsity.shrinking",
+    "save": "sparsemask.spaces.group_sparsity.shrinking",
+    "shrink": "sparsemask.spaces.group_sparsity.shrinking",
 }
 
 __all__ = ["UseError", "__version__", *_LAZY]

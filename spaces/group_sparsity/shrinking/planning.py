@@ -257,7 +257,7 @@ class ShrinkPlan:
         """Say that a target was missed, and why: nothing smaller is to be had, or networks have no nearer step."""
         if not floor:
             return f"{missed}: no nearer step"
-        counts = Counter(one.reason for one in self.locked for _ in range(one.channels))
+        counts = Counter(one.why for one in self.locked for _ in range(one.channels))
         stay = f"; {sum(counts.values())} channels stay, most since: {counts.most_common(1)[0][0]}" if counts else ""
         return f"{missed}: a share of every layer's channels stays (minimum){stay}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -49,6 +50,11 @@ class Locked:
     channels: int
     of: int
     reason: str
+
+    @property
+    def why(self) -> str:
+        """The reason without the name of a module, of which only the class is said."""
+        return re.sub(r"^module '[^']*' \((\w+)\): ", r"\1: ", self.reason)
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ def locked_lines(locked: Sequence[Locked]) -> list[str]:
     """A line for every reason why channels stay, with the layers that have it."""
     reasons: Mapping[str, list[Locked]] = defaultdict(list)
     for one in locked:
-        reasons[one.reason].append(one)
+        reasons[one.why].append(one)
     lines = []
     for reason, layers in reasons.items():
         names = ", ".join(f"{one.layer} ({one.channels} of {one.of})" for one in layers[:3])
