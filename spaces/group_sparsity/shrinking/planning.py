@@ -130,7 +130,8 @@ class ShrinkPlan:
         subject = Subject(self.network, self.channels, settings.data, settings.loss, settings.seed)
         scores = importances.scores(settings.importance, subject)
         removal = LayerRemoval(self.graph, [c.groups for c in self.channels])
-        multiples = _MULTIPLES if settings.multiple is None else (settings.multiple,)
+        timed = goal is not None and goal.by == "milliseconds"
+        multiples = _MULTIPLES[:: 2 if timed else 1] if settings.multiple is None else (settings.multiple,)
         best: Choice | None = None
         for multiple in multiples:
             allocation = Allocation(
