@@ -110,6 +110,31 @@ def test_modes_and_types_are_the_networks():
     assert all(p.grad is not None for p in small.parameters())
 
 
+def test_outputs_that_are_no_numbers():
+    class Labelling(SmallUNet):
+        def forward(self, x):
+            scores = super().forward(x)
+            return scores, scores.argmax(1), scores > 0, scores[:0]
+
+    torch.manual_seed(0)
+    network = Labelling()
+    enliven(network, (4, 3, 32, 32))
+    small = sparsemask.shrink(network, IMAGE, 0.5, timed=False)
+    with torch.no_grad():
+        assert small(torch.randn(2, 3, 32, 32))[1].shape == (2, 32, 32)
+
+
+def test_half_precision():
+    network = lively("resnet20").to(torch.bfloat16)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.bfloat16)
+    plan = sparsemask.plan(network, x)
+    small = plan.shrink(0.5, timed=False)
+    with torch.no_grad():
+        wanted = plan.zeroed(small)(x)
+        assert (small(x) - wanted).abs().max() < 0.05 * (1 + wanted.abs().max())
+    assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+
+
 def test_only_and_skip_leave_other_layers_alone():
     network = lively("resnet20")
     small = sparsemask.shrink(network, IMAGE, target=0.8, only="features.3.*", timed=False)

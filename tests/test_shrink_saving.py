@@ -142,11 +142,12 @@ def spoilt(path, target, change) -> None:
 
 
 SPOILT = {
-    "readable of the channels": lambda entries: entries["recipe"].update(kept={"last": "4:zz"}),
-    "has 8 channels": lambda entries: entries["recipe"]["kept"].update({"first.0": "9:ff80"}),
-    "has no channels": lambda entries: entries["recipe"]["kept"].update({"absent": "8:ff"}),
-    "cannot be removed": lambda entries: entries["recipe"]["kept"].update({"last": "3:80"}),
-    "do not fit": lambda entries: entries["recipe"]["kept"].update({"first.0": "8:80"}),
+    "readable of the channels": lambda entries: entries["recipe"].update(kept={"last.weight:0": "4:zz"}),
+    "readable of the": lambda entries: entries["recipe"].update(kept={"last.weight": "3:80"}),
+    "has 8 channels": lambda entries: entries["recipe"]["kept"].update({"first.0.weight:0": "9:ff80"}),
+    "parameter 'absent.weight'": lambda entries: entries["recipe"]["kept"].update({"absent.weight:0": "8:ff"}),
+    "cannot be removed": lambda entries: entries["recipe"]["kept"].update({"last.weight:0": "3:80"}),
+    "do not fit": lambda entries: entries["recipe"]["kept"].update({"first.0.weight:0": "8:80"}),
     "inputs are not readable": lambda entries: entries["recipe"].update(inputs={"shape": [1, "x"]}),
     "report is not readable": lambda entries: entries.pop("before"),
     "has a layer 'absent'": lambda entries: entries["recipe"]["added"].append("absent.bias"),

@@ -21,10 +21,11 @@ _MOST = 1 << 24  # channels of a layer that a file may claim
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which output channels of the original network's layers stayed.
+    """Which channels of the original network's parameters stayed.
 
     Attributes:
-        kept: by layer that lost channels, "count:mask", the mask in hexadecimal, first channel first.
+        kept: by parameter and dimension that lost channels ("conv1.weight:0"), "count:mask", the mask in hexadecimal,
+            first channel first.
         inputs: shapes and types of the example, with which the original network is traced again.
         added: biases and borders (:mod:`sparsemask.spaces.group_sparsity.compression.border`) that hold constants of
             removed channels, by the names of their parameters.
@@ -57,10 +58,14 @@ class Recipe:
             UseError: a graph of other layers or sizes.
         """
         gone = np.zeros(graph.count, dtype=bool)
-        for layer, text in self.kept.items():
-            mask, elements = unpacked(text), graph.elements(layer, 0)
+        for key, text in self.kept.items():
+            name, _, dim = key.rpartition(":")
+            elements = graph.axes.get(name, {}).get(int(dim))
+            if elements is None:
+                raise UseError(f"the recipe's network has a parameter '{name}' with channels, this one does not")
+            mask = unpacked(text)
             if len(mask) != len(elements):
-                raise UseError(f"'{layer}' has {len(elements)} channels, in the recipe's network {len(mask)}")
+                raise UseError(f"'{name}' has {len(elements)} channels, in the recipe's network {len(mask)}")
             gone[elements[~mask]] = True
         return gone
 
@@ -77,10 +82,16 @@ class Recipe:
         """
         try:
             assert isinstance(values, Mapping)
-            kept = {str(layer): packed(unpacked(str(text))) for layer, text in values["kept"].items()}
+            kept = {_key(str(key)): packed(unpacked(str(text))) for key, text in values["kept"].items()}
             return cls(kept, dict(values["inputs"]), tuple(str(name) for name in values["added"]))
         except (AssertionError, KeyError, TypeError, ValueError, AttributeError):
             raise UseError(f"{what}: says nothing readable of the channels that it kept") from None
+
+
+def _key(text: str) -> str:
+    """The text, if it names a parameter and a dimension; otherwise ValueError."""
+    name, _, dim = text.rpartition(":")
+    return f"{name}:{int(dim)}"
 
 
 def packed(mask: np.ndarray) -> str:
@@ -120,18 +131,17 @@ def recipe_of(
         former: the recipe of `network` where that was made small before; the result then begins at the original.
     """
     kept = dict(former.kept) if former else {}
-    for node in graph.nodes:
-        layer = graph.module_of(node)
-        if node.weight is None or node.weight.parameter != f"{layer}.weight":
-            continue
-        mask = ~removed[graph.elements(layer, 0)]
-        if mask.all():
-            continue
-        if layer in kept:
-            whole = unpacked(kept[layer])
-            whole[whole] = mask
-            mask = whole
-        kept[layer] = packed(mask)
+    own = dict(network.named_parameters()).keys() - set(former.added if former else ())
+    for name, axes in graph.axes.items():
+        for dim, elements in axes.items() if name in own else ():
+            mask, key = ~removed[elements], f"{name}:{dim}"
+            if mask.all():
+                continue
+            if key in kept:  # what it had lost before is counted too
+                whole = unpacked(kept[key])
+                whole[whole] = mask
+                mask = whole
+            kept[key] = packed(mask)
     added = {*(former.added if former else ()), *small.state_dict().keys() - network.state_dict().keys()}
     return Recipe(kept, former.inputs if former else inputs.describe(), tuple(sorted(added)))
 
