@@ -114,7 +114,7 @@ def test_outputs_that_are_no_numbers():
     class Labelling(SmallUNet):
         def forward(self, x):
             scores = super().forward(x)
-            return scores, scores.argmax(1), scores > 0, scores[:0]
+            return scores, scores.argmax(1), scores > 0
 
     torch.manual_seed(0)
     network = Labelling()

@@ -190,8 +190,8 @@ class Stopwatch:
 
     def measure(self, networks: Mapping[float, nn.Module]) -> None:
         """Time some networks, by their levels, in turn with the whole one."""
-        every: dict[Hashable, nn.Module] = {"whole": self._network, **networks}
-        times, busy = time_networks(every, self._inputs, self._clock)
+        every: list[tuple[Hashable, nn.Module]] = [("whole", self._network), *networks.items()]
+        times, busy = time_networks(dict(every), self._inputs, self._clock)
         self.busy, self.whole = max(self.busy, busy), min(self.whole, times["whole"])
         for level in networks:
             self._shares.setdefault(level, []).append(times[level] / times["whole"])
