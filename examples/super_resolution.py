@@ -35,7 +35,7 @@ class Block(nn.Module):
 class EDSR(nn.Module):
     """(B, 3, H, W) -> (B, 3, 2H, 2W), Lim et al. (arXiv 1707.02921) in small; it adds to the bilinear image."""
 
-    def __init__(self, width: int = 32, blocks: int = 6):
+    def __init__(self, width: int = 32, blocks: int = 4):
         super().__init__()
         self.head = nn.Conv2d(3, width, 3, padding=1)
         self.body = nn.Sequential(*(Block(width) for _ in range(blocks)), nn.Conv2d(width, width, 3, padding=1))
@@ -76,7 +76,7 @@ def train(net: nn.Module, images: list[Tensor], steps: int, lr: float) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     net.train()
     for _ in range(steps):
-        small, large = pairs(images, 8, 64, generator)
+        small, large = pairs(images, 8, 48, generator)
         F.l1_loss(net(small), large).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="a folder of images of at least 96x96; None: drawn ones")
     parser.add_argument("--target", default="50%", help="share of the multiply-adds, or milliseconds ('30 ms')")
-    parser.add_argument("--steps", type=int, default=600, help="training steps; half as many for fine-tuning")
+    parser.add_argument("--steps", type=int, default=300, help="training steps; half as many for fine-tuning")
     parser.add_argument("--count", type=int, default=64, help="images; every fourth one validates")
     parser.add_argument("--out", default="super_resolution.safetensors")
     options = parser.parse_args()

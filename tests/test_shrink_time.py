@@ -69,7 +69,9 @@ def test_a_busy_machine_is_said(machine):
 def test_steps_by_time(machine):
     network = lively("resnet14")
     start = milliseconds(network)
-    times = [s.report.after.milliseconds for s in sparsemask.plan(network, IMAGE).steps(2, target="2 ms")]
+    reports = [small.report for small in sparsemask.plan(network, IMAGE).steps(2, target="2 ms")]
+    assert [report.before.milliseconds for report in reports] == pytest.approx([start, start])
+    times = [report.after.milliseconds for report in reports]
     assert times == pytest.approx([(start * 2) ** 0.5, 2.0], rel=0.04)
 
 

@@ -153,6 +153,25 @@ def fit_share(candidates: Candidates, goal: float, by: str, now: Costs) -> Candi
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A network for a target.
+
+    Attributes:
+        candidate: the network.
+        unfoldable: elements of the graph that could not be folded.
+        distance: from the target; 1 and less counts as met.
+        notes: what is to be said of it.
+        times: milliseconds of the whole and of this network, where they were measured.
+    """
+
+    candidate: Candidate
+    unfoldable: np.ndarray
+    distance: float
+    notes: tuple[str, ...] = ()
+    times: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Fitted:
     """A candidate whose time was measured.
 

@@ -21,8 +21,8 @@ from sparsemask.spaces.group_sparsity.shrinking.allocation import Allocation
 from sparsemask.spaces.group_sparsity.shrinking.channels import Channels, Patterns, removable, selected
 from sparsemask.spaces.group_sparsity.shrinking.fitting import (
     NEAR,
-    Candidate,
     Candidates,
+    Choice,
     LayerRemoval,
     count_costs,
     fit_share,
@@ -35,9 +35,13 @@ from sparsemask.spaces.group_sparsity.shrinking.report import (
     Costs,
     LayerChange,
     Locked,
+    Origin,
     Report,
+    busy_note,
     former_report,
+    locked_layers,
     locked_lines,
+    place_of,
 )
 from sparsemask.spaces.group_sparsity.shrinking.settings import Options, Settings
 from sparsemask.spaces.group_sparsity.shrinking.targets import Target
@@ -50,34 +54,6 @@ _SECONDS = 2.0  # of timing a network, beyond the fewest rounds
 _MULTIPLES = (8, 4, 1)  # of channels, tried until the target is met: vector instructions take so many at once
 _MET = 0.01  # of a share
 _LINES = 40  # sets of channels of a printed plan
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a network was before it was made smaller: the costs of which targets are shares, and its layers' widths."""
-
-    costs: Costs
-    widths: Mapping[str, tuple[int, int]]
-    name: str
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A network for a target.
-
-    Attributes:
-        candidate: the network.
-        unfoldable: elements of the graph that could not be folded.
-        distance: from the target; 1 and less counts as met.
-        notes: what is to be said of it.
-        times: milliseconds of the whole and of this network, where they were measured.
-    """
-
-    candidate: Candidate
-    unfoldable: np.ndarray
-    distance: float
-    notes: tuple[str, ...] = ()
-    times: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +107,9 @@ class ShrinkPlan:
         scores = importances.scores(settings.importance, subject)
         removal = LayerRemoval(self.graph, [c.groups for c in self.channels])
         timed = goal is not None and goal.by == "milliseconds"
-        multiples = _MULTIPLES[:: 2 if timed else 1] if settings.multiple is None else (settings.multiple,)
+        # To measure takes longer than to count.
+        every = (1,) if goal is None else _MULTIPLES[:: 2 if timed else 1]
+        multiples = every if settings.multiple is None else (settings.multiple,)
         best: Choice | None = None
         for multiple in multiples:
             allocation = Allocation(
@@ -164,7 +142,8 @@ class ShrinkPlan:
             n: number of steps.
             target: of the last one, as for :func:`shrink`.
             by: as there.
-            options: other arguments of :meth:`shrink`; `minimum` and `multiple` hold of every step's network.
+            options: other arguments of :meth:`shrink`. `minimum` and `multiple` hold of every step's network; `data` is
+                gone through in every step.
 
         Example:
             ``for small in plan.steps(10, target=0.5): fine_tune(small)``
@@ -183,7 +162,9 @@ class ShrinkPlan:
             small = current.shrink(f"{amount:.9f}{unit}", goal.by, **options)
             yield small
             if step < n:
-                current = _planned(small, self.inputs, self._same_layers, self.origin)
+                report = former_report(small)
+                origin = self.origin if report is None else replace(self.origin, costs=report.before)
+                current = _planned(small, self.inputs, self._same_layers, origin)
 
     def _same_layers(self, channels: tuple[Channels, ...]) -> tuple[Channels, ...]:
         """Of a smaller network's channels those that layers of this plan make."""
@@ -243,7 +224,7 @@ class ShrinkPlan:
         if goal.unit == "share":
             wanted *= time_networks({"whole": self.network}, self.inputs, clock)[0]["whole"]
         fitted = fit_time(candidates, wanted, self.network, self.inputs, clock)
-        notes = (_busy_note(fitted.busy),) if fitted.busy > BUSY else ()
+        notes = (busy_note(fitted.busy),) if fitted.busy > BUSY else ()
         distance = abs(fitted.milliseconds / wanted - 1)
         if distance > NEAR:
             missed = f"wanted {wanted:.3g} ms, reached {fitted.milliseconds:.3g} ms"
@@ -271,14 +252,14 @@ class ShrinkPlan:
             times, busy = self._clock_times({"whole": self.network, "small": small})
             measured = times["whole"], times["small"]
             if busy > BUSY:
-                notes = (*notes, _busy_note(busy))
+                notes = (*notes, busy_note(busy))
         if measured is not None:
             before = before if before.milliseconds is not None else replace(before, milliseconds=measured[0])
             after = replace(after, milliseconds=measured[1])
-            place = _place(device_of_network(self.network))
+            place = place_of(device_of_network(self.network))
         ends = Accounting(self.network, self.graph, frozen=True).layers(candidate.removed)
         changes = (LayerChange(layer, self.origin.widths.get(layer, now), now) for layer, now in ends.items())
-        unfoldable = _locked(self.network, self.graph, choice.unfoldable, UNFOLDABLE)
+        unfoldable = locked_layers(self.network, self.graph, choice.unfoldable, UNFOLDABLE)
         former = former_report(self.network)
         before_that = former.recipe if former else None
         report = Report(
@@ -407,35 +388,11 @@ def _planned(
     for c in every:
         free[c.elements] = True
     locked = (
-        *_locked(network, graph, ~free),
-        *_locked(network, graph, free & ~chosen, "left out by name (only, skip)"),
+        *locked_layers(network, graph, ~free),
+        *locked_layers(network, graph, free & ~chosen, "left out by name (only, skip)"),
     )
     counted = count_costs(network, inputs)
     if origin is None:
         widths = Accounting(network, graph, frozen=True).layers()
         origin = Origin(counted, widths, type(network).__name__)
     return ShrinkPlan(network, inputs, graph, channels, locked, counted, origin)
-
-
-def _locked(network: nn.Module, graph: ChannelGraph, elements: np.ndarray, reason: str = "") -> tuple[Locked, ...]:
-    """The layers that make some elements, bool (graph.count,), with the graph's reasons unless one is given."""
-    result = []
-    for node in graph.nodes:
-        layer, made = graph.module_of(node), np.asarray(node.makes)
-        stays = made[elements[made]]
-        if not len(stays) or node.weight is None or node.weight.parameter != f"{layer}.weight":
-            continue
-        why = reason or graph.reason(int(stays[0])) or "its weights are computed, not a layer's own"
-        result.append(Locked(layer, len(stays), len(made), why))
-    return tuple(result)
-
-
-def _place(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _busy_note(busy: float) -> str:
-    return f"the machine was busy ({busy:.1f} times the time that the work takes): milliseconds are not exact"

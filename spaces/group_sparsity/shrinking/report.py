@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity.shrinking.recipe import Recipe
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 from sparsemask.tables import format_count, table
 
 _LINES = 24  # layers of a printed report
@@ -31,6 +34,15 @@ class Costs:
         if name == "milliseconds":
             return float("nan") if self.milliseconds is None else self.milliseconds
         return self.parameters if name == "parameters" else self.multiply_adds
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a network was before it was made smaller: the costs of which targets are shares, and its layers' widths."""
+
+    costs: Costs
+    widths: Mapping[str, tuple[int, int]]
+    name: str
 
 
 @dataclass(frozen=True)
@@ -171,3 +183,31 @@ def _costs(values: Mapping[str, Any]) -> Costs:
     return Costs(
         int(values["multiply_adds"]), int(values["parameters"]), None if milliseconds is None else float(milliseconds)
     )
+
+
+def locked_layers(
+    network: nn.Module, graph: ChannelGraph, elements: np.ndarray, reason: str = ""
+) -> tuple[Locked, ...]:
+    """The layers that make some elements, bool (graph.count,), with the graph's reasons unless one is given."""
+    result = []
+    for node in graph.nodes:
+        layer, made = graph.module_of(node), np.asarray(node.makes)
+        stays = made[elements[made]]
+        if not len(stays) or node.weight is None or node.weight.parameter != f"{layer}.weight":
+            continue
+        why = reason or graph.reason(int(stays[0])) or "its weights are computed, not a layer's own"
+        result.append(Locked(layer, len(stays), len(made), why))
+    return tuple(result)
+
+
+def place_of(device: torch.device) -> str:
+    """Where milliseconds are measured: a GPU's name, or the CPU and torch's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def busy_note(busy: float) -> str:
+    """What is said of times on a machine that was so busy, see :class:`sparsemask.timing.Timer`."""
+    return f"the machine was busy ({busy:.1f} times the time that the work takes): milliseconds are not exact"
