@@ -68,8 +68,10 @@ class LayerRemoval(Removal):
     def __init__(self, graph: ChannelGraph, sets: Sequence[GroupSet]):
         super().__init__(graph, sets)
         nodes = [node for node in graph.dense if not (node.weight and node.weight.parameter.endswith(".border"))]
-        count = lambda arrays: np.bincount(np.concatenate(arrays), minlength=graph.count)
-        self._ends = [count([node.makes for node in nodes]), count([node.consumes for node in nodes])]
+        none = np.zeros(0, np.int64)
+        sides = ([node.makes for node in nodes], [node.consumes for node in nodes])
+        arrays = [[none, *(side for side in of_nodes if side is not None)] for of_nodes in sides]
+        self._ends = [np.bincount(np.concatenate(each), minlength=graph.count) for each in arrays]
 
 
 class Candidates:
