@@ -67,4 +67,4 @@ def test_the_detectors_targets_and_score_agree():
             return [torch.cat(pair, 1) for pair in zip(scores, boxes, strict=True)]
 
     assert module.found(Perfect(), x, shapes) == 1.0
-    assert module.loss(Perfect()(x), targets) < 1e-3
+    assert module.loss(Perfect()(x), targets) < 0.05
