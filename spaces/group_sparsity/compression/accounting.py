@@ -26,7 +26,7 @@ class Count:
     multiply_adds: int
     """Multiply-adds executed by convolutions and linear layers, as :func:`sparsemask.costs.multiply_adds` counts."""
     parameters: int
-    """Trainable parameters."""
+    """Trainable parameters, or all."""
 
 
 class Accounting:
@@ -36,18 +36,25 @@ class Accounting:
         network: the traced network, with its pairs; neither kept nor changed.
         graph: its channels. Sizes are those of the input it was traced with.
         input_shape: checked against the graph's if given, (B, C, H, W) or (C, H, W).
+        frozen: also count parameters that are not trainable.
 
     Raises:
         UseError: `input_shape` differs from the graph's.
     """
 
-    def __init__(self, network: nn.Module, graph: ChannelGraph, input_shape: Collection[int] | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        graph: ChannelGraph,
+        input_shape: Collection[int] | None = None,
+        frozen: bool = False,
+    ):
         if input_shape is not None and tuple(input_shape)[-3:] != graph.shape[-3:]:
             raise UseError(f"the graph was traced with {graph.shape}, not {tuple(input_shape)}; trace it again")
         self.graph = graph
         self._products(network)
         self._elementwise(graph)
-        self._parameters(network)
+        self._parameters(network, frozen)
         self._pairs(network)
 
     def __deepcopy__(self, memo: dict):
@@ -120,14 +127,14 @@ class Accounting:
                 rates.append(rate * _spread(after.shape, graph.shape[0]))
         self._maps, self._rate = _Lines(lines), np.array(rates, dtype=np.int64)
 
-    def _parameters(self, network: nn.Module) -> None:
+    def _parameters(self, network: nn.Module, frozen: bool) -> None:
         """Constant parameters, and of each tensor the one or two axes of channels and what it has for each of them."""
         rows, columns, fixed = [], [], []
         always = np.array([self.graph.count])  # one more element that is never removed: an axis of length one
         self._constant = 0
         for name, parameter in network.named_parameters():
             axes = [e for e in self.graph.axes.get(name, {}).values() if len(e)]
-            if not parameter.requires_grad:
+            if not (frozen or parameter.requires_grad):
                 continue
             if not axes:
                 self._constant += parameter.numel()

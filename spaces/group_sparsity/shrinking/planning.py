@@ -1,0 +1,398 @@
+"""Make any network smaller: what can go, and networks that meet a target."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparsemask.errors import UseError, choose
+from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
+from sparsemask.spaces.group_sparsity.compression.compress import FOLDS
+from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs, device_of_network
+from sparsemask.spaces.group_sparsity.shrinking import importance as importances
+from sparsemask.spaces.group_sparsity.shrinking.allocation import Allocation
+from sparsemask.spaces.group_sparsity.shrinking.channels import Channels, Patterns, removable, selected
+from sparsemask.spaces.group_sparsity.shrinking.fitting import (
+    NEAR,
+    Candidates,
+    Choice,
+    LayerRemoval,
+    count_costs,
+    fit_share,
+    fit_time,
+    time_networks,
+)
+from sparsemask.spaces.group_sparsity.shrinking.importance import Subject
+from sparsemask.spaces.group_sparsity.shrinking.recipe import recipe_of
+from sparsemask.spaces.group_sparsity.shrinking.report import (
+    Costs,
+    LayerChange,
+    Locked,
+    Origin,
+    Report,
+    busy_note,
+    former_report,
+    locked_layers,
+    locked_lines,
+    place_of,
+)
+from sparsemask.spaces.group_sparsity.shrinking.settings import Options, Settings
+from sparsemask.spaces.group_sparsity.shrinking.targets import Target
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
+from sparsemask.tables import format_count, table
+from sparsemask.timing import BUSY, Timer, timer
+
+UNFOLDABLE = "what is left of it varies from place to place (padding before a pool, say): it cannot be folded exactly"
+_SECONDS = 2.0  # of timing a network, beyond the fewest rounds
+_MULTIPLES = (8, 4, 1)  # of channels, tried until the target is met: vector instructions take so many at once
+_MET = 0.01  # of a share
+_LINES = 40  # sets of channels of a printed plan
+
+
+@dataclass(frozen=True)
+class ShrinkPlan:
+    """What can be removed from a network; made by :func:`plan`, and printed as a table.
+
+    The network is neither copied nor changed. Its weights may change before :meth:`shrink` is called, its shapes may
+    not.
+
+    Attributes:
+        network: the whole network.
+        inputs: the example.
+        graph: its channels.
+        channels: those that may be removed.
+        locked: those that may not, and why.
+        costs: multiply-adds and parameters of the network.
+    """
+
+    network: nn.Module
+    inputs: Inputs
+    graph: ChannelGraph
+    channels: tuple[Channels, ...]
+    locked: tuple[Locked, ...]
+    costs: Costs
+    origin: Origin
+
+    def shrink(
+        self, target: float | str | None = None, by: str = "multiply-adds", **options: Unpack[Options]
+    ) -> nn.Module:
+        """Make a smaller network.
+
+        Args:
+            target: as for :func:`shrink`.
+            by: as there.
+            options: `importance`, `policy`, `minimum`, `multiple`, `fold`, `data`, `loss`, `seed`, `timed`, as there.
+
+        Returns:
+            The small network, with its report.
+
+        Raises:
+            UseError: as there.
+        """
+        settings = Settings(**options)
+        choose(settings.fold, FOLDS, "fold")
+        if target is None and not isinstance(settings.policy, Mapping):
+            raise UseError("target: missing; a share such as 0.5, or '8 ms' (only shares by layer need none)")
+        goal = None if target is None else Target.parse(target, by)
+        if not self.channels:
+            raise UseError(f"{self.origin.name}: nothing can be removed; {'; '.join(locked_lines(self.locked)[:3])}")
+        subject = Subject(self.network, self.channels, settings.data, settings.loss, settings.seed)
+        scores = importances.scores(settings.importance, subject)
+        removal = LayerRemoval(self.graph, [c.groups for c in self.channels])
+        timed = goal is not None and goal.by == "milliseconds"
+        # To measure takes longer than to count.
+        every = (1,) if goal is None else _MULTIPLES[:: 2 if timed else 1]
+        multiples = every if settings.multiple is None else (settings.multiple,)
+        best: Choice | None = None
+        for multiple in multiples:
+            allocation = Allocation(
+                self.network,
+                self.channels,
+                scores,
+                settings.policy,
+                settings.minimum,
+                multiple,
+                narrow=settings.multiple is None,
+            )
+            candidates = Candidates(self.network, self.inputs, removal, allocation, settings.fold)
+            choice = self._chosen(candidates, goal)
+            if best is None or choice.distance < best.distance:
+                best = choice
+            if best.distance <= 1:
+                break
+        assert best is not None
+        return self._finished(best, goal, settings)
+
+    def steps(
+        self, n: int, target: float | str, by: str = "multiply-adds", **options: Unpack[Options]
+    ) -> Iterator[nn.Module]:
+        """Make the network smaller in steps, for training in between.
+
+        Every step removes the same factor of the cost. The next one begins at the network that was yielded, with the
+        weights that it has by then: train it in place.
+
+        Args:
+            n: number of steps.
+            target: of the last one, as for :func:`shrink`.
+            by: as there.
+            options: other arguments of :meth:`shrink`. `minimum` and `multiple` hold of every step's network; `data` is
+                gone through in every step.
+
+        Example:
+            ``for small in plan.steps(10, target=0.5): fine_tune(small)``
+        """
+        if n < 1:
+            raise UseError(f"steps: {n}; expected 1 or more")
+        goal = Target.parse(target, by)
+        current = self
+        if goal.by == "milliseconds":
+            start, unit = self._clock_times({"whole": self.network})[0]["whole"], " ms"
+            end = goal.amount if goal.unit == "ms" else goal.amount * start
+        else:
+            start, end, unit = self.costs.by(goal.by) / self.origin.costs.by(goal.by), goal.amount, ""
+        for step in range(1, n + 1):
+            amount = start * (min(end, start) / start) ** (step / n)
+            small = current.shrink(f"{amount:.9f}{unit}", goal.by, **options)
+            yield small
+            if step < n:
+                report = former_report(small)
+                origin = self.origin if report is None else replace(self.origin, costs=report.before)
+                current = _planned(small, self.inputs, self._same_layers, origin)
+
+    def _same_layers(self, channels: tuple[Channels, ...]) -> tuple[Channels, ...]:
+        """Of a smaller network's channels those that layers of this plan make."""
+        layers = {member.module for c in self.channels for member in c.makers}
+        return tuple(c for c in channels if all(member.module in layers for member in c.makers))
+
+    def zeroed(self, small: nn.Module) -> nn.Module:
+        """A copy of the whole network in which the weights that make the channels that `small` lacks are zero.
+
+        With fold "exact" a small network equals it.
+
+        Args:
+            small: made from this network in one step.
+        """
+        report = former_report(small)
+        if report is None:
+            raise UseError(
+                f"{type(small).__name__}: no report; only networks that sparsemask.shrink made can be compared"
+            )
+        gone = report.recipe.gone(self.graph)
+        removal = LayerRemoval(self.graph, [c.groups for c in self.channels])
+        return removal.zero_(copy.deepcopy(self.network), {c.name: ~gone[c.elements] for c in self.channels})
+
+    def __str__(self) -> str:
+        accounting = Accounting(self.network, self.graph, frozen=True)
+        total = accounting.count()
+        rows = []
+        for c in self.channels:
+            one = accounting.count(c.elements[1:]) if c.count > 1 else total
+            share = (total.multiply_adds - one.multiply_adds) / max(total.multiply_adds, 1)
+            layers = ", ".join(m.module for m in c.makers[:3]) + (", ..." if len(c.makers) > 3 else "")
+            size = f" of {c.groups.size} channels" if c.groups.size > 1 else ""
+            rows.append({"made by": layers, "groups": f"{c.count}{size}", "takes": f"{share:.1%}"})
+        kinds = format_count(self.costs.multiply_adds), format_count(self.costs.parameters)
+        lines = [f"{self.origin.name}, {self.inputs}: {kinds[0]} multiply-adds, {kinds[1]} parameters", ""]
+        lines.append(table(rows[:_LINES], {"made by": "made by", "groups": "can go", "takes": "takes"}))
+        if len(rows) > _LINES:
+            lines.append(f"... and {len(rows) - _LINES} more (plan.channels)")
+        return "\n".join([*lines, *locked_lines(self.locked)])
+
+    def _chosen(self, candidates: Candidates, goal: Target | None) -> Choice:
+        """The network that meets a target, and notes where it does not."""
+        if goal is None:
+            return Choice(candidates.at(0.5), candidates.unfoldable, 0.0)
+        if goal.by == "milliseconds":
+            return self._chosen_by_time(candidates, goal)
+        whole = self.origin.costs.by(goal.by)
+        candidate = fit_share(candidates, goal.amount * whole, goal.by, self.costs)
+        reached = candidate.costs.by(goal.by) / whole
+        missed = f"wanted {goal}, reached {reached:.1%}"
+        floor = candidates.counted(candidate, goal.by) <= candidates.predicted(1.0, goal.by)
+        notes = () if abs(reached - goal.amount) <= NEAR else (self._missed(missed, floor),)
+        return Choice(candidate, candidates.unfoldable, abs(reached - goal.amount) / _MET, notes)
+
+    def _chosen_by_time(self, candidates: Candidates, goal: Target) -> Choice:
+        clock, wanted = self._clock(), goal.amount
+        if goal.unit == "share":
+            wanted *= time_networks({"whole": self.network}, self.inputs, clock)[0]["whole"]
+        fitted = fit_time(candidates, wanted, self.network, self.inputs, clock)
+        notes = (busy_note(fitted.busy),) if fitted.busy > BUSY else ()
+        distance = abs(fitted.milliseconds / wanted - 1)
+        if distance > NEAR:
+            missed = f"wanted {wanted:.3g} ms, reached {fitted.milliseconds:.3g} ms"
+            floor = fitted.least > (1 + NEAR) * wanted
+            least = f" (the smallest network takes {fitted.least:.3g} ms)" if floor else ""
+            notes = (*notes, self._missed(missed + least, floor))
+        done = fitted.milliseconds < wanted and not fitted.candidate.removed.any()  # the whole network is fast enough
+        times = (fitted.whole, fitted.milliseconds)
+        return Choice(fitted.candidate, candidates.unfoldable, 0 if done else distance / NEAR, notes, times)
+
+    def _missed(self, missed: str, floor: bool) -> str:
+        """Say that a target was missed, and why: nothing smaller is to be had, or networks have no nearer step."""
+        if not floor:
+            return f"{missed}: no nearer step"
+        counts = Counter(one.why for one in self.locked for _ in range(one.channels))
+        stay = f"; {sum(counts.values())} channels stay, most since: {counts.most_common(1)[0][0]}" if counts else ""
+        return f"{missed}: a share of every layer's channels stays (minimum){stay}"
+
+    def _finished(self, choice: Choice, goal: Target | None, settings: Settings) -> nn.Module:
+        """The network with its report."""
+        candidate, notes, place = choice.candidate, choice.notes, ""
+        small, before, after = candidate.network, self.origin.costs, candidate.costs
+        measured = choice.times
+        if measured is None and settings.timed:
+            times, busy = self._clock_times({"whole": self.network, "small": small})
+            measured = times["whole"], times["small"]
+            if busy > BUSY:
+                notes = (*notes, busy_note(busy))
+        if measured is not None:
+            before = before if before.milliseconds is not None else replace(before, milliseconds=measured[0])
+            after = replace(after, milliseconds=measured[1])
+            place = place_of(device_of_network(self.network))
+        ends = Accounting(self.network, self.graph, frozen=True).layers(candidate.removed)
+        changes = (LayerChange(layer, self.origin.widths.get(layer, now), now) for layer, now in ends.items())
+        unfoldable = locked_layers(self.network, self.graph, choice.unfoldable, UNFOLDABLE)
+        former = former_report(self.network)
+        before_that = former.recipe if former else None
+        report = Report(
+            network=self.origin.name,
+            inputs=str(self.inputs),
+            target="shares by layer" if goal is None else str(goal),
+            how=str(settings),
+            before=before,
+            after=after,
+            layers=tuple(change for change in changes if change.before != change.after),
+            locked=(*self.locked, *unfoldable),
+            notes=notes,
+            recipe=recipe_of(self.network, small, self.graph, candidate.removed, self.inputs, before_that),
+            place=place,
+        )
+        small.report = report  # type: ignore[assignment]
+        return small
+
+    def _clock(self) -> Timer:
+        return timer(device_of_network(self.network), torch.get_num_threads(), _SECONDS)
+
+    def _clock_times(self, networks: Mapping[Any, nn.Module]) -> tuple[dict[Any, float], float]:
+        return time_networks(networks, self.inputs, self._clock())
+
+
+def plan(network: nn.Module, example: AnyInputs, *, only: Patterns = (), skip: Patterns = ()) -> ShrinkPlan:
+    """Find what can be removed from a network, and what cannot and why.
+
+    Args:
+        network: any network of convolutions, in any mode, on any device; neither copied nor changed.
+        example: an input: a tensor, a tuple of arguments, or a dict of named ones. Its sizes are those for which costs
+            are counted and measured. Tensors are moved to the network's device.
+        only: layers whose channels may be removed, names or patterns (``"layer4.*"``); empty: all. Of channels that
+            several layers make together, all must match.
+        skip: layers whose channels stay.
+
+    Returns:
+        The plan: ``print`` shows it, :meth:`ShrinkPlan.shrink` makes networks.
+
+    Raises:
+        UseError: a network that cannot be traced, or a pattern that matches nothing.
+
+    Example:
+        ``print(sparsemask.plan(net, torch.zeros(1, 3, 224, 224)))``
+    """
+    inputs = Inputs.of(example, device_of_network(network))
+    if former_report(network) is None and "report" in dir(network):
+        raise UseError(
+            f"{type(network).__name__} has an attribute `report` of its own, where the result has its report"
+        )
+    return _planned(network, inputs, lambda channels: selected(channels, only, skip))
+
+
+def shrink(
+    network: nn.Module,
+    example: AnyInputs,
+    target: float | str | None = None,
+    by: str = "multiply-adds",
+    *,
+    only: Patterns = (),
+    skip: Patterns = (),
+    **options: Unpack[Options],
+) -> nn.Module:
+    """Make a smaller network from any network by removing channels.
+
+    The result is an ordinary module of the same class, to be fine-tuned like any other. Channels that must be removed
+    together are found in one run of the network (:func:`plan`).
+
+    Args:
+        network: any network of convolutions; not changed.
+        example: an input, as for :func:`plan`.
+        target: what is to be left: a share (0.5 or "50%"), or milliseconds ("8 ms") as measured on this machine, with
+            this input and this number of threads. None: with shares by layer as `policy`, exactly these.
+        by: of what the target is a share: "multiply-adds", "parameters" or "milliseconds".
+        only: layers whose channels may be removed, names or patterns; empty: all.
+        skip: layers whose channels stay.
+        options: named, all with a default:
+
+            - `importance`: what channels are worth: "l1", "l2" (magnitude), "batch_norm" (its scale), "fpgm", "random",
+              "hinge" (norms as the search of groups shrinks them); with `data` and `loss` "taylor", "fisher"; with
+              `data` "activation"; or a function of one's own, see
+              :class:`sparsemask.spaces.group_sparsity.shrinking.Importance`.
+            - `policy`: how channels are shared out: "uniform" (the same share of every layer), "global" (the least
+              important of all), "isomorphic" (the least important of layers of the same structure); or shares of
+              channels that stay, by name or pattern of layers: ``{"layer4.*": 0.25, "*": 0.6}``.
+            - `minimum`: of each layer's channels what always stays: a share below 1, or a number.
+            - `multiple`: layers keep multiples of so many channels. None: of 8, in layers of less than 64 channels of
+              less, as long as the target is met within 1 %; that is faster than any number for which processors have
+              no whole blocks.
+            - `fold`: what removed channels leave behind biases, norms and activations: "exact": folded into other
+              layers, so that the result equals the network with those channels' weights set to zero; "interior": the
+              same but for places near zero padding; "none": dropped.
+            - `data`: batches for an importance, pairs (inputs, target); inputs as `example`.
+            - `loss`: `loss(outputs, target)`, a scalar.
+            - `seed`: of the importance "random".
+            - `timed`: whether milliseconds before and after are measured for the report (a second or two).
+
+    Returns:
+        The small network, in the mode and on the device of the whole one. Its `report` says what went, what stayed and
+        why, and what was gained.
+
+    Raises:
+        UseError: a network that cannot be traced or has nothing to remove, an argument out of range. A target that is
+            out of reach is none: the nearest network is returned, and its report says why.
+
+    Example:
+        ``small = sparsemask.shrink(net, torch.zeros(1, 3, 224, 224), target=0.5)``
+    """
+    return plan(network, example, only=only, skip=skip).shrink(target, by, **options)
+
+
+def _planned(
+    network: nn.Module,
+    inputs: Inputs,
+    select: Callable[[tuple[Channels, ...]], tuple[Channels, ...]],
+    origin: Origin | None = None,
+) -> ShrinkPlan:
+    """The plan of a network of whose removable channels some are selected; `origin`: what it was at first."""
+    graph = trace(network, inputs.given)
+    every = removable(network, graph)
+    channels = select(every)
+    chosen = np.zeros(graph.count, dtype=bool)
+    for c in channels:
+        chosen[c.elements] = True
+    free = np.zeros(graph.count, dtype=bool)
+    for c in every:
+        free[c.elements] = True
+    locked = (
+        *locked_layers(network, graph, ~free),
+        *locked_layers(network, graph, free & ~chosen, "left out by name (only, skip)"),
+    )
+    counted = count_costs(network, inputs)
+    if origin is None:
+        widths = Accounting(network, graph, frozen=True).layers()
+        origin = Origin(counted, widths, type(network).__name__)
+    return ShrinkPlan(network, inputs, graph, channels, locked, counted, origin)
