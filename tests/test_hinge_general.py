@@ -112,6 +112,7 @@ class Shared(nn.Module):
         return self.last(F.relu(self.again(F.relu(self.again(self.stem(x))))))
 
 
-def test_shared_weights_are_refused_by_name():
-    with pytest.raises(UseError, match="again"):
-        plan_for("my:own", None, Shared())
+def test_a_layer_that_runs_twice_is_one_layer():
+    network = Shared()
+    plan = plan_for("my:own", "channels", network)
+    assert [[m.module for m in s.members] for s in plan.sets] == [["stem", "again"]]

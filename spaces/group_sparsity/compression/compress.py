@@ -21,6 +21,7 @@ from sparsemask.spaces.group_sparsity.compression.constants import Corrections
 from sparsemask.spaces.group_sparsity.compression.removal import Kept, Removal
 from sparsemask.spaces.group_sparsity.groups import GroupSet
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
+from sparsemask.spaces.group_sparsity.tracing.inputs import arguments
 from sparsemask.spaces.group_sparsity.tracing.record import tensors_in
 from sparsemask.timing import evaluating
 
@@ -45,7 +46,8 @@ def compress(
             (:mod:`sparsemask.spaces.group_sparsity.compression.border`). A channel whose constant cannot be folded
             (it varies between positions, for instance) stays, zeroed.
             "interior": constants go into biases and running means alone, so that outputs differ near the border.
-            "none": constants are dropped, as in the published code; for networks that are trained further.
+            "none": constants are dropped, as in the published code; for networks that are trained further. Only then
+            channels go over which statistics are taken (`statistics="free"` of the trace).
 
     Returns:
         A new network.
@@ -73,19 +75,22 @@ def remove_groups(network: nn.Module, removal: Removal, kept: Kept, fold: str = 
     graph = removal.graph
     small = removal.zero_(copy.deepcopy(network), kept)
     gone = removal.gone(kept)
+    if fold != "none":
+        gone &= ~graph.approximate
     with evaluating(small):
-        corrections, example, expected = Corrections(), None, None
+        corrections, readings = Corrections(), None
         while fold != "none" and gone.any():
-            consumers, example, expected = constants.read(small, graph, gone)
-            corrections = constants.corrections(small, graph, gone, consumers, fold)
+            readings = constants.read(small, graph, gone)
+            corrections = constants.corrections(small, graph, gone, readings, fold)
             if not corrections.refused:
                 break
             for elements in corrections.refused:
                 gone[elements] = False
             corrections = Corrections()  # those were of channels some of which stay
         _apply(small, graph, corrections, gone)
-        if example is not None and fold == "exact":
-            _check(small(example), expected)
+        if readings is not None and fold == "exact":
+            positional, named = arguments(readings.example)
+            _check(small(*positional, **named), readings.output)
     return Compressed(small, np.flatnonzero(gone))
 
 
