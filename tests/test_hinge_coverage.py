@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from hinge import one_thread  # noqa: F401
-from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
 from sparsemask.spaces.group_sparsity.compression.compress import remove_groups
 from sparsemask.spaces.group_sparsity.compression.removal import Removal

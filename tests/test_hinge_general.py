@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from hinge import SmallUNet, enliven, lively, one_thread  # noqa: F401
-from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import groups, networks
 from sparsemask.spaces.group_sparsity.pairs import groups_of, hinge
 from sparsemask.spaces.group_sparsity.rules import plan_for

@@ -58,13 +58,25 @@ class Call:
         """The operator sums over these elements, which lie at `places`: (input, dimension)."""
         self.node.sums = (*self.node.sums, Contraction(elements, places))
 
-    def tie_all(self, arrays: Sequence[np.ndarray | None], why: str | None) -> np.ndarray | None:
-        """Tie all known elements, and lock them if others are constants of fixed size; None if none are known."""
+    def tie_all(
+        self, arrays: Sequence[np.ndarray | None], why: str | None, values: Sequence[Value] = ()
+    ) -> np.ndarray | None:
+        """Tie all known elements, and lock them if others are constants of fixed size; None if none are known.
+
+        Args:
+            arrays: elements of tensors of the same size, None where they are unknown.
+            why: reason of the lock; None: no lock.
+            values: the tensors. If all known elements are of parameters and a tensor that depends on the input has
+                none, they are no channels (a table with an entry a position); they are locked and forgotten.
+        """
         known = [elements for elements in arrays if elements is not None]
         for other in known[1:]:
             self.tie(known[0], other)
         if known and len(known) < len(arrays) and why:
             self.lock(known[0], why)
+            pairs = [(value.varies, elements is None) for value, elements in zip(values, arrays, strict=bool(values))]
+            if (True, True) in pairs and (True, False) not in pairs:
+                return None
         return known[0] if known else None
 
     def channels(self, value: Value) -> np.ndarray:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 from torch import nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map
 
 from sparsemask.errors import UseError, choose
 from sparsemask.spaces.group_sparsity.tracing import numbers, trial
@@ -32,7 +32,7 @@ def _resolved(node: Node, classes: np.ndarray, value: Callable) -> Node:
         node,
         inputs=tuple(map(value, node.inputs)),
         outputs=tuple(map(value, node.outputs)),
-        args=tree_map_only(Value, value, node.args),
+        args=tree_map(lambda leaf: value(leaf) if isinstance(leaf, Value) else leaf, node.args),
         consumes=classes[node.consumes] if is_product else None,
         makes=classes[node.makes] if is_product else None,
         weight=value(node.weight),

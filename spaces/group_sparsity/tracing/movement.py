@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 from sparsemask.spaces.group_sparsity.tracing.call import Axes, Call
 
@@ -26,8 +26,8 @@ def repeated(func, args: tuple, kwargs: dict, elements: np.ndarray, dim: int, sh
     numbers = torch.from_numpy(elements).view([-1 if d == dim else 1 for d in range(len(shape))])
     numbers = numbers.expand(shape)
     if func.overloadpacket.__name__ in RESHAPES:
-        numbers = numbers.contiguous()
-    replaced = [tree_map_only(Tensor, lambda t: numbers, a) if i == 0 else a for i, a in enumerate(args)]
+        return [numbers.reshape(args[1])]  # a view needs no copy where an expanded tensor has one
+    replaced = [tree_map(lambda leaf: numbers if isinstance(leaf, Tensor) else leaf, args[0]), *args[1:]]
     return tree_leaves(func(*replaced, **kwargs))
 
 
@@ -36,6 +36,8 @@ def move(call: Call) -> list[Axes]:
     value = call.node.inputs[0]
     axes: list[Axes] = [{} for _ in call.outputs]
     for dim, elements in value.axes.items():
+        if len(elements) == 1 and call.node.op in RESHAPES and any(t.dim() != len(value.shape) for t in call.outputs):
+            continue  # never removed, and merged with others it is none of them
         moved = repeated(call.func, call.args, call.kwargs, elements, dim, value.shape)
         lines = [_along(t, dim) for t in moved]
         if call.node.op in _TAKES and _dimension(call) == dim:
@@ -160,7 +162,11 @@ def _counted(call: Call, numbers: Tensor, dim: int, moved: np.ndarray) -> list[n
 
 def _changing(numbers: Tensor) -> list[int]:
     """The dimensions along which numbers change."""
-    return [d for d in range(numbers.dim()) if (numbers != numbers.narrow(d, 0, 1)).any()]
+    stored = [d for d in range(numbers.dim()) if numbers.stride(d) and numbers.shape[d] > 1]
+    for d in range(numbers.dim()):
+        if d not in stored:
+            numbers = numbers.narrow(d, 0, 1)
+    return [d for d in stored if (numbers != numbers.narrow(d, 0, 1)).any()]
 
 
 def _along(numbers: Tensor, before: int) -> tuple[int, np.ndarray] | None:
@@ -277,8 +283,14 @@ def concatenate(call: Call) -> list[Axes]:
             continue
         if dim == along:
             why = "concatenated constants of fixed size"
+            if all(value.axes.get(dim) is None for value in parts if value.varies):
+                for elements in filter(lambda a: a is not None, arrays):
+                    call.lock(elements, why)  # entries for positions
+                continue
             filled = [call.fresh(v.shape[dim], why) if a is None else a for v, a in zip(parts, arrays, strict=True)]
             axes[dim] = np.concatenate(filled)
         else:
-            axes[dim] = call.tie_all(arrays, "concatenated beside constants of fixed size")
+            tied = call.tie_all(arrays, "concatenated beside constants of fixed size", parts)
+            if tied is not None:
+                axes[dim] = tied
     return [axes]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map
 
 from sparsemask.spaces.group_sparsity.tracing import movement, normalisation, products
 from sparsemask.spaces.group_sparsity.tracing.call import Axes, Call
@@ -32,7 +32,8 @@ def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: l
     op = name[:-1] if name.endswith("_") and not name.endswith("__") else name
     varies = any(value.varies for value in inputs) and not op.startswith("new_")
     node = Node(op, tracer.running[-1][0] if tracer.running else "", tuple(inputs), ())
-    node.args, node.named = tree_map_only(Tensor, tracer.value, args), tuple(kwargs)
+    node.args = tree_map(lambda leaf: tracer.value(leaf) if isinstance(leaf, Tensor) else leaf, args)
+    node.named = tuple(kwargs)
     axes: list[Axes] = [{} for _ in outputs]
     if any(value.axes for value in inputs) or op == "expand":
         rule = normalisation.batch_norm if node.is_batch_norm else _RULES.get(op, movement.unknown)
@@ -49,7 +50,7 @@ def _elementwise(call: Call) -> list[Axes]:
     out = call.outputs[0]
     axes: Axes = {}
     for dim in range(out.dim()):
-        aligned, expanded = [], False
+        aligned, values, expanded = [], [], False
         for value in call.node.inputs:
             position = dim - out.dim() + len(value.shape)
             if position >= 0 and value.shape[position] == out.shape[dim]:
@@ -57,8 +58,9 @@ def _elementwise(call: Call) -> list[Axes]:
                     expanded = True
                 else:
                     aligned.append(value.axes.get(position))
+                    values.append(value)
         why = f"{call.node.op} with a constant of fixed size" if out.shape[dim] > 1 else None
-        if (elements := call.tie_all(aligned, why)) is not None:
+        if (elements := call.tie_all(aligned, why, values)) is not None:
             axes[dim] = elements
             if expanded and call.way([elements], 1) == 1:
                 call.lock(elements, f"{call.node.op} with a tensor expanded to numbers of its own")

@@ -115,8 +115,8 @@ class Tracer(TorchDispatchMode):
         return known
 
     def _dimensions(self, name: str, tensor: Tensor) -> int:
-        """Number of leading dimensions of a parameter that may be channels: kernels of convolutions are none."""
-        if not name:
+        """Number of leading dimensions of a parameter that may be channels: kernels and tables of indices are none."""
+        if not name or not tensor.is_floating_point():
             return 0
         kernel = isinstance(self.network.get_submodule(name.rpartition(".")[0]), _ConvNd)
         return min(tensor.dim(), 2) if kernel else tensor.dim()
