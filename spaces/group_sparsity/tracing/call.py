@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from sparsemask.spaces.group_sparsity.tracing import numbers
-from sparsemask.spaces.group_sparsity.tracing.record import Contraction, Node, RemovesChannels, Site, Value
+from sparsemask.spaces.group_sparsity.tracing.record import Contraction, Node, Site, Value
 
 if TYPE_CHECKING:
     from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
@@ -87,7 +87,7 @@ class Call:
     @property
     def handled(self) -> bool:
         """Whether a module is running that handles the removal of channels itself."""
-        return any(isinstance(module, RemovesChannels) for _, module in self.tracer.running)
+        return any(name in self.tracer.handling for name, _ in self.tracer.running)
 
     @property
     def function(self) -> str:

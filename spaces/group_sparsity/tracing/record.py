@@ -190,6 +190,10 @@ class Watched:
 
 def tensors_in(tree: object) -> list[Tensor]:
     """The tensors in nested arguments or outputs."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, tuple) and all(isinstance(leaf, Tensor | int | float) or leaf is None for leaf in tree):
+        return [leaf for leaf in tree if isinstance(leaf, Tensor)]  # as most are
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 

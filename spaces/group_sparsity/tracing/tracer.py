@@ -21,7 +21,13 @@ from sparsemask.errors import UseError, one_line
 from sparsemask.spaces.group_sparsity.tracing.inputs import Example, arguments, shapes
 from sparsemask.spaces.group_sparsity.tracing.numbers import tagged
 from sparsemask.spaces.group_sparsity.tracing.operators import follow
-from sparsemask.spaces.group_sparsity.tracing.record import Elements, Value, Watched, tensors_in
+from sparsemask.spaces.group_sparsity.tracing.record import (
+    Elements,
+    RemovesChannels,
+    Value,
+    Watched,
+    tensors_in,
+)
 from sparsemask.spaces.group_sparsity.tracing.slicing import tensors
 from sparsemask.timing import evaluating
 
@@ -61,6 +67,7 @@ class Tracer(TorchDispatchMode):
         self.names = {id(t): name for name, t in tensors(network).items()}
         self.values = WeakIdKeyDictionary()  # what no one holds any more is freed, as in any other run
         self.numbers = itertools.count()
+        self.handling = {name for name, module in network.named_modules() if isinstance(module, RemovesChannels)}
         self.seen = Watched(self.elements, [], [], {})
         self.running: list[tuple[str, nn.Module]] = []
         """The modules whose forward runs, the innermost last."""

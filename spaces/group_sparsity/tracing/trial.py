@@ -110,7 +110,9 @@ def failing(network: nn.Module, example: Example, graph: ChannelGraph, sites: Se
     gone = _chosen(graph, sites)
     if not gone.any():
         return set()
-    copied = copy.deepcopy(network).eval()
+    # Weights are replaced where they lose channels, and never written to: the others need no copy.
+    memo: dict[int, object] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in network.parameters()}
+    copied = copy.deepcopy(network, memo)
     try:
         graph.remove(copied, gone)
     except UseError:
