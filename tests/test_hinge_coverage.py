@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hinge import one_thread  # noqa: F401
+from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
 from sparsemask.spaces.group_sparsity.compression.compress import remove_groups
 from sparsemask.spaces.group_sparsity.compression.removal import Removal
@@ -306,3 +307,197 @@ def test_equal_to_the_network_whose_channels_are_zero(name):
     if name == "two layers that share their weight":
         network.c.weight, network.c.bias = network.b.weight, network.b.bias
     assert_equal(network, picture(), *thinner)
+
+
+class Attention(nn.Module):
+    """Heads whose number is an attribute; the width of a head scales the products or not."""
+
+    def __init__(self, dim, heads, fused):
+        super().__init__()
+        self.num_heads, self.fused = heads, fused
+        self.head_dim = dim // heads
+        self.scale = self.head_dim**-0.5
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            y = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(b, n, -1))
+
+
+def transformer(attention, dim=16):
+    return Net(
+        lambda n, x: n.out((y := n.a(x).flatten(2).transpose(1, 2) + n.place) + n.mlp(n.norm(y + n.attend(y)))),
+        a=nn.Conv2d(3, dim, 4, 4),
+        place=nn.Parameter(torch.randn(1, 9, dim)),
+        attend=attention,
+        norm=nn.LayerNorm(dim),
+        mlp=nn.Sequential(nn.Linear(dim, 24), nn.GELU(), nn.Linear(24, dim)),
+        out=nn.Linear(dim, 2),
+    )
+
+
+def test_whole_heads_go_where_the_scale_follows_their_width():
+    small = assert_equal(transformer(Attention(16, 4, fused=True)), picture(), "attend.qkv", "mlp.0")
+    assert (small.attend.num_heads, small.attend.head_dim, small.attend.qkv.out_features) == (2, 4, 24)
+
+
+def test_heads_get_narrower_where_the_scale_is_kept():
+    small = assert_equal(transformer(Attention(16, 4, fused=False)), picture(), "attend.qkv", "mlp.0")
+    assert (small.attend.num_heads, small.attend.head_dim, small.attend.qkv.out_features) == (4, 2, 24)
+
+
+class Encoder(nn.Module):
+    """torch's own attention, which has a fused path for inference."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 16, 4, 4)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+        self.attend = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.out = nn.Linear(16, 2)
+
+    def forward(self, x):
+        y = self.layer(self.a(x).flatten(2).transpose(1, 2))
+        return self.out(self.attend(y, y, y, need_weights=False)[0])
+
+
+def test_torchs_own_transformer_loses_the_width_of_its_layers():
+    small = assert_equal(Encoder(), picture(), "layer.linear1")
+    assert small.layer.self_attn.num_heads == small.attend.num_heads == 4
+    graph = trace(Encoder(), picture().float())
+    assert graph.reason(graph.elements("layer.self_attn.out_proj", 1)[0])  # its heads are locked, with a reason
+
+
+def test_statistics_over_channels_are_locked_or_free():
+    kinds = {
+        "layer norm": (nn.LayerNorm(16), lambda n, x: n.norm(x.transpose(1, 3)).transpose(1, 3)),
+        "one group": (nn.GroupNorm(1, 16), lambda n, x: n.norm(x)),
+        "RMS norm": (nn.RMSNorm(16), lambda n, x: n.norm(x.transpose(1, 3)).transpose(1, 3)),
+        "not affine": (nn.LayerNorm(16, elementwise_affine=False), lambda n, x: n.norm(x.mT.transpose(1, 3))),
+        "mean": (nn.Identity(), lambda n, x: x * x.mean(1, keepdim=True).sigmoid()),
+        "maximum": (nn.Identity(), lambda n, x: x * x.amax(1, keepdim=True).sigmoid()),
+        "softmax": (nn.Identity(), lambda n, x: x.softmax(1)),
+        "by hand": (nn.Identity(), lambda n, x: (x - x.mean(1, True)) / (x.var(1, keepdim=True) + 1).sqrt()),
+    }
+    for name, (norm, forward) in kinds.items():
+        network = Net(lambda n, x, f=forward: n.last(f(n, n.a(x)).mean((2, 3))), a=conv(3, 16), norm=norm)
+        network.last = nn.Linear(12 if name == "not affine" else 16, 2)
+        if name == "not affine":
+            network.body = lambda n, x: n.last(n.norm(n.a(x).transpose(1, 3)).transpose(1, 3).mean((2, 3)))
+            network.last = nn.Linear(16, 2)
+        graph, small, _, removed = halved(copy.deepcopy(network), picture())
+        assert graph.locked(graph.elements("a", 0)).all() and not len(removed), name
+        graph, small, _, removed = halved(copy.deepcopy(network), picture(), "free", "none")
+        assert small.a.out_channels == 8 and outputs(small, picture())[0].shape == (2, 2), name
+        assert "over channels" in graph.approximation(int(graph.elements("a", 0)[0])), name
+        # what statistics are taken over stays where the function must stay the same
+        graph, small, masked, removed = halved(copy.deepcopy(network), picture(), "free", "exact")
+        assert not len(removed) and torch.equal(outputs(small, picture())[0], outputs(masked, picture())[0]), name
+
+
+class Words(nn.Module):
+    """Embeddings, a convolution over words, an LSTM on its channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.a = nn.Embedding(20, 6), nn.Conv1d(6, 8, 3, padding=1)
+        self.states, self.out = nn.LSTM(8, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, text):
+        y = F.relu(self.a(self.words(text).transpose(1, 2)))
+        return self.out(self.states(y.transpose(1, 2))[0])
+
+
+def test_words_convolutions_and_the_width_of_a_recurrent_layer():
+    text = torch.randint(0, 20, (2, 7), generator=torch.Generator().manual_seed(0))
+    small = assert_equal(Words(), text, "a")
+    assert small.states.input_size == small.states.weight_ih_l0.shape[1] == 4
+
+
+class Several(nn.Module):
+    """Inputs of several kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.kinds, self.last = conv(3, 8), conv(1, 8), nn.Embedding(4, 8), conv(8, 2)
+
+    def forward(self, image, more, scale=1.0):
+        depth, kind = more["depth"], more["kind"]
+        return {"y": self.last(torch.relu(self.a(image) + self.b(depth)) * scale), "kind": self.kinds(kind)}
+
+
+def test_inputs_of_any_structure():
+    more = {"depth": picture(2, 1, 12, 12), "kind": torch.tensor([0, 3])}
+    for example in ((picture(), more), [picture(), more, 2.0], {"image": picture(), "more": more, "scale": 0.5}):
+        assert_equal(Several(), example, "a", "b")
+    network = Several()
+    for example, words in (
+        ((picture().float(), {"depth": picture(2, 1, 12, 12).float()}), "KeyError|kind"),
+        ({"picture": picture().float()}, "does not run on an input of 2x3x12x12.*picture"),
+        ((), "without a tensor"),
+        ("image", "without a tensor"),
+        ({"image": 3}, "without a tensor"),
+    ):
+        with pytest.raises(UseError, match=words) as caught:
+            trace(network, example)
+        assert "\n" not in str(caught.value)
+
+
+class Bare(nn.Module):
+    """Convolutions of parameters that no layer holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel, self.a = nn.Parameter(torch.randn(8, 3, 3, 3) / 5), conv(3, 8)
+        self.second, self.last = nn.Parameter(torch.randn(6, 8, 3, 3) / 8), conv(6, 2)
+
+    def forward(self, x):
+        return self.last(F.conv2d(F.relu(self.a(x)), self.second, padding=1))
+
+
+def test_bare_parameters_lose_what_they_read():
+    network = Bare()
+    with pytest.raises(AssertionError):  # under padding a constant would need a border, which no layer could hold
+        network.a = normed(3, 8)
+        network.a[2] = nn.Sigmoid()
+        assert_equal(network, picture(), "a.0")
+    network = Bare()
+    small = assert_equal(network, picture(), "a")
+    assert small.second.shape == (6, 4, 3, 3)
+
+
+def test_layers_of_the_same_kind_decide_alike_and_numbers_follow():
+    layers = [
+        Block(lambda n, x: torch.cat([p.relu() for p in x.split(n.width, 1)], 1), {"width": w}) for w in (4, 2)
+    ]
+    network = Net(
+        lambda n, x: n.last(n.second(n.b(n.first(n.a(x))))),
+        a=conv(3, 8),
+        first=layers[0],
+        b=conv(8, 8),
+        second=layers[1],
+        last=conv(8, 2),
+    )
+    small = assert_equal(network, picture(), "a", "b")
+    assert (small.first.width, small.second.width) == (2, 1)
+    assert (network.first.width, type(network.first.width)) == (4, int)  # the traced one is as it was
+
+
+def test_a_number_that_stands_for_two_different_ones_keeps_its_channels():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.width, self.a, self.b, self.last = 4, conv(3, 8), conv(3, 8), conv(8, 2)
+
+        def forward(self, x):
+            y, z = self.a(x), self.b(x)
+            return self.last(torch.cat([y[:, : self.width], z[:, 4:]], 1))
+
+    network = Twice()
+    graph = trace(network, picture().float())
+    assert graph.locked(graph.elements("b", 0)).all() and "slice" in graph.reason(graph.elements("b", 0)[0])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sparsemask.spaces.group_sparsity.tracing.call import Axes, Call
+from sparsemask.spaces.group_sparsity.tracing.numbers import Tagged
 
 RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
 _CUTS = {"split", "split_with_sizes", "chunk", "unsafe_split", "slice", "narrow"}
@@ -77,7 +78,7 @@ def _decided(call: Call, dim: int, elements: np.ndarray, first: Tensor, targets:
             return True
         possible = call.way([elements], 1) == 0
         if possible:
-            call.bind(arrays[0], elements)
+            _bind_view(call, first, targets[0], arrays[0], elements)
         return possible
     if op in _CUTS and _dimension(call) == dim:
         return _cut(call, elements, arrays)
@@ -149,15 +150,18 @@ def _split(call: Call, dim: int, elements: np.ndarray, moved: list[Tensor], axes
         rows = numbers.movedim(dims[way], 0).reshape(numbers.shape[dims[way]], -1).numpy()
         call.tie(rows, rows[:, :1])
         _place(call, axes[k], dims[way], rows[:, 0].copy())
-        call.bind(*_counted(call, numbers, dims[way], rows[:, 0].copy()), elements)
+        _bind_view(call, numbers, dims[way], rows[:, 0].copy(), elements)
 
 
-def _counted(call: Call, numbers: Tensor, dim: int, moved: np.ndarray) -> list[np.ndarray]:
-    """The elements that sizes of the view may count: those along `dim`, unless the sizes say another dimension."""
+def _bind_view(call: Call, result: Tensor, dim: int, moved: np.ndarray, elements: np.ndarray) -> None:
+    """Let the size along `dim` follow the channels there; other sizes only as far as they were computed from both."""
     sizes = call.sizes()
-    elsewhere = [size for d, size in enumerate(sizes) if len(sizes) == numbers.dim() and d != dim]
-    here = len(sizes) == numbers.dim() and sizes[dim] == len(moved)
-    return [moved] if here or len(moved) not in elsewhere else []
+    if len(sizes) != result.dim():
+        call.bind(moved, elements)
+        return
+    call.bind_sizes([sizes[dim]], moved, elements)
+    others = [size for d, size in enumerate(sizes) if d != dim and isinstance(size, Tagged) and size.source is None]
+    call.bind_sizes(others, elements)
 
 
 def _changing(numbers: Tensor) -> list[int]:
