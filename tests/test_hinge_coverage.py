@@ -18,6 +18,7 @@ from sparsemask.spaces.group_sparsity.compression.removal import Removal
 from sparsemask.spaces.group_sparsity.rules import channel_sets
 from sparsemask.spaces.group_sparsity.tracing.graph import trace
 from sparsemask.spaces.group_sparsity.tracing.inputs import arguments
+from sparsemask.spaces.group_sparsity.tracing.plain_weights import plain_weights
 from sparsemask.spaces.group_sparsity.tracing.record import tensors_in
 from test_hinge_channels import Net, conv
 
@@ -472,9 +473,7 @@ def test_bare_parameters_lose_what_they_read():
 
 
 def test_layers_of_the_same_kind_decide_alike_and_numbers_follow():
-    layers = [
-        Block(lambda n, x: torch.cat([p.relu() for p in x.split(n.width, 1)], 1), {"width": w}) for w in (4, 2)
-    ]
+    layers = [Block(lambda n, x: torch.cat([p.relu() for p in x.split(n.width, 1)], 1), {"width": w}) for w in (4, 2)]
     network = Net(
         lambda n, x: n.last(n.second(n.b(n.first(n.a(x))))),
         a=conv(3, 8),
@@ -501,3 +500,56 @@ def test_a_number_that_stands_for_two_different_ones_keeps_its_channels():
     network = Twice()
     graph = trace(network, picture().float())
     assert graph.locked(graph.elements("b", 0)).all() and "slice" in graph.reason(graph.elements("b", 0)[0])
+
+
+class Standardised(nn.Conv2d):
+    """Weights of mean 0 and variance 1 over the inputs of each filter."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight / (weight.square().mean((1, 2, 3), keepdim=True) + 1e-6).sqrt()
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Doubled(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, weight):
+        return 2 * weight - weight.mean()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "compute",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        lambda layer: nn.utils.parametrize.register_parametrization(layer, "weight", Doubled()) and layer,
+        lambda layer: Standardised(layer.in_channels, layer.out_channels, 3, padding=1),
+    ],
+)
+def test_computed_weights_become_plain(compute):
+    torch.manual_seed(0)
+    network = Net(
+        lambda n, x: n.last(F.relu(n.b(F.relu(n.a(x))))),
+        a=compute(conv(3, 8)),
+        b=compute(conv(8, 8)),
+        last=conv(8, 2),
+    ).double()
+    network.eval()
+    plain = plain_weights(network, picture())
+    for a, b in zip(outputs(plain, picture()), outputs(network, picture()), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
+    assert type(plain.a) is type(plain.b) is nn.Conv2d and isinstance(plain.a.weight, nn.Parameter)
+    assert_equal(plain, picture(), "a", "b")
+
+
+def test_a_convolution_that_does_more_than_compute_its_weight_stays():
+    class Padded(Standardised):
+        def forward(self, x):
+            return super().forward(F.pad(x, (2, 1, 1, 2)))
+
+    network = Net(lambda n, x: n.last(n.a(x)), a=Padded(3, 8, 4), last=conv(8, 2)).double()
+    assert type(plain_weights(network, picture()).a) is Padded
