@@ -13,7 +13,7 @@ from torch import nn
 from hinge import one_thread  # noqa: F401
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
-from sparsemask.spaces.group_sparsity.compression.compress import remove_groups
+from sparsemask.spaces.group_sparsity.compression.compress import removable, remove_groups
 from sparsemask.spaces.group_sparsity.compression.removal import Removal
 from sparsemask.spaces.group_sparsity.rules import channel_sets
 from sparsemask.spaces.group_sparsity.tracing.graph import trace
@@ -553,3 +553,33 @@ def test_a_convolution_that_does_more_than_compute_its_weight_stays():
 
     network = Net(lambda n, x: n.last(n.a(x)), a=Padded(3, 8, 4), last=conv(8, 2)).double()
     assert type(plain_weights(network, picture()).a) is Padded
+
+
+def test_groups_whose_channels_would_stay_are_told():
+    """Padded average pools (Inception) make maps of constants: planned is what is left."""
+    network = Net(
+        lambda n, x: n.last(torch.cat([n.c(F.avg_pool2d(n.a(x), 3, 1, 1)), n.d(n.b(x))], 1)),
+        a=normed(3, 12),
+        b=normed(3, 12),
+        c=normed(12, 8, 1),
+        d=normed(12, 8, 1),
+        last=conv(16, 2),
+    ).double()
+    for norm in (network.a[1], network.b[1]):
+        nn.init.constant_(norm.bias, 1)
+        nn.init.constant_(norm.bias[:3], -1)  # after the ReLU nothing is left of these
+    network.eval()
+    graph = trace(network, picture())
+    removal = Removal(graph, channel_sets(network, graph))
+    can = removable(network, removal)
+    assert {name: int(groups.sum()) for name, groups in can.items()} == {
+        "a.0.channels": 3,
+        "b.0.channels": 12,
+        "c.0.channels": 8,
+        "d.0.channels": 8,
+    }
+    assert all(groups.all() for groups in removable(network, removal, "none").values())
+    accounting = Accounting(network, graph)
+    kept = {name: ~(groups & (np.arange(len(groups)) % 2 == 0)) for name, groups in can.items()}
+    compressed = remove_groups(network, removal, kept)
+    assert accounting.count(removal.gone(kept)) == accounting.count(compressed.removed)

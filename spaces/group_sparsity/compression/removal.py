@@ -71,6 +71,22 @@ class Removal:
         gone &= ~self.graph.locked(np.arange(count))
         return self.graph.spared(gone)
 
+    def touched(self, s: GroupSet, elements: np.ndarray) -> np.ndarray:
+        """Return which groups of a set have channels among some elements.
+
+        Args:
+            s: one of the sets.
+            elements: bool (graph.count,).
+
+        Returns:
+            bool (s.count,).
+        """
+        groups = np.zeros(s.count + 1, dtype=bool)
+        for member in s.members:
+            channels = self.graph.elements(member.module, member.dim)
+            groups[_groups(s, member, len(channels))[elements[channels]]] = True
+        return groups[: s.count]
+
     def zero_(self, network: nn.Module, kept: Kept) -> nn.Module:
         """Set every dropped group of `network` to zero, in place, and return the network."""
         dropped = self._dropped(kept)
