@@ -207,6 +207,14 @@ def pixel_shuffle(call: Call) -> list[Axes]:
     return [axes]
 
 
+def restride(call: Call) -> list[Axes]:
+    """as_strided, where torch uses it to give a result its memory format."""
+    value = call.node.inputs[0]
+    if call.function == "as_strided" or call.outputs[0].shape != value.shape:
+        return unknown(call)
+    return [dict(value.axes)]
+
+
 def stack(call: Call) -> list[Axes]:
     """Tensors along a new dimension."""
     parts = [call.tracer.value(t) for t in call.args[0]]

@@ -73,10 +73,16 @@ def _constant(call: Call) -> list[Axes]:
 
 def _spatial(call: Call) -> list[Axes]:
     value, *others = call.node.inputs
-    same = [t.dim() == len(value.shape) and all(t.shape[d] == value.shape[d] for d in value.axes) for t in call.outputs]
-    if not all(same) or any(other.axes for other in others):
+    positions = next((int(digit) for digit in call.node.op if digit.isdigit()), 2)
+    if any(other.axes for other in others):
         return movement.unknown(call)
-    return [dict(value.axes) for _ in call.outputs]
+    axes: Axes = {}
+    for dim, elements in value.axes.items():
+        if dim >= len(value.shape) - positions:
+            call.lock(elements, f"{call.node.op} over channels")
+        else:
+            axes[dim] = elements
+    return [dict(axes) for _ in call.outputs]
 
 
 # Names of torch's operators by their effect on channels; in-place forms have the same name.
@@ -102,6 +108,7 @@ _OPERATORS: dict[Callable[[Call], list[Axes]], str] = {
         split_with_sizes chunk unbind narrow index_select flip roll repeat pixel_unshuffle channel_shuffle
         native_channel_shuffle unfold view_as unsafe_split""",
     movement.expand: "expand",
+    movement.restride: "as_strided",
     movement.stack: "stack",
     movement.glu: "glu",
     movement.take_rows: "embedding index",

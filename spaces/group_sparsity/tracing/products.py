@@ -15,6 +15,9 @@ def convolution(call: Call) -> list[Axes]:
     bias = None if call.args[2] is None else call.tracer.value(call.args[2])
     transposed, groups = call.args[6], call.args[8]
     at = call.channels(x)
+    for dim, elements in x.axes.items():
+        if dim > 1:
+            call.lock(elements, "convolution over channels as if they were positions")
     if not {0, 1} <= weight.axes.keys():
         why = "convolution with weights that are not its own"
         call.lock(at, why)
@@ -27,7 +30,8 @@ def convolution(call: Call) -> list[Axes]:
     if weight.parameter:
         for dim in range(2, len(weight.shape)):
             weight.axes.pop(dim, None)  # positions in the kernel
-    return [_product_of(call, at, out, weight, bias, groups)]
+    rows = {dim: elements for dim, elements in x.axes.items() if dim == 0}
+    return [{**rows, **_product_of(call, at, out, weight, bias, groups)}]
 
 
 def _grouped(call: Call, at: np.ndarray, weight: Value, transposed: bool, groups: int) -> np.ndarray:
