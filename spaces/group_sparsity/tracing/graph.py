@@ -5,6 +5,7 @@ Hinge (Li et al. 2020, arXiv 2003.08935) treats each architecture by hand; here 
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import Counter
 from collections.abc import Callable
@@ -12,12 +13,11 @@ from dataclasses import replace
 
 import numpy as np
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from sparsemask.errors import UseError, choose
 from sparsemask.spaces.group_sparsity.tracing import numbers, trial
 from sparsemask.spaces.group_sparsity.tracing.inputs import Example, Inputs
-from sparsemask.spaces.group_sparsity.tracing.record import Contraction, Node, RemovesChannels, Value, Watched
+from sparsemask.spaces.group_sparsity.tracing.record import Contraction, Node, RemovesChannels, Value, Watched, replaced
 from sparsemask.spaces.group_sparsity.tracing.slicing import keep_
 from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
 
@@ -28,17 +28,15 @@ _TRIES = 16
 
 def _resolved(node: Node, classes: np.ndarray, value: Callable) -> Node:
     is_product = node.makes is not None
-    return replace(
-        node,
-        inputs=tuple(map(value, node.inputs)),
-        outputs=tuple(map(value, node.outputs)),
-        args=tree_map(lambda leaf: value(leaf) if isinstance(leaf, Value) else leaf, node.args),
-        consumes=classes[node.consumes] if is_product else None,
-        makes=classes[node.makes] if is_product else None,
-        weight=value(node.weight),
-        bias=value(node.bias),
-        sums=tuple(Contraction(classes[each.elements], each.places) for each in node.sums),
-    )
+    resolved = copy.copy(node)
+    resolved.inputs = tuple(map(value, node.inputs))
+    resolved.outputs = tuple(map(value, node.outputs))
+    resolved.args = replaced(node.args, Value, value)
+    resolved.consumes = classes[node.consumes] if is_product else None
+    resolved.makes = classes[node.makes] if is_product else None
+    resolved.weight, resolved.bias = value(node.weight), value(node.bias)
+    resolved.sums = tuple(Contraction(classes[each.elements], each.places) for each in node.sums)
+    return resolved
 
 
 class ChannelGraph:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from sparsemask.spaces.group_sparsity.tracing.call import Axes, Call
 from sparsemask.spaces.group_sparsity.tracing.numbers import Tagged
+from sparsemask.spaces.group_sparsity.tracing.record import tensors_in
 
 RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
 _CUTS = {"split", "split_with_sizes", "chunk", "unsafe_split", "slice", "narrow"}
@@ -28,8 +28,7 @@ def repeated(func, args: tuple, kwargs: dict, elements: np.ndarray, dim: int, sh
     numbers = numbers.expand(shape)
     if func.overloadpacket.__name__ in RESHAPES:
         return [numbers.reshape(args[1])]  # a view needs no copy where an expanded tensor has one
-    replaced = [tree_map(lambda leaf: numbers if isinstance(leaf, Tensor) else leaf, args[0]), *args[1:]]
-    return tree_leaves(func(*replaced, **kwargs))
+    return tensors_in(func(numbers, *args[1:], **kwargs))
 
 
 def move(call: Call) -> list[Axes]:

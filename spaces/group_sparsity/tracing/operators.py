@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from sparsemask.spaces.group_sparsity.tracing import movement, normalisation, products
 from sparsemask.spaces.group_sparsity.tracing.call import Axes, Call
-from sparsemask.spaces.group_sparsity.tracing.record import Node, Value, tensors_in
+from sparsemask.spaces.group_sparsity.tracing.record import Node, Value, replaced, tensors_in
 
 if TYPE_CHECKING:
     from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
@@ -32,7 +31,7 @@ def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: l
     op = name[:-1] if name.endswith("_") and not name.endswith("__") else name
     varies = any(value.varies for value in inputs) and not op.startswith("new_")
     node = Node(op, tracer.running[-1][0] if tracer.running else "", tuple(inputs), ())
-    node.args = tree_map(lambda leaf: tracer.value(leaf) if isinstance(leaf, Tensor) else leaf, args)
+    node.args = replaced(args, Tensor, tracer.value)
     node.named = tuple(kwargs)
     axes: list[Axes] = [{} for _ in outputs]
     if any(value.axes for value in inputs) or op == "expand":

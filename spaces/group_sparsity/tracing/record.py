@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
@@ -192,9 +194,20 @@ def tensors_in(tree: object) -> list[Tensor]:
     """The tensors in nested arguments or outputs."""
     if isinstance(tree, Tensor):
         return [tree]
-    if isinstance(tree, tuple) and all(isinstance(leaf, Tensor | int | float) or leaf is None for leaf in tree):
-        return [leaf for leaf in tree if isinstance(leaf, Tensor)]  # as most are
+    if type(tree) in (tuple, list):  # as all operators have them; quicker than what knows every container
+        return [tensor for branch in tree for tensor in tensors_in(branch)]
+    if tree is None or isinstance(tree, int | float | str | torch.dtype):
+        return []
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def replaced(tree: Any, kind: type, function: Callable[[Any], object]) -> Any:
+    """Nested arguments of an operator, its leaves of one kind replaced."""
+    if isinstance(tree, kind):
+        return function(tree)
+    if type(tree) in (tuple, list):
+        return type(tree)(replaced(branch, kind, function) for branch in tree)
+    return tree
 
 
 @runtime_checkable
