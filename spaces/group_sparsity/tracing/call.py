@@ -108,7 +108,10 @@ class Call:
         """
         tracer = self.tracer
         module, kind = tracer.running[-1] if tracer.running else ("", tracer.network)
-        key = (f"{type(kind).__module__}.{type(kind).__qualname__}", self.node.op, tracer.next_site())
+        alike = f"{type(kind).__module__}.{type(kind).__qualname__}"
+        if alike.startswith("torch.nn."):  # torch's own layers say nothing about each other
+            alike = module
+        key = (alike, self.node.op, tracer.next_site())
         way = min(tracer.ways.get(key, 0), ways)
         tracer.seen.sites.append(Site(key, len(tracer.seen.nodes), module, way, ways, tuple(parts), tried))
         return way

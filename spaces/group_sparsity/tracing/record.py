@@ -164,7 +164,8 @@ class Site:
     """
 
     key: tuple[str, str, int]
-    """Class of the module, operator, its place in the module's forward: sites alike are decided alike."""
+    """Class of the module (the name of one of torch's own layers), operator, its place in the module's forward: sites
+    alike are decided alike."""
     step: int
     """Number of its node."""
     module: str
