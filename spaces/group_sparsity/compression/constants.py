@@ -67,6 +67,10 @@ class Readings:
     """The network's output for it."""
 
 
+class _Otherwise(RuntimeError):
+    """Other operators ran than in the trace."""
+
+
 class _Reader(TorchDispatchMode):
     """Runs the traced network again and records the values of removed channels at the layers that consume them."""
 
@@ -84,7 +88,7 @@ class _Reader(TorchDispatchMode):
         name = func.overloadpacket.__name__
         node = self.graph.all_nodes[self.step] if self.step < len(self.graph.all_nodes) else None
         if node is None or node.op != name.removesuffix("_"):
-            raise RuntimeError(f"the network ran otherwise than when it was traced (step {self.step}: {name})")
+            raise _Otherwise(f"the network ran otherwise than when it was traced (step {self.step}: {name})")
         if node.mixes and self.gone[node.consumes].any():
             at = torch.from_numpy(np.flatnonzero(self.gone[node.consumes]))
             x, weight = args[:2] if node.op == "convolution" else args[-2:]
@@ -119,6 +123,13 @@ def _dense(weight: Tensor, groups: int) -> Tensor:
     return dense.view(groups * rows, groups * columns, *weight.shape[2:])
 
 
+def _run(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, positional: tuple, named: dict) -> tuple:
+    reader = _Reader(graph, gone)
+    with reader, SamePath():
+        output = network(*positional, **named)
+    return reader, output
+
+
 def read(network: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> Readings:
     """Measure the values of removed channels on two random inputs.
 
@@ -133,9 +144,12 @@ def read(network: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> Readings:
     for _ in range(2):
         example = graph.inputs.draw(like, generator)
         positional, named = arguments(example)
-        reader = _Reader(graph, gone)
-        with torch.no_grad(), reader, SamePath():
-            output = network(*positional, **named)
+        with torch.no_grad():
+            try:
+                reader, output = _run(network, graph, gone, positional, named)
+            except _Otherwise:  # what is computed once and kept, as biases of attention are, was not kept yet
+                network(*positional, **named)
+                reader, output = _run(network, graph, gone, positional, named)
         runs.append(reader)
     first, second = runs
     consumers = [Consumer(graph.all_nodes[k], x, second.values[k][0], w) for k, (x, w) in first.values.items()]

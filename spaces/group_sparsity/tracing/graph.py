@@ -12,12 +12,20 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from sparsemask.errors import UseError, choose
 from sparsemask.spaces.group_sparsity.tracing import numbers, trial
 from sparsemask.spaces.group_sparsity.tracing.inputs import Example, Inputs
-from sparsemask.spaces.group_sparsity.tracing.record import Contraction, Node, RemovesChannels, Value, Watched, replaced
+from sparsemask.spaces.group_sparsity.tracing.record import (
+    Contraction,
+    Node,
+    RemovesChannels,
+    Value,
+    Watched,
+    replaced,
+    tensors_in,
+)
 from sparsemask.spaces.group_sparsity.tracing.slicing import keep_
 from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
 
@@ -247,8 +255,13 @@ def trace(network: nn.Module, example: Example, statistics: str = "exact") -> Ch
     if next(network.parameters(), None) is None:
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
     inputs, ways = Inputs.of(example), {}
-    for attempt in range(_TRIES + 1):
+    held = _held(network)
+    watched = Tracer(network, ways, statistics == "free").run(example)
+    if held != _held(network):  # something was computed once and kept: from now on runs are alike
         watched = Tracer(network, ways, statistics == "free").run(example)
+    for attempt in range(_TRIES + 1):
+        if attempt:
+            watched = Tracer(network, ways, statistics == "free", watched).run(example)
         graph = ChannelGraph(watched, inputs)
         open_sites = [site for site in watched.sites if site.way < site.ways]
         tried = [site for site in open_sites if site.tried]
@@ -264,3 +277,13 @@ def trace(network: nn.Module, example: Example, statistics: str = "exact") -> Ch
     if not graph.nodes:
         raise UseError(f"{type(network).__name__} executed no convolution: there is nothing to prune")
     return graph
+
+
+def _held(network: nn.Module) -> int:
+    """Number of tensors that modules keep beside their parameters and buffers, in dictionaries or attributes."""
+    return sum(
+        len(tensors_in(tuple(value.values())) if type(value) is dict else tensors_in(value))
+        for module in network.modules()
+        for key, value in vars(module).items()
+        if not key.startswith("_") and isinstance(value, dict | Tensor)
+    )

@@ -72,15 +72,16 @@ def _constant(call: Call) -> list[Axes]:
 
 def _spatial(call: Call) -> list[Axes]:
     value, *others = call.node.inputs
-    positions = next((int(digit) for digit in call.node.op if digit.isdigit()), 2)
+    positions = 2 if call.node.op == "im2col" else next((int(digit) for digit in call.node.op if digit.isdigit()), 2)
     if any(other.axes for other in others):
         return movement.unknown(call)
     axes: Axes = {}
     for dim, elements in value.axes.items():
-        if dim >= len(value.shape) - positions:
+        size = call.outputs[0].shape[dim] if dim < call.outputs[0].dim() else 0
+        if dim >= len(value.shape) - positions or size % len(elements):
             call.lock(elements, f"{call.node.op} over channels")
         else:
-            axes[dim] = elements
+            axes[dim] = elements.repeat(size // len(elements))  # im2col: the whole kernel of a channel, then the next
     return [dict(axes) for _ in call.outputs]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch.nn.modules.conv import _ConvNd
 
 from sparsemask.spaces.group_sparsity.tracing.call import Axes, Call
 from sparsemask.spaces.group_sparsity.tracing.movement import unknown
@@ -41,8 +42,15 @@ def _grouped(call: Call, at: np.ndarray, weight: Value, transposed: bool, groups
     """
     filters = weight.axes[0]
     inner = len(at) // groups
-    way = call.way([at], 2, tried=False) if 1 < groups < len(at) and not transposed else 0
-    if way == 1:
+    # A layer's own number of groups is set from its weight; others are written in the code.
+    written = not (call.tracer.running and isinstance(call.tracer.running[-1][1], _ConvNd))
+    ways = 2 if groups < len(at) and not transposed else 1
+    way = call.way([at], ways, written) if written or ways == 2 else 0
+    if way == ways and written:
+        call.lock(at, "convolution with a number of groups of its own")
+    if way == 0 and written:
+        call.bind(at.reshape(groups, -1)[:, 0].copy())
+    if way == 1 and ways == 2:
         call.node.inside = True
         rows = at.reshape(groups, inner)
         call.tie(rows, rows[:1])

@@ -34,6 +34,8 @@ from sparsemask.timing import evaluating
 # Functions and operators that return a tensor's values to Python.
 _READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"}
 _READS |= {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
+# Operators that take the time.
+_PRODUCTS = {"convolution", "addmm", "mm", "bmm"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Tracer(TorchDispatchMode):
         ways: by key of a :class:`~sparsemask.spaces.group_sparsity.tracing.record.Site`: the way to take, the first by
             default.
         free_statistics: whether channels over which statistics are taken are free.
+        before: the record of a run on the same input, which spares the values of products.
     """
 
     @classmethod
@@ -59,11 +62,15 @@ class Tracer(TorchDispatchMode):
         return False  # nothing here is ever compiled, and torch would import its compiler (seconds) to say so
 
     def __init__(
-        self, network: nn.Module, ways: dict[tuple[str, str, int], int] | None = None, free_statistics: bool = False
+        self,
+        network: nn.Module,
+        ways: dict[tuple[str, str, int], int] | None = None,
+        free_statistics: bool = False,
+        before: Watched | None = None,
     ):
         super().__init__()
         self.network, self.elements = network, Elements()
-        self.ways, self.free_statistics = ways or {}, free_statistics
+        self.ways, self.free_statistics, self._before = ways or {}, free_statistics, before
         self.names = {id(t): name for name, t in tensors(network).items()}
         self.values = WeakIdKeyDictionary()  # what no one holds any more is freed, as in any other run
         self.numbers = itertools.count()
@@ -176,9 +183,22 @@ class Tracer(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.refuse_reading(name, (args, kwargs))
         inputs = [self.value(t) for t in tensors_in((args, kwargs))]
-        output = func(*args, **kwargs)
+        output = self._spared(name, args)
+        if output is None:
+            output = func(*args, **kwargs)
         follow(self, func, name, args, kwargs, inputs, output)
         return output
+
+    def _spared(self, name: str, args: tuple) -> Tensor | None:
+        """A product's result without its values, on which nothing depends, as it was in the run before."""
+        step = len(self.seen.nodes)
+        if self._before is None or name not in _PRODUCTS or step >= len(self._before.nodes):
+            return None
+        tensors, node = tensors_in(args), self._before.nodes[step]
+        same = node.op == name and [tuple(t.shape) for t in tensors] == [value.shape for value in node.inputs]
+        if not same or not all(t.is_contiguous() or t.dim() == 2 for t in tensors):
+            return None
+        return tensors[0].new_empty(node.outputs[0].shape)
 
 
 class _Calls(TorchFunctionMode):
