@@ -18,6 +18,7 @@ from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 from sparsemask.spaces.group_sparsity.tracing.inputs import Example, arguments
 from sparsemask.spaces.group_sparsity.tracing.record import Node, Value, tensors_in
 from sparsemask.spaces.group_sparsity.tracing.trial import SamePath
+from sparsemask.timing import evaluating
 
 # Below this, relative to a channel's largest value, two values are the same (bilinear resizing rounds).
 _SAME = 2e-6
@@ -125,7 +126,7 @@ def _dense(weight: Tensor, groups: int) -> Tensor:
 
 def _run(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, positional: tuple, named: dict) -> tuple:
     reader = _Reader(graph, gone)
-    with reader, SamePath():
+    with evaluating(network), reader, SamePath():  # as in a trace, which may empty what modules keep between runs
         output = network(*positional, **named)
     return reader, output
 

@@ -254,29 +254,38 @@ def trace(network: nn.Module, example: Example, statistics: str = "exact") -> Ch
     choose(statistics, STATISTICS, "statistics")
     if next(network.parameters(), None) is None:
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
-    inputs, ways = Inputs.of(example), {}
-    held = _held(network)
-    watched = Tracer(network, ways, statistics == "free").run(example)
-    if held != _held(network):  # something was computed once and kept: from now on runs are alike
-        watched = Tracer(network, ways, statistics == "free").run(example)
-    for attempt in range(_TRIES + 1):
-        if attempt:
-            watched = Tracer(network, ways, statistics == "free", watched).run(example)
-        graph = ChannelGraph(watched, inputs)
-        open_sites = [site for site in watched.sites if site.way < site.ways]
-        tried = [site for site in open_sites if site.tried]
-        failing = trial.failing(network, example, graph, tried) or trial.useless(graph, open_sites)
-        if not failing:
-            break
-        last = attempt == _TRIES - 1
-        keys = {site.key for site in open_sites} if last else failing
-        highest = {site.key: site.ways for site in watched.sites}
-        ways.update({key: highest[key] if last else ways.get(key, 0) + 1 for key in keys})
+    graph = _settled(network, example, statistics == "free")
     if not any(p.dim() > 2 for p in network.parameters()) and graph.locked(np.arange(graph.count)).all():
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
     if not graph.nodes:
         raise UseError(f"{type(network).__name__} executed no convolution: there is nothing to prune")
     return graph
+
+
+def _settled(network: nn.Module, example: Example, free: bool) -> ChannelGraph:
+    """Trace until all sizes in the network's code follow the channels that are not locked."""
+    inputs, held = Inputs.of(example), _held(network)
+    ways: dict[trial.Key, int] = {}
+    fixed: set[str | int] = set()
+    watched = Tracer(network, free_statistics=free).run(example)
+    if held != _held(network):  # something was computed once and kept: from now on runs are alike
+        watched = Tracer(network, free_statistics=free).run(example)
+    for attempt in range(_TRIES):
+        graph = ChannelGraph(watched, inputs)
+        undecided = [site for site in watched.sites if site.way < site.ways]
+        tried = [site for site in undecided if site.tried]
+        failing = trial.failing(network, example, graph, tried, fixed) if tried or watched.written else set()
+        failing = failing or trial.useless(graph, undecided)
+        if not failing:
+            return graph
+        if attempt == _TRIES - 2:  # enough: what is undecided is locked
+            failing = {site.key for site in undecided}
+            ways.update({site.key: site.ways for site in undecided})
+        fixed |= {key for key in failing if isinstance(key, str | int)}
+        ways.update({key: ways.get(key, 0) + 1 for key in failing if isinstance(key, tuple)})
+        watched = Tracer(network, ways, free, fixed, watched).run(example)
+    watched.elements.lock(np.arange(watched.elements.count), "sizes in the network's code do not follow the channels")
+    return ChannelGraph(watched, inputs)
 
 
 def _held(network: nn.Module) -> int:

@@ -18,8 +18,9 @@ from sparsemask.spaces.group_sparsity.tracing.record import tensors_in
 RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
 _CUTS = {"split", "split_with_sizes", "chunk", "unsafe_split", "slice", "narrow"}
 # Functions in whose call the caller writes the sizes; the others (flatten, linear ...) take them from the tensor.
-_SIZED = {"view", "reshape", "unflatten", "multi_head_attention_forward"}
+SIZED = {"view", "reshape", "unflatten", "multi_head_attention_forward"}
 _TAKES = {"select", "unbind"}
+_NUMBERED = {"roll", "index_select"}  # along channels they tell these by their numbers
 
 
 def repeated(func, args: tuple, kwargs: dict, elements: np.ndarray, dim: int, shape: tuple[int, ...]) -> list[Tensor]:
@@ -72,8 +73,8 @@ def _decided(call: Call, dim: int, elements: np.ndarray, first: Tensor, targets:
     """Whether channels can go here; asks for the way where sizes or positions are written in the code."""
     op = call.node.op
     if op in RESHAPES:
-        sizes = call.sizes() if call.function in _SIZED else []
-        if call.function not in _SIZED or (len(sizes) == first.dim() and sizes[targets[0]] == -1):
+        sizes = call.sizes() if call.function in SIZED else []
+        if call.function not in SIZED or (len(sizes) == first.dim() and sizes[targets[0]] == -1):
             return True
         possible = call.way([elements], 1) == 0
         if possible:
@@ -83,16 +84,17 @@ def _decided(call: Call, dim: int, elements: np.ndarray, first: Tensor, targets:
         return _cut(call, elements, arrays)
     if all(np.array_equal(array, elements) for array in arrays):
         return True
-    ties = _interleaved(call, elements)
-    return call.way([elements], 1) == 0 and ties
+    if op in _NUMBERED:
+        return False
+    _interleave(call, elements)
+    return call.way([elements], 1) == 0
 
 
-def _interleaved(call: Call, elements: np.ndarray) -> bool:
+def _interleave(call: Call, elements: np.ndarray) -> None:
     """Tie what a shuffle of channels exchanges: entry i of every group."""
     if call.node.op in ("channel_shuffle", "native_channel_shuffle"):
         groups = int(call.argument(1, "groups"))
         call.tie(elements.reshape(groups, -1), elements.reshape(groups, -1)[:1])
-    return True
 
 
 def _cut(call: Call, elements: np.ndarray, parts: list[np.ndarray]) -> bool:

@@ -37,6 +37,13 @@ def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: l
     if any(value.axes for value in inputs) or op == "expand":
         rule = normalisation.batch_norm if node.is_batch_norm else _RULES.get(op, movement.unknown)
         axes = rule(Call(tracer, node, func, args, kwargs, outputs))
+    if len(tracer.seen.nodes) in tracer.fixed:
+        for value in inputs:
+            for elements in value.axes.values():
+                tracer.elements.lock(elements, f"{tracer.where()}: {op} uses the number of channels")
+    sized = op in movement.RESHAPES and tracer.call.name in movement.SIZED and not inputs[0].axes
+    if varies and (sized or (op in ELEMENTWISE and scalars(node.args))):
+        tracer.seen.written = True
     node.outputs = tuple(tracer.remember(t, a, varies) for t, a in zip(outputs, axes, strict=True))
     if node.uniform:
         node.outputs[0].uniform = node.uniform
@@ -127,3 +134,12 @@ _OPERATORS: dict[Callable[[Call], list[Axes]], str] = {
 _RULES = {op: rule for rule, names in _OPERATORS.items() for op in names.split()}
 MOVES = frozenset(_OPERATORS[movement.move].split())
 """Operators whose results can be predicted by moving the elements' numbers."""
+ELEMENTWISE = frozenset(_OPERATORS[_elementwise].split())
+"""Operators whose numbers among the arguments are values, not sizes."""
+
+
+def scalars(args: object) -> list[float]:
+    """The numbers among an operator's arguments."""
+    if isinstance(args, tuple | list):
+        return [number for branch in args for number in scalars(branch)]
+    return [float(args)] if isinstance(args, int | float) and not isinstance(args, bool) else []

@@ -7,6 +7,7 @@ care. Value-dependent control flow is not supported; it is detected and refused.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,8 @@ class Tracer(TorchDispatchMode):
         ways: by key of a :class:`~sparsemask.spaces.group_sparsity.tracing.record.Site`: the way to take, the first by
             default.
         free_statistics: whether channels over which statistics are taken are free.
+        fixed: names of modules and numbers of operators whose inputs' channels are locked, since sizes and factors are
+            taken from them.
         before: the record of a run on the same input, which spares the values of products.
     """
 
@@ -66,11 +69,12 @@ class Tracer(TorchDispatchMode):
         network: nn.Module,
         ways: dict[tuple[str, str, int], int] | None = None,
         free_statistics: bool = False,
+        fixed: Collection[str | int] = (),
         before: Watched | None = None,
     ):
         super().__init__()
         self.network, self.elements = network, Elements()
-        self.ways, self.free_statistics, self._before = ways or {}, free_statistics, before
+        self.ways, self.free_statistics, self.fixed, self._before = ways or {}, free_statistics, fixed, before
         self.names = {id(t): name for name, t in tensors(network).items()}
         self.values = WeakIdKeyDictionary()  # what no one holds any more is freed, as in any other run
         self.numbers = itertools.count()
@@ -151,6 +155,9 @@ class Tracer(TorchDispatchMode):
         def before(name, module, args):
             self.running.append((name, module))
             self._sites.append(itertools.count())
+            for tensor in tensors_in(args) if name in self.fixed else ():
+                for elements in self.value(tensor).axes.values():
+                    self.elements.lock(elements, f"{self.where()}: a tensor without them has sizes taken from them")
 
         def after(name, module, args, output):
             self.running.pop()

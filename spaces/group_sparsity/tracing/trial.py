@@ -8,7 +8,7 @@ went before. A size that fits by chance is not enough.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity.tracing.inputs import Example, arguments
-from sparsemask.spaces.group_sparsity.tracing.movement import repeated
-from sparsemask.spaces.group_sparsity.tracing.operators import MOVES
+from sparsemask.spaces.group_sparsity.tracing.movement import RESHAPES, repeated
+from sparsemask.spaces.group_sparsity.tracing.operators import ELEMENTWISE, MOVES
+from sparsemask.spaces.group_sparsity.tracing.operators import scalars as _scalars
 from sparsemask.spaces.group_sparsity.tracing.record import Node, Site, tensors_in
 from sparsemask.timing import evaluating
 
@@ -69,6 +70,8 @@ class _Comparison(TorchDispatchMode):
         for tensor, value in zip(outputs, node.outputs, strict=True):
             if value.axes and tuple(tensor.shape) != self._shape(value.shape, value.axes):
                 raise _Misfit
+        if node.op in ELEMENTWISE and _scalars(args) != _scalars(node.args):
+            raise _Misfit  # a factor that was computed from the number of channels
         if node.op in MOVES:
             self._compare(node, func, args, kwargs)
         if node.op == "native_group_norm" and 1 in node.inputs[0].axes:
@@ -112,14 +115,24 @@ class _Comparison(TorchDispatchMode):
         return bool((numbers == torch.from_numpy(kept).view([-1] + [1] * (numbers.dim() - dim - 1))).all())
 
 
-def failing(network: nn.Module, example: Example, graph: ChannelGraph, sites: Sequence[Site]) -> set[Key]:
+def failing(
+    network: nn.Module,
+    example: Example,
+    graph: ChannelGraph,
+    sites: Sequence[Site],
+    fixed: Set[str | int] = frozenset(),
+) -> set[Key | str | int]:
     """The places whose sizes do not follow the channels; found one after the other, so that one run names a few.
+
+    Where there is no choice, channels must stay: the number of an operator stands for those of its inputs, a module's
+    name for those of its input (a tensor without channels gets a size that was taken from there).
 
     Args:
         network: the traced one.
         example: the input it was traced with.
         graph: its channels as they are supposed to go.
         sites: the places that must be tried out.
+        fixed: numbers of operators and names of modules whose inputs' channels are locked already.
     """
     gone = _chosen(graph, sites)
     if not gone.any():
@@ -137,7 +150,7 @@ def failing(network: nn.Module, example: Example, graph: ChannelGraph, sites: Se
         with evaluating(copied), comparison, SamePath():
             copied(*positional, **named)
     except Exception:  # whatever a user's network raises on sizes that do not fit
-        return _blamed(graph, sites, comparison.step)
+        return _blamed(graph, sites, comparison.step, fixed)
     return set()
 
 
@@ -156,15 +169,15 @@ def useless(graph: ChannelGraph, sites: Sequence[Site]) -> set[Key]:
 
 
 def _chosen(graph: ChannelGraph, sites: Sequence[Site]) -> np.ndarray:
-    """Channels to remove, bool (count,): a random part of those concerned, some of each part that may go alone."""
+    """Channels to remove, bool (count,): a random part of all, some of each part that may go alone."""
     generator = np.random.default_rng(0)
-    gone = np.zeros(graph.count, dtype=bool)
+    gone = (generator.random(graph.count) < _SHARE) & ~graph.locked(np.arange(graph.count))
     for site in sites:
         for part in site.parts:
             classes = np.unique(graph.resolved(part))
             free = classes[~graph.locked(classes)]
             if free.size and not gone[free].any():
-                gone[generator.choice(free, max(1, int(len(free) * _SHARE)), replace=False)] = True
+                gone[generator.choice(free)] = True
     return graph.spared(gone)
 
 
@@ -180,11 +193,19 @@ def _conflicting(graph: ChannelGraph, sites: Sequence[Site], gone: np.ndarray) -
     return {site.key for site in sites if site.module in modules and site.way < site.ways} or {s.key for s in sites}
 
 
-def _blamed(graph: ChannelGraph, sites: Sequence[Site], step: int) -> set[Key]:
+def _blamed(graph: ChannelGraph, sites: Sequence[Site], step: int, fixed: Set[str | int]) -> set[Key | str | int]:
     """The place to blame for a failure at an operator: itself, else one of its module, else the last one before."""
+    node = graph.all_nodes[min(step, len(graph.all_nodes) - 1)]
     here = [site for site in sites if site.step == step]
-    module = graph.all_nodes[step].module if step < len(graph.all_nodes) else ""
-    near = [site for site in sites if site.module == module and site.step >= step][:1]
-    inside = [site for site in sites if site.module == module or site.module.startswith(f"{module}.")][-1:]
+    free = any(not graph.locked(e).all() for value in node.inputs for e in value.axes.values())
+    if node.op in RESHAPES and not here and not free and node.module not in fixed:
+        return {node.module}
+    near = [site for site in sites if site.module == node.module and site.step >= step][:1]
+    inside = [site for site in sites if site.module == node.module][-1:]
     before = [site for site in sites if site.step < step][-1:]
-    return {site.key for site in here or near or before or inside or sites}
+    blamed = here or near or inside or (before if step not in fixed and not free else [])
+    if blamed:
+        return {site.key for site in blamed}
+    if step not in fixed and free:
+        return {step}
+    return {node.module} if node.module not in fixed else {site.key for site in sites} or {step}
