@@ -583,3 +583,48 @@ def test_groups_whose_channels_would_stay_are_told():
     kept = {name: ~(groups & (np.arange(len(groups)) % 2 == 0)) for name, groups in can.items()}
     compressed = remove_groups(network, removal, kept)
     assert accounting.count(removal.gone(kept)) == accounting.count(compressed.removed)
+
+
+def test_a_factor_that_follows_a_width_keeps_it():
+    scaled = Net(lambda n, x: n.last((y := n.a(x)) * y.shape[1] ** -0.5), a=conv(3, 8), last=conv(8, 2))
+    graph = trace(scaled, picture().float())
+    assert graph.locked(graph.elements("a", 0)).all() and "number of channels" in graph.reason(
+        graph.elements("a", 0)[0]
+    )
+    plain = Net(lambda n, x: n.last(n.a(x) * 0.5), a=conv(3, 8), last=conv(8, 2))
+    assert_equal(plain, picture(), "a")
+
+
+def test_a_size_taken_from_another_tensor_keeps_its_channels():
+    network = Net(
+        lambda n, x: n.last((z := n.b(y := n.a(x))).flatten(1).view(len(z), y.shape[1], 12, 12)),
+        a=conv(3, 8),
+        b=conv(8, 8),
+        last=conv(8, 2),
+    )
+    assert_equal(network, picture())
+    free = Net(lambda n, x: n.last(torch.cat([n.a(x), kept(n.a(x))], 1)), a=conv(3, 8), last=conv(16, 2))
+    assert_equal(free, picture())
+
+
+def kept(y):
+    """A tensor that depends on the input and not on channels, in the shape of one that has them."""
+    return y.detach().amax((1, 2, 3), keepdim=True).flatten().repeat_interleave(y[0].numel()).view(y.shape)
+
+
+class Cached(nn.Module):
+    """Keeps what it computed once, as biases of attention are kept in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.last, self.offsets, self.cache = conv(3, 8), conv(8, 2), nn.Parameter(torch.randn(4)), {}
+
+    def forward(self, x):
+        if "offset" not in self.cache:
+            self.cache["offset"] = self.offsets[torch.tensor([0, 1])].sum()
+        return self.last(self.a(x) + self.cache["offset"].detach())
+
+
+def test_what_is_computed_once_and_kept_does_not_change_the_run():
+    network = Cached()
+    assert_equal(network, picture(), "a")

@@ -274,7 +274,8 @@ def _settled(network: nn.Module, example: Example, free: bool) -> ChannelGraph:
         graph = ChannelGraph(watched, inputs)
         undecided = [site for site in watched.sites if site.way < site.ways]
         tried = [site for site in undecided if site.tried]
-        failing = trial.failing(network, example, graph, tried, fixed) if tried or watched.written else set()
+        doubtful = watched.written or any(site.tried for site in watched.sites)
+        failing = trial.failing(network, example, graph, tried, fixed) if doubtful else set()
         failing = failing or trial.useless(graph, undecided)
         if not failing:
             return graph

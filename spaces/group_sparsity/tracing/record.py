@@ -190,7 +190,7 @@ class Watched:
     sites: list[Site] = field(default_factory=list)
     numbers: list[Number] = field(default_factory=list)
     written: bool = False
-    """Whether numbers may have been taken from the sizes of other tensors: sizes of a tensor without channels, factors."""
+    """Whether numbers may have been taken from other tensors: sizes of a tensor without channels, factors."""
 
 
 def tensors_in(tree: object) -> list[Tensor]:

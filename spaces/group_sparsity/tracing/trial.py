@@ -195,6 +195,9 @@ def _conflicting(graph: ChannelGraph, sites: Sequence[Site], gone: np.ndarray) -
 
 def _blamed(graph: ChannelGraph, sites: Sequence[Site], step: int, fixed: Set[str | int]) -> set[Key | str | int]:
     """The place to blame for a failure at an operator: itself, else one of its module, else the last one before."""
+    following = graph.all_nodes[step : step + 2]
+    if len(following) == 2 and following[0].op == "clone" and following[1].op in RESHAPES:
+        step += 1  # a reshape that needs a copy checks its sizes before
     node = graph.all_nodes[min(step, len(graph.all_nodes) - 1)]
     here = [site for site in sites if site.step == step]
     free = any(not graph.locked(e).all() for value in node.inputs for e in value.axes.values())
