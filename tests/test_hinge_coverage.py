@@ -15,6 +15,7 @@ from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
 from sparsemask.spaces.group_sparsity.compression.compress import removable, remove_groups
 from sparsemask.spaces.group_sparsity.compression.removal import Removal
+from sparsemask.spaces.group_sparsity.fast import folded
 from sparsemask.spaces.group_sparsity.rules import channel_sets
 from sparsemask.spaces.group_sparsity.tracing.graph import trace
 from sparsemask.spaces.group_sparsity.tracing.inputs import arguments
@@ -628,3 +629,19 @@ class Cached(nn.Module):
 def test_what_is_computed_once_and_kept_does_not_change_the_run():
     network = Cached()
     assert_equal(network, picture(), "a")
+
+
+def test_norms_of_a_layer_that_runs_twice_are_not_folded_into_it():
+    network, _ = copy.deepcopy(EXACT["a shared layer with norms of its own"])
+    for norm in (network.norm1, network.norm2):
+        nn.init.normal_(norm.weight)
+    network = network.double().eval()
+    fast = folded(network, picture())
+    assert torch.allclose(outputs(fast, picture())[0], outputs(network, picture())[0], rtol=1e-9, atol=1e-9)
+    assert isinstance(fast.norm1, nn.BatchNorm2d) and isinstance(fast.a[1], nn.Identity)
+
+
+def test_entries_read_as_another_type_are_locked():
+    network = Net(lambda n, x: n.last(n.a(x).view(torch.int32).float()), a=conv(3, 8), last=conv(8, 2))
+    graph = trace(network, picture().float())
+    assert "another type" in graph.reason(graph.elements("a", 0)[0])

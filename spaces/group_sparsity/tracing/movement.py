@@ -29,12 +29,15 @@ def repeated(func, args: tuple, kwargs: dict, elements: np.ndarray, dim: int, sh
     numbers = numbers.expand(shape)
     if func.overloadpacket.__name__ in RESHAPES:
         return [numbers.reshape(args[1])]  # a view needs no copy where an expanded tensor has one
-    return tensors_in(func(numbers, *args[1:], **kwargs))
+    others = [other.cpu() if isinstance(other, Tensor) else other for other in args[1:]]
+    return tensors_in(func(numbers, *others, **kwargs))
 
 
 def move(call: Call) -> list[Axes]:
     """Views, permutations, cuts and copies."""
     value = call.node.inputs[0]
+    if call.node.op in RESHAPES and isinstance(call.args[1], torch.dtype):
+        return unknown(call, "entries are taken for those of another type")
     axes: list[Axes] = [{} for _ in call.outputs]
     for dim, elements in value.axes.items():
         if len(elements) == 1 and call.node.op in RESHAPES and any(t.dim() != len(value.shape) for t in call.outputs):
