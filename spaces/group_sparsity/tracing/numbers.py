@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Tagged(int):
 
     sources: frozenset[Source]
 
-    def __new__(cls, value: int, sources: frozenset[Source]) -> Tagged:
+    def __new__(cls, value: int, sources: frozenset[Source] = frozenset()) -> Tagged:
         """An integer of this value."""
         number = super().__new__(cls, value)
         number.sources = sources
@@ -87,6 +88,18 @@ def tagged(network: nn.Module) -> Iterator[None]:
         for module, key, value, new in changed:
             if vars(module).get(key) is new:
                 vars(module)[key] = value
+        for module in network.modules():  # what a forward computed from them and kept
+            vars(module).update({key: _plain(value) for key, value in vars(module).items() if _is_tagged(value)})
+
+
+def _is_tagged(value: object) -> bool:
+    return type(value) is Tagged or (type(value) in (tuple, list) and any(type(entry) is Tagged for entry in value))
+
+
+def _plain(value: Any) -> object:
+    if type(value) in (tuple, list):
+        return type(value)(_plain(entry) for entry in value)
+    return int(value) if type(value) is Tagged else value
 
 
 def _tag(module: str, key: str, value: object) -> object:
