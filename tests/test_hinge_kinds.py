@@ -381,3 +381,17 @@ def test_a_trace_leaves_plain_numbers():
     with pytest.raises(UseError):
         trace(network, picture(1, 2, 8, 8).float())
     assert type(network.width) is int
+
+
+def test_an_attribute_that_counts_several_parts_keeps_them_equal():
+    network = Block(
+        lambda n, x: n.last(torch.cat([p.tanh() for p in n.a(x).split((n.key, n.key, n.value), 1)], 1)),
+        {"key": 4, "value": 6},
+        a=conv(3, 14),
+        last=conv(14, 2),
+    )
+    graph = trace(network, picture().float())
+    query, key, value = np.split(graph.elements("a", 0), [4, 8])
+    assert (query == key).all() and not set(query) & set(value) and not graph.locked(query).any()
+    small = assert_equal(network, picture(), "a")
+    assert (small.key, small.value, small.a.out_channels) == (2, 3, 7)

@@ -19,6 +19,7 @@ from sparsemask.spaces.group_sparsity.tracing import numbers, trial
 from sparsemask.spaces.group_sparsity.tracing.inputs import Example, Inputs
 from sparsemask.spaces.group_sparsity.tracing.record import (
     Contraction,
+    Counted,
     Node,
     RemovesChannels,
     Value,
@@ -271,6 +272,7 @@ def _settled(network: nn.Module, example: Example, free: bool) -> ChannelGraph:
     if held != _held(network):  # something was computed once and kept: from now on runs are alike
         watched = Tracer(network, free_statistics=free).run(example)
     for attempt in range(_TRIES):
+        _tie_counted(watched)
         graph = ChannelGraph(watched, inputs)
         undecided = [site for site in watched.sites if site.way < site.ways]
         tried = [site for site in undecided if site.tried]
@@ -287,6 +289,13 @@ def _settled(network: nn.Module, example: Example, free: bool) -> ChannelGraph:
         watched = Tracer(network, ways, free, fixed, watched).run(example)
     watched.elements.lock(np.arange(watched.elements.count), "sizes in the network's code do not follow the channels")
     return ChannelGraph(watched, inputs)
+
+
+def _tie_counted(watched: Watched) -> None:
+    """Tie what one attribute counts, entry by entry, so that it keeps one value."""
+    first: dict[Counted, np.ndarray] = {}
+    for number in watched.numbers:
+        watched.elements.tie(first.setdefault(number.key, number.elements), number.elements)
 
 
 def _held(network: nn.Module) -> int:

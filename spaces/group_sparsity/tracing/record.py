@@ -144,6 +144,15 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """An attribute that counts channels, perhaps of several tensors, which then lose equally many."""
+
+    module: str
+    attribute: str
+    index: int | None
+
+
+@dataclass(frozen=True)
 class Number:
     """A number of channels that a module keeps as an attribute and that must follow when channels are removed."""
 
@@ -153,6 +162,11 @@ class Number:
     """Position in the attribute, if that is a tuple or list."""
     elements: np.ndarray
     """The channels that it counts."""
+
+    @property
+    def key(self) -> Counted:
+        """The attribute."""
+        return Counted(self.module, self.attribute, self.index)
 
 
 @dataclass(frozen=True)

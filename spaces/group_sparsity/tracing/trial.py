@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity.tracing.inputs import Example, arguments
 from sparsemask.spaces.group_sparsity.tracing.movement import RESHAPES, repeated
 from sparsemask.spaces.group_sparsity.tracing.operators import ELEMENTWISE, MOVES
@@ -140,10 +139,7 @@ def failing(
     # Weights are replaced where they lose channels, and never written to: the others need no copy.
     memo: dict[int, object] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in network.parameters()}
     copied = copy.deepcopy(network, memo)
-    try:
-        graph.remove(copied, gone)
-    except UseError:
-        return _conflicting(graph, sites, gone)
+    graph.remove(copied, gone)
     comparison = _Comparison(graph, ~gone)
     positional, named = arguments(example)
     try:
@@ -179,18 +175,6 @@ def _chosen(graph: ChannelGraph, sites: Sequence[Site]) -> np.ndarray:
             if free.size and not gone[free].any():
                 gone[generator.choice(free)] = True
     return graph.spared(gone)
-
-
-def _conflicting(graph: ChannelGraph, sites: Sequence[Site], gone: np.ndarray) -> set[Key]:
-    """Places of the modules one of whose numbers would stand for different ones."""
-    held: dict[tuple, int] = {}
-    modules = set()
-    for number in graph.numbers:
-        key = (number.module, number.attribute, number.index)
-        count = int((~gone)[number.elements].sum())
-        if held.setdefault(key, count) != count:
-            modules.add(number.module)
-    return {site.key for site in sites if site.module in modules and site.way < site.ways} or {s.key for s in sites}
 
 
 def _blamed(graph: ChannelGraph, sites: Sequence[Site], step: int, fixed: Set[str | int]) -> set[Key | str | int]:
