@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from hinge import SmallUNet, enliven, lively, one_thread  # noqa: F401
-from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import groups, networks
 from sparsemask.spaces.group_sparsity.pairs import groups_of, hinge
 from sparsemask.spaces.group_sparsity.rules import plan_for
@@ -112,6 +111,7 @@ class Shared(nn.Module):
         return self.last(F.relu(self.again(F.relu(self.again(self.stem(x))))))
 
 
-def test_shared_weights_are_refused_by_name():
-    with pytest.raises(UseError, match="again"):
-        plan_for("my:own", None, Shared())
+def test_a_layer_that_runs_twice_is_one_layer():
+    network = Shared()
+    plan = plan_for("my:own", "channels", network)
+    assert [[m.module for m in s.members] for s in plan.sets] == [["stem", "again"]]

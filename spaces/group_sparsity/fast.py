@@ -50,12 +50,13 @@ def _in_turn(network: nn.Module, graph: ChannelGraph) -> list[tuple[str, str]]:
     pairs = []
     for node in graph.nodes:
         name = graph.module_of(node)
-        if not node.weight.parameter.endswith(".weight") or node.transposed:
-            continue
+        if not node.weight.parameter.endswith(".weight") or node.transposed or node.weight.parameter in graph.shared:
+            continue  # a layer that runs several times may have several norms
         after = graph.readers.get(node.outputs[0].number, [])
         if isinstance(network.get_submodule(name), Bordered) and len(after) == 1 and after[0].op == "add":
             after = graph.readers.get(after[0].outputs[0].number, [])
-        norm = after[0].running_mean.rpartition(".")[0] if len(after) == 1 else ""
+        mean = after[0].running_mean if len(after) == 1 else ""
+        norm = "" if mean in graph.shared else mean.rpartition(".")[0]
         if norm and isinstance(module := network.get_submodule(norm), _BatchNorm) and module.affine:
             pairs.append((name, norm))
     return pairs

@@ -1,0 +1,129 @@
+"""Weights that are computed from others, replaced by the values that they have.
+
+Where a weight is computed from parameters (weight and spectral norm, parametrisations, weight standardisation), its
+statistics cover input channels, so that removing these would change the rest. Its value is a plain weight.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsemask.spaces.group_sparsity.tracing.inputs import Example, arguments
+from sparsemask.timing import evaluating
+
+_PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Relative to the largest output, what rounding may make of the same weight.
+_SAME = {torch.float64: 1e-9}
+
+
+def plain_weights(network: nn.Module, example: Example) -> nn.Module:
+    """Copy a network with its computed weights made plain ones; in evaluation mode it computes the same.
+
+    Weight norm, spectral norm (both forms of each) and parametrisations are taken off; convolutions that compute
+    their weights in their forward, as weight-standardised ones do, become plain convolutions where that gives the same
+    output for the example. What the weights were computed from is no longer trained.
+
+    Args:
+        network: not changed.
+        example: as for :func:`sparsemask.spaces.group_sparsity.tracing.graph.trace`.
+
+    Returns:
+        A copy; of the same classes, but for the convolutions that were replaced.
+    """
+    positional, named = arguments(example)
+    with evaluating(network):
+        network(*positional, **named)  # weights that hooks compute need a value without history to be copied
+    result = copy.deepcopy(network)
+    for module in list(result.modules()):
+        _take_off(module)
+    with evaluating(result):
+        for name, plain in _computed(result, example).items():
+            result.set_submodule(name, plain)
+    return result
+
+
+def _take_off(module: nn.Module) -> None:
+    """Remove parametrisations and norms of weights from a module, in place."""
+    if parametrize.is_parametrized(module):
+        # torch's own function would take them off every copy, which have one class.
+        values = {name: each() for name, each in module.parametrizations.items()}
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        for name, value in values.items():
+            module.register_parameter(name, nn.Parameter(value.detach().clone()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older forms are deprecated, not gone
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+
+
+class _Convolutions(TorchDispatchMode):
+    """Notes the arguments of the last convolution that ran."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is ever compiled, and torch would import its compiler (seconds) to say so
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: tuple = ()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ == "convolution":
+            self.last = args
+        return func(*args, **(kwargs or {}))
+
+
+def _computed(network: nn.Module, example: Example) -> dict[str, nn.Module]:
+    """Plain convolutions by the name of the one that computes its weight."""
+    replaced: dict[str, nn.Module] = {}
+    watch = _Convolutions()
+
+    def compare(name: str, module: _ConvNd, args: tuple, output: Tensor) -> None:
+        weight = watch.last[1] if watch.last else None
+        if weight is None or weight is module.weight or weight.shape != module.weight.shape:
+            return
+        plain = _plain(module, watch.last)
+        close = _SAME.get(output.dtype, 1e-5) * float(output.abs().max())
+        made = plain(args[0])
+        if made.shape == output.shape and torch.allclose(made, output, rtol=0, atol=close):
+            replaced[name] = plain
+
+    hooks = [
+        module.register_forward_hook(lambda m, args, out, name=name: compare(name, m, args, out))
+        for name, module in network.named_modules()
+        if isinstance(module, _PLAIN) and type(module) not in _PLAIN
+    ]
+    positional, named = arguments(example)
+    try:
+        if hooks:
+            with watch:
+                network(*positional, **named)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return replaced
+
+
+def _plain(module: _ConvNd, args: tuple) -> nn.Module:
+    """A plain convolution with the weight, bias, stride, padding, dilation and groups of one that ran."""
+    _, weight, bias, stride, padding, dilation, _, _, groups = args
+    kind = next(kind for kind in _PLAIN if isinstance(module, kind))
+    sizes = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
+    plain = kind(*sizes, tuple(stride), tuple(padding), tuple(dilation), groups, bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight.detach().clone(), module.weight.requires_grad)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach().clone())
+    return plain.train(module.training)
