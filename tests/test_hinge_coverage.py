@@ -14,9 +14,9 @@ from hinge import one_thread  # noqa: F401
 from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
 from sparsemask.spaces.group_sparsity.compression.compress import remove_groups
 from sparsemask.spaces.group_sparsity.compression.removal import Removal
+from sparsemask.spaces.group_sparsity.inputs import Inputs
 from sparsemask.spaces.group_sparsity.rules import channel_sets
 from sparsemask.spaces.group_sparsity.tracing.graph import trace
-from sparsemask.spaces.group_sparsity.tracing.inputs import arguments
 from sparsemask.spaces.group_sparsity.tracing.record import tensors_in
 from test_hinge_channels import Net, conv
 
@@ -28,9 +28,8 @@ def picture(*shape):
 
 
 def outputs(network, example):
-    positional, named = arguments(example)
     with torch.no_grad():
-        return tensors_in(network(*positional, **named))
+        return tensors_in(Inputs.of(example).run(network))
 
 
 def halved(network, example, statistics="exact", fold="exact", seed=0):

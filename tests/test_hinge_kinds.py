@@ -149,14 +149,14 @@ class Several(nn.Module):
 
 def test_inputs_of_any_structure():
     more = {"depth": picture(2, 1, 12, 12), "kind": torch.tensor([0, 3])}
-    for example in ((picture(), more), [picture(), more, 2.0], {"image": picture(), "more": more, "scale": 0.5}):
+    for example in ((picture(), more), (picture(), more, 2.0), {"image": picture(), "more": more, "scale": 0.5}):
         assert_equal(Several(), example, "a", "b")
     network = Several()
     for example, words in (
         ((picture().float(), {"depth": picture(2, 1, 12, 12).float()}), "KeyError|kind"),
         ({"picture": picture().float()}, "does not run on an input of 2x3x12x12.*picture"),
         ((), "without a tensor"),
-        ("image", "without a tensor"),
+        ("image", "example: str; expected a tensor"),
         ({"image": 3}, "without a tensor"),
     ):
         with pytest.raises(UseError, match=words) as caught:

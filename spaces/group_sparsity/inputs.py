@@ -1,4 +1,4 @@
-"""Example inputs of any network: a tensor, several, or tensors by name."""
+"""Inputs of any network, a tensor, several, or tensors by name, of numbers or integers; and their structure."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Inputs:
     """The arguments with which a network is called."""
 
     given: AnyInputs
-    """As the user gave them; :func:`sparsemask.spaces.group_sparsity.tracing.graph.trace` takes the same."""
+    """As the user gave them."""
 
     @classmethod
-    def of(cls, given: AnyInputs, device: torch.device | None = None) -> Inputs:
+    def of(cls, given: AnyInputs | Inputs, device: torch.device | None = None) -> Inputs:
         """Check inputs, and move their tensors.
 
         Args:
@@ -38,6 +38,7 @@ class Inputs:
         Raises:
             UseError: anything else, or inputs without a tensor.
         """
+        given = given.given if isinstance(given, Inputs) else given
         if not isinstance(given, Tensor | tuple | Mapping):
             raise UseError(
                 f"example: {type(given).__name__}; expected a tensor, a tuple of arguments or a dict of named ones"
@@ -45,7 +46,7 @@ class Inputs:
         if isinstance(given, tuple) and len(given) == 1 and isinstance(given[0], Tensor):
             given = given[0]
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(given)):
-            raise UseError("example: no tensor among the inputs")
+            raise UseError(f"example: {type(given).__name__} without a tensor")
         given = dict(given) if isinstance(given, Mapping) else given
         return cls(given if device is None else tree_map_only(Tensor, lambda t: t.to(device), given))
 
@@ -64,21 +65,85 @@ class Inputs:
         """The shapes: '1x3x224x224', of several inputs with commas."""
         return ", ".join("x".join(map(str, t.shape)) or "scalar" for t in self.tensors)
 
+    def structure(self) -> Structure:
+        """Structure, shapes and types, from which other inputs can be drawn."""
+        tensors = self.tensors
+        first = next((t for t in tensors if t.is_floating_point()), tensors[0])
+        return Structure(tree_map_only(Tensor, _Like.of, self.given), tuple(first.shape))
+
     def describe(self) -> dict[str, Any]:
-        """Shapes and types as values of JSON, from which :meth:`drawn` makes inputs of the same kind."""
-        return _described(self.given)
+        """The structure as values of JSON, from which :meth:`drawn` makes inputs of the same kind.
+
+        Raises:
+            UseError: arguments that JSON has no values for.
+        """
+        return _described(self.structure().tree)
 
     @classmethod
-    def drawn(cls, description: object, device: torch.device | None = None) -> Inputs:
-        """Make inputs of zeros from what :meth:`describe` returned, perhaps from a file.
+    def drawn(cls, description: object, like: Tensor | None = None) -> Inputs:
+        """Draw inputs of what :meth:`describe` returned, perhaps from a file.
+
+        Args:
+            description: its result.
+            like: gives the device, see :meth:`Structure.draw`.
 
         Raises:
             UseError: it describes no inputs.
         """
         try:
-            return cls.of(_drawn(description), device)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError):
+            tree = _read(description)
+            leaves = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, _Like)]
+            return Structure(tree, leaves[0].shape).draw(like, torch.Generator().manual_seed(0))
+        except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError):
             raise UseError("the recipe's inputs are not readable") from None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The structure of inputs, without their values.
+
+    Attributes:
+        tree: the inputs with descriptions in place of tensors.
+        shape: of the first floating-point tensor, or of the first one.
+    """
+
+    tree: Any
+    shape: tuple[int, ...]
+
+    def draw(self, like: Tensor | None, generator: torch.Generator) -> Inputs:
+        """Draw inputs of this structure: normal, or integers from the range that the example had.
+
+        Args:
+            like: gives the device, and floating-point tensors its type; None: the CPU, and types as described.
+            generator: on the CPU.
+        """
+        return Inputs.of(tree_map_only(_Like, lambda leaf: leaf.draw(like, generator), self.tree))
+
+
+@dataclass(frozen=True)
+class _Like:
+    """Describes a tensor: what another one must be like to take its place."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    low: int = 0
+    high: int = 0
+    """Integers: the range of its entries, from which others are drawn."""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Like:
+        counts = not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel()
+        low, high = (int(tensor.min()), int(tensor.max())) if counts else (0, 0)
+        return cls(tuple(tensor.shape), tensor.dtype, low, high)
+
+    def draw(self, like: Tensor | None, generator: torch.Generator) -> Tensor:
+        device = None if like is None else like.device
+        if self.dtype.is_floating_point:
+            drawn = torch.randn(self.shape, generator=generator)
+            return drawn.to(device, self.dtype if like is None else like.dtype)
+        if self.dtype.is_complex:
+            return torch.randn(self.shape, dtype=self.dtype, generator=generator).to(device)
+        return torch.randint(self.low, self.high + 1, self.shape, generator=generator).to(device, self.dtype)
 
 
 def device_of_network(network: nn.Module) -> torch.device:
@@ -87,8 +152,9 @@ def device_of_network(network: nn.Module) -> torch.device:
 
 
 def _described(part: object) -> dict[str, Any]:
-    if isinstance(part, Tensor):
-        return {"shape": list(part.shape), "type": str(part.dtype).removeprefix("torch.")}
+    if isinstance(part, _Like):
+        entries = {"shape": list(part.shape), "type": str(part.dtype).removeprefix("torch.")}
+        return {**entries, "range": [part.low, part.high]} if part.low or part.high else entries
     if isinstance(part, Mapping):
         return {"named": {str(name): _described(value) for name, value in part.items()}}
     if isinstance(part, tuple | list):
@@ -98,17 +164,18 @@ def _described(part: object) -> dict[str, Any]:
     raise UseError(f"example: cannot be written to a file with a {type(part).__name__} in it")
 
 
-def _drawn(description: Any) -> Any:
+def _read(description: Any) -> Any:
     if "shape" in description:
-        shape = [int(size) for size in description["shape"]]
+        shape = tuple(int(size) for size in description["shape"])
         if any(size <= 0 for size in shape) or math.prod(shape) > _MOST:
             raise ValueError(shape)
-        return torch.zeros(shape, dtype=_TYPES[description["type"]])
+        low, high = (int(end) for end in description.get("range", (0, 0)))
+        return _Like(shape, _TYPES[description["type"]], low, high)
     if "named" in description:
-        return {str(name): _drawn(value) for name, value in description["named"].items()}
+        return {str(name): _read(value) for name, value in description["named"].items()}
     for name, kind in (("tuple", tuple), ("list", list)):
         if name in description:
-            return kind(_drawn(value) for value in description[name])
+            return kind(_read(value) for value in description[name])
     if not isinstance(description["value"], _PLAIN):
         raise TypeError(description)
     return description["value"]

@@ -21,7 +21,6 @@ from sparsemask.spaces.group_sparsity.compression.constants import Corrections, 
 from sparsemask.spaces.group_sparsity.compression.removal import Kept, Removal
 from sparsemask.spaces.group_sparsity.groups import GroupSet
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
-from sparsemask.spaces.group_sparsity.tracing.inputs import arguments
 from sparsemask.spaces.group_sparsity.tracing.record import tensors_in
 from sparsemask.timing import evaluating
 
@@ -78,8 +77,7 @@ def remove_groups(network: nn.Module, removal: Removal, kept: Kept, fold: str = 
         gone, corrections, readings = _foldable(small, graph, removal.gone(kept), fold)
         _apply(small, graph, corrections, gone)
         if readings is not None and fold == "exact":
-            positional, named = arguments(readings.example)
-            _check(small(*positional, **named), readings.output)
+            _check(readings.inputs.run(small), readings.output)
     return Compressed(small, np.flatnonzero(gone))
 
 

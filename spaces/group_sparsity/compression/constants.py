@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsemask.spaces.group_sparsity.compression.border import can_be_bordered
+from sparsemask.spaces.group_sparsity.inputs import Inputs
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
-from sparsemask.spaces.group_sparsity.tracing.inputs import Example, arguments
 from sparsemask.spaces.group_sparsity.tracing.record import Node, Value, tensors_in
 from sparsemask.spaces.group_sparsity.tracing.trial import SamePath
 from sparsemask.timing import evaluating
@@ -62,8 +62,8 @@ class Readings:
     consumers: list[Consumer]
     nonzero: list[np.ndarray]
     """Elements of sums over channels to which they contribute something."""
-    example: Example
-    """The second input."""
+    inputs: Inputs
+    """The second ones."""
     output: object
     """The network's output for it."""
 
@@ -124,10 +124,10 @@ def _dense(weight: Tensor, groups: int) -> Tensor:
     return dense.view(groups * rows, groups * columns, *weight.shape[2:])
 
 
-def _run(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, positional: tuple, named: dict) -> tuple:
+def _run(network: nn.Module, graph: ChannelGraph, gone: np.ndarray, inputs: Inputs) -> tuple:
     reader = _Reader(graph, gone)
     with evaluating(network), reader, SamePath():  # as in a trace, which may empty what modules keep between runs
-        output = network(*positional, **named)
+        output = inputs.run(network)
     return reader, output
 
 
@@ -143,18 +143,17 @@ def read(network: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> Readings:
     generator = torch.Generator().manual_seed(0)
     runs = []
     for _ in range(2):
-        example = graph.inputs.draw(like, generator)
-        positional, named = arguments(example)
+        inputs = graph.inputs.draw(like, generator)
         with torch.no_grad():
             try:
-                reader, output = _run(network, graph, gone, positional, named)
+                reader, output = _run(network, graph, gone, inputs)
             except _Otherwise:  # what is computed once and kept, as biases of attention are, was not kept yet
-                network(*positional, **named)
-                reader, output = _run(network, graph, gone, positional, named)
+                inputs.run(network)
+                reader, output = _run(network, graph, gone, inputs)
         runs.append(reader)
     first, second = runs
     consumers = [Consumer(graph.all_nodes[k], x, second.values[k][0], w) for k, (x, w) in first.values.items()]
-    return Readings(consumers, first.nonzero + second.nonzero, example, output)
+    return Readings(consumers, first.nonzero + second.nonzero, inputs, output)
 
 
 def corrections(

@@ -31,7 +31,7 @@ class Removal:
         dense = {graph.module_of(node) for node in graph.dense}
         count = graph.count
         # A layer that runs several times has the same channels each time.
-        layers = {node.weight.parameter or index: node for index, node in enumerate(graph.dense)}.values()
+        layers = {node.weight.parameter or n: node for n, node in enumerate(graph.dense) if not node.border}.values()
         self._ends = [
             _counted([node.makes for node in layers], count),
             _counted([node.consumes for node in layers], count),

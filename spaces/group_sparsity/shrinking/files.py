@@ -38,10 +38,11 @@ def load(path: str | os.PathLike[str], network: nn.Module) -> nn.Module:
 
     Args:
         path: a file of :func:`save`.
-        network: of the original class, with any weights; changed in place.
+        network: of the original class, with any weights; changed in place, unless its weights are computed (weight norm,
+            parametrisations).
 
     Returns:
-        The network, in the mode that it had, with its report.
+        The network, or its copy with plain weights, in the mode that it had, with its report.
 
     Raises:
         UseError: not such a file, damaged, or of a network of other layers or sizes.
@@ -56,7 +57,7 @@ def load(path: str | os.PathLike[str], network: nn.Module) -> nn.Module:
         raise UseError(f"{path}: does not say how its network was made small; was it written by sparsemask.save?")
     report = Report.from_json(entries[_ENTRY], path)
     try:
-        report.recipe.rebuild(network)
+        network = report.recipe.rebuild(network)
     except UseError as error:
         raise UseError(f"{path}: {error}") from None
     weights.load_strictly(network, state, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +15,10 @@ from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
 from sparsemask.spaces.group_sparsity.compression.border import Bordered, fix_borders
 from sparsemask.spaces.group_sparsity.compression.compress import remove_groups
 from sparsemask.spaces.group_sparsity.compression.removal import Removal
-from sparsemask.spaces.group_sparsity.groups import GroupSet
 from sparsemask.spaces.group_sparsity.inputs import Inputs
 from sparsemask.spaces.group_sparsity.shrinking.allocation import Allocation
 from sparsemask.spaces.group_sparsity.shrinking.report import Costs
 from sparsemask.spaces.group_sparsity.threshold import find_threshold
-from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 from sparsemask.timing import Timer, evaluating
 
 NEAR = 0.03
@@ -55,23 +53,6 @@ class Candidate:
     network: nn.Module
     removed: np.ndarray
     costs: Costs
-
-
-class LayerRemoval(Removal):
-    """A removal in networks that may have been made small before: borders of convolutions make no channels.
-
-    Args:
-        graph: the channels.
-        sets: the groups.
-    """
-
-    def __init__(self, graph: ChannelGraph, sets: Sequence[GroupSet]):
-        super().__init__(graph, sets)
-        nodes = [node for node in graph.dense if not (node.weight and node.weight.parameter.endswith(".border"))]
-        none = np.zeros(0, np.int64)
-        sides = ([node.makes for node in nodes], [node.consumes for node in nodes])
-        arrays = [[none, *(side for side in of_nodes if side is not None)] for of_nodes in sides]
-        self._ends = [np.bincount(np.concatenate(each), minlength=graph.count) for each in arrays]
 
 
 class Candidates:

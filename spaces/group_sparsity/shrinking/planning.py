@@ -15,6 +15,7 @@ from torch import nn
 from sparsemask.errors import UseError, choose
 from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
 from sparsemask.spaces.group_sparsity.compression.compress import FOLDS
+from sparsemask.spaces.group_sparsity.compression.removal import Removal
 from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs, device_of_network
 from sparsemask.spaces.group_sparsity.shrinking import importance as importances
 from sparsemask.spaces.group_sparsity.shrinking.allocation import Allocation
@@ -23,7 +24,6 @@ from sparsemask.spaces.group_sparsity.shrinking.fitting import (
     NEAR,
     Candidates,
     Choice,
-    LayerRemoval,
     count_costs,
     fit_share,
     fit_time,
@@ -105,7 +105,7 @@ class ShrinkPlan:
             raise UseError(f"{self.origin.name}: nothing can be removed; {'; '.join(locked_lines(self.locked)[:3])}")
         subject = Subject(self.network, self.channels, settings.data, settings.loss, settings.seed)
         scores = importances.scores(settings.importance, subject)
-        removal = LayerRemoval(self.graph, [c.groups for c in self.channels])
+        removal = Removal(self.graph, [c.groups for c in self.channels])
         timed = goal is not None and goal.by == "milliseconds"
         # To measure takes longer than to count.
         every = (1,) if goal is None else _MULTIPLES[:: 2 if timed else 1]
@@ -185,7 +185,7 @@ class ShrinkPlan:
                 f"{type(small).__name__}: no report; only networks that sparsemask.shrink made can be compared"
             )
         gone = report.recipe.gone(self.graph)
-        removal = LayerRemoval(self.graph, [c.groups for c in self.channels])
+        removal = Removal(self.graph, [c.groups for c in self.channels])
         return removal.zero_(copy.deepcopy(self.network), {c.name: ~gone[c.elements] for c in self.channels})
 
     def __str__(self) -> str:
@@ -272,7 +272,7 @@ class ShrinkPlan:
             layers=tuple(change for change in changes if change.before != change.after),
             locked=(*self.locked, *unfoldable),
             notes=notes,
-            recipe=recipe_of(self.network, small, self.graph, candidate.removed, self.inputs, before_that),
+            recipe=recipe_of(self.network, small, self.graph, candidate.removed, self.inputs, "exact", before_that),
             place=place,
         )
         small.report = report  # type: ignore[assignment]

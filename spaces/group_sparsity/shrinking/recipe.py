@@ -13,8 +13,9 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity.compression.border import fit_additions
-from sparsemask.spaces.group_sparsity.inputs import Inputs, device_of_network
-from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
+from sparsemask.spaces.group_sparsity.inputs import Inputs
+from sparsemask.spaces.group_sparsity.tracing.graph import STATISTICS, ChannelGraph, trace
+from sparsemask.spaces.group_sparsity.tracing.plain_weights import plain_weights
 
 _MOST = 1 << 24  # channels of a layer that a file may claim
 
@@ -29,25 +30,31 @@ class Recipe:
         inputs: shapes and types of the example, with which the original network is traced again.
         added: biases and borders (:mod:`sparsemask.spaces.group_sparsity.compression.border`) that hold constants of
             removed channels, by the names of their parameters.
+        statistics: "exact" or "free", as the original network was traced.
     """
 
     kept: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
     added: tuple[str, ...] = ()
+    statistics: str = "exact"
 
     def rebuild(self, network: nn.Module) -> nn.Module:
         """Make a network of the original class small, in place, for weights to be loaded into.
 
         Args:
-            network: of the original class; its weights do not matter.
+            network: of the original class; its weights do not matter. Not changed where its weights are computed
+                (:func:`sparsemask.spaces.group_sparsity.tracing.plain_weights.plain_weights`).
 
         Returns:
-            The network, of the shapes of the small one.
+            The network, or its copy with plain weights, of the shapes of the small one.
 
         Raises:
             UseError: a network of other layers or sizes.
         """
-        graph = trace(network, Inputs.drawn(self.inputs, device_of_network(network)).given)
+        like = next((p for p in network.parameters() if p.is_floating_point()), None)
+        inputs = Inputs.drawn(self.inputs, like).given
+        network = plain_weights(network, inputs)
+        graph = trace(network, inputs, self.statistics)
         graph.remove(network, self.gone(graph))
         return fit_additions(network, {name: _zeros(network, name) for name in self.added})
 
@@ -71,7 +78,8 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as values of JSON."""
-        return {"kept": dict(self.kept), "inputs": dict(self.inputs), "added": list(self.added)}
+        lists = {"kept": dict(self.kept), "inputs": dict(self.inputs), "added": list(self.added)}
+        return {**lists, "statistics": self.statistics}
 
     @classmethod
     def from_json(cls, values: object, what: object) -> Recipe:
@@ -83,7 +91,9 @@ class Recipe:
         try:
             assert isinstance(values, Mapping)
             kept = {_key(str(key)): packed(unpacked(str(text))) for key, text in values["kept"].items()}
-            return cls(kept, dict(values["inputs"]), tuple(str(name) for name in values["added"]))
+            assert values["statistics"] in STATISTICS
+            added = tuple(str(name) for name in values["added"])
+            return cls(kept, dict(values["inputs"]), added, values["statistics"])
         except (AssertionError, KeyError, TypeError, ValueError, AttributeError):
             raise UseError(f"{what}: says nothing readable of the channels that it kept") from None
 
@@ -118,6 +128,7 @@ def recipe_of(
     graph: ChannelGraph,
     removed: np.ndarray,
     inputs: Inputs,
+    statistics: str,
     former: Recipe | None = None,
 ) -> Recipe:
     """The recipe of a small network.
@@ -128,6 +139,7 @@ def recipe_of(
         graph: channels of `network`.
         removed: elements that went, bool (graph.count,).
         inputs: the example.
+        statistics: as `network` was traced.
         former: the recipe of `network` where that was made small before; the result then begins at the original.
     """
     kept = dict(former.kept) if former else {}
@@ -143,7 +155,9 @@ def recipe_of(
                 mask = whole
             kept[key] = packed(mask)
     added = {*(former.added if former else ()), *small.state_dict().keys() - network.state_dict().keys()}
-    return Recipe(kept, former.inputs if former else inputs.describe(), tuple(sorted(added)))
+    described = former.inputs if former else inputs.describe()
+    statistics = "free" if former and former.statistics == "free" else statistics
+    return Recipe(kept, described, tuple(sorted(added)), statistics)
 
 
 def _zeros(network: nn.Module, name: str) -> Tensor:

@@ -15,8 +15,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError, choose
+from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs, Structure
 from sparsemask.spaces.group_sparsity.tracing import numbers, trial
-from sparsemask.spaces.group_sparsity.tracing.inputs import Example, Inputs
 from sparsemask.spaces.group_sparsity.tracing.record import (
     Contraction,
     Counted,
@@ -64,7 +64,7 @@ class ChannelGraph:
         numbers: attributes of modules that count channels and follow them.
     """
 
-    def __init__(self, watched: Watched, inputs: Inputs):
+    def __init__(self, watched: Watched, inputs: Structure):
         self._classes, self._reasons, self._approximations = watched.elements.resolve()
         self.inputs, self.shape = inputs, inputs.shape
         self.count = len(self._reasons)
@@ -82,7 +82,7 @@ class ChannelGraph:
         self.calls = [(name, type(module), resolved(a), resolved(b)) for name, module, a, b in watched.calls]
         self.axes = {name: resolved(value).axes for name, value in watched.parameters.items() if value.axes}
         # A convolution's border (of a compressed network) is a product too, but not the one its name stands for.
-        self._owned = {self.module_of(n): n for n in self.nodes if not n.weight.parameter.endswith(".border")}
+        self._owned = {self.module_of(n): n for n in self.nodes if not n.border}
         self.numbers = tuple(replace(n, elements=self._classes[n.elements]) for n in watched.numbers)
         self._adaptable = {
             name: (before.axes[1], after.axes[1])
@@ -230,7 +230,7 @@ class ChannelGraph:
         return mask
 
 
-def trace(network: nn.Module, example: Example, statistics: str = "exact") -> ChannelGraph:
+def trace(network: nn.Module, example: AnyInputs, statistics: str = "exact") -> ChannelGraph:
     """Run a network in evaluation mode and record which channels depend on each other.
 
     Sums and products tie channels, concatenations join them, convolutions and linear layers make new ones, grouped
@@ -240,7 +240,7 @@ def trace(network: nn.Module, example: Example, statistics: str = "exact") -> Ch
 
     Args:
         network: any network of convolutions or linear layers.
-        example: an input (B, C, ...); a tuple or list of several, a dict of keyword arguments, each may be nested.
+        example: an input (B, C, ...); a tuple of several, a dict of keyword arguments, each may be nested.
         statistics: treatment of channels over which a layer norm, a mean, a softmax ... is taken, so that removing
             some changes what becomes of the others. "exact": they are locked. "free": they can be removed, and
             :attr:`ChannelGraph.approximate` tells them; for networks that are trained further.
@@ -255,7 +255,7 @@ def trace(network: nn.Module, example: Example, statistics: str = "exact") -> Ch
     choose(statistics, STATISTICS, "statistics")
     if next(network.parameters(), None) is None:
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
-    graph = _settled(network, example, statistics == "free")
+    graph = _settled(network, Inputs.of(example), statistics == "free")
     if not any(p.dim() > 2 for p in network.parameters()) and graph.locked(np.arange(graph.count)).all():
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
     if not graph.nodes:
@@ -263,21 +263,21 @@ def trace(network: nn.Module, example: Example, statistics: str = "exact") -> Ch
     return graph
 
 
-def _settled(network: nn.Module, example: Example, free: bool) -> ChannelGraph:
+def _settled(network: nn.Module, inputs: Inputs, free: bool) -> ChannelGraph:
     """Trace until all sizes in the network's code follow the channels that are not locked."""
-    inputs, held = Inputs.of(example), _held(network)
+    structure, held = inputs.structure(), _held(network)
     ways: dict[trial.Key, int] = {}
     fixed: set[str | int] = set()
-    watched = Tracer(network, free_statistics=free).run(example)
+    watched = Tracer(network, free_statistics=free).run(inputs)
     if held != _held(network):  # something was computed once and kept: from now on runs are alike
-        watched = Tracer(network, free_statistics=free).run(example)
+        watched = Tracer(network, free_statistics=free).run(inputs)
     for attempt in range(_TRIES):
         _tie_counted(watched)
-        graph = ChannelGraph(watched, inputs)
+        graph = ChannelGraph(watched, structure)
         undecided = [site for site in watched.sites if site.way < site.ways]
         tried = [site for site in undecided if site.tried]
         doubtful = watched.written or any(site.tried for site in watched.sites)
-        failing = trial.failing(network, example, graph, tried, fixed) if doubtful else set()
+        failing = trial.failing(network, inputs, graph, tried, fixed) if doubtful else set()
         failing = failing or trial.useless(graph, undecided)
         if not failing:
             return graph
@@ -286,9 +286,9 @@ def _settled(network: nn.Module, example: Example, free: bool) -> ChannelGraph:
             ways.update({site.key: site.ways for site in undecided})
         fixed |= {key for key in failing if isinstance(key, str | int)}
         ways.update({key: ways.get(key, 0) + 1 for key in failing if isinstance(key, tuple)})
-        watched = Tracer(network, ways, free, fixed, watched).run(example)
+        watched = Tracer(network, ways, free, fixed, watched).run(inputs)
     watched.elements.lock(np.arange(watched.elements.count), "sizes in the network's code do not follow the channels")
-    return ChannelGraph(watched, inputs)
+    return ChannelGraph(watched, structure)
 
 
 def _tie_counted(watched: Watched) -> None:

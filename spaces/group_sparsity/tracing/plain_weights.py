@@ -17,7 +17,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsemask.spaces.group_sparsity.tracing.inputs import Example, arguments
+from sparsemask.errors import UseError, one_line
+from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs
 from sparsemask.timing import evaluating
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -25,8 +26,8 @@ _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SAME = {torch.float64: 1e-9}
 
 
-def plain_weights(network: nn.Module, example: Example) -> nn.Module:
-    """Copy a network with its computed weights made plain ones; in evaluation mode it computes the same.
+def plain_weights(network: nn.Module, example: AnyInputs) -> nn.Module:
+    """Make a network's computed weights plain ones, in a copy; in evaluation mode it computes the same.
 
     Weight norm, spectral norm (both forms of each) and parametrisations are taken off; convolutions that compute
     their weights in their forward, as weight-standardised ones do, become plain convolutions where that gives the same
@@ -37,18 +38,41 @@ def plain_weights(network: nn.Module, example: Example) -> nn.Module:
         example: as for :func:`sparsemask.spaces.group_sparsity.tracing.graph.trace`.
 
     Returns:
-        A copy; of the same classes, but for the convolutions that were replaced.
+        A copy, of the same classes but for the convolutions that were replaced; `network` itself where no weight is
+        computed.
+
+    Raises:
+        UseError: the network does not run on the example.
     """
-    positional, named = arguments(example)
-    with evaluating(network):
-        network(*positional, **named)  # weights that hooks compute need a value without history to be copied
+    inputs = Inputs.of(example)
+    modules = list(network.modules())
+    hooked = any(parametrize.is_parametrized(module) or _norms(module) for module in modules)
+    if not hooked and not any(_may_compute(module) for module in modules):
+        return network
+    try:
+        with evaluating(network):
+            replaced = _computed(network, inputs)  # weights that hooks compute now have a value that can be copied
+    except Exception as error:
+        what = f"{type(network).__name__} does not run on an input of {inputs}"
+        raise UseError(f"{what}: {one_line(error)[:200]}") from error
+    if not hooked and not replaced:
+        return network
     result = copy.deepcopy(network)
     for module in list(result.modules()):
         _take_off(module)
-    with evaluating(result):
-        for name, plain in _computed(result, example).items():
-            result.set_submodule(name, plain)
+    for name, plain in replaced.items():
+        result.set_submodule(name, plain)
     return result
+
+
+def _norms(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
+    """The norms of a module's weights that hooks compute."""
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm | SpectralNorm)]
+
+
+def _may_compute(module: nn.Module) -> bool:
+    """Whether a module is a convolution of a class of its own, which may compute its weight when it runs."""
+    return isinstance(module, _PLAIN) and type(module) not in _PLAIN
 
 
 def _take_off(module: nn.Module) -> None:
@@ -62,11 +86,9 @@ def _take_off(module: nn.Module) -> None:
             module.register_parameter(name, nn.Parameter(value.detach().clone()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the older forms are deprecated, not gone
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(module, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(module, hook.name)
+        for hook in _norms(module):
+            remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
+            remove(module, hook.name)
 
 
 class _Convolutions(TorchDispatchMode):
@@ -86,7 +108,7 @@ class _Convolutions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _computed(network: nn.Module, example: Example) -> dict[str, nn.Module]:
+def _computed(network: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
     """Plain convolutions by the name of the one that computes its weight."""
     replaced: dict[str, nn.Module] = {}
     watch = _Convolutions()
@@ -104,13 +126,11 @@ def _computed(network: nn.Module, example: Example) -> dict[str, nn.Module]:
     hooks = [
         module.register_forward_hook(lambda m, args, out, name=name: compare(name, m, args, out))
         for name, module in network.named_modules()
-        if isinstance(module, _PLAIN) and type(module) not in _PLAIN
+        if _may_compute(module)
     ]
-    positional, named = arguments(example)
     try:
-        if hooks:
-            with watch:
-                network(*positional, **named)
+        with watch:
+            inputs.run(network)
     finally:
         for hook in hooks:
             hook.remove()

@@ -122,6 +122,11 @@ class Node:
         return self.makes is not None and (self.groups == 1 or self.inside)
 
     @property
+    def border(self) -> bool:
+        """Products: whether it adds the border of a convolution of a compressed network, which makes no channels."""
+        return self.weight is not None and self.weight.parameter.endswith(".border")
+
+    @property
     def is_batch_norm(self) -> bool:
         """Whether it normalises by a batch's or by running statistics."""
         return self.op.endswith("batch_norm") or self.op.startswith("_batch_norm")

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsemask.errors import UseError, one_line
-from sparsemask.spaces.group_sparsity.tracing.inputs import Example, arguments, shapes
+from sparsemask.spaces.group_sparsity.inputs import Inputs
 from sparsemask.spaces.group_sparsity.tracing.numbers import tagged
 from sparsemask.spaces.group_sparsity.tracing.operators import follow
 from sparsemask.spaces.group_sparsity.tracing.record import (
@@ -86,25 +86,24 @@ class Tracer(TorchDispatchMode):
         """Of the network and of each running module: how many places there were where channels can go several ways."""
         self.call = TorchCall()
 
-    def run(self, example: Example) -> Watched:
-        """Run the network on `example`: one tensor (B, C, ...), several, or keyword arguments.
+    def run(self, inputs: Inputs) -> Watched:
+        """Run the network on its inputs.
 
         Raises:
             UseError: the network does not run on this input, or cannot be traced.
         """
-        for tensor in tensors_in(example):
+        for tensor in inputs.tensors:
             channels = tensor.dim() > 1 and tensor.is_floating_point()
             axes = {1: self.elements.fresh(tensor.shape[1], "it is the network's input")} if channels else {}
             self.remember(tensor, axes, varies=True)
-        positional, named = arguments(example)
         hooks = self._hooks()
         try:
             with tagged(self.network), evaluating(self.network), self, _Calls(self):
-                output = self.network(*positional, **named)
+                output = inputs.run(self.network)
         except UseError:
             raise
         except Exception as error:
-            what = f"{self.where()} does not run on an input of {shapes(example)}"
+            what = f"{self.where()} does not run on an input of {inputs}"
             raise UseError(f"{what}: {one_line(error)[:200]}") from error
         finally:
             for hook in hooks:

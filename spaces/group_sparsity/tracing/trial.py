@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsemask.spaces.group_sparsity.tracing.inputs import Example, arguments
+from sparsemask.spaces.group_sparsity.inputs import Inputs
 from sparsemask.spaces.group_sparsity.tracing.movement import RESHAPES, repeated
 from sparsemask.spaces.group_sparsity.tracing.operators import ELEMENTWISE, MOVES
 from sparsemask.spaces.group_sparsity.tracing.operators import scalars as _scalars
@@ -116,7 +116,7 @@ class _Comparison(TorchDispatchMode):
 
 def failing(
     network: nn.Module,
-    example: Example,
+    inputs: Inputs,
     graph: ChannelGraph,
     sites: Sequence[Site],
     fixed: Set[str | int] = frozenset(),
@@ -128,7 +128,7 @@ def failing(
 
     Args:
         network: the traced one.
-        example: the input it was traced with.
+        inputs: those it was traced with.
         graph: its channels as they are supposed to go.
         sites: the places that must be tried out.
         fixed: numbers of operators and names of modules whose inputs' channels are locked already.
@@ -141,10 +141,9 @@ def failing(
     copied = copy.deepcopy(network, memo)
     graph.remove(copied, gone)
     comparison = _Comparison(graph, ~gone)
-    positional, named = arguments(example)
     try:
         with evaluating(copied), comparison, SamePath():
-            copied(*positional, **named)
+            inputs.run(copied)
     except Exception:  # whatever a user's network raises on sizes that do not fit
         return _blamed(graph, sites, comparison.step, fixed)
     return set()
