@@ -101,7 +101,8 @@ class Accounting:
         """Return the remaining input and output channels of each convolution and linear layer, by name."""
         alive = self._alive(gone)
         ends = zip(self._into.count(alive).tolist(), self._out.count(alive).tolist(), strict=True)
-        return dict(zip(self.names, ends, strict=True))
+        every = zip(self.graph.nodes, self.names, ends, strict=True)
+        return {name: both for node, name, both in every if not node.border}
 
     def _alive(self, gone: np.ndarray | None) -> np.ndarray:
         """Which elements remain, and one more that always does, bool (graph.count + 1,)."""

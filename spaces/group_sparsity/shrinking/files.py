@@ -38,8 +38,8 @@ def load(path: str | os.PathLike[str], network: nn.Module) -> nn.Module:
 
     Args:
         path: a file of :func:`save`.
-        network: of the original class, with any weights; changed in place, unless its weights are computed (weight norm,
-            parametrisations).
+        network: of the original class, with any weights; changed in place, unless its weights are computed (weight
+            norm, parametrisations).
 
     Returns:
         The network, or its copy with plain weights, in the mode that it had, with its report.

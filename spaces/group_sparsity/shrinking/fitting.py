@@ -58,8 +58,8 @@ class Candidate:
 class Candidates:
     """Builds the networks of an allocation's levels.
 
-    Channels whose constants cannot be folded are found when a network is built; from then on they keep their weights,
-    and others go in their place.
+    Channels whose constants cannot be folded keep their weights, and others go in their place. What was not known of
+    them before is found when a network is built.
 
     Args:
         network: the whole network, not changed.
@@ -67,14 +67,25 @@ class Candidates:
         removal: from groups to elements.
         allocation: from levels to groups; its barred groups are completed.
         fold: as for :func:`sparsemask.spaces.group_sparsity.compression.compress.compress`.
+        unfoldable: elements that are known to stay, bool (graph.count,).
     """
 
-    def __init__(self, network: nn.Module, inputs: Inputs, removal: Removal, allocation: Allocation, fold: str):
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Inputs,
+        removal: Removal,
+        allocation: Allocation,
+        fold: str,
+        unfoldable: np.ndarray,
+    ):
         self._network, self._inputs, self._removal, self._fold = network, inputs, removal, fold
         self.allocation = allocation
         self._accounting = Accounting(network, removal.graph, frozen=True)
-        self.unfoldable = np.zeros(removal.graph.count, dtype=bool)
+        self.unfoldable = unfoldable.copy()
         """Elements that stay since their constants cannot be folded."""
+        if unfoldable.any():
+            allocation.bar(unfoldable)
 
     def predicted(self, level: float, by: str) -> int:
         """Cost at a level as the channel graph tells it: of convolutions and linear layers for one sample."""

@@ -15,6 +15,7 @@ from torch import nn
 from sparsemask.errors import UseError, choose
 from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
 from sparsemask.spaces.group_sparsity.compression.compress import FOLDS
+from sparsemask.spaces.group_sparsity.compression.compress import removable as foldable
 from sparsemask.spaces.group_sparsity.compression.removal import Removal
 from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs, device_of_network
 from sparsemask.spaces.group_sparsity.shrinking import importance as importances
@@ -38,6 +39,7 @@ from sparsemask.spaces.group_sparsity.shrinking.report import (
     Origin,
     Report,
     busy_note,
+    channel_lines,
     former_report,
     locked_layers,
     locked_lines,
@@ -46,14 +48,16 @@ from sparsemask.spaces.group_sparsity.shrinking.report import (
 from sparsemask.spaces.group_sparsity.shrinking.settings import Options, Settings
 from sparsemask.spaces.group_sparsity.shrinking.targets import Target
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
-from sparsemask.tables import format_count, table
+from sparsemask.spaces.group_sparsity.tracing.plain_weights import plain_weights
+from sparsemask.tables import format_count
 from sparsemask.timing import BUSY, Timer, timer
 
 UNFOLDABLE = "what is left of it varies from place to place (padding before a pool, say): it cannot be folded exactly"
+PLAIN = "weights that were computed from others (norms of weights, parametrisations) are plain ones now"
+Select = Callable[[tuple[Channels, ...]], tuple[Channels, ...]]
 _SECONDS = 2.0  # of timing a network, beyond the fewest rounds
 _MULTIPLES = (8, 4, 1)  # of channels, tried until the target is met: vector instructions take so many at once
 _MET = 0.01  # of a share
-_LINES = 40  # sets of channels of a printed plan
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,10 @@ class ShrinkPlan:
         channels: those that may be removed.
         locked: those that may not, and why.
         costs: multiply-adds and parameters of the network.
+        origin: what the network was before it was first made smaller.
+        select: says which channels the user left to be removed.
+        fold: as for :func:`shrink`; the default of the methods.
+        notes: what is to be known of every network made from it.
     """
 
     network: nn.Module
@@ -79,6 +87,9 @@ class ShrinkPlan:
     locked: tuple[Locked, ...]
     costs: Costs
     origin: Origin
+    select: Select
+    fold: str = "exact"
+    notes: tuple[str, ...] = ()
 
     def shrink(
         self, target: float | str | None = None, by: str = "multiply-adds", **options: Unpack[Options]
@@ -96,8 +107,10 @@ class ShrinkPlan:
         Raises:
             UseError: as there.
         """
-        settings = Settings(**options)
-        choose(settings.fold, FOLDS, "fold")
+        settings = Settings(**{"fold": self.fold, **options})
+        plan = self._folding(settings.fold)
+        if plan is not self:
+            return plan.shrink(target, by, **options)
         if target is None and not isinstance(settings.policy, Mapping):
             raise UseError("target: missing; a share such as 0.5, or '8 ms' (only shares by layer need none)")
         goal = None if target is None else Target.parse(target, by)
@@ -107,6 +120,11 @@ class ShrinkPlan:
         scores = importances.scores(settings.importance, subject)
         removal = Removal(self.graph, [c.groups for c in self.channels])
         timed = goal is not None and goal.by == "milliseconds"
+        stays = np.zeros(self.graph.count, dtype=bool)
+        if settings.fold != "none":
+            goes = foldable(self.network, removal, settings.fold)
+            for c in self.channels:
+                stays[c.elements[~goes[c.name]]] = True
         # To measure takes longer than to count.
         every = (1,) if goal is None else _MULTIPLES[:: 2 if timed else 1]
         multiples = every if settings.multiple is None else (settings.multiple,)
@@ -121,7 +139,7 @@ class ShrinkPlan:
                 multiple,
                 narrow=settings.multiple is None,
             )
-            candidates = Candidates(self.network, self.inputs, removal, allocation, settings.fold)
+            candidates = Candidates(self.network, self.inputs, removal, allocation, settings.fold, stays)
             choice = self._chosen(candidates, goal)
             if best is None or choice.distance < best.distance:
                 best = choice
@@ -151,7 +169,7 @@ class ShrinkPlan:
         if n < 1:
             raise UseError(f"steps: {n}; expected 1 or more")
         goal = Target.parse(target, by)
-        current = self
+        current = plan = self._folding(options.get("fold", self.fold))
         if goal.by == "milliseconds":
             start, unit = self._clock_times({"whole": self.network})[0]["whole"], " ms"
             end = goal.amount if goal.unit == "ms" else goal.amount * start
@@ -164,7 +182,14 @@ class ShrinkPlan:
             if step < n:
                 report = former_report(small)
                 origin = self.origin if report is None else replace(self.origin, costs=report.before)
-                current = _planned(small, self.inputs, self._same_layers, origin)
+                current = _planned(small, self.inputs, plan._same_layers, plan.fold, origin, self.notes)
+
+    def _folding(self, fold: str) -> ShrinkPlan:
+        """The plan for a treatment of constants; "none" has more channels to remove."""
+        choose(fold, FOLDS, "fold")
+        if _statistics(fold) == _statistics(self.fold):
+            return self
+        return _planned(self.network, self.inputs, self.select, fold, self.origin, self.notes)
 
     def _same_layers(self, channels: tuple[Channels, ...]) -> tuple[Channels, ...]:
         """Of a smaller network's channels those that layers of this plan make."""
@@ -184,26 +209,16 @@ class ShrinkPlan:
             raise UseError(
                 f"{type(small).__name__}: no report; only networks that sparsemask.shrink made can be compared"
             )
-        gone = report.recipe.gone(self.graph)
-        removal = Removal(self.graph, [c.groups for c in self.channels])
-        return removal.zero_(copy.deepcopy(self.network), {c.name: ~gone[c.elements] for c in self.channels})
+        plan = self._folding("none" if report.recipe.statistics == "free" else "exact")
+        gone = report.recipe.gone(plan.graph)
+        removal = Removal(plan.graph, [c.groups for c in plan.channels])
+        return removal.zero_(copy.deepcopy(self.network), {c.name: ~gone[c.elements] for c in plan.channels})
 
     def __str__(self) -> str:
-        accounting = Accounting(self.network, self.graph, frozen=True)
-        total = accounting.count()
-        rows = []
-        for c in self.channels:
-            one = accounting.count(c.elements[1:]) if c.count > 1 else total
-            share = (total.multiply_adds - one.multiply_adds) / max(total.multiply_adds, 1)
-            layers = ", ".join(m.module for m in c.makers[:3]) + (", ..." if len(c.makers) > 3 else "")
-            size = f" of {c.groups.size} channels" if c.groups.size > 1 else ""
-            rows.append({"made by": layers, "groups": f"{c.count}{size}", "takes": f"{share:.1%}"})
         kinds = format_count(self.costs.multiply_adds), format_count(self.costs.parameters)
         lines = [f"{self.origin.name}, {self.inputs}: {kinds[0]} multiply-adds, {kinds[1]} parameters", ""]
-        lines.append(table(rows[:_LINES], {"made by": "made by", "groups": "can go", "takes": "takes"}))
-        if len(rows) > _LINES:
-            lines.append(f"... and {len(rows) - _LINES} more (plan.channels)")
-        return "\n".join([*lines, *locked_lines(self.locked)])
+        lines += channel_lines(self.channels, Accounting(self.network, self.graph, frozen=True))
+        return "\n".join([*lines, *locked_lines(self.locked), *(f"note: {note}" for note in self.notes)])
 
     def _chosen(self, candidates: Candidates, goal: Target | None) -> Choice:
         """The network that meets a target, and notes where it does not."""
@@ -260,8 +275,10 @@ class ShrinkPlan:
         ends = Accounting(self.network, self.graph, frozen=True).layers(candidate.removed)
         changes = (LayerChange(layer, self.origin.widths.get(layer, now), now) for layer, now in ends.items())
         unfoldable = locked_layers(self.network, self.graph, choice.unfoldable, UNFOLDABLE)
+        changing = locked_layers(self.network, self.graph, candidate.removed & self.graph.approximate)
         former = former_report(self.network)
-        before_that = former.recipe if former else None
+        before_that, changed_before = (former.recipe, former.approximate) if former else (None, ())
+        statistics = _statistics(self.fold)
         report = Report(
             network=self.origin.name,
             inputs=str(self.inputs),
@@ -271,8 +288,9 @@ class ShrinkPlan:
             after=after,
             layers=tuple(change for change in changes if change.before != change.after),
             locked=(*self.locked, *unfoldable),
-            notes=notes,
-            recipe=recipe_of(self.network, small, self.graph, candidate.removed, self.inputs, "exact", before_that),
+            notes=(*self.notes, *notes),
+            recipe=recipe_of(self.network, small, self.graph, candidate.removed, self.inputs, statistics, before_that),
+            approximate=(*changed_before, *changing),
             place=place,
         )
         small.report = report  # type: ignore[assignment]
@@ -285,16 +303,21 @@ class ShrinkPlan:
         return time_networks(networks, self.inputs, self._clock())
 
 
-def plan(network: nn.Module, example: AnyInputs, *, only: Patterns = (), skip: Patterns = ()) -> ShrinkPlan:
+def plan(
+    network: nn.Module, example: AnyInputs, *, only: Patterns = (), skip: Patterns = (), fold: str = "exact"
+) -> ShrinkPlan:
     """Find what can be removed from a network, and what cannot and why.
 
     Args:
-        network: any network of convolutions, in any mode, on any device; neither copied nor changed.
+        network: any network of convolutions, in any mode, on any device; not changed, and copied only where weights are
+            computed from others (weight norm, spectral norm, parametrisations): in the copy they are plain ones.
         example: an input: a tensor, a tuple of arguments, or a dict of named ones. Its sizes are those for which costs
             are counted and measured. Tensors are moved to the network's device.
         only: layers whose channels may be removed, names or patterns (``"layer4.*"``); empty: all. Of channels that
             several layers make together, all must match.
         skip: layers whose channels stay.
+        fold: as for :func:`shrink`. With "none" channels can go, too, over which a layer norm, a mean or a softmax is
+            taken, although that changes what becomes of the others.
 
     Returns:
         The plan: ``print`` shows it, :meth:`ShrinkPlan.shrink` makes networks.
@@ -310,7 +333,10 @@ def plan(network: nn.Module, example: AnyInputs, *, only: Patterns = (), skip: P
         raise UseError(
             f"{type(network).__name__} has an attribute `report` of its own, where the result has its report"
         )
-    return _planned(network, inputs, lambda channels: selected(channels, only, skip))
+    choose(fold, FOLDS, "fold")
+    plain = plain_weights(network, inputs.given)
+    notes = () if plain is network else (PLAIN,)
+    return _planned(plain, inputs, lambda channels: selected(channels, only, skip), fold, notes=notes)
 
 
 def shrink(
@@ -351,7 +377,8 @@ def shrink(
               no whole blocks.
             - `fold`: what removed channels leave behind biases, norms and activations: "exact": folded into other
               layers, so that the result equals the network with those channels' weights set to zero; "interior": the
-              same but for places near zero padding; "none": dropped.
+              same but for places near zero padding; "none": dropped, and channels over which statistics are taken, as
+              of layer norms, can go, too (the report names them): for networks that are trained further anyway.
             - `data`: batches for an importance, pairs (inputs, target); inputs as `example`.
             - `loss`: `loss(outputs, target)`, a scalar.
             - `seed`: of the importance "random".
@@ -368,17 +395,20 @@ def shrink(
     Example:
         ``small = sparsemask.shrink(net, torch.zeros(1, 3, 224, 224), target=0.5)``
     """
-    return plan(network, example, only=only, skip=skip).shrink(target, by, **options)
+    fold = options.get("fold", Settings.fold)
+    return plan(network, example, only=only, skip=skip, fold=fold).shrink(target, by, **options)
 
 
 def _planned(
     network: nn.Module,
     inputs: Inputs,
-    select: Callable[[tuple[Channels, ...]], tuple[Channels, ...]],
+    select: Select,
+    fold: str,
     origin: Origin | None = None,
+    notes: tuple[str, ...] = (),
 ) -> ShrinkPlan:
     """The plan of a network of whose removable channels some are selected; `origin`: what it was at first."""
-    graph = trace(network, inputs.given)
+    graph = trace(network, inputs.given, _statistics(fold))
     every = removable(network, graph)
     channels = select(every)
     chosen = np.zeros(graph.count, dtype=bool)
@@ -395,4 +425,9 @@ def _planned(
     if origin is None:
         widths = Accounting(network, graph, frozen=True).layers()
         origin = Origin(counted, widths, type(network).__name__)
-    return ShrinkPlan(network, inputs, graph, channels, locked, counted, origin)
+    return ShrinkPlan(network, inputs, graph, channels, locked, counted, origin, select, fold, notes)
+
+
+def _statistics(fold: str) -> str:
+    """How networks are traced for a treatment of constants."""
+    return "free" if fold == "none" else "exact"

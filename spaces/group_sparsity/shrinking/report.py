@@ -13,11 +13,14 @@ import torch
 from torch import nn
 
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
+from sparsemask.spaces.group_sparsity.shrinking.channels import Channels
 from sparsemask.spaces.group_sparsity.shrinking.recipe import Recipe
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 from sparsemask.tables import format_count, table
 
 _LINES = 24  # layers of a printed report
+_SETS = 40  # sets of channels of a printed plan
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class Locked:
-    """Output channels of a layer that cannot be removed, and why."""
+    """Output channels of a layer that cannot be removed, or not without a change of the function, and why."""
 
     layer: str
     channels: int
@@ -85,6 +88,7 @@ class Report:
         notes: what is to be known of the result: a target that was missed and why, a busy machine.
         recipe: which channels stayed, from which the original class can be made small again.
         place: where milliseconds were measured; empty where they were not.
+        approximate: what went although that changes the function, since statistics were taken over it (`fold="none"`).
     """
 
     network: str
@@ -98,6 +102,7 @@ class Report:
     notes: tuple[str, ...]
     recipe: Recipe
     place: str = ""
+    approximate: tuple[Locked, ...] = ()
 
     def __str__(self) -> str:
         rows = []
@@ -118,7 +123,7 @@ class Report:
             lines.append(table(changed[:_LINES], {"layer": "layer", "inputs": "inputs", "outputs": "outputs"}))
             if len(changed) > _LINES:
                 lines.append(f"... and {len(changed) - _LINES} more (report.layers)")
-        lines += locked_lines(self.locked)
+        lines += [*locked_lines(self.locked), *locked_lines(self.approximate, "changes the function")]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -140,14 +145,16 @@ class Report:
             layers = tuple(
                 LayerChange(str(v["layer"]), _pair(v["before"]), _pair(v["after"])) for v in entries["layers"]
             )
-            locked = tuple(
-                Locked(str(v["layer"]), int(v["channels"]), int(v["of"]), str(v["reason"])) for v in entries["locked"]
+            locked, approximate = (
+                tuple(Locked(str(v["layer"]), int(v["channels"]), int(v["of"]), str(v["reason"])) for v in entries[key])
+                for key in ("locked", "approximate")
             )
             notes = tuple(str(note) for note in entries["notes"])
             texts = {name: str(entries[name]) for name in ("network", "inputs", "target", "how", "place")}
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UseError(f"{what}: its report is not readable; was it written by sparsemask.save?") from None
-        return cls(before=before, after=after, layers=layers, locked=locked, notes=notes, recipe=recipe, **texts)
+        parts = {"layers": layers, "locked": locked, "notes": notes, "approximate": approximate}
+        return cls(before=before, after=after, recipe=recipe, **parts, **texts)
 
 
 def former_report(network: nn.Module) -> Report | None:
@@ -156,8 +163,22 @@ def former_report(network: nn.Module) -> Report | None:
     return report if isinstance(report, Report) else None
 
 
-def locked_lines(locked: Sequence[Locked]) -> list[str]:
-    """A line for every reason why channels stay, with the layers that have it."""
+def channel_lines(channels: Sequence[Channels], accounting: Accounting) -> list[str]:
+    """A table of sets of channels with the share of the multiply-adds that would go with all of them but one."""
+    total = accounting.count()
+    rows = []
+    for c in channels:
+        one = accounting.count(c.elements[1:]) if c.count > 1 else total
+        share = (total.multiply_adds - one.multiply_adds) / max(total.multiply_adds, 1)
+        layers = ", ".join(m.module for m in c.makers[:3]) + (", ..." if len(c.makers) > 3 else "")
+        size = f" of {c.groups.size} channels" if c.groups.size > 1 else ""
+        rows.append({"made by": layers, "groups": f"{c.count}{size}", "takes": f"{share:.1%}"})
+    more = [f"... and {len(rows) - _SETS} more (plan.channels)"] if len(rows) > _SETS else []
+    return [table(rows[:_SETS], {"made by": "made by", "groups": "can go", "takes": "takes"}), *more]
+
+
+def locked_lines(locked: Sequence[Locked], what: str = "stays") -> list[str]:
+    """A line for every reason why channels stay (or `what` else), with the layers that have it."""
     reasons: Mapping[str, list[Locked]] = defaultdict(list)
     for one in locked:
         reasons[one.why].append(one)
@@ -165,7 +186,7 @@ def locked_lines(locked: Sequence[Locked]) -> list[str]:
     for reason, layers in reasons.items():
         names = ", ".join(f"{one.layer} ({one.channels} of {one.of})" for one in layers[:3])
         more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
-        lines.append(f"stays: {names}{more}: {reason}")
+        lines.append(f"{what}: {names}{more}: {reason}")
     return lines
 
 
@@ -195,7 +216,10 @@ def locked_layers(
         stays = made[elements[made]]
         if not len(stays) or node.weight is None or node.weight.parameter != f"{layer}.weight":
             continue
-        why = reason or graph.reason(int(stays[0])) or "its weights are computed, not a layer's own"
+        first = int(stays[0])
+        why = (
+            reason or graph.reason(first) or graph.approximation(first) or "its weights are computed, not a layer's own"
+        )
         result.append(Locked(layer, len(stays), len(made), why))
     return tuple(result)
 
