@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hinge import SmallUNet, enliven, lively, one_thread  # noqa: F401
+from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import groups, networks
 from sparsemask.spaces.group_sparsity.pairs import groups_of, hinge
 from sparsemask.spaces.group_sparsity.rules import plan_for
@@ -31,6 +32,15 @@ def test_shortcuts_tie_channels_over_all_layers_that_make_them():
     second, third = by_name["features.2.0.body.3.channels"], by_name["features.3.0.body.3.channels"]
     assert (second.count, len(second.members), third.count, len(third.members)) == (16, 6, 32, 3)
     assert sum(s.count for s in plan.sets if s.projection == "P2") == 16 + 16 + 32 + 3 * (16 + 32 + 64)
+
+
+def test_a_callable_that_needs_more_than_a_number_of_classes_is_refused():
+    def create_model(model_name, pretrained=False, **more):
+        raise AssertionError("called")
+
+    with pytest.raises(UseError, match="create_model.*'model_name'") as refused:
+        networks.create(create_model)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("arch", ["resnext20", "vgg16", "densenet40"])

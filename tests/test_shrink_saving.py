@@ -144,6 +144,7 @@ def spoilt(path, target, change) -> None:
 SPOILT = {
     "readable of the channels": lambda entries: entries["recipe"].update(kept={"last.weight:0": "4:zz"}),
     "readable of the": lambda entries: entries["recipe"].update(kept={"last.weight": "3:80"}),
+    "says nothing readable": lambda entries: entries["recipe"].update(former=3),
     "has 8 channels": lambda entries: entries["recipe"]["kept"].update({"first.0.weight:0": "9:ff80"}),
     "parameter 'absent.weight'": lambda entries: entries["recipe"]["kept"].update({"absent.weight:0": "8:ff"}),
     "cannot be removed": lambda entries: entries["recipe"]["kept"].update({"last.weight:0": "3:80"}),

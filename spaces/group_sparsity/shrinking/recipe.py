@@ -22,21 +22,24 @@ _MOST = 1 << 24  # channels of a layer that a file may claim
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which channels of the original network's parameters stayed.
+    """Which channels of the original network's parameters stayed, or of those of a network made small before.
 
     Attributes:
         kept: by parameter and dimension that lost channels ("conv1.weight:0"), "count:mask", the mask in hexadecimal,
             first channel first.
-        inputs: shapes and types of the example, with which the original network is traced again.
+        inputs: shapes and types of the example, with which the network is traced again.
         added: biases and borders (:mod:`sparsemask.spaces.group_sparsity.compression.border`) that hold constants of
             removed channels, by the names of their parameters.
-        statistics: "exact" or "free", as the original network was traced.
+        statistics: "exact" or "free", as the network was traced.
+        former: the recipe of that network where it was made small before; None: it is of the original class. The steps
+            are repeated in turn, since a smaller network may tie other channels: heads get narrower, then one goes.
     """
 
     kept: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
     added: tuple[str, ...] = ()
     statistics: str = "exact"
+    former: Recipe | None = None
 
     def rebuild(self, network: nn.Module) -> nn.Module:
         """Make a network of the original class small, in place, for weights to be loaded into.
@@ -53,13 +56,13 @@ class Recipe:
         """
         like = next((p for p in network.parameters() if p.is_floating_point()), None)
         inputs = Inputs.drawn(self.inputs, like).given
-        network = plain_weights(network, inputs)
+        network = plain_weights(network, inputs) if self.former is None else self.former.rebuild(network)
         graph = trace(network, inputs, self.statistics)
         graph.remove(network, self.gone(graph))
         return fit_additions(network, {name: _zeros(network, name) for name in self.added})
 
     def gone(self, graph: ChannelGraph) -> np.ndarray:
-        """The elements of the original network's channel graph that went, bool (graph.count,).
+        """The elements of a channel graph of the network before that went, bool (graph.count,).
 
         Raises:
             UseError: a graph of other layers or sizes.
@@ -79,7 +82,7 @@ class Recipe:
     def as_json(self) -> dict[str, Any]:
         """The recipe as values of JSON."""
         lists = {"kept": dict(self.kept), "inputs": dict(self.inputs), "added": list(self.added)}
-        return {**lists, "statistics": self.statistics}
+        return {**lists, "statistics": self.statistics, "former": self.former and self.former.as_json()}
 
     @classmethod
     def from_json(cls, values: object, what: object) -> Recipe:
@@ -93,8 +96,9 @@ class Recipe:
             kept = {_key(str(key)): packed(unpacked(str(text))) for key, text in values["kept"].items()}
             assert values["statistics"] in STATISTICS
             added = tuple(str(name) for name in values["added"])
-            return cls(kept, dict(values["inputs"]), added, values["statistics"])
-        except (AssertionError, KeyError, TypeError, ValueError, AttributeError):
+            former = None if values["former"] is None else cls.from_json(values["former"], what)
+            return cls(kept, dict(values["inputs"]), added, values["statistics"], former)
+        except (RecursionError, AssertionError, KeyError, TypeError, ValueError, AttributeError):
             raise UseError(f"{what}: says nothing readable of the channels that it kept") from None
 
 
@@ -140,24 +144,16 @@ def recipe_of(
         removed: elements that went, bool (graph.count,).
         inputs: the example.
         statistics: as `network` was traced.
-        former: the recipe of `network` where that was made small before; the result then begins at the original.
+        former: the recipe of `network` where that was made small before.
     """
-    kept = dict(former.kept) if former else {}
-    own = dict(network.named_parameters()).keys() - set(former.added if former else ())
+    own, kept = dict(network.named_parameters()).keys(), {}
     for name, axes in graph.axes.items():
         for dim, elements in axes.items() if name in own else ():
-            mask, key = ~removed[elements], f"{name}:{dim}"
-            if mask.all():
-                continue
-            if key in kept:  # what it had lost before is counted too
-                whole = unpacked(kept[key])
-                whole[whole] = mask
-                mask = whole
-            kept[key] = packed(mask)
-    added = {*(former.added if former else ()), *small.state_dict().keys() - network.state_dict().keys()}
-    described = former.inputs if former else inputs.describe()
-    statistics = "free" if former and former.statistics == "free" else statistics
-    return Recipe(kept, described, tuple(sorted(added)), statistics)
+            mask = ~removed[elements]
+            if not mask.all():
+                kept[f"{name}:{dim}"] = packed(mask)
+    added = sorted(small.state_dict().keys() - network.state_dict().keys())
+    return Recipe(kept, inputs.describe(), tuple(added), statistics, former)
 
 
 def _zeros(network: nn.Module, name: str) -> Tensor:
