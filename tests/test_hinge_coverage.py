@@ -133,6 +133,18 @@ EXACT = {
         ),
         ["a.0", "b.0"],
     ),
+    "slices of nothing": (
+        Net(
+            lambda n, x: n.last(torch.cat([(y := n.a(x))[:, :0], y[:, 8:], y + y[:0].flatten(2).sum()], 1)[:9]),
+            a=normed(3, 8),
+            last=conv(8, 2, 1),
+        ),
+        ["a.0"],
+    ),
+    "no pictures": (
+        Net(lambda n, x: n.last(torch.cat([(y := n.a(x))[:0].relu(), y])), a=normed(3, 8), last=conv(8, 2, 1)),
+        ["a.0"],
+    ),
     "in place on a slice": (
         Net(lambda n, x: n.last(added(n.b(y := n.a(x)), y)), a=normed(3, 4), b=normed(4, 10), last=conv(10, 2, 1)),
         ["a.0", "b.0"],

@@ -128,7 +128,7 @@ def _own(arch: str | Callable, n_class: int) -> nn.Module:
             signature.bind(**arguments)
     except TypeError as error:
         raise UseError(
-            f"network '{arch}': {error}; it is called with a number of classes at most: name a function that sets the rest"
+            f"network '{arch}': {error}; it gets a number of classes at most: name a function that sets the rest"
         ) from None
     network = builder(**arguments)
     if not isinstance(network, nn.Module):

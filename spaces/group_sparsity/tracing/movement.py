@@ -43,7 +43,7 @@ def move(call: Call) -> list[Axes]:
         if len(elements) == 1 and call.node.op in RESHAPES and any(t.dim() != len(value.shape) for t in call.outputs):
             continue  # never removed, and merged with others it is none of them
         moved = repeated(call.func, call.args, call.kwargs, elements, dim, value.shape)
-        lines = [_along(t, dim) for t in moved]
+        lines = [_along(t, dim, elements) for t in moved]
         if call.node.op in _TAKES and _dimension(call) == dim:
             call.lock(elements, f"{call.node.op} takes channels by their numbers")
             continue
@@ -170,6 +170,8 @@ def _bind_view(call: Call, result: Tensor, dim: int, moved: np.ndarray, elements
 
 def _changing(numbers: Tensor) -> list[int]:
     """The dimensions along which numbers change."""
+    if not numbers.numel():
+        return []
     stored = [d for d in range(numbers.dim()) if numbers.stride(d) and numbers.shape[d] > 1]
     for d in range(numbers.dim()):
         if d not in stored:
@@ -177,8 +179,14 @@ def _changing(numbers: Tensor) -> list[int]:
     return [d for d in stored if (numbers != numbers.narrow(d, 0, 1)).any()]
 
 
-def _along(numbers: Tensor, before: int) -> tuple[int, np.ndarray] | None:
-    """The single dimension along which numbers change, and the numbers; None if there are several."""
+def _along(numbers: Tensor, before: int, elements: np.ndarray) -> tuple[int, np.ndarray] | None:
+    """The single dimension along which numbers change, and the numbers; None if there are several.
+
+    An empty result has no numbers: what lies along the dimension that channels had is all of them, or none.
+    """
+    if not numbers.numel():
+        fits = before < numbers.dim() and numbers.shape[before] in (0, len(elements))
+        return (before, elements[: numbers.shape[before]].copy()) if fits else None
     changing = _changing(numbers)
     if len(changing) > 1 or numbers.dim() == 0:
         return None
