@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import sparsemask
 from literal_sparse import one_thread  # noqa: F401
 from timm_models import importable_timm
 from tiny import ROOT
@@ -68,3 +69,16 @@ def test_the_detectors_targets_and_score_agree():
 
     assert module.found(Perfect(), x, shapes) == 1.0
     assert module.loss(Perfect()(x), targets) < 0.05
+
+
+def test_halves_of_the_detectors_blocks_go():
+    spec = importlib.util.spec_from_file_location("example_detector", ROOT / "examples" / "detector.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network = module.Detector()
+    small = sparsemask.shrink(network, torch.zeros(1, 3, module.SIZE, module.SIZE), 0.5, timed=False)
+    blocks = [name for name, part in network.named_modules() if isinstance(part, module.C2f)]
+    assert len(blocks) == 5
+    for name in blocks:
+        before, after = (net.get_submodule(f"{name}.split.0").out_channels for net in (network, small))
+        assert after < before

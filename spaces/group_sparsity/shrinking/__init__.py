@@ -2,8 +2,9 @@
 
 from sparsemask.spaces.group_sparsity.shrinking.channels import Channels
 from sparsemask.spaces.group_sparsity.shrinking.files import load, save
+from sparsemask.spaces.group_sparsity.shrinking.functions import plan, shrink
 from sparsemask.spaces.group_sparsity.shrinking.importance import IMPORTANCES, Importance, Subject
-from sparsemask.spaces.group_sparsity.shrinking.planning import ShrinkPlan, plan, shrink
+from sparsemask.spaces.group_sparsity.shrinking.planning import ShrinkPlan
 from sparsemask.spaces.group_sparsity.shrinking.recipe import Recipe
 from sparsemask.spaces.group_sparsity.shrinking.report import Costs, LayerChange, Locked, Report
 

@@ -1,4 +1,4 @@
-"""Make any network smaller: what can go, and networks that meet a target."""
+"""Plans: what can go of a network, and networks that meet a target."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
 from sparsemask.spaces.group_sparsity.compression.compress import FOLDS
 from sparsemask.spaces.group_sparsity.compression.compress import removable as foldable
 from sparsemask.spaces.group_sparsity.compression.removal import Removal
-from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs, device_of_network
+from sparsemask.spaces.group_sparsity.inputs import Inputs, device_of_network
 from sparsemask.spaces.group_sparsity.shrinking import importance as importances
 from sparsemask.spaces.group_sparsity.shrinking.allocation import Allocation
-from sparsemask.spaces.group_sparsity.shrinking.channels import Channels, Patterns, removable, selected
+from sparsemask.spaces.group_sparsity.shrinking.channels import Channels, removable
 from sparsemask.spaces.group_sparsity.shrinking.fitting import (
     NEAR,
     Candidates,
@@ -48,12 +48,10 @@ from sparsemask.spaces.group_sparsity.shrinking.report import (
 from sparsemask.spaces.group_sparsity.shrinking.settings import Options, Settings
 from sparsemask.spaces.group_sparsity.shrinking.targets import Target
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
-from sparsemask.spaces.group_sparsity.tracing.plain_weights import plain_weights
 from sparsemask.tables import format_count
 from sparsemask.timing import BUSY, Timer, timer
 
 UNFOLDABLE = "what is left of it varies from place to place (padding before a pool, say): it cannot be folded exactly"
-PLAIN = "weights that were computed from others (norms of weights, parametrisations) are plain ones now"
 Select = Callable[[tuple[Channels, ...]], tuple[Channels, ...]]
 _SECONDS = 2.0  # of timing a network, beyond the fewest rounds
 _MULTIPLES = (8, 4, 1)  # of channels, tried until the target is met: vector instructions take so many at once
@@ -62,13 +60,13 @@ _MET = 0.01  # of a share
 
 @dataclass(frozen=True)
 class ShrinkPlan:
-    """What can be removed from a network; made by :func:`plan`, and printed as a table.
+    """What can be removed from a network; ``print`` shows it.
 
-    The network is neither copied nor changed. Its weights may change before :meth:`shrink` is called, its shapes may
-    not.
+    Made by :func:`sparsemask.spaces.group_sparsity.shrinking.plan`. The network is not changed, and the user's own
+    where its weights are plain: they may change before :meth:`shrink` is called, its shapes may not.
 
     Attributes:
-        network: the whole network.
+        network: the whole network, with plain weights.
         inputs: the example.
         graph: its channels.
         channels: those that may be removed.
@@ -76,7 +74,7 @@ class ShrinkPlan:
         costs: multiply-adds and parameters of the network.
         origin: what the network was before it was first made smaller.
         select: says which channels the user left to be removed.
-        fold: as for :func:`shrink`; the default of the methods.
+        fold: as for :func:`sparsemask.spaces.group_sparsity.shrinking.shrink`; the default of the methods.
         notes: what is to be known of every network made from it.
     """
 
@@ -97,7 +95,7 @@ class ShrinkPlan:
         """Make a smaller network.
 
         Args:
-            target: as for :func:`shrink`.
+            target: as for :func:`sparsemask.spaces.group_sparsity.shrinking.shrink`.
             by: as there.
             options: `importance`, `policy`, `minimum`, `multiple`, `fold`, `data`, `loss`, `seed`, `timed`, as there.
 
@@ -120,11 +118,7 @@ class ShrinkPlan:
         scores = importances.scores(settings.importance, subject)
         removal = Removal(self.graph, [c.groups for c in self.channels])
         timed = goal is not None and goal.by == "milliseconds"
-        stays = np.zeros(self.graph.count, dtype=bool)
-        if settings.fold != "none":
-            goes = foldable(self.network, removal, settings.fold)
-            for c in self.channels:
-                stays[c.elements[~goes[c.name]]] = True
+        stays = self._unfoldable(removal, settings.fold)
         # To measure takes longer than to count.
         every = (1,) if goal is None else _MULTIPLES[:: 2 if timed else 1]
         multiples = every if settings.multiple is None else (settings.multiple,)
@@ -158,7 +152,7 @@ class ShrinkPlan:
 
         Args:
             n: number of steps.
-            target: of the last one, as for :func:`shrink`.
+            target: of the last one, as for :func:`sparsemask.spaces.group_sparsity.shrinking.shrink`.
             by: as there.
             options: other arguments of :meth:`shrink`. `minimum` and `multiple` hold of every step's network; `data` is
                 gone through in every step.
@@ -182,14 +176,22 @@ class ShrinkPlan:
             if step < n:
                 report = former_report(small)
                 origin = self.origin if report is None else replace(self.origin, costs=report.before)
-                current = _planned(small, self.inputs, plan._same_layers, plan.fold, origin, self.notes)
+                current = planned(small, self.inputs, plan._same_layers, plan.fold, origin, self.notes)
 
     def _folding(self, fold: str) -> ShrinkPlan:
         """The plan for a treatment of constants; "none" has more channels to remove."""
         choose(fold, FOLDS, "fold")
-        if _statistics(fold) == _statistics(self.fold):
+        if statistics_of(fold) == statistics_of(self.fold):
             return self
-        return _planned(self.network, self.inputs, self.select, fold, self.origin, self.notes)
+        return planned(self.network, self.inputs, self.select, fold, self.origin, self.notes)
+
+    def _unfoldable(self, removal: Removal, fold: str) -> np.ndarray:
+        """The elements whose constants cannot be folded, bool (graph.count,), as far as two trials tell."""
+        stays = np.zeros(self.graph.count, dtype=bool)
+        goes = {} if fold == "none" else foldable(self.network, removal, fold)
+        for c in self.channels if goes else ():
+            stays[c.elements[~goes[c.name]]] = True
+        return stays
 
     def _same_layers(self, channels: tuple[Channels, ...]) -> tuple[Channels, ...]:
         """Of a smaller network's channels those that layers of this plan make."""
@@ -278,7 +280,7 @@ class ShrinkPlan:
         changing = locked_layers(self.network, self.graph, candidate.removed & self.graph.approximate)
         former = former_report(self.network)
         before_that, changed_before = (former.recipe, former.approximate) if former else (None, ())
-        statistics = _statistics(self.fold)
+        statistics = statistics_of(self.fold)
         report = Report(
             network=self.origin.name,
             inputs=str(self.inputs),
@@ -303,103 +305,7 @@ class ShrinkPlan:
         return time_networks(networks, self.inputs, self._clock())
 
 
-def plan(
-    network: nn.Module, example: AnyInputs, *, only: Patterns = (), skip: Patterns = (), fold: str = "exact"
-) -> ShrinkPlan:
-    """Find what can be removed from a network, and what cannot and why.
-
-    Args:
-        network: any network of convolutions, in any mode, on any device; not changed, and copied only where weights are
-            computed from others (weight norm, spectral norm, parametrisations): in the copy they are plain ones.
-        example: an input: a tensor, a tuple of arguments, or a dict of named ones. Its sizes are those for which costs
-            are counted and measured. Tensors are moved to the network's device.
-        only: layers whose channels may be removed, names or patterns (``"layer4.*"``); empty: all. Of channels that
-            several layers make together, all must match.
-        skip: layers whose channels stay.
-        fold: as for :func:`shrink`. With "none" channels can go, too, over which a layer norm, a mean or a softmax is
-            taken, although that changes what becomes of the others.
-
-    Returns:
-        The plan: ``print`` shows it, :meth:`ShrinkPlan.shrink` makes networks.
-
-    Raises:
-        UseError: a network that cannot be traced, or a pattern that matches nothing.
-
-    Example:
-        ``print(sparsemask.plan(net, torch.zeros(1, 3, 224, 224)))``
-    """
-    inputs = Inputs.of(example, device_of_network(network))
-    if former_report(network) is None and "report" in dir(network):
-        raise UseError(
-            f"{type(network).__name__} has an attribute `report` of its own, where the result has its report"
-        )
-    choose(fold, FOLDS, "fold")
-    plain = plain_weights(network, inputs.given)
-    notes = () if plain is network else (PLAIN,)
-    return _planned(plain, inputs, lambda channels: selected(channels, only, skip), fold, notes=notes)
-
-
-def shrink(
-    network: nn.Module,
-    example: AnyInputs,
-    target: float | str | None = None,
-    by: str = "multiply-adds",
-    *,
-    only: Patterns = (),
-    skip: Patterns = (),
-    **options: Unpack[Options],
-) -> nn.Module:
-    """Make a smaller network from any network by removing channels.
-
-    The result is an ordinary module of the same class, to be fine-tuned like any other. Channels that must be removed
-    together are found in one run of the network (:func:`plan`).
-
-    Args:
-        network: any network of convolutions; not changed.
-        example: an input, as for :func:`plan`.
-        target: what is to be left: a share (0.5 or "50%"), or milliseconds ("8 ms") as measured on this machine, with
-            this input and this number of threads. None: with shares by layer as `policy`, exactly these.
-        by: of what the target is a share: "multiply-adds", "parameters" or "milliseconds".
-        only: layers whose channels may be removed, names or patterns; empty: all.
-        skip: layers whose channels stay.
-        options: named, all with a default:
-
-            - `importance`: what channels are worth: "l1", "l2" (magnitude), "batch_norm" (its scale), "fpgm", "random",
-              "hinge" (norms as the search of groups shrinks them); with `data` and `loss` "taylor", "fisher"; with
-              `data` "activation"; or a function of one's own, see
-              :class:`sparsemask.spaces.group_sparsity.shrinking.Importance`.
-            - `policy`: how channels are shared out: "uniform" (the same share of every layer), "global" (the least
-              important of all), "isomorphic" (the least important of layers of the same structure); or shares of
-              channels that stay, by name or pattern of layers: ``{"layer4.*": 0.25, "*": 0.6}``.
-            - `minimum`: of each layer's channels what always stays: a share below 1, or a number.
-            - `multiple`: layers keep multiples of so many channels. None: of 8, in layers of less than 64 channels of
-              less, as long as the target is met within 1 %; that is faster than any number for which processors have
-              no whole blocks.
-            - `fold`: what removed channels leave behind biases, norms and activations: "exact": folded into other
-              layers, so that the result equals the network with those channels' weights set to zero; "interior": the
-              same but for places near zero padding; "none": dropped, and channels over which statistics are taken, as
-              of layer norms, can go, too (the report names them): for networks that are trained further anyway.
-            - `data`: batches for an importance, pairs (inputs, target); inputs as `example`.
-            - `loss`: `loss(outputs, target)`, a scalar.
-            - `seed`: of the importance "random".
-            - `timed`: whether milliseconds before and after are measured for the report (a second or two).
-
-    Returns:
-        The small network, in the mode and on the device of the whole one. Its `report` says what went, what stayed and
-        why, and what was gained.
-
-    Raises:
-        UseError: a network that cannot be traced or has nothing to remove, an argument out of range. A target that is
-            out of reach is none: the nearest network is returned, and its report says why.
-
-    Example:
-        ``small = sparsemask.shrink(net, torch.zeros(1, 3, 224, 224), target=0.5)``
-    """
-    fold = options.get("fold", Settings.fold)
-    return plan(network, example, only=only, skip=skip, fold=fold).shrink(target, by, **options)
-
-
-def _planned(
+def planned(
     network: nn.Module,
     inputs: Inputs,
     select: Select,
@@ -407,8 +313,20 @@ def _planned(
     origin: Origin | None = None,
     notes: tuple[str, ...] = (),
 ) -> ShrinkPlan:
-    """The plan of a network of whose removable channels some are selected; `origin`: what it was at first."""
-    graph = trace(network, inputs.given, _statistics(fold))
+    """Make the plan of a network whose weights are plain.
+
+    Args:
+        network: neither copied nor changed.
+        inputs: the example.
+        select: says which of its removable channels are left to be removed.
+        fold: as for :func:`sparsemask.spaces.group_sparsity.shrinking.shrink`.
+        origin: what the network was at first; None: this one.
+        notes: what is to be known of every network made from it.
+
+    Raises:
+        UseError: a network that cannot be traced.
+    """
+    graph = trace(network, inputs.given, statistics_of(fold))
     every = removable(network, graph)
     channels = select(every)
     chosen = np.zeros(graph.count, dtype=bool)
@@ -428,6 +346,6 @@ def _planned(
     return ShrinkPlan(network, inputs, graph, channels, locked, counted, origin, select, fold, notes)
 
 
-def _statistics(fold: str) -> str:
+def statistics_of(fold: str) -> str:
     """How networks are traced for a treatment of constants."""
     return "free" if fold == "none" else "exact"
