@@ -10,6 +10,7 @@ from torch import nn
 import sparsemask
 from hinge import SmallUNet, enliven, one_thread  # noqa: F401
 from sparsemask import UseError
+from sparsemask.spaces.group_sparsity.shrinking import IMPORTANCES
 from test_hinge_channels import Net, conv
 from test_hinge_kinds import Attention, Standardised, transformer
 
@@ -26,10 +27,10 @@ def heads(fused):
 def grouped():
     """A grouped convolution that loses the same channels of every group."""
     return Net(
-        lambda n, x: n.last(F.relu(n.mid(F.relu(n.a(x)).view(2, 4, 4, 12, 12).transpose(1, 2).flatten(1, 2)))),
+        lambda n, x: n.last(sum(F.relu(n.mid(F.relu(n.a(x)))).chunk(4, 1))),
         a=conv(3, 16),
         mid=conv(16, 16, groups=4),
-        last=conv(16, 2),
+        last=conv(4, 2),
     )
 
 
@@ -79,6 +80,15 @@ def test_small_networks_equal_the_zeroed_ones_and_come_back_from_files(name, tmp
     with torch.no_grad():
         assert torch.equal(again(IMAGE), small(IMAGE)) and again.report == small.report
         assert torch.equal(last.eval()(IMAGE), less(IMAGE))
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_every_importance_takes_channels_inside_groups(importance):
+    torch.manual_seed(0)
+    network = grouped().double().eval()
+    data, loss = [(IMAGE, torch.zeros(2, 2, 12, 12, dtype=torch.float64))], F.mse_loss
+    small = sparsemask.shrink(network, IMAGE, 0.6, importance=importance, data=data, loss=loss, timed=False)
+    assert small.mid.groups == 4 and small.mid.out_channels < 16 and small.a.out_channels < 16
 
 
 def test_channels_under_statistics_go_where_the_function_may_change(tmp_path):

@@ -59,10 +59,13 @@ class Channels:
 
 
 def group_index(s: GroupSet, member: Member, channels: int) -> np.ndarray:
-    """The group of every channel of a member, int64 (channels,); `count` for channels of none."""
+    """The group of every channel of a member, int64 (channels,); `count` for channels of none.
+
+    A grouped convolution that loses the same channels of every group has weights for those of one.
+    """
     if member.index is None:
         return np.minimum(np.arange(channels) // s.size, s.count)
-    index = np.asarray(member.index, dtype=np.int64)
+    index = np.asarray(member.index[:channels], dtype=np.int64)
     return np.where(index < 0, s.count, index)
 
 
