@@ -133,6 +133,16 @@ EXACT = {
         ),
         ["a.0", "b.0"],
     ),
+    "two layers that run as one": (
+        Net(
+            lambda n, x: n.last(sum(F.conv2d(n.a(x), torch.cat([n.b.weight, n.c.weight])).split([4, 4], 1))),
+            a=normed(3, 8),
+            b=conv(8, 4),
+            c=conv(8, 4),
+            last=conv(4, 2, 1),
+        ),
+        ["a.0"],
+    ),
     "slices of nothing": (
         Net(
             lambda n, x: n.last(torch.cat([(y := n.a(x))[:, :0], y[:, 8:], y + y[:0].flatten(2).sum()], 1)[:9]),

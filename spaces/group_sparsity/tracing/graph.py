@@ -31,7 +31,7 @@ from sparsemask.spaces.group_sparsity.tracing.slicing import keep_
 from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
 
 STATISTICS = ("exact", "free")
-# Traces of one network until every size in its code is decided; the rest is locked then.
+# Traces of one network until every size in its code is decided; the rest is locked then, in as many more at most.
 _TRIES = 16
 
 
@@ -271,7 +271,7 @@ def _settled(network: nn.Module, inputs: Inputs, free: bool) -> ChannelGraph:
     watched = Tracer(network, free_statistics=free).run(inputs)
     if held != _held(network):  # something was computed once and kept: from now on runs are alike
         watched = Tracer(network, free_statistics=free).run(inputs)
-    for attempt in range(_TRIES):
+    for attempt in range(2 * _TRIES):
         _tie_counted(watched)
         graph = ChannelGraph(watched, structure)
         undecided = [site for site in watched.sites if site.way < site.ways]
@@ -281,8 +281,7 @@ def _settled(network: nn.Module, inputs: Inputs, free: bool) -> ChannelGraph:
         failing = failing or trial.useless(graph, undecided)
         if not failing:
             return graph
-        if attempt == _TRIES - 2:  # enough: what is undecided is locked
-            failing = {site.key for site in undecided}
+        if attempt >= _TRIES:  # enough: what is undecided is locked, and what still fails
             ways.update({site.key: site.ways for site in undecided})
         fixed |= {key for key in failing if isinstance(key, str | int)}
         ways.update({key: ways.get(key, 0) + 1 for key in failing if isinstance(key, tuple)})

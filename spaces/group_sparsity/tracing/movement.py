@@ -307,7 +307,8 @@ def concatenate(call: Call) -> list[Axes]:
             continue
         if dim == along:
             why = "concatenated constants of fixed size"
-            if all(value.axes.get(dim) is None for value in parts if value.varies):
+            varying = [value.axes.get(dim) for value in parts if value.varies]
+            if varying and all(elements is None for elements in varying):
                 for elements in filter(lambda a: a is not None, arrays):
                     call.lock(elements, why)  # entries for positions
                 continue
