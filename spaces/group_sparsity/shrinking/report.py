@@ -153,8 +153,16 @@ class Report:
             texts = {name: str(entries[name]) for name in ("network", "inputs", "target", "how", "place")}
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UseError(f"{what}: its report is not readable; was it written by sparsemask.save?") from None
-        parts = {"layers": layers, "locked": locked, "notes": notes, "approximate": approximate}
-        return cls(before=before, after=after, recipe=recipe, **parts, **texts)
+        return cls(
+            before=before,
+            after=after,
+            layers=layers,
+            locked=locked,
+            notes=notes,
+            recipe=recipe,
+            approximate=approximate,
+            **texts,
+        )
 
 
 def former_report(network: nn.Module) -> Report | None:
