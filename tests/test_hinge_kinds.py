@@ -258,6 +258,9 @@ def test_computed_weights_become_plain(compute):
     for a, b in zip(outputs(plain, picture()), outputs(network, picture()), strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
     assert type(plain.a) is type(plain.b) is nn.Conv2d and isinstance(plain.a.weight, nn.Parameter)
+    trained = plain_weights(network.train(), picture())
+    assert trained.training and trained.a.training and trained.a.weight.requires_grad
+    assert torch.equal(trained.a.weight, plain.a.weight) and plain_weights(plain, picture()) is plain
     assert_equal(plain, picture(), "a", "b")
 
 

@@ -105,7 +105,8 @@ class ShrinkPlan:
         Raises:
             UseError: as there.
         """
-        settings = Settings(**{"fold": self.fold, **options})
+        options.setdefault("fold", self.fold)
+        settings = Settings(**options)
         plan = self._folding(settings.fold)
         if plan is not self:
             return plan.shrink(target, by, **options)

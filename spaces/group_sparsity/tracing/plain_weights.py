@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +59,11 @@ def plain_weights(network: nn.Module, example: AnyInputs) -> nn.Module:
     if not hooked and not replaced:
         return network
     result = copy.deepcopy(network)
-    for module in list(result.modules()):
-        _take_off(module)
+    with evaluating(result):  # where spectral norms stay as they are
+        for module in list(result.modules()):
+            _take_off(module)
     for name, plain in replaced.items():
-        result.set_submodule(name, plain)
+        result.set_submodule(name, plain.train(result.get_submodule(name).training))
     return result
 
 
@@ -72,18 +74,20 @@ def _norms(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
 
 def _may_compute(module: nn.Module) -> bool:
     """Whether a module is a convolution of a class of its own, which may compute its weight when it runs."""
-    return isinstance(module, _PLAIN) and type(module) not in _PLAIN
+    plain = type(module) in _PLAIN or parametrize.is_parametrized(module)
+    return isinstance(module, _PLAIN) and not plain
 
 
 def _take_off(module: nn.Module) -> None:
     """Remove parametrisations and norms of weights from a module, in place."""
     if parametrize.is_parametrized(module):
         # torch's own function would take them off every copy, which have one class.
-        values = {name: each() for name, each in module.parametrizations.items()}
+        parts = dict(module.get_submodule("parametrizations").named_children())
+        values = {name: (each(), any(p.requires_grad for p in each.parameters())) for name, each in parts.items()}
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module.parametrizations
-        for name, value in values.items():
-            module.register_parameter(name, nn.Parameter(value.detach().clone()))
+        for name, (value, trained) in values.items():
+            module.register_parameter(name, nn.Parameter(value.detach().clone(), trained))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the older forms are deprecated, not gone
         for hook in _norms(module):
@@ -100,9 +104,9 @@ class _Convolutions(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.last: tuple = ()
+        self.last: tuple[Any, ...] = ()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func.overloadpacket.__name__ == "convolution":
             self.last = args
         return func(*args, **(kwargs or {}))
@@ -113,7 +117,7 @@ def _computed(network: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
     replaced: dict[str, nn.Module] = {}
     watch = _Convolutions()
 
-    def compare(name: str, module: _ConvNd, args: tuple, output: Tensor) -> None:
+    def compare(name: str, module: _ConvNd, args: tuple[Any, ...], output: Tensor) -> None:
         weight = watch.last[1] if watch.last else None
         if weight is None or weight is module.weight or weight.shape != module.weight.shape:
             return
@@ -137,7 +141,7 @@ def _computed(network: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
     return replaced
 
 
-def _plain(module: _ConvNd, args: tuple) -> nn.Module:
+def _plain(module: _ConvNd, args: tuple[Any, ...]) -> nn.Module:
     """A plain convolution with the weight, bias, stride, padding, dilation and groups of one that ran."""
     _, weight, bias, stride, padding, dilation, _, _, groups = args
     kind = next(kind for kind in _PLAIN if isinstance(module, kind))

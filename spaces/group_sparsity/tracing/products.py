@@ -148,7 +148,9 @@ def recurrent(call: Call) -> list[Axes]:
     return [{} for _ in call.outputs]
 
 
-def _product_of(call: Call, at: np.ndarray, out: np.ndarray, weight: Value, bias: Value | None, groups=1) -> Axes:
+def _product_of(
+    call: Call, at: np.ndarray, out: np.ndarray, weight: Value, bias: Value | None, groups: int = 1
+) -> Axes:
     """Record a product from the elements `at` to the elements `out`; the output's axes."""
     if bias is not None and 0 in bias.axes:
         call.tie(out, bias.axes[0])

@@ -111,4 +111,4 @@ def _renumber(module: nn.Module, rows_before: int) -> None:
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.RNNBase):
-        module.input_size = module.weight_ih_l0.shape[1]
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
