@@ -258,7 +258,7 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
         [Path(p.file).stem for p in points],
         points.index(chosen),
         None if budget is None else budget.most,
-        "all candidates" if ranked is scored else "the rest, most after fewer steps",
+        "all candidates" if ranked is scored else "others, fewer steps",
     )
     network = spaces.get(config.network.space).network(chosen.mask, config)
     network.to(context.arithmetic.device, context.arithmetic.parameters)
