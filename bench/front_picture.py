@@ -1,9 +1,11 @@
 """Draw milliseconds against mean IoU: searched, named and random masks and hand-made decoders.
 
     python bench/front_picture.py runs-decoders/decoders.json --out docs/images/front.png --cost 256/1
-    python bench/front_picture.py bench/data/mask_table_sample.json.gz --out table.png --cost 97/1
+    python bench/front_picture.py bench/data/mask_table_sample.json.gz --out table.png --cost 97/1 \
+        --found runs-search-worth/found.json
 
-Reads the figures of bench/decoders.py, or a table of bench/mask_table.py (all its masks, the named ones with names).
+Reads the figures of bench/decoders.py, or a table of bench/mask_table.py (all its masks, the named ones with names), to
+which bench/search_worth.py adds the masks that searches found.
 Up and left is better; the line is the front of our masks, random ones left out. Bars show the range of the seeds.
 """
 
@@ -26,7 +28,7 @@ from sparsemask.pictures import style
 
 KINDS = {
     "random": ("random masks", style.GREY, "o", 18),
-    "named": ("our named masks", style.SKY, "s", 34),
+    "named": ("masks made by hand", style.SKY, "s", 34),
     "searched": ("searched masks", style.ORANGE, "o", 42),
     "hand-made": ("hand-made decoders", style.BLUE, "D", 36),
 }
@@ -78,6 +80,18 @@ def read_points(path: Path, cost: str | None, form: str) -> tuple[list[Point], s
             raise UseError(f"{path}: '{name}' has no milliseconds '{cost}', {form}; known: {', '.join(figure['ms'])}")
         points.append(Point(name, figure["kind"], float(value), tuple(figure["miou"])))
     return _scaled(points, cost), _words(cost, form), figures["set"]
+
+
+def read_found(path: Path, table: str, cost: str) -> list[Point]:
+    """The masks that searches found, of bench/search_worth.py.
+
+    Raises:
+        UseError: of another table, or with other costs.
+    """
+    found = read_json(path)
+    if (found["set"], found["cost"]) != (table, cost):
+        raise UseError(f"{path}: of the table '{found['set']}' at {found['cost']}, not of '{table}' at {cost}")
+    return [Point("", "searched", float(row["ms"]), tuple(row["miou"])) for row in found["found"]]
 
 
 def _scaled(points: list[Point], cost: str) -> list[Point]:
@@ -194,8 +208,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cost", help="SIDE/THREADS, or multiply_adds; default: the first milliseconds")
     parser.add_argument("--form", choices=("eager", "compiled"), default="eager")
     parser.add_argument("--title")
+    parser.add_argument("--found", type=Path, help="found.json of bench/search_worth.py, beside a table")
     options = parser.parse_args(argv)
     points, words, name = read_points(options.figures, options.cost, options.form)
+    if options.found:
+        points += read_found(options.found, name, options.cost)
     title = options.title or {"sample": "Embedded sample set", "voc": "PASCAL VOC 2012, sample"}.get(name, name)
     print(draw(points, words, title, options.out))
 

@@ -14,7 +14,7 @@ For every run, by the retrained masks of bench/mask_table.py:
 
 The table's named masks stand beside them. All milliseconds are predicted by one cost table of the machine at hand.
 Finished scores and trainings are lines of OUT/results.jsonl: the command goes on where it was stopped. The result is
-OUT/worth.md.
+OUT/worth.md, and OUT/found.json, which `bench/front_picture.py --found` draws among the table's masks.
 
 The features are those that the table was made with (`--features`, the folder that `bench/mask_table.py --out` names).
 Where they are gone they are made anew; one mask of the table is always trained again, to see that its score comes back.
@@ -60,7 +60,7 @@ from sparsemask.datasets import backbone_weights
 from sparsemask.devices import arithmetic
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError, command, say
-from sparsemask.files import read_json, sha256, write_text
+from sparsemask.files import read_json, sha256, write_json, write_text
 from sparsemask.masks.decoder import MULTIPLE, DecoderMask, as_decoder
 from sparsemask.search import run as search_run
 from sparsemask.search.connectivity import FAMILY
@@ -512,20 +512,23 @@ def worth(options: argparse.Namespace) -> str:
     features = Path(options.features or options.partial or "runs-mask-table")
     root = os.fspath(Path(options.voc_root).resolve()) if options.voc_root else ""
     trainer = Trainer(truth, log, features, root, pretrained, options.jobs, options.together)
-    correlations, chosen = {}, []
+    correlations, chosen, from_runs = {}, [], []
     for search in searches:
         if search.way == "one-shot":
             scores = score_masks(search, truth, log, options.scored)
             trained = np.array([search.trained_width(mask) for mask in truth.masks])
             correlations[search.name] = list(correlation_rows(truth, scores, cost, trained))
             chosen += best_by_scores(search, truth, scores, prices, cost)
-        chosen += picks(search, truth, prices, cost)
+        mine = picks(search, truth, prices, cost)
+        from_runs, chosen = from_runs + mine, chosen + mine
     number, before, after = trainer.control()
     control = f"Mask {number} trained again: {after:.3f}, in the table {before:.3f}."
     if abs(after - before) > _AGREE:
         control += " **The features are not those of the table: what is retrained here cannot be compared with it.**"
     trainer.train_all([pick.mask for pick in chosen if pick.mask is not None])
     found = [pick_row(pick, truth, trainer.known, prices, cost) for pick in chosen]
+    own = [{"run": p.run, "ms": prices.predict(p.mask), "miou": trainer.known(p.mask)} for p in from_runs if p.mask]
+    write_json(out / "found.json", {"set": truth.name, "cost": cost, "found": own})
     return write_report(truth, cost, budget(truth, 1.0, prices, cost), correlations, found, control)
 
 

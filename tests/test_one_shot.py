@@ -18,7 +18,7 @@ from sparsemask import UseError
 from sparsemask.masks.decoder import DecoderMask, load_decoder
 from sparsemask.prune import prune as prune_prune
 from sparsemask.search import run as search_run
-from sparsemask.search.connectivity.front import Candidate, Encoding, FrontSearch, front
+from sparsemask.search.connectivity.front import Candidate, Encoding, FrontSearch, finalists, front
 from sparsemask.search.connectivity.one_shot import DecoderSpace, OneShotNetwork
 from sparsemask.spaces.connectivity.budget import Budget
 from sparsemask.spaces.connectivity.front_files import Point, choose, read_front
@@ -283,6 +283,29 @@ def test_the_front_is_what_nothing_beats():
     assert [(c.score, c.cost) for c in front(scored)] == [(0.4, 1), (0.5, 3), (0.6, 9)]
 
 
+def test_finalists_are_the_best_layer_by_layer():
+    mask = named_mask("unet", 4)
+    values = ((0.5, 3), (0.4, 1), (0.3, 2), (0.45, 4), (0.6, 9), (0.2, 8))
+    scored = [Candidate(mask, *pair) for pair in values]
+    pairs = lambda count: [(c.score, c.cost) for c in finalists(scored, count)]  # noqa: E731
+    assert pairs(3) == [(0.4, 1), (0.5, 3), (0.6, 9)] and pairs(2) == [(0.4, 1), (0.5, 3)]
+    assert pairs(5) == [*pairs(3), (0.3, 2), (0.45, 4)] and len(pairs(99)) == 6 and not finalists([], 3)
+
+
+@pytest.mark.parametrize("space", [WIDE, PUBLISHED], ids=["wide", "published"])
+def test_neighbours_differ_in_what_is_in_use(space):
+    encoding, rng = Encoding(space), np.random.default_rng(0)
+    changed = 0
+    for _ in range(60):
+        mask = space.random(rng)
+        near = encoding.decode(encoding.neighbour(mask, rng))
+        changed += encoding_key(near) != encoding_key(mask)
+        before, after = encoding.encode(mask), encoding.encode(near)
+        # A change of the output, or one that cuts stages off, takes more with it.
+        assert sum(before[name] != after[name] for name in before) <= 2 * len(space.strides) + 8
+    assert changed >= 45
+
+
 def test_choosing():
     mask = named_mask("unet", 4)
     points = [Point(mask, 0.4, 1.0, 10), Point(mask, 0.595, 3.0, 30), Point(mask, 0.6, 9.0, 90)]
@@ -319,16 +342,17 @@ def test_bad_flags_leave_nothing(here, capfd):
     assert not Path("runs/x").exists()
 
 
-def test_a_search_killed_while_it_scores_goes_on_with_its_candidates(here, monkeypatch):
+@pytest.mark.parametrize("killed_at", [5, 14])
+def test_a_search_killed_while_it_scores_goes_on_with_its_candidates(here, monkeypatch, killed_at):
     from sparsemask.search.connectivity.scoring import Scorer
 
     plain, calls = Scorer.__call__, []
 
-    def dying(self, mask):
-        if len(calls) == 5:
+    def dying(self, mask, times=1):
+        if len(calls) == killed_at:
             raise RuntimeError("as if killed")
-        calls.append(encoding_key(mask))
-        return plain(self, mask)
+        calls.append((encoding_key(mask), times))
+        return plain(self, mask, times)
 
     flags = [here / "data", "killed", "--budget_ms", "20", "--resume"]
     with monkeypatch.context() as patch:
@@ -337,13 +361,13 @@ def test_a_search_killed_while_it_scores_goes_on_with_its_candidates(here, monke
             search(*flags)
     before = list(calls)
 
-    def counting(self, mask):
-        calls.append(encoding_key(mask))
-        return plain(self, mask)
+    def counting(self, mask, times=1):
+        calls.append((encoding_key(mask), times))
+        return plain(self, mask, times)
 
     monkeypatch.setattr(Scorer, "__call__", counting)
     assert search(*flags) == 0
-    assert len(before) == 5 and len(set(calls)) == len(calls)
+    assert len(before) == killed_at and len(set(calls)) == len(calls)
     fronts = [{(p.score, p.ms) for p in read_front(Path("runs") / name)} for name in ("s", "killed")]
     assert fronts[0] == fronts[1]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sparsemask.files import sha256
 from sparsemask.masks.decoder import save_decoder
 from sparsemask.options import Parser, fraction, natural, positive, rate
 from sparsemask.pictures import draw_architecture, draw_front, draw_weight_history, draw_weights
-from sparsemask.search.connectivity.front import FrontSearch, front
+from sparsemask.search.connectivity.front import Candidate, FrontSearch, finalists, front
 from sparsemask.search.connectivity.latency import LatencySearch
 from sparsemask.search.connectivity.one_shot import DecoderSpace, OneShotNetwork, OneShotSearch
 from sparsemask.search.connectivity.published import ConnectivitySearch
@@ -74,7 +74,11 @@ class ConnectivitySearchSection(BudgetSection):
     tune_steps: int = flag(
         40, natural, group=_ONE_SHOT, help="steps that a decoder is trained alone before it is scored (default: 40)"
     )
-    candidates: int = flag(100, positive, group=_ONE_SHOT, help="decoders that are scored for the front (default: 100)")
+    candidates: int = flag(80, positive, group=_ONE_SHOT, help="decoders that are scored for the front (default: 80)")
+    finalists: int = flag(
+        16, natural, group=_ONE_SHOT, help="the best of them, which are trained and scored again (default: 16; 0: none)"
+    )
+    final_times: int = flag(4, positive, group=_ONE_SHOT, help="factor on --tune_steps for the finalists (default: 4)")
     front_workers: int = flag(2, positive, group=_ONE_SHOT, help="processes that score them (default: 2)")
     held_out: float = flag(
         0.15, fraction, group=_ONE_SHOT, help="share of the training pictures that they are scored on (default: 0.15)"
@@ -224,8 +228,10 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
         context.say(f"{done} candidates are scored already")
     scorer = Scorer(model, built.task, built.held, config, context.arithmetic)
     search_front(search, scorer, section.front_workers)
-    scored = [candidate for candidate in search.scored() if math.isfinite(candidate.score)]
-    points = [Point(c.mask, c.score, costs.predict(c.mask), int(costs.multiply_adds(c.mask))) for c in front(scored)]
+    scored = ranked = [candidate for candidate in search.scored() if math.isfinite(candidate.score)]
+    if section.finalists and section.tune_steps:
+        ranked = _finals(search, scored, scorer, section)
+    points = [Point(c.mask, c.score, costs.predict(c.mask), int(costs.multiply_adds(c.mask))) for c in front(ranked)]
     strides, channels = model.backbone.strides, model.backbone.channels
     origin = {
         "space": config.network.space,
@@ -237,7 +243,7 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
     }
     primary = built.held.primary
     facts = {"score": primary, "scored_on": "training pictures that were kept back", "unit": unit.unit}
-    facts["tune_steps"] = section.tune_steps
+    facts["tune_steps"] = section.tune_steps * (1 if ranked is scored else section.final_times)
     everything = [[c.cost, c.score, connections(c.mask)] for c in scored]
     points = write_front(run.folder, points, {**facts, "candidates": everything}, origin)
     chosen = choose(points, budget)
@@ -245,13 +251,14 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
     draw_architecture(chosen.mask, run.pictures / "architecture.png", strides, channels)
     draw_front(
         [(p.cost(unit.unit), p.score) for p in points],
-        [(c.cost, c.score) for c in scored],
+        [(c.cost, c.score) for c in (scored if ranked is scored else [*scored, *ranked])],
         run.pictures / "front.png",
         "predicted milliseconds" if unit.unit == "ms" else "multiply-adds",
         primary,
         [Path(p.file).stem for p in points],
         points.index(chosen),
         None if budget is None else budget.most,
+        "all candidates" if ranked is scored else "others, fewer steps",
     )
     network = spaces.get(config.network.space).network(chosen.mask, config)
     network.to(context.arithmetic.device, context.arithmetic.parameters)
@@ -273,6 +280,21 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
     ]
     context.announce(lines, then="prune")
     return 0
+
+
+def _finals(
+    search: FrontSearch, scored: Sequence[Candidate], scorer: Scorer, section: ConnectivitySearchSection
+) -> list[Candidate]:
+    """The best candidates, scored after a longer training: few steps tell the good from the bad, not the best."""
+    best = tuple(candidate.mask for candidate in finalists(scored, section.finalists))
+    if not best:
+        return []
+    final = replace(
+        search, folder=search.folder / "finals", given=best, candidates=len(best), identity=f"{search.identity} finals"
+    )
+    final.prepare()
+    search_front(final, scorer, section.front_workers, section.final_times)
+    return [candidate for candidate in final.scored() if math.isfinite(candidate.score)]
 
 
 FAMILY = ConnectivitySearchFamily()

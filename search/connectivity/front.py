@@ -1,8 +1,9 @@
 """The front of a one-shot search: which decoders give the best score for what they cost.
 
 Candidates are scored on training pictures that were kept back (:mod:`sparsemask.search.connectivity.scoring`).
-NSGA-II (Deb et al. 2002, as Optuna has it) goes on from named decoders and random ones of all sizes. The study lies in
-the run's folder as an Optuna journal, so that a killed search goes on, and several processes take candidates from it.
+NSGA-II (Deb et al. 2002, as Optuna has it) goes on from named decoders and random ones of all sizes; every second
+proposal is a decoder of the front with one or two changes, since few generations are affordable. The study lies in the
+run's folder as an Optuna journal, so that a killed search goes on, and several processes take candidates from it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _WAIT = 0.2  # seconds between two looks at candidates that other processes have
 _SLACK = 1.25  # candidates of more than this many budgets are not scored
 _CHANGES = 3  # parameters of a candidate that mutate, on average; many are of stages that it does not use
 _SEEDS = 0.5  # of the candidates; the sampler proposes the others
+_NEIGHBOURS = 0.5  # of the proposals
 _TRIALS = 6  # at most, for each candidate that is to be scored
 
 
@@ -97,6 +99,35 @@ class Encoding:
                 params |= {f"operation {i}": int(decoder.operations[i]), f"width {i}": nearest}
         return params
 
+    def neighbour(self, mask: AnyMask, rng: np.random.Generator) -> dict[str, Any]:
+        """The parameters of a decoder with one or two changes of what it uses."""
+        params = self.encode(mask)
+        for _ in range(rng.integers(1, 3)):
+            kinds = self._in_use(params)
+            names = kinds[rng.integers(len(kinds))]
+            name = names[rng.integers(len(names))]
+            others = [c for c in self.distributions[name].choices if c != params[name]]
+            if others:
+                params[name] = others[rng.integers(len(others))]
+        return params
+
+    def _in_use(self, params: Mapping[str, Any]) -> list[list[str]]:
+        """Names of the parameters that a decoder depends on, kind by kind."""
+        mask = self.decode(params)
+        decoder = as_decoder(mask, self.space.widths[-1])
+        live = set(decoder.stages)
+        deepest = min(decoder.deepest, *live)
+        # A stage takes end points that are computed anyway, one deeper, the mean, and stages in use.
+        near = [
+            name
+            for name, (i, j, kind) in self._connections.items()
+            if i in live and (j >= deepest - 1 if kind == DOWN else j == 0 or j - 1 in live)
+        ]
+        if not self.space.wide:
+            return [near]
+        every = [[f"{what} {i}" for i in sorted(live)] for what in ("operation", "width")]
+        return [near, *every, ["output"], ["context"]]
+
     def seeds(self, seed: int, count: int, within: Callable[[AnyMask], bool] = lambda mask: True) -> list[AnyMask]:
         """Named decoders, and random ones of all sizes, `count` at most and as far as they are `within` a bound."""
         rng, length = np.random.default_rng(seed), len(self.space.strides)
@@ -112,14 +143,15 @@ class Encoding:
 
 
 class Proposals:
-    """Candidates that NSGA-II proposes, from a copy of the study in memory.
+    """Candidates: those that NSGA-II proposes, from a copy of the study in memory, and neighbours of the front.
 
     Args:
         search: whose decoders they are.
     """
 
     def __init__(self, search: FrontSearch):
-        self._distributions = search.encoding.distributions
+        self._encoding = search.encoding
+        self._distributions = self._encoding.distributions
         self._size = max(4, min(40, search.candidates // 4))
         self._study = optuna.create_study(directions=_DIRECTIONS)
         self._known: set[int] = set()
@@ -147,6 +179,11 @@ class Proposals:
         trial = self._study.ask(self._distributions)
         attributes = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
         self._study.tell(trial, state=TrialState.FAIL)
+        rng = np.random.default_rng(seed % 2**32)
+        if done and rng.random() < _NEIGHBOURS:
+            best = [done[i] for i in pareto([(t.values[0], t.values[1]) for t in done])]
+            chosen = best[rng.integers(len(best))]
+            return self._encoding.neighbour(self._encoding.decode(chosen.params), rng), dict(attributes)
         return trial.params, dict(attributes)
 
 
@@ -189,6 +226,7 @@ class FrontSearch:
         seed: of the search.
         identity: of the weights and pictures that scores hold for; a study of others is begun anew.
         most: what candidates should not cost much more than, in the unit of `cost`.
+        given: the candidates, all of them; none: they are drawn and proposed.
     """
 
     folder: Path
@@ -198,6 +236,7 @@ class FrontSearch:
     seed: int
     identity: str
     most: float = math.inf
+    given: tuple[AnyMask, ...] = ()
 
     @property
     def encoding(self) -> Encoding:
@@ -232,7 +271,8 @@ class FrontSearch:
                 study = self._open()
             if "identity" not in study.user_attrs:
                 _, attributes = Proposals(self)([], self.seed)  # those of a first generation
-                for mask in self.encoding.seeds(self.seed, max(8, round(_SEEDS * self.candidates)), self._within):
+                count = max(8, round(_SEEDS * self.candidates))
+                for mask in self.given or self.encoding.seeds(self.seed, count, self._within):
                     study.add_trial(self._waiting(self.encoding.encode(mask), attributes))
                 study.set_user_attr("identity", self.identity)  # last: a study without it was killed while it was made
             return len({trial.user_attrs["mask"] for trial in _complete(study)})
@@ -316,6 +356,17 @@ def _packed(mask: AnyMask) -> str:
     if isinstance(mask, DecoderMask):
         return mask.packed().numpy().tobytes().hex()
     return np.packbits(mask).tobytes().hex()
+
+
+def finalists(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """The best candidates: the front, then the front of what is left, and so on; of the last one at even distances."""
+    left, chosen = list(candidates), []
+    while left and len(chosen) < count:
+        layer = [left[i] for i in pareto([(c.score, c.cost) for c in left])]
+        left = [c for c in left if all(c is not other for other in layer)]
+        room = count - len(chosen)
+        chosen += layer if len(layer) <= room else [layer[i * len(layer) // room] for i in range(room)]
+    return chosen
 
 
 def front(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -66,11 +66,16 @@ class Scorer:
                     model.end_points(images)
             model.backbone.eval()
 
-    def __call__(self, mask: AnyMask) -> float:
-        """The score; 0 where the outputs are not finite."""
+    def __call__(self, mask: AnyMask, times: int = 1) -> float:
+        """The score; 0 where the outputs are not finite.
+
+        Args:
+            mask: the decoder.
+            times: factor on the steps of its own.
+        """
         model = self.model
         model.chosen = mask
-        with repeatable(), self._tuned(mask), torch.no_grad():
+        with repeatable(), self._tuned(times * self.steps), torch.no_grad():
             if not self.frozen:
                 model.decoders.train()
                 with cumulative(model.decoders), self.context.arithmetic.context():
@@ -84,9 +89,9 @@ class Scorer:
         return float(value) if math.isfinite(value) else 0.0
 
     @contextlib.contextmanager
-    def _tuned(self, mask: AnyMask) -> Iterator[None]:
-        """Inside, the decoder's weights are those of a short training of its own; the encoder's stay."""
-        if not self.steps:
+    def _tuned(self, steps: int) -> Iterator[None]:
+        """Inside, the chosen decoder's weights are those of a short training of its own; the encoder's stay."""
+        if not steps:
             yield
             return
         model, arithmetic = self.model, self.context.arithmetic
@@ -98,10 +103,10 @@ class Scorer:
         parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.decay)
         model.decoders.train()
-        for step in range(self.steps):
+        for step in range(steps):
             images, target = self.tuning[step % len(self.tuning)]
-            warm = min(1.0, (step + 1) / max(1, self.steps // 5))
-            optimizer.param_groups[0]["lr"] = self.lr * warm * (1 - step / self.steps)
+            warm = min(1.0, (step + 1) / max(1, steps // 5))
+            optimizer.param_groups[0]["lr"] = self.lr * warm * (1 - step / steps)
             optimizer.zero_grad(set_to_none=True)
             with arithmetic.context():
                 loss = self.task.loss(model(images), target)
@@ -115,12 +120,13 @@ class Scorer:
                 part.load_state_dict(before[name])
 
 
-def search_front(search: FrontSearch, scorer: Scorer, workers: int) -> None:
+def search_front(search: FrontSearch, scorer: Scorer, workers: int, times: int = 1) -> None:
     """Score candidates until there are enough, in several processes at once.
 
     Args:
         search: says which and how many.
         scorer: gives scores.
+        times: as of :meth:`Scorer.__call__`.
         workers: processes, this one among them; on a CPU alone, and where processes can be forked.
     """
     forks = "fork" in multiprocessing.get_all_start_methods() and scorer.context.arithmetic.device.type == "cpu"
@@ -130,11 +136,13 @@ def search_front(search: FrontSearch, scorer: Scorer, workers: int) -> None:
         if count > 1:
             scorer(search.space.largest())  # now all features are there, and shared by the processes
             context = helper_context("fork")
-            helpers = [context.Process(target=_help, args=(search, scorer), daemon=True) for _ in range(count - 1)]
+            helpers = [
+                context.Process(target=_help, args=(search, scorer, times), daemon=True) for _ in range(count - 1)
+            ]
         try:
             for helper in helpers:
                 helper.start()
-            search.work(scorer)
+            search.work(lambda mask: scorer(mask, times))
             for helper in helpers:
                 helper.join()
         finally:
@@ -143,7 +151,7 @@ def search_front(search: FrontSearch, scorer: Scorer, workers: int) -> None:
                     helper.kill()
 
 
-def _help(search: FrontSearch, scorer: Scorer) -> None:
+def _help(search: FrontSearch, scorer: Scorer, times: int) -> None:
     """A helper process: its candidates are taken up by others if it ends."""
     begin_helper()
-    search.work(scorer)
+    search.work(lambda mask: scorer(mask, times))

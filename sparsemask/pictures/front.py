@@ -18,6 +18,7 @@ def draw_front(
     labels: Sequence[str],
     chosen: int | None = None,
     budget: float | None = None,
+    rest: str = "all candidates",
 ) -> Path:
     """Draw a front among all candidates.
 
@@ -30,6 +31,7 @@ def draw_front(
         labels: of the front's points.
         chosen: number of the point that is taken.
         budget: drawn as a line.
+        rest: what the others are, in words.
     """
     with style.drawing():
         fig = style.figure(6.4, 4.2)
@@ -49,7 +51,7 @@ def draw_front(
         axes.margins(0.1, 0.14)
         axes.set(xlabel=cost, ylabel=score)
         axes.set_title("Front", size=style.TITLE, pad=20)
-        note = "up and left is better; orange: the front, circled: the mask that is taken; blue: all candidates"
+        note = f"up and left is better; orange: the front, circled: the mask that is taken; blue: {rest}"
         axes.text(0, 1.02, note, transform=axes.transAxes, size=style.SMALL, color=style.GREY, va="bottom")
         inch = fig.dpi
         places = [axes.transData.transform(point) for point in points]
