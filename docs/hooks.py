@@ -15,6 +15,7 @@ PUBLIC = (
     "sparsemask.sparse",
     "sparsemask.spaces.connectivity",
     "sparsemask.spaces.group_sparsity",
+    "sparsemask.spaces.group_sparsity.shrinking",
     "sparsemask.spaces.sparse_conv",
     "sparsemask.spaces.specialized",
 )
@@ -38,18 +39,21 @@ def on_post_build(config) -> None:
     pages = Path(config.site_dir, "api").glob("*.html")
     documented = {name for page in pages for name in re.findall(r' id="([\w.]+)"', page.read_text(encoding="utf-8"))}
     for package in PUBLIC:
-        for name in public_names(package):
-            place = re.compile(rf"{re.escape(package)}\.(?:[a-z_]+\.)?{name}")  # the package or a module of it
+        for name, home in public_names(package):
+            place = re.compile(rf"{re.escape(home)}\.(?:[a-z_]+\.)?{name}")  # its package or a module of that
             if not any(map(place.fullmatch, documented)):
                 log.warning("%s.%s is public, but has no docstring or stands on no page of docs/api", package, name)
 
 
-def public_names(package: str) -> list[str]:
-    """The names in the package's `__all__`, without importing it."""
+def public_names(package: str) -> list[tuple[str, str]]:
+    """The names in the package's `__all__`, and where each is from, without importing it."""
     tree = ast.parse((ROOT / "build/package" / package.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
     assigned = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
     names = []
     for entry in assigned["__all__"].elts:
-        keys = assigned[entry.value.id].keys if isinstance(entry, ast.Starred) else [entry]
-        names += [key.value for key in keys]
-    return [name for name in names if not name.startswith("__")]
+        if isinstance(entry, ast.Starred):  # loaded on first use: name -> module
+            lazy = assigned[entry.value.id]
+            names += [(key.value, value.value) for key, value in zip(lazy.keys, lazy.values, strict=True)]
+        else:
+            names.append((entry.value, package))
+    return [(name, home) for name, home in names if not name.startswith("__")]

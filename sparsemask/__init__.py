@@ -21,6 +21,10 @@ _LAZY = {
     "save_mask": "sparsemask.masks",
     "load_weights": "sparsemask.weights",
     "trust": "sparsemask.plugins",
+    "load": "sparsemask.spaces.group_sparsity.shrinking",
+    "plan": "sparsemask.spaces.group_sparsity.shrinking",
+    "save": "sparsemask.spaces.group_sparsity.shrinking",
+    "shrink": "sparsemask.spaces.group_sparsity.shrinking",
 }
 
 __all__ = ["UseError", "__version__", *_LAZY]

@@ -14,9 +14,9 @@ from sparsemask.masks import UP
 from sparsemask.masks.decoder import DecoderMask, decoder_mask
 from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
 from sparsemask.spaces.connectivity import cost_table as module
-from sparsemask.spaces.connectivity.cost_measure import timer
 from sparsemask.spaces.connectivity.cost_table import CostTable, cost_table
 from sparsemask.spaces.connectivity.decoder_steps import Geometry, Step, decoder_steps
+from sparsemask.timing import timer
 
 NAME, SIZE, DEPTH, CLASSES = "pyramid:Pyramid", (33, 41), 16, 5
 GEOMETRY = Geometry((12, 10, 8, 6), ((5, 6), (9, 11), (9, 11), (17, 21)), DEPTH, CLASSES)

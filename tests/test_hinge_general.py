@@ -34,6 +34,15 @@ def test_shortcuts_tie_channels_over_all_layers_that_make_them():
     assert sum(s.count for s in plan.sets if s.projection == "P2") == 16 + 16 + 32 + 3 * (16 + 32 + 64)
 
 
+def test_a_callable_that_needs_more_than_a_number_of_classes_is_refused():
+    def create_model(model_name, pretrained=False, **more):
+        raise AssertionError("called")
+
+    with pytest.raises(UseError, match="create_model.*'model_name'") as refused:
+        networks.create(create_model)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("arch", ["resnext20", "vgg16", "densenet40"])
 def test_general_sets_are_free_elements_and_each_is_in_one(arch):
     network = networks.create(arch)
@@ -112,6 +121,7 @@ class Shared(nn.Module):
         return self.last(F.relu(self.again(F.relu(self.again(self.stem(x))))))
 
 
-def test_shared_weights_are_refused_by_name():
-    with pytest.raises(UseError, match="again"):
-        plan_for("my:own", None, Shared())
+def test_a_layer_that_runs_twice_is_one_layer():
+    network = Shared()
+    plan = plan_for("my:own", "channels", network)
+    assert [[m.module for m in s.members] for s in plan.sets] == [["stem", "again"]]

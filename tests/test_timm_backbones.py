@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,40 +22,16 @@ from sparsemask.spaces.backbones.weights import load_backbone_weights
 from sparsemask.spaces.connectivity import ConnectivityConfig, FullyDenseNetwork, PrunedNetwork, named_mask
 from sparsemask.spaces.connectivity.carry import carry_mask
 from sparsemask.weights import unbuilt_parts, under
+from timm_models import STANDINS, forget, importable_timm
 from tiny import SMALL, data_flags, environment, make_data, verb
 
 MOBILENET = [32, 32, 32, 16, 16, 8, 4, 2, 2]
-STANDINS = Path(__file__).with_name("stubs")
-
-
-def forget(package: str) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
-        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
 def timm():
-    """timm, beside a stand-in for torchvision where the real one is absent or broken; nothing may be downloaded."""
-    if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm absent: make test installs it (pip install --no-deps timm)")
-    patch = pytest.MonkeyPatch()
-    try:
-        import torchvision  # noqa: F401
-    except Exception:  # the wheel of a registry is made for CUDA and fails beside a torch for CPUs in many ways
-        forget("torchvision")
-        patch.syspath_prepend(str(STANDINS))
-    import timm
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("something asked for the network")
-
-    patch.setattr("socket.socket.connect", refuse)
-    patch.setattr("socket.getaddrinfo", refuse)
-    yield timm
-    patch.undo()
-    if hasattr(sys.modules.get("torchvision"), "STANDIN"):  # other tests find the machine as it is
-        forget("torchvision")
-        forget("timm")
+    with importable_timm() as module:
+        yield module
 
 
 # Channels and strides, deepest first.

@@ -20,8 +20,8 @@ from sparsemask.ops.dispatch import repeatable
 from sparsemask.processes import begin_helper, helper_context
 from sparsemask.search.connectivity.front import FrontSearch
 from sparsemask.search.connectivity.one_shot import AnyMask, OneShotNetwork
-from sparsemask.spaces.connectivity.cost_measure import thread_count
 from sparsemask.tasks.protocol import EvaluationContext, Task
+from sparsemask.timing import thread_count
 
 BATCHES = 4  # training batches from which batch norms are re-estimated
 TUNING = 24  # training batches on which decoders are tuned, in turn

@@ -19,10 +19,10 @@ from sparsemask.masks import DOWN, UP
 from sparsemask.masks.decoder import MULTIPLE, POINTWISE, DecoderMask, decoder_mask, deepest_end_point
 from sparsemask.options import amount, factor
 from sparsemask.runs import Run
-from sparsemask.spaces.connectivity.cost_measure import timer
 from sparsemask.spaces.connectivity.cost_table import CostTable, cost_table
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.tables import format_count
+from sparsemask.timing import timer
 
 
 class Costs(Protocol):

@@ -1,32 +1,19 @@
 """Times of the steps of connectivity networks on the machine at hand.
 
-Everything is timed in turn, in several rounds, so that a disturbance meets all alike, and of each the lower quartile
-counts, on a busy machine the least. With one thread on a CPU it is the thread's processor time: other processes change
-it by what they take of caches and memory, not by their time.
+They are timed in turn by :func:`sparsemask.timing.timer`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.masks import DOWN, UP
-from sparsemask.memory import keep_freed_memory
 from sparsemask.spaces.connectivity.decoder_steps import CONSTANT, Geometry, Step
 
-Functions = Mapping[Hashable, Callable[[], object]]
-_SHORTEST = 4e-4  # seconds; functions that take less are called several times within one measurement
-_MOST_CALLS = 64
-_LONG_ENOUGH = 30.0  # seconds; a machine's speed drifts by some percent within less
-BUSY = 1.15
-"""Above, what a :class:`Timer` says of the machine means that milliseconds are not exact to a few percent."""
 WIDTHS = (8, 16, 24, 32, 48, 64)
 """Widths of stages at which steps are measured, beside the depth of the published space."""
 
@@ -41,75 +28,6 @@ class Lazy:
         if self._function is None:
             self._function = self._make()
         return self._function()
-
-
-class Timer(Protocol):
-    """Times functions in turn."""
-
-    def __call__(self, functions: Functions, rounds: int) -> tuple[dict[Hashable, float], float]:
-        """Time every function.
-
-        Args:
-            functions: by keys, which are steps or decoders.
-            rounds: measurements of each at least; up to four times as many where they are short.
-
-        Returns:
-            Milliseconds by key, and how busy the machine is: 1 where nothing disturbs, 2 where everything took twice
-            its time.
-        """
-
-
-@contextlib.contextmanager
-def thread_count(threads: int) -> Iterator[None]:
-    """Inside, torch computes with so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def timer(device: torch.device, threads: int) -> Timer:
-    """A timer for functions that run on a device with a number of threads; freed memory is kept, as networks do."""
-    keep_freed_memory()
-
-    def time_all(functions: Functions, rounds: int) -> tuple[dict[Hashable, float], float]:
-        with thread_count(threads), torch.inference_mode():
-            calls = {key: _calls(function, device) for key, function in functions.items()}
-            taken: dict[Hashable, list[tuple[float, float]]] = {key: [] for key in functions}
-            begun = time.perf_counter()
-            for number in range(4 * rounds):
-                if number >= rounds and time.perf_counter() - begun > _LONG_ENOUGH:
-                    break
-                for key, function in functions.items():
-                    taken[key].append(_measured(function, calls[key], device))
-        wall, processor = np.moveaxis(np.array(list(taken.values())), 2, 0)
-        own = device.type == "cpu" and threads == 1
-        busy = (
-            wall.sum() / max(processor.sum(), 1e-9) if own else np.median(wall, 1).sum() / max(wall.min(1).sum(), 1e-9)
-        )
-        seconds = np.percentile(processor if own else wall, 0 if busy > BUSY else 25, axis=1)
-        return dict(zip(taken, (seconds * 1e3).tolist(), strict=True)), float(busy)
-
-    return time_all
-
-
-def _calls(function: Callable[[], object], device: torch.device) -> int:
-    """How often a function is called within one measurement, after warming it up."""
-    _measured(function, 2, device)
-    return int(np.clip(_SHORTEST / max(_measured(function, 1, device)[0], 1e-7), 1, _MOST_CALLS))
-
-
-def _measured(function: Callable[[], object], calls: int, device: torch.device) -> tuple[float, float]:
-    """Seconds of one call: on the clock, and of this thread's processor time."""
-    wall, processor = time.perf_counter(), time.thread_time()
-    for _ in range(calls):
-        function()
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    processor = time.thread_time() - processor
-    return (time.perf_counter() - wall) / calls, processor / calls
 
 
 def steps_to_measure(geometry: Geometry) -> list[Step]:

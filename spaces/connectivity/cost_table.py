@@ -33,18 +33,15 @@ from sparsemask.masks import DOWN, UP
 from sparsemask.masks.decoder import MULTIPLE, DecoderMask, as_decoder, decoder_mask
 from sparsemask.spaces.backbones import strides
 from sparsemask.spaces.connectivity.cost_measure import (
-    BUSY,
     Lazy,
-    Timer,
     Workbench,
     steps_to_measure,
-    thread_count,
-    timer,
 )
 from sparsemask.spaces.connectivity.decoder_steps import Geometry, Step, decoder_steps
 from sparsemask.spaces.connectivity.expected_cost import ExpectedCost
 from sparsemask.spaces.connectivity.named_masks import named_mask, random_decoder
 from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
+from sparsemask.timing import BUSY, Timer, thread_count, timer
 
 _VERSION = 2
 CURRENCIES = ("ms", "multiply-adds")
@@ -133,7 +130,7 @@ class CostTable:
             in_channels: channels of the pictures.
             network: further arguments of :class:`PrunedNetwork`, such as the backbone's form or its widths.
             progress: gets a line where the machine is too busy for figures to be trusted.
-            clock: times functions in turn; None: :func:`sparsemask.spaces.connectivity.cost_measure.timer`.
+            clock: times functions in turn; None: :func:`sparsemask.timing.timer`.
             rounds: measurements of every function.
         """
         device = torch.device(device)

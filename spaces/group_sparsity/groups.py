@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from sparsemask.spaces.group_sparsity.compression.border import Bordered
+
 PROJECTIONS = ("P1", "P2")
 
 
@@ -113,10 +115,12 @@ def scale_(network: nn.Module, s: GroupSet, factors: Tensor) -> None:
 
 @torch.no_grad()
 def zero_(network: nn.Module, s: GroupSet, gone: Tensor) -> None:
-    """Set the groups in `gone`, bool (count,), and the biases of their output channels to zero, in place."""
+    """Set the groups in `gone`, bool (count,), and biases and borders of their output channels to zero, in place."""
     for member in s.members:
         module = network.get_submodule(member.module)
         channels = s.channels(member, gone.to(module.weight.device))
         module.weight.transpose(0, axis(module, member.dim))[channels] = 0
         if member.dim == 0 and module.bias is not None:
             module.bias[channels] = 0
+        if member.dim == 0 and isinstance(module, Bordered):
+            module.border.transpose(0, axis(module, 0))[channels] = 0

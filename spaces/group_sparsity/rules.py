@@ -168,7 +168,8 @@ def _producers(network: nn.Module, graph: ChannelGraph, nodes: list) -> dict[str
     for node in nodes:
         name = graph.module_of(node)
         if isinstance(network.get_submodule(name), _PRODUCERS):
-            if node.weight is not None and node.weight.parameter == f"{name}.weight":
+            own = node.weight is not None and node.weight.parameter == f"{name}.weight"
+            if own and not (node.transposed and node.groups > 1):  # whose outputs are no dimension of the weight
                 producers[name] = node.makes
     return producers
 

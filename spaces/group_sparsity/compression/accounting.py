@@ -15,6 +15,9 @@ from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 # Modules that the published convention counts with one operation an element.
 _RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.ELU)
 
+# Dimensions of a parameter along which there can be channels.
+_AXES = 4
+
 
 @dataclass(frozen=True)
 class Count:
@@ -26,7 +29,7 @@ class Count:
     multiply_adds: int
     """Multiply-adds executed by convolutions and linear layers, as :func:`sparsemask.costs.multiply_adds` counts."""
     parameters: int
-    """Trainable parameters."""
+    """Trainable parameters, or all."""
 
 
 class Accounting:
@@ -36,18 +39,25 @@ class Accounting:
         network: the traced network, with its pairs; neither kept nor changed.
         graph: its channels. Sizes are those of the input it was traced with.
         input_shape: checked against the graph's if given, (B, C, H, W) or (C, H, W).
+        frozen: also count parameters that are not trainable.
 
     Raises:
         UseError: `input_shape` differs from the graph's.
     """
 
-    def __init__(self, network: nn.Module, graph: ChannelGraph, input_shape: Collection[int] | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        graph: ChannelGraph,
+        input_shape: Collection[int] | None = None,
+        frozen: bool = False,
+    ):
         if input_shape is not None and tuple(input_shape)[-3:] != graph.shape[-3:]:
             raise UseError(f"the graph was traced with {graph.shape}, not {tuple(input_shape)}; trace it again")
         self.graph = graph
         self._products(network)
         self._elementwise(graph)
-        self._parameters(network)
+        self._parameters(network, frozen)
         self._pairs(network)
 
     def __deepcopy__(self, memo: dict):
@@ -65,10 +75,10 @@ class Accounting:
         """
         alive = self._alive(gone)
         into, out = self._into.count(alive), self._out.count(alive)
-        # A grouped convolution loses whole groups: what one group has stays.
-        inner = np.where(self._groups > 1, self._per_group, into)
+        # A grouped convolution that loses whole groups keeps what one group has.
+        inner = np.where(self._whole, self._per_group, into // self._groups)
         products = self._area * inner * out
-        parameters = self._constant + int((self._fixed * self._rows.count(alive) * self._columns.count(alive)).sum())
+        parameters = self._constant + int((self._fixed * self._axes.count(alive).reshape(-1, _AXES).prod(1)).sum())
         if unknown := set(merge) - set(self.pair_names):
             raise UseError(f"'{min(unknown)}' is no pair of this network")
         merged = np.array([name in merge for name in self.pair_names], dtype=bool)
@@ -91,7 +101,8 @@ class Accounting:
         """Return the remaining input and output channels of each convolution and linear layer, by name."""
         alive = self._alive(gone)
         ends = zip(self._into.count(alive).tolist(), self._out.count(alive).tolist(), strict=True)
-        return dict(zip(self.names, ends, strict=True))
+        every = zip(self.graph.nodes, self.names, ends, strict=True)
+        return {name: both for node, name, both in every if not node.border}
 
     def _alive(self, gone: np.ndarray | None) -> np.ndarray:
         """Which elements remain, and one more that always does, bool (graph.count + 1,)."""
@@ -103,7 +114,8 @@ class Accounting:
         self.names = [self.graph.module_of(node) for node in nodes]
         self._into = _Lines([node.consumes for node in nodes])
         self._out = _Lines([node.makes for node in nodes])
-        self._groups = np.array([node.groups for node in nodes])
+        whole = [node.groups > 1 and not node.inside for node in nodes]
+        self._whole, self._groups = np.array(whole), np.array([node.groups if node.inside else 1 for node in nodes])
         self._per_group = np.array([len(node.consumes) // node.groups for node in nodes])
         self._kernel = np.array([_volume(n.weight.shape[2:]) if n.op == "convolution" else 1 for n in nodes])
         # A transposed convolution multiplies at every position of its input.
@@ -120,22 +132,25 @@ class Accounting:
                 rates.append(rate * _spread(after.shape, graph.shape[0]))
         self._maps, self._rate = _Lines(lines), np.array(rates, dtype=np.int64)
 
-    def _parameters(self, network: nn.Module) -> None:
-        """Constant parameters, and of each tensor the one or two axes of channels and what it has for each of them."""
-        rows, columns, fixed = [], [], []
+    def _parameters(self, network: nn.Module, frozen: bool) -> None:
+        """Constant parameters, and of each tensor its axes of channels and what it has for each of them."""
+        lines, fixed = [], []
         always = np.array([self.graph.count])  # one more element that is never removed: an axis of length one
         self._constant = 0
         for name, parameter in network.named_parameters():
             axes = [e for e in self.graph.axes.get(name, {}).values() if len(e)]
-            if not parameter.requires_grad:
+            if not (frozen or parameter.requires_grad):
                 continue
             if not axes:
                 self._constant += parameter.numel()
                 continue
-            rows.append(axes[0])
-            columns.append(axes[1] if len(axes) > 1 else always)
-            fixed.append(parameter.numel() // _volume(map(len, axes)))
-        self._rows, self._columns, self._fixed = _Lines(rows), _Lines(columns), np.array(fixed, dtype=np.int64)
+            first, others = axes[:_AXES], axes[_AXES:]
+            for elements in others:  # positions: of more dimensions than channels ever have
+                if not self.graph.locked(elements).all():
+                    raise UseError(f"{name} has channels along more than {_AXES} dimensions")
+            lines += [*first, *[always] * (_AXES - len(first))]
+            fixed.append(parameter.numel() // _volume(map(len, first)))
+        self._axes, self._fixed = _Lines(lines), np.array(fixed, dtype=np.int64)
 
     def _pairs(self, network: nn.Module) -> None:
         node_index = {name: i for i, name in enumerate(self.names) if self.graph.node(name) is self.graph.nodes[i]}

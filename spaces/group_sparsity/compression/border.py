@@ -8,27 +8,79 @@ removed weights, gives exactly that, at any size, stride and dilation, and once 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs
 from sparsemask.timing import evaluating
+
+_SIZES = 8  # input sizes whose maps a convolution keeps
+
+
+@dataclass(frozen=True)
+class _KeptMap:
+    """The contribution of the ones at one size of input, and the border that it was computed from."""
+
+    border: Tensor
+    map: Tensor
 
 
 class Bordered:
-    """Mixin of a convolution class: adds the convolution of an input of ones by `border` to the output."""
+    """Mixin of a convolution class: adds the convolution of an input of ones by `border` to the output.
+
+    What is added depends on the size of the input alone. In evaluation on a CPU it is computed once a size and kept;
+    kept maps are compared with the border that they were made of, so that other weights, however they got there, make
+    new ones. They are no part of the state: copies and files are without them.
+    """
+
+    _kept: dict[tuple, _KeptMap] | None = None
 
     def forward(self, x: Tensor, *args) -> Tensor:
         """The convolution of x, (B, C, ...), and the contribution of the ones."""
         y = super().forward(x, *args)
         if self.border_map is not None and not self.training and self.border_map.shape[2:] == y.shape[2:]:
             return y + self.border_map
-        return y + self.border_of(x)
+        if self.training or not self._keeps():
+            return y + self.border_of(x)
+        # Nothing else reads y, and a sum in place takes no memory of its own.
+        return y.add_(self._kept_map(x, y))
+
+    def _keeps(self) -> bool:
+        """Whether a kept map may stand for the convolution of ones: nobody differentiates, records or compiles it.
+
+        Elsewhere than on a CPU comparing a map's border would wait for the device.
+        """
+        return (
+            type(self.border) is nn.Parameter  # otherwise a stand-in that is batched or differentiated by functions
+            and self.border.device.type == "cpu"
+            and not (torch.is_grad_enabled() and self.border.requires_grad)
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+            and _get_current_dispatch_mode() is None
+        )
+
+    def _kept_map(self, x: Tensor, y: Tensor) -> Tensor:
+        """The contribution of the ones for an input of x's size, of y's type, kept from the last time if valid."""
+        key = (x.shape[2:], y.dtype)
+        maps = self._kept if self._kept is not None else {}
+        known = maps.get(key)
+        if known is None or known.border.dtype != self.border.dtype or not torch.equal(known.border, self.border):
+            with torch.inference_mode(False), torch.no_grad():
+                known = _KeptMap(self.border.detach().clone(), self.border_of(x).to(y.dtype))
+            self._kept = {**dict(list(maps.items())[1 - _SIZES :]), key: known}
+        return known.map
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
     def border_of(self, x: Tensor) -> Tensor:
         """(1, out channels, ...): the contribution of the ones for an input of x's size."""
-        ones = x.new_ones(1, 1, *x.shape[2:])
+        ones = self.border.new_ones(1, 1, *x.shape[2:])
         transposed = isinstance(self, _ConvTransposeNd)
         ahead = self.output_padding if transposed else (0,) * len(self.stride)
         return torch.convolution(
@@ -43,10 +95,15 @@ class Bordered:
             self.border_map *= scale.view(1, -1, *[1] * (self.border_map.dim() - 2))
 
     def train(self, mode: bool = True):
-        """Set the mode; training drops a precomputed map."""
+        """Set the mode; training drops precomputed maps."""
         if mode:
-            self.border_map = None
+            self.border_map = self._kept = None
         return super().train(mode)
+
+    def _load_from_state_dict(self, *args) -> None:
+        """Load weights; maps of the former ones are dropped."""
+        self.border_map = self._kept = None
+        super()._load_from_state_dict(*args)
 
 
 # Named here, so that networks that hold them can be pickled, copied and saved whole.
@@ -118,14 +175,15 @@ def add_bias(module: nn.Module, bias: Tensor) -> None:
         module.bias.data += bias
 
 
-def fix_borders(network: nn.Module, example: Tensor) -> nn.Module:
+def fix_borders(network: nn.Module, example: AnyInputs) -> nn.Module:
     """Precompute every border's map for inputs of one size, in place, so that evaluation only adds it.
 
-    The maps are dropped when training begins; call it again after loading other weights.
+    For forms that are exported or compiled, where a map is a constant; elsewhere convolutions keep maps themselves. The
+    maps are dropped when training begins and when weights are loaded.
 
     Args:
         network: changed in place.
-        example: an input (B, C, ...).
+        example: an input (B, C, ...), or what :class:`sparsemask.spaces.group_sparsity.inputs.Inputs` takes.
 
     Returns:
         The network.
@@ -138,7 +196,7 @@ def fix_borders(network: nn.Module, example: Tensor) -> nn.Module:
     try:
         if hooks:
             with evaluating(network):
-                network(example)
+                Inputs.of(example).run(network)
     finally:
         for hook in hooks:
             hook.remove()

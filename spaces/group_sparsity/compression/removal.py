@@ -30,9 +30,11 @@ class Removal:
         self.graph, self.sets = graph, tuple(sets)
         dense = {graph.module_of(node) for node in graph.dense}
         count = graph.count
+        # A layer that runs several times has the same channels each time.
+        layers = {node.weight.parameter or n: node for n, node in enumerate(graph.dense) if not node.border}.values()
         self._ends = [
-            _counted([node.makes for node in graph.dense], count),
-            _counted([node.consumes for node in graph.dense], count),
+            _counted([node.makes for node in layers], count),
+            _counted([node.consumes for node in layers], count),
         ]
         # (module, side) -> (set, group of every channel); a side that two sets name counts once.
         self._sides: dict[tuple[str, int], list[tuple[str, np.ndarray]]] = {}
@@ -41,9 +43,6 @@ class Removal:
                 group_of = _groups(s, member, len(graph.elements(member.module, member.dim)))
                 if member.module in dense:
                     self._sides.setdefault((member.module, member.dim), []).append((s.name, group_of))
-        arrays = [e for axes in graph.axes.values() for e in axes.values() if len(e)]
-        self._lines = np.concatenate(arrays)
-        self._starts = np.cumsum([0, *map(len, arrays[:-1])])
 
     def __deepcopy__(self, memo: dict):
         return self  # never changes, and serves every copy of the network
@@ -70,10 +69,23 @@ class Removal:
         for total, channels in zip(self._ends, lost, strict=True):
             gone |= (total > 0) & (_counted(channels, count) == total)
         gone &= ~self.graph.locked(np.arange(count))
-        # The first channel of a tensor that would lose all of them stays.
-        remaining = np.add.reduceat((~gone[self._lines]).astype(np.int64), self._starts)
-        gone[self._lines[self._starts[remaining == 0]]] = False
-        return gone
+        return self.graph.spared(gone)
+
+    def touched(self, s: GroupSet, elements: np.ndarray) -> np.ndarray:
+        """Return which groups of a set have channels among some elements.
+
+        Args:
+            s: one of the sets.
+            elements: bool (graph.count,).
+
+        Returns:
+            bool (s.count,).
+        """
+        groups = np.zeros(s.count + 1, dtype=bool)
+        for member in s.members:
+            channels = self.graph.elements(member.module, member.dim)
+            groups[_groups(s, member, len(channels))[elements[channels]]] = True
+        return groups[: s.count]
 
     def zero_(self, network: nn.Module, kept: Kept) -> nn.Module:
         """Set every dropped group of `network` to zero, in place, and return the network."""

@@ -92,7 +92,8 @@ def create(arch: str | Callable, n_class: int = 10, **options) -> nn.Module:
         options: arguments of the named network's class, such as `shortcut` or `bias` of a ResNet.
 
     Raises:
-        UseError: unknown name, option or depth, or a callable that cannot be imported or returns no module.
+        UseError: unknown name, option or depth, or a callable that cannot be imported, needs other arguments or returns
+            no module.
     """
     known = None if callable(arch) else architecture(arch)
     if known is None:
@@ -118,16 +119,25 @@ def defaults(arch: str) -> dict:
 
 def _own(arch: str | Callable, n_class: int) -> nn.Module:
     builder = arch if callable(arch) else imported(arch, "network")
-    parameters = _parameters(builder)
-    class_argument = next((name for name in ("n_class", "num_classes") if name in parameters), None)
-    network = builder(**{class_argument: n_class} if class_argument else {})
+    signature = _signature(builder)
+    names = signature.parameters if signature else ()
+    class_argument = next((name for name in ("n_class", "num_classes") if name in names), None)
+    arguments = {class_argument: n_class} if class_argument else {}
+    try:
+        if signature:
+            signature.bind(**arguments)
+    except TypeError as error:
+        raise UseError(
+            f"network '{arch}': {error}; it gets a number of classes at most: name a function that sets the rest"
+        ) from None
+    network = builder(**arguments)
     if not isinstance(network, nn.Module):
         raise UseError(f"network '{arch}': returned {type(network).__name__}, expected a torch.nn.Module")
     return network
 
 
-def _parameters(builder: Callable) -> list[str]:
+def _signature(builder: Callable) -> inspect.Signature | None:
     try:
-        return list(inspect.signature(builder).parameters)
+        return inspect.signature(builder)
     except ValueError:  # some built in C
-        return []
+        return None

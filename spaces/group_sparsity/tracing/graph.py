@@ -7,32 +7,45 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from sparsemask.errors import UseError
-from sparsemask.spaces.group_sparsity.tracing.record import Node, RemovesChannels, Value, Watched
+from sparsemask.errors import UseError, choose
+from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs, Structure
+from sparsemask.spaces.group_sparsity.tracing import numbers, trial
+from sparsemask.spaces.group_sparsity.tracing.record import (
+    Contraction,
+    Counted,
+    Node,
+    RemovesChannels,
+    Value,
+    Watched,
+    replaced,
+    tensors_in,
+)
 from sparsemask.spaces.group_sparsity.tracing.slicing import keep_
 from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
+
+STATISTICS = ("exact", "free")
+# Traces of one network until every size in its code is decided; the rest is locked then, in as many more at most.
+_TRIES = 16
 
 
 def _resolved(node: Node, classes: np.ndarray, value: Callable) -> Node:
     is_product = node.makes is not None
-    return replace(
-        node,
-        inputs=tuple(map(value, node.inputs)),
-        outputs=tuple(map(value, node.outputs)),
-        args=tree_map_only(Value, value, node.args),
-        consumes=classes[node.consumes] if is_product else None,
-        makes=classes[node.makes] if is_product else None,
-        weight=value(node.weight),
-        bias=value(node.bias),
-    )
+    resolved = copy.copy(node)
+    resolved.inputs = tuple(map(value, node.inputs))
+    resolved.outputs = tuple(map(value, node.outputs))
+    resolved.args = replaced(node.args, Value, value)
+    resolved.consumes = classes[node.consumes] if is_product else None
+    resolved.makes = classes[node.makes] if is_product else None
+    resolved.weight, resolved.bias = value(node.weight), value(node.bias)
+    resolved.sums = tuple(Contraction(classes[each.elements], each.places) for each in node.sums)
+    return resolved
 
 
 class ChannelGraph:
@@ -46,12 +59,14 @@ class ChannelGraph:
         count: number of elements.
         nodes: the convolutions and matrix products in order of execution, elements resolved.
         axes: by name of parameter or buffer: dimension -> elements along it.
-        shape: of the input it was traced with.
+        inputs: the structure of the inputs it was traced with.
+        shape: of the first of them.
+        numbers: attributes of modules that count channels and follow them.
     """
 
-    def __init__(self, watched: Watched, shape: tuple[int, ...]):
-        self._classes, self._reasons = watched.elements.resolve()
-        self.shape = shape
+    def __init__(self, watched: Watched, inputs: Structure):
+        self._classes, self._reasons, self._approximations = watched.elements.resolve()
+        self.inputs, self.shape = inputs, inputs.shape
         self.count = len(self._reasons)
         self._locked = np.array([reason is not None for reason in self._reasons], dtype=bool)
         known: dict[int, Value] = {}
@@ -67,7 +82,8 @@ class ChannelGraph:
         self.calls = [(name, type(module), resolved(a), resolved(b)) for name, module, a, b in watched.calls]
         self.axes = {name: resolved(value).axes for name, value in watched.parameters.items() if value.axes}
         # A convolution's border (of a compressed network) is a product too, but not the one its name stands for.
-        self._owned = {self.module_of(n): n for n in self.nodes if not n.weight.parameter.endswith(".border")}
+        self._owned = {self.module_of(n): n for n in self.nodes if not n.border}
+        self.numbers = tuple(replace(n, elements=self._classes[n.elements]) for n in watched.numbers)
         self._adaptable = {
             name: (before.axes[1], after.axes[1])
             for name, kind, before, after in self.calls
@@ -118,6 +134,19 @@ class ChannelGraph:
         """Reason why an element is locked; None if it is not."""
         return self._reasons[element]
 
+    def approximation(self, element: int) -> str | None:
+        """Reason why removing an element changes the function; None if it does not (`statistics` of the trace)."""
+        return self._approximations[element]
+
+    @functools.cached_property
+    def approximate(self) -> np.ndarray:
+        """Elements whose removal changes the function, since statistics are taken over them, bool (count,)."""
+        return np.array([reason is not None for reason in self._approximations], dtype=bool)
+
+    def resolved(self, elements: np.ndarray) -> np.ndarray:
+        """Numbers in this graph of elements as they were recorded."""
+        return self._classes[elements]
+
     @functools.cached_property
     def readers(self) -> dict[int, list[Node]]:
         """The operators that read each tensor, by the number of its value, in order of execution."""
@@ -129,8 +158,32 @@ class ChannelGraph:
 
     @functools.cached_property
     def dense(self) -> list[Node]:
-        """Products without groups; only these create and consume channels, grouped ones pass them on."""
-        return [node for node in self.nodes if node.groups == 1]
+        """Products that create and consume channels; grouped ones that lose whole groups pass them on."""
+        return [node for node in self.nodes if node.mixes]
+
+    @functools.cached_property
+    def shared(self) -> frozenset[str]:
+        """Names of the parameters and buffers that several operators use."""
+        uses = Counter(
+            value.parameter
+            for node in self.all_nodes
+            if node.op not in ("t", "transpose")
+            for value in {value.number: value for value in node.inputs}.values()
+        )
+        return frozenset(name for name, count in uses.items() if name and count > 1)
+
+    @functools.cached_property
+    def _lines(self) -> tuple[np.ndarray, np.ndarray]:
+        """The elements along every axis of every tensor, concatenated, and where each begins."""
+        arrays = [e for axes in self.axes.values() for e in axes.values() if len(e)]
+        return np.concatenate(arrays), np.cumsum([0, *map(len, arrays[:-1])])
+
+    def spared(self, gone: np.ndarray) -> np.ndarray:
+        """`gone`, bool (count,), without the first channel of each tensor that would lose all of them."""
+        gone, (lines, starts) = gone.copy(), self._lines
+        remaining = np.add.reduceat((~gone[lines]).astype(np.int64), starts)
+        gone[lines[starts[remaining == 0]]] = False
+        return gone
 
     def remove(self, network: nn.Module, gone: np.ndarray) -> nn.Module:
         """Remove channels in place: from weights, biases, buffers, channel and group numbers.
@@ -148,7 +201,8 @@ class ChannelGraph:
             The network.
 
         Raises:
-            UseError: a locked element, or a tensor that would lose all of its channels.
+            UseError: a locked element, a tensor that would lose all of its channels, or different numbers of channels
+                where one number of a module stands for both.
         """
         gone = self.as_mask(gone)
         if (bad := np.flatnonzero(gone & self._locked)).size:
@@ -157,7 +211,10 @@ class ChannelGraph:
             for elements in axes.values():
                 if len(elements) and gone[elements].all():
                     raise UseError(f"{name} would lose all of its channels; keep at least one")
-        keep_(network, self.axes, ~gone)
+        changed = numbers.remaining(self.numbers, ~gone)
+        fixed = {self.module_of(node) for node in self.nodes if node.inside}
+        keep_(network, self.axes, ~gone, fixed)
+        numbers.update_(network, changed)
         for name, (before, after) in self._adaptable.items():
             if gone[before].any() or gone[after].any():
                 network.get_submodule(name).remove_channels(~gone[before], ~gone[after])
@@ -173,56 +230,78 @@ class ChannelGraph:
         return mask
 
 
-def trace(network: nn.Module, example: Tensor) -> ChannelGraph:
-    """Run a network once in evaluation mode and record which channels depend on each other.
+def trace(network: nn.Module, example: AnyInputs, statistics: str = "exact") -> ChannelGraph:
+    """Run a network in evaluation mode and record which channels depend on each other.
 
     Sums and products tie channels, concatenations join them, convolutions and linear layers make new ones, grouped
-    convolutions tie whole groups, a flattened map repeats its channels. The network is not changed.
+    convolutions tie whole groups, a flattened map repeats its channels. Sizes written in the code, also those that
+    modules keep as attributes, are tried out on a copy. A module that is used several times has the same channels each
+    time. The network is not changed.
 
     Args:
-        network: any network of convolutions.
-        example: an input (B, C, ...).
+        network: any network of convolutions or linear layers.
+        example: an input (B, C, ...); a tuple of several, a dict of keyword arguments, each may be nested.
+        statistics: treatment of channels over which a layer norm, a mean, a softmax ... is taken, so that removing
+            some changes what becomes of the others. "exact": they are locked. "free": they can be removed, and
+            :attr:`ChannelGraph.approximate` tells them; for networks that are trained further.
 
     Returns:
         The channel graph.
 
     Raises:
-        UseError: value-dependent control flow, weights that are used twice, a network without convolutions, or one that
-            does not run on the input; the message names the module.
+        UseError: value-dependent control flow, a network without convolutions, or one that does not run on the input;
+            the message names the module.
     """
-    if not any(p.dim() > 2 for p in network.parameters()):
+    choose(statistics, STATISTICS, "statistics")
+    if next(network.parameters(), None) is None:
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
-    watched = Tracer(network).run(example)
-    _refuse_reuse(watched)
-    graph = ChannelGraph(watched, tuple(example.shape))
+    graph = _settled(network, Inputs.of(example), statistics == "free")
+    if not any(p.dim() > 2 for p in network.parameters()) and graph.locked(np.arange(graph.count)).all():
+        raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
     if not graph.nodes:
         raise UseError(f"{type(network).__name__} executed no convolution: there is nothing to prune")
-    fixed = [(elements, why) for elements, why in watched.doubtful if not _follows(network, example, graph, elements)]
-    for elements, reason in fixed:
-        watched.elements.lock(elements, reason)
-    return ChannelGraph(watched, tuple(example.shape)) if fixed else graph
+    return graph
 
 
-def _refuse_reuse(watched: Watched) -> None:
-    used = set()
-    for name in (node.weight.parameter for node in watched.nodes if node.makes is not None):
-        if name in used:
-            module = name.rpartition(".")[0]
-            raise UseError(f"module '{module}' is used twice: shared weights cannot be pruned; give each its own")
-        used |= {name} - {""}  # computed weights have no name
+def _settled(network: nn.Module, inputs: Inputs, free: bool) -> ChannelGraph:
+    """Trace until all sizes in the network's code follow the channels that are not locked."""
+    structure, held = inputs.structure(), _held(network)
+    ways: dict[trial.Key, int] = {}
+    fixed: set[str | int] = set()
+    watched = Tracer(network, free_statistics=free).run(inputs)
+    if held != _held(network):  # something was computed once and kept: from now on runs are alike
+        watched = Tracer(network, free_statistics=free).run(inputs)
+    for attempt in range(2 * _TRIES):
+        _tie_counted(watched)
+        graph = ChannelGraph(watched, structure)
+        undecided = [site for site in watched.sites if site.way < site.ways]
+        tried = [site for site in undecided if site.tried]
+        doubtful = watched.written or any(site.tried for site in watched.sites)
+        failing = trial.failing(network, inputs, graph, tried, fixed) if doubtful else set()
+        failing = failing or trial.useless(graph, undecided)
+        if not failing:
+            return graph
+        if attempt >= _TRIES:  # enough: what is undecided is locked, and what still fails
+            ways.update({site.key: site.ways for site in undecided})
+        fixed |= {key for key in failing if isinstance(key, str | int)}
+        ways.update({key: ways.get(key, 0) + 1 for key in failing if isinstance(key, tuple)})
+        watched = Tracer(network, ways, free, fixed, watched).run(inputs)
+    watched.elements.lock(np.arange(watched.elements.count), "sizes in the network's code do not follow the channels")
+    return ChannelGraph(watched, structure)
 
 
-def _follows(network: nn.Module, example: Tensor, graph: ChannelGraph, elements: np.ndarray) -> bool:
-    """Whether a size written in the network's code still fits after removing a channel; tried on a copy."""
-    classes = np.unique(graph._classes[elements])
-    free = classes[~graph.locked(classes)]
-    if not free.size or len(classes) < 2:
-        return True
-    trial = copy.deepcopy(network).eval()
-    try:
-        graph.remove(trial, free[:1])
-        with torch.no_grad():
-            trial(example)
-    except (RuntimeError, ValueError, UseError):
-        return False
-    return True
+def _tie_counted(watched: Watched) -> None:
+    """Tie what one attribute counts, entry by entry, so that it keeps one value."""
+    first: dict[Counted, np.ndarray] = {}
+    for number in watched.numbers:
+        watched.elements.tie(first.setdefault(number.key, number.elements), number.elements)
+
+
+def _held(network: nn.Module) -> int:
+    """Number of tensors that modules keep beside their parameters and buffers, in dictionaries or attributes."""
+    return sum(
+        len(tensors_in(tuple(value.values())) if type(value) is dict else tensors_in(value))
+        for module in network.modules()
+        for key, value in vars(module).items()
+        if not key.startswith("_") and isinstance(value, dict | Tensor)
+    )

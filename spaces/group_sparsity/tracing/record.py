@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ class Elements:
         self.count = 0
         self._ties: list[tuple[np.ndarray, np.ndarray]] = []
         self._locks: list[tuple[np.ndarray, str]] = []
+        self._approximations: list[tuple[np.ndarray, str]] = []
 
     def fresh(self, count: int, reason: str | None = None) -> np.ndarray:
         """Create `count` elements and return their numbers, (count,) int64; locked if a reason is given."""
@@ -31,25 +34,36 @@ class Elements:
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
         """Require that entry i of `a` and entry i of `b` are removed together; either may be a single element."""
         a, b = np.broadcast_arrays(a, b)
-        self._ties.append((a, b))
+        self._ties.append((a.ravel(), b.ravel()))
 
     def lock(self, elements: np.ndarray, reason: str) -> None:
         """Forbid to remove these elements; of several reasons the first is reported."""
         self._locks.append((np.asarray(elements), reason))
 
-    def resolve(self) -> tuple[np.ndarray, list[str | None]]:
-        """Return the class of every element, (count,) int64 from 0, and for every class why it is locked, or None."""
+    def approximate(self, elements: np.ndarray, reason: str) -> None:
+        """Note that removing these elements changes the function, since statistics are taken over them."""
+        self._approximations.append((np.asarray(elements), reason))
+
+    def resolve(self) -> tuple[np.ndarray, list[str | None], list[str | None]]:
+        """Return the class of every element, (count,) int64 from 0, and two lists of a reason or None for every class:
+        why it is locked, and why its removal changes the function."""
         if self._ties:
             a, b = (np.concatenate(side) for side in zip(*self._ties, strict=True))
         else:
             a = b = np.zeros(0, np.int64)
         links = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(self.count, self.count))
         number, classes = connected_components(links, directed=False)
-        reasons: list[str | None] = [None] * number
-        for elements, reason in reversed(self._locks):
-            for c in np.unique(classes[elements]):
-                reasons[c] = reason
-        return classes.astype(np.int64), reasons
+        locked, approximate = (_first(entries, classes, number) for entries in (self._locks, self._approximations))
+        return classes.astype(np.int64), locked, approximate
+
+
+def _first(entries: list[tuple[np.ndarray, str]], classes: np.ndarray, count: int) -> list[str | None]:
+    """The first reason that was given for each class."""
+    reasons: list[str | None] = [None] * count
+    for elements, reason in reversed(entries):
+        for c in np.unique(classes[elements]):
+            reasons[c] = reason
+    return reasons
 
 
 @dataclass
@@ -63,6 +77,17 @@ class Value:
     """Whether it depends on the network's input."""
     parameter: str = ""
     """Its name, if it is a parameter or buffer of the network."""
+    uniform: frozenset[int] = frozenset()
+    """Dimensions along which it was expanded from one entry, so that it fits any number of channels."""
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A sum over channels without weights of its own: exact without a channel that is zero in one of its terms."""
+
+    elements: np.ndarray
+    places: tuple[tuple[int, int], ...]
+    """(input of the operator, its dimension): where they lie."""
 
 
 @dataclass
@@ -82,8 +107,24 @@ class Node:
     makes: np.ndarray | None = None
     """Likewise the output's."""
     groups: int = 1
+    inside: bool = False
+    """Grouped convolutions: whether every group loses the same channels; otherwise whole groups are removed."""
     weight: Value | None = None
     bias: Value | None = None
+    uniform: frozenset[int] = frozenset()
+    """Dimensions of the output that were expanded from one entry."""
+    sums: tuple[Contraction, ...] = ()
+    """Sums over channels, to which a removed channel must contribute nothing."""
+
+    @property
+    def mixes(self) -> bool:
+        """Products: whether it makes new channels; a grouped one that loses whole groups only passes them on."""
+        return self.makes is not None and (self.groups == 1 or self.inside)
+
+    @property
+    def border(self) -> bool:
+        """Products: whether it adds the border of a convolution of a compressed network, which makes no channels."""
+        return self.weight is not None and self.weight.parameter.endswith(".border")
 
     @property
     def is_batch_norm(self) -> bool:
@@ -107,6 +148,55 @@ class Node:
         return int(self.op == "convolution" and not self.transposed)
 
 
+@dataclass(frozen=True)
+class Counted:
+    """An attribute that counts channels, perhaps of several tensors, which then lose equally many."""
+
+    module: str
+    attribute: str
+    index: int | None
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of channels that a module keeps as an attribute and that must follow when channels are removed."""
+
+    module: str
+    attribute: str
+    index: int | None
+    """Position in the attribute, if that is a tuple or list."""
+    elements: np.ndarray
+    """The channels that it counts."""
+
+    @property
+    def key(self) -> Counted:
+        """The attribute."""
+        return Counted(self.module, self.attribute, self.index)
+
+
+@dataclass(frozen=True)
+class Site:
+    """An operator whose sizes are written in the code, and the way in which channels are taken to go there.
+
+    Whether the sizes follow the channels is tried out on a copy. Several ways may be possible: a map split into
+    (heads, width) can lose heads or lose width; the later ones are taken if the earlier ones fail.
+    """
+
+    key: tuple[str, str, int]
+    """Class of the module (the name of one of torch's own layers), operator, its place in the module's forward: sites
+    alike are decided alike."""
+    step: int
+    """Number of its node."""
+    module: str
+    way: int
+    """The way that was taken; `ways`: none, its channels are locked."""
+    ways: int
+    parts: tuple[np.ndarray, ...]
+    """Elements, in parts that could lose different numbers of channels."""
+    tried: bool
+    """Whether sizes must be tried out; otherwise it only chooses between ways."""
+
+
 @dataclass
 class Watched:
     """The record of a run."""
@@ -116,13 +206,30 @@ class Watched:
     calls: list[tuple[str, nn.Module, Value | None, Value | None]]
     """Modules in call order, with their first input and output tensor."""
     parameters: dict[str, Value]
-    doubtful: list[tuple[np.ndarray, str]] = field(default_factory=list)
-    """Elements of tensors reshaped to literal sizes, which may or may not follow the channels, and the reason."""
+    sites: list[Site] = field(default_factory=list)
+    numbers: list[Number] = field(default_factory=list)
+    written: bool = False
+    """Whether numbers may have been taken from other tensors: sizes of a tensor without channels, factors."""
 
 
 def tensors_in(tree: object) -> list[Tensor]:
     """The tensors in nested arguments or outputs."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if type(tree) in (tuple, list):  # as all operators have them; quicker than what knows every container
+        return [tensor for branch in tree for tensor in tensors_in(branch)]
+    if tree is None or isinstance(tree, int | float | str | torch.dtype):
+        return []
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def replaced(tree: Any, kind: type, function: Callable[[Any], object]) -> Any:
+    """Nested arguments of an operator, its leaves of one kind replaced."""
+    if isinstance(tree, kind):
+        return function(tree)
+    if type(tree) in (tuple, list):
+        return type(tree)(replaced(branch, kind, function) for branch in tree)
+    return tree
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -23,38 +23,56 @@ def tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def reshape_(network: nn.Module, values: Mapping[str, Tensor]) -> None:
+def reshape_(network: nn.Module, values: Mapping[str, Tensor], fixed_groups: Collection[str] = ()) -> None:
     """Give parameters and buffers new values of any shape, in place, and update the modules' channel numbers.
 
-    Parameter objects stay the same, their gradients are dropped. Grouped convolutions only ever lose whole groups, so
-    that the number of groups shrinks with the outputs.
+    Parameter objects stay the same, their gradients are dropped. Grouped convolutions lose whole groups, so that the
+    number of groups shrinks with the outputs, unless they are said to keep it.
 
     Args:
         network: changed in place.
         values: new tensors by name of parameter or buffer.
+        fixed_groups: names of the grouped convolutions that lose the same channels of every group.
     """
     current = tensors(network)
+    names = _owners(network)
     touched: dict[int, tuple[nn.Module, int]] = {}
     for name, value in values.items():
-        module, last = owner(network, name)
         tensor = current[name]
-        if last == "weight":
-            touched[id(module)] = module, tensor.shape[0]
-        else:
-            touched.setdefault(id(module), (module, 0))
+        for module, last, path in names[id(tensor)]:
+            if last == "weight":
+                touched[id(module)] = module, 0 if path in fixed_groups else tensor.shape[0]
+            else:
+                touched.setdefault(id(module), (module, 0))
         tensor.grad = None
         tensor.data = value.detach().to(tensor).clone()
     for module, rows in touched.values():
         _renumber(module, rows)
 
 
-def keep_(network: nn.Module, axes: Mapping[str, Mapping[int, np.ndarray]], alive: np.ndarray) -> None:
+def _owners(network: nn.Module) -> dict[int, list[tuple[nn.Module, str, str]]]:
+    """By id of a parameter or buffer: the modules that hold it, several if they share it; its name there; theirs."""
+    owners: dict[int, list[tuple[nn.Module, str, str]]] = {}
+    for path, module in network.named_modules():
+        held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for last, tensor in held:
+            owners.setdefault(id(tensor), []).append((module, last, path))
+    return owners
+
+
+def keep_(
+    network: nn.Module,
+    axes: Mapping[str, Mapping[int, np.ndarray]],
+    alive: np.ndarray,
+    fixed_groups: Collection[str] = (),
+) -> None:
     """Keep the entries of every tensor whose elements are alive, in place.
 
     Args:
         network: changed in place.
         axes: by name of parameter or buffer: elements along some of its dimensions.
         alive: bool, by element.
+        fixed_groups: as for :func:`reshape_`.
     """
     current, changed = tensors(network), {}
     for name, dims in axes.items():
@@ -65,7 +83,7 @@ def keep_(network: nn.Module, axes: Mapping[str, Mapping[int, np.ndarray]], aliv
                 value = value.index_select(dim, torch.from_numpy(np.flatnonzero(kept)).to(value.device))
         if value.shape != current[name].shape:
             changed[name] = value
-    reshape_(network, changed)
+    reshape_(network, changed, fixed_groups)
 
 
 def _renumber(module: nn.Module, rows_before: int) -> None:
@@ -84,3 +102,13 @@ def _renumber(module: nn.Module, rows_before: int) -> None:
         module.num_features = len(tensor)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) == 1:
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(module.weight)
+        if rows_before:
+            module.num_groups = max(1, module.num_groups * module.num_channels // rows_before)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.RNNBase):
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]

@@ -7,62 +7,104 @@ care. Value-dependent control flow is not supported; it is detected and refused.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsemask.errors import UseError, one_line
+from sparsemask.spaces.group_sparsity.inputs import Inputs
+from sparsemask.spaces.group_sparsity.tracing.numbers import tagged
 from sparsemask.spaces.group_sparsity.tracing.operators import follow
-from sparsemask.spaces.group_sparsity.tracing.record import Elements, Value, Watched, tensors_in
+from sparsemask.spaces.group_sparsity.tracing.record import (
+    Elements,
+    RemovesChannels,
+    Value,
+    Watched,
+    tensors_in,
+)
 from sparsemask.spaces.group_sparsity.tracing.slicing import tensors
 from sparsemask.timing import evaluating
 
 # Functions and operators that return a tensor's values to Python.
 _READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"}
 _READS |= {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
+# Operators that take the time.
+_PRODUCTS = {"convolution", "addmm", "mm", "bmm"}
+
+
+@dataclass(frozen=True)
+class TorchCall:
+    """A torch function that was called, and its arguments."""
+
+    name: str = ""
+    arguments: tuple = ()
 
 
 class Tracer(TorchDispatchMode):
-    """Runs a network once and records its operators."""
+    """Runs a network once and records its operators.
+
+    Args:
+        network: not changed.
+        ways: by key of a :class:`~sparsemask.spaces.group_sparsity.tracing.record.Site`: the way to take, the first by
+            default.
+        free_statistics: whether channels over which statistics are taken are free.
+        fixed: names of modules and numbers of operators whose inputs' channels are locked, since sizes and factors are
+            taken from them.
+        before: the record of a run on the same input, which spares the values of products.
+    """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing here is ever compiled, and torch would import its compiler (seconds) to say so
 
-    def __init__(self, network: nn.Module):
+    def __init__(
+        self,
+        network: nn.Module,
+        ways: dict[tuple[str, str, int], int] | None = None,
+        free_statistics: bool = False,
+        fixed: Collection[str | int] = (),
+        before: Watched | None = None,
+    ):
         super().__init__()
         self.network, self.elements = network, Elements()
+        self.ways, self.free_statistics, self.fixed, self._before = ways or {}, free_statistics, fixed, before
         self.names = {id(t): name for name, t in tensors(network).items()}
         self.values = WeakIdKeyDictionary()  # what no one holds any more is freed, as in any other run
         self.numbers = itertools.count()
+        self.handling = {name for name, module in network.named_modules() if isinstance(module, RemovesChannels)}
         self.seen = Watched(self.elements, [], [], {})
         self.running: list[tuple[str, nn.Module]] = []
         """The modules whose forward runs, the innermost last."""
-        self.call: tuple[str, tuple] = ("", ())
+        self._sites = [itertools.count()]
+        """Of the network and of each running module: how many places there were where channels can go several ways."""
+        self.call = TorchCall()
 
-    def run(self, example: Tensor) -> Watched:
-        """Run the network on `example`, (B, C, ...).
+    def run(self, inputs: Inputs) -> Watched:
+        """Run the network on its inputs.
 
         Raises:
             UseError: the network does not run on this input, or cannot be traced.
         """
-        _refuse_shared(self.network)
-        axes = {1: self.elements.fresh(example.shape[1], "it is the network's input")} if example.dim() > 1 else {}
-        self.remember(example, axes, varies=True)
+        for tensor in inputs.tensors:
+            channels = tensor.dim() > 1 and tensor.is_floating_point()
+            axes = {1: self.elements.fresh(tensor.shape[1], "it is the network's input")} if channels else {}
+            self.remember(tensor, axes, varies=True)
         hooks = self._hooks()
         try:
-            with evaluating(self.network), self, _Calls(self):
-                output = self.network(example)
+            with tagged(self.network), evaluating(self.network), self, _Calls(self):
+                output = inputs.run(self.network)
         except UseError:
             raise
         except Exception as error:
-            shape = "x".join(map(str, example.shape))
-            raise UseError(f"{self.where()} does not run on an input of {shape}: {one_line(error)[:200]}") from error
+            what = f"{self.where()} does not run on an input of {inputs}"
+            raise UseError(f"{what}: {one_line(error)[:200]}") from error
         finally:
             for hook in hooks:
                 hook.remove()
@@ -82,12 +124,23 @@ class Tracer(TorchDispatchMode):
         known = self.values.get(tensor)
         if known is None:
             name = self.names.get(id(tensor), "")
-            axes = {d: self.elements.fresh(tensor.shape[d]) for d in range(min(tensor.dim(), 2))} if name else {}
+            axes = {d: self.elements.fresh(tensor.shape[d]) for d in range(self._dimensions(name, tensor))}
             known = self.remember(tensor, axes, varies=False)
             if name:
                 known.parameter = name
                 self.seen.parameters[name] = known
         return known
+
+    def _dimensions(self, name: str, tensor: Tensor) -> int:
+        """Number of leading dimensions of a parameter that may be channels: kernels and tables of indices are none."""
+        if not name or not tensor.is_floating_point():
+            return 0
+        kernel = isinstance(self.network.get_submodule(name.rpartition(".")[0]), _ConvNd)
+        return min(tensor.dim(), 2) if kernel else tensor.dim()
+
+    def next_site(self) -> int:
+        """The number of a place within the forward that runs where channels can go several ways."""
+        return next(self._sites[-1])
 
     def remember(self, tensor: Tensor, axes: dict[int, np.ndarray], varies: bool) -> Value:
         """Record a new value for a tensor, which may have been changed in place."""
@@ -96,17 +149,18 @@ class Tracer(TorchDispatchMode):
         return value
 
     def _hooks(self) -> list:
-        calls: Counter[str] = Counter()
         hooks = []
 
         def before(name, module, args):
             self.running.append((name, module))
-            calls[name] += 1
-            if calls[name] > 1 and next(module.parameters(recurse=False), None) is not None:
-                raise UseError(f"{self.where()} is called twice: shared weights cannot be pruned; give each its own")
+            self._sites.append(itertools.count())
+            for tensor in tensors_in(args) if name in self.fixed else ():
+                for elements in self.value(tensor).axes.values():
+                    self.elements.lock(elements, f"{self.where()}: a tensor without them has sizes taken from them")
 
         def after(name, module, args, output):
             self.running.pop()
+            self._sites.pop()
             self.seen.calls.append((name, module, self._first(args), self._first(output)))
 
         for name, module in self.network.named_modules():
@@ -135,9 +189,22 @@ class Tracer(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.refuse_reading(name, (args, kwargs))
         inputs = [self.value(t) for t in tensors_in((args, kwargs))]
-        output = func(*args, **kwargs)
+        output = self._spared(name, args)
+        if output is None:
+            output = func(*args, **kwargs)
         follow(self, func, name, args, kwargs, inputs, output)
         return output
+
+    def _spared(self, name: str, args: tuple) -> Tensor | None:
+        """A product's result without its values, on which nothing depends, as it was in the run before."""
+        step = len(self.seen.nodes)
+        if self._before is None or name not in _PRODUCTS or step >= len(self._before.nodes):
+            return None
+        tensors, node = tensors_in(args), self._before.nodes[step]
+        same = node.op == name and [tuple(t.shape) for t in tensors] == [value.shape for value in node.inputs]
+        if not same or not all(t.is_contiguous() or t.dim() == 2 for t in tensors):
+            return None
+        return tensors[0].new_empty(node.outputs[0].shape)
 
 
 class _Calls(TorchFunctionMode):
@@ -151,19 +218,8 @@ class _Calls(TorchFunctionMode):
         name = getattr(func, "__name__", "")  # some of torch's own functions have none
         if name in _READS:
             self.tracer.refuse_reading(name, args)
-        self.tracer.call = name, args
+        outer, self.tracer.call = self.tracer.call, TorchCall(name, (args[1:], kwargs or {}))
         try:
             return func(*args, **(kwargs or {}))
         finally:
-            self.tracer.call = ("", ())
-
-
-def _refuse_shared(network: nn.Module) -> None:
-    names: dict[int, str] = {}
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        if id(parameter) in names:
-            raise UseError(
-                f"module '{name.rpartition('.')[0]}' shares its {name.rpartition('.')[2]} with "
-                f"'{names[id(parameter)].rpartition('.')[0]}': shared weights cannot be pruned; give each its own"
-            )
-        names[id(parameter)] = name
+            self.tracer.call = outer

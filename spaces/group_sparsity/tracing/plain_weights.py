@@ -1,0 +1,153 @@
+"""Weights that are computed from others, replaced by the values that they have.
+
+Where a weight is computed from parameters (weight and spectral norm, parametrisations, weight standardisation), its
+statistics cover input channels, so that removing these would change the rest. Its value is a plain weight.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsemask.errors import UseError, one_line
+from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs
+from sparsemask.timing import evaluating
+
+_PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Relative to the largest output, what rounding may make of the same weight.
+_SAME = {torch.float64: 1e-9}
+
+
+def plain_weights(network: nn.Module, example: AnyInputs) -> nn.Module:
+    """Make a network's computed weights plain ones, in a copy; in evaluation mode it computes the same.
+
+    Weight norm, spectral norm (both forms of each) and parametrisations are taken off; convolutions that compute
+    their weights in their forward, as weight-standardised ones do, become plain convolutions where that gives the same
+    output for the example. What the weights were computed from is no longer trained.
+
+    Args:
+        network: not changed.
+        example: as for :func:`sparsemask.spaces.group_sparsity.tracing.graph.trace`.
+
+    Returns:
+        A copy, of the same classes but for the convolutions that were replaced; `network` itself where no weight is
+        computed.
+
+    Raises:
+        UseError: the network does not run on the example.
+    """
+    inputs = Inputs.of(example)
+    modules = list(network.modules())
+    hooked = any(parametrize.is_parametrized(module) or _norms(module) for module in modules)
+    if not hooked and not any(_may_compute(module) for module in modules):
+        return network
+    try:
+        with evaluating(network):
+            replaced = _computed(network, inputs)  # weights that hooks compute now have a value that can be copied
+    except Exception as error:
+        what = f"{type(network).__name__} does not run on an input of {inputs}"
+        raise UseError(f"{what}: {one_line(error)[:200]}") from error
+    if not hooked and not replaced:
+        return network
+    result = copy.deepcopy(network)
+    with evaluating(result):  # where spectral norms stay as they are
+        for module in list(result.modules()):
+            _take_off(module)
+    for name, plain in replaced.items():
+        result.set_submodule(name, plain.train(result.get_submodule(name).training))
+    return result
+
+
+def _norms(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
+    """The norms of a module's weights that hooks compute."""
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm | SpectralNorm)]
+
+
+def _may_compute(module: nn.Module) -> bool:
+    """Whether a module is a convolution of a class of its own, which may compute its weight when it runs."""
+    plain = type(module) in _PLAIN or parametrize.is_parametrized(module)
+    return isinstance(module, _PLAIN) and not plain
+
+
+def _take_off(module: nn.Module) -> None:
+    """Remove parametrisations and norms of weights from a module, in place."""
+    if parametrize.is_parametrized(module):
+        # torch's own function would take them off every copy, which have one class.
+        parts = dict(module.get_submodule("parametrizations").named_children())
+        values = {name: (each(), any(p.requires_grad for p in each.parameters())) for name, each in parts.items()}
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        for name, (value, trained) in values.items():
+            module.register_parameter(name, nn.Parameter(value.detach().clone(), trained))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older forms are deprecated, not gone
+        for hook in _norms(module):
+            remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
+            remove(module, hook.name)
+
+
+class _Convolutions(TorchDispatchMode):
+    """Notes the arguments of the last convolution that ran."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is ever compiled, and torch would import its compiler (seconds) to say so
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: tuple[Any, ...] = ()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ == "convolution":
+            self.last = args
+        return func(*args, **(kwargs or {}))
+
+
+def _computed(network: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
+    """Plain convolutions by the name of the one that computes its weight."""
+    replaced: dict[str, nn.Module] = {}
+    watch = _Convolutions()
+
+    def compare(name: str, module: _ConvNd, args: tuple[Any, ...], output: Tensor) -> None:
+        weight = watch.last[1] if watch.last else None
+        if weight is None or weight is module.weight or weight.shape != module.weight.shape:
+            return
+        plain = _plain(module, watch.last)
+        close = _SAME.get(output.dtype, 1e-5) * float(output.abs().max())
+        made = plain(args[0])
+        if made.shape == output.shape and torch.allclose(made, output, rtol=0, atol=close):
+            replaced[name] = plain
+
+    hooks = [
+        module.register_forward_hook(lambda m, args, out, name=name: compare(name, m, args, out))
+        for name, module in network.named_modules()
+        if _may_compute(module)
+    ]
+    try:
+        with watch:
+            inputs.run(network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return replaced
+
+
+def _plain(module: _ConvNd, args: tuple[Any, ...]) -> nn.Module:
+    """A plain convolution with the weight, bias, stride, padding, dilation and groups of one that ran."""
+    _, weight, bias, stride, padding, dilation, _, _, groups = args
+    kind = next(kind for kind in _PLAIN if isinstance(module, kind))
+    sizes = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
+    plain = kind(*sizes, tuple(stride), tuple(padding), tuple(dilation), groups, bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight.detach().clone(), module.weight.requires_grad)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach().clone())
+    return plain.train(module.training)
