@@ -28,10 +28,10 @@ from sparsemask.inference import optimize_for_inference
 from sparsemask.masks.decoder import DecoderMask
 from sparsemask.spaces.backbones import strides
 from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
-from sparsemask.timing import Functions, timer
 from sparsemask.spaces.connectivity.cost_table import CostTable, cost_table
 from sparsemask.spaces.connectivity.named_masks import random_decoder
 from sparsemask.tables import markdown_table
+from sparsemask.timing import Functions, timer
 
 COLUMNS = {
     "size": "picture",

@@ -138,3 +138,13 @@ def test_inputs_that_a_network_does_not_take_are_refused_in_one_line():
             with pytest.raises(UseError, match="does not run on an input of 2x") as refused:
                 sparsemask.shrink(network, example, 0.5)
             assert "\n" not in str(refused.value)
+
+
+def test_operators_whose_names_end_in_underscores_are_run_again_as_they_were_traced():
+    """The run that reads constants took the `__lshift__` of the trace for another operator's in-place form."""
+    net = Net(lambda n, x: n.last(F.relu(n.a(x)) * (torch.arange(x.shape[3]) << 1)), a=conv(3, 8), last=conv(8, 2))
+    net = net.double().eval()
+    plan = sparsemask.plan(net, IMAGE)
+    small = plan.shrink(0.5, timed=False)
+    assert small.report.layers
+    torch.testing.assert_close(small(IMAGE), plan.zeroed(small)(IMAGE), rtol=1e-12, atol=1e-12)

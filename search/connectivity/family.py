@@ -228,9 +228,9 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
         context.say(f"{done} candidates are scored already")
     scorer = Scorer(model, built.task, built.held, config, context.arithmetic)
     search_front(search, scorer, section.front_workers)
-    scored = ranked = [candidate for candidate in search.scored() if math.isfinite(candidate.score)]
-    if section.finalists and section.tune_steps:
-        ranked = _finals(search, scored, scorer, section)
+    scored = [candidate for candidate in search.scored() if math.isfinite(candidate.score)]
+    again = bool(section.finalists and section.tune_steps)
+    ranked = _finals(search, scored, scorer, section) if again else scored
     points = [Point(c.mask, c.score, costs.predict(c.mask), int(costs.multiply_adds(c.mask))) for c in front(ranked)]
     strides, channels = model.backbone.strides, model.backbone.channels
     origin = {
@@ -243,7 +243,7 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
     }
     primary = built.held.primary
     facts = {"score": primary, "scored_on": "training pictures that were kept back", "unit": unit.unit}
-    facts["tune_steps"] = section.tune_steps * (1 if ranked is scored else section.final_times)
+    facts["tune_steps"] = section.tune_steps * (section.final_times if again else 1)
     everything = [[c.cost, c.score, connections(c.mask)] for c in scored]
     points = write_front(run.folder, points, {**facts, "candidates": everything}, origin)
     chosen = choose(points, budget)
@@ -251,14 +251,14 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
     draw_architecture(chosen.mask, run.pictures / "architecture.png", strides, channels)
     draw_front(
         [(p.cost(unit.unit), p.score) for p in points],
-        [(c.cost, c.score) for c in (scored if ranked is scored else [*scored, *ranked])],
+        [(c.cost, c.score) for c in ([*scored, *ranked] if again else scored)],
         run.pictures / "front.png",
         "predicted milliseconds" if unit.unit == "ms" else "multiply-adds",
         primary,
         [Path(p.file).stem for p in points],
         points.index(chosen),
         None if budget is None else budget.most,
-        "all candidates" if ranked is scored else "others, fewer steps",
+        "others, fewer steps" if again else "all candidates",
     )
     network = spaces.get(config.network.space).network(chosen.mask, config)
     network.to(context.arithmetic.device, context.arithmetic.parameters)

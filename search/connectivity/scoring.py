@@ -9,6 +9,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from sparsemask.config import RunConfig
@@ -134,7 +135,8 @@ def search_front(search: FrontSearch, scorer: Scorer, workers: int, times: int =
     with thread_count(max(1, len(os.sched_getaffinity(0)) // count) if count > 1 else torch.get_num_threads()):
         helpers = []
         if count > 1:
-            scorer(search.space.largest())  # now all features are there, and shared by the processes
+            # Any decoder will do: now all features are there, and shared by the processes.
+            scorer(search.space.smallest(np.random.default_rng(0)))
             context = helper_context("fork")
             helpers = [
                 context.Process(target=_help, args=(search, scorer, times), daemon=True) for _ in range(count - 1)

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsemask.spaces.group_sparsity.compression.border import can_be_bordered
 from sparsemask.spaces.group_sparsity.inputs import Inputs
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 from sparsemask.spaces.group_sparsity.tracing.record import Node, Value, tensors_in
-from sparsemask.spaces.group_sparsity.tracing.trial import SamePath
+from sparsemask.spaces.group_sparsity.tracing.trial import Replay, SamePath
 from sparsemask.timing import evaluating
 
 # Below this, relative to a channel's largest value, two values are the same (bilinear resizing rounds).
@@ -72,24 +71,19 @@ class _Otherwise(RuntimeError):
     """Other operators ran than in the trace."""
 
 
-class _Reader(TorchDispatchMode):
+class _Reader(Replay):
     """Runs the traced network again and records the values of removed channels at the layers that consume them."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing here is ever compiled, and torch would import its compiler (seconds) to say so
-
     def __init__(self, graph: ChannelGraph, gone: np.ndarray):
-        super().__init__()
-        self.graph, self.gone, self.step = graph, gone, 0
+        super().__init__(graph)
+        self.gone = gone
         self.values: dict[int, tuple[Tensor, Tensor]] = {}
         self.nonzero: list[np.ndarray] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        node = self.graph.all_nodes[self.step] if self.step < len(self.graph.all_nodes) else None
-        if node is None or node.op != name.removesuffix("_"):
-            raise _Otherwise(f"the network ran otherwise than when it was traced (step {self.step}: {name})")
+        node = self.traced(func)
+        if node is None:
+            raise _Otherwise(f"the network ran otherwise than when it was traced (step {self.step}: {func})")
         if node.mixes and self.gone[node.consumes].any():
             at = torch.from_numpy(np.flatnonzero(self.gone[node.consumes]))
             x, weight = args[:2] if node.op == "convolution" else args[-2:]

@@ -9,26 +9,25 @@ from torch import Tensor
 
 from sparsemask.spaces.group_sparsity.tracing import movement, normalisation, products
 from sparsemask.spaces.group_sparsity.tracing.call import Axes, Call
-from sparsemask.spaces.group_sparsity.tracing.record import Node, Value, replaced, tensors_in
+from sparsemask.spaces.group_sparsity.tracing.record import Node, Value, operator_name, replaced, tensors_in
 
 if TYPE_CHECKING:
     from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
 
 
-def follow(tracer: Tracer, func, name: str, args: tuple, kwargs: dict, inputs: list[Value], output) -> None:
+def follow(tracer: Tracer, func, args: tuple, kwargs: dict, inputs: list[Value], output) -> None:
     """Apply the rule of an operator that ran: assign elements to its outputs, tie and lock those of its inputs.
 
     Args:
         tracer: records the result.
         func: the operator.
-        name: its name.
         args: its arguments.
         kwargs: its keyword arguments.
         inputs: values of its input tensors.
         output: what it returned.
     """
     outputs = tensors_in(output)
-    op = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+    op = operator_name(func)
     varies = any(value.varies for value in inputs) and not op.startswith("new_")
     node = Node(op, tracer.running[-1][0] if tracer.running else "", tuple(inputs), ())
     node.args = replaced(args, Tensor, tracer.value)

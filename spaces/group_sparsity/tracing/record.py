@@ -11,6 +11,7 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 
@@ -210,6 +211,12 @@ class Watched:
     numbers: list[Number] = field(default_factory=list)
     written: bool = False
     """Whether numbers may have been taken from other tensors: sizes of a tensor without channels, factors."""
+
+
+def operator_name(func: OpOverload) -> str:
+    """The name of an operator, the same whether it works in place or not."""
+    name = func.overloadpacket.__name__
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
 def tensors_in(tree: object) -> list[Tensor]:

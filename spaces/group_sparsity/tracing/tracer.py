@@ -192,7 +192,7 @@ class Tracer(TorchDispatchMode):
         output = self._spared(name, args)
         if output is None:
             output = func(*args, **kwargs)
-        follow(self, func, name, args, kwargs, inputs, output)
+        follow(self, func, args, kwargs, inputs, output)
         return output
 
     def _spared(self, name: str, args: tuple) -> Tensor | None:

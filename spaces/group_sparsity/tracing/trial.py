@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,7 +22,7 @@ from sparsemask.spaces.group_sparsity.inputs import Inputs
 from sparsemask.spaces.group_sparsity.tracing.movement import RESHAPES, repeated
 from sparsemask.spaces.group_sparsity.tracing.operators import ELEMENTWISE, MOVES
 from sparsemask.spaces.group_sparsity.tracing.operators import scalars as _scalars
-from sparsemask.spaces.group_sparsity.tracing.record import Node, Site, tensors_in
+from sparsemask.spaces.group_sparsity.tracing.record import Node, Site, operator_name, tensors_in
 from sparsemask.timing import evaluating
 
 if TYPE_CHECKING:
@@ -44,21 +45,38 @@ class _Misfit(Exception):
     """An operator of the copy does not do what it did in the traced network."""
 
 
-class _Comparison(TorchDispatchMode):
-    """Runs a network without some channels and compares every operator with the traced one."""
+class Replay(TorchDispatchMode):
+    """Runs a traced network again, operator by operator.
+
+    Attributes:
+        graph: its channels.
+        step: number of the next operator.
+    """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing here is ever compiled, and torch would import its compiler (seconds) to say so
 
-    def __init__(self, graph: ChannelGraph, alive: np.ndarray):
+    def __init__(self, graph: ChannelGraph):
         super().__init__()
-        self.graph, self.alive, self.step = graph, alive, 0
+        self.graph, self.step = graph, 0
+
+    def traced(self, func: OpOverload) -> Node | None:
+        """The operator that ran at this step of the trace; None where it was another one."""
+        node = self.graph.all_nodes[self.step] if self.step < len(self.graph.all_nodes) else None
+        return node if node is not None and node.op == operator_name(func) else None
+
+
+class _Comparison(Replay):
+    """Runs a network without some channels and compares every operator with the traced one."""
+
+    def __init__(self, graph: ChannelGraph, alive: np.ndarray):
+        super().__init__(graph)
+        self.alive = alive
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name, kwargs = func.overloadpacket.__name__, kwargs or {}
-        node = self.graph.all_nodes[self.step] if self.step < len(self.graph.all_nodes) else None
-        if node is None or node.op != (name[:-1] if name.endswith("_") and not name.endswith("__") else name):
+        node, kwargs = self.traced(func), kwargs or {}
+        if node is None:
             raise _Misfit
         output = self._product(node, args)
         if output is None:
