@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -41,6 +39,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.mask_data import N_CLASS, Cache, Log, choose_pictures, prepare_pool
 from bench.mask_table import DEPTH, build, evaluate_whole, new_encoder, run_jobs, train_whole
+from bench.torchvision_import import import_torchvision
 from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.errors import UseError, command
 from sparsemask.files import write_json, write_text
@@ -56,37 +55,17 @@ FEATURES = 9
 
 
 def import_smp():
-    """segmentation_models.pytorch, also beside a torchvision whose operators do not load with this torch.
-
-    The encoder is torchvision's class, which is plain Python: only the registration of detection's operators fails
-    where the wheel was built for another torch. They are declared, without kernels, and the import is tried again.
+    """segmentation_models.pytorch.
 
     Raises:
         UseError: it is not installed.
     """
-    try:
-        import torchvision  # noqa: F401
-    except Exception as error:
-        spec = importlib.util.find_spec("torchvision")
-        if spec is None:
-            raise UseError(
-                f"bench/decoders.py needs torchvision: pip install -r bench/requirements.txt ({error})"
-            ) from None
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        source = Path(spec.submodule_search_locations[0], "_meta_registrations.py").read_text(encoding="utf-8")
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in sorted(set(re.findall(r"torchvision::(\w+)", source))):
-            library.define(f"{name}(Tensor x) -> Tensor")
-        _declared.append(library)
+    import_torchvision()
     try:
         import segmentation_models_pytorch
     except ImportError as error:
         raise UseError(f"needs segmentation_models.pytorch: pip install -r bench/requirements.txt ({error})") from None
     return segmentation_models_pytorch
-
-
-_declared: list = []  # as long as the process lives: a library that is collected takes its operators away
 
 
 def build_network(spec: dict, pretrained: str | None) -> nn.Module:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.torchvision_import import import_torchvision
+
 TIMM = """resnet18 resnet26t resnet50 resnetv2_50 resnext50_32x4d wide_resnet50_2 seresnet50 ecaresnet26t skresnet18
     resnest14d res2net50_26w_4s cspresnet50 cspdarknet53 darknet53 dla34 densenet121 vgg11_bn vgg16 inception_v3
     inception_v4 inception_resnet_v2 xception41 mobilenetv2_100 mobilenetv3_small_100 mobilenetv3_large_100
@@ -133,12 +135,14 @@ def build(name: str, side: int) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     source, _, name = name.partition("/")
     if source == "timm":
+        import_torchvision()
         import timm
 
         config = timm.get_pretrained_cfg(name)
         side = config.input_size[-1] if config is not None and config.fixed_input_size else side
         network = timm.create_model(name, num_classes=100)
     elif source == "smp":
+        import_torchvision()
         import segmentation_models_pytorch as smp
 
         kind, _, encoder = name.partition(":")

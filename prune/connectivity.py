@@ -69,6 +69,7 @@ class ConnectivityPruning(PruningFamily):
             report = prune_report(weights, config.family.thres, *rules)
         else:
             costs = _costs(budget, state, run)
+            budget = budget.resolved(costs)
             budget.check(costs)
             report = prune_to_budget(weights, config.family.thres, budget, costs, *rules)
         for line in report.lines():
@@ -105,6 +106,8 @@ def _from_front(config: RunConfig, state: dict, run: Run | None, path: Path, out
     if run is None:
         raise UseError(f"{path}: of a one-shot search, whose masks lie in its run's folder; name the run by --run")
     points, budget = read_front(run.folder), _budget(config, state)
+    if budget is not None and budget.relative:
+        budget = budget.resolved(_costs(budget, state, run))
     chosen = choose(points, budget)
     print(f"front: {len(points)} masks; {run.folder / FOLDER / chosen.file}: {_priced(chosen)}")
     backbone_name = config_of(state).get("backbone_name")
@@ -151,7 +154,7 @@ def _costs(budget: Budget, state: dict, run: Run | None) -> Costs:
     saved = config_of(state)
     if missing := [n for n in ("backbone_name", "crop_size", "depth", "n_class") if saved.get(n) is None]:
         raise UseError(f"{budget.flag}: the checkpoint does not say {', '.join(missing)} of its search")
-    return open_costs(saved, run, training=False)
+    return open_costs(saved, run, training=False, unit=budget.unit)
 
 
 def _strides(backbone_name: str | None, n_features: int) -> list[int] | None:

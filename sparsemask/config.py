@@ -136,6 +136,8 @@ class Section:
     """Of the group in --help; None: the parser's own options."""
     inherited_last: ClassVar[bool] = False
     """Whether the flags of the class derived from follow its own in --help."""
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Flags of which a file or command line that names one does not mean a lower layer's others."""
 
     def __post_init__(self) -> None:
         for name, rule in self.flags().items():

@@ -95,6 +95,10 @@ class Parser(argparse.ArgumentParser):
         """Every flag's action by its name in a configuration file."""
         return {a.dest: a for a in self._actions if a.dest not in _NEVER_IN_FILES and not a.dest.startswith("_")}
 
+    def alternatives(self) -> list[tuple[str, ...]]:
+        """Flags of which one excludes the others, see :attr:`sparsemask.config.Section.alternatives`."""
+        return [group for section in self.sections.values() for group in section.alternatives]
+
     def group(self, title: str) -> list[str]:
         """Names of the flags in the group of a title."""
         return [one.dest for group in self._action_groups if group.title == title for one in group._group_actions]
@@ -331,6 +335,21 @@ def amount(text: str) -> float:
     """argparse type: a finite number above 0, with k, M or G for thousands, millions and billions."""
     units = {"k": 1e3, "M": 1e6, "G": 1e9}
     return factor(text.rstrip("kMG")) * units.get(text[-1:], 1.0)
+
+
+def share_or(kind: Callable[[str], float]) -> Callable[[str], float | str]:
+    """argparse type: what `kind` takes, or a share above 0 % and up to 100 % such as 35%, which stays a text."""
+
+    def read(text: str) -> float | str:
+        if not text.endswith("%"):
+            return kind(text)
+        value = factor(text[:-1])
+        if value > 100:
+            raise argparse.ArgumentTypeError(f"must be at most 100%, not {text}")
+        return f"{value:g}%"
+
+    read.__name__ = kind.__name__
+    return read
 
 
 def fraction(text: str) -> float:

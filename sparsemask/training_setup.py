@@ -164,6 +164,9 @@ def resolve_config(
     for low, high in ((layers[0], from_file), ({**layers[0], **from_file}, given)):
         if high.get("max_epoch") and not high.get("max_iter") and low.get("max_iter"):
             high.setdefault("max_iter", None)  # epochs that are asked for win over a lower layer's steps
+        for group in parser.alternatives():
+            if any(high.get(name) is not None for name in group):
+                high.update({name: high.get(name) for name in group if low.get(name) is not None})
     config = parser.resolve(*layers)
     if inherited.run is not None and parser.verb == "retrain" and "inherit" in config:
         if weights := datasets.encoder_weights(inherited.run, config):

@@ -71,6 +71,7 @@ class FakeCosts:
 def use_fake_costs(patch, length: int = 9) -> FakeCosts:
     """Let searches and prunings reckon with made-up costs."""
     costs = FakeCosts(length)
-    patch.setattr("sparsemask.spaces.connectivity.budget.cost_table", lambda *_, **__: costs)
+    for name in ("cost_table", "count_costs"):
+        patch.setattr(f"sparsemask.spaces.connectivity.budget.{name}", lambda *_, **__: costs)
     patch.setattr("sparsemask.spaces.connectivity.budget.CostTable.load", lambda _: costs)
     return costs

@@ -17,7 +17,7 @@ from sparsemask.costs import measure
 from sparsemask.engine import Method
 from sparsemask.engine.randomness import seed_all
 from sparsemask.engine.records import read_rows
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, say
 from sparsemask.families import Built, TrainingFamily
 from sparsemask.files import sha256
 from sparsemask.masks.decoder import save_decoder
@@ -123,12 +123,18 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
         parser.add_section("family", ConnectivitySearchSection)
 
     def resolve(self, config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
-        """Settle the method, and refuse a budget below what any mask costs."""
+        """Settle the method and the budget, and refuse one below what any mask costs."""
         section = config.family
-        if section.budget is not None:
+        changes: dict[str, Any] = {"method": section.way}
+        if (budget := section.budget) is not None:
             network = tasks.get(config.data.task, config.replace(**encoder_form(config))).config
-            section.budget.check(open_costs(network), section.way == "one-shot" and section.decoder_space == "wide")
-        return config.replace(method=section.way)
+            costs = open_costs(network, unit=budget.unit)
+            settled = budget.resolved(costs)
+            settled.check(costs, section.way == "one-shot" and section.decoder_space == "wide")
+            if budget.relative:
+                say(f"budget: {budget.flag} of the dense network's, {settled.text()}")
+                changes["budget_ms" if budget.unit == "ms" else "budget_macs"] = settled.most
+        return config.replace(**changes)
 
     def build(self, context: Context) -> Built:
         """The fully dense network: from its checkpoint's configuration, or with pretrained encoder weights."""
@@ -152,7 +158,7 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
             return OneShotSearch(config, built.decoders)
         if config.family.way == "published" or budget is None:
             return ConnectivitySearch(config)
-        return LatencySearch(config, open_costs(config, context.run), budget)
+        return LatencySearch(config, open_costs(config, context.run, unit=budget.unit), budget)
 
     def finish(self, context: Context, built: Built, result: dict) -> int:
         """Draw the weights; measure and draw the network that pruning would give."""
@@ -163,7 +169,8 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
         budget, entries = config.family.budget, {}
         report = prune_report(weights, config.family.thres)
         if budget is not None and not report.problem:
-            report = prune_to_budget(weights, config.family.thres, budget, open_costs(config, run))
+            costs = open_costs(config, run, unit=budget.unit)
+            report = prune_to_budget(weights, config.family.thres, budget, costs)
             entries = {"budget": {"unit": budget.unit, "most": budget.most, "predicted": report.cost}}
         draw_weights(weights, run.pictures / "weights.png", config.family.thres)
         rows = read_rows(run.history)

@@ -13,6 +13,7 @@ from types import FunctionType
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from sparsemask.errors import UseError
 from sparsemask.plugins import imported, is_own
@@ -90,9 +91,21 @@ def create(name: str | Callable[..., nn.Module], in_channels: int = 3, **options
     return builder(name)(in_channels=in_channels, **options)
 
 
+class Undrawn(TorchFunctionMode):
+    """Inside, weights are not drawn, for networks that are only counted.
+
+    Drawing takes most of the time of building, and on the meta device it loads torch's compiler, which takes seconds.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in ("normal_", "uniform_") and args and isinstance(args[0], torch.Tensor):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def strides(name: str | Callable[..., nn.Module]) -> list[int]:
     """Return the strides of a backbone's end points, deepest first; built on the meta device."""
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         return list(create(name).strides)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -17,9 +17,10 @@ from sparsemask.errors import UseError, say
 from sparsemask.inference import optimize_for_inference
 from sparsemask.masks import DOWN, UP
 from sparsemask.masks.decoder import MULTIPLE, POINTWISE, DecoderMask, decoder_mask, deepest_end_point
-from sparsemask.options import amount, factor
+from sparsemask.options import amount, factor, share_or
 from sparsemask.runs import Run
-from sparsemask.spaces.connectivity.cost_table import CostTable, cost_table
+from sparsemask.spaces.connectivity.cost_table import CostTable, Counts, cost_table, count_costs
+from sparsemask.spaces.connectivity.named_masks import named_mask
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.tables import format_count
 from sparsemask.timing import timer
@@ -50,10 +51,20 @@ class Budget:
     Attributes:
         unit: milliseconds as the cost table predicts them, or multiply-adds.
         most: the bound.
+        relative: whether it is a share of what the network with every connection costs.
     """
 
     unit: Literal["ms", "multiply-adds"]
     most: float
+    relative: bool = False
+
+    def resolved(self, costs: Costs) -> Budget:
+        """The budget in its unit: a share of the dense network's cost becomes that cost."""
+        if not self.relative:
+            return self
+        dense = named_mask("dense", len(costs.encoder_multiply_adds))
+        whole = Budget(self.unit, self.most * self.cost(costs, dense))
+        return replace(whole, most=round(whole.most)) if self.unit == "multiply-adds" else whole
 
     def cost(self, costs: Costs, mask: np.ndarray | DecoderMask) -> float:
         """What a mask's network costs in this unit."""
@@ -66,7 +77,10 @@ class Budget:
     @property
     def flag(self) -> str:
         """The flag as it was given."""
-        return f"--budget_ms {self.most:g}" if self.unit == "ms" else f"--budget_macs {format_count(self.most)}"
+        name = "--budget_ms" if self.unit == "ms" else "--budget_macs"
+        if self.relative:
+            return f"{name} {100 * self.most:g}%"
+        return f"{name} {self.most:g}" if self.unit == "ms" else f"{name} {format_count(self.most)}"
 
     @property
     def name(self) -> str:
@@ -120,11 +134,20 @@ def cost_text(cost: float, unit: str) -> str:
 class BudgetSection(Section):
     """The most that the network found may cost."""
 
-    budget_ms: float | None = flag(
-        None, factor, group="budget", help="most milliseconds of one picture, as predicted from this machine's costs"
+    alternatives = (("method", "budget_ms", "budget_macs"),)
+    budget_ms: float | str | None = flag(
+        None,
+        share_or(factor),
+        group="budget",
+        metavar="MS",
+        help="most milliseconds of one picture, as predicted from this machine's costs; 40%%: of the dense network's",
     )
-    budget_macs: float | None = flag(
-        None, amount, group="budget", help="most multiply-adds instead, such as 30M or 0.05G"
+    budget_macs: float | str | None = flag(
+        None,
+        share_or(amount),
+        group="budget",
+        metavar="MACS",
+        help="most multiply-adds instead, such as 30M, 0.05G, or 35%% of the dense network's",
     )
 
     def check(self) -> None:
@@ -141,39 +164,48 @@ class BudgetSection(Section):
 def of_flags(flags: Mapping[str, Any]) -> Budget | None:
     """The budget among flags by name; None without one."""
     for name, unit in (("budget_ms", "ms"), ("budget_macs", "multiply-adds")):
-        if flags.get(name) is not None:
-            return Budget(unit, float(flags[name]))
+        value = flags.get(name)
+        if isinstance(value, str):
+            return Budget(unit, float(value.rstrip("%")) / 100, relative=True)
+        if value is not None:
+            return Budget(unit, float(value))
     return None
 
 
 COSTS = "costs.json"  # of a run's folder: the table that the run reckons with, whatever is measured later
 
 
-def open_costs(config: Mapping[str, Any], run: Run | None = None, training: bool = True) -> Costs:
+def open_costs(
+    config: Mapping[str, Any], run: Run | None = None, training: bool = True, unit: str = "ms"
+) -> CostTable | Counts:
     """The costs of a configuration's encoder on this machine: a run's own, else from the cache, else measured.
 
     Args:
         config: flags of a search, by name.
         run: what it reckons with is kept in its folder, so that a resumed run reckons alike.
         training: False: a table of another machine is not used, but measured anew, and a line says so.
+        unit: "multiply-adds": these alone are asked for, and nothing is measured.
 
     Raises:
         UseError: a damaged file, or an encoder that cannot be measured.
     """
+    options = ConnectivityConfig.from_options({**config})
+    size, network = (config["crop_size"], config["crop_size"]), options.encoder
+    if unit != "ms":
+        return count_costs(options.backbone_name, size, depth=options.depth, n_class=options.n_class, network=network)
     kept = run.folder / COSTS if run is not None else None
     if kept is not None and kept.is_file():
         table = CostTable.load(kept)
         if training or table.key.processor == processor():
             return table
         say(f"{kept}: of another machine ({table.key.processor}); the costs of this one count")
-    options = ConnectivityConfig.from_options({**config})
     table = cost_table(
         options.backbone_name,
-        (config["crop_size"], config["crop_size"]),
+        size,
         depth=options.depth,
         n_class=options.n_class,
         device=arithmetic(config.get("gpu", 0)).device,
-        network=options.encoder,
+        network=network,
         progress=say,
     )
     if kept is not None and training and distributed.rank() == 0:

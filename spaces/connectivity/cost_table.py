@@ -31,7 +31,7 @@ from sparsemask.files import read_json, write_json
 from sparsemask.inference import Form, optimize_for_inference
 from sparsemask.masks import DOWN, UP
 from sparsemask.masks.decoder import MULTIPLE, DecoderMask, as_decoder, decoder_mask
-from sparsemask.spaces.backbones import strides
+from sparsemask.spaces.backbones import Undrawn, strides
 from sparsemask.spaces.connectivity.cost_measure import (
     Lazy,
     Workbench,
@@ -73,16 +73,72 @@ class Key:
     version: int = _VERSION
 
 
-@dataclass(frozen=True)
-class CostTable:
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What networks cost in multiply-adds, on any machine. Made by :func:`count_costs`.
+
+    Attributes:
+        geometry: shapes of the encoder's features.
+        encoder_multiply_adds: of the encoder down to each end point, deepest first.
+    """
+
+    geometry: Geometry
+    encoder_multiply_adds: tuple[int, ...]
+
+    def multiply_adds(self, mask: np.ndarray | DecoderMask) -> int:
+        """Multiply-adds of the network with a mask of either space, as :mod:`sparsemask.costs` counts them."""
+        return sum(self._step_multiply_adds(step) for _, step in self._steps(mask))
+
+    def predict(self, mask: np.ndarray | DecoderMask) -> float:
+        """Raises UseError: milliseconds are of a :class:`CostTable`."""
+        raise UseError("multiply-adds alone were counted; milliseconds need a cost table")
+
+    def explain(self, mask: np.ndarray | DecoderMask) -> list[tuple[str, float, float]]:
+        """Raises UseError, as :meth:`predict`."""
+        raise UseError("multiply-adds alone were counted; milliseconds need a cost table")
+
+    def expected(self, v: Sequence[Tensor], currency: str = "ms") -> Tensor:
+        """The expected cost of a relaxed mask of the published space.
+
+        Args:
+            v: for each stage i, float (i+1, 2) in [0, 1]: the probabilities that its connections are kept.
+            currency: "ms" or "multiply-adds".
+
+        Returns:
+            A scalar, differentiable; of zeros and ones it is what :meth:`predict` or :meth:`multiply_adds` gives.
+
+        Raises:
+            UseError: an unknown currency, one that was not measured, or probabilities of another number of features.
+        """
+        if currency not in CURRENCIES:
+            raise UseError(f"unknown currency '{currency}'; known: {', '.join(CURRENCIES)}")
+        if [tuple(row.shape) for row in v] != [(i + 1, 2) for i in range(len(self.geometry))]:
+            raise UseError(f"relaxed masks of {len(self.geometry)} stages have shapes (1, 2), (2, 2), ...")
+        return (self._expected_ms if currency == "ms" else self._expected_multiply_adds)(v)
+
+    def _steps(self, mask: np.ndarray | DecoderMask) -> list[tuple[str, Step]]:
+        return decoder_steps(self.geometry, _decoder(mask, self.geometry.depth))
+
+    def _step_multiply_adds(self, step: Step) -> int:
+        return self.encoder_multiply_adds[step.site[0]] if step.kind == "encoder" else step.multiply_adds
+
+    @property
+    def _expected_ms(self) -> ExpectedCost:
+        raise UseError("multiply-adds alone were counted; milliseconds need a cost table")
+
+    @cached_property
+    def _expected_multiply_adds(self) -> ExpectedCost:
+        return ExpectedCost(self.geometry, self._step_multiply_adds, self.encoder_multiply_adds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTable(Counts):
     """Predicts what networks cost. Made by :meth:`measure`, :meth:`load` or :func:`cost_table`.
 
     Attributes:
         key: what it holds for.
-        geometry: shapes of the encoder's features.
         channels_last: the memory format in which networks are faster here.
         encoder_ms: the encoder down to each end point, deepest first.
-        encoder_multiply_adds: likewise.
         times: (step, milliseconds) of what was measured.
         factors: of each group of steps, from whole networks.
         per_step: milliseconds that each step takes more within a network.
@@ -92,10 +148,8 @@ class CostTable:
     """
 
     key: Key
-    geometry: Geometry
     channels_last: bool
     encoder_ms: tuple[float, ...]
-    encoder_multiply_adds: tuple[int, ...]
     times: tuple[tuple[Step, float], ...]
     factors: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_GROUPS, 1.0))
     per_step: float = 0.0
@@ -190,10 +244,6 @@ class CostTable:
         """
         return self.constant + sum(self.step_ms(step) for _, step in self._steps(mask))
 
-    def multiply_adds(self, mask: np.ndarray | DecoderMask) -> int:
-        """Multiply-adds of the network with a mask of either space, as :mod:`sparsemask.costs` counts them."""
-        return sum(self._step_multiply_adds(step) for _, step in self._steps(mask))
-
     def explain(self, mask: np.ndarray | DecoderMask) -> list[tuple[str, float, float]]:
         """What a network's milliseconds are made of.
 
@@ -224,25 +274,6 @@ class CostTable:
                 candidates += narrow if wide else [mask]
         return min(((mask, self.predict(mask)) for mask in candidates), key=lambda candidate: candidate[1])
 
-    def expected(self, v: Sequence[Tensor], currency: str = "ms") -> Tensor:
-        """The expected cost of a relaxed mask of the published space.
-
-        Args:
-            v: for each stage i, float (i+1, 2) in [0, 1]: the probabilities that its connections are kept.
-            currency: "ms" or "multiply-adds".
-
-        Returns:
-            A scalar, differentiable; of zeros and ones it is what :meth:`predict` or :meth:`multiply_adds` gives.
-
-        Raises:
-            UseError: an unknown currency, or probabilities of another number of features.
-        """
-        if currency not in CURRENCIES:
-            raise UseError(f"unknown currency '{currency}'; known: {', '.join(CURRENCIES)}")
-        if [tuple(row.shape) for row in v] != [(i + 1, 2) for i in range(len(self.geometry))]:
-            raise UseError(f"relaxed masks of {len(self.geometry)} stages have shapes (1, 2), (2, 2), ...")
-        return (self._expected_ms if currency == "ms" else self._expected_multiply_adds)(v)
-
     def step_ms(self, step: Step) -> float:
         """Milliseconds of a step within a network."""
         raw = self.encoder_ms[step.site[0]] if step.kind == "encoder" else self._curves.ms(step)
@@ -267,12 +298,6 @@ class CostTable:
         except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError):
             raise UseError(f"{path}: not a cost table of this version") from None
 
-    def _steps(self, mask: np.ndarray | DecoderMask) -> list[tuple[str, Step]]:
-        return decoder_steps(self.geometry, _decoder(mask, self.geometry.depth))
-
-    def _step_multiply_adds(self, step: Step) -> int:
-        return self.encoder_multiply_adds[step.site[0]] if step.kind == "encoder" else step.multiply_adds
-
     @cached_property
     def _curves(self) -> Curves:
         return Curves(self.times)
@@ -281,10 +306,6 @@ class CostTable:
     def _expected_ms(self) -> ExpectedCost:
         encoder = [self.step_ms(Step("encoder", (j,), 0)) + self.constant for j in range(len(self.geometry))]
         return ExpectedCost(self.geometry, self.step_ms, encoder)
-
-    @cached_property
-    def _expected_multiply_adds(self) -> ExpectedCost:
-        return ExpectedCost(self.geometry, self._step_multiply_adds, self.encoder_multiply_adds)
 
 
 class Curves:
@@ -341,6 +362,21 @@ def _linear(xs: Sequence[int], ys: Sequence[float], x: float) -> float:
     if len(xs) > 1 and x > xs[-1]:
         return ys[-1] + max(0.0, (ys[-1] - ys[-2]) / (xs[-1] - xs[-2])) * (x - xs[-1])
     return float(np.interp(x, xs, ys))
+
+
+def count_costs(
+    backbone: str,
+    size: tuple[int, int],
+    depth: int = 64,
+    n_class: int = 21,
+    in_channels: int = 3,
+    network: Mapping[str, Any] | None = None,
+) -> Counts:
+    """Multiply-adds alone: nothing is measured. Arguments as of :meth:`CostTable.measure`."""
+    key = _key(backbone, size, depth, n_class, 1, torch.device("cpu"), in_channels, network)
+    geometry = _geometry(backbone, key)
+    encoder = tuple(_encoder_multiply_adds(backbone, key, j) for j in range(len(geometry)))
+    return Counts(geometry=geometry, encoder_multiply_adds=encoder)
 
 
 def cost_table(
@@ -499,7 +535,8 @@ def _geometry(backbone: str | nn.Module, key: Key) -> Geometry:
 
 def _encoder_multiply_adds(backbone: str | nn.Module, key: Key, j: int) -> int:
     """Multiply-adds of the encoder of networks whose deepest end point is j."""
-    net = _network(backbone, key, _one_connection(len(_strides(backbone)), j))
+    with Undrawn():
+        net = _network(backbone, key, _one_connection(len(_strides(backbone)), j))
     with thread_count(1):
         return costs.multiply_adds(net.backbone, (1, key.in_channels, *key.size))
 
