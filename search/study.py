@@ -10,8 +10,8 @@
 Writes runs/<study>/: a folder a trial with its search, mask and retraining, and the Pareto front as front.md,
 front.png, front.json and masks/, ready for `python retrain/train.py --mask_path`.
 
-What is varied: a flag named in --grid, else `sparse`, `lr`, `mask_lr_mult`, `depth` and `thres` around the preset's or
-the configuration's values; a flag on the command line is fixed. --grid is a YAML file, for instance
+What is varied: a flag named in --grid, else `sparse`, `lr`, `mask_lr_mult`, `depth`, `thres` and the budget around the
+preset's or the configuration's values; a flag on the command line is fixed. --grid is a YAML file, for instance
 
     sparse: {low: 0.003, high: 0.1, log: true}
     search.mask_lr_mult: {low: 100, high: 10000, log: true}

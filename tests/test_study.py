@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from sparsemask.search.studies.front import pareto
-from sparsemask.search.studies.plan import Plan, verb_parser
+from sparsemask.search.studies.plan import Plan, default_ranges, verb_parser
 from sparsemask.search.studies.storage import RETRIES, Store
 from sparsemask.search.studies.worker import EARLIER, hopeless
 from sparsemask.search.study import main, settle
@@ -84,6 +84,20 @@ def test_default_ranges_surround_the_preset_and_leave_out_what_is_fixed(data, tm
         assert span["low"] < preset[name] < span["high"] and span["log"]
     assert plan.flags["retrain"]["max_iter"] == 2 and plan.flags["search"]["max_iter"] == 3
     assert "sparse" not in plan.flags["retrain"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "choices"),
+    [("35%", ["17.5%", "35%", "70%"]), ("80%", ["40%", "80%", "100%"]), (4e7, ["2e+07", "4e+07", "8e+07"])],
+)
+def test_a_budget_is_varied_by_halves_and_doubles(budget, choices):
+    parser = verb_parser("search", "connectivity")
+    ranges = default_ranges(parser.resolve({"budget_macs": budget}), {})
+    assert ranges["budget_macs"] == {"choices": choices}
+    for choice in choices:  # as a trial's command line reads them
+        assert parser.resolve(parser.given(["--budget_macs", choice])).family.budget is not None
+    assert "budget_macs" not in default_ranges(parser.resolve({}), {})
+    assert "budget_macs" not in default_ranges(parser.resolve({"budget_macs": budget}), {"budget_macs": budget})
 
 
 def test_a_grid_names_flags_of_one_verb_or_of_all(data, tmp_path):

@@ -127,6 +127,12 @@ def default_ranges(config: RunConfig, fixed: dict) -> dict[str, dict]:
         if value and name not in fixed:
             high = min(value * factor, 0.5) if name == "thres" else value * factor
             ranges[name] = {"low": _rounded(value / factor), "high": _rounded(high), "log": True}
+    budget = config.get("budget_macs")
+    if budget and not {"method", "budget_ms", "budget_macs"} & set(fixed):
+        # What the networks found cost follows their budget.
+        value, unit = (float(budget[:-1]), "%") if isinstance(budget, str) else (float(budget), "")
+        shares = [value / 2, value, value * 2 if not unit else min(100.0, value * 2)]
+        ranges["budget_macs"] = {"choices": [f"{share:g}{unit}" for share in dict.fromkeys(shares)]}
     if "depth" not in fixed:
         depth = config.network.depth
         ranges["depth"] = {"choices": [max(1, depth // 2), depth, depth * 2]}
