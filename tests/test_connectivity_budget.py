@@ -243,7 +243,10 @@ def test_a_share_is_met_by_a_search_and_by_pruning(data, here, monkeypatch, capf
     costs = use_fake_costs(monkeypatch, 4)
     dense = costs.multiply_adds(named_mask("dense", 4))
     assert search(data, "s", "--budget_macs", "70%", steps=20) == 0
-    assert "budget: --budget_macs 70% of the dense network's" in capfd.readouterr().out
+    said, most = capfd.readouterr().out, f"--budget_macs {0.7 * dense / 1e6:g}M"
+    assert "budget: --budget_macs 70% of the dense network's" in said and f"--thres 0.001 {most} --run" in said
+    assert prune_prune.main(["--thres", "0.001"]) == 0
+    assert f"the search's budget: {most}" in capfd.readouterr().out
     assert final("s")["config"]["budget_macs"] == round(0.7 * dense)  # a resumed run reckons with the same number
     assert json.loads(Path("runs/s/run.json").read_text())["budget"]["predicted"] <= 0.7 * dense
     assert prune_prune.main(["--thres", "0.001", "--budget_ms", "50%"]) == 0

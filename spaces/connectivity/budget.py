@@ -80,7 +80,7 @@ class Budget:
         name = "--budget_ms" if self.unit == "ms" else "--budget_macs"
         if self.relative:
             return f"{name} {100 * self.most:g}%"
-        return f"{name} {self.most:g}" if self.unit == "ms" else f"{name} {format_count(self.most)}"
+        return f"{name} {self.most:g}" if self.unit == "ms" else f"{name} {self.most / 1e6:g}M"
 
     @property
     def name(self) -> str:

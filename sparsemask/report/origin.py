@@ -17,7 +17,10 @@ def command_of(c: Contents, verb: str) -> str:
     folder, config = shlex.quote(str(c.run.folder)), c.config
     if verb == "prune":
         criterion = f"--target {config.get('target') or 0.5:g}" if c.grouped else f"--thres {c.thres:g}"
-        criterion += "".join(f" --{n} {config[n]:g}" for n in ("budget_ms", "budget_macs") if number(config.get(n)))
+        if number(config.get("budget_ms")):
+            criterion += f" --budget_ms {config['budget_ms']:g}"
+        elif number(config.get("budget_macs")):
+            criterion += f" --budget_macs {config['budget_macs'] / 1e6:g}M"
         return following("prune", f"{criterion} --run {folder}", config)
     if verb == "retrain":
         return following("retrain", f"--mask_path mask.{'npz' if c.packed else 'npy'}", config, c.run.folder)
