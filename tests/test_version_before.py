@@ -18,6 +18,7 @@ from literal_sparse import one_thread  # noqa: F401
 from small_classes import write_npz
 from small_clouds import CROPS, rooms
 from small_pictures import make_folder
+from sparsemask.devices import processor
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import export as retrain_export
@@ -75,7 +76,8 @@ def families(names: list[str]) -> pytest.MarkDecorator:
 def same_machine() -> bool:
     """Whether bits may be compared with those of the machine that made the files."""
     then = json.loads((KEPT / "versions.json").read_text())
-    return then == {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return then == {"torch": torch.__version__, "cpu": capability, "processor": processor()}
 
 
 def check_weights(state: dict[str, torch.Tensor], wanted: dict) -> None:

@@ -98,7 +98,7 @@ class Undrawn(TorchFunctionMode):
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") in ("normal_", "uniform_") and args and isinstance(args[0], torch.Tensor):
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
             return args[0]
         return func(*args, **(kwargs or {}))
 

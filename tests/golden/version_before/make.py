@@ -20,6 +20,7 @@ import small_hinge  # noqa: F401  a small network that runs may name
 from small_classes import write_npz
 from small_clouds import CROPS, NETWORK, rooms
 from small_pictures import make_folder
+from sparsemask.devices import processor
 from sparsemask.engine.loop import Fit
 from sparsemask.sparse import backend
 from tiny import MASKS, SMALL, data_flags, make_data
@@ -192,7 +193,7 @@ def main() -> None:
         with backend("reference"):
             globals()[family]()
         keep(family)
-    versions = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    versions = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "processor": processor()}
     (HERE / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
 
 
