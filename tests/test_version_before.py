@@ -144,7 +144,8 @@ def test_a_configuration_of_then_repeats_its_run(family):
     for name, value in states[0].items():
         if same_machine():
             assert torch.equal(value, states[1][name]), name
-        torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=1e-4)
+        # Adam steps by about its rate whatever a gradient's size: rounding turns those that are nearly zero.
+        torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=5e-3)
 
 
 @families(["smsr", "smpointseg", "hinge"])
