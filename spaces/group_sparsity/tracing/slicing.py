@@ -26,7 +26,7 @@ def tensors(network: nn.Module) -> dict[str, Tensor]:
 def reshape_(network: nn.Module, values: Mapping[str, Tensor], fixed_groups: Collection[str] = ()) -> None:
     """Give parameters and buffers new values of any shape, in place, and update the modules' channel numbers.
 
-    Parameter objects stay the same, their gradients are dropped. Grouped convolutions lose whole groups, so that the
+    Parameter objects stay the same, in their memory format; their gradients are dropped. Grouped convolutions lose whole groups, so that the
     number of groups shrinks with the outputs, unless they are said to keep it.
 
     Args:
@@ -45,9 +45,17 @@ def reshape_(network: nn.Module, values: Mapping[str, Tensor], fixed_groups: Col
             else:
                 touched.setdefault(id(module), (module, 0))
         tensor.grad = None
-        tensor.data = value.detach().to(tensor).clone()
+        tensor.data = value.detach().to(tensor).clone(memory_format=_format(tensor))
     for module, rows in touched.values():
         _renumber(module, rows)
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    """The memory format in which new values of a tensor are kept: channels-last where it is, otherwise their own."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if last is None or tensor.stride()[1] != 1 or tensor.stride()[-1] != tensor.shape[1]:
+        return torch.preserve_format  # type: ignore[no-any-return]
+    return last if tensor.is_contiguous(memory_format=last) else torch.preserve_format  # type: ignore[no-any-return]
 
 
 def _owners(network: nn.Module) -> dict[int, list[tuple[nn.Module, str, str]]]:
