@@ -26,8 +26,8 @@ def tensors(network: nn.Module) -> dict[str, Tensor]:
 def reshape_(network: nn.Module, values: Mapping[str, Tensor], fixed_groups: Collection[str] = ()) -> None:
     """Give parameters and buffers new values of any shape, in place, and update the modules' channel numbers.
 
-    Parameter objects stay the same, in their memory format; their gradients are dropped. Grouped convolutions lose whole groups, so that the
-    number of groups shrinks with the outputs, unless they are said to keep it.
+    Parameter objects stay the same, in their memory format; their gradients are dropped. Grouped convolutions lose
+    whole groups, so that the number of groups shrinks with the outputs, unless they are said to keep it.
 
     Args:
         network: changed in place.
