@@ -5,10 +5,12 @@ Hinge (Li et al. 2020, arXiv 2003.08935) treats each architecture by hand; here 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import gc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -185,7 +187,7 @@ class ChannelGraph:
         gone[lines[starts[remaining == 0]]] = False
         return gone
 
-    def remove(self, network: nn.Module, gone: np.ndarray) -> nn.Module:
+    def remove(self, network: nn.Module, gone: np.ndarray, hollow: bool = False) -> nn.Module:
         """Remove channels in place: from weights, biases, buffers, channel and group numbers.
 
         Parameters stay the same objects. The contributions of removed channels are lost; see
@@ -196,6 +198,7 @@ class ChannelGraph:
         Args:
             network: the traced one or one of the same structure and shapes.
             gone: elements to remove, bool (count,) or their numbers.
+            hollow: whether tensors that lose channels only get their sizes, with zeros.
 
         Returns:
             The network.
@@ -213,7 +216,7 @@ class ChannelGraph:
                     raise UseError(f"{name} would lose all of its channels; keep at least one")
         changed = numbers.remaining(self.numbers, ~gone)
         fixed = {self.module_of(node) for node in self.nodes if node.inside}
-        keep_(network, self.axes, ~gone, fixed)
+        keep_(network, self.axes, ~gone, fixed, hollow)
         numbers.update_(network, changed)
         for name, (before, after) in self._adaptable.items():
             if gone[before].any() or gone[after].any():
@@ -255,12 +258,25 @@ def trace(network: nn.Module, example: AnyInputs, statistics: str = "exact") -> 
     choose(statistics, STATISTICS, "statistics")
     if next(network.parameters(), None) is None:
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
-    graph = _settled(network, Inputs.of(example), statistics == "free")
+    with _garbage_kept():
+        graph = _settled(network, Inputs.of(example), statistics == "free")
     if not any(p.dim() > 2 for p in network.parameters()) and graph.locked(np.arange(graph.count)).all():
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
     if not graph.nodes:
         raise UseError(f"{type(network).__name__} executed no convolution: there is nothing to prune")
     return graph
+
+
+@contextlib.contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Inside, no garbage is collected: the many small objects of a trace all live until its end."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _settled(network: nn.Module, inputs: Inputs, free: bool) -> ChannelGraph:
@@ -277,15 +293,16 @@ def _settled(network: nn.Module, inputs: Inputs, free: bool) -> ChannelGraph:
         undecided = [site for site in watched.sites if site.way < site.ways]
         tried = [site for site in undecided if site.tried]
         doubtful = watched.written or any(site.tried for site in watched.sites)
-        failing = trial.failing(network, inputs, graph, tried, fixed) if doubtful else set()
-        failing = failing or trial.useless(graph, undecided)
+        failing = trial.useless(graph, undecided)  # told without a run
+        if doubtful and not failing:
+            failing = trial.failing(network, inputs, graph, tried, fixed)
         if not failing:
             return graph
         if attempt >= _TRIES:  # enough: what is undecided is locked, and what still fails
             ways.update({site.key: site.ways for site in undecided})
         fixed |= {key for key in failing if isinstance(key, str | int)}
         ways.update({key: ways.get(key, 0) + 1 for key in failing if isinstance(key, tuple)})
-        watched = Tracer(network, ways, free, fixed, watched).run(inputs)
+        watched = Tracer(network, ways, free, fixed).run(inputs)
     watched.elements.lock(np.arange(watched.elements.count), "sizes in the network's code do not follow the channels")
     return ChannelGraph(watched, structure)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparsemask.spaces.group_sparsity.tracing.call import Axes, Call
@@ -73,7 +74,8 @@ def matrix_product(call: Call) -> list[Axes]:
     x, weight = (call.tracer.value(t) for t in call.args[-2:])
     if bias is None and x.varies and weight.varies:
         return [_contracted(call, x, weight, 0, 1)]
-    if not x.varies or weight.varies or len(x.shape) != 2 or not {0, 1} <= weight.axes.keys():
+    layer = bool(call.tracer.running) and isinstance(call.tracer.running[-1][1], nn.Linear)  # it may read positions
+    if not (x.varies or layer) or weight.varies or len(x.shape) != 2 or not {0, 1} <= weight.axes.keys():
         return unknown(call)
     at = call.channels(x)
     call.tie(weight.axes[0], at)

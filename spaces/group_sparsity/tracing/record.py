@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -118,6 +119,11 @@ class Node:
     """Sums over channels, to which a removed channel must contribute nothing."""
 
     @property
+    def varies(self) -> bool:
+        """Whether its results depend on the network's input."""
+        return any(value.varies for value in self.outputs)
+
+    @property
     def mixes(self) -> bool:
         """Products: whether it makes new channels; a grouped one that loses whole groups only passes them on."""
         return self.makes is not None and (self.groups == 1 or self.inside)
@@ -213,6 +219,7 @@ class Watched:
     """Whether numbers may have been taken from other tensors: sizes of a tensor without channels, factors."""
 
 
+@functools.cache
 def operator_name(func: OpOverload) -> str:
     """The name of an operator, the same whether it works in place or not."""
     name = func.overloadpacket.__name__

@@ -7,8 +7,9 @@ care. Value-dependent control flow is not supported; it is detected and refused.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,19 +25,22 @@ from sparsemask.spaces.group_sparsity.tracing.numbers import tagged
 from sparsemask.spaces.group_sparsity.tracing.operators import follow
 from sparsemask.spaces.group_sparsity.tracing.record import (
     Elements,
+    Number,
     RemovesChannels,
     Value,
     Watched,
     tensors_in,
 )
 from sparsemask.spaces.group_sparsity.tracing.slicing import tensors
+from sparsemask.spaces.group_sparsity.tracing.sparing import spared
 from sparsemask.timing import evaluating
 
 # Functions and operators that return a tensor's values to Python.
 _READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"}
 _READS |= {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
-# Operators that take the time.
-_PRODUCTS = {"convolution", "addmm", "mm", "bmm"}
+
+
+_QKV = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,6 @@ class Tracer(TorchDispatchMode):
         free_statistics: whether channels over which statistics are taken are free.
         fixed: names of modules and numbers of operators whose inputs' channels are locked, since sizes and factors are
             taken from them.
-        before: the record of a run on the same input, which spares the values of products.
     """
 
     @classmethod
@@ -70,15 +73,16 @@ class Tracer(TorchDispatchMode):
         ways: dict[tuple[str, str, int], int] | None = None,
         free_statistics: bool = False,
         fixed: Collection[str | int] = (),
-        before: Watched | None = None,
     ):
         super().__init__()
         self.network, self.elements = network, Elements()
-        self.ways, self.free_statistics, self.fixed, self._before = ways or {}, free_statistics, fixed, before
+        self.ways, self.free_statistics, self.fixed = ways or {}, free_statistics, fixed
         self.names = {id(t): name for name, t in tensors(network).items()}
         self.values = WeakIdKeyDictionary()  # what no one holds any more is freed, as in any other run
         self.numbers = itertools.count()
-        self.handling = {name for name, module in network.named_modules() if isinstance(module, RemovesChannels)}
+        modules = list(network.named_modules())
+        handling = {kind for kind in {type(module) for _, module in modules} if issubclass(kind, RemovesChannels)}
+        self.handling = {name for name, module in modules if type(module) in handling}
         self.seen = Watched(self.elements, [], [], {})
         self.running: list[tuple[str, nn.Module]] = []
         """The modules whose forward runs, the innermost last."""
@@ -164,9 +168,32 @@ class Tracer(TorchDispatchMode):
             self.seen.calls.append((name, module, self._first(args), self._first(output)))
 
         for name, module in self.network.named_modules():
+            if isinstance(module, nn.MultiheadAttention):
+                hooks.append(module.register_forward_pre_hook(self._keep_heads(name), with_kwargs=True))
             hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args)))
             hooks.append(module.register_forward_hook(lambda m, args, out, name=name: after(name, m, args, out)))
         return hooks
+
+    def _keep_heads(self, name: str) -> Callable[[nn.MultiheadAttention, tuple[Any, ...], dict[str, Any]], None]:
+        """Torch's attention takes the width of heads from that of its queries: both stay; those of others may go."""
+
+        def keep(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            query, key, value = args[:3] if len(args) > 2 else [*args, *(kwargs[n] for n in _QKV[len(args) :])]
+            why = f"module '{name}' (MultiheadAttention): torch's attention takes the width of heads from its queries"
+            packed = module.in_proj_weight
+            weights = (
+                (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight) if packed is None else (packed,)
+            )
+            wide = self.value(query).axes.get(query.dim() - 1)
+            for elements in (wide, *(self.value(weight).axes[0] for weight in weights)):
+                if elements is not None:
+                    self.elements.lock(elements, why)
+            for attribute, tensor in (("kdim", key), ("vdim", value)):
+                counted = self.value(tensor).axes.get(tensor.dim() - 1)
+                if packed is None and counted is not None:
+                    self.seen.numbers.append(Number(name, attribute, None, counted))
+
+        return keep
 
     def _first(self, tree) -> Value | None:
         return next(map(self.value, tensors_in(tree)), None)
@@ -189,22 +216,12 @@ class Tracer(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.refuse_reading(name, (args, kwargs))
         inputs = [self.value(t) for t in tensors_in((args, kwargs))]
-        output = self._spared(name, args)
+        varies = any(value.varies for value in inputs)
+        output = spared(name, args) if varies and not kwargs else None
         if output is None:
             output = func(*args, **kwargs)
         follow(self, func, args, kwargs, inputs, output)
         return output
-
-    def _spared(self, name: str, args: tuple) -> Tensor | None:
-        """A product's result without its values, on which nothing depends, as it was in the run before."""
-        step = len(self.seen.nodes)
-        if self._before is None or name not in _PRODUCTS or step >= len(self._before.nodes):
-            return None
-        tensors, node = tensors_in(args), self._before.nodes[step]
-        same = node.op == name and [tuple(t.shape) for t in tensors] == [value.shape for value in node.inputs]
-        if not same or not all(t.is_contiguous() or t.dim() == 2 for t in tensors):
-            return None
-        return tensors[0].new_empty(node.outputs[0].shape)
 
 
 class _Calls(TorchFunctionMode):
