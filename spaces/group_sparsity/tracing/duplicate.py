@@ -24,6 +24,7 @@ def duplicate(network: nn.Module) -> nn.Module:
         not written to.
     """
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in network.parameters()}
+    memo.update({id(b): b.detach().clone() for b in network.buffers()})
     modules = list(network.modules())
     own = {kind: _copies_itself(kind) for kind in {type(module) for module in modules}}
     usual = [module for module in modules if not own[type(module)]]
@@ -48,5 +49,6 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if kind in _CONTAINERS and not value:
         return kind()
     if kind is dict and all(entry is None or isinstance(entry, Tensor | nn.Module) for entry in value.values()):
-        return {key: copy.deepcopy(entry, memo) for key, entry in value.items()}
+        known = {key: memo.get(id(entry)) for key, entry in value.items()}
+        return {key: copy.deepcopy(value[key], memo) if entry is None else entry for key, entry in known.items()}
     return copy.deepcopy(value, memo)

@@ -10,8 +10,9 @@ import copy
 import functools
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ STATISTICS = ("exact", "free")
 _TRIES = 16
 
 
-def _resolved(node: Node, classes: np.ndarray, value: Callable) -> Node:
+def _resolved(node: Node, classes: np.ndarray, value: Callable[[Value | None], Any]) -> Node:
     is_product = node.makes is not None
     resolved = copy.copy(node)
     resolved.inputs = tuple(map(value, node.inputs))
@@ -82,7 +83,8 @@ class ChannelGraph:
         self.all_nodes = [_resolved(node, self._classes, resolved) for node in watched.nodes]
         self.nodes = [node for node in self.all_nodes if node.makes is not None]
         self.calls = [(name, type(module), resolved(a), resolved(b)) for name, module, a, b in watched.calls]
-        self.axes = {name: resolved(value).axes for name, value in watched.parameters.items() if value.axes}
+        parameters = {name: resolved(value) for name, value in watched.parameters.items()}
+        self.axes = {name: value.axes for name, value in parameters.items() if value is not None and value.axes}
         # A convolution's border (of a compressed network) is a product too, but not the one its name stands for.
         self._owned = {self.module_of(n): n for n in self.nodes if not n.border}
         self.numbers = tuple(replace(n, elements=self._classes[n.elements]) for n in watched.numbers)
@@ -92,7 +94,7 @@ class ChannelGraph:
             if issubclass(kind, RemovesChannels) and before and after and 1 in before.axes and 1 in after.axes
         }
 
-    def __deepcopy__(self, memo: dict):
+    def __deepcopy__(self, memo: dict[int, Any]) -> ChannelGraph:
         return self  # never changes, and serves every copy of the network
 
     @staticmethod
@@ -121,8 +123,11 @@ class ChannelGraph:
         Raises:
             UseError: a module that did not run when the network was traced.
         """
-        if module in self._owned and self._owned[module].weight.parameter:
-            return self._owned[module].makes if dim == 0 else self._owned[module].consumes
+        owned = self._owned.get(module)
+        if owned is not None and owned.weight is not None and owned.weight.parameter:
+            along = owned.makes if dim == 0 else owned.consumes
+            assert along is not None  # it is a product
+            return along
         axes = self.axes.get(f"{module}.weight", {})
         if dim not in axes:
             raise UseError(f"'{module}' has no channels along dimension {dim} in the traced network")
@@ -130,7 +135,7 @@ class ChannelGraph:
 
     def locked(self, elements: np.ndarray) -> np.ndarray:
         """Which elements can never be removed, bool of the shape of `elements`."""
-        return self._locked[elements]
+        return np.asarray(self._locked[elements])
 
     def reason(self, element: int) -> str | None:
         """Reason why an element is locked; None if it is not."""
@@ -147,7 +152,7 @@ class ChannelGraph:
 
     def resolved(self, elements: np.ndarray) -> np.ndarray:
         """Numbers in this graph of elements as they were recorded."""
-        return self._classes[elements]
+        return np.asarray(self._classes[elements])
 
     @functools.cached_property
     def readers(self) -> dict[int, list[Node]]:
@@ -220,7 +225,9 @@ class ChannelGraph:
         numbers.update_(network, changed)
         for name, (before, after) in self._adaptable.items():
             if gone[before].any() or gone[after].any():
-                network.get_submodule(name).remove_channels(~gone[before], ~gone[after])
+                module = network.get_submodule(name)
+                assert isinstance(module, RemovesChannels)
+                module.remove_channels(~gone[before], ~gone[after])
         return network
 
     def as_mask(self, gone: np.ndarray) -> np.ndarray:
@@ -293,7 +300,7 @@ def _settled(network: nn.Module, inputs: Inputs, free: bool) -> ChannelGraph:
         undecided = [site for site in watched.sites if site.way < site.ways]
         tried = [site for site in undecided if site.tried]
         doubtful = watched.written or any(site.tried for site in watched.sites)
-        failing = trial.useless(graph, undecided)  # told without a run
+        failing: Set[trial.Key | str | int] = trial.useless(graph, undecided)  # told without a run
         if doubtful and not failing:
             failing = trial.failing(network, inputs, graph, tried, fixed)
         if not failing:
@@ -320,5 +327,5 @@ def _held(network: nn.Module) -> int:
         len(tensors_in(tuple(value.values())) if type(value) is dict else tensors_in(value))
         for module in network.modules()
         for key, value in vars(module).items()
-        if not key.startswith("_") and isinstance(value, dict | Tensor)
+        if (type(value) is dict or isinstance(value, Tensor)) and not key.startswith("_")
     )

@@ -61,7 +61,7 @@ def _place(call: Call, axes: Axes, dim: int, elements: np.ndarray) -> None:
 def _dimension(call: Call) -> int:
     """The dimension along which the operator cuts."""
     position = {"unbind": 1, "select": 1, "slice": 1, "narrow": 1}.get(call.node.op, 2)
-    return call.argument(position, "dim", 0) % len(call.node.inputs[0].shape)
+    return int(call.argument(position, "dim", 0)) % len(call.node.inputs[0].shape)
 
 
 def _decided(
@@ -94,7 +94,7 @@ def _interleave(call: Call, elements: np.ndarray) -> None:
         call.tie(elements.reshape(groups, -1), elements.reshape(groups, -1)[:1])
 
 
-def _cut(call: Call, elements: np.ndarray, parts: list[np.ndarray]) -> bool:
+def _cut(call: Call, elements: np.ndarray, parts: Sequence[np.ndarray]) -> bool:
     """Parts of a tensor's channels: of free sizes, or of equal ones, whose entries i go together."""
     if len(parts) == 1 and np.array_equal(parts[0], elements) and call.node.op != "split_with_sizes":
         return True
@@ -113,7 +113,7 @@ def _cut(call: Call, elements: np.ndarray, parts: list[np.ndarray]) -> bool:
     return True
 
 
-def _bind_cut(call: Call, elements: np.ndarray, parts: list[np.ndarray], ends: list[np.ndarray]) -> None:
+def _bind_cut(call: Call, elements: np.ndarray, parts: Sequence[np.ndarray], ends: Sequence[np.ndarray]) -> None:
     """Let the numbers in the call follow: ends of a slice, sizes of parts, or what they were computed from."""
     sizes = call.sizes()
     if call.node.op == "split_with_sizes" and len(sizes) >= len(parts):
@@ -276,7 +276,7 @@ def concatenate(call: Call) -> list[Axes]:
             why = "concatenated constants of fixed size"
             varying = [value.axes.get(dim) for value in parts if value.varies]
             if varying and all(elements is None for elements in varying):
-                for elements in filter(lambda a: a is not None, arrays):
+                for elements in (array for array in arrays if array is not None):
                     call.lock(elements, why)  # entries for positions
                 continue
             filled = [call.fresh(v.shape[dim], why) if a is None else a for v, a in zip(parts, arrays, strict=True)]

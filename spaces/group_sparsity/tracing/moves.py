@@ -7,7 +7,7 @@ dimensions; these have one entry each wherever the operator allows, so that a ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,7 @@ def moved(
         shape: the tensor's.
     """
     name = func.overloadpacket.__name__  # type: ignore[attr-defined]
-    if name in RESHAPES and math.prod(shape):
+    if name in RESHAPES and _product(shape):
         return [_reshaped(elements, dim, shape, args[1])]
     numbers = torch.from_numpy(elements).view([-1 if d == dim else 1 for d in range(len(shape))])
     thin = name in _INDEPENDENT
@@ -119,6 +119,10 @@ def _full(thin: Sequence[int], dim: int, shape: Sequence[int]) -> list[int]:
     return [a * b for a, b in zip(thin, [1] * (len(thin) - len(whole)) + whole, strict=True)]
 
 
+def _product(sizes: Iterable[int]) -> int:
+    return math.prod(map(int, sizes))
+
+
 def _reduced(result: Tensor) -> Moved:
     """The same, quickly: what was expanded has strides of zero."""
     shape = tuple(result.shape)
@@ -132,9 +136,9 @@ def _reduced(result: Tensor) -> Moved:
 def _reshaped(elements: np.ndarray, dim: int, shape: Sequence[int], sizes: Sequence[int]) -> Moved:
     """A reshape, of which dimensions matter that are merged with this one or split from it."""
     sizes = [int(size) for size in sizes]
-    rest = math.prod(size for size in sizes if size >= 0)
-    sizes = [math.prod(shape) // rest if size < 0 else size for size in sizes]
-    before, after = ([math.prod(s[:d]) for d in range(len(s) + 1)] for s in (shape, sizes))
+    rest = _product(size for size in sizes if size >= 0)
+    sizes = [_product(shape) // rest if size < 0 else size for size in sizes]
+    before, after = ([_product(s[:d]) for d in range(len(s) + 1)] for s in (shape, sizes))
     start = max(d for d in range(dim + 1) if before[d] in after)
     end = min(d for d in range(dim + 1, len(shape) + 1) if before[d] in after)
     first = after.index(before[start])

@@ -6,7 +6,7 @@ every size that is computed from them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ class Tagged(int):
         return only if only is not None and only.value == self else None
 
 
-def _arithmetic(name: str):
+def _arithmetic(name: str) -> Callable[..., object]:
     plain = vars(int)[name]
 
     def computed(self: Tagged, *others: object) -> object:
@@ -104,7 +104,7 @@ def _plain(value: Any) -> object:
     return int(value) if type(value) is Tagged else value
 
 
-def _tag(module: str, key: str, value: object) -> object:
+def _tag(module: str, key: str, value: Any) -> object:
     """The value with its integers tagged; None if it holds none that could count channels."""
     if type(value) is int and value > 1:
         return Tagged(value, frozenset([Source(module, key, None, value)]))

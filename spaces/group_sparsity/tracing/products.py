@@ -63,8 +63,8 @@ def _grouped(call: Call, at: np.ndarray, weight: Value, transposed: bool, groups
     out = call.fresh(call.outputs[0].shape[1]) if transposed else filters
     if transposed:
         call.tie(filters, at)
-    for a, b in zip(np.split(at, groups), np.split(out, groups), strict=True):
-        call.tie(np.concatenate([a, b]), a[:1])
+    both = np.concatenate([at.reshape(groups, -1), out.reshape(groups, -1)], 1)
+    call.tie(both, both[:, :1])
     return out
 
 

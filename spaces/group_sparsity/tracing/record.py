@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
@@ -100,7 +100,7 @@ class Node:
     module: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    args: tuple = ()
+    args: tuple[Any, ...] = ()
     """Arguments as they were, tensors replaced by their Value."""
     named: tuple[str, ...] = ()
     """Names of the keyword arguments."""
@@ -222,11 +222,11 @@ class Watched:
 @functools.cache
 def operator_name(func: OpOverload) -> str:
     """The name of an operator, the same whether it works in place or not."""
-    name = func.overloadpacket.__name__
+    name: str = func.overloadpacket.__name__
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
-def tensors_in(tree: object) -> list[Tensor]:
+def tensors_in(tree: Any) -> list[Tensor]:
     """The tensors in nested arguments or outputs."""
     if isinstance(tree, Tensor):
         return [tree]

@@ -58,8 +58,8 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
     """The memory format in which new values of a tensor are kept: channels-last where it is, otherwise their own."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
     if last is None or tensor.stride()[1] != 1 or tensor.stride()[-1] != tensor.shape[1]:
-        return torch.preserve_format  # type: ignore[no-any-return]
-    return last if tensor.is_contiguous(memory_format=last) else torch.preserve_format  # type: ignore[no-any-return]
+        return torch.preserve_format
+    return last if tensor.is_contiguous(memory_format=last) else torch.preserve_format
 
 
 def _owners(network: nn.Module) -> dict[int, list[tuple[nn.Module, str, str]]]:

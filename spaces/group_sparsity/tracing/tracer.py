@@ -7,7 +7,7 @@ care. Value-dependent control flow is not supported; it is detected and refused.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsemask.errors import UseError, one_line
@@ -48,7 +49,7 @@ class TorchCall:
     """A torch function that was called, and its arguments."""
 
     name: str = ""
-    arguments: tuple = ()
+    arguments: tuple[Any, ...] = ()
 
 
 class Tracer(TorchDispatchMode):
@@ -78,7 +79,9 @@ class Tracer(TorchDispatchMode):
         self.network, self.elements = network, Elements()
         self.ways, self.free_statistics, self.fixed = ways or {}, free_statistics, fixed
         self.names = {id(t): name for name, t in tensors(network).items()}
-        self.values = WeakIdKeyDictionary()  # what no one holds any more is freed, as in any other run
+        self.values: MutableMapping[Tensor, Value] = (
+            WeakIdKeyDictionary()
+        )  # what no one holds any more is freed, as in any other run
         self.numbers = itertools.count()
         modules = list(network.named_modules())
         handling = {kind for kind in {type(module) for _, module in modules} if issubclass(kind, RemovesChannels)}
@@ -152,17 +155,17 @@ class Tracer(TorchDispatchMode):
         self.values[tensor] = value
         return value
 
-    def _hooks(self) -> list:
+    def _hooks(self) -> list[RemovableHandle]:
         hooks = []
 
-        def before(name, module, args):
+        def before(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
             self.running.append((name, module))
             self._sites.append(itertools.count())
             for tensor in tensors_in(args) if name in self.fixed else ():
                 for elements in self.value(tensor).axes.values():
                     self.elements.lock(elements, f"{self.where()}: a tensor without them has sizes taken from them")
 
-        def after(name, module, args, output):
+        def after(name: str, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
             self.running.pop()
             self._sites.pop()
             self.seen.calls.append((name, module, self._first(args), self._first(output)))
@@ -195,10 +198,10 @@ class Tracer(TorchDispatchMode):
 
         return keep
 
-    def _first(self, tree) -> Value | None:
+    def _first(self, tree: object) -> Value | None:
         return next(map(self.value, tensors_in(tree)), None)
 
-    def refuse_reading(self, name: str, tree) -> None:
+    def refuse_reading(self, name: str, tree: object) -> None:
         """Raise UseError if an operator returns values of an input-dependent tensor to Python."""
         operands = tensors_in(tree)
         if name == "index":  # a mask's number of entries is a size of the result
@@ -211,7 +214,7 @@ class Tracer(TorchDispatchMode):
                 "take that decision out of forward"
             )
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         self.refuse_reading(name, (args, kwargs))
@@ -231,7 +234,7 @@ class _Calls(TorchFunctionMode):
         super().__init__()
         self.tracer = tracer
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")  # some of torch's own functions have none
         if name in _READS:
             self.tracer.refuse_reading(name, args)

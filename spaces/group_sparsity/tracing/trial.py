@@ -7,8 +7,8 @@ went before. A size that fits by chance is not enough.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -37,7 +37,7 @@ Key = tuple[str, str, int]
 class SamePath(TorchFunctionMode):
     """Lets modules with a fused fast path for inference take the one that they took while they were traced."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
 
 
@@ -74,7 +74,7 @@ class _Comparison(Replay):
         super().__init__(graph)
         self.alive = alive
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         node, kwargs = self.traced(func), kwargs or {}
         if node is None:
             raise _Misfit
@@ -101,7 +101,7 @@ class _Comparison(Replay):
     def _shape(self, shape: tuple[int, ...], axes: dict[int, np.ndarray]) -> tuple[int, ...]:
         return tuple(int(self.alive[axes[d]].sum()) if d in axes else size for d, size in enumerate(shape))
 
-    def _compare(self, node: Node, func, args: tuple, kwargs: dict) -> None:
+    def _compare(self, node: Node, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Whether the remaining entries are moved where they went in the traced network."""
         before = node.inputs[0]
         shape = tuple(tensors_in(args)[0].shape)
