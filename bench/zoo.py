@@ -37,6 +37,7 @@ from sparsemask.errors import one_line
 from sparsemask.spaces.group_sparsity.inputs import Inputs
 from sparsemask.spaces.group_sparsity.shrinking.fitting import time_networks
 from sparsemask.spaces.group_sparsity.tracing.graph import trace
+from sparsemask.spaces.group_sparsity.tracing.plain_weights import plain_weights
 from sparsemask.tables import markdown_table
 from sparsemask.timing import timer
 from zoo_networks import NAMES, build
@@ -59,7 +60,7 @@ def measured(whole: nn.Module, small: nn.Module, x: Tensor, seconds: float) -> d
 def with_sparsemask(network: nn.Module, x: Tensor, target: float, seconds: float) -> dict:
     """Shrink a network, and compare it with the zeroed one."""
     begun = time.thread_time()
-    trace(network, x)
+    trace(plain_weights(network, x), x)
     tracing = time.thread_time() - begun
     plan = sparsemask.plan(network, x)
     small = plan.shrink(target, timed=False)
