@@ -19,7 +19,8 @@ from sparsemask.spaces.group_sparsity.tracing.record import tensors_in
 
 RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias"})
 # They do to each entry along other dimensions the same, however many there are.
-_INDEPENDENT = {"roll", "flip", "repeat", "channel_shuffle", "native_channel_shuffle"}
+_INDEPENDENT = {"roll", "flip", "repeat"}
+_SHUFFLES = {"channel_shuffle", "native_channel_shuffle"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def moved(
     if name in RESHAPES and _product(shape):
         return [_reshaped(elements, dim, shape, args[1])]
     numbers = torch.from_numpy(elements).view([-1 if d == dim else 1 for d in range(len(shape))])
-    thin = name in _INDEPENDENT
+    thin = name in _INDEPENDENT or (name in _SHUFFLES and dim == 1)
     others = [other.cpu() if isinstance(other, Tensor) else other for other in args[1:]]
     results = tensors_in(func(numbers if thin else numbers.expand(*shape), *others, **kwargs))
     if not thin:
