@@ -6,7 +6,9 @@ dimensions; these have one entry each wherever the operator allows, so that a ma
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +44,10 @@ class Moved:
         """From numbers that may still be repeated along dimensions."""
         dims = []
         for dim in range(numbers.ndim):
-            first = numbers.take([0], dim) if numbers.shape[dim] > 1 else numbers
-            if first is not numbers and (numbers != first).any():
+            if numbers.shape[dim] < 2:
+                continue
+            first = numbers[(slice(None),) * dim + (slice(1),)]
+            if (numbers != first).any():
                 dims.append(dim)
             else:
                 numbers = first
@@ -74,8 +78,8 @@ class Moved:
 
     def rows(self, dim: int) -> np.ndarray:
         """Numbers that lie at the same place along a dimension, (size of the dimension, places)."""
-        rows = np.moveaxis(self.numbers, dim, 0).reshape(self.numbers.shape[dim], -1)
-        return np.broadcast_to(rows, (self.shape[dim], rows.shape[1]))
+        rows = self.numbers.swapaxes(dim, 0).reshape(self.numbers.shape[dim], -1)
+        return rows if len(rows) == self.shape[dim] else np.broadcast_to(rows, (self.shape[dim], rows.shape[1]))
 
     def lies(self, dim: int, elements: np.ndarray) -> bool:
         """Whether just these elements lie along a dimension, at every place."""
@@ -139,7 +143,7 @@ def _reshaped(elements: np.ndarray, dim: int, shape: Sequence[int], sizes: Seque
     sizes = [int(size) for size in sizes]
     rest = _product(size for size in sizes if size >= 0)
     sizes = [_product(shape) // rest if size < 0 else size for size in sizes]
-    before, after = ([_product(s[:d]) for d in range(len(s) + 1)] for s in (shape, sizes))
+    before, after = ([*itertools.accumulate(s, operator.mul, initial=1)] for s in (shape, sizes))
     start = max(d for d in range(dim + 1) if before[d] in after)
     end = min(d for d in range(dim + 1, len(shape) + 1) if before[d] in after)
     first = after.index(before[start])

@@ -35,7 +35,8 @@ class Elements:
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
         """Require that entry i of `a` and entry i of `b` are removed together; either may be a single element."""
-        a, b = np.broadcast_arrays(a, b)
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
         self._ties.append((a.ravel(), b.ravel()))
 
     def lock(self, elements: np.ndarray, reason: str) -> None:
@@ -226,23 +227,29 @@ def operator_name(func: OpOverload) -> str:
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
+_NESTS = frozenset({tuple, list})
+_LEAVES = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
+
+
 def tensors_in(tree: Any) -> list[Tensor]:
     """The tensors in nested arguments or outputs."""
     if isinstance(tree, Tensor):
         return [tree]
-    if type(tree) in (tuple, list):  # as all operators have them; quicker than what knows every container
-        return [tensor for branch in tree for tensor in tensors_in(branch)]
-    if tree is None or isinstance(tree, int | float | str | torch.dtype):
-        return []
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    if type(tree) not in _NESTS:
+        return [] if type(tree) in _LEAVES else [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    found: list[Tensor] = []  # as all operators have them; quicker than what knows every container
+    for branch in tree:
+        if type(branch) not in _LEAVES:
+            found += tensors_in(branch)
+    return found
 
 
 def replaced(tree: Any, kind: type, function: Callable[[Any], object]) -> Any:
     """Nested arguments of an operator, its leaves of one kind replaced."""
     if isinstance(tree, kind):
         return function(tree)
-    if type(tree) in (tuple, list):
-        return type(tree)(replaced(branch, kind, function) for branch in tree)
+    if type(tree) in _NESTS:
+        return type(tree)([branch if type(branch) in _LEAVES else replaced(branch, kind, function) for branch in tree])
     return tree
 
 
