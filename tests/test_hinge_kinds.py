@@ -503,14 +503,90 @@ class Keeping(nn.Module):
         return self.last(torch.cat(self.a(x).split(self.width, 1), 1))
 
 
+class Alone(Keeping):
+    """Cannot be copied, so that it is traced itself."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError("there is one of me")
+
+
 def test_a_trace_leaves_plain_numbers():
-    network = Keeping()
-    trace(network, picture().float())
+    network = Alone()
+    with pytest.raises(TypeError, match="one of me"):  # a size is tried out on a copy
+        trace(network, picture().float())
     assert [type(n) for n in (network.width, network.double, *network.pair)] == [int] * 4
     assert (network.double, network.pair) == (8, (4, 5))
     with pytest.raises(UseError):
         trace(network, picture(1, 2, 8, 8).float())
     assert type(network.width) is int
+
+
+class Remembering(nn.Module):
+    """Changes what it holds when it runs: a buffer, an attribute, and a number that is no channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.last, self.first, self.runs = conv(3, 8), conv(8, 2), None, 0
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        y = self.a(x)
+        self.mean.copy_(y.mean((0, 2, 3)))
+        self.first, self.runs = y if self.first is None else self.first, self.runs + 1
+        return self.last(y)
+
+
+def test_a_trace_leaves_a_network_as_it_was():
+    network = Remembering()
+    graph = trace(network, picture().float())
+    assert network.first is None and network.runs == 0 and not network.mean.any()
+    assert not graph.locked(graph.elements("a", 0)).any()
+
+
+class SetBy(nn.Module):
+    """Sets a parameter by the first input that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.last, self.scale, self.ready = conv(3, 8), conv(8, 2), nn.Parameter(torch.zeros(8)), False
+
+    def forward(self, x):
+        y = self.a(x)
+        if not self.ready:
+            self.scale.copy_(1 / y.std((0, 2, 3)))
+            self.ready = True
+        return self.last(y * self.scale[:, None, None])
+
+
+class Growing(nn.Module):
+    """Makes a buffer, a cache and a number of channels when it first runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.last, self.ready, self.cache = conv(3, 8), conv(8, 2), False, {}
+
+    def forward(self, x):
+        y = self.a(x)
+        if not self.ready:
+            self.register_buffer("factor", torch.linspace(1, 2, 8, dtype=x.dtype)[:, None, None])
+            self.ready, self.wide, self.cache["one"] = True, 8, x.new_ones(1)
+        return self.last((y * self.factor).view(len(x), self.wide, *x.shape[2:]))
+
+
+def test_a_network_that_grows_when_it_first_runs_can_be_made_smaller():
+    network = Growing().double()
+    graph, small, masked, removed = halved(network, picture())
+    for a, b in zip(outputs(small, picture()), outputs(masked, picture()), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+    assert "factor" in graph.axes and network.ready
+
+
+def test_a_network_that_sets_its_parameters_by_inputs_computes_them():
+    network, other = (copy.deepcopy(n) for n in [SetBy()] * 2)
+    trace(network, picture().float())
+    with torch.no_grad():
+        other(picture().float())
+    assert torch.equal(network.scale, other.scale) and network.ready
 
 
 def test_an_attribute_that_counts_several_parts_keeps_them_equal():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sparsemask.errors import UseError, choose
 from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs, Structure
 from sparsemask.spaces.group_sparsity.tracing import numbers, trial
+from sparsemask.spaces.group_sparsity.tracing.duplicate import duplicate
 from sparsemask.spaces.group_sparsity.tracing.record import (
     Contraction,
     Counted,
@@ -30,8 +31,8 @@ from sparsemask.spaces.group_sparsity.tracing.record import (
     replaced,
     tensors_in,
 )
-from sparsemask.spaces.group_sparsity.tracing.slicing import keep_
-from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
+from sparsemask.spaces.group_sparsity.tracing.slicing import keep_, tensors
+from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer, WritesWeights
 
 STATISTICS = ("exact", "free")
 # Traces of one network until every size in its code is decided; the rest is locked then, in as many more at most.
@@ -266,7 +267,7 @@ def trace(network: nn.Module, example: AnyInputs, statistics: str = "exact") -> 
     if next(network.parameters(), None) is None:
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
     with _garbage_kept():
-        graph = _settled(network, Inputs.of(example), statistics == "free")
+        graph = _traced(network, Inputs.of(example), statistics == "free")
     if not any(p.dim() > 2 for p in network.parameters()) and graph.locked(np.arange(graph.count)).all():
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
     if not graph.nodes:
@@ -286,14 +287,34 @@ def _garbage_kept() -> Iterator[None]:
             gc.enable()
 
 
-def _settled(network: nn.Module, inputs: Inputs, free: bool) -> ChannelGraph:
+def _traced(network: nn.Module, inputs: Inputs, free: bool) -> ChannelGraph:
+    """Trace a duplicate that does not compute its products; the network itself where it must compute them."""
+    other: nn.Module | None = None
+    with contextlib.suppress(Exception):  # what a user's modules raise when they are copied; lazy ones, for example
+        other = duplicate(network)
+    if other is not None:
+        with contextlib.suppress(WritesWeights):
+            graph = _settled(other, inputs, free, spare=True)
+            if _holds_all(network, graph):
+                return graph
+    return _settled(network, inputs, free, spare=False)
+
+
+def _holds_all(network: nn.Module, graph: ChannelGraph) -> bool:
+    """Whether a network has all that the graph names, though some may be made when it first runs."""
+    modules = dict(network.named_modules())
+    numbered = all(n.module in modules and n.attribute in vars(modules[n.module]) for n in graph.numbers)
+    return numbered and graph.axes.keys() <= tensors(network).keys()
+
+
+def _settled(network: nn.Module, inputs: Inputs, free: bool, spare: bool) -> ChannelGraph:
     """Trace until all sizes in the network's code follow the channels that are not locked."""
     structure, held = inputs.structure(), _held(network)
     ways: dict[trial.Key, int] = {}
     fixed: set[str | int] = set()
-    watched = Tracer(network, free_statistics=free).run(inputs)
+    watched = Tracer(network, free_statistics=free, spare=spare).run(inputs)
     if held != _held(network):  # something was computed once and kept: from now on runs are alike
-        watched = Tracer(network, free_statistics=free).run(inputs)
+        watched = Tracer(network, free_statistics=free, spare=spare).run(inputs)
     for attempt in range(2 * _TRIES):
         _tie_counted(watched)
         graph = ChannelGraph(watched, structure)
@@ -302,14 +323,14 @@ def _settled(network: nn.Module, inputs: Inputs, free: bool) -> ChannelGraph:
         doubtful = watched.written or any(site.tried for site in watched.sites)
         failing: Set[trial.Key | str | int] = trial.useless(graph, undecided)  # told without a run
         if doubtful and not failing:
-            failing = trial.failing(network, inputs, graph, tried, fixed)
+            failing = trial.failing(network, inputs, graph, tried, fixed, spare)
         if not failing:
             return graph
         if attempt >= _TRIES:  # enough: what is undecided is locked, and what still fails
             ways.update({site.key: site.ways for site in undecided})
         fixed |= {key for key in failing if isinstance(key, str | int)}
         ways.update({key: ways.get(key, 0) + 1 for key in failing if isinstance(key, tuple)})
-        watched = Tracer(network, ways, free, fixed).run(inputs)
+        watched = Tracer(network, ways, free, fixed, spare).run(inputs)
     watched.elements.lock(np.arange(watched.elements.count), "sizes in the network's code do not follow the channels")
     return ChannelGraph(watched, structure)
 

@@ -6,6 +6,7 @@ care. Value-dependent control flow is not supported; it is detected and refused.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Collection, MutableMapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,6 +46,17 @@ _READS |= {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonze
 _QKV = ("query", "key", "value")
 
 
+class WritesWeights(Exception):
+    """A network changes its parameters when it runs."""
+
+
+@functools.cache
+def _written(func: OpOverload) -> tuple[int, ...]:
+    """Positions of the arguments that an operator writes to."""
+    arguments = enumerate(func._schema.arguments) if func._schema.is_mutable else ()
+    return tuple(position for position, arg in arguments if arg.alias_info is not None and arg.alias_info.is_write)
+
+
 @dataclass(frozen=True)
 class TorchCall:
     """A torch function that was called, and its arguments."""
@@ -62,6 +75,10 @@ class Tracer(TorchDispatchMode):
         free_statistics: whether channels over which statistics are taken are free.
         fixed: names of modules and numbers of operators whose inputs' channels are locked, since sizes and factors are
             taken from them.
+        spare: whether products are not computed. The network must be a duplicate then, which is no longer used.
+
+    Raises:
+        WritesWeights: the network writes to its parameters, which a duplicate shares, before it does.
     """
 
     @classmethod
@@ -74,10 +91,12 @@ class Tracer(TorchDispatchMode):
         ways: dict[tuple[str, str, int], int] | None = None,
         free_statistics: bool = False,
         fixed: Collection[str | int] = (),
+        spare: bool = False,
     ):
         super().__init__()
         self.network, self.elements = network, Elements()
-        self.ways, self.free_statistics, self.fixed = ways or {}, free_statistics, fixed
+        self.ways, self.free_statistics, self.fixed, self.spare = ways or {}, free_statistics, fixed, spare
+        self._weights = {p.untyped_storage().data_ptr() for p in network.parameters()} if spare else set()
         self.names = {id(t): name for name, t in tensors(network).items()}
         self.values: MutableMapping[Tensor, Value] = (
             WeakIdKeyDictionary()
@@ -107,7 +126,7 @@ class Tracer(TorchDispatchMode):
         try:
             with tagged(self.network), evaluating(self.network), self, _Calls(self):
                 output = inputs.run(self.network)
-        except UseError:
+        except (UseError, WritesWeights):
             raise
         except Exception as error:
             what = f"{self.where()} does not run on an input of {inputs}"
@@ -220,11 +239,17 @@ class Tracer(TorchDispatchMode):
         self.refuse_reading(name, (args, kwargs))
         inputs = [self.value(t) for t in tensors_in((args, kwargs))]
         varies = any(value.varies for value in inputs)
-        output = spared(name, args) if varies and not kwargs else None
+        if self._weights and any(t.untyped_storage().data_ptr() in self._weights for t in self._written_to(func, args)):
+            raise WritesWeights
+        output = spared(name, args) if self.spare and varies and not kwargs else None
         if output is None:
             output = func(*args, **kwargs)
         follow(self, func, args, kwargs, inputs, output)
         return output
+
+    @staticmethod
+    def _written_to(func: OpOverload, args: tuple[Any, ...]) -> list[Tensor]:
+        return tensors_in([args[position] for position in _written(func) if position < len(args)])
 
 
 class _Calls(TorchFunctionMode):

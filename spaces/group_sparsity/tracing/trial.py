@@ -7,6 +7,7 @@ went before. A size that fits by chance is not enough.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
@@ -70,15 +71,15 @@ class Replay(TorchDispatchMode):
 class _Comparison(Replay):
     """Runs a network without some channels and compares every operator with the traced one."""
 
-    def __init__(self, graph: ChannelGraph, alive: np.ndarray):
+    def __init__(self, graph: ChannelGraph, alive: np.ndarray, spare: bool):
         super().__init__(graph)
-        self.alive = alive
+        self.alive, self.spare = alive, spare
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         node, kwargs = self.traced(func), kwargs or {}
         if node is None:
             raise _Misfit
-        output = spared(node.op, args) if node.varies and not kwargs else None
+        output = spared(node.op, args) if self.spare and node.varies and not kwargs else None
         if output is None:
             output = func(*args, **kwargs)
         outputs = tensors_in(output)
@@ -120,6 +121,7 @@ def failing(
     graph: ChannelGraph,
     sites: Sequence[Site],
     fixed: Set[str | int] = frozenset(),
+    spare: bool = True,
 ) -> set[Key | str | int]:
     """The places whose sizes do not follow the channels; found one after the other, so that one run names a few.
 
@@ -132,13 +134,14 @@ def failing(
         graph: its channels as they are supposed to go.
         sites: the places that must be tried out.
         fixed: numbers of operators and names of modules whose inputs' channels are locked already.
+        spare: whether products need not be computed, and the copy may share parameters.
     """
     gone = _chosen(graph, sites)
     if not gone.any():
         return set()
-    copied = duplicate(network)
+    copied = duplicate(network) if spare else copy.deepcopy(network)
     graph.remove(copied, gone, hollow=True)
-    comparison = _Comparison(graph, ~gone)
+    comparison = _Comparison(graph, ~gone, spare)
     try:
         with evaluating(copied), comparison, SamePath():
             inputs.run(copied)
