@@ -37,6 +37,7 @@ from sparsemask.errors import one_line
 from sparsemask.spaces.group_sparsity.inputs import Inputs
 from sparsemask.spaces.group_sparsity.shrinking.fitting import time_networks
 from sparsemask.spaces.group_sparsity.tracing.graph import trace
+from sparsemask.spaces.group_sparsity.tracing.plain_weights import plain_weights
 from sparsemask.tables import markdown_table
 from sparsemask.timing import timer
 from zoo_networks import NAMES, build
@@ -47,19 +48,19 @@ NEAR = 0.03
 _TRIES = 8  # shares that Torch-Pruning is asked for
 
 
-def measured(whole: nn.Module, small: nn.Module, x: Tensor) -> dict:
+def measured(whole: nn.Module, small: nn.Module, x: Tensor, seconds: float) -> dict:
     """Share of the multiply-adds and of the time that is left."""
     count = lambda network: costs.multiply_adds(network, x)
     networks = {"whole": whole.eval(), "small": small.eval()}
-    times, busy = time_networks(networks, Inputs.of(x), timer(x.device, 1, 3.0))
+    times, busy = time_networks(networks, Inputs.of(x), timer(x.device, 1, seconds))
     share = count(small) / count(whole)
     return {"share": share, "time": times["small"] / times["whole"], "milliseconds": times["whole"], "busy": busy}
 
 
-def with_sparsemask(network: nn.Module, x: Tensor, target: float) -> dict:
+def with_sparsemask(network: nn.Module, x: Tensor, target: float, seconds: float) -> dict:
     """Shrink a network, and compare it with the zeroed one."""
     begun = time.thread_time()
-    trace(network, x)
+    trace(plain_weights(network, x), x)
     tracing = time.thread_time() - begun
     plan = sparsemask.plan(network, x)
     small = plan.shrink(target, timed=False)
@@ -73,7 +74,7 @@ def with_sparsemask(network: nn.Module, x: Tensor, target: float) -> dict:
     report = small.report
     counted = report.after.multiply_adds / report.before.multiply_adds
     result = {"tracing": tracing, "difference": difference, "locked": reasons, "notes": list(report.notes)}
-    return {**measured(network, small, x), **result, "share": counted}
+    return {**measured(network, small, x, seconds), **result, "share": counted}
 
 
 def tensors(output: object) -> list[Tensor]:
@@ -82,14 +83,14 @@ def tensors(output: object) -> list[Tensor]:
     return [part for part in parts if isinstance(part, Tensor)]
 
 
-def with_torch_pruning(network: nn.Module, x: Tensor, target: float) -> dict:
+def with_torch_pruning(network: nn.Module, x: Tensor, target: float, seconds: float) -> dict:
     """Prune a network by Torch-Pruning, with the share of channels that leaves the target."""
     import torch_pruning as tp
 
     whole = costs.multiply_adds(network, x)
     with torch.no_grad():
         sizes = {t.shape[1] for t in tensors(network(x))}
-    low, high, best, seconds = 0.0, 0.95, None, 0.0
+    low, high, best, tracing = 0.0, 0.95, None, 0.0
     for _ in range(_TRIES):
         ratio = (low + high) / 2
         small = copy.deepcopy(network)
@@ -105,7 +106,7 @@ def with_torch_pruning(network: nn.Module, x: Tensor, target: float) -> dict:
             ignored_layers=ends,
             num_heads={m.qkv: m.num_heads for m in attentions},
         )
-        seconds = seconds or time.thread_time() - begun
+        tracing = tracing or time.thread_time() - begun
         pruner.step()
         for module in attentions:
             module.num_heads = pruner.num_heads[module.qkv]
@@ -118,15 +119,15 @@ def with_torch_pruning(network: nn.Module, x: Tensor, target: float) -> dict:
         if abs(share - target) < 0.003:
             break
         low, high = (ratio, high) if share > target else (low, ratio)
-    return {**measured(network, best[1], x), "tracing": seconds}
+    return {**measured(network, best[1], x, seconds), "tracing": tracing}
 
 
-def one(name: str, tool: str, side: int, target: float) -> dict:
+def one(name: str, tool: str, options: argparse.Namespace) -> dict:
     """The line of a network and a tool."""
     torch.set_num_threads(1)
     run = with_sparsemask if tool == "sparsemask" else with_torch_pruning
     try:
-        return {"network": name, "tool": tool, **run(*build(name, side), target)}
+        return {"network": name, "tool": tool, **run(*build(name, options.side), options.target, options.seconds)}
     except Exception as error:
         return {"network": name, "tool": tool, "error": f"{type(error).__name__}: {one_line(error)[:300]}"}
 
@@ -137,17 +138,8 @@ def in_process(name: str, tool: str, options: argparse.Namespace) -> dict:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (options.limit, options.limit + 5))
 
-    command = [
-        sys.executable,
-        __file__,
-        "--one",
-        name,
-        tool,
-        "--side",
-        str(options.side),
-        "--target",
-        str(options.target),
-    ]
+    numbers = [f"--{key}={vars(options)[key]}" for key in ("side", "target", "seconds")]
+    command = [sys.executable, __file__, "--one", name, tool, *numbers]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, preexec_fn=limit, capture_output=True, text=True)
     lines = done.stdout.splitlines()
@@ -155,6 +147,11 @@ def in_process(name: str, tool: str, options: argparse.Namespace) -> dict:
         return json.loads(lines[-1])
     seconds = f"beyond {options.limit} s of processor time" if done.returncode < 0 else done.stderr.strip()[-300:]
     return {"network": name, "tool": tool, "error": one_line(seconds)}
+
+
+def installed() -> list[str]:
+    """The tools that can be imported here."""
+    return [tool for tool, module in TOOLS.items() if module is None or importlib.util.find_spec(module)]
 
 
 def table(path: Path) -> str:
@@ -214,20 +211,21 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=60, help="seconds of processor time a network and tool")
     parser.add_argument("--side", type=int, default=128, help="of the inputs, where networks take any size")
     parser.add_argument("--target", type=float, default=0.5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of timing, beyond eight rounds")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "TOOL"), help="run in this process, and print the line")
     options = parser.parse_args()
     if options.table:
         print(table(options.table))
         return
     if options.one:
-        print(json.dumps(one(*options.one, options.side, options.target)))
+        print(json.dumps(one(*options.one, options)))
         return
     done = set()
     if options.out.exists():
         lines = [json.loads(line) for line in options.out.read_text().splitlines()]
         done = {(line["network"], line["tool"]) for line in lines}
     found = {source: importlib.util.find_spec(module) is not None for source, module in SOURCES.items()}
-    tools = [tool for tool, module in TOOLS.items() if module is None or importlib.util.find_spec(module)]
+    tools = installed()
     for name in options.only or NAMES:
         if not found[name.partition("/")[0]]:
             print(f"{name}: left out, {SOURCES[name.partition('/')[0]]} is not installed")

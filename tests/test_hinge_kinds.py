@@ -89,6 +89,105 @@ def test_torchs_own_transformer_loses_the_width_of_its_layers():
     assert graph.reason(graph.elements("layer.self_attn.out_proj", 1)[0])  # its heads are locked, with a reason
 
 
+class SeveralAttend(nn.Module):
+    """Torch's attention: of one sequence or between two of other widths, with weights or without."""
+
+    def __init__(self, other=None, **call):
+        super().__init__()
+        self.a, self.call = nn.Conv2d(3, 16, 4, 4), call
+        self.b = None if other is None else nn.Conv2d(3, other, 4, 4)
+        self.attend = nn.MultiheadAttention(16, 4, kdim=other, vdim=other, batch_first=True)
+        self.mlp, self.out = nn.Sequential(nn.Linear(16, 12), nn.ReLU()), nn.Linear(12, 2)
+
+    def forward(self, x):
+        y = self.a(x).flatten(2).transpose(1, 2)
+        z = y if self.b is None else self.b(x).flatten(2).transpose(1, 2)
+        return self.out(self.mlp(self.attend(y, key=z, value=z, **self.call)[0]))
+
+
+def test_torchs_attention_keeps_its_queries_and_heads_and_other_widths_go():
+    for network, *thinner in (
+        (SeveralAttend(), "mlp.0"),
+        (SeveralAttend(need_weights=False), "mlp.0"),
+        (SeveralAttend(8), "mlp.0", "b"),
+        (SeveralAttend(8, need_weights=False), "mlp.0", "b"),
+    ):
+        graph = trace(copy.deepcopy(network), picture().float())
+        for name in ("a", *(["attend"] if network.b is None else [])):
+            reason = graph.reason(graph.node(name).makes[0])
+            assert "takes the width of heads from its queries" in reason, reason
+        small = assert_equal(network, picture(), *thinner)
+        assert (small.attend.embed_dim, small.attend.num_heads, small.a.out_channels) == (16, 4, 16)
+        if network.b is not None:
+            assert small.attend.kdim == small.attend.vdim == small.attend.k_proj_weight.shape[1] == 4
+    layer = nn.TransformerDecoderLayer(16, 4, 24, batch_first=True)
+    decoder = Net(lambda n, x: n.out(n.layer(y := n.a(x).flatten(2).mT, y)), a=nn.Conv2d(3, 16, 4, 4), layer=layer)
+    decoder.out = nn.Linear(16, 2)
+    assert_equal(decoder, picture(), "layer.linear1")
+
+
+class Cosine(nn.Module):
+    """Attention of normalised queries and keys, scaled, with biases that layers compute from positions (Swin v2)."""
+
+    def __init__(self, dim=16, heads=4):
+        super().__init__()
+        self.num_heads, self.scale = heads, nn.Parameter(torch.rand(heads, 1, 1))
+        self.biases = nn.Sequential(nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, heads, bias=False))
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
+        self.q_bias, self.v_bias = nn.Parameter(torch.randn(dim)), nn.Parameter(torch.randn(dim))
+        self.register_buffer("k_bias", torch.zeros(dim))
+        self.register_buffer("places", torch.randn(25, 2))
+        self.register_buffer("index", torch.randint(0, 25, (9, 9), generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        y = F.linear(x, self.qkv.weight, torch.cat((self.q_bias, self.k_bias, self.v_bias)))
+        q, k, v = y.reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        products = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        bias = self.biases(self.places)[self.index.view(-1)].view(n, n, -1).permute(2, 0, 1)
+        weights = (products * self.scale.clamp(max=4.6).exp() + 16 * bias.sigmoid()).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, -1))
+
+
+class AcrossChannels(Attention):
+    """Attention of channels to each other (DaViT), whose sizes are those of the input."""
+
+    def forward(self, x):
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = ((k * self.scale).transpose(-2, -1) @ v).softmax(-1)
+        return self.proj((weights @ q.transpose(-2, -1)).permute(0, 3, 1, 2).reshape(b, n, c))
+
+
+def test_attention_of_other_kinds():
+    # queries and values keep biases that are no layer's own, so that heads without weights are no zeros
+    assert_equal(transformer(Cosine()), picture(), "attend.biases.0", "mlp.0")
+    network = transformer(AcrossChannels(16, 4, fused=False))
+    graph = trace(network, picture().float())
+    assert "module 'attend'" in graph.reason(graph.elements("attend.qkv", 0)[0])  # sizes are the input's
+    small = assert_equal(network, picture(), "mlp.0")
+    assert small.attend.qkv.out_features == 48
+
+
+class Gate(nn.Module):
+    """Channel attention by a convolution along the channels (ECA)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        return x * self.conv(x.mean((2, 3))[:, None]).transpose(1, 2)[..., None].sigmoid()
+
+
+def test_a_convolution_along_channels_keeps_them():
+    network = Net(lambda n, x: n.last(n.gate(n.a(n.first(x)))), first=conv(3, 8), a=conv(8, 8), gate=Gate())
+    network.last = conv(8, 2)
+    graph = trace(network, picture().float())
+    assert "convolution over channels as if they were positions" in graph.reason(graph.elements("a", 0)[0])
+    assert_equal(network, picture(), "first")
+
+
 def test_statistics_over_channels_are_locked_or_free():
     kinds = {
         "layer norm": (nn.LayerNorm(16), lambda n, x: n.norm(x.transpose(1, 3)).transpose(1, 3)),
@@ -127,6 +226,16 @@ class Words(nn.Module):
     def forward(self, text):
         y = F.relu(self.a(self.words(text).transpose(1, 2)))
         return self.out(self.states(y.transpose(1, 2))[0])
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_lose_the_width_of_their_inputs(layer):
+    network = Words()
+    network.states = layer(8, 5, 2, batch_first=True, bidirectional=True)
+    network.out = nn.Linear(10, 2)
+    text = torch.randint(0, 20, (2, 7), generator=torch.Generator().manual_seed(0))
+    small = assert_equal(network, text, "a")
+    assert small.states.input_size == small.states.weight_ih_l0_reverse.shape[1] == 4
 
 
 def test_words_convolutions_and_the_width_of_a_recurrent_layer():
@@ -264,6 +373,24 @@ def test_computed_weights_become_plain(compute):
     assert_equal(plain, picture(), "a", "b")
 
 
+class SamePadded(Standardised):
+    """Pads for every size anew, as NFNets do where they stride."""
+
+    def forward(self, x):
+        over = [max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in zip(x.shape[2:], self.stride, (3, 3), strict=True)]
+        return super().forward(F.pad(x, (over[1] // 2, over[1] - over[1] // 2, over[0] // 2, over[0] - over[0] // 2)))
+
+
+def test_convolutions_that_pad_for_every_size_anew_become_plain():
+    torch.manual_seed(0)
+    network = Net(lambda n, x: n.last(F.relu(n.a(x))), a=SamePadded(3, 8, 3, 2, bias=False), last=conv(8, 2)).double()
+    plain = plain_weights(network.eval(), picture())
+    for size in ((12, 12), (13, 11), (7, 8)):
+        x = picture(1, 3, *size)
+        assert torch.allclose(plain(x), network(x), rtol=1e-10, atol=1e-10) and type(plain.a) is not SamePadded
+    assert_equal(plain, picture(), "a")
+
+
 def test_a_convolution_that_does_more_than_compute_its_weight_stays():
     class Padded(Standardised):
         def forward(self, x):
@@ -376,14 +503,90 @@ class Keeping(nn.Module):
         return self.last(torch.cat(self.a(x).split(self.width, 1), 1))
 
 
+class Alone(Keeping):
+    """Cannot be copied, so that it is traced itself."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError("there is one of me")
+
+
 def test_a_trace_leaves_plain_numbers():
-    network = Keeping()
-    trace(network, picture().float())
+    network = Alone()
+    with pytest.raises(TypeError, match="one of me"):  # a size is tried out on a copy
+        trace(network, picture().float())
     assert [type(n) for n in (network.width, network.double, *network.pair)] == [int] * 4
     assert (network.double, network.pair) == (8, (4, 5))
     with pytest.raises(UseError):
         trace(network, picture(1, 2, 8, 8).float())
     assert type(network.width) is int
+
+
+class Remembering(nn.Module):
+    """Changes what it holds when it runs: a buffer, an attribute, and a number that is no channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.last, self.first, self.runs = conv(3, 8), conv(8, 2), None, 0
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        y = self.a(x)
+        self.mean.copy_(y.mean((0, 2, 3)))
+        self.first, self.runs = y if self.first is None else self.first, self.runs + 1
+        return self.last(y)
+
+
+def test_a_trace_leaves_a_network_as_it_was():
+    network = Remembering()
+    graph = trace(network, picture().float())
+    assert network.first is None and network.runs == 0 and not network.mean.any()
+    assert not graph.locked(graph.elements("a", 0)).any()
+
+
+class SetBy(nn.Module):
+    """Sets a parameter by the first input that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.last, self.scale, self.ready = conv(3, 8), conv(8, 2), nn.Parameter(torch.zeros(8)), False
+
+    def forward(self, x):
+        y = self.a(x)
+        if not self.ready:
+            self.scale.copy_(1 / y.std((0, 2, 3)))
+            self.ready = True
+        return self.last(y * self.scale[:, None, None])
+
+
+class Growing(nn.Module):
+    """Makes a buffer, a cache and a number of channels when it first runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.last, self.ready, self.cache = conv(3, 8), conv(8, 2), False, {}
+
+    def forward(self, x):
+        y = self.a(x)
+        if not self.ready:
+            self.register_buffer("factor", torch.linspace(1, 2, 8, dtype=x.dtype)[:, None, None])
+            self.ready, self.wide, self.cache["one"] = True, 8, x.new_ones(1)
+        return self.last((y * self.factor).view(len(x), self.wide, *x.shape[2:]))
+
+
+def test_a_network_that_grows_when_it_first_runs_can_be_made_smaller():
+    network = Growing().double()
+    graph, small, masked, removed = halved(network, picture())
+    for a, b in zip(outputs(small, picture()), outputs(masked, picture()), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+    assert "factor" in graph.axes and network.ready
+
+
+def test_a_network_that_sets_its_parameters_by_inputs_computes_them():
+    network, other = (copy.deepcopy(n) for n in [SetBy()] * 2)
+    trace(network, picture().float())
+    with torch.no_grad():
+        other(picture().float())
+    assert torch.equal(network.scale, other.scale) and network.ready
 
 
 def test_an_attribute_that_counts_several_parts_keeps_them_equal():

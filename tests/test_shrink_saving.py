@@ -86,6 +86,49 @@ def test_a_network_that_was_shrunk_twice_is_saved_from_the_original_class(case, 
         assert torch.equal(again(x), less(x))
 
 
+def runs(network, load) -> int:
+    """How often a network runs while something is done with it."""
+    count = 0
+
+    def add(*_):
+        nonlocal count
+        count += 1
+
+    hook = network.register_forward_hook(add)
+    load(network)
+    hook.remove()
+    return count
+
+
+def test_a_network_of_many_steps_is_loaded_as_quickly_as_one_of_one(case, tmp_path):
+    name, one, x, _ = case
+    sparsemask.save(one, tmp_path / "one.safetensors")
+    *_, small = sparsemask.plan(whole(name), IMAGE).steps(4, 0.4, timed=False)
+    sparsemask.save(small, tmp_path / "four.safetensors")
+    counts = {
+        file: runs(CLASSES[name](), lambda net, file=file: sparsemask.load(tmp_path / f"{file}.safetensors", net))
+        for file in ("one", "four")
+    }
+    assert counts["four"] == counts["one"]
+    again = sparsemask.load(tmp_path / "four.safetensors", CLASSES[name]()).eval()
+    with torch.no_grad():
+        assert torch.equal(again(x), small(x)) and again.report == small.report
+
+
+@pytest.mark.parametrize("last", [torch.channels_last, torch.contiguous_format])
+def test_weights_keep_their_memory_format(case, tmp_path, last):
+    name = case[0]
+    network = whole(name).to(memory_format=last)
+    small = sparsemask.shrink(network, IMAGE.to(memory_format=last), 0.5, timed=False)
+    sparsemask.save(small, tmp_path / "small.safetensors")
+    again = sparsemask.load(tmp_path / "small.safetensors", CLASSES[name]().to(memory_format=last))
+    for net in (small, again):
+        convs = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+        assert convs and all(m.weight.is_contiguous(memory_format=last) for m in convs)
+        wide = next(m.weight for m in convs if m.weight.shape[1] > 1)
+        assert wide.is_contiguous(memory_format=torch.channels_last) == (last is torch.channels_last)
+
+
 def test_a_data_parallel_network(case, tmp_path):
     small = copy.deepcopy(case[1])
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +32,9 @@ class Recipe:
         added: biases and borders (:mod:`sparsemask.spaces.group_sparsity.compression.border`) that hold constants of
             removed channels, by the names of their parameters.
         statistics: "exact" or "free", as the network was traced.
-        former: the recipe of that network where it was made small before; None: it is of the original class. The steps
-            are repeated in turn, since a smaller network may tie other channels: heads get narrower, then one goes.
+        former: the recipe of that network where it was made small before; None: it is of the original class. One
+            trace serves as many steps as it allows: a smaller network may tie other channels (heads get narrower, then
+            one goes).
     """
 
     kept: Mapping[str, str] = field(default_factory=dict)
@@ -55,11 +57,22 @@ class Recipe:
             UseError: a network of other layers or sizes.
         """
         like = next((p for p in network.parameters() if p.is_floating_point()), None)
-        inputs = Inputs.drawn(self.inputs, like).given
-        network = plain_weights(network, inputs) if self.former is None else self.former.rebuild(network)
-        graph = trace(network, inputs, self.statistics)
-        graph.remove(network, self.gone(graph))
-        return fit_additions(network, {name: _zeros(network, name) for name in self.added})
+        steps = self._steps()
+        network = plain_weights(network, Inputs.drawn(steps[0].inputs, like).given)
+        while steps:
+            graph = trace(network, Inputs.drawn(steps[0].inputs, like).given, steps[0].statistics)
+            done = _remove(network, graph, steps)
+            added = (name for step in steps[:done] for name in step.added)
+            fit_additions(network, {name: _zeros(network, name) for name in added})
+            steps = steps[done:]
+        return network
+
+    def _steps(self) -> list[Recipe]:
+        """The recipes of all steps, the first one of the original class."""
+        steps, step = [self], self.former
+        while step is not None:
+            steps, step = [step, *steps], step.former
+        return steps
 
     def gone(self, graph: ChannelGraph) -> np.ndarray:
         """The elements of a channel graph of the network before that went, bool (graph.count,).
@@ -100,6 +113,40 @@ class Recipe:
             return cls(kept, dict(values["inputs"]), added, values["statistics"], former)
         except (RecursionError, AssertionError, KeyError, TypeError, ValueError, AttributeError):
             raise UseError(f"{what}: says nothing readable of the channels that it kept") from None
+
+
+def _remove(network: nn.Module, graph: ChannelGraph, steps: Sequence[Recipe]) -> int:
+    """Remove from a traced network what as many steps as possible remove, in place; the number of these steps."""
+    own = dict(network.named_parameters()).keys()
+    for count in range(len(steps), 1, -1):
+        gone = _composed(graph, own, steps[:count])
+        if gone is not None:
+            with contextlib.suppress(UseError):  # refused before anything is changed
+                graph.remove(network, gone)
+                return count
+    graph.remove(network, steps[0].gone(graph))
+    return 1
+
+
+def _composed(graph: ChannelGraph, own: Collection[str], steps: Sequence[Recipe]) -> np.ndarray | None:
+    """What several steps remove from the first one's network, bool (graph.count,).
+
+    None where its channels do not hang together so: each of its `own` parameters must keep just what the steps leave.
+    """
+    lines = {f"{name}:{dim}": e for name, axes in graph.axes.items() if name in own for dim, e in axes.items()}
+    masks = {key: np.ones(len(elements), dtype=bool) for key, elements in lines.items()}
+    for step in steps:
+        for key, text in step.kept.items():
+            mask, left = masks.get(key), unpacked(text)
+            if mask is None and key.rpartition(":")[0] not in own:
+                continue  # added by a step before, of the size that its layer's weight has
+            if mask is None or len(left) != mask.sum() or step.statistics != steps[0].statistics:
+                return None
+            mask[mask] = left
+    gone = np.zeros(graph.count, dtype=bool)
+    for key, mask in masks.items():
+        gone[lines[key][~mask]] = True
+    return gone if all((gone[lines[key]] != mask).all() for key, mask in masks.items()) else None
 
 
 def _key(text: str) -> str:

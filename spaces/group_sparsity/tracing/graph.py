@@ -5,11 +5,14 @@ Hinge (Li et al. 2020, arXiv 2003.08935) treats each architecture by hand; here 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import gc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from sparsemask.errors import UseError, choose
 from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs, Structure
 from sparsemask.spaces.group_sparsity.tracing import numbers, trial
+from sparsemask.spaces.group_sparsity.tracing.duplicate import duplicate
 from sparsemask.spaces.group_sparsity.tracing.record import (
     Contraction,
     Counted,
@@ -27,15 +31,15 @@ from sparsemask.spaces.group_sparsity.tracing.record import (
     replaced,
     tensors_in,
 )
-from sparsemask.spaces.group_sparsity.tracing.slicing import keep_
-from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
+from sparsemask.spaces.group_sparsity.tracing.slicing import keep_, tensors
+from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer, WritesWeights
 
 STATISTICS = ("exact", "free")
 # Traces of one network until every size in its code is decided; the rest is locked then, in as many more at most.
 _TRIES = 16
 
 
-def _resolved(node: Node, classes: np.ndarray, value: Callable) -> Node:
+def _resolved(node: Node, classes: np.ndarray, value: Callable[[Value | None], Any]) -> Node:
     is_product = node.makes is not None
     resolved = copy.copy(node)
     resolved.inputs = tuple(map(value, node.inputs))
@@ -80,7 +84,8 @@ class ChannelGraph:
         self.all_nodes = [_resolved(node, self._classes, resolved) for node in watched.nodes]
         self.nodes = [node for node in self.all_nodes if node.makes is not None]
         self.calls = [(name, type(module), resolved(a), resolved(b)) for name, module, a, b in watched.calls]
-        self.axes = {name: resolved(value).axes for name, value in watched.parameters.items() if value.axes}
+        parameters = {name: resolved(value) for name, value in watched.parameters.items()}
+        self.axes = {name: value.axes for name, value in parameters.items() if value is not None and value.axes}
         # A convolution's border (of a compressed network) is a product too, but not the one its name stands for.
         self._owned = {self.module_of(n): n for n in self.nodes if not n.border}
         self.numbers = tuple(replace(n, elements=self._classes[n.elements]) for n in watched.numbers)
@@ -90,7 +95,7 @@ class ChannelGraph:
             if issubclass(kind, RemovesChannels) and before and after and 1 in before.axes and 1 in after.axes
         }
 
-    def __deepcopy__(self, memo: dict):
+    def __deepcopy__(self, memo: dict[int, Any]) -> ChannelGraph:
         return self  # never changes, and serves every copy of the network
 
     @staticmethod
@@ -119,8 +124,11 @@ class ChannelGraph:
         Raises:
             UseError: a module that did not run when the network was traced.
         """
-        if module in self._owned and self._owned[module].weight.parameter:
-            return self._owned[module].makes if dim == 0 else self._owned[module].consumes
+        owned = self._owned.get(module)
+        if owned is not None and owned.weight is not None and owned.weight.parameter:
+            along = owned.makes if dim == 0 else owned.consumes
+            assert along is not None  # it is a product
+            return along
         axes = self.axes.get(f"{module}.weight", {})
         if dim not in axes:
             raise UseError(f"'{module}' has no channels along dimension {dim} in the traced network")
@@ -128,7 +136,7 @@ class ChannelGraph:
 
     def locked(self, elements: np.ndarray) -> np.ndarray:
         """Which elements can never be removed, bool of the shape of `elements`."""
-        return self._locked[elements]
+        return np.asarray(self._locked[elements])
 
     def reason(self, element: int) -> str | None:
         """Reason why an element is locked; None if it is not."""
@@ -145,7 +153,7 @@ class ChannelGraph:
 
     def resolved(self, elements: np.ndarray) -> np.ndarray:
         """Numbers in this graph of elements as they were recorded."""
-        return self._classes[elements]
+        return np.asarray(self._classes[elements])
 
     @functools.cached_property
     def readers(self) -> dict[int, list[Node]]:
@@ -185,7 +193,7 @@ class ChannelGraph:
         gone[lines[starts[remaining == 0]]] = False
         return gone
 
-    def remove(self, network: nn.Module, gone: np.ndarray) -> nn.Module:
+    def remove(self, network: nn.Module, gone: np.ndarray, hollow: bool = False) -> nn.Module:
         """Remove channels in place: from weights, biases, buffers, channel and group numbers.
 
         Parameters stay the same objects. The contributions of removed channels are lost; see
@@ -196,6 +204,7 @@ class ChannelGraph:
         Args:
             network: the traced one or one of the same structure and shapes.
             gone: elements to remove, bool (count,) or their numbers.
+            hollow: whether tensors that lose channels only get their sizes, with zeros.
 
         Returns:
             The network.
@@ -213,11 +222,13 @@ class ChannelGraph:
                     raise UseError(f"{name} would lose all of its channels; keep at least one")
         changed = numbers.remaining(self.numbers, ~gone)
         fixed = {self.module_of(node) for node in self.nodes if node.inside}
-        keep_(network, self.axes, ~gone, fixed)
+        keep_(network, self.axes, ~gone, fixed, hollow)
         numbers.update_(network, changed)
         for name, (before, after) in self._adaptable.items():
             if gone[before].any() or gone[after].any():
-                network.get_submodule(name).remove_channels(~gone[before], ~gone[after])
+                module = network.get_submodule(name)
+                assert isinstance(module, RemovesChannels)
+                module.remove_channels(~gone[before], ~gone[after])
         return network
 
     def as_mask(self, gone: np.ndarray) -> np.ndarray:
@@ -255,7 +266,8 @@ def trace(network: nn.Module, example: AnyInputs, statistics: str = "exact") -> 
     choose(statistics, STATISTICS, "statistics")
     if next(network.parameters(), None) is None:
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
-    graph = _settled(network, Inputs.of(example), statistics == "free")
+    with _garbage_kept():
+        graph = _traced(network, Inputs.of(example), statistics == "free")
     if not any(p.dim() > 2 for p in network.parameters()) and graph.locked(np.arange(graph.count)).all():
         raise UseError(f"{type(network).__name__} has no convolution: there is nothing to prune")
     if not graph.nodes:
@@ -263,29 +275,62 @@ def trace(network: nn.Module, example: AnyInputs, statistics: str = "exact") -> 
     return graph
 
 
-def _settled(network: nn.Module, inputs: Inputs, free: bool) -> ChannelGraph:
+@contextlib.contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Inside, no garbage is collected: the many small objects of a trace all live until its end."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _traced(network: nn.Module, inputs: Inputs, free: bool) -> ChannelGraph:
+    """Trace a duplicate that does not compute its products; the network itself where it must compute them."""
+    other: nn.Module | None = None
+    with contextlib.suppress(Exception):  # what a user's modules raise when they are copied; lazy ones, for example
+        other = duplicate(network)
+    if other is not None:
+        with contextlib.suppress(WritesWeights):
+            graph = _settled(other, inputs, free, spare=True)
+            if _holds_all(network, graph):
+                return graph
+    return _settled(network, inputs, free, spare=False)
+
+
+def _holds_all(network: nn.Module, graph: ChannelGraph) -> bool:
+    """Whether a network has all that the graph names, though some may be made when it first runs."""
+    modules = dict(network.named_modules())
+    numbered = all(n.module in modules and n.attribute in vars(modules[n.module]) for n in graph.numbers)
+    return numbered and graph.axes.keys() <= tensors(network).keys()
+
+
+def _settled(network: nn.Module, inputs: Inputs, free: bool, spare: bool) -> ChannelGraph:
     """Trace until all sizes in the network's code follow the channels that are not locked."""
     structure, held = inputs.structure(), _held(network)
     ways: dict[trial.Key, int] = {}
     fixed: set[str | int] = set()
-    watched = Tracer(network, free_statistics=free).run(inputs)
+    watched = Tracer(network, free_statistics=free, spare=spare).run(inputs)
     if held != _held(network):  # something was computed once and kept: from now on runs are alike
-        watched = Tracer(network, free_statistics=free).run(inputs)
+        watched = Tracer(network, free_statistics=free, spare=spare).run(inputs)
     for attempt in range(2 * _TRIES):
         _tie_counted(watched)
         graph = ChannelGraph(watched, structure)
         undecided = [site for site in watched.sites if site.way < site.ways]
         tried = [site for site in undecided if site.tried]
         doubtful = watched.written or any(site.tried for site in watched.sites)
-        failing = trial.failing(network, inputs, graph, tried, fixed) if doubtful else set()
-        failing = failing or trial.useless(graph, undecided)
+        failing: Set[trial.Key | str | int] = trial.useless(graph, undecided)  # told without a run
+        if doubtful and not failing:
+            failing = trial.failing(network, inputs, graph, tried, fixed, spare)
         if not failing:
             return graph
         if attempt >= _TRIES:  # enough: what is undecided is locked, and what still fails
             ways.update({site.key: site.ways for site in undecided})
         fixed |= {key for key in failing if isinstance(key, str | int)}
         ways.update({key: ways.get(key, 0) + 1 for key in failing if isinstance(key, tuple)})
-        watched = Tracer(network, ways, free, fixed, watched).run(inputs)
+        watched = Tracer(network, ways, free, fixed, spare).run(inputs)
     watched.elements.lock(np.arange(watched.elements.count), "sizes in the network's code do not follow the channels")
     return ChannelGraph(watched, structure)
 
@@ -303,5 +348,5 @@ def _held(network: nn.Module) -> int:
         len(tensors_in(tuple(value.values())) if type(value) is dict else tensors_in(value))
         for module in network.modules()
         for key, value in vars(module).items()
-        if not key.startswith("_") and isinstance(value, dict | Tensor)
+        if (type(value) is dict or isinstance(value, Tensor)) and not key.startswith("_")
     )

@@ -1,36 +1,27 @@
 """Rules of operators that only move entries: reshapes, cuts, permutations.
 
-They are repeated with the elements' numbers in place of the entries, which shows where channels go. Where sizes or
-positions are written in the code, the trial on a copy (:mod:`sparsemask.spaces.group_sparsity.tracing.trial`) decides
-whether they follow the channels.
+:mod:`sparsemask.spaces.group_sparsity.tracing.moves` shows where channels go. Where sizes or positions are written in
+the code, the trial on a copy (:mod:`sparsemask.spaces.group_sparsity.tracing.trial`) decides whether they follow the
+channels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sparsemask.spaces.group_sparsity.tracing.call import Axes, Call
+from sparsemask.spaces.group_sparsity.tracing.moves import RESHAPES, Moved, moved
 from sparsemask.spaces.group_sparsity.tracing.numbers import Tagged
-from sparsemask.spaces.group_sparsity.tracing.record import tensors_in
 
-RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
 _CUTS = {"split", "split_with_sizes", "chunk", "unsafe_split", "slice", "narrow"}
 # Functions in whose call the caller writes the sizes; the others (flatten, linear ...) take them from the tensor.
 SIZED = {"view", "reshape", "unflatten", "multi_head_attention_forward"}
 _TAKES = {"select", "unbind"}
 _NUMBERED = {"roll", "index_select"}  # along channels they tell these by their numbers
-
-
-def repeated(func, args: tuple, kwargs: dict, elements: np.ndarray, dim: int, shape: tuple[int, ...]) -> list[Tensor]:
-    """Results of an operator on element numbers that lie along one dimension of its first argument."""
-    numbers = torch.from_numpy(elements).view([-1 if d == dim else 1 for d in range(len(shape))])
-    numbers = numbers.expand(shape)
-    if func.overloadpacket.__name__ in RESHAPES:
-        return [numbers.reshape(args[1])]  # a view needs no copy where an expanded tensor has one
-    others = [other.cpu() if isinstance(other, Tensor) else other for other in args[1:]]
-    return tensors_in(func(numbers, *others, **kwargs))
 
 
 def move(call: Call) -> list[Axes]:
@@ -42,16 +33,17 @@ def move(call: Call) -> list[Axes]:
     for dim, elements in value.axes.items():
         if len(elements) == 1 and call.node.op in RESHAPES and any(t.dim() != len(value.shape) for t in call.outputs):
             continue  # never removed, and merged with others it is none of them
-        moved = repeated(call.func, call.args, call.kwargs, elements, dim, value.shape)
-        lines = [_along(t, dim, elements) for t in moved]
+        results = moved(call.func, call.args, call.kwargs, elements, dim, value.shape)
+        lines = [result.along(dim, elements) for result in results]
         if call.node.op in _TAKES and _dimension(call) == dim:
             call.lock(elements, f"{call.node.op} takes channels by their numbers")
             continue
-        if any(line is None for line in lines):
-            _split(call, dim, elements, moved, axes)
+        known = [line for line in lines if line is not None]
+        if len(known) < len(lines):
+            _split(call, elements, results, axes)
             continue
-        targets, arrays = [line[0] for line in lines], [line[1] for line in lines]
-        if not call.handled and not _decided(call, dim, elements, moved[0], targets, arrays):
+        targets, arrays = [line[0] for line in known], [line[1] for line in known]
+        if not call.handled and not _decided(call, dim, elements, results[0], targets, arrays):
             call.lock(elements, f"{call.node.op} has channel numbers of its own")
         for k, (target, array) in enumerate(zip(targets, arrays, strict=True)):
             _place(call, axes[k], target, array)
@@ -69,19 +61,21 @@ def _place(call: Call, axes: Axes, dim: int, elements: np.ndarray) -> None:
 def _dimension(call: Call) -> int:
     """The dimension along which the operator cuts."""
     position = {"unbind": 1, "select": 1, "slice": 1, "narrow": 1}.get(call.node.op, 2)
-    return call.argument(position, "dim", 0) % len(call.node.inputs[0].shape)
+    return int(call.argument(position, "dim", 0)) % len(call.node.inputs[0].shape)
 
 
-def _decided(call: Call, dim: int, elements: np.ndarray, first: Tensor, targets: list, arrays: list) -> bool:
+def _decided(
+    call: Call, dim: int, elements: np.ndarray, first: Moved, targets: Sequence[int], arrays: Sequence[np.ndarray]
+) -> bool:
     """Whether channels can go here; asks for the way where sizes or positions are written in the code."""
     op = call.node.op
     if op in RESHAPES:
         sizes = call.sizes() if call.function in SIZED else []
-        if call.function not in SIZED or (len(sizes) == first.dim() and sizes[targets[0]] == -1):
+        if call.function not in SIZED or (len(sizes) == len(first.shape) and sizes[targets[0]] == -1):
             return True
         possible = call.way([elements], 1) == 0
         if possible:
-            _bind_view(call, first, targets[0], arrays[0], elements)
+            _bind_view(call, len(first.shape), targets[0], arrays[0], elements)
         return possible
     if op in _CUTS and _dimension(call) == dim:
         return _cut(call, elements, arrays)
@@ -100,7 +94,7 @@ def _interleave(call: Call, elements: np.ndarray) -> None:
         call.tie(elements.reshape(groups, -1), elements.reshape(groups, -1)[:1])
 
 
-def _cut(call: Call, elements: np.ndarray, parts: list[np.ndarray]) -> bool:
+def _cut(call: Call, elements: np.ndarray, parts: Sequence[np.ndarray]) -> bool:
     """Parts of a tensor's channels: of free sizes, or of equal ones, whose entries i go together."""
     if len(parts) == 1 and np.array_equal(parts[0], elements) and call.node.op != "split_with_sizes":
         return True
@@ -119,7 +113,7 @@ def _cut(call: Call, elements: np.ndarray, parts: list[np.ndarray]) -> bool:
     return True
 
 
-def _bind_cut(call: Call, elements: np.ndarray, parts: list[np.ndarray], ends: list[np.ndarray]) -> None:
+def _bind_cut(call: Call, elements: np.ndarray, parts: Sequence[np.ndarray], ends: Sequence[np.ndarray]) -> None:
     """Let the numbers in the call follow: ends of a slice, sizes of parts, or what they were computed from."""
     sizes = call.sizes()
     if call.node.op == "split_with_sizes" and len(sizes) >= len(parts):
@@ -140,59 +134,32 @@ def _ends(call: Call, elements: np.ndarray) -> list[np.ndarray]:
     return [elements[:n] for n in bounds if 0 < n < size]
 
 
-def _split(call: Call, dim: int, elements: np.ndarray, moved: list[Tensor], axes: list[Axes]) -> None:
+def _split(call: Call, elements: np.ndarray, results: Sequence[Moved], axes: list[Axes]) -> None:
     """A view that splits channels into several dimensions: the channels go along one of them."""
-    for k, numbers in enumerate(moved):
-        dims = _changing(numbers)
-        dims.reverse()  # the innermost first
+    for k, result in enumerate(results):
+        dims = [] if result.empty else [*reversed(result.dims)]  # the innermost first
         way = len(dims)
         if call.node.op in RESHAPES and not call.handled:
             way = call.way([elements], len(dims))
         if way == len(dims):
-            call.lock(elements, f"{call.node.op} mixes channels with positions")
+            splits = "splits channels into sizes that do not follow them" if dims else "mixes channels with positions"
+            call.lock(elements, f"{call.node.op} {splits}")
             continue
-        rows = numbers.movedim(dims[way], 0).reshape(numbers.shape[dims[way]], -1).numpy()
+        rows = result.rows(dims[way])
         call.tie(rows, rows[:, :1])
         _place(call, axes[k], dims[way], rows[:, 0].copy())
-        _bind_view(call, numbers, dims[way], rows[:, 0].copy(), elements)
+        _bind_view(call, len(result.shape), dims[way], rows[:, 0].copy(), elements)
 
 
-def _bind_view(call: Call, result: Tensor, dim: int, moved: np.ndarray, elements: np.ndarray) -> None:
+def _bind_view(call: Call, rank: int, dim: int, moved: np.ndarray, elements: np.ndarray) -> None:
     """Let the size along `dim` follow the channels there; other sizes only as far as they were computed from both."""
     sizes = call.sizes()
-    if len(sizes) != result.dim():
+    if len(sizes) != rank:
         call.bind(moved, elements)
         return
     call.bind_sizes([sizes[dim]], moved, elements)
     others = [size for d, size in enumerate(sizes) if d != dim and isinstance(size, Tagged) and size.source is None]
     call.bind_sizes(others, elements)
-
-
-def _changing(numbers: Tensor) -> list[int]:
-    """The dimensions along which numbers change."""
-    if not numbers.numel():
-        return []
-    stored = [d for d in range(numbers.dim()) if numbers.stride(d) and numbers.shape[d] > 1]
-    for d in range(numbers.dim()):
-        if d not in stored:
-            numbers = numbers.narrow(d, 0, 1)
-    return [d for d in stored if (numbers != numbers.narrow(d, 0, 1)).any()]
-
-
-def _along(numbers: Tensor, before: int, elements: np.ndarray) -> tuple[int, np.ndarray] | None:
-    """The single dimension along which numbers change, and the numbers; None if there are several.
-
-    An empty result has no numbers: what lies along the dimension that channels had is all of them, or none.
-    """
-    if not numbers.numel():
-        fits = before < numbers.dim() and numbers.shape[before] in (0, len(elements))
-        return (before, elements[: numbers.shape[before]].copy()) if fits else None
-    changing = _changing(numbers)
-    if len(changing) > 1 or numbers.dim() == 0:
-        return None
-    dim = changing[0] if changing else min(before, numbers.dim() - 1)
-    line = numbers.movedim(dim, 0).reshape(numbers.shape[dim], -1)[:, 0]
-    return dim, line.numpy().copy()
 
 
 def expand(call: Call) -> list[Axes]:
@@ -309,7 +276,7 @@ def concatenate(call: Call) -> list[Axes]:
             why = "concatenated constants of fixed size"
             varying = [value.axes.get(dim) for value in parts if value.varies]
             if varying and all(elements is None for elements in varying):
-                for elements in filter(lambda a: a is not None, arrays):
+                for elements in (array for array in arrays if array is not None):
                     call.lock(elements, why)  # entries for positions
                 continue
             filled = [call.fresh(v.shape[dim], why) if a is None else a for v, a in zip(parts, arrays, strict=True)]

@@ -6,7 +6,7 @@ every size that is computed from them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from sparsemask.spaces.group_sparsity.tracing.record import Number
 # Their numbers are set from the shapes of their weights.
 _OWN = (_ConvNd, nn.Linear, _NormBase, torch.jit.ScriptModule)
 _LONGEST = 16
+_KINDS = (int, tuple, list)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Tagged(int):
         return only if only is not None and only.value == self else None
 
 
-def _arithmetic(name: str):
+def _arithmetic(name: str) -> Callable[..., object]:
     plain = vars(int)[name]
 
     def computed(self: Tagged, *others: object) -> object:
@@ -78,10 +79,9 @@ def tagged(network: nn.Module) -> Iterator[None]:
         if isinstance(module, _OWN):
             continue
         for key, value in list(vars(module).items()):
-            if key.startswith("_") or (new := _tag(name, key, value)) is None:
-                continue
-            vars(module)[key] = new
-            changed.append((module, key, value, new))
+            if type(value) in _KINDS and not key.startswith("_") and (new := _tag(name, key, value)) is not None:
+                vars(module)[key] = new
+                changed.append((module, key, value, new))
     try:
         yield
     finally:
@@ -89,11 +89,13 @@ def tagged(network: nn.Module) -> Iterator[None]:
             if vars(module).get(key) is new:
                 vars(module)[key] = value
         for module in network.modules():  # what a forward computed from them and kept
-            vars(module).update({key: _plain(value) for key, value in vars(module).items() if _is_tagged(value)})
+            for key, value in vars(module).items():
+                if type(value) is Tagged or (type(value) in _KINDS and _holds_tagged(value)):
+                    vars(module)[key] = _plain(value)
 
 
-def _is_tagged(value: object) -> bool:
-    return type(value) is Tagged or (type(value) in (tuple, list) and any(type(entry) is Tagged for entry in value))
+def _holds_tagged(value: Any) -> bool:
+    return type(value) is not int and any(type(entry) is Tagged for entry in value)
 
 
 def _plain(value: Any) -> object:
@@ -102,7 +104,7 @@ def _plain(value: Any) -> object:
     return int(value) if type(value) is Tagged else value
 
 
-def _tag(module: str, key: str, value: object) -> object:
+def _tag(module: str, key: str, value: Any) -> object:
     """The value with its integers tagged; None if it holds none that could count channels."""
     if type(value) is int and value > 1:
         return Tagged(value, frozenset([Source(module, key, None, value)]))

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch._ops import OpOverload
 
 from sparsemask.spaces.group_sparsity.tracing import movement, normalisation, products
 from sparsemask.spaces.group_sparsity.tracing.call import Axes, Call
+from sparsemask.spaces.group_sparsity.tracing.moves import RESHAPES
 from sparsemask.spaces.group_sparsity.tracing.record import Node, Value, operator_name, replaced, tensors_in
 
 if TYPE_CHECKING:
     from sparsemask.spaces.group_sparsity.tracing.tracer import Tracer
 
 
-def follow(tracer: Tracer, func, args: tuple, kwargs: dict, inputs: list[Value], output) -> None:
+def follow(
+    tracer: Tracer,
+    func: OpOverload,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    inputs: list[Value],
+    output: object,
+) -> None:
     """Apply the rule of an operator that ran: assign elements to its outputs, tie and lock those of its inputs.
 
     Args:
@@ -40,7 +49,7 @@ def follow(tracer: Tracer, func, args: tuple, kwargs: dict, inputs: list[Value],
         for value in inputs:
             for elements in value.axes.values():
                 tracer.elements.lock(elements, f"{tracer.where()}: {op} uses the number of channels")
-    sized = op in movement.RESHAPES and tracer.call.name in movement.SIZED and not inputs[0].axes
+    sized = op in RESHAPES and tracer.call.name in movement.SIZED and not inputs[0].axes
     if varies and (sized or (op in ELEMENTWISE and scalars(node.args))):
         tracer.seen.written = True
     node.outputs = tuple(tracer.remember(t, a, varies) for t, a in zip(outputs, axes, strict=True))

@@ -31,8 +31,9 @@ def plain_weights(network: nn.Module, example: AnyInputs) -> nn.Module:
     """Make a network's computed weights plain ones, in a copy; in evaluation mode it computes the same.
 
     Weight norm, spectral norm (both forms of each) and parametrisations are taken off; convolutions that compute
-    their weights in their forward, as weight-standardised ones do, become plain convolutions where that gives the same
-    output for the example. What the weights were computed from is no longer trained.
+    their weights in their forward, as weight-standardised ones do, become plain convolutions (padded as TensorFlow does
+    where they pad so) if that gives the same output for the example. What the weights were computed from is no longer
+    trained.
 
     Args:
         network: not changed.
@@ -121,11 +122,14 @@ def _computed(network: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
         weight = watch.last[1] if watch.last else None
         if weight is None or weight is module.weight or weight.shape != module.weight.shape:
             return
-        plain = _plain(module, watch.last)
-        close = _SAME.get(output.dtype, 1e-5) * float(output.abs().max())
-        made = plain(args[0])
-        if made.shape == output.shape and torch.allclose(made, output, rtol=0, atol=close):
-            replaced[name] = plain
+        same = watch.last[0].shape != args[0].shape
+        if same and min(args[0].shape[2:]) < 2:
+            return
+        plain = _plain(module, watch.last, same)
+        if plain is not None and _alike(plain(args[0]), output):
+            smaller = args[0][..., :-1, :-1]  # what pads for every size anew does so there, too
+            if not same or _alike(plain(smaller), module.forward(smaller)):
+                replaced[name] = plain
 
     hooks = [
         module.register_forward_hook(lambda m, args, out, name=name: compare(name, m, args, out))
@@ -141,10 +145,37 @@ def _computed(network: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
     return replaced
 
 
-def _plain(module: _ConvNd, args: tuple[Any, ...]) -> nn.Module:
-    """A plain convolution with the weight, bias, stride, padding, dilation and groups of one that ran."""
+def _alike(made: Tensor, output: Tensor) -> bool:
+    close = _SAME.get(output.dtype, 1e-5) * float(output.abs().max())
+    return made.shape == output.shape and torch.allclose(made, output, rtol=0, atol=close)
+
+
+class SamePaddedConv2d(nn.Conv2d):
+    """A convolution that pads its input so that outputs have its size over the stride, rounded up, as TensorFlow does.
+
+    Of an odd number of lines to pad the larger half comes behind.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution of x, (B, C, H, W)."""
+        pads: list[int] = []
+        for size, kernel, stride, gap in zip(x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True):
+            total = max((-(-size // stride) - 1) * stride + gap * (kernel - 1) + 1 - size, 0)
+            pads = [total // 2, total - total // 2, *pads]  # the last dimension first
+        return super().forward(nn.functional.pad(x, pads))
+
+
+def _plain(module: _ConvNd, args: tuple[Any, ...], same: bool) -> nn.Module | None:
+    """A plain convolution with the weight, bias, stride, padding, dilation and groups of one that ran.
+
+    None where it pads by itself (`same`) and no kind of ours does.
+    """
     _, weight, bias, stride, padding, dilation, _, _, groups = args
     kind = next(kind for kind in _PLAIN if isinstance(module, kind))
+    if same:
+        if kind is not nn.Conv2d:
+            return None
+        kind = SamePaddedConv2d
     sizes = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
     plain = kind(*sizes, tuple(stride), tuple(padding), tuple(dilation), groups, bias is not None, device="meta")
     plain.weight = nn.Parameter(weight.detach().clone(), module.weight.requires_grad)

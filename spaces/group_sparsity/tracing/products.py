@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparsemask.spaces.group_sparsity.tracing.call import Axes, Call
@@ -62,8 +63,8 @@ def _grouped(call: Call, at: np.ndarray, weight: Value, transposed: bool, groups
     out = call.fresh(call.outputs[0].shape[1]) if transposed else filters
     if transposed:
         call.tie(filters, at)
-    for a, b in zip(np.split(at, groups), np.split(out, groups), strict=True):
-        call.tie(np.concatenate([a, b]), a[:1])
+    both = np.concatenate([at.reshape(groups, -1), out.reshape(groups, -1)], 1)
+    call.tie(both, both[:, :1])
     return out
 
 
@@ -73,7 +74,8 @@ def matrix_product(call: Call) -> list[Axes]:
     x, weight = (call.tracer.value(t) for t in call.args[-2:])
     if bias is None and x.varies and weight.varies:
         return [_contracted(call, x, weight, 0, 1)]
-    if not x.varies or weight.varies or len(x.shape) != 2 or not {0, 1} <= weight.axes.keys():
+    layer = bool(call.tracer.running) and isinstance(call.tracer.running[-1][1], nn.Linear)  # it may read positions
+    if not (x.varies or layer) or weight.varies or len(x.shape) != 2 or not {0, 1} <= weight.axes.keys():
         return unknown(call)
     at = call.channels(x)
     call.tie(weight.axes[0], at)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
@@ -34,7 +35,8 @@ class Elements:
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
         """Require that entry i of `a` and entry i of `b` are removed together; either may be a single element."""
-        a, b = np.broadcast_arrays(a, b)
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
         self._ties.append((a.ravel(), b.ravel()))
 
     def lock(self, elements: np.ndarray, reason: str) -> None:
@@ -99,7 +101,7 @@ class Node:
     module: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    args: tuple = ()
+    args: tuple[Any, ...] = ()
     """Arguments as they were, tensors replaced by their Value."""
     named: tuple[str, ...] = ()
     """Names of the keyword arguments."""
@@ -116,6 +118,11 @@ class Node:
     """Dimensions of the output that were expanded from one entry."""
     sums: tuple[Contraction, ...] = ()
     """Sums over channels, to which a removed channel must contribute nothing."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether its results depend on the network's input."""
+        return any(value.varies for value in self.outputs)
 
     @property
     def mixes(self) -> bool:
@@ -213,29 +220,36 @@ class Watched:
     """Whether numbers may have been taken from other tensors: sizes of a tensor without channels, factors."""
 
 
+@functools.cache
 def operator_name(func: OpOverload) -> str:
     """The name of an operator, the same whether it works in place or not."""
-    name = func.overloadpacket.__name__
+    name: str = func.overloadpacket.__name__
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
-def tensors_in(tree: object) -> list[Tensor]:
+_NESTS = frozenset({tuple, list})
+_LEAVES = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
     """The tensors in nested arguments or outputs."""
     if isinstance(tree, Tensor):
         return [tree]
-    if type(tree) in (tuple, list):  # as all operators have them; quicker than what knows every container
-        return [tensor for branch in tree for tensor in tensors_in(branch)]
-    if tree is None or isinstance(tree, int | float | str | torch.dtype):
-        return []
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    if type(tree) not in _NESTS:
+        return [] if type(tree) in _LEAVES else [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    found: list[Tensor] = []  # as all operators have them; quicker than what knows every container
+    for branch in tree:
+        if type(branch) not in _LEAVES:
+            found += tensors_in(branch)
+    return found
 
 
 def replaced(tree: Any, kind: type, function: Callable[[Any], object]) -> Any:
     """Nested arguments of an operator, its leaves of one kind replaced."""
     if isinstance(tree, kind):
         return function(tree)
-    if type(tree) in (tuple, list):
-        return type(tree)(replaced(branch, kind, function) for branch in tree)
+    if type(tree) in _NESTS:
+        return type(tree)([branch if type(branch) in _LEAVES else replaced(branch, kind, function) for branch in tree])
     return tree
 
 

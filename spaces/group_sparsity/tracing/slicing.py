@@ -26,16 +26,20 @@ def tensors(network: nn.Module) -> dict[str, Tensor]:
 def reshape_(network: nn.Module, values: Mapping[str, Tensor], fixed_groups: Collection[str] = ()) -> None:
     """Give parameters and buffers new values of any shape, in place, and update the modules' channel numbers.
 
-    Parameter objects stay the same, their gradients are dropped. Grouped convolutions lose whole groups, so that the
-    number of groups shrinks with the outputs, unless they are said to keep it.
+    Parameter objects stay the same, in their memory format; their gradients are dropped. Grouped convolutions lose
+    whole groups, so that the number of groups shrinks with the outputs, unless they are said to keep it.
 
     Args:
         network: changed in place.
         values: new tensors by name of parameter or buffer.
         fixed_groups: names of the grouped convolutions that lose the same channels of every group.
     """
-    current = tensors(network)
-    names = _owners(network)
+    _assign(network, {name: value.detach().clone() for name, value in values.items()}, fixed_groups)
+
+
+def _assign(network: nn.Module, values: Mapping[str, Tensor], fixed_groups: Collection[str]) -> None:
+    """Do as :func:`reshape_` with tensors that nobody else holds."""
+    current, names = tensors(network), _owners(network)
     touched: dict[int, tuple[nn.Module, int]] = {}
     for name, value in values.items():
         tensor = current[name]
@@ -45,9 +49,17 @@ def reshape_(network: nn.Module, values: Mapping[str, Tensor], fixed_groups: Col
             else:
                 touched.setdefault(id(module), (module, 0))
         tensor.grad = None
-        tensor.data = value.detach().to(tensor).clone()
+        tensor.data = value.to(tensor, memory_format=memory_format(tensor))
     for module, rows in touched.values():
         _renumber(module, rows)
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """The memory format in which new values of a tensor are kept: channels-last where it is, otherwise their own."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if last is None or tensor.stride()[1] != 1 or tensor.stride()[-1] != tensor.shape[1]:
+        return torch.preserve_format
+    return last if tensor.is_contiguous(memory_format=last) else torch.preserve_format
 
 
 def _owners(network: nn.Module) -> dict[int, list[tuple[nn.Module, str, str]]]:
@@ -65,6 +77,7 @@ def keep_(
     axes: Mapping[str, Mapping[int, np.ndarray]],
     alive: np.ndarray,
     fixed_groups: Collection[str] = (),
+    hollow: bool = False,
 ) -> None:
     """Keep the entries of every tensor whose elements are alive, in place.
 
@@ -73,17 +86,20 @@ def keep_(
         axes: by name of parameter or buffer: elements along some of its dimensions.
         alive: bool, by element.
         fixed_groups: as for :func:`reshape_`.
+        hollow: whether tensors that lose entries only get their sizes, with zeros.
     """
     current, changed = tensors(network), {}
     for name, dims in axes.items():
+        kept = {dim: alive[elements] for dim, elements in dims.items()}
+        kept = {dim: mask for dim, mask in kept.items() if not mask.all()}
         value = current[name].detach()
-        for dim, elements in dims.items():
-            kept = alive[elements]
-            if not kept.all():
-                value = value.index_select(dim, torch.from_numpy(np.flatnonzero(kept)).to(value.device))
-        if value.shape != current[name].shape:
+        if kept and hollow:
+            changed[name] = value.new_zeros([kept[d].sum() if d in kept else n for d, n in enumerate(value.shape)])
+        elif kept:
+            for dim, mask in kept.items():
+                value = value.index_select(dim, torch.from_numpy(np.flatnonzero(mask)).to(value.device))
             changed[name] = value
-    reshape_(network, changed, fixed_groups)
+    _assign(network, changed, fixed_groups)
 
 
 def _renumber(module: nn.Module, rows_before: int) -> None:

@@ -6,16 +6,20 @@ care. Value-dependent control flow is not supported; it is detected and refused.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Collection
+from collections.abc import Callable, Collection, MutableMapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsemask.errors import UseError, one_line
@@ -24,19 +28,33 @@ from sparsemask.spaces.group_sparsity.tracing.numbers import tagged
 from sparsemask.spaces.group_sparsity.tracing.operators import follow
 from sparsemask.spaces.group_sparsity.tracing.record import (
     Elements,
+    Number,
     RemovesChannels,
     Value,
     Watched,
     tensors_in,
 )
 from sparsemask.spaces.group_sparsity.tracing.slicing import tensors
+from sparsemask.spaces.group_sparsity.tracing.sparing import spared
 from sparsemask.timing import evaluating
 
 # Functions and operators that return a tensor's values to Python.
 _READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"}
 _READS |= {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
-# Operators that take the time.
-_PRODUCTS = {"convolution", "addmm", "mm", "bmm"}
+
+
+_QKV = ("query", "key", "value")
+
+
+class WritesWeights(Exception):
+    """A network changes its parameters when it runs."""
+
+
+@functools.cache
+def _written(func: OpOverload) -> tuple[int, ...]:
+    """Positions of the arguments that an operator writes to."""
+    arguments = enumerate(func._schema.arguments) if func._schema.is_mutable else ()
+    return tuple(position for position, arg in arguments if arg.alias_info is not None and arg.alias_info.is_write)
 
 
 @dataclass(frozen=True)
@@ -44,7 +62,7 @@ class TorchCall:
     """A torch function that was called, and its arguments."""
 
     name: str = ""
-    arguments: tuple = ()
+    arguments: tuple[Any, ...] = ()
 
 
 class Tracer(TorchDispatchMode):
@@ -57,7 +75,10 @@ class Tracer(TorchDispatchMode):
         free_statistics: whether channels over which statistics are taken are free.
         fixed: names of modules and numbers of operators whose inputs' channels are locked, since sizes and factors are
             taken from them.
-        before: the record of a run on the same input, which spares the values of products.
+        spare: whether products are not computed. The network must be a duplicate then, which is no longer used.
+
+    Raises:
+        WritesWeights: the network writes to its parameters, which a duplicate shares, before it does.
     """
 
     @classmethod
@@ -70,15 +91,20 @@ class Tracer(TorchDispatchMode):
         ways: dict[tuple[str, str, int], int] | None = None,
         free_statistics: bool = False,
         fixed: Collection[str | int] = (),
-        before: Watched | None = None,
+        spare: bool = False,
     ):
         super().__init__()
         self.network, self.elements = network, Elements()
-        self.ways, self.free_statistics, self.fixed, self._before = ways or {}, free_statistics, fixed, before
+        self.ways, self.free_statistics, self.fixed, self.spare = ways or {}, free_statistics, fixed, spare
+        self._weights = {p.untyped_storage().data_ptr() for p in network.parameters()} if spare else set()
         self.names = {id(t): name for name, t in tensors(network).items()}
-        self.values = WeakIdKeyDictionary()  # what no one holds any more is freed, as in any other run
+        self.values: MutableMapping[Tensor, Value] = (
+            WeakIdKeyDictionary()
+        )  # what no one holds any more is freed, as in any other run
         self.numbers = itertools.count()
-        self.handling = {name for name, module in network.named_modules() if isinstance(module, RemovesChannels)}
+        modules = list(network.named_modules())
+        handling = {kind for kind in {type(module) for _, module in modules} if issubclass(kind, RemovesChannels)}
+        self.handling = {name for name, module in modules if type(module) in handling}
         self.seen = Watched(self.elements, [], [], {})
         self.running: list[tuple[str, nn.Module]] = []
         """The modules whose forward runs, the innermost last."""
@@ -100,7 +126,7 @@ class Tracer(TorchDispatchMode):
         try:
             with tagged(self.network), evaluating(self.network), self, _Calls(self):
                 output = inputs.run(self.network)
-        except UseError:
+        except (UseError, WritesWeights):
             raise
         except Exception as error:
             what = f"{self.where()} does not run on an input of {inputs}"
@@ -148,30 +174,53 @@ class Tracer(TorchDispatchMode):
         self.values[tensor] = value
         return value
 
-    def _hooks(self) -> list:
+    def _hooks(self) -> list[RemovableHandle]:
         hooks = []
 
-        def before(name, module, args):
+        def before(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
             self.running.append((name, module))
             self._sites.append(itertools.count())
             for tensor in tensors_in(args) if name in self.fixed else ():
                 for elements in self.value(tensor).axes.values():
                     self.elements.lock(elements, f"{self.where()}: a tensor without them has sizes taken from them")
 
-        def after(name, module, args, output):
+        def after(name: str, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
             self.running.pop()
             self._sites.pop()
             self.seen.calls.append((name, module, self._first(args), self._first(output)))
 
         for name, module in self.network.named_modules():
+            if isinstance(module, nn.MultiheadAttention):
+                hooks.append(module.register_forward_pre_hook(self._keep_heads(name), with_kwargs=True))
             hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args)))
             hooks.append(module.register_forward_hook(lambda m, args, out, name=name: after(name, m, args, out)))
         return hooks
 
-    def _first(self, tree) -> Value | None:
+    def _keep_heads(self, name: str) -> Callable[[nn.MultiheadAttention, tuple[Any, ...], dict[str, Any]], None]:
+        """Torch's attention takes the width of heads from that of its queries: both stay; those of others may go."""
+
+        def keep(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            query, key, value = args[:3] if len(args) > 2 else [*args, *(kwargs[n] for n in _QKV[len(args) :])]
+            why = f"module '{name}' (MultiheadAttention): torch's attention takes the width of heads from its queries"
+            packed = module.in_proj_weight
+            weights = (
+                (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight) if packed is None else (packed,)
+            )
+            wide = self.value(query).axes.get(query.dim() - 1)
+            for elements in (wide, *(self.value(weight).axes[0] for weight in weights)):
+                if elements is not None:
+                    self.elements.lock(elements, why)
+            for attribute, tensor in (("kdim", key), ("vdim", value)):
+                counted = self.value(tensor).axes.get(tensor.dim() - 1)
+                if packed is None and counted is not None:
+                    self.seen.numbers.append(Number(name, attribute, None, counted))
+
+        return keep
+
+    def _first(self, tree: object) -> Value | None:
         return next(map(self.value, tensors_in(tree)), None)
 
-    def refuse_reading(self, name: str, tree) -> None:
+    def refuse_reading(self, name: str, tree: object) -> None:
         """Raise UseError if an operator returns values of an input-dependent tensor to Python."""
         operands = tensors_in(tree)
         if name == "index":  # a mask's number of entries is a size of the result
@@ -184,27 +233,23 @@ class Tracer(TorchDispatchMode):
                 "take that decision out of forward"
             )
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         self.refuse_reading(name, (args, kwargs))
         inputs = [self.value(t) for t in tensors_in((args, kwargs))]
-        output = self._spared(name, args)
+        varies = any(value.varies for value in inputs)
+        if self._weights and any(t.untyped_storage().data_ptr() in self._weights for t in self._written_to(func, args)):
+            raise WritesWeights
+        output = spared(name, args) if self.spare and varies and not kwargs else None
         if output is None:
             output = func(*args, **kwargs)
         follow(self, func, args, kwargs, inputs, output)
         return output
 
-    def _spared(self, name: str, args: tuple) -> Tensor | None:
-        """A product's result without its values, on which nothing depends, as it was in the run before."""
-        step = len(self.seen.nodes)
-        if self._before is None or name not in _PRODUCTS or step >= len(self._before.nodes):
-            return None
-        tensors, node = tensors_in(args), self._before.nodes[step]
-        same = node.op == name and [tuple(t.shape) for t in tensors] == [value.shape for value in node.inputs]
-        if not same or not all(t.is_contiguous() or t.dim() == 2 for t in tensors):
-            return None
-        return tensors[0].new_empty(node.outputs[0].shape)
+    @staticmethod
+    def _written_to(func: OpOverload, args: tuple[Any, ...]) -> list[Tensor]:
+        return tensors_in([args[position] for position in _written(func) if position < len(args)])
 
 
 class _Calls(TorchFunctionMode):
@@ -214,7 +259,7 @@ class _Calls(TorchFunctionMode):
         super().__init__()
         self.tracer = tracer
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")  # some of torch's own functions have none
         if name in _READS:
             self.tracer.refuse_reading(name, args)

@@ -8,21 +8,22 @@ went before. A size that fits by chance is not enough.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence, Set
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsemask.spaces.group_sparsity.inputs import Inputs
-from sparsemask.spaces.group_sparsity.tracing.movement import RESHAPES, repeated
+from sparsemask.spaces.group_sparsity.tracing.duplicate import duplicate
+from sparsemask.spaces.group_sparsity.tracing.moves import RESHAPES, moved
 from sparsemask.spaces.group_sparsity.tracing.operators import ELEMENTWISE, MOVES
 from sparsemask.spaces.group_sparsity.tracing.operators import scalars as _scalars
 from sparsemask.spaces.group_sparsity.tracing.record import Node, Site, operator_name, tensors_in
+from sparsemask.spaces.group_sparsity.tracing.sparing import spared
 from sparsemask.timing import evaluating
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ Key = tuple[str, str, int]
 class SamePath(TorchFunctionMode):
     """Lets modules with a fused fast path for inference take the one that they took while they were traced."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
 
 
@@ -70,15 +71,15 @@ class Replay(TorchDispatchMode):
 class _Comparison(Replay):
     """Runs a network without some channels and compares every operator with the traced one."""
 
-    def __init__(self, graph: ChannelGraph, alive: np.ndarray):
+    def __init__(self, graph: ChannelGraph, alive: np.ndarray, spare: bool):
         super().__init__(graph)
-        self.alive = alive
+        self.alive, self.spare = alive, spare
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         node, kwargs = self.traced(func), kwargs or {}
         if node is None:
             raise _Misfit
-        output = self._product(node, args)
+        output = spared(node.op, args) if self.spare and node.varies and not kwargs else None
         if output is None:
             output = func(*args, **kwargs)
         outputs = tensors_in(output)
@@ -98,38 +99,20 @@ class _Comparison(Replay):
         self.step += 1
         return output
 
-    def _product(self, node: Node, args: tuple) -> Tensor | None:
-        """The result of a convolution without its values, which nothing here depends on; None for other operators."""
-        if node.op != "convolution":
-            return None
-        x, weight, transposed, groups = args[0], args[1], args[6], args[8]
-        into, out = weight.shape[0 if transposed else 1], weight.shape[1 if transposed else 0]
-        into, out = (into, out * groups) if transposed else (into * groups, out)
-        known = x.is_contiguous() and weight.is_contiguous() and x.shape[2:] == node.inputs[0].shape[2:]
-        if not known or x.shape[1] != into or weight.shape[2:] != node.inputs[1].shape[2:] or out % groups:
-            return None  # it says itself what does not fit
-        return x.new_empty(x.shape[0], out, *node.outputs[0].shape[2:])
-
     def _shape(self, shape: tuple[int, ...], axes: dict[int, np.ndarray]) -> tuple[int, ...]:
         return tuple(int(self.alive[axes[d]].sum()) if d in axes else size for d, size in enumerate(shape))
 
-    def _compare(self, node: Node, func, args: tuple, kwargs: dict) -> None:
+    def _compare(self, node: Node, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Whether the remaining entries are moved where they went in the traced network."""
         before = node.inputs[0]
         shape = tuple(tensors_in(args)[0].shape)
         for dim, elements in before.axes.items():
             if self.alive[elements].all() or self.graph.locked(elements).all():
                 continue
-            moved = repeated(func, args, kwargs, elements[self.alive[elements]], dim, shape)
-            for numbers, value in zip(moved, node.outputs, strict=True):
-                if not any(self._same(numbers, d, e) for d, e in value.axes.items()):
+            kept = elements[self.alive[elements]]
+            for result, value in zip(moved(func, args, kwargs, kept, dim, shape), node.outputs, strict=True):
+                if not any(result.lies(d, e[self.alive[e]]) for d, e in value.axes.items()):
                     raise _Misfit
-
-    def _same(self, numbers: Tensor, dim: int, elements: np.ndarray) -> bool:
-        kept = elements[self.alive[elements]]
-        if numbers.dim() <= dim or numbers.shape[dim] != len(kept):
-            return False
-        return bool((numbers == torch.from_numpy(kept).view([-1] + [1] * (numbers.dim() - dim - 1))).all())
 
 
 def failing(
@@ -138,6 +121,7 @@ def failing(
     graph: ChannelGraph,
     sites: Sequence[Site],
     fixed: Set[str | int] = frozenset(),
+    spare: bool = True,
 ) -> set[Key | str | int]:
     """The places whose sizes do not follow the channels; found one after the other, so that one run names a few.
 
@@ -150,15 +134,14 @@ def failing(
         graph: its channels as they are supposed to go.
         sites: the places that must be tried out.
         fixed: numbers of operators and names of modules whose inputs' channels are locked already.
+        spare: whether products need not be computed, and the copy may share parameters.
     """
     gone = _chosen(graph, sites)
     if not gone.any():
         return set()
-    # Weights are replaced where they lose channels, and never written to: the others need no copy.
-    memo: dict[int, object] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in network.parameters()}
-    copied = copy.deepcopy(network, memo)
-    graph.remove(copied, gone)
-    comparison = _Comparison(graph, ~gone)
+    copied = duplicate(network) if spare else copy.deepcopy(network)
+    graph.remove(copied, gone, hollow=True)
+    comparison = _Comparison(graph, ~gone, spare)
     try:
         with evaluating(copied), comparison, SamePath():
             inputs.run(copied)
