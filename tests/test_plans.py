@@ -118,7 +118,7 @@ def test_the_plan_that_was_measured_is_masked_dense(name):
     network, inputs = make(name, 3, ["mixed", "all dense", "never kept"])
     plan = planning.make_plan(spaces.get(name), network, inputs, seconds=0.05)
     assert set(plan.backends) == set(network.parts()) and plan.machine == Machine.here(CPU)
-    assert plan.milliseconds["plan"] == min(v for k, v in plan.milliseconds.items() if k in ("skip", "dense", "plan"))
+    assert plan.milliseconds["plan"] <= plan.milliseconds["skip"]
     network.plans = Plans([plan])
     with torch.no_grad():
         same(network(inputs), literal(network, inputs))
@@ -244,7 +244,7 @@ class Clock:
 
 
 SLOW = {"native": 2.0, "gather": 2.0, "reference": 1.0, "masked": 2.0, "opened": 1.0}
-WHOLE = {"skip": 4.0, "dense": 3.0, "plan": 3.0, "unmasked": 2.0}
+WHOLE = {"skip": 4.0, "dense": 3.0, "mixed": 3.5, "unmasked": 2.0}
 
 
 def test_masks_that_save_no_time_come_out_dense(monkeypatch):

@@ -24,8 +24,8 @@ from sparsemask.ops import dispatch
 
 FORMAT = 1
 SUFFIX = ".plan.json"
-DENSE = "reference"
-"""The backend that convolves everything and multiplies by the masks."""
+DENSE = ("dense", "reference")
+"""The backends that convolve everything and drop what the masks say."""
 _NEAR = 2.0  # a plan serves inputs up to so many times smaller or larger
 _MOST = 256  # plans in a file
 
@@ -67,8 +67,9 @@ class Plan:
         shape: of the input: images (N, C, H, W), pairs likewise, crops of points (N, C, points).
         backends: of each part by its name; see :meth:`MaskedNetwork.parts`.
         kept: kept fraction of the input that it was measured with, in [0, 1].
-        milliseconds: of the whole network: "plan"; "skip", every part skips; "dense", every part is computed densely
-            and multiplied by its masks; "unmasked", the same weights with everything kept, another function.
+        milliseconds: of the whole network: "plan"; "skip", every part skips; "unmasked", the same weights with
+            everything kept, another function; where some part is faster so, "dense", every part computed densely and
+            multiplied by its masks, and "mixed".
     """
 
     machine: Machine
@@ -80,7 +81,7 @@ class Plan:
     @property
     def dense(self) -> list[str]:
         """Names of the parts that are computed densely."""
-        return [name for name, backend in self.backends.items() if backend == DENSE]
+        return [name for name, backend in self.backends.items() if backend in DENSE]
 
 
 class Plans:

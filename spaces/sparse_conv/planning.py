@@ -28,7 +28,7 @@ from sparsemask.timing import evaluating, timer
 
 SECONDS = 2.0
 _ALL = 10.0  # seconds after which a command plans no further sizes
-_ROUNDS = 3  # measurements of each at least; up to four times as many within the time
+_ROUNDS, _LONG = 3, 0.05  # measurements of each at least, one of networks that take longer than so many seconds
 _SKIPPING = ("native", "triton", "gather")  # the first that can compute skips
 _MARGIN = 0.99  # a dense part must be that much faster than a skipping one
 _SAVED = 1.03  # masks save time if the network is so many times as fast as without them
@@ -47,29 +47,33 @@ def make_plan(space: MaskedSpace, network: MaskedNetwork, inputs: Any, seconds: 
         The plan. It is not followed before it is added to `network.plans`.
     """
     device, dtype = inputs.device, next(network.parameters()).dtype
-    parts = network.parts()
-    skipping = next((b for b in _SKIPPING if dispatch.find(b).why_not(device, dtype) is None), DENSE)
-    choices = [skipping] if skipping == DENSE else [skipping, DENSE]
+    able = [name for name in (*_SKIPPING, *DENSE) if dispatch.find(name).why_not(device, dtype) is None]
+    skipping, dense = able[0], next(name for name in able if name in DENSE)
+    choices = list(dict.fromkeys([skipping, dense]))
     with _unplanned(network):
-        times = _time_parts(network, inputs, choices, seconds / 2) if len(choices) > 1 else {}
+        all_skip = dict.fromkeys(network.parts(), skipping)
+        _run(network, inputs, all_skip)  # packs weights, and makes tables for the size
+        begun = time.perf_counter()
+        _run(network, inputs, all_skip)
+        rounds = _ROUNDS if time.perf_counter() - begun < _LONG else 1
+        kept = float(mean_kept(network))
+        times = _time_parts(network, inputs, choices, seconds / 2, rounds) if len(choices) > 1 else {}
         mixed = {
-            name: DENSE if name in times and times[name][DENSE] < _MARGIN * times[name][skipping] else skipping
-            for name in parts
+            name: dense if name in times and times[name][dense] < _MARGIN * times[name][skipping] else skipping
+            for name in all_skip
         }
-        plans = {"skip": dict.fromkeys(parts, skipping)}
-        if parts:
-            plans |= {"dense": dict.fromkeys(parts, DENSE), "plan": mixed}
+        plans = {"skip": all_skip}
+        if dense in mixed.values() and len(choices) > 1:
+            plans |= {"dense": dict.fromkeys(mixed, dense)} | ({"mixed": mixed} if skipping in mixed.values() else {})
         unmasked = space.dense_form(network)
         calls: dict[str, Callable[[], object]] = {
             name: functools.partial(_run, network, inputs, backends) for name, backends in plans.items()
         }
-        calls["unmasked"] = functools.partial(unmasked, inputs)
-        calls["skip"]()
-        kept = float(mean_kept(network))
-        found, _ = timer(device, torch.get_num_threads(), seconds / 2)(calls, _ROUNDS)
+        found, _ = timer(device, torch.get_num_threads(), seconds / 2)(
+            {**calls, "unmasked": functools.partial(unmasked, inputs)}, rounds
+        )
     milliseconds = {str(name): value for name, value in found.items()}
-    cost = {name: milliseconds[name] * (_MARGIN if name == "skip" else 1.0) for name in plans}
-    best = min(cost, key=lambda name: cost[name])
+    best = min(plans, key=lambda name: milliseconds[name] * (_MARGIN if name == "skip" else 1.0))
     milliseconds["plan"] = milliseconds[best]
     return Plan(Machine.here(device), tuple(inputs.shape), plans[best], kept, milliseconds)
 
@@ -237,7 +241,7 @@ def _unplanned(network: MaskedNetwork) -> Iterator[None]:
 
 
 def _time_parts(
-    network: MaskedNetwork, inputs: Any, choices: Sequence[str], seconds: float
+    network: MaskedNetwork, inputs: Any, choices: Sequence[str], seconds: float, rounds: int
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of each part by backend, timed within a forward pass, where it has its input."""
     parts, found = network.parts(), {}
@@ -248,7 +252,7 @@ def _time_parts(
             parts[name].chosen.planned = backend
             return called.forward(*args, **kwargs)
 
-        found[name], _ = each({choice: functools.partial(run, choice) for choice in choices}, _ROUNDS)
+        found[name], _ = each({choice: functools.partial(run, choice) for choice in choices}, rounds)
 
     hooks = [
         part.called.register_forward_pre_hook(
