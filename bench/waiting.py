@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60, help="timed calls of a process (default: 60)")
     parser.add_argument("--processes", type=int, default=3, help="of each setting, in turn (default: 3)")
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 5000, 10000, 50000], help="spins to try")
+    parser.add_argument("--settings", nargs="+", help="of those in the table, by name (default: all)")
     parser.add_argument("--busy", type=int, default=0, help="processes that compute beside it (default: none)")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
@@ -112,6 +113,7 @@ def main() -> None:
     beside = [subprocess.Popen([sys.executable, __file__, "--burn"]) for _ in range(options.busy)]
     try:
         tried = settings(options.counts)
+        tried = {name: tried[name] for name in options.settings or tried}
         taken: dict[str, list[tuple[float, float, float]]] = {name: [] for name in tried}
         for _ in range(options.processes):
             for name, environment in tried.items():

@@ -136,6 +136,9 @@ def _unmask(restored: Restored, task, space, context: tasks.EvaluationContext, w
     inputs, _ = data.collate(task.eval_data, [task.eval_data[0]])
     inputs = inputs.to(where.device, where.parameters)
     found = unmask(model, inputs, quality, bound)
+    if found.before is None:
+        say(f"--unmask {bound:g}: no mask costs more time than it saves")
+        return
     if not found.modules:
         say(f"--unmask {bound:g}: no mask that costs time can go within that ({name} {found.before:.4f})")
         return

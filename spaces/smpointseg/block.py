@@ -13,7 +13,7 @@ from sparsemask.errors import UseError
 from sparsemask.ops import dispatch
 from sparsemask.ops.point_block import Folded, row_linear, sparse_block
 from sparsemask.ops.point_conv import Level
-from sparsemask.ops.weight_cache import Derived
+from sparsemask.ops.weight_cache import Derived, last
 from sparsemask.spaces.smpointseg.layers import BasicConv, PointConv, RowNorm, folded_of
 from sparsemask.spaces.sparse_conv.masked_network import MaskModule
 from sparsemask.sparse import gumbel_mask, kept_fraction
@@ -197,7 +197,7 @@ class SparsePointBlock(MaskModule):
         sources = [t for part in parts for t in part.numbers()]
         sources += [self.shortcut[0].weight.detach()] if self.inputs != self.outputs else []
         count = reading.tail_bias_count
-        folded = _folded.get(sources, lambda: self.folded(count), count)
+        folded = _folded.get(sources, lambda: _lasting(self.folded(count)), count)
         return sparse_block(rows, level, mask[:, 0], dense, folded, reading.s2d == "gated")
 
     def folded(self, bias_count: int = 1) -> Folded:
@@ -247,3 +247,12 @@ class SparsePointBlock(MaskModule):
         if self.inputs != self.outputs:
             rows = self.shortcut[1](F.linear(rows, self.shortcut[0].weight[:, :, 0]))
         return F.relu(y + rows)
+
+
+def _lasting(folded: Folded) -> Folded:
+    """Marked as derived, so that kernels need not compare them again."""
+    for part in (*folded.weights, *folded.tables, *folded.biases, folded.tail, folded.tail_bias, folded.kept_bias):
+        last(part)
+    if folded.shortcut is not None:
+        last(folded.shortcut)
+    return folded

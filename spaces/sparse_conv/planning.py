@@ -157,10 +157,11 @@ class Planner:
             found.insert(0, "plan: the plans beside the weights are of another machine: measured again on this one")
         return found
 
-    def save(self) -> None:
-        """Write the plans beside the weights."""
-        if self.weights is not None and self.network.plans:
-            save_plans(path_of(self.weights), self.network.plans, digest(self.network.state_dict()))
+    def save(self, weights: str | os.PathLike[str] | None = None) -> None:
+        """Write the plans beside a file of the network's weights; default: the one named at the beginning."""
+        weights = weights or self.weights
+        if weights is not None and self.network.plans:
+            save_plans(path_of(weights), self.network.plans, digest(self.network.state_dict()))
 
 
 @dataclass(frozen=True)
@@ -170,13 +171,14 @@ class Unmasked:
     Attributes:
         network: a copy of the network without the masks of some modules; the same one if there are none.
         modules: their names.
-        before, after: the metric with all masks, and of `network`.
+        before, after: the metric with all masks, and of `network`; None where no mask costs time, so that nothing was
+            tried.
     """
 
     network: MaskedNetwork
     modules: Sequence[str]
-    before: float
-    after: float
+    before: float | None
+    after: float | None
 
 
 def unmask(
@@ -195,15 +197,16 @@ def unmask(
         bound: by how much it may fall.
         seconds: spent about on timing.
     """
-    before, gains = quality(network), _gains(network, inputs, seconds)
-    slower = sorted((name for name, gain in gains.items() if gain > 0), key=lambda name: -gains[name])
+    saved = gains(network, inputs, seconds)
+    slower = sorted((name for name, gain in saved.items() if gain > 0), key=lambda name: -saved[name])
+    before = quality(network) if slower else None
     while slower:
         opened = copy.deepcopy(network)
         opened.plans = None
         for name in slower:
             open_masks(opened.mask_modules()[name])
         after = quality(opened)
-        if after >= before - bound:
+        if before is not None and after >= before - bound:
             return Unmasked(opened, slower, before, after)
         slower = slower[: len(slower) // 2]
     return Unmasked(network, [], before, before)
@@ -268,8 +271,17 @@ def _time_parts(
     return found
 
 
-def _gains(network: MaskedNetwork, inputs: Any, seconds: float) -> dict[str, float]:
-    """Milliseconds that each module would take less without its masks."""
+def gains(network: MaskedNetwork, inputs: Any, seconds: float) -> dict[str, float]:
+    """Milliseconds that each module would take less without its masks; negative where they save time.
+
+    Args:
+        network: in evaluation mode.
+        inputs: a batch.
+        seconds: spent about.
+
+    Returns:
+        By name, of the modules whose masks select something.
+    """
     modules, found = network.mask_modules(), {}
     each = timer(inputs.device, torch.get_num_threads(), seconds / max(len(modules), 1))
 
