@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from point_crops import crop
 from sparsemask import spaces
 from sparsemask.errors import UseError
+from sparsemask.ops import dispatch
 from sparsemask.spaces.smpointseg.block import Reading
 from sparsemask.spaces.sparse_conv import SMSR, SMPointSeg, SMStereo, planning
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
@@ -193,8 +194,6 @@ def test_weights_that_change_change_what_is_constant():
 
 def backends_called(network, inputs, monkeypatch) -> set[str]:
     """Which backends a forward pass asks for."""
-    from sparsemask.ops import dispatch
-
     asked: set[str] = set()
     able = dispatch.able
     monkeypatch.setattr(dispatch, "able", lambda name, x: asked.add(name) or able(name, x))
@@ -213,6 +212,9 @@ def test_a_plan_is_followed_outside_of_repeatable_runs_alone(monkeypatch):
     with backend("reference"):  # who says so decides
         assert backends_called(network, inputs, monkeypatch) == {"reference"}
     assert backends_called(network, torch.rand(1, 3, 64, 64), monkeypatch) == {"auto"}  # far larger than planned
+    with pytest.MonkeyPatch.context() as unable:  # as under autocast
+        unable.setattr(type(dispatch.find("gather")), "why_not", lambda *_: "not in this type")
+        assert backends_called(network, inputs, unable) == {"auto"}
     nearly = torch.rand(1, 3, inputs.shape[2] + 1, inputs.shape[3])
     assert backends_called(network, nearly, monkeypatch) == {"gather"}
 

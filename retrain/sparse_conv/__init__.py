@@ -27,6 +27,7 @@ from sparsemask.spaces.protocols import HasFastForm, HasViews
 from sparsemask.spaces.sparse_conv.masked_space import plans_beside
 from sparsemask.spaces.sparse_conv.masking import apply_masks, fix_masks, set_threshold
 from sparsemask.spaces.sparse_conv.measuring import Watch
+from sparsemask.spaces.sparse_conv.plan import path_of
 from sparsemask.spaces.sparse_conv.planning import Planner, unmask
 from sparsemask.spaces.sparse_conv.records import conclude, evaluate_kept
 from sparsemask.sparse import available_backends, repeatable, set_backend
@@ -273,8 +274,9 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         if config.family.unmask is not None and not model.mask_modules():
             raise UseError(f"--unmask is not for space '{config.network.space}'")
         weights = Path(config["pretrained_model"]) if restored.run is None else restored.run.folder / NETWORK
+        foreign = model.plans is None and path_of(weights).exists()  # plans of another checkpoint, say
         plain = not calls and config.family.backend == "auto" and not isinstance(space, HasFastForm)
-        planner = Planner(space, model, weights) if plain and config.family.rounds else None
+        planner = Planner(space, model, None if foreign else weights) if plain and config.family.rounds else None
         watch = Watch(space, model, where, config.family.rounds, planner=planner, **calls)
         context = tasks.EvaluationContext.from_config(where, config)
         write = prediction_writer(task, config.evaluation.out)

@@ -83,7 +83,7 @@ class MaskedConv(nn.Sequential):
         before, dense = (flags if order is None else flags[order] for flags, order in ((before, ins), (dense, outs)))
         return torch.ops.sparsemask.conv(
             x, weight, bias, mask, before, dense, g.stride, g.padding, g.dilation, g.output_padding, g.transposed, 1,
-            activation, dispatch.current(self.backend, self.planned),
+            activation, dispatch.current(self.backend, self.planned, x),
         )  # fmt: skip
 
     def everything(self, x: Tensor) -> Tensor:
@@ -136,7 +136,14 @@ class VolumeMask(nn.Sequential):
         dense = [torch.ones(n, dtype=torch.bool, device=x.device) for n in (conv.in_channels, conv.out_channels)]
         g = (conv.stride, conv.padding, conv.dilation, (0, 0, 0), False, 1)
         return torch.ops.sparsemask.conv(
-            x, conv.weight, conv.bias, everything_kept, *dense, *g, "relu", dispatch.current(self.backend, self.planned)
+            x,
+            conv.weight,
+            conv.bias,
+            everything_kept,
+            *dense,
+            *g,
+            "relu",
+            dispatch.current(self.backend, self.planned, x),
         )
 
     def harden(self, logits: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ class MaskedNetwork(nn.Module):
 
     def follow(self, inputs: Any) -> None:
         """Set the backends that the plan for an input's size says, if there is one; called by forward passes."""
-        if self.plans is None or self.training:
+        if self.plans is None or self.training or torch.compiler.is_compiling():
             return
         plan = self.plans.find(inputs.shape, inputs.device)
         for name, part in self.parts().items():

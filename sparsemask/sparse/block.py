@@ -71,7 +71,7 @@ class SparseMaskBlock(ChannelMask):
             weights = [layer.weight for layer in self.body]
             y = torch.ops.sparsemask.block(
                 x, mask, weights, dense, self.collect.weight, self.collect.bias, self.activation,
-                dispatch.current(self.backend, self.planned),
+                dispatch.current(self.backend, self.planned, x),
             )  # fmt: skip
             return y, kept
         dense = dense if dense.is_floating_point() else dense.to(x.dtype)
@@ -103,6 +103,6 @@ class SparseMaskBlock(ChannelMask):
         dense = self.channels()
         out = torch.ops.sparsemask.attended_block(
             x, mask, [layer.weight for layer in self.body], dense, self.collect.weight, self.collect.bias,
-            list(attention), self.activation, dispatch.current(self.backend, self.planned),
+            list(attention), self.activation, dispatch.current(self.backend, self.planned, x),
         )  # fmt: skip
         return out, kept_fraction(mask, dense)
