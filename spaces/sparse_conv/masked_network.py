@@ -39,13 +39,20 @@ class LocationMask(Protocol):
         """Predict two logits a location; index 1 keeps it."""
 
 
+class Planned(Protocol):
+    """A module that calls an operator by a backend."""
+
+    planned: str | None
+    """The backend in place of "auto"; None: none was chosen."""
+
+
 class Part(NamedTuple):
     """What a plan chooses a backend for."""
 
     called: nn.Module
     """The module whose call is timed."""
-    chosen: nn.Module
-    """The module whose `planned` is the choice: itself, or one inside."""
+    chosen: Planned
+    """The module that follows the choice: itself, or one inside."""
 
 
 class MaskModule(nn.Module):
@@ -90,7 +97,8 @@ class MaskModule(nn.Module):
             return bool(margin > 0 if threshold == 0.5 else torch.sigmoid(margin) > threshold)
 
         sources = [*channels, weight, *([] if bias is None else [bias])]
-        return _constant.get(sources, make, (threshold, selects))
+        known: bool | None = _constant.get(sources, make, (threshold, selects))
+        return known
 
 
 class MaskedNetwork(nn.Module):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from sparsemask.devices import processor
 from sparsemask.errors import UseError
 from sparsemask.ops import dispatch
 
+Device = torch.device
 FORMAT = 1
 SUFFIX = ".plan.json"
 DENSE = ("dense", "reference")
@@ -42,7 +44,7 @@ class Machine:
     torch: str
 
     @classmethod
-    def here(cls, device: torch.device) -> Machine:
+    def here(cls, device: Device) -> Machine:
         """This machine, for a device and as many threads as torch has now."""
         return _here(str(device), torch.get_num_threads())
 
@@ -89,11 +91,11 @@ class Plans:
 
     def __init__(self, plans: Iterable[Plan] = ()):
         self._plans: dict[tuple[Machine, tuple[int, ...]], Plan] = {}
-        self._found: dict[tuple, Plan | None] = {}
+        self._found: dict[tuple[tuple[int, ...], str, int], Plan | None] = {}
         for plan in plans:
             self.add(plan)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Plan]:
         return iter(self._plans.values())
 
     def __len__(self) -> int:
@@ -134,7 +136,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -173,7 +175,7 @@ def load_plans(path: str | os.PathLike[str], weights: str) -> Plans:
         raise UseError(f"{path}: a plan in it is damaged") from None
 
 
-def _plan(entry: Mapping) -> Plan:
+def _plan(entry: Mapping[str, Any]) -> Plan:
     machine = entry["machine"]
     known = dispatch.shipped()
     backends = {str(name): choice for name, choice in dict(entry["backends"]).items()}

@@ -11,7 +11,7 @@ import copy
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +66,7 @@ def make_plan(space: MaskedSpace, network: MaskedNetwork, inputs: Any, seconds: 
         if dense in mixed.values() and len(choices) > 1:
             plans |= {"dense": dict.fromkeys(mixed, dense)} | ({"mixed": mixed} if skipping in mixed.values() else {})
         unmasked = space.dense_form(network)
-        calls: dict[str, Callable[[], object]] = {
+        calls: dict[Hashable, Callable[[], object]] = {
             name: functools.partial(_run, network, inputs, backends) for name, backends in plans.items()
         }
         found, _ = timer(device, torch.get_num_threads(), seconds / 2)(
@@ -247,15 +247,17 @@ def _time_parts(
     network: MaskedNetwork, inputs: Any, choices: Sequence[str], seconds: float, rounds: int
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of each part by backend, timed within a forward pass, where it has its input."""
-    parts, found = network.parts(), {}
+    parts = network.parts()
+    found: dict[str, dict[str, float]] = {}
     each = timer(inputs.device, torch.get_num_threads(), seconds / max(len(parts), 1))
 
-    def timed(name: str, called: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    def timed(name: str, called: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         def run(backend: str) -> object:
             parts[name].chosen.planned = backend
             return called.forward(*args, **kwargs)
 
-        found[name], _ = each({choice: functools.partial(run, choice) for choice in choices}, rounds)
+        times, _ = each({choice: functools.partial(run, choice) for choice in choices}, rounds)
+        found[name] = {choice: times[choice] for choice in choices}
 
     hooks = [
         part.called.register_forward_pre_hook(
@@ -282,10 +284,11 @@ def gains(network: MaskedNetwork, inputs: Any, seconds: float) -> dict[str, floa
     Returns:
         By name, of the modules whose masks select something.
     """
-    modules, found = network.mask_modules(), {}
+    modules = network.mask_modules()
+    found: dict[str, float] = {}
     each = timer(inputs.device, torch.get_num_threads(), seconds / max(len(modules), 1))
 
-    def timed(name: str, module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    def timed(name: str, module: MaskModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         opened = copy.deepcopy(module)
         open_masks(opened)
         times, _ = each(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,24 +37,31 @@ def whole_conv(call: ConvCall) -> Tensor:
     """One sparse mask convolution: all rows by torch's convolution, dropped ones set afterwards."""
     x, outputs = call.x, call.geometry.output_size(call.x.shape[2:])
     whole = activation.apply_(call.activation, dense_conv(x, call.weight, call.bias, call.geometry))
+    dense, every = _counted(call.out_dense)
+    reads_dense = _counted(call.in_dense)[1]
+    if every and reads_dense:
+        return whole
     _, dropped, _ = library.split(call.mask.contiguous(), compact=False)
     if not len(dropped):
         return whole
-    tables = grid(x.shape[0], tuple(x.shape[2:]), call.geometry)
-    parts = _parts(call, tables, outputs)
-    if parts.reads_dense and parts.all_dense:
-        return whole
     out = to_rows(whole)
-    if parts.reads_dense and parts.dense is not None:  # what they are to be is there already
-        if parts.first:
-            library.fill(out[:, parts.dense.columns :], dropped)
-        else:
-            places = parts.dense_places
-            library.fill(out, dropped, library.narrow(out, places), places)
-        return from_rows(out, x.shape[0], outputs, x)
-    rows = to_rows(x) if parts.dense is not None else out
-    _drop(parts, rows, tables, dropped, out, activation_code(call.activation), [])
+    if not dense:
+        library.fill(out, dropped)
+    elif reads_dense:  # what they are to be is there already
+        places = _derived.get([call.out_dense], lambda: call.out_dense.nonzero().flatten().to(torch.int32), "places")
+        library.fill(out, dropped, library.narrow(out, places), places)
+    else:
+        tables = grid(x.shape[0], tuple(x.shape[2:]), call.geometry)
+        _drop(
+            _parts(call, tables, outputs), to_rows(x), tables, dropped, out, activation_code(call.activation), []
+        )  # fmt: skip
     return from_rows(out, x.shape[0], outputs, x)
+
+
+def _counted(flags: Tensor) -> tuple[bool, bool]:
+    """Whether any of the flags is set, and whether all are; by NumPy, whose overhead is the smaller one."""
+    count = int(np.count_nonzero(flags.numpy()))
+    return count > 0, count == len(flags)
 
 
 def _parts(call: ConvCall, tables: Grid, outputs: tuple[int, ...]) -> _Parts:
@@ -95,10 +103,7 @@ def activation_code(name: str) -> tuple[int, float]:
 
 
 class _Parts:
-    """The split and packed weights of a layer; first: its dense outputs are the first ones, else `places`.
-
-    reads_dense, all_dense: whether all inputs, all outputs are dense.
-    """
+    """The split and packed weights of a layer; first: its dense outputs are the first ones, else `places`."""
 
     def __init__(self, weight, bias, in_dense, out_dense, geometry, tables: Grid, depthwise: bool):
         # (taps, C_in / groups, C_out): torch lays transposed weights out with the inputs first.
@@ -111,8 +116,6 @@ class _Parts:
         bias = bias.detach().to(torch.float32) if bias is not None else None
         self.full = Product(taps, bias, groups, depthwise, tables)
         self.dense, self.places, self.ins, self.first = None, None, None, False
-        self.reads_dense, self.all_dense = bool(in_dense.all()), bool(out_dense.all())
-        self.dense_places = out_dense.nonzero().flatten().to(torch.int32)
         if not bool(out_dense.any()):
             return
         if groups > 1:
