@@ -101,7 +101,7 @@ def rows(line: str, options: argparse.Namespace) -> list[dict]:
                 row["dropped gain"] = times["unmasked"] / times["dropped"]
                 row["metric"] = f"{quality.task.primary} {dropped.before:.4f} to {dropped.after:.4f}"
             found.append(row)
-            print(f"  {space.name} {row['size']}, {threads} thread(s)", file=sys.stderr, flush=True)
+            print({key: show(value) for key, value in row.items()}, file=sys.stderr, flush=True)  # as they come
     return found
 
 
