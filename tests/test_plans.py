@@ -27,8 +27,8 @@ CPU = torch.device("cpu")
 SPACES = ("smsr", "smpointseg", "smstereo")
 ABLE = [name for name in ("native", "dense", "gather", "reference") if available_backends()[name] is None]
 MASKS = ("mixed", "all dense", "none dense", "never kept", "always kept")
-few = settings(max_examples=12, deadline=None, derandomize=True)
-fewer = settings(max_examples=5, deadline=None, derandomize=True)
+few = settings(max_examples=10, deadline=None, derandomize=True)
+fewer = settings(max_examples=4, deadline=None, derandomize=True)
 
 
 @pytest.fixture(autouse=True)
