@@ -30,7 +30,9 @@ from sparsemask.errors import UseError, command, say
 from sparsemask.exporting.validation import COLUMNS, opened
 from sparsemask.options import Parser, natural, positive
 from sparsemask.retrain.trained import open_trained, read_flags, trained_parser
-from sparsemask.spaces.protocols import Exportable
+from sparsemask.spaces.protocols import Exportable, HasFastForm
+from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
+from sparsemask.spaces.sparse_conv.planning import Planner
 from sparsemask.tables import table
 
 
@@ -93,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         batches = [batch for batch in batches if shapes(exportable, batch) == shapes(exportable, batches[0])]
     for path in paths:
         refuse(exporting.why_not(path.suffix, exportable))
+    if config.evaluation.repeats:
+        plan(space, network, batches[0], [path for path in paths if path.suffix == ".safetensors"])
     about = {"toolkit": f"sparsemask {__version__}", "space": space, "task": config.data.task}
     validations = [export(path, exportable, batches, space, about, config.evaluation.repeats) for path in paths]
     say(table([validation.row() for validation in validations], COLUMNS))
@@ -126,6 +130,26 @@ def export(path: Path, exportable: exporting.Exportable, batches: list, space: s
         {".pt2": exporting.export_program, ".onnx": exporting.export_onnx}[path.suffix](exportable, path, about)
         run, note = opened(path, exportable)
     return exporting.validate(path, run, exportable, batches, repeats, note)
+
+
+def plan(space: str, network: torch.nn.Module, batch: object, written: Sequence[Path]) -> None:
+    """Find how a network with masks is computed fastest here, and say it; other networks have one way.
+
+    Args:
+        space: name of the network's space.
+        network: it follows the plan from now on, as eager calls that files are timed against.
+        batch: of the size to plan for.
+        written: files of its weights, beside which the plan is kept.
+    """
+    known = spaces.get(space)
+    if not isinstance(known, MaskedSpace) or isinstance(known, HasFastForm):
+        return
+    planner = Planner(known, network)
+    planner.see(batch)
+    for line in planner.lines():
+        say(line)
+    for path in written:
+        planner.save(path)
 
 
 def batch_of(sample) -> object:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 
-# Loader workers share the cores with the arithmetic. A waiting OpenMP thread that spins (the default) then takes the
-# core from the one it waits for: a training step on two busy cores took 9 s instead of 0.2 s. Read when torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Loader workers share the cores with the arithmetic. A waiting OpenMP thread that spins for long (the default) then
+# takes the core from the one it waits for: a training step on two busy cores took 9 s instead of 0.2 s. One that sleeps
+# at once takes longer to wake than a small layer lasts: networks of small features then take longer with two threads
+# than with one. So threads spin for some microseconds before they sleep (GNU's OpenMP, which PyTorch comes with on
+# Linux). Read when torch loads; bench/waiting.py measures it.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from sparsemask import _checkout  # noqa: E402
 from sparsemask._version import __version__  # noqa: E402

@@ -35,6 +35,7 @@ BUSY = 1.15
 _AMPLE, _FEWEST = 5.0, 3  # seconds spent on timing, and repeats taken whatever they last
 _SHORTEST = 4e-4  # seconds; functions that take less are called several times within one measurement
 _MOST_CALLS = 64
+_LONG_CALL = 0.05  # seconds; functions that take more are warm after one call
 _LONG_ENOUGH = 30.0  # seconds; a machine's speed drifts by some percent within less
 
 Functions = Mapping[Hashable, Callable[[], object]]
@@ -180,7 +181,9 @@ def timer(device: torch.device, threads: int, seconds: float = _LONG_ENOUGH) -> 
 
 def _calls(function: Callable[[], object], device: torch.device) -> int:
     """How often a function is called within one measurement, after warming it up."""
-    _measured(function, 2, device)
+    if _measured(function, 1, device)[0] > _LONG_CALL:
+        return 1
+    _measured(function, 1, device)
     return int(np.clip(_SHORTEST / max(_measured(function, 1, device)[0], 1e-7), 1, _MOST_CALLS))
 
 

@@ -40,6 +40,10 @@ class TestReference(BackendContract):
     backend = REFERENCE
 
 
+class TestDense(BackendContract):
+    backend = dispatch.find("dense")
+
+
 class TestGather(BackendContract):
     backend = dispatch.find("gather")
 

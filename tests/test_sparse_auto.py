@@ -33,6 +33,13 @@ def fresh(monkeypatch) -> auto.Auto:
     return made
 
 
+def work(seconds: float) -> None:
+    """Take so much of the processor's time: a thread that sleeps takes none, whatever the clock says."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
 class Stub(Backend):
     """A backend that takes a given time and says that it was called; its numbers are the reference's."""
 
@@ -44,11 +51,11 @@ class Stub(Backend):
 
     def conv(self, call):
         self.log.append(self.name)
-        time.sleep(self.seconds)
+        work(self.seconds)
         return own["reference"].conv(call)
 
 
-own = {name: dispatch.find(name) for name in ("reference", "gather", "native", "triton")}
+own = {name: dispatch.find(name) for name in ("reference", "dense", "gather", "native", "triton")}
 
 
 @pytest.fixture
@@ -137,7 +144,7 @@ def test_one_slow_first_call_does_not_decide(stubs, fresh, monkeypatch):
     conv, first = slow.conv, [0.05]
 
     def warming(*given):
-        time.sleep(first.pop() if first else 0)
+        work(first.pop() if first else 0)
         return conv(*given)
 
     monkeypatch.setattr(slow, "conv", warming)
@@ -156,6 +163,33 @@ def test_what_is_predicted_to_be_slow_is_not_even_tried(stubs, fresh, monkeypatc
     for _ in range(16):
         given.run("auto")
     assert "gather" not in log and log
+
+
+def test_with_native_kernels_skipping_and_dense_are_tried_and_nothing_else(stubs, fresh):
+    for fastest in ("native", "dense"):
+        fresh.forget()
+        log = stubs(**{name: 0.0 if name == fastest else 0.01 for name in ("reference", "dense", "gather", "native")})
+        given = problem(Case())
+        for _ in range(16):
+            given.run("auto")
+        assert list(fresh.choices().values()) == [fastest] and set(log) == {"native", "dense"}
+
+
+def test_sleep_is_not_counted_on_one_thread(stubs, fresh, monkeypatch):
+    # As little as the time that other processes take.
+    stubs(dense=0.004, native=0.001)
+    slept = dispatch.find("native")
+    conv = slept.conv
+
+    def interrupted(*given):
+        time.sleep(0.01)
+        return conv(*given)
+
+    monkeypatch.setattr(slept, "conv", interrupted)
+    given = problem(Case())
+    for _ in range(16):
+        given.run("auto")
+    assert list(fresh.choices().values()) == ["native"]
 
 
 def test_configurations_are_judged_apart(stubs, fresh):

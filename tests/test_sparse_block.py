@@ -12,7 +12,7 @@ import literal_sparse as literal
 from literal_sparse import SPLITS, difference, one_thread, split  # noqa: F401
 from sparsemask.sparse import SparseMaskBlock, available_backends, backend, kept_fraction, set_backend
 
-NAMES = ("reference", "gather", "native", "auto")
+NAMES = ("reference", "dense", "gather", "native", "auto")
 
 
 @pytest.fixture(params=NAMES)

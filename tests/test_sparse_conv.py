@@ -15,7 +15,7 @@ from literal_sparse import SPLITS, Case, difference, one_thread, problem  # noqa
 from sparsemask.sparse import SparseMaskConv, available_backends, backend, set_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NAMES = ("reference", "gather", "native", "auto")
+NAMES = ("reference", "dense", "gather", "native", "auto")
 TOLERANCE = 1e-5
 
 

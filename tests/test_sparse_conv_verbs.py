@@ -22,10 +22,11 @@ from sparsemask.flags import RunSection
 from sparsemask.masks.spatial import load_masks
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
+from sparsemask.retrain import export as retrain_export
 from sparsemask.retrain import train as retrain_train
 from sparsemask.search import run as search_run
 from sparsemask.spaces.smsr.space import SMSRNetwork
-from sparsemask.spaces.sparse_conv import SMSR, load_smsr
+from sparsemask.spaces.sparse_conv import SMSR, load_smsr, planning
 from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
 from sparsemask.spaces.sparse_conv.masking import blocks, channel_logits, mean_kept
 from sparsemask.spaces.sparse_conv.search_method import SparseConvSearch, SparseMaskSection
@@ -224,6 +225,49 @@ def test_evaluation_prints_quality_beside_cost(place, capfd):
     for word in ("Quality by picture", "Masks", "kept fraction", "arxiv.org/abs/2006.09603"):
         assert word in report
     assert "Connection weights" not in report
+
+
+def test_plans_lie_beside_the_weights(place, capfd):
+    assert prune_prune.main(["--run", "runs/s"]) == 0
+    assert retrain_train.main(["--mask_path", "mask.npz", *TRAIN, "--max_iter", "2", "--name", "r"]) == 0
+    assert "plan: masks keep" in capfd.readouterr().out
+    beside = Path("runs/r/network.plan.json")
+    (made,) = json.loads(beside.read_text())["plans"]
+    assert set(made["backends"]) == {"body.0", "body.1"} and made["machine"]["threads"] == torch.get_num_threads()
+    foreign = {**made, "machine": {**made["machine"], "processor": "another"}}
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), "plans": [foreign]}))
+    assert retrain_eval.main(["--run", "runs/r", "--rounds", "1"]) == 0
+    out = capfd.readouterr().out
+    assert "of another machine: measured again on this one" in out and "plan: masks keep" in out
+    assert len(json.loads(beside.read_text())["plans"]) == 2
+    assert retrain_eval.main(["--run", "runs/r", "--rounds", "1"]) == 0
+    assert "another machine" not in capfd.readouterr().out
+    assert len(load_smsr("runs/r/network.safetensors").plans) == 2
+
+
+def test_masks_are_dropped_where_asked_and_within_the_bound(place, capfd, monkeypatch):
+    monkeypatch.setattr(planning, "gains", lambda network, *_: {name: 1.0 for name in network.mask_modules()})
+    assert retrain_eval.main(["--run", "runs/s", "--rounds", "0", "--unmask", "1000"]) == 0
+    assert "without the masks of body.0, body.1: psnr" in capfd.readouterr().out
+    unmasked = load_smsr("runs/s/unmasked.safetensors")
+    assert unmasked.plans is not None and all(bool((one == 1).all()) for one in kept_of(unmasked))
+    with pytest.MonkeyPatch.context() as worse:
+        scores = iter([40.0, 30.0, 30.0])
+        worse.setattr(SuperResolutionTask, "metrics", lambda *_: {"psnr": next(scores)})
+        assert retrain_eval.main(["--run", "runs/s", "--rounds", "0", "--unmask", "0.1"]) == 0
+    assert "no mask that costs time can go within that" in capfd.readouterr().out
+
+
+def kept_of(network: SMSR) -> list[torch.Tensor]:
+    with torch.no_grad():
+        network(255 * torch.rand(1, 3, 16, 16))
+    return list(network.kept)
+
+
+def test_an_exported_file_has_its_plan(place, capfd):
+    assert retrain_export.main(["--run", "runs/s", "--out", "a.safetensors", "--eval_limit", "1"]) == 0
+    assert "plan: masks keep" in capfd.readouterr().out and Path("a.plan.json").exists()
+    assert len(load_smsr("a.safetensors").plans) == 1
 
 
 def test_evaluation_of_files_and_of_tiles(place, capfd):

@@ -14,7 +14,7 @@ from sparsemask.costs import multiply_adds
 from sparsemask.sparse import DataMask, SparseMaskBlock, SparseMaskConv, available_backends, set_backend
 from test_sparse_block import BLOCKS, attention, block_problem
 
-NAMES = ("reference", "gather", "native", "auto")
+NAMES = ("reference", "dense", "gather", "native", "auto")
 
 
 def counted(run) -> int:

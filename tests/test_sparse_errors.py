@@ -24,7 +24,7 @@ from sparsemask.sparse import (
 )
 from test_sparse_block import attention, block_problem
 
-NAMES = ("reference", "gather", "native", "auto")
+NAMES = ("reference", "dense", "gather", "native", "auto")
 
 
 def refused(match: str):

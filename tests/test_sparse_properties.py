@@ -11,7 +11,7 @@ from literal_sparse import difference, one_thread  # noqa: F401
 from sparsemask.sparse import available_backends, kept_fraction
 from test_sparse_block import block_problem
 
-NAMES = ("reference", "gather", "native")
+NAMES = ("reference", "dense", "gather", "native")
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
 

@@ -13,23 +13,28 @@ import torch
 from sparsemask import runs, spaces, tasks, training_setup
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.costs import format_count
-from sparsemask.engine import Method, checkpoint, distributed
+from sparsemask.engine import Method, checkpoint, data, distributed
 from sparsemask.engine.randomness import seed_all
-from sparsemask.errors import UseError, say
+from sparsemask.errors import UseError, describe, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.masks import spatial as files
-from sparsemask.options import Parser, adopted, natural
+from sparsemask.options import Parser, adopted, natural, rate
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.sparse_conv.table import evaluation_text, record
 from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
 from sparsemask.spaces.backbones.truncation import as_saved
-from sparsemask.spaces.protocols import HasViews
+from sparsemask.spaces.protocols import HasFastForm, HasViews
+from sparsemask.spaces.sparse_conv.masked_space import plans_beside
 from sparsemask.spaces.sparse_conv.masking import apply_masks, fix_masks, set_threshold
 from sparsemask.spaces.sparse_conv.measuring import Watch
+from sparsemask.spaces.sparse_conv.plan import path_of
+from sparsemask.spaces.sparse_conv.planning import Planner, unmask
 from sparsemask.spaces.sparse_conv.records import conclude, evaluate_kept
-from sparsemask.sparse import available_backends, set_backend
+from sparsemask.sparse import available_backends, repeatable, set_backend
 from sparsemask.training_setup import Context
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint
+
+UNMASKED = "unmasked.safetensors"
 
 
 class MasksFixed(Method):
@@ -109,6 +114,46 @@ def _calls(space, model: torch.nn.Module, config: RunConfig) -> dict:
     return {"run": functools.partial(space.run, model, **views), "run_dense": dense}
 
 
+def keep_plans(planner: Planner) -> None:
+    """Say what a planner found, and write it beside the weights; a folder that may not be written is said in a line."""
+    for line in planner.lines():
+        say(line)
+    try:
+        planner.save()
+    except OSError as error:
+        training_setup.warn(f"plans not written: {describe(error) or error}")
+
+
+def _unmask(restored: Restored, task, space, context: tasks.EvaluationContext, weights: Path) -> None:
+    """Drop masks that save no time within --unmask, and write the network without them beside the weights."""
+    config, model, where = restored.config, restored.model, restored.arithmetic
+    bound, name = config.family.unmask, task.primary
+
+    def quality(network: torch.nn.Module) -> float:
+        with repeatable():
+            scores = task.evaluate(network, context, limit=config.evaluation.eval_limit, quick=True)
+        return float(task.metrics(scores)[name])
+
+    inputs, _ = data.collate(task.eval_data, [task.eval_data[0]])
+    inputs = inputs.to(where.device, where.parameters)
+    found = unmask(model, inputs, quality, bound)
+    if found.before is None:
+        say(f"--unmask {bound:g}: no mask costs more time than it saves")
+        return
+    if not found.modules:
+        say(f"--unmask {bound:g}: no mask that costs time can go within that ({name} {found.before:.4f})")
+        return
+    path = weights.with_name(UNMASKED)
+    space.save(path, found.network, space.masks_of(found.network))
+    say(
+        f"without the masks of {', '.join(found.modules)}: {name} {found.after:.4f} instead of {found.before:.4f} "
+        f"(--unmask {bound:g}); {path}"
+    )
+    planner = Planner(space, found.network, path)
+    planner.see(inputs)
+    keep_plans(planner)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SparseConvRetrainingSection(Section):
     """The mask, and the weights that it was made from."""
@@ -126,6 +171,9 @@ class SparseConvEvaluationSection(Section):
     mask_path: str | None = flag(help="mask file (.npz) of these weights (default: their argmax)")
     backend: str = flag("auto", help="of the sparse convolutions (default: auto)")
     rounds: int = flag(5, natural, help="timed calls of each input, 0: none (default: 5)")
+    unmask: float | None = flag(
+        None, rate, help="also drop masks that save no time, as far as the task's metric falls by at most this"
+    )
 
 
 class SparseConvRetraining(RetrainingFamily[Built, Restored]):
@@ -180,7 +228,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
 
     def finish(self, context: Context, built: Built, result: dict) -> int:
         """Write network and mask file, measure and draw; 1 if skipping and multiplying give different outputs."""
-        measured = conclude(context, built.model)
+        measured = conclude(context, built.model, context.run.folder / NETWORK)
         share(context, built.model, measured, built.extra["mask"]["threshold"])
         wrong = measured["milliseconds"] is None
         times = "" if wrong else f", {measured['milliseconds']:.1f} ms (dense {measured['milliseconds_dense']:.1f})"
@@ -189,7 +237,8 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
             f"{measured['kept_fraction']:.3f}, {format_count(measured['parameters'])} parameters, multiply-adds "
             f"{format_count(measured['multiply_adds'])} of {format_count(measured['multiply_adds_dense'])}{times}"
         )
-        context.announce([line, shortfall(context, result)], [NETWORK, f"mask{files.SUFFIX}"], then="eval")
+        lines = [line, *measured.get("plan", []), shortfall(context, result)]
+        context.announce(lines, [NETWORK, f"mask{files.SUFFIX}"], then="eval")
         return int(wrong)
 
     def restore(self, parser: Parser, given: dict, run: runs.Run | None) -> Restored:
@@ -200,6 +249,8 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         if state is not None:
             config = config.replace(mask_path=given.get("mask_path"))
         model = space.load(source.path).network
+        if run is not None:
+            model.plans = plans_beside(run.folder / NETWORK, model)
         # The checkpoints of a specialisation hold weights, the threshold is a flag.
         if state is not None and state.get("verb") == "specialize":
             set_threshold(model, state["config"]["thres"])
@@ -219,7 +270,14 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         config, model, where = restored.config, restored.model, restored.arithmetic
         task = tasks.get(config.data.task, config)
         space = spaces.get(config.network.space)
-        watch = Watch(space, model, where, config.family.rounds, **_calls(space, model, config))
+        calls = _calls(space, model, config)
+        if config.family.unmask is not None and not model.mask_modules():
+            raise UseError(f"--unmask is not for space '{config.network.space}'")
+        weights = Path(config["pretrained_model"]) if restored.run is None else restored.run.folder / NETWORK
+        foreign = model.plans is None and path_of(weights).exists()  # plans of another checkpoint, say
+        plain = not calls and config.family.backend == "auto" and not isinstance(space, HasFastForm)
+        planner = Planner(space, model, None if foreign else weights) if plain and config.family.rounds else None
+        watch = Watch(space, model, where, config.family.rounds, planner=planner, **calls)
         context = tasks.EvaluationContext.from_config(where, config)
         write = prediction_writer(task, config.evaluation.out)
         scores = task.evaluate(watch, context, limit=config.evaluation.eval_limit, on_prediction=write)
@@ -229,6 +287,10 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         if watch.disagreement:
             config = config.replace(rounds=0)
         say(evaluation_text(space, model, task, scores, table, by_module, where, config))
+        if planner is not None:
+            keep_plans(planner)
+        if config.family.unmask is not None:
+            _unmask(restored, task, space, context, weights)
         if config.evaluation.out:
             say(f"predictions in {config.evaluation.out}")
         record_evaluation(restored, task, scores, {"eval": record(model, task, scores, table, by_module)})

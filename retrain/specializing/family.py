@@ -73,7 +73,7 @@ class Specialization(TrainingFamily[Built]):
     def finish(self, context: Context, built: Built, result: dict) -> int:
         """Write network and mask file, print the table of forms; 1 if forms differ that must be equal."""
         config, run, model = context.config, context.run, built.model
-        measured = conclude(context, model)
+        measured = conclude(context, model, run.folder / NETWORK)
         masks = share(context, model, measured, config.family.thres)
         text, rows, wrong = compare_forms(context, model)
         write_json(run.folder / "forms.json", rows)
@@ -82,6 +82,7 @@ class Specialization(TrainingFamily[Built]):
         missed = search_method.missed(kept, config.family.keep) if config.family.keep is not None else ""
         subject = "the multiply-adds" if model.kept_weights else "what has masks"
         lines = [text, f"kept {kept:.3f} of {subject} (budget {config.family.keep:g}{missed})"]
+        lines += measured.get("plan", [])
         context.announce(lines, [NETWORK, "mask.npz", "forms.json"], then=None if wrong else "eval")
         if wrong:
             training_setup.warn(

@@ -13,8 +13,9 @@ from sparsemask.errors import UseError
 from sparsemask.ops import dispatch
 from sparsemask.ops.point_block import Folded, row_linear, sparse_block
 from sparsemask.ops.point_conv import Level
-from sparsemask.ops.weight_cache import Derived
+from sparsemask.ops.weight_cache import Derived, last
 from sparsemask.spaces.smpointseg.layers import BasicConv, PointConv, RowNorm, folded_of
+from sparsemask.spaces.sparse_conv.masked_network import MaskModule
 from sparsemask.sparse import gumbel_mask, kept_fraction
 
 _folded = Derived()
@@ -73,7 +74,7 @@ class PointMask(nn.Sequential):
         return keep > drop if self.threshold == 0.5 else torch.sigmoid(keep - drop) > self.threshold
 
 
-class SparsePointBlock(nn.Module):
+class SparsePointBlock(MaskModule):
     """Point convolutions under one point mask, a 1×1 fusion over their outputs, and a shortcut (section 2).
 
     Args:
@@ -105,6 +106,18 @@ class SparsePointBlock(nn.Module):
         """(L, C, 2), index 0 dense."""
         return self.ch_mask
 
+    def channel_parameters(self) -> list[nn.Parameter]:
+        """Of all layers, (L, C, 2)."""
+        return [self.ch_mask]
+
+    def branch(self) -> PointMask:
+        """The mask branch."""
+        return self.pt_mask
+
+    def branch_end(self) -> tuple[Tensor, Tensor | None]:
+        """The last point convolution, which has no bias."""
+        return self.pt_mask[2].conv.conv_1x1.weight, None
+
     def costs(self, points: int) -> list[int]:
         """Multiply-adds of each layer with everything kept, as the paper counts: K·(C_in + 1)·C_out a point."""
         ins = [self.inputs] + [self.outputs] * (self.layers - 1)
@@ -130,9 +143,15 @@ class SparsePointBlock(nn.Module):
         soft = self.training and self.mask_mode == "soft"
         mixed = batch if reading.kernel_batch_mix else 1
         spelled = self.training or mixed > 1 or dispatch.current(self.backend) == "reference"
+        constant = None if spelled else self._constant(reading)
+        if constant is not None:
+            hard = torch.full((len(rows), 1), constant, device=rows.device)
+            dense = torch.full_like(self.ch_mask[..., 0], True, dtype=torch.bool) if constant else self._dense()
+            kept = kept_fraction(hard, dense)
+            return self._skip(rows, body_level, hard, dense, reading), kept, kept, hard
         logits = self.pt_mask.logits(rows, level, mixed) if spelled else self._locate(rows, level)
         hard = self.pt_mask.harden(logits)
-        hard_dense = self.ch_mask[..., 0] >= self.ch_mask[..., 1]
+        hard_dense = self._dense()
         if not self.training and reading.point_mask == "all":
             hard = torch.ones_like(hard)
         mask, dense = hard, hard_dense
@@ -145,6 +164,14 @@ class SparsePointBlock(nn.Module):
             out = self._skip(rows, body_level, mask, dense, reading)
         kept = kept_fraction(mask, dense)
         return out, kept, kept_fraction(hard, hard_dense.detach()) if soft else kept, hard
+
+    def _dense(self) -> Tensor:
+        """Which channels are dense, bool (L, C); ties are."""
+        return self.ch_mask[..., 0] >= self.ch_mask[..., 1]
+
+    def _constant(self, reading: Reading) -> bool | None:
+        """See :meth:`constant_mask`; the public code's second bias is of kept points alone."""
+        return True if reading.point_mask == "all" else self.constant_mask(selects=reading.tail_bias_count > 1)
 
     def open(self, rows: Tensor, level: Level) -> Tensor:
         """The block without masks, in evaluation."""
@@ -170,7 +197,7 @@ class SparsePointBlock(nn.Module):
         sources = [t for part in parts for t in part.numbers()]
         sources += [self.shortcut[0].weight.detach()] if self.inputs != self.outputs else []
         count = reading.tail_bias_count
-        folded = _folded.get(sources, lambda: self.folded(count), count)
+        folded = _folded.get(sources, lambda: _lasting(self.folded(count)), count)
         return sparse_block(rows, level, mask[:, 0], dense, folded, reading.s2d == "gated")
 
     def folded(self, bias_count: int = 1) -> Folded:
@@ -220,3 +247,12 @@ class SparsePointBlock(nn.Module):
         if self.inputs != self.outputs:
             rows = self.shortcut[1](F.linear(rows, self.shortcut[0].weight[:, :, 0]))
         return F.relu(y + rows)
+
+
+def _lasting(folded: Folded) -> Folded:
+    """Marked as derived, so that kernels need not compare them again."""
+    for part in (*folded.weights, *folded.tables, *folded.biases, folded.tail, folded.tail_bias, folded.kept_bias):
+        last(part)
+    if folded.shortcut is not None:
+        last(folded.shortcut)
+    return folded

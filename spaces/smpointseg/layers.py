@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsemask.ops.point_block import row_linear
 from sparsemask.ops.point_conv import SIZE, Level, mixed_point_conv, point_conv
-from sparsemask.ops.weight_cache import Derived
+from sparsemask.ops.weight_cache import Derived, last
 
 _folded = Derived()
 
@@ -149,4 +149,6 @@ class Join(BasicConv):
 
 def folded_of(layer: BasicConv, make=None):
     """Cached result of `make` (default: the layer's `folded`), recomputed when weights or statistics change."""
-    return _folded.get(layer.numbers(), make or layer.folded, type(layer).__name__)
+    make = make or layer.folded
+    keep = lambda: tuple(part if part is None else last(part) for part in make())
+    return _folded.get(layer.numbers(), keep, type(layer).__name__)

@@ -100,6 +100,7 @@ class SMPointSeg(MaskedNetwork):
 
     def forward(self, batch: PointBatch) -> Tensor:
         """Crops to logits (B, n_class, N)."""
+        self.follow(batch)
         out, kept, hard_kept, masks = self.compute(batch)
         self.kept, self.hard_kept, self.masks = kept, hard_kept, masks
         costs = [block.costs(n) for block, n in zip(self.encoder, batch.sizes, strict=True)]

@@ -84,6 +84,10 @@ class SMPointSegSpace(MaskedSpace):
             f"{share * dense / 1e9:.2f} G at these crops' share"
         )
 
+    def size_words(self, shape: Sequence[int]) -> str:
+        """Return a crop's size as text."""
+        return f"{shape[-1]} points"
+
     def dense_form(self, network: SMPointSeg) -> nn.Module:
         """Return the same weights without masks, the baseline for timing."""
         return DensePoints(network)

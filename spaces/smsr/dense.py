@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.spaces.smsr.network import SMSR, SparseMaskModule
@@ -29,18 +28,10 @@ class DenseForm(nn.Module):
         _, base, head = net.begin(x)
         features, total = head, None
         for number, module in enumerate(net.body):
-            y = self._fuse(module, features)
+            y = module.everything(features)
             features = module.attend(features, y, y.mean((2, 3), keepdim=True))
             total = net.gather(number, features, total)
         return net.end(total, head, base)
-
-    @staticmethod
-    def _fuse(module: SparseMaskModule, x: Tensor) -> Tensor:
-        outputs = []
-        for layer in module.body.body:
-            x = F.relu(F.conv2d(x, layer.weight, padding=layer.weight.shape[-1] // 2))
-            outputs.append(x)
-        return module.body.collect(torch.cat(outputs, 1))
 
 
 class MaskedForm(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
-from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, begin_smoothly
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, MaskModule, Part, begin_smoothly
 from sparsemask.sparse import DataMask, SparseMaskBlock, gumbel_mask, joined_conv, kept_fraction
 
 SCALES = (2, 3, 4)
@@ -69,8 +69,13 @@ class SMSR(MaskedNetwork):
             "reduction": self.reduction,
         }
 
+    def parts(self) -> dict[str, Part]:
+        """Its modules: each is one operator."""
+        return {f"body.{number}": Part(module, module.body) for number, module in enumerate(self.body)}
+
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W), any H and W; not clamped."""
+        self.follow(x)
         out, self.kept, self.masks = self.compute(x)
         self.hard_kept = [k if m.hard_kept is None else m.hard_kept for m, k in zip(self.body, self.kept, strict=True)]
         return out
@@ -114,7 +119,7 @@ class SMSR(MaskedNetwork):
         return self.add_mean(self.tail(features) + base)
 
 
-class SparseMaskModule(nn.Module):
+class SparseMaskModule(MaskModule):
     """A data mask, a block of sparse mask convolutions under it, channel attention, and the module's input added."""
 
     def __init__(self, channels: int, layers: int = 4, reduction: int = 16):
@@ -125,15 +130,39 @@ class SparseMaskModule(nn.Module):
         self.ca = ChannelAttention(channels, reduction)
         self.hard_kept: Tensor | None = None
 
+    def channel_parameters(self) -> list[nn.Parameter]:
+        """Of all layers, (1, C, L, 2)."""
+        return [self.body.ch_mask]
+
+    def branch(self) -> DataMask:
+        """The mask branch."""
+        return self.spa_mask
+
+    def branch_end(self) -> tuple[Tensor, Tensor | None]:
+        """The transposed convolution."""
+        return self.spa_mask[-1].weight, self.spa_mask[-1].bias
+
     def forward(self, x: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """Features (N, C, H, W) -> (features, kept fractions (L,), data mask (N, 1, H, W))."""
         mask = self.locate(x, tau)
+        if self.constant_mask():
+            y = self.everything(x)
+            kept = x.new_ones(len(self.body.body))
+            return self.attend(x, y, y.mean((2, 3), keepdim=True)), kept, mask
         if self.body.skips(x, mask):
             squeeze, _, excite, _ = self.ca.conv_du
             attention = (squeeze.weight, squeeze.bias, excite.weight, excite.bias)
             return *self.body.attended(x, mask, attention), mask
         y, kept = self.body(x, mask, tau)
         return self.attend(x, y, y.mean((2, 3), keepdim=True)), kept, mask
+
+    def everything(self, x: Tensor) -> Tensor:
+        """Everything up to the channel attention without masks: plain convolutions."""
+        outputs, activate = [], F.relu if torch.is_grad_enabled() else F.relu_
+        for layer in self.body.body:
+            x = activate(F.conv2d(x, layer.weight, padding=layer.weight.shape[-1] // 2))
+            outputs.append(x)
+        return self.body.collect(torch.cat(outputs, 1))
 
     def fuse(self, x: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """Everything up to the channel attention, the only layer that depends on the whole image."""
@@ -144,6 +173,9 @@ class SparseMaskModule(nn.Module):
     def locate(self, x: Tensor, tau: float = 1.0) -> Tensor:
         """The data mask (N, 1, H, W); if it is soft, `hard_kept` is set to the kept fractions of a hard one."""
         self.hard_kept = None
+        constant = self.constant_mask()
+        if constant is not None:
+            return x.new_full((len(x), 1, *x.shape[2:]), constant, dtype=torch.bool)
         if not self.training or self.spa_mask.mask_mode != "soft":
             return self.spa_mask(x, tau)
         logits = self.spa_mask.logits(x)

@@ -12,7 +12,7 @@ from sparsemask.ops import dispatch
 from sparsemask.ops.add_relu import add_relu
 from sparsemask.ops.geometry import Geometry
 from sparsemask.spaces.smstereo.layers import ConvNorm, activate, convolve, fold, folded
-from sparsemask.spaces.sparse_conv.masked_network import begin_smoothly
+from sparsemask.spaces.sparse_conv.masked_network import MaskModule, begin_smoothly
 from sparsemask.sparse import gumbel_mask, kept_fraction
 from sparsemask.sparse.training_form import masked_conv
 
@@ -33,6 +33,7 @@ class MaskedConv(nn.Sequential):
 
     mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
+    planned: str | None = None  # the backend in place of "auto", where one was chosen for the whole network
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, transposed: bool = False, relu: bool = True):
         layer = ConvNorm(inputs, outputs, 3, stride, transposed=transposed)
@@ -82,7 +83,7 @@ class MaskedConv(nn.Sequential):
         before, dense = (flags if order is None else flags[order] for flags, order in ((before, ins), (dense, outs)))
         return torch.ops.sparsemask.conv(
             x, weight, bias, mask, before, dense, g.stride, g.padding, g.dilation, g.output_padding, g.transposed, 1,
-            activation, dispatch.current(self.backend),
+            activation, dispatch.current(self.backend, self.planned, x),
         )  # fmt: skip
 
     def everything(self, x: Tensor) -> Tensor:
@@ -97,6 +98,7 @@ class VolumeMask(nn.Sequential):
 
     mask_mode = "soft"  # see :func:`sparsemask.sparse.set_mask_mode`
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
+    planned: str | None = None  # the backend in place of "auto", where one was chosen for the whole network
 
     def __init__(self, channels: int, narrow: int = 8):
         up = nn.ConvTranspose3d(narrow, 2, 3, 2, 1, output_padding=1)
@@ -110,6 +112,10 @@ class VolumeMask(nn.Sequential):
     def mask_parameters(self) -> Iterator[nn.Parameter]:
         """What :func:`sparsemask.sparse.set_mask_mode` freezes."""
         yield from self.parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As :meth:`logits`."""
+        return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:
         """Features (N, C, D, H, W), even sizes, to logits; index 1 keeps."""
@@ -130,7 +136,14 @@ class VolumeMask(nn.Sequential):
         dense = [torch.ones(n, dtype=torch.bool, device=x.device) for n in (conv.in_channels, conv.out_channels)]
         g = (conv.stride, conv.padding, conv.dilation, (0, 0, 0), False, 1)
         return torch.ops.sparsemask.conv(
-            x, conv.weight, conv.bias, everything_kept, *dense, *g, "relu", dispatch.current(self.backend)
+            x,
+            conv.weight,
+            conv.bias,
+            everything_kept,
+            *dense,
+            *g,
+            "relu",
+            dispatch.current(self.backend, self.planned, x),
         )
 
     def harden(self, logits: Tensor) -> Tensor:
@@ -139,7 +152,10 @@ class VolumeMask(nn.Sequential):
         return keep > drop if self.threshold == 0.5 else torch.sigmoid(keep - drop) > self.threshold
 
 
-class SparseHourglass(nn.Module):
+_LEVELS = (1, 1, 2, 2, 1, 0)  # of the six convolutions' outputs: how often their size is halved
+
+
+class SparseHourglass(MaskModule):
     """Six sparse mask convolutions down to a quarter of the size and back, with two skip connections.
 
     A voxel of a coarser mask is kept if any of the finer ones in it is.
@@ -163,15 +179,30 @@ class SparseHourglass(nn.Module):
         """The six, in order."""
         return [self.conv1, self.conv2, self.conv3, self.conv4, self.conv5, self.conv6]
 
+    def channel_parameters(self) -> list[nn.Parameter]:
+        """Of the six convolutions, (1, C, 2)."""
+        return [conv.ch_mask for conv in self.convs]
+
+    def branch(self) -> VolumeMask:
+        """The mask branch."""
+        return self.locate
+
+    def branch_end(self) -> tuple[Tensor, Tensor | None]:
+        """The transposed convolution."""
+        return self.locate[-1].weight, self.locate[-1].bias
+
     def forward(self, x: Tensor, tau: float = 1.0, noise: bool = True):
         """(N, C, D, H, W), sizes multiples of 4, to (the same, kept fractions, those of hard masks, hard masks)."""
-        logits = self.locate.logits(x)
+        constant = self.constant_mask()
+        if constant is not None:
+            return self._constant(x, constant)
+        logits = self.locate(x)
         hard = self.locate.harden(logits)
         fine = hard
         if self.training and self.locate.mask_mode == "soft":
             fine = gumbel_mask(logits, tau, 1, noise)[:, 1:]
         masks, hards = _sizes(fine), _sizes(hard)
-        levels = (1, 1, 2, 2, 1, 0)
+        levels = _LEVELS
         dense = [conv.dense(tau, noise) for conv in self.convs]
         out = self._run(x, masks, dense)
         kept = [
@@ -185,6 +216,15 @@ class SparseHourglass(nn.Module):
                 for level, layer_dense in zip(levels, hard_dense, strict=True)
             ]
         return out, kept, hard_kept, [hards[level] for level in levels]
+
+    def _constant(self, x: Tensor, constant: bool):
+        """As :meth:`forward` under one mask for all inputs."""
+        sizes = ([n >> level for n in x.shape[2:]] for level in range(3))
+        masks = [x.new_full((len(x), 1, *size), constant, dtype=torch.bool) for size in sizes]
+        dense = [conv.dense(1.0, False) for conv in self.convs]
+        out = self.everything(x) if constant else self._skip(x, masks, dense)
+        kept = [(flags.float().mean() if not constant else x.new_ones(()))[None] for flags in dense]
+        return out, kept, kept, [masks[level] for level in _LEVELS]
 
     def _run(self, x: Tensor, masks: list[Tensor], dense: list[Tensor]) -> Tensor:
         half, quarter = masks[1:]

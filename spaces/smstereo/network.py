@@ -16,7 +16,7 @@ from sparsemask.errors import UseError
 from sparsemask.ops.cost_volume import concatenation_volume, correlation_volume
 from sparsemask.spaces.smstereo.layers import ConvNorm, Encoder, Residual, activate
 from sparsemask.spaces.smstereo.mask_module import SparseHourglass
-from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, Part
 
 SIZE = 16  # heights and widths are multiples of it
 _WIDTH = 32
@@ -78,11 +78,22 @@ class SMStereo(MaskedNetwork):
         """Heads by number of hourglasses before them; the first three are used in training alone."""
         return [self.classif0, self.classif1, self.classif2, self.classif3]
 
+    def parts(self) -> dict[str, Part]:
+        """The hourglasses' convolutions and mask branches: each calls operators of its own."""
+        named = {}
+        for name in ("dres2", "dres3", "dres4"):
+            hourglass = self.get_submodule(name)
+            inner = {f"conv{number}": conv for number, conv in enumerate(hourglass.convs, 1)}
+            named |= {f"{name}.{part}": Part(module, module) for part, module in inner.items()}
+            named[f"{name}.locate"] = Part(hourglass.locate, hourglass.locate)
+        return named
+
     def forward(self, pair) -> Tensor | list[Tensor]:
         """Pairs (`left` and `right`, (B, 3, H, W), multiples of 16) to disparities (B, H, W) in pixels.
 
         In training a list of those of all four heads, from the first to the last.
         """
+        self.follow(pair)
         disparities, self.kept, self.hard_kept, self.masks = self.compute(pair.left, pair.right)
         return disparities if self.training else disparities[-1]
 

@@ -1,12 +1,20 @@
-"""Base class of networks with fine-grained masks."""
+"""Base classes of networks with fine-grained masks, and of the modules that have one data mask each."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from sparsemask.ops.weight_cache import Derived
+
+if TYPE_CHECKING:
+    from sparsemask.spaces.sparse_conv.plan import Plans
+
+_constant = Derived()
 
 
 @torch.no_grad()
@@ -29,6 +37,68 @@ class LocationMask(Protocol):
 
     def logits(self, x: Tensor) -> Tensor:
         """Predict two logits a location; index 1 keeps it."""
+
+
+class Planned(Protocol):
+    """A module that calls an operator by a backend."""
+
+    planned: str | None
+    """The backend in place of "auto"; None: none was chosen."""
+
+
+class Part(NamedTuple):
+    """What a plan chooses a backend for."""
+
+    called: nn.Module
+    """The module whose call is timed."""
+    chosen: Planned
+    """The module that follows the choice: itself, or one inside."""
+
+
+class MaskModule(nn.Module):
+    """A module with one data mask, which a branch of its own predicts, and channel masks.
+
+    In evaluation without gradients it computes no mask branch where the data mask does not depend on the input: where
+    all channels are dense, so that it selects nothing, where the branch's last layer has no weights but zeros, and
+    where no probability is above the threshold, or every one is.
+    """
+
+    @abstractmethod
+    def channel_parameters(self) -> list[nn.Parameter]:
+        """The logits of its channel masks, (..., 2), index 0 dense."""
+
+    @abstractmethod
+    def branch(self) -> LocationMask:
+        """Its mask branch."""
+
+    @abstractmethod
+    def branch_end(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias (2,), or None, of the mask branch's last layer."""
+
+    def constant_mask(self, selects: bool = False) -> bool | None:
+        """What the data mask is everywhere, whatever the input; None where that is not known from the weights.
+
+        Args:
+            selects: whether the data mask selects something besides sparse channels.
+        """
+        weight, bias = self.branch_end()
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.is_meta:
+            return None
+        threshold, channels = self.branch().threshold, self.channel_parameters()
+
+        def make() -> bool | None:
+            if not selects and all(bool((logits[..., 0] >= logits[..., 1]).all()) for logits in channels):
+                return True
+            if threshold < 0 or threshold >= 1:
+                return threshold < 0
+            if bool(weight.any()):
+                return None
+            margin = torch.zeros(()) if bias is None else bias[1] - bias[0]
+            return bool(margin > 0 if threshold == 0.5 else torch.sigmoid(margin) > threshold)
+
+        sources = [*channels, weight, *([] if bias is None else [bias])]
+        known: bool | None = _constant.get(sources, make, (threshold, selects))
+        return known
 
 
 class MaskedNetwork(nn.Module):
@@ -54,3 +124,21 @@ class MaskedNetwork(nn.Module):
     """Fraction of all multiply-adds in unmasked layers and mask branches; used together with `kept_weights`."""
     mask_names: Sequence[str] | None = None
     """Short name of each masked module, empty for those without a data mask; None: all have one."""
+    plans: Plans | None = None
+    """How it is computed, by machine and input size; None: backend `auto` decides call by call."""
+
+    def parts(self) -> dict[str, Part]:
+        """What a plan chooses backends for, by name; default: nothing, there is one way to compute it."""
+        return {}
+
+    def mask_modules(self) -> dict[str, MaskModule]:
+        """Modules with a data mask of their own, by name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, MaskModule)}
+
+    def follow(self, inputs: Any) -> None:
+        """Set the backends that the plan for an input's size says, if there is one; called by forward passes."""
+        if self.plans is None or self.training or torch.compiler.is_compiling():
+            return
+        plan = self.plans.find(inputs.shape, inputs.device)
+        for name, part in self.parts().items():
+            part.chosen.planned = None if plan is None else plan.backends.get(name)

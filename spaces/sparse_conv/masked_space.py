@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from sparsemask import weights
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, say
 from sparsemask.masks.spatial import FineMasks
 from sparsemask.spaces.protocols import Config, Loaded, Space
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks, threshold_of
+from sparsemask.spaces.sparse_conv.plan import Plans, digest, load_plans, path_of
 
 
 class MaskedSpace(Space):
@@ -117,6 +119,10 @@ class MaskedSpace(Space):
         """Return the supernet's weights: masks select what is computed, nothing is removed."""
         return dict(checkpoint)
 
+    def size_words(self, shape: Sequence[int]) -> str:
+        """Return an input's size as text; default: an image's, width first."""
+        return f"{shape[-1]}x{shape[-2]}"
+
     def config_of(self, network: MaskedNetwork) -> dict:
         """Return the description of a network for a mask file."""
         return dict(network.config)
@@ -136,7 +142,8 @@ def load(
         build: (state, what, description), makes the network; `description` is the file's configuration or None.
 
     Returns:
-        The network on the CPU; its masks have the file's threshold, if the file holds one.
+        The network on the CPU; its masks have the file's threshold, if the file holds one, and it follows the plans
+        that lie beside the file (see :mod:`sparsemask.spaces.sparse_conv.plan`).
 
     Raises:
         UseError: the file is missing, damaged, or of another network.
@@ -150,7 +157,24 @@ def load(
     masks = description if shared else checkpoint.get("mask")
     if isinstance(masks, Mapping) and isinstance(masks.get("threshold"), float):
         apply_masks(network, hard_masks(network), masks["threshold"])
+    network.plans = plans_beside(path, network)
     return network
+
+
+def plans_beside(path: str | os.PathLike, network: nn.Module) -> Plans | None:
+    """Read the plans that lie beside a weights file; None without any. What cannot be read is said in a line.
+
+    Args:
+        path: the weights file.
+        network: built of it.
+    """
+    if not path_of(path).exists():
+        return None
+    try:
+        return load_plans(path_of(path), digest(network.state_dict()))
+    except UseError as error:
+        say(f"note: not followed: {error}", sys.stderr)
+        return None
 
 
 def save(path: str | os.PathLike, network: MaskedNetwork, space: str, masks: FineMasks | None = None) -> None:

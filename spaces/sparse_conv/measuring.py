@@ -16,6 +16,7 @@ from sparsemask.spaces.protocols import HasFastForm
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import blocks, mean_kept
+from sparsemask.spaces.sparse_conv.planning import Planner
 from sparsemask.sparse import backend, repeatable
 from sparsemask.tables import table
 from sparsemask.timing import compare
@@ -75,6 +76,7 @@ class Watch:
         run: replaces the network's own call (tiles, ensembles); it is timed too.
         run_dense: replaces the dense form's call.
         alone: whether this process sees all inputs even if there are other processes.
+        planner: finds how the network is computed fastest before it is timed; None: backend `auto` decides.
     """
 
     def __init__(
@@ -86,7 +88,9 @@ class Watch:
         run: Callable[[Tensor], Tensor] | None = None,
         run_dense: Callable[[Tensor], Tensor] | None = None,
         alone: bool = False,
+        planner: Planner | None = None,
     ):
+        self.planner = planner
         self.space, self.network, self.arithmetic, self.rounds = space, network, arithmetic, rounds
         self.alone = alone
         self.form = space.fast_form(network) if run is None and isinstance(space, HasFastForm) else network
@@ -109,6 +113,9 @@ class Watch:
         if self.rounds and not self.rows:
             self._judge(out, images)
         if self.rounds and not self.disagreement:
+            if self.planner is not None:
+                with self.arithmetic.context():
+                    self.planner.see(images)
             calls = {"sparse": lambda: self.run(images), "dense": lambda: self.run_dense(images)}
             with self.arithmetic.context():
                 milliseconds = compare(calls, self.rounds, warmup=1, device=images.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -11,10 +13,12 @@ from sparsemask.costs import count_parameters
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import Method, data, distributed
 from sparsemask.errors import UseError
+from sparsemask.spaces.protocols import HasFastForm
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import hard_masks, mean_kept
 from sparsemask.spaces.sparse_conv.measuring import COLUMNS, Watch
+from sparsemask.spaces.sparse_conv.planning import Planner
 from sparsemask.tasks import Task
 from sparsemask.training_setup import Context
 
@@ -78,16 +82,27 @@ def entries(model: nn.Module, watch: Watch, measured_on: str) -> dict:
     }
 
 
-def conclude(context: Context, model: nn.Module) -> dict:
-    """Measure the finished network on validation inputs, draw its masks and return the entries of run.json."""
+def conclude(context: Context, model: nn.Module, weights: Path | None = None) -> dict:
+    """Measure the finished network on validation inputs, draw its masks and return the entries of run.json.
+
+    Args:
+        context: of the run.
+        model: the network.
+        weights: where its weights will lie; how it is computed fastest is then found and kept beside them, and entry
+            `plan` says it in lines.
+    """
     config, run, task = context.config, context.run, context.task
     space = spaces.get(config.network.space)
     count = min(_MEASURED, config.training.eval_limit or _MEASURED, len(task.eval_data))
-    watch = Watch(space, model.eval(), context.arithmetic, _ROUNDS, alone=True)
+    planner = None if weights is None or isinstance(space, HasFastForm) else Planner(space, model, weights)
+    watch = Watch(space, model.eval(), context.arithmetic, _ROUNDS, alone=True, planner=planner)
     for index in range(count):  # not by task.evaluate: only one process is here
         with context.arithmetic.context():
             watch(_inputs(task, index, context.arithmetic))
     notes = entries(model, watch, f"{task.measured_on()}, {count} {task.items}")
+    if planner is not None:
+        planner.save()
+        notes["plan"] = planner.lines()
     run.note(**notes)
     context.draw_training(model)
     draw(space, model, task, context.arithmetic, run.pictures / "masks.png")

@@ -162,9 +162,21 @@ def set_backend(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
-def current(own: str) -> str:
-    """The backend that serves a module whose own choice is `own`."""
-    return own if _chosen is None else _chosen
+def current(own: str, planned: str | None = None, x: Tensor | None = None) -> str:
+    """The backend that serves a module.
+
+    Args:
+        own: the module's own choice.
+        planned: what a plan chose for it in place of "auto"; not followed inside :func:`repeatable`, since which of
+            several equal ways is the fastest was found by the clock, in programs, which run on other machines too, and
+            where it cannot compute.
+        x: the features, where there is a plan.
+    """
+    if _chosen is not None:
+        return _chosen
+    if planned is None or x is None or own != "auto" or _repeating or torch.compiler.is_compiling():
+        return own
+    return planned if find(planned).why_not(x.device, x.dtype) is None else own
 
 
 def add(name: str, backend: Backend) -> None:

@@ -34,6 +34,7 @@ class SparseMaskBlock(ChannelMask):
     """
 
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
+    planned: str | None = None  # the backend in place of "auto", where one was chosen for the whole network
 
     def __init__(
         self, channels: int, layers: int = 4, kernel_size: int = 3, *, dims: int = 2, activation: str = "relu"
@@ -70,7 +71,7 @@ class SparseMaskBlock(ChannelMask):
             weights = [layer.weight for layer in self.body]
             y = torch.ops.sparsemask.block(
                 x, mask, weights, dense, self.collect.weight, self.collect.bias, self.activation,
-                dispatch.current(self.backend),
+                dispatch.current(self.backend, self.planned, x),
             )  # fmt: skip
             return y, kept
         dense = dense if dense.is_floating_point() else dense.to(x.dtype)
@@ -102,6 +103,6 @@ class SparseMaskBlock(ChannelMask):
         dense = self.channels()
         out = torch.ops.sparsemask.attended_block(
             x, mask, [layer.weight for layer in self.body], dense, self.collect.weight, self.collect.bias,
-            list(attention), self.activation, dispatch.current(self.backend),
+            list(attention), self.activation, dispatch.current(self.backend, self.planned, x),
         )  # fmt: skip
         return out, kept_fraction(mask, dense)

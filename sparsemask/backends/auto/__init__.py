@@ -1,9 +1,11 @@
-"""Choose a backend for every call: by a cost model measured on this machine, and by trying where the model is close.
+"""Choose a backend for every call, by trying on the first calls of each configuration (layer, size, share of kept
+locations); from then on the fastest serves.
 
-The model says what a backend's call costs in seconds: a fixed part, one for every executed multiply-add and one for
-every number moved, measured once a machine and kept in the cache. Backends it puts near the best one are tried on the
-first calls of each configuration (layer, size, share of kept locations); from then on the fastest serves. The dense
-form is among them, so that nothing sparse stays in use where it does not pay. Which backend serves may differ from run
+Where native kernels are to be had two are tried: `native`, which skips, and `dense`, so that nothing sparse stays in
+use where it does not pay. Elsewhere those are tried that a cost model puts near the best one. It says what a backend's
+call costs in seconds: a fixed part, one for every executed multiply-add and one for every number moved, measured once a
+machine and kept in the cache. With one thread a call's time is the thread's processor time, which other processes do
+not stretch. Which backend serves may differ from run
 to run, and with it the last bits of the result. Inside :func:`sparsemask.sparse.repeatable`, where networks are
 trained, scored and asked for results, nothing is timed: the choice follows from device and type alone.
 """
@@ -30,10 +32,10 @@ from sparsemask.ops.conv import ConvCall
 from sparsemask.ops.inverted_residual import InvertedResidualCall
 
 NEAR = 2.0  # tried if predicted to take at most this many times the best one's time
-TRIALS = 4  # calls of each near backend, the first of which only warms up
+TRIALS = 6  # calls of each near backend, the first of which only warms up
 BEHIND = 1.5  # out of the race after two calls if slower than the best by this
 MARGIN = 1.03  # the dense form serves unless another is faster by this much
-_DENSE = "reference"
+_DENSE = ("dense", "reference")
 _MOST = 4096  # configurations remembered
 
 
@@ -87,8 +89,11 @@ class Auto(Backend):
         if dispatch.repeating():
             reason = dispatch.find("native").why_not(x.device, x.dtype)
             self._tell(x, {"native": reason})
-            return call(dispatch.find(_DENSE if reason else "native"))
-        key = (*key, x.device, x.dtype, torch.get_num_threads())
+            return call(dispatch.find("reference" if reason else "native"))
+        key = (key, x.device, x.dtype, torch.get_num_threads())
+        race = self._seen.get(key)
+        if race is not None and race.winner is not None:
+            return call(dispatch.find(race.winner))
         with self._lock:
             race = self._seen.get(key)
             if race is None:
@@ -99,11 +104,13 @@ class Auto(Backend):
         backend = dispatch.find(chosen)
         if race.over:
             return call(backend)
-        begun = time.perf_counter()
+        alone = x.device.type == "cpu" and torch.get_num_threads() == 1
+        clock = time.thread_time if alone else time.perf_counter
+        begun = clock()
         out = call(backend)
         if x.device.type != "cpu":
             torch.accelerator.synchronize(x.device)
-        race.record(chosen, time.perf_counter() - begun)
+        race.record(chosen, clock() - begun)
         return out
 
     def _near(self, x: Tensor, work: Callable[[], list[_Work]] | None) -> list[str]:
@@ -111,12 +118,14 @@ class Auto(Backend):
         able = {n: dispatch.find(n).why_not(x.device, x.dtype) for n in dispatch.shipped() if n != self.name}
         self._tell(x, able)
         if work is None:
-            return [n for n in ("native", _DENSE) if able[n] is None]
+            return [n for n in ("native", "reference") if able[n] is None]
+        if able["native"] is None and able["dense"] is None:
+            return ["native", "dense"]
         costs, work = {}, work()
         for name, reason in able.items():
             if reason is None:
                 known: Model = model(name, x.device, x.dtype)
-                costs[name] = sum(known.seconds(*(one.dense if name == _DENSE else one.sparse)) for one in work)
+                costs[name] = sum(known.seconds(*(one.dense if name in _DENSE else one.sparse)) for one in work)
         best = min(costs.values())
         return sorted((n for n in costs if costs[n] <= NEAR * best), key=costs.get)
 
@@ -158,7 +167,7 @@ class _Race:
         counts = [len(t) for t in times.values()]
         if min(counts) < 2:
             return
-        cost = {n: min(t[1:]) * (1.0 if n == _DENSE else MARGIN) for n, t in times.items()}
+        cost = {n: min(t[1:]) * (1.0 if n in _DENSE else MARGIN) for n, t in times.items()}
         best = min(cost, key=cost.get)
         if min(counts) >= TRIALS:
             self.winner = best
@@ -224,7 +233,7 @@ def _bucket(kept: float) -> int:
 
 
 def _form(x: Tensor, weight: Tensor) -> tuple:
-    return (*x.shape, *weight.shape, x.is_contiguous())
+    return (x.shape, weight.shape, x.is_contiguous())
 
 
 BACKEND = Auto()

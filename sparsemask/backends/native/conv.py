@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,7 +10,9 @@ from sparsemask.backends.native import library
 from sparsemask.backends.native.grid import Grid, grid
 from sparsemask.backends.native.library import Taps, Target
 from sparsemask.backends.native.rows import from_rows, to_rows
+from sparsemask.ops import activation
 from sparsemask.ops.conv import ConvCall
+from sparsemask.ops.dense_part import dense_conv
 from sparsemask.ops.weight_cache import Derived
 
 _derived = Derived()
@@ -18,25 +21,66 @@ ALIGNED = 8  # floats: inner products go by so many channels
 
 
 def conv(call: ConvCall) -> Tensor:
-    """One sparse mask convolution."""
-    x, weight, bias, mask, geometry = call.x, call.weight, call.bias, call.mask, call.geometry
-    in_dense, out_dense = call.in_dense, call.out_dense
-    batch, spatial = x.shape[0], tuple(x.shape[2:])
-    outputs = geometry.output_size(spatial)
-    tables = grid(batch, spatial, geometry)
+    """One sparse mask convolution: kept rows by products of rows."""
+    x, outputs = call.x, call.geometry.output_size(call.x.shape[2:])
+    tables = grid(x.shape[0], tuple(x.shape[2:]), call.geometry)
     rows = to_rows(x)
-    kept, dropped, _ = library.split(mask.contiguous(), compact=False)
-    depthwise = geometry.groups > 1 and geometry.groups == x.shape[1] == len(out_dense)
+    kept, dropped, _ = library.split(call.mask.contiguous(), compact=False)
+    parts = _parts(call, tables, outputs)
+    out = library.empty(len(tables.position), len(call.out_dense))
+    act = activation_code(call.activation)
+    _drop(parts, rows, tables, dropped, out, act, parts.full.calls(rows, tables, kept, out, act))
+    return from_rows(out, x.shape[0], outputs, x)
+
+
+def whole_conv(call: ConvCall) -> Tensor:
+    """One sparse mask convolution: all rows by torch's convolution, dropped ones set afterwards."""
+    x, outputs = call.x, call.geometry.output_size(call.x.shape[2:])
+    whole = activation.apply_(call.activation, dense_conv(x, call.weight, call.bias, call.geometry))
+    dense, every = _counted(call.out_dense)
+    reads_dense = _counted(call.in_dense)[1]
+    if every and reads_dense:
+        return whole
+    _, dropped, _ = library.split(call.mask.contiguous(), compact=False)
+    if not len(dropped):
+        return whole
+    out = to_rows(whole)
+    if not dense:
+        library.fill(out, dropped)
+    elif reads_dense:  # what they are to be is there already
+        places = _derived.get([call.out_dense], lambda: call.out_dense.nonzero().flatten().to(torch.int32), "places")
+        library.fill(out, dropped, library.narrow(out, places), places)
+    else:
+        tables = grid(x.shape[0], tuple(x.shape[2:]), call.geometry)
+        _drop(
+            _parts(call, tables, outputs), to_rows(x), tables, dropped, out, activation_code(call.activation), []
+        )  # fmt: skip
+    return from_rows(out, x.shape[0], outputs, x)
+
+
+def _counted(flags: Tensor) -> tuple[bool, bool]:
+    """Whether any of the flags is set, and whether all are; by NumPy, whose overhead is the smaller one."""
+    count = int(np.count_nonzero(flags.numpy()))
+    return count > 0, count == len(flags)
+
+
+def _parts(call: ConvCall, tables: Grid, outputs: tuple[int, ...]) -> _Parts:
+    """A layer's split weights. Of the size matters only which classes of outputs there are."""
+    weight, bias, in_dense, out_dense, geometry = call.weight, call.bias, call.in_dense, call.out_dense, call.geometry
+    depthwise = geometry.groups > 1 and geometry.groups == call.x.shape[1] == len(out_dense)
     sources = [weight, in_dense, out_dense] + ([bias] if bias is not None else [])
 
-    def make():
+    def make() -> _Parts:
         return _Parts(weight, bias, in_dense, out_dense, geometry, tables, depthwise)
 
-    # Of the size matters only which classes of outputs there are.
-    parts = _derived.get(sources, make, (geometry, tuple(map(min, outputs, geometry.stride))))
-    out = library.empty(len(tables.position), len(out_dense))
-    act = activation_code(call.activation)
-    calls = parts.full.calls(rows, tables, kept, out, act)
+    return _derived.get(sources, make, (geometry, tuple(map(min, outputs, geometry.stride))))
+
+
+def _drop(
+    parts: _Parts, rows: Tensor, tables: Grid, dropped: Tensor, out: Tensor, act: tuple[int, float],
+    calls: list[library.Call],
+) -> None:  # fmt: skip
+    """Set the dropped rows of `out`: dense channels of dense ones, zeros elsewhere; `calls` are run beside."""
     values = None
     if parts.dense is None:
         library.fill(out, dropped)
@@ -50,7 +94,6 @@ def conv(call: ConvCall) -> Tensor:
     library.products(calls)
     if values is not None:
         library.fill(out, dropped, values, parts.places)
-    return from_rows(out, batch, outputs, x)
 
 
 def activation_code(name: str) -> tuple[int, float]:

@@ -8,6 +8,7 @@ lie in a buffer of all points, sparse ones in a compact buffer of kept points, a
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ def block(rows: Tensor, level, mask: Tensor, dense: Tensor, folded, gated: bool)
     rows, xyz = rows.contiguous(), level.xyz.contiguous()
     count, wide = len(rows), dense.shape[1]
     kept, dropped, compact = library.split(mask.contiguous())
-    every = torch.arange(count, dtype=torch.int32)
+    every = _every(count)
     # Where the products of a kept output's neighbours lie.
     behind = torch.where(compact >= 0, compact + count, every) if len(kept) else every
     out = library.empty(count, wide)
@@ -87,7 +88,7 @@ def conv(
     wide = len(weight)
     layer = _derived.get([weight, table, bias], lambda: _whole(weight, table, bias))
     padded = len(layer.bias)
-    rows, every = rows.contiguous(), torch.arange(len(rows), dtype=torch.int32)
+    rows, every = rows.contiguous(), _every(len(rows))
     out = library.empty(len(rows), padded)
     with Workspace() as space:
         g = space.take(len(rows), padded)
@@ -102,13 +103,20 @@ def linear(
 ) -> Tensor:
     """See :func:`sparsemask.ops.point_block.row_linear`."""
     packed = _derived.get([weight], lambda: library.pack(weight.t()), "linear")
-    rows, every = rows.contiguous(), torch.arange(len(rows), dtype=torch.int32)
+    rows, every = rows.contiguous(), _every(len(rows))
     out = library.empty(len(rows), len(weight))
     library.product(
         every, [Segment(rows, None, 0, rows.shape[1])], packed, len(weight), Target(out), bias=bias,
         activation=(1 if relu else 0, 0.0), add=add, add_map=add_map,
     )  # fmt: skip
     return out
+
+
+@lru_cache(maxsize=64)
+def _every(count: int) -> Tensor:
+    """All rows, int32 (count,); read only."""
+    with torch.inference_mode(False):  # other calls of other modes read it
+        return torch.arange(count, dtype=torch.int32)
 
 
 def _whole(weight: Tensor, table: Tensor, bias: Tensor) -> _Layer:

@@ -1,0 +1,193 @@
+"""How a network with masks is computed on a machine: a backend for each part, chosen for the network as a whole.
+
+A plan changes no function: all backends give the same numbers up to rounding. It holds for one machine, one number of
+threads and one input size, and stands in a file beside the weights, which is read when these are loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsemask import files
+from sparsemask.devices import processor
+from sparsemask.errors import UseError
+from sparsemask.ops import dispatch
+
+Device = torch.device
+FORMAT = 1
+SUFFIX = ".plan.json"
+DENSE = ("dense", "reference")
+"""The backends that convolve everything and drop what the masks say."""
+_NEAR = 2.0  # a plan serves inputs up to so many times smaller or larger
+_MOST = 256  # plans in a file
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan was measured on; a plan is followed where all of it is the same."""
+
+    device: str
+    processor: str
+    vector_width: int
+    """Floats of the native kernels' vectors; 0 without these kernels."""
+    threads: int
+    torch: str
+
+    @classmethod
+    def here(cls, device: Device) -> Machine:
+        """This machine, for a device and as many threads as torch has now."""
+        return _here(str(device), torch.get_num_threads())
+
+
+@lru_cache(maxsize=8)
+def _here(device: str, threads: int) -> Machine:
+    name = processor() if device == "cpu" else torch.cuda.get_device_name(device)
+    width = 0
+    if device == "cpu" and dispatch.find("native").why_not(torch.device(device), torch.float32) is None:
+        from sparsemask.backends.native import library
+
+        width = library.width()
+    return Machine(device, name, width, threads, torch.__version__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The choice for one machine and input size.
+
+    Attributes:
+        machine: that it was measured on.
+        shape: of the input: images (N, C, H, W), pairs likewise, crops of points (N, C, points).
+        backends: of each part by its name; see :meth:`MaskedNetwork.parts`.
+        kept: kept fraction of the input that it was measured with, in [0, 1].
+        milliseconds: of the whole network: "plan"; "skip", every part skips; "unmasked", the same weights with
+            everything kept, another function; where some part is faster so, "dense", every part computed densely and
+            multiplied by its masks, and "mixed".
+    """
+
+    machine: Machine
+    shape: tuple[int, ...]
+    backends: Mapping[str, str]
+    kept: float
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def dense(self) -> list[str]:
+        """Names of the parts that are computed densely."""
+        return [name for name, backend in self.backends.items() if backend in DENSE]
+
+
+class Plans:
+    """Plans of one network by machine and input size; those of other machines are kept and not followed."""
+
+    def __init__(self, plans: Iterable[Plan] = ()):
+        self._plans: dict[tuple[Machine, tuple[int, ...]], Plan] = {}
+        self._found: dict[tuple[tuple[int, ...], str, int], Plan | None] = {}
+        for plan in plans:
+            self.add(plan)
+
+    def __iter__(self) -> Iterator[Plan]:
+        return iter(self._plans.values())
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def add(self, plan: Plan) -> None:
+        """Add a plan; it replaces one of the same machine and size."""
+        self._plans[plan.machine, plan.shape] = plan
+        self._found = {}
+
+    def find(self, shape: Sequence[int], device: torch.device) -> Plan | None:
+        """The plan for an input's shape on this machine; of several sizes the nearest one, up to twice or half.
+
+        Args:
+            shape: of the input.
+            device: that it is on.
+        """
+        key = (tuple(shape), str(device), torch.get_num_threads())
+        if key not in self._found:
+            self._found[key] = self._nearest(key[0], Machine.here(device))
+        return self._found[key]
+
+    def _nearest(self, shape: tuple[int, ...], machine: Machine) -> Plan | None:
+        size = lambda one: math.log(max(math.prod(one), 1))
+        mine = [plan for plan in self if plan.machine == machine and len(plan.shape) == len(shape)]
+        best = min(mine, key=lambda plan: abs(size(plan.shape) - size(shape)), default=None)
+        return best if best is not None and abs(size(best.shape) - size(shape)) <= math.log(_NEAR) else None
+
+
+def path_of(weights: str | os.PathLike[str]) -> Path:
+    """Where the plans of a weights file lie: beside it."""
+    return Path(weights).with_suffix(SUFFIX)
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, shapes and contents of a state dict's tensors."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def save_plans(path: str | os.PathLike[str], plans: Plans, weights: str) -> None:
+    """Write plans as JSON, atomically.
+
+    Args:
+        path: the file.
+        plans: of one network.
+        weights: :func:`digest` of its state.
+    """
+    files.write_json(path, {"format": FORMAT, "weights": weights, "plans": [asdict(plan) for plan in plans]})
+
+
+def load_plans(path: str | os.PathLike[str], weights: str) -> Plans:
+    """Read plans.
+
+    Args:
+        path: the file.
+        weights: :func:`digest` of the state that they are for.
+
+    Raises:
+        UseError: no such file, not one of plans, or one of other weights.
+    """
+    content = files.read_json(path)
+    if content.get("format") != FORMAT:
+        raise UseError(f"{path}: plans of format {content.get('format')!r}; this version reads {FORMAT}")
+    if content.get("weights") != weights:
+        raise UseError(f"{path}: plans of other weights")
+    entries = content.get("plans")
+    if not isinstance(entries, list) or len(entries) > _MOST:
+        raise UseError(f"{path}: no plans in it")
+    try:
+        return Plans(_plan(entry) for entry in entries)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UseError(f"{path}: a plan in it is damaged") from None
+
+
+def _plan(entry: Mapping[str, Any]) -> Plan:
+    machine = entry["machine"]
+    known = dispatch.shipped()
+    backends = {str(name): choice for name, choice in dict(entry["backends"]).items()}
+    if any(choice not in known for choice in backends.values()):
+        raise ValueError("a backend that is not shipped")
+    return Plan(
+        Machine(
+            str(machine["device"]), str(machine["processor"]), int(machine["vector_width"]), int(machine["threads"]),
+            str(machine["torch"]),
+        ),
+        tuple(int(size) for size in entry["shape"]),
+        backends,
+        float(entry["kept"]),
+        {str(name): float(value) for name, value in dict(entry["milliseconds"]).items()},
+    )  # fmt: skip
