@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -187,19 +186,3 @@ def has_all(state: State, names: Iterable[str]) -> bool:
 def _some(numbers: Collection[int]) -> str:
     first = sorted(numbers)[:4]
     return ", ".join(map(str, first)) + (", ..." if len(numbers) > len(first) else "")
-
-
-@torch.no_grad()
-def merged(first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Kernel and bias of one convolution that equals two in a row, in float64.
-
-    Args:
-        first: a 1×1 convolution, or any if `second` is one.
-        second: a 1×1 convolution, or any if `first` is one; neither has padding of its own.
-    """
-    (w1, b1), (w2, b2) = ((c.weight.double(), c.bias.double()) for c in (first, second))
-    if first.kernel_size == (1, 1):
-        weight = torch.einsum("omyx,mi->oiyx", w2, w1[:, :, 0, 0])
-    else:
-        weight = torch.einsum("om,miyx->oiyx", w2[:, :, 0, 0], w1)
-    return weight, b2 + torch.einsum("omyx,m->o", w2, b1)

@@ -25,18 +25,18 @@ class SRVGGNetCompact(SRNetwork):
     Args:
         scale: 1 and more.
         n_feats: channels (64 in the released files).
-        n_convs: convolutions between the first and the last (16 and 32 in the released files).
+        n_blocks: convolutions between the first and the last (16 and 32 in the released files).
     """
 
     architecture = "SRVGGNetCompact"
     source = "Wang et al., Real-ESRGAN, 2021, arXiv 2107.10833 (the compact networks of its release 0.2.5)"
 
-    def __init__(self, scale: int = 4, n_feats: int = 64, n_convs: int = 16):
+    def __init__(self, scale: int = 4, n_feats: int = 64, n_blocks: int = 16):
         super().__init__()
-        self.scale, self.n_convs = scale, n_convs
-        self.config = {"scale": scale, "n_feats": n_feats, "n_convs": n_convs}
+        self.scale, self.n_blocks = scale, n_blocks
+        self.config = {"scale": scale, "n_feats": n_feats, "n_blocks": n_blocks}
         layers: list[nn.Module] = []
-        for number in range(n_convs + 1):
+        for number in range(n_blocks + 1):
             layers += [conv(n_feats if number else 3, n_feats), nn.PReLU(n_feats)]
         self.body = nn.Sequential(*layers, conv(n_feats, 3 * scale**2))
         self.upsampler = nn.PixelShuffle(scale)
@@ -55,12 +55,12 @@ class SRVGGNetCompact(SRNetwork):
         if length < 3 or length % 2 == 0:
             raise UseError(f"its body has {length} layers, expected convolutions and PReLU in turn")
         scale = shuffle_scale(convolution(state, f"body.{length - 1}", 3)[0])
-        return {"scale": scale, "n_feats": n_feats, "n_convs": (length - 3) // 2}
+        return {"scale": scale, "n_feats": n_feats, "n_blocks": (length - 3) // 2}
 
     @property
     def radius(self) -> int:
         """One pixel for each convolution."""
-        return self.n_convs + 2
+        return self.n_blocks + 2
 
     def compute(self, x: Tensor) -> Tensor:
         """See :meth:`SRNetwork.compute`."""
