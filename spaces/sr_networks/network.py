@@ -70,11 +70,15 @@ class SRNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W), any H and W; not clamped."""
+        return self.enlarge(images, self.compute)
+
+    def enlarge(self, images: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Compute as :meth:`forward`, with a function in place of :meth:`compute`."""
         height, width = images.shape[-2:]
         short = [max(0, self.smallest - side) for side in (width, height)]
         if any(short):
             images = F.pad(images, (0, short[0], 0, short[1]), mode="replicate")
-        output = self.compute(self.normalised(images))
+        output = compute(self.normalised(images))
         output = output if self.value_range == 255 else output * (255 / self.value_range)
         return output[..., : height * self.scale, : width * self.scale] if any(short) else output
 

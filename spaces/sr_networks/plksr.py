@@ -94,7 +94,10 @@ class PLKSR(StagedNetwork):
 
     def compute(self, x: Tensor) -> Tensor:
         """See :meth:`SRNetwork.compute`."""
-        return self.end(self.feats[:-1](x), x)
+        features = x
+        for layer in list(self.feats)[:-1]:
+            features = layer(features)
+        return self.end(features, x)
 
     def begin(self, x: Tensor) -> Tensor:
         """See :meth:`StagedNetwork.begin`."""

@@ -30,7 +30,7 @@ from sparsemask.spaces.sr_networks.network import SRNetwork, Stage, StagedNetwor
 
 SMALLEST = 32
 """Least side of a tile in pixels."""
-MEMORY = 1 << 30
+MEMORY = 1e9
 """Default budget in bytes, of the whole process."""
 _PROBE = 64  # side of the image that memory is counted on
 _WORKSPACE = 1.5  # what convolutions need beside inputs and outputs: copies in layouts of their own
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 
 @torch.no_grad()
 def upscale(
-    network: SRNetwork, images: Tensor, memory: int = MEMORY, tile: int | None = None, ensemble: bool = False
+    network: SRNetwork, images: Tensor, memory: float = MEMORY, tile: int | None = None, ensemble: bool = False
 ) -> Tensor:
     """Magnify images within a budget of memory.
 
@@ -77,7 +77,7 @@ def upscale(
     return self_ensemble(run, images) if ensemble else run(images)
 
 
-def planned(network: SRNetwork, shape: tuple[int, ...], memory: int, ensemble: bool = False) -> Plan:
+def planned(network: SRNetwork, shape: tuple[int, ...], memory: float, ensemble: bool = False) -> Plan:
     """Choose the largest tiles that a budget has room for.
 
     Args:

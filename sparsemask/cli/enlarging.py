@@ -1,4 +1,4 @@
-"""Networks by which `sparsemask upscale` enlarges pictures: SMSR with its masks, or a dense network."""
+"""Networks by which `sparsemask upscale` enlarges pictures: with masks, or dense."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from sparsemask.pictures.files import Picture, encoded
 from sparsemask.spaces import sr_networks
 from sparsemask.spaces.smsr.checkpoints import load_smsr
 from sparsemask.spaces.smsr.network import SMSR
+from sparsemask.spaces.smsr.tiles import self_ensemble
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
+from sparsemask.spaces.sparsified import SparsifiedNetwork
+from sparsemask.spaces.sr_networks.space import load_sparsified
 from sparsemask.spaces.sr_networks.tiles import MEMORY, resident
 from sparsemask.weights import bare_state, read_checkpoint
 
@@ -41,7 +45,7 @@ class Enlarger(ABC):
         """What it is, in a few words."""
 
     @abstractmethod
-    def compute(self, pixels: Tensor, tile: int | None, memory: int | None, ensemble: bool) -> Tensor:
+    def compute(self, pixels: Tensor, tile: int | None, memory: float | None, ensemble: bool) -> Tensor:
         """See :meth:`run`, which says what to do where memory is too small."""
 
     @abstractmethod
@@ -52,7 +56,7 @@ class Enlarger(ABC):
         """Draw where the last picture was computed; default: nowhere."""
         return []
 
-    def run(self, pixels: Tensor, tile: int | None, memory: int | None, ensemble: bool) -> Tensor:
+    def run(self, pixels: Tensor, tile: int | None, memory: float | None, ensemble: bool) -> Tensor:
         """Enlarge a picture.
 
         Args:
@@ -78,37 +82,10 @@ class Enlarger(ABC):
 
 
 class Masked(Enlarger):
-    """An SMSR, which skips what its masks drop."""
+    """A network that skips what its masks drop."""
 
     masked = True
-    network: SMSR
-
-    def __init__(self, network: SMSR, source: str):
-        self.network, self.scale, self.source = network, network.scale, source
-
-    @property
-    def title(self) -> str:
-        """See :class:`Enlarger`."""
-        return f"SMSR x{self.scale}"
-
-    def compute(self, pixels: Tensor, tile: int | None, memory: int | None, ensemble: bool) -> Tensor:
-        """See :class:`Enlarger`."""
-        from sparsemask.spaces import sparse_conv
-
-        count = pixels.shape[-1] * pixels.shape[-2]
-        if tile is None:
-            tile = TILE if count > LARGE else 0
-            if memory is not None:
-                room = (memory - resident()) * 64 / self.network.n_feats
-                tile = 0 if WHOLE * count <= room else TILE
-                if tile and IN_TILES * count > room:
-                    least = memory + IN_TILES * count * self.network.n_feats / 64 - (memory - resident())
-                    size = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
-                    raise UseError(
-                        f"a memory of {memory / 1e6:.0f} MB is too small for {size} pixels with {self.title}: about "
-                        f"{least / 1e6:.0f} MB are needed"
-                    )
-        return sparse_conv.upscale(self.network, pixels, tile, ensemble)
+    network: MaskedNetwork
 
     def words(self) -> str:
         """See :class:`Enlarger`."""
@@ -133,6 +110,60 @@ class Masked(Enlarger):
         return paths
 
 
+class Sparsified(Masked):
+    """A dense network that was given masks."""
+
+    network: SparsifiedNetwork
+
+    def __init__(self, network: SparsifiedNetwork, dense: sr_networks.SRNetwork, source: str):
+        self.network, self.dense, self.scale, self.source = network, dense, dense.scale, source
+
+    @property
+    def title(self) -> str:
+        """See :class:`Enlarger`."""
+        return f"{self.dense.title} with masks"
+
+    def compute(self, pixels: Tensor, tile: int | None, memory: float | None, ensemble: bool) -> Tensor:
+        """See :class:`Enlarger`."""
+        if tile or memory is not None:
+            raise UseError(f"--tile and --memory: {self.title} runs on whole pictures")
+        with torch.no_grad():
+            return self_ensemble(self.network, pixels) if ensemble else self.network(pixels)
+
+
+class SMSREnlarger(Masked):
+    """An SMSR."""
+
+    network: SMSR
+
+    def __init__(self, network: SMSR, source: str):
+        self.network, self.scale, self.source = network, network.scale, source
+
+    @property
+    def title(self) -> str:
+        """See :class:`Enlarger`."""
+        return f"SMSR x{self.scale}"
+
+    def compute(self, pixels: Tensor, tile: int | None, memory: float | None, ensemble: bool) -> Tensor:
+        """See :class:`Enlarger`."""
+        from sparsemask.spaces import sparse_conv
+
+        count = pixels.shape[-1] * pixels.shape[-2]
+        if tile is None:
+            tile = TILE if count > LARGE else 0
+            if memory is not None:
+                room = (memory - resident()) * 64 / self.network.n_feats
+                tile = 0 if WHOLE * count <= room else TILE
+                if tile and IN_TILES * count > room:
+                    least = memory + IN_TILES * count * self.network.n_feats / 64 - (memory - resident())
+                    size = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
+                    raise UseError(
+                        f"a memory of {memory / 1e6:.0f} MB is too small for {size} pixels with {self.title}: about "
+                        f"{least / 1e6:.0f} MB are needed"
+                    )
+        return sparse_conv.upscale(self.network, pixels, tile, ensemble)
+
+
 class Dense(Enlarger):
     """A network that computes everything."""
 
@@ -146,7 +177,7 @@ class Dense(Enlarger):
         """See :class:`Enlarger`."""
         return self.network.title
 
-    def compute(self, pixels: Tensor, tile: int | None, memory: int | None, ensemble: bool) -> Tensor:
+    def compute(self, pixels: Tensor, tile: int | None, memory: float | None, ensemble: bool) -> Tensor:
         """See :class:`Enlarger`."""
         with torch.no_grad():
             return sr_networks.upscale(self.network, pixels, MEMORY if memory is None else memory, tile, ensemble)
@@ -189,5 +220,9 @@ def find_enlarger(weights: str | None, scale: int | None) -> Enlarger:
 def _load(path: str, source: str) -> Enlarger:
     state = bare_state(read_checkpoint(path), path)
     if "body.0.body.ch_mask" in state:
-        return Masked(load_smsr(path), source)
+        return SMSREnlarger(load_smsr(path), source)
+    if any(key.startswith("region_masks.") for key in state):
+        network = load_sparsified(path)
+        assert isinstance(network.network, sr_networks.SRNetwork)
+        return Sparsified(network, network.network, source)
     return Dense(sr_networks.build(state, path), source)

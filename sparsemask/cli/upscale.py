@@ -17,7 +17,6 @@ cache, else what ships.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -25,10 +24,9 @@ from pathlib import Path
 
 from sparsemask.cli.computing import add_computing, place
 from sparsemask.errors import UseError, command, say
-from sparsemask.options import Parser, natural, positive
+from sparsemask.options import Parser, amount, natural, positive
 
 FORMATS = ("png", "jpg", "webp", "tif", "bmp")
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 def parser() -> Parser:
@@ -54,14 +52,6 @@ def parser() -> Parser:
     result.add_argument("--tile", type=natural, default=None, help="side of the tiles in pixels, 0: none")
     add_computing(result)
     return result
-
-
-def amount(text: str) -> int:
-    """Bytes of '800M' or '1.5G'; ValueError for anything else."""
-    match = re.fullmatch(r"(\d+\.?\d*)([kmg]?)(?:i?b)?", text.strip().lower())
-    if not match or not float(match[1]):
-        raise ValueError(f"{text}: expected a size such as 800M or 2G")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 @command
