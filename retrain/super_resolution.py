@@ -20,8 +20,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from sparsemask import families
-from sparsemask.config import flag
+from sparsemask.config import RunConfig, flag
 from sparsemask.engine import Method
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, choose, command
@@ -51,6 +53,14 @@ class DenseNetworks:
     section = DenseNetwork
 
 
+class Plain(Method):
+    """Nothing but the task's loss; all weights at --lr."""
+
+    def groups(self, model: nn.Module, config: RunConfig) -> list[dict]:
+        """One group."""
+        return [{"name": "network", "params": list(model.parameters()), "lr": config.training.lr}]
+
+
 class DenseFamily(TrainingFamily[Built]):
     """Plain training: the task's loss, no masks."""
 
@@ -78,8 +88,8 @@ class DenseFamily(TrainingFamily[Built]):
         return Built(model, notes={"family": "dense"})
 
     def method(self, context: Context, built: Built) -> Method:
-        """Nothing but the task's loss."""
-        return Method()
+        """No masks."""
+        return Plain()
 
     def finish(self, context: Context, built: Built, result: dict) -> int:
         """Write the folded network."""

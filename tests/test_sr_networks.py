@@ -228,11 +228,12 @@ def test_huge_claims_cost_nothing():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tiles_equal_the_whole(name):
+def test_tiles_equal_the_whole(name, monkeypatch):
     net, x = network(name), images((45, 68))
     with torch.no_grad():
         whole = net(x)
-    for tile in (32, 40):
+    for tile, columns in ((32, 512), (40, 30)):
+        monkeypatch.setattr(tiles, "COLUMNS", columns)
         got = sr_networks.upscale(net, x, tile=tile)
         torch.testing.assert_close(got, whole, rtol=1e-10, atol=1e-9 * float(whole.abs().max()))
 
@@ -259,14 +260,19 @@ def test_the_smallest_images(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_budget_decides_on_tiles(name):
-    net, shape, held = network(name).float(), (1, 3, 600, 800), tiles.resident()
-    whole = tiles.planned(net, shape, held + (1 << 40))
-    assert whole.tile == 0
-    part = tiles.planned(net, shape, held + int(0.55 * whole.need))
-    assert part.tile >= 8 and part.need < whole.need
+def test_a_budget_decides_on_tiles(name, monkeypatch):
+    monkeypatch.setattr(tiles, "resident", lambda: 0)
+    net, shape = network(name).float(), (1, 3, 600, 800)
+    bound = tiles.planned(net, shape, 1e15)
+    whole = tiles.planned(net, shape, bound.need - 1)  # counted now
+    assert bound.tile == whole.tile == 0 and whole.need <= bound.need
+    part = tiles.planned(net, shape, 0.55 * whole.need)
+    assert part.tile >= 8 and part.need <= 0.55 * whole.need
+    least = shape[2] * shape[3] * 12
     with pytest.raises(UseError, match=r"a memory of .* MB are needed"):
-        tiles.planned(net, shape, held + shape[2] * shape[3] * 12)
+        tiles.planned(net, shape, least)
+    monkeypatch.setattr(tiles, "MEMORY", least)
+    assert 0 < tiles.planned(net, shape).tile <= 32  # unless a budget is asked for: as little as it takes
 
 
 def test_the_ensemble_in_tiles():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +33,11 @@ class RegionMasks(ChannelMask):
     def __init__(self, channels: int, layers: int):
         super().__init__(1, layers)
         self.spa_mask = DataMask(channels)
-        begin_smoothly(self.spa_mask[-1])
+        last = cast(nn.ConvTranspose2d, self.spa_mask[-1])
+        begin_smoothly(last)
         with torch.no_grad():
             self.ch_mask.copy_(torch.tensor([0.0, _SPARSE]))
-            self.spa_mask[-1].bias.copy_(torch.tensor([0.0, _BEGIN]))
+            cast(Tensor, last.bias).copy_(torch.tensor([0.0, _BEGIN]))
 
     def draw(self, x: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
         """The masks for features (N, C, H, W).
@@ -104,7 +105,7 @@ class SparsifiedNetwork(MaskedNetwork):
     def run(self, x: Tensor) -> Tensor:
         """Execute the graph under the masks."""
         execution = _Execution(self)
-        output = execution.run(x)
+        output = cast(Tensor, execution.run(x))
         self.kept, self.hard_kept, self.masks = execution.kept, execution.hard_kept, execution.masks
         return output
 
@@ -140,7 +141,7 @@ class _Execution(fx.Interpreter):
         if n.name in self.layers:
             result = self.convolve(n, *self.layers[n.name])
         elif n.name in self.skipped:
-            result = self.map_nodes_to_values(n.args[0], n)  # its convolution has applied it
+            result = cast(Tensor, self.map_nodes_to_values(n.args[0], n))  # its convolution has applied it
         else:
             result = super().run_node(n)
         if n.name in self.left:
@@ -161,22 +162,23 @@ class _Execution(fx.Interpreter):
     def convolve(self, n: fx.Node, number: int, layer: int) -> Tensor:
         """A layer's output, zero where its region's mask drops it."""
         mask, dense = self.drawn[number]
-        conv = self.fetch_attr(str(n.target))
-        x = self.map_nodes_to_values(n.args[0], n)
+        conv = cast(nn.Conv2d, self.fetch_attr(str(n.target)))
+        x = cast(Tensor, self.map_nodes_to_values(n.args[0], n))
         if self.training or mask.is_floating_point():
             gate, mine = mask.to(x.dtype), dense[layer].to(x.dtype)
-            return conv(x) * (mine + (1 - mine) * gate)
+            return cast(Tensor, conv(x)) * (mine + (1 - mine) * gate)
         activation = "none"
         fused = self.owner.regions[number].fused.get(n.name)
         if fused is not None:
             self.skipped.add(fused[0])
             activation = fused[1]
         flags = torch.ones(max(conv.in_channels, conv.out_channels), dtype=torch.bool, device=x.device)
-        return torch.ops.sparsemask.conv(
+        output: Tensor = torch.ops.sparsemask.conv(
             x, conv.weight, conv.bias, mask, flags[: conv.in_channels], flags[: conv.out_channels] & dense[layer],
             conv.stride, conv.padding, conv.dilation, [0, 0], False, conv.groups, activation,
             dispatch.current(self.owner.backend),
         )  # fmt: skip
+        return output
 
     def mixed(self, number: int, y: Tensor) -> Tensor:
         """The region's output where it is kept, its input elsewhere."""
@@ -185,7 +187,12 @@ class _Execution(fx.Interpreter):
 
 
 def sparsify(
-    network: nn.Module, example: Tensor, keep: float | None = 0.5, *, steps: int = 60, config: Mapping | None = None
+    network: nn.Module,
+    example: Tensor,
+    keep: float | None = 0.5,
+    *,
+    steps: int = 60,
+    config: Mapping[str, Any] | None = None,
 ) -> SparsifiedNetwork:
     """Give any network of convolutions masks over locations, so that it computes where it must.
 
@@ -240,11 +247,12 @@ def fit_branches(network: SparsifiedNetwork, example: Tensor, share: float, step
     for masks, (x, y) in zip(network.region_masks, _changes(network, example), strict=True):
         assert isinstance(masks, RegionMasks)
         change = (y - x).abs().mean(1)
-        wanted = (change > change.flatten().quantile(1 - share)).to(x.dtype)
+        rank = min(change.numel(), max(1, round((1 - share) * change.numel())))
+        wanted = (change > change.flatten().kthvalue(rank).values).to(x.dtype)
         scale = x.abs().mean().clamp_min(1e-12)
         parameters = list(masks.spa_mask.parameters())
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            first = masks.spa_mask[0]
+            first = cast(nn.Conv2d, masks.spa_mask[0])
             with torch.no_grad():
                 first.weight.div_(scale)  # features of any size
             rest = [parameter for parameter in parameters if parameter is not first.weight]

@@ -240,7 +240,8 @@ class _Search:
         users = list(node.users)
         if len(users) != 1 or users[0] not in inside:
             return None
-        user, slope = users[0], None
+        user = users[0]
+        slope: object = None
         layer = self.modules.get(str(user.target)) if user.op == "call_module" else None
         if isinstance(layer, nn.ReLU) or user.target in (F.relu, torch.relu):
             return user.name, "relu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -162,7 +163,7 @@ def colours(inputs: int) -> None:
 
 def shuffle_scale(outputs: int) -> int:
     """The scale of a last convolution with s·s·3 outputs in front of a pixel shuffle; UseError where there is none."""
-    scale = round((outputs / RGB) ** 0.5)
+    scale = round(math.sqrt(outputs / RGB))
     if RGB * scale**2 != outputs or not 1 <= scale <= LARGEST_SCALE:
         raise UseError(
             f"its last convolution has {outputs} outputs, expected 3·s·s for a scale s up to {LARGEST_SCALE}"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,10 +30,13 @@ from sparsemask.spaces.sr_networks.network import SRNetwork, Stage, StagedNetwor
 
 SMALLEST = 32
 """Least side of a tile in pixels."""
+COLUMNS = 512
+"""Pixels of a band that a stage computes at a time."""
 MEMORY = 1e9
 """Default budget in bytes, of the whole process."""
 _PROBE = 64  # side of the image that memory is counted on
 _WORKSPACE = 1.5  # what convolutions need beside inputs and outputs: copies in layouts of their own
+_MANY = 4 * 24  # bytes that no network needs for a location and channel of its widest layer
 _RESIDENT = 400 << 20  # of a process with torch, where the system does not say it
 _PAGE = 4096
 
@@ -51,14 +54,15 @@ class Plan(NamedTuple):
 
 @torch.no_grad()
 def upscale(
-    network: SRNetwork, images: Tensor, memory: float = MEMORY, tile: int | None = None, ensemble: bool = False
+    network: SRNetwork, images: Tensor, memory: float | None = None, tile: int | None = None, ensemble: bool = False
 ) -> Tensor:
     """Magnify images within a budget of memory.
 
     Args:
         network: in evaluation mode.
         images: (N, 3, H, W) of 0 to 255, any size.
-        memory: bytes that the process may take, what it holds already included.
+        memory: bytes that the process may take, what it holds already included; None: 1 GB, or what the smallest tiles
+            take where that is more.
         tile: side of the tiles (rows of the bands of a :class:`StagedNetwork`) in input pixels, 0: the whole image at
             once; None: as large as `memory` has room for.
         ensemble: the mean over the eight flips and transpositions of the image (EDSR, arXiv 1707.02921).
@@ -71,40 +75,49 @@ def upscale(
     """
     if tile and tile < SMALLEST:
         raise UseError(f"tiles of {tile} pixels: {SMALLEST} is the least (0: no tiles)")
+    images = images.contiguous(memory_format=torch.channels_last)  # a fifth to a half faster on CPUs
     if tile is None:
         tile = planned(network, tuple(images.shape), memory, ensemble).tile
     run = partial(_tiled, network, tile=tile) if tile and min(images.shape[-2:]) >= network.smallest else network
     return self_ensemble(run, images) if ensemble else run(images)
 
 
-def planned(network: SRNetwork, shape: tuple[int, ...], memory: float, ensemble: bool = False) -> Plan:
+def planned(network: SRNetwork, shape: tuple[int, ...], memory: float | None = None, ensemble: bool = False) -> Plan:
     """Choose the largest tiles that a budget has room for.
 
     Args:
         network: any.
         shape: of the images, (N, 3, H, W).
-        memory: bytes, what the process holds already included.
+        memory: bytes, what the process holds already included; None: as for :func:`upscale`.
         ensemble: whether eight outputs are summed.
 
     Raises:
         UseError: even the smallest tiles need more; the message says how much.
     """
     count, _, height, width = shape
-    room = memory - resident()
+    room = (MEMORY if memory is None else memory) - resident()
     outputs = count * 3 * 4 * height * width * (1 + network.scale**2 * (3 if ensemble else 1))
+    widest = max(parameter.shape[0] for parameter in network.parameters() if parameter.ndim == 4)
+    bound = outputs + count * height * width * widest * _MANY
+    if bound <= room:  # counting would take longer than a small picture
+        return Plan(0, bound)
     whole = outputs + int(count * height * width * _per_pixel(network))
     if whole <= room:
         return Plan(0, whole)
+    need: Callable[[int], int]
     if isinstance(network, StagedNetwork):
         need = partial(_need_of_bands, network, count, height, width)
         sizes = [rows for rows in (256, 128, 64, 32, 16, 8) if rows < height] or [height]
     else:
         halo = 2 * (network.radius or 0)
         cost = _per_pixel(network)
-        need = lambda side: int(count * (side + halo) ** 2 * cost)
+        need = partial(_need_of_tiles, count * cost, halo)
         sizes = [side for side in range(1024, SMALLEST - 1, -32) if side < max(height, width)] or [SMALLEST]
     fitting = next((size for size in sizes if outputs + need(size) <= room), None)
+    if fitting is None and memory is None:
+        fitting = sizes[-1]
     if fitting is None:
+        assert memory is not None
         least = memory - room + outputs + need(sizes[-1])
         raise UseError(
             f"a memory of {memory / 1e6:.0f} MB is too small for {width}x{height} pixels with {network.title}: "
@@ -120,14 +133,24 @@ def resident() -> int:
     return _RESIDENT
 
 
+def _need_of_tiles(cost: float, halo: int, side: int) -> int:
+    return int(cost * (side + halo) ** 2)
+
+
 def _need_of_bands(network: StagedNetwork, count: int, height: int, width: int, rows: int) -> int:
     on_meta, image = _on_meta(network)
     features = on_meta.begin(image)
     stages = list(on_meta.stages())
-    costs = [_peak(stage.run, features) * (min(height, rows + 2 * stage.radius) / _PROBE**2) for stage in stages]
-    costs.append(_peak(lambda x: on_meta.end(features, x), image) * (rows + 2 * network.end_radius) / _PROBE**2)
-    held = features.numel() * features.element_size() / _PROBE**2
-    return int(count * width * (height * held + _WORKSPACE * max(costs)))
+    pixel = features.shape[1] * features.element_size()
+    costs = []
+    for stage in stages:
+        band, across = min(height, rows + 2 * stage.radius), min(width, COLUMNS + 2 * stage.radius)
+        costs.append(band * (width * 2 * pixel + _WORKSPACE * across * _peak(stage.run, features) / _PROBE**2))
+        if stage.finish is not None:  # a band of features at a time, times their weights
+            costs.append(rows * width * 3 * pixel)
+    end = _peak(lambda x: on_meta.end(features, x), image) / _PROBE**2
+    costs.append(min(height, rows + 2 * network.end_radius) * width * _WORKSPACE * end)
+    return int(count * (height * width * pixel + max(costs)))
 
 
 def _per_pixel(network: SRNetwork) -> float:
@@ -146,10 +169,12 @@ class _Alive(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
+        self.peak: int = 0
         self.known: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -165,7 +190,7 @@ class _Alive(TorchDispatchMode):
 def _peak(run: Callable[[Tensor], object], x: Tensor) -> int:
     with _Alive() as alive:
         run(x)
-    return alive.peak
+    return int(alive.peak)
 
 
 def _tiled(network: SRNetwork, images: Tensor, tile: int) -> Tensor:
@@ -209,7 +234,8 @@ def _in_bands(network: StagedNetwork, images: Tensor, rows: int) -> Tensor:
     for span in _spans(height, rows, 1):
         part = network.begin(x[..., span.outer, :])
         if features is None:
-            features = part.new_empty(len(x), part.shape[1], height, width)
+            shape = (len(x), part.shape[1], height, width)
+            features = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         features[..., span.kept, :] = part[..., span.inner, :]
         del part
     assert features is not None
@@ -234,4 +260,7 @@ def _run_in_place(stage: Stage, features: Tensor, rows: int) -> None:
         outer = torch.cat([above, features[..., span.kept.start : span.outer.stop, :]], 2)
         first = span.kept.start - above.shape[-2]
         above = outer[..., max(0, span.kept.stop - stage.radius - first) : span.kept.stop - first, :].clone()
-        features[..., span.kept, :] = stage.run(outer)[..., span.kept.start - first : span.kept.stop - first, :]
+        inner = slice(span.kept.start - first, span.kept.stop - first)
+        for across in _spans(features.shape[-1], COLUMNS, stage.radius):
+            part = stage.run(outer[..., across.outer])
+            features[..., span.kept, across.kept] = part[..., inner, across.inner]

@@ -20,7 +20,7 @@ from sparsemask.spaces.smsr.tiles import self_ensemble
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparsified import SparsifiedNetwork
 from sparsemask.spaces.sr_networks.space import load_sparsified
-from sparsemask.spaces.sr_networks.tiles import MEMORY, resident
+from sparsemask.spaces.sr_networks.tiles import resident
 from sparsemask.weights import bare_state, read_checkpoint
 
 LARGE = 300_000  # input pixels above which an SMSR runs in tiles by default
@@ -127,6 +127,7 @@ class Sparsified(Masked):
         """See :class:`Enlarger`."""
         if tile or memory is not None:
             raise UseError(f"--tile and --memory: {self.title} runs on whole pictures")
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             return self_ensemble(self.network, pixels) if ensemble else self.network(pixels)
 
@@ -180,7 +181,7 @@ class Dense(Enlarger):
     def compute(self, pixels: Tensor, tile: int | None, memory: float | None, ensemble: bool) -> Tensor:
         """See :class:`Enlarger`."""
         with torch.no_grad():
-            return sr_networks.upscale(self.network, pixels, MEMORY if memory is None else memory, tile, ensemble)
+            return sr_networks.upscale(self.network, pixels, memory, tile, ensemble)
 
     def words(self) -> str:
         """See :class:`Enlarger`."""

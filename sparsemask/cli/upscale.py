@@ -47,7 +47,7 @@ def parser() -> Parser:
     result.add_argument("--ensemble", action="store_true", help="mean over the eight flips and transpositions")
     result.add_argument(
         "--memory", type=amount, default=None, metavar="SIZE", help="largest memory of the process, as 800M or 2G; "
-        "tiles are as large as it has room for (default: 1G; SMSR: tiles of 256 for large pictures)"
+        "tiles are as large as it has room for (default: 1G where that suffices; SMSR: tiles of 256 for large pictures)"
     )  # fmt: skip
     result.add_argument("--tile", type=natural, default=None, help="side of the tiles in pixels, 0: none")
     add_computing(result)
