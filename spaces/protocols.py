@@ -179,6 +179,13 @@ class Distilled(Protocol):
     def flags_of(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Flags of the configuration, by name, that a dense network's file decides."""
 
+    def start_masks(self, network: nn.Module, inputs: Tensor, keep: float) -> None:
+        """Start the masks of a network with dense weights, without targets, so that a budget is met on inputs.
+
+        Raises:
+            UseError: a budget that the network cannot have.
+        """
+
     def teacher(self, path: str | os.PathLike[str]) -> nn.Module:
         """The dense network of a file, frozen, in evaluation mode on the CPU."""
 

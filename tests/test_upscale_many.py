@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from types import SimpleNamespace
 
@@ -52,7 +53,8 @@ def test_a_folder(place, capfd):
     assert upscale.main(["in", "--out-dir", "out", *W]) == 0
     assert names(place / "out") == ["frame_000.png", "frame_001.png", "frame_002.png", "photo.jpg"]
     said = capfd.readouterr().out.splitlines()
-    assert said[0].startswith("[1/4] in/frame_000.png 31x20 -> out/frame_000.png 62x40")
+    assert re.match(r"\[1/4, \d+ s left\] in/frame_000.png 31x20 -> out/frame_000.png 62x40", said[0])
+    assert said[3].startswith("[4/4] in/photo.jpg 31x20 -> out/photo.jpg 62x40")
     assert "SPAN x2 (n_feats 8, n_blocks 2): span.pth" in said[0]
     assert said[-1].startswith("4 of 4 pictures enlarged in ") and said[-1].endswith(": out")
 

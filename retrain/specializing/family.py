@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsemask import spaces, training_setup
 from sparsemask.config import RunConfig, flag
+from sparsemask.engine import data
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
 from sparsemask.files import write_json
@@ -27,6 +28,7 @@ from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
 
 _START = "what is specialised"
+_SAMPLES = 16  # training inputs that masks are started on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +106,11 @@ class Specialization(TrainingFamily[Taught]):
             model = space.supernet(config)
             space.load_weights_into(model, load_weights(config.family.ft_model), config.family.ft_model)
             context.say(f"starting from {config.family.ft_model}")
+            if isinstance(space, Distilled) and config.family.keep is not None:
+                samples = [
+                    context.task.train_data[number] for number in range(min(_SAMPLES, len(context.task.train_data)))
+                ]
+                space.start_masks(model, data.collate(context.task.train_data, samples)[0], config.family.keep)
         set_threshold(model, config.family.thres)
         teacher = None
         if isinstance(space, Distilled):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from sparsemask.spaces.sparsified.network import RegionMasks, SparsifiedNetwork, fit_branches, meet, sparsify
+from sparsemask.spaces.sparsified.network import RegionMasks, SparsifiedNetwork, begin, sparsify
 from sparsemask.spaces.sparsified.regions import Region, find_regions, traced
 
 __all__ = [
     "Region",
     "RegionMasks",
     "SparsifiedNetwork",
+    "begin",
     "find_regions",
-    "fit_branches",
-    "meet",
     "sparsify",
     "traced",
 ]

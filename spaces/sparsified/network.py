@@ -14,8 +14,9 @@ from sparsemask.errors import UseError
 from sparsemask.ops import dispatch
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, begin_smoothly
 from sparsemask.spaces.sparse_conv.masking import mean_kept
-from sparsemask.spaces.sparsified.regions import HasCore, Region, find_regions, traced
+from sparsemask.spaces.sparsified.regions import HasCore, find_regions, traced
 from sparsemask.sparse import ChannelMask, DataMask, gumbel_mask, kept_fraction
+from sparsemask.timing import evaluating
 
 _BEGIN = 2.0  # how much more likely than not a new mask branch keeps, in logits
 _RATE = 1e-2  # of the fit
@@ -224,15 +225,30 @@ def sparsify(
     if keep is None:
         network.train(training)
         return sparse
-    least = float(sparse.kept_base)
+    begin(sparse, example, keep, steps)
+    return sparse
+
+
+def begin(network: SparsifiedNetwork, example: Tensor, keep: float, steps: int = 60) -> None:
+    """Start mask branches where a budget is met and the regions that change their inputs most are kept.
+
+    Args:
+        network: its branches are changed in place.
+        example: inputs like those to come.
+        keep: share of all multiply-adds that is executed on the example, branches included.
+        steps: of the fit.
+
+    Raises:
+        UseError: a share that the network cannot have.
+    """
+    least = float(network.kept_base)
     if not least < keep <= 1:
         raise UseError(
             f"keep {keep:g}: between {least:.2f}, what has no mask and the mask branches, and 1 (of all multiply-adds)"
         )
-    with dispatch.repeatable():
-        fit_branches(sparse, example, (keep - least) / (1 - least), steps)
-        meet(sparse, example, keep)
-    return sparse
+    with evaluating(network), dispatch.repeatable():
+        fit_branches(network, example, (keep - least) / (1 - least), steps)
+        meet(network, example, keep)
 
 
 def fit_branches(network: SparsifiedNetwork, example: Tensor, share: float, steps: int = 60) -> None:
@@ -313,6 +329,3 @@ def _changes(network: SparsifiedNetwork, example: Tensor) -> list[tuple[Tensor, 
     run: Callable[[Tensor], Tensor] = Watching(network.network, graph=network.graph).run
     network.network.enlarge(example, run) if isinstance(network.network, HasCore) else run(example)
     return [(seen[region.entry], seen[region.exit]) for region in network.regions]
-
-
-__all__ = ["Region", "RegionMasks", "SparsifiedNetwork", "fit_branches", "meet", "sparsify"]

@@ -21,7 +21,7 @@ from sparsemask.spaces.described import build_described, describing
 from sparsemask.spaces.protocols import Config
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
-from sparsemask.spaces.sparsified import SparsifiedNetwork
+from sparsemask.spaces.sparsified import SparsifiedNetwork, begin
 from sparsemask.spaces.sr_networks import checkpoints
 from sparsemask.spaces.sr_networks.network import SRNetwork
 from sparsemask.weights import load_strictly
@@ -66,6 +66,11 @@ class SRSpace(MaskedSpace):
         """
         network = checkpoints.load(path)
         return {"dense": _word(network), "scale": network.scale}
+
+    def start_masks(self, network: nn.Module, inputs: Tensor, keep: float) -> None:
+        """Start the masks where the dense network changes its features most."""
+        assert isinstance(network, SparsifiedNetwork)
+        begin(network, inputs, keep)
 
     def teacher(self, path: str | os.PathLike[str]) -> nn.Module:
         """The dense network of a file, frozen."""

@@ -79,8 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = str(error)
             say(f"error: {text if job.source in text else f'{job.source}: {text}'}", sys.stderr)
             continue
+        if not single:
+            left = (time.perf_counter() - began) / number * (len(work) - number)
+            said[0] = f"[{number}/{len(work)}{f', {left:.0f} s left' if number < len(work) else ''}] {said[0]}"
         for line in said:
-            say(f"[{number}/{len(work)}] {line}" if line is said[0] and not single else line, lines)
+            say(line, lines)
     if not single:
         spent = time.perf_counter() - began
         done = f"{len(work) - failed} of {len(work)} pictures enlarged in {spent:.1f} s"
