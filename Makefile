@@ -2,6 +2,7 @@
 # make test   lint, format, types of the public modules, and the tests but for the slow ones, in a few minutes
 # make test-all  the same with all tests
 # make mutants  mutation testing of the core modules, an hour at most (docs/mutants.md); MUTANTS="--help" for more
+# make models  train the networks that ship anew, and put them in place: minutes of one core
 # make docs   the documentation site, in build/site; warnings are errors
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ JOBS ?= 2
 STAMP := $(VENV)/.installed
 PYTEST := $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all docs mutants lint package types format clean
+.PHONY: demo test test-all docs models mutants lint package types format clean
 
 $(STAMP): setup.cfg setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsemask needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -58,6 +59,14 @@ $(VENV)/.docs: $(STAMP)
 
 docs: $(VENV)/.docs package
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+# Set5, in $SPARSEMASK_DATA, is for the scores alone; the last step's weights are taken.
+models: $(STAMP)
+	rm -rf build/pictures build/models
+	$(VENV)/bin/python -m sparsemask.synthetic.photographs build/pictures
+	OMP_NUM_THREADS=1 $(VENV)/bin/python retrain/super_resolution.py --config sparsemask/models/x2.yaml \
+	    --hr_path build/pictures --data_test build/pictures --exp_path build/models --name compact-x2
+	$(VENV)/bin/python bench/models.py --ship build/models/compact-x2/network.safetensors --name compact-x2
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -5,6 +5,8 @@
     python retrain/specialize.py --mask_path mask.npy --ft_model W  a connectivity mask and weights of its network
     python retrain/specialize.py --run runs/NAME --task saliency --data_root MSRA-B
     python retrain/specialize.py --run runs/NAME --task super_resolution --scale 2 --hr_path pictures
+    python retrain/specialize.py --space sr --weights realesr.pth --hr_path photos --keep 0.5     public networks, which
+                                                                    teach themselves: any folder of pictures will do
     python retrain/specialize.py --space smpointseg --ft_model W    masks of these networks, from dense weights;
     python retrain/specialize.py --space smstereo --ft_model W      likewise --space smsr
 

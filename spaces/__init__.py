@@ -22,6 +22,7 @@ _MODULES = {
     "smstereo": "sparsemask.spaces.smstereo.space",
     "specialized": "sparsemask.spaces.specialized.space",
     "hinge": "sparsemask.spaces.group_sparsity.space",
+    "sr": "sparsemask.spaces.sr_networks.space",
     "slim": "sparsemask.spaces.connectivity_pruned_encoder.space",
 }
 _SPACES: dict[str, Space] = {}

@@ -173,6 +173,24 @@ class Shareable(Protocol):
 
 
 @runtime_checkable
+class Distilled(Protocol):
+    """Dense weights say which network is given masks, and the dense network can teach it."""
+
+    def flags_of(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Flags of the configuration, by name, that a dense network's file decides."""
+
+    def start_masks(self, network: nn.Module, inputs: Tensor, keep: float) -> None:
+        """Start the masks of a network with dense weights, without targets, so that a budget is met on inputs.
+
+        Raises:
+            UseError: a budget that the network cannot have.
+        """
+
+    def teacher(self, path: str | os.PathLike[str]) -> nn.Module:
+        """The dense network of a file, frozen, in evaluation mode on the CPU."""
+
+
+@runtime_checkable
 class HasFastForm(Protocol):
     """Networks whose masks multiply have a form that skips what they drop."""
 

@@ -30,6 +30,7 @@ _LAZY = {
     "plan": "sparsemask.spaces.group_sparsity.shrinking",
     "save": "sparsemask.spaces.group_sparsity.shrinking",
     "shrink": "sparsemask.spaces.group_sparsity.shrinking",
+    "sparsify": "sparsemask.spaces.sparsified",
 }
 
 __all__ = ["UseError", "__version__", *_LAZY]

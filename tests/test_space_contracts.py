@@ -62,6 +62,12 @@ class TestSMSR(SpaceContract):
     inputs = 255 * noise(1, 3, 16, 20).abs().clamp(0, 1)
 
 
+class TestSR(SpaceContract):
+    space = spaces.get("sr")
+    config = {"dense": '{"architecture": "EDSR", "scale": 2, "n_feats": 16, "n_blocks": 2}'}
+    inputs = 255 * noise(1, 3, 16, 20).abs().clamp(0, 1)
+
+
 class TestSMPointSeg(SpaceContract):
     space = spaces.get("smpointseg")
     config = {"d_in": 6, "n_class": 4, "channels": [4, 8], "n_neighbors": 4, "radius": 0.3}

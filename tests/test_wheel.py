@@ -105,7 +105,7 @@ def test_a_wheel_has_one_name_at_its_top(wheel):
     assert data and {str(path) for path in data} <= set(names)
 
 
-DATA = (".yaml", ".css", ".js", ".cpp", ".h")
+DATA = (".yaml", ".css", ".js", ".cpp", ".h", ".safetensors")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsemask import runs
+from sparsemask import runs, spaces
 from sparsemask.config import RunConfig
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError
@@ -18,6 +18,7 @@ from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.connectivity.encoding import mask_word, read_mask
 from sparsemask.spaces.connectivity_pruned_encoder.space import small_widths
+from sparsemask.spaces.protocols import Distilled
 from sparsemask.weights import load_weights
 
 _NETWORK = ("backbone_name", "depth")
@@ -74,7 +75,8 @@ def resolve_start(config: RunConfig, given: Mapping) -> RunConfig:
 
 def _masked_space(config: RunConfig) -> RunConfig:
     """Weights of a network whose own masks are to be learnt."""
-    weights = config.family.ft_model or config.network.pretrained_model
+    named = [config.family.ft_model, config.get("weights"), config.network.pretrained_model]
+    weights = next(filter(None, named), None)
     if config.family.mask_path or config.family.run:
         raise UseError(
             f"--mask_path and --run are for connectivity networks, --space {config.network.space} takes --ft_model"
@@ -83,7 +85,9 @@ def _masked_space(config: RunConfig) -> RunConfig:
         raise UseError(f"--ft_model is missing: weights of the dense network of --space {config.network.space}")
     weights = str(Path(weights).resolve())
     load_weights(weights)
-    return config.replace(ft_model=weights, pretrained_model=None)
+    config = config.replace(ft_model=weights, pretrained_model=None)
+    space = spaces.get(config.network.space)
+    return config.replace(weights=None, **space.flags_of(weights)) if isinstance(space, Distilled) else config
 
 
 def _from_weights(config: RunConfig) -> RunConfig:

@@ -7,7 +7,8 @@
     sparsemask specialize  learn where, and in which channels, a trained network needs to compute for a task
     sparsemask compress    all of these by a recipe, to a target in milliseconds or multiply-adds, with a table
     sparsemask export      write a trained network for other programs: safetensors, torch.export, ONNX
-    sparsemask upscale     enlarge a picture by a super-resolution network, and show where it computed
+    sparsemask upscale     enlarge pictures by a super-resolution network, and show where it computed
+    sparsemask models      the trained networks that ship, and their cards
     sparsemask segment-points  a class for every point of a cloud, with pictures and a page to turn it in
     sparsemask disparity   how near each point of a stereo pair is, and which voxels were computed
     sparsemask analyse     how many activations of a network are zero, channel by channel
@@ -41,6 +42,7 @@ VERBS = {
     "compress": "sparsemask.cli.compress.command",
     "export": "sparsemask.retrain.export",
     "upscale": "sparsemask.cli.upscale",
+    "models": "sparsemask.cli.models",
     "segment-points": "sparsemask.cli.segment_points",
     "disparity": "sparsemask.cli.disparity",
     "analyse": "sparsemask.cli.analyse",

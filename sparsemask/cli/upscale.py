@@ -1,46 +1,55 @@
-"""Upscale: a larger picture out of a picture, by a super-resolution network that computes only where it must.
+"""Upscale: larger pictures out of pictures, by a super-resolution network.
 
-    sparsemask upscale IN.png OUT.png                      by the scale of the weights that are found
+    sparsemask upscale IN.png OUT.png                      by the network that is found, else by one that ships
     sparsemask upscale IN.png OUT.png --scale 3 --weights FILE
-    sparsemask upscale IN.png OUT.png --show-masks DIR     also draw where each module computed
+    sparsemask upscale photos 'more/*.jpg' --out-dir large --format webp     folders (of video frames, too), patterns
+    sparsemask upscale IN.png OUT.png --memory 1G          in tiles, for pictures that memory is too small for
+    sparsemask upscale IN.png OUT.png --show-masks DIR     also draw where each module of an SMSR computed
     sparsemask upscale IN.png OUT.png --ensemble           mean over eight flips: a little better, eight times as long
-    sparsemask upscale IN.png OUT.png --tile 256           in tiles, for pictures that memory is too small for
+    cat IN.png | sparsemask upscale - - > OUT.png
 
 Grey pictures stay grey (PNG and TIFF: 16 bits too), transparency is enlarged by bicubic, palettes become colours.
-Weights: --weights (a public checkpoint, a run's, or its network.safetensors), else smsr_x2*.pt and the like in
-$SPARSEMASK_WEIGHTS or the cache.
+Of many pictures a bad one is named and the rest are done; the exit status is 1 then.
+Weights: --weights (a public checkpoint of SRVGGNetCompact, RLFN, SPAN, PLKSR, EDSR or SMSR, a run's
+network.safetensors, or a name of `sparsemask models`), else smsr_x2*.pt and the like in $SPARSEMASK_WEIGHTS or the
+cache, else what ships.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from sparsemask.cli.computing import add_computing, place
-from sparsemask.errors import UseError, command
-from sparsemask.options import Parser, natural, positive
+from sparsemask.errors import UseError, command, say
+from sparsemask.options import Parser, amount, natural, positive
 
-LARGE = 300_000  # input pixels above which tiles are the default: one piece takes 3.6 kB a pixel, tiles 1.3 kB
-TILE = 256
+FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 
 
 def parser() -> Parser:
     """The command's flags."""
     result = Parser("upscale", prog="sparsemask upscale", description=__doc__)
-    result.add_argument("picture", metavar="IN", help="the picture: PNG, JPEG, WebP, TIFF, BMP, ...")
-    result.add_argument("out", metavar="OUT", help="the picture to write: .png, .jpg, .webp, .tif or .bmp")
+    result.add_argument(
+        "pictures", nargs="+", metavar="IN",
+        help="pictures (PNG, JPEG, WebP, TIFF, BMP, ...), folders or patterns, - for standard input; without --out-dir "
+        "one picture and OUT, the file to write",
+    )  # fmt: skip
+    result.add_argument("--out-dir", "--out_dir", default=None, help="folder to write into, by the pictures' names")
+    result.add_argument("--format", choices=FORMATS, default=None, help="of what is written (default: as the picture)")
     result.add_argument("--scale", type=positive, default=None, help="2, 3 or 4 (default: that of the weights)")
     result.add_argument("--weights", default=None, help="the network's weights (default: looked for, see above)")
     result.add_argument(
-        "--show-masks", "--show_masks", metavar="DIR", default=None, help="draw the masks into a folder"
+        "--show-masks", "--show_masks", metavar="DIR", default=None, help="draw the masks into a folder (SMSR)"
     )
     result.add_argument("--ensemble", action="store_true", help="mean over the eight flips and transpositions")
     result.add_argument(
-        "--tile", type=natural, default=None, help=f"input pixels, 0: none (default: {TILE} for large pictures, else 0)"
-    )
+        "--memory", type=amount, default=None, metavar="SIZE", help="largest memory of the process, as 800M or 2G; "
+        "tiles are as large as it has room for (default: 1G where that suffices; SMSR: tiles of 256 for large pictures)"
+    )  # fmt: skip
+    result.add_argument("--tile", type=natural, default=None, help="side of the tiles in pixels, 0: none")
     add_computing(result)
     return result
 
@@ -49,93 +58,80 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parser().parse_args(argv)
-    from sparsemask.pictures.files import check_output, read_picture, write_picture
+    from sparsemask.cli import picture_files as files
 
-    out = check_output(options.out)
-    image = read_picture(options.picture)
-    network, source = find_network(options.weights, options.scale)
+    work, single = _jobs(options, files)
+    from sparsemask.cli.enlarging import find_enlarger
 
+    enlarger = find_enlarger(options.weights, options.scale)
+    if options.show_masks and not enlarger.masked:
+        raise UseError(f"--show-masks: {enlarger.title} computes everything, it has no masks")
+    compute = place(enlarger.network, options)
+    lines = sys.stderr if any(job.out == files.STREAM for job in work) else sys.stdout
+    failed, began = 0, time.perf_counter()
+    for number, job in enumerate(work, 1):
+        try:
+            said = _enlarge(job, enlarger, compute, options, files)
+        except UseError as error:
+            if single:
+                raise
+            failed += 1
+            text = str(error)
+            say(f"error: {text if job.source in text else f'{job.source}: {text}'}", sys.stderr)
+            continue
+        if not single:
+            left = (time.perf_counter() - began) / number * (len(work) - number)
+            said[0] = f"[{number}/{len(work)}{f', {left:.0f} s left' if number < len(work) else ''}] {said[0]}"
+        for line in said:
+            say(line, lines)
+    if not single:
+        spent = time.perf_counter() - began
+        done = f"{len(work) - failed} of {len(work)} pictures enlarged in {spent:.1f} s"
+        say(f"{done}, {failed} failed (named above)" if failed else f"{done}: {options.out_dir}", lines)
+    return 1 if failed else 0
+
+
+def _jobs(options, files) -> tuple[list, bool]:
+    """The pictures to read and the files to write; whether it is one picture into one file."""
+    from sparsemask.pictures.files import check_output
+
+    if options.out_dir is None:
+        if len(options.pictures) < 2:
+            raise UseError("where to? give OUT behind IN, or --out-dir FOLDER")
+        if len(options.pictures) > 2:
+            raise UseError(f"{len(options.pictures) - 1} pictures need --out-dir FOLDER to be written into")
+        source, out = options.pictures
+        if out != files.STREAM:
+            check_output(out)
+            if options.format:
+                raise UseError(f"--format is for --out-dir: the name {out} says the format")
+        return [files.Job(source, out)], True
+    folder = Path(options.out_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UseError(f"--out-dir {folder}: is a file, expected a folder")
+    return files.jobs(files.expand(options.pictures), folder, options.format), False
+
+
+def _enlarge(job, enlarger, compute, options, files) -> list[str]:
+    """Enlarge one picture; returns lines about it."""
     import torch
 
     from sparsemask.finite import check_output
     from sparsemask.sparse import repeatable
 
-    compute = place(network, options)
-    height, width = image.colour.shape[:2]
-    tile = options.tile if options.tile is not None else TILE if height * width > LARGE else 0
+    image = files.read(job.source)
     began = time.perf_counter()
     pixels = torch.from_numpy(image.colour).permute(2, 0, 1)[None].to(compute.device)
     with repeatable():
-        output = check_output(run(network, pixels, tile, options.ensemble), network)
+        output = check_output(enlarger.run(pixels, options.tile, options.memory, options.ensemble), enlarger.network)
     spent = time.perf_counter() - began
     larger = image.enlarged(output[0].permute(1, 2, 0).cpu().numpy())
-    lost = write_picture(out, larger)
-    shares = [float(mask.float().mean()) for mask in network.kept]
-    print(
-        f"{options.picture} {image.size} -> {out} {larger.size}, {spent:.2f} s; computed "
-        f"{100 * np.mean(shares):.0f} % of channels x places ({source})"
-    )
-    for line in [*(f"{options.picture}: {text}" for text in image.remarks), *lost]:
-        print(f"note: {line}")
+    lost = files.write(job.out, larger, options.format)
+    name = files.STDIN_NAME if job.source == files.STREAM else job.source
+    said = [f"{name} {image.size} -> {job.out} {larger.size}, {spent:.2f} s; {enlarger.words()}"]
+    said += [f"note: {line}" for line in [*(f"{name}: {text}" for text in image.remarks), *lost]]
     if options.show_masks:
-        for path in show(image, network, Path(options.picture).stem, Path(options.show_masks)):
-            print(f"masks: {path}")
-    return 0
-
-
-def find_network(weights: str | None, scale: int | None):
-    """(the network, the file it comes from): of `weights`, or of what lies in $SPARSEMASK_WEIGHTS or the cache.
-
-    Raises:
-        UseError: there is none, or one of another scale.
-    """
-    from sparsemask import datasets
-    from sparsemask.spaces.sparse_conv import load_smsr
-
-    path = weights
-    if path is None:
-        for name in [f"smsr_x{scale}"] if scale else ["smsr_x2", "smsr_x3", "smsr_x4"]:
-            path = path or datasets.backbone_weights(name, None)
-    if path is None:
-        raise UseError(
-            f"no weights for x{scale or 2}: give --weights FILE, or put smsr_x{scale or 2}.pt into "
-            f"$SPARSEMASK_WEIGHTS or {datasets.cache() / 'weights'}"
-        )
-    network = load_smsr(path)
-    if scale not in (None, network.scale):
-        raise UseError(f"--scale {scale}: the weights {path} magnify by {network.scale}")
-    return network, path
-
-
-def run(network, pixels, tile: int, ensemble: bool):
-    """The enlarged image (1, 3, s·H, s·W); UseError where memory is too small for it in one piece."""
-    from sparsemask.spaces.sparse_conv import upscale
-
-    try:
-        return upscale(network, pixels, tile, ensemble)
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        size = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
-        raise UseError(
-            f"not enough memory for {size} pixels: try --tile {max(64, tile // 2) if tile else 256}"
-        ) from None
-
-
-def show(image, network, name: str, folder: Path) -> list[Path]:
-    """Draw the masks: all of them with their keep ratios on one page, and each over the image, pixel by pixel."""
-    from PIL import Image
-
-    from sparsemask.files import write_bytes
-    from sparsemask.pictures.files import encoded
-    from sparsemask.pictures.overlay import draw_masks, overlay
-
-    pixels = np.clip(np.rint(image.colour), 0, 255).astype(np.uint8)
-    masks = [mask[0, 0].cpu().numpy() for mask in network.masks]
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [draw_masks(pixels, masks, folder / f"{name}_masks.png", f"Where each module computes: {name}")]
-    for number, mask in enumerate(masks, 1):
-        path = folder / f"{name}_module{number}.png"
-        write_bytes(path, encoded(Image.fromarray(overlay(pixels, mask)), "PNG"))
-        paths.append(path)
-    return paths
+        paths = enlarger.draw_masks(image, Path(job.out).stem if job.source == files.STREAM else Path(name).stem,
+                                    Path(options.show_masks))  # fmt: skip
+        said += [f"masks: {path}" for path in paths]
+    return said

@@ -7,6 +7,7 @@ import os
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,7 +18,7 @@ from sparsemask.files import write_bytes
 from sparsemask.VOC12.images import deep_colours, grey_levels, is_deep, upright
 
 # Formats that are written, by suffix; and which of them have room for alpha and for 16 bits of grey.
-_WRITTEN = {
+WRITTEN = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"
 }  # fmt: skip
 _ALPHA, _DEEP = {"PNG", "WEBP", "TIFF"}, {"PNG", "TIFF"}
@@ -59,21 +60,27 @@ def read_picture(path: str | os.PathLike) -> Picture:
         raise UseError(f"{path}: is a folder, expected a picture")
     if not path.exists():
         raise UseError(f"picture not found: {path}")
+    return decode_picture(path, path)
+
+
+def decode_picture(file: Path | BinaryIO, name: object) -> Picture:
+    """Decode a file or an open binary stream that messages call `name`; errors as for :func:`read_picture`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are large but possible
-            with Image.open(path) as opened:
+            with Image.open(file) as opened:
                 remarks = ["16 bits a colour became 8"] if deep_colours(opened) else []
                 opened.load()
                 return _decoded(opened, remarks)
     except UnidentifiedImageError:
-        raise UseError(f"{path}: {stand_in(path) or 'not a picture that can be read'}") from None
+        why = stand_in(file) if isinstance(file, Path) else ""
+        raise UseError(f"{name}: {why or 'not a picture that can be read'}") from None
     except Image.DecompressionBombError as error:
-        raise UseError(f"{path}: {one_line(error).split(',')[0]}") from None
+        raise UseError(f"{name}: {one_line(error).split(',')[0]}") from None
     except (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UseError(f"{path}: truncated or not a picture ({one_line(error)[:160]})") from None
+        raise UseError(f"{name}: truncated or not a picture ({one_line(error)[:160]})") from None
 
 
 def _decoded(opened: Image.Image, remarks: list[str]) -> Picture:
@@ -102,8 +109,8 @@ def _tripled(values: np.ndarray) -> np.ndarray:
 def check_output(path: str | os.PathLike) -> Path:
     """Return the path if an image can be written there; UseError otherwise."""
     path = Path(path)
-    if path.suffix.lower() not in _WRITTEN:
-        raise UseError(f"{path}: a picture's name must end in one of {', '.join(_WRITTEN)}")
+    if path.suffix.lower() not in WRITTEN:
+        raise UseError(f"{path}: a picture's name must end in one of {', '.join(WRITTEN)}")
     if path.is_dir():
         raise UseError(f"{path}: is a folder, expected the name of the picture to write")
     if not path.parent.is_dir():
@@ -114,7 +121,14 @@ def check_output(path: str | os.PathLike) -> Path:
 def write_picture(path: str | os.PathLike, image: Picture) -> list[str]:
     """Write an image atomically in the format of its suffix; returns notes on what the format could not hold."""
     path = check_output(path)
-    form, lost = _WRITTEN[path.suffix.lower()], []
+    data, lost = encode_picture(image, WRITTEN[path.suffix.lower()])
+    write_bytes(path, data)
+    return lost
+
+
+def encode_picture(image: Picture, form: str) -> tuple[bytes, list[str]]:
+    """The content of an image's file in a format of :data:`WRITTEN`, and notes on what it could not hold."""
+    lost = []
     deep = image.deep and form in _DEEP and image.alpha is None
     if image.deep and not deep:
         lost.append("16 bits became 8")
@@ -133,8 +147,7 @@ def write_picture(path: str | os.PathLike, image: Picture) -> list[str]:
             lost.append(f"{form} has no transparency")
     options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(form, {})
     notes = {k: v for k, v in image.notes.items() if k != "dpi" or form != "WEBP"}
-    write_bytes(path, encoded(result, form, **options, **notes))
-    return lost
+    return encoded(result, form, **options, **notes), lost
 
 
 def encoded(image: Image.Image, form: str, **options) -> bytes:

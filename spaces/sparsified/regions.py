@@ -1,0 +1,252 @@
+"""Regions of a network that a mask over locations can skip, found in its graph.
+
+A region has one input and one output of the same shape, and between them only convolutions that keep the size and
+operators that treat every location by itself. Where a mask drops a location, the region's output is its input there: a
+residual block adds nothing, a chain passes on what it was given.
+
+The graph is that of ``torch.fx``, which has every operator in order; the channel graph that `shrink` works on
+(:mod:`sparsemask.spaces.group_sparsity.tracing`) has the layers alone.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from sparsemask.errors import UseError, one_line
+
+_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Mish, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish,
+    nn.Hardsigmoid, nn.Softplus, nn.Identity, nn.Dropout, nn.Dropout2d,
+)  # fmt: skip
+_FUNCTIONS = {
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.getitem, torch.add, torch.sub,
+    torch.mul, torch.relu, torch.sigmoid, torch.tanh, torch.cat, F.relu, F.relu6, F.leaky_relu, F.elu, F.silu, F.mish,
+    F.gelu, F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid, F.softplus,
+}  # fmt: skip
+_METHODS = {"add", "sub", "mul", "div", "neg", "relu", "sigmoid", "tanh", "contiguous"}
+LONGEST = 4  # convolutions of a region that is no residual block
+_MOST = 8  # of a residual block
+_BRANCH = 0.25  # share of a region's multiply-adds that its mask branch may cost
+Shape = tuple[int, ...]
+
+
+@runtime_checkable
+class HasCore(Protocol):
+    """A network whose graph is that of one of its methods, what stands around it being plain Python on sizes."""
+
+    def compute(self, x: Tensor) -> Tensor:
+        """The network's arithmetic, which can be traced."""
+
+    def enlarge(self, images: Tensor, compute: object) -> Tensor:
+        """The network's output, with `compute` in place of its own."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a graph under one mask; nodes by name.
+
+    Attributes:
+        entry: the node that it reads.
+        exit: its last node, of the shape of `entry`.
+        inside: all of its nodes, `exit` included.
+        convs: those that are convolutions, in order.
+        fused: convolutions whose only reader is a ReLU or leaky ReLU: (its node, as the sparse operator names it).
+        channels: of `entry`.
+        multiply_adds: of each convolution, for the example.
+        branch: of the mask branch, for the example.
+    """
+
+    entry: str
+    exit: str
+    inside: frozenset[str]
+    convs: tuple[str, ...]
+    fused: dict[str, tuple[str, str]]
+    channels: int
+    multiply_adds: tuple[int, ...]
+    branch: int
+
+
+def traced(network: nn.Module, example: Tensor) -> fx.Graph:
+    """The graph of a network with the shapes of its tensors for an example, in ``node.meta["tensor_meta"]``.
+
+    Raises:
+        UseError: a network whose control flow depends on values, so that it has no one graph.
+    """
+    tracer = fx.Tracer()
+    inputs = example
+    if isinstance(network, HasCore):
+        tracer.traced_func_name = "compute"
+    try:
+        graph = tracer.trace(network)
+        # Parameters are shared with the network; only shapes are noted.
+        ShapeProp(fx.GraphModule(network, graph)).propagate(inputs)
+    except UseError:
+        raise
+    except Exception as error:  # whatever a user's forward raises when it is given a proxy
+        raise UseError(
+            f"{type(network).__name__} cannot be traced by torch.fx, so that its chains of convolutions are not known: "
+            f"{one_line(error)[:200]}"
+        ) from None
+    return graph
+
+
+def find_regions(network: nn.Module, graph: fx.Graph) -> list[Region]:
+    """The regions of a traced network in order, without overlap; those alone whose convolutions outweigh a mask.
+
+    Args:
+        network: its modules are asked for kernels.
+        graph: with shapes, see :func:`traced`.
+
+    Returns:
+        Residual blocks where there are any, else chains of up to four convolutions.
+    """
+    search = _Search(network, graph)
+    regions: list[Region] = []
+    taken: set[str] = set()
+    for entry in search.nodes:
+        if entry.name in taken or search.shape(entry) is None or search.goes_on(entry):
+            continue
+        region = search.from_entry(entry)
+        if region is not None and not region.inside & taken:
+            regions.append(region)
+            taken |= region.inside - {region.exit}
+    return regions
+
+
+class _Search:
+    """Looks for regions in one graph."""
+
+    def __init__(self, network: nn.Module, graph: fx.Graph):
+        self.modules, self.nodes = dict(network.named_modules()), list(graph.nodes)
+        self.index = {node: number for number, node in enumerate(self.nodes)}
+
+    def shape(self, node: fx.Node) -> Shape | None:
+        """The shape of an image-like value, None for any other."""
+        meta = node.meta.get("tensor_meta")
+        shape = tuple(meta.shape) if isinstance(meta, fx.passes.shape_prop.TensorMetadata) else ()
+        return shape if len(shape) == 4 else None
+
+    def conv(self, node: fx.Node) -> nn.Conv2d | None:
+        """The convolution that a node calls, if it keeps the size."""
+        layer = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            return None
+        before, after = self.shape(node.all_input_nodes[0]), self.shape(node)
+        same = before is not None and after is not None and before[2:] == after[2:] and set(layer.stride) == {1}
+        return layer if same else None
+
+    def by_location(self, node: fx.Node, entry: fx.Node) -> bool:
+        """Whether a node treats every location of values of the entry's size by itself."""
+        if node.op == "call_module":
+            layer = self.modules.get(str(node.target))
+            known = isinstance(layer, _MODULES)
+            changes = bool(vars(layer).get("inplace")) if known else False
+        elif node.op == "call_function":
+            known, changes = node.target in _FUNCTIONS, bool(node.kwargs.get("inplace"))
+            if node.target is torch.cat:
+                known = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) in (1, -3)
+        else:
+            known, changes = node.op == "call_method" and node.target in _METHODS, False
+        if not known or (changes and entry in node.all_input_nodes):
+            return False
+        shape, whole = self.shape(node), self.shape(entry)
+        assert whole is not None
+        others = [value for value in node.all_input_nodes if value.op == "get_attr"]
+        scalars = all(self.shape(value) is None or self.shape(value)[2:] == (1, 1) for value in others)  # type: ignore[index]
+        return shape is not None and (shape[0], *shape[2:]) == (whole[0], *whole[2:]) and scalars
+
+    def goes_on(self, node: fx.Node) -> bool:
+        """Whether a node's only reader is an activation, behind which a region begins rather than before it."""
+        users = list(node.users)
+        return len(users) == 1 and len(users[0].all_input_nodes) == 1 and self.by_location(users[0], node)
+
+    def from_entry(self, entry: fx.Node) -> Region | None:
+        """The region that begins at a node: the smallest residual block, else the longest short chain."""
+        reachable: list[fx.Node] = []
+        known = {entry}
+        for node in self.nodes[self.index[entry] + 1 :]:
+            inputs = [value for value in node.all_input_nodes if value.op != "get_attr"]
+            if inputs and known.issuperset(inputs) and (self.conv(node) or self.by_location(node, entry)):
+                known.add(node)
+                reachable.append(node)
+        residual, chains = [], []
+        for exit in reachable:
+            if self.shape(exit) != self.shape(entry):
+                continue
+            alike = (self.conv(exit) is None) == (self.conv(entry) is None)
+            inside = self.behind(exit, entry)
+            convs = [node for node in inside if self.conv(node)]
+            if not convs or len(convs) > _MOST or self.leaks(inside, exit):
+                continue
+            last = self.index[convs[-1]]
+            closed = any(user in inside and self.index[user] > last for user in entry.users)
+            candidate = len(convs), inside, convs, exit
+            if closed:
+                residual.append(candidate)
+            elif 2 <= len(convs) <= LONGEST and alike:  # what is passed on is of the kind that is read
+                chains.append(candidate)
+        if residual:
+            least = min(count for count, *_ in residual)
+            found = [candidate for candidate in residual if candidate[0] == least][-1]
+        elif chains:
+            most = max(count for count, *_ in chains)
+            found = [candidate for candidate in chains if candidate[0] == most][-1]
+        else:
+            return None
+        return self.paying(entry, *found[1:])
+
+    def behind(self, exit: fx.Node, entry: fx.Node) -> list[fx.Node]:
+        """What is computed between the two, in order."""
+        needed, stack = {exit}, [exit]
+        while stack:
+            for value in stack.pop().all_input_nodes:
+                if value is not entry and value.op != "get_attr" and value not in needed:
+                    needed.add(value)
+                    stack.append(value)
+        return sorted(needed, key=self.index.__getitem__)
+
+    def leaks(self, inside: Sequence[fx.Node], exit: fx.Node) -> bool:
+        """Whether anything but the exit is read outside."""
+        own = set(inside)
+        return any(not own.issuperset(node.users) for node in inside if node is not exit)
+
+    def paying(
+        self, entry: fx.Node, inside: Sequence[fx.Node], convs: Sequence[fx.Node], exit: fx.Node
+    ) -> Region | None:
+        """The region, if what it computes is worth a mask branch."""
+        shape = self.shape(entry)
+        assert shape is not None
+        locations, channels = shape[0] * shape[2] * shape[3], shape[1]
+        layers = [self.conv(node) for node in convs]
+        counts = tuple(locations * layer.weight.numel() for layer in layers if layer is not None)
+        width = max(1, channels // 4)
+        branch = int(locations * 9 * (channels * width + (width * width + 2 * width) / 4))
+        if branch > _BRANCH * sum(counts):
+            return None
+        fused = {node.name: found for node in convs if (found := self.activation(node, inside)) is not None}
+        names = frozenset(node.name for node in inside)
+        return Region(entry.name, exit.name, names, tuple(n.name for n in convs), fused, channels, counts, branch)
+
+    def activation(self, node: fx.Node, inside: Sequence[fx.Node]) -> tuple[str, str] | None:
+        """The ReLU or leaky ReLU that is a convolution's only reader, as the sparse operator names it."""
+        users = list(node.users)
+        if len(users) != 1 or users[0] not in inside:
+            return None
+        user = users[0]
+        slope: object = None
+        layer = self.modules.get(str(user.target)) if user.op == "call_module" else None
+        if isinstance(layer, nn.ReLU) or user.target in (F.relu, torch.relu):
+            return user.name, "relu"
+        if isinstance(layer, nn.LeakyReLU):
+            slope = layer.negative_slope
+        elif user.target is F.leaky_relu:
+            slope = user.args[1] if len(user.args) > 1 else user.kwargs.get("negative_slope", 0.01)
+        return (user.name, f"leaky_relu:{slope:g}") if isinstance(slope, float) and slope > 0 else None

@@ -1,0 +1,242 @@
+"""sparsify: regions of any network of convolutions, masks on them, and the form that skips."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import literal_sr as literal
+import sparsemask
+from sparsemask import costs
+from sparsemask.errors import UseError
+from sparsemask.spaces import sr_networks
+from sparsemask.spaces.sparse_conv.masking import mean_kept
+from sparsemask.spaces.sparsified import SparsifiedNetwork
+from sparsemask.sparse import available_backends, backend, set_mask_mode
+
+SIZE = (24, 29)
+# Architecture: a small network, and the first convolution of each of its regions.
+SMALL = {
+    "SRVGGNetCompact": (lambda: sr_networks.SRVGGNetCompact(2, 16, 8), ["body.2", "body.10"]),
+    "RLFN": (lambda: sr_networks.RLFN(2, 16, 2), ["block_1.c1_r", "block_2.c1_r"]),
+    "SPAN": (
+        lambda: sr_networks.SPAN(2, 16, 3, folded=True),
+        ["block_1.c1_r.eval_conv", "block_2.c1_r.eval_conv"],  # the third's inside is read at the network's end
+    ),
+    "PLKSR": (lambda: sr_networks.PLKSR(2, 16, 2, 5, 4), ["feats.1.channe_mixer.0", "feats.2.channe_mixer.0"]),
+    "EDSR": (lambda: sr_networks.EDSR(2, 16, 2), ["body.0.body.0", "body.1.body.0"]),
+}
+BACKENDS = [name for name, reason in available_backends().items() if reason is None and name != "triton"]
+
+
+@pytest.fixture(autouse=True)
+def one_backend():
+    """Not whichever is fastest at the moment; a test may choose another inside."""
+    with backend("reference"):
+        yield
+
+
+def picture(dtype: torch.dtype = torch.float32, count: int = 1) -> torch.Tensor:
+    return 255 * torch.rand(count, 3, *SIZE, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def half(network: SparsifiedNetwork) -> SparsifiedNetwork:
+    """Mask branches at random, which keep about a half."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for masks in network.region_masks:
+            for parameter in masks.spa_mask.parameters():
+                parameter.normal_()
+            masks.ch_mask.copy_(torch.rand_like(masks.ch_mask))  # layers that are computed everywhere, too
+    return network.eval()
+
+
+def masked(name: str, dtype: torch.dtype = torch.float32) -> SparsifiedNetwork:
+    torch.manual_seed(0)
+    network = SMALL[name][0]().to(dtype).eval()
+    return half(SparsifiedNetwork(network, picture(dtype)))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_regions_are_the_blocks(name):
+    network = masked(name)
+    assert network.mask_names == SMALL[name][1]
+    shares = torch.cat([weights for weights in network.kept_weights])
+    assert 0.3 < float(shares.sum()) < 1 and 0 < network.kept_base < 1
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_skipping_is_multiplying(name):
+    """By every backend, whatever the masks: to 1e-5 of the output."""
+    network, x = masked(name), picture(count=2)
+    with backend("reference"):
+        wanted = network(x)
+    kept = torch.stack([mask.float().mean() for mask in network.masks])
+    assert ((kept > 0.05) & (kept < 0.95)).all()
+    for chosen in BACKENDS:
+        with backend(chosen):
+            torch.testing.assert_close(network(x), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()), msg=chosen)
+
+
+@torch.no_grad()
+def test_a_residual_block_by_hand():
+    """EDSR in float64, spelled out: dropped outputs are zero inside, and the block's input behind it."""
+    network, x = masked("EDSR", torch.float64), picture(torch.float64)
+    with backend("reference"):
+        got = network(x)
+    state = {key.removeprefix("network."): value for key, value in network.state_dict().items()}
+    first = y = literal.apply(state, "head.0", literal.apply(state, "sub_mean", x))
+    for k, masks in enumerate(network.region_masks):
+        logits = masks.spa_mask.logits(y)
+        mask = (logits[:, 1:] > logits[:, :1]).double()
+        gates = [1.0 if dense >= sparse else mask for dense, sparse in masks.ch_mask[0, 0].tolist()]
+        inside = F.relu(literal.apply(state, f"body.{k}.body.0", y)) * gates[0]
+        inside = literal.apply(state, f"body.{k}.body.2", inside) * gates[1]
+        y = mask * (y + inside) + (1 - mask) * y
+    y = literal.apply(state, "body.2", y) + first
+    y = F.pixel_shuffle(literal.apply(state, "tail.0.0", y), 2)
+    wanted = literal.apply(state, "add_mean", literal.apply(state, "tail.1", y))
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_chain_by_hand():
+    """SRVGGNetCompact in float64: where a chain of four convolutions is dropped, it passes on its input."""
+    network, x = masked("SRVGGNetCompact", torch.float64), picture(torch.float64)
+    for masks in network.region_masks:
+        masks.ch_mask.copy_(torch.tensor([0.0, 1.0]))
+    with backend("reference"):
+        got = network(x)
+    body = network.network.body
+    y = body[1](body[0](x / 255))
+    for number, masks in enumerate(network.region_masks):
+        logits = masks.spa_mask.logits(y)
+        mask, before = (logits[:, 1:] > logits[:, :1]).double(), y
+        for k in range(2 + 8 * number, 10 + 8 * number, 2):
+            y = body[k + 1](mask * body[k](y))
+        y = torch.where(mask.bool(), y, before)
+    wanted = 255 * (F.pixel_shuffle(body[-1](y), 2) + F.interpolate(x / 255, scale_factor=2.0))
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_all_kept_is_the_dense_network(name):
+    network, x = masked(name), picture()
+    for masks in network.region_masks:
+        masks.spa_mask[-1].weight.zero_()
+        masks.spa_mask[-1].bias.copy_(torch.tensor([0.0, 1.0]))
+    wanted = network.network(x)
+    torch.testing.assert_close(network(x), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    assert float(mean_kept(network)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_training_is_soft_and_reaches_masks_and_weights(name):
+    network, x = masked(name).train(), picture()
+    torch.manual_seed(0)
+    network(x).square().mean().backward()
+    silent = [key for key, p in network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not [key for key in silent if "no_norm" not in key and not key.endswith("bias")], silent
+    assert mean_kept(network).requires_grad
+
+
+@pytest.mark.parametrize("name", ["EDSR", "SPAN"])
+def test_training_with_fixed_masks_is_the_evaluation(name):
+    network, x = masked(name), picture()
+    with torch.no_grad():
+        wanted = network(x)
+    set_mask_mode(network, "hard")
+    torch.testing.assert_close(network.train()(x).detach(), wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+
+
+@torch.no_grad()
+def test_what_is_executed_is_what_is_kept():
+    """Kept fractions weigh layers by their multiply-adds: the operator's own count agrees."""
+    network, x = masked("EDSR"), picture()
+    network(x)
+    branches = sum(region.branch for region in network.regions) / costs.multiply_adds(network.network, [x])
+    executed = costs.multiply_adds(network, [x]) / costs.multiply_adds(network.network, [x])
+    assert executed == pytest.approx(float(mean_kept(network)), abs=0.1 * branches + 0.01)
+
+
+def test_copies_are_of_their_own():
+    network, x = masked("RLFN"), picture()
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        wanted = network(x)
+        for parameter in network.parameters():
+            parameter.zero_()
+        assert torch.equal(other(x), wanted)
+
+
+class Users(nn.Module):
+    """A network of somebody's: strides, batch norm, a residual block with a projection, classes at its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.one, self.two = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.depth, self.point = nn.Conv2d(16, 16, 5, padding=2, groups=16), nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.two(F.silu(self.one(x)))
+        return self.head(torch.relu(self.point(self.depth(x))).mean((2, 3)))
+
+
+def test_any_network():
+    torch.manual_seed(0)
+    network, x = Users().eval(), torch.randn(2, 3, 32, 40)
+    sparse = sparsemask.sparsify(network, x, keep=0.7, steps=5)
+    assert sparse.mask_names == ["one"]  # the depth-wise pair is cheaper than a mask branch
+    assert [tuple(mask.shape) for mask in sparse.masks] == [(2, 1, 16, 20)]
+    assert float(mean_kept(sparse)) == pytest.approx(0.7, abs=0.03)
+    assert sparse(x).shape == (2, 5)
+
+
+def test_the_share_is_met_where_regions_change_most():
+    torch.manual_seed(0)
+    keep, x = 0.7, torch.zeros(1, 3, 32, 32)
+    x[..., 8:20, 10:26] = 255 * torch.rand(3, 12, 16)
+    network = sr_networks.EDSR(2, 16, 3).eval()
+    with torch.no_grad():
+        for block in network.body[:-1]:
+            for layer in (block.body[0], block.body[2]):
+                layer.bias.zero_()
+                layer.weight.sub_(layer.weight.mean((1, 2, 3), keepdim=True))
+    sparse = sparsemask.sparsify(network, x, keep=keep, steps=30)
+    with torch.no_grad():
+        sparse(x)
+    assert float(mean_kept(sparse)) == pytest.approx(keep, abs=0.03)
+    inside = torch.stack([mask[..., 8:20, 10:26].float().mean() for mask in sparse.masks])
+    everywhere = torch.stack([mask.float().mean() for mask in sparse.masks])
+    assert float(inside.mean()) > float(everywhere.mean())
+
+
+class Decides(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("network", "keep", "words"),
+    [
+        (Decides(), 0.5, ["Decides", "torch.fx"]),
+        (nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU()), 0.5, ["Sequential", "no residual block"]),
+        (sr_networks.EDSR(2, 16, 4), 0.05, ["keep 0.05", "between 0."]),
+        (sr_networks.EDSR(2, 16, 4), 1.5, ["keep 1.5"]),
+    ],
+    ids=["control flow", "nothing to mask", "too little", "too much"],
+)
+def test_what_cannot_be(network, keep, words):
+    with pytest.raises(UseError) as error:
+        sparsemask.sparsify(network, picture(), keep=keep, steps=2)
+    for word in words:
+        assert word in str(error.value)

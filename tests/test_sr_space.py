@@ -1,0 +1,98 @@
+"""The space "sr": a public network is given masks by the commands, teaches itself, and enlarges pictures with them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import literal_sr as literal
+from small_pictures import make_folder, scene
+from sparsemask import spaces
+from sparsemask.cli import upscale
+from sparsemask.retrain import specialize
+from sparsemask.sparse import backend
+from tiny import borrow_kernels, fails
+from without_images import without_images
+
+FEW = [
+    "--space", "sr", "--weights", "edsr.pth", "--hr_path", "photos", "--keep", "0.8", "--max_iter", "4", "--batch_size",
+    "2", "--patch_size", "12", "--eval_interval", "4", "--rounds", "0", "--settle", "0.5", "--log_interval", "1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A public file of a small EDSR and a folder of pictures as working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(tmp_path / "home")))
+    monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
+    torch.save({"state_dict": literal.edsr_state(literal.fill(literal.edsr_layout(2, 16, 2), dtype=torch.float32))},
+               "edsr.pth")  # fmt: skip
+    make_folder(tmp_path / "photos", 4)
+    with backend("reference"):
+        yield tmp_path
+
+
+def test_from_dense_weights_to_an_enlarged_picture(place, capfd):
+    with without_images():
+        assert specialize.main([*FEW, "--name", "s"]) == 0
+    said = capfd.readouterr().out
+    assert "starting from" in said and "of the multiply-adds (budget 0.8" in said
+    rows = {row["form"]: row for row in json.loads((place / "runs/s/forms.json").read_text())}
+    assert rows["sparse"]["multiply_adds"] > 0 and abs(rows["sparse"]["psnr"] - rows["dense"]["psnr"]) < 20
+    Image.fromarray(scene(7, (20, 31))).save("in.png")
+    assert upscale.main(["in.png", "out.png", "--weights", "runs/s/network.safetensors", "--show-masks", "m"]) == 0
+    assert "computed " in capfd.readouterr().out
+    assert Image.open("out.png").size == (62, 40)
+    assert sorted(path.name for path in (place / "m").iterdir())[0] == "in_masks.png"
+    network = spaces.get("sr").load("runs/s/network.safetensors").network
+    with torch.no_grad():
+        image = torch.from_numpy(np.array(Image.open("in.png"))).permute(2, 0, 1)[None].float()
+        wanted = network(image)[0].clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(np.array(Image.open("out.png")), wanted)
+    fails(capfd, upscale.main, ["in.png", "no.png", "--weights", "runs/s/network.safetensors", "--tile", "64"],
+          ["--tile", "whole pictures"])  # fmt: skip
+
+
+def test_it_learns_from_the_dense_network_alone(place, capfd, monkeypatch):
+    """The loss is the distance to the dense network's output: pictures of another truth give the same run."""
+    from sparsemask.tasks.super_resolution.task import SuperResolutionTask
+
+    whole, targets = SuperResolutionTask.loss, []
+
+    def loss(self, output, target):
+        targets.append(target.detach().clone())
+        return whole(self, output, target)
+
+    monkeypatch.setattr(SuperResolutionTask, "loss", loss)
+    with without_images():
+        assert specialize.main([*FEW, "--name", "s"]) == 0
+        weights = [torch.load(place / "runs/s/checkpoints/last.pt", weights_only=True)["model"]]
+        assert specialize.main([*FEW, "--name", "t", "--truth", "1"]) == 0
+        weights.append(torch.load(place / "runs/t/checkpoints/last.pt", weights_only=True)["model"])
+    taught, true = targets[1], targets[0]
+    assert not torch.equal(taught, true)
+    assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--weights": "gone.pth"}, ["gone.pth"]),
+        ({"--weights": "photos/0001.png"}, ["0001.png"]),
+        ({"--weights": None}, ["--ft_model is missing"]),
+        ({"--weights": "other.pth"}, ["other.pth", "RRDBNet", "known are"]),
+    ],
+    ids=["absent", "no weights", "none named", "unknown"],
+)
+def test_bad_input(place, capfd, change, words):
+    torch.save({"conv_first.weight": torch.zeros(64, 3, 3, 3), "body.0.rdb1.conv1.weight": torch.zeros(1)}, "other.pth")
+    (flag, value), argv = next(iter(change.items())), list(FEW)
+    at = argv.index(flag)
+    argv[at : at + 2] = [] if value is None else [flag, value]
+    fails(capfd, specialize.main, argv, words)
+    assert not (place / "runs").exists()
