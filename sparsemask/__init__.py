@@ -22,7 +22,9 @@ _LAZY = {
     "load_weights": "sparsemask.weights",
     "trust": "sparsemask.plugins",
     "load": "sparsemask.spaces.group_sparsity.shrinking",
+    "open_predictor": "sparsemask.api.prediction",
     "plan": "sparsemask.spaces.group_sparsity.shrinking",
+    "predict": "sparsemask.api.prediction",
     "save": "sparsemask.spaces.group_sparsity.shrinking",
     "shrink": "sparsemask.spaces.group_sparsity.shrinking",
 }

@@ -22,6 +22,7 @@ from sparsemask.engine import Method, distributed, fit
 from sparsemask.options import Parser
 from sparsemask.runs import Run
 from sparsemask.training_setup import Context
+from sparsemask.weights import describe_safetensors
 
 if TYPE_CHECKING:
     from sparsemask.tasks.protocol import Task
@@ -315,5 +316,8 @@ def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | Non
     if context.main:
         run.note(state="finished", result=result)
         status = family.finish(context, built, result)
+        shared = run.folder / "network.safetensors"
+        if shared.is_file():
+            describe_safetensors(shared, (built.task or context.task).description())
     distributed.stop()
     return status

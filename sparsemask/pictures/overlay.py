@@ -41,6 +41,31 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None], image, dark.round()).astype(np.uint8)
 
 
+def blend(
+    image: np.ndarray, palette: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, opacity: float = 0.55
+) -> np.ndarray:
+    """The image with the classes' colours over it, and a line where two classes meet.
+
+    Args:
+        image: uint8 (H, W, 3).
+        palette: colours (N, 3), 0 to 255.
+        labels: classes (H, W), below N.
+        weights: how much of the colour each pixel takes, (H, W) in [0, 1]; None: all of it.
+        opacity: of the colours, 0 to 1. Black, mostly the background's, leaves the image as it is.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    palette = np.asarray(palette, np.float32)
+    share = opacity * (palette.max(axis=1) > 0).astype(np.float32)[labels]
+    share = share if weights is None else share * np.asarray(weights, np.float32)
+    mixed = image + share[..., None] * (palette[labels] - image)
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    return np.rint(np.where(edge[..., None], 0.25 * mixed + 0.75 * 255, mixed)).astype(np.uint8)
+
+
 def draw_masks(
     image: np.ndarray,
     masks: Sequence[np.ndarray],
