@@ -8,6 +8,7 @@ nothing else of a family: :func:`train` trains every :class:`TrainingFamily`, fr
 from __future__ import annotations
 
 import importlib
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from sparsemask import flags, training_setup
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import Method, distributed, fit
+from sparsemask.engine.rehearsal import rehearse
 from sparsemask.options import Parser
 from sparsemask.runs import Run
 from sparsemask.training_setup import Context
@@ -300,6 +302,8 @@ def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | Non
     Raises:
         UseError: nothing can be trained from this configuration. A folder that this call made is then removed.
     """
+    if parser.given(argv).get("dry_run"):
+        return _rehearse(family, parser, argv)
     context = training_setup.open_training(parser, argv, family.resolve, family.default_flags)
     run = context.run
     with context.clean():
@@ -321,3 +325,24 @@ def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | Non
             describe_safetensors(shared, (built.task or context.task).description())
     distributed.stop()
     return status
+
+
+def _rehearse(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | None) -> int:
+    """Say what :func:`train` would train, from a few steps in a folder that is taken away again."""
+    with tempfile.TemporaryDirectory(prefix="sparsemask-") as folder:
+        context = training_setup.open_training(parser, argv, family.resolve, family.default_flags, beside=folder)
+        built = family.build(context)
+        config = context.config.replace(**built.changes)
+        context = context.with_config(config)
+        task = built.task or context.task
+        method = family.method(context, built)
+        rehearsal = rehearse(built.model, method, task, config, context.run, context.arithmetic, {})
+        lines = [
+            "dry run, nothing was written",
+            f"would     {family.verb}: space {config.network.space}, task {config.data.task}",
+            f"on        {len(task.train_data)} training {task.items}, {len(task.eval_data)} {task.measured_on()}",
+            *rehearsal.lines(config, context.arithmetic, task.items),
+        ]
+        context.say("\n".join(lines))
+    distributed.stop()
+    return 0

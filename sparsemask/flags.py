@@ -46,6 +46,9 @@ class RunSection(Section):
         transient=True,
         help="go on with a run, from its own configuration; without RUN: the run --name if it exists, else a new one",
     )
+    dry_run: bool = flag(
+        False, transient=True, help="say what would be trained, how long and in how much memory; write nothing"
+    )
 
 
 def add_run(parser: Parser, space: Space | None = None) -> None:
@@ -173,7 +176,7 @@ def typed(argv: Sequence[str] | None) -> dict[str, str]:
     for word, after in itertools.zip_longest(words, words[1:], fillvalue="--"):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
-            found[name[2:]] = value if equals else "" if after.startswith("--") else after
+            found[name[2:].replace("-", "_")] = value if equals else "" if after.startswith("--") else after
     return found
 
 

@@ -19,9 +19,10 @@
     sparsemask check       open every picture and label of a data set and say what is wrong
     sparsemask sample      draw the embedded sample set
     sparsemask doctor      what is installed here, what computes and what is missing, on one screen
+    sparsemask completion  a script by which the Tab key completes commands and flags, for bash and zsh
     sparsemask demo        all of it on the sample set, in minutes, with a table and pictures
 
-`sparsemask VERB --help` lists a verb's flags.
+`sparsemask VERB --help` lists a verb's usual flags, `--help-all` every one.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ VERBS = {
     "sample": "sparsemask.VOC12.sample",
     "demo": "sparsemask.cli.demo",
     "doctor": "sparsemask.cli.doctor",
+    "completion": "sparsemask.cli.completion",
 }
 
 

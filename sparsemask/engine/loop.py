@@ -138,7 +138,8 @@ class Fit:
             state,
         )
 
-    def _batches(self):
+    def batches(self):
+        """The batches of the steps to come, from loader processes; to be closed."""
         config = self.config
         self.sampler = self._sampler(self.step, self.max_iter, config.run.seed, self.planned)
         cuda = self.arithmetic.device.type == "cuda"
@@ -242,7 +243,7 @@ class Fit:
         result: dict = dict(self.best.get("latest", {}))
         set_training(self.model, training.freeze_bn)
         try:
-            with self.interrupt, repeatable(), contextlib.closing(self._batches()) as batches:
+            with self.interrupt, repeatable(), contextlib.closing(self.batches()) as batches:
                 while self.step < self.max_iter and not self.method.finished:
                     row = self.train_step(list(itertools.islice(batches, training.accumulate)))
                     self.sampler.consumed(self.step)
