@@ -75,6 +75,8 @@ def draw_masks(
 ) -> Path:
     """Draw the image and, module by module, its data mask over it, the keep ratio below each; return the path.
 
+    Modules that keep every location are named below the image, which is what they would show.
+
     Args:
         image: uint8 (H, W, 3) or (H, W).
         masks: bool (H, W) of each module.
@@ -89,10 +91,16 @@ def draw_masks(
     if not len(masks):
         raise UseError(f"{path}: no masks to draw")
     image = np.asarray(image)
-    panels = [(image if image.ndim == 3 else image[..., None].repeat(3, 2), "picture")]
     names = names or [f"module {number}" for number in range(1, len(masks) + 1)]
+    whole = [name for name, mask in zip(names, masks, strict=True) if np.all(mask)]
+    caption = "picture"
+    if len(whole) > 1:
+        caption = f"all kept: {'every module' if len(whole) == len(masks) else shortened(whole)}"
+    panels = [(image if image.ndim == 3 else image[..., None].repeat(3, 2), caption)]
     for name, mask in zip(names, masks, strict=True):
-        panels.append((overlay(image, mask), f"{name}: {percent(np.mean(mask))} kept"))
+        shown = overlay(image, mask)  # which refuses sizes that do not fit
+        if len(whole) < 2 or not np.all(mask):
+            panels.append((shown, f"{name}: {percent(np.mean(mask))} kept"))
     step = -(-max(image.shape[:2]) // _LONGEST)
     across = min(min(_ACROSS, key=lambda n: -len(panels) % n), len(panels))  # the fewest empty places
     down = math.ceil(len(panels) / across)
@@ -112,6 +120,19 @@ def draw_masks(
         if title:
             fig.text(_GAP / width, 1 - 0.1 / height, title, va="top", size=style.TITLE, weight="bold")
         return style.save(fig, path)
+
+
+def shortened(names: Sequence[str], most: int = 34) -> str:
+    """Names in a line of about `most` letters: 'module 1, 2, 5, ... (9)'."""
+    first, *rest = names
+    common = os.path.commonprefix([name.rpartition(" ")[0] + " " for name in names]) if " " in first else ""
+    line = first
+    for name in rest:
+        longer = f"{line}, {name.removeprefix(common)}"
+        if len(longer) > most:
+            return f"{line}, ... ({len(names)})"
+        line = longer
+    return line
 
 
 def percent(share: float) -> str:

@@ -20,6 +20,7 @@ _BACKGROUND = (0, 0, 0)
 _BACKGROUNDS = {"background", "unlabelled", "unlabeled", "other", "others", "none", "void"}
 _VOID = (224, 224, 192)  # pixels without a label are shown so
 _APART = 20.0  # CIE 1976 distance of the nearest two colours; VOC's greens of classes 2 and 10 are 12 apart
+_LIGHT = 32, 92  # lightness of chosen colours, 0 to 100: not near the background's black, nor the page's white
 _LEVELS = 12  # of each channel among the candidates
 _ROWS, _LINE, _LONG = 16, 0.26, 28  # of the drawing: lines a column, inches a line, letters of a name
 
@@ -56,6 +57,8 @@ def _chosen(count: int, dark: bool) -> tuple[tuple[int, int, int], ...]:
     steps = np.linspace(0, 255, _LEVELS).round().astype(np.uint8)
     candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
     lab = _lab(candidates)
+    seen = (lab[:, 0] >= _LIGHT[0]) & (lab[:, 0] <= _LIGHT[1])
+    candidates, lab = candidates[seen], lab[seen]
     chosen = [_BACKGROUND, *_FIRST] if dark else list(_FIRST)
     taken = _lab(np.array([*chosen, _VOID, _BACKGROUND, (255, 255, 255)]))
     nearest = np.linalg.norm(lab[:, None] - taken[None], axis=2).min(axis=1)

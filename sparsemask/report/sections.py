@@ -85,10 +85,7 @@ def connections(c: Contents) -> str:
     if c.weights is None:
         if c.verb == "search":
             return html.absent("No history of the weights: history.jsonl is missing or empty.")
-        return html.absent(
-            "A retrained network's connections are fixed; how they were learnt stands in the report of the search"
-            + (f" it comes from ({c.note['run']})." if c.note.get("run") else ".")
-        )
+        return ""  # a retrained network's connections are fixed
     legend = "".join(f'<span class="key {kind}">from {origin}</span> ' for kind, origin in _KINDS.items())
     history = charts.weight_history(c.steps, c.weights, c.thres)
     caption = (
