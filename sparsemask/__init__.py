@@ -21,6 +21,7 @@ _LAZY = {
     "save_mask": "sparsemask.masks",
     "load_weights": "sparsemask.weights",
     "trust": "sparsemask.plugins",
+    "evaluate": "sparsemask.api.training",
     "load": "sparsemask.spaces.group_sparsity.shrinking",
     "open_predictor": "sparsemask.api.prediction",
     "plan": "sparsemask.spaces.group_sparsity.shrinking",

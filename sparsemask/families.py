@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
@@ -20,6 +20,7 @@ from sparsemask import flags, training_setup
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import Method, distributed, fit
+from sparsemask.engine.callbacks import Callback
 from sparsemask.engine.rehearsal import rehearse
 from sparsemask.options import Parser
 from sparsemask.runs import Run
@@ -288,13 +289,21 @@ def training_parser(
     return parser
 
 
-def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | None = None) -> int:
+def train(
+    family: TrainingFamily[Any],
+    parser: Parser,
+    argv: Sequence[str] | None = None,
+    callbacks: Sequence[Callback] = (),
+    opened: Callable[[Context], None] | None = None,
+) -> int:
     """Begin or resume a run and train it to its end.
 
     Args:
         family: whose networks and method are trained.
         parser: of the command, see :func:`training_parser`.
         argv: the command line; None: the process's own.
+        callbacks: called after every step, see :mod:`sparsemask.engine.callbacks`.
+        opened: told the run before it is trained.
 
     Returns:
         The command's exit status.
@@ -306,6 +315,8 @@ def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | Non
         return _rehearse(family, parser, argv)
     context = training_setup.open_training(parser, argv, family.resolve, family.default_flags)
     run = context.run
+    if opened is not None:
+        opened(context)
     with context.clean():
         built = family.build(context)
         context = context.with_config(context.config.replace(**built.changes))
@@ -314,7 +325,15 @@ def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | Non
         extra = {"verb": family.verb, "space": config.network.space, "config": config.flat(), **built.extra}
         method = family.method(context, built)
         result = fit(
-            built.model, method, built.task or context.task, config, run, context.arithmetic, extra, context.state
+            built.model,
+            method,
+            built.task or context.task,
+            config,
+            run,
+            context.arithmetic,
+            extra,
+            context.state,
+            callbacks,
         )
     status = 0
     if context.main:

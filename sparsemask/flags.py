@@ -157,6 +157,7 @@ class TrainingSection(Section):
     bn_reestimate: int | None = flag(None, natural, help="batches to re-estimate BN statistics from before evaluating")
     eval_interval: int | None = flag(None, natural, help="steps between evaluations, 0: an epoch")
     eval_limit: int = flag(0, natural, help="validation pictures while training, 0: all")
+    patience: int = flag(0, natural, help="end after so many validations without a better one, 0: never (default: 0)")
     checkpoint_interval: int = flag(100, positive, help="steps between checkpoints")
     log_interval: int | None = flag(None, positive, help="steps between lines of metrics")
 

@@ -33,8 +33,8 @@ _NEVER_IN_FILES = {"help", "trust"}
 COMMON = frozenset(
     "config name exp_path resume dry_run run checkpoint out task sample voc_root data_root im_path gt_path "
     "training_list eval_list n_class class_names ignore_index crop_size hr_path dir_data data_test scale train_scans "
-    "test_area space backbone_name pretrained_model arch connectivity gpu batch_size max_epoch max_iter lr method "
-    "sparse budget_ms budget_macs mask_path inherit ft_model target keep teacher flips eval_scales fixed "
+    "test_area space backbone_name pretrained_model arch connectivity gpu batch_size max_epoch max_iter lr patience "
+    "method sparse budget_ms budget_macs mask_path inherit ft_model target keep teacher flips eval_scales fixed "
     "trials workers".split()
 )
 _MANY = 24  # flags from which --help is short

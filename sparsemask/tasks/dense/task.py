@@ -29,7 +29,6 @@ from sparsemask.tasks.dense.views import average_views, resize
 from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import Evaluation, Task, spread_indices
 from sparsemask.VOC12.dataset import SegmentationDataset
-from sparsemask.VOC12.images import picture_size
 from sparsemask.VOC12.palette import IGNORE
 from sparsemask.VOC12.survey import survey
 
@@ -234,7 +233,7 @@ class DenseTask(Task):
 
     def _unpad(self, index: int, *padded: torch.Tensor) -> list[torch.Tensor]:
         """Cut the centred padding off (H, W) maps of a validation image."""
-        height, width = picture_size(self.eval_data.pairs[index][0])
+        height, width = self.eval_data.size(index)
         top, left = ((have - size) // 2 for have, size in zip(padded[0].shape, (height, width), strict=True))
         return [padded_map[top : top + height, left : left + width] for padded_map in padded]
 
