@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from sparsemask import exporting, spaces, tasks
 from sparsemask.devices import Arithmetic, arithmetic
 from sparsemask.errors import UseError
+from sparsemask.pictures.palette import class_palette
 from sparsemask.prediction import Description, Picture, Prediction, Predictor
 from sparsemask.runs import Run, find
 from sparsemask.tasks.dense.task import DenseTask
@@ -102,10 +104,7 @@ def _named(description: Description, classes: Sequence[str] | None, what: str) -
         return description
     if len(classes) != len(description.classes):
         raise UseError(f"{len(classes)} class names for {len(description.classes)} classes of {what}")
-    return Description(
-        tuple(classes), description.output, None, description.colours, description.input_size, description.task,
-        description.input_shape,
-    )  # fmt: skip
+    return replace(description, classes=tuple(classes), palette=class_palette(classes))
 
 
 def _of_module(network: nn.Module, where: Arithmetic, classes: Sequence[str] | None) -> Predictor:

@@ -83,7 +83,7 @@ def search(
         UseError: nothing can be trained from these.
     """
     given = {**_data(train, val, classes), "space": space, **flags}
-    find = lambda parser: families.find("search", spaces.get(parser.get_default("space")))
+    find = lambda parser: families.find("search", _space(parser))
     return _trained(search_command, find, given, callbacks)
 
 
@@ -106,7 +106,7 @@ def prune(searched: RunResult | str | os.PathLike[str], *, out: str | os.PathLik
     argv = spelled({name: _plain(value) for name, value in given.items()})
     with trusting(argv):
         parser, given = prune_command.read(argv, str(run.info().get("space")))
-        families.find("prune", spaces.get(parser.get_default("space"))).prune(parser.resolve(given), given, run)
+        families.find("prune", _space(parser)).prune(parser.resolve(given), given, run)
     return Path(out)
 
 
@@ -161,7 +161,7 @@ def evaluate(
     Raises:
         UseError: no such network, or pictures that do not fit it.
     """
-    views = {"flips": flips, "scales": tuple(scales), "limit": limit}
+    views: dict[str, Any] = {"flips": flips, "scales": tuple(scales), "limit": limit}
     if val is None:
         if not isinstance(network, RunResult | str | os.PathLike):
             raise UseError("val is missing: pairs of pictures and labels to evaluate on")
@@ -205,15 +205,21 @@ def _trained(
     callbacks: Sequence[Callback],
 ) -> RunResult:
     """Train by a command's driver."""
-    argv, contexts = spelled({name: _plain(value) for name, value in given.items()}), []
+    argv = spelled({name: _plain(value) for name, value in given.items()})
+    contexts: list[Context] = []
     with trusting(argv):
         parser, _ = command.read(argv)
         families.train(find(parser), parser, argv, callbacks, contexts.append)
     if not contexts:  # a dry run
         raise UseError("dry_run: is of the command line")
-    context: Context = contexts[0]
+    context = contexts[0]
     result = context.run.info().get("result")
     return RunResult(context.run.folder, result if isinstance(result, Mapping) else {})
+
+
+def _space(parser: Parser) -> Any:
+    """The space that a parser is of."""
+    return spaces.get(parser.get_default("space"))
 
 
 def _plain(value: Any) -> Any:

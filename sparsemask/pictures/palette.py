@@ -80,7 +80,7 @@ def contrasting(count: int, dark: bool = True) -> np.ndarray:
     return np.array(_chosen(count, dark), np.uint8).reshape(count, 3)
 
 
-def file_palette(path: str | os.PathLike) -> np.ndarray | None:
+def file_palette(path: str | os.PathLike[str]) -> np.ndarray | None:
     """The palette (N, 3) uint8 of a label file; None where it has none.
 
     Raises:
@@ -95,10 +95,11 @@ def _lab(colours: np.ndarray) -> np.ndarray:
     """CIE L*a*b* (N, 3) of colours 0..255."""
     from skimage.color import rgb2lab
 
-    return np.asarray(rgb2lab(colours.reshape(1, -1, 3) / 255.0))[0]
+    lab: np.ndarray = np.asarray(rgb2lab(colours.reshape(1, -1, 3) / 255.0))
+    return lab.reshape(-1, 3)
 
 
-def draw_palette(classes: Sequence[str], palette: np.ndarray, path: str | os.PathLike) -> Path:
+def draw_palette(classes: Sequence[str], palette: np.ndarray, path: str | os.PathLike[str]) -> Path:
     """Draw the classes' numbers, colours and names in columns; return the path.
 
     Args:

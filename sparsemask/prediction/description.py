@@ -35,7 +35,7 @@ class Description:
     Attributes:
         classes: names of the classes.
         output: one of :data:`OUTPUTS`.
-        palette: colours uint8 (number of classes, 3).
+        palette: colours uint8 (number of classes, 3); empty: :func:`sparsemask.pictures.palette.class_palette`'s.
         colours: mean and deviation that pictures are normalised by.
         input_size: least side in pixels of what the network is given; smaller pictures are padded.
         task: its name.
@@ -44,14 +44,14 @@ class Description:
 
     classes: tuple[str, ...]
     output: str = "classes"
-    palette: np.ndarray = field(default=None, compare=False)  # type: ignore[assignment]
+    palette: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.uint8), compare=False)
     colours: Colours = field(default_factory=Colours)
     input_size: int = 1
     task: str = "segmentation"
     input_shape: tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.palette is None:
+        if not len(self.palette):
             object.__setattr__(self, "palette", class_palette(self.classes))
 
     @property

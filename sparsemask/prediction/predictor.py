@@ -51,25 +51,26 @@ class Prediction:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """float32 (C, H, W), summing to 1 over the classes; of maps of yes and no (1, H, W), the probability of yes."""
-        if self.averaged:
-            return self.scores.numpy()
-        if self.description.output == "probability":
-            return self.scores.sigmoid().numpy()
-        return self.scores.softmax(0).numpy()
+        scores = self.scores
+        if not self.averaged:
+            scores = scores.sigmoid() if self.description.output == "probability" else scores.softmax(0)
+        probabilities: np.ndarray = scores.numpy()
+        return probabilities
 
     @cached_property
     def labels(self) -> np.ndarray:
         """The likeliest class of every pixel, uint8 (H, W); of maps of yes and no 1 where yes is as likely or more."""
         if self.description.output == "probability":
-            return (self.probabilities[0] >= 0.5).astype(np.uint8)
-        return self.scores.argmax(0).numpy().astype(np.uint8)
+            return np.asarray(self.probabilities[0] >= 0.5).astype(np.uint8)
+        labels: np.ndarray = self.scores.argmax(0).numpy().astype(np.uint8)
+        return labels
 
     @property
     def colours(self) -> np.ndarray:
         """The labels in their classes' colours, uint8 (H, W, 3); maps of yes and no in grey, white for yes."""
         if self.description.output == "probability":
             grey = np.rint(255 * self.probabilities[0]).astype(np.uint8)
-            return grey[..., None].repeat(3, axis=2)
+            return np.dstack([grey] * 3)
         return np.asarray(self.description.palette[self.labels])
 
     @property
