@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from sparsemask.errors import UseError
 from sparsemask.files import distinct_names
 from sparsemask.VOC12.augment import IMAGENET_MEAN, IMAGENET_STD, SCALES, Colours, augment, draw_view, pad
-from sparsemask.VOC12.images import read_picture, size_words
+from sparsemask.VOC12.images import picture_size, read_picture, size_words
 from sparsemask.VOC12.lists import load_class_names
 from sparsemask.VOC12.palette import IGNORE, LabelRangeError, apply_ignored, beyond_classes, read_label
 
@@ -84,6 +84,10 @@ class SegmentationDataset(Dataset):
     @cached_property
     def _names(self) -> list[str]:
         return distinct_names([image for image, _ in self.pairs])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an upright image, from its file's header."""
+        return picture_size(self.pairs[index][0])
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Random scale, crop and flip, all from `rng`.

@@ -182,6 +182,22 @@ def grey_levels(image: Image.Image) -> tuple[np.ndarray, str]:
     raise ValueError(f"{mode}: floats from {low:.4g} to {high:.4g}, expected 0 to 1 or 0 to 255: {advice}")
 
 
+def rgb_array(image: Image.Image, name: object = "picture") -> tuple[np.ndarray, list[str]]:
+    """(upright RGB uint8 (H, W, 3) of an image of any mode, what was scaled in words); see :func:`read_picture`.
+
+    Raises:
+        UseError: values of no known scale, or a truncated file; `name` is what the message calls it.
+    """
+    with decoding(name):
+        image.load()
+        turned = upright(image)
+        if is_deep(turned):
+            levels, note = grey_levels(turned)
+            grey = np.rint(levels).astype(np.uint8)
+            return np.ascontiguousarray(grey[..., None].repeat(3, axis=2)), [note]
+        return np.array(turned if turned.mode == "RGB" else turned.convert("RGB")), []
+
+
 def is_deep(image: Image.Image) -> bool:
     """Whether a grey image has 16 or 32 bits or floats, which :func:`grey_levels` scales."""
     return image.mode.startswith(("I", "F"))
@@ -201,12 +217,8 @@ def _read(path: str | os.PathLike | BinaryIO, name: object) -> tuple[np.ndarray,
         orientation = max(stored, _orientation(image))
         if orientation != 1:
             notes.append(f"turned upright by EXIF orientation {orientation}")
-        turned = upright(image)
-        if is_deep(turned):
-            levels, note = grey_levels(turned)
-            grey = np.rint(levels).astype(np.uint8)
-            return np.ascontiguousarray(grey[..., None].repeat(3, axis=2)), [*notes, note]
-        return np.array(turned if turned.mode == "RGB" else turned.convert("RGB")), notes
+        pixels, more = rgb_array(image, name or path)
+        return pixels, notes + more
 
 
 def _header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:

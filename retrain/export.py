@@ -34,6 +34,7 @@ from sparsemask.spaces.protocols import Exportable, HasFastForm
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.planning import Planner
 from sparsemask.tables import table
+from sparsemask.weights import describe_safetensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UseError(f"--space {space}: its networks cannot be exported; those of {', '.join(able)} can")
     restored = open_trained(command_parser, {**given, "gpu": -1})
     config, network = restored.config, restored.model.eval().requires_grad_(False)
-    source = tasks.get(config.data.task, config).eval_data
+    task = tasks.get(config.data.task, config)
+    source = task.eval_data
     batches = [batch_of(source[i][0]) for i in range(min(len(source), config.evaluation.eval_limit))]
     exportable = spaces.get(space).exportable(network, batches[0], config, restored.mask)
     batches = [exportable.fitted(batch) for batch in batches]
@@ -97,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse(exporting.why_not(path.suffix, exportable))
     if config.evaluation.repeats:
         plan(space, network, batches[0], [path for path in paths if path.suffix == ".safetensors"])
-    about = {"toolkit": f"sparsemask {__version__}", "space": space, "task": config.data.task}
+    about = {"toolkit": f"sparsemask {__version__}", "space": space, **task.description()}
+    about["input_shape"] = exportable.input_shape
     validations = [export(path, exportable, batches, space, about, config.evaluation.repeats) for path in paths]
     say(table([validation.row() for validation in validations], COLUMNS))
     timing = f"{config.evaluation.repeats} in turn, {torch.get_num_threads()} thread(s)"
@@ -116,7 +119,7 @@ def export(path: Path, exportable: exporting.Exportable, batches: list, space: s
         exportable: the network.
         batches: inputs to compare on.
         space: name of the network's space.
-        about: metadata.
+        about: what the file says of itself, plain values by name.
         repeats: timed calls.
 
     Returns:
@@ -125,6 +128,7 @@ def export(path: Path, exportable: exporting.Exportable, batches: list, space: s
     note = ""
     if path.suffix == ".safetensors":
         exportable.save(path)
+        describe_safetensors(path, {key: value for key, value in about.items() if key != "input_shape"})
         run, repeats = spaces.get(space).load(path).network, 0  # weights are no program: nothing to time
     else:
         {".pt2": exporting.export_program, ".onnx": exporting.export_onnx}[path.suffix](exportable, path, about)

@@ -8,8 +8,9 @@ nothing else of a family: :func:`train` trains every :class:`TrainingFamily`, fr
 from __future__ import annotations
 
 import importlib
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
@@ -19,9 +20,12 @@ from sparsemask import flags, training_setup
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import Method, distributed, fit
+from sparsemask.engine.callbacks import Callback
+from sparsemask.engine.rehearsal import rehearse
 from sparsemask.options import Parser
 from sparsemask.runs import Run
 from sparsemask.training_setup import Context
+from sparsemask.weights import describe_safetensors
 
 if TYPE_CHECKING:
     from sparsemask.tasks.protocol import Task
@@ -285,13 +289,21 @@ def training_parser(
     return parser
 
 
-def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | None = None) -> int:
+def train(
+    family: TrainingFamily[Any],
+    parser: Parser,
+    argv: Sequence[str] | None = None,
+    callbacks: Sequence[Callback] = (),
+    opened: Callable[[Context], None] | None = None,
+) -> int:
     """Begin or resume a run and train it to its end.
 
     Args:
         family: whose networks and method are trained.
         parser: of the command, see :func:`training_parser`.
         argv: the command line; None: the process's own.
+        callbacks: called after every step, see :mod:`sparsemask.engine.callbacks`.
+        opened: told the run before it is trained.
 
     Returns:
         The command's exit status.
@@ -299,8 +311,12 @@ def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | Non
     Raises:
         UseError: nothing can be trained from this configuration. A folder that this call made is then removed.
     """
+    if parser.given(argv).get("dry_run"):
+        return _rehearse(family, parser, argv)
     context = training_setup.open_training(parser, argv, family.resolve, family.default_flags)
     run = context.run
+    if opened is not None:
+        opened(context)
     with context.clean():
         built = family.build(context)
         context = context.with_config(context.config.replace(**built.changes))
@@ -309,11 +325,43 @@ def train(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | Non
         extra = {"verb": family.verb, "space": config.network.space, "config": config.flat(), **built.extra}
         method = family.method(context, built)
         result = fit(
-            built.model, method, built.task or context.task, config, run, context.arithmetic, extra, context.state
+            built.model,
+            method,
+            built.task or context.task,
+            config,
+            run,
+            context.arithmetic,
+            extra,
+            context.state,
+            callbacks,
         )
     status = 0
     if context.main:
         run.note(state="finished", result=result)
         status = family.finish(context, built, result)
+        shared = run.folder / "network.safetensors"
+        if shared.is_file():
+            describe_safetensors(shared, (built.task or context.task).description())
     distributed.stop()
     return status
+
+
+def _rehearse(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | None) -> int:
+    """Say what :func:`train` would train, from a few steps in a folder that is taken away again."""
+    with tempfile.TemporaryDirectory(prefix="sparsemask-") as folder:
+        context = training_setup.open_training(parser, argv, family.resolve, family.default_flags, beside=folder)
+        built = family.build(context)
+        config = context.config.replace(**built.changes)
+        context = context.with_config(config)
+        task = built.task or context.task
+        method = family.method(context, built)
+        rehearsal = rehearse(built.model, method, task, config, context.run, context.arithmetic, {})
+        lines = [
+            "dry run, nothing was written",
+            f"would     {family.verb}: space {config.network.space}, task {config.data.task}",
+            f"on        {len(task.train_data)} training {task.items}, {len(task.eval_data)} {task.measured_on()}",
+            *rehearsal.lines(config, context.arithmetic, task.items),
+        ]
+        context.say("\n".join(lines))
+    distributed.stop()
+    return 0

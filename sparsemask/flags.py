@@ -46,6 +46,9 @@ class RunSection(Section):
         transient=True,
         help="go on with a run, from its own configuration; without RUN: the run --name if it exists, else a new one",
     )
+    dry_run: bool = flag(
+        False, transient=True, help="say what would be trained, how long and in how much memory; write nothing"
+    )
 
 
 def add_run(parser: Parser, space: Space | None = None) -> None:
@@ -154,6 +157,7 @@ class TrainingSection(Section):
     bn_reestimate: int | None = flag(None, natural, help="batches to re-estimate BN statistics from before evaluating")
     eval_interval: int | None = flag(None, natural, help="steps between evaluations, 0: an epoch")
     eval_limit: int = flag(0, natural, help="validation pictures while training, 0: all")
+    patience: int = flag(0, natural, help="end after so many validations without a better one, 0: never (default: 0)")
     checkpoint_interval: int = flag(100, positive, help="steps between checkpoints")
     log_interval: int | None = flag(None, positive, help="steps between lines of metrics")
 
@@ -173,7 +177,7 @@ def typed(argv: Sequence[str] | None) -> dict[str, str]:
     for word, after in itertools.zip_longest(words, words[1:], fillvalue="--"):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
-            found[name[2:]] = value if equals else "" if after.startswith("--") else after
+            found[name[2:].replace("-", "_")] = value if equals else "" if after.startswith("--") else after
     return found
 
 

@@ -8,10 +8,11 @@ holds for one verb only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -23,13 +24,52 @@ from sparsemask.plugins import is_own, trusted
 
 SECTIONS = ("search", "prune", "retrain", "eval", "specialize", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.
-TRANSIENT = {"config", "resume", "help", "trust"}
+TRANSIENT = {"config", "resume", "help", "trust", "dry_run"}
 # Only the command line says these; errors.command acts on --trust.
 _NEVER_IN_FILES = {"help", "trust"}
 
 
+# The flags that --help shows of commands with many; --help-all shows all.
+COMMON = frozenset(
+    "config name exp_path resume dry_run run checkpoint out task sample voc_root data_root im_path gt_path "
+    "training_list eval_list n_class class_names ignore_index crop_size hr_path dir_data data_test scale train_scans "
+    "test_area space backbone_name pretrained_model arch connectivity gpu batch_size max_epoch max_iter lr patience "
+    "method sparse budget_ms budget_macs mask_path inherit ft_model target keep teacher flips eval_scales fixed "
+    "trials workers".split()
+)
+_MANY = 24  # flags from which --help is short
+
+
+_asked: list[list[Parser]] = []  # who wants to know which parsers are asked for all of their flags
+
+
+@contextlib.contextmanager
+def asked() -> Iterator[list[Parser]]:
+    """Inside, parsers that meet --help-all are put into the list."""
+    parsers: list[Parser] = []
+    _asked.append(parsers)
+    try:
+        yield parsers
+    finally:
+        _asked.pop()
+
+
+class _HelpAll(argparse.Action):
+    """--help-all: every flag."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        assert isinstance(parser, Parser)
+        for parsers in _asked:
+            parsers.append(parser)
+        print(parser.full_help(), end="")
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are errors of use: one line, exit status 2."""
+    """An argument parser whose complaints are errors of use: one line, exit status 2.
+
+    Where it has many flags --help shows those of :data:`COMMON`, and --help-all all.
+    """
 
     def __init__(self, verb: str, **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -39,6 +79,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
         self.verb = verb
         self.sections: dict[str, type[Section]] = {}
+        words: dict[str, Any] = {"nargs": 0, "dest": "help", "default": argparse.SUPPRESS}
+        self.add_argument("--help-all", action=_HelpAll, help="every flag", **words)
         self.add_argument(
             "--trust",
             action="append",
@@ -66,6 +108,49 @@ class Parser(argparse.ArgumentParser):
         """
         self.sections[role] = section
         section.add_to(self, defaults=defaults, helps=helps, only=only)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse has it; flags may be written with dashes for underscores."""
+        words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args([self._underscored(word) for word in words], namespace)
+
+    def _underscored(self, word: str) -> str:
+        """A flag as it is known: --im-path is --im_path."""
+        head, equals, value = word.partition("=")
+        if not head.startswith("--") or head in self._option_string_actions:
+            return word
+        known = f"--{head[2:].replace('-', '_')}"
+        return known + equals + value if known in self._option_string_actions else word
+
+    def format_help(self) -> str:
+        """The text of --help: of commands with many flags the common ones, under their titles."""
+        rare = [a for a in self.visible() if a.dest not in COMMON and a.dest != "help"]
+        if len(self.visible()) < _MANY or not rare:
+            return self.full_help()
+        texts = {action: action.help for action in rare}
+        try:
+            for action in rare:
+                action.help = argparse.SUPPRESS
+            text = self._compact(super().format_help())
+        finally:
+            for action, help_text in texts.items():
+                action.help = help_text
+        return f"{text}\n{len(rare)} more flags, for whoever needs them: {self.prog} --help-all\n"
+
+    def full_help(self) -> str:
+        """The text of --help-all."""
+        text = super().format_help()
+        return text if len(self.visible()) < _MANY else self._compact(text)
+
+    def visible(self) -> list[argparse.Action]:
+        """The flags that have a text."""
+        return [a for a in self._actions if a.option_strings and a.help is not argparse.SUPPRESS]
+
+    def _compact(self, text: str) -> str:
+        """A help text whose first paragraph does not list all flags again."""
+        positional = "".join(f" {a.metavar or a.dest}" for a in self._actions if not a.option_strings)
+        _, _, rest = text.partition("\n\n")
+        return f"usage: {self.prog}{positional} [flags]\n\n{rest}"
 
     def error(self, message: str) -> NoReturn:
         """Refuse a command line in one line, with a hint where a word is near a known one."""

@@ -56,6 +56,17 @@ def format_count(number: float, unit: str | None = None) -> str:
     return f"{value:.{digits}f} {unit}"
 
 
+def duration(seconds: float) -> str:
+    """'42 s', '5 min 12 s', '34 min', '3 h 5 min'."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if minutes < 10:
+        return f"{minutes} min {rest} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
 def _line(values: Sequence[str], widths: Sequence[int], right: Sequence[bool], between: str = "  ") -> str:
     pairs = zip(values, widths, right, strict=True)
     line = between.join(v.rjust(w) if r else v.ljust(w) for v, w, r in pairs)

@@ -203,6 +203,7 @@ def open_training(
     argv: Sequence[str] | None,
     resolve: Resolve | None = None,
     default_flags: DefaultFlags | None = None,
+    beside: str | Path | None = None,
 ) -> Context:
     """Begin or resume a run.
 
@@ -211,9 +212,15 @@ def open_training(
         argv: the command line; None: the process's own.
         resolve: settles the configuration of a new run, or raises UseError, before anything is written.
         default_flags: as in :func:`resolve_config`.
+        beside: a folder in which the run is made in place of --exp_path, for trials that leave nothing.
+
+    Raises:
+        UseError: nothing can be trained from this configuration, or a run to resume is asked for where none is left.
     """
     given = parser.given(argv)
     resume_from = given.get("resume")
+    if beside is not None and resume_from:
+        raise UseError("--dry_run is of runs that begin: leave --resume out")
     if resume_from == "auto":
         if not given.get("name"):
             raise UseError("--resume without a folder needs --name, to know which run is meant")
@@ -228,7 +235,10 @@ def open_training(
     if resolve is not None:
         config = resolve(config, given)
     task = open_task(config)
-    run = _shared_run(task.config, parser.verb)
+    if beside is not None and distributed.world() > 1:
+        raise UseError("--dry_run tries a run in one process: start it without torchrun")
+    where = task.config if beside is None else task.config.replace(exp_path=str(beside))
+    run = _shared_run(where, parser.verb)
     if distributed.rank() == 0:
         run.note(preset=preset)
     return Context(task.config.replace(name=run.folder.name), run, torch_device, task, given=given)

@@ -261,3 +261,16 @@ def save_safetensors(path: str | os.PathLike[str], state: Mapping[str, Tensor], 
     """
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     write_bytes(path, to_safetensors(tensors, metadata=metadata))
+
+
+def describe_safetensors(path: str | os.PathLike[str], entries: Mapping[str, Any]) -> None:
+    """Add entries to the metadata of a safetensors file, atomically; those that it has already stay.
+
+    Args:
+        path: the file.
+        entries: plain values by name, written as JSON.
+    """
+    with containers.reading(path, "truncated or not a safetensors file"), safe_open(path, framework="pt") as file:
+        texts = dict(file.metadata() or {})
+    added = {key: json.dumps(value) for key, value in entries.items()}
+    save_safetensors(path, read_checkpoint(path), {**added, **texts})

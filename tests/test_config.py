@@ -93,7 +93,7 @@ def test_flags_of_a_parser_have_the_order_groups_and_texts_of_their_section():
     made = parser(defaults={"form": "yes"}, helps={"size": "edge length"})
     assert made.group("derived") == ["size", "rates", "form", "fast", "space"]
     assert made.group("elsewhere") == ["hidden"]
-    shown = made.format_help()
+    shown = made.full_help()
     assert "edge length" in shown
     assert "pixels" not in shown
     assert "--hidden" not in shown
@@ -157,7 +157,7 @@ def test_what_files_hold_makes_the_same_configuration_again():
     assert "config" not in flat
     assert flat["rates"] == [0.25]
     assert RunConfig.from_flat(SECTIONS, flat) == made.replace(resume=None, config=None)
-    assert set(made) == set(flat) | {"resume", "config"}
+    assert set(made) == set(flat) | {"resume", "config", "dry_run"}
 
 
 def test_flags_of_a_kind_are_checked_by_it():

@@ -40,7 +40,7 @@ def test_the_report_shows_front_budget_and_times(tmp_path):
     section = text[text.index('<section id="front"') : text.index('<section id="architecture"')]
     for words in ("0.2500", "3.50", "30.0 M", "<mark>01.npy</mark>", "kept back", "data:image/"):
         assert words in section, words
-    costs = text[text.index('<section id="costs"') : text.index('<section id="classes"')]
+    costs = text[text.index('<section id="costs"') : text.index('<section id="reproduce"')]
     for words in ("budget", "9.0 ms", "predicted", "8.2 ms", "measured", "8.5 ms"):
         assert words in costs, words
     assert '<section id="connections"' not in text

@@ -25,7 +25,7 @@ NEARLY = [
     (front.main, ["serch"], ["unknown verb 'serch'", "did you mean 'search'?"]),
     (search_run.main, ["--backbone", "x"], ["--backbone", "did you mean '--backbone_name'?", "python search/run.py"]),
     (prune_prune.main, ["--threshold", "0.1"], ["did you mean '--thres'?", "python prune/prune.py --help"]),
-    (retrain_train.main, ["--mask-path=m.npy"], ["did you mean '--mask_path'?", "python retrain/train.py --help"]),
+    (retrain_train.main, ["--mask-pth=m.npy"], ["did you mean '--mask_path'?", "python retrain/train.py --help"]),
     (retrain_eval.main, ["--checkpiont", "best"], ["did you mean '--checkpoint'?"]),
     (retrain_export.main, ["--repeat", "1"], ["did you mean '--repeats'?"]),
     (retrain_specialize.main, ["--maxstride", "8"], ["did you mean '--max_stride'?"]),

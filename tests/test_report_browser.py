@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from recorded_run import make_retrain, make_search
-from sparsemask.report import write_report
+from sparsemask.report import record_confusion, write_report
+from sparsemask.VOC12.palette import VOC_CLASSES
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIET = [
@@ -95,3 +96,29 @@ def test_no_page_is_wider_than_its_window(kind, width, pages, browse, tmp_path):
     )
     done = browse(measure, "--dump-dom", "--window-size=1700,1000", "--virtual-time-budget=3000")
     assert re.search(r"<title>W(\d+)", done.stdout)[1] == str(width)
+
+
+def classes_of_voc(folder: Path):
+    """An evaluated retraining with the names and as many classes as VOC."""
+    run = make_retrain(folder)
+    matrix = np.random.default_rng(0).integers(1, 1000, (21, 21)) + np.diag(np.full(21, 20_000))
+    record_confusion(run, VOC_CLASSES, matrix)
+    return run
+
+
+@pytest.mark.parametrize("kind", ["search", "retrain"])
+@pytest.mark.parametrize("width", [1200, 1366])
+def test_nothing_is_cut_off(kind, width, pages, browse, tmp_path):
+    """No table scrolls and no key figure leaves its card on an ordinary screen."""
+    page = pages["search"] if kind == "search" else write_report(classes_of_voc(tmp_path / "r"))
+    measure, inside = tmp_path / "measure.html", html.escape(page.read_text())
+    wider = (
+        "[...this.contentDocument.querySelectorAll('.scroll, .tiles li, .drawing')].filter("
+        "e =&gt; e.scrollWidth &gt; e.clientWidth).map(e =&gt; e.closest('section').id + ' ' + e.className)"
+    )
+    measure.write_text(
+        f'<!DOCTYPE html><iframe srcdoc="{inside}" style="width:{width}px;height:900px;border:0" '
+        f"onload=\"document.title = 'wider: ' + {wider}.join()\"></iframe>"
+    )
+    done = browse(measure, "--dump-dom", "--window-size=1700,1000", "--virtual-time-budget=3000")
+    assert re.search(r"<title>(.*?)</title>", done.stdout)[1].strip() == "wider:"

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from sparsemask.activations import zero_shares
 from sparsemask.errors import UseError
 from sparsemask.pictures.activations import draw_zeros
-from sparsemask.pictures.overlay import draw_masks, overlay
+from sparsemask.pictures.overlay import draw_masks, overlay, shortened
 
 
 class Odd(nn.Module):
@@ -63,3 +64,20 @@ def test_pictures_of_nothing_are_refused(tmp_path):
         draw_masks(np.zeros((4, 4, 3), np.uint8), [], tmp_path / "a.png")
     with pytest.raises(UseError, match="no layers"):
         draw_zeros([], [], tmp_path / "a.png")
+
+
+def test_modules_that_keep_everything_share_one_picture(tmp_path):
+    image = np.zeros((20, 30, 3), np.uint8)
+    every, half = np.ones((20, 30), bool), np.arange(30)[None].repeat(20, 0) < 15
+    sizes = {}
+    for name, masks in {"all": [every] * 11, "some": [every] * 10 + [half], "one": [every, half]}.items():
+        with Image.open(draw_masks(image, masks, tmp_path / f"{name}.png")) as drawing:
+            sizes[name] = drawing.size
+    assert sizes["all"][0] < sizes["some"][0] < sizes["one"][0]  # one, two and three panels
+    assert sizes["all"][1] == sizes["some"][1] == sizes["one"][1]
+
+
+def test_names_in_a_line():
+    assert shortened(["module 1", "module 2", "module 5"]) == "module 1, 2, 5"
+    assert shortened([f"module {k}" for k in range(1, 30)], 20) == "module 1, 2, 3, 4, 5, ... (29)"
+    assert shortened(["a", "b c"]) == "a, b c"

@@ -201,10 +201,7 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
 
     def load_run(self, run: runs.Run) -> torch.nn.Module:
         """From the run's last checkpoint."""
-        state = checkpoint.load(run.last)
-        model = spaces.get(state["space"]).network(Mask.of_checkpoint(state["mask"]).argument, state["config"])
-        load_strictly(model, state["model"], run.last)
-        return model.eval()
+        return spaces.get(checkpoint.load(run.last)["space"]).load(run.last).network
 
 
 FAMILY = ConnectivityRetraining()

@@ -33,6 +33,7 @@ from sparsemask.options import write_config
 from sparsemask.runs import Run
 from sparsemask.search.studies.plan import VERBS, Plan
 from sparsemask.search.studies.storage import DONE, Store, folder_name
+from sparsemask.tables import duration
 
 EARLIER = 4
 _LARGEST_MASK = 40_000  # bytes kept in the storage, where a database's text may end at 64 KiB
@@ -74,7 +75,7 @@ def _attempt(plan: Plan, store: Store, trial: Trial) -> None:
     except Hopeless as why:
         seconds = time.monotonic() - start
         if store.tell(trial, TrialState.PRUNED, pruned=one_line(why)[:500], seconds=round(seconds, 1)):
-            _say(f"trial {trial.number} given up after {seconds:.0f} s: {one_line(why)}")
+            _say(f"trial {trial.number} given up after {duration(seconds)}: {one_line(why)}")
     except (KeyboardInterrupt, SystemExit):
         store.give_back(trial, died=False)
         raise
@@ -89,9 +90,8 @@ def _attempt(plan: Plan, store: Store, trial: Trial) -> None:
         if store.tell(trial, TrialState.COMPLETE, values, **facts, seconds=round(seconds, 1)):
             quality, cost = plan.objectives
             connections = f", {facts['connections']} connections" if facts.get("connections") is not None else ""
-            _say(
-                f"trial {trial.number}: {quality} {values[0]:.4f}, {cost} {values[1]:.4g}{connections}, {seconds:.0f} s"
-            )
+            took = f"{connections}, {duration(seconds)}"
+            _say(f"trial {trial.number}: {quality} {values[0]:.4f}, {cost} {values[1]:.4g}{took}")
         else:
             _say(f"trial {trial.number}: taken for dead meanwhile, its result does not count")
 

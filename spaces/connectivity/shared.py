@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sparsemask import spaces
 from sparsemask.errors import UseError
 from sparsemask.masks.decoder import DecoderMask, decoder_mask
 from sparsemask.spaces.backbones import forms
+from sparsemask.spaces.connectivity.mask_source import Mask
 from sparsemask.spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from sparsemask.spaces.described import build_described, describing
-from sparsemask.weights import load_weights, metadata, save_safetensors
+from sparsemask.weights import bare_state, config_of, load_weights, metadata, read_checkpoint, save_safetensors
 
 _FIXED = ("backbone_name", "depth", "n_class", "features")
 _MOST = 1 << 31  # of any number that a file says
@@ -71,7 +73,7 @@ def mask_from(connections: list[list[int]], features: int) -> np.ndarray:
 
 
 def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | None = None) -> PrunedNetwork | FCN:
-    """Load a network from a file that :func:`save_network` wrote (a run's network.safetensors).
+    """Load a network from a file that :func:`save_network` wrote (a run's network.safetensors), or a run's checkpoint.
 
     Args:
         path: the file.
@@ -84,10 +86,9 @@ def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | N
     Raises:
         UseError: the file is missing, damaged, does not describe a network, or names code that the user has not named.
     """
-    state = load_weights(path)
     if Path(path).suffix != ".safetensors":
-        raise UseError(f"{path}: only a safetensors file says what network it is; build one and use load_weights")
-    entries = metadata(path)
+        return _of_checkpoint(path, backbone)
+    state, entries = load_weights(path), metadata(path)
     missing = [key for key in (*_FIXED, "connections") if key not in entries]
     if missing:
         raise UseError(f"{path}: does not say what network it is ({missing[0]}); build one and use load_weights")
@@ -107,3 +108,17 @@ def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | N
     return build_described(
         lambda: PrunedNetwork(mask, depth=depth, widths=entries.get("widths"), **options), state, path
     )
+
+
+def _of_checkpoint(path: str | os.PathLike, backbone: Callable[..., nn.Module] | None) -> PrunedNetwork | FCN:
+    """The network of a retrain run's checkpoint."""
+    checkpoint = read_checkpoint(path)
+    config = config_of(checkpoint)
+    if checkpoint.get("verb") == "search":
+        raise UseError(f"{path}: is of a search, whose network has all connections: prune and retrain it first")
+    if not config or "mask" not in checkpoint:
+        raise UseError(f"{path}: does not say what network it is; build one and use load_weights")
+    mask = Mask.of_checkpoint(checkpoint["mask"]).argument
+    options = {**config, **({} if backbone is None else {"backbone_name": backbone})}
+    space = spaces.get("connectivity")
+    return build_described(lambda: space.network(mask, options), bare_state(checkpoint, path), path)

@@ -128,7 +128,7 @@ class ConnectivitySpace(Space):
         return inherited_state(self.network(mask, config), checkpoint, inherit)
 
     def load(self, path: str | os.PathLike) -> Loaded:
-        """Load a network and its mask, of either space, from a safetensors file; no mask for `fcn`."""
+        """Load a network and its mask, of either space, of safetensors or of a run's checkpoint; no mask for `fcn`."""
         from sparsemask.spaces.connectivity.shared import load_network
 
         network = load_network(path)

@@ -17,6 +17,7 @@ from pathlib import Path
 from sparsemask.datasets import ROOT
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser, positive
+from sparsemask.tables import duration
 
 # Name in the table, and the mask: the searched one first.
 NETWORKS = {"searched": None, "fcn": "fcn", "unet": "unet", "dense": "dense"}
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _step("retrain", ["--mask_path", mask_name or str(mask), "--name", name, *start, *common])
     rows = compare(runs_folder)
     _report(rows, out, search_run)
-    print(f"{time.monotonic() - began:.0f} s in all")
+    print(f"{duration(time.monotonic() - began)} in all")
     return 0
 
 

@@ -7,6 +7,7 @@
     sparsemask specialize  learn where, and in which channels, a trained network needs to compute for a task
     sparsemask compress    all of these by a recipe, to a target in milliseconds or multiply-adds, with a table
     sparsemask export      write a trained network for other programs: safetensors, torch.export, ONNX
+    sparsemask predict     a class for every pixel of pictures, folders of them, by any trained or exported network
     sparsemask upscale     enlarge pictures by a super-resolution network, and show where it computed
     sparsemask models      the trained networks that ship, and their cards
     sparsemask segment-points  a class for every point of a cloud, with pictures and a page to turn it in
@@ -18,9 +19,11 @@
     sparsemask prepare-points  prepare S3DIS, SemanticKITTI or generated rooms
     sparsemask check       open every picture and label of a data set and say what is wrong
     sparsemask sample      draw the embedded sample set
+    sparsemask doctor      what is installed here, what computes and what is missing, on one screen
+    sparsemask completion  a script by which the Tab key completes commands and flags, for bash and zsh
     sparsemask demo        all of it on the sample set, in minutes, with a table and pictures
 
-`sparsemask VERB --help` lists a verb's flags.
+`sparsemask VERB --help` lists a verb's usual flags, `--help-all` every one.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ VERBS = {
     "specialize": "sparsemask.retrain.specialize",
     "compress": "sparsemask.cli.compress.command",
     "export": "sparsemask.retrain.export",
+    "predict": "sparsemask.cli.predict",
     "upscale": "sparsemask.cli.upscale",
     "models": "sparsemask.cli.models",
     "segment-points": "sparsemask.cli.segment_points",
@@ -53,6 +57,8 @@ VERBS = {
     "check": "sparsemask.VOC12.check",
     "sample": "sparsemask.VOC12.sample",
     "demo": "sparsemask.cli.demo",
+    "doctor": "sparsemask.cli.doctor",
+    "completion": "sparsemask.cli.completion",
 }
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from sparsemask.engine import checkpoint, data, distributed, randomness
+from sparsemask.engine.callbacks import Callback, TrainingStep
 from sparsemask.engine.interrupt import Interrupt
 from sparsemask.engine.method import Method, batch_norms, learning_rate_factor, reestimate, set_momentum, set_training
 from sparsemask.engine.records import JsonLines, Progress, TensorBoard
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, say
 from sparsemask.finite import NotFiniteError
 from sparsemask.ops.dispatch import repeatable
 from sparsemask.runs import Run
@@ -36,10 +39,11 @@ class Fit:
     """One run of the loop. Use :func:`fit`."""
 
     def __init__(
-        self, model, method: Method, task: Task, config, run: Run, arithmetic, extra: dict, state: dict | None
-    ):
+        self, model, method: Method, task: Task, config, run: Run, arithmetic, extra: dict, state: dict | None,
+        callbacks: Sequence[Callback] = (),
+    ):  # fmt: skip
         self.model, self.method, self.task, self.config, self.run = model, method, task, config, run
-        self.arithmetic, self.extra = arithmetic, extra
+        self.arithmetic, self.extra, self.callbacks = arithmetic, extra, tuple(callbacks)
         self.rank, self.world = distributed.rank(), distributed.world()
         training = config.training
         share, rest = divmod(training.batch_size, self.world * training.accumulate)
@@ -64,7 +68,7 @@ class Fit:
         self.step, self.best = 0, {}
         self.sampler, self.planned = None, (state or {}).get("data")  # of the run's batches, and what it goes on from
         self.spent, self.began = 0.0, time.monotonic()  # seconds: before a resume, and since
-        self.interrupt, self.leaving = Interrupt(), False
+        self.interrupt, self.leaving, self.stopped = Interrupt(), False, False
         randomness.seed_all(config.run.seed)
         if state is not None:
             self._restore(state)
@@ -138,7 +142,8 @@ class Fit:
             state,
         )
 
-    def _batches(self):
+    def batches(self):
+        """The batches of the steps to come, from loader processes; to be closed."""
         config = self.config
         self.sampler = self._sampler(self.step, self.max_iter, config.run.seed, self.planned)
         cuda = self.arithmetic.device.type == "cuda"
@@ -242,8 +247,8 @@ class Fit:
         result: dict = dict(self.best.get("latest", {}))
         set_training(self.model, training.freeze_bn)
         try:
-            with self.interrupt, repeatable(), contextlib.closing(self._batches()) as batches:
-                while self.step < self.max_iter and not self.method.finished:
+            with self.interrupt, repeatable(), contextlib.closing(self.batches()) as batches:
+                while self.step < self.max_iter and not self.method.finished and not self.is_ended(interval):
                     row = self.train_step(list(itertools.islice(batches, training.accumulate)))
                     self.sampler.consumed(self.step)
                     displayed = {"loss": row["loss"], **self.method.metrics(self.model)}
@@ -261,7 +266,11 @@ class Fit:
                         if remembered:
                             history.add({"step": self.step, **remembered})
                     progress.update(self.step, displayed)
-                    if due or self.step % training.checkpoint_interval == 0:
+                    self._tell({**row, **displayed}, result if due else None)
+                    if self.stopped and not due:
+                        result = self.evaluate()
+                        self._remember(result)
+                    if due or self.stopped or self.step % training.checkpoint_interval == 0:
                         self.save()
                     if self.leaving and self.step < self.max_iter and not self.method.finished:
                         self.save()
@@ -273,8 +282,33 @@ class Fit:
                 if file is not None:
                     file.close()
         if main:
+            if self.step < self.max_iter and self.is_ended(interval):
+                why = "as a callback wished" if self.stopped else f"{self._patience()} without a better one"
+                say(f"training ended after step {self.step} of {self.max_iter}: {why}", sys.stderr)
             self.run.note(seconds=round(self.seconds))
         return result
+
+    def is_ended(self, interval: int) -> bool:
+        """Whether the training ends here before its last step: a callback says so, or --patience is at its end.
+
+        Args:
+            interval: steps between validations.
+        """
+        patience, best = self.config.training.patience, self.best.get("step")
+        return self.stopped or bool(patience and best is not None and self.step - best >= patience * interval)
+
+    def _patience(self) -> str:
+        count = self.config.training.patience
+        return f"{count} validation{'s' * (count != 1)} of {self.task.primary}"
+
+    def _tell(self, metrics: dict, validation: dict | None) -> None:
+        """Call the callbacks; every process calls its own, and all end where one of them says so."""
+        if not self.callbacks:
+            return
+        told = TrainingStep(self.step, self.max_iter, metrics, validation, self.seconds, self.run.folder)
+        answers = [bool(callback(told)) for callback in self.callbacks]
+        votes = torch.tensor(float(any(answers)), device=self.arithmetic.device)
+        self.stopped = distributed.total(votes).item() > 0
 
     def _remember(self, result: dict) -> None:
         """Keep the newest metrics in the checkpoint, and the best network beside it."""
@@ -286,7 +320,15 @@ class Fit:
 
 
 def fit(
-    model, method: Method, task: Task, config, run: Run, arithmetic, extra: dict, state: dict | None = None
+    model,
+    method: Method,
+    task: Task,
+    config,
+    run: Run,
+    arithmetic,
+    extra: dict,
+    state: dict | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict:
     """Train `model` on `task`.
 
@@ -302,6 +344,7 @@ def fit(
         arithmetic: device and precision.
         extra: what checkpoints hold beside the training state (space, config, mask).
         state: a checkpoint to go on from; None: a new run.
+        callbacks: called after every step, see :mod:`sparsemask.engine.callbacks`.
 
     Returns:
         The metrics of the last evaluation, by name.
@@ -309,7 +352,7 @@ def fit(
     Raises:
         UseError: a loss or weights that are not finite, or a checkpoint of another network.
     """
-    loop = Fit(model, method, task, config, run, arithmetic, extra, state)
+    loop = Fit(model, method, task, config, run, arithmetic, extra, state, callbacks)
     title = run.folder.name
     if loop.step == 0:
         loop.save()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sparsemask.errors import UseError, say
 from sparsemask.files import write_text
+from sparsemask.tables import duration
 
 
 class JsonLines:
@@ -97,7 +98,7 @@ class Progress:
         if now - self._last >= float(os.environ.get("SPARSEMASK_PROGRESS_SECONDS", 10)) or step == self._total:
             self._last = now
             rate = (now - self._began) / max(1, step - self._start)
-            left = f"{rate * (self._total - step):.0f} s left" if step < self._total else "done"
+            left = f"{duration(rate * (self._total - step))} left" if step < self._total else "done"
             say(f"{self._title} {step}/{self._total}  {metrics}  {left}", sys.stderr)
 
     def close(self) -> None:

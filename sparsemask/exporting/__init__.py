@@ -13,12 +13,14 @@ from sparsemask.exporting.exportable import (
     pure,
     why_not,
 )
+from sparsemask.exporting.reading import ReadFile, read_exported
 from sparsemask.exporting.validation import Validation, validate
 from sparsemask.exporting.writing import export_onnx, export_program
 
 __all__ = [
     "FORMATS",
     "Exportable",
+    "ReadFile",
     "Validation",
     "channels_last",
     "export_onnx",
@@ -27,6 +29,7 @@ __all__ = [
     "known_suffix",
     "laid_out",
     "pure",
+    "read_exported",
     "validate",
     "why_not",
 ]

@@ -51,6 +51,15 @@ class Exportable:
     multiple: int = 1
     """What the sizes of pictures must be multiples of."""
 
+    @property
+    def input_shape(self) -> list[int | None] | None:
+        """Sizes of its one input, None where any is taken; None altogether for networks of several inputs."""
+        if len(self.inputs) != 1:
+            return None
+        [example] = self.inputs.values()
+        opened = (self.dynamic[0] if self.dynamic else None) or {}
+        return [None if k in opened else side for k, side in enumerate(example.shape)]
+
     def fitted(self, batch: object) -> object:
         """A batch cut to sizes that files take."""
         if self.multiple == 1:

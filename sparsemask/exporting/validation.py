@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sparsemask.exporting.exportable import RUNTIME, Exportable, missing
+from sparsemask.exporting.reading import read_exported
 from sparsemask.finite import check_output
 from sparsemask.timing import compare
 
@@ -89,20 +89,7 @@ def validate(
 
 def opened(path: str | os.PathLike, exportable: Exportable) -> tuple[Callable[[object], Tensor] | None, str]:
     """(a program or an ONNX file as a function of a batch, a word): None, and why, where nothing here runs it."""
-    if Path(path).suffix == ".pt2":
-        program = torch.export.load(path).module()
-        return lambda batch: program(*exportable.tensors(batch)), ""
-    if missing([RUNTIME]):
+    if Path(path).suffix == ".onnx" and missing([RUNTIME]):
         return None, f"not tried: {RUNTIME} is not installed"
-    import onnxruntime
-
-    session_options = onnxruntime.SessionOptions()
-    session_options.intra_op_num_threads = torch.get_num_threads()
-    session_options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(os.fspath(path), session_options, providers=["CPUExecutionProvider"])
-
-    def run(batch) -> np.ndarray:
-        arrays = (np.ascontiguousarray(tensor.numpy()) for tensor in exportable.tensors(batch))
-        return session.run(None, dict(zip(exportable.inputs, arrays, strict=True)))[0]
-
-    return run, ""
+    file = read_exported(path)
+    return lambda batch: file.run(*exportable.tensors(batch)), ""

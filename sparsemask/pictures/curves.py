@@ -35,6 +35,7 @@ _TITLES = {
 _NOT_CURVES = ("step", "epoch", "time", "seconds")
 _EXACT = ("lr", "connections", "tau", "lambda")  # without noise: a smoothed line would only be wrong
 _VALIDATION = ("val_", "val/", "valid_", "validation_")
+VALUES = 3  # a validation of at most so many points is no curve: their values are written beside them
 _FEW = 30  # a series of fewer points is drawn as it is, point by point
 
 Series = tuple[np.ndarray, np.ndarray]
@@ -67,6 +68,9 @@ def draw_curves(rows: Iterable[Mapping[str, object]], path: str | os.PathLike, t
             bottom = height - head - (k // across + 1) * 2.05 + 0.28
             axes = style.place(fig, 0.6 + (k % across) * 2.75, bottom, 2.05, 1.4)
             _panel(axes, name, train, validation)
+            low, high = _steps(panels)
+            room = max(2.0, 0.03 * (high - low)) if high - low < 4 else 0.03 * (high - low)
+            axes.set_xlim(low - room, high + room)  # the same for all, so that panels can be compared
             if k + across >= len(panels):
                 axes.set_xlabel("step")
         if title:
@@ -109,6 +113,12 @@ def _panels(rows: list[Mapping[str, object]]) -> dict[str, tuple[Series | None, 
     return {name: tuple(panels[name]) for name in sorted(panels, key=rank)}
 
 
+def _steps(panels: Mapping[str, tuple[Series | None, Series | None]]) -> tuple[float, float]:
+    """The first and the last step of all panels."""
+    steps = np.concatenate([series[0] for pair in panels.values() for series in pair if series is not None])
+    return float(steps.min()), float(steps.max())
+
+
 def _number(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
@@ -130,20 +140,21 @@ def _panel(axes, name: str, train: Series | None, validation: Series | None) -> 
             axes.plot(steps, smooth(values, len(steps) / 60), color=style.BLUE, lw=1.4, label="training")
     if validation is not None:
         steps, values = validation[0], validation[1] / 10.0**exponent
+        few = len(steps) <= VALUES
         line = dict(color=style.ORANGE, lw=1.2, marker="o", ms=3.5, mec=style.PAPER, mew=0.5, zorder=4)
+        line |= {"ls": ":"} if few else {}
         axes.plot(steps, values, **line, label="validation")
         below = train is not None and train[1][-1] / 10.0**exponent > values[-1]  # away from the other line
         last = dict(
             xytext=(0, -10 if below else 5), textcoords="offset points", ha="right", size=6.5, color=style.ORANGE
         )
         axes.annotate(f"{values[-1]:.3g}", (steps[-1], values[-1]), **last)
+        for step, value in zip(steps[:-1], values[:-1], strict=True) if few else ():
+            axes.annotate(f"{value:.3g}", (step, value), **{**last, "ha": "left"})
     title = _TITLES.get(name, name.replace("_", " "))
     axes.set_title(f"{title} (×1e{exponent})" if exponent else title)
     axes.grid()
     axes.margins(x=0.03, y=0.1)
-    low, high = axes.get_xlim()
-    if high - low < 4:  # room for whole steps
-        axes.set_xlim(low - 2, high + 2)
     axes.ticklabel_format(axis="y", style="plain", useOffset=False)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

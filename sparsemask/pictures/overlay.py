@@ -41,6 +41,31 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None], image, dark.round()).astype(np.uint8)
 
 
+def blend(
+    image: np.ndarray, palette: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, opacity: float = 0.55
+) -> np.ndarray:
+    """The image with the classes' colours over it, and a line where two classes meet.
+
+    Args:
+        image: uint8 (H, W, 3).
+        palette: colours (N, 3), 0 to 255.
+        labels: classes (H, W), below N.
+        weights: how much of the colour each pixel takes, (H, W) in [0, 1]; None: all of it.
+        opacity: of the colours, 0 to 1. Black, mostly the background's, leaves the image as it is.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    palette = np.asarray(palette, np.float32)
+    share = opacity * (palette.max(axis=1) > 0).astype(np.float32)[labels]
+    share = share if weights is None else share * np.asarray(weights, np.float32)
+    mixed = image + share[..., None] * (palette[labels] - image)
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    return np.rint(np.where(edge[..., None], 0.25 * mixed + 0.75 * 255, mixed)).astype(np.uint8)
+
+
 def draw_masks(
     image: np.ndarray,
     masks: Sequence[np.ndarray],
@@ -49,6 +74,8 @@ def draw_masks(
     names: Sequence[str] | None = None,
 ) -> Path:
     """Draw the image and, module by module, its data mask over it, the keep ratio below each; return the path.
+
+    Modules that keep every location are named below the image, which is what they would show.
 
     Args:
         image: uint8 (H, W, 3) or (H, W).
@@ -64,10 +91,16 @@ def draw_masks(
     if not len(masks):
         raise UseError(f"{path}: no masks to draw")
     image = np.asarray(image)
-    panels = [(image if image.ndim == 3 else image[..., None].repeat(3, 2), "picture")]
     names = names or [f"module {number}" for number in range(1, len(masks) + 1)]
+    whole = [name for name, mask in zip(names, masks, strict=True) if np.all(mask)]
+    caption = "picture"
+    if len(whole) > 1:
+        caption = f"all kept: {'every module' if len(whole) == len(masks) else shortened(whole)}"
+    panels = [(image if image.ndim == 3 else image[..., None].repeat(3, 2), caption)]
     for name, mask in zip(names, masks, strict=True):
-        panels.append((overlay(image, mask), f"{name}: {percent(np.mean(mask))} kept"))
+        shown = overlay(image, mask)  # which refuses sizes that do not fit
+        if len(whole) < 2 or not np.all(mask):
+            panels.append((shown, f"{name}: {percent(np.mean(mask))} kept"))
     step = -(-max(image.shape[:2]) // _LONGEST)
     across = min(min(_ACROSS, key=lambda n: -len(panels) % n), len(panels))  # the fewest empty places
     down = math.ceil(len(panels) / across)
@@ -87,6 +120,19 @@ def draw_masks(
         if title:
             fig.text(_GAP / width, 1 - 0.1 / height, title, va="top", size=style.TITLE, weight="bold")
         return style.save(fig, path)
+
+
+def shortened(names: Sequence[str], most: int = 34) -> str:
+    """Names in a line of about `most` letters: 'module 1, 2, 5, ... (9)'."""
+    first, *rest = names
+    common = os.path.commonprefix([name.rpartition(" ")[0] + " " for name in names]) if " " in first else ""
+    line = first
+    for name in rest:
+        longer = f"{line}, {name.removeprefix(common)}"
+        if len(longer) > most:
+            return f"{line}, ... ({len(names)})"
+        line = longer
+    return line
 
 
 def percent(share: float) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsemask.pictures.curves import smooth
+from sparsemask.pictures.curves import VALUES, smooth
 from sparsemask.pictures.style import spread
 from sparsemask.pictures.weights import connection_names
 from sparsemask.report.html import escape
@@ -101,23 +101,23 @@ def curves(rows: Sequence[dict]) -> list[tuple[str, str]]:
             kind = "validation" if key.startswith("val_") else "training"
             quantities.setdefault(key.removeprefix("val_"), {}).setdefault(kind, {})[float(row["step"])] = float(value)
     rank = lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)
-    panels = []
+    panels, every = [], [step for kinds in quantities.values() for points in kinds.values() for step in points]
+    across = _span(np.array(every)) if every else (0.0, 1.0)  # the same for all, so that panels can be compared
     for name in sorted(quantities, key=rank):
         series = {}
         for kind, points in quantities[name].items():
             steps = np.array(sorted(points))
             series[kind] = steps, np.array([points[s] for s in steps])
-        panels.append((_TITLES.get(name, name.replace("_", " ")), _panel(name, series)))
+        panels.append((_TITLES.get(name, name.replace("_", " ")), _panel(name, series, across)))
     return panels
 
 
-def _panel(name: str, series: dict[str, Series]) -> str:
-    steps = np.concatenate([s for s, _ in series.values()])
+def _panel(name: str, series: dict[str, Series], across: tuple[float, float]) -> str:
     values = np.concatenate([v for _, v in series.values()])
     low, high = float(values.min()), float(values.max())
     low = 0.0 if name in _STEADY else low
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    frame = Frame(52, 12, 308, 158, _span(steps), (low if low == 0 else low - margin, high + margin))
+    frame = Frame(52, 12, 308, 158, across, (low if low == 0 else low - margin, high + margin))
     out = [frame.axes()]
     if "training" in series:
         steps, values = _thinned(*series["training"])
@@ -129,7 +129,15 @@ def _panel(name: str, series: dict[str, Series]) -> str:
             out.append(f'<path class="line train" d="{frame.path(steps, smoothed)}"/>')
     if "validation" in series:
         steps, values = _thinned(*series["validation"])
-        out.append(f'<path class="line valid" d="{frame.path(steps, values)}"/>')
+        few = len(steps) <= VALUES
+        out.append(f'<path class="line valid{" few" if few else ""}" d="{frame.path(steps, values)}"/>')
+        for k, (step, value) in enumerate(zip(steps, values, strict=True) if few else ()):  # their values, off the line
+            x, up = frame.across(step), frame.up(value)
+            last = k == len(steps) - 1
+            below = last and k > 0 and value < values[k - 1]
+            side = "end" if last or x > frame.left + 50 else "start"
+            at = f'x="{x:.1f}" y="{up + (16 if below else -8):.1f}" text-anchor="{side}"'
+            out.append(f'<text class="tick valid" {at}>{value:.3g}</text>')
         for step, value in zip(steps, values, strict=True):
             at = f'cx="{frame.across(step):.1f}" cy="{frame.up(value):.1f}"'
             out.append(f'<circle class="valid" {at} r="3.5"><title>step {step:g}: {value:.4g}</title></circle>')

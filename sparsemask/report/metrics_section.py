@@ -11,6 +11,7 @@ from sparsemask.report.sections import TITLES, figure_of, heat
 from sparsemask.tasks.classification.scores import ClassificationScores
 from sparsemask.tasks.segmentation.scores import SegmentationScores
 
+_BESIDE = 14  # classes; a larger matrix has the page's width
 _READABLE = 40  # classes; a larger matrix is shown as a picture
 _ELSEWHERE = ("architecture", "curves", "samples", "weights", "weight_history", "confusion", "front")
 _ELSEWHERE += ("kept", "spectra", "tradeoff")
@@ -27,7 +28,7 @@ def classes(c: Contents) -> str:
     if rows:
         return head + html.table(*rows, kind="classes")
     if c.verb == "search":
-        return head + html.absent("A search is not evaluated class by class: prune and retrain what it found.")
+        return ""  # it is not evaluated class by class: what it found is pruned and retrained first
     if c.evaluation:
         return head  # a task without classes
     return head + html.absent(f"Not evaluated yet: {command_of(c, 'eval')}")
@@ -89,13 +90,11 @@ def confusion(c: Contents) -> str:
         parts.append(_matrix(c))
     elif file.exists():
         parts.append(figure_of(c, file, "Confusion matrix: per cent of each true class", 1000, 500_000))
-    elif c.verb == "search":
-        parts.append(html.absent("None: a search is not evaluated class by class."))
-    elif not c.evaluation:
+    elif not c.evaluation and c.verb != "search":
         parts.append(html.absent(f"Not evaluated yet: {command_of(c, 'eval')}"))
     drawings = [p for p in sorted(c.run.pictures.glob("*.png")) if not p.stem.startswith((*_ELSEWHERE, "mask"))]
     parts += [figure_of(c, p, p.stem.replace("_", " "), 800, 200_000) for p in drawings[:4]]
-    return "".join(parts) or html.absent("None: this task's evaluation has no confusion matrix.")
+    return "".join(parts)
 
 
 def _matrix(c: Contents) -> str:
@@ -109,9 +108,10 @@ def _matrix(c: Contents) -> str:
             else f'<td class="none" colspan="{len(c.classes)}">does not occur</td>'
         )
         rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>')
+    wide = " wide" if len(c.classes) > _BESIDE else ""
     caption = "Per cent of each true class (rows) by what was predicted (columns); what rounds to 0 is left out"
     return (
-        f'<p class="note">{caption}.</p><div class="scroll"><table class="heat confusion">'
+        f'<p class="note">{caption}.</p><div class="scroll"><table class="heat confusion{wide}">'
         f'<thead><tr><th scope="col">truth</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 

@@ -16,6 +16,7 @@ FILE = "report.html"
 # Enforced by the browser: no script, nothing loaded but what the page carries.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
+# Of each section its key, its title, and its markup: empty where a run of this kind cannot have it.
 _SECTIONS = (
     ("curves", "Curves", sections.curves),
     ("connections", "Connection weights", sections.connections),
@@ -84,11 +85,12 @@ def build_page(c: Contents) -> str:
     elif "front" in c.info:
         parts = [("front", "Front", front_section.front), *(part for part in parts if part[0] != "connections")]
     method, address, number = paper
+    made = [(key, title, text) for key, title, text in ((key, title, make(c)) for key, title, make in parts) if text]
     body = [
-        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{make(c)}</section>'
-        for key, title, make in parts
+        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{text}</section>'
+        for key, title, text in made
     ]
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in parts)
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in made)
     state = html.escape(c.state)
     problems = ""
     if c.problems:

@@ -12,7 +12,7 @@ from sparsemask.masks.decoder import DecoderMask, connections_of
 from sparsemask.report import charts, drawings, html
 from sparsemask.report.origin import command_of
 from sparsemask.report.run_data import Contents, number
-from sparsemask.tables import format_count
+from sparsemask.tables import duration, format_count
 
 TITLES = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 TITLES |= {"epe": "EPE (px)", "d1": "D1", "d1_ok": "1 - D1"}
@@ -70,17 +70,6 @@ def _connections(c: Contents) -> tuple[int | None, str]:
     return None, "no mask yet"
 
 
-def duration(seconds: float) -> str:
-    """'42 s', '5 min 12 s', '34 min', '3 h 5 min'."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    if minutes < 10:
-        return f"{minutes} min {rest} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-
-
 def curves(c: Contents) -> str:
     """Loss, quality and all else of metrics.jsonl over the steps."""
     panels = charts.curves(c.rows)
@@ -96,10 +85,7 @@ def connections(c: Contents) -> str:
     if c.weights is None:
         if c.verb == "search":
             return html.absent("No history of the weights: history.jsonl is missing or empty.")
-        return html.absent(
-            "A retrained network's connections are fixed; how they were learnt stands in the report of the search"
-            + (f" it comes from ({c.note['run']})." if c.note.get("run") else ".")
-        )
+        return ""  # a retrained network's connections are fixed
     legend = "".join(f'<span class="key {kind}">from {origin}</span> ' for kind, origin in _KINDS.items())
     history = charts.weight_history(c.steps, c.weights, c.thres)
     caption = (

@@ -261,6 +261,13 @@ class Task(ABC):
     def measured_on(self) -> str:
         """Description of the validation data."""
 
+    def description(self) -> dict[str, Any]:
+        """What files of its networks say of the task, as plain values by name.
+
+        Tasks with an output for every pixel say all that :mod:`sparsemask.prediction.description` names.
+        """
+        return {"task": self._config.data.task, "classes": list(map(str, self.classes))}
+
     # ---- training
 
     @abstractmethod

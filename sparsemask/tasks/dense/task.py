@@ -6,14 +6,16 @@ are scored and drawn. :class:`MapTask` is the base of those that predict one map
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -23,10 +25,10 @@ from sparsemask.devices import Arithmetic
 from sparsemask.engine import data
 from sparsemask.errors import UseError
 from sparsemask.tasks import protocol
+from sparsemask.tasks.dense.views import average_views, resize
 from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import Evaluation, Task, spread_indices
 from sparsemask.VOC12.dataset import SegmentationDataset
-from sparsemask.VOC12.images import picture_size
 from sparsemask.VOC12.palette import IGNORE
 from sparsemask.VOC12.survey import survey
 
@@ -45,11 +47,14 @@ class DenseTask(Task):
 
     Attributes:
         reads_indices: whether labels are index PNG, in which --ignore_index marks what does not count.
+        output: what outputs mean, one of :data:`sparsemask.prediction.description.OUTPUTS`; None: neither, and nothing
+            but the task makes predictions of them.
     """
 
     data_flags = ("data_root", "voc_root", "im_path", "gt_path", "training_list", "eval_list")
     views = ("flips", "scales")
     reads_indices: ClassVar[bool] = False
+    output: ClassVar[str | None] = None
 
     def __init__(self, config: RunConfig):
         ignored = config.data.ignore_index
@@ -93,6 +98,32 @@ class DenseTask(Task):
         path = Path(folder) / f"{self.eval_data.name(index)}.png"
         self.save(path, prediction)
         return path
+
+    @cached_property
+    def palette(self) -> np.ndarray:
+        """Colours uint8 (number of classes, 3) in which classes are shown; those of the label files where they do."""
+        from sparsemask.pictures.palette import class_palette, file_palette
+
+        own = None
+        if self.reads_indices:
+            with contextlib.suppress(UseError):  # reading the label itself says what is wrong
+                own = file_palette(self.eval_data.pairs[0][1])
+        return class_palette(list(map(str, self.classes)), own)
+
+    def description(self) -> dict[str, Any]:
+        """See :mod:`sparsemask.prediction.description`."""
+        if self.output is None:
+            return super().description()
+        from sparsemask.prediction.description import Description
+
+        return Description(
+            classes=tuple(map(str, self.classes)),
+            output=self.output,
+            palette=self.palette,
+            colours=self.eval_data.colours,
+            input_size=self.config.data.crop_size or 1,
+            task=self.config.data.task,
+        ).entries()
 
     def pairs(self, split: str) -> list[tuple[Path, Path]]:
         """(image, label) paths of the "training" or the "eval" set that the configuration names."""
@@ -182,18 +213,7 @@ class DenseTask(Task):
         scales: tuple[float, ...] = (1.0,),
     ) -> torch.Tensor:
         """(N,H,W) prediction for images (N,3,H,W); flips, scales: averaged over mirrored and rescaled copies."""
-        size = images.shape[-2:]
-        total = torch.zeros((), device=images.device)
-        for scale in scales:
-            scaled = images
-            if scale != 1.0:
-                to = [max(1, round(s * scale)) for s in size]
-                scaled = F.interpolate(images, size=to, mode="bilinear", align_corners=False)
-            for mirrored in (False, True) if flips else (False,):
-                logits = arithmetic.run(model, scaled.flip(-1) if mirrored else scaled)
-                logits = resize(logits.flip(-1) if mirrored else logits, size)
-                total = total + self.probabilities(logits.float())
-        return self.decide(total / (len(scales) * (1 + flips)))
+        return self.decide(average_views(model, images, arithmetic, self.probabilities, flips, scales))
 
     def measure(self, model: Callable, evaluation: Evaluation) -> Meter:
         """See :meth:`Task.measure`; predictions are (H, W), padding removed."""
@@ -213,7 +233,7 @@ class DenseTask(Task):
 
     def _unpad(self, index: int, *padded: torch.Tensor) -> list[torch.Tensor]:
         """Cut the centred padding off (H, W) maps of a validation image."""
-        height, width = picture_size(self.eval_data.pairs[index][0])
+        height, width = self.eval_data.size(index)
         top, left = ((have - size) // 2 for have, size in zip(padded[0].shape, (height, width), strict=True))
         return [padded_map[top : top + height, left : left + width] for padded_map in padded]
 
@@ -229,6 +249,7 @@ class MapTask(DenseTask):
     """Predicts a probability for every pixel; trained by binary cross-entropy."""
 
     n_output = 1
+    output = "probability"
 
     def weights(self, target: torch.Tensor) -> torch.Tensor:
         """Weight of every pixel of a target (N,H,W) in the loss, 0 where it is ignored; here 1 elsewhere."""
@@ -264,10 +285,3 @@ class MapTask(DenseTask):
         from sparsemask.pictures import draw_maps
 
         draw_maps(samples, path)
-
-
-def resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear with aligned corners, as published; skipped when the size is right already."""
-    if logits.shape[-2:] == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)

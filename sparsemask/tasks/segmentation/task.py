@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from sparsemask import datasets
 from sparsemask.config import RunConfig
 from sparsemask.errors import UseError
-from sparsemask.tasks.dense.task import IGNORE, DenseTask, resize
+from sparsemask.tasks.dense.task import IGNORE, DenseTask
+from sparsemask.tasks.dense.views import resize
 from sparsemask.tasks.segmentation.scores import ConfusionMeter, SegmentationScores, by_class, class_table
 from sparsemask.VOC12.dataset import SegmentationDataset
 
@@ -20,6 +21,7 @@ class SegmentationTask(DenseTask):
     """Segmentation of the images that the configuration names."""
 
     primary = "miou"
+    output = "classes"
     reads_indices = reads_voc = True
     sample_folder = staticmethod(datasets.sample_folder)
 
@@ -97,13 +99,11 @@ class SegmentationTask(DenseTask):
     def save(self, path: Path, prediction: torch.Tensor) -> None:
         """Write class indices in colours."""
         from sparsemask.pictures import save_prediction
-        from sparsemask.VOC12.palette import VOC_COLOURS
 
-        save_prediction(path, prediction.numpy().astype(np.uint8), VOC_COLOURS)
+        save_prediction(path, prediction.numpy().astype(np.uint8), self.palette)
 
     def draw(self, samples: list[tuple], path: Path) -> None:
         """Write the image | truth | prediction grid."""
         from sparsemask.pictures.predictions import draw_predictions
-        from sparsemask.VOC12.palette import VOC_COLOURS
 
-        draw_predictions(samples, path, self.classes, VOC_COLOURS)
+        draw_predictions(samples, path, self.classes, self.palette)

@@ -1,0 +1,149 @@
+"""Segmentation of pictures that a program holds: any sequences of (picture, label), files or arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from sparsemask.errors import UseError
+from sparsemask.prediction import as_rgb
+from sparsemask.tasks.segmentation.task import SegmentationTask
+from sparsemask.VOC12.dataset import SegmentationDataset
+from sparsemask.VOC12.palette import LabelRangeError, apply_ignored, beyond_classes, read_label
+
+WHERE = "pictures of a program"  # what configurations say in place of a folder
+
+
+class GivenPictures(SegmentationDataset):
+    """Pairs of a picture and its label out of a sequence.
+
+    Args:
+        pairs: their names, twice, as the base class has paths.
+        items: (picture, label) of each: a picture as :func:`sparsemask.prediction.as_rgb` takes it, a label as
+            :func:`as_label` does.
+        settings: of :class:`SegmentationDataset`.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Path | str, Path | str]], items: Sequence[Any], **settings: Any):
+        super().__init__(pairs, **settings)
+        self.items = items
+        self._numbers = {label: int(Path(label).stem) for _, label in self.pairs}
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`SegmentationDataset.load`."""
+        name = self.pairs[index][1]
+        image, label = as_rgb(self._item(name)[0]), self.read(name)
+        if image.shape[:2] != label.shape:
+            raise UseError(f"{name}: the label has {label.shape} pixels, its picture {image.shape[:2]}")
+        return image, label
+
+    def read(self, path: str) -> np.ndarray:
+        """See :meth:`SegmentationDataset.read`."""
+        label = apply_ignored(as_label(self._item(path)[1], path), self.ignore_index, self.n_class, path)
+        if wrong := beyond_classes(label, self.n_class, self.ignore_index):
+            raise LabelRangeError(f"{path}: {wrong}")
+        return label
+
+    def size(self, index: int) -> tuple[int, int]:
+        """See :meth:`SegmentationDataset.size`."""
+        height, width = self.read(self.pairs[index][1]).shape
+        return height, width
+
+    def _item(self, name: str) -> Sequence[Any]:
+        item = self.items[self._numbers[name]]
+        if not isinstance(item, Sequence | np.ndarray) or len(item) != 2:
+            raise UseError(f"{name}: expected a pair (picture, label), found {type(item).__name__}")
+        return item
+
+
+def as_label(label: Any, name: object = "label") -> np.ndarray:
+    """A label of any kind as class indices, uint8 (H, W).
+
+    Args:
+        label: a file, a Pillow image of one channel, an array or a tensor (H, W) of whole numbers 0 to 255.
+        name: what messages call it.
+
+    Raises:
+        UseError: none of these.
+    """
+    if isinstance(label, str | Path):
+        return read_label(label)
+    if isinstance(label, Tensor):
+        label = label.detach().cpu().numpy()
+    values = np.asarray(label)
+    whole = values.dtype.kind in "iub"
+    if isinstance(label, Image.Image) and label.mode not in ("P", "L", "1", "I", "I;16"):
+        whole = False
+    if values.ndim != 2 or not whole or (values.size and not 0 <= int(values.min()) <= int(values.max()) <= 255):
+        raise UseError(
+            f"{name}: a label is an array (H, W) of class numbers 0 to 255, not {values.dtype} {values.shape}"
+        )
+    return values.astype(np.uint8)
+
+
+class GivenTask(SegmentationTask):
+    """Segmentation of given pictures; :func:`given_task` makes a class of it for some.
+
+    Attributes:
+        sets: (picture, label) pairs by the name of the set, "training" and "eval".
+        names: of the classes.
+    """
+
+    sets: ClassVar[dict[str, Sequence[Any]]] = {}
+    names: ClassVar[tuple[str, ...]] = ()
+    reads_voc = False
+
+    def class_names(self) -> list[str]:
+        """The names of the classes."""
+        return list(self.names)
+
+    def pairs(self, split: str) -> list[tuple[Path, Path]]:
+        """Names in place of paths: the set and a number."""
+        numbers = range(len(self.sets[split]))
+        return [(Path(split, f"{k:06d}"), Path(split, f"{k:06d}")) for k in numbers]
+
+    def dataset(self, pairs: list[tuple[Path, Path]], **settings: Any) -> SegmentationDataset:
+        """The pictures."""
+        items = self.sets[pairs[0][0].parts[0]] if pairs else ()
+        ignored = self.config.data.ignore_index
+        common = {"n_class": self.n_class, "classes": self.classes, "ignore_index": ignored}
+        return GivenPictures(pairs, items, **common, **settings)
+
+    def check(self) -> None:
+        """See :meth:`DenseTask.check`."""
+        for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
+            data_set.load(0)
+            self._check_labels(split, data_set)
+
+    def measured_on(self) -> str:
+        """Description of the validation pictures."""
+        return f"validation pictures, {WHERE}"
+
+
+def given_task(train: Sequence[Any], val: Sequence[Any], classes: Sequence[str]) -> type[GivenTask]:
+    """A task on some pictures; the same pictures make a task of the same name.
+
+    Args:
+        train: (picture, label) pairs to train on: a list, or anything with a length and indices, as torch's datasets.
+        val: those to validate on.
+        classes: names of the classes.
+
+    Raises:
+        UseError: no pictures, or no class names.
+    """
+    if not len(train) or not len(val):
+        raise UseError(f"{len(train)} training and {len(val)} validation pictures: both need one or more")
+    if isinstance(classes, str) or not 1 <= len(classes) <= 255:
+        raise UseError("classes: give the names of 1 to 255 classes, in the order of their numbers")
+    digest = hashlib.sha256(repr((len(train), len(val), tuple(map(str, classes)))).encode())
+    for items in (train, val):
+        for k in {0, len(items) - 1}:
+            digest.update(as_rgb(items[k][0]).tobytes() + as_label(items[k][1]).tobytes())
+    members = {"sets": {"training": train, "eval": val}, "names": tuple(map(str, classes))}
+    return type(f"Given_{digest.hexdigest()[:12]}", (GivenTask,), {**members, "__doc__": GivenTask.__doc__})
