@@ -42,6 +42,7 @@ def share(context: Context, model: nn.Module, measured: dict, threshold: float) 
         connectivity=space.connectivity_of(model),
     )
     space.save(network, model, masks)
+    context.describe(network)
     masks = files.replace(masks, sha256=sha256(network))
     files.save_masks(run.folder / f"mask{files.SUFFIX}", masks)
     run.note(network=network.name)

@@ -98,6 +98,7 @@ class DenseFamily(TrainingFamily[Built]):
         network.fold()
         path = context.run.folder / "network.safetensors"
         save(path, network)
+        context.describe(path)
         context.say(f"trained: {context.metric_text(result)}; {network.title}: {path}")
         return 0
 

@@ -25,7 +25,6 @@ from sparsemask.engine.rehearsal import rehearse
 from sparsemask.options import Parser
 from sparsemask.runs import Run
 from sparsemask.training_setup import Context
-from sparsemask.weights import describe_safetensors
 
 if TYPE_CHECKING:
     from sparsemask.tasks.protocol import Task
@@ -339,9 +338,6 @@ def train(
     if context.main:
         run.note(state="finished", result=result)
         status = family.finish(context, built, result)
-        shared = run.folder / "network.safetensors"
-        if shared.is_file():
-            describe_safetensors(shared, (built.task or context.task).description())
     distributed.stop()
     return status
 

@@ -22,6 +22,7 @@ from sparsemask.engine import checkpoint, distributed
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError, say
 from sparsemask.pictures import draw_curves
+from sparsemask.weights import describe_safetensors
 
 _PATHS = (
     "voc_root", "data_root", "im_path", "gt_path", "training_list", "eval_list", "class_names",
@@ -101,6 +102,13 @@ class Context:
         """The task's primary metric among those of the last validation, with its name."""
         name = self.task.primary
         return f"{name} {result.get(name, float('nan')):.4f}"
+
+    def describe(self, file: Path) -> None:
+        """Have a network's file say what it is for: the task, its classes and colours, how pictures are normalised.
+
+        To be called before anything refers to the file by its digest.
+        """
+        describe_safetensors(file, self.task.description())
 
     def announce(self, lines: Sequence[str | None], files: Sequence[str] = (), then: str | None = None) -> None:
         """Print what came out of the run and where it lies, and write its report.

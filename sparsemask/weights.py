@@ -6,6 +6,7 @@ Pickles are read with ``weights_only=True``, so that no file runs code.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pickletools
@@ -72,6 +73,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if checkpoint_schema.is_ours(value):
         checkpoint_schema.check(value, path)
     return dict(value)
+
+
+def check_plain(data: bytes) -> None:
+    """Raise one of torch's errors where the bytes of a torch file ask for more than tensors and plain values."""
+    torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def config_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 import small_pictures
 from small_tasks import BUILD, classification
 from sparsemask import UseError, spaces, tasks
-from sparsemask.cli import disparity, segment_points, upscale
+from sparsemask.cli import disparity, enlarging, segment_points, upscale
 from sparsemask.devices import Arithmetic
 from sparsemask.exporting import validation
 from sparsemask.finite import NotFiniteError, check_output
@@ -157,7 +157,7 @@ def place(tmp_path, monkeypatch):
 
 def test_upscale_writes_no_picture(place, monkeypatch, capfd):
     network = huge(smsr(scale=2))
-    monkeypatch.setattr(upscale, "find_network", lambda *_: (network, "w.pt"))
+    monkeypatch.setattr(enlarging, "find_enlarger", lambda *_: enlarging.SMSREnlarger(network, "w.pt"))
     fails(capfd, upscale.main, ["left.png", "out.png"], ["output is not finite"])
     assert not (place / "out.png").exists()
 

@@ -82,6 +82,7 @@ def test_presets_are_valid_for_both_trainings(name):
         "hinge": "batch_size",
         "slim": "batch_size",
         "specialized": "batch_size",
+        "sr": "patch_size",
     }[space]
     shared = space == "specialized"  # one preset for several tasks, and for a verb of its own
     assert parser(space).from_file(name, shared)[size] > 0

@@ -135,7 +135,8 @@ def test_a_budget_of_memory(place, capfd):
     for name, more in (("whole.png", []), ("tiled.png", ["--tile", "64"]), ("budget.png", ["--memory", "20G"])):
         assert upscale.main(["large.png", name, *W, *more]) == 0
     whole, tiled, budget = (np.array(Image.open(f"{name}.png")).astype(int) for name in ("whole", "tiled", "budget"))
-    assert np.abs(whole - tiled).max() <= 1 and np.array_equal(whole, budget)
+    # What memory this process has decides on tiles, and tiles on the last bit.
+    assert np.abs(whole - tiled).max() <= 1 and np.abs(whole - budget).max() <= 1
     capfd.readouterr()
     fails(
         capfd, upscale.main, ["large.png", "no.png", *W, "--memory", "1M"], ["1 MB is too small", "160x120", "needed"]

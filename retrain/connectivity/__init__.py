@@ -139,6 +139,7 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         count = None if mask.connections is None else masks.count_connections(mask.connections)
         cost = measure(model, (1, 3, config.data.crop_size, config.data.crop_size))
         save_network(run.folder / "network.safetensors", model, config, config["n_class"])
+        context.describe(run.folder / "network.safetensors")
         run.note(
             network="network.safetensors",
             connections=count,

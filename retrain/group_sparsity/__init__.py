@@ -185,6 +185,7 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
         space = spaces.get(config.network.space)
         reduction = space.structure(mask.config).reduction
         space.save(run.folder / NETWORK, model, mask)
+        context.describe(run.folder / NETWORK)
         entries = {
             **records.entries(reduction, mask.kept, mask.merged),
             **records.times(model, mask.config, config.family.batch, context.arithmetic.device),

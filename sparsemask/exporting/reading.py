@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import io
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from sparsemask.containers import check_zip_file, reading
 from sparsemask.errors import UseError
 from sparsemask.exporting.exportable import RUNTIME, missing
 from sparsemask.exporting.writing import ABOUT
+from sparsemask.weights import check_plain
 
 # What formulas of sizes are made of, as torch writes them: "s0", "FloorDiv(Symbol('s54', integer=True), Integer(2))".
 # Strings are names of symbols alone: elsewhere sympy would evaluate them in turn.
@@ -107,7 +107,7 @@ def check_program(path: str | os.PathLike) -> None:
                 raise UseError(f"{path}: refused, '{name}' in it may run code; nothing was run")
             elif re.fullmatch(r".*data/sample_inputs/.*\.pt", name):
                 with _refusing(path, name):
-                    torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+                    check_plain(archive.read(name))
             elif re.fullmatch(r".*models/[^/]+\.json", name):
                 for formula in _formulas(_json(archive, name)):
                     if not is_arithmetic(formula):
