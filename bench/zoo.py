@@ -15,7 +15,6 @@ rounds, processor time of one thread. Torch-Pruning runs where it is installed (
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.util
 import json
 import os
@@ -32,8 +31,9 @@ import sparsemask  # noqa: I001  (before torch: it says how threads wait)
 import torch
 from torch import Tensor, nn
 
+from bench.torch_pruning_tool import pruned, tensors
 from sparsemask import costs
-from sparsemask.errors import one_line
+from sparsemask.errors import UseError, one_line
 from sparsemask.spaces.group_sparsity.inputs import Inputs
 from sparsemask.spaces.group_sparsity.shrinking.fitting import time_networks
 from sparsemask.spaces.group_sparsity.tracing.graph import trace
@@ -45,7 +45,7 @@ from zoo_networks import NAMES, build
 TOOLS = {"sparsemask": None, "torch-pruning": "torch_pruning"}
 SOURCES = {"timm": "timm", "smp": "segmentation_models_pytorch", "sr": "torch"}
 NEAR = 0.03
-_TRIES = 8  # shares that Torch-Pruning is asked for
+_OUTPUTS = "it reaches the network's output"  # why channels stay in every network
 
 
 def measured(whole: nn.Module, small: nn.Module, x: Tensor, seconds: float) -> dict:
@@ -62,12 +62,17 @@ def with_sparsemask(network: nn.Module, x: Tensor, target: float, seconds: float
     begun = time.thread_time()
     trace(plain_weights(network, x), x)
     tracing = time.thread_time() - begun
-    plan = sparsemask.plan(network, x)
-    small = plan.shrink(target, timed=False)
-    with torch.no_grad():
-        given = Inputs.of(torch.randn_like(x))
-        outputs = [tensors(given.run(net)) for net in (small, plan.zeroed(small))]
-    difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*outputs, strict=True))
+    difference = None
+    try:
+        plan = sparsemask.plan(network, x)
+        small = plan.shrink(target, timed=False)
+    except UseError:  # nothing can be removed exactly
+        small = sparsemask.shrink(network, x, target, fold="none", timed=False)
+    else:
+        with torch.no_grad():
+            given = Inputs.of(torch.randn_like(x))
+            outputs = [tensors(given.run(net)) for net in (small, plan.zeroed(small))]
+        difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*outputs, strict=True))
     reasons: dict[str, int] = {}
     for one in small.report.locked:
         reasons[one.why] = reasons.get(one.why, 0) + one.channels
@@ -77,49 +82,10 @@ def with_sparsemask(network: nn.Module, x: Tensor, target: float, seconds: float
     return {**measured(network, small, x, seconds), **result, "share": counted}
 
 
-def tensors(output: object) -> list[Tensor]:
-    """The tensors of an output."""
-    parts = [output] if isinstance(output, Tensor) else list(output)  # type: ignore[call-overload]
-    return [part for part in parts if isinstance(part, Tensor)]
-
-
 def with_torch_pruning(network: nn.Module, x: Tensor, target: float, seconds: float) -> dict:
     """Prune a network by Torch-Pruning, with the share of channels that leaves the target."""
-    import torch_pruning as tp
-
-    whole = costs.multiply_adds(network, x)
-    with torch.no_grad():
-        sizes = {t.shape[1] for t in tensors(network(x))}
-    low, high, best, tracing = 0.0, 0.95, None, 0.0
-    for _ in range(_TRIES):
-        ratio = (low + high) / 2
-        small = copy.deepcopy(network)
-        layers = [m for m in small.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        ends = [m for m in layers if m.weight.shape[0] in sizes][-1:]  # the last layer makes the outputs
-        attentions = [m for m in small.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")]
-        begun = time.thread_time()
-        pruner = tp.pruner.BasePruner(
-            small,
-            x,
-            importance=tp.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=ratio,
-            ignored_layers=ends,
-            num_heads={m.qkv: m.num_heads for m in attentions},
-        )
-        tracing = tracing or time.thread_time() - begun
-        pruner.step()
-        for module in attentions:
-            module.num_heads = pruner.num_heads[module.qkv]
-            module.head_dim = module.qkv.out_features // (3 * module.num_heads)
-        with torch.no_grad():
-            small.eval()(x)  # it must run
-        share = costs.multiply_adds(small, x) / whole
-        if best is None or abs(share - target) < abs(best[0] - target):
-            best = share, small
-        if abs(share - target) < 0.003:
-            break
-        low, high = (ratio, high) if share > target else (low, ratio)
-    return {**measured(network, best[1], x, seconds), "tracing": tracing}
+    small, tracing = pruned(network, x, target)
+    return {**measured(network, small, x, seconds), "tracing": tracing}
 
 
 def one(name: str, tool: str, options: argparse.Namespace) -> dict:
@@ -162,9 +128,16 @@ def table(path: Path) -> str:
     for name in (name for name in NAMES if name in by_tool["sparsemask"]):
         ours, other = by_tool["sparsemask"][name], by_tool["torch-pruning"].get(name, {})
         reasons = sorted(ours.get("locked", {}).items(), key=lambda pair: -pair[1])
+        others = [f"{reason} ({count})" for reason, count in reasons if reason != _OUTPUTS]
+        if "error" not in ours and ours["difference"] is None:
+            others.insert(0, "not exact (fold none)")
         row = {key: ours.get(key) for key in ("share", "difference", "tracing", "time")}
-        row |= {"network": name, "other share": other.get("share"), "other time": other.get("time")}
-        row["why"] = ours.get("error") or "; ".join(f"{reason} ({count})" for reason, count in reasons[:2])
+        row |= {"network": name, "other time": other.get("time")}
+        if "error" in other:
+            row["other share"] = "too slow" if other["error"].startswith("beyond") else "fails"
+        elif other:
+            row["other share"] = f"{other['share']:.1%}"
+        row["why"] = ours.get("error") or "; ".join(others[:2])
         rows.append(row)
     columns = {
         "network": "network",
@@ -172,9 +145,9 @@ def table(path: Path) -> str:
         "difference": ("difference", ".0e"),
         "tracing": ("tracing s", ".2f"),
         "time": ("time", ".2f"),
-        "other share": ("Torch-Pruning left", ".1%"),
+        "other share": "Torch-Pruning left",
         "other time": ("its time", ".2f"),
-        "why": "what stays (channels), or the error",
+        "why": "what stays beside outputs (channels), or the error",
     }
     return "\n".join([markdown_table(rows, columns), "", *summary(by_tool)])
 
@@ -190,7 +163,7 @@ def summary(by_tool: dict[str, dict[str, dict]]) -> list[str]:
         if lines:
             failed = sum("error" in line for line in lines.values())
             texts.append(f"{tool}: {len(near[tool])} of {len(lines)} at half within 3 %, {failed} failed")
-    ours = [line for line in by_tool["sparsemask"].values() if "difference" in line]
+    ours = [line for line in by_tool["sparsemask"].values() if line.get("difference") is not None]
     if ours:
         worst = max(line["difference"] for line in ours)
         slowest = max(line["tracing"] for line in ours)
