@@ -145,7 +145,7 @@ class Search:
         weights = [weight.detach().cpu().numpy() for weight in self.built.model.raw_weights()]
         report = prune_report(weights, section.thres)
         if section.budget is not None and not report.problem:
-            costs = open_costs(self.config, self.context.run)
+            costs = open_costs(self.config, self.context.run, unit=section.budget.unit)
             report = prune_to_budget(weights, section.thres, section.budget, costs)
         if report.problem:
             raise UseError(f"{self.context.run.folder}: no mask: {report.problem}")

@@ -61,7 +61,7 @@ def here(tmp_path_factory):
             "one",
         ]
         assert search_run.main([*flags, *one_shot]) == 0
-        assert search_run.main([*flags, "--name", "published"]) == 0
+        assert search_run.main([*flags, "--method", "published", "--name", "published"]) == 0
         assert search_run.main([*flags, "--name", "latency", "--budget_ms", "15"]) == 0
     torch.set_num_threads(threads)
     return folder
