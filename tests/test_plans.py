@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from literal_sparse import one_thread  # noqa: F401
 from point_crops import crop
 from sparsemask import spaces
 from sparsemask.errors import UseError
@@ -29,14 +30,6 @@ ABLE = [name for name in ("native", "dense", "gather", "reference") if available
 MASKS = ("mixed", "all dense", "none dense", "never kept", "always kept")
 few = settings(max_examples=10, deadline=None, derandomize=True)
 fewer = settings(max_examples=4, deadline=None, derandomize=True)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @torch.no_grad()

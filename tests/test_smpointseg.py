@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from filling import fill
+from literal_sparse import one_thread  # noqa: F401
 from point_crops import crop, part
 from sparsemask import spaces
 from sparsemask.engine.method import set_training
@@ -46,15 +47,6 @@ def settle(network: SMPointSeg, kind: str) -> SMPointSeg:
         block.pt_mask.threshold = {"none kept": 1.0, "all kept": -1.0}.get(kind, 0.5)
         block.pt_mask[2].conv.conv_1x1.weight.normal_()
     return network
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Such small crops are only slowed down by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from literal_sparse import one_thread  # noqa: F401
 from sparsemask import spaces
 from sparsemask.errors import UseError
 from sparsemask.ops.cost_volume import concatenation_volume, correlation_volume
@@ -23,15 +24,6 @@ KINDS = {  # inputs, outputs, stride, transposed
     "down 1": (8, 16, 2, False), "half": (16, 16, 1, False), "down 2": (16, 24, 2, False),
     "quarter": (24, 24, 1, False), "up 2": (24, 16, 1, True), "up 1": (16, 8, 1, True),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Such small volumes are only slowed down by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pair(batch: int = 1, height: int = 32, width: int = 48) -> StereoPair:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 
+from literal_sparse import one_thread  # noqa: F401
 from sparsemask.engine.method import reestimate
 from sparsemask.spaces.smstereo.network import SMStereo
 from sparsemask.spaces.sparse_conv.masking import fix_masks
@@ -13,15 +13,6 @@ from sparsemask.tasks.stereo.batch import StereoPair
 
 SHIFTS = (4, 11)  # px
 STEPS = 12
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Such small pictures are only slowed down by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def shifted() -> StereoPair:

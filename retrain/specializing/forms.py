@@ -14,6 +14,7 @@ from sparsemask.engine import data
 from sparsemask.inference import optimize_for_inference
 from sparsemask.spaces.protocols import HasFastForm, HasKernelForm, HasUnmaskedForm
 from sparsemask.spaces.sparse_conv.measuring import COLUMNS, Watch, relative_difference, tolerance
+from sparsemask.spaces.sparse_conv.planning import SAVED
 from sparsemask.sparse import backend, repeatable
 from sparsemask.tables import format_count, table
 from sparsemask.tasks import EvaluationContext
@@ -22,7 +23,6 @@ from sparsemask.training_setup import Context
 
 _TIMED = 4  # validation items
 _EQUAL = (("dense", "kernels"), ("masked", "sparse"))
-_SAVED = 1.03  # masks save time if the skipping form is so many times as fast as the dense one
 _SHARE, _LEAST = 0.02, 0.005  # relative and absolute change of a metric that rounding may cause
 
 
@@ -89,7 +89,7 @@ def compare_forms(context: Context, model: nn.Module) -> tuple[str, list[dict], 
     lines.append(
         f"{gain} ({task.measured_on()}, {count} {task.items}, {where.device}, {torch.get_num_threads()} thread(s))"
     )
-    if isinstance(space, HasFastForm) and times and times["sparse"] * _SAVED > times["dense"]:
+    if isinstance(space, HasFastForm) and times and times["sparse"] * SAVED > times["dense"]:
         kept = f"masks keep {means['kept']:.2f}"  # of other spaces the plan says it
         lines.append(f"{kept} but save no time on these {task.items} here: the dense form is as fast")
     return "\n".join(lines), rows, wrong

@@ -46,6 +46,7 @@ from sparsemask.timing import BUSY, Timer, thread_count, timer
 _VERSION = 2
 CURRENCIES = ("ms", "multiply-adds")
 _ROUNDS = 7
+_UNTIMED = "multiply-adds alone were counted; milliseconds need a cost table"
 _CALIBRATION = 14  # networks of each space
 _NOISE = 0.03  # relative error of a network's time that is expected
 _BLOCK = 16  # widths that are multiples of it take another, faster way through the convolutions
@@ -91,11 +92,11 @@ class Counts:
 
     def predict(self, mask: np.ndarray | DecoderMask) -> float:
         """Raises UseError: milliseconds are of a :class:`CostTable`."""
-        raise UseError("multiply-adds alone were counted; milliseconds need a cost table")
+        raise UseError(_UNTIMED)
 
     def explain(self, mask: np.ndarray | DecoderMask) -> list[tuple[str, float, float]]:
         """Raises UseError, as :meth:`predict`."""
-        raise UseError("multiply-adds alone were counted; milliseconds need a cost table")
+        raise UseError(_UNTIMED)
 
     def expected(self, v: Sequence[Tensor], currency: str = "ms") -> Tensor:
         """The expected cost of a relaxed mask of the published space.
@@ -124,7 +125,7 @@ class Counts:
 
     @property
     def _expected_ms(self) -> ExpectedCost:
-        raise UseError("multiply-adds alone were counted; milliseconds need a cost table")
+        raise UseError(_UNTIMED)
 
     @cached_property
     def _expected_multiply_adds(self) -> ExpectedCost:
@@ -224,7 +225,7 @@ class CostTable(Counts):
             geometry=geometry,
             channels_last=channels_last,
             encoder_ms=tuple(encoder),
-            encoder_multiply_adds=tuple(_encoder_multiply_adds(backbone, key, j) for j in range(length)),
+            encoder_multiply_adds=tuple(_encoder_multiply_adds(backbone, key, length, j) for j in range(length)),
             times=tuple(times.items()),
             busy=round(busy, 3),
         )
@@ -375,7 +376,7 @@ def count_costs(
     """Multiply-adds alone: nothing is measured. Arguments as of :meth:`CostTable.measure`."""
     key = _key(backbone, size, depth, n_class, 1, torch.device("cpu"), in_channels, network)
     geometry = _geometry(backbone, key)
-    encoder = tuple(_encoder_multiply_adds(backbone, key, j) for j in range(len(geometry)))
+    encoder = tuple(_encoder_multiply_adds(backbone, key, len(geometry), j) for j in range(len(geometry)))
     return Counts(geometry=geometry, encoder_multiply_adds=encoder)
 
 
@@ -434,7 +435,7 @@ def _cached(path: Path, key: Key) -> tuple[CostTable | None, str]:
         return None, f"the one kept is of another {other[0]} ({vars(table.key)[other[0]]})"
     encoder, last = table.encoder_multiply_adds, len(table.geometry) - 1
     same = len(_strides(key.backbone)) == last + 1 and _geometry(key.backbone, key) == table.geometry
-    if not same or any(_encoder_multiply_adds(key.backbone, key, j) != encoder[j] for j in {0, last}):
+    if not same or any(_encoder_multiply_adds(key.backbone, key, last + 1, j) != encoder[j] for j in {0, last}):
         return None, "the one kept is of another form of the backbone"
     return table, "the one kept was measured on a busy machine"
 
@@ -533,10 +534,10 @@ def _geometry(backbone: str | nn.Module, key: Key) -> Geometry:
     return Geometry(tuple(point.shape[1] for point in points), tuple(sizes), key.depth, key.n_class)
 
 
-def _encoder_multiply_adds(backbone: str | nn.Module, key: Key, j: int) -> int:
-    """Multiply-adds of the encoder of networks whose deepest end point is j."""
+def _encoder_multiply_adds(backbone: str | nn.Module, key: Key, length: int, j: int) -> int:
+    """Multiply-adds of the encoder of networks whose deepest end point is j of so many."""
     with Undrawn():
-        net = _network(backbone, key, _one_connection(len(_strides(backbone)), j))
+        net = _network(backbone, key, _one_connection(length, j))
     with thread_count(1):
         return costs.multiply_adds(net.backbone, (1, key.in_channels, *key.size))
 

@@ -31,7 +31,7 @@ _ALL = 10.0  # seconds after which a command plans no further sizes
 _ROUNDS, _LONG = 3, 0.05  # measurements of each at least, one of networks that take longer than so many seconds
 _SKIPPING = ("native", "triton", "gather")  # the first that can compute skips
 _MARGIN = 0.99  # a dense part must be that much faster than a skipping one
-_SAVED = 1.03  # masks save time if the network is so many times as fast as without them
+SAVED = 1.03  # masks save time if the network is so many times as fast as without them
 
 
 def make_plan(space: MaskedSpace, network: MaskedNetwork, inputs: Any, seconds: float = SECONDS) -> Plan:
@@ -98,14 +98,14 @@ def words(space: MaskedSpace, network: MaskedNetwork, plan: Plan) -> list[str]:
     elif plan.dense:
         parts = f"{len(plan.dense)} of {len(plan.backends)} masked parts"
         lines.append(f"plan: {kept}; at {size} {where} {parts} are computed densely, the others skip")
-    elif ours * _SAVED > unmasked:
+    elif ours * SAVED > unmasked:
         lines.append(f"plan: {kept} but save no time at {size} {where}")
     else:
         lines.append(f"plan: {kept}; at {size} {where} all masked parts skip")
     if open_modules:
         lines.append(f"{', '.join(open_modules)}: the masks select nothing, no mask branch is computed")
     lines[0] += f": {ours:.2f} ms, {unmasked:.2f} ms without masks"
-    if ours * _SAVED > unmasked:
+    if ours * SAVED > unmasked:
         lines.append("the same weights without masks are another function; --unmask BOUND drops masks within a quality")
     return lines
 
