@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from sparsemask.errors import UseError
 from sparsemask.ops import dispatch
 from sparsemask.ops.point_block import Folded, row_linear, sparse_block
 from sparsemask.ops.point_conv import Level
+from sparsemask.ops.point_network import BlockWeights
 from sparsemask.ops.weight_cache import Derived, last
 from sparsemask.spaces.smpointseg.layers import BasicConv, PointConv, RowNorm, folded_of
 from sparsemask.spaces.sparse_conv.masked_network import MaskModule
@@ -199,6 +200,18 @@ class SparsePointBlock(MaskModule):
         count = reading.tail_bias_count
         folded = _folded.get(sources, lambda: _lasting(self.folded(count)), count)
         return sparse_block(rows, level, mask[:, 0], dense, folded, reading.s2d == "gated")
+
+    def weights(self, reading: Reading) -> BlockWeights:
+        """All weights in evaluation, as :mod:`sparsemask.ops.point_network` takes them."""
+        constant = self._constant(reading)
+        dense = torch.ones_like(self._dense()) if constant else self._dense()
+        branch = [layer.folded() for layer in self.pt_mask]
+        folded = self.folded(reading.tail_bias_count)
+        return BlockWeights(folded, dense, constant, branch, self.pt_mask.threshold, reading.s2d == "gated")
+
+    def open_weights(self) -> BlockWeights:
+        """The same with everything kept."""
+        return replace(self.weights(Reading()), dense=torch.ones_like(self._dense()), kept=True)
 
     def folded(self, bias_count: int = 1) -> Folded:
         """Copies of all weights with the batch norms (in evaluation) folded in."""

@@ -5,7 +5,7 @@ Wang et al., "Sparse Mask CNNs", TPAMI 2022, section 4; an encoder and decoder l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from sparsemask.ops.point_block import row_linear
 from sparsemask.ops.point_conv import Level, cells, point_means
 from sparsemask.spaces.smpointseg.block import Reading, SparsePointBlock
 from sparsemask.spaces.smpointseg.layers import BasicConv, Join, folded_of
+from sparsemask.spaces.smpointseg.whole import whole
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.tasks.points.clouds.batch import PointBatch
 
@@ -74,6 +75,7 @@ class SMPointSeg(MaskedNetwork):
         self.hard_kept: list[Tensor] = []
         self.kept_weights: list[Tensor] = []
         self.masks: list[Tensor] = []
+        self._costs: dict[Hashable, list[Tensor]] = {}  # of the last batch's sizes
         widths = [channels[0], *channels]
         self.init = BasicConv(d_in, channels[0])
         self.encoder = nn.ModuleList(
@@ -103,10 +105,18 @@ class SMPointSeg(MaskedNetwork):
         self.follow(batch)
         out, kept, hard_kept, masks = self.compute(batch)
         self.kept, self.hard_kept, self.masks = kept, hard_kept, masks
-        costs = [block.costs(n) for block, n in zip(self.encoder, batch.sizes, strict=True)]
-        total = sum(map(sum, costs))
-        self.kept_weights = [out.new_tensor(layer_costs) / total for layer_costs in costs]
+        self.kept_weights = self._shares(tuple(batch.sizes), out.device, out.dtype)
         return out
+
+    def _shares(self, sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        """The fraction of all multiply-adds in each layer, block by block."""
+        key = (sizes, device, dtype)
+        if key not in self._costs:
+            costs = [block.costs(n) for block, n in zip(self.encoder, sizes, strict=True)]
+            total = sum(map(sum, costs))
+            with torch.inference_mode(False):
+                self._costs = {key: [torch.tensor(own, device=device, dtype=dtype) / total for own in costs]}
+        return self._costs[key]
 
     def compute(self, batch: PointBatch, masked: bool = True):
         """Compute as :meth:`forward`, without setting attributes.
@@ -119,6 +129,11 @@ class SMPointSeg(MaskedNetwork):
             (logits, kept, hard kept, masks).
         """
         self._check(batch)
+        form = whole(self, batch, masked)
+        if form is not None:
+            logits, fractions, points = form(batch)
+            parts = list(fractions.unbind(0)) if masked else []
+            return logits, parts, parts, points if masked else []
         count, size = batch.features.shape[0], batch.features.shape[2]
         levels, body_levels = self._levels(batch)
         rows = batch.features.transpose(1, 2).reshape(count * size, self.d_in)

@@ -45,6 +45,7 @@ from sparsemask.ops.conv import ConvCall
 from sparsemask.ops.inverted_residual import InvertedResidualCall
 from sparsemask.ops.multiscale_sum import MultiscaleSumCall
 from sparsemask.ops.point_conv import Level
+from sparsemask.ops.point_network import PointNetworkWeights, PreparedPointNetwork
 from sparsemask.ops.predict_mask import PredictMaskCall
 
 __all__ = ["AttendedBlockCall", "Backend", "BlockCall", "ConvCall", "register_backend"]
@@ -151,6 +152,13 @@ class Backend(ABC):
     ) -> Tensor:
         """A sparse block of point convolutions, (R, C): `sparsemask::point_block`."""
         return point_block.block_by_torch(rows, level, mask, dense, folded, gated)
+
+    def point_network(self, weights: PointNetworkWeights) -> PreparedPointNetwork | None:
+        """A whole network on points, prepared for many calls of weights that do not change: float32.
+
+        None, the default: it is computed block by block.
+        """
+        return None
 
     def point_linear(
         self, rows: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, add_map: Tensor | None, relu: bool

@@ -10,5 +10,6 @@ from sparsemask.ops import (  # noqa: F401
     multiscale_sum,
     point_block,
     point_conv,
+    point_network,
     predict_mask,
 )

@@ -23,6 +23,7 @@ from sparsemask.backends.native import (
     library,
     multiscale_sum,
     point_block,
+    point_network,
     points,
     predict_mask,
     stereo,
@@ -35,6 +36,7 @@ from sparsemask.ops.inverted_residual import InvertedResidualCall
 from sparsemask.ops.multiscale_sum import MultiscaleSumCall
 from sparsemask.ops.point_block import Folded
 from sparsemask.ops.point_conv import Level
+from sparsemask.ops.point_network import PointNetworkWeights, PreparedPointNetwork
 from sparsemask.ops.predict_mask import PredictMaskCall
 
 __all__ = ["BACKEND", "Native"]
@@ -140,6 +142,10 @@ class Native(Backend):
         self, rows: Tensor, level: Level, mask: Tensor, dense: Tensor, folded: Folded, gated: bool
     ) -> Tensor:
         return point_block.block(rows, level, mask, dense, folded, gated)
+
+    def point_network(self, weights: PointNetworkWeights) -> PreparedPointNetwork | None:
+        """In one call."""
+        return point_network.PointNetwork(weights)
 
     def point_linear(
         self, rows: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, add_map: Tensor | None, relu: bool

@@ -121,6 +121,7 @@ _ENTRIES: dict[str, tuple[list, type | None]] = {
     "sm_locate": ([_P], None),
     "sm_chain": ([_P, _I], None),
     "sm_scales": ([_P], None),
+    "sm_point_network": ([_P], None),
 }
 _serving: tuple[ctypes.CDLL, build.Form] | None = None
 _lock = threading.Lock()

@@ -386,3 +386,5 @@ void sm_correlation(const float* left, const float* right, int64_t levels, int64
 int64_t sm_version() { return 2; }
 
 }  // extern "C"
+
+#include "point_network.h"

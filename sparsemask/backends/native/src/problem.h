@@ -203,6 +203,93 @@ struct Link {
     Inverted block;
 };
 
+// A point convolution with its 1x1 part: of `ins` channels, all computed at all points.
+struct PointLayer {
+    int64_t ins;
+    int64_t wide;         // outputs, no fewer than a vector of 8
+    const float* packed;  // (ins + 3, wide)
+    const float* rel;     // (3, wide)
+    const float* table;   // (cells, wide)
+    const float* bias;    // (wide)
+};
+
+// One under a mask; outputs are ordered dense ones first.
+struct PointMasked {
+    int64_t dense;  // outputs at all points
+    int64_t ins_dense;
+    int64_t ins_sparse;  // inputs at kept points alone
+    const float* from_dense;   // packed (ins_dense + 3, wide)
+    const float* from_sparse;  // packed (ins_sparse, wide), or null
+    const float* rel;
+    const float* table;
+    const float* bias;
+};
+
+// A sparse block of point convolutions, see point_network.h.
+struct PointBlock {
+    int64_t ins;
+    int64_t wide;
+    int64_t n_layers;
+    const PointMasked* layers;
+    int64_t masked;  // 0: all points are kept, 1: those that its branch says, 2: none
+    int64_t narrow;  // channels of the branch
+    const float* first;  // packed (ins, narrow)
+    const float* first_bias;
+    PointLayer second;
+    PointLayer third;  // two outputs, drop and keep, and zeros
+    int64_t compared;  // 0: keep > drop; 1: sigmoid(keep - drop) > threshold
+    double threshold;
+    const float* kept;     // packed: all layers' dense and sparse channels in turn, then the shortcut's inputs
+    const float* dropped;  // packed: all layers' dense channels, then those
+    const float* tail_bias;
+    const float* kept_bias;
+    int64_t shortcut;  // 0: the input is added
+    int64_t gated;     // sparse inputs reach dense outputs at kept points only
+};
+
+// A level of a batch of crops: indices are each sample's own.
+struct PointLevel {
+    int64_t points;  // of a sample
+    const int32_t* neighbours;  // (batch, points, k)
+    const int32_t* upsample;    // (batch, points): of the coarser level; null at the coarsest one
+    double radius;
+    uint8_t* mask;  // (batch, points), written
+};
+
+// Features copied from the coarser points, joined with a level's own and convolved: 1x1, norm, ReLU.
+struct PointJoin {
+    int64_t coarse;
+    int64_t own;
+    const float* left;   // packed (coarse, own)
+    const float* right;  // packed (own, own)
+    const float* bias;
+};
+
+// The whole network, see point_network.h.
+struct PointNetwork {
+    int64_t batch;
+    int64_t k;
+    int64_t ins;
+    const float* rows;  // (batch, points, ins)
+    const float* xyz;   // (batch, points, 3), relative to each sample's middle
+    int64_t n_levels;
+    const PointLevel* levels;
+    const PointBlock* blocks;
+    const PointJoin* joins;  // coarse to fine, one fewer
+    const float* init;       // packed (ins, first block's ins)
+    const float* init_bias;
+    int64_t hidden;
+    const float* tail;  // packed (first block's outputs, hidden)
+    const float* tail_bias;
+    int64_t classes;
+    const float* last;  // packed (hidden, classes)
+    const float* last_bias;
+    int64_t cells;    // along an axis
+    int64_t nearest;  // how blocks round to cells; branches round towards zero
+    float* out;       // (batch, points, classes)
+    int64_t threads;
+};
+
 constexpr int64_t PANEL = 16;  // columns of a panel of packed weights; the last may have 8
 
 }  // namespace sm
