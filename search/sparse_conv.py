@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from sparsemask import spaces
 from sparsemask.engine.randomness import seed_all
-from sparsemask.families import Built, TrainingFamily
+from sparsemask.families import TrainingFamily
 from sparsemask.options import Parser
+from sparsemask.spaces.sparse_conv.mask_costs import open_budget
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.sparse_conv.records import conclude
-from sparsemask.spaces.sparse_conv.search_method import SparseConvSearch, add_section, missed
+from sparsemask.spaces.sparse_conv.search_method import Masked, SparseConvSearch, add_section, missed
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
 
 
-class SparseConvSearchFamily(TrainingFamily[Built]):
+class SparseConvSearchFamily(TrainingFamily[Masked]):
     """SMSR, SMPointSeg, SMStereo and specialised networks; see :mod:`sparsemask.spaces.sparse_conv.search_method`."""
 
     verb = "search"
@@ -22,7 +23,7 @@ class SparseConvSearchFamily(TrainingFamily[Built]):
         """Flags of learning fine-grained masks."""
         add_section(parser)
 
-    def build(self, context: Context) -> Built:
+    def build(self, context: Context) -> Masked:
         """The network with soft masks: from its checkpoint's configuration, from weights, or from random ones."""
         config = context.config
         seed_all(config.run.seed)
@@ -34,20 +35,22 @@ class SparseConvSearchFamily(TrainingFamily[Built]):
             )
             context.say(f"starting from {config.network.pretrained_model}")
         set_threshold(model, config.family.thres)
-        return Built(model, notes={"family": "sparse_conv"})
+        return Masked(model, notes={"family": "sparse_conv"}, budget=open_budget(context, model))
 
-    def method(self, context: Context, built: Built) -> SparseConvSearch:
+    def method(self, context: Context, built: Masked) -> SparseConvSearch:
         """Network and masks together."""
-        return SparseConvSearch(context.config)
+        return SparseConvSearch(context.config, built.budget)
 
-    def finish(self, context: Context, built: Built, result: dict) -> int:
+    def finish(self, context: Context, built: Masked, result: dict) -> int:
         """Measure and draw the network; returns 1 if skipping and multiplying by masks give different outputs."""
         keep = context.config.family.keep
         noted = conclude(context, built.model)
         kept = noted["kept_fraction"]
         budget = "" if keep is None else f" (budget {keep:g}{missed(kept, keep)})"
-        line = f"searched: {context.metric_text(result)}; kept fraction {kept:.3f}{budget}"
-        context.announce([line], then="prune")
+        lines = [f"searched: {context.metric_text(result)}; kept fraction {kept:.3f}{budget}"]
+        if built.budget is not None:
+            lines.append(built.budget.met(context, built.model))
+        context.announce(lines, then="prune")
         return int(noted["milliseconds"] is None)
 
 

@@ -12,7 +12,7 @@ from sparsemask import spaces, training_setup
 from sparsemask.config import RunConfig, flag
 from sparsemask.engine import data
 from sparsemask.engine.randomness import seed_all
-from sparsemask.families import Built, TrainingFamily
+from sparsemask.families import TrainingFamily
 from sparsemask.files import write_json
 from sparsemask.options import Parser, natural, rate
 from sparsemask.retrain.masked_network import NETWORK, share
@@ -21,6 +21,7 @@ from sparsemask.retrain.specializing.start import newest_start, resolve_start
 from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.protocols import Distilled
 from sparsemask.spaces.sparse_conv import search_method
+from sparsemask.spaces.sparse_conv.mask_costs import MaskBudget, open_budget
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.sparse_conv.records import conclude
 from sparsemask.tasks import Task
@@ -28,6 +29,7 @@ from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
 
 _START = "what is specialised"
+_KEEP = 0.5  # without any budget
 _SAMPLES = 16  # training inputs that masks are started on
 
 
@@ -47,7 +49,7 @@ class SpecializationSection(search_method.SparseMaskSection):
 
 
 @dataclass(frozen=True)
-class Taught(Built):
+class Taught(search_method.Masked):
     """A network with masks and what teaches it.
 
     Attributes:
@@ -63,10 +65,11 @@ class Distillation(search_method.SparseConvSearch):
     Args:
         config: of the run.
         teacher: the dense network, frozen, on the run's device.
+        budget: in milliseconds, in the place of --keep.
     """
 
-    def __init__(self, config: RunConfig, teacher: nn.Module):
-        super().__init__(config)
+    def __init__(self, config: RunConfig, teacher: nn.Module, budget: MaskBudget | None = None):
+        super().__init__(config, budget)
         self.teacher, self.truth = teacher, config.family.truth
 
     def loss(self, model: nn.Module, task: Task, images, output, target) -> torch.Tensor:
@@ -85,14 +88,16 @@ class Specialization(TrainingFamily[Taught]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of the masks' search, with a budget, and of the initial network."""
-        search_method.add_section(parser, SpecializationSection, keep=0.5)
+        search_method.add_section(parser, SpecializationSection)
 
     def default_flags(self, given: dict) -> dict:
         """Default to the newest retrained network."""
         return newest_start(given)
 
     def resolve(self, config: RunConfig, given: Mapping) -> RunConfig:
-        """Resolve the network that is specialised."""
+        """Resolve the network that is specialised, and the budget: without any, half is kept."""
+        if config.family.keep is None and config.family.budget_ms is None:
+            config = config.replace(keep=_KEEP)
         return resolve_start(config, given)
 
     def build(self, context: Context) -> Taught:
@@ -106,23 +111,26 @@ class Specialization(TrainingFamily[Taught]):
             model = space.supernet(config)
             space.load_weights_into(model, load_weights(config.family.ft_model), config.family.ft_model)
             context.say(f"starting from {config.family.ft_model}")
-            if isinstance(space, Distilled) and config.family.keep is not None:
-                samples = [
-                    context.task.train_data[number] for number in range(min(_SAMPLES, len(context.task.train_data)))
-                ]
-                space.start_masks(model, data.collate(context.task.train_data, samples)[0], config.family.keep)
         set_threshold(model, config.family.thres)
+        budget = open_budget(context, model)
+        if isinstance(space, Distilled) and context.state is None:
+            source = context.task.train_data
+            samples = [source[number] for number in range(min(_SAMPLES, len(source)))]
+            keep = config.family.keep if budget is None else budget.keep
+            space.start_masks(model, data.collate(source, samples)[0], keep)
+            if budget is not None:
+                budget.prepare(model)
         teacher = None
         if isinstance(space, Distilled):
             where = context.arithmetic
             teacher = space.teacher(config.family.ft_model).to(where.device, where.parameters)
-        return Taught(model, notes={"family": "sparse_conv"}, teacher=teacher)
+        return Taught(model, notes={"family": "sparse_conv"}, budget=budget, teacher=teacher)
 
     def method(self, context: Context, built: Taught) -> search_method.SparseConvSearch:
         """The search's method, with the dense network as teacher where there is one."""
         if built.teacher is not None:
-            return Distillation(context.config, built.teacher)
-        return search_method.SparseConvSearch(context.config)
+            return Distillation(context.config, built.teacher, built.budget)
+        return search_method.SparseConvSearch(context.config, built.budget)
 
     def finish(self, context: Context, built: Taught, result: dict) -> int:
         """Write network and mask file, print the table of forms; 1 if forms differ that must be equal."""
@@ -132,10 +140,12 @@ class Specialization(TrainingFamily[Taught]):
         text, rows, wrong = compare_forms(context, model)
         write_json(run.folder / "forms.json", rows)
         run.note(forms=rows, **({"wrong": wrong, "milliseconds": None, "milliseconds_dense": None} if wrong else {}))
-        kept = masks.mean_kept
-        missed = search_method.missed(kept, config.family.keep) if config.family.keep is not None else ""
+        kept, keep = masks.mean_kept, config.family.keep
+        budget = "" if keep is None else f" (budget {keep:g}{search_method.missed(kept, keep)})"
         subject = "the multiply-adds" if model.kept_weights else "what has masks"
-        lines = [text, f"kept {kept:.3f} of {subject} (budget {config.family.keep:g}{missed})"]
+        lines = [text, f"kept {kept:.3f} of {subject}{budget}"]
+        if built.budget is not None:
+            lines.append(built.budget.met(context, model))
         lines += measured.get("plan", [])
         context.announce(lines, [NETWORK, "mask.npz", "forms.json"], then=None if wrong else "eval")
         if wrong:

@@ -48,6 +48,8 @@ class SMPointSeg(MaskedNetwork):
         UseError: an argument out of range.
     """
 
+    in_one_call = True
+
     def __init__(
         self,
         d_in: int = 6,

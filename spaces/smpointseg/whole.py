@@ -42,9 +42,7 @@ class Whole:
         xyz = (xyz - xyz.mean(1, keepdim=True)).contiguous().view(-1, 3)
         rows = rows.reshape(count * size, d_in)
         logits, flat = point_network(rows, xyz, batch.neighbours, batch.upsample, count, self._number)
-        masks = [
-            mask.view(count, 1, -1) for mask in flat.split([count * points for points in batch.sizes])
-        ]
+        masks = [mask.view(count, 1, -1) for mask in flat.split([count * points for points in batch.sizes])]
         shares = torch.stack([mask.mean(dtype=torch.float32) for mask in masks]).unsqueeze(1)
         kept = self._dense + (1 - self._dense) * shares
         return logits.view(count, size, -1).transpose(1, 2), kept, masks

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsemask.engine import distributed
 from sparsemask.spaces.sparse_conv.masking import blocks, channel_logits, mean_kept
@@ -12,7 +14,9 @@ from sparsemask.timing import evaluating
 _HALVINGS = 12
 
 
-def meet_budget(model: nn.Module, inputs, keep: float) -> float:
+def meet_budget(
+    model: nn.Module, inputs, keep: float, measure: Callable[..., Tensor] = mean_kept, left: Collection[str] = ()
+) -> float:
     """Shift all channel logits, dense against sparse, by one number, so that the kept fraction meets a budget.
 
     Training ends near the budget, where the loss on the kept fraction and the task's loss balance. The shift preserves
@@ -22,11 +26,13 @@ def meet_budget(model: nn.Module, inputs, keep: float) -> float:
         model: changed in place.
         inputs: a batch on which the kept fraction is measured, with hard masks; each process has its own.
         keep: kept fraction in [0, 1).
+        measure: (model, hard=True), the kept fraction of the last forward pass.
+        left: names of blocks whose channels stay as they are.
 
     Returns:
         The shift; 0 if the budget is out of reach.
     """
-    logits = [channel_logits(block) for block in blocks(model).values()]
+    logits = [channel_logits(block) for name, block in blocks(model).items() if name not in left]
     dense = [logit[..., 0] for logit in logits]
     span = max(float((logit[..., 0] - logit[..., 1]).detach().abs().max()) for logit in logits)
     before = [logit.detach().clone() for logit in dense]
@@ -36,7 +42,7 @@ def meet_budget(model: nn.Module, inputs, keep: float) -> float:
         for logit, start in zip(dense, before, strict=True):
             logit.copy_(start + shift)
         model(inputs)
-        fraction = mean_kept(model, hard=True).detach().double().reshape(1)
+        fraction = measure(model, hard=True).detach().double().reshape(1)
         sums = distributed.total(torch.cat([fraction, torch.ones_like(fraction)])).tolist()
         return sums[0] / sums[1]
 

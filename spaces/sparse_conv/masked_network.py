@@ -124,6 +124,8 @@ class MaskedNetwork(nn.Module):
     """Fraction of all multiply-adds in unmasked layers and mask branches; used together with `kept_weights`."""
     mask_names: Sequence[str] | None = None
     """Short name of each masked module, empty for those without a data mask; None: all have one."""
+    in_one_call: bool = False
+    """Whether all modules are computed in one call, so that none can be timed alone."""
     plans: Plans | None = None
     """How it is computed, by machine and input size; None: backend `auto` decides call by call."""
 

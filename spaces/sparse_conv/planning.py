@@ -212,11 +212,14 @@ def unmask(
     return Unmasked(network, [], before, before)
 
 
+_SURE = 20.0  # logits that no Gumbel noise turns
+
+
 @torch.no_grad()
 def open_masks(module: MaskModule) -> None:
     """Make all channels of a module dense, so that its data mask selects nothing; changed in place."""
     for logits in module.channel_parameters():
-        logits[..., 0], logits[..., 1] = 1.0, 0.0
+        logits[..., 0], logits[..., 1] = _SURE, -_SURE
 
 
 def _constant(module: MaskModule) -> bool | None:

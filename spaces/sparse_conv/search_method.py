@@ -1,13 +1,16 @@
 """Training of fine-grained masks: Gumbel-softmax over keep and drop, and a loss on the kept fraction.
 
 SMSR (Wang et al., CVPR 2021, arXiv 2006.09603), section 3; for points SMPointSeg (TPAMI 2022). Two losses on the kept
-fraction η: the published λ·η, and with --keep κ a budget, λ·(η - κ)². Searching trains from random or dense weights,
-specialising from a trained network.
+fraction η: the published λ·η, and with --keep κ a budget, λ·(η - κ)². With --budget_ms the budget is one of
+milliseconds: η weighs every module by what its kept fraction takes on this machine, κ is what the milliseconds leave,
+and modules whose masks would save nothing have none. Searching trains from random or dense weights, specialising from a
+trained network.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +19,11 @@ from sparsemask import spaces
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.engine import Method, distributed
 from sparsemask.engine.randomness import step_generator
-from sparsemask.options import Parser, factor, fraction, natural, rate
+from sparsemask.errors import UseError
+from sparsemask.families import Built
+from sparsemask.options import Parser, factor, fraction, natural, rate, share_or
 from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
+from sparsemask.spaces.sparse_conv.mask_costs import MaskBudget
 from sparsemask.spaces.sparse_conv.masking import blocks, hard_masks, mean_kept
 from sparsemask.spaces.sparse_conv.records import evaluate_kept
 from sparsemask.spaces.sparse_conv.schedules import published_epoch, sparse_weight, temperature
@@ -38,11 +44,19 @@ class SparseMaskSection(Section):
     """How fine-grained masks are learnt; defaults of schedules are the published run's (:func:`published`)."""
 
     title = "sparse mask search"
+    alternatives = (("keep", "budget_ms"),)
     sparse: float = flag(PUBLISHED["sparse"], rate, help="factor λ of the kept fraction")
     keep: float | None = flag(
         None,
         fraction,
         help="kept fraction to end with: the loss is λ·(kept - keep)² (default: none, the published λ·kept)",
+    )
+    budget_ms: float | str | None = flag(
+        None,
+        share_or(factor),
+        metavar="MS",
+        help="instead: milliseconds of one input on this machine, as its masked modules are measured; 70%%: of the "
+        "network without masks; modules whose masks would save nothing get none",
     )
     sparse_epochs: int = flag(PUBLISHED["sparse_epochs"], natural, help="λ rises linearly over so many epochs")
     sparse_start: int = flag(
@@ -58,6 +72,11 @@ class SparseMaskSection(Section):
         help="share of the run, its last, in which masks are fixed, at --keep, and the weights adapt (default: 0)",
     )
     thres: float = flag(0.5, fraction, help="of the data masks' P(keep) (default: 0.5, argmax)")
+
+    def check(self) -> None:
+        """One budget at most."""
+        if self.keep is not None and self.budget_ms is not None:
+            raise UseError("--keep and --budget_ms: one budget at a time; leave one out")
 
 
 def add_section(parser: Parser, section: type[SparseMaskSection] = SparseMaskSection, **defaults) -> None:
@@ -81,11 +100,28 @@ def add_section(parser: Parser, section: type[SparseMaskSection] = SparseMaskSec
     )
 
 
-class SparseConvSearch(Method):
-    """Train a network and its masks together."""
+@dataclass(frozen=True)
+class Masked(Built):
+    """A network whose masks are learnt.
 
-    def __init__(self, config: RunConfig):
-        self.config, self.seed = config, config.run.seed
+    Attributes:
+        budget: in milliseconds; None: --keep is the budget, or there is none.
+    """
+
+    budget: MaskBudget | None = None
+
+
+class SparseConvSearch(Method):
+    """Train a network and its masks together.
+
+    Args:
+        config: of the run.
+        budget: in milliseconds, in the place of --keep.
+    """
+
+    def __init__(self, config: RunConfig, budget: MaskBudget | None = None):
+        self.config, self.seed, self.budget = config, config.run.seed, budget
+        self.keep = config.family.keep if budget is None else budget.keep
         self.epochs = published(config.network.space)["epochs"]
         self.kept = math.nan
         self.step, self.inputs = 0, None
@@ -93,8 +129,11 @@ class SparseConvSearch(Method):
     def groups(self, model: torch.nn.Module, config: RunConfig) -> list[dict]:
         """The network at --lr, the channel masks at --lr times --mask_lr_mult and without weight decay."""
         masks = [block.ch_mask for block in blocks(model).values()]
-        mask_ids = {id(p) for p in masks}
-        others = [p for p in model.parameters() if id(p) not in mask_ids and p.requires_grad]
+        left_out = {id(p) for p in masks}
+        if self.budget is not None:
+            frozen = self.budget.frozen(model)
+            masks, left_out = [p for p in masks if id(p) not in frozen], left_out | frozen
+        others = [p for p in model.parameters() if id(p) not in left_out and p.requires_grad]
         channels = {"name": "channel masks", "params": masks, "lr": config.training.lr * config.family.mask_lr_mult}
         return [{"name": "network", "params": others, "lr": config.training.lr}, {**channels, "weight_decay": 0.0}]
 
@@ -115,15 +154,16 @@ class SparseConvSearch(Method):
         None once masks are fixed (--settle).
         """
         config = self.config
-        kept, hard = mean_kept(model), mean_kept(model, hard=True)
+        measure = self._measure
+        kept, hard = measure(model), measure(model, hard=True)
         if self._fixed(step):
             self.kept = float(hard)
             same = {"loss_sparse": 0.0, "kept": self.kept, "kept_soft": self.kept}
             return None, {**same, "tau": model.tau, "lambda": 0.0}
-        if config.family.keep is None:
+        if self.keep is None:
             loss = kept
         else:  # the budget is for hard masks: their value, with the soft masks' gradient
-            loss = (kept + (hard - kept).detach() - config.family.keep).square()
+            loss = (kept + (hard - kept).detach() - self.keep).square()
         weight = config.family.sparse * sparse_weight(
             self._epoch(step), config.family.sparse_epochs, config.family.sparse_start
         )
@@ -139,7 +179,9 @@ class SparseConvSearch(Method):
     def after_step(self, model: torch.nn.Module) -> None:
         """Before masks are fixed, meet the budget."""
         if self._fixes_next():
-            meet_budget(model, self.inputs, self.config.family.keep)
+            assert self.keep is not None
+            left = () if self.budget is None else self.budget.open_blocks(model)
+            meet_budget(model, self.inputs, self.keep, self._measure, left)
             self.inputs = None
 
     def evaluate(self, model: torch.nn.Module, task, arithmetic, config: RunConfig) -> dict:
@@ -151,6 +193,10 @@ class SparseConvSearch(Method):
         dense = [mask.mean() for mask in hard_masks(model).values()]
         return {"kept": self.kept, "dense_channels": float(sum(dense) / len(dense))}
 
+    @property
+    def _measure(self) -> Callable[..., torch.Tensor]:
+        return mean_kept if self.budget is None else self.budget.kept
+
     def _epoch(self, step: int) -> int:
         return published_epoch(step, self.steps, self.epochs)
 
@@ -159,7 +205,7 @@ class SparseConvSearch(Method):
 
     def _fixes_next(self) -> bool:
         """Whether this step is the last in which masks are learnt."""
-        return self.config.family.keep is not None and self._fixed(self.step + 1) and not self._fixed(self.step)
+        return self.keep is not None and self._fixed(self.step + 1) and not self._fixed(self.step)
 
     def _tau(self, step: int) -> float:
         config = self.config

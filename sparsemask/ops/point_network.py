@@ -120,7 +120,9 @@ def _run(
 
 def _fake(rows, xyz, neighbours, upsample, batch, number):
     count = sum(one.shape[0] * one.shape[1] for one in neighbours)
-    return rows.new_empty(rows.shape[0], len(_known[number].weights.tail[1][0])), rows.new_empty(count, dtype=torch.bool)
+    return rows.new_empty(rows.shape[0], len(_known[number].weights.tail[1][0])), rows.new_empty(
+        count, dtype=torch.bool
+    )
 
 
 def _flops(rows, xyz, neighbours, upsample, batch, number, *_, out_val=None, **__) -> int:

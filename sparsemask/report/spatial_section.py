@@ -32,7 +32,9 @@ def tiles(c: Contents) -> str:
     ] or [tile("quality", "–", _NOT_YET)]
     kept, budget = number(c.info.get("kept_fraction")), number(c.config.get("keep"))
     on = str(c.info.get("measured_on") or "")
-    detail_kept = ", ".join(filter(None, [f"budget {budget:g}" if budget is not None else "", on]))
+    most = c.config.get("budget_ms")
+    asked = f"budget {budget:g}" if budget is not None else f"budget {most}{'' if isinstance(most, str) else ' ms'}"
+    detail_kept = ", ".join(filter(None, [asked if budget is not None or most is not None else "", on]))
     items.append(
         tile("kept fraction", "–", _NOT_YET) if kept is None else tile("kept fraction", f"{kept:.3f}", detail_kept)
     )

@@ -1,0 +1,372 @@
+"""What masks cost and save: milliseconds of a network by the fractions that its masked modules keep, as measured.
+
+A module that keeps a fraction k under masks takes a + b·k milliseconds more than without them: a is what its mask
+branch and the way around dropped locations cost, less all that could be saved; b·k is what is kept. So the time of a
+network is a sum over its modules, differentiable in the kept fractions, and a budget in milliseconds is one of a
+weighted kept fraction. A module whose masks would save nothing worth having even at `LEAST` is better left without.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import os
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsemask import files, spaces
+from sparsemask.engine import data, distributed
+from sparsemask.errors import UseError, say
+from sparsemask.ops import dispatch
+from sparsemask.spaces.protocols import HasFastForm
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
+from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
+from sparsemask.spaces.sparse_conv.masking import blocks, channel_logits
+from sparsemask.spaces.sparse_conv.plan import Machine
+from sparsemask.spaces.sparse_conv.planning import gains as time_modules
+from sparsemask.spaces.sparse_conv.planning import open_masks
+from sparsemask.sparse import backend
+from sparsemask.timing import BUSY, evaluating, thread_count, timer
+from sparsemask.training_setup import Context
+
+LEAST = 0.1
+"""The smallest kept fraction that a budget may ask for."""
+COSTS = "mask_costs.json"
+FORMAT = 1
+_KEPT = (0.2, 0.5, 0.8)  # at which modules are measured
+_WORTH = 0.01  # of the network's time: less is not worth a mask
+_HALVINGS = 16
+_SPAN = 8.0  # logits between which thresholds are looked for
+_ROUNDS, _FEW, _LONG = 6, 2, 50.0  # measurements, and of networks that take so many milliseconds
+_NEAR = 0.02  # of a fraction: near enough
+_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class MaskCosts:
+    """Measured costs of one network, input size and machine.
+
+    Attributes:
+        machine: that they were measured on.
+        size: of the input, in words.
+        unmasked: milliseconds without any masks.
+        modules: (a, b) of each module with masks: with masks that keep k it takes a + b·k ms more than without.
+    """
+
+    machine: Machine
+    size: str
+    unmasked: float
+    modules: Mapping[str, tuple[float, float]]
+
+    def paying(self) -> list[str]:
+        """The modules whose masks save time worth having if they keep little."""
+        saved = {name: -(a + b * LEAST) for name, (a, b) in self.modules.items()}
+        return [name for name, ms in saved.items() if ms > _WORTH * self.unmasked and self.modules[name][1] > 0]
+
+    def even(self, name: str) -> float:
+        """The kept fraction at which a module's masks neither cost nor save."""
+        a, b = self.modules[name]
+        return -a / b if b > 0 else 0.0
+
+    def predict(self, kept: Mapping[str, float]) -> float:
+        """Milliseconds of the network if these modules have masks that keep so much, and the others have none."""
+        return self.unmasked + sum(a + b * kept[name] for name, (a, b) in self.modules.items() if name in kept)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write them as JSON, atomically."""
+        files.write_json(path, {"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MaskCosts:
+        """Read them; UseError for a file that holds none."""
+        content = files.read_json(path)
+        try:
+            if content["format"] != FORMAT:
+                raise UseError(f"{path}: costs of format {content['format']!r}; this version reads {FORMAT}")
+            modules = {str(name): (float(a), float(b)) for name, (a, b) in content["modules"].items()}
+            return cls(Machine(**content["machine"]), str(content["size"]), float(content["unmasked"]), modules)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UseError(f"{path}: no costs of masks") from None
+
+
+def measure_costs(space: MaskedSpace, network: MaskedNetwork, inputs: Any, seconds: float = _SECONDS) -> MaskCosts:
+    """Measure what each module's masks cost on this machine.
+
+    It is done with as many threads as torch has now. Where other processes keep several threads waiting, one thread's
+    processor time is measured instead, and a line says so.
+
+    Masks keep several fractions, half of it by dense channels and half by locations. Each module is timed with masks
+    and without where it stands, or, where a network is computed in one call, whole networks with the masks of one
+    module.
+
+    Args:
+        space: of the network.
+        network: not changed; its weights matter little, those of its mask branches must not be all alike.
+        inputs: a batch of the size that counts.
+        seconds: spent about on timing.
+    """
+    if inputs.device.type == "cpu" and torch.get_num_threads() > 1:
+        probe = copy.deepcopy(network).requires_grad_(False).eval()
+        call = {"probe": functools.partial(probe, inputs)}
+        with evaluating(probe):
+            several, one = (timer(inputs.device, n, 1.0)(call, _ROUNDS)[0] for n in (torch.get_num_threads(), 1))
+        if several["probe"] > BUSY * one["probe"]:
+            say("other processes keep threads waiting: what masks cost and save is measured on one")
+            with thread_count(1):
+                return measure_costs(space, network, inputs, seconds)
+    device, dtype, threads = inputs.device, next(network.parameters()).dtype, torch.get_num_threads()
+    skipping = [name for name in ("native", "triton", "gather") if dispatch.find(name).why_not(device, dtype) is None]
+    base = copy.deepcopy(network).requires_grad_(False).eval()
+    base.plans = None
+    names = list(base.mask_modules())
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}  # (kept, milliseconds more)
+    with torch.random.fork_rng(devices=[]), evaluating(base), backend(skipping[0]) if skipping else nullcontext():
+        torch.manual_seed(0)
+        opened = copy.deepcopy(base)
+        for module in opened.mask_modules().values():
+            open_masks(module)
+        forms: dict[Hashable, Callable[[], object]] = {"unmasked": _call(space, opened, inputs)}
+        kept: dict[Hashable, float] = {}
+        for fraction in _KEPT:
+            masked = copy.deepcopy(base)
+            found = _keep(masked, inputs, fraction)
+            if base.in_one_call:
+                for name in names:
+                    one = copy.deepcopy(masked)
+                    for other in set(names) - {name}:
+                        open_masks(one.mask_modules()[other])
+                    forms[name, fraction], kept[name, fraction] = _call(space, one, inputs), found[name]
+            else:
+                more = time_modules(masked, inputs, seconds / (len(_KEPT) + 1))
+                for name in names:
+                    points[name].append((found[name], more.get(name, 0.0)))
+        long = timer(device, threads, 0.0)({"unmasked": forms["unmasked"]}, 1)[0]["unmasked"] > _LONG
+        times, _ = timer(device, threads, seconds / (len(_KEPT) + 1))(forms, _FEW if long else _ROUNDS)
+        for (name, fraction), share in kept.items():  # type: ignore[misc]
+            points[name].append((share, times[name, fraction] - times["unmasked"]))
+    modules = {name: _line(measured) for name, measured in points.items()}
+    return MaskCosts(Machine.here(device), space.size_words(tuple(inputs.shape)), times["unmasked"], modules)
+
+
+def _call(space: MaskedSpace, network: MaskedNetwork, inputs: Any) -> Callable[[], object]:
+    form = space.fast_form(network) if isinstance(space, HasFastForm) else network
+    return functools.partial(form, inputs)
+
+
+def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """(a, b) of the line of least squares through (k, milliseconds)."""
+    count, mean_k, mean_y = len(points), *(sum(values) / len(points) for values in zip(*points, strict=True))
+    spread = sum((k - mean_k) ** 2 for k, _ in points)
+    if spread < 1e-6 * count:  # thresholds moved nothing: the masks keep what they keep
+        return mean_y, 0.0
+    slope = sum((k - mean_k) * (y - mean_y) for k, y in points) / spread
+    return mean_y - slope * mean_k, slope
+
+
+def module_kept(network: MaskedNetwork, hard: bool = False) -> dict[str, Tensor]:
+    """The kept fraction of each module with masks in the last forward pass, a scalar tensor by the module's name.
+
+    Layers of a module weigh as their multiply-adds, where the network knows these.
+
+    Args:
+        network: after a forward pass.
+        hard: of hard masks instead of soft ones.
+    """
+    fractions = network.hard_kept if hard else network.kept
+    weights = network.kept_weights or [torch.ones_like(one) for one in fractions]
+    owners = _owners(network)
+    found: dict[str, Tensor] = {}
+    for name in dict.fromkeys(owners):
+        own = [(w, f) for w, f, owner in zip(weights, fractions, owners, strict=True) if owner == name]
+        total = torch.stack([(weight * fraction).sum() for weight, fraction in own]).sum()
+        found[name] = total / torch.stack([weight.sum() for weight, _ in own]).sum()
+    return found
+
+
+def _owners(network: MaskedNetwork) -> list[str]:
+    """Of each block with channel masks, in order, the module whose data mask it stands under."""
+    modules = list(network.mask_modules())
+    return [
+        next(name for name in modules if block == name or block.startswith(f"{name}.")) for block in blocks(network)
+    ]
+
+
+@torch.no_grad()
+def _keep(network: MaskedNetwork, inputs: Any, fraction: float) -> dict[str, float]:
+    """Set masks so that every module keeps about a fraction; returns what each keeps then."""
+    for block in blocks(network).values():
+        logits = channel_logits(block)
+        dense = torch.rand(logits.shape[:2]).argsort(1) < round(fraction / 2 * logits.shape[1])
+        logits.copy_(torch.stack([dense, ~dense], -1).to(logits) * 2 - 1)
+    modules = network.mask_modules()
+    low, high = (dict.fromkeys(modules, bound) for bound in (-_SPAN, _SPAN))
+    for _ in range(_HALVINGS):
+        middle = {name: (low[name] + high[name]) / 2 for name in modules}
+        found = _kept_at(network, inputs, middle)
+        if all(abs(kept - fraction) < _NEAR for kept in found.values()):
+            break
+        for name, kept in found.items():
+            (low if kept > fraction else high)[name] = middle[name]
+    return found
+
+
+def _kept_at(network: MaskedNetwork, inputs: Any, thresholds: Mapping[str, float]) -> dict[str, float]:
+    """What modules keep with these thresholds, in logits."""
+    for name, module in network.mask_modules().items():
+        module.branch().threshold = 1 / (1 + math.exp(-thresholds[name]))
+    network(inputs)
+    return {name: float(kept) for name, kept in module_kept(network).items()}
+
+
+@dataclass(frozen=True)
+class MaskBudget:
+    """A budget in milliseconds for a network's masks.
+
+    Attributes:
+        most: milliseconds of the network that is wanted.
+        costs: of the network, on this machine.
+        masked: modules that have masks; the others are left without.
+        keep: weighted kept fraction of these that takes `most` milliseconds.
+    """
+
+    most: float
+    costs: MaskCosts
+    masked: tuple[str, ...]
+    keep: float
+
+    @classmethod
+    def of(cls, costs: MaskCosts, budget: float | str) -> MaskBudget:
+        """The budget of a flag.
+
+        Args:
+            costs: of the network.
+            budget: milliseconds, or such as "70%", a share of what the network takes without masks.
+
+        Raises:
+            UseError: more than the network takes without masks, or less than any masks reach; the message says what
+                the least is made of.
+        """
+        share = float(budget.rstrip("%")) / 100 if isinstance(budget, str) else None
+        most = float(budget) if share is None else share * costs.unmasked
+        words = f"--budget_ms {budget if isinstance(budget, str) else f'{budget:g}'}"
+        masked = costs.paying()
+        whole = f"without masks the network takes {costs.unmasked:.3g} ms at {costs.size}"
+        if most >= costs.unmasked:
+            raise UseError(f"{words}: {whole} already; a budget is below that")
+        if not masked:
+            raise UseError(f"{words}: {whole}, and no module's masks would save time there: larger inputs may")
+        fixed = costs.unmasked + sum(costs.modules[name][0] for name in masked)
+        slope = sum(costs.modules[name][1] for name in masked)
+        keep = (most - fixed) / slope
+        if keep < LEAST:
+            least = costs.predict(dict.fromkeys(masked, LEAST))
+            saved = {name: -costs.modules[name][0] - costs.modules[name][1] * LEAST for name in masked}
+            parts = ", ".join(f"{name} saves {saved[name]:.2g}" for name in sorted(masked, key=lambda n: -saved[n])[:4])
+            raise UseError(
+                f"{words}: the least that masks reach is {least:.3g} ms, where they keep {LEAST:g} ({whole}; {parts})"
+            )
+        return cls(most, costs, tuple(masked), min(keep, 1.0))
+
+    def kept(self, network: MaskedNetwork, hard: bool = False) -> Tensor:
+        """The kept fraction of the last forward pass, modules weighed by the milliseconds that they take a fraction."""
+        fractions = module_kept(network, hard)
+        slopes = {name: self.costs.modules[name][1] for name in self.masked}
+        total = torch.stack([fractions[name] * slope for name, slope in slopes.items()]).sum()
+        return total / sum(slopes.values())
+
+    def predict(self, network: MaskedNetwork) -> float:
+        """Milliseconds that the network takes, from the hard masks of its last forward pass."""
+        fractions = module_kept(network, hard=True)
+        return self.costs.predict({name: float(fractions[name].detach()) for name in self.masked})
+
+    def prepare(self, network: MaskedNetwork) -> None:
+        """Leave the modules whose masks cannot pay without masks: all their channels are dense, for good."""
+        for name, module in network.mask_modules().items():
+            if name not in self.masked:
+                open_masks(module)
+
+    def open_blocks(self, network: MaskedNetwork) -> list[str]:
+        """Names of the blocks with channel masks in modules that are left without masks."""
+        return [
+            block for block, owner in zip(blocks(network), _owners(network), strict=True) if owner not in self.masked
+        ]
+
+    def frozen(self, network: nn.Module) -> set[int]:
+        """Identities of the parameters that are not trained: masks of modules that have none."""
+        assert isinstance(network, MaskedNetwork)
+        parameters: list[nn.Parameter] = []
+        for name, module in network.mask_modules().items():
+            if name not in self.masked:
+                parameters += [*module.channel_parameters(), *dict(module.branch().named_parameters()).values()]  # type: ignore[attr-defined]
+        return {id(parameter) for parameter in parameters}
+
+    def met(self, context: Context, network: MaskedNetwork) -> str:
+        """How a finished network keeps to the budget, as a line; it is timed as its costs were.
+
+        Args:
+            context: of the run.
+            network: in evaluation mode, on the run's device.
+        """
+        inputs, device = _example(context), context.arithmetic.device
+        call = {"network": _call(spaces.get(context.config.network.space), network, inputs)}
+        with evaluating(network):
+            times, _ = timer(device, self.costs.machine.threads, 1.0)(call, _ROUNDS)
+        return f"budget {self.most:.3g} ms: {self.predict(network):.3g} predicted, {times['network']:.3g} measured"
+
+    def lines(self) -> list[str]:
+        """What was measured and decided, as lines."""
+        costs, left = self.costs, [name for name in self.costs.modules if name not in self.masked]
+        found = [
+            f"budget: {self.most:.3g} ms of {costs.unmasked:.3g} without masks at {costs.size}; "
+            f"masks keep {self.keep:.2f} of {', '.join(self.masked)}"
+        ]
+        if left:
+            found.append(f"without masks, which would save nothing there: {', '.join(left)}")
+        return found
+
+
+def _example(context: Context) -> Any:
+    """A batch of the first validation input, whose size counts."""
+    where, source = context.arithmetic, context.task.eval_data
+    return data.collate(source, [source[0]])[0].to(where.device, where.parameters)
+
+
+def open_budget(context: Context, network: MaskedNetwork) -> MaskBudget | None:
+    """The budget in milliseconds of a training command; modules whose masks cannot pay are left without them.
+
+    What the run reckons with stays in its folder, so that a resumed run reckons alike. Of several processes the first
+    measures.
+
+    Args:
+        context: of the run.
+        network: as its training begins, on the CPU; changed in place.
+
+    Returns:
+        None without --budget_ms.
+
+    Raises:
+        UseError: a budget that no masks reach, or that needs none.
+    """
+    config = context.config
+    if config.family.budget_ms is None:
+        return None
+    path = context.run.folder / COSTS
+    if not path.exists():
+        if distributed.rank() == 0:
+            context.say("measuring what masks cost and save here ...")
+            where = context.arithmetic
+            twin = copy.deepcopy(network).to(where.device, where.parameters)
+            measure_costs(spaces.get(config.network.space), twin, _example(context)).save(path)
+        distributed.barrier()
+    budget = MaskBudget.of(MaskCosts.load(path), config.family.budget_ms)
+    budget.prepare(network)
+    if context.state is None:
+        for line in budget.lines():
+            context.say(line)
+    return budget
