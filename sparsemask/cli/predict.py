@@ -47,6 +47,10 @@ def parser() -> Parser:
         "--write", nargs="+", choices=WHAT, default=["labels", "overlay"], help="(default: labels overlay)"
     )
     result.add_argument("--recursive", action="store_true", help="pictures in the folders of folders too")
+    result.add_argument(
+        "--numbers", choices=("classes", "files"), default="classes",
+        help="in label PNG: of the classes, 0, 1, ..., or as the training's label files had them, by --label_map",
+    )  # fmt: skip
     result.add_argument("--class_names", default=None, metavar="FILE", help="text file, one class name a line")
     result.add_argument(
         "--longest", type=positive, default=None, metavar="PIXELS", help="compute larger pictures at this longer side"
@@ -81,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = open_predictor(
         source, mask=options.mask_path, backbone=options.backbone_name, classes=classes, gpu=options.gpu
     )
+    as_files = options.numbers == "files"
     views = {"longest": options.longest, "flips": options.flips, "scales": options.scales}
     failed, began = 0, time.perf_counter()
     for path, name in shown(list(zip(paths, names, strict=True))):
@@ -95,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         if not out.is_dir():
             out.mkdir(parents=True)
-        written = [write(prediction, out / f"{name}{_ENDS[what]}", what) for what in options.write]
+        written = [write(prediction, out / f"{name}{_ENDS[what]}", what, as_files) for what in options.write]
         tell(
             f"{path} {size_of(prediction)} -> {written[0]}: {summary(prediction)}, {time.perf_counter() - start:.2f} s"
         )
@@ -197,8 +202,11 @@ def summary(prediction: Prediction) -> str:
     return ", ".join([*words, *(["..."] if len(shares) > _MOST_SHOWN else [])])
 
 
-def write(prediction: Prediction, path: Path, what: str) -> Path:
-    """Write one of :data:`WHAT` of a prediction, with the folders that its name has; returns the file."""
+def write(prediction: Prediction, path: Path, what: str, as_files: bool = False) -> Path:
+    """Write one of :data:`WHAT` of a prediction, with the folders that its name has; returns the file.
+
+    as_files: labels with the numbers of the training's label files.
+    """
     import numpy as np
     from PIL import Image
 
@@ -207,7 +215,7 @@ def write(prediction: Prediction, path: Path, what: str) -> Path:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if what == "labels":
-        prediction.save_labels(path)
+        prediction.save_labels(path, as_files)
     elif what == "overlay":
         write_bytes(path, encoded(Image.fromarray(prediction.overlay), "JPEG", quality=92))
     elif what == "colours":
@@ -226,6 +234,11 @@ def write_classes(predictor: Predictor, out: Path) -> None:
     from sparsemask.pictures.palette import draw_palette
 
     description = predictor.description
-    rows = zip(description.classes, description.palette.tolist(), strict=True)
-    write_json(out / "classes.json", {str(k): {"name": name, "colour": rgb} for k, (name, rgb) in enumerate(rows)})
+    rows = zip(description.classes, description.palette.tolist(), description.numbers, strict=True)
+    numbered = description.label_map is not None
+    entries = {
+        str(k): {"name": name, "colour": rgb, **({"number_in_files": number} if numbered else {})}
+        for k, (name, rgb, number) in enumerate(rows)
+    }
+    write_json(out / "classes.json", entries)
     draw_palette(description.classes, description.palette, out / "palette.png")

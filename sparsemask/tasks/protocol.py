@@ -58,9 +58,24 @@ class LabelledData(DataSection):
         metavar="N",
         help="segmentation: the number in labels, 0 to 255, of pixels that do not count (default: 255)",
     )
+    label_map: str | None = flag(
+        metavar="FILE",
+        help="segmentation: classes of the numbers in labels, a line each: NUMBER CLASS [NAME], or NUMBER ignore; "
+        "or JSON",
+    )
     class_names: str | None = flag(help="text file, one class name a line")
     crop_size: int | None = flag(None, positive, help="training crop and smallest evaluation size")
     scales: Sequence[float] | None = flag(None, factor, nargs="+", help="random scales of training pictures")
+    augment: str | None = flag(
+        metavar="MODULE:NAME",
+        help="your own augmentation, before scale, crop and flip: a function of (image, label), an albumentations "
+        "Compose, or transforms of torchvision.transforms.v2",
+    )
+    class_weights: str | None = flag(
+        metavar="WEIGHTS",
+        help="segmentation: weights of the classes in the loss: numbers with commas, a file of a number a line, or "
+        "auto, by their frequency in the training labels",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

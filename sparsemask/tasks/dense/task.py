@@ -25,6 +25,7 @@ from sparsemask.devices import Arithmetic
 from sparsemask.engine import data
 from sparsemask.errors import UseError
 from sparsemask.tasks import protocol
+from sparsemask.tasks.dense.augmentation import Augmentation, check_name
 from sparsemask.tasks.dense.views import average_views, resize
 from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import Evaluation, Task, spread_indices
@@ -46,22 +47,30 @@ class DenseTask(Task):
     Predictions are maps (H, W) of a whole image; targets (N, H, W), 255 ignored.
 
     Attributes:
-        reads_indices: whether labels are index PNG, in which --ignore_index marks what does not count.
+        reads_indices: whether labels are index PNG, in which --ignore_index marks what does not count, and of whose
+            numbers --label_map makes classes.
+        weighs_classes: whether the loss weighs classes by --class_weights.
         output: what outputs mean, one of :data:`sparsemask.prediction.description.OUTPUTS`; None: neither, and nothing
             but the task makes predictions of them.
     """
 
     data_flags = ("data_root", "voc_root", "im_path", "gt_path", "training_list", "eval_list")
+    score_flags = ("ignore_index", "label_map")
     views = ("flips", "scales")
     reads_indices: ClassVar[bool] = False
+    weighs_classes: ClassVar[bool] = False
     output: ClassVar[str | None] = None
 
     def __init__(self, config: RunConfig):
-        ignored = config.data.ignore_index
-        if ignored != IGNORE and not self.reads_indices:
-            raise UseError(
-                f"--ignore_index {ignored}: is for --task segmentation; other tasks' labels have their own rules"
-            )
+        data = config.data
+        words = [f"--ignore_index {data.ignore_index}" if data.ignore_index != IGNORE else None]
+        words.append(f"--label_map {data.label_map}" if data.label_map else None)
+        for what in filter(None, words if not self.reads_indices else ()):
+            raise UseError(f"{what}: is for --task segmentation; other tasks' labels have their own rules")
+        if data.class_weights and not self.weighs_classes:
+            raise UseError(f"--class_weights {data.class_weights}: is for tasks of classes, such as segmentation")
+        if data.augment:
+            check_name(data.augment)
         super().__init__(config)
 
     @staticmethod
@@ -107,8 +116,12 @@ class DenseTask(Task):
         own = None
         if self.reads_indices:
             with contextlib.suppress(UseError):  # reading the label itself says what is wrong
-                own = file_palette(self.eval_data.pairs[0][1])
+                own = self.class_colours(file_palette(self.eval_data.pairs[0][1]))
         return class_palette(list(map(str, self.classes)), own)
+
+    def class_colours(self, own: np.ndarray | None) -> np.ndarray | None:
+        """Colours (number of classes, 3) out of a label file's palette (N, 3); None where it has not all of them."""
+        return own
 
     def description(self) -> dict[str, Any]:
         """See :mod:`sparsemask.prediction.description`."""
@@ -123,7 +136,12 @@ class DenseTask(Task):
             colours=self.eval_data.colours,
             input_size=self.config.data.crop_size or 1,
             task=self.config.data.task,
+            **self.label_description(),
         ).entries()
+
+    def label_description(self) -> dict[str, Any]:
+        """What a network's file says of the numbers in label files, as arguments of its description."""
+        return {}
 
     def pairs(self, split: str) -> list[tuple[Path, Path]]:
         """(image, label) paths of the "training" or the "eval" set that the configuration names."""
@@ -150,7 +168,9 @@ class DenseTask(Task):
 
     def _dataset(self, split: str, pairs: list[tuple[Path, Path]] | None = None) -> SegmentationDataset:
         config = self.config
-        options = {"scales": tuple(config.data.scales)} if config.data.scales else {}
+        options: dict[str, Any] = {"scales": tuple(config.data.scales)} if config.data.scales else {}
+        if config.data.augment and split == "training":
+            options["transform"] = Augmentation(config.data.augment)
         pairs = self.pairs(split) if pairs is None else pairs
         return self.dataset(pairs, crop_size=config.data.crop_size, training=split == "training", **options)
 
@@ -184,8 +204,11 @@ class DenseTask(Task):
         """
         for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
-            say_how_read(split, data_set.pairs[0][0])
+            if Path(data_set.pairs[0][0]).is_file():
+                say_how_read(split, data_set.pairs[0][0])
             self._check_labels(split, data_set)
+        if self.config.data.augment:
+            self.train_data.sample(0, np.random.default_rng(0))  # says what is wrong with it before a run is made
 
     def _check_labels(self, split: str, data_set: SegmentationDataset) -> None:
         """Refuse labels of fewer than two classes, and name the classes that never occur."""
