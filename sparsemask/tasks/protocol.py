@@ -304,6 +304,32 @@ class Task(ABC):
             UseError: outputs that do not fit the targets.
         """
 
+    def teacher_loss(self, output: Any, answer: Any, target: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Distance of a batch's outputs to a teacher's, summed as `loss` is, for training with ``--teacher``.
+
+        Default: of scores of classes (N, C), by KL divergence.
+
+        Args:
+            output: what the network gives in training mode.
+            answer: what the teacher gives in evaluation mode, without gradients.
+            target: targets of the batch: they say what is counted.
+            temperature: of the softmaxes of scores of classes.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            UseError: the task knows no such distance, or the outputs do not fit.
+        """
+        import torch
+
+        from sparsemask.engine.distillation import softened_divergence
+
+        tensors = isinstance(output, torch.Tensor) and isinstance(answer, torch.Tensor)
+        if not tensors or output.ndim != 2 or answer.shape != output.shape:
+            raise UseError(f"--task {self._config.data.task}: this teacher's output is no (N, C) scores of classes")
+        return softened_divergence(output, answer, temperature).sum()
+
     # ---- evaluation
 
     def evaluate(

@@ -23,6 +23,7 @@ from sparsemask import datasets
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import data
+from sparsemask.engine.distillation import softened_binary_divergence, softened_divergence
 from sparsemask.errors import UseError
 from sparsemask.tasks import protocol
 from sparsemask.tasks.dense.augmentation import Augmentation, check_name
@@ -238,6 +239,21 @@ class DenseTask(Task):
         """(N,H,W) prediction for images (N,3,H,W); flips, scales: averaged over mirrored and rescaled copies."""
         return self.decide(average_views(model, images, arithmetic, self.probabilities, flips, scales))
 
+    def divergence(self, output: torch.Tensor, answer: torch.Tensor, temperature: float) -> torch.Tensor:
+        """How far scores (N, C, H, W) are from a teacher's, (N, H, W); here of classes, by KL divergence."""
+        return softened_divergence(output, answer, temperature)
+
+    def teacher_loss(
+        self, output: torch.Tensor, answer: torch.Tensor, target: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        """Mean divergence over the labelled pixels, times `count`; both are resized to `target` (N, H, W)."""
+        if answer.ndim != 4 or answer.shape[1] != self.n_output:
+            raise UseError(f"gives {tuple(answer.shape)}, expected {self.n_output} channels of every picture")
+        size = target.shape[-2:]
+        labelled = target != IGNORE
+        values = self.divergence(resize(output, size), resize(answer, size), temperature)[labelled]
+        return values.sum() * (self.count(target) / max(1, values.numel()))
+
     def measure(self, model: Callable, evaluation: Evaluation) -> Meter:
         """See :meth:`Task.measure`; predictions are (H, W), padding removed."""
         source, context = self.eval_data, evaluation.context
@@ -288,6 +304,10 @@ class MapTask(DenseTask):
         kind = torch.promote_types(logits.dtype, torch.float32)
         truth, weights = (target == 1).to(kind), self.weights(target).to(kind)
         return F.binary_cross_entropy_with_logits(logits.to(kind), truth, weights, reduction="sum")
+
+    def divergence(self, output: torch.Tensor, answer: torch.Tensor, temperature: float) -> torch.Tensor:
+        """See :meth:`DenseTask.divergence`; of yes and no."""
+        return softened_binary_divergence(output[:, 0], answer[:, 0], temperature)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Sigmoid."""
