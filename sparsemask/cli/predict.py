@@ -14,7 +14,6 @@ and colour is which class. A picture that cannot be read is named, the others ar
 
 from __future__ import annotations
 
-import glob
 import io
 import sys
 import time
@@ -22,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsemask.cli.inputs import expand, output_folder
 from sparsemask.errors import UseError, command, say
 from sparsemask.options import Parser, factor, positive
 
@@ -69,10 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.run and options.weights:
         raise UseError(f"--run {options.run} and --weights {options.weights}: give the one or the other")
-    out = Path(options.out_dir)
-    if out.exists() and not out.is_dir():
-        raise UseError(f"--out-dir {out}: is a file, expected a folder")
-    paths = find_pictures(options.pictures, options.recursive, out)
+    out = output_folder(options.out_dir)
+    paths = list(map(Path, expand(options.pictures, recursive=options.recursive, without=out)))
     names = output_names(paths, out, options.write)
 
     from sparsemask import runs
@@ -113,43 +111,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         say(f"{failed} of {len(paths)} pictures failed, see above", sys.stderr)
     return 1 if failed else 0
-
-
-def find_pictures(arguments: Sequence[str], recursive: bool, out: Path) -> list[Path]:
-    """The pictures that files, folders and patterns name, each once, in order; those below `out` are left out.
-
-    Raises:
-        UseError: a name that is none of them, a folder or pattern without pictures.
-    """
-    from sparsemask.VOC12.images import is_picture
-
-    found: dict[Path, None] = {}
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            inside = path.rglob("*") if recursive else path.iterdir()
-            files = sorted(p for p in inside if is_picture(p) and p.is_file() and not below(p, out, path))
-            if not files:
-                raise UseError(
-                    f"{path}: no pictures in this folder{'' if recursive else ' (--recursive looks deeper)'}"
-                )
-        elif path.is_file():
-            files = [path]
-        elif glob.has_magic(argument):
-            matched = map(Path, sorted(glob.glob(argument, recursive=True)))
-            files = [p for p in matched if is_picture(p) and p.is_file()]
-            if not files:
-                raise UseError(f"{argument}: no pictures match this pattern")
-        else:
-            raise UseError(f"{path}: no such picture or folder")
-        found.update(dict.fromkeys(files))
-    return list(found)
-
-
-def below(path: Path, out: Path, folder: Path) -> bool:
-    """Whether a picture of a folder lies in the folder that is written to, inside of it."""
-    inside = out.resolve()
-    return inside != folder.resolve() and path.resolve().is_relative_to(inside)
 
 
 def output_names(paths: Sequence[Path], out: Path, write: Sequence[str]) -> list[str]:
