@@ -77,8 +77,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parser().parse_args(argv)
-    jobs, single = jobs_of(options)
-    if single:  # what is wrong with these is said before the network is read
+    jobs = jobs_of(options)
+    if options.out_dir is None:  # what is wrong with these is said before the network is read
         camera_of(jobs[0], options)
     network, source = find_network(options.weights, options.maxdisp)
     if "png16" in jobs[0].files and network.maxdisp > 256:
@@ -87,11 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     compute = place(network, options)
     do = lambda job: match(job, network, source, compute, options)
-    if not single:
-        return each(jobs, do, lambda job: job.left, "pairs matched", options.out_dir)
-    for line in do(jobs[0]):
-        print(line)
-    return 0
+    return each(jobs, do, lambda job: job.left, "pairs matched", options.out_dir)
 
 
 def match(job: PairJob, network, source: str, compute, options) -> list[str]:

@@ -121,12 +121,17 @@ def each(
         do: does it and returns lines about it; its UseErrors are said and counted.
         source: the file's name in messages.
         done: what was done with what, as "pictures enlarged".
-        where: what was written to, for the summary.
+        where: the folder that was written to, for the summary; None: there is one job, whose lines alone are said and
+            whose error ends the command.
         stream: where lines go; None: standard output.
 
     Returns:
         The command's exit status: 1 where one or more failed.
     """
+    if where is None:
+        for line in do(jobs[0]):
+            say(line, stream)
+        return 0
     failed, began = 0, time.perf_counter()
     for number, job in enumerate(jobs, 1):
         try:

@@ -36,8 +36,8 @@ class PairJob:
     name: str = ""
 
 
-def jobs_of(options: argparse.Namespace) -> tuple[list[PairJob], bool]:
-    """The pairs of a command line, and whether it is one; UseError, before any work, for what cannot be written."""
+def jobs_of(options: argparse.Namespace) -> list[PairJob]:
+    """The pairs of a command line; UseError, before any work, for what cannot be written."""
     words = options.pictures
     if options.show_masks is not None and Path(options.show_masks).is_file():
         raise UseError(f"--show-masks {options.show_masks}: is a file, expected a folder")
@@ -48,10 +48,10 @@ def jobs_of(options: argparse.Namespace) -> tuple[list[PairJob], bool]:
             raise UseError(f"{words[0]} and {words[1]}: folders of pairs need --out-dir FOLDER instead of {words[2]}")
         if options.write:
             raise UseError("--write is for --out-dir; of one pair the files are named: --pfm FILE, --depth FILE, ...")
-        made = [PairJob(words[0], words[1], _named_files(options), Path(words[0]).stem)], True
+        made = [PairJob(words[0], words[1], _named_files(options), Path(words[0]).stem)]
     else:
-        made = _in_folders(options), False
-    metric = any(kind in IN_METRES for kind in made[0][0].files)
+        made = _in_folders(options)
+    metric = any(kind in IN_METRES for kind in made[0].files)
     cameras = [options.focal, options.baseline, options.calib]
     if metric and not (options.calib or (options.focal and options.baseline)):
         raise UseError("depth needs --focal PIXELS and --baseline METRES, or --calib FILE")

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsemask.cli.computing import add_computing, place
-from sparsemask.errors import UseError, command, say
+from sparsemask.errors import UseError, command
 from sparsemask.options import Parser, amount, natural, positive
 
 FORMATS = ("png", "jpg", "webp", "tif", "bmp")
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparsemask.cli import inputs
     from sparsemask.cli import picture_files as files
 
-    work, single = _jobs(options, files)
+    work = _jobs(options, files)
     from sparsemask.cli.enlarging import find_enlarger
 
     enlarger = find_enlarger(options.weights, options.scale)
@@ -70,15 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UseError(f"--show-masks: {enlarger.title} computes everything, it has no masks")
     compute = place(enlarger.network, options)
     enlarge = lambda job: _enlarge(job, enlarger, compute, options, files)
-    if not single:
-        return inputs.each(work, enlarge, lambda job: job.source, "pictures enlarged", options.out_dir)
-    for line in enlarge(work[0]):
-        say(line, sys.stderr if work[0].out == inputs.STREAM else sys.stdout)
-    return 0
+    lines = sys.stderr if work[0].out == inputs.STREAM else sys.stdout
+    return inputs.each(work, enlarge, lambda job: job.source, "pictures enlarged", options.out_dir, lines)
 
 
-def _jobs(options, files) -> tuple[list, bool]:
-    """The pictures to read and the files to write; whether it is one picture into one file."""
+def _jobs(options, files) -> list:
+    """The pictures to read and the files to write."""
     from sparsemask.cli.inputs import STREAM, expand, output_folder
     from sparsemask.pictures.files import check_output
 
@@ -92,10 +89,10 @@ def _jobs(options, files) -> tuple[list, bool]:
             check_output(out)
             if options.format:
                 raise UseError(f"--format is for --out-dir: the name {out} says the format")
-        return [files.Job(source, out)], True
+        return [files.Job(source, out)]
     folder = output_folder(options.out_dir)
     sources = expand(options.pictures, recursive=options.recursive, without=folder, stream=True)
-    return files.jobs(sources, folder, options.format), False
+    return files.jobs(sources, folder, options.format)
 
 
 def _enlarge(job, enlarger, compute, options, files) -> list[str]:
