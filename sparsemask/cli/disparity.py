@@ -77,17 +77,17 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parser().parse_args(argv)
-    jobs = jobs_of(options)
+    pairs = jobs_of(options)
     if options.out_dir is None:  # what is wrong with these is said before the network is read
-        camera_of(jobs[0], options)
+        camera_of(pairs[0], options)
     network, source = find_network(options.weights, options.maxdisp)
-    if "png16" in jobs[0].files and network.maxdisp > 256:
+    if "png16" in pairs[0].files and network.maxdisp > 256:
         raise UseError(
-            f"{jobs[0].files['png16']}: 16-bit PNG hold disparities below 256, with --maxdisp {network.maxdisp}: --pfm"
+            f"{pairs[0].files['png16']}: 16-bit PNG hold disparities below 256, with --maxdisp {network.maxdisp}: --pfm"
         )
     compute = place(network, options)
     do = lambda job: match(job, network, source, compute, options)
-    return each(jobs, do, lambda job: job.left, "pairs matched", options.out_dir)
+    return each(pairs, do, lambda job: job.left, "pairs matched", options.out_dir)
 
 
 def match(job: PairJob, network, source: str, compute, options) -> list[str]:
