@@ -207,11 +207,14 @@ def test_a_teacher_keeps_its_statistics():
             return self.norm(inputs)
 
     network = Echo().train()
-    teacher = Teacher(network, 0.5, 4.0)
+    teacher = Teacher(network, 0.25, 4.0)
 
     class Plain:
         teacher_loss = staticmethod(lambda output, answer, target, temperature: F.mse_loss(output, answer))
 
     inputs = torch.randn(6, 3)
-    teacher.loss(torch.zeros(()), Plain, inputs, inputs, None)
+    loss = teacher.loss(torch.tensor(8.0), Plain, inputs, inputs + 2, None)
+    with torch.no_grad():
+        answer = network.eval()(inputs)
+    torch.testing.assert_close(loss, 0.75 * 8 + 0.25 * F.mse_loss(inputs + 2, answer))
     assert int(network.norm.num_batches_tracked) == 0

@@ -157,6 +157,8 @@ def test_depth_is_focal_times_baseline_over_disparity():
     np.testing.assert_allclose(camera.depth(given), [[350, 50, np.nan], [np.nan, np.nan, 1]], rtol=1e-6)
     np.testing.assert_allclose(camera.depth(given, 60.0), [[np.nan, 50, np.nan], [np.nan, np.nan, 1]], rtol=1e-6)
     assert camera.farthest == 350
+    offset = Camera(700.0, 0.5, offset=7.0).depth(np.array([[0.0, -3.0, 3.0]]))
+    np.testing.assert_allclose(offset, [[np.nan, np.nan, 35]])  # what has no disparity has no depth
 
 
 def test_points_project_to_their_pixels():

@@ -435,6 +435,9 @@ def test_the_global_generators_stay_as_they_were(place):
     again = source.sample(0, np.random.default_rng(3))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], source.sample(0, np.random.default_rng(4))[0])
+    image, label = source.load(0)
+    drawn = [Augmentation("myaug:shift")(image, label, np.random.default_rng(seed)) for seed in (1, 1, 2, 3, 4, 5)]
+    assert np.array_equal(drawn[0][0], drawn[1][0]) and len({one.tobytes() for one, _ in drawn}) == 5
     torch.set_rng_state(state)
     source.sample(0, np.random.default_rng(3))
     assert torch.equal(torch.get_rng_state(), state)
