@@ -30,12 +30,12 @@ import numpy as np
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser, byte, spoken
 from sparsemask.VOC12.images import read_with_notes, size_words
+from sparsemask.VOC12.label_map import LabelMap, class_numbers
 from sparsemask.VOC12.lists import ABSENT, devkit_root, find_devkit_pairs, find_pairs, lists_pairs, load_class_names
 from sparsemask.VOC12.palette import (
     IGNORE,
     ColourLabelError,
     LabelRangeError,
-    apply_ignored,
     beyond_classes,
     read_label,
 )
@@ -75,6 +75,7 @@ def check_all(
     n_class: int = 21,
     workers: int | None = None,
     ignore_index: int = IGNORE,
+    label_map: LabelMap | None = None,
 ) -> Checked:
     """Decode every pair of an image and its label.
 
@@ -83,8 +84,10 @@ def check_all(
         n_class: number of classes.
         workers: processes, all cores by default.
         ignore_index: the number in labels that marks pixels to ignore.
+        label_map: classes of the numbers in labels; None: these are the classes.
     """
-    jobs = list(dict.fromkeys((str(image), str(label), n_class, ignore_index) for image, label in pairs))
+    files = list(dict.fromkeys((str(image), str(label)) for image, label in pairs))
+    jobs = [(*pair, n_class, ignore_index, label_map) for pair in files]
     faults, result = set(), Checked([], Survey(len(jobs)), Counter())
     for pair_faults, values, notes in run_jobs(_look, jobs, len(jobs), "checking", workers):
         faults |= set(pair_faults)
@@ -95,12 +98,14 @@ def check_all(
     return result
 
 
-def _look(picture_path: str, label_path: str, n_class: int, ignore_index: int) -> tuple[list[Fault], list, list[str]]:
+def _look(
+    picture_path: str, label_path: str, n_class: int, ignore_index: int, label_map: LabelMap | None
+) -> tuple[list[Fault], list, list[str]]:
     """Faults of one pair, the values of its label (255: ignored), and notes on how the image is read."""
     faults: list[Fault] = []
 
     def read_indices(path: str) -> np.ndarray:
-        return apply_ignored(read_label(path), ignore_index, n_class, path)
+        return class_numbers(read_label(path), n_class, ignore_index, label_map, path)
 
     decoded = []
     for path, reader in ((picture_path, read_with_notes), (label_path, read_indices)):
@@ -175,6 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="number of pixels that do not count (%(default)s)",
     )
+    parser.add_argument("--label_map", metavar="FILE", help="classes of the numbers in labels, as training takes it")
     parser.add_argument("--class_names", metavar="FILE", help="one class name a line")
     parser.add_argument("--all", action="store_true", help=f"list every fault, not only the first {SHOWN} of each kind")
     parser.add_argument("--voc_root", metavar="FOLDER", help="devkit folder, in place of --im_path and --gt_path")
@@ -203,8 +209,14 @@ def main(argv: list[str] | None = None) -> int:
             )
         for path in options.list or (beside / "train_aug.txt", beside / "val.txt"):
             pairs += find_pairs(im_path, gt_path, path)
-    names = load_class_names(options.class_names, options.n_class)
-    checked = check_all(pairs, options.n_class, options.workers, options.ignore_index)
+    label_map, n_class, names = None, options.n_class, None
+    if options.label_map:
+        label_map = LabelMap.read(options.label_map)
+        label_map.check_ignored(options.ignore_index)
+        n_class, names = len(label_map.names), list(label_map.names)
+    if names is None or options.class_names:
+        names = load_class_names(options.class_names, n_class)
+    checked = check_all(pairs, n_class, options.workers, options.ignore_index, label_map)
     return report(checked, names, len(set(pairs)), options.ignore_index, options.all)
 
 

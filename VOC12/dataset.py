@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,8 +15,13 @@ from sparsemask.errors import UseError
 from sparsemask.files import distinct_names
 from sparsemask.VOC12.augment import IMAGENET_MEAN, IMAGENET_STD, SCALES, Colours, augment, draw_view, pad
 from sparsemask.VOC12.images import picture_size, read_picture, size_words
+from sparsemask.VOC12.label_map import LabelMap, class_numbers
 from sparsemask.VOC12.lists import load_class_names
-from sparsemask.VOC12.palette import IGNORE, LabelRangeError, apply_ignored, beyond_classes, read_label
+from sparsemask.VOC12.palette import IGNORE, LabelRangeError, beyond_classes, read_label
+
+Transform: TypeAlias = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+"""Augments an image uint8 (H, W, 3) and its label uint8 (H, W), 255 to ignore, by the generator alone; both may change
+their size, to one that is the same for both."""
 
 
 class SegmentationDataset(Dataset):
@@ -31,6 +37,8 @@ class SegmentationDataset(Dataset):
         mean: per channel, for values in [0, 1].
         std: per channel, for values in [0, 1].
         ignore_index: the number in label files, 0 to 255, that marks pixels to ignore; it becomes 255.
+        label_map: classes of the numbers in label files; None: these are the classes.
+        transform: one's own augmentation, before scale, crop and flip; see :data:`Transform`.
 
     Raises:
         UseError: no pairs, or impossible settings; at reading: a missing or truncated file, a label and a
@@ -48,6 +56,8 @@ class SegmentationDataset(Dataset):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         ignore_index: int = IGNORE,
+        label_map: LabelMap | None = None,
+        transform: Transform | None = None,
     ) -> None:
         if not len(pairs):
             raise UseError("the data set is empty: its list names no pictures")
@@ -67,6 +77,12 @@ class SegmentationDataset(Dataset):
         self.scales = tuple(scales)
         self.colours = Colours(tuple(mean), tuple(std))
         self.ignore_index = ignore_index
+        self.label_map = label_map
+        self.transform = transform
+        if label_map is not None:
+            if len(label_map.names) != n_class:
+                raise UseError(f"--label_map has {len(label_map.names)} classes, the data {n_class}")
+            label_map.check_ignored(ignore_index)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -90,12 +106,16 @@ class SegmentationDataset(Dataset):
         return picture_size(self.pairs[index][0])
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Random scale, crop and flip, all from `rng`.
+        """The augmentation of one's own, then random scale, crop and flip, all from `rng`.
 
         Returns:
             image float32 (3, crop, crop), normalised; label int64 (crop, crop), 255 where padded.
         """
         image, label = self.load(index)
+        if self.transform is not None:
+            image, label = self.transform(image, label, rng)
+            if wrong := beyond_classes(label, self.n_class):
+                raise UseError(f"--augment: {wrong.partition(' (')[0]}, of {self.pairs[index][1]}")
         view = draw_view(label.shape, self.crop_size, self.scales, rng)
         return augment(image, label, view, self.crop_size, self.colours)
 
@@ -118,7 +138,11 @@ class SegmentationDataset(Dataset):
 
     def read(self, path: str) -> np.ndarray:
         """Read and check a label, uint8 (H, W); other formats override this."""
-        label = apply_ignored(read_label(path), self.ignore_index, self.n_class, path)
+        return self.class_numbers(read_label(path), path)
+
+    def class_numbers(self, label: np.ndarray, path: str) -> np.ndarray:
+        """The classes of a label as its file has it, checked, 255 where a pixel does not count."""
+        label = class_numbers(label, self.n_class, self.ignore_index, self.label_map, path)
         if wrong := beyond_classes(label, self.n_class, self.ignore_index):
             raise LabelRangeError(f"{path}: {wrong}")
         return label

@@ -27,6 +27,7 @@ from sparsemask.runs import Run
 from sparsemask.training_setup import Context
 
 if TYPE_CHECKING:
+    from sparsemask.engine.distillation import Teacher
     from sparsemask.tasks.protocol import Task
 
 
@@ -43,6 +44,7 @@ class Built:
         notes: entries of run.json, by name.
         task: the task as it is trained on, where the family keeps a part of the training samples back; None: the
             context's.
+        teacher: what the network learns from beside the labels; no submodule of it, neither trained nor saved.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class Built:
     changes: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     task: Task | None = None
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)
@@ -322,7 +325,7 @@ def train(
         context.note_start(**built.notes)
         config = context.config
         extra = {"verb": family.verb, "space": config.network.space, "config": config.flat(), **built.extra}
-        method = family.method(context, built)
+        method = _method(family, context, built)
         result = fit(
             built.model,
             method,
@@ -342,6 +345,12 @@ def train(
     return status
 
 
+def _method(family: TrainingFamily[Any], context: Context, built: Built) -> Method:
+    method = family.method(context, built)
+    method.teacher = built.teacher
+    return method
+
+
 def _rehearse(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] | None) -> int:
     """Say what :func:`train` would train, from a few steps in a folder that is taken away again."""
     with tempfile.TemporaryDirectory(prefix="sparsemask-") as folder:
@@ -350,7 +359,7 @@ def _rehearse(family: TrainingFamily[Any], parser: Parser, argv: Sequence[str] |
         config = context.config.replace(**built.changes)
         context = context.with_config(config)
         task = built.task or context.task
-        method = family.method(context, built)
+        method = _method(family, context, built)
         rehearsal = rehearse(built.model, method, task, config, context.run, context.arithmetic, {})
         lines = [
             "dry run, nothing was written",

@@ -32,10 +32,10 @@ _NEVER_IN_FILES = {"help", "trust"}
 # The flags that --help shows of commands with many; --help-all shows all.
 COMMON = frozenset(
     "config name exp_path resume dry_run run checkpoint out task sample voc_root data_root im_path gt_path "
-    "training_list eval_list n_class class_names ignore_index crop_size hr_path dir_data data_test scale train_scans "
-    "test_area space backbone_name pretrained_model arch connectivity gpu batch_size max_epoch max_iter lr patience "
-    "method sparse budget_ms budget_macs mask_path inherit ft_model target keep teacher flips eval_scales fixed "
-    "trials workers".split()
+    "training_list eval_list n_class class_names ignore_index label_map crop_size hr_path dir_data data_test scale "
+    "train_scans test_area space backbone_name pretrained_model arch connectivity gpu batch_size max_epoch max_iter "
+    "lr patience method sparse budget_ms budget_macs mask_path inherit ft_model target keep teacher flips "
+    "eval_scales fixed trials workers".split()
 )
 _MANY = 24  # flags from which --help is short
 
@@ -291,6 +291,8 @@ def following(verb: str, rest: str, config: Mapping[str, Any], folder: str | Pat
     if folder is not None and Path(folder).resolve().parent != Path("runs").resolve():
         words.append(f"--exp_path {shlex.quote(str(Path(folder).parent))}")
     own = [(name, str(config.get(name) or "")) for name in ("task", "backbone_name", "arch")]
+    if verb in ("retrain", "specialize"):
+        own.append(("augment", str(config.get("augment") or "")))
     for name, value in own:
         # Only where the user said it: typed as it is printed, a stranger's file would have its code run. Pruning has
         # none of these flags.

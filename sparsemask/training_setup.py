@@ -25,8 +25,8 @@ from sparsemask.pictures import draw_curves
 from sparsemask.weights import describe_safetensors
 
 _PATHS = (
-    "voc_root", "data_root", "im_path", "gt_path", "training_list", "eval_list", "class_names",
-    "pretrained_model", "ft_model", "search_checkpoint", "hr_path", "dir_data",
+    "voc_root", "data_root", "im_path", "gt_path", "training_list", "eval_list", "class_names", "label_map",
+    "class_weights", "pretrained_model", "ft_model", "search_checkpoint", "hr_path", "dir_data", "teacher",
 )  # fmt: skip
 # What may differ when a run is resumed: where and how fast it is computed, not what.
 RUNTIME = ("gpu", "n_worker", "exp_path", "name", "resume", "config")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -16,10 +17,9 @@ import yaml
 from small_classes import write_npz
 from small_hinge import hinged
 from sparsemask import flags, spaces
-from sparsemask.config import RunConfig
+from sparsemask.engine.distillation import Teacher
 from sparsemask.engine.loop import Fit
 from sparsemask.files import sha256
-from sparsemask.flags import TrainingSection
 from sparsemask.masks.groups import GroupMask, load_mask, save_mask
 from sparsemask.prune import prune as prune_prune
 from sparsemask.prune.group_sparsity import budget as prune_group_budget
@@ -30,6 +30,7 @@ from sparsemask.retrain.group_sparsity.evaluation import slower_note
 from sparsemask.retrain.group_sparsity.teacher import FineTuning
 from sparsemask.search import run as search_run
 from sparsemask.spaces.group_sparsity import records
+from sparsemask.tasks import Task
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
 from tiny import fails
@@ -294,11 +295,14 @@ def test_the_teacher_is_in_evaluation_mode():
     from types import SimpleNamespace
 
     model, teacher = torch.nn.Linear(3, 3), Echo().train()
-    config = RunConfig(training=TrainingSection(lr=0.1), family=GroupRetrainingSection())
-    method = FineTuning(config, teacher)
-    method.groups(model, config)
+    given = GroupRetrainingSection()
+    method = FineTuning()
+    method.teacher = Teacher(teacher, given.distill, given.temperature)
     x, y = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
-    task = SimpleNamespace(loss=lambda output, target: F.cross_entropy(output, target, reduction="sum"))
+    task = SimpleNamespace(
+        loss=lambda output, target: F.cross_entropy(output, target, reduction="sum"),
+        teacher_loss=functools.partial(Task.teacher_loss, None),
+    )
     whole = method.loss(model, task, x, model(x), y)
     halves = sum(method.loss(model, task, x[k], model(x[k]), y[k]) for k in (slice(0, 2), slice(2, 6)))
     assert torch.allclose(whole, halves)  # no picture's answer depends on the others

@@ -70,7 +70,7 @@ def test_every_kind_of_file(name, has, save, tmp_path):
         ("a.npz", lambda path: np.savez(path, xyz=XYZ, colours=RGB[:2]), "2 colours for 4 points"),
         ("a.ply", lambda path: write_ply(path, {"x": XYZ[:, 0], "y": XYZ[:, 1]}), "some of x y z"),
         ("a.ply", lambda path: write_ply(path, {"u": XYZ[:, 0]}), "no x, y, z"),
-        ("a.las", lambda path: path.write_bytes(b"LASF"), "unknown kind of cloud '.las'"),
+        ("a.xyz", lambda path: path.write_bytes(b"0 0 0"), "unknown kind of cloud '.xyz'"),
         ("a.ply", lambda path: None, "no such file"),
     ],
 )

@@ -100,6 +100,14 @@ def test_a_specialised_network_is_evaluated_pruned_again_and_retrained(place, ca
     assert not torch.equal(before["fc_conv.weight"], after["fc_conv.weight"])
 
 
+def test_the_dense_network_can_teach(place, capfd):
+    plain = [json.loads(line) for line in (place / "runs/s/metrics.jsonl").read_text().splitlines()]
+    assert retrain_specialize.main([*TRAIN, "--teacher", "runs/r", "--distill", "0.5", "--name", "t"]) == 0
+    assert f"teacher: {place}/runs/r/network.safetensors, weight 0.5" in capfd.readouterr().out
+    taught = [json.loads(line) for line in (place / "runs/t/metrics.jsonl").read_text().splitlines()]
+    assert taught[0]["loss_task"] < plain[0]["loss_task"]  # half of it is the distance to the network it starts from
+
+
 OWN = ["--backbone_name", "pyramid:Pyramid"]
 
 

@@ -157,3 +157,16 @@ def test_nothing_named_goes_on_with_scenes(tmp_path, monkeypatch):
     assert {"smstereo_sample", "smstereo_short", "smstereo_published"} <= set(presets())
     assert np.prod([options["crop_height"] % 16 == 0, options["crop_width"] % 16 == 0])
     assert flags.space_of(["--space", "smstereo"]) == "smstereo"
+
+
+def test_a_search_teaches_the_retrained_network(place, capfd):
+    argv = ["--mask_path", "mask.npz", *SMALL, "--max_iter", "2"]
+    assert retrain_train.main([*argv, "--name", "plain"]) == 0
+    capfd.readouterr()
+    assert retrain_train.main([*argv, "--teacher", "runs/s", "--distill", "0.5", "--name", "taught"]) == 0
+    assert "runs/s/checkpoints/last.pt, weight 0.5" in capfd.readouterr().out
+    plain, taught = ([json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+                     for name in ("plain", "taught"))  # fmt: skip
+    assert taught[0]["loss"] != plain[0]["loss"] and np.isfinite(taught[-1]["loss"])
+    state = torch.load("runs/taught/checkpoints/last.pt", weights_only=True)
+    assert state["teacher"]["kind"] == "network" and Path(state["teacher"]["what"]).is_file()

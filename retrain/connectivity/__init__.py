@@ -19,6 +19,7 @@ from sparsemask.masks.decoder import save_decoder
 from sparsemask.options import Parser
 from sparsemask.pictures import draw_architecture
 from sparsemask.retrain.connectivity.start import SLIM, form_of, grouped, inherited_state, resolve_grouped
+from sparsemask.retrain.distillation import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.backbones.truncation import as_saved
@@ -67,6 +68,9 @@ class ConnectivityRetrainingSection(ConnectivityMaskSection):
     search_checkpoint: str | None = flag(
         help="checkpoint to inherit from (default: the mask's own)", group="where the weights start"
     )
+    teacher: str = teacher_flag()
+    distill: float = distill_flag()
+    temperature: float = temperature_flag()
 
 
 class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
@@ -98,7 +102,8 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         if context.state is not None:
             mask = Mask.of_checkpoint(context.state["mask"])
             model = as_saved(lambda options: space.network(mask.argument, options), config, context.state["model"])
-            return Built(model, {"mask": mask.entry})
+            teacher, entries = open_teacher(context)
+            return Built(model, {"mask": mask.entry, **entries}, teacher=teacher)
         mask, _ = mask_of(config, context.given)
         for line in mask.lines:
             context.say(line)
@@ -126,7 +131,8 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
             model.load_state_dict({**model.state_dict(), **inherited})
         elif weights is not None:
             load_strictly(model.backbone, weights.state, f"encoder '{config.network.backbone_name}'")
-        return Built(model, {"mask": mask.entry}, changes)
+        teacher, entries = open_teacher(context)
+        return Built(model, {"mask": mask.entry, **entries}, changes, teacher=teacher)
 
     def method(self, context: Context, built: Built) -> Method:
         """A plain network is trained."""

@@ -19,9 +19,10 @@ from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.masks import groups as files
-from sparsemask.options import Parser, adopted, factor, fraction, natural, positive
+from sparsemask.options import Parser, adopted, natural, positive
+from sparsemask.retrain.distillation import distill_flag, same_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.group_sparsity.evaluation import costs_text, measured, slower_note, write_predictions
-from sparsemask.retrain.group_sparsity.teacher import FineTuning, build_teacher, choose_teacher, same_teacher
+from sparsemask.retrain.group_sparsity.teacher import FineTuning, build_teacher, choose_teacher
 from sparsemask.retrain.trained import read_source, ready, record_evaluation, shortfall
 from sparsemask.spaces.group_sparsity import records
 from sparsemask.spaces.group_sparsity.options import memory_flag
@@ -40,13 +41,13 @@ class GroupRetrainingSection(Section):
     mask_path: str | None = flag(help="mask file (.npz), as prune/prune.py writes it")
     search_checkpoint: str | None = flag(help="the checkpoint the mask was made from (default: where it lay then)")
     ft_model: str | None = flag(help="go on training a network.safetensors of another retraining")
-    teacher: str = flag(
+    teacher: str = teacher_flag(
         "auto",
-        help="weights of a plain network to learn from, 'search' (the searched network, whole) or 'none'; auto: what "
+        "weights of a plain network to learn from, 'search' (the searched network, whole) or 'none'; auto: what "
         "the search started from, else 'search'",
     )
-    distill: float = flag(0.4, fraction, help="weight of the teacher's loss (default: 0.4)")
-    temperature: float = flag(4.0, factor, help="of both softmaxes (default: 4)")
+    distill: float = distill_flag(None)
+    temperature: float = temperature_flag(None)
     batch: int = flag(1, positive, help="inputs at once when time is measured (default: 1)")
     channels_last: bool = memory_flag()
 
@@ -64,10 +65,9 @@ class GroupEvaluationSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltPruned(Built):
-    """A small network, its mask and its teacher, which is no submodule and so neither trained nor saved."""
+    """A small network and its mask."""
 
     mask: files.GroupMask
-    teacher: torch.nn.Module | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,6 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
             raise UseError(
                 f"{task.measured_on()} has {task.n_output} classes, the mask's network {mask.config['n_class']}"
             )
-        network = build_teacher(teacher, mask) if config.family.distill else None
         model.train()
         if config.family.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -172,12 +171,12 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
             changes=changes,
             notes={"family": "group_sparsity"},
             mask=mask,
-            teacher=network,
+            teacher=build_teacher(config, teacher, mask),
         )
 
     def method(self, context: Context, built: BuiltPruned) -> FineTuning:
-        """Training with distillation."""
-        return FineTuning(context.config, built.teacher)
+        """Training of the whole network at one rate."""
+        return FineTuning()
 
     def finish(self, context: Context, built: BuiltPruned, result: dict) -> int:
         """Write the network as safetensors, measure and draw it."""

@@ -19,6 +19,7 @@ from sparsemask.errors import UseError, describe, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.masks import spatial as files
 from sparsemask.options import Parser, adopted, natural, rate
+from sparsemask.retrain.distillation import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.sparse_conv.table import evaluation_text, record
 from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
@@ -161,6 +162,9 @@ class SparseConvRetrainingSection(Section):
     title = "fine-grained masks"
     mask_path: str | None = flag(help="mask file (.npz), as prune/prune.py writes it")
     search_checkpoint: str | None = flag(help="the checkpoint the mask was made from (default: where it lay then)")
+    teacher: str = teacher_flag()
+    distill: float = distill_flag()
+    temperature: float = temperature_flag()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,7 +224,8 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
             channels = {k: torch.from_numpy(v) for k, v in masks.channels.items()}
             saved = {"channels": channels, "threshold": masks.threshold}
         fix_masks(model)
-        return Built(model, {"mask": saved}, changes, {"family": "sparse_conv"})
+        teacher, entries = open_teacher(context)
+        return Built(model, {"mask": saved, **entries}, changes, {"family": "sparse_conv"}, teacher=teacher)
 
     def method(self, context: Context, built: Built) -> MasksFixed:
         """Training with fixed masks."""

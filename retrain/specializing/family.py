@@ -12,9 +12,11 @@ from sparsemask import spaces, training_setup
 from sparsemask.config import RunConfig, flag
 from sparsemask.engine import data
 from sparsemask.engine.randomness import seed_all
+from sparsemask.errors import UseError
 from sparsemask.families import TrainingFamily
 from sparsemask.files import write_json
 from sparsemask.options import Parser, natural, rate
+from sparsemask.retrain.distillation import NONE, distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.specializing.forms import compare_forms
 from sparsemask.retrain.specializing.start import newest_start, resolve_start
@@ -44,19 +46,22 @@ class SpecializationSection(search_method.SparseMaskSection):
         0.0, rate, group=_START,
         help="--space sr: weight of the pictures themselves beside the dense network's output (default: 0)",
     )  # fmt: skip
+    teacher: str = teacher_flag()
+    distill: float = distill_flag()
+    temperature: float = temperature_flag()
     rounds: int = flag(5, natural, help="timed calls of each form, 0: none (default: 5)", group=_START)
     compiled: bool = flag(False, help="time the dense form compiled, too (a minute)", group=_START)
 
 
 @dataclass(frozen=True)
 class Taught(search_method.Masked):
-    """A network with masks and what teaches it.
+    """A network with masks and what it came from.
 
     Attributes:
-        teacher: the dense network, frozen; None: the task's targets alone teach.
+        dense: the dense network, frozen, whose output masks must keep near; None: the task's targets teach.
     """
 
-    teacher: nn.Module | None = None
+    dense: nn.Module | None = None
 
 
 class Distillation(search_method.SparseConvSearch):
@@ -64,20 +69,20 @@ class Distillation(search_method.SparseConvSearch):
 
     Args:
         config: of the run.
-        teacher: the dense network, frozen, on the run's device.
+        dense: the dense network, frozen, on the run's device.
         budget: in milliseconds, in the place of --keep.
     """
 
-    def __init__(self, config: RunConfig, teacher: nn.Module, budget: MaskBudget | None = None):
+    def __init__(self, config: RunConfig, dense: nn.Module, budget: MaskBudget | None = None):
         super().__init__(config, budget)
-        self.teacher, self.truth = teacher, config.family.truth
+        self.dense, self.truth = dense, config.family.truth
 
     def loss(self, model: nn.Module, task: Task, images, output, target) -> torch.Tensor:
         """The task's distance to the dense network's output, and by weight to the target."""
         own = super().loss(model, task, images, output, target)
         with torch.no_grad():
-            wanted = self.teacher(images)
-        loss = task.loss(output, wanted)
+            wanted = self.dense(images)
+        loss = task.teacher_loss(output, wanted, target, 1.0)
         return loss + self.truth * own if self.truth else loss
 
 
@@ -98,6 +103,11 @@ class Specialization(TrainingFamily[Taught]):
         """Resolve the network that is specialised, and the budget: without any, half is kept."""
         if config.family.keep is None and config.family.budget_ms is None:
             config = config.replace(keep=_KEEP)
+        if config.family.teacher != NONE and isinstance(spaces.get(config.network.space), Distilled):
+            raise UseError(
+                f"--teacher {config.family.teacher}: networks of --space {config.network.space} learn from their dense "
+                "network; leave it out"
+            )
         return resolve_start(config, given)
 
     def build(self, context: Context) -> Taught:
@@ -120,16 +130,17 @@ class Specialization(TrainingFamily[Taught]):
             space.start_masks(model, data.collate(source, samples)[0], keep)
             if budget is not None:
                 budget.prepare(model)
-        teacher = None
+        dense = None
         if isinstance(space, Distilled):
             where = context.arithmetic
-            teacher = space.teacher(config.family.ft_model).to(where.device, where.parameters)
-        return Taught(model, notes={"family": "sparse_conv"}, budget=budget, teacher=teacher)
+            dense = space.teacher(config.family.ft_model).to(where.device, where.parameters)
+        teacher, entries = open_teacher(context)
+        return Taught(model, entries, notes={"family": "sparse_conv"}, teacher=teacher, budget=budget, dense=dense)
 
     def method(self, context: Context, built: Taught) -> search_method.SparseConvSearch:
-        """The search's method, with the dense network as teacher where there is one."""
-        if built.teacher is not None:
-            return Distillation(context.config, built.teacher, built.budget)
+        """The search's method, near the dense network where a space has it so."""
+        if built.dense is not None:
+            return Distillation(context.config, built.dense, built.budget)
         return search_method.SparseConvSearch(context.config, built.budget)
 
     def finish(self, context: Context, built: Taught, result: dict) -> int:

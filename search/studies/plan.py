@@ -22,6 +22,7 @@ COSTS = ("multiply_adds", "milliseconds", "parameters")
 AROUND = {"sparse": 4.0, "lr": 3.0, "mask_lr_mult": 4.0, "thres": 10.0}
 # Flags about where and how to compute, which may differ between the machines of one study.
 _LOCAL = {"gpu", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "voc_root", "class_names"}
+_LOCAL |= {"label_map"}
 _LOCAL |= {"data_root", "pretrained_model"}
 _OWN = {
     "exp_path",

@@ -18,7 +18,9 @@ from sparsemask.pictures.palette import class_palette
 from sparsemask.prediction import Description, Picture, Prediction, Predictor
 from sparsemask.runs import Run, find
 from sparsemask.tasks.dense.task import DenseTask
+from sparsemask.VOC12.label_map import LabelMap
 from sparsemask.VOC12.lists import load_class_names
+from sparsemask.VOC12.palette import IGNORE
 from sparsemask.weights import config_of, file_space, load_strictly, load_weights, metadata, read_checkpoint
 
 PROGRAMS = (".pt2", ".onnx")
@@ -197,9 +199,15 @@ def _of_config(config: Mapping[str, Any], path: Path) -> Description | None:
     if config.get("sample") and name == "segmentation":
         from sparsemask.datasets import sample_folder
 
-        listed = sample_folder() / "class_names.txt"
-    names = load_class_names(listed if listed and Path(listed).is_file() else None, count)
-    return Description(tuple(names), input_size=size)
+        listed = str(sample_folder() / "class_names.txt")
+    listed = listed if isinstance(listed, str) and Path(listed).is_file() else None
+    ignored, mapping = config.get("ignore_index"), config.get("label_map")
+    entries = {"output": "classes", "input_size": size, "ignore_index": IGNORE if ignored is None else ignored}
+    if mapping is not None:
+        entries["label_map"] = mapping
+    named = listed is None and isinstance(mapping, str) and len(mapping) > 0
+    names = list(LabelMap.of_text(str(mapping)).names) if named else load_class_names(listed, count)
+    return Description.from_entries({**entries, "classes": names}, path)
 
 
 def _noted(path: Path) -> Description | None:

@@ -32,7 +32,7 @@ from sparsemask.training_setup import Context
 
 __all__ = ["Callback", "RunResult", "TrainingStep", "evaluate", "prune", "retrain", "search"]
 
-_MODULE = "sparsemask.api.given"  # under which files name tasks on given pictures
+_MODULE = "sparsemask.api.given"  # under which files name tasks on given pictures, and given augmentations
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def search(
         classes: names of the classes, where `train` is given.
         space: the search space.
         callbacks: called with a :class:`TrainingStep` after every step; one that returns true ends the training.
-        flags: of the command by name, without dashes: ``max_iter=400, lr=0.01, budget_ms=20, patience=5``.
+        flags: of the command by name, without dashes: ``max_iter=400, lr=0.01, budget_ms=20, patience=5``. `augment`
+            may be the function or transform itself.
 
     Raises:
         UseError: nothing can be trained from these.
@@ -176,7 +177,9 @@ def evaluate(
     description = predictor.description
     if description.output != "classes":
         raise UseError(f"{predictor.source}: a network of task '{description.task}', not of classes")
-    flags = _data(val, val, description.classes)
+    flags = {**_data(val, val, description.classes), "ignore_index": description.ignore_index}
+    if description.label_map is not None:
+        flags["label_map"] = description.label_map.text()
     config = eval_command.parser().resolve({**flags, "crop_size": description.input_size})
     task = tasks.get(config.data.task, config)
     task.check()
@@ -205,7 +208,11 @@ def _trained(
     callbacks: Sequence[Callback],
 ) -> RunResult:
     """Train by a command's driver."""
-    argv = spelled({name: _plain(value) for name, value in given.items()})
+    given = {name: _plain(value) for name, value in given.items()}
+    if callable(code := given.get("augment")):
+        given["augment"] = f"{_MODULE}:augment"
+        trust(given["augment"], code)
+    argv = spelled(given)
     contexts: list[Context] = []
     with trusting(argv):
         parser, _ = command.read(argv)

@@ -23,7 +23,12 @@ from sparsemask.options import Parser, spoken
 
 REQUIRED = ("torch", "numpy", "scipy", "scikit-image", "pillow", "optuna", "tensorboardX", "safetensors")
 # Packages of the extras, by the extra's name.
-OPTIONAL = {"timm": ("timm",), "onnx": ("onnx", "onnxscript", "onnxruntime"), "postgres": ("psycopg",)}
+OPTIONAL = {
+    "timm": ("timm",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "postgres": ("psycopg",),
+    "las": ("laspy", "lazrs"),
+}
 
 
 @dataclass

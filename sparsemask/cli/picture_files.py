@@ -1,22 +1,18 @@
-"""Pictures that a command line names (files, folders, patterns, standard input), and the files made of them."""
+"""Pictures that are made of pictures: names of the files, reading and writing, standard input and output too."""
 
 from __future__ import annotations
 
-import glob
 import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sparsemask.cli.inputs import STREAM
 from sparsemask.errors import UseError
 from sparsemask.files import distinct_names
 from sparsemask.pictures.files import WRITTEN, Picture, decode_picture, encode_picture, read_picture, write_picture
-from sparsemask.tasks.super_resolution.folders import pictures
-from sparsemask.VOC12.images import is_picture
 
-STREAM = "-"
-"""Standard input as a picture, and standard output as the file to write."""
 STDIN_NAME = "stdin"
 
 
@@ -27,41 +23,11 @@ class Job(NamedTuple):
     out: str
 
 
-def expand(words: Sequence[str]) -> list[str]:
-    """The pictures that words name: files as they stand, those of folders and of patterns sorted by name.
-
-    Args:
-        words: files, folders, patterns such as ``frames/*.png`` or ``photos/**/*.jpg``, and - for standard input.
-
-    Returns:
-        Paths, each once. Files that are named themselves need not exist.
-
-    Raises:
-        UseError: a folder or a pattern without pictures, or standard input twice.
-    """
-    found: list[str] = []
-    for word in words:
-        if word == STREAM:
-            found.append(word)
-        elif Path(word).is_dir():
-            found += map(str, pictures(Path(word)))
-        elif glob.has_magic(word) and not Path(word).exists():
-            matches = [path for path in sorted(glob.glob(word, recursive=True)) if is_picture(path)]
-            if not matches:
-                raise UseError(f"{word}: no picture has such a name")
-            found += matches
-        else:
-            found.append(word)
-    if found.count(STREAM) > 1:
-        raise UseError("standard input (-) holds one picture: name it once")
-    return list(dict.fromkeys(found))
-
-
 def jobs(sources: Sequence[str], folder: Path, form: str | None) -> list[Job]:
     """What to write into a folder: a file for each picture, of its name.
 
     Args:
-        sources: pictures, as :func:`expand` gives them.
+        sources: pictures, as :func:`sparsemask.cli.inputs.expand` gives them.
         folder: where to write; it need not exist.
         form: suffix without its dot; None: that of the picture where it can be written, else png.
 

@@ -14,7 +14,6 @@ and colour is which class. A picture that cannot be read is named, the others ar
 
 from __future__ import annotations
 
-import glob
 import io
 import sys
 import time
@@ -22,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsemask.cli.inputs import expand, output_folder
 from sparsemask.errors import UseError, command, say
 from sparsemask.options import Parser, factor, positive
 
@@ -47,6 +47,10 @@ def parser() -> Parser:
         "--write", nargs="+", choices=WHAT, default=["labels", "overlay"], help="(default: labels overlay)"
     )
     result.add_argument("--recursive", action="store_true", help="pictures in the folders of folders too")
+    result.add_argument(
+        "--numbers", choices=("classes", "files"), default="classes",
+        help="in label PNG: of the classes, 0, 1, ..., or as the training's label files had them, by --label_map",
+    )  # fmt: skip
     result.add_argument("--class_names", default=None, metavar="FILE", help="text file, one class name a line")
     result.add_argument(
         "--longest", type=positive, default=None, metavar="PIXELS", help="compute larger pictures at this longer side"
@@ -65,10 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.run and options.weights:
         raise UseError(f"--run {options.run} and --weights {options.weights}: give the one or the other")
-    out = Path(options.out_dir)
-    if out.exists() and not out.is_dir():
-        raise UseError(f"--out-dir {out}: is a file, expected a folder")
-    paths = find_pictures(options.pictures, options.recursive, out)
+    out = output_folder(options.out_dir)
+    paths = list(map(Path, expand(options.pictures, recursive=options.recursive, without=out)))
     names = output_names(paths, out, options.write)
 
     from sparsemask import runs
@@ -81,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = open_predictor(
         source, mask=options.mask_path, backbone=options.backbone_name, classes=classes, gpu=options.gpu
     )
+    as_files = options.numbers == "files"
     views = {"longest": options.longest, "flips": options.flips, "scales": options.scales}
     failed, began = 0, time.perf_counter()
     for path, name in shown(list(zip(paths, names, strict=True))):
@@ -95,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         if not out.is_dir():
             out.mkdir(parents=True)
-        written = [write(prediction, out / f"{name}{_ENDS[what]}", what) for what in options.write]
+        written = [write(prediction, out / f"{name}{_ENDS[what]}", what, as_files) for what in options.write]
         tell(
             f"{path} {size_of(prediction)} -> {written[0]}: {summary(prediction)}, {time.perf_counter() - start:.2f} s"
         )
@@ -108,43 +111,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         say(f"{failed} of {len(paths)} pictures failed, see above", sys.stderr)
     return 1 if failed else 0
-
-
-def find_pictures(arguments: Sequence[str], recursive: bool, out: Path) -> list[Path]:
-    """The pictures that files, folders and patterns name, each once, in order; those below `out` are left out.
-
-    Raises:
-        UseError: a name that is none of them, a folder or pattern without pictures.
-    """
-    from sparsemask.VOC12.images import is_picture
-
-    found: dict[Path, None] = {}
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            inside = path.rglob("*") if recursive else path.iterdir()
-            files = sorted(p for p in inside if is_picture(p) and p.is_file() and not below(p, out, path))
-            if not files:
-                raise UseError(
-                    f"{path}: no pictures in this folder{'' if recursive else ' (--recursive looks deeper)'}"
-                )
-        elif path.is_file():
-            files = [path]
-        elif glob.has_magic(argument):
-            matched = map(Path, sorted(glob.glob(argument, recursive=True)))
-            files = [p for p in matched if is_picture(p) and p.is_file()]
-            if not files:
-                raise UseError(f"{argument}: no pictures match this pattern")
-        else:
-            raise UseError(f"{path}: no such picture or folder")
-        found.update(dict.fromkeys(files))
-    return list(found)
-
-
-def below(path: Path, out: Path, folder: Path) -> bool:
-    """Whether a picture of a folder lies in the folder that is written to, inside of it."""
-    inside = out.resolve()
-    return inside != folder.resolve() and path.resolve().is_relative_to(inside)
 
 
 def output_names(paths: Sequence[Path], out: Path, write: Sequence[str]) -> list[str]:
@@ -197,8 +163,11 @@ def summary(prediction: Prediction) -> str:
     return ", ".join([*words, *(["..."] if len(shares) > _MOST_SHOWN else [])])
 
 
-def write(prediction: Prediction, path: Path, what: str) -> Path:
-    """Write one of :data:`WHAT` of a prediction, with the folders that its name has; returns the file."""
+def write(prediction: Prediction, path: Path, what: str, as_files: bool = False) -> Path:
+    """Write one of :data:`WHAT` of a prediction, with the folders that its name has; returns the file.
+
+    as_files: labels with the numbers of the training's label files.
+    """
     import numpy as np
     from PIL import Image
 
@@ -207,7 +176,7 @@ def write(prediction: Prediction, path: Path, what: str) -> Path:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if what == "labels":
-        prediction.save_labels(path)
+        prediction.save_labels(path, as_files)
     elif what == "overlay":
         write_bytes(path, encoded(Image.fromarray(prediction.overlay), "JPEG", quality=92))
     elif what == "colours":
@@ -226,6 +195,11 @@ def write_classes(predictor: Predictor, out: Path) -> None:
     from sparsemask.pictures.palette import draw_palette
 
     description = predictor.description
-    rows = zip(description.classes, description.palette.tolist(), strict=True)
-    write_json(out / "classes.json", {str(k): {"name": name, "colour": rgb} for k, (name, rgb) in enumerate(rows)})
+    rows = zip(description.classes, description.palette.tolist(), description.numbers, strict=True)
+    numbered = description.label_map is not None
+    entries = {
+        str(k): {"name": name, "colour": rgb, **({"number_in_files": number} if numbered else {})}
+        for k, (name, rgb, number) in enumerate(rows)
+    }
+    write_json(out / "classes.json", entries)
     draw_palette(description.classes, description.palette, out / "palette.png")

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsemask.cli.computing import add_computing, place
-from sparsemask.errors import UseError, command, say
+from sparsemask.errors import UseError, command
 from sparsemask.options import Parser, amount, natural, positive
 
 FORMATS = ("png", "jpg", "webp", "tif", "bmp")
@@ -38,6 +38,7 @@ def parser() -> Parser:
         "one picture and OUT, the file to write",
     )  # fmt: skip
     result.add_argument("--out-dir", "--out_dir", default=None, help="folder to write into, by the pictures' names")
+    result.add_argument("--recursive", action="store_true", help="pictures in the folders of folders too")
     result.add_argument("--format", choices=FORMATS, default=None, help="of what is written (default: as the picture)")
     result.add_argument("--scale", type=positive, default=None, help="2, 3 or 4 (default: that of the weights)")
     result.add_argument("--weights", default=None, help="the network's weights (default: looked for, see above)")
@@ -58,41 +59,24 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parser().parse_args(argv)
+    from sparsemask.cli import inputs
     from sparsemask.cli import picture_files as files
 
-    work, single = _jobs(options, files)
+    work = _jobs(options, files)
     from sparsemask.cli.enlarging import find_enlarger
 
     enlarger = find_enlarger(options.weights, options.scale)
     if options.show_masks and not enlarger.masked:
         raise UseError(f"--show-masks: {enlarger.title} computes everything, it has no masks")
     compute = place(enlarger.network, options)
-    lines = sys.stderr if any(job.out == files.STREAM for job in work) else sys.stdout
-    failed, began = 0, time.perf_counter()
-    for number, job in enumerate(work, 1):
-        try:
-            said = _enlarge(job, enlarger, compute, options, files)
-        except UseError as error:
-            if single:
-                raise
-            failed += 1
-            text = str(error)
-            say(f"error: {text if job.source in text else f'{job.source}: {text}'}", sys.stderr)
-            continue
-        if not single:
-            left = (time.perf_counter() - began) / number * (len(work) - number)
-            said[0] = f"[{number}/{len(work)}{f', {left:.0f} s left' if number < len(work) else ''}] {said[0]}"
-        for line in said:
-            say(line, lines)
-    if not single:
-        spent = time.perf_counter() - began
-        done = f"{len(work) - failed} of {len(work)} pictures enlarged in {spent:.1f} s"
-        say(f"{done}, {failed} failed (named above)" if failed else f"{done}: {options.out_dir}", lines)
-    return 1 if failed else 0
+    enlarge = lambda job: _enlarge(job, enlarger, compute, options, files)
+    lines = sys.stderr if work[0].out == inputs.STREAM else sys.stdout
+    return inputs.each(work, enlarge, lambda job: job.source, "pictures enlarged", options.out_dir, lines)
 
 
-def _jobs(options, files) -> tuple[list, bool]:
-    """The pictures to read and the files to write; whether it is one picture into one file."""
+def _jobs(options, files) -> list:
+    """The pictures to read and the files to write."""
+    from sparsemask.cli.inputs import STREAM, expand, output_folder
     from sparsemask.pictures.files import check_output
 
     if options.out_dir is None:
@@ -101,21 +85,21 @@ def _jobs(options, files) -> tuple[list, bool]:
         if len(options.pictures) > 2:
             raise UseError(f"{len(options.pictures) - 1} pictures need --out-dir FOLDER to be written into")
         source, out = options.pictures
-        if out != files.STREAM:
+        if out != STREAM:
             check_output(out)
             if options.format:
                 raise UseError(f"--format is for --out-dir: the name {out} says the format")
-        return [files.Job(source, out)], True
-    folder = Path(options.out_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UseError(f"--out-dir {folder}: is a file, expected a folder")
-    return files.jobs(files.expand(options.pictures), folder, options.format), False
+        return [files.Job(source, out)]
+    folder = output_folder(options.out_dir)
+    sources = expand(options.pictures, recursive=options.recursive, without=folder, stream=True)
+    return files.jobs(sources, folder, options.format)
 
 
 def _enlarge(job, enlarger, compute, options, files) -> list[str]:
     """Enlarge one picture; returns lines about it."""
     import torch
 
+    from sparsemask.cli.inputs import STREAM
     from sparsemask.finite import check_output
     from sparsemask.sparse import repeatable
 
@@ -127,11 +111,11 @@ def _enlarge(job, enlarger, compute, options, files) -> list[str]:
     spent = time.perf_counter() - began
     larger = image.enlarged(output[0].permute(1, 2, 0).cpu().numpy())
     lost = files.write(job.out, larger, options.format)
-    name = files.STDIN_NAME if job.source == files.STREAM else job.source
+    name = files.STDIN_NAME if job.source == STREAM else job.source
     said = [f"{name} {image.size} -> {job.out} {larger.size}, {spent:.2f} s; {enlarger.words()}"]
     said += [f"note: {line}" for line in [*(f"{name}: {text}" for text in image.remarks), *lost]]
     if options.show_masks:
-        paths = enlarger.draw_masks(image, Path(job.out).stem if job.source == files.STREAM else Path(name).stem,
+        paths = enlarger.draw_masks(image, Path(job.out).stem if job.source == STREAM else Path(name).stem,
                                     Path(options.show_masks))  # fmt: skip
         said += [f"masks: {path}" for path in paths]
     return said

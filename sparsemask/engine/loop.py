@@ -60,6 +60,8 @@ class Fit:
         self.max_iter, self.epoch = steps(training, len(task.train_data))
         method.steps = self.max_iter
         model.to(arithmetic.device, arithmetic.parameters)
+        if method.teacher is not None:
+            method.teacher.network.to(arithmetic.device, arithmetic.parameters)
         if (momentum := config.get("bn_momentum")) is not None:  # networks without batch norm lack the flag
             set_momentum(model, momentum)
         self.optimizers = method.optimizers(model, config)

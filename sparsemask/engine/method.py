@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
+from sparsemask.engine.distillation import Teacher
 from sparsemask.tasks.protocol import EvaluationContext, Task
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ class Method:
 
     steps = 0
     """Steps of the whole run; the loop sets it before the first."""
+    teacher: Teacher | None = None
+    """Whose outputs `loss` learns from beside the labels; the family's driver sets it before training."""
     finished = False
     """Whether the run may end before its last step; asked after each evaluation, and kept by `state`."""
 
@@ -50,7 +53,8 @@ class Method:
 
     def loss(self, model: nn.Module, task: Task, images, output, target) -> torch.Tensor:
         """What the network's outputs on `images` cost: a sum, to be divided by the task's count."""
-        return task.loss(output, target)
+        own = task.loss(output, target)
+        return own if self.teacher is None else self.teacher.loss(own, task, images, output, target)
 
     def before_update(self, model: nn.Module, groups: list[dict]) -> None:
         """Called after backward, before the optimizers' step.

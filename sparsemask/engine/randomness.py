@@ -6,7 +6,9 @@ seed and of the position in the run, so that neither the number of workers nor a
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,6 +19,25 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, the global generators of Python, NumPy and torch (of the CPU) are seeded; afterwards they are as before.
+
+    Args:
+        seed: 0 to 2**32 - 1.
+    """
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:

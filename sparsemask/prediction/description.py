@@ -9,6 +9,8 @@ The entries stand in the metadata of safetensors files, of torch's exported prog
     mean, std    of each channel, for values of 0 to 1: the network takes (value - mean) / std
     input_size   pictures with a smaller side are padded to it, centred, with the mean
     input_shape  of an exported file: [batch, channels, height, width], null where any size is taken
+    ignore_index the number in the training's label files of pixels that do not count
+    label_map    where these files had numbers of their own: the classes of the numbers, as --label_map takes them
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ import numpy as np
 from sparsemask.errors import UseError
 from sparsemask.pictures.palette import class_palette
 from sparsemask.VOC12.augment import IMAGENET_MEAN, IMAGENET_STD, Colours
+from sparsemask.VOC12.label_map import LabelMap
 from sparsemask.VOC12.lists import load_class_names
+from sparsemask.VOC12.palette import IGNORE
 
 OUTPUTS = ("classes", "probability")
 _MOST_CLASSES, _MOST_SIZE, _LONGEST_NAME = 255, 1 << 16, 200
@@ -40,6 +44,8 @@ class Description:
         input_size: least side in pixels of what the network is given; smaller pictures are padded.
         task: its name.
         input_shape: sizes that an exported file takes, None where any; None altogether where all are open.
+        ignore_index: the number in label files, 0 to 255, of pixels that do not count.
+        label_map: classes of the numbers in label files; None: these are the classes.
     """
 
     classes: tuple[str, ...]
@@ -49,6 +55,8 @@ class Description:
     input_size: int = 1
     task: str = "segmentation"
     input_shape: tuple[int | None, ...] | None = None
+    ignore_index: int = IGNORE
+    label_map: LabelMap | None = None
 
     def __post_init__(self) -> None:
         if not len(self.palette):
@@ -69,6 +77,8 @@ class Description:
             "mean": list(self.colours.mean),
             "std": list(self.colours.std),
             "input_size": self.input_size,
+            **({"ignore_index": self.ignore_index} if self.ignore_index != IGNORE else {}),
+            **({"label_map": self.label_map.text()} if self.label_map is not None else {}),
         }
 
     @classmethod
@@ -112,6 +122,18 @@ class Description:
             sizes = isinstance(shape, list) and len(shape) == 4
             if not sizes or not all(n is None or (_whole(n) and 1 <= n <= _MOST_SIZE) for n in shape):
                 raise refuse("input_shape", "four sizes, null where any is taken")
+        ignored, mapping = entries.get("ignore_index", IGNORE), entries.get("label_map")
+        if not _whole(ignored) or not 0 <= ignored <= IGNORE:
+            raise refuse("ignore_index", f"a whole number from 0 to {IGNORE}")
+        label_map = None
+        if mapping is not None:
+            try:
+                label_map = LabelMap.of_text(mapping if isinstance(mapping, str) else "")
+                label_map.check_ignored(ignored)
+            except UseError:
+                raise refuse("label_map", "a map in one line") from None
+            if len(label_map.names) != len(names):
+                raise refuse("label_map", f"{len(names)} classes")
         return cls(
             classes=tuple(names),
             output=entries["output"],
@@ -120,7 +142,14 @@ class Description:
             input_size=size,
             task=task if isinstance(task, str) else "segmentation",
             input_shape=None if shape is None else tuple(shape),
+            ignore_index=ignored,
+            label_map=label_map,
         )
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The number of each class in the training's label files; without a map that of the class."""
+        return tuple(range(len(self.classes))) if self.label_map is None else self.label_map.numbers
 
     @classmethod
     def assumed(cls, channels: int, classes: Sequence[str] | None = None, input_size: int = 1) -> Description:

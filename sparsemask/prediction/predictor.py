@@ -86,12 +86,22 @@ class Prediction:
         counts = np.bincount(self.labels.ravel(), minlength=len(self.classes)) / self.labels.size
         return {self.classes[k]: float(counts[k]) for k in np.argsort(-counts, kind="stable") if counts[k]}
 
-    def save_labels(self, path: str | os.PathLike[str]) -> None:
-        """Write the class numbers as a PNG with the palette; maps of yes and no as grey PNG, white for yes."""
+    def save_labels(self, path: str | os.PathLike[str], as_files: bool = False) -> None:
+        """Write the class numbers as a PNG with the palette; maps of yes and no as grey PNG, white for yes.
+
+        Args:
+            path: the file.
+            as_files: write the numbers that the training's label files had (--label_map), not those of the classes.
+        """
         if self.description.output == "probability":
             from sparsemask.pictures.maps import save_map
 
             save_map(path, self.probabilities[0])
+        elif as_files and self.description.label_map is not None:
+            numbers = np.array(self.description.numbers, np.uint8)
+            palette = np.zeros((256, 3), np.uint8)
+            palette[numbers] = self.description.palette
+            save_prediction(path, numbers[self.labels], palette)
         else:
             save_prediction(path, self.labels, self.description.palette)
 

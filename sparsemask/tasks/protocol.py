@@ -58,9 +58,24 @@ class LabelledData(DataSection):
         metavar="N",
         help="segmentation: the number in labels, 0 to 255, of pixels that do not count (default: 255)",
     )
+    label_map: str | None = flag(
+        metavar="FILE",
+        help="segmentation: classes of the numbers in labels, a line each: NUMBER CLASS [NAME], or NUMBER ignore; "
+        "or JSON",
+    )
     class_names: str | None = flag(help="text file, one class name a line")
     crop_size: int | None = flag(None, positive, help="training crop and smallest evaluation size")
     scales: Sequence[float] | None = flag(None, factor, nargs="+", help="random scales of training pictures")
+    augment: str | None = flag(
+        metavar="MODULE:NAME",
+        help="your own augmentation, before scale, crop and flip: a function of (image, label), an albumentations "
+        "Compose, or transforms of torchvision.transforms.v2",
+    )
+    class_weights: str | None = flag(
+        metavar="WEIGHTS",
+        help="segmentation: weights of the classes in the loss: numbers with commas, a file of a number a line, or "
+        "auto, by their frequency in the training labels",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +303,32 @@ class Task(ABC):
         Raises:
             UseError: outputs that do not fit the targets.
         """
+
+    def teacher_loss(self, output: Any, answer: Any, target: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Distance of a batch's outputs to a teacher's, summed as `loss` is, for training with ``--teacher``.
+
+        Default: of scores of classes (N, C), by KL divergence.
+
+        Args:
+            output: what the network gives in training mode.
+            answer: what the teacher gives in evaluation mode, without gradients.
+            target: targets of the batch: they say what is counted.
+            temperature: of the softmaxes of scores of classes.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            UseError: the task knows no such distance, or the outputs do not fit.
+        """
+        import torch
+
+        from sparsemask.engine.distillation import softened_divergence
+
+        tensors = isinstance(output, torch.Tensor) and isinstance(answer, torch.Tensor)
+        if not tensors or output.ndim != 2 or answer.shape != output.shape:
+            raise UseError(f"--task {self._config.data.task}: this teacher's output is no (N, C) scores of classes")
+        return softened_divergence(output, answer, temperature).sum()
 
     # ---- evaluation
 

@@ -128,6 +128,13 @@ class ClassificationTask(Task):
         kind = torch.promote_types(output.dtype, torch.float32)
         return F.cross_entropy(output.to(kind), target, reduction="sum")
 
+    def teacher_loss(
+        self, output: torch.Tensor, answer: torch.Tensor, target: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        """T²·KL(softmax(teacher / T) ‖ softmax(network / T)), summed over the images."""
+        self._fits(answer)
+        return super().teacher_loss(output, answer, target, temperature)
+
     def _fits(self, output: torch.Tensor) -> None:
         if output.ndim != 2 or output.shape[1] != self.n_output:
             shape = f"{tuple(output.shape)}"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from sparsemask.errors import UseError
 from sparsemask.files import must_exist
 from sparsemask.VOC12.dataset import SegmentationDataset
 from sparsemask.VOC12.images import SUFFIXES, decoding, grey_levels, is_deep, is_picture, upright
+from sparsemask.VOC12.palette import read_label
 
 Pair = tuple[Path, Path]
 
@@ -50,6 +53,31 @@ class MapDataset(SegmentationDataset):
 
     def __init__(self, pairs: list[tuple[Path, Path]], classes: tuple[str, str], **settings):
         super().__init__(pairs, 2, classes, **settings)
+
+
+def as_label(label: Any, name: object = "label") -> np.ndarray:
+    """A label of any kind as class indices, uint8 (H, W).
+
+    Args:
+        label: a file, a Pillow image of one channel, an array or a tensor (H, W) of whole numbers 0 to 255.
+        name: what messages call it.
+
+    Raises:
+        UseError: none of these.
+    """
+    if isinstance(label, str | Path):
+        return read_label(label)
+    if isinstance(label, Tensor):
+        label = label.detach().cpu().numpy()
+    values = np.asarray(label)
+    whole = values.dtype.kind in "iub"
+    if isinstance(label, Image.Image) and label.mode not in ("P", "L", "1", "I", "I;16"):
+        whole = False
+    if values.ndim != 2 or not whole or (values.size and not 0 <= int(values.min()) <= int(values.max()) <= 255):
+        raise UseError(
+            f"{name}: a label is an array (H, W) of class numbers 0 to 255, not {values.dtype} {values.shape}"
+        )
+    return values.astype(np.uint8)
 
 
 def read_grey(path: str | os.PathLike) -> np.ndarray:

@@ -23,8 +23,10 @@ from sparsemask import datasets
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import data
+from sparsemask.engine.distillation import softened_binary_divergence, softened_divergence
 from sparsemask.errors import UseError
 from sparsemask.tasks import protocol
+from sparsemask.tasks.dense.augmentation import Augmentation, check_name
 from sparsemask.tasks.dense.views import average_views, resize
 from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import Evaluation, Task, spread_indices
@@ -46,22 +48,30 @@ class DenseTask(Task):
     Predictions are maps (H, W) of a whole image; targets (N, H, W), 255 ignored.
 
     Attributes:
-        reads_indices: whether labels are index PNG, in which --ignore_index marks what does not count.
+        reads_indices: whether labels are index PNG, in which --ignore_index marks what does not count, and of whose
+            numbers --label_map makes classes.
+        weighs_classes: whether the loss weighs classes by --class_weights.
         output: what outputs mean, one of :data:`sparsemask.prediction.description.OUTPUTS`; None: neither, and nothing
             but the task makes predictions of them.
     """
 
     data_flags = ("data_root", "voc_root", "im_path", "gt_path", "training_list", "eval_list")
+    score_flags = ("ignore_index", "label_map")
     views = ("flips", "scales")
     reads_indices: ClassVar[bool] = False
+    weighs_classes: ClassVar[bool] = False
     output: ClassVar[str | None] = None
 
     def __init__(self, config: RunConfig):
-        ignored = config.data.ignore_index
-        if ignored != IGNORE and not self.reads_indices:
-            raise UseError(
-                f"--ignore_index {ignored}: is for --task segmentation; other tasks' labels have their own rules"
-            )
+        data = config.data
+        words = [f"--ignore_index {data.ignore_index}" if data.ignore_index != IGNORE else None]
+        words.append(f"--label_map {data.label_map}" if data.label_map else None)
+        for what in filter(None, words if not self.reads_indices else ()):
+            raise UseError(f"{what}: is for --task segmentation; other tasks' labels have their own rules")
+        if data.class_weights and not self.weighs_classes:
+            raise UseError(f"--class_weights {data.class_weights}: is for tasks of classes, such as segmentation")
+        if data.augment:
+            check_name(data.augment)
         super().__init__(config)
 
     @staticmethod
@@ -107,8 +117,12 @@ class DenseTask(Task):
         own = None
         if self.reads_indices:
             with contextlib.suppress(UseError):  # reading the label itself says what is wrong
-                own = file_palette(self.eval_data.pairs[0][1])
+                own = self.class_colours(file_palette(self.eval_data.pairs[0][1]))
         return class_palette(list(map(str, self.classes)), own)
+
+    def class_colours(self, own: np.ndarray | None) -> np.ndarray | None:
+        """Colours (number of classes, 3) out of a label file's palette (N, 3); None where it has not all of them."""
+        return own
 
     def description(self) -> dict[str, Any]:
         """See :mod:`sparsemask.prediction.description`."""
@@ -123,7 +137,12 @@ class DenseTask(Task):
             colours=self.eval_data.colours,
             input_size=self.config.data.crop_size or 1,
             task=self.config.data.task,
+            **self.label_description(),
         ).entries()
+
+    def label_description(self) -> dict[str, Any]:
+        """What a network's file says of the numbers in label files, as arguments of its description."""
+        return {}
 
     def pairs(self, split: str) -> list[tuple[Path, Path]]:
         """(image, label) paths of the "training" or the "eval" set that the configuration names."""
@@ -150,7 +169,9 @@ class DenseTask(Task):
 
     def _dataset(self, split: str, pairs: list[tuple[Path, Path]] | None = None) -> SegmentationDataset:
         config = self.config
-        options = {"scales": tuple(config.data.scales)} if config.data.scales else {}
+        options: dict[str, Any] = {"scales": tuple(config.data.scales)} if config.data.scales else {}
+        if config.data.augment and split == "training":
+            options["transform"] = Augmentation(config.data.augment)
         pairs = self.pairs(split) if pairs is None else pairs
         return self.dataset(pairs, crop_size=config.data.crop_size, training=split == "training", **options)
 
@@ -184,8 +205,11 @@ class DenseTask(Task):
         """
         for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
-            say_how_read(split, data_set.pairs[0][0])
+            if Path(data_set.pairs[0][0]).is_file():
+                say_how_read(split, data_set.pairs[0][0])
             self._check_labels(split, data_set)
+        if self.config.data.augment:
+            self.train_data.sample(0, np.random.default_rng(0))  # says what is wrong with it before a run is made
 
     def _check_labels(self, split: str, data_set: SegmentationDataset) -> None:
         """Refuse labels of fewer than two classes, and name the classes that never occur."""
@@ -214,6 +238,21 @@ class DenseTask(Task):
     ) -> torch.Tensor:
         """(N,H,W) prediction for images (N,3,H,W); flips, scales: averaged over mirrored and rescaled copies."""
         return self.decide(average_views(model, images, arithmetic, self.probabilities, flips, scales))
+
+    def divergence(self, output: torch.Tensor, answer: torch.Tensor, temperature: float) -> torch.Tensor:
+        """How far scores (N, C, H, W) are from a teacher's, (N, H, W); here of classes, by KL divergence."""
+        return softened_divergence(output, answer, temperature)
+
+    def teacher_loss(
+        self, output: torch.Tensor, answer: torch.Tensor, target: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        """Mean divergence over the labelled pixels, times `count`; both are resized to `target` (N, H, W)."""
+        if answer.ndim != 4 or answer.shape[1] != self.n_output:
+            raise UseError(f"gives {tuple(answer.shape)}, expected {self.n_output} channels of every picture")
+        size = target.shape[-2:]
+        labelled = target != IGNORE
+        values = self.divergence(resize(output, size), resize(answer, size), temperature)[labelled]
+        return values.sum() * (self.count(target) / max(1, values.numel()))
 
     def measure(self, model: Callable, evaluation: Evaluation) -> Meter:
         """See :meth:`Task.measure`; predictions are (H, W), padding removed."""
@@ -265,6 +304,10 @@ class MapTask(DenseTask):
         kind = torch.promote_types(logits.dtype, torch.float32)
         truth, weights = (target == 1).to(kind), self.weights(target).to(kind)
         return F.binary_cross_entropy_with_logits(logits.to(kind), truth, weights, reduction="sum")
+
+    def divergence(self, output: torch.Tensor, answer: torch.Tensor, temperature: float) -> torch.Tensor:
+        """See :meth:`DenseTask.divergence`; of yes and no."""
+        return softened_binary_divergence(output[:, 0], answer[:, 0], temperature)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Sigmoid."""

@@ -25,6 +25,7 @@ from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import distributed
 from sparsemask.engine.data import plainly
+from sparsemask.engine.distillation import softened_divergence
 from sparsemask.errors import UseError
 from sparsemask.tasks.notes import warn
 from sparsemask.tasks.points.clouds.cloud import IGNORED, CloudFile
@@ -189,6 +190,15 @@ class PointsTask(Task):
         kind = torch.promote_types(output.dtype, torch.float32)
         weights = self.weights.to(output.device, kind)
         return F.cross_entropy(output.to(kind), target, weights, ignore_index=IGNORED, reduction="sum")
+
+    def teacher_loss(
+        self, output: torch.Tensor, answer: torch.Tensor, target: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        """Mean KL divergence over the labelled points, times `count`."""
+        if answer.shape != output.shape:
+            raise UseError(f"the teacher gives {tuple(answer.shape)}, expected {tuple(output.shape)}")
+        values = softened_divergence(output, answer, temperature)[target >= 0]
+        return values.sum() * (self.count(target) / max(1, values.numel()))
 
     def measure(self, model: Callable, evaluation: Evaluation) -> ConfusionMeter:
         """See :meth:`Task.measure`.

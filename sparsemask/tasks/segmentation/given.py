@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
 
 from sparsemask.errors import UseError
 from sparsemask.prediction import as_rgb
+from sparsemask.tasks.dense.data import as_label
 from sparsemask.tasks.segmentation.task import SegmentationTask
 from sparsemask.VOC12.dataset import SegmentationDataset
-from sparsemask.VOC12.palette import LabelRangeError, apply_ignored, beyond_classes, read_label
 
 WHERE = "pictures of a program"  # what configurations say in place of a folder
 
@@ -45,10 +43,7 @@ class GivenPictures(SegmentationDataset):
 
     def read(self, path: str) -> np.ndarray:
         """See :meth:`SegmentationDataset.read`."""
-        label = apply_ignored(as_label(self._item(path)[1], path), self.ignore_index, self.n_class, path)
-        if wrong := beyond_classes(label, self.n_class, self.ignore_index):
-            raise LabelRangeError(f"{path}: {wrong}")
-        return label
+        return self.class_numbers(as_label(self._item(path)[1], path), path)
 
     def size(self, index: int) -> tuple[int, int]:
         """See :meth:`SegmentationDataset.size`."""
@@ -60,31 +55,6 @@ class GivenPictures(SegmentationDataset):
         if not isinstance(item, Sequence | np.ndarray) or len(item) != 2:
             raise UseError(f"{name}: expected a pair (picture, label), found {type(item).__name__}")
         return item
-
-
-def as_label(label: Any, name: object = "label") -> np.ndarray:
-    """A label of any kind as class indices, uint8 (H, W).
-
-    Args:
-        label: a file, a Pillow image of one channel, an array or a tensor (H, W) of whole numbers 0 to 255.
-        name: what messages call it.
-
-    Raises:
-        UseError: none of these.
-    """
-    if isinstance(label, str | Path):
-        return read_label(label)
-    if isinstance(label, Tensor):
-        label = label.detach().cpu().numpy()
-    values = np.asarray(label)
-    whole = values.dtype.kind in "iub"
-    if isinstance(label, Image.Image) and label.mode not in ("P", "L", "1", "I", "I;16"):
-        whole = False
-    if values.ndim != 2 or not whole or (values.size and not 0 <= int(values.min()) <= int(values.max()) <= 255):
-        raise UseError(
-            f"{name}: a label is an array (H, W) of class numbers 0 to 255, not {values.dtype} {values.shape}"
-        )
-    return values.astype(np.uint8)
 
 
 class GivenTask(SegmentationTask):
@@ -111,15 +81,7 @@ class GivenTask(SegmentationTask):
     def dataset(self, pairs: list[tuple[Path, Path]], **settings: Any) -> SegmentationDataset:
         """The pictures."""
         items = self.sets[pairs[0][0].parts[0]] if pairs else ()
-        ignored = self.config.data.ignore_index
-        common = {"n_class": self.n_class, "classes": self.classes, "ignore_index": ignored}
-        return GivenPictures(pairs, items, **common, **settings)
-
-    def check(self) -> None:
-        """See :meth:`DenseTask.check`."""
-        for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
-            data_set.load(0)
-            self._check_labels(split, data_set)
+        return GivenPictures(pairs, items, **self.label_settings(), **settings)
 
     def measured_on(self) -> str:
         """Description of the validation pictures."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +11,14 @@ import torch.nn.functional as F
 
 from sparsemask import datasets
 from sparsemask.config import RunConfig
-from sparsemask.errors import UseError
+from sparsemask.engine import distributed
+from sparsemask.errors import UseError, say
 from sparsemask.tasks.dense.task import IGNORE, DenseTask
 from sparsemask.tasks.dense.views import resize
+from sparsemask.tasks.segmentation.class_weights import AUTO, median_frequency, read_weights, spell_weights
 from sparsemask.tasks.segmentation.scores import ConfusionMeter, SegmentationScores, by_class, class_table
 from sparsemask.VOC12.dataset import SegmentationDataset
+from sparsemask.VOC12.label_map import LabelMap
 
 
 class SegmentationTask(DenseTask):
@@ -22,17 +26,68 @@ class SegmentationTask(DenseTask):
 
     primary = "miou"
     output = "classes"
-    reads_indices = reads_voc = True
+    label_map: LabelMap | None = None
+    _weights: torch.Tensor | None = None
+    reads_indices = reads_voc = weighs_classes = True
     sample_folder = staticmethod(datasets.sample_folder)
 
     def __init__(self, config: RunConfig):
         super().__init__(config)
+        if config.data.label_map:
+            self._read_map()
         self.classes = self.class_names()
         self.n_class = self.n_output = len(self.classes)
+        if (given := config.data.class_weights) and type(self).loss is not SegmentationTask.loss:
+            raise UseError(f"--class_weights {given}: task '{config.data.task}' has a loss of its own")
+        if given and given != AUTO:
+            self._settle_weights(read_weights(given, self.classes))
+
+    def _read_map(self) -> None:
+        """Put the map of --label_map into the configuration, in place of its file, and its number of classes."""
+        data = self._config.data
+        self.label_map = LabelMap.read(data.label_map)
+        self.label_map.check_ignored(data.ignore_index)
+        count = len(self.label_map.names)
+        if data.n_class not in (count, type(data)().n_class):
+            raise UseError(f"--n_class {data.n_class}: --label_map has {count} classes")
+        self._config = self._config.replace(label_map=self.label_map.text(), n_class=count)
+
+    def _settle_weights(self, weights: np.ndarray) -> None:
+        """Put the classes' weights in the loss into the configuration."""
+        self._config = self._config.replace(class_weights=spell_weights(weights))
+        self._weights = torch.from_numpy(weights)
+
+    def check(self) -> None:
+        """See :meth:`DenseTask.check`; weights of classes that are to be counted are."""
+        super().check()
+        if self.config.data.class_weights == AUTO:
+            counted = median_frequency(self.train_data)
+            self._settle_weights(counted.weights)
+            if distributed.rank() == 0:
+                say(counted.words(self.classes))
 
     def class_names(self) -> list[str]:
         """The names of the classes, one an output channel."""
+        if self.label_map is not None and not self._config.data.class_names:
+            return list(self.label_map.names)
         return datasets.class_names(self._config.data)
+
+    def label_settings(self) -> dict[str, Any]:
+        """What a data set needs to know of the labels."""
+        ignored = self.config.data.ignore_index
+        common = {"n_class": self.n_class, "classes": self.classes, "ignore_index": ignored}
+        return common if self.label_map is None else {**common, "label_map": self.label_map}
+
+    def class_colours(self, own: np.ndarray | None) -> np.ndarray | None:
+        """See :meth:`DenseTask.class_colours`."""
+        if own is None or self.label_map is None:
+            return own
+        numbers = list(self.label_map.numbers)
+        return own[numbers] if max(numbers) < len(own) else None
+
+    def label_description(self) -> dict[str, Any]:
+        """See :meth:`DenseTask.label_description`."""
+        return {"ignore_index": self.config.data.ignore_index, "label_map": self.label_map}
 
     def layout(self, root: Path, split: str) -> list[tuple[Path, Path]]:
         """Raise a UseError: there is no public layout of segmentation alone."""
@@ -45,14 +100,24 @@ class SegmentationTask(DenseTask):
 
     def dataset(self, pairs: list[tuple[Path, Path]], **settings) -> SegmentationDataset:
         """Images with their class indices."""
-        ignored = self.config.data.ignore_index
-        return SegmentationDataset(pairs, self.n_class, self.classes, ignore_index=ignored, **settings)
+        return SegmentationDataset(pairs, **self.label_settings(), **settings)
+
+    def count(self, target: torch.Tensor) -> float:
+        """Divisor of the loss of a batch (N,H,W): its labelled pixels, each with its class's weight."""
+        if self._weights is None:
+            return super().count(target)
+        pixels = torch.bincount(target[target != IGNORE].flatten().cpu(), minlength=self.n_class)
+        return float(pixels.double() @ self._weights)
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Sum of the pixel cross-entropy; `output` (N,C,h,w) is resized to `target` (N,H,W), 255 is ignored."""
+        """Sum of the pixel cross-entropy, classes weighed as --class_weights says.
+
+        `output` (N,C,h,w) is resized to `target` (N,H,W), in which 255 is ignored.
+        """
         logits = resize(output, target.shape[-2:])
         kind = torch.promote_types(logits.dtype, torch.float32)
-        return F.cross_entropy(logits.to(kind), target, ignore_index=IGNORE, reduction="sum")
+        weights = None if self._weights is None else self._weights.to(logits.device, kind)
+        return F.cross_entropy(logits.to(kind), target, weights, ignore_index=IGNORE, reduction="sum")
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Softmax over the classes."""

@@ -141,6 +141,27 @@ class StereoTask(Task):
             for weight, head in zip(weights, heads, strict=True)
         )
 
+    def teacher_loss(
+        self,
+        output: torch.Tensor | Sequence[torch.Tensor],
+        answer: torch.Tensor,
+        target: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        """Mean smooth L1 of every head's disparities to the teacher's over all pixels, times `count`.
+
+        Pixels without truth count too: there the teacher is all that there is to learn from. Heads are weighted by
+        WEIGHTS; the temperature is not used.
+        """
+        heads = [output] if isinstance(output, torch.Tensor) else list(output)
+        if not isinstance(answer, torch.Tensor) or answer.shape != heads[-1].shape:
+            shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+            raise UseError(f"gives {shape}, expected disparities {tuple(heads[-1].shape)}")
+        wanted = answer.float()
+        weights = WEIGHTS[len(WEIGHTS) - len(heads) :]
+        means = [weight * F.smooth_l1_loss(head.float(), wanted) for weight, head in zip(weights, heads, strict=True)]
+        return torch.stack(means).sum() * self.count(target)
+
     @torch.no_grad()
     def predict(self, model: Callable, pair: StereoPair, size: Sequence[int], arithmetic: Arithmetic) -> torch.Tensor:
         """Disparities float32 (B, *size) on the CPU, of padded pairs that were of `size` (height, width)."""

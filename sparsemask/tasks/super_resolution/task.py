@@ -130,6 +130,12 @@ class SuperResolutionTask(Task):
         output, target = output.to(kind), target.to(kind)
         return sum(weight * LOSSES[name](output, target) for weight, name in self._terms)
 
+    def teacher_loss(
+        self, output: torch.Tensor, answer: torch.Tensor, target: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        """The loss with the teacher's pictures as target; the temperature is not used."""
+        return self.loss(output, answer)
+
     @torch.no_grad()
     def predict(self, model: Callable, images: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
         """Quantised images, float32 (N,3,sH,sW) on the CPU, of images (N,3,H,W) of 0 to 255."""

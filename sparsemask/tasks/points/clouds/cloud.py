@@ -16,6 +16,7 @@ from sparsemask.containers import read_npy, read_npz
 from sparsemask.coordinates import near_origin, rounding
 from sparsemask.errors import UseError, choose, say
 from sparsemask.safe_pickle import read_arrays
+from sparsemask.tasks.points.clouds import las
 from sparsemask.tasks.points.clouds.graph import make_tree
 from sparsemask.tasks.points.clouds.grid import check_points
 from sparsemask.tasks.points.clouds.ply import read_ply
@@ -78,12 +79,13 @@ class CloudFile:
 
 
 def read_cloud(path: str | os.PathLike, columns: int | None = None) -> Cloud:
-    """Read a cloud: `.bin` (float32 x, y, z, remission), `.ply`, `.npy` or `.npz`.
+    """Read a cloud: `.bin` (float32 x, y, z, remission), `.ply`, `.npy`, `.npz`, `.las` or `.laz`.
 
     A `.ply` has x, y, z, and optionally red, green, blue and class (or label). An `.npy` is (N, 3 or more): x, y, z and
     colours in the next three of six columns or more. An `.npz` has xyz (or points), and optionally colours (or colors)
-    and labels. The range of colours follows from their type: integers from 0 to their type's maximum, floats in [0, 1],
-    or up to 255 where one exceeds 1. Labels are not changed. Georeferenced coordinates are moved near the origin before
+    and labels. Of LAS and LAZ coordinates, colours and classification are read (:mod:`.las`). The range of colours
+    follows from their type: integers from 0 to their type's maximum, floats in [0, 1], or up to 255 where one exceeds
+    1. Labels are not changed. Georeferenced coordinates are moved near the origin before
     they become float32 (:func:`~sparsemask.coordinates.near_origin`); `offset` is the translation.
 
     Args:
@@ -186,4 +188,11 @@ def _from_npz(path: Path) -> tuple:
     return xyz[:, :3], None if colours is None else colours[:, :3], None if labels is None else labels.reshape(-1)
 
 
-_READERS = {".bin": read_scan, ".ply": _from_ply, ".npy": _from_npy, ".npz": _from_npz}
+_READERS = {
+    ".bin": read_scan,
+    ".ply": _from_ply,
+    ".npy": _from_npy,
+    ".npz": _from_npz,
+    **dict.fromkeys(las.SUFFIXES, las.read_las),
+}
+SUFFIXES = tuple(_READERS)
