@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sparsemask import masks, tasks
 from sparsemask import options as opt
+from sparsemask.command_lines import spoken
 from sparsemask.config import RunConfig
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
@@ -79,7 +80,7 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
         if kind.sample_words is None:
             raise UseError(f"{line}, and none comes with the toolkit")
         return {"sample": True}, "sample", f"{line}: going on with {kind.sample_words} and a short budget"
-    prepare = opt.spoken("prepare", ARCHIVES)
+    prepare = spoken("prepare", ARCHIVES)
     line = f"PASCAL VOC 2012 is not prepared here ({prepare}): going on with the embedded sample set and a short budget"
     return {"sample": True}, "sample", line
 

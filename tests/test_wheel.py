@@ -2,67 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from tiny import ROOT, SMALL, data_flags, environment, make_data
-
-FOLDERS = ("VOC12", "prune", "retrain", "search", "spaces", "sparsemask")
-STANDINS = ("spaces", "search")  # packages of these names are on the index
-
-
-def pip(*argv: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *argv],
-        capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+from tiny import ROOT, SMALL, data_flags, make_data
+from wheels import FOLDERS, build, copy_source, install, make_environment, run
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy of the checkout, since a build writes into it."""
-    folder = tmp_path_factory.mktemp("source")
-    for name in FOLDERS:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("data"))
-    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    return folder
+    return copy_source(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
 def wheel(source, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source))
-    return next(folder.glob("*.whl"))
-
-
-def install(python: Path, *what: str) -> None:
-    """Into the environment of `python`, whatever the dependencies' environment has installed."""
-    pip("--python", str(python), "install", "--no-deps", "--no-index", "--ignore-installed", *what)
-
-
-def make_environment(folder: Path) -> Path:
-    """An environment with this one's dependencies, and with packages called `spaces` and `search`; its Python."""
-    venv.create(folder, symlinks=True)
-    python = folder / "bin" / "python"
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    assert packages.is_dir()
-    # By a .pth file: those that lie there, an editable installation's among them, are not read.
-    here = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
-    (packages / "dependencies.pth").write_text("\n".join(here) + "\n")
-    for name in STANDINS:
-        (packages / name).mkdir()
-        (packages / name / "__init__.py").write_text("STANDIN = True\n")
-    return python
+    return build(source, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +27,6 @@ def python(wheel, tmp_path_factory) -> Path:
     made = make_environment(tmp_path_factory.mktemp("environment") / "env")
     install(made, str(wheel))
     return made
-
-
-def run(call: list[object], cwd: Path) -> str:
-    kept = {k: v for k, v in environment(cwd / "home").items() if k != "PYTHONPATH"}
-    done = subprocess.run(list(map(str, call)), cwd=cwd, env=kept, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 WHERE = """

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparsemask._version import __version__
+from sparsemask.command_lines import spoken
 from sparsemask.errors import UseError, command
-from sparsemask.options import Parser, spoken
+from sparsemask.options import Parser
 
 REQUIRED = ("torch", "numpy", "scipy", "scikit-image", "pillow", "optuna", "tensorboardX", "safetensors")
 # Packages of the extras, by the extra's name.
