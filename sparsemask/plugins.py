@@ -47,7 +47,7 @@ def trusting(arguments: Sequence[object]) -> Iterator[None]:
     """Inside, every name of user code among the arguments of a command line is trusted; other arguments are ignored."""
     before = dict(_trusted)
     values = [argument.partition("=")[2] if argument.startswith("--") else argument for argument in map(str, arguments)]
-    for argument in filter(is_own, values):
+    for argument in filter(is_own, (word for value in values for word in value.split(","))):
         _trusted.setdefault(argument, None)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Logs of a run: metrics.jsonl, TensorBoard events, the progress line."""
+"""Logs of a run: metrics.jsonl, the progress line."""
 
 from __future__ import annotations
 
@@ -46,31 +46,6 @@ def read_rows(path: str | Path) -> list[dict]:
             if number < len(lines) - 1:
                 raise UseError(f"{path}: line {number + 1} is not a row of metrics") from None
     return rows
-
-
-class TensorBoard:
-    """Scalars for TensorBoard; silent where `folder` is None."""
-
-    def __init__(self, folder: str | Path | None, step: int = 0):
-        if folder is None:
-            self._writer = None
-            return
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-
-    def scalars(self, row: dict) -> None:
-        """Write every number of a row at its step."""
-        if self._writer is None:
-            return
-        for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
-                self._writer.add_scalar(name, value, row["step"])
-
-    def close(self) -> None:
-        """Flush and close."""
-        if self._writer is not None:
-            self._writer.close()
 
 
 class Progress:
