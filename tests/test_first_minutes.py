@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from bench.wheels import copy_source
 from tiny import ROOT
-from wheels import bare, build, copy_source, install, make_environment
+from wheels import bare, build, install, make_environment
 
 NAMES = ["ground", "ball", "box", "sign"]
 IGNORED = 11  # in these labels: a line around every object

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
 from pathlib import Path
 
-from tiny import ROOT, environment
+from tiny import environment
 
-FOLDERS = ("VOC12", "prune", "retrain", "search", "spaces", "sparsemask")
 STANDINS = ("spaces", "search")  # packages of these names are on the index
 
 
@@ -24,17 +22,8 @@ def pip(*argv: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def copy_source(folder: Path) -> Path:
-    """A copy of the checkout, since a build writes into it."""
-    for name in FOLDERS:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("data", "__pycache__"))
-    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    return folder
-
-
 def build(source: Path, folder: Path) -> Path:
-    """The pure wheel."""
+    """The pure wheel of a source tree, as pip builds it."""
     pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source.resolve()))
     return next(folder.glob("*.whl"))
 

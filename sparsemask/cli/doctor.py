@@ -131,8 +131,9 @@ def kernels(findings: Findings, build_now: bool) -> None:
         said = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=False).stdout
         findings.add("compiler", said.splitlines()[0] if said else cxx[0])
     except (build.NoCompiler, OSError) as error:
-        findings.missing("compiler", f"{error}; without one, sparse convolutions run in PyTorch, slower")
-    path = build.cached()
+        if not build.is_shipped():
+            findings.missing("compiler", f"{error}; without one, sparse convolutions run in PyTorch, slower")
+    path = build.SHIPPED if build.is_shipped() else build.cached()
     if not path.exists() and not build_now:
         findings.missing("kernels", "not built yet: built at first use, or now by sparsemask doctor --build")
         return
@@ -149,7 +150,8 @@ def kernels(findings: Findings, build_now: bool) -> None:
         findings.wrong("kernels", f"compute wrong results on this processor ({wrong}): please report it")
         return
     sets = ", ".join(library.supported())
-    findings.add("kernels", f"built for {sets}; vectors of {library.width()} floats; right on this processor")
+    made = "of this wheel, for" if path == build.SHIPPED else "built for"
+    findings.add("kernels", f"{made} {sets}; vectors of {library.width()} floats; right on this processor")
     findings.add("kernels", str(path))
 
 
