@@ -21,6 +21,7 @@ from sparsemask._version import __version__
 from sparsemask.command_lines import spoken
 from sparsemask.errors import UseError, command
 from sparsemask.options import Parser
+from sparsemask.processes import usable_cores
 
 REQUIRED = ("torch", "numpy", "scipy", "scikit-image", "pillow", "optuna", "tensorboardX", "safetensors")
 # Packages of the extras, by the extra's name.
@@ -200,11 +201,3 @@ def _size(folder: Path) -> int:
         if path.is_file() and not path.is_symlink():
             total += path.stat().st_size
     return total
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not every system says
-        return os.cpu_count() or 1

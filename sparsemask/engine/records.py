@@ -21,7 +21,7 @@ class JsonLines:
         self.path = Path(path)
         kept = [row for row in read_rows(self.path) if row["step"] <= step] if self.path.exists() else []
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = open(self.path, "a")  # noqa: SIM115 - open for the life of the run
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the life of the run
 
     def add(self, row: dict) -> None:
         """Append one row."""
@@ -35,7 +35,7 @@ class JsonLines:
 
 def read_rows(path: str | Path) -> list[dict]:
     """Rows of a .jsonl file; a truncated last line (a killed run) is dropped, any other is a UseError."""
-    rows, lines = [], Path(path).read_text(errors="replace").splitlines()
+    rows, lines = [], Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines):
         try:
             row = json.loads(line)

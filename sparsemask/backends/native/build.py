@@ -183,7 +183,7 @@ def _digest(machine: str, form: Form) -> hashlib._Hash:
 def is_shipped() -> bool:
     """Whether a wheel brought a library of these sources for this machine."""
     try:
-        record = json.loads(_beside(SHIPPED).read_text())
+        record = json.loads(_beside(SHIPPED).read_text(encoding="utf-8"))
         return record["sources"] == _digest(platform.machine(), Form(portable=True)).hexdigest()
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -278,7 +278,7 @@ def _beside(path: Path) -> Path:
 def _whole(path: Path) -> bool:
     """Whether a library is what was built."""
     try:
-        record = json.loads(_beside(path).read_text())
+        record = json.loads(_beside(path).read_text(encoding="utf-8"))
         return record["size"] == path.stat().st_size and record["sha256"] == sha256(path)
     except (OSError, ValueError, KeyError, TypeError):
         return False
