@@ -35,6 +35,8 @@ _PATHS = (
 RUNTIME = ("gpu", "n_worker", "track", "track_samples", "exp_path", "name", "resume", "config")
 
 
+_ROWS = 20  # of metrics that even a short run has, for its curves
+
 Resolve = Callable[[RunConfig, Mapping[str, Any]], RunConfig]
 """Settles a configuration, given the flags that the user named."""
 DefaultFlags = Callable[[dict[str, Any]], dict[str, Any]]
@@ -182,7 +184,7 @@ def resolve_config(
     data, preset, line = datasets.choose_data(requested, training)
     preset = inherited.preset or preset
     # A preset's budget is the whole budget.
-    if given.get("config") and opt.preset_name(given["config"], parser.get_default("space")):
+    if ours:
         preset = given["config"]
     layers = [parser.from_file(preset, foreign=True), data, inherited.flags, from_file, given]
     if not training:
@@ -194,6 +196,9 @@ def resolve_config(
             if any(high.get(name) is not None for name in group):
                 high.update({name: high.get(name) for name in group if low.get(name) is not None})
     config = parser.resolve(*layers)
+    users = (data, inherited.flags, {} if ours else from_file, given)
+    if training and "log_interval" in layers[0] and not any("log_interval" in layer for layer in users):
+        config = _with_curves(config)
     if inherited.run is not None and parser.verb == "retrain" and "inherit" in config:
         if weights := datasets.encoder_weights(inherited.run, config):
             inherited.flags["pretrained_model"] = weights
@@ -206,6 +211,14 @@ def resolve_config(
     paths = {name: config.get(name) for name in _PATHS}
     config = config.replace(**{n: str(Path(v).resolve()) for n, v in paths.items() if v and Path(v).exists()})
     return Resolved(config, "\n".join(filter(None, lines)) or None, preset)
+
+
+def _with_curves(config: RunConfig) -> RunConfig:
+    """The configuration with a preset's steps between rows of metrics, fewer where a short run would have few rows."""
+    interval, steps = config.training.log_interval, config.training.max_iter
+    if not steps or interval * _ROWS <= steps:
+        return config
+    return config.replace(log_interval=max(1, steps // _ROWS))
 
 
 def prepare(config: RunConfig) -> None:

@@ -157,6 +157,9 @@ def test_a_wheel_with_kernels_needs_no_compiler(ready, tmp_path):
     reason, runtimes, library = done.stdout.splitlines()
     assert (reason, runtimes) == ("None", "1"), done.stderr  # the OpenMP of torch alone
     assert Path(library).is_relative_to(ready.parents[1]) and not done.stderr
+    # That they compute rightly here is remembered in the cache, not in the package.
+    assert list((tmp_path / "nothing" / "kernels").glob("checked-*.json"))
+    assert sorted(path.name for path in Path(library).parent.iterdir()) == ["libsparsemask.json", "libsparsemask.so"]
     said = alone(ready, "import sys; from sparsemask.cli.doctor import main; main([])", tmp_path).stdout
     assert "of this wheel, for " in said and "no C++ compiler" not in said
 
