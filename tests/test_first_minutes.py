@@ -140,6 +140,13 @@ def test_the_first_mistakes_are_said(python, place):
         [python.with_name("sparsemask"), *words], cwd=place, env=bare(place / "home"), capture_output=True, text=True
     )
     assert done.returncode == 2 and f"--ignore_index {IGNORED} where it marks pixels" in done.stdout
-    for verb in ("search", "prune", "retrain", "eval", "export", "specialize", "study", "check", "prepare"):
-        help_text = typed(f"sparsemask {verb} --help", python, place)
-        assert f"sparsemask {verb}" in help_text and not re.findall(r"python \S+\.py", help_text), help_text
+    verbs = ["search", "prune", "retrain", "eval", "export", "specialize", "study", "check", "prepare"]
+    code = (
+        "import sys; sys.argv[0] = 'sparsemask'\n"
+        "from sparsemask.cli.main import main\n"
+        f"for verb in {verbs}:\n    try: main([verb, '--help'])\n    except SystemExit: print(end=chr(12))"
+    )
+    done = subprocess.run([python, "-c", code], cwd=place, env=bare(place / "home"), capture_output=True, text=True)
+    for verb, text in zip(verbs, done.stdout.split("\f"), strict=False):
+        assert f"sparsemask {verb}" in text and not re.findall(r"python \S+\.py", text), text
+    assert done.stdout.count("\f") == len(verbs), done.stderr

@@ -141,6 +141,7 @@ def kernels(findings: Findings, build_now: bool) -> None:
     try:
         library.lib()
         wrong = selfcheck.trust()
+        sets = ", ".join(library.supported())
     except UseError as error:
         findings.wrong("kernels", str(error))
         return
@@ -150,7 +151,6 @@ def kernels(findings: Findings, build_now: bool) -> None:
     if wrong is not None:
         findings.wrong("kernels", f"compute wrong results on this processor ({wrong}): please report it")
         return
-    sets = ", ".join(library.supported())
     made = "of this wheel, for" if path == build.SHIPPED else "built for"
     findings.add("kernels", f"{made} {sets}; vectors of {library.width()} floats; right on this processor")
     findings.add("kernels", str(path))
