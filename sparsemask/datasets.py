@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sparsemask import masks, tasks
 from sparsemask import options as opt
-from sparsemask.command_lines import spoken
+from sparsemask.command_lines import is_given, spoken
 from sparsemask.config import RunConfig
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
@@ -197,7 +197,13 @@ class Inherited:
     def line(self, parser: opt.Parser) -> str | None:
         """The inherited flags as they would stand on a command line; None where there are none."""
         changed = {n: v for n, v in self.flags.items() if v != parser.get_default(n)}
-        return f"as in {shown_path(self.run.folder)}: {shlex.join(opt.spelled(changed))}" if changed else None
+        if not changed:
+            return None
+        where = f"as in {shown_path(self.run.folder)}:"
+        if is_given(changed):  # names that nobody types
+            where += " the program's pictures"
+            changed = {n: v for n, v in changed.items() if n not in ("task", "data_root", "n_worker")}
+        return f"{where} {shlex.join(opt.spelled(changed))}".rstrip()
 
 
 def origin_of(requested: Mapping) -> Origin | None:

@@ -199,7 +199,9 @@ def test_what_comes_next_is_said_as_calls(place, given, capsys):
         assert to_retrain == "sparsemask.api.retrain('mask.npy', exp_path='my runs')"
         assert {to_prune, to_retrain} <= shown(found)
         made = eval(to_retrain.replace(")", ", max_iter=2, crop_size=33, batch_size=4, n_worker=0, name='r')"))
-        to_evaluate = following(capsys)
+        said = capsys.readouterr().out
+        assert "as in my runs/s: the program's pictures --n_class 4" in said and "api.given" not in said
+        (to_evaluate,) = re.findall(r"^next: (.*)$", said, re.MULTILINE)
         scores = eval(to_evaluate)
         assert scores["miou"] == pytest.approx(made.metrics["miou"], abs=1e-6) and to_evaluate in shown(made)
         (again,) = (line for line in shown(made) if "config=" in line)
