@@ -19,16 +19,19 @@ from PIL import Image
 
 from literal_sparse import one_thread  # noqa: F401
 from pyramid import Pyramid
+from small_classes import write_npz
+from small_pictures import make_folder
 from sparsemask import UseError, plugins
 from sparsemask.engine.records import read_rows
 from sparsemask.retrain import train as train_command
 from sparsemask.runs import Run
 from sparsemask.search import run as search_command
 from sparsemask.spaces import backbones
+from sparsemask.sparse import backend
 from sparsemask.tracking import Histogram, TrackedRun, Tracker
 from sparsemask.tracking.names import KNOWN, check
 from sparsemask.tracking.trackers import Trackers, histogram
-from tiny import MASKS, ROOT, SMALL, data_flags, fails, make_data
+from tiny import MASKS, ROOT, SMALL, borrow_kernels, data_flags, fails, make_data
 from without_images import without_images
 
 FEW = [*SMALL, "--backbone_name", "small_pyramid", "--max_iter", "6", "--eval_interval", "3"]
@@ -119,6 +122,29 @@ def test_a_search_tells_metrics_weights_masks_and_pictures(place):
 
     found = events(run.tensorboard)
     assert {"loss", "samples", "architecture", "masks/weights"} <= set(found) and "configuration/text_summary" in found
+
+
+OTHERS = {
+    "hinge": "--arch resnet8 --data_root classes --batch_size 10 --schedule constant --warmup 0 --sparse 0.5 "
+    "--stop_limit 0 --target 0.3",
+    "smsr": "--hr_path pictures --n_feats 8 --n_modules 2 --patch_size 8 --batch_size 2 --test_every 4 --keep 0.5",
+}
+
+
+@pytest.mark.parametrize("space", OTHERS)
+def test_other_spaces_tell_the_same_things(place, monkeypatch, space):
+    write_npz(place / "classes")
+    make_folder(place / "pictures", 4, (32, 40))
+    monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(place / "home")))
+    few = "--n_worker 0 --log_interval 1 --lr 0.01 --max_iter 4 --eval_interval 2 --name s --track_samples 1"
+    with without_images(), backend("reference"):
+        argv = ["--search", "--space", space, *OTHERS[space].split(), *few.split(), "--track", "test_tracking:Notebook"]
+        assert search_command.main(argv) == 0
+    rows = read_rows(Run("runs/s").metrics)
+    assert [step for step, _ in told("scalars")] == [row["step"] for row in rows]
+    spreads = told("histograms")
+    assert spreads and all(name.startswith(("weights/", "masks/")) for _, found in spreads for name in found)
+    assert ("masks/kept" in spreads[-1][1]) is (space == "hinge") and told("finish") == [(True, None)]
 
 
 def events(folder: Path) -> dict[str, list[int]]:
