@@ -216,7 +216,7 @@ def resolve_config(
 def _with_curves(config: RunConfig) -> RunConfig:
     """The configuration with a preset's steps between rows of metrics, fewer where a short run would have few rows."""
     interval, steps = config.training.log_interval, config.training.max_iter
-    if not steps or interval * _ROWS <= steps:
+    if not steps or not interval or interval * _ROWS <= steps:
         return config
     return config.replace(log_interval=max(1, steps // _ROWS))
 
