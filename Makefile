@@ -3,6 +3,7 @@
 # make test-all  the same with all tests
 # make mutants  mutation testing of the core modules, an hour at most (docs/mutants.md); MUTANTS="--help" for more
 # make models  train the networks that ship anew, and put them in place: minutes of one core
+# make wheels  a source distribution, a pure wheel, and wheels with compiled kernels, in dist; WHEELS="--help" for more
 # make docs   the documentation site, in build/site; warnings are errors
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ JOBS ?= 2
 STAMP := $(VENV)/.installed
 PYTEST := $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all docs models mutants lint package types format clean
+.PHONY: demo test test-all docs models mutants wheels lint package types format clean
 
 $(STAMP): setup.cfg setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsemask needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -67,6 +68,17 @@ models: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python retrain/super_resolution.py --config sparsemask/models/x2.yaml \
 	    --hr_path build/pictures --data_test build/pictures --exp_path build/models --name compact-x2
 	$(VENV)/bin/python bench/models.py --ship build/models/compact-x2/network.safetensors --name compact-x2
+
+$(VENV)/.wheels: $(STAMP)
+	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[wheels]'
+	touch $@
+
+# Another processor family where its compiler is installed: apt-get install g++-aarch64-linux-gnu
+CROSS := $(if $(shell command -v aarch64-linux-gnu-g++),--cross aarch64=aarch64-linux-gnu-g++)
+wheels: $(VENV)/.wheels
+	rm -rf dist
+	$(VENV)/bin/python bench/wheels.py --out dist $(CROSS) $(WHEELS)
+	$(VENV)/bin/python -m pytest tests/test_wheel.py -k "not commands"
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

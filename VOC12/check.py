@@ -27,8 +27,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsemask.command_lines import spoken
 from sparsemask.errors import UseError, command
-from sparsemask.options import Parser, byte, spoken
+from sparsemask.options import Parser, byte
 from sparsemask.VOC12.images import read_with_notes, size_words
 from sparsemask.VOC12.label_map import LabelMap, class_numbers
 from sparsemask.VOC12.lists import ABSENT, devkit_root, find_devkit_pairs, find_pairs, lists_pairs, load_class_names

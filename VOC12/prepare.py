@@ -92,7 +92,7 @@ def _complete(out: Path, expect: tuple[int, int, int]) -> dict[str, int] | None:
         return None
     try:
         images, labels = set(os.listdir(out / "img")), set(os.listdir(out / "gt"))
-        lists = {name: (out / f"{name}.txt").read_text().split() for name in sizes}
+        lists = {name: (out / f"{name}.txt").read_text(encoding="utf-8").split() for name in sizes}
     except OSError:
         return None
     complete = all(len(names) == sizes[key] for key, names in lists.items()) and all(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -11,14 +9,9 @@ from concurrent.futures.process import BrokenProcessPool
 from tqdm import tqdm
 
 from sparsemask.errors import UseError
-from sparsemask.processes import begin_helper, helper_context, kill_helpers
+from sparsemask.processes import begin_helper, helper_context, kill_helpers, usable_cores
 
 _FEW = 128  # jobs below which starting a process costs more than it saves
-
-
-def usable_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def run_jobs(

@@ -20,12 +20,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsemask import flags, tasks
+from sparsemask import flags, spaces, tasks
 from sparsemask.config import Section, flag
 from sparsemask.engine import distributed
 from sparsemask.errors import command, say
 from sparsemask.options import Parser, factor, natural, positive
+from sparsemask.report import next_command
 from sparsemask.retrain.trained import family_of, open_trained, read_flags, trained_parser
+from sparsemask.spaces.protocols import Exportable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = command_parser.resolve(given)
         say(tasks.find(config.data.task).pooled_text(config.data.six_fold))
         return 0
-    status = family_of(space).evaluate(open_trained(command_parser, given))
+    restored = open_trained(command_parser, given)
+    status = family_of(space).evaluate(restored)
+    if (
+        restored.run is not None
+        and not status
+        and distributed.rank() == 0
+        and isinstance(spaces.get(space), Exportable)
+    ):
+        say(f"next: {next_command(restored.run, 'export')}")
     distributed.stop()
     return status
 

@@ -48,6 +48,7 @@ from sparsemask.datasets import ROOT
 from sparsemask.errors import UseError, command, one_line
 from sparsemask.files import read_json
 from sparsemask.options import Parser, natural, positive, rate
+from sparsemask.processes import usable_cores
 from sparsemask.search.studies import plan as study_plan
 from sparsemask.search.studies.backend import StorageError, check_url, is_database, shown_url
 from sparsemask.search.studies.plan import Plan
@@ -193,8 +194,10 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
     Returns:
         Their exit statuses, whether Ctrl-C stopped them, and the lines of those that lost the storage.
     """
+    if sys.platform == "win32":
+        raise UseError("studies start workers in process groups of their own, which Windows lacks: run them in WSL")
     read_end, write_end = os.pipe()
-    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    threads = max(1, usable_cores() // count)
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # this very toolkit
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
     # In process groups of their own: a terminal's Ctrl-C reaches only this process, which stops each worker once. They

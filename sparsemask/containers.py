@@ -86,7 +86,7 @@ def memory() -> int:
     """Bytes of memory that this machine has."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):  # a system that does not say
+    except (AttributeError, ValueError, OSError):  # a system that does not say
         return 1 << 62
 
 

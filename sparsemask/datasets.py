@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sparsemask import masks, tasks
 from sparsemask import options as opt
+from sparsemask.command_lines import is_given, spoken
 from sparsemask.config import RunConfig
 from sparsemask.containers import read_yaml
 from sparsemask.errors import UseError
@@ -79,7 +80,7 @@ def choose_data(given: dict, training: bool = True) -> tuple[dict, str, str | No
         if kind.sample_words is None:
             raise UseError(f"{line}, and none comes with the toolkit")
         return {"sample": True}, "sample", f"{line}: going on with {kind.sample_words} and a short budget"
-    prepare = opt.spoken("prepare", ARCHIVES)
+    prepare = spoken("prepare", ARCHIVES)
     line = f"PASCAL VOC 2012 is not prepared here ({prepare}): going on with the embedded sample set and a short budget"
     return {"sample": True}, "sample", line
 
@@ -196,7 +197,13 @@ class Inherited:
     def line(self, parser: opt.Parser) -> str | None:
         """The inherited flags as they would stand on a command line; None where there are none."""
         changed = {n: v for n, v in self.flags.items() if v != parser.get_default(n)}
-        return f"as in {shown_path(self.run.folder)}: {shlex.join(opt.spelled(changed))}" if changed else None
+        if not changed:
+            return None
+        where = f"as in {shown_path(self.run.folder)}:"
+        if is_given(changed):  # names that nobody types
+            where += " the program's pictures"
+            changed = {n: v for n, v in changed.items() if n not in ("task", "data_root", "n_worker")}
+        return f"{where} {shlex.join(opt.spelled(changed))}".rstrip()
 
 
 def origin_of(requested: Mapping) -> Origin | None:

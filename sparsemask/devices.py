@@ -72,7 +72,7 @@ def arithmetic(gpu: int = 0, kind: str = "float32", local_rank: int = 0) -> Arit
 def processor() -> str:
     """Name of this machine's processor; its architecture where the system has no name."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

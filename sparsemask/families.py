@@ -24,6 +24,7 @@ from sparsemask.engine.callbacks import Callback
 from sparsemask.engine.rehearsal import rehearse
 from sparsemask.options import Parser
 from sparsemask.runs import Run
+from sparsemask.tracking.trackers import Trackers
 from sparsemask.training_setup import Context
 
 if TYPE_CHECKING:
@@ -319,28 +320,32 @@ def train(
     run = context.run
     if opened is not None:
         opened(context)
-    with context.clean():
-        built = family.build(context)
-        context = context.with_config(context.config.replace(**built.changes))
-        context.note_start(**built.notes)
-        config = context.config
-        extra = {"verb": family.verb, "space": config.network.space, "config": config.flat(), **built.extra}
-        method = _method(family, context, built)
-        result = fit(
-            built.model,
-            method,
-            built.task or context.task,
-            config,
-            run,
-            context.arithmetic,
-            extra,
-            context.state,
-            callbacks,
-        )
-    status = 0
-    if context.main:
-        run.note(state="finished", result=result)
-        status = family.finish(context, built, result)
+    with Trackers(context.config.run.track) as trackers:
+        with context.clean():
+            built = family.build(context)
+            context = context.with_config(context.config.replace(**built.changes))
+            context.note_start(**built.notes)
+            config = context.config
+            extra = {"verb": family.verb, "space": config.network.space, "config": config.flat(), **built.extra}
+            method = _method(family, context, built)
+            context.track(trackers, family.verb)
+            result = fit(
+                built.model,
+                method,
+                built.task or context.task,
+                config,
+                run,
+                context.arithmetic,
+                extra,
+                context.state,
+                callbacks,
+                trackers,
+            )
+        status = 0
+        if context.main:
+            run.note(state="finished", result=result)
+            status = family.finish(context, built, result)
+            trackers.pictures(sorted(run.pictures.glob("*.png")))
     distributed.stop()
     return status
 

@@ -22,6 +22,7 @@ from sparsemask.masks import npz
 from sparsemask.options import Parser, fraction, natural, positive, rate
 from sparsemask.plugins import is_own
 from sparsemask.tasks import LabelledData
+from sparsemask.tracking.names import track_names
 from sparsemask.weights import file_space
 
 if TYPE_CHECKING:
@@ -45,6 +46,18 @@ class RunSection(Section):
         metavar="RUN",
         transient=True,
         help="go on with a run, from its own configuration; without RUN: the run --name if it exists, else a new one",
+    )
+    track: str = flag(
+        "tensorboard",
+        track_names,
+        help="who is told metrics, images and weights: tensorboard, mlflow, wandb, trackio or package.module:Tracker, "
+        "with commas between them, or none (default: tensorboard)",
+    )
+    track_samples: int = flag(
+        0,
+        natural,
+        metavar="N",
+        help="send them sample predictions every N validations; 0: at the end (default: 0)",
     )
     dry_run: bool = flag(
         False, transient=True, help="say what would be trained, how long and in how much memory; write nothing"

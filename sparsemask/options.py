@@ -10,17 +10,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from sparsemask.command_lines import as_command, as_typed
 from sparsemask.config import RunConfig, Section, checked_value
 from sparsemask.errors import UseError, meant
 from sparsemask.files import write_text
-from sparsemask.plugins import is_own, trusted
 
 SECTIONS = ("search", "prune", "retrain", "eval", "specialize", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.
@@ -75,7 +74,9 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         script = kwargs.get("prog", "")
         if not script or script.endswith(".py"):  # as this user types it
-            kwargs["prog"] = f"sparsemask {verb}" if _as_command() or not script else f"python {script}"
+            kwargs["prog"] = f"sparsemask {verb}" if as_command() or not script else f"python {script}"
+        if kwargs.get("description"):
+            kwargs["description"] = as_typed(kwargs["description"])
         super().__init__(allow_abbrev=False, **kwargs)
         self.verb = verb
         self.sections: dict[str, type[Section]] = {}
@@ -254,51 +255,6 @@ class Parser(argparse.ArgumentParser):
 def _after(near: str) -> str:
     """What was perhaps meant, as the end of a message."""
     return f"; {near.strip()}" if near else ""
-
-
-# What people type in a checkout for each verb; an installed toolkit has only the one command.
-_FILES = {
-    "search": "python search/run.py --search",
-    "prune": "python prune/prune.py",
-    "retrain": "python retrain/train.py",
-    "eval": "python retrain/eval.py",
-    "specialize": "python retrain/specialize.py",
-    "prepare": "python VOC12/prepare.py",
-    "check": "python VOC12/check.py",
-}
-
-
-def _as_command() -> bool:
-    return Path(sys.argv[0]).name in ("sparsemask", "__main__.py")
-
-
-def spoken(verb: str, rest: str = "") -> str:
-    """The command line of a verb as this user types it, for advice."""
-    return f"{f'sparsemask {verb}' if _as_command() else _FILES[verb]} {rest}".strip()
-
-
-def following(verb: str, rest: str, config: Mapping[str, Any], folder: str | Path | None = None) -> str:
-    """The whole command line of the verb that goes on from a run, as this user types it.
-
-    Args:
-        verb: what comes next.
-        rest: its flags.
-        config: the run's flags; code that they name, and this command line too, is named again, since a file's word
-            imports nothing.
-        folder: the run's, for verbs that make a run beside it; None for those that name it in `rest`.
-    """
-    words = [rest]
-    if folder is not None and Path(folder).resolve().parent != Path("runs").resolve():
-        words.append(f"--exp_path {shlex.quote(str(Path(folder).parent))}")
-    own = [(name, str(config.get(name) or "")) for name in ("task", "backbone_name", "arch")]
-    if verb in ("retrain", "specialize"):
-        own.append(("augment", str(config.get("augment") or "")))
-    for name, value in own:
-        # Only where the user said it: typed as it is printed, a stranger's file would have its code run. Pruning has
-        # none of these flags.
-        if is_own(value) and value in trusted():
-            words.append(f"--{'trust' if verb == 'prune' else name} {shlex.quote(value)}")
-    return spoken(verb, " ".join(words))
 
 
 def presets() -> dict[str, Path]:

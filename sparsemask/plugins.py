@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sparsemask.errors import UseError, one_line
 
+GIVEN = "sparsemask.api.given"
+"""The module under which files name tasks on pictures that a program holds."""
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # no address of a hub, no path
 _trusted: dict[str, Callable | None] = {}  # name -> what it is, None where it is yet to be imported
 
@@ -45,7 +47,7 @@ def trusting(arguments: Sequence[object]) -> Iterator[None]:
     """Inside, every name of user code among the arguments of a command line is trusted; other arguments are ignored."""
     before = dict(_trusted)
     values = [argument.partition("=")[2] if argument.startswith("--") else argument for argument in map(str, arguments)]
-    for argument in filter(is_own, values):
+    for argument in filter(is_own, (word for value in values for word in value.split(","))):
         _trusted.setdefault(argument, None)
     try:
         yield
@@ -69,6 +71,11 @@ def imported(name: str, kind: str) -> Callable:
     Raises:
         UseError: the user has not given the name, or it cannot be imported or called.
     """
+    if name not in _trusted and name.startswith(f"{GIVEN}:"):
+        raise UseError(
+            f"{kind} '{name}': the pictures were those of a program and are in no file; go on in Python, by "
+            "sparsemask.api with the same train, val and classes, or name files (--task segmentation --im_path ...)"
+        )
     if name not in _trusted:
         raise UseError(
             f"{kind} '{name}' is code that a file names and your command line does not; nothing was imported: if you "

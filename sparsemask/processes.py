@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.context
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -18,11 +19,17 @@ _LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 0.5  # seconds between two looks at the parent
 
 
+def usable_cores() -> int:
+    """Cores that this process may use; all of them where the system does not say."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def begin_helper() -> None:
     """Initialise a helper process: ignore Ctrl-C and SIGTERM, and end when the main process ends."""
     for number in _LEFT_TO_MAIN:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_MAIN)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_MAIN)
     follow_parent()
 
 
@@ -48,6 +55,9 @@ class _Helper:
     """Mixed into a start method's process class."""
 
     def start(self) -> None:
+        if sys.platform == "win32":
+            super().start()
+            return
         # No signal may reach the child before it has said that it ignores them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_MAIN)
         try:
@@ -58,31 +68,31 @@ class _Helper:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _ForkHelper(_Helper, multiprocessing.context.ForkProcess):
-    pass
-
-
 class _SpawnHelper(_Helper, multiprocessing.context.SpawnProcess):
     pass
-
-
-class _ForkServerHelper(_Helper, multiprocessing.context.ForkServerProcess):
-    pass
-
-
-class _ForkContext(multiprocessing.context.ForkContext):
-    Process = _ForkHelper
 
 
 class _SpawnContext(multiprocessing.context.SpawnContext):
     Process = _SpawnHelper
 
 
-class _ForkServerContext(multiprocessing.context.ForkServerContext):
-    Process = _ForkServerHelper
+_CONTEXTS: dict[str, type[multiprocessing.context.BaseContext]] = {"spawn": _SpawnContext}
 
+if sys.platform != "win32":  # where nothing forks
 
-_CONTEXTS = {"fork": _ForkContext, "spawn": _SpawnContext, "forkserver": _ForkServerContext}
+    class _ForkHelper(_Helper, multiprocessing.context.ForkProcess):
+        pass
+
+    class _ForkServerHelper(_Helper, multiprocessing.context.ForkServerProcess):
+        pass
+
+    class _ForkContext(multiprocessing.context.ForkContext):
+        Process = _ForkHelper
+
+    class _ForkServerContext(multiprocessing.context.ForkServerContext):
+        Process = _ForkServerHelper
+
+    _CONTEXTS |= {"fork": _ForkContext, "forkserver": _ForkServerContext}
 
 
 def helper_context(method: str | None = None) -> multiprocessing.context.BaseContext:

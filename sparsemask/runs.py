@@ -18,6 +18,7 @@ from typing import Any
 
 from sparsemask import locks
 from sparsemask import options as opt
+from sparsemask.command_lines import following, spoken
 from sparsemask.config import RunConfig
 from sparsemask.errors import UseError, say
 from sparsemask.files import read_json, remove_stale, write_json
@@ -147,7 +148,7 @@ def newest(exp_path: str | Path, verb: str, space: str | None = None) -> Run:
     """
     run = _newest(exp_path, verb, space)
     if run is None:
-        made_by = opt.spoken(verb, "--mask_path mask.npy" if verb == "retrain" else "")
+        made_by = spoken(verb, "--mask_path mask.npy" if verb == "retrain" else "")
         raise UseError(f"no finished or running {verb} with a checkpoint in '{exp_path}/'; make one: {made_by}")
     unfinished = "" if run.info().get("state") == "finished" else " (not finished)"
     say(f"run: {run.folder}{unfinished}")
@@ -205,4 +206,4 @@ def say_pruned(masks: Sequence[Path], run: Run | None, saved: Mapping[str, Any])
     """
     say(f"mask: {' and '.join(map(str, masks))}")
     rest = f"--mask_path {shlex.quote(str(masks[-1]))}"
-    say(f"next: {opt.following('retrain', rest, saved, run.folder if run else None)}")
+    say(f"next: {following('retrain', rest, saved, run.folder if run else None)}")

@@ -67,6 +67,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
+def seconds_text(seconds: float) -> str:
+    """'0.12 s', '3.4 s', '54 min'."""
+    return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
+
+
 def _line(values: Sequence[str], widths: Sequence[int], right: Sequence[bool], between: str = "  ") -> str:
     pairs = zip(values, widths, right, strict=True)
     line = between.join(v.rjust(w) if r else v.ljust(w) for v, w, r in pairs)

@@ -22,6 +22,9 @@ from sparsemask.engine import checkpoint, distributed
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError, say
 from sparsemask.pictures import draw_curves
+from sparsemask.tracking.names import check as check_trackers
+from sparsemask.tracking.protocol import TrackedRun
+from sparsemask.tracking.trackers import Trackers
 from sparsemask.weights import describe_safetensors
 
 _PATHS = (
@@ -29,8 +32,10 @@ _PATHS = (
     "class_weights", "pretrained_model", "ft_model", "search_checkpoint", "hr_path", "dir_data", "teacher",
 )  # fmt: skip
 # What may differ when a run is resumed: where and how fast it is computed, not what.
-RUNTIME = ("gpu", "n_worker", "exp_path", "name", "resume", "config")
+RUNTIME = ("gpu", "n_worker", "track", "track_samples", "exp_path", "name", "resume", "config")
 
+
+_ROWS = 20  # of metrics that even a short run has, for its curves
 
 Resolve = Callable[[RunConfig, Mapping[str, Any]], RunConfig]
 """Settles a configuration, given the flags that the user named."""
@@ -92,6 +97,21 @@ class Context:
             self.run.note(environment=page.environment(self.arithmetic.device), **entries)
             if self.state is None:
                 opt.write_config(self.run.config, self.config)
+
+    def track(self, trackers: Trackers, verb: str) -> None:
+        """Begin to track the run, or go on with it, and note what the trackers know it as."""
+        if not self.main:
+            return
+        folder = self.run.folder.resolve()
+        top = Path("runs").resolve()
+        name = folder.relative_to(top).as_posix() if folder.is_relative_to(top) else folder.name
+        step = self.state["step"] if self.state else 0
+        known = self.run.info().get("trackers")
+        found = trackers.start(
+            TrackedRun(name, self.run.folder, verb, self.config.flat(), step), known if isinstance(known, dict) else {}
+        )
+        if found:
+            self.run.note(trackers=found)
 
     def draw_training(self, model: nn.Module) -> None:
         """Draw the curves of the run's metrics, and predictions on validation samples."""
@@ -164,7 +184,7 @@ def resolve_config(
     data, preset, line = datasets.choose_data(requested, training)
     preset = inherited.preset or preset
     # A preset's budget is the whole budget.
-    if given.get("config") and opt.preset_name(given["config"], parser.get_default("space")):
+    if ours:
         preset = given["config"]
     layers = [parser.from_file(preset, foreign=True), data, inherited.flags, from_file, given]
     if not training:
@@ -176,6 +196,9 @@ def resolve_config(
             if any(high.get(name) is not None for name in group):
                 high.update({name: high.get(name) for name in group if low.get(name) is not None})
     config = parser.resolve(*layers)
+    users = (data, inherited.flags, {} if ours else from_file, given)
+    if training and "log_interval" in layers[0] and not any("log_interval" in layer for layer in users):
+        config = _with_curves(config)
     if inherited.run is not None and parser.verb == "retrain" and "inherit" in config:
         if weights := datasets.encoder_weights(inherited.run, config):
             inherited.flags["pretrained_model"] = weights
@@ -188,6 +211,14 @@ def resolve_config(
     paths = {name: config.get(name) for name in _PATHS}
     config = config.replace(**{n: str(Path(v).resolve()) for n, v in paths.items() if v and Path(v).exists()})
     return Resolved(config, "\n".join(filter(None, lines)) or None, preset)
+
+
+def _with_curves(config: RunConfig) -> RunConfig:
+    """The configuration with a preset's steps between rows of metrics, fewer where a short run would have few rows."""
+    interval, steps = config.training.log_interval, config.training.max_iter
+    if not steps or not interval or interval * _ROWS <= steps:
+        return config
+    return config.replace(log_interval=max(1, steps // _ROWS))
 
 
 def prepare(config: RunConfig) -> None:
@@ -237,6 +268,7 @@ def open_training(
     if resume_from:
         return _reopen(parser, given, runs.find(resume_from))
     config, line, preset = resolve_config(parser, given, default_flags=default_flags)
+    check_trackers(config.run.track)
     torch_device = device(config)
     if line and distributed.rank() == 0:
         say(line)
@@ -284,7 +316,8 @@ def _reopen(parser: opt.Parser, given: dict[str, Any], run: runs.Run) -> Context
     checkpoint.require(saved, parser, run.last if state else run.config)
     ignored = sorted(k for k, v in given.items() if k not in RUNTIME and saved.get(k) != v)
     run_flags = {"exp_path": str(run.folder.parent), "name": run.folder.name}
-    config = parser.resolve(saved, {k: given[k] for k in ("gpu", "n_worker") if k in given}, run_flags)
+    config = parser.resolve(saved, {k: given[k] for k in RUNTIME[:4] if k in given}, run_flags)
+    check_trackers(config.run.track)
     torch_device = device(config)
     if distributed.rank() == 0:
         run.hold()

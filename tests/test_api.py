@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from literal_sparse import one_thread  # noqa: F401
 from pyramid import Pyramid
 from sparsemask import UseError, api
 from sparsemask.engine.records import read_rows
+from sparsemask.report.origin import reproduce
+from sparsemask.report.run_data import read_run
 from sparsemask.retrain import eval as eval_command
 from sparsemask.retrain import train as train_command
 from sparsemask.runs import Run
@@ -183,6 +186,36 @@ def test_the_same_pictures_have_one_name(place, given):
     name = given_task(**given).__name__
     assert given_task(**given).__name__ == name
     assert given_task(given["val"], given["val"], CLASSES).__name__ != name
+
+
+def test_what_comes_next_is_said_as_calls(place, given, capsys):
+    few = {**SMALL, "max_iter": 2, "exp_path": "my runs"}
+    with without_images():
+        found = api.search(**given, **few, name="s")
+        to_prune = following(capsys)
+        assert to_prune == "sparsemask.api.prune('my runs/s', thres=0.001, out='mask.npy')"
+        eval(to_prune)
+        to_retrain = following(capsys)
+        assert to_retrain == "sparsemask.api.retrain('mask.npy', exp_path='my runs')"
+        assert {to_prune, to_retrain} <= shown(found)
+        made = eval(to_retrain.replace(")", ", max_iter=2, crop_size=33, batch_size=4, n_worker=0, name='r')"))
+        said = capsys.readouterr().out
+        assert "as in my runs/s: the program's pictures --n_class 4" in said and "api.given" not in said
+        (to_evaluate,) = re.findall(r"^next: (.*)$", said, re.MULTILINE)
+        scores = eval(to_evaluate)
+        assert scores["miou"] == pytest.approx(made.metrics["miou"], abs=1e-6) and to_evaluate in shown(made)
+        (again,) = (line for line in shown(made) if "config=" in line)
+        assert eval(again, globals(), given).folder == Path("my runs/again")
+
+
+def following(capsys) -> str:
+    return re.findall(r"^next: (.*)$", capsys.readouterr().out, re.MULTILINE)[-1]
+
+
+def shown(made: api.RunResult) -> set[str]:
+    """The calls of a report."""
+    page = reproduce(read_run(Run(made.folder)))
+    return {html.unescape(text) for text in re.findall(r"(sparsemask\.api\.[^<]*)<", page)}
 
 
 def test_the_page_runs(place, given, monkeypatch, capsys):

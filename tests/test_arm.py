@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import recorded_calls
+from bench.wheels import glibc_of
 from literal_sparse import one_thread  # noqa: F401
 from sparsemask.backends.native import build
 from sparsemask.ops.add_relu import add_relu
@@ -152,6 +153,17 @@ def test_arm_multiplies_vectors(arm):
                 found[entry] += len(re.findall(r"\bfmla\s+v\d+\.4s", part))
     # A block of 4 rows times 4 vectors is 16 of them, one of 6 times 2 is 12, and no fewer.
     assert found["columns"] >= 28 and found["narrow"] >= 16 and all(found.values()), found
+
+
+@pytest.mark.slow
+def test_the_library_of_an_arm_wheel_gives_the_same_numbers(recorded, arm, tmp_path):
+    # As it ships: linked without a runtime of OpenMP, which the program that loads it has.
+    root, library = Path("/usr/aarch64-linux-gnu"), build.ship(tmp_path / "shipped", [CROSS], "aarch64")
+    assert glibc_of(library) <= (2, 28)  # the oldest that torch runs on
+    source, program = Path(__file__).with_name("replay.cpp"), tmp_path / "replay"
+    call = [CROSS, "-O1", "-std=c++17", "-fopenmp", f"-I{arm.parent}", str(source), str(library), "-o", str(program)]
+    subprocess.run([*call, f"-Wl,-rpath,{library.parent}"], check=True)
+    replay([EMULATOR, "-L", str(root), str(program)], recorded, tmp_path)
 
 
 def test_a_wrong_number_is_noticed(recorded):

@@ -276,3 +276,18 @@ def test_ill_typed_configuration_of_a_run_is_one_line():
         run.config.write_text(content)
         with pytest.raises(UseError, match=words):
             resolved("connectivity", ["--mask_path", mask])
+
+
+@pytest.mark.parametrize(
+    ("argv", "interval"),
+    [
+        ([], 20),  # of 400 steps
+        (["--max_iter", "100"], 5),
+        (["--max_iter", "7"], 1),
+        (["--max_iter", "100", "--log_interval", "30"], 30),
+        (["--max_epoch", "3"], 20),  # how many steps that is only the data say
+    ],
+)
+def test_short_runs_have_rows_enough_for_a_curve(place, argv, interval):
+    config, *_ = resolved("connectivity", ["--mask_path", "unet", "--config", "short", *argv])
+    assert config.training.log_interval == interval

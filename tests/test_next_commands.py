@@ -104,7 +104,12 @@ def test_printed_commands_run_as_they_stand_on_the_same_data(place, capfd):
     evaluate = following(said)
     assert evaluate == f"python retrain/eval.py --run '{run.folder}' {shlex.join(OWN)}"
     assert evaluate in shown(run)
-    assert "(2 pictures)" in typed(evaluate, capfd)
+    said = typed(evaluate, capfd)
+    assert "(2 pictures)" in said
+    program = run.folder / "network.pt2"
+    assert following(said) == f"python retrain/export.py --run '{run.folder}' --out '{program}' {shlex.join(OWN)}"
+    typed(following(said), capfd)
+    assert program.stat().st_size
 
     said = typed(
         f"python retrain/specialize.py --run '{run.folder}' --rounds 0 --exp_path 'my runs' {shlex.join(OWN)}", capfd

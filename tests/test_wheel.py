@@ -2,67 +2,31 @@
 
 from __future__ import annotations
 
-import os
+import platform
 import shutil
 import subprocess
-import sys
-import sysconfig
-import venv
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from tiny import ROOT, SMALL, data_flags, environment, make_data
-
-FOLDERS = ("VOC12", "prune", "retrain", "search", "spaces", "sparsemask")
-STANDINS = ("spaces", "search")  # packages of these names are on the index
-
-
-def pip(*argv: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *argv],
-        capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+from bench import wheels as making
+from bench.wheels import FOLDERS, copy_source
+from sparsemask.backends.native import build as kernels
+from sparsemask.errors import UseError
+from tiny import ROOT, SMALL, data_flags, make_data
+from wheels import bare, build, install, make_environment, run
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy of the checkout, since a build writes into it."""
-    folder = tmp_path_factory.mktemp("source")
-    for name in FOLDERS:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("data"))
-    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    return folder
+    return copy_source(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
 def wheel(source, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source))
-    return next(folder.glob("*.whl"))
-
-
-def install(python: Path, *what: str) -> None:
-    """Into the environment of `python`, whatever the dependencies' environment has installed."""
-    pip("--python", str(python), "install", "--no-deps", "--no-index", "--ignore-installed", *what)
-
-
-def make_environment(folder: Path) -> Path:
-    """An environment with this one's dependencies, and with packages called `spaces` and `search`; its Python."""
-    venv.create(folder, symlinks=True)
-    python = folder / "bin" / "python"
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    assert packages.is_dir()
-    # By a .pth file: those that lie there, an editable installation's among them, are not read.
-    here = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
-    (packages / "dependencies.pth").write_text("\n".join(here) + "\n")
-    for name in STANDINS:
-        (packages / name).mkdir()
-        (packages / name / "__init__.py").write_text("STANDIN = True\n")
-    return python
+    return build(source, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +35,6 @@ def python(wheel, tmp_path_factory) -> Path:
     made = make_environment(tmp_path_factory.mktemp("environment") / "env")
     install(made, str(wheel))
     return made
-
-
-def run(call: list[object], cwd: Path) -> str:
-    kept = {k: v for k, v in environment(cwd / "home").items() if k != "PYTHONPATH"}
-    done = subprocess.run(list(map(str, call)), cwd=cwd, env=kept, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 WHERE = """
@@ -131,3 +88,125 @@ def test_an_editable_installation_runs_beside_packages_of_the_same_names(source,
     assert toolkit.is_relative_to(source) and spaces == source / "spaces" / "__init__.py"
     assert run([python.with_name("sparsemask"), "--version"], tmp_path).startswith("sparsemask ")
     assert "usage: python search/run.py" in run([python, source / "search" / "run.py", "--help"], tmp_path)
+
+
+# ---- wheels of a platform
+
+
+def compiler() -> list[str]:
+    try:
+        return kernels.compiler()
+    except kernels.NoCompiler as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def ready(wheel, tmp_path_factory) -> Path:
+    """The Python of an environment in which the wheel with compiled kernels is installed."""
+    cxx = compiler()
+    if not shutil.which("readelf"):
+        pytest.skip("readelf is not here (binutils)")
+    pure = Path(shutil.copy(wheel, tmp_path_factory.mktemp("platform")))
+    made = make_environment(tmp_path_factory.mktemp("environment") / "env")
+    install(made, str(making.platform_wheel(pure, platform.machine(), cxx)))
+    return made
+
+
+WITHOUT_COMPILER = """
+import sys, torch, sparsemask
+from sparsemask.backends.native import build
+from sparsemask.sparse import SparseMaskConv, available_backends, backend
+try:
+    build.compiler()
+except build.NoCompiler:
+    pass
+else:
+    sys.exit("there is a compiler")
+torch.manual_seed(0)
+layer = SparseMaskConv(5, 20, 3, padding=1).eval()
+given = torch.randn(1, 5, 9, 11), torch.rand(1, 1, 9, 11) < 0.5, torch.arange(5) % 2 == 0, torch.arange(20) % 3 == 0
+answers = []
+for name in ("native", "reference"):
+    if available_backends()[name] is None:
+        with backend(name), torch.no_grad():
+            answers.append(layer(*given))
+if len(answers) == 2:
+    torch.testing.assert_close(*answers)
+print(available_backends()["native"])
+maps = open("/proc/self/maps").read()
+print(len({line.split()[-1] for line in maps.splitlines() if "libgomp" in line}))
+print(*{line.split()[-1] for line in maps.splitlines() if "libsparsemask" in line})
+"""
+
+
+def alone(python: Path, code: str, folder: Path) -> subprocess.CompletedProcess:
+    """Python code in an environment without a compiler and without kernels that were built before."""
+    home = folder / "nothing"
+    home.mkdir(exist_ok=True)
+    more = {"PATH": str(python.parent), "SPARSEMASK_HOME": str(home), "CXX": ""}
+    done = subprocess.run(
+        [python, "-c", code], cwd=folder, env=bare(folder / "home", **more), capture_output=True, text=True
+    )
+    assert done.returncode == 0 and not list(home.rglob("*.so")), done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_a_wheel_with_kernels_needs_no_compiler(ready, tmp_path):
+    done = alone(ready, WITHOUT_COMPILER, tmp_path)
+    reason, runtimes, library = done.stdout.splitlines()
+    assert (reason, runtimes) == ("None", "1"), done.stderr  # the OpenMP of torch alone
+    assert Path(library).is_relative_to(ready.parents[1]) and not done.stderr
+    # That they compute rightly here is remembered in the cache, not in the package.
+    assert list((tmp_path / "nothing" / "kernels").glob("checked-*.json"))
+    assert sorted(path.name for path in Path(library).parent.iterdir()) == ["libsparsemask.json", "libsparsemask.so"]
+    said = alone(ready, "import sys; from sparsemask.cli.doctor import main; main([])", tmp_path).stdout
+    assert "of this wheel, for " in said and "no C++ compiler" not in said
+
+
+@pytest.mark.slow
+def test_damaged_kernels_of_a_wheel_are_not_loaded(ready, tmp_path):
+    library = next(ready.parents[1].rglob("shipped/libsparsemask.so"))
+    whole = library.read_bytes()
+    try:
+        library.write_bytes(whole[: len(whole) // 2])
+        done = alone(ready, WITHOUT_COMPILER, tmp_path)
+    finally:
+        library.write_bytes(whole)
+    assert "libsparsemask.so is damaged): building them" in done.stderr
+    assert "no C++ compiler found" in done.stdout.splitlines()[0]
+
+
+def test_a_pure_wheel_computes_without_a_compiler(python, tmp_path):
+    done = alone(python, WITHOUT_COMPILER, tmp_path)
+    assert "no C++ compiler found" in done.stdout.splitlines()[0]
+
+
+def test_the_tag_is_what_the_symbols_say(tmp_path):
+    cxx = compiler()[0]
+    if not shutil.which("readelf"):
+        pytest.skip("readelf is not here (binutils)")
+
+    def made(name: str, code: str, *flags: str) -> Path:
+        (tmp_path / f"{name}.cpp").write_text(code)
+        call = [cxx, "-shared", "-fPIC", str(tmp_path / f"{name}.cpp"), "-o", str(tmp_path / f"{name}.so"), *flags]
+        subprocess.run(call, check=True)
+        return tmp_path / f"{name}.so"
+
+    assert making.glibc_of(made("old", "int f() { return 1; }")) == (2, 17)
+    newer = made("new", "#include <unistd.h>\nint f() { return gettid(); }")
+    assert making.glibc_of(newer) == (2, 30)  # which brought that function
+    with pytest.raises(UseError, match="needs libgomp"):
+        making.glibc_of(made("threads", "#include <omp.h>\nint f() { return omp_get_num_threads(); }", "-fopenmp"))
+
+
+def test_the_source_distribution_makes_the_same_wheel(source, wheel, tmp_path):
+    packed = making.built("sdist", source, tmp_path)
+    with tarfile.open(packed) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (tmp_path / "again").mkdir()
+    again = making.built("wheel", folder, tmp_path / "again")
+    names = [sorted(zipfile.ZipFile(path).namelist()) for path in (wheel, again)]
+    assert names[0] == names[1]
+    assert not [name for name in names[0] if "shipped" in name]  # what a wheel of a platform alone has

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import math
 import multiprocessing
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,7 +17,7 @@ from sparsemask.engine import data
 from sparsemask.engine.method import cumulative
 from sparsemask.finite import NotFiniteError
 from sparsemask.ops.dispatch import repeatable
-from sparsemask.processes import begin_helper, helper_context
+from sparsemask.processes import begin_helper, helper_context, usable_cores
 from sparsemask.search.connectivity.front import FrontSearch
 from sparsemask.search.connectivity.one_shot import AnyMask, OneShotNetwork
 from sparsemask.tasks.protocol import EvaluationContext, Task
@@ -132,7 +131,7 @@ def search_front(search: FrontSearch, scorer: Scorer, workers: int, times: int =
     """
     forks = "fork" in multiprocessing.get_all_start_methods() and scorer.context.arithmetic.device.type == "cpu"
     count = workers if forks else 1
-    with thread_count(max(1, len(os.sched_getaffinity(0)) // count) if count > 1 else torch.get_num_threads()):
+    with thread_count(max(1, usable_cores() // count) if count > 1 else torch.get_num_threads()):
         helpers = []
         if count > 1:
             # Any decoder will do: now all features are there, and shared by the processes.

@@ -111,7 +111,11 @@ def run_trial(plan: Plan, store: Store, trial: Trial) -> tuple[list[float], dict
     with store.reachable():
         trial.set_user_attr("folder", folder.name)
     quality, cost = plan.objectives
-    with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (
+        open(folder / "log.txt", "a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
         search_quality = _train(plan, "search", folder, trial.params).get(quality)
         mask, note = _prune(plan, folder, trial.params)
         with store.reachable():

@@ -357,7 +357,9 @@ def open_budget(context: Context, network: MaskedNetwork) -> MaskBudget | None:
     if config.family.budget_ms is None:
         return None
     if not network.mask_modules():
-        raise UseError(f"--budget_ms: the masks of space '{config.network.space}' are not timed one by one; take --keep")
+        raise UseError(
+            f"--budget_ms: the masks of space '{config.network.space}' are not timed one by one; take --keep"
+        )
     path = context.run.folder / COSTS
     if not path.exists():
         if distributed.rank() == 0:

@@ -129,7 +129,7 @@ def planned(network: SRNetwork, shape: tuple[int, ...], memory: float | None = N
 def resident() -> int:
     """Bytes of memory that the process holds; an assumption where the system does not say."""
     with suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * _PAGE
     return _RESIDENT
 
 

@@ -20,7 +20,7 @@ from sparsemask.api.prediction import open_predictor
 from sparsemask.engine.callbacks import Callback, TrainingStep
 from sparsemask.errors import UseError
 from sparsemask.options import Parser, spelled
-from sparsemask.plugins import trust, trusting
+from sparsemask.plugins import GIVEN, trust, trusting
 from sparsemask.prediction import Predictor
 from sparsemask.prune import prune as prune_command
 from sparsemask.retrain import eval as eval_command
@@ -31,8 +31,6 @@ from sparsemask.tasks.segmentation.given import WHERE, given_task
 from sparsemask.training_setup import Context
 
 __all__ = ["Callback", "RunResult", "TrainingStep", "evaluate", "prune", "retrain", "search"]
-
-_MODULE = "sparsemask.api.given"  # under which files name tasks on given pictures, and given augmentations
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,7 @@ def _data(train: Sequence[Any] | None, val: Sequence[Any] | None, classes: Seque
     if train is None or val is None or classes is None:
         raise UseError("train, val and classes go together: pairs of pictures and labels, and the classes' names")
     code = given_task(train, val, classes)
-    name = f"{_MODULE}:{code.__name__}"
+    name = f"{GIVEN}:{code.__name__}"
     trust(name, code)
     return {"task": name, "data_root": WHERE, "n_class": len(classes), "n_worker": 0}
 
@@ -210,7 +208,7 @@ def _trained(
     """Train by a command's driver."""
     given = {name: _plain(value) for name, value in given.items()}
     if callable(code := given.get("augment")):
-        given["augment"] = f"{_MODULE}:augment"
+        given["augment"] = f"{GIVEN}:augment"
         trust(given["augment"], code)
     argv = spelled(given)
     contexts: list[Context] = []

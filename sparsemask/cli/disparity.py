@@ -29,8 +29,9 @@ import numpy as np
 from sparsemask.cli.computing import add_computing, place
 from sparsemask.cli.inputs import each
 from sparsemask.cli.stereo_pairs import ENDS, PairJob, camera_of, jobs_of
+from sparsemask.command_lines import spoken
 from sparsemask.errors import UseError, command
-from sparsemask.options import Parser, factor, natural, positive, spoken
+from sparsemask.options import Parser, factor, natural, positive
 from sparsemask.tasks.stereo.calibration import Camera
 
 

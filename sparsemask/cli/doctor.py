@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparsemask._version import __version__
+from sparsemask.command_lines import spoken
 from sparsemask.errors import UseError, command
-from sparsemask.options import Parser, spoken
+from sparsemask.options import Parser
+from sparsemask.processes import usable_cores
 
 REQUIRED = ("torch", "numpy", "scipy", "scikit-image", "pillow", "optuna", "tensorboardX", "safetensors")
 # Packages of the extras, by the extra's name.
@@ -135,14 +137,16 @@ def kernels(findings: Findings, build_now: bool) -> None:
         said = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=False).stdout
         findings.add("compiler", said.splitlines()[0] if said else cxx[0])
     except (build.NoCompiler, OSError) as error:
-        findings.missing("compiler", f"{error}; without one, sparse convolutions run in PyTorch, slower")
-    path = build.cached()
+        if not build.is_shipped():
+            findings.missing("compiler", f"{error}; without one, sparse convolutions run in PyTorch, slower")
+    path = build.SHIPPED if build.is_shipped() else build.cached()
     if not path.exists() and not build_now:
         findings.missing("kernels", "not built yet: built at first use, or now by sparsemask doctor --build")
         return
     try:
         library.lib()
         wrong = selfcheck.trust()
+        sets = ", ".join(library.supported())
     except UseError as error:
         findings.wrong("kernels", str(error))
         return
@@ -152,8 +156,8 @@ def kernels(findings: Findings, build_now: bool) -> None:
     if wrong is not None:
         findings.wrong("kernels", f"compute wrong results on this processor ({wrong}): please report it")
         return
-    sets = ", ".join(library.supported())
-    findings.add("kernels", f"built for {sets}; vectors of {library.width()} floats; right on this processor")
+    made = "of this wheel, for" if path == build.SHIPPED else "built for"
+    findings.add("kernels", f"{made} {sets}; vectors of {library.width()} floats; right on this processor")
     findings.add("kernels", str(path))
 
 
@@ -202,11 +206,3 @@ def _size(folder: Path) -> int:
         if path.is_file() and not path.is_symlink():
             total += path.stat().st_size
     return total
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not every system says
-        return os.cpu_count() or 1

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from sparsemask import runs
     from sparsemask.api.prediction import open_predictor
-    from sparsemask.tables import duration
+    from sparsemask.tables import seconds_text
     from sparsemask.VOC12.lists import read_list
 
     classes = read_list(options.class_names) if options.class_names else None
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_classes(predictor, out)
         spent = time.perf_counter() - began
         pictures = f"{done} picture{'s' * (done != 1)}"
-        say(f"{pictures} in {duration(spent)} by {predictor.source}; {out}: {', '.join(options.write)}")
+        say(f"{pictures} in {seconds_text(spent)} by {predictor.source}; {out}: {', '.join(options.write)}")
     if failed:
         say(f"{failed} of {len(paths)} pictures failed, see above", sys.stderr)
     return 1 if failed else 0

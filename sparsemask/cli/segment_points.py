@@ -26,8 +26,9 @@ import numpy as np
 
 from sparsemask.cli.computing import add_computing, place
 from sparsemask.cli.inputs import Kind, each, expand, output_folder
+from sparsemask.command_lines import spoken
 from sparsemask.errors import UseError, command
-from sparsemask.options import Parser, factor, positive, spoken
+from sparsemask.options import Parser, factor, positive
 
 SUFFIXES = (".ply", ".label", ".npz", ".las", ".laz")
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,13 @@ from sparsemask.engine import checkpoint, data, distributed, randomness
 from sparsemask.engine.callbacks import Callback, TrainingStep
 from sparsemask.engine.interrupt import Interrupt
 from sparsemask.engine.method import Method, batch_norms, learning_rate_factor, reestimate, set_momentum, set_training
-from sparsemask.engine.records import JsonLines, Progress, TensorBoard
+from sparsemask.engine.records import JsonLines, Progress
 from sparsemask.errors import UseError, say
 from sparsemask.finite import NotFiniteError
 from sparsemask.ops.dispatch import repeatable
 from sparsemask.runs import Run
 from sparsemask.tasks.protocol import Task
+from sparsemask.tracking.trackers import Trackers
 from sparsemask.weight_files import check_finite
 
 if TYPE_CHECKING:
@@ -40,10 +42,11 @@ class Fit:
 
     def __init__(
         self, model, method: Method, task: Task, config, run: Run, arithmetic, extra: dict, state: dict | None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] = (), trackers: Trackers | None = None,
     ):  # fmt: skip
         self.model, self.method, self.task, self.config, self.run = model, method, task, config, run
         self.arithmetic, self.extra, self.callbacks = arithmetic, extra, tuple(callbacks)
+        self.trackers = trackers or Trackers()
         self.rank, self.world = distributed.rank(), distributed.world()
         training = config.training
         share, rest = divmod(training.batch_size, self.world * training.accumulate)
@@ -244,7 +247,6 @@ class Fit:
         interval = training.eval_interval or self.epoch
         records = JsonLines(self.run.metrics, self.step) if main else None
         history = JsonLines(self.run.history, self.step) if main else None
-        board = TensorBoard(self.run.tensorboard if main else None, self.step)
         progress = Progress(self.max_iter, self.step, title, main)
         result: dict = dict(self.best.get("latest", {}))
         set_training(self.model, training.freeze_bn)
@@ -262,11 +264,14 @@ class Fit:
                     if self.task.primary in result:
                         displayed[self.task.primary] = result[self.task.primary]
                     if main and (due or self.step % training.log_interval == 0):
-                        records.add({**row, **self.method.metrics(self.model)})
-                        board.scalars({**row, **self.method.metrics(self.model)})
+                        row_of_all = {**row, **self.method.metrics(self.model)}
+                        records.add(row_of_all)
                         remembered = self.method.history(self.model)
                         if remembered:
                             history.add({"step": self.step, **remembered})
+                        self.trackers.scalars(row_of_all)
+                        if due:
+                            self._track(remembered, self.step // interval)
                     progress.update(self.step, displayed)
                     self._tell({**row, **displayed}, result if due else None)
                     if self.stopped and not due:
@@ -279,7 +284,6 @@ class Fit:
                         self.interrupt.leave(f"step {self.step} is saved; go on with --resume {self.run.folder}")
         finally:
             progress.close()
-            board.close()
             for file in (records, history):
                 if file is not None:
                     file.close()
@@ -312,6 +316,24 @@ class Fit:
         votes = torch.tensor(float(any(answers)), device=self.arithmetic.device)
         self.stopped = distributed.total(votes).item() > 0
 
+    def _track(self, history: dict, validation: int) -> None:
+        """Tell the trackers of the weights, and of sample predictions at every so many-th validation."""
+        if not self.trackers:
+            return
+        self.trackers.weights(self.model, history)
+        every = self.config.run.track_samples
+        if not every or validation % every or self.step == self.max_iter:  # at the end the run draws them itself
+            return
+        random = randomness.states()
+        try:
+            with tempfile.TemporaryDirectory(prefix="sparsemask-") as folder:
+                path = Path(folder, "samples.png")
+                self.task.draw(self.task.samples(self.model, self.arithmetic), path)
+                self.trackers.pictures([path])
+        finally:
+            randomness.restore(random)
+            set_training(self.model, self.config.training.freeze_bn)
+
     def _remember(self, result: dict) -> None:
         """Keep the newest metrics in the checkpoint, and the best network beside it."""
         value = result.get(self.task.primary)
@@ -331,6 +353,7 @@ def fit(
     extra: dict,
     state: dict | None = None,
     callbacks: Sequence[Callback] = (),
+    trackers: Trackers | None = None,
 ) -> dict:
     """Train `model` on `task`.
 
@@ -347,6 +370,7 @@ def fit(
         extra: what checkpoints hold beside the training state (space, config, mask).
         state: a checkpoint to go on from; None: a new run.
         callbacks: called after every step, see :mod:`sparsemask.engine.callbacks`.
+        trackers: told metrics, weights and samples; None: nobody is.
 
     Returns:
         The metrics of the last evaluation, by name.
@@ -354,7 +378,7 @@ def fit(
     Raises:
         UseError: a loss or weights that are not finite, or a checkpoint of another network.
     """
-    loop = Fit(model, method, task, config, run, arithmetic, extra, state, callbacks)
+    loop = Fit(model, method, task, config, run, arithmetic, extra, state, callbacks, trackers)
     title = run.folder.name
     if loop.step == 0:
         loop.save()

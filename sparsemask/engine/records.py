@@ -1,4 +1,4 @@
-"""Logs of a run: metrics.jsonl, TensorBoard events, the progress line."""
+"""Logs of a run: metrics.jsonl, the progress line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class JsonLines:
         self.path = Path(path)
         kept = [row for row in read_rows(self.path) if row["step"] <= step] if self.path.exists() else []
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = open(self.path, "a")  # noqa: SIM115 - open for the life of the run
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the life of the run
 
     def add(self, row: dict) -> None:
         """Append one row."""
@@ -35,7 +35,7 @@ class JsonLines:
 
 def read_rows(path: str | Path) -> list[dict]:
     """Rows of a .jsonl file; a truncated last line (a killed run) is dropped, any other is a UseError."""
-    rows, lines = [], Path(path).read_text(errors="replace").splitlines()
+    rows, lines = [], Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines):
         try:
             row = json.loads(line)
@@ -46,31 +46,6 @@ def read_rows(path: str | Path) -> list[dict]:
             if number < len(lines) - 1:
                 raise UseError(f"{path}: line {number + 1} is not a row of metrics") from None
     return rows
-
-
-class TensorBoard:
-    """Scalars for TensorBoard; silent where `folder` is None."""
-
-    def __init__(self, folder: str | Path | None, step: int = 0):
-        if folder is None:
-            self._writer = None
-            return
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-
-    def scalars(self, row: dict) -> None:
-        """Write every number of a row at its step."""
-        if self._writer is None:
-            return
-        for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
-                self._writer.add_scalar(name, value, row["step"])
-
-    def close(self) -> None:
-        """Flush and close."""
-        if self._writer is not None:
-            self._writer.close()
 
 
 class Progress:

@@ -17,7 +17,7 @@ from sparsemask.costs import format_count
 from sparsemask.engine.loop import Fit
 from sparsemask.engine.method import set_training
 from sparsemask.ops.dispatch import repeatable
-from sparsemask.tables import duration
+from sparsemask.tables import duration, seconds_text
 
 _STEPS, _WARM = 5, 2  # timed steps, of which the first ones fill caches
 _FEW = 2  # validation samples that are timed
@@ -75,11 +75,6 @@ class Rehearsal:
             f"{seconds_text(self.evaluation_seconds)} a validation, as tried now; what follows training is not in it",
             f"memory    about {self.bytes / 1e9:.1f} GB{beside}",
         ]
-
-
-def seconds_text(seconds: float) -> str:
-    """'0.12 s', '3.4 s', '54 min'."""
-    return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
 
 
 def rehearse(model, method, task, config, run, arithmetic, extra: dict) -> Rehearsal:

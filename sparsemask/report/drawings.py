@@ -21,7 +21,7 @@ def architecture(mask: np.ndarray | DecoderMask, strides: Sequence[int] | None, 
     """The network a mask describes as inline SVG. At most one to a page: its parts are named inside it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "architecture.svg"
-        svg = draw_architecture(mask, file, strides, channels, "Encoder and decoder").read_text()
+        svg = draw_architecture(mask, file, strides, channels, "Encoder and decoder").read_text(encoding="utf-8")
     count = int(connections_of(mask).sum())
     return inline(svg, "architecture", f"The network: {count} connections between encoder and decoder stages")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 
+from sparsemask.command_lines import again, following
 from sparsemask.files import sha256
-from sparsemask.options import following, preset_flags, spoken
+from sparsemask.options import preset_flags
 from sparsemask.report import html
 from sparsemask.report.run_data import Contents, number
 
@@ -24,7 +25,8 @@ def command_of(c: Contents, verb: str) -> str:
         return following("prune", f"{criterion} --run {folder}", config)
     if verb == "retrain":
         return following("retrain", f"--mask_path mask.{'npz' if c.packed else 'npy'}", config, c.run.folder)
-    return following(verb, f"--run {folder}", config)
+    out = f" --out {shlex.quote(str(c.run.folder / 'network.pt2'))}" if verb == "export" else ""
+    return following(verb, f"--run {folder}{out}", config)
 
 
 def configuration(c: Contents) -> str:
@@ -62,10 +64,10 @@ def reproduce(c: Contents) -> str:
     parts = []
     if c.verb in ("search", "retrain", "specialize"):
         parts.append(html.paragraph("The same run again, from its configuration:"))
-        parts.append(html.command(spoken(c.verb, f"--config {config} --name again")))
+        parts.append(html.command(again(c.verb, f"--config {config} --name again", c.config)))
         if c.state.startswith("stopped"):
             parts.append(html.paragraph("Going on with it from its last checkpoint:"))
-            parts.append(html.command(spoken(c.verb, f"--resume {shlex.quote(str(c.run.folder))}")))
+            parts.append(html.command(again(c.verb, f"--resume {shlex.quote(str(c.run.folder))}", c.config)))
     if c.verb == "search":
         parts.append(html.paragraph("And on from here:"))
         parts += [html.command(command_of(c, "prune")), html.command(command_of(c, "retrain"))]

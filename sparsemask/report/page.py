@@ -97,7 +97,7 @@ def build_page(c: Contents) -> str:
         listed = "".join(f"<li>{html.escape(line)}</li>" for line in dict.fromkeys(c.problems))
         heading = "<p>Missing or not readable:</p>"
         problems = f'<aside class="problems" aria-label="What is missing">{heading}<ul>{listed}</ul></aside>'
-    style = resources.files("sparsemask.report").joinpath("style.css").read_text()
+    style = resources.files("sparsemask.report").joinpath("style.css").read_text(encoding="utf-8")
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

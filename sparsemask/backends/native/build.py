@@ -1,4 +1,6 @@
-"""Compile the kernels on first use and keep them: one shared library per source, compiler, machine and form.
+"""The compiled kernels: those that a wheel brings, or compiled on first use and kept.
+
+There is one shared library per source, compiler, machine and form.
 
 The library is built in a folder of its own, written through to the disk and renamed into place under a lock that a
 killed build lets go of. Its size and hash stand beside it and are compared before it is loaded: a library that was cut
@@ -27,12 +29,15 @@ from sparsemask.errors import UseError, choose
 from sparsemask.files import atomic_write, sha256, write_json
 
 SOURCES = Path(__file__).resolve().parent / "src"
+SHIPPED = Path(__file__).resolve().parent / "shipped" / "libsparsemask.so"  # in wheels of a platform alone
 VERSION = 2  # what sm_version() answers
 WIDTHS = (4, 8, 16)  # floats of a vector
 VARIABLE = "SPARSEMASK_VECTOR_WIDTH"
 _COMMON = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
 # -O1: what the sanitizers watch is the code as written, and they compile it several times faster so.
 _SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+# Without operators that only newer C++ libraries have.
+_PORTABLE = ("-fno-sized-deallocation", "-fvisibility-inlines-hidden")
 # Of each instruction set: the floats of its vectors, and the flags that compile for it.
 INSTRUCTION_SETS: dict[str, tuple[int, tuple[str, ...]]] = {
     "plain": (4, ()),
@@ -56,11 +61,13 @@ class Form:
         instruction_set: "plain", "avx2" or "avx512"; given together with `width`.
         sanitized: with the address and the undefined-behaviour sanitizer. Such a library is loaded into a process that
             was started with the address sanitizer's runtime in LD_PRELOAD.
+        portable: for machines other than this one. No runtime of OpenMP is linked: the one of torch serves.
     """
 
     width: int | None = None
     instruction_set: str | None = None
     sanitized: bool = False
+    portable: bool = False
 
     def __post_init__(self) -> None:
         if (self.width is None) != (self.instruction_set is None):
@@ -70,11 +77,15 @@ class Form:
     def name(self) -> str:
         """A word for it, for file names."""
         words = [] if self.width is None else [f"{self.instruction_set}-{self.width}"]
-        return "-".join(words + ["sanitized"] * self.sanitized) or "all"
+        return "-".join(words + ["sanitized"] * self.sanitized + ["portable"] * self.portable) or "all"
 
     def common(self) -> tuple[str, ...]:
         """Compiler flags of every source."""
-        return _COMMON + (_SANITIZED if self.sanitized else ())
+        return _COMMON + (_SANITIZED if self.sanitized else ()) + (_PORTABLE if self.portable else ())
+
+    def linking(self) -> tuple[str, ...]:
+        """Compiler flags of the last call, which makes the library."""
+        return tuple(flag for flag in self.common() if not (self.portable and flag == "-fopenmp"))
 
 
 def compiler() -> list[str]:
@@ -124,12 +135,18 @@ def commands(cxx: list[str], out: Path, machine: str, form: Form = Form()) -> li
     else:
         defines = ("-DSM_X86",) if len(built) > 1 else ()
     calls.append([*cxx, *common, *defines, "-c", str(SOURCES / "kernels.cpp"), "-o", str(objects[-1])])
-    calls.append([*cxx, *common, "-shared", *map(str, objects), "-o", str(out)])
+    calls.append([*cxx, *form.linking(), "-shared", *map(str, objects), "-o", str(out)])
     return calls
 
 
 def library(form: Form = Form()) -> ctypes.CDLL:
     """The loaded library, built now where it is not yet or where it is broken; NoCompiler or OSError otherwise."""
+    if form == Form() and is_shipped():
+        try:
+            return _load_shipped()
+        except (OSError, AttributeError) as error:
+            said = f"the kernels that came with this wheel cannot be loaded here ({error}): building them"
+            print(said, file=sys.stderr, flush=True)
     path = cached(form)
     if path.exists():
         if _whole(path):
@@ -148,13 +165,69 @@ def library(form: Form = Form()) -> ctypes.CDLL:
 
 def cached(form: Form = Form()) -> Path:
     """Where the library for these sources, this compiler, this machine and this form lies or will lie."""
-    digest = hashlib.sha256(repr((VERSION, platform.machine(), form, form.common(), INSTRUCTION_SETS)).encode())
-    for file in sorted(SOURCES.iterdir()):
-        digest.update(file.name.encode() + file.read_bytes())
+    digest = _digest(platform.machine(), form)
     with contextlib.suppress(NoCompiler, OSError):  # without a compiler, what another one has built will do
         digest.update(subprocess.run([*compiler(), "--version"], capture_output=True).stdout)
     folder = "" if form == Form() else f"-{form.name}"
     return cache() / "kernels" / f"{digest.hexdigest()[:16]}{folder}" / "libsparsemask.so"
+
+
+def _digest(machine: str, form: Form) -> hashlib._Hash:
+    """Of all that a library is made of, the compiler aside."""
+    digest = hashlib.sha256(repr((VERSION, machine, form, form.common(), INSTRUCTION_SETS)).encode())
+    for file in sorted(SOURCES.iterdir()):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest
+
+
+def is_shipped() -> bool:
+    """Whether a wheel brought a library of these sources for this machine."""
+    try:
+        record = json.loads(_beside(SHIPPED).read_text(encoding="utf-8"))
+        return record["sources"] == _digest(platform.machine(), Form(portable=True)).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def ship(folder: Path, cxx: list[str], machine: str) -> Path:
+    """Make the library of a wheel, with the file beside it that says what it is.
+
+    Args:
+        folder: where they go; made where it is absent.
+        cxx: the compiler, for that machine.
+        machine: processor family, as `platform.machine()` names it.
+
+    Raises:
+        OSError: the compiler fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, form = folder / SHIPPED.name, Form(portable=True)
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / path.name
+        _compile(out, cxx, machine, form)
+        shutil.copyfile(out, path)
+    record = {"size": path.stat().st_size, "sha256": sha256(path), "sources": _digest(machine, form).hexdigest()}
+    write_json(_beside(path), record)
+    return path
+
+
+def _load_shipped() -> ctypes.CDLL:
+    if not _whole(SHIPPED):
+        raise OSError(f"{SHIPPED} is damaged")
+    _show_openmp()
+    return _load(SHIPPED)
+
+
+def _show_openmp() -> None:
+    """Let libraries that are linked without a runtime of OpenMP find the one that torch computes with."""
+    import torch
+
+    package = Path(torch.__file__).parent
+    of_torch = sorted([*package.glob("lib/libgomp*.so*"), *package.parent.glob("torch.libs/libgomp*.so*")])
+    for name in [*map(str, of_torch), "libgomp.so.1", "libomp.so", "libiomp5.so"]:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            return
 
 
 def _build(path: Path, form: Form) -> None:
@@ -163,16 +236,20 @@ def _build(path: Path, form: Form) -> None:
     print(f"building {what} with {cxx[0]} (once, some seconds) ...", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
         out = Path(folder) / path.name
-        *compiling, linking = commands(cxx, out, platform.machine(), form)
-        with contextlib.ExitStack() as stack:
-            running = [stack.enter_context(_started(call)) for call in compiling]  # side by side
-            for process in running:
-                _finished(process, cxx[0])
-            _finished(stack.enter_context(_started(linking)), cxx[0])
+        _compile(out, cxx, platform.machine(), form)
         # Its size and hash first: a library without them is taken for broken.
         write_json(_beside(path), {"size": out.stat().st_size, "sha256": sha256(out)})
         with out.open("rb") as made, atomic_write(path) as file:
             shutil.copyfileobj(made, file)
+
+
+def _compile(out: Path, cxx: list[str], machine: str, form: Form) -> None:
+    *compiling, linking = commands(cxx, out, machine, form)
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(_started(call)) for call in compiling]  # side by side
+        for process in running:
+            _finished(process, cxx[0])
+        _finished(stack.enter_context(_started(linking)), cxx[0])
 
 
 @contextlib.contextmanager
@@ -201,7 +278,7 @@ def _beside(path: Path) -> Path:
 def _whole(path: Path) -> bool:
     """Whether a library is what was built."""
     try:
-        record = json.loads(_beside(path).read_text())
+        record = json.loads(_beside(path).read_text(encoding="utf-8"))
         return record["size"] == path.stat().st_size and record["sha256"] == sha256(path)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsemask.backends.native import inverted_residual, library, multiscale_sum, points, predict_mask, stereo
+from sparsemask.backends.native import build, inverted_residual, library, multiscale_sum, points, predict_mask, stereo
 from sparsemask.backends.native.library import Segment, Target
+from sparsemask.datasets import cache
 from sparsemask.devices import processor
 from sparsemask.errors import UseError
 from sparsemask.files import read_json, sha256, write_json
@@ -44,7 +45,9 @@ def trust() -> str | None:
     path = Path(library.lib()._name)  # where it was loaded from: finding it anew would ask the compiler again
     with contextlib.suppress(OSError):
         key = hashlib.sha256(repr((processor(), library.width(), sha256(path))).encode()).hexdigest()[:16]
-        kept = path.parent / f"checked-{key}.json"
+        # A wheel's own folder may belong to somebody else, and what is written there outlives the wheel.
+        folder = cache() / "kernels" if path == build.SHIPPED else path.parent
+        kept = folder / f"checked-{key}.json"
         with contextlib.suppress(UseError):
             if kept.exists() and read_json(kept).get("right") is True:
                 return None

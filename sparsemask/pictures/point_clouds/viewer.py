@@ -59,8 +59,8 @@ def write_viewer(
     if not layers:
         raise UseError(f"{path}: no layers to show")
     painted = panel_layers(layers, len(xyz), names, colours)
-    script = resources.files("sparsemask.pictures").joinpath("points_viewer.js").read_text()
-    style = resources.files("sparsemask.pictures").joinpath("points_viewer.css").read_text()
+    script = resources.files("sparsemask.pictures").joinpath("points_viewer.js").read_text(encoding="utf-8")
+    style = resources.files("sparsemask.pictures").joinpath("points_viewer.css").read_text(encoding="utf-8")
     write_text(path, _page(title, len(xyz), _cloud(xyz, painted), (library, script), style))
     return path
 
