@@ -138,7 +138,8 @@ class SparseConvSearch(Method):
 
     def after_step(self, model: torch.nn.Module) -> None:
         """Before masks are fixed, meet the budget."""
-        if self._fixes_next():
+        self.jumped = self._fixes_next()
+        if self.jumped:
             meet_budget(model, self.inputs, self.config.family.keep)
             self.inputs = None
 
