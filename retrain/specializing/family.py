@@ -21,14 +21,16 @@ from sparsemask.retrain.specializing.start import newest_start, resolve_start
 from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.protocols import Distilled
 from sparsemask.spaces.sparse_conv import search_method
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.sparse_conv.records import conclude
-from sparsemask.tasks import Task
+from sparsemask.tasks import EvaluationContext, Task
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
 
 _START = "what is specialised"
-_SAMPLES = 16  # training inputs that masks are started on
+_FOLLOW = 0.1  # of the kept fraction's distance to the budget, added to mask logits at every step
+_SAMPLES = 64  # training inputs that masks are started on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +59,16 @@ class Taught(Built):
     teacher: nn.Module | None = None
 
 
+def taught_line(context: Context, teacher: nn.Module, rows: list[dict]) -> str:
+    """What masks cost beside the dense network that taught, on the same validation items."""
+    task, name = context.task, context.task.primary
+    evaluation = EvaluationContext.from_config(context.arithmetic, context.config)
+    scores = task.evaluate(teacher, evaluation, limit=context.config.training.eval_limit, quick=True)
+    before, after = task.metrics(scores)[name], next(row[name] for row in rows if row["form"] == "sparse")
+    context.run.note(teacher={name: before})
+    return f"the dense network that taught has {name} {before:.4f}, with masks {after:.4f} ({after - before:+.4f})"
+
+
 class Distillation(search_method.SparseConvSearch):
     """Masks are learnt while the output stays near the dense network's, so that inputs need no targets.
 
@@ -76,6 +88,15 @@ class Distillation(search_method.SparseConvSearch):
             wanted = self.teacher(images)
         loss = task.loss(output, wanted)
         return loss + self.truth * own if self.truth else loss
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module) -> None:
+        """While masks are fixed, follow the budget: the features that mask branches read move, and masks with them."""
+        super().after_step(model)
+        keep = self.config.family.keep
+        if keep is not None and self._fixed(self.step) and isinstance(model, MaskedNetwork):
+            for logits in model.budget_logits():
+                logits.add_(_FOLLOW * (keep - self.kept))
 
 
 class Specialization(TrainingFamily[Taught]):
@@ -136,6 +157,7 @@ class Specialization(TrainingFamily[Taught]):
         missed = search_method.missed(kept, config.family.keep) if config.family.keep is not None else ""
         subject = "the multiply-adds" if model.kept_weights else "what has masks"
         lines = [text, f"kept {kept:.3f} of {subject} (budget {config.family.keep:g}{missed})"]
+        lines += [taught_line(context, built.teacher, rows)] if built.teacher is not None else []
         lines += measured.get("plan", [])
         context.announce(lines, [NETWORK, "mask.npz", "forms.json"], then=None if wrong else "eval")
         if wrong:

@@ -40,6 +40,7 @@ _MANY = 4 * 24  # bytes that no network needs for a location and channel of its 
 _RESIDENT = 400 << 20  # of a process with torch, where the system does not say it
 _PAGE = 4096
 
+
 class Tileable(Protocol):
     """What can be computed in tiles: a :class:`SRNetwork`, or one with masks (:mod:`.masked`)."""
 
