@@ -95,7 +95,7 @@ def test_fixed_masks_follow_the_budget(start):
         for masks in network.region_masks:
             masks.spa_mask[0].weight.div_(255)
             masks.spa_mask[-1].bias.copy_(torch.tensor([0.0, start]))
-    family = Some(truth=0.0, keep=0.7, settle=1.0, constant_tau=True, sparse=1.0, sparse_epochs=0, sparse_start=0)
+    family = Some(truth=0.0, keep=0.85, settle=1.0, constant_tau=True, sparse=1.0, sparse_epochs=0, sparse_start=0)
     config = Some(run=Some(seed=0), network=Some(space="sr"), family=family)
     method = Distillation(config, network.network)
     method.steps, shares = 400, []
@@ -105,7 +105,7 @@ def test_fixed_masks_follow_the_budget(start):
         method.penalty(network, step)
         method.after_step(network)
         shares.append(float(mean_kept(network)))
-    assert abs(shares[0] - 0.7) > 0.1 and abs(shares[-1] - 0.7) < 0.05
+    assert abs(shares[0] - 0.85) > 0.1 and abs(shares[-1] - 0.85) < 0.05
 
 
 @pytest.mark.parametrize(
