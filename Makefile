@@ -65,9 +65,12 @@ docs: $(VENV)/.docs package
 models: $(STAMP)
 	rm -rf build/pictures build/models
 	$(VENV)/bin/python -m sparsemask.synthetic.photographs build/pictures
-	OMP_NUM_THREADS=1 $(VENV)/bin/python retrain/super_resolution.py --config sparsemask/models/x2.yaml \
-	    --hr_path build/pictures --data_test build/pictures --exp_path build/models --name compact-x2
-	$(VENV)/bin/python bench/models.py --ship build/models/compact-x2/network.safetensors --name compact-x2
+	for scale in 2 3 4; do \
+	    OMP_NUM_THREADS=1 $(VENV)/bin/python retrain/super_resolution.py --config sparsemask/models/x$$scale.yaml \
+	        --hr_path build/pictures --data_test build/pictures --exp_path build/models --name compact-x$$scale && \
+	    $(VENV)/bin/python bench/models.py --ship build/models/compact-x$$scale/network.safetensors \
+	        --name compact-x$$scale || exit 1; \
+	done
 
 $(VENV)/.wheels: $(STAMP)
 	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[wheels]'

@@ -136,6 +136,7 @@ ENTRIES: dict[str, tuple[Check, str]] = {
         _list(_fields(state=lambda v: isinstance(v, Mapping) and _state(v), param_groups=_list(_mapping(_state)))),
         "a list of optimizers' states",
     ),
+    "average": (_fields(updates=_whole, trained=_mapping(is_tensor)), "a number of updates and tensors by name"),
     "scheduler": (_mapping(is_plain), "plain values by name"),
     "scaler": (_mapping(is_plain), "plain values by name"),
     "method": (_maybe(_mapping(_state)), "plain values and tensors by name"),

@@ -161,11 +161,20 @@ class TrainingSection(Section):
     momentum: float = flag(0.9, fraction, help="SGD momentum (default: 0.9)")
     nesterov: bool = flag(False, help="SGD's momentum after Nesterov")
     decay: float = flag(4e-5, rate, help="weight decay (default: 4e-5)")
-    schedule: str = flag("poly", choices=("poly", "step", "exponential", "constant"), help="(default: poly)")
+    schedule: str = flag("poly", choices=("poly", "step", "exponential", "cosine", "constant"), help="(default: poly)")
     gamma: float = flag(0.9, rate, help="poly: exponent; step: factor; exponential: an epoch's (default: 0.9)")
     milestones: Sequence[float] | None = flag(None, rate, nargs="+", help="step: fractions of the run to drop at")
     warmup: int = flag(0, natural, help="steps of linear warm-up (default: 0)")
     clip: float = flag(0.0, rate, help="largest gradient norm, 0: no bound (default: 0)")
+    ema: float = flag(
+        0.0,
+        fraction,
+        metavar="DECAY",
+        help="evaluate and save an exponential moving average of the weights, such as 0.999 (default: 0, none)",
+    )
+    repeat_augment: int = flag(
+        1, positive, help="augmented copies of a sample in a batch, instead of other samples (default: 1)"
+    )
     freeze_bn: bool = flag(False, help="batch norms keep their running statistics")
     bn_reestimate: int | None = flag(None, natural, help="batches to re-estimate BN statistics from before evaluating")
     eval_interval: int | None = flag(None, natural, help="steps between evaluations, 0: an epoch")

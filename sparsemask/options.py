@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from sparsemask.command_lines import as_command, as_typed
 from sparsemask.config import RunConfig, Section, checked_value
 from sparsemask.errors import UseError, meant
 from sparsemask.files import write_text
+
+T = TypeVar("T")
 
 SECTIONS = ("search", "prune", "retrain", "eval", "specialize", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.
@@ -393,6 +396,44 @@ def share_or(kind: Callable[[str], float]) -> Callable[[str], float | str]:
 
     read.__name__ = kind.__name__
     return read
+
+
+def staged(kind: Callable[[str], T]) -> Callable[[str], T | str]:
+    """argparse type: what `kind` takes, or several of it with shares of the run, ``A:0.7,B:0.3``, which stay a text."""
+
+    def read(text: str) -> T | str:
+        parts = stages(text, kind)
+        return parts[0][1] if len(parts) == 1 and ":" not in text else text.replace(" ", "")
+
+    read.__name__ = kind.__name__
+    return read
+
+
+def stages(text: object, kind: Callable[[str], T]) -> list[tuple[float, T]]:
+    """(end, value) of each stage of a flag that :func:`staged` reads; ends are shares of the run, the last one 1.
+
+    Args:
+        text: the flag's value; the last stage may go without a share.
+        kind: reads a stage's value.
+
+    Raises:
+        argparse.ArgumentTypeError: shares that are none, or do not add up to 1.
+    """
+    parts = [part.strip().rpartition(":") if ":" in part else (part.strip(), "", "") for part in str(text).split(",")]
+    ends: list[float] = []
+    for number, (_, _, share) in enumerate(parts):
+        if not share and number < len(parts) - 1:
+            raise argparse.ArgumentTypeError(f"stages are value:share,value:share; '{text}' lacks a share")
+        ends.append((ends[-1] if ends else 0.0) + factor(share) if share else 1.0)
+    if abs(ends[-1] - 1) > 1e-6 or any(later <= end for end, later in itertools.pairwise([0.0, *ends])):
+        raise argparse.ArgumentTypeError(f"the shares of the stages in '{text}' must add up to 1")
+    ends[-1] = 1.0
+    return [(end, kind(value)) for end, (value, _, _) in zip(ends, parts, strict=True)]
+
+
+def stage_at(parts: Sequence[tuple[float, T]], share: float) -> T:
+    """The value of the stage that a share of the run, in [0, 1], lies in."""
+    return next((value for end, value in parts if share < end), parts[-1][1])
 
 
 def fraction(text: str) -> float:

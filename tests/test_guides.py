@@ -106,7 +106,7 @@ def test_the_guides_do_what_they_say(place, capfd):
     found = sections()
     assert list(found) == [
         "My own data", "My own backbone", "My own task", "My own CNN", "A time budget", "Many machines",
-        "What is in a mask file",
+        "Training recipes", "What is in a mask file",
     ]  # fmt: skip
     for title, blocks in found.items():
         assert blocks, title  # a guide without anything to run is no guide

@@ -50,6 +50,8 @@ WRONG = {
     "model": [None, [], {"a": 3}, {3: torch.zeros(1)}, {"a": HUGE}, {"a": SPARSE}, {"a": META}, torch.zeros(3)],
     "optimizer": [None, 3, {}, [3], [{}], [{"state": 3, "param_groups": []}], [{"state": {}, "param_groups": 3}],
                   [{"state": {0: {"a": HUGE}}, "param_groups": []}]],
+    "average": [None, 3, {}, {"updates": 1}, {"updates": "x", "trained": {}}, {"updates": 1, "trained": {"a": 3}},
+                {"updates": -1, "trained": {}}],
     "scheduler": [None, 3, [], {"name": torch.zeros(1)}],
     "scaler": [None, 3, [1]],
     "method": [3, [], "x", {"a": HUGE}, {3: 4}],

@@ -84,6 +84,9 @@ def kill_after(folder: Path, flags: list[str], steps: int) -> int:
         pytest.param(5, (), id="sgd, few"),
         pytest.param(20, (), id="sgd", marks=pytest.mark.slow),
         pytest.param(4, ("--optimizer", "adamw", "--accumulate", "2"), id="adamw, in parts", marks=pytest.mark.slow),
+        pytest.param(
+            4, ("--ema", "0.9", "--schedule", "cosine", "--warmup", "5"), id="averaged, cosine", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_sigkill_at_random_moments_changes_nothing(data, tmp_path, monkeypatch, kills, more):
@@ -98,6 +101,8 @@ def test_sigkill_at_random_moments_changes_nothing(data, tmp_path, monkeypatch, 
     a, b = final(alone), final(killed)
     assert a["step"] == b["step"] == steps
     assert same(a, b) == []
+    for name, value in a.get("average", {}).get("trained", {}).items():
+        assert torch.equal(value, b["average"]["trained"][name])
     # The masks did learn, or equal ones would prove little.
     assert any((v != 1).any() for k, v in a["model"].items() if k.endswith("_weight_"))
     for one, other in zip(a["optimizer"], b["optimizer"], strict=True):

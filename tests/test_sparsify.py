@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from sparsemask.errors import UseError
 from sparsemask.spaces import sr_networks
 from sparsemask.spaces.sparse_conv.masking import mean_kept
 from sparsemask.spaces.sparsified import SparsifiedNetwork
+from sparsemask.spaces.sparsified.network import fit_bypass
 from sparsemask.sparse import available_backends, backend, set_mask_mode
 
 SIZE = (24, 29)
@@ -51,8 +53,19 @@ def half(network: SparsifiedNetwork) -> SparsifiedNetwork:
         for masks in network.region_masks:
             for parameter in masks.spa_mask.parameters():
                 parameter.normal_()
+        for parameter in network.bypasses.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for masks in network.region_masks:
             masks.ch_mask.copy_(torch.rand_like(masks.ch_mask))  # layers that are computed everywhere, too
     return network.eval()
+
+
+def bypassed(state: dict, number: int, x: torch.Tensor) -> torch.Tensor:
+    """What stands for a dropped region: each location's channels times a matrix, or a factor each, and an offset."""
+    weight, bias = (state[f"bypasses.{number}.{part}"] for part in ("weight", "bias"))
+    if weight.shape[1] == 1:
+        return weight[:, 0] * x + bias[:, None, None]
+    return torch.einsum("oc,nchw->nohw", weight[:, :, 0, 0], x) + bias[:, None, None]
 
 
 def masked(name: str, dtype: torch.dtype = torch.float32) -> SparsifiedNetwork:
@@ -85,10 +98,11 @@ def test_skipping_is_multiplying(name):
 
 @torch.no_grad()
 def test_a_residual_block_by_hand():
-    """EDSR in float64, spelled out: dropped outputs are zero inside, and the block's input behind it."""
+    """EDSR in float64, spelled out: dropped outputs are zero inside, and the bypass of the block's input behind it."""
     network, x = masked("EDSR", torch.float64), picture(torch.float64)
     with backend("reference"):
         got = network(x)
+    whole = network.state_dict()
     state = {key.removeprefix("network."): value for key, value in network.state_dict().items()}
     first = y = literal.apply(state, "head.0", literal.apply(state, "sub_mean", x))
     for k, masks in enumerate(network.region_masks):
@@ -97,7 +111,7 @@ def test_a_residual_block_by_hand():
         gates = [1.0 if dense >= sparse else mask for dense, sparse in masks.ch_mask[0, 0].tolist()]
         inside = F.relu(literal.apply(state, f"body.{k}.body.0", y)) * gates[0]
         inside = literal.apply(state, f"body.{k}.body.2", inside) * gates[1]
-        y = mask * (y + inside) + (1 - mask) * y
+        y = mask * (y + inside) + (1 - mask) * bypassed(whole, k, y)
     y = literal.apply(state, "body.2", y) + first
     y = F.pixel_shuffle(literal.apply(state, "tail.0.0", y), 2)
     wanted = literal.apply(state, "add_mean", literal.apply(state, "tail.1", y))
@@ -106,7 +120,7 @@ def test_a_residual_block_by_hand():
 
 @torch.no_grad()
 def test_a_chain_by_hand():
-    """SRVGGNetCompact in float64: where a chain of four convolutions is dropped, it passes on its input."""
+    """SRVGGNetCompact in float64: where a chain of four convolutions is dropped, its bypass stands in."""
     network, x = masked("SRVGGNetCompact", torch.float64), picture(torch.float64)
     for masks in network.region_masks:
         masks.ch_mask.copy_(torch.tensor([0.0, 1.0]))
@@ -119,7 +133,7 @@ def test_a_chain_by_hand():
         mask, before = (logits[:, 1:] > logits[:, :1]).double(), y
         for k in range(2 + 8 * number, 10 + 8 * number, 2):
             y = body[k + 1](mask * body[k](y))
-        y = torch.where(mask.bool(), y, before)
+        y = torch.where(mask.bool(), y, bypassed(network.state_dict(), number, before))
     wanted = 255 * (F.pixel_shuffle(body[-1](y), 2) + F.interpolate(x / 255, scale_factor=2.0))
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
@@ -130,14 +144,14 @@ def test_all_kept_is_the_dense_network(name):
     network, x = masked(name), picture()
     for masks in network.region_masks:
         masks.spa_mask[-1].weight.zero_()
-        masks.spa_mask[-1].bias.copy_(torch.tensor([0.0, 1.0]))
+        masks.spa_mask[-1].bias.copy_(torch.tensor([0.0, 1.0]))  # bypasses are computed, and not used
     wanted = network.network(x)
     torch.testing.assert_close(network(x), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
     assert float(mean_kept(network)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_training_is_soft_and_reaches_masks_and_weights(name):
+def test_training_reaches_masks_and_weights(name):
     network, x = masked(name).train(), picture()
     torch.manual_seed(0)
     network(x).square().mean().backward()
@@ -146,12 +160,16 @@ def test_training_is_soft_and_reaches_masks_and_weights(name):
     assert mean_kept(network).requires_grad
 
 
-@pytest.mark.parametrize("name", ["EDSR", "SPAN"])
-def test_training_with_fixed_masks_is_the_evaluation(name):
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+@pytest.mark.parametrize("name", ["EDSR", "SPAN", "SRVGGNetCompact"])
+def test_what_is_trained_is_what_is_evaluated(name, mode):
+    """While masks are learnt, too: they are hard, and have the gradients of soft ones."""
     network, x = masked(name), picture()
     with torch.no_grad():
         wanted = network(x)
-    set_mask_mode(network, "hard")
+        kept = float(mean_kept(network))
+    set_mask_mode(network, mode)
+    assert float(mean_kept(network, hard=True)) == pytest.approx(kept)
     torch.testing.assert_close(network.train()(x).detach(), wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
 
 
@@ -173,6 +191,57 @@ def test_copies_are_of_their_own():
         for parameter in network.parameters():
             parameter.zero_()
         assert torch.equal(other(x), wanted)
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("dropped", [0.3, 1.0])
+def test_a_bypass_is_the_least_squares_fit(groups, dropped):
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 6, 9, 11), 5 + torch.randn(2, 6, 9, 11)
+    where = torch.rand(2, 9, 11) < dropped
+    bypass = nn.Conv2d(6, 6, 1, groups=groups)
+    fit_bypass(bypass, x, y, where)
+    rows, wanted = (np.asarray(part.movedim(1, -1)[where], np.float64) for part in (x, y))
+    for channel in range(6):
+        read = rows if groups == 1 else rows[:, channel : channel + 1]
+        design = np.concatenate([read, np.ones((len(rows), 1))], 1)
+        best = np.linalg.lstsq(design, wanted[:, channel], rcond=None)[0]
+        got = [*bypass.weight[channel].flatten().tolist(), bypass.bias[channel].item()]
+        assert got == pytest.approx(best.tolist(), abs=1e-4)
+
+
+def test_a_bypass_of_what_was_not_seen_is_the_identity():
+    """Channels that are zero on the example, and no dropped location at all."""
+    x = torch.randn(1, 4, 5, 5)
+    x[:, 2] = 0
+    bypass = nn.Conv2d(4, 4, 1)
+    fit_bypass(bypass, x, x, torch.ones(1, 5, 5, dtype=torch.bool))
+    torch.testing.assert_close(bypass.weight[:, :, 0, 0], torch.eye(4), rtol=0, atol=1e-4)
+    before = bypass.weight.detach().clone()
+    fit_bypass(bypass, x, 2 * x, torch.zeros(1, 5, 5, dtype=torch.bool))
+    assert torch.equal(bypass.weight, before)
+
+
+def test_fitted_bypasses_lose_less():
+    """Of a region that is nearly linear next to nothing is lost, whatever is dropped."""
+    torch.manual_seed(0)
+    network = sr_networks.SRVGGNetCompact(2, 16, 8).eval()
+    with torch.no_grad():
+        for layer in network.body[2:-1]:  # 1x1 convolutions in disguise, without activations
+            if isinstance(layer, nn.PReLU):
+                layer.weight.fill_(1.0)
+            else:
+                layer.weight[:, :, :, 0] = layer.weight[:, :, :, 2] = 0
+                layer.weight[:, :, 0] = layer.weight[:, :, 2] = 0
+        x = picture(count=2)
+        wanted = network(x)
+        sparse = sparsemask.sparsify(network, x, keep=0.5, steps=5)
+        assert 0.3 < float(sparse(x).new_tensor([m.float().mean() for m in sparse.masks]).mean()) < 0.7
+        fitted = (sparse(x) - wanted).abs().mean()
+        for bypass in sparse.bypasses:
+            bypass.weight.copy_(torch.eye(16)[:, :, None, None])
+            bypass.bias.zero_()
+        assert fitted < 1e-3 * (sparse(x) - wanted).abs().mean()
 
 
 class Users(nn.Module):

@@ -53,12 +53,23 @@ def test_the_task_is_known_by_name(tmp_path):
     assert "super_resolution" not in tasks.siblings("segmentation")
 
 
+def half_spectrum(d: np.ndarray) -> float:
+    """|re| + |im| of the discrete Fourier transform, frequencies of a row up to the Nyquist one, as the mean over them
+    times the number of pixels."""
+    *_, h, w = d.shape
+    dft = [np.exp(-2j * np.pi * np.outer(np.arange(n), np.arange(n)) / n) / np.sqrt(n) for n in (h, w)]
+    spectrum = np.einsum("ij,ncjk,kl->ncil", dft[0], d, dft[1])[..., : w // 2 + 1]
+    return np.abs([spectrum.real, spectrum.imag]).mean() * d.size
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("1*L1", lambda d: np.abs(d).sum()),
         ("1*MSE", lambda d: (d**2).sum()),
         ("0.5*L1 + 2*MSE", lambda d: 0.5 * np.abs(d).sum() + 2 * (d**2).sum()),
+        ("l1+0.1*l2", lambda d: np.abs(d).sum() + 0.1 * (d**2).sum()),
+        ("0.5*fft", lambda d: 0.5 * half_spectrum(d)),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -82,7 +93,7 @@ def test_loss_of_another_scale(tmp_path):
         task.loss(torch.zeros(1, 3, 9, 9), torch.zeros(1, 3, 6, 6))
 
 
-@pytest.mark.parametrize("text", ["", "L1", "1*L2", "1*L1+", "-1*L1", "1*L1*2"])
+@pytest.mark.parametrize("text", ["", "1*L3", "1*L1+", "-1*L1", "1*L1*2", "L1:0.5", "FFT*2"])
 def test_losses_that_are_none(text):
     with pytest.raises(UseError, match="--loss"):
         parse_loss(text)

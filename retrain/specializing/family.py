@@ -24,15 +24,17 @@ from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.protocols import Distilled
 from sparsemask.spaces.sparse_conv import search_method
 from sparsemask.spaces.sparse_conv.mask_costs import MaskBudget, open_budget
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.sparse_conv.records import conclude
-from sparsemask.tasks import Task
+from sparsemask.tasks import EvaluationContext, Task
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
 
 _START = "what is specialised"
 _KEEP = 0.5  # without any budget
-_SAMPLES = 16  # training inputs that masks are started on
+_FOLLOW = 0.1  # of the kept fraction's distance to the budget, added to mask logits at every step
+_SAMPLES = 64  # training inputs that masks are started on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +66,16 @@ class Taught(search_method.Masked):
     dense: nn.Module | None = None
 
 
+def taught_line(context: Context, teacher: nn.Module, rows: list[dict]) -> str:
+    """What masks cost beside the dense network that taught, on the same validation items."""
+    task, name = context.task, context.task.primary
+    evaluation = EvaluationContext.from_config(context.arithmetic, context.config)
+    scores = task.evaluate(teacher, evaluation, limit=context.config.training.eval_limit, quick=True)
+    before, after = task.metrics(scores)[name], next(row[name] for row in rows if row["form"] == "sparse")
+    context.run.note(teacher={name: before})
+    return f"the dense network that taught has {name} {before:.4f}, with masks {after:.4f} ({after - before:+.4f})"
+
+
 class Distillation(search_method.SparseConvSearch):
     """Masks are learnt while the output stays near the dense network's, so that inputs need no targets.
 
@@ -84,6 +96,15 @@ class Distillation(search_method.SparseConvSearch):
             wanted = self.dense(images)
         loss = task.teacher_loss(output, wanted, target, 1.0)
         return loss + self.truth * own if self.truth else loss
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module) -> None:
+        """While masks are fixed, follow the budget: the features that mask branches read move, and masks with them."""
+        super().after_step(model)
+        keep = self.keep
+        if keep is not None and self._fixed(self.step) and isinstance(model, MaskedNetwork):
+            for logits in model.budget_logits():
+                logits.add_(_FOLLOW * (keep - self.kept))
 
 
 class Specialization(TrainingFamily[Taught]):
@@ -157,6 +178,8 @@ class Specialization(TrainingFamily[Taught]):
         lines = [text, f"kept {kept:.3f} of {subject}{budget}"]
         if built.budget is not None:
             lines.append(built.budget.met(context, model))
+        if built.dense is not None:
+            lines.append(taught_line(context, built.dense, rows))
         lines += measured.get("plan", [])
         context.announce(lines, [NETWORK, "mask.npz", "forms.json"], then=None if wrong else "eval")
         if wrong:

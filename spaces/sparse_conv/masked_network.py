@@ -133,6 +133,10 @@ class MaskedNetwork(nn.Module):
         """What a plan chooses backends for, by name; default: nothing, there is one way to compute it."""
         return {}
 
+    def budget_logits(self) -> Sequence[Tensor]:
+        """What one number is added to so that a budget is met, larger keeps more; empty: the channel masks' logits."""
+        return ()
+
     def mask_modules(self) -> dict[str, MaskModule]:
         """Modules with a data mask of their own, by name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, MaskModule)}

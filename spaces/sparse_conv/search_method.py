@@ -178,7 +178,8 @@ class SparseConvSearch(Method):
 
     def after_step(self, model: torch.nn.Module) -> None:
         """Before masks are fixed, meet the budget."""
-        if self._fixes_next():
+        self.jumped = self._fixes_next()
+        if self.jumped:
             assert self.keep is not None
             left = () if self.budget is None else self.budget.open_blocks(model)
             meet_budget(model, self.inputs, self.keep, self._measure, left)

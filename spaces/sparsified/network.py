@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,16 +11,24 @@ from torch import Tensor, fx, nn
 
 from sparsemask import costs
 from sparsemask.errors import UseError
+from sparsemask.ops import activation as act
 from sparsemask.ops import dispatch
+from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, begin_smoothly
-from sparsemask.spaces.sparse_conv.masking import mean_kept
 from sparsemask.spaces.sparsified.regions import HasCore, find_regions, traced
-from sparsemask.sparse import ChannelMask, DataMask, gumbel_mask, kept_fraction
+from sparsemask.sparse import ChannelMask, DataMask, kept_fraction
 from sparsemask.timing import evaluating
 
 _BEGIN = 2.0  # how much more likely than not a new mask branch keeps, in logits
 _RATE = 1e-2  # of the fit
+_ROUNDS = 3  # of fitting bypasses to what is dropped, and dropping what they fit
+_RIDGE = 1e-6  # of that fit, towards the identity, relative to the features' mean square
+_SPAN = 50.0  # largest shift of mask logits
 _SPARSE = 2.0  # likewise that a layer follows its region's mask, rather than being computed everywhere
+
+
+BRANCH_RADIUS = 6
+"""Pixels around a location that its mask depends on: 5 of the branch, and one as it works on every other pixel."""
 
 
 class RegionMasks(ChannelMask):
@@ -44,24 +52,34 @@ class RegionMasks(ChannelMask):
         """The masks for features (N, C, H, W).
 
         Returns:
-            The data mask (N, 1, H, W) and the dense layers (L,), soft or bool; and the kept fractions (L,) of the hard
-            ones.
+            The data mask (N, 1, H, W) and the dense layers (L,), bool, or where masks are learnt 0 and 1 with the
+            gradient of a sigmoid; and the kept fractions (L,).
         """
-        dense = self.channels(tau)[:, 0]
-        hard_dense = dense if dense.dtype == torch.bool else self.ch_mask[0, 0, :, 0] >= self.ch_mask[0, 0, :, 1]
         if not self.training or self.spa_mask.mask_mode != "soft":
-            mask = self.spa_mask(x, tau)
-            return mask, dense, kept_fraction(mask, hard_dense[:, None])
+            mask, dense = self.spa_mask(x, tau), self.channels(tau)[:, 0]
+            return mask, dense, kept_fraction(mask, dense[:, None])
         logits = self.spa_mask.logits(x)
-        drop, keep = logits.detach().split(1, 1)
-        hard = torch.sigmoid(keep - drop) > self.spa_mask.threshold
-        return gumbel_mask(logits, tau)[:, 1:], dense, kept_fraction(hard, hard_dense[:, None])
+        mask = _straight_through(logits[:, 1:] - logits[:, :1], tau, self.spa_mask.threshold)
+        dense = _straight_through(self.ch_mask[0, 0, :, 0] - self.ch_mask[0, 0, :, 1], tau)
+        return mask, dense, kept_fraction(mask.detach() > 0, dense.detach()[:, None] > 0)
+
+
+def _straight_through(margin: Tensor, tau: float, threshold: float = 0.5) -> Tensor:
+    """1 where a margin's sigmoid is above a threshold, else 0, with the gradient of sigmoid(margin / tau).
+
+    Without noise: the function that is trained is the one that is evaluated (Bengio et al., 2013, arXiv 1308.3432).
+    With Gumbel noise a network that begins as a good one is first spoilt by it.
+    """
+    hard = (torch.sigmoid(margin.detach()) > threshold) if threshold != 0.5 else margin.detach() > 0
+    soft = torch.sigmoid(margin / tau)
+    return hard.to(soft.dtype) + soft - soft.detach()
 
 
 class SparsifiedNetwork(MaskedNetwork):
-    """A network whose regions are computed where their masks keep, and pass their input on elsewhere.
+    """A network whose regions are computed where their masks keep, and elsewhere a 1×1 convolution in their place.
 
-    In evaluation masks are hard and convolutions skip (the operator `sparsemask::conv`); in training they are soft
+    These *bypasses* begin as the identity and are fitted by :func:`begin`. In evaluation masked convolutions skip (the
+    operator `sparsemask::conv`); while masks are learnt they multiply, and are as hard
     (:func:`sparsemask.sparse.set_mask_mode`). After a forward pass `kept`, `hard_kept` and `masks` describe it.
 
     Args:
@@ -75,6 +93,8 @@ class SparsifiedNetwork(MaskedNetwork):
     """
 
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
+    multiplies = False
+    """Whether masks multiply in evaluation, too, instead of skipping: for programs without the sparse operator."""
 
     def __init__(self, network: nn.Module, example: Tensor, config: Mapping[str, Any] | None = None):
         super().__init__()
@@ -91,14 +111,19 @@ class SparsifiedNetwork(MaskedNetwork):
         self.region_masks = nn.ModuleList(RegionMasks(r.channels, len(r.convs)) for r in self.regions).to(
             example.device, example.dtype
         )
+        self.bypasses = nn.ModuleList(_identity(r.channels, r.bypass_groups) for r in self.regions).to(
+            example.device, example.dtype
+        )
         total = costs.multiply_adds(network, [example])
         self.kept_weights = [torch.tensor(region.multiply_adds) / total for region in self.regions]
         inside = sum(sum(region.multiply_adds) for region in self.regions)
-        self.kept_base = 1 - inside / total + sum(region.branch for region in self.regions) / total
+        self.kept_base = 1 - inside / total + sum(region.branch + region.bypass for region in self.regions) / total
         self.kept, self.hard_kept, self.masks = [], [], []
 
     def forward(self, x: Tensor) -> Tensor:
         """As the network's own."""
+        if not self.training and x.ndim == 4:  # the kernels' rows are a view of it
+            x = x.contiguous(memory_format=torch.channels_last)
         if isinstance(self.network, HasCore):
             return self.network.enlarge(x, self.run)
         return self.run(x)
@@ -109,6 +134,18 @@ class SparsifiedNetwork(MaskedNetwork):
         output = cast(Tensor, execution.run(x))
         self.kept, self.hard_kept, self.masks = execution.kept, execution.hard_kept, execution.masks
         return output
+
+    def budget_logits(self) -> list[Tensor]:
+        """The last biases of the mask branches: a larger one keeps more locations."""
+        biases = [cast(Tensor, cast(RegionMasks, masks).spa_mask[-1].bias) for masks in self.region_masks]
+        return [bias.detach()[1:] for bias in biases]
+
+    def assembled(self, masks: Sequence[Tensor]) -> None:
+        """Describe a forward pass that was made in parts, by the whole of its masks."""
+        dense = [cast(RegionMasks, part).channels()[:, 0] for part in self.region_masks]
+        self.masks = list(masks)
+        self.kept = [kept_fraction(mask, flags[:, None]) for mask, flags in zip(masks, dense, strict=True)]
+        self.hard_kept = list(self.kept)
 
     @property
     def mask_names(self) -> list[str]:  # type: ignore[override]
@@ -165,14 +202,15 @@ class _Execution(fx.Interpreter):
         mask, dense = self.drawn[number]
         conv = cast(nn.Conv2d, self.fetch_attr(str(n.target)))
         x = cast(Tensor, self.map_nodes_to_values(n.args[0], n))
-        if self.training or mask.is_floating_point():
-            gate, mine = mask.to(x.dtype), dense[layer].to(x.dtype)
-            return cast(Tensor, conv(x)) * (mine + (1 - mine) * gate)
         activation = "none"
         fused = self.owner.regions[number].fused.get(n.name)
         if fused is not None:
             self.skipped.add(fused[0])
             activation = fused[1]
+        if self.training or self.owner.multiplies or mask.is_floating_point():
+            # Behind the activation: a ReLU of 0 has no gradient.
+            gate, mine = mask.to(x.dtype), dense[layer].to(x.dtype)
+            return act.apply(activation, cast(Tensor, conv(x))) * (mine + (1 - mine) * gate)
         flags = torch.ones(max(conv.in_channels, conv.out_channels), dtype=torch.bool, device=x.device)
         output: Tensor = torch.ops.sparsemask.conv(
             x, conv.weight, conv.bias, mask, flags[: conv.in_channels], flags[: conv.out_channels] & dense[layer],
@@ -182,8 +220,8 @@ class _Execution(fx.Interpreter):
         return output
 
     def mixed(self, number: int, y: Tensor) -> Tensor:
-        """The region's output where it is kept, its input elsewhere."""
-        mask, x = self.drawn[number][0], self.inputs.pop(number)
+        """The region's output where it is kept, its bypass elsewhere."""
+        mask, x = self.drawn[number][0], self.owner.bypasses[number](self.inputs.pop(number))
         return torch.lerp(x, y, mask) if mask.is_floating_point() else torch.where(mask, y, x)
 
 
@@ -192,15 +230,16 @@ def sparsify(
     example: Tensor,
     keep: float | None = 0.5,
     *,
-    steps: int = 60,
+    steps: int = 200,
     config: Mapping[str, Any] | None = None,
 ) -> SparsifiedNetwork:
     """Give any network of convolutions masks over locations, so that it computes where it must.
 
-    Residual blocks and chains of convolutions of one size get a mask branch each where that pays off. The branches are
-    fitted, without labels, to where on the example a block changes its input most, and shifted so that `keep` of the
-    multiply-adds is executed there. The weights stay as they are; training them with their masks
-    (``retrain/specialize.py``, or any loop: in training masks are soft) wins back what that costs.
+    Residual blocks and chains of convolutions of one size get a mask branch each where that pays off, and a 1×1
+    convolution, the bypass, for what is dropped. Without labels, bypasses are fitted to the blocks on the example by
+    least squares, branches to where they fail, shifted so that `keep` of the multiply-adds is executed there. The other
+    weights stay as they are; training them with their masks (``retrain/specialize.py``, or any loop: in training masks
+    are learnt) wins back what that costs.
 
     Args:
         network: any network that ``torch.fx`` can trace, with an input of images; used, not copied.
@@ -229,14 +268,14 @@ def sparsify(
     return sparse
 
 
-def begin(network: SparsifiedNetwork, example: Tensor, keep: float, steps: int = 60) -> None:
-    """Start mask branches where a budget is met and the regions that change their inputs most are kept.
+def begin(network: SparsifiedNetwork, example: Tensor, keep: float, steps: int = 200) -> None:
+    """Start masks where a budget is met and the regions are kept that their bypasses fit worst.
 
     Args:
-        network: its branches are changed in place.
+        network: its branches and bypasses are changed in place.
         example: inputs like those to come.
-        keep: share of all multiply-adds that is executed on the example, branches included.
-        steps: of the fit.
+        keep: share of all multiply-adds that is executed on the example, branches and bypasses included.
+        steps: of the branches' fit.
 
     Raises:
         UseError: a share that the network cannot have.
@@ -247,68 +286,91 @@ def begin(network: SparsifiedNetwork, example: Tensor, keep: float, steps: int =
             f"keep {keep:g}: between {least:.2f}, what has no mask and the mask branches, and 1 (of all multiply-adds)"
         )
     with evaluating(network), dispatch.repeatable():
-        fit_branches(network, example, (keep - least) / (1 - least), steps)
-        meet(network, example, keep)
+        fit(network, example, (keep - least) / (1 - least), steps)
+        meet_budget(network, example, keep)
 
 
-def fit_branches(network: SparsifiedNetwork, example: Tensor, share: float, steps: int = 60) -> None:
-    """Fit mask branches to where regions change their inputs most, on an example.
+def fit(network: SparsifiedNetwork, example: Tensor, share: float, steps: int = 200) -> None:
+    """Fit bypasses to what regions compute on an example, and mask branches to where they do not.
 
     Args:
-        network: its branches are changed in place.
+        network: changed in place.
         example: inputs.
-        share: of the locations that count as changed.
+        share: of the locations that count as badly fitted, and are to be kept.
         steps: of Adam, on each branch by itself.
     """
-    for masks, (x, y) in zip(network.region_masks, _changes(network, example), strict=True):
-        assert isinstance(masks, RegionMasks)
-        change = (y - x).abs().mean(1)
-        rank = min(change.numel(), max(1, round((1 - share) * change.numel())))
-        wanted = (change > change.flatten().kthvalue(rank).values).to(x.dtype)
-        scale = x.abs().mean().clamp_min(1e-12)
-        parameters = list(masks.spa_mask.parameters())
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            first = cast(nn.Conv2d, masks.spa_mask[0])
+    parts = zip(network.region_masks, network.bypasses, _changes(network, example), strict=True)
+    for masks, bypass, (x, y) in parts:
+        assert isinstance(masks, RegionMasks) and isinstance(bypass, nn.Conv2d)
+        wanted = torch.zeros_like(x[:, 0], dtype=torch.bool)
+        for _ in range(_ROUNDS):
+            fit_bypass(bypass, x, y, ~wanted)
             with torch.no_grad():
-                first.weight.div_(scale)  # features of any size
-            rest = [parameter for parameter in parameters if parameter is not first.weight]
-            groups = [{"params": [first.weight], "lr": _RATE / float(scale)}, {"params": rest, "lr": _RATE}]
-            optimizer = torch.optim.Adam(groups)
-            for _ in range(steps):
-                optimizer.zero_grad()
-                logits = masks.spa_mask.logits(x)
-                F.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], wanted).backward()
-                optimizer.step()
-        for parameter in parameters:
-            parameter.grad = None
+                error = (bypass(x) - y).square().mean(1)
+            rank = min(error.numel(), max(1, round((1 - share) * error.numel())))
+            wanted = error > error.flatten().kthvalue(rank).values
+        _fit_branch(masks, x, wanted.to(x.dtype), steps)
 
 
 @torch.no_grad()
-def meet(network: SparsifiedNetwork, example: Tensor, keep: float) -> float:
-    """Shift the logits of all mask branches by one number so that `keep` of the multiply-adds is executed.
+def fit_bypass(bypass: nn.Conv2d, x: Tensor, y: Tensor, where: Tensor) -> None:
+    """Fit a 1×1 convolution to features by least squares, in float64; without any location it stays as it is.
 
     Args:
-        network: in evaluation mode; changed in place.
-        example: inputs.
-        keep: share of all multiply-adds.
-
-    Returns:
-        The share that is reached on the example.
+        bypass: changed in place.
+        x: (N, C, H, W), what it reads.
+        y: (N, C, H, W), what it shall give.
+        where: bool (N, H, W), the locations that count.
     """
-    biases = [masks.spa_mask[-1].bias for masks in network.region_masks]  # type: ignore[union-attr,index]
-    before = [bias.clone() for bias in biases]
+    rows = x.movedim(1, -1)[where].double()
+    change = y.movedim(1, -1)[where].double() - rows
+    if not len(rows):
+        return
+    channels = rows.shape[1]
+    ones = rows.new_ones(len(rows), 1)
+    ridge = _RIDGE * float(rows.square().sum()) / channels + 1e-12
+    if bypass.groups == 1:
+        design = torch.cat([rows, ones], 1)
+        gram = design.T @ design + ridge * torch.eye(channels + 1).to(design)
+        solution = torch.linalg.solve(gram, design.T @ change)
+        slope, offset = torch.eye(channels).to(rows) + solution[:-1].T, solution[-1]
+    else:
+        mean, wanted = rows.mean(0), change.mean(0)
+        centred = rows - mean
+        factor = (centred * (change - wanted)).sum(0) / (centred.square().sum(0) + ridge)
+        slope, offset = 1 + factor, wanted - factor * mean
+    bypass.weight.copy_(slope.reshape(bypass.weight.shape))
+    cast(Tensor, bypass.bias).copy_(offset)
 
-    def kept(shift: float) -> float:
-        for bias, start in zip(biases, before, strict=True):
-            bias.copy_(start + torch.tensor([0.0, shift]).to(start))
-        network(example)
-        return float(mean_kept(network))
 
-    low, high = -50.0, 50.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (low, middle) if kept(middle) > keep else (middle, high)
-    return kept(low)
+def _fit_branch(masks: RegionMasks, x: Tensor, wanted: Tensor, steps: int) -> None:
+    """Fit a mask branch to the locations (N, H, W) that are to be kept, 1 or 0."""
+    scale = x.abs().mean().clamp_min(1e-12)
+    parameters = list(masks.spa_mask.parameters())
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        first = cast(nn.Conv2d, masks.spa_mask[0])
+        with torch.no_grad():
+            first.weight.div_(scale)  # features of any size
+        rest = [parameter for parameter in parameters if parameter is not first.weight]
+        groups = [{"params": [first.weight], "lr": _RATE / float(scale)}, {"params": rest, "lr": _RATE}]
+        optimizer = torch.optim.Adam(groups)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            logits = masks.spa_mask.logits(x)
+            F.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], wanted).backward()
+            optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _identity(channels: int, groups: int) -> nn.Conv2d:
+    """A 1×1 convolution that changes nothing."""
+    conv = nn.Conv2d(channels, channels, 1, groups=groups)
+    with torch.no_grad():
+        weight = torch.eye(channels) if groups == 1 else torch.ones(channels)
+        conv.weight.copy_(weight.reshape(conv.weight.shape))
+        cast(Tensor, conv.bias).zero_()
+    return conv
 
 
 @torch.no_grad()

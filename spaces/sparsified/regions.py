@@ -1,8 +1,8 @@
 """Regions of a network that a mask over locations can skip, found in its graph.
 
 A region has one input and one output of the same shape, and between them only convolutions that keep the size and
-operators that treat every location by itself. Where a mask drops a location, the region's output is its input there: a
-residual block adds nothing, a chain passes on what it was given.
+operators that treat every location by itself. Where a mask drops a location, a 1×1 convolution of the region's input
+stands for its output.
 
 The graph is that of ``torch.fx``, which has every operator in order; the channel graph that `shrink` works on
 (:mod:`sparsemask.spaces.group_sparsity.tracing`) has the layers alone.
@@ -34,6 +34,7 @@ _FUNCTIONS = {
 _METHODS = {"add", "sub", "mul", "div", "neg", "relu", "sigmoid", "tanh", "contiguous"}
 LONGEST = 4  # convolutions of a region that is no residual block
 _MOST = 8  # of a residual block
+_BYPASS = 0.1  # share of a region's multiply-adds that a bypass which mixes channels may cost
 _BRANCH = 0.25  # share of a region's multiply-adds that its mask branch may cost
 Shape = tuple[int, ...]
 
@@ -62,6 +63,9 @@ class Region:
         channels: of `entry`.
         multiply_adds: of each convolution, for the example.
         branch: of the mask branch, for the example.
+        bypass: of the bypass, for the example.
+        bypass_groups: 1 for a bypass that mixes channels, `channels` for a factor and an offset of each, which is what
+            cheap regions get.
     """
 
     entry: str
@@ -72,6 +76,8 @@ class Region:
     channels: int
     multiply_adds: tuple[int, ...]
     branch: int
+    bypass: int
+    bypass_groups: int
 
 
 def traced(network: nn.Module, example: Tensor) -> fx.Graph:
@@ -233,7 +239,19 @@ class _Search:
             return None
         fused = {node.name: found for node in convs if (found := self.activation(node, inside)) is not None}
         names = frozenset(node.name for node in inside)
-        return Region(entry.name, exit.name, names, tuple(n.name for n in convs), fused, channels, counts, branch)
+        mixes = channels * channels * locations <= _BYPASS * sum(counts)
+        return Region(
+            entry=entry.name,
+            exit=exit.name,
+            inside=names,
+            convs=tuple(node.name for node in convs),
+            fused=fused,
+            channels=channels,
+            multiply_adds=counts,
+            branch=branch,
+            bypass=locations * channels * (channels if mixes else 1),
+            bypass_groups=1 if mixes else channels,
+        )
 
     def activation(self, node: fx.Node, inside: Sequence[fx.Node]) -> tuple[str, str] | None:
         """The ReLU or leaky ReLU that is a convolution's only reader, as the sparse operator names it."""

@@ -32,6 +32,8 @@ class SRNetwork(nn.Module):
     """Largest value of the images that :meth:`compute` takes and gives."""
     smallest: ClassVar[int] = 1
     """Least height and width that :meth:`compute` takes; smaller images are padded by their last row and column."""
+    multiple: ClassVar[int] = 1
+    """Tiles of an image begin at multiples of so many pixels."""
     scale: int
     """Height (width) of the output over that of the input."""
     config: dict[str, Any]

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from sparsemask.spaces.sparsified import SparsifiedNetwork, begin
 from sparsemask.spaces.sr_networks import checkpoints
 from sparsemask.spaces.sr_networks.network import SRNetwork
 from sparsemask.weights import load_strictly
+
+if TYPE_CHECKING:
+    from sparsemask import exporting
 
 _EXAMPLE = (1, 3, 48, 48)  # the size by which layers are weighed; shares of multiply-adds do not depend on it
 _DENSE = "network."  # prefix of the dense network's weights
@@ -103,6 +106,15 @@ class SRSpace(MaskedSpace):
     def dense_cost(self, network: MaskedNetwork, inputs: Tensor) -> int:
         """Multiply-adds of the dense network."""
         return costs.multiply_adds(self.dense_form(network), [inputs])
+
+    def exportable(
+        self, network: nn.Module, batch: object, config: Config, mask: object = None
+    ) -> exporting.Exportable:
+        """As a function of images of even sides; see :mod:`sparsemask.spaces.sr_networks.masked`."""
+        from sparsemask.spaces.sr_networks import masked
+
+        assert isinstance(network, SparsifiedNetwork)
+        return masked.exportable(network, lambda path: self.save(path, network, self.masks_of(network)))
 
     def prepare(self, colour: np.ndarray) -> Tensor:
         """Turn colours (H, W, 3) of 0 to 255 into an input (1, 3, H, W)."""

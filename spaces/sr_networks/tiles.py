@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sparsemask.errors import UseError
 from sparsemask.spaces.smsr.tiles import self_ensemble
-from sparsemask.spaces.sr_networks.network import SRNetwork, Stage, StagedNetwork
+from sparsemask.spaces.sr_networks.network import Stage, StagedNetwork
 
 SMALLEST = 32
 """Least side of a tile in pixels."""
@@ -40,7 +40,45 @@ _MANY = 4 * 24  # bytes that no network needs for a location and channel of its 
 _RESIDENT = 400 << 20  # of a process with torch, where the system does not say it
 _PAGE = 4096
 
-Network = TypeVar("Network", bound=SRNetwork)
+
+class Tileable(Protocol):
+    """What can be computed in tiles: a :class:`SRNetwork`, or one with masks (:mod:`.masked`)."""
+
+    scale: int
+    smallest: int
+    multiple: int
+    """Tiles begin at multiples of so many pixels."""
+
+    @property
+    def radius(self) -> int | None:
+        """Pixels around that an output pixel depends on; None: all."""
+
+    @property
+    def title(self) -> str:
+        """Its name, for messages."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W)."""
+
+
+@runtime_checkable
+class Assembled(Protocol):
+    """A network that describes what it computed, of tiles too."""
+
+    def begin(self, shape: torch.Size) -> None:
+        """Images of this shape are about to be computed in tiles."""
+
+    def place(self, rows: Span, columns: Span) -> None:
+        """A tile was computed."""
+
+    def end(self) -> None:
+        """All were."""
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Plan(NamedTuple):
@@ -54,7 +92,7 @@ class Plan(NamedTuple):
 
 @torch.no_grad()
 def upscale(
-    network: SRNetwork, images: Tensor, memory: float | None = None, tile: int | None = None, ensemble: bool = False
+    network: Tileable, images: Tensor, memory: float | None = None, tile: int | None = None, ensemble: bool = False
 ) -> Tensor:
     """Magnify images within a budget of memory.
 
@@ -82,7 +120,7 @@ def upscale(
     return self_ensemble(run, images) if ensemble else run(images)
 
 
-def planned(network: SRNetwork, shape: tuple[int, ...], memory: float | None = None, ensemble: bool = False) -> Plan:
+def planned(network: Tileable, shape: tuple[int, ...], memory: float | None = None, ensemble: bool = False) -> Plan:
     """Choose the largest tiles that a budget has room for.
 
     Args:
@@ -153,9 +191,9 @@ def _need_of_bands(network: StagedNetwork, count: int, height: int, width: int, 
     return int(count * (height * width * pixel + max(costs)))
 
 
-def _per_pixel(network: SRNetwork) -> float:
+def _per_pixel(network: Tileable) -> float:
     """Bytes that a network needs for each pixel of its input, computed at once."""
-    return _WORKSPACE * _peak(*_on_meta(network)) / _PROBE**2
+    return _WORKSPACE * _peak(*_on_meta(cast(nn.Module, network))) / _PROBE**2
 
 
 def _on_meta(network: Network) -> tuple[Network, Tensor]:
@@ -193,14 +231,17 @@ def _peak(run: Callable[[Tensor], object], x: Tensor) -> int:
     return int(alive.peak)
 
 
-def _tiled(network: SRNetwork, images: Tensor, tile: int) -> Tensor:
+def _tiled(network: Tileable, images: Tensor, tile: int) -> Tensor:
     return _in_bands(network, images, tile) if isinstance(network, StagedNetwork) else _in_tiles(network, images, tile)
 
 
-def _in_tiles(network: SRNetwork, images: Tensor, side: int) -> Tensor:
+def _in_tiles(network: Tileable, images: Tensor, side: int) -> Tensor:
     """The output of a network that sees few pixels, from tiles that overlap by them."""
     height, width = images.shape[-2:]
     s, radius = network.scale, network.radius or 0
+    side -= side % network.multiple
+    if isinstance(network, Assembled):
+        network.begin(images.shape)
     output = images.new_empty(len(images), 3, s * height, s * width)
     for rows in _spans(height, side, radius):
         for columns in _spans(width, side, radius):
@@ -208,10 +249,14 @@ def _in_tiles(network: SRNetwork, images: Tensor, side: int) -> Tensor:
             inner = [slice(s * span.inner.start, s * span.inner.stop) for span in (rows, columns)]
             place = [slice(s * span.kept.start, s * span.kept.stop) for span in (rows, columns)]
             output[..., place[0], place[1]] = part[..., inner[0], inner[1]]
+            if isinstance(network, Assembled):
+                network.place(rows, columns)
+    if isinstance(network, Assembled):
+        network.end()
     return output
 
 
-class _Span(NamedTuple):
+class Span(NamedTuple):
     """A part of a side: what is kept of it, what is computed for that, and where the kept lies in the computed."""
 
     kept: slice
@@ -219,11 +264,11 @@ class _Span(NamedTuple):
     inner: slice
 
 
-def _spans(length: int, side: int, radius: int) -> Iterator[_Span]:
+def _spans(length: int, side: int, radius: int) -> Iterator[Span]:
     for start in range(0, length, side):
         stop = min(start + side, length)
         first = max(0, start - radius)
-        yield _Span(slice(start, stop), slice(first, min(length, stop + radius)), slice(start - first, stop - first))
+        yield Span(slice(start, stop), slice(first, min(length, stop + radius)), slice(start - first, stop - first))
 
 
 def _in_bands(network: StagedNetwork, images: Tensor, rows: int) -> Tensor:

@@ -16,9 +16,9 @@ from sparsemask.pictures.files import Picture, encoded
 from sparsemask.spaces import sr_networks
 from sparsemask.spaces.smsr.checkpoints import load_smsr
 from sparsemask.spaces.smsr.network import SMSR
-from sparsemask.spaces.smsr.tiles import self_ensemble
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparsified import SparsifiedNetwork
+from sparsemask.spaces.sr_networks.masked import upscale_masked
 from sparsemask.spaces.sr_networks.space import load_sparsified
 from sparsemask.spaces.sr_networks.tiles import resident
 from sparsemask.weights import bare_state, read_checkpoint
@@ -125,11 +125,8 @@ class Sparsified(Masked):
 
     def compute(self, pixels: Tensor, tile: int | None, memory: float | None, ensemble: bool) -> Tensor:
         """See :class:`Enlarger`."""
-        if tile or memory is not None:
-            raise UseError(f"--tile and --memory: {self.title} runs on whole pictures")
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            return self_ensemble(self.network, pixels) if ensemble else self.network(pixels)
+            return upscale_masked(self.network, pixels, memory, tile, ensemble)
 
 
 class SMSREnlarger(Masked):

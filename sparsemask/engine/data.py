@@ -5,7 +5,8 @@ the seed and n alone. Batches are consecutive samples, always full (a pass may e
 each takes its share of every batch, so that the batches do not depend on how many processes there are.
 
 A source of training samples is a :class:`DataSource`, one of validation samples an :class:`EvaluationSource`. What only
-some sources can do is a protocol of its own: :class:`PlannedSource`, :class:`BatchSource`, :class:`CollatingSource`.
+some sources can do is a protocol of its own: :class:`PlannedSource`, :class:`BatchSource`, :class:`CollatingSource`,
+:class:`StagedSource`.
 """
 
 from __future__ import annotations
@@ -103,6 +104,14 @@ class BatchSource(Protocol):
         """
 
 
+@runtime_checkable
+class StagedSource(Protocol):
+    """A source whose samples change in the course of a run."""
+
+    def at(self, share: float) -> DataSource:
+        """The source as it is sampled at a share of the run, in [0, 1]; of the same length."""
+
+
 class BatchSampler(Protocol):
     """Batches of keys for the steps of a run, this process's share of each, in parts."""
 
@@ -140,17 +149,27 @@ class PlannedSource(Protocol):
 
 
 class SeededSamples(Dataset):
-    """Wraps ``source.sample(index, rng)`` so that a sample is a function of (seed, index, draw number)."""
+    """Wraps ``source.sample(index, rng)`` so that a sample is a function of (seed, index, draw number).
 
-    def __init__(self, source: DataSource, seed: int, stream: int = AUGMENT):
-        self.source, self.seed, self.stream = source, seed, stream
+    Args:
+        source: the samples.
+        seed: of the run.
+        stream: of randomness.
+        total: samples that the whole run draws, by which a :class:`StagedSource` is asked for its stage; 0: its last.
+    """
+
+    def __init__(self, source: DataSource, seed: int, stream: int = AUGMENT, total: int = 0):
+        self.source, self.seed, self.stream, self.total = source, seed, stream, total
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: tuple[int, int]):
         index, draw = key
-        return one_line_errors(self.source.sample, index, draw_generator(self.seed, self.stream, draw))
+        source = self.source
+        if isinstance(source, StagedSource):
+            source = source.at(draw / self.total if self.total else 1.0)
+        return one_line_errors(source.sample, index, draw_generator(self.seed, self.stream, draw))
 
     def __getitems__(self, keys: list[tuple[int, int]]):
         """What torch's loader asks for: the samples of a batch, or the batch itself of a source that makes it."""
@@ -187,13 +206,17 @@ def one_line_errors(function, *arguments):
 
 
 class StepSampler:
-    """Batches of (index, draw number) for the steps `start` to `stop`, this process's share of each, in `parts`."""
+    """Batches of (index, draw number) for the steps `start` to `stop`, this process's share of each, in `parts`.
+
+    Each sample is drawn `repeat` times in a row, differently augmented (Hoffer et al., 2020, arXiv 1901.09335).
+    """
 
     def __init__(
-        self, length: int, batch: int, start: int, stop: int, seed: int, rank: int = 0, world: int = 1, parts: int = 1
-    ):
+        self, length: int, batch: int, start: int, stop: int, seed: int, rank: int = 0, world: int = 1, parts: int = 1,
+        repeat: int = 1,
+    ):  # fmt: skip
         self.length, self.batch, self.start, self.stop, self.seed = length, batch, start, stop, seed
-        self.rank, self.world, self.parts = rank, world, parts
+        self.rank, self.world, self.parts, self.repeat = rank, world, parts, repeat
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.parts
@@ -210,10 +233,11 @@ class StepSampler:
         for step in range(self.start, self.stop):
             keys = []
             for draw in range(step * self.batch, (step + 1) * self.batch):
-                if draw // self.length != epoch:
-                    epoch = draw // self.length
+                current, place = divmod(draw // self.repeat, self.length)
+                if current != epoch:
+                    epoch = current
                     order = draw_generator(self.seed, ORDER, epoch).permutation(self.length)
-                keys.append((int(order[draw % self.length]), draw))
+                keys.append((int(order[place]), draw))
             yield from shares(keys, self.rank, self.world, self.parts)
 
 
@@ -227,7 +251,7 @@ def shares(keys: list, rank: int, world: int, parts: int) -> Iterator[list]:
 
 def step_sampler(
     source: DataSource, batch: int, start: int, stop: int, seed: int,
-    rank: int = 0, world: int = 1, parts: int = 1, state: dict | None = None,
+    rank: int = 0, world: int = 1, parts: int = 1, state: dict | None = None, repeat: int = 1,
 ) -> BatchSampler:  # fmt: skip
     """The sampler of a run's steps: the source's own planner, or a :class:`StepSampler`.
 
@@ -241,10 +265,16 @@ def step_sampler(
         world: number of processes.
         parts: number of parts of each process's share (gradient accumulation).
         state: the sampler's state in a checkpoint; None: plan from the beginning.
+        repeat: augmented copies of each sample.
+
+    Raises:
+        UseError: copies of samples of a source that plans its own batches.
     """
     if isinstance(source, PlannedSource):
+        if repeat > 1:
+            raise UseError(f"--repeat_augment {repeat}: these data plan their own batches, which hold no copies")
         return source.planner(batch, start, stop, seed, rank, world, parts, state)
-    return StepSampler(len(source), batch, start, stop, seed, rank, world, parts)
+    return StepSampler(len(source), batch, start, stop, seed, rank, world, parts, repeat)
 
 
 def collate(source: DataSource | EvaluationSource, samples: Sequence[tuple]) -> tuple[Any, torch.Tensor]:
@@ -274,12 +304,12 @@ def make_loader(dataset, workers: int, seed: int = 0, **how) -> DataLoader:
 
 
 def training_loader(
-    source: DataSource, sampler: BatchSampler, seed: int, workers: int, pin: bool = False
+    source: DataSource, sampler: BatchSampler, seed: int, workers: int, pin: bool = False, total: int = 0
 ) -> DataLoader:
-    """Loader over a :func:`step_sampler`."""
+    """Loader over a :func:`step_sampler`; `total` as :class:`SeededSamples` has it."""
     collation = source.collate if isinstance(source, CollatingSource) else None
     return make_loader(
-        SeededSamples(source, seed),
+        SeededSamples(source, seed, total=total),
         workers,
         seed,
         batch_sampler=sampler,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sparsemask.engine import checkpoint, data, distributed, randomness
+from sparsemask.engine.averaging import WeightAverage
 from sparsemask.engine.callbacks import Callback, TrainingStep
 from sparsemask.engine.interrupt import Interrupt
 from sparsemask.engine.method import Method, batch_norms, learning_rate_factor, reestimate, set_momentum, set_training
@@ -75,14 +76,21 @@ class Fit:
         self.spent, self.began = 0.0, time.monotonic()  # seconds: before a resume, and since
         self.interrupt, self.leaving, self.stopped = Interrupt(), False, False
         randomness.seed_all(config.run.seed)
+        self.average = WeightAverage(model, training.ema) if training.ema else None
         if state is not None:
             self._restore(state)
         distributed.copy_from_first(model)
+        if self.average is not None and state is None:
+            self.average.restart()
 
     def _restore(self, state: dict) -> None:
         try:
             check_finite(state["model"], self.run.last)
             self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                trained = state["average"]["trained"]
+                check_finite(trained, self.run.last)
+                self.average.restore(state["average"]["updates"], trained)
             for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
                 checkpoint.load_optimizer(optimizer, saved)
             self.scaler.load_state_dict(state["scaler"])
@@ -104,29 +112,44 @@ class Fit:
         return self.spent + time.monotonic() - self.began
 
     def save(self, path: Path | None = None) -> None:
-        """Write a checkpoint, unless the network is no longer finite."""
+        """Write a checkpoint, unless the network is no longer finite. With --ema its network is the averaged one."""
+        self._check_finite()
+        with self._averaged():
+            if self.average is not None:
+                self._check_finite()
+            if self.rank == 0:
+                self._write(path or self.run.last)
+        distributed.barrier()
+
+    def _check_finite(self) -> None:
         distributed.average_buffers(self.model)
         if not checkpoint.finite(self.model):
             raise UseError(f"the weights are no longer finite after step {self.step}; {self._kept()}")
-        if self.rank == 0:
-            if not self.run.config.exists():
-                raise UseError(f"{self.run.folder}: the run's folder was taken away while it ran; nothing is saved")
-            state = {
-                "model": self.model.state_dict(),
-                "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
-                "scheduler": {"name": self.config.training.schedule, "step": self.step, "max_iter": self.max_iter},
-                "scaler": self.scaler.state_dict(),
-                "method": self.method.state(),
-                "step": self.step,
-                "best": self.best,
-                "seconds": self.seconds,
-                **self.extra,
-            }
-            planned = self.planned if self.sampler is None else self.sampler.state(self.step)
-            if planned is not None:
-                state["data"] = planned
-            checkpoint.save(path or self.run.last, state)
-        distributed.barrier()
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the network has the weights that are evaluated and saved: with --ema their moving average."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
+    def _write(self, path: Path) -> None:
+        if not self.run.config.exists():
+            raise UseError(f"{self.run.folder}: the run's folder was taken away while it ran; nothing is saved")
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scheduler": {"name": self.config.training.schedule, "step": self.step, "max_iter": self.max_iter},
+            "scaler": self.scaler.state_dict(),
+            "method": self.method.state(),
+            "step": self.step,
+            "best": self.best,
+            "seconds": self.seconds,
+            **self.extra,
+        }
+        if self.average is not None:
+            state["average"] = {"updates": self.average.updates, "trained": self.average.weights}
+        planned = self.planned if self.sampler is None else self.sampler.state(self.step)
+        if planned is not None:
+            state["data"] = planned
+        checkpoint.save(path, state)
 
     def _kept(self) -> str:
         last = self.run.last
@@ -145,6 +168,7 @@ class Fit:
             self.world,
             training.accumulate,
             state,
+            training.repeat_augment,
         )
 
     def batches(self):
@@ -153,7 +177,14 @@ class Fit:
         self.sampler = self._sampler(self.step, self.max_iter, config.run.seed, self.planned)
         cuda = self.arithmetic.device.type == "cuda"
         return data.plainly(
-            data.training_loader(self.task.train_data, self.sampler, config.run.seed, config.data.n_worker, pin=cuda)
+            data.training_loader(
+                self.task.train_data,
+                self.sampler,
+                config.run.seed,
+                config.data.n_worker,
+                pin=cuda,
+                total=self.max_iter * config.training.batch_size,
+            )
         )
 
     def _to(self, images):
@@ -174,10 +205,11 @@ class Fit:
         for group, base in zip(self.groups, self.base, strict=True):
             group["lr"] = base * factor
         self.method.before_step(self.model, self.step)
+        task = self.task.at(self.step / self.max_iter)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         device = self.arithmetic.device
-        counted = sum(self.task.count(target) for _, target in parts)
+        counted = sum(task.count(target) for _, target in parts)
         counted = distributed.total(torch.tensor(float(counted), dtype=torch.float64, device=device)).clamp(min=1)
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         metrics: dict = {}
@@ -186,7 +218,7 @@ class Fit:
                 images = self._to(images)
                 output = self.model(images)
                 target = target.to(device, non_blocking=True)
-                loss = self.method.loss(self.model, self.task, images, output, target)
+                loss = self.method.loss(self.model, task, images, output, target)
                 loss = loss / counted.to(loss.dtype)
                 penalty, metrics = self.method.penalty(self.model, self.step)
             sums[0] += loss.detach()
@@ -217,6 +249,8 @@ class Fit:
             self.scaler.step(optimizer)
         self.scaler.update()
         self.method.after_step(self.model)
+        if self.average is not None:
+            self.average.restart() if self.method.jumped else self.average.update()
         self.step += 1
         task_loss, added, _ = sums.tolist()
         row = {"step": self.step, "loss": task_loss + added}
@@ -225,7 +259,11 @@ class Fit:
         return {**row, **metrics, "lr": self.groups[0]["lr"]}
 
     def evaluate(self) -> dict:
-        """Validation metrics of the network as it is, batch-norm statistics re-estimated if asked for."""
+        """Validation metrics of the network as it is saved, batch-norm statistics re-estimated if asked for."""
+        with self._averaged():
+            return self._evaluate()
+
+    def _evaluate(self) -> dict:
         training, seed = self.config.training, self.config.run.seed + 1
         if training.bn_reestimate and not training.freeze_bn:
             sampler = self._sampler(0, training.bn_reestimate, seed)
@@ -287,6 +325,8 @@ class Fit:
             for file in (records, history):
                 if file is not None:
                     file.close()
+        if self.average is not None:  # whoever finishes the run finds the network as it is saved
+            self.average.exchange()
         if main:
             if self.step < self.max_iter and self.is_ended(interval):
                 why = "as a callback wished" if self.stopped else f"{self._patience()} without a better one"

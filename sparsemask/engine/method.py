@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ class Method:
     """Whose outputs `loss` learns from beside the labels; the family's driver sets it before training."""
     finished = False
     """Whether the run may end before its last step; asked after each evaluation, and kept by `state`."""
+    jumped = False
+    """Whether the last `after_step` changed weights as no optimizer does: with --ema, the average begins again."""
 
     def groups(self, model: nn.Module, config: RunConfig) -> list[dict]:
         """Optimizer parameter groups: the encoder at --lr, all else at --lr times --last_layer_lr_mult."""
@@ -109,7 +112,8 @@ def learning_rate_factor(
 
     Args:
         name: "poly": (1 - step/max_iter)^gamma, per iteration (SparseMask, section 4.1). "step": gamma at each passed
-            milestone. "exponential": gamma to the number of passed epochs. "constant": 1.
+            milestone. "exponential": gamma to the number of passed epochs. "cosine": half a cosine from 1 to 0, over
+            the steps behind the warm-up (Loshchilov and Hutter, 2017, arXiv 1608.03983). "constant": 1.
         step: 0 to max_iter - 1.
         max_iter: steps of the run.
         gamma: exponent of "poly", base of "step" and "exponential".
@@ -126,6 +130,8 @@ def learning_rate_factor(
         value = gamma ** sum(step >= m * max_iter for m in (milestones or (0.5, 0.75)))
     elif name == "exponential":
         value = gamma ** (step // epoch)
+    elif name == "cosine":
+        value = (1 + math.cos(math.pi * max(0, step - warmup) / max(1, max_iter - warmup))) / 2
     else:
         value = 1.0
     return value * min(1.0, (step + 1) / (warmup + 1)) if warmup else value

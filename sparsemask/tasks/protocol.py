@@ -285,6 +285,10 @@ class Task(ABC):
 
     # ---- training
 
+    def at(self, share: float) -> Task:
+        """The task as it is trained at a share of the run's steps, in [0, 1): one with another loss, or itself."""
+        return self
+
     @abstractmethod
     def count(self, target: torch.Tensor) -> float:
         """What the loss of a batch with these targets is divided by, summed over all processes; 0 or more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 
 from sparsemask.errors import UseError
 from sparsemask.files import distinct_names
+from sparsemask.options import stage_at
 from sparsemask.tasks.super_resolution.folders import Pair
 from sparsemask.tasks.super_resolution.store import MEMORY, PictureStore
 
@@ -21,7 +23,8 @@ class SuperResolutionDataset(Dataset):
     Args:
         pairs: the files.
         scale: high over low resolution.
-        patch_size: side of a training patch in low-resolution pixels; None: whole images, to validate.
+        patch_size: side of a training patch in low-resolution pixels, or (end, side) of each stage of the run, see
+            :func:`sparsemask.options.stages`; None: whole images, to validate.
         repeat: how often a pass goes through the images, with other patches each time.
         crop_even: whole images lose the last row or column where their low-resolution sides are odd, as the public
             evaluation has it (Wang et al., CVPR 2021, whose network halves its input and takes no odd sides).
@@ -29,7 +32,7 @@ class SuperResolutionDataset(Dataset):
         memory: likewise.
 
     Attributes:
-        left_out: how many images are smaller than a patch and not used.
+        left_out: how many images are smaller than the largest patch and not used.
 
     Raises:
         UseError: no pairs, none as large as a patch, and what the store raises.
@@ -39,7 +42,7 @@ class SuperResolutionDataset(Dataset):
         self,
         pairs: Sequence[Pair],
         scale: int = 2,
-        patch_size: int | None = None,
+        patch_size: int | Sequence[tuple[float, int]] | None = None,
         repeat: int = 1,
         crop_even: bool = False,
         kind: str = "auto",
@@ -47,7 +50,10 @@ class SuperResolutionDataset(Dataset):
     ):
         if not len(pairs):
             raise UseError("the data set is empty: there are no pictures in it")
-        self.scale, self.patch_size, self.repeat, self.crop_even = int(scale), patch_size, max(1, repeat), crop_even
+        self.scale, self.repeat, self.crop_even = int(scale), max(1, repeat), crop_even
+        self.stages = [(1.0, patch_size)] if isinstance(patch_size, int) else list(patch_size or ())
+        patch_size = max((side for _, side in self.stages), default=None)
+        self.patch_size = self.stages[-1][1] if self.stages else None
         self.store = PictureStore(pairs, scale, kind, memory)
         self.left_out = 0
         if patch_size is not None:
@@ -91,6 +97,15 @@ class SuperResolutionDataset(Dataset):
             return self.sample(index, np.random.default_rng(int(torch.randint(2**62, ()))))
         lr, hr = self.load(index)
         return to_tensor(lr), to_tensor(hr)
+
+    def at(self, share: float) -> SuperResolutionDataset:
+        """The data set with the patches of a share of the run."""
+        side = stage_at(self.stages, share)
+        if side == self.patch_size:
+            return self
+        staged = copy.copy(self)
+        staged.patch_size = side
+        return staged
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """A patch at random, flipped and transposed at random; all from `rng`.

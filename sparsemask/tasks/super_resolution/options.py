@@ -8,15 +8,34 @@ from dataclasses import dataclass
 
 from sparsemask.config import flag
 from sparsemask.errors import UseError
-from sparsemask.options import positive
+from sparsemask.options import positive, staged, stages
 from sparsemask.tasks.protocol import DataSection
 from sparsemask.tasks.super_resolution.folders import DIV2K, find_folder
 from sparsemask.tasks.super_resolution.store import KINDS
 
-LOSSES = {
-    "L1": lambda output, target: (output - target).abs().sum(),
-    "MSE": lambda output, target: (output - target).square().sum(),
-}
+LOSSES = ("L1", "MSE", "FFT")
+_SAME = {"L2": "MSE"}
+_TERM = re.compile(r"(?:(\d+\.?\d*|\.\d+)\*)?(\w+)")
+
+
+def parse_loss(text: str) -> list[tuple[float, str]]:
+    """(weight, name) of each term of a loss such as "L1" or "0.5*L1+0.05*FFT"; UseError for any other."""
+    terms = []
+    for term in str(text).replace(" ", "").split("+"):
+        match = _TERM.fullmatch(term)
+        name = match[2].upper() if match else ""
+        name = _SAME.get(name, name)
+        if match is None or name not in LOSSES:
+            names = ", ".join(LOSSES)
+            raise UseError(f"--loss {text}: expected terms weight*name like 1*L1, joined by +, with names {names}")
+        terms.append((float(match[1] or 1), name))
+    return terms
+
+
+def loss_text(text: str) -> str:
+    """argparse type: a loss, or several with shares of the run, see :func:`sparsemask.options.stages`."""
+    stages(text, parse_loss)
+    return text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,9 +52,16 @@ class SuperResolutionData(DataSection):
     data_range: str = flag(
         "1-800/801-810", help="pictures of DIV2K to train on and to validate, ends included (default: 1-800/801-810)"
     )
-    patch_size: int = flag(96, positive, help="low-resolution pixels (default: 96)")
+    patch_size: int | str = flag(
+        96, staged(positive), help="low-resolution pixels, or 48:0.7,96:0.3 by shares of the run (default: 96)"
+    )
     test_every: int = flag(1000, positive, help="batches an epoch, about (default: 1000)")
-    loss: str = flag("1*L1", help=f"weight*name of {', '.join(LOSSES)}, with + (default: 1*L1)")
+    loss: str = flag(
+        "1*L1",
+        loss_text,
+        help=f"weight*name of {', '.join(LOSSES)}, with +; or L1:0.7,MSE+0.1*FFT:0.3 by shares of the run "
+        "(default: 1*L1)",
+    )
     rgb_range: int = flag(255, positive, help="greatest value; only 255 is handled")
     ext: str = flag(
         "auto",
@@ -49,18 +75,6 @@ class SuperResolutionData(DataSection):
         choices=(255, 256),
         help="of SSIM's luma weights: 255 as published, 256 consistent with PSNR (default: 255)",
     )
-
-
-def parse_loss(text: str) -> list[tuple[float, str]]:
-    """(weight, name) of each term of a --loss such as "1*L1" or "0.5*L1+0.5*MSE"; UseError for any other."""
-    terms = []
-    for term in str(text).replace(" ", "").split("+"):
-        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\*(\w+)", term)
-        if not match or match[2] not in LOSSES:
-            names = ", ".join(LOSSES)
-            raise UseError(f"--loss {text}: expected terms weight*name like 1*L1, joined by +, with names {names}")
-        terms.append((float(match[1]), match[2]))
-    return terms
 
 
 def whole_paths(data: SuperResolutionData) -> dict[str, str]:

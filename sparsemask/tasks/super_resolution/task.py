@@ -8,6 +8,7 @@ images (Lim et al., "Enhanced deep residual networks for single image super-reso
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 from functools import cached_property
@@ -22,12 +23,13 @@ from sparsemask.devices import Arithmetic
 from sparsemask.engine import data
 from sparsemask.errors import UseError
 from sparsemask.files import write_bytes
+from sparsemask.options import positive, stage_at, stages
 from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import Evaluation, Task, json_rows
-from sparsemask.tasks.super_resolution import folders
+from sparsemask.tasks.super_resolution import folders, losses
 from sparsemask.tasks.super_resolution.data import SuperResolutionDataset, repeats
 from sparsemask.tasks.super_resolution.image_metrics import quantise
-from sparsemask.tasks.super_resolution.options import LOSSES, SuperResolutionData, parse_loss, whole_paths
+from sparsemask.tasks.super_resolution.options import SuperResolutionData, parse_loss, whole_paths
 from sparsemask.tasks.super_resolution.scores import Protocol, SuperResolutionMeter, SuperResolutionScores, enlarged
 
 
@@ -48,7 +50,8 @@ class SuperResolutionTask(Task):
         if config.data.rgb_range != 255:
             raise UseError(f"--rgb_range {config.data.rgb_range}: pictures have values of 0 to 255 here, and no others")
         super().__init__(config.replace(**whole_paths(config.data)))
-        self._terms = parse_loss(config.data.loss)
+        self._stages = stages(config.data.loss, parse_loss)
+        self._terms = self._stages[-1][1]
         self._sources: dict[str, folders.Source] = {}
 
     @staticmethod
@@ -67,7 +70,10 @@ class SuperResolutionTask(Task):
         """Training patches."""
         config = self.config
         dataset = SuperResolutionDataset(
-            self.source("training").pairs, config.data.scale, config.data.patch_size, kind=config.data.ext
+            self.source("training").pairs,
+            config.data.scale,
+            stages(config.data.patch_size, positive),
+            kind=config.data.ext,
         )
         dataset.repeat = repeats(len(dataset.store), config.get("batch_size") or 16, config.data.test_every)
         dataset.store.fill()
@@ -115,6 +121,14 @@ class SuperResolutionTask(Task):
         """The validation images in words."""
         return self.source("eval").title
 
+    def at(self, share: float) -> SuperResolutionTask:
+        """With the loss of the stage of --loss that a share of the run lies in."""
+        if len(self._stages) == 1:
+            return self
+        task = copy.copy(self)
+        task._terms = stage_at(self._stages, share)
+        return task
+
     def count(self, target: torch.Tensor) -> float:
         """Divisor of the loss of a batch (N,3,H,W): its number of values."""
         return target.numel()
@@ -128,7 +142,7 @@ class SuperResolutionTask(Task):
             )
         kind = torch.promote_types(output.dtype, torch.float32)
         output, target = output.to(kind), target.to(kind)
-        return sum(weight * LOSSES[name](output, target) for weight, name in self._terms)
+        return sum(weight * losses.FUNCTIONS[name](output, target) for weight, name in self._terms)
 
     def teacher_loss(
         self, output: torch.Tensor, answer: torch.Tensor, target: torch.Tensor, temperature: float

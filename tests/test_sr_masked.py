@@ -1,0 +1,133 @@
+"""Super-resolution networks with masks: in tiles, within a memory, as programs, compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from small_pictures import scene
+from sparsemask import exporting, spaces
+from sparsemask.cli import upscale
+from sparsemask.errors import UseError
+from sparsemask.exporting.validation import opened
+from sparsemask.spaces import sr_networks
+from sparsemask.spaces.sr_networks.masked import upscale_masked
+from sparsemask.spaces.sr_networks.space import space
+from sparsemask.sparse import backend
+from test_sparsify import half
+from tiny import fails
+
+KINDS = {
+    "SRVGGNetCompact": lambda: sr_networks.SRVGGNetCompact(2, 16, 8),
+    "SPAN": lambda: sr_networks.SPAN(3, 16, 3, folded=True),
+    "EDSR": lambda: sr_networks.EDSR(2, 16, 2),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_backend():
+    """Tiles and wholes by the same arithmetic."""
+    with backend("reference"):
+        yield
+
+
+def masked(name: str):
+    torch.manual_seed(0)
+    return half(spaces.get("sr").build(_state(KINDS[name]()), name))
+
+
+def _state(dense) -> dict:
+    dense.eval()
+    from sparsemask.spaces.sr_networks.space import _sparsified
+
+    return _sparsified(dense).state_dict()
+
+
+def image(height: int, width: int) -> torch.Tensor:
+    pixels = scene(3, (height, width))
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float()
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("size", [(96, 130), (81, 75)])
+@torch.no_grad()
+def test_tiles_are_the_whole(name, size):
+    """Output, masks and kept fractions; sides that tiles do not divide, and odd ones."""
+    network, x = masked(name), image(*size)
+    wanted = network(x)
+    masks, kept = [mask.clone() for mask in network.masks], [part.clone() for part in network.kept]
+    assert any(0.05 < float(mask.float().mean()) < 0.95 for mask in masks)
+    got = upscale_masked(network, x, tile=33)  # in tiles of 32: masks live on every other pixel
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    assert all(torch.equal(one, other) for one, other in zip(network.masks, masks, strict=True))
+    torch.testing.assert_close(network.kept, kept)
+
+
+@torch.no_grad()
+def test_a_memory_is_met_by_tiles():
+    from sparsemask.spaces.sr_networks.masked import MaskedEnlargement
+    from sparsemask.spaces.sr_networks.tiles import planned, resident
+
+    network = MaskedEnlargement(masked("SRVGGNetCompact"))
+    whole = planned(network, (1, 3, 600, 800), resident() + 4e9)
+    assert whole.tile == 0
+    less = planned(network, (1, 3, 600, 800), resident() + 0.3 * whole.need)
+    assert 32 <= less.tile < 800 and less.tile % 2 == 0 and less.need <= 0.3 * whole.need
+    with pytest.raises(UseError, match="with masks: about"):
+        planned(network, (1, 3, 600, 800), resident() + 1e6)
+
+
+def test_who_sees_the_whole_image_is_not_tiled():
+    torch.manual_seed(0)
+    network = half(spaces.get("sr").build(_state(sr_networks.RLFN(2, 16, 2)), "RLFN"))
+    with torch.no_grad():
+        assert upscale_masked(network, image(40, 40)).shape == (1, 3, 80, 80)
+    with pytest.raises(UseError, match="RLFN.*whole picture"):
+        upscale_masked(network, image(40, 40), tile=32)
+
+
+def test_by_the_command(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    network = masked("SRVGGNetCompact")
+    space.save("net.safetensors", network)
+    Image.fromarray(scene(7, (90, 70))).save("in.png")
+    for out, more in (("a.png", []), ("b.png", ["--tile", "32", "--show-masks", "m"]), ("c.png", ["--memory", "3G"])):
+        assert upscale.main(["in.png", out, "--weights", "net.safetensors", *more]) == 0
+    assert "computed " in capfd.readouterr().out
+    images = [np.array(Image.open(name)).astype(int) for name in ("a.png", "b.png", "c.png")]
+    assert all(np.abs(one - images[0]).max() <= 1 for one in images) and images[0].shape == (180, 140, 3)
+    assert Image.open("m/in_module1.png").size == (70, 90)
+    fails(capfd, upscale.main, ["in.png", "d.png", "--weights", "net.safetensors", "--tile", "5"], ["tiles of 5"])
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@torch.no_grad()
+def test_programs_are_the_network(name, suffix, tmp_path):
+    """Of other sizes than the one that was traced, too; the torch program holds the operator that skips."""
+    if reason := exporting.why_not(suffix):
+        pytest.skip(reason)
+    network = masked(name)
+    form = space.exportable(network, None, {})
+    path = tmp_path / f"net{suffix}"
+    {".pt2": exporting.export_program, ".onnx": exporting.export_onnx}[suffix](form, path, {"space": "sr"})
+    if suffix == ".pt2":
+        graph = torch.export.load(path).graph
+        assert [node for node in graph.nodes if "sparsemask.conv" in str(node.target)]
+    run, _ = opened(path, form)
+    for size in ((64, 96), (38, 52)):
+        x, wanted = image(*size), network(image(*size))
+        got = run(x)
+        torch.testing.assert_close(torch.as_tensor(got), wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_compiled_it_is_the_network(name):
+    network, x = masked(name), image(40, 52)
+    wanted = network(x)
+    torch._dynamo.reset()
+    got = torch.compile(network, backend="aot_eager")(x)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
