@@ -31,7 +31,7 @@ from sparsemask.tasks.protocol import Task
 SAMPLED = 4  # stream of randomness
 AnyMask = np.ndarray | DecoderMask
 _REMEMBERED = 1 << 30  # bytes of features
-STEADY = 0.4  # of the run: the part in which one decoder alone is trained
+STEADY = 0.75  # of the run: the part in which one decoder alone is trained
 _CYCLE = ("largest", "random", "random", "random", "smallest", "random", "random", "random")
 
 
