@@ -78,9 +78,11 @@ def test_scales_distances_and_the_searchs_norms(network):
     found = scores("batch_norm", subject(network))
     assert np.allclose(found["a.channels"], relative(network.na.weight.detach().abs()))
     assert np.allclose(found["b.channels"], scores("l2", subject(network))["b.channels"])  # it has no norm
-    filters = network.b.weight.detach().flatten(1)
-    distances = torch.stack([(filters - one).norm(dim=1).sum() for one in filters])
-    assert np.allclose(scores("fpgm", subject(network))["b.channels"], relative(distances), rtol=1e-4)
+    made = network.b.weight.detach().flatten(1)
+    read = network.last.weight.detach().view(5, 4, 4).transpose(0, 1).reshape(4, -1)  # four features are a channel
+    distances = [torch.stack([(filters - one).norm(dim=1).sum() for one in filters]) for filters in (made, read)]
+    wanted = (relative(distances[0]) + relative(distances[1])) / 2
+    assert np.allclose(scores("fpgm", subject(network))["b.channels"], wanted, rtol=1e-4)
     wanted = (network.a.weight.flatten(1).square().sum(1) + network.deep.weight.flatten(1).square().sum(1)).sqrt()
     assert np.allclose(scores("hinge", subject(network))["a.channels"], wanted.detach(), rtol=1e-5)
 

@@ -131,3 +131,11 @@ def test_compiled_it_is_the_network(name):
     torch._dynamo.reset()
     got = torch.compile(network, backend="aot_eager")(x)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_constants_of_the_trace_go_with_the_network(name):
+    """A picture's memory is reckoned on the network without contents, as any device has it."""
+    network = masked(name)
+    assert network.to("meta")(torch.empty(1, 3, 48, 48, device="meta")).device.type == "meta"

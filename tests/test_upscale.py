@@ -203,7 +203,7 @@ W = ["--weights", "smsr_x2.safetensors"]
         (no_picture, ["in.png", "out.png", *W], ["in.png", "not a picture"]),
         (nothing, ["in.png", "out.txt", *W], ["out.txt", ".png"]),
         (nothing, ["in.png", "no/out.png", *W], ["no such folder: no"]),
-        (nothing, ["in.png", "out.png", "--scale", "3"], ["no weights for x3", "--weights", "SPARSEMASK_WEIGHTS"]),
+        (nothing, ["in.png", "out.png", "--scale", "8"], ["no weights for x8", "--weights", "SPARSEMASK_WEIGHTS"]),
         (nothing, ["in.png", "out.png", "--weights", "gone.pt"], ["gone.pt"]),
         (nothing, ["in.png", "out.png", "--weights", "in.png"], ["in.png"]),
         (nothing, ["in.png", "out.png", *W, "--scale", "3"], ["--scale 3", "magnify by 2"]),

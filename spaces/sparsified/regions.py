@@ -92,6 +92,7 @@ def traced(network: nn.Module, example: Tensor) -> fx.Graph:
         tracer.traced_func_name = "compute"
     try:
         graph = tracer.trace(network)
+        _keep_constants(network, graph)
         # Parameters are shared with the network; only shapes are noted.
         ShapeProp(fx.GraphModule(network, graph)).propagate(inputs)
     except UseError:
@@ -102,6 +103,18 @@ def traced(network: nn.Module, example: Tensor) -> fx.Graph:
             f"{one_line(error)[:200]}"
         ) from None
     return graph
+
+
+def _keep_constants(network: nn.Module, graph: fx.Graph) -> None:
+    """Make tensors that the trace found computed buffers of the network, so that they go to its device with it."""
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            path, _, name = str(node.target).rpartition(".")
+            owner = network.get_submodule(path)
+            value = vars(owner).get(name)
+            if isinstance(value, Tensor):
+                delattr(owner, name)
+                owner.register_buffer(name, value, persistent=False)
 
 
 def find_regions(network: nn.Module, graph: fx.Graph) -> list[Region]:

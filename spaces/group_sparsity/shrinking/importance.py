@@ -16,7 +16,7 @@ from sparsemask.spaces.group_sparsity import groups
 from sparsemask.spaces.group_sparsity.groups import Member, axis
 from sparsemask.spaces.group_sparsity.inputs import Inputs, device_of_network
 from sparsemask.spaces.group_sparsity.shrinking import statistics
-from sparsemask.spaces.group_sparsity.shrinking.channels import Channels
+from sparsemask.spaces.group_sparsity.shrinking.channels import Channels, group_index
 
 Scores = Mapping[str, Tensor]
 """By name of the set of channels: what each group is worth, (count,)."""
@@ -81,13 +81,24 @@ def batch_norm(subject: Subject) -> Scores:
 
 
 def fpgm(subject: Subject) -> Scores:
-    """Distance of a filter to all others of its layer (He et al., FPGM, arXiv 1811.00250)."""
+    """Distance of a channel's weights to those of all others (He et al., FPGM, arXiv 1811.00250).
+
+    The paper's are those of the layer that makes it; here also those of the layers that read it, group-normalised as for
+    "l1": what several layers share is not redundant because it is for one of them.
+    """
 
     def distances(c: Channels, member: Member) -> Tensor:
         filters = subject.weight(member).flatten(1).float()
-        return c.per_group(member, torch.cdist(filters, filters).sum(1))
+        index = torch.from_numpy(group_index(c.groups, member, len(filters)))
+        order, counts = index.argsort(stable=True), index.bincount(minlength=c.count + 1)[: c.count]
+        if int(counts.min()) != int(counts.max()) or not int(counts.max()):
+            return c.per_group(member, torch.cdist(filters, filters).sum(1))
+        vectors = filters[order[: int(counts.sum())]].reshape(c.count, -1)  # all weights of a group in one
+        return torch.cdist(vectors, vectors).sum(1)
 
-    return {c.name: _mean([_relative(distances(c, member)) for member in c.makers]) for c in subject.channels}
+    return {
+        c.name: _mean([_relative(distances(c, member)) for member in (*c.makers, *c.readers)]) for c in subject.channels
+    }
 
 
 def random(subject: Subject) -> Scores:
