@@ -83,8 +83,8 @@ def batch_norm(subject: Subject) -> Scores:
 def fpgm(subject: Subject) -> Scores:
     """Distance of a channel's weights to those of all others (He et al., FPGM, arXiv 1811.00250).
 
-    The paper's are those of the layer that makes it; here also those of the layers that read it, group-normalised as for
-    "l1": what several layers share is not redundant because it is for one of them.
+    The paper's are those of the layer that makes it; here also those of the layers that read it, group-normalised as
+    for "l1": what several layers share is not redundant because it is for one of them.
     """
 
     def distances(c: Channels, member: Member) -> Tensor:
