@@ -82,16 +82,17 @@ def read_points(path: Path, cost: str | None, form: str) -> tuple[list[Point], s
     return _scaled(points, cost), _words(cost, form), figures["set"]
 
 
-def read_found(path: Path, table: str, cost: str) -> list[Point]:
-    """The masks that searches found, of bench/search_worth.py.
+def with_found(points: list[Point], path: Path, table: str, cost: str) -> list[Point]:
+    """A table's masks and those that searches found, of bench/search_worth.py, all at the milliseconds predicted there.
 
     Raises:
         UseError: of another table, or with other costs.
     """
     found = read_json(path)
-    if (found["set"], found["cost"]) != (table, cost):
+    if (found["set"], found["cost"], len(found["table_ms"])) != (table, cost, len(points)):
         raise UseError(f"{path}: of the table '{found['set']}' at {found['cost']}, not of '{table}' at {cost}")
-    return [Point("", "searched", float(row["ms"]), tuple(row["miou"])) for row in found["found"]]
+    own = [Point("", "searched", float(row["ms"]), tuple(row["miou"])) for row in found["found"]]
+    return [Point(p.name, p.kind, ms, p.scores) for p, ms in zip(points, found["table_ms"], strict=True)] + own
 
 
 def _scaled(points: list[Point], cost: str) -> list[Point]:
@@ -212,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     points, words, name = read_points(options.figures, options.cost, options.form)
     if options.found:
-        points += read_found(options.found, name, options.cost)
+        points = with_found(points, options.found, name, options.cost)
     title = options.title or {"sample": "Embedded sample set", "voc": "PASCAL VOC 2012, sample"}.get(name, name)
     print(draw(points, words, title, options.out))
 

@@ -528,7 +528,9 @@ def worth(options: argparse.Namespace) -> str:
     trainer.train_all([pick.mask for pick in chosen if pick.mask is not None])
     found = [pick_row(pick, truth, trainer.known, prices, cost) for pick in chosen]
     own = [{"run": p.run, "ms": prices.predict(p.mask), "miou": trainer.known(p.mask)} for p in from_runs if p.mask]
-    write_json(out / "found.json", {"set": truth.name, "cost": cost, "found": own})
+    # With the table's own milliseconds of this machine: those in its file may be another's.
+    table_ms = truth.cost(cost).tolist()
+    write_json(out / "found.json", {"set": truth.name, "cost": cost, "found": own, "table_ms": table_ms})
     return write_report(truth, cost, budget(truth, 1.0, prices, cost), correlations, found, control)
 
 

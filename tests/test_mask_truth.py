@@ -362,3 +362,17 @@ def test_the_front_is_drawn_with_its_names(table, tmp_path):
     front_picture.main([str(path), "--out", str(tmp_path / "front.png")])
     front_picture.main([str(table[2]), "--out", str(tmp_path / "table.png")])
     assert (tmp_path / "front.png").stat().st_size > 5000 and (tmp_path / "table.png").stat().st_size > 5000
+
+
+def test_found_masks_and_the_table_s_have_one_machine_s_milliseconds(table, tmp_path):
+    path = Path(table[2])
+    points, _, name = front_picture.read_points(path, None, "eager")
+    ms = [100.0 + number for number in range(len(points))]
+    cost = next(key for key in mask_truth.load_truth(path).costs if "/" in key)
+    found = {"set": name, "cost": cost, "found": [{"run": "a", "ms": 7.0, "miou": [0.5]}], "table_ms": ms}
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    drawn = front_picture.with_found(points, tmp_path / "found.json", name, cost)
+    assert [point.cost for point in drawn] == [*ms, 7.0]
+    assert [point.scores for point in drawn[:-1]] == [point.scores for point in points]
+    with pytest.raises(UseError, match="not of"):
+        front_picture.with_found(points[1:], tmp_path / "found.json", name, cost)
