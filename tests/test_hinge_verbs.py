@@ -18,7 +18,6 @@ from small_classes import write_npz
 from small_hinge import hinged
 from sparsemask import flags, spaces
 from sparsemask.engine.distillation import Teacher
-from sparsemask.engine.loop import Fit
 from sparsemask.files import sha256
 from sparsemask.masks.groups import GroupMask, load_mask, save_mask
 from sparsemask.prune import prune as prune_prune
@@ -33,7 +32,7 @@ from sparsemask.spaces.group_sparsity import records
 from sparsemask.tasks import Task
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
-from tiny import fails
+from tiny import fails, killed_at
 
 DATA = ["--data_root", "data"]
 SMALL = ["--batch_size", "10", "--n_worker", "0", "--log_interval", "1", "--checkpoint_interval", "2", "--lr", "0.05"]
@@ -234,21 +233,12 @@ def test_a_slower_network_is_called_so(times, said):
 
 
 @pytest.mark.parametrize("verb", ["search", "retrain"])
-def test_a_stopped_run_goes_on_exactly(place, monkeypatch, verb):
+def test_a_stopped_run_goes_on_exactly(place, verb):
     main = {"search": search_run.main, "retrain": retrain_train.main}[verb]
     argv = [*SEARCH, "--max_iter", "6"] if verb == "search" else ["--mask_path", "mask.npz", *TRAIN[:-2]]
     assert main([*argv, "--name", "alone"]) == 0
-    plain = Fit.train_step
-
-    def step(self, parts):
-        if self.step == 3:
-            raise RuntimeError("as if killed")
-        return plain(self, parts)
-
-    monkeypatch.setattr(Fit, "train_step", step)
-    with pytest.raises(RuntimeError, match="as if killed"):
+    with killed_at(3):
         main([*argv, "--name", "stopped"])
-    monkeypatch.setattr(Fit, "train_step", plain)
     assert main(["--resume", "runs/stopped"]) == 0
     a, b = (torch.load(place / f"runs/{n}/checkpoints/last.pt", weights_only=True) for n in ("alone", "stopped"))
     assert a["step"] == b["step"] and repr(a["method"]) == repr(b["method"])

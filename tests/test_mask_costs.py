@@ -12,17 +12,16 @@ from literal_sparse import one_thread  # noqa: F401
 from point_crops import crop
 from small_clouds import CROPS, NETWORK, rooms
 from sparsemask import spaces
-from sparsemask.engine.loop import Fit
 from sparsemask.errors import UseError
 from sparsemask.search import run as search_run
 from sparsemask.spaces.sparse_conv import SMSR, SMPointSeg, SMStereo, mask_costs
-from sparsemask.spaces.sparse_conv.mask_costs import LEAST, MaskBudget, MaskCosts, measure_costs, module_kept
+from sparsemask.spaces.sparse_conv.mask_costs import MaskBudget, MaskCosts, measure_costs, module_kept
 from sparsemask.spaces.sparse_conv.masking import hard_masks, mean_kept
 from sparsemask.spaces.sparse_conv.plan import Machine
 from sparsemask.sparse import backend
 from sparsemask.tasks.stereo.batch import StereoPair
 from spoilt import listing
-from tiny import fails
+from tiny import fails, killed_at
 
 MACHINE = Machine("cpu", "a processor", 8, 1, torch.__version__)
 MODULES = {"encoder.0": (0.5, 1.0), "encoder.1": (-2.0, 4.0)}  # the first one's masks cost, whatever they keep
@@ -152,17 +151,8 @@ def test_a_search_ends_at_the_budget_and_leaves_masks_out_that_cannot_pay(place,
 def test_a_resumed_search_reckons_with_the_run_s_own_costs(place, monkeypatch):
     flags = [*SEARCH, "--budget_ms", "9", "--max_iter", "7"]
     assert search_run.main([*flags, "--name", "alone"]) == 0
-    plain = Fit.train_step
-
-    def step(self, parts):
-        if self.step == 5:
-            raise RuntimeError("as if killed")
-        return plain(self, parts)
-
-    monkeypatch.setattr(Fit, "train_step", step)
-    with pytest.raises(RuntimeError, match="as if killed"):
+    with killed_at(5):
         search_run.main([*flags, "--name", "stopped"])
-    monkeypatch.setattr(Fit, "train_step", plain)
     monkeypatch.setattr(mask_costs, "measure_costs", lambda *_: pytest.fail("measured again"))
     assert search_run.main(["--resume", "runs/stopped"]) == 0
     a, b = (torch.load(place / f"runs/{n}/checkpoints/last.pt", weights_only=True) for n in ("alone", "stopped"))
@@ -184,7 +174,3 @@ def test_bad_budgets_are_one_line_and_leave_nothing(place, flags, words, capfd):
     before = listing(place)
     fails(capfd, search_run.main, [*SEARCH, *flags, "--max_iter", "4", "--name", "s"], [words])
     assert listing(place) == before
-
-
-def test_the_least_fraction_is_reachable():
-    assert 0 < LEAST < 0.5

@@ -15,7 +15,6 @@ from small_pictures import make_folder
 from sparsemask import flags
 from sparsemask.backends.native import Native
 from sparsemask.config import RunConfig
-from sparsemask.engine.loop import Fit
 from sparsemask.errors import UseError
 from sparsemask.files import sha256
 from sparsemask.flags import RunSection
@@ -34,7 +33,7 @@ from sparsemask.sparse import available_backends, backend
 from sparsemask.tasks.super_resolution.task import SuperResolutionTask
 from sparsemask.weights import load_weights
 from spoilt import listing
-from tiny import borrow_kernels, fails
+from tiny import borrow_kernels, fails, killed_at
 
 SMALL = [
     "--n_feats", "8", "--n_modules", "2", "--patch_size", "8", "--batch_size", "2", "--test_every", "4", "--n_worker",
@@ -284,24 +283,15 @@ def test_evaluation_of_files_and_of_tiles(place, capfd):
 
 @pytest.mark.usefixtures("no_images")
 @pytest.mark.parametrize("verb", ["search", "retrain"])
-def test_a_stopped_run_resumes_bit_for_bit(place, monkeypatch, verb):
+def test_a_stopped_run_resumes_bit_for_bit(place, verb):
     main, argv = {
         "search": (search_run.main, [*SEARCH, "--keep", "0.5"]),
         "retrain": (retrain_train.main, ["--mask_path", "mask.npz", *TRAIN]),
     }[verb]
     argv = [*argv, "--max_iter", "7"]
     assert main([*argv, "--name", "alone"]) == 0
-    plain = Fit.train_step
-
-    def step(self, parts):
-        if self.step == 5:
-            raise RuntimeError("as if killed")
-        return plain(self, parts)
-
-    monkeypatch.setattr(Fit, "train_step", step)
-    with pytest.raises(RuntimeError, match="as if killed"):
+    with killed_at(5):
         main([*argv, "--name", "stopped"])
-    monkeypatch.setattr(Fit, "train_step", plain)
     assert main(["--resume", "runs/stopped"]) == 0
     a, b = (torch.load(place / f"runs/{n}/checkpoints/last.pt", weights_only=True) for n in ("alone", "stopped"))
     assert a["step"] == b["step"] == 7

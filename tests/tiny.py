@@ -6,12 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from sparsemask.datasets import cache
+from sparsemask.engine.loop import Fit
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,3 +103,18 @@ def fails(capfd, main, argv: list[str], words: list[str]) -> None:
     assert "Traceback" not in error
     for word in words:
         assert word in lines[0], error
+
+
+@contextmanager
+def killed_at(step: int) -> Iterator[None]:
+    """Inside, a training ends before a step, as if its process had been killed; the `with` expects that."""
+    plain = Fit.train_step
+
+    def train_step(self, parts):
+        if self.step == step:
+            raise RuntimeError("as if killed")
+        return plain(self, parts)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="as if killed"):
+        patch.setattr(Fit, "train_step", train_step)
+        yield

@@ -29,8 +29,7 @@ from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import blocks, channel_logits
 from sparsemask.spaces.sparse_conv.plan import Machine
-from sparsemask.spaces.sparse_conv.planning import gains as time_modules
-from sparsemask.spaces.sparse_conv.planning import open_masks
+from sparsemask.spaces.sparse_conv.planning import SKIPPING, gains, open_masks
 from sparsemask.sparse import backend
 from sparsemask.timing import BUSY, evaluating, thread_count, timer
 from sparsemask.training_setup import Context
@@ -121,7 +120,7 @@ def measure_costs(space: MaskedSpace, network: MaskedNetwork, inputs: Any, secon
             with thread_count(1):
                 return measure_costs(space, network, inputs, seconds)
     device, dtype, threads = inputs.device, next(network.parameters()).dtype, torch.get_num_threads()
-    skipping = [name for name in ("native", "triton", "gather") if dispatch.find(name).why_not(device, dtype) is None]
+    skipping = [name for name in SKIPPING if dispatch.find(name).why_not(device, dtype) is None]
     base = copy.deepcopy(network).requires_grad_(False).eval()
     base.plans = None
     names = list(base.mask_modules())
@@ -143,7 +142,7 @@ def measure_costs(space: MaskedSpace, network: MaskedNetwork, inputs: Any, secon
                         open_masks(one.mask_modules()[other])
                     forms[name, fraction], kept[name, fraction] = _call(space, one, inputs), found[name]
             else:
-                more = time_modules(masked, inputs, seconds / (len(_KEPT) + 1))
+                more = gains(masked, inputs, seconds / (len(_KEPT) + 1))
                 for name in names:
                     points[name].append((found[name], more.get(name, 0.0)))
         long = timer(device, threads, 0.0)({"unmasked": forms["unmasked"]}, 1)[0]["unmasked"] > _LONG

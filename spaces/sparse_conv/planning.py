@@ -29,7 +29,7 @@ from sparsemask.timing import evaluating, timer
 SECONDS = 2.0
 _ALL = 10.0  # seconds after which a command plans no further sizes
 _ROUNDS, _LONG = 3, 0.05  # measurements of each at least, one of networks that take longer than so many seconds
-_SKIPPING = ("native", "triton", "gather")  # the first that can compute skips
+SKIPPING = ("native", "triton", "gather")  # the first that can compute skips
 _MARGIN = 0.99  # a dense part must be that much faster than a skipping one
 SAVED = 1.03  # masks save time if the network is so many times as fast as without them
 
@@ -47,7 +47,7 @@ def make_plan(space: MaskedSpace, network: MaskedNetwork, inputs: Any, seconds: 
         The plan. It is not followed before it is added to `network.plans`.
     """
     device, dtype = inputs.device, next(network.parameters()).dtype
-    able = [name for name in (*_SKIPPING, *DENSE) if dispatch.find(name).why_not(device, dtype) is None]
+    able = [name for name in (*SKIPPING, *DENSE) if dispatch.find(name).why_not(device, dtype) is None]
     skipping, dense = able[0], next(name for name in able if name in DENSE)
     choices = list(dict.fromkeys([skipping, dense]))
     with _unplanned(network):
