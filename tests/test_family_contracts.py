@@ -95,7 +95,7 @@ class TestSparseConvRetraining(RetrainingFamilyContract):
 
     def arguments(self, folder):
         make_folder(folder / "data", 4, (24, 32))
-        return [*RESOLUTION, "--mask_path", searched("smsr", [*RESOLUTION, *MODULES])]
+        return [*RESOLUTION, "--masks", "all", "--mask_path", searched("smsr", [*RESOLUTION, *MODULES])]
 
 
 class TestGroupRetraining(RetrainingFamilyContract):

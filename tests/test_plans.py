@@ -223,11 +223,14 @@ def test_plans_of_other_machines_are_not_followed():
     assert Plans([mine]).find(inputs.shape, CPU) is None
 
 
+WHOLES = {None: 1.0, "encoder.0": 2.0, "encoder.1": 2.0, "encoder.2": 2.0}  # a network with one module's masks
+
+
 class Clock:
     """In the place of a timer: milliseconds by what is timed, which it calls once."""
 
-    def __init__(self, **milliseconds: float):
-        self.milliseconds = milliseconds
+    def __init__(self, wholes: dict[str | None, float] = WHOLES, **milliseconds: float):
+        self.milliseconds = {**wholes, **milliseconds}
 
     def __call__(self, device, threads, seconds):
         def time_all(functions, rounds):
@@ -278,6 +281,42 @@ def test_masks_are_dropped_within_a_quality_alone(monkeypatch, name):
     none = planning.unmask(network, inputs, quality, 0.05)
     assert none.modules == [] and none.network is network
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def masked_modules(network: MaskedNetwork) -> list[str]:
+    with torch.no_grad():
+        return [name for name, module in network.mask_modules().items() if module.constant_mask() is None]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_masks_that_cost_time_are_dropped_before_a_training(monkeypatch, name):
+    space, modules = spaces.get(name), list(make(name, 9, ["mixed"] * 3)[0].mask_modules())
+    faster = {"plan": 1.0, "unmasked": 2.0}
+    for gains, whole, left in (
+        (dict.fromkeys(modules, -1.0), faster, modules),  # all save time
+        (dict.fromkeys(modules, 1.0), faster, []),
+        (dict.fromkeys(modules, -1.0) | {modules[0]: 0.5}, faster, modules[1:]),
+        (dict.fromkeys(modules, -1.0) | {modules[0]: 0.5}, {"plan": 2.1, "unmasked": 2.0}, []),  # for nothing
+    ):
+        network, inputs = make(name, 9, ["mixed"] * 3)
+        monkeypatch.setattr(planning, "gains", lambda *_, gains=gains: gains)
+        plan = dataclasses.replace(plan_of(network, inputs, {}), milliseconds=whole)
+        monkeypatch.setattr(planning, "make_plan", lambda *_, plan=plan: plan)
+        dropped = planning.drop_costly(space, network, inputs)
+        assert masked_modules(network) == left
+        assert dropped == [one for one in modules if one not in left]
+        if not left:
+            with torch.no_grad():
+                same(network(inputs), space.dense_form(network)(inputs))
+
+
+def test_gains_of_a_network_in_one_call_are_those_of_whole_networks():
+    network, inputs = make("smpointseg", 9, ["mixed", "all dense", "mixed"])
+    assert network.in_one_call
+    timed = {None: 3.0, "encoder.0": 3.5, "encoder.2": 2.0}
+    with pytest.MonkeyPatch.context() as clock:
+        clock.setattr(planning, "timer", Clock(timed))
+        assert planning.gains(network, inputs, 0.1) == {"encoder.0": 0.5, "encoder.2": -1.0}
 
 
 def test_files_say_for_which_weights_and_machines(tmp_path, capsys):

@@ -96,7 +96,8 @@ def test_the_whole_way(place, capfd):
     assert (masks.space, masks.task) == ("smpointseg", "s3dis") and masks.config["radius"] == 0.3
     assert masks.channels["encoder.1"].shape == (2, 8) and 0 < masks.mean_kept < 1
     capfd.readouterr()
-    assert retrain_train.main(["--mask_path", "mask.npz", *TRAIN, "--max_iter", "4", "--name", "r"]) == 0
+    argv = ["--mask_path", "mask.npz", "--masks", "all", *TRAIN, "--max_iter", "4", "--name", "r"]
+    assert retrain_train.main(argv) == 0
     assert "retrained: miou" in capfd.readouterr().out
     before, after = load_weights("runs/s/checkpoints/last.pt"), load_weights("runs/r/network.safetensors")
     masked = [name for name in before if "pt_mask" in name or "ch_mask" in name]

@@ -22,12 +22,14 @@ from sparsemask.masks.spatial import load_masks
 from sparsemask.prune import prune as prune_prune
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import export as retrain_export
+from sparsemask.retrain import specialize as retrain_specialize
 from sparsemask.retrain import train as retrain_train
 from sparsemask.search import run as search_run
 from sparsemask.spaces.smsr.space import SMSRNetwork
 from sparsemask.spaces.sparse_conv import SMSR, load_smsr, planning
 from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
 from sparsemask.spaces.sparse_conv.masking import blocks, channel_logits, mean_kept
+from sparsemask.spaces.sparse_conv.plan import Machine, Plan
 from sparsemask.spaces.sparse_conv.search_method import SparseConvSearch, SparseMaskSection
 from sparsemask.sparse import available_backends, backend
 from sparsemask.tasks.super_resolution.task import SuperResolutionTask
@@ -41,7 +43,7 @@ SMALL = [
 ]  # fmt: skip
 DATA = ["--hr_path", "data"]
 SEARCH = ["--search", "--space", "smsr", *DATA, *SMALL]
-TRAIN = [*DATA, *[a for a in SMALL if a not in ("--n_feats", "--n_modules")][2:]]
+TRAIN = [*DATA, "--masks", "all", *[a for a in SMALL if a not in ("--n_feats", "--n_modules")][2:]]
 
 
 @pytest.fixture(autouse=True)
@@ -255,6 +257,47 @@ def test_masks_are_dropped_where_asked_and_within_the_bound(place, capfd, monkey
         worse.setattr(SuperResolutionTask, "metrics", lambda *_: {"psnr": next(scores)})
         assert retrain_eval.main(["--run", "runs/s", "--rounds", "0", "--unmask", "0.1"]) == 0
     assert "no mask that costs time can go within that" in capfd.readouterr().out
+
+
+def test_a_retraining_drops_masks_that_cost_time_where_asked(place, capfd, monkeypatch):
+    argv = ["--mask_path", "mask.npz", *TRAIN, "--max_iter", "4", "--masks", "paying"]
+    gains = {"body.0": 1.0, "body.1": -1.0}
+    monkeypatch.setattr(planning, "gains", lambda *_: gains)
+    faster = Plan(Machine.here(torch.device("cpu")), (1, 3, 8, 8), {}, 0.5, {"plan": 1.0, "unmasked": 2.0})
+    with pytest.MonkeyPatch.context() as clock:
+        clock.setattr(planning, "make_plan", lambda *_: faster)
+        with killed_at(2):
+            retrain_train.main([*argv, "--name", "stopped"])
+    line = "masks cost more time here than they save: dropped those of body.0; 1 of 2 modules keep theirs"
+    assert line in capfd.readouterr().out
+    gains["body.1"] = 1.0  # a resumed run does not measure again
+    assert retrain_train.main(["--resume", "runs/stopped"]) == 0
+    assert "dropped" not in capfd.readouterr().out
+    first, second = load_masks("runs/stopped/mask.npz").channels.values()
+    assert first.all() and not second.all()
+    assert not next(iter(load_masks("runs/stopped/searched.npz").channels.values())).all()
+    assert retrain_train.main([*argv, "--name", "dense"]) == 0
+    out = capfd.readouterr().out
+    assert "dropped those of body.0, body.1; training goes on without masks" in out
+    assert "plan: nothing is masked, the network is computed densely" in out
+    assert all(bool((one == 1).all()) for one in kept_of(load_smsr("runs/dense/network.safetensors")))
+
+
+def test_a_specialisation_drops_masks_that_cost_time_when_they_are_fixed(place, capfd, monkeypatch):
+    monkeypatch.setattr(planning, "gains", lambda *_: {"body.0": 1.0, "body.1": -1.0})
+    faster = Plan(Machine.here(torch.device("cpu")), (1, 3, 8, 8), {}, 0.5, {"plan": 1.0, "unmasked": 2.0})
+    with pytest.MonkeyPatch.context() as clock:
+        clock.setattr(planning, "make_plan", lambda *_: faster)
+        argv = ["--space", "smsr", "--ft_model", "runs/s/checkpoints/last.pt", *DATA, *SMALL, "--masks", "paying"]
+        argv += ["--keep", "0.5", "--settle", "0.75", "--max_iter", "8", "--rounds", "0", "--name", "stopped"]
+        with killed_at(6):  # masks are fixed before the third step
+            retrain_specialize.main(argv)
+    assert "dropped those of body.0; 1 of 2 modules keep theirs" in capfd.readouterr().out
+    assert retrain_specialize.main(["--resume", "runs/stopped"]) == 0
+    out = capfd.readouterr().out
+    assert "dropped" not in out and "missed" not in out
+    first, second = load_masks("runs/stopped/mask.npz").channels.values()
+    assert first.all() and not second.all()
 
 
 def kept_of(network: SMSR) -> list[torch.Tensor]:

@@ -231,6 +231,7 @@ def test_other_networks_are_specialised_from_dense_weights(place):
         (["--mask_path", "dense"], ["dense", "connections"]),
         (["--depth", "16"], ["--depth 16"]),
         (["--max_stride", "1"], ["no module to mask"]),
+        (["--masks", "paying"], ["--masks paying", "'specialized'", "leave it out"]),
         (["--space", "hinge"], ["hinge"]),
         (["--space", "smsr"], ["--ft_model"]),
         (["--task", "nonsense"], ["nonsense"]),

@@ -88,7 +88,8 @@ def test_the_whole_way(place, capfd):
     assert (masks.space, masks.task, masks.config["maxdisp"]) == ("smstereo", "stereo", 16)
     assert 0 < masks.mean_kept <= 1 and len(masks.channels) == 18
     capfd.readouterr()
-    assert retrain_train.main(["--mask_path", "mask.npz", *SMALL, "--max_iter", "2", "--name", "r"]) == 0
+    argv = ["--mask_path", "mask.npz", "--masks", "all", *SMALL, "--max_iter", "2", "--name", "r"]
+    assert retrain_train.main(argv) == 0
     assert "retrained: d1_ok" in capfd.readouterr().out
     before, after = load_weights("runs/s/checkpoints/last.pt"), load_weights("runs/r/network.safetensors")
     still = [name for name in before if "ch_mask" in name or ".locate." in name]
@@ -160,7 +161,7 @@ def test_nothing_named_goes_on_with_scenes(tmp_path, monkeypatch):
 
 
 def test_a_search_teaches_the_retrained_network(place, capfd):
-    argv = ["--mask_path", "mask.npz", *SMALL, "--max_iter", "2"]
+    argv = ["--mask_path", "mask.npz", "--masks", "all", *SMALL, "--max_iter", "2"]
     assert retrain_train.main([*argv, "--name", "plain"]) == 0
     capfd.readouterr()
     assert retrain_train.main([*argv, "--teacher", "runs/s", "--distill", "0.5", "--name", "taught"]) == 0

@@ -25,8 +25,9 @@ from sparsemask.retrain.sparse_conv.table import evaluation_text, record
 from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
 from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.protocols import HasFastForm, HasViews
+from sparsemask.spaces.sparse_conv.mask_costs import PAYING, leave_paying, masks_flag
 from sparsemask.spaces.sparse_conv.masked_space import plans_beside
-from sparsemask.spaces.sparse_conv.masking import apply_masks, fix_masks, set_threshold
+from sparsemask.spaces.sparse_conv.masking import apply_masks, fix_masks, hard_masks, set_threshold
 from sparsemask.spaces.sparse_conv.measuring import Watch
 from sparsemask.spaces.sparse_conv.plan import path_of
 from sparsemask.spaces.sparse_conv.planning import Planner, unmask
@@ -162,6 +163,7 @@ class SparseConvRetrainingSection(Section):
     title = "fine-grained masks"
     mask_path: str | None = flag(help="mask file (.npz), as prune/prune.py writes it")
     search_checkpoint: str | None = flag(help="the checkpoint the mask was made from (default: where it lay then)")
+    masks: str = masks_flag("before the training")
     teacher: str = teacher_flag()
     distill: float = distill_flag()
     temperature: float = temperature_flag()
@@ -221,7 +223,9 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
                 files.save_masks(run.folder / f"searched{files.SUFFIX}", masks)
             changes["mask_path"] = str((run.folder / f"searched{files.SUFFIX}").resolve())
             changes["search_checkpoint"] = str(path.resolve())
-            channels = {k: torch.from_numpy(v) for k, v in masks.channels.items()}
+            if config.family.masks == PAYING:
+                leave_paying(context, model)
+            channels = {k: torch.from_numpy(v) for k, v in hard_masks(model).items()}
             saved = {"channels": channels, "threshold": masks.threshold}
         fix_masks(model)
         teacher, entries = open_teacher(context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,9 +24,17 @@ from sparsemask.retrain.specializing.start import newest_start, resolve_start
 from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.protocols import Distilled
 from sparsemask.spaces.sparse_conv import search_method
-from sparsemask.spaces.sparse_conv.mask_costs import MaskBudget, open_budget
+from sparsemask.spaces.sparse_conv.mask_costs import (
+    PAYING,
+    MaskBudget,
+    leave_paying,
+    masks_flag,
+    open_budget,
+    require_modules,
+)
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masking import set_threshold
+from sparsemask.spaces.sparse_conv.planning import open_modules
 from sparsemask.spaces.sparse_conv.records import conclude
 from sparsemask.tasks import EvaluationContext, Task
 from sparsemask.training_setup import Context
@@ -51,6 +60,7 @@ class SpecializationSection(search_method.SparseMaskSection):
     teacher: str = teacher_flag()
     distill: float = distill_flag()
     temperature: float = temperature_flag()
+    masks: str = masks_flag("when masks are fixed (--settle)")
     rounds: int = flag(5, natural, help="timed calls of each form, 0: none (default: 5)", group=_START)
     compiled: bool = flag(False, help="time the dense form compiled, too (a minute)", group=_START)
 
@@ -143,6 +153,8 @@ class Specialization(TrainingFamily[Taught]):
             space.load_weights_into(model, load_weights(config.family.ft_model), config.family.ft_model)
             context.say(f"starting from {config.family.ft_model}")
         set_threshold(model, config.family.thres)
+        if config.family.masks == PAYING:
+            require_modules(model, config.network.space, "--masks paying", "leave it out")
         budget = open_budget(context, model)
         if isinstance(space, Distilled) and context.state is None:
             source = context.task.train_data
@@ -162,7 +174,8 @@ class Specialization(TrainingFamily[Taught]):
         """The search's method, near the dense network where a space has it so."""
         if built.dense is not None:
             return Distillation(context.config, built.dense, built.budget)
-        return search_method.SparseConvSearch(context.config, built.budget)
+        leave = functools.partial(leave_paying, context) if context.config.family.masks == PAYING else None
+        return search_method.SparseConvSearch(context.config, built.budget, leave)
 
     def finish(self, context: Context, built: Taught, result: dict) -> int:
         """Write network and mask file, print the table of forms; 1 if forms differ that must be equal."""
@@ -173,7 +186,8 @@ class Specialization(TrainingFamily[Taught]):
         write_json(run.folder / "forms.json", rows)
         run.note(forms=rows, **({"wrong": wrong, "milliseconds": None, "milliseconds_dense": None} if wrong else {}))
         kept, keep = masks.mean_kept, config.family.keep
-        budget = "" if keep is None else f" (budget {keep:g}{search_method.missed(kept, keep)})"
+        remark = "" if keep is None or open_modules(model) else search_method.missed(kept, keep)
+        budget = "" if keep is None else f" (budget {keep:g}{remark})"
         subject = "the multiply-adds" if model.kept_weights else "what has masks"
         lines = [text, f"kept {kept:.3f} of {subject}{budget}"]
         if built.budget is not None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemask import files, spaces
+from sparsemask.config import flag
 from sparsemask.engine import data, distributed
 from sparsemask.errors import UseError, say
 from sparsemask.ops import dispatch
@@ -29,7 +30,7 @@ from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import blocks, channel_logits
 from sparsemask.spaces.sparse_conv.plan import Machine
-from sparsemask.spaces.sparse_conv.planning import SKIPPING, gains, open_masks
+from sparsemask.spaces.sparse_conv.planning import SKIPPING, drop_costly, gains, open_masks, open_modules
 from sparsemask.sparse import backend
 from sparsemask.timing import BUSY, evaluating, thread_count, timer
 from sparsemask.training_setup import Context
@@ -38,6 +39,7 @@ LEAST = 0.1
 """The smallest kept fraction that a budget may ask for."""
 COSTS = "mask_costs.json"
 FORMAT = 1
+ALL, PAYING = "all", "paying"
 _KEPT = (0.2, 0.5, 0.8)  # at which modules are measured
 _WORTH = 0.01  # of the network's time: less is not worth a mask
 _HALVINGS = 16
@@ -130,25 +132,15 @@ def measure_costs(space: MaskedSpace, network: MaskedNetwork, inputs: Any, secon
         opened = copy.deepcopy(base)
         for module in opened.mask_modules().values():
             open_masks(module)
-        forms: dict[Hashable, Callable[[], object]] = {"unmasked": _call(space, opened, inputs)}
-        kept: dict[Hashable, float] = {}
+        unmasked: dict[Hashable, Callable[[], object]] = {"unmasked": _call(space, opened, inputs)}
         for fraction in _KEPT:
             masked = copy.deepcopy(base)
             found = _keep(masked, inputs, fraction)
-            if base.in_one_call:
-                for name in names:
-                    one = copy.deepcopy(masked)
-                    for other in set(names) - {name}:
-                        open_masks(one.mask_modules()[other])
-                    forms[name, fraction], kept[name, fraction] = _call(space, one, inputs), found[name]
-            else:
-                more = gains(masked, inputs, seconds / (len(_KEPT) + 1))
-                for name in names:
-                    points[name].append((found[name], more.get(name, 0.0)))
-        long = timer(device, threads, 0.0)({"unmasked": forms["unmasked"]}, 1)[0]["unmasked"] > _LONG
-        times, _ = timer(device, threads, seconds / (len(_KEPT) + 1))(forms, _FEW if long else _ROUNDS)
-        for (name, fraction), share in kept.items():  # type: ignore[misc]
-            points[name].append((share, times[name, fraction] - times["unmasked"]))
+            more = gains(masked, inputs, seconds / (len(_KEPT) + 1))
+            for name in names:
+                points[name].append((found[name], more.get(name, 0.0)))
+        long = timer(device, threads, 0.0)(unmasked, 1)[0]["unmasked"] > _LONG
+        times, _ = timer(device, threads, seconds / (len(_KEPT) + 1))(unmasked, _FEW if long else _ROUNDS)
     modules = {name: _line(measured) for name, measured in points.items()}
     return MaskCosts(Machine.here(device), space.size_words(tuple(inputs.shape)), times["unmasked"], modules)
 
@@ -336,6 +328,57 @@ def _example(context: Context) -> Any:
     return data.collate(source, [source[0]])[0].to(where.device, where.parameters)
 
 
+def masks_flag(when: str) -> Any:
+    """The flag --masks of a training under fixed masks.
+
+    Args:
+        when: masks are dropped, in words.
+    """
+    return flag(
+        ALL,
+        choices=(ALL, PAYING),
+        help=f"paying: {when}, drop the masks that cost more time on this machine than they save; the weights are then "
+        "trained without them (default: all)",
+    )
+
+
+def require_modules(network: MaskedNetwork, space: str, flag: str, instead: str) -> None:
+    """Raise UseError unless a network has modules whose masks can be timed one by one.
+
+    Args:
+        network: of the space.
+        space: its name.
+        flag: what asks for it.
+        instead: what to do otherwise.
+    """
+    if not network.mask_modules():
+        raise UseError(f"{flag}: the masks of space '{space}' are not timed one by one; {instead}")
+
+
+def leave_paying(context: Context, network: MaskedNetwork) -> None:
+    """Drop the masks that cost more time here than they save, said in a line.
+
+    Of several processes the first measures, and alone changes its network: the others need its parameters after that.
+
+    Args:
+        context: of the run.
+        network: on any device; changed in place.
+    """
+    if distributed.rank():
+        return
+    where = context.arithmetic
+    twin = copy.deepcopy(network).to(where.device, where.parameters).eval()
+    dropped = drop_costly(spaces.get(context.config.network.space), twin, _example(context))
+    if not dropped:
+        return
+    for name in dropped:
+        open_masks(network.mask_modules()[name])
+    count = len(twin.mask_modules())
+    rest = count - len(open_modules(twin))
+    left = f"{rest} of {count} modules keep theirs" if rest else "training goes on without masks"
+    context.say(f"masks cost more time here than they save: dropped those of {', '.join(dropped)}; {left}")
+
+
 def open_budget(context: Context, network: MaskedNetwork) -> MaskBudget | None:
     """The budget in milliseconds of a training command; modules whose masks cannot pay are left without them.
 
@@ -355,10 +398,7 @@ def open_budget(context: Context, network: MaskedNetwork) -> MaskBudget | None:
     config = context.config
     if config.family.budget_ms is None:
         return None
-    if not network.mask_modules():
-        raise UseError(
-            f"--budget_ms: the masks of space '{config.network.space}' are not timed one by one; take --keep"
-        )
+    require_modules(network, config.network.space, "--budget_ms", "take --keep")
     path = context.run.folder / COSTS
     if not path.exists():
         if distributed.rank() == 0:

@@ -89,9 +89,8 @@ def words(space: MaskedSpace, network: MaskedNetwork, plan: Plan) -> list[str]:
     size, kept = space.size_words(plan.shape), f"masks keep {plan.kept:.2f}"
     where = "on this processor" if plan.machine.device == "cpu" else "on this device"
     ours, unmasked = plan.milliseconds["plan"], plan.milliseconds["unmasked"]
-    open_modules = [name for name, module in network.mask_modules().items() if _constant(module)]
-    lines = []
-    if open_modules and len(open_modules) == len(network.mask_modules()):
+    unmasked_modules, lines = open_modules(network), []
+    if unmasked_modules and len(unmasked_modules) == len(network.mask_modules()):
         return [f"plan: nothing is masked, the network is computed densely at {size}: {ours:.2f} ms"]
     if plan.backends and len(plan.dense) == len(plan.backends):
         lines.append(f"plan: {kept} but save no time at {size} {where}: computed densely and multiplied by the masks")
@@ -102,8 +101,8 @@ def words(space: MaskedSpace, network: MaskedNetwork, plan: Plan) -> list[str]:
         lines.append(f"plan: {kept} but save no time at {size} {where}")
     else:
         lines.append(f"plan: {kept}; at {size} {where} all masked parts skip")
-    if open_modules:
-        lines.append(f"{', '.join(open_modules)}: the masks select nothing, no mask branch is computed")
+    if unmasked_modules:
+        lines.append(f"{', '.join(unmasked_modules)}: the masks select nothing, no mask branch is computed")
     lines[0] += f": {ours:.2f} ms, {unmasked:.2f} ms without masks"
     if ours * SAVED > unmasked:
         lines.append("the same weights without masks are another function; --unmask BOUND drops masks within a quality")
@@ -212,6 +211,34 @@ def unmask(
     return Unmasked(network, [], before, before)
 
 
+def drop_costly(space: MaskedSpace, network: MaskedNetwork, inputs: Any, seconds: float = SECONDS) -> list[str]:
+    """Drop the masks of modules that are faster without; all of them, where the network is no faster for the rest.
+
+    This changes the function: training should follow.
+
+    Args:
+        space: of the network.
+        network: in evaluation mode, on the device to be measured; changed in place.
+        inputs: a batch of the size that will be used.
+        seconds: spent about, on the modules and again on the whole.
+
+    Returns:
+        Names of the modules whose masks went.
+    """
+    modules = network.mask_modules()
+    slower = [name for name, gain in gains(network, inputs, seconds).items() if gain > 0]
+    for name in slower:
+        open_masks(modules[name])
+    rest = [name for name, module in modules.items() if _constant(module) is None]
+    if rest:
+        times = make_plan(space, network, inputs, seconds).milliseconds
+        if times["plan"] > times["unmasked"]:
+            for name in rest:
+                open_masks(modules[name])
+            slower = [name for name in modules if name in {*slower, *rest}]
+    return slower
+
+
 _SURE = 20.0  # logits that no Gumbel noise turns
 
 
@@ -220,6 +247,11 @@ def open_masks(module: MaskModule) -> None:
     """Make all channels of a module dense, so that its data mask selects nothing; changed in place."""
     for logits in module.channel_parameters():
         logits[..., 0], logits[..., 1] = _SURE, -_SURE
+
+
+def open_modules(network: MaskedNetwork) -> list[str]:
+    """Names of the modules whose masks select nothing, whatever the input."""
+    return [name for name, module in network.mask_modules().items() if _constant(module)]
 
 
 def _constant(module: MaskModule) -> bool | None:
@@ -287,7 +319,16 @@ def gains(network: MaskedNetwork, inputs: Any, seconds: float) -> dict[str, floa
     Returns:
         By name, of the modules whose masks select something.
     """
-    modules = network.mask_modules()
+    modules = {name: module for name, module in network.mask_modules().items() if _constant(module) is None}
+    if network.in_one_call:
+        return _gains_of_wholes(network, inputs, list(modules), seconds)
+    return _gains_where_they_stand(network, inputs, modules, seconds)
+
+
+def _gains_where_they_stand(
+    network: MaskedNetwork, inputs: Any, modules: Mapping[str, MaskModule], seconds: float
+) -> dict[str, float]:
+    """Gains of modules that are timed within a forward pass, where they have their input."""
     found: dict[str, float] = {}
     each = timer(inputs.device, torch.get_num_threads(), seconds / max(len(modules), 1))
 
@@ -305,7 +346,6 @@ def gains(network: MaskedNetwork, inputs: Any, seconds: float) -> dict[str, floa
             lambda module, args, kwargs, name=name: timed(name, module, args, kwargs), with_kwargs=True
         )
         for name, module in modules.items()
-        if _constant(module) is None
     ]
     try:
         with evaluating(network):
@@ -314,3 +354,19 @@ def gains(network: MaskedNetwork, inputs: Any, seconds: float) -> dict[str, floa
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _gains_of_wholes(network: MaskedNetwork, inputs: Any, names: Sequence[str], seconds: float) -> dict[str, float]:
+    """Gains of modules of a network that is computed in one call: whole networks with the masks of one module."""
+    forms: dict[Hashable, MaskedNetwork] = {}
+    for kept in (None, *names):
+        forms[kept] = copy.deepcopy(network)
+        forms[kept].plans = None
+        for name in set(network.mask_modules()) - {kept}:
+            open_masks(forms[kept].mask_modules()[name])
+    calls: dict[Hashable, Callable[[], object]] = {
+        kept: functools.partial(form, inputs) for kept, form in forms.items()
+    }
+    with evaluating(network):
+        times, _ = timer(inputs.device, torch.get_num_threads(), seconds)(calls, _ROUNDS)
+    return {name: times[name] - times[None] for name in names}

@@ -24,6 +24,7 @@ from sparsemask.families import Built
 from sparsemask.options import Parser, factor, fraction, natural, rate, share_or
 from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
 from sparsemask.spaces.sparse_conv.mask_costs import MaskBudget
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masking import blocks, hard_masks, mean_kept
 from sparsemask.spaces.sparse_conv.records import evaluate_kept
 from sparsemask.spaces.sparse_conv.schedules import published_epoch, sparse_weight, temperature
@@ -117,10 +118,13 @@ class SparseConvSearch(Method):
     Args:
         config: of the run.
         budget: in milliseconds, in the place of --keep.
+        leave: changes the network in place when its masks are fixed (--settle), in one of several processes.
     """
 
-    def __init__(self, config: RunConfig, budget: MaskBudget | None = None):
-        self.config, self.seed, self.budget = config, config.run.seed, budget
+    def __init__(
+        self, config: RunConfig, budget: MaskBudget | None = None, leave: Callable[[MaskedNetwork], None] | None = None
+    ):
+        self.config, self.seed, self.budget, self.leave = config, config.run.seed, budget, leave
         self.keep = config.family.keep if budget is None else budget.keep
         self.epochs = published(config.network.space)["epochs"]
         self.kept = math.nan
@@ -184,6 +188,10 @@ class SparseConvSearch(Method):
             left = () if self.budget is None else self.budget.open_blocks(model)
             meet_budget(model, self.inputs, self.keep, self._measure, left)
             self.inputs = None
+            if self.leave is not None:
+                assert isinstance(model, MaskedNetwork)
+                self.leave(model)
+                distributed.copy_from_first(model)
 
     def evaluate(self, model: torch.nn.Module, task, arithmetic, config: RunConfig) -> dict:
         """The task's metrics and the kept fraction of the hard masks, on the same inputs."""
