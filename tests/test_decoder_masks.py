@@ -15,7 +15,7 @@ from sparsemask.masks.decoder import (
     load_decoder,
     save_decoder,
 )
-from sparsemask.spaces.connectivity.encoding import read_mask
+from sparsemask.spaces.connectivity.encoding import mask_word, read_mask
 from sparsemask.spaces.connectivity.named_masks import available_masks, is_named, named_mask, random_decoder
 
 
@@ -145,8 +145,27 @@ def test_random_decoders_take_the_widths_given_and_refuse_wrong_ones():
         random_decoder(rng, 4, RESNET)
 
 
-def test_what_takes_published_masks_alone_says_so(tmp_path):
+def test_decoders_are_words_and_come_back(tmp_path):
+    rng = np.random.default_rng(0)
+    for mask in (small(), *(random_decoder(rng, 5, RESNET) for _ in range(20))):
+        word = mask_word(mask)
+        assert " " not in word and read_mask(word, 5) == mask
     save_decoder(tmp_path / "m.npy", small())
-    for text in (str(tmp_path / "m.npy"), "fpn"):
-        with pytest.raises(UseError, match="a decoder of the wider space; specialised networks and .* alone"):
-            read_mask(text, 5)
+    assert read_mask(str(tmp_path / "m.npy"), 5) == small()
+    assert read_mask("fpn", 5, strides=RESNET, depth=16) == named_mask("fpn", 5, strides=RESNET, depth=16)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda word: word.replace(";0x", ";7x", 1), "stage 7 is outside of 5 features"),
+        (lambda word: word.replace("x8", "x9"), "multiples of 8"),
+        (lambda word: word.split(";")[0] + ";0x9x8", "unknown operation"),
+        (lambda word: word.replace(";context", ";contex"), "unknown mask"),
+    ],
+)
+def test_words_of_no_decoder_are_refused(change, words):
+    word = "5:0e0,1e1,1u1;0x2x8,1x0x8;context"
+    assert read_mask(word, 5).context
+    with pytest.raises(UseError, match=words):
+        read_mask(change(word), 5)

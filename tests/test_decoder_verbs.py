@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sparsemask.masks import DOWN, UP
 from sparsemask.masks.decoder import FULL, SEPARABLE, DecoderMask, decoder_mask, load_decoder, save_decoder
 from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import export as retrain_export
+from sparsemask.retrain import specialize as retrain_specialize
 from sparsemask.retrain import train as retrain_train
 from sparsemask.retrain.connectivity import FAMILY
 from sparsemask.spaces import backbones
@@ -76,6 +78,26 @@ def test_a_mask_file_of_the_wider_space_through_all_verbs(place, capsys):
         assert retrain_export.main(["--run", "runs/r", "--out", file, "--repeats", "1", *LIGHT]) == 0, file
     assert retrain_train.main([*flags, "--mask_path", "m.npy", "--ft_model", str(run / "network.safetensors"),
                                "--name", "tuned", "--max_iter", "1"]) == 0  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_network_of_the_wider_space_is_specialised(place, capfd, no_images):
+    strides = backbones.strides("mobilenet_v2")
+    save_decoder("wide.npy", named_mask("unet-3x3", 9, strides=strides, depth=8), {"backbone_name": "mobilenet_v2"})
+    flags = [*SMALL, *data_flags(place / "data"), *LIGHT]
+    assert retrain_train.main([*flags, "--mask_path", "wide.npy", "--name", "r", "--max_iter", "1"]) == 0
+    argv = [*flags, "--run", "runs/r", "--max_iter", "2", "--rounds", "1", "--max_stride", "8"]
+    capfd.readouterr()
+    assert retrain_specialize.main([*argv, "--name", "s"]) == 0
+    forms = {row["form"]: row for row in json.loads(Path("runs/s/forms.json").read_text())}
+    assert forms["sparse"]["miou"] == pytest.approx(forms["masked"]["miou"], abs=1e-6)
+    shared = spaces.get("specialized").load("runs/s/network.safetensors").network
+    assert shared.mask == load_decoder("wide.npy") and not shared.stage_masks and shared.masked
+    assert retrain_eval.main(["--run", "runs/s", "--rounds", "1", *LIGHT]) == 0
+    for file in ("net.pt2", "net.safetensors"):
+        assert retrain_export.main(["--run", "runs/s", "--out", file, "--repeats", "1", *LIGHT]) == 0, file
+    words = ["--where decoder", "wider space", "take encoder"]
+    fails(capfd, retrain_specialize.main, [*argv, "--where", "decoder", "--name", "x"], words)
 
 
 def test_named_decoders_of_the_wider_space_are_trained(place, capfd, no_images):

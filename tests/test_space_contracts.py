@@ -15,6 +15,7 @@ import pyramid  # noqa: F401  a user's encoder, trusted
 from point_crops import crop
 from sparsemask import spaces
 from sparsemask.config import Section, flag
+from sparsemask.masks.decoder import FULL, POINTWISE, SEPARABLE, decoder_mask
 from sparsemask.masks.groups import GroupMask
 from sparsemask.options import positive
 from sparsemask.spaces import Loaded, Space, backbones
@@ -40,6 +41,7 @@ def noise(*shape: int) -> torch.Tensor:
 
 ENCODER = {"depth": 4, "n_class": 3, "first_expansion": "no"}
 WORD = mask_word(named_mask("unet", 9))
+WIDER = named_mask("fpn", 9, strides=backbones.strides("mobilenet_v2"), depth=8)
 
 
 class TestConnectivity(SpaceContract):
@@ -49,7 +51,7 @@ class TestConnectivity(SpaceContract):
 
 class TestConnectivityWider(SpaceContract):
     space, config = spaces.get("connectivity"), ENCODER
-    inputs, mask = noise(2, 3, 33, 40), named_mask("fpn", 9, strides=backbones.strides("mobilenet_v2"), depth=8)
+    inputs, mask = noise(2, 3, 33, 40), WIDER
 
 
 class TestConnectivityBaseline(SpaceContract):
@@ -84,6 +86,11 @@ class TestSpecialized(SpaceContract):
     inputs = noise(2, 3, 33, 40)
 
 
+class TestSpecializedWider(SpaceContract):
+    space, config = spaces.get("specialized"), {**ENCODER, "connectivity": mask_word(WIDER), "place_stride": 8}
+    inputs = noise(2, 3, 33, 40)
+
+
 class TestSpecializedEnlarging(SpaceContract):
     space, config = spaces.get("specialized"), {**ENCODER, "connectivity": WORD, "where": "decoder", "scale": 2}
     inputs = 255 * noise(2, 3, 32, 40).abs().clamp(0, 1)
@@ -109,6 +116,14 @@ class TestSlim(Groups):
         "backbone_name": "pyramid:Pyramid", "depth": 4, "n_class": 3, "input_shape": [3, 33, 40],
         "connectivity": mask_word(named_mask("unet", 4)),
     }  # fmt: skip
+    inputs = noise(2, 3, 33, 40)
+
+
+class TestSlimWider(Groups):
+    space = spaces.get("slim")
+    takes = named_mask("unet", 4)
+    decoder = decoder_mask(takes, [FULL, SEPARABLE, POINTWISE, FULL], [16, 8, 24, 8], context=True)
+    config = {**TestSlim.config, "connectivity": mask_word(decoder)}
     inputs = noise(2, 3, 33, 40)
 
 

@@ -12,11 +12,12 @@ from sparsemask import runs, spaces
 from sparsemask.config import RunConfig
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError
-from sparsemask.masks.decoder import wider_refused
+from sparsemask.masks.decoder import DecoderMask
 from sparsemask.options import adopted
 from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.connectivity.encoding import mask_word, read_mask
+from sparsemask.spaces.connectivity.mask_source import Mask
 from sparsemask.spaces.connectivity_pruned_encoder.space import small_widths
 from sparsemask.spaces.protocols import Distilled
 from sparsemask.weights import load_weights
@@ -68,7 +69,7 @@ def resolve_start(config: RunConfig, given: Mapping) -> RunConfig:
         config = _from_run(config, given, runs.find(config.family.run))
     state, network = load_weights(config.family.ft_model), config.network
     config = config.replace(**forms.of_weights(state, network.backbone_name))
-    connections = read_mask(network.connectivity, len(backbones.strides(network.backbone_name)), config.run.seed)
+    connections = _read(network.connectivity, config)
     widths = small_widths(connections, config, state)
     return config.replace(widths=widths, ft_model=str(Path(config.family.ft_model).resolve()))
 
@@ -95,8 +96,13 @@ def _from_weights(config: RunConfig) -> RunConfig:
     if not mask:
         raise UseError("--ft_model needs --mask_path: the connectivity mask of its network")
     load_weights(config.family.ft_model)
-    features = len(backbones.strides(config.network.backbone_name))
-    return config.replace(connectivity=mask_word(read_mask(mask, features, config.run.seed)))
+    return config.replace(connectivity=mask_word(_read(mask, config)))
+
+
+def _read(text: str, config: RunConfig) -> np.ndarray | DecoderMask:
+    """The mask of a word, a file or a name, for a configuration's encoder and depth."""
+    strides = backbones.strides(config.network.backbone_name)
+    return read_mask(text, len(strides), config.run.seed, strides, config.network.depth)
 
 
 def _from_run(config: RunConfig, given: Mapping, run: runs.Run) -> RunConfig:
@@ -109,9 +115,7 @@ def _from_run(config: RunConfig, given: Mapping, run: runs.Run) -> RunConfig:
         raise UseError(f"{run.folder}: the baseline '{mask}' has no decoder to specialise")
     if not isinstance(mask, torch.Tensor):
         raise UseError(f"{run.last}: no connections in it")
-    if mask.dtype != torch.bool:
-        raise wider_refused(str(run.folder), "specialised networks")
-    mask, saved = mask.numpy(), state["config"]
+    mask, saved = Mask.of_checkpoint(mask).decoder, state["config"]
     for name in _NETWORK:
         if saved.get(name) is None:
             raise UseError(f"{run.last}: incomplete: it does not say {name}")
@@ -119,8 +123,7 @@ def _from_run(config: RunConfig, given: Mapping, run: runs.Run) -> RunConfig:
     if config.network.bn_momentum is None:
         config = config.replace(bn_momentum=saved.get("bn_momentum"))
     if config.family.mask_path:
-        given_mask = read_mask(config.family.mask_path, len(mask), config.run.seed)
-        if not np.array_equal(mask, given_mask):
+        if mask_word(_read(config.family.mask_path, config)) != mask_word(mask):
             raise UseError(
                 f"{config.family.mask_path}: not the connections of {run.folder}; retrain that mask, or leave it out"
             )

@@ -118,9 +118,10 @@ class ContextBlock(nn.Module):
         self.bn = _folded(self.project, self.bn)
 
 
-def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Identity:
-    """Fold a batch norm into the convolution before it, in place; what stands in its place afterwards."""
-    fold_batch_norm(conv, norm)
+def _folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Identity:
+    """Fold a batch norm into the convolution before it, in place, unless that was done; what stands in its place."""
+    if isinstance(norm, nn.BatchNorm2d):
+        fold_batch_norm(conv, norm)
     return nn.Identity()
 
 

@@ -56,13 +56,14 @@ class Stage(nn.Module):
         The stage's own scales all of its 1x1 convolutions; its shift joins one of them (a constant commutes with
         bilinear upsampling).
         """
-        convs = [*self.down_convs.values(), *self.up_convs.values()]
-        scale = self.bn.weight * torch.rsqrt(self.bn.running_var + self.bn.eps)
-        for conv in convs:
-            conv.weight.mul_(scale.view(-1, 1, 1, 1))
-            conv.bias = nn.Parameter(torch.zeros_like(scale))
-        convs[0].bias.copy_(self.bn.bias - self.bn.running_mean * scale)
-        self.bn = nn.Identity()
+        if isinstance(self.bn, nn.BatchNorm2d):  # else it was folded into the stage's only convolution before
+            convs = [*self.down_convs.values(), *self.up_convs.values()]
+            scale = self.bn.weight * torch.rsqrt(self.bn.running_var + self.bn.eps)
+            for conv in convs:
+                conv.weight.mul_(scale.view(-1, 1, 1, 1))
+                conv.bias = nn.Parameter(torch.zeros_like(scale))
+            convs[0].bias.copy_(self.bn.bias - self.bn.running_mean * scale)
+            self.bn = nn.Identity()
         for part in (self.operation, self.context):
             if part is not None:
                 part.fold()

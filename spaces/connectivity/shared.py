@@ -54,14 +54,22 @@ def _entries(mask: np.ndarray | DecoderMask | None) -> dict[str, Any]:
     return {"connections": None if mask is None else np.argwhere(mask).tolist()}
 
 
-def mask_from(connections: list[list[int]], features: int) -> np.ndarray:
-    """Build the mask, bool (L, L, 2), from a file's list of connections.
+def mask_from(
+    connections: list[list[int]], features: int, decoder: Mapping[str, Any] | None = None, what: str = "mask"
+) -> np.ndarray | DecoderMask:
+    """Build the mask from a file's list of connections.
 
     Args:
         connections: (stage, feature, kind) of each.
         features: L, 1 to 1000.
+        decoder: what the file says of a decoder of the wider space: operations, widths, context.
+        what: how error messages begin.
+
+    Returns:
+        Bool (L, L, 2), or a decoder of the wider space.
 
     Raises:
+        UseError: no such decoder.
         ValueError: L out of range.
         IndexError: a connection outside of L features.
     """
@@ -69,7 +77,9 @@ def mask_from(connections: list[list[int]], features: int) -> np.ndarray:
         raise ValueError(f"{features!r:.40} features")
     mask = np.zeros((features, features, 2), dtype=bool)
     mask[tuple(np.array(connections).T)] = True
-    return mask
+    if decoder is None:
+        return mask
+    return decoder_mask(mask, decoder["operations"], decoder["widths"], decoder["context"], what)
 
 
 def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | None = None) -> PrunedNetwork | FCN:
@@ -102,9 +112,7 @@ def load_network(path: str | os.PathLike, backbone: Callable[..., nn.Module] | N
     if connections is None:
         return build_described(lambda: FCN(**options), state, path)
     with describing(path):
-        mask: np.ndarray | DecoderMask = mask_from(connections, features)
-        if (words := entries.get("decoder")) is not None:
-            mask = decoder_mask(mask, words["operations"], words["widths"], words["context"], str(path))
+        mask = mask_from(connections, features, entries.get("decoder"), str(path))
     return build_described(
         lambda: PrunedNetwork(mask, depth=depth, widths=entries.get("widths"), **options), state, path
     )

@@ -20,15 +20,16 @@ from sparsemask import spaces, weights
 from sparsemask.config import RunConfig, flag
 from sparsemask.errors import UseError
 from sparsemask.flags import EncoderSection
-from sparsemask.masks import DOWN, UP
-from sparsemask.masks.decoder import DecoderMask, wider_refused
+from sparsemask.masks.decoder import DecoderMask, connections_of
 from sparsemask.masks.groups import GroupMask, load_mask
 from sparsemask.spaces import backbones, register
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.connectivity.encoding import mask_word, read_mask
+from sparsemask.spaces.connectivity.mask_source import Mask
 from sparsemask.spaces.connectivity.shared import mask_from
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.spaces.connectivity.widths import widths_of
+from sparsemask.spaces.described import describing
 from sparsemask.spaces.group_sparsity.pairs import INITS
 from sparsemask.spaces.group_sparsity.reduction import Hinged
 from sparsemask.spaces.group_sparsity.rules import GENERAL, Plan, general_plan
@@ -109,7 +110,7 @@ class SlimSpace(HingeSpace):
         _, mask = self.read(path)
         return self.transfer(weights.load_weights(mask.checkpoint), mask)
 
-    def read(self, path) -> tuple[np.ndarray, GroupMask]:
+    def read(self, path) -> tuple[np.ndarray | DecoderMask, GroupMask]:
         """Read the connectivity mask and the group mask of a mask file.
 
         Raises:
@@ -124,9 +125,10 @@ class SlimSpace(HingeSpace):
         return _connections(mask.config["arch_options"]), mask
 
 
-def _connections(options: Mapping) -> np.ndarray:
-    """The connectivity mask of a network's options, bool (L, L, 2)."""
-    return read_mask(options["connectivity"], len(backbones.strides(options["backbone_name"])))
+def _connections(options: Mapping) -> np.ndarray | DecoderMask:
+    """The connectivity mask of a network's options, of either space."""
+    strides = backbones.strides(options["backbone_name"])
+    return read_mask(options["connectivity"], len(strides), 0, strides, options.get("depth", ConnectivityConfig.depth))
 
 
 def described(what: object) -> dict:
@@ -140,17 +142,14 @@ def described(what: object) -> dict:
         space, pairs, size = entries.get("space"), entries.get("connections"), entries.get("features")
         mask = None
         if pairs is not None and size is not None:
-            mask = mask_from(pairs, size)
-        wider = entries.get("decoder") is not None
+            with describing(what):
+                mask = mask_from(pairs, size, entries.get("decoder"), str(what))
         options = {**entries, **forms.words_of(entries)}
     else:
         state = weights.read_checkpoint(what)
         space, mask, options = state.get("space"), state.get("mask"), dict(weights.config_of(state))
-        mask = mask.numpy() if isinstance(mask, Tensor) else None
-        wider = mask is not None and mask.dtype != np.bool_
-    if space == "connectivity" and wider:
-        raise wider_refused(str(what), "networks with a pruned encoder")
-    if space != "connectivity" or mask is None or not (mask[..., DOWN].any() or mask[..., UP].any()):
+        mask = Mask.of_checkpoint(mask).decoder if isinstance(mask, Tensor) else None
+    if space != "connectivity" or mask is None or not connections_of(mask).any():
         raise UseError(f"{what}: not of a retrained connectivity network (runs/NAME/network.safetensors)")
     known = {name: options.get(name) for name in _NETWORK if name != "connectivity" and name in options}
     return {**known, "connectivity": mask_word(mask)}

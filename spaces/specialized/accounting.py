@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsemask.masks import DOWN, UP
+from sparsemask.spaces.connectivity.encoding import read_mask
 from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.specialized.masks import MaskedModule
@@ -22,19 +22,18 @@ _SHORT = re.compile(f"({'|'.join(_WORDS)})")
 
 
 @lru_cache(maxsize=64)
-def dense_multiply_adds(mask: bytes, shape: tuple[int, ...], config: tuple, size: tuple[int, int]) -> int:
+def dense_multiply_adds(mask: str, features: int, config: tuple, size: tuple[int, int]) -> int:
     """Count the multiply-adds of a connectivity network on one image, by a twin on the meta device.
 
     Args:
-        mask: bytes of the connectivity mask.
-        shape: of the mask, (L, L, 2).
+        mask: the mask as a word (:func:`mask_word`).
+        features: of the encoder, L.
         config: backbone (its name, or the module), depth, input channels, classes, options of the backbone.
         size: height and width of the image.
     """
     backbone, depth, channels, classes, options = config
-    connections = np.frombuffer(mask, dtype=bool).reshape(shape)
     with torch.device("meta"):
-        twin = PrunedNetwork(connections, backbone, depth, channels, classes, **dict(options)).eval()
+        twin = PrunedNetwork(read_mask(mask, features), backbone, depth, channels, classes, **dict(options)).eval()
         image = torch.empty(1, channels, *size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin(image)
@@ -49,6 +48,8 @@ def number(name: str) -> int:
 class Accounts(MaskedNetwork):
     """Kept fractions and multiply-adds of a :class:`SpecializedNetwork`'s last forward pass."""
 
+    _word: str
+    """Its mask in a word."""
     masked: dict[str, MaskedModule]
     """Its modules with masks, by name."""
 
@@ -82,7 +83,7 @@ class Accounts(MaskedNetwork):
     @property
     def dense_multiply_adds(self) -> int:
         """Multiply-adds on one image of the last size with everything kept, without mask branches."""
-        return dense_multiply_adds(self.mask.tobytes(), self.mask.shape, self._dense_twin, self._counted)
+        return dense_multiply_adds(self._word, len(self.mask), self._dense_twin, self._counted)
 
     @property
     def masks(self) -> list[Tensor]:

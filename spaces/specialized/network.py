@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError, choose
-from sparsemask.masks.decoder import only_published
+from sparsemask.masks.decoder import DecoderMask, only_published
 from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
@@ -37,7 +37,7 @@ class DenseNetwork(PrunedNetwork):
     """A :class:`PrunedNetwork`, optionally for super-resolution.
 
     Args:
-        mask: connections, bool (L, L, 2), as PrunedNetwork's.
+        mask: connections, bool (L, L, 2), or a decoder of the wider space, as PrunedNetwork's.
         backbone_name: name or module of the encoder.
         depth: channels of the decoder.
         in_channels: channels of the input.
@@ -48,13 +48,13 @@ class DenseNetwork(PrunedNetwork):
         backbone_options: further arguments of the backbone's builder.
 
     Raises:
-        UseError: a decoder of the wider space; `scale` out of range or with other than 3 input channels; and as
+        UseError: `scale` out of range, with other than 3 input channels, or with a decoder of the wider space; and as
             :class:`PrunedNetwork`.
     """
 
     def __init__(
         self,
-        mask: np.ndarray,
+        mask: np.ndarray | DecoderMask,
         backbone_name: str | nn.Module = "mobilenet_v2",
         depth: int = 64,
         in_channels: int = 3,
@@ -63,8 +63,8 @@ class DenseNetwork(PrunedNetwork):
         scale: int | None = None,
         **backbone_options,
     ):
-        only_published(mask, "mask", "specialised networks")
         if scale is not None:
+            only_published(mask, "mask", "networks that enlarge pictures")
             if in_channels != 3 or not 1 <= scale <= 8:
                 raise UseError(
                     f"pictures are RGB and enlarged 1 to 8 times, not of {in_channels} channels {scale} times"
@@ -98,7 +98,8 @@ class SpecializedNetwork(Accounts, DenseNetwork):
     """A :class:`DenseNetwork` with masks on its modules; its weights keep their names.
 
     Args:
-        mask: connections, bool (L, L, 2), as DenseNetwork's.
+        mask: connections, bool (L, L, 2), or a decoder of the wider space, as DenseNetwork's. The stages of the latter
+            have no masks.
         backbone_name: name or module of the encoder.
         depth: channels of the decoder.
         in_channels: channels of the input.
@@ -124,7 +125,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
 
     def __init__(
         self,
-        mask: np.ndarray,
+        mask: np.ndarray | DecoderMask,
         backbone_name: str | nn.Module = "mobilenet_v2",
         depth: int = 64,
         in_channels: int = 3,
@@ -137,6 +138,9 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         **backbone_options,
     ):
         choose(where, WHERE, "part of the network")
+        wider = isinstance(mask, DecoderMask)
+        if wider and where == "decoder":
+            raise UseError("--where decoder: the stages of a decoder of the wider space have no masks; take encoder")
         twin = backbone_name if isinstance(backbone_name, str) else copy.deepcopy(backbone_name).to("meta")
         super().__init__(mask, backbone_name, depth, in_channels, num_classes, bn_momentum, scale, **backbone_options)
         self.where, self.max_stride = where, max_stride
@@ -147,8 +151,10 @@ class SpecializedNetwork(Accounts, DenseNetwork):
             **backbone_options,
         }  # fmt: skip
         self.tau = 1.0
+        self._word = mask_word(self.mask)
         self.masked = {}
-        self.decoder = None  # filled by fold()
+        self.folded = False
+        self.decoder = None  # filled by fold(), unless it is of the wider space
         self._chain: EncoderChain | None = None  # holds addresses: not copied, rebuilt when needed
         self._chains = True
         self._dense_twin = (
@@ -162,7 +168,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         if where in ("encoder", "all"):
             self._mask_encoder()
         self.stage_masks = nn.ModuleDict()
-        if where in ("decoder", "all"):
+        if where in ("decoder", "all") and not wider:
             channels, strides = self.backbone.channels, self.backbone.strides
             live = sorted({i for takers in self._takers.values() for i in takers})
             for i in live:
@@ -208,7 +214,9 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         super().fold()
         for module in [*bottlenecks, *self.stage_masks.values()]:
             module.fold()
-        self.decoder = folded_decoder(self, dense, present)
+        self.folded = True
+        if not isinstance(self.mask, DecoderMask):
+            self.decoder = folded_decoder(self, dense, present)
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -223,11 +231,11 @@ class SpecializedNetwork(Accounts, DenseNetwork):
     def scored(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """The classifier's output."""
         self.note_size(x)
-        if self.decoder is None:
+        if not self.folded:
             for module in self.masked.values():
                 module.tau = self.tau
         with batch_norm_errors():
-            points = self.backbone(x) if self.decoder is None else self._chained(x)
+            points = self._chained(x) if self.folded else self.backbone(x)
             for name, module in self.stage_masks.items():
                 module.see(points[number(name)])
             if self.decoder is None:
@@ -269,7 +277,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
             raise UseError("a network on an encoder of its own cannot be described in a file: register the encoder")
         entries = {name: a[name] for name in ("backbone_name", "depth")}
         entries |= {"n_class": a["num_classes"], **forms.words_of(a)}
-        entries |= {"connectivity": mask_word(self.mask), "where": self.where, "max_stride": self.max_stride}
+        entries |= {"connectivity": self._word, "where": self.where, "max_stride": self.max_stride}
         entries |= {"place_stride": self.place_stride}
         entries |= {"widths": self.widths} if self.widths else {}
         return entries if self.scale is None else {**entries, "scale": self.scale}

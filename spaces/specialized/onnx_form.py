@@ -6,11 +6,13 @@ import copy
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.masks import UP
+from sparsemask.masks.decoder import DecoderMask
 from sparsemask.spaces.connectivity.fusion import decode
 from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
 from sparsemask.spaces.specialized.bottleneck import MaskedBottleneck
@@ -40,11 +42,10 @@ class PlainForm(nn.Module):
             if isinstance(block, (MaskedBottleneck, NarrowBottleneck)):
                 plain = PlainBlock(block) if isinstance(block, MaskedBottleneck) else block.narrowed()
                 form.backbone.set_submodule(name, plain)
-        depth = form.fc_conv.in_channels
         self.locate, self.dense, live = nn.ModuleDict(), nn.ParameterDict(), {}
         final, nothing = max(_reaching(form)), False
         for i in range(len(form.backbone.channels)):
-            live[i] = torch.ones(depth, dtype=torch.bool)
+            live[i] = torch.ones(form.stage_widths[i], dtype=torch.bool)
             if i in stages and stages[i].locate is None:  # a channel mask alone
                 live[i] = stages[i].channels.some()[1]
             elif i in stages:
@@ -65,15 +66,17 @@ class PlainForm(nn.Module):
         if nothing:
             self.classify.weight.zero_()
         form.stage_masks, form.merged, form.fc_conv = nn.ModuleDict(), nn.ModuleDict(), nn.Identity()
-        form.decoders = nn.ModuleDict()
+        if not isinstance(form.mask, DecoderMask):  # whose stages do more than add
+            form.decoders = nn.ModuleDict()
         form.scored = self.scored
         self.requires_grad_(False)
 
     def _take(self, form, kind: int, j: int, takers: list[int], live: dict, read: Tensor | None) -> None:
         """Build the convolution of one feature for the stages that read it, without removed channels."""
         all_takers = form._takers[kind, j]
-        merged, depth = form.merged[f"{kind}_{j}"], form.fc_conv.in_channels
-        rows = torch.cat([all_takers.index(i) * depth + live[i].nonzero()[:, 0] for i in takers])
+        merged, widths = form.merged[f"{kind}_{j}"], [form.stage_widths[i] for i in all_takers]
+        begins = dict(zip(all_takers, np.cumsum([0, *widths]).tolist(), strict=False))
+        rows = torch.cat([begins[i] + live[i].nonzero()[:, 0] for i in takers])
         self.takers[kind, j] = takers
         self.products[f"{kind}_{j}"] = _conv(merged, rows, slice(None) if read is None else read)
 
@@ -94,7 +97,8 @@ class PlainForm(nn.Module):
         def finish(i: int, total: Tensor) -> Tensor:  # before relu6, which leaves zeros as they are
             return gate(total, self.dense[str(i)], masks[str(i)]) if str(i) in masks else total
 
-        return self.classify(decode(points, lambda kind, j: (kind, j) in self.takers, product, finish))
+        refine = self.network.refine if self.network.decoders else None
+        return self.classify(decode(points, lambda kind, j: (kind, j) in self.takers, product, finish, refine))
 
 
 class PlainBlock(nn.Module):

@@ -14,6 +14,7 @@ from sparsemask import weights
 from sparsemask.config import flag
 from sparsemask.errors import UseError
 from sparsemask.flags import EncoderSection
+from sparsemask.masks.decoder import DecoderMask
 from sparsemask.options import positive
 from sparsemask.spaces import backbones, register
 from sparsemask.spaces.backbones import forms
@@ -72,7 +73,8 @@ class SpecializedSpace(MaskedSpace):
             raise UseError("--connectivity is missing: a mask file (.npy), a named mask, or use retrain/specialize.py")
         common = ConnectivityConfig.from_options(config)
         backbone = common.backbone_name
-        mask = read_mask(options["connectivity"], len(backbones.strides(backbone)), config.get("seed") or 0)
+        strides = backbones.strides(backbone)
+        mask = read_mask(options["connectivity"], len(strides), config.get("seed") or 0, strides, common.depth)
         arguments = {**common.network_options(), "mask": mask, "depth": common.depth}
         return arguments | {name: options[name] for name in self.mask_options if name in options}
 
@@ -112,9 +114,9 @@ class SpecializedSpace(MaskedSpace):
             form = forms.of_weights(state, name)
         return build_described(lambda: self.supernet({"backbone_name": name, **description, **form}), state, what)
 
-    def connectivity_of(self, network: SpecializedNetwork) -> np.ndarray:
-        """Return the connectivity mask (L, L, 2), for mask files."""
-        return network.mask
+    def connectivity_of(self, network: SpecializedNetwork) -> np.ndarray | None:
+        """Return the connectivity mask (L, L, 2), for mask files; None of a decoder of the wider space."""
+        return None if isinstance(network.mask, DecoderMask) else network.mask
 
     def dense_cost(self, network: SpecializedNetwork, images: Tensor) -> int:
         """Count multiply-adds on images (N, 3, H, W) with everything kept, without mask branches."""

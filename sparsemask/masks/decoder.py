@@ -174,13 +174,10 @@ def only_published(mask: np.ndarray | DecoderMask, what: str, who: str) -> np.nd
         UseError: a decoder of the wider space.
     """
     if isinstance(mask, DecoderMask):
-        raise wider_refused(what, who)
+        raise UseError(
+            f"{what}: a decoder of the wider space; {who} take masks of connections alone (unet, dense, ...)"
+        )
     return mask
-
-
-def wider_refused(what: str, who: str) -> UseError:
-    """The error of :func:`only_published`."""
-    return UseError(f"{what}: a decoder of the wider space; {who} take masks of connections alone (unet, dense, ...)")
 
 
 def as_decoder(mask: np.ndarray | DecoderMask, depth: int) -> DecoderMask:
