@@ -20,6 +20,8 @@ from sparsemask import exporting, spaces
 from sparsemask.errors import UseError
 from sparsemask.prediction import Description, Predictor
 from sparsemask.spaces.connectivity.pruned_network import FCN
+from sparsemask.sparse import backend
+from test_smsr import network as smsr
 from tiny import ROOT, fails
 
 EXAMPLE = ROOT / "examples" / "cpp"
@@ -55,18 +57,35 @@ def run(*words: object, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run([str(word) for word in words], cwd=folder, capture_output=True, text=True)
 
 
-@pytest.mark.slow
-def test_cpp_gives_the_labels_of_python(network, program, tmp_path, monkeypatch):
+def built(folder: Path, prefix: object) -> Path:
+    """The folder of the example's programs, as far as a prefix has what they need."""
     if not shutil.which("cmake") or not shutil.which("g++"):
         pytest.skip("cmake or g++ is not installed")
-    build = tmp_path / "build"
-    prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
-    for words in (["-S", EXAMPLE, "-B", build, prefix, "-DCMAKE_CXX_FLAGS=-O0"], ["--build", build]):
-        done = run("cmake", *words, folder=tmp_path)
+    build = folder / "build"
+    flags = [f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_CXX_FLAGS=-O0"]
+    for words in (["-S", EXAMPLE, "-B", build, *flags], ["--build", build]):
+        done = run("cmake", *words, folder=folder)
         assert done.returncode == 0, done.stderr[-2000:]
+    return build
+
+
+def refusals(program: Path, network: str, folder: Path) -> None:
+    """What is wrong with a picture is one line."""
+    (folder / "short.ppm").write_bytes((folder / "photo.ppm").read_bytes()[:500])
+    (folder / "huge.ppm").write_bytes(b"P6 99999999 99999999 255\n")
+    for name, word in (("none.ppm", "no binary PPM"), ("short.ppm", "ends before"), ("huge.ppm", "no size")):
+        done = run(program, network, name, "out", folder=folder)
+        assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.slow
+def test_cpp_gives_the_labels_of_python(network, program, tmp_path, monkeypatch):
+    build = built(tmp_path, torch.utils.cmake_prefix_path)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     compile_network = load(EXAMPLE / "compile.py")
-    with torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):  # the test's own haste
+    haste = {"aot_inductor.compile_wrapper_opt_level": "O0", "aot_inductor.precompile_headers": False}
+    with torch._inductor.config.patch(haste):
         assert compile_network.main([str(program), str(tmp_path / "compiled.pt2")]) == 0
     pixels = scene(1, (31, 56))  # lower than the network's input: padded
     Image.fromarray(pixels).save(tmp_path / "photo.ppm")
@@ -77,13 +96,24 @@ def test_cpp_gives_the_labels_of_python(network, program, tmp_path, monkeypatch)
     assert len(np.unique(expected)) > 1 and labels.shape == expected.shape
     assert (labels == expected).mean() > 0.999  # equal but for scores that are equal up to rounding
     assert done.stdout.startswith("56x31, ") and "class " in done.stdout
-    # What is wrong is one line.
-    (tmp_path / "short.ppm").write_bytes((tmp_path / "photo.ppm").read_bytes()[:500])
-    (tmp_path / "huge.ppm").write_bytes(b"P6 99999999 99999999 255\n")
-    for name, word in (("none.ppm", "no binary PPM"), ("short.ppm", "ends before"), ("huge.ppm", "no size")):
-        done = run(build / "segment", "compiled.pt2", name, "out.pgm", folder=tmp_path)
-        assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1
-    assert not (tmp_path / "out.pgm").exists()
+    refusals(build / "segment", "compiled.pt2", tmp_path)
+
+
+@pytest.mark.slow
+def test_cpp_enlarges_by_masks_as_python_does(tmp_path):
+    cmake = pytest.importorskip("openvino.utils", reason="openvino is not installed").get_cmake_path()
+    build, masked, pixels = built(tmp_path, cmake), smsr(scale=2), scene(1, (24, 33))
+    even = torch.from_numpy(pixels[:, :32]).permute(2, 0, 1)[None].float()
+    exporting.export_onnx(spaces.get("smsr").exportable(masked, even, None).fixed(even), tmp_path / "net.onnx")
+    Image.fromarray(pixels).save(tmp_path / "photo.ppm")
+    done = run(build / "enlarge", "net.onnx", "photo.ppm", "larger.ppm", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with backend("reference"), torch.no_grad():
+        expected = masked(even)[0].clamp(0, 255).permute(1, 2, 0).numpy()
+    assert 0 < float(masked.masks[0].float().mean()) < 1
+    larger = np.asarray(Image.open(tmp_path / "larger.ppm"))
+    assert larger.shape == expected.shape and np.abs(larger - expected).max() < 0.51  # rounded to whole levels
+    refusals(build / "enlarge", "net.onnx", tmp_path)
 
 
 def test_what_cpp_does_not_have_is_said(program, tmp_path, capfd):
@@ -94,14 +124,20 @@ def test_what_cpp_does_not_have_is_said(program, tmp_path, capfd):
     torch.export.save(exported, nameless)
     with pytest.raises(UseError, match="does not say what its classes are"):
         compile_network.compiled(nameless, tmp_path / "out.pt2")
+    masked, picture = smsr(scale=2, n_modules=1, n_layers=2), torch.zeros(1, 3, 8, 8)
+    exportable = spaces.get("smsr").exportable(masked, picture, None).fixed(picture)
+    masks = exporting.export_program(exportable, tmp_path / "masks.pt2")
+    with pytest.raises(UseError, match=r"calls sparsemask\..* export it as ONNX"):
+        compile_network.compiled(masks, tmp_path / "out.pt2")
     assert not list(tmp_path.glob("out*"))
 
 
 def test_the_page_s_commands_are_those_of_the_files():
     page = (ROOT / "docs/deployment.md").read_text()
     assert "examples/cpp/compile.py" in page and "cmake -S examples/cpp" in page
-    usage = re.search(r"segment COMPILED.pt2 PICTURE.ppm LABELS.pgm", (EXAMPLE / "segment.cpp").read_text())
-    assert usage and "segment compiled.pt2 picture.ppm labels.pgm" in page
+    for name in ("segment", "enlarge"):
+        usage = re.search(rf"usage: ({name} .*?)\\n", (EXAMPLE / f"{name}.cpp").read_text())[1]
+        assert f"build/cpp/{usage.lower()}" in page
 
 
 # ---- OpenVINO

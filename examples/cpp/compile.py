@@ -41,12 +41,12 @@ def compiled(path: Path, out: Path) -> dict[str, str]:
         UseError: no program of a segmentation network without masks.
     """
     entries = dict(read_program(path).entries)  # which refuses files that would run code
-    if Description.from_entries(entries, path) is None:
-        raise UseError(f"{path}: does not say what its classes are: export it again")
     program = torch.export.load(path)
     own = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("sparsemask.")}
     if own:
         raise UseError(f"{path}: calls {', '.join(sorted(own))}, which C++ does not have: export it as ONNX")
+    if Description.from_entries(entries, path) is None:
+        raise UseError(f"{path}: does not say what its classes are: export it again")
     about = {name: json.dumps(entries[name]) for name in NEEDED if name in entries}
     settings = {"aot_inductor.metadata": about}
     torch._inductor.aoti_compile_and_package(program, package_path=str(out), inductor_configs=settings)

@@ -10,61 +10,21 @@
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstdint>
-#include <fstream>
+#include <exception>
+#include <iomanip>
 #include <iostream>
-#include <limits>
 #include <map>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
+#include "pictures.hpp"
+
 namespace {
-
-constexpr int64_t kLongestSide = 1 << 14;
-
-// The next number of a PPM's header, behind white space and comments.
-int64_t header_number(std::istream& file) {
-  while (file >> std::ws && file.peek() == '#') {
-    file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
-  }
-  int64_t number = 0;
-  if (!(file >> number) || number < 1 || number > kLongestSide) {
-    throw std::runtime_error("the picture's header has no size that is taken");
-  }
-  return number;
-}
-
-// A picture, uint8 (H, W, 3).
-at::Tensor read_picture(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string kind(2, ' ');
-  if (!file.read(kind.data(), 2) || kind != "P6") {
-    throw std::runtime_error(path + ": no binary PPM (P6)");
-  }
-  const int64_t width = header_number(file), height = header_number(file);
-  if (header_number(file) != 255) {
-    throw std::runtime_error(path + ": not of 8 bits a value");
-  }
-  file.get();  // the one white space before the pixels
-  at::Tensor pixels = at::empty({height, width, 3}, at::kByte);
-  if (!file.read(reinterpret_cast<char*>(pixels.data_ptr<uint8_t>()), pixels.numel())) {
-    throw std::runtime_error(path + ": ends before its pixels do");
-  }
-  return pixels;
-}
-
-void write_labels(const std::string& path, const at::Tensor& labels) {
-  std::ofstream file(path, std::ios::binary);
-  file << "P5\n" << labels.size(1) << " " << labels.size(0) << "\n255\n";
-  file.write(reinterpret_cast<const char*>(labels.data_ptr<uint8_t>()), labels.numel());
-  if (!file.flush()) {
-    throw std::runtime_error(path + ": cannot be written");
-  }
-}
 
 // What the compiled network says of itself: numbers of a JSON list such as "[0.485, 0.456, 0.406]".
 std::vector<float> numbers(const std::unordered_map<std::string, std::string>& about, const std::string& key) {
@@ -110,19 +70,23 @@ int main(int count, char** words) {
   try {
     const c10::InferenceMode no_gradients;
     torch::inductor::AOTIModelPackageLoader network(words[1]);
-    const at::Tensor pixels = read_picture(words[2]);
+    Picture picture = read_picture(words[2]);
+    const at::Tensor pixels = at::from_blob(picture.pixels.data(), {picture.height, picture.width, 3}, at::kByte);
     segment(network, pixels);  // the first call is slower
     const auto begun = std::chrono::steady_clock::now();
     const at::Tensor labels = segment(network, pixels);
     const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - begun;
-    write_labels(words[3], labels);
+    const uint8_t* values = labels.data_ptr<uint8_t>();
+    picture.pixels.assign(values, values + labels.numel());
+    write_picture(words[3], picture);
     std::map<int, int64_t> counts;
-    for (const uint8_t* label = labels.data_ptr<uint8_t>(); label != labels.data_ptr<uint8_t>() + labels.numel(); ++label) {
-      ++counts[*label];
+    for (const uint8_t label : picture.pixels) {
+      ++counts[label];
     }
-    std::cout << pixels.size(1) << "x" << pixels.size(0) << ", " << spent.count() << " ms";
+    std::cout << std::fixed << std::setprecision(1);
+    std::cout << picture.width << "x" << picture.height << ", " << spent.count() << " ms";
     for (const auto& [label, times] : counts) {
-      std::cout << "; class " << label << " " << 100.0 * times / labels.numel() << " %";
+      std::cout << "; class " << label << ": " << 100.0 * times / labels.numel() << " %";
     }
     std::cout << std::endl;
   } catch (const std::exception& error) {
