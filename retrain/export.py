@@ -25,7 +25,7 @@ import torch
 
 from sparsemask import exporting, flags, spaces, tasks
 from sparsemask._version import __version__
-from sparsemask.config import Section, flag
+from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError, command, say
 from sparsemask.exporting.validation import COLUMNS, opened
 from sparsemask.options import Parser, natural, positive
@@ -75,13 +75,38 @@ def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, 
     return command_parser, given
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    command_parser, given = read(argv)
-    space, paths = given["space"], [Path(path) for path in given["out"]]
-    for path in paths:  # before anything is computed
-        exporting.format_of(path)
+@dataclass(frozen=True)
+class Prepared:
+    """A trained network that is ready to be written.
+
+    Attributes:
+        space: name of its space.
+        network: as it was trained.
+        exportable: how it is written.
+        batches: validation inputs.
+        config: the command's.
+        about: what its files say of themselves, plain values by name.
+    """
+
+    space: str
+    network: torch.nn.Module
+    exportable: exporting.Exportable
+    batches: list
+    config: RunConfig
+    about: dict
+
+
+def prepare(command_parser: Parser, given: dict) -> Prepared:
+    """Open the trained network that a command line names, and the data that it is compared on.
+
+    Args:
+        command_parser: of :func:`read`.
+        given: flags, likewise.
+
+    Raises:
+        UseError: there is none, or its space writes no files for others.
+    """
+    space = given["space"]
     if not isinstance(spaces.get(space), Exportable):
         able = [name for name in spaces.available() if isinstance(spaces.get(name), Exportable)]
         raise UseError(f"--space {space}: its networks cannot be exported; those of {', '.join(able)} can")
@@ -95,15 +120,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.evaluation.fixed:
         exportable = exportable.fixed(batches[0])
         batches = [batch for batch in batches if shapes(exportable, batch) == shapes(exportable, batches[0])]
-    for path in paths:
-        refuse(exporting.why_not(path.suffix, exportable))
-    if config.evaluation.repeats:
-        plan(space, network, batches[0], [path for path in paths if path.suffix == ".safetensors"])
     about = {"toolkit": f"sparsemask {__version__}", "space": space, **task.description()}
     about["input_shape"] = exportable.input_shape
-    validations = [export(path, exportable, batches, space, about, config.evaluation.repeats) for path in paths]
+    return Prepared(space, network, exportable, batches, config, about)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    command_parser, given = read(argv)
+    paths = [Path(path) for path in given["out"]]
+    for path in paths:  # before anything is computed
+        exporting.format_of(path)
+    found = prepare(command_parser, given)
+    exportable, batches, evaluation = found.exportable, found.batches, found.config.evaluation
+    for path in paths:
+        refuse(exporting.why_not(path.suffix, exportable))
+    if evaluation.repeats:
+        plan(found.space, found.network, batches[0], [path for path in paths if path.suffix == ".safetensors"])
+    validations = [export(path, exportable, batches, found.space, found.about, evaluation.repeats) for path in paths]
     say(table([validation.row() for validation in validations], COLUMNS))
-    timing = f"{config.evaluation.repeats} in turn, {torch.get_num_threads()} thread(s)"
+    timing = f"{evaluation.repeats} in turn, {torch.get_num_threads()} thread(s)"
     say(f"difference: the largest over {len(batches)} input(s), to the outputs' size; ms: medians of {timing}")
     bad = [str(validation.path) for validation in validations if not validation.good]
     if bad:

@@ -21,7 +21,8 @@ from PIL import Image
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-sync", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-    "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-unsafe-swiftshader", "--remote-debugging-pipe",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--enable-unsafe-swiftshader",
+    "--remote-debugging-pipe",
 ]  # fmt: skip
 # The browser expects its pipes at 3 and 4, whatever numbers ours have.
 _START = """
@@ -96,12 +97,25 @@ class Page:
             self.events.append(told)
         return told
 
-    def open(self, path: Path) -> None:
-        """Open a file and wait until it is loaded."""
+    def open(self, page: Path | str) -> None:
+        """Open a file, or an address of this machine, and wait until it is loaded."""
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(told["method"] == "Page.loadEventFired" for told in self.events):
             self._next(60)
+
+    def choose(self, selector: str, *files: Path) -> None:
+        """Choose files in the page's input for files."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        found = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=found, files=[str(path.resolve()) for path in files])
+
+    def wait(self, script: str, seconds: float = 60) -> None:
+        """Wait until a JavaScript expression is true."""
+        end = time.monotonic() + seconds
+        while not self.run(f"Boolean({script})"):
+            assert time.monotonic() < end, f"not within {seconds:.0f} s: {script}"
+            time.sleep(0.05)
 
     def run(self, script: str):
         """The value of a JavaScript expression; of a promise, what it brings."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from sparsemask.exporting.validation import opened
 from sparsemask.masks import save_mask
 from sparsemask.retrain import export
 from sparsemask.spaces import backbones
-from sparsemask.spaces.connectivity import FCN, PrunedNetwork
+from sparsemask.spaces.connectivity import PrunedNetwork
 from sparsemask.spaces.connectivity.named_masks import named_mask
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.sparse import backend
@@ -182,28 +180,3 @@ def test_super_resolution_is_shared_with_its_threshold(tmp_path):
     assert again.body[0].spa_mask.threshold == 0.3
     with backend("reference"), torch.no_grad():
         torch.testing.assert_close(again(x), made(x))
-
-
-@pytest.mark.slow
-def test_cpp_runs_a_compiled_program(tmp_path, monkeypatch):
-    if not shutil.which("g++"):
-        pytest.skip("no g++ here")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    network, picture = FCN(Pyramid(), num_classes=4).eval(), torch.ones(1, 3, 40, 56)  # what compiles soonest
-    made = spaces.get("connectivity").exportable(network, picture, {"n_class": 4}).fixed(picture)
-    exporting.export_program(made, "net.pt2")
-    with torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):  # the test's own haste
-        exec(documented("python")[2], {})
-    (source,) = documented("cpp")
-    Path("main.cpp").write_text(source)
-    (line,) = re.findall(r"g\+\+ (-std.*? -o main)", DOCS.read_text(), re.DOTALL)
-    flags = line.replace("\\\n", " ").replace("$T", torch.__path__[0]).split()
-    built = subprocess.run(["g++", *flags], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[:2000]
-    done = subprocess.run(["./main"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    with torch.no_grad():
-        wanted = network(picture)
-    sizes, total = done.stdout.rsplit(" ", 1)
-    assert sizes == str(list(wanted.shape)) and float(total) == pytest.approx(float(wanted.sum()), rel=1e-4)

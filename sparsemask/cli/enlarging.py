@@ -11,16 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from sparsemask import datasets, models
+from sparsemask.devices import Arithmetic
 from sparsemask.errors import UseError
+from sparsemask.finite import check_output
 from sparsemask.pictures.files import Picture, encoded
 from sparsemask.spaces import sr_networks
 from sparsemask.spaces.smsr.checkpoints import load_smsr
+from sparsemask.spaces.smsr.dense import DenseForm
 from sparsemask.spaces.smsr.network import SMSR
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparsified import SparsifiedNetwork
 from sparsemask.spaces.sr_networks.masked import upscale_masked
 from sparsemask.spaces.sr_networks.space import load_sparsified
 from sparsemask.spaces.sr_networks.tiles import resident
+from sparsemask.sparse import repeatable
 from sparsemask.weights import bare_state, read_checkpoint
 
 LARGE = 300_000  # input pixels above which an SMSR runs in tiles by default
@@ -56,8 +60,31 @@ class Enlarger(ABC):
         """Draw where the last picture was computed; default: nowhere."""
         return []
 
+    def enlarge(
+        self,
+        image: Picture,
+        where: Arithmetic,
+        tile: int | None = None,
+        memory: float | None = None,
+        ensemble: bool = False,
+    ) -> Picture:
+        """The picture, larger: what :meth:`run` makes of its colours, its alpha by bicubic.
+
+        Args:
+            image: any picture.
+            where: device of the network.
+            tile, memory, ensemble: as of :meth:`run`.
+
+        Raises:
+            UseError: memory is too small, or the network gives values that are not finite.
+        """
+        pixels = as_input(image, where)
+        with repeatable():
+            output = check_output(self.run(pixels, tile, memory, ensemble), self.network)
+        return image.enlarged(output[0].permute(1, 2, 0).cpu().numpy())
+
     def run(self, pixels: Tensor, tile: int | None, memory: float | None, ensemble: bool) -> Tensor:
-        """Enlarge a picture.
+        """Enlarge a picture's pixels.
 
         Args:
             pixels: (1, 3, H, W) of 0 to 255.
@@ -81,11 +108,24 @@ class Enlarger(ABC):
             raise UseError(f"not enough memory for {size} pixels: try --tile {less}") from None
 
 
+def as_input(image: Picture, where: Arithmetic) -> Tensor:
+    """A picture's colours as the networks take them: (1, 3, H, W) of 0 to 255."""
+    return torch.from_numpy(image.colour).permute(2, 0, 1)[None].to(where.device)
+
+
 class Masked(Enlarger):
     """A network that skips what its masks drop."""
 
     masked = True
     network: MaskedNetwork
+
+    @abstractmethod
+    def without_masks(self) -> nn.Module:
+        """The same weights, everything computed: what time saved is measured against."""
+
+    def locations(self) -> list[np.ndarray]:
+        """Where each module computed of the last picture, bool (H, W)."""
+        return [mask[0, 0].cpu().numpy() for mask in self.network.masks]
 
     def words(self) -> str:
         """See :class:`Enlarger`."""
@@ -100,7 +140,7 @@ class Masked(Enlarger):
         from sparsemask.pictures.overlay import draw_masks, overlay
 
         pixels = np.clip(np.rint(image.colour), 0, 255).astype(np.uint8)
-        masks = [mask[0, 0].cpu().numpy() for mask in self.network.masks]
+        masks = self.locations()
         folder.mkdir(parents=True, exist_ok=True)
         paths = [draw_masks(pixels, masks, folder / f"{name}_masks.png", f"Where each module computes: {name}")]
         for number, mask in enumerate(masks, 1):
@@ -127,6 +167,10 @@ class Sparsified(Masked):
         """See :class:`Enlarger`."""
         with torch.no_grad():
             return upscale_masked(self.network, pixels, memory, tile, ensemble)
+
+    def without_masks(self) -> nn.Module:
+        """See :class:`Masked`."""
+        return self.dense
 
 
 class SMSREnlarger(Masked):
@@ -160,6 +204,10 @@ class SMSREnlarger(Masked):
                         f"{least / 1e6:.0f} MB are needed"
                     )
         return sparse_conv.upscale(self.network, pixels, tile, ensemble)
+
+    def without_masks(self) -> nn.Module:
+        """See :class:`Masked`."""
+        return DenseForm(self.network)
 
 
 class Dense(Enlarger):

@@ -9,6 +9,7 @@
     sparsemask export      write a trained network for other programs: safetensors, torch.export, ONNX
     sparsemask predict     a class for every pixel of pictures, folders of them, by any trained or exported network
     sparsemask upscale     enlarge pictures by a super-resolution network, and show where it computed
+    sparsemask serve       a page in the browser: your picture through a network, its masks, its milliseconds
     sparsemask models      the trained networks that ship, and their cards
     sparsemask segment-points  a class for every point of a cloud, with pictures and a page to turn it in
     sparsemask disparity   how near each point of a stereo pair is, and which voxels were computed
@@ -46,6 +47,7 @@ VERBS = {
     "export": "sparsemask.retrain.export",
     "predict": "sparsemask.cli.predict",
     "upscale": "sparsemask.cli.upscale",
+    "serve": "sparsemask.cli.serving.command",
     "models": "sparsemask.cli.models",
     "segment-points": "sparsemask.cli.segment_points",
     "disparity": "sparsemask.cli.disparity",

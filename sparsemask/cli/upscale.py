@@ -97,19 +97,12 @@ def _jobs(options, files) -> list:
 
 def _enlarge(job, enlarger, compute, options, files) -> list[str]:
     """Enlarge one picture; returns lines about it."""
-    import torch
-
     from sparsemask.cli.inputs import STREAM
-    from sparsemask.finite import check_output
-    from sparsemask.sparse import repeatable
 
     image = files.read(job.source)
     began = time.perf_counter()
-    pixels = torch.from_numpy(image.colour).permute(2, 0, 1)[None].to(compute.device)
-    with repeatable():
-        output = check_output(enlarger.run(pixels, options.tile, options.memory, options.ensemble), enlarger.network)
+    larger = enlarger.enlarge(image, compute, options.tile, options.memory, options.ensemble)
     spent = time.perf_counter() - began
-    larger = image.enlarged(output[0].permute(1, 2, 0).cpu().numpy())
     lost = files.write(job.out, larger, options.format)
     name = files.STDIN_NAME if job.source == STREAM else job.source
     said = [f"{name} {image.size} -> {job.out} {larger.size}, {spent:.2f} s; {enlarger.words()}"]

@@ -13,6 +13,7 @@ from sparsemask.errors import UseError
 from sparsemask.pictures import style
 
 _DIM, _TINT = 0.28, np.array([0.05, 0.10, 0.24])  # of dropped places: a share of their grey, and a colour of night
+_RAMP = "inferno"  # of how many modules compute: dark to bright, told apart without colours too
 _LUMA = np.array([0.299, 0.587, 0.114])
 _ACROSS, _WIDE, _GAP, _CAPTION = (3, 4), 2.6, 0.1, 0.27  # panels a row, and inches
 _LONGEST = 720  # pixels; larger pictures are drawn smaller
@@ -31,14 +32,43 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     Raises:
         UseError: the sizes do not fit.
     """
-    image, mask = np.asarray(image), np.asarray(mask, bool)
+    image = np.asarray(image)
     image = image if image.ndim == 3 else image[..., None].repeat(3, 2)
+    mask = _spread(np.asarray(mask, bool), image)
+    dark = _DIM * (image @ _LUMA)[..., None] + 255 * _TINT
+    return np.where(mask[..., None], image, dark.round()).astype(np.uint8)
+
+
+def heat(image: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
+    """How many of the modules compute at each location, over a grey shade of the image: dark none, bright all.
+
+    Args:
+        image: uint8 (H, W, 3).
+        masks: bool of each module, (H, W) or of a size that divides the image's.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        UseError: no masks, or the sizes do not fit.
+    """
+    if not len(masks):
+        raise UseError("no masks to draw")
+    image = np.asarray(image)
+    share = np.mean([_spread(np.asarray(mask, bool), image) for mask in masks], axis=0)
+    from matplotlib import colormaps
+
+    colour = colormaps[_RAMP](share)[..., :3]
+    grey = (image @ _LUMA)[..., None]
+    return np.rint(_DIM * grey + (1 - _DIM) * 255 * colour).astype(np.uint8)
+
+
+def _spread(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """The mask at the image's size."""
     across = [a // b if b and a % b == 0 else 0 for a, b in zip(image.shape[:2], mask.shape, strict=True)]
     if 0 in across:
         raise UseError(f"a mask of {mask.shape} does not fit a picture of {image.shape[:2]}")
-    mask = mask.repeat(across[0], 0).repeat(across[1], 1)
-    dark = _DIM * (image @ _LUMA)[..., None] + 255 * _TINT
-    return np.where(mask[..., None], image, dark.round()).astype(np.uint8)
+    return mask.repeat(across[0], 0).repeat(across[1], 1)
 
 
 def blend(
