@@ -19,8 +19,8 @@ preset's or the configuration's values; a flag on the command line is fixed. --g
 
 The same command again goes on with a study, after Ctrl-C or a crash too; on another machine with the same --storage it
 joins (both need the same pictures, labels and initial weights, which is checked, and clocks that agree to within some
-seconds). Trials of workers that died are taken up again from their last checkpoint, twice at most. Hopeless trials are
-given up: see search/studies/worker.py.
+seconds). Trials of workers that died are taken up again from their last checkpoint, twice at most. A server that is
+started again is waited for (--storage_wait). Hopeless trials are given up: see search/studies/worker.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsemask import families, flags, plugins, spaces, training_setup
+from sparsemask import families, flags, locks, plugins, spaces, training_setup
 from sparsemask.config import Section, flag
 from sparsemask.datasets import ROOT
 from sparsemask.errors import UseError, command, one_line
@@ -77,6 +77,9 @@ class StudySection(Section):
         0.5, rate, help="give up below this fraction of the median after the search, 0: never (default: 0.5)"
     )
     heartbeat: int = flag(20, positive, help="database: seconds between signs of life (default: 20)")
+    storage_wait: int = flag(
+        300, natural, help="database: seconds that workers wait for a server that went away (default: 300)"
+    )
     seed: int = flag(0, natural, help="seed of the study and of every trial (default: 0)")
 
 
@@ -132,6 +135,7 @@ def settle(argv: Sequence[str] | None) -> tuple[Plan, StudySection]:
         hopeless=options.hopeless,
         max_connections=options.max_connections,
         heartbeat=options.heartbeat,
+        storage_wait=options.storage_wait,
     )
     plan.identity = study_plan.identity(plan, config, task)
     return plan, options
@@ -154,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparsemask.search.studies.storage import DONE, Store
 
     store = Store(plan)
-    _own_folder(Path(plan.folder), store.study.user_attrs["id"])
+    _own_folder(Path(plan.folder), store.id)
     done = sum(store.counts()[state] for state in DONE)
     location = shown_url(store.place) if store.database else store.place
     print(f"study {plan.study}: {done} of {plan.trials} trials done; watch it: optuna-dashboard {location}", flush=True)
@@ -166,9 +170,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "note: times are measured while other workers compute; --workers 1 measures undisturbed"
             )
         statuses, stopped, lost = _work(plan, workers)
-    with store.reachable():
-        print(report(plan, store.study), flush=True)
-        done = sum(store.counts()[state] for state in DONE)
+    if lost:
+        store.wait = 0  # the workers have waited for it
+    # One at a time, where several commands of a study end at once: the last one writes what all have done.
+    with locks.acquire(store.locks / f"{plan.study}.report.lock"):
+        print(report(plan, store.trials()), flush=True)
+    done = sum(store.counts()[state] for state in DONE)
     for line in lost:  # it has come back: else the lines above had said the same
         training_setup.warn(f"workers ended: {line}")
     if stopped:

@@ -9,14 +9,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sparsemask.errors import UseError
 from sparsemask.files import write_bytes, write_json, write_text
 from sparsemask.pictures import style
 from sparsemask.search.studies.plan import Plan
-from sparsemask.search.studies.storage import folder_name
+from sparsemask.search.studies.storage import RETRIES, folder_name
 from sparsemask.tables import Columns, format_count, markdown_table, table
 
 _OURS = re.compile(r"trial-\d{4,}\.[a-z]+")
@@ -43,9 +42,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def report(plan: Plan, study: optuna.Study) -> str:
+def report(plan: Plan, trials: Sequence[FrozenTrial]) -> str:
     """Write front.json, front.md, front.png and masks/ into the study's folder; returns a summary to print."""
-    folder, trials = Path(plan.folder), study.get_trials(deepcopy=False)
+    folder = Path(plan.folder)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     front = [complete[i] for i in pareto([tuple(t.values) for t in complete])]
     mask_files = save_masks(folder / "masks", plan, front)
@@ -142,9 +141,16 @@ def _summary(trials: Sequence[FrozenTrial]) -> str:
     ]
     parts = [f"{states.count(state)} {label}" for state, label in labels if states.count(state)]
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-    broken = sum("error" in trial.user_attrs for trial in failed)
-    parts += [f"{len(failed) - broken} broken off and taken up again"] if len(failed) > broken else []
-    parts += [f"{broken} failed"] if broken else []
+    again = {history[-1] for trial in trials if (history := trial.system_attrs.get("retry_history"))}
+    ends = {"broken off and taken up again": 0, "failed": 0, "left after killing its workers": 0}
+    for trial in failed:
+        if trial.number in again:
+            ends["broken off and taken up again"] += 1
+        elif "error" in trial.user_attrs:
+            ends["failed"] += 1
+        elif trial.user_attrs.get("deaths", 0) >= RETRIES and "duplicate" not in trial.user_attrs:
+            ends["left after killing its workers"] += 1
+    parts += [f"{count} {label}" for label, count in ends.items() if count]
     return f"trials: {', '.join(parts) or 'none'}"
 
 
