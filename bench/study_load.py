@@ -1,8 +1,8 @@
 """A study on PostgreSQL under load: workers killed, the server killed, and every trial accounted for afterwards.
 
-    python bench/study_load.py                       1 000 trials, 8 workers on 2 machines, 20 and 2 kills; minutes
-    python bench/study_load.py --trials 60 --kills 4 a short one
-    python bench/study_load.py --real --trials 16 --kills 3    each trial searches, prunes and retrains, on tiny pictures
+    python bench/study_load.py                           1 000 trials, 8 workers, 22 kills; a quarter of an hour
+    python bench/study_load.py --trials 60 --kills 4     a short one
+    python bench/study_load.py --real --trials 16 --kills 3     searches, prunes and retrains in truth, on tiny pictures
 
 A server of its own is started on a loopback port. Workers of one machine share a folder, those of another have their
 own, as where the storage is all that they have in common. Each is started again when it is killed. Moments are drawn
@@ -252,8 +252,9 @@ def wrong_values(done: list[FrozenTrial], options: argparse.Namespace) -> tuple[
         if trial.state != TrialState.COMPLETE:
             continue
         if options.real:
-            info = [read_json(path) for path in options.folder.glob(f"m*/{NAME}/{trial.user_attrs['folder']}/retrain/run.json")]
-            wrong += trial.values not in [[i.get("result", {}).get("miou"), i.get("multiply_adds")] for i in info]
+            runs = options.folder.glob(f"m*/{NAME}/{trial.user_attrs['folder']}/retrain/run.json")
+            results = [(info.get("result", {}).get("miou"), info.get("multiply_adds")) for info in map(read_json, runs)]
+            wrong += tuple(trial.values) not in results
         else:
             wrong += trial.values != list(objective(trial.params)[:2])
     return not wrong, wrong
@@ -262,9 +263,7 @@ def wrong_values(done: list[FrozenTrial], options: argparse.Namespace) -> tuple[
 def fronts(done: list[FrozenTrial], workers: list[Worker], options: argparse.Namespace) -> tuple[bool, int]:
     """Whether each machine's front.json names the trials that no other one beats, with their masks; and how many."""
     points = {t.number: tuple(t.values) for t in done if t.state == TrialState.COMPLETE}
-    best = {
-        n for n, a in points.items() if not any(b[0] >= a[0] and b[1] <= a[1] and b != a for b in points.values())
-    }
+    best = {n for n, a in points.items() if not any(b[0] >= a[0] and b[1] <= a[1] and b != a for b in points.values())}
     holds = True
     for machine in {worker.machine for worker in workers}:
         rows = read_json(machine / NAME / "front.json")["front"]

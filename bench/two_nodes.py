@@ -3,9 +3,9 @@
     python bench/two_nodes.py                     needs root, and `ip` of iproute2; a few minutes
     python bench/two_nodes.py --steps 12 --kill 6
 
-The same retraining is run (a) on one node by two processes, (b) on two nodes by one process each, and (c) on two nodes of
-which one is killed with SIGKILL, with all of its processes, once step --kill is written down; the other must end by
-itself with one line, and the same command on both with --resume goes on. All three must end with the same weights
+The same retraining is run (a) on one node by two processes, (b) on two nodes by one process each, and (c) on two nodes
+of which one is killed with SIGKILL, with all of its processes, once step --kill is written down; the other must end
+by itself with one line, and the same command on both with --resume goes on. All three must end with the same weights
 and the same history, bit for bit. Namespaces and their link are removed at the end.
 
 Both nodes read and write one --exp_path, as on a cluster with a shared file system.
@@ -39,7 +39,6 @@ from sparsemask.tables import duration, markdown_table  # noqa: E402
 from tiny import environment  # noqa: E402
 
 ADDRESSES = ("10.193.71.1", "10.193.71.2")
-PORT = 29_400
 
 
 def why_not() -> str | None:
@@ -99,7 +98,7 @@ class Training:
         torchrun = [sys.executable, "-m", "torch.distributed.run"]
         launches = [[*torchrun, "--standalone", "--nproc_per_node", "2", *flags]]
         if self.nodes:
-            common = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", ADDRESSES[0], "--master_port", str(PORT)]
+            common = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", ADDRESSES[0]]
             launches = [
                 ["ip", "netns", "exec", name, *torchrun, *common, "--node_rank", str(rank), *flags]
                 for rank, name in enumerate(self.nodes)
@@ -180,7 +179,7 @@ def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 def errors(log: str) -> list[str]:
     """The lines by which the project says what went wrong."""
-    return [line for line in log.splitlines() if "error: " in line and not line.startswith(("E", "W", "["))]
+    return [line for line in log.splitlines() if line.startswith("error: ")]
 
 
 def measure(folder: Path, options: argparse.Namespace) -> list[dict]:
@@ -212,16 +211,17 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict]:
         row("the first node ends by itself, after", duration(time.monotonic() - start), statuses[0] not in (None, 0))
         text = killed.log(0).read_text()
         said = errors(text)
-        row("it says why in one line, without a traceback of its own", said[0] if said else text[-300:],
-            len(said) == 1 and "train.py\", line" not in text)  # fmt: skip
+        plain = len(said) == 1 and 'train.py", line' not in text
+        row("it says why in one line, without a traceback of its own", said[0] if said else text[-300:], plain)
         killed.start("--resume", str(killed.run))
         row("the same command with --resume on both: exit statuses", *_status(killed, options))
-    resumed = killed.log(0).read_text()
-    row("it goes on behind the last checkpoint", next((x for x in resumed.splitlines() if "resuming" in x), "-")
-        .replace(f"{killed.folder}/", ""), "resuming" in resumed)  # fmt: skip
-    for name, training in (("two nodes", two), ("two nodes, killed and resumed", killed)):
-        row(f"{name}: arrays of the network, equal to those of one node", len(training.weights()), equal(training.weights(), one.weights()))
-        row(f"{name}: rows of the history, equal likewise", len(training.history()), training.history() == one.history())
+    resumed = [line for line in killed.log(0).read_text().splitlines() if line.startswith("resuming ")]
+    row("it goes on behind the last checkpoint", " ".join(resumed).replace(f"{killed.folder}/", ""), len(resumed) == 1)
+    weights, history = one.weights(), one.history()
+    for name, training in (("two nodes", two), ("killed and resumed", killed)):
+        same = equal(training.weights(), weights)
+        row(f"{name}: arrays of the network, equal to those of one node", len(weights), same)
+        row(f"{name}: rows of the history, equal likewise", len(history), training.history() == history)
     return rows
 
 

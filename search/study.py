@@ -45,7 +45,7 @@ from pathlib import Path
 from sparsemask import families, flags, locks, plugins, spaces, training_setup
 from sparsemask.config import Section, flag
 from sparsemask.datasets import ROOT
-from sparsemask.errors import UseError, command, one_line
+from sparsemask.errors import Terminated, UseError, command, one_line
 from sparsemask.files import read_json
 from sparsemask.options import Parser, natural, positive, rate
 from sparsemask.processes import usable_cores
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = sum(store.counts()[state] for state in DONE)
     location = shown_url(store.place) if store.database else store.place
     print(f"study {plan.study}: {done} of {plan.trials} trials done; watch it: optuna-dashboard {location}", flush=True)
-    statuses, stopped, lost = [], False, []
+    statuses, stopped, lost = [], None, []
     if done < plan.trials:
         workers = min(options.workers, plan.trials - done)
         if workers > 1 and plan.objectives[1] == "milliseconds":
@@ -178,6 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = sum(store.counts()[state] for state in DONE)
     for line in lost:  # it has come back: else the lines above had said the same
         training_setup.warn(f"workers ended: {line}")
+    if isinstance(stopped, Terminated):
+        training_setup.warn("every trial is saved; go on with the same command")
+        raise stopped
     if stopped:
         raise KeyboardInterrupt("every trial is saved; go on with the same command")
     if done >= plan.trials:
@@ -195,11 +198,11 @@ def _own_folder(folder: Path, study: str) -> None:
             raise UseError(f"{file.parent} is of another study named {folder.name}; remove it, or take another --study")
 
 
-def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
+def _work(plan: Plan, count: int) -> tuple[list[int], KeyboardInterrupt | Terminated | None, list[str]]:
     """Start the workers and wait for them.
 
     Returns:
-        Their exit statuses, whether Ctrl-C stopped them, and the lines of those that lost the storage.
+        Their exit statuses, the Ctrl-C or SIGTERM that stopped them, and the lines of those that lost the storage.
     """
     if sys.platform == "win32":
         raise UseError("studies start workers in process groups of their own, which Windows lacks: run them in WSL")
@@ -225,6 +228,7 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
             worker.stdin.write((plan.to_json() + "\n").encode())
             worker.stdin.flush()
     os.close(write_end)
+    stop: KeyboardInterrupt | Terminated | None = None
     interrupts, running = 0, list(workers)
     while running:
         try:
@@ -233,8 +237,9 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
                 running.remove(worker)
                 if worker.returncode < 0:
                     training_setup.warn(f"worker {worker.pid} was killed by signal {-worker.returncode}")
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated) as signalled:
             interrupts += 1
+            stop = stop or signalled
             if interrupts == 1:
                 print("\nstopping after the running steps (again: at once) ...", file=sys.stderr, flush=True)
             for worker in running:
@@ -245,7 +250,7 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
     os.set_blocking(read_end, False)  # a helper of a worker may still have the other end open
     with open(read_end, "rb") as file:
         lines = (file.read() or b"").decode().splitlines()
-    return [worker.returncode for worker in workers], interrupts > 0, list(dict.fromkeys(lines))
+    return [worker.returncode for worker in workers], stop, list(dict.fromkeys(lines))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 from bench.two_nodes import why_not
-
 from literal_sparse import one_thread  # noqa: F401
 from sparsemask.engine import distributed
 from sparsemask.errors import UseError

@@ -18,11 +18,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from postgres import Server, programs
 from sparsemask.errors import UseError
 from sparsemask.search.studies.backend import driver_url
 from sparsemask.search.studies.storage import Store
 from sparsemask.search.study import main
-from postgres import Server, programs
 from studies import flags, made_plan, start, wait_for
 from tiny import ROOT, environment, make_data
 
