@@ -46,18 +46,20 @@ def away(store: Store, times: int) -> Iterator[None]:
     assert left == [0] or times > 100
 
 
-def broken_behind(monkeypatch, store: Store, name: str) -> None:
-    """The database does what a method of the storage asks for, and the connection breaks before it says so, once."""
-    work, calls = getattr(store.storage, name), []
+def after(monkeypatch, store: Store, name: str, error: Exception | type[BaseException]) -> list[str]:
+    """A step is done and then raises, once, as of a connection or a process that is lost; gives the list of its calls."""
+    part = {"ask": store.study, "suggest": store.plan}.get(name, store.storage)
+    work, calls = getattr(part, name), []
 
     def fail(*arguments, **more):
         answer = work(*arguments, **more)
         calls.append(name)
         if len(calls) == 1:
-            raise optuna.exceptions.StorageInternalError from broken()
+            raise error
         return answer
 
-    monkeypatch.setattr(store.storage, name, fail)
+    monkeypatch.setattr(part, name, fail)
+    return calls
 
 
 def states(store: Store) -> list[TrialState]:
@@ -101,21 +103,53 @@ def test_what_waiting_cannot_mend_is_said_at_once():
     assert [kind(e) for e in (broken(), wrapped, within, wrong)] == [StorageAway] * 3 + [StorageError]
 
 
-@pytest.mark.parametrize("name", ["record_heartbeat", "set_trial_user_attr", "set_trial_param"])
-def test_a_claim_that_breaks_takes_one_trial(tmp_path, monkeypatch, name):
+STEPS = ["ask", "record_heartbeat", "set_trial_user_attr", "suggest"]  # of a claim
+
+
+def grow_old(store: Store) -> None:
+    """All that happened in the storage was an hour ago and more."""
+    with store.storage.engine.begin() as connection:
+        connection.execute(sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')"))
+        connection.execute(sqlalchemy.text("UPDATE trials SET datetime_start = '2020-01-01 00:00:00.000000'"))
+
+
+def let_pass(monkeypatch, seconds: float) -> None:
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + seconds)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_claim_whose_connection_breaks_is_no_second_one(tmp_path, monkeypatch, step):
     store = opened(tmp_path)
-    broken_behind(monkeypatch, store, name)
+    calls = after(monkeypatch, store, step, broken())
     trial, _ = store.claim()
-    known = [t for t in store.trials() if t.user_attrs.get("owner") == store.owner]
-    assert [t.number for t in known] == [trial.number] and set(trial.params) == {"sparse"}
+    assert len(calls) == 2 or step == "set_trial_user_attr"
+    assert set(trial.params) == {"sparse"}
+    owned = [t.number for t in store.trials() if t.user_attrs.get("owner") == store.owner]
+    assert owned == [trial.number]
+    assert len(store.trials()) == (1 if step in STEPS[2:] else 2)  # before it bore a name, another one was asked for
     another, _ = store.claim()
-    assert another.number != trial.number
+    assert another.number not in owned
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_worker_killed_anywhere_in_a_claim_leaves_nothing_running(tmp_path, monkeypatch, step):
+    killed = opened(tmp_path)
+    after(monkeypatch, killed, step, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        killed.claim()
+    assert states(killed) == [TrialState.RUNNING]
+    grow_old(killed)
+    other = opened(tmp_path)
+    let_pass(monkeypatch, 3 * other.plan.heartbeat + 1)
+    other.claim()
+    assert states(other)[0] == TrialState.FAIL
 
 
 def test_a_result_that_was_stored_before_the_connection_broke_counts(tmp_path, monkeypatch):
     store = opened(tmp_path)
     trial, _ = store.claim()
-    broken_behind(monkeypatch, store, "set_trial_state_values")
+    after(monkeypatch, store, "set_trial_state_values", broken())
     assert store.tell(trial, TrialState.COMPLETE, [0.5, 2.0])
     assert [t.values for t in store.trials()] == [[0.5, 2.0]]
 
@@ -150,16 +184,14 @@ def test_what_was_enqueued_twice_runs_once(tmp_path, kind):
 def test_who_was_away_itself_judges_nobody_dead(tmp_path, monkeypatch):
     living = opened(tmp_path)
     trial, _ = living.claim()
-    with living.storage.engine.begin() as connection:  # the database was away for an hour
-        connection.execute(sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')"))
+    grow_old(living)  # the database was away for an hour
     other = opened(tmp_path)
     assert "first" not in other.claim()[0].user_attrs
     assert states(other)[trial.number] == TrialState.RUNNING
-    now = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: now() + 3 * other.plan.heartbeat + 1)
+    let_pass(monkeypatch, 3 * other.plan.heartbeat + 1)
     with away(other, 1):
         assert "first" not in other.claim()[0].user_attrs  # it was away a moment ago
-    monkeypatch.setattr(time, "monotonic", lambda: now() + 7 * other.plan.heartbeat)
+    let_pass(monkeypatch, 3 * other.plan.heartbeat + 1)
     assert other.claim()[0].user_attrs["first"] == trial.number
 
 

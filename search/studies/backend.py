@@ -8,12 +8,15 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
-from sqlalchemy.engine import Engine
 
 from sparsemask import locks
 from sparsemask.errors import UseError, one_line
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
 
 _LONGEST_CLAIM = 60  # seconds; a claim takes one or two
 
@@ -130,8 +133,7 @@ def reachable(url: str | None) -> Iterator[None]:
         StorageError: any other error of the database.
         UseError: a missing driver, or a storage of another version of Optuna.
     """
-    from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError, StatementError
-    from sqlalchemy.exc import TimeoutError as PoolTimeout
+    from sqlalchemy import exc
 
     try:
         yield
@@ -142,11 +144,12 @@ def reachable(url: str | None) -> Iterator[None]:
         raise UseError(
             f"--storage {shown_url(url)}: the driver is missing ({error.__cause__ or error}){hint}"
         ) from None
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
-        message = one_line(cause.orig if isinstance(cause, StatementError) and cause.orig else cause)
-        away = isinstance(cause, OperationalError | InterfaceError | PendingRollbackError | PoolTimeout)
-        kind = StorageAway if away or getattr(cause, "connection_invalidated", False) else StorageError
+    except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = error if isinstance(error, exc.SQLAlchemyError) else error.__cause__ or error
+        message = one_line(cause.orig if isinstance(cause, exc.StatementError) and cause.orig else cause)
+        lost = exc.OperationalError | exc.InterfaceError | exc.PendingRollbackError | exc.TimeoutError
+        away = isinstance(cause, lost) or (isinstance(cause, exc.DBAPIError) and cause.connection_invalidated)
+        kind = StorageAway if away else StorageError
         raise kind(f"storage {shown_url(url)} cannot be used: {message[:300]}") from None
     except RuntimeError as error:
         if "optuna version" not in str(error):

@@ -185,9 +185,9 @@ class Store:
                 constant_liar=True,
             )
             trial = Trial(self.study, mine[0]._trial_id) if mine else self.study.ask()
-            trial.set_user_attr("owner", self.owner)
-            if self.database:
+            if self.database:  # first: an owner without a heartbeat would count as alive for ever
                 self.storage.record_heartbeat(trial._trial_id)  # by number the storage knows no heartbeat
+            trial.set_user_attr("owner", self.owner)
             self.plan.suggest(trial)
             self._claimed.add(trial.number)
             return trial, False
