@@ -47,7 +47,7 @@ def away(store: Store, times: int) -> Iterator[None]:
 
 
 def after(monkeypatch, store: Store, name: str, error: Exception | type[BaseException]) -> list[str]:
-    """A step is done and then raises, once, as of a connection or a process that is lost; gives the list of its calls."""
+    """A step is done and then raises, once, as where a connection or a process is lost; gives its calls."""
     part = {"ask": store.study, "suggest": store.plan}.get(name, store.storage)
     work, calls = getattr(part, name), []
 
