@@ -6,7 +6,7 @@
 
 A server of its own is started on a loopback port. Workers of one machine share a folder, those of another have their
 own, as where the storage is all that they have in common. Each is started again when it is killed. Moments are drawn
-from --seed. Without --real the three verbs of a trial are stand-ins that sleep for some milliseconds and write what the
+from --seed. Without --real the three verbs of a trial are stand-ins that sleep for seconds and write what the
 real ones write; all around them is the study's: claims, heartbeats, folders, locks, retries, masks, the front. With
 --real each worker is the command `search/study.py --workers 1`.
 
@@ -89,7 +89,8 @@ def _train(verb: str, argv: list[str]) -> None:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     read_yaml(flags["--config"])
-    time.sleep(0.02 + 0.2 * float(drawn({**values, "verb": verb}).random()))
+    # Longer than a claim, so that most workers are within a trial when one of them is killed.
+    time.sleep(0.2 + 2 * float(drawn({**values, "verb": verb}).random()))
     quality, cost, mask = objective(values)
     run.note(result={"miou": quality}, multiply_adds=cost, connections=int(mask.sum()), state="finished")
 
