@@ -199,15 +199,17 @@ def load(server: Server, workers: list[Worker], options: argparse.Namespace) -> 
         if not due or done is None or done < due[0][0]:
             continue
         time.sleep(rng.random() * 0.5)
-        if due.pop(0)[1] == "server":
+        if due[0][1] == "server":
             server.kill()
             time.sleep(options.down)
             server.start()
             outages.append(options.down)
+            due.pop(0)
             continue
         running = [worker for worker in workers if worker.victim() is not None]
-        if running and (victim := rng.choice(running)).kill():
+        if running and (victim := rng.choice(running)).kill():  # else: at the next look
             victim.start()
+            due.pop(0)
     hung = [worker for worker in workers if worker.process.poll() is None]
     for worker in hung:
         worker.process.kill()

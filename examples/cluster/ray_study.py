@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,13 +26,8 @@ def command_line(study: Sequence[str]) -> list[str]:
 
 
 def work(command: list[str], threads: int, passed_on: dict[str, str]) -> int:
-    """What a task does: the command, told to save and leave where the task is cancelled. Returns its exit status."""
-    process = subprocess.Popen(command, env={**os.environ, **passed_on, "OMP_NUM_THREADS": str(threads)})
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        return process.wait()
+    """What a task does: the command. Returns its exit status."""
+    return subprocess.run(command, env={**os.environ, **passed_on, "OMP_NUM_THREADS": str(threads)}).returncode
 
 
 def options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -63,18 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = ray.remote(num_cpus=own.cpus, num_gpus=own.gpus, max_retries=100)(work)
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     running = [task.remote(command_line(study), own.cpus, passed_on) for _ in range(own.workers)]
-    try:
-        statuses = ray.get(running)
-    except KeyboardInterrupt:
-        for reference in running:
-            ray.cancel(reference)  # a KeyboardInterrupt there
-        for reference in running:
-            try:
-                ray.get(reference)
-            except (ray.exceptions.RayError, KeyboardInterrupt):
-                pass
-        return 130
-    return max(statuses)
+    return max(ray.get(running))
 
 
 if __name__ == "__main__":
