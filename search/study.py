@@ -19,8 +19,8 @@ preset's or the configuration's values; a flag on the command line is fixed. --g
 
 The same command again goes on with a study, after Ctrl-C or a crash too; on another machine with the same --storage it
 joins (both need the same pictures, labels and initial weights, which is checked, and clocks that agree to within some
-seconds). Trials of workers that died are taken up again from their last checkpoint, twice at most. Hopeless trials are
-given up: see search/studies/worker.py.
+seconds). Trials of workers that died are taken up again from their last checkpoint, twice at most. A server that is
+started again is waited for (--storage_wait). Hopeless trials are given up: see search/studies/worker.py.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsemask import families, flags, plugins, spaces, training_setup
+from sparsemask import families, flags, locks, plugins, spaces, training_setup
 from sparsemask.config import Section, flag
 from sparsemask.datasets import ROOT
-from sparsemask.errors import UseError, command, one_line
+from sparsemask.errors import Terminated, UseError, command, one_line
 from sparsemask.files import read_json
 from sparsemask.options import Parser, natural, positive, rate
 from sparsemask.processes import usable_cores
@@ -77,6 +77,9 @@ class StudySection(Section):
         0.5, rate, help="give up below this fraction of the median after the search, 0: never (default: 0.5)"
     )
     heartbeat: int = flag(20, positive, help="database: seconds between signs of life (default: 20)")
+    storage_wait: int = flag(
+        300, natural, help="database: seconds that workers wait for a server that went away (default: 300)"
+    )
     seed: int = flag(0, natural, help="seed of the study and of every trial (default: 0)")
 
 
@@ -132,6 +135,7 @@ def settle(argv: Sequence[str] | None) -> tuple[Plan, StudySection]:
         hopeless=options.hopeless,
         max_connections=options.max_connections,
         heartbeat=options.heartbeat,
+        storage_wait=options.storage_wait,
     )
     plan.identity = study_plan.identity(plan, config, task)
     return plan, options
@@ -154,11 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparsemask.search.studies.storage import DONE, Store
 
     store = Store(plan)
-    _own_folder(Path(plan.folder), store.study.user_attrs["id"])
+    _own_folder(Path(plan.folder), store.id)
     done = sum(store.counts()[state] for state in DONE)
     location = shown_url(store.place) if store.database else store.place
     print(f"study {plan.study}: {done} of {plan.trials} trials done; watch it: optuna-dashboard {location}", flush=True)
-    statuses, stopped, lost = [], False, []
+    statuses, stopped, lost = [], None, []
     if done < plan.trials:
         workers = min(options.workers, plan.trials - done)
         if workers > 1 and plan.objectives[1] == "milliseconds":
@@ -166,11 +170,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "note: times are measured while other workers compute; --workers 1 measures undisturbed"
             )
         statuses, stopped, lost = _work(plan, workers)
-    with store.reachable():
-        print(report(plan, store.study), flush=True)
-        done = sum(store.counts()[state] for state in DONE)
+    if lost:
+        store.wait = 0  # the workers have waited for it
+    # One at a time, where several commands of a study end at once: the last one writes what all have done.
+    with locks.acquire(store.locks / f"{plan.study}.report.lock"):
+        print(report(plan, store.trials()), flush=True)
+    done = sum(store.counts()[state] for state in DONE)
     for line in lost:  # it has come back: else the lines above had said the same
         training_setup.warn(f"workers ended: {line}")
+    if isinstance(stopped, Terminated):
+        training_setup.warn("every trial is saved; go on with the same command")
+        raise stopped
     if stopped:
         raise KeyboardInterrupt("every trial is saved; go on with the same command")
     if done >= plan.trials:
@@ -188,11 +198,11 @@ def _own_folder(folder: Path, study: str) -> None:
             raise UseError(f"{file.parent} is of another study named {folder.name}; remove it, or take another --study")
 
 
-def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
+def _work(plan: Plan, count: int) -> tuple[list[int], KeyboardInterrupt | Terminated | None, list[str]]:
     """Start the workers and wait for them.
 
     Returns:
-        Their exit statuses, whether Ctrl-C stopped them, and the lines of those that lost the storage.
+        Their exit statuses, the Ctrl-C or SIGTERM that stopped them, and the lines of those that lost the storage.
     """
     if sys.platform == "win32":
         raise UseError("studies start workers in process groups of their own, which Windows lacks: run them in WSL")
@@ -218,6 +228,7 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
             worker.stdin.write((plan.to_json() + "\n").encode())
             worker.stdin.flush()
     os.close(write_end)
+    stop: KeyboardInterrupt | Terminated | None = None
     interrupts, running = 0, list(workers)
     while running:
         try:
@@ -226,8 +237,9 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
                 running.remove(worker)
                 if worker.returncode < 0:
                     training_setup.warn(f"worker {worker.pid} was killed by signal {-worker.returncode}")
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated) as signalled:
             interrupts += 1
+            stop = stop or signalled
             if interrupts == 1:
                 print("\nstopping after the running steps (again: at once) ...", file=sys.stderr, flush=True)
             for worker in running:
@@ -238,7 +250,7 @@ def _work(plan: Plan, count: int) -> tuple[list[int], bool, list[str]]:
     os.set_blocking(read_end, False)  # a helper of a worker may still have the other end open
     with open(read_end, "rb") as file:
         lines = (file.read() or b"").decode().splitlines()
-    return [worker.returncode for worker in workers], interrupts > 0, list(dict.fromkeys(lines))
+    return [worker.returncode for worker in workers], stop, list(dict.fromkeys(lines))
 
 
 if __name__ == "__main__":

@@ -296,12 +296,11 @@ def _shared_run(config: RunConfig, verb: str) -> runs.Run:
     """The first process makes the folder; the others learn its name."""
     if distributed.world() == 1:
         return runs.create(config, verb)
-    names: list[Any] = [None]
     if distributed.rank() == 0:
         run = runs.create(config, verb)
-        names = [run.folder.name]
-    torch.distributed.broadcast_object_list(names, 0)
-    return run if distributed.rank() == 0 else runs.Run(Path(config.run.exp_path) / names[0])
+        distributed.from_first(run.folder.name)
+        return run
+    return runs.Run(Path(config.run.exp_path) / distributed.from_first(""))
 
 
 def _reopen(parser: opt.Parser, given: dict[str, Any], run: runs.Run) -> Context:

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from sparsemask.search.studies.front import pareto
+from sparsemask.pictures import style
+from sparsemask.search.studies.front import draw_front, pareto
 from sparsemask.search.studies.plan import Plan, default_ranges, verb_parser
 from sparsemask.search.studies.storage import RETRIES, Store
 from sparsemask.search.studies.worker import EARLIER, hopeless
@@ -40,6 +41,24 @@ def test_the_front_is_what_comparing_all_pairs_gives(points):
         return any(b[0] >= a[0] and b[1] <= a[1] and b != a for b in points)
 
     assert sorted(pareto(points)) == [i for i, point in enumerate(points) if not beaten(point)]
+
+
+@pytest.mark.parametrize(("count", "labelled"), [(7, 7), (300, 10)])
+def test_labels_of_a_long_front_have_room(tmp_path, monkeypatch, count, labelled):
+    trials = [
+        SimpleNamespace(number=i, values=[0.3 + 0.4 * (i / count) ** 0.5, 1e6 * (1 + i)], user_attrs={"connections": i})
+        for i in range(count)
+    ]
+    figures = []
+    monkeypatch.setattr(style, "save", lambda figure, path: figures.append(figure))
+    draw_front(tmp_path / "front.png", made_plan(tmp_path), trials, trials)
+    (axes,) = figures[0].axes
+    texts = [text for text in axes.texts if "(" in text.get_text() and "orange" not in text.get_text()]
+    assert len(texts) == labelled
+    boxes = [text.get_window_extent() for text in texts]
+    frame = axes.get_window_extent()
+    assert all(box.y0 >= frame.y0 and box.y1 <= frame.y1 for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 # Giving up

@@ -3,94 +3,41 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
-import socket
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from postgres import Server, programs
 from sparsemask.errors import UseError
 from sparsemask.search.studies.backend import driver_url
 from sparsemask.search.studies.storage import Store
 from sparsemask.search.study import main
 from studies import flags, made_plan, start, wait_for
-from tiny import make_data
+from tiny import ROOT, environment, make_data
 
 pytest.importorskip("psycopg", reason="the PostgreSQL driver is absent: pip install 'sparsemask[postgres]'")
 
 
-def _programs() -> Path | None:
-    """The folder of initdb and postgres; Debian keeps them off the path."""
-    found = shutil.which("initdb")
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
-    return Path(found).resolve().parent if found else debian[-1].parent if debian else None
-
-
-class Server:
-    """A server with one user and password, on a free loopback port."""
-
-    def __init__(self, programs: Path, folder: Path):
-        self.folder, self.programs, self.process = folder, programs, None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.who = {}
-        if os.getuid() == 0:  # it refuses to be root
-            nobody = pwd.getpwnam("nobody")
-            self.who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-        secret = folder / "password"
-        secret.write_text("hush-hush\n")
-        secret.chmod(0o644)
-        made = subprocess.run(
-            [programs / "initdb", "-D", folder / "db", "-U", "me", "-A", "scram-sha-256", "--pwfile", secret],
-            cwd=folder, capture_output=True, text=True, **self.who,
-        )  # fmt: skip
-        assert made.returncode == 0, made.stderr
-
-    def url(self, password: str = "hush-hush") -> str:
-        return f"postgresql://me:{password}@127.0.0.1:{self.port}/postgres"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [self.programs / "postgres", "-D", self.folder / "db", "-h", "127.0.0.1", "-p", str(self.port),
-             "-k", self.folder, "-c", "fsync=off"],
-            cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self.who,
-        )  # fmt: skip
-        wait_for(self.answers, 60)
-
-    def answers(self) -> bool:
-        import psycopg
-
-        assert self.process.poll() is None, "the server ended"
-        try:
-            psycopg.connect(self.url(), connect_timeout=2).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)  # fast shutdown: connections are cut
-        self.process.wait(timeout=60)
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    programs = _programs()
-    if programs is None:
+    found = programs()
+    if found is None:
         pytest.skip("no PostgreSQL server here (initdb is neither on the path nor in /usr/lib/postgresql)")
     # Not in tmp_path: the server's user may not enter root's folders.
     folder = Path(tempfile.mkdtemp(prefix="pg"))
     folder.chmod(0o755)
-    made = Server(programs, folder)
+    made = Server(found, folder)
     made.start()
     yield made
     if made.process.poll() is None:
@@ -133,7 +80,7 @@ def test_a_wrong_password_is_one_line_that_does_not_show_it(server, tmp_path):
 
 @pytest.mark.slow
 def test_a_server_that_goes_away_is_one_line_and_comes_back(server, tmp_path):
-    store = Store(made_plan(tmp_path, storage=server.url(), study="away", heartbeat=1))
+    store = Store(made_plan(tmp_path, storage=server.url(), study="away", heartbeat=1, storage_wait=0))
     store.enlist()
     trial, _ = store.claim()
     server.stop()
@@ -150,6 +97,7 @@ def test_a_server_that_goes_away_is_one_line_and_comes_back(server, tmp_path):
 def test_a_server_that_goes_away_while_workers_train_is_said_once(server, tmp_path):
     data = make_data(tmp_path / "data")
     argv = flags(data, tmp_path, "gone", "--storage", server.url(), "--trials", "2", "--workers", "2")
+    argv += ["--storage_wait", "2"]
     process = start(argv, tmp_path)
     folder = tmp_path / "runs" / "gone"
     wait_for(lambda: process.poll() is not None or len(list(folder.glob("trial-*/search/config.yaml"))) == 2)
@@ -159,5 +107,49 @@ def test_a_server_that_goes_away_while_workers_train_is_said_once(server, tmp_pa
     finally:
         server.start()
     assert process.returncode == 2 and "Traceback" not in error and "hush" not in error, error
-    lines = [line for line in error.splitlines() if "cannot be used" in line]
+    lines = [line for line in error.splitlines() if "cannot be used" in line and "waiting for it" not in line]
     assert len(lines) == 1 and lines[0].startswith("error: storage postgresql"), error
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_and_started_again_is_waited_for(server, tmp_path):
+    data = make_data(tmp_path / "data")
+    argv = flags(data, tmp_path, "back", "--storage", server.url(), "--trials", "2", "--workers", "2")
+    process = start([*argv, "--heartbeat", "1"], tmp_path)
+    folder = tmp_path / "runs" / "back"
+    wait_for(lambda: process.poll() is not None or len(list(folder.glob("trial-*/search/config.yaml"))) == 2)
+    server.kill()
+    time.sleep(4)  # more than three heartbeats: the workers live all the same
+    server.start()
+    _, error = process.communicate(timeout=600)
+    assert process.returncode == 0 and "Traceback" not in error, error
+    assert [trial.state for trial in trials(server, "back")] == [TrialState.COMPLETE] * 2
+
+
+def test_workers_that_come_first_at_the_same_time_share_an_empty_database(server, tmp_path):
+    import psycopg
+
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE empty")
+    url = f"{server.url().rpartition('/')[0]}/empty"
+    plans = [made_plan(tmp_path / f"machine-{i}", storage=url, identity={"ranges": {}}) for i in range(4)]
+    together = threading.Barrier(len(plans))
+
+    def join(plan) -> str:
+        together.wait(60)
+        return Store(plan).id
+
+    with ThreadPoolExecutor(len(plans)) as pool:
+        assert len(set(pool.map(join, plans))) == 1
+
+
+@pytest.mark.slow
+def test_a_study_under_load_loses_nothing(tmp_path):
+    if programs() is None:
+        pytest.skip("no PostgreSQL server here (initdb is neither on the path nor in /usr/lib/postgresql)")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench/study_load.py"), "--trials", "40", "--workers", "3", "--kills", "4",
+         "--outages", "1"],
+        cwd=tmp_path, env=environment(tmp_path / "home"), capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -117,16 +117,17 @@ def test_a_trial_whose_mask_is_unusable_is_given_up(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_ends_the_workers_and_the_same_command_goes_on(data, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "SIGTERM"])
+def test_a_signal_saves_ends_the_workers_and_the_same_command_goes_on(data, tmp_path, number, status):
     argv = flags(data, tmp_path, "s", "--trials", "1", "--workers", "2")
     argv[argv.index("--max_iter") + 1] = "400"
     process = start(argv, tmp_path)
     metrics = tmp_path / "runs/s/trial-0000/search/metrics.jsonl"
     wait_for(lambda: process.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 2))
     workers = children(process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "same command" in error and "Traceback" not in error
     assert len(workers) == 1  # no more workers than trials
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)

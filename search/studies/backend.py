@@ -8,15 +8,25 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 
 from sparsemask import locks
 from sparsemask.errors import UseError, one_line
 
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+_LONGEST_CLAIM = 60  # seconds; a claim takes one or two
+
 
 class StorageError(UseError):
     """The storage cannot be used; all processes of a study fail with it at once."""
+
+
+class StorageAway(StorageError):
+    """The storage does not answer, and may come back: a server that is started again, a network that fails."""
 
 
 class JournalLock:
@@ -94,21 +104,36 @@ def open_database(url: str, heartbeat: int, stale: Callable) -> optuna.storages.
         UseError: an invalid URL, or a missing driver.
         StorageError: the database cannot be used.
     """
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
     check_url(url)
+    options = {"pool_pre_ping": True, "connect_args": _patience(url)}
     with reachable(url):
-        return optuna.storages.RDBStorage(
-            driver_url(url),
-            engine_kwargs={"pool_pre_ping": True, "connect_args": _patience(url)},
-            heartbeat_interval=heartbeat,
-            grace_period=3 * heartbeat,
-            heartbeat_stale_trial_callback=stale,
-        )
+        # Workers that start at once would make the tables of an empty database at once, which fails.
+        with alone(create_engine(driver_url(url), poolclass=NullPool, connect_args=_patience(url)), "tables"):
+            return optuna.storages.RDBStorage(
+                driver_url(url),
+                engine_kwargs=options,
+                heartbeat_interval=heartbeat,
+                grace_period=3 * heartbeat,
+                heartbeat_stale_trial_callback=stale,
+            )
 
 
 @contextlib.contextmanager
 def reachable(url: str | None) -> Iterator[None]:
-    """Context that turns database errors into UseErrors, without the password."""
-    from sqlalchemy.exc import SQLAlchemyError, StatementError
+    """Context that turns database errors into UseErrors, without the password.
+
+    Args:
+        url: the database's; None for a journal.
+
+    Raises:
+        StorageAway: the server cannot be reached, or has cut the connection.
+        StorageError: any other error of the database.
+        UseError: a missing driver, or a storage of another version of Optuna.
+    """
+    from sqlalchemy import exc
 
     try:
         yield
@@ -119,14 +144,39 @@ def reachable(url: str | None) -> Iterator[None]:
         raise UseError(
             f"--storage {shown_url(url)}: the driver is missing ({error.__cause__ or error}){hint}"
         ) from None
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        cause = error.__cause__ or error
-        message = one_line(cause.orig if isinstance(cause, StatementError) and cause.orig else cause)
-        raise StorageError(f"storage {shown_url(url)} cannot be used: {message[:300]}") from None
+    except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = error if isinstance(error, exc.SQLAlchemyError) else error.__cause__ or error
+        message = one_line(cause.orig if isinstance(cause, exc.StatementError) and cause.orig else cause)
+        lost = exc.OperationalError | exc.InterfaceError | exc.PendingRollbackError | exc.TimeoutError
+        away = isinstance(cause, lost) or (isinstance(cause, exc.DBAPIError) and cause.connection_invalidated)
+        kind = StorageAway if away else StorageError
+        raise kind(f"storage {shown_url(url)} cannot be used: {message[:300]}") from None
     except RuntimeError as error:
         if "optuna version" not in str(error):
             raise
         raise UseError(f"storage {shown_url(url)}: {error}") from None
+
+
+@contextlib.contextmanager
+def alone(engine: Engine | None, name: str) -> Iterator[None]:
+    """Context that one process of all machines is in at a time, on PostgreSQL; on others it does nothing.
+
+    A server holds no lock for a client that it has lost: the lock ends with its connection, and that after
+    `_LONGEST_CLAIM` seconds in which nothing was asked by it.
+
+    Args:
+        engine: of the database; None for a journal.
+        name: of what is locked.
+    """
+    from sqlalchemy import text
+
+    if engine is None or engine.dialect.name != "postgresql":
+        yield
+        return
+    with engine.begin() as connection:
+        connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{_LONGEST_CLAIM}s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
+        yield
 
 
 def is_database(storage: str | None) -> bool:
@@ -170,10 +220,16 @@ def driver_url(url: str) -> str:
 
 
 def _patience(url: str) -> dict:
-    """The driver's options for the seconds to wait for a server or a locked file."""
+    """The driver's options for the seconds to wait for a server or a locked file.
+
+    A server that vanishes without a word, as by a loss of power, is noticed within a minute and not after hours.
+    """
     if url.startswith("sqlite"):
         return {"timeout": 60}
-    return {"connect_timeout": 10} if url.startswith(("postgres", "mysql")) else {}
+    if url.startswith("postgres"):
+        alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+        return {"connect_timeout": 10, **alive}
+    return {"connect_timeout": 10} if url.startswith("mysql") else {}
 
 
 def _no_journal(path: Path) -> UseError:

@@ -9,16 +9,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import optuna
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from sparsemask.errors import UseError
 from sparsemask.files import write_bytes, write_json, write_text
 from sparsemask.pictures import style
 from sparsemask.search.studies.plan import Plan
-from sparsemask.search.studies.storage import folder_name
+from sparsemask.search.studies.storage import RETRIES, folder_name
 from sparsemask.tables import Columns, format_count, markdown_table, table
 
+_MANY = 100  # trials, from which on dots are small
+_LABELS = 10  # points of a front that are labelled at most
 _OURS = re.compile(r"trial-\d{4,}\.[a-z]+")
 _HEADERS = {
     "connections": "connections",
@@ -43,9 +45,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def report(plan: Plan, study: optuna.Study) -> str:
+def report(plan: Plan, trials: Sequence[FrozenTrial]) -> str:
     """Write front.json, front.md, front.png and masks/ into the study's folder; returns a summary to print."""
-    folder, trials = Path(plan.folder), study.get_trials(deepcopy=False)
+    folder = Path(plan.folder)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     front = [complete[i] for i in pareto([tuple(t.values) for t in complete])]
     mask_files = save_masks(folder / "masks", plan, front)
@@ -142,9 +144,16 @@ def _summary(trials: Sequence[FrozenTrial]) -> str:
     ]
     parts = [f"{states.count(state)} {label}" for state, label in labels if states.count(state)]
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-    broken = sum("error" in trial.user_attrs for trial in failed)
-    parts += [f"{len(failed) - broken} broken off and taken up again"] if len(failed) > broken else []
-    parts += [f"{broken} failed"] if broken else []
+    again = {history[-1] for trial in trials if (history := trial.system_attrs.get("retry_history"))}
+    ends = {"broken off and taken up again": 0, "failed": 0, "left after killing its workers": 0}
+    for trial in failed:
+        if trial.number in again:
+            ends["broken off and taken up again"] += 1
+        elif "error" in trial.user_attrs:
+            ends["failed"] += 1
+        elif trial.user_attrs.get("deaths", 0) >= RETRIES and "duplicate" not in trial.user_attrs:
+            ends["left after killing its workers"] += 1
+    parts += [f"{count} {label}" for label, count in ends.items() if count]
     return f"trials: {', '.join(parts) or 'none'}"
 
 
@@ -165,14 +174,16 @@ def draw_front(path: Path, plan: Plan, complete: Sequence[FrozenTrial], front: S
         axes.grid()
         axes.set_axisbelow(True)
         xs, ys = [t.values[1] / unit for t in complete], [t.values[0] for t in complete]
-        axes.scatter(xs, ys, s=26, color=style.BLUE, alpha=0.5, lw=0, zorder=3)
+        small = len(complete) > _MANY
+        axes.scatter(xs, ys, s=9 if small else 26, color=style.BLUE, alpha=0.35 if small else 0.5, lw=0, zorder=3)
         xs, ys = [t.values[1] / unit for t in front], [t.values[0] for t in front]
         axes.step(xs, ys, where="post", color=style.ORANGE, lw=1.2, zorder=4)
-        axes.scatter(xs, ys, s=34, color=style.ORANGE, zorder=5)
-        axes.margins(0.1, 0.14)
+        axes.scatter(xs, ys, s=20 if small else 34, color=style.ORANGE, zorder=5)
+        axes.margins(0.13, 0.14)
         axes.set(xlabel=names[cost], ylabel="mean IoU" if quality == "miou" else quality.replace("_", " "))
         axes.set_title(f"Study {plan.study}", size=style.TITLE, pad=20)
-        note = "up and left is better; orange: the front, each with its trial and (connections); blue: the other trials"
+        which = "each with its trial" if len(set(zip(xs, ys, strict=True))) <= _LABELS else "some with their trials"
+        note = f"up and left is better; orange: the front, {which} and (connections); blue: the other trials"
         axes.text(0, 1.02, note, transform=axes.transAxes, size=style.SMALL, color=style.GREY, va="bottom")
         if not math.isclose(max(ys), 0):
             axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
@@ -181,14 +192,16 @@ def draw_front(path: Path, plan: Plan, complete: Sequence[FrozenTrial], front: S
 
 
 def _number(axes, front: Sequence[FrozenTrial], xs: list[float], ys: list[float]) -> None:
-    """Label each point with its trials and connections, without overlaps."""
+    """Label the points with their trials and connections, without overlaps; of many some, from end to end."""
     labels: dict[tuple[float, float], list[FrozenTrial]] = {}
     for trial, x, y in zip(front, xs, ys, strict=True):
         labels.setdefault((x, y), []).append(trial)
-    points = [axes.transData.transform(point) for point in labels]
+    chosen = np.unique(np.linspace(0, len(labels) - 1, min(_LABELS, len(labels))).round().astype(int)).tolist()
+    labelled = [[*labels.items()][i] for i in chosen]
+    points = [axes.transData.transform(point) for point, _ in labelled]
     inch = axes.figure.dpi
     heights = style.spread([y + 0.06 * inch for _, y in points], 0.13 * inch, -math.inf, math.inf)
-    for (x, y), height, trials in zip(points, heights, labels.values(), strict=True):
+    for (x, y), height, (_, trials) in zip(points, heights, labelled, strict=True):
         size = trials[0].user_attrs.get("connections")
         text = ", ".join(str(trial.number) for trial in trials) + ("" if size is None else f" ({size})")
         options = dict(ha="right", size=style.SMALL, color=style.INK, zorder=6)

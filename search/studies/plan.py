@@ -59,6 +59,7 @@ class Plan:
     hopeless: float = 0.5
     max_connections: int = 0
     heartbeat: int = 20
+    storage_wait: int = 300  # seconds
     identity: dict = field(default_factory=dict)
 
     def to_json(self) -> str:

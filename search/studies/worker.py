@@ -31,6 +31,7 @@ from sparsemask.errors import UseError, one_line
 from sparsemask.files import read_json, write_json
 from sparsemask.options import write_config
 from sparsemask.runs import Run
+from sparsemask.search.studies.backend import StorageError
 from sparsemask.search.studies.plan import VERBS, Plan
 from sparsemask.search.studies.storage import DONE, Store, folder_name
 from sparsemask.tables import duration
@@ -46,7 +47,7 @@ class Hopeless(Exception):
 
 def work(plan: Plan) -> int:
     """Run trials until the study is done; returns the exit status."""
-    store = Store(plan)
+    store = Store(plan, begun=True)
     store.enlist()
     try:
         while True:
@@ -77,10 +78,12 @@ def _attempt(plan: Plan, store: Store, trial: Trial) -> None:
         if store.tell(trial, TrialState.PRUNED, pruned=one_line(why)[:500], seconds=round(seconds, 1)):
             _say(f"trial {trial.number} given up after {duration(seconds)}: {one_line(why)}")
     except (KeyboardInterrupt, SystemExit):
-        store.give_back(trial, died=False)
+        with contextlib.suppress(StorageError):  # it is found without a heartbeat then
+            store.give_back(trial, died=False)
         raise
     except (UseError, OSError):  # the machine's trouble, not the trial's: another worker may finish it
-        store.give_back(trial, died=True)
+        with contextlib.suppress(StorageError):
+            store.give_back(trial, died=True)
         raise
     except Exception as error:
         store.tell(trial, TrialState.FAIL, error=one_line(repr(error))[:500])
@@ -107,9 +110,8 @@ def run_trial(plan: Plan, store: Store, trial: Trial) -> tuple[list[float], dict
     """
     run = _hold(plan, trial)
     folder = run.folder
-    write_json(folder / "trial.json", {"id": store.study.user_attrs["id"], "params": trial.params})
-    with store.reachable():
-        trial.set_user_attr("folder", folder.name)
+    write_json(folder / "trial.json", {"id": store.id, "params": trial.params})
+    store.note(trial, folder=folder.name)
     quality, cost = plan.objectives
     with (
         open(folder / "log.txt", "a", encoding="utf-8") as log,
@@ -118,10 +120,9 @@ def run_trial(plan: Plan, store: Store, trial: Trial) -> tuple[list[float], dict
     ):
         search_quality = _train(plan, "search", folder, trial.params).get(quality)
         mask, note = _prune(plan, folder, trial.params)
-        with store.reachable():
-            trial.set_user_attr("search_quality", search_quality if _finite(search_quality) else None)
-            trial.set_user_attr("connections", note.get("connections"))
-        if why := hopeless(plan, search_quality, note.get("connections"), store.study.get_trials(deepcopy=False)):
+        connections = note.get("connections")
+        store.note(trial, search_quality=search_quality if _finite(search_quality) else None, connections=connections)
+        if why := hopeless(plan, search_quality, connections, store.trials()):
             raise Hopeless(why)
         result = _train(plan, "retrain", folder, trial.params, ["--mask_path", str(mask)])
     info = Run(folder / "retrain").info()

@@ -1,26 +1,57 @@
 """Several processes by torchrun, through torch.distributed itself.
 
 No wrapper around the module: gradients are summed over processes after the last part of a batch, and every loss is
-divided by what all processes counted, so that N processes compute what one would.
+divided by what all processes counted, so that N processes compute what one would. A process that is gone ends the
+others by one line; they do not wait for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 
+from sparsemask.errors import UseError, one_line
+
 
 def start(device_is_cuda: bool | None = None) -> tuple[int, int, int]:
-    """Join the process group torchrun announced; returns (rank, world size, local rank), (0, 1, 0) without one."""
+    """Join the process group torchrun announced; returns (rank, world size, local rank), (0, 1, 0) without one.
+
+    Raises:
+        UseError: the processes do not find each other.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return 0, 1, 0
     if not dist.is_initialized():
         cuda = torch.cuda.is_available() if device_is_cuda is None else device_is_cuda
-        dist.init_process_group("nccl" if cuda else "gloo")
+        with together():
+            dist.init_process_group("nccl" if cuda else "gloo")
     return dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0))
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Context of what processes do together: where one of them cannot be reached, the others end with one line.
+
+    Raises:
+        UseError: a process is gone, or its network is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises plain RuntimeErrors that begin with the place in its source.
+        message = re.sub(r"^\[\S+\]\s*", "", one_line(error))
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        cause = message.partition(". ")[0][:200]
+        raise UseError(
+            f"process {os.environ.get('RANK', '?')} cannot reach another process of this command, which may have ended "
+            f"({cause}); start all of them again, a training with --resume"
+        ) from None
 
 
 def stop() -> None:
@@ -47,21 +78,27 @@ def rank() -> int:
 def total(value: torch.Tensor) -> torch.Tensor:
     """Sum a tensor over all processes (in place)."""
     if world() > 1:
-        dist.all_reduce(value)
+        with together():
+            dist.all_reduce(value)
     return value
 
 
 def barrier() -> None:
     """Wait for all processes."""
     if world() > 1:
-        dist.barrier()
+        with together():
+            dist.barrier()
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Sum the gradients over all processes, in one message."""
     if world() == 1:
         return
-    _flat([p.grad for p in parameters if p.grad is not None], lambda flat: dist.all_reduce(flat))
+    _flat([p.grad for p in parameters if p.grad is not None], _sum)
+
+
+def _sum(flat: torch.Tensor) -> None:
+    dist.all_reduce(flat)
 
 
 def average_buffers(module: torch.nn.Module) -> None:
@@ -80,13 +117,23 @@ def copy_from_first(module: torch.nn.Module) -> None:
     """Give every process the first one's parameters and buffers."""
     if world() > 1:
         for value in [*module.parameters(), *module.buffers()]:
-            dist.broadcast(value.data, 0)
+            with together():
+                dist.broadcast(value.data, 0)
 
 
-def _flat(tensors: list[torch.Tensor], work) -> None:
+def from_first(text: str) -> str:
+    """The first process's text, in every process."""
+    texts = [text]
+    with together():
+        dist.broadcast_object_list(texts, 0)
+    return texts[0]
+
+
+def _flat(tensors: list[torch.Tensor], work: Callable[[torch.Tensor], None]) -> None:
     if not tensors:
         return
     flat = torch.cat([t.detach().reshape(-1) for t in tensors])
-    work(flat)
+    with together():
+        work(flat)
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.detach().copy_(part.view_as(tensor))
