@@ -17,8 +17,8 @@ from sparsemask.masks import DOWN, UP
 from sparsemask.masks.decoder import FULL, POINTWISE, SEPARABLE, DecoderMask, as_decoder, decoder_mask
 from sparsemask.pictures import draw_architecture
 from sparsemask.spaces.connectivity import FullyDenseNetwork, PrunedNetwork, load_network, named_mask, save_network
-from sparsemask.spaces.connectivity.transfer import inherited_state
 from sparsemask.spaces.connectivity.encoding import read_mask
+from sparsemask.spaces.connectivity.transfer import inherited_state
 from sparsemask.spaces.connectivity_pruned_encoder.space import described
 from sparsemask.spaces.specialized.network import SpecializedNetwork
 from sparsemask.weights import save_safetensors
