@@ -23,6 +23,8 @@ KINDS = {
     "SRVGGNetCompact": lambda: sr_networks.SRVGGNetCompact(2, 16, 8),
     "SPAN": lambda: sr_networks.SPAN(3, 16, 3, folded=True),
     "EDSR": lambda: sr_networks.EDSR(2, 16, 2),
+    "RLFN": lambda: sr_networks.RLFN(2, 16, 2),
+    "PLKSR": lambda: sr_networks.PLKSR(3, 16, 2, 5, 4),
 }
 
 
@@ -77,15 +79,6 @@ def test_a_memory_is_met_by_tiles():
     assert 32 <= less.tile < 800 and less.tile % 2 == 0 and less.need <= 0.3 * whole.need
     with pytest.raises(UseError, match="with masks: about"):
         planned(network, (1, 3, 600, 800), resident() + 1e6)
-
-
-def test_who_sees_the_whole_image_is_not_tiled():
-    torch.manual_seed(0)
-    network = half(spaces.get("sr").build(_state(sr_networks.RLFN(2, 16, 2)), "RLFN"))
-    with torch.no_grad():
-        assert upscale_masked(network, image(40, 40)).shape == (1, 3, 80, 80)
-    with pytest.raises(UseError, match="RLFN.*whole picture"):
-        upscale_masked(network, image(40, 40), tile=32)
 
 
 def test_by_the_command(tmp_path, monkeypatch, capfd):

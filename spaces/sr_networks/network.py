@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -93,6 +94,14 @@ class SRNetwork(nn.Module):
         """Merge branches that are parallel only in training, in place; default: there are none."""
 
 
+class Span(NamedTuple):
+    """A part of a side: what is kept of it, what is computed for that, and where the kept lies in the computed."""
+
+    kept: slice
+    outer: slice
+    inner: slice
+
+
 class Stage(NamedTuple):
     """A part of a :class:`StagedNetwork`, from features (N, C, H, W) to features of the same shape."""
 
@@ -101,6 +110,12 @@ class Stage(NamedTuple):
     radius: int
     finish: Callable[[Tensor, int], None] | None = None
     """What depends on the whole image: changes the features of `run` in place, (features, rows at a time)."""
+    module: str = ""
+    """Name of the module that `run`, and `finish` if there is one, are of."""
+    finishing: str = ""
+    """Name of the module inside of it whose work `finish` does."""
+    place: Callable[[Span, Span, torch.Size], None] | None = None
+    """Told of every call of `run` whose output was taken: rows, columns, shape of all features."""
 
 
 class StagedNetwork(SRNetwork):

@@ -92,8 +92,9 @@ class RLFN(StagedNetwork):
 
     def stages(self) -> Iterator[Stage]:
         """See :meth:`StagedNetwork.stages`."""
-        for block in self.blocks:
-            yield Stage(block.fuse, 3, block.esa.attend_in_bands)
+        for number, block in enumerate(self.blocks, 1):
+            name = f"block_{number}"
+            yield Stage(block.fuse, 3, block.esa.attend_in_bands, name, f"{name}.esa")
 
     def end(self, features: Tensor, x: Tensor) -> Tensor:
         """See :meth:`StagedNetwork.end`."""
