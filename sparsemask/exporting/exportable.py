@@ -18,7 +18,8 @@ FORMATS = {
     ".pt2": "torch.export's program, sparse operators kept",
     ".onnx": "ONNX, data masks as multiplications",
 }
-_NEEDS = {".onnx": ("onnx", "onnxscript")}
+ONNX = ("onnx", "onnxscript")
+_NEEDS = {".onnx": ONNX}
 RUNTIME = "onnxruntime"
 
 
