@@ -12,17 +12,17 @@ from sparsemask.spaces.sr_networks import checkpoints
 from sparsemask.spaces.sr_networks.network import SRNetwork
 
 _SIZE = (64, 96)  # of the exported example; sizes stay open
-_LEAST, _LARGEST = 8, 1 << 13
+# Smaller images leave RLFN one value of its pooled map, for which another program would be traced.
+_LEAST, _LARGEST = 24, 1 << 13
 
 
 def exportable(network: SRNetwork) -> Exportable:
-    """Describe a network as a function from images (1, 3, H, W) of 0 to 255 to (1, 3, s·H, s·W), any H and W.
+    """Describe a network as a function from images (1, 3, H, W) of 0 to 255 to (1, 3, s·H, s·W), H and W of 24 and more.
 
     Args:
         network: folded, in evaluation mode, on the CPU.
     """
-    least = max(_LEAST, network.smallest)
-    height, width = (torch.export.Dim(name, min=least, max=_LARGEST) for name in ("height", "width"))
+    height, width = (torch.export.Dim(name, min=_LEAST, max=_LARGEST) for name in ("height", "width"))
     form = pure(copy.deepcopy(network), _run)
     return Exportable(
         network=network,
