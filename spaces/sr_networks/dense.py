@@ -17,7 +17,7 @@ _LEAST, _LARGEST = 24, 1 << 13
 
 
 def exportable(network: SRNetwork) -> Exportable:
-    """Describe a network as a function from images (1, 3, H, W) of 0 to 255 to (1, 3, s·H, s·W), H and W of 24 and more.
+    """Describe a network as a function from images (1, 3, H, W) of 0 to 255 to (1, 3, s·H, s·W), 24 and more each.
 
     Args:
         network: folded, in evaluation mode, on the CPU.
