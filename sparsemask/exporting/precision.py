@@ -57,7 +57,8 @@ PRECISIONS = {
 _PERCENTILE = 99.999
 _FEW = 64  # values of a tensor that stays in float32: biases, slopes and constants
 _LAYERS = ("Conv", "MatMul", "Gemm")
-_QUANTISED = (*_LAYERS, "Relu", "Clip")  # these two become a part of the layer before them
+# ReLU and clipping become a part of the layer before them, leaky ReLU is a table of 256 entries.
+_QUANTISED = (*_LAYERS, "Relu", "Clip", "LeakyRelu")
 _DECIDES = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "ArgMax", "ArgMin", "Sign")
 
 
