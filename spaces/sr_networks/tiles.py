@@ -196,7 +196,7 @@ def _need_of_tiles(cost: float, halo: int, side: int) -> int:
 
 
 def _need_of_bands(network: Staged, count: int, height: int, width: int, rows: int) -> int:
-    on_meta, image = _on_meta(network)
+    on_meta, image = _on_meta(cast(Any, network))
     features = on_meta.begin(image)
     stages = list(on_meta.stages())
     pixel = features.shape[1] * features.element_size()
