@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = task.eval_data
     batches = [batch_of(source[i][0]) for i in range(min(len(source), config.evaluation.eval_limit))]
     exportable = spaces.get(space).exportable(network, batches[0], config, restored.mask)
-    batches = [exportable.fitted(batch) for batch in batches]
+    batches = large_enough([exportable.fitted(batch) for batch in batches], exportable.least)
     if config.evaluation.fixed:
         exportable = exportable.fixed(batches[0])
         batches = [batch for batch in batches if shapes(exportable, batch) == shapes(exportable, batches[0])]
@@ -168,7 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     timing = f"{config.evaluation.repeats} in turn, {torch.get_num_threads()} thread(s)"
     say(f"difference: the largest over {len(batches)} input(s), to the outputs' size; ms: medians of {timing}")
     if score is not None:
-        say(f"{task.primary}: of {task.measured_on()}, {len(batches)} {task.items}")
+        count = min(len(source), config.evaluation.eval_limit)
+        say(f"{task.primary}: of {task.measured_on()}, {count} {task.items}")
     bad = [str(validation.path) for validation in validations if not validation.good]
     if bad:
         say(f"{', '.join(bad)}: the outputs are not those of the network", sys.stderr)
@@ -261,6 +262,14 @@ def plan(space: str, network: torch.nn.Module, batch: object, written: Sequence[
 def batch_of(sample) -> object:
     """Turn one input into a batch; inputs of points and pairs are batches already."""
     return sample[None].float() if isinstance(sample, torch.Tensor) else sample
+
+
+def large_enough(batches: list, least: int) -> list:
+    """Return the batches whose pictures have a shortest side of at least so many pixels; UseError without any."""
+    kept = [batch for batch in batches if not isinstance(batch, torch.Tensor) or min(batch.shape[-2:]) >= least]
+    if not kept:
+        raise UseError(f"no validation picture has {least}x{least} pixels, which files of this network take at least")
+    return kept
 
 
 def shapes(exportable: exporting.Exportable, batch) -> list[tuple[int, ...]]:

@@ -196,6 +196,18 @@ def test_bad_input_is_one_line(folder, capfd, more):
     assert not list(folder.glob("net*"))
 
 
+def test_pictures_smaller_than_files_take(folder, capfd):
+    """One that is too small is left out, none at all is one line."""
+    make_folder(folder / "mixed", 1, (12, 64))
+    make_folder(folder / "mixed", 1, (66, 50), first=2)
+    make_folder(folder / "narrow", 2, (12, 64))
+    assert export.main(argv("--data_test", "mixed", "--out", "net.pt2")) == 0
+    assert "over 1 input(s)" in capfd.readouterr().out
+    more = ["--data_test", "narrow", "--out", "other.pt2"]
+    fails(capfd, export.main, argv(*more), ["no validation picture", "8x8"])
+    assert not Path("other.pt2").exists()
+
+
 def test_an_absent_package_is_one_line(folder, capfd, monkeypatch):
     monkeypatch.setattr(precisions, "missing", lambda names: [name for name in names if name == "onnxruntime"])
     monkeypatch.setattr("sparsemask.exporting.exportable.missing", lambda names: [])
@@ -234,7 +246,7 @@ def test_dense_networks_in_other_programs(name, suffix, tmp_path):
     form = SPACE.exportable(made, None, {})
     write = {".pt2": exporting.export_program, ".onnx": exporting.export_onnx}[suffix]
     path = write(form, tmp_path / f"net{suffix}", {"space": "sr"})
-    for size in ((64, 96), (33, 51), (24, 25)):
+    for size in ((64, 96), (33, 51), (made.smallest_traced, 25)):
         x = image(*size)
         wanted = made(x)
         torch.testing.assert_close(run_file(path, made, x), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))

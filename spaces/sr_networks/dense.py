@@ -12,17 +12,19 @@ from sparsemask.spaces.sr_networks import checkpoints
 from sparsemask.spaces.sr_networks.network import SRNetwork
 
 _SIZE = (64, 96)  # of the exported example; sizes stay open
-# Smaller images leave RLFN one value of its pooled map, for which another program would be traced.
-_LEAST, _LARGEST = 24, 1 << 13
+_LARGEST = 1 << 13
 
 
 def exportable(network: SRNetwork) -> Exportable:
-    """Describe a network as a function from images (1, 3, H, W) of 0 to 255 to (1, 3, s·H, s·W), 24 and more each.
+    """Describe a network as a function from images (1, 3, H, W) of 0 to 255 to (1, 3, s·H, s·W).
+
+    H and W are open, from `smallest_traced` on.
 
     Args:
         network: folded, in evaluation mode, on the CPU.
     """
-    height, width = (torch.export.Dim(name, min=_LEAST, max=_LARGEST) for name in ("height", "width"))
+    least = network.smallest_traced
+    height, width = (torch.export.Dim(name, min=least, max=_LARGEST) for name in ("height", "width"))
     form = pure(copy.deepcopy(network), _run)
     return Exportable(
         network=network,
@@ -33,6 +35,7 @@ def exportable(network: SRNetwork) -> Exportable:
         inputs={"picture": torch.zeros(1, 3, *_SIZE)},
         outputs=("larger",),
         dynamic=({2: height, 3: width},),
+        least=least,
     )
 
 

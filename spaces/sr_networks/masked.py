@@ -15,6 +15,7 @@ from sparsemask.spaces.sr_networks.network import Span, SRNetwork, Stage, Staged
 from sparsemask.spaces.sr_networks.tiles import upscale
 
 _SIZE = (64, 96)  # of the exported example; sizes stay open, and even
+_LEAST = 8  # half of the least height and width
 
 
 class MaskedEnlargement(nn.Module):
@@ -158,7 +159,7 @@ def exportable(network: SparsifiedNetwork, save) -> Exportable:
         network: on the CPU; its masks are exported hard.
         save: writes it as safetensors.
     """
-    height, width = (torch.export.Dim(name, min=8, max=1 << 13) for name in ("half_height", "half_width"))
+    height, width = (torch.export.Dim(name, min=_LEAST, max=1 << 13) for name in ("half_height", "half_width"))
     plain = copy.deepcopy(network)
     plain.multiplies = True
     return Exportable(
@@ -171,6 +172,7 @@ def exportable(network: SparsifiedNetwork, save) -> Exportable:
         outputs=("larger",),
         dynamic=({2: 2 * height, 3: 2 * width},),
         multiple=2,
+        least=2 * _LEAST,
     )
 
 

@@ -33,6 +33,8 @@ class SRNetwork(nn.Module):
     """Largest value of the images that :meth:`compute` takes and gives."""
     smallest: ClassVar[int] = 1
     """Least height and width that :meth:`compute` takes; smaller images are padded by their last row and column."""
+    smallest_traced: ClassVar[int] = 8
+    """Least height and width of images for which one program can be traced."""
     multiple: ClassVar[int] = 1
     """Tiles of an image begin at multiples of so many pixels."""
     scale: int

@@ -51,6 +51,8 @@ class Exportable:
     """Formats (suffixes) in which the network cannot be written, and why."""
     multiple: int = 1
     """What the sizes of pictures must be multiples of."""
+    least: int = 1
+    """Shortest side of pictures that programs take."""
 
     @property
     def input_shape(self) -> list[int | None] | None:
