@@ -3,9 +3,12 @@
     python retrain/export.py --out net.onnx                         the newest retrain run as ONNX
     python retrain/export.py --run runs/NAME --out a.safetensors a.pt2 a.onnx
     python retrain/export.py --pretrained_model network.safetensors --mask_path M --out net.onnx
+    python retrain/export.py --space sr --weights compact-x2 --data_test set5 --out net.onnx      a dense network
+    python retrain/export.py --run runs/NAME --out net.onnx --precision int8 --calibrate photos
 
 The suffix says the format: .safetensors (weights, for this toolkit), .pt2 (torch.export, with the sparse operators) or
-.onnx (masks multiply). Batch norms are folded; sizes stay open where the format allows it.
+.onnx (masks multiply). Batch norms are folded; sizes stay open where the format allows it. ONNX files can be of a lower
+precision.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ if not __package__:  # run as a file: the repository's root takes the place of t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +30,16 @@ import torch
 from sparsemask import exporting, flags, spaces, tasks
 from sparsemask._version import __version__
 from sparsemask.config import RunConfig, Section, flag
+from sparsemask.devices import Arithmetic
 from sparsemask.errors import UseError, command, say
-from sparsemask.exporting.validation import COLUMNS, opened
+from sparsemask.exporting.validation import COLUMNS, of_any_size, opened
+from sparsemask.files import write_bytes
 from sparsemask.options import Parser, natural, positive
+from sparsemask.retrain.calibration import calibration_inputs
+from sparsemask.retrain.dense_weights import dense_weights, open_dense
 from sparsemask.retrain.trained import open_trained, read_flags, trained_parser
 from sparsemask.spaces.protocols import Exportable, HasFastForm
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.planning import Planner
 from sparsemask.tables import table
@@ -46,6 +55,40 @@ class ExportSection(Section):
     fixed: bool = flag(False, help="for the size of the first validation picture alone")
     eval_limit: int = flag(3, positive, help="validation pictures compared (default: 3)")
     repeats: int = flag(7, natural, help="timed calls of each form, 0: none (default: 7)")
+    precision: str = flag(
+        exporting.FLOAT32,
+        choices=tuple(exporting.PRECISIONS),
+        help="of ONNX files; float16 and bfloat16: weights in half as many bytes; int8: computed in integers "
+        "(default: float32)",
+    )
+    calibrate: str | None = flag(
+        metavar="FOLDER", help="pictures like those to come, on which --precision int8 measures the ranges of integers"
+    )
+
+
+@dataclass(frozen=True)
+class Export:
+    """A network and what is said of it, measured and compared, file by file.
+
+    Attributes:
+        form: the network.
+        batches: inputs to compare on.
+        about: what files say of themselves, plain values by name.
+        repeats: timed calls.
+        reload: reads the network of a safetensors file.
+        precision: of ONNX files.
+        calibration: inputs that integers are calibrated on.
+        score: the task's metric of a function of batches; None: not measured.
+    """
+
+    form: exporting.Exportable
+    batches: list
+    about: Mapping
+    repeats: int
+    reload: Callable[[Path], torch.nn.Module]
+    precision: str = exporting.FLOAT32
+    calibration: Sequence[torch.Tensor] = ()
+    score: Callable[[Callable], float] | None = None
 
 
 def parser(space: str = "connectivity", task: str | None = None) -> Parser:
@@ -68,8 +111,14 @@ def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, 
     paths = [Path(path) for path in given.get("out") or ()]
     if not paths:
         raise UseError("--out is missing: files to write, such as network.onnx")
+    precision = given.get("precision", exporting.FLOAT32)
     for path in paths:
         refuse(exporting.why_not(exporting.known_suffix(path)))
+        refuse(exporting.why_not_precision(precision, path.suffix))
+    if precision == exporting.INT8 and not given.get("calibrate"):
+        raise UseError("--precision int8: --calibrate FOLDER is missing: pictures like those to come")
+    if precision != exporting.INT8 and given.get("calibrate"):
+        raise UseError(f"--calibrate {given['calibrate']} is for --precision int8")
     if given.get("type", "float32") != "float32":
         raise UseError(f"--type {given['type']}: networks are exported in float32")
     return command_parser, given
@@ -86,6 +135,9 @@ class Prepared:
         batches: validation inputs.
         config: the command's.
         about: what its files say of themselves, plain values by name.
+        task: whose metric counts.
+        arithmetic: that it was opened with.
+        reload: reads the network of a safetensors file.
     """
 
     space: str
@@ -94,6 +146,9 @@ class Prepared:
     batches: list
     config: RunConfig
     about: dict
+    task: tasks.Task
+    arithmetic: Arithmetic
+    reload: Callable[[Path], torch.nn.Module]
 
 
 def prepare(command_parser: Parser, given: dict) -> Prepared:
@@ -110,19 +165,22 @@ def prepare(command_parser: Parser, given: dict) -> Prepared:
     if not isinstance(spaces.get(space), Exportable):
         able = [name for name in spaces.available() if isinstance(spaces.get(name), Exportable)]
         raise UseError(f"--space {space}: its networks cannot be exported; those of {', '.join(able)} can")
-    restored = open_trained(command_parser, {**given, "gpu": -1})
+    given = {**given, "gpu": -1}
+    dense = dense_weights(given)
+    restored = open_trained(command_parser, given) if dense is None else open_dense(command_parser, given, dense)
     config, network = restored.config, restored.model.eval().requires_grad_(False)
     task = tasks.get(config.data.task, config)
     source = task.eval_data
     batches = [batch_of(source[i][0]) for i in range(min(len(source), config.evaluation.eval_limit))]
     exportable = spaces.get(space).exportable(network, batches[0], config, restored.mask)
-    batches = [exportable.fitted(batch) for batch in batches]
+    batches = large_enough([exportable.fitted(batch) for batch in batches], exportable.least)
     if config.evaluation.fixed:
         exportable = exportable.fixed(batches[0])
         batches = [batch for batch in batches if shapes(exportable, batch) == shapes(exportable, batches[0])]
     about = {"toolkit": f"sparsemask {__version__}", "space": space, **task.description()}
     about["input_shape"] = exportable.input_shape
-    return Prepared(space, network, exportable, batches, config, about)
+    reload = spaces.get(space).teacher if dense is not None else lambda path: spaces.get(space).load(path).network
+    return Prepared(space, network, exportable, batches, config, about, task, restored.arithmetic, reload)
 
 
 @command
@@ -133,44 +191,96 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in paths:  # before anything is computed
         exporting.format_of(path)
     found = prepare(command_parser, given)
-    exportable, batches, evaluation = found.exportable, found.batches, found.config.evaluation
+    exportable, batches, config, about, task = found.exportable, found.batches, found.config, found.about, found.task
+    evaluation = config.evaluation
     for path in paths:
         refuse(exporting.why_not(path.suffix, exportable))
-    if evaluation.repeats:
+    precision, calibration, score = evaluation.precision, [], None
+    if precision == exporting.INT8:
+        calibration = calibration_inputs(evaluation.calibrate, spaces.get(found.space), exportable, about)
+    if precision != exporting.FLOAT32:
+        about = {**about, "precision": precision}
+        score = scorer(task, exportable, found.arithmetic, config)
+    if evaluation.repeats and isinstance(found.network, MaskedNetwork):
         plan(found.space, found.network, batches[0], [path for path in paths if path.suffix == ".safetensors"])
-    validations = [export(path, exportable, batches, found.space, found.about, evaluation.repeats) for path in paths]
-    say(table([validation.row() for validation in validations], COLUMNS))
+    work = Export(exportable, batches, about, evaluation.repeats, found.reload, precision, calibration, score)
+    validations = [validation for path in paths for validation in export(path, work)]
+    columns = {**COLUMNS, "score": (task.primary, COLUMNS["score"][1])}
+    if score is None:
+        del columns["score"]
+    say(table([validation.row() for validation in validations], columns))
     timing = f"{evaluation.repeats} in turn, {torch.get_num_threads()} thread(s)"
     say(f"difference: the largest over {len(batches)} input(s), to the outputs' size; ms: medians of {timing}")
+    if score is not None:
+        count = min(len(task.eval_data), evaluation.eval_limit)
+        say(f"{task.primary}: of {task.measured_on()}, {count} {task.items}")
     bad = [str(validation.path) for validation in validations if not validation.good]
     if bad:
         say(f"{', '.join(bad)}: the outputs are not those of the network", sys.stderr)
     return 1 if bad else 0
 
 
-def export(path: Path, exportable: exporting.Exportable, batches: list, space: str, about: dict, repeats: int):
+def export(path: Path, work: Export) -> list[exporting.Validation]:
     """Write one file and compare its outputs with the network's.
 
     Args:
         path: the file; its suffix selects the format.
-        exportable: the network.
-        batches: inputs to compare on.
-        space: name of the network's space.
-        about: what the file says of itself, plain values by name.
-        repeats: timed calls.
+        work: the network, and what it is compared on.
 
     Returns:
-        A :class:`sparsemask.exporting.Validation`.
+        Of the file; for one of lower precision also of the same in float32.
     """
-    note = ""
+    note, repeats = "", work.repeats
+    if work.precision != exporting.FLOAT32:
+        return _export_reduced(path, work)
     if path.suffix == ".safetensors":
-        exportable.save(path)
-        describe_safetensors(path, {key: value for key, value in about.items() if key != "input_shape"})
-        run, repeats = spaces.get(space).load(path).network, 0  # weights are no program: nothing to time
+        work.form.save(path)
+        describe_safetensors(path, {key: value for key, value in work.about.items() if key != "input_shape"})
+        run, repeats = work.reload(path), 0  # weights are no program: nothing to time
     else:
-        {".pt2": exporting.export_program, ".onnx": exporting.export_onnx}[path.suffix](exportable, path, about)
-        run, note = opened(path, exportable)
-    return exporting.validate(path, run, exportable, batches, repeats, note)
+        {".pt2": exporting.export_program, ".onnx": exporting.export_onnx}[path.suffix](work.form, path, work.about)
+        run, note = opened(path, work.form)
+    return [exporting.validate(path, run, work.form, work.batches, repeats, note)]
+
+
+def _export_reduced(path: Path, work: Export) -> list[exporting.Validation]:
+    """Write one ONNX file in a lower precision, beside one in float32 that is not kept."""
+    names = list(work.form.inputs)
+    inputs = [
+        {name: tensor.numpy() for name, tensor in zip(names, work.form.tensors(batch), strict=True)}
+        for batch in work.calibration
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        plain = exporting.export_onnx(work.form, Path(folder) / "float32.onnx", work.about)
+        write_bytes(path, exporting.reduced(plain, work.precision, inputs))
+        return exporting.validate_reduced(
+            path, plain, work.precision, work.form, work.batches, work.repeats, work.score
+        )
+
+
+def scorer(
+    task: tasks.Task, exportable: exporting.Exportable, arithmetic: Arithmetic, config: RunConfig
+) -> Callable[[Callable], float] | None:
+    """Return a function that measures the task's metric of a file on the validation pictures that it is compared on.
+
+    Args:
+        task: whose metric.
+        exportable: the network.
+        arithmetic: of the command.
+        config: of the command.
+
+    Returns:
+        None for networks of other inputs than one picture, and for files of one size.
+    """
+    if list(exportable.inputs) != ["picture"] or exportable.dynamic is None:
+        return None
+    context = tasks.EvaluationContext.from_config(arithmetic, config)
+
+    def score(run: Callable) -> float:
+        scores = task.evaluate(of_any_size(run, exportable.multiple), context, limit=config.evaluation.eval_limit)
+        return float(task.metrics(scores)[task.primary])
+
+    return score
 
 
 def plan(space: str, network: torch.nn.Module, batch: object, written: Sequence[Path]) -> None:
@@ -196,6 +306,14 @@ def plan(space: str, network: torch.nn.Module, batch: object, written: Sequence[
 def batch_of(sample) -> object:
     """Turn one input into a batch; inputs of points and pairs are batches already."""
     return sample[None].float() if isinstance(sample, torch.Tensor) else sample
+
+
+def large_enough(batches: list, least: int) -> list:
+    """Return the batches whose pictures have a shortest side of at least so many pixels; UseError without any."""
+    kept = [batch for batch in batches if not isinstance(batch, torch.Tensor) or min(batch.shape[-2:]) >= least]
+    if not kept:
+        raise UseError(f"no validation picture has {least}x{least} pixels, which files of this network take at least")
+    return kept
 
 
 def shapes(exportable: exporting.Exportable, batch) -> list[tuple[int, ...]]:

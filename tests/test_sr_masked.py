@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import sparsemask
 from small_pictures import scene
 from sparsemask import exporting, spaces
 from sparsemask.cli import upscale
@@ -23,7 +26,13 @@ KINDS = {
     "SRVGGNetCompact": lambda: sr_networks.SRVGGNetCompact(2, 16, 8),
     "SPAN": lambda: sr_networks.SPAN(3, 16, 3, folded=True),
     "EDSR": lambda: sr_networks.EDSR(2, 16, 2),
+    "RLFN": lambda: sr_networks.RLFN(2, 16, 2),
+    "PLKSR": lambda: sr_networks.PLKSR(3, 16, 2, 5, 4),
 }
+
+
+# Tracing takes seconds, and these two bring no operator that the others have not.
+TRACED = [pytest.param(name, marks=[pytest.mark.slow] if name in ("RLFN", "PLKSR") else []) for name in KINDS]
 
 
 @pytest.fixture(autouse=True)
@@ -79,13 +88,41 @@ def test_a_memory_is_met_by_tiles():
         planned(network, (1, 3, 600, 800), resident() + 1e6)
 
 
-def test_who_sees_the_whole_image_is_not_tiled():
+@torch.no_grad()
+def test_a_memory_is_met_by_bands():
+    from sparsemask.spaces.sr_networks.masked import StagedEnlargement
+    from sparsemask.spaces.sr_networks.tiles import planned, resident
+
+    network = masked("RLFN")
+    whole = planned(StagedEnlargement(network), (1, 3, 600, 800), resident() + 4e9)
+    less = planned(StagedEnlargement(network), (1, 3, 600, 800), resident() + 0.3 * whole.need)
+    assert whole.tile == 0 and 8 <= less.tile < 600 and less.need <= 0.3 * whole.need
+    assert not network.masks  # counting leaves nothing behind
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_from_sparsify_to_an_enlarged_picture(name, tmp_path, monkeypatch):
+    """What every architecture promises: masks by `sparsify`, a file, the file read, tiles, a program, a picture."""
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    network = half(spaces.get("sr").build(_state(sr_networks.RLFN(2, 16, 2)), "RLFN"))
+    dense = KINDS[name]().eval()
+    word = {"dense": json.dumps({"architecture": dense.architecture, **dense.config})}
+    network = sparsemask.sparsify(dense, image(48, 48), keep=0.8, steps=2, config=word)
+    space.save("net.safetensors", network)
+    again = spaces.get("sr").load("net.safetensors").network
+    x = image(66, 50)
     with torch.no_grad():
-        assert upscale_masked(network, image(40, 40)).shape == (1, 3, 80, 80)
-    with pytest.raises(UseError, match="RLFN.*whole picture"):
-        upscale_masked(network, image(40, 40), tile=32)
+        wanted = network(x)
+        tolerance = {"rtol": 0, "atol": 1e-5 * float(wanted.abs().max())}
+        torch.testing.assert_close(again(x), wanted, **tolerance)
+        torch.testing.assert_close(upscale_masked(again, x, tile=32), wanted, **tolerance)
+    form = space.exportable(again, None, {}).fixed(x)
+    run, _ = opened(exporting.export_program(form, tmp_path / "net.pt2", {"space": "sr"}), form)
+    torch.testing.assert_close(run(x), wanted, **tolerance)
+    Image.fromarray(x[0].permute(1, 2, 0).byte().numpy()).save("in.png")
+    assert upscale.main(["in.png", "out.png", "--weights", "net.safetensors", "--tile", "32"]) == 0
+    pixels = wanted[0].clamp(0, 255).round().permute(1, 2, 0).numpy()
+    assert np.abs(np.array(Image.open("out.png")).astype(int) - pixels).max() <= 1
 
 
 def test_by_the_command(tmp_path, monkeypatch, capfd):
@@ -102,7 +139,7 @@ def test_by_the_command(tmp_path, monkeypatch, capfd):
     fails(capfd, upscale.main, ["in.png", "d.png", "--weights", "net.safetensors", "--tile", "5"], ["tiles of 5"])
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", TRACED)
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 @torch.no_grad()
 def test_programs_are_the_network(name, suffix, tmp_path):
@@ -123,7 +160,7 @@ def test_programs_are_the_network(name, suffix, tmp_path):
         torch.testing.assert_close(torch.as_tensor(got), wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", TRACED)
 @torch.no_grad()
 def test_compiled_it_is_the_network(name):
     network, x = masked(name), image(40, 52)

@@ -106,6 +106,7 @@ class SparsifiedNetwork(MaskedNetwork):
                 f"{type(network).__name__} has no residual block and no chain of convolutions of one size whose "
                 "multiply-adds are worth a mask"
             )
+        self.modules_of = {node.name: _modules_of(node) for node in self.graph.nodes}
         for node in self.graph.nodes:  # shapes were of the example
             node.meta = {}
         self.region_masks = nn.ModuleList(RegionMasks(r.channels, len(r.convs)) for r in self.regions).to(
@@ -134,6 +135,22 @@ class SparsifiedNetwork(MaskedNetwork):
         output = cast(Tensor, execution.run(x))
         self.kept, self.hard_kept, self.masks = execution.kept, execution.hard_kept, execution.masks
         return output
+
+    def run_part(self, part: Callable[[Sequence[str]], bool], x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Execute a part of the graph under the masks, `kept` and the like staying as they are.
+
+        Args:
+            part: whether a node belongs to it, by the names of the modules that it was traced in, outermost first.
+                The part reads one value from outside and gives its last one.
+            x: what it reads.
+
+        Returns:
+            What it gives, and the data masks (N, 1, H, W) of the regions in it by their number.
+        """
+        nodes = [node for node in self.graph.nodes if part(self.modules_of[node.name])]
+        execution = _Execution(self)
+        output = execution.run_part(nodes, x)
+        return output, {number: mask for number, (mask, _) in execution.drawn.items()}
 
     def budget_logits(self) -> list[Tensor]:
         """The last biases of the mask branches: a larger one keeps more locations."""
@@ -187,6 +204,21 @@ class _Execution(fx.Interpreter):
         if n.name in self.entered:
             self.draw(self.entered[n.name], result)
         return result
+
+    def run_part(self, nodes: Sequence[fx.Node], x: Tensor) -> Tensor:
+        """The last of some nodes' values; `x` is the one value that they read from outside."""
+        own = set(nodes)
+        read = {value for node in nodes for value in node.all_input_nodes if value not in own}
+        [entry] = [value for value in read if value.op != "get_attr"]
+        self.env = {value: self.run_node(value) for value in read if value.op == "get_attr"}
+        self.env[entry] = x
+        if entry.name in self.entered:
+            self.draw(self.entered[entry.name], x)
+        for node in nodes:
+            self.env[node] = self.run_node(node)
+            for value in self.user_to_last_uses.get(node, ()):
+                self.env.pop(value, None)
+        return cast(Tensor, self.env[nodes[-1]])
 
     def draw(self, number: int, x: Tensor) -> None:
         masks = self.owner.region_masks[number]
@@ -361,6 +393,11 @@ def _fit_branch(masks: RegionMasks, x: Tensor, wanted: Tensor, steps: int) -> No
             optimizer.step()
     for parameter in parameters:
         parameter.grad = None
+
+
+def _modules_of(node: fx.Node) -> tuple[str, ...]:
+    """Names of the modules that a node was traced in, outermost first."""
+    return tuple(name for name, _ in node.meta.get("nn_module_stack", {}).values())
 
 
 def _identity(channels: int, groups: int) -> nn.Conv2d:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from sparsemask.errors import UseError
 from sparsemask.exporting import Exportable, channels_last, pure
 from sparsemask.spaces.sparsified.network import BRANCH_RADIUS, SparsifiedNetwork
-from sparsemask.spaces.sr_networks.network import SRNetwork
-from sparsemask.spaces.sr_networks.tiles import Span, upscale
+from sparsemask.spaces.sr_networks.network import Span, SRNetwork, Stage, StagedNetwork
+from sparsemask.spaces.sr_networks.tiles import upscale
 
 _SIZE = (64, 96)  # of the exported example; sizes stay open, and even
+_LEAST = 8  # half of the least height and width
 
 
 class MaskedEnlargement(nn.Module):
@@ -33,12 +34,9 @@ class MaskedEnlargement(nn.Module):
         self._whole: list[Tensor] = []
 
     @property
-    def radius(self) -> int | None:
+    def radius(self) -> int:
         """Of the dense network, and for each mask in turn that of its branch."""
-        if self.dense.radius is None:
-            return None
-        radius = self.dense.radius + BRANCH_RADIUS * len(self.network.regions)
-        return radius + radius % 2
+        return _with_branches(cast(int, self.dense.radius), len(self.network.regions))
 
     @property
     def title(self) -> str:
@@ -66,6 +64,77 @@ class MaskedEnlargement(nn.Module):
         self._whole = []
 
 
+class StagedEnlargement(nn.Module):
+    """A network of stages with masks, each stage computed a band of rows at a time under the masks inside of it.
+
+    Args:
+        network: in evaluation mode, its dense part a :class:`StagedNetwork`.
+    """
+
+    multiple: ClassVar[int] = 2
+    radius: ClassVar[int | None] = None
+
+    def __init__(self, network: SparsifiedNetwork):
+        super().__init__()
+        self.network, self.dense = network, cast(StagedNetwork, network.network)
+        self.scale, self.smallest = self.dense.scale, self.dense.smallest
+        self.value_range, self.end_radius = self.dense.value_range, self.dense.end_radius
+
+    @property
+    def title(self) -> str:
+        """The dense network's."""
+        return f"{self.dense.title} with masks"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See :class:`SparsifiedNetwork`."""
+        return self.network(images)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """The dense network's."""
+        return self.dense.normalised(images)
+
+    def begin(self, x: Tensor) -> Tensor:
+        """The dense network's: no mask lies before the first stage."""
+        return self.dense.begin(x)
+
+    def end(self, features: Tensor, x: Tensor) -> Tensor:
+        """The dense network's: no mask lies behind the last stage."""
+        return self.dense.end(features, x)
+
+    def stages(self) -> Iterator[Stage]:
+        """The dense network's under masks; behind the last one the network says what was computed of all."""
+        whole: dict[int, Tensor] = {}
+        for stage in self.dense.stages():
+            yield self._masked(stage, whole)
+        if whole:  # nothing is told while memory is counted
+            self.network.assembled([whole[number] for number in range(len(self.network.regions))])
+
+    def _masked(self, stage: Stage, whole: dict[int, Tensor]) -> Stage:
+        inside = lambda modules: stage.module in modules and stage.finishing not in modules
+        masks: dict[int, Tensor] = {}
+
+        def run(x: Tensor) -> Tensor:
+            output, drawn = self.network.run_part(inside, x)
+            masks.update(drawn)
+            return output
+
+        def place(rows: Span, columns: Span, shape: torch.Size) -> None:
+            for number, mask in masks.items():
+                if number not in whole:
+                    whole[number] = torch.zeros(shape[0], 1, *shape[-2:], dtype=torch.bool)
+                part = mask[..., rows.inner, columns.inner]
+                whole[number][..., rows.kept, columns.kept] = part.to(whole[number].device)
+
+        count = sum(inside(self.network.modules_of[region.convs[0]]) for region in self.network.regions)
+        return stage._replace(run=run, place=place, radius=_with_branches(stage.radius, count))
+
+
+def _with_branches(radius: int, count: int) -> int:
+    """Pixels that a part sees with so many mask branches one after the other, even as these begin at even pixels."""
+    radius += BRANCH_RADIUS * count
+    return radius + radius % 2
+
+
 def upscale_masked(
     network: SparsifiedNetwork,
     images: Tensor,
@@ -76,13 +145,10 @@ def upscale_masked(
     """As :func:`sparsemask.spaces.sr_networks.upscale`, with masks.
 
     Raises:
-        UseError: tiles of a network that sees the whole image, or sees farther than a tile pays for.
+        UseError: a tile that is too small, or a budget that is.
     """
-    whole = MaskedEnlargement(network)
-    if whole.radius is None:
-        if tile or memory is not None:
-            raise UseError(f"--tile and --memory: {whole.title} looks at the whole picture, and runs on it alone")
-        tile = 0
+    staged = isinstance(network.network, StagedNetwork)
+    whole = StagedEnlargement(network) if staged else MaskedEnlargement(network)
     return upscale(whole, images, memory, tile, ensemble)
 
 
@@ -93,7 +159,7 @@ def exportable(network: SparsifiedNetwork, save) -> Exportable:
         network: on the CPU; its masks are exported hard.
         save: writes it as safetensors.
     """
-    height, width = (torch.export.Dim(name, min=8, max=1 << 13) for name in ("half_height", "half_width"))
+    height, width = (torch.export.Dim(name, min=_LEAST, max=1 << 13) for name in ("half_height", "half_width"))
     plain = copy.deepcopy(network)
     plain.multiplies = True
     return Exportable(
@@ -106,6 +172,7 @@ def exportable(network: SparsifiedNetwork, save) -> Exportable:
         outputs=("larger",),
         dynamic=({2: 2 * height, 3: 2 * width},),
         multiple=2,
+        least=2 * _LEAST,
     )
 
 

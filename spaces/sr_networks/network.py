@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,6 +33,8 @@ class SRNetwork(nn.Module):
     """Largest value of the images that :meth:`compute` takes and gives."""
     smallest: ClassVar[int] = 1
     """Least height and width that :meth:`compute` takes; smaller images are padded by their last row and column."""
+    smallest_traced: ClassVar[int] = 8
+    """Least height and width of images for which one program can be traced."""
     multiple: ClassVar[int] = 1
     """Tiles of an image begin at multiples of so many pixels."""
     scale: int
@@ -93,6 +96,14 @@ class SRNetwork(nn.Module):
         """Merge branches that are parallel only in training, in place; default: there are none."""
 
 
+class Span(NamedTuple):
+    """A part of a side: what is kept of it, what is computed for that, and where the kept lies in the computed."""
+
+    kept: slice
+    outer: slice
+    inner: slice
+
+
 class Stage(NamedTuple):
     """A part of a :class:`StagedNetwork`, from features (N, C, H, W) to features of the same shape."""
 
@@ -101,6 +112,12 @@ class Stage(NamedTuple):
     radius: int
     finish: Callable[[Tensor, int], None] | None = None
     """What depends on the whole image: changes the features of `run` in place, (features, rows at a time)."""
+    module: str = ""
+    """Name of the module that `run`, and `finish` if there is one, are of."""
+    finishing: str = ""
+    """Name of the module inside of it whose work `finish` does."""
+    place: Callable[[Span, Span, torch.Size], None] | None = None
+    """Told of every call of `run` whose output was taken: rows, columns, shape of all features."""
 
 
 class StagedNetwork(SRNetwork):

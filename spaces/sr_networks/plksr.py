@@ -105,8 +105,8 @@ class PLKSR(StagedNetwork):
 
     def stages(self) -> Iterator[Stage]:
         """See :meth:`StagedNetwork.stages`."""
-        for block in self.feats[1:-1]:
-            yield Stage(block, self.block_radius)
+        for number, block in enumerate(self.feats[1:-1], 1):
+            yield Stage(block, self.block_radius, module=f"feats.{number}")
 
     def end(self, features: Tensor, x: Tensor) -> Tensor:
         """See :meth:`StagedNetwork.end`."""

@@ -43,6 +43,7 @@ class RLFN(StagedNetwork):
     source = "Kong et al., Residual Local Feature Network for Efficient Super-Resolution, 2022, arXiv 2205.07514"
     value_range = 255.0
     smallest = _WINDOW
+    smallest_traced = _WINDOW + _STRIDE + 1  # two values of the pooled map: one would be enlarged by another program
 
     def __init__(
         self, scale: int = 4, n_feats: int = 52, n_blocks: int = 6, n_mid: int | None = None, n_attention: int = 16
@@ -92,8 +93,9 @@ class RLFN(StagedNetwork):
 
     def stages(self) -> Iterator[Stage]:
         """See :meth:`StagedNetwork.stages`."""
-        for block in self.blocks:
-            yield Stage(block.fuse, 3, block.esa.attend_in_bands)
+        for number, block in enumerate(self.blocks, 1):
+            name = f"block_{number}"
+            yield Stage(block.fuse, 3, block.esa.attend_in_bands, name, f"{name}.esa")
 
     def end(self, features: Tensor, x: Tensor) -> Tensor:
         """See :meth:`StagedNetwork.end`."""

@@ -110,9 +110,11 @@ class SRSpace(MaskedSpace):
     def exportable(
         self, network: nn.Module, batch: object, config: Config, mask: object = None
     ) -> exporting.Exportable:
-        """As a function of images of even sides; see :mod:`sparsemask.spaces.sr_networks.masked`."""
-        from sparsemask.spaces.sr_networks import masked
+        """As a function of images, with masks of even sides; see the modules `masked` and `dense` beside this one."""
+        from sparsemask.spaces.sr_networks import dense, masked
 
+        if isinstance(network, SRNetwork):
+            return dense.exportable(network)
         assert isinstance(network, SparsifiedNetwork)
         return masked.exportable(network, lambda path: self.save(path, network, self.masks_of(network)))
 

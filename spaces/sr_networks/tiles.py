@@ -2,7 +2,7 @@
 
 Networks that see few pixels around (:attr:`SRNetwork.radius`) are computed in tiles that overlap by that much. Others,
 whose blocks add up to hundreds of pixels or depend on the whole image, are computed stage by stage
-(:class:`StagedNetwork`): each stage a band of rows at a time, in place of the features that it reads. Both give the
+(:class:`Staged`): each stage a band of rows at a time, in place of the features that it reads. Both give the
 whole image's output to rounding.
 
 How much memory a pixel needs is counted, not assumed: the network runs once on the meta device, where tensors have
@@ -12,7 +12,7 @@ sizes and no contents, and the most that is alive at one time is its need.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from sparsemask.errors import UseError
 from sparsemask.spaces.smsr.tiles import self_ensemble
-from sparsemask.spaces.sr_networks.network import Stage, StagedNetwork
+from sparsemask.spaces.sr_networks.network import Span, Stage
 
 SMALLEST = 32
 """Least side of a tile in pixels."""
@@ -62,6 +62,26 @@ class Tileable(Protocol):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) of 0 to 255 to (N, 3, s·H, s·W)."""
+
+
+@runtime_checkable
+class Staged(Tileable, Protocol):
+    """What is computed stage by stage: a :class:`StagedNetwork`, or one with masks (:mod:`.masked`)."""
+
+    value_range: float
+    end_radius: int
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images of 0 to 255 as :meth:`begin` takes them."""
+
+    def begin(self, x: Tensor) -> Tensor:
+        """See :meth:`StagedNetwork.begin`."""
+
+    def stages(self) -> Iterable[Stage]:
+        """See :meth:`StagedNetwork.stages`."""
+
+    def end(self, features: Tensor, x: Tensor) -> Tensor:
+        """See :meth:`StagedNetwork.end`."""
 
 
 @runtime_checkable
@@ -101,7 +121,7 @@ def upscale(
         images: (N, 3, H, W) of 0 to 255, any size.
         memory: bytes that the process may take, what it holds already included; None: 1 GB, or what the smallest tiles
             take where that is more.
-        tile: side of the tiles (rows of the bands of a :class:`StagedNetwork`) in input pixels, 0: the whole image at
+        tile: side of the tiles (rows of the bands of a :class:`Staged`) in input pixels, 0: the whole image at
             once; None: as large as `memory` has room for.
         ensemble: the mean over the eight flips and transpositions of the image (EDSR, arXiv 1707.02921).
 
@@ -143,7 +163,7 @@ def planned(network: Tileable, shape: tuple[int, ...], memory: float | None = No
     if whole <= room:
         return Plan(0, whole)
     need: Callable[[int], int]
-    if isinstance(network, StagedNetwork):
+    if isinstance(network, Staged):
         need = partial(_need_of_bands, network, count, height, width)
         sizes = [rows for rows in (256, 128, 64, 32, 16, 8) if rows < height] or [height]
     else:
@@ -175,8 +195,8 @@ def _need_of_tiles(cost: float, halo: int, side: int) -> int:
     return int(cost * (side + halo) ** 2)
 
 
-def _need_of_bands(network: StagedNetwork, count: int, height: int, width: int, rows: int) -> int:
-    on_meta, image = _on_meta(network)
+def _need_of_bands(network: Staged, count: int, height: int, width: int, rows: int) -> int:
+    on_meta, image = _on_meta(cast(Any, network))
     features = on_meta.begin(image)
     stages = list(on_meta.stages())
     pixel = features.shape[1] * features.element_size()
@@ -232,7 +252,7 @@ def _peak(run: Callable[[Tensor], object], x: Tensor) -> int:
 
 
 def _tiled(network: Tileable, images: Tensor, tile: int) -> Tensor:
-    return _in_bands(network, images, tile) if isinstance(network, StagedNetwork) else _in_tiles(network, images, tile)
+    return _in_bands(network, images, tile) if isinstance(network, Staged) else _in_tiles(network, images, tile)
 
 
 def _in_tiles(network: Tileable, images: Tensor, side: int) -> Tensor:
@@ -256,14 +276,6 @@ def _in_tiles(network: Tileable, images: Tensor, side: int) -> Tensor:
     return output
 
 
-class Span(NamedTuple):
-    """A part of a side: what is kept of it, what is computed for that, and where the kept lies in the computed."""
-
-    kept: slice
-    outer: slice
-    inner: slice
-
-
 def _spans(length: int, side: int, radius: int) -> Iterator[Span]:
     for start in range(0, length, side):
         stop = min(start + side, length)
@@ -271,8 +283,9 @@ def _spans(length: int, side: int, radius: int) -> Iterator[Span]:
         yield Span(slice(start, stop), slice(first, min(length, stop + radius)), slice(start - first, stop - first))
 
 
-def _in_bands(network: StagedNetwork, images: Tensor, rows: int) -> Tensor:
+def _in_bands(network: Staged, images: Tensor, rows: int) -> Tensor:
     """The output of a network of stages, each computed band by band and in place."""
+    rows -= rows % network.multiple
     x = network.normalised(images)
     height, width = x.shape[-2:]
     features = None
@@ -309,3 +322,5 @@ def _run_in_place(stage: Stage, features: Tensor, rows: int) -> None:
         for across in _spans(features.shape[-1], COLUMNS, stage.radius):
             part = stage.run(outer[..., across.outer])
             features[..., span.kept, across.kept] = part[..., inner, across.inner]
+            if stage.place is not None:
+                stage.place(Span(span.kept, slice(first, span.outer.stop), inner), across, features.shape)

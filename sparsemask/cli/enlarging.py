@@ -243,9 +243,7 @@ def find_enlarger(weights: str | None, scale: int | None) -> Enlarger:
     Raises:
         UseError: there is none, one of another scale, or weights of a network that is not known.
     """
-    path = weights
-    if path is not None and not Path(path).exists() and path in models.available():
-        path = str(models.find(path).path)
+    path = None if weights is None else models.path_of(weights)
     if path is None:
         for name in [f"smsr_x{scale}"] if scale else ["smsr_x2", "smsr_x3", "smsr_x4"]:
             path = path or datasets.backbone_weights(name, None)

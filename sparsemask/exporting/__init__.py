@@ -13,12 +13,16 @@ from sparsemask.exporting.exportable import (
     pure,
     why_not,
 )
+from sparsemask.exporting.precision import FLOAT32, INT8, PRECISIONS, reduced, why_not_precision
 from sparsemask.exporting.reading import ReadFile, read_exported
-from sparsemask.exporting.validation import Validation, validate
+from sparsemask.exporting.validation import Validation, validate, validate_reduced
 from sparsemask.exporting.writing import export_onnx, export_program
 
 __all__ = [
+    "FLOAT32",
     "FORMATS",
+    "INT8",
+    "PRECISIONS",
     "Exportable",
     "ReadFile",
     "Validation",
@@ -30,6 +34,9 @@ __all__ = [
     "laid_out",
     "pure",
     "read_exported",
+    "reduced",
     "validate",
+    "validate_reduced",
     "why_not",
+    "why_not_precision",
 ]

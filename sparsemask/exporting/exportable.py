@@ -18,7 +18,8 @@ FORMATS = {
     ".pt2": "torch.export's program, sparse operators kept",
     ".onnx": "ONNX, data masks as multiplications",
 }
-_NEEDS = {".onnx": ("onnx", "onnxscript")}
+ONNX = ("onnx", "onnxscript")
+_NEEDS = {".onnx": ONNX}
 RUNTIME = "onnxruntime"
 
 
@@ -50,6 +51,8 @@ class Exportable:
     """Formats (suffixes) in which the network cannot be written, and why."""
     multiple: int = 1
     """What the sizes of pictures must be multiples of."""
+    least: int = 1
+    """Shortest side of pictures that programs take."""
 
     @property
     def input_shape(self) -> list[int | None] | None:

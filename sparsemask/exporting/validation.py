@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemask.exporting.exportable import RUNTIME, Exportable, missing
+from sparsemask.exporting.precision import FLOAT32, PRECISIONS
 from sparsemask.exporting.reading import read_exported
 from sparsemask.finite import check_output
 from sparsemask.timing import compare
-
-TOLERANCE = 1e-4  # of the largest output, or of one
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,29 @@ class Validation:
     eager: float | None
     """Milliseconds of the network in this toolkit's own fast form, on the same input."""
     note: str = ""
+    precision: str = FLOAT32
+    title: str = ""
+    """What it is called in the table; default: the file's name."""
+    score: float | None = None
+    """The task's metric, by the file."""
 
     @property
     def good(self) -> bool:
         """Whether the outputs agree with the network's; true where they were not compared."""
-        return self.difference is None or self.difference <= TOLERANCE
+        return self.difference is None or self.difference <= PRECISIONS[self.precision].tolerance
 
     def row(self) -> dict[str, object]:
         """A line of the table."""
         gain = self.eager / self.milliseconds if self.milliseconds and self.eager else None
         return {
-            "file": self.path.name, "MB": self.megabytes, "difference": self.difference, "ms": self.milliseconds,
-            "eager": self.eager, "gain": gain, "note": self.note or None,
+            "file": self.title or self.path.name, "MB": self.megabytes, "difference": self.difference,
+            "ms": self.milliseconds, "eager": self.eager, "gain": gain, "score": self.score, "note": self.note or None,
         }  # fmt: skip
 
 
 COLUMNS = {
     "file": "file", "MB": ("MB", ".2f"), "difference": ("difference", ".1e"), "ms": ("ms", ".2f"),
-    "eager": ("eager ms", ".2f"), "gain": ("gain", ".2f"), "note": "note",
+    "eager": ("eager ms", ".2f"), "gain": ("gain", ".2f"), "score": ("score", ".4g"), "note": "note",
 }  # fmt: skip
 
 
@@ -72,19 +77,77 @@ def validate(
     size = Path(path).stat().st_size / 1e6
     if run is None:
         return Validation(Path(path), size, None, None, None, note)
-    worst = 0.0
-    with torch.no_grad():
-        for batch in batches:
-            expected = check_output(exportable.network(batch), exportable.network)
-            actual = torch.as_tensor(run(batch))
-            scale = max(1.0, float(expected.abs().max()))
-            gap = float((actual - expected).abs().max()) / scale
-            worst = max(worst, gap if math.isfinite(gap) else math.inf)  # max() passes NaN over
-        if not rounds:
-            return Validation(Path(path), size, worst, None, None, note)
-        first = batches[0]
-        times = compare({"file": lambda: run(first), "eager": lambda: exportable.fast(first)}, rounds=rounds)
+    worst = _difference(run, exportable, batches)
+    if not rounds:
+        return Validation(Path(path), size, worst, None, None, note)
+    first = batches[0]
+    times = compare({"file": lambda: run(first), "eager": lambda: exportable.fast(first)}, rounds=rounds)
     return Validation(Path(path), size, worst, times["file"], times["eager"], note)
+
+
+def validate_reduced(
+    path: str | os.PathLike,
+    plain: str | os.PathLike,
+    precision: str,
+    exportable: Exportable,
+    batches: Sequence,
+    rounds: int = 5,
+    score: Callable[[Callable[[object], Tensor]], float] | None = None,
+) -> list[Validation]:
+    """Compare and time an ONNX file of lower precision and the same in float32, in turn.
+
+    Args:
+        path: the file.
+        plain: the file in float32.
+        precision: of the first one.
+        exportable: the network.
+        batches: real inputs; the first one is timed.
+        rounds: calls of each, in turn; 0: none.
+        score: the task's metric of a function of batches; None: it is not measured.
+
+    Returns:
+        That of the file, and that of the one in float32.
+    """
+    titles = {Path(path): "", Path(plain): f"the same in {FLOAT32}"}
+    forms = [(Path(path), precision, *opened(path, exportable)), (Path(plain), FLOAT32, *opened(plain, exportable))]
+    times: dict[object, float] = {}
+    if rounds and all(run is not None for _, _, run, _ in forms):
+        calls = {str(file): (lambda run=run: run(batches[0])) for file, _, run, _ in forms}
+        times = dict(compare({**calls, "eager": lambda: exportable.fast(batches[0])}, rounds=rounds))
+    return [
+        Validation(
+            file, file.stat().st_size / 1e6, None if run is None else _difference(run, exportable, batches),
+            times.get(str(file)), times.get("eager"), note, kind, titles[file],
+            None if run is None or score is None else score(run),
+        )
+        for file, kind, run, note in forms
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def _difference(run: Callable[[object], Tensor], exportable: Exportable, batches: Sequence) -> float:
+    """Largest difference of outputs from the network's, over the larger of their largest value and 1."""
+    worst = 0.0
+    for batch in batches:
+        expected = check_output(exportable.network(batch), exportable.network)
+        actual = torch.as_tensor(run(batch))
+        scale = max(1.0, float(expected.abs().max()))
+        gap = float((actual - expected).abs().max()) / scale
+        worst = max(worst, gap if math.isfinite(gap) else math.inf)  # max() passes NaN over
+    return worst
+
+
+def of_any_size(run: Callable[[Tensor], Tensor], multiple: int) -> Callable[[Tensor], Tensor]:
+    """A function of images whose sides are multiples of a number, for images of any size: padded, and cropped again."""
+
+    def padded(images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        below, right = -height % multiple, -width % multiple
+        output = torch.as_tensor(run(F.pad(images, (0, right, 0, below), mode="replicate")))
+        factors = output.shape[-2] / (height + below), output.shape[-1] / (width + right)
+        return output[..., : round(height * factors[0]), : round(width * factors[1])]
+
+    return run if multiple == 1 else padded
 
 
 def opened(path: str | os.PathLike, exportable: Exportable) -> tuple[Callable[[object], Tensor] | None, str]:

@@ -10,12 +10,16 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from sparsemask.errors import UseError
 from sparsemask.exporting.exportable import Exportable, why_not
 from sparsemask.files import write_bytes
+
+if TYPE_CHECKING:
+    import onnx
 
 ABOUT = "sparsemask.json"  # the entry of a program that says what it is
 
@@ -64,6 +68,7 @@ def export_onnx(exportable: Exportable, path: str | os.PathLike, about: Mapping 
         )  # fmt: skip
     model = program.model_proto
     _name_sizes(model, exportable)
+    _spell_out_prelu(model.graph)
     for key, value in (about or {}).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, json.dumps(value)
@@ -94,6 +99,36 @@ def _name_sizes(model, exportable: Exportable) -> None:
                 dim.dim_param = names[dim.dim_param]
             elif dim.dim_param:
                 dim.ClearField("dim_param")  # a formula of symbols that no longer have their names
+
+
+def _spell_out_prelu(graph: onnx.GraphProto) -> None:
+    """Write PReLU with slopes a as x + (a - 1)·min(x, 0): ONNX Runtime's own kernel takes as long as a convolution.
+
+    The form max(x, a·x) would be shorter; ONNX Runtime merges its product into a second convolution.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    slopes = {tensor.name: tensor for tensor in graph.initializer}
+    nodes, added = [], {}
+    for node in graph.node:
+        if node.op_type != "PRelu" or node.input[1] not in slopes:
+            nodes.append(node)
+            continue
+        (x, slope), (y,) = node.input, node.output
+        factor = f"{slope}_less_one"
+        added["prelu_zero"] = numpy_helper.from_array(np.zeros((), np.float32), "prelu_zero")
+        added[factor] = numpy_helper.from_array(numpy_helper.to_array(slopes[slope]) - 1, factor)
+        for operator, inputs, output in (
+            ("Min", [x, "prelu_zero"], f"{y}_negative"), ("Mul", [f"{y}_negative", factor], f"{y}_change"),
+            ("Add", [x, f"{y}_change"], y),
+        ):  # fmt: skip
+            nodes.append(helper.make_node(operator, inputs, [output], name=f"{node.name}_{operator}"))
+    read = {name for node in nodes for name in node.input}
+    left = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*left, *added.values()])
 
 
 @contextlib.contextmanager

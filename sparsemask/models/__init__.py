@@ -45,6 +45,11 @@ def find(name: str) -> Model:
     return Model(name, _folder() / f"{name}{SUFFIX}", card.read_text(encoding="utf-8"))
 
 
+def path_of(word: str) -> str:
+    """The path of weights that a command line names: a file's, or without one of this name a shipped network's."""
+    return str(find(word).path) if not Path(word).exists() and word in available() else word
+
+
 def of_scale(scale: int | None) -> Model | None:
     """The super-resolution network that magnifies by `scale` (None: by any); None where none ships."""
     models = map(find, available())
