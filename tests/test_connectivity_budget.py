@@ -253,11 +253,11 @@ def test_a_share_is_met_by_a_search_and_by_pruning(data, here, monkeypatch, capf
     assert costs.predict(load_mask("mask.npy")) <= 0.5 * costs.predict(named_mask("dense", 4))
 
 
-def test_methods_and_budgets_replace_the_method_of_the_sample_preset():
-    """Resolved only: what is named on the command line wins over all that the preset says of methods and budgets."""
+def test_the_sample_preset_has_a_budget_that_other_methods_and_budgets_replace():
+    """Resolved only: what is named on the command line wins over all that the preset says of budgets."""
     parser = search_run.parser()
     cases = {
-        (): ("one-shot", None, None),
+        (): (None, None, "35%"),
         ("--budget_ms", "9"): (None, 9.0, None),
         ("--budget_macs", "30M"): (None, None, 30e6),
         ("--method", "published"): ("published", None, None),

@@ -116,9 +116,6 @@ def test_a_budget_is_varied_by_halves_and_doubles(budget, choices):
     for choice in choices:  # as a trial's command line reads them
         assert parser.resolve(parser.given(["--budget_macs", choice])).family.budget is not None
     assert "budget_macs" not in default_ranges(parser.resolve({}), {})
-    fronts = parser.resolve({"method": "one-shot"})  # as the sample's preset: trials have budgets in its place
-    assert default_ranges(fronts, {})["budget_macs"] == {"choices": ["17.5%", "35%", "70%"]}
-    assert "budget_macs" not in default_ranges(fronts, {"method": "one-shot"})
     assert "budget_macs" not in default_ranges(parser.resolve({"budget_macs": budget}), {"budget_macs": budget})
 
 

@@ -38,9 +38,6 @@ _OWN = {
 }
 
 
-_BUDGET = "35%"  # of the dense network's multiply-adds
-
-
 ADDED = ("data", "settled flags")
 
 
@@ -132,8 +129,7 @@ def default_ranges(config: RunConfig, fixed: dict) -> dict[str, dict]:
         if value and name not in fixed:
             high = min(value * factor, 0.5) if name == "thres" else value * factor
             ranges[name] = {"low": _rounded(value / factor), "high": _rounded(high), "log": True}
-    # A trial gives one mask, within a budget; a preset's one-shot search would give a front each time.
-    budget = _BUDGET if config.get("method") == "one-shot" else config.get("budget_macs")
+    budget = config.get("budget_macs")
     if budget and not {"method", "budget_ms", "budget_macs"} & set(fixed):
         # What the networks found cost follows their budget.
         value, unit = (float(budget[:-1]), "%") if isinstance(budget, str) else (float(budget), "")
