@@ -31,7 +31,6 @@ sys.path.insert(0, str(ROOT))
 
 from sparsemask import exporting, spaces
 from sparsemask.errors import UseError, choose, command, one_line, say
-from sparsemask.exporting.validation import TOLERANCE
 from sparsemask.files import write_json, write_text
 from sparsemask.masks.groups import GroupMask
 from sparsemask.points import PointBatch, build_graph
@@ -204,7 +203,7 @@ def measure(
             continue
         gap = max(difference(*pair) for pair in zip(actual, expected, strict=True))
         row[f"{runtime}_difference"] = gap
-        if not gap <= TOLERANCE:
+        if not gap <= exporting.PRECISIONS[exporting.FLOAT32].tolerance:
             notes.append(f"{RUNTIMES[runtime]}: other outputs")
         forms[runtime] = lambda run=run: run(*exportable.tensors(batches[0]))
     if repeats:
