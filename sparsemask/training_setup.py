@@ -187,6 +187,9 @@ def resolve_config(
     if ours:
         preset = given["config"]
     layers = [parser.from_file(preset, foreign=True), data, inherited.flags, from_file, given]
+    # A run's file names every flag that there was then; what came later is at its default, whatever presets say now.
+    if not ours and 2 * len(from_file) > len(parser.actions()):
+        layers[0] = {name: value for name, value in layers[0].items() if name in from_file}
     if not training:
         layers[0] = {k: v if preset == "sample" else 513 for k, v in layers[0].items() if k == "crop_size"}
     for low, high in ((layers[0], from_file), ({**layers[0], **from_file}, given)):

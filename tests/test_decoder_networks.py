@@ -204,9 +204,9 @@ def test_the_classifier_of_another_stage_is_not_inherited():
     )
 
 
-def test_specialised_networks_refuse_the_wider_space():
-    with pytest.raises(UseError, match="a decoder of the wider space; specialised networks take masks of connections"):
-        SpecializedNetwork(drawn(0, 9))
+def test_networks_that_enlarge_refuse_the_wider_space():
+    with pytest.raises(UseError, match="a decoder of the wider space; networks that enlarge pictures take masks of"):
+        SpecializedNetwork(drawn(0, 9), scale=2)
 
 
 def test_drawings_show_operations_and_widths(tmp_path):

@@ -38,7 +38,7 @@ from sparsemask.prediction import Description, Predictor
 from sparsemask.spaces.sparse_conv import save_smsr
 from test_report_browser import BROWSERS
 from test_smsr import network
-from tiny import ROOT, environment, fails
+from tiny import ROOT, environment, fails, interruptible
 
 OPTIONS = Namespace(gpu=-1, backend="reference", pixels=4000)
 LARGEST = 30_000
@@ -296,8 +296,9 @@ def test_networks_that_the_page_does_not_show(tmp_path):
 def test_ctrl_c_ends_it(tmp_path):
     words = [sys.executable, "-m", "sparsemask.cli", "serve", "compact-x2", "--port", "0", "--gpu", "-1"]
     process = subprocess.Popen(
-        words, cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        words, cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=interruptible,
+    )  # fmt: skip
     try:
         lines = iter(process.stdout.readline, "")
         address = next(found[1] for line in lines if (found := re.search(r"http://127.0.0.1:(\d+)", line)))
@@ -348,8 +349,8 @@ def test_a_person_tries_it(server, chromium, tmp_path, width):
         page.wait("document.querySelector('#state').textContent.startsWith('Done')")
         assert "compact-x2" in state() and hidden("places") and hidden("shares") and not hidden("result")
         choose(1)
-        page.wait("document.querySelectorAll('.gallery img').length")
-        assert "smsr" in state() and not hidden("places")
+        page.wait("/^Done.*smsr/.test(document.querySelector('#state').textContent)")
+        assert page.run("document.querySelectorAll('.gallery img').length") and not hidden("places")
         choose(2)
         page.wait("document.querySelectorAll('#shares tbody tr').length")
         assert not hidden("shares") and page.run("document.querySelector('.swatch').style.background").startswith(
