@@ -22,10 +22,12 @@ from sparsemask.timing import evaluating
 _SIZES = 8  # input sizes whose maps a convolution keeps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _KeptMap:
-    """The contribution of the ones at one size of input, and the border that it was computed from."""
+    """The contribution of the ones at one size of input, in one type, and the border that it was computed from."""
 
+    size: torch.Size
+    dtype: torch.dtype
     border: Tensor
     map: Tensor
 
@@ -38,42 +40,37 @@ class Bordered:
     new ones. They are no part of the state: copies and files are without them.
     """
 
-    _kept: dict[tuple, _KeptMap] | None = None
+    _kept: tuple[_KeptMap, ...] = ()
+    """The last one made comes first."""
 
     def forward(self, x: Tensor, *args) -> Tensor:
         """The convolution of x, (B, C, ...), and the contribution of the ones."""
         y = super().forward(x, *args)
-        if self.border_map is not None and not self.training and self.border_map.shape[2:] == y.shape[2:]:
-            return y + self.border_map
-        if self.training or not self._keeps():
+        # Read where they lie: a module's attribute access takes as long as adding a small map, and all of this as long
+        # as a small convolution.
+        border, fixed = self._parameters.get("border"), self._buffers["border_map"]
+        if self.training:
             return y + self.border_of(x)
-        # Nothing else reads y, and a sum in place takes no memory of its own.
-        return y.add_(self._kept_map(x, y))
+        if fixed is not None and fixed.shape[2:] == y.shape[2:]:
+            return y + fixed
+        if not _may_keep(border):
+            return y + self.border_of(x)
+        for known in self._kept:
+            if known.size == x.shape[2:] and known.dtype is y.dtype:
+                if known.border.dtype is border.dtype and torch.equal(known.border, border):
+                    # Nothing else reads y, and a sum in place takes no memory of its own.
+                    return y.add_(known.map)
+                break
+        return y.add_(self._keep_map(x, y))
 
-    def _keeps(self) -> bool:
-        """Whether a kept map may stand for the convolution of ones: nobody differentiates, records or compiles it.
-
-        Elsewhere than on a CPU comparing a map's border would wait for the device.
-        """
-        return (
-            type(self.border) is nn.Parameter  # otherwise a stand-in that is batched or differentiated by functions
-            and self.border.device.type == "cpu"
-            and not (torch.is_grad_enabled() and self.border.requires_grad)
-            and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
-            and _get_current_dispatch_mode() is None
-        )
-
-    def _kept_map(self, x: Tensor, y: Tensor) -> Tensor:
-        """The contribution of the ones for an input of x's size, of y's type, kept from the last time if valid."""
-        key = (x.shape[2:], y.dtype)
-        maps = self._kept if self._kept is not None else {}
-        known = maps.get(key)
-        if known is None or known.border.dtype != self.border.dtype or not torch.equal(known.border, self.border):
-            with torch.inference_mode(False), torch.no_grad():
-                known = _KeptMap(self.border.detach().clone(), self.border_of(x).to(y.dtype))
-            self._kept = {**dict(list(maps.items())[1 - _SIZES :]), key: known}
-        return known.map
+    def _keep_map(self, x: Tensor, y: Tensor) -> Tensor:
+        """The contribution of the ones for an input of x's size, of y's type, computed and kept."""
+        size, dtype = x.shape[2:], y.dtype
+        others = [known for known in self._kept if (known.size, known.dtype) != (size, dtype)]
+        with torch.inference_mode(False), torch.no_grad():
+            made = _KeptMap(size, dtype, self.border.detach().clone(), self.border_of(x).to(dtype))
+        self._kept = (made, *others[: _SIZES - 1])
+        return made.map
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}
@@ -97,13 +94,31 @@ class Bordered:
     def train(self, mode: bool = True):
         """Set the mode; training drops precomputed maps."""
         if mode:
-            self.border_map = self._kept = None
+            self.border_map, self._kept = None, ()
         return super().train(mode)
 
     def _load_from_state_dict(self, *args) -> None:
         """Load weights; maps of the former ones are dropped."""
-        self.border_map = self._kept = None
+        self.border_map, self._kept = None, ()
         super()._load_from_state_dict(*args)
+
+
+def _may_keep(border: Tensor | None) -> bool:
+    """Whether a kept map may stand for the convolution of ones: nobody differentiates, records or compiles it.
+
+    Elsewhere than on a CPU comparing a map's border would wait for the device.
+
+    Args:
+        border: as it stands in the module; anything but a parameter is batched or differentiated by functions.
+    """
+    return (
+        type(border) is nn.Parameter
+        and border.is_cpu
+        and not (torch.is_grad_enabled() and border.requires_grad)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and _get_current_dispatch_mode() is None
+    )
 
 
 # Named here, so that networks that hold them can be pickled, copied and saved whole.
