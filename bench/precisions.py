@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import functools
 import tempfile
-import time
 
 import torch
 
@@ -27,7 +27,7 @@ from sparsemask.files import write_json
 from sparsemask.retrain.calibration import calibration_inputs
 from sparsemask.spaces import sr_networks
 from sparsemask.tables import table
-from sparsemask.timing import thread_count
+from sparsemask.timing import thread_count, timer
 
 
 class AsNetwork(torch.nn.Module):
@@ -40,17 +40,6 @@ class AsNetwork(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """See :class:`sr_networks.SRNetwork`."""
         return torch.as_tensor(self.run(images))
-
-
-def fastest(functions: dict, rounds: int) -> dict[str, float]:
-    """Milliseconds of processor time of functions that are called in turn, the least of some rounds."""
-    taken: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
-            began = time.thread_time()
-            function()
-            taken[name].append(1000 * (time.thread_time() - began))
-    return {name: min(values[1:]) for name, values in taken.items()}
 
 
 @torch.no_grad()
@@ -70,7 +59,8 @@ def rows_of(word: str, options: argparse.Namespace, folder: Path) -> list[dict]:
             files[name].write_bytes(exporting.reduced(plain, name, calibration))
         runs[name], _ = opened(files[name], form)
     image = torch.rand(1, 3, options.side, options.side, generator=torch.Generator().manual_seed(0)) * 255
-    times = fastest({name: (lambda run=run: run(image)) for name, run in runs.items()}, options.rounds)
+    calls = {name: functools.partial(run, image) for name, run in runs.items()}
+    times, _ = timer(torch.device("cpu"), 1, 0.0)(calls, options.rounds)
     exact = set5(network)["set5_psnr"]
     rows = []
     for name, run in runs.items():
@@ -101,7 +91,7 @@ def main() -> None:
     }  # fmt: skip
     print(table(rows, columns))
     side = f"{options.side}x{options.side}"
-    print(f"ms: {side}, the least of {options.rounds} in turn; 1 thread's processor time")
+    print(f"ms: {side}, the lower quartile of {options.rounds} or more in turn; 1 thread's processor time")
     if options.json:
         write_json(options.json, rows)
 
