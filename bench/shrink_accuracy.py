@@ -3,12 +3,16 @@
     python bench/shrink_accuracy.py --data cifar10 --network resnet56 --weights resnet56-4bfd9763.th
     python bench/shrink_accuracy.py --data cifar10 --network mobilenetv2 --weights mobilenet_v2_imagenet.pth --base 150
     python bench/shrink_accuracy.py --table accuracy.jsonl
+    python bench/shrink_accuracy.py --data cifar10 --network mobilenetv2 --weights mobilenet_v2_imagenet.pth \
+        --base 300 --multiples 1 8 16
 
 ResNet-56 is the public one for CIFAR; MobileNetV2 begins with ImageNet weights and is trained on CIFAR's pictures at
 64x64 first (`--base` steps, the same network for all). Nine ways of choosing channels that each of the tools has are
 tried with seed 0 and few steps of fine-tuning (`--screen`) and judged on training pictures that are kept back; the best
 one of each tool is then fine-tuned for `--steps` with three seeds and scored on the test pictures. Steps, optimizer,
-rates and pictures are the same for all. Torch-Pruning as bench/requirements.txt says.
+rates and pictures are the same for all. Torch-Pruning as bench/requirements.txt says. With `--multiples` the tools are
+not compared: `sparsemask.shrink` chooses by Taylor over the whole network, keeping channels in those multiples, and as
+it does by itself.
 
 `--data` holds arrays x (uint8 N, 32, 32, 3) and y in train*.npz and test*.npz. Finished lines stay in `--out`: the
 command goes on where it was stopped.
@@ -47,12 +51,14 @@ Batches = list[tuple[Tensor, Tensor]]
 Choice = Callable[[nn.Module, Tensor, Batches], nn.Module]
 
 
-def ours(importance: str, policy: str) -> Choice:
+def ours(importance: str, policy: str, multiple: int | None = None) -> Choice:
     """A way of `sparsemask.shrink`."""
 
     def shrink(net: nn.Module, x: Tensor, batches: Batches) -> nn.Module:
-        options = {"data": batches, "loss": F.cross_entropy} if importance in ("taylor", "fisher") else {}
-        return sparsemask.shrink(net, x, 0.5, importance=importance, policy=policy, timed=False, **options)
+        options: dict[str, object] = {"importance": importance, "policy": policy, "multiple": multiple}
+        if importance in ("taylor", "fisher"):
+            options |= {"data": batches, "loss": F.cross_entropy}
+        return sparsemask.shrink(net, x, 0.5, timed=False, **options)
 
     return shrink
 
@@ -184,6 +190,15 @@ class Lines:
         return line
 
 
+def row_of(lines: list[dict]) -> dict:
+    """A row of the table: lines of one network and way that differ in their seeds."""
+    tests = [line["test"] for line in lines]
+    each = ", ".join(f"{value:.4f}" for value in tests)
+    share = float(np.mean([line["share"] for line in lines]))
+    row = {name: lines[0][name] for name in ("network", "tool", "way")}
+    return {**row, "share": share, "test": f"{np.mean(tests):.4f} ({each})"}
+
+
 def table(path: Path) -> str:
     """Markdown: the best way of each tool, fine-tuned."""
     lines, rows = Lines(path).all(), []
@@ -194,14 +209,13 @@ def table(path: Path) -> str:
         for tool in CHOICES:
             final = [e for e in lines if (e["network"], e["tool"], e["what"]) == (network, tool, "final")]
             if final:
-                tests = [entry["test"] for entry in final]
-                each = ", ".join(f"{value:.4f}" for value in tests)
-                row = {"network": network, "tool": tool, "way": final[0]["way"], "share": final[0]["share"]}
-                rows.append({**row, "test": f"{np.mean(tests):.4f} ({each})"})
+                rows.append(row_of(final))
                 continue
             screened = [e for e in lines if (e["network"], e["tool"], e["what"]) == (network, tool, "screen")]
             if screened and all("error" in entry for entry in screened):
                 rows.append({"network": network, "tool": tool, "way": f"all {len(screened)} ways fail", "test": "-"})
+        ways = {e["way"]: None for e in lines if (e["network"], e["what"]) == (network, "multiple")}
+        rows += [row_of([e for e in lines if e["network"] == network and e.get("way") == way]) for way in ways]
     columns = {
         "network": "network",
         "tool": "tool",
@@ -222,6 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--screen", type=int, default=25, help="steps of fine-tuning of every way")
     parser.add_argument("--steps", type=int, default=120, help="of the best ones")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--multiples", type=int, nargs="+", help="of channels: compare these and the default alone")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--table", type=Path, help="print the table of a file")
     options = parser.parse_args(argv)
@@ -257,7 +272,16 @@ def main(argv: list[str] | None = None) -> None:
         share = multiply_adds(small, example) / multiply_adds(net, example)
         return train(small, x, y, steps, options.lr, seed), share
 
-    for tool, choices in CHOICES.items():
+    def finished(choice: Choice, seed: int) -> dict:
+        small, share = shrunk(choice, options.steps, seed)
+        return {"share": share, "test": accuracy(small, *test)}
+
+    for multiple in (None, *options.multiples) if options.multiples else ():
+        choice, way = ours("taylor", "global", multiple), f"taylor, global, {multiple or 'default'}"
+        for seed in options.seeds:
+            entry = {**key, "tool": "sparsemask", "what": "multiple", "way": way, "seed": seed, "steps": options.steps}
+            lines.get(entry, lambda choice=choice, seed=seed: finished(choice, seed))
+    for tool, choices in () if options.multiples else CHOICES.items():
         scores = {}
         for way, choice in choices.items():
 
@@ -277,12 +301,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{tool}: none of its ways reaches half of {options.network}'s multiply-adds", flush=True)
     for seed in options.seeds:  # the tools in turn, so that a run that is stopped has both sides
         for tool, way in best.items():
-
-            def final(tool: str = tool, way: str = way, seed: int = seed) -> dict:
-                small, share = shrunk(CHOICES[tool][way], options.steps, seed)
-                return {"share": share, "test": accuracy(small, *test)}
-
-            lines.get({**key, "tool": tool, "what": "final", "way": way, "seed": seed, "steps": options.steps}, final)
+            entry = {**key, "tool": tool, "what": "final", "way": way, "seed": seed, "steps": options.steps}
+            lines.get(entry, lambda choice=CHOICES[tool][way], seed=seed: finished(choice, seed))
     print(table(options.out))
 
 

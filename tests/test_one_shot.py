@@ -136,7 +136,7 @@ def test_a_decoder_is_tuned_alone_and_leaves_nothing_behind(here, monkeypatch):
     from sparsemask.search.connectivity import family
 
     kept = []
-    monkeypatch.setattr(family, "search_front", lambda search, scorer, workers: kept.append(scorer))
+    monkeypatch.setattr(family, "search_front", lambda search, scorer, *others: kept.append(scorer))
     with contextlib.suppress(Exception):  # nothing was scored, so that there is no front to write
         search(here / "data", "tuned", "--tune_steps", "8")
     scorer, masks = kept[0], [WIDE.plain(), WIDE.largest()]

@@ -158,6 +158,17 @@ def test_multiples_and_minimum_hold_of_every_layer(policy):
         assert small(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_wide_layers_keep_multiples_of_sixteen_and_narrow_ones_smaller_ones():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 192, 3, padding=1), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Conv2d(192, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 8, 1)).eval()
+    small = sparsemask.shrink(network, IMAGE, target=0.5, timed=False)
+    first, *wide = (small[i].out_channels for i in (0, 2, 4))
+    assert first < 32 and first % 4 == 0 and first % 16  # of 32 channels, steps of 16 would be half
+    assert all(width % 16 == 0 for width in wide)
+    assert abs(small.report.after.multiply_adds / small.report.before.multiply_adds - 0.5) < 0.01
+
+
 def test_policies_differ_as_they_say():
     network = lively("resnet20")
     with torch.no_grad():  # the first layers' weights are worth nothing beside the last ones'

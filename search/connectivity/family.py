@@ -230,11 +230,8 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
         unit.most,
     )
     context.draw_training(model)
-    done = search.prepare()
-    if done:
-        context.say(f"{done} candidates are scored already")
     scorer = Scorer(model, built.task, built.held, config, context.arithmetic)
-    search_front(search, scorer, section.front_workers)
+    search_front(search, scorer, section.front_workers, "candidates")
     scored = [candidate for candidate in search.scored() if math.isfinite(candidate.score)]
     again = bool(section.finalists and section.tune_steps)
     ranked = _finals(search, scored, scorer, section) if again else scored
@@ -299,8 +296,7 @@ def _finals(
     final = replace(
         search, folder=search.folder / "finals", given=best, candidates=len(best), identity=f"{search.identity} finals"
     )
-    final.prepare()
-    search_front(final, scorer, section.front_workers, section.final_times)
+    search_front(final, scorer, section.front_workers, "finalists", section.final_times)
     return [candidate for candidate in final.scored() if math.isfinite(candidate.score)]
 
 

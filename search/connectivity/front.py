@@ -275,13 +275,15 @@ class FrontSearch:
                 for mask in self.given or self.encoding.seeds(self.seed, count, self._within):
                     study.add_trial(self._waiting(self.encoding.encode(mask), attributes))
                 study.set_user_attr("identity", self.identity)  # last: a study without it was killed while it was made
-            return len({trial.user_attrs["mask"] for trial in _complete(study)})
+            return _different(study)
 
-    def work(self, evaluate: Callable[[AnyMask], float]) -> None:
+    def work(self, evaluate: Callable[[AnyMask], float], told: Callable[[int], None] = lambda number: None) -> None:
         """Score candidates until there are enough; several processes may do so at once.
 
         Args:
             evaluate: gives a decoder's score.
+            told: is called with the number of different decoders that are scored, by all processes, after each of
+                this one's.
         """
         study, encoding, proposals = self._open(), self.encoding, Proposals(self)
         owner = f"{os.getpid()}.{time.monotonic_ns()}"
@@ -305,6 +307,7 @@ class FrontSearch:
                 values = list(known.values) if known else [evaluate(mask), self.cost(mask)]
                 trial.set_user_attr("mask", packed)
                 study.tell(trial, values)
+                told(_different(study))
         finally:
             path.unlink(missing_ok=True)
             alive.release()
@@ -350,6 +353,11 @@ class FrontSearch:
 
 def _complete(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _different(study: optuna.Study) -> int:
+    """The number of different decoders that are scored."""
+    return len({trial.user_attrs["mask"] for trial in _complete(study)})
 
 
 def _packed(mask: AnyMask) -> str:

@@ -15,6 +15,7 @@ from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import data
 from sparsemask.engine.method import cumulative
+from sparsemask.engine.records import Progress
 from sparsemask.finite import NotFiniteError
 from sparsemask.ops.dispatch import repeatable
 from sparsemask.processes import begin_helper, helper_context, usable_cores
@@ -120,15 +121,17 @@ class Scorer:
                 part.load_state_dict(before[name])
 
 
-def search_front(search: FrontSearch, scorer: Scorer, workers: int, times: int = 1) -> None:
+def search_front(search: FrontSearch, scorer: Scorer, workers: int, title: str, times: int = 1) -> None:
     """Score candidates until there are enough, in several processes at once.
 
     Args:
         search: says which and how many.
         scorer: gives scores.
-        times: as of :meth:`Scorer.__call__`.
         workers: processes, this one among them; on a CPU alone, and where processes can be forked.
+        title: stands before the number of those that are scored, in the lines of progress.
+        times: as of :meth:`Scorer.__call__`.
     """
+    progress = Progress(search.candidates, search.prepare(), title, unit="candidate")
     forks = "fork" in multiprocessing.get_all_start_methods() and scorer.context.arithmetic.device.type == "cpu"
     count = workers if forks else 1
     with thread_count(max(1, usable_cores() // count) if count > 1 else torch.get_num_threads()):
@@ -143,10 +146,11 @@ def search_front(search: FrontSearch, scorer: Scorer, workers: int, times: int =
         try:
             for helper in helpers:
                 helper.start()
-            search.work(lambda mask: scorer(mask, times))
+            search.work(lambda mask: scorer(mask, times), lambda number: progress.update(number, {}))
             for helper in helpers:
                 helper.join()
         finally:
+            progress.close()
             for helper in helpers:
                 if helper.pid is not None and helper.is_alive():
                     helper.kill()

@@ -49,16 +49,24 @@ def read_rows(path: str | Path) -> list[dict]:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere one line at most every ten seconds."""
+    """A bar on a terminal; elsewhere one line at most every ten seconds.
 
-    def __init__(self, total: int, start: int, title: str, show: bool = True):
+    Args:
+        total: steps there are.
+        start: steps that were done before.
+        title: stands before them.
+        show: whether anything is shown.
+        unit: what a step is.
+    """
+
+    def __init__(self, total: int, start: int, title: str, show: bool = True, unit: str = "step"):
         self._title, self._total, self._show, self._bar = title, total, show, None
         self._last, self._began, self._start = 0.0, time.monotonic(), start
         if show and sys.stderr.isatty():
             from tqdm import tqdm
 
             # tqdm measures the terminal; a width of its own would wrap on narrow ones.
-            self._bar = tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=start, desc=title, unit=unit, dynamic_ncols=True)
 
     def update(self, step: int, displayed: dict) -> None:
         """Report that step `step` is done; `displayed` are the metrics beside the bar."""
@@ -74,7 +82,7 @@ class Progress:
             self._last = now
             rate = (now - self._began) / max(1, step - self._start)
             left = f"{duration(rate * (self._total - step))} left" if step < self._total else "done"
-            say(f"{self._title} {step}/{self._total}  {metrics}  {left}", sys.stderr)
+            say("  ".join(filter(None, (f"{self._title} {step}/{self._total}", metrics, left))), sys.stderr)
 
     def close(self) -> None:
         """End the bar."""

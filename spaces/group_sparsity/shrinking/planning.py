@@ -54,7 +54,7 @@ from sparsemask.timing import BUSY, Timer, timer
 UNFOLDABLE = "what is left of it varies from place to place (padding before a pool, say): it cannot be folded exactly"
 Select = Callable[[tuple[Channels, ...]], tuple[Channels, ...]]
 _SECONDS = 2.0  # of timing a network, beyond the fewest rounds
-_MULTIPLES = (8, 4, 1)  # of channels, tried until the target is met: vector instructions take so many at once
+_MULTIPLES = (16, 8, 4, 1)  # of channels, tried until the target is met: vector instructions take so many at once
 _MET = 0.01  # of a share
 
 
@@ -121,7 +121,7 @@ class ShrinkPlan:
         timed = goal is not None and goal.by == "milliseconds"
         stays = self._unfoldable(removal, settings.fold)
         # To measure takes longer than to count.
-        every = (1,) if goal is None else _MULTIPLES[:: 2 if timed else 1]
+        every = (1,) if goal is None else (_MULTIPLES[0], 1) if timed else _MULTIPLES
         multiples = every if settings.multiple is None else (settings.multiple,)
         best: Choice | None = None
         for multiple in multiples:
