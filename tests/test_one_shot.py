@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,9 @@ def test_a_run_begins_with_a_plain_decoder():
     method.steps = 10
     assert [len(method.sampled(step)) for step in range(5, 10)] == [1, 1, 1, 2, 2]
     assert method.sampled(3)[0].key == WIDE.plain().key
+    fpn = named_mask("fpn", 4, strides=STRIDES, depth=16)
+    assert WIDE.plain().key == fpn.key and (PUBLISHED.plain() == named_mask("unet", 4)).all()
+    assert replace(WIDE, first="unet").plain().operations.tolist() == [0] * 4
 
 
 def test_a_decoder_is_tuned_alone_and_leaves_nothing_behind(here, monkeypatch):
@@ -336,6 +340,8 @@ def test_bad_flags_leave_nothing(here, capfd):
     flags = ["--search", *data_flags(here / "data"), *SMALL, "--max_iter", "2", "--name", "x", "--method", "one-shot"]
     fails(capfd, search_run.main, [*flags, "--budget_ms", "0.5"], ["the least that any mask costs"])
     fails(capfd, search_run.main, [*flags, "--held_out", "0"], ["--held_out 0"])
+    published = [*flags, "--decoder_space", "published", "--first_decoder", "fpn"]
+    fails(capfd, search_run.main, published, ["--first_decoder fpn: not of the published space"])
     (here / "one.txt").write_text("000\n")
     one = [*flags, "--training_list", str(here / "one.txt")]
     fails(capfd, search_run.main, one, ["none can be kept back"])

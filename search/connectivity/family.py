@@ -32,6 +32,7 @@ from sparsemask.spaces import backbones
 from sparsemask.spaces.connectivity.budget import Budget, BudgetSection, measured_ms, open_costs
 from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
 from sparsemask.spaces.connectivity.front_files import FOLDER, Point, choose, connections, write_front
+from sparsemask.spaces.connectivity.named_masks import available_masks, is_wider
 from sparsemask.spaces.connectivity.prune_rules import prune_report
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.spaces.encoder import encoder_form, encoder_weights
@@ -70,6 +71,13 @@ class ConnectivitySearchSection(BudgetSection):
         group=_ONE_SHOT,
         help="wide: every stage's operation and width, the output stage and a context block too (default: wide)",
     )
+    first_decoder: str | None = flag(
+        None,
+        choices=tuple(name for name in available_masks() if name != "random-k"),
+        group=_ONE_SHOT,
+        help="named mask that is trained with the encoder in the first three quarters of a run (default: fpn; in the "
+        "published space unet)",
+    )
     masks_a_step: int = flag(2, positive, group=_ONE_SHOT, help="decoders trained in a step (default: 2)")
     tune_steps: int = flag(
         40, natural, group=_ONE_SHOT, help="steps that a decoder is trained alone before it is scored (default: 40)"
@@ -93,6 +101,8 @@ class ConnectivitySearchSection(BudgetSection):
             raise UseError("--held_out 0: candidates are scored on pictures that are not trained on")
         if self.method == "latency" and self.budget is None:
             raise UseError("--method latency: needs --budget_ms or --budget_macs")
+        if self.decoder_space == "published" and self.first_decoder and is_wider(self.first_decoder):
+            raise UseError(f"--first_decoder {self.first_decoder}: not of the published space (--decoder_space wide)")
 
     @property
     def way(self) -> str:
@@ -207,7 +217,7 @@ def _elastic(context: Context, config: RunConfig, changes: Mapping[str, Any]) ->
     train, held = task.hold_out(config.family.held_out)
     options = ConnectivityConfig.from_options(config)
     strides = tuple(backbones.strides(options.backbone_name))
-    space = DecoderSpace(strides, options.depth, config.family.decoder_space == "wide")
+    space = DecoderSpace(strides, options.depth, config.family.decoder_space == "wide", config.family.first_decoder)
     settings = {"n_class": options.n_class, "in_channels": options.in_channels, "bn_momentum": options.bn_momentum}
     model = OneShotNetwork(space, options.backbone_name, **settings, **options.encoder)
     return OneShotBuilt(model, changes=changes, task=train, decoders=space, held=held)

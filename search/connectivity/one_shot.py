@@ -1,7 +1,7 @@
 """One-shot: one network with the weights of every decoder, trained under sampled decoders.
 
-At first a plain decoder is trained with the encoder, for `STEADY` of the run: under decoders at random an encoder
-learns slowly, from random weights hardly at all. Then the largest, the smallest and random ones are trained in turn
+At first one decoder is trained with the encoder, for `STEADY` of the run: under decoders at random an encoder learns
+slowly, from random weights hardly at all. Then the largest, the smallest and random ones are trained in turn
 (the sandwich rule: Yu and Huang 2019, arXiv 1903.05134). Which ones depends on the seed and the step alone. Candidates
 are then scored, see :mod:`sparsemask.search.connectivity.scoring` and :mod:`sparsemask.search.connectivity.front`.
 """
@@ -20,7 +20,7 @@ from sparsemask.config import RunConfig
 from sparsemask.engine import Method
 from sparsemask.engine.method import batch_norms
 from sparsemask.engine.randomness import draw_generator
-from sparsemask.masks.decoder import FULL, MULTIPLE, DecoderMask, decoder_mask
+from sparsemask.masks.decoder import FULL, MULTIPLE, DecoderMask, as_decoder, decoder_mask
 from sparsemask.spaces.connectivity.budget import smallest_masks
 from sparsemask.spaces.connectivity.elastic import ElasticNetwork
 from sparsemask.spaces.connectivity.named_masks import named_mask, random_decoder
@@ -43,11 +43,14 @@ class DecoderSpace:
         strides: of the encoder's end points, deepest first.
         depth: channels of the stages of published masks.
         wide: whether operations, widths, output stage and context are chosen too.
+        first: name of the decoder that is trained with the encoder at first; None: a pyramid (`fpn`), in the published
+            space `unet`.
     """
 
     strides: tuple[int, ...]
     depth: int
     wide: bool
+    first: str | None = None
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -65,10 +68,10 @@ class DecoderSpace:
         return decoder_mask(dense, [FULL] * length, [self.widths[-1]] * length, context=True)
 
     def plain(self) -> AnyMask:
-        """A decoder in common use, every stage of full width: `unet`, in the wider space with 3x3 convolutions."""
-        if self.wide:
-            return named_mask("unet-3x3", len(self.strides), strides=self.strides, depth=self.widths[-1])
-        return named_mask("unet", len(self.strides))
+        """The decoder that is trained with the encoder at first, every stage of full width."""
+        name = self.first or ("fpn" if self.wide else "unet")
+        mask = named_mask(name, len(self.strides), strides=self.strides, depth=self.widths[-1])
+        return as_decoder(mask, self.widths[-1]) if self.wide else mask
 
     def smallest(self, rng: np.random.Generator) -> AnyMask:
         """One of those of a single connection."""
