@@ -129,7 +129,7 @@ def test_the_first_ten_minutes(python, place):
         label = Image.open(place / "predictions" / f"{photo.stem}.png")
         assert label.size == Image.open(photo).size and set(np.unique(label)) <= {0, 1, 2, 3}
         assert (place / "predictions" / f"{photo.stem}_overlay.jpg").is_file()
-    assert "2 pictures in " in said["predict"] and "by small.pt2" in said["predict"]
+    assert "2 of 2 pictures predicted in " in said["predict"] and "by small.pt2" in said["predict"]
 
 
 @pytest.mark.slow

@@ -158,8 +158,9 @@ def test_a_bad_picture_among_good_ones_is_named_and_the_rest_done(place, capfd):
     shutil.copytree(place / "data" / "img", folder)
     (folder / "003.png").write_bytes((folder / "003.png").read_bytes()[:100])
     assert command.main([str(folder), "--run", "runs/r", "--out-dir", "m"]) == 1
-    error = capfd.readouterr().err
-    assert f"error: {folder}/003.png" in error and "1 of 12 pictures failed" in error
+    said = capfd.readouterr()
+    assert f"error: {folder}/003.png" in said.err and "11 of 12 pictures predicted in" in said.out
+    assert "1 failed (named above)" in said.out
     assert len(list(Path("m").glob("*_overlay.jpg"))) == 11
     fails(capfd, command.main, [str(folder / "003.png"), "--run", "runs/r", "--out-dir", "n"], ["003.png"])
     assert not Path("n").exists()

@@ -132,19 +132,29 @@ def each(
         for line in do(jobs[0]):
             say(line, stream)
         return 0
+    from tqdm import tqdm
+
     failed, began = 0, time.perf_counter()
-    for number, job in enumerate(jobs, 1):
-        try:
-            said = do(job)
-        except UseError as error:
-            failed += 1
-            text = str(error)
-            say(f"error: {text if source(job) in text else f'{source(job)}: {text}'}", sys.stderr)
-            continue
-        left = (time.perf_counter() - began) / number * (len(jobs) - number)
-        say(f"[{number}/{len(jobs)}{f', {left:.0f} s left' if number < len(jobs) else ''}] {said[0]}", stream)
-        for line in said[1:]:
-            say(line, stream)
+    # A bar in a terminal, whose lines then stand above it; lines alone elsewhere.
+    with tqdm(total=len(jobs), unit="file", disable=None, leave=False, dynamic_ncols=True) as bar:
+
+        def tell(line: str, to: TextIO | None) -> None:
+            with bar.external_write_mode(to or sys.stdout):
+                say(line, to)
+
+        for number, job in enumerate(jobs, 1):
+            try:
+                said = do(job)
+            except UseError as error:
+                failed += 1
+                text = str(error)
+                tell(f"error: {text if source(job) in text else f'{source(job)}: {text}'}", sys.stderr)
+            else:
+                left = (time.perf_counter() - began) / number * (len(jobs) - number)
+                remaining = f", {left:.0f} s left" if number < len(jobs) else ""
+                for line in (f"[{number}/{len(jobs)}{remaining}] {said[0]}", *said[1:]):
+                    tell(line, stream)
+            bar.update()
     spent = time.perf_counter() - began
     summary = f"{len(jobs) - failed} of {len(jobs)} {done} in {spent:.1f} s"
     say(f"{summary}, {failed} failed (named above)" if failed else f"{summary}: {where}", stream)

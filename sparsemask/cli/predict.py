@@ -15,13 +15,12 @@ and colour is which class. A picture that cannot be read is named, the others ar
 from __future__ import annotations
 
 import io
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsemask.cli.inputs import expand, output_folder
+from sparsemask.cli.inputs import each, expand, output_folder
 from sparsemask.errors import UseError, command, say
 from sparsemask.options import Parser, factor, positive
 
@@ -75,7 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from sparsemask import runs
     from sparsemask.api.prediction import open_predictor
-    from sparsemask.tables import seconds_text
     from sparsemask.VOC12.lists import read_list
 
     classes = read_list(options.class_names) if options.class_names else None
@@ -85,32 +83,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     as_files = options.numbers == "files"
     views = {"longest": options.longest, "flips": options.flips, "scales": options.scales}
-    failed, began = 0, time.perf_counter()
-    for path, name in shown(list(zip(paths, names, strict=True))):
-        start = time.perf_counter()
-        try:
-            prediction = predictor(path, **views)
-        except UseError as error:
-            if len(paths) == 1:
-                raise
-            failed += 1
-            tell(f"error: {error}", sys.stderr)
-            continue
-        if not out.is_dir():
-            out.mkdir(parents=True)
+    jobs = list(zip(paths, names, strict=True))
+    files: list[Path] = []
+
+    def predict(job: tuple[Path, str]) -> list[str]:
+        (path, name), start = job, time.perf_counter()
+        prediction = predictor(path, **views)
+        out.mkdir(parents=True, exist_ok=True)
         written = [write(prediction, out / f"{name}{_ENDS[what]}", what, as_files) for what in options.write]
-        tell(
-            f"{path} {size_of(prediction)} -> {written[0]}: {summary(prediction)}, {time.perf_counter() - start:.2f} s"
-        )
-    done = len(paths) - failed
-    if done:
+        files.extend(written)
+        spent = time.perf_counter() - start
+        return [f"{path} {size_of(prediction)} -> {written[0]}: {summary(prediction)}, {spent:.2f} s"]
+
+    where = None if len(jobs) == 1 else out
+    status = each(jobs, predict, lambda job: str(job[0]), "pictures predicted", where)
+    if files:
         write_classes(predictor, out)
-        spent = time.perf_counter() - began
-        pictures = f"{done} picture{'s' * (done != 1)}"
-        say(f"{pictures} in {seconds_text(spent)} by {predictor.source}; {out}: {', '.join(options.write)}")
-    if failed:
-        say(f"{failed} of {len(paths)} pictures failed, see above", sys.stderr)
-    return 1 if failed else 0
+        say(f"by {predictor.source}; {out}: {', '.join(options.write)}")
+    return status
 
 
 def output_names(paths: Sequence[Path], out: Path, write: Sequence[str]) -> list[str]:
@@ -129,21 +119,6 @@ def output_names(paths: Sequence[Path], out: Path, write: Sequence[str]) -> list
             if target in pictures:
                 raise UseError(f"--out-dir {out}: {target.name} would overwrite that picture; take another folder")
     return names
-
-
-def shown(pictures: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
-    """The pictures, behind a progress bar where several are done in a terminal."""
-    from tqdm import tqdm
-
-    yield from tqdm(pictures, unit="picture", disable=None if len(pictures) > 1 else True, leave=False)
-
-
-def tell(line: str, stream=None) -> None:
-    """Print a line above the progress bar."""
-    from tqdm import tqdm
-
-    with tqdm.external_write_mode(stream or sys.stdout):
-        say(line, stream)
 
 
 def size_of(prediction: Prediction) -> str:
