@@ -1,21 +1,23 @@
-"""ONNX files of every family in two runtimes: ONNX Runtime and OpenVINO, beside the network here.
+"""ONNX files of every family in other runtimes, beside the network here: ONNX Runtime, OpenVINO, and ncnn.
 
-    pip install 'sparsemask[onnx]' openvino
+    pip install 'sparsemask[onnx]' openvino        and, to try ncnn too: ncnn pnnx
     OMP_NUM_THREADS=1 python bench/deployment.py                          a small network of each family
     OMP_NUM_THREADS=1 python bench/deployment.py --run runs/a runs/b      trained ones, on their validation data
     python bench/deployment.py --only smsr hinge --repeats 0              outputs alone
 
 Each network is written by the exporter, for one size (`--open`: its sizes stay open where they can), and the file is
-run by both. The first kind have weights drawn from a seed, and masks that keep a part. Differences are the largest of
-any output over the larger of the largest output and 1; milliseconds are medians of calls in turn, with torch's number
-of threads for all. What a runtime refuses stands in the table with its reason. Prints Markdown, and writes it and the
-figures to OUT/deployment.md and OUT/deployment.json.
+run by all that are installed; for ncnn its converter, pnnx, makes its own files of it, in float32. The first kind have
+weights drawn from a seed, and masks that keep a part. Differences are the largest of any output over the larger of the
+largest output and 1; milliseconds are medians of calls in turn, with torch's number of threads for all. What a runtime
+refuses stands in the table with its reason. Prints Markdown, and writes it and the figures to OUT/deployment.md and
+OUT/deployment.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,11 +45,13 @@ from sparsemask.tables import markdown_table
 from sparsemask.tasks.stereo.batch import StereoPair
 from sparsemask.timing import compare
 
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn"}
+REQUIRED = ("onnxruntime", "openvino")
 COLUMNS = {
     "network": "network", "input": "input", "kept": ("locations kept", ".0%"), "eager": ("eager ms", ".2f"),
     "onnxruntime_difference": ("ONNX Runtime: difference", ".0e"), "onnxruntime_ms": ("ms", ".2f"),
-    "openvino_difference": ("OpenVINO: difference", ".0e"), "openvino_ms": ("ms ", ".2f"), "note": "note",
+    "openvino_difference": ("OpenVINO: difference", ".0e"), "openvino_ms": ("ms ", ".2f"),
+    "ncnn_difference": ("ncnn: difference", ".0e"), "ncnn_ms": ("ms  ", ".2f"), "note": "note",
 }  # fmt: skip
 _ENCODER = {"depth": 32, "n_class": 21}
 _WORD = mask_word(named_mask("unet", 9))
@@ -164,9 +168,46 @@ def openvino_reader(path: Path) -> Callable[..., Tensor]:
     return lambda *tensors: torch.from_numpy(compiled([tensor.numpy() for tensor in tensors])[output].copy())
 
 
+def ncnn_reader(path: Path) -> Callable[..., Tensor]:
+    """An ONNX file as a function of tensors, by ncnn on the CPU in float32; its own files are written beside it."""
+    import ncnn
+    import pnnx
+
+    program = Path(pnnx.EXEC_PATH)
+    program.chmod(program.stat().st_mode | 0o100)  # the wheel leaves it without the right to be run
+    made = subprocess.run([program, path.name, "fp16=0"], cwd=path.parent, capture_output=True, timeout=300)
+    files = [path.with_name(f"{path.stem.replace('-', '_')}.ncnn.{end}") for end in ("param", "bin")]
+    if made.returncode or not all(file.exists() for file in files):
+        raise RuntimeError(f"pnnx cannot convert it (exit status {made.returncode})")
+    network = ncnn.Net()
+    network.opt.num_threads = torch.get_num_threads()
+    for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        setattr(network.opt, f"use_{option}", False)
+    if network.load_param(str(files[0])) or network.load_model(str(files[1])):
+        unknown = [kind for kind in layer_kinds(files[0]) if ncnn.layer_to_index(kind) < 0]
+        raise RuntimeError(f"it has no layer {', '.join(dict.fromkeys(unknown))}" if unknown else "no valid files")
+
+    def run(*tensors: Tensor) -> Tensor:
+        extractor = network.create_extractor()
+        for number, tensor in enumerate(tensors):
+            extractor.input(f"in{number}", ncnn.Mat(tensor[0].numpy()).clone())
+        status, output = extractor.extract("out0")
+        if status:
+            raise RuntimeError(f"extracting ends with {status}")
+        return torch.from_numpy(np.array(output))[None]
+
+    return run
+
+
+def layer_kinds(path: Path) -> list[str]:
+    """The kinds of layers that a parameter file of ncnn names, in order."""
+    return [line.split()[0] for line in path.read_text().splitlines()[2:]]
+
+
 READERS: Mapping[str, Callable[[Path], Callable[..., Tensor]]] = {
     "onnxruntime": lambda path: exporting.read_exported(path).run,
     "openvino": openvino_reader,
+    "ncnn": ncnn_reader,
 }
 
 
@@ -195,6 +236,8 @@ def measure(
     forms: dict[str, Callable[[], object]] = {"eager": lambda: exportable.fast(batches[0])}
     notes = []
     for runtime, reader in READERS.items():
+        if runtime not in REQUIRED and exporting.exportable.missing([runtime]):
+            continue
         try:
             run = reader(path)
             actual = [run(*exportable.tensors(batch)) for batch in batches]
@@ -246,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     for name in options.only or ():
         choose(name, CASES, "network")
-    absent = [name for name in RUNTIMES if exporting.exportable.missing([name])]
+    absent = [name for name in REQUIRED if exporting.exportable.missing([name])]
     if absent:
         raise UseError(f"{' and '.join(absent)} not installed: pip install 'sparsemask[onnx]' openvino")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -254,8 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, exportable, batches in prepared(options, options.out):
         rows.append(measure(name, exportable, batches, options.out / f"{name.replace(' ', '_')}.onnx", options.repeats))
         say(f"{name}: {rows[-1]['note'] or 'done'}", sys.stderr)
-    versions = {name: importlib.metadata.version(name) for name in ("torch", *RUNTIMES)}
-    text = markdown_table(rows, COLUMNS)
+    present = [name for name in RUNTIMES if not exporting.exportable.missing([name])]
+    versions = {name: importlib.metadata.version(name) for name in ("torch", *present)}
+    text = markdown_table(rows, {name: head for name, head in COLUMNS.items() if any(name in row for row in rows)})
     write_text(options.out / "deployment.md", text + "\n")
     write_json(options.out / "deployment.json", {"versions": versions, "rows": rows})
     say(text)
