@@ -173,9 +173,7 @@ def ncnn_reader(path: Path) -> Callable[..., Tensor]:
     import ncnn
     import pnnx
 
-    program = Path(pnnx.EXEC_PATH)
-    program.chmod(program.stat().st_mode | 0o100)  # the wheel leaves it without the right to be run
-    made = subprocess.run([program, path.name, "fp16=0"], cwd=path.parent, capture_output=True, timeout=300)
+    made = subprocess.run([pnnx.EXEC_PATH, path.name, "fp16=0"], cwd=path.parent, capture_output=True, timeout=300)
     files = [path.with_name(f"{path.stem.replace('-', '_')}.ncnn.{end}") for end in ("param", "bin")]
     if made.returncode or not all(file.exists() for file in files):
         raise RuntimeError(f"pnnx cannot convert it (exit status {made.returncode})")
