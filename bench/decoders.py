@@ -4,9 +4,10 @@
     python bench/decoders.py --voc_root VOCdevkit --pretrained_model mobilenet_v2.pth --out runs-decoders \
         --mask searched=mask.npy --seeds 0 1 2 --sizes 256 512
 
-Ours: the networks of named masks (`--named`), of random ones (`--random N`) and of mask files (`--mask NAME=FILE`).
-Theirs: segmentation_models.pytorch's Unet, FPN, DeepLabV3Plus, PAN and Linknet with its MobileNetV2. All have the same
-ImageNet weights, views of the pictures, order of them, steps, optimizer and rates; on the embedded sample set, without
+Ours: the networks of named masks (`--named`), of random ones (`--random N`; `--alike N`: as fast as the last mask file,
+a search's control) and of mask files (`--mask NAME=FILE`). Theirs: segmentation_models.pytorch's Unet, FPN,
+DeepLabV3Plus, PAN and Linknet with its MobileNetV2. All have the same ImageNet weights, views of the pictures, order of
+them, steps, optimizer and rates; on the embedded sample set, without
 `--voc_root`, all begin with random weights or with `--pretrained_model`. A network's score is the mean IoU over the
 classes that occur in the held-out validation pictures, seen whole. Sides are multiples of 32, 128 at
 least, which theirs need.
@@ -24,9 +25,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,20 +40,23 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.mask_data import N_CLASS, Cache, Log, choose_pictures, prepare_pool
-from bench.mask_table import DEPTH, build, evaluate_whole, new_encoder, run_jobs, train_whole
+from bench.mask_table import BACKBONE, DEPTH, build, evaluate_whole, new_encoder, run_jobs, train_whole
 from bench.torchvision_import import import_torchvision
 from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.errors import UseError, command
 from sparsemask.files import write_json, write_text
 from sparsemask.inference import Foldable
 from sparsemask.masks.decoder import DecoderMask, as_decoder, load_decoder
-from sparsemask.spaces.connectivity.named_masks import is_named, named_mask
+from sparsemask.search.connectivity.one_shot import DecoderSpace
+from sparsemask.spaces.connectivity.cost_table import cost_table
+from sparsemask.spaces.connectivity.named_masks import is_named, named_mask, random_decoder
 from sparsemask.tables import format_count, markdown_table
 from sparsemask.weights import load_weights
 
 THEIRS = ("Unet", "FPN", "DeepLabV3Plus", "PAN", "Linknet")
 NAMED = ("unet", "sparseacn", "sparsemask-voc", "dense")
 FEATURES = 9
+ALIKE = (0.9, 1.05)  # of the milliseconds of another mask
 
 
 def import_smp():
@@ -169,6 +174,15 @@ def time_networks(specs: dict[str, dict], side: int, rounds: int, compiled: bool
     return times
 
 
+def alike(count: int, like: np.ndarray | DecoderMask, side: int) -> Iterator[DecoderMask]:
+    """Random decoders of the wider space that are predicted to take about as long as another one, on one thread."""
+    prices = cost_table(BACKBONE, (side, side), depth=DEPTH, n_class=N_CLASS, threads=1)
+    wanted, rng, strides = prices.predict(like), np.random.default_rng(0), tuple(new_encoder(None).strides)
+    drawn = (random_decoder(rng, FEATURES, strides, DecoderSpace(strides, DEPTH, True).widths) for _ in range(100_000))
+    near = (mask for mask in drawn if ALIKE[0] * wanted <= prices.predict(mask) <= ALIKE[1] * wanted)
+    return itertools.islice(near, count)
+
+
 def choose_networks(options: argparse.Namespace) -> dict[str, dict]:
     """The networks that a command line asks for, by name."""
     specs: dict[str, dict] = {}
@@ -193,6 +207,12 @@ def choose_networks(options: argparse.Namespace) -> dict[str, dict]:
         random = [entry.mask for entry in table_masks(options.random, options.crop) if entry.name is None]
         for number, mask in enumerate(random):
             add(f"random {number}", "random", mask)
+    if options.alike:
+        if not options.mask:
+            raise UseError("--alike: draws masks that take as long as the last --mask, and none is given")
+        like = load_decoder(options.mask[-1].partition("=")[2])
+        for number, mask in enumerate(alike(options.alike, like, options.crop)):
+            add(f"alike {number}", "random", mask)
     for name in options.theirs:
         specs[name] = {"kind": "hand-made", "name": name}
     return specs
@@ -247,6 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mask", action="append", default=[], metavar="NAME=FILE", help="a mask file; repeatable")
     parser.add_argument("--named", nargs="*", default=list(NAMED), help="named masks")
     parser.add_argument("--random", type=int, default=0, help="random masks, spread over multiply-adds")
+    parser.add_argument("--alike", type=int, default=0, help="random masks that take about as long as the last --mask")
     parser.add_argument("--theirs", nargs="*", choices=THEIRS, default=list(THEIRS), help="hand-made decoders")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=300)
