@@ -292,8 +292,13 @@ def test_finalists_are_the_best_layer_by_layer():
     values = ((0.5, 3), (0.4, 1), (0.3, 2), (0.45, 4), (0.6, 9), (0.2, 8))
     scored = [Candidate(mask, *pair) for pair in values]
     pairs = lambda count: [(c.score, c.cost) for c in finalists(scored, count)]  # noqa: E731
-    assert pairs(3) == [(0.4, 1), (0.5, 3), (0.6, 9)] and pairs(2) == [(0.4, 1), (0.5, 3)]
+    assert pairs(3) == [(0.4, 1), (0.5, 3), (0.6, 9)] and pairs(2) == [(0.5, 3), (0.6, 9)]
     assert pairs(5) == [*pairs(3), (0.3, 2), (0.45, 4)] and len(pairs(99)) == 6 and not finalists([], 3)
+    # Those of little worth leave room for what is beaten by a hair.
+    poor = [Candidate(mask, 0.01 + 0.001 * i, 1 + 0.1 * i) for i in range(8)]
+    good = [Candidate(mask, *pair) for pair in ((0.6, 10), (0.599, 10.1), (0.598, 9.9))]
+    kept = [(c.score, c.cost) for c in finalists([*poor, *good], 6)]
+    assert {(c.score, c.cost) for c in good} <= set(kept) and len(kept) == 6
 
 
 @pytest.mark.parametrize("space", [WIDE, PUBLISHED], ids=["wide", "published"])

@@ -33,6 +33,7 @@ from sparsemask.spaces.connectivity.named_masks import named_mask
 
 _DIRECTIONS = ("maximize", "minimize")
 _WAIT = 0.2  # seconds between two looks at candidates that other processes have
+_STEP = 0.05  # of the range of scores: candidates nearer than that to a cheaper one are no finalists of its front
 _SLACK = 1.25  # candidates of more than this many budgets are not scored
 _CHANGES = 3  # parameters of a candidate that mutate, on average; many are of stages that it does not use
 _SEEDS = 0.5  # of the candidates; the sampler proposes the others
@@ -367,13 +368,23 @@ def _packed(mask: AnyMask) -> str:
 
 
 def finalists(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """The best candidates: the front, then the front of what is left, and so on; of the last one at even distances."""
+    """The best candidates: the front, then the front of what is left, and so on; of the last one at even distances,
+    beginning with its best.
+
+    Of candidates in a row that hardly differ in score a front gives the cheapest alone: those of little worth are many,
+    and would leave no room for some that are beaten by a hair.
+    """
     left, chosen = list(candidates), []
+    scores = [candidate.score for candidate in left]
+    step = _STEP * (max(scores) - min(scores)) if left else 0.0
     while left and len(chosen) < count:
-        layer = [left[i] for i in pareto([(c.score, c.cost) for c in left])]
+        layer: list[Candidate] = []
+        for i in pareto([(c.score, c.cost) for c in left]):
+            if not layer or left[i].score > layer[-1].score + step:
+                layer.append(left[i])
         left = [c for c in left if all(c is not other for other in layer)]
         room = count - len(chosen)
-        chosen += layer if len(layer) <= room else [layer[i * len(layer) // room] for i in range(room)]
+        chosen += layer if len(layer) <= room else [layer[-1 - i * len(layer) // room] for i in reversed(range(room))]
     return chosen
 
 
