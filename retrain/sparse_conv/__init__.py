@@ -280,7 +280,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         task = tasks.get(config.data.task, config)
         space = spaces.get(config.network.space)
         calls = _calls(space, model, config)
-        if config.family.unmask is not None and not model.mask_modules():
+        if config.family.unmask is not None and (not model.mask_modules() or isinstance(space, HasFastForm)):
             raise UseError(f"--unmask is not for space '{config.network.space}'")
         weights = Path(config["pretrained_model"]) if restored.run is None else restored.run.folder / NETWORK
         foreign = model.plans is None and path_of(weights).exists()  # plans of another checkpoint, say
