@@ -19,7 +19,7 @@ from sparsemask.masks.decoder import save_decoder
 from sparsemask.options import Parser
 from sparsemask.pictures import draw_architecture
 from sparsemask.retrain.connectivity.start import SLIM, form_of, grouped, inherited_state, resolve_grouped
-from sparsemask.retrain.distillation import distill_flag, open_teacher, teacher_flag, temperature_flag
+from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.backbones.truncation import as_saved

@@ -19,7 +19,7 @@ from sparsemask.errors import UseError, describe, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.masks import spatial as files
 from sparsemask.options import Parser, adopted, natural, rate
-from sparsemask.retrain.distillation import distill_flag, open_teacher, teacher_flag, temperature_flag
+from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.sparse_conv.table import evaluation_text, record
 from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall

@@ -17,7 +17,7 @@ from sparsemask.errors import UseError
 from sparsemask.families import TrainingFamily
 from sparsemask.files import write_json
 from sparsemask.options import Parser, natural, rate
-from sparsemask.retrain.distillation import NONE, distill_flag, open_teacher, teacher_flag, temperature_flag
+from sparsemask.spaces.teachers import NONE, distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.specializing.forms import compare_forms
 from sparsemask.retrain.specializing.start import newest_start, resolve_start

@@ -79,22 +79,21 @@ class MaskCosts:
         """Milliseconds of the network if these modules have masks that keep so much, and the others have none."""
         return self.unmasked + sum(a + b * kept[name] for name, (a, b) in self.modules.items() if name in kept)
 
-    def adding_up(self, whole: Sequence[tuple[Mapping[str, float], float]]) -> MaskCosts:
-        """The same, the modules that pay corrected so that they add up to whole networks.
+    def adding_up(self, names: Sequence[str], whole: Sequence[tuple[Mapping[str, float], float]]) -> MaskCosts:
+        """The same, modules corrected so that they add up to whole networks.
 
         Args:
+            names: modules, whose costs rise with what they keep; without any, nothing changes.
             whole: what modules keep, and the milliseconds, of networks with the masks of these modules alone.
         """
-        paying = self.paying()
-        slope = sum(self.modules[name][1] for name in paying)
-        if not whole or not paying:
+        if not names:
             return self
-        mean = [sum(self.modules[name][1] * kept[name] for name in paying) / slope for kept, _ in whole]
+        own = {name: self.modules[name] for name in names}
+        slope = sum(b for _, b in own.values())
+        mean = [sum(b * kept[name] for name, (_, b) in own.items()) / slope for kept, _ in whole]
         fixed, rise = _line([(k, ms - self.unmasked) for k, (_, ms) in zip(mean, whole, strict=True)])
-        more = fixed - sum(self.modules[name][0] for name in paying)
-        right = {
-            name: (a + more * b / slope, b * rise / slope) for name, (a, b) in self.modules.items() if name in paying
-        }
+        more = fixed - sum(a for a, _ in own.values())
+        right = {name: (a + more * b / slope, b * rise / slope) for name, (a, b) in own.items()}
         return replace(self, modules={**self.modules, **right})
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -178,7 +177,7 @@ def measure_costs(space: Measured, network: MaskedNetwork, inputs: Any, seconds:
         }
         times, _ = timer(device, threads, seconds / (len(_KEPT) + 1))(calls, _FEW if once > _LONG else _ROUNDS)
     costs = replace(costs, unmasked=min(times["opened"], times["dense"]))
-    return costs.adding_up([(whole[fraction], times[fraction]) for fraction in forms])
+    return costs.adding_up(paying, [(whole[fraction], times[fraction]) for fraction in forms])
 
 
 def _call(space: object, network: MaskedNetwork, inputs: Any) -> Callable[[], object]:
