@@ -198,7 +198,9 @@ def search_resumed_exactly(flags: list[str], taught: list[str]) -> dict[str, dic
         search_command.main([*flags, *taught, "--name", "part"])
     trust = ["--trust", taught[1]] if ":" in taught[1] else []
     assert search_command.main(["--resume", "runs/part", *trust]) == 0
-    ends = {name: torch.load(f"runs/{name}/checkpoints/last.pt", weights_only=True) for name in ("whole", "part", "alone")}
+    ends = {
+        name: torch.load(f"runs/{name}/checkpoints/last.pt", weights_only=True) for name in ("whole", "part", "alone")
+    }
     assert all(torch.equal(value, ends["part"]["model"][key]) for key, value in ends["whole"]["model"].items())
     assert losses("part") == losses("whole")
     assert "teacher" not in ends["alone"] and ends["alone"]["model"].keys() == ends["whole"]["model"].keys()

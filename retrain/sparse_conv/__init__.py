@@ -19,7 +19,6 @@ from sparsemask.errors import UseError, describe, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.masks import spatial as files
 from sparsemask.options import Parser, adopted, natural, rate
-from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.sparse_conv.table import evaluation_text, record
 from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
@@ -32,6 +31,7 @@ from sparsemask.spaces.sparse_conv.measuring import Watch
 from sparsemask.spaces.sparse_conv.plan import path_of
 from sparsemask.spaces.sparse_conv.planning import Planner, unmask
 from sparsemask.spaces.sparse_conv.records import conclude, evaluate_kept
+from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.sparse import available_backends, repeatable, set_backend
 from sparsemask.training_setup import Context
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint

@@ -17,7 +17,6 @@ from sparsemask.errors import UseError
 from sparsemask.families import TrainingFamily
 from sparsemask.files import write_json
 from sparsemask.options import Parser, natural, rate
-from sparsemask.spaces.teachers import NONE, distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.specializing.forms import compare_forms
 from sparsemask.retrain.specializing.start import newest_start, resolve_start
@@ -36,6 +35,7 @@ from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.sparse_conv.planning import open_modules
 from sparsemask.spaces.sparse_conv.records import conclude
+from sparsemask.spaces.teachers import NONE, distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.tasks import EvaluationContext, Task
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights

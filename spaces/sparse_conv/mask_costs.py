@@ -44,6 +44,7 @@ _HALVINGS = 16
 _SPAN, _WIDEST, _WIDER = 8.0, 512.0, 8  # logits between which keeping is looked for: at first, at most, and each time
 _ROUNDS, _FEW, _LONG = 6, 2, 50.0  # measurements, and of networks that take so many milliseconds
 _NEAR, _APART = 0.05, 0.1  # of a fraction: near enough, and far enough apart to show a slope
+_NAMED = 6  # modules in a line
 _TIMES = 2  # that fractions are looked for
 _SECONDS = 20.0
 
@@ -186,7 +187,7 @@ def _call(space: object, network: MaskedNetwork, inputs: Any) -> Callable[[], ob
 
 def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
     """(a, b) of the line of least squares through (k, milliseconds)."""
-    count, mean_k, mean_y = len(points), *(sum(values) / len(points) for values in zip(*points, strict=True))
+    mean_k, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
     spread = sum((k - mean_k) ** 2 for k, _ in points)
     if max(k for k, _ in points) - min(k for k, _ in points) < _APART:  # the masks keep what they keep
         return mean_y, 0.0
@@ -379,11 +380,17 @@ class MaskBudget:
         costs, left = self.costs, [name for name in self.costs.modules if name not in self.masked]
         found = [
             f"budget: {self.most:.3g} ms of {costs.unmasked:.3g} without masks at {costs.size}; "
-            f"masks keep {self.keep:.2f} of {', '.join(self.masked)}"
+            f"masks keep {self.keep:.2f} of {_listed(self.masked)}"
         ]
         if left:
-            found.append(f"without masks, which would save nothing there: {', '.join(left)}")
+            found.append(f"without masks, which would save nothing there: {_listed(left)}")
         return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names of modules in a line."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _mask_parameters(module: MaskModule) -> list[nn.Parameter]:

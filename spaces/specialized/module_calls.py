@@ -62,7 +62,9 @@ def module_calls(network: SpecializedNetwork, inputs: Tensor) -> dict[str, tuple
         i = number(name)
         stage, flags = f"stage_masks.{name}", module.channels.some()[1]
         located = module.locate is not None
-        decoder = folded_decoder(form, {i: module.channels()[1][0]}) if located else folded_decoder(form, {}, {i: flags})
+        decoder = (
+            folded_decoder(form, {i: module.channels()[1][0]}) if located else folded_decoder(form, {}, {i: flags})
+        )
         calls[stage] = (
             functools.partial(_decode, decoder, points, module, i),
             functools.partial(plain, points, {}),
