@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal, cast
@@ -201,14 +202,18 @@ class SparsifiedNetwork(MaskedNetwork):
             masks.open_masks()
         read: dict[int, Tensor] = {}
         self._enlarged(inputs, _Execution(self, read).run)
-        calls = {}
-        for number, region in enumerate(self.regions):
-            nodes, others = ([n for n in own.graph.nodes if n.name in region.inside] for own in (self, opened))
-            calls[f"region_masks.{number}"] = (
-                lambda nodes=nodes, x=read[number]: _Execution(self).run_part(nodes, x),
-                lambda nodes=others, x=read[number]: _Execution(opened).run_part(nodes, x),
+        return {
+            f"region_masks.{number}": (
+                functools.partial(self._region, number, read[number]),
+                functools.partial(opened._region, number, read[number]),
             )
-        return calls
+            for number in range(len(self.regions))
+        }
+
+    def _region(self, number: int, x: Tensor) -> Tensor:
+        """A region by itself, on what it reads."""
+        inside = self.regions[number].inside
+        return _Execution(self).run_part([node for node in self.graph.nodes if node.name in inside], x)
 
     def budget_logits(self) -> list[Tensor]:
         """The last biases of the mask branches: a larger one keeps more locations."""
