@@ -37,7 +37,9 @@ _DENSE = "network."  # prefix of the dense network's weights
 class SparsifiedSection(NetworkSection):
     """Which dense network is given masks: its weights say all."""
 
-    weights: str | None = flag(help="weights of the dense network: any file that `sparsemask upscale` reads")
+    weights: str | None = flag(
+        help="of the dense network: a file that `sparsemask upscale` reads, or a name from `sparsemask models`"
+    )
     dense: str | None = flag(help=None)  # the network in one word, as weights have it
     pretrained_model: str | None = flag(help="weights of a network with masks")
 
