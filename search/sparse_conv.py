@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sparsemask import spaces
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import TrainingFamily
@@ -9,9 +11,25 @@ from sparsemask.options import Parser
 from sparsemask.spaces.sparse_conv.mask_costs import open_budget
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.sparse_conv.records import conclude
-from sparsemask.spaces.sparse_conv.search_method import Masked, SparseConvSearch, add_section, missed
+from sparsemask.spaces.sparse_conv.search_method import (
+    Masked,
+    SparseConvSearch,
+    SparseMaskSection,
+    add_section,
+    missed,
+)
+from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseConvSearchSection(SparseMaskSection):
+    """How fine-grained masks are searched, and from whom the network learns beside the labels."""
+
+    teacher: str = teacher_flag()
+    distill: float = distill_flag()
+    temperature: float = temperature_flag()
 
 
 class SparseConvSearchFamily(TrainingFamily[Masked]):
@@ -21,7 +39,7 @@ class SparseConvSearchFamily(TrainingFamily[Masked]):
 
     def add_options(self, parser: Parser) -> None:
         """Flags of learning fine-grained masks."""
-        add_section(parser)
+        add_section(parser, SparseConvSearchSection)
 
     def build(self, context: Context) -> Masked:
         """The network with soft masks: from its checkpoint's configuration, from weights, or from random ones."""
@@ -35,7 +53,9 @@ class SparseConvSearchFamily(TrainingFamily[Masked]):
             )
             context.say(f"starting from {config.network.pretrained_model}")
         set_threshold(model, config.family.thres)
-        return Masked(model, notes={"family": "sparse_conv"}, budget=open_budget(context, model))
+        budget = open_budget(context, model)
+        teacher, entries = open_teacher(context)
+        return Masked(model, entries, notes={"family": "sparse_conv"}, teacher=teacher, budget=budget)
 
     def method(self, context: Context, built: Masked) -> SparseConvSearch:
         """Network and masks together."""

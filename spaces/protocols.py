@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -179,8 +179,16 @@ class Distilled(Protocol):
     def flags_of(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Flags of the configuration, by name, that a dense network's file decides."""
 
-    def start_masks(self, network: nn.Module, inputs: Tensor, keep: float) -> None:
+    def start_masks(
+        self, network: nn.Module, inputs: Tensor, keep: float, measure: Callable[..., Tensor] | None = None
+    ) -> None:
         """Start the masks of a network with dense weights, without targets, so that a budget is met on inputs.
+
+        Args:
+            network: changed in place.
+            inputs: a batch.
+            keep: share of all multiply-adds that is executed on it.
+            measure: what `keep` is a share of instead, (network, hard=True) after a forward pass.
 
         Raises:
             UseError: a budget that the network cannot have.

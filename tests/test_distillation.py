@@ -6,15 +6,18 @@ import importlib
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from fake_costs import use_fake_costs
 from literal_sparse import one_thread  # noqa: F401
 from pyramid import Pyramid
 from small_pairs import options as stereo_options
+from small_pictures import make_folder
 from small_tasks import BUILD
 from sparsemask import families, plugins
 from sparsemask.engine import data
@@ -23,10 +26,13 @@ from sparsemask.engine.records import read_rows
 from sparsemask.retrain import train as train_command
 from sparsemask.retrain.trained import family_of
 from sparsemask.runs import Run
+from sparsemask.search import run as search_command
+from sparsemask.search.connectivity.one_shot import OneShotSearch
 from sparsemask.spaces import backbones
+from sparsemask.sparse import backend
 from sparsemask.tasks import get
 from sparsemask.testing.tasks import TaskContract
-from tiny import SMALL, data_flags, fails, make_data
+from tiny import SMALL, data_flags, fails, killed_at, make_data
 from without_images import without_images
 
 RETRAIN = [*SMALL, "--backbone_name", "small_pyramid", "--max_iter", "4"]
@@ -50,6 +56,13 @@ def wrong():
 
 def number():
     return 3
+
+class Twice(torch.nn.Module):
+    def forward(self, images):
+        return torch.nn.functional.interpolate(images, scale_factor=2.0)
+
+def twice():
+    return Twice()
 """
 
 
@@ -166,6 +179,76 @@ def test_retraining_learns_from_a_run_and_resumes_exactly(place, capsys):
     assert ends[0]["teacher"]["kind"] == "network" and not any("last." in key for key in ends[0]["model"])
     alone = torch.load("runs/alone/checkpoints/last.pt", weights_only=True)
     assert "teacher" not in alone and alone["model"].keys() == ends[0]["model"].keys()
+
+
+SEARCHES = {
+    "published": [],
+    "latency": ["--budget_ms", "14"],
+    "one-shot": ["--method", "one-shot", "--depth", "16", "--candidates", "4", "--tune_steps", "1", "--finalists", "0",
+                 "--front_workers", "1"],
+}  # fmt: skip
+
+
+def search_resumed_exactly(flags: list[str], taught: list[str]) -> dict[str, dict]:
+    """Search with a teacher, without one, with one of no weight, and killed and resumed; returns the checkpoints."""
+    for name, more in (("whole", taught), ("alone", []), ("none", [*taught, "--distill", "0"])):
+        assert search_command.main([*flags, *more, "--name", name]) == 0
+    assert losses("alone") == losses("none") != losses("whole")
+    with killed_at(4):
+        search_command.main([*flags, *taught, "--name", "part"])
+    trust = ["--trust", taught[1]] if ":" in taught[1] else []
+    assert search_command.main(["--resume", "runs/part", *trust]) == 0
+    ends = {
+        name: torch.load(f"runs/{name}/checkpoints/last.pt", weights_only=True) for name in ("whole", "part", "alone")
+    }
+    assert all(torch.equal(value, ends["part"]["model"][key]) for key, value in ends["whole"]["model"].items())
+    assert losses("part") == losses("whole")
+    assert "teacher" not in ends["alone"] and ends["alone"]["model"].keys() == ends["whole"]["model"].keys()
+    return ends
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_a_search_learns_from_a_run_and_resumes_exactly(place, monkeypatch, capsys, method):
+    use_fake_costs(monkeypatch, 4)
+    argv = ["--search", *RETRAIN, *data_flags(place / "data"), "--max_iter", "5", *SEARCHES[method]]
+    with without_images():
+        ends = search_resumed_exactly(argv, ["--teacher", "runs/big", "--distill", "0.7"])
+        assert f"teacher: {place}/runs/big/network.safetensors, weight 0.7" in capsys.readouterr().out
+    assert ends["whole"]["teacher"]["what"] == str((place / "runs/big/network.safetensors").resolve())
+
+
+def test_a_search_of_fine_grained_masks_learns_from_a_teacher(place):
+    make_folder(place / "photos", 4, (32, 40))
+    flags = ["--search", "--space", "smsr", "--hr_path", "photos", "--n_feats", "8", "--n_modules", "2", "--max_iter"]
+    flags += ["5", "--patch_size", "8", "--batch_size", "2", "--n_worker", "0", "--checkpoint_interval", "2"]
+    with without_images(), backend("reference"):
+        search_resumed_exactly([*flags, "--log_interval", "1"], ["--teacher", "mynet:twice"])
+
+
+def test_decoders_of_a_step_share_the_teachers_answer():
+    """The one-shot loss is the mean of the decoders' mixed losses, the teacher being asked once."""
+    asked = []
+
+    class Network(torch.nn.Module):
+        def forward(self, x, mask=None):
+            return x * (1 if mask is None else mask)
+
+    class Answers(torch.nn.Module):
+        def forward(self, x):
+            asked.append(x)
+            return 2 * x
+
+    class Plain:
+        loss = staticmethod(lambda output, target: (output - target).square().sum())
+        teacher_loss = staticmethod(lambda output, answer, target, temperature: (output - answer).square().sum())
+
+    family = SimpleNamespace(masks_a_step=3)
+    method = OneShotSearch(SimpleNamespace(run=SimpleNamespace(seed=0), family=family), None)
+    method.teacher, method._others = Teacher(Answers(), 0.25, 1.0), [3.0, 4.0]
+    x, target = torch.tensor([1.0]), torch.tensor([5.0])
+    found = method.loss(Network(), Plain, x, Network()(x), target)
+    assert float(found) == pytest.approx(sum(0.75 * (5 - f) ** 2 + 0.25 * (2 - f) ** 2 for f in (1, 3, 4)) / 3)
+    assert len(asked) == 1
 
 
 def test_the_loss_of_a_step_is_the_formulas(place):

@@ -7,13 +7,15 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import literal_sr as literal
 from small_pictures import make_folder, scene
-from sparsemask import spaces
+from sparsemask import models, spaces
 from sparsemask.cli import upscale
 from sparsemask.retrain import specialize
+from sparsemask.spaces import sr_networks
 from sparsemask.sparse import backend
 from tiny import borrow_kernels, fails
 from without_images import without_images
@@ -55,6 +57,19 @@ def test_from_dense_weights_to_an_enlarged_picture(place, capfd):
         image = torch.from_numpy(np.array(Image.open("in.png"))).permute(2, 0, 1)[None].float()
         wanted = network(image)[0].clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
     assert np.array_equal(np.array(Image.open("out.png")), wanted)
+
+
+@pytest.mark.slow
+def test_a_shipped_network_is_specialised_by_its_name(place, monkeypatch):
+    monkeypatch.setattr(type(spaces.get("sr")), "start_masks", lambda *_: None)  # takes long
+    argv = [word if word != "edsr.pth" else "compact-x2" for word in FEW]
+    with without_images():
+        assert specialize.main([*argv, "--max_iter", "2", "--eval_limit", "1", "--name", "s"]) == 0
+    dense = models.find("compact-x2").path
+    config = yaml.safe_load((place / "runs/s/config.yaml").read_text())
+    assert config["ft_model"] == str(dense.resolve())
+    network = spaces.get("sr").load("runs/s/network.safetensors").network
+    assert network.network.config == sr_networks.load(dense).config
 
 
 def test_it_learns_from_the_dense_network_alone(place, capfd, monkeypatch):

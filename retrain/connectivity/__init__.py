@@ -19,7 +19,6 @@ from sparsemask.masks.decoder import save_decoder
 from sparsemask.options import Parser
 from sparsemask.pictures import draw_architecture
 from sparsemask.retrain.connectivity.start import SLIM, form_of, grouped, inherited_state, resolve_grouped
-from sparsemask.retrain.distillation import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.backbones.truncation import as_saved
@@ -27,6 +26,7 @@ from sparsemask.spaces.connectivity.mask_source import BASELINE, Mask, resolve_m
 from sparsemask.spaces.connectivity.named_masks import available_masks
 from sparsemask.spaces.connectivity.shared import save_network
 from sparsemask.spaces.encoder import encoder_weights
+from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly, load_weights
 

@@ -20,12 +20,12 @@ from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.masks import groups as files
 from sparsemask.options import Parser, adopted, natural, positive
-from sparsemask.retrain.distillation import distill_flag, same_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.group_sparsity.evaluation import costs_text, measured, slower_note, write_predictions
 from sparsemask.retrain.group_sparsity.teacher import FineTuning, build_teacher, choose_teacher
 from sparsemask.retrain.trained import read_source, ready, record_evaluation, shortfall
 from sparsemask.spaces.group_sparsity import records
 from sparsemask.spaces.group_sparsity.options import memory_flag
+from sparsemask.spaces.teachers import distill_flag, same_teacher, teacher_flag, temperature_flag
 from sparsemask.tables import format_count
 from sparsemask.training_setup import Context
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint

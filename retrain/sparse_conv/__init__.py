@@ -19,7 +19,6 @@ from sparsemask.errors import UseError, describe, say
 from sparsemask.families import Built, Restored, RetrainingFamily
 from sparsemask.masks import spatial as files
 from sparsemask.options import Parser, adopted, natural, rate
-from sparsemask.retrain.distillation import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.sparse_conv.table import evaluation_text, record
 from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
@@ -32,6 +31,7 @@ from sparsemask.spaces.sparse_conv.measuring import Watch
 from sparsemask.spaces.sparse_conv.plan import path_of
 from sparsemask.spaces.sparse_conv.planning import Planner, unmask
 from sparsemask.spaces.sparse_conv.records import conclude, evaluate_kept
+from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.sparse import available_backends, repeatable, set_backend
 from sparsemask.training_setup import Context
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint
@@ -280,7 +280,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         task = tasks.get(config.data.task, config)
         space = spaces.get(config.network.space)
         calls = _calls(space, model, config)
-        if config.family.unmask is not None and not model.mask_modules():
+        if config.family.unmask is not None and (not model.mask_modules() or isinstance(space, HasFastForm)):
             raise UseError(f"--unmask is not for space '{config.network.space}'")
         weights = Path(config["pretrained_model"]) if restored.run is None else restored.run.folder / NETWORK
         foreign = model.plans is None and path_of(weights).exists()  # plans of another checkpoint, say

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,6 @@ from sparsemask.errors import UseError
 from sparsemask.families import TrainingFamily
 from sparsemask.files import write_json
 from sparsemask.options import Parser, natural, rate
-from sparsemask.retrain.distillation import NONE, distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.specializing.forms import compare_forms
 from sparsemask.retrain.specializing.start import newest_start, resolve_start
@@ -36,6 +35,7 @@ from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.sparse_conv.planning import open_modules
 from sparsemask.spaces.sparse_conv.records import conclude
+from sparsemask.spaces.teachers import NONE, distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.tasks import EvaluationContext, Task
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
@@ -93,10 +93,17 @@ class Distillation(search_method.SparseConvSearch):
         config: of the run.
         dense: the dense network, frozen, on the run's device.
         budget: in milliseconds, in the place of --keep.
+        leave: as of the search's method.
     """
 
-    def __init__(self, config: RunConfig, dense: nn.Module, budget: MaskBudget | None = None):
-        super().__init__(config, budget)
+    def __init__(
+        self,
+        config: RunConfig,
+        dense: nn.Module,
+        budget: MaskBudget | None = None,
+        leave: Callable[[MaskedNetwork], None] | None = None,
+    ):
+        super().__init__(config, budget, leave)
         self.dense, self.truth = dense, config.family.truth
 
     def loss(self, model: nn.Module, task: Task, images, output, target) -> torch.Tensor:
@@ -159,10 +166,8 @@ class Specialization(TrainingFamily[Taught]):
         if isinstance(space, Distilled) and context.state is None:
             source = context.task.train_data
             samples = [source[number] for number in range(min(_SAMPLES, len(source)))]
-            keep = config.family.keep if budget is None else budget.keep
-            space.start_masks(model, data.collate(source, samples)[0], keep)
-            if budget is not None:
-                budget.prepare(model)
+            keep, measure = (config.family.keep, None) if budget is None else (budget.keep, budget.kept)
+            space.start_masks(model, data.collate(source, samples)[0], keep, measure)
         dense = None
         if isinstance(space, Distilled):
             where = context.arithmetic
@@ -172,9 +177,9 @@ class Specialization(TrainingFamily[Taught]):
 
     def method(self, context: Context, built: Taught) -> search_method.SparseConvSearch:
         """The search's method, near the dense network where a space has it so."""
-        if built.dense is not None:
-            return Distillation(context.config, built.dense, built.budget)
         leave = functools.partial(leave_paying, context) if context.config.family.masks == PAYING else None
+        if built.dense is not None:
+            return Distillation(context.config, built.dense, built.budget, leave)
         return search_method.SparseConvSearch(context.config, built.budget, leave)
 
     def finish(self, context: Context, built: Taught, result: dict) -> int:

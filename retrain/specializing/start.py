@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsemask import runs, spaces
+from sparsemask import models, runs, spaces
 from sparsemask.config import RunConfig
 from sparsemask.engine import checkpoint
 from sparsemask.errors import UseError
@@ -84,7 +84,7 @@ def _masked_space(config: RunConfig) -> RunConfig:
         )
     if not weights:
         raise UseError(f"--ft_model is missing: weights of the dense network of --space {config.network.space}")
-    weights = str(Path(weights).resolve())
+    weights = str(Path(models.path_of(weights)).resolve())
     load_weights(weights)
     config = config.replace(ft_model=weights, pretrained_model=None)
     space = spaces.get(config.network.space)

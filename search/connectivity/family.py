@@ -36,6 +36,7 @@ from sparsemask.spaces.connectivity.named_masks import available_masks, is_wider
 from sparsemask.spaces.connectivity.prune_rules import prune_report
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.spaces.encoder import encoder_form, encoder_weights
+from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.tasks.protocol import HoldsOut, Task
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly
@@ -91,6 +92,9 @@ class ConnectivitySearchSection(BudgetSection):
     held_out: float = flag(
         0.15, fraction, group=_ONE_SHOT, help="share of the training pictures that they are scored on (default: 0.15)"
     )
+    teacher: str = teacher_flag()
+    distill: float = distill_flag()
+    temperature: float = temperature_flag()
 
     def check(self) -> None:
         """One budget at most, and a method that knows budgets."""
@@ -150,16 +154,17 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
         """The fully dense network: from its checkpoint's configuration, or with pretrained encoder weights."""
         weights, changes = encoder_weights(context)
         config = context.config.replace(**changes)
+        teacher, entries = open_teacher(context)
         seed_all(config.run.seed)
         if config.family.way == "one-shot":
-            built = _elastic(context, config, changes)
+            built = replace(_elastic(context, config, changes), extra=entries, teacher=teacher)
             if weights is not None:
                 load_strictly(built.model.backbone, weights.state, f"encoder '{config.network.backbone_name}'")
             return built
         model = spaces.get(config.network.space).supernet({**config, "noise_std": config.family.noise})
         if weights is not None:
             load_strictly(model.backbone, weights.state, f"encoder '{config.network.backbone_name}'")
-        return Built(model, changes=changes)
+        return Built(model, entries, changes, teacher=teacher)
 
     def method(self, context: Context, built: Built) -> Method:
         """Network and connection weights together, within the budget if there is one."""

@@ -169,8 +169,12 @@ class OneShotSearch(Method):
         model.chosen, self._others = masks[0], masks[1:]
 
     def loss(self, model: torch.nn.Module, task: Task, images, output, target) -> torch.Tensor:
-        """The mean over the step's decoders."""
-        losses = [task.loss(output, target), *(task.loss(model(images, mask), target) for mask in self._others)]
+        """The mean over the step's decoders; a teacher answers once for all of them."""
+        answer = None if self.teacher is None else self.teacher.answer(images)
+        losses = []
+        for given in (output, *(model(images, mask) for mask in self._others)):
+            own = task.loss(given, target)
+            losses.append(own if self.teacher is None else self.teacher.mixed(own, task, given, answer, target))
         return torch.stack(losses).sum() / len(losses)
 
     def evaluate(self, model, task, arithmetic, config) -> dict[str, float]:

@@ -12,10 +12,10 @@ import copy
 import functools
 import math
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,10 @@ from sparsemask.config import flag
 from sparsemask.engine import data, distributed
 from sparsemask.errors import UseError, say
 from sparsemask.ops import dispatch
-from sparsemask.spaces.protocols import HasFastForm
-from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
-from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
+from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, MaskModule
 from sparsemask.spaces.sparse_conv.masking import blocks, channel_logits
 from sparsemask.spaces.sparse_conv.plan import Machine
-from sparsemask.spaces.sparse_conv.planning import SKIPPING, drop_costly, gains, open_masks, open_modules
+from sparsemask.spaces.sparse_conv.planning import SKIPPING, drop_costly, fast_form, gains, open_modules, opened_copy
 from sparsemask.sparse import backend
 from sparsemask.timing import BUSY, evaluating, thread_count, timer
 from sparsemask.training_setup import Context
@@ -41,11 +39,13 @@ COSTS = "mask_costs.json"
 FORMAT = 1
 ALL, PAYING = "all", "paying"
 _KEPT = (0.2, 0.5, 0.8)  # at which modules are measured
-_WORTH = 0.01  # of the network's time: less is not worth a mask
+_WORTH, _WORTH_ALL = 0.01, 0.05  # of the network's time: what a mask saves at least, and all of them if these are many
 _HALVINGS = 16
-_SPAN = 8.0  # logits between which thresholds are looked for
+_SPAN, _WIDEST, _WIDER = 8.0, 512.0, 8  # logits between which keeping is looked for: at first, at most, and each time
 _ROUNDS, _FEW, _LONG = 6, 2, 50.0  # measurements, and of networks that take so many milliseconds
-_NEAR = 0.02  # of a fraction: near enough
+_NEAR, _APART = 0.05, 0.1  # of a fraction: near enough, and far enough apart to show a slope
+_NAMED = 6  # modules in a line
+_TIMES = 2  # that fractions are looked for
 _SECONDS = 20.0
 
 
@@ -56,7 +56,7 @@ class MaskCosts:
     Attributes:
         machine: that they were measured on.
         size: of the input, in words.
-        unmasked: milliseconds without any masks.
+        unmasked: milliseconds without any masks, in the fastest form.
         modules: (a, b) of each module with masks: with masks that keep k it takes a + b·k ms more than without.
     """
 
@@ -68,7 +68,8 @@ class MaskCosts:
     def paying(self) -> list[str]:
         """The modules whose masks save time worth having if they keep little."""
         saved = {name: -(a + b * LEAST) for name, (a, b) in self.modules.items()}
-        return [name for name, ms in saved.items() if ms > _WORTH * self.unmasked and self.modules[name][1] > 0]
+        least = min(_WORTH, _WORTH_ALL / max(len(saved), 1)) * self.unmasked
+        return [name for name, ms in saved.items() if ms > least and self.modules[name][1] > 0]
 
     def even(self, name: str) -> float:
         """The kept fraction at which a module's masks neither cost nor save."""
@@ -78,6 +79,23 @@ class MaskCosts:
     def predict(self, kept: Mapping[str, float]) -> float:
         """Milliseconds of the network if these modules have masks that keep so much, and the others have none."""
         return self.unmasked + sum(a + b * kept[name] for name, (a, b) in self.modules.items() if name in kept)
+
+    def adding_up(self, names: Sequence[str], whole: Sequence[tuple[Mapping[str, float], float]]) -> MaskCosts:
+        """The same, modules corrected so that they add up to whole networks.
+
+        Args:
+            names: modules, whose costs rise with what they keep; without any, nothing changes.
+            whole: what modules keep, and the milliseconds, of networks with the masks of these modules alone.
+        """
+        if not names:
+            return self
+        own = {name: self.modules[name] for name in names}
+        slope = sum(b for _, b in own.values())
+        mean = [sum(b * kept[name] for name, (_, b) in own.items()) / slope for kept, _ in whole]
+        fixed, rise = _line([(k, ms - self.unmasked) for k, (_, ms) in zip(mean, whole, strict=True)])
+        more = fixed - sum(a for a, _ in own.values())
+        right = {name: (a + more * b / slope, b * rise / slope) for name, (a, b) in own.items()}
+        return replace(self, modules={**self.modules, **right})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write them as JSON, atomically."""
@@ -96,7 +114,17 @@ class MaskCosts:
             raise UseError(f"{path}: no costs of masks") from None
 
 
-def measure_costs(space: MaskedSpace, network: MaskedNetwork, inputs: Any, seconds: float = _SECONDS) -> MaskCosts:
+class Measured(Protocol):
+    """What is asked of a :class:`~sparsemask.spaces.sparse_conv.masked_space.MaskedSpace`."""
+
+    def dense_form(self, network: MaskedNetwork) -> nn.Module:
+        """The same weights without masks."""
+
+    def size_words(self, shape: Sequence[int]) -> str:
+        """An input's size as text."""
+
+
+def measure_costs(space: Measured, network: MaskedNetwork, inputs: Any, seconds: float = _SECONDS) -> MaskCosts:
     """Measure what each module's masks cost on this machine.
 
     It is done with as many threads as torch has now. Where other processes keep several threads waiting, one thread's
@@ -104,10 +132,11 @@ def measure_costs(space: MaskedSpace, network: MaskedNetwork, inputs: Any, secon
 
     Masks keep several fractions, half of it by dense channels and half by locations. Each module is timed with masks
     and without where it stands, or, where a network is computed in one call, whole networks with the masks of one
-    module.
+    module. Last, whole networks with the masks of all modules that pay are timed, and the modules' costs corrected so
+    that they add up to these: what is timed alone has the caches to itself.
 
     Args:
-        space: of the network.
+        space: of the network; a fast form (:class:`~sparsemask.spaces.protocols.HasFastForm`) is what is timed.
         network: not changed; its weights matter little, those of its mask branches must not be all alike.
         inputs: a batch of the size that counts.
         seconds: spent about on timing.
@@ -129,32 +158,38 @@ def measure_costs(space: MaskedSpace, network: MaskedNetwork, inputs: Any, secon
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}  # (kept, milliseconds more)
     with torch.random.fork_rng(devices=[]), evaluating(base), backend(skipping[0]) if skipping else nullcontext():
         torch.manual_seed(0)
-        opened = copy.deepcopy(base)
-        for module in opened.mask_modules().values():
-            open_masks(module)
-        unmasked: dict[Hashable, Callable[[], object]] = {"unmasked": _call(space, opened, inputs)}
-        for fraction in _KEPT:
-            masked = copy.deepcopy(base)
-            found = _keep(masked, inputs, fraction)
-            more = gains(masked, inputs, seconds / (len(_KEPT) + 1))
+        masked = {fraction: copy.deepcopy(base) for fraction in _KEPT}
+        for fraction, network in masked.items():
+            found = _keep(network, inputs, fraction)
+            more = gains(network, inputs, seconds / (len(_KEPT) + 1), space)
             for name in names:
                 points[name].append((found[name], more.get(name, 0.0)))
-        long = timer(device, threads, 0.0)(unmasked, 1)[0]["unmasked"] > _LONG
-        times, _ = timer(device, threads, seconds / (len(_KEPT) + 1))(unmasked, _FEW if long else _ROUNDS)
-    modules = {name: _line(measured) for name, measured in points.items()}
-    return MaskCosts(Machine.here(device), space.size_words(tuple(inputs.shape)), times["unmasked"], modules)
+        unmasked = _call(space, opened_copy(base), inputs)
+        once = timer(device, threads, 0.0)({0: unmasked}, 1)[0][0]
+        lines = {name: _line(measured) for name, measured in points.items()}
+        costs = MaskCosts(Machine.here(device), space.size_words(tuple(inputs.shape)), once, lines)
+        paying = costs.paying()
+        forms = {fraction: opened_copy(network, paying) for fraction, network in masked.items()} if paying else {}
+        whole = {fraction: _kept(form, inputs) for fraction, form in forms.items()}
+        calls: dict[Hashable, Callable[[], object]] = {
+            **{fraction: _call(space, form, inputs) for fraction, form in forms.items()},
+            "opened": unmasked,
+            "dense": functools.partial(space.dense_form(base), inputs),
+        }
+        times, _ = timer(device, threads, seconds / (len(_KEPT) + 1))(calls, _FEW if once > _LONG else _ROUNDS)
+    costs = replace(costs, unmasked=min(times["opened"], times["dense"]))
+    return costs.adding_up(paying, [(whole[fraction], times[fraction]) for fraction in forms])
 
 
-def _call(space: MaskedSpace, network: MaskedNetwork, inputs: Any) -> Callable[[], object]:
-    form = space.fast_form(network) if isinstance(space, HasFastForm) else network
-    return functools.partial(form, inputs)
+def _call(space: object, network: MaskedNetwork, inputs: Any) -> Callable[[], object]:
+    return functools.partial(fast_form(space, network), inputs)
 
 
 def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
     """(a, b) of the line of least squares through (k, milliseconds)."""
-    count, mean_k, mean_y = len(points), *(sum(values) / len(points) for values in zip(*points, strict=True))
+    mean_k, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
     spread = sum((k - mean_k) ** 2 for k, _ in points)
-    if spread < 1e-6 * count:  # thresholds moved nothing: the masks keep what they keep
+    if max(k for k, _ in points) - min(k for k, _ in points) < _APART:  # the masks keep what they keep
         return mean_y, 0.0
     slope = sum((k - mean_k) * (y - mean_y) for k, y in points) / spread
     return mean_y - slope * mean_k, slope
@@ -191,26 +226,55 @@ def _owners(network: MaskedNetwork) -> list[str]:
 @torch.no_grad()
 def _keep(network: MaskedNetwork, inputs: Any, fraction: float) -> dict[str, float]:
     """Set masks so that every module keeps about a fraction; returns what each keeps then."""
-    for block in blocks(network).values():
-        logits = channel_logits(block)
-        dense = torch.rand(logits.shape[:2]).argsort(1) < round(fraction / 2 * logits.shape[1])
-        logits.copy_(torch.stack([dense, ~dense], -1).to(logits) * 2 - 1)
     modules = network.mask_modules()
-    low, high = (dict.fromkeys(modules, bound) for bound in (-_SPAN, _SPAN))
-    for _ in range(_HALVINGS):
-        middle = {name: (low[name] + high[name]) / 2 for name in modules}
-        found = _kept_at(network, inputs, middle)
-        if all(abs(kept - fraction) < _NEAR for kept in found.values()):
-            break
-        for name, kept in found.items():
-            (low if kept > fraction else high)[name] = middle[name]
+    for block, owner in zip(blocks(network).values(), _owners(network), strict=True):
+        share = fraction if modules[owner].branch() is None else fraction / 2
+        logits = channel_logits(block)
+        dense = torch.rand(logits.shape[:2]).argsort(1) < round(share * logits.shape[1])
+        logits.copy_(torch.stack([dense, ~dense], -1).to(logits) * 2 - 1)
+    found = _kept_at(network, inputs, {})
+    for _ in range(_TIMES):  # what a module keeps depends on those before it, too
+        far = [name for name, kept in found.items() if abs(kept - fraction) >= _NEAR and modules[name].branch()]
+        if far:
+            found = _halved(network, inputs, fraction, far)
     return found
 
 
-def _kept_at(network: MaskedNetwork, inputs: Any, thresholds: Mapping[str, float]) -> dict[str, float]:
-    """What modules keep with these thresholds, in logits."""
-    for name, module in network.mask_modules().items():
-        module.branch().threshold = 1 / (1 + math.exp(-thresholds[name]))
+def _halved(network: MaskedNetwork, inputs: Any, fraction: float, names: Sequence[str]) -> dict[str, float]:
+    """Look for what some modules' branches must be favoured by, all at once; returns what every module keeps then."""
+    low, high = (dict.fromkeys(names, bound) for bound in (-_SPAN, _SPAN))
+    for bounds, sign in ((low, 1), (high, -1)):  # of features of any size
+        while True:
+            found = _kept_at(network, inputs, bounds)
+            short = [n for n in names if sign * (found[n] - fraction) > _NEAR and abs(bounds[n]) < _WIDEST]
+            if not short:
+                break
+            bounds.update({name: _WIDER * bounds[name] for name in short})
+    for _ in range(_HALVINGS):
+        middle = {name: (low[name] + high[name]) / 2 for name in names}
+        found = _kept_at(network, inputs, middle)
+        if all(abs(found[name] - fraction) < _NEAR for name in names):
+            break
+        for name in names:
+            (high if found[name] > fraction else low)[name] = middle[name]
+    return found
+
+
+def _kept_at(network: MaskedNetwork, inputs: Any, margins: Mapping[str, float]) -> dict[str, float]:
+    """What modules keep where mask branches favour keeping by these margins, in logits."""
+    modules = network.mask_modules()
+    for name, margin in margins.items():
+        branch, (_, bias) = modules[name].branch(), modules[name].branch_end()
+        if bias is None:
+            assert branch is not None
+            branch.threshold = 1 / (1 + math.exp(margin))
+        else:
+            bias[1] = bias[0] + margin
+    return _kept(network, inputs)
+
+
+@torch.no_grad()
+def _kept(network: MaskedNetwork, inputs: Any) -> dict[str, float]:
     network(inputs)
     return {name: float(kept) for name, kept in module_kept(network).items()}
 
@@ -232,12 +296,13 @@ class MaskBudget:
     keep: float
 
     @classmethod
-    def of(cls, costs: MaskCosts, budget: float | str) -> MaskBudget:
+    def of(cls, costs: MaskCosts, budget: float | str, words: str | None = None) -> MaskBudget:
         """The budget of a flag.
 
         Args:
             costs: of the network.
             budget: milliseconds, or such as "70%", a share of what the network takes without masks.
+            words: the budget as the user gave it; None: as the flag.
 
         Raises:
             UseError: more than the network takes without masks, or less than any masks reach; the message says what
@@ -245,7 +310,7 @@ class MaskBudget:
         """
         share = float(budget.rstrip("%")) / 100 if isinstance(budget, str) else None
         most = float(budget) if share is None else share * costs.unmasked
-        words = f"--budget_ms {budget if isinstance(budget, str) else f'{budget:g}'}"
+        words = words or f"--budget_ms {budget if isinstance(budget, str) else f'{budget:g}'}"
         masked = costs.paying()
         whole = f"without masks the network takes {costs.unmasked:.3g} ms at {costs.size}"
         if most >= costs.unmasked:
@@ -280,7 +345,7 @@ class MaskBudget:
         """Leave the modules whose masks cannot pay without masks: all their channels are dense, for good."""
         for name, module in network.mask_modules().items():
             if name not in self.masked:
-                open_masks(module)
+                module.open_masks()
 
     def open_blocks(self, network: MaskedNetwork) -> list[str]:
         """Names of the blocks with channel masks in modules that are left without masks."""
@@ -294,7 +359,7 @@ class MaskBudget:
         parameters: list[nn.Parameter] = []
         for name, module in network.mask_modules().items():
             if name not in self.masked:
-                parameters += [*module.channel_parameters(), *dict(module.branch().named_parameters()).values()]  # type: ignore[attr-defined]
+                parameters += _mask_parameters(module)
         return {id(parameter) for parameter in parameters}
 
     def met(self, context: Context, network: MaskedNetwork) -> str:
@@ -315,11 +380,24 @@ class MaskBudget:
         costs, left = self.costs, [name for name in self.costs.modules if name not in self.masked]
         found = [
             f"budget: {self.most:.3g} ms of {costs.unmasked:.3g} without masks at {costs.size}; "
-            f"masks keep {self.keep:.2f} of {', '.join(self.masked)}"
+            f"masks keep {self.keep:.2f} of {_listed(self.masked)}"
         ]
         if left:
-            found.append(f"without masks, which would save nothing there: {', '.join(left)}")
+            found.append(f"without masks, which would save nothing there: {_listed(left)}")
         return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names of modules in a line."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _mask_parameters(module: MaskModule) -> list[nn.Parameter]:
+    """The parameters of a module's channel masks and mask branch."""
+    branch = module.branch()
+    assert branch is None or isinstance(branch, nn.Module)
+    return [*module.channel_parameters(), *(() if branch is None else branch.parameters())]
 
 
 def _example(context: Context) -> Any:
@@ -372,7 +450,7 @@ def leave_paying(context: Context, network: MaskedNetwork) -> None:
     if not dropped:
         return
     for name in dropped:
-        open_masks(network.mask_modules()[name])
+        network.mask_modules()[name].open_masks()
     count = len(twin.mask_modules())
     rest = count - len(open_modules(twin))
     left = f"{rest} of {count} modules keep theirs" if rest else "training goes on without masks"

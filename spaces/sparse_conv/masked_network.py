@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sparsemask.spaces.sparse_conv.plan import Plans
 
 _constant = Derived()
+SURE = 20.0
+"""Logits that no Gumbel noise turns."""
 
 
 @torch.no_grad()
@@ -68,12 +70,18 @@ class MaskModule(nn.Module):
         """The logits of its channel masks, (..., 2), index 0 dense."""
 
     @abstractmethod
-    def branch(self) -> LocationMask:
-        """Its mask branch."""
+    def branch(self) -> LocationMask | None:
+        """Its mask branch; None: it has channel masks alone, and channels that are not dense are removed."""
 
     @abstractmethod
     def branch_end(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias (2,), or None, of the mask branch's last layer."""
+        """Weight and bias (2,), or None, of the mask branch's last layer; asked where there is a branch."""
+
+    @torch.no_grad()
+    def open_masks(self) -> None:
+        """Make all channels dense, so that the data mask selects nothing; changed in place."""
+        for logits in self.channel_parameters():
+            logits[..., 0], logits[..., 1] = SURE, -SURE
 
     def constant_mask(self, selects: bool = False) -> bool | None:
         """What the data mask is everywhere, whatever the input; None where that is not known from the weights.
@@ -81,14 +89,17 @@ class MaskModule(nn.Module):
         Args:
             selects: whether the data mask selects something besides sparse channels.
         """
-        weight, bias = self.branch_end()
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.is_meta:
+        channels, branch = self.channel_parameters(), self.branch()
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or channels[0].is_meta:
             return None
-        threshold, channels = self.branch().threshold, self.channel_parameters()
+        threshold = 0.0 if branch is None else branch.threshold
+        weight, bias = (None, None) if branch is None else self.branch_end()
 
         def make() -> bool | None:
             if not selects and all(bool((logits[..., 0] >= logits[..., 1]).all()) for logits in channels):
                 return True
+            if weight is None:
+                return None
             if threshold < 0 or threshold >= 1:
                 return threshold < 0
             if bool(weight.any()):
@@ -96,7 +107,7 @@ class MaskModule(nn.Module):
             margin = torch.zeros(()) if bias is None else bias[1] - bias[0]
             return bool(margin > 0 if threshold == 0.5 else torch.sigmoid(margin) > threshold)
 
-        sources = [*channels, weight, *([] if bias is None else [bias])]
+        sources = [tensor for tensor in (*channels, weight, bias) if tensor is not None]
         known: bool | None = _constant.get(sources, make, (threshold, selects))
         return known
 
@@ -136,6 +147,17 @@ class MaskedNetwork(nn.Module):
     def budget_logits(self) -> Sequence[Tensor]:
         """What one number is added to so that a budget is met, larger keeps more; empty: the channel masks' logits."""
         return ()
+
+    def module_calls(self, inputs: Any) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+        """Of a network in one call, each module by itself on what it reads; default: there is no such thing.
+
+        Args:
+            inputs: of the network, which is in evaluation mode.
+
+        Returns:
+            By name, (with its masks, without them), as the form that skips computes it.
+        """
+        return {}
 
     def mask_modules(self) -> dict[str, MaskModule]:
         """Modules with a data mask of their own, by name."""

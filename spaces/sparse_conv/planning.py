@@ -11,7 +11,7 @@ import copy
 import functools
 import os
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from sparsemask.ops import dispatch
+from sparsemask.spaces.protocols import HasFastForm
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, MaskModule
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import mean_kept
@@ -203,7 +204,7 @@ def unmask(
         opened = copy.deepcopy(network)
         opened.plans = None
         for name in slower:
-            open_masks(opened.mask_modules()[name])
+            opened.mask_modules()[name].open_masks()
         after = quality(opened)
         if before is not None and after >= before - bound:
             return Unmasked(opened, slower, before, after)
@@ -226,27 +227,53 @@ def drop_costly(space: MaskedSpace, network: MaskedNetwork, inputs: Any, seconds
         Names of the modules whose masks went.
     """
     modules = network.mask_modules()
-    slower = [name for name, gain in gains(network, inputs, seconds).items() if gain > 0]
+    slower = [name for name, gain in gains(network, inputs, seconds, space).items() if gain > 0]
     for name in slower:
-        open_masks(modules[name])
+        modules[name].open_masks()
     rest = [name for name, module in modules.items() if _constant(module) is None]
-    if rest:
-        times = make_plan(space, network, inputs, seconds).milliseconds
-        if times["plan"] > times["unmasked"]:
-            for name in rest:
-                open_masks(modules[name])
-            slower = [name for name in modules if name in {*slower, *rest}]
+    if rest and _slower_than_open(space, network, inputs, seconds):
+        for name in rest:
+            modules[name].open_masks()
+        slower = [name for name in modules if name in {*slower, *rest}]
     return slower
 
 
-_SURE = 20.0  # logits that no Gumbel noise turns
+def _slower_than_open(space: MaskedSpace, network: MaskedNetwork, inputs: Any, seconds: float) -> bool:
+    """Whether a network takes longer with its masks than without any."""
+    if not isinstance(space, HasFastForm):
+        times = make_plan(space, network, inputs, seconds).milliseconds
+        return times["plan"] > times["unmasked"]
+    opened = opened_copy(network)
+    calls: dict[Hashable, Callable[[], object]] = {
+        form is opened: functools.partial(fast_form(space, form), inputs) for form in (network, opened)
+    }
+    times_of, _ = timer(inputs.device, torch.get_num_threads(), seconds)(calls, _ROUNDS)
+    return times_of[False] > times_of[True]
 
 
-@torch.no_grad()
-def open_masks(module: MaskModule) -> None:
-    """Make all channels of a module dense, so that its data mask selects nothing; changed in place."""
-    for logits in module.channel_parameters():
-        logits[..., 0], logits[..., 1] = _SURE, -_SURE
+def fast_form(space: object, network: MaskedNetwork) -> nn.Module:
+    """The form of a network that skips what its masks drop: a copy, or the network itself.
+
+    Args:
+        space: of the network; None: it is of none, and has no other form.
+        network: in evaluation mode.
+    """
+    return space.fast_form(network) if isinstance(space, HasFastForm) else network
+
+
+def opened_copy(network: MaskedNetwork, but: Collection[str] = ()) -> MaskedNetwork:
+    """A copy without masks, following no plan.
+
+    Args:
+        network: not changed.
+        but: names of the modules that keep theirs.
+    """
+    opened = copy.deepcopy(network)
+    opened.plans = None
+    for name, module in opened.mask_modules().items():
+        if name not in but:
+            module.open_masks()
+    return opened
 
 
 def open_modules(network: MaskedNetwork) -> list[str]:
@@ -308,21 +335,38 @@ def _time_parts(
     return found
 
 
-def gains(network: MaskedNetwork, inputs: Any, seconds: float) -> dict[str, float]:
+def gains(network: MaskedNetwork, inputs: Any, seconds: float, space: object = None) -> dict[str, float]:
     """Milliseconds that each module would take less without its masks; negative where they save time.
 
     Args:
         network: in evaluation mode.
         inputs: a batch.
         seconds: spent about.
+        space: of the network, whose form that skips is timed; None: the network itself is.
 
     Returns:
         By name, of the modules whose masks select something.
     """
     modules = {name: module for name, module in network.mask_modules().items() if _constant(module) is None}
     if network.in_one_call:
-        return _gains_of_wholes(network, inputs, list(modules), seconds)
+        with evaluating(network):
+            calls = network.module_calls(inputs)
+        if calls:
+            return _gains_alone({name: calls[name] for name in modules}, inputs.device, seconds)
+        return _gains_of_wholes(network, inputs, list(modules), seconds, space)
     return _gains_where_they_stand(network, inputs, modules, seconds)
+
+
+def _gains_alone(
+    calls: Mapping[str, tuple[Callable[[], object], Callable[[], object]]], device: torch.device, seconds: float
+) -> dict[str, float]:
+    """Gains of modules that can be called by themselves."""
+    each = timer(device, torch.get_num_threads(), seconds / max(len(calls), 1))
+    found = {}
+    for name, (masked, opened) in calls.items():
+        times, _ = each({"masked": masked, "opened": opened}, _ROUNDS)
+        found[name] = times["masked"] - times["opened"]
+    return found
 
 
 def _gains_where_they_stand(
@@ -334,7 +378,7 @@ def _gains_where_they_stand(
 
     def timed(name: str, module: MaskModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         opened = copy.deepcopy(module)
-        open_masks(opened)
+        opened.open_masks()
         times, _ = each(
             {"masked": lambda: module.forward(*args, **kwargs), "opened": lambda: opened.forward(*args, **kwargs)},
             _ROUNDS,
@@ -356,17 +400,14 @@ def _gains_where_they_stand(
     return found
 
 
-def _gains_of_wholes(network: MaskedNetwork, inputs: Any, names: Sequence[str], seconds: float) -> dict[str, float]:
+def _gains_of_wholes(
+    network: MaskedNetwork, inputs: Any, names: Sequence[str], seconds: float, space: object
+) -> dict[str, float]:
     """Gains of modules of a network that is computed in one call: whole networks with the masks of one module."""
-    forms: dict[Hashable, MaskedNetwork] = {}
-    for kept in (None, *names):
-        forms[kept] = copy.deepcopy(network)
-        forms[kept].plans = None
-        for name in set(network.mask_modules()) - {kept}:
-            open_masks(forms[kept].mask_modules()[name])
-    calls: dict[Hashable, Callable[[], object]] = {
-        kept: functools.partial(form, inputs) for kept, form in forms.items()
-    }
     with evaluating(network):
+        calls: dict[Hashable, Callable[[], object]] = {
+            kept: functools.partial(fast_form(space, opened_copy(network, [kept] if kept else [])), inputs)
+            for kept in (None, *names)
+        }
         times, _ = timer(inputs.device, torch.get_num_threads(), seconds)(calls, _ROUNDS)
     return {name: times[name] - times[None] for name in names}

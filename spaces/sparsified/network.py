@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from enum import Enum
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +16,10 @@ from sparsemask import costs
 from sparsemask.errors import UseError
 from sparsemask.ops import activation as act
 from sparsemask.ops import dispatch
+from sparsemask.spaces.group_sparsity.shrinking.targets import Target
 from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
-from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, begin_smoothly
+from sparsemask.spaces.sparse_conv.masked_network import SURE, MaskedNetwork, MaskModule, begin_smoothly
+from sparsemask.spaces.sparse_conv.masking import mean_kept
 from sparsemask.spaces.sparsified.regions import HasCore, find_regions, traced
 from sparsemask.sparse import ChannelMask, DataMask, kept_fraction
 from sparsemask.timing import evaluating
@@ -31,7 +36,7 @@ BRANCH_RADIUS = 6
 """Pixels around a location that its mask depends on: 5 of the branch, and one as it works on every other pixel."""
 
 
-class RegionMasks(ChannelMask):
+class RegionMasks(MaskModule, ChannelMask):
     """The masks of a region: which locations it is computed at, and which of its layers everywhere all the same.
 
     Args:
@@ -47,6 +52,37 @@ class RegionMasks(ChannelMask):
         with torch.no_grad():
             self.ch_mask.copy_(torch.tensor([0.0, _SPARSE]))
             cast(Tensor, last.bias).copy_(torch.tensor([0.0, _BEGIN]))
+
+    def channel_parameters(self) -> list[nn.Parameter]:
+        """Of the layers, (1, 1, L, 2)."""
+        return [self.ch_mask]
+
+    def branch(self) -> DataMask:
+        """The mask branch."""
+        return self.spa_mask
+
+    def branch_end(self) -> tuple[Tensor, Tensor | None]:
+        """The transposed convolution."""
+        last = cast(nn.ConvTranspose2d, self.spa_mask[-1])
+        return last.weight, last.bias
+
+    def constant_mask(self, selects: bool = True) -> bool | None:
+        """See :class:`MaskModule`; the data mask also selects what the bypass stands for."""
+        return super().constant_mask(selects)
+
+    @torch.no_grad()
+    def open_masks(self) -> None:
+        """Keep everything, whatever the input: the region is computed without masks and bypass."""
+        super().open_masks()
+        weight, bias = self.branch_end()
+        weight.zero_()
+        cast(Tensor, bias).copy_(torch.tensor([-SURE, SURE]))
+
+    @property
+    def opened(self) -> bool:
+        """Whether the data mask keeps everything, whatever the input, also while other masks are learnt."""
+        weight, bias = self.branch_end()
+        return not bool(weight.any()) and bool(cast(Tensor, bias)[1] > cast(Tensor, bias)[0])
 
     def draw(self, x: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
         """The masks for features (N, C, H, W).
@@ -93,6 +129,9 @@ class SparsifiedNetwork(MaskedNetwork):
     """
 
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
+    in_one_call = True
+    report = ""
+    """How :func:`sparsify` met a budget in milliseconds, as lines."""
     multiplies = False
     """Whether masks multiply in evaluation, too, instead of skipping: for programs without the sparse operator."""
 
@@ -118,16 +157,19 @@ class SparsifiedNetwork(MaskedNetwork):
         total = costs.multiply_adds(network, [example])
         self.kept_weights = [torch.tensor(region.multiply_adds) / total for region in self.regions]
         inside = sum(sum(region.multiply_adds) for region in self.regions)
-        self.kept_base = 1 - inside / total + sum(region.branch + region.bypass for region in self.regions) / total
+        self._outside = 1 - inside / total
+        self._overheads = [(region.branch + region.bypass) / total for region in self.regions]
         self.kept, self.hard_kept, self.masks = [], [], []
 
     def forward(self, x: Tensor) -> Tensor:
         """As the network's own."""
+        return self._enlarged(x, self.run)
+
+    def _enlarged(self, x: Tensor, run: Callable[[Tensor], Any]) -> Tensor:
+        """What the network makes of its graph's output."""
         if not self.training and x.ndim == 4:  # the kernels' rows are a view of it
             x = x.contiguous(memory_format=torch.channels_last)
-        if isinstance(self.network, HasCore):
-            return self.network.enlarge(x, self.run)
-        return self.run(x)
+        return self.network.enlarge(x, run) if isinstance(self.network, HasCore) else cast(Tensor, run(x))
 
     def run(self, x: Tensor) -> Tensor:
         """Execute the graph under the masks."""
@@ -152,10 +194,41 @@ class SparsifiedNetwork(MaskedNetwork):
         output = execution.run_part(nodes, x)
         return output, {number: mask for number, (mask, _) in execution.drawn.items()}
 
+    @torch.no_grad()
+    def module_calls(self, inputs: Tensor) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+        """Each region by itself, with its masks and without; see :class:`MaskedNetwork`."""
+        opened = copy.deepcopy(self)
+        for masks in opened._masks():
+            masks.open_masks()
+        read: dict[int, Tensor] = {}
+        self._enlarged(inputs, _Execution(self, read).run)
+        return {
+            f"region_masks.{number}": (
+                functools.partial(self._region, number, read[number]),
+                functools.partial(opened._region, number, read[number]),
+            )
+            for number in range(len(self.regions))
+        }
+
+    def _region(self, number: int, x: Tensor) -> Tensor:
+        """A region by itself, on what it reads."""
+        inside = self.regions[number].inside
+        return _Execution(self).run_part([node for node in self.graph.nodes if node.name in inside], x)
+
     def budget_logits(self) -> list[Tensor]:
         """The last biases of the mask branches: a larger one keeps more locations."""
-        biases = [cast(Tensor, cast(RegionMasks, masks).spa_mask[-1].bias) for masks in self.region_masks]
+        biases = [cast(Tensor, masks.branch_end()[1]) for masks in self._masks() if not masks.opened]
         return [bias.detach()[1:] for bias in biases]
+
+    @property
+    def kept_base(self) -> float:  # type: ignore[override]
+        """Share of all multiply-adds outside of regions, and in mask branches and bypasses."""
+        return self._outside + sum(
+            part for part, masks in zip(self._overheads, self._masks(), strict=True) if not masks.opened
+        )
+
+    def _masks(self) -> list[RegionMasks]:
+        return [cast(RegionMasks, masks) for masks in self.region_masks]
 
     def assembled(self, masks: Sequence[Tensor]) -> None:
         """Describe a forward pass that was made in parts, by the whole of its masks."""
@@ -172,11 +245,16 @@ class SparsifiedNetwork(MaskedNetwork):
 
 
 class _Execution(fx.Interpreter):
-    """One run of a network's graph, in which convolutions of regions are masked."""
+    """One run of a network's graph, in which convolutions of regions are masked.
 
-    def __init__(self, owner: SparsifiedNetwork):
+    Args:
+        owner: of the graph and the masks.
+        read: filled with what regions read, by their number.
+    """
+
+    def __init__(self, owner: SparsifiedNetwork, read: dict[int, Tensor] | None = None):
         super().__init__(owner.network, graph=owner.graph)
-        self.owner, self.training, self.tau = owner, owner.training, owner.tau
+        self.owner, self.training, self.tau, self.read = owner, owner.training, owner.tau, read
         self.entered = {region.entry: number for number, region in enumerate(owner.regions)}
         self.left = {region.exit: number for number, region in enumerate(owner.regions)}
         self.layers = {
@@ -187,19 +265,20 @@ class _Execution(fx.Interpreter):
         self.skipped: set[str] = set()
         self.inputs: dict[int, Tensor] = {}
         self.drawn: dict[int, tuple[Tensor, Tensor]] = {}
+        self.opened: set[int] = set()
         self.kept: list[Tensor] = []
         self.hard_kept: list[Tensor] = []
         self.masks: list[Tensor] = []
 
     def run_node(self, n: fx.Node) -> Any:
         """Execute a node; behind an entry draw masks, before an exit mix."""
-        if n.name in self.layers:
+        if n.name in self.layers and self.layers[n.name][0] not in self.opened:
             result = self.convolve(n, *self.layers[n.name])
         elif n.name in self.skipped:
             result = cast(Tensor, self.map_nodes_to_values(n.args[0], n))  # its convolution has applied it
         else:
             result = super().run_node(n)
-        if n.name in self.left:
+        if n.name in self.left and self.left[n.name] not in self.opened:
             result = self.mixed(self.left[n.name], result)
         if n.name in self.entered:
             self.draw(self.entered[n.name], result)
@@ -223,8 +302,17 @@ class _Execution(fx.Interpreter):
     def draw(self, number: int, x: Tensor) -> None:
         masks = self.owner.region_masks[number]
         assert isinstance(masks, RegionMasks)
-        mask, dense, hard = masks.draw(x, self.tau)
-        self.inputs[number], self.drawn[number] = x, (mask, dense)
+        if self.read is not None:
+            self.read[number] = x
+        if masks.constant_mask():
+            self.opened.add(number)
+            mask = x.new_ones(1, 1, 1, 1, dtype=torch.bool).expand(len(x), 1, *x.shape[2:])
+            dense = torch.ones_like(masks.ch_mask[0, 0, :, 0], dtype=torch.bool)
+            hard = x.new_ones(len(dense))
+        else:
+            mask, dense, hard = masks.draw(x, self.tau)
+            self.inputs[number] = x
+        self.drawn[number] = mask, dense
         self.kept.append(kept_fraction(mask, dense[:, None]))
         self.hard_kept.append(hard)
         self.masks.append(mask)
@@ -257,11 +345,18 @@ class _Execution(fx.Interpreter):
         return torch.lerp(x, y, mask) if mask.is_floating_point() else torch.where(mask, y, x)
 
 
+class _Default(Enum):
+    """What `keep` is where nothing is given."""
+
+    HALF = 0.5
+
+
 def sparsify(
     network: nn.Module,
     example: Tensor,
-    keep: float | None = 0.5,
+    keep: float | None | Literal[_Default.HALF] = _Default.HALF,
     *,
+    budget: float | str | None = None,
     steps: int = 200,
     config: Mapping[str, Any] | None = None,
 ) -> SparsifiedNetwork:
@@ -277,7 +372,10 @@ def sparsify(
         network: any network that ``torch.fx`` can trace, with an input of images; used, not copied.
         example: inputs (N, C, H, W) like those to come, a few real ones rather than noise.
         keep: share of the multiply-adds on the example, mask branches included; None: masks keep (nearly) everything,
-            to be trained.
+            to be trained. Default: 0.5.
+        budget: instead, milliseconds ("12 ms") of a call on the example as measured on this machine, with as many
+            threads as torch has now, or a share ("70%") of what the network takes without masks. Regions whose masks
+            would save nothing there get none. The result's `report` says what was measured and decided.
         steps: of the fit.
         config: what builds the network again, for files.
 
@@ -285,14 +383,25 @@ def sparsify(
         The network in evaluation mode, on the device of the network.
 
     Raises:
-        UseError: a network that cannot be traced or has nothing to mask, or a share that it cannot have.
+        UseError: a network that cannot be traced or has nothing to mask, a share that it cannot have, `keep` and
+            `budget` together, or a budget that no masks reach or that needs none; the message says what the least is
+            made of.
 
     Example:
-        ``fast = sparsemask.sparsify(net, pictures, keep=0.5)``
+        ``fast = sparsemask.sparsify(net, pictures, keep=0.5)``, or ``budget="12 ms"``
     """
+    if budget is not None and keep is not _Default.HALF:
+        raise UseError("keep and budget: one of them at a time; leave one out")
+    goal = None if budget is None else Target.parse(budget, "milliseconds", "budget")
+    keep = _Default.HALF.value if keep is _Default.HALF else keep
     training = network.training
     network.eval()
     sparse = SparsifiedNetwork(network, example, config).eval()
+    if goal is not None:
+        from sparsemask.spaces.sparsified.budget import meet_milliseconds
+
+        meet_milliseconds(sparse, example, goal, steps)
+        return sparse
     if keep is None:
         network.train(training)
         return sparse
@@ -300,7 +409,13 @@ def sparsify(
     return sparse
 
 
-def begin(network: SparsifiedNetwork, example: Tensor, keep: float, steps: int = 200) -> None:
+def begin(
+    network: SparsifiedNetwork,
+    example: Tensor,
+    keep: float,
+    steps: int = 200,
+    measure: Callable[..., Tensor] | None = None,
+) -> None:
     """Start masks where a budget is met and the regions are kept that their bypasses fit worst.
 
     Args:
@@ -308,22 +423,25 @@ def begin(network: SparsifiedNetwork, example: Tensor, keep: float, steps: int =
         example: inputs like those to come.
         keep: share of all multiply-adds that is executed on the example, branches and bypasses included.
         steps: of the branches' fit.
+        measure: what `keep` is a share of instead, (network, hard=True) after a forward pass; from 0 to 1.
 
     Raises:
         UseError: a share that the network cannot have.
     """
-    least = float(network.kept_base)
+    least = float(network.kept_base) if measure is None else 0.0
     if not least < keep <= 1:
         raise UseError(
             f"keep {keep:g}: between {least:.2f}, what has no mask and the mask branches, and 1 (of all multiply-adds)"
         )
     with evaluating(network), dispatch.repeatable():
         fit(network, example, (keep - least) / (1 - least), steps)
-        meet_budget(network, example, keep)
+        meet_budget(network, example, keep, measure or mean_kept)
 
 
 def fit(network: SparsifiedNetwork, example: Tensor, share: float, steps: int = 200) -> None:
     """Fit bypasses to what regions compute on an example, and mask branches to where they do not.
+
+    Regions without masks are passed over.
 
     Args:
         network: changed in place.
@@ -334,6 +452,8 @@ def fit(network: SparsifiedNetwork, example: Tensor, share: float, steps: int = 
     parts = zip(network.region_masks, network.bypasses, _changes(network, example), strict=True)
     for masks, bypass, (x, y) in parts:
         assert isinstance(masks, RegionMasks) and isinstance(bypass, nn.Conv2d)
+        if masks.opened:
+            continue
         wanted = torch.zeros_like(x[:, 0], dtype=torch.bool)
         for _ in range(_ROUNDS):
             fit_bypass(bypass, x, y, ~wanted)

@@ -9,20 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.ops import dispatch
-from sparsemask.ops.inverted_residual import spread
+from sparsemask.ops.inverted_residual import around, spread
 from sparsemask.ops.weight_cache import last
 from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
+from sparsemask.spaces.sparse_conv.masked_network import MaskModule
 from sparsemask.spaces.specialized.masks import Channels, Locator, gated
 
 
-class MaskedBottleneck(LinearBottleneck):
+class MaskedBottleneck(MaskModule, LinearBottleneck):
     """A :class:`LinearBottleneck` with a data mask and channel masks.
 
     Masks act after batch norm and activation; a depth-wise convolution reads zeros where its input was dropped; the
     shortcut passes everywhere, so that a dropped location of a residual block is the identity. At stride 2 a location
     of the input is kept if the output it lies in is.
 
-    Masks multiply; after :meth:`fold` the operator `sparsemask::inverted_residual` skips what they drop.
+    Masks multiply; after :meth:`fold` the operator `sparsemask::inverted_residual` skips what they drop. Where the data
+    mask selects nothing, the folded block has no mask branch.
     """
 
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
@@ -36,7 +38,7 @@ class MaskedBottleneck(LinearBottleneck):
         self.stride = stride
         self.locate = Locator(in_channels, stride)
         self.channels = Channels([middle, middle, out_channels][not expand :])
-        self.folded = False
+        self.folded = self.unmasked = False
         self.seen = None
 
     @classmethod
@@ -56,7 +58,7 @@ class MaskedBottleneck(LinearBottleneck):
 
     def fold(self) -> None:
         """Switch to the skipping form, irreversibly; batch norms must be folded into the convolutions already."""
-        self.folded = True
+        self.folded, self.unmasked = True, self.constant_mask() is True
         self.locate.fold()
         for conv in self._convs:
             conv.weight, conv.bias = (nn.Parameter(last(p.detach()), False) for p in (conv.weight, conv.bias))
@@ -69,6 +71,9 @@ class MaskedBottleneck(LinearBottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', h, w). `seen` then holds what :meth:`counted` counts."""
+        if self.unmasked:
+            self.see_unmasked(len(x), tuple(x.shape[-2:]))
+            return self._skip(x, None)
         mask, hard = self.locate(x, self.tau)
         if self.folded:
             self.seen = mask, hard, self.hard, self.hard, tuple(x.shape[-2:])
@@ -89,7 +94,25 @@ class MaskedBottleneck(LinearBottleneck):
         y, _ = gated(a, b, self.bn3, mask, projection)
         return x + y if self.shortcut else y
 
-    def _skip(self, x: Tensor, mask: Tensor) -> Tensor:
+    def see_unmasked(self, batch: int, size: tuple[int, int]) -> None:
+        """Note a pass of a folded block without a mask branch, of so many features of a size."""
+        everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.conv3.weight.device)
+        mask = everywhere.expand(batch, 1, *around(1, self.stride).output_size(size))
+        vars(self)["seen"] = mask, mask, self.hard, self.hard, size  # nn.Module.__setattr__ is slow
+
+    def channel_parameters(self) -> list[nn.Parameter]:
+        """Of its convolutions, (1, ΣC, 2)."""
+        return [self.channels.ch_mask]
+
+    def branch(self) -> Locator:
+        """The mask branch."""
+        return self.locate
+
+    def branch_end(self) -> tuple[Tensor, Tensor | None]:
+        """Its last convolution."""
+        return self.locate[-1].weight, self.locate[-1].bias
+
+    def _skip(self, x: Tensor, mask: Tensor | None) -> Tensor:
         first = (self.conv1.weight, self.conv1.bias, self.hard[0]) if self.expand else (None, None, None)
         return torch.ops.sparsemask.inverted_residual(
             x, mask, *first, self.conv2.weight, self.conv2.bias, self.hard[-2], self.conv3.weight, self.conv3.bias,
@@ -126,7 +149,7 @@ class MaskedBottleneck(LinearBottleneck):
 
     def overhead(self) -> int:
         """Multiply-adds of the mask branch in the last forward pass, for one image."""
-        return self.locate.multiply_adds(*self.seen[-1])
+        return 0 if self.unmasked else self.locate.multiply_adds(*self.seen[-1])
 
 
 def _split(

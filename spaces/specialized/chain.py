@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,7 +57,9 @@ class EncoderChain:
         outs, masks = self.chain(F.relu6(first))
         size, count = first.shape[-2:], len(x)
         for block, mask, out in zip(self.blocks, masks, outs, strict=False):
-            if isinstance(block, MaskedBottleneck):  # nn.Module.__setattr__ is slow
+            if isinstance(block, MaskedBottleneck) and block.unmasked:
+                block.see_unmasked(count, tuple(size))
+            elif isinstance(block, MaskedBottleneck):  # nn.Module.__setattr__ is slow
                 vars(block)["seen"] = mask, mask, block.hard, block.hard, tuple(size)
             elif isinstance(block, NarrowBottleneck):
                 vars(block)["seen"] = count, block.hard, block.hard, tuple(size)
@@ -74,9 +78,17 @@ def _by(candidate, backbone: MobileNetV2, x: Tensor) -> list[Tensor | None]:
         return backbone(x)
 
 
+def chain_of_one(block: LinearBottleneck) -> Callable[[Tensor], object]:
+    """A folded block as a native call of its own."""
+    from sparsemask.backends.native.chain import Chain
+
+    return Chain([_described(block)])
+
+
 def _described(block: LinearBottleneck) -> tuple[tuple | None, tuple]:
     """Description of a folded block for :class:`sparsemask.backends.native.chain.Chain`."""
-    branch = block.locate.described() if isinstance(block, MaskedBottleneck) else None
+    masked = isinstance(block, MaskedBottleneck) and not block.unmasked
+    branch = block.locate.described() if masked else None
     if isinstance(block, MaskedBottleneck):
         flags = block.hard if block.expand else [None, *block.hard]
     else:

@@ -13,10 +13,11 @@ from sparsemask.ops import dispatch
 from sparsemask.ops.inverted_residual import around
 from sparsemask.ops.weight_cache import last
 from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
+from sparsemask.spaces.sparse_conv.masked_network import MaskModule
 from sparsemask.spaces.specialized.masks import Channels
 
 
-class NarrowBottleneck(LinearBottleneck):
+class NarrowBottleneck(MaskModule, LinearBottleneck):
     """A :class:`LinearBottleneck` with an expansion and a mask over its expanded channels.
 
     Expansion, depth-wise convolution and projection share the expanded channels, so that one mask serves all three. The
@@ -48,6 +49,13 @@ class NarrowBottleneck(LinearBottleneck):
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"seen": None}
+
+    def channel_parameters(self) -> list[nn.Parameter]:
+        """Of the expanded channels, (1, C, 2)."""
+        return [self.channels.ch_mask]
+
+    def branch(self) -> None:
+        """None: it has no data mask."""
 
     @torch.no_grad()
     def begin(self) -> None:

@@ -7,7 +7,7 @@ locations and channels that the encoder's blocks and the decoder's stages comput
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -150,7 +150,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
             "in_channels": in_channels, "num_classes": num_classes, "bn_momentum": bn_momentum, "scale": scale,
             **backbone_options,
         }  # fmt: skip
-        self.tau = 1.0
+        self.tau, self.in_one_call = 1.0, True
         self._word = mask_word(self.mask)
         self.masked = {}
         self.folded = False
@@ -197,6 +197,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_counted": None, "_chain": None}
 
+    @torch.no_grad()
     def fold(self, chained: bool = True) -> None:
         """Turn into the skipping form for evaluation, in place and irreversibly; batch norms are folded.
 
@@ -214,6 +215,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         super().fold()
         for module in [*bottlenecks, *self.stage_masks.values()]:
             module.fold()
+        dense = {i: flags for i, flags in dense.items() if not located[i].unmasked}
         self.folded = True
         if not isinstance(self.mask, DecoderMask):
             self.decoder = folded_decoder(self, dense, present)
@@ -241,13 +243,22 @@ class SpecializedNetwork(Accounts, DenseNetwork):
             if self.decoder is None:
                 logits = self.fc_conv(self.decode(points))
             else:
-                located = ((number(n), module) for n, module in self.stage_masks.items() if module.locate is not None)
-                masks = {i: module.seen[0] for i, module in located}
+                masks = {
+                    number(name): module.seen[0]
+                    for name, module in self.stage_masks.items()
+                    if module.locate is not None and not module.unmasked
+                }
                 rows = self.decoder(points, masks).permute(
                     0, 2, 3, 1
                 )  # as a matrix product, faster than a single 1×1 convolution
                 logits = F.linear(rows, self.decoder.classify.flatten(1), self.fc_conv.bias).permute(0, 3, 1, 2)
         return logits if size is None else upsample(logits, size)
+
+    def module_calls(self, inputs: Tensor) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+        """Each block and stage by itself, folded, with its masks and without; see :class:`MaskedNetwork`."""
+        from sparsemask.spaces.specialized.module_calls import module_calls
+
+        return module_calls(self, inputs)
 
     def _chained(self, x: Tensor) -> list[Tensor | None]:
         """The folded encoder's end points."""

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from sparsemask.masks import DOWN, UP
 from sparsemask.ops import dispatch, multiscale_sum  # noqa: F401  registers the operator
 from sparsemask.ops.weight_cache import last
+from sparsemask.spaces.sparse_conv.masked_network import MaskModule
 from sparsemask.spaces.specialized.masks import Channels, Locator, carry
 
 if TYPE_CHECKING:
     from sparsemask.backends.native.decoder import Decoder
 
 
-class StageMasks(nn.Module):
+class StageMasks(MaskModule):
     """Data and channel mask of one stage, shared by all of its 1×1 convolutions.
 
     Each input is masked on its own grid by the mask carried there (:func:`carry`), so that kept locations are exact.
@@ -35,17 +36,32 @@ class StageMasks(nn.Module):
         self.locate = Locator(channels) if has_data_mask else None
         self.channels = Channels([depth])
         self.known: Known | None = None
+        self.unmasked = False
         self.register_buffer("whole", torch.ones(1, 1, 1, 1, dtype=torch.bool), persistent=False)
         self.seen = None
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"seen": None}
 
+    def channel_parameters(self) -> list[nn.Parameter]:
+        """Of the stage's output, (1, depth, 2)."""
+        return [self.channels.ch_mask]
+
+    def branch(self) -> Locator | None:
+        """The mask branch."""
+        return self.locate
+
+    def branch_end(self) -> tuple[Tensor, Tensor | None]:
+        """Its last convolution."""
+        assert self.locate is not None
+        return self.locate[-1].weight, self.locate[-1].bias
+
     def fold(self) -> None:
-        """Fix the masks' parameters for evaluation, irreversibly."""
+        """Fix the masks' parameters for evaluation, irreversibly; a data mask that selects nothing is left out."""
         if self.locate is None:
             self.known = Known(*self.channels.some())
         else:
+            self.unmasked = self.constant_mask() is True
             self.locate.fold()
 
     def see(self, end_point: Tensor) -> None:
@@ -54,6 +70,9 @@ class StageMasks(nn.Module):
         if self.locate is None:
             mask = hard = self.whole.expand(end_point.shape[0], 1, *size)
             soft, hard_channels = (self.known or self.channels).some(self.tau)
+        elif self.unmasked:
+            mask = hard = self.whole.expand(end_point.shape[0], 1, *size)
+            (soft,), (hard_channels,) = self.channels(self.tau)
         else:
             mask, hard = self.locate(end_point, self.tau, apply_relu6=True)
             (soft,), (hard_channels,) = self.channels(self.tau)
@@ -99,7 +118,7 @@ class StageMasks(nn.Module):
 
     def overhead(self) -> int:
         """Multiply-adds of the mask branch in the last forward pass, for one image."""
-        return 0 if self.locate is None else self.locate.multiply_adds(*self.seen[-1])
+        return 0 if self.locate is None or self.unmasked else self.locate.multiply_adds(*self.seen[-1])
 
 
 class Known(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,9 @@ _DENSE = "network."  # prefix of the dense network's weights
 class SparsifiedSection(NetworkSection):
     """Which dense network is given masks: its weights say all."""
 
-    weights: str | None = flag(help="weights of the dense network: any file that `sparsemask upscale` reads")
+    weights: str | None = flag(
+        help="of the dense network: a file that `sparsemask upscale` reads, or a name from `sparsemask models`"
+    )
     dense: str | None = flag(help=None)  # the network in one word, as weights have it
     pretrained_model: str | None = flag(help="weights of a network with masks")
 
@@ -70,10 +72,12 @@ class SRSpace(MaskedSpace):
         network = checkpoints.load(path)
         return {"dense": _word(network), "scale": network.scale}
 
-    def start_masks(self, network: nn.Module, inputs: Tensor, keep: float) -> None:
+    def start_masks(
+        self, network: nn.Module, inputs: Tensor, keep: float, measure: Callable[..., Tensor] | None = None
+    ) -> None:
         """Start the masks where the dense network changes its features most."""
         assert isinstance(network, SparsifiedNetwork)
-        begin(network, inputs, keep)
+        begin(network, inputs, keep, measure=measure)
 
     def teacher(self, path: str | os.PathLike[str]) -> nn.Module:
         """The dense network of a file, frozen."""

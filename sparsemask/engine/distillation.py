@@ -40,8 +40,15 @@ class Teacher:
             output: of the network that is trained.
             target: of the batch.
         """
-        with torch.no_grad():
-            answer = self.network.eval()(inputs)  # its batch norms must neither see nor remember this batch
+        return self.mixed(own, task, output, self.answer(inputs), target)
+
+    @torch.no_grad()
+    def answer(self, inputs: Any) -> Any:
+        """The teacher's output."""
+        return self.network.eval()(inputs)  # its batch norms must neither see nor remember this batch
+
+    def mixed(self, own: Tensor, task: Task, output: Any, answer: Any, target: Tensor) -> Tensor:
+        """As :meth:`loss`, where several outputs are compared with one answer."""
         return (1 - self.share) * own + self.share * task.teacher_loss(output, answer, target, self.temperature)
 
 

@@ -1,4 +1,4 @@
-"""Teachers of retrained and specialised networks: the flags that name one, and how it is found and built."""
+"""Teachers of networks that are searched, retrained or specialised: the flags that name one, and how it is built."""
 
 from __future__ import annotations
 
