@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.exporting import Exportable, pure
+from sparsemask.ops import dispatch
 from sparsemask.ops.point_block import Folded, row_linear, sparse_block
 from sparsemask.ops.point_conv import Level, cells, cells_by_torch
+from sparsemask.ops.point_network import PreparedPointNetwork, enter
 from sparsemask.spaces.smpointseg.block import SparsePointBlock
 from sparsemask.spaces.smpointseg.layers import BasicConv, Join
 from sparsemask.spaces.smpointseg.network import SMPointSeg
+from sparsemask.spaces.smpointseg.whole import weights_of
 from sparsemask.tasks.points.clouds.batch import PointBatch
 
 
@@ -43,6 +46,8 @@ def exportable(space, network: SMPointSeg, batch: PointBatch) -> Exportable:
         outputs=("logits",),
         dynamic=({2: open_size}, *({1: open_size} for _ in names[1:])),
         tensors=tensors,
+        whole=pure(_Whole(network), call),
+        dense=pure(_Form(network, plain=True, masked=False), call),
     )
 
 
@@ -52,16 +57,16 @@ def tensors(batch: PointBatch) -> tuple[Tensor, ...]:
 
 
 class _Form(nn.Module):
-    """The network with its weights folded; plain: made of standard operators."""
+    """The network with its weights folded; plain: made of standard operators; masked: whether its masks count."""
 
     @torch.no_grad()
-    def __init__(self, network: SMPointSeg, plain: bool):
+    def __init__(self, network: SMPointSeg, plain: bool, masked: bool = True):
         super().__init__()
         self.radius, self.rule, self.plain = network.radius, network.reading.index_rule, plain
         self.begin, self.tail, self.end = (
             _Layer(layer, plain) for layer in (network.init, network.tail[0], network.tail[2])
         )
-        self.blocks = nn.ModuleList(_Block(layer, network.reading, plain) for layer in network.encoder)
+        self.blocks = nn.ModuleList(_Block(layer, network.reading, plain, masked) for layer in network.encoder)
         self.joins = nn.ModuleList(_Join(layer, plain) for layer in network.decoder)
 
     def forward(self, features: Tensor, *indices: Tensor) -> Tensor:
@@ -85,6 +90,28 @@ class _Form(nn.Module):
         for join, nearest, skip in zip(self.joins, upsample, reversed(skips[:-1]), strict=True):
             rows = join(rows, nearest[0], skip)
         return self.end(self.tail(rows)).t()[None]
+
+
+class _Whole(nn.Module):
+    """The network as one operator, of the native kernels."""
+
+    def __init__(self, network: SMPointSeg):
+        super().__init__()
+        self.network = network
+        self._prepared: tuple[PreparedPointNetwork | None, int] | None = None
+
+    def forward(self, features: Tensor, *indices: Tensor) -> Tensor:
+        """See :func:`exportable`."""
+        if self._prepared is None:
+            prepared = dispatch.find("native").point_network(weights_of(self.network))
+            assert prepared is not None
+            self._prepared = prepared, enter(prepared)
+        levels = len(self.network.channels)
+        rows = features[0].t()
+        xyz = rows[:, :3] - rows[:, :3].mean(0, keepdim=True)
+        neighbours, upsample = list(indices[:levels]), list(indices[levels:])
+        logits, _ = torch.ops.sparsemask.point_network(rows, xyz, neighbours, upsample, 1, self._prepared[1])
+        return logits.t()[None]
 
 
 class _Layer(nn.Module):
@@ -134,8 +161,9 @@ class _Join(nn.Module):
 class _Block(nn.Module):
     """A sparse block with its mask branch."""
 
-    def __init__(self, block: SparsePointBlock, reading, plain: bool):
+    def __init__(self, block: SparsePointBlock, reading, plain: bool, masked: bool = True):
         super().__init__()
+        self.masked = masked
         self.locate = nn.ModuleList(_Layer(part, plain) for part in block.pt_mask)
         self.harden, self.all = block.pt_mask.harden, reading.point_mask == "all"
         self.gated, self.plain = reading.s2d == "gated", plain
@@ -156,6 +184,8 @@ class _Block(nn.Module):
         return Folded(numbers[:n], numbers[n : 2 * n], numbers[2 * n : 3 * n], *numbers[3 * n : 3 * n + 3], shortcut)
 
     def forward(self, rows: Tensor, level: Level, body: Level) -> Tensor:
+        if not self.masked:
+            return self._open(rows, body)
         first, second, third = self.locate
         mask = self.harden(third(second(first(rows), level), level))[:, 0]
         if self.all:
@@ -163,6 +193,16 @@ class _Block(nn.Module):
         if not self.plain:
             return sparse_block(rows, body, mask, self.dense, self.folded, self.gated)
         return self._masked(rows, body, mask.to(rows.dtype)[:, None])
+
+    def _open(self, rows: Tensor, level: Level) -> Tensor:
+        """The block with everything kept."""
+        f = self.folded
+        x, out = rows, f.kept_bias + (rows if f.shortcut is None else F.linear(rows, f.shortcut))
+        tails = f.tail.split(self.dense.shape[1], 1)
+        for weight, table, bias, tail in zip(f.weights, f.tables, f.biases, tails, strict=True):
+            x = F.relu(_aggregate(F.linear(x, weight[:, :-3]), weight, table, level) + bias)
+            out = out + F.linear(x, tail)
+        return F.relu(out)
 
     def _masked(self, rows: Tensor, level: Level, mask: Tensor) -> Tensor:
         """The block with masks that multiply; sparse inputs are convolved separately if dense outputs are gated."""

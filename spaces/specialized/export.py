@@ -31,6 +31,7 @@ def exportable(space, network: SpecializedNetwork, batch: Tensor) -> Exportable:
         inputs={"picture": torch.zeros(2, batch.shape[1], *(SIZE if network.scale is None else EVEN))},
         outputs=("scores" if network.scale is None else "larger",),
         dynamic=({0: any_size, 2: any_size, 3: any_size},),
+        dense=pure(space.dense_form(network), lambda net, picture: net(picture)),
         multiple=1 if network.scale is None else 2,  # what the first convolution halves is cut to size else
     )
 

@@ -201,7 +201,8 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         """Turn into the skipping form for evaluation, in place and irreversibly; batch norms are folded.
 
         Args:
-            chained: True: the encoder's blocks may run as one native call; False: each is an exportable operator.
+            chained: True: the encoder's blocks may run as one native call, and the decoder's stages; False: each is an
+                operator that files can hold.
         """
         self._chains = chained
         for parameter in self.parameters():
@@ -217,6 +218,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         self.folded = True
         if not isinstance(self.mask, DecoderMask):
             self.decoder = folded_decoder(self, dense, present)
+            self.decoder.chained = chained
 
     @torch.no_grad()
     def begin(self) -> None:

@@ -129,6 +129,7 @@ class FoldedDecoder(nn.Module):
     def __init__(self, depth: int):
         super().__init__()
         self.depth = depth
+        self.chained = True  # False: each stage is an operator that files can hold
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
         self.counts: dict[int, int] = {}  # dense channels of a stage
         self.takers: dict[tuple[int, int], list[int]] = {}
@@ -149,7 +150,8 @@ class FoldedDecoder(nn.Module):
         built = [point for point in points if point is not None]
         begin = len(points) - len(built)  # the native decoder numbers what is built
         if (
-            self._whole is not False
+            self.chained
+            and self._whole is not False
             and not torch.compiler.is_exporting()
             and dispatch.current(self.backend) in ("auto", "native")
             and not native.why_not(built[0].device, built[0].dtype)

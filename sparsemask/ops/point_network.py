@@ -92,6 +92,11 @@ def enter(prepared: PreparedPointNetwork) -> int:
     return number
 
 
+def weights_of(number: int) -> PointNetworkWeights:
+    """The weights of a network that is known by a number."""
+    return _known[number].weights
+
+
 def point_network(
     rows: Tensor, xyz: Tensor, neighbours: Sequence[Tensor], upsample: Sequence[Tensor], batch: int, number: int
 ) -> tuple[Tensor, Tensor]:
