@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError, choose
+from sparsemask.exporting.bicubic import enlarge
 from sparsemask.masks.decoder import DecoderMask, only_published
 from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones import forms
@@ -86,7 +87,7 @@ class DenseNetwork(PrunedNetwork):
         factor = round((logits.shape[1] / 3) ** 0.5)
         height, width = (self.scale * n for n in x.shape[-2:])
         residual = F.pixel_shuffle(logits, factor)[..., :height, :width]
-        base = F.interpolate(x, scale_factor=float(self.scale), mode="bicubic", align_corners=False)
+        base = enlarge(x, self.scale)
         return base + 255 * residual
 
     def scored(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
