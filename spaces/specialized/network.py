@@ -7,7 +7,7 @@ locations and channels that the encoder's blocks and the decoder's stages comput
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -81,14 +81,15 @@ class DenseNetwork(PrunedNetwork):
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or upsampled to `size`; or images."""
-        if self.scale is None:
-            return self.scored(x, size)
-        logits = self.scored((x - self.mean) / self.std)
+        return self.scored(x, size) if self.scale is None else self.enlarged(x, self.scored)
+
+    def enlarged(self, x: Tensor, scored: Callable[[Tensor], Tensor]) -> Tensor:
+        """Images (B, 3, H, W) of 0 to 255 to (B, 3, s·H, s·W); scored: gives the classifier's output."""
+        logits = scored((x - self.mean) / self.std)
         factor = round((logits.shape[1] / 3) ** 0.5)
         height, width = (self.scale * n for n in x.shape[-2:])
         residual = F.pixel_shuffle(logits, factor)[..., :height, :width]
-        base = enlarge(x, self.scale)
-        return base + 255 * residual
+        return enlarge(x, self.scale) + 255 * residual
 
     def scored(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """The classifier's output."""

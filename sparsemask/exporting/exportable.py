@@ -54,7 +54,7 @@ class Exportable:
     least: int = 1
     """Shortest side of pictures that programs take."""
     whole: nn.Module | None = None
-    """The program with larger operators, for files whose operators are nodes; None: the program."""
+    """The program of other operators, for files whose operators are nodes; None: the program."""
     dense: nn.Module | None = None
     """The same weights without masks, of standard operators: another function, in less time where masks do not pay.
     None: there are no masks."""

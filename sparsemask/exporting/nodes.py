@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from sparsemask.errors import UseError
@@ -187,9 +188,12 @@ _NODES: Mapping[str, Callable[..., _Node]] = {
 
 def _name_of(function: object) -> str | None:
     """The name of an operator of this toolkit."""
-    qualified = getattr(function, "_qualified_op_name", None) or getattr(function, "_name", "")
-    space, _, name = str(qualified).partition("::")
-    return name.partition(".")[0] if space == DOMAIN else None
+    if isinstance(function, OpOverload):
+        function = function.overloadpacket
+    if not isinstance(function, OpOverloadPacket):
+        return None
+    space, _, name = function._qualified_op_name.partition("::")
+    return name if space == DOMAIN else None
 
 
 class _Recording(TorchFunctionMode):

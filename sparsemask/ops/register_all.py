@@ -7,6 +7,7 @@ from sparsemask.ops import (  # noqa: F401
     conv,
     cost_volume,
     inverted_residual,
+    masked_network,
     multiscale_sum,
     point_block,
     point_conv,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,7 +90,7 @@ class _Writer:
             self.words.extend(np.frombuffer(bytes(part), np.int64).tolist())
         for part in (root, *arrays):
             start = starts[ctypes.addressof(part)]
-            for at in _pointers(part):
+            for at in _pointers(type(part)):
                 address = self.words[start + at]
                 if not address:
                     continue
@@ -114,19 +114,19 @@ class _Writer:
         return len(self.tensors) - 1
 
 
-def _pointers(part: ctypes.Structure | ctypes.Array) -> Iterator[int]:
-    """Words of a structure, or of an array of them, that are addresses."""
-    if isinstance(part, ctypes.Array):
-        size = ctypes.sizeof(part) // max(len(part), 1) // 8
-        for number in range(len(part)):
-            yield from (number * size + at for at in _pointers(part[number]))
+def _pointers(part: type) -> Iterator[int]:
+    """Words of a kind of structure, or of an array of them, that are addresses."""
+    if issubclass(part, ctypes.Array):
+        size = ctypes.sizeof(part._type_) // 8
+        for number in range(part._length_):
+            yield from (number * size + at for at in _pointers(part._type_))
         return
     for name, kind in part._fields_:
-        at = getattr(type(part), name).offset // 8
+        at = vars(part)[name].offset // 8
         if kind is ctypes.c_void_p:
             yield at
         elif issubclass(kind, ctypes.Structure):
-            yield from (at + inner for inner in _pointers(getattr(part, name)))
+            yield from (at + inner for inner in _pointers(kind))
 
 
 def inverted_residual(weights: Sequence[Tensor | None], stride: int, shortcut: bool) -> Plan:
@@ -251,6 +251,3 @@ def point_network(weights: PointNetworkWeights) -> Plan:
     writer.words.extend(np.frombuffer(bytes(levels), np.int64).tolist())
     writer.addresses.append((points._Network.levels.offset // 8, -1, start))
     return writer.plan("PointNetwork")
-
-
-Make = Callable[[], Plan]
