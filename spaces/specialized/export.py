@@ -68,7 +68,7 @@ class WholeNetwork(nn.Module):
         weights = MaskedNetworkWeights(links_of(backbone), outputs[::-1], (UP, 0) in decoder.takers, stages, branches)
         packed = pack(weights)
         self.scale, self.first = network.scale, backbone.conv1
-        self.classify = nn.Parameter(decoder.classify.flatten(1), False)
+        self.classify = nn.Parameter(decoder.classify.detach().flatten(1).clone(), False)
         self.bias = network.fc_conv.bias
         for name, tensor in (("numbers", packed.numbers), ("flags", packed.flags)):
             self.register_buffer(name, tensor)
