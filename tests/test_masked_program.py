@@ -13,6 +13,7 @@ from sparsemask import spaces
 from sparsemask.costs import multiply_adds
 from sparsemask.exporting.bicubic import enlarge
 from sparsemask.ops.masked_network import pack, unpack
+from sparsemask.ops.packed import Packed
 from sparsemask.ops.weight_cache import Lasting
 from sparsemask.spaces.specialized.export import WholeNetwork
 from sparsemask.sparse import available_backends, backend
@@ -59,11 +60,9 @@ def test_a_program_holds_one_operator_and_a_tensor_of_weights():
 def test_packed_weights_are_found_again():
     made = space.exportable(network(place_stride=8), torch.zeros(1, 3, 40, 40), None)
     program = made.program.network
-    from sparsemask.ops.masked_network import Packed
-
-    packed = Packed(program.numbers, program.flags, program._layout, program._thresholds)
+    packed = Packed(program.numbers, program.flags, program._layout, program._reals)
     again = pack(unpack(packed))
-    assert again.layout == packed.layout and again.thresholds == packed.thresholds
+    assert again.layout == packed.layout and again.reals == packed.reals
     assert torch.equal(again.numbers, packed.numbers) and torch.equal(again.flags, packed.flags)
 
 

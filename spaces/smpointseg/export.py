@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.exporting import Exportable, pure
-from sparsemask.ops import dispatch
-from sparsemask.ops.point_block import Folded, row_linear, sparse_block
-from sparsemask.ops.point_conv import Level, cells, cells_by_torch
-from sparsemask.ops.point_network import PreparedPointNetwork, enter
+from sparsemask.ops.packed import Packed
+from sparsemask.ops.packed_point_network import pack, packed_point_network
+from sparsemask.ops.point_block import Folded
+from sparsemask.ops.point_conv import Level, cells_by_torch
 from sparsemask.spaces.smpointseg.block import SparsePointBlock
 from sparsemask.spaces.smpointseg.layers import BasicConv, Join
 from sparsemask.spaces.smpointseg.network import SMPointSeg
@@ -40,14 +40,13 @@ def exportable(space, network: SMPointSeg, batch: PointBatch) -> Exportable:
         network=network,
         fast=network,
         save=lambda path: space.save(path, network, space.masks_of(network)),
-        program=pure(_Form(network, plain=False), call),
-        plain=pure(_Form(network, plain=True), call),
+        program=pure(_Whole(network), call),
+        plain=pure(_Form(network), call),
         inputs=dict(zip(names, tensors(batch), strict=True)),
         outputs=("logits",),
         dynamic=({2: open_size}, *({1: open_size} for _ in names[1:])),
         tensors=tensors,
-        whole=pure(_Whole(network), call),
-        dense=pure(_Form(network, plain=True, masked=False), call),
+        dense=pure(_Form(network, masked=False), call),
     )
 
 
@@ -57,17 +56,15 @@ def tensors(batch: PointBatch) -> tuple[Tensor, ...]:
 
 
 class _Form(nn.Module):
-    """The network with its weights folded; plain: made of standard operators; masked: whether its masks count."""
+    """The network of standard operators, its weights folded; masked: whether its masks count."""
 
     @torch.no_grad()
-    def __init__(self, network: SMPointSeg, plain: bool, masked: bool = True):
+    def __init__(self, network: SMPointSeg, masked: bool = True):
         super().__init__()
-        self.radius, self.rule, self.plain = network.radius, network.reading.index_rule, plain
-        self.begin, self.tail, self.end = (
-            _Layer(layer, plain) for layer in (network.init, network.tail[0], network.tail[2])
-        )
-        self.blocks = nn.ModuleList(_Block(layer, network.reading, plain, masked) for layer in network.encoder)
-        self.joins = nn.ModuleList(_Join(layer, plain) for layer in network.decoder)
+        self.radius, self.rule = network.radius, network.reading.index_rule
+        self.begin, self.tail, self.end = (_Layer(layer) for layer in (network.init, network.tail[0], network.tail[2]))
+        self.blocks = nn.ModuleList(_Block(layer, network.reading, masked) for layer in network.encoder)
+        self.joins = nn.ModuleList(_Join(layer) for layer in network.decoder)
 
     def forward(self, features: Tensor, *indices: Tensor) -> Tensor:
         """See :func:`exportable`."""
@@ -78,13 +75,13 @@ class _Form(nn.Module):
         for number, (block, near) in enumerate(zip(self.blocks, neighbours, strict=True)):
             near, count = near[0], near.shape[1]
             level_xyz = xyz if not number else xyz.index_select(0, torch.arange(count))
-            radius, locate = self.radius * 2**number, cells_by_torch if self.plain else cells
-            level = body = Level(level_xyz, near, locate(level_xyz, near, radius))
+            radius = self.radius * 2**number
+            level = body = Level(level_xyz, near, cells_by_torch(level_xyz, near, radius))
             if self.rule != "trunc":
-                body = Level(level_xyz, near, locate(level_xyz, near, radius, self.rule))
+                body = Level(level_xyz, near, cells_by_torch(level_xyz, near, radius, self.rule))
             if number:
                 before = neighbours[number - 1][0].index_select(0, torch.arange(count))
-                rows = rows[before.long()].mean(1) if self.plain else torch.ops.sparsemask.point_means(rows, before)
+                rows = rows[before.long()].mean(1)
             rows = block(rows, level, body)
             skips.append(rows)
         for join, nearest, skip in zip(self.joins, upsample, reversed(skips[:-1]), strict=True):
@@ -93,44 +90,37 @@ class _Form(nn.Module):
 
 
 class _Whole(nn.Module):
-    """The network as one operator, of the native kernels."""
+    """The network as one operator."""
 
     def __init__(self, network: SMPointSeg):
         super().__init__()
-        self.network = network
-        self._prepared: tuple[PreparedPointNetwork | None, int] | None = None
+        self.levels = len(network.channels)
+        with torch.no_grad():
+            packed = pack(weights_of(network))
+        self.register_buffer("numbers", packed.numbers)
+        self.register_buffer("flags", packed.flags)
+        self._layout, self._reals = packed.layout, packed.reals
 
     def forward(self, features: Tensor, *indices: Tensor) -> Tensor:
         """See :func:`exportable`."""
-        if self._prepared is None:
-            prepared = dispatch.find("native").point_network(weights_of(self.network))
-            assert prepared is not None
-            self._prepared = prepared, enter(prepared)
-        levels = len(self.network.channels)
         rows = features[0].t()
         xyz = rows[:, :3] - rows[:, :3].mean(0, keepdim=True)
-        neighbours, upsample = list(indices[:levels]), list(indices[levels:])
-        logits, _ = torch.ops.sparsemask.point_network(rows, xyz, neighbours, upsample, 1, self._prepared[1])
-        return logits.t()[None]
+        packed = Packed(self.numbers, self.flags, self._layout, self._reals)
+        neighbours, upsample = list(indices[: self.levels]), list(indices[self.levels :])
+        return packed_point_network(rows, xyz, neighbours, upsample, packed).t()[None]
 
 
 class _Layer(nn.Module):
     """A 1×1 or point convolution, its norm and ReLU."""
 
-    def __init__(self, layer: BasicConv, plain: bool):
+    def __init__(self, layer: BasicConv):
         super().__init__()
         weight, table, bias = layer.folded()
         self.weight, self.bias = (nn.Parameter(tensor.detach().clone(), False) for tensor in (weight, bias))
         self.table = None if table is None else nn.Parameter(table.detach().clone(), False)
-        self.relu, self.plain = layer.relu, plain
+        self.relu = layer.relu
 
     def forward(self, rows: Tensor, level: Level | None = None) -> Tensor:
-        if not self.plain:
-            if level is None:
-                return row_linear(rows, self.weight, self.bias, relu=self.relu)
-            return torch.ops.sparsemask.point_conv(
-                rows, self.weight, self.table, self.bias, level.xyz, level.neighbours, level.cells, self.relu
-            )
         if level is None:
             out = F.linear(rows, self.weight, self.bias)
         else:
@@ -141,7 +131,7 @@ class _Layer(nn.Module):
 class _Join(nn.Module):
     """A stage of the decoder."""
 
-    def __init__(self, layer: Join, plain: bool):
+    def __init__(self, layer: Join):
         super().__init__()
         weight, _, bias = layer.folded()
         coarse = weight.shape[1] - weight.shape[0]
@@ -149,11 +139,8 @@ class _Join(nn.Module):
         self.left, self.right, self.bias = (
             nn.Parameter(tensor.detach().contiguous().clone(), False) for tensor in parts
         )
-        self.plain = plain
 
     def forward(self, coarse: Tensor, nearest: Tensor, skip: Tensor) -> Tensor:
-        if not self.plain:
-            return row_linear(skip, self.right, self.bias, row_linear(coarse, self.left, relu=False), nearest)
         copies = F.linear(coarse, self.left).index_select(0, nearest.long())
         return F.relu(F.linear(skip, self.right, self.bias) + copies)
 
@@ -161,12 +148,12 @@ class _Join(nn.Module):
 class _Block(nn.Module):
     """A sparse block with its mask branch."""
 
-    def __init__(self, block: SparsePointBlock, reading, plain: bool, masked: bool = True):
+    def __init__(self, block: SparsePointBlock, reading, masked: bool = True):
         super().__init__()
         self.masked = masked
-        self.locate = nn.ModuleList(_Layer(part, plain) for part in block.pt_mask)
+        self.locate = nn.ModuleList(_Layer(part) for part in block.pt_mask)
         self.harden, self.all = block.pt_mask.harden, reading.point_mask == "all"
-        self.gated, self.plain = reading.s2d == "gated", plain
+        self.gated = reading.s2d == "gated"
         folded = block.folded(reading.tail_bias_count)
         self.count, self.linked = len(folded.weights), folded.shortcut is not None
         self.numbers = nn.ParameterList(
@@ -190,8 +177,6 @@ class _Block(nn.Module):
         mask = self.harden(third(second(first(rows), level), level))[:, 0]
         if self.all:
             mask = torch.ones_like(mask)
-        if not self.plain:
-            return sparse_block(rows, body, mask, self.dense, self.folded, self.gated)
         return self._masked(rows, body, mask.to(rows.dtype)[:, None])
 
     def _open(self, rows: Tensor, level: Level) -> Tensor:

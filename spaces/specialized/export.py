@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sparsemask.exporting import Exportable, channels_last, pure
 from sparsemask.masks import UP
 from sparsemask.ops import dispatch
-from sparsemask.ops.masked_network import MaskedNetworkWeights, Packed, masked_network, pack
+from sparsemask.ops.masked_network import MaskedNetworkWeights, masked_network, pack
+from sparsemask.ops.packed import Packed
 from sparsemask.spaces.backbones.mobilenet_v2 import MobileNetV2
 from sparsemask.spaces.specialized.accounting import number
 from sparsemask.spaces.specialized.chain import links_of
@@ -75,7 +76,7 @@ class WholeNetwork(nn.Module):
         if network.scale is not None:
             self.register_buffer("mean", network.mean)
             self.register_buffer("std", network.std)
-        self._layout, self._thresholds = packed.layout, packed.thresholds
+        self._layout, self._reals = packed.layout, packed.reals
 
     @classmethod
     def of(cls, network: SpecializedNetwork) -> WholeNetwork | None:
@@ -90,7 +91,7 @@ class WholeNetwork(nn.Module):
         return self._scored(x) if self.scale is None else SpecializedNetwork.enlarged(self, x, self._scored)
 
     def _scored(self, x: Tensor) -> Tensor:
-        packed = Packed(self.numbers, self.flags, self._layout, self._thresholds)
+        packed = Packed(self.numbers, self.flags, self._layout, self._reals)
         rows = masked_network(self.first(x), packed, dispatch.current("auto")).permute(0, 2, 3, 1)
         return F.linear(rows, self.classify, self.bias).permute(0, 3, 1, 2)
 

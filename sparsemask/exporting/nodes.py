@@ -17,8 +17,9 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from sparsemask.errors import UseError
-from sparsemask.ops import point_network
+from sparsemask.ops import packed_point_network
 from sparsemask.ops.conv import geometry_of
+from sparsemask.ops.packed import Packed
 
 if TYPE_CHECKING:
     import onnx
@@ -160,16 +161,16 @@ def _correlation_volume(left: Tensor, right: Tensor, levels: int, groups: int) -
 
 
 def _point_network(
-    rows: Tensor, xyz: Tensor, neighbours: list[Tensor], upsample: list[Tensor], batch: int, number: int
-) -> _Node:
+    rows: Tensor, xyz: Tensor, neighbours: list[Tensor], upsample: list[Tensor], numbers: Tensor, flags: Tensor,
+    layout: list[int], reals: list[float],
+) -> _Node:  # fmt: skip
     from sparsemask.backends.native import onnx_plan
 
-    weights = point_network.weights_of(number)
     return _Node(
         [rows, xyz, *neighbours, *upsample],
-        lambda: onnx_plan.point_network(weights),
-        [rows.shape[0], len(weights.tail[-1][0])],
-        lambda logits: (logits, torch.empty(0, dtype=torch.bool)),
+        lambda: onnx_plan.point_network(packed_point_network.unpack(Packed(numbers, flags, layout, reals))),
+        [rows.shape[0], layout[0]],
+        lambda logits: logits,
     )
 
 
@@ -182,7 +183,7 @@ _NODES: Mapping[str, Callable[..., _Node]] = {
     "block": _block,
     "attended_block": _attended_block,
     "correlation_volume": _correlation_volume,
-    "point_network": _point_network,
+    "packed_point_network": _point_network,
 }
 
 

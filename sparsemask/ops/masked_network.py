@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemask.ops import dispatch, inverted_residual, multiscale_sum, predict_mask
+from sparsemask.ops.packed import Packed, Packer, Reader
 from sparsemask.ops.registration import register
 from sparsemask.ops.weight_cache import Lasting
 
 Branch = tuple
 """Weights and biases of a mask branch, as :func:`sparsemask.ops.predict_mask.locate` takes them, and the threshold."""
-SCHEMA = "(Tensor x, Tensor numbers, Tensor flags, int[] layout, float[] thresholds, str backend) -> Tensor"
+SCHEMA = "(Tensor x, Tensor numbers, Tensor flags, int[] layout, float[] reals, str backend) -> Tensor"
 _HEADER = 2  # of the layout: channels of the output, and how often x is halved to its size
 
 
@@ -64,119 +65,67 @@ class MaskedNetworkWeights:
     branches: Sequence[Branch | None]
 
 
-@dataclass(frozen=True)
-class Packed:
-    """The same as the operator takes it: all weights in a tensor, all flags in another, and how they lie there."""
-
-    numbers: Tensor
-    flags: Tensor
-    layout: list[int]
-    thresholds: list[float]
-
-
-class _Packer:
-    def __init__(self) -> None:
-        self.numbers: list[Tensor] = []
-        self.flags: list[Tensor] = []
-        self.layout: list[int] = []
-        self.thresholds: list[float] = []
-
-    def tensor(self, tensor: Tensor | None) -> None:
-        if tensor is None:
-            self.layout.append(-1)
-            return
-        flag = tensor.dtype == torch.bool
-        self.layout += [tensor.ndim, *tensor.shape, int(flag)]
-        (self.flags if flag else self.numbers).append(tensor.detach().flatten())
-
-    def branch(self, branch: Branch | None) -> None:
-        self.layout.append(int(branch is not None))
-        if branch is not None:
-            for tensor in branch[:-1]:
-                self.tensor(tensor)
-            self.thresholds.append(float(branch[-1]))
-
-
-class _Reader:
-    def __init__(self, packed: Packed):
-        self._left = {False: packed.numbers, True: packed.flags}
-        self._at = {False: 0, True: 0}
-        self._words, self._thresholds = iter(packed.layout), iter(packed.thresholds)
-
-    def word(self) -> int:
-        return next(self._words)
-
-    def tensor(self) -> Tensor | None:
-        ndim = self.word()
-        if ndim < 0:
-            return None
-        shape = [self.word() for _ in range(ndim)]
-        flag = bool(self.word())
-        count = torch.Size(shape).numel()
-        start = self._at[flag]
-        self._at[flag] += count
-        return self._left[flag][start : start + count].view(shape)
-
-    def branch(self) -> Branch | None:
-        return (*(self.tensor() for _ in range(6)), next(self._thresholds)) if self.word() else None
-
-
 def pack(weights: MaskedNetworkWeights) -> Packed:
     """Weights as the operator takes them."""
-    packer = _Packer()
+    packer = Packer()
     last = weights.stages[-1]
     behind = weights.points[last.point] + 1  # blocks before it
     halved = sum(len(block) > 2 and block[-2] == 2 for _, block in weights.blocks[:behind])
-    packer.layout += [len(last.bias), halved, len(weights.blocks)]
+    packer.word(len(last.bias), halved, len(weights.blocks))
     for branch, block in weights.blocks:
-        packer.branch(branch)
+        _pack_branch(packer, branch)
         alone = len(block) == 2
-        packer.layout.append(int(alone))
-        for tensor in block if alone else block[:-2]:
-            packer.tensor(tensor)
+        packer.word(alone)
+        packer.tensor(*(block if alone else block[:-2]))
         if not alone:
-            packer.layout += [block[-2], int(block[-1])]
-    packer.layout += [len(weights.points), *weights.points, int(weights.mean), len(weights.stages)]
+            packer.word(*block[-2:])
+    packer.word(len(weights.points), *weights.points, weights.mean, len(weights.stages))
     for stage, branch in zip(weights.stages, weights.branches, strict=True):
-        packer.layout += [stage.point, int(stage.masked), stage.dense, len(stage.sources)]
+        packer.word(stage.point, stage.masked, stage.dense, len(stage.sources))
         for feature, number, weight, limited in stage.sources:
-            packer.layout += [int(feature), number, int(limited)]
+            packer.word(feature, number, limited)
             packer.tensor(weight)
         packer.tensor(stage.bias)
-        packer.branch(branch)
-    numbers = torch.cat(packer.numbers)
-    flags = torch.cat(packer.flags) if packer.flags else torch.zeros(0, dtype=torch.bool)
-    return Packed(numbers, flags, [int(n) for n in packer.layout], packer.thresholds)
+        _pack_branch(packer, branch)
+    return packer.packed()
+
+
+def _pack_branch(packer: Packer, branch: Branch | None) -> None:
+    packer.word(branch is not None)
+    if branch is not None:
+        packer.tensor(*branch[:-1])
+        packer.real(branch[-1])
 
 
 def unpack(packed: Packed) -> MaskedNetworkWeights:
     """The weights again, as views of the packed ones."""
-    reader = _Reader(packed)
+    reader = Reader(packed)
+    word, tensor = reader.word, reader.tensor
+
+    def branch() -> Branch | None:
+        return (*(tensor() for _ in range(6)), reader.real()) if word() else None
+
     for _ in range(_HEADER):
-        reader.word()
-    blocks = []
-    for _ in range(reader.word()):
-        branch = reader.branch()
-        if reader.word():
-            blocks.append((branch, (reader.tensor(), reader.tensor())))
+        word()
+    blocks: list[tuple[Branch | None, tuple]] = []
+    for _ in range(word()):
+        own = branch()
+        if word():
+            blocks.append((own, (tensor(), tensor())))
         else:
-            blocks.append((branch, (*(reader.tensor() for _ in range(9)), reader.word(), bool(reader.word()))))
-    points = [reader.word() for _ in range(reader.word())]
-    mean = bool(reader.word())
+            blocks.append((own, (*(reader.maybe() for _ in range(9)), word(), bool(word()))))
+    points = [word() for _ in range(word())]
+    mean = bool(word())
     stages: list[Stage] = []
     branches = []
-    for _ in range(reader.word()):
-        point, masked, dense, count = (reader.word() for _ in range(4))
+    for _ in range(word()):
+        point, masked, dense, count = (word() for _ in range(4))
         sources = []
         for _ in range(count):
-            feature, number, limited = (reader.word() for _ in range(3))
-            weight = reader.tensor()
-            assert weight is not None
-            sources.append((bool(feature), number, weight, bool(limited)))
-        bias = reader.tensor()
-        assert bias is not None
-        stages.append(Stage(point, sources, bias, bool(masked), dense))
-        branches.append(reader.branch())
+            feature, number, limited = (word() for _ in range(3))
+            sources.append((bool(feature), number, tensor(), bool(limited)))
+        stages.append(Stage(point, sources, tensor(), bool(masked), dense))
+        branches.append(branch())
     return MaskedNetworkWeights(blocks, points, mean, stages, branches)
 
 
@@ -191,16 +140,14 @@ def masked_network(x: Tensor, packed: Packed, backend: str = "auto") -> Tensor:
         packed: weights.
         backend: of its own it has `native`; `auto` means it where it can compute.
     """
-    return torch.ops.sparsemask.masked_network(
-        x, packed.numbers, packed.flags, packed.layout, packed.thresholds, backend
-    )
+    return torch.ops.sparsemask.masked_network(x, packed.numbers, packed.flags, packed.layout, packed.reals, backend)
 
 
-def _run(x: Tensor, numbers: Tensor, flags: Tensor, layout: list[int], thresholds: list[float], backend: str) -> Tensor:
+def _run(x: Tensor, numbers: Tensor, flags: Tensor, layout: list[int], reals: list[float], backend: str) -> Tensor:
     chosen = dispatch.able_or_reference(backend, x)
 
     def prepare() -> tuple:
-        weights = unpack(Packed(numbers, flags, layout, thresholds))
+        weights = unpack(Packed(numbers, flags, layout, reals))
         return weights, chosen.masked_network(weights)
 
     weights, whole = _prepared.get([numbers, flags], chosen, prepare)
@@ -244,7 +191,7 @@ def _by_operators(x: Tensor, weights: MaskedNetworkWeights, backend: str, counts
     return outputs[-1]
 
 
-def _fake(x, numbers, flags, layout, thresholds, backend):
+def _fake(x, numbers, flags, layout, reals, backend):
     channels, halved = layout[:_HEADER]
     height, width = x.shape[2:]
     for _ in range(halved):
@@ -253,10 +200,10 @@ def _fake(x, numbers, flags, layout, thresholds, backend):
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _flops(x, numbers, flags, layout, thresholds, backend, *_, out_val=None, **__) -> int:
+def _flops(x, numbers, flags, layout, reals, backend, *_, out_val=None, **__) -> int:
     """Of its parts, which are computed again: masks say what they cost."""
     counts: list[int] = []
-    _by_operators(x, unpack(Packed(numbers, flags, layout, thresholds)), backend, counts)
+    _by_operators(x, unpack(Packed(numbers, flags, layout, reals)), backend, counts)
     return sum(counts)
 
 

@@ -9,6 +9,7 @@ from sparsemask.ops import (  # noqa: F401
     inverted_residual,
     masked_network,
     multiscale_sum,
+    packed_point_network,
     point_block,
     point_conv,
     point_network,
