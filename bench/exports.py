@@ -45,6 +45,15 @@ COLUMNS = {
 }  # fmt: skip
 
 
+def title(line: str) -> str:
+    """What a network is called: its run, else its space."""
+    words = shlex.split(line)
+    for flag in ("--run", "--space"):
+        if flag in words[:-1]:
+            return Path(words[words.index(flag) + 1]).name
+    return line
+
+
 def networks(lines: list[str]) -> Iterator[tuple[str, exporting.Exportable, object]]:
     """(name, exportable, input) of every network."""
     for name in () if lines else deployment.CASES:
@@ -57,7 +66,7 @@ def networks(lines: list[str]) -> Iterator[tuple[str, exporting.Exportable, obje
         found = export.prepare(*export.read([*shlex.split(line), "--out", "unused.onnx"]))
         if isinstance(found.network, MaskedNetwork):
             export.plan(found.space, found.network, found.batches[0], [])
-        yield line, found.exportable, found.batches[0]
+        yield title(line), found.exportable, found.batches[0]
 
 
 def forms(exportable: exporting.Exportable, folder: Path) -> dict[str, Path]:
