@@ -103,11 +103,12 @@ class _Whole(nn.Module):
 
     def forward(self, features: Tensor, *indices: Tensor) -> Tensor:
         """See :func:`exportable`."""
-        rows = features[0].t()
-        xyz = rows[:, :3] - rows[:, :3].mean(0, keepdim=True)
+        rows = features.transpose(1, 2)
+        xyz = rows[..., :3]
+        xyz = xyz - xyz.mean(1, keepdim=True)  # to the last bit as the network does it: masks may be on the verge
         packed = Packed(self.numbers, self.flags, self._layout, self._reals)
         neighbours, upsample = list(indices[: self.levels]), list(indices[self.levels :])
-        return packed_point_network(rows, xyz, neighbours, upsample, packed).t()[None]
+        return packed_point_network(rows[0], xyz[0], neighbours, upsample, packed).t()[None]
 
 
 class _Layer(nn.Module):
