@@ -5,10 +5,11 @@
     python retrain/export.py --pretrained_model network.safetensors --mask_path M --out net.onnx
     python retrain/export.py --space sr --weights compact-x2 --data_test set5 --out net.onnx      a dense network
     python retrain/export.py --run runs/NAME --out net.onnx --precision int8 --calibrate photos
+    python retrain/export.py --run runs/NAME --out net.onnx --form skip
 
 The suffix says the format: .safetensors (weights, for this toolkit), .pt2 (torch.export, with the sparse operators) or
-.onnx (masks multiply). Batch norms are folded; sizes stay open where the format allows it. ONNX files can be of a lower
-precision.
+.onnx (masks multiply; --form skip: they skip, by a library of operators beside the file). Batch norms are folded; sizes
+stay open where the format allows it. ONNX files can be of a lower precision.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.planning import Planner
 from sparsemask.tables import table
+from sparsemask.timing import NOISE
 from sparsemask.weights import describe_safetensors
 
 
@@ -55,6 +57,12 @@ class ExportSection(Section):
     fixed: bool = flag(False, help="for the size of the first validation picture alone")
     eval_limit: int = flag(3, positive, help="validation pictures compared (default: 3)")
     repeats: int = flag(7, natural, help="timed calls of each form, 0: none (default: 7)")
+    form: str = flag(
+        exporting.PLAIN,
+        choices=tuple(exporting.FORMS),
+        help="of ONNX files; plain: masks multiply; skip: operators that skip, with their library beside the file; "
+        "dense: without masks (default: plain)",
+    )
     precision: str = flag(
         exporting.FLOAT32,
         choices=tuple(exporting.PRECISIONS),
@@ -79,6 +87,7 @@ class Export:
         precision: of ONNX files.
         calibration: inputs that integers are calibrated on.
         score: the task's metric of a function of batches; None: not measured.
+        onnx: form of ONNX files.
     """
 
     form: exporting.Exportable
@@ -89,6 +98,7 @@ class Export:
     precision: str = exporting.FLOAT32
     calibration: Sequence[torch.Tensor] = ()
     score: Callable[[Callable], float] | None = None
+    onnx: str = exporting.PLAIN
 
 
 def parser(space: str = "connectivity", task: str | None = None) -> Parser:
@@ -119,6 +129,12 @@ def read(argv: Sequence[str] | None, space: str | None = None) -> tuple[Parser, 
         raise UseError("--precision int8: --calibrate FOLDER is missing: pictures like those to come")
     if precision != exporting.INT8 and given.get("calibrate"):
         raise UseError(f"--calibrate {given['calibrate']} is for --precision int8")
+    form = given.get("form", exporting.PLAIN)
+    if form != exporting.PLAIN:
+        if not any(path.suffix == ".onnx" for path in paths):
+            raise UseError(f"--form {form} is for .onnx files, --out names none")
+        if precision != exporting.FLOAT32:
+            raise UseError(f"--form {form}: files of lower precision have the form {exporting.PLAIN}")
     if given.get("type", "float32") != "float32":
         raise UseError(f"--type {given['type']}: networks are exported in float32")
     return command_parser, given
@@ -195,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation = config.evaluation
     for path in paths:
         refuse(exporting.why_not(path.suffix, exportable))
+    refuse(exporting.why_not_form(evaluation.form, exportable))
     precision, calibration, score = evaluation.precision, [], None
     if precision == exporting.INT8:
         calibration = calibration_inputs(evaluation.calibrate, spaces.get(found.space), exportable, about)
@@ -203,14 +220,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         score = scorer(task, exportable, found.arithmetic, config)
     if evaluation.repeats and isinstance(found.network, MaskedNetwork):
         plan(found.space, found.network, batches[0], [path for path in paths if path.suffix == ".safetensors"])
-    work = Export(exportable, batches, about, evaluation.repeats, found.reload, precision, calibration, score)
-    validations = [validation for path in paths for validation in export(path, work)]
+    if evaluation.form != exporting.PLAIN:
+        about = {**about, "form": evaluation.form}
+    work = Export(
+        exportable, batches, about, evaluation.repeats, found.reload, precision, calibration, score, evaluation.form
+    )
+    found_files = [(path, export(path, work)) for path in paths]
+    validations = [validation for _, several in found_files for validation in several]
     columns = {**COLUMNS, "score": (task.primary, COLUMNS["score"][1])}
     if score is None:
         del columns["score"]
     say(table([validation.row() for validation in validations], columns))
-    timing = f"{evaluation.repeats} in turn, {torch.get_num_threads()} thread(s)"
-    say(f"difference: the largest over {len(batches)} input(s), to the outputs' size; ms: medians of {timing}")
+    threads = torch.get_num_threads()
+    counted = "one thread's processor time" if threads == 1 else f"{threads} threads"
+    timing = f"lower quartiles of {evaluation.repeats} calls or more in turn, {counted}"
+    say(f"difference: the largest over {len(batches)} input(s), to the outputs' size; ms: {timing}")
+    for path, several in found_files:
+        for line in advice(path, several, evaluation.form):
+            say(line)
     if score is not None:
         count = min(len(task.eval_data), evaluation.eval_limit)
         say(f"{task.primary}: of {task.measured_on()}, {count} {task.items}")
@@ -228,11 +255,14 @@ def export(path: Path, work: Export) -> list[exporting.Validation]:
         work: the network, and what it is compared on.
 
     Returns:
-        Of the file; for one of lower precision also of the same in float32.
+        Of the file; for one of lower precision also of the same in float32; for an ONNX file of a network with masks
+        also of its other forms, which are not kept, where times are taken.
     """
     note, repeats = "", work.repeats
     if work.precision != exporting.FLOAT32:
         return _export_reduced(path, work)
+    if path.suffix == ".onnx" and work.form.dense is not None:
+        return _export_forms(path, work)
     if path.suffix == ".safetensors":
         work.form.save(path)
         describe_safetensors(path, {key: value for key, value in work.about.items() if key != "input_shape"})
@@ -253,9 +283,58 @@ def _export_reduced(path: Path, work: Export) -> list[exporting.Validation]:
     with tempfile.TemporaryDirectory() as folder:
         plain = exporting.export_onnx(work.form, Path(folder) / "float32.onnx", work.about)
         write_bytes(path, exporting.reduced(plain, work.precision, inputs))
-        return exporting.validate_reduced(
-            path, plain, work.precision, work.form, work.batches, work.repeats, work.score
+        files = [
+            exporting.Written(path, precision=work.precision),
+            exporting.Written(plain, f"the same in {exporting.FLOAT32}"),
+        ]
+        return exporting.validate_several(files, work.form, work.batches, work.repeats, work.score)
+
+
+_TITLES = {
+    exporting.PLAIN: "the same, masks multiply",
+    exporting.DENSE: "the same without masks",
+}
+
+
+def _export_forms(path: Path, work: Export) -> list[exporting.Validation]:
+    """Write an ONNX file of a network with masks, and for the time of the measurement its plain and its dense form."""
+    exporting.export_onnx(work.form, path, work.about, work.onnx)
+    if work.onnx == exporting.SKIP:
+        exporting.copy_library(path)
+    files = [exporting.Written(path, masked=work.onnx != exporting.DENSE)]
+    with tempfile.TemporaryDirectory() as folder:
+        for form, title in _TITLES.items() if work.repeats else ():
+            if form != work.onnx:
+                other = exporting.export_onnx(work.form, Path(folder) / f"{form}.onnx", form=form)
+                files.append(exporting.Written(other, title, masked=form != exporting.DENSE))
+        return exporting.validate_several(files, work.form, work.batches, work.repeats)
+
+
+def advice(path: Path, validations: Sequence[exporting.Validation], form: str) -> list[str]:
+    """Say which form of an ONNX file is the faster one here, where it is not the one that was written.
+
+    Args:
+        path: the file.
+        validations: of :func:`export`.
+        form: that was written.
+    """
+    lines = []
+    if form == exporting.SKIP and path.suffix == ".onnx":
+        lines.append(f"{path}: its operators are in {path.parent / exporting.LIBRARY}: register_custom_ops_library")
+    times = {one.title: one.milliseconds for one in validations if one.milliseconds is not None}
+    own = times.get("")
+    others = {name: times[title] for name, title in _TITLES.items() if title in times}
+    if own is None or not others:
+        return lines
+    best = min(others, key=lambda name: others[name])
+    if others[best] < own * (1 - NOISE):
+        what = "without masks, another function" if best == exporting.DENSE else "masks multiply"
+        lines.append(
+            f"{path}: {own:.3g} ms; the {best} form ({what}) is faster here, {others[best]:.3g} ms: --form {best}"
         )
+    elif form == exporting.PLAIN:
+        lines.append(f"{path}: masks multiply, nothing is skipped: --form {exporting.SKIP} writes one that skips")
+    return lines
 
 
 def scorer(

@@ -134,7 +134,7 @@ def test_forms_of_points_have_the_network_s_numbers(kind, reading):
 def test_files_of_points_take_any_number(tmp_path):
     net = settle(small(), "half")
     made = spaces.get("smpointseg").exportable(net, crop(seed=1), None)
-    written(made, tmp_path, [crop(seed=2), crop(256, seed=3)], keeps="point_block")
+    written(made, tmp_path, [crop(seed=2), crop(256, seed=3)], keeps="packed_point_network")
 
 
 @pytest.fixture(scope="module")

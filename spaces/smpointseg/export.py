@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.exporting import Exportable, pure
-from sparsemask.ops.point_block import Folded, row_linear, sparse_block
-from sparsemask.ops.point_conv import Level, cells, cells_by_torch
+from sparsemask.ops.packed import Packed
+from sparsemask.ops.packed_point_network import pack, packed_point_network
+from sparsemask.ops.point_block import Folded
+from sparsemask.ops.point_conv import Level, cells_by_torch
 from sparsemask.spaces.smpointseg.block import SparsePointBlock
 from sparsemask.spaces.smpointseg.layers import BasicConv, Join
 from sparsemask.spaces.smpointseg.network import SMPointSeg
+from sparsemask.spaces.smpointseg.whole import weights_of
 from sparsemask.tasks.points.clouds.batch import PointBatch
 
 
@@ -37,12 +40,13 @@ def exportable(space, network: SMPointSeg, batch: PointBatch) -> Exportable:
         network=network,
         fast=network,
         save=lambda path: space.save(path, network, space.masks_of(network)),
-        program=pure(_Form(network, plain=False), call),
-        plain=pure(_Form(network, plain=True), call),
+        program=pure(_Whole(network), call),
+        plain=pure(_Form(network), call),
         inputs=dict(zip(names, tensors(batch), strict=True)),
         outputs=("logits",),
         dynamic=({2: open_size}, *({1: open_size} for _ in names[1:])),
         tensors=tensors,
+        dense=pure(_Form(network, masked=False), call),
     )
 
 
@@ -52,17 +56,15 @@ def tensors(batch: PointBatch) -> tuple[Tensor, ...]:
 
 
 class _Form(nn.Module):
-    """The network with its weights folded; plain: made of standard operators."""
+    """The network of standard operators, its weights folded; masked: whether its masks count."""
 
     @torch.no_grad()
-    def __init__(self, network: SMPointSeg, plain: bool):
+    def __init__(self, network: SMPointSeg, masked: bool = True):
         super().__init__()
-        self.radius, self.rule, self.plain = network.radius, network.reading.index_rule, plain
-        self.begin, self.tail, self.end = (
-            _Layer(layer, plain) for layer in (network.init, network.tail[0], network.tail[2])
-        )
-        self.blocks = nn.ModuleList(_Block(layer, network.reading, plain) for layer in network.encoder)
-        self.joins = nn.ModuleList(_Join(layer, plain) for layer in network.decoder)
+        self.radius, self.rule = network.radius, network.reading.index_rule
+        self.begin, self.tail, self.end = (_Layer(layer) for layer in (network.init, network.tail[0], network.tail[2]))
+        self.blocks = nn.ModuleList(_Block(layer, network.reading, masked) for layer in network.encoder)
+        self.joins = nn.ModuleList(_Join(layer) for layer in network.decoder)
 
     def forward(self, features: Tensor, *indices: Tensor) -> Tensor:
         """See :func:`exportable`."""
@@ -73,13 +75,13 @@ class _Form(nn.Module):
         for number, (block, near) in enumerate(zip(self.blocks, neighbours, strict=True)):
             near, count = near[0], near.shape[1]
             level_xyz = xyz if not number else xyz.index_select(0, torch.arange(count))
-            radius, locate = self.radius * 2**number, cells_by_torch if self.plain else cells
-            level = body = Level(level_xyz, near, locate(level_xyz, near, radius))
+            radius = self.radius * 2**number
+            level = body = Level(level_xyz, near, cells_by_torch(level_xyz, near, radius))
             if self.rule != "trunc":
-                body = Level(level_xyz, near, locate(level_xyz, near, radius, self.rule))
+                body = Level(level_xyz, near, cells_by_torch(level_xyz, near, radius, self.rule))
             if number:
                 before = neighbours[number - 1][0].index_select(0, torch.arange(count))
-                rows = rows[before.long()].mean(1) if self.plain else torch.ops.sparsemask.point_means(rows, before)
+                rows = rows[before.long()].mean(1)
             rows = block(rows, level, body)
             skips.append(rows)
         for join, nearest, skip in zip(self.joins, upsample, reversed(skips[:-1]), strict=True):
@@ -87,23 +89,39 @@ class _Form(nn.Module):
         return self.end(self.tail(rows)).t()[None]
 
 
+class _Whole(nn.Module):
+    """The network as one operator."""
+
+    def __init__(self, network: SMPointSeg):
+        super().__init__()
+        self.levels = len(network.channels)
+        with torch.no_grad():
+            packed = pack(weights_of(network))
+        self.register_buffer("numbers", packed.numbers)
+        self.register_buffer("flags", packed.flags)
+        self._layout, self._reals = packed.layout, packed.reals
+
+    def forward(self, features: Tensor, *indices: Tensor) -> Tensor:
+        """See :func:`exportable`."""
+        rows = features.transpose(1, 2)
+        xyz = rows[..., :3]
+        xyz = xyz - xyz.mean(1, keepdim=True)  # to the last bit as the network does it: masks may be on the verge
+        packed = Packed(self.numbers, self.flags, self._layout, self._reals)
+        neighbours, upsample = list(indices[: self.levels]), list(indices[self.levels :])
+        return packed_point_network(rows[0], xyz[0], neighbours, upsample, packed).t()[None]
+
+
 class _Layer(nn.Module):
     """A 1×1 or point convolution, its norm and ReLU."""
 
-    def __init__(self, layer: BasicConv, plain: bool):
+    def __init__(self, layer: BasicConv):
         super().__init__()
         weight, table, bias = layer.folded()
         self.weight, self.bias = (nn.Parameter(tensor.detach().clone(), False) for tensor in (weight, bias))
         self.table = None if table is None else nn.Parameter(table.detach().clone(), False)
-        self.relu, self.plain = layer.relu, plain
+        self.relu = layer.relu
 
     def forward(self, rows: Tensor, level: Level | None = None) -> Tensor:
-        if not self.plain:
-            if level is None:
-                return row_linear(rows, self.weight, self.bias, relu=self.relu)
-            return torch.ops.sparsemask.point_conv(
-                rows, self.weight, self.table, self.bias, level.xyz, level.neighbours, level.cells, self.relu
-            )
         if level is None:
             out = F.linear(rows, self.weight, self.bias)
         else:
@@ -114,7 +132,7 @@ class _Layer(nn.Module):
 class _Join(nn.Module):
     """A stage of the decoder."""
 
-    def __init__(self, layer: Join, plain: bool):
+    def __init__(self, layer: Join):
         super().__init__()
         weight, _, bias = layer.folded()
         coarse = weight.shape[1] - weight.shape[0]
@@ -122,11 +140,8 @@ class _Join(nn.Module):
         self.left, self.right, self.bias = (
             nn.Parameter(tensor.detach().contiguous().clone(), False) for tensor in parts
         )
-        self.plain = plain
 
     def forward(self, coarse: Tensor, nearest: Tensor, skip: Tensor) -> Tensor:
-        if not self.plain:
-            return row_linear(skip, self.right, self.bias, row_linear(coarse, self.left, relu=False), nearest)
         copies = F.linear(coarse, self.left).index_select(0, nearest.long())
         return F.relu(F.linear(skip, self.right, self.bias) + copies)
 
@@ -134,11 +149,12 @@ class _Join(nn.Module):
 class _Block(nn.Module):
     """A sparse block with its mask branch."""
 
-    def __init__(self, block: SparsePointBlock, reading, plain: bool):
+    def __init__(self, block: SparsePointBlock, reading, masked: bool = True):
         super().__init__()
-        self.locate = nn.ModuleList(_Layer(part, plain) for part in block.pt_mask)
+        self.masked = masked
+        self.locate = nn.ModuleList(_Layer(part) for part in block.pt_mask)
         self.harden, self.all = block.pt_mask.harden, reading.point_mask == "all"
-        self.gated, self.plain = reading.s2d == "gated", plain
+        self.gated = reading.s2d == "gated"
         folded = block.folded(reading.tail_bias_count)
         self.count, self.linked = len(folded.weights), folded.shortcut is not None
         self.numbers = nn.ParameterList(
@@ -156,13 +172,23 @@ class _Block(nn.Module):
         return Folded(numbers[:n], numbers[n : 2 * n], numbers[2 * n : 3 * n], *numbers[3 * n : 3 * n + 3], shortcut)
 
     def forward(self, rows: Tensor, level: Level, body: Level) -> Tensor:
+        if not self.masked:
+            return self._open(rows, body)
         first, second, third = self.locate
         mask = self.harden(third(second(first(rows), level), level))[:, 0]
         if self.all:
             mask = torch.ones_like(mask)
-        if not self.plain:
-            return sparse_block(rows, body, mask, self.dense, self.folded, self.gated)
         return self._masked(rows, body, mask.to(rows.dtype)[:, None])
+
+    def _open(self, rows: Tensor, level: Level) -> Tensor:
+        """The block with everything kept."""
+        f = self.folded
+        x, out = rows, f.kept_bias + (rows if f.shortcut is None else F.linear(rows, f.shortcut))
+        tails = f.tail.split(self.dense.shape[1], 1)
+        for weight, table, bias, tail in zip(f.weights, f.tables, f.biases, tails, strict=True):
+            x = F.relu(_aggregate(F.linear(x, weight[:, :-3]), weight, table, level) + bias)
+            out = out + F.linear(x, tail)
+        return F.relu(out)
 
     def _masked(self, rows: Tensor, level: Level, mask: Tensor) -> Tensor:
         """The block with masks that multiply; sparse inputs are convolved separately if dense outputs are gated."""

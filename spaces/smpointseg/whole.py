@@ -80,7 +80,7 @@ def whole(network: SMPointSeg, batch: PointBatch, masked: bool) -> Whole | None:
     if known is None or known.key != key or not known.snapshot.holds():
         with torch.inference_mode(False), torch.no_grad():
             snapshot = Snapshot(network)
-            prepared = backend.point_network(_weights(network, masked)) if snapshot.usable else None
+            prepared = backend.point_network(weights_of(network, masked)) if snapshot.usable else None
             known = forms[masked] = _Known(key, snapshot, None if prepared is None else Whole(prepared))
     return known.form
 
@@ -90,7 +90,8 @@ def _watched(block: SparsePointBlock) -> bool:
     return bool(block._forward_hooks or block._forward_pre_hooks) or block.backend not in ("auto", "native")
 
 
-def _weights(network: SMPointSeg, masked: bool) -> PointNetworkWeights:
+def weights_of(network: SMPointSeg, masked: bool = True) -> PointNetworkWeights:
+    """All weights of a network, batch norms folded in; masked: whether its masks count."""
     reading = network.reading
     blocks = [block.weights(reading) if masked else block.open_weights() for block in network.encoder]
     joins = []

@@ -82,6 +82,21 @@ class MaskedForm(nn.Module):
         return module.body.collect(torch.cat(outputs, 1))
 
 
+class OpenForm(MaskedForm):
+    """As :class:`DenseForm`, of standard operators alone: for export.
+
+    Args:
+        network: the SMSR.
+    """
+
+    def __init__(self, network: SMSR):
+        super().__init__(network, open=True)
+
+    @staticmethod
+    def _fuse(module: SparseMaskModule, x: Tensor, mask: Tensor | None) -> Tensor:
+        return module.everything(x)
+
+
 def multiply_adds(network: SMSR, height: int, width: int, published: bool = False) -> int:
     """Count multiply-adds on one image when every location and channel is kept.
 

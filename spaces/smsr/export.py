@@ -16,7 +16,7 @@ from sparsemask import exporting, spaces
 from sparsemask.exporting import Exportable, pure
 from sparsemask.exporting.writing import traced
 from sparsemask.spaces.smsr.checkpoints import save_smsr
-from sparsemask.spaces.smsr.dense import MaskedForm
+from sparsemask.spaces.smsr.dense import MaskedForm, OpenForm
 from sparsemask.spaces.smsr.network import SMSR
 
 INPUT, OUTPUT = "picture", "larger"
@@ -44,6 +44,7 @@ def exportable(
         outputs=(OUTPUT,),
         dynamic=({2: 2 * height, 3: 2 * width},),
         multiple=2,
+        dense=pure(OpenForm(network), lambda net, picture: net(picture)),
     )
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
+from sparsemask.exporting.bicubic import enlarge
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, MaskModule, Part, begin_smoothly
 from sparsemask.sparse import DataMask, SparseMaskBlock, gumbel_mask, joined_conv, kept_fraction
 
@@ -103,7 +104,7 @@ class SMSR(MaskedNetwork):
 
     def skip(self, x: Tensor) -> Tensor:
         """The bicubic skip connection, corners not aligned, as published."""
-        return F.interpolate(x, scale_factor=float(self.scale), mode="bicubic", align_corners=False)
+        return enlarge(x, self.scale)
 
     def gather(self, number: int, features: Tensor, total: Tensor | None) -> Tensor:
         """Contribution of module `number`'s features to the 1×1 convolution over all modules, added to `total`."""

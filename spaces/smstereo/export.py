@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparsemask.exporting import Exportable, channels_last, pure
 from sparsemask.ops.add_relu import add_relu
-from sparsemask.spaces.smstereo.export_volumes import PlainConv, plain_volume, shifted
+from sparsemask.spaces.smstereo.export_volumes import OpenConv, PlainConv, plain_volume, shifted
 from sparsemask.spaces.smstereo.layers import ConvNorm, convolve, fold
 from sparsemask.spaces.smstereo.mask_module import MaskedConv, SparseHourglass, _sizes
 from sparsemask.spaces.smstereo.network import SIZE, SMStereo
@@ -41,6 +41,7 @@ def exportable(space, network: SMStereo, pair: StereoPair) -> Exportable:
         outputs=("disparity",),
         dynamic=(sizes, sizes),
         tensors=lambda batch: (batch.left, batch.right),
+        dense=pure(_Plain(network, _OpenHourglass), lambda net, *pictures: net(*pictures)),
     )
 
 
@@ -132,12 +133,28 @@ class _PlainHourglass(_Hourglass):
         return F.relu(conv6(y, fine) + self.redir1(x)), [], [], []
 
 
-class _Plain(nn.Module):
-    """The network made of standard operators."""
+class _OpenHourglass(nn.Module):
+    """An hourglass without masks."""
 
-    def __init__(self, network: SMStereo):
+    @torch.no_grad()
+    def __init__(self, module: SparseHourglass):
         super().__init__()
-        self.network = _with(network, _PlainHourglass, run=_plain_convolve)
+        self.redir1, self.redir2 = (_Folded(*layer) for layer in (module.redir1, module.redir2))
+        self.convs = nn.ModuleList(map(OpenConv, module.convs))
+
+    def forward(self, x: Tensor, tau: float = 1.0, noise: bool = False):
+        conv1, conv2, conv3, conv4, conv5, conv6 = self.convs
+        middle = conv2(conv1(x))
+        y = F.relu(conv5(conv4(conv3(middle))) + self.redir2(middle))
+        return F.relu(conv6(y) + self.redir1(x)), [], [], []
+
+
+class _Plain(nn.Module):
+    """The network made of standard operators, with a kind of hourglasses."""
+
+    def __init__(self, network: SMStereo, hourglass: type = _PlainHourglass):
+        super().__init__()
+        self.network = _with(network, hourglass, run=_plain_convolve)
         maxdisp = network.maxdisp
         mix = F.interpolate(torch.eye(maxdisp // 4)[None], maxdisp, mode="linear", align_corners=False)[0]
         self.register_buffer("mix", mix.t().reshape(maxdisp, -1, 1, 1).contiguous())

@@ -60,10 +60,32 @@ class PlainConv(nn.Module):
         return torch.cat(outputs, 1).index_select(1, self.back)
 
     def _run(self, name: str, x: Tensor) -> Tensor:
-        c, weight = self.conv, self.parts[name]
-        if c.transposed:
-            return F.conv_transpose3d(x, weight, None, c.stride, c.padding, c.output_padding, 1, c.dilation)
-        return F.conv3d(x, weight, None, c.stride, c.padding, c.dilation)
+        return _convolve(self.conv, x, self.parts[name], None)
+
+
+class OpenConv(nn.Module):
+    """The same convolution without masks.
+
+    Args:
+        conv: the masked convolution.
+    """
+
+    def __init__(self, conv: MaskedConv):
+        super().__init__()
+        self.conv, self.relu = conv.pair[0], conv.relu
+        weight, bias = fold(*conv.pair)
+        self.weight, self.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, D, H, W)."""
+        y = _convolve(self.conv, x, self.weight, self.bias)
+        return F.relu(y) if self.relu else y
+
+
+def _convolve(c: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if c.transposed:
+        return F.conv_transpose3d(x, weight, bias, c.stride, c.padding, c.output_padding, 1, c.dilation)
+    return F.conv3d(x, weight, bias, c.stride, c.padding, c.dilation)
 
 
 def plain_volume(left: Tensor, right: Tensor, levels: int, groups: int) -> Tensor:

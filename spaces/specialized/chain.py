@@ -28,10 +28,7 @@ class EncoderChain:
         self.blocks = [block for stage in backbone.bottlenecks for block in stage]
         self.ends = [len(stage) for stage in backbone.bottlenecks]
         self.deepest = backbone.deepest
-        links = [*map(_described, self.blocks)]
-        if not self.deepest:
-            links.append((None, (backbone.conv_last.weight, backbone.conv_last.bias)))
-        self.chain = Chain(links)
+        self.chain = Chain(links_of(backbone))
 
     @staticmethod
     def of(backbone: nn.Module) -> EncoderChain | None:
@@ -83,6 +80,14 @@ def chain_of_one(block: LinearBottleneck) -> Callable[[Tensor], object]:
     from sparsemask.backends.native.chain import Chain
 
     return Chain([_described(block)])
+
+
+def links_of(backbone: MobileNetV2) -> list[tuple]:
+    """Descriptions of a folded encoder's blocks, and of the convolution behind them where it is built."""
+    links: list[tuple] = [_described(block) for stage in backbone.bottlenecks for block in stage]
+    if not backbone.deepest:
+        links.append((None, (backbone.conv_last.weight, backbone.conv_last.bias)))
+    return links
 
 
 def _described(block: LinearBottleneck) -> tuple[tuple | None, tuple]:

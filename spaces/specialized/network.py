@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError, choose
+from sparsemask.exporting.bicubic import enlarge
 from sparsemask.masks.decoder import DecoderMask, only_published
 from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones import forms
@@ -80,14 +81,15 @@ class DenseNetwork(PrunedNetwork):
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """(B, C, H, W) -> scores (B, classes, h, w) at the last stage's size, or upsampled to `size`; or images."""
-        if self.scale is None:
-            return self.scored(x, size)
-        logits = self.scored((x - self.mean) / self.std)
+        return self.scored(x, size) if self.scale is None else self.enlarged(x, self.scored)
+
+    def enlarged(self, x: Tensor, scored: Callable[[Tensor], Tensor]) -> Tensor:
+        """Images (B, 3, H, W) of 0 to 255 to (B, 3, s·H, s·W); scored: gives the classifier's output."""
+        logits = scored((x - self.mean) / self.std)
         factor = round((logits.shape[1] / 3) ** 0.5)
         height, width = (self.scale * n for n in x.shape[-2:])
         residual = F.pixel_shuffle(logits, factor)[..., :height, :width]
-        base = F.interpolate(x, scale_factor=float(self.scale), mode="bicubic", align_corners=False)
-        return base + 255 * residual
+        return enlarge(x, self.scale) + 255 * residual
 
     def scored(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """The classifier's output."""
@@ -202,7 +204,8 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         """Turn into the skipping form for evaluation, in place and irreversibly; batch norms are folded.
 
         Args:
-            chained: True: the encoder's blocks may run as one native call; False: each is an exportable operator.
+            chained: True: the encoder's blocks may run as one native call, and the decoder's stages; False: each is an
+                operator that files can hold.
         """
         self._chains = chained
         for parameter in self.parameters():
@@ -219,6 +222,7 @@ class SpecializedNetwork(Accounts, DenseNetwork):
         self.folded = True
         if not isinstance(self.mask, DecoderMask):
             self.decoder = folded_decoder(self, dense, present)
+            self.decoder.chained = chained
 
     @torch.no_grad()
     def begin(self) -> None:

@@ -164,7 +164,11 @@ class SpecializedSpace(MaskedSpace):
 
     def unmasked(self, network: SpecializedNetwork) -> DenseNetwork:
         """Return a copy without masks, in evaluation mode."""
-        form = DenseNetwork(**network.arguments).to(network.fc_conv.weight)
+        arguments, like = network.arguments, network.fc_conv.weight
+        if not isinstance(arguments["backbone_name"], str):  # an encoder of one's own, kept without numbers
+            empty = copy.deepcopy(arguments["backbone_name"]).to_empty(device=like.device)
+            arguments = {**arguments, "backbone_name": empty}
+        form = DenseNetwork(**arguments).to(like)
         state = network.state_dict()
         form.load_state_dict({name: state[name] for name in form.state_dict()})
         return form.eval()

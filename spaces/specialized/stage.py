@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsemask.masks import DOWN, UP
 from sparsemask.ops import dispatch, multiscale_sum  # noqa: F401  registers the operator
+from sparsemask.ops.masked_network import Stage
 from sparsemask.ops.weight_cache import last
 from sparsemask.spaces.sparse_conv.masked_network import MaskModule
 from sparsemask.spaces.specialized.masks import Channels, Locator, carry
@@ -148,6 +149,7 @@ class FoldedDecoder(nn.Module):
     def __init__(self, depth: int):
         super().__init__()
         self.depth = depth
+        self.chained = True  # False: each stage is an operator that files can hold
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
         self.counts: dict[int, int] = {}  # dense channels of a stage
         self.takers: dict[tuple[int, int], list[int]] = {}
@@ -168,7 +170,8 @@ class FoldedDecoder(nn.Module):
         built = [point for point in points if point is not None]
         begin = len(points) - len(built)  # the native decoder numbers what is built
         if (
-            self._whole is not False
+            self.chained
+            and self._whole is not False
             and not torch.compiler.is_exporting()
             and dispatch.current(self.backend) in ("auto", "native")
             and not native.why_not(built[0].device, built[0].dtype)
@@ -182,10 +185,22 @@ class FoldedDecoder(nn.Module):
         return self._staged(points, masks)
 
     def _described(self, begin: int, count: int, masks: Mapping[int, Tensor]):
-        """All stages as one native decoder, False if it does not support them; the global mean is the last feature."""
-        from sparsemask.backends.native.decoder import Decoder, Stage
+        """All stages as one native decoder, False if it does not support them."""
+        from sparsemask.backends.native.decoder import Decoder
 
-        stages, stage_index = [], {}
+        decoder = Decoder(self.stages(begin, count, masks))
+        return decoder if decoder.fits else False
+
+    def stages(self, begin: int, count: int, masked: Container[int]) -> list[Stage]:
+        """All stages; the global mean is the last feature.
+
+        Args:
+            begin: end points, deepest first, that are not built.
+            count: of all end points.
+            masked: numbers of the stages that have a data mask.
+        """
+        made: list[Stage] = []
+        stage_index: dict[int, int] = {}
         for i in range(begin, count):
             sources = []
             if (UP, 0) in self.takers and i in self.takers[UP, 0]:
@@ -198,12 +213,9 @@ class FoldedDecoder(nn.Module):
                     (feature, j - begin if feature else stage_index[j - 1], self.weights[f"{kind}_{j}_{i}"], feature)
                 )
             if sources:
-                stage_index[i] = len(stages)
-                stages.append(
-                    Stage(i - begin, sources, self.biases[str(i)], i in masks, self.counts.get(i, self.depth))
-                )
-        decoder = Decoder(stages)
-        return decoder if decoder.fits else False
+                stage_index[i] = len(made)
+                made.append(Stage(i - begin, sources, self.biases[str(i)], i in masked, self.counts.get(i, self.depth)))
+        return made
 
     def _staged(self, points: Sequence[Tensor | None], masks: Mapping[int, Tensor]) -> Tensor:
         """Stage by stage, each an operator."""

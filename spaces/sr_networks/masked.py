@@ -173,6 +173,7 @@ def exportable(network: SparsifiedNetwork, save) -> Exportable:
         dynamic=({2: 2 * height, 3: 2 * width},),
         multiple=2,
         least=2 * _LEAST,
+        dense=pure(network.network, lambda net, picture: net(picture)),
     )
 
 

@@ -19,6 +19,7 @@ known by :func:`register_backend`; three members are enough::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -43,6 +44,7 @@ from sparsemask.ops.block_with_channel_attention import AttendedBlockCall
 from sparsemask.ops.concat_conv import ConcatConvCall
 from sparsemask.ops.conv import ConvCall
 from sparsemask.ops.inverted_residual import InvertedResidualCall
+from sparsemask.ops.masked_network import MaskedNetworkWeights
 from sparsemask.ops.multiscale_sum import MultiscaleSumCall
 from sparsemask.ops.point_conv import Level
 from sparsemask.ops.point_network import PointNetworkWeights, PreparedPointNetwork
@@ -155,6 +157,13 @@ class Backend(ABC):
 
     def point_network(self, weights: PointNetworkWeights) -> PreparedPointNetwork | None:
         """A whole network on points, prepared for many calls of weights that do not change: float32.
+
+        None, the default: it is computed block by block.
+        """
+        return None
+
+    def masked_network(self, weights: MaskedNetworkWeights) -> Callable[[Tensor], Tensor] | None:
+        """A specialised network, prepared for many calls of weights that do not change: float32.
 
         None, the default: it is computed block by block.
         """

@@ -15,28 +15,48 @@ from sparsemask.exporting.exportable import (
 )
 from sparsemask.exporting.precision import FLOAT32, INT8, PRECISIONS, reduced, why_not_precision
 from sparsemask.exporting.reading import ReadFile, read_exported
-from sparsemask.exporting.validation import Validation, validate, validate_reduced
-from sparsemask.exporting.writing import export_onnx, export_program
+from sparsemask.exporting.validation import Validation, Written, validate, validate_several
+from sparsemask.exporting.writing import (
+    DENSE,
+    FORMS,
+    LIBRARY,
+    PLAIN,
+    SKIP,
+    copy_library,
+    export_onnx,
+    export_program,
+    operators_library,
+    why_not_form,
+)
 
 __all__ = [
+    "DENSE",
     "FLOAT32",
     "FORMATS",
+    "FORMS",
     "INT8",
+    "LIBRARY",
+    "PLAIN",
     "PRECISIONS",
+    "SKIP",
     "Exportable",
     "ReadFile",
     "Validation",
+    "Written",
     "channels_last",
+    "copy_library",
     "export_onnx",
     "export_program",
     "format_of",
     "known_suffix",
     "laid_out",
+    "operators_library",
     "pure",
     "read_exported",
     "reduced",
     "validate",
-    "validate_reduced",
+    "validate_several",
     "why_not",
+    "why_not_form",
     "why_not_precision",
 ]

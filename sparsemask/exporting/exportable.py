@@ -16,7 +16,7 @@ from sparsemask.errors import UseError
 FORMATS = {
     ".safetensors": "weights and how the network is built, for this toolkit",
     ".pt2": "torch.export's program, sparse operators kept",
-    ".onnx": "ONNX, data masks as multiplications",
+    ".onnx": "ONNX, data masks as multiplications; --form skip: as nodes that skip",
 }
 ONNX = ("onnx", "onnxscript")
 _NEEDS = {".onnx": ONNX}
@@ -53,6 +53,11 @@ class Exportable:
     """What the sizes of pictures must be multiples of."""
     least: int = 1
     """Shortest side of pictures that programs take."""
+    whole: nn.Module | None = None
+    """The program of other operators, for files whose operators are nodes; None: the program."""
+    dense: nn.Module | None = None
+    """The same weights without masks, of standard operators: another function, in less time where masks do not pay.
+    None: there are no masks."""
 
     @property
     def input_shape(self) -> list[int | None] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -25,7 +26,8 @@ from torch import Tensor
 from sparsemask.containers import check_zip_file, reading
 from sparsemask.errors import UseError
 from sparsemask.exporting.exportable import RUNTIME, missing
-from sparsemask.exporting.writing import ABOUT
+from sparsemask.exporting.nodes import DOMAIN
+from sparsemask.exporting.writing import ABOUT, operators_library
 from sparsemask.weights import check_plain
 
 # What formulas of sizes are made of, as torch writes them: "s0", "FloorDiv(Symbol('s54', integer=True), Integer(2))".
@@ -35,6 +37,7 @@ _FUNCTIONS = frozenset(
     "Max Min Abs Where Identity RoundToInt RoundDecimal ToFloat TruncToFloat TruncToInt Symbol Integer Rational Float "
     "Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan And Or Not".split()
 )
+_NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{0,20})?(e[+-]?[0-9]{1,3})?")
 _NAME = re.compile(r"[a-z]\w{0,30}|True|False")
 _PLAIN = (
     ast.Expression, ast.UnaryOp, ast.BinOp, ast.Compare, ast.keyword, ast.Load, ast.operator, ast.unaryop, ast.cmpop
@@ -58,13 +61,18 @@ class ReadFile:
     shape: tuple[int | None, ...] | None = None
 
 
-def read_exported(path: str | os.PathLike) -> ReadFile:
+def read_exported(path: str | os.PathLike, trusted: bool = False) -> ReadFile:
     """An exported file, by its suffix: .pt2 or .onnx.
+
+    Args:
+        path: the file.
+        trusted: whether it was written here: only such ONNX files may have operators of the kernels, which trust what
+            they are told.
 
     Raises:
         UseError: the file is missing, damaged, would run code, or nothing here runs its format.
     """
-    return read_onnx(path) if Path(path).suffix == ".onnx" else read_program(path)
+    return read_onnx(path, trusted) if Path(path).suffix == ".onnx" else read_program(path)
 
 
 def read_program(path: str | os.PathLike) -> ReadFile:
@@ -130,6 +138,10 @@ def is_arithmetic(formula: str) -> bool:
                 if not isinstance(node.args[0].value, str) or not _NAME.fullmatch(node.args[0].value):
                     return False
                 names.add(node.args[0])
+            if node.func.id == "Float" and node.args and isinstance(node.args[0], ast.Constant):
+                if not isinstance(node.args[0].value, str) or not _NUMBER.fullmatch(node.args[0].value):
+                    return False
+                names.add(node.args[0])
         elif isinstance(node, ast.Name):
             if node not in names and not _NAME.fullmatch(node.id):
                 return False
@@ -179,24 +191,23 @@ def _refusing(path: object, name: str) -> Iterator[None]:
         raise UseError(f"{path}: refused, '{name}' in it asks for code to be run; nothing was run") from None
 
 
-def read_onnx(path: str | os.PathLike) -> ReadFile:
+def read_onnx(path: str | os.PathLike, trusted: bool = False) -> ReadFile:
     """An ONNX model, run by onnxruntime on the CPU.
 
+    Args:
+        path: the file.
+        trusted: see :func:`read_exported`.
+
     Raises:
-        UseError: it is missing or damaged, or onnxruntime is not installed.
+        UseError: it is missing or damaged, it may not have its operators, or onnxruntime is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise UseError(f"{path}: no such file")
     if missing([RUNTIME]):
         raise UseError(f"{path}: running ONNX needs {RUNTIME}: pip install 'sparsemask[onnx]'")
-    import onnxruntime
-
-    session_options = onnxruntime.SessionOptions()
-    session_options.intra_op_num_threads = torch.get_num_threads()
-    session_options.log_severity_level = 3
     with reading(path, "truncated or not an ONNX model"):
-        session = onnxruntime.InferenceSession(os.fspath(path), session_options, providers=["CPUExecutionProvider"])
+        session = _session(path, trusted)
         names = [value.name for value in session.get_inputs()]
         shape = session.get_inputs()[0].shape if names else None
     entries: dict[str, Any] = {}
@@ -209,6 +220,34 @@ def read_onnx(path: str | os.PathLike) -> ReadFile:
         return torch.from_numpy(session.run(None, dict(zip(names, arrays, strict=True)))[0])
 
     return ReadFile(run, entries, _shape_of(shape))
+
+
+def _session(path: Path, trusted: bool) -> Any:
+    """A session of onnxruntime, with the library of our operators that is built here where the model has some."""
+    import onnxruntime
+
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = torch.get_num_threads()
+    session_options.log_severity_level = 3
+
+    def begin() -> Any:
+        return onnxruntime.InferenceSession(os.fspath(path), session_options, providers=["CPUExecutionProvider"])
+
+    try:
+        return begin()
+    except Exception as error:
+        if f"{DOMAIN}:" not in str(error):
+            raise
+    if not trusted:
+        raise UseError(
+            f"{path}: refused, its operators trust what a file tells them; open the .safetensors or .pt2 file, or this "
+            "one in your own program"
+        )
+    library = operators_library()
+    session_options.register_custom_ops_library(os.fspath(library))
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the operators' threads compute
+    ctypes.CDLL(os.fspath(library)).sparsemask_threads(ctypes.c_int64(torch.get_num_threads()))
+    return begin()
 
 
 def _shape_of(shape: Any) -> tuple[int | None, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from sparsemask.exporting.exportable import RUNTIME, Exportable, missing
 from sparsemask.exporting.precision import FLOAT32, PRECISIONS
 from sparsemask.exporting.reading import read_exported
 from sparsemask.finite import check_output
-from sparsemask.timing import compare
+from sparsemask.timing import Functions, timer
 
 
 @dataclass(frozen=True)
@@ -81,55 +81,82 @@ def validate(
     if not rounds:
         return Validation(Path(path), size, worst, None, None, note)
     first = batches[0]
-    times = compare({"file": lambda: run(first), "eager": lambda: exportable.fast(first)}, rounds=rounds)
+    times = _times({"file": lambda: run(first), "eager": lambda: exportable.fast(first)}, rounds)
     return Validation(Path(path), size, worst, times["file"], times["eager"], note)
 
 
-def validate_reduced(
-    path: str | os.PathLike,
-    plain: str | os.PathLike,
-    precision: str,
+@dataclass(frozen=True)
+class Written:
+    """A file of several that are compared.
+
+    Attributes:
+        path: of the file.
+        title: what it is called; default: its name.
+        precision: of its numbers.
+        masked: False: it is of the network without masks.
+    """
+
+    path: Path
+    title: str = ""
+    precision: str = FLOAT32
+    masked: bool = True
+
+
+def validate_several(
+    files: Sequence[Written],
     exportable: Exportable,
     batches: Sequence,
     rounds: int = 5,
     score: Callable[[Callable[[object], Tensor]], float] | None = None,
 ) -> list[Validation]:
-    """Compare and time an ONNX file of lower precision and the same in float32, in turn.
+    """Compare and time ONNX files of one network, in turn.
 
     Args:
-        path: the file.
-        plain: the file in float32.
-        precision: of the first one.
+        files: what was written.
         exportable: the network.
         batches: real inputs; the first one is timed.
         rounds: calls of each, in turn; 0: none.
         score: the task's metric of a function of batches; None: it is not measured.
 
     Returns:
-        That of the file, and that of the one in float32.
+        Of each file.
     """
-    titles = {Path(path): "", Path(plain): f"the same in {FLOAT32}"}
-    forms = [(Path(path), precision, *opened(path, exportable)), (Path(plain), FLOAT32, *opened(plain, exportable))]
-    times: dict[object, float] = {}
-    if rounds and all(run is not None for _, _, run, _ in forms):
-        calls = {str(file): (lambda run=run: run(batches[0])) for file, _, run, _ in forms}
-        times = dict(compare({**calls, "eager": lambda: exportable.fast(batches[0])}, rounds=rounds))
+    runs = [opened(file.path, exportable) for file in files]
+    times: dict[Hashable, float] = {}
+    if rounds and all(run is not None for run, _ in runs):
+        calls = {str(file.path): (lambda run=run: run(batches[0])) for file, (run, _) in zip(files, runs, strict=True)}
+        times = _times({**calls, "eager": lambda: exportable.fast(batches[0])}, rounds)
     return [
         Validation(
-            file, file.stat().st_size / 1e6, None if run is None else _difference(run, exportable, batches),
-            times.get(str(file)), times.get("eager"), note, kind, titles[file],
+            file.path, file.path.stat().st_size / 1e6,
+            None if run is None else _difference(run, exportable, batches, file.masked),
+            times.get(str(file.path)), times.get("eager"), note, file.precision, file.title,
             None if run is None or score is None else score(run),
         )
-        for file, kind, run, note in forms
+        for file, (run, note) in zip(files, runs, strict=True)
     ]  # fmt: skip
 
 
+def _times(functions: Functions, rounds: int) -> dict[Hashable, float]:
+    """Milliseconds of each, called in turn with torch's number of threads; with one, its processor time."""
+    return timer(torch.device("cpu"), torch.get_num_threads())(functions, rounds)[0]
+
+
 @torch.no_grad()
-def _difference(run: Callable[[object], Tensor], exportable: Exportable, batches: Sequence) -> float:
-    """Largest difference of outputs from the network's, over the larger of their largest value and 1."""
-    worst = 0.0
+def _difference(
+    run: Callable[[object], Tensor], exportable: Exportable, batches: Sequence, masked: bool = True
+) -> float:
+    """Largest difference of outputs from the network's, over the larger of their largest value and 1.
+
+    masked: False: from the network without masks.
+    """
+    worst, network = 0.0, exportable.network
+    if not masked:
+        assert exportable.dense is not None
+        dense = exportable.dense
+        network = lambda batch: dense(*exportable.tensors(batch))
     for batch in batches:
-        expected = check_output(exportable.network(batch), exportable.network)
+        expected = check_output(network(batch), network)
         actual = torch.as_tensor(run(batch))
         scale = max(1.0, float(expected.abs().max()))
         gap = float((actual - expected).abs().max()) / scale
@@ -154,5 +181,5 @@ def opened(path: str | os.PathLike, exportable: Exportable) -> tuple[Callable[[o
     """(a program or an ONNX file as a function of a batch, a word): None, and why, where nothing here runs it."""
     if Path(path).suffix == ".onnx" and missing([RUNTIME]):
         return None, f"not tried: {RUNTIME} is not installed"
-    file = read_exported(path)
+    file = read_exported(path, trusted=True)
     return lambda batch: file.run(*exportable.tensors(batch)), ""

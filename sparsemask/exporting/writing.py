@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,24 @@ import torch
 
 from sparsemask.errors import UseError
 from sparsemask.exporting.exportable import Exportable, why_not
+from sparsemask.exporting.nodes import WithNodes, complete
 from sparsemask.files import write_bytes
 
 if TYPE_CHECKING:
     import onnx
 
+    from sparsemask.backends.native.onnx_plan import Plan
+
 ABOUT = "sparsemask.json"  # the entry of a program that says what it is
+PLAIN, SKIP, DENSE = "plain", "skip", "dense"
+FORMS = {
+    PLAIN: "standard operators, masks multiply",
+    SKIP: "operators of the domain 'sparsemask' skip, by a library that is written beside the file",
+    DENSE: "the same weights without masks, which is another function",
+}
+"""Forms of an ONNX file."""
+LIBRARY = "libsparsemask_onnxruntime.so"
+"""The file beside an ONNX file whose operators skip."""
 
 
 def traced(exportable: Exportable, plain: bool = False) -> torch.export.ExportedProgram:
@@ -52,21 +65,41 @@ def export_program(exportable: Exportable, path: str | os.PathLike, about: Mappi
     return Path(path)
 
 
-def export_onnx(exportable: Exportable, path: str | os.PathLike, about: Mapping | None = None) -> Path:
-    """Write the network without sparse operators as ONNX; return the path.
+def export_onnx(
+    exportable: Exportable, path: str | os.PathLike, about: Mapping | None = None, form: str = PLAIN
+) -> Path:
+    """Write the network as ONNX; return the path.
 
     Inputs and outputs bear the exportable's names, `about` is kept as the model's metadata.
 
+    Args:
+        exportable: the network.
+        path: the file.
+        about: plain values.
+        form: one of `FORMS`. What runs one that skips is the library :func:`operators_library`.
+
     Raises:
-        UseError: the packages that torch writes ONNX with are absent, or the network cannot be written so.
+        UseError: the packages that torch writes ONNX with are absent, the network cannot be written so, or, to skip,
+            there is no compiler or an operator without a node.
     """
     _refuse(".onnx", exportable)
+    _raise(why_not_form(form, exportable))
+    plans: Sequence[Plan] = ()
+    if form == SKIP:
+        operators_library()
+        network = WithNodes(exportable.whole or exportable.program, tuple(exportable.inputs.values()))
+        exportable, plans = replace(exportable, plain=network), network.plans
+    elif form == DENSE:
+        assert exportable.dense is not None
+        exportable = replace(exportable, plain=exportable.dense)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             traced(exportable, plain=True), dynamo=True, verbose=False,
             input_names=list(exportable.inputs), output_names=list(exportable.outputs),
         )  # fmt: skip
     model = program.model_proto
+    if plans:
+        complete(model, plans)
     _name_sizes(model, exportable)
     _spell_out_prelu(model.graph)
     for key, value in (about or {}).items():
@@ -76,8 +109,49 @@ def export_onnx(exportable: Exportable, path: str | os.PathLike, about: Mapping 
     return Path(path)
 
 
+def operators_library() -> Path:
+    """The library that runs nodes of the domain "sparsemask" in ONNX Runtime, built on first use.
+
+    Raises:
+        UseError: there is no compiler, or it fails.
+    """
+    from sparsemask.backends.native import build
+
+    try:
+        return build.operators()
+    except (build.NoCompiler, OSError) as error:
+        raise UseError(f"ONNX files that skip need the kernels as a library of ONNX Runtime: {error}") from None
+
+
+def why_not_form(form: str, exportable: Exportable) -> str | None:
+    """Why a network has no such ONNX file, in one line; None where it has."""
+    if form == PLAIN or exportable.dense is not None:
+        return None
+    return f"--form {form}: this network has no masks, so that its only form is {PLAIN}"
+
+
+def copy_library(path: str | os.PathLike) -> Path:
+    """Write the operators' library beside an ONNX file.
+
+    Args:
+        path: of the ONNX file.
+
+    Returns:
+        The library's path.
+
+    Raises:
+        UseError: there is no compiler, or it fails.
+    """
+    beside = Path(path).parent / LIBRARY
+    write_bytes(beside, operators_library().read_bytes())
+    return beside
+
+
 def _refuse(suffix: str, exportable: Exportable) -> None:
-    reason = why_not(suffix, exportable)
+    _raise(why_not(suffix, exportable))
+
+
+def _raise(reason: str | None) -> None:
     if reason is not None:
         raise UseError(reason)
 

@@ -126,14 +126,19 @@ def _fake(rows, xyz, neighbours, upsample, batch, number):
 
 
 def _flops(rows, xyz, neighbours, upsample, batch, number, *_, out_val=None, **__) -> int:
-    weights, points = _known[number].weights, len(rows)
-    total = points * (weights.init[0].numel() + sum(weight.numel() for weight, _ in weights.tail))
     counts = [one.shape[0] * one.shape[1] for one in neighbours]
-    for block, count, mask, near in zip(weights.blocks, counts, out_val[1].split(counts), neighbours, strict=True):
+    return 2 * count_multiply_adds(_known[number].weights, neighbours, out_val[1].split(counts))
+
+
+def count_multiply_adds(weights: PointNetworkWeights, neighbours: Sequence[Tensor], masks: Sequence[Tensor]) -> int:
+    """Multiply-adds of a network under the masks of its levels."""
+    counts = [one.shape[0] * one.shape[1] for one in neighbours]
+    total = counts[0] * (weights.init[0].numel() + sum(weight.numel() for weight, _ in weights.tail))
+    for block, count, mask, near in zip(weights.blocks, counts, masks, neighbours, strict=True):
         total += _block_adds(block, count, int(mask.sum()), near.shape[2])
     for (left, right, _), fine, coarse in zip(weights.joins, counts[-2::-1], counts[::-1], strict=False):
         total += fine * right.numel() + coarse * left.numel()
-    return 2 * total
+    return total
 
 
 def _block_adds(block: BlockWeights, count: int, kept: int, k: int) -> int:

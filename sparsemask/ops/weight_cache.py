@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import operator
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,42 @@ def _dense(a: Tensor, form: torch.memory_format) -> bool:
 _FORMATS = {torch.channels_last: 4, torch.channels_last_3d: 5}
 _compare = ctypes.CDLL(None).memcmp
 _compare.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+
+
+Value = TypeVar("Value")
+
+
+class Lasting(Generic[Value]):
+    """What is made of tensors that do not change, kept as long as these live; they are known by being the same ones.
+
+    Writing to them in place is seen by their version counters. Nothing else is looked at: for operators of exported
+    programs, whose weights are constants.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, tuple[tuple[weakref.ref[Tensor], ...], tuple[int, ...], Value]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, sources: Sequence[Tensor], key: Hashable, make: Callable[[], Value]) -> Value:
+        """What `make` returned for these tensors and this key, made now if need be.
+
+        Args:
+            sources: all tensors that `make` reads.
+            key: whatever else the value depends on.
+            make: called without gradients and outside inference mode.
+        """
+        whole = (key, tuple(map(id, sources)))
+        versions = tuple(0 if one.is_inference() else one._version for one in sources)
+        known = self._kept.get(whole)
+        if known is not None and known[1] == versions:
+            return known[2]
+        with torch.inference_mode(False), torch.no_grad():
+            value = make()
+        # The number of an object that is gone may be another's soon.
+        forget = lambda _: self._kept.pop(whole, None)
+        with self._lock:
+            self._kept[whole] = tuple(weakref.ref(one, forget) for one in sources), versions, value
+        return value
 
 
 class Derived:

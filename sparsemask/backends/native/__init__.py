@@ -8,6 +8,7 @@ run time, and not trusted before small problems came out right on the processor 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -21,6 +22,7 @@ from sparsemask.backends.native import (
     conv,
     inverted_residual,
     library,
+    masked_network,
     multiscale_sum,
     point_block,
     point_network,
@@ -33,6 +35,7 @@ from sparsemask.ops.block_with_channel_attention import AttendedBlockCall
 from sparsemask.ops.concat_conv import ConcatConvCall
 from sparsemask.ops.conv import ConvCall
 from sparsemask.ops.inverted_residual import InvertedResidualCall
+from sparsemask.ops.masked_network import MaskedNetworkWeights
 from sparsemask.ops.multiscale_sum import MultiscaleSumCall
 from sparsemask.ops.point_block import Folded
 from sparsemask.ops.point_conv import Level
@@ -146,6 +149,10 @@ class Native(Backend):
     def point_network(self, weights: PointNetworkWeights) -> PreparedPointNetwork | None:
         """In one call."""
         return point_network.PointNetwork(weights)
+
+    def masked_network(self, weights: MaskedNetworkWeights) -> Callable[[Tensor], Tensor] | None:
+        """Its blocks in one call, its stages in another."""
+        return masked_network.prepared(weights)
 
     def point_linear(
         self, rows: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, add_map: Tensor | None, relu: bool

@@ -29,6 +29,7 @@ from sparsemask.errors import UseError, choose
 from sparsemask.files import atomic_write, sha256, write_json
 
 SOURCES = Path(__file__).resolve().parent / "src"
+OPERATORS = SOURCES.parent / "onnxruntime_ops"  # nodes of ONNX Runtime that call the kernels
 SHIPPED = Path(__file__).resolve().parent / "shipped" / "libsparsemask.so"  # in wheels of a platform alone
 VERSION = 2  # what sm_version() answers
 WIDTHS = (4, 8, 16)  # floats of a vector
@@ -62,12 +63,14 @@ class Form:
         sanitized: with the address and the undefined-behaviour sanitizer. Such a library is loaded into a process that
             was started with the address sanitizer's runtime in LD_PRELOAD.
         portable: for machines other than this one. No runtime of OpenMP is linked: the one of torch serves.
+        operators: with the operators of ONNX Runtime, for processes without torch.
     """
 
     width: int | None = None
     instruction_set: str | None = None
     sanitized: bool = False
     portable: bool = False
+    operators: bool = False
 
     def __post_init__(self) -> None:
         if (self.width is None) != (self.instruction_set is None):
@@ -77,7 +80,8 @@ class Form:
     def name(self) -> str:
         """A word for it, for file names."""
         words = [] if self.width is None else [f"{self.instruction_set}-{self.width}"]
-        return "-".join(words + ["sanitized"] * self.sanitized + ["portable"] * self.portable) or "all"
+        words += ["sanitized"] * self.sanitized + ["portable"] * self.portable + ["onnxruntime"] * self.operators
+        return "-".join(words) or "all"
 
     def common(self) -> tuple[str, ...]:
         """Compiler flags of every source."""
@@ -85,7 +89,9 @@ class Form:
 
     def linking(self) -> tuple[str, ...]:
         """Compiler flags of the last call, which makes the library."""
-        return tuple(flag for flag in self.common() if not (self.portable and flag == "-fopenmp"))
+        # A process has the kernels twice then: each library calls its own.
+        own = ("-Wl,-Bsymbolic",) if self.operators and sys.platform == "linux" else ()
+        return tuple(flag for flag in self.common() if not (self.portable and flag == "-fopenmp")) + own
 
 
 def compiler() -> list[str]:
@@ -134,7 +140,8 @@ def commands(cxx: list[str], out: Path, machine: str, form: Form = Form()) -> li
         defines = (f"-DSM_ONLY=sm_{form.instruction_set}", f"-DSM_ONLY_WIDTH={form.width}")
     else:
         defines = ("-DSM_X86",) if len(built) > 1 else ()
-    calls.append([*cxx, *common, *defines, "-c", str(SOURCES / "kernels.cpp"), "-o", str(objects[-1])])
+    entries = OPERATORS / "operators.cpp" if form.operators else SOURCES / "kernels.cpp"
+    calls.append([*cxx, *common, *defines, "-c", str(entries), "-o", str(objects[-1])])
     calls.append([*cxx, *form.linking(), "-shared", *map(str, objects), "-o", str(out)])
     return calls
 
@@ -163,6 +170,17 @@ def library(form: Form = Form()) -> ctypes.CDLL:
     return _load(path)
 
 
+def operators() -> Path:
+    """The library of ONNX Runtime's operators, built now where it is not yet.
+
+    Raises:
+        NoCompiler: there is nothing to build it with.
+        OSError: the compiler fails.
+    """
+    library(Form(operators=True))
+    return cached(Form(operators=True))
+
+
 def cached(form: Form = Form()) -> Path:
     """Where the library for these sources, this compiler, this machine and this form lies or will lie."""
     digest = _digest(platform.machine(), form)
@@ -175,7 +193,8 @@ def cached(form: Form = Form()) -> Path:
 def _digest(machine: str, form: Form) -> hashlib._Hash:
     """Of all that a library is made of, the compiler aside."""
     digest = hashlib.sha256(repr((VERSION, machine, form, form.common(), INSTRUCTION_SETS)).encode())
-    for file in sorted(SOURCES.iterdir()):
+    folders = (SOURCES, OPERATORS) if form.operators else (SOURCES,)
+    for file in (file for folder in folders for file in sorted(folder.iterdir())):
         digest.update(file.name.encode() + file.read_bytes())
     return digest
 
@@ -233,6 +252,8 @@ def _show_openmp() -> None:
 def _build(path: Path, form: Form) -> None:
     cxx = compiler()
     what = "the sparse kernels" if form == Form() else f"the sparse kernels ({form.name})"
+    if form.operators:
+        what = "the operators of ONNX Runtime"
     print(f"building {what} with {cxx[0]} (once, some seconds) ...", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
         out = Path(folder) / path.name

@@ -10,7 +10,6 @@ import ctypes
 import itertools
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,26 +20,11 @@ from sparsemask.backends.native import multiscale_sum as scales
 from sparsemask.backends.native.plans import Plans
 from sparsemask.backends.native.rows import to_rows
 from sparsemask.ops import multiscale_sum
+from sparsemask.ops.masked_network import Stage
 from sparsemask.ops.registration import register
 
 _numbers = itertools.count()
 _decoders: weakref.WeakValueDictionary[int, Decoder] = weakref.WeakValueDictionary()
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage, as :func:`sparsemask.ops.multiscale_sum.fuse_scales` is told of it.
-
-    Attributes: point: the feature whose size it has, its mask's too; sources: (whether a feature or an earlier stage,
-    its number, weights (C, C_j, 1, 1), whether relu6 of it is read) of all it sums; bias: (C,); masked: whether it has
-    a mask; dense: channels of dropped places.
-    """
-
-    point: int
-    sources: Sequence[tuple[bool, int, Tensor, bool]]
-    bias: Tensor
-    masked: bool
-    dense: int
 
 
 class Decoder:
@@ -64,7 +48,10 @@ class Decoder:
     def __call__(self, points: Sequence[Tensor], masks: Mapping[int, Tensor]) -> Tensor:
         """The last stage's output (N, C, h, w), channels last. masks: bool (N, 1, h, w), by their point's number."""
         given = [masks[one.point] for one in self.stages if one.masked]
-        numbers = torch.ops.sparsemask.fused_stages(list(points), given, self.number)
+        return self.last(points, torch.ops.sparsemask.fused_stages(list(points), given, self.number))
+
+    def last(self, points: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        """The last stage's output, of all stages' in one piece."""
         at, shape = self.sizes(points).last
         return numbers[at:].view(shape).permute(0, 3, 1, 2)
 

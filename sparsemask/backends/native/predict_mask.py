@@ -41,7 +41,11 @@ class _Locate(ctypes.Structure):
 def locate(call: PredictMaskCall) -> Tensor:
     """See :func:`sparsemask.ops.predict_mask.locate`; at most `WIDEST` channels in the branch."""
     x, given = call.x, (call.first, call.first_bias, call.second, call.second_bias, call.last, call.last_bias)
-    plan = _derived.get(given, lambda: _Plan(*given))
+    return run(x, _derived.get(given, lambda: _Plan(*given)), call.threshold, call.apply_relu6)
+
+
+def run(x: Tensor, plan: _Plan, threshold: float, apply_relu6: bool) -> Tensor:
+    """The mask of x by packed weights."""
     batch, _, height, width = x.shape
     rows = to_rows(x)
     size = (height, width) if plan.args.stride == 1 else (-(-height // 2), -(-width // 2))
@@ -52,10 +56,10 @@ def locate(call: PredictMaskCall) -> Tensor:
         height,
         width,
         rows.data_ptr(),
-        call.apply_relu6,
+        apply_relu6,
     )
     args.least, args.out, args.threads = (
-        margin(call.threshold) - plan.bias,
+        margin(threshold) - plan.bias,
         out.data_ptr(),
         torch.get_num_threads(),
     )

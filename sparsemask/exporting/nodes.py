@@ -1,0 +1,295 @@
+"""ONNX files that skip: the sparse operators of a network as nodes of the domain "sparsemask".
+
+While a network is traced, a call of a sparse operator becomes a node; what the node tells the kernels is worked out
+before, in a call of the network on its example. Nodes take and give features with their channels last, and
+transpositions that meet are taken out by ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.overrides import TorchFunctionMode
+
+from sparsemask.errors import UseError
+from sparsemask.ops import packed_point_network
+from sparsemask.ops.conv import geometry_of
+from sparsemask.ops.packed import Packed
+
+if TYPE_CHECKING:
+    import onnx
+
+    from sparsemask.backends.native.onnx_plan import Plan
+
+DOMAIN = "sparsemask"
+VERSION = 1  # of the domain
+_NUMBER, _DATA, _PLAN = "number", "data", "version"  # attributes of a node
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A call of an operator as a node.
+
+    Attributes:
+        data: what is computed.
+        plan: makes what the kernels are told, of weights that are known.
+        shape: of the output.
+        back: what the operator returns, of the output.
+        kind: of numbers.
+    """
+
+    data: Sequence[Tensor]
+    plan: Callable[[], Plan]
+    shape: Sequence[Any]
+    back: Callable[[Tensor], Any]
+    kind: torch.dtype = torch.float32
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.movedim(1, -1)
+
+
+def _back(rows: Tensor) -> Tensor:
+    return rows.movedim(-1, 1)
+
+
+def _inverted_residual(x: Tensor, mask: Tensor | None, *given: Any) -> _Node:
+    from sparsemask.backends.native import onnx_plan
+
+    *weights, stride, shortcut, _ = given
+    size = x.shape[2:] if stride == 1 else [(n + 1) // 2 for n in x.shape[2:]]
+    return _Node(
+        [_rows(x), *([] if mask is None else [mask])],
+        lambda: onnx_plan.inverted_residual(weights, stride, shortcut),
+        [x.shape[0], *size, len(weights[-3])],
+        _back,
+    )
+
+
+def _predict_mask(x: Tensor, *given: Any) -> _Node:
+    from sparsemask.backends.native import onnx_plan, predict_mask
+
+    *weights, threshold, limited, _ = given
+    if len(weights[0]) > predict_mask.WIDEST:
+        raise UseError(f"a mask branch of {len(weights[0])} channels, more than {predict_mask.WIDEST}, has no node")
+    size = x.shape[2:] if weights[4].shape[-1] == 3 else [(n + 1) // 2 for n in x.shape[2:]]
+    plan = lambda: onnx_plan.predict_mask(weights, threshold, limited)
+    return _Node([_rows(x)], plan, [x.shape[0], 1, *size], lambda mask: mask, torch.bool)
+
+
+def _multiscale_sum(
+    xs: list[Tensor], weights: list[Tensor], limited: list[bool], bias: Tensor, mask: Tensor | None, dense: int,
+    height: Any, width: Any, _backend: str,
+) -> _Node:  # fmt: skip
+    from sparsemask.backends.native import multiscale_sum, onnx_plan
+
+    if len(xs) > multiscale_sum.MOST:
+        raise UseError(f"a stage of {len(xs)} features, more than {multiscale_sum.MOST}, has no node")
+    size = torch.stack([torch.scalar_tensor(n, dtype=torch.int64) for n in (height, width)])
+    return _Node(
+        [*map(_rows, xs), size, *([] if mask is None else [mask])],
+        lambda: onnx_plan.multiscale_sum(weights, limited, bias, dense),
+        [xs[0].shape[0], height, width, len(bias)],
+        _back,
+    )
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, in_dense: Tensor, out_dense: Tensor,
+          stride: Any, padding: Any, dilation: Any, output_padding: Any, transposed: bool, groups: int,
+          activation: str, _backend: str) -> _Node:  # fmt: skip
+    from sparsemask.backends.native import onnx_plan
+
+    geometry = geometry_of(weight, stride, padding, dilation, output_padding, transposed, groups)
+    return _Node(
+        [_rows(x), mask],
+        lambda: onnx_plan.conv(weight, bias, in_dense, out_dense, geometry, activation),
+        [x.shape[0], *mask.shape[2:], len(out_dense)],
+        _back,
+    )
+
+
+def _joined_conv(
+    xs: list[Tensor], weight: Tensor, bias: Tensor | None, add: Tensor | None, activation: str, _backend: str
+) -> _Node:
+    from sparsemask.backends.native import onnx_plan
+
+    return _Node(
+        [*map(_rows, xs), *([] if add is None else [_rows(add)])],
+        lambda: onnx_plan.joined_conv(weight, bias, len(xs), activation),
+        [xs[0].shape[0], *xs[0].shape[2:], len(weight)],
+        _back,
+    )
+
+
+def _block(
+    x: Tensor, mask: Tensor, weights: list[Tensor], dense: Tensor, collect_weight: Tensor, collect_bias: Tensor | None,
+    activation: str, _backend: str, attention: Sequence[Tensor] = (),
+) -> _Node:  # fmt: skip
+    from sparsemask.backends.native import onnx_plan
+
+    return _Node(
+        [_rows(x), mask],
+        lambda: onnx_plan.block(weights, dense, collect_weight, collect_bias, activation, attention),
+        [x.shape[0], *x.shape[2:], len(collect_weight)],
+        _back,
+    )
+
+
+def _attended_block(
+    x: Tensor, mask: Tensor, weights: list[Tensor], dense: Tensor, collect_weight: Tensor, collect_bias: Tensor | None,
+    attention: list[Tensor], activation: str, backend: str,
+) -> _Node:  # fmt: skip
+    return _block(x, mask, weights, dense, collect_weight, collect_bias, activation, backend, attention)
+
+
+def _correlation_volume(left: Tensor, right: Tensor, levels: int, groups: int) -> _Node:
+    from sparsemask.backends.native import onnx_plan
+
+    # A group's channels apart, as the kernel takes them.
+    places = lambda x: x.unflatten(1, (groups, -1)).permute(0, 3, 4, 2, 1).flatten(3)
+    return _Node(
+        [places(left), places(right)],
+        lambda: onnx_plan.correlation_volume(levels, groups),
+        [left.shape[0], levels, *left.shape[2:], groups],
+        _back,
+    )
+
+
+def _point_network(
+    rows: Tensor, xyz: Tensor, neighbours: list[Tensor], upsample: list[Tensor], numbers: Tensor, flags: Tensor,
+    layout: list[int], reals: list[float],
+) -> _Node:  # fmt: skip
+    from sparsemask.backends.native import onnx_plan
+
+    return _Node(
+        [rows, xyz, *neighbours, *upsample],
+        lambda: onnx_plan.point_network(packed_point_network.unpack(Packed(numbers, flags, layout, reals))),
+        [rows.shape[0], layout[0]],
+        lambda logits: logits,
+    )
+
+
+_NODES: Mapping[str, Callable[..., _Node]] = {
+    "inverted_residual": _inverted_residual,
+    "locate": _predict_mask,
+    "fuse_scales": _multiscale_sum,
+    "conv": _conv,
+    "joined_conv": _joined_conv,
+    "block": _block,
+    "attended_block": _attended_block,
+    "correlation_volume": _correlation_volume,
+    "packed_point_network": _point_network,
+}
+
+
+def _name_of(function: object) -> str | None:
+    """The name of an operator of this toolkit."""
+    if isinstance(function, OpOverload):
+        function = function.overloadpacket
+    if not isinstance(function, OpOverloadPacket):
+        return None
+    space, _, name = function._qualified_op_name.partition("::")
+    return name if space == DOMAIN else None
+
+
+class _Recording(TorchFunctionMode):
+    """Keeps the plans of all calls of sparse operators, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plans: list[Plan] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = _name_of(function)
+        if name is not None:
+            with torch._C.DisableTorchFunction():
+                self.plans.append(_node(name, args, kwargs).plan())
+        return function(*args, **(kwargs or {}))
+
+
+class _Tracing(TorchFunctionMode):
+    """Puts a node in the place of every call of a sparse operator."""
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        super().__init__()
+        self.plans, self.count = plans, 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = _name_of(function)
+        if name is None:
+            return function(*args, **(kwargs or {}))
+        node, number = _node(name, args, kwargs), self.count
+        self.count += 1
+        made = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{self.plans[number].kind}", node.data,
+            {_NUMBER: number, _DATA: len(node.data), _PLAN: 0}, dtype=node.kind, shape=node.shape, version=VERSION,
+        )  # fmt: skip
+        return node.back(made)
+
+
+def _node(name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> _Node:
+    if name not in _NODES:
+        raise UseError(f"the operator {name} has no node in ONNX; the form whose masks multiply can be written")
+    return _NODES[name](*args, **(kwargs or {}))
+
+
+class WithNodes(nn.Module):
+    """A network whose sparse operators are nodes.
+
+    Args:
+        network: of sparse operators, in evaluation mode.
+        example: inputs on which it is called now.
+
+    Attributes:
+        plans: of its nodes.
+
+    Raises:
+        UseError: an operator has no node, or the kernels are not to be had.
+    """
+
+    def __init__(self, network: nn.Module, example: Sequence[Tensor]):
+        super().__init__()
+        self.network = network
+        recording = _Recording()
+        with torch.no_grad(), recording:
+            network(*example)
+        self.plans = recording.plans
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The network's outputs, for a tracer alone."""
+        with _Tracing(self.plans):
+            return self.network(*inputs)
+
+
+def complete(model: onnx.ModelProto, plans: Sequence[Plan]) -> None:
+    """Give the nodes of a model that was traced their plans and tensors."""
+    from onnx import helper, numpy_helper
+
+    from sparsemask.backends.native.onnx_plan import VERSION as PLAN_VERSION
+
+    graph = model.graph
+    for node in graph.node:
+        if node.domain != DOMAIN:
+            continue
+        attributes = {one.name: one.i for one in node.attribute}
+        number = attributes.pop(_NUMBER)
+        plan = plans[number]
+        for name, array in [("plan", plan.words), *((f"tensor{k}", one) for k, one in enumerate(plan.tensors))]:
+            called = f"{DOMAIN}.{number}.{name}"
+            graph.initializer.append(numpy_helper.from_array(array, called))
+            node.input.append(called)
+        attributes[_PLAN] = PLAN_VERSION
+        del node.attribute[:]
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+        node.name = node.name or f"{node.op_type}_{number}"
+    read = {name for node in graph.node for name in node.input} | {one.name for one in graph.output}
+    kept = [one for one in graph.initializer if one.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    if not any(one.domain == DOMAIN for one in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
