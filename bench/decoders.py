@@ -47,7 +47,6 @@ from sparsemask.errors import UseError, command
 from sparsemask.files import write_json, write_text
 from sparsemask.inference import Foldable
 from sparsemask.masks.decoder import DecoderMask, as_decoder, load_decoder
-from sparsemask.search.connectivity.one_shot import DecoderSpace
 from sparsemask.spaces.connectivity.cost_table import cost_table
 from sparsemask.spaces.connectivity.named_masks import is_named, named_mask, random_decoder
 from sparsemask.tables import format_count, markdown_table
@@ -176,6 +175,8 @@ def time_networks(specs: dict[str, dict], side: int, rounds: int, compiled: bool
 
 def alike(count: int, like: np.ndarray | DecoderMask, side: int) -> Iterator[DecoderMask]:
     """Random decoders of the wider space that are predicted to take about as long as another one, on one thread."""
+    from sparsemask.search.connectivity.one_shot import DecoderSpace  # with Optuna, which the rest does not need
+
     prices = cost_table(BACKBONE, (side, side), depth=DEPTH, n_class=N_CLASS, threads=1)
     wanted, rng, strides = prices.predict(like), np.random.default_rng(0), tuple(new_encoder(None).strides)
     drawn = (random_decoder(rng, FEATURES, strides, DecoderSpace(strides, DEPTH, True).widths) for _ in range(100_000))

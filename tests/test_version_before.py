@@ -129,7 +129,9 @@ def test_a_trained_run_scores_what_it_scored(family):
     assert scores.keys() == wanted.keys()
     for part, then in ((scores, wanted), (scores.get("iou", {}), wanted.get("iou", {}))):
         for name, value in then.items():
-            if isinstance(value, float):
+            if name in ("executed", "share"):  # mask branches that keep everything are executed no more
+                assert 0.98 * value <= part[name] <= value * 1.0001
+            elif isinstance(value, float):
                 assert part[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
             elif not isinstance(value, dict | list):
                 assert part[name] == value, name
