@@ -179,7 +179,8 @@ def alike(count: int, like: np.ndarray | DecoderMask, side: int) -> Iterator[Dec
 
     prices = cost_table(BACKBONE, (side, side), depth=DEPTH, n_class=N_CLASS, threads=1)
     wanted, rng, strides = prices.predict(like), np.random.default_rng(0), tuple(new_encoder(None).strides)
-    drawn = (random_decoder(rng, FEATURES, strides, DecoderSpace(strides, DEPTH, True).widths) for _ in range(100_000))
+    widths = DecoderSpace(strides, DEPTH, True).widths
+    drawn = (random_decoder(rng, FEATURES, strides, widths) for _ in range(100_000))
     near = (mask for mask in drawn if ALIKE[0] * wanted <= prices.predict(mask) <= ALIKE[1] * wanted)
     return itertools.islice(near, count)
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from sparsemask.spaces.sparse_conv.masking import mean_kept
 from sparsemask.spaces.sparse_conv.plan import DENSE, Machine, Plan, Plans, digest, path_of, save_plans
 from sparsemask.timing import evaluating, timer
 
+Network = TypeVar("Network", bound=MaskedNetwork)
 SECONDS = 2.0
 _ALL = 10.0  # seconds after which a command plans no further sizes
 _ROUNDS, _LONG = 3, 0.05  # measurements of each at least, one of networks that take longer than so many seconds
@@ -261,7 +262,7 @@ def fast_form(space: object, network: MaskedNetwork) -> nn.Module:
     return space.fast_form(network) if isinstance(space, HasFastForm) else network
 
 
-def opened_copy(network: MaskedNetwork, but: Collection[str] = ()) -> MaskedNetwork:
+def opened_copy(network: Network, but: Collection[str] = ()) -> Network:
     """A copy without masks, following no plan.
 
     Args:

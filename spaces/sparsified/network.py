@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -20,6 +19,7 @@ from sparsemask.spaces.group_sparsity.shrinking.targets import Target
 from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
 from sparsemask.spaces.sparse_conv.masked_network import SURE, MaskedNetwork, MaskModule, begin_smoothly
 from sparsemask.spaces.sparse_conv.masking import mean_kept
+from sparsemask.spaces.sparse_conv.planning import opened_copy
 from sparsemask.spaces.sparsified.regions import HasCore, find_regions, traced
 from sparsemask.sparse import ChannelMask, DataMask, kept_fraction
 from sparsemask.timing import evaluating
@@ -197,9 +197,7 @@ class SparsifiedNetwork(MaskedNetwork):
     @torch.no_grad()
     def module_calls(self, inputs: Tensor) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
         """Each region by itself, with its masks and without; see :class:`MaskedNetwork`."""
-        opened = copy.deepcopy(self)
-        for masks in opened._masks():
-            masks.open_masks()
+        opened = opened_copy(self)
         read: dict[int, Tensor] = {}
         self._enlarged(inputs, _Execution(self, read).run)
         return {

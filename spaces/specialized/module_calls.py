@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sparsemask.ops import dispatch
 from sparsemask.spaces.backbones.mobilenet_v2 import MobileNetV2
 from sparsemask.spaces.sparse_conv.masked_network import MaskModule
+from sparsemask.spaces.sparse_conv.planning import opened_copy
 from sparsemask.spaces.specialized.accounting import number
 from sparsemask.spaces.specialized.chain import chain_of_one
 from sparsemask.spaces.specialized.stage import FoldedDecoder, StageMasks, folded_decoder
@@ -36,9 +37,7 @@ def module_calls(network: SpecializedNetwork, inputs: Tensor) -> dict[str, tuple
     Returns:
         By name, in the order of the network's modules.
     """
-    form, opened = copy.deepcopy(network), copy.deepcopy(network)
-    for module in opened.mask_modules().values():
-        module.open_masks()
+    form, opened = copy.deepcopy(network), opened_copy(network)
     for folded in (form, opened):
         folded.fold(chained=False)
     read: dict[str, Tensor] = {}
