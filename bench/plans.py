@@ -67,8 +67,13 @@ def opened(line: str):
 
 
 def rows(line: str, options: argparse.Namespace) -> list[dict]:
-    """All rows of one network."""
+    """All rows of one network, in the arithmetic of its --type."""
     restored = opened(line)
+    with restored.arithmetic.context():
+        return _rows(restored, options)
+
+
+def _rows(restored, options: argparse.Namespace) -> list[dict]:
     quality, network = Quality(restored), restored.model.requires_grad_(False)
     space, source = spaces.get(restored.config.network.space), quality.task.eval_data
     dense_form, found, dropped = space.dense_form(network), [], None
@@ -92,7 +97,8 @@ def rows(line: str, options: argparse.Namespace) -> list[dict]:
                 dropped.network.plans = Plans([make_plan(space, dropped.network, inputs)])
                 calls["dropped"] = functools.partial(dropped.network, inputs)
             times, busy = time(calls, options.rounds)
-            row = {"network": space.name, "size": space.size_words(plan.shape), "threads": threads, "kept": plan.kept}
+            name = space.name if plan.machine.arithmetic == "float32" else f"{space.name}, {plan.machine.arithmetic}"
+            row = {"network": name, "size": space.size_words(plan.shape), "threads": threads, "kept": plan.kept}
             row |= {str(key): value for key, value in times.items()}
             row["chosen"] = f"{len(plan.dense)} of {len(plan.backends)}" if plan.backends else "-"
             row["own"] = min(times[name] for name in ("dense", "skip", "plan") if name in times) / times["plan"]

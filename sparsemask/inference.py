@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sparsemask.memory import keep_freed_memory
+from sparsemask.ops.layout import to_channels_last
 from sparsemask.timing import compare
 
 
@@ -78,7 +79,7 @@ class Form:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode() if not self.compiled else torch.no_grad():
             if self.last:
-                x = x.contiguous(memory_format=torch.channels_last)
+                x = to_channels_last(x)
             return self._call(x)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 
-from sparsemask.backends.native import build, library, selfcheck
+from sparsemask.backends.native import build, library, selfcheck, tiles
 
 
 def forms() -> list[build.Form]:
@@ -77,6 +77,24 @@ def small_products() -> Iterator[Problem]:
         error = selfcheck.narrow(columns, rows=rows, length=length, taps=taps, variant=variant)
         yield f"inner products columns {columns} length {length} variant {variant}", error
     yield "inner products length 4104", selfcheck.narrow(3, length=4104, rows=5) / 8
+
+
+def tile_products() -> Iterator[Problem]:
+    """Products in bfloat16 by emulated tiles, and by the processor's: sizes, steps, all that is added."""
+    lengths = ((5, 40), (1,), (32,), (64, 64, 64), (17, 8, 33), (100, 3, 31, 32, 65))
+    kinds = ["emulated"]
+    with tiles.using("amx") as kind:
+        kinds += ["amx"] * (kind == "amx")
+    for kind in kinds:
+        with tiles.using(kind):
+            for columns, n in itertools.product(COLUMNS if kind == "amx" else range(1, 131, 7), range(2)):
+                variant, rows = (columns * 2 + n * 37) % 64, (1, 7, 15, 16, 17, 33, 48, 95, 96, 97, 200)[columns % 11]
+                error = selfcheck.tile_product(
+                    columns, rows=rows, lengths=lengths[(columns + n) % 6], step=(0, 1, 0, 2)[(columns + n) % 4],
+                    variant=variant,
+                )  # fmt: skip
+                yield f"{kind} tiles columns {columns} rows {rows} variant {variant}", error
+            yield f"{kind} tiles length 5000", selfcheck.tile_product(9, rows=5, lengths=(5000, 3))
 
 
 def points() -> Iterator[Problem]:
@@ -143,7 +161,8 @@ def lists() -> Iterator[Problem]:
 SWEEPS = {
     one.__name__: one
     for one in (
-        products, product_shapes, variants, small_products, points, volumes, residuals, stages, branches, lists,
+        products, product_shapes, variants, small_products, tile_products, points, volumes, residuals, stages,
+        branches, lists,
     )
 }  # fmt: skip
 

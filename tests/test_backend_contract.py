@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from literal_sparse import Case, one_thread, problem  # noqa: F401
+from sparsemask.backends.native import tiles
 from sparsemask.backends.reference import BACKEND as REFERENCE
 from sparsemask.errors import UseError
 from sparsemask.ops import dispatch
@@ -50,6 +51,29 @@ class TestGather(BackendContract):
 
 class TestNative(BackendContract):
     backend = dispatch.find("native")
+
+
+@pytest.fixture
+def emulated():
+    with tiles.using("emulated"):
+        yield
+
+
+@pytest.mark.usefixtures("emulated")
+class TestNativeInBfloat16(BackendContract):
+    # Both round every layer's output, at a 256th of it; what they sum in float32 in between differs in the last step.
+    backend, dtype, tolerance = dispatch.find("native"), torch.bfloat16, 0.13
+
+    @pytest.fixture(autouse=True)
+    def _only_where_it_computes(self, emulated):
+        torch.manual_seed(0)
+        if dispatch.find("native").why_not(torch.device("cpu"), torch.float32) is not None:
+            pytest.skip("no C++ compiler here")
+
+
+@pytest.mark.usefixtures("emulated")
+class TestDenseInBfloat16(TestNativeInBfloat16):
+    backend = dispatch.find("dense")
 
 
 class TestAuto(BackendContract):

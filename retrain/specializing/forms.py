@@ -12,6 +12,7 @@ from torch import nn
 from sparsemask import spaces
 from sparsemask.engine import data
 from sparsemask.inference import optimize_for_inference
+from sparsemask.ops.layout import to_channels_last
 from sparsemask.spaces.protocols import HasFastForm, HasKernelForm, HasUnmaskedForm
 from sparsemask.spaces.sparse_conv.measuring import COLUMNS, Watch, relative_difference, tolerance
 from sparsemask.spaces.sparse_conv.planning import SAVED
@@ -169,7 +170,7 @@ def _times(forms: dict, task, where, rounds: int) -> dict[str, float]:
         inputs, _ = data.collate(task.eval_data, [task.eval_data[index]])
         inputs = inputs.to(where.device, where.parameters)
         if isinstance(inputs, torch.Tensor) and inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            inputs = to_channels_last(inputs)
         with where.context():
             calls = {name: functools.partial(form, inputs) for name, form in forms.items()}
             milliseconds = compare(calls, rounds, warmup=4, device=where.device)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparsemask.errors import UseError
 from sparsemask.exporting.bicubic import enlarge
+from sparsemask.ops.layout import to_channels_last
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, MaskModule, Part, begin_smoothly
 from sparsemask.sparse import DataMask, SparseMaskBlock, gumbel_mask, joined_conv, kept_fraction
 
@@ -99,7 +100,7 @@ class SMSR(MaskedNetwork):
 
     def begin(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(mean-subtracted input, its bicubic upsampling, features of the head)."""
-        x = self.sub_mean(x).contiguous(memory_format=torch.channels_last)
+        x = to_channels_last(self.sub_mean(x))
         return x, self.skip(x), self.head(x)
 
     def skip(self, x: Tensor) -> Tensor:

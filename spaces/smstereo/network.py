@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparsemask.errors import UseError
 from sparsemask.ops.cost_volume import concatenation_volume, correlation_volume
+from sparsemask.ops.layout import to_channels_last
 from sparsemask.spaces.smstereo.layers import ConvNorm, Encoder, Residual, activate
 from sparsemask.spaces.smstereo.mask_module import SparseHourglass
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, Part
@@ -120,7 +121,7 @@ class SMStereo(MaskedNetwork):
     def volume(self, left: Tensor, right: Tensor) -> Tensor:
         """The cost volume (B, C, maxdisp/4, H/4, W/4), channels last in memory."""
         count, levels = len(left), self.maxdisp // 4
-        images = torch.cat([left, right]).contiguous(memory_format=torch.channels_last)
+        images = to_channels_last(torch.cat([left, right]))
         features, concat_features = self.feature_extraction(images)  # batch norm sees both images at once
         volume = correlation_volume(features[:count], features[count:], levels, self.groups)
         if concat_features is None:

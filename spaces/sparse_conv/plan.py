@@ -1,7 +1,7 @@
 """How a network with masks is computed on a machine: a backend for each part, chosen for the network as a whole.
 
 A plan changes no function: all backends give the same numbers up to rounding. It holds for one machine, one number of
-threads and one input size, and stands in a file beside the weights, which is read when these are loaded.
+threads, one arithmetic and one input size, and stands in a file beside the weights, which is read with these.
 """
 
 from __future__ import annotations
@@ -42,22 +42,29 @@ class Machine:
     """Floats of the native kernels' vectors; 0 without these kernels."""
     threads: int
     torch: str
+    arithmetic: str = "float32"
+    """Of the convolutions: that of `torch.autocast`, where it is on."""
 
     @classmethod
     def here(cls, device: Device) -> Machine:
-        """This machine, for a device and as many threads as torch has now."""
-        return _here(str(device), torch.get_num_threads())
+        """This machine, for a device, and as many threads and the arithmetic that torch has now."""
+        return _here(str(device), torch.get_num_threads(), _arithmetic(torch.device(device)))
+
+
+def _arithmetic(device: Device) -> str:
+    kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+    return str(kind).removeprefix("torch.")
 
 
 @lru_cache(maxsize=8)
-def _here(device: str, threads: int) -> Machine:
+def _here(device: str, threads: int, arithmetic: str) -> Machine:
     name = processor() if device == "cpu" else torch.cuda.get_device_name(device)
     width = 0
     if device == "cpu" and dispatch.find("native").why_not(torch.device(device), torch.float32) is None:
         from sparsemask.backends.native import library
 
         width = library.width()
-    return Machine(device, name, width, threads, torch.__version__)
+    return Machine(device, name, width, threads, torch.__version__, arithmetic)
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class Plans:
 
     def __init__(self, plans: Iterable[Plan] = ()):
         self._plans: dict[tuple[Machine, tuple[int, ...]], Plan] = {}
-        self._found: dict[tuple[tuple[int, ...], str, int], Plan | None] = {}
+        self._found: dict[tuple[tuple[int, ...], str, int, str], Plan | None] = {}
         for plan in plans:
             self.add(plan)
 
@@ -113,7 +120,7 @@ class Plans:
             shape: of the input.
             device: that it is on.
         """
-        key = (tuple(shape), str(device), torch.get_num_threads())
+        key = (tuple(shape), str(device), torch.get_num_threads(), _arithmetic(torch.device(device)))
         if key not in self._found:
             self._found[key] = self._nearest(key[0], Machine.here(device))
         return self._found[key]
@@ -184,7 +191,7 @@ def _plan(entry: Mapping[str, Any]) -> Plan:
     return Plan(
         Machine(
             str(machine["device"]), str(machine["processor"]), int(machine["vector_width"]), int(machine["threads"]),
-            str(machine["torch"]),
+            str(machine["torch"]), str(machine.get("arithmetic", "float32")),
         ),
         tuple(int(size) for size in entry["shape"]),
         backends,

@@ -15,6 +15,7 @@ from sparsemask import costs
 from sparsemask.errors import UseError
 from sparsemask.ops import activation as act
 from sparsemask.ops import dispatch
+from sparsemask.ops.layout import to_channels_last
 from sparsemask.spaces.group_sparsity.shrinking.targets import Target
 from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
 from sparsemask.spaces.sparse_conv.masked_network import SURE, MaskedNetwork, MaskModule, begin_smoothly
@@ -168,7 +169,7 @@ class SparsifiedNetwork(MaskedNetwork):
     def _enlarged(self, x: Tensor, run: Callable[[Tensor], Any]) -> Tensor:
         """What the network makes of its graph's output."""
         if not self.training and x.ndim == 4:  # the kernels' rows are a view of it
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = to_channels_last(x)
         return self.network.enlarge(x, run) if isinstance(self.network, HasCore) else cast(Tensor, run(x))
 
     def run(self, x: Tensor) -> Tensor:

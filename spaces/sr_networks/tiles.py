@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sparsemask.errors import UseError
+from sparsemask.ops.layout import to_channels_last
 from sparsemask.spaces.smsr.tiles import self_ensemble
 from sparsemask.spaces.sr_networks.network import Span, Stage
 
@@ -133,7 +134,7 @@ def upscale(
     """
     if tile and tile < SMALLEST:
         raise UseError(f"tiles of {tile} pixels: {SMALLEST} is the least (0: no tiles)")
-    images = images.contiguous(memory_format=torch.channels_last)  # a fifth to a half faster on CPUs
+    images = to_channels_last(images)  # a fifth to a half faster on CPUs
     if tile is None:
         tile = planned(network, tuple(images.shape), memory, ensemble).tile
     run = partial(_tiled, network, tile=tile) if tile and min(images.shape[-2:]) >= network.smallest else network

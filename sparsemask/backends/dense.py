@@ -26,9 +26,9 @@ class Dense(Reference):
 
     def conv(self, call: ConvCall) -> Tensor:
         """The whole convolution, and what is dropped set in its rows."""
-        from sparsemask.backends.native import conv
+        from sparsemask.backends.native import BACKEND as NATIVE
 
-        return conv.whole_conv(call)
+        return NATIVE.whole_conv(call)
 
 
 BACKEND = Dense()

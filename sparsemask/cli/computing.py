@@ -11,17 +11,23 @@ if TYPE_CHECKING:
     from sparsemask.devices import Arithmetic
 
 
-def add_computing(parser: argparse.ArgumentParser) -> None:
-    """Add --backend and --gpu."""
+def add_computing(parser: argparse.ArgumentParser, types: bool = True) -> None:
+    """Add --backend and --gpu; --type, where the command has arithmetic to choose."""
     parser.add_argument("--backend", default="auto", help="of the sparse convolutions (default: auto)")
     parser.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
+    if types:
+        parser.add_argument(
+            "--type", choices=("float32", "bfloat16", "float16"), default="float32",
+            help="arithmetic; bfloat16 and float16 mean mixed precision: faster on processors with matrix tiles (AMX) "
+            "and on GPUs, a little less exact (default: float32)",
+        )  # fmt: skip
 
 
-def place(network: nn.Module, options: argparse.Namespace) -> Arithmetic:
-    """Move a network to the device that the flags name, and have it computed by their backend."""
+def place(network: nn.Module, options: argparse.Namespace, kind: str = "float32") -> Arithmetic:
+    """Move a network to the device that the flags name, and have it computed by their backend; kind: of --type."""
     from sparsemask.devices import arithmetic
     from sparsemask.sparse import set_backend
 
-    compute = arithmetic(options.gpu)
+    compute = arithmetic(options.gpu, kind)
     set_backend(network.to(compute.device), options.backend)
     return compute

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UseError(
             f"{pairs[0].files['png16']}: 16-bit PNG hold disparities below 256, with --maxdisp {network.maxdisp}: --pfm"
         )
-    compute = place(network, options)
+    compute = place(network, options, options.type)
     do = lambda job: match(job, network, source, compute, options)
     return each(pairs, do, lambda job: job.left, "pairs matched", options.out_dir)
 
@@ -106,10 +106,10 @@ def match(job: PairJob, network, source: str, compute, options) -> list[str]:
     pair = pad16(make_pair(left, right)).to(compute.device)
     tile = settle_tile(options, pair, network.maxdisp)
     began = time.perf_counter()
-    with repeatable():
+    with repeatable(), compute.context():
         output, masks, kept = run(network, pair, tile)
     check_output(output, network)
-    disparity = unpad(output[0], *left.shape[:2]).cpu().numpy()
+    disparity = unpad(output[0], *left.shape[:2]).float().cpu().numpy()
     spent = time.perf_counter() - began
     lost = write(job.files, disparity, left, camera, options.max_depth)
     tiling = "" if tile is None else f", tiles of {tile[1]}x{tile[0]} at most"
@@ -120,7 +120,7 @@ def match(job: PairJob, network, source: str, compute, options) -> list[str]:
     notes = [f"{name}: {text}" for name in (job.left, job.right) for text in picture_notes(name)]
     said += [f"note: {line}" for line in [*notes, *lost]]
     if options.show_masks:
-        drawn = picture_of(pair.left[0]), [mask[0, 0].cpu().numpy() for mask in masks], output[0].cpu().numpy()
+        drawn = picture_of(pair.left[0]), [mask[0, 0].cpu().numpy() for mask in masks], output[0].float().cpu().numpy()
         said.append(f"masks: {show(*drawn, job.name, Path(options.show_masks))}")
     return said
 

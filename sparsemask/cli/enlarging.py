@@ -72,16 +72,16 @@ class Enlarger(ABC):
 
         Args:
             image: any picture.
-            where: device of the network.
+            where: device of the network, and its arithmetic.
             tile, memory, ensemble: as of :meth:`run`.
 
         Raises:
             UseError: memory is too small, or the network gives values that are not finite.
         """
         pixels = as_input(image, where)
-        with repeatable():
+        with repeatable(), where.context():
             output = check_output(self.run(pixels, tile, memory, ensemble), self.network)
-        return image.enlarged(output[0].permute(1, 2, 0).cpu().numpy())
+        return image.enlarged(output[0].permute(1, 2, 0).float().cpu().numpy())
 
     def run(self, pixels: Tensor, tile: int | None, memory: float | None, ensemble: bool) -> Tensor:
         """Enlarge a picture's pixels.

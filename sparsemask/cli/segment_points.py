@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     weights = find_weights(options.weights)
     network, run_config = load(weights)
-    compute = place(network, options)
+    compute = place(network, options, options.type)
     settings = recipe(network, run_config, str(weights), n_points=options.n_points, grid=options.grid)
     out = jobs[0].out
     if out.suffix == ".label" and not issubclass(settings.task, WritesRawLabels):

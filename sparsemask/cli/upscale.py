@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     enlarger = find_enlarger(options.weights, options.scale)
     if options.show_masks and not enlarger.masked:
         raise UseError(f"--show-masks: {enlarger.title} computes everything, it has no masks")
-    compute = place(enlarger.network, options)
+    compute = place(enlarger.network, options, options.type)
     enlarge = lambda job: _enlarge(job, enlarger, compute, options, files)
     lines = sys.stderr if work[0].out == inputs.STREAM else sys.stdout
     return inputs.each(work, enlarge, lambda job: job.source, "pictures enlarged", options.out_dir, lines)

@@ -13,6 +13,19 @@ def channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
+def to_channels_last(x: Tensor) -> Tensor:
+    """x (N, C, H, W) or (N, C, D, H, W), channels-last in memory in a way that torch's convolutions recognise.
+
+    A picture permuted to (C, H, W) and given a batch of one lies channels-last, so that `Tensor.contiguous` leaves it,
+    but has a batch stride by which convolutions take it for channels-first. All that follows is, too, and slower.
+    """
+    form = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    last = x.contiguous(memory_format=form)
+    if torch.compiler.is_compiling() or not last.numel() or last.stride(0) == last[0].numel():
+        return last
+    return last.clone(memory_format=form)
+
+
 def along_channels(values: Tensor, like: Tensor) -> Tensor:
     """Values of channels (C,), shaped to multiply (N, C, *spatial)."""
     return values.view(1, -1, *[1] * (like.ndim - 2))

@@ -2,20 +2,26 @@
 
 Built on first use (:mod:`sparsemask.backends.native.build`) for every vector width of the processor family, chosen at
 run time, and not trusted before small problems came out right on the processor at hand
-(:mod:`sparsemask.backends.native.selfcheck`). Threads are torch's. float32; other types are computed by other backends.
+(:mod:`sparsemask.backends.native.selfcheck`). Threads are torch's. float32, and on processors with matrix tiles (AMX)
+bfloat16, as under `torch.autocast`: convolutions and modules by tiles, what is not a convolution over all channels in
+float32. Other types are computed by other backends.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 import sys
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from sparsemask.backends import Backend
 from sparsemask.backends.native import (
+    bfloat16,
     block,
     build,
     concat_conv,
@@ -29,6 +35,7 @@ from sparsemask.backends.native import (
     points,
     predict_mask,
     stereo,
+    tiles,
 )
 from sparsemask.ops.block import BlockCall
 from sparsemask.ops.block_with_channel_attention import AttendedBlockCall
@@ -41,6 +48,9 @@ from sparsemask.ops.point_block import Folded
 from sparsemask.ops.point_conv import Level
 from sparsemask.ops.point_network import PointNetworkWeights, PreparedPointNetwork
 from sparsemask.ops.predict_mask import PredictMaskCall
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["BACKEND", "Native"]
 
@@ -76,56 +86,76 @@ class Native(Backend):
         """Why it cannot compute on this device in this type; None where it can."""
         if torch.device(device).type != "cpu":
             return "native kernels are for CPUs"
-        if dtype != torch.float32:
+        if dtype not in (torch.float32, torch.bfloat16):
             return f"native kernels compute in float32, not {str(dtype).removeprefix('torch.')}"
-        return _absent()
+        absent = _absent()
+        if absent is None and dtype == torch.bfloat16 and tiles.in_use() == "none":
+            return "native kernels compute in bfloat16 by matrix tiles (AMX), which this processor has not"
+        return absent
 
     def conv(self, call: ConvCall) -> Tensor:
         """Kept rows in full, dropped rows from dense to dense channels."""
-        return conv.conv(call)
+        if call.x.dtype == torch.float32:
+            return conv.conv(call)
+        return bfloat16.conv(call) if call.geometry.groups == 1 else conv.conv(_wide(call, call.x)).to(call.x.dtype)
+
+    def whole_conv(self, call: ConvCall) -> Tensor:
+        """The same, all rows by torch's convolution, dropped ones set afterwards: the backend `dense`."""
+        if call.x.dtype == torch.float32:
+            return conv.whole_conv(call)
+        return (
+            bfloat16.whole_conv(call)
+            if call.geometry.groups == 1
+            else conv.whole_conv(_wide(call, call.x)).to(call.x.dtype)
+        )
 
     def block(self, call: BlockCall) -> Tensor:
         """A module in rows."""
-        return block.block(call)
+        return (block if call.x.dtype == torch.float32 else bfloat16).block(call)
 
     def attended_block(self, call: AttendedBlockCall) -> Tensor:
         """Sample by sample: attention is a factor on the fusion's weights."""
-        return block.attended_block(call)
+        return (block if call.block.x.dtype == torch.float32 else bfloat16).attended_block(call)
 
     def inverted_residual(self, call: InvertedResidualCall) -> Tensor:
-        """In one call, band by band."""
-        return inverted_residual.inverted_residual(call)
+        """In one call, band by band; in float32."""
+        return inverted_residual.inverted_residual(_wide(call, call.x)).to(call.x.dtype)
 
     def locate(self, call: PredictMaskCall) -> Tensor:
-        """In one call, where the branch is narrow enough."""
+        """In one call, where the branch is narrow enough; in float32."""
+        call = _wide(call, call.x)
         if len(call.first) > predict_mask.WIDEST or not call.x.numel():
             return super().locate(call)
         return predict_mask.locate(call)
 
     def fuse_scales(self, call: MultiscaleSumCall) -> Tensor:
-        """In one call, where there is room for all features."""
-        return super().fuse_scales(call) if len(call.xs) > multiscale_sum.MOST else multiscale_sum.fuse_scales(call)
+        """In one call, where there is room for all features; in float32."""
+        if len(call.xs) > multiscale_sum.MOST:
+            return super().fuse_scales(call)
+        return multiscale_sum.fuse_scales(_wide(call, call.xs[0])).to(call.xs[0].dtype)
 
     def joined_conv(self, call: ConcatConvCall) -> Tensor:
         """Each feature is read where it lies."""
-        return concat_conv.joined_conv(call)
+        return (concat_conv if call.xs[0].dtype == torch.float32 else bfloat16).joined_conv(call)
 
     def correlation_volume(self, left: Tensor, right: Tensor, levels: int, groups: int) -> Tensor:
-        """One pass over rows."""
-        return stereo.correlation(left, right, levels, groups)
+        """One pass over rows; in float32."""
+        return stereo.correlation(left.float(), right.float(), levels, groups).to(left.dtype)
+
+    # On points: in float32.
 
     def point_cells(self, xyz: Tensor, neighbours: Tensor, radius: float, rule: str, size: int) -> Tensor:
-        return points.bins(xyz.contiguous(), neighbours.contiguous(), radius, size, rule == "round")
+        return points.bins(xyz.float().contiguous(), neighbours.contiguous(), radius, size, rule == "round")
 
     def point_means(self, rows: Tensor, neighbours: Tensor) -> Tensor:
-        return points.means(rows.contiguous(), neighbours.contiguous())
+        return points.means(rows.float().contiguous(), neighbours.contiguous()).to(rows.dtype)
 
     def point_aggregate(
         self, g: Tensor, xyz: Tensor, rel: Tensor, table: Tensor, neighbours: Tensor, cells: Tensor
     ) -> Tensor:
-        out = library.empty(*g.shape)
-        points.aggregate(g.contiguous(), xyz.contiguous(), rel, table, neighbours, cells, out)
-        return out
+        out, (xyz, rel, table) = library.empty(*g.shape), (one.float() for one in (xyz, rel, table))
+        points.aggregate(g.float().contiguous(), xyz.contiguous(), rel, table, neighbours, cells, out)
+        return out.to(g.dtype)
 
     def point_gradients(
         self, grad: Tensor, g: Tensor, xyz: Tensor, rel: Tensor, table: Tensor, level: Level
@@ -133,18 +163,21 @@ class Native(Backend):
         """By lists of who reads a point, which the level keeps."""
         if level.readers is None:
             level.readers = points.readers(level.neighbours, level.cells)
-        return points.gradients(grad, g, xyz, rel, table, level.neighbours, level.cells, level.readers)
+        given = [one.float() for one in (grad, g, xyz, rel, table)]
+        to_g, to_table = points.gradients(*given, level.neighbours, level.cells, level.readers)
+        return to_g.to(g.dtype), to_table.to(table.dtype)
 
     def point_conv(
         self, rows: Tensor, weight: Tensor, table: Tensor, bias: Tensor, xyz: Tensor, neighbours: Tensor,
         cells: Tensor, relu: bool,
     ) -> Tensor:  # fmt: skip
-        return point_block.conv(rows, weight, table, bias, xyz, neighbours, cells, relu)
+        given = [one.float() for one in (rows, weight, table, bias, xyz)]
+        return point_block.conv(*given, neighbours, cells, relu).to(rows.dtype)
 
     def point_block(
         self, rows: Tensor, level: Level, mask: Tensor, dense: Tensor, folded: Folded, gated: bool
     ) -> Tensor:
-        return point_block.block(rows, level, mask, dense, folded, gated)
+        return point_block.block(rows.float(), level, mask, dense, folded, gated).to(rows.dtype)
 
     def point_network(self, weights: PointNetworkWeights) -> PreparedPointNetwork | None:
         """In one call."""
@@ -157,11 +190,14 @@ class Native(Backend):
     def point_linear(
         self, rows: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, add_map: Tensor | None, relu: bool
     ) -> Tensor:
-        return point_block.linear(rows, weight, bias, add, add_map, relu)
+        weight, bias, wide = weight.float(), bias.float() if bias is not None else None, rows.float()
+        return point_block.linear(wide, weight, bias, add.float() if add is not None else None, add_map, relu).to(
+            rows.dtype
+        )
 
     def add_relu(self, a: Tensor, b: Tensor, mask: Tensor | None, dense: Tensor | None) -> Tensor:
-        """In one pass, where both lie in rows."""
-        if not all(one.movedim(1, -1).is_contiguous() for one in (a, b)):
+        """In one pass, where both lie in rows, in float32."""
+        if a.dtype != torch.float32 or not all(one.movedim(1, -1).is_contiguous() for one in (a, b)):
             return super().add_relu(a, b, mask, dense)
         rows, other = (one.movedim(1, -1).reshape(-1, one.shape[1]) for one in (a, b))
         if mask is None:
@@ -169,6 +205,24 @@ class Native(Backend):
         else:
             library.add_relu(rows, other, mask.reshape(-1), int(dense.sum()))
         return a
+
+
+_Given = TypeVar("_Given", bound="DataclassInstance")
+
+
+def _wide(call: _Given, x: Tensor) -> _Given:
+    """The call of features x with all that is in bfloat16 in float32."""
+    if x.dtype == torch.float32:
+        return call
+    names = [field.name for field in dataclasses.fields(call)]
+    values = map(_widened, operator.attrgetter(*names)(call))
+    return dataclasses.replace(call, **dict(zip(names, values, strict=True)))
+
+
+def _widened(value: object) -> object:
+    if isinstance(value, list):
+        return [_widened(one) for one in value]
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 BACKEND = Native()

@@ -31,7 +31,7 @@ from sparsemask.files import atomic_write, sha256, write_json
 SOURCES = Path(__file__).resolve().parent / "src"
 OPERATORS = SOURCES.parent / "onnxruntime_ops"  # nodes of ONNX Runtime that call the kernels
 SHIPPED = Path(__file__).resolve().parent / "shipped" / "libsparsemask.so"  # in wheels of a platform alone
-VERSION = 2  # what sm_version() answers
+VERSION = 3  # what sm_version() answers
 WIDTHS = (4, 8, 16)  # floats of a vector
 VARIABLE = "SPARSEMASK_VECTOR_WIDTH"
 _COMMON = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")

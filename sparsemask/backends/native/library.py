@@ -99,6 +99,9 @@ class Target:
 # Every entry of the library: the types of its arguments, and of its answer.
 _ENTRIES: dict[str, tuple[list, type | None]] = {
     "sm_width": ([_I], _I),
+    "sm_tiles": ([_I], _I),
+    "sm_pack_tiles": ([_P, _I, _I, _P], None),
+    "sm_tile_product": ([_P], None),
     "sm_pack": ([_P, _I, _I, _P], None),
     "sm_split": ([_P, _I, _P, _P, _P], _I),
     "sm_partition": ([_P, _I, _P, _I, _P, _P, _P, _P], None),
@@ -172,6 +175,7 @@ def _loaded(wanted: build.Form) -> ctypes.CDLL:
         function = getattr(loaded, name)  # which keeps what ctypes finds under the name
         function.argtypes, function.restype = arguments, answer
     loaded.sm_keep_memory()
+    loaded.sm_tiles(1)  # the processor's, where it has some
     return loaded
 
 

@@ -17,7 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsemask.backends.native import build, inverted_residual, library, multiscale_sum, points, predict_mask, stereo
+from sparsemask.backends.native import (
+    build,
+    inverted_residual,
+    library,
+    multiscale_sum,
+    points,
+    predict_mask,
+    stereo,
+    tiles,
+)
 from sparsemask.backends.native.library import Segment, Target
 from sparsemask.datasets import cache
 from sparsemask.devices import processor
@@ -81,6 +90,9 @@ def problems() -> Iterator[tuple[str, float]]:
         yield f"depth-wise product of {columns} columns", depthwise(columns, variant=columns)
     for columns in range(1, 10):
         yield f"inner products of {columns} outputs", narrow(columns, length=8 + 16 * (columns % 2), variant=columns)
+    with tiles.using(tiles.in_use() if tiles.in_use() != "none" else "emulated"):
+        for columns in (1, 16, 17, 32, 40, 64, 97):
+            yield f"product of {columns} columns in bfloat16", tile_product(columns, variant=3 * columns)
     for columns in (1, 3, 8, 13, 16, 24, 33, 70):
         yield f"point convolution of {columns} channels", point_rows(columns, variant=columns)
         yield f"gradients of a point convolution of {columns} channels", point_gradients(columns)
@@ -138,6 +150,56 @@ def product(columns: int, *, rows: int = 50, lengths: tuple[int, ...] = (5, 3), 
     if sums is not None:
         error = max(error, _error(sums.sum(0) / rows, wanted.mean(0)))
     return error
+
+
+def tile_product(
+    columns: int, *, rows: int = 50, lengths: tuple[int, ...] = (5, 40), step: int = 0, variant: int = 0
+) -> float:
+    """A product in bfloat16, by the tiles in use. step: between the outputs' positions; 0: some of them, as of a mask.
+
+    Of small whole numbers, whose sums are exact: the only error is that of the last rounding, which is known.
+    """
+    g, _ = _generator(columns, rows, *lengths, step, variant)
+    whole = lambda most, *shape: torch.randint(-most, most + 1, shape, generator=g).float()
+    bit = lambda n: variant >> n & 1
+    positions = torch.arange(rows, dtype=torch.int32) * max(step, 1)
+    if not step:  # runs, with gaps between them
+        some = (torch.rand(4 * rows, generator=g) < 0.5) | (torch.arange(4 * rows) % 40 < 20)
+        positions = some.nonzero().flatten()[:rows].to(torch.int32)
+    height = int(positions.max()) + 4
+    weights, segments, read, packed = whole(2, sum(lengths), columns), [], [], []
+    for number, length in enumerate(lengths):
+        buffer = tiles.empty(height, tiles.up_to(length) + 32 * (number % 2))
+        buffer[:] = whole(3, *buffer.shape)  # what lies behind the channels meets weights of zero
+        at, offset = _places(height, g) if number % 2 == 0 else None, (0, 2, 1)[number % 3]
+        segments.append(tiles.Segment(buffer, at, offset, tiles.up_to(length)))
+        row = positions.long() + offset
+        row = at[row].long() if at is not None else row
+        read.append(torch.where(row[:, None] >= 0, buffer[row.clamp(min=0), :length].float(), torch.zeros(())))
+        packed.append(weights[sum(lengths[:number]) :][:length])
+    padded = torch.cat([torch.nn.functional.pad(one, (0, 0, 0, -len(one) % 32)) for one in packed])
+    to = torch.randperm(rows + 2, generator=g)[:rows].to(torch.int32) if bit(2) else None
+    out = torch.full((rows + 2, tiles.up_to(columns)), 7.0, dtype=torch.bfloat16)
+    bias = torch.randn(columns, generator=g) if bit(3) else None
+    add = whole(9, *out.shape).bfloat16() if bit(4) else None
+    if add is not None:
+        add[:, columns:] = 0
+    sums = torch.zeros(torch.get_num_threads(), columns, dtype=torch.float64) if bit(5) else None
+    tiles.product(
+        positions, segments, tiles.pack(padded[None]), columns, out, to,
+        bias=tiles.padded(bias), activation=(variant % 4, 0.1), add=add, sums=sums,
+    )  # fmt: skip
+    row0 = torch.arange(rows) if to is None else to.long()
+    wanted = torch.cat(read, 1) @ weights + (bias if bias is not None else 0)
+    wanted = wanted + (add[row0, :columns].float() if add is not None else 0)
+    wanted = torch.from_numpy(np.asarray(_ACTIVATIONS[variant % 4](wanted.numpy()), np.float32))
+    expected = torch.full(out.shape, 7.0)
+    expected[row0] = 0
+    expected[row0, :columns] = wanted.bfloat16().float()
+    # Half a step of bfloat16 is what the order of additions may decide.
+    error = _error(out, expected.double().numpy())
+    error = 0.0 if error <= 2**-7 and _error(out[row0, :columns], wanted.double().numpy()) <= 2**-8 else error
+    return max(error, _error(sums.sum(0) / rows, wanted.double().mean(0).numpy())) if sums is not None else error
 
 
 def depthwise(columns: int, *, rows: int = 50, taps: int = 3, variant: int = 0) -> float:

@@ -14,6 +14,7 @@ from sparsemask.config import RunConfig
 from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.devices import Arithmetic
 from sparsemask.inference import optimize_for_inference
+from sparsemask.ops.layout import to_channels_last
 from sparsemask.retrain import eval as evaluation
 from sparsemask.retrain.trained import open_trained, read_flags
 from sparsemask.spaces.protocols import HasFastForm
@@ -57,7 +58,7 @@ def opened(folder: Path, compiled: bool = False) -> Opened:
     example = task.eval_data[0][0][None].to(arithmetic.device, arithmetic.parameters)
     if isinstance(spaces.get(space), HasFastForm):
         form = spaces.get(space).fast_form(network)
-        run = plain = lambda x: form(x.contiguous(memory_format=torch.channels_last))
+        run = plain = lambda x: form(to_channels_last(x))
         return Opened(config, network, run, plain, arithmetic, task)
     run = plain = optimize_for_inference(network, example, compiled=False)
     if compiled:

@@ -36,7 +36,7 @@ def parser() -> Parser:
     result.add_argument(
         "--pixels", type=amount, default=1e6, metavar="N", help="of a picture that is enlarged (default: 1M)"
     )
-    add_computing(result)
+    add_computing(result, types=False)
     return result
 
 

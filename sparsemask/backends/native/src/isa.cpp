@@ -1,5 +1,6 @@
 // One instruction set's kernels: compiled once for each, with its flags and its name.
 #include "rows.h"
+#include "tiles.h"
 #include "narrow.h"
 #include "points.h"
 #include "stereo.h"

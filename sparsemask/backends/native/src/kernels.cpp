@@ -3,6 +3,8 @@
 #ifdef __linux__
 #include <malloc.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include <algorithm>
@@ -12,9 +14,15 @@
 
 #include "problem.h"
 
+#ifdef SM_AMX
+#include <cpuid.h>
+#endif
+
 #define SM_DECLARE(name)                                                                                  \
     namespace name {                                                                                      \
     void chunk(const sm::Product&, int64_t, int64_t, const float**, double*);                             \
+    extern void (*const amx_rows)(const sm::TileProduct&, std::atomic<int64_t>&, double*);                \
+    extern void (*const emulated_rows)(const sm::TileProduct&, std::atomic<int64_t>&, double*);           \
     void narrow(const sm::Product&, int64_t, int64_t, const float**);                                     \
     void depthwise(const sm::Product&, int64_t, int64_t);                                                 \
     void point_rows(const sm::Points&, int64_t, int64_t, float*);                                         \
@@ -44,7 +52,8 @@ SM_DECLARE(sm_avx512)
 #define SM_CHOICE(name, width) \
     {name::chunk,         name::narrow,           name::depthwise, name::point_rows, name::point_bins, \
      name::point_centres, name::point_neighbours, name::correlate, name::scales,     name::expand,     \
-     name::contract,      name::locate_first,     name::locate_second, name::scale_rows, width}
+     name::contract,      name::locate_first,     name::locate_second, name::scale_rows,               \
+     name::amx_rows,      name::emulated_rows,    width}
 
 namespace {
 
@@ -68,6 +77,7 @@ using ScaleRows = void (*)(const sm::Scales&, const sm::Scale&, const int32_t*, 
                            float*);
 using LocateFirst = void (*)(const sm::Locate&, int64_t, int64_t, float*, float*);
 using LocateSecond = void (*)(const sm::Locate&, int64_t, const float*, float*, float*);
+using TileRows = void (*)(const sm::TileProduct&, std::atomic<int64_t>&, double*);
 using Contract = void (*)(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool, float*);
 
 struct Choice {
@@ -85,6 +95,8 @@ struct Choice {
     LocateFirst locate_first;
     LocateSecond locate_second;
     ScaleRows scale_rows;
+    TileRows amx_rows;  // or null
+    TileRows emulated_rows;
     int64_t width;
 };
 
@@ -105,6 +117,24 @@ Choice best([[maybe_unused]] int64_t widest) {
 
 Choice chosen = best(16);
 
+// Matrix tiles: none, the processor's (AMX), or emulated ones.
+enum Tiles : int64_t { NO_TILES, AMX, EMULATED };
+
+// Whether the processor multiplies tiles of bfloat16 and the system lets this process do so, which has to be asked for.
+bool has_amx() {
+#if defined(SM_AMX) && defined(__linux__)
+    constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;  // amx-bf16, amx-tile
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;                     // avx512-bf16
+    return chosen.amx_rows && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return false;
+#endif
+}
+
+int64_t tiles_in_use = NO_TILES;
+
 }  // namespace
 
 #include "bands.h"
@@ -113,10 +143,28 @@ Choice chosen = best(16);
 
 extern "C" {
 
-// Floats of the vectors in use, after limiting them to `widest` where that is not 0.
+// Floats of the vectors in use, after limiting them to `widest` where that is not 0; narrower ones have no AMX.
 int64_t sm_width(int64_t widest) {
     if (widest) chosen = best(widest);
+    if (tiles_in_use == AMX && !chosen.amx_rows) tiles_in_use = NO_TILES;
     return chosen.width;
+}
+
+// Matrix tiles in use: 0 none, 1 the processor's, 2 emulated. Asked for some (`wanted` not negative), it uses these where
+// it has them, else none.
+int64_t sm_tiles(int64_t wanted) {
+    if (wanted >= 0) tiles_in_use = wanted == EMULATED ? EMULATED : wanted == AMX && has_amx() ? AMX : NO_TILES;
+    return tiles_in_use;
+}
+
+// weights (depth, columns) in bfloat16, row-major, to panels of 16 columns, an even number of them, each of tiles of (16
+// pairs of rows, 16, 2); what is filled up is zero.
+void sm_pack_tiles(const uint16_t* weights, int64_t depth, int64_t columns, uint16_t* packed) {
+    for (int64_t first = 0; first < (columns + 31) / 32 * 32; first += 16)
+        for (int64_t k = 0; k < (depth + 31) / 32 * 32; k += 2)
+            for (int64_t j = first; j < first + 16; j++)
+                for (int64_t i = k; i < k + 2; i++)
+                    *packed++ = i < depth && j < columns ? weights[i * columns + j] : uint16_t{0};
 }
 
 // weights (depth, columns), row-major, to panels of 16 columns, the last of 8 where 8 or fewer are left.
@@ -256,6 +304,15 @@ void sm_product(const sm::Product* given) {
     }
 }
 
+void sm_tile_product(const sm::TileProduct* given) {
+    const sm::TileProduct& p = *given;
+    const int threads = static_cast<int>(std::min<int64_t>(p.threads, (p.rows + CHUNK - 1) / CHUNK));
+    const TileRows rows = tiles_in_use == AMX ? chosen.amx_rows : chosen.emulated_rows;
+    std::atomic<int64_t> next{0};
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    rows(p, next, p.sums ? p.sums + omp_get_thread_num() * p.columns : nullptr);
+}
+
 // Several products in one go, without sums: chunks are taken in the order of their places, so that what several of them
 // read and write is still in the cache.
 void sm_products(const sm::Product* list, int64_t n) {
@@ -383,7 +440,7 @@ void sm_correlation(const float* left, const float* right, int64_t levels, int64
     }
 }
 
-int64_t sm_version() { return 2; }
+int64_t sm_version() { return 3; }
 
 }  // extern "C"
 

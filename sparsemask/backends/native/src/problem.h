@@ -2,6 +2,13 @@
 #pragma once
 #include <cstdint>
 
+// Compilers, and their assemblers, that know the tile instructions of x86 (AMX).
+#if defined(__x86_64__) && defined(__has_include)
+#if __has_include(<amxtileintrin.h>)
+#define SM_AMX
+#endif
+#endif
+
 namespace sm {
 
 // A stretch of input channels that every output row reads from one row of a buffer. The row of output r is
@@ -45,6 +52,38 @@ struct Product {
     int64_t narrow;
     int64_t clear;
     const int32_t* places;  // where in the row they go, in rising order, or null: the first columns
+};
+
+// A segment of rows in bfloat16. Rows begin at multiples of 64 bytes; `length` is a multiple of 32, and what rows have
+// beyond their channels, up to it, is finite.
+struct TileSegment {
+    const uint16_t* base;
+    const int32_t* map;
+    int64_t stride;  // numbers from row to row
+    int64_t offset;
+    int64_t length;
+};
+
+// A product of rows in bfloat16, summed in float32, see tiles.h: row at[r] (or r) of out = act(sum over segments of row .
+// weights + bias + row at[r] (or r) of add), rounded to bfloat16.
+struct TileProduct {
+    int64_t rows;
+    const int32_t* pos;
+    int64_t n_segments;
+    const TileSegment* segments;
+    int64_t columns;
+    const uint16_t* packed;  // sm_pack_tiles of (sum of the segments' lengths, columns)
+    const float* bias;       // or null: whole vectors of 16, the last ones' rest zeros
+    int64_t activation;      // as a Product has it
+    double slope;
+    uint16_t* out;  // columns up to the next multiple of 16 are written, those from there on up to `clear` zeroed
+    const int32_t* at;
+    int64_t stride;
+    int64_t clear;
+    const uint16_t* add;  // or null: whole vectors, too
+    int64_t add_stride;
+    double* sums;  // or null: (threads, columns), to which the outputs are added
+    int64_t threads;
 };
 
 // One point convolution after its 1x1 part, see points.h. Rows are points; `columns` channels each.

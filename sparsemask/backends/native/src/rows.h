@@ -97,9 +97,11 @@ static void finish(const Product& p, int64_t r, int64_t first, int64_t count, co
     }
 }
 
-// The same for `count` rows whose NV * W columns from `first` on all go to one output.
+// The same for `count` rows whose NV * W columns from `first` on all go to one output. tiles: `pitch` numbers from row to
+// row.
 template <int W, int NV>
-static void finish_all(const Product& p, int64_t start, int64_t count, int64_t first, const float* tiles, double* sums) {
+static void finish_all(const Product& p, int64_t start, int64_t count, int64_t first, const float* tiles, int64_t pitch,
+                       double* sums) {
     using V = typename Vector<W>::type;
     const bool left = first < p.split;
     float* out = left ? p.out0 + first : p.out1 + (first - p.split);
@@ -113,7 +115,7 @@ static void finish_all(const Product& p, int64_t start, int64_t count, int64_t f
         bias[j] = p.bias ? *reinterpret_cast<const V*>(p.bias + first + j * W) : zero;
         sum[j] = zero;
     }
-    for (int64_t i = 0; i < count; i++, tiles += NV * W) {
+    for (int64_t i = 0; i < count; i++, tiles += pitch) {
         const int64_t r = start + i;
         float* to = out + (at ? at[r] : r) * stride;
         const int64_t row0 = p.at0 ? p.at0[r] : r;
@@ -130,6 +132,24 @@ static void finish_all(const Product& p, int64_t start, int64_t count, int64_t f
     if (sums)
         for (int j = 0; j < NV; j++)
             for (int k = 0; k < W; k++) sums[first + j * W + k] += sum[j][k];
+}
+
+// The same for any `wide` columns from `first` on: vectors as wide as fit on either side of the split, then one by one.
+static void finish_part(const Product& p, int64_t start, int64_t count, int64_t first, int64_t wide, const float* tiles,
+                        int64_t pitch, double* sums) {
+    for (int64_t j = 0, taken; j < wide; j += taken) {
+        const int64_t column = first + j;
+        const int64_t left = (column < p.split ? std::min(first + wide, p.split) : first + wide) - column;
+        taken = left >= SM_WIDTH ? SM_WIDTH : left >= 4 ? (left >= 8 && SM_WIDTH > 8 ? 8 : 4) : left;
+        if (taken == SM_WIDTH)
+            finish_all<SM_WIDTH, 1>(p, start, count, column, tiles + j, pitch, sums);
+        else if (taken == 8)
+            finish_all<8, 1>(p, start, count, column, tiles + j, pitch, sums);
+        else if (taken == 4)
+            finish_all<4, 1>(p, start, count, column, tiles + j, pitch, sums);
+        else
+            for (int64_t i = 0; i < count; i++) finish(p, start + i, column, taken, tiles + i * pitch + j, sums);
+    }
 }
 
 // All rows of a chunk times the NV vectors of columns from `first` on. Segments are taken in groups whose weights fit
@@ -160,18 +180,19 @@ static void columns(const float* const* rows, const Product& p, int64_t start, i
         from = to;
     } while (from < p.n_segments);
     if (wide == NV * W && (first + wide <= p.split || first >= p.split))
-        finish_all<W, NV>(p, start, count, first, tiles, sums);
+        finish_all<W, NV>(p, start, count, first, tiles, NV * W, sums);
     else
-        for (int64_t i = 0; i < count; i++) finish(p, start + i, first, wide, tiles + i * NV * W, sums);
+        finish_part(p, start, count, first, wide, tiles, NV * W, sums);
 }
 
 // Pointers to the rows that the `count` outputs at `pos`, which rise, read by one segment; `zeros` where there is none.
 // Where nothing is left out of the buffer between the first and the last of them, they follow from the first.
-static void locate(const Segment& one, const int32_t* pos, int64_t count, const float* zeros, const float** rows) {
+template <class S, class T>
+static void locate(const S& one, const int32_t* pos, int64_t count, const T* zeros, const T** rows) {
     const int64_t first = pos[0] + one.offset, last = pos[count - 1] + one.offset;
     const int64_t from = one.map ? one.map[first] : first, to = one.map ? one.map[last] : last;
     if (from >= 0 && to - from == last - first) {
-        const float* base = one.base + (from - pos[0]) * one.stride;
+        const T* base = one.base + (from - pos[0]) * one.stride;
         const int32_t stride = static_cast<int32_t>(one.stride);
         for (int64_t i = 0; i < count; i++) rows[i] = base + static_cast<int64_t>(pos[i]) * stride;
     } else if (count > 12) {

@@ -1,0 +1,249 @@
+"""Convolutions and modules in bfloat16 by matrix tiles: all channels of a location in one row, dense ones first.
+
+A location's row is as long as the layer has channels, and where it is dropped its sparse channels are zeros. So a kept
+location reads one row a tap wherever its neighbours lie, rows of neighbours follow each other in memory, and tiles are
+read from there (src/tiles.h). That moves more memory than the rows of :mod:`sparsemask.backends.native.block`, half as
+many bytes a number, and computes some products with zeros, which tiles do for less than it would cost to avoid them.
+Sums are in float32; what is between the layers is rounded to bfloat16, as `torch.autocast` rounds it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sparsemask.backends.native import library, tiles
+from sparsemask.backends.native.conv import activation_code
+from sparsemask.backends.native.grid import Grid, grid
+from sparsemask.backends.native.rows import from_rows
+from sparsemask.backends.native.tiles import Segment, up_to
+from sparsemask.backends.native.workspace import Workspace
+from sparsemask.ops import activation
+from sparsemask.ops.block import BlockCall
+from sparsemask.ops.block_with_channel_attention import AttendedBlockCall, factors
+from sparsemask.ops.concat_conv import ConcatConvCall
+from sparsemask.ops.conv import ConvCall, same_size
+from sparsemask.ops.dense_part import dense_conv
+from sparsemask.ops.weight_cache import Derived
+
+_derived = Derived()
+_Attention = Callable[[Tensor], Tensor]
+
+
+def conv(call: ConvCall) -> Tensor:
+    """One sparse mask convolution without groups: kept rows in full, dropped rows from dense to dense channels."""
+    tables = grid(len(call.x), tuple(call.x.shape[2:]), call.geometry)
+    rows, act = tiles.rows_of(call.x), activation_code(call.activation)
+    kept, dropped, _ = library.split(call.mask.contiguous(), compact=False)
+    plan = _planned(call, tables)
+    out = tiles.empty(len(tables.position), up_to(len(call.out_dense)))
+    plan.full.run(rows, tables, kept, out, act)
+    plan.dense.run(rows, tables, dropped, out, act)
+    return _result(call, out)
+
+
+def whole_conv(call: ConvCall) -> Tensor:
+    """The same, all rows by torch's convolution, dropped ones computed again."""
+    whole = activation.apply_(call.activation, dense_conv(call.x, call.weight, call.bias, call.geometry))
+    _, dropped, _ = library.split(call.mask.contiguous(), compact=False)
+    if not len(dropped) or bool(call.in_dense.all() & call.out_dense.all()):
+        return whole
+    tables = grid(len(call.x), tuple(call.x.shape[2:]), call.geometry)
+    out = tiles.rows_of(whole)
+    rows, act = tiles.rows_of(call.x), activation_code(call.activation)
+    _planned(call, tables).dense.run(rows, tables, dropped, out, act)
+    return _result(call, out)
+
+
+def _planned(call: ConvCall, tables: Grid) -> _Conv:
+    """The layer's packed weights. Of the size matters only which classes of outputs there are."""
+    sources = [call.weight, call.in_dense, call.out_dense] + ([call.bias] if call.bias is not None else [])
+    form = tuple(one.taps for one in tables.classes)
+    return _derived.get(sources, lambda: _Conv(call, tables), (call.geometry, form))
+
+
+def _result(call: ConvCall, out: Tensor) -> Tensor:
+    """Features from their rows."""
+    return from_rows(out[:, : len(call.out_dense)], len(call.x), call.geometry.output_size(call.x.shape[2:]), call.x)
+
+
+class _Conv:
+    """The packed weights of a layer: everything to everything, and dense to dense, all else zeros."""
+
+    def __init__(self, call: ConvCall, tables: Grid):
+        taps = call.weight.detach().float().flatten(2)
+        taps = taps.permute(2, 0, 1) if call.geometry.transposed else taps.permute(2, 1, 0)  # (taps, C_in, C_out)
+        bias = call.bias.detach().float() if call.bias is not None else None
+        self.full = _Product(taps, bias, tables)
+        dense = taps * call.in_dense[:, None] * call.out_dense
+        self.dense = _Product(dense, bias * call.out_dense if bias is not None else None, tables)
+
+
+class _Product:
+    """Packed weights (taps, C_in, C_out) for every class of outputs."""
+
+    def __init__(self, taps: Tensor, bias: Tensor | None, tables: Grid):
+        self.depth, self.columns = up_to(taps.shape[1]), taps.shape[2]
+        self.packed = [tiles.pack(taps[[index for index, _ in one.taps]]) for one in tables.classes]
+        self.bias = tiles.padded(bias)
+
+    def run(self, rows: Tensor, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float]) -> None:
+        """Compute the outputs `listed` (n,) int32 of rows (R, C_in) into their rows of `out`."""
+        parts = [(listed, library.lookup(listed, tables.position))]
+        if tables.kind is not None:
+            parts = library.partition(listed, tables.kind, len(tables.classes), tables.position)
+        for one, packed, (mine, pos) in zip(tables.classes, self.packed, parts, strict=True):
+            segments = [Segment(rows, tables.interior, offset, self.depth) for _, offset in one.taps]
+            tiles.product(pos, segments, packed, self.columns, out, mine, bias=self.bias, activation=act)
+
+
+def joined_conv(call: ConcatConvCall) -> Tensor:
+    """See :mod:`sparsemask.ops.concat_conv`."""
+    xs, weight = call.xs, call.weight
+    tables = grid(len(xs[0]), tuple(xs[0].shape[2:]), same_size(weight))
+    sizes = [x.shape[1] for x in xs]
+    rows = [tiles.rows_of(x) for x in xs]
+
+    def make() -> tuple[Tensor, Tensor | None]:
+        taps = weight.detach().float().flatten(2).permute(2, 1, 0)  # (taps, all C_in, C_out)
+        return _joined(taps, sizes), tiles.padded(call.bias)
+
+    sources = [weight] + ([call.bias] if call.bias is not None else [])
+    packed, bias = _derived.get(sources, make, ("joined", *sizes))
+    segments = [Segment(r, tables.interior, o, r.shape[1]) for _, o in tables.classes[0].taps for r in rows]
+    columns, add = len(weight), tiles.rows_of(call.add) if call.add is not None else None
+    out, act = tiles.empty(len(rows[0]), up_to(columns)), activation_code(call.activation)
+    tiles.product(tables.position, segments, packed, columns, out, bias=bias, activation=act, add=add)
+    return from_rows(out[:, :columns], len(xs[0]), tuple(xs[0].shape[2:]), xs[0])
+
+
+def _joined(taps: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Packed weights of several features' channels (taps, their sum, columns), each filled up by itself."""
+    whole = taps.new_zeros(len(taps), sum(map(up_to, sizes)), taps.shape[2])
+    start = at = 0
+    for size in sizes:
+        whole[:, at : at + size] = taps[:, start : start + size]
+        start, at = start + size, at + up_to(size)
+    return tiles.pack(whole)
+
+
+def block(call: BlockCall) -> Tensor:
+    """A module's layers and their fusion."""
+    return _block(call, None)
+
+
+def attended_block(call: AttendedBlockCall) -> Tensor:
+    """A module with its channel attention, and its input added."""
+    attention = tuple(one.float() for one in call.attention)
+    inner, attend = call.block, lambda mean: factors(mean, attention)
+    if len(inner.x) == 1:
+        return _block(inner, attend)
+    samples = zip(inner.x.split(1), inner.mask.split(1), strict=True)
+    return torch.cat([_block(dataclasses.replace(inner, x=x, mask=mask), attend) for x, mask in samples])
+
+
+def _block(call: BlockCall, attention: _Attention | None) -> Tensor:
+    """attention: from the mean (1, C) of the fusion's output to factors (1, C); see
+    :mod:`sparsemask.backends.native.block`."""
+    x, weights, dense, act = call.x, call.weights, call.dense, activation_code(call.activation)
+    collect_weight, collect_bias = call.collect_weight, call.collect_bias
+    sources = [*weights, dense, collect_weight] + ([collect_bias] if collect_bias is not None else [])
+    plan = _derived.get(sources, lambda: _Block(weights, dense, collect_weight, collect_bias), "block")
+    spatial, wide = tuple(x.shape[2:]), up_to(dense.shape[1])
+    tables = grid(len(x), spatial, same_size(weights[0]))
+    kept, dropped, _ = library.split(call.mask.contiguous(), compact=False)
+    listed = [(rows, library.lookup(rows, tables.position)) for rows in (kept, dropped)]
+    offsets = [offset for _, offset in tables.classes[0].taps]
+    given = before = tiles.rows_of(x)
+    result = tiles.empty(len(given), up_to(plan.columns))
+    with Workspace() as space:
+        layers, sums = [], []
+        for layer in plan.layers:
+            out = tiles.empty(len(given), wide, space)
+            sums.append(torch.zeros(torch.get_num_threads(), wide, dtype=torch.float64))
+            for (rows, pos), part in zip(listed, (layer.kept, layer.dropped), strict=True):
+                taps = [Segment(before, tables.interior, o, part.length) for o in offsets if part.length]
+                own = torch.zeros(torch.get_num_threads(), part.columns, dtype=torch.float64)
+                tiles.product(pos, taps, part.packed, part.columns, out, rows, activation=act, sums=own)
+                sums[-1][:, : part.columns] += own
+            layers.append(out)
+            before = out
+        fuse, bias = plan.fusion, plan.bias
+        if attention is not None:
+            fuse, bias = plan.attended(attention, [one.sum(0) / len(given) for one in sums])
+        middle = offsets[len(offsets) // 2]
+        for (rows, pos), part, lengths in zip(listed, fuse, plan.lengths, strict=True):
+            read = [Segment(r, tables.interior, middle, n) for r, n in zip(layers, lengths, strict=True) if n]
+            add = given if attention is not None else None
+            tiles.product(pos, read, part, plan.columns, result, rows, bias=bias, add=add)
+    return from_rows(result[:, : plan.columns], len(x), spatial, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A layer's products: of the first `length` channels of every tap, to the first `columns` outputs."""
+
+    length: int
+    columns: int
+    packed: Tensor | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _LayerWeights:
+    """A layer at kept and at dropped locations."""
+
+    kept: _Part
+    dropped: _Part
+
+
+class _Block:
+    """The packed weights of a block, channels dense first."""
+
+    def __init__(self, weights: Sequence[Tensor], dense: Tensor, collect_weight: Tensor, collect_bias: Tensor | None):
+        self.layers, orders, counts = [], [], []
+        order = torch.arange(weights[0].shape[1])
+        n_in = len(order)  # the module's input is dense
+        for weight, mine in zip(weights, dense, strict=True):
+            outs = torch.cat([mine.nonzero().flatten(), (~mine).nonzero().flatten()])
+            n_dense = int(mine.sum())
+            taps = weight.detach().float().flatten(2).permute(2, 1, 0)[:, order][:, :, outs]
+            kept = _Part(up_to(len(order)), len(outs), tiles.pack(taps))
+            few = tiles.pack(taps[:, :n_in, :n_dense]) if n_in and n_dense else None
+            reads = up_to(n_in) if few is not None else 0
+            self.layers.append(_LayerWeights(kept, _Part(reads, n_dense if few is not None else 0, few)))
+            order, n_in = outs, n_dense
+            orders.append(outs)
+            counts.append(n_dense)
+        fuse = collect_weight.detach().float().flatten(1).T.unflatten(0, (len(weights), -1))  # (L, C, columns)
+        self.columns = fuse.shape[2]
+        self._fuse = [part[outs] for part, outs in zip(fuse, orders, strict=True)]
+        self._counts = counts
+        self.bias = tiles.padded(collect_bias)
+        self.lengths = ([up_to(fuse.shape[1])] * len(weights), [up_to(count) for count in counts])
+        self.fusion = self._packed(self._fuse)
+
+    def _packed(self, fuse: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Of the fusion at kept and at dropped locations."""
+        parts = [part[:count] for part, count in zip(fuse, self._counts, strict=True) if count]
+        few = _joined(torch.cat(parts)[None], [len(part) for part in parts]) if parts else None
+        return _joined(torch.cat(list(fuse))[None], [len(part) for part in fuse]), few
+
+    def attended(
+        self, attention: _Attention, means: Sequence[Tensor]
+    ) -> tuple[tuple[Tensor, Tensor | None], Tensor | None]:
+        """The fusion's packed weights and bias times the factors of its own mean.
+
+        Args:
+            attention: see :func:`_block`.
+            means: of every layer's channels over all locations, (C filled up,) float64.
+        """
+        parts = zip(means, self._fuse, strict=True)
+        mean = sum(one[: len(part)] @ part.double() for one, part in parts)
+        if self.bias is not None:
+            mean = mean + self.bias[: self.columns]
+        scale = attention(mean.float()[None])[0]
+        bias = tiles.padded(self.bias[: self.columns] * scale) if self.bias is not None else None
+        return self._packed([part * scale for part in self._fuse]), bias
