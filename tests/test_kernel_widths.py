@@ -179,7 +179,7 @@ FAULTS = {
     ),
     "depth-wise tail": ("rows.h", "for (; k < p.columns; k++) {", "for (; k + 1 < p.columns; k++) {"),
     "inner products": ("narrow.h", "const int64_t kept = p.places ? 0 : p.columns;", "const int64_t kept = p.columns;"),
-    "tiles": ("tiles.h", "near >= ENOUGH && first + 15 <= p.pos[p.rows - 1]", "near >= ENOUGH"),
+    "tiles": ("tiles.h", "one.row[pos[i] - first] = start + i;", "one.row[i] = start + i;"),
     "tiles' rows": ("tiles.h", "if (from >= 0 && last - from == end - begin)", "if (from >= 0)"),
     "tiles' rounding": ("tiles.h", "bits + 0x7fffu + (bits >> 16 & 1u)", "bits"),
     "points": (
