@@ -18,7 +18,7 @@ from torch import Tensor
 from sparsemask.backends.native import library, tiles
 from sparsemask.backends.native.conv import activation_code
 from sparsemask.backends.native.grid import Grid, grid
-from sparsemask.backends.native.rows import from_rows
+from sparsemask.backends.native.rows import from_rows, to_rows
 from sparsemask.backends.native.tiles import Segment, up_to
 from sparsemask.backends.native.workspace import Workspace
 from sparsemask.ops import activation
@@ -39,10 +39,10 @@ def conv(call: ConvCall) -> Tensor:
     rows, act = tiles.rows_of(call.x), activation_code(call.activation)
     kept, dropped, _ = library.split(call.mask.contiguous(), compact=False)
     plan = _planned(call, tables)
-    out = tiles.empty(len(tables.position), up_to(len(call.out_dense)))
+    out = tiles.empty(len(tables.position), len(call.out_dense))
     plan.full.run(rows, tables, kept, out, act)
     plan.dense.run(rows, tables, dropped, out, act)
-    return _result(call, out)
+    return from_rows(out, len(call.x), call.geometry.output_size(call.x.shape[2:]), call.x)
 
 
 def whole_conv(call: ConvCall) -> Tensor:
@@ -52,10 +52,9 @@ def whole_conv(call: ConvCall) -> Tensor:
     if not len(dropped) or bool(call.in_dense.all() & call.out_dense.all()):
         return whole
     tables = grid(len(call.x), tuple(call.x.shape[2:]), call.geometry)
-    out = tiles.rows_of(whole)
-    rows, act = tiles.rows_of(call.x), activation_code(call.activation)
+    out, rows, act = to_rows(whole), tiles.rows_of(call.x), activation_code(call.activation)
     _planned(call, tables).dense.run(rows, tables, dropped, out, act)
-    return _result(call, out)
+    return from_rows(out, len(call.x), call.geometry.output_size(call.x.shape[2:]), call.x)
 
 
 def _planned(call: ConvCall, tables: Grid) -> _Conv:
@@ -63,11 +62,6 @@ def _planned(call: ConvCall, tables: Grid) -> _Conv:
     sources = [call.weight, call.in_dense, call.out_dense] + ([call.bias] if call.bias is not None else [])
     form = tuple(one.taps for one in tables.classes)
     return _derived.get(sources, lambda: _Conv(call, tables), (call.geometry, form))
-
-
-def _result(call: ConvCall, out: Tensor) -> Tensor:
-    """Features from their rows."""
-    return from_rows(out[:, : len(call.out_dense)], len(call.x), call.geometry.output_size(call.x.shape[2:]), call.x)
 
 
 class _Conv:
@@ -114,10 +108,10 @@ def joined_conv(call: ConcatConvCall) -> Tensor:
     sources = [weight] + ([call.bias] if call.bias is not None else [])
     packed, bias = _derived.get(sources, make, ("joined", *sizes))
     segments = [Segment(r, tables.interior, o, r.shape[1]) for _, o in tables.classes[0].taps for r in rows]
-    columns, add = len(weight), tiles.rows_of(call.add) if call.add is not None else None
-    out, act = tiles.empty(len(rows[0]), up_to(columns)), activation_code(call.activation)
+    columns, add = len(weight), to_rows(call.add) if call.add is not None else None
+    out, act = tiles.empty(len(rows[0]), columns), activation_code(call.activation)
     tiles.product(tables.position, segments, packed, columns, out, bias=bias, activation=act, add=add)
-    return from_rows(out[:, :columns], len(xs[0]), tuple(xs[0].shape[2:]), xs[0])
+    return from_rows(out, len(xs[0]), tuple(xs[0].shape[2:]), xs[0])
 
 
 def _joined(taps: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -158,7 +152,7 @@ def _block(call: BlockCall, attention: _Attention | None) -> Tensor:
     listed = [(rows, library.lookup(rows, tables.position)) for rows in (kept, dropped)]
     offsets = [offset for _, offset in tables.classes[0].taps]
     given = before = tiles.rows_of(x)
-    result = tiles.empty(len(given), up_to(plan.columns))
+    result = tiles.empty(len(given), plan.columns)
     with Workspace() as space:
         layers, sums = [], []
         for layer in plan.layers:
@@ -179,7 +173,7 @@ def _block(call: BlockCall, attention: _Attention | None) -> Tensor:
             read = [Segment(r, tables.interior, middle, n) for r, n in zip(layers, lengths, strict=True) if n]
             add = given if attention is not None else None
             tiles.product(pos, read, part, plan.columns, result, rows, bias=bias, add=add)
-    return from_rows(result[:, : plan.columns], len(x), spatial, x)
+    return from_rows(result, len(x), spatial, x)
 
 
 @dataclasses.dataclass(frozen=True)

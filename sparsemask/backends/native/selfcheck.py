@@ -179,11 +179,9 @@ def tile_product(
         packed.append(weights[sum(lengths[:number]) :][:length])
     padded = torch.cat([torch.nn.functional.pad(one, (0, 0, 0, -len(one) % 32)) for one in packed])
     to = torch.randperm(rows + 2, generator=g)[:rows].to(torch.int32) if bit(2) else None
-    out = torch.full((rows + 2, tiles.up_to(columns)), 7.0, dtype=torch.bfloat16)
+    out = torch.full((rows + 2, tiles.up_to(columns) if bit(0) else columns), 7.0, dtype=torch.bfloat16)
     bias = torch.randn(columns, generator=g) if bit(3) else None
     add = whole(9, *out.shape).bfloat16() if bit(4) else None
-    if add is not None:
-        add[:, columns:] = 0
     sums = torch.zeros(torch.get_num_threads(), columns, dtype=torch.float64) if bit(5) else None
     tiles.product(
         positions, segments, tiles.pack(padded[None]), columns, out, to,

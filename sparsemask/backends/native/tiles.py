@@ -141,11 +141,11 @@ def product(
         segments: what is read; their lengths as :func:`up_to` gives them.
         packed: of all segments' weights; None with no columns.
         columns: outputs.
-        out: bfloat16 (R, columns filled up); row at[r] (or r) is written, with zeros behind the columns.
+        out: bfloat16 (R, columns or more); row at[r] (or r) is written, with zeros behind the columns.
         at: int32 (n,) or None.
         bias: as :func:`padded` gives it.
         activation: (code, slope).
-        add: as `out`, whose rows it has, zeros behind the columns.
+        add: bfloat16 (R, columns or more), read at the rows that are written.
         sums: float64 (threads, columns), to which the outputs are added.
     """
     if not len(pos):

@@ -76,11 +76,11 @@ struct TileProduct {
     const float* bias;       // or null: whole vectors of 16, the last ones' rest zeros
     int64_t activation;      // as a Product has it
     double slope;
-    uint16_t* out;  // columns up to the next multiple of 16 are written, those from there on up to `clear` zeroed
+    uint16_t* out;  // behind its columns those up to `clear` are zeroed
     const int32_t* at;
     int64_t stride;
     int64_t clear;
-    const uint16_t* add;  // or null: whole vectors, too
+    const uint16_t* add;  // or null
     int64_t add_stride;
     double* sums;  // or null: (threads, columns), to which the outputs are added
     int64_t threads;

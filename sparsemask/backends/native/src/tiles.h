@@ -240,17 +240,28 @@ static void finish_tile(const TileProduct& p, const Outputs& one, int64_t first,
     const V top = (p.activation == 3 ? 6.0f : std::numeric_limits<float>::infinity()) - zero;
     const V bias = p.bias ? *reinterpret_cast<const V*>(p.bias + first) : zero;
     V sum = zero, more = zero;
+    const int64_t wide = std::min<int64_t>(16, p.columns - first);
     for (int64_t i = 0; i < one.count; i++, tile += BROAD) {
         if (one.row[i] < 0) continue;
         const int64_t row = p.at ? p.at[one.row[i]] : one.row[i];
-        if (p.add) U::widen(p.add + row * p.add_stride + first, reinterpret_cast<float*>(&more));
+        if (p.add && wide == 16)
+            U::widen(p.add + row * p.add_stride + first, reinterpret_cast<float*>(&more));
+        else if (p.add)
+            for (int64_t j = 0; j < wide; j++) more[j] = widened(p.add[row * p.add_stride + first + j]);
         V v = *reinterpret_cast<const V*>(tile) + bias + more;
         v = v > zero ? (v > top ? top : v) : (cut ? zero : v * slope);
         sum += v;
-        U::round(reinterpret_cast<const float*>(&v), p.out + row * p.stride + first);
+        uint16_t* const to = p.out + row * p.stride + first;
+        if (wide == 16) {
+            U::round(reinterpret_cast<const float*>(&v), to);
+        } else {
+            uint16_t whole[16];
+            U::round(reinterpret_cast<const float*>(&v), whole);
+            std::memcpy(to, whole, 2 * wide);
+        }
     }
     if (sums)
-        for (int64_t j = 0; j < 16 && first + j < p.columns; j++) sums[first + j] += sum[j];
+        for (int64_t j = 0; j < wide; j++) sums[first + j] += sum[j];
 }
 
 // Where a tile's rows of a segment lie: in the buffer, or in `to`, brought together there.
@@ -287,13 +298,13 @@ static void tile_rows(const TileProduct& p, std::atomic<int64_t>& next, double* 
     while (reinterpret_cast<uintptr_t>(together) % 64) together++;
     alignas(64) float tile[TALL * 16 * BROAD];
     [[maybe_unused]] const typename U::Use use;
-    const int64_t chunks = (p.rows + TAKEN - 1) / TAKEN, written = (p.columns + 15) / 16 * 16;
+    const int64_t chunks = (p.rows + TAKEN - 1) / TAKEN;
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
         int64_t start = i * TAKEN;
         const int64_t end = std::min(p.rows, start + TAKEN);
-        if (p.clear > written)
+        if (p.clear > p.columns)
             for (int64_t r = start; r < end; r++)
-                std::memset(p.out + (p.at ? p.at[r] : r) * p.stride + written, 0, 2 * (p.clear - written));
+                std::memset(p.out + (p.at ? p.at[r] : r) * p.stride + p.columns, 0, 2 * (p.clear - p.columns));
         while (start < end && p.columns) {
             Outputs outputs[TALL];
             int64_t tall = 0;
