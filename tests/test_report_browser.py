@@ -109,7 +109,7 @@ def classes_of_voc(folder: Path):
 @pytest.mark.parametrize("kind", ["search", "retrain"])
 @pytest.mark.parametrize("width", [390, 1200, 1366])
 def test_nothing_is_cut_off(kind, width, pages, browse, tmp_path):
-    """No table scrolls and no key figure leaves its card on an ordinary screen, nor on a phone where few classes are."""
+    """No table scrolls and no key figure leaves its card: on ordinary screens, and with few classes on a phone."""
     page = pages[kind] if kind == "search" or width < 1000 else write_report(classes_of_voc(tmp_path / "r"))
     measure, inside = tmp_path / "measure.html", html.escape(page.read_text())
     wider = (
