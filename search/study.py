@@ -49,6 +49,7 @@ from sparsemask.errors import Terminated, UseError, command, one_line
 from sparsemask.files import read_json
 from sparsemask.options import Parser, natural, positive, rate
 from sparsemask.processes import usable_cores
+from sparsemask.runs import Run
 from sparsemask.search.studies import plan as study_plan
 from sparsemask.search.studies.backend import StorageError, check_url, is_database, shown_url
 from sparsemask.search.studies.plan import Plan
@@ -111,6 +112,9 @@ def settle(argv: Sequence[str] | None) -> tuple[Plan, StudySection]:
         raise UseError("--study is missing: the study's name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", options.study):
         raise UseError(f"--study '{options.study}': letters, digits and . _ + - only, not beginning with a sign")
+    folder = Path(options.exp_path) / options.study
+    if Run(folder).config.exists():
+        raise UseError(f"--study {options.study}: {folder} is a run; take another name")
     if is_database(options.storage):
         check_url(options.storage)
     fixed = {verb: study_plan.verb_flags(verb, space, given, given.get("config")) for verb in study_plan.VERBS}
@@ -123,7 +127,7 @@ def settle(argv: Sequence[str] | None) -> tuple[Plan, StudySection]:
     config = task.config
     plan = Plan(
         study=options.study,
-        folder=str(Path(options.exp_path) / options.study),
+        folder=str(folder),
         storage=options.storage,
         objectives=study_plan.objectives(options.objectives, task.primary),
         ranges=study_plan.read_ranges(options.grid, space, given)
@@ -161,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _own_folder(Path(plan.folder), store.id)
     done = sum(store.counts()[state] for state in DONE)
     location = shown_url(store.place) if store.database else store.place
-    print(f"study {plan.study}: {done} of {plan.trials} trials done; watch it: optuna-dashboard {location}", flush=True)
+    watch = f"optuna-dashboard {location} --artifact-dir {store.artifacts}"
+    print(f"study {plan.study}: {done} of {plan.trials} trials done; watch it: {watch}", flush=True)
     statuses, stopped, lost = [], None, []
     if done < plan.trials:
         workers = min(options.workers, plan.trials - done)

@@ -9,7 +9,7 @@ from sparsemask.errors import UseError
 
 _NUMBER = re.compile(r"^[-+]?\.?\d")
 _NOTHING = "-"
-_UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
+UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 Rows = Sequence[Mapping[str, object]]
 Format = str | Callable[[object], str]  # a format specification such as ".2f", or a function such as format_count
@@ -44,9 +44,9 @@ def format_count(number: float, unit: str | None = None) -> str:
 
     A unit is used from a tenth of it on (a thousand from one), so that networks of one table stay comparable.
     """
-    units = dict(_UNITS)
+    units = dict(UNITS)
     if unit is None:
-        unit = next((u for u, size in _UNITS if abs(number) >= (size if u == "k" else size / 10)), None)
+        unit = next((u for u, size in UNITS if abs(number) >= (size if u == "k" else size / 10)), None)
         if unit is None:
             return f"{number:g}"
     elif unit not in units:

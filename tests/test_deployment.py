@@ -57,13 +57,12 @@ def run(*words: object, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run([str(word) for word in words], cwd=folder, capture_output=True, text=True)
 
 
-def built(folder: Path, prefix: object) -> Path:
-    """The folder of the example's programs, as far as a prefix has what they need."""
+def built(folder: Path, *flags: str) -> Path:
+    """The folder of the example's programs, as far as what these flags of CMake name has what they need."""
     if not shutil.which("cmake") or not shutil.which("g++"):
         pytest.skip("cmake or g++ is not installed")
     build = folder / "build"
-    flags = [f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_CXX_FLAGS=-O0"]
-    for words in (["-S", EXAMPLE, "-B", build, *flags], ["--build", build]):
+    for words in (["-S", EXAMPLE, "-B", build, *flags, "-DCMAKE_CXX_FLAGS=-O0"], ["--build", build]):
         done = run("cmake", *words, folder=folder)
         assert done.returncode == 0, done.stderr[-2000:]
     return build
@@ -81,7 +80,7 @@ def refusals(program: Path, network: str, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_cpp_gives_the_labels_of_python(network, program, tmp_path, monkeypatch):
-    build = built(tmp_path, torch.utils.cmake_prefix_path)
+    build = built(tmp_path, f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     compile_network = load(EXAMPLE / "compile.py")
     haste = {"aot_inductor.compile_wrapper_opt_level": "O0", "aot_inductor.precompile_headers": False}
@@ -99,21 +98,52 @@ def test_cpp_gives_the_labels_of_python(network, program, tmp_path, monkeypatch)
     refusals(build / "segment", "compiled.pt2", tmp_path)
 
 
-@pytest.mark.slow
-def test_cpp_enlarges_by_masks_as_python_does(tmp_path):
-    cmake = pytest.importorskip("openvino.utils", reason="openvino is not installed").get_cmake_path()
-    build, masked, pixels = built(tmp_path, cmake), smsr(scale=2), scene(1, (24, 33))
-    even = torch.from_numpy(pixels[:, :32]).permute(2, 0, 1)[None].float()
-    exporting.export_onnx(spaces.get("smsr").exportable(masked, even, None).fixed(even), tmp_path / "net.onnx")
+@pytest.fixture
+def enlarging(tmp_path) -> tuple[exporting.Exportable, torch.Tensor, np.ndarray]:
+    """SMSR with masks, the image of photo.ppm but for its odd column, and that enlarged."""
+    masked, pixels = smsr(scale=2), scene(1, (24, 33))
     Image.fromarray(pixels).save(tmp_path / "photo.ppm")
-    done = run(build / "enlarge", "net.onnx", "photo.ppm", "larger.ppm", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    even = torch.from_numpy(pixels[:, :32].copy()).permute(2, 0, 1)[None].float()
     with backend("reference"), torch.no_grad():
         expected = masked(even)[0].clamp(0, 255).permute(1, 2, 0).numpy()
     assert 0 < float(masked.masks[0].float().mean()) < 1
-    larger = np.asarray(Image.open(tmp_path / "larger.ppm"))
+    return spaces.get("smsr").exportable(masked, even, None), even, expected
+
+
+def enlarges(program: Path, expected: np.ndarray, folder: Path, *library: str) -> None:
+    done = run(program, "net.onnx", "photo.ppm", "larger.ppm", *library, folder=folder)
+    assert done.returncode == 0, done.stderr
+    larger = np.asarray(Image.open(folder / "larger.ppm"))
     assert larger.shape == expected.shape and np.abs(larger - expected).max() < 0.51  # rounded to whole levels
+
+
+@pytest.mark.slow
+def test_cpp_enlarges_by_masks_as_python_does(enlarging, tmp_path):
+    cmake = pytest.importorskip("openvino.utils", reason="openvino is not installed").get_cmake_path()
+    build, (exportable, even, expected) = built(tmp_path, f"-DCMAKE_PREFIX_PATH={cmake}"), enlarging
+    exporting.export_onnx(exportable.fixed(even), tmp_path / "net.onnx")
+    enlarges(build / "enlarge", expected, tmp_path)
     refusals(build / "enlarge", "net.onnx", tmp_path)
+
+
+@pytest.mark.slow
+def test_cpp_enlarges_in_onnx_runtime(enlarging, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra onnx)")
+    capi = Path(importlib.util.find_spec("onnxruntime").submodule_search_locations[0]) / "capi"
+    if not list(capi.glob("libonnxruntime.so*")):
+        pytest.skip("this wheel of ONNX Runtime has no library for other programs")
+    build, (exportable, _, expected) = built(tmp_path, f"-DONNXRUNTIME_FOLDER={capi}") / "enlarge_ort", enlarging
+    exporting.export_onnx(exportable, tmp_path / "net.onnx")
+    enlarges(build, expected, tmp_path)
+    refusals(build, "net.onnx", tmp_path)
+    exporting.export_onnx(exportable, tmp_path / "net.onnx", form=exporting.SKIP)
+    shutil.copy(exporting.operators_library(), tmp_path / "libsparsemask_onnxruntime.so")
+    without = run(build, "net.onnx", "photo.ppm", "out", folder=tmp_path)  # its operators are nobody's
+    assert without.returncode == 2 and without.stderr.startswith("error: ") and "sparsemask" in without.stderr
+    enlarges(build, expected, tmp_path, "./libsparsemask_onnxruntime.so")
+    absent = run(build, "net.onnx", "photo.ppm", "out", "./absent.so", folder=tmp_path)
+    assert absent.returncode == 2 and "absent.so" in absent.stderr
 
 
 def test_what_cpp_does_not_have_is_said(program, tmp_path, capfd):
@@ -135,8 +165,8 @@ def test_what_cpp_does_not_have_is_said(program, tmp_path, capfd):
 def test_the_page_s_commands_are_those_of_the_files():
     page = (ROOT / "docs/deployment.md").read_text()
     assert "examples/cpp/compile.py" in page and "cmake -S examples/cpp" in page
-    for name in ("segment", "enlarge"):
-        usage = re.search(rf"usage: ({name} .*?)\\n", (EXAMPLE / f"{name}.cpp").read_text())[1]
+    for name in ("segment", "enlarge", "enlarge_ort"):
+        usage = re.search(rf"usage: ({name} [\w. ]+\w)", (EXAMPLE / f"{name}.cpp").read_text())[1]
         assert f"build/cpp/{usage.lower()}" in page
 
 

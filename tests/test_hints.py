@@ -69,3 +69,10 @@ def test_usage_names_the_verb(verb, monkeypatch, capsys):
 def test_usage_of_a_script_is_what_was_typed(tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "search/run.py"), "-h"], capture_output=True, text=True)
     assert done.stdout.startswith("usage: python search/run.py ")
+
+
+@pytest.mark.parametrize("word", ["--help", "--help-all", "help"])
+def test_the_front_lists_its_verbs(word, capsys):
+    assert front.main([word]) == 0
+    said = capsys.readouterr().out
+    assert [verb for verb in front.VERBS if f"sparsemask {verb} " not in said] == []

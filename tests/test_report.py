@@ -161,6 +161,12 @@ def test_ticks_are_few_round_and_inside(low, high):
     assert len(set(charts._labels(ticks))) == len(ticks)  # numbers that look alike would mislead
 
 
+def test_large_numbers_of_an_axis_are_short():
+    rows = [{"step": n, "expected_macs": 5e7 * n} for n in range(1, 5)]
+    ((title, drawing),) = charts.curves(rows)
+    assert title == "expected multiply-adds" and ">100 M<" in drawing and not re.search(r">[^<]*e\+", drawing)
+
+
 def test_long_runs_stay_small(search, tmp_path):
     steps = np.arange(0, 50_000, 10)
     halves = np.random.default_rng(0).random((len(steps), 90))

@@ -9,13 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 
 from sparsemask.masks import load_mask, mask_note
+from sparsemask.search.studies.backend import open_journal
 from sparsemask.search.studies.front import pareto
 from sparsemask.search.study import main
 from studies import children, flags, start, trials, wait_for
-from tiny import SMALL, data_flags, make_data, verb
+from tiny import SMALL, data_flags, fails, make_data, verb
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,29 @@ def test_a_study_completes_although_a_worker_is_killed(studied):
             info = json.loads((studied.folder / trial.user_attrs["folder"] / "retrain" / "run.json").read_text())
             assert trial.values == [info["result"]["miou"], info["multiply_adds"]]
     assert list(studied.folder.glob("study.journal.locks/*.worker")) == []
+
+
+@pytest.mark.slow
+def test_complete_trials_have_artifacts_and_the_study_a_page(studied):
+    """What optuna-dashboard shows with --artifact-dir, and report.html in the study's folder."""
+    assert "--artifact-dir" in studied.out and f"report: {studied.folder / 'report.html'}" in studied.out
+    names = {"mask.npy", "samples.png", "architecture.png", "report.html"}
+    storage = open_journal(studied.folder / "study.journal")
+    for trial in trials(studied.folder):
+        made = get_all_artifact_meta(trial, storage=storage)
+        if trial.state == TrialState.COMPLETE:
+            assert sorted(one.filename for one in made) == sorted(names)
+            page = f"{trial.user_attrs['folder']}/retrain/report.html"
+            assert f'href="{page}"' in (studied.folder / "report.html").read_text()
+            content = (studied.folder / "artifacts" / made[0].artifact_id).read_bytes()
+            assert content in {path.read_bytes() for path in studied.folder.rglob(made[0].filename)}
+
+
+def test_a_run_of_that_name_is_not_written_into(data, tmp_path, capfd):
+    (tmp_path / "runs/s").mkdir(parents=True)
+    (tmp_path / "runs/s/config.yaml").write_text("space: connectivity\n")
+    fails(capfd, main, flags(data, tmp_path, "s"), ["--study s", "is a run", "another name"])
+    assert [path.name for path in (tmp_path / "runs/s").iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.slow

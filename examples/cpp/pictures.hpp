@@ -1,6 +1,8 @@
 // Pictures as binary PPM ("P6", 8 bits), which every converter of pictures writes and reads.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <fstream>
 #include <limits>
@@ -52,4 +54,40 @@ inline void write_picture(const std::string& path, const Picture& picture) {
   if (!file.flush()) {
     throw std::runtime_error(path + ": cannot be written");
   }
+}
+
+// Sizes (1, 3, height, width) of a picture as super-resolution takes it; of an odd side the last row or column is left out,
+// which masks on every other pixel have no room for.
+inline std::vector<int64_t> even_shape(const Picture& picture) {
+  return {1, 3, picture.height / 2 * 2, picture.width / 2 * 2};
+}
+
+// Its values of 0 to 255, colour after colour.
+inline std::vector<float> as_values(const Picture& picture) {
+  const auto shape = even_shape(picture);
+  std::vector<float> values;
+  values.reserve(static_cast<size_t>(3 * shape[2] * shape[3]));
+  for (int64_t channel = 0; channel < 3; ++channel) {
+    for (int64_t row = 0; row < shape[2]; ++row) {
+      for (int64_t column = 0; column < shape[3]; ++column) {
+        values.push_back(picture.pixels[(row * picture.width + column) * 3 + channel]);
+      }
+    }
+  }
+  return values;
+}
+
+// The picture of such values, (1, 3, height, width).
+inline Picture as_picture(const std::vector<int64_t>& shape, const float* value) {
+  if (shape.size() != 4 || shape[0] != 1 || shape[1] != 3) {
+    throw std::runtime_error("the network gives no picture: it is none of super-resolution");
+  }
+  const int64_t height = shape[2], width = shape[3];
+  Picture picture{height, width, std::vector<uint8_t>(static_cast<size_t>(height * width * 3))};
+  for (int64_t channel = 0; channel < 3; ++channel) {
+    for (int64_t place = 0; place < height * width; ++place) {
+      picture.pixels[place * 3 + channel] = static_cast<uint8_t>(std::clamp(std::nearbyint(*value++), 0.0f, 255.0f));
+    }
+  }
+  return picture;
 }

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sparsemask.errors import UseError
 from sparsemask.files import write_bytes, write_json, write_text
 from sparsemask.pictures import style
+from sparsemask.report import write_study_report
 from sparsemask.search.studies.plan import Plan
 from sparsemask.search.studies.storage import RETRIES, folder_name
 from sparsemask.tables import Columns, format_count, markdown_table, table
@@ -46,7 +47,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def report(plan: Plan, trials: Sequence[FrozenTrial]) -> str:
-    """Write front.json, front.md, front.png and masks/ into the study's folder; returns a summary to print."""
+    """Write front.json, front.md, front.png, report.html and masks/ into the study's folder; a summary to print."""
     folder = Path(plan.folder)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     front = [complete[i] for i in pareto([tuple(t.values) for t in complete])]
@@ -68,7 +69,8 @@ def report(plan: Plan, trials: Sequence[FrozenTrial]) -> str:
         parts += ["## Given up", markdown_table([r for r in everything if r["pruned"]], given_up)]
     write_text(folder / "front.md", "\n\n".join(parts) + "\n")
     lines = [f"\nPareto front, {plan.objectives[0]} up and {plan.objectives[1]} down:\n", table(rows, columns), ""]
-    lines += [f"{summary}; {folder / 'front.png'}, front.md, front.json"]
+    page = write_study_report(folder)
+    lines += [f"{summary}; {folder / 'front.png'}, front.md, front.json", f"report: {page}"]
     if mask_files:
         lines.append(f"the front's masks, for retrain --mask_path: {folder / 'masks'}/")
     return "\n".join(lines)

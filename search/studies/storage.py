@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -64,6 +64,7 @@ class Store:
         self._heard = time.monotonic()  # since when the database answers
         self.database = backend.is_database(plan.storage)
         folder = Path(plan.folder)
+        self.artifacts = folder / "artifacts"
         if self.database:
             self.place, self.locks = plan.storage, folder / "locks"
             self.storage = self._patiently(lambda: backend.open_database(plan.storage, plan.heartbeat, enqueue_again))
@@ -73,7 +74,8 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
             self.storage = backend.open_journal(journal)
             self.place, self.locks = str(journal), journal.with_name(f"{journal.name}.locks")
-        self.locks.mkdir(parents=True, exist_ok=True)
+        for made in (self.locks, self.artifacts):
+            made.mkdir(parents=True, exist_ok=True)
         self.study = self._patiently(self._join)
         self.id: str = self._patiently(lambda: self.study.user_attrs["id"])
         self.wait = plan.storage_wait
@@ -266,6 +268,21 @@ class Store:
                 trial.set_user_attr(name, value)
 
         self._patiently(store)
+
+    def attach(self, trial: Trial, files: Sequence[Path]) -> None:
+        """Make artifacts of files of a trial that this worker has claimed, which optuna-dashboard shows with it."""
+        place = optuna.artifacts.FileSystemArtifactStore(self.artifacts)
+
+        def upload() -> None:
+            known = optuna.artifacts.get_all_artifact_meta(trial, storage=self.storage)
+            for file in files:
+                if file.is_file() and file.name not in {one.filename for one in known}:
+                    optuna.artifacts.upload_artifact(artifact_store=place, file_path=str(file), study_or_trial=trial)
+
+        with contextlib.suppress(
+            optuna.exceptions.UpdateFinishedTrialError
+        ):  # taken for dead: its result will not count
+            self._patiently(upload)
 
     def give_back(self, trial: Trial, died: bool) -> None:
         """Enqueue a trial again that this worker cannot finish; a database that is away is not waited for.

@@ -38,6 +38,8 @@ from sparsemask.tables import duration
 
 EARLIER = 4
 _LARGEST_MASK = 40_000  # bytes kept in the storage, where a database's text may end at 64 KiB
+# Of a trial's folder, what is shown with it.
+_SHOWN = ("retrain/pictures/samples.png", "retrain/pictures/architecture.png", "retrain/report.html")
 _FACTS = ("connections", "parameters", "multiply_adds", "milliseconds")
 
 
@@ -132,6 +134,7 @@ def run_trial(plan: Plan, store: Store, trial: Trial) -> tuple[list[float], dict
     facts = {name: info[name] for name in _FACTS if info.get(name) is not None}
     if mask.stat().st_size <= _LARGEST_MASK:
         facts |= {"mask": base64.b64encode(mask.read_bytes()).decode(), "mask_file": mask.name, "note": note}
+    store.attach(trial, [mask, *(folder / name for name in _SHOWN)])
     return [float(value) for value in values], facts
 
 

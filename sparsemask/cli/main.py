@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         raise UseError(f"which verb? {', '.join(VERBS)} (sparsemask --help)")
-    if argv[0] in ("-h", "--help", "help"):
+    if argv[0] in ("-h", "--help", "--help-all", "help"):
         print(__doc__.strip())
         return 0
     if argv[0] == "--version":

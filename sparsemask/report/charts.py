@@ -14,12 +14,14 @@ from sparsemask.pictures.style import spread
 from sparsemask.pictures.weights import connection_names
 from sparsemask.report.html import escape
 from sparsemask.report.run_data import number
+from sparsemask.tables import UNITS
 
 _FIRST = ("loss", "loss_task", "loss_sparse", "miou", "connections", "lr")
 _TITLES = {"miou": "mean IoU", "lr": "learning rate", "loss_task": "task loss", "loss_sparse": "sparse loss"}
 _TITLES |= {"psnr": "PSNR (dB)", "ssim": "SSIM", "kept": "kept fraction", "kept_soft": "kept fraction, soft masks"}
 _TITLES |= {"oa": "overall accuracy", "macc": "mean accuracy"}
 _TITLES |= {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+_TITLES |= {"expected_macs": "expected multiply-adds", "expected_ms": "expected milliseconds"}
 _TITLES |= {"dense_channels": "dense channels (share)", "tau": "τ", "lambda": "λ"}
 _STEADY = ("lr", "connections")  # without noise
 _FEW, _MOST = 30, 160  # points that are drawn one by one, and points that a line of a page needs at most
@@ -86,9 +88,11 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def _labels(marks: Sequence[float]) -> list[str]:
-    """The numbers with as many digits as it takes to tell them apart."""
-    digits = next((d for d in range(2, 12) if len({f"{v:.{d}g}" for v in marks}) == len(marks)), 12)
-    return [f"{v:.{digits}g}" if abs(v) > 1e-12 else "0" for v in marks]
+    """The numbers with as many digits as it takes to tell them apart; large ones in millions or billions."""
+    unit, factor = next(((f" {u}", f) for u, f in UNITS if max(map(abs, marks)) >= f >= 1e6), ("", 1.0))
+    marks = [v / factor for v in marks]
+    digits = next((d for d in range(3, 12) if len({f"{v:.{d}g}" for v in marks}) == len(marks)), 12)
+    return [f"{v:.{digits}g}{unit}" if abs(v) > 1e-12 else "0" for v in marks]
 
 
 def curves(rows: Sequence[dict]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -85,18 +86,38 @@ def build_page(c: Contents) -> str:
     elif "front" in c.info:
         parts = [("front", "Front", front_section.front), *(part for part in parts if part[0] != "connections")]
     method, address, number = paper
-    made = [(key, title, text) for key, title, text in ((key, title, make(c)) for key, title, make in parts) if text]
+    head = f"""<p class="kicker">{verb} · {space}</p>
+<h1>{name}</h1>
+<p class="state{" finished" if c.state == "finished" else ""}"><b>{html.escape(c.state)}</b>{started}</p>"""
+    source = f'of\n<code>{html.escape(c.run.folder)}</code>. Method: {method},\n<a href="{address}">{number}</a>'
+    made = [(key, title, make(c)) for key, title, make in parts]  # which may find problems: before these are listed
+    return shell(f"{name} · {verb}", head, tiles(c), made, c.problems, source)
+
+
+def shell(
+    title: str, head: str, tiles: str, parts: Sequence[tuple[str, str, str]], problems: Sequence[str], source: str
+) -> str:
+    """A page as text, of markup.
+
+    Args:
+        title: of the window.
+        head: the header's elements.
+        tiles: the key figures.
+        parts: of each section its key, its title and what it holds; left out where that is empty.
+        problems: plain text, what is missing or not readable.
+        source: what it was written from, behind "from the files".
+    """
+    made = [part for part in parts if part[2]]
     body = [
-        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{text}</section>'
-        for key, title, text in made
+        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{name}</h2>{text}</section>'
+        for key, name, text in made
     ]
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in made)
-    state = html.escape(c.state)
-    problems = ""
-    if c.problems:
-        listed = "".join(f"<li>{html.escape(line)}</li>" for line in dict.fromkeys(c.problems))
+    links = "".join(f'<a href="#{key}">{name}</a>' for key, name, _ in made)
+    missing = ""
+    if problems:
+        listed = "".join(f"<li>{html.escape(line)}</li>" for line in dict.fromkeys(problems))
         heading = "<p>Missing or not readable:</p>"
-        problems = f'<aside class="problems" aria-label="What is missing">{heading}<ul>{listed}</ul></aside>'
+        missing = f'<aside class="problems" aria-label="What is missing">{heading}<ul>{listed}</ul></aside>'
     style = resources.files("sparsemask.report").joinpath("style.css").read_text(encoding="utf-8")
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -106,25 +127,22 @@ def build_page(c: Contents) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
-<title>{name} · {verb} · sparsemask</title>
+<title>{title} · sparsemask</title>
 <style>
 {style}</style>
 </head>
 <body>
 <header>
-<p class="kicker">{verb} · {space}</p>
-<h1>{name}</h1>
-<p class="state{" finished" if c.state == "finished" else ""}"><b>{state}</b>{started}</p>
+{head}
 </header>
 <nav aria-label="Sections">{links}</nav>
 <main>
-{problems}
-<section aria-label="Key figures">{tiles(c)}</section>
+{missing}
+<section aria-label="Key figures">{tiles}</section>
 {chr(10).join(body)}
 </main>
-<footer><p>Written {time.strftime("%Y-%m-%d %H:%M %z")} by sparsemask {__version__} from the files of
-<code>{html.escape(c.run.folder)}</code>. Method: {method},
-<a href="{address}">{number}</a>.</p></footer>
+<footer><p>Written {time.strftime("%Y-%m-%d %H:%M %z")} by sparsemask {__version__} from the files
+{source}.</p></footer>
 </body>
 </html>
 """
