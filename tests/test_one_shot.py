@@ -43,7 +43,7 @@ def use(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def search(data: Path, name: str, *more: str, steps: int = 6) -> int:
     argv = ["--search", *data_flags(data), *SMALL, "--method", "one-shot", "--candidates", "12", "--front_workers", "1"]
-    return search_run.main([*argv, "--max_iter", str(steps), "--name", name, *more])
+    return search_run.main([*argv, "--refine", "3", "--max_iter", str(steps), "--name", name, *more])
 
 
 @pytest.fixture(scope="module")

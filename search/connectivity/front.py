@@ -104,7 +104,7 @@ class Encoding:
         """The parameters of a decoder with one or two changes of what it uses."""
         params = self.encode(mask)
         for _ in range(rng.integers(1, 3)):
-            kinds = self._in_use(params)
+            kinds = self.in_use(params)
             names = kinds[rng.integers(len(kinds))]
             name = names[rng.integers(len(names))]
             others = [c for c in self.distributions[name].choices if c != params[name]]
@@ -112,7 +112,7 @@ class Encoding:
                 params[name] = others[rng.integers(len(others))]
         return params
 
-    def _in_use(self, params: Mapping[str, Any]) -> list[list[str]]:
+    def in_use(self, params: Mapping[str, Any]) -> list[list[str]]:
         """Names of the parameters that a decoder depends on, kind by kind."""
         mask = self.decode(params)
         decoder = as_decoder(mask, self.space.widths[-1])
@@ -303,7 +303,7 @@ class FrontSearch:
                 if not self._within(mask):
                     study.tell(trial, state=TrialState.PRUNED)
                     continue
-                packed = _packed(mask)
+                packed = mask_key(mask)
                 known = next((t for t in _complete(study) if t.user_attrs["mask"] == packed), None)
                 values = list(known.values) if known else [evaluate(mask), self.cost(mask)]
                 trial.set_user_attr("mask", packed)
@@ -361,7 +361,8 @@ def _different(study: optuna.Study) -> int:
     return len({trial.user_attrs["mask"] for trial in _complete(study)})
 
 
-def _packed(mask: AnyMask) -> str:
+def mask_key(mask: AnyMask) -> str:
+    """Equal for equal decoders of one space."""
     if isinstance(mask, DecoderMask):
         return mask.packed().numpy().tobytes().hex()
     return np.packbits(mask).tobytes().hex()

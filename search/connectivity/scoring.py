@@ -56,6 +56,7 @@ class Scorer:
         with contextlib.closing(data.plainly(loader)) as batches:
             self.tuning = [(images.to(device, kind), target.to(device)) for images, target in batches]
         self.batches = [images for images, _ in self.tuning[:BATCHES]]
+        self._filled = False
         model.eval()
         model.remember_end_points()
         with torch.no_grad(), arithmetic.context(), repeatable():
@@ -75,7 +76,7 @@ class Scorer:
             times: factor on the steps of its own.
         """
         model = self.model
-        model.chosen = mask
+        model.chosen, self._filled = mask, True
         with repeatable(), self._tuned(times * self.steps), torch.no_grad():
             if not self.frozen:
                 model.decoders.train()
@@ -88,6 +89,15 @@ class Scorer:
                 return 0.0
         value = self.held.metrics(scores)[self.held.primary]
         return float(value) if math.isfinite(value) else 0.0
+
+    def fill(self, mask: AnyMask) -> None:
+        """Compute the encoder's features of all samples, where none was scored yet: forked processes share them.
+
+        Args:
+            mask: any decoder.
+        """
+        if not self._filled:
+            self(mask)
 
     @contextlib.contextmanager
     def _tuned(self, steps: int) -> Iterator[None]:
@@ -137,8 +147,7 @@ def search_front(search: FrontSearch, scorer: Scorer, workers: int, title: str, 
     with thread_count(max(1, usable_cores() // count) if count > 1 else torch.get_num_threads()):
         helpers = []
         if count > 1:
-            # Any decoder will do: now all features are there, and shared by the processes.
-            scorer(search.space.smallest(np.random.default_rng(0)))
+            scorer.fill(search.space.smallest(np.random.default_rng(0)))
             context = helper_context("fork")
             helpers = [
                 context.Process(target=_help, args=(search, scorer, times), daemon=True) for _ in range(count - 1)
