@@ -21,7 +21,7 @@ from sparsemask.masks.decoder import DecoderMask, as_decoder, decoder_mask
 from sparsemask.search.connectivity.front import Candidate, Encoding, FrontSearch, front, mask_key
 from sparsemask.search.connectivity.one_shot import AnyMask
 
-ROUND = 8  # candidates
+ROUND = 6  # candidates
 _REFINED = 5  # stream of randomness
 _PARENTS = 3  # of a round: the best decoders of the front
 _DEARER = 1.05  # of a parent's cost: what a change may cost; one that costs more is rarely paid back by another
@@ -31,8 +31,8 @@ def changes(encoding: Encoding, mask: AnyMask) -> list[list[AnyMask]]:
     """The decoders that differ from one in a single choice, by kinds of choices; each decoder once, in a fixed order.
 
     Kinds are: a connection more or less; a stage left out, whose readers take its inputs, one more, which takes its end
-    point and the stage before it, or one at another place; and in the wider space a stage's operation, its width (the
-    next one), the context block.
+    point and the stage before it, or one at another place; and in the wider space a stage's operation, its
+    width, the context block.
 
     Args:
         encoding: of the space.
@@ -46,10 +46,8 @@ def changes(encoding: Encoding, mask: AnyMask) -> list[list[AnyMask]]:
         for name in names:
             if name == "output":  # another output stage is a stage more or less
                 continue
-            known = list(encoding.distributions[name].choices)
-            place = known.index(params[name])
-            choices = known[max(0, place - 1) : place + 2] if name.startswith("width") else known
-            kind += [encoding.decode({**params, name: choice}) for choice in choices if choice != params[name]]
+            known = encoding.distributions[name].choices
+            kind += [encoding.decode({**params, name: choice}) for choice in known if choice != params[name]]
         kinds.append(kind)
     seen = {mask_key(mask)}
     different = []
