@@ -101,6 +101,19 @@ def test_any_parameters_are_a_decoder(space):
                 assert network(x, mask).isfinite().all()
 
 
+def test_named_candidates_are_as_wide_as_the_budget_lets_them_be():
+    costs, encoding = FakeCosts(4, 16), Encoding(WIDE)
+    fpn = {width: named_mask("fpn", 4, strides=STRIDES, depth=width) for width in WIDE.widths}
+    most = costs.predict(fpn[8])
+    assert most < costs.predict(fpn[16])
+    fits = lambda mask: costs.predict(mask) <= most  # noqa: E731
+    keys = {mask.key for mask in encoding.seeds(0, 8, fits=fits)}
+    assert fpn[8].key in keys and fpn[16].key not in keys
+    assert fpn[16].key in {mask.key for mask in encoding.seeds(0, 8)}
+    # Where none is cheap enough they are what they are.
+    assert fpn[16].key in {mask.key for mask in encoding.seeds(0, 8, fits=lambda mask: False)}
+
+
 def test_sampled_decoders_depend_on_seed_and_step_alone(searched):
     from types import SimpleNamespace
 
