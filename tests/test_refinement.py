@@ -114,7 +114,7 @@ def worth(mask: DecoderMask) -> float:
     return 1 / (1 + differences(mask, target))
 
 
-def climb(folder: Path, evaluate=worth, rounds_wanted: int = 6) -> list[Candidate]:
+def climb(folder: Path, evaluate=worth, rounds_wanted: int = 12) -> list[Candidate]:
     search = FrontSearch(folder, DEEP, COSTS.predict, 1, 0, "weights")
     found = [Candidate(DEEP.plain(), worth(DEEP.plain()), COSTS.predict(DEEP.plain()))]
     for number in range(rounds_wanted):
@@ -195,7 +195,7 @@ def test_a_search_killed_while_it_refines_goes_on_bit_for_bit(here, monkeypatch,
     monkeypatch.setattr(Scorer, "__call__", counting)
     assert search("alone") == 0
     said = capfd.readouterr()
-    assert "refinement 2 of 2 2/2" in said.err and "6 candidates, 10 changes of the best" in said.out
+    assert "refinement 2 of 2 4/4" in said.err and "6 candidates, 10 changes of the best" in said.out
     alone, finals = list(calls), sum(times > 1 for _, times in calls)
     assert len(alone) == 6 + 3 + 10 and finals == 13 and len(set(calls)) == len(calls)
     calls.clear()

@@ -31,8 +31,8 @@ def changes(encoding: Encoding, mask: AnyMask) -> list[list[AnyMask]]:
     """The decoders that differ from one in a single choice, by kinds of choices; each decoder once, in a fixed order.
 
     Kinds are: a connection more or less; a stage left out, whose readers take its inputs, one more, which takes its end
-    point and the stage before it, or one at another place; and in the wider space a stage's operation, its
-    width, the context block.
+    point and the stage before it, or one at another place; and in the wider space a stage's operation, its width, the
+    context block.
 
     Args:
         encoding: of the space.
