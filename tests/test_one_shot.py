@@ -372,11 +372,11 @@ def test_a_search_killed_while_it_scores_goes_on_with_its_candidates(here, monke
 
     plain, calls = Scorer.__call__, []
 
-    def dying(self, mask, times=1):
+    def dying(self, mask, times=1, draws=1):
         if len(calls) == killed_at:
             raise RuntimeError("as if killed")
         calls.append((encoding_key(mask), times))
-        return plain(self, mask, times)
+        return plain(self, mask, times, draws)
 
     flags = [here / "data", "killed", "--budget_ms", "20", "--resume"]
     with monkeypatch.context() as patch:
@@ -385,9 +385,9 @@ def test_a_search_killed_while_it_scores_goes_on_with_its_candidates(here, monke
             search(*flags)
     before = list(calls)
 
-    def counting(self, mask, times=1):
+    def counting(self, mask, times=1, draws=1):
         calls.append((encoding_key(mask), times))
-        return plain(self, mask, times)
+        return plain(self, mask, times, draws)
 
     monkeypatch.setattr(Scorer, "__call__", counting)
     assert search(*flags) == 0

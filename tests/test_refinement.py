@@ -188,9 +188,9 @@ def here(tmp_path, monkeypatch) -> Path:
 def test_a_search_killed_while_it_refines_goes_on_bit_for_bit(here, monkeypatch, capfd):
     plain, calls = Scorer.__call__, []
 
-    def counting(self, mask, times=1):
+    def counting(self, mask, times=1, draws=1):
         calls.append((mask_key(mask), times))
-        return plain(self, mask, times)
+        return plain(self, mask, times, draws)
 
     monkeypatch.setattr(Scorer, "__call__", counting)
     assert search("alone") == 0
@@ -200,10 +200,10 @@ def test_a_search_killed_while_it_refines_goes_on_bit_for_bit(here, monkeypatch,
     assert len(alone) == 6 + 3 + 10 and finals == 13 and len(set(calls)) == len(calls)
     calls.clear()
 
-    def dying(self, mask, times=1):
+    def dying(self, mask, times=1, draws=1):
         if len(calls) == 13:  # in the first round
             raise RuntimeError("as if killed")
-        return counting(self, mask, times)
+        return counting(self, mask, times, draws)
 
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "__call__", dying)
@@ -227,8 +227,24 @@ def test_without_finalists_nothing_is_refined(here, capfd):
     assert "changes of the best" not in capfd.readouterr().out
 
 
+def test_finalists_are_scored_as_a_mean_of_draws(here, monkeypatch):
+    plain, drawn = Scorer._score, []
+
+    def noting(self, mask, times, seed):
+        drawn.append((times, seed - self.seed, plain(self, mask, times, seed)))
+        return drawn[-1][2]
+
+    monkeypatch.setattr(Scorer, "_score", noting)
+    assert search("drawn", "--refine", "0", "--final_draws", "3") == 0
+    finals = [(draw, score) for times, draw, score in drawn if times == 2]
+    assert [draw for draw, _ in finals] == [0, 1, 2] * 3 and all(draw == 0 for times, draw, _ in drawn if times == 1)
+    means = [float(np.mean([score for _, score in finals[n : n + 3]])) for n in (0, 3, 6)]
+    assert all(any(abs(score - mean) < 1e-12 for mean in means) for _, score, _ in points("drawn"))
+    assert len({score for _, score in finals}) > 3  # draws differ
+
+
 def test_bad_numbers_leave_nothing(here, capfd):
     flags = ["--search", *data_flags(Path("data")), *SMALL, "--method", "one-shot", "--max_iter", "2", "--name", "x"]
-    for value in ("-1", "1.5", "many"):
-        fails(capfd, search_run.main, [*flags, "--refine", value], ["--refine", value])
+    for flag, value in (("--refine", "-1"), ("--refine", "1.5"), ("--refine", "many"), ("--final_draws", "0")):
+        fails(capfd, search_run.main, [*flags, flag, value], [flag, value])
     assert not Path("runs/x").exists()

@@ -89,11 +89,17 @@ class ConnectivitySearchSection(BudgetSection):
         16, natural, group=_ONE_SHOT, help="the best of them, which are trained and scored again (default: 16; 0: none)"
     )
     final_times: int = flag(4, positive, group=_ONE_SHOT, help="factor on --tune_steps for the finalists (default: 4)")
+    final_draws: int = flag(
+        1,
+        positive,
+        group=_ONE_SHOT,
+        help="draws of the weights that finalists begin with; the mean of the scores counts (default: 1)",
+    )
     refine: int = flag(
-        24,
+        0,
         natural,
         group=_ONE_SHOT,
-        help="further finalists, each one change from one of the best so far (default: 24; 0: none)",
+        help="further finalists, each one change from one of the best so far (default: none)",
     )
     front_workers: int = flag(2, positive, group=_ONE_SHOT, help="processes that score them (default: 2)")
     held_out: float = flag(
@@ -321,8 +327,13 @@ def _finals(
     final = replace(
         search, folder=search.folder / "finals", given=best, candidates=len(best), identity=f"{search.identity} finals"
     )
-    search_front(final, scorer, section.front_workers, "finalists", section.final_times)
+    _score_finals(final, scorer, section, "finalists")
     return [candidate for candidate in final.scored() if math.isfinite(candidate.score)]
+
+
+def _score_finals(search: FrontSearch, scorer: Scorer, section: ConnectivitySearchSection, title: str) -> None:
+    """Score candidates as finalists."""
+    search_front(search, scorer, section.front_workers, title, section.final_times, section.final_draws)
 
 
 def _refined(
@@ -335,7 +346,7 @@ def _refined(
         near = next_round(search, [*finals, *refined], number, count)
         if not near.given:
             break
-        search_front(near, scorer, section.front_workers, f"refinement {number} of {len(sizes)}", section.final_times)
+        _score_finals(near, scorer, section, f"refinement {number} of {len(sizes)}")
         refined += [candidate for candidate in near.scored() if math.isfinite(candidate.score)]
     return refined
 
