@@ -43,7 +43,7 @@ def use(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def search(data: Path, name: str, *more: str, steps: int = 6) -> int:
     argv = ["--search", *data_flags(data), *SMALL, "--method", "one-shot", "--candidates", "12", "--front_workers", "1"]
-    return search_run.main([*argv, "--max_iter", str(steps), "--name", name, *more])
+    return search_run.main([*argv, "--refine", "3", "--max_iter", str(steps), "--name", name, *more])
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,19 @@ def test_any_parameters_are_a_decoder(space):
             mask = encoding.decode(params)
             with torch.no_grad():
                 assert network(x, mask).isfinite().all()
+
+
+def test_named_candidates_are_as_wide_as_the_budget_lets_them_be():
+    costs, encoding = FakeCosts(4, 16), Encoding(WIDE)
+    fpn = {width: named_mask("fpn", 4, strides=STRIDES, depth=width) for width in WIDE.widths}
+    most = costs.predict(fpn[8])
+    assert most < costs.predict(fpn[16])
+    fits = lambda mask: costs.predict(mask) <= most  # noqa: E731
+    keys = {mask.key for mask in encoding.seeds(0, 8, fits=fits)}
+    assert fpn[8].key in keys and fpn[16].key not in keys
+    assert fpn[16].key in {mask.key for mask in encoding.seeds(0, 8)}
+    # Where none is cheap enough they are what they are.
+    assert fpn[16].key in {mask.key for mask in encoding.seeds(0, 8, fits=lambda mask: False)}
 
 
 def test_sampled_decoders_depend_on_seed_and_step_alone(searched):
@@ -359,11 +372,11 @@ def test_a_search_killed_while_it_scores_goes_on_with_its_candidates(here, monke
 
     plain, calls = Scorer.__call__, []
 
-    def dying(self, mask, times=1):
+    def dying(self, mask, times=1, draws=1):
         if len(calls) == killed_at:
             raise RuntimeError("as if killed")
         calls.append((encoding_key(mask), times))
-        return plain(self, mask, times)
+        return plain(self, mask, times, draws)
 
     flags = [here / "data", "killed", "--budget_ms", "20", "--resume"]
     with monkeypatch.context() as patch:
@@ -372,9 +385,9 @@ def test_a_search_killed_while_it_scores_goes_on_with_its_candidates(here, monke
             search(*flags)
     before = list(calls)
 
-    def counting(self, mask, times=1):
+    def counting(self, mask, times=1, draws=1):
         calls.append((encoding_key(mask), times))
-        return plain(self, mask, times)
+        return plain(self, mask, times, draws)
 
     monkeypatch.setattr(Scorer, "__call__", counting)
     assert search(*flags) == 0

@@ -27,6 +27,7 @@ from sparsemask.search.connectivity.front import Candidate, FrontSearch, finalis
 from sparsemask.search.connectivity.latency import LatencySearch
 from sparsemask.search.connectivity.one_shot import DecoderSpace, OneShotNetwork, OneShotSearch
 from sparsemask.search.connectivity.published import ConnectivitySearch
+from sparsemask.search.connectivity.refinement import next_round, rounds
 from sparsemask.search.connectivity.scoring import Scorer, search_front
 from sparsemask.spaces import backbones
 from sparsemask.spaces.connectivity.budget import Budget, BudgetSection, measured_ms, open_costs
@@ -88,6 +89,18 @@ class ConnectivitySearchSection(BudgetSection):
         16, natural, group=_ONE_SHOT, help="the best of them, which are trained and scored again (default: 16; 0: none)"
     )
     final_times: int = flag(4, positive, group=_ONE_SHOT, help="factor on --tune_steps for the finalists (default: 4)")
+    final_draws: int = flag(
+        1,
+        positive,
+        group=_ONE_SHOT,
+        help="draws of the weights that finalists begin with; the mean of the scores counts (default: 1)",
+    )
+    refine: int = flag(
+        0,
+        natural,
+        group=_ONE_SHOT,
+        help="further finalists, each one change from one of the best so far (default: none)",
+    )
     front_workers: int = flag(2, positive, group=_ONE_SHOT, help="processes that score them (default: 2)")
     held_out: float = flag(
         0.15, fraction, group=_ONE_SHOT, help="share of the training pictures that they are scored on (default: 0.15)"
@@ -249,7 +262,9 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
     search_front(search, scorer, section.front_workers, "candidates")
     scored = [candidate for candidate in search.scored() if math.isfinite(candidate.score)]
     again = bool(section.finalists and section.tune_steps)
-    ranked = _finals(search, scored, scorer, section) if again else scored
+    finals = _finals(search, scored, scorer, section) if again else []
+    refined = _refined(search, finals, scorer, section) if finals else []
+    ranked = [*finals, *refined] if again else scored
     points = [Point(c.mask, c.score, costs.predict(c.mask), int(costs.multiply_adds(c.mask))) for c in front(ranked)]
     strides, channels = model.backbone.strides, model.backbone.channels
     origin = {
@@ -288,13 +303,14 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
         strides=origin["strides"],
         channels=[int(c) for c in channels],
         budget=noted if budget is None else {**noted, "most": budget.most},
-        front={"points": len(points), "candidates": len(scored), "chosen": chosen.file},
+        front={"points": len(points), "candidates": len(scored), "refined": len(refined), "chosen": chosen.file},
         **page.cost_entries(cost, config.data.crop_size),
     )
     costs_text = f"{unit.text(chosen.cost(unit.unit))} predicted, {ms:.2f} ms measured"
     taken = f"{chosen.file}: {primary} {chosen.score:.4f}, {costs_text}"
+    beyond = f", {len(refined)} changes of the best" if refined else ""
     lines = [
-        f"searched: {context.metric_text(result)} with the largest decoder; {len(scored)} candidates",
+        f"searched: {context.metric_text(result)} with the largest decoder; {len(scored)} candidates{beyond}",
         f"front: {len(points)} masks in {folder}; {'within the budget' if budget else 'nearly the best'}: {taken}",
     ]
     context.announce(lines, then="prune")
@@ -311,8 +327,28 @@ def _finals(
     final = replace(
         search, folder=search.folder / "finals", given=best, candidates=len(best), identity=f"{search.identity} finals"
     )
-    search_front(final, scorer, section.front_workers, "finalists", section.final_times)
+    _score_finals(final, scorer, section, "finalists")
     return [candidate for candidate in final.scored() if math.isfinite(candidate.score)]
+
+
+def _score_finals(search: FrontSearch, scorer: Scorer, section: ConnectivitySearchSection, title: str) -> None:
+    """Score candidates as finalists."""
+    search_front(search, scorer, section.front_workers, title, section.final_times, section.final_draws)
+
+
+def _refined(
+    search: FrontSearch, finals: Sequence[Candidate], scorer: Scorer, section: ConnectivitySearchSection
+) -> list[Candidate]:
+    """Changes of the best finalists and of each other, scored as the finalists were."""
+    sizes = rounds(section.refine)
+    refined: list[Candidate] = []
+    for number, count in enumerate(sizes, 1):
+        near = next_round(search, [*finals, *refined], number, count)
+        if not near.given:
+            break
+        _score_finals(near, scorer, section, f"refinement {number} of {len(sizes)}")
+        refined += [candidate for candidate in near.scored() if math.isfinite(candidate.score)]
+    return refined
 
 
 FAMILY = ConnectivitySearchFamily()

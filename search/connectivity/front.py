@@ -104,7 +104,7 @@ class Encoding:
         """The parameters of a decoder with one or two changes of what it uses."""
         params = self.encode(mask)
         for _ in range(rng.integers(1, 3)):
-            kinds = self._in_use(params)
+            kinds = self.in_use(params)
             names = kinds[rng.integers(len(kinds))]
             name = names[rng.integers(len(names))]
             others = [c for c in self.distributions[name].choices if c != params[name]]
@@ -112,7 +112,7 @@ class Encoding:
                 params[name] = others[rng.integers(len(others))]
         return params
 
-    def _in_use(self, params: Mapping[str, Any]) -> list[list[str]]:
+    def in_use(self, params: Mapping[str, Any]) -> list[list[str]]:
         """Names of the parameters that a decoder depends on, kind by kind."""
         mask = self.decode(params)
         decoder = as_decoder(mask, self.space.widths[-1])
@@ -129,18 +129,40 @@ class Encoding:
         every = [[f"{what} {i}" for i in sorted(live)] for what in ("operation", "width")]
         return [near, *every, ["output"], ["context"]]
 
-    def seeds(self, seed: int, count: int, within: Callable[[AnyMask], bool] = lambda mask: True) -> list[AnyMask]:
-        """Named decoders, and random ones of all sizes, `count` at most and as far as they are `within` a bound."""
-        rng, length = np.random.default_rng(seed), len(self.space.strides)
-        masks = [named_mask(name, length) for name in ("unet", "sparseacn", "dense")]
-        if self.space.wide:
-            depth = self.space.widths[-1]
-            strides = self.space.strides
-            finer = [named_mask(name, length, strides=strides, depth=depth) for name in ("unet-3x3", "fpn")]
-            masks = [*finer, *(as_decoder(mask, depth) for mask in masks)]
-            masks = [mask for mask in masks if mask.output in self.outputs]
+    def seeds(
+        self,
+        seed: int,
+        count: int,
+        within: Callable[[AnyMask], bool] = lambda mask: True,
+        fits: Callable[[AnyMask], bool] = lambda mask: True,
+    ) -> list[AnyMask]:
+        """Named decoders, and random ones of all sizes.
+
+        Args:
+            seed: of the random ones.
+            count: how many, at most.
+            within: what all of them are.
+            fits: named decoders of the wider space are as wide as they can be with it, where they can.
+        """
+        rng, strides = np.random.default_rng(seed), self.space.strides
+        names = ("unet-3x3", "fpn", "unet", "sparseacn", "dense") if self.space.wide else ("unet", "sparseacn", "dense")
+        masks: list[AnyMask] = []
+        for name in names:
+            mask = named_mask(name, len(strides), strides=strides)
+            if self.space.wide:
+                decoder = as_decoder(mask, self.space.widths[-1])
+                if decoder.output not in self.outputs:
+                    continue
+                forms = [replace_widths(decoder, width) for width in reversed(self.space.widths)]
+                mask = next(filter(fits, forms), forms[0])
+            masks.append(mask)
         tries = (self.space.random(rng) for _ in range(50 * count))
         return list(itertools.islice(filter(within, itertools.chain(masks, tries)), count))
+
+
+def replace_widths(mask: DecoderMask, width: int) -> DecoderMask:
+    """A decoder all of whose stages have as many channels."""
+    return decoder_mask(mask.connections, mask.operations, [width] * len(mask), mask.context)
 
 
 class Proposals:
@@ -273,7 +295,7 @@ class FrontSearch:
             if "identity" not in study.user_attrs:
                 _, attributes = Proposals(self)([], self.seed)  # those of a first generation
                 count = max(8, round(_SEEDS * self.candidates))
-                for mask in self.given or self.encoding.seeds(self.seed, count, self._within):
+                for mask in self.given or self.encoding.seeds(self.seed, count, self._within, self._fits):
                     study.add_trial(self._waiting(self.encoding.encode(mask), attributes))
                 study.set_user_attr("identity", self.identity)  # last: a study without it was killed while it was made
             return _different(study)
@@ -303,7 +325,7 @@ class FrontSearch:
                 if not self._within(mask):
                     study.tell(trial, state=TrialState.PRUNED)
                     continue
-                packed = _packed(mask)
+                packed = mask_key(mask)
                 known = next((t for t in _complete(study) if t.user_attrs["mask"] == packed), None)
                 values = list(known.values) if known else [evaluate(mask), self.cost(mask)]
                 trial.set_user_attr("mask", packed)
@@ -315,6 +337,9 @@ class FrontSearch:
 
     def _within(self, mask: AnyMask) -> bool:
         return self.cost(mask) <= _SLACK * self.most
+
+    def _fits(self, mask: AnyMask) -> bool:
+        return self.cost(mask) <= self.most
 
     def _claim(self, study: optuna.Study, owner: str, proposals: Proposals) -> tuple[optuna.Trial | None, bool]:
         """A candidate to score, and whether there are enough."""
@@ -361,7 +386,8 @@ def _different(study: optuna.Study) -> int:
     return len({trial.user_attrs["mask"] for trial in _complete(study)})
 
 
-def _packed(mask: AnyMask) -> str:
+def mask_key(mask: AnyMask) -> str:
+    """Equal for equal decoders of one space."""
     if isinstance(mask, DecoderMask):
         return mask.packed().numpy().tobytes().hex()
     return np.packbits(mask).tobytes().hex()

@@ -7,6 +7,7 @@ import copy
 import math
 import multiprocessing
 from collections.abc import Iterator
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -56,6 +57,7 @@ class Scorer:
         with contextlib.closing(data.plainly(loader)) as batches:
             self.tuning = [(images.to(device, kind), target.to(device)) for images, target in batches]
         self.batches = [images for images, _ in self.tuning[:BATCHES]]
+        self._filled = False
         model.eval()
         model.remember_end_points()
         with torch.no_grad(), arithmetic.context(), repeatable():
@@ -67,16 +69,21 @@ class Scorer:
                     model.end_points(images)
             model.backbone.eval()
 
-    def __call__(self, mask: AnyMask, times: int = 1) -> float:
+    def __call__(self, mask: AnyMask, times: int = 1, draws: int = 1) -> float:
         """The score; 0 where the outputs are not finite.
 
         Args:
             mask: the decoder.
             times: factor on the steps of its own.
+            draws: of the weights that it begins with; the mean counts.
         """
+        return fmean(self._score(mask, times, self.seed + draw) for draw in range(draws))
+
+    def _score(self, mask: AnyMask, times: int, seed: int) -> float:
+        """The score with one draw of weights."""
         model = self.model
-        model.chosen = mask
-        with repeatable(), self._tuned(times * self.steps), torch.no_grad():
+        model.chosen, self._filled = mask, True
+        with repeatable(), self._tuned(times * self.steps, seed), torch.no_grad():
             if not self.frozen:
                 model.decoders.train()
                 with cumulative(model.decoders), self.context.arithmetic.context():
@@ -89,8 +96,17 @@ class Scorer:
         value = self.held.metrics(scores)[self.held.primary]
         return float(value) if math.isfinite(value) else 0.0
 
+    def fill(self, mask: AnyMask) -> None:
+        """Compute the encoder's features of all samples, where none was scored yet: forked processes share them.
+
+        Args:
+            mask: any decoder.
+        """
+        if not self._filled:
+            self(mask)
+
     @contextlib.contextmanager
-    def _tuned(self, steps: int) -> Iterator[None]:
+    def _tuned(self, steps: int, seed: int) -> Iterator[None]:
         """Inside, the chosen decoder's weights are those of a short training of its own; the encoder's stay."""
         if not steps:
             yield
@@ -99,7 +115,7 @@ class Scorer:
         parts = {name: part for name, part in model.named_children() if name != "backbone"}
         before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(seed)
             model.draw_decoders_()
         parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.decay)
@@ -121,7 +137,7 @@ class Scorer:
                 part.load_state_dict(before[name])
 
 
-def search_front(search: FrontSearch, scorer: Scorer, workers: int, title: str, times: int = 1) -> None:
+def search_front(search: FrontSearch, scorer: Scorer, workers: int, title: str, times: int = 1, draws: int = 1) -> None:
     """Score candidates until there are enough, in several processes at once.
 
     Args:
@@ -130,6 +146,7 @@ def search_front(search: FrontSearch, scorer: Scorer, workers: int, title: str, 
         workers: processes, this one among them; on a CPU alone, and where processes can be forked.
         title: stands before the number of those that are scored, in the lines of progress.
         times: as of :meth:`Scorer.__call__`.
+        draws: as of it.
     """
     progress = Progress(search.candidates, search.prepare(), title, unit="candidate")
     forks = "fork" in multiprocessing.get_all_start_methods() and scorer.context.arithmetic.device.type == "cpu"
@@ -137,16 +154,16 @@ def search_front(search: FrontSearch, scorer: Scorer, workers: int, title: str, 
     with thread_count(max(1, usable_cores() // count) if count > 1 else torch.get_num_threads()):
         helpers = []
         if count > 1:
-            # Any decoder will do: now all features are there, and shared by the processes.
-            scorer(search.space.smallest(np.random.default_rng(0)))
+            scorer.fill(search.space.smallest(np.random.default_rng(0)))
             context = helper_context("fork")
             helpers = [
-                context.Process(target=_help, args=(search, scorer, times), daemon=True) for _ in range(count - 1)
+                context.Process(target=_help, args=(search, scorer, times, draws), daemon=True)
+                for _ in range(count - 1)
             ]
         try:
             for helper in helpers:
                 helper.start()
-            search.work(lambda mask: scorer(mask, times), lambda number: progress.update(number, {}))
+            search.work(lambda mask: scorer(mask, times, draws), lambda number: progress.update(number, {}))
             for helper in helpers:
                 helper.join()
         finally:
@@ -156,7 +173,7 @@ def search_front(search: FrontSearch, scorer: Scorer, workers: int, title: str, 
                     helper.kill()
 
 
-def _help(search: FrontSearch, scorer: Scorer, times: int) -> None:
+def _help(search: FrontSearch, scorer: Scorer, times: int, draws: int) -> None:
     """A helper process: its candidates are taken up by others if it ends."""
     begin_helper()
-    search.work(lambda mask: scorer(mask, times))
+    search.work(lambda mask: scorer(mask, times, draws))
