@@ -444,6 +444,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def part(text: str) -> float:
+    """argparse type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+    return value
+
+
 def rate(text: str) -> float:
     """argparse type: a finite number of at least 0."""
     value = float(text)

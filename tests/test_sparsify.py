@@ -309,3 +309,9 @@ def test_what_cannot_be(network, keep, words):
         sparsemask.sparsify(network, picture(), keep=keep, steps=2)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(("example", "said"), [([picture()], "a list"), (picture()[0], "one of shape")])
+def test_an_example_that_is_no_batch(example, said):
+    with pytest.raises(UseError, match=f"one tensor .N, C, H, W., not {said}"):
+        sparsemask.sparsify(sr_networks.EDSR(2, 16, 4), example)

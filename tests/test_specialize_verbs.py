@@ -240,6 +240,8 @@ def test_other_networks_are_specialised_from_dense_weights(place):
         (["--mask_path", "dense"], ["dense", "connections"]),
         (["--depth", "16"], ["--depth 16"]),
         (["--max_stride", "1"], ["no module to mask"]),
+        (["--settle", "1"], ["--settle 1", "must be learnt"]),
+        (["--settle", "1.5"], ["--settle", "from 0 to 1"]),
         (["--space", "hinge"], ["hinge"]),
         (["--space", "smsr"], ["--ft_model"]),
         (["--task", "nonsense"], ["nonsense"]),

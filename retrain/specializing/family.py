@@ -16,7 +16,7 @@ from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError
 from sparsemask.families import TrainingFamily
 from sparsemask.files import write_json
-from sparsemask.options import Parser, natural, rate
+from sparsemask.options import Parser, natural, part, rate
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.specializing.forms import compare_forms
 from sparsemask.retrain.specializing.start import newest_start, resolve_start
@@ -57,6 +57,12 @@ class SpecializationSection(search_method.SparseMaskSection):
         0.0, rate, group=_START,
         help="--space sr: weight of the pictures themselves beside the dense network's output (default: 0)",
     )  # fmt: skip
+    settle: float = flag(
+        0.0,
+        part,
+        help="share of the run, its last, in which masks are fixed, at --keep, and the weights adapt; 1, for "
+        "--space sr: masks stay where they are started (default: 0)",
+    )
     teacher: str = teacher_flag()
     distill: float = distill_flag()
     temperature: float = temperature_flag()
@@ -118,6 +124,8 @@ class Distillation(search_method.SparseConvSearch):
     def after_step(self, model: nn.Module) -> None:
         """While masks are fixed, follow the budget: the features that mask branches read move, and masks with them."""
         super().after_step(model)
+        if self.step == 0 and self._fixed(0):
+            self.leave_modules(model)
         keep = self.keep
         if keep is not None and self._fixed(self.step) and isinstance(model, MaskedNetwork):
             for logits in model.budget_logits():
@@ -145,6 +153,10 @@ class Specialization(TrainingFamily[Taught]):
             raise UseError(
                 f"--teacher {config.family.teacher}: networks of --space {config.network.space} learn from their dense "
                 "network; leave it out"
+            )
+        if config.family.settle == 1 and not isinstance(spaces.get(config.network.space), Distilled):
+            raise UseError(
+                f"--settle 1: masks of --space {config.network.space} must be learnt before they are fixed; less than 1"
             )
         return resolve_start(config, given)
 

@@ -188,10 +188,14 @@ class SparseConvSearch(Method):
             left = () if self.budget is None else self.budget.open_blocks(model)
             meet_budget(model, self.inputs, self.keep, self._measure, left)
             self.inputs = None
-            if self.leave is not None:
-                assert isinstance(model, MaskedNetwork)
-                self.leave(model)
-                distributed.copy_from_first(model)
+            self.leave_modules(model)
+
+    def leave_modules(self, model: torch.nn.Module) -> None:
+        """Change the network as masks are fixed, if that was asked for."""
+        if self.leave is not None:
+            assert isinstance(model, MaskedNetwork)
+            self.leave(model)
+            distributed.copy_from_first(model)
 
     def evaluate(self, model: torch.nn.Module, task, arithmetic, config: RunConfig) -> dict:
         """The task's metrics and the kept fraction of the hard masks, on the same inputs."""

@@ -382,15 +382,18 @@ def sparsify(
         The network in evaluation mode, on the device of the network.
 
     Raises:
-        UseError: a network that cannot be traced or has nothing to mask, a share that it cannot have, `keep` and
-            `budget` together, or a budget that no masks reach or that needs none; the message says what the least is
-            made of.
+        UseError: an example that is no batch of images, a network that cannot be traced or has nothing to mask, a
+            share that it cannot have, `keep` and `budget` together, or a budget that no masks reach or that needs none;
+            the message says what the least is made of.
 
     Example:
         ``fast = sparsemask.sparsify(net, pictures, keep=0.5)``, or ``budget="12 ms"``
     """
     if budget is not None and keep is not _Default.HALF:
         raise UseError("keep and budget: one of them at a time; leave one out")
+    if not isinstance(example, Tensor) or example.ndim != 4:
+        shape = f"one of shape {tuple(example.shape)}" if isinstance(example, Tensor) else f"a {type(example).__name__}"
+        raise UseError(f"example: inputs as one tensor (N, C, H, W), not {shape}")
     goal = None if budget is None else Target.parse(budget, "milliseconds", "budget")
     keep = _Default.HALF.value if keep is _Default.HALF else keep
     training = network.training
