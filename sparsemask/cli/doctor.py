@@ -130,7 +130,7 @@ def machine(findings: Findings) -> None:
 
 def kernels(findings: Findings, build_now: bool) -> None:
     """Whether the kernels in C++ are built, for what, and whether they compute right here."""
-    from sparsemask.backends.native import build, library, selfcheck
+    from sparsemask.backends.native import build, library, selfcheck, tiles
 
     try:
         cxx = build.compiler()
@@ -158,6 +158,8 @@ def kernels(findings: Findings, build_now: bool) -> None:
         return
     made = "of this wheel, for" if path == build.SHIPPED else "built for"
     findings.add("kernels", f"{made} {sets}; vectors of {library.width()} floats; right on this processor")
+    has = tiles.in_use() != "none"
+    findings.add("kernels", "bfloat16 by matrix tiles (AMX)" if has else "float32 alone: no matrix tiles (AMX) here")
     findings.add("kernels", str(path))
 
 
