@@ -15,6 +15,7 @@ from PIL import Image
 import literal_sr as literal
 from small_pictures import scene
 from sparsemask.cli import upscale
+from sparsemask.ops.layout import to_channels_last
 from sparsemask.spaces import sr_networks
 from spoilt import truncate
 from tiny import fails
@@ -64,7 +65,7 @@ def test_the_picture_is_the_networks(place):
     net = sr_networks.load("span.pth")
     with torch.no_grad():
         image = torch.from_numpy(np.array(Image.open("in/frame_000.png"))).permute(2, 0, 1)[None].float()
-        wanted = net(image)[0].clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+        wanted = net(to_channels_last(image))[0].clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
     assert np.array_equal(np.array(Image.open("out.png")), wanted)
     assert 5 < wanted.std()  # neither black nor white
 
