@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsemask.backends.native import library, tiles
+from sparsemask.backends.native.block import by_sample
 from sparsemask.backends.native.conv import activation_code
 from sparsemask.backends.native.grid import Grid, grid
 from sparsemask.backends.native.rows import from_rows, to_rows
@@ -132,11 +133,8 @@ def block(call: BlockCall) -> Tensor:
 def attended_block(call: AttendedBlockCall) -> Tensor:
     """A module with its channel attention, and its input added."""
     attention = tuple(one.float() for one in call.attention)
-    inner, attend = call.block, lambda mean: factors(mean, attention)
-    if len(inner.x) == 1:
-        return _block(inner, attend)
-    samples = zip(inner.x.split(1), inner.mask.split(1), strict=True)
-    return torch.cat([_block(dataclasses.replace(inner, x=x, mask=mask), attend) for x, mask in samples])
+    attend = lambda mean: factors(mean, attention)
+    return by_sample(call.block, lambda sample: _block(sample, attend))
 
 
 def _block(call: BlockCall, attention: _Attention | None) -> Tensor:

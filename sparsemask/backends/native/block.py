@@ -40,11 +40,16 @@ def block(call: BlockCall) -> Tensor:
 
 def attended_block(call: AttendedBlockCall) -> Tensor:
     """A module with its channel attention, and its input added."""
-    inner, attend = call.block, lambda mean: factors(mean, call.attention)
-    if len(inner.x) == 1:
-        return _block(inner, attend)
-    samples = zip(inner.x.split(1), inner.mask.split(1), strict=True)
-    return torch.cat([_block(dataclasses.replace(inner, x=x, mask=mask), attend) for x, mask in samples])
+    attend = lambda mean: factors(mean, call.attention)
+    return by_sample(call.block, lambda sample: _block(sample, attend))
+
+
+def by_sample(call: BlockCall, run: Callable[[BlockCall], Tensor]) -> Tensor:
+    """What `run` makes of every sample's call, together: attention has factors of each sample's own."""
+    if len(call.x) == 1:
+        return run(call)
+    samples = zip(call.x.split(1), call.mask.split(1), strict=True)
+    return torch.cat([run(dataclasses.replace(call, x=x, mask=mask)) for x, mask in samples])
 
 
 def _block(call: BlockCall, attention: Callable[[Tensor], Tensor] | None) -> Tensor:
