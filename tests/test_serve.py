@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from argparse import Namespace
 from pathlib import Path
@@ -289,6 +290,41 @@ def test_networks_that_the_page_does_not_show(tmp_path):
     torch.save({"some.weight": torch.zeros(3)}, bad)
     with pytest.raises(UseError, match="weights.pth"):
         networks.open_network(str(bad), OPTIONS)
+
+
+class Slow(networks.Served):
+    """Stands for a network that is still computing when the server is ended."""
+
+    def __init__(self, started: threading.Event):
+        self.name, self.most, self.started = "slow", 10**6, started
+
+    def compute(self, data):
+        self.started.set()
+        time.sleep(0.5)
+        raise UseError("computed to its end")
+
+
+def test_what_is_being_answered_at_the_end_is_answered(monkeypatch):
+    started, replies = threading.Event(), []
+
+    def interrupted(_: Server) -> None:
+        asking.start()
+        accept = threading.Thread(target=lambda: [made.handle_request() for _ in range(2)])
+        accept.start()
+        assert started.wait(20)
+        accept.join(20)
+        raise KeyboardInterrupt
+
+    with Server(("127.0.0.1", 0), [Slow(started)], LARGEST) as made:
+        asking = threading.Thread(target=lambda: replies.append(ask(made, body=file_of(PICTURE))))
+        monkeypatch.setattr(Server, "serve_forever", interrupted)
+        before = threading.active_count()
+        with socket.create_connection(("127.0.0.1", made.server_port), timeout=5) as silent:
+            made.serve()
+            assert silent.recv(1) == b""  # its thread did not wait for it
+        asking.join(20)
+    assert "computed to its end" in replies[0][2].decode()
+    assert threading.active_count() == before
 
 
 @pytest.mark.slow

@@ -48,10 +48,18 @@ def together() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         cause = message.partition(". ")[0][:200]
+        _abandon()
         raise UseError(
             f"process {os.environ.get('RANK', '?')} cannot reach another process of this command, which may have ended "
             f"({cause}); start all of them again, a training with --resume"
         ) from None
+
+
+def _abandon() -> None:
+    # gloo's threads end here: one that comes back to an interpreter that is shutting down aborts the process.
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
 
 
 def stop() -> None:

@@ -67,6 +67,7 @@ class Server(ThreadingHTTPServer):
         self.page, self.policy = build_page([network.name for network in networks], largest)
         self.computing, self.pictures = threading.Lock(), threading.BoundedSemaphore(_AT_ONCE)
         self._connections = threading.BoundedSemaphore(_CONNECTIONS)
+        self._serving: dict[threading.Thread, socket.socket] = {}
         host, port = place
         if ":" in host:
             self.address_family = socket.AF_INET6
@@ -91,13 +92,27 @@ class Server(ThreadingHTTPServer):
         return f"http://{host}:{self.server_port}"
 
     def serve(self) -> None:
-        """Say the address and serve until Ctrl-C; a picture that is being computed is waited for, for a while."""
+        """Say the address and serve until Ctrl-C; pictures that have arrived are answered, for a while."""
         try:
             say(f"open {self.address} in a browser; Ctrl-C ends it")
             self.serve_forever()
         except KeyboardInterrupt:
-            self.computing.acquire(timeout=_STOPPING)
+            ended = self._end_connections()
             say("\nstopped", sys.stderr)
+            if not ended:  # a thread that computes aborts the process if it comes back to a closing interpreter
+                sys.stdout.flush()
+                os._exit(0)
+
+    def _end_connections(self) -> bool:
+        """Take no more from clients and wait for what is being answered; whether all threads have ended in time."""
+        end = time.monotonic() + _STOPPING
+        for request in [*self._serving.values()]:
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RD)
+        for thread in [*self._serving]:
+            if thread.is_alive():
+                thread.join(max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in [*self._serving])
 
     def known_as(self, name: str) -> bool:
         """Whether a request may call us so.
@@ -112,7 +127,11 @@ class Server(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for a connection, while there are not too many."""
         if self._connections.acquire(blocking=False):
-            super().process_request(request, client_address)
+            thread = threading.Thread(
+                target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
+            )
+            self._serving[thread] = request
+            thread.start()
         else:
             self.shutdown_request(request)
 
@@ -121,6 +140,7 @@ class Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            del self._serving[threading.current_thread()]
             self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
