@@ -17,6 +17,7 @@ POLICIES = ("uniform", "global", "isomorphic")
 Policy = str | Mapping[str, float]
 """One of :data:`POLICIES`, or the share of channels that stays by pattern of layers' names."""
 
+_WIDE = 64  # channels, from which on a quarter of a layer is a step small enough
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread evenly
 
 
@@ -37,7 +38,7 @@ class Allocation:
         minimum: groups of each set that always stay: a share below 1, or a number.
         multiple: channels of each set are kept in multiples of this number, as far as there are so many.
         narrow: whether sets of few channels are exempt: they take the largest power of two in the multiple of which
-            they have eight.
+            they have eight, or of at least 64 channels four.
 
     Raises:
         UseError: an unknown policy, a pattern that matches nothing, numbers out of range.
@@ -115,8 +116,8 @@ class Allocation:
         """The number of groups nearest to the wanted one that is a multiple and not below the minimum."""
         least = math.ceil(self.minimum * c.count) if self.minimum < 1 else int(self.minimum)
         count = max(wanted, least, 1)
-        multiple = self.multiple
-        while self.narrow and multiple > 1 and 8 * multiple > c.count * c.groups.size:
+        multiple, channels = self.multiple, c.count * c.groups.size
+        while self.narrow and multiple > 1 and (4 if channels >= _WIDE else 8) * multiple > channels:
             multiple //= 2
         block = multiple // math.gcd(multiple, c.groups.size)
         if block > 1:

@@ -87,7 +87,7 @@ def shrink(
               important of all), "isomorphic" (the least important of layers of the same structure); or shares of
               channels that stay, by name or pattern of layers: ``{"layer4.*": 0.25, "*": 0.6}``.
             - `minimum`: of each layer's channels what always stays: a share below 1, or a number.
-            - `multiple`: layers keep multiples of so many channels. None: of 8, in layers of less than 64 channels of
+            - `multiple`: layers keep multiples of so many channels. None: of 16, in layers of less than 64 channels of
               less, as long as the target is met within 1 %; that is faster than any number for which processors have
               no whole blocks.
             - `fold`: what activations make of zero, where removed channels had it: "exact": folded into other layers, so
