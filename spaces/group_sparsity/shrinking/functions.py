@@ -90,8 +90,8 @@ def shrink(
             - `multiple`: layers keep multiples of so many channels. None: of 16, in layers of less than 64 channels of
               less, as long as the target is met within 1 %; that is faster than any number for which processors have
               no whole blocks.
-            - `fold`: what activations make of zero, where removed channels had it: "exact": folded into other layers, so
-              that the result equals the network in which those channels' weights, and the scales and shifts of norms
+            - `fold`: what activations make of zero, where removed channels had it: "exact": folded into other layers,
+              so that the result equals the network in which those channels' weights, and the scales and shifts of norms
               along them, are zero; "interior": the same but for places near zero padding; "none": dropped, and channels
               over which statistics are taken, as of layer norms, can go, too (the report names them): for networks that
               are trained further anyway.
