@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from sparsemask.errors import UseError, choose
 from sparsemask.spaces.group_sparsity.shrinking.channels import Channels, as_patterns, matches
 
-POLICIES = ("uniform", "global", "isomorphic")
+POLICIES = ("uniform", "global", "isomorphic", "time")
 Policy = str | Mapping[str, float]
 """One of :data:`POLICIES`, or the share of channels that stays by pattern of layers' names."""
 

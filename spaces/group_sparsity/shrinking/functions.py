@@ -84,8 +84,10 @@ def shrink(
               `data` "activation"; or a function of one's own, see
               :class:`sparsemask.spaces.group_sparsity.shrinking.Importance`.
             - `policy`: how channels are shared out: "uniform" (the same share of every layer), "global" (the least
-              important of all), "isomorphic" (the least important of layers of the same structure); or shares of
-              channels that stay, by name or pattern of layers: ``{"layer4.*": 0.25, "*": 0.6}``.
+              important of all), "isomorphic" (the least important of layers of the same structure), "time" (more of
+              the layers that take longer for their multiply-adds, as a model of a processor core says: smaller
+              milliseconds at the same target); or shares of channels that stay, by name or pattern of layers:
+              ``{"layer4.*": 0.25, "*": 0.6}``.
             - `minimum`: of each layer's channels what always stays: a share below 1, or a number.
             - `multiple`: layers keep multiples of so many channels. None: of 16, in layers of less than 64 channels of
               less, as long as the target is met within 1 %; that is faster than any number for which processors have
