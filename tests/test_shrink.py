@@ -177,7 +177,7 @@ def test_only_and_skip_leave_other_layers_alone():
         sparsemask.plan(network, IMAGE, only="layer9.*")
 
 
-@pytest.mark.parametrize("policy", ["uniform", "global", "isomorphic"])
+@pytest.mark.parametrize("policy", ["time", "uniform", "global", "isomorphic"])
 def test_multiples_and_minimum_hold_of_every_layer(policy):
     network = lively("resnet20")
     small = sparsemask.shrink(network, IMAGE, target=0.4, policy=policy, multiple=8, minimum=8, timed=False)

@@ -11,9 +11,11 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparsemask.errors import UseError, choose
+from sparsemask.spaces.group_sparsity.shrinking import roofline
 from sparsemask.spaces.group_sparsity.shrinking.channels import Channels, as_patterns, matches
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 
-POLICIES = ("uniform", "global", "isomorphic", "time")
+POLICIES = ("time", "uniform", "global", "isomorphic")
 Policy = str | Mapping[str, float]
 """One of :data:`POLICIES`, or the share of channels that stays by pattern of layers' names."""
 
@@ -28,10 +30,12 @@ class Allocation:
     sets of the same structure ("isomorphic", Fang et al., arXiv 2407.04616: every kind of structure loses the same
     share), or all ("global"). At level x the lower x of every ranking go. With shares by pattern, sets keep share ** λ
     of their groups, λ = level / (1 - level): exactly the shares at level 0.5, and proportionally more or less (as
-    logarithms) elsewhere.
+    logarithms) elsewhere. "time" are the shares of
+    :mod:`sparsemask.spaces.group_sparsity.shrinking.roofline`.
 
     Args:
         network: whose layers make the channels.
+        graph: its channels.
         channels: those that may be removed.
         scores: of each group, (count,) by name of the set.
         policy: see above; the first pattern that matches a layer counts, sets without one stay whole.
@@ -47,6 +51,7 @@ class Allocation:
     def __init__(
         self,
         network: nn.Module,
+        graph: ChannelGraph,
         channels: Sequence[Channels],
         scores: Mapping[str, np.ndarray],
         policy: Policy = "uniform",
@@ -60,9 +65,11 @@ class Allocation:
             raise UseError(f"multiple: {multiple}; expected a whole number such as 8")
         self.channels, self.scores = tuple(channels), dict(scores)
         self.minimum, self.multiple, self.narrow = minimum, int(multiple), narrow
-        self._shares = _shares(channels, policy) if isinstance(policy, Mapping) else None
         if isinstance(policy, str):
             choose(policy, POLICIES, "policy")
+        if policy == "time":
+            policy = roofline.shares(graph, channels)
+        self._shares = _shares(channels, policy) if isinstance(policy, Mapping) else None
         self._pool = {c.name: _pool(network, c, policy) for c in channels}
         self.barred = {c.name: np.zeros(c.count, dtype=bool) for c in channels}
         self._rank()

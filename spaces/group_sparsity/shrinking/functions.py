@@ -83,10 +83,10 @@ def shrink(
               "hinge" (norms as the search of groups shrinks them); with `data` and `loss` "taylor", "fisher"; with
               `data` "activation"; or a function of one's own, see
               :class:`sparsemask.spaces.group_sparsity.shrinking.Importance`.
-            - `policy`: how channels are shared out: "uniform" (the same share of every layer), "global" (the least
-              important of all), "isomorphic" (the least important of layers of the same structure), "time" (more of
-              the layers that take longer for their multiply-adds, as a model of a processor core says: smaller
-              milliseconds at the same target); or shares of channels that stay, by name or pattern of layers:
+            - `policy`: how channels are shared out: "time" (more of the layers that take longer for their
+              multiply-adds, as :mod:`sparsemask.spaces.group_sparsity.shrinking.roofline` says), "uniform" (the same
+              share of every layer), "global" (the least important of all), "isomorphic" (the least important of layers
+              of the same structure); or shares of channels that stay, by name or pattern of layers:
               ``{"layer4.*": 0.25, "*": 0.6}``.
             - `minimum`: of each layer's channels what always stays: a share below 1, or a number.
             - `multiple`: layers keep multiples of so many channels. None: of 16, in layers of less than 64 channels of

@@ -19,7 +19,6 @@ from sparsemask.spaces.group_sparsity.compression.compress import removable as f
 from sparsemask.spaces.group_sparsity.compression.removal import Removal
 from sparsemask.spaces.group_sparsity.inputs import Inputs, device_of_network
 from sparsemask.spaces.group_sparsity.shrinking import importance as importances
-from sparsemask.spaces.group_sparsity.shrinking import roofline
 from sparsemask.spaces.group_sparsity.shrinking.allocation import Allocation
 from sparsemask.spaces.group_sparsity.shrinking.channels import Channels, removable
 from sparsemask.spaces.group_sparsity.shrinking.fitting import (
@@ -120,7 +119,6 @@ class ShrinkPlan:
         scores = importances.scores(settings.importance, subject)
         removal = Removal(self.graph, [c.groups for c in self.channels], shifts=True)
         timed = goal is not None and goal.by == "milliseconds"
-        policy = roofline.shares(self.graph, self.channels) if settings.policy == "time" else settings.policy
         stays = self._unfoldable(removal, settings.fold)
         # To measure takes longer than to count.
         every = (1,) if goal is None else (_MULTIPLES[0], 1) if timed else _MULTIPLES
@@ -129,9 +127,10 @@ class ShrinkPlan:
         for multiple in multiples:
             allocation = Allocation(
                 self.network,
+                self.graph,
                 self.channels,
                 scores,
-                policy,
+                settings.policy,
                 settings.minimum,
                 multiple,
                 narrow=settings.multiple is None,
