@@ -1,4 +1,4 @@
-"""Sparse convolutions in bfloat16: by emulated tiles everywhere, by the processor's where it has some."""
+"""Sparse convolutions in bfloat16: by emulated tiles and dot products everywhere, and by the processor's own."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.skipif(BACKEND.why_not(CPU, torch.float32) is not None,
 STEP = 2**-8  # the largest relative error of a rounding to bfloat16
 
 
-@pytest.fixture(autouse=True, params=["emulated", "amx"])
+@pytest.fixture(autouse=True, params=tiles.KINDS[1:])
 def kind(request):
     torch.manual_seed(0)
     with tiles.using(request.param) as kind:
         if kind != request.param:
-            pytest.skip("this processor has no matrix tiles")
+            pytest.skip(f"this processor has no {request.param}")
         yield kind
 
 
@@ -154,15 +154,17 @@ def test_a_network_under_autocast_skips_by_the_native_kernels(monkeypatch):
 
 def test_without_tiles_it_says_why():
     with tiles.using("none"):
-        assert "AMX" in BACKEND.why_not(CPU, torch.bfloat16)
+        assert "AMX, AVX512-BF16" in BACKEND.why_not(CPU, torch.bfloat16)
         assert BACKEND.why_not(CPU, torch.float32) is None
 
 
-def test_a_plan_of_one_arithmetic_is_not_followed_in_another():
+def test_a_plan_of_one_arithmetic_is_not_followed_in_another(kind):
     here = Machine.here(CPU)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = Machine.here(CPU)
-    assert (here.arithmetic, half.arithmetic) == ("float32", "bfloat16")
+        with tiles.using("none"):
+            plain = Machine.here(CPU)
+    assert [one.arithmetic for one in (here, half, plain)] == ["float32", f"bfloat16 by {kind}", "bfloat16"]
     plans = Plans([Plan(here, (1, 3, 8, 8), {"a": "native"}, 0.5)])
     assert plans.find((1, 3, 8, 8), CPU) is not None
     with torch.autocast("cpu", dtype=torch.bfloat16):

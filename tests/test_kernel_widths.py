@@ -181,7 +181,8 @@ FAULTS = {
     "inner products": ("narrow.h", "const int64_t kept = p.places ? 0 : p.columns;", "const int64_t kept = p.columns;"),
     "tiles": ("tiles.h", "one.row[pos[i] - first] = start + i;", "one.row[i] = start + i;"),
     "tiles' rows": ("tiles.h", "if (from >= 0 && last - from == end - begin)", "if (from >= 0)"),
-    "tiles' rounding": ("tiles.h", "bits + 0x7fffu + (bits >> 16 & 1u)", "bits"),
+    "rounding": ("bfloat16.h", "bits + 0x7fffu + (bits >> 16 & 1u)", "bits"),
+    "dots": ("dots.h", "(one.channels + 1) / 2", "one.channels / 2"),
     "points": (
         "points.h",
         "std::min(first + (count - 1) * W, p.columns - W)",
@@ -263,6 +264,12 @@ print(BACKEND.why_not(torch.device("cpu"), torch.float32), len(calls))
         left.unlink()
     first, second = program(text, home), program(text, home)
     assert first.stdout.split() == ["None", "1"] and second.stdout.split() == ["None", "0"], first.stderr
+
+
+def test_the_check_is_in_float32_whatever_computes_around_it():
+    # A build's first use may be within a forward pass in bfloat16.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert selfcheck.check() is None
 
 
 def test_the_check_leaves_random_states_and_threads_alone():

@@ -175,7 +175,7 @@ def _loaded(wanted: build.Form) -> ctypes.CDLL:
         function = getattr(loaded, name)  # which keeps what ctypes finds under the name
         function.argtypes, function.restype = arguments, answer
     loaded.sm_keep_memory()
-    loaded.sm_tiles(1)  # the processor's, where it has some
+    _ = loaded.sm_tiles(1) or loaded.sm_tiles(3)  # the processor's matrix tiles, else its dot products, else none
     return loaded
 
 

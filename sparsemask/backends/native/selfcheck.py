@@ -72,7 +72,7 @@ def check() -> str | None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # problems so small only wait for a second thread
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             for name, error in problems():
                 if not error <= TOLERANCE:
                     return f"{name}: off by {error:.3g}"
@@ -90,9 +90,10 @@ def problems() -> Iterator[tuple[str, float]]:
         yield f"depth-wise product of {columns} columns", depthwise(columns, variant=columns)
     for columns in range(1, 10):
         yield f"inner products of {columns} outputs", narrow(columns, length=8 + 16 * (columns % 2), variant=columns)
-    with tiles.using(tiles.in_use() if tiles.in_use() != "none" else "emulated"):
-        for columns in (1, 16, 17, 32, 40, 64, 97):
-            yield f"product of {columns} columns in bfloat16", tile_product(columns, variant=3 * columns)
+    for kind in (tiles.in_use(),) if tiles.in_use() != "none" else ("emulated", "emulated dot"):
+        with tiles.using(kind):
+            for columns in (1, 16, 17, 32, 40, 64, 97):
+                yield f"product of {columns} columns in bfloat16 ({kind})", tile_product(columns, variant=3 * columns)
     for columns in (1, 3, 8, 13, 16, 24, 33, 70):
         yield f"point convolution of {columns} channels", point_rows(columns, variant=columns)
         yield f"gradients of a point convolution of {columns} channels", point_gradients(columns)
@@ -155,7 +156,7 @@ def product(columns: int, *, rows: int = 50, lengths: tuple[int, ...] = (5, 3), 
 def tile_product(
     columns: int, *, rows: int = 50, lengths: tuple[int, ...] = (5, 40), step: int = 0, variant: int = 0
 ) -> float:
-    """A product in bfloat16, by the tiles in use. step: between the outputs' positions; 0: some of them, as of a mask.
+    """A product in bfloat16, by the kind in use. step: between the outputs' positions; 0: some of them, as of a mask.
 
     Of small whole numbers, whose sums are exact: the only error is that of the last rounding, which is known.
     """
@@ -172,7 +173,7 @@ def tile_product(
         buffer = tiles.empty(height, tiles.up_to(length) + 32 * (number % 2))
         buffer[:] = whole(3, *buffer.shape)  # what lies behind the channels meets weights of zero
         at, offset = _places(height, g) if number % 2 == 0 else None, (0, 2, 1)[number % 3]
-        segments.append(tiles.Segment(buffer, at, offset, tiles.up_to(length)))
+        segments.append(tiles.Segment(buffer, at, offset, length))
         row = positions.long() + offset
         row = at[row].long() if at is not None else row
         read.append(torch.where(row[:, None] >= 0, buffer[row.clamp(min=0), :length].float(), torch.zeros(())))
