@@ -191,6 +191,12 @@ static void finish_part(const Product& p, int64_t start, int64_t count, int64_t 
     }
 }
 
+// Whether a segment reads almost the same rows as the one before: a tap one or two places further.
+template <class P>
+static inline bool follows(const P& p, int64_t s) {
+    return s && p.segments[s].base == p.segments[s - 1].base && p.segments[s].offset - p.segments[s - 1].offset <= 2;
+}
+
 // tiles (count, NV * W) = all rows of a chunk times NV vectors of columns. Segments are taken in groups whose weights fit
 // the nearest cache, the sums waiting in `tiles` meanwhile; rows are asked for, where `ahead` says so, while the ones before
 // are computed.
@@ -209,7 +215,7 @@ static void multiply_chunk(const typename A::Number* const* rows, const P& p, in
         for (int64_t i = 0; i < count; i += MR) {
             if (ahead && i + MR < count)
                 for (int64_t s = from; s < to; s++)
-                    for (int64_t j = i + MR; j < i + 2 * MR; j++)
+                    for (int64_t j = i + (follows(p, s) ? 2 * MR - 1 : MR); j < i + 2 * MR; j++)
                         for (int64_t k = 0; k < A::steps(p.segments[s]); k += 16)
                             __builtin_prefetch(rows[s * CHUNK + j] + k * A::NUMBERS);
             block<A, MR, NV>(rows + i, p, from, to, panel, panel_stride, width, tiles + i * NV * A::WIDTH);
@@ -232,23 +238,33 @@ static void columns(const float* const* rows, const Product& p, int64_t start, i
         finish_part(p, start, count, first, wide, tiles, NV * W, sums);
 }
 
-// Pointers to the rows that the `count` outputs at `pos`, which rise, read by one segment; `zeros` where there is none.
-// Where nothing is left out of the buffer between the first and the last of them, they follow from the first.
+// Pointers to the rows that the `count` outputs at `pos`, which rise, read by one segment, if nothing is left out of the
+// buffer between the first of them and the last: they follow from the first.
 template <class S, class T>
-static void locate(const S& one, const int32_t* pos, int64_t count, const T* zeros, const T** rows) {
+static inline bool locate_together(const S& one, const int32_t* pos, int64_t count, const T** rows) {
     const int64_t first = pos[0] + one.offset, last = pos[count - 1] + one.offset;
     const int64_t from = one.map ? one.map[first] : first, to = one.map ? one.map[last] : last;
-    if (from >= 0 && to - from == last - first) {
-        const T* base = one.base + (from - pos[0]) * one.stride;
-        const int32_t stride = static_cast<int32_t>(one.stride);
-        for (int64_t i = 0; i < count; i++) rows[i] = base + static_cast<int64_t>(pos[i]) * stride;
-    } else if (count > 12) {
-        locate(one, pos, count / 2, zeros, rows);
-        locate(one, pos + count / 2, count - count / 2, zeros, rows + count / 2);
-    } else {
-        for (int64_t i = 0; i < count; i++) {
+    if (from < 0 || to - from != last - first) return false;
+    const T* base = one.base + (from - pos[0]) * one.stride;
+    const int32_t stride = static_cast<int32_t>(one.stride);
+    for (int64_t i = 0; i < count; i++) rows[i] = base + static_cast<int64_t>(pos[i]) * stride;
+    return true;
+}
+
+// The same for any outputs; `zeros` where there is no row.
+template <class S, class T>
+static void locate(const S& one, const int32_t* pos, int64_t count, const T* zeros, const T** rows) {
+    constexpr int64_t NEAR = 8;  // pointers of a vector
+    if (locate_together(one, pos, count, rows)) return;
+    for (int64_t start = 0; start < count; start += NEAR, pos += NEAR, rows += NEAR) {
+        const int64_t left = std::min(NEAR, count - start);
+        if (left == NEAR && locate_together(one, pos, NEAR, rows)) continue;
+        for (int64_t i = 0; i < left; i++) {
             const int64_t at = pos[i] + one.offset, found = one.map ? one.map[at] : at;
-            rows[i] = found >= 0 ? one.base + found * one.stride : zeros;
+            // Chosen by its bits: what is kept of a mask no branch foresees.
+            const uintptr_t row = reinterpret_cast<uintptr_t>(one.base) + found * one.stride * sizeof(T);
+            const uintptr_t none = static_cast<uintptr_t>(found >> 63);
+            rows[i] = reinterpret_cast<const T*>((row & ~none) | (reinterpret_cast<uintptr_t>(zeros) & none));
         }
     }
 }
@@ -272,6 +288,8 @@ void chunk(const Product& p, int64_t start, int64_t count, const float** rows, d
     // sm_pack lays the last panel 8 wide where 8 or fewer columns are left: a call takes it in only where it is wider.
     for (; p.columns - first > 3 * PANEL + 8; first += 4 * PANEL, panel += 4 * stride)
         columns<16, 6, 4>(rows, p, start, count, first, panel, stride, PANEL, sums);
+    for (; p.columns - first > 2 * PANEL + 8; first += 3 * PANEL, panel += 3 * stride)
+        columns<16, 8, 3>(rows, p, start, count, first, panel, stride, PANEL, sums);
     for (; p.columns - first > PANEL + 8; first += 2 * PANEL, panel += 2 * stride)
         columns<16, 12, 2>(rows, p, start, count, first, panel, stride, PANEL, sums);
     for (; p.columns - first > 8; first += PANEL, panel += stride)
