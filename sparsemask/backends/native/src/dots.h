@@ -61,8 +61,8 @@ static void rows_by_dots(const TileProduct& p, std::atomic<int64_t>& next, doubl
             pointers(p, start, count, zeros, rows);
             ask_for_outputs(p, start, count);
             int64_t first = 0;
-            for (; p.columns - first > 3 * PANEL; first += 4 * PANEL)
-                dot_columns<U, 6, 4>(rows, p, start, count, first, depth, sums);
+            for (; p.columns - first > 3 * PANEL; first += 2 * PANEL)
+                dot_columns<U, 12, 2>(rows, p, start, count, first, depth, sums);
             for (; p.columns - first > 2 * PANEL; first += 3 * PANEL)
                 dot_columns<U, 8, 3>(rows, p, start, count, first, depth, sums);
             for (; p.columns - first > PANEL; first += 2 * PANEL)
