@@ -88,7 +88,7 @@ def tile_products() -> Iterator[Problem]:
                 continue
             few = range(1, 131, 7)  # by the emulated tiles, which are slow
             for columns, n in itertools.product(few if kind == "emulated" else COLUMNS, range(2)):
-                variant, rows = (columns * 2 + n * 37) % 64, (1, 7, 15, 16, 17, 33, 48, 95, 96, 97, 200)[columns % 11]
+                variant, rows = (columns * 2 + n * 37) % 128, (1, 7, 15, 16, 17, 33, 48, 95, 96, 97, 200)[columns % 11]
                 error = selfcheck.tile_product(
                     columns, rows=rows, lengths=lengths[(columns + n) % 6], step=(0, 1, 0, 2)[(columns + n) % 4],
                     variant=variant,

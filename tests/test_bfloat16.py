@@ -73,6 +73,18 @@ def test_one_layer_is_rounded_once(form, kept):
     assert y.dtype == torch.bfloat16 and error(y, exact.run("reference")) <= 1
 
 
+@pytest.mark.parametrize("dense", [(), (0, 1, 2), (3, 20, 38)])
+def test_where_a_layer_is_dropped_only_dense_channels_are_computed(dense, monkeypatch):
+    call = problem(Case(c_in=6, c_out=40, spatial=(7, 37), kept=0.5), torch.bfloat16)
+    call.out_dense[:] = False
+    call.out_dense[list(dense)] = True
+    wanted, columns, run = call.run("reference"), [], tiles.product
+    monkeypatch.setattr(tiles, "product", lambda *given, **more: (columns.append(given[3]), run(*given, **more)))
+    y = call.run("native")
+    assert columns == [40, len(dense)]
+    assert error(y, wanted.double()) <= 2 and torch.equal(y == 0, wanted == 0)
+
+
 @pytest.mark.parametrize("share", [0.05, 0.4, 1.0])
 def test_a_block_is_as_exact_as_torchs_own_in_bfloat16(share):
     half, exact = block(share=share)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparsemask.backends.native import library, tiles
 from sparsemask.backends.native.block import by_sample
-from sparsemask.backends.native.conv import activation_code
+from sparsemask.backends.native.conv import activation_code, leading
 from sparsemask.backends.native.grid import Grid, grid
 from sparsemask.backends.native.rows import from_rows, to_rows
 from sparsemask.backends.native.tiles import Segment, up_to
@@ -43,7 +43,7 @@ def conv(call: ConvCall) -> Tensor:
     plan = _planned(call, tables)
     out = tiles.empty(len(tables.position), len(call.out_dense))
     plan.full.run(rows, tables, kept, out, act)
-    plan.dense.run(rows, tables, dropped, out, act)
+    plan.drop(rows, tables, dropped, out, act)
     return from_rows(out, len(call.x), call.geometry.output_size(call.x.shape[2:]), call.x)
 
 
@@ -55,7 +55,7 @@ def whole_conv(call: ConvCall) -> Tensor:
         return whole
     tables = grid(len(call.x), tuple(call.x.shape[2:]), call.geometry)
     out, rows, act = to_rows(whole), tiles.rows_of(call.x), activation_code(call.activation)
-    _planned(call, tables).dense.run(rows, tables, dropped, out, act)
+    _planned(call, tables).drop(rows, tables, dropped, out, act)
     return from_rows(out, len(call.x), call.geometry.output_size(call.x.shape[2:]), call.x)
 
 
@@ -67,15 +67,27 @@ def _planned(call: ConvCall, tables: Grid) -> _Conv:
 
 
 class _Conv:
-    """The packed weights of a layer: everything to everything, and dense to dense, all else zeros."""
+    """The packed weights of a layer: everything to everything, and dense to dense."""
 
     def __init__(self, call: ConvCall, tables: Grid):
         taps = call.weight.detach().float().flatten(2)
         taps = taps.permute(2, 0, 1) if call.geometry.transposed else taps.permute(2, 1, 0)  # (taps, C_in, C_out)
         bias = call.bias.detach().float() if call.bias is not None else None
-        self.full = _Product(taps, bias, tables)
-        dense = taps * call.in_dense[:, None] * call.out_dense
-        self.dense = _Product(dense, bias * call.out_dense if bias is not None else None, tables)
+        self.full, self.dense, self.places = _Product(taps, bias, tables), None, None
+        if bool(call.out_dense.any()):
+            if not leading(call.out_dense):
+                self.places = call.out_dense.nonzero().flatten().to(torch.int32)
+            # Sparse channels among the dense ones are read, times zero.
+            last = int(call.in_dense.nonzero().max()) + 1 if bool(call.in_dense.any()) else 0
+            dense = (taps * call.in_dense[:, None])[:, :last, call.out_dense]
+            self.dense = _Product(dense, bias[call.out_dense] if bias is not None else None, tables)
+
+    def drop(self, rows: Tensor, tables: Grid, dropped: Tensor, out: Tensor, act: tuple[int, float]) -> None:
+        """Set the dropped rows of `out`: dense channels of dense ones, zeros elsewhere."""
+        if self.dense is None:
+            tiles.product(dropped, [], None, 0, out, dropped)
+        else:
+            self.dense.run(rows, tables, dropped, out, act, self.places)
 
 
 class _Product:
@@ -86,14 +98,19 @@ class _Product:
         self.packed = [tiles.pack(taps[[index for index, _ in one.taps]]) for one in tables.classes]
         self.bias = tiles.padded(bias)
 
-    def run(self, rows: Tensor, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float]) -> None:
-        """Compute the outputs `listed` (n,) int32 of rows (R, C_in) into their rows of `out`."""
+    def run(
+        self, rows: Tensor, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float],
+        places: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Compute the outputs `listed` (n,) int32 of rows (R, C_in) into their rows of `out`, at `places` there."""
         parts = [(listed, library.lookup(listed, tables.position))]
         if tables.kind is not None:
             parts = library.partition(listed, tables.kind, len(tables.classes), tables.position)
         for one, packed, (mine, pos) in zip(tables.classes, self.packed, parts, strict=True):
             segments = [Segment(rows, tables.interior, offset, self.channels) for _, offset in one.taps]
-            tiles.product(pos, segments, packed, self.columns, out, mine, bias=self.bias, activation=act)
+            tiles.product(
+                pos, segments, packed, self.columns, out, mine, bias=self.bias, activation=act, places=places
+            )
 
 
 def joined_conv(call: ConcatConvCall) -> Tensor:

@@ -180,13 +180,15 @@ def tile_product(
         packed.append(weights[sum(lengths[:number]) :][:length])
     padded = torch.cat([torch.nn.functional.pad(one, (0, 0, 0, -len(one) % 32)) for one in packed])
     to = torch.randperm(rows + 2, generator=g)[:rows].to(torch.int32) if bit(2) else None
-    out = torch.full((rows + 2, tiles.up_to(columns) if bit(0) else columns), 7.0, dtype=torch.bfloat16)
+    wide = tiles.up_to(columns) + 3 * bit(6) if bit(0) else columns
+    out = torch.full((rows + 2, wide), 7.0, dtype=torch.bfloat16)
+    places = torch.randperm(wide, generator=g)[:columns].sort().values.to(torch.int32) if bit(6) else None
     bias = torch.randn(columns, generator=g) if bit(3) else None
-    add = whole(9, *out.shape).bfloat16() if bit(4) else None
+    add = whole(9, *out.shape).bfloat16() if bit(4) and places is None else None
     sums = torch.zeros(torch.get_num_threads(), columns, dtype=torch.float64) if bit(5) else None
     tiles.product(
         positions, segments, tiles.pack(padded[None]), columns, out, to,
-        bias=tiles.padded(bias), activation=(variant % 4, 0.1), add=add, sums=sums,
+        bias=tiles.padded(bias), activation=(variant % 4, 0.1), add=add, sums=sums, places=places,
     )  # fmt: skip
     row0 = torch.arange(rows) if to is None else to.long()
     wanted = torch.cat(read, 1) @ weights + (bias if bias is not None else 0)
@@ -194,10 +196,11 @@ def tile_product(
     wanted = torch.from_numpy(np.asarray(_ACTIVATIONS[variant % 4](wanted.numpy()), np.float32))
     expected = torch.full(out.shape, 7.0)
     expected[row0] = 0
-    expected[row0, :columns] = wanted.bfloat16().float()
+    at = row0[:, None], torch.arange(columns) if places is None else places.long()
+    expected[at] = wanted.bfloat16().float()
     # Half a step of bfloat16 is what the order of additions may decide.
     error = _error(out, expected.double().numpy())
-    error = 0.0 if error <= 2**-7 and _error(out[row0, :columns], wanted.double().numpy()) <= 2**-8 else error
+    error = 0.0 if error <= 2**-7 and _error(out[at], wanted.double().numpy()) <= 2**-8 else error
     return max(error, _error(sums.sum(0) / rows, wanted.double().mean(0).numpy())) if sums is not None else error
 
 

@@ -39,6 +39,7 @@ class _TileProduct(ctypes.Structure):
         ("add_stride", _I),
         ("sums", _P),
         ("threads", _I),
+        ("places", _P),
     ]
 
 
@@ -134,6 +135,7 @@ def product(
     activation: tuple[int, float] = (0, 0.0),
     add: Tensor | None = None,
     sums: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> None:
     """act(rows · weights + bias + add) over the output rows at `pos`, which rise.
 
@@ -142,12 +144,13 @@ def product(
         segments: what is read.
         packed: of all segments' weights, as :func:`pack` gives them; None with no columns.
         columns: outputs.
-        out: bfloat16 (R, columns or more); row at[r] (or r) is written, with zeros behind the columns.
+        out: bfloat16 (R, columns or more); row at[r] (or r) is written, with zeros where it has no outputs.
         at: int32 (n,) or None.
         bias: as :func:`padded` gives it.
         activation: (code, slope).
         add: bfloat16 (R, columns or more), read at the rows that are written.
         sums: float64 (threads, columns), to which the outputs are added.
+        places: int32 (columns,), where in a row the outputs go, without `add`; None: the first columns.
     """
     if not len(pos):
         return
@@ -176,5 +179,6 @@ def product(
         add_stride=add.stride(0) if add is not None else 0,
         sums=sums.data_ptr() if sums is not None else None,
         threads=torch.get_num_threads(),
+        places=places.data_ptr() if places is not None else None,
     )
     library.lib().sm_tile_product(ctypes.addressof(args))

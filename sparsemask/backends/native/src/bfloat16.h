@@ -87,7 +87,8 @@ static void finish_panels(const TileProduct& p, const int64_t* rows, int64_t cou
     const int64_t rest = std::min(PANEL, p.columns - first - (NV - 1) * PANEL);  // columns of the last panel
     const int32_t* const at = p.at;
     const uint16_t* const add = p.add ? p.add + first : nullptr;
-    uint16_t* const out = p.out + first;
+    uint16_t* const out = p.out + (p.places ? 0 : first);
+    const int32_t* const places = p.places ? p.places + first : nullptr;
     const int64_t stride = p.stride, add_stride = p.add_stride;
     for (int64_t i = 0; i < count; i++, tile += pitch) {
         if (rows[i] < 0) continue;
@@ -103,14 +104,17 @@ static void finish_panels(const TileProduct& p, const int64_t* rows, int64_t cou
             v += more;
             v = v > zero ? (v > top ? top : v) : (cut ? zero : v * slope);
             sum[j] += v;
-            uint16_t* const to = out + row * stride + j * PANEL;
-            if (whole) {
-                U::round(reinterpret_cast<const float*>(&v), to);
-            } else {
-                uint16_t panel[PANEL];
-                U::round(reinterpret_cast<const float*>(&v), panel);
-                std::memcpy(to, panel, 2 * rest);
+            uint16_t* const to = out + row * stride;
+            if (whole && !places) {
+                U::round(reinterpret_cast<const float*>(&v), to + j * PANEL);
+                continue;
             }
+            uint16_t panel[PANEL];
+            U::round(reinterpret_cast<const float*>(&v), panel);
+            if (places)
+                for (int64_t k = 0; k < (whole ? PANEL : rest); k++) to[places[j * PANEL + k]] = panel[k];
+            else
+                std::memcpy(to + j * PANEL, panel, 2 * rest);
         }
     }
     if (sums)
@@ -118,11 +122,12 @@ static void finish_panels(const TileProduct& p, const int64_t* rows, int64_t cou
             for (int64_t k = 0; k < (j + 1 < NV ? PANEL : rest); k++) sums[first + j * PANEL + k] += sum[j][k];
 }
 
-// Zeros behind the columns of the product's rows [start, end).
+// Zeros where the product's rows [start, end) have no outputs.
 static inline void clear_rest(const TileProduct& p, int64_t start, int64_t end) {
-    if (p.clear > p.columns)
+    const int64_t from = p.places ? 0 : p.columns;
+    if (p.clear > from)
         for (int64_t r = start; r < end; r++)
-            std::memset(p.out + (p.at ? p.at[r] : r) * p.stride + p.columns, 0, 2 * (p.clear - p.columns));
+            std::memset(p.out + (p.at ? p.at[r] : r) * p.stride + from, 0, 2 * (p.clear - from));
 }
 
 }  // namespace SM_NAMESPACE

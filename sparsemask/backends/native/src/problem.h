@@ -85,6 +85,7 @@ struct TileProduct {
     int64_t add_stride;
     double* sums;  // or null: (threads, columns), to which the outputs are added
     int64_t threads;
+    const int32_t* places;  // where in the row the outputs go, all else up to `clear` zeroed, or null: the first columns
 };
 
 // One point convolution after its 1x1 part, see points.h. Rows are points; `columns` channels each.
