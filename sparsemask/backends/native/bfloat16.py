@@ -108,9 +108,7 @@ class _Product:
             parts = library.partition(listed, tables.kind, len(tables.classes), tables.position)
         for one, packed, (mine, pos) in zip(tables.classes, self.packed, parts, strict=True):
             segments = [Segment(rows, tables.interior, offset, self.channels) for _, offset in one.taps]
-            tiles.product(
-                pos, segments, packed, self.columns, out, mine, bias=self.bias, activation=act, places=places
-            )
+            tiles.product(pos, segments, packed, self.columns, out, mine, bias=self.bias, activation=act, places=places)
 
 
 def joined_conv(call: ConcatConvCall) -> Tensor:
