@@ -66,13 +66,13 @@ def test_threads_sum_up_what_one_sums_up():
         assert selfcheck.product(columns, rows=200, variant=variant) < selfcheck.TOLERANCE
 
 
-def program(text: str, home: Path, **more: str) -> subprocess.CompletedProcess:
+def program(text: str, home: Path, seconds: int = 300, **more: str) -> subprocess.CompletedProcess:
     """A Python program in a process with a kernel cache of its own."""
     paths = {"SPARSEMASK_HOME": str(home), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     if home != build.cache():
         paths["CXX"] = quick_compiler(home)
     env = {**os.environ, **paths, **more}
-    return subprocess.run([sys.executable, "-c", text], env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-c", text], env=env, capture_output=True, text=True, timeout=seconds)
 
 
 WIDTH = """
@@ -128,10 +128,10 @@ def sanitizers() -> str:
     return " ".join(found)
 
 
-def sanitized(text: str, preloaded: str, **more: str) -> subprocess.CompletedProcess:
+def sanitized(text: str, preloaded: str, seconds: int = 300, **more: str) -> subprocess.CompletedProcess:
     env = {"SPARSEMASK_SANITIZED_KERNELS": "1", "LD_PRELOAD": preloaded, "OMP_NUM_THREADS": "1", **more}
     env["ASAN_OPTIONS"] = "detect_leaks=0:detect_odr_violation=0"  # Python's and torch's own are none of ours
-    return program(text, build.cache(), **env)
+    return program(text, build.cache(), seconds, **env)
 
 
 # The sweeps with what is only repetition left out: sanitizers are slow.
@@ -164,6 +164,18 @@ library.product(torch.arange(5, dtype=torch.int32), [library.Segment(x, None, 0,
     form = FORMS[-1]
     done = sanitized(text, sanitizers, SPARSEMASK_VECTOR_WIDTH=f"{form.width}/{form.instruction_set}")
     assert done.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in done.stderr
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing_in_the_operators_of_onnx_runtime(sanitizers):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    # -s: what the sanitizers say as they end a process would be lost in pytest's capture.
+    words = ["-s", "-x", "-m", "not slow", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_export_nodes.py")]
+    text = f"import sys, pytest\nsys.exit(pytest.main({words}))"
+    best = f"{library.supported_width()}/{library.supported()[-1]}"
+    done = sanitized(text, sanitizers, 900, SPARSEMASK_VECTOR_WIDTH=best)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-2000:] + done.stderr[-3000:]
 
 
 # Faults put into the sources, none of which writes beyond its memory; the first two were there. Each is of a file, what
