@@ -5,14 +5,16 @@
     python bench/shrink_accuracy.py --table accuracy.jsonl
     python bench/shrink_accuracy.py --data cifar10 --network mobilenetv2 --weights mobilenet_v2_imagenet.pth \
         --base 300 --multiples 1 8 16
+    python bench/shrink_accuracy.py --data cifar10 --network mobilenetv2 --weights mobilenet_v2_imagenet.pth \
+        --base 300 --policies uniform time
 
 ResNet-56 is the public one for CIFAR; MobileNetV2 begins with ImageNet weights and is trained on CIFAR's pictures at
 64x64 first (`--base` steps, the same network for all). Nine ways of choosing channels that each of the tools has are
 tried with seed 0 and few steps of fine-tuning (`--screen`) and judged on training pictures that are kept back; the best
 one of each tool is then fine-tuned for `--steps` with three seeds and scored on the test pictures. Steps, optimizer,
-rates and pictures are the same for all. Torch-Pruning as bench/requirements.txt says. With `--multiples` the tools are
-not compared: `sparsemask.shrink` chooses by Taylor over the whole network, keeping channels in those multiples, and as
-it does by itself.
+rates and pictures are the same for all. Torch-Pruning as bench/requirements.txt says.With `--multiples`
+or `--policies` the tools are not compared: `sparsemask.shrink` chooses by Taylor over the whole network, keeping
+channels in those multiples, and as it does by itself; or by L2 and by Taylor with each of these policies.
 
 `--data` holds arrays x (uint8 N, 32, 32, 3) and y in train*.npz and test*.npz. Finished lines stay in `--out`: the
 command goes on where it was stopped.
@@ -214,7 +216,7 @@ def table(path: Path) -> str:
             screened = [e for e in lines if (e["network"], e["tool"], e["what"]) == (network, tool, "screen")]
             if screened and all("error" in entry for entry in screened):
                 rows.append({"network": network, "tool": tool, "way": f"all {len(screened)} ways fail", "test": "-"})
-        ways = {e["way"]: None for e in lines if (e["network"], e["what"]) == (network, "multiple")}
+        ways = {e["way"]: None for e in lines if (e["network"], e["what"]) == (network, "alone")}
         rows += [row_of([e for e in lines if e["network"] == network and e.get("way") == way]) for way in ways]
     columns = {
         "network": "network",
@@ -237,6 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=120, help="of the best ones")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--multiples", type=int, nargs="+", help="of channels: compare these and the default alone")
+    parser.add_argument("--policies", nargs="+", default=[], help="compare these policies of sharing out alone")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--table", type=Path, help="print the table of a file")
     options = parser.parse_args(argv)
@@ -276,12 +279,16 @@ def main(argv: list[str] | None = None) -> None:
         small, share = shrunk(choice, options.steps, seed)
         return {"share": share, "test": accuracy(small, *test)}
 
+    alone: dict[str, Choice] = {}
     for multiple in (None, *options.multiples) if options.multiples else ():
-        choice, way = ours("taylor", "global", multiple), f"taylor, global, {multiple or 'default'}"
-        for seed in options.seeds:
-            entry = {**key, "tool": "sparsemask", "what": "multiple", "way": way, "seed": seed, "steps": options.steps}
+        alone[f"taylor, global, {multiple or 'default'}"] = ours("taylor", "global", multiple)
+    for policy in options.policies:
+        alone.update({f"{importance}, {policy}": ours(importance, policy) for importance in ("l2", "taylor")})
+    for seed in options.seeds:
+        for way, choice in alone.items():
+            entry = {**key, "tool": "sparsemask", "what": "alone", "way": way, "seed": seed, "steps": options.steps}
             lines.get(entry, lambda choice=choice, seed=seed: finished(choice, seed))
-    for tool, choices in () if options.multiples else CHOICES.items():
+    for tool, choices in () if alone else CHOICES.items():
         scores = {}
         for way, choice in choices.items():
 

@@ -7,7 +7,8 @@
 Every network runs in a process of its own with a limit of processor time (`--limit`, 60 s) and one thread. Weights are
 random, batch norms have statistics of a batch, so that removed channels leave constants. Both tools rank channels by
 the same importance (L2 norm over the layers of a group) and take the same share of every layer; the share is corrected
-until half of the multiply-adds is left as torch counts them. "difference" is the largest one of the small from the
+until half of the multiply-adds is left as torch counts them. "by time" are networks of the policy "time", which takes
+more of the layers that take longer for their multiply-adds. "difference" is the largest one of the small from the
 zeroed network, over the largest output (float32). "time" is that of the small network over the whole one's in the same
 rounds, processor time of one thread. Torch-Pruning runs where it is installed (bench/requirements.txt).
 """
@@ -42,7 +43,8 @@ from sparsemask.tables import markdown_table
 from sparsemask.timing import timer
 from zoo_networks import NAMES, build
 
-TOOLS = {"sparsemask": None, "torch-pruning": "torch_pruning"}
+OURS = {"sparsemask": "uniform", "sparsemask, by time": "time"}  # policies
+TOOLS = {**dict.fromkeys(OURS), "torch-pruning": "torch_pruning"}
 SOURCES = {"timm": "timm", "smp": "segmentation_models_pytorch", "sr": "torch"}
 NEAR = 0.03
 _OUTPUTS = "it reaches the network's output"  # why channels stay in every network
@@ -57,7 +59,7 @@ def measured(whole: nn.Module, small: nn.Module, x: Tensor, seconds: float) -> d
     return {"share": share, "time": times["small"] / times["whole"], "milliseconds": times["whole"], "busy": busy}
 
 
-def with_sparsemask(network: nn.Module, x: Tensor, target: float, seconds: float) -> dict:
+def with_sparsemask(network: nn.Module, x: Tensor, target: float, seconds: float, policy: str) -> dict:
     """Shrink a network, and compare it with the zeroed one."""
     begun = time.thread_time()
     trace(plain_weights(network, x), x)
@@ -65,9 +67,9 @@ def with_sparsemask(network: nn.Module, x: Tensor, target: float, seconds: float
     difference = None
     try:
         plan = sparsemask.plan(network, x)
-        small = plan.shrink(target, timed=False)
+        small = plan.shrink(target, policy=policy, timed=False)
     except UseError:  # nothing can be removed exactly
-        small = sparsemask.shrink(network, x, target, fold="none", timed=False)
+        small = sparsemask.shrink(network, x, target, policy=policy, fold="none", timed=False)
     else:
         with torch.no_grad():
             given = Inputs.of(torch.randn_like(x))
@@ -91,9 +93,10 @@ def with_torch_pruning(network: nn.Module, x: Tensor, target: float, seconds: fl
 def one(name: str, tool: str, options: argparse.Namespace) -> dict:
     """The line of a network and a tool."""
     torch.set_num_threads(1)
-    run = with_sparsemask if tool == "sparsemask" else with_torch_pruning
     try:
-        return {"network": name, "tool": tool, **run(*build(name, options.side), options.target, options.seconds)}
+        given = *build(name, options.side), options.target, options.seconds
+        done = with_sparsemask(*given, OURS[tool]) if tool in OURS else with_torch_pruning(*given)
+        return {"network": name, "tool": tool, **done}
     except Exception as error:
         return {"network": name, "tool": tool, "error": f"{type(error).__name__}: {one_line(error)[:300]}"}
 
@@ -133,6 +136,7 @@ def table(path: Path) -> str:
             others.insert(0, "not exact (fold none)")
         row = {key: ours.get(key) for key in ("share", "difference", "tracing", "time")}
         row |= {"network": name, "other time": other.get("time")}
+        row["by time"] = by_tool["sparsemask, by time"].get(name, {}).get("time")
         if "error" in other:
             row["other share"] = "too slow" if other["error"].startswith("beyond") else "fails"
         elif other:
@@ -145,6 +149,7 @@ def table(path: Path) -> str:
         "difference": ("difference", ".0e"),
         "tracing": ("tracing s", ".2f"),
         "time": ("time", ".2f"),
+        "by time": ("by time", ".2f"),
         "other share": "Torch-Pruning left",
         "other time": ("its time", ".2f"),
         "why": "what stays beside outputs (channels), or the error",
@@ -163,15 +168,18 @@ def summary(by_tool: dict[str, dict[str, dict]]) -> list[str]:
         if lines:
             failed = sum("error" in line for line in lines.values())
             texts.append(f"{tool}: {len(near[tool])} of {len(lines)} at half within 3 %, {failed} failed")
-    ours = [line for line in by_tool["sparsemask"].values() if line.get("difference") is not None]
+    ours = [line for tool in OURS for line in by_tool[tool].values() if line.get("difference") is not None]
     if ours:
         worst = max(line["difference"] for line in ours)
         slowest = max(line["tracing"] for line in ours)
         texts.append(f"largest difference from the zeroed network {worst:.1e}; slowest tracing {slowest:.2f} s")
-    both = near["sparsemask"] & near["torch-pruning"]
-    if both:
-        means = [sum(by_tool[tool][name]["time"] for name in both) / len(both) for tool in TOOLS]
-        texts.append(f"mean time of the {len(both)} that both do: {means[0]:.3f}, Torch-Pruning {means[1]:.3f}")
+    for tool in OURS:
+        both = near[tool] & near["torch-pruning"]
+        if both:
+            ours, theirs = (
+                sum(by_tool[one][name]["time"] for name in both) / len(both) for one in (tool, "torch-pruning")
+            )
+            texts.append(f"mean time of the {len(both)} that both do: {tool} {ours:.3f}, Torch-Pruning {theirs:.3f}")
     return texts
 
 

@@ -71,7 +71,7 @@ def main() -> None:
     """Train, shrink, fine-tune, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="resnet10t", help="any of timm.list_models() that has feature maps")
-    parser.add_argument("--policy", default="uniform", help="uniform, global or isomorphic")
+    parser.add_argument("--policy", default="time", help="time, uniform, global or isomorphic")
     parser.add_argument("--target", default="50%", help="share of the multiply-adds, or milliseconds ('20 ms')")
     parser.add_argument("--steps", type=int, default=200, help="training steps; half as many for fine-tuning")
     parser.add_argument("--images", type=int, default=300, help="drawn for training")

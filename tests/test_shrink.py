@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sparsemask
-from hinge import SmallUNet, enliven, lively, one_thread  # noqa: F401
+from hinge import SmallUNet, enliven, lasting, lively, one_thread  # noqa: F401
 from sparsemask import UseError, costs
 from sparsemask.spaces.group_sparsity.groups import GroupSet, axis
 
@@ -82,9 +82,39 @@ def test_half_is_left_and_equals_the_zeroed_network(name):
     assert report.before.milliseconds is None and report.notes == ()
 
 
+def test_small_networks_are_plain_where_nothing_is_left_of_zero():
+    """With the norms' shifts zero, too, nothing is to be added: the same modules, only narrower."""
+    network = lively("resnet20").double()
+    plan = sparsemask.plan(network, IMAGE.double())
+    small = plan.shrink(0.5, timed=False)
+    assert {*small.state_dict()} == {*network.state_dict()} and small.report.recipe.added == ()
+    for name, norm in plan.zeroed(small).named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            kept = small.get_submodule(name).num_features
+            assert int(((norm.weight != 0) & (norm.bias != 0)).sum()) == kept
+
+
+def test_shifts_of_layers_that_pass_channels_on_are_zero_too():
+    """A depth-wise layer's bias would leave a constant of a channel whose maker has no weights any more."""
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 16, 1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        nn.ReLU(),
+        nn.Conv2d(16, 4, 3, 1, 1),
+    )
+    network = nn.Sequential(*layers).double()
+    plan = sparsemask.plan(network, IMAGE.double())
+    small = plan.shrink(0.5, timed=False)
+    assert small[2].groups < 16 and {*small.state_dict()} == {*network.state_dict()}
+    assert int((plan.zeroed(small)[2].bias != 0).sum()) == small[2].groups
+    x = torch.randn(1, 3, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(small(x), plan.zeroed(small)(x), rtol=0, atol=1e-12)
+
+
 def test_channels_that_cannot_be_folded_stay_and_are_named():
-    network = pooled()
-    nn.init.constant_(network.stem[1].bias, 0.5)  # all constants are positive
+    network = lasting(pooled())
     small = sparsemask.shrink(network, IMAGE, target=0.5, timed=False)
     assert small.stem[0].out_channels == 24  # all are read by a pool that counts its padding
     assert any(one.layer == "stem.0" and "folded" in one.reason for one in small.report.locked)
@@ -147,7 +177,7 @@ def test_only_and_skip_leave_other_layers_alone():
         sparsemask.plan(network, IMAGE, only="layer9.*")
 
 
-@pytest.mark.parametrize("policy", ["uniform", "global", "isomorphic"])
+@pytest.mark.parametrize("policy", ["time", "uniform", "global", "isomorphic"])
 def test_multiples_and_minimum_hold_of_every_layer(policy):
     network = lively("resnet20")
     small = sparsemask.shrink(network, IMAGE, target=0.4, policy=policy, multiple=8, minimum=8, timed=False)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sparsemask
-from hinge import SmallUNet, enliven, one_thread  # noqa: F401
+from hinge import SmallUNet, enliven, lasting, one_thread  # noqa: F401
 from sparsemask import UseError
 from sparsemask.spaces.group_sparsity.shrinking import IMPORTANCES
 from test_hinge_channels import Net, conv
@@ -118,10 +118,7 @@ def test_channels_under_statistics_go_where_the_function_may_change(tmp_path):
 
 def test_a_report_of_two_steps_tells_layers_with_borders_as_they_are():
     torch.manual_seed(0)
-    network = enliven(SmallUNet(), (4, 3, 32, 32))
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.constant_(module.bias, 0.4)
+    network = enliven(lasting(SmallUNet()), (4, 3, 32, 32))
     x = torch.zeros(1, 3, 32, 32)
     *_, small = sparsemask.plan(network, x).steps(2, 0.4, timed=False)
     assert any("border" in name for name in small.state_dict())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import sparsemask
-from hinge import SmallUNet, enliven, lively, one_thread  # noqa: F401
+from hinge import SmallUNet, enliven, lasting, lively, one_thread  # noqa: F401
 from sparsemask import UseError
 from sparsemask.spaces.group_sparsity.compression.border import Bordered
 from sparsemask.timing import thread_count
@@ -23,16 +23,12 @@ from sparsemask.weights import metadata
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 IMAGE = torch.zeros(1, 3, 32, 32)
-CLASSES = {"unet": SmallUNet, "resnet": lambda: lively("resnet20", seed=3)}
+CLASSES = {"unet": lambda: lasting(SmallUNet()), "resnet": lambda: lasting(lively("resnet20", seed=3))}
 
 
 def whole(name: str) -> nn.Module:
     torch.manual_seed(0)
-    network = enliven(CLASSES[name](), (4, 3, 32, 32))
-    for module in network.modules():  # so that something is left of what goes, and borders are needed
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.constant_(module.bias, 0.4)
-    return network
+    return enliven(CLASSES[name](), (4, 3, 32, 32))
 
 
 @pytest.fixture(scope="module", params=CLASSES)

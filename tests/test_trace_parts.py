@@ -98,7 +98,7 @@ def convolution(transposed, dims, stride, groups):
 def test_spared_products_look_like_real_ones(number):
     operator, arguments = PRODUCTS[number]
     arguments = arguments()
-    real, found = operator(*arguments), spared(operator.__name__, arguments)
+    real, found = operator(*arguments), spared(operator.__name__, arguments, True)
     assert (found.shape, found.stride(), found.dtype) == (real.shape, real.stride(), real.dtype)
     assert not found.any()
 
@@ -106,7 +106,8 @@ def test_spared_products_look_like_real_ones(number):
 def test_products_that_do_not_fit_are_left_to_torch():
     x, weight = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
     rest = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
-    assert spared("convolution", (x, weight, None, *rest)) is not None
+    assert spared("convolution", (x, weight, None, *rest), True) is not None
+    assert spared("convolution", (x, weight, None, *rest), False) is None
     for a, b, c in (
         (x[:, :2], weight, None),
         (x, weight, torch.randn(3)),
@@ -115,9 +116,21 @@ def test_products_that_do_not_fit_are_left_to_torch():
         (x, weight.to(memory_format=torch.channels_last), None),
         (x.double(), weight, None),
     ):
-        assert spared("convolution", (a, b, c, *rest)) is None
-    assert spared("mm", (torch.randn(2, 3), torch.randn(2, 3))) is None
-    assert spared("relu", (x,)) is None
+        assert spared("convolution", (a, b, c, *rest), True) is None
+    assert spared("mm", (torch.randn(2, 3), torch.randn(2, 3)), True) is None
+    assert spared("relu", (x,), True) is None
+
+
+def test_standardised_weights_are_taken_as_they_are():
+    weight, rest = torch.randn(1, 6, 36), (True, 0.0, 1e-5)
+    real = A.native_batch_norm(weight, None, None, None, None, *rest)
+    found = spared("native_batch_norm", (weight, None, None, None, None, *rest), False)
+    assert [(t.shape, t.stride(), t.dtype) for t in found] == [(t.shape, t.stride(), t.dtype) for t in real]
+    assert found[0] is not weight and found[0].data_ptr() == weight.data_ptr()
+    # Statistics that are kept are a state: they are computed, and so is what depends on the input.
+    kept = torch.zeros(6), torch.ones(6)
+    assert spared("native_batch_norm", (weight, None, None, *kept, *rest), False) is None
+    assert spared("native_batch_norm", (weight, None, None, None, None, *rest), True) is None
 
 
 class Own(nn.Module):

@@ -88,6 +88,7 @@ def test_the_table_compares_both_tools(tmp_path):
     entries = {"difference": 1e-7, "tracing": 0.2, "locked": {"it is the output": 3, "a": 9, "b": 1}}
     lines = [
         {"network": "sr/EDSR", "tool": "sparsemask", "share": 0.5, "time": 0.6, **entries},
+        {"network": "sr/EDSR", "tool": "sparsemask, by time", "share": 0.51, "time": 0.55, **entries},
         {"network": "sr/EDSR", "tool": "torch-pruning", "share": 0.52, "time": 0.7},
         {"network": "sr/RCAN", "tool": "sparsemask", "share": 0.8, "time": 0.9, **entries, "tracing": 0.4},
         {"network": "sr/RCAN", "tool": "torch-pruning", "error": "ValueError: no"},
@@ -99,7 +100,8 @@ def test_the_table_compares_both_tools(tmp_path):
         "sparsemask: 1 of 2 at half within 3 %, 0 failed",
         "torch-pruning: 1 of 2 at half within 3 %, 1 failed",
         "difference from the zeroed network 1.0e-07; slowest tracing 0.40 s",
-        "mean time of the 1 that both do: 0.600, Torch-Pruning 0.700",
+        "mean time of the 1 that both do: sparsemask 0.600, Torch-Pruning 0.700",
+        "mean time of the 1 that both do: sparsemask, by time 0.550, Torch-Pruning 0.700",
         "a (9); it is the output (3)",
     ):
         assert words in text, text

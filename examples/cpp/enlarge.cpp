@@ -6,9 +6,7 @@
 
 #include <openvino/openvino.hpp>
 
-#include <chrono>
 #include <exception>
-#include <iomanip>
 #include <iostream>
 #include <vector>
 
@@ -27,17 +25,10 @@ int main(int count, char** words) {
     const auto sides = even_shape(picture);
     std::vector<float> values = as_values(picture);
     request.set_input_tensor(ov::Tensor(ov::element::f32, ov::Shape(sides.begin(), sides.end()), values.data()));
-    request.infer();  // the first call is slower
-    const auto begun = std::chrono::steady_clock::now();
-    request.infer();
-    const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - begun;
+    const double spent = second_run([&] { request.infer(); });
     const ov::Tensor enlarged = request.get_output_tensor();
     const ov::Shape shape = enlarged.get_shape();
-    const Picture larger = as_picture({shape.begin(), shape.end()}, enlarged.data<const float>());
-    write_picture(words[3], larger);
-    std::cout << std::fixed << std::setprecision(1);
-    std::cout << picture.width << "x" << picture.height << " -> " << larger.width << "x" << larger.height << ", "
-              << spent.count() << " ms" << std::endl;
+    write_enlarged(words[3], picture, as_picture({shape.begin(), shape.end()}, enlarged.data<const float>()), spent);
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << std::endl;
     return 2;

@@ -5,9 +5,7 @@
 // NETWORK.onnx is written by retrain/export.py or `sparsemask export`: of images (1, 3, H, W) of 0 to 255. With --form skip
 // LIBRARY.so is the library that is written beside it, with a path ("./" where it is in this folder).
 
-#include <chrono>
 #include <exception>
-#include <iomanip>
 #include <iostream>
 
 #include "onnxruntime.hpp"
@@ -21,16 +19,9 @@ int main(int count, char** words) {
   try {
     const Picture picture = read_picture(words[2]);
     const ort::Network network(words[1], count == 5 ? words[4] : "");
-    ort::Tensor image{even_shape(picture), as_values(picture)};
-    network(image);  // the first call is slower
-    const auto begun = std::chrono::steady_clock::now();
-    const ort::Tensor enlarged = network(image);
-    const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - begun;
-    const Picture larger = as_picture(enlarged.shape, enlarged.values.data());
-    write_picture(words[3], larger);
-    std::cout << std::fixed << std::setprecision(1);
-    std::cout << picture.width << "x" << picture.height << " -> " << larger.width << "x" << larger.height << ", "
-              << spent.count() << " ms" << std::endl;
+    ort::Tensor image{even_shape(picture), as_values(picture)}, enlarged;
+    const double spent = second_run([&] { enlarged = network(image); });
+    write_enlarged(words[3], picture, as_picture(enlarged.shape, enlarged.values.data()), spent);
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << std::endl;
     return 2;

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <fstream>
+#include <iomanip>
+#include <iostream>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -90,4 +93,20 @@ inline Picture as_picture(const std::vector<int64_t>& shape, const float* value)
     }
   }
   return picture;
+}
+
+// Milliseconds of the second call of `run`: the first one is slower.
+template <class Run>
+double second_run(const Run& run) {
+  run();
+  const auto begun = std::chrono::steady_clock::now();
+  run();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begun).count();
+}
+
+// Write the picture that a network made of another one, and say their sizes and the time that it took.
+inline void write_enlarged(const std::string& path, const Picture& picture, const Picture& larger, double milliseconds) {
+  write_picture(path, larger);
+  std::cout << std::fixed << std::setprecision(1) << picture.width << "x" << picture.height << " -> " << larger.width
+            << "x" << larger.height << ", " << milliseconds << " ms" << std::endl;
 }

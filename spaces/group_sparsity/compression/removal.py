@@ -24,10 +24,12 @@ class Removal:
     Args:
         graph: the channels.
         sets: the groups.
+        shifts: whether the scales and shifts of removed channels (of norms, and biases of layers that pass channels on)
+            become zero, too. Most channels then leave no constant, and nothing is to be added near zero padding.
     """
 
-    def __init__(self, graph: ChannelGraph, sets: Sequence[GroupSet]):
-        self.graph, self.sets = graph, tuple(sets)
+    def __init__(self, graph: ChannelGraph, sets: Sequence[GroupSet], shifts: bool = False):
+        self.graph, self.sets, self.shifts = graph, tuple(sets), shifts
         dense = {graph.module_of(node) for node in graph.dense}
         count = graph.count
         # A layer that runs several times has the same channels each time.
@@ -93,7 +95,17 @@ class Removal:
         for s in self.sets:
             if s.name in dropped:
                 zero_(network, s, torch.from_numpy(dropped[s.name][: s.count]))
+        if self.shifts:
+            self._zero_shifts(network, self.gone(kept))
         return network
+
+    @torch.no_grad()
+    def _zero_shifts(self, network: nn.Module, gone: np.ndarray) -> None:
+        parameters = dict(network.named_parameters())
+        for name, axes in self.graph.axes.items():
+            value = parameters.get(name)
+            if value is not None and value.dim() == 1 and 0 in axes and name.rpartition(".")[2] in ("weight", "bias"):
+                value[torch.from_numpy(gone[axes[0]]).to(value.device)] = 0
 
     def _dropped(self, kept: Kept) -> dict[str, np.ndarray]:
         """By set: bool (count + 1,), the last entry for channels of no group."""

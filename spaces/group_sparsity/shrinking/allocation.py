@@ -11,12 +11,15 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparsemask.errors import UseError, choose
+from sparsemask.spaces.group_sparsity.shrinking import roofline
 from sparsemask.spaces.group_sparsity.shrinking.channels import Channels, as_patterns, matches
+from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 
-POLICIES = ("uniform", "global", "isomorphic")
+POLICIES = ("time", "uniform", "global", "isomorphic")
 Policy = str | Mapping[str, float]
 """One of :data:`POLICIES`, or the share of channels that stays by pattern of layers' names."""
 
+_WIDE = 64  # channels, from which on a quarter of a layer is a step small enough
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread evenly
 
 
@@ -27,17 +30,19 @@ class Allocation:
     sets of the same structure ("isomorphic", Fang et al., arXiv 2407.04616: every kind of structure loses the same
     share), or all ("global"). At level x the lower x of every ranking go. With shares by pattern, sets keep share ** λ
     of their groups, λ = level / (1 - level): exactly the shares at level 0.5, and proportionally more or less (as
-    logarithms) elsewhere.
+    logarithms) elsewhere. "time" are the shares of
+    :mod:`sparsemask.spaces.group_sparsity.shrinking.roofline`.
 
     Args:
         network: whose layers make the channels.
+        graph: its channels.
         channels: those that may be removed.
         scores: of each group, (count,) by name of the set.
         policy: see above; the first pattern that matches a layer counts, sets without one stay whole.
         minimum: groups of each set that always stay: a share below 1, or a number.
         multiple: channels of each set are kept in multiples of this number, as far as there are so many.
         narrow: whether sets of few channels are exempt: they take the largest power of two in the multiple of which
-            they have eight.
+            they have eight, or of at least 64 channels four.
 
     Raises:
         UseError: an unknown policy, a pattern that matches nothing, numbers out of range.
@@ -46,6 +51,7 @@ class Allocation:
     def __init__(
         self,
         network: nn.Module,
+        graph: ChannelGraph,
         channels: Sequence[Channels],
         scores: Mapping[str, np.ndarray],
         policy: Policy = "uniform",
@@ -59,9 +65,11 @@ class Allocation:
             raise UseError(f"multiple: {multiple}; expected a whole number such as 8")
         self.channels, self.scores = tuple(channels), dict(scores)
         self.minimum, self.multiple, self.narrow = minimum, int(multiple), narrow
-        self._shares = _shares(channels, policy) if isinstance(policy, Mapping) else None
         if isinstance(policy, str):
             choose(policy, POLICIES, "policy")
+        if policy == "time":
+            policy = roofline.shares(graph, channels)
+        self._shares = _shares(channels, policy) if isinstance(policy, Mapping) else None
         self._pool = {c.name: _pool(network, c, policy) for c in channels}
         self.barred = {c.name: np.zeros(c.count, dtype=bool) for c in channels}
         self._rank()
@@ -115,8 +123,8 @@ class Allocation:
         """The number of groups nearest to the wanted one that is a multiple and not below the minimum."""
         least = math.ceil(self.minimum * c.count) if self.minimum < 1 else int(self.minimum)
         count = max(wanted, least, 1)
-        multiple = self.multiple
-        while self.narrow and multiple > 1 and 8 * multiple > c.count * c.groups.size:
+        multiple, channels = self.multiple, c.count * c.groups.size
+        while self.narrow and multiple > 1 and (4 if channels >= _WIDE else 8) * multiple > channels:
             multiple //= 2
         block = multiple // math.gcd(multiple, c.groups.size)
         if block > 1:

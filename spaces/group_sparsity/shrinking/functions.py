@@ -83,17 +83,20 @@ def shrink(
               "hinge" (norms as the search of groups shrinks them); with `data` and `loss` "taylor", "fisher"; with
               `data` "activation"; or a function of one's own, see
               :class:`sparsemask.spaces.group_sparsity.shrinking.Importance`.
-            - `policy`: how channels are shared out: "uniform" (the same share of every layer), "global" (the least
-              important of all), "isomorphic" (the least important of layers of the same structure); or shares of
-              channels that stay, by name or pattern of layers: ``{"layer4.*": 0.25, "*": 0.6}``.
+            - `policy`: how channels are shared out: "time" (more of the layers that take longer for their
+              multiply-adds, as :mod:`sparsemask.spaces.group_sparsity.shrinking.roofline` says), "uniform" (the same
+              share of every layer), "global" (the least important of all), "isomorphic" (the least important of layers
+              of the same structure); or shares of channels that stay, by name or pattern of layers:
+              ``{"layer4.*": 0.25, "*": 0.6}``.
             - `minimum`: of each layer's channels what always stays: a share below 1, or a number.
-            - `multiple`: layers keep multiples of so many channels. None: of 8, in layers of less than 64 channels of
+            - `multiple`: layers keep multiples of so many channels. None: of 16, in layers of less than 64 channels of
               less, as long as the target is met within 1 %; that is faster than any number for which processors have
               no whole blocks.
-            - `fold`: what removed channels leave behind biases, norms and activations: "exact": folded into other
-              layers, so that the result equals the network with those channels' weights set to zero; "interior": the
-              same but for places near zero padding; "none": dropped, and channels over which statistics are taken, as
-              of layer norms, can go, too (the report names them): for networks that are trained further anyway.
+            - `fold`: what activations make of zero, where removed channels had it: "exact": folded into other layers,
+              so that the result equals the network in which those channels' weights, and the scales and shifts of norms
+              along them, are zero; "interior": the same but for places near zero padding; "none": dropped, and channels
+              over which statistics are taken, as of layer norms, can go, too (the report names them): for networks that
+              are trained further anyway.
             - `data`: batches for an importance, pairs (inputs, target); inputs as `example`.
             - `loss`: `loss(outputs, target)`, a scalar.
             - `seed`: of the importance "random".

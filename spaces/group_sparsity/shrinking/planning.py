@@ -117,7 +117,7 @@ class ShrinkPlan:
             raise UseError(f"{self.origin.name}: nothing can be removed; {'; '.join(locked_lines(self.locked)[:3])}")
         subject = Subject(self.network, self.channels, settings.data, settings.loss, settings.seed)
         scores = importances.scores(settings.importance, subject)
-        removal = Removal(self.graph, [c.groups for c in self.channels])
+        removal = Removal(self.graph, [c.groups for c in self.channels], shifts=True)
         timed = goal is not None and goal.by == "milliseconds"
         stays = self._unfoldable(removal, settings.fold)
         # To measure takes longer than to count.
@@ -127,6 +127,7 @@ class ShrinkPlan:
         for multiple in multiples:
             allocation = Allocation(
                 self.network,
+                self.graph,
                 self.channels,
                 scores,
                 settings.policy,
@@ -200,7 +201,9 @@ class ShrinkPlan:
         return tuple(c for c in channels if all(member.module in layers for member in c.makers))
 
     def zeroed(self, small: nn.Module) -> nn.Module:
-        """A copy of the whole network in which the weights that make the channels that `small` lacks are zero.
+        """A copy of the whole network in which the channels that `small` lacks are zero.
+
+        Zero are the weights that make them, and the scales and shifts of norms and layers that they pass through.
 
         With fold "exact" a small network equals it.
 
@@ -214,7 +217,7 @@ class ShrinkPlan:
             )
         plan = self._folding("none" if report.recipe.statistics == "free" else "exact")
         gone = report.recipe.gone(plan.graph)
-        removal = Removal(plan.graph, [c.groups for c in plan.channels])
+        removal = Removal(plan.graph, [c.groups for c in plan.channels], shifts=True)
         return removal.zero_(copy.deepcopy(self.network), {c.name: ~gone[c.elements] for c in plan.channels})
 
     def __str__(self) -> str:

@@ -34,7 +34,7 @@ class Settings:
     """The same with their defaults; :func:`shrink` says what they mean."""
 
     importance: str | Importance = "l2"
-    policy: Policy = "uniform"
+    policy: Policy = "time"
     minimum: float = 0.1
     multiple: int | None = None
     fold: str = "exact"

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 _VALUES = frozenset({int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size})
+_FILL_IN = (nn.Module.__setstate__, _ConvNd.__setstate__)  # add what states of older versions lack, and nothing else
 _CONTAINERS = frozenset({dict, OrderedDict, set, list})
 
 
@@ -31,14 +33,15 @@ def duplicate(network: nn.Module) -> nn.Module:
     for module in usual:
         memo[id(module)] = object.__new__(type(module))
     for module in usual:
-        vars(memo[id(module)]).update({key: _copied(value, memo) for key, value in vars(module).items()})
+        state = module.__getstate__()
+        vars(memo[id(module)]).update({key: _copied(value, memo) for key, value in state.items()})
     return copy.deepcopy(network, memo)
 
 
 def _copies_itself(kind: type[nn.Module]) -> bool:
     """Whether a class says itself how it is copied."""
     usual = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
-    usual = usual and kind.__getstate__ is object.__getstate__ and kind.__setstate__ is nn.Module.__setstate__
+    usual = usual and kind.__getstate__ is nn.Module.__getstate__ and kind.__setstate__ in _FILL_IN
     return not usual or any("__deepcopy__" in vars(base) for base in kind.__mro__)
 
 

@@ -13,15 +13,19 @@ from sparsemask.spaces.group_sparsity.tracing.slicing import memory_format
 Shape = tuple[int, ...]
 
 
-def spared(name: str, args: tuple[Any, ...]) -> Tensor | None:
-    """Zeros in the place of a product that would take time; None for other operators, and where sizes do not fit.
+def spared(name: str, args: tuple[Any, ...], varies: bool) -> Tensor | tuple[Tensor, ...] | None:
+    """Something in the place of a result that would take time; None for other operators, and where sizes do not fit.
 
-    Its shape, type and memory format are those that the product would have.
+    Its shape, type and memory format are those that the result would have. Products that depend on the network's input
+    are zeros; weights that are standardised before they are used are taken as they are.
 
     Args:
         name: of the operator.
         args: its arguments.
+        varies: whether it depends on the network's input.
     """
+    if not varies:
+        return _standardised(*args) if name == "native_batch_norm" else None
     shape_of = _SHAPES.get(name)
     shape = shape_of(*args) if shape_of is not None else None
     if shape is None:
@@ -29,6 +33,21 @@ def spared(name: str, args: tuple[Any, ...]) -> Tensor | None:
     given = [arg for arg in args if isinstance(arg, Tensor)]
     alike = all(t.dtype == given[0].dtype and t.device == given[0].device for t in given)
     return given[0].new_zeros(shape) if alike else None
+
+
+def _standardised(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    *_: float,
+) -> tuple[Tensor, ...] | None:
+    if not training or running_mean is not None or running_var is not None:
+        return None
+    statistics = x.new_zeros(2, x.shape[1])
+    return x.detach(), statistics[0], statistics[1]
 
 
 def _mm(a: Tensor, b: Tensor) -> Shape | None:

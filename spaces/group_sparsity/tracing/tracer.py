@@ -241,7 +241,7 @@ class Tracer(TorchDispatchMode):
         varies = any(value.varies for value in inputs)
         if self._weights and any(t.untyped_storage().data_ptr() in self._weights for t in self._written_to(func, args)):
             raise WritesWeights
-        output = spared(name, args) if self.spare and varies and not kwargs else None
+        output = spared(name, args, varies) if self.spare and not kwargs else None
         if output is None:
             output = func(*args, **kwargs)
         follow(self, func, args, kwargs, inputs, output)

@@ -79,7 +79,7 @@ class _Comparison(Replay):
         node, kwargs = self.traced(func), kwargs or {}
         if node is None:
             raise _Misfit
-        output = spared(node.op, args) if self.spare and node.varies and not kwargs else None
+        output = spared(node.op, args, node.varies) if self.spare and not kwargs else None
         if output is None:
             output = func(*args, **kwargs)
         outputs = tensors_in(output)
