@@ -7,6 +7,9 @@ import itertools
 import torch
 import torch.nn.functional as F
 
+from sparsemask.backends.native import library, tiles
+from sparsemask.backends.native.grid import grid
+from sparsemask.backends.native.rows import to_rows
 from sparsemask.costs import compare
 from sparsemask.ops.dispatch import find
 from sparsemask.sparse import ConvCall, Geometry, available_backends
@@ -56,19 +59,35 @@ def layer(kernel: int, channels: int, size: int, kept: float, kind: str, rounds:
 
 def inside(x, weight, mask, geometry):
     """The layer as it runs between two others of a module: compact rows in, compact rows out, the lists made before."""
-    from sparsemask.backends.native import library
-    from sparsemask.backends.native.grid import grid
-    from sparsemask.backends.native.rows import to_rows
-
     tables = grid(1, tuple(x.shape[2:]), geometry)
     kept, _, compact = library.split(mask)
     way, at = library.lookup(tables.interior, compact), library.lookup(kept, tables.position)
     rows = to_rows(x)[kept.long()].contiguous()
     channels, out = x.shape[1], torch.empty(len(kept), weight.shape[0])
     packed = library.pack(weight.flatten(2).permute(2, 1, 0).reshape(-1, weight.shape[0]))
-    segments = [library.Segment(rows, way, offset, channels) for _, offset in tables.classes[0].taps]
+    taps = library.Taps(rows, way, tables.classes[0].offsets, channels)
     target = library.Target(out)
-    return lambda: library.product(at, segments, packed, weight.shape[0], target, activation=(1, 0.0))
+
+    def run() -> torch.Tensor:
+        library.product(at, taps, packed, weight.shape[0], target, activation=(1, 0.0))
+        return out
+
+    return run
+
+
+def inside_bfloat16(x, weight, mask, geometry):
+    """The same in bfloat16, where rows of all locations are read."""
+    tables = grid(1, tuple(x.shape[2:]), geometry)
+    kept, _, _ = library.split(mask, compact=False)
+    at, rows, columns = library.lookup(kept, tables.position), tiles.rows_of(x), weight.shape[0]
+    out, packed = tiles.empty(len(kept), columns), tiles.pack(weight.float().flatten(2).permute(2, 1, 0))
+    taps = [tiles.Segment(rows, tables.interior, offset, x.shape[1]) for _, offset in tables.classes[0].taps]
+
+    def run() -> torch.Tensor:
+        tiles.product(at, taps, packed, columns, out, activation=(1, 0.0))
+        return out
+
+    return run
 
 
 def sweep(kernels, channels, sizes, shares, kinds, rounds: int) -> list[dict]:

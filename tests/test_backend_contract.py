@@ -53,9 +53,9 @@ class TestNative(BackendContract):
     backend = dispatch.find("native")
 
 
-@pytest.fixture
-def emulated():
-    with tiles.using("emulated"):
+@pytest.fixture(params=["emulated", "emulated dot"])
+def emulated(request):
+    with tiles.using(request.param):
         yield
 
 

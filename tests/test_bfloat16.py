@@ -1,4 +1,4 @@
-"""Sparse convolutions in bfloat16: by emulated tiles everywhere, by the processor's where it has some."""
+"""Sparse convolutions in bfloat16: by emulated tiles and dot products everywhere, and by the processor's own."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.skipif(BACKEND.why_not(CPU, torch.float32) is not None,
 STEP = 2**-8  # the largest relative error of a rounding to bfloat16
 
 
-@pytest.fixture(autouse=True, params=["emulated", "amx"])
+@pytest.fixture(autouse=True, params=tiles.KINDS[1:])
 def kind(request):
     torch.manual_seed(0)
     with tiles.using(request.param) as kind:
         if kind != request.param:
-            pytest.skip("this processor has no matrix tiles")
+            pytest.skip(f"this processor has no {request.param}")
         yield kind
 
 
@@ -71,6 +71,18 @@ def test_one_layer_is_rounded_once(form, kept):
     exact.x, exact.weight, exact.bias = half.x.double(), half.weight.double(), half.bias.double()
     y = half.run("native")
     assert y.dtype == torch.bfloat16 and error(y, exact.run("reference")) <= 1
+
+
+@pytest.mark.parametrize("dense", [(), (0, 1, 2), (3, 20, 38)])
+def test_where_a_layer_is_dropped_only_dense_channels_are_computed(dense, monkeypatch):
+    call = problem(Case(c_in=6, c_out=40, spatial=(7, 37), kept=0.5), torch.bfloat16)
+    call.out_dense[:] = False
+    call.out_dense[list(dense)] = True
+    wanted, columns, run = call.run("reference"), [], tiles.product
+    monkeypatch.setattr(tiles, "product", lambda *given, **more: (columns.append(given[3]), run(*given, **more)))
+    y = call.run("native")
+    assert columns == [40, len(dense)]
+    assert error(y, wanted.double()) <= 2 and torch.equal(y == 0, wanted == 0)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.4, 1.0])
@@ -154,15 +166,17 @@ def test_a_network_under_autocast_skips_by_the_native_kernels(monkeypatch):
 
 def test_without_tiles_it_says_why():
     with tiles.using("none"):
-        assert "AMX" in BACKEND.why_not(CPU, torch.bfloat16)
+        assert "AMX, AVX512-BF16" in BACKEND.why_not(CPU, torch.bfloat16)
         assert BACKEND.why_not(CPU, torch.float32) is None
 
 
-def test_a_plan_of_one_arithmetic_is_not_followed_in_another():
+def test_a_plan_of_one_arithmetic_is_not_followed_in_another(kind):
     here = Machine.here(CPU)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = Machine.here(CPU)
-    assert (here.arithmetic, half.arithmetic) == ("float32", "bfloat16")
+        with tiles.using("none"):
+            plain = Machine.here(CPU)
+    assert [one.arithmetic for one in (here, half, plain)] == ["float32", f"bfloat16 by {kind}", "bfloat16"]
     plans = Plans([Plan(here, (1, 3, 8, 8), {"a": "native"}, 0.5)])
     assert plans.find((1, 3, 8, 8), CPU) is not None
     with torch.autocast("cpu", dtype=torch.bfloat16):

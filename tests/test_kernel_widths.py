@@ -66,13 +66,13 @@ def test_threads_sum_up_what_one_sums_up():
         assert selfcheck.product(columns, rows=200, variant=variant) < selfcheck.TOLERANCE
 
 
-def program(text: str, home: Path, **more: str) -> subprocess.CompletedProcess:
+def program(text: str, home: Path, seconds: int = 300, **more: str) -> subprocess.CompletedProcess:
     """A Python program in a process with a kernel cache of its own."""
     paths = {"SPARSEMASK_HOME": str(home), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     if home != build.cache():
         paths["CXX"] = quick_compiler(home)
     env = {**os.environ, **paths, **more}
-    return subprocess.run([sys.executable, "-c", text], env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-c", text], env=env, capture_output=True, text=True, timeout=seconds)
 
 
 WIDTH = """
@@ -128,10 +128,10 @@ def sanitizers() -> str:
     return " ".join(found)
 
 
-def sanitized(text: str, preloaded: str, **more: str) -> subprocess.CompletedProcess:
+def sanitized(text: str, preloaded: str, seconds: int = 300, **more: str) -> subprocess.CompletedProcess:
     env = {"SPARSEMASK_SANITIZED_KERNELS": "1", "LD_PRELOAD": preloaded, "OMP_NUM_THREADS": "1", **more}
     env["ASAN_OPTIONS"] = "detect_leaks=0:detect_odr_violation=0"  # Python's and torch's own are none of ours
-    return program(text, build.cache(), **env)
+    return program(text, build.cache(), seconds, **env)
 
 
 # The sweeps with what is only repetition left out: sanitizers are slow.
@@ -166,22 +166,33 @@ library.product(torch.arange(5, dtype=torch.int32), [library.Segment(x, None, 0,
     assert done.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in done.stderr
 
 
+@pytest.mark.slow
+def test_sanitizers_find_nothing_in_the_operators_of_onnx_runtime(sanitizers):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    # -s: what the sanitizers say as they end a process would be lost in pytest's capture.
+    words = ["-s", "-x", "-m", "not slow", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_export_nodes.py")]
+    text = f"import sys, pytest\nsys.exit(pytest.main({words}))"
+    best = f"{library.supported_width()}/{library.supported()[-1]}"
+    done = sanitized(text, sanitizers, 900, SPARSEMASK_VECTOR_WIDTH=best)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-2000:] + done.stderr[-3000:]
+
+
 # Faults put into the sources, none of which writes beyond its memory; the first two were there. Each is of a file, what
 # stands there and what is put in its place.
 FAULTS = {
     "two panels": ("rows.h", "p.columns - first > PANEL + 8; first += 2", "p.columns - first > PANEL; first += 2"),
     "four panels": ("rows.h", "first > 3 * PANEL + 8; first += 4", "first > 3 * PANEL; first += 4"),
     "sums": ("rows.h", "sums[j] += value;", "sums[j] += v[j - first];"),
-    "zeros": (
-        "rows.h",
-        "found >= 0 ? one.base + found * one.stride : zeros",
-        "one.base + std::max<int64_t>(found, 0)",
-    ),
+    "zeros": ("rows.h", "reinterpret_cast<uintptr_t>(zeros) & none", "reinterpret_cast<uintptr_t>(one.base) & none"),
+    "three panels": ("rows.h", "first > 2 * PANEL + 8; first += 3", "first > 2 * PANEL; first += 3"),
+    "steps": ("rows.h", "for (; k < length; k++, w += width) add", "for (; k + 1 < length; k++, w += width) add"),
     "depth-wise tail": ("rows.h", "for (; k < p.columns; k++) {", "for (; k + 1 < p.columns; k++) {"),
     "inner products": ("narrow.h", "const int64_t kept = p.places ? 0 : p.columns;", "const int64_t kept = p.columns;"),
     "tiles": ("tiles.h", "one.row[pos[i] - first] = start + i;", "one.row[i] = start + i;"),
     "tiles' rows": ("tiles.h", "if (from >= 0 && last - from == end - begin)", "if (from >= 0)"),
-    "tiles' rounding": ("tiles.h", "bits + 0x7fffu + (bits >> 16 & 1u)", "bits"),
+    "rounding": ("bfloat16.h", "bits + 0x7fffu + (bits >> 16 & 1u)", "bits"),
+    "dots": ("dots.h", "(one.channels + 1) / 2", "one.channels / 2"),
     "points": (
         "points.h",
         "std::min(first + (count - 1) * W, p.columns - W)",
@@ -263,6 +274,12 @@ print(BACKEND.why_not(torch.device("cpu"), torch.float32), len(calls))
         left.unlink()
     first, second = program(text, home), program(text, home)
     assert first.stdout.split() == ["None", "1"] and second.stdout.split() == ["None", "0"], first.stderr
+
+
+def test_the_check_is_in_float32_whatever_computes_around_it():
+    # A build's first use may be within a forward pass in bfloat16.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert selfcheck.check() is None
 
 
 def test_the_check_leaves_random_states_and_threads_alone():

@@ -43,7 +43,7 @@ class Machine:
     threads: int
     torch: str
     arithmetic: str = "float32"
-    """Of the convolutions: that of `torch.autocast`, where it is on."""
+    """Of the convolutions: that of `torch.autocast`, where it is on; and what native kernels compute it by."""
 
     @classmethod
     def here(cls, device: Device) -> Machine:
@@ -53,7 +53,12 @@ class Machine:
 
 def _arithmetic(device: Device) -> str:
     kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
-    return str(kind).removeprefix("torch.")
+    name = str(kind).removeprefix("torch.")
+    if kind == torch.bfloat16 and dispatch.find("native").why_not(device, kind) is None:
+        from sparsemask.backends.native import tiles
+
+        name += f" by {tiles.in_use()}"
+    return name
 
 
 @lru_cache(maxsize=8)

@@ -18,7 +18,7 @@ def add_computing(parser: argparse.ArgumentParser, types: bool = True) -> None:
     if types:
         parser.add_argument(
             "--type", choices=("float32", "bfloat16", "float16"), default="float32",
-            help="arithmetic; bfloat16 and float16 mean mixed precision: faster on processors with matrix tiles (AMX) "
+            help="arithmetic; bfloat16 and float16 mean mixed precision: faster on processors with AMX or AVX512-BF16 "
             "and on GPUs, a little less exact (default: float32)",
         )  # fmt: skip
 

@@ -158,8 +158,8 @@ def kernels(findings: Findings, build_now: bool) -> None:
         return
     made = "of this wheel, for" if path == build.SHIPPED else "built for"
     findings.add("kernels", f"{made} {sets}; vectors of {library.width()} floats; right on this processor")
-    has = tiles.in_use() != "none"
-    findings.add("kernels", "bfloat16 by matrix tiles (AMX)" if has else "float32 alone: no matrix tiles (AMX) here")
+    halves = {"amx": "bfloat16 by matrix tiles (AMX)", "dot": "bfloat16 by dot products (AVX512-BF16)"}
+    findings.add("kernels", halves.get(tiles.in_use(), "float32 alone: neither AMX nor AVX512-BF16 here"))
     findings.add("kernels", str(path))
 
 

@@ -3,8 +3,8 @@
 Built on first use (:mod:`sparsemask.backends.native.build`) for every vector width of the processor family, chosen at
 run time, and not trusted before small problems came out right on the processor at hand
 (:mod:`sparsemask.backends.native.selfcheck`). Threads are torch's. float32, and on processors with matrix tiles (AMX)
-bfloat16, as under `torch.autocast`: convolutions and modules by tiles, what is not a convolution over all channels in
-float32. Other types are computed by other backends.
+or dot products (AVX512-BF16) bfloat16, as under `torch.autocast`: convolutions and modules by these, what is not a
+convolution over all channels in float32. Other types are computed by other backends.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Native(Backend):
             return f"native kernels compute in float32, not {str(dtype).removeprefix('torch.')}"
         absent = _absent()
         if absent is None and dtype == torch.bfloat16 and tiles.in_use() == "none":
-            return "native kernels compute in bfloat16 by matrix tiles (AMX), which this processor has not"
+            return "native kernels compute in bfloat16 by AMX, AVX512-BF16, of which this processor has neither"
         return absent
 
     def conv(self, call: ConvCall) -> Tensor:

@@ -1,10 +1,11 @@
-"""Convolutions and modules in bfloat16 by matrix tiles: all channels of a location in one row, dense ones first.
+"""Convolutions and modules in bfloat16: all channels of a location in one row, dense ones first.
 
 A location's row is as long as the layer has channels, and where it is dropped its sparse channels are zeros. So a kept
 location reads one row a tap wherever its neighbours lie, rows of neighbours follow each other in memory, and tiles are
-read from there (src/tiles.h). That moves more memory than the rows of :mod:`sparsemask.backends.native.block`, half as
-many bytes a number, and computes some products with zeros, which tiles do for less than it would cost to avoid them.
-Sums are in float32; what is between the layers is rounded to bfloat16, as `torch.autocast` rounds it.
+read from there (src/tiles.h); dot products (src/dots.h) read any rows. That moves more memory than the rows of
+:mod:`sparsemask.backends.native.block`, half as many bytes a number, and computes some products with zeros, which tiles
+do for less than it would cost to avoid them. Sums are in float32; what is between the layers is rounded to bfloat16, as
+`torch.autocast` rounds it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from sparsemask.backends.native import library, tiles
 from sparsemask.backends.native.block import by_sample
-from sparsemask.backends.native.conv import activation_code
+from sparsemask.backends.native.conv import activation_code, leading
 from sparsemask.backends.native.grid import Grid, grid
 from sparsemask.backends.native.rows import from_rows, to_rows
 from sparsemask.backends.native.tiles import Segment, up_to
@@ -42,7 +43,7 @@ def conv(call: ConvCall) -> Tensor:
     plan = _planned(call, tables)
     out = tiles.empty(len(tables.position), len(call.out_dense))
     plan.full.run(rows, tables, kept, out, act)
-    plan.dense.run(rows, tables, dropped, out, act)
+    plan.drop(rows, tables, dropped, out, act)
     return from_rows(out, len(call.x), call.geometry.output_size(call.x.shape[2:]), call.x)
 
 
@@ -54,7 +55,7 @@ def whole_conv(call: ConvCall) -> Tensor:
         return whole
     tables = grid(len(call.x), tuple(call.x.shape[2:]), call.geometry)
     out, rows, act = to_rows(whole), tiles.rows_of(call.x), activation_code(call.activation)
-    _planned(call, tables).dense.run(rows, tables, dropped, out, act)
+    _planned(call, tables).drop(rows, tables, dropped, out, act)
     return from_rows(out, len(call.x), call.geometry.output_size(call.x.shape[2:]), call.x)
 
 
@@ -66,33 +67,48 @@ def _planned(call: ConvCall, tables: Grid) -> _Conv:
 
 
 class _Conv:
-    """The packed weights of a layer: everything to everything, and dense to dense, all else zeros."""
+    """The packed weights of a layer: everything to everything, and dense to dense."""
 
     def __init__(self, call: ConvCall, tables: Grid):
         taps = call.weight.detach().float().flatten(2)
         taps = taps.permute(2, 0, 1) if call.geometry.transposed else taps.permute(2, 1, 0)  # (taps, C_in, C_out)
         bias = call.bias.detach().float() if call.bias is not None else None
-        self.full = _Product(taps, bias, tables)
-        dense = taps * call.in_dense[:, None] * call.out_dense
-        self.dense = _Product(dense, bias * call.out_dense if bias is not None else None, tables)
+        self.full, self.dense, self.places = _Product(taps, bias, tables), None, None
+        if bool(call.out_dense.any()):
+            if not leading(call.out_dense):
+                self.places = call.out_dense.nonzero().flatten().to(torch.int32)
+            # Sparse channels among the dense ones are read, times zero.
+            last = int(call.in_dense.nonzero().max()) + 1 if bool(call.in_dense.any()) else 0
+            dense = (taps * call.in_dense[:, None])[:, :last, call.out_dense]
+            self.dense = _Product(dense, bias[call.out_dense] if bias is not None else None, tables)
+
+    def drop(self, rows: Tensor, tables: Grid, dropped: Tensor, out: Tensor, act: tuple[int, float]) -> None:
+        """Set the dropped rows of `out`: dense channels of dense ones, zeros elsewhere."""
+        if self.dense is None:
+            tiles.product(dropped, [], None, 0, out, dropped)
+        else:
+            self.dense.run(rows, tables, dropped, out, act, self.places)
 
 
 class _Product:
     """Packed weights (taps, C_in, C_out) for every class of outputs."""
 
     def __init__(self, taps: Tensor, bias: Tensor | None, tables: Grid):
-        self.depth, self.columns = up_to(taps.shape[1]), taps.shape[2]
+        self.channels, self.columns = taps.shape[1], taps.shape[2]
         self.packed = [tiles.pack(taps[[index for index, _ in one.taps]]) for one in tables.classes]
         self.bias = tiles.padded(bias)
 
-    def run(self, rows: Tensor, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float]) -> None:
-        """Compute the outputs `listed` (n,) int32 of rows (R, C_in) into their rows of `out`."""
+    def run(
+        self, rows: Tensor, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float],
+        places: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Compute the outputs `listed` (n,) int32 of rows (R, C_in) into their rows of `out`, at `places` there."""
         parts = [(listed, library.lookup(listed, tables.position))]
         if tables.kind is not None:
             parts = library.partition(listed, tables.kind, len(tables.classes), tables.position)
         for one, packed, (mine, pos) in zip(tables.classes, self.packed, parts, strict=True):
-            segments = [Segment(rows, tables.interior, offset, self.depth) for _, offset in one.taps]
-            tiles.product(pos, segments, packed, self.columns, out, mine, bias=self.bias, activation=act)
+            segments = [Segment(rows, tables.interior, offset, self.channels) for _, offset in one.taps]
+            tiles.product(pos, segments, packed, self.columns, out, mine, bias=self.bias, activation=act, places=places)
 
 
 def joined_conv(call: ConcatConvCall) -> Tensor:
@@ -108,7 +124,8 @@ def joined_conv(call: ConcatConvCall) -> Tensor:
 
     sources = [weight] + ([call.bias] if call.bias is not None else [])
     packed, bias = _derived.get(sources, make, ("joined", *sizes))
-    segments = [Segment(r, tables.interior, o, r.shape[1]) for _, o in tables.classes[0].taps for r in rows]
+    read = list(zip(rows, sizes, strict=True))
+    segments = [Segment(r, tables.interior, o, size) for _, o in tables.classes[0].taps for r, size in read]
     columns, add = len(weight), to_rows(call.add) if call.add is not None else None
     out, act = tiles.empty(len(rows[0]), columns), activation_code(call.activation)
     tiles.product(tables.position, segments, packed, columns, out, bias=bias, activation=act, add=add)
@@ -157,7 +174,7 @@ def _block(call: BlockCall, attention: _Attention | None) -> Tensor:
             out = tiles.empty(len(given), wide, space)
             sums.append(torch.zeros(torch.get_num_threads(), wide, dtype=torch.float64))
             for (rows, pos), part in zip(listed, (layer.kept, layer.dropped), strict=True):
-                taps = [Segment(before, tables.interior, o, part.length) for o in offsets if part.length]
+                taps = [Segment(before, tables.interior, o, part.channels) for o in offsets if part.channels]
                 own = torch.zeros(torch.get_num_threads(), part.columns, dtype=torch.float64)
                 tiles.product(pos, taps, part.packed, part.columns, out, rows, activation=act, sums=own)
                 sums[-1][:, : part.columns] += own
@@ -167,8 +184,8 @@ def _block(call: BlockCall, attention: _Attention | None) -> Tensor:
         if attention is not None:
             fuse, bias = plan.attended(attention, [one.sum(0) / len(given) for one in sums])
         middle = offsets[len(offsets) // 2]
-        for (rows, pos), part, lengths in zip(listed, fuse, plan.lengths, strict=True):
-            read = [Segment(r, tables.interior, middle, n) for r, n in zip(layers, lengths, strict=True) if n]
+        for (rows, pos), part, counts in zip(listed, fuse, plan.counts, strict=True):
+            read = [Segment(r, tables.interior, middle, n) for r, n in zip(layers, counts, strict=True) if n]
             add = given if attention is not None else None
             tiles.product(pos, read, part, plan.columns, result, rows, bias=bias, add=add)
     return from_rows(result, len(x), spatial, x)
@@ -176,9 +193,9 @@ def _block(call: BlockCall, attention: _Attention | None) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A layer's products: of the first `length` channels of every tap, to the first `columns` outputs."""
+    """A layer's products: of the first `channels` of every tap, to the first `columns` outputs."""
 
-    length: int
+    channels: int
     columns: int
     packed: Tensor | None
 
@@ -202,9 +219,9 @@ class _Block:
             outs = torch.cat([mine.nonzero().flatten(), (~mine).nonzero().flatten()])
             n_dense = int(mine.sum())
             taps = weight.detach().float().flatten(2).permute(2, 1, 0)[:, order][:, :, outs]
-            kept = _Part(up_to(len(order)), len(outs), tiles.pack(taps))
+            kept = _Part(len(order), len(outs), tiles.pack(taps))
             few = tiles.pack(taps[:, :n_in, :n_dense]) if n_in and n_dense else None
-            reads = up_to(n_in) if few is not None else 0
+            reads = n_in if few is not None else 0
             self.layers.append(_LayerWeights(kept, _Part(reads, n_dense if few is not None else 0, few)))
             order, n_in = outs, n_dense
             orders.append(outs)
@@ -212,14 +229,13 @@ class _Block:
         fuse = collect_weight.detach().float().flatten(1).T.unflatten(0, (len(weights), -1))  # (L, C, columns)
         self.columns = fuse.shape[2]
         self._fuse = [part[outs] for part, outs in zip(fuse, orders, strict=True)]
-        self._counts = counts
         self.bias = tiles.padded(collect_bias)
-        self.lengths = ([up_to(fuse.shape[1])] * len(weights), [up_to(count) for count in counts])
+        self.counts = ([fuse.shape[1]] * len(weights), counts)
         self.fusion = self._packed(self._fuse)
 
     def _packed(self, fuse: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Of the fusion at kept and at dropped locations."""
-        parts = [part[:count] for part, count in zip(fuse, self._counts, strict=True) if count]
+        parts = [part[:count] for part, count in zip(fuse, self.counts[1], strict=True) if count]
         few = _joined(torch.cat(parts)[None], [len(part) for part in parts]) if parts else None
         return _joined(torch.cat(list(fuse))[None], [len(part) for part in fuse]), few
 

@@ -34,6 +34,7 @@ SHIPPED = Path(__file__).resolve().parent / "shipped" / "libsparsemask.so"  # in
 VERSION = 3  # what sm_version() answers
 WIDTHS = (4, 8, 16)  # floats of a vector
 VARIABLE = "SPARSEMASK_VECTOR_WIDTH"
+SANITIZED = "SPARSEMASK_SANITIZED_KERNELS"  # "1": compiled with sanitizers, see Form
 _COMMON = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
 # -O1: what the sanitizers watch is the code as written, and they compile it several times faster so.
 _SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
@@ -125,6 +126,11 @@ def asked_width() -> tuple[int, str | None] | None:
     return int(width), instruction_set or None
 
 
+def is_sanitized() -> bool:
+    """Whether the environment asks for kernels with sanitizers."""
+    return os.environ.get(SANITIZED) == "1"
+
+
 def commands(cxx: list[str], out: Path, machine: str, form: Form = Form()) -> list[list[str]]:
     """The compiler calls that make `out`, in order; the objects go beside it."""
     common, calls, objects = form.common(), [], []
@@ -171,14 +177,18 @@ def library(form: Form = Form()) -> ctypes.CDLL:
 
 
 def operators() -> Path:
-    """The library of ONNX Runtime's operators, built now where it is not yet.
+    """The library of ONNX Runtime's operators, built now where it is not yet; with sanitizers if $SANITIZED says so.
 
     Raises:
         NoCompiler: there is nothing to build it with.
         OSError: the compiler fails.
     """
-    library(Form(operators=True))
-    return cached(Form(operators=True))
+    form = Form(operators=True)
+    if is_sanitized():
+        width, instruction_set = asked_width() or (None, None)
+        form = Form(width if instruction_set else None, instruction_set, sanitized=True, operators=True)
+    library(form)
+    return cached(form)
 
 
 def cached(form: Form = Form()) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
-import os
 import platform
 import sys
 import threading
@@ -150,7 +149,7 @@ def _start() -> tuple[ctypes.CDLL, build.Form]:
 
 def _chosen() -> tuple[ctypes.CDLL, build.Form]:
     """The library for this processor, or the one that the environment asks for, which is said in a line."""
-    asked, sanitized = build.asked_width(), os.environ.get("SPARSEMASK_SANITIZED_KERNELS") == "1"
+    asked, sanitized = build.asked_width(), build.is_sanitized()
     if asked is None and not sanitized:
         return _loaded(build.Form()), build.Form()
     width, instruction_set = asked or (supported_width(), None)
@@ -175,7 +174,7 @@ def _loaded(wanted: build.Form) -> ctypes.CDLL:
         function = getattr(loaded, name)  # which keeps what ctypes finds under the name
         function.argtypes, function.restype = arguments, answer
     loaded.sm_keep_memory()
-    loaded.sm_tiles(1)  # the processor's, where it has some
+    _ = loaded.sm_tiles(1) or loaded.sm_tiles(3)  # the processor's matrix tiles, else its dot products, else none
     return loaded
 
 
@@ -278,6 +277,8 @@ def narrow(rows: Tensor, places: Tensor) -> Tensor:
 
 def fill(out: Tensor, at: Tensor, values: Tensor | None = None, places: Tensor | None = None) -> None:
     """Zero the rows `at` (n,) int32 of out (R, C), and put those of values (R, k) into their columns `places` (k,)."""
+    if not out.shape[1]:
+        return  # which has no address
     lib().sm_fill(
         out.data_ptr(),
         out.stride(0),

@@ -1,4 +1,5 @@
-"""Products of rows in bfloat16 by matrix tiles (AMX), summed in float32; what they do stands in src/tiles.h."""
+"""Products of rows in bfloat16, summed in float32: by matrix tiles (AMX, src/tiles.h), or by dot products of pairs
+(AVX512-BF16, src/dots.h), which read the same packed weights. Tiles serve where a processor has both."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from sparsemask.backends.native import library
 from sparsemask.backends.native.workspace import Workspace
 
 STEP = 32  # channels of a tile: rows are as long as a multiple of it
-KINDS = ("none", "amx", "emulated")  # as sm_tiles numbers them
+KINDS = ("none", "amx", "emulated", "dot", "emulated dot")  # as sm_tiles numbers them
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -38,20 +39,21 @@ class _TileProduct(ctypes.Structure):
         ("add_stride", _I),
         ("sums", _P),
         ("threads", _I),
+        ("places", _P),
     ]
 
 
 def in_use() -> str:
-    """The tiles that products are computed by: "amx", the processor's, "emulated" (for tests), or "none"."""
+    """What products are computed by: "amx" or "dot", the processor's; or an emulation of them, for tests; or "none"."""
     return KINDS[library.lib().sm_tiles(-1)]
 
 
 @contextlib.contextmanager
 def using(kind: str) -> Iterator[str]:
-    """Within the `with`, products are computed by tiles of a kind; gives the kind in use: "none" where it is not had.
+    """Within the `with`, products are computed by a kind; gives the one in use: "none" where it is not had.
 
     Args:
-        kind: "amx", "emulated" or "none".
+        kind: of :data:`KINDS`; "emulated" is of tiles.
     """
     lib = library.lib()
     before = lib.sm_tiles(-1)
@@ -113,12 +115,12 @@ def rows_of(x: Tensor) -> Tensor:
 
 
 class Segment(NamedTuple):
-    """Channels that every output reads: row map[pos + offset] of `rows` (R, up to a step), its first `length` ones."""
+    """Channels that every output reads: the first ones of row map[pos + offset] of `rows` (R, up to a step)."""
 
     rows: Tensor
     map: Tensor | None
     offset: int
-    length: int
+    channels: int
 
 
 def product(
@@ -133,30 +135,32 @@ def product(
     activation: tuple[int, float] = (0, 0.0),
     add: Tensor | None = None,
     sums: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> None:
     """act(rows · weights + bias + add) over the output rows at `pos`, which rise.
 
     Args:
         pos: int32 (n,).
-        segments: what is read; their lengths as :func:`up_to` gives them.
-        packed: of all segments' weights; None with no columns.
+        segments: what is read.
+        packed: of all segments' weights, as :func:`pack` gives them; None with no columns.
         columns: outputs.
-        out: bfloat16 (R, columns or more); row at[r] (or r) is written, with zeros behind the columns.
+        out: bfloat16 (R, columns or more); row at[r] (or r) is written, with zeros where it has no outputs.
         at: int32 (n,) or None.
         bias: as :func:`padded` gives it.
         activation: (code, slope).
         add: bfloat16 (R, columns or more), read at the rows that are written.
         sums: float64 (threads, columns), to which the outputs are added.
+        places: int32 (columns,), where in a row the outputs go, without `add`; None: the first columns.
     """
     if not len(pos):
         return
     listed = np.array(
         [
-            (rows.data_ptr(), 0 if map is None else map.data_ptr(), rows.stride(0), offset, length)
-            for rows, map, offset, length in segments
+            (rows.data_ptr(), 0 if map is None else map.data_ptr(), rows.stride(0), offset, up_to(channels), channels)
+            for rows, map, offset, channels in segments
         ],
         np.int64,
-    ).reshape(-1, 5)
+    ).reshape(-1, 6)
     args = _TileProduct(
         rows=len(pos),
         pos=pos.data_ptr(),
@@ -175,5 +179,6 @@ def product(
         add_stride=add.stride(0) if add is not None else 0,
         sums=sums.data_ptr() if sums is not None else None,
         threads=torch.get_num_threads(),
+        places=places.data_ptr() if places is not None else None,
     )
     library.lib().sm_tile_product(ctypes.addressof(args))

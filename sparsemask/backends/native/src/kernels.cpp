@@ -23,6 +23,8 @@
     void chunk(const sm::Product&, int64_t, int64_t, const float**, double*);                             \
     extern void (*const amx_rows)(const sm::TileProduct&, std::atomic<int64_t>&, double*);                \
     extern void (*const emulated_rows)(const sm::TileProduct&, std::atomic<int64_t>&, double*);           \
+    extern void (*const dot_rows)(const sm::TileProduct&, std::atomic<int64_t>&, double*);                \
+    extern void (*const emulated_dot_rows)(const sm::TileProduct&, std::atomic<int64_t>&, double*);       \
     void narrow(const sm::Product&, int64_t, int64_t, const float**);                                     \
     void depthwise(const sm::Product&, int64_t, int64_t);                                                 \
     void point_rows(const sm::Points&, int64_t, int64_t, float*);                                         \
@@ -53,7 +55,7 @@ SM_DECLARE(sm_avx512)
     {name::chunk,         name::narrow,           name::depthwise, name::point_rows, name::point_bins, \
      name::point_centres, name::point_neighbours, name::correlate, name::scales,     name::expand,     \
      name::contract,      name::locate_first,     name::locate_second, name::scale_rows,               \
-     name::amx_rows,      name::emulated_rows,    width}
+     name::amx_rows,      name::emulated_rows,    name::dot_rows,      name::emulated_dot_rows, width}
 
 namespace {
 
@@ -97,6 +99,8 @@ struct Choice {
     ScaleRows scale_rows;
     TileRows amx_rows;  // or null
     TileRows emulated_rows;
+    TileRows dot_rows;  // or null
+    TileRows emulated_dot_rows;
     int64_t width;
 };
 
@@ -117,8 +121,19 @@ Choice best([[maybe_unused]] int64_t widest) {
 
 Choice chosen = best(16);
 
-// Matrix tiles: none, the processor's (AMX), or emulated ones.
-enum Tiles : int64_t { NO_TILES, AMX, EMULATED };
+// What products in bfloat16 are computed by: nothing, the processor's matrix tiles (AMX) or dot products (AVX512-BF16), or
+// an emulation of either.
+enum Tiles : int64_t { NO_TILES, AMX, EMULATED, DOT, EMULATED_DOT };
+
+// Whether the processor has AVX512-BF16, of which the system knows all registers where it has AVX-512.
+bool has_dot() {
+#ifdef SM_AMX
+    unsigned a, b, c, d;
+    return chosen.dot_rows && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+#else
+    return false;
+#endif
+}
 
 // Whether the processor multiplies tiles of bfloat16 and the system lets this process do so, which has to be asked for.
 bool has_amx() {
@@ -126,11 +141,14 @@ bool has_amx() {
     constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;  // amx-bf16, amx-tile
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;                     // avx512-bf16
-    return chosen.amx_rows && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+    return has_dot() && chosen.amx_rows && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 #else
     return false;
 #endif
+}
+
+bool has(int64_t tiles) {
+    return tiles == AMX ? has_amx() : tiles == DOT ? has_dot() : tiles == EMULATED || tiles == EMULATED_DOT;
 }
 
 int64_t tiles_in_use = NO_TILES;
@@ -143,17 +161,18 @@ int64_t tiles_in_use = NO_TILES;
 
 extern "C" {
 
-// Floats of the vectors in use, after limiting them to `widest` where that is not 0; narrower ones have no AMX.
+// Floats of the vectors in use, after limiting them to `widest` where that is not 0; narrower ones have no instructions for
+// bfloat16.
 int64_t sm_width(int64_t widest) {
     if (widest) chosen = best(widest);
-    if (tiles_in_use == AMX && !chosen.amx_rows) tiles_in_use = NO_TILES;
+    if (!has(tiles_in_use)) tiles_in_use = NO_TILES;
     return chosen.width;
 }
 
-// Matrix tiles in use: 0 none, 1 the processor's, 2 emulated. Asked for some (`wanted` not negative), it uses these where
+// What products in bfloat16 are computed by, as Tiles has it. Asked for some (`wanted` not negative), it uses these where
 // it has them, else none.
 int64_t sm_tiles(int64_t wanted) {
-    if (wanted >= 0) tiles_in_use = wanted == EMULATED ? EMULATED : wanted == AMX && has_amx() ? AMX : NO_TILES;
+    if (wanted >= 0) tiles_in_use = has(wanted) ? wanted : NO_TILES;
     return tiles_in_use;
 }
 
@@ -306,8 +325,11 @@ void sm_product(const sm::Product* given) {
 
 void sm_tile_product(const sm::TileProduct* given) {
     const sm::TileProduct& p = *given;
-    const int threads = static_cast<int>(std::min<int64_t>(p.threads, (p.rows + CHUNK - 1) / CHUNK));
-    const TileRows rows = tiles_in_use == AMX ? chosen.amx_rows : chosen.emulated_rows;
+    const int threads = static_cast<int>(std::min<int64_t>(p.threads, (p.rows + sm::TAKEN - 1) / sm::TAKEN));
+    const TileRows rows = tiles_in_use == AMX           ? chosen.amx_rows
+                          : tiles_in_use == DOT          ? chosen.dot_rows
+                          : tiles_in_use == EMULATED_DOT ? chosen.emulated_dot_rows
+                                                         : chosen.emulated_rows;
     std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(threads) if (threads > 1)
     rows(p, next, p.sums ? p.sums + omp_get_thread_num() * p.columns : nullptr);

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-// Compilers, and their assemblers, that know the tile instructions of x86 (AMX).
+// Compilers, and their assemblers, that know x86's instructions for bfloat16 (AMX, AVX512-BF16).
 #if defined(__x86_64__) && defined(__has_include)
 #if __has_include(<amxtileintrin.h>)
 #define SM_AMX
@@ -62,9 +62,10 @@ struct TileSegment {
     int64_t stride;  // numbers from row to row
     int64_t offset;
     int64_t length;
+    int64_t channels;  // at most `length`; weights of the rest are zeros
 };
 
-// A product of rows in bfloat16, summed in float32, see tiles.h: row at[r] (or r) of out = act(sum over segments of row .
+// A product of rows in bfloat16, summed in float32, see tiles.h and dots.h: row at[r] (or r) of out = act(sum over segments of row .
 // weights + bias + row at[r] (or r) of add), rounded to bfloat16.
 struct TileProduct {
     int64_t rows;
@@ -84,6 +85,7 @@ struct TileProduct {
     int64_t add_stride;
     double* sums;  // or null: (threads, columns), to which the outputs are added
     int64_t threads;
+    const int32_t* places;  // where in the row the outputs go, all else up to `clear` zeroed, or null: the first columns
 };
 
 // One point convolution after its 1x1 part, see points.h. Rows are points; `columns` channels each.
@@ -330,5 +332,6 @@ struct PointNetwork {
 };
 
 constexpr int64_t PANEL = 16;  // columns of a panel of packed weights; the last may have 8
+constexpr int64_t TAKEN = 96;  // outputs of a product in bfloat16 that a thread takes at a time
 
 }  // namespace sm

@@ -40,35 +40,74 @@ static inline int64_t longest(const Product& p) {
     return length;
 }
 
+// What a product multiplies, and how: a row's NUMBERS at every step along the depth, with WIDTH columns of weights. Here
+// one number in float32.
+template <int W>
+struct Floats {
+    static constexpr int WIDTH = W, NUMBERS = 1;
+    using Number = float;
+    using Factor = typename Vector<W>::type;
+    static Factor everywhere(const float* x) { return *x - Factor{}; }
+    static typename Vector<W>::type add(typename Vector<W>::type sum, Factor a, Factor b) { return sum + a * b; }
+    static int64_t steps(const Segment& one) { return one.length; }
+    static int64_t packed_steps(const Segment& one) { return one.length; }  // those that have weights
+};
+
+// Vector registers, and steps along the depth for which the weights of NV vectors are held beside MR * NV sums: an input
+// row's pointer, which waits in memory where rows are many, is fetched once for all of them.
+constexpr int REGISTERS = SM_WIDTH == 16 ? 32 : 16;
+constexpr int steps_of(int sums, int vectors) {
+    const int left = (REGISTERS - 1 - sums) / vectors;
+    return left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
+// sums (MR, NV) += STEPS steps of every row, from step `k` on, times their weights.
+template <class A, int MR, int NV, int STEPS>
+static inline __attribute__((always_inline)) void add_steps(typename Vector<A::WIDTH>::type (&sum)[MR][NV],
+                                                            const typename A::Number* const (&x)[MR], int64_t k,
+                                                            const typename A::Number* w, int64_t panel_stride,
+                                                            int64_t width) {
+    using F = typename A::Factor;
+    constexpr int W = A::WIDTH, PER = W >= PANEL ? 1 : PANEL / W;  // vectors of a panel
+    F b[STEPS][NV];
+#pragma GCC unroll 4
+    for (int n = 0; n < STEPS; n++)
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; j++)
+            b[n][j] = *reinterpret_cast<const F*>(w + n * width + (j / PER) * panel_stride + (j % PER) * W);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+        for (int n = 0; n < STEPS; n++) {
+            const F a = A::everywhere(x[i] + (k + n) * A::NUMBERS);
+#pragma GCC unroll 8
+            for (int j = 0; j < NV; j++) sum[i][j] = A::add(sum[i][j], a, b[n][j]);
+        }
+}
+
 // tile (MR, NV * W) += rows . weights over the segments [from, to); from 0 on it starts at zero.
 // rows: pointers, (segments, CHUNK), from this block's first row on.
-template <int W, int MR, int NV>
-static void block(const float* const* rows, const Product& p, int64_t from, int64_t to, const float* w,
-                  int64_t panel_stride, int64_t width, float* tile) {
+template <class A, int MR, int NV, class P>
+static void block(const typename A::Number* const* rows, const P& p, int64_t from, int64_t to,
+                  const typename A::Number* w, int64_t panel_stride, int64_t width, float* tile) {
+    constexpr int W = A::WIDTH, STEPS = steps_of(MR * NV, NV);
     using V = typename Vector<W>::type;
-    constexpr int PER = W >= PANEL ? 1 : PANEL / W;  // vectors of a panel
     V sum[MR][NV];
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < NV; j++) sum[i][j] = from ? *reinterpret_cast<V*>(tile + (i * NV + j) * W) : V{};
     for (int64_t s = from; s < to; s++) {
-        const float* x[MR];
+        const typename A::Number* x[MR];
 #pragma GCC unroll 16
         for (int i = 0; i < MR; i++) x[i] = rows[s * CHUNK + i];
-        const int64_t length = p.segments[s].length;
-        for (int64_t k = 0; k < length; k++, w += width) {
-            V b[NV];
-#pragma GCC unroll 8
-            for (int j = 0; j < NV; j++)
-                b[j] = *reinterpret_cast<const V*>(w + (j / PER) * panel_stride + (j % PER) * W);
-#pragma GCC unroll 16
-            for (int i = 0; i < MR; i++) {
-                const V a = x[i][k] - V{};
-#pragma GCC unroll 8
-                for (int j = 0; j < NV; j++) sum[i][j] += a * b[j];
-            }
-        }
+        const int64_t length = A::steps(p.segments[s]);
+        int64_t k = 0;
+        for (; k + STEPS <= length; k += STEPS, w += STEPS * width)
+            add_steps<A, MR, NV, STEPS>(sum, x, k, w, panel_stride, width);
+        if constexpr (STEPS > 1)
+            for (; k < length; k++, w += width) add_steps<A, MR, NV, 1>(sum, x, k, w, panel_stride, width);
+        w += (A::packed_steps(p.segments[s]) - length) * width;
     }
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++)
@@ -152,67 +191,96 @@ static void finish_part(const Product& p, int64_t start, int64_t count, int64_t 
     }
 }
 
-// All rows of a chunk times the NV vectors of columns from `first` on. Segments are taken in groups whose weights fit
-// the nearest cache, the sums waiting in `tiles` meanwhile; rows are asked for while the ones before are computed.
-template <int W, int MR, int NV>
-static void columns(const float* const* rows, const Product& p, int64_t start, int64_t count, int64_t first,
-                    const float* panel, int64_t panel_stride, int64_t width, double* sums) {
-    alignas(64) float tiles[CHUNK * NV * W];
-    constexpr int64_t GROUP = NEAREST / (NV * W);  // depth of a group
-    const int64_t wide = std::min<int64_t>(NV * W, p.columns - first);
+// Whether a segment reads almost the same rows as the one before: a tap one or two places further.
+template <class P>
+static inline bool follows(const P& p, int64_t s) {
+    return s && p.segments[s].base == p.segments[s - 1].base && p.segments[s].offset - p.segments[s - 1].offset <= 2;
+}
+
+// tiles (count, NV * W) = all rows of a chunk times NV vectors of columns. Segments are taken in groups whose weights fit
+// the nearest cache, the sums waiting in `tiles` meanwhile; rows are asked for, where `ahead` says so, while the ones before
+// are computed.
+template <class A, int MR, int NV, class P>
+static void multiply_chunk(const typename A::Number* const* rows, const P& p, int64_t count, bool ahead,
+                           const typename A::Number* panel, int64_t panel_stride, int64_t width, float* tiles) {
+    constexpr int64_t GROUP = NEAREST / (NV * A::WIDTH);  // depth of a group
     int64_t from = 0;
     do {
         int64_t to = from, depth = 0;
         do {
-            depth += to < p.n_segments ? p.segments[to].length : 0;
+            depth += to < p.n_segments ? A::packed_steps(p.segments[to]) : 0;
             to++;
-        } while (to < p.n_segments && depth + p.segments[to].length <= GROUP);
+        } while (to < p.n_segments && depth + A::packed_steps(p.segments[to]) <= GROUP);
         to = std::min(to, p.n_segments);
         for (int64_t i = 0; i < count; i += MR) {
-            if (first == 0 && i + MR < count)
+            if (ahead && i + MR < count)
                 for (int64_t s = from; s < to; s++)
-                    for (int64_t j = i + MR; j < i + 2 * MR; j++)
-                        for (int64_t k = 0; k < p.segments[s].length; k += 16)
-                            __builtin_prefetch(rows[s * CHUNK + j] + k);
-            block<W, MR, NV>(rows + i, p, from, to, panel, panel_stride, width, tiles + i * NV * W);
+                    for (int64_t j = i + (follows(p, s) ? 2 * MR - 1 : MR); j < i + 2 * MR; j++)
+                        for (int64_t k = 0; k < A::steps(p.segments[s]); k += 16)
+                            __builtin_prefetch(rows[s * CHUNK + j] + k * A::NUMBERS);
+            block<A, MR, NV>(rows + i, p, from, to, panel, panel_stride, width, tiles + i * NV * A::WIDTH);
         }
         panel += depth * width;
         from = to;
     } while (from < p.n_segments);
+}
+
+// All rows of a chunk times the NV vectors of columns from `first` on.
+template <int W, int MR, int NV>
+static void columns(const float* const* rows, const Product& p, int64_t start, int64_t count, int64_t first,
+                    const float* panel, int64_t panel_stride, int64_t width, double* sums) {
+    alignas(64) float tiles[CHUNK * NV * W];
+    const int64_t wide = std::min<int64_t>(NV * W, p.columns - first);
+    multiply_chunk<Floats<W>, MR, NV>(rows, p, count, first == 0, panel, panel_stride, width, tiles);
     if (wide == NV * W && (first + wide <= p.split || first >= p.split))
         finish_all<W, NV>(p, start, count, first, tiles, NV * W, sums);
     else
         finish_part(p, start, count, first, wide, tiles, NV * W, sums);
 }
 
-// Pointers to the rows that the `count` outputs at `pos`, which rise, read by one segment; `zeros` where there is none.
-// Where nothing is left out of the buffer between the first and the last of them, they follow from the first.
+// Pointers to the rows that the `count` outputs at `pos`, which rise, read by one segment, if nothing is left out of the
+// buffer between the first of them and the last: they follow from the first.
 template <class S, class T>
-static void locate(const S& one, const int32_t* pos, int64_t count, const T* zeros, const T** rows) {
+static inline bool locate_together(const S& one, const int32_t* pos, int64_t count, const T** rows) {
     const int64_t first = pos[0] + one.offset, last = pos[count - 1] + one.offset;
     const int64_t from = one.map ? one.map[first] : first, to = one.map ? one.map[last] : last;
-    if (from >= 0 && to - from == last - first) {
-        const T* base = one.base + (from - pos[0]) * one.stride;
-        const int32_t stride = static_cast<int32_t>(one.stride);
-        for (int64_t i = 0; i < count; i++) rows[i] = base + static_cast<int64_t>(pos[i]) * stride;
-    } else if (count > 12) {
-        locate(one, pos, count / 2, zeros, rows);
-        locate(one, pos + count / 2, count - count / 2, zeros, rows + count / 2);
-    } else {
-        for (int64_t i = 0; i < count; i++) {
+    if (from < 0 || to - from != last - first) return false;
+    const T* base = one.base + (from - pos[0]) * one.stride;
+    const int32_t stride = static_cast<int32_t>(one.stride);
+    for (int64_t i = 0; i < count; i++) rows[i] = base + static_cast<int64_t>(pos[i]) * stride;
+    return true;
+}
+
+// The same for any outputs; `zeros` where there is no row.
+template <class S, class T>
+static void locate(const S& one, const int32_t* pos, int64_t count, const T* zeros, const T** rows) {
+    constexpr int64_t NEAR = 8;  // pointers of a vector
+    if (locate_together(one, pos, count, rows)) return;
+    for (int64_t start = 0; start < count; start += NEAR, pos += NEAR, rows += NEAR) {
+        const int64_t left = std::min(NEAR, count - start);
+        if (left == NEAR && locate_together(one, pos, NEAR, rows)) continue;
+        for (int64_t i = 0; i < left; i++) {
             const int64_t at = pos[i] + one.offset, found = one.map ? one.map[at] : at;
-            rows[i] = found >= 0 ? one.base + found * one.stride : zeros;
+            // Chosen by its bits: what is kept of a mask no branch foresees.
+            const uintptr_t row = reinterpret_cast<uintptr_t>(one.base) + found * one.stride * sizeof(T);
+            const uintptr_t none = static_cast<uintptr_t>(found >> 63);
+            rows[i] = reinterpret_cast<const T*>((row & ~none) | (reinterpret_cast<uintptr_t>(zeros) & none));
         }
+    }
+}
+
+// Pointers (segments, CHUNK) to the rows that the outputs [start, start + count) read, to zeros beyond them.
+template <class P, class T>
+static void pointers(const P& p, int64_t start, int64_t count, const T* zeros, const T** rows) {
+    for (int64_t s = 0; s < p.n_segments; s++, rows += CHUNK) {
+        locate(p.segments[s], p.pos + start, count, zeros, rows);
+        for (int64_t i = count; i < CHUNK; i++) rows[i] = zeros;
     }
 }
 
 // Rows [start, start + count), count <= CHUNK. rows: room for (segments, CHUNK) pointers.
 void chunk(const Product& p, int64_t start, int64_t count, const float** rows, double* sums) {
-    const float* zeros = zero_row(longest(p));
-    for (int64_t s = 0; s < p.n_segments; s++) {
-        locate(p.segments[s], p.pos + start, count, zeros, rows + s * CHUNK);
-        for (int64_t i = count; i < CHUNK; i++) rows[s * CHUNK + i] = zeros;
-    }
+    pointers(p, start, count, zero_row(longest(p)), rows);
     int64_t first = 0;
     const int64_t stride = p.depth * PANEL;
     const float* panel = p.packed;
@@ -220,6 +288,8 @@ void chunk(const Product& p, int64_t start, int64_t count, const float** rows, d
     // sm_pack lays the last panel 8 wide where 8 or fewer columns are left: a call takes it in only where it is wider.
     for (; p.columns - first > 3 * PANEL + 8; first += 4 * PANEL, panel += 4 * stride)
         columns<16, 6, 4>(rows, p, start, count, first, panel, stride, PANEL, sums);
+    for (; p.columns - first > 2 * PANEL + 8; first += 3 * PANEL, panel += 3 * stride)
+        columns<16, 8, 3>(rows, p, start, count, first, panel, stride, PANEL, sums);
     for (; p.columns - first > PANEL + 8; first += 2 * PANEL, panel += 2 * stride)
         columns<16, 12, 2>(rows, p, start, count, first, panel, stride, PANEL, sums);
     for (; p.columns - first > 8; first += PANEL, panel += stride)

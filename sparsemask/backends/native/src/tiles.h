@@ -3,44 +3,19 @@
 // A tile of the left factor is 16 rows of 32 channels. It is read from where they lie if they follow each other in memory,
 // as those of 16 neighbouring outputs do. Within a blob of kept locations a tile therefore takes 16 neighbours, those
 // that nobody asked for among them: computing them costs less than bringing others together in their place. The same code
-// runs on emulated tiles on any processor: to be tested there, not to be fast. Included after rows.h.
-#include <atomic>
-
-#if SM_WIDTH == 16 && defined(__AVX512F__) && defined(SM_AMX)
-#include <immintrin.h>
-#define SM_TILES
-#endif
+// runs on emulated tiles on any processor: to be tested there, not to be fast. Included after bfloat16.h.
 
 namespace SM_NAMESPACE {
-
-using sm::TileProduct;
-using sm::TileSegment;
 
 constexpr int64_t STEP = 32;          // channels of a tile
 constexpr int64_t TILE = 16 * STEP;   // numbers of a tile
 constexpr int TALL = 3;               // tiles of rows, and
 constexpr int64_t BROAD = 2 * PANEL;  // columns, that are summed at a time
-constexpr int64_t TAKEN = 96;         // outputs that a thread takes at a time
 constexpr int64_t ENOUGH = 5;         // outputs among 16 neighbours, from which on all are computed
-
-static inline float widened(uint16_t half) {
-    const uint32_t bits = static_cast<uint32_t>(half) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
-
-// To the nearest, ties to even; what is not a number stays so.
-static inline uint16_t rounded(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
-    return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
 
 // A unit of eight tiles of 16 rows of 64 bytes. Numbers of tiles are template arguments, as instructions hold them;
 // `pitch`, from row to row in memory, is in bytes.
-struct Emulated {
+struct Emulated : PlainBfloat16 {
     struct Use {};  // is there for as long as the thread uses tiles
     using Tile = uint8_t[16][64];
     static Tile* tiles() {
@@ -75,17 +50,10 @@ struct Emulated {
                 std::memcpy(tiles()[C][m] + 4 * n, &sum, 4);
             }
     }
-    // Sixteen numbers.
-    static void widen(const uint16_t* from, float* to) {
-        for (int k = 0; k < 16; k++) to[k] = widened(from[k]);
-    }
-    static void round(const float* from, uint16_t* to) {
-        for (int k = 0; k < 16; k++) to[k] = rounded(from[k]);
-    }
 };
 
-#ifdef SM_TILES
-struct Amx {
+#ifdef SM_BFLOAT16
+struct Amx : OwnBfloat16 {
     // Tiles are set up when this is made, and as they were before when it goes: other libraries use them, too.
     struct Use {
         alignas(64) uint8_t before[64];
@@ -119,16 +87,6 @@ struct Amx {
     template <int C, int A, int B>
     static void multiply() {
         asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-    }
-    static void widen(const uint16_t* from, float* to) {
-        const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-        _mm512_storeu_si512(to, _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-    }
-    static void round(const float* from, uint16_t* to) {
-        const __m512 whole = _mm512_loadu_ps(from);
-        __m256i half;
-        asm("vcvtneps2bf16 %1, %0" : "=v"(half) : "v"(whole));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
     }
 };
 #endif
@@ -231,39 +189,6 @@ static void multiply(int64_t tall, bool two, const Lying* lying, const TileProdu
         (two ? multiply<U, 3, 2> : multiply<U, 3, 1>)(lying, p, w, panel, sums);
 }
 
-// Bias, addition, activation and rounding of columns [first, first + 16) of a tile's outputs.
-template <class U>
-static void finish_tile(const TileProduct& p, const Outputs& one, int64_t first, const float* tile, double* sums) {
-    typedef float V __attribute__((vector_size(64), aligned(4), may_alias));
-    const bool cut = p.activation & 1;  // relu, relu6
-    const V zero = {}, slope = static_cast<float>(p.activation == 2 ? p.slope : cut ? 0.0 : 1.0) - zero;
-    const V top = (p.activation == 3 ? 6.0f : std::numeric_limits<float>::infinity()) - zero;
-    const V bias = p.bias ? *reinterpret_cast<const V*>(p.bias + first) : zero;
-    V sum = zero, more = zero;
-    const int64_t wide = std::min<int64_t>(16, p.columns - first);
-    for (int64_t i = 0; i < one.count; i++, tile += BROAD) {
-        if (one.row[i] < 0) continue;
-        const int64_t row = p.at ? p.at[one.row[i]] : one.row[i];
-        if (p.add && wide == 16)
-            U::widen(p.add + row * p.add_stride + first, reinterpret_cast<float*>(&more));
-        else if (p.add)
-            for (int64_t j = 0; j < wide; j++) more[j] = widened(p.add[row * p.add_stride + first + j]);
-        V v = *reinterpret_cast<const V*>(tile) + bias + more;
-        v = v > zero ? (v > top ? top : v) : (cut ? zero : v * slope);
-        sum += v;
-        uint16_t* const to = p.out + row * p.stride + first;
-        if (wide == 16) {
-            U::round(reinterpret_cast<const float*>(&v), to);
-        } else {
-            uint16_t whole[16];
-            U::round(reinterpret_cast<const float*>(&v), whole);
-            std::memcpy(to, whole, 2 * wide);
-        }
-    }
-    if (sums)
-        for (int64_t j = 0; j < wide; j++) sums[first + j] += sum[j];
-}
-
 // Where a tile's rows of a segment lie: in the buffer, or in `to`, brought together there.
 static inline void lay(const TileSegment& one, const Outputs& outputs, const uint16_t* zeros, uint16_t* to,
                        const uint16_t*& first, int64_t& pitch) {
@@ -302,9 +227,7 @@ static void tile_rows(const TileProduct& p, std::atomic<int64_t>& next, double* 
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
         int64_t start = i * TAKEN;
         const int64_t end = std::min(p.rows, start + TAKEN);
-        if (p.clear > p.columns)
-            for (int64_t r = start; r < end; r++)
-                std::memset(p.out + (p.at ? p.at[r] : r) * p.stride + p.columns, 0, 2 * (p.clear - p.columns));
+        clear_rest(p, start, end);
         while (start < end && p.columns) {
             Outputs outputs[TALL];
             int64_t tall = 0;
@@ -316,18 +239,16 @@ static void tile_rows(const TileProduct& p, std::atomic<int64_t>& next, double* 
             for (int64_t first = 0; first < p.columns; first += BROAD) {
                 const bool two = p.columns - first > 16;
                 multiply<U>(tall, two, lying.data(), p, p.packed + first * depth, 16 * depth, tile);
-                for (int64_t t = 0; t < tall; t++) {
-                    finish_tile<U>(p, outputs[t], first, tile + t * 16 * BROAD, sums);
-                    if (two) finish_tile<U>(p, outputs[t], first + 16, tile + t * 16 * BROAD + 16, sums);
-                }
+                for (int64_t t = 0; t < tall; t++)
+                    (two ? finish_panels<U, 2> : finish_panels<U, 1>)(p, outputs[t].row, outputs[t].count, first,
+                                                                      tile + t * 16 * BROAD, BROAD, sums);
             }
         }
     }
 }
 
-using TileRows = void (*)(const TileProduct&, std::atomic<int64_t>&, double*);
 extern const TileRows emulated_rows = tile_rows<Emulated>;
-#ifdef SM_TILES
+#ifdef SM_BFLOAT16
 extern const TileRows amx_rows = tile_rows<Amx>;
 #else
 extern const TileRows amx_rows = nullptr;
