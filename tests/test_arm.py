@@ -46,6 +46,7 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=f"nothing to record: 
 def recorded() -> list[recorded_calls.Recorded]:
     """What layers, blocks, point networks with gradients and cost volumes call, with results computed here."""
     torch.set_num_threads(1)
+    assert available_backends()["native"] is None  # checked now, not while calls are recorded
     with recorded_calls.recording() as calls, backend("native"):
         torch.manual_seed(0)
         with torch.no_grad():
