@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,8 @@ def of(count: int, **changes) -> FrontSearch:
 def test_half_of_the_entrants_are_the_best_and_the_others_pyramids():
     rng, plain = np.random.default_rng(0), DEEP.plain()
     ranked = [
-        Candidate(mask, 0.01 * n, COSTS.predict(mask)) for n, mask in enumerate(DEEP.random(rng) for _ in range(9))
+        Candidate(mask, 0.5 + 0.01 * n, COSTS.predict(mask))
+        for n, mask in enumerate(DEEP.random(rng) for _ in range(9))
     ]
     masks = entrants(of(0), ranked, 8, plain)
     best = [c.mask.key for c in ranked[:4:-1]]
@@ -74,6 +76,9 @@ def test_half_of_the_entrants_are_the_best_and_the_others_pyramids():
     assert all(COSTS.predict(mask) >= 0.8 * COSTS.predict(plain) for mask in masks[5:])
     assert [mask.key for mask in entrants(of(0), ranked, 8, plain)] == [mask.key for mask in masks]
     assert [mask.key for mask in entrants(of(1), ranked, 8, plain)] != [mask.key for mask in masks]
+    # Of what is far below the best one none enters before pyramids.
+    poor = [*ranked[-1:], *(replace(c, score=0.1) for c in ranked[:-1])]
+    assert [mask.key for mask in entrants(of(0), poor, 8, plain)][:2] == [ranked[-1].mask.key, plain.key]
     # Within a budget, `plain` too; what is too dear makes room.
     most = 0.8 * COSTS.predict(plain)
     cheap = entrants(of(0, most=most), ranked, 8, plain)

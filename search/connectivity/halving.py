@@ -37,6 +37,7 @@ from sparsemask.tasks.protocol import Task
 
 _ENTRANTS = 6  # stream of randomness
 _FINEST = (8, 4)  # strides of the pyramids' output
+_HOPEFUL = 0.8  # of the best score: what is below makes room for pyramids
 _WORTHY = 0.85  # of the bound: what pyramids cost at least
 _WARM = 5  # the warm-up is at most a share of 1 / _WARM of the steps
 
@@ -124,9 +125,10 @@ def entrants(search: FrontSearch, ranked: Sequence[Candidate], count: int, plain
         order = draw_generator(search.seed, _ENTRANTS, 0).permutation(len(dearest))
         near += [dearest[number] for number in order]
     near = [mask for mask in near if search.cost(mask) <= search.most]
-    best: list[AnyMask] = [c.mask for c in known]
+    best: list[AnyMask] = [c.mask for c in known if c.score >= _HOPEFUL * known[0].score]
     half = (count + 1) // 2
-    chosen = {mask_key(mask): mask for mask in [*best[:half], *near[: count - half], *best[half:], *near]}
+    ordered = [*best[:half], *near[: count - half], *best[half:], *near, *(c.mask for c in known)]
+    chosen = {mask_key(mask): mask for mask in ordered}
     return list(itertools.islice(chosen.values(), count))
 
 
