@@ -176,7 +176,7 @@ def test_a_search_killed_while_it_halves_goes_on_bit_for_bit(here, monkeypatch, 
     monkeypatch.setattr(WholeScorer, "_score", counting)
     assert search("alone") == 0
     said = capfd.readouterr()
-    assert "halving 2 of 2 2/2" in said.err and "trained whole" in said.out
+    assert "halving 2 of 2 2/2" in said.err and ", 4 of them and of pyramids trained whole" in said.out
     alone = list(calls)
     assert [times for _, times, _ in alone] == [1] * 4 + [2] * 4 and len(set(alone)) == 8
     calls.clear()

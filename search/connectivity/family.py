@@ -348,7 +348,7 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
             "points": len(points),
             "candidates": len(scored),
             "refined": len(refined),
-            "halved": len(trained),
+            "halved": len(halved[0]) if halved else 0,
             "chosen": chosen.file,
         },
         **page.cost_entries(cost, side),
@@ -356,7 +356,7 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
     costs_text = f"{unit.text(chosen.cost(unit.unit))} predicted, {ms:.2f} ms measured"
     taken = f"{chosen.file}: {primary} {chosen.score:.4f}, {costs_text}"
     beyond = f", {len(refined)} changes of the best" if refined else ""
-    beyond += f", {len(trained)} of them and of pyramids trained whole" if trained else ""
+    beyond += f", {len(halved[0])} of them and of pyramids trained whole" if halved else ""
     lines = [
         f"searched: {context.metric_text(result)} with the largest decoder; {len(scored)} candidates{beyond}",
         f"front: {len(points)} masks in {folder}; {'within the budget' if budget else 'nearly the best'}: {taken}",
