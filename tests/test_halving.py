@@ -13,7 +13,7 @@ import torch
 import pyramid  # noqa: F401  (a backbone of a user's own)
 from fake_costs import FakeCosts, use_fake_costs
 from literal_sparse import one_thread  # noqa: F401
-from sparsemask.masks.decoder import FULL, SEPARABLE
+from sparsemask.masks.decoder import FULL
 from sparsemask.search import run as search_run
 from sparsemask.search.connectivity.front import Candidate, FrontSearch, mask_key
 from sparsemask.search.connectivity.halving import Rung, WholeScorer, entrants, halve, pyramids, rungs, survivors
@@ -51,7 +51,7 @@ def test_pyramids_are_fpn_and_what_is_near_it():
         assert len({mask.connections.tobytes() + mask.operations.tobytes() for mask in shape}) == 1
         assert max(int(mask.widths.max()) for mask in shape) == 128
     for mask in masks:
-        assert set(mask.operations[mask.stages].tolist()) <= {FULL, SEPARABLE}
+        assert set(mask.operations[mask.stages].tolist()) == {FULL}
         wide = mask.widths[mask.stages[0]]
         assert (mask.widths[mask.stages[:-1]] == wide).all() and 32 <= mask.widths[mask.output] <= wide >= 64
     # A backbone without end points of these strides has none.

@@ -28,7 +28,7 @@ from sparsemask.engine.method import Method
 from sparsemask.engine.randomness import draw_generator, seed_all
 from sparsemask.finite import NotFiniteError
 from sparsemask.masks import DOWN, UP
-from sparsemask.masks.decoder import FULL, SEPARABLE, DecoderMask, decoder_mask
+from sparsemask.masks.decoder import FULL, DecoderMask, decoder_mask
 from sparsemask.runs import Run
 from sparsemask.search.connectivity.front import Candidate, FrontSearch, mask_key
 from sparsemask.search.connectivity.one_shot import AnyMask, DecoderSpace
@@ -74,29 +74,26 @@ def pyramids(space: DecoderSpace) -> Iterator[list[DecoderMask]]:
     """Decoders in the manner of the named mask `fpn`: shape by shape, each in several widths.
 
     A pyramid has a stage at one of the deeper end points, at which the encoder ends, and one of each stride from there
-    to 8 or 4; a stage takes the end point of its place and the stage before it, the last one all stages. Shapes differ
-    in the first and the last stage, in the operation (3x3, separable, or this one in the last stage alone) and in the
-    context block. The widths of the last stage may be less than those of the others.
+    to 8 or 4, all with a 3x3 convolution; a stage takes the end point of its place and the stage before it, the last
+    one all stages. Shapes differ in the first and the last stage and in the context block. The width of the last stage
+    may be less than that of the others.
 
     Args:
         space: of the decoders; `widths` are those that stages may have.
     """
     strides, length = space.strides, len(space.strides)
     widths = [width for width in space.widths if 2 * width >= space.depth]
-    for begin, finest, last, first, context in itertools.product(
-        range(length), _FINEST, (FULL, SEPARABLE), (FULL, SEPARABLE), (False, True)
-    ):
+    for begin, finest, context in itertools.product(range(length), _FINEST, (False, True)):
         stages = [i for i in range(begin, length) if i == begin or strides[i] != strides[i - 1]]
         stages = [i for i in stages if strides[i] >= finest]
-        if len(stages) < 2 or strides[stages[-1]] != finest or (first, last) == (SEPARABLE, FULL):
+        if len(stages) < 2 or strides[stages[-1]] != finest:
             continue
         takes = np.zeros((length, length, 2), bool)
         takes[stages, stages, DOWN] = True
         takes[stages[1:], [stage + 1 for stage in stages[:-1]], UP] = True
         takes[stages[-1], [stage + 1 for stage in stages[:-1]], UP] = True
-        operations = [last if i == stages[-1] else first for i in range(length)]
         yield [
-            decoder_mask(takes, operations, [narrow if i == stages[-1] else wide for i in range(length)], context)
+            decoder_mask(takes, [FULL] * length, [narrow if i == stages[-1] else wide for i in range(length)], context)
             for wide, narrow in itertools.product(widths, widths)
             if space.depth <= wide >= narrow
         ]
@@ -126,10 +123,12 @@ def entrants(search: FrontSearch, ranked: Sequence[Candidate], count: int, plain
         near += [dearest[number] for number in order]
     near = [mask for mask in near if search.cost(mask) <= search.most]
     best: list[AnyMask] = [c.mask for c in known if c.score >= _HOPEFUL * known[0].score]
-    half = (count + 1) // 2
-    ordered = [*best[:half], *near[: count - half], *best[half:], *near, *(c.mask for c in known)]
-    chosen = {mask_key(mask): mask for mask in ordered}
-    return list(itertools.islice(chosen.values(), count))
+    chosen: dict[str, AnyMask] = {}
+    for masks, room in ((best, (count + 1) // 2), (near, count), ([c.mask for c in known], count)):
+        for mask in masks:
+            if len(chosen) < room:
+                chosen.setdefault(mask_key(mask), mask)
+    return list(chosen.values())
 
 
 def survivors(scored: Sequence[Candidate], count: int) -> list[AnyMask]:
