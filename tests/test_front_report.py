@@ -47,6 +47,20 @@ def test_the_report_shows_front_budget_and_times(tmp_path):
     assert "--thres 0.001 --budget_ms 9 --run" in text
 
 
+def test_the_report_says_which_masks_were_trained_whole(tmp_path):
+    run = made(tmp_path / "s")
+    file = run.folder / "front" / "front.json"
+    content = json.loads(file.read_text())
+    assert "trained whole, in each" not in build_page(read_run(run))
+    content["points"][1]["steps"], content["halving"] = 200, [[[9.0, 0.4, 17]] * 4, [[9.0, 0.5, 17]] * 2]
+    file.write_text(json.dumps(content))
+    page = build_page(read_run(run))
+    assert "4, 2 candidates were trained whole" in page and ">200<" in page
+    for damaged in (3, [3], [[1]], "<b>5"):
+        file.write_text(json.dumps({**content, "halving": damaged}))
+        assert "<b>5" not in build_page(read_run(run))
+
+
 def test_damaged_fronts_are_said_in_the_report(tmp_path):
     run = made(tmp_path / "s")
     file = run.folder / "front" / "front.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,13 +25,15 @@ from sparsemask.masks.decoder import save_decoder
 from sparsemask.options import Parser, fraction, natural, positive, rate
 from sparsemask.pictures import draw_architecture, draw_front, draw_weight_history, draw_weights
 from sparsemask.search.connectivity.front import Candidate, FrontSearch, finalists, front
+from sparsemask.search.connectivity.halving import WholeScorer, entrants, halve, rungs
 from sparsemask.search.connectivity.latency import LatencySearch
 from sparsemask.search.connectivity.one_shot import DecoderSpace, OneShotNetwork, OneShotSearch
 from sparsemask.search.connectivity.published import ConnectivitySearch
 from sparsemask.search.connectivity.refinement import next_round, rounds
 from sparsemask.search.connectivity.scoring import Scorer, search_front
 from sparsemask.spaces import backbones
-from sparsemask.spaces.connectivity.budget import Budget, BudgetSection, measured_ms, open_costs
+from sparsemask.spaces.backbones.weights import load_backbone_weights
+from sparsemask.spaces.connectivity.budget import Budget, BudgetSection, cost_side, measured_ms, open_costs
 from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
 from sparsemask.spaces.connectivity.front_files import FOLDER, Point, choose, connections, write_front
 from sparsemask.spaces.connectivity.named_masks import available_masks, is_wider
@@ -57,6 +60,14 @@ class ConnectivitySearchSection(BudgetSection):
         choices=METHODS,
         help="published: the sparse loss; latency: within a budget; one-shot: a front of scores and costs (default: "
         "latency with a budget, else published)",
+    )
+    cost_size: int | None = flag(
+        None,
+        positive,
+        group="budget",
+        metavar="SIDE",
+        help="side of the picture that costs are of, where networks will see others than they are trained on (default: "
+        "--crop_size)",
     )
     sparse: float = flag(0.01, rate, help="factor of the sparse loss (default: 0.01)")
     noise: float = flag(0.1, rate, help="standard deviation of the weights' noise (default: 0.1)")
@@ -100,6 +111,19 @@ class ConnectivitySearchSection(BudgetSection):
         natural,
         group=_ONE_SHOT,
         help="further finalists, each one change from one of the best so far (default: none)",
+    )
+    halving: int = flag(
+        0,
+        natural,
+        group=_ONE_SHOT,
+        help="candidates that are trained whole at last, encoder included, as retraining trains them, the better half "
+        "twice as long, and so on: the best found, and pyramids (default: none)",
+    )
+    halving_steps: int = flag(
+        200, positive, group=_ONE_SHOT, help="steps of the longest of these trainings (default: 200)"
+    )
+    halving_draws: int = flag(
+        2, positive, group=_ONE_SHOT, help="trainings of each candidate of the last round; the mean counts (default: 2)"
     )
     front_workers: int = flag(2, positive, group=_ONE_SHOT, help="processes that score them (default: 2)")
     held_out: float = flag(
@@ -210,16 +234,15 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
             draw_architecture(report.mask, run.pictures / "architecture.png", strides, channels)
             network = spaces.get(config.network.space).network(report.mask, config)
             network.to(context.arithmetic.device, context.arithmetic.parameters)
-            cost = measure(network, (1, 3, config.data.crop_size, config.data.crop_size), repeats=10)
+            side = cost_side(config)
+            cost = measure(network, (1, 3, side, side), repeats=10)
             if entries:
-                entries["budget"]["measured_ms"] = measured_ms(
-                    network, config.data.crop_size, context.arithmetic.device
-                )
+                entries["budget"]["measured_ms"] = measured_ms(network, side, context.arithmetic.device)
             run.note(
                 kept=page.names_of(report.mask),
                 strides=[int(s) for s in strides],
                 channels=[int(c) for c in channels],
-                **page.cost_entries(cost, config.data.crop_size),
+                **page.cost_entries(cost, side),
                 **entries,
             )
         line = f"searched: {context.metric_text(result)}; {report.lines()[0]}"
@@ -265,7 +288,16 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
     finals = _finals(search, scored, scorer, section) if again else []
     refined = _refined(search, finals, scorer, section) if finals else []
     ranked = [*finals, *refined] if again else scored
-    points = [Point(c.mask, c.score, costs.predict(c.mask), int(costs.multiply_adds(c.mask))) for c in front(ranked)]
+    halved = _halved(context, built, search, ranked) if section.halving else []
+    trained = list(itertools.chain(*halved))
+    whole = front(halved[-1]) if halved else []
+    least = min((c.cost for c in whole), default=math.inf)
+    points = [
+        Point(c.mask, c.score, costs.predict(c.mask), int(costs.multiply_adds(c.mask)), steps)
+        for steps, best in ((0, front(ranked)), (section.halving_steps, whole))
+        for c in best
+        if steps or c.cost < least
+    ]
     strides, channels = model.backbone.strides, model.backbone.channels
     origin = {
         "space": config.network.space,
@@ -279,36 +311,52 @@ def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
     facts = {"score": primary, "scored_on": "training pictures that were kept back", "unit": unit.unit}
     facts["tune_steps"] = section.tune_steps * (section.final_times if again else 1)
     everything = [[c.cost, c.score, connections(c.mask)] for c in scored]
+    if halved:
+        facts["halving"] = [[[c.cost, c.score, connections(c.mask)] for c in rung] for rung in halved]
     points = write_front(run.folder, points, {**facts, "candidates": everything}, origin)
     chosen = choose(points, budget)
     save_decoder(run.folder / "mask_front.npy", chosen.mask, {**origin, "connections": connections(chosen.mask)})
     draw_architecture(chosen.mask, run.pictures / "architecture.png", strides, channels)
+    if trained:  # scores after other trainings do not compare
+        shown, others = [p for p in points if p.steps], trained
+        rest = "others that were trained whole, most of them for fewer steps"
+    else:
+        shown, others = points, [*scored, *ranked] if again else scored
+        rest = "others, fewer steps" if again else "all candidates"
     draw_front(
-        [(p.cost(unit.unit), p.score) for p in points],
-        [(c.cost, c.score) for c in ([*scored, *ranked] if again else scored)],
+        [(p.cost(unit.unit), p.score) for p in shown],
+        [(c.cost, c.score) for c in others],
         run.pictures / "front.png",
         "predicted milliseconds" if unit.unit == "ms" else "multiply-adds",
         primary,
-        [Path(p.file).stem for p in points],
-        points.index(chosen),
+        [Path(p.file).stem for p in shown],
+        shown.index(chosen) if chosen in shown else None,
         None if budget is None else budget.most,
-        "others, fewer steps" if again else "all candidates",
+        rest,
     )
     network = spaces.get(config.network.space).network(chosen.mask, config)
     network.to(context.arithmetic.device, context.arithmetic.parameters)
-    cost = measure(network, (1, 3, config.data.crop_size, config.data.crop_size), repeats=10)
-    ms = measured_ms(network, config.data.crop_size, context.arithmetic.device)
+    side = cost_side(config)
+    cost = measure(network, (1, 3, side, side), repeats=10)
+    ms = measured_ms(network, side, context.arithmetic.device)
     noted = {"unit": unit.unit, "predicted": chosen.cost(unit.unit), "measured_ms": ms}
     run.note(
         strides=origin["strides"],
         channels=[int(c) for c in channels],
         budget=noted if budget is None else {**noted, "most": budget.most},
-        front={"points": len(points), "candidates": len(scored), "refined": len(refined), "chosen": chosen.file},
-        **page.cost_entries(cost, config.data.crop_size),
+        front={
+            "points": len(points),
+            "candidates": len(scored),
+            "refined": len(refined),
+            "halved": len(halved[0]) if halved else 0,
+            "chosen": chosen.file,
+        },
+        **page.cost_entries(cost, side),
     )
     costs_text = f"{unit.text(chosen.cost(unit.unit))} predicted, {ms:.2f} ms measured"
     taken = f"{chosen.file}: {primary} {chosen.score:.4f}, {costs_text}"
     beyond = f", {len(refined)} changes of the best" if refined else ""
+    beyond += f", {len(halved[0])} of them and of pyramids trained whole" if halved else ""
     lines = [
         f"searched: {context.metric_text(result)} with the largest decoder; {len(scored)} candidates{beyond}",
         f"front: {len(points)} masks in {folder}; {'within the budget' if budget else 'nearly the best'}: {taken}",
@@ -321,12 +369,11 @@ def _finals(
     search: FrontSearch, scored: Sequence[Candidate], scorer: Scorer, section: ConnectivitySearchSection
 ) -> list[Candidate]:
     """The best candidates, scored after a longer training: few steps tell the good from the bad, not the best."""
-    best = tuple(candidate.mask for candidate in finalists(scored, section.finalists))
+    best = [candidate.mask for candidate in finalists(scored, section.finalists)]
     if not best:
         return []
-    final = replace(
-        search, folder=search.folder / "finals", given=best, candidates=len(best), identity=f"{search.identity} finals"
-    )
+    # Folders of earlier versions go on: their finals have this identity.
+    final = replace(search.among(best, "finals"), identity=f"{search.identity} finals")
     _score_finals(final, scorer, section, "finalists")
     return [candidate for candidate in final.scored() if math.isfinite(candidate.score)]
 
@@ -349,6 +396,27 @@ def _refined(
         _score_finals(near, scorer, section, f"refinement {number} of {len(sizes)}")
         refined += [candidate for candidate in near.scored() if math.isfinite(candidate.score)]
     return refined
+
+
+def _halved(
+    context: Context, built: OneShotBuilt, search: FrontSearch, ranked: Sequence[Candidate]
+) -> list[list[Candidate]]:
+    """Candidates trained whole, from the weights that retraining starts from: ImageNet's, else those of the search."""
+    config, section = context.config, context.config.family
+    path, name = config.network.pretrained_model, config.network.backbone_name
+    start = built.model.backbone.state_dict() if path is None else load_backbone_weights(path, name).state
+    search = replace(search, space=search.space.doubled())
+    masks = entrants(search, ranked, section.halving, built.decoders.plain())
+    last = max((rung.times for rung in rungs(len(masks), section.halving_draws)), default=1)
+    steps = max(1, section.halving_steps // last)
+    scorer = WholeScorer(start, built.task, built.held, config, context.run, context.arithmetic, steps)
+    return halve(
+        search,
+        masks,
+        section.halving_draws,
+        f"{steps} steps",
+        lambda near, rung, title: search_front(near, scorer, section.front_workers, title, rung.times, rung.draws),
+    )
 
 
 FAMILY = ConnectivitySearchFamily()

@@ -8,13 +8,14 @@ run's folder as an Optuna journal, so that a killed search goes on, and several 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,19 @@ class FrontSearch:
         return optuna.create_trial(
             state=TrialState.WAITING, params=params, distributions=distributions, system_attrs=attributes
         )
+
+    def among(self, masks: Sequence[AnyMask], name: str, scores: str = "") -> FrontSearch:
+        """A search of given decoders alone, in a folder of its own within this one's.
+
+        Args:
+            masks: the decoders.
+            name: of the folder.
+            scores: what scores hold for, beside the weights and pictures of this search.
+        """
+        digest = hashlib.sha256("".join(mask_key(mask) for mask in masks).encode()).hexdigest()
+        identity = " ".join(filter(None, (self.identity, scores, digest)))
+        given = tuple(masks)
+        return replace(self, folder=self.folder / name, given=given, candidates=len(given), identity=identity)
 
     def scored(self) -> list[Candidate]:
         """Every different decoder that was scored."""

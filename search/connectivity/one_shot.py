@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,19 +45,23 @@ class DecoderSpace:
         wide: whether operations, widths, output stage and context are chosen too.
         first: name of the decoder that is trained with the encoder at first; None: a pyramid (`fpn`), in the published
             space `unet`.
+        eighths: of the depth that stages of the wider space may have as channels.
     """
 
     strides: tuple[int, ...]
     depth: int
     wide: bool
     first: str | None = None
+    eighths: tuple[int, ...] = (2, 3, 4, 6, 8)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels that stages of the wider space may have: 2, 3, 4, 6 and 8 eighths of the depth."""
-        return tuple(
-            sorted({max(MULTIPLE, self.depth * eighths // 8 // MULTIPLE * MULTIPLE) for eighths in (2, 3, 4, 6, 8)})
-        )
+        """Channels that stages of the wider space may have."""
+        return tuple(sorted({max(MULTIPLE, self.depth * part // 8 // MULTIPLE * MULTIPLE) for part in self.eighths}))
+
+    def doubled(self) -> DecoderSpace:
+        """The same with stages of up to twice the depth, which the elastic network has no weights of."""
+        return replace(self, eighths=(*self.eighths, 12, 16))
 
     def largest(self) -> AnyMask:
         """Every connection, and the dearest of all else."""

@@ -9,9 +9,7 @@ rounds are the same.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -179,12 +177,5 @@ def next_round(search: FrontSearch, known: Sequence[Candidate], number: int, cou
         count: candidates at most.
     """
     rng = draw_generator(search.seed, _REFINED, number)
-    masks = tuple(propose(search.encoding, known, count, rng, search.cost, search.most))
-    digest = hashlib.sha256("".join(mask_key(mask) for mask in masks).encode()).hexdigest()
-    return replace(
-        search,
-        folder=search.folder / f"round-{number}",
-        given=masks,
-        candidates=len(masks),
-        identity=f"{search.identity} {digest}",
-    )
+    masks = propose(search.encoding, known, count, rng, search.cost, search.most)
+    return search.among(masks, f"round-{number}")

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import multiprocessing
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from statistics import fmean
 
@@ -29,8 +30,38 @@ BATCHES = 4  # training batches from which batch norms are re-estimated
 TUNING = 24  # training batches on which decoders are tuned, in turn
 
 
-class Scorer:
+class CandidateScorer(ABC):
     """Scores decoders by the task's primary metric on training samples that were kept back.
+
+    Attributes:
+        seed: of the first draw of weights.
+        arithmetic: device and precision.
+    """
+
+    seed: int
+    arithmetic: Arithmetic
+
+    def __call__(self, mask: AnyMask, times: int = 1, draws: int = 1) -> float:
+        """The score; 0 where the outputs are not finite.
+
+        Args:
+            mask: the decoder.
+            times: factor on the steps that it is trained.
+            draws: of the weights that it begins with; the mean counts.
+        """
+        return fmean(self._score(mask, times, self.seed + draw) for draw in range(draws))
+
+    @abstractmethod
+    def _score(self, mask: AnyMask, times: int, seed: int) -> float:
+        """The score with one draw of weights."""
+
+    @abstractmethod
+    def fill(self, mask: AnyMask) -> None:
+        """Compute what forked processes share; `mask`: any decoder."""
+
+
+class Scorer(CandidateScorer):
+    """Scores decoders over the encoder of the search, as it is.
 
     The encoder's features of all samples are computed once. Scores depend on nothing but the weights and the samples.
     Shared weights rank decoders by how often their parts were trained; a few steps of its own, from weights drawn anew,
@@ -46,7 +77,7 @@ class Scorer:
 
     def __init__(self, model: OneShotNetwork, task: Task, held: Task, config: RunConfig, arithmetic: Arithmetic):
         self.model, self.held, self.frozen = model, held, config.training.freeze_bn
-        self.context = EvaluationContext(arithmetic=arithmetic)
+        self.arithmetic, self.context = arithmetic, EvaluationContext(arithmetic=arithmetic)
         training, seed = config.training, config.run.seed + 1
         self.task, self.steps, self.seed = task, config.family.tune_steps, config.run.seed
         self.lr, self.decay = training.lr * training.last_layer_lr_mult, training.decay
@@ -69,39 +100,23 @@ class Scorer:
                     model.end_points(images)
             model.backbone.eval()
 
-    def __call__(self, mask: AnyMask, times: int = 1, draws: int = 1) -> float:
-        """The score; 0 where the outputs are not finite.
-
-        Args:
-            mask: the decoder.
-            times: factor on the steps of its own.
-            draws: of the weights that it begins with; the mean counts.
-        """
-        return fmean(self._score(mask, times, self.seed + draw) for draw in range(draws))
-
     def _score(self, mask: AnyMask, times: int, seed: int) -> float:
-        """The score with one draw of weights."""
         model = self.model
         model.chosen, self._filled = mask, True
         with repeatable(), self._tuned(times * self.steps, seed), torch.no_grad():
             if not self.frozen:
                 model.decoders.train()
-                with cumulative(model.decoders), self.context.arithmetic.context():
+                with cumulative(model.decoders), self.arithmetic.context():
                     for images in self.batches:
                         model(images)
             try:
                 scores = self.held.evaluate(model, self.context, quick=True)
             except NotFiniteError:
                 return 0.0
-        value = self.held.metrics(scores)[self.held.primary]
-        return float(value) if math.isfinite(value) else 0.0
+        return finite_score(self.held.metrics(scores)[self.held.primary])
 
     def fill(self, mask: AnyMask) -> None:
-        """Compute the encoder's features of all samples, where none was scored yet: forked processes share them.
-
-        Args:
-            mask: any decoder.
-        """
+        """Compute the encoder's features of all samples, where none was scored yet."""
         if not self._filled:
             self(mask)
 
@@ -111,7 +126,7 @@ class Scorer:
         if not steps:
             yield
             return
-        model, arithmetic = self.model, self.context.arithmetic
+        model, arithmetic = self.model, self.arithmetic
         parts = {name: part for name, part in model.named_children() if name != "backbone"}
         before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
         with torch.random.fork_rng(devices=[]):
@@ -137,7 +152,14 @@ class Scorer:
                 part.load_state_dict(before[name])
 
 
-def search_front(search: FrontSearch, scorer: Scorer, workers: int, title: str, times: int = 1, draws: int = 1) -> None:
+def finite_score(value: float) -> float:
+    """A metric as a score: 0 where it is not finite."""
+    return float(value) if math.isfinite(value) else 0.0
+
+
+def search_front(
+    search: FrontSearch, scorer: CandidateScorer, workers: int, title: str, times: int = 1, draws: int = 1
+) -> None:
     """Score candidates until there are enough, in several processes at once.
 
     Args:
@@ -145,11 +167,11 @@ def search_front(search: FrontSearch, scorer: Scorer, workers: int, title: str, 
         scorer: gives scores.
         workers: processes, this one among them; on a CPU alone, and where processes can be forked.
         title: stands before the number of those that are scored, in the lines of progress.
-        times: as of :meth:`Scorer.__call__`.
+        times: as of :meth:`CandidateScorer.__call__`.
         draws: as of it.
     """
     progress = Progress(search.candidates, search.prepare(), title, unit="candidate")
-    forks = "fork" in multiprocessing.get_all_start_methods() and scorer.context.arithmetic.device.type == "cpu"
+    forks = "fork" in multiprocessing.get_all_start_methods() and scorer.arithmetic.device.type == "cpu"
     count = workers if forks else 1
     with thread_count(max(1, usable_cores() // count) if count > 1 else torch.get_num_threads()):
         helpers = []
@@ -173,7 +195,7 @@ def search_front(search: FrontSearch, scorer: Scorer, workers: int, title: str, 
                     helper.kill()
 
 
-def _help(search: FrontSearch, scorer: Scorer, times: int, draws: int) -> None:
+def _help(search: FrontSearch, scorer: CandidateScorer, times: int, draws: int) -> None:
     """A helper process: its candidates are taken up by others if it ends."""
     begin_helper()
     search.work(lambda mask: scorer(mask, times, draws))

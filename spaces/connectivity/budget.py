@@ -172,6 +172,11 @@ def of_flags(flags: Mapping[str, Any]) -> Budget | None:
     return None
 
 
+def cost_side(flags: Mapping[str, Any]) -> int:
+    """The side of the picture that costs are of, of flags by name."""
+    return int(flags.get("cost_size") or flags["crop_size"])
+
+
 COSTS = "costs.json"  # of a run's folder: the table that the run reckons with, whatever is measured later
 
 
@@ -189,8 +194,8 @@ def open_costs(
     Raises:
         UseError: a damaged file, or an encoder that cannot be measured.
     """
-    options = ConnectivityConfig.from_options({**config})
-    size, network = (config["crop_size"], config["crop_size"]), options.encoder
+    options, side = ConnectivityConfig.from_options({**config}), cost_side(config)
+    size, network = (side, side), options.encoder
     if unit != "ms":
         return count_costs(options.backbone_name, size, depth=options.depth, n_class=options.n_class, network=network)
     kept = run.folder / COSTS if run is not None else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Point:
         score: of the task's primary metric, on training pictures that were kept back.
         ms: predicted milliseconds of one picture; None where the search did not reckon in them.
         multiply_adds: of one picture.
+        steps: of a training of the whole network that the score is after; 0: of one of the decoder alone. Scores
+            after different trainings do not compare.
         file: its name in the front's folder; empty before it is written.
     """
 
@@ -37,6 +39,7 @@ class Point:
     score: float
     ms: float | None
     multiply_adds: int
+    steps: int = 0
     file: str = ""
 
     def cost(self, unit: str) -> float:
@@ -49,12 +52,15 @@ class Point:
 def choose(points: Sequence[Point], budget: Budget | None) -> Point:
     """The best mask within a budget; without one the cheapest that is nearly as good as the best.
 
+    Of masks of which some were trained whole those that were count alone.
+
     Raises:
         UseError: no mask is within the budget, or there is none at all.
     """
     if not points:
         raise UseError("the front is empty: no candidate had a score; search with more --candidates")
     if budget is None:
+        points = _longest(points)
         unit = "ms" if all(point.ms is not None for point in points) else "multiply-adds"
         enough = _NEAR * max(point.score for point in points)
         return min((point for point in points if point.score >= enough), key=lambda point: point.cost(unit))
@@ -67,7 +73,13 @@ def choose(points: Sequence[Point], budget: Budget | None) -> Point:
         raise UseError(
             f"{budget.flag}: no mask of the front is within it, {what}; raise it, or search with {budget.flag}"
         )
-    return max(within, key=lambda point: (point.score, -point.cost(budget.unit)))
+    return max(_longest(within), key=lambda point: (point.score, -point.cost(budget.unit)))
+
+
+def _longest(points: Sequence[Point]) -> list[Point]:
+    """Those whose scores are after the longest training."""
+    longest = max(point.steps for point in points)
+    return [point for point in points if point.steps == longest]
 
 
 def write_front(
@@ -92,15 +104,18 @@ def write_front(
     written = []
     for number, point in enumerate(points):
         entries = {"score": point.score, "predicted_ms": point.ms, "multiply_adds": point.multiply_adds}
+        if point.steps:
+            entries["steps"] = point.steps
         file = f"{number:02d}.npy"
         save_decoder(place / file, point.mask, {**note, **entries, "connections": connections(point.mask)})
-        written.append(Point(point.mask, point.score, point.ms, point.multiply_adds, file))
+        written.append(replace(point, file=file))
     rows = [
         {
             "file": p.file,
             "score": p.score,
             "ms": p.ms,
             "multiply_adds": p.multiply_adds,
+            "steps": p.steps,
             "connections": connections(p.mask),
         }
         for p in written
@@ -123,9 +138,9 @@ def read_front(folder: Path) -> list[Point]:
     for row in rows if isinstance(rows, list) else [None]:
         if not isinstance(row, dict) or not _NAME.fullmatch(str(row.get("file"))):
             raise UseError(f"{path}: not a front: its points name no mask files")
-        numbers = [row.get(name) for name in ("score", "ms", "multiply_adds")]
+        numbers = [row.get(name) for name in ("score", "ms", "multiply_adds")] + [row.get("steps", 0)]
         valid = [number is None or _is_number(number) for number in numbers]
-        if not all(valid) or numbers[0] is None or numbers[2] is None:
+        if not all(valid) or any(numbers[i] is None for i in (0, 2, 3)):
             raise UseError(f"{path}: not a front: score or cost of {row['file']} is no number")
         points.append(Point(load_decoder(path.parent / row["file"]), *numbers, row["file"]))
     return points

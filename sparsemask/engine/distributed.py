@@ -73,14 +73,28 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+_alone = False
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is the only one, whatever group it is of: what it trains and evaluates is its own."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def world() -> int:
     """Number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
     """This process's number, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
 
 
 def total(value: torch.Tensor) -> torch.Tensor:

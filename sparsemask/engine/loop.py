@@ -124,7 +124,7 @@ class Fit:
     def _check_finite(self) -> None:
         distributed.average_buffers(self.model)
         if not checkpoint.finite(self.model):
-            raise UseError(f"the weights are no longer finite after step {self.step}; {self._kept()}")
+            raise NotFiniteError(f"the weights are no longer finite after step {self.step}; {self._kept()}")
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the network has the weights that are evaluated and saved: with --ema their moving average."""
@@ -231,7 +231,7 @@ class Fit:
         sums[2] = float(self.interrupt.asked)
         self.leaving = distributed.total(sums)[2].item() > 0
         if not bool(torch.isfinite(sums).all()):
-            raise UseError(f"the loss is no longer finite at step {self.step + 1}; {self._kept()}")
+            raise NotFiniteError(f"the loss is no longer finite at step {self.step + 1}; {self._kept()}")
         parameters = [p for group in self.groups for p in group["params"]]
         distributed.sum_gradients(parameters)
         # Connection weights that are held still have no gradients, and the scaler takes no optimizer without any.
@@ -275,7 +275,7 @@ class Fit:
         try:
             result = self.method.evaluate(self.model, self.task, self.arithmetic, self.config)
         except NotFiniteError as error:
-            raise UseError(f"validation after step {self.step}: {error}; {self._kept()}") from None
+            raise NotFiniteError(f"validation after step {self.step}: {error}; {self._kept()}") from None
         set_training(self.model, training.freeze_bn)
         return result
 
@@ -423,3 +423,26 @@ def fit(
     if loop.step == 0:
         loop.save()
     return loop.run_all(title)
+
+
+def fit_unrecorded(model, method: Method, task: Task, config, run: Run, arithmetic) -> dict:
+    """Train `model` as :func:`fit` does, by this process alone, and evaluate it once, at the end; nothing is written.
+
+    Args:
+        model: the network; other arguments are :func:`fit`'s.
+        run: whose folder error messages name.
+
+    Returns:
+        The metrics of the evaluation, by name.
+
+    Raises:
+        NotFiniteError: a loss, weights or outputs that are not finite.
+    """
+    with distributed.alone():
+        loop = Fit(model, method, task, config, run, arithmetic, {}, None)
+        set_training(model, config.training.freeze_bn)
+        with repeatable(), contextlib.closing(loop.batches()) as batches:
+            for _ in range(loop.max_iter):
+                loop.train_step(list(itertools.islice(batches, config.training.accumulate)))
+        with repeatable():
+            return loop.evaluate()

@@ -24,7 +24,7 @@ def front(c: Contents) -> str:
     for point in listed if isinstance(listed, list) else []:
         if not isinstance(point, dict) or number(point.get("score")) is None:
             continue
-        ms, macs, count = (number(point.get(name)) for name in ("ms", "multiply_adds", "connections"))
+        ms, macs, count, whole = (number(point.get(name)) for name in ("ms", "multiply_adds", "connections", "steps"))
         name = html.escape(str(point.get("file"))[:40])
         rows.append(
             (
@@ -33,6 +33,7 @@ def front(c: Contents) -> str:
                 "–" if ms is None else f"{ms:.2f}",
                 "–" if macs is None else html.escape(format_count(macs)),
                 "–" if count is None else f"{count:.0f}",
+                f"{whole:.0f}" if whole else "–",
             )
         )
     if not rows:
@@ -42,8 +43,15 @@ def front(c: Contents) -> str:
         sections.figure_of(c, picture, "Score against cost of all candidates and the front") if picture.exists() else ""
     )
     score = html.escape(sections.TITLES.get(str(content.get("score")), str(content.get("score")))[:60])
-    heads = ("mask", score, "predicted ms", "multiply-adds", "connections")
+    heads = ("mask", score, "predicted ms", "multiply-adds", "connections", "steps, trained whole")
+    halving = content.get("halving")
+    rungs = [str(len(rung)) for rung in halving if isinstance(rung, list)] if isinstance(halving, list) else []
     steps = number(content.get("tune_steps"))
     weights = f"after {steps:.0f} steps of each decoder alone" if steps else "with the shared weights"
     text = f"Scores {weights}, on training pictures that were kept back; marked: the mask that is taken."
+    if rungs:
+        text += (
+            f" By successive halving {', '.join(rungs)} candidates were trained whole, in each round for twice as many "
+            "steps; their scores do not compare with those of decoders alone, and count before them."
+        )
     return drawn + html.paragraph(text) + html.table(heads, rows, kind="plain")

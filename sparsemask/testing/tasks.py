@@ -32,7 +32,7 @@ from sparsemask.options import Parser
 from sparsemask.tasks.classification.task import ClassificationTask
 from sparsemask.tasks.dense.task import DenseTask
 from sparsemask.tasks.points.task import PointsTask
-from sparsemask.tasks.protocol import VIEWS, EvaluationContext, Scores, ScoresBySample, Task
+from sparsemask.tasks.protocol import VIEWS, EvaluationContext, HoldsOut, Scores, ScoresBySample, Task
 from sparsemask.tasks.stereo.task import StereoTask
 from sparsemask.tasks.super_resolution.task import SuperResolutionTask
 
@@ -96,6 +96,19 @@ class TaskContract:
         assert isinstance(task.train_data, data.DataSource) and len(task.train_data) > 0
         assert isinstance(task.eval_data, data.EvaluationSource) and len(task.eval_data) > 0
         assert all(isinstance(task.eval_data.name(k), str) for k in range(min(3, len(task.eval_data))))
+
+    def test_samples_that_are_kept_back_are_not_trained_on(self, task: Task):
+        """Where training samples can be kept back: none of them is trained on, none of validation is among them."""
+        if not isinstance(task, HoldsOut):
+            pytest.skip("cannot keep samples back")
+        whole, validation = task.train_data, task.eval_data  # read before, as a search does
+        train, held = task.hold_out(0.5)
+        assert len(train.train_data) + len(held.eval_data) == len(whole) and 0 < len(train.train_data) < len(whole)
+        sources = train.train_data, held.eval_data, whole
+        if all(isinstance(source, data.FileSource) for source in sources):
+            trained, kept, every = ({tuple(map(str, pair)) for pair in source.pairs} for source in sources)
+            assert not trained & kept and trained | kept == every
+        assert task.train_data is whole and task.eval_data is validation is train.eval_data
         same_tensors(task.eval_data[0], task.eval_data[0])
 
     def test_batches_depend_on_seed_and_step_alone(self, task: Task):

@@ -163,8 +163,8 @@ class DenseTask(Task):
         if len(kept_back) == len(pairs):
             raise UseError(f"{len(pairs)} training picture: none can be kept back; take more pictures")
         train, held = copy.copy(self), copy.copy(self)
-        train._train = self._dataset("training", [pair for i, pair in enumerate(pairs) if i not in kept_back])
-        held._eval = self._dataset("eval", [pair for i, pair in enumerate(pairs) if i in kept_back])
+        train.train_data = self._dataset("training", [pair for i, pair in enumerate(pairs) if i not in kept_back])
+        held.eval_data = self._dataset("eval", [pair for i, pair in enumerate(pairs) if i in kept_back])
         return train, held
 
     def _dataset(self, split: str, pairs: list[tuple[Path, Path]] | None = None) -> SegmentationDataset:
