@@ -12,7 +12,7 @@ ResNet-56 is the public one for CIFAR; MobileNetV2 begins with ImageNet weights 
 64x64 first (`--base` steps, the same network for all). Nine ways of choosing channels that each of the tools has are
 tried with seed 0 and few steps of fine-tuning (`--screen`) and judged on training pictures that are kept back; the best
 one of each tool is then fine-tuned for `--steps` with three seeds and scored on the test pictures. Steps, optimizer,
-rates and pictures are the same for all. Torch-Pruning as bench/requirements.txt says.With `--multiples`
+rates and pictures are the same for all. Torch-Pruning as bench/requirements.txt says. With `--multiples`
 or `--policies` the tools are not compared: `sparsemask.shrink` chooses by Taylor over the whole network, keeping
 channels in those multiples, and as it does by itself; or by L2 and by Taylor with each of these policies.
 

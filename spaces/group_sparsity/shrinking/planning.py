@@ -117,7 +117,7 @@ class ShrinkPlan:
             raise UseError(f"{self.origin.name}: nothing can be removed; {'; '.join(locked_lines(self.locked)[:3])}")
         subject = Subject(self.network, self.channels, settings.data, settings.loss, settings.seed)
         scores = importances.scores(settings.importance, subject)
-        removal = Removal(self.graph, [c.groups for c in self.channels], shifts=True)
+        removal = self._removal()
         timed = goal is not None and goal.by == "milliseconds"
         stays = self._unfoldable(removal, settings.fold)
         # To measure takes longer than to count.
@@ -187,6 +187,10 @@ class ShrinkPlan:
             return self
         return planned(self.network, self.inputs, self.select, fold, self.origin, self.notes)
 
+    def _removal(self) -> Removal:
+        """What becomes zero, and what goes, with channels that are dropped."""
+        return Removal(self.graph, [c.groups for c in self.channels], shifts=True)
+
     def _unfoldable(self, removal: Removal, fold: str) -> np.ndarray:
         """The elements whose constants cannot be folded, bool (graph.count,), as far as two trials tell."""
         stays = np.zeros(self.graph.count, dtype=bool)
@@ -217,8 +221,7 @@ class ShrinkPlan:
             )
         plan = self._folding("none" if report.recipe.statistics == "free" else "exact")
         gone = report.recipe.gone(plan.graph)
-        removal = Removal(plan.graph, [c.groups for c in plan.channels], shifts=True)
-        return removal.zero_(copy.deepcopy(self.network), {c.name: ~gone[c.elements] for c in plan.channels})
+        return plan._removal().zero_(copy.deepcopy(self.network), {c.name: ~gone[c.elements] for c in plan.channels})
 
     def __str__(self) -> str:
         kinds = format_count(self.costs.multiply_adds), format_count(self.costs.parameters)

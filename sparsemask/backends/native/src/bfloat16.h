@@ -122,6 +122,20 @@ static void finish_panels(const TileProduct& p, const int64_t* rows, int64_t cou
             for (int64_t k = 0; k < (j + 1 < NV ? PANEL : rest); k++) sums[first + j * PANEL + k] += sum[j][k];
 }
 
+// Numbers that an output reads, of all segments, up to whole tiles.
+static inline int64_t depth_of(const TileProduct& p) {
+    int64_t depth = 0;
+    for (int64_t s = 0; s < p.n_segments; s++) depth += p.segments[s].length;
+    return depth;
+}
+
+// Zeros as long as a row of any segment: what is read where there is no row.
+static inline const uint16_t* zeros_for(const TileProduct& p) {
+    int64_t length = 0;
+    for (int64_t s = 0; s < p.n_segments; s++) length = std::max(length, p.segments[s].length);
+    return reinterpret_cast<const uint16_t*>(zero_row(length / 2 + 1));
+}
+
 // Zeros where the product's rows [start, end) have no outputs.
 static inline void clear_rest(const TileProduct& p, int64_t start, int64_t end) {
     const int64_t from = p.places ? 0 : p.columns;

@@ -46,10 +46,8 @@ static inline void ask_for_outputs(const TileProduct& p, int64_t start, int64_t 
 // As tile_rows.
 template <class U>
 static void rows_by_dots(const TileProduct& p, std::atomic<int64_t>& next, double* sums) {
-    int64_t depth = 0, length = 0;
-    for (int64_t s = 0; s < p.n_segments; s++)
-        depth += p.segments[s].length, length = std::max(length, p.segments[s].length);
-    const uint16_t* zeros = reinterpret_cast<const uint16_t*>(zero_row(length / 2 + 1));
+    const int64_t depth = depth_of(p);
+    const uint16_t* zeros = zeros_for(p);
     std::vector<const uint16_t*> room(p.n_segments * CHUNK + 1);
     const uint16_t** rows = room.data();
     const int64_t chunks = (p.rows + TAKEN - 1) / TAKEN;

@@ -212,10 +212,8 @@ static inline void lay(const TileSegment& one, const Outputs& outputs, const uin
 // Chunks of TAKEN outputs until there are none left; sums: (columns), or null.
 template <class U>
 static void tile_rows(const TileProduct& p, std::atomic<int64_t>& next, double* sums) {
-    int64_t depth = 0, length = 0;
-    for (int64_t s = 0; s < p.n_segments; s++)
-        depth += p.segments[s].length, length = std::max(length, p.segments[s].length);
-    const uint16_t* zeros = reinterpret_cast<const uint16_t*>(zero_row(length / 2 + 1));
+    const int64_t depth = depth_of(p);
+    const uint16_t* zeros = zeros_for(p);
     std::vector<Lying> lying(p.n_segments);
     static thread_local std::vector<uint16_t> room;
     if (static_cast<int64_t>(room.size()) < depth * 16 * TALL + STEP) room.resize(depth * 16 * TALL + STEP);
