@@ -150,10 +150,10 @@ def test_a_run_begins_with_a_plain_decoder():
 
 def test_a_decoder_is_tuned_alone_and_leaves_nothing_behind(here, monkeypatch):
     """Scores are of weights of a decoder's own, the same every time, whatever was scored before."""
-    from sparsemask.search.connectivity import family
+    from sparsemask.search.connectivity import one_shot_front
 
     kept = []
-    monkeypatch.setattr(family, "search_front", lambda search, scorer, *others: kept.append(scorer))
+    monkeypatch.setattr(one_shot_front, "search_front", lambda search, scorer, *others: kept.append(scorer))
     with contextlib.suppress(Exception):  # nothing was scored, so that there is no front to write
         search(here / "data", "tuned", "--tune_steps", "8")
     scorer, masks = kept[0], [WIDE.plain(), WIDE.largest()]
