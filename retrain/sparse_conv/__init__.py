@@ -25,10 +25,9 @@ from sparsemask.retrain.trained import prediction_writer, read_source, ready, re
 from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.protocols import HasFastForm, HasViews
 from sparsemask.spaces.sparse_conv.mask_costs import PAYING, leave_paying, masks_flag
-from sparsemask.spaces.sparse_conv.masked_space import plans_beside
 from sparsemask.spaces.sparse_conv.masking import apply_masks, fix_masks, hard_masks, set_threshold
 from sparsemask.spaces.sparse_conv.measuring import Watch
-from sparsemask.spaces.sparse_conv.plan import path_of
+from sparsemask.spaces.sparse_conv.plan import known_plans
 from sparsemask.spaces.sparse_conv.planning import Planner, unmask
 from sparsemask.spaces.sparse_conv.records import conclude, evaluate_kept
 from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
@@ -126,8 +125,8 @@ def keep_plans(planner: Planner) -> None:
         training_setup.warn(f"plans not written: {describe(error) or error}")
 
 
-def _unmask(restored: Restored, task, space, context: tasks.EvaluationContext, weights: Path) -> None:
-    """Drop masks that save no time within --unmask, and write the network without them beside the weights."""
+def _unmask(restored: Restored, task, space, context: tasks.EvaluationContext) -> None:
+    """Drop masks that save no time within --unmask; the network without them goes to the run's folder, or here."""
     config, model, where = restored.config, restored.model, restored.arithmetic
     bound, name = config.family.unmask, task.primary
 
@@ -145,7 +144,7 @@ def _unmask(restored: Restored, task, space, context: tasks.EvaluationContext, w
     if not found.modules:
         say(f"--unmask {bound:g}: no mask that costs time can go within that ({name} {found.before:.4f})")
         return
-    path = weights.with_name(UNMASKED)
+    path = Path(UNMASKED) if restored.run is None else restored.run.folder / UNMASKED
     space.save(path, found.network, space.masks_of(found.network))
     say(
         f"without the masks of {', '.join(found.modules)}: {name} {found.after:.4f} instead of {found.before:.4f} "
@@ -259,7 +258,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
             config = config.replace(mask_path=given.get("mask_path"))
         model = space.load(source.path).network
         if run is not None:
-            model.plans = plans_beside(run.folder / NETWORK, model)
+            model.plans = known_plans(run.folder / NETWORK, model)
         # The checkpoints of a specialisation hold weights, the threshold is a flag.
         if state is not None and state.get("verb") == "specialize":
             set_threshold(model, state["config"]["thres"])
@@ -283,9 +282,8 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         if config.family.unmask is not None and (not model.mask_modules() or isinstance(space, HasFastForm)):
             raise UseError(f"--unmask is not for space '{config.network.space}'")
         weights = Path(config["pretrained_model"]) if restored.run is None else restored.run.folder / NETWORK
-        foreign = model.plans is None and path_of(weights).exists()  # plans of another checkpoint, say
         plain = not calls and config.family.backend == "auto" and not isinstance(space, HasFastForm)
-        planner = Planner(space, model, None if foreign else weights) if plain and config.family.rounds else None
+        planner = Planner(space, model, weights, found=True) if plain and config.family.rounds else None
         watch = Watch(space, model, where, config.family.rounds, planner=planner, **calls)
         context = tasks.EvaluationContext.from_config(where, config)
         write = prediction_writer(task, config.evaluation.out)
@@ -299,7 +297,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         if planner is not None:
             keep_plans(planner)
         if config.family.unmask is not None:
-            _unmask(restored, task, space, context, weights)
+            _unmask(restored, task, space, context)
         if config.evaluation.out:
             say(f"predictions in {config.evaluation.out}")
         record_evaluation(restored, task, scores, {"eval": record(model, task, scores, table, by_module)})
