@@ -12,14 +12,16 @@ import torch
 
 from fake_costs import FakeCosts
 from literal_sparse import one_thread  # noqa: F401
-from one_shot import FEW, folder_with_data, points, refuses, search  # noqa: F401
+from one_shot import FEW, command_line, folder_with_data, points, refuses, search  # noqa: F401
 from sparsemask.masks.decoder import FULL
+from sparsemask.search import run as search_run
 from sparsemask.search.connectivity.front import Candidate, FrontSearch, mask_key
 from sparsemask.search.connectivity.halving import Rung, WholeScorer, entrants, halve, pyramids, rungs, survivors
 from sparsemask.search.connectivity.one_shot import DecoderSpace
 from sparsemask.spaces.connectivity.budget import Budget
 from sparsemask.spaces.connectivity.front_files import Point, choose
 from sparsemask.spaces.connectivity.named_masks import named_mask
+from tiny import fails
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_images")
 
@@ -243,3 +245,8 @@ def test_a_training_that_diverges_scores_nothing(here, monkeypatch):
 
 def test_bad_numbers_leave_nothing(here, capfd):
     refuses(capfd, [("--halving", "-1"), ("--halving_steps", "0"), ("--halving_draws", "0"), ("--halving", "many")])
+    fails(capfd, search_run.main, command_line("x", "--halving", "many"), ["expected a whole number, not 'many'"])
+    for method in ("published", "latency"):
+        argv = command_line("x", "--halving", "2", "--method", method, "--budget_ms", "20")
+        fails(capfd, search_run.main, argv[:-2] if method == "published" else argv, ["--", "only --method one-shot"])
+    assert not Path("runs/x").exists()

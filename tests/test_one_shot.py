@@ -340,8 +340,12 @@ def test_bad_fronts_are_one_line(here, capfd):
     content["points"][0]["file"] = "../../mask.npy"
     file.write_text(json.dumps(content))
     fails(capfd, prune_prune.main, [], ["its points name no mask files"])
+    content["points"][0]["file"] = "00.npy"
+    file.write_text(json.dumps(content))
+    Path("runs/s/front/00.npy").unlink()
+    fails(capfd, prune_prune.main, [], ["names 00.npy, which is gone", "--resume runs/s"])
     file.unlink()
-    fails(capfd, prune_prune.main, [], ["the search is not finished"])
+    fails(capfd, prune_prune.main, [], ["the search is not finished, or the file is gone"])
     assert not Path("mask.npy").exists()
 
 

@@ -97,24 +97,31 @@ class ConnectivitySearchSection(BudgetSection):
         0,
         natural,
         group=_ONE_SHOT,
-        help="further finalists, each one change from one of the best so far (default: none)",
+        help="further finalists, each one change from one of the best so far (default: 0, none)",
     )
     halving: int = flag(
         0,
         natural,
         group=_ONE_SHOT,
-        help="candidates that are trained whole at last, encoder included, as retraining trains them, the better half "
-        "twice as long, and so on: the best found, and pyramids (default: none)",
+        metavar="N",
+        help="train N candidates whole at last, encoder included, as retraining does: the best found, and pyramids; "
+        "then the better half again for twice as many steps, and so on (default: 0, none)",
     )
     halving_steps: int = flag(
-        200, positive, group=_ONE_SHOT, help="steps of the longest of these trainings (default: 200)"
+        200, positive, group=_ONE_SHOT, help="steps of the longest trainings of --halving (default: 200)"
     )
     halving_draws: int = flag(
-        2, positive, group=_ONE_SHOT, help="trainings of each candidate of the last round; the mean counts (default: 2)"
+        2,
+        positive,
+        group=_ONE_SHOT,
+        help="trainings of each candidate in the last round of --halving; the mean counts (default: 2)",
     )
-    front_workers: int = flag(2, positive, group=_ONE_SHOT, help="processes that score them (default: 2)")
+    front_workers: int = flag(2, positive, group=_ONE_SHOT, help="processes that score candidates (default: 2)")
     held_out: float = flag(
-        0.15, fraction, group=_ONE_SHOT, help="share of the training pictures that they are scored on (default: 0.15)"
+        0.15,
+        fraction,
+        group=_ONE_SHOT,
+        help="share of the training pictures that candidates are scored on (default: 0.15)",
     )
     teacher: str = teacher_flag()
     distill: float = distill_flag()
@@ -150,6 +157,9 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
     def resolve(self, config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
         """Settle the method and the budget, and refuse one below what any mask costs."""
         section = config.family
+        ours = {name for name, rule in section.flags().items() if rule.group == _ONE_SHOT}
+        if section.way != "one-shot" and (others := sorted(ours & given.keys())):
+            raise UseError(f"--{others[0]}: only --method one-shot knows it, not --method {section.way}")
         changes: dict[str, Any] = {"method": section.way}
         if (budget := section.budget) is not None:
             network = tasks.get(config.data.task, config.replace(**encoder_form(config))).config

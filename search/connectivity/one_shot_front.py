@@ -18,6 +18,7 @@ from sparsemask.families import Built
 from sparsemask.files import sha256
 from sparsemask.masks.decoder import save_decoder
 from sparsemask.pictures import draw_architecture, draw_front
+from sparsemask.report.sections import TITLES
 from sparsemask.search.connectivity.front import Candidate, FrontSearch, finalists, front
 from sparsemask.search.connectivity.halving import WholeScorer, entrants, halve, rungs
 from sparsemask.search.connectivity.one_shot import DecoderSpace, OneShotNetwork
@@ -193,7 +194,7 @@ def _draw(context: Context, built: OneShotBuilt, scores: _Scores, written: _Fron
         [(c.cost, c.score) for c in others],
         pictures / "front.png",
         "predicted milliseconds" if unit == "ms" else "multiply-adds",
-        written.primary,
+        TITLES.get(written.primary, written.primary),
         [Path(p.file).stem for p in shown],
         shown.index(chosen) if chosen in shown else None,
         None if budget is None else budget.most,
