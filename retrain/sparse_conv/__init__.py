@@ -122,7 +122,7 @@ def keep_plans(planner: Planner) -> None:
     try:
         planner.save()
     except OSError as error:
-        training_setup.warn(f"plans not written: {describe(error) or error}")
+        distributed.warn(f"plans not written: {describe(error) or error}")
 
 
 def _unmask(restored: Restored, task, space, context: tasks.EvaluationContext) -> None:
@@ -302,7 +302,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
             say(f"predictions in {config.evaluation.out}")
         record_evaluation(restored, task, scores, {"eval": record(model, task, scores, table, by_module)})
         if watch.disagreement:
-            training_setup.warn(f"error: {watch.disagreement}")
+            distributed.warn(f"error: {watch.disagreement}")
             return 1
         return 0
 
