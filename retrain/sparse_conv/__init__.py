@@ -17,6 +17,7 @@ from sparsemask.engine import Method, checkpoint, data, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, describe, say
 from sparsemask.families import Built, Restored, RetrainingFamily
+from sparsemask.masks import npz
 from sparsemask.masks import spatial as files
 from sparsemask.options import Parser, adopted, natural, rate
 from sparsemask.retrain.masked_network import NETWORK, share
@@ -219,8 +220,8 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
             apply_masks(model, masks.channels, masks.threshold)
             context.say(f"weights and masks of {path}, kept fraction {masks.mean_kept or float('nan'):.3f}")
             if context.main:
-                files.save_masks(run.folder / f"searched{files.SUFFIX}", masks)
-            changes["mask_path"] = str((run.folder / f"searched{files.SUFFIX}").resolve())
+                files.save_masks(run.folder / f"searched{npz.SUFFIX}", masks)
+            changes["mask_path"] = str((run.folder / f"searched{npz.SUFFIX}").resolve())
             changes["search_checkpoint"] = str(path.resolve())
             if config.family.masks == PAYING:
                 leave_paying(context, model)
@@ -246,7 +247,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
             f"{format_count(measured['multiply_adds'])} of {format_count(measured['multiply_adds_dense'])}{times}"
         )
         lines = [line, *measured.get("plan", []), shortfall(context, result)]
-        context.announce(lines, [NETWORK, f"mask{files.SUFFIX}"], then="eval")
+        context.announce(lines, [NETWORK, f"mask{npz.SUFFIX}"], then="eval")
         return int(wrong)
 
     def restore(self, parser: Parser, given: dict, run: runs.Run | None) -> Restored:
