@@ -144,7 +144,7 @@ def thread_count(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def timer(device: torch.device, threads: int, seconds: float = _LONG_ENOUGH) -> Timer:
+def timer(device: torch.device, threads: int, seconds: float = _LONG_ENOUGH, warm: bool = False) -> Timer:
     """A timer for functions that run on a device with a number of threads; freed memory is kept, as networks do.
 
     Everything is timed in turn, in several rounds, so that a disturbance meets all alike, and of each the lower
@@ -155,6 +155,9 @@ def timer(device: torch.device, threads: int, seconds: float = _LONG_ENOUGH) -> 
         device: where the functions run.
         threads: of torch, while they are timed.
         seconds: after which no further round begins, once there are enough.
+        warm: call each function once, not timed, before each of its measurements, so that caches hold what it uses, as
+            in a program that runs one network again and again. Otherwise the caches hold what ran before it, as they
+            do for a part of a network.
     """
     keep_freed_memory()
 
@@ -167,6 +170,8 @@ def timer(device: torch.device, threads: int, seconds: float = _LONG_ENOUGH) -> 
                 if number >= rounds and time.perf_counter() - begun > seconds:
                     break
                 for key, function in functions.items():
+                    if warm:
+                        _measured(function, 1, device)
                     taken[key].append(_measured(function, calls[key], device))
         wall, processor = np.moveaxis(np.array(list(taken.values())), 2, 0)
         own = device.type == "cpu" and threads == 1

@@ -26,7 +26,7 @@ ROOMS = ("VOC12", "sparsemask", "spaces", "search", "prune", "retrain")
 # Imports run from the right to the left; the two of the ground apart, rooms of one level do not import each other.
 LEVELS = {"VOC12": 0, "sparsemask": 0, "spaces": 1, "search": 2, "prune": 2, "retrain": 2}
 # What stands above the verbs, and may import all of them.
-ABOVE = ("sparsemask/api/", "sparsemask/cli/", "sparsemask/testing/", "search/study")
+ABOVE = ("sparsemask/api/", "sparsemask/cli/", "sparsemask/__main__.py", "sparsemask/testing/", "search/study")
 # Names under which functions hold a configuration or a parsed command line.
 OPTIONS = {"options", "config", "namespace", "settings", "opt", "opts"}
 # Files that run on the road and that a reader of the method passes by: their names say what they do.

@@ -247,7 +247,7 @@ def test_masks_that_do_not_pay_are_dropped_from_specialised_networks(monkeypatch
     network, x = specialised(), torch.randn(1, 3, 64, 96)
     names = list(network.mask_modules())
     monkeypatch.setattr(planning, "gains", lambda *_: {name: 1.0 if n < 3 else -1.0 for n, name in enumerate(names)})
-    monkeypatch.setattr(planning, "timer", lambda *_: lambda *_: ({False: 2.0 * rest_is_slower, True: 1.0}, 1.0))
+    monkeypatch.setattr(planning, "timer", lambda *_, **__: lambda *_: ({False: 2.0 * rest_is_slower, True: 1.0}, 1.0))
     dropped = planning.drop_costly(SpecializedSpace(), network, x, 0.1)
     assert dropped == (names if rest_is_slower else names[:3]) == planning.open_modules(network)
 

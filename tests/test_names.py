@@ -81,6 +81,9 @@ def test_commands_run_as_modules_of_a_checkout(tmp_path):
     said = run("", tmp_path, "-m", "VOC12.sample", "--help")
     assert "draw" in said and "--out" in said
     assert run("", tmp_path, "-m", "sparsemask.VOC12.sample", "--help") == said
+    verbs = run("", tmp_path, "-m", "sparsemask", "--help")
+    assert "sparsemask search" in verbs
+    assert run("", tmp_path, "-m", "sparsemask.cli", "--help") == verbs
 
 
 @pytest.mark.parametrize(

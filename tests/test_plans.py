@@ -243,7 +243,7 @@ class Clock:
     def __init__(self, wholes: dict[str | None, float] = WHOLES, **milliseconds: float):
         self.milliseconds = {**wholes, **milliseconds}
 
-    def __call__(self, device, threads, seconds):
+    def __call__(self, device, threads, seconds, warm=False):
         def time_all(functions, rounds):
             for function in functions.values():
                 function()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import sparsemask
 from hinge import lively, one_thread  # noqa: F401
@@ -27,7 +28,7 @@ def machine(monkeypatch):
         times = {k: (1 + costs.multiply_adds(f, ()) / 1e7) * state["drift"] for k, f in functions.items()}
         return times, state["busy"]
 
-    monkeypatch.setattr(planning, "timer", lambda *_: clock)
+    monkeypatch.setattr(planning, "timer", lambda *_, **__: clock)
     return state
 
 
@@ -90,3 +91,44 @@ def test_what_is_no_time():
     for target in ("8 s", "-8 ms", "ms"):
         with pytest.raises(UseError, match="target"):
             sparsemask.shrink(lively("resnet14"), IMAGE, target)
+
+
+class Residual(nn.Module):
+    """Blocks on channels that all of them share: one step of these channels is a large part of the time."""
+
+    def __init__(self, width: int = 64, blocks: int = 8):
+        super().__init__()
+        self.head = nn.Conv2d(3, width, 3, padding=1)
+        convs = lambda: (nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
+        self.blocks = nn.ModuleList(nn.Sequential(*convs()) for _ in range(blocks))
+        self.tail = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.head(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.tail(x)
+
+
+def test_where_one_step_leads_past_the_target_the_other_layers_make_up_for_it(machine):
+    torch.manual_seed(0)
+    network = Residual()
+    whole = milliseconds(network)
+    for share in (0.75, 0.6, 0.5, 0.4, 0.35):
+        small = sparsemask.shrink(network, IMAGE, f"{share * whole:.4f} ms", multiple=16)
+        assert small.report.after.milliseconds == pytest.approx(share * whole, rel=0.03), share
+        assert small.report.notes == ()
+        widths = [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)]
+        assert all(width % 16 == 0 or width == 3 for width in widths)
+        half = sparsemask.shrink(network, IMAGE, share, multiple=16)
+        left = half.report.after.multiply_adds / half.report.before.multiply_adds
+        assert left == pytest.approx(share, abs=0.03), share
+
+
+def test_a_timer_that_is_warm_calls_each_function_before_it_measures_it():
+    calls = []
+    functions = {name: (lambda name=name: calls.append(name) or sum(range(20_000))) for name in "ab"}
+    timer(torch.device("cpu"), 1, 0.0, warm=True)(functions, 3)
+    changes = [a != b for a, b in zip(calls, calls[1:], strict=False)]
+    runs = "".join("x" if change else "-" for change in changes).split("x")[2:]  # behind those that warm up
+    assert len(runs) >= 6 and all(runs)  # each function at least twice in turn

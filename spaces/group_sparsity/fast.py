@@ -111,5 +111,5 @@ def compare_times(
     calls = {name: (lambda form=form, x=x: form(x)) for name, (form, x) in forms.items()}
     if compiled:
         return compare(calls, rounds=rounds, device=device)
-    times, _ = timer(torch.device(device), torch.get_num_threads(), _SECONDS)(dict(calls), rounds)
+    times, _ = timer(torch.device(device), torch.get_num_threads(), _SECONDS, warm=True)(dict(calls), rounds)
     return {name: times[name] for name in networks}

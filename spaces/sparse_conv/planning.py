@@ -71,7 +71,7 @@ def make_plan(space: MaskedSpace, network: MaskedNetwork, inputs: Any, seconds: 
         calls: dict[Hashable, Callable[[], object]] = {
             name: functools.partial(_run, network, inputs, backends) for name, backends in plans.items()
         }
-        found, _ = timer(device, torch.get_num_threads(), seconds / 2)(
+        found, _ = timer(device, torch.get_num_threads(), seconds / 2, warm=True)(
             {**calls, "unmasked": functools.partial(unmasked, inputs)}, rounds
         )
     milliseconds = {str(name): value for name, value in found.items()}
@@ -261,7 +261,7 @@ def _slower_than_open(space: MaskedSpace, network: MaskedNetwork, inputs: Any, s
     calls: dict[Hashable, Callable[[], object]] = {
         form is opened: functools.partial(fast_form(space, form), inputs) for form in (network, opened)
     }
-    times_of, _ = timer(inputs.device, torch.get_num_threads(), seconds)(calls, _ROUNDS)
+    times_of, _ = timer(inputs.device, torch.get_num_threads(), seconds, warm=True)(calls, _ROUNDS)
     return times_of[False] > times_of[True]
 
 
@@ -423,5 +423,5 @@ def _gains_of_wholes(
             kept: functools.partial(fast_form(space, opened_copy(network, [kept] if kept else [])), inputs)
             for kept in (None, *names)
         }
-        times, _ = timer(inputs.device, torch.get_num_threads(), seconds)(calls, _ROUNDS)
+        times, _ = timer(inputs.device, torch.get_num_threads(), seconds, warm=True)(calls, _ROUNDS)
     return {name: times[name] - times[None] for name in names}

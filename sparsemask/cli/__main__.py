@@ -1,7 +1,3 @@
-"""``python -m sparsemask.cli``: the same as the ``sparsemask`` command."""
+"""``python -m sparsemask.cli``: the same as the ``sparsemask`` command and ``python -m sparsemask``."""
 
-import sys
-
-from sparsemask.cli.main import main
-
-sys.exit(main())
+from sparsemask import __main__  # noqa: F401  (it runs)

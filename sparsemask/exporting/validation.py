@@ -139,7 +139,7 @@ def validate_several(
 
 def _times(functions: Functions, rounds: int) -> dict[Hashable, float]:
     """Milliseconds of each, called in turn with torch's number of threads; with one, its processor time."""
-    return timer(torch.device("cpu"), torch.get_num_threads())(functions, rounds)[0]
+    return timer(torch.device("cpu"), torch.get_num_threads(), warm=True)(functions, rounds)[0]
 
 
 @torch.no_grad()

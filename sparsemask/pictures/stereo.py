@@ -95,7 +95,7 @@ def _bar(fig, image, left: float, bottom: float, tall: float, unit: str, extend:
     bar = fig.colorbar(image, cax=style.place(fig, left, bottom, 0.09, tall), extend=extend, extendfrac=0.04)
     bar.ax.tick_params(length=2, pad=2)
     bar.outline.set(lw=0.5, color=style.GREY)
-    bar.ax.set_title(unit, size=style.SMALL, pad=3, fontweight="normal", loc="left")
+    bar.ax.set_title(unit, size=style.SMALL, pad=7, fontweight="normal", loc="left")
 
 
 def _blank_map(name: str):

@@ -20,6 +20,7 @@ Policy = str | Mapping[str, float]
 """One of :data:`POLICIES`, or the share of channels that stays by pattern of layers' names."""
 
 _WIDE = 64  # channels, from which on a quarter of a layer is a step small enough
+_FINEST = 1e-5  # nearer levels are one
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread evenly
 
 
@@ -72,6 +73,8 @@ class Allocation:
         self._shares = _shares(channels, policy) if isinstance(policy, Mapping) else None
         self._pool = {c.name: _pool(network, c, policy) for c in channels}
         self.barred = {c.name: np.zeros(c.count, dtype=bool) for c in channels}
+        self.held: Mapping[str, int] = {}
+        """Groups that stay at every level, by name of the set."""
         self._rank()
 
     def bar(self, elements: np.ndarray) -> None:
@@ -79,6 +82,43 @@ class Allocation:
         for c in self.channels:
             self.barred[c.name] |= elements[c.elements]
         self._rank()
+
+    def between(self, low: float, high: float, wanted: float) -> float | None:
+        """Find a level whose groups are neither those of a lower nor those of a higher one.
+
+        Args:
+            low: the lower level.
+            high: the higher one.
+            wanted: between them.
+
+        Returns:
+            The wanted level, or the nearest one on the side where there are others; None where one step leads from the
+            lower level to the higher one.
+        """
+        ends, count = [self._counts(low), self._counts(high)], self._counts(wanted)
+        if count not in ends:
+            return wanted
+        beside, beyond = (wanted, high) if count == ends[0] else (wanted, low)
+        while abs(beyond - beside) > _FINEST:
+            middle = (beside + beyond) / 2
+            beside, beyond = (middle, beyond) if self._counts(middle) == count else (beside, middle)
+        return None if self._counts(beyond) in ends else beyond
+
+    def hold(self, low: float, high: float) -> bool:
+        """Let the sets that differ at two levels keep what they have at the lower one, at every level from now on.
+
+        Where one step of a large set leads past a target, the others then have the rest to lose.
+
+        Returns:
+            Whether there were such sets, and others.
+        """
+        before, after = self._counts(low), self._counts(high)
+        differ = {name: count for name, count in before.items() if after[name] != count}
+        self.held = {**self.held, **differ}
+        return 0 < len(differ) and len(self.held) < len(self.channels)
+
+    def _counts(self, level: float) -> dict[str, int]:
+        return {name: int(kept.sum()) for name, kept in self.kept(level).items()}
 
     def kept(self, level: float) -> dict[str, np.ndarray]:
         """Which groups are kept, bool (count,) by name of the set; no more at a higher level.
@@ -90,7 +130,8 @@ class Allocation:
         for number, c in enumerate(self.channels):
             rank = self._ranks[c.name]
             wanted = int((rank >= self._cut(c.name, level)).sum())
-            count = max(self._allowed(c, wanted, _offset(number)), int(self.barred[c.name].sum()))
+            allowed = max(self._allowed(c, wanted, _offset(number)), self.held.get(c.name, 0))
+            count = max(allowed, int(self.barred[c.name].sum()))
             result[c.name] = np.zeros(c.count, dtype=bool)
             result[c.name][np.argsort(-rank, kind="stable")[:count]] = True
         return result

@@ -26,7 +26,7 @@ NEAR = 0.03
 _LEVELS = np.linspace(0, 1, 4097)
 _CLOSE = 0.003  # of a share; nearer than that nothing is tried any more
 _TRIES = 6  # networks built for a share
-_TIMED = 7  # networks built for milliseconds
+_TIMED = 12  # networks built for milliseconds
 _CONFIRMED = 2  # further measurements of one that meets the goal
 _ROUNDS = 8
 
@@ -129,7 +129,7 @@ def fit_share(candidates: Candidates, goal: float, by: str, now: Costs) -> Candi
     tried = set()
     for _ in range(_TRIES):
         expected = lambda level, slope=slope: now.by(by) + slope * (candidates.predicted(level, by) - start)
-        level = find_threshold(expected, goal, [_LEVELS]).threshold
+        level = _level(candidates.allocation, expected, goal, NEAR * now.by(by))
         kept = b"".join(mask.tobytes() for mask in candidates.allocation.kept(level).values())
         if kept in tried:
             break
@@ -144,6 +144,19 @@ def fit_share(candidates: Candidates, goal: float, by: str, now: Costs) -> Candi
             slope = (now.by(by) - reached) / (start - counted)
     assert best is not None
     return best
+
+
+def _level(allocation: Allocation, expected: Callable[[float], float], goal: float, near: float) -> float:
+    """The level of a cost; where one step leads past the cost by more than `near`, the others make up for it."""
+    while True:
+        level = find_threshold(expected, goal, [_LEVELS]).threshold
+        low = level if expected(level) > goal else max(level - _LEVELS[1], 0.0)
+        high, held = min(low + _LEVELS[1], 1.0), allocation.held
+        if abs(expected(level) - goal) <= near or not allocation.hold(low, high):
+            return level
+        if expected(1.0) > goal:  # they cannot
+            allocation.held = held
+            return level
 
 
 @dataclass(frozen=True)
@@ -198,27 +211,28 @@ class Stopwatch:
 
     def __init__(self, network: nn.Module, inputs: Inputs, clock: Timer):
         self._network, self._inputs, self._clock = network, inputs, clock
-        self._shares: dict[float, list[float]] = {}
+        self._shares: dict[int, list[float]] = {}
         self.whole, self.busy = float("inf"), 1.0
 
-    def measure(self, networks: Mapping[float, nn.Module]) -> None:
-        """Time some networks, by their levels, in turn with the whole one."""
+    def measure(self, networks: Mapping[int, nn.Module]) -> None:
+        """Time some networks, by their numbers, in turn with the whole one."""
         every: list[tuple[Hashable, nn.Module]] = [("whole", self._network), *networks.items()]
         times, busy = time_networks(dict(every), self._inputs, self._clock)
         self.busy, self.whole = max(self.busy, busy), min(self.whole, times["whole"])
-        for level in networks:
-            self._shares.setdefault(level, []).append(times[level] / times["whole"])
+        for number in networks:
+            self._shares.setdefault(number, []).append(times[number] / times["whole"])
 
-    def __getitem__(self, level: float) -> float:
+    def __getitem__(self, number: int) -> float:
         """Milliseconds of a network that was measured."""
-        return float(np.median(self._shares[level])) * self.whole
+        return float(np.median(self._shares[number])) * self.whole
 
 
 def fit_time(candidates: Candidates, goal: float, network: nn.Module, inputs: Inputs, clock: Timer) -> Fitted:
     """Find the network that takes a number of milliseconds, as measured.
 
     Levels are bracketed and interpolated; a candidate is timed beside the two that bracket it, and once more by itself
-    where it meets the goal.
+    where it meets the goal. Where a single step leads past the goal, such as of channels that many layers share, these
+    channels stay as they are before it, and the other layers make up for it.
 
     Args:
         candidates: builds networks.
@@ -227,25 +241,40 @@ def fit_time(candidates: Candidates, goal: float, network: nn.Module, inputs: In
         inputs: of all networks.
         clock: times functions in turn.
     """
-    built = {0.0: candidates.at(0.0), 1.0: candidates.at(1.0)}
-    watch = Stopwatch(network, inputs, clock)
+    watch, allocation = Stopwatch(network, inputs, clock), candidates.allocation
+    built: list[Candidate] = []
+
+    def build(level: float) -> int:
+        built.append(candidates.at(level))
+        return len(built) - 1
+
+    def missed(number: int) -> float:
+        return abs(watch[number] - goal) / goal
+
     slow, fast = 0.0, 1.0
-    watch.measure({level: built[level].network for level in (slow, fast)})
-    for _ in range(_TIMED if watch[fast] < goal < watch[slow] else 0):
-        share = (watch[slow] - goal) / max(watch[slow] - watch[fast], 1e-9)
-        level = slow + (fast - slow) * min(max(share, 0.05), 0.95)
-        built[level] = candidates.at(level)
-        watch.measure({end: built[end].network for end in (slow, fast, level)})
-        if abs(watch[level] - goal) <= NEAR / 2 * goal:
-            for _ in range(_CONFIRMED):  # what met the goal by chance of the moment does not stand
-                watch.measure({level: built[level].network})
-            if abs(watch[level] - goal) <= NEAR / 2 * goal:
+    numbers = {slow: build(slow), fast: build(fast)}
+    watch.measure({n: built[n].network for n in numbers.values()})
+    least = numbers[fast]
+    while watch[numbers[fast]] < goal < watch[numbers[slow]] and len(built) < _TIMED:
+        share = (watch[numbers[slow]] - goal) / max(watch[numbers[slow]] - watch[numbers[fast]], 1e-9)
+        level = allocation.between(slow, fast, slow + (fast - slow) * min(max(share, 0.05), 0.95))
+        if level is None:
+            if min(map(missed, numbers.values())) <= NEAR / 2 or not allocation.hold(slow, fast):
                 break
-        if any(np.array_equal(built[level].removed, built[end].removed) for end in (slow, fast)):
-            break
-        slow, fast = (level, fast) if watch[level] > goal else (slow, level)
-    best = min(built, key=lambda level: abs(watch[level] - goal))
-    return Fitted(built[best], watch[best], watch.whole, watch[1.0], watch.busy)
+            fast = 1.0
+            numbers[fast] = build(fast)
+            watch.measure({numbers[fast]: built[numbers[fast]].network})
+            continue
+        number = numbers[level] = build(level)
+        watch.measure({n: built[n].network for n in (numbers[slow], numbers[fast], number)})
+        if missed(number) <= NEAR / 2:
+            for _ in range(_CONFIRMED):  # what met the goal by chance of the moment does not stand
+                watch.measure({number: built[number].network})
+            if missed(number) <= NEAR / 2:
+                break
+        slow, fast = (level, fast) if watch[number] > goal else (slow, level)
+    best = min(range(len(built)), key=missed)
+    return Fitted(built[best], watch[best], watch.whole, watch[least], watch.busy)
 
 
 def time_networks(

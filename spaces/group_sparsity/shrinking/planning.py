@@ -306,7 +306,7 @@ class ShrinkPlan:
         return small
 
     def _clock(self) -> Timer:
-        return timer(device_of_network(self.network), torch.get_num_threads(), _SECONDS)
+        return timer(device_of_network(self.network), torch.get_num_threads(), _SECONDS, warm=True)
 
     def _clock_times(self, networks: Mapping[Any, nn.Module]) -> tuple[dict[Any, float], float]:
         return time_networks(networks, self.inputs, self._clock())

@@ -23,6 +23,7 @@ from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs
 from sparsemask.timing import evaluating
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PART = 32  # pixels a side of what is computed to see how a convolution pads
 # Relative to the largest output, what rounding may make of the same weight.
 _SAME = {torch.float64: 1e-9}
 
@@ -59,12 +60,12 @@ def plain_weights(network: nn.Module, example: AnyInputs) -> nn.Module:
         raise UseError(f"{what}: {one_line(error)[:200]}") from error
     if not hooked and not replaced:
         return network
-    result = copy.deepcopy(network)
+    originals = {name: network.get_submodule(name) for name in replaced}
+    memo = {id(originals[name]): plain.train(originals[name].training) for name, plain in replaced.items()}
+    result = copy.deepcopy(network, memo)  # without the weights that others take the place of
     with evaluating(result):  # where spectral norms stay as they are
         for module in list(result.modules()):
             _take_off(module)
-    for name, plain in replaced.items():
-        result.set_submodule(name, plain.train(result.get_submodule(name).training))
     return result
 
 
@@ -97,7 +98,7 @@ def _take_off(module: nn.Module) -> None:
 
 
 class _Convolutions(TorchDispatchMode):
-    """Notes the arguments of the last convolution that ran."""
+    """Notes the arguments and the output of the last convolution that ran."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -106,11 +107,13 @@ class _Convolutions(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.last: tuple[Any, ...] = ()
+        self.output: Tensor | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ == "convolution":
-            self.last = args
-        return func(*args, **(kwargs or {}))
+            self.last, self.output = args, result
+        return result
 
 
 def _computed(network: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
@@ -122,14 +125,19 @@ def _computed(network: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
         weight = watch.last[1] if watch.last else None
         if weight is None or weight is module.weight or weight.shape != module.weight.shape:
             return
-        same = watch.last[0].shape != args[0].shape
-        if same and min(args[0].shape[2:]) < 2:
+        x, same = args[0], watch.last[0].shape != args[0].shape
+        if same and min(x.shape[2:]) < 2:
             return
         plain = _plain(module, watch.last, same)
-        if plain is not None and _alike(plain(args[0]), output):
-            smaller = args[0][..., :-1, :-1]  # what pads for every size anew does so there, too
-            if not same or _alike(plain(smaller), module.forward(smaller)):
-                replaced[name] = plain
+        if plain is None:
+            return
+        if same:  # what pads for every size anew does so for odd and even ones
+            parts = (x[..., :_PART, :_PART], x[..., :_PART, :_PART][..., :-1, :-1])
+            alike = all(_alike(plain(part), module.forward(part)) for part in parts)
+        else:
+            alike = (watch.last[0] is x and watch.output is output) or _alike(plain(x), output)
+        if alike:
+            replaced[name] = plain
 
     hooks = [
         module.register_forward_hook(lambda m, args, out, name=name: compare(name, m, args, out))
@@ -181,4 +189,4 @@ def _plain(module: _ConvNd, args: tuple[Any, ...], same: bool) -> nn.Module | No
     plain.weight = nn.Parameter(weight.detach().clone(), module.weight.requires_grad)
     if bias is not None:
         plain.bias = nn.Parameter(bias.detach().clone())
-    return plain.train(module.training)
+    return plain
