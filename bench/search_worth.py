@@ -64,7 +64,7 @@ from sparsemask.files import read_json, sha256, write_json, write_text
 from sparsemask.masks.decoder import MULTIPLE, DecoderMask, as_decoder
 from sparsemask.search import run as search_run
 from sparsemask.search.connectivity import FAMILY
-from sparsemask.search.connectivity.family import OneShotBuilt
+from sparsemask.search.connectivity.one_shot_front import OneShotBuilt
 from sparsemask.search.connectivity.scoring import Scorer
 from sparsemask.spaces import backbones
 from sparsemask.spaces.connectivity.budget import Budget as CostBudget

@@ -25,8 +25,8 @@ from sparsemask.runs import Run, origin_note, say_pruned
 from sparsemask.spaces import backbones
 from sparsemask.spaces.connectivity.budget import Budget, BudgetSection, Costs, cost_text, of_flags, open_costs
 from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
-from sparsemask.spaces.connectivity.carry import mask_lines, origin
 from sparsemask.spaces.connectivity.front_files import FOLDER, Point, choose, connections, read_front
+from sparsemask.spaces.connectivity.mask_source import mask_lines, origin
 from sparsemask.spaces.connectivity.prune_rules import PruneReport, prune_connectivity, prune_report
 from sparsemask.weights import bare_state, config_of, read_checkpoint
 

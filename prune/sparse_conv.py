@@ -14,6 +14,7 @@ from sparsemask.config import RunConfig, Section, flag
 from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import output_path, sha256, write_json
+from sparsemask.masks import npz
 from sparsemask.masks import spatial as files
 from sparsemask.options import Parser, fraction, natural
 from sparsemask.prune.measuring import with_search
@@ -45,7 +46,7 @@ class SparseConvPruning(PruningFamily):
     def prune(self, config: RunConfig, given: Mapping, run: Run | None) -> None:
         """Write the masks of a search run, or of any checkpoint, and report what they keep on validation data."""
         path = run.last if run else Path(config.run.checkpoint)
-        out = output_path(config.run.out or f"mask{files.SUFFIX}", files.SUFFIX, "fine-grained masks are")
+        out = output_path(config.run.out or f"mask{npz.SUFFIX}", npz.SUFFIX, "fine-grained masks are")
         state = read_checkpoint(path)
         if state.get("space", config.network.space) != config.network.space:
             raise UseError(f"{path}: a checkpoint of space '{state['space']}', not of '{config.network.space}'")
@@ -85,7 +86,7 @@ class SparseConvPruning(PruningFamily):
             "measured_on": measured_on,
             **metrics,
         }
-        targets = [*([run.folder / f"mask_thres_{config.family.thres:g}{files.SUFFIX}"] if run else []), out]
+        targets = [*([run.folder / f"mask_thres_{config.family.thres:g}{npz.SUFFIX}"] if run else []), out]
         for target in targets:
             files.save_masks(target, masks)
             write_json(target.with_suffix(".json"), note)

@@ -6,6 +6,7 @@ from torch import nn
 
 from sparsemask import spaces
 from sparsemask.files import sha256
+from sparsemask.masks import npz
 from sparsemask.masks import spatial as files
 from sparsemask.spaces.sparse_conv.masking import hard_masks
 from sparsemask.training_setup import Context
@@ -44,6 +45,6 @@ def share(context: Context, model: nn.Module, measured: dict, threshold: float) 
     space.save(network, model, masks)
     context.describe(network)
     masks = files.replace(masks, sha256=sha256(network))
-    files.save_masks(run.folder / f"mask{files.SUFFIX}", masks)
+    files.save_masks(run.folder / f"mask{npz.SUFFIX}", masks)
     run.note(network=network.name)
     return masks

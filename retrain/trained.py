@@ -14,7 +14,7 @@ from sparsemask import datasets, families, flags, runs, spaces, tasks, training_
 from sparsemask import report as page
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.devices import Arithmetic
-from sparsemask.engine import checkpoint
+from sparsemask.engine import checkpoint, distributed
 from sparsemask.errors import UseError, describe, say
 from sparsemask.families import Restored, RetrainingFamily
 from sparsemask.files import shown_path
@@ -187,7 +187,7 @@ def record_evaluation(restored: Restored, task: Task, scores: Scores, entries: d
         run.note(**entries)
         say(f"report: {page.write_report(run)}")
     except OSError as error:  # the metrics are printed; a folder that may not be written is not worth failing for
-        training_setup.warn(f"not written into {run.folder}: {describe(error) or error}")
+        distributed.warn(f"not written into {run.folder}: {describe(error) or error}")
 
 
 def shortfall(context: Context, result: dict) -> str | None:

@@ -45,6 +45,7 @@ from pathlib import Path
 from sparsemask import families, flags, locks, plugins, spaces, training_setup
 from sparsemask.config import Section, flag
 from sparsemask.datasets import ROOT
+from sparsemask.engine import distributed
 from sparsemask.errors import Terminated, UseError, command, one_line
 from sparsemask.files import read_json
 from sparsemask.options import Parser, natural, positive, rate
@@ -171,9 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if done < plan.trials:
         workers = min(options.workers, plan.trials - done)
         if workers > 1 and plan.objectives[1] == "milliseconds":
-            training_setup.warn(
-                "note: times are measured while other workers compute; --workers 1 measures undisturbed"
-            )
+            distributed.warn("note: times are measured while other workers compute; --workers 1 measures undisturbed")
         statuses, stopped, lost = _work(plan, workers)
     if lost:
         store.wait = 0  # the workers have waited for it
@@ -182,9 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report(plan, store.trials()), flush=True)
     done = sum(store.counts()[state] for state in DONE)
     for line in lost:  # it has come back: else the lines above had said the same
-        training_setup.warn(f"workers ended: {line}")
+        distributed.warn(f"workers ended: {line}")
     if isinstance(stopped, Terminated):
-        training_setup.warn("every trial is saved; go on with the same command")
+        distributed.warn("every trial is saved; go on with the same command")
         raise stopped
     if stopped:
         raise KeyboardInterrupt("every trial is saved; go on with the same command")
@@ -241,7 +240,7 @@ def _work(plan: Plan, count: int) -> tuple[list[int], KeyboardInterrupt | Termin
             for worker in [process for process in running if process.poll() is not None]:
                 running.remove(worker)
                 if worker.returncode < 0:
-                    training_setup.warn(f"worker {worker.pid} was killed by signal {-worker.returncode}")
+                    distributed.warn(f"worker {worker.pid} was killed by signal {-worker.returncode}")
         except (KeyboardInterrupt, Terminated) as signalled:
             interrupts += 1
             stop = stop or signalled

@@ -158,6 +158,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Refuse a command line in one line, with a hint where a word is near a known one."""
+        if (found := re.fullmatch(r"(argument \S+): invalid (\w+) value: (.*)", message)) and found[2] in _KINDS:
+            message = f"{found[1]}: expected {_KINDS[found[2]]}, not {found[3]}"
         raise UseError(f"{message}{self._hint(message)} (see {self.prog} --help)")
 
     def _hint(self, message: str) -> str:
@@ -343,6 +345,12 @@ def write_config(path: str | Path, config: RunConfig | Mapping[str, Any]) -> Non
 
     flags = config.flat() if isinstance(config, RunConfig) else plain(config)
     write_text(path, yaml.safe_dump(flags, sort_keys=True, allow_unicode=True))
+
+
+# What argparse calls by the names of the functions below.
+_KINDS = dict.fromkeys(("positive", "natural", "byte", "int"), "a whole number") | dict.fromkeys(
+    ("factor", "amount", "fraction", "part", "rate", "float"), "a number"
+)
 
 
 def positive(text: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -333,9 +332,3 @@ def _reopen(parser: opt.Parser, given: dict[str, Any], run: runs.Run) -> Context
         say(f"resuming {run.folder} " + (f"after step {state['step']}" if state else "from the start") + done)
     task = open_task(config)
     return Context(task.config, run, torch_device, task, state)
-
-
-def warn(text: str) -> None:
-    """One line on standard error, from the first process only."""
-    if distributed.rank() == 0:
-        say(text, sys.stderr)

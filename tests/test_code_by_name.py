@@ -28,7 +28,7 @@ from sparsemask.retrain import train as retrain_train
 from sparsemask.search import run as search_run
 from sparsemask.search import study as search_study
 from sparsemask.spaces.connectivity.named_masks import named_mask
-from sparsemask.spaces.connectivity.shared import load_network, save_network
+from sparsemask.spaces.connectivity.space import load_network, save_network
 from tiny import data_flags, fails, make_data
 
 NAME = "evilmod:Enc"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from PIL import Image
 
 from parsed_page import page_of
 from recorded_run import make_search
 from sparsemask.masks.decoder import FULL, as_decoder, decoder_mask, save_decoder
-from sparsemask.pictures import draw_front
+from sparsemask.pictures import draw_front, style
 from sparsemask.report import build_page, write_report
 from sparsemask.report.run_data import read_run
 from sparsemask.spaces.connectivity import named_mask
@@ -55,7 +56,10 @@ def test_the_report_says_which_masks_were_trained_whole(tmp_path):
     content["points"][1]["steps"], content["halving"] = 200, [[[9.0, 0.4, 17]] * 4, [[9.0, 0.5, 17]] * 2]
     file.write_text(json.dumps(content))
     page = build_page(read_run(run))
-    assert "4, 2 candidates were trained whole" in page and ">200<" in page
+    assert "4, 2 candidates were trained whole, in each" in page and ">200<" in page
+    assert "taken from the front" in page and "at threshold" not in page
+    file.write_text(json.dumps({**content, "halving": content["halving"][:1]}))
+    assert " 4 candidates were trained whole; their" in build_page(read_run(run))
     for damaged in (3, [3], [[1]], "<b>5"):
         file.write_text(json.dumps({**content, "halving": damaged}))
         assert "<b>5" not in build_page(read_run(run))
@@ -69,3 +73,23 @@ def test_damaged_fronts_are_said_in_the_report(tmp_path):
     assert "<script>" not in page and "&lt;b&gt;" in page
     file.write_text("{")
     assert "front.json is missing or not readable" in build_page(read_run(run))
+
+
+@pytest.mark.parametrize("rest", ["all candidates", "others that were trained whole, most of them for fewer steps"])
+def test_words_of_the_picture_stay_inside_and_labels_at_their_points(tmp_path, monkeypatch, rest):
+    """Without a budget, too, whose line made matplotlib find its limits before labels were placed."""
+    figures = []
+    monkeypatch.setattr(style, "save", lambda fig, path: figures.append(fig) or path)
+    draw_front(
+        [(4.1, 0.057), (5, 0.06)], [(4.2, 0.042)], tmp_path / "f.png", "ms", "mean IoU", ["00", "01"], 0, None, rest
+    )
+    (fig,) = figures
+    fig.canvas.draw()
+    (axes,) = fig.axes
+    for text in (*axes.texts, axes.title):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= fig.bbox.x1 and box.y1 <= fig.bbox.y1, text.get_text()
+    (cost, score), (label,) = (4.1, 0.057), [text for text in axes.texts if text.get_text() == "00"]
+    x, y = axes.transData.transform((cost, score))
+    box = label.get_window_extent()
+    assert abs((box.y0 + box.y1) / 2 - y) < 0.25 * fig.dpi and abs((box.x0 + box.x1) / 2 - x) < 0.25 * fig.dpi

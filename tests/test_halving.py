@@ -10,22 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-import pyramid  # noqa: F401  (a backbone of a user's own)
-from fake_costs import FakeCosts, use_fake_costs
+from fake_costs import FakeCosts
 from literal_sparse import one_thread  # noqa: F401
+from one_shot import FEW, command_line, folder_with_data, points, refuses, search  # noqa: F401
 from sparsemask.masks.decoder import FULL
 from sparsemask.search import run as search_run
 from sparsemask.search.connectivity.front import Candidate, FrontSearch, mask_key
 from sparsemask.search.connectivity.halving import Rung, WholeScorer, entrants, halve, pyramids, rungs, survivors
 from sparsemask.search.connectivity.one_shot import DecoderSpace
 from sparsemask.spaces.connectivity.budget import Budget
-from sparsemask.spaces.connectivity.front_files import Point, choose, read_front
+from sparsemask.spaces.connectivity.front_files import Point, choose
 from sparsemask.spaces.connectivity.named_masks import named_mask
-from tiny import SMALL, borrow_kernels, data_flags, fails, make_data
+from tiny import fails
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_images")
 
-SMALL = [*SMALL, "--backbone_name", "pyramid:Pyramid", "--bn_momentum", "0.1", "--depth", "16"]
 MOBILENET = (32, 32, 32, 16, 16, 8, 4, 2, 2)
 DEEP = DecoderSpace(MOBILENET, 64, True)
 COSTS = FakeCosts(9, 64)
@@ -145,25 +144,8 @@ def test_masks_that_were_trained_whole_are_chosen_among_themselves():
 # --- as a part of a search -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    make_data(tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SPARSEMASK_HOME", str(borrow_kernels(tmp_path / "home")))
-    monkeypatch.delenv("SPARSEMASK_WEIGHTS", raising=False)
-    use_fake_costs(monkeypatch, 4)
-    return tmp_path
-
-
-def search(name: str, *more: str) -> int:
-    flags = ["--method", "one-shot", "--candidates", "6", "--finalists", "3", "--front_workers", "1"]
-    flags += ["--tune_steps", "1", "--final_times", "2", "--halving", "4", "--halving_steps", "4"]
-    argv = ["--search", *data_flags(Path("data")), *SMALL, *flags, "--max_iter", "2", "--name", name]
-    return search_run.main([*argv, *more])
-
-
-def points(name: str) -> list[tuple[str, float, float, int]]:
-    return [(mask_key(p.mask), p.score, p.ms, p.steps) for p in read_front(Path("runs") / name)]
+def search_halving(name: str, *more: str) -> int:
+    return search(name, *FEW, "--halving", "4", "--halving_steps", "4", *more)
 
 
 def test_a_search_killed_while_it_halves_goes_on_bit_for_bit(here, monkeypatch, capfd):
@@ -174,7 +156,7 @@ def test_a_search_killed_while_it_halves_goes_on_bit_for_bit(here, monkeypatch, 
         return plain(self, mask, times, seed)
 
     monkeypatch.setattr(WholeScorer, "_score", counting)
-    assert search("alone") == 0
+    assert search_halving("alone") == 0
     said = capfd.readouterr()
     assert "halving 2 of 2 2/2" in said.err and ", 4 of them and of pyramids trained whole" in said.out
     alone = list(calls)
@@ -189,10 +171,10 @@ def test_a_search_killed_while_it_halves_goes_on_bit_for_bit(here, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(WholeScorer, "_score", dying)
         with pytest.raises(RuntimeError):
-            search("killed", "--resume")
-    assert search("killed", "--resume") == 0
+            search_halving("killed", "--resume")
+    assert search_halving("killed", "--resume") == 0
     assert calls == alone and points("killed") == points("alone")
-    assert search("two", "--front_workers", "2") == 0 and points("two")
+    assert search_halving("two", "--front_workers", "2") == 0 and points("two")
     content = json.loads(Path("runs/alone/front/front.json").read_text())
     assert [len(rung) for rung in content["halving"]] == [4, 2]
     assert {row["steps"] for row in content["points"]} <= {0, 4} and content["points"][-1]["steps"] == 4
@@ -211,11 +193,11 @@ def test_a_candidate_is_trained_as_retraining_trains_it(here, monkeypatch):
         return metrics
 
     monkeypatch.setattr(halving, "fit_unrecorded", noting)
-    assert search("s", "--halving", "1", "--halving_draws", "1", "--seed", "3") == 0
+    assert search_halving("s", "--halving", "1", "--halving_draws", "1", "--seed", "3") == 0
     # Samples that are scored on are not trained on; together they are the training samples.
     assert networks["samples"] == [8, 1] and len(Path("data/train.txt").read_text().split()) == 9
     before = {name: value.clone() for name, value in networks["whole"].state_dict().items()}
-    assert search("again", "--halving", "1", "--halving_draws", "1", "--seed", "3") == 0
+    assert search_halving("again", "--halving", "1", "--halving_draws", "1", "--seed", "3") == 0
     for name, value in networks["whole"].state_dict().items():
         assert torch.equal(value, before[name]), name
     start = torch.load("runs/s/checkpoints/last.pt", weights_only=True)["model"]
@@ -230,7 +212,7 @@ def test_costs_of_another_size_than_that_of_training(here, monkeypatch):
     costs = FakeCosts(4)
     table = "sparsemask.spaces.connectivity.budget.cost_table"
     monkeypatch.setattr(table, lambda _, size, **__: sizes.append(size) or costs)
-    assert search("s", "--halving", "0", "--cost_size", "65", "--budget_ms", "20") == 0
+    assert search_halving("s", "--halving", "0", "--cost_size", "65", "--budget_ms", "20") == 0
     assert set(sizes) == {(65, 65)}
     assert json.loads(Path("runs/s/run.json").read_text())["input_size"] == 65
 
@@ -257,12 +239,14 @@ def test_a_training_that_diverges_scores_nothing(here, monkeypatch):
         raise NotFiniteError("the loss is no longer finite")
 
     monkeypatch.setattr(halving, "fit_unrecorded", diverging)
-    assert search("s") == 0
+    assert search_halving("s") == 0
     assert {score for _, score, _, steps in points("s") if steps} == {0.0}
 
 
 def test_bad_numbers_leave_nothing(here, capfd):
-    flags = ["--search", *data_flags(Path("data")), *SMALL, "--method", "one-shot", "--max_iter", "2", "--name", "x"]
-    for flag, value in (("--halving", "-1"), ("--halving_steps", "0"), ("--halving_draws", "0"), ("--halving", "many")):
-        fails(capfd, search_run.main, [*flags, flag, value], [flag, value])
+    refuses(capfd, [("--halving", "-1"), ("--halving_steps", "0"), ("--halving_draws", "0"), ("--halving", "many")])
+    fails(capfd, search_run.main, command_line("x", "--halving", "many"), ["expected a whole number, not 'many'"])
+    for method in ("published", "latency"):
+        argv = command_line("x", "--halving", "2", "--method", method, "--budget_ms", "20")
+        fails(capfd, search_run.main, argv[:-2] if method == "published" else argv, ["--", "only --method one-shot"])
     assert not Path("runs/x").exists()

@@ -14,7 +14,7 @@ from sparsemask.costs import count_parameters, multiply_adds
 from sparsemask.errors import UseError
 from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
 from sparsemask.spaces.group_sparsity import networks
-from sparsemask.spaces.group_sparsity.compression.accounting import Accounting
+from sparsemask.spaces.group_sparsity.compression.accounting import Accounting, Products
 from sparsemask.spaces.group_sparsity.compression.compress import compress
 from sparsemask.spaces.group_sparsity.compression.removal import Removal
 from sparsemask.spaces.group_sparsity.pairs import groups_of, hinge, merge, pairs_of
@@ -171,6 +171,24 @@ def test_layers_say_what_remains():
     small = compress(network, graph, removal, kept, fold="none")
     for name, (into, out) in layers.items():
         assert small.get_submodule(name).weight.shape[:2] == (out, into)
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "resnext20"])
+def test_counts_by_layer_are_those_of_the_network_that_remains(arch):
+    """By hooks on it; grouped layers too. Together they are what is counted for the whole."""
+    network, graph, removal, kept = pruned(arch, None)
+    gone = removal.gone(kept)
+    counts = Products(graph).count(gone)
+    small, seen = compress(network, graph, removal, kept, fold="none"), {}
+    for name, module in small.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(lambda m, _, out, name=name: seen.update({name: (m.weight, out[0])}))
+    with torch.no_grad():
+        small(torch.zeros(2, *SHAPE[1:]))
+    for node, weights, products in zip(graph.nodes, counts.weights, counts.multiply_adds, strict=True):
+        weight, out = seen[graph.module_of(node)]
+        assert weights == weight.numel() and products == weight[0].numel() * out.numel()
+    assert counts.multiply_adds.sum() == Accounting(network, graph).count(gone).multiply_adds
 
 
 def test_wrong_questions_are_refused():

@@ -238,7 +238,7 @@ def test_what_shared_networks_say_of_themselves_is_looked_at(tmp_path, name, val
 
     from safetensors.torch import save_file
 
-    from sparsemask.spaces.connectivity.shared import load_network
+    from sparsemask.spaces.connectivity.space import load_network
 
     path = tmp_path / "n.safetensors"
     save_file({"a": torch.zeros(1)}, path, {k: json.dumps(v) for k, v in {**SHARED, name: value}.items()})

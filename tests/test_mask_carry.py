@@ -20,7 +20,7 @@ from sparsemask.retrain import eval as retrain_eval
 from sparsemask.retrain import train as retrain_train
 from sparsemask.spaces import backbones
 from sparsemask.spaces.connectivity import PrunedNetwork, named_mask
-from sparsemask.spaces.connectivity.carry import carry_mask, fit_mask, mask_lines, origin
+from sparsemask.spaces.connectivity.mask_source import carry_mask, fit_mask, mask_lines, origin
 from sparsemask.spaces.connectivity.named_masks import random_decoder
 from tiny import SMALL, data_flags, make_data
 

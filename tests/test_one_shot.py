@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-import pyramid  # noqa: F401  (a backbone of a user's own)
-from fake_costs import FakeCosts, use_fake_costs
+from fake_costs import FakeCosts
 from literal_sparse import one_thread  # noqa: F401
+from one_shot import SMALL, command_line, search, use
 from sparsemask import UseError
 from sparsemask.masks.decoder import DecoderMask, load_decoder
 from sparsemask.prune import prune as prune_prune
@@ -24,26 +24,17 @@ from sparsemask.search.connectivity.one_shot import DecoderSpace, OneShotNetwork
 from sparsemask.spaces.connectivity.budget import Budget
 from sparsemask.spaces.connectivity.front_files import Point, choose, read_front
 from sparsemask.spaces.connectivity.named_masks import named_mask
-from tiny import SMALL, borrow_kernels, data_flags, fails, make_data
+from tiny import fails, make_data
 from without_images import without_images
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_images")
 
-SMALL = [*SMALL, "--backbone_name", "pyramid:Pyramid", "--bn_momentum", "0.1", "--depth", "16"]
 STRIDES = (8, 4, 4, 2)
 WIDE, PUBLISHED = DecoderSpace(STRIDES, 16, True), DecoderSpace(STRIDES, 16, False)
 
 
-def use(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.chdir(folder)
-    patch.setenv("SPARSEMASK_HOME", str(borrow_kernels(folder / "home")))
-    patch.delenv("SPARSEMASK_WEIGHTS", raising=False)
-    use_fake_costs(patch, 4)
-
-
-def search(data: Path, name: str, *more: str, steps: int = 6) -> int:
-    argv = ["--search", *data_flags(data), *SMALL, "--method", "one-shot", "--candidates", "12", "--front_workers", "1"]
-    return search_run.main([*argv, "--refine", "3", "--max_iter", str(steps), "--name", name, *more])
+def searching(name: str, *more: str) -> int:
+    return search(name, "--candidates", "12", "--refine", "3", *more, steps=6)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +46,7 @@ def searched(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch, without_images():
         use(folder, patch)
         torch.set_num_threads(1)
-        assert search(folder / "data", "s", "--budget_ms", "20") == 0
+        assert searching("s", "--budget_ms", "20") == 0
     torch.set_num_threads(threads)
     return folder
 
@@ -150,12 +141,12 @@ def test_a_run_begins_with_a_plain_decoder():
 
 def test_a_decoder_is_tuned_alone_and_leaves_nothing_behind(here, monkeypatch):
     """Scores are of weights of a decoder's own, the same every time, whatever was scored before."""
-    from sparsemask.search.connectivity import family
+    from sparsemask.search.connectivity import one_shot_front
 
     kept = []
-    monkeypatch.setattr(family, "search_front", lambda search, scorer, *others: kept.append(scorer))
+    monkeypatch.setattr(one_shot_front, "search_front", lambda search, scorer, *others: kept.append(scorer))
     with contextlib.suppress(Exception):  # nothing was scored, so that there is no front to write
-        search(here / "data", "tuned", "--tune_steps", "8")
+        searching("tuned", "--tune_steps", "8")
     scorer, masks = kept[0], [WIDE.plain(), WIDE.largest()]
     before = {name: value.clone() for name, value in scorer.model.state_dict().items()}
     losses = []
@@ -213,7 +204,7 @@ def test_the_three_commands_chain(here, capfd):
 
 
 def test_the_published_space_and_macs(here, capfd):
-    assert search(here / "data", "p", "--decoder_space", "published", "--budget_macs", "15M") == 0
+    assert searching("p", "--decoder_space", "published", "--budget_macs", "15M") == 0
     points = read_front(Path("runs/p"))
     assert all(isinstance(point.mask, np.ndarray) for point in points)
     assert prune_prune.main(["--run", "runs/p", "--out", "p.npy"]) == 0
@@ -233,8 +224,8 @@ def test_a_killed_training_goes_on_bit_for_bit(here, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Fit, "train_step", dying)
         with pytest.raises(RuntimeError):
-            search(here / "data", "killed", "--budget_ms", "20", "--resume")
-    assert search(here / "data", "killed", "--budget_ms", "20", "--resume") == 0
+            searching("killed", "--budget_ms", "20", "--resume")
+    assert searching("killed", "--budget_ms", "20", "--resume") == 0
     one, other = final("s"), final("killed")
     assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
     # Candidates and scores follow from weights, seed and what was scored before.
@@ -349,13 +340,17 @@ def test_bad_fronts_are_one_line(here, capfd):
     content["points"][0]["file"] = "../../mask.npy"
     file.write_text(json.dumps(content))
     fails(capfd, prune_prune.main, [], ["its points name no mask files"])
+    content["points"][0]["file"] = "00.npy"
+    file.write_text(json.dumps(content))
+    Path("runs/s/front/00.npy").unlink()
+    fails(capfd, prune_prune.main, [], ["names 00.npy, which is gone", "--resume runs/s"])
     file.unlink()
-    fails(capfd, prune_prune.main, [], ["the search is not finished"])
+    fails(capfd, prune_prune.main, [], ["the search is not finished, or the file is gone"])
     assert not Path("mask.npy").exists()
 
 
 def test_bad_flags_leave_nothing(here, capfd):
-    flags = ["--search", *data_flags(here / "data"), *SMALL, "--max_iter", "2", "--name", "x", "--method", "one-shot"]
+    flags = command_line("x")
     fails(capfd, search_run.main, [*flags, "--budget_ms", "0.5"], ["the least that any mask costs"])
     fails(capfd, search_run.main, [*flags, "--held_out", "0"], ["--held_out 0"])
     published = [*flags, "--decoder_space", "published", "--first_decoder", "fpn"]
@@ -378,11 +373,11 @@ def test_a_search_killed_while_it_scores_goes_on_with_its_candidates(here, monke
         calls.append((encoding_key(mask), times))
         return plain(self, mask, times, draws)
 
-    flags = [here / "data", "killed", "--budget_ms", "20", "--resume"]
+    flags = ["killed", "--budget_ms", "20", "--resume"]
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "__call__", dying)
         with pytest.raises(RuntimeError):
-            search(*flags)
+            searching(*flags)
     before = list(calls)
 
     def counting(self, mask, times=1, draws=1):
@@ -390,14 +385,14 @@ def test_a_search_killed_while_it_scores_goes_on_with_its_candidates(here, monke
         return plain(self, mask, times, draws)
 
     monkeypatch.setattr(Scorer, "__call__", counting)
-    assert search(*flags) == 0
+    assert searching(*flags) == 0
     assert len(before) == killed_at and len(set(calls)) == len(calls)
     fronts = [{(p.score, p.ms) for p in read_front(Path("runs") / name)} for name in ("s", "killed")]
     assert fronts[0] == fronts[1]
 
 
 def test_several_processes_share_the_candidates(here):
-    assert search(here / "data", "two", "--budget_ms", "20", "--front_workers", "2") == 0
+    assert searching("two", "--budget_ms", "20", "--front_workers", "2") == 0
     assert read_front(Path("runs/two"))
     assert not list(Path("runs/two/front").glob("*.worker"))
     assert json.loads(Path("runs/two/run.json").read_text())["front"]["candidates"] <= 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -14,13 +15,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from literal_sparse import one_thread  # noqa: F401
 from point_crops import crop
-from sparsemask import spaces
+from sparsemask import files, spaces
 from sparsemask.errors import UseError
 from sparsemask.ops import dispatch
 from sparsemask.spaces.smpointseg.block import Reading
 from sparsemask.spaces.sparse_conv import SMSR, SMPointSeg, SMStereo, planning
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
-from sparsemask.spaces.sparse_conv.plan import Machine, Plan, Plans, digest, load_plans, path_of, save_plans
+from sparsemask.spaces.sparse_conv.plan import (
+    Machine,
+    Plan,
+    Plans,
+    digest,
+    in_cache,
+    keep_plans,
+    load_plans,
+    path_of,
+    save_plans,
+)
 from sparsemask.sparse import available_backends, backend, repeatable
 from sparsemask.tasks.stereo.batch import StereoPair
 
@@ -335,6 +346,41 @@ def test_files_say_for_which_weights_and_machines(tmp_path, capsys):
     space.save(weights, network)
     assert space.load(weights).network.plans is None
     assert "plans of other weights" in capsys.readouterr().err
+
+
+def test_plans_of_weights_found_somewhere_lie_in_the_cache(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SPARSEMASK_HOME", str(tmp_path / "home"))
+    network, inputs = make("smsr", 10, ["mixed"] * 3)
+    space, weights = spaces.get("smsr"), tmp_path / "data" / "public.safetensors"
+    weights.parent.mkdir()
+    space.save(weights, network)
+    plans, state = Plans([plan_of(network, inputs, {})]), digest(network.state_dict())
+    assert space.load(weights).network.plans is None
+    assert keep_plans(weights, plans, state) == in_cache(state) and in_cache(state).is_relative_to(tmp_path / "home")
+    assert [path.name for path in weights.parent.iterdir()] == ["public.safetensors"]
+    copy_of = tmp_path / "copy.safetensors"
+    shutil.copy(weights, copy_of)
+    for path in (weights, copy_of):  # found by what is in the file
+        assert list(space.load(path).network.plans) == list(plans)
+    # Where plans lie beside the weights, or the folder is a run's, they stay there.
+    save_plans(path_of(copy_of), Plans(), state)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").touch()
+    for path in (copy_of, run / "network.safetensors"):
+        assert keep_plans(path, plans, state) == path_of(path) and list(load_plans(path_of(path), state)) == list(plans)
+    # Plans of other weights are not written over, and a run's folder may be read-only.
+    assert keep_plans(copy_of, plans, "other") == in_cache("other") and load_plans(path_of(copy_of), state)
+    written = files.write_json
+
+    def read_only(path, value):
+        if run in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        written(path, value)
+
+    monkeypatch.setattr(files, "write_json", read_only)
+    assert keep_plans(run / "network.safetensors", plans, state) == in_cache(state)
+    assert not capsys.readouterr().err
 
 
 def damaged(content: dict) -> list:

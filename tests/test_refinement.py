@@ -9,21 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-import pyramid  # noqa: F401  (a backbone of a user's own)
-from fake_costs import FakeCosts, use_fake_costs
+from fake_costs import FakeCosts
 from literal_sparse import one_thread  # noqa: F401
+from one_shot import FEW, folder_with_data, points, refuses, search  # noqa: F401
 from sparsemask.masks.decoder import FULL, DecoderMask, as_decoder, decoder_mask
-from sparsemask.search import run as search_run
 from sparsemask.search.connectivity.front import Candidate, Encoding, FrontSearch, front, mask_key
 from sparsemask.search.connectivity.one_shot import DecoderSpace, OneShotNetwork
 from sparsemask.search.connectivity.refinement import ROUND, changes, next_round, propose, rounds
 from sparsemask.search.connectivity.scoring import Scorer
-from sparsemask.spaces.connectivity.front_files import read_front
-from tiny import SMALL, borrow_kernels, data_flags, fails, make_data
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_images")
 
-SMALL = [*SMALL, "--backbone_name", "pyramid:Pyramid", "--bn_momentum", "0.1", "--depth", "16"]
 STRIDES = (8, 4, 4, 2)
 WIDE, PUBLISHED = DecoderSpace(STRIDES, 16, True), DecoderSpace(STRIDES, 16, False)
 DEEP = DecoderSpace((32, 16, 8, 4), 16, True)
@@ -160,29 +156,8 @@ def test_killed_rounds_score_nothing_twice(tmp_path):
 # --- as a part of a search -------------------------------------------------------------------------------------------
 
 
-def use(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.chdir(folder)
-    patch.setenv("SPARSEMASK_HOME", str(borrow_kernels(folder / "home")))
-    patch.delenv("SPARSEMASK_WEIGHTS", raising=False)
-    use_fake_costs(patch, 4)
-
-
-def search(name: str, *more: str) -> int:
-    flags = ["--method", "one-shot", "--candidates", "6", "--finalists", "3", "--refine", "10", "--front_workers", "1"]
-    flags += ["--tune_steps", "1", "--final_times", "2"]
-    argv = ["--search", *data_flags(Path("data")), *SMALL, *flags, "--max_iter", "2", "--name", name]
-    return search_run.main([*argv, *more])
-
-
-def points(name: str) -> list[tuple[str, float, float]]:
-    return [(mask_key(p.mask), p.score, p.ms) for p in read_front(Path("runs") / name)]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    make_data(tmp_path / "data")
-    use(tmp_path, monkeypatch)
-    return tmp_path
+def search_refining(name: str, *more: str) -> int:
+    return search(name, *FEW, "--refine", "10", *more)
 
 
 def test_a_search_killed_while_it_refines_goes_on_bit_for_bit(here, monkeypatch, capfd):
@@ -193,7 +168,7 @@ def test_a_search_killed_while_it_refines_goes_on_bit_for_bit(here, monkeypatch,
         return plain(self, mask, times, draws)
 
     monkeypatch.setattr(Scorer, "__call__", counting)
-    assert search("alone") == 0
+    assert search_refining("alone") == 0
     said = capfd.readouterr()
     assert "refinement 2 of 2 4/4" in said.err and "6 candidates, 10 changes of the best" in said.out
     alone, finals = list(calls), sum(times > 1 for _, times in calls)
@@ -208,22 +183,22 @@ def test_a_search_killed_while_it_refines_goes_on_bit_for_bit(here, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "__call__", dying)
         with pytest.raises(RuntimeError):
-            search("killed", "--resume")
-    assert search("killed", "--resume") == 0
+            search_refining("killed", "--resume")
+    assert search_refining("killed", "--resume") == 0
     assert calls == alone and points("killed") == points("alone")
 
 
 def test_several_processes_refine(here):
-    assert search("one") == 0
-    assert search("two", "--front_workers", "2") == 0
+    assert search_refining("one") == 0
+    assert search_refining("two", "--front_workers", "2") == 0
     assert len(list(Path("runs/two/front").glob("round-*"))) == len(list(Path("runs/one/front").glob("round-*"))) == 2
     assert not list(Path("runs/two/front").rglob("*.worker")) and points("two")
 
 
 def test_without_finalists_nothing_is_refined(here, capfd):
-    assert search("none", "--finalists", "0") == 0
+    assert search_refining("none", "--finalists", "0") == 0
     assert "refinement" not in capfd.readouterr().err and not list(Path("runs/none/front").glob("round-*"))
-    assert search("off", "--refine", "0") == 0
+    assert search_refining("off", "--refine", "0") == 0
     assert "changes of the best" not in capfd.readouterr().out
 
 
@@ -235,16 +210,13 @@ def test_finalists_are_scored_as_a_mean_of_draws(here, monkeypatch):
         return drawn[-1][2]
 
     monkeypatch.setattr(Scorer, "_score", noting)
-    assert search("drawn", "--refine", "0", "--final_draws", "3") == 0
+    assert search_refining("drawn", "--refine", "0", "--final_draws", "3") == 0
     finals = [(draw, score) for times, draw, score in drawn if times == 2]
     assert [draw for draw, _ in finals] == [0, 1, 2] * 3 and all(draw == 0 for times, draw, _ in drawn if times == 1)
     means = [float(np.mean([score for _, score in finals[n : n + 3]])) for n in (0, 3, 6)]
-    assert all(any(abs(score - mean) < 1e-12 for mean in means) for _, score, _ in points("drawn"))
+    assert all(any(abs(score - mean) < 1e-12 for mean in means) for _, score, *_ in points("drawn"))
     assert len({score for _, score in finals}) > 3  # draws differ
 
 
 def test_bad_numbers_leave_nothing(here, capfd):
-    flags = ["--search", *data_flags(Path("data")), *SMALL, "--method", "one-shot", "--max_iter", "2", "--name", "x"]
-    for flag, value in (("--refine", "-1"), ("--refine", "1.5"), ("--refine", "many"), ("--final_draws", "0")):
-        fails(capfd, search_run.main, [*flags, flag, value], [flag, value])
-    assert not Path("runs/x").exists()
+    refuses(capfd, [("--refine", "-1"), ("--refine", "1.5"), ("--refine", "many"), ("--final_draws", "0")])

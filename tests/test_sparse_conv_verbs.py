@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -43,6 +44,7 @@ SMALL = [
 ]  # fmt: skip
 DATA = ["--hr_path", "data"]
 SEARCH = ["--search", "--space", "smsr", *DATA, *SMALL]
+PUBLIC = ["--space", "smsr", "--data_test", "data", "--eval_limit", "1"]
 TRAIN = [*DATA, "--masks", "all", *[a for a in SMALL if a not in ("--n_feats", "--n_modules")][2:]]
 
 
@@ -246,12 +248,34 @@ def test_plans_lie_beside_the_weights(place, capfd):
     assert len(load_smsr("runs/r/network.safetensors").plans) == 2
 
 
+def test_an_evaluation_leaves_nothing_beside_weights_of_others(place, capfd):
+    weights = Path("others/smsr.pt")
+    weights.parent.mkdir()
+    shutil.copy("runs/s/checkpoints/last.pt", weights)
+    argv = ["--pretrained_model", str(weights), *PUBLIC, "--rounds", "1"]
+    assert retrain_eval.main(argv) == 0
+    assert "plan: masks keep" in capfd.readouterr().out
+    assert list(weights.parent.iterdir()) == [weights]
+    assert len(load_smsr(weights).plans) == 1  # from the cache
+    (kept,) = (Path(os.environ["SPARSEMASK_HOME"]) / "plans").iterdir()
+    before = kept.read_bytes()
+    assert retrain_eval.main(argv) == 0  # follows it, and measures no other
+    assert json.loads(kept.read_text()) == json.loads(before)
+
+
 def test_masks_are_dropped_where_asked_and_within_the_bound(place, capfd, monkeypatch):
     monkeypatch.setattr(planning, "gains", lambda network, *_: {name: 1.0 for name in network.mask_modules()})
     assert retrain_eval.main(["--run", "runs/s", "--rounds", "0", "--unmask", "1000"]) == 0
     assert "without the masks of body.0, body.1: psnr" in capfd.readouterr().out
     unmasked = load_smsr("runs/s/unmasked.safetensors")
     assert unmasked.plans is not None and all(bool((one == 1).all()) for one in kept_of(unmasked))
+    # With weights of no run: into the working directory.
+    weights = Path("others/smsr.pt")
+    weights.parent.mkdir()
+    shutil.copy("runs/s/checkpoints/last.pt", weights)
+    assert retrain_eval.main(["--pretrained_model", str(weights), *PUBLIC, "--rounds", "0", "--unmask", "1000"]) == 0
+    assert load_smsr("unmasked.safetensors").plans is not None
+    assert list(weights.parent.iterdir()) == [weights]
     with pytest.MonkeyPatch.context() as worse:
         scores = iter([40.0, 30.0, 30.0])
         worse.setattr(SuperResolutionTask, "metrics", lambda *_: {"psnr": next(scores)})

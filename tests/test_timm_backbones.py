@@ -20,7 +20,7 @@ from sparsemask.search.losses import sparse_loss
 from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones.weights import load_backbone_weights
 from sparsemask.spaces.connectivity import ConnectivityConfig, FullyDenseNetwork, PrunedNetwork, named_mask
-from sparsemask.spaces.connectivity.carry import carry_mask
+from sparsemask.spaces.connectivity.mask_source import carry_mask
 from sparsemask.weights import unbuilt_parts, under
 from timm_models import STANDINS, forget, importable_timm
 from tiny import SMALL, data_flags, environment, make_data, verb

@@ -21,6 +21,7 @@ from sparsemask.errors import UseError, say
 from sparsemask.families import PruningFamily
 from sparsemask.files import output_path, sha256, write_json
 from sparsemask.masks import groups as files
+from sparsemask.masks import npz
 from sparsemask.options import Parser, factor, natural, positive
 from sparsemask.pictures.hinge import draw_tradeoff
 from sparsemask.prune.group_sparsity import curve as group_curve
@@ -78,7 +79,7 @@ class GroupPruning(PruningFamily):
     def prune(self, config: RunConfig, given: Mapping, run: Run | None) -> None:
         """Write the mask of a search run, or of any of its checkpoints, and report cost and quality."""
         path = run.last if run else Path(config.run.checkpoint)
-        out = output_path(config.run.out or f"mask{files.SUFFIX}", files.SUFFIX, "a mask of groups of weights is")
+        out = output_path(config.run.out or f"mask{npz.SUFFIX}", npz.SUFFIX, "a mask of groups of weights is")
         state = checkpoint.load(path, config.network.space)
         if "network" not in state:
             raise UseError(f"{path}: not a checkpoint of a search (a retrained network is pruned already)")
@@ -119,7 +120,7 @@ class GroupPruning(PruningFamily):
             **{f"{task.primary}_{name.replace(' ', '_')}": f[task.primary] for name, f in metrics.items()},
             **({"curve": curve} if curve else {}),
         }
-        named = f"mask_{config.family.by}_{config.family.target:g}{files.SUFFIX}"
+        named = f"mask_{config.family.by}_{config.family.target:g}{npz.SUFFIX}"
         targets = [*([run.folder / named] if run else []), out]
         for target in targets:
             files.save_mask(target, mask)

@@ -17,6 +17,7 @@ from sparsemask.engine import Method, checkpoint, data, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, describe, say
 from sparsemask.families import Built, Restored, RetrainingFamily
+from sparsemask.masks import npz
 from sparsemask.masks import spatial as files
 from sparsemask.options import Parser, adopted, natural, rate
 from sparsemask.retrain.masked_network import NETWORK, share
@@ -25,10 +26,9 @@ from sparsemask.retrain.trained import prediction_writer, read_source, ready, re
 from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.protocols import HasFastForm, HasViews
 from sparsemask.spaces.sparse_conv.mask_costs import PAYING, leave_paying, masks_flag
-from sparsemask.spaces.sparse_conv.masked_space import plans_beside
 from sparsemask.spaces.sparse_conv.masking import apply_masks, fix_masks, hard_masks, set_threshold
 from sparsemask.spaces.sparse_conv.measuring import Watch
-from sparsemask.spaces.sparse_conv.plan import path_of
+from sparsemask.spaces.sparse_conv.plan import known_plans
 from sparsemask.spaces.sparse_conv.planning import Planner, unmask
 from sparsemask.spaces.sparse_conv.records import conclude, evaluate_kept
 from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
@@ -123,11 +123,11 @@ def keep_plans(planner: Planner) -> None:
     try:
         planner.save()
     except OSError as error:
-        training_setup.warn(f"plans not written: {describe(error) or error}")
+        distributed.warn(f"plans not written: {describe(error) or error}")
 
 
-def _unmask(restored: Restored, task, space, context: tasks.EvaluationContext, weights: Path) -> None:
-    """Drop masks that save no time within --unmask, and write the network without them beside the weights."""
+def _unmask(restored: Restored, task, space, context: tasks.EvaluationContext) -> None:
+    """Drop masks that save no time within --unmask; the network without them goes to the run's folder, or here."""
     config, model, where = restored.config, restored.model, restored.arithmetic
     bound, name = config.family.unmask, task.primary
 
@@ -145,7 +145,7 @@ def _unmask(restored: Restored, task, space, context: tasks.EvaluationContext, w
     if not found.modules:
         say(f"--unmask {bound:g}: no mask that costs time can go within that ({name} {found.before:.4f})")
         return
-    path = weights.with_name(UNMASKED)
+    path = Path(UNMASKED) if restored.run is None else restored.run.folder / UNMASKED
     space.save(path, found.network, space.masks_of(found.network))
     say(
         f"without the masks of {', '.join(found.modules)}: {name} {found.after:.4f} instead of {found.before:.4f} "
@@ -220,8 +220,8 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
             apply_masks(model, masks.channels, masks.threshold)
             context.say(f"weights and masks of {path}, kept fraction {masks.mean_kept or float('nan'):.3f}")
             if context.main:
-                files.save_masks(run.folder / f"searched{files.SUFFIX}", masks)
-            changes["mask_path"] = str((run.folder / f"searched{files.SUFFIX}").resolve())
+                files.save_masks(run.folder / f"searched{npz.SUFFIX}", masks)
+            changes["mask_path"] = str((run.folder / f"searched{npz.SUFFIX}").resolve())
             changes["search_checkpoint"] = str(path.resolve())
             if config.family.masks == PAYING:
                 leave_paying(context, model)
@@ -247,7 +247,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
             f"{format_count(measured['multiply_adds'])} of {format_count(measured['multiply_adds_dense'])}{times}"
         )
         lines = [line, *measured.get("plan", []), shortfall(context, result)]
-        context.announce(lines, [NETWORK, f"mask{files.SUFFIX}"], then="eval")
+        context.announce(lines, [NETWORK, f"mask{npz.SUFFIX}"], then="eval")
         return int(wrong)
 
     def restore(self, parser: Parser, given: dict, run: runs.Run | None) -> Restored:
@@ -259,7 +259,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
             config = config.replace(mask_path=given.get("mask_path"))
         model = space.load(source.path).network
         if run is not None:
-            model.plans = plans_beside(run.folder / NETWORK, model)
+            model.plans = known_plans(run.folder / NETWORK, model)
         # The checkpoints of a specialisation hold weights, the threshold is a flag.
         if state is not None and state.get("verb") == "specialize":
             set_threshold(model, state["config"]["thres"])
@@ -283,9 +283,8 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         if config.family.unmask is not None and (not model.mask_modules() or isinstance(space, HasFastForm)):
             raise UseError(f"--unmask is not for space '{config.network.space}'")
         weights = Path(config["pretrained_model"]) if restored.run is None else restored.run.folder / NETWORK
-        foreign = model.plans is None and path_of(weights).exists()  # plans of another checkpoint, say
         plain = not calls and config.family.backend == "auto" and not isinstance(space, HasFastForm)
-        planner = Planner(space, model, None if foreign else weights) if plain and config.family.rounds else None
+        planner = Planner(space, model, weights, found=True) if plain and config.family.rounds else None
         watch = Watch(space, model, where, config.family.rounds, planner=planner, **calls)
         context = tasks.EvaluationContext.from_config(where, config)
         write = prediction_writer(task, config.evaluation.out)
@@ -299,12 +298,12 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
         if planner is not None:
             keep_plans(planner)
         if config.family.unmask is not None:
-            _unmask(restored, task, space, context, weights)
+            _unmask(restored, task, space, context)
         if config.evaluation.out:
             say(f"predictions in {config.evaluation.out}")
         record_evaluation(restored, task, scores, {"eval": record(model, task, scores, table, by_module)})
         if watch.disagreement:
-            training_setup.warn(f"error: {watch.disagreement}")
+            distributed.warn(f"error: {watch.disagreement}")
             return 1
         return 0
 

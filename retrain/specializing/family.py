@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from sparsemask import spaces, training_setup
+from sparsemask import spaces
 from sparsemask.config import RunConfig, flag
-from sparsemask.engine import data
+from sparsemask.engine import data, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError
 from sparsemask.families import TrainingFamily
@@ -214,7 +214,7 @@ class Specialization(TrainingFamily[Taught]):
         lines += measured.get("plan", [])
         context.announce(lines, [NETWORK, "mask.npz", "forms.json"], then=None if wrong else "eval")
         if wrong:
-            training_setup.warn(
+            distributed.warn(
                 f"error: {'; '.join(wrong)}: the kernels of this machine are not to be trusted with this network"
             )
             return 1

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,28 +17,18 @@ from sparsemask.engine.randomness import seed_all
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError, say
 from sparsemask.families import Built, TrainingFamily
-from sparsemask.files import sha256
-from sparsemask.masks.decoder import save_decoder
 from sparsemask.options import Parser, fraction, natural, positive, rate
-from sparsemask.pictures import draw_architecture, draw_front, draw_weight_history, draw_weights
-from sparsemask.search.connectivity.front import Candidate, FrontSearch, finalists, front
-from sparsemask.search.connectivity.halving import WholeScorer, entrants, halve, rungs
+from sparsemask.pictures import draw_architecture, draw_weight_history, draw_weights
 from sparsemask.search.connectivity.latency import LatencySearch
-from sparsemask.search.connectivity.one_shot import DecoderSpace, OneShotNetwork, OneShotSearch
+from sparsemask.search.connectivity.one_shot import OneShotSearch
+from sparsemask.search.connectivity.one_shot_front import OneShotBuilt, build_elastic, finish_front
 from sparsemask.search.connectivity.published import ConnectivitySearch
-from sparsemask.search.connectivity.refinement import next_round, rounds
-from sparsemask.search.connectivity.scoring import Scorer, search_front
-from sparsemask.spaces import backbones
-from sparsemask.spaces.backbones.weights import load_backbone_weights
-from sparsemask.spaces.connectivity.budget import Budget, BudgetSection, cost_side, measured_ms, open_costs
+from sparsemask.spaces.connectivity.budget import BudgetSection, cost_side, measured_ms, open_costs
 from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
-from sparsemask.spaces.connectivity.front_files import FOLDER, Point, choose, connections, write_front
 from sparsemask.spaces.connectivity.named_masks import available_masks, is_wider
 from sparsemask.spaces.connectivity.prune_rules import prune_report
-from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.spaces.encoder import encoder_form, encoder_weights
 from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
-from sparsemask.tasks.protocol import HoldsOut, Task
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly
 
@@ -110,24 +97,31 @@ class ConnectivitySearchSection(BudgetSection):
         0,
         natural,
         group=_ONE_SHOT,
-        help="further finalists, each one change from one of the best so far (default: none)",
+        help="further finalists, each one change from one of the best so far (default: 0, none)",
     )
     halving: int = flag(
         0,
         natural,
         group=_ONE_SHOT,
-        help="candidates that are trained whole at last, encoder included, as retraining trains them, the better half "
-        "twice as long, and so on: the best found, and pyramids (default: none)",
+        metavar="N",
+        help="train N candidates whole at last, encoder included, as retraining does: the best found, and pyramids; "
+        "then the better half again for twice as many steps, and so on (default: 0, none)",
     )
     halving_steps: int = flag(
-        200, positive, group=_ONE_SHOT, help="steps of the longest of these trainings (default: 200)"
+        200, positive, group=_ONE_SHOT, help="steps of the longest trainings of --halving (default: 200)"
     )
     halving_draws: int = flag(
-        2, positive, group=_ONE_SHOT, help="trainings of each candidate of the last round; the mean counts (default: 2)"
+        2,
+        positive,
+        group=_ONE_SHOT,
+        help="trainings of each candidate in the last round of --halving; the mean counts (default: 2)",
     )
-    front_workers: int = flag(2, positive, group=_ONE_SHOT, help="processes that score them (default: 2)")
+    front_workers: int = flag(2, positive, group=_ONE_SHOT, help="processes that score candidates (default: 2)")
     held_out: float = flag(
-        0.15, fraction, group=_ONE_SHOT, help="share of the training pictures that they are scored on (default: 0.15)"
+        0.15,
+        fraction,
+        group=_ONE_SHOT,
+        help="share of the training pictures that candidates are scored on (default: 0.15)",
     )
     teacher: str = teacher_flag()
     distill: float = distill_flag()
@@ -151,19 +145,6 @@ class ConnectivitySearchSection(BudgetSection):
         return self.method or ("published" if self.budget is None else "latency")
 
 
-@dataclass(frozen=True)
-class OneShotBuilt(Built):
-    """An elastic network, and what its decoders are scored on.
-
-    Attributes:
-        decoders: the space of the decoders.
-        held: the task whose validation samples are the training samples that were kept back.
-    """
-
-    decoders: DecoderSpace | None = None
-    held: Task | None = None
-
-
 class ConnectivitySearchFamily(TrainingFamily[Built]):
     """The fully dense network and its connection weights."""
 
@@ -176,6 +157,9 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
     def resolve(self, config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
         """Settle the method and the budget, and refuse one below what any mask costs."""
         section = config.family
+        ours = {name for name, rule in section.flags().items() if rule.group == _ONE_SHOT}
+        if section.way != "one-shot" and (others := sorted(ours & given.keys())):
+            raise UseError(f"--{others[0]}: only --method one-shot knows it, not --method {section.way}")
         changes: dict[str, Any] = {"method": section.way}
         if (budget := section.budget) is not None:
             network = tasks.get(config.data.task, config.replace(**encoder_form(config))).config
@@ -194,7 +178,7 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
         teacher, entries = open_teacher(context)
         seed_all(config.run.seed)
         if config.family.way == "one-shot":
-            built = replace(_elastic(context, config, changes), extra=entries, teacher=teacher)
+            built = replace(build_elastic(context, config, changes), extra=entries, teacher=teacher)
             if weights is not None:
                 load_strictly(built.model.backbone, weights.state, f"encoder '{config.network.backbone_name}'")
             return built
@@ -248,175 +232,6 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
         line = f"searched: {context.metric_text(result)}; {report.lines()[0]}"
         context.announce([line, *report.lines()[1:][-1:]] if entries else [line], then="prune")
         return 0
-
-
-def _elastic(context: Context, config: RunConfig, changes: Mapping[str, Any]) -> OneShotBuilt:
-    """The elastic network, and the task without the pictures that are kept back."""
-    task = context.task
-    if not isinstance(task, HoldsOut):
-        raise UseError(f"--method one-shot: task '{config.data.task}' cannot keep training samples back (hold_out)")
-    train, held = task.hold_out(config.family.held_out)
-    options = ConnectivityConfig.from_options(config)
-    strides = tuple(backbones.strides(options.backbone_name))
-    space = DecoderSpace(strides, options.depth, config.family.decoder_space == "wide", config.family.first_decoder)
-    settings = {"n_class": options.n_class, "in_channels": options.in_channels, "bn_momentum": options.bn_momentum}
-    model = OneShotNetwork(space, options.backbone_name, **settings, **options.encoder)
-    return OneShotBuilt(model, changes=changes, task=train, decoders=space, held=held)
-
-
-def finish_front(context: Context, built: OneShotBuilt, result: dict) -> int:
-    """Score candidates, write the front, draw it, and measure the mask that is taken from it."""
-    config, run, model = context.config, context.run, built.model
-    section, budget = config.family, config.family.budget
-    unit = Budget("ms", math.inf) if budget is None else budget
-    costs, folder = open_costs(config, run), run.folder / FOLDER
-    digest = sha256(run.last)
-    search = FrontSearch(
-        folder,
-        built.decoders,
-        lambda mask: unit.cost(costs, mask),
-        section.candidates,
-        config.run.seed,
-        digest,
-        unit.most,
-    )
-    context.draw_training(model)
-    scorer = Scorer(model, built.task, built.held, config, context.arithmetic)
-    search_front(search, scorer, section.front_workers, "candidates")
-    scored = [candidate for candidate in search.scored() if math.isfinite(candidate.score)]
-    again = bool(section.finalists and section.tune_steps)
-    finals = _finals(search, scored, scorer, section) if again else []
-    refined = _refined(search, finals, scorer, section) if finals else []
-    ranked = [*finals, *refined] if again else scored
-    halved = _halved(context, built, search, ranked) if section.halving else []
-    trained = list(itertools.chain(*halved))
-    whole = front(halved[-1]) if halved else []
-    least = min((c.cost for c in whole), default=math.inf)
-    points = [
-        Point(c.mask, c.score, costs.predict(c.mask), int(costs.multiply_adds(c.mask)), steps)
-        for steps, best in ((0, front(ranked)), (section.halving_steps, whole))
-        for c in best
-        if steps or c.cost < least
-    ]
-    strides, channels = model.backbone.strides, model.backbone.channels
-    origin = {
-        "space": config.network.space,
-        "run": str(run.folder.resolve()),
-        "checkpoint": str(run.last.resolve()),
-        "sha256": digest,
-        "backbone_name": config.network.backbone_name,
-        "strides": [int(s) for s in strides],
-    }
-    primary = built.held.primary
-    facts = {"score": primary, "scored_on": "training pictures that were kept back", "unit": unit.unit}
-    facts["tune_steps"] = section.tune_steps * (section.final_times if again else 1)
-    everything = [[c.cost, c.score, connections(c.mask)] for c in scored]
-    if halved:
-        facts["halving"] = [[[c.cost, c.score, connections(c.mask)] for c in rung] for rung in halved]
-    points = write_front(run.folder, points, {**facts, "candidates": everything}, origin)
-    chosen = choose(points, budget)
-    save_decoder(run.folder / "mask_front.npy", chosen.mask, {**origin, "connections": connections(chosen.mask)})
-    draw_architecture(chosen.mask, run.pictures / "architecture.png", strides, channels)
-    if trained:  # scores after other trainings do not compare
-        shown, others = [p for p in points if p.steps], trained
-        rest = "others that were trained whole, most of them for fewer steps"
-    else:
-        shown, others = points, [*scored, *ranked] if again else scored
-        rest = "others, fewer steps" if again else "all candidates"
-    draw_front(
-        [(p.cost(unit.unit), p.score) for p in shown],
-        [(c.cost, c.score) for c in others],
-        run.pictures / "front.png",
-        "predicted milliseconds" if unit.unit == "ms" else "multiply-adds",
-        primary,
-        [Path(p.file).stem for p in shown],
-        shown.index(chosen) if chosen in shown else None,
-        None if budget is None else budget.most,
-        rest,
-    )
-    network = spaces.get(config.network.space).network(chosen.mask, config)
-    network.to(context.arithmetic.device, context.arithmetic.parameters)
-    side = cost_side(config)
-    cost = measure(network, (1, 3, side, side), repeats=10)
-    ms = measured_ms(network, side, context.arithmetic.device)
-    noted = {"unit": unit.unit, "predicted": chosen.cost(unit.unit), "measured_ms": ms}
-    run.note(
-        strides=origin["strides"],
-        channels=[int(c) for c in channels],
-        budget=noted if budget is None else {**noted, "most": budget.most},
-        front={
-            "points": len(points),
-            "candidates": len(scored),
-            "refined": len(refined),
-            "halved": len(halved[0]) if halved else 0,
-            "chosen": chosen.file,
-        },
-        **page.cost_entries(cost, side),
-    )
-    costs_text = f"{unit.text(chosen.cost(unit.unit))} predicted, {ms:.2f} ms measured"
-    taken = f"{chosen.file}: {primary} {chosen.score:.4f}, {costs_text}"
-    beyond = f", {len(refined)} changes of the best" if refined else ""
-    beyond += f", {len(halved[0])} of them and of pyramids trained whole" if halved else ""
-    lines = [
-        f"searched: {context.metric_text(result)} with the largest decoder; {len(scored)} candidates{beyond}",
-        f"front: {len(points)} masks in {folder}; {'within the budget' if budget else 'nearly the best'}: {taken}",
-    ]
-    context.announce(lines, then="prune")
-    return 0
-
-
-def _finals(
-    search: FrontSearch, scored: Sequence[Candidate], scorer: Scorer, section: ConnectivitySearchSection
-) -> list[Candidate]:
-    """The best candidates, scored after a longer training: few steps tell the good from the bad, not the best."""
-    best = [candidate.mask for candidate in finalists(scored, section.finalists)]
-    if not best:
-        return []
-    # Folders of earlier versions go on: their finals have this identity.
-    final = replace(search.among(best, "finals"), identity=f"{search.identity} finals")
-    _score_finals(final, scorer, section, "finalists")
-    return [candidate for candidate in final.scored() if math.isfinite(candidate.score)]
-
-
-def _score_finals(search: FrontSearch, scorer: Scorer, section: ConnectivitySearchSection, title: str) -> None:
-    """Score candidates as finalists."""
-    search_front(search, scorer, section.front_workers, title, section.final_times, section.final_draws)
-
-
-def _refined(
-    search: FrontSearch, finals: Sequence[Candidate], scorer: Scorer, section: ConnectivitySearchSection
-) -> list[Candidate]:
-    """Changes of the best finalists and of each other, scored as the finalists were."""
-    sizes = rounds(section.refine)
-    refined: list[Candidate] = []
-    for number, count in enumerate(sizes, 1):
-        near = next_round(search, [*finals, *refined], number, count)
-        if not near.given:
-            break
-        _score_finals(near, scorer, section, f"refinement {number} of {len(sizes)}")
-        refined += [candidate for candidate in near.scored() if math.isfinite(candidate.score)]
-    return refined
-
-
-def _halved(
-    context: Context, built: OneShotBuilt, search: FrontSearch, ranked: Sequence[Candidate]
-) -> list[list[Candidate]]:
-    """Candidates trained whole, from the weights that retraining starts from: ImageNet's, else those of the search."""
-    config, section = context.config, context.config.family
-    path, name = config.network.pretrained_model, config.network.backbone_name
-    start = built.model.backbone.state_dict() if path is None else load_backbone_weights(path, name).state
-    search = replace(search, space=search.space.doubled())
-    masks = entrants(search, ranked, section.halving, built.decoders.plain())
-    last = max((rung.times for rung in rungs(len(masks), section.halving_draws)), default=1)
-    steps = max(1, section.halving_steps // last)
-    scorer = WholeScorer(start, built.task, built.held, config, context.run, context.arithmetic, steps)
-    return halve(
-        search,
-        masks,
-        section.halving_draws,
-        f"{steps} steps",
-        lambda near, rung, title: search_front(near, scorer, section.front_workers, title, rung.times, rung.draws),
-    )
 
 
 FAMILY = ConnectivitySearchFamily()

@@ -3,8 +3,7 @@
 from sparsemask.spaces.connectivity.named_masks import available_masks, named_mask
 from sparsemask.spaces.connectivity.pruned_network import FCN, PrunedNetwork
 from sparsemask.spaces.connectivity.search_network import FullyDenseNetwork
-from sparsemask.spaces.connectivity.shared import load_network, save_network
-from sparsemask.spaces.connectivity.space import ConnectivityConfig, ConnectivitySpace
+from sparsemask.spaces.connectivity.space import ConnectivityConfig, ConnectivitySpace, load_network, save_network
 
 __all__ = [
     "FCN",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsemask.errors import UseError
 from sparsemask.exporting import Exportable, laid_out, pure
 from sparsemask.inference import optimize_for_inference
-from sparsemask.spaces.connectivity.shared import save_network
+from sparsemask.spaces.connectivity.space import save_network
 from sparsemask.spaces.group_sparsity.fast import fold_norms
 
 SIZE = (64, 96)  # of the example; sizes are open

@@ -132,7 +132,10 @@ def read_front(folder: Path) -> list[Point]:
     """
     path = folder / FOLDER / FILE
     if not path.is_file():
-        raise UseError(f"{folder}: no front in it: the search is not finished; go on with it by --resume {folder}")
+        raise UseError(
+            f"{folder}: no front in it: the search is not finished, or the file is gone; "
+            f"search/run.py --resume {folder} writes it"
+        )
     rows = read_json(path).get("points")
     points = []
     for row in rows if isinstance(rows, list) else [None]:
@@ -142,7 +145,9 @@ def read_front(folder: Path) -> list[Point]:
         valid = [number is None or _is_number(number) for number in numbers]
         if not all(valid) or any(numbers[i] is None for i in (0, 2, 3)):
             raise UseError(f"{path}: not a front: score or cost of {row['file']} is no number")
-        points.append(Point(load_decoder(path.parent / row["file"]), *numbers, row["file"]))
+        if not (file := path.parent / row["file"]).is_file():
+            raise UseError(f"{path}: names {row['file']}, which is gone; search/run.py --resume {folder} writes it")
+        points.append(Point(load_decoder(file), *numbers, row["file"]))
     return points
 
 

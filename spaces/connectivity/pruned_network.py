@@ -146,7 +146,7 @@ class PrunedNetwork(nn.Module):
         self.widths = widths
         self.mask = check_decoder(mask, len(self.backbone.channels))
         structure = Structure.of(self.mask, depth)
-        layers = layer_names(self.backbone)
+        layers = layer_names(self.backbone) if widths else None
         if not whole_encoder:
             truncate_(self.backbone, deepest_end_point(structure.connections[structure.live]))
         if widths:

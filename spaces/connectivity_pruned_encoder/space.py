@@ -26,8 +26,7 @@ from sparsemask.spaces import backbones, register
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.connectivity.encoding import mask_word, read_mask
 from sparsemask.spaces.connectivity.mask_source import Mask
-from sparsemask.spaces.connectivity.shared import mask_from
-from sparsemask.spaces.connectivity.space import ConnectivityConfig
+from sparsemask.spaces.connectivity.space import ConnectivityConfig, mask_from
 from sparsemask.spaces.connectivity.widths import widths_of
 from sparsemask.spaces.described import describing
 from sparsemask.spaces.group_sparsity.pairs import INITS

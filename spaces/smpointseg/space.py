@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 from torch import Tensor, nn
@@ -123,12 +123,6 @@ def reading_of(options: Mapping) -> Reading:
     return Reading(
         **{field.name: options[field.name] for field in fields(Reading) if options.get(field.name) is not None}
     )
-
-
-def reading_words(reading: Reading) -> str:
-    """Return the variants that differ from the paper as text; empty if none does."""
-    usual = asdict(Reading())
-    return ", ".join(f"{name} {value}" for name, value in asdict(reading).items() if value != usual[name])
 
 
 def multiply_adds(network: SMPointSeg, sizes: list[int], published: bool = False) -> int:

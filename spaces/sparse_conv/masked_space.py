@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +13,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from sparsemask import weights
-from sparsemask.errors import UseError, say
+from sparsemask.errors import UseError
 from sparsemask.masks.spatial import FineMasks
 from sparsemask.spaces.protocols import Config, Loaded, Space
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masking import apply_masks, hard_masks, threshold_of
-from sparsemask.spaces.sparse_conv.plan import Plans, digest, load_plans, path_of
+from sparsemask.spaces.sparse_conv.plan import known_plans
 
 
 class MaskedSpace(Space):
@@ -143,7 +142,7 @@ def load(
 
     Returns:
         The network on the CPU; its masks have the file's threshold, if the file holds one, and it follows the plans
-        that lie beside the file (see :mod:`sparsemask.spaces.sparse_conv.plan`).
+        that were made for it (see :mod:`sparsemask.spaces.sparse_conv.plan`).
 
     Raises:
         UseError: the file is missing, damaged, or of another network.
@@ -157,24 +156,8 @@ def load(
     masks = description if shared else checkpoint.get("mask")
     if isinstance(masks, Mapping) and isinstance(masks.get("threshold"), float):
         apply_masks(network, hard_masks(network), masks["threshold"])
-    network.plans = plans_beside(path, network)
+    network.plans = known_plans(path, network)
     return network
-
-
-def plans_beside(path: str | os.PathLike, network: nn.Module) -> Plans | None:
-    """Read the plans that lie beside a weights file; None without any. What cannot be read is said in a line.
-
-    Args:
-        path: the weights file.
-        network: built of it.
-    """
-    if not path_of(path).exists():
-        return None
-    try:
-        return load_plans(path_of(path), digest(network.state_dict()))
-    except UseError as error:
-        say(f"note: not followed: {error}", sys.stderr)
-        return None
 
 
 def save(path: str | os.PathLike, network: MaskedNetwork, space: str, masks: FineMasks | None = None) -> None:

@@ -1,14 +1,17 @@
 """How a network with masks is computed on a machine: a backend for each part, chosen for the network as a whole.
 
 A plan changes no function: all backends give the same numbers up to rounding. It holds for one machine, one number of
-threads, one arithmetic and one input size, and stands in a file beside the weights, which is read with these.
+threads, one arithmetic and one input size, and stands in a file beside the weights, which is read with these; of
+weights that lie in no run's folder, in the cache.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -16,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsemask import files
+from sparsemask.datasets import cache
 from sparsemask.devices import processor
-from sparsemask.errors import UseError
+from sparsemask.errors import UseError, say
 from sparsemask.ops import dispatch
+from sparsemask.runs import Run
 
 Device = torch.device
 FORMAT = 1
@@ -161,6 +166,64 @@ def save_plans(path: str | os.PathLike[str], plans: Plans, weights: str) -> None
         weights: :func:`digest` of its state.
     """
     files.write_json(path, {"format": FORMAT, "weights": weights, "plans": [asdict(plan) for plan in plans]})
+
+
+def keep_plans(weights: str | os.PathLike[str], plans: Plans, state: str) -> Path:
+    """Write plans of a weights file that the toolkit need not have written.
+
+    They lie beside it where the folder is a run's or has plans of it already, as those of an exported file. Other
+    folders are data of somebody's, which nothing is written into: then, and where that one is not writable, they lie in
+    the cache.
+
+    Args:
+        weights: the file.
+        plans: of its network.
+        state: :func:`digest` of that.
+
+    Returns:
+        The file written.
+
+    Raises:
+        OSError: the cache is not writable either.
+    """
+    beside = path_of(weights)
+    try:
+        load_plans(beside, state)
+        ours = True
+    except UseError:  # plans of other weights stay what they are
+        ours = not beside.exists() and Run(beside.parent).config.is_file()
+    if ours:
+        with contextlib.suppress(OSError):
+            save_plans(beside, plans, state)
+            return beside
+    save_plans(in_cache(state), plans, state)
+    return in_cache(state)
+
+
+def in_cache(state: str) -> Path:
+    """Where plans are kept of weights with a :func:`digest` that lie in a folder of somebody's; copies share them."""
+    return cache() / "plans" / f"{state[:32]}{SUFFIX}"
+
+
+def known_plans(weights: str | os.PathLike[str], network: nn.Module) -> Plans | None:
+    """Read the plans of a weights file, beside it or in the cache; None without any.
+
+    What cannot be read is said in a line.
+
+    Args:
+        weights: the file.
+        network: built of it.
+    """
+    beside = path_of(weights)
+    if not beside.exists() and not in_cache("").parent.is_dir():
+        return None
+    state = digest(network.state_dict())
+    for path in filter(Path.exists, (beside, in_cache(state))):
+        try:
+            return load_plans(path, state)
+        except UseError as error:
+            say(f"note: not followed: {error}", sys.stderr)
+    return None
 
 
 def load_plans(path: str | os.PathLike[str], weights: str) -> Plans:

@@ -24,7 +24,7 @@ from sparsemask.spaces.protocols import HasFastForm
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, MaskModule
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparse_conv.masking import mean_kept
-from sparsemask.spaces.sparse_conv.plan import DENSE, Machine, Plan, Plans, digest, path_of, save_plans
+from sparsemask.spaces.sparse_conv.plan import DENSE, Machine, Plan, Plans, digest, keep_plans, path_of, save_plans
 from sparsemask.timing import evaluating, timer
 
 Network = TypeVar("Network", bound=MaskedNetwork)
@@ -118,10 +118,18 @@ class Planner:
         space: of the network.
         network: in evaluation mode, on the device to be measured; it follows the plans.
         weights: file of its weights, beside which plans are kept; None: they are not kept.
+        found: whether the file is one that was named, not written by this command: see
+            :func:`sparsemask.spaces.sparse_conv.plan.keep_plans`.
     """
 
-    def __init__(self, space: MaskedSpace, network: MaskedNetwork, weights: str | os.PathLike[str] | None = None):
-        self.space, self.network, self.weights = space, network, weights
+    def __init__(
+        self,
+        space: MaskedSpace,
+        network: MaskedNetwork,
+        weights: str | os.PathLike[str] | None = None,
+        found: bool = False,
+    ):
+        self.space, self.network, self.weights, self.found = space, network, weights, found
         if network.plans is None:
             network.plans = Plans()
         self._known = len(network.plans)
@@ -155,14 +163,19 @@ class Planner:
             and self._known
             and not any(plan.machine == self._seen[0].machine for plan in [*plans][: self._known])
         ):
-            found.insert(0, "plan: the plans beside the weights are of another machine: measured again on this one")
+            found.insert(0, "plan: the plans of these weights are of another machine: measured again on this one")
         return found
 
     def save(self, weights: str | os.PathLike[str] | None = None) -> None:
-        """Write the plans beside a file of the network's weights; default: the one named at the beginning."""
+        """Write the plans of a file of the network's weights; default: the one named at the beginning."""
         weights = weights or self.weights
-        if weights is not None and self.network.plans:
-            save_plans(path_of(weights), self.network.plans, digest(self.network.state_dict()))
+        if weights is None or not self.network.plans:
+            return
+        state = digest(self.network.state_dict())
+        if self.found:
+            keep_plans(weights, self.network.plans, state)
+        else:
+            save_plans(path_of(weights), self.network.plans, state)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sparsemask import spaces, training_setup
+from sparsemask import spaces
 from sparsemask.config import RunConfig
 from sparsemask.costs import count_parameters
 from sparsemask.devices import Arithmetic
@@ -59,7 +59,7 @@ def entries(model: nn.Module, watch: Watch, measured_on: str) -> dict:
     """
     means = dict(zip(COLUMNS, watch.table().mean(0).tolist(), strict=True))
     if watch.disagreement:
-        training_setup.warn(watch.disagreement)
+        distributed.warn(watch.disagreement)
         means |= {"ms": None, "dense_ms": None}
     channels = hard_masks(model)
     return {

@@ -11,6 +11,7 @@ some sources can do is a protocol of its own: :class:`PlannedSource`, :class:`Ba
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,9 +21,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from sparsemask.engine.distributed import warn
 from sparsemask.engine.randomness import draw_generator, draw_words
 from sparsemask.errors import UseError, describe, lost_worker, one_line
 from sparsemask.processes import begin_helper, helper_context
+from sparsemask.VOC12.images import picture_notes
 
 ORDER, AUGMENT = 1, 2  # streams of randomness
 
@@ -372,3 +375,10 @@ def evaluation_loader(
         A loader whose items are lists of (images, labels) batches; each batch holds samples of one size.
     """
     return make_loader(Listed(source, indices), workers, batch_size=batch, collate_fn=same_size_batches)
+
+
+def say_how_read(split: str, *paths: str | os.PathLike[str]) -> None:
+    """Print what reading changes in the first image(s) of a split: orientation, scaling of 16 bits or floats."""
+    for path in paths:
+        for text in picture_notes(path):
+            warn(f"note: {split} pictures are read so: {path}: {text}")

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 
-from sparsemask.errors import UseError, one_line
+from sparsemask.errors import UseError, one_line, say
 
 
 def start(device_is_cuda: bool | None = None) -> tuple[int, int, int]:
@@ -159,3 +160,9 @@ def _flat(tensors: list[torch.Tensor], work: Callable[[torch.Tensor], None]) -> 
         work(flat)
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.detach().copy_(part.view_as(tensor))
+
+
+def warn(text: str) -> None:
+    """One line on standard error, from the first process only."""
+    if rank() == 0:
+        say(text, sys.stderr)

@@ -18,7 +18,6 @@ import numpy as np
 from sparsemask.errors import UseError, one_line
 from sparsemask.files import sha256
 from sparsemask.masks import npz
-from sparsemask.masks.npz import SUFFIX
 
 FORMAT = 1
 SPACE = "hinge"
@@ -107,7 +106,7 @@ def save_mask(path: str | os.PathLike, mask: GroupMask) -> None:
     Raises:
         UseError: another suffix, or an invalid mask.
     """
-    path = _npz(path)
+    path = npz.checked(path, "a mask of groups of weights")
     _check(mask, path)
     arrays: dict[str, np.ndarray] = {
         "format": np.array(FORMAT),
@@ -129,7 +128,7 @@ def load_mask(path: str | os.PathLike) -> GroupMask:
     Raises:
         UseError: the file is missing, damaged, of another kind or of a newer version.
     """
-    path = _npz(path)
+    path = npz.checked(path, "a mask of groups of weights")
     needed = ("space", "config", "merged", "threshold", "sha256")
     arrays = npz.read(path, "a mask of groups of weights", needed, FORMAT)
     try:
@@ -163,10 +162,3 @@ def _check(mask: GroupMask, what: object) -> None:
             raise UseError(f"{what}: the groups of {name} must be booleans (count,), at least one of them true")
     if not all(isinstance(name, str) for name in mask.merged):
         raise UseError(f"{what}: the merged pairs must be names")
-
-
-def _npz(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    if path.suffix != SUFFIX:
-        raise UseError(f"{path}: a mask of groups of weights is a {SUFFIX} file")
-    return path

@@ -34,6 +34,14 @@ def file_space(path: str | os.PathLike[str]) -> str | None:
     return None if space is None else str(space)
 
 
+def checked(path: str | os.PathLike[str], kind: str) -> Path:
+    """A path with the suffix of these files; UseError without it, in which `kind` says what the masks are."""
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise UseError(f"{path}: {kind} is a {SUFFIX} file")
+    return path
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Every array of a mask file; sizes in its headers are checked before memory is allocated.
 

@@ -20,7 +20,6 @@ from sparsemask.errors import UseError, one_line
 from sparsemask.files import sha256
 from sparsemask.masks import npz
 from sparsemask.masks.connectivity import check_mask
-from sparsemask.masks.npz import SUFFIX
 
 __all__ = [
     "FORMAT",
@@ -80,7 +79,7 @@ class FineMasks:
 
 def save_masks(path: str | os.PathLike, masks: FineMasks) -> None:
     """Write checked masks to `path` (.npz), atomically."""
-    path = _npz(path)
+    path = npz.checked(path, "a fine-grained mask")
     _check(masks, str(path))
     arrays: dict[str, np.ndarray] = {
         "format": np.array(FORMAT),
@@ -111,7 +110,7 @@ def load_masks(path: str | os.PathLike) -> FineMasks:
     Raises:
         UseError: the file is missing, truncated, of another kind, or of a newer version.
     """
-    path = _npz(path)
+    path = npz.checked(path, "a fine-grained mask")
     needed = ("space", "task", "threshold", "sha256", "config")
     arrays = npz.read(path, "a file of fine-grained masks", needed, FORMAT)
     try:
@@ -154,10 +153,3 @@ def _check(masks: FineMasks, what: str) -> None:
         raise UseError(f"{what}: its configuration is no mapping")
     if masks.connectivity is not None:
         check_mask(masks.connectivity, what=f"{what}: connectivity")
-
-
-def _npz(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    if path.suffix != SUFFIX:
-        raise UseError(f"{path}: fine-grained masks are a {SUFFIX} file")
-    return path

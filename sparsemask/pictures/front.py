@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from sparsemask.pictures import style
+
+_LINE = 92  # letters of a line across the picture
 
 
 def draw_front(
@@ -33,8 +36,10 @@ def draw_front(
         budget: drawn as a line.
         rest: what the others are, in words.
     """
+    note = f"up and left is better; orange: the front, circled: the mask that is taken; blue: {rest}"
+    lines = textwrap.wrap(note, _LINE)
     with style.drawing():
-        fig = style.figure(6.4, 4.2)
+        fig = style.figure(6.4, 4.05 + 0.15 * len(lines))
         axes = style.place(fig, 0.65, 0.55, 5.5, 3.0)
         axes.grid()
         axes.set_axisbelow(True)
@@ -50,16 +55,17 @@ def draw_front(
             axes.axvline(budget, color=style.GREY, lw=1, ls="--", zorder=2)
         axes.margins(0.1, 0.14)
         axes.set(xlabel=cost, ylabel=score)
-        axes.set_title("Front", size=style.TITLE, pad=20)
-        note = f"up and left is better; orange: the front, circled: the mask that is taken; blue: {rest}"
-        axes.text(0, 1.02, note, transform=axes.transAxes, size=style.SMALL, color=style.GREY, va="bottom")
+        axes.set_title("Front", size=style.TITLE, pad=8 + 12 * len(lines))
+        axes.text(0, 1.02, "\n".join(lines), transform=axes.transAxes, size=style.SMALL, color=style.GREY, va="bottom")
         inch = fig.dpi
+        axes.autoscale_view()  # labels stand where points will
         places = [axes.transData.transform(point) for point in points]
         heights = style.spread([y + 0.06 * inch for _, y in places], 0.13 * inch, -math.inf, math.inf)
         for number, ((x, _), height, label) in enumerate(zip(places, heights, labels, strict=True)):
             # The ring around the next point would lie on the label: it goes to the other side.
             left = chosen != number + 1 or places[chosen][0] - x > 0.25 * inch
-            shift = (-0.06 if left else 0.1) * inch
+            beside = 0.11 if number == chosen else 0.06  # its ring is wider
+            shift = (-beside if left else 0.1) * inch
             height = height if left else places[number][1] - 0.15 * inch
             options = dict(ha="right" if left else "left", size=style.SMALL, color=style.INK, zorder=6)
             axes.annotate(label, (x + shift, height), xycoords="figure pixels", **options)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart with every common form of colour blindness.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 PURPLE, AMBER, SKY = "#A9558B", "#E69F00", "#56B4E9"
-CYCLE = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
 
 INK, GREY, PALE, PAPER = "#222222", "#6E6E6E", "#D9D9D9", "#FFFFFF"
 HEAT = "Blues"  # zero is the paper's white, so that an empty cell looks empty

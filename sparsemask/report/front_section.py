@@ -39,9 +39,8 @@ def front(c: Contents) -> str:
     if not rows:
         return html.absent("The front is empty.")
     picture = c.run.pictures / "front.png"
-    drawn = (
-        sections.figure_of(c, picture, "Score against cost of all candidates and the front") if picture.exists() else ""
-    )
+    shown = "Score against predicted cost: the front, and the candidates whose scores compare with it"
+    drawn = sections.figure_of(c, picture, shown) if picture.exists() else ""
     score = html.escape(sections.TITLES.get(str(content.get("score")), str(content.get("score")))[:60])
     heads = ("mask", score, "predicted ms", "multiply-adds", "connections", "steps, trained whole")
     halving = content.get("halving")
@@ -50,8 +49,12 @@ def front(c: Contents) -> str:
     weights = f"after {steps:.0f} steps of each decoder alone" if steps else "with the shared weights"
     text = f"Scores {weights}, on training pictures that were kept back; marked: the mask that is taken."
     if rungs:
+        how = (
+            f"By successive halving {', '.join(rungs)} candidates were" if rungs[1:] else f"{rungs[0]} candidates were"
+        )
+        rounds = ", in each round for twice as many steps" if rungs[1:] else ""
         text += (
-            f" By successive halving {', '.join(rungs)} candidates were trained whole, in each round for twice as many "
-            "steps; their scores do not compare with those of decoders alone, and count before them."
+            f" {how} trained whole{rounds}; their scores do not compare with those of decoders alone, and count before "
+            "them."
         )
     return drawn + html.paragraph(text) + html.table(heads, rows, kind="plain")

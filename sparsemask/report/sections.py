@@ -230,7 +230,8 @@ def costs(c: Contents) -> str:
     rows.add("milliseconds", info.get("milliseconds"), one_digit, f"median, {at}{rows.machine}")
     rows.add("spread of the milliseconds", rows.timed.get("spread"), one_digit, "between the quartiles")
     rows.rows += _budget(info.get("budget"))
-    note = html.paragraph(f"Of the network found when the search ended, at threshold {c.thres:g}; time: of the search.")
+    found = "taken from the front" if "front" in c.info else f"found when the search ended, at threshold {c.thres:g}"
+    note = html.paragraph(f"Of the network {found}; time: of the search.")
     return rows.text(note if c.verb == "search" else "")
 
 

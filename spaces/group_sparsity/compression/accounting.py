@@ -32,6 +32,53 @@ class Count:
     """Trainable parameters, or all."""
 
 
+@dataclass(frozen=True)
+class LayerCounts:
+    """Of every convolution and matrix product of a graph (`ChannelGraph.nodes`), int64 (nodes,) each."""
+
+    into: np.ndarray
+    """Input channels, of all groups."""
+    out: np.ndarray
+    """Output channels."""
+    weights: np.ndarray
+    """Entries of the weight."""
+    multiply_adds: np.ndarray
+    """Executed for one sample."""
+
+
+class Products:
+    """Counts what the convolutions and matrix products of a graph take without some channels.
+
+    Args:
+        graph: whose nodes are counted; sizes are those of the input it was traced with.
+    """
+
+    def __init__(self, graph: ChannelGraph):
+        self.graph = graph
+        nodes = graph.nodes
+        self._into = _Lines([node.consumes for node in nodes])
+        self._out = _Lines([node.makes for node in nodes])
+        whole = [node.groups > 1 and not node.inside for node in nodes]
+        self._whole, self._groups = np.array(whole), np.array([node.groups if node.inside else 1 for node in nodes])
+        self._per_group = np.array([len(node.consumes) // node.groups for node in nodes])
+        self.kernel = np.array([_volume(n.weight.shape[2:]) if n.op == "convolution" else 1 for n in nodes])
+        # A transposed convolution multiplies at every position of its input.
+        at = [node.inputs[0] if node.transposed else node.outputs[0] for node in nodes]
+        self.positions = np.array([_spread(value.shape, graph.shape[0]) for value in at])
+
+    def count(self, gone: np.ndarray | None = None) -> LayerCounts:
+        """Count every product by itself.
+
+        Args:
+            gone: removed elements, bool (graph.count,) or their numbers; None: the whole network.
+        """
+        alive = _alive(self.graph, gone)
+        into, out = self._into.count(alive), self._out.count(alive)
+        # A grouped convolution that loses whole groups keeps what one group has.
+        weights = self.kernel * np.where(self._whole, self._per_group, into // self._groups) * out
+        return LayerCounts(into, out, weights, weights * self.positions)
+
+
 class Accounting:
     """Counts the cost of a network without some channels; prepared once, then a few array operations per count.
 
@@ -55,7 +102,8 @@ class Accounting:
         if input_shape is not None and tuple(input_shape)[-3:] != graph.shape[-3:]:
             raise UseError(f"the graph was traced with {graph.shape}, not {tuple(input_shape)}; trace it again")
         self.graph = graph
-        self._products(network)
+        self.names = [graph.module_of(node) for node in graph.nodes]
+        self._products = Products(graph)
         self._elementwise(graph)
         self._parameters(network, frozen)
         self._pairs(network)
@@ -73,55 +121,32 @@ class Accounting:
         Raises:
             UseError: a name that is no pair.
         """
-        alive = self._alive(gone)
-        into, out = self._into.count(alive), self._out.count(alive)
-        # A grouped convolution that loses whole groups keeps what one group has.
-        inner = np.where(self._whole, self._per_group, into // self._groups)
-        products = self._area * inner * out
+        alive, counts = _alive(self.graph, gone), self._products.count(gone)
+        into, out, products = counts.into, counts.out, counts.multiply_adds
         parameters = self._constant + int((self._fixed * self._axes.count(alive).reshape(-1, _AXES).prod(1)).sum())
         if unknown := set(merge) - set(self.pair_names):
             raise UseError(f"'{min(unknown)}' is no pair of this network")
         merged = np.array([name in merge for name in self.pair_names], dtype=bool)
         a, b = self._first[merged], self._second[merged]
-        weights = self._kernel[a] * into[a] * out[b]
-        parameters += int((weights - self._kernel[a] * into[a] * out[a] - into[b] * out[b]).sum())
-        products[a], products[b] = weights * self._positions[b], 0
+        weights = self._products.kernel[a] * into[a] * out[b]
+        parameters += int((weights - counts.weights[a] - counts.weights[b]).sum())
+        products[a], products[b] = weights * self._products.positions[b], 0
         total = int(products.sum())
         return Count(total + int(self._rate @ self._maps.count(alive)), total, parameters)
 
     def chosen(self, gone: np.ndarray | None = None) -> list[str]:
         """Return the names of the pairs that take no more multiply-adds as one convolution."""
-        alive = self._alive(gone)
-        into, out = self._into.count(alive), self._out.count(alive)
-        a, b = self._first, self._second
-        cheaper = merged_is_cheaper(self._kernel[a], into[a], out[a], out[b])
+        counts, a, b = self._products.count(gone), self._first, self._second
+        into, out = counts.into, counts.out
+        cheaper = merged_is_cheaper(self._products.kernel[a], into[a], out[a], out[b])
         return [name for name, chosen in zip(self.pair_names, cheaper, strict=True) if chosen]
 
     def layers(self, gone: np.ndarray | None = None) -> Mapping[str, tuple[int, int]]:
         """Return the remaining input and output channels of each convolution and linear layer, by name."""
-        alive = self._alive(gone)
-        ends = zip(self._into.count(alive).tolist(), self._out.count(alive).tolist(), strict=True)
+        counts = self._products.count(gone)
+        ends = zip(counts.into.tolist(), counts.out.tolist(), strict=True)
         every = zip(self.graph.nodes, self.names, ends, strict=True)
         return {name: both for node, name, both in every if not node.border}
-
-    def _alive(self, gone: np.ndarray | None) -> np.ndarray:
-        """Which elements remain, and one more that always does, bool (graph.count + 1,)."""
-        gone = np.zeros(self.graph.count, bool) if gone is None else self.graph.as_mask(gone)
-        return np.append(~gone, True)
-
-    def _products(self, network: nn.Module) -> None:
-        nodes = self.graph.nodes
-        self.names = [self.graph.module_of(node) for node in nodes]
-        self._into = _Lines([node.consumes for node in nodes])
-        self._out = _Lines([node.makes for node in nodes])
-        whole = [node.groups > 1 and not node.inside for node in nodes]
-        self._whole, self._groups = np.array(whole), np.array([node.groups if node.inside else 1 for node in nodes])
-        self._per_group = np.array([len(node.consumes) // node.groups for node in nodes])
-        self._kernel = np.array([_volume(n.weight.shape[2:]) if n.op == "convolution" else 1 for n in nodes])
-        # A transposed convolution multiplies at every position of its input.
-        at = [node.inputs[0] if node.transposed else node.outputs[0] for node in nodes]
-        self._positions = np.array([_spread(value.shape, self.graph.shape[0]) for value in at])
-        self._area = self._kernel * self._positions
 
     def _elementwise(self, graph: ChannelGraph) -> None:
         lines, rates = [], []
@@ -158,6 +183,12 @@ class Accounting:
         self.pair_names = [name for name in names if f"{name}.0" in node_index and f"{name}.1" in node_index]
         self._first = np.array([node_index[f"{name}.0"] for name in self.pair_names], dtype=np.int64)
         self._second = np.array([node_index[f"{name}.1"] for name in self.pair_names], dtype=np.int64)
+
+
+def _alive(graph: ChannelGraph, gone: np.ndarray | None) -> np.ndarray:
+    """Which elements remain, and one more that always does, bool (graph.count + 1,)."""
+    gone = np.zeros(graph.count, bool) if gone is None else graph.as_mask(gone)
+    return np.append(~gone, True)
 
 
 class _Lines:

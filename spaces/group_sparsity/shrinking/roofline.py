@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sparsemask.spaces.group_sparsity.compression.accounting import Products
 from sparsemask.spaces.group_sparsity.shrinking.channels import Channels
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 from sparsemask.spaces.group_sparsity.tracing.record import Node, Value
@@ -37,10 +38,14 @@ def shares(graph: ChannelGraph, channels: Sequence[Channels]) -> dict[str, float
         set_of[c.elements] = number
     computed, moved = np.zeros(len(channels) + 1), np.zeros(len(channels) + 1)
     for node in graph.all_nodes:
+        features = (_size(value) for value in (*node.inputs, *node.outputs) if value.varies)
+        moved[_sets(node, set_of)] += _FEATURE * sum(features)
+    counts = Products(graph).count()
+    products = graph.shape[0] * counts.multiply_adds  # of the whole batch, as features are
+    for node, weights, multiply_adds in zip(graph.nodes, counts.weights, products, strict=True):
         sets = _sets(node, set_of)
-        products, weights = _product(node)
-        computed[sets] += products
-        moved[sets] += _WEIGHT * weights + _FEATURE * sum(_size(v) for v in (*node.inputs, *node.outputs) if v.varies)
+        computed[sets] += multiply_adds
+        moved[sets] += _WEIGHT * weights
     density = 1 + moved / np.maximum(computed, 1)
     middling = (density * computed)[:-1].sum() / max(computed[:-1].sum(), 1)
     times = np.clip(density / max(middling, 1), _LEAST, _MOST)
@@ -51,17 +56,6 @@ def _sets(node: Node, set_of: np.ndarray) -> np.ndarray:
     """The sets whose channels an operator reads or makes, each once."""
     lines = [elements for value in (*node.inputs, *node.outputs) if value.varies for elements in value.axes.values()]
     return np.unique(set_of[np.concatenate(lines)]) if lines else np.zeros(0, np.int64)
-
-
-def _product(node: Node) -> tuple[int, int]:
-    """Multiply-adds and weights of a convolution or matrix product; 0 of other operators."""
-    if node.makes is None or node.weight is None:
-        return 0, 0
-    weights = _size(node.weight)
-    at = node.inputs[0] if node.transposed else node.outputs[0]
-    if node.op == "convolution":
-        return weights * _size(at) // at.shape[1], weights
-    return weights * _size(at) // at.shape[-1], weights
 
 
 def _size(value: Value) -> int:

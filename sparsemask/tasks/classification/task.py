@@ -20,14 +20,14 @@ import torch.nn.functional as F
 
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
-from sparsemask.engine.data import Listed, make_loader, plainly
+from sparsemask.engine.data import Listed, make_loader, plainly, say_how_read
+from sparsemask.engine.distributed import warn
 from sparsemask.errors import UseError
 from sparsemask.files import write_text
 from sparsemask.tasks.classification.data import Cut, FilePictures, HeldPictures, Part, data_set
 from sparsemask.tasks.classification.layouts import LabelledPictures, find_pictures
 from sparsemask.tasks.classification.options import STATISTICS, ClassificationData
 from sparsemask.tasks.classification.scores import TOP, ClassificationMeter, ClassificationScores
-from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import Evaluation, Task
 from sparsemask.tasks.segmentation.scores import by_class
 

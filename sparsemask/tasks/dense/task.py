@@ -24,11 +24,11 @@ from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import data
 from sparsemask.engine.distillation import softened_binary_divergence, softened_divergence
+from sparsemask.engine.distributed import warn
 from sparsemask.errors import UseError
 from sparsemask.tasks import protocol
 from sparsemask.tasks.dense.augmentation import Augmentation, check_name
 from sparsemask.tasks.dense.views import average_views, resize
-from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import Evaluation, Task, spread_indices
 from sparsemask.VOC12.dataset import SegmentationDataset
 from sparsemask.VOC12.palette import IGNORE
@@ -206,7 +206,7 @@ class DenseTask(Task):
         for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
             if Path(data_set.pairs[0][0]).is_file():
-                say_how_read(split, data_set.pairs[0][0])
+                data.say_how_read(split, data_set.pairs[0][0])
             self._check_labels(split, data_set)
         if self.config.data.augment:
             self.train_data.sample(0, np.random.default_rng(0))  # says what is wrong with it before a run is made

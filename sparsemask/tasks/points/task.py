@@ -26,8 +26,8 @@ from sparsemask.devices import Arithmetic
 from sparsemask.engine import distributed
 from sparsemask.engine.data import plainly
 from sparsemask.engine.distillation import softened_divergence
+from sparsemask.engine.distributed import warn
 from sparsemask.errors import UseError
-from sparsemask.tasks.notes import warn
 from sparsemask.tasks.points.clouds.cloud import IGNORED, CloudFile
 from sparsemask.tasks.points.data import Clouds, CropSettings, EvaluationCrops, PossibilityCrops, TrainingCrops
 from sparsemask.tasks.points.options import PointsData

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from sparsemask import datasets
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
-from sparsemask.engine.data import Listed, make_loader, plainly
+from sparsemask.engine.data import Listed, make_loader, plainly, say_how_read
+from sparsemask.engine.distributed import warn
 from sparsemask.errors import UseError
 from sparsemask.synthetic.stereo_scenes import LEAST
-from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import Evaluation, Task, json_rows
 from sparsemask.tasks.stereo import layouts
 from sparsemask.tasks.stereo.batch import MULTIPLE, StereoPair, picture_of, unpad

@@ -10,10 +10,10 @@ import numpy as np
 
 from sparsemask import datasets
 from sparsemask.containers import map_npy
+from sparsemask.engine.distributed import warn
 from sparsemask.errors import UseError, choose, describe
 from sparsemask.files import atomic_write
 from sparsemask.resize import imresize
-from sparsemask.tasks.notes import warn
 from sparsemask.tasks.super_resolution.folders import Pair
 from sparsemask.VOC12.images import exif_words, picture_size, read_picture
 

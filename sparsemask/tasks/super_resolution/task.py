@@ -21,10 +21,10 @@ from PIL import Image
 from sparsemask.config import RunConfig
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import data
+from sparsemask.engine.distributed import warn
 from sparsemask.errors import UseError
 from sparsemask.files import write_bytes
 from sparsemask.options import positive, stage_at, stages
-from sparsemask.tasks.notes import say_how_read, warn
 from sparsemask.tasks.protocol import Evaluation, Task, json_rows
 from sparsemask.tasks.super_resolution import folders, losses
 from sparsemask.tasks.super_resolution.data import SuperResolutionDataset, repeats
@@ -104,7 +104,7 @@ class SuperResolutionTask(Task):
         """
         for split, data_set in (("training", self.train_data), ("validation", self.eval_data)):
             data_set.load(0)
-            say_how_read(split, *filter(None, data_set.pairs[0]))
+            data.say_how_read(split, *filter(None, data_set.pairs[0]))
             notes = []
             if data_set.left_out:
                 total = data_set.left_out + len(data_set.store)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,20 +17,24 @@ from sparsemask.engine import Method, checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
 from sparsemask.errors import UseError, say
 from sparsemask.families import Built, Restored, RetrainingFamily
+from sparsemask.files import sha256
+from sparsemask.masks import npz
 from sparsemask.masks.decoder import save_decoder
-from sparsemask.options import Parser
+from sparsemask.options import Parser, adopted
 from sparsemask.pictures import draw_architecture
-from sparsemask.retrain.connectivity.start import SLIM, form_of, grouped, inherited_state, resolve_grouped
 from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.backbones.truncation import as_saved
 from sparsemask.spaces.connectivity.mask_source import BASELINE, Mask, resolve_mask
 from sparsemask.spaces.connectivity.named_masks import available_masks
-from sparsemask.spaces.connectivity.shared import save_network
+from sparsemask.spaces.connectivity.space import save_network
+from sparsemask.spaces.connectivity_pruned_encoder.space import small_widths
 from sparsemask.spaces.encoder import encoder_weights
 from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly, load_weights
+
+SLIM = "slim"
 
 
 def mask_of(config: RunConfig, given: Mapping) -> tuple[Mask, RunConfig]:
@@ -209,6 +215,54 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
     def load_run(self, run: runs.Run) -> torch.nn.Module:
         """From the run's last checkpoint."""
         return spaces.get(checkpoint.load(run.last)["space"]).load(run.last).network
+
+
+def grouped(config: RunConfig) -> bool:
+    """Whether the mask is one of groups of weights, which says the connections too, and holds weights."""
+    # Evaluation and export have no --ft_model.
+    return not config.get("ft_model") and npz.file_space(config.family.mask_path or "") == SLIM
+
+
+def resolve_grouped(config: RunConfig, given: Mapping) -> tuple[Mask, RunConfig]:
+    """The connections that a mask of groups says, and the configuration with its network's numbers."""
+    connections, groups = spaces.get(SLIM).read(config.family.mask_path)
+    said = groups.config["arch_options"]
+    source = config.family.mask_path
+    config = adopted(config, given, {name: said[name] for name in ("backbone_name", "depth", *forms.names())}, source)
+    if given.get("inherit", "none") != "none":
+        raise UseError(f"--inherit {given['inherit']}: {source} has weights of its own; leave it out")
+    mask = Mask(connections, {"backbone_name": config.network.backbone_name})
+    return mask, config.replace(inherit="none") if "inherit" in config else config
+
+
+def inherited_state(context: Context, mask: Mask) -> dict | None:
+    """Weights out of the search, if they are wanted and there; one line either way."""
+    config = context.config
+    if config.family.inherit == "none" or config.family.ft_model or config.network.pretrained_model:
+        return None
+    path = config.family.search_checkpoint or mask.note.get("checkpoint")
+    if path is None:
+        context.say("nothing to inherit: the mask does not say which search it comes from")
+        return None
+    if not Path(path).exists():
+        raise UseError(f"the search to inherit from is gone: {path}; give --search_checkpoint, or --inherit none")
+    if not config.family.search_checkpoint and sha256(path) != mask.note.get("sha256"):
+        raise UseError(
+            f"{path} is not as it was when the mask was pruned from it: prune again, or give --search_checkpoint {path}"
+        )
+    state = checkpoint.load(path, config.network.space)
+    what = "the encoder" if config.family.inherit == "encoder" else "all that is kept"
+    context.say(f"inherited from the search: {what} ({path})")
+    return spaces.get(config.network.space).transfer(state["model"], mask.argument, config, config.family.inherit)
+
+
+def form_of(config: RunConfig, mask: Mask, state: dict) -> dict[str, Any]:
+    """Flags that weights decide, by name: the form of the encoder, and the widths of its layers."""
+    name = config.network.backbone_name
+    found = forms.of_weights(state, name) if forms.has_forms(name) else {}
+    if mask.decoder is None:
+        return {**found, "widths": None}
+    return {**found, "widths": small_widths(mask.decoder, config.replace(**found), state)}
 
 
 FAMILY = ConnectivityRetraining()
