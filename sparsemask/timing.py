@@ -133,6 +133,11 @@ class Timer(Protocol):
         """
 
 
+def busy_note(busy: float) -> str:
+    """What is said of times on a machine that was so busy, see :class:`Timer`."""
+    return f"the machine was busy ({busy:.1f} times the time that the work takes): milliseconds are not exact"
+
+
 @contextlib.contextmanager
 def thread_count(threads: int) -> Iterator[None]:
     """Inside, torch computes with so many threads."""

@@ -24,6 +24,7 @@ from sparsemask.options import amount
 from sparsemask.prune import prune as prune_prune
 from sparsemask.report.environment import environment
 from sparsemask.search import run as search_run
+from sparsemask.spaces.connectivity import budget
 from sparsemask.spaces.connectivity.budget import Budget, BudgetSection
 from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
 from sparsemask.spaces.connectivity.cost_table import count_costs
@@ -313,3 +314,10 @@ def test_a_checkpoint_that_does_not_say_its_search_has_no_budget(here, monkeypat
     words = ["--budget_ms 9: the checkpoint does not say backbone_name"]
     fails(capfd, prune_prune.main, ["--checkpoint", "w.pt", "--budget_ms", "9"], words)
     fails(capfd, prune_prune.main, ["--checkpoint", "w.pt", "--budget_ms", "9", "--budget_macs", "9M"], ["one budget"])
+
+
+def test_a_busy_machine_is_said_where_the_finished_network_is_measured(monkeypatch, capsys):
+    for busy, says in ((1.0, False), (3.0, True)):
+        monkeypatch.setattr(budget, "timer", lambda *_, busy=busy: lambda functions, _: ({"network": 4.0}, busy))
+        assert budget.measured_ms(torch.nn.Conv2d(3, 4, 3), 16, torch.device("cpu")) == 4.0
+        assert ("the machine was busy (3.0 times" in capsys.readouterr().out) is says

@@ -23,7 +23,7 @@ from sparsemask.spaces.connectivity.cost_table import CostTable, Counts, cost_ta
 from sparsemask.spaces.connectivity.named_masks import named_mask
 from sparsemask.spaces.connectivity.space import ConnectivityConfig
 from sparsemask.tables import format_count
-from sparsemask.timing import timer
+from sparsemask.timing import BUSY, busy_note, timer
 
 
 class Costs(Protocol):
@@ -219,7 +219,7 @@ def open_costs(
 
 
 def measured_ms(network: nn.Module, size: int, device: torch.device) -> float:
-    """Milliseconds of one picture, measured in the form that cost tables predict.
+    """Milliseconds of one picture, measured in the form that cost tables predict; a line where the machine is busy.
 
     Args:
         network: trained or not.
@@ -228,5 +228,7 @@ def measured_ms(network: nn.Module, size: int, device: torch.device) -> float:
     """
     example = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     form = optimize_for_inference(network, example, compiled=False)
-    times, _ = timer(device, torch.get_num_threads())({"network": lambda: form(example)}, 15)
+    times, busy = timer(device, torch.get_num_threads())({"network": lambda: form(example)}, 15)
+    if busy > BUSY:
+        say(busy_note(busy))
     return times["network"]

@@ -17,12 +17,16 @@ def command_of(c: Contents, verb: str) -> str:
     """The command line of the next verb for this run, as this user types it."""
     folder, config = shlex.quote(str(c.run.folder)), c.config
     if verb == "prune":
-        criterion = f"--target {config.get('target') or 0.5:g}" if c.grouped else f"--thres {c.thres:g}"
+        criteria = [f"--run {folder}"]
         if number(config.get("budget_ms")):
-            criterion += f" --budget_ms {config['budget_ms']:g}"
+            criteria.insert(0, f"--budget_ms {config['budget_ms']:g}")
         elif number(config.get("budget_macs")):
-            criterion += f" --budget_macs {config['budget_macs'] / 1e6:g}M"
-        return following("prune", f"{criterion} --run {folder}", config)
+            criteria.insert(0, f"--budget_macs {config['budget_macs'] / 1e6:g}M")
+        if c.grouped:
+            criteria.insert(0, f"--target {config.get('target') or 0.5:g}")
+        elif "front" not in c.info:  # whose masks have no weights
+            criteria.insert(0, f"--thres {c.thres:g}")
+        return following("prune", " ".join(criteria), config)
     if verb == "retrain":
         return following("retrain", f"--mask_path mask.{'npz' if c.packed else 'npy'}", config, c.run.folder)
     out = f" --out {shlex.quote(str(c.run.folder / 'network.pt2'))}" if verb == "export" else ""

@@ -38,7 +38,6 @@ from sparsemask.spaces.group_sparsity.shrinking.report import (
     Locked,
     Origin,
     Report,
-    busy_note,
     channel_lines,
     former_report,
     locked_layers,
@@ -49,7 +48,7 @@ from sparsemask.spaces.group_sparsity.shrinking.settings import Options, Setting
 from sparsemask.spaces.group_sparsity.shrinking.targets import Target
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
 from sparsemask.tables import format_count
-from sparsemask.timing import BUSY, Timer, timer
+from sparsemask.timing import BUSY, Timer, busy_note, timer
 
 UNFOLDABLE = "what is left of it varies from place to place (padding before a pool, say): it cannot be folded exactly"
 Select = Callable[[tuple[Channels, ...]], tuple[Channels, ...]]

@@ -238,8 +238,3 @@ def place_of(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def busy_note(busy: float) -> str:
-    """What is said of times on a machine that was so busy, see :class:`sparsemask.timing.Timer`."""
-    return f"the machine was busy ({busy:.1f} times the time that the work takes): milliseconds are not exact"
