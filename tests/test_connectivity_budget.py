@@ -24,7 +24,7 @@ from sparsemask.options import amount
 from sparsemask.prune import prune as prune_prune
 from sparsemask.report.environment import environment
 from sparsemask.search import run as search_run
-from sparsemask.spaces.connectivity import budget
+from sparsemask.spaces.connectivity import budget as budgets
 from sparsemask.spaces.connectivity.budget import Budget, BudgetSection
 from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
 from sparsemask.spaces.connectivity.cost_table import count_costs
@@ -318,6 +318,6 @@ def test_a_checkpoint_that_does_not_say_its_search_has_no_budget(here, monkeypat
 
 def test_a_busy_machine_is_said_where_the_finished_network_is_measured(monkeypatch, capsys):
     for busy, says in ((1.0, False), (3.0, True)):
-        monkeypatch.setattr(budget, "timer", lambda *_, busy=busy: lambda functions, _: ({"network": 4.0}, busy))
-        assert budget.measured_ms(torch.nn.Conv2d(3, 4, 3), 16, torch.device("cpu")) == 4.0
+        monkeypatch.setattr(budgets, "timer", lambda *_, busy=busy: lambda functions, _: ({"network": 4.0}, busy))
+        assert budgets.measured_ms(torch.nn.Conv2d(3, 4, 3), 16, torch.device("cpu")) == 4.0
         assert ("the machine was busy (3.0 times" in capsys.readouterr().out) is says

@@ -45,7 +45,7 @@ def test_the_report_shows_front_budget_and_times(tmp_path):
     for words in ("budget", "9.0 ms", "predicted", "8.2 ms", "measured", "8.5 ms"):
         assert words in costs, words
     assert '<section id="connections"' not in text
-    assert "prune.py --budget_ms 9 --run" in text  # a front has no weights that a threshold could be of
+    assert "prune --budget_ms 9 --run" in text  # a threshold would be of weights, and a front has none
 
 
 def test_the_report_says_which_masks_were_trained_whole(tmp_path):
