@@ -26,6 +26,7 @@ _PACKAGE = "sparsemask.backends"  # of modules that have an object BACKEND each
 loaded: dict[str, Backend] = {}  # backends by name, as far as they have been asked for or registered
 _chosen: str | None = None  # by `with backend(name)`; a plain global, which torch.compile guards
 _repeating = 0  # how many `with repeatable()` there are around
+_int8 = 0  # and how many `with int8()`
 
 
 class Call(Protocol):
@@ -140,6 +141,26 @@ def repeatable() -> Iterator[None]:
 def repeating() -> bool:
     """Whether this is inside :func:`repeatable`."""
     return _repeating > 0
+
+
+@contextlib.contextmanager
+def int8() -> Iterator[None]:
+    """Within the `with`, native kernels compute the modules that skip in int8, where these come in bfloat16.
+
+    That is an approximation, with errors of a half of 1/255 of the largest value of each layer; see
+    :mod:`sparsemask.backends.native.bfloat16`. What else there is stays in the arithmetic that it has.
+    """
+    global _int8
+    _int8 += 1
+    try:
+        yield
+    finally:
+        _int8 -= 1
+
+
+def in_int8() -> bool:
+    """Whether this is inside :func:`int8`."""
+    return _int8 > 0
 
 
 def set_backend(model: nn.Module, name: str) -> nn.Module:

@@ -4,7 +4,8 @@ Built on first use (:mod:`sparsemask.backends.native.build`) for every vector wi
 run time, and not trusted before small problems came out right on the processor at hand
 (:mod:`sparsemask.backends.native.selfcheck`). Threads are torch's. float32, and on processors with matrix tiles (AMX)
 or dot products (AVX512-BF16) bfloat16, as under `torch.autocast`: convolutions and modules by these, what is not a
-convolution over all channels in float32. Other types are computed by other backends.
+convolution over all channels in float32. Modules in bfloat16 are computed in int8 (AVX512-VNNI) where the caller says so
+(:func:`sparsemask.ops.dispatch.int8`). Other types are computed by other backends.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from sparsemask.backends.native import (
     stereo,
     tiles,
 )
+from sparsemask.ops import dispatch
 from sparsemask.ops.block import BlockCall
 from sparsemask.ops.block_with_channel_attention import AttendedBlockCall
 from sparsemask.ops.concat_conv import ConcatConvCall
@@ -111,11 +113,13 @@ class Native(Backend):
 
     def block(self, call: BlockCall) -> Tensor:
         """A module in rows."""
-        return (block if call.x.dtype == torch.float32 else bfloat16).block(call)
+        return block.block(call) if call.x.dtype == torch.float32 else bfloat16.block(call, _packed_kind())
 
     def attended_block(self, call: AttendedBlockCall) -> Tensor:
         """Sample by sample: attention is a factor on the fusion's weights."""
-        return (block if call.block.x.dtype == torch.float32 else bfloat16).attended_block(call)
+        if call.block.x.dtype == torch.float32:
+            return block.attended_block(call)
+        return bfloat16.attended_block(call, _packed_kind())
 
     def inverted_residual(self, call: InvertedResidualCall) -> Tensor:
         """In one call, band by band; in float32."""
@@ -205,6 +209,11 @@ class Native(Backend):
         else:
             library.add_relu(rows, other, mask.reshape(-1), int(dense.sum()))
         return a
+
+
+def _packed_kind() -> torch.dtype:
+    """Of a module's products, where it comes in bfloat16: see :mod:`sparsemask.backends.native.tiles`."""
+    return tiles.INT8 if dispatch.in_int8() and tiles.in_use(tiles.INT8) != "none" else tiles.BFLOAT16
 
 
 _Given = TypeVar("_Given", bound="DataclassInstance")

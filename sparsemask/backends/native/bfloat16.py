@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparsemask.backends.native import library, tiles
 from sparsemask.backends.native.block import by_sample
-from sparsemask.backends.native.conv import activation_code, leading
+from sparsemask.backends.native.conv import RELU, activation_code, leading
 from sparsemask.backends.native.grid import Grid, grid
 from sparsemask.backends.native.rows import from_rows, to_rows
-from sparsemask.backends.native.tiles import Segment, up_to
+from sparsemask.backends.native.tiles import Packed, Quantum, Segment, up_to
 from sparsemask.backends.native.workspace import Workspace
 from sparsemask.ops import activation
 from sparsemask.ops.block import BlockCall
@@ -118,7 +119,7 @@ def joined_conv(call: ConcatConvCall) -> Tensor:
     sizes = [x.shape[1] for x in xs]
     rows = [tiles.rows_of(x) for x in xs]
 
-    def make() -> tuple[Tensor, Tensor | None]:
+    def make() -> tuple[Packed, Tensor | None]:
         taps = weight.detach().float().flatten(2).permute(2, 1, 0)  # (taps, all C_in, C_out)
         return _joined(taps, sizes), tiles.padded(call.bias)
 
@@ -132,63 +133,108 @@ def joined_conv(call: ConcatConvCall) -> Tensor:
     return from_rows(out, len(xs[0]), tuple(xs[0].shape[2:]), xs[0])
 
 
-def _joined(taps: Tensor, sizes: Sequence[int]) -> Tensor:
+def _joined(taps: Tensor, sizes: Sequence[int], kind: torch.dtype = tiles.BFLOAT16) -> Packed:
     """Packed weights of several features' channels (taps, their sum, columns), each filled up by itself."""
-    whole = taps.new_zeros(len(taps), sum(map(up_to, sizes)), taps.shape[2])
+    whole = taps.new_zeros(len(taps), sum(up_to(size, kind) for size in sizes), taps.shape[2])
     start = at = 0
     for size in sizes:
         whole[:, at : at + size] = taps[:, start : start + size]
-        start, at = start + size, at + up_to(size)
-    return tiles.pack(whole)
+        start, at = start + size, at + up_to(size, kind)
+    return tiles.pack(whole, kind)
 
 
-def block(call: BlockCall) -> Tensor:
-    """A module's layers and their fusion."""
-    return _block(call, None)
+def block(call: BlockCall, kind: torch.dtype = tiles.BFLOAT16) -> Tensor:
+    """A module's layers and their fusion.
+
+    Args:
+        call: in bfloat16.
+        kind: of the products, tiles.BFLOAT16 or tiles.INT8.
+    """
+    if kind == tiles.INT8:  # a sample's numbers depend on no other
+        return by_sample(call, lambda sample: _block(sample, None, kind))
+    return _block(call, None, kind)
 
 
-def attended_block(call: AttendedBlockCall) -> Tensor:
-    """A module with its channel attention, and its input added."""
+def attended_block(call: AttendedBlockCall, kind: torch.dtype = tiles.BFLOAT16) -> Tensor:
+    """A module with its channel attention, and its input added; see :func:`block`."""
     attention = tuple(one.float() for one in call.attention)
     attend = lambda mean: factors(mean, attention)
-    return by_sample(call.block, lambda sample: _block(sample, attend))
+    return by_sample(call.block, lambda sample: _block(sample, attend, kind))
 
 
-def _block(call: BlockCall, attention: _Attention | None) -> Tensor:
+def _block(call: BlockCall, attention: _Attention | None, kind: torch.dtype) -> Tensor:
     """attention: from the mean (1, C) of the fusion's output to factors (1, C); see
     :mod:`sparsemask.backends.native.block`."""
     x, weights, dense, act = call.x, call.weights, call.dense, activation_code(call.activation)
     collect_weight, collect_bias = call.collect_weight, call.collect_bias
     sources = [*weights, dense, collect_weight] + ([collect_bias] if collect_bias is not None else [])
-    plan = _derived.get(sources, lambda: _Block(weights, dense, collect_weight, collect_bias), "block")
-    spatial, wide = tuple(x.shape[2:]), up_to(dense.shape[1])
+    plan = _derived.get(sources, lambda: _Block(weights, dense, collect_weight, collect_bias, kind), ("block", kind))
+    spatial, wide = tuple(x.shape[2:]), up_to(dense.shape[1], kind)
     tables = grid(len(x), spatial, same_size(weights[0]))
     kept, dropped, _ = library.split(call.mask.contiguous(), compact=False)
     listed = [(rows, library.lookup(rows, tables.position)) for rows in (kept, dropped)]
     offsets = [offset for _, offset in tables.classes[0].taps]
-    given = before = tiles.rows_of(x)
+    given = tiles.rows_of(x)
     result = tiles.empty(len(given), plan.columns)
     with Workspace() as space:
+        before = _Rows(given) if kind == tiles.BFLOAT16 else _in_int8(given, space)
         layers, sums = [], []
         for layer in plan.layers:
-            out = tiles.empty(len(given), wide, space)
+            out = tiles.empty(len(given), wide, space, kind)
+            parts = [
+                (rows, pos, part, [Segment(before.rows, tables.interior, o, part.channels) for o in offsets])
+                for (rows, pos), part in zip(listed, (layer.kept, layer.dropped), strict=True)
+            ]
+            quantum = _range(parts, before, act, space) if kind == tiles.INT8 else None
             sums.append(torch.zeros(torch.get_num_threads(), wide, dtype=torch.float64))
-            for (rows, pos), part in zip(listed, (layer.kept, layer.dropped), strict=True):
-                taps = [Segment(before, tables.interior, o, part.channels) for o in offsets if part.channels]
+            for rows, pos, part, taps in parts:
                 own = torch.zeros(torch.get_num_threads(), part.columns, dtype=torch.float64)
-                tiles.product(pos, taps, part.packed, part.columns, out, rows, activation=act, sums=own)
+                tiles.product(
+                    pos, taps if part.channels else [], part.packed, part.columns, out, rows, activation=act, sums=own,
+                    read=before.quantum, written=quantum,
+                )  # fmt: skip
                 sums[-1][:, : part.columns] += own
-            layers.append(out)
-            before = out
-        fuse, bias = plan.fusion, plan.bias
-        if attention is not None:
-            fuse, bias = plan.attended(attention, [one.sum(0) / len(given) for one in sums])
+            before = _Rows(out, quantum)
+            layers.append(before)
+        means = [one.sum(0) / len(given) for one in sums]
+        fuse, bias = plan.fused(layers, means, attention)
         middle = offsets[len(offsets) // 2]
+        # Of numbers in int8 the weights know the scales.
+        read = Quantum(1.0, layers[0].quantum.zero) if layers[0].quantum is not None else None
         for (rows, pos), part, counts in zip(listed, fuse, plan.counts, strict=True):
-            read = [Segment(r, tables.interior, middle, n) for r, n in zip(layers, counts, strict=True) if n]
+            taps = [Segment(r.rows, tables.interior, middle, n) for r, n in zip(layers, counts, strict=True) if n]
             add = given if attention is not None else None
-            tiles.product(pos, read, part, plan.columns, result, rows, bias=bias, add=add)
+            tiles.product(pos, taps, part, plan.columns, result, rows, bias=bias, add=add, read=read)
     return from_rows(result, len(x), spatial, x)
+
+
+class _Rows(NamedTuple):
+    """Features of all locations; quantum: of rows in int8."""
+
+    rows: Tensor
+    quantum: Quantum | None = None
+
+
+def _in_int8(given: Tensor, space: Workspace) -> _Rows:
+    """A module's input, which has both signs, in int8."""
+    quantum = Quantum.of(tiles.largest(given), signed=True)
+    return _Rows(tiles.in_int8(given, quantum, space), quantum)
+
+
+_SAMPLED = 16  # of so many outputs of a layer one is computed before, to know how large they are
+_MARGIN = 1.25  # times the largest of these is the largest that there will be
+
+
+def _range(parts: Sequence[_Listed], before: _Rows, act: tuple[int, float], space: Workspace) -> Quantum:
+    """The quantum of a layer's outputs."""
+    most = 0.0
+    for _, pos, part, taps in parts:
+        if part.columns and len(pos):
+            few = pos[::_SAMPLED].contiguous()
+            out = tiles.empty(len(few), up_to(part.columns), space)
+            tiles.product(few, taps, part.packed, part.columns, out, activation=act, read=before.quantum)
+            most = max(most, tiles.largest(out))
+    return Quantum.of(_MARGIN * most, signed=act[0] != RELU)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +243,10 @@ class _Part:
 
     channels: int
     columns: int
-    packed: Tensor | None
+    packed: Packed | None
+
+
+_Listed = tuple[Tensor, Tensor, _Part, Sequence[Segment]]  # rows, where they stand, and what is computed of what there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,16 +260,19 @@ class _LayerWeights:
 class _Block:
     """The packed weights of a block, channels dense first."""
 
-    def __init__(self, weights: Sequence[Tensor], dense: Tensor, collect_weight: Tensor, collect_bias: Tensor | None):
-        self.layers, orders, counts = [], [], []
+    def __init__(
+        self, weights: Sequence[Tensor], dense: Tensor, collect_weight: Tensor, collect_bias: Tensor | None,
+        kind: torch.dtype,
+    ):  # fmt: skip
+        self.kind, self.layers, orders, counts = kind, [], [], []
         order = torch.arange(weights[0].shape[1])
         n_in = len(order)  # the module's input is dense
         for weight, mine in zip(weights, dense, strict=True):
             outs = torch.cat([mine.nonzero().flatten(), (~mine).nonzero().flatten()])
             n_dense = int(mine.sum())
             taps = weight.detach().float().flatten(2).permute(2, 1, 0)[:, order][:, :, outs]
-            kept = _Part(len(order), len(outs), tiles.pack(taps))
-            few = tiles.pack(taps[:, :n_in, :n_dense]) if n_in and n_dense else None
+            kept = _Part(len(order), len(outs), tiles.pack(taps, kind))
+            few = tiles.pack(taps[:, :n_in, :n_dense], kind) if n_in and n_dense else None
             reads = n_in if few is not None else 0
             self.layers.append(_LayerWeights(kept, _Part(reads, n_dense if few is not None else 0, few)))
             order, n_in = outs, n_dense
@@ -231,27 +283,32 @@ class _Block:
         self._fuse = [part[outs] for part, outs in zip(fuse, orders, strict=True)]
         self.bias = tiles.padded(collect_bias)
         self.counts = ([fuse.shape[1]] * len(weights), counts)
-        self.fusion = self._packed(self._fuse)
+        self._fusion = self._packed(self._fuse)
 
-    def _packed(self, fuse: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    def _packed(self, fuse: Sequence[Tensor]) -> tuple[Packed, Packed | None]:
         """Of the fusion at kept and at dropped locations."""
         parts = [part[:count] for part, count in zip(fuse, self.counts[1], strict=True) if count]
-        few = _joined(torch.cat(parts)[None], [len(part) for part in parts]) if parts else None
-        return _joined(torch.cat(list(fuse))[None], [len(part) for part in fuse]), few
+        few = _joined(torch.cat(parts)[None], [len(part) for part in parts], self.kind) if parts else None
+        return _joined(torch.cat(list(fuse))[None], [len(part) for part in fuse], self.kind), few
 
-    def attended(
-        self, attention: _Attention, means: Sequence[Tensor]
-    ) -> tuple[tuple[Tensor, Tensor | None], Tensor | None]:
-        """The fusion's packed weights and bias times the factors of its own mean.
+    def fused(
+        self, layers: Sequence[_Rows], means: Sequence[Tensor], attention: _Attention | None
+    ) -> tuple[tuple[Packed, Packed | None], Tensor | None]:
+        """The fusion's packed weights and bias: times what numbers in int8 stand for, and the factors of its own mean.
 
         Args:
-            attention: see :func:`_block`.
+            layers: what it reads.
             means: of every layer's channels over all locations, (C filled up,) float64.
+            attention: see :func:`_block`.
         """
-        parts = zip(means, self._fuse, strict=True)
-        mean = sum(one[: len(part)] @ part.double() for one, part in parts)
-        if self.bias is not None:
-            mean = mean + self.bias[: self.columns]
-        scale = attention(mean.float()[None])[0]
-        bias = tiles.padded(self.bias[: self.columns] * scale) if self.bias is not None else None
-        return self._packed([part * scale for part in self._fuse]), bias
+        fuse, bias = self._fuse, self.bias
+        if attention is not None:
+            mean = sum(one[: len(part)] @ part.double() for one, part in zip(means, fuse, strict=True))
+            if bias is not None:
+                mean = mean + bias[: self.columns]
+            scale = attention(mean.float()[None])[0]
+            bias = tiles.padded(bias[: self.columns] * scale) if bias is not None else None
+            fuse = [part * scale for part in fuse]
+        if self.kind == tiles.INT8:
+            fuse = [part * one.quantum.scale for part, one in zip(fuse, layers, strict=True)]
+        return (self._fusion if fuse is self._fuse else self._packed(fuse)), bias

@@ -98,9 +98,12 @@ class Target:
 # Every entry of the library: the types of its arguments, and of its answer.
 _ENTRIES: dict[str, tuple[list, type | None]] = {
     "sm_width": ([_I], _I),
-    "sm_tiles": ([_I], _I),
-    "sm_pack_tiles": ([_P, _I, _I, _P], None),
+    "sm_tiles": ([_I, _I], _I),
+    "sm_pack_tiles": ([_I, _P, _I, _I, _P], None),
     "sm_tile_product": ([_P], None),
+    "sm_byte_product": ([_P], None),
+    "sm_largest": ([_P, _I, _I], ctypes.c_float),
+    "sm_to_int8": ([_P, _I, _I, _I, ctypes.c_double, _I, _P, _I, _I], None),
     "sm_pack": ([_P, _I, _I, _P], None),
     "sm_split": ([_P, _I, _P, _P, _P], _I),
     "sm_partition": ([_P, _I, _P, _I, _P, _P, _P, _P], None),
@@ -174,7 +177,8 @@ def _loaded(wanted: build.Form) -> ctypes.CDLL:
         function = getattr(loaded, name)  # which keeps what ctypes finds under the name
         function.argtypes, function.restype = arguments, answer
     loaded.sm_keep_memory()
-    _ = loaded.sm_tiles(1) or loaded.sm_tiles(3)  # the processor's matrix tiles, else its dot products, else none
+    _ = loaded.sm_tiles(2, 1) or loaded.sm_tiles(2, 3)  # the processor's matrix tiles, else its dot products, else none
+    loaded.sm_tiles(1, 5)
     return loaded
 
 
