@@ -23,7 +23,7 @@ class Arithmetic:
         device: torch device.
         parameters: dtype of weights and inputs.
         autocast: dtype of mixed precision, or None.
-        int8: whether modules that skip are computed in int8 beside it (:func:`sparsemask.ops.dispatch.int8`).
+        int8: whether what skips is computed in int8 beside it (:func:`sparsemask.ops.dispatch.int8`).
     """
 
     device: torch.device

@@ -137,7 +137,7 @@ class DeviceSection(Section):
     type: str = flag(
         "float32",
         choices=("float32", "float64", "bfloat16", "float16", "int8"),
-        help="arithmetic; bfloat16 and float16 mean mixed precision; int8: modules that skip in integers, the rest in "
+        help="arithmetic; bfloat16 and float16 mean mixed precision; int8: what skips in integers, the rest in "
         "bfloat16, not for training (default: float32)",
     )
 

@@ -43,7 +43,7 @@ class Machine:
     threads: int
     torch: str
     arithmetic: str = "float32"
-    """Of the convolutions: that of `torch.autocast`, where it is on; what native kernels compute it by; whether in int8."""
+    """Of the convolutions: that of `torch.autocast`, where it is on, what native kernels compute it by, and int8."""
 
     @classmethod
     def here(cls, device: Device) -> Machine:

@@ -19,8 +19,8 @@ def add_computing(parser: argparse.ArgumentParser, types: bool = True) -> None:
         parser.add_argument(
             "--type", choices=("float32", "bfloat16", "float16", "int8"), default="float32",
             help="arithmetic; bfloat16 and float16 mean mixed precision: faster on processors with AMX or AVX512-BF16 "
-            "and on GPUs, a little less exact; int8: modules that skip in integers, the rest in bfloat16, on processors "
-            "with AVX512-VNNI (default: float32)",
+            "and on GPUs, a little less exact; int8: what skips in integers, the rest in bfloat16, on processors with "
+            "AVX512-VNNI (default: float32)",
         )  # fmt: skip
 
 

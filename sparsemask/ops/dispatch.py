@@ -145,10 +145,10 @@ def repeating() -> bool:
 
 @contextlib.contextmanager
 def int8() -> Iterator[None]:
-    """Within the `with`, native kernels compute the modules that skip in int8, where these come in bfloat16.
+    """Within the `with`, native kernels compute what skips in int8, where it comes in bfloat16.
 
-    That is an approximation, with errors of a half of 1/255 of the largest value of each layer; see
-    :mod:`sparsemask.backends.native.bfloat16`. What else there is stays in the arithmetic that it has.
+    That is an approximation: features have 256 values, weights 255, for each layer anew. Layers of few channels stay in
+    bfloat16; see :mod:`sparsemask.backends.native.bfloat16`.
     """
     global _int8
     _int8 += 1

@@ -1,4 +1,4 @@
-"""Convolutions and modules in bfloat16: all channels of a location in one row, dense ones first.
+"""Convolutions and modules in bfloat16 and in int8: all channels of a location in one row, dense ones first.
 
 A location's row is as long as the layer has channels, and where it is dropped its sparse channels are zeros. So a kept
 location reads one row a tap wherever its neighbours lie, rows of neighbours follow each other in memory, and tiles are
@@ -6,6 +6,12 @@ read from there (src/tiles.h); dot products (src/dots.h) read any rows. That mov
 :mod:`sparsemask.backends.native.block`, half as many bytes a number, and computes some products with zeros, which tiles
 do for less than it would cost to avoid them. Sums are in float32; what is between the layers is rounded to bfloat16, as
 `torch.autocast` rounds it.
+
+In int8 a layer's input is quantised by its own range, and its weights by that of every output; what it gives, and the
+input that a module adds, is in bfloat16. Within a module features stay in int8 from layer to layer. How large they are
+must be known before they are written: a part of each layer's outputs is computed before all of them. Nothing is
+calibrated, and nothing kept: the same input gives the same bits. Sums are exact, so that emulated ones are, too.
+The fusion's weights know the scales of the layers that it reads.
 """
 
 from __future__ import annotations
@@ -36,12 +42,32 @@ _derived = Derived()
 _Attention = Callable[[Tensor], Tensor]
 
 
-def conv(call: ConvCall) -> Tensor:
-    """One sparse mask convolution without groups: kept rows in full, dropped rows from dense to dense channels."""
+class _Rows(NamedTuple):
+    """Features of all locations; quantum: of rows in int8."""
+
+    rows: Tensor
+    quantum: Quantum | None = None
+
+
+def _read(rows: Tensor, kind: torch.dtype, space: Workspace | None = None) -> _Rows:
+    """Rows in bfloat16 as products of a kind read them."""
+    if kind == tiles.BFLOAT16:
+        return _Rows(rows)
+    quantum = Quantum.of(*tiles.range_of(rows))
+    return _Rows(tiles.in_int8(rows, quantum, space), quantum)
+
+
+def conv(call: ConvCall, kind: torch.dtype = tiles.BFLOAT16) -> Tensor:
+    """One sparse mask convolution without groups: kept rows in full, dropped rows from dense to dense channels.
+
+    Args:
+        call: in bfloat16.
+        kind: of the products, tiles.BFLOAT16 or tiles.INT8.
+    """
     tables = grid(len(call.x), tuple(call.x.shape[2:]), call.geometry)
-    rows, act = tiles.rows_of(call.x), activation_code(call.activation)
+    rows, act = _read(tiles.rows_of(call.x), kind), activation_code(call.activation)
     kept, dropped, _ = library.split(call.mask.contiguous(), compact=False)
-    plan = _planned(call, tables)
+    plan = _planned(call, tables, kind)
     out = tiles.empty(len(tables.position), len(call.out_dense))
     plan.full.run(rows, tables, kept, out, act)
     plan.drop(rows, tables, dropped, out, act)
@@ -55,35 +81,35 @@ def whole_conv(call: ConvCall) -> Tensor:
     if not len(dropped) or bool(call.in_dense.all() & call.out_dense.all()):
         return whole
     tables = grid(len(call.x), tuple(call.x.shape[2:]), call.geometry)
-    out, rows, act = to_rows(whole), tiles.rows_of(call.x), activation_code(call.activation)
-    _planned(call, tables).drop(rows, tables, dropped, out, act)
+    out, rows, act = to_rows(whole), _Rows(tiles.rows_of(call.x)), activation_code(call.activation)
+    _planned(call, tables, tiles.BFLOAT16).drop(rows, tables, dropped, out, act)
     return from_rows(out, len(call.x), call.geometry.output_size(call.x.shape[2:]), call.x)
 
 
-def _planned(call: ConvCall, tables: Grid) -> _Conv:
+def _planned(call: ConvCall, tables: Grid, kind: torch.dtype) -> _Conv:
     """The layer's packed weights. Of the size matters only which classes of outputs there are."""
     sources = [call.weight, call.in_dense, call.out_dense] + ([call.bias] if call.bias is not None else [])
     form = tuple(one.taps for one in tables.classes)
-    return _derived.get(sources, lambda: _Conv(call, tables), (call.geometry, form))
+    return _derived.get(sources, lambda: _Conv(call, tables, kind), (call.geometry, form, kind))
 
 
 class _Conv:
     """The packed weights of a layer: everything to everything, and dense to dense."""
 
-    def __init__(self, call: ConvCall, tables: Grid):
+    def __init__(self, call: ConvCall, tables: Grid, kind: torch.dtype):
         taps = call.weight.detach().float().flatten(2)
         taps = taps.permute(2, 0, 1) if call.geometry.transposed else taps.permute(2, 1, 0)  # (taps, C_in, C_out)
         bias = call.bias.detach().float() if call.bias is not None else None
-        self.full, self.dense, self.places = _Product(taps, bias, tables), None, None
+        self.full, self.dense, self.places = _Product(taps, bias, tables, kind), None, None
         if bool(call.out_dense.any()):
             if not leading(call.out_dense):
                 self.places = call.out_dense.nonzero().flatten().to(torch.int32)
             # Sparse channels among the dense ones are read, times zero.
             last = int(call.in_dense.nonzero().max()) + 1 if bool(call.in_dense.any()) else 0
             dense = (taps * call.in_dense[:, None])[:, :last, call.out_dense]
-            self.dense = _Product(dense, bias[call.out_dense] if bias is not None else None, tables)
+            self.dense = _Product(dense, bias[call.out_dense] if bias is not None else None, tables, kind)
 
-    def drop(self, rows: Tensor, tables: Grid, dropped: Tensor, out: Tensor, act: tuple[int, float]) -> None:
+    def drop(self, rows: _Rows, tables: Grid, dropped: Tensor, out: Tensor, act: tuple[int, float]) -> None:
         """Set the dropped rows of `out`: dense channels of dense ones, zeros elsewhere."""
         if self.dense is None:
             tiles.product(dropped, [], None, 0, out, dropped)
@@ -94,13 +120,13 @@ class _Conv:
 class _Product:
     """Packed weights (taps, C_in, C_out) for every class of outputs."""
 
-    def __init__(self, taps: Tensor, bias: Tensor | None, tables: Grid):
+    def __init__(self, taps: Tensor, bias: Tensor | None, tables: Grid, kind: torch.dtype):
         self.channels, self.columns = taps.shape[1], taps.shape[2]
-        self.packed = [tiles.pack(taps[[index for index, _ in one.taps]]) for one in tables.classes]
+        self.packed = [tiles.pack(taps[[index for index, _ in one.taps]], kind) for one in tables.classes]
         self.bias = tiles.padded(bias)
 
     def run(
-        self, rows: Tensor, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float],
+        self, rows: _Rows, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float],
         places: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Compute the outputs `listed` (n,) int32 of rows (R, C_in) into their rows of `out`, at `places` there."""
@@ -108,8 +134,11 @@ class _Product:
         if tables.kind is not None:
             parts = library.partition(listed, tables.kind, len(tables.classes), tables.position)
         for one, packed, (mine, pos) in zip(tables.classes, self.packed, parts, strict=True):
-            segments = [Segment(rows, tables.interior, offset, self.channels) for _, offset in one.taps]
-            tiles.product(pos, segments, packed, self.columns, out, mine, bias=self.bias, activation=act, places=places)
+            segments = [Segment(rows.rows, tables.interior, offset, self.channels) for _, offset in one.taps]
+            tiles.product(
+                pos, segments, packed, self.columns, out, mine, bias=self.bias, activation=act, places=places,
+                read=rows.quantum,
+            )  # fmt: skip
 
 
 def joined_conv(call: ConcatConvCall) -> Tensor:
@@ -177,7 +206,7 @@ def _block(call: BlockCall, attention: _Attention | None, kind: torch.dtype) -> 
     given = tiles.rows_of(x)
     result = tiles.empty(len(given), plan.columns)
     with Workspace() as space:
-        before = _Rows(given) if kind == tiles.BFLOAT16 else _in_int8(given, space)
+        before = _read(given, kind, space)
         layers, sums = [], []
         for layer in plan.layers:
             out = tiles.empty(len(given), wide, space, kind)
@@ -208,33 +237,22 @@ def _block(call: BlockCall, attention: _Attention | None, kind: torch.dtype) -> 
     return from_rows(result, len(x), spatial, x)
 
 
-class _Rows(NamedTuple):
-    """Features of all locations; quantum: of rows in int8."""
-
-    rows: Tensor
-    quantum: Quantum | None = None
-
-
-def _in_int8(given: Tensor, space: Workspace) -> _Rows:
-    """A module's input, which has both signs, in int8."""
-    quantum = Quantum.of(tiles.largest(given), signed=True)
-    return _Rows(tiles.in_int8(given, quantum, space), quantum)
-
-
-_SAMPLED = 16  # of so many outputs of a layer one is computed before, to know how large they are
-_MARGIN = 1.25  # times the largest of these is the largest that there will be
+_RUN, _EVERY, _FEW = 8, 17, 1024  # of more outputs than _FEW a run of every _EVERY-th is computed before, to know how
+_MARGIN = 1.25  # large they are; times the largest of these is the largest that there will be
 
 
 def _range(parts: Sequence[_Listed], before: _Rows, act: tuple[int, float], space: Workspace) -> Quantum:
     """The quantum of a layer's outputs."""
-    most = 0.0
+    ranges = [(0.0, 0.0)]
     for _, pos, part, taps in parts:
         if part.columns and len(pos):
-            few = pos[::_SAMPLED].contiguous()
+            few = pos if len(pos) < _FEW else pos.unfold(0, _RUN, _RUN * _EVERY).reshape(-1)
             out = tiles.empty(len(few), up_to(part.columns), space)
             tiles.product(few, taps, part.packed, part.columns, out, activation=act, read=before.quantum)
-            most = max(most, tiles.largest(out))
-    return Quantum.of(_MARGIN * most, signed=act[0] != RELU)
+            ranges.append(tiles.range_of(out))
+    least, most = (_MARGIN * one(limits) for one, limits in zip((min, max), zip(*ranges, strict=True), strict=True))
+    # The fusion reads several layers at once: what stands for 0 is the same in all.
+    return Quantum.of(0.0, most) if act[0] == RELU else Quantum(max(-least, most) / 127 or 1.0, 128)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,7 +102,7 @@ _ENTRIES: dict[str, tuple[list, type | None]] = {
     "sm_pack_tiles": ([_I, _P, _I, _I, _P], None),
     "sm_tile_product": ([_P], None),
     "sm_byte_product": ([_P], None),
-    "sm_largest": ([_P, _I, _I], ctypes.c_float),
+    "sm_range": ([_P, _I, _P, _I], None),
     "sm_to_int8": ([_P, _I, _I, _I, ctypes.c_double, _I, _P, _I, _I], None),
     "sm_pack": ([_P, _I, _I, _P], None),
     "sm_split": ([_P, _I, _P, _P, _P], _I),

@@ -1,15 +1,16 @@
 """Products of rows in bfloat16, summed in float32, and in int8, summed in int32.
 
-In bfloat16 by matrix tiles (AMX, src/tiles.h), or by dot products of pairs (AVX512-BF16, src/dots.h), which read the same
-packed weights; tiles serve where a processor has both. In int8 by dot products of four (AVX512-VNNI). A number q of a row
-in int8, 0 to 255, stands for (q - zero) · scale, its :class:`Quantum`; weights are whole numbers times a scale of each
-column. The kind of a product is the type of its rows.
+In bfloat16 by matrix tiles (AMX, src/tiles.h), or by dot products of pairs (AVX512-BF16, src/dots.h), which read the
+same packed weights; tiles serve where a processor has both. In int8 by dot products of four (AVX512-VNNI). A number q
+of a row in int8, 0 to 255, stands for (q - zero) · scale, its :class:`Quantum`; weights are whole numbers times a scale
+of each column. The kind of a product is the type of its rows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ BFLOAT16, INT8 = torch.bfloat16, torch.uint8  # kinds of products
 KINDS = ("none", "amx", "emulated", "dot", "emulated dot")  # of products in bfloat16, as sm_tiles numbers them
 INT8_KINDS = ("none", "vnni", "emulated vnni")
 _NUMBERS = {**{name: n for n, name in enumerate(KINDS)}, "vnni": 5, "emulated vnni": 6}
+DEEPEST = 2**31 // (255 * 127)  # numbers that a product in int8 may sum
 _LINE = 64  # bytes: rows are as long as a multiple of them
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
@@ -49,6 +51,7 @@ class _TileProduct(ctypes.Structure):
         ("threads", _I),
         ("places", _P),
         ("scales", _P),
+        ("shift", _P),
         ("zero", _I),
         ("steps", ctypes.c_double),
         ("out_zero", _I),
@@ -56,16 +59,18 @@ class _TileProduct(ctypes.Structure):
 
 
 class Quantum(NamedTuple):
-    """What numbers q of rows in int8 stand for: (q - zero) · scale. Without a sign zero is 0."""
+    """What numbers q of rows in int8 stand for: (q - zero) · scale."""
 
     scale: float
     zero: int
 
     @classmethod
-    def of(cls, most: float, signed: bool) -> Quantum:
-        """The finest that holds magnitudes up to `most`, with a sign or without."""
-        scale = most / (127 if signed else 255)
-        return cls(scale if scale != 0 else 1.0, 128 if signed else 0)
+    def of(cls, least: float, most: float) -> Quantum:
+        """The finest that holds values from least <= 0 to most >= 0; not a number, where one of them is not."""
+        scale = (most - least) / 255
+        if not 0 < scale < math.inf:
+            return cls(math.nan if scale else 1.0, 0)
+        return cls(scale, round(-least / scale))
 
 
 class Packed(NamedTuple):
@@ -73,7 +78,7 @@ class Packed(NamedTuple):
 
     Attributes:
         numbers: in the kernels' order.
-        scales, totals: in int8, float32 (columns filled up,): the scale, and the sum of the numbers, of every column.
+        scales, totals: in int8, (columns filled up,): of every column the scale, float32, and its numbers' sum, int32.
     """
 
     numbers: Tensor
@@ -126,7 +131,7 @@ def pack(weights: Tensor, kind: torch.dtype = BFLOAT16) -> Packed:
     if kind == INT8:
         scale = whole.abs().amax((0, 1)) / 127
         whole = (whole / scale.where(scale > 0, torch.ones(()))).round_()
-        scales, totals = padded(scale), padded(whole.sum((0, 1)))
+        scales, totals = padded(scale), padded(whole.sum((0, 1))).to(torch.int32)
     numbers = whole.to(torch.int8 if kind == INT8 else kind)
     packed = empty(1, whole.shape[0] * whole.shape[1] * up_to(columns), kind=kind)
     rows = segments * whole.shape[1]
@@ -170,13 +175,16 @@ def rows_of(x: Tensor) -> Tensor:
     return whole
 
 
-def largest(rows: Tensor) -> float:
-    """The largest magnitude in rows (R, C) bfloat16, contiguous; NaN where there is one."""
-    return library.lib().sm_largest(rows.data_ptr(), rows.numel(), torch.get_num_threads())
+def range_of(rows: Tensor) -> tuple[float, float]:
+    """(least, most) of zero and rows (R, C) bfloat16, contiguous; NaN where there is one."""
+    found = torch.empty(2, dtype=BFLOAT16)
+    library.lib().sm_range(rows.data_ptr(), rows.numel(), found.data_ptr(), torch.get_num_threads())
+    least, most = found.tolist()
+    return least, most
 
 
 def in_int8(rows: Tensor, quantum: Quantum, space: Workspace | None = None) -> Tensor:
-    """Rows (R, C filled up) bfloat16 as numbers in int8, (R, C filled up) of a quantum; what it does not hold is cut."""
+    """Rows (R, C filled up) bfloat16 as numbers in int8 of a quantum, filled up; what it does not hold is cut."""
     out = empty(len(rows), up_to(rows.shape[1], INT8), space, INT8)
     library.lib().sm_to_int8(
         rows.data_ptr(), rows.stride(0), rows.shape[1], len(rows), 1 / quantum.scale, quantum.zero, out.data_ptr(),
@@ -230,17 +238,18 @@ def product(
     """
     if not len(pos):
         return
-    scales, kind = None, BFLOAT16
-    if read is not None:
-        kind = INT8
-        if packed is not None:
-            scales = packed.scales * read.scale
-            if read.zero:  # which counts wherever something is read, outside of the picture, too
-                bias = (0 if bias is None else bias) - scales * packed.totals * read.zero
+    kind, scales, shift = BFLOAT16 if read is None else INT8, None, None
+    if read is not None and packed is not None:
+        # Numbers that stand for 0 count wherever something is read, outside of the picture, too.
+        scales, shift = packed.scales * read.scale, packed.totals * read.zero if read.zero else None
     listed = np.array(
         [
             (
-                rows.data_ptr(), 0 if map is None else map.data_ptr(), rows.stride(0), offset, up_to(channels, kind),
+                rows.data_ptr(),
+                0 if map is None else map.data_ptr(),
+                rows.stride(0),
+                offset,
+                up_to(channels, kind),
                 channels,
             )
             for rows, map, offset, channels in segments
@@ -267,6 +276,7 @@ def product(
         threads=torch.get_num_threads(),
         places=places.data_ptr() if places is not None else None,
         scales=scales.data_ptr() if scales is not None else None,
+        shift=shift.data_ptr() if shift is not None else None,
         zero=read.zero if read is not None else 0,
         steps=1 / written.scale if written is not None else 0.0,
         out_zero=written.zero if written is not None else 0,

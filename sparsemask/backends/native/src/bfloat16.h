@@ -7,6 +7,7 @@
 namespace SM_NAMESPACE {
 
 typedef uint32_t Words __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
 
 static inline float widened(uint16_t half) {
     const uint32_t bits = static_cast<uint32_t>(half) << 16;
@@ -28,7 +29,7 @@ struct Bfloat16 {
     using Number = uint16_t;
     using Sum = float;
     using Sums = Vector<16>::type;
-    static Sums real(const Sum* sums, Vector<16>::type) { return *reinterpret_cast<const Sums*>(sums); }
+    static Sums real(const Sum* sums, Vector<16>::type, Ints) { return *reinterpret_cast<const Sums*>(sums); }
 };
 
 // Sixteen numbers between both types, and products of pairs, by plain code:

@@ -3,8 +3,6 @@
 
 namespace SM_NAMESPACE {
 
-typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
-
 // Sixteen values v as v * steps + zero, to the nearest, ties to even; what is not a number becomes 0.
 static inline void to_bytes(Vector<16>::type v, float steps, float zero, uint8_t* to) {
     typedef Vector<16>::type V;
@@ -21,8 +19,8 @@ struct Int8 : Halves {
     using Number = uint8_t;
     using Sum = int32_t;
     using Sums = Ints;
-    static Vector<16>::type real(const Sum* sums, Vector<16>::type scales) {
-        return __builtin_convertvector(*reinterpret_cast<const Ints*>(sums), Vector<16>::type) * scales;
+    static Vector<16>::type real(const Sum* sums, Vector<16>::type scales, Ints shift) {
+        return __builtin_convertvector(*reinterpret_cast<const Ints*>(sums) - shift, Vector<16>::type) * scales;
     }
 };
 
@@ -48,11 +46,16 @@ struct OwnInt8 : Int8<OwnBfloat16> {
 };
 #endif
 
-// The largest magnitude among n numbers in bfloat16; not a number, where one of them is not.
-float largest(const uint16_t* from, int64_t n) {
-    uint16_t most = 0;
-    for (int64_t i = 0; i < n; i++) most = std::max<uint16_t>(most, from[i] & 0x7fffu);
-    return widened(most);
+// Of n numbers in bfloat16, by their bits: the largest above zero, and the largest below, with its sign; 0 where there is none.
+// What is not a number is larger than all that are.
+void range(const uint16_t* from, int64_t n, uint16_t* below, int16_t* above) {
+    uint16_t one = *below;
+    int16_t other = *above;
+    for (int64_t i = 0; i < n; i++) {
+        one = std::max(one, from[i]);
+        other = std::max(other, static_cast<int16_t>(from[i]));
+    }
+    *below = one, *above = other;
 }
 
 // Rows [start, end) of `length` numbers in bfloat16, a multiple of 32, as v * steps + zero in rows of `wide` bytes, of which

@@ -28,7 +28,7 @@
     extern void (*const emulated_dot_rows)(const sm::TileProduct&, std::atomic<int64_t>&, double*);       \
     extern void (*const byte_rows)(const sm::ByteProduct&, std::atomic<int64_t>&, double*);               \
     extern void (*const emulated_byte_rows)(const sm::ByteProduct&, std::atomic<int64_t>&, double*);      \
-    float largest(const uint16_t*, int64_t);                                                              \
+    void range(const uint16_t*, int64_t, uint16_t*, int16_t*);                                            \
     void to_int8(const uint16_t*, int64_t, int64_t, int64_t, int64_t, float, float, uint8_t*, int64_t);   \
     void narrow(const sm::Product&, int64_t, int64_t, const float**);                                     \
     void depthwise(const sm::Product&, int64_t, int64_t);                                                 \
@@ -61,7 +61,7 @@ SM_DECLARE(sm_avx512)
      name::point_centres, name::point_neighbours, name::correlate, name::scales,     name::expand,     \
      name::contract,      name::locate_first,     name::locate_second, name::scale_rows,               \
      name::amx_rows,      name::emulated_rows,    name::dot_rows,      name::emulated_dot_rows,        \
-     name::byte_rows,     name::emulated_byte_rows, name::largest,     name::to_int8,    width}
+     name::byte_rows,     name::emulated_byte_rows, name::range,       name::to_int8,    width}
 
 namespace {
 
@@ -87,7 +87,7 @@ using LocateFirst = void (*)(const sm::Locate&, int64_t, int64_t, float*, float*
 using LocateSecond = void (*)(const sm::Locate&, int64_t, const float*, float*, float*);
 using TileRows = void (*)(const sm::TileProduct&, std::atomic<int64_t>&, double*);
 using ByteRows = void (*)(const sm::ByteProduct&, std::atomic<int64_t>&, double*);
-using Largest = float (*)(const uint16_t*, int64_t);
+using Range = void (*)(const uint16_t*, int64_t, uint16_t*, int16_t*);
 using ToInt8 = void (*)(const uint16_t*, int64_t, int64_t, int64_t, int64_t, float, float, uint8_t*, int64_t);
 using Contract = void (*)(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool, float*);
 
@@ -112,7 +112,7 @@ struct Choice {
     TileRows emulated_dot_rows;
     ByteRows byte_rows;  // or null
     ByteRows emulated_byte_rows;
-    Largest largest;
+    Range range;
     ToInt8 to_int8;
     int64_t width;
 };
@@ -224,19 +224,15 @@ void sm_pack_tiles(int64_t bytes, const uint8_t* weights, int64_t depth, int64_t
                         std::memset(packed, 0, bytes);
 }
 
-// The largest magnitude among n numbers in bfloat16.
-float sm_largest(const uint16_t* from, int64_t n, int64_t threads) {
+// found: the least of 0 and n numbers in bfloat16, and the most of them, as bfloat16; not a number, where there is such a one.
+void sm_range(const uint16_t* from, int64_t n, uint16_t* found, int64_t threads) {
     constexpr int64_t TOGETHER = 1 << 16;
-    float most = 0;
-    bool unknown = false;  // something is not a number
+    uint16_t below = 0x8000u;
+    int16_t above = 0;
 #pragma omp parallel for num_threads(static_cast<int>(threads)) if (threads > 1 && n > TOGETHER) \
-    reduction(max : most) reduction(|| : unknown)
-    for (int64_t i = 0; i < n; i += TOGETHER) {
-        const float one = chosen.largest(from + i, std::min(TOGETHER, n - i));
-        unknown = unknown || one != one;
-        most = std::max(most, one);
-    }
-    return unknown ? std::numeric_limits<float>::quiet_NaN() : most;
+    reduction(max : below, above)
+    for (int64_t i = 0; i < n; i += TOGETHER) chosen.range(from + i, std::min(TOGETHER, n - i), &below, &above);
+    found[0] = below, found[1] = static_cast<uint16_t>(above);
 }
 
 // See to_int8.

@@ -36,10 +36,12 @@ static void finish_panels(const P& p, const int64_t* rows, int64_t count, int64_
     const V zero = {}, slope = static_cast<float>(p.activation == 2 ? p.slope : cut ? 0.0 : 1.0) - zero;
     const V top = (p.activation == 3 ? 6.0f : std::numeric_limits<float>::infinity()) - zero;
     V bias[NV], scale[NV], sum[NV];
+    Ints shift[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) {
         bias[j] = p.bias ? *reinterpret_cast<const V*>(p.bias + first + j * PANEL) : zero;
         scale[j] = p.scales ? *reinterpret_cast<const V*>(p.scales + first + j * PANEL) : zero;
+        shift[j] = p.shift ? *reinterpret_cast<const Ints*>(p.shift + first + j * PANEL) : Ints{};
         sum[j] = zero;
     }
     const int64_t rest = std::min(PANEL, p.columns - first - (NV - 1) * PANEL);  // columns of the last panel
@@ -54,7 +56,7 @@ static void finish_panels(const P& p, const int64_t* rows, int64_t count, int64_
 #pragma GCC unroll 4
         for (int j = 0; j < NV; j++) {
             const bool whole = j + 1 < NV || rest == PANEL;
-            V v = U::real(tile + j * PANEL, scale[j]) + bias[j], more = zero;
+            V v = U::real(tile + j * PANEL, scale[j], shift[j]) + bias[j], more = zero;
             if (add && whole)
                 U::widen(add + row * add_stride + j * PANEL, reinterpret_cast<float*>(&more));
             else if (add)

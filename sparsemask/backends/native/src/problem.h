@@ -68,7 +68,7 @@ struct PackedSegment {
 };
 
 // A product of rows in bfloat16, summed in float32, or in int8, summed in int32, see tiles.h and dots.h: row at[r] (or r) of out =
-// act((sum over segments of row . weights) * scales + bias + row at[r] (or r) of add), rounded to bfloat16 or int8.
+// act((sum over segments of row . weights - shift) * scales + bias + row at[r] (or r) of add), rounded to bfloat16 or int8.
 template <class Number>
 struct PackedProduct {
     int64_t rows;
@@ -90,8 +90,9 @@ struct PackedProduct {
     int64_t threads;
     const int32_t* places;  // where in the row the outputs go, all else up to `clear` zeroed, or null: the first columns
     // In int8:
-    const float* scales;  // as bias
-    int64_t zero;         // the number that stands for 0 in the rows that are read
+    const float* scales;   // as bias
+    const int32_t* shift;  // or null; as bias: what sums have too much of the number that stands for 0
+    int64_t zero;          // this number in the rows that are read, also where there is no row
     double steps;         // not 0: out is in int8, a value v is v * steps + out_zero there
     int64_t out_zero;
 };
