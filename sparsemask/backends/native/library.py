@@ -199,11 +199,18 @@ def supported_width() -> int:
 @contextlib.contextmanager
 def using(wanted: build.Form) -> Iterator[ctypes.CDLL]:
     """Within the `with`, the library of another form serves all threads of this process."""
+    with serving(_loaded(wanted), wanted) as loaded:
+        yield loaded
+
+
+@contextlib.contextmanager
+def serving(loaded: ctypes.CDLL, compiled: build.Form) -> Iterator[ctypes.CDLL]:
+    """The same of one that :func:`using` gave, without a look at its file."""
     global _serving
     before = _serving or _start()
-    _serving = _loaded(wanted), wanted
+    _serving = loaded, compiled
     try:
-        yield _serving[0]
+        yield loaded
     finally:
         _serving = before
 
