@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from literal_sparse import Case, one_thread, problem  # noqa: F401
+from small_pictures import scene
 from sparsemask.backends import AttendedBlockCall, BlockCall, native
 from sparsemask.backends.native import BACKEND, bfloat16, tiles
 from sparsemask.backends.reference import BACKEND as REFERENCE
+from sparsemask.cli import doctor, upscale
 from sparsemask.devices import arithmetic
 from sparsemask.errors import UseError
 from sparsemask.ops import dispatch
 from sparsemask.retrain import train
 from sparsemask.spaces.smsr.network import SMSR
+from sparsemask.spaces.sparse_conv import save_smsr
 from sparsemask.spaces.sparse_conv.plan import Machine
 from sparsemask.sparse import backend
 
@@ -170,6 +175,11 @@ def test_ranges_know_signs_and_what_is_not_a_number():
         assert any(one != one for one in tiles.range_of(rows))
 
 
+def small() -> SMSR:
+    """A network with random weights."""
+    return SMSR(n_feats=16, n_modules=2, n_layers=2).eval().requires_grad_(False)
+
+
 def products_in_int8(monkeypatch) -> list[bool]:
     """Of every product from now on, whether it reads numbers in int8."""
     run, found = tiles.product, []
@@ -180,7 +190,7 @@ def products_in_int8(monkeypatch) -> list[bool]:
 
 
 def test_a_network_in_the_arithmetic_int8(monkeypatch):
-    net = SMSR(n_feats=16, n_modules=2, n_layers=2).eval().requires_grad_(False)
+    net = small()
     x = 255 * torch.rand(1, 3, 20, 24)
     exact = net(x)
     found = products_in_int8(monkeypatch)
@@ -219,6 +229,28 @@ def test_nothing_is_trained_in_int8(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train.main(["--space", "smsr", "--type", "int8"]) == 2
     assert "--type int8 computes trained networks" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_command_computes_in_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_smsr("smsr_x2.safetensors", small())
+    Image.fromarray(scene(1, (20, 31))).save("in.png")
+    given, found, pixels = (
+        ["in.png", "--weights", "smsr_x2.safetensors", "--gpu", "-1"],
+        products_in_int8(monkeypatch),
+        [],
+    )
+    for kind, expected in (("float32", False), ("bfloat16", False), ("int8", True)):
+        argv = ["in.png", f"{kind}.png", "--weights", "smsr_x2.safetensors", "--gpu", "-1", "--type", kind]
+        assert upscale.main(argv) == 0, capsys.readouterr().err
+        assert any(found) == expected
+        pixels.append(np.array(Image.open(f"{kind}.png")).astype(int))
+    assert np.abs(pixels[2] - pixels[0]).mean() < 2
+
+
+def test_the_doctor_names_the_processors_own(kind, capsys):
+    doctor.main([])
+    assert ("int8 by dot products (AVX512-VNNI)" in capsys.readouterr().out) == (kind == "vnni")
 
 
 def test_a_plan_in_bfloat16_is_not_followed_in_int8(kind):
