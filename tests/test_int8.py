@@ -235,11 +235,7 @@ def test_a_command_computes_in_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_smsr("smsr_x2.safetensors", small())
     Image.fromarray(scene(1, (20, 31))).save("in.png")
-    given, found, pixels = (
-        ["in.png", "--weights", "smsr_x2.safetensors", "--gpu", "-1"],
-        products_in_int8(monkeypatch),
-        [],
-    )
+    found, pixels = products_in_int8(monkeypatch), []
     for kind, expected in (("float32", False), ("bfloat16", False), ("int8", True)):
         argv = ["in.png", f"{kind}.png", "--weights", "smsr_x2.safetensors", "--gpu", "-1", "--type", kind]
         assert upscale.main(argv) == 0, capsys.readouterr().err
