@@ -1,6 +1,7 @@
 """Sparse mask convolution against the clock: ratios of one run, medians.
 
     python bench/sparse.py smsr --weights smsr_x2.pt --pictures set5      SMSR on pictures
+    python bench/sparse.py types --weights smsr_x2.pt --pictures set5     float32, bfloat16 and int8 in turn
     python bench/sparse.py layers                                         one layer: kernels, channels, sizes, shares
     python bench/sparse.py auto --count 200                               is `auto` ever slower than dense?
     python bench/sparse.py memory --weights smsr_x2.pt --pictures set5    peak memory, each form in a process of its own
@@ -49,6 +50,13 @@ def smsr(options: argparse.Namespace) -> dict:
             print(f"public style / dense on {name}: {found:.2f} here, {published:.2f} as described elsewhere")
     if options.out:
         draw_smsr(rows, Path(options.out) / "smsr.png", options.backends)
+    return {"rows": rows}
+
+
+def types(options: argparse.Namespace) -> dict:
+    """SMSR in every arithmetic."""
+    rows = sparse_smsr.run_types(options.weights, options.pictures, options.rounds, options.seconds)
+    show(rows, {key: key for key in rows[0]})
     return {"rows": rows}
 
 
@@ -111,11 +119,12 @@ def show(rows: list[dict], columns: dict) -> None:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("smsr", "layers", "auto", "memory", "memory-of"))
+    parser.add_argument("what", choices=("smsr", "types", "layers", "auto", "memory", "memory-of"))
     parser.add_argument("--weights", help="SMSR's x2 checkpoint")
     parser.add_argument("--pictures", help="folder of low-resolution pictures, or a benchmark's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=10.0, help="types: for each picture about (default: 10)")
     parser.add_argument("--eager", action="store_true", help="smsr: without torch.compile")
     parser.add_argument("--backends", nargs="+", default=["reference", "gather", "native", "auto"])
     parser.add_argument("--kernels", type=int, nargs="+", default=[1, 3, 5])
@@ -128,16 +137,15 @@ def main() -> None:
     parser.add_argument("--form", default="sparse", help=argparse.SUPPRESS)
     parser.add_argument("--out", default=None)
     options = parser.parse_args()
-    if options.what in ("smsr", "memory") and not (options.weights and options.pictures):
+    if options.what in ("smsr", "types", "memory") and not (options.weights and options.pictures):
         parser.error(f"{options.what} needs --weights and --pictures")
     torch.set_num_threads(options.threads)
     if options.out:
         Path(options.out).mkdir(parents=True, exist_ok=True)
-    if options.what != "memory-of":
+    if options.what not in ("types", "memory-of"):
         print(f"{options.threads} threads, medians of {options.rounds} rounds\n")
-    found = {"smsr": smsr, "layers": layers, "auto": auto, "memory": memory, "memory-of": memory_of}[options.what](
-        options
-    )
+    commands = {"smsr": smsr, "types": types, "layers": layers, "auto": auto, "memory": memory, "memory-of": memory_of}
+    found = commands[options.what](options)
     if options.out and options.what != "memory-of":
         (Path(options.out) / f"{options.what}.json").write_text(json.dumps(found, indent=1))
 

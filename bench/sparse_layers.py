@@ -75,19 +75,28 @@ def inside(x, weight, mask, geometry):
     return run
 
 
-def inside_bfloat16(x, weight, mask, geometry):
-    """The same in bfloat16, where rows of all locations are read."""
+def inside_packed(x, weight, mask, geometry, kind=tiles.BFLOAT16):
+    """The same in bfloat16 or int8, where rows of all locations are read. Returns how what it gives is read, too."""
     tables = grid(1, tuple(x.shape[2:]), geometry)
     kept, _, _ = library.split(mask, compact=False)
     at, rows, columns = library.lookup(kept, tables.position), tiles.rows_of(x), weight.shape[0]
-    out, packed = tiles.empty(len(kept), columns), tiles.pack(weight.float().flatten(2).permute(2, 1, 0))
+    packed = tiles.pack(weight.float().flatten(2).permute(2, 1, 0), kind)
+    read = written = None
+    if kind == tiles.INT8:
+        read, written = tiles.Quantum.of(*tiles.range_of(rows)), tiles.Quantum.of(0.0, 6.0)
+        rows = tiles.in_int8(rows, read)
+    out = tiles.empty(len(kept), tiles.up_to(columns, kind), kind=kind)
     taps = [tiles.Segment(rows, tables.interior, offset, x.shape[1]) for _, offset in tables.classes[0].taps]
 
     def run() -> torch.Tensor:
-        tiles.product(at, taps, packed, columns, out, activation=(1, 0.0))
+        tiles.product(at, taps, packed, columns, out, activation=(1, 0.0), read=read, written=written)
         return out
 
-    return run
+    def values(out: torch.Tensor) -> torch.Tensor:
+        numbers = out[:, :columns].float()
+        return numbers if written is None else (numbers - written.zero) * written.scale
+
+    return run, values
 
 
 def sweep(kernels, channels, sizes, shares, kinds, rounds: int) -> list[dict]:

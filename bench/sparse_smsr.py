@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from PIL import Image
 
 from bench.smsr_forms import DenseForm, PublicStyle
 from sparsemask.costs import compare, multiply_adds
+from sparsemask.devices import Arithmetic, arithmetic
 from sparsemask.spaces.sparse_conv import SMSR
 from sparsemask.sparse import available_backends, backend, set_backend
+from sparsemask.timing import timer
 from sparsemask.weights import load_weights
 
 # Seconds of the public style over those of the unmasked network, as the method's description gives them.
@@ -81,3 +84,34 @@ def run(weights: str, folder: str, rounds: int, compiled: bool, names: list[str]
         if key not in mean:
             mean[key] = math.exp(float(np.mean([math.log(r[key]) for r in rows])))
     return [*rows, mean]
+
+
+TYPES = ("float32", "bfloat16", "int8")
+
+
+@torch.inference_mode()
+def run_types(weights: str, folder: str, rounds: int, seconds: float) -> list[dict]:
+    """A row a picture, and the geometric means: milliseconds in every arithmetic, skipping and unmasked, in turn."""
+    _, model = networks(weights)
+    dense, rows = DenseForm(model), []
+    time = timer(torch.device("cpu"), torch.get_num_threads(), seconds)
+    for name, x in pictures(folder).items():
+        last, calls = x.contiguous(memory_format=torch.channels_last), {}
+        for kind in TYPES:
+            # The unmasked network has no form in int8.
+            forms = {"native": model} | ({"unmasked": dense} if kind != "int8" else {})
+            for form, net in forms.items():
+                calls[form, kind] = functools.partial(_run_in, arithmetic(-1, kind), net, last)
+        times, busy = time(calls, rounds)
+        row = {"picture": name, "kept": float(np.mean([float(m.float().mean()) for m in model.masks])), "busy": busy}
+        row |= {f"{form} {kind}": value for (form, kind), value in times.items()}
+        ours = times["native", "int8"]
+        row |= {f"{form} {kind} / int8": value / ours for (form, kind), value in times.items() if kind != "int8"}
+        rows.append(row)
+    means = {key: math.exp(float(np.mean([math.log(r[key]) for r in rows]))) for key in rows[0] if key != "picture"}
+    return [*rows, {"picture": "geometric mean", **means}]
+
+
+def _run_in(compute: Arithmetic, network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with backend("native"):
+        return compute.run(network, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from sparsemask.errors import UseError
 from sparsemask.finite import check_output
+from sparsemask.ops import dispatch
 
 
 @dataclass(frozen=True)
@@ -21,17 +23,23 @@ class Arithmetic:
         device: torch device.
         parameters: dtype of weights and inputs.
         autocast: dtype of mixed precision, or None.
+        int8: whether what skips is computed in int8 beside it (:func:`sparsemask.ops.dispatch.int8`).
     """
 
     device: torch.device
     parameters: torch.dtype = torch.float32
     autocast: torch.dtype | None = None
+    int8: bool = False
 
-    def context(self):
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
         """Context manager for the forward pass."""
-        if self.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast)
+        with contextlib.ExitStack() as around:
+            if self.autocast is not None:
+                around.enter_context(torch.autocast(self.device.type, dtype=self.autocast))
+            if self.int8:
+                around.enter_context(dispatch.int8())
+            yield
 
     def run(self, model, inputs):
         """`model(inputs)` on the device in this precision, as every evaluation calls it.
@@ -54,6 +62,9 @@ def arithmetic(gpu: int = 0, kind: str = "float32", local_rank: int = 0) -> Arit
         gpu: a CUDA index; negative, or without CUDA: the CPU.
         kind: value of ``--type``.
         local_rank: number of this process on its machine, which chooses the GPU among several processes.
+
+    Raises:
+        UseError: there is no such device, or int8 is wanted where no kernels compute in it.
     """
     if gpu >= 0 and torch.cuda.is_available():
         index = gpu + local_rank
@@ -65,8 +76,24 @@ def arithmetic(gpu: int = 0, kind: str = "float32", local_rank: int = 0) -> Arit
         device = torch.device("cpu")
     if kind == "float64":
         return Arithmetic(device, torch.float64)
+    if kind == "int8":
+        reason = _no_int8(device)
+        if reason is not None:
+            raise UseError(f"--type int8: {reason}")
+        return Arithmetic(device, torch.float32, torch.bfloat16, int8=True)
     mixed = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     return Arithmetic(device, torch.float32, mixed.get(kind))
+
+
+def _no_int8(device: torch.device) -> str | None:
+    """Why native kernels do not compute in int8 here; None where they do."""
+    absent = dispatch.find("native").why_not(device, torch.bfloat16)
+    if absent is None:
+        from sparsemask.backends.native import tiles
+
+        if tiles.in_use(tiles.INT8) == "none":
+            return "native kernels compute in int8 by AVX512-VNNI, which this processor does not have"
+    return absent
 
 
 def processor() -> str:

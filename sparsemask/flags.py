@@ -136,8 +136,9 @@ class DeviceSection(Section):
     gpu: int = flag(0, int, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
     type: str = flag(
         "float32",
-        choices=("float32", "float64", "bfloat16", "float16"),
-        help="arithmetic; bfloat16 and float16 mean mixed precision (default: float32)",
+        choices=("float32", "float64", "bfloat16", "float16", "int8"),
+        help="arithmetic; bfloat16 and float16 mean mixed precision; int8: what skips in integers, the rest in "
+        "bfloat16, not for training (default: float32)",
     )
 
 

@@ -198,6 +198,8 @@ def resolve_config(
             if any(high.get(name) is not None for name in group):
                 high.update({name: high.get(name) for name in group if low.get(name) is not None})
     config = parser.resolve(*layers)
+    if training and config.device is not None and config.device.type == "int8":
+        raise UseError("--type int8 computes trained networks: train with --type bfloat16")
     users = (data, inherited.flags, {} if ours else from_file, given)
     if training and "log_interval" in layers[0] and not any("log_interval" in layer for layer in users):
         config = _with_curves(config)

@@ -80,9 +80,10 @@ def small_products() -> Iterator[Problem]:
 
 
 def tile_products() -> Iterator[Problem]:
-    """Products in bfloat16 by the emulated kinds, and by the processor's: sizes, steps, all that is added."""
+    """Products in bfloat16 and int8 by the emulated kinds, and the processor's: sizes, steps, all that is added."""
     lengths = ((5, 40), (1,), (32,), (64, 64, 64), (17, 8, 33), (100, 3, 31, 32, 65))
-    for kind in tiles.KINDS[1:]:
+    for kind in (*tiles.KINDS[1:], *tiles.INT8_KINDS[1:]):
+        numbers = tiles.INT8 if kind in tiles.INT8_KINDS else tiles.BFLOAT16
         with tiles.using(kind) as used:
             if used != kind:
                 continue
@@ -91,10 +92,13 @@ def tile_products() -> Iterator[Problem]:
                 variant, rows = (columns * 2 + n * 37) % 128, (1, 7, 15, 16, 17, 33, 48, 95, 96, 97, 200)[columns % 11]
                 error = selfcheck.tile_product(
                     columns, rows=rows, lengths=lengths[(columns + n) % 6], step=(0, 1, 0, 2)[(columns + n) % 4],
-                    variant=variant,
+                    variant=variant, kind=numbers,
                 )  # fmt: skip
                 yield f"{kind} columns {columns} rows {rows} variant {variant}", error
-            yield f"{kind} length 5000", selfcheck.tile_product(9, rows=5, lengths=(5000, 3))
+            long = (5000 if numbers == tiles.BFLOAT16 else 300, 3)  # whose sums float32 holds
+            yield f"{kind} length {long[0]}", selfcheck.tile_product(9, rows=5, lengths=long, kind=numbers)
+    for length in range(1, 131):
+        yield f"rows of {length} in int8", selfcheck.rows_in_int8(length, rows=1 + 7 * length % 50)
 
 
 def points() -> Iterator[Problem]:

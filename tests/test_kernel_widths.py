@@ -192,7 +192,9 @@ FAULTS = {
     "tiles": ("tiles.h", "one.row[pos[i] - first] = start + i;", "one.row[i] = start + i;"),
     "tiles' rows": ("tiles.h", "if (from >= 0 && last - from == end - begin)", "if (from >= 0)"),
     "rounding": ("bfloat16.h", "bits + 0x7fffu + (bits >> 16 & 1u)", "bits"),
-    "dots": ("dots.h", "(one.channels + 1) / 2", "one.channels / 2"),
+    "dots": ("dots.h", "(one.channels + NUMBERS - 1) / NUMBERS", "one.channels / NUMBERS"),
+    "int8": ("int8.h", "(reinterpret_cast<Ints>(b << 8) >> 24)", "(reinterpret_cast<Ints>(b << 8) >> 24 & 0xff)"),
+    "int8's zero": ("packed.h", "static_cast<Number>(p.zero)", "Number{0}"),
     "points": (
         "points.h",
         "std::min(first + (count - 1) * W, p.columns - W)",

@@ -48,7 +48,7 @@ class Machine:
     threads: int
     torch: str
     arithmetic: str = "float32"
-    """Of the convolutions: that of `torch.autocast`, where it is on; and what native kernels compute it by."""
+    """Of the convolutions: that of `torch.autocast`, where it is on, what native kernels compute it by, and int8."""
 
     @classmethod
     def here(cls, device: Device) -> Machine:
@@ -63,6 +63,8 @@ def _arithmetic(device: Device) -> str:
         from sparsemask.backends.native import tiles
 
         name += f" by {tiles.in_use()}"
+        if dispatch.in_int8() and tiles.in_use(tiles.INT8) != "none":
+            name += f", int8 by {tiles.in_use(tiles.INT8)}"
     return name
 
 

@@ -17,9 +17,10 @@ def add_computing(parser: argparse.ArgumentParser, types: bool = True) -> None:
     parser.add_argument("--gpu", type=int, default=0, help="CUDA device; -1, or no CUDA: the CPU (default: 0)")
     if types:
         parser.add_argument(
-            "--type", choices=("float32", "bfloat16", "float16"), default="float32",
+            "--type", choices=("float32", "bfloat16", "float16", "int8"), default="float32",
             help="arithmetic; bfloat16 and float16 mean mixed precision: faster on processors with AMX or AVX512-BF16 "
-            "and on GPUs, a little less exact (default: float32)",
+            "and on GPUs, a little less exact; int8: what skips in integers, the rest in bfloat16, on processors with "
+            "AVX512-VNNI (default: float32)",
         )  # fmt: skip
 
 

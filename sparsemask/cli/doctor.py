@@ -160,6 +160,8 @@ def kernels(findings: Findings, build_now: bool) -> None:
     findings.add("kernels", f"{made} {sets}; vectors of {library.width()} floats; right on this processor")
     halves = {"amx": "bfloat16 by matrix tiles (AMX)", "dot": "bfloat16 by dot products (AVX512-BF16)"}
     findings.add("kernels", halves.get(tiles.in_use(), "float32 alone: neither AMX nor AVX512-BF16 here"))
+    if tiles.in_use(tiles.INT8) == "vnni":
+        findings.add("kernels", "int8 by dot products (AVX512-VNNI)")
     findings.add("kernels", str(path))
 
 

@@ -26,6 +26,7 @@ _PACKAGE = "sparsemask.backends"  # of modules that have an object BACKEND each
 loaded: dict[str, Backend] = {}  # backends by name, as far as they have been asked for or registered
 _chosen: str | None = None  # by `with backend(name)`; a plain global, which torch.compile guards
 _repeating = 0  # how many `with repeatable()` there are around
+_int8 = 0  # and how many `with int8()`
 
 
 class Call(Protocol):
@@ -140,6 +141,26 @@ def repeatable() -> Iterator[None]:
 def repeating() -> bool:
     """Whether this is inside :func:`repeatable`."""
     return _repeating > 0
+
+
+@contextlib.contextmanager
+def int8() -> Iterator[None]:
+    """Within the `with`, native kernels compute what skips in int8, where it comes in bfloat16.
+
+    That is an approximation: features have 256 values, weights 255, for each layer anew. Layers of few channels stay in
+    bfloat16; see :mod:`sparsemask.backends.native.bfloat16`.
+    """
+    global _int8
+    _int8 += 1
+    try:
+        yield
+    finally:
+        _int8 -= 1
+
+
+def in_int8() -> bool:
+    """Whether this is inside :func:`int8`."""
+    return _int8 > 0
 
 
 def set_backend(model: nn.Module, name: str) -> nn.Module:

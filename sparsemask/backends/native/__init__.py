@@ -4,7 +4,8 @@ Built on first use (:mod:`sparsemask.backends.native.build`) for every vector wi
 run time, and not trusted before small problems came out right on the processor at hand
 (:mod:`sparsemask.backends.native.selfcheck`). Threads are torch's. float32, and on processors with matrix tiles (AMX)
 or dot products (AVX512-BF16) bfloat16, as under `torch.autocast`: convolutions and modules by these, what is not a
-convolution over all channels in float32. Other types are computed by other backends.
+convolution over all channels in float32. What comes in bfloat16 is computed in int8 (AVX512-VNNI) where the caller says
+so (:func:`sparsemask.ops.dispatch.int8`). Other types are computed by other backends.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from sparsemask.backends.native import (
     stereo,
     tiles,
 )
+from sparsemask.ops import dispatch
 from sparsemask.ops.block import BlockCall
 from sparsemask.ops.block_with_channel_attention import AttendedBlockCall
 from sparsemask.ops.concat_conv import ConcatConvCall
@@ -97,7 +99,9 @@ class Native(Backend):
         """Kept rows in full, dropped rows from dense to dense channels."""
         if call.x.dtype == torch.float32:
             return conv.conv(call)
-        return bfloat16.conv(call) if call.geometry.groups == 1 else conv.conv(_wide(call, call.x)).to(call.x.dtype)
+        if call.geometry.groups == 1:
+            return bfloat16.conv(call, _packed_kind(call.weight) if call.x.shape[1] >= _PAYING else tiles.BFLOAT16)
+        return conv.conv(_wide(call, call.x)).to(call.x.dtype)
 
     def whole_conv(self, call: ConvCall) -> Tensor:
         """The same, all rows by torch's convolution, dropped ones set afterwards: the backend `dense`."""
@@ -111,11 +115,15 @@ class Native(Backend):
 
     def block(self, call: BlockCall) -> Tensor:
         """A module in rows."""
-        return (block if call.x.dtype == torch.float32 else bfloat16).block(call)
+        if call.x.dtype == torch.float32:
+            return block.block(call)
+        return bfloat16.block(call, _packed_kind(*call.weights, call.collect_weight))
 
     def attended_block(self, call: AttendedBlockCall) -> Tensor:
         """Sample by sample: attention is a factor on the fusion's weights."""
-        return (block if call.block.x.dtype == torch.float32 else bfloat16).attended_block(call)
+        if call.block.x.dtype == torch.float32:
+            return block.attended_block(call)
+        return bfloat16.attended_block(call, _packed_kind(*call.block.weights, call.block.collect_weight))
 
     def inverted_residual(self, call: InvertedResidualCall) -> Tensor:
         """In one call, band by band; in float32."""
@@ -205,6 +213,16 @@ class Native(Backend):
         else:
             library.add_relu(rows, other, mask.reshape(-1), int(dense.sum()))
         return a
+
+
+_PAYING = 64  # channels, from which on a layer by itself gains more in int8 than the way there takes
+
+
+def _packed_kind(*weights: Tensor) -> torch.dtype:
+    """Of products with these weights (C_out, C_in, ...), or transposed, where features come in bfloat16."""
+    depth = max(max(one.shape[:2]) * one[0, 0].numel() for one in weights)
+    fits = dispatch.in_int8() and depth <= tiles.DEEPEST and tiles.in_use(tiles.INT8) != "none"
+    return tiles.INT8 if fits else tiles.BFLOAT16
 
 
 _Given = TypeVar("_Given", bound="DataclassInstance")

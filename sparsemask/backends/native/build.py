@@ -31,7 +31,7 @@ from sparsemask.files import atomic_write, sha256, write_json
 SOURCES = Path(__file__).resolve().parent / "src"
 OPERATORS = SOURCES.parent / "onnxruntime_ops"  # nodes of ONNX Runtime that call the kernels
 SHIPPED = Path(__file__).resolve().parent / "shipped" / "libsparsemask.so"  # in wheels of a platform alone
-VERSION = 3  # what sm_version() answers
+VERSION = 4  # what sm_version() answers
 WIDTHS = (4, 8, 16)  # floats of a vector
 VARIABLE = "SPARSEMASK_VECTOR_WIDTH"
 SANITIZED = "SPARSEMASK_SANITIZED_KERNELS"  # "1": compiled with sanitizers, see Form

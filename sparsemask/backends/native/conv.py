@@ -96,10 +96,13 @@ def _drop(
         library.fill(out, dropped, values, parts.places)
 
 
+RELU = 1  # its code
+
+
 def activation_code(name: str) -> tuple[int, float]:
     """What the kernels call an activation: "none", "relu", "leaky_relu:0.1"."""
     kind, _, slope = name.partition(":")
-    return {"none": 0, "relu": 1, "leaky_relu": 2}[kind], float(slope or 0.01)
+    return {"none": 0, "relu": RELU, "leaky_relu": 2}[kind], float(slope or 0.01)
 
 
 class _Parts:

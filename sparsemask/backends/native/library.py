@@ -98,9 +98,12 @@ class Target:
 # Every entry of the library: the types of its arguments, and of its answer.
 _ENTRIES: dict[str, tuple[list, type | None]] = {
     "sm_width": ([_I], _I),
-    "sm_tiles": ([_I], _I),
-    "sm_pack_tiles": ([_P, _I, _I, _P], None),
+    "sm_tiles": ([_I, _I], _I),
+    "sm_pack_tiles": ([_I, _P, _I, _I, _P], None),
     "sm_tile_product": ([_P], None),
+    "sm_byte_product": ([_P], None),
+    "sm_range": ([_P, _I, _P, _I], None),
+    "sm_to_int8": ([_P, _I, _I, _I, ctypes.c_double, _I, _P, _I, _I], None),
     "sm_pack": ([_P, _I, _I, _P], None),
     "sm_split": ([_P, _I, _P, _P, _P], _I),
     "sm_partition": ([_P, _I, _P, _I, _P, _P, _P, _P], None),
@@ -174,7 +177,8 @@ def _loaded(wanted: build.Form) -> ctypes.CDLL:
         function = getattr(loaded, name)  # which keeps what ctypes finds under the name
         function.argtypes, function.restype = arguments, answer
     loaded.sm_keep_memory()
-    _ = loaded.sm_tiles(1) or loaded.sm_tiles(3)  # the processor's matrix tiles, else its dot products, else none
+    _ = loaded.sm_tiles(2, 1) or loaded.sm_tiles(2, 3)  # the processor's matrix tiles, else its dot products, else none
+    loaded.sm_tiles(1, 5)
     return loaded
 
 
@@ -195,11 +199,18 @@ def supported_width() -> int:
 @contextlib.contextmanager
 def using(wanted: build.Form) -> Iterator[ctypes.CDLL]:
     """Within the `with`, the library of another form serves all threads of this process."""
+    with serving(_loaded(wanted), wanted) as loaded:
+        yield loaded
+
+
+@contextlib.contextmanager
+def serving(loaded: ctypes.CDLL, compiled: build.Form) -> Iterator[ctypes.CDLL]:
+    """The same of one that :func:`using` gave, without a look at its file."""
     global _serving
     before = _serving or _start()
-    _serving = _loaded(wanted), wanted
+    _serving = loaded, compiled
     try:
-        yield _serving[0]
+        yield loaded
     finally:
         _serving = before
 

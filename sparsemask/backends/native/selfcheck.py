@@ -94,6 +94,11 @@ def problems() -> Iterator[tuple[str, float]]:
         with tiles.using(kind):
             for columns in (1, 16, 17, 32, 40, 64, 97):
                 yield f"product of {columns} columns in bfloat16 ({kind})", tile_product(columns, variant=3 * columns)
+    kind = tiles.in_use(tiles.INT8)
+    with tiles.using(kind if kind != "none" else "emulated vnni"):
+        for columns in (1, 16, 17, 32, 40, 64, 97):
+            yield f"product of {columns} columns in int8", tile_product(columns, variant=3 * columns, kind=tiles.INT8)
+    yield "rows in int8", rows_in_int8(70)
     for columns in (1, 3, 8, 13, 16, 24, 33, 70):
         yield f"point convolution of {columns} channels", point_rows(columns, variant=columns)
         yield f"gradients of a point convolution of {columns} channels", point_gradients(columns)
@@ -154,12 +159,17 @@ def product(columns: int, *, rows: int = 50, lengths: tuple[int, ...] = (5, 3), 
 
 
 def tile_product(
-    columns: int, *, rows: int = 50, lengths: tuple[int, ...] = (5, 40), step: int = 0, variant: int = 0
-) -> float:
-    """A product in bfloat16, by the kind in use. step: between the outputs' positions; 0: some of them, as of a mask.
+    columns: int, *, rows: int = 50, lengths: tuple[int, ...] = (5, 40), step: int = 0, variant: int = 0,
+    kind: torch.dtype = tiles.BFLOAT16,
+) -> float:  # fmt: skip
+    """A product in bfloat16 or int8, as it is in use. step: between the outputs' positions; 0: some of them, as of a
+    mask.
 
     Of small whole numbers, whose sums are exact: the only error is that of the last rounding, which is known.
     """
+    int8 = kind == tiles.INT8
+    read = tiles.Quantum(2**-6, (0, 128, 37, 255)[variant // 3 % 4]) if int8 else None
+    written = tiles.Quantum(2**3, (0, 100)[variant % 2]) if int8 and variant % 5 < 3 else None
     g, _ = _generator(columns, rows, *lengths, step, variant)
     whole = lambda most, *shape: torch.randint(-most, most + 1, shape, generator=g).float()
     bit = lambda n: variant >> n & 1
@@ -168,40 +178,72 @@ def tile_product(
         some = (torch.rand(4 * rows, generator=g) < 0.5) | (torch.arange(4 * rows) % 40 < 20)
         positions = some.nonzero().flatten()[:rows].to(torch.int32)
     height = int(positions.max()) + 4
-    weights, segments, read, packed = whole(2, sum(lengths), columns), [], [], []
+    weights, segments, given, packed = whole(127 if int8 else 2, sum(lengths), columns), [], [], []
+    if int8:
+        weights[0] = 127  # so that a number's scale is 1
     for number, length in enumerate(lengths):
-        buffer = tiles.empty(height, tiles.up_to(length) + 32 * (number % 2))
-        buffer[:] = whole(3, *buffer.shape)  # what lies behind the channels meets weights of zero
+        buffer = tiles.empty(height, tiles.up_to(length, kind) + tiles.up_to(1, kind) * (number % 2), kind=kind)
+        # What lies behind the channels meets weights of zero.
+        buffer[:] = torch.randint(256, buffer.shape, generator=g) if int8 else whole(3, *buffer.shape)
+        values = (buffer.float() - read.zero) * read.scale if read is not None else buffer.float()
         at, offset = _places(height, g) if number % 2 == 0 else None, (0, 2, 1)[number % 3]
         segments.append(tiles.Segment(buffer, at, offset, length))
         row = positions.long() + offset
         row = at[row].long() if at is not None else row
-        read.append(torch.where(row[:, None] >= 0, buffer[row.clamp(min=0), :length].float(), torch.zeros(())))
+        given.append(torch.where(row[:, None] >= 0, values[row.clamp(min=0), :length], torch.zeros(())))
         packed.append(weights[sum(lengths[:number]) :][:length])
-    padded = torch.cat([torch.nn.functional.pad(one, (0, 0, 0, -len(one) % 32)) for one in packed])
+    fill = lambda one: torch.nn.functional.pad(one, (0, 0, 0, tiles.up_to(len(one), kind) - len(one)))
+    padded = torch.cat([fill(one) for one in packed])
     to = torch.randperm(rows + 2, generator=g)[:rows].to(torch.int32) if bit(2) else None
     wide = tiles.up_to(columns) + 3 * bit(6) if bit(0) else columns
-    out = torch.full((rows + 2, wide), 7.0, dtype=torch.bfloat16)
+    out = torch.full((rows + 2, wide), 7, dtype=tiles.BFLOAT16 if written is None else kind)
     places = torch.randperm(wide, generator=g)[:columns].sort().values.to(torch.int32) if bit(6) else None
-    bias = torch.randn(columns, generator=g) if bit(3) else None
+    bias = None
+    if bit(3):
+        bias = whole(64, columns) / 64 if int8 else torch.randn(columns, generator=g)
     add = whole(9, *out.shape).bfloat16() if bit(4) and places is None else None
     sums = torch.zeros(torch.get_num_threads(), columns, dtype=torch.float64) if bit(5) else None
     tiles.product(
-        positions, segments, tiles.pack(padded[None]), columns, out, to,
-        bias=tiles.padded(bias), activation=(variant % 4, 0.1), add=add, sums=sums, places=places,
+        positions, segments, tiles.pack(padded[None], kind), columns, out, to,
+        bias=tiles.padded(bias), activation=(variant % 4, 0.1), add=add, sums=sums, places=places, read=read,
+        written=written,
     )  # fmt: skip
     row0 = torch.arange(rows) if to is None else to.long()
-    wanted = torch.cat(read, 1) @ weights + (bias if bias is not None else 0)
+    wanted = torch.cat(given, 1) @ weights + (bias if bias is not None else 0)
     wanted = wanted + (add[row0, :columns].float() if add is not None else 0)
     wanted = torch.from_numpy(np.asarray(_ACTIVATIONS[variant % 4](wanted.numpy()), np.float32))
     expected = torch.full(out.shape, 7.0)
-    expected[row0] = 0
+    expected[row0] = 0 if written is None else written.zero
     at = row0[:, None], torch.arange(columns) if places is None else places.long()
-    expected[at] = wanted.bfloat16().float()
-    # Half a step of bfloat16 is what the order of additions may decide.
+    expected[at] = wanted.bfloat16().float() if written is None else _numbers(wanted, written)
     error = _error(out, expected.double().numpy())
-    error = 0.0 if error <= 2**-7 and _error(out[at], wanted.double().numpy()) <= 2**-8 else error
+    # Half a step of bfloat16 is what the order of additions may decide; in int8 it decides nothing.
+    if not int8 and error <= 2**-7 and _error(out[at], wanted.double().numpy()) <= 2**-8:
+        error = 0.0
     return max(error, _error(sums.sum(0) / rows, wanted.double().mean(0).numpy())) if sums is not None else error
+
+
+def rows_in_int8(length: int, *, rows: int = 60) -> float:
+    """Rows of bfloat16 in int8, their range, and what the range does not hold."""
+    g, draw = _generator(length, rows)
+    given = tiles.empty(rows, tiles.up_to(length)).zero_()
+    given[:, :length] = draw(rows, length)
+    error = 0.0
+    for values in (given, given.abs(), -given.abs()):
+        least, most = tiles.range_of(values)
+        found = [values.min().clamp(max=0).item(), values.max().clamp(min=0).item()]
+        error = max(error, _error(torch.tensor([least, most]), np.array(found)))
+        for quantum in (tiles.Quantum.of(least, most), tiles.Quantum(2**-6, 100)):
+            numbers = tiles.in_int8(values, quantum)[:, : values.shape[1]].float()
+            exact = values.float() * (1 / quantum.scale) + quantum.zero
+            apart = (numbers - exact.clamp(0, 255)).abs().max()
+            error = max(error, float(apart) - 0.5, 0.0)
+    return error
+
+
+def _numbers(values: Tensor, quantum: tiles.Quantum) -> Tensor:
+    """What stands for values in int8, as float32."""
+    return (values / quantum.scale + quantum.zero).round().clamp(0, 255)
 
 
 def depthwise(columns: int, *, rows: int = 50, taps: int = 3, variant: int = 0) -> float:

@@ -1,6 +1,8 @@
 // One instruction set's kernels: compiled once for each, with its flags and its name.
 #include "rows.h"
 #include "bfloat16.h"
+#include "int8.h"
+#include "packed.h"
 #include "tiles.h"
 #include "dots.h"
 #include "narrow.h"

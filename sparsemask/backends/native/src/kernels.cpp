@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "problem.h"
@@ -25,6 +26,10 @@
     extern void (*const emulated_rows)(const sm::TileProduct&, std::atomic<int64_t>&, double*);           \
     extern void (*const dot_rows)(const sm::TileProduct&, std::atomic<int64_t>&, double*);                \
     extern void (*const emulated_dot_rows)(const sm::TileProduct&, std::atomic<int64_t>&, double*);       \
+    extern void (*const byte_rows)(const sm::ByteProduct&, std::atomic<int64_t>&, double*);               \
+    extern void (*const emulated_byte_rows)(const sm::ByteProduct&, std::atomic<int64_t>&, double*);      \
+    void range(const uint16_t*, int64_t, uint16_t*, int16_t*);                                            \
+    void to_int8(const uint16_t*, int64_t, int64_t, int64_t, int64_t, float, float, uint8_t*, int64_t);   \
     void narrow(const sm::Product&, int64_t, int64_t, const float**);                                     \
     void depthwise(const sm::Product&, int64_t, int64_t);                                                 \
     void point_rows(const sm::Points&, int64_t, int64_t, float*);                                         \
@@ -55,7 +60,8 @@ SM_DECLARE(sm_avx512)
     {name::chunk,         name::narrow,           name::depthwise, name::point_rows, name::point_bins, \
      name::point_centres, name::point_neighbours, name::correlate, name::scales,     name::expand,     \
      name::contract,      name::locate_first,     name::locate_second, name::scale_rows,               \
-     name::amx_rows,      name::emulated_rows,    name::dot_rows,      name::emulated_dot_rows, width}
+     name::amx_rows,      name::emulated_rows,    name::dot_rows,      name::emulated_dot_rows,        \
+     name::byte_rows,     name::emulated_byte_rows, name::range,       name::to_int8,    width}
 
 namespace {
 
@@ -80,6 +86,9 @@ using ScaleRows = void (*)(const sm::Scales&, const sm::Scale&, const int32_t*, 
 using LocateFirst = void (*)(const sm::Locate&, int64_t, int64_t, float*, float*);
 using LocateSecond = void (*)(const sm::Locate&, int64_t, const float*, float*, float*);
 using TileRows = void (*)(const sm::TileProduct&, std::atomic<int64_t>&, double*);
+using ByteRows = void (*)(const sm::ByteProduct&, std::atomic<int64_t>&, double*);
+using Range = void (*)(const uint16_t*, int64_t, uint16_t*, int16_t*);
+using ToInt8 = void (*)(const uint16_t*, int64_t, int64_t, int64_t, int64_t, float, float, uint8_t*, int64_t);
 using Contract = void (*)(const sm::Inverted&, const sm::Ring&, const int32_t*, int64_t, bool, float*);
 
 struct Choice {
@@ -101,6 +110,10 @@ struct Choice {
     TileRows emulated_rows;
     TileRows dot_rows;  // or null
     TileRows emulated_dot_rows;
+    ByteRows byte_rows;  // or null
+    ByteRows emulated_byte_rows;
+    Range range;
+    ToInt8 to_int8;
     int64_t width;
 };
 
@@ -122,14 +135,24 @@ Choice best([[maybe_unused]] int64_t widest) {
 Choice chosen = best(16);
 
 // What products in bfloat16 are computed by: nothing, the processor's matrix tiles (AMX) or dot products (AVX512-BF16), or
-// an emulation of either.
-enum Tiles : int64_t { NO_TILES, AMX, EMULATED, DOT, EMULATED_DOT };
+// an emulation of either; and products in int8: by dot products (AVX512-VNNI), or their emulation.
+enum Tiles : int64_t { NO_TILES, AMX, EMULATED, DOT, EMULATED_DOT, VNNI, EMULATED_VNNI };
 
 // Whether the processor has AVX512-BF16, of which the system knows all registers where it has AVX-512.
 bool has_dot() {
 #ifdef SM_AMX
     unsigned a, b, c, d;
     return chosen.dot_rows && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+#else
+    return false;
+#endif
+}
+
+// Whether the processor has AVX512-VNNI beside it: what is not a factor is in bfloat16.
+bool has_vnni() {
+#ifdef SM_AMX
+    unsigned a, b, c, d;
+    return has_dot() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c >> 11 & 1);
 #else
     return false;
 #endif
@@ -148,10 +171,19 @@ bool has_amx() {
 }
 
 bool has(int64_t tiles) {
-    return tiles == AMX ? has_amx() : tiles == DOT ? has_dot() : tiles == EMULATED || tiles == EMULATED_DOT;
+    return tiles == AMX ? has_amx() : tiles == DOT ? has_dot() : tiles == VNNI ? has_vnni() : tiles != NO_TILES;
 }
 
-int64_t tiles_in_use = NO_TILES;
+// Of products in bfloat16, and in int8.
+int64_t in_use[2] = {NO_TILES, NO_TILES};
+
+template <class P>
+void packed_product(const P& p, void (*rows)(const P&, std::atomic<int64_t>&, double*)) {
+    const int threads = static_cast<int>(std::min<int64_t>(p.threads, (p.rows + sm::TAKEN - 1) / sm::TAKEN));
+    std::atomic<int64_t> next{0};
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    rows(p, next, p.sums ? p.sums + omp_get_thread_num() * p.columns : nullptr);
+}
 
 }  // namespace
 
@@ -165,25 +197,51 @@ extern "C" {
 // bfloat16.
 int64_t sm_width(int64_t widest) {
     if (widest) chosen = best(widest);
-    if (!has(tiles_in_use)) tiles_in_use = NO_TILES;
+    for (int64_t& tiles : in_use)
+        if (!has(tiles)) tiles = NO_TILES;
     return chosen.width;
 }
 
-// What products in bfloat16 are computed by, as Tiles has it. Asked for some (`wanted` not negative), it uses these where
-// it has them, else none.
-int64_t sm_tiles(int64_t wanted) {
-    if (wanted >= 0) tiles_in_use = has(wanted) ? wanted : NO_TILES;
-    return tiles_in_use;
+// What products in bfloat16 (bytes 2) or in int8 (bytes 1) are computed by, as Tiles has it. Asked for some (`wanted` not
+// negative), it uses these where it has them, else none.
+int64_t sm_tiles(int64_t bytes, int64_t wanted) {
+    int64_t& tiles = in_use[bytes == 1];
+    if (wanted >= 0) tiles = has(wanted) ? wanted : NO_TILES;
+    return tiles;
 }
 
-// weights (depth, columns) in bfloat16, row-major, to panels of 16 columns, an even number of them, each of tiles of (16
-// pairs of rows, 16, 2); what is filled up is zero.
-void sm_pack_tiles(const uint16_t* weights, int64_t depth, int64_t columns, uint16_t* packed) {
+// weights (depth, columns) of numbers of so many bytes, row-major, to panels of 16 columns, an even number of them, each of tiles
+// of 16 rows and columns of groups of four bytes, of what follows each other along the depth; what is filled up is zero.
+void sm_pack_tiles(int64_t bytes, const uint8_t* weights, int64_t depth, int64_t columns, uint8_t* packed) {
+    const int64_t numbers = 4 / bytes, tile = 16 * numbers;
     for (int64_t first = 0; first < (columns + 31) / 32 * 32; first += 16)
-        for (int64_t k = 0; k < (depth + 31) / 32 * 32; k += 2)
+        for (int64_t k = 0; k < (depth + tile - 1) / tile * tile; k += numbers)
             for (int64_t j = first; j < first + 16; j++)
-                for (int64_t i = k; i < k + 2; i++)
-                    *packed++ = i < depth && j < columns ? weights[i * columns + j] : uint16_t{0};
+                for (int64_t i = k; i < k + numbers; i++, packed += bytes)
+                    if (i < depth && j < columns)
+                        std::memcpy(packed, weights + (i * columns + j) * bytes, bytes);
+                    else
+                        std::memset(packed, 0, bytes);
+}
+
+// found: the least of 0 and n numbers in bfloat16, and the most of them, as bfloat16; not a number, where there is such a one.
+void sm_range(const uint16_t* from, int64_t n, uint16_t* found, int64_t threads) {
+    constexpr int64_t TOGETHER = 1 << 16;
+    uint16_t below = 0x8000u;
+    int16_t above = 0;
+#pragma omp parallel for num_threads(static_cast<int>(threads)) if (threads > 1 && n > TOGETHER) \
+    reduction(max : below, above)
+    for (int64_t i = 0; i < n; i += TOGETHER) chosen.range(from + i, std::min(TOGETHER, n - i), &below, &above);
+    found[0] = below, found[1] = static_cast<uint16_t>(above);
+}
+
+// See to_int8.
+void sm_to_int8(const uint16_t* from, int64_t stride, int64_t length, int64_t rows, double steps, int64_t zero,
+                uint8_t* to, int64_t wide, int64_t threads) {
+#pragma omp parallel for num_threads(static_cast<int>(threads)) if (threads > 1) schedule(static)
+    for (int64_t start = 0; start < rows; start += CHUNK)
+        chosen.to_int8(from, stride, length, start, std::min(rows, start + CHUNK), static_cast<float>(steps),
+                       static_cast<float>(zero), to, wide);
 }
 
 // weights (depth, columns), row-major, to panels of 16 columns, the last of 8 where 8 or fewer are left.
@@ -324,15 +382,14 @@ void sm_product(const sm::Product* given) {
 }
 
 void sm_tile_product(const sm::TileProduct* given) {
-    const sm::TileProduct& p = *given;
-    const int threads = static_cast<int>(std::min<int64_t>(p.threads, (p.rows + sm::TAKEN - 1) / sm::TAKEN));
-    const TileRows rows = tiles_in_use == AMX           ? chosen.amx_rows
-                          : tiles_in_use == DOT          ? chosen.dot_rows
-                          : tiles_in_use == EMULATED_DOT ? chosen.emulated_dot_rows
-                                                         : chosen.emulated_rows;
-    std::atomic<int64_t> next{0};
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    rows(p, next, p.sums ? p.sums + omp_get_thread_num() * p.columns : nullptr);
+    packed_product(*given, in_use[0] == AMX           ? chosen.amx_rows
+                           : in_use[0] == DOT          ? chosen.dot_rows
+                           : in_use[0] == EMULATED_DOT ? chosen.emulated_dot_rows
+                                                       : chosen.emulated_rows);
+}
+
+void sm_byte_product(const sm::ByteProduct* given) {
+    packed_product(*given, in_use[1] == VNNI ? chosen.byte_rows : chosen.emulated_byte_rows);
 }
 
 // Several products in one go, without sums: chunks are taken in the order of their places, so that what several of them
@@ -462,7 +519,7 @@ void sm_correlation(const float* left, const float* right, int64_t levels, int64
     }
 }
 
-int64_t sm_version() { return 3; }
+int64_t sm_version() { return 4; }
 
 }  // extern "C"
 

@@ -54,10 +54,12 @@ struct Product {
     const int32_t* places;  // where in the row they go, in rising order, or null: the first columns
 };
 
-// A segment of rows in bfloat16. Rows begin at multiples of 64 bytes; `length` is a multiple of 32, and what rows have
-// beyond their channels, up to it, is finite.
-struct TileSegment {
-    const uint16_t* base;
+// A segment of rows of numbers of two bytes (bfloat16) or one (int8: in rows 0 to 255, in weights -127 to 127). Rows begin at
+// multiples of 64 bytes; `length` is as many numbers as some times 64 bytes have, and what rows have beyond their channels,
+// up to it, is finite.
+template <class Number>
+struct PackedSegment {
+    const Number* base;
     const int32_t* map;
     int64_t stride;  // numbers from row to row
     int64_t offset;
@@ -65,19 +67,20 @@ struct TileSegment {
     int64_t channels;  // at most `length`; weights of the rest are zeros
 };
 
-// A product of rows in bfloat16, summed in float32, see tiles.h and dots.h: row at[r] (or r) of out = act(sum over segments of row .
-// weights + bias + row at[r] (or r) of add), rounded to bfloat16.
-struct TileProduct {
+// A product of rows in bfloat16, summed in float32, or in int8, summed in int32, see tiles.h and dots.h: row at[r] (or r) of out =
+// act((sum over segments of row . weights - shift) * scales + bias + row at[r] (or r) of add), rounded to bfloat16 or int8.
+template <class Number>
+struct PackedProduct {
     int64_t rows;
     const int32_t* pos;
     int64_t n_segments;
-    const TileSegment* segments;
+    const PackedSegment<Number>* segments;
     int64_t columns;
-    const uint16_t* packed;  // sm_pack_tiles of (sum of the segments' lengths, columns)
-    const float* bias;       // or null: whole vectors of 16, the last ones' rest zeros
-    int64_t activation;      // as a Product has it
+    const Number* packed;  // sm_pack_tiles of (sum of the segments' lengths, columns)
+    const float* bias;     // or null: whole vectors of 16, the last ones' rest zeros
+    int64_t activation;    // as a Product has it
     double slope;
-    uint16_t* out;  // behind its columns those up to `clear` are zeroed
+    void* out;  // behind its columns those up to `clear` are zero
     const int32_t* at;
     int64_t stride;
     int64_t clear;
@@ -86,7 +89,18 @@ struct TileProduct {
     double* sums;  // or null: (threads, columns), to which the outputs are added
     int64_t threads;
     const int32_t* places;  // where in the row the outputs go, all else up to `clear` zeroed, or null: the first columns
+    // In int8:
+    const float* scales;   // as bias
+    const int32_t* shift;  // or null; as bias: what sums have too much of the number that stands for 0
+    int64_t zero;          // this number in the rows that are read, also where there is no row
+    double steps;         // not 0: out is in int8, a value v is v * steps + out_zero there
+    int64_t out_zero;
 };
+
+using TileSegment = PackedSegment<uint16_t>;
+using TileProduct = PackedProduct<uint16_t>;
+using ByteSegment = PackedSegment<uint8_t>;
+using ByteProduct = PackedProduct<uint8_t>;
 
 // One point convolution after its 1x1 part, see points.h. Rows are points; `columns` channels each.
 struct Points {
@@ -332,6 +346,6 @@ struct PointNetwork {
 };
 
 constexpr int64_t PANEL = 16;  // columns of a panel of packed weights; the last may have 8
-constexpr int64_t TAKEN = 96;  // outputs of a product in bfloat16 that a thread takes at a time
+constexpr int64_t TAKEN = 96;  // outputs of a product in bfloat16 or int8 that a thread takes at a time
 
 }  // namespace sm

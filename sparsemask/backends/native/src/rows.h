@@ -41,14 +41,16 @@ static inline int64_t longest(const Product& p) {
 }
 
 // What a product multiplies, and how: a row's NUMBERS at every step along the depth, with WIDTH columns of weights. Here
-// one number in float32.
+// one number in float32. Sum, Sums: a sum, and as many as a vector has columns.
 template <int W>
 struct Floats {
     static constexpr int WIDTH = W, NUMBERS = 1;
     using Number = float;
     using Factor = typename Vector<W>::type;
+    using Sum = float;
+    using Sums = Factor;
     static Factor everywhere(const float* x) { return *x - Factor{}; }
-    static typename Vector<W>::type add(typename Vector<W>::type sum, Factor a, Factor b) { return sum + a * b; }
+    static Sums add(Sums sum, Factor a, Factor b) { return sum + a * b; }
     static int64_t steps(const Segment& one) { return one.length; }
     static int64_t packed_steps(const Segment& one) { return one.length; }  // those that have weights
 };
@@ -63,7 +65,7 @@ constexpr int steps_of(int sums, int vectors) {
 
 // sums (MR, NV) += STEPS steps of every row, from step `k` on, times their weights.
 template <class A, int MR, int NV, int STEPS>
-static inline __attribute__((always_inline)) void add_steps(typename Vector<A::WIDTH>::type (&sum)[MR][NV],
+static inline __attribute__((always_inline)) void add_steps(typename A::Sums (&sum)[MR][NV],
                                                             const typename A::Number* const (&x)[MR], int64_t k,
                                                             const typename A::Number* w, int64_t panel_stride,
                                                             int64_t width) {
@@ -89,9 +91,9 @@ static inline __attribute__((always_inline)) void add_steps(typename Vector<A::W
 // rows: pointers, (segments, CHUNK), from this block's first row on.
 template <class A, int MR, int NV, class P>
 static void block(const typename A::Number* const* rows, const P& p, int64_t from, int64_t to,
-                  const typename A::Number* w, int64_t panel_stride, int64_t width, float* tile) {
+                  const typename A::Number* w, int64_t panel_stride, int64_t width, typename A::Sum* tile) {
     constexpr int W = A::WIDTH, STEPS = steps_of(MR * NV, NV);
-    using V = typename Vector<W>::type;
+    using V = typename A::Sums;
     V sum[MR][NV];
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++)
@@ -202,7 +204,8 @@ static inline bool follows(const P& p, int64_t s) {
 // are computed.
 template <class A, int MR, int NV, class P>
 static void multiply_chunk(const typename A::Number* const* rows, const P& p, int64_t count, bool ahead,
-                           const typename A::Number* panel, int64_t panel_stride, int64_t width, float* tiles) {
+                           const typename A::Number* panel, int64_t panel_stride, int64_t width,
+                           typename A::Sum* tiles) {
     constexpr int64_t GROUP = NEAREST / (NV * A::WIDTH);  // depth of a group
     int64_t from = 0;
     do {

@@ -3,7 +3,7 @@
 // A tile of the left factor is 16 rows of 32 channels. It is read from where they lie if they follow each other in memory,
 // as those of 16 neighbouring outputs do. Within a blob of kept locations a tile therefore takes 16 neighbours, those
 // that nobody asked for among them: computing them costs less than bringing others together in their place. The same code
-// runs on emulated tiles on any processor: to be tested there, not to be fast. Included after bfloat16.h.
+// runs on emulated tiles on any processor: to be tested there, not to be fast. Included after packed.h.
 
 namespace SM_NAMESPACE {
 
@@ -221,28 +221,23 @@ static void tile_rows(const TileProduct& p, std::atomic<int64_t>& next, double* 
     while (reinterpret_cast<uintptr_t>(together) % 64) together++;
     alignas(64) float tile[TALL * 16 * BROAD];
     [[maybe_unused]] const typename U::Use use;
-    const int64_t chunks = (p.rows + TAKEN - 1) / TAKEN;
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
-        int64_t start = i * TAKEN;
-        const int64_t end = std::min(p.rows, start + TAKEN);
-        clear_rest(p, start, end);
-        while (start < end && p.columns) {
-            Outputs outputs[TALL];
-            int64_t tall = 0;
-            for (; tall < TALL && start < end; tall++) outputs[tall] = next_outputs(p, start, end);
-            uint16_t* to = together;
-            for (int64_t s = 0; s < p.n_segments; s++)
-                for (int64_t t = 0; t < tall; t++, to += 16 * p.segments[s].length)
-                    lay(p.segments[s], outputs[t], zeros, to, lying[s].first[t], lying[s].pitch[t]);
-            for (int64_t first = 0; first < p.columns; first += BROAD) {
-                const bool two = p.columns - first > 16;
-                multiply<U>(tall, two, lying.data(), p, p.packed + first * depth, 16 * depth, tile);
-                for (int64_t t = 0; t < tall; t++)
-                    (two ? finish_panels<U, 2> : finish_panels<U, 1>)(p, outputs[t].row, outputs[t].count, first,
-                                                                      tile + t * 16 * BROAD, BROAD, sums);
-            }
+    in_chunks(p, next, [&](int64_t start, int64_t end) {
+        Outputs outputs[TALL];
+        int64_t tall = 0;
+        for (; tall < TALL && start < end; tall++) outputs[tall] = next_outputs(p, start, end);
+        uint16_t* to = together;
+        for (int64_t s = 0; s < p.n_segments; s++)
+            for (int64_t t = 0; t < tall; t++, to += 16 * p.segments[s].length)
+                lay(p.segments[s], outputs[t], zeros, to, lying[s].first[t], lying[s].pitch[t]);
+        for (int64_t first = 0; first < p.columns; first += BROAD) {
+            const bool two = p.columns - first > 16;
+            multiply<U>(tall, two, lying.data(), p, p.packed + first * depth, 16 * depth, tile);
+            for (int64_t t = 0; t < tall; t++)
+                (two ? finish_panels<U, uint16_t, 2, TileProduct> : finish_panels<U, uint16_t, 1, TileProduct>)(
+                    p, outputs[t].row, outputs[t].count, first, tile + t * 16 * BROAD, BROAD, sums);
         }
-    }
+        return start;
+    });
 }
 
 extern const TileRows emulated_rows = tile_rows<Emulated>;
