@@ -197,6 +197,16 @@ class Distilled(Protocol):
     def teacher(self, path: str | os.PathLike[str]) -> nn.Module:
         """The dense network of a file, frozen, in evaluation mode on the CPU."""
 
+    def anchor(self, network: nn.Module) -> Any:
+        """What holds masks where they were started while features are trained.
+
+        Args:
+            network: with dense weights and masks as started; it is copied.
+
+        Returns:
+            A :class:`sparsemask.spaces.sparsified.anchor.MaskAnchor`.
+        """
+
 
 @runtime_checkable
 class HasFastForm(Protocol):

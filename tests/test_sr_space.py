@@ -93,6 +93,30 @@ def test_it_learns_from_the_dense_network_alone(place, capfd, monkeypatch):
     assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+def test_an_anchored_run_ends_like_an_uninterrupted_one(place, monkeypatch):
+    """--settle 1, which holds masks where they were started: they are in the checkpoint."""
+    calls, step = {"n": 0}, torch.optim.AdamW.step
+
+    def dies(self, *args, **kwargs):
+        calls["n"] += 1
+        if calls["n"] > 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    few = [*FEW, "--settle", "1", "--checkpoint_interval", "2"]
+    with without_images():
+        assert specialize.main([*few, "--name", "s"]) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", dies)
+            assert specialize.main([*few, "--name", "parts"]) != 0
+        assert specialize.main(["--resume", "runs/parts"]) == 0
+    one, other = (torch.load(f"runs/{name}/checkpoints/last.pt", weights_only=True) for name in ("s", "parts"))
+    for part in ("model", "method"):
+        first, second = one[part], other[part]
+        first, second = (first["anchor"], second["anchor"]) if part == "method" else (first, second)
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 @pytest.mark.parametrize("start", [-2.0, 2.0])
 def test_fixed_masks_follow_the_budget(start):
     """Masks that keep too little or too much come back to the budget, although nothing else moves them."""

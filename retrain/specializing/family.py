@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -35,6 +36,8 @@ from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.sparse_conv.planning import open_modules
 from sparsemask.spaces.sparse_conv.records import conclude
+from sparsemask.spaces.sparsified import SparsifiedNetwork
+from sparsemask.spaces.sparsified.anchor import MaskAnchor
 from sparsemask.spaces.teachers import NONE, distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.tasks import EvaluationContext, Task
 from sparsemask.training_setup import Context
@@ -77,9 +80,11 @@ class Taught(search_method.Masked):
 
     Attributes:
         dense: the dense network, frozen, whose output masks must keep near; None: the task's targets teach.
+        anchor: holds masks where they were started (--settle 1).
     """
 
     dense: nn.Module | None = None
+    anchor: MaskAnchor | None = None
 
 
 def taught_line(context: Context, teacher: nn.Module, rows: list[dict]) -> str:
@@ -100,6 +105,7 @@ class Distillation(search_method.SparseConvSearch):
         dense: the dense network, frozen, on the run's device.
         budget: in milliseconds, in the place of --keep.
         leave: as of the search's method.
+        anchor: holds masks where they were started, on the run's device.
     """
 
     def __init__(
@@ -108,17 +114,55 @@ class Distillation(search_method.SparseConvSearch):
         dense: nn.Module,
         budget: MaskBudget | None = None,
         leave: Callable[[MaskedNetwork], None] | None = None,
+        anchor: MaskAnchor | None = None,
     ):
         super().__init__(config, budget, leave)
-        self.dense, self.truth = dense, config.family.truth
+        self.dense, self.truth, self.anchor = dense, config.family.truth, anchor
+
+    def groups(self, model: nn.Module, config: RunConfig) -> list[dict]:
+        """The search's; mask branches that are anchored have their own."""
+        groups = super().groups(model, config)
+        if self.anchor is None:
+            return groups
+        branches = self.anchor.groups(cast(SparsifiedNetwork, model), config)
+        own = {id(parameter) for group in branches for parameter in group["params"]}
+        rest = [{**group, "params": [p for p in group["params"] if id(p) not in own]} for group in groups]
+        return [*rest, *branches]
+
+    def before_step(self, model: nn.Module, step: int) -> None:
+        """The search's; branches that are anchored are trained although their masks are hard."""
+        super().before_step(model, step)
+        if self.anchor is not None:
+            self.anchor.thaw(cast(SparsifiedNetwork, model))
 
     def loss(self, model: nn.Module, task: Task, images, output, target) -> torch.Tensor:
-        """The task's distance to the dense network's output, and by weight to the target."""
+        """The task's distance to the dense network's output, by weight to the target, and of masks to the anchor's."""
         own = super().loss(model, task, images, output, target)
-        with torch.no_grad():
-            wanted = self.dense(images)
-        loss = task.teacher_loss(output, wanted, target, 1.0)
+        if self.anchor is None:
+            with torch.no_grad():
+                wanted = self.dense(images)
+            loss = task.teacher_loss(output, wanted, target, 1.0)
+        else:
+            wanted, masks = self.anchor(images)
+            loss = task.teacher_loss(output, wanted, target, 1.0)
+            loss = loss + task.count(target) * self.anchor.loss(cast(SparsifiedNetwork, model), masks)
         return loss + self.truth * own if self.truth else loss
+
+    def before_update(self, model: nn.Module, groups: list[dict]) -> None:
+        """Mask branches' first layers in proportion to the features that they read."""
+        super().before_update(model, groups)
+        if self.anchor is not None:
+            self.anchor.scale_rates(groups)
+
+    def state(self) -> dict:
+        """The masks that branches are held at."""
+        return super().state() if self.anchor is None else {**super().state(), "anchor": self.anchor.state()}
+
+    def restore(self, state: dict) -> None:
+        """Go on from what `state` once returned."""
+        super().restore(state)
+        if self.anchor is not None:
+            self.anchor.restore(state["anchor"])
 
     @torch.no_grad()
     def after_step(self, model: nn.Module) -> None:
@@ -128,8 +172,11 @@ class Distillation(search_method.SparseConvSearch):
             self.leave_modules(model)
         keep = self.keep
         if keep is not None and self._fixed(self.step) and isinstance(model, MaskedNetwork):
+            shift = _FOLLOW * (keep - self.kept)
             for logits in model.budget_logits():
-                logits.add_(_FOLLOW * (keep - self.kept))
+                logits.add_(shift)
+            if self.anchor is not None:
+                self.anchor.shift(shift)
 
 
 class Specialization(TrainingFamily[Taught]):
@@ -180,18 +227,25 @@ class Specialization(TrainingFamily[Taught]):
             samples = [source[number] for number in range(min(_SAMPLES, len(source)))]
             keep, measure = (config.family.keep, None) if budget is None else (budget.keep, budget.kept)
             space.start_masks(model, data.collate(source, samples)[0], keep, measure)
-        dense = None
+        dense, anchor = None, None
         if isinstance(space, Distilled):
-            where = context.arithmetic
+            where, start = context.arithmetic, model
             dense = space.teacher(config.family.ft_model).to(where.device, where.parameters)
+            if config.family.settle == 1:
+                if context.state is not None:  # where it began: the checkpoint has the masks, the file the weights
+                    start = space.supernet(config)
+                    space.load_weights_into(start, load_weights(config.family.ft_model), config.family.ft_model)
+                    set_threshold(start, config.family.thres)
+                anchor = space.anchor(start).to(where.device, where.parameters)
         teacher, entries = open_teacher(context)
-        return Taught(model, entries, notes={"family": "sparse_conv"}, teacher=teacher, budget=budget, dense=dense)
+        notes = {"family": "sparse_conv"}
+        return Taught(model, entries, notes=notes, teacher=teacher, budget=budget, dense=dense, anchor=anchor)
 
     def method(self, context: Context, built: Taught) -> search_method.SparseConvSearch:
         """The search's method, near the dense network where a space has it so."""
         leave = functools.partial(leave_paying, context) if context.config.family.masks == PAYING else None
         if built.dense is not None:
-            return Distillation(context.config, built.dense, built.budget, leave)
+            return Distillation(context.config, built.dense, built.budget, leave, built.anchor)
         return search_method.SparseConvSearch(context.config, built.budget, leave)
 
     def finish(self, context: Context, built: Taught, result: dict) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal, cast
 
@@ -161,12 +161,13 @@ class SparsifiedNetwork(MaskedNetwork):
         self._outside = 1 - inside / total
         self._overheads = [(region.branch + region.bypass) / total for region in self.regions]
         self.kept, self.hard_kept, self.masks = [], [], []
+        self.read: dict[int, Tensor] = {}  # in training, what regions read in the last forward pass, by their number
 
     def forward(self, x: Tensor) -> Tensor:
         """As the network's own."""
-        return self._enlarged(x, self.run)
+        return self.enlarged(x, self.run)
 
-    def _enlarged(self, x: Tensor, run: Callable[[Tensor], Any]) -> Tensor:
+    def enlarged(self, x: Tensor, run: Callable[[Tensor], Any]) -> Tensor:
         """What the network makes of its graph's output."""
         if not self.training and x.ndim == 4:  # the kernels' rows are a view of it
             x = to_channels_last(x)
@@ -174,8 +175,11 @@ class SparsifiedNetwork(MaskedNetwork):
 
     def run(self, x: Tensor) -> Tensor:
         """Execute the graph under the masks."""
-        execution = _Execution(self)
+        read: dict[int, Tensor] | None = {} if self.training else None
+        execution = _Execution(self, read)
         output = cast(Tensor, execution.run(x))
+        if read is not None:
+            self.read = read
         self.kept, self.hard_kept, self.masks = execution.kept, execution.hard_kept, execution.masks
         return output
 
@@ -200,7 +204,7 @@ class SparsifiedNetwork(MaskedNetwork):
         """Each region by itself, with its masks and without; see :class:`MaskedNetwork`."""
         opened = opened_copy(self)
         read: dict[int, Tensor] = {}
-        self._enlarged(inputs, _Execution(self, read).run)
+        self.enlarged(inputs, _Execution(self, read).run)
         return {
             f"region_masks.{number}": (
                 functools.partial(self._region, number, read[number]),
@@ -302,7 +306,7 @@ class _Execution(fx.Interpreter):
         masks = self.owner.region_masks[number]
         assert isinstance(masks, RegionMasks)
         if self.read is not None:
-            self.read[number] = x
+            self.read[number] = x.detach()
         if masks.constant_mask():
             self.opened.add(number)
             mask = x.new_ones(1, 1, 1, 1, dtype=torch.bool).expand(len(x), 1, *x.shape[2:])
@@ -532,13 +536,20 @@ def _identity(channels: int, groups: int) -> nn.Conv2d:
     return conv
 
 
-@torch.no_grad()
 def _changes(network: SparsifiedNetwork, example: Tensor) -> list[tuple[Tensor, Tensor]]:
     """(input, output) of every region when everything is computed."""
+    wanted = {name for region in network.regions for name in (region.entry, region.exit)}
+    seen = dense_pass(network, example, wanted)[1]
+    return [(seen[region.entry], seen[region.exit]) for region in network.regions]
+
+
+@torch.no_grad()
+def dense_pass(network: SparsifiedNetwork, x: Tensor, wanted: Collection[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a network gives on inputs (N, C, H, W) when everything is computed, and values of its graph by name."""
     seen: dict[str, Tensor] = {}
 
     class Watching(fx.Interpreter):
-        """Keeps what regions read and give."""
+        """Keeps what is wanted."""
 
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
@@ -546,7 +557,4 @@ def _changes(network: SparsifiedNetwork, example: Tensor) -> list[tuple[Tensor, 
                 seen[n.name] = result.clone()
             return result
 
-    wanted = {name for region in network.regions for name in (region.entry, region.exit)}
-    run: Callable[[Tensor], Tensor] = Watching(network.network, graph=network.graph).run
-    network.network.enlarge(example, run) if isinstance(network.network, HasCore) else run(example)
-    return [(seen[region.entry], seen[region.exit]) for region in network.regions]
+    return network.enlarged(x, Watching(network.network, graph=network.graph).run), seen

@@ -22,6 +22,7 @@ from sparsemask.spaces.protocols import Config
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparsified import SparsifiedNetwork, begin
+from sparsemask.spaces.sparsified.anchor import MaskAnchor
 from sparsemask.spaces.sr_networks import checkpoints
 from sparsemask.spaces.sr_networks.network import SRNetwork
 from sparsemask.weights import load_strictly
@@ -82,6 +83,11 @@ class SRSpace(MaskedSpace):
     def teacher(self, path: str | os.PathLike[str]) -> nn.Module:
         """The dense network of a file, frozen."""
         return checkpoints.load(path).requires_grad_(False)
+
+    def anchor(self, network: nn.Module) -> MaskAnchor:
+        """Hold masks where they were started."""
+        assert isinstance(network, SparsifiedNetwork)
+        return MaskAnchor(network)
 
     def load_weights_into(self, network: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
         """Start from weights with masks, or from a dense network's of any public layout."""
