@@ -156,9 +156,7 @@ def quality(c: Contents) -> str:
     rows = [row for row in per_image if isinstance(row, Mapping)] if isinstance(per_image, list) else []
     if not rows:
         if c.verb == "search":
-            return html.absent(
-                "A search is scored while it trains, see the curves; prune it and evaluate what it found."
-            )
+            return ""  # it is scored while it trains: in the curves
         return html.absent(f"Not evaluated yet: {command_of(c, 'eval')}")
     names = [name for name in _COLUMNS if any(_shown(row, name) is not None for row in rows)]
     cells = [
