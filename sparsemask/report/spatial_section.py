@@ -73,7 +73,7 @@ def masks(c: Contents) -> str:
             f"means over {c.info.get('measured_on') or 'the validation pictures'}."
         )
         parts.append(
-            f'<p class="note">{html.escape(note)}</p><div class="scroll"><table class="heat weights">'
+            f'<p class="note">{html.escape(note)}</p><div class="scroll"><table class="heat weights modules">'
             f'<thead><tr><th scope="col">module</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         )
     parts.append(_forms(c))
