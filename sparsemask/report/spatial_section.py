@@ -98,7 +98,9 @@ def _forms(c: Contents) -> str:
         for row in rows[:10]
     ]  # fmt: skip
     return html.table(
-        ("form", *(html.escape(str(name)[:40].replace("_", " ")) for name in names)), cells, kind="classes"
+        ("form", *(html.escape(TITLES.get(name, str(name)[:40].replace("_", " "))) for name in names)),
+        cells,
+        kind="classes",
     )
 
 
