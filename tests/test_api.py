@@ -19,6 +19,7 @@ from sparsemask.engine.records import read_rows
 from sparsemask.report.origin import reproduce
 from sparsemask.report.run_data import read_run
 from sparsemask.retrain import eval as eval_command
+from sparsemask.retrain import export as export_command
 from sparsemask.retrain import train as train_command
 from sparsemask.runs import Run
 from sparsemask.spaces import backbones
@@ -168,6 +169,7 @@ def task_of(made: api.RunResult) -> str:
         (lambda given: api.retrain("absent.npy", **given), "absent.npy"),
         (lambda given: api.prune("absent", out="m.npy"), "absent: no run here"),
         (lambda given: api.evaluate(torch.nn.Conv2d(3, 2, 1)), "val is missing"),
+        (lambda given: api.evaluate("data/train.txt"), "val is missing: .*evaluate data/train.txt on"),
     ],
 )
 def test_wrong_calls_are_one_line(place, given, call, words):
@@ -197,6 +199,17 @@ def test_the_same_pictures_have_one_name(place, given):
     name = given_task(**given).__name__
     assert given_task(**given).__name__ == name
     assert given_task(given["val"], given["val"], CLASSES).__name__ != name
+
+
+def test_exported_files_are_evaluated(place, given):
+    with without_images():
+        small = api.retrain("dense", **given, **SMALL, max_iter=2, name="r", callbacks=lambda told: told.step == 1)
+    assert torch.load(Run(small.folder).last, weights_only=True)["step"] == 1  # a callback alone is one
+    assert (
+        export_command.main(["--run", "runs/r", "--out", "net.pt2", "--repeats", "1", "--trust", task_of(small)]) == 0
+    )
+    wanted = sparsemask.evaluate(small)["miou"]
+    assert sparsemask.evaluate("net.pt2", val=given["val"])["miou"] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_of_a_loader_the_data_set_is_taken(place, given):
